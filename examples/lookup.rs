@@ -1,0 +1,21 @@
+//! One row, and two pooled bags, from a blob in the binary.
+
+use ttrec::{AlignedBytes, Bags, Blob, Pooling, include_blob};
+
+static MODEL: &AlignedBytes = include_blob!("../tests/golden/two_tables.ttr"); // or mmap a file
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let blob = Blob::parse(MODEL)?; // checks the directory, touches nothing else
+    let item = blob.table("item")?;
+
+    let mut workspace = vec![0.0; item.workspace_len()]; // or a static array: the library allocates nothing
+    let mut row = vec![0.0; item.embedding_dim()];
+    item.lookup(42, &mut row, &mut workspace)?;
+
+    let bags = Bags::new(&[42u32, 7, 999], &[0, 2, 3])?; // rows 42 and 7, then row 999
+    let mut pooled = vec![0.0; bags.len() * item.embedding_dim()];
+    item.bag(&bags, Pooling::Mean, &mut pooled, &mut workspace)?;
+
+    println!("{row:?}\n{pooled:?}");
+    Ok(())
+}

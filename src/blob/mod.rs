@@ -1,0 +1,262 @@
+//! The blob: one flat little-endian file of named tables, used where it lies (flash, `include_blob!`, mmap).
+//!
+//! `docs/format.md` is the specification. [`Blob::parse`] reads the header and the directory and checks every number in
+//! them, once, strictly; it never touches the payload, so that opening a gigabyte costs a page or two. Afterwards a
+//! lookup can fail only for its own arguments. [`Blob::verify_payload`] reads everything and compares checksums.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+mod parse;
+mod record;
+#[cfg(feature = "alloc")]
+mod writer;
+
+#[cfg(feature = "alloc")]
+pub use writer::{Layout, OverridesSpec, SectionChecksum, SectionPlan, TableSpec, WeightsSpec};
+
+use crate::{
+    dtype::{Dtype, Elements},
+    shape::{MAX_CORES, TtShape},
+};
+use record::{SectionRecord, TableRecord};
+
+/// What [`Blob::parse`] wants its buffer aligned to, and what sections inside a blob are aligned to, in bytes.
+pub const ALIGNMENT: usize = 64;
+/// The format version that this crate reads and writes.
+pub const VERSION: u32 = 1;
+/// The most tables a blob may hold.
+pub const MAX_TABLES: usize = 1 << 16;
+/// The longest table name, in bytes.
+pub const MAX_NAME_LEN: usize = 1 << 10;
+
+/// A parsed blob: a borrowed buffer whose directory has been checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Blob<'a> {
+    bytes: &'a [u8],
+    tables: &'a [TableRecord],
+    sections: &'a [SectionRecord],
+    names: &'a [u8],
+}
+
+/// What a section holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The rows of a dense table.
+    Rows,
+    /// The slices of a core, one after another.
+    Core(usize),
+    /// The scale of each slice of an i8 core.
+    Scales(usize),
+    /// Ids of the rows that are stored apart.
+    OverrideIds,
+    /// The rows that are stored apart.
+    OverrideRows,
+}
+
+/// One table as it lies in a blob.
+#[derive(Clone, Copy, Debug)]
+pub struct TableData<'a> {
+    /// Its name, unique in the blob.
+    pub name: &'a str,
+    /// Rows.
+    pub num_embeddings: u64,
+    /// Columns.
+    pub embedding_dim: usize,
+    /// The stored numbers.
+    pub weights: Weights<'a>,
+    /// Rows that replace what `weights` say.
+    pub overrides: Option<Overrides<'a>>,
+}
+
+/// The representations a table can have.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a view without an allocator has no box to put it in")]
+pub enum Weights<'a> {
+    /// Every row as it is.
+    Dense(Rows<'a>),
+    /// Cores of a tensor train.
+    Tt(TtCores<'a>),
+}
+
+/// Dense rows, one after another.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// `rows x row_stride` elements.
+    pub elements: Elements<'a>,
+    /// Columns.
+    pub embedding_dim: usize,
+}
+
+/// The cores of a tensor-train table.
+#[derive(Clone, Copy, Debug)]
+pub struct TtCores<'a> {
+    /// Rows, factors and ranks.
+    pub shape: TtShape,
+    /// The first `shape.num_cores()` are in use.
+    pub cores: [Core<'a>; MAX_CORES],
+}
+
+/// One core: `p_k` slices of `r_k x q_k x r_{k+1}` elements, each row-major, one after another.
+#[derive(Clone, Copy, Debug)]
+pub struct Core<'a> {
+    /// The slices.
+    pub slices: Elements<'a>,
+    /// One scale per slice if they are i8, else empty.
+    pub scales: &'a [f32],
+}
+
+/// Exact rows that replace reconstructed ones (FBTT's trained cache).
+#[derive(Clone, Copy, Debug)]
+pub struct Overrides<'a> {
+    /// Which rows, strictly ascending.
+    pub ids: &'a [u64],
+    /// Their values, one row per id.
+    pub rows: Rows<'a>,
+}
+
+/// One section of the directory, for listings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// What it holds.
+    pub role: Role,
+    /// Its element type; `None` for ids.
+    pub dtype: Option<Dtype>,
+    /// Bytes from the start of the blob.
+    pub offset: u64,
+    /// Bytes, without padding.
+    pub len: u64,
+}
+
+impl<'a> Rows<'a> {
+    /// Elements from one row to the next: `embedding_dim`, and for i8 the eight bytes of scale and offset.
+    pub(crate) fn row_stride(&self) -> usize {
+        self.dtype().row_len(self.embedding_dim).checked_div(self.dtype().size()).unwrap_or_default()
+    }
+
+    /// The stored type.
+    pub fn dtype(&self) -> Dtype {
+        self.elements.dtype()
+    }
+}
+
+impl TableData<'_> {
+    /// The stored type: of the rows, or of the first core.
+    pub fn dtype(&self) -> Dtype {
+        match &self.weights {
+            Weights::Dense(rows) => rows.dtype(),
+            Weights::Tt(tt) => tt.cores.first().map_or(Dtype::F32, |core| core.slices.dtype()),
+        }
+    }
+}
+
+/// CRC-32C (Castagnoli; "CRC-32/ISCSI") of the chunks given so far.
+pub(crate) struct Checksum(crc::Digest<'static, u32, ChecksumTable>);
+
+/// With `std` the checksum is table-driven sixteen bytes at a time; without, it spares the flash and uses one table.
+#[cfg(feature = "std")]
+type ChecksumTable = crc::Table<16>;
+#[cfg(not(feature = "std"))]
+type ChecksumTable = crc::Table<1>;
+
+static CASTAGNOLI: crc::Crc<u32, ChecksumTable> = crc::Crc::<u32, ChecksumTable>::new(&crc::CRC_32_ISCSI);
+
+impl Checksum {
+    pub(crate) fn new() -> Self {
+        Self(CASTAGNOLI.digest())
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> u32 {
+        self.0.finalize()
+    }
+}
+
+/// The checksum of header and directory: as if the header's own checksum field were zero.
+pub(crate) fn directory_checksum(header: &record::Header, rest: &[u8]) -> u32 {
+    let mut checksum = Checksum::new();
+    checksum.update(bytemuck::bytes_of(&record::Header { checksum: 0, ..*header }));
+    checksum.update(rest);
+    checksum.finish()
+}
+
+/// `n` rounded up to the alignment of sections.
+pub(crate) fn align_up(n: u64) -> Option<u64> {
+    n.checked_next_multiple_of(ALIGNMENT as u64)
+}
+
+impl<'a> Blob<'a> {
+    /// Number of tables.
+    pub fn num_tables(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// Bytes of the whole blob.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether the blob has no bytes: never.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The table at `position`, in name order; `None` past the last.
+    pub fn table_data(&self, position: usize) -> Option<TableData<'a>> {
+        self.read_table(position).ok()
+    }
+
+    /// The position of the table called `name`.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.tables.binary_search_by(|record| self.name_bytes(record).cmp(name.as_bytes())).ok()
+    }
+
+    /// The sections of the table at `position`, in file order.
+    pub fn sections(&self, position: usize) -> impl Iterator<Item = Section> + '_ {
+        let owned = self.tables.get(position).and_then(|table| self.owned_sections(table));
+        owned.unwrap_or_default().iter().filter_map(|record| {
+            Some(Section {
+                role: Role::from_codes(record.role, record.core)?,
+                dtype: Dtype::from_code(record.dtype),
+                offset: record.offset,
+                len: record.len,
+            })
+        })
+    }
+}
+
+impl Role {
+    fn codes(self) -> (u16, u8) {
+        use record::role;
+        match self {
+            Self::Rows => (role::ROWS, 0),
+            // A core's position is below MAX_CORES.
+            Self::Core(k) => (role::CORE, k as u8),
+            Self::Scales(k) => (role::SCALES, k as u8),
+            Self::OverrideIds => (role::OVERRIDE_IDS, 0),
+            Self::OverrideRows => (role::OVERRIDE_ROWS, 0),
+        }
+    }
+
+    fn from_codes(role: u16, core: u8) -> Option<Self> {
+        use record::role as code;
+        Some(match role {
+            code::ROWS => Self::Rows,
+            code::CORE => Self::Core(core.into()),
+            code::SCALES => Self::Scales(core.into()),
+            code::OVERRIDE_IDS => Self::OverrideIds,
+            code::OVERRIDE_ROWS => Self::OverrideRows,
+            _ => return None,
+        })
+    }
+}
+
+/// Splits a dense i8 row into its scale, its offset and its elements.
+pub(crate) fn row_header(row: &[i8]) -> Option<(f32, f32, &[i8])> {
+    let (scale, row) = row.split_first_chunk::<4>()?;
+    let (offset, row) = row.split_first_chunk::<4>()?;
+    let float = |bytes: [i8; 4]| f32::from_le_bytes(bytes.map(|byte| byte as u8));
+    Some((float(*scale), float(*offset), row))
+}

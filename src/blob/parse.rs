@@ -1,0 +1,391 @@
+//! The parser: hostile bytes in, a [`Blob`] or the reason why not.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    ALIGNMENT, Blob, Checksum, Core, MAX_NAME_LEN, MAX_TABLES, Overrides, Role, Rows, TableData, TtCores, VERSION,
+    Weights, align_up, directory_checksum,
+    record::{DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, kind},
+};
+use crate::{
+    dtype::{Dtype, Elements},
+    error::{BlobError, ShapeError},
+    shape::{DigitOrder, MAX_CORES, TtShape, check_embedding_dim, check_num_embeddings},
+};
+
+/// Sections of one table: rows, or cores with scales; and overrides.
+const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 2;
+
+impl<'a> Blob<'a> {
+    /// Checks the header and the directory of `bytes`, which must start on a multiple of [`ALIGNMENT`] and be the blob
+    /// and nothing else.
+    ///
+    /// Reads only header and directory. A payload that was changed goes unnoticed here:
+    /// [`verify_payload`](Self::verify_payload) sees it.
+    ///
+    /// # Errors
+    /// A [`BlobError`] that says which field of which record was wrong.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
+        match bytes.as_ptr().addr() % ALIGNMENT {
+            0 => {}
+            excess => return Err(BlobError::Misaligned { excess }),
+        }
+        let len = bytes.len() as u64;
+        let truncated = |needed: u64| BlobError::Truncated { len, needed };
+        let (header, rest) =
+            bytes.split_at_checked(size_of::<Header>()).ok_or(truncated(size_of::<Header>() as u64))?;
+        let header: &Header = bytemuck::try_from_bytes(header).map_err(|_| BlobError::Magic)?;
+        if header.magic != MAGIC {
+            return Err(BlobError::Magic);
+        }
+        if header.version != VERSION {
+            return Err(BlobError::Version { found: header.version });
+        }
+        if header.flags != 0 {
+            return Err(BlobError::Flags { found: header.flags });
+        }
+        if header.reserved != [0; 24] {
+            return Err(BlobError::Reserved { what: "header", position: 0 });
+        }
+        if header.total_len != len {
+            return Err(BlobError::TotalLength { declared: header.total_len, actual: len });
+        }
+
+        let num_tables = check_count("tables", header.num_tables, MAX_TABLES)?;
+        let num_sections =
+            check_count("sections", header.num_sections, num_tables.saturating_mul(MAX_SECTIONS_PER_TABLE))?;
+        let names_len = check_count("name bytes", header.names_len, num_tables.saturating_mul(MAX_NAME_LEN))?;
+        let tables_len = num_tables.saturating_mul(size_of::<TableRecord>());
+        let sections_len = num_sections.saturating_mul(size_of::<SectionRecord>());
+        let directory_len = tables_len.saturating_add(sections_len).saturating_add(names_len);
+        let directory_len = directory_len.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
+        let needed = (size_of::<Header>() as u64).saturating_add(directory_len as u64);
+        let directory = rest.get(..directory_len).ok_or(truncated(needed))?;
+        let computed = directory_checksum(header, directory);
+        if computed != header.checksum {
+            return Err(BlobError::DirectoryChecksum { stored: header.checksum, computed });
+        }
+
+        let (tables, after) = directory.split_at_checked(tables_len).ok_or(truncated(needed))?;
+        let (sections, after) = after.split_at_checked(sections_len).ok_or(truncated(needed))?;
+        let (names, padding) = after.split_at_checked(names_len).ok_or(truncated(needed))?;
+        if padding.iter().any(|&byte| byte != 0) {
+            return Err(BlobError::Reserved { what: "names", position: 0 });
+        }
+        let blob = Self {
+            bytes,
+            tables: bytemuck::try_cast_slice(tables).map_err(|_| truncated(needed))?,
+            sections: bytemuck::try_cast_slice(sections).map_err(|_| truncated(needed))?,
+            names,
+        };
+        blob.check_names()?;
+        blob.check_sections(needed)?;
+        for table in 0..num_tables {
+            blob.read_table(table)?;
+        }
+        Ok(blob)
+    }
+
+    /// Compares every section with its checksum, and checks what parsing leaves alone: that scales are positive and
+    /// finite, offsets finite, and override ids ascending and in range. Reads the whole blob.
+    ///
+    /// # Errors
+    /// [`BlobError::PayloadChecksum`], [`BlobError::Scale`] or [`BlobError::OverrideIds`] for the first table that fails.
+    pub fn verify_payload(&self) -> Result<(), BlobError> {
+        (0..self.num_tables()).try_for_each(|table| self.verify_table(table))
+    }
+
+    /// [`verify_payload`](Self::verify_payload) for the table at one position.
+    ///
+    /// # Errors
+    /// The same; [`BlobError::NoSuchTable`] past the last.
+    pub fn verify_table(&self, table: usize) -> Result<(), BlobError> {
+        let record = self.tables.get(table).ok_or(BlobError::NoSuchTable)?;
+        let owned = self.owned_sections(record).ok_or(BlobError::SectionOwner { table })?;
+        let numbered = || (record.first_section as usize..).zip(owned);
+        for (section, record) in numbered() {
+            let mismatch = BlobError::PayloadChecksum { table, section };
+            let padded = SectionRecord { len: align_up(record.len).ok_or(mismatch)?, ..*record };
+            let mut checksum = Checksum::new();
+            checksum.update(self.section_bytes(&padded).ok_or(mismatch)?);
+            if checksum.finish() != record.checksum {
+                return Err(mismatch);
+            }
+        }
+
+        let data = self.read_table(table)?;
+        let section_of =
+            |role: Role| numbered().find(|(_, s)| (s.role, s.core) == role.codes()).map_or(0, |(section, _)| section);
+        let check_rows = |rows: &Rows<'_>, role: Role| match rows.first_bad_header() {
+            Some(position) => Err(BlobError::Scale { table, section: section_of(role), position }),
+            None => Ok(()),
+        };
+        match &data.weights {
+            Weights::Dense(rows) => check_rows(rows, Role::Rows)?,
+            Weights::Tt(tt) => {
+                for (k, core) in tt.cores.iter().enumerate() {
+                    if let Some(position) = core.scales.iter().position(|s| !(s.is_finite() && *s > 0.0)) {
+                        let section = section_of(Role::Scales(k));
+                        return Err(BlobError::Scale { table, section, position: position as u64 });
+                    }
+                }
+            }
+        }
+        if let Some(overrides) = &data.overrides {
+            check_rows(&overrides.rows, Role::OverrideRows)?;
+            let mut floor = 0;
+            for (position, &id) in overrides.ids.iter().enumerate() {
+                if id < floor || id >= data.num_embeddings {
+                    return Err(BlobError::OverrideIds { table, position });
+                }
+                floor = id.saturating_add(1);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn name_bytes(&self, record: &TableRecord) -> &'a [u8] {
+        let start = record.name_offset as usize;
+        let range = start..start.saturating_add(record.name_len as usize);
+        self.names.get(range).unwrap_or_default()
+    }
+
+    pub(super) fn owned_sections(&self, record: &TableRecord) -> Option<&'a [SectionRecord]> {
+        let first = record.first_section as usize;
+        self.sections.get(first..first.checked_add(record.num_sections as usize)?)
+    }
+
+    fn section_bytes(&self, record: &SectionRecord) -> Option<&'a [u8]> {
+        let start = usize::try_from(record.offset).ok()?;
+        let len = usize::try_from(record.len).ok()?;
+        self.bytes.get(start..start.checked_add(len)?)
+    }
+
+    /// Names lie end to end in `names`, and ascend.
+    fn check_names(&self) -> Result<(), BlobError> {
+        let mut end = 0usize;
+        let mut previous: &[u8] = &[];
+        for (table, record) in self.tables.iter().enumerate() {
+            let name = self.name_bytes(record);
+            let fits = (1..=MAX_NAME_LEN).contains(&name.len()) && name.len() == record.name_len as usize;
+            if !fits || record.name_offset as usize != end || core::str::from_utf8(name).is_err() {
+                return Err(BlobError::Name { table });
+            }
+            if previous >= name {
+                return Err(BlobError::NameOrder { table });
+            }
+            previous = name;
+            end = end.saturating_add(name.len());
+        }
+        if end == self.names.len() { Ok(()) } else { Err(BlobError::Name { table: self.tables.len() }) }
+    }
+
+    /// Sections lie end to end, each rounded up to the alignment, from the directory's end to the blob's, and belong to
+    /// the tables in turn.
+    fn check_sections(&self, directory_end: u64) -> Result<(), BlobError> {
+        let mut expected = directory_end;
+        for (section, record) in self.sections.iter().enumerate() {
+            if record.reserved != [0; 8] {
+                return Err(BlobError::Reserved { what: "section", position: section });
+            }
+            if record.offset != expected {
+                return Err(BlobError::SectionOffset { section, found: record.offset, expected });
+            }
+            let end = expected.checked_add(record.len).and_then(align_up);
+            expected = end
+                .filter(|&end| record.len > 0 && end <= self.bytes.len() as u64)
+                .ok_or(BlobError::SectionLength { section, found: record.len, expected: 0 })?;
+        }
+        if expected != self.bytes.len() as u64 {
+            return Err(BlobError::TotalLength { declared: self.bytes.len() as u64, actual: expected });
+        }
+        let mut next = 0usize;
+        for (table, record) in self.tables.iter().enumerate() {
+            if record.first_section as usize != next || self.owned_sections(record).is_none() {
+                return Err(BlobError::SectionOwner { table });
+            }
+            next = next.saturating_add(record.num_sections as usize);
+        }
+        if next == self.sections.len() { Ok(()) } else { Err(BlobError::SectionOwner { table: self.tables.len() }) }
+    }
+
+    /// The table at `table`, with every number of its record and sections checked against its shape.
+    pub(super) fn read_table(&self, table: usize) -> Result<TableData<'a>, BlobError> {
+        let record = self.tables.get(table).ok_or(BlobError::NoSuchTable)?;
+        let unknown = |field, found: u32| BlobError::TableCode { table, field, found };
+        if record.index_map != 0 {
+            return Err(unknown("index map", record.index_map.into()));
+        }
+        if record.layout != 0 {
+            return Err(unknown("layout", record.layout.into()));
+        }
+        if record.reserved != [0; 2] || record.reserved_tail != [0; 24] {
+            return Err(BlobError::Reserved { what: "table", position: table });
+        }
+        let wrong_shape = |error: ShapeError| BlobError::Shape { table, error };
+        let mut sections = SectionCursor {
+            blob: self,
+            table,
+            section: record.first_section as usize,
+            rest: self.owned_sections(record).ok_or(BlobError::SectionOwner { table })?,
+        };
+
+        let num_embeddings = record.num_embeddings;
+        let embedding_dim = record.embedding_dim as usize;
+        let weights = match record.kind {
+            kind::DENSE => {
+                check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
+                check_embedding_dim(record.embedding_dim.into()).map_err(wrong_shape)?;
+                let shape_fields = (record.num_cores, record.digit_order, record.row_factors, record.column_factors);
+                if shape_fields != (0, 0, [0; 6], [0; 6]) || record.inner_ranks != [0; 5] {
+                    return Err(BlobError::Reserved { what: "table", position: table });
+                }
+                Weights::Dense(sections.rows(Role::Rows, num_embeddings, embedding_dim)?)
+            }
+            kind::TT => {
+                let shape = read_shape(record, unknown, wrong_shape)?;
+                if shape.embedding_dim() != embedding_dim {
+                    return Err(wrong_shape(ShapeError::EmbeddingDim { found: record.embedding_dim.into() }));
+                }
+                Weights::Tt(sections.cores(shape)?)
+            }
+            found => return Err(unknown("kind", found.into())),
+        };
+        let overrides = sections.overrides(num_embeddings, embedding_dim)?;
+        if !sections.rest.is_empty() {
+            return Err(BlobError::SectionOwner { table });
+        }
+        let name = core::str::from_utf8(self.name_bytes(record)).map_err(|_| BlobError::Name { table })?;
+        Ok(TableData { name, num_embeddings, embedding_dim, weights, overrides })
+    }
+}
+
+fn check_count(what: &'static str, found: u32, limit: usize) -> Result<usize, BlobError> {
+    let found = found as usize;
+    if found <= limit { Ok(found) } else { Err(BlobError::Count { what, found: found as u64, limit: limit as u64 }) }
+}
+
+/// The shape in a tensor-train table's record; list entries past d cores must be zero.
+fn read_shape(
+    record: &TableRecord,
+    unknown: impl Fn(&'static str, u32) -> BlobError,
+    wrong_shape: impl Fn(ShapeError) -> BlobError,
+) -> Result<TtShape, BlobError> {
+    let digit_order = match record.digit_order {
+        0 => DigitOrder::MostSignificantFirst,
+        1 => DigitOrder::LeastSignificantFirst,
+        found => return Err(unknown("digit order", found.into())),
+    };
+    let d = usize::from(record.num_cores);
+    let wrong_count = || wrong_shape(ShapeError::CoreCount { found: d });
+    let (row_factors, row_rest) = record.row_factors.split_at_checked(d).ok_or_else(wrong_count)?;
+    let (column_factors, column_rest) = record.column_factors.split_at_checked(d).ok_or_else(wrong_count)?;
+    let inner = d.checked_sub(1).ok_or_else(wrong_count)?;
+    let (ranks, rank_rest) = record.inner_ranks.split_at_checked(inner).ok_or_else(wrong_count)?;
+    if row_rest.iter().chain(column_rest).chain(rank_rest).any(|&n| n != 0) {
+        return Err(wrong_count());
+    }
+    let shape = TtShape::new(record.num_embeddings, row_factors, column_factors, ranks).map_err(wrong_shape)?;
+    Ok(shape.with_digit_order(digit_order))
+}
+
+/// Takes a table's sections one by one, each with the role and length that the table needs next.
+struct SectionCursor<'b, 'a> {
+    blob: &'b Blob<'a>,
+    table: usize,
+    section: usize,
+    rest: &'a [SectionRecord],
+}
+
+impl<'a> SectionCursor<'_, 'a> {
+    /// The next section, which must have this role.
+    fn take(&mut self, role: Role) -> Result<(usize, &'a SectionRecord), BlobError> {
+        let (record, rest) = self.rest.split_first().ok_or(BlobError::SectionOwner { table: self.table })?;
+        let section = self.section;
+        if (record.role, record.core) != role.codes() {
+            return Err(BlobError::SectionRole { section, found: record.role.into() });
+        }
+        self.rest = rest;
+        self.section = section.saturating_add(1);
+        Ok((section, record))
+    }
+
+    /// The bytes of a section that must hold `count` runs of `len` bytes.
+    fn bytes(&self, section: usize, record: &SectionRecord, count: u64, len: usize) -> Result<&'a [u8], BlobError> {
+        let expected = count.saturating_mul(len as u64);
+        if record.len != expected {
+            return Err(BlobError::SectionLength { section, found: record.len, expected });
+        }
+        self.blob.section_bytes(record).ok_or(BlobError::SectionLength { section, found: record.len, expected })
+    }
+
+    /// `count` runs of `len` stored elements.
+    fn elements(
+        &mut self,
+        role: Role,
+        count: u64,
+        run_len: impl Fn(Dtype) -> usize,
+    ) -> Result<Elements<'a>, BlobError> {
+        let (section, record) = self.take(role)?;
+        let wrong_dtype = BlobError::SectionDtype { section, found: record.dtype.into() };
+        let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
+        let bytes = self.bytes(section, record, count, run_len(dtype))?;
+        Elements::from_bytes(bytes, dtype).ok_or(wrong_dtype)
+    }
+
+    fn rows(&mut self, role: Role, count: u64, embedding_dim: usize) -> Result<Rows<'a>, BlobError> {
+        let elements = self.elements(role, count, |dtype| dtype.row_len(embedding_dim))?;
+        Ok(Rows { elements, embedding_dim })
+    }
+
+    fn cores(&mut self, shape: TtShape) -> Result<TtCores<'a>, BlobError> {
+        let mut cores = [Core { slices: Elements::F32(&[]), scales: &[] }; MAX_CORES];
+        for (k, (core, &p)) in cores.iter_mut().zip(shape.row_factors()).enumerate() {
+            let slice_len = |dtype: Dtype| shape.slice_len(k).saturating_mul(dtype.size());
+            core.slices = self.elements(Role::Core(k), p.into(), slice_len)?;
+            if core.slices.dtype() == Dtype::I8 {
+                let section = self.section;
+                let scales = self.elements(Role::Scales(k), p.into(), Dtype::size)?;
+                let Elements::F32(scales) = scales else {
+                    return Err(BlobError::SectionDtype { section, found: scales.dtype() as u32 });
+                };
+                core.scales = scales;
+            }
+        }
+        Ok(TtCores { shape, cores })
+    }
+
+    /// Overrides, if the table has sections left.
+    fn overrides(&mut self, num_embeddings: u64, embedding_dim: usize) -> Result<Option<Overrides<'a>>, BlobError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let (section, record) = self.take(Role::OverrideIds)?;
+        if record.dtype != DTYPE_U64 {
+            return Err(BlobError::SectionDtype { section, found: record.dtype.into() });
+        }
+        let count = record.len / 8;
+        if count > num_embeddings {
+            let expected = num_embeddings.saturating_mul(8);
+            return Err(BlobError::SectionLength { section, found: record.len, expected });
+        }
+        let bytes = self.bytes(section, record, count, 8)?;
+        let ids = bytemuck::try_cast_slice(bytes);
+        let ids = ids.map_err(|_| BlobError::SectionLength { section, found: record.len, expected: 0 })?;
+        let rows = self.rows(Role::OverrideRows, count, embedding_dim)?;
+        Ok(Some(Overrides { ids, rows }))
+    }
+}
+
+impl Rows<'_> {
+    /// The first i8 row whose scale is not finite and positive or whose offset is not finite.
+    fn first_bad_header(&self) -> Option<u64> {
+        let Elements::I8(elements) = self.elements else { return None };
+        let rows = elements.chunks_exact(self.row_stride().max(1));
+        let bad = |row: &[i8]| match super::row_header(row) {
+            Some((scale, offset, _)) => !(scale.is_finite() && scale > 0.0 && offset.is_finite()),
+            None => true,
+        };
+        rows.enumerate().find(|(_, row)| bad(row)).map(|(position, _)| position as u64)
+    }
+}

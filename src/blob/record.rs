@@ -1,0 +1,80 @@
+//! The fixed-size records of a blob's header and directory, as they lie in the file (`docs/format.md`).
+
+use bytemuck::{Pod, Zeroable};
+
+/// `\x89TTR\r\n\x1a\n`: not text, and changed by any transfer that treats it as text.
+pub(crate) const MAGIC: [u8; 8] = *b"\x89TTR\r\n\x1a\n";
+
+/// Codes of [`TableRecord::kind`].
+pub(crate) mod kind {
+    pub(crate) const DENSE: u16 = 1;
+    pub(crate) const TT: u16 = 2;
+}
+
+/// Codes of [`SectionRecord::role`].
+pub(crate) mod role {
+    pub(crate) const ROWS: u16 = 1;
+    pub(crate) const CORE: u16 = 2;
+    pub(crate) const SCALES: u16 = 3;
+    pub(crate) const OVERRIDE_IDS: u16 = 4;
+    pub(crate) const OVERRIDE_ROWS: u16 = 5;
+}
+
+/// The dtype code of a section of u64 ids.
+pub(crate) const DTYPE_U64: u8 = 0x40;
+
+/// The first 64 bytes of a blob.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Header {
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: u32,
+    pub(crate) flags: u32,
+    pub(crate) total_len: u64,
+    pub(crate) num_tables: u32,
+    pub(crate) num_sections: u32,
+    pub(crate) names_len: u32,
+    /// CRC-32C of header (with this field zero), records and names.
+    pub(crate) checksum: u32,
+    pub(crate) reserved: [u8; 24],
+}
+
+/// One table.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct TableRecord {
+    pub(crate) kind: u16,
+    pub(crate) index_map: u8,
+    pub(crate) layout: u8,
+    pub(crate) name_offset: u32,
+    pub(crate) name_len: u32,
+    pub(crate) first_section: u32,
+    pub(crate) num_sections: u32,
+    pub(crate) embedding_dim: u32,
+    pub(crate) num_embeddings: u64,
+    pub(crate) num_cores: u8,
+    pub(crate) digit_order: u8,
+    pub(crate) reserved: [u8; 2],
+    pub(crate) row_factors: [u32; 6],
+    pub(crate) column_factors: [u32; 6],
+    pub(crate) inner_ranks: [u32; 5],
+    pub(crate) reserved_tail: [u8; 24],
+}
+
+/// One section: a run of bytes with one role.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct SectionRecord {
+    pub(crate) offset: u64,
+    /// Bytes before the padding.
+    pub(crate) len: u64,
+    /// CRC-32C of the bytes and their padding.
+    pub(crate) checksum: u32,
+    pub(crate) role: u16,
+    pub(crate) dtype: u8,
+    /// Which core a core or its scales belong to.
+    pub(crate) core: u8,
+    pub(crate) reserved: [u8; 8],
+}
+
+const _: () = assert!(size_of::<Header>() == 64 && size_of::<TableRecord>() == 128 && size_of::<SectionRecord>() == 32);

@@ -1,0 +1,305 @@
+//! The writer: a [`Layout`] fixes where every byte goes before the first one is written, so that a file of any size can
+//! be streamed: sections in order, then the head, which carries their checksums.
+
+use super::{
+    Checksum, MAX_NAME_LEN, MAX_TABLES, Role, VERSION, align_up, directory_checksum,
+    record::{DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, kind},
+};
+use crate::{
+    AlignedBuf,
+    dtype::Dtype,
+    error::{BlobError, ShapeError},
+    shape::{DigitOrder, TtShape, check_embedding_dim, check_num_embeddings},
+};
+use alloc::{string::String, vec::Vec};
+use bytemuck::Zeroable;
+
+/// A table to be written: its name and what its sections will hold.
+#[derive(Clone, Debug)]
+pub struct TableSpec {
+    /// Unique in the blob, 1 to [`MAX_NAME_LEN`] bytes.
+    pub name: String,
+    /// Representation, shape and dtype.
+    pub weights: WeightsSpec,
+    /// Exact rows that replace reconstructed ones, if any.
+    pub overrides: Option<OverridesSpec>,
+}
+
+/// The representation of a table to be written.
+#[derive(Clone, Copy, Debug)]
+pub enum WeightsSpec {
+    /// Rows as they are.
+    Dense {
+        /// Rows.
+        num_embeddings: u64,
+        /// Columns.
+        embedding_dim: usize,
+        /// Stored type of the rows.
+        dtype: Dtype,
+    },
+    /// Cores of a tensor train.
+    Tt {
+        /// Rows, factors and ranks.
+        shape: TtShape,
+        /// Stored type of the slices.
+        dtype: Dtype,
+    },
+}
+
+/// How many rows are stored apart, and as what.
+#[derive(Clone, Copy, Debug)]
+pub struct OverridesSpec {
+    /// How many rows: 1 to `num_embeddings`.
+    pub count: u64,
+    /// Stored type of these rows.
+    pub dtype: Dtype,
+}
+
+/// Where one section goes and what it must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SectionPlan {
+    /// Position of the table among those given to [`Layout::new`].
+    pub table: usize,
+    /// What it holds.
+    pub role: Role,
+    /// Its element type; `None` for u64 ids.
+    pub dtype: Option<Dtype>,
+    /// Bytes from the start of the blob, a multiple of 64.
+    pub offset: u64,
+    /// Bytes to write. Zeros follow up to the next multiple of 64.
+    pub len: u64,
+}
+
+/// A blob's directory, laid out but without checksums until [`set_checksum`](Self::set_checksum) has seen each section.
+///
+/// ```
+/// use ttrec::{Blob, TtShape, blob::{Layout, Role, TableSpec, WeightsSpec}, dtype::{self, Dtype}};
+///
+/// let shape = TtShape::new(6, &[2, 3], &[2, 2], &[1])?;
+/// let weights = WeightsSpec::Tt { shape, dtype: Dtype::F32 };
+/// let table = TableSpec { name: "user".into(), weights, overrides: None };
+/// let buf = Layout::new(&[table])?.build(|section, out| match section.role {
+///     Role::Core(0) => dtype::encode(&[1.0, 2.0, 3.0, 4.0], Dtype::F32, out).unwrap(),
+///     _ => dtype::encode(&[1.0, 10.0, 2.0, 20.0, 3.0, 30.0], Dtype::F32, out).unwrap(),
+/// });
+/// let blob = Blob::parse(&buf)?;
+/// let mut row = [0.0; 4];
+/// let user = blob.table("user")?;
+/// user.lookup(5, &mut row, &mut user.workspace())?; // digits (1, 2): [3, 4]' . [3, 30]
+/// assert_eq!(row, [9.0, 90.0, 12.0, 120.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Layout {
+    header: Header,
+    tables: Vec<TableRecord>,
+    sections: Vec<SectionRecord>,
+    names: Vec<u8>,
+    plans: Vec<SectionPlan>,
+}
+
+impl Layout {
+    /// Lays out these tables; they may come in any order.
+    ///
+    /// # Errors
+    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, too many tables or bytes.
+    pub fn new(tables: &[TableSpec]) -> Result<Self, BlobError> {
+        if tables.len() > MAX_TABLES {
+            let (found, limit) = (tables.len() as u64, MAX_TABLES as u64);
+            return Err(BlobError::Count { what: "tables", found, limit });
+        }
+        let mut by_name: Vec<(usize, &TableSpec)> = tables.iter().enumerate().collect();
+        by_name.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+
+        let mut layout = Self {
+            header: Header { magic: MAGIC, version: VERSION, ..Header::zeroed() },
+            tables: Vec::new(),
+            sections: Vec::new(),
+            names: Vec::new(),
+            plans: Vec::new(),
+        };
+        for (position, spec) in by_name {
+            if !(1..=MAX_NAME_LEN).contains(&spec.name.len()) {
+                return Err(BlobError::Name { table: position });
+            }
+            if layout.tables.last().is_some_and(|last| layout.name(last) == spec.name.as_bytes()) {
+                return Err(BlobError::NameOrder { table: position });
+            }
+            layout.push_table(position, spec).map_err(|error| BlobError::Shape { table: position, error })?;
+        }
+
+        let too_large = BlobError::Shape { table: 0, error: ShapeError::TooLarge };
+        let mut offset = align_up(layout.head_len()).ok_or(too_large)?;
+        for (record, plan) in layout.sections.iter_mut().zip(&mut layout.plans) {
+            record.offset = offset;
+            plan.offset = offset;
+            offset = offset.checked_add(record.len).and_then(align_up).ok_or(too_large)?;
+        }
+        layout.header.total_len = offset;
+        layout.header.num_tables = layout.tables.len() as u32;
+        layout.header.num_sections = layout.sections.len() as u32;
+        layout.header.names_len = layout.names.len() as u32;
+        Ok(layout)
+    }
+
+    /// Bytes of the whole blob.
+    pub fn total_len(&self) -> u64 {
+        self.header.total_len
+    }
+
+    /// The sections in file order.
+    pub fn sections(&self) -> &[SectionPlan] {
+        &self.plans
+    }
+
+    /// Takes note of the checksum of section `position`.
+    pub fn set_checksum(&mut self, position: usize, section: SectionChecksum) {
+        if let Some(record) = self.sections.get_mut(position) {
+            record.checksum = section.finish();
+        }
+    }
+
+    /// The head of the file, to be written at offset 0 once every section's checksum is known.
+    pub fn head(&self) -> Vec<u8> {
+        let mut directory: Vec<u8> = Vec::new();
+        directory.extend_from_slice(bytemuck::cast_slice(&self.tables));
+        directory.extend_from_slice(bytemuck::cast_slice(&self.sections));
+        directory.extend_from_slice(&self.names);
+        directory.resize(directory.len().next_multiple_of(super::ALIGNMENT), 0);
+        let header = Header { checksum: directory_checksum(&self.header, &directory), ..self.header };
+        let mut head = bytemuck::bytes_of(&header).to_vec();
+        head.append(&mut directory);
+        head
+    }
+
+    /// Builds the whole blob in memory; `fill` writes each section's `len` bytes.
+    pub fn build(mut self, mut fill: impl FnMut(&SectionPlan, &mut [u8])) -> AlignedBuf {
+        let mut buf = AlignedBuf::zeroed(self.total_len() as usize);
+        for (position, plan) in self.plans.clone().iter().enumerate() {
+            let (_, rest) = buf.split_at_mut(plan.offset as usize);
+            let (section, _) = rest.split_at_mut(plan.len as usize);
+            fill(plan, section);
+            let mut checksum = SectionChecksum::new();
+            checksum.update(section);
+            self.set_checksum(position, checksum);
+        }
+        let head = self.head();
+        let (start, _) = buf.split_at_mut(head.len());
+        start.copy_from_slice(&head);
+        buf
+    }
+
+    fn name(&self, record: &TableRecord) -> &[u8] {
+        let (_, rest) = self.names.split_at(record.name_offset as usize);
+        rest
+    }
+
+    fn head_len(&self) -> u64 {
+        let records = size_of_val(self.tables.as_slice()) as u64;
+        let sections = size_of_val(self.sections.as_slice()) as u64;
+        [size_of::<Header>() as u64, records, sections, self.names.len() as u64].iter().sum()
+    }
+
+    fn push_table(&mut self, position: usize, spec: &TableSpec) -> Result<(), ShapeError> {
+        let mut record = TableRecord {
+            name_offset: self.names.len() as u32,
+            name_len: spec.name.len() as u32,
+            first_section: self.sections.len() as u32,
+            ..TableRecord::zeroed()
+        };
+        let (num_embeddings, embedding_dim) = match spec.weights {
+            WeightsSpec::Dense { num_embeddings, embedding_dim, dtype } => {
+                check_num_embeddings(num_embeddings)?;
+                check_embedding_dim(embedding_dim as u64)?;
+                record.kind = kind::DENSE;
+                self.push_section(position, Role::Rows, Some(dtype), num_embeddings, dtype.row_len(embedding_dim))?;
+                (num_embeddings, embedding_dim)
+            }
+            WeightsSpec::Tt { shape, dtype } => {
+                record.kind = kind::TT;
+                record.num_cores = shape.num_cores() as u8;
+                record.digit_order = match shape.digit_order() {
+                    DigitOrder::MostSignificantFirst => 0,
+                    DigitOrder::LeastSignificantFirst => 1,
+                };
+                copy_prefix(&mut record.row_factors, shape.row_factors());
+                copy_prefix(&mut record.column_factors, shape.column_factors());
+                copy_prefix(&mut record.inner_ranks, shape.inner_ranks());
+                for (k, &p) in shape.row_factors().iter().enumerate() {
+                    let slice_len = shape.slice_len(k).saturating_mul(dtype.size());
+                    self.push_section(position, Role::Core(k), Some(dtype), p.into(), slice_len)?;
+                    if dtype == Dtype::I8 {
+                        self.push_section(position, Role::Scales(k), Some(Dtype::F32), p.into(), 4)?;
+                    }
+                }
+                (shape.num_embeddings(), shape.embedding_dim())
+            }
+        };
+        if let Some(OverridesSpec { count, dtype }) = spec.overrides {
+            if count == 0 || count > num_embeddings {
+                return Err(ShapeError::NumEmbeddings { found: count });
+            }
+            self.push_section(position, Role::OverrideIds, None, count, 8)?;
+            self.push_section(position, Role::OverrideRows, Some(dtype), count, dtype.row_len(embedding_dim))?;
+        }
+        record.num_embeddings = num_embeddings;
+        record.embedding_dim = embedding_dim as u32;
+        record.num_sections = (self.sections.len() as u32).saturating_sub(record.first_section);
+        self.names.extend_from_slice(spec.name.as_bytes());
+        self.tables.push(record);
+        Ok(())
+    }
+
+    /// A section of `count` runs of `len` bytes.
+    fn push_section(
+        &mut self,
+        table: usize,
+        role: Role,
+        dtype: Option<Dtype>,
+        count: u64,
+        len: usize,
+    ) -> Result<(), ShapeError> {
+        let len = count.checked_mul(len as u64).ok_or(ShapeError::TooLarge)?;
+        let (role_code, core) = role.codes();
+        let dtype_code = dtype.map_or(DTYPE_U64, |dtype| dtype as u8);
+        let record = SectionRecord { len, role: role_code, core, dtype: dtype_code, ..SectionRecord::zeroed() };
+        self.sections.push(record);
+        self.plans.push(SectionPlan { table, role, dtype, offset: 0, len });
+        Ok(())
+    }
+}
+
+/// The checksum of a section that is being streamed: CRC-32C of its bytes and their padding.
+pub struct SectionChecksum {
+    checksum: Checksum,
+    len: u64,
+}
+
+impl Default for SectionChecksum {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SectionChecksum {
+    /// Of no bytes yet.
+    pub fn new() -> Self {
+        Self { checksum: Checksum::new(), len: 0 }
+    }
+
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.checksum.update(bytes);
+        self.len = self.len.saturating_add(bytes.len() as u64);
+    }
+
+    fn finish(mut self) -> u32 {
+        let padding = align_up(self.len).unwrap_or(self.len).saturating_sub(self.len);
+        self.checksum.update([0; super::ALIGNMENT].split_at(padding as usize).0);
+        self.checksum.finish()
+    }
+}
+
+fn copy_prefix(to: &mut [u32], from: &[u32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+}

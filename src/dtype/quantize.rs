@@ -1,0 +1,193 @@
+//! From f32 to the stored dtypes: what a writer of blobs does once, ahead of time.
+
+use super::{Dtype, ROW_HEADER_LEN, bf16, f16};
+use core::fmt;
+
+/// Why a value cannot be stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// A value is NaN or infinite, or would become infinite in the narrower dtype.
+    OutOfRange {
+        /// Its position among the values given.
+        position: usize,
+        /// The value.
+        value: f32,
+        /// The dtype asked for.
+        dtype: Dtype,
+    },
+    /// The output is not as long as the encoded values.
+    OutputLen {
+        /// Bytes given.
+        found: usize,
+        /// Bytes needed.
+        expected: usize,
+    },
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::OutOfRange { position, value, dtype } => {
+                write!(f, "value {value} at position {position} has no finite {} form", dtype.name())
+            }
+            Self::OutputLen { found, expected } => write!(f, "output of {found} bytes: expected {expected}"),
+        }
+    }
+}
+
+impl core::error::Error for EncodeError {}
+
+/// Writes `values` one by one as f32, f16 or bf16 (round to nearest, ties to even) into `out`,
+/// `values.len() * dtype.size()` bytes. [`Dtype::I8`] needs a scale: a slice goes through [`encode_slice`], rows through
+/// [`encode_rows`]; here it writes bare integers.
+///
+/// # Errors
+/// [`EncodeError::OutOfRange`] for a value with no finite form; [`EncodeError::OutputLen`].
+pub fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<(), EncodeError> {
+    check_len(out.len(), values.len().saturating_mul(dtype.size()))?;
+    check_finite(values, dtype)?;
+    for (&value, out) in values.iter().zip(out.chunks_exact_mut(dtype.size())) {
+        match dtype {
+            Dtype::F32 => out.copy_from_slice(&value.to_le_bytes()),
+            Dtype::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+            Dtype::Bf16 => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            Dtype::I8 => out.copy_from_slice(&(libm::rintf(value) as i8).to_le_bytes()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes one tensor-train slice into `out` and returns its scale: 1 for f32, f16 and bf16, `max |x| / 127` for i8, where
+/// `x = scale * q` is then off by at most `scale / 2` (and the rounding of one f32 product).
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_slice(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<f32, EncodeError> {
+    if dtype != Dtype::I8 {
+        return encode(values, dtype, out).map(|()| 1.0);
+    }
+    check_len(out.len(), values.len())?;
+    check_finite(values, dtype)?;
+    let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    // A scale must be positive: where the slice is zero (or all but) every q is 0 and any scale will do.
+    let scale = if (largest / 127.0).is_normal() { largest / 127.0 } else { 1.0 };
+    for (&value, out) in values.iter().zip(out) {
+        *out = round_to_i8(f64::from(value) / f64::from(scale)) as u8;
+    }
+    Ok(scale)
+}
+
+/// Writes dense rows of `embedding_dim` values into `out`, [`Dtype::row_len`] bytes each. An i8 row is
+/// `x = scale * q + offset` over the row's own range: off by at most `scale / 2` (and f32 rounding), where
+/// `scale = (max - min) / 255`.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_rows(values: &[f32], embedding_dim: usize, dtype: Dtype, out: &mut [u8]) -> Result<(), EncodeError> {
+    if dtype != Dtype::I8 {
+        return encode(values, dtype, out);
+    }
+    let embedding_dim = embedding_dim.max(1);
+    let row_len = dtype.row_len(embedding_dim);
+    check_len(out.len(), (values.len() / embedding_dim).saturating_mul(row_len))?;
+    check_finite(values, dtype)?;
+    for (row, out) in values.chunks_exact(embedding_dim).zip(out.chunks_exact_mut(row_len)) {
+        let (low, high) =
+            row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
+        let (low, high) = (f64::from(low), f64::from(high));
+        let step = ((high - low) / 255.0) as f32;
+        // q = -128 stands for the smallest value and q = 127 for the largest; a row without a range is its offset.
+        let (scale, offset) =
+            if step.is_normal() { (step, (low + 128.0 * f64::from(step)) as f32) } else { (1.0, low as f32) };
+        let (header, elements) = out.split_at_mut(ROW_HEADER_LEN);
+        let (scale_out, offset_out) = header.split_at_mut(ROW_HEADER_LEN / 2);
+        scale_out.copy_from_slice(&scale.to_le_bytes());
+        offset_out.copy_from_slice(&offset.to_le_bytes());
+        for (&x, out) in row.iter().zip(elements) {
+            *out = round_to_i8((f64::from(x) - f64::from(offset)) / f64::from(scale)) as u8;
+        }
+    }
+    Ok(())
+}
+
+fn check_len(found: usize, expected: usize) -> Result<(), EncodeError> {
+    if found == expected { Ok(()) } else { Err(EncodeError::OutputLen { found, expected }) }
+}
+
+fn check_finite(values: &[f32], dtype: Dtype) -> Result<(), EncodeError> {
+    let fits = |&x: &f32| match dtype {
+        Dtype::F32 | Dtype::I8 => x.is_finite(),
+        Dtype::F16 => f16::from_f32(x).is_finite(),
+        Dtype::Bf16 => bf16::from_f32(x).is_finite(),
+    };
+    match values.iter().enumerate().find(|(_, x)| !fits(x)) {
+        Some((position, &value)) => Err(EncodeError::OutOfRange { position, value, dtype }),
+        None => Ok(()),
+    }
+}
+
+fn round_to_i8(x: f64) -> i8 {
+    // The cast saturates, so -128.4 and 127.6 stay in range.
+    libm::rint(x) as i8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i8_slices_stay_within_half_a_step() {
+        let values = [0.3f32, -1.7, 0.0, 1.0e-3, 1.699];
+        let mut out = [0; 5];
+        let scale = encode_slice(&values, Dtype::I8, &mut out).unwrap();
+        assert_eq!(scale, 1.7 / 127.0);
+        assert_eq!(out[1] as i8, -127);
+        for (x, q) in values.iter().zip(out) {
+            assert!((x - scale * f32::from(q as i8)).abs() <= scale * 0.5001, "{x}");
+        }
+    }
+
+    #[test]
+    fn i8_rows_stay_within_half_a_step_of_their_own_range() {
+        let values = [5.0f32, 5.25, 5.5, -3e38, 3e38, 0.0, 7.5, 7.5, 7.5, 1e-42, 0.0, 0.0];
+        let mut out = [0; 4 * (ROW_HEADER_LEN + 3)];
+        encode_rows(&values, 3, Dtype::I8, &mut out).unwrap();
+        for (row, out) in values.chunks(3).zip(out.chunks(ROW_HEADER_LEN + 3)) {
+            let scale = f32::from_le_bytes(out[..4].try_into().unwrap());
+            let offset = f32::from_le_bytes(out[4..8].try_into().unwrap());
+            assert!(scale > 0.0 && scale.is_finite() && offset.is_finite());
+            for (&x, &q) in row.iter().zip(&out[8..]) {
+                let back = f64::from(scale) * f64::from(q as i8) + f64::from(offset);
+                let step = f64::from(row.iter().fold(f32::MIN, |a, &b| a.max(b)))
+                    - f64::from(row.iter().fold(f32::MAX, |a, &b| a.min(b)));
+                let bound = step / 255.0 * 0.5001 + 1e-6 * f64::from(x.abs()) + 1e-40;
+                assert!((back - f64::from(x)).abs() <= bound, "{x} became {back}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_without_a_finite_form_are_refused_by_position() {
+        for (dtype, value) in
+            [(Dtype::F32, f32::NAN), (Dtype::F16, 65_520.0), (Dtype::Bf16, f32::MAX), (Dtype::I8, f32::NEG_INFINITY)]
+        {
+            let values = [0.0, 1.0, value];
+            let mut out = [0; 3 * 4 + ROW_HEADER_LEN];
+            let refused = |result: Result<(), EncodeError>| match result.unwrap_err() {
+                EncodeError::OutOfRange { position, dtype: d, .. } => assert_eq!((position, d), (2, dtype)),
+                other => panic!("{other}"),
+            };
+            refused(encode_slice(&values, dtype, &mut out[..3 * dtype.size()]).map(drop));
+            refused(encode_rows(&values, 3, dtype, &mut out[..dtype.row_len(3)]));
+        }
+    }
+
+    #[test]
+    fn a_short_output_is_refused() {
+        let wrong = Err(EncodeError::OutputLen { found: 5, expected: 6 });
+        assert_eq!(encode(&[0.0; 3], Dtype::F16, &mut [0; 5]), wrong);
+        let wrong = EncodeError::OutputLen { found: 21, expected: 22 };
+        assert_eq!(encode_rows(&[0.0; 6], 3, Dtype::I8, &mut [0; 21]), Err(wrong));
+    }
+}

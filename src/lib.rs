@@ -1,0 +1,57 @@
+//! Tensor-train embedding tables (TT-Rec) for the edge.
+//!
+//! Recommendation models are mostly embedding tables: gigabytes of rows, looked up a few at a time.
+//! [TT-Rec](https://arxiv.org/abs/2101.11714) stores a table as a *tensor train* of small cores, 4 to 220 times smaller,
+//! and rebuilds rows on demand. This crate looks rows up and pools them straight from one flat file, the *blob*, where it
+//! lies: in flash, in the binary, or memory-mapped. It is `no_std` and allocates nothing on the way to a row.
+//!
+//! ```
+//! use ttrec::{AlignedBytes, Bags, Blob, Pooling, include_blob};
+//!
+//! static MODEL: &AlignedBytes = include_blob!("../tests/golden/two_tables.ttr");
+//!
+//! let blob = Blob::parse(MODEL)?; // touches the directory only
+//! let item = blob.table("item")?;
+//! let mut workspace = [0.0; 96]; // item.workspace_len()
+//! let mut row = [0.0; 16]; // item.embedding_dim()
+//! item.lookup(42, &mut row, &mut workspace)?;
+//!
+//! let bags = Bags::new(&[42u32, 7, 999], &[0, 2, 3])?; // rows 42 and 7; row 999
+//! let mut pooled = [0.0; 2 * 16];
+//! item.bag(&bags, Pooling::Mean, &mut pooled, &mut workspace)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The way of a lookup through the modules: bytes, [`blob`], [`table`], [`bag`], kernels over [`dtype`], a row.
+//!
+//! # Features
+//! - `std` (default): `alloc`, and faster checksums. The lookup path is the same.
+//! - `alloc`: the blob [writer](blob::Layout), [`AlignedBuf`], and owned workspaces.
+
+#![no_std]
+
+#[cfg(target_endian = "big")]
+compile_error!("blobs are little-endian and used in place: big-endian targets are not supported");
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+mod aligned;
+pub mod bag;
+pub mod blob;
+pub mod dtype;
+mod error;
+mod kernel;
+pub mod shape;
+pub mod table;
+
+#[cfg(feature = "alloc")]
+pub use aligned::AlignedBuf;
+pub use aligned::AlignedBytes;
+pub use bag::{Bags, Pooling};
+pub use blob::Blob;
+pub use error::{BlobError, LookupError, ShapeError};
+pub use shape::{DigitOrder, TtShape};
+pub use table::Table;

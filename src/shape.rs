@@ -1,0 +1,349 @@
+//! The algebra of a tensor-train table: how `num_embeddings x embedding_dim` splits into small cores.
+//!
+//! Core k is a stack of `p_k` slices; slice `G_k[i_k]` is an `r_k x q_k x r_{k+1}` array. Row i of the table is the
+//! product of one slice per core, chosen by the digits of i in the mixed radix `p` (TT-Rec, section 3; `r_0 = r_d = 1`).
+
+use crate::error::ShapeError;
+
+/// The most cores a tensor train may have here.
+pub const MAX_CORES: usize = 6;
+/// The most rows a table may have: 2^40.
+pub const MAX_NUM_EMBEDDINGS: u64 = 1 << 40;
+/// The most columns a table may have: 2^16.
+pub const MAX_EMBEDDING_DIM: u64 = 1 << 16;
+/// The largest rank: 2^16.
+pub const MAX_RANK: u64 = 1 << 16;
+/// The largest row factor: 2^31 - 1.
+pub const MAX_ROW_FACTOR: u64 = i32::MAX as u64;
+
+/// Which core the least significant digit of a row index selects from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DigitOrder {
+    /// Core 0 takes the most significant digit (FBTT, EL-Rec, tensorly-torch, t3nsor).
+    #[default]
+    MostSignificantFirst,
+    /// Core 0 takes the least significant digit (Hetu).
+    LeastSignificantFirst,
+}
+
+/// The checked shape of a tensor-train table: rows, row factors `p`, column factors `q`, ranks and digit order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TtShape {
+    num_embeddings: u64,
+    num_cores: usize,
+    row_factors: [u32; MAX_CORES],
+    column_factors: [u32; MAX_CORES],
+    /// All d + 1 ranks; the first and the last are 1.
+    ranks: [u32; MAX_CORES + 1],
+    digit_order: DigitOrder,
+}
+
+impl TtShape {
+    /// A table of `num_embeddings` rows and `prod(column_factors)` columns in `d = row_factors.len()` cores.
+    ///
+    /// `ranks` are the d - 1 inner ones. Rows from `num_embeddings` to `prod(row_factors)` are padding that is never
+    /// read. Digits are most significant first; see [`with_digit_order`](Self::with_digit_order).
+    ///
+    /// ```
+    /// let shape = ttrec::TtShape::new(11_000_000, &[200, 220, 250], &[4, 4, 4], &[32, 32])?;
+    /// assert_eq!(shape.embedding_dim(), 64);
+    /// assert_eq!(shape.digits(54_999), [0, 219, 249, 0, 0, 0]);
+    /// # Ok::<(), ttrec::ShapeError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ShapeError`] when lengths disagree, a factor is zero or above its limit, the row factors hold fewer than
+    /// `num_embeddings` rows, or a size does not fit the address space.
+    pub fn new(
+        num_embeddings: u64,
+        row_factors: &[u32],
+        column_factors: &[u32],
+        ranks: &[u32],
+    ) -> Result<Self, ShapeError> {
+        let d = row_factors.len();
+        if column_factors.len() != d || ranks.len().checked_add(1) != Some(d) {
+            return Err(ShapeError::Lengths {
+                row_factors: d,
+                column_factors: column_factors.len(),
+                ranks: ranks.len(),
+            });
+        }
+        if !(2..=MAX_CORES).contains(&d) {
+            return Err(ShapeError::CoreCount { found: d });
+        }
+        check_num_embeddings(num_embeddings)?;
+        check_factors("row factor", row_factors, MAX_ROW_FACTOR)?;
+        check_factors("column factor", column_factors, MAX_EMBEDDING_DIM)?;
+        check_factors("rank", ranks, MAX_RANK)?;
+
+        let rows = saturating_product(row_factors);
+        if rows < num_embeddings || rows > 1 << 48 {
+            return Err(ShapeError::RowFactors { product: rows, num_embeddings });
+        }
+        check_embedding_dim(saturating_product(column_factors))?;
+
+        let mut shape = Self {
+            num_embeddings,
+            num_cores: d,
+            row_factors: [1; MAX_CORES],
+            column_factors: [1; MAX_CORES],
+            ranks: [1; MAX_CORES + 1],
+            digit_order: DigitOrder::MostSignificantFirst,
+        };
+        for (to, from) in shape.row_factors.iter_mut().zip(row_factors) {
+            *to = *from;
+        }
+        for (to, from) in shape.column_factors.iter_mut().zip(column_factors) {
+            *to = *from;
+        }
+        for (to, from) in shape.ranks.iter_mut().skip(1).zip(ranks) {
+            *to = *from;
+        }
+        shape.checked_sizes().ok_or(ShapeError::TooLarge)?;
+        Ok(shape)
+    }
+
+    /// The same shape with another digit order.
+    #[must_use]
+    pub fn with_digit_order(self, digit_order: DigitOrder) -> Self {
+        Self { digit_order, ..self }
+    }
+
+    /// Every size that the accessors below compute, once with checks, so that they need none: core bytes at four bytes
+    /// an element, scratch and FLOPs.
+    fn checked_sizes(&self) -> Option<()> {
+        let limit = isize::MAX as u64 / 8;
+        let mut parameters = 0u64;
+        for k in 0..self.num_cores {
+            let slice = self.rank(k).checked_mul(self.column_factor(k))?.checked_mul(self.rank(k.checked_add(1)?))?;
+            let core = u64::from(*self.row_factors.get(k)?).checked_mul(u64::try_from(slice).ok()?)?;
+            parameters = parameters.checked_add(core)?;
+        }
+        let mut columns = 1u64;
+        for k in 0..self.num_cores {
+            columns = columns.checked_mul(u64::try_from(self.column_factor(k)).ok()?)?;
+            let partial = columns.checked_mul(u64::try_from(self.rank(k.checked_add(1)?)).ok()?)?;
+            if partial > limit {
+                return None;
+            }
+        }
+        (parameters <= limit).then_some(())
+    }
+
+    /// Rows of the table.
+    pub fn num_embeddings(&self) -> u64 {
+        self.num_embeddings
+    }
+
+    /// Columns of the table: the product of the column factors.
+    pub fn embedding_dim(&self) -> usize {
+        self.column_factors().iter().map(|&q| q as usize).product()
+    }
+
+    /// Number of cores, d.
+    pub fn num_cores(&self) -> usize {
+        self.num_cores
+    }
+
+    /// `p`: one factor per core; their product is at least `num_embeddings`.
+    pub fn row_factors(&self) -> &[u32] {
+        self.row_factors.get(..self.num_cores).unwrap_or_default()
+    }
+
+    /// `q`: one factor per core; their product is `embedding_dim`.
+    pub fn column_factors(&self) -> &[u32] {
+        self.column_factors.get(..self.num_cores).unwrap_or_default()
+    }
+
+    /// The d - 1 inner ranks.
+    pub fn inner_ranks(&self) -> &[u32] {
+        self.ranks.get(1..self.num_cores).unwrap_or_default()
+    }
+
+    /// Which core takes the least significant digit.
+    pub fn digit_order(&self) -> DigitOrder {
+        self.digit_order
+    }
+
+    /// `r_k`, for k in `0..=d`; 1 outside.
+    pub fn rank(&self, k: usize) -> usize {
+        self.ranks.get(k).map_or(1, |&r| r as usize)
+    }
+
+    /// `q_k`, for k in `0..d`; 1 outside.
+    pub fn column_factor(&self, k: usize) -> usize {
+        self.column_factors.get(k).map_or(1, |&q| q as usize)
+    }
+
+    /// Elements of one slice of core k: `r_k q_k r_{k+1}`.
+    pub fn slice_len(&self, k: usize) -> usize {
+        self.rank(k) * self.column_factor(k) * self.rank(k + 1)
+    }
+
+    /// Elements of core k: `p_k r_k q_k r_{k+1}`.
+    pub fn core_len(&self, k: usize) -> u64 {
+        self.row_factors.get(k).map_or(0, |&p| u64::from(p)) * self.slice_len(k) as u64
+    }
+
+    /// Elements of all cores.
+    pub fn num_parameters(&self) -> u64 {
+        (0..self.num_cores).map(|k| self.core_len(k)).sum()
+    }
+
+    /// The digits of `row` in mixed radix p, one per core; entries past d are 0.
+    ///
+    /// `i_k = floor(row / prod_{m>k} p_m) mod p_k`, or `m<k` for [`DigitOrder::LeastSignificantFirst`].
+    pub fn digits(&self, row: u64) -> [u32; MAX_CORES] {
+        let mut digits = [0; MAX_CORES];
+        let pairs = digits.iter_mut().zip(&self.row_factors).take(self.num_cores);
+        match self.digit_order {
+            DigitOrder::MostSignificantFirst => split_digits(row, pairs.rev()),
+            DigitOrder::LeastSignificantFirst => split_digits(row, pairs),
+        }
+        digits
+    }
+
+    /// Multiply-adds, counted as two, of one row multiplied out from core 0: `sum_k 2 (q_0..q_{k-1}) r_k q_k r_{k+1}`.
+    /// For d = 3, `2 q_0 q_1 r_2 (r_1 + q_2)`. Saturates.
+    pub fn flops_left_to_right(&self) -> u64 {
+        let mut columns = 1u64;
+        let mut flops = 0u64;
+        for k in 0..self.num_cores {
+            if k > 0 {
+                flops = flops.saturating_add(columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64));
+            }
+            columns = columns.saturating_mul(self.column_factor(k) as u64);
+        }
+        flops
+    }
+
+    /// The same from the last core: `sum_k 2 r_k q_k r_{k+1} (q_{k+1}..q_{d-1})`. For d = 3,
+    /// `2 q_1 q_2 r_1 (r_2 + q_0)`. Saturates.
+    pub fn flops_right_to_left(&self) -> u64 {
+        let mut columns = 1u64;
+        let mut flops = 0u64;
+        for k in (0..self.num_cores).rev() {
+            if k + 1 < self.num_cores {
+                flops = flops.saturating_add(columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64));
+            }
+            columns = columns.saturating_mul(self.column_factor(k) as u64);
+        }
+        flops
+    }
+
+    /// Elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d): what a lookup must hold between two
+    /// steps.
+    pub fn partial_len(&self) -> usize {
+        let mut columns = 1;
+        let mut longest = 0;
+        for k in 0..self.num_cores.saturating_sub(1) {
+            columns *= self.column_factor(k);
+            longest = longest.max(columns * self.rank(k + 1));
+        }
+        longest
+    }
+}
+
+/// Refuses row counts that no table has.
+pub(crate) fn check_num_embeddings(found: u64) -> Result<(), ShapeError> {
+    if (1..=MAX_NUM_EMBEDDINGS).contains(&found) { Ok(()) } else { Err(ShapeError::NumEmbeddings { found }) }
+}
+
+/// Refuses column counts that no table has.
+pub(crate) fn check_embedding_dim(found: u64) -> Result<(), ShapeError> {
+    if (1..=MAX_EMBEDDING_DIM).contains(&found) { Ok(()) } else { Err(ShapeError::EmbeddingDim { found }) }
+}
+
+fn check_factors(what: &'static str, factors: &[u32], limit: u64) -> Result<(), ShapeError> {
+    match factors.iter().position(|&f| f == 0 || u64::from(f) > limit) {
+        Some(position) => {
+            let found = factors.get(position).map_or(0, |&f| u64::from(f));
+            Err(ShapeError::Factor { what, position, found, limit })
+        }
+        None => Ok(()),
+    }
+}
+
+fn saturating_product(factors: &[u32]) -> u64 {
+    factors.iter().fold(1, |product: u64, &f| product.saturating_mul(u64::from(f)))
+}
+
+fn split_digits<'s>(row: u64, pairs: impl Iterator<Item = (&'s mut u32, &'s u32)>) {
+    let mut rest = row;
+    for (digit, &p) in pairs {
+        // A factor is never 0; `max` spares the division its check.
+        let p = u64::from(p.max(1));
+        *digit = (rest % p) as u32;
+        rest /= p;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fbtt_benchmark_shape_has_the_published_figures() {
+        let shape = TtShape::new(11_000_000, &[200, 220, 250], &[4, 4, 4], &[32, 32]).unwrap();
+        assert_eq!(shape.num_parameters(), 200 * 128 + 220 * 4096 + 250 * 128);
+        assert_eq!(shape.flops_left_to_right(), 2 * 16 * 32 * (32 + 4));
+        assert_eq!(shape.flops_right_to_left(), 2 * 16 * 32 * (32 + 4));
+        assert_eq!(shape.partial_len(), 16 * 32);
+        let wide_last = TtShape::new(11_000_000, &[200, 220, 250], &[2, 2, 16], &[32, 32]).unwrap();
+        assert_eq!(wide_last.flops_left_to_right(), 2 * 4 * 32 * (32 + 16));
+        assert_eq!(wide_last.flops_right_to_left(), 2 * 32 * 32 * (32 + 2));
+    }
+
+    #[test]
+    fn digits_recompose_the_row_in_both_orders() {
+        let shape = TtShape::new(7 * 5 * 3 * 2 - 1, &[7, 5, 3, 2], &[1, 2, 1, 3], &[1, 5, 2]).unwrap();
+        let reversed = shape.with_digit_order(DigitOrder::LeastSignificantFirst);
+        for row in 0..shape.num_embeddings() {
+            let (most, least) = (shape.digits(row), reversed.digits(row));
+            let recompose = |order: [usize; 4], digits: [u32; MAX_CORES]| {
+                order.iter().fold(0, |row, &k| row * u64::from(shape.row_factors()[k]) + u64::from(digits[k]))
+            };
+            assert_eq!(recompose([0, 1, 2, 3], most), row);
+            assert_eq!(recompose([3, 2, 1, 0], least), row);
+            assert!(most.iter().zip(shape.row_factors()).all(|(d, p)| d < p));
+        }
+    }
+
+    #[test]
+    fn the_largest_table_is_accepted_and_its_last_row_has_digits() {
+        let shape = TtShape::new(1 << 40, &[1 << 14, 1 << 13, 1 << 13], &[1, 1, 1], &[1, 1]).unwrap();
+        assert_eq!(shape.digits((1 << 40) - 1)[..3], [(1 << 14) - 1, (1 << 13) - 1, (1 << 13) - 1]);
+    }
+
+    #[test]
+    fn every_refusal_has_its_own_error() {
+        let shape = |n, p: &[u32], q: &[u32], r: &[u32]| TtShape::new(n, p, q, r).unwrap_err();
+        assert_eq!(shape(4, &[4], &[4], &[]), ShapeError::CoreCount { found: 1 });
+        assert_eq!(shape(4, &[2; 7], &[1; 7], &[1; 6]), ShapeError::CoreCount { found: 7 });
+        assert_eq!(shape(4, &[], &[], &[]), ShapeError::Lengths { row_factors: 0, column_factors: 0, ranks: 0 });
+        assert_eq!(shape(4, &[2, 2], &[2], &[1]), ShapeError::Lengths { row_factors: 2, column_factors: 1, ranks: 1 });
+        assert_eq!(
+            shape(4, &[2, 2], &[2, 2], &[1, 1]),
+            ShapeError::Lengths { row_factors: 2, column_factors: 2, ranks: 2 }
+        );
+        assert_eq!(shape(0, &[2, 2], &[2, 2], &[1]), ShapeError::NumEmbeddings { found: 0 });
+        assert_eq!(shape(u64::MAX, &[2, 2], &[2, 2], &[1]), ShapeError::NumEmbeddings { found: u64::MAX });
+        assert_eq!(shape(5, &[2, 2], &[2, 2], &[1]), ShapeError::RowFactors { product: 4, num_embeddings: 5 });
+        let huge = MAX_ROW_FACTOR as u32;
+        assert!(matches!(shape(5, &[huge; 6], &[1; 6], &[1; 5]), ShapeError::RowFactors { product: u64::MAX, .. }));
+        for (p, q, r, what) in [
+            ([0, 2], [2, 2], [1], "row factor"),
+            ([2, 2], [2, 0], [1], "column factor"),
+            ([2, 2], [2, 2], [0], "rank"),
+            ([2, 2], [2, 2], [65_537], "rank"),
+            ([2, 2], [65_537, 1], [1], "column factor"),
+            ([u32::MAX, 2], [1, 1], [1], "row factor"),
+        ] {
+            assert!(matches!(shape(4, &p, &q, &r), ShapeError::Factor { what: w, .. } if w == what), "{what}");
+        }
+        assert_eq!(shape(4, &[2, 2], &[1024, 1024], &[1]), ShapeError::EmbeddingDim { found: 1 << 20 });
+        // 2^31 slices of 2^16 x 2^16 x 2^16 elements: every factor is legal, the whole is not.
+        let too_large = TtShape::new(4, &[1 << 16, 1 << 30, 2], &[1, 1 << 16, 1], &[1 << 16, 1 << 16]);
+        assert_eq!(too_large, Err(ShapeError::TooLarge));
+    }
+}

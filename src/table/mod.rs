@@ -1,0 +1,127 @@
+//! A table: rows on demand, whatever it is stored as.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+mod dense;
+mod tt;
+
+use crate::{
+    blob::{Blob, TableData, Weights},
+    error::{BlobError, LookupError},
+    kernel::{Epilogue, Store},
+};
+
+/// A view of one table in a blob. Cheap to copy, `Send` and `Sync`; a lookup allocates nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    data: TableData<'a>,
+}
+
+impl<'a> Blob<'a> {
+    /// The table called `name`.
+    ///
+    /// # Errors
+    /// [`BlobError::NoSuchTable`].
+    pub fn table(&self, name: &str) -> Result<Table<'a>, BlobError> {
+        let position = self.position(name).ok_or(BlobError::NoSuchTable)?;
+        self.table_data(position).map(Table::new).ok_or(BlobError::NoSuchTable)
+    }
+
+    /// Every table, in name order.
+    pub fn tables(&self) -> impl Iterator<Item = Table<'a>> + use<'a> {
+        let blob = *self;
+        (0..blob.num_tables()).filter_map(move |position| blob.table_data(position)).map(Table::new)
+    }
+}
+
+impl<'a> Table<'a> {
+    fn new(data: TableData<'a>) -> Self {
+        Self { data }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'a str {
+        self.data.name
+    }
+
+    /// Rows.
+    pub fn num_embeddings(&self) -> u64 {
+        self.data.num_embeddings
+    }
+
+    /// Columns.
+    pub fn embedding_dim(&self) -> usize {
+        self.data.embedding_dim
+    }
+
+    /// What the table is stored as.
+    pub fn data(&self) -> &TableData<'a> {
+        &self.data
+    }
+
+    /// The f32 elements of scratch that [`lookup`](Self::lookup) and [`bag`](Self::bag) need: 0 for a dense table.
+    pub fn workspace_len(&self) -> usize {
+        match &self.data.weights {
+            Weights::Dense(_) => 0,
+            Weights::Tt(tt) => tt::workspace_len(&tt.shape),
+        }
+    }
+
+    /// A workspace for this table: [`workspace_len`](Self::workspace_len) zeros on the heap.
+    #[cfg(feature = "alloc")]
+    pub fn workspace(&self) -> alloc::vec::Vec<f32> {
+        alloc::vec![0.0; self.workspace_len()]
+    }
+
+    /// Writes row `row` into `out`, `embedding_dim` elements. `workspace` holds at least
+    /// [`workspace_len`](Self::workspace_len) elements; what they are before does not matter.
+    ///
+    /// # Errors
+    /// [`LookupError::IndexOutOfRange`], [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is then as it
+    /// was.
+    pub fn lookup(&self, row: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
+        self.check_row(row, 0)?;
+        self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
+        self.put_row(row, out, workspace, Store).ok_or(LookupError::Inconsistent)
+    }
+
+    pub(crate) fn check_row(&self, row: u64, position: usize) -> Result<(), LookupError> {
+        let num_embeddings = self.num_embeddings();
+        if row < num_embeddings {
+            Ok(())
+        } else {
+            Err(LookupError::IndexOutOfRange { position, index: row, num_embeddings })
+        }
+    }
+
+    pub(crate) fn check_buffers(&self, out: usize, expected_out: usize, workspace: usize) -> Result<(), LookupError> {
+        if out != expected_out {
+            return Err(LookupError::OutputLen { found: out, expected: expected_out });
+        }
+        let expected = self.workspace_len();
+        if workspace < expected {
+            return Err(LookupError::WorkspaceLen { found: workspace, expected });
+        }
+        Ok(())
+    }
+
+    /// Gives every element of row `row` to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would
+    /// mean that the view contradicts itself.
+    pub(crate) fn put_row<E: Epilogue>(
+        &self,
+        row: u64,
+        out: &mut [f32],
+        workspace: &mut [f32],
+        epilogue: E,
+    ) -> Option<()> {
+        if let Some(overrides) = &self.data.overrides
+            && let Ok(position) = overrides.ids.binary_search(&row)
+        {
+            return dense::put_row(&overrides.rows, position, out, epilogue);
+        }
+        match &self.data.weights {
+            Weights::Dense(rows) => dense::put_row(rows, usize::try_from(row).ok()?, out, epilogue),
+            Weights::Tt(tt) => tt::put_row(tt, row, out, workspace, epilogue),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Reads a blob by `docs/format.md` alone: field offsets come from the page's tables, so that page and code stay in step.
+
+use std::collections::HashMap;
+use ttrec::{Blob, include_blob};
+
+const PAGE: &str = include_str!("../docs/format.md");
+
+/// The fields of the table under `heading`: name -> (offset, bytes). Checks that they lie end to end and fill `total`.
+fn fields(heading: &str, total: usize) -> HashMap<&'static str, (usize, usize)> {
+    let (_, section) = PAGE.split_once(&format!("\n## {heading}\n")).expect(heading);
+    let mut fields = HashMap::new();
+    let mut end = 0;
+    for line in section.lines().skip_while(|line| !line.starts_with("| 0 |")).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, offset, kind, name, ..] = cells[..] else { panic!("{line}") };
+        assert_eq!(offset.parse(), Ok(end), "{heading}: {line}");
+        let scalar = |kind: &str| match kind {
+            "u8" | "byte" | "bytes" => 1,
+            "u16" => 2,
+            "u32" => 4,
+            "u64" => 8,
+            other => panic!("{other}: {line}"),
+        };
+        let words: Vec<&str> = kind.split_whitespace().collect();
+        let len = match words[..] {
+            [kind] => scalar(kind),
+            [count, "x", kind] | [count, kind] => count.parse::<usize>().expect(line) * scalar(kind),
+            _ => panic!("{line}"),
+        };
+        // `reserved` may stand twice; nothing reads it by name.
+        fields.insert(name, (end, len));
+        end += len;
+    }
+    assert_eq!(end, total, "{heading}");
+    fields
+}
+
+struct Record<'a> {
+    bytes: &'a [u8],
+    fields: &'a HashMap<&'static str, (usize, usize)>,
+}
+
+impl Record<'_> {
+    fn number(&self, name: &str) -> u64 {
+        let (offset, len) = self.fields[name];
+        number(&self.bytes[offset..offset + len])
+    }
+
+    fn list(&self, name: &str) -> Vec<u64> {
+        let (offset, len) = self.fields[name];
+        self.bytes[offset..offset + len].chunks(4).map(number).collect()
+    }
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte))
+}
+
+fn float(bytes: &[u8]) -> f64 {
+    f64::from(f32::from_bits(number(&bytes[..4]) as u32))
+}
+
+/// CRC-32C, bit by bit, as the page defines it.
+fn crc32c(chunks: &[&[u8]]) -> u32 {
+    let bits = |crc: u32, &byte: &u8| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82F6_3B78 } else { crc >> 1 })
+    };
+    !chunks.iter().copied().flatten().fold(u32::MAX, bits)
+}
+
+#[test]
+fn the_checksum_is_the_one_the_page_names() {
+    assert_eq!(crc32c(&[b"123456789"]), 0xE306_9283);
+}
+
+#[test]
+fn a_reader_written_from_the_page_agrees_with_the_library() {
+    let file: &[u8] = include_blob!("golden/two_tables.ttr");
+    let (header_fields, table_fields, section_fields) =
+        (fields("Header", 64), fields("Table record", 128), fields("Section record", 32));
+    let header = Record { bytes: &file[..64], fields: &header_fields };
+    assert_eq!(file[..8], [0x89, 0x54, 0x54, 0x52, 0x0D, 0x0A, 0x1A, 0x0A]);
+    assert_eq!(header.number("version"), 1);
+    assert_eq!(header.number("total_len"), file.len() as u64);
+    let tables_end = 64 + 128 * header.number("num_tables") as usize;
+    let sections_end = tables_end + 32 * header.number("num_sections") as usize;
+    let names_end = sections_end + header.number("names_len") as usize;
+    let head_end = names_end.next_multiple_of(64);
+    let checksum_at = header_fields["checksum"].0;
+    let head = [&file[..checksum_at], &[0; 4], &file[checksum_at + 4..head_end]];
+    assert_eq!(u64::from(crc32c(&head)), header.number("checksum"));
+
+    let mut end = head_end;
+    let mut sections = Vec::new();
+    for bytes in file[tables_end..sections_end].chunks(32) {
+        let record = Record { bytes, fields: &section_fields };
+        let (offset, len) = (record.number("offset") as usize, record.number("len") as usize);
+        assert_eq!(offset, end);
+        end = (offset + len).next_multiple_of(64);
+        assert_eq!(u64::from(crc32c(&[&file[offset..end]])), record.number("checksum"));
+        let key = (record.number("role"), record.number("dtype"), record.number("core"));
+        sections.push((key, &file[offset..offset + len]));
+    }
+    assert_eq!(end, file.len());
+
+    let blob = Blob::parse(file).unwrap();
+    let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
+    assert_eq!(names, ["item", "user"]);
+    for bytes in file[64..tables_end].chunks(128) {
+        let record = Record { bytes, fields: &table_fields };
+        let name_at = sections_end + record.number("name_offset") as usize;
+        let name = core::str::from_utf8(&file[name_at..name_at + record.number("name_len") as usize]).unwrap();
+        let first = record.number("first_section") as usize;
+        let owned = &sections[first..first + record.number("num_sections") as usize];
+        let columns = record.number("embedding_dim") as usize;
+        let row_of: Box<dyn Fn(u64) -> Vec<f64>> = match record.number("kind") {
+            1 => {
+                let [((1, 4, 0), rows)] = owned else { panic!("{name}: {:?}", owned[0].0) };
+                Box::new(move |row| {
+                    let row = &rows[row as usize * (8 + columns)..][..8 + columns];
+                    let (scale, offset) = (float(row), float(&row[4..]));
+                    row[8..].iter().map(|&q| scale * f64::from(q as i8) + offset).collect()
+                })
+            }
+            2 => {
+                let [((2, 1, 0), g0), ((2, 1, 1), g1), ((2, 1, 2), g2), ((4, 0x40, 0), ids), ((5, 1, 0), rows)] = owned
+                else {
+                    panic!("{name}")
+                };
+                assert_eq!((record.number("num_cores"), record.number("digit_order")), (3, 0));
+                let (p, q, r) = (record.list("row_factors"), record.list("column_factors"), record.list("inner_ranks"));
+                let size = |n: u64| n as usize;
+                let (q, r) = ([size(q[0]), size(q[1]), size(q[2])], [1, size(r[0]), size(r[1]), 1]);
+                assert_eq!(q.iter().product::<usize>(), columns);
+                Box::new(move |row| {
+                    if let Some(at) = ids.chunks(8).position(|id| number(id) == row) {
+                        return rows[at * 4 * columns..].chunks(4).take(columns).map(float).collect();
+                    }
+                    let digits = [row / (p[1] * p[2]), row / p[2] % p[1], row % p[2]];
+                    let at = |core: &[u8], k: usize, a: usize, b: usize, c: usize| {
+                        let slice = digits[k] as usize * r[k] * q[k] * r[k + 1];
+                        float(&core[4 * (slice + (a * q[k] + b) * r[k + 1] + c)..])
+                    };
+                    let mut values = Vec::new();
+                    for (j0, j1, j2) in
+                        (0..q[0]).flat_map(|a| (0..q[1]).flat_map(move |b| (0..q[2]).map(move |c| (a, b, c))))
+                    {
+                        let mut sum = 0.0;
+                        for (a, b) in (0..r[1]).flat_map(|a| (0..r[2]).map(move |b| (a, b))) {
+                            sum += at(g0, 0, 0, j0, a) * at(g1, 1, a, j1, b) * at(g2, 2, b, j2, 0);
+                        }
+                        values.push(sum);
+                    }
+                    values
+                })
+            }
+            other => panic!("kind {other}"),
+        };
+
+        let table = blob.table(name).unwrap();
+        assert_eq!((table.num_embeddings(), table.embedding_dim()), (record.number("num_embeddings"), columns));
+        let (mut row, mut workspace) = (vec![0.0; columns], vec![0.0; table.workspace_len()]);
+        for index in 0..table.num_embeddings() {
+            table.lookup(index, &mut row, &mut workspace).unwrap();
+            let expected = row_of(index);
+            let largest = expected.iter().fold(1.0f64, |largest, x| largest.max(x.abs()));
+            for (ours, theirs) in row.iter().zip(&expected) {
+                assert!((f64::from(*ours) - theirs).abs() <= 4e-6 * largest, "{name} row {index}: {ours} for {theirs}");
+            }
+        }
+    }
+}

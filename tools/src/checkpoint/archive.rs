@@ -1,0 +1,77 @@
+//! The zip container under `.pt` and `.npz`.
+
+use std::borrow::Cow;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
+
+use super::CheckpointError;
+use super::mapped::Mapped;
+
+pub(super) type Members = ZipArchive<Cursor<Mapped>>;
+
+/// An archive that has passed `open`.
+pub(super) struct Archive {
+    pub(super) members: Members,
+    /// Names of the members, by index.
+    pub(super) names: Vec<String>,
+}
+
+/// A member may decompress to this much, however small it is ...
+const FREE_SIZE: u64 = 64 << 20;
+/// ... and beyond it to this many times its compressed size. Trained weights hardly compress; deflate
+/// reaches 1000 on a bomb.
+const MAX_RATIO: u64 = 100;
+
+/// Opens the archive and refuses what could mislead a reader of its members: two of one name,
+/// encryption, unknown compression, and sizes the file cannot honestly hold.
+pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError> {
+    let malformed = |e: ZipError| CheckpointError::file(path, format!("zip archive: {e}"));
+    let members = ZipArchive::new(Cursor::new(map.clone())).map_err(malformed)?;
+    // Decoded as pytorch-reader decodes them: an extra field may give a member another name.
+    let names: Vec<String> =
+        members.file_names().map(|name| name.map(Cow::into_owned)).collect::<Result<_, _>>().map_err(malformed)?;
+    if members.has_duplicate_names() {
+        let reason = "zip archive: two members of one name, expected distinct names";
+        return Err(CheckpointError::file(path, reason));
+    }
+    let file_len = map.as_ref().len() as u64;
+    for (index, name) in names.iter().enumerate() {
+        let member = members.by_index_data(index).map_err(malformed)?;
+        let (size, packed) = (member.size(), member.compressed_size());
+        let limit = match member.compression() {
+            CompressionMethod::Stored => Some(packed.min(file_len)),
+            CompressionMethod::Deflated if packed <= file_len => Some(FREE_SIZE.max(packed.saturating_mul(MAX_RATIO))),
+            _ => None,
+        };
+        let reason = match limit {
+            _ if member.encrypted() => "encrypted, expected plain".to_owned(),
+            Some(limit) if size <= limit => continue,
+            Some(limit) => format!(
+                "declares {size} bytes, expected at most {limit} from {packed} bytes in the file; \
+                 if it is genuine, save it uncompressed"
+            ),
+            None => format!(
+                "{packed} bytes compressed by {:?} in a file of {file_len}, expected stored or deflated",
+                member.compression()
+            ),
+        };
+        return Err(CheckpointError::tensor(path, name, reason));
+    }
+    Ok(Archive { members, names })
+}
+
+/// Decompresses a whole member and checks its length and checksum. `open` has bounded the length.
+pub(super) fn read(members: &mut Members, index: usize) -> Result<Vec<u8>, String> {
+    let member = members.by_index(index).map_err(|e| e.to_string())?;
+    let size = member.size();
+    let mut bytes = Vec::new();
+    // One byte more than declared, so that reading on to the end verifies the checksum.
+    member.take(size.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 != size {
+        return Err(format!("{} or more bytes, expected {size}", bytes.len()));
+    }
+    Ok(bytes)
+}

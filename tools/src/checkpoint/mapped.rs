@@ -1,0 +1,34 @@
+//! Read-only memory mapping of a whole file.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+/// A mapped file; clones share the mapping.
+#[derive(Clone)]
+pub(crate) struct Mapped(Arc<Mmap>);
+
+impl Mapped {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        // A directory cannot be mapped, and opening a pipe waits for its writer.
+        if !path.metadata()?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let file = File::open(path)?;
+        // SAFETY: the mapping is read-only and its bytes are only ever read as `u8`, for which every
+        // value is valid. What cannot be ruled out is another process writing to the file meanwhile:
+        // the values read then change, and a file cut short ends this process with SIGBUS. A command
+        // that converts a file at rest accepts that; the alternative is to load gigabytes of table.
+        let map = unsafe { Mmap::map(&file) }?;
+        Ok(Self(Arc::new(map)))
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}

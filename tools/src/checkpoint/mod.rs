@@ -1,0 +1,149 @@
+//! Trained checkpoints as named tensors: `.safetensors`, torch `.pt`/`.pth` (zip and legacy), `.npy`
+//! and `.npz`, told apart by content.
+//!
+//! A checkpoint is hostile until proven otherwise. Every declared size is checked against the bytes
+//! that are there before anything is allocated from it, compressed data must keep to a ratio (see
+//! `archive`), a pickle is costed before it is parsed (see `pickle`), and no reader used here can
+//! execute anything a file asks for.
+
+mod archive;
+mod mapped;
+mod numpy;
+mod pickle;
+mod safetensors;
+mod tensor;
+mod torch;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(crate) use mapped::Mapped;
+pub(crate) use tensor::{ElementType, Tensor};
+
+/// Why a checkpoint cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    /// The file cannot be opened or mapped.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The container is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// One tensor or member is not what it should be, or was asked for what it does not hold.
+    #[error("{}: `{tensor}`: {reason}", path.display())]
+    Tensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor or member.
+        tensor: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+}
+
+impl CheckpointError {
+    fn file(path: &Path, reason: impl ToString) -> Self {
+        Self::File { path: path.to_owned(), reason: reason.to_string() }
+    }
+
+    fn tensor(path: &Path, tensor: &str, reason: impl ToString) -> Self {
+        Self::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// An open checkpoint.
+///
+/// Uncompressed `.safetensors`, `.npy` and `.npz` data is decoded from a mapping of the file and never
+/// loaded. Tensors of `.pt` files and of compressed `.npz` files are decoded whole on first use; those
+/// used last are kept, up to 256 MiB or one tensor.
+pub(crate) struct Checkpoint {
+    path: Arc<Path>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`; its content decides which container it is.
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let path: Arc<Path> = path.into();
+        let map = Mapped::open(&path).map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
+        let list = contain(|| read(&path, map)).unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
+        let mut tensors = BTreeMap::new();
+        for tensor in list {
+            let name = tensor.name().to_owned();
+            if tensors.insert(name.clone(), tensor).is_some() {
+                let reason = "two tensors of this name, expected one";
+                return Err(CheckpointError::tensor(&path, &name, reason));
+            }
+        }
+        Ok(Self { path, tensors })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tensors in name order.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.tensors.values()
+    }
+
+    /// The tensor called `name`.
+    pub(crate) fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+}
+
+/// Reads the tensor list of the container found in `map`.
+fn read(path: &Arc<Path>, map: Mapped) -> Result<Vec<Tensor>, CheckpointError> {
+    let bytes = map.as_ref();
+    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
+        let archive = archive::open(path, &map)?;
+        if archive.names.iter().any(|name| torch::is_pickle_member(name)) {
+            return torch::read_zip(path, &map, archive);
+        }
+        return numpy::read_npz(path, &map, archive);
+    }
+    if bytes.starts_with(numpy::MAGIC) {
+        return numpy::read_npy(path, &map);
+    }
+    // The length of the JSON header, then its opening brace.
+    if bytes.get(8) == Some(&b'{') {
+        return safetensors::read(path, &map);
+    }
+    if torch::is_legacy(bytes) {
+        return torch::read_legacy(path, &map);
+    }
+    let reason = if bytes.get(257..262) == Some(b"ustar") {
+        "a torch checkpoint in tar form (before 2017), expected one saved again by a newer torch"
+    } else {
+        "expected a .safetensors, torch .pt (zip or legacy), .npy or .npz file, found none of their signatures"
+    };
+    Err(CheckpointError::file(path, reason))
+}
+
+/// Runs the parsing of hostile bytes; a panic becomes an error.
+///
+/// Some libraries multiply or add declared sizes unchecked (npyz the shape, safetensors the end of the
+/// data), which panics when overflow checks are on, and none promises not to panic at all.
+fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
+    // What a panic may leave half done is dropped with the closure.
+    catch_unwind(AssertUnwindSafe(parse)).map_err(|panic| {
+        let message =
+            panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        format!("malformed: {}", message.unwrap_or("the parser failed"))
+    })
+}

@@ -1,0 +1,97 @@
+//! The safetensors container: a JSON header, then the tensors back to back.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use super::mapped::Mapped;
+use super::tensor::{Data, Layout};
+use super::{CheckpointError, ElementType, Tensor};
+
+/// Parsing the header takes up to some 15 times its size; 16 MiB describe over 100,000 tensors.
+const MAX_HEADER: usize = 16 << 20;
+
+pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
+    let bytes = map.as_ref();
+    let malformed = |reason: &dyn fmt::Display| CheckpointError::file(path, format!("safetensors header: {reason}"));
+    let header_len = bytes
+        .first_chunk()
+        .and_then(|&len| usize::try_from(u64::from_le_bytes(len)).ok())
+        .filter(|&len| len <= MAX_HEADER)
+        .ok_or_else(|| malformed(&format_args!("expected at most {MAX_HEADER} bytes")))?;
+    let data_start = 8 + header_len;
+    let header = bytes.get(8..data_start).ok_or_else(|| malformed(&"longer than the file"))?;
+    // The library keeps the last of two equal names without a word.
+    serde_json::from_slice::<DistinctKeys>(header).map_err(|e| malformed(&e))?;
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(&e))?;
+
+    let tensors = metadata.tensors();
+    tensors
+        .into_iter()
+        .map(|(name, info)| {
+            let element_type = element_type(info.dtype).ok_or_else(|| {
+                let reason = format!("element type {}, expected float, integer or bool of 8 to 64 bits", info.dtype);
+                CheckpointError::tensor(path, &name, reason)
+            })?;
+            let (start, end) = info.data_offsets;
+            let range = data_start.saturating_add(start)..data_start.saturating_add(end);
+            let shape = info.shape.iter().map(|&extent| extent as u64).collect();
+            let data = Data::Mapped(map.clone(), range);
+            let layout = Layout::ROW_MAJOR_LE;
+            Tensor::new(path, name.clone(), element_type, shape, layout, data)
+        })
+        .collect()
+}
+
+fn element_type(dtype: Dtype) -> Option<ElementType> {
+    Some(match dtype {
+        Dtype::F64 => ElementType::F64,
+        Dtype::F32 => ElementType::F32,
+        Dtype::F16 => ElementType::F16,
+        Dtype::BF16 => ElementType::Bf16,
+        Dtype::I64 => ElementType::I64,
+        Dtype::I32 => ElementType::I32,
+        Dtype::I16 => ElementType::I16,
+        Dtype::I8 => ElementType::I8,
+        Dtype::U64 => ElementType::U64,
+        Dtype::U32 => ElementType::U32,
+        Dtype::U16 => ElementType::U16,
+        Dtype::U8 => ElementType::U8,
+        Dtype::BOOL => ElementType::Bool,
+        _ => return None,
+    })
+}
+
+/// Accepts a JSON object only if its keys differ.
+struct DistinctKeys;
+
+impl<'de> Deserialize<'de> for DistinctKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = DistinctKeys;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of distinct tensor names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<DistinctKeys, A::Error> {
+                let mut seen = BTreeSet::new();
+                while let Some((key, IgnoredAny)) = map.next_entry::<String, _>()? {
+                    if let Some(key) = seen.replace(key) {
+                        return Err(A::Error::custom(format_args!("two tensors named `{key}`")));
+                    }
+                }
+                Ok(DistinctKeys)
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
+}

@@ -1,0 +1,263 @@
+//! `ttrec convert`: a checkpoint's tables into a blob, streamed.
+
+use crate::{
+    Outcome,
+    checkpoint::{Checkpoint, Tensor},
+    dialect::{self, Source, Weights},
+    output::Output,
+    progress::Progress,
+    spec::{Spec, TableSpec},
+};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+use ttrec::{
+    BlobError,
+    blob::{Layout, OverridesSpec, Role, SectionChecksum, SectionPlan, WeightsSpec},
+    dtype::{self, Dtype, EncodeError},
+};
+
+/// Turn a trained checkpoint into a blob.
+///
+/// Which tensors become which tables is said by a spec, a TOML file with one [[table]] each. Without one, the tables that
+/// the checkpoint seems to hold are listed, as a spec to begin with; if there is just one and nothing is missing, it is
+/// converted.
+#[derive(clap::Args)]
+#[command(after_help = "\
+A spec:
+  [[table]]
+  name = \"item\"                 # in the blob
+  prefix = \"emb.item.\"          # what stands before the dialect's own keys (default: nothing)
+  dialect = \"fbtt\"              # fbtt, dense
+  num_embeddings = 1000         # FBTT does not store it
+  column_factors = [4, 4, 4]    # nor these; `ranks` (the inner ones) would do as well
+  dtype = \"f16\"                 # f32, f16, bf16, i8 (default: as in the checkpoint)
+
+  [[table]]
+  name = \"word\"
+  tensor = \"embeddings.word_embeddings.weight\"   # a dense tensor, by its full name")]
+pub(crate) struct Args {
+    /// .safetensors, torch .pt (zip or legacy), .npy or .npz; nothing in it is executed
+    checkpoint: PathBuf,
+    /// Where the blob goes; it appears whole or not at all
+    #[arg(short, long, value_name = "BLOB")]
+    output: PathBuf,
+    /// Which tensors become which tables
+    #[arg(long, value_name = "SPEC.toml")]
+    spec: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    if let (Ok(from), Ok(to)) = (args.checkpoint.canonicalize(), args.output.canonicalize()) {
+        ensure!(from != to, "{}: the blob would replace its own checkpoint", args.output.display());
+    }
+    let (spec, origin) = match &args.spec {
+        Some(path) => (Spec::read(path)?, path.display().to_string()),
+        None => (only_table(&checkpoint)?, "the checkpoint's only table".to_owned()),
+    };
+    let total_len = convert(&checkpoint, &spec, &args.output).map_err(|error| name_input(error, &origin))?;
+    let tables = spec.tables.len();
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "{}: {tables} table{}, {total_len} bytes",
+        args.output.display(),
+        if tables == 1 { "" } else { "s" }
+    )?;
+    Ok(Outcome::Done)
+}
+
+/// Says where the facts came from, but leaves errors of writing as they are.
+fn name_input(error: anyhow::Error, origin: &str) -> anyhow::Error {
+    if error.is::<crate::output::WriteError>() { error } else { error.context(format!("with {origin}")) }
+}
+
+/// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
+pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path) -> Result<u64> {
+    let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
+    let layouts: Vec<_> = sources.iter().map(Source::layout).collect();
+    let mut layout = Layout::new(&layouts).map_err(|error| name_table(error, &sources))?;
+
+    let mut output = Output::create(path)?;
+    let head_len = layout.head().len();
+    output.write(|file| file.write_all(&vec![0; head_len]))?;
+    for (position, plan) in layout.sections().to_vec().iter().enumerate() {
+        let source = &sources[plan.table];
+        let mut sink = Sink { output: &mut output, checksum: SectionChecksum::new(), len: 0 };
+        source.write_section(plan, &mut sink).map_err(|error| {
+            if error.is::<crate::output::WriteError>() { error } else { source.name_error(checkpoint, error) }
+        })?;
+        ensure!(sink.len == plan.len, "table {:?}: wrote {} of {} bytes", source.name, sink.len, plan.len);
+        layout.set_checksum(position, sink.finish()?);
+    }
+    output.overwrite_start(&layout.head())?;
+    output.commit()?;
+    Ok(layout.total_len())
+}
+
+fn name_table(error: BlobError, sources: &[Source<'_>]) -> anyhow::Error {
+    let table = match error {
+        BlobError::Name { table } | BlobError::NameOrder { table } | BlobError::Shape { table, .. } => {
+            sources.get(table)
+        }
+        _ => None,
+    };
+    match (table, error) {
+        (Some(table), BlobError::NameOrder { .. }) => anyhow!("table {:?} is there twice", table.name),
+        (Some(table), error) => anyhow!(error).context(format!("table {:?}", table.name)),
+        (None, error) => anyhow!(error),
+    }
+}
+
+/// A section being written.
+struct Sink<'o> {
+    output: &'o mut Output,
+    checksum: SectionChecksum,
+    len: u64,
+}
+
+impl Sink<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.checksum.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(self.output.write(|file| file.write_all(bytes))?)
+    }
+
+    /// Pads the section.
+    fn finish(self) -> Result<SectionChecksum> {
+        let padding = self.len.next_multiple_of(ttrec::blob::ALIGNMENT as u64) - self.len;
+        self.output.write(|file| file.write_all(&vec![0; padding as usize]))?;
+        Ok(self.checksum)
+    }
+}
+
+impl Source<'_> {
+    fn layout(&self) -> ttrec::blob::TableSpec {
+        let dtype = self.dtype;
+        let (weights, overrides) = match &self.weights {
+            &Weights::Dense { num_embeddings, embedding_dim, .. } => {
+                (WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }, None)
+            }
+            Weights::Tt { shape, overrides, .. } => (WeightsSpec::Tt { shape: *shape, dtype }, overrides.as_ref()),
+        };
+        // Overridden rows are the ones that training held to be worth their bytes: they stay exact.
+        let overrides = overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
+        ttrec::blob::TableSpec { name: self.name.clone(), weights, overrides }
+    }
+
+    fn name_error(&self, checkpoint: &Checkpoint, error: anyhow::Error) -> anyhow::Error {
+        error.context(format!("{}: table {:?}", checkpoint.path().display(), self.name))
+    }
+
+    fn write_section(&self, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
+        match (plan.role, &self.weights) {
+            (Role::Rows, &Weights::Dense { num_embeddings, embedding_dim, tensor }) => {
+                self.write_rows(tensor, num_embeddings, embedding_dim, sink)
+            }
+            (Role::Core(k), Weights::Tt { shape, cores, .. }) => {
+                self.for_each_slice(cores[k], shape.slice_len(k), |bytes, _| sink.put(bytes))
+            }
+            (Role::Scales(k), Weights::Tt { shape, cores, .. }) => {
+                self.for_each_slice(cores[k], shape.slice_len(k), |_, scale| sink.put(&scale.to_le_bytes()))
+            }
+            (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
+                overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
+            }
+            (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
+                let mut row = vec![0.0; shape.embedding_dim()];
+                let mut bytes = vec![0; Dtype::F32.row_len(row.len())];
+                overrides.ids.iter().try_for_each(|&(_, position)| {
+                    let start = position * row.len() as u64;
+                    overrides.tensor.read_f32(start, &mut row)?;
+                    dtype::encode_rows(&row, row.len(), Dtype::F32, &mut bytes)
+                        .map_err(|error| place(error, overrides.tensor, start, row.len()))?;
+                    sink.put(&bytes)
+                })
+            }
+            (role, _) => bail!("no data for section {role:?}"),
+        }
+    }
+
+    fn write_rows(&self, tensor: &Tensor, rows: u64, embedding_dim: usize, sink: &mut Sink<'_>) -> Result<()> {
+        let at_once = (1 << 18) / embedding_dim as u64 + 1;
+        let mut values = vec![0.0; at_once.min(rows) as usize * embedding_dim];
+        let mut bytes = vec![0; at_once.min(rows) as usize * self.dtype.row_len(embedding_dim)];
+        let mut progress = Progress::new(&format!("{}: rows", self.name), rows);
+        let mut row = 0;
+        while row < rows {
+            let count = at_once.min(rows - row);
+            let values = &mut values[..count as usize * embedding_dim];
+            let bytes = &mut bytes[..count as usize * self.dtype.row_len(embedding_dim)];
+            let start = row * embedding_dim as u64;
+            tensor.read_f32(start, values)?;
+            dtype::encode_rows(values, embedding_dim, self.dtype, bytes)
+                .map_err(|error| place(error, tensor, start, embedding_dim))?;
+            sink.put(bytes)?;
+            row += count;
+            progress.add(count);
+        }
+        Ok(())
+    }
+
+    /// Gives each slice of a core, encoded, and its scale to `put`.
+    fn for_each_slice(&self, core: &Tensor, len: usize, mut put: impl FnMut(&[u8], f32) -> Result<()>) -> Result<()> {
+        let mut values = vec![0.0; len];
+        let mut bytes = vec![0; len * self.dtype.size()];
+        for slice in 0..core.len() / len as u64 {
+            let start = slice * len as u64;
+            core.read_f32(start, &mut values)?;
+            let scale =
+                dtype::encode_slice(&values, self.dtype, &mut bytes).map_err(|error| place(error, core, start, len))?;
+            put(&bytes, scale)?;
+        }
+        Ok(())
+    }
+}
+
+/// Names the tensor and the place of a value that could not be encoded.
+fn place(error: EncodeError, tensor: &Tensor, start: u64, run: usize) -> anyhow::Error {
+    match error {
+        EncodeError::OutOfRange { position, value, dtype } => {
+            let position = start + position as u64;
+            let (row, column) = (position / run as u64, position % run as u64);
+            let name = tensor.name();
+            anyhow!("tensor {name:?}, row {row}, column {column}: {value} has no finite {} form", dtype.name())
+        }
+        error => anyhow!(error),
+    }
+}
+
+/// The spec for a checkpoint that holds one table and says all about it; otherwise an error that offers what there is.
+fn only_table(checkpoint: &Checkpoint) -> Result<Spec> {
+    let found = dialect::detect(checkpoint);
+    let path = checkpoint.path().display();
+    if let [table] = found.as_slice() {
+        // A bare .npy or an empty prefix gives no name.
+        let name = checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let prefixed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
+        let table = TableSpec { name: if prefixed { name } else { None }, ..table.clone() };
+        match Source::open(checkpoint, &table) {
+            Ok(_) => return Ok(Spec { tables: vec![table] }),
+            Err(error) => bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?),
+        }
+    }
+    ensure!(
+        !found.is_empty(),
+        "{path}: nothing looks like an embedding table; name one in a --spec. It holds:\n{}",
+        list_tensors(checkpoint)
+    );
+    let (tables, offer) = (found.len(), offer(&found)?);
+    bail!("{path}: {tables} tensors look like embedding tables. Keep the ones you want in a --spec:\n\n{offer}")
+}
+
+fn offer(tables: &[TableSpec]) -> Result<String> {
+    toml::to_string(&Spec { tables: tables.to_vec() }).context("cannot write the offered spec")
+}
+
+fn list_tensors(checkpoint: &Checkpoint) -> String {
+    let line = |t: &Tensor| format!("  {} {} {:?}\n", t.name(), t.element_type(), t.shape());
+    checkpoint.tensors().take(40).map(line).collect()
+}

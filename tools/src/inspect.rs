@@ -1,0 +1,148 @@
+//! `ttrec inspect`: what a blob holds, from its directory alone.
+
+use crate::{Outcome, blob_file::BlobFile};
+use anyhow::Result;
+use serde::Serialize;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+use ttrec::{Blob, DigitOrder, blob::Weights};
+
+/// Show what a blob holds.
+///
+/// Reads the header and the directory only, however large the blob is. `verify` reads the rest.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A blob
+    blob: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct BlobSummary {
+    format_version: u32,
+    bytes: u64,
+    dense_f32_bytes: u64,
+    tables: Vec<TableSummary>,
+}
+
+#[derive(Serialize)]
+struct TableSummary {
+    name: String,
+    representation: &'static str,
+    dtype: &'static str,
+    num_embeddings: u64,
+    embedding_dim: usize,
+    bytes: u64,
+    dense_f32_bytes: u64,
+    overrides: usize,
+    workspace_len: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tt: Option<TtSummary>,
+}
+
+#[derive(Serialize)]
+struct TtSummary {
+    row_factors: Vec<u32>,
+    column_factors: Vec<u32>,
+    ranks: Vec<u32>,
+    digit_order: &'static str,
+    num_parameters: u64,
+    flops_per_row: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let file = BlobFile::open(&args.blob)?;
+    let summary = summarise(&file.blob()?);
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &summary).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        print(&mut out, file.path().display(), &summary)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn summarise(blob: &Blob<'_>) -> BlobSummary {
+    let tables: Vec<TableSummary> = blob
+        .tables()
+        .enumerate()
+        .map(|(position, table)| {
+            let data = table.data();
+            let tt = match &data.weights {
+                Weights::Dense(_) => None,
+                Weights::Tt(tt) => Some(TtSummary {
+                    row_factors: tt.shape.row_factors().to_vec(),
+                    column_factors: tt.shape.column_factors().to_vec(),
+                    ranks: tt.shape.inner_ranks().to_vec(),
+                    digit_order: match tt.shape.digit_order() {
+                        DigitOrder::MostSignificantFirst => "most_significant_first",
+                        DigitOrder::LeastSignificantFirst => "least_significant_first",
+                    },
+                    num_parameters: tt.shape.num_parameters(),
+                    flops_per_row: tt.shape.flops_left_to_right(),
+                }),
+            };
+            TableSummary {
+                name: table.name().to_owned(),
+                representation: if tt.is_some() { "tt" } else { "dense" },
+                dtype: data.dtype().name(),
+                num_embeddings: table.num_embeddings(),
+                embedding_dim: table.embedding_dim(),
+                bytes: blob.sections(position).map(|section| section.len).sum(),
+                dense_f32_bytes: table.num_embeddings().saturating_mul(table.embedding_dim() as u64 * 4),
+                overrides: data.overrides.map_or(0, |overrides| overrides.ids.len()),
+                workspace_len: table.workspace_len(),
+                tt,
+            }
+        })
+        .collect();
+    BlobSummary {
+        format_version: ttrec::blob::VERSION,
+        bytes: blob.len() as u64,
+        dense_f32_bytes: tables.iter().fold(0, |sum, table| sum.saturating_add(table.dense_f32_bytes)),
+        tables,
+    }
+}
+
+fn print(out: &mut impl Write, path: std::path::Display<'_>, summary: &BlobSummary) -> io::Result<()> {
+    let count = summary.tables.len();
+    writeln!(
+        out,
+        "{path}: format {}, {count} table{}, {} bytes, {:.1}x smaller than dense f32\n",
+        summary.format_version,
+        if count == 1 { "" } else { "s" },
+        summary.bytes,
+        summary.dense_f32_bytes as f64 / summary.bytes as f64
+    )?;
+    let width = summary.tables.iter().map(|table| table.name.chars().count()).max().unwrap_or(0).max(5);
+    writeln!(
+        out,
+        "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>8}  shape",
+        "table", "rows", "cols", "kind", "type", "bytes", "smaller"
+    )?;
+    for table in &summary.tables {
+        let shape = match &table.tt {
+            Some(tt) => format!("p {:?} q {:?} ranks {:?}", tt.row_factors, tt.column_factors, tt.ranks),
+            None => String::new(),
+        };
+        let overrides =
+            if table.overrides > 0 { format!(", {} rows overridden", table.overrides) } else { String::new() };
+        writeln!(
+            out,
+            "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>7.1}x  {shape}{overrides}",
+            table.name,
+            table.num_embeddings,
+            table.embedding_dim,
+            table.representation,
+            table.dtype,
+            table.bytes,
+            table.dense_f32_bytes as f64 / table.bytes as f64,
+        )?;
+    }
+    Ok(())
+}

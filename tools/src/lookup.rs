@@ -1,0 +1,155 @@
+//! `ttrec lookup`: rows or pooled bags of one table, for an npz file of indices.
+
+use crate::{
+    Outcome,
+    blob_file::BlobFile,
+    checkpoint::{Checkpoint, Tensor},
+    output::Output,
+};
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use npyz::WriterBuilder;
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+use ttrec::{Bags, LookupError, Pooling, Table};
+
+/// Look rows up, or pool bags of them.
+///
+/// The npz file holds `indices` and `offsets` as torch.nn.EmbeddingBag takes them with include_last_offset=True (bag b is
+/// indices[offsets[b]..offsets[b + 1]]), of any integer type, and with --weighted one `weights` per index. The output is a
+/// float32 .npy array: one row per index (rows) or per bag (sum, mean, max).
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A blob
+    blob: PathBuf,
+    /// Which of its tables
+    #[arg(long, value_name = "NAME")]
+    table: String,
+    /// indices, offsets and perhaps weights
+    #[arg(long, value_name = "FILE.npz")]
+    bags: PathBuf,
+    /// What becomes of the rows of a bag; an empty bag is zeros
+    #[arg(long, value_enum)]
+    mode: Mode,
+    /// Multiply each row by its weight; with --mode sum
+    #[arg(long)]
+    weighted: bool,
+    /// Where the .npy array goes
+    #[arg(short, long, value_name = "OUT.npy")]
+    output: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum Mode {
+    /// One row per index
+    Rows,
+    /// Their sum
+    Sum,
+    /// Their mean
+    Mean,
+    /// The largest of each column
+    Max,
+}
+
+/// The bags of an npz file.
+pub(crate) struct BagsFile {
+    path: PathBuf,
+    indices: Vec<u64>,
+    offsets: Vec<u64>,
+    weights: Option<Vec<f32>>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let file = BlobFile::open(&args.blob)?;
+    let blob = file.blob()?;
+    let table = file.table(&blob, &args.table)?;
+    let bags = BagsFile::read(&args.bags, args.weighted)?;
+    let pooled = bags.look_up(&table, args.mode)?;
+
+    let columns = table.embedding_dim() as u64;
+    let rows = pooled.len() as u64 / columns;
+    let mut output = Output::create(&args.output)?;
+    output.write(|file| {
+        let options = npyz::WriteOptions::new().default_dtype().shape(&[rows, columns]);
+        let mut npy = options.writer(file).begin_nd()?;
+        npy.extend(pooled.iter().copied())?;
+        npy.finish()
+    })?;
+    output.commit()?;
+    writeln!(io::stdout().lock(), "{}: {rows} x {columns} float32", args.output.display())?;
+    Ok(Outcome::Done)
+}
+
+impl BagsFile {
+    /// Reads `indices` and `offsets`, and `weights` if `weighted`.
+    pub(crate) fn read(path: &Path, weighted: bool) -> Result<Self> {
+        let file = Checkpoint::open(path)?;
+        let vector = |name: &str| -> Result<&Tensor> {
+            let array = file.tensor(name).with_context(|| format!("{}: no array {name:?}", path.display()))?;
+            ensure!(
+                array.shape().len() == 1,
+                "{}: {name:?} has shape {:?}: expected one dimension",
+                path.display(),
+                array.shape()
+            );
+            Ok(array)
+        };
+        let integers = |name: &str| -> Result<Vec<u64>> {
+            let array = vector(name)?;
+            let mut values = vec![0; usize::try_from(array.len())?];
+            array.read_i64(0, &mut values)?;
+            if let Some(position) = values.iter().position(|&value| value < 0) {
+                bail!("{}: {name}[{position}] is {}: expected 0 or more", path.display(), values[position]);
+            }
+            Ok(values.into_iter().map(i64::cast_unsigned).collect())
+        };
+        let weights = if weighted {
+            let array = vector("weights")?;
+            let mut values = vec![0.0; usize::try_from(array.len())?];
+            array.read_f32(0, &mut values)?;
+            Some(values)
+        } else {
+            None
+        };
+        Ok(Self { path: path.to_owned(), indices: integers("indices")?, offsets: integers("offsets")?, weights })
+    }
+
+    /// One row per index or per bag, end to end.
+    pub(crate) fn look_up(&self, table: &Table<'_>, mode: Mode) -> Result<Vec<f32>> {
+        self.try_look_up(table, mode).with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))
+    }
+
+    fn try_look_up(&self, table: &Table<'_>, mode: Mode) -> Result<Vec<f32>, LookupError> {
+        let mut bags = Bags::new(&self.indices, &self.offsets)?;
+        if let Some(weights) = &self.weights {
+            bags = bags.with_per_sample_weights(weights)?;
+        }
+        let pooling = match mode {
+            Mode::Rows if self.weights.is_some() => return Err(LookupError::WeightsPooling),
+            Mode::Rows => return self.rows(table),
+            Mode::Sum => Pooling::Sum,
+            Mode::Mean => Pooling::Mean,
+            Mode::Max => Pooling::Max,
+        };
+        let mut out = vec![0.0; bags.len() * table.embedding_dim()];
+        table.bag(&bags, pooling, &mut out, &mut table.workspace())?;
+        Ok(out)
+    }
+
+    /// One row per index: bags of one.
+    fn rows(&self, table: &Table<'_>) -> Result<Vec<f32>, LookupError> {
+        let offsets: Vec<u64> = (0..=self.indices.len() as u64).collect();
+        let bags = Bags::new(&self.indices, &offsets)?;
+        let mut out = vec![0.0; self.indices.len() * table.embedding_dim()];
+        // The largest of one row is the row, bit for bit.
+        table.bag(&bags, Pooling::Max, &mut out, &mut table.workspace())?;
+        Ok(out)
+    }
+
+    /// The indices of all bags.
+    pub(crate) fn indices(&self) -> &[u64] {
+        &self.indices
+    }
+}

@@ -1,0 +1,75 @@
+//! The `ttrec` command: turns trained checkpoints into blobs, and inspects, reads and verifies them.
+
+mod blob_file;
+mod checkpoint;
+mod convert;
+mod demo;
+mod dialect;
+mod inspect;
+mod lookup;
+mod output;
+mod progress;
+mod spec;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error
+  2  the command line was wrong
+  3  an input was refused: a checkpoint, spec, blob or npz file
+  4  the output could not be written; what stood there before is untouched";
+
+/// Tensor-train embedding tables for the edge: checkpoints in, one small blob out.
+///
+/// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz). `convert` turns them into a blob, one flat file that
+/// the ttrec library reads in place. Begin with `ttrec demo`, or with `ttrec convert CHECKPOINT -o model.ttr`, which says
+/// what it finds in the checkpoint and what it still needs to know.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Convert(convert::Args),
+    Inspect(inspect::Args),
+    Lookup(lookup::Args),
+    Verify(verify::Args),
+    Demo(demo::Args),
+}
+
+/// How a command that ran to its end came out.
+enum Outcome {
+    Done,
+    Differs,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Lookup(args) => lookup::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Differs) => ExitCode::from(1),
+        // Whoever read our output has seen enough: `ttrec inspect model.ttr | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ttrec: {error:#}");
+            ExitCode::from(if error.is::<output::WriteError>() { 4 } else { 3 })
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,84 @@
+//! The spec: a TOML file that says which tensors become which tables, and what the checkpoint itself does not store.
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use ttrec::dtype::Dtype;
+
+/// A whole spec file.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Spec {
+    /// One `[[table]]` each.
+    #[serde(default, rename = "table")]
+    pub(crate) tables: Vec<TableSpec>,
+}
+
+/// One `[[table]]`. What is unambiguous in the checkpoint may be left out.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TableSpec {
+    /// The table's name in the blob; default: `tensor`, or `prefix` without its last dot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// The full name of a dense tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tensor: Option<String>,
+    /// What stands before the dialect's own keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) prefix: Option<String>,
+    /// How the table is stored: `fbtt` or `dense`; default: `dense` with `tensor`, else what the keys show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dialect: Option<String>,
+    /// Rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) num_embeddings: Option<u64>,
+    /// p, one per core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) row_factors: Option<Vec<u32>>,
+    /// q, one per core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) column_factors: Option<Vec<u32>>,
+    /// The inner ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ranks: Option<Vec<u32>>,
+    /// The stored type in the blob; default: the checkpoint's own.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "dtype_name")]
+    pub(crate) dtype: Option<Dtype>,
+}
+
+impl Spec {
+    /// Reads the spec at `path`.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+        let spec = Self::parse(&text).with_context(|| format!("{}: not a usable spec", path.display()))?;
+        Ok(spec)
+    }
+
+    /// Reads a spec from its text.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let spec: Self = toml::from_str(text)?;
+        ensure!(!spec.tables.is_empty(), "it has no [[table]]");
+        Ok(spec)
+    }
+}
+
+mod dtype_name {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use ttrec::dtype::Dtype;
+
+    pub(super) fn serialize<S: Serializer>(dtype: &Option<Dtype>, to: S) -> Result<S::Ok, S::Error> {
+        match dtype {
+            Some(dtype) => to.serialize_str(dtype.name()),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Dtype>, D::Error> {
+        let name = String::deserialize(from)?;
+        match Dtype::from_name(&name) {
+            Some(dtype) => Ok(Some(dtype)),
+            None => Err(D::Error::custom(format_args!("dtype {name:?}: expected f32, f16, bf16 or i8"))),
+        }
+    }
+}

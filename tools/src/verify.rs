@@ -1,0 +1,311 @@
+//! `ttrec verify`: is the blob whole, and how far is it from the checkpoint it came from?
+
+use crate::{
+    Outcome,
+    blob_file::BlobFile,
+    checkpoint::Checkpoint,
+    dialect::{self, Source, Weights},
+    progress::Progress,
+    spec::{Spec, TableSpec},
+};
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+use ttrec::{BlobError, Table, TtShape, blob, dtype::Dtype};
+
+/// Check a blob: its checksums, and with --against its every row.
+///
+/// With --against, each row is rebuilt from the blob and, in double precision, from the checkpoint. Printed are the
+/// relative error of the table (Frobenius norm of the difference over that of the table) and the row that is furthest off
+/// (norm of its difference over the root mean square norm of the table's rows).
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A blob
+    blob: PathBuf,
+    /// The checkpoint that it was converted from
+    #[arg(long, value_name = "CHECKPOINT")]
+    against: Option<PathBuf>,
+    /// The spec that it was converted with; needed only where names and shapes leave a doubt
+    #[arg(long, value_name = "SPEC.toml", requires = "against")]
+    spec: Option<PathBuf>,
+    /// Exit with 1 if a table's relative error is above E [default: by dtype, for each core: f32 1e-6, f16 2^-11, bf16 2^-8,
+    /// i8 2e-2]
+    #[arg(long, value_name = "E", requires = "against")]
+    max_error: Option<f64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    payload: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damage: Option<String>,
+    tables: Vec<TableReport>,
+}
+
+#[derive(Serialize)]
+struct TableReport {
+    name: String,
+    dtype: &'static str,
+    num_embeddings: u64,
+    #[serde(flatten)]
+    error: TableError,
+    max_error: f64,
+}
+
+/// How far a table is from its source.
+#[derive(Serialize)]
+struct TableError {
+    relative_error: f64,
+    largest_row_error: f64,
+    largest_row_error_at: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let file = BlobFile::open(&args.blob)?;
+    let blob = file.blob()?;
+    let mut report = Report { payload: "ok", damage: None, tables: Vec::new() };
+    let mut progress = Progress::new("checksums", blob.num_tables() as u64);
+    for (position, table) in blob.tables().enumerate() {
+        if let Err(error) = blob.verify_table(position) {
+            report.payload = "damaged";
+            report.damage = Some(describe_damage(&table, error));
+            break;
+        }
+        progress.add(1);
+    }
+    drop(progress);
+
+    if let (None, Some(path)) = (&report.damage, &args.against) {
+        let checkpoint = Checkpoint::open(path)?;
+        let spec = args.spec.as_deref().map(Spec::read).transpose()?;
+        for table in blob.tables() {
+            let source = match &spec {
+                Some(spec) => source_by_spec(&checkpoint, spec, &table)?,
+                None => source_by_shape(&checkpoint, &table)?,
+            };
+            let error = compare(&table, &source.weights)?;
+            report.tables.push(TableReport {
+                name: table.name().to_owned(),
+                dtype: table.data().dtype().name(),
+                num_embeddings: table.num_embeddings(),
+                error,
+                max_error: args.max_error.unwrap_or_else(|| default_max_error(&table)),
+            });
+        }
+    }
+
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        print(&mut out, file.path().display(), &report)?;
+    }
+    // Not `>`: an error that is not a number has to fail, too.
+    let within = |table: &TableReport| table.error.relative_error <= table.max_error;
+    let good = report.damage.is_none() && report.tables.iter().all(within);
+    Ok(if good { Outcome::Done } else { Outcome::Differs })
+}
+
+fn print(out: &mut impl Write, path: std::path::Display<'_>, report: &Report) -> io::Result<()> {
+    match &report.damage {
+        Some(damage) => writeln!(out, "{path}: damaged: {damage}")?,
+        None => writeln!(out, "{path}: every checksum matches")?,
+    }
+    for table in &report.tables {
+        let TableError { relative_error, largest_row_error, largest_row_error_at } = table.error;
+        let verdict = if relative_error <= table.max_error { "within" } else { "ABOVE" };
+        writeln!(
+            out,
+            "{}: {} rows, {}: relative error {relative_error:.3e} ({verdict} {:.3e}), largest row error \
+             {largest_row_error:.3e} in row {largest_row_error_at}",
+            table.name, table.num_embeddings, table.dtype, table.max_error
+        )?;
+    }
+    Ok(())
+}
+
+fn describe_damage(table: &Table<'_>, error: BlobError) -> String {
+    format!("table {:?}: {error}", table.name())
+}
+
+/// Rounding each core once moves a row by about the unit roundoff; i8 depends on how the values spread.
+fn default_max_error(table: &Table<'_>) -> f64 {
+    let per_core = match table.data().dtype() {
+        Dtype::F32 => 1e-6,
+        Dtype::F16 => f64::powi(2.0, -11),
+        Dtype::Bf16 => f64::powi(2.0, -8),
+        Dtype::I8 => 2e-2,
+    };
+    match &table.data().weights {
+        blob::Weights::Dense(_) => per_core,
+        blob::Weights::Tt(tt) => per_core * tt.shape.num_cores() as f64,
+    }
+}
+
+fn source_by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
+    for candidate in &spec.tables {
+        let source = Source::open(checkpoint, candidate)?;
+        if source.name == table.name() {
+            return if fits(&source.weights, table) {
+                Ok(source)
+            } else {
+                Err(anyhow!("table {:?}: its shape in the blob is not the one of the spec", table.name()))
+            };
+        }
+    }
+    bail!("table {:?} of the blob is not in the spec", table.name())
+}
+
+/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the only one of that shape.
+fn source_by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
+    let mut fitting: Vec<Source<'c>> = Vec::new();
+    for found in dialect::detect(checkpoint).into_iter().chain(dense_by_name(checkpoint, table)) {
+        let spec = complete(found, table);
+        let same_name = spec.tensor.as_deref() == Some(table.name())
+            || spec.prefix.as_deref().is_some_and(|prefix| prefix.trim_end_matches('.') == table.name());
+        let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
+        let Ok(source) = Source::open(checkpoint, &spec) else { continue };
+        if !fits(&source.weights, table) {
+            continue;
+        }
+        if same_name {
+            return Ok(source);
+        }
+        fitting.push(source);
+    }
+    let path = checkpoint.path().display();
+    match fitting.len() {
+        1 => fitting.pop().context("one table fits"),
+        0 => bail!("{path}: nothing there fits table {:?} of the blob: give --spec", table.name()),
+        n => bail!("{path}: {n} tensors fit table {:?} of the blob: give --spec", table.name()),
+    }
+}
+
+/// A tensor of the table's very name, should nothing about it look like a table.
+fn dense_by_name(checkpoint: &Checkpoint, table: &Table<'_>) -> Option<TableSpec> {
+    checkpoint
+        .tensor(table.name())
+        .map(|tensor| TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() })
+}
+
+/// A found table with the facts that the blob adds.
+fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
+    let facts = TableSpec { num_embeddings: Some(table.num_embeddings()), dtype: Some(table.data().dtype()), ..found };
+    match &table.data().weights {
+        blob::Weights::Dense(_) => facts,
+        blob::Weights::Tt(tt) => TableSpec {
+            row_factors: Some(tt.shape.row_factors().to_vec()),
+            column_factors: Some(tt.shape.column_factors().to_vec()),
+            ranks: Some(tt.shape.inner_ranks().to_vec()),
+            ..facts
+        },
+    }
+}
+
+fn fits(weights: &Weights<'_>, table: &Table<'_>) -> bool {
+    let same_kind = match (weights, &table.data().weights) {
+        (Weights::Dense { .. }, blob::Weights::Dense(_)) => true,
+        (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == tt.shape,
+        _ => false,
+    };
+    same_kind && weights.num_embeddings() == table.num_embeddings() && weights.embedding_dim() == table.embedding_dim()
+}
+
+/// Rebuilds every row twice and sums the squares of the difference.
+fn compare(table: &Table<'_>, weights: &Weights<'_>) -> Result<TableError> {
+    let rows = table.num_embeddings();
+    let mut reference = Reference::new(weights)?;
+    let mut ours = vec![0.0f32; table.embedding_dim()];
+    let mut theirs = vec![0.0f64; table.embedding_dim()];
+    let mut workspace = table.workspace();
+    let mut progress = Progress::new(&format!("{}: rows", table.name()), rows);
+    let (mut difference, mut norm, mut largest, mut largest_at) = (0.0, 0.0, 0.0, 0);
+    for row in 0..rows {
+        table.lookup(row, &mut ours, &mut workspace)?;
+        reference.row(row, &mut theirs)?;
+        let row_difference: f64 = ours.iter().zip(&theirs).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
+        difference += row_difference;
+        norm += theirs.iter().map(|x| x * x).sum::<f64>();
+        if row_difference > largest || !row_difference.is_finite() {
+            (largest, largest_at) = (row_difference, row);
+        }
+        if row % 1024 == 1023 {
+            progress.add(1024);
+        }
+    }
+    // A table of zeros has no scale of its own: its error is absolute.
+    let norm = if norm > 0.0 { norm } else { 1.0 };
+    Ok(TableError {
+        relative_error: (difference / norm).sqrt(),
+        largest_row_error: (largest / (norm / rows as f64)).sqrt(),
+        largest_row_error_at: largest_at,
+    })
+}
+
+/// Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the library's kernels.
+enum Reference<'w, 'c> {
+    Dense { weights: &'w Weights<'c>, buffer: Vec<f32> },
+    Tt { shape: TtShape, cores: Vec<Vec<f64>>, overrides: Vec<(u64, Vec<f64>)> },
+}
+
+impl<'w, 'c> Reference<'w, 'c> {
+    fn new(weights: &'w Weights<'c>) -> Result<Self> {
+        let Weights::Tt { shape, cores, overrides } = weights else {
+            return Ok(Self::Dense { weights, buffer: vec![0.0; weights.embedding_dim()] });
+        };
+        let read = |tensor: &crate::checkpoint::Tensor, start: u64, len: u64| -> Result<Vec<f64>> {
+            let mut values = vec![0.0; usize::try_from(len)?];
+            tensor.read_f32(start, &mut values)?;
+            Ok(values.into_iter().map(f64::from).collect())
+        };
+        let columns = shape.embedding_dim() as u64;
+        let cores = cores.iter().map(|core| read(core, 0, core.len())).collect::<Result<_>>()?;
+        let overrides = match overrides {
+            Some(overrides) => {
+                let row = |&(id, at): &(u64, u64)| Ok((id, read(overrides.tensor, at * columns, columns)?));
+                overrides.ids.iter().map(row).collect::<Result<_>>()?
+            }
+            None => Vec::new(),
+        };
+        Ok(Self::Tt { shape: *shape, cores, overrides })
+    }
+
+    fn row(&mut self, row: u64, out: &mut [f64]) -> Result<()> {
+        match self {
+            Self::Dense { weights, buffer } => {
+                let Weights::Dense { tensor, .. } = weights else { bail!("a dense reference of another kind") };
+                tensor.read_f32(row * buffer.len() as u64, buffer)?;
+                out.iter_mut().zip(buffer).for_each(|(out, x)| *out = f64::from(*x));
+            }
+            Self::Tt { shape, cores, overrides } => {
+                if let Ok(position) = overrides.binary_search_by_key(&row, |(id, _)| *id) {
+                    out.copy_from_slice(&overrides[position].1);
+                    return Ok(());
+                }
+                // The row index in mixed radix, core 0 most significant.
+                let mut rest = row;
+                let mut digits = vec![0; cores.len()];
+                for (digit, &p) in digits.iter_mut().zip(shape.row_factors()).rev() {
+                    *digit = (rest % u64::from(p)) as usize;
+                    rest /= u64::from(p);
+                }
+                let mut x = vec![1.0];
+                for (k, core) in cores.iter().enumerate() {
+                    let (r, n) = (shape.rank(k), shape.column_factor(k) * shape.rank(k + 1));
+                    let slice = &core[digits[k] * r * n..][..r * n];
+                    let element = |i: usize| (0..r).map(|j| x[i / n * r + j] * slice[j * n + i % n]).sum();
+                    x = (0..x.len() / r * n).map(element).collect();
+                }
+                out.copy_from_slice(&x);
+            }
+        }
+        Ok(())
+    }
+}
