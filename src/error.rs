@@ -204,7 +204,7 @@ pub enum BlobError {
         section: usize,
         /// Bytes in the directory.
         found: u64,
-        /// Bytes needed; 0 where any positive multiple of the element size would do.
+        /// Bytes needed; 0 where no one length is: the section is empty, longer than the blob, or ends within an element.
         expected: u64,
     },
     /// No table has the name asked for.
@@ -280,7 +280,7 @@ impl fmt::Display for BlobError {
                 write!(f, "section {section}: offset {found}, expected {expected}")
             }
             Self::SectionLength { section, found, expected: 0 } => {
-                write!(f, "section {section}: {found} bytes is not a positive number of elements")
+                write!(f, "section {section}: {found} bytes: none, more than the blob has left, or a broken element")
             }
             Self::SectionLength { section, found, expected } => {
                 write!(f, "section {section}: {found} bytes, expected {expected}")

@@ -53,7 +53,7 @@ impl Index for u64 {
 /// let item = blob.table("item")?;
 /// let bags = Bags::new(&[3u32, 7, 7, 1], &[0, 2, 2, 4])?; // three bags, the second one empty
 /// let mut out = vec![0.0; bags.len() * item.embedding_dim()];
-/// item.bag(&bags, Pooling::Sum, &mut out, &mut item.workspace())?;
+/// item.bag(&bags, Pooling::Sum, &mut out, &mut vec![0.0; item.workspace_len()])?;
 /// # assert!(out[..item.embedding_dim()].iter().any(|&x| x != 0.0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

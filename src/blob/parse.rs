@@ -243,7 +243,7 @@ impl<'a> Blob<'a> {
                 Weights::Dense(sections.rows(Role::Rows, num_embeddings, embedding_dim)?)
             }
             kind::TT => {
-                let shape = read_shape(record, unknown, wrong_shape)?;
+                let shape = read_shape(table, record, unknown, wrong_shape)?;
                 if shape.embedding_dim() != embedding_dim {
                     return Err(wrong_shape(ShapeError::EmbeddingDim { found: record.embedding_dim.into() }));
                 }
@@ -267,6 +267,7 @@ fn check_count(what: &'static str, found: u32, limit: usize) -> Result<usize, Bl
 
 /// The shape in a tensor-train table's record; list entries past d cores must be zero.
 fn read_shape(
+    table: usize,
     record: &TableRecord,
     unknown: impl Fn(&'static str, u32) -> BlobError,
     wrong_shape: impl Fn(ShapeError) -> BlobError,
@@ -283,7 +284,7 @@ fn read_shape(
     let inner = d.checked_sub(1).ok_or_else(wrong_count)?;
     let (ranks, rank_rest) = record.inner_ranks.split_at_checked(inner).ok_or_else(wrong_count)?;
     if row_rest.iter().chain(column_rest).chain(rank_rest).any(|&n| n != 0) {
-        return Err(wrong_count());
+        return Err(BlobError::Reserved { what: "table", position: table });
     }
     let shape = TtShape::new(record.num_embeddings, row_factors, column_factors, ranks).map_err(wrong_shape)?;
     Ok(shape.with_digit_order(digit_order))

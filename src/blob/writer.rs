@@ -173,8 +173,11 @@ impl Layout {
     }
 
     /// Builds the whole blob in memory; `fill` writes each section's `len` bytes.
+    ///
+    /// # Panics
+    /// If the blob is larger than the address space.
     pub fn build(mut self, mut fill: impl FnMut(&SectionPlan, &mut [u8])) -> AlignedBuf {
-        let mut buf = AlignedBuf::zeroed(self.total_len() as usize);
+        let mut buf = AlignedBuf::zeroed(usize::try_from(self.total_len()).expect("the blob fits the address space"));
         for (position, plan) in self.plans.clone().iter().enumerate() {
             let (_, rest) = buf.split_at_mut(plan.offset as usize);
             let (section, _) = rest.split_at_mut(plan.len as usize);

@@ -7,7 +7,8 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum EncodeError {
-    /// A value is NaN or infinite, or would become infinite in the narrower dtype.
+    /// A value is NaN or infinite, would become infinite in the narrower dtype, or is too far from its row's least to have
+    /// a scale.
     OutOfRange {
         /// Its position among the values given.
         position: usize,
@@ -95,6 +96,10 @@ pub fn encode_rows(values: &[f32], embedding_dim: usize, dtype: Dtype, out: &mut
     for (row, out) in values.chunks_exact(embedding_dim).zip(out.chunks_exact_mut(row_len)) {
         let (low, high) =
             row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
+        if !(high - low).is_finite() {
+            let position = values.iter().position(|&x| x == high).unwrap_or_default();
+            return Err(EncodeError::OutOfRange { position, value: high, dtype });
+        }
         let (low, high) = (f64::from(low), f64::from(high));
         let step = ((high - low) / 255.0) as f32;
         // q = -128 stands for the smallest value and q = 127 for the largest; a row without a range is its offset.
@@ -150,7 +155,7 @@ mod tests {
 
     #[test]
     fn i8_rows_stay_within_half_a_step_of_their_own_range() {
-        let values = [5.0f32, 5.25, 5.5, -3e38, 3e38, 0.0, 7.5, 7.5, 7.5, 1e-42, 0.0, 0.0];
+        let values = [5.0f32, 5.25, 5.5, -1e38, 1e38, 0.0, 7.5, 7.5, 7.5, 1e-42, 0.0, 0.0];
         let mut out = [0; 4 * (ROW_HEADER_LEN + 3)];
         encode_rows(&values, 3, Dtype::I8, &mut out).unwrap();
         for (row, out) in values.chunks(3).zip(out.chunks(ROW_HEADER_LEN + 3)) {

@@ -20,6 +20,10 @@ pub(crate) trait Epilogue: Copy {
 #[derive(Clone, Copy)]
 pub(crate) struct Store;
 
+/// Replaces what was there by a multiple of the value.
+#[derive(Clone, Copy)]
+pub(crate) struct StoreScaled(pub(crate) f32);
+
 /// Adds the value.
 #[derive(Clone, Copy)]
 pub(crate) struct Add;
@@ -36,6 +40,13 @@ impl Epilogue for Store {
     #[inline(always)]
     fn put(self, value: f32, out: &mut f32) {
         *out = value;
+    }
+}
+
+impl Epilogue for StoreScaled {
+    #[inline(always)]
+    fn put(self, value: f32, out: &mut f32) {
+        *out = self.0 * value;
     }
 }
 
@@ -73,7 +84,9 @@ pub(crate) fn chain_step<W: Weight, E: Epilogue>(
 ) {
     // Ranks and widths are never 0; `max` spares `chunks_exact` its check.
     let (r, n) = (r.max(1), n.max(1));
-    for (x, out) in x.chunks_exact(r).zip(out.chunks_exact_mut(n)) {
+    let mut rows = x.chunks_exact(r);
+    for out in out.chunks_exact_mut(n) {
+        let Some(x) = rows.next() else { return };
         for (block, out) in out.chunks_mut(BLOCK).enumerate() {
             let mut sums = [0.0; BLOCK];
             let rows = slice.chunks_exact(n).map(|row| row.get(block * BLOCK..).unwrap_or_default());

@@ -5,8 +5,8 @@
 
 use crate::{
     blob::TtCores,
-    dtype::{Elements, with_elements},
-    kernel::{Epilogue, Store, chain_step, widen_row},
+    dtype::{Dtype, Elements, with_elements},
+    kernel::{Epilogue, Store, StoreScaled, chain_step, widen_row},
     shape::TtShape,
 };
 
@@ -25,37 +25,39 @@ pub(super) fn put_row<E: Epilogue>(
     epilogue: E,
 ) -> Option<()> {
     let shape = &tt.shape;
-    let mut slices = [Elements::F32(&[]); crate::shape::MAX_CORES];
-    // The scales of i8 slices multiply the row as a whole: they go in once, with the first slice.
-    let mut scale = 1.0;
+    let mut slices = [(Elements::F32(&[]), 1.0); crate::shape::MAX_CORES];
     let digits = shape.digits(row);
     for (k, ((slice, core), &digit)) in
         slices.iter_mut().zip(&tt.cores).zip(&digits).take(shape.num_cores()).enumerate()
     {
-        *slice = core.slices.chunk(digit as usize, shape.slice_len(k))?;
-        if core.slices.dtype() == crate::dtype::Dtype::I8 {
-            scale *= *core.scales.get(digit as usize)?;
+        slice.0 = core.slices.chunk(digit as usize, shape.slice_len(k))?;
+        if core.slices.dtype() == Dtype::I8 {
+            slice.1 = *core.scales.get(digit as usize)?;
         }
     }
     let (first, rest) = slices.get(..shape.num_cores())?.split_first()?;
     let (last, middle) = rest.split_last()?;
 
-    let (x, spare) = workspace.split_at_mut_checked(shape.partial_len())?;
-    let (mut x, mut spare) = (x, spare);
-    with_elements!(first, first => widen_row(first, scale, -0.0, x, Store));
-    let mut len = first.len();
+    // Each slice's scale goes in with its own step, lest a product of many small ones underflow. The last step belongs to
+    // the epilogue, so its scale goes in with the step before.
+    let scale_before_last = |is_before_last: bool| if is_before_last { last.1 } else { 1.0 };
+    let (mut x, mut spare) = workspace.split_at_mut_checked(shape.partial_len())?;
+    let scale = first.1 * scale_before_last(middle.is_empty());
+    with_elements!(first.0, first => widen_row(first, scale, -0.0, x, Store));
+    let mut len = first.0.len();
     let mut k = 1usize;
-    for slice in middle {
+    for (slice, scale) in middle {
         let (r, n) = step_size(shape, k);
         let next_len = len.checked_div(r)?.checked_mul(n)?;
         let (from, to) = (x.get(..len)?, spare.get_mut(..next_len)?);
-        with_elements!(slice, slice => chain_step(from, slice, r, n, to, Store));
+        let scale = *scale * scale_before_last(k == middle.len());
+        with_elements!(slice, slice => chain_step(from, slice, r, n, to, StoreScaled(scale)));
         core::mem::swap(&mut x, &mut spare);
         len = next_len;
         k = k.checked_add(1)?;
     }
     let (r, n) = step_size(shape, k);
-    with_elements!(last, last => chain_step(x.get(..len)?, last, r, n, out, epilogue));
+    with_elements!(last.0, last => chain_step(x.get(..len)?, last, r, n, out, epilogue));
     Some(())
 }
 

@@ -4,7 +4,7 @@ use crate::{
     Outcome,
     checkpoint::{Checkpoint, Tensor},
     dialect::{self, Source, Weights},
-    output::Output,
+    output::{self, Output},
     progress::Progress,
     spec::{Spec, TableSpec},
 };
@@ -15,7 +15,7 @@ use std::{
 };
 use ttrec::{
     BlobError,
-    blob::{Layout, OverridesSpec, Role, SectionChecksum, SectionPlan, WeightsSpec},
+    blob::{Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionChecksum, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -51,9 +51,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    if let (Ok(from), Ok(to)) = (args.checkpoint.canonicalize(), args.output.canonicalize()) {
-        ensure!(from != to, "{}: the blob would replace its own checkpoint", args.output.display());
-    }
+    let inputs = [Some(args.checkpoint.as_path()), args.spec.as_deref()];
+    output::refuse_inputs(&args.output, inputs.iter().copied().flatten().collect::<Vec<_>>().as_slice())?;
     let (spec, origin) = match &args.spec {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
         None => (only_table(&checkpoint)?, "the checkpoint's only table".to_owned()),
@@ -107,6 +106,9 @@ fn name_table(error: BlobError, sources: &[Source<'_>]) -> anyhow::Error {
     };
     match (table, error) {
         (Some(table), BlobError::NameOrder { .. }) => anyhow!("table {:?} is there twice", table.name),
+        (Some(table), BlobError::Name { .. }) => {
+            anyhow!("table {:?}: a name has 1 to {MAX_NAME_LEN} bytes, not {}", table.name, table.name.len())
+        }
         (Some(table), error) => anyhow!(error).context(format!("table {:?}", table.name)),
         (None, error) => anyhow!(error),
     }

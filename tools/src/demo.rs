@@ -6,13 +6,11 @@ use crate::{
     checkpoint::Checkpoint,
     convert::convert,
     lookup::{BagsFile, Mode},
+    output,
     spec::Spec,
 };
 use anyhow::{Context, Result};
-use std::{
-    fs,
-    io::{self, Write},
-};
+use std::{fs, io::Write};
 
 const CHECKPOINT: &[u8] = include_bytes!("../tests/golden/fbtt_d3.safetensors");
 const SPEC: &str = include_str!("../tests/golden/fbtt_d3.toml");
@@ -40,7 +38,7 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&blob_path)?;
     let blob = file.blob()?;
     let table = file.table(&blob, "item")?;
-    let mut out = io::stdout().lock();
+    let mut out = Vec::new();
     let dense = table.num_embeddings() * table.embedding_dim() as u64 * 4;
     writeln!(
         out,
@@ -80,5 +78,6 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
             difference / largest
         )?;
     }
+    output::print(|stdout| stdout.write_all(&out))?;
     Ok(if good { Outcome::Done } else { Outcome::Differs })
 }

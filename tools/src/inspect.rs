@@ -1,6 +1,6 @@
 //! `ttrec inspect`: what a blob holds, from its directory alone.
 
-use crate::{Outcome, blob_file::BlobFile};
+use crate::{Outcome, blob_file::BlobFile, output};
 use anyhow::Result;
 use serde::Serialize;
 use std::{
@@ -57,13 +57,14 @@ struct TtSummary {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let summary = summarise(&file.blob()?);
-    let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut out, &summary).map_err(io::Error::from)?;
-        writeln!(out)?;
-    } else {
-        print(&mut out, file.path().display(), &summary)?;
-    }
+    output::print(|mut out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut out, &summary)?;
+            writeln!(out)
+        } else {
+            print(out, file.path().display(), &summary)
+        }
+    })?;
     Ok(Outcome::Done)
 }
 
@@ -109,7 +110,7 @@ fn summarise(blob: &Blob<'_>) -> BlobSummary {
     }
 }
 
-fn print(out: &mut impl Write, path: std::path::Display<'_>, summary: &BlobSummary) -> io::Result<()> {
+fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummary) -> io::Result<()> {
     let count = summary.tables.len();
     writeln!(
         out,

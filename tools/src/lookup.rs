@@ -4,15 +4,12 @@ use crate::{
     Outcome,
     blob_file::BlobFile,
     checkpoint::{Checkpoint, Tensor},
-    output::Output,
+    output::{self, Output},
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use npyz::WriterBuilder;
-use std::{
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use ttrec::{Bags, LookupError, Pooling, Table};
 
 /// Look rows up, or pool bags of them.
@@ -62,6 +59,7 @@ pub(crate) struct BagsFile {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    output::refuse_inputs(&args.output, &[&args.blob, &args.bags])?;
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let table = file.table(&blob, &args.table)?;
@@ -78,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         npy.finish()
     })?;
     output.commit()?;
-    writeln!(io::stdout().lock(), "{}: {rows} x {columns} float32", args.output.display())?;
+    output::print(|out| writeln!(out, "{}: {rows} x {columns} float32", args.output.display()))?;
     Ok(Outcome::Done)
 }
 

@@ -9,10 +9,44 @@ use tempfile::NamedTempFile;
 
 /// An output file could not be written; the path holds what it held before.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: cannot write: {source}", path.display())]
+#[error("{}: cannot write: {error}", path.display())]
 pub(crate) struct WriteError {
     path: PathBuf,
-    source: io::Error,
+    error: io::Error,
+}
+
+/// Prints to standard output. A reader who closed it has seen enough: that is no error.
+pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
+    let mut out = io::stdout().lock();
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(WriteError { path: "standard output".into(), error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses an output that would replace one of its own inputs.
+pub(crate) fn refuse_inputs(output: &Path, inputs: &[&Path]) -> anyhow::Result<()> {
+    let Ok(place) = output.canonicalize() else { return Ok(()) };
+    for input in inputs {
+        let same = input.canonicalize().is_ok_and(|input| input == place);
+        anyhow::ensure!(!same, "{}: the output would replace an input", output.display());
+    }
+    Ok(())
+}
+
+/// Where writing to `path` ends up: a link keeps pointing where it does, and what it points to is replaced.
+fn follow_links(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    // As many as Linux follows.
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(io::Error::other("too many links"))
 }
 
 /// A file that takes its place only when [`commit`](Self::commit) succeeds.
@@ -24,9 +58,8 @@ pub(crate) struct Output {
 impl Output {
     /// Starts a file that will stand at `path`, beside it: in the same directory, so that the rename is atomic.
     pub(crate) fn create(path: &Path) -> Result<Self, WriteError> {
-        let failed = |source| WriteError { path: path.to_owned(), source };
-        // A link keeps pointing where it does: what it points to is replaced.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let failed = |error| WriteError { path: path.to_owned(), error };
+        let path = follow_links(path).map_err(failed)?;
         if let Ok(metadata) = fs::metadata(&path)
             && !metadata.is_file()
         {
@@ -54,7 +87,7 @@ impl Output {
 
     /// Runs `write` on the file.
     pub(crate) fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
-        write(&mut self.file).map_err(|source| WriteError { path: self.path.clone(), source })
+        write(&mut self.file).map_err(|error| WriteError { path: self.path.clone(), error })
     }
 
     /// Writes `bytes` over the start of the file.
@@ -62,13 +95,13 @@ impl Output {
         let Self { path, file } = self;
         file.seek(SeekFrom::Start(0))
             .and_then(|_| file.write_all(bytes))
-            .map_err(|source| WriteError { path: path.clone(), source })
+            .map_err(|error| WriteError { path: path.clone(), error })
     }
 
     /// Syncs the file and puts it in its place.
     pub(crate) fn commit(self) -> Result<(), WriteError> {
         let Self { path, file } = self;
-        let failed = |source| WriteError { path: path.clone(), source };
+        let failed = |error| WriteError { path: path.clone(), error };
         let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist(&path).map_err(|error| failed(error.error))?;

@@ -5,6 +5,7 @@ use crate::{
     blob_file::BlobFile,
     checkpoint::Checkpoint,
     dialect::{self, Source, Weights},
+    output,
     progress::Progress,
     spec::{Spec, TableSpec},
 };
@@ -100,20 +101,21 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     }
 
-    let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from)?;
-        writeln!(out)?;
-    } else {
-        print(&mut out, file.path().display(), &report)?;
-    }
+    output::print(|mut out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut out, &report)?;
+            writeln!(out)
+        } else {
+            print(out, file.path().display(), &report)
+        }
+    })?;
     // Not `>`: an error that is not a number has to fail, too.
     let within = |table: &TableReport| table.error.relative_error <= table.max_error;
     let good = report.damage.is_none() && report.tables.iter().all(within);
     Ok(if good { Outcome::Done } else { Outcome::Differs })
 }
 
-fn print(out: &mut impl Write, path: std::path::Display<'_>, report: &Report) -> io::Result<()> {
+fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> io::Result<()> {
     match &report.damage {
         Some(damage) => writeln!(out, "{path}: damaged: {damage}")?,
         None => writeln!(out, "{path}: every checksum matches")?,

@@ -124,8 +124,7 @@ impl Reference {
     fn read(name: &str) -> Self {
         let bytes = fs::read(golden(&format!("{name}.safetensors"))).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let manifest: serde_json::Value =
-            serde_json::from_slice(&fs::read(golden("manifest.json")).unwrap()).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&fs::read(golden("manifest.json")).unwrap()).unwrap();
         let list = |key: &str| -> Vec<usize> {
             manifest[name][key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect()
         };
@@ -144,7 +143,8 @@ impl Reference {
         if manifest[name]["cached_rows"] == true {
             let columns: usize = q.iter().product();
             let weights = floats("cache_weight");
-            let slots = file.tensor("hashtbl").unwrap().data().as_chunks::<8>().0.iter().map(|&x| i64::from_le_bytes(x));
+            let slots =
+                file.tensor("hashtbl").unwrap().data().as_chunks::<8>().0.iter().map(|&x| i64::from_le_bytes(x));
             let states =
                 file.tensor("cache_state").unwrap().data().as_chunks::<4>().0.iter().map(|&x| i32::from_le_bytes(x));
             for (row, state) in slots.zip(states).filter(|&(row, state)| row >= 0 && state >= 0) {
@@ -205,10 +205,8 @@ fn bounds(reference: &Reference, expected: &BTreeMap<String, Array>, array: &str
     let offsets = expected["offsets"].integers();
     let mut out = Vec::new();
     for bag in offsets.windows(2) {
-        let (rows, weights) = (
-            &rows[bag[0] as usize..bag[1] as usize],
-            &expected["weights"].values[bag[0] as usize..bag[1] as usize],
-        );
+        let (rows, weights) =
+            (&rows[bag[0] as usize..bag[1] as usize], &expected["weights"].values[bag[0] as usize..bag[1] as usize]);
         for column in 0..columns {
             if array == "max" {
                 out.push(rows.iter().fold(0.0, |largest, (_, bound)| bound[column].max(largest)));
@@ -291,7 +289,7 @@ fn overridden_rows_stay_exact_in_every_dtype() {
 
 #[test]
 fn stored_narrow_floats_are_the_nearest_ones() {
-    // Rows 0 and up of a two-core table whose second core is ones: a looked-up row is the stored first slice.
+    // The second core is ones, so a row is the stored slice of the first.
     let dir = Dir::new();
     let values: Vec<f32> =
         (0..512).map(|i| (i as f32 * 0.37 - 90.0) * f32::powi(2.0, i % 40 - 33)).chain([65_504.0, -6e-8]).collect();

@@ -27,12 +27,12 @@ pub(crate) use tensor::{ElementType, Tensor};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
     /// The file cannot be opened or mapped.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The checkpoint.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The container is not what it should be.
     #[error("{}: {reason}", path.display())]
@@ -78,7 +78,7 @@ impl Checkpoint {
     /// Opens the checkpoint at `path`; its content decides which container it is.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let path: Arc<Path> = path.into();
-        let map = Mapped::open(&path).map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
+        let map = Mapped::open(&path).map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
         let list = contain(|| read(&path, map)).unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
         let mut tensors = BTreeMap::new();
         for tensor in list {

@@ -58,20 +58,21 @@ impl Dialect for Fbtt {
         if let Some(strides) = checkpoint.tensor(&key("L")) {
             check_strides(strides, &row_factors)?;
         }
-        let rows: u64 = row_factors.iter().fold(1, |rows: u64, &p| rows.saturating_mul(p.into()));
-        let num_embeddings = spec.num_embeddings.with_context(|| {
-            format!(
-                "`num_embeddings` is missing: FBTT does not store it (at most {rows} for row factors {row_factors:?})"
-            )
-        })?;
-
         let cache = checkpoint.tensor(&key("cache_weight"));
         let embedding_dim = match cache.map(|cache| cache.shape()) {
             None => None,
             Some(&[_, columns]) => Some(columns),
             Some(shape) => bail!("tensor {:?} has shape {shape:?}: expected rows x columns", key("cache_weight")),
         };
-        let Split { column_factors, ranks } = split_slices(&slice_lens, spec, embedding_dim)?;
+        let split = split_slices(&slice_lens, spec, embedding_dim);
+        let Some(num_embeddings) = spec.num_embeddings else {
+            let rows: u64 = row_factors.iter().fold(1, |rows: u64, &p| rows.saturating_mul(p.into()));
+            let also = split.err().map(|error| format!("; and {error}")).unwrap_or_default();
+            bail!(
+                "`num_embeddings` is missing: FBTT does not store it (at most {rows} for row factors {row_factors:?}){also}"
+            );
+        };
+        let Split { column_factors, ranks } = split?;
         let shape = TtShape::new(num_embeddings, &row_factors, &column_factors, &ranks)
             .with_context(|| format!("{num_embeddings} rows in cores of {row_factors:?} slices"))?;
         let overrides = match cache {

@@ -49,7 +49,8 @@ pub(crate) struct Overrides<'c> {
 impl<'c> Source<'c> {
     /// The table that `spec` describes.
     pub(crate) fn open(checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Self> {
-        let name = table_name(spec).context("a [[table]] of the spec: `name` is missing")?;
+        let what = || toml::to_string(spec).unwrap_or_default().trim_end().replace('\n', ", ");
+        let name = table_name(spec).with_context(|| format!("`name` is missing in [[table]] {{ {} }}", what()))?;
         let weights = pick(checkpoint, spec)
             .and_then(|dialect| dialect.open(checkpoint, spec))
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;

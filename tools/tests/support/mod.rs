@@ -118,7 +118,7 @@ pub(crate) fn read_npz(path: &Path) -> BTreeMap<String, Array> {
     let mut arrays = BTreeMap::new();
     for position in 0..archive.len() {
         let mut member = archive.by_index(position).expect("a member");
-        let name = member.name().trim_end_matches(".npy").to_owned();
+        let name = member.name().expect("a name").trim_end_matches(".npy").to_owned();
         let mut bytes = Vec::new();
         member.read_to_end(&mut bytes).expect("a member's bytes");
         arrays.insert(name, parse_npy(&bytes));

@@ -1,0 +1,130 @@
+//! Parsing, looking up and pooling allocate nothing.
+
+mod support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    hint::black_box,
+};
+use ttrec::{AlignedBytes, Bags, Blob, Pooling, include_blob};
+
+/// The system's allocator, counting the calls of each thread: tests run on several at once.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    CALLS.set(CALLS.get() + 1);
+}
+
+// SAFETY: every call is passed on to `System`, which upholds the contract; counting neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are the ones `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above; `ptr` came from `System`.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: as above; `ptr` came from `System`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Calls of the allocator, to allocate or to free, that `f` made on this thread.
+fn allocator_calls(f: impl FnOnce()) -> u64 {
+    let before = CALLS.get();
+    f();
+    CALLS.get() - before
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocator_calls(|| ()), 0);
+    assert_eq!(allocator_calls(|| drop(black_box(Box::new(1)))), 2);
+    assert_eq!(allocator_calls(|| drop(black_box(vec![0u8; 100]))), 2);
+    let mut grown = Vec::with_capacity(1);
+    assert_eq!(allocator_calls(|| grown.resize(1000, 1u8)), 1);
+}
+
+/// Everything there is on the lookup path, and the errors on it. Returns the number of tables seen.
+fn assert_no_allocation(bytes: &[u8]) -> usize {
+    let mut workspace = vec![0.0; 1 << 14];
+    let mut out = vec![0.0; 1 << 10];
+    let mut num_tables = 0;
+    let calls = allocator_calls(|| {
+        let blob = Blob::parse(bytes).unwrap();
+        blob.verify_payload().unwrap();
+        assert!(blob.table("no such table").is_err());
+        assert!(Blob::parse(&bytes[..bytes.len() - 1]).is_err());
+        for table in blob.tables() {
+            let table = blob.table(table.name()).unwrap();
+            let (n, dim) = (table.num_embeddings(), table.embedding_dim());
+            // Every row, overridden or not; then one too many.
+            for row in 0..n {
+                table.lookup(row, &mut out[..dim], &mut workspace).unwrap();
+            }
+            assert!(table.lookup(n, &mut out[..dim], &mut workspace).is_err());
+            let last = n - 1;
+            let indices = [0, last, last, n / 2];
+            let wide = Bags::new(&indices, &[0, 2, 2, 4]).unwrap();
+            let indices = indices.map(|index| index as u32);
+            let narrow = Bags::new(&indices, &[0, 2, 2, 4]).unwrap();
+            for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
+                table.bag(&wide, pooling, &mut out[..3 * dim], &mut workspace).unwrap();
+                table.bag(&narrow, pooling, &mut out[..3 * dim], &mut workspace).unwrap();
+            }
+            let weighted = narrow.with_per_sample_weights(&[0.5, 1.0, 1.5, 2.0]).unwrap();
+            table.bag(&weighted, Pooling::Sum, &mut out[..3 * dim], &mut workspace).unwrap();
+            assert!(table.bag(&weighted, Pooling::Max, &mut out[..3 * dim], &mut workspace).is_err());
+            num_tables += 1;
+        }
+        black_box(&out);
+    });
+    assert_eq!(calls, 0);
+    num_tables
+}
+
+static TWO_TABLES: &AlignedBytes = include_blob!("golden/two_tables.ttr");
+
+#[test]
+fn the_golden_blob_is_read_without_allocation() {
+    assert_eq!(assert_no_allocation(TWO_TABLES), 2);
+}
+
+#[cfg(feature = "alloc")]
+#[test]
+fn every_representation_and_dtype_is_read_without_allocation() {
+    use support::{format, oracle::Reference};
+
+    let mut kinds = std::collections::BTreeSet::new();
+    for buf in support::random::one_of_each() {
+        let num_tables = assert_no_allocation(&buf);
+        for position in 0..num_tables {
+            let reference = Reference::new(&buf, position);
+            kinds.insert((reference.is_dense(), reference.dtype()));
+            let overrides = format::sections_of(&buf, position);
+            kinds.extend(overrides.iter().filter(|s| s.role == format::ROLE_OVERRIDE_ROWS).map(|s| (true, s.dtype)));
+        }
+    }
+    assert_eq!(kinds.len(), 2 * 4, "dense and tensor train in four dtypes");
+}

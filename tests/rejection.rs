@@ -1,0 +1,938 @@
+//! One test per reason to refuse a blob: a valid one is patched, resealed where the checksum would otherwise hide the
+//! patch, and must be refused with exactly this error.
+
+#![cfg(feature = "alloc")]
+
+mod support;
+
+use support::{
+    format::{self, header, put, reseal, reseal_section, section, section_at, table, table_at},
+    random::{Values, build},
+};
+use ttrec::{
+    AlignedBuf, Blob, BlobError, ShapeError, TtShape,
+    blob::{Layout, MAX_NAME_LEN, MAX_TABLES, OverridesSpec, TableSpec, WeightsSpec},
+    dtype::Dtype,
+};
+
+fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
+    TableSpec {
+        name: name.into(),
+        weights: WeightsSpec::Dense { num_embeddings, embedding_dim, dtype },
+        overrides: None,
+    }
+}
+
+fn tt(name: &str, shape: TtShape, dtype: Dtype) -> TableSpec {
+    TableSpec { name: name.into(), weights: WeightsSpec::Tt { shape, dtype }, overrides: None }
+}
+
+fn overridden(table: TableSpec, count: u64, dtype: Dtype) -> TableSpec {
+    TableSpec { overrides: Some(OverridesSpec { count, dtype }), ..table }
+}
+
+// Positions in `sample()`.
+const DENSE: usize = 0;
+const DENSE_I8: usize = 1;
+const TT: usize = 2;
+const TT_I8: usize = 3;
+const NUM_TABLES: usize = 4;
+const NUM_SECTIONS: usize = 11;
+/// The name bytes of `sample()`.
+const NAMES: &[u8] = b"a.denseb.dense.i8c.ttd.tt.i8";
+
+/// Four tables in eleven sections:
+/// `a.dense`: 0 rows;
+/// `b.dense.i8`: 1 rows, 2 override ids, 3 override rows (i8);
+/// `c.tt`: 4, 5, 6 cores (f32);
+/// `d.tt.i8`: 7 core, 8 its scales, 9 core, 10 its scales.
+fn sample() -> AlignedBuf {
+    let three = TtShape::new(23, &[2, 3, 4], &[2, 3, 2], &[5, 3]).unwrap();
+    let two = TtShape::new(30, &[6, 5], &[2, 8], &[4]).unwrap();
+    let tables = [
+        dense("a.dense", 6, 5, Dtype::F32),
+        overridden(dense("b.dense.i8", 9, 4, Dtype::I8), 3, Dtype::I8),
+        tt("c.tt", three, Dtype::F32),
+        tt("d.tt.i8", two, Dtype::I8),
+    ];
+    let mut buf = build(&tables, 7, Values::Reals);
+    // Resealing must reproduce what the writer wrote, or the tests below would test the checksum only.
+    let original = buf.to_vec();
+    assert!(reseal(&mut buf));
+    assert_eq!(buf[..], original[..]);
+    assert_eq!((format::num_tables(&buf), format::num_sections(&buf)), (NUM_TABLES, NUM_SECTIONS));
+    assert_eq!(buf[format::names_at(&buf)..][..NAMES.len()], *NAMES);
+    Blob::parse(&buf).unwrap().verify_payload().unwrap();
+    buf
+}
+
+fn parse(bytes: &[u8]) -> Result<(), BlobError> {
+    Blob::parse(bytes).map(|_| ())
+}
+
+/// Patches, reseals and parses `sample()`.
+fn patched(patch: impl FnOnce(&mut AlignedBuf)) -> BlobError {
+    let mut buf = sample();
+    patch(&mut buf);
+    assert!(reseal(&mut buf));
+    parse(&buf).unwrap_err()
+}
+
+fn with_header(field: usize, value: &[u8]) -> BlobError {
+    patched(|buf| put(buf, field, value))
+}
+
+fn with_table(position: usize, field: usize, value: &[u8]) -> BlobError {
+    patched(|buf| put(buf, table_at(position) + field, value))
+}
+
+fn with_section(position: usize, field: usize, value: &[u8]) -> BlobError {
+    patched(|buf| {
+        let at = section_at(buf, position) + field;
+        put(buf, at, value);
+    })
+}
+
+fn shape_error(position: usize, error: ShapeError) -> BlobError {
+    BlobError::Shape { table: position, error }
+}
+
+// Buffer and header.
+
+#[test]
+fn misaligned_buffers() {
+    let valid = sample();
+    let mut buf = AlignedBuf::zeroed(valid.len() + 64);
+    for excess in 1..64 {
+        buf[excess..][..valid.len()].copy_from_slice(&valid);
+        assert_eq!(parse(&buf[excess..][..valid.len()]), Err(BlobError::Misaligned { excess }));
+    }
+    buf[64..].copy_from_slice(&valid);
+    assert_eq!(parse(&buf[64..]), Ok(()));
+}
+
+#[test]
+fn truncated_header() {
+    let valid = sample();
+    for len in 0..format::HEADER_LEN {
+        let expected = BlobError::Truncated { len: len as u64, needed: 64 };
+        assert_eq!(parse(&valid[..len]), Err(expected));
+    }
+}
+
+#[test]
+fn bytes_cut_off_anywhere() {
+    let valid = sample();
+    for len in format::HEADER_LEN..valid.len() {
+        let expected = BlobError::TotalLength { declared: valid.len() as u64, actual: len as u64 };
+        assert_eq!(parse(&valid[..len]), Err(expected));
+    }
+}
+
+#[test]
+fn bytes_appended() {
+    let valid = sample();
+    for more in [1, 63, 64, 65, 4096] {
+        let mut longer = AlignedBuf::zeroed(valid.len() + more);
+        longer[..valid.len()].copy_from_slice(&valid);
+        let (declared, actual) = (valid.len() as u64, longer.len() as u64);
+        assert_eq!(parse(&longer), Err(BlobError::TotalLength { declared, actual }));
+    }
+}
+
+#[test]
+fn truncated_directory_whose_header_admits_it() {
+    let valid = sample();
+    let needed = format::head_len(&valid) as u64;
+    for len in format::HEADER_LEN as u64..needed {
+        let mut cut = AlignedBuf::from_slice(&valid[..len as usize]);
+        put(&mut cut, header::TOTAL_LEN, &len.to_le_bytes());
+        assert_eq!(parse(&cut), Err(BlobError::Truncated { len, needed }));
+    }
+}
+
+#[test]
+fn directory_counts_that_reach_past_the_end() {
+    let mut buf = sample();
+    put(&mut buf, header::NUM_TABLES, &(MAX_TABLES as u32).to_le_bytes());
+    let needed = (64 + MAX_TABLES * 128 + NUM_SECTIONS * 32 + NAMES.len()).next_multiple_of(64) as u64;
+    assert_eq!(parse(&buf), Err(BlobError::Truncated { len: buf.len() as u64, needed }));
+}
+
+#[test]
+fn wrong_magic() {
+    for position in 0..8 {
+        assert_eq!(patched(|buf| buf[position] ^= 0x20), BlobError::Magic);
+    }
+}
+
+#[test]
+fn unknown_version() {
+    for found in [0, 2, 1 << 8, 1 << 24, u32::MAX] {
+        assert_eq!(with_header(header::VERSION, &found.to_le_bytes()), BlobError::Version { found });
+    }
+}
+
+#[test]
+fn unknown_flags() {
+    for found in (0..32).map(|bit| 1u32 << bit) {
+        assert_eq!(with_header(header::FLAGS, &found.to_le_bytes()), BlobError::Flags { found });
+    }
+}
+
+#[test]
+fn reserved_header_bytes() {
+    for position in header::RESERVED..format::HEADER_LEN {
+        let expected = BlobError::Reserved { what: "header", position: 0 };
+        assert_eq!(with_header(position, &[1]), expected);
+    }
+}
+
+#[test]
+fn wrong_total_length() {
+    let actual = sample().len() as u64;
+    for declared in [0, 1, actual - 1, actual + 1, actual + 64, u64::MAX] {
+        let expected = BlobError::TotalLength { declared, actual };
+        assert_eq!(with_header(header::TOTAL_LEN, &declared.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn too_many_tables() {
+    for found in [MAX_TABLES as u32 + 1, u32::MAX] {
+        let mut buf = sample();
+        put(&mut buf, header::NUM_TABLES, &found.to_le_bytes());
+        let expected = BlobError::Count { what: "tables", found: found.into(), limit: 1 << 16 };
+        assert_eq!(parse(&buf), Err(expected));
+    }
+}
+
+#[test]
+fn more_sections_than_the_tables_can_have() {
+    // Rows or six cores with their scales, and two for overrides.
+    let limit = NUM_TABLES as u64 * 14;
+    for found in [limit as u32 + 1, u32::MAX] {
+        let mut buf = sample();
+        put(&mut buf, header::NUM_SECTIONS, &found.to_le_bytes());
+        assert_eq!(parse(&buf), Err(BlobError::Count { what: "sections", found: found.into(), limit }));
+    }
+}
+
+#[test]
+fn more_name_bytes_than_the_tables_can_have() {
+    let limit = (NUM_TABLES * MAX_NAME_LEN) as u64;
+    for found in [limit as u32 + 1, u32::MAX] {
+        let mut buf = sample();
+        put(&mut buf, header::NAMES_LEN, &found.to_le_bytes());
+        assert_eq!(parse(&buf), Err(BlobError::Count { what: "name bytes", found: found.into(), limit }));
+    }
+}
+
+#[test]
+fn directory_checksum() {
+    let valid = sample();
+    let stored = format::u32_at(&valid, header::CHECKSUM);
+    for position in format::HEADER_LEN..format::head_len(&valid) {
+        let mut buf = valid.clone();
+        buf[position] ^= 1 << (position % 8);
+        let mut sealed = buf.clone();
+        assert!(reseal(&mut sealed));
+        let computed = format::u32_at(&sealed, header::CHECKSUM);
+        assert_eq!(parse(&buf), Err(BlobError::DirectoryChecksum { stored, computed }));
+    }
+    for bit in 0..32 {
+        let mut buf = valid.clone();
+        buf[header::CHECKSUM + bit / 8] ^= 1 << (bit % 8);
+        let expected = BlobError::DirectoryChecksum { stored: stored ^ (1 << bit), computed: stored };
+        assert_eq!(parse(&buf), Err(expected));
+    }
+}
+
+// Names.
+
+#[test]
+fn padding_after_the_names() {
+    let valid = sample();
+    let end = format::names_at(&valid) + NAMES.len();
+    assert!(end < format::head_len(&valid));
+    for position in end..format::head_len(&valid) {
+        let expected = BlobError::Reserved { what: "names", position: 0 };
+        assert_eq!(patched(|buf| buf[position] = 1), expected);
+    }
+}
+
+#[test]
+fn empty_name() {
+    assert_eq!(with_table(TT, table::NAME_LEN, &0u32.to_le_bytes()), BlobError::Name { table: TT });
+}
+
+#[test]
+fn name_longer_than_the_limit() {
+    let names = ["x".repeat(MAX_NAME_LEN), "y".repeat(MAX_NAME_LEN)];
+    let mut buf = build(&names.map(|name| dense(&name, 1, 1, Dtype::F32)), 1, Values::Reals);
+    assert_eq!(parse(&buf), Ok(()));
+    put(&mut buf, table_at(0) + table::NAME_LEN, &(MAX_NAME_LEN as u32 + 1).to_le_bytes());
+    assert!(reseal(&mut buf));
+    assert_eq!(parse(&buf), Err(BlobError::Name { table: 0 }));
+}
+
+#[test]
+fn name_past_the_end_of_the_names() {
+    for len in [b"d.tt.i8".len() as u32 + 1, 1024, u32::MAX] {
+        assert_eq!(with_table(TT_I8, table::NAME_LEN, &len.to_le_bytes()), BlobError::Name { table: TT_I8 });
+    }
+}
+
+#[test]
+fn name_that_does_not_start_where_the_one_before_ends() {
+    let end = b"a.dense".len() as u32;
+    for offset in [0, end - 1, end + 1, u32::MAX] {
+        let found = with_table(DENSE_I8, table::NAME_OFFSET, &offset.to_le_bytes());
+        assert_eq!(found, BlobError::Name { table: DENSE_I8 });
+    }
+}
+
+#[test]
+fn name_that_is_not_utf8() {
+    let at = format::names_at(&sample());
+    for byte in [0x80, 0xc3, 0xff] {
+        assert_eq!(patched(|buf| buf[at + 3] = byte), BlobError::Name { table: DENSE });
+    }
+}
+
+#[test]
+fn name_bytes_left_over() {
+    let shorter = b"d.tt.i".len() as u32;
+    let found = with_table(TT_I8, table::NAME_LEN, &shorter.to_le_bytes());
+    assert_eq!(found, BlobError::Name { table: NUM_TABLES });
+}
+
+#[test]
+fn names_that_do_not_ascend() {
+    let at = format::names_at(&sample());
+    assert_eq!(patched(|buf| buf[at] = b'c'), BlobError::NameOrder { table: DENSE_I8 });
+}
+
+#[test]
+fn name_that_is_there_twice() {
+    let mut buf = build(&["u1", "u2"].map(|name| dense(name, 1, 1, Dtype::F32)), 1, Values::Reals);
+    let at = format::names_at(&buf) + 3;
+    buf[at] = b'1';
+    assert!(reseal(&mut buf));
+    assert_eq!(parse(&buf), Err(BlobError::NameOrder { table: 1 }));
+}
+
+// Sections as such.
+
+#[test]
+fn reserved_section_bytes() {
+    for position in 0..NUM_SECTIONS {
+        for byte in section::RESERVED..format::SECTION_LEN {
+            let expected = BlobError::Reserved { what: "section", position };
+            assert_eq!(with_section(position, byte, &[0x80]), expected);
+        }
+    }
+}
+
+#[test]
+fn section_that_does_not_start_where_the_one_before_ends() {
+    let valid = sample();
+    for position in 0..NUM_SECTIONS {
+        let expected = format::Section::read(&valid, position).offset as u64;
+        for found in [0, expected - 64, expected + 1, expected + 64, u64::MAX] {
+            let error = BlobError::SectionOffset { section: position, found, expected };
+            assert_eq!(with_section(position, section::OFFSET, &found.to_le_bytes()), error);
+        }
+    }
+}
+
+#[test]
+fn empty_section() {
+    for position in 0..NUM_SECTIONS {
+        let expected = BlobError::SectionLength { section: position, found: 0, expected: 0 };
+        assert_eq!(with_section(position, section::LEN, &0u64.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn section_past_the_end_of_the_blob() {
+    let valid = sample();
+    for position in 0..NUM_SECTIONS {
+        let rest = (valid.len() - format::Section::read(&valid, position).offset) as u64;
+        // The last two overflow: the sum with the offset, and its rounding up.
+        for found in [rest + 1, u64::MAX / 2, u64::MAX, u64::MAX - (valid.len() as u64 - rest)] {
+            let expected = BlobError::SectionLength { section: position, found, expected: 0 };
+            assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), expected);
+        }
+    }
+}
+
+#[test]
+fn bytes_after_the_last_section() {
+    let valid = sample();
+    for more in [1, 64] {
+        let mut buf = AlignedBuf::zeroed(valid.len() + more);
+        buf[..valid.len()].copy_from_slice(&valid);
+        let declared = buf.len() as u64;
+        put(&mut buf, header::TOTAL_LEN, &declared.to_le_bytes());
+        assert!(reseal(&mut buf));
+        let actual = valid.len() as u64;
+        assert_eq!(parse(&buf), Err(BlobError::TotalLength { declared, actual }));
+    }
+}
+
+// Sections and the tables that own them.
+
+#[test]
+fn table_that_does_not_own_the_next_section() {
+    for found in [0, 2, u32::MAX] {
+        let expected = BlobError::SectionOwner { table: DENSE_I8 };
+        assert_eq!(with_table(DENSE_I8, table::FIRST_SECTION, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn table_that_owns_sections_past_the_last() {
+    let count = format::sections_of(&sample(), TT_I8).len() as u32;
+    for found in [count + 1, u32::MAX] {
+        let expected = BlobError::SectionOwner { table: TT_I8 };
+        assert_eq!(with_table(TT_I8, table::NUM_SECTIONS, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn section_that_no_table_owns() {
+    let count = format::sections_of(&sample(), TT_I8).len() as u32;
+    let found = with_table(TT_I8, table::NUM_SECTIONS, &(count - 1).to_le_bytes());
+    assert_eq!(found, BlobError::SectionOwner { table: NUM_TABLES });
+}
+
+/// `sample()` with the border between the sections of tables `position` and `position + 1` moved.
+fn border_moved(position: usize, by: i32) -> BlobError {
+    patched(|buf| {
+        let mut add = |at: usize, by: i32| {
+            let value = format::u32_at(buf, at).checked_add_signed(by).unwrap();
+            put(buf, at, &value.to_le_bytes());
+        };
+        add(table_at(position) + table::NUM_SECTIONS, by);
+        add(table_at(position + 1) + table::FIRST_SECTION, by);
+        add(table_at(position + 1) + table::NUM_SECTIONS, -by);
+    })
+}
+
+#[test]
+fn table_without_sections() {
+    assert_eq!(border_moved(DENSE, -1), BlobError::SectionOwner { table: DENSE });
+}
+
+#[test]
+fn overrides_without_rows() {
+    assert_eq!(border_moved(DENSE_I8, -1), BlobError::SectionOwner { table: DENSE_I8 });
+}
+
+#[test]
+fn tensor_train_without_its_last_core() {
+    assert_eq!(border_moved(TT, -1), BlobError::SectionOwner { table: TT });
+}
+
+#[test]
+fn i8_core_without_scales() {
+    let mut buf = build(
+        &[tt("a", TtShape::new(4, &[2, 2], &[2, 2], &[2]).unwrap(), Dtype::I8), dense("b", 1, 1, Dtype::F32)],
+        1,
+        Values::Reals,
+    );
+    let patches = [(0, table::NUM_SECTIONS, 3), (1, table::FIRST_SECTION, 3), (1, table::NUM_SECTIONS, 2u32)];
+    for (position, field, value) in patches {
+        put(&mut buf, table_at(position) + field, &value.to_le_bytes());
+    }
+    assert!(reseal(&mut buf));
+    assert_eq!(parse(&buf), Err(BlobError::SectionOwner { table: 0 }));
+}
+
+#[test]
+fn table_with_a_section_after_its_overrides() {
+    assert_eq!(border_moved(DENSE_I8, 1), BlobError::SectionOwner { table: DENSE_I8 });
+}
+
+#[test]
+fn dense_table_with_another_tables_section_instead_of_overrides() {
+    let found = border_moved(DENSE, 1);
+    assert_eq!(found, BlobError::SectionRole { section: 1, found: format::ROLE_ROWS.into() });
+}
+
+// Table records.
+
+#[test]
+fn unknown_index_map() {
+    for found in 1..=u8::MAX {
+        let expected = BlobError::TableCode { table: TT, field: "index map", found: found.into() };
+        assert_eq!(with_table(TT, table::INDEX_MAP, &[found]), expected);
+    }
+}
+
+#[test]
+fn unknown_layout() {
+    for found in 1..=u8::MAX {
+        let expected = BlobError::TableCode { table: DENSE, field: "layout", found: found.into() };
+        assert_eq!(with_table(DENSE, table::LAYOUT, &[found]), expected);
+    }
+}
+
+#[test]
+fn unknown_kind() {
+    for found in [0, 3, 0x0101, u16::MAX] {
+        let expected = BlobError::TableCode { table: TT_I8, field: "kind", found: found.into() };
+        assert_eq!(with_table(TT_I8, table::KIND, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn unknown_digit_order() {
+    for found in 2..=u8::MAX {
+        let expected = BlobError::TableCode { table: TT, field: "digit order", found: found.into() };
+        assert_eq!(with_table(TT, table::DIGIT_ORDER, &[found]), expected);
+    }
+}
+
+#[test]
+fn reserved_table_bytes() {
+    for position in 0..NUM_TABLES {
+        let bytes = (table::RESERVED..table::ROW_FACTORS).chain(table::RESERVED_TAIL..format::TABLE_LEN);
+        assert_eq!(bytes.clone().count(), 26);
+        for byte in bytes {
+            assert_eq!(with_table(position, byte, &[1]), BlobError::Reserved { what: "table", position });
+        }
+    }
+}
+
+#[test]
+fn dense_table_with_a_tensor_train_shape() {
+    let fields = [table::NUM_CORES, table::DIGIT_ORDER].into_iter().chain(table::ROW_FACTORS..table::RESERVED_TAIL);
+    for byte in fields {
+        let expected = BlobError::Reserved { what: "table", position: DENSE };
+        assert_eq!(with_table(DENSE, byte, &[1]), expected);
+    }
+}
+
+#[test]
+fn impossible_row_count() {
+    for found in [0, (1 << 40) + 1, u64::MAX] {
+        for position in 0..NUM_TABLES {
+            let expected = shape_error(position, ShapeError::NumEmbeddings { found });
+            assert_eq!(with_table(position, table::NUM_EMBEDDINGS, &found.to_le_bytes()), expected);
+        }
+    }
+}
+
+#[test]
+fn impossible_column_count() {
+    for found in [0, (1 << 16) + 1, u32::MAX] {
+        let expected = shape_error(DENSE, ShapeError::EmbeddingDim { found: found.into() });
+        assert_eq!(with_table(DENSE, table::EMBEDDING_DIM, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn column_count_that_is_not_the_product_of_the_column_factors() {
+    for found in [0, 11, 13, u32::MAX] {
+        let expected = shape_error(TT, ShapeError::EmbeddingDim { found: found.into() });
+        assert_eq!(with_table(TT, table::EMBEDDING_DIM, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn impossible_core_count() {
+    for found in [0, 1, 7, u8::MAX] {
+        let error = patched(|buf| {
+            let at = table_at(TT);
+            buf[at + table::NUM_CORES] = found;
+            if found < 2 {
+                // No list entries past the cores, so that the count itself is the fault.
+                let used = usize::from(found);
+                buf[at + table::ROW_FACTORS + 4 * used..at + table::COLUMN_FACTORS].fill(0);
+                buf[at + table::COLUMN_FACTORS + 4 * used..at + table::INNER_RANKS].fill(0);
+                buf[at + table::INNER_RANKS..at + table::RESERVED_TAIL].fill(0);
+            }
+        });
+        assert_eq!(error, shape_error(TT, ShapeError::CoreCount { found: found.into() }));
+    }
+}
+
+#[test]
+fn list_entries_past_the_cores() {
+    let entries = [(table::ROW_FACTORS, 3..6), (table::COLUMN_FACTORS, 3..6), (table::INNER_RANKS, 2..5)];
+    for (list, unused) in entries {
+        for entry in unused {
+            let expected = BlobError::Reserved { what: "table", position: TT };
+            assert_eq!(with_table(TT, list + 4 * entry, &1u32.to_le_bytes()), expected);
+        }
+    }
+    let expected = BlobError::Reserved { what: "table", position: TT };
+    assert_eq!(with_table(TT, table::NUM_CORES, &[2]), expected, "a core too few");
+}
+
+#[test]
+fn impossible_factors_and_ranks() {
+    let lists = [
+        (table::ROW_FACTORS, 3, "row factor", (1 << 31) - 1),
+        (table::COLUMN_FACTORS, 3, "column factor", 1 << 16),
+        (table::INNER_RANKS, 2, "rank", 1 << 16),
+    ];
+    for (list, len, what, limit) in lists {
+        for position in 0..len {
+            for found in [0, limit as u32 + 1, u32::MAX] {
+                let error = ShapeError::Factor { what, position, found: found.into(), limit };
+                let found = with_table(TT, list + 4 * position, &found.to_le_bytes());
+                assert_eq!(found, shape_error(TT, error));
+            }
+        }
+    }
+}
+
+#[test]
+fn row_factors_that_hold_too_few_rows_or_far_too_many() {
+    let error = |product, num_embeddings| shape_error(TT, ShapeError::RowFactors { product, num_embeddings });
+    assert_eq!(with_table(TT, table::NUM_EMBEDDINGS, &25u64.to_le_bytes()), error(24, 25));
+    assert_eq!(with_table(TT, table::ROW_FACTORS, &1u32.to_le_bytes()), error(12, 23));
+    let wide = |factors: [u32; 3]| {
+        let factors = factors.map(u32::to_le_bytes).concat();
+        with_table(TT, table::ROW_FACTORS, &factors)
+    };
+    assert_eq!(wide([1 << 24, 1 << 24, 2]), error(1 << 49, 23));
+    assert_eq!(wide([i32::MAX as u32; 3]), error(u64::MAX, 23));
+}
+
+#[test]
+fn shape_that_does_not_fit_the_address_space() {
+    let found = patched(|buf| {
+        let at = table_at(TT);
+        put(buf, at + table::ROW_FACTORS, &[1u32 << 16, 1 << 30, 1].map(u32::to_le_bytes).concat());
+        put(buf, at + table::COLUMN_FACTORS, &[1u32, 1 << 16, 1].map(u32::to_le_bytes).concat());
+        put(buf, at + table::INNER_RANKS, &[1u32 << 16, 1 << 16].map(u32::to_le_bytes).concat());
+    });
+    assert_eq!(found, shape_error(TT, ShapeError::TooLarge));
+}
+
+// Sections against the shape.
+
+/// Position of the first section of a table of `sample()` with this role.
+fn section_of(position: usize, role: u16) -> usize {
+    format::sections_of(&sample(), position).iter().find(|s| s.role == role).unwrap().position
+}
+
+#[test]
+fn section_with_another_role_than_its_place_needs() {
+    let valid = sample();
+    for position in 0..NUM_SECTIONS {
+        let role = format::Section::read(&valid, position).role;
+        for found in [0, 1, 2, 3, 4, 5, 6, 0x0100 | role, u16::MAX] {
+            if found != role {
+                let expected = BlobError::SectionRole { section: position, found: found.into() };
+                assert_eq!(with_section(position, section::ROLE, &found.to_le_bytes()), expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn section_of_another_core_than_its_place_needs() {
+    let valid = sample();
+    for position in 0..NUM_SECTIONS {
+        let format::Section { role, core, .. } = format::Section::read(&valid, position);
+        for found in [core ^ 1, 6, 255] {
+            let expected = BlobError::SectionRole { section: position, found: role.into() };
+            assert_eq!(with_section(position, section::CORE, &[found]), expected);
+        }
+    }
+}
+
+#[test]
+fn unknown_dtype() {
+    let valid = sample();
+    for position in 0..NUM_SECTIONS {
+        let ids = format::Section::read(&valid, position).role == format::ROLE_OVERRIDE_IDS;
+        for found in [0, 5, 0x3f, 0x41, 0xff] {
+            let expected = BlobError::SectionDtype { section: position, found: found.into() };
+            assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
+        }
+        if !ids {
+            let expected = BlobError::SectionDtype { section: position, found: 0x40 };
+            assert_eq!(with_section(position, section::DTYPE, &[format::DTYPE_U64]), expected);
+        }
+    }
+}
+
+#[test]
+fn override_ids_that_are_no_ids() {
+    let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
+    for found in 1..=4 {
+        let expected = BlobError::SectionDtype { section: position, found: found.into() };
+        assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
+    }
+}
+
+#[test]
+fn scales_that_are_not_f32() {
+    let position = section_of(TT_I8, format::ROLE_SCALES);
+    for (dtype, size) in [(format::DTYPE_F16, 2), (format::DTYPE_BF16, 2), (format::DTYPE_I8, 1)] {
+        // With the length that this dtype would need, so that the dtype is the only fault.
+        let found = patched(|buf| {
+            let at = section_at(buf, position);
+            buf[at + section::DTYPE] = dtype;
+            put(buf, at + section::LEN, &(6 * size as u64).to_le_bytes());
+        });
+        assert_eq!(found, BlobError::SectionDtype { section: position, found: dtype.into() });
+    }
+}
+
+#[test]
+fn section_lengths_that_the_shape_does_not_need() {
+    let valid = sample();
+    for position in 0..NUM_SECTIONS {
+        let format::Section { len, role, .. } = format::Section::read(&valid, position);
+        if role == format::ROLE_OVERRIDE_IDS {
+            continue; // any count will do: `override_ids_*` below
+        }
+        // Other lengths that end in the same 64 bytes, so that the sections after it stay where they are.
+        let others = (len - 1) / 64 * 64 + 1..=len.next_multiple_of(64);
+        assert_eq!(others.clone().count(), 64);
+        for found in others.filter(|&other| other != len) {
+            let (found, expected) = (found as u64, len as u64);
+            let error = BlobError::SectionLength { section: position, found, expected };
+            assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), error);
+        }
+    }
+}
+
+#[test]
+fn dtype_whose_elements_do_not_fill_the_section() {
+    let expected = BlobError::SectionLength { section: 0, found: 6 * 5 * 4, expected: 6 * 5 * 2 };
+    assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_F16]), expected);
+    let expected = BlobError::SectionLength { section: 0, found: 6 * 5 * 4, expected: 6 * (8 + 5) };
+    assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_I8]), expected);
+}
+
+#[test]
+fn row_count_that_the_rows_do_not_fill() {
+    let expected = BlobError::SectionLength { section: 0, found: 120, expected: 140 };
+    assert_eq!(with_table(DENSE, table::NUM_EMBEDDINGS, &7u64.to_le_bytes()), expected);
+}
+
+#[test]
+fn override_ids_of_which_one_is_cut() {
+    let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
+    for found in [1u64, 7, 9, 23, 25] {
+        let expected = BlobError::SectionLength { section: position, found, expected: found / 8 * 8 };
+        assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn more_override_ids_than_rows() {
+    let mut buf = build(&[overridden(dense("a", 3, 4, Dtype::F32), 3, Dtype::F32)], 1, Values::Reals);
+    let at = section_at(&buf, 1);
+    put(&mut buf, at + section::LEN, &32u64.to_le_bytes());
+    assert!(reseal(&mut buf));
+    assert_eq!(parse(&buf), Err(BlobError::SectionLength { section: 1, found: 32, expected: 24 }));
+}
+
+#[test]
+fn override_ids_that_are_not_as_many_as_the_rows() {
+    let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
+    for ids in [1u64, 2, 4, 8] {
+        let (found, expected) = (3 * (8 + 4), ids * (8 + 4));
+        let error = BlobError::SectionLength { section: position + 1, found, expected };
+        assert_eq!(with_section(position, section::LEN, &(ids * 8).to_le_bytes()), error);
+    }
+}
+
+// What a valid blob is asked for.
+
+#[test]
+fn no_such_table() {
+    let buf = sample();
+    let blob = Blob::parse(&buf).unwrap();
+    for name in ["", "a", "a.dens", "a.dense\0", "A.DENSE", "e", "a.denseb.dense.i8"] {
+        assert_eq!(blob.table(name).map(|_| ()), Err(BlobError::NoSuchTable), "{name:?}");
+    }
+    assert!(blob.table("a.dense").is_ok());
+    assert_eq!(blob.verify_table(NUM_TABLES), Err(BlobError::NoSuchTable));
+    assert_eq!(blob.verify_table(usize::MAX), Err(BlobError::NoSuchTable));
+    assert!(blob.table_data(NUM_TABLES).is_none());
+    assert_eq!(blob.sections(NUM_TABLES).count(), 0);
+}
+
+#[test]
+fn a_blob_without_tables_is_valid_and_has_none() {
+    let buf = Layout::new(&[]).unwrap().build(|_, _| unreachable!());
+    let blob = Blob::parse(&buf).unwrap();
+    assert_eq!((buf.len(), blob.num_tables(), blob.tables().count()), (64, 0, 0));
+    assert_eq!(blob.verify_payload(), Ok(()));
+}
+
+// The payload, which parsing leaves alone.
+
+#[test]
+fn payload_checksum() {
+    let valid = sample();
+    for position in 0..NUM_TABLES {
+        for owned in format::sections_of(&valid, position) {
+            // Padding is under the checksum too.
+            for at in owned.padded_range() {
+                let mut buf = valid.clone();
+                buf[at] ^= 1 << (at % 8);
+                let blob = Blob::parse(&buf).unwrap();
+                let expected = Err(BlobError::PayloadChecksum { table: position, section: owned.position });
+                assert_eq!(blob.verify_payload(), expected);
+                assert_eq!(blob.verify_table(position), expected);
+                assert_eq!(blob.verify_table((position + 1) % NUM_TABLES), Ok(()));
+            }
+        }
+    }
+}
+
+/// `sample()` with `value` at byte `at` of section `position`, checksums and all.
+fn with_payload(position: usize, at: usize, value: &[u8]) -> Result<(), BlobError> {
+    let mut buf = sample();
+    let start = format::Section::read(&buf, position).offset;
+    put(&mut buf, start + at, value);
+    reseal_section(&mut buf, position);
+    Blob::parse(&buf).unwrap().verify_payload()
+}
+
+const BAD_SCALES: [f32; 8] =
+    [0.0, -0.0, -1.0, -f32::MIN_POSITIVE, f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+
+#[test]
+fn scale_of_a_slice() {
+    for (role_index, slices) in [(0, 6), (1, 5)] {
+        let scales: Vec<_> =
+            format::sections_of(&sample(), TT_I8).into_iter().filter(|s| s.role == format::ROLE_SCALES).collect();
+        let section = scales[role_index].position;
+        for slice in 0..slices {
+            for scale in BAD_SCALES {
+                let expected = BlobError::Scale { table: TT_I8, section, position: slice as u64 };
+                assert_eq!(with_payload(section, 4 * slice, &scale.to_le_bytes()), Err(expected), "{scale}");
+            }
+            assert_eq!(with_payload(section, 4 * slice, &f32::MIN_POSITIVE.to_le_bytes()), Ok(()));
+        }
+    }
+}
+
+#[test]
+fn scale_or_offset_of_a_dense_or_override_row() {
+    for (role, rows) in [(format::ROLE_ROWS, 9), (format::ROLE_OVERRIDE_ROWS, 3)] {
+        let section = section_of(DENSE_I8, role);
+        for row in 0..rows {
+            let at = row * (8 + 4);
+            let expected = BlobError::Scale { table: DENSE_I8, section, position: row as u64 };
+            for scale in BAD_SCALES {
+                assert_eq!(with_payload(section, at, &scale.to_le_bytes()), Err(expected), "scale {scale}");
+            }
+            for offset in BAD_SCALES {
+                let found = with_payload(section, at + 4, &offset.to_le_bytes());
+                assert_eq!(found, if offset.is_finite() { Ok(()) } else { Err(expected) }, "offset {offset}");
+            }
+        }
+    }
+}
+
+/// `sample()` with these override ids (of a table of nine rows).
+fn with_ids(ids: [u64; 3]) -> Result<(), BlobError> {
+    with_payload(section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS), 0, &ids.map(u64::to_le_bytes).concat())
+}
+
+#[test]
+fn override_ids_that_descend() {
+    assert_eq!(with_ids([5, 3, 8]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 1 }));
+    assert_eq!(with_ids([1, 8, 7]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 }));
+    assert_eq!(with_ids([0, 7, 8]), Ok(()));
+}
+
+#[test]
+fn override_ids_that_are_there_twice() {
+    assert_eq!(with_ids([0, 0, 1]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 1 }));
+    assert_eq!(with_ids([2, 4, 4]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 }));
+}
+
+#[test]
+fn override_ids_of_rows_that_do_not_exist() {
+    for bad in [9, 1 << 32, u64::MAX] {
+        assert_eq!(with_ids([0, 1, bad]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 }));
+        assert_eq!(with_ids([bad, 1, 2]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 0 }));
+    }
+}
+
+// The writer.
+
+fn refused(tables: &[TableSpec]) -> BlobError {
+    Layout::new(tables).map(|_| ()).unwrap_err()
+}
+
+#[test]
+fn writer_refuses_an_empty_name() {
+    let tables = [dense("a", 1, 1, Dtype::F32), dense("", 1, 1, Dtype::F32)];
+    assert_eq!(refused(&tables), BlobError::Name { table: 1 });
+}
+
+#[test]
+fn writer_refuses_a_name_longer_than_the_limit() {
+    let named = |len| [dense(&"é".repeat(len / 2), 1, 1, Dtype::F32)];
+    assert_eq!(refused(&named(MAX_NAME_LEN + 2)), BlobError::Name { table: 0 });
+    assert!(Layout::new(&named(MAX_NAME_LEN)).is_ok());
+}
+
+#[test]
+fn writer_refuses_a_name_that_is_there_twice() {
+    let tables = ["b", "a", "c", "a"].map(|name| dense(name, 1, 1, Dtype::F32));
+    assert_eq!(refused(&tables), BlobError::NameOrder { table: 3 });
+}
+
+#[test]
+fn writer_refuses_impossible_row_counts() {
+    for found in [0, (1 << 40) + 1] {
+        let tables = [dense("b", 1, 1, Dtype::F32), dense("a", found, 1, Dtype::I8)];
+        assert_eq!(refused(&tables), shape_error(1, ShapeError::NumEmbeddings { found }));
+    }
+}
+
+#[test]
+fn writer_refuses_impossible_column_counts() {
+    for found in [0, (1 << 16) + 1, usize::MAX] {
+        let expected = shape_error(0, ShapeError::EmbeddingDim { found: found as u64 });
+        assert_eq!(refused(&[dense("a", 1, found, Dtype::I8)]), expected);
+    }
+}
+
+#[test]
+fn writer_refuses_overrides_of_no_rows_or_more_than_there_are() {
+    let shape = TtShape::new(5, &[2, 3], &[1, 2], &[1]).unwrap();
+    for table in [dense("a", 5, 2, Dtype::F32), tt("a", shape, Dtype::F32)] {
+        for found in [0, 6, u64::MAX] {
+            let expected = shape_error(0, ShapeError::NumEmbeddings { found });
+            assert_eq!(refused(&[overridden(table.clone(), found, Dtype::F32)]), expected);
+        }
+        assert!(Layout::new(&[overridden(table, 5, Dtype::F32)]).is_ok());
+    }
+}
+
+#[test]
+fn writer_refuses_too_many_tables() {
+    let mut tables: Vec<TableSpec> = (0..=MAX_TABLES).map(|i| dense(&i.to_string(), 1, 1, Dtype::F32)).collect();
+    let expected = BlobError::Count { what: "tables", found: MAX_TABLES as u64 + 1, limit: MAX_TABLES as u64 };
+    assert_eq!(refused(&tables), expected);
+    tables.pop();
+    let buf = Layout::new(&tables).unwrap().build(|_, out| out.fill(0));
+    assert_eq!(Blob::parse(&buf).unwrap().num_tables(), MAX_TABLES);
+}
+
+#[test]
+fn writer_refuses_more_bytes_than_an_offset_can_count() {
+    // 2^40 rows x 2^16 columns x 4 bytes: sixty-four of them are 2^64 bytes.
+    let tables = |count: usize| -> Vec<TableSpec> {
+        (0..count).map(|i| dense(&format!("{i:02}"), 1 << 40, 1 << 16, Dtype::F32)).collect()
+    };
+    assert!(Layout::new(&tables(63)).is_ok());
+    assert_eq!(refused(&tables(64)), shape_error(0, ShapeError::TooLarge));
+}

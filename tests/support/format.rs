@@ -1,0 +1,201 @@
+//! Format version 1 once more: field positions, the directory as a naive reader sees it, CRC-32C, and the resealing of
+//! a head that was patched.
+
+use std::ops::Range;
+
+pub(crate) const ALIGNMENT: usize = 64;
+pub(crate) const HEADER_LEN: usize = 64;
+pub(crate) const TABLE_LEN: usize = 128;
+pub(crate) const SECTION_LEN: usize = 32;
+
+/// Positions of the header's fields.
+pub(crate) mod header {
+    pub(crate) const VERSION: usize = 8;
+    pub(crate) const FLAGS: usize = 12;
+    pub(crate) const TOTAL_LEN: usize = 16;
+    pub(crate) const NUM_TABLES: usize = 24;
+    pub(crate) const NUM_SECTIONS: usize = 28;
+    pub(crate) const NAMES_LEN: usize = 32;
+    pub(crate) const CHECKSUM: usize = 36;
+    pub(crate) const RESERVED: usize = 40;
+}
+
+/// Positions of a table record's fields.
+pub(crate) mod table {
+    pub(crate) const KIND: usize = 0;
+    pub(crate) const INDEX_MAP: usize = 2;
+    pub(crate) const LAYOUT: usize = 3;
+    pub(crate) const NAME_OFFSET: usize = 4;
+    pub(crate) const NAME_LEN: usize = 8;
+    pub(crate) const FIRST_SECTION: usize = 12;
+    pub(crate) const NUM_SECTIONS: usize = 16;
+    pub(crate) const EMBEDDING_DIM: usize = 20;
+    pub(crate) const NUM_EMBEDDINGS: usize = 24;
+    pub(crate) const NUM_CORES: usize = 32;
+    pub(crate) const DIGIT_ORDER: usize = 33;
+    pub(crate) const RESERVED: usize = 34;
+    pub(crate) const ROW_FACTORS: usize = 36;
+    pub(crate) const COLUMN_FACTORS: usize = 60;
+    pub(crate) const INNER_RANKS: usize = 84;
+    pub(crate) const RESERVED_TAIL: usize = 104;
+}
+
+/// Positions of a section record's fields.
+pub(crate) mod section {
+    pub(crate) const OFFSET: usize = 0;
+    pub(crate) const LEN: usize = 8;
+    pub(crate) const CHECKSUM: usize = 16;
+    pub(crate) const ROLE: usize = 20;
+    pub(crate) const DTYPE: usize = 22;
+    pub(crate) const CORE: usize = 23;
+    pub(crate) const RESERVED: usize = 24;
+}
+
+pub(crate) const KIND_DENSE: u16 = 1;
+pub(crate) const KIND_TT: u16 = 2;
+pub(crate) const ROLE_ROWS: u16 = 1;
+pub(crate) const ROLE_CORE: u16 = 2;
+pub(crate) const ROLE_SCALES: u16 = 3;
+pub(crate) const ROLE_OVERRIDE_IDS: u16 = 4;
+pub(crate) const ROLE_OVERRIDE_ROWS: u16 = 5;
+pub(crate) const DTYPE_F32: u8 = 1;
+pub(crate) const DTYPE_F16: u8 = 2;
+pub(crate) const DTYPE_BF16: u8 = 3;
+pub(crate) const DTYPE_I8: u8 = 4;
+pub(crate) const DTYPE_U64: u8 = 0x40;
+
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+pub(crate) fn num_tables(bytes: &[u8]) -> usize {
+    u32_at(bytes, header::NUM_TABLES) as usize
+}
+
+pub(crate) fn num_sections(bytes: &[u8]) -> usize {
+    u32_at(bytes, header::NUM_SECTIONS) as usize
+}
+
+/// Where table record `position` starts.
+pub(crate) fn table_at(position: usize) -> usize {
+    HEADER_LEN + position * TABLE_LEN
+}
+
+/// Where section record `position` starts.
+pub(crate) fn section_at(bytes: &[u8], position: usize) -> usize {
+    table_at(num_tables(bytes)) + position * SECTION_LEN
+}
+
+/// Where the names start.
+pub(crate) fn names_at(bytes: &[u8]) -> usize {
+    section_at(bytes, num_sections(bytes))
+}
+
+/// Where the head ends and the first section starts, as the header's counts have it.
+pub(crate) fn head_len(bytes: &[u8]) -> usize {
+    (names_at(bytes) + u32_at(bytes, header::NAMES_LEN) as usize).next_multiple_of(ALIGNMENT)
+}
+
+/// One section record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Section {
+    pub(crate) position: usize,
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    pub(crate) checksum: u32,
+    pub(crate) role: u16,
+    pub(crate) dtype: u8,
+    pub(crate) core: u8,
+}
+
+impl Section {
+    pub(crate) fn read(bytes: &[u8], position: usize) -> Self {
+        let at = section_at(bytes, position);
+        Self {
+            position,
+            offset: u64_at(bytes, at + section::OFFSET) as usize,
+            len: u64_at(bytes, at + section::LEN) as usize,
+            checksum: u32_at(bytes, at + section::CHECKSUM),
+            role: u16_at(bytes, at + section::ROLE),
+            dtype: bytes[at + section::DTYPE],
+            core: bytes[at + section::CORE],
+        }
+    }
+
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len
+    }
+
+    /// With the zeros that follow.
+    pub(crate) fn padded_range(&self) -> Range<usize> {
+        self.offset..(self.offset + self.len).next_multiple_of(ALIGNMENT)
+    }
+}
+
+/// The sections of table `position`.
+pub(crate) fn sections_of(bytes: &[u8], position: usize) -> Vec<Section> {
+    let at = table_at(position);
+    let first = u32_at(bytes, at + table::FIRST_SECTION) as usize;
+    let count = u32_at(bytes, at + table::NUM_SECTIONS) as usize;
+    (first..first + count).map(|section| Section::read(bytes, section)).collect()
+}
+
+/// The name of table `position`.
+pub(crate) fn name_of(bytes: &[u8], position: usize) -> &str {
+    let at = table_at(position);
+    let start = names_at(bytes) + u32_at(bytes, at + table::NAME_OFFSET) as usize;
+    str::from_utf8(&bytes[start..start + u32_at(bytes, at + table::NAME_LEN) as usize]).unwrap()
+}
+
+/// CRC-32C, from its reflected polynomial.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    static TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut i = 0;
+        while i < 256 * 8 {
+            let (byte, bit) = (i / 8, i % 8);
+            let crc: u32 = if bit == 0 { byte as u32 } else { table[byte] };
+            table[byte] = (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
+            i += 1;
+        }
+        table
+    };
+    !bytes.iter().fold(!0, |crc: u32, &byte| (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)])
+}
+
+/// Makes header and directory match their checksum again; `false` if the header's counts reach past the end, so that
+/// there is nothing to make match.
+pub(crate) fn reseal(bytes: &mut [u8]) -> bool {
+    if bytes.len() < HEADER_LEN || head_len(bytes) > bytes.len() {
+        return false;
+    }
+    put(bytes, header::CHECKSUM, &[0; 4]);
+    let checksum = crc32c(&bytes[..head_len(bytes)]);
+    put(bytes, header::CHECKSUM, &checksum.to_le_bytes());
+    true
+}
+
+/// Makes section `position`, and then the head, match its checksum again.
+pub(crate) fn reseal_section(bytes: &mut [u8], position: usize) {
+    let checksum = crc32c(&bytes[Section::read(bytes, position).padded_range()]);
+    let at = section_at(bytes, position) + section::CHECKSUM;
+    put(bytes, at, &checksum.to_le_bytes());
+    assert!(reseal(bytes));
+}
+
+#[test]
+fn crc32c_has_the_check_value_of_its_catalogue_entry() {
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+}

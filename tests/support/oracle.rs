@@ -1,0 +1,237 @@
+//! The reference: rows and bags in f64 from a blob's raw bytes, by the definitions and nothing else, with a bound on
+//! how far an f32 evaluation may be off.
+//!
+//! The bound is a running error analysis. A sum of n products in f32, in any order, fused or not, passes each product
+//! through at most n roundings (its own, and n - 1 additions), so it is off by at most `gamma(n)` times the sum of the
+//! products' magnitudes, `gamma(n) = n u / (1 - n u)`, `u = 2^-24` = half of f32's epsilon; by what its inputs were
+//! off, times the other operand; and by 2^-149 for each product that underflows. There is no other constant in it.
+
+use super::format::{
+    DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I8, KIND_DENSE, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_ROWS,
+    ROLE_ROWS, ROLE_SCALES, Section, sections_of, table, table_at, u16_at, u32_at, u64_at,
+};
+
+/// A number, and how far an f32 evaluation of it may be off.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Approx {
+    pub(crate) value: f64,
+    pub(crate) error: f64,
+}
+
+impl Approx {
+    pub(crate) fn exact(value: f64) -> Self {
+        Self { value, error: 0.0 }
+    }
+
+    /// Whether `found` may be what f32 made of it. A NaN never may.
+    pub(crate) fn admits(self, found: f32) -> bool {
+        (f64::from(found) - self.value).abs() <= self.error
+    }
+
+    /// The sum of `terms`, each times an exact factor, after `extra` more roundings of every term.
+    fn dot(terms: impl IntoIterator<Item = (Self, f64)>, extra: usize) -> Self {
+        let (mut sum, mut size, mut n) = (Self::default(), 0.0, 0);
+        for (x, factor) in terms {
+            sum.value += x.value * factor;
+            sum.error += x.error * factor.abs();
+            size += (x.value.abs() + x.error) * factor.abs();
+            n += 1;
+        }
+        sum.error += gamma(n + extra) * size + 2f64.powi(-149) * n as f64;
+        sum
+    }
+}
+
+/// The relative error of n roundings; the last factor covers the f64 arithmetic here.
+fn gamma(n: usize) -> f64 {
+    let nu = n as f64 * 2f64.powi(-24);
+    nu / (1.0 - nu) * (1.0 + 2f64.powi(-24))
+}
+
+/// Stored element `index`, without scale.
+pub(crate) fn element(bytes: &[u8], dtype: u8, index: usize) -> f64 {
+    match dtype {
+        DTYPE_F32 => f64::from(f32::from_bits(u32_at(bytes, 4 * index))),
+        DTYPE_F16 => {
+            let bits = u16_at(bytes, 2 * index);
+            let sign = if bits >> 15 == 0 { 1.0 } else { -1.0 };
+            let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+            match exponent {
+                0 => sign * fraction * 2f64.powi(-24),
+                31 if fraction == 0.0 => sign * f64::INFINITY,
+                31 => f64::NAN,
+                _ => sign * (1024.0 + fraction) * 2f64.powi(exponent - 25),
+            }
+        }
+        DTYPE_BF16 => f64::from(f32::from_bits(u32::from(u16_at(bytes, 2 * index)) << 16)),
+        DTYPE_I8 => f64::from(bytes[index] as i8),
+        _ => panic!("dtype {dtype}"),
+    }
+}
+
+/// One table of a blob that is known to be valid.
+pub(crate) struct Reference<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    sections: Vec<Section>,
+}
+
+impl<'a> Reference<'a> {
+    pub(crate) fn new(bytes: &'a [u8], position: usize) -> Self {
+        Self { bytes, at: table_at(position), sections: sections_of(bytes, position) }
+    }
+
+    pub(crate) fn num_embeddings(&self) -> u64 {
+        u64_at(self.bytes, self.at + table::NUM_EMBEDDINGS)
+    }
+
+    pub(crate) fn embedding_dim(&self) -> usize {
+        u32_at(self.bytes, self.at + table::EMBEDDING_DIM) as usize
+    }
+
+    pub(crate) fn is_dense(&self) -> bool {
+        u16_at(self.bytes, self.at + table::KIND) == KIND_DENSE
+    }
+
+    /// The dtype code of the rows or of the first core.
+    pub(crate) fn dtype(&self) -> u8 {
+        self.sections[0].dtype
+    }
+
+    fn section(&self, role: u16, core: usize) -> Option<(u8, &'a [u8])> {
+        let section = self.sections.iter().find(|s| (s.role, usize::from(s.core)) == (role, core))?;
+        Some((section.dtype, &self.bytes[section.range()]))
+    }
+
+    /// Ids of the rows that are stored apart.
+    pub(crate) fn override_ids(&self) -> Vec<u64> {
+        let ids = self.section(ROLE_OVERRIDE_IDS, 0).map_or(&[][..], |(_, bytes)| bytes);
+        (0..ids.len() / 8).map(|i| u64_at(ids, 8 * i)).collect()
+    }
+
+    /// Whether all stored numbers are 0 or of a magnitude from 2^-18 to 2^18: far from under- and overflow in chains of
+    /// up to six cores, in whatever order they are multiplied.
+    pub(crate) fn tame(&self) -> bool {
+        let tame = |x: f64| x == 0.0 || (2f64.powi(-18)..2f64.powi(18)).contains(&x.abs());
+        self.sections.iter().all(|s| {
+            let stored = &self.bytes[s.range()];
+            match (s.role, s.dtype) {
+                (ROLE_OVERRIDE_IDS, _) => true,
+                (ROLE_ROWS | ROLE_OVERRIDE_ROWS, DTYPE_I8) => stored
+                    .chunks(8 + self.embedding_dim())
+                    .all(|row| tame(element(row, DTYPE_F32, 0)) && tame(element(row, DTYPE_F32, 1))),
+                (_, dtype) => {
+                    let size = match dtype {
+                        DTYPE_F32 => 4,
+                        DTYPE_F16 | DTYPE_BF16 => 2,
+                        _ => 1,
+                    };
+                    (0..stored.len() / size).all(|i| tame(element(stored, dtype, i)))
+                }
+            }
+        })
+    }
+
+    /// Row `row`.
+    pub(crate) fn row(&self, row: u64) -> Vec<Approx> {
+        if let Some(position) = self.override_ids().iter().position(|&id| id == row) {
+            self.stored_row(ROLE_OVERRIDE_ROWS, position)
+        } else if self.is_dense() {
+            self.stored_row(ROLE_ROWS, row as usize)
+        } else {
+            self.tensor_train_row(row)
+        }
+    }
+
+    fn stored_row(&self, role: u16, position: usize) -> Vec<Approx> {
+        let (dtype, bytes) = self.section(role, 0).unwrap();
+        let dim = self.embedding_dim();
+        if dtype != DTYPE_I8 {
+            return (0..dim).map(|j| Approx::exact(element(bytes, dtype, position * dim + j))).collect();
+        }
+        let bytes = &bytes[position * (8 + dim)..][..8 + dim];
+        let (scale, offset) = (element(bytes, DTYPE_F32, 0), element(bytes, DTYPE_F32, 1));
+        let decode =
+            |j| Approx::dot([(Approx::exact(element(&bytes[8..], dtype, j)), scale), (Approx::exact(offset), 1.0)], 0);
+        (0..dim).map(decode).collect()
+    }
+
+    /// The sum over all a_1 to a_{d-1} of `G_0[i_0][0, j_0, a_1] G_1[i_1][a_1, j_1, a_2] .. G_{d-1}[..][a_{d-1}, ..]`:
+    /// one column j at a time, a vector times a matrix at a time.
+    fn tensor_train_row(&self, row: u64) -> Vec<Approx> {
+        let d = usize::from(self.bytes[self.at + table::NUM_CORES]);
+        let list = |field, len| -> Vec<usize> {
+            (0..len).map(|k| u32_at(self.bytes, self.at + field + 4 * k) as usize).collect()
+        };
+        let (p, q) = (list(table::ROW_FACTORS, d), list(table::COLUMN_FACTORS, d));
+        let mut r = vec![1];
+        r.extend(list(table::INNER_RANKS, d - 1));
+        r.push(1);
+
+        let least_first = self.bytes[self.at + table::DIGIT_ORDER] == 1;
+        let (mut slices, mut scale, mut num_scales) = (Vec::new(), 1.0, 0);
+        for k in 0..d {
+            let place: usize = if least_first { p[..k].iter().product() } else { p[k + 1..].iter().product() };
+            let digit = row as usize / place % p[k];
+            let (dtype, core) = self.section(ROLE_CORE, k).unwrap();
+            let len = r[k] * q[k] * r[k + 1];
+            slices.push((0..len).map(|i| element(core, dtype, digit * len + i)).collect::<Vec<f64>>());
+            if dtype == DTYPE_I8 {
+                scale *= element(self.section(ROLE_SCALES, k).unwrap().1, DTYPE_F32, digit);
+                num_scales += 1;
+            }
+        }
+        (0..self.embedding_dim())
+            .map(|j| {
+                let mut x = vec![Approx::exact(1.0)];
+                for k in 0..d {
+                    let column = j / q[k + 1..].iter().product::<usize>() % q[k];
+                    let entry = |a: usize, b: usize| slices[k][(a * q[k] + column) * r[k + 1] + b];
+                    x = (0..r[k + 1])
+                        .map(|b| match k {
+                            // The first factor is read, not computed.
+                            0 => Approx::exact(entry(0, b)),
+                            _ => Approx::dot(x.iter().enumerate().map(|(a, &x)| (x, entry(a, b))), 0),
+                        })
+                        .collect();
+                }
+                // All scales multiply the element once, wherever in the chain they went in.
+                if num_scales == 0 { x[0] } else { Approx::dot([(x[0], scale)], num_scales - 1) }
+            })
+            .collect()
+    }
+}
+
+/// What bags are pooled with here; `Weighted` is sum with `per_sample_weights`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Mode {
+    Sum,
+    Weighted,
+    Mean,
+    Max,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Self; 4] = [Self::Sum, Self::Weighted, Self::Mean, Self::Max];
+}
+
+/// One bag of `rows`, each of `embedding_dim` columns, with one weight per row.
+pub(crate) fn pool(rows: &[&[Approx]], weights: &[f32], mode: Mode, embedding_dim: usize) -> Vec<Approx> {
+    let pool_column = |j: usize| {
+        let column = rows.iter().map(|row| row[j]);
+        match mode {
+            _ if rows.is_empty() => Approx::exact(0.0),
+            Mode::Sum => Approx::dot(column.map(|x| (x, 1.0)), 0),
+            Mode::Weighted => Approx::dot(column.zip(weights).map(|(x, &w)| (x, f64::from(w))), 0),
+            Mode::Mean => {
+                let sum = Approx::dot(column.map(|x| (x, 1.0)), 0);
+                Approx::dot([(sum, 1.0 / rows.len() as f64)], 0)
+            }
+            // The largest moves by no more than the one that moves most.
+            Mode::Max => {
+                column.reduce(|a, b| Approx { value: a.value.max(b.value), error: a.error.max(b.error) }).unwrap()
+            }
+        }
+    };
+    (0..embedding_dim).map(pool_column).collect()
+}
