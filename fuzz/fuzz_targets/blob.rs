@@ -1,0 +1,188 @@
+//! Any bytes as a blob: parsed, and whatever parses is used. `cargo +nightly fuzz run blob` from the repository's root;
+//! put blobs into `fuzz/corpus/blob/` to start from.
+//!
+//! The bytes are tried as they are, and once more with length and checksums made right, since no fuzzer guesses those and
+//! all that lies behind them would never be reached.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ttrec::{AlignedBuf, Bags, Blob, LookupError, Pooling, Table, blob::Weights};
+
+/// Multiply-adds and elements beyond which a table is left alone: a few bytes can ask for rows of 65,536 columns and
+/// ranks, which is slow but not wrong.
+const MAX_WORK: u64 = 1 << 18;
+/// What outputs and scratch hold before a call.
+const POISON: f32 = 12345.678;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut buf = AlignedBuf::from_slice(bytes);
+    use_blob(&buf, bytes);
+    if reseal(&mut buf).is_some() {
+        use_blob(&buf, bytes);
+    }
+});
+
+/// Makes the header's length and every checksum right, as far as the counts allow. Offsets as in `docs/format.md`.
+fn reseal(buf: &mut [u8]) -> Option<()> {
+    let u32_at = |buf: &[u8], at: usize| Some(u32::from_le_bytes(buf.get(at..at + 4)?.try_into().ok()?) as usize);
+    let u64_at = |buf: &[u8], at: usize| Some(u64::from_le_bytes(buf.get(at..at + 8)?.try_into().ok()?) as usize);
+    let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
+
+    let len = buf.len() as u64;
+    buf.get_mut(16..24)?.copy_from_slice(&len.to_le_bytes());
+    let (tables, sections, names) = (u32_at(buf, 24)?, u32_at(buf, 28)?, u32_at(buf, 32)?);
+    let first = 64 + tables.checked_mul(128)?;
+    let end = first.checked_add(sections.checked_mul(32)?)?.checked_add(names)?.checked_next_multiple_of(64)?;
+    buf.get(..end)?;
+    for section in (first..).step_by(32).take(sections) {
+        let (offset, len) = (u64_at(buf, section)?, u64_at(buf, section + 8)?);
+        let padded = len.checked_next_multiple_of(64).and_then(|len| offset.checked_add(len));
+        if let Some(bytes) = padded.and_then(|end| buf.get(offset..end)) {
+            let sum = crc.checksum(bytes);
+            buf.get_mut(section + 16..section + 20)?.copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+    buf.get_mut(36..40)?.fill(0);
+    let sum = crc.checksum(buf.get(..end)?);
+    buf.get_mut(36..40)?.copy_from_slice(&sum.to_le_bytes());
+    Some(())
+}
+
+fn use_blob(buf: &[u8], noise: &[u8]) {
+    let blob = match Blob::parse(buf) {
+        Ok(blob) => blob,
+        Err(error) => {
+            // The texts have their own arithmetic.
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    assert_eq!(blob.len(), buf.len());
+    if let Err(error) = blob.verify_payload() {
+        assert!(!error.to_string().is_empty());
+    }
+    assert_eq!(blob.tables().count(), blob.num_tables());
+    let mut previous = "";
+    for (position, table) in blob.tables().enumerate() {
+        assert!(previous < table.name(), "names are not in order");
+        previous = table.name();
+        assert_eq!(blob.position(table.name()), Some(position));
+        for section in blob.sections(position) {
+            assert!(section.offset + section.len <= buf.len() as u64);
+        }
+        let work = match &table.data().weights {
+            Weights::Dense(_) => 0,
+            Weights::Tt(tt) => tt.shape.flops_left_to_right(),
+        };
+        if work.max(table.workspace_len() as u64).max(table.embedding_dim() as u64) <= MAX_WORK {
+            use_table(&table, noise);
+        }
+    }
+}
+
+fn use_table(table: &Table<'_>, noise: &[u8]) {
+    let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
+    assert!(rows > 0 && dim > 0);
+
+    let overridden = table.data().overrides.and_then(|overrides| overrides.ids.first().copied());
+    for row in [0, rows / 2, rows - 1, overridden.unwrap_or(0).min(rows - 1)] {
+        let expected = lookup(table, row);
+        // Of one bag of one row, sum, mean and max are the row.
+        for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
+            assert_same(&bag(table, &[row], &[0, 1], None, pooling).expect("a row in range"), &expected);
+        }
+    }
+
+    // A copied-out row next to an empty bag and a bag of three.
+    let indices = [rows - 1, 0, rows - 1, rows / 2];
+    let offsets = [0, 0, 1, 4];
+    for (pooling, weights) in [
+        (Pooling::Sum, None),
+        (Pooling::Mean, None),
+        (Pooling::Max, None),
+        (Pooling::Sum, Some(&[1.0, -0.5, f32::MAX, f32::NAN][..])),
+    ] {
+        let pooled = bag(table, &indices, &offsets, weights, pooling).expect("rows in range");
+        assert!(pooled[..dim].iter().all(|&x| x == 0.0), "an empty bag is zeros");
+        assert_same(&pooled[dim..2 * dim], &lookup(table, rows - 1));
+    }
+
+    refusals(table);
+
+    // Bags made of the input itself: refused or pooled, whichever is right.
+    let mut indices: Vec<u64> = noise.iter().rev().take(16).map(|&byte| u64::from(byte) % (rows + 1)).collect();
+    if let Some(last) = indices.last_mut() {
+        *last = last.wrapping_mul(rows);
+    }
+    let offsets: Vec<u64> = noise.iter().rev().skip(16).take(4).map(|&byte| u64::from(byte) % 18).collect();
+    let well_formed = offsets.first() == Some(&0)
+        && offsets.is_sorted()
+        && offsets.last().is_some_and(|&last| last == indices.len() as u64);
+    assert_eq!(Bags::new(&indices, &offsets).is_ok(), well_formed);
+    let in_range = indices.iter().all(|&index| index < rows);
+    assert_eq!(bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(), well_formed && in_range);
+}
+
+/// What must be refused, with which error, and leaving the output alone.
+fn refusals(table: &Table<'_>) {
+    let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
+    let mut out = vec![POISON; dim + 1];
+    let mut workspace = table.workspace();
+    for row in [rows, u64::MAX] {
+        let error = table.lookup(row, &mut out[..dim], &mut workspace);
+        assert_eq!(error, Err(LookupError::IndexOutOfRange { position: 0, index: row, num_embeddings: rows }));
+        let error = bag(table, &[0, row], &[0, 1, 2], None, Pooling::Sum);
+        assert_eq!(error, Err(LookupError::IndexOutOfRange { position: 1, index: row, num_embeddings: rows }));
+    }
+    for len in [dim - 1, dim + 1] {
+        let error = table.lookup(0, &mut out[..len], &mut workspace);
+        assert_eq!(error, Err(LookupError::OutputLen { found: len, expected: dim }));
+    }
+    if let Some(short) = workspace.len().checked_sub(1) {
+        let error = table.lookup(0, &mut out[..dim], &mut workspace[..short]);
+        assert_eq!(error, Err(LookupError::WorkspaceLen { found: short, expected: short + 1 }));
+    }
+    let error = bag(table, &[0], &[0, 1], Some(&[1.0]), Pooling::Max);
+    assert_eq!(error, Err(LookupError::WeightsPooling));
+    assert!(out.iter().all(|&x| x == POISON), "a refused lookup wrote");
+}
+
+/// Looks `row` up twice, with different things in output and workspace before, and sees that they do not matter.
+fn lookup(table: &Table<'_>, row: u64) -> Vec<f32> {
+    let [first, second] = [0.0, POISON].map(|before| {
+        let mut out = vec![before; table.embedding_dim()];
+        let mut workspace = vec![before; table.workspace_len()];
+        table.lookup(row, &mut out, &mut workspace).expect("a row in range");
+        out
+    });
+    assert_same(&first, &second);
+    first
+}
+
+fn bag(
+    table: &Table<'_>,
+    indices: &[u64],
+    offsets: &[u64],
+    weights: Option<&[f32]>,
+    pooling: Pooling,
+) -> Result<Vec<f32>, LookupError> {
+    let mut bags = Bags::new(indices, offsets)?;
+    if let Some(weights) = weights {
+        bags = bags.with_per_sample_weights(weights)?;
+    }
+    let mut out = vec![POISON; bags.len() * table.embedding_dim()];
+    let result = table.bag(&bags, pooling, &mut out, &mut vec![POISON; table.workspace_len()]);
+    if result.is_err() {
+        assert!(out.iter().all(|&x| x == POISON), "a refused bag wrote");
+    }
+    result.map(|()| out)
+}
+
+/// Equal as numbers; payload bytes may well say NaN.
+fn assert_same(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found == expected || (found.is_nan() && expected.is_nan()), "{found} is not {expected}");
+    }
+}
