@@ -21,7 +21,7 @@ use ttrec::{
 
 /// Turn a trained checkpoint into a blob.
 ///
-/// Which tensors become which tables is said by a spec, a TOML file with one [[table]] each. Without one, the tables that
+/// Which tensors become which tables is said by a spec, a TOML file with one `[[table]]` each. Without one, the tables that
 /// the checkpoint seems to hold are listed, as a spec to begin with; if there is just one and nothing is missing, it is
 /// converted.
 #[derive(clap::Args)]

@@ -15,7 +15,7 @@ use ttrec::{Bags, LookupError, Pooling, Table};
 /// Look rows up, or pool bags of them.
 ///
 /// The npz file holds `indices` and `offsets` as torch.nn.EmbeddingBag takes them with include_last_offset=True (bag b is
-/// indices[offsets[b]..offsets[b + 1]]), of any integer type, and with --weighted one `weights` per index. The output is a
+/// `indices[offsets[b]..offsets[b + 1]]`), of any integer type, and with --weighted one `weights` per index. The output is a
 /// float32 .npy array: one row per index (rows) or per bag (sum, mean, max).
 #[derive(clap::Args)]
 pub(crate) struct Args {
