@@ -57,7 +57,7 @@ pub enum ShapeError {
 
 impl fmt::Display for ShapeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use crate::shape::{MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS};
+        use crate::limits::{MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS};
         match *self {
             Self::CoreCount { found } => write!(f, "{found} cores: a tensor train has 2 to {MAX_CORES}"),
             Self::Lengths { row_factors, column_factors, ranks } => write!(
@@ -236,7 +236,7 @@ pub enum BlobError {
 
 impl fmt::Display for BlobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use crate::blob::{ALIGNMENT, VERSION};
+        use crate::limits::{ALIGNMENT, MAX_NAME_LEN, VERSION};
         match *self {
             Self::Misaligned { excess } => write!(
                 f,
@@ -261,7 +261,7 @@ impl fmt::Display for BlobError {
             Self::Name { table } => write!(
                 f,
                 "table {table}: the name must be 1 to {} bytes of UTF-8 that start where the name before it ends",
-                crate::blob::MAX_NAME_LEN
+                MAX_NAME_LEN
             ),
             Self::NameOrder { table } => {
                 write!(f, "table {table}: names must be unique and in ascending byte order")
@@ -304,7 +304,8 @@ impl fmt::Display for BlobError {
 
 impl core::error::Error for BlobError {}
 
-/// Why a lookup or a bag was refused. Nothing has been written to the output then.
+/// Why a lookup or a bag was refused. Nothing has been written to the output then, but with
+/// [`Inconsistent`](Self::Inconsistent).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LookupError {

@@ -22,13 +22,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The way of a lookup through the modules: bytes, [`blob`], [`table`], [`bag`], kernels over [`dtype`], a row.
+//! The way of a lookup through the modules: bytes, [`blob`], [`table`], [`bag`], [`kernel`]s over [`isa`] and [`dtype`], a
+//! row. The best instructions that the CPU has are found at run time.
 //!
 //! # Features
 //! - `std` (default): `alloc`, and faster checksums. The lookup path is the same.
 //! - `alloc`: the blob [writer](blob::Layout), [`AlignedBuf`], and owned workspaces.
 
 #![no_std]
+#![deny(unsafe_code)] // but in `isa`
 
 #[cfg(target_endian = "big")]
 compile_error!("blobs are little-endian and used in place: big-endian targets are not supported");
@@ -43,7 +45,10 @@ pub mod bag;
 pub mod blob;
 pub mod dtype;
 mod error;
-mod kernel;
+mod index;
+pub mod isa;
+pub mod kernel;
+mod limits;
 pub mod shape;
 pub mod table;
 
@@ -53,5 +58,6 @@ pub use aligned::AlignedBytes;
 pub use bag::{Bags, Pooling};
 pub use blob::Blob;
 pub use error::{BlobError, LookupError, ShapeError};
+pub use isa::Tier;
 pub use shape::{DigitOrder, TtShape};
 pub use table::Table;

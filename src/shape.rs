@@ -4,17 +4,7 @@
 //! product of one slice per core, chosen by the digits of i in the mixed radix `p` (TT-Rec, section 3; `r_0 = r_d = 1`).
 
 use crate::error::ShapeError;
-
-/// The most cores a tensor train may have here.
-pub const MAX_CORES: usize = 6;
-/// The most rows a table may have: 2^40.
-pub const MAX_NUM_EMBEDDINGS: u64 = 1 << 40;
-/// The most columns a table may have: 2^16.
-pub const MAX_EMBEDDING_DIM: u64 = 1 << 16;
-/// The largest rank: 2^16.
-pub const MAX_RANK: u64 = 1 << 16;
-/// The largest row factor: 2^31 - 1.
-pub const MAX_ROW_FACTOR: u64 = i32::MAX as u64;
+pub use crate::limits::{MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS, MAX_RANK, MAX_ROW_FACTOR};
 
 /// Which core the least significant digit of a row index selects from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,9 +14,10 @@ use support::{
     oracle::{Approx, Mode, Reference, pool},
     random::{Values, build, one_of_each, tables},
     rng::Rng,
+    tiers,
 };
 use ttrec::{
-    AlignedBuf, Bags, Blob, LookupError, Pooling, Table, TtShape,
+    AlignedBuf, Bags, Blob, LookupError, Pooling, Table, Tier, TtShape,
     blob::{Layout, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
 };
@@ -53,6 +54,15 @@ fn bag(table: &Table<'_>, indices: &[u64], offsets: &[u64], weights: &[f32], mod
     out
 }
 
+/// Every table of a blob on every tier.
+fn tables_on_every_tier(bytes: &[u8]) -> Vec<Table<'_>> {
+    let mut tables = Vec::new();
+    for table in Blob::parse(bytes).unwrap().tables() {
+        tables.extend(tiers::available().into_iter().map(|tier| table.with_tier(tier)));
+    }
+    tables
+}
+
 fn narrow(wide: &[u64]) -> Vec<u32> {
     wide.iter().map(|&n| n.try_into().unwrap()).collect()
 }
@@ -70,8 +80,11 @@ struct Coverage {
     /// Pairs of different rows, and how many of them the bound told apart.
     pairs: Cell<usize>,
     told_apart: Cell<usize>,
-    /// By kind (dense, tensor train) and dtype code.
-    kinds: [[Cell<usize>; 4]; 2],
+    /// By kind (dense, tensor train) and dtype code; no tensor train is i4.
+    kinds: [[Cell<usize>; 5]; 2],
+    overridden_as: [Cell<usize>; 5],
+    /// By position among the tiers.
+    tiers: [Cell<usize>; 8],
 }
 
 fn count(cell: &Cell<usize>) {
@@ -93,6 +106,11 @@ fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Covera
         assert_eq!((n, dim), (reference.num_embeddings(), reference.embedding_dim()));
         let kind = usize::from(!reference.is_dense());
         count(&coverage.kinds[kind][usize::from(reference.dtype()) - 1]);
+        for section in format::sections_of(bytes, position) {
+            if section.role == format::ROLE_OVERRIDE_ROWS {
+                count(&coverage.overridden_as[usize::from(section.dtype) - 1]);
+            }
+        }
 
         let ids = reference.override_ids();
         let mut rows = vec![0, n - 1, rng.below(n), rng.below(n)];
@@ -105,8 +123,15 @@ fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Covera
                 assert!(check(x, y), "{name:?} {what:?} column {j}: {x} is not {y:?}");
             }
         };
+        let tables: Vec<Table<'_>> = tiers::available().into_iter().map(|tier| table.with_tier(tier)).collect();
         for (&row, expected_row) in rows.iter().zip(&expected) {
-            agree(&lookup(&table, row), expected_row, &("row", row));
+            let found: Vec<_> = tables.iter().map(|table| (table.tier(), bits(&lookup(table, row)))).collect();
+            tiers::assert_fused_agree(&found);
+            for ((tier, found), cell) in found.iter().zip(&coverage.tiers) {
+                let found: Vec<f32> = found.iter().map(|&bits| f32::from_bits(bits)).collect();
+                agree(&found, expected_row, &(tier.name(), "row", row));
+                count(cell);
+            }
             count(&coverage.rows);
             if ids.contains(&row) {
                 count(&coverage.overridden);
@@ -130,11 +155,16 @@ fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Covera
         let indices: Vec<u64> = picks.iter().map(|&pick| rows[pick]).collect();
         let weights: Vec<f32> = indices.iter().map(|_| rng.index(7) as f32 - 3.0).collect();
         for mode in Mode::ALL {
-            let found = bag(&table, &indices, &offsets, &weights, mode);
-            for (b, found) in found.chunks(dim).enumerate() {
+            let found: Vec<(Tier, Vec<f32>)> =
+                tables.iter().map(|table| (table.tier(), bag(table, &indices, &offsets, &weights, mode))).collect();
+            tiers::assert_fused_agree(&found.iter().map(|(tier, found)| (*tier, bits(found))).collect::<Vec<_>>());
+            for b in 0..offsets.len() - 1 {
                 let range = offsets[b] as usize..offsets[b + 1] as usize;
                 let bag: Vec<&[Approx]> = picks[range.clone()].iter().map(|&pick| &expected[pick][..]).collect();
-                agree(found, &pool(&bag, &weights[range.clone()], mode, dim), &(mode, &indices[range]));
+                let expected = pool(&bag, &weights[range.clone()], mode, dim);
+                for (tier, found) in &found {
+                    agree(&found[b * dim..][..dim], &expected, &(tier.name(), mode, &indices[range.clone()]));
+                }
                 if bag.is_empty() {
                     count(&coverage.empty_bags);
                 }
@@ -154,7 +184,11 @@ fn run_random_cases(max_rank: u32, max_dim: u32, values: Values, check: fn(f32, 
         panic!("{reason}\nseed {seed}\n{specs:#?}");
     }
     assert!(coverage.rows.get() > 0 && coverage.overridden.get() > 0 && coverage.empty_bags.get() > 0);
-    assert!(coverage.kinds.iter().flatten().all(|cell| cell.get() > 0), "a kind and dtype that no case had");
+    let [dense, tt] = &coverage.kinds;
+    let met = |cells: &[Cell<usize>]| cells.iter().all(|cell| cell.get() > 0);
+    assert!(met(dense) && met(&tt[..4]) && tt[4].get() == 0, "a kind and dtype that no case had");
+    assert!(met(&coverage.overridden_as), "a dtype of overrides that no case had");
+    assert!(met(&coverage.tiers[..tiers::available().len()]), "a tier that no case had");
     coverage
 }
 
@@ -170,7 +204,7 @@ fn random_blobs_agree_with_the_oracle() {
 #[test]
 fn integer_valued_blobs_agree_exactly() {
     // 5^5 paths of units, scales of at most 2^6 in all, 7 rows to a bag, weights of at most 3: every partial sum is an
-    // integer below 4.2e6, which f32 holds exactly. A mean is one rounding of the exact quotient.
+    // integer below 4.2e6, which f32 holds exactly. (i4 elements are below 2^5, scale and offset included.) A mean is one rounding of the exact quotient.
     run_random_cases(5, 512, Values::Integers, |found, expected| {
         let exact = expected.value as f32;
         found == exact && exact.is_finite()
@@ -187,9 +221,10 @@ fn dense_f32_rows_come_back_bit_for_bit() {
     let weights = WeightsSpec::Dense { num_embeddings, embedding_dim: 7, dtype: Dtype::F32 };
     let table = TableSpec { name: "dense".into(), weights, overrides: None };
     let buf = Layout::new(&[table]).unwrap().build(|_, out| dtype::encode_rows(&values, 7, Dtype::F32, out).unwrap());
-    let table = Blob::parse(&buf).unwrap().table("dense").unwrap();
-    for (row, expected) in (0..).zip(values.chunks(7)) {
-        assert_eq!(bits(&lookup(&table, row)), bits(expected), "row {row}");
+    for table in tables_on_every_tier(&buf) {
+        for (row, expected) in (0..).zip(values.chunks(7)) {
+            assert_eq!(bits(&lookup(&table, row)), bits(expected), "{} row {row}", table.tier().name());
+        }
     }
 }
 
@@ -205,17 +240,25 @@ fn every_bit_pattern_of_the_narrow_dtypes_decodes_exactly() {
     let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let mut scaled = [1.0f32.to_le_bytes(), 0.5f32.to_le_bytes()].concat();
     scaled.extend(0..=u8::MAX);
-    for (dtype, bytes, dim) in
-        [(Dtype::F16, &halves, 1 << 16), (Dtype::Bf16, &halves, 1 << 16), (Dtype::I8, &scaled, 256)]
-    {
+    // Every pair of half-bytes, with scale 2 and offset -3.5; an odd number of columns.
+    let mut nibbles = [0x4000u16.to_le_bytes(), 0xc300u16.to_le_bytes()].concat();
+    nibbles.extend(0..=u8::MAX);
+    for (dtype, bytes, dim) in [
+        (Dtype::F16, &halves, 1 << 16),
+        (Dtype::Bf16, &halves, 1 << 16),
+        (Dtype::I8, &scaled, 256),
+        (Dtype::I4, &nibbles, 511),
+    ] {
         let buf = one_row(bytes, dim, dtype);
-        let found = lookup(&Blob::parse(&buf).unwrap().table("t").unwrap(), 0);
         let expected = Reference::new(&buf, 0).row(0);
-        assert_eq!(found.len(), dim);
-        for (pattern, (&x, y)) in found.iter().zip(&expected).enumerate() {
-            let same = f64::from(x) == y.value || (x.is_nan() && y.value.is_nan());
-            assert!(same, "{} {pattern:#x}: {x} is not {}", dtype.name(), y.value);
-            assert!(y.value != 0.0 || x.is_sign_negative() == y.value.is_sign_negative(), "sign of zero");
+        for table in tables_on_every_tier(&buf) {
+            let found = lookup(&table, 0);
+            assert_eq!(found.len(), dim);
+            for (pattern, (&x, y)) in found.iter().zip(&expected).enumerate() {
+                let same = f64::from(x) == y.value || (x.is_nan() && y.value.is_nan());
+                assert!(same, "{} {pattern:#x}: {x} is not {}", dtype.name(), y.value);
+                assert!(y.value != 0.0 || x.is_sign_negative() == y.value.is_sign_negative(), "sign of zero");
+            }
         }
     }
 }
@@ -257,10 +300,11 @@ fn many_small_i8_scales_do_not_underflow() {
             }
             _ => out.copy_from_slice(&scale.get().to_le_bytes()),
         });
-        lookup(&Blob::parse(&buf).unwrap().table("t").unwrap(), 0)[0]
+        tables_on_every_tier(&buf).iter().map(|table| lookup(table, 0)[0]).collect::<Vec<_>>()
     };
-    let (exact, quantised) = (row(Dtype::F32), row(Dtype::I8));
-    assert!(exact > 0.0 && ((quantised - exact) / exact).abs() < 1e-5, "{quantised} for {exact}");
+    for (exact, quantised) in row(Dtype::F32).into_iter().zip(row(Dtype::I8)) {
+        assert!(exact > 0.0 && ((quantised - exact) / exact).abs() < 1e-5, "{quantised} for {exact}");
+    }
 }
 
 #[test]
@@ -273,10 +317,13 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
             let dense = TableSpec { name: "dense".into(), weights, overrides: None };
             let shape = TtShape::new(30, &[1, 30], &[1, 20], &[1]).unwrap();
             let tt = TableSpec { name: "tt".into(), weights: WeightsSpec::Tt { shape, dtype }, overrides: None };
+            let tables = if dtype.suits_cores() { vec![dense, tt] } else { vec![dense] };
             // The first core is 1: what the second core's slices hold are the rows.
             let scales = Cell::new([0.0; 30]);
-            Layout::new(&[dense, tt]).unwrap().build(|section, out| match section.role {
+            Layout::new(&tables).unwrap().build(|section, out| match section.role {
                 Role::Rows => dtype::encode_rows(&values, 20, dtype, out).unwrap(),
+                // With a scale of 1.
+                Role::Core(0) if dtype == Dtype::I8 => out[0] = 1,
                 Role::Core(0) => dtype::encode(&[1.0], dtype, out).unwrap(),
                 Role::Scales(0) => out.copy_from_slice(&1.0f32.to_le_bytes()),
                 Role::Core(_) => {
@@ -295,8 +342,9 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
         };
         let blob = Blob::parse(&buf).unwrap();
         blob.verify_payload().unwrap();
-        for (name, steps) in [("dense", 255.0), ("tt", 127.0)] {
-            let table = blob.table(name).unwrap();
+        for table in tables_on_every_tier(&buf) {
+            let name = table.name();
+            let steps = if name == "dense" { 255.0 } else { 127.0 };
             for (row, values) in (0..).zip(values.chunks(20)) {
                 let largest = values.iter().fold(f32::MIN, |a, &x| a.max(x));
                 let least = values.iter().fold(f32::MAX, |a, &x| a.min(x));
@@ -308,6 +356,12 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
                         Dtype::F32 => 0.0,
                         Dtype::F16 => f64::from(x.abs()) * 2f64.powi(-11) + 2f64.powi(-25),
                         Dtype::Bf16 => f64::from(x.abs()) * 2f64.powi(-8),
+                        // The scale is off by 2^-11 of itself, of which an element has up to fifteen; so is the offset.
+                        Dtype::I4 => {
+                            f64::from(range) * (0.5 / 15.0 + 1.1 * 2f64.powi(-11))
+                                + f64::from(least.abs()) * 2f64.powi(-11)
+                                + 2f64.powi(-21)
+                        }
                         Dtype::I8 => {
                             f64::from(range) * (0.5 / steps + 4.0 * 2f64.powi(-24))
                                 + f64::from(x.abs()) * 2f64.powi(-23)
@@ -339,7 +393,7 @@ fn assert_refused(len: usize, expected: LookupError, refused: impl Fn(&mut [f32]
 #[test]
 fn rows_out_of_range_are_refused_and_nothing_is_written() {
     let buf = two_kinds();
-    for table in Blob::parse(&buf).unwrap().tables() {
+    for table in tables_on_every_tier(&buf) {
         for index in [6, 7, 8, u64::from(u32::MAX), 1 << 32, (1 << 32) + 1, u64::MAX] {
             let expected = LookupError::IndexOutOfRange { position: 0, index, num_embeddings: 6 };
             assert_refused(4, expected, |out| table.lookup(index, out, &mut table.workspace()));
@@ -350,7 +404,7 @@ fn rows_out_of_range_are_refused_and_nothing_is_written() {
 #[test]
 fn an_index_out_of_range_at_any_position_of_a_bag_is_named_and_nothing_is_written() {
     let buf = two_kinds();
-    for table in Blob::parse(&buf).unwrap().tables() {
+    for table in tables_on_every_tier(&buf) {
         for position in 0..9 {
             for bad in [6, 1 << 33, u64::MAX] {
                 let mut indices = [0u64, 1, 2, 3, 4, 5, 0, 1, 2];
@@ -378,7 +432,7 @@ fn an_index_out_of_range_at_any_position_of_a_bag_is_named_and_nothing_is_writte
 #[test]
 fn outputs_of_the_wrong_length_are_refused_and_nothing_is_written() {
     let buf = two_kinds();
-    for table in Blob::parse(&buf).unwrap().tables() {
+    for table in tables_on_every_tier(&buf) {
         for found in [0, 3, 5, 8] {
             let expected = LookupError::OutputLen { found, expected: 4 };
             assert_refused(found, expected, |out| table.lookup(0, out, &mut table.workspace()));
@@ -437,7 +491,7 @@ fn offsets_that_are_no_offsets_are_refused() {
 #[test]
 fn no_bags_need_no_output() {
     let buf = two_kinds();
-    for table in Blob::parse(&buf).unwrap().tables() {
+    for table in tables_on_every_tier(&buf) {
         let bags = Bags::new(&[], &[0u32]).unwrap();
         assert!(bags.is_empty());
         table.bag(&bags, Pooling::Max, &mut [], &mut table.workspace()).unwrap();
@@ -455,7 +509,7 @@ fn weights_are_one_per_index_and_for_sums_only() {
     }
     let weighted = bags.with_per_sample_weights(&[1.0, 2.0, 3.0]).unwrap();
     let buf = two_kinds();
-    for table in Blob::parse(&buf).unwrap().tables() {
+    for table in tables_on_every_tier(&buf) {
         for pooling in [Pooling::Mean, Pooling::Max] {
             let refused = |out: &mut [f32]| table.bag(&weighted, pooling, out, &mut table.workspace());
             assert_refused(8, LookupError::WeightsPooling, refused);
@@ -467,7 +521,7 @@ fn weights_are_one_per_index_and_for_sums_only() {
 fn a_bag_has_the_same_bits_in_whatever_batch_it_comes() {
     for (seed, buf) in (0..).zip(one_of_each()) {
         let mut rng = Rng::new(seed);
-        for table in Blob::parse(&buf).unwrap().tables() {
+        for table in tables_on_every_tier(&buf) {
             let dim = table.embedding_dim();
             let mut draw = |len: usize| -> (Vec<u64>, Vec<f32>) {
                 let draw = |_| (rng.below(table.num_embeddings()), rng.below(1000) as f32 / 300.0 - 1.5);
@@ -499,7 +553,7 @@ fn a_bag_has_the_same_bits_in_whatever_batch_it_comes() {
 #[test]
 fn a_row_has_the_same_bits_alone_and_in_a_bag_of_one() {
     for buf in one_of_each() {
-        for table in Blob::parse(&buf).unwrap().tables() {
+        for table in tables_on_every_tier(&buf) {
             for row in 0..table.num_embeddings() {
                 // A sum starts at 0, which takes the sign from a negative zero.
                 let expected: Vec<f32> = lookup(&table, row).iter().map(|x| x + 0.0).collect();

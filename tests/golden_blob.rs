@@ -7,6 +7,7 @@ use support::{
     format,
     oracle::{Approx, Mode, Reference, pool},
     rng::Rng,
+    tiers,
 };
 use ttrec::{AlignedBytes, Bags, Blob, BlobError, LookupError, Pooling, include_blob};
 
@@ -29,17 +30,24 @@ fn every_row_agrees_with_the_oracle() {
     for (position, table) in blob.tables().enumerate() {
         let reference = Reference::new(TWO_TABLES, position);
         assert_eq!(table.name(), format::name_of(TWO_TABLES, position));
-        let mut out = vec![0.0; table.embedding_dim()];
+        let dim = table.embedding_dim();
         let mut workspace = vec![f32::NAN; table.workspace_len()];
-        let mut previous = vec![Approx::default(); out.len()];
+        let mut previous = vec![Approx::default(); dim];
         let mut told_apart = 0;
         for row in 0..table.num_embeddings() {
-            table.lookup(row, &mut out, &mut workspace).unwrap();
             let expected = reference.row(row);
-            for (j, (&x, y)) in out.iter().zip(&expected).enumerate() {
-                assert!(y.admits(x), "{} row {row} column {j}: {x} is not {y:?}", table.name());
+            let mut found = Vec::new();
+            for tier in tiers::available() {
+                let mut out = vec![0.0; dim];
+                table.with_tier(tier).lookup(row, &mut out, &mut workspace).unwrap();
+                for (j, (&x, y)) in out.iter().zip(&expected).enumerate() {
+                    assert!(y.admits(x), "{} {} row {row} column {j}: {x} is not {y:?}", table.name(), tier.name());
+                }
+                found.push((tier, out));
             }
-            told_apart += u64::from(out.iter().zip(&previous).any(|(&x, y)| !y.admits(x)));
+            tiers::assert_fused_agree(&found);
+            let [(_, best), ..] = &found[..] else { panic!("no tiers") };
+            told_apart += u64::from(best.iter().zip(&previous).any(|(&x, y)| !y.admits(x)));
             previous = expected;
         }
         assert_eq!(told_apart, table.num_embeddings(), "the bound tells every row from the one before it");
@@ -68,12 +76,14 @@ fn bags_agree_with_the_oracle_in_every_mode() {
                 Mode::Mean => (bags, Pooling::Mean),
                 Mode::Max => (bags, Pooling::Max),
             };
-            table.bag(&bags, pooling, &mut out, &mut workspace).unwrap();
-            for (bag, found) in offsets.windows(2).zip(out.chunks(dim)) {
-                let range = bag[0] as usize..bag[1] as usize;
-                let rows: Vec<&[Approx]> = rows[range.clone()].iter().map(|row| &row[..]).collect();
-                for (&x, y) in found.iter().zip(pool(&rows, &weights[range.clone()], mode, dim)) {
-                    assert!(y.admits(x), "{} {mode:?} {range:?}: {x} is not {y:?}", table.name());
+            for tier in tiers::available() {
+                table.with_tier(tier).bag(&bags, pooling, &mut out, &mut workspace).unwrap();
+                for (bag, found) in offsets.windows(2).zip(out.chunks(dim)) {
+                    let range = bag[0] as usize..bag[1] as usize;
+                    let rows: Vec<&[Approx]> = rows[range.clone()].iter().map(|row| &row[..]).collect();
+                    for (&x, y) in found.iter().zip(pool(&rows, &weights[range.clone()], mode, dim)) {
+                        assert!(y.admits(x), "{} {} {mode:?} {range:?}: {x} is not {y:?}", table.name(), tier.name());
+                    }
                 }
             }
         }

@@ -28,6 +28,7 @@ use support::{
     oracle::{Approx, Reference, element},
     random::one_of_each,
     rng::Rng,
+    tiers,
 };
 use ttrec::{AlignedBuf, Bags, Blob, BlobError, LookupError, Pooling, Table};
 
@@ -302,7 +303,8 @@ fn check(
     }
 
     for position in 0..blob.num_tables() {
-        let table = blob.table(format::name_of(mutant, position)).unwrap();
+        let tier = rng.pick(&tiers::available());
+        let table = blob.table(format::name_of(mutant, position)).unwrap().with_tier(tier);
         let same_table = position < before.num_tables() && meaning(mutant, position) == meaning(original, position);
         if same_table {
             let same_padding = same_head && {
@@ -316,7 +318,7 @@ fn check(
                 assert_eq!(blob.verify_table(position), Ok(()));
                 seen.other_tables_same += 1;
             }
-            let before = before.table(format::name_of(original, position)).unwrap();
+            let before = before.table(format::name_of(original, position)).unwrap().with_tier(tier);
             for row in sample_rows(&before, &Reference::new(original, position), rng) {
                 assert_eq!(bits(&lookup(&table, row)), bits(&lookup(&before, row)), "row {row}");
             }
@@ -351,6 +353,7 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
     assert_eq!(end, mutant.len() as u64);
 
     for (position, table) in blob.tables().enumerate() {
+        let table = table.with_tier(rng.pick(&tiers::available()));
         let reference = Reference::new(mutant, position);
         let num_embeddings = reference.num_embeddings();
         assert_eq!((table.num_embeddings(), table.embedding_dim()), (num_embeddings, reference.embedding_dim()));
@@ -437,12 +440,14 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
     let dim = Reference::new(bytes, table).embedding_dim();
     for s in &sections {
         let stored = &bytes[s.range()];
-        let float = |at: usize| element(&stored[at..], format::DTYPE_F32, 0);
-        let good_scale = |at: usize| float(at) > 0.0 && float(at).is_finite();
-        let bad = match (s.role, s.dtype) {
-            (format::ROLE_SCALES, _) => (0..stored.len() / 4).find(|i| !good_scale(4 * i)),
-            (format::ROLE_ROWS | format::ROLE_OVERRIDE_ROWS, format::DTYPE_I8) => (0..stored.len() / (8 + dim))
-                .find(|i| !good_scale(i * (8 + dim)) || !float(i * (8 + dim) + 4).is_finite()),
+        let good_scale = |scale: f64| scale > 0.0 && scale.is_finite();
+        let bad = match (s.role, format::row_header(s.dtype)) {
+            (format::ROLE_SCALES, _) => {
+                (0..stored.len() / 4).find(|&i| !good_scale(element(stored, format::DTYPE_F32, i)))
+            }
+            (format::ROLE_ROWS | format::ROLE_OVERRIDE_ROWS, Some(header)) => stored
+                .chunks(format::row_len(s.dtype, dim))
+                .position(|row| !good_scale(element(row, header, 0)) || !element(row, header, 1).is_finite()),
             _ => None,
         };
         if let Some(position) = bad {

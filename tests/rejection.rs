@@ -652,7 +652,7 @@ fn unknown_dtype() {
     let valid = sample();
     for position in 0..NUM_SECTIONS {
         let ids = format::Section::read(&valid, position).role == format::ROLE_OVERRIDE_IDS;
-        for found in [0, 5, 0x3f, 0x41, 0xff] {
+        for found in [0, 6, 0x3f, 0x41, 0xff] {
             let expected = BlobError::SectionDtype { section: position, found: found.into() };
             assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
         }
@@ -666,17 +666,30 @@ fn unknown_dtype() {
 #[test]
 fn override_ids_that_are_no_ids() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
-    for found in 1..=4 {
+    for found in 1..=5 {
         let expected = BlobError::SectionDtype { section: position, found: found.into() };
         assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
     }
 }
 
 #[test]
+fn cores_that_are_i4() {
+    let valid = sample();
+    let cores = [TT, TT_I8].into_iter().flat_map(|position| format::sections_of(&valid, position));
+    let cores: Vec<_> = cores.filter(|s| s.role == format::ROLE_CORE).collect();
+    assert_eq!(cores.len(), 5);
+    for core in cores {
+        let expected = BlobError::SectionDtype { section: core.position, found: 5 };
+        assert_eq!(with_section(core.position, section::DTYPE, &[format::DTYPE_I4]), expected);
+    }
+}
+
+#[test]
 fn scales_that_are_not_f32() {
     let position = section_of(TT_I8, format::ROLE_SCALES);
-    for (dtype, size) in [(format::DTYPE_F16, 2), (format::DTYPE_BF16, 2), (format::DTYPE_I8, 1)] {
+    for dtype in [format::DTYPE_F16, format::DTYPE_BF16, format::DTYPE_I8, format::DTYPE_I4] {
         // With the length that this dtype would need, so that the dtype is the only fault.
+        let size = format::bytes_of(dtype, 1);
         let found = patched(|buf| {
             let at = section_at(buf, position);
             buf[at + section::DTYPE] = dtype;
@@ -711,6 +724,9 @@ fn dtype_whose_elements_do_not_fill_the_section() {
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_F16]), expected);
     let expected = BlobError::SectionLength { section: 0, found: 6 * 5 * 4, expected: 6 * (8 + 5) };
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_I8]), expected);
+    // Five half-bytes take three bytes.
+    let expected = BlobError::SectionLength { section: 0, found: 6 * 5 * 4, expected: 6 * (4 + 3) };
+    assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_I4]), expected);
 }
 
 #[test]
@@ -838,6 +854,41 @@ fn scale_or_offset_of_a_dense_or_override_row() {
     }
 }
 
+#[test]
+fn scale_or_offset_of_an_i4_row() {
+    // 1.0, the least f16 above zero, and the largest finite one, with either sign.
+    let good = [0x3c00u16, 0x0001, 0x7bff];
+    let bad = [0x0000u16, 0x8000, 0x8001, 0xbc00, 0x7c00, 0xfc00, 0x7c01, 0x7e00, 0xfe00];
+    for dim in [4, 5] {
+        let row_len = format::row_len(format::DTYPE_I4, dim);
+        let table = overridden(dense("a", 6, dim, Dtype::I4), 3, Dtype::I4);
+        let valid = build(&[table], 1, Values::Reals);
+        for (section, rows) in [(0, 6), (2, 3)] {
+            let verify = |at: usize, value: u16| {
+                let mut buf = valid.clone();
+                let start = format::Section::read(&buf, section).offset;
+                put(&mut buf, start + at, &value.to_le_bytes());
+                reseal_section(&mut buf, section);
+                Blob::parse(&buf).unwrap().verify_payload()
+            };
+            for row in 0..rows {
+                let expected = Err(BlobError::Scale { table: 0, section, position: row as u64 });
+                for scale in bad {
+                    assert_eq!(verify(row * row_len, scale), expected, "scale {scale:#x}");
+                }
+                for value in good {
+                    assert_eq!(verify(row * row_len, value), Ok(()), "scale {value:#x}");
+                    assert_eq!(verify(row * row_len + 2, value), Ok(()), "offset {value:#x}");
+                    assert_eq!(verify(row * row_len + 2, value | 0x8000), Ok(()), "offset -{value:#x}");
+                }
+                for offset in bad.into_iter().filter(|offset| offset & 0x7c00 == 0x7c00) {
+                    assert_eq!(verify(row * row_len + 2, offset), expected, "offset {offset:#x}");
+                }
+            }
+        }
+    }
+}
+
 /// `sample()` with these override ids (of a table of nine rows).
 fn with_ids(ids: [u64; 3]) -> Result<(), BlobError> {
     with_payload(section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS), 0, &ids.map(u64::to_le_bytes).concat())
@@ -915,6 +966,15 @@ fn writer_refuses_overrides_of_no_rows_or_more_than_there_are() {
         }
         assert!(Layout::new(&[overridden(table, 5, Dtype::F32)]).is_ok());
     }
+}
+
+#[test]
+fn writer_refuses_i4_cores() {
+    let shape = TtShape::new(5, &[2, 3], &[1, 2], &[1]).unwrap();
+    // In the name's order, one dense section comes before the cores.
+    let tables = [tt("b", shape, Dtype::I4), dense("a", 1, 1, Dtype::I4)];
+    assert_eq!(refused(&tables), BlobError::SectionDtype { section: 1, found: 5 });
+    assert!(Layout::new(&[overridden(tt("b", shape, Dtype::I8), 2, Dtype::I4)]).is_ok());
 }
 
 #[test]

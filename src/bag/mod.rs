@@ -2,47 +2,15 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+pub use crate::{index::Index, kernel::Pooling};
+
 use crate::{
+    blob::Weights,
+    dtype::with_elements,
     error::LookupError,
-    kernel::{Add, AddScaled, Max, Store},
+    kernel::{Epilogue, PoolRows},
     table::Table,
 };
-
-/// How the rows of a bag become one. An empty bag is zeros.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pooling {
-    /// The sum of the rows, each times its weight if there are `per_sample_weights`.
-    #[default]
-    Sum,
-    /// The sum divided by the number of rows.
-    Mean,
-    /// The largest of each column.
-    Max,
-}
-
-/// An integer type of indices and offsets: `u32` or `u64`.
-pub trait Index: Copy + sealed::Sealed {
-    /// The value.
-    fn to_u64(self) -> u64;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for u32 {}
-    impl Sealed for u64 {}
-}
-
-impl Index for u32 {
-    fn to_u64(self) -> u64 {
-        self.into()
-    }
-}
-
-impl Index for u64 {
-    fn to_u64(self) -> u64 {
-        self
-    }
-}
 
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
 /// `indices[offsets[b]..offsets[b + 1]]`.
@@ -144,6 +112,22 @@ impl Table<'_> {
         for (position, index) in bags.indices.iter().enumerate() {
             self.check_row(index.to_u64(), position)?;
         }
+        if let (Weights::Dense(rows), None) = (&self.data().weights, &self.data().overrides)
+            // Which would rather be small than fast.
+            && !self.tier().is_scalar()
+        {
+            let pooled = with_elements!(rows.elements, stored => self.tier().run(PoolRows {
+                stored,
+                stride: rows.row_stride(),
+                embedding_dim,
+                indices: bags.indices,
+                offsets: bags.offsets,
+                weights: bags.per_sample_weights,
+                pooling,
+                out,
+            }));
+            return pooled.ok_or(LookupError::Inconsistent);
+        }
         for (range, out) in bags.ranges().zip(out.chunks_exact_mut(embedding_dim.max(1))) {
             self.pool(bags, range, pooling, out, workspace).ok_or(LookupError::Inconsistent)?;
         }
@@ -164,12 +148,12 @@ impl Table<'_> {
         match (pooling, bags.per_sample_weights) {
             (Pooling::Sum, Some(weights)) => {
                 for (index, &weight) in indices.iter().zip(weights.get(range)?) {
-                    self.put_row(index.to_u64(), out, workspace, AddScaled(weight))?;
+                    self.put_row(index.to_u64(), out, workspace, Epilogue::AddScaled(weight))?;
                 }
             }
             (Pooling::Sum | Pooling::Mean, _) => {
                 for index in indices {
-                    self.put_row(index.to_u64(), out, workspace, Add)?;
+                    self.put_row(index.to_u64(), out, workspace, Epilogue::AddScaled(1.0))?;
                 }
                 if pooling == Pooling::Mean && indices.len() > 1 {
                     let count = indices.len() as f32;
@@ -178,9 +162,9 @@ impl Table<'_> {
             }
             (Pooling::Max, _) => {
                 let Some((first, rest)) = indices.split_first() else { return Some(()) };
-                self.put_row(first.to_u64(), out, workspace, Store)?;
+                self.put_row(first.to_u64(), out, workspace, Epilogue::Store)?;
                 for index in rest {
-                    self.put_row(index.to_u64(), out, workspace, Max)?;
+                    self.put_row(index.to_u64(), out, workspace, Epilogue::Max)?;
                 }
             }
         }

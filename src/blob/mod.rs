@@ -11,23 +11,15 @@ mod record;
 #[cfg(feature = "alloc")]
 mod writer;
 
+pub use crate::limits::{ALIGNMENT, MAX_NAME_LEN, MAX_TABLES, VERSION};
 #[cfg(feature = "alloc")]
 pub use writer::{Layout, OverridesSpec, SectionChecksum, SectionPlan, TableSpec, WeightsSpec};
 
 use crate::{
-    dtype::{Dtype, Elements},
+    dtype::{Dtype, Elements, Nibbles, Weight},
     shape::{MAX_CORES, TtShape},
 };
 use record::{SectionRecord, TableRecord};
-
-/// What [`Blob::parse`] wants its buffer aligned to, and what sections inside a blob are aligned to, in bytes.
-pub const ALIGNMENT: usize = 64;
-/// The format version that this crate reads and writes.
-pub const VERSION: u32 = 1;
-/// The most tables a blob may hold.
-pub const MAX_TABLES: usize = 1 << 16;
-/// The longest table name, in bytes.
-pub const MAX_NAME_LEN: usize = 1 << 10;
 
 /// A parsed blob: a borrowed buffer whose directory has been checked.
 #[derive(Clone, Copy, Debug)]
@@ -128,9 +120,29 @@ pub struct Section {
 }
 
 impl<'a> Rows<'a> {
-    /// Elements from one row to the next: `embedding_dim`, and for i8 the eight bytes of scale and offset.
+    /// Elements (bytes, if they are i4) from one row to the next: the header, where there is one, counts.
     pub(crate) fn row_stride(&self) -> usize {
-        self.dtype().row_len(self.embedding_dim).checked_div(self.dtype().size()).unwrap_or_default()
+        let dtype = self.dtype();
+        self.elements.units_of(self.embedding_dim).saturating_add(match dtype {
+            Dtype::I8 | Dtype::I4 => dtype.row_header_len(),
+            _ => 0,
+        })
+    }
+
+    /// Scale, offset and elements of the row at `position`.
+    pub(crate) fn row(&self, position: usize) -> Option<(f32, f32, Elements<'a>)> {
+        Some(match self.elements.chunk(position, self.row_stride())? {
+            Elements::I8(row) => {
+                let (scale, offset, row) = i8::split_row(row)?;
+                (scale, offset, Elements::I8(row))
+            }
+            Elements::I4(row) => {
+                let (scale, offset, row) = Nibbles::split_row(row)?;
+                (scale, offset, Elements::I4(row))
+            }
+            // Minus zero leaves every value as it is, minus zero among them.
+            row => (1.0, -0.0, row),
+        })
     }
 
     /// The stored type.
@@ -251,12 +263,4 @@ impl Role {
             _ => return None,
         })
     }
-}
-
-/// Splits a dense i8 row into its scale, its offset and its elements.
-pub(crate) fn row_header(row: &[i8]) -> Option<(f32, f32, &[i8])> {
-    let (scale, row) = row.split_first_chunk::<4>()?;
-    let (offset, row) = row.split_first_chunk::<4>()?;
-    let float = |bytes: [i8; 4]| f32::from_le_bytes(bytes.map(|byte| byte as u8));
-    Some((float(*scale), float(*offset), row))
 }

@@ -330,6 +330,9 @@ impl<'a> SectionCursor<'_, 'a> {
         let (section, record) = self.take(role)?;
         let wrong_dtype = BlobError::SectionDtype { section, found: record.dtype.into() };
         let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
+        if matches!(role, Role::Core(_)) && !dtype.suits_cores() {
+            return Err(wrong_dtype);
+        }
         let bytes = self.bytes(section, record, count, run_len(dtype))?;
         Elements::from_bytes(bytes, dtype).ok_or(wrong_dtype)
     }
@@ -342,11 +345,11 @@ impl<'a> SectionCursor<'_, 'a> {
     fn cores(&mut self, shape: TtShape) -> Result<TtCores<'a>, BlobError> {
         let mut cores = [Core { slices: Elements::F32(&[]), scales: &[] }; MAX_CORES];
         for (k, (core, &p)) in cores.iter_mut().zip(shape.row_factors()).enumerate() {
-            let slice_len = |dtype: Dtype| shape.slice_len(k).saturating_mul(dtype.size());
+            let slice_len = |dtype: Dtype| dtype.bytes_of(shape.slice_len(k));
             core.slices = self.elements(Role::Core(k), p.into(), slice_len)?;
             if core.slices.dtype() == Dtype::I8 {
                 let section = self.section;
-                let scales = self.elements(Role::Scales(k), p.into(), Dtype::size)?;
+                let scales = self.elements(Role::Scales(k), p.into(), |dtype| dtype.bytes_of(1))?;
                 let Elements::F32(scales) = scales else {
                     return Err(BlobError::SectionDtype { section, found: scales.dtype() as u32 });
                 };
@@ -379,14 +382,13 @@ impl<'a> SectionCursor<'_, 'a> {
 }
 
 impl Rows<'_> {
-    /// The first i8 row whose scale is not finite and positive or whose offset is not finite.
+    /// The first row whose scale is not finite and positive or whose offset is not finite.
     fn first_bad_header(&self) -> Option<u64> {
-        let Elements::I8(elements) = self.elements else { return None };
-        let rows = elements.chunks_exact(self.row_stride().max(1));
-        let bad = |row: &[i8]| match super::row_header(row) {
+        let count = self.elements.len().checked_div(self.row_stride())?;
+        let bad = |&position: &usize| match self.row(position) {
             Some((scale, offset, _)) => !(scale.is_finite() && scale > 0.0 && offset.is_finite()),
             None => true,
         };
-        rows.enumerate().find(|(_, row)| bad(row)).map(|(position, _)| position as u64)
+        (0..count).find(bad).map(|position| position as u64)
     }
 }

@@ -102,7 +102,8 @@ impl Layout {
     /// Lays out these tables; they may come in any order.
     ///
     /// # Errors
-    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, too many tables or bytes.
+    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, i4 cores, too many tables or
+    /// bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, BlobError> {
         if tables.len() > MAX_TABLES {
             let (found, limit) = (tables.len() as u64, MAX_TABLES as u64);
@@ -125,7 +126,7 @@ impl Layout {
             if layout.tables.last().is_some_and(|last| layout.name(last) == spec.name.as_bytes()) {
                 return Err(BlobError::NameOrder { table: position });
             }
-            layout.push_table(position, spec).map_err(|error| BlobError::Shape { table: position, error })?;
+            layout.push_table(position, spec)?;
         }
 
         let too_large = BlobError::Shape { table: 0, error: ShapeError::TooLarge };
@@ -203,7 +204,8 @@ impl Layout {
         [size_of::<Header>() as u64, records, sections, self.names.len() as u64].iter().sum()
     }
 
-    fn push_table(&mut self, position: usize, spec: &TableSpec) -> Result<(), ShapeError> {
+    fn push_table(&mut self, position: usize, spec: &TableSpec) -> Result<(), BlobError> {
+        let wrong_shape = |error| BlobError::Shape { table: position, error };
         let mut record = TableRecord {
             name_offset: self.names.len() as u32,
             name_len: spec.name.len() as u32,
@@ -212,11 +214,14 @@ impl Layout {
         };
         let (num_embeddings, embedding_dim) = match spec.weights {
             WeightsSpec::Dense { num_embeddings, embedding_dim, dtype } => {
-                check_num_embeddings(num_embeddings)?;
-                check_embedding_dim(embedding_dim as u64)?;
+                check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
+                check_embedding_dim(embedding_dim as u64).map_err(wrong_shape)?;
                 record.kind = kind::DENSE;
                 self.push_section(position, Role::Rows, Some(dtype), num_embeddings, dtype.row_len(embedding_dim))?;
                 (num_embeddings, embedding_dim)
+            }
+            WeightsSpec::Tt { dtype, .. } if !dtype.suits_cores() => {
+                return Err(BlobError::SectionDtype { section: self.sections.len(), found: dtype as u32 });
             }
             WeightsSpec::Tt { shape, dtype } => {
                 record.kind = kind::TT;
@@ -229,7 +234,7 @@ impl Layout {
                 copy_prefix(&mut record.column_factors, shape.column_factors());
                 copy_prefix(&mut record.inner_ranks, shape.inner_ranks());
                 for (k, &p) in shape.row_factors().iter().enumerate() {
-                    let slice_len = shape.slice_len(k).saturating_mul(dtype.size());
+                    let slice_len = dtype.bytes_of(shape.slice_len(k));
                     self.push_section(position, Role::Core(k), Some(dtype), p.into(), slice_len)?;
                     if dtype == Dtype::I8 {
                         self.push_section(position, Role::Scales(k), Some(Dtype::F32), p.into(), 4)?;
@@ -240,7 +245,7 @@ impl Layout {
         };
         if let Some(OverridesSpec { count, dtype }) = spec.overrides {
             if count == 0 || count > num_embeddings {
-                return Err(ShapeError::NumEmbeddings { found: count });
+                return Err(wrong_shape(ShapeError::NumEmbeddings { found: count }));
             }
             self.push_section(position, Role::OverrideIds, None, count, 8)?;
             self.push_section(position, Role::OverrideRows, Some(dtype), count, dtype.row_len(embedding_dim))?;
@@ -261,8 +266,9 @@ impl Layout {
         dtype: Option<Dtype>,
         count: u64,
         len: usize,
-    ) -> Result<(), ShapeError> {
-        let len = count.checked_mul(len as u64).ok_or(ShapeError::TooLarge)?;
+    ) -> Result<(), BlobError> {
+        let too_large = BlobError::Shape { table, error: ShapeError::TooLarge };
+        let len = count.checked_mul(len as u64).ok_or(too_large)?;
         let (role_code, core) = role.codes();
         let dtype_code = dtype.map_or(DTYPE_U64, |dtype| dtype as u8);
         let record = SectionRecord { len, role: role_code, core, dtype: dtype_code, ..SectionRecord::zeroed() };

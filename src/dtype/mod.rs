@@ -1,15 +1,15 @@
 //! How a stored element becomes an f32, and an f32 a stored element.
 //!
 //! f32, f16 and bf16 are read where they lie. i8 needs a scale: a tensor-train slice has one (`x = scale * q`), a dense
-//! row has a scale and an offset (`x = scale * q + offset`) in front of its elements.
+//! row has a scale and an offset (`x = scale * q + offset`) in front of its elements. So has a dense row of i4.
 
 mod quantize;
 
+use crate::isa::Isa;
+use bytemuck::{Pod, Zeroable};
+
 pub use half::{bf16, f16};
 pub use quantize::{EncodeError, encode, encode_rows, encode_slice};
-
-/// Bytes before the elements of a dense i8 row: its scale and its offset, both f32, little-endian.
-pub const ROW_HEADER_LEN: usize = 8;
 
 /// The type of a stored element. The discriminants are the codes of `docs/format.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,19 +23,22 @@ pub enum Dtype {
     Bf16 = 3,
     /// Signed bytes with a scale per slice (tensor train) or a scale and an offset per row (dense).
     I8 = 4,
+    /// Unsigned half-bytes, two to a byte, with a scale and an offset per row; dense tables only.
+    I4 = 5,
 }
 
 impl Dtype {
     /// Every dtype, in the order of their codes.
-    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::I8];
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::I8, Self::I4];
 
-    /// The name used in specs and listings: `f32`, `f16`, `bf16`, `i8`.
+    /// The name used in specs and listings: `f32`, `f16`, `bf16`, `i8`, `i4`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::I8 => "i8",
+            Self::I4 => "i4",
         }
     }
 
@@ -49,53 +52,110 @@ impl Dtype {
         Self::ALL.into_iter().find(|&dtype| dtype as u8 == code)
     }
 
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bytes of `count` elements: an odd one of i4 takes a whole byte.
+    pub fn bytes_of(self, count: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::I8 => 1,
+            Self::F32 => count.saturating_mul(4),
+            Self::F16 | Self::Bf16 => count.saturating_mul(2),
+            Self::I8 => count,
+            Self::I4 => count.div_ceil(2),
+        }
+    }
+
+    /// Bytes before the elements of a dense row: scale and offset, as two f32 (i8) or two f16 (i4), little-endian.
+    pub fn row_header_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            Self::I8 => 8,
+            Self::I4 => 4,
         }
     }
 
     /// Bytes of one dense row of `embedding_dim` elements, with its scale and offset where it has them.
     pub fn row_len(self, embedding_dim: usize) -> usize {
-        let header = if self == Self::I8 { ROW_HEADER_LEN } else { 0 };
-        self.size().saturating_mul(embedding_dim).saturating_add(header)
+        self.bytes_of(embedding_dim).saturating_add(self.row_header_len())
+    }
+
+    /// Whether tensor-train slices can be stored so.
+    pub fn suits_cores(self) -> bool {
+        self != Self::I4
     }
 }
 
-/// A stored element that widens to f32 without error.
+/// A unit of storage: one element, or the two of [`Nibbles`].
 pub(crate) trait Weight: Copy + 'static {
-    /// The value, before any scale.
-    fn widen(self) -> f32;
+    /// Elements in a unit.
+    const PER_UNIT: usize;
+    /// Whether a dense row has a scale and an offset.
+    const SCALED: bool = false;
+    /// The first elements of `units`, before any scale, as many as the vector has lanes; zeros where there are fewer.
+    fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32;
+    /// A dense row's scale, offset and elements.
+    #[inline(always)]
+    fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
+        // Minus zero leaves every value as it is, minus zero among them.
+        Some((1.0, -0.0, row))
+    }
 }
 
+/// Two unsigned half-bytes: the low one is the element of the even column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Nibbles(pub u8);
+
 impl Weight for f32 {
+    const PER_UNIT: usize = 1;
     #[inline(always)]
-    fn widen(self) -> f32 {
-        self
+    fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
+        isa.load_f32(units)
     }
 }
 
 impl Weight for f16 {
+    const PER_UNIT: usize = 1;
     #[inline(always)]
-    fn widen(self) -> f32 {
-        self.to_f32_const()
+    fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
+        isa.load_f16(units)
     }
 }
 
 impl Weight for bf16 {
+    const PER_UNIT: usize = 1;
     #[inline(always)]
-    fn widen(self) -> f32 {
-        self.to_f32_const()
+    fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
+        isa.load_bf16(units)
     }
 }
 
 impl Weight for i8 {
+    const PER_UNIT: usize = 1;
+    const SCALED: bool = true;
     #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from(self)
+    fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
+        isa.load_i8(units)
+    }
+    #[inline(always)]
+    fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
+        let (scale, row) = row.split_first_chunk::<4>()?;
+        let (offset, row) = row.split_first_chunk::<4>()?;
+        let float = |bytes: &[i8; 4]| f32::from_le_bytes(bytes.map(i8::cast_unsigned));
+        Some((float(scale), float(offset), row))
+    }
+}
+
+impl Weight for Nibbles {
+    const PER_UNIT: usize = 2;
+    const SCALED: bool = true;
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
+        isa.load_u4(bytemuck::cast_slice(units))
+    }
+    #[inline(always)]
+    fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
+        let (scale, row) = row.split_first_chunk::<2>()?;
+        let (offset, row) = row.split_first_chunk::<2>()?;
+        let float = |bytes: &[Self; 2]| f16::from_le_bytes(bytes.map(|byte| byte.0)).to_f32_const();
+        Some((float(scale), float(offset), row))
     }
 }
 
@@ -110,6 +170,8 @@ pub enum Elements<'a> {
     Bf16(&'a [bf16]),
     /// [`Dtype::I8`]
     I8(&'a [i8]),
+    /// [`Dtype::I4`]
+    I4(&'a [Nibbles]),
 }
 
 /// Runs one expression, generic over the stored type, on whichever slice an [`Elements`] holds.
@@ -120,6 +182,7 @@ macro_rules! with_elements {
             $crate::dtype::Elements::F16($slice) => $body,
             $crate::dtype::Elements::Bf16($slice) => $body,
             $crate::dtype::Elements::I8($slice) => $body,
+            $crate::dtype::Elements::I4($slice) => $body,
         }
     };
 }
@@ -133,6 +196,7 @@ impl<'a> Elements<'a> {
             Dtype::F16 => Self::F16(bytemuck::try_cast_slice(bytes).ok()?),
             Dtype::Bf16 => Self::Bf16(bytemuck::try_cast_slice(bytes).ok()?),
             Dtype::I8 => Self::I8(bytemuck::cast_slice(bytes)),
+            Dtype::I4 => Self::I4(bytemuck::cast_slice(bytes)),
         })
     }
 
@@ -143,12 +207,18 @@ impl<'a> Elements<'a> {
             Self::F16(_) => Dtype::F16,
             Self::Bf16(_) => Dtype::Bf16,
             Self::I8(_) => Dtype::I8,
+            Self::I4(_) => Dtype::I4,
         }
     }
 
-    /// Number of elements.
+    /// Number of elements; of bytes if they are i4.
     pub fn len(&self) -> usize {
         with_elements!(self, elements => elements.len())
+    }
+
+    /// How many of them, as [`len`](Self::len) counts, hold `count` columns.
+    pub(crate) fn units_of(&self, count: usize) -> usize {
+        if self.dtype() == Dtype::I4 { count.div_ceil(2) } else { count }
     }
 
     /// Whether there are none.
@@ -156,7 +226,7 @@ impl<'a> Elements<'a> {
         self.len() == 0
     }
 
-    /// Elements `index * len .. (index + 1) * len`.
+    /// Elements (bytes, if they are i4) `index * len .. (index + 1) * len`.
     pub(crate) fn chunk(&self, index: usize, len: usize) -> Option<Self> {
         let start = index.checked_mul(len)?;
         let range = start..start.checked_add(len)?;
@@ -165,6 +235,7 @@ impl<'a> Elements<'a> {
             Self::F16(elements) => Self::F16(elements.get(range)?),
             Self::Bf16(elements) => Self::Bf16(elements.get(range)?),
             Self::I8(elements) => Self::I8(elements.get(range)?),
+            Self::I4(elements) => Self::I4(elements.get(range)?),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! From f32 to the stored dtypes: what a writer of blobs does once, ahead of time.
 
-use super::{Dtype, ROW_HEADER_LEN, bf16, f16};
+use super::{Dtype, bf16, f16};
 use core::fmt;
 
 /// Why a value cannot be stored.
@@ -17,6 +17,18 @@ pub enum EncodeError {
         /// The dtype asked for.
         dtype: Dtype,
     },
+    /// i8 and i4 values mean nothing without a scale.
+    NeedsScale {
+        /// The dtype asked for.
+        dtype: Dtype,
+    },
+    /// The values do not fill their last row.
+    BrokenRow {
+        /// Values given.
+        found: usize,
+        /// Values in a row.
+        embedding_dim: usize,
+    },
     /// The output is not as long as the encoded values.
     OutputLen {
         /// Bytes given.
@@ -32,6 +44,10 @@ impl fmt::Display for EncodeError {
             Self::OutOfRange { position, value, dtype } => {
                 write!(f, "value {value} at position {position} has no finite {} form", dtype.name())
             }
+            Self::NeedsScale { dtype } => write!(f, "{} values mean nothing without a scale", dtype.name()),
+            Self::BrokenRow { found, embedding_dim } => {
+                write!(f, "{found} values: expected a multiple of embedding_dim, {embedding_dim}")
+            }
             Self::OutputLen { found, expected } => write!(f, "output of {found} bytes: expected {expected}"),
         }
     }
@@ -39,21 +55,23 @@ impl fmt::Display for EncodeError {
 
 impl core::error::Error for EncodeError {}
 
-/// Writes `values` one by one as f32, f16 or bf16 (round to nearest, ties to even) into `out`,
-/// `values.len() * dtype.size()` bytes. [`Dtype::I8`] needs a scale: a slice goes through [`encode_slice`], rows through
-/// [`encode_rows`]; here it writes bare integers.
+/// Writes `values` one by one as f32, f16 or bf16 (round to nearest, ties to even) into `out`, [`Dtype::bytes_of`] them.
 ///
 /// # Errors
-/// [`EncodeError::OutOfRange`] for a value with no finite form; [`EncodeError::OutputLen`].
+/// [`EncodeError::OutOfRange`] for a value with no finite form; [`EncodeError::OutputLen`]; [`EncodeError::NeedsScale`] for
+/// i8 and i4, whose slices go through [`encode_slice`] and whose rows through [`encode_rows`].
 pub fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<(), EncodeError> {
-    check_len(out.len(), values.len().saturating_mul(dtype.size()))?;
+    if matches!(dtype, Dtype::I8 | Dtype::I4) {
+        return Err(EncodeError::NeedsScale { dtype });
+    }
+    check_len(out.len(), dtype.bytes_of(values.len()))?;
     check_finite(values, dtype)?;
-    for (&value, out) in values.iter().zip(out.chunks_exact_mut(dtype.size())) {
+    for (&value, out) in values.iter().zip(out.chunks_exact_mut(dtype.bytes_of(1))) {
         match dtype {
             Dtype::F32 => out.copy_from_slice(&value.to_le_bytes()),
             Dtype::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
             Dtype::Bf16 => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-            Dtype::I8 => out.copy_from_slice(&(libm::rintf(value) as i8).to_le_bytes()),
+            Dtype::I8 | Dtype::I4 => return Err(EncodeError::NeedsScale { dtype }),
         }
     }
     Ok(())
@@ -63,7 +81,7 @@ pub fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<(), Encode
 /// `x = scale * q` is then off by at most `scale / 2` (and the rounding of one f32 product).
 ///
 /// # Errors
-/// As [`encode`].
+/// As [`encode`]; slices cannot be i4.
 pub fn encode_slice(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<f32, EncodeError> {
     if dtype != Dtype::I8 {
         return encode(values, dtype, out).map(|()| 1.0);
@@ -74,46 +92,75 @@ pub fn encode_slice(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<f32,
     // A scale must be positive: where the slice is zero (or all but) every q is 0 and any scale will do.
     let scale = if (largest / 127.0).is_normal() { largest / 127.0 } else { 1.0 };
     for (&value, out) in values.iter().zip(out) {
-        *out = round_to_i8(f64::from(value) / f64::from(scale)) as u8;
+        *out = (libm::rint(f64::from(value) / f64::from(scale)) as i8).cast_unsigned();
     }
     Ok(scale)
 }
 
-/// Writes dense rows of `embedding_dim` values into `out`, [`Dtype::row_len`] bytes each. An i8 row is
-/// `x = scale * q + offset` over the row's own range: off by at most `scale / 2` (and f32 rounding), where
-/// `scale = (max - min) / 255`.
+/// Writes dense rows of `embedding_dim` values into `out`, [`Dtype::row_len`] bytes each.
+///
+/// An i8 or i4 row is `x = scale * q + offset` over the row's own range, `q` from -128 to 127 or from 0 to 15. An i8 element
+/// is off by at most `scale / 2` and f32 rounding, with `scale = (max - min) / 255` (or by the
+/// whole range, if that is below 255 times the least normal f32). An i4 row's scale and offset are f16:
+/// an element is off by at most `scale / 2 + 2^-11 (|offset| + 15 scale) + 2^-21`, with `scale = (max - min) / 15`.
 ///
 /// # Errors
-/// As [`encode`].
+/// As [`encode`], but i8 and i4 are at home here.
 pub fn encode_rows(values: &[f32], embedding_dim: usize, dtype: Dtype, out: &mut [u8]) -> Result<(), EncodeError> {
-    if dtype != Dtype::I8 {
+    if !matches!(dtype, Dtype::I8 | Dtype::I4) {
         return encode(values, dtype, out);
     }
     let embedding_dim = embedding_dim.max(1);
     let row_len = dtype.row_len(embedding_dim);
-    check_len(out.len(), (values.len() / embedding_dim).saturating_mul(row_len))?;
+    check_len(out.len(), values.len().div_ceil(embedding_dim).saturating_mul(row_len))?;
+    if !values.len().is_multiple_of(embedding_dim) {
+        return Err(EncodeError::BrokenRow { found: values.len(), embedding_dim });
+    }
     check_finite(values, dtype)?;
     for (row, out) in values.chunks_exact(embedding_dim).zip(out.chunks_exact_mut(row_len)) {
-        let (low, high) =
-            row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)));
+        let (header, elements) = out.split_at_mut(dtype.row_header_len());
+        let (scale_out, offset_out) = header.split_at_mut(dtype.row_header_len() / 2);
+        let low = row.iter().fold(f32::INFINITY, |low, &x| low.min(x));
+        let high = row.iter().fold(f32::NEG_INFINITY, |high, &x| high.max(x));
+        let range = f64::from(high) - f64::from(low);
         if !(high - low).is_finite() {
             let position = values.iter().position(|&x| x == high).unwrap_or_default();
             return Err(EncodeError::OutOfRange { position, value: high, dtype });
         }
-        let (low, high) = (f64::from(low), f64::from(high));
-        let step = ((high - low) / 255.0) as f32;
-        // q = -128 stands for the smallest value and q = 127 for the largest; a row without a range is its offset.
-        let (scale, offset) =
-            if step.is_normal() { (step, (low + 128.0 * f64::from(step)) as f32) } else { (1.0, low as f32) };
-        let (header, elements) = out.split_at_mut(ROW_HEADER_LEN);
-        let (scale_out, offset_out) = header.split_at_mut(ROW_HEADER_LEN / 2);
-        scale_out.copy_from_slice(&scale.to_le_bytes());
-        offset_out.copy_from_slice(&offset.to_le_bytes());
-        for (&x, out) in row.iter().zip(elements) {
-            *out = round_to_i8((f64::from(x) - f64::from(offset)) / f64::from(scale)) as u8;
+        if dtype == Dtype::I8 {
+            let step = (range / 255.0) as f32;
+            // q = -128 stands for the smallest value; a row without a range is its offset.
+            let (scale, offset) =
+                if step.is_normal() { (step, (f64::from(low) + 128.0 * f64::from(step)) as f32) } else { (1.0, low) };
+            scale_out.copy_from_slice(&scale.to_le_bytes());
+            offset_out.copy_from_slice(&offset.to_le_bytes());
+            for (&x, out) in row.iter().zip(elements) {
+                // The cast saturates, so that -128.4 and 127.6 stay in range.
+                *out = (steps(x, scale, offset) as i8).cast_unsigned();
+            }
+        } else {
+            let offset = f16::from_f32(low);
+            // A row without a range is its offset, whatever the scale; a range too small for f16 takes its least step.
+            let scale = match f16::from_f64(range / 15.0) {
+                _ if range == 0.0 => f16::ONE,
+                scale if scale == f16::ZERO => f16::MIN_POSITIVE_SUBNORMAL,
+                scale => scale,
+            };
+            scale_out.copy_from_slice(&scale.to_le_bytes());
+            offset_out.copy_from_slice(&offset.to_le_bytes());
+            let nibble = |x: f32| steps(x, scale.to_f32(), offset.to_f32()).clamp(0.0, 15.0) as u8;
+            for (pair, out) in row.chunks(2).zip(elements) {
+                let mut nibbles = pair.iter().map(|&x| nibble(x));
+                *out = nibbles.next().unwrap_or_default() | nibbles.next().unwrap_or_default() << 4;
+            }
         }
     }
     Ok(())
+}
+
+/// The whole number of steps of `scale` from `offset` that comes nearest to `x`.
+fn steps(x: f32, scale: f32, offset: f32) -> f64 {
+    libm::rint((f64::from(x) - f64::from(offset)) / f64::from(scale))
 }
 
 fn check_len(found: usize, expected: usize) -> Result<(), EncodeError> {
@@ -123,18 +170,14 @@ fn check_len(found: usize, expected: usize) -> Result<(), EncodeError> {
 fn check_finite(values: &[f32], dtype: Dtype) -> Result<(), EncodeError> {
     let fits = |&x: &f32| match dtype {
         Dtype::F32 | Dtype::I8 => x.is_finite(),
-        Dtype::F16 => f16::from_f32(x).is_finite(),
+        // The header of an i4 row is f16, and its offset and 15 steps may be as large as the values.
+        Dtype::F16 | Dtype::I4 => f16::from_f32(x).is_finite(),
         Dtype::Bf16 => bf16::from_f32(x).is_finite(),
     };
     match values.iter().enumerate().find(|(_, x)| !fits(x)) {
         Some((position, &value)) => Err(EncodeError::OutOfRange { position, value, dtype }),
         None => Ok(()),
     }
-}
-
-fn round_to_i8(x: f64) -> i8 {
-    // The cast saturates, so -128.4 and 127.6 stay in range.
-    libm::rint(x) as i8
 }
 
 #[cfg(test)]
@@ -156,9 +199,9 @@ mod tests {
     #[test]
     fn i8_rows_stay_within_half_a_step_of_their_own_range() {
         let values = [5.0f32, 5.25, 5.5, -1e38, 1e38, 0.0, 7.5, 7.5, 7.5, 1e-42, 0.0, 0.0];
-        let mut out = [0; 4 * (ROW_HEADER_LEN + 3)];
+        let mut out = [0; 4 * (8 + 3)];
         encode_rows(&values, 3, Dtype::I8, &mut out).unwrap();
-        for (row, out) in values.chunks(3).zip(out.chunks(ROW_HEADER_LEN + 3)) {
+        for (row, out) in values.chunks(3).zip(out.chunks(8 + 3)) {
             let scale = f32::from_le_bytes(out[..4].try_into().unwrap());
             let offset = f32::from_le_bytes(out[4..8].try_into().unwrap());
             assert!(scale > 0.0 && scale.is_finite() && offset.is_finite());
@@ -173,17 +216,41 @@ mod tests {
     }
 
     #[test]
+    fn i4_rows_stay_within_their_bound() {
+        let values = [5.0f32, 5.25, 5.5, -60e3, 60e3, 0.1, 7.5, 7.5, 7.5, 1e-6, 0.0, -1e-6, 1000.0, 1000.5, 1001.0];
+        let mut out = [0; 5 * 6];
+        encode_rows(&values, 3, Dtype::I4, &mut out).unwrap();
+        for (row, out) in values.chunks(3).zip(out.chunks(6)) {
+            let header = |at: usize| f64::from(f16::from_le_bytes([out[at], out[at + 1]]).to_f32());
+            let (scale, offset) = (header(0), header(2));
+            let bound = scale / 2.0 + f64::powi(2.0, -11) * (offset.abs() + 15.0 * scale) + f64::powi(2.0, -21);
+            for (&x, q) in row.iter().zip([out[4] & 15, out[4] >> 4, out[5]]) {
+                let back = scale * f64::from(q) + offset;
+                assert!((back - f64::from(x)).abs() <= bound, "{x} became {back}, bound {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn quantised_values_need_a_scale() {
+        assert_eq!(encode(&[1.0], Dtype::I8, &mut [0]), Err(EncodeError::NeedsScale { dtype: Dtype::I8 }));
+        assert_eq!(encode_slice(&[1.0], Dtype::I4, &mut [0]), Err(EncodeError::NeedsScale { dtype: Dtype::I4 }));
+    }
+
+    #[test]
     fn values_without_a_finite_form_are_refused_by_position() {
         for (dtype, value) in
             [(Dtype::F32, f32::NAN), (Dtype::F16, 65_520.0), (Dtype::Bf16, f32::MAX), (Dtype::I8, f32::NEG_INFINITY)]
         {
             let values = [0.0, 1.0, value];
-            let mut out = [0; 3 * 4 + ROW_HEADER_LEN];
+            let mut out = [0; 3 * 4 + 8];
             let refused = |result: Result<(), EncodeError>| match result.unwrap_err() {
                 EncodeError::OutOfRange { position, dtype: d, .. } => assert_eq!((position, d), (2, dtype)),
                 other => panic!("{other}"),
             };
-            refused(encode_slice(&values, dtype, &mut out[..3 * dtype.size()]).map(drop));
+            if dtype.suits_cores() {
+                refused(encode_slice(&values, dtype, &mut out[..dtype.bytes_of(3)]).map(drop));
+            }
             refused(encode_rows(&values, 3, dtype, &mut out[..dtype.row_len(3)]));
         }
     }

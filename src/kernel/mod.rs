@@ -1,109 +1,120 @@
-//! The few loops that everything is made of, generic over the stored dtype and over what happens to a finished element.
+//! The few loops that everything is made of. Each is written once, generic over the tier ([`crate::isa`]) and the stored
+//! dtype, and checks its lengths at the door.
 //!
-//! Every output element is one chain of multiply-adds over the rank, in order: its bits depend neither on where it
-//! stands in a block nor on what else is computed with it.
+//! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with [`transpose`]) of the dot
+//!   interaction and of the gradients;
+//! - [`widen`]: one stored row or slice;
+//! - `PoolRows`: bags over dense rows.
+//!
+//! [`crate::Table`] is the way to look rows up; these are public for benchmarks and for engines of one's own.
 
 #![deny(clippy::indexing_slicing)]
 
-use crate::dtype::Weight;
+mod interaction;
+mod peak;
+mod rows;
+mod step;
 
-/// Output columns that are accumulated together.
-const BLOCK: usize = 8;
+pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
+pub use peak::{fma_chains, read_all};
+pub(crate) use rows::PoolRows;
+pub use rows::{Pooling, widen};
+pub use step::chain_step;
+
+use crate::isa::{Isa, Op, Tier};
+use core::ops::Range;
 
 /// What becomes of a finished element.
-pub(crate) trait Epilogue: Copy {
-    /// Puts `value` where `out` is.
-    fn put(self, value: f32, out: &mut f32);
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Epilogue<'e> {
+    /// It replaces what was there.
+    Store,
+    /// It replaces what was there, times a scale.
+    StoreScaled(f32),
+    /// It is added, times a weight.
+    AddScaled(f32),
+    /// The larger stays, and what was there where they do not compare (as in `torch.nn.EmbeddingBag`).
+    Max,
+    /// A linear layer's end: it replaces what was there, plus its column's bias, and not below zero if `relu`.
+    Bias {
+        /// One per output column.
+        bias: &'e [f32],
+        /// Whether negative values become zero.
+        relu: bool,
+    },
 }
 
-/// Replaces what was there.
-#[derive(Clone, Copy)]
-pub(crate) struct Store;
+/// Elements that wait in a buffer until they can be combined with what is there.
+const BUFFER: usize = 64;
 
-/// Replaces what was there by a multiple of the value.
-#[derive(Clone, Copy)]
-pub(crate) struct StoreScaled(pub(crate) f32);
-
-/// Adds the value.
-#[derive(Clone, Copy)]
-pub(crate) struct Add;
-
-/// Adds the value times a weight.
-#[derive(Clone, Copy)]
-pub(crate) struct AddScaled(pub(crate) f32);
-
-/// Keeps the larger, and what was there where they do not compare (as `torch.nn.EmbeddingBag` does).
-#[derive(Clone, Copy)]
-pub(crate) struct Max;
-
-impl Epilogue for Store {
-    #[inline(always)]
-    fn put(self, value: f32, out: &mut f32) {
-        *out = value;
+impl Epilogue<'_> {
+    /// Whether it can end rows of `n` elements.
+    fn fits(self, n: usize) -> bool {
+        match self {
+            Self::Bias { bias, .. } => bias.len() == n,
+            _ => true,
+        }
     }
-}
 
-impl Epilogue for StoreScaled {
-    #[inline(always)]
-    fn put(self, value: f32, out: &mut f32) {
-        *out = self.0 * value;
+    /// Fills the columns of one row, `out` from `first` on, with what `compute` makes of them: in place where nothing
+    /// there is needed any more, else through a buffer, [`BUFFER`] columns at a time.
+    fn apply(
+        self,
+        tier: Tier,
+        first: usize,
+        out: &mut [f32],
+        mut compute: impl FnMut(Range<usize>, &mut [f32]) -> Option<()>,
+    ) -> Option<()> {
+        if self == Self::Store {
+            return compute(first..first.checked_add(out.len())?, out);
+        }
+        let mut buffer = [0.0; BUFFER];
+        for (out, column) in out.chunks_mut(BUFFER).zip((first..).step_by(BUFFER)) {
+            let values = buffer.get_mut(..out.len())?;
+            compute(column..column.checked_add(out.len())?, values)?;
+            tier.run(Combine { values, column, out, epilogue: self });
+        }
+        Some(())
     }
-}
 
-impl Epilogue for Add {
-    #[inline(always)]
-    fn put(self, value: f32, out: &mut f32) {
-        *out += value;
-    }
-}
-
-impl Epilogue for AddScaled {
-    #[inline(always)]
-    fn put(self, value: f32, out: &mut f32) {
-        *out += self.0 * value;
-    }
-}
-
-impl Epilogue for Max {
-    #[inline(always)]
-    fn put(self, value: f32, out: &mut f32) {
-        if value > *out {
-            *out = value;
+    /// Puts what is in `row` back where it is, as finished elements.
+    fn finish(self, tier: Tier, row: &mut [f32]) {
+        let mut buffer = [0.0; BUFFER];
+        for (out, column) in row.chunks_mut(BUFFER).zip((0..).step_by(BUFFER)) {
+            let values = buffer.get_mut(..out.len()).unwrap_or_default();
+            values.iter_mut().zip(&*out).for_each(|(to, from)| *to = *from);
+            tier.run(Combine { values, column, out, epilogue: self });
         }
     }
 }
 
-/// One step of the chain: `out[m x n] <- x[m x r] . slice[r x n]`, for as many rows m as `out` has.
-pub(crate) fn chain_step<W: Weight, E: Epilogue>(
-    x: &[f32],
-    slice: &[W],
-    r: usize,
-    n: usize,
-    out: &mut [f32],
-    epilogue: E,
-) {
-    // Ranks and widths are never 0; `max` spares `chunks_exact` its check.
-    let (r, n) = (r.max(1), n.max(1));
-    let mut rows = x.chunks_exact(r);
-    for out in out.chunks_exact_mut(n) {
-        let Some(x) = rows.next() else { return };
-        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-            let mut sums = [0.0; BLOCK];
-            let rows = slice.chunks_exact(n).map(|row| row.get(block * BLOCK..).unwrap_or_default());
-            for (&x, row) in x.iter().zip(rows) {
-                match row.first_chunk::<BLOCK>() {
-                    Some(row) => sums.iter_mut().zip(row).for_each(|(sum, w)| *sum += x * w.widen()),
-                    None => sums.iter_mut().zip(row).for_each(|(sum, w)| *sum += x * w.widen()),
+/// Combines finished `values` with what is in `out`, in columns from `column`.
+struct Combine<'s> {
+    values: &'s [f32],
+    column: usize,
+    out: &'s mut [f32],
+    epilogue: Epilogue<'s>,
+}
+
+impl Op for Combine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let vectors = self.out.chunks_mut(I::LANES).zip(self.values.chunks(I::LANES));
+        for ((out, values), column) in vectors.zip((self.column..).step_by(I::LANES)) {
+            let v = isa.load_f32(values);
+            let v = match self.epilogue {
+                Epilogue::Store => v,
+                Epilogue::StoreScaled(scale) => isa.mul(isa.splat(scale), v),
+                Epilogue::AddScaled(weight) => isa.fma(isa.splat(weight), v, isa.load_f32(out)),
+                Epilogue::Max => isa.max(v, isa.load_f32(out)),
+                Epilogue::Bias { bias, relu } => {
+                    let v = isa.add(v, isa.load_f32(bias.get(column..).unwrap_or_default()));
+                    if relu { isa.max(isa.splat(0.0), v) } else { v }
                 }
-            }
-            out.iter_mut().zip(sums).for_each(|(out, sum)| epilogue.put(sum, out));
+            };
+            isa.store(v, out);
         }
-    }
-}
-
-/// `out <- scale * stored + offset`: one dense row, or the first slice of a chain.
-pub(crate) fn widen_row<W: Weight, E: Epilogue>(stored: &[W], scale: f32, offset: f32, out: &mut [f32], epilogue: E) {
-    for (out, stored) in out.iter_mut().zip(stored) {
-        epilogue.put(scale * stored.widen() + offset, out);
     }
 }

@@ -8,13 +8,15 @@ mod tt;
 use crate::{
     blob::{Blob, TableData, Weights},
     error::{BlobError, LookupError},
-    kernel::{Epilogue, Store},
+    isa::Tier,
+    kernel::Epilogue,
 };
 
 /// A view of one table in a blob. Cheap to copy, `Send` and `Sync`; a lookup allocates nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a> {
     data: TableData<'a>,
+    tier: Tier,
 }
 
 impl<'a> Blob<'a> {
@@ -36,7 +38,18 @@ impl<'a> Blob<'a> {
 
 impl<'a> Table<'a> {
     fn new(data: TableData<'a>) -> Self {
-        Self { data }
+        Self { data, tier: Tier::best() }
+    }
+
+    /// The same table, looked up with the instructions of `tier`.
+    #[must_use]
+    pub fn with_tier(self, tier: Tier) -> Self {
+        Self { tier, ..self }
+    }
+
+    /// The instructions that lookups use: by default the best that this CPU has.
+    pub fn tier(&self) -> Tier {
+        self.tier
     }
 
     /// Its name.
@@ -82,7 +95,7 @@ impl<'a> Table<'a> {
     pub fn lookup(&self, row: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
         self.check_row(row, 0)?;
         self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
-        self.put_row(row, out, workspace, Store).ok_or(LookupError::Inconsistent)
+        self.put_row(row, out, workspace, Epilogue::Store).ok_or(LookupError::Inconsistent)
     }
 
     pub(crate) fn check_row(&self, row: u64, position: usize) -> Result<(), LookupError> {
@@ -107,21 +120,21 @@ impl<'a> Table<'a> {
 
     /// Gives every element of row `row` to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would
     /// mean that the view contradicts itself.
-    pub(crate) fn put_row<E: Epilogue>(
+    pub(crate) fn put_row(
         &self,
         row: u64,
         out: &mut [f32],
         workspace: &mut [f32],
-        epilogue: E,
+        epilogue: Epilogue<'_>,
     ) -> Option<()> {
         if let Some(overrides) = &self.data.overrides
             && let Ok(position) = overrides.ids.binary_search(&row)
         {
-            return dense::put_row(&overrides.rows, position, out, epilogue);
+            return dense::put_row(self.tier, &overrides.rows, position, out, epilogue);
         }
         match &self.data.weights {
-            Weights::Dense(rows) => dense::put_row(rows, usize::try_from(row).ok()?, out, epilogue),
-            Weights::Tt(tt) => tt::put_row(tt, row, out, workspace, epilogue),
+            Weights::Dense(rows) => dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue),
+            Weights::Tt(tt) => tt::put_row(self.tier, tt, row, out, workspace, epilogue),
         }
     }
 }

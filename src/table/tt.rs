@@ -5,8 +5,9 @@
 
 use crate::{
     blob::TtCores,
-    dtype::{Dtype, Elements, with_elements},
-    kernel::{Epilogue, Store, StoreScaled, chain_step, widen_row},
+    dtype::{Dtype, Elements},
+    isa::Tier,
+    kernel::{Epilogue, chain_step, widen},
     shape::TtShape,
 };
 
@@ -17,12 +18,13 @@ pub(super) fn workspace_len(shape: &TtShape) -> usize {
 }
 
 /// Gives every element of row `row` to `epilogue`.
-pub(super) fn put_row<E: Epilogue>(
+pub(super) fn put_row(
+    tier: Tier,
     tt: &TtCores<'_>,
     row: u64,
     out: &mut [f32],
     workspace: &mut [f32],
-    epilogue: E,
+    epilogue: Epilogue<'_>,
 ) -> Option<()> {
     let shape = &tt.shape;
     let mut slices = [(Elements::F32(&[]), 1.0); crate::shape::MAX_CORES];
@@ -42,23 +44,26 @@ pub(super) fn put_row<E: Epilogue>(
     // the epilogue, so its scale goes in with the step before.
     let scale_before_last = |is_before_last: bool| if is_before_last { last.1 } else { 1.0 };
     let (mut x, mut spare) = workspace.split_at_mut_checked(shape.partial_len())?;
+    let mut m = shape.column_factor(0);
     let scale = first.1 * scale_before_last(middle.is_empty());
-    with_elements!(first.0, first => widen_row(first, scale, -0.0, x, Store));
-    let mut len = first.0.len();
-    let mut k = 1usize;
-    for (slice, scale) in middle {
+    widen(tier, first.0, scale, -0.0, x.get_mut(..first.0.len())?, Epilogue::Store)?;
+    for (k, (slice, scale)) in (1..).zip(middle) {
         let (r, n) = step_size(shape, k);
-        let next_len = len.checked_div(r)?.checked_mul(n)?;
-        let (from, to) = (x.get(..len)?, spare.get_mut(..next_len)?);
+        let (from, to) = (x.get(..m.checked_mul(r)?)?, spare.get_mut(..m.checked_mul(n)?)?);
         let scale = *scale * scale_before_last(k == middle.len());
-        with_elements!(slice, slice => chain_step(from, slice, r, n, to, StoreScaled(scale)));
+        chain_step(
+            tier,
+            [m, r, n],
+            from,
+            *slice,
+            to,
+            if scale == 1.0 { Epilogue::Store } else { Epilogue::StoreScaled(scale) },
+        )?;
         core::mem::swap(&mut x, &mut spare);
-        len = next_len;
-        k = k.checked_add(1)?;
+        m = m.checked_mul(shape.column_factor(k))?;
     }
-    let (r, n) = step_size(shape, k);
-    with_elements!(last.0, last => chain_step(x.get(..len)?, last, r, n, out, epilogue));
-    Some(())
+    let (r, n) = step_size(shape, middle.len().checked_add(1)?);
+    chain_step(tier, [m, r, n], x.get(..m.checked_mul(r)?)?, last.0, out, epilogue)
 }
 
 /// Rows and columns of `G_k[i_k]` as the right operand of step k: `r_k` and `q_k r_{k+1}`.

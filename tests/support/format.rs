@@ -62,6 +62,7 @@ pub(crate) const DTYPE_F32: u8 = 1;
 pub(crate) const DTYPE_F16: u8 = 2;
 pub(crate) const DTYPE_BF16: u8 = 3;
 pub(crate) const DTYPE_I8: u8 = 4;
+pub(crate) const DTYPE_I4: u8 = 5;
 pub(crate) const DTYPE_U64: u8 = 0x40;
 
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -144,6 +145,31 @@ impl Section {
     }
 }
 
+/// Bytes of `count` elements of the dtype with this code.
+pub(crate) fn bytes_of(dtype: u8, count: usize) -> usize {
+    match dtype {
+        DTYPE_F32 => 4 * count,
+        DTYPE_F16 | DTYPE_BF16 => 2 * count,
+        DTYPE_I8 => count,
+        DTYPE_I4 => count.div_ceil(2),
+        _ => panic!("dtype {dtype}"),
+    }
+}
+
+/// The dtype of a dense row's scale and of its offset, which stand before its elements; `None` if it has neither.
+pub(crate) fn row_header(dtype: u8) -> Option<u8> {
+    match dtype {
+        DTYPE_I8 => Some(DTYPE_F32),
+        DTYPE_I4 => Some(DTYPE_F16),
+        _ => None,
+    }
+}
+
+/// Bytes of a dense row.
+pub(crate) fn row_len(dtype: u8, dim: usize) -> usize {
+    row_header(dtype).map_or(0, |header| bytes_of(header, 2)) + bytes_of(dtype, dim)
+}
+
 /// The sections of table `position`.
 pub(crate) fn sections_of(bytes: &[u8], position: usize) -> Vec<Section> {
     let at = table_at(position);
@@ -193,6 +219,53 @@ pub(crate) fn reseal_section(bytes: &mut [u8], position: usize) {
     let at = section_at(bytes, position) + section::CHECKSUM;
     put(bytes, at, &checksum.to_le_bytes());
     assert!(reseal(bytes));
+}
+
+/// Bytes that start on a multiple of [`ALIGNMENT`], with or without the crate's `alloc`.
+pub(crate) struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl std::ops::Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+/// A blob of one dense table called `t`, whose rows are these bytes.
+pub(crate) fn dense_blob(rows: &[u8], num_embeddings: u64, dim: usize, dtype: u8) -> Aligned {
+    let head_len = (HEADER_LEN + TABLE_LEN + SECTION_LEN + 1).next_multiple_of(ALIGNMENT);
+    let total_len = (head_len + rows.len()).next_multiple_of(ALIGNMENT);
+    let mut bytes = vec![0; total_len + ALIGNMENT - 1];
+    let start = bytes.as_ptr().addr().wrapping_neg() % ALIGNMENT;
+    bytes.truncate(start + total_len);
+
+    let blob = &mut bytes[start..];
+    put(blob, 0, &[0x89, 0x54, 0x54, 0x52, 0x0d, 0x0a, 0x1a, 0x0a]);
+    put(blob, header::VERSION, &1u32.to_le_bytes());
+    put(blob, header::TOTAL_LEN, &(total_len as u64).to_le_bytes());
+    for field in [header::NUM_TABLES, header::NUM_SECTIONS, header::NAMES_LEN] {
+        put(blob, field, &1u32.to_le_bytes());
+    }
+    let at = table_at(0);
+    put(blob, at + table::KIND, &KIND_DENSE.to_le_bytes());
+    put(blob, at + table::NAME_LEN, &1u32.to_le_bytes());
+    put(blob, at + table::NUM_SECTIONS, &1u32.to_le_bytes());
+    put(blob, at + table::EMBEDDING_DIM, &(dim as u32).to_le_bytes());
+    put(blob, at + table::NUM_EMBEDDINGS, &num_embeddings.to_le_bytes());
+    let at = section_at(blob, 0);
+    put(blob, at + section::OFFSET, &(head_len as u64).to_le_bytes());
+    put(blob, at + section::LEN, &(rows.len() as u64).to_le_bytes());
+    put(blob, at + section::ROLE, &ROLE_ROWS.to_le_bytes());
+    blob[at + section::DTYPE] = dtype;
+    let at = names_at(blob);
+    blob[at] = b't';
+    put(blob, head_len, rows);
+    reseal_section(blob, 0);
+    Aligned { bytes, start }
 }
 
 #[test]

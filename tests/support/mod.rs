@@ -7,6 +7,7 @@
 pub(crate) mod format;
 pub(crate) mod oracle;
 pub(crate) mod rng;
+pub(crate) mod tiers;
 
 #[cfg(feature = "alloc")]
 pub(crate) mod random;

@@ -7,8 +7,9 @@
 //! off, times the other operand; and by 2^-149 for each product that underflows. There is no other constant in it.
 
 use super::format::{
-    DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I8, KIND_DENSE, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_ROWS,
-    ROLE_ROWS, ROLE_SCALES, Section, sections_of, table, table_at, u16_at, u32_at, u64_at,
+    DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_ROWS,
+    ROLE_ROWS, ROLE_SCALES, Section, bytes_of, row_header, row_len, sections_of, table, table_at, u16_at, u32_at,
+    u64_at,
 };
 
 /// A number, and how far an f32 evaluation of it may be off.
@@ -29,7 +30,7 @@ impl Approx {
     }
 
     /// The sum of `terms`, each times an exact factor, after `extra` more roundings of every term.
-    fn dot(terms: impl IntoIterator<Item = (Self, f64)>, extra: usize) -> Self {
+    pub(crate) fn dot(terms: impl IntoIterator<Item = (Self, f64)>, extra: usize) -> Self {
         let (mut sum, mut size, mut n) = (Self::default(), 0.0, 0);
         for (x, factor) in terms {
             sum.value += x.value * factor;
@@ -65,6 +66,7 @@ pub(crate) fn element(bytes: &[u8], dtype: u8, index: usize) -> f64 {
         }
         DTYPE_BF16 => f64::from(f32::from_bits(u32::from(u16_at(bytes, 2 * index)) << 16)),
         DTYPE_I8 => f64::from(bytes[index] as i8),
+        DTYPE_I4 => f64::from(bytes[index / 2] >> (index % 2 * 4) & 15),
         _ => panic!("dtype {dtype}"),
     }
 }
@@ -117,17 +119,10 @@ impl<'a> Reference<'a> {
             let stored = &self.bytes[s.range()];
             match (s.role, s.dtype) {
                 (ROLE_OVERRIDE_IDS, _) => true,
-                (ROLE_ROWS | ROLE_OVERRIDE_ROWS, DTYPE_I8) => stored
-                    .chunks(8 + self.embedding_dim())
-                    .all(|row| tame(element(row, DTYPE_F32, 0)) && tame(element(row, DTYPE_F32, 1))),
-                (_, dtype) => {
-                    let size = match dtype {
-                        DTYPE_F32 => 4,
-                        DTYPE_F16 | DTYPE_BF16 => 2,
-                        _ => 1,
-                    };
-                    (0..stored.len() / size).all(|i| tame(element(stored, dtype, i)))
-                }
+                (ROLE_ROWS | ROLE_OVERRIDE_ROWS, dtype) if let Some(header) = row_header(dtype) => stored
+                    .chunks(row_len(dtype, self.embedding_dim()))
+                    .all(|row| tame(element(row, header, 0)) && tame(element(row, header, 1))),
+                (_, dtype) => (0..stored.len() / bytes_of(dtype, 1)).all(|i| tame(element(stored, dtype, i))),
             }
         })
     }
@@ -146,13 +141,14 @@ impl<'a> Reference<'a> {
     fn stored_row(&self, role: u16, position: usize) -> Vec<Approx> {
         let (dtype, bytes) = self.section(role, 0).unwrap();
         let dim = self.embedding_dim();
-        if dtype != DTYPE_I8 {
+        let Some(header) = row_header(dtype) else {
             return (0..dim).map(|j| Approx::exact(element(bytes, dtype, position * dim + j))).collect();
-        }
-        let bytes = &bytes[position * (8 + dim)..][..8 + dim];
-        let (scale, offset) = (element(bytes, DTYPE_F32, 0), element(bytes, DTYPE_F32, 1));
+        };
+        let row = &bytes[position * row_len(dtype, dim)..][..row_len(dtype, dim)];
+        let (scale, offset) = (element(row, header, 0), element(row, header, 1));
+        let elements = &row[bytes_of(header, 2)..];
         let decode =
-            |j| Approx::dot([(Approx::exact(element(&bytes[8..], dtype, j)), scale), (Approx::exact(offset), 1.0)], 0);
+            |j| Approx::dot([(Approx::exact(element(elements, dtype, j)), scale), (Approx::exact(offset), 1.0)], 0);
         (0..dim).map(decode).collect()
     }
 

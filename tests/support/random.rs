@@ -49,9 +49,18 @@ fn fill(plan: &SectionPlan, num_embeddings: u64, dim: usize, rng: &mut Rng, valu
                 row[8..].iter_mut().for_each(|out| *out = element(rng, Dtype::I8, values)[0]);
             }
         }
+        (Role::Rows | Role::OverrideRows, Some(Dtype::I4)) => {
+            for row in out.chunks_exact_mut(4 + dim.div_ceil(2)) {
+                row[..2].copy_from_slice(&half_scale(rng, values));
+                row[2..4].copy_from_slice(&element(rng, Dtype::F16, values)[..2]);
+                // The upper half of the last byte of an odd row belongs to no column, and holds what it will.
+                row[4..].iter_mut().for_each(|out| *out = element(rng, Dtype::I4, values)[0]);
+            }
+        }
         (_, Some(dtype)) => {
-            for out in out.chunks_exact_mut(dtype.size()) {
-                out.copy_from_slice(&element(rng, dtype, values)[..dtype.size()]);
+            let size = dtype.bytes_of(1);
+            for out in out.chunks_exact_mut(size) {
+                out.copy_from_slice(&element(rng, dtype, values)[..size]);
             }
         }
         (role, None) => panic!("{role:?} without a dtype"),
@@ -75,14 +84,23 @@ fn scale(rng: &mut Rng, values: Values) -> [u8; 4] {
     .to_le_bytes()
 }
 
-/// The stored bytes of one random element; those past its size are not in use.
+/// A scale of an i4 row: an f16 as large as [`scale`].
+fn half_scale(rng: &mut Rng, values: Values) -> [u8; 2] {
+    match values {
+        Values::Integers => rng.pick(&[0x3c00u16, 0x4000]),
+        Values::Reals => ((15 - 8 + rng.below(4) as u16) << 10) | rng.below(1 << 10) as u16,
+    }
+    .to_le_bytes()
+}
+
+/// The stored bytes of one random element (of two, if they are i4); those past its size are not in use.
 fn element(rng: &mut Rng, dtype: Dtype, values: Values) -> [u8; 4] {
     let bits = match (values, dtype) {
         (Values::Integers, Dtype::F32) => rng.pick(&[-1.0f32, 0.0, 1.0]).to_bits(),
         (Values::Integers, Dtype::F16) => rng.pick(&[0xbc00, 0x0000, 0x3c00]),
         (Values::Integers, Dtype::Bf16) => rng.pick(&[0xbf80, 0x0000, 0x3f80]),
         (Values::Integers, Dtype::I8) => rng.pick(&[0xff, 0x00, 0x01]),
-        (Values::Reals, Dtype::I8) => rng.below(256) as u32,
+        (_, Dtype::I4) | (Values::Reals, Dtype::I8) => rng.below(256) as u32,
         (Values::Reals, _) if rng.one_in(16) => 0,
         (Values::Reals, _) => {
             // Sign, an exponent from -6 to 0, and as many random bits as the dtype has.
@@ -103,6 +121,9 @@ fn element(rng: &mut Rng, dtype: Dtype, values: Values) -> [u8; 4] {
 pub(crate) fn dtype() -> impl Strategy<Value = Dtype> {
     select(&Dtype::ALL[..])
 }
+
+/// What cores can be stored as.
+pub(crate) const CORE_DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
 
 /// Shapes of 2 to 6 cores, with unequal, odd and unit factors and ranks, partly filled, in both digit orders.
 /// `max_rank` bounds the ranks and `max_dim` the columns.
@@ -133,7 +154,8 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
         embedding_dim,
         dtype,
     });
-    let tt = (tt_shape(max_rank, max_dim), dtype()).prop_map(|(shape, dtype)| WeightsSpec::Tt { shape, dtype });
+    let core_dtype = select(&CORE_DTYPES[..]);
+    let tt = (tt_shape(max_rank, max_dim), core_dtype).prop_map(|(shape, dtype)| WeightsSpec::Tt { shape, dtype });
     let table = (prop_oneof![1 => dense, 2 => tt], prop::option::of((1u64..=12, dtype())));
     (subsequence(names, 1..=4).prop_shuffle(), vec(table, 4)).prop_map(|(names, tables)| {
         let table = |(name, (weights, overrides)): (String, (WeightsSpec, Option<(u64, Dtype)>))| {
@@ -148,8 +170,8 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
     })
 }
 
-/// A few small blobs that together hold every representation in every dtype, with and without overrides, in both digit
-/// orders.
+/// A few small blobs that together hold every representation in every dtype it can have, with and without overrides,
+/// in both digit orders.
 pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
     let shape = |n, p: &[u32], q: &[u32], r: &[u32]| TtShape::new(n, p, q, r).unwrap();
     let reversed = |shape: TtShape| shape.with_digit_order(DigitOrder::LeastSignificantFirst);
@@ -177,10 +199,16 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
         vec![
             dense("dense.bf16", 4, 1, Dtype::Bf16, rows(4, Dtype::F32)),
             dense("dense.f16", 3, 17, Dtype::F16, None),
-            tt("tt.bf16", shape(60, &[2, 1, 2, 3, 1, 5], &[1, 2, 1, 1, 2, 2], &[1, 2, 3, 2, 2]), Dtype::Bf16, None),
+            tt(
+                "tt.bf16",
+                shape(60, &[2, 1, 2, 3, 1, 5], &[1, 2, 1, 1, 2, 2], &[1, 2, 3, 2, 2]),
+                Dtype::Bf16,
+                rows(5, Dtype::I4),
+            ),
             tt("tt.i8", reversed(shape(6, &[3, 2], &[2, 4], &[4])), Dtype::I8, rows(2, Dtype::F32)),
         ],
         vec![dense("only", 1, 1, Dtype::I8, None)],
+        vec![dense("dense.i4", 8, 10, Dtype::I4, None), dense("dense.i4.odd", 5, 7, Dtype::I4, rows(2, Dtype::I4))],
     ];
     blobs.iter().zip(1..).map(|(tables, seed)| build(tables, seed, Values::Reals)).collect()
 }

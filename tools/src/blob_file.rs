@@ -3,7 +3,7 @@
 use crate::checkpoint::Mapped;
 use anyhow::{Context, Result, anyhow};
 use std::path::{Path, PathBuf};
-use ttrec::{Blob, BlobError, Table};
+use ttrec::{Blob, BlobError, Table, Tier};
 
 /// A mapped blob file.
 pub(crate) struct BlobFile {
@@ -30,7 +30,8 @@ impl BlobFile {
 
     /// The table called `name`; the error lists what there is.
     pub(crate) fn table<'b>(&self, blob: &Blob<'b>, name: &str) -> Result<Table<'b>> {
-        blob.table(name).map_err(|error| match error {
+        let tier = tier()?;
+        blob.table(name).map(|table| table.with_tier(tier)).map_err(|error| match error {
             BlobError::NoSuchTable => {
                 let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
                 anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
@@ -38,4 +39,14 @@ impl BlobFile {
             error => anyhow!(error).context(format!("{}: table {name:?}", self.path.display())),
         })
     }
+}
+
+/// The instructions to use: the best that this CPU has, or the tier that `TTREC_ISA` names.
+pub(crate) fn tier() -> Result<Tier> {
+    let Some(name) = std::env::var_os("TTREC_ISA") else { return Ok(Tier::best()) };
+    let tier = name.to_str().and_then(Tier::from_name);
+    tier.ok_or_else(|| {
+        let names: Vec<&str> = Tier::available().map(Tier::name).collect();
+        anyhow!("TTREC_ISA={}: this CPU has {names:?}", name.display())
+    })
 }

@@ -33,7 +33,7 @@ A spec:
   dialect = \"fbtt\"              # fbtt, dense
   num_embeddings = 1000         # FBTT does not store it
   column_factors = [4, 4, 4]    # nor these; `ranks` (the inner ones) would do as well
-  dtype = \"f16\"                 # f32, f16, bf16, i8 (default: as in the checkpoint)
+  dtype = \"f16\"                 # f32, f16, bf16, i8; i4 if dense (default: as in the checkpoint)
 
   [[table]]
   name = \"word\"
@@ -207,7 +207,7 @@ impl Source<'_> {
     /// Gives each slice of a core, encoded, and its scale to `put`.
     fn for_each_slice(&self, core: &Tensor, len: usize, mut put: impl FnMut(&[u8], f32) -> Result<()>) -> Result<()> {
         let mut values = vec![0.0; len];
-        let mut bytes = vec![0; len * self.dtype.size()];
+        let mut bytes = vec![0; self.dtype.bytes_of(len)];
         for slice in 0..core.len() / len as u64 {
             let start = slice * len as u64;
             core.read_f32(start, &mut values)?;
@@ -260,6 +260,6 @@ fn offer(tables: &[TableSpec]) -> Result<String> {
 }
 
 fn list_tensors(checkpoint: &Checkpoint) -> String {
-    let line = |t: &Tensor| format!("  {} {} {:?}\n", t.name(), t.element_type(), t.shape());
+    let line = |t: &Tensor| format!("  {} {} {:?}\n", t.name().escape_debug(), t.element_type(), t.shape());
     checkpoint.tensors().take(40).map(line).collect()
 }

@@ -120,7 +120,7 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
         summary.bytes,
         summary.dense_f32_bytes as f64 / summary.bytes as f64
     )?;
-    let width = summary.tables.iter().map(|table| table.name.chars().count()).max().unwrap_or(0).max(5);
+    let width = summary.tables.iter().map(|table| table.name.escape_debug().count()).max().unwrap_or(0).max(5);
     writeln!(
         out,
         "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>8}  shape",
@@ -136,7 +136,8 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
         writeln!(
             out,
             "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>7.1}x  {shape}{overrides}",
-            table.name,
+            // Names are the blob's: they must not command the terminal.
+            table.name.escape_debug().to_string(),
             table.num_embeddings,
             table.embedding_dim,
             table.representation,

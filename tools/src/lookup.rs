@@ -116,33 +116,33 @@ impl BagsFile {
 
     /// One row per index or per bag, end to end.
     pub(crate) fn look_up(&self, table: &Table<'_>, mode: Mode) -> Result<Vec<f32>> {
-        self.try_look_up(table, mode).with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))
+        let rows = if mode == Mode::Rows { self.indices.len() } else { self.offsets.len().saturating_sub(1) };
+        let out = zeros(rows.saturating_mul(table.embedding_dim()))?;
+        let mut workspace = zeros(table.workspace_len())?;
+        self.try_look_up(table, mode, out, &mut workspace)
+            .with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))
     }
 
-    fn try_look_up(&self, table: &Table<'_>, mode: Mode) -> Result<Vec<f32>, LookupError> {
-        let mut bags = Bags::new(&self.indices, &self.offsets)?;
+    fn try_look_up(
+        &self,
+        table: &Table<'_>,
+        mode: Mode,
+        mut out: Vec<f32>,
+        workspace: &mut [f32],
+    ) -> Result<Vec<f32>, LookupError> {
+        // Rows are bags of one; the largest of one row is the row, bit for bit.
+        let ones: Vec<u64> = if mode == Mode::Rows { (0..=self.indices.len() as u64).collect() } else { Vec::new() };
+        let (offsets, pooling) = match mode {
+            Mode::Rows => (&ones, Pooling::Max),
+            Mode::Sum => (&self.offsets, Pooling::Sum),
+            Mode::Mean => (&self.offsets, Pooling::Mean),
+            Mode::Max => (&self.offsets, Pooling::Max),
+        };
+        let mut bags = Bags::new(&self.indices, offsets)?;
         if let Some(weights) = &self.weights {
             bags = bags.with_per_sample_weights(weights)?;
         }
-        let pooling = match mode {
-            Mode::Rows if self.weights.is_some() => return Err(LookupError::WeightsPooling),
-            Mode::Rows => return self.rows(table),
-            Mode::Sum => Pooling::Sum,
-            Mode::Mean => Pooling::Mean,
-            Mode::Max => Pooling::Max,
-        };
-        let mut out = vec![0.0; bags.len() * table.embedding_dim()];
-        table.bag(&bags, pooling, &mut out, &mut table.workspace())?;
-        Ok(out)
-    }
-
-    /// One row per index: bags of one.
-    fn rows(&self, table: &Table<'_>) -> Result<Vec<f32>, LookupError> {
-        let offsets: Vec<u64> = (0..=self.indices.len() as u64).collect();
-        let bags = Bags::new(&self.indices, &offsets)?;
-        let mut out = vec![0.0; self.indices.len() * table.embedding_dim()];
-        // The largest of one row is the row, bit for bit.
-        table.bag(&bags, Pooling::Max, &mut out, &mut table.workspace())?;
+        table.bag(&bags, pooling, &mut out, workspace)?;
         Ok(out)
     }
 
@@ -150,4 +150,12 @@ impl BagsFile {
     pub(crate) fn indices(&self) -> &[u64] {
         &self.indices
     }
+}
+
+/// `len` zeros, or an error where an allocation would end the process: lengths come from files.
+pub(crate) fn zeros(len: usize) -> Result<Vec<f32>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(len).with_context(|| format!("{len} float32 elements do not fit in memory"))?;
+    zeros.resize(len, 0.0);
+    Ok(zeros)
 }

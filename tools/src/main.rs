@@ -1,5 +1,6 @@
 //! The `ttrec` command: turns trained checkpoints into blobs, and inspects, reads and verifies them.
 
+mod bench;
 mod blob_file;
 mod checkpoint;
 mod convert;
@@ -15,10 +16,13 @@ mod verify;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-const EXIT_CODES: &str = "\
+const AFTER_HELP: &str = "\
+Environment:
+  TTREC_ISA  the instructions to use, at or below the best that this CPU has: scalar, avx2, neon
+
 Exit codes:
   0  done
-  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error
+  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo: answers differ
   2  the command line was wrong
   3  an input was refused: a checkpoint, spec, blob or npz file
   4  the output could not be written; what stood there before is untouched";
@@ -29,7 +33,7 @@ Exit codes:
 /// the ttrec library reads in place. Begin with `ttrec demo`, or with `ttrec convert CHECKPOINT -o model.ttr`, which says
 /// what it finds in the checkpoint and what it still needs to know.
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -41,6 +45,7 @@ enum Command {
     Inspect(inspect::Args),
     Lookup(lookup::Args),
     Verify(verify::Args),
+    Bench(bench::Args),
     Demo(demo::Args),
 }
 
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Lookup(args) => lookup::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

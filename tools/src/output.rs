@@ -49,6 +49,14 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many links"))
 }
 
+/// The directory that `path` is in; a bare name is in the current one.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// A file that takes its place only when [`commit`](Self::commit) succeeds.
 pub(crate) struct Output {
     path: PathBuf,
@@ -65,10 +73,6 @@ impl Output {
         {
             return Err(failed(io::Error::other("it exists and is not a regular file")));
         }
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
         let name = path.file_name().ok_or_else(|| failed(io::Error::other("it names no file")))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
@@ -81,7 +85,7 @@ impl Output {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(directory).map_err(failed)?;
+        let file = builder.tempfile_in(directory_of(&path)).map_err(failed)?;
         Ok(Self { path, file: BufWriter::with_capacity(1 << 20, file) })
     }
 
@@ -106,7 +110,7 @@ impl Output {
         file.as_file().sync_all().map_err(failed)?;
         file.persist(&path).map_err(|error| failed(error.error))?;
         // The rename itself lasts once its directory is synced; where directories cannot be opened, it is as safe as any.
-        if let Some(Ok(directory)) = path.parent().map(File::open) {
+        if let Ok(directory) = File::open(directory_of(&path)) {
             let _ = directory.sync_all();
         }
         Ok(())

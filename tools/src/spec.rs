@@ -78,7 +78,7 @@ mod dtype_name {
         let name = String::deserialize(from)?;
         match Dtype::from_name(&name) {
             Some(dtype) => Ok(Some(dtype)),
-            None => Err(D::Error::custom(format_args!("dtype {name:?}: expected f32, f16, bf16 or i8"))),
+            None => Err(D::Error::custom(format_args!("dtype {name:?}: expected f32, f16, bf16, i8 or i4"))),
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::{
     Outcome,
-    blob_file::BlobFile,
+    blob_file::{self, BlobFile},
     checkpoint::Checkpoint,
     dialect::{self, Source, Weights},
+    lookup::zeros,
     output,
     progress::Progress,
     spec::{Spec, TableSpec},
@@ -19,7 +20,7 @@ use ttrec::{BlobError, Table, TtShape, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
-/// With --against, each row is rebuilt from the blob and, in double precision, from the checkpoint. Printed are the
+/// With --against, each row is rebuilt from the blob and, in double precision, from the checkpoint's numbers as f32. Printed are the
 /// relative error of the table (Frobenius norm of the difference over that of the table) and the row that is furthest off
 /// (norm of its difference over the root mean square norm of the table's rows).
 #[derive(clap::Args)]
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SPEC.toml", requires = "against")]
     spec: Option<PathBuf>,
     /// Exit with 1 if a table's relative error is above E [default: by dtype, for each core: f32 1e-6, f16 2^-11, bf16 2^-8,
-    /// i8 2e-2]
+    /// i8 2e-2, i4 2e-1]
     #[arg(long, value_name = "E", requires = "against")]
     max_error: Option<f64>,
     /// Print JSON
@@ -85,7 +86,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if let (None, Some(path)) = (&report.damage, &args.against) {
         let checkpoint = Checkpoint::open(path)?;
         let spec = args.spec.as_deref().map(Spec::read).transpose()?;
-        for table in blob.tables() {
+        let tier = blob_file::tier()?;
+        for table in blob.tables().map(|table| table.with_tier(tier)) {
             let source = match &spec {
                 Some(spec) => source_by_spec(&checkpoint, spec, &table)?,
                 None => source_by_shape(&checkpoint, &table)?,
@@ -127,7 +129,10 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
             out,
             "{}: {} rows, {}: relative error {relative_error:.3e} ({verdict} {:.3e}), largest row error \
              {largest_row_error:.3e} in row {largest_row_error_at}",
-            table.name, table.num_embeddings, table.dtype, table.max_error
+            table.name.escape_debug(),
+            table.num_embeddings,
+            table.dtype,
+            table.max_error
         )?;
     }
     Ok(())
@@ -144,6 +149,7 @@ fn default_max_error(table: &Table<'_>) -> f64 {
         Dtype::F16 => f64::powi(2.0, -11),
         Dtype::Bf16 => f64::powi(2.0, -8),
         Dtype::I8 => 2e-2,
+        Dtype::I4 => 2e-1,
     };
     match &table.data().weights {
         blob::Weights::Dense(_) => per_core,
@@ -226,7 +232,7 @@ fn compare(table: &Table<'_>, weights: &Weights<'_>) -> Result<TableError> {
     let mut reference = Reference::new(weights)?;
     let mut ours = vec![0.0f32; table.embedding_dim()];
     let mut theirs = vec![0.0f64; table.embedding_dim()];
-    let mut workspace = table.workspace();
+    let mut workspace = zeros(table.workspace_len())?;
     let mut progress = Progress::new(&format!("{}: rows", table.name()), rows);
     let (mut difference, mut norm, mut largest, mut largest_at) = (0.0, 0.0, 0.0, 0);
     for row in 0..rows {

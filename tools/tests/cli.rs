@@ -100,7 +100,7 @@ fn a_spec_with_an_unknown_key_or_value_is_refused() {
     let known = ["name", "tensor", "prefix", "dialect", "num_embeddings", "row_factors", "column_factors", "ranks"];
     refused(&d3(), &format!("{ITEM}rows = 1000\n"), &[&["`rows`", "line 5"][..], &known].concat());
     refused(&d3(), "tables = 3\n", &["`tables`", "`table`"]);
-    refused(&d3(), &format!("{ITEM}dtype = \"f8\"\n"), &["\"f8\"", "expected f32, f16, bf16 or i8", "line 5"]);
+    refused(&d3(), &format!("{ITEM}dtype = \"f8\"\n"), &["\"f8\"", "expected f32, f16, bf16, i8 or i4", "line 5"]);
     refused(&d3(), "", &["no [[table]]"]);
     refused(&d3(), "[[table]\n", &["line 1"]);
     refused(&d3(), "[[table]]\nname = \"item\"\nnum_embeddings = -1\n", &["num_embeddings", "-1"]);

@@ -107,6 +107,28 @@ impl Table {
     }
 
     /// Every element of an i8 blob is within half a step of its row's own scale, and the rounding of its evaluation.
+    fn assert_i4(&self, dir: &Dir) {
+        let blob = self.convert(dir, "i4");
+        let found = self.look_up(dir, &blob, &self.all_rows());
+        let mut ratio = 0.0f64;
+        for (row, (found, values)) in found.chunks(self.columns).zip(self.values.chunks(self.columns)).enumerate() {
+            let low = f64::from(values.iter().copied().fold(f32::INFINITY, f32::min));
+            let high = f64::from(values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let scale = (high - low) / 15.0;
+            // Half a step, and the rounding of scale and offset to f16.
+            let bound = scale / 2.0 + f64::powi(2.0, -11) * (low.abs() + 15.0 * scale) + f64::powi(2.0, -21);
+            for (column, (&found, &value)) in found.iter().zip(values).enumerate() {
+                let error = (f64::from(found) - f64::from(value)).abs();
+                assert!(error <= bound, "row {row}, column {column}: {found} for {value}, bound {bound:e}");
+                ratio = ratio.max(error / bound);
+            }
+        }
+        assert!(ratio > 0.5, "{ratio}: too good to be i4");
+        let error = self.verified_error(&blob);
+        eprintln!("{} i4: relative error {error:.3e}, nearest an element came to its bound: {ratio:.4}", self.name);
+        assert!(error > 1e-2 && error < 2e-1, "{error}");
+    }
+
     fn assert_i8(&self, dir: &Dir) {
         const U: f64 = 1.0 / (1 << 24) as f64;
         let blob = self.convert(dir, "i8");
@@ -279,4 +301,16 @@ fn inspect_of_a_large_blob_stays_under_16_mb() {
         eprintln!("inspect {json:?} of {len} bytes: at most {peak} KiB resident");
         assert!(peak * 1024 < 16_000_000, "{peak} KiB");
     }
+}
+
+#[test]
+fn minilm_as_i4_is_within_half_a_step() {
+    let Some(table) = Table::read(MINILM) else { return };
+    table.assert_i4(&Dir::new());
+}
+
+#[test]
+fn wordllama_as_i4_is_within_half_a_step() {
+    let Some(table) = Table::read(WORDLLAMA) else { return };
+    table.assert_i4(&Dir::new());
 }

@@ -18,10 +18,11 @@ impl Mapped {
             return Err(io::Error::other("not a regular file"));
         }
         let file = File::open(path)?;
-        // SAFETY: the mapping is read-only and its bytes are only ever read as `u8`, for which every
-        // value is valid. What cannot be ruled out is another process writing to the file meanwhile:
-        // the values read then change, and a file cut short ends this process with SIGBUS. A command
-        // that converts a file at rest accepts that; the alternative is to load gigabytes of table.
+        // SAFETY: the mapping is read-only, and what is borrowed from it is plain old data, for which every
+        // value is valid, or text that was checked to be UTF-8. What cannot be ruled out is another process
+        // writing to the file meanwhile: values and text then change under us, and a file cut short ends
+        // this process with SIGBUS. docs/security.md says that a mapped file must not change; the
+        // alternative is to load gigabytes of table.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Self(Arc::new(map)))
     }

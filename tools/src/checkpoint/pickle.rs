@@ -67,7 +67,10 @@ impl<'a> Machine<'a> {
                 0x8d | 0x8e | 0x96 => self.counted(8)?,
 
                 // Containers.
-                b'(' => self.marks.push(self.stack.len()),
+                b'(' => {
+                    self.cost = self.cost.saturating_add(OBJECT);
+                    self.marks.push(self.stack.len());
+                }
                 b't' | b'l' | b'd' | 0x91 => {
                     let items = self.pop_to_mark()?;
                     self.push(items);

@@ -221,21 +221,24 @@ fn read_cache<'c>(slots: &Tensor, states: &Tensor, cache: &'c Tensor, rows: u64)
     );
     let cached = cache.shape()[0];
     let mut ids = Vec::new();
-    let (mut row, mut state) = ([0], [0]);
-    for slot in 0..slots.len() {
-        slots.read_i64(slot, &mut row)?;
-        states.read_i64(slot, &mut state)?;
-        // An empty slot may keep a stale state.
-        if row[0] == -1 || state[0] == -1 {
-            continue;
+    const BLOCK: u64 = 1 << 16;
+    for start in (0..slots.len()).step_by(BLOCK as usize) {
+        let count = BLOCK.min(slots.len() - start) as usize;
+        let (mut rows_of, mut states_of) = (vec![0; count], vec![0; count]);
+        slots.read_i64(start, &mut rows_of)?;
+        states.read_i64(start, &mut states_of)?;
+        for ((slot, row), state) in (start..).zip(rows_of).zip(states_of) {
+            // An empty slot may keep a stale state.
+            if row == -1 || state == -1 {
+                continue;
+            }
+            let id = u64::try_from(row).ok().filter(|&id| id < rows);
+            let id = id.with_context(|| format!("tensor {:?}, slot {slot}: row {row} of {rows}", slots.name()))?;
+            let at = u64::try_from(state).ok().filter(|&at| at < cached);
+            let at =
+                at.with_context(|| format!("tensor {:?}, slot {slot}: cached row {state} of {cached}", states.name()))?;
+            ids.push((id, at));
         }
-        let id = u64::try_from(row[0]).ok().filter(|&id| id < rows);
-        let id = id.with_context(|| format!("tensor {:?}, slot {slot}: row {} of {rows}", slots.name(), row[0]))?;
-        let state = u64::try_from(state[0])
-            .ok()
-            .filter(|&state| state < cached)
-            .with_context(|| format!("tensor {:?}, slot {slot}: cached row {} of {cached}", states.name(), state[0]))?;
-        ids.push((id, state));
     }
     ids.sort_unstable();
     if let Some(pair) = ids.windows(2).find(|pair| pair[0].0 == pair[1].0) {

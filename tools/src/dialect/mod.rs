@@ -54,17 +54,28 @@ impl<'c> Source<'c> {
         let weights = pick(checkpoint, spec)
             .and_then(|dialect| dialect.open(checkpoint, spec))
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
-        let stored = weights.first_tensor().element_type();
+        let stored = weights.tensors()[0].element_type();
+        ensure!(
+            spec.dtype.is_some() || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
+            "{}: table {name:?}: its cores differ in type: give `dtype`",
+            checkpoint.path().display()
+        );
         let dtype = match (spec.dtype, stored) {
             (Some(dtype), _) => dtype,
             (None, ElementType::F32) => Dtype::F32,
             (None, ElementType::F16) => Dtype::F16,
             (None, ElementType::Bf16) => Dtype::Bf16,
             (None, other) => bail!(
-                "{}: table {name:?}: its numbers are {other}: give `dtype` (f32, f16, bf16 or i8)",
+                "{}: table {name:?}: its numbers are {other}: give `dtype` (f32, f16, bf16, i8 or i4)",
                 checkpoint.path().display()
             ),
         };
+        ensure!(
+            dtype.suits_cores() || matches!(weights, Weights::Dense { .. }),
+            "{}: table {name:?}: dtype {} is for dense tables, not for the cores of a tensor train",
+            checkpoint.path().display(),
+            dtype.name()
+        );
         Ok(Self { name, dtype, weights })
     }
 }
@@ -84,10 +95,10 @@ impl<'c> Weights<'c> {
         }
     }
 
-    fn first_tensor(&self) -> &'c Tensor {
+    fn tensors(&self) -> Vec<&'c Tensor> {
         match self {
-            Self::Dense { tensor, .. } => tensor,
-            Self::Tt { cores, .. } => cores[0],
+            Self::Dense { tensor, .. } => vec![*tensor],
+            Self::Tt { cores, .. } => cores.clone(),
         }
     }
 }

@@ -1,0 +1,261 @@
+//! AVX2, FMA and F16C: eight lanes; the narrow form has four.
+
+use super::{Avx2, Isa, NoPairs, Op, Pairs, call_with_features, padded, sealed::Sealed, with_features};
+use core::arch::x86_64::*;
+use half::{bf16, f16};
+
+/// The same tier on 128-bit vectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2Narrow(Avx2);
+
+impl Sealed for Avx2Narrow {}
+
+impl Isa for Avx2 {
+    const LANES: usize = 8;
+    const MAX_ROWS: usize = 6;
+    const MAX_VECTORS: usize = 8;
+    const SMALL: bool = false;
+    const QUADS: bool = false;
+    type F32 = __m256;
+    type Quad<'q> = &'q [f32; 4];
+    type Narrow = Avx2Narrow;
+    type Pairs = Self;
+
+    call_with_features!("avx2", "fma", "f16c");
+
+    // Sixteen registers: twelve sums, the rest for operands.
+    #[inline(always)]
+    fn tile_vectors(rows: usize) -> usize {
+        match rows {
+            0 | 1 => 8,
+            2 => 4,
+            3 | 4 => 3,
+            _ => 2,
+        }
+    }
+
+    #[inline(always)]
+    fn pairs(self) -> Option<Self> {
+        Some(self)
+    }
+
+    #[inline(always)]
+    fn narrow(self) -> Avx2Narrow {
+        Avx2Narrow(self)
+    }
+
+    #[inline(always)]
+    fn quad(self, xs: &[f32; 4]) -> &[f32; 4] {
+        xs
+    }
+
+    #[inline(always)]
+    fn fma_lane<const LANE: usize>(self, quad: &[f32; 4], b: __m256, c: __m256) -> __m256 {
+        self.fma(self.splat(quad[LANE]), b, c)
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, xs: &[T]) {
+        prefetch(xs);
+    }
+
+    with_features! { ["avx2", "fma", "f16c"]
+        fn splat(self, x: f32) -> __m256 { _mm256_set1_ps(x) }
+
+        fn load_f32(self, xs: &[f32]) -> __m256 {
+            let xs: [f32; 8] = padded(xs);
+            // SAFETY: `xs` is 8 readable f32; the load may be unaligned.
+            unsafe { _mm256_loadu_ps(xs.as_ptr()) }
+        }
+
+        fn load_f16(self, xs: &[f16]) -> __m256 {
+            let xs: [f16; 8] = padded(xs);
+            // SAFETY: `xs` is 16 readable bytes; the load may be unaligned.
+            _mm256_cvtph_ps(unsafe { _mm_loadu_si128(xs.as_ptr().cast()) })
+        }
+
+        fn load_bf16(self, xs: &[bf16]) -> __m256 {
+            let xs: [bf16; 8] = padded(xs);
+            // SAFETY: `xs` is 16 readable bytes; the load may be unaligned.
+            let bits = unsafe { _mm_loadu_si128(xs.as_ptr().cast()) };
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+        }
+
+        fn load_i8(self, xs: &[i8]) -> __m256 {
+            let xs: [i8; 8] = padded(xs);
+            let bytes = _mm_cvtsi64_si128(i64::from_le_bytes(xs.map(i8::cast_unsigned)));
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+        }
+
+        fn load_u4(self, xs: &[u8]) -> __m256 {
+            let word = _mm256_set1_epi32(i32::from_le_bytes(padded(xs)));
+            let nibbles = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+            _mm256_cvtepi32_ps(_mm256_and_si256(nibbles, _mm256_set1_epi32(15)))
+        }
+
+        fn store(self, v: __m256, out: &mut [f32]) -> () {
+            match out.first_chunk_mut::<8>() {
+                // SAFETY: `out` is 8 writable f32; the store may be unaligned.
+                Some(out) => unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) },
+                None => {
+                    let mut lanes = [0.0; 8];
+                    // SAFETY: `lanes` is 8 writable f32; the store may be unaligned.
+                    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), v) };
+                    out.iter_mut().zip(lanes).for_each(|(out, lane)| *out = lane);
+                }
+            }
+        }
+
+        fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        fn add(self, a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+        fn mul(self, a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn div(self, a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+        // The second operand where the lanes do not compare.
+        fn max(self, a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
+    }
+}
+
+impl Pairs for Avx2 {
+    type Narrow = Avx2Narrow;
+    type F32 = __m256;
+
+    #[inline(always)]
+    fn narrow(self) -> Avx2Narrow {
+        Avx2Narrow(self)
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        self.fma(a, b, c)
+    }
+
+    #[inline(always)]
+    fn multiply_add_lane<const LANE: usize>(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        let a = match LANE {
+            0 => self.lane_0(a),
+            1 => self.lane_1(a),
+            2 => self.lane_2(a),
+            _ => self.lane_3(a),
+        };
+        self.fma(a, b, c)
+    }
+
+    with_features! { ["avx2", "fma", "f16c"]
+        fn join(self, low: __m128, high: __m128) -> __m256 { _mm256_set_m128(high, low) }
+        fn halves(self, v: __m256) -> [__m128; 2] { [_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)] }
+    }
+}
+
+impl Avx2 {
+    with_features! { ["avx2", "fma", "f16c"]
+        fn lane_0(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x00>(v) }
+        fn lane_1(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x55>(v) }
+        fn lane_2(self, v: __m256) -> __m256 { _mm256_permute_ps::<0xAA>(v) }
+        fn lane_3(self, v: __m256) -> __m256 { _mm256_permute_ps::<0xFF>(v) }
+    }
+}
+
+impl Isa for Avx2Narrow {
+    const LANES: usize = 4;
+    const MAX_ROWS: usize = 6;
+    const MAX_VECTORS: usize = 1;
+    const SMALL: bool = false;
+    const QUADS: bool = false;
+    type F32 = __m128;
+    type Quad<'q> = &'q [f32; 4];
+    type Narrow = Self;
+    type Pairs = NoPairs;
+
+    call_with_features!("avx2", "fma", "f16c");
+
+    #[inline(always)]
+    fn tile_vectors(_: usize) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    fn pairs(self) -> Option<NoPairs> {
+        None
+    }
+
+    #[inline(always)]
+    fn narrow(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn quad(self, xs: &[f32; 4]) -> &[f32; 4] {
+        xs
+    }
+
+    #[inline(always)]
+    fn fma_lane<const LANE: usize>(self, quad: &[f32; 4], b: __m128, c: __m128) -> __m128 {
+        self.fma(self.splat(quad[LANE]), b, c)
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, xs: &[T]) {
+        prefetch(xs);
+    }
+
+    with_features! { ["avx2", "fma", "f16c"]
+        fn splat(self, x: f32) -> __m128 { _mm_set1_ps(x) }
+
+        fn load_f32(self, xs: &[f32]) -> __m128 {
+            let xs: [f32; 4] = padded(xs);
+            // SAFETY: `xs` is 4 readable f32; the load may be unaligned.
+            unsafe { _mm_loadu_ps(xs.as_ptr()) }
+        }
+
+        fn load_f16(self, xs: &[f16]) -> __m128 {
+            let xs: [f16; 4] = padded(xs);
+            // SAFETY: `xs` is 8 readable bytes; the load may be unaligned.
+            _mm_cvtph_ps(unsafe { _mm_loadl_epi64(xs.as_ptr().cast()) })
+        }
+
+        fn load_bf16(self, xs: &[bf16]) -> __m128 {
+            let xs: [bf16; 4] = padded(xs);
+            // SAFETY: `xs` is 8 readable bytes; the load may be unaligned.
+            let bits = unsafe { _mm_loadl_epi64(xs.as_ptr().cast()) };
+            _mm_castsi128_ps(_mm_slli_epi32::<16>(_mm_cvtepu16_epi32(bits)))
+        }
+
+        fn load_i8(self, xs: &[i8]) -> __m128 {
+            let xs: [i8; 4] = padded(xs);
+            let bytes = _mm_cvtsi32_si128(i32::from_le_bytes(xs.map(i8::cast_unsigned)));
+            _mm_cvtepi32_ps(_mm_cvtepi8_epi32(bytes))
+        }
+
+        fn load_u4(self, xs: &[u8]) -> __m128 {
+            let word = _mm_set1_epi32(i32::from(u16::from_le_bytes(padded(xs))));
+            let nibbles = _mm_srlv_epi32(word, _mm_setr_epi32(0, 4, 8, 12));
+            _mm_cvtepi32_ps(_mm_and_si128(nibbles, _mm_set1_epi32(15)))
+        }
+
+        fn store(self, v: __m128, out: &mut [f32]) -> () {
+            match out.first_chunk_mut::<4>() {
+                // SAFETY: `out` is 4 writable f32; the store may be unaligned.
+                Some(out) => unsafe { _mm_storeu_ps(out.as_mut_ptr(), v) },
+                None => {
+                    let mut lanes = [0.0; 4];
+                    // SAFETY: `lanes` is 4 writable f32; the store may be unaligned.
+                    unsafe { _mm_storeu_ps(lanes.as_mut_ptr(), v) };
+                    out.iter_mut().zip(lanes).for_each(|(out, lane)| *out = lane);
+                }
+            }
+        }
+
+        fn fma(self, a: __m128, b: __m128, c: __m128) -> __m128 { _mm_fmadd_ps(a, b, c) }
+        fn add(self, a: __m128, b: __m128) -> __m128 { _mm_add_ps(a, b) }
+        fn mul(self, a: __m128, b: __m128) -> __m128 { _mm_mul_ps(a, b) }
+        fn div(self, a: __m128, b: __m128) -> __m128 { _mm_div_ps(a, b) }
+        // The second operand where the lanes do not compare.
+        fn max(self, a: __m128, b: __m128) -> __m128 { _mm_max_ps(a, b) }
+    }
+}
+
+#[inline(always)]
+fn prefetch<T>(xs: &[T]) {
+    // SAFETY: a prefetch of any address has no effect but on the cache.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(xs.as_ptr().cast()) }
+}

@@ -1,0 +1,285 @@
+//! What the CPU can do: tiers, and tokens that prove them.
+//!
+//! A tier is a set of instructions with the few vector operations that the kernels are written in, one file each. Its
+//! token is a zero-sized value with a private field: only detection hands it out, so whoever holds one may execute the
+//! tier's instructions. `for_each_tier!` is the one list of tiers; everything else derives from it. Kernels are written
+//! once, as an `Op` generic over `Isa`, and `Tier::run` compiles them for every tier.
+//!
+//! All `unsafe` of the crate is in this folder: the intrinsics, and the one call into a function that was compiled for more
+//! than the baseline.
+
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod detect;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+use core::sync::atomic::{AtomicU8, Ordering};
+use half::{bf16, f16};
+use scalar::Scalar;
+use sealed::Sealed;
+
+mod sealed {
+    pub(crate) trait Sealed {}
+}
+
+/// The vector operations of a tier. Each is a few instructions when it is called from inside [`Tier::run`].
+pub(crate) trait Isa: Copy + Sealed {
+    /// f32 lanes of a vector: 4, or 8 if there are [`pairs`](Self::pairs).
+    const LANES: usize;
+    /// The tallest register tile of several vectors, in rows of the left operand: 1, 4 or 6. Tiles of one vector may have 8,
+    /// unless this is 1.
+    const MAX_ROWS: usize;
+    /// Whether code should rather be small than fast.
+    const SMALL: bool;
+    /// The widest register tile, in vectors: 1, 2 or 8.
+    const MAX_VECTORS: usize;
+    /// Whether left operands are loaded four at a time ([`quad`](Self::quad)), because broadcasting one from memory would
+    /// take the multiply-add's pipes.
+    const QUADS: bool;
+    /// A vector of f32.
+    type F32: Copy;
+    /// Four f32 of a left operand, of which [`fma_lane`](Self::fma_lane) takes one: in a register, or where they are.
+    type Quad<'q>: Copy;
+    /// The same tier on vectors of four lanes.
+    type Narrow: Isa;
+    /// Vectors that are two narrow ones side by side, if this tier's are.
+    type Pairs: Pairs;
+
+    /// Runs `op` in a function of its own, compiled for this tier.
+    fn call<O: Op>(self, op: O) -> O::Output;
+    /// How many vectors wide a register tile should be for a left operand of `rows` rows: 8, 4, 3, 2 or 1.
+    fn tile_vectors(rows: usize) -> usize;
+    fn narrow(self) -> Self::Narrow;
+    fn pairs(self) -> Option<Self::Pairs>;
+    fn splat(self, x: f32) -> Self::F32;
+    /// The first `LANES` elements; zeros where there are fewer. So do the loads below.
+    fn load_f32(self, xs: &[f32]) -> Self::F32;
+    fn load_f16(self, xs: &[f16]) -> Self::F32;
+    fn load_bf16(self, xs: &[bf16]) -> Self::F32;
+    fn load_i8(self, xs: &[i8]) -> Self::F32;
+    /// Half-bytes, the low one first, as 0 to 15.
+    fn load_u4(self, xs: &[u8]) -> Self::F32;
+    /// Writes the first `LANES` elements, or as many as there are.
+    fn store(self, v: Self::F32, out: &mut [f32]);
+    /// `a * b + c`; rounded once on every tier but the scalar one.
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a > b ? a : b` in every lane.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn quad(self, xs: &[f32; 4]) -> Self::Quad<'_>;
+    /// `quad[LANE] * b + c`, as [`fma`](Self::fma).
+    fn fma_lane<const LANE: usize>(self, quad: Self::Quad<'_>, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// Asks for the cache line at the start of `xs`; changes no result.
+    fn prefetch<T>(self, xs: &[T]);
+}
+
+/// Vectors of two narrow ones side by side: for right operands of few columns, which would leave half of each vector empty.
+pub(crate) trait Pairs: Copy {
+    type Narrow: Isa;
+    type F32: Copy;
+
+    fn narrow(self) -> Self::Narrow;
+    fn join(self, low: NarrowF32<Self>, high: NarrowF32<Self>) -> Self::F32;
+    fn halves(self, v: Self::F32) -> [NarrowF32<Self>; 2];
+    fn multiply_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// In each half, element `LANE` of that half of `a`, times `b`, plus `c`.
+    fn multiply_add_lane<const LANE: usize>(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+}
+
+/// The vectors that a pair is made of.
+pub(crate) type NarrowF32<P> = <<P as Pairs>::Narrow as Isa>::F32;
+
+/// The pairs of a tier that has none.
+#[allow(dead_code, reason = "some architectures' tiers all have pairs")]
+#[derive(Clone, Copy)]
+pub(crate) enum NoPairs {}
+
+impl Pairs for NoPairs {
+    type Narrow = Scalar;
+    type F32 = ();
+
+    fn narrow(self) -> Scalar {
+        match self {}
+    }
+    fn join(self, _: [f32; 4], _: [f32; 4]) {
+        match self {}
+    }
+    fn halves(self, (): ()) -> [[f32; 4]; 2] {
+        match self {}
+    }
+    fn multiply_add(self, (): (), (): (), (): ()) {
+        match self {}
+    }
+    fn multiply_add_lane<const LANE: usize>(self, (): (), (): (), (): ()) {
+        match self {}
+    }
+}
+
+/// A loop that is written once and compiled for every tier.
+pub(crate) trait Op {
+    /// What it returns.
+    type Output;
+    /// The loop. Must be `#[inline(always)]`, as must all that it calls, to be compiled for the tier's instructions.
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+/// Every tier above the scalar one, best first: module, token, name, features. THE one list.
+macro_rules! for_each_tier {
+    ($callback:ident) => {
+        $callback! {
+            #[cfg(target_arch = "x86_64")]  avx2 Avx2 "avx2" ["avx2", "fma", "f16c"];
+            #[cfg(target_arch = "aarch64")] neon Neon "neon" ["neon"];
+        }
+    };
+}
+
+macro_rules! tiers {
+    ($( #[$cfg:meta] $module:ident $Token:ident $name:literal [$($feature:literal),+]; )*) => {
+        $(
+            #[doc = concat!("Proof that the CPU has ", $($feature, " "),+)]
+            #[$cfg]
+            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            pub(crate) struct $Token(());
+
+            #[$cfg]
+            impl Sealed for $Token {}
+        )*
+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Token {
+            $( #[$cfg] $Token($Token), )*
+            Scalar(Scalar),
+        }
+
+        impl Token {
+            /// The tiers that this CPU can run, best first: `position` counts all of this architecture.
+            fn detect(position: u8) -> Option<Self> {
+                let mut tiers = [$( #[$cfg] (($(detect::has($feature))&&+).then_some(Self::$Token($Token(())))), )* Some(Self::Scalar(Scalar))].into_iter();
+                tiers.nth(position.into())?
+            }
+        }
+
+        /// How many tiers this architecture has.
+        const NUM_TIERS: u8 = [$( #[$cfg] $name, )* "scalar"].len() as u8;
+
+        impl Tier {
+            /// `scalar`, `avx2` or `neon`.
+            pub fn name(self) -> &'static str {
+                match self.0 {
+                    $( #[$cfg] Token::$Token(_) => $name, )*
+                    Token::Scalar(_) => "scalar",
+                }
+            }
+
+            /// Runs `op`, compiled for this tier.
+            #[inline]
+            pub(crate) fn run<O: Op>(self, op: O) -> O::Output {
+                match self.0 {
+                    $(
+                        #[$cfg]
+                        Token::$Token(token) => token.call(op),
+                    )*
+                    Token::Scalar(token) => token.call(op),
+                }
+            }
+        }
+    };
+}
+for_each_tier!(tiers);
+
+/// A set of instructions that this CPU is known to have.
+///
+/// A [`Table`](crate::Table) uses the best; [`Table::with_tier`](crate::Table::with_tier) makes it use another. Tiers with
+/// fused multiply-add agree bit for bit; the scalar one differs by the rounding of its products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier(Token);
+
+impl Tier {
+    /// The tiers that this CPU can run, best first; the last is `scalar`.
+    pub fn available() -> impl Iterator<Item = Self> {
+        (0..NUM_TIERS).filter_map(Token::detect).map(Self)
+    }
+
+    /// The best tier that this CPU can run. Detected once.
+    pub fn best() -> Self {
+        const UNKNOWN: u8 = u8::MAX;
+        static BEST: AtomicU8 = AtomicU8::new(UNKNOWN);
+        let known = BEST.load(Ordering::Relaxed);
+        let position = if known == UNKNOWN {
+            let best = (0..NUM_TIERS).find(|&position| Token::detect(position).is_some());
+            best.inspect(|&best| BEST.store(best, Ordering::Relaxed))
+        } else {
+            Some(known)
+        };
+        position.and_then(Token::detect).map_or(Self(Token::Scalar(Scalar)), Self)
+    }
+
+    /// Whether this is the scalar tier.
+    pub(crate) fn is_scalar(self) -> bool {
+        matches!(self.0, Token::Scalar(_))
+    }
+
+    /// The tier of this name, if this CPU can run it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::available().find(|tier| tier.name() == name)
+    }
+}
+
+/// [`Isa::call`] for a tier with these features.
+#[allow(unused_macros, reason = "architectures without a tier of their own have no use for it")]
+macro_rules! call_with_features {
+    ($($feature:literal),+) => {
+        #[inline(always)]
+        fn call<O: Op>(self, op: O) -> O::Output {
+            #[inline(never)]
+            $( #[target_feature(enable = $feature)] )+
+            fn compiled<I: Isa, O: Op>(isa: I, op: O) -> O::Output {
+                op.run(isa)
+            }
+            // SAFETY: `self` proves that the CPU has these features.
+            unsafe { compiled(self, op) }
+        }
+    };
+}
+#[allow(unused_imports, reason = "as above")]
+use call_with_features;
+
+/// Wraps intrinsics: each body is compiled with the tier's features, where value intrinsics are safe to call.
+#[allow(unused_macros, reason = "as above")]
+macro_rules! with_features {
+    ($features:tt $( fn $name:ident(self $(, $arg:ident : $t:ty)*) -> $r:ty $body:block )*) => {
+        $( with_features!(@one $features $name ($($arg: $t),*) $r $body); )*
+    };
+    (@one [$($feature:literal),+] $name:ident ($($arg:ident : $t:ty),*) $r:ty $body:block) => {
+        #[inline(always)]
+        fn $name(self $(, $arg: $t)*) -> $r {
+            #[inline]
+            $( #[target_feature(enable = $feature)] )+
+            fn body($($arg: $t),*) -> $r $body
+            // SAFETY: `self` proves that the CPU has these features.
+            unsafe { body($($arg),*) }
+        }
+    };
+}
+#[allow(unused_imports, reason = "as above")]
+use with_features;
+
+/// The first N elements, with zeros where there are fewer.
+#[allow(dead_code, reason = "as above")]
+#[inline(always)]
+fn padded<T: Copy + Default, const N: usize>(xs: &[T]) -> [T; N] {
+    match xs.first_chunk::<N>() {
+        Some(xs) => *xs,
+        None => {
+            let mut padded = [T::default(); N];
+            padded.iter_mut().zip(xs).for_each(|(to, from)| *to = *from);
+            padded
+        }
+    }
+}

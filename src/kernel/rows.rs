@@ -1,0 +1,195 @@
+//! Dense rows: one widened, or many pooled straight into registers.
+
+use super::Epilogue;
+use crate::{
+    dtype::{Elements, Weight, with_elements},
+    index::Index,
+    isa::{Isa, Op, Tier},
+};
+use core::ops::Range;
+
+/// `out <- scale * stored + offset`, element by element: a slice, or a dense row without its header.
+///
+/// Takes the first `out.len()` elements; `None`, with nothing done, if there are fewer, or a bias of another length.
+pub fn widen(
+    tier: Tier,
+    stored: Elements<'_>,
+    scale: f32,
+    offset: f32,
+    out: &mut [f32],
+    epilogue: Epilogue<'_>,
+) -> Option<()> {
+    if stored.len() < stored.units_of(out.len()) || !epilogue.fits(out.len()) {
+        return None;
+    }
+    with_elements!(stored, stored => {
+        epilogue.apply(tier, 0, out, |columns, values| {
+            // Pieces begin at even columns, where i4 elements begin a byte.
+            let stored = stored.get(units_before(stored, columns.start)..)?;
+            tier.run(Widen { stored, scale, offset, out: values });
+            Some(())
+        })
+    })
+}
+
+/// The number of units that hold `columns` elements, an even number if there are two in a unit.
+fn units_before<W: Weight>(_: &[W], columns: usize) -> usize {
+    columns / W::PER_UNIT
+}
+
+struct Widen<'s, W> {
+    stored: &'s [W],
+    scale: f32,
+    offset: f32,
+    out: &'s mut [f32],
+}
+
+impl<W: Weight> Op for Widen<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (scale, offset) = (isa.splat(self.scale), isa.splat(self.offset));
+        let vectors = self.out.chunks_mut(I::LANES).zip(self.stored.chunks(I::LANES / W::PER_UNIT));
+        for (out, stored) in vectors {
+            isa.store(isa.fma(scale, W::load(isa, stored), offset), out);
+        }
+    }
+}
+
+/// How the rows of a bag become one. An empty bag is zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// The sum of the rows, each times its weight if there are `per_sample_weights`.
+    #[default]
+    Sum,
+    /// The sum divided by the number of rows.
+    Mean,
+    /// The largest of each column.
+    Max,
+}
+
+/// Bags over dense rows, row by row straight into registers.
+pub(crate) struct PoolRows<'s, W, X> {
+    /// All rows, `stride` units each.
+    pub(crate) stored: &'s [W],
+    pub(crate) stride: usize,
+    pub(crate) embedding_dim: usize,
+    /// Bag b is `indices[offsets[b]..offsets[b + 1]]`.
+    pub(crate) indices: &'s [X],
+    pub(crate) offsets: &'s [X],
+    pub(crate) weights: Option<&'s [f32]>,
+    pub(crate) pooling: Pooling,
+    pub(crate) out: &'s mut [f32],
+}
+
+/// How many lookups ahead a row is asked for: enough to cover a memory access, few enough for the CPU's buffers.
+const AHEAD: usize = 12;
+/// Bytes that one prefetch brings.
+const CACHE_LINE: usize = 64;
+
+impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
+    /// `None` if a bag or a row is not where it should be.
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) -> Option<()> {
+        let bounds = self.offsets.iter().zip(self.offsets.iter().skip(1));
+        for (bag, (start, end)) in bounds.enumerate() {
+            let range = start.to_usize()?..end.to_usize()?;
+            let column = self.columns(isa, bag, &range, 0)?;
+            let column = if I::LANES > 4 { self.columns(isa.narrow(), bag, &range, column)? } else { column };
+            if column < self.embedding_dim {
+                let left = self.embedding_dim - column;
+                self.block::<_, 1>(isa.narrow(), bag, &range, column, left)?;
+            }
+        }
+        Some(())
+    }
+}
+
+impl<W: Weight, X: Index> PoolRows<'_, W, X> {
+    /// Whole vectors from `column` on; returns where they end.
+    #[inline(always)]
+    fn columns<I: Isa>(&mut self, isa: I, bag: usize, range: &Range<usize>, mut column: usize) -> Option<usize> {
+        while self.embedding_dim - column >= I::LANES {
+            let vectors = (self.embedding_dim - column) / I::LANES;
+            column += match vectors {
+                8.. if I::MAX_VECTORS == 8 => self.block::<I, 8>(isa, bag, range, column, 8 * I::LANES)?,
+                2.. if I::MAX_VECTORS == 8 => self.block::<I, 2>(isa, bag, range, column, 2 * I::LANES)?,
+                _ => self.block::<I, 1>(isa, bag, range, column, I::LANES)?,
+            };
+        }
+        Some(column)
+    }
+
+    /// `width` columns of one bag in `V` vectors; returns `width`.
+    #[inline(always)]
+    fn block<I: Isa, const V: usize>(
+        &mut self,
+        isa: I,
+        bag: usize,
+        range: &Range<usize>,
+        column: usize,
+        width: usize,
+    ) -> Option<usize> {
+        let mut sums = if self.pooling == Pooling::Max {
+            self.fold::<I, V>(isa, range, column, width, |sum, row, at| {
+                Some(if at == 0 { row } else { isa.max(row, sum) })
+            })?
+        } else {
+            let weights = self.weights.map(|weights| weights.get(range.clone()).unwrap_or_default());
+            self.fold::<I, V>(isa, range, column, width, |sum, row, at| {
+                // Times one, a row is itself to the bit.
+                let weight = weights.map_or(Some(1.0), |weights| weights.get(at).copied())?;
+                Some(isa.fma(isa.splat(weight), row, sum))
+            })?
+        };
+        if self.pooling == Pooling::Mean && range.len() > 1 {
+            let count = isa.splat(range.len() as f32);
+            sums = sums.map(|sum| isa.div(sum, count));
+        }
+        let out = self.out.get_mut(bag * self.embedding_dim + column..)?.get_mut(..width)?;
+        for (&sum, out) in sums.iter().zip(out.chunks_mut(I::LANES)) {
+            isa.store(sum, out);
+        }
+        Some(width)
+    }
+
+    /// Folds the rows of a bag with `combine(sum, row, position in the bag)`, from zeros.
+    #[inline(always)]
+    fn fold<I: Isa, const V: usize>(
+        &self,
+        isa: I,
+        range: &Range<usize>,
+        column: usize,
+        width: usize,
+        combine: impl Fn(I::F32, I::F32, usize) -> Option<I::F32>,
+    ) -> Option<[I::F32; V]> {
+        let units = width.div_ceil(W::PER_UNIT);
+        let mut sums = [isa.splat(0.0); V];
+        for (at, index) in self.indices.get(range.clone())?.iter().enumerate() {
+            if column == 0
+                && let Some(next) = self.indices.get(range.start + at + AHEAD)
+                && let Some(row) = self.row(next)
+            {
+                row.chunks(CACHE_LINE / size_of::<W>()).for_each(|line| isa.prefetch(line));
+            }
+            let (scale, offset, row) = W::split_row(self.row(index)?)?;
+            let (scale, offset) = (isa.splat(scale), isa.splat(offset));
+            let row = row.get(column / W::PER_UNIT..)?.get(..units)?;
+            for (sum, units) in sums.iter_mut().zip(row.chunks(I::LANES / W::PER_UNIT)) {
+                let stored = W::load(isa, units);
+                let value = if W::SCALED { isa.fma(scale, stored, offset) } else { stored };
+                *sum = combine(*sum, value, at)?;
+            }
+        }
+        Some(sums)
+    }
+
+    #[inline(always)]
+    fn row(&self, index: &X) -> Option<&[W]> {
+        let start = index.to_usize()?.checked_mul(self.stride)?;
+        self.stored.get(start..)?.get(..self.stride)
+    }
+}

@@ -1,0 +1,38 @@
+//! The tiers to test: all that this CPU can run, held against what whoever started the tests expects.
+
+use std::fmt::Debug;
+use ttrec::Tier;
+
+/// The tiers that this CPU can run, best first. If `EXPECT_ISA` is set, they must be exactly those it names.
+pub(crate) fn available() -> Vec<Tier> {
+    let tiers: Vec<Tier> = Tier::available().collect();
+    if let Ok(expected) = std::env::var("EXPECT_ISA") {
+        let names: Vec<&str> = tiers.iter().map(|tier| tier.name()).collect();
+        expect(&names, &expected).unwrap();
+    }
+    tiers
+}
+
+/// Whether `found` is the set that `expected` names, separated by commas, in whatever order.
+pub(crate) fn expect(found: &[&str], expected: &str) -> Result<(), String> {
+    let mut wanted: Vec<&str> = expected.split(',').map(str::trim).collect();
+    let mut names = found.to_vec();
+    wanted.sort_unstable();
+    names.sort_unstable();
+    if wanted == names { Ok(()) } else { Err(format!("EXPECT_ISA is {expected:?}, but the tiers are {found:?}")) }
+}
+
+/// Whether the tier rounds `a * b + c` once.
+pub(crate) fn fuses(tier: Tier) -> bool {
+    tier.name() != "scalar"
+}
+
+/// All tiers that fuse must have found the same.
+pub(crate) fn assert_fused_agree<T: PartialEq + Debug>(found: &[(Tier, T)]) {
+    let mut fused = found.iter().filter(|(tier, _)| fuses(*tier));
+    if let Some((first, expected)) = fused.next() {
+        for (tier, other) in fused {
+            assert_eq!(other, expected, "{} and {}", tier.name(), first.name());
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Reproducible pseudo-random stored elements, and what they mean in f64, by `docs/format.md` alone.
+
+use anyhow::{Result, ensure};
+use half::{bf16, f16};
+use ttrec::dtype::Dtype;
+
+/// SplitMix64: the `position`th number of the stream `seed`.
+pub(super) fn random(seed: u64, position: u64) -> u64 {
+    let z = seed.wrapping_add((position.wrapping_add(1)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ z >> 31
+}
+
+/// Fills `out` with elements of `dtype`. Floats have any sign and mantissa and are between 1/8 and 2: no sum of products
+/// of theirs comes near the ends of f32, where arithmetic may be slower.
+pub(super) fn fill_elements(dtype: Dtype, seed: u64, out: &mut [u8]) {
+    let (mask, exponent) = match dtype {
+        Dtype::F32 => (0x80FF_FFFF_80FF_FFFF, 0x3F00_0000_3F00_0000),
+        Dtype::F16 => (0xBFFF_BFFF_BFFF_BFFF, 0x3000_3000_3000_3000),
+        Dtype::Bf16 => (0x80FF_80FF_80FF_80FF, 0x3F00_3F00_3F00_3F00),
+        Dtype::I8 | Dtype::I4 => (u64::MAX, 0),
+    };
+    for (word, position) in out.chunks_mut(8).zip(0..) {
+        let bytes = (random(seed, position) & mask | exponent).to_le_bytes();
+        word.copy_from_slice(&bytes[..word.len()]);
+    }
+}
+
+/// Fills `out` with dense rows of `dim` elements: each i8 and i4 row with a scale and an offset of its own.
+pub(super) fn fill_rows(dtype: Dtype, dim: usize, seed: u64, out: &mut [u8]) {
+    fill_elements(dtype, seed, out);
+    if dtype.row_header_len() == 0 {
+        return;
+    }
+    for (row, number) in out.chunks_exact_mut(dtype.row_len(dim)).zip(0u32..) {
+        let (scale, offset) = ((1 + number % 3) as f32 / 64.0, (number % 11) as f32 - 5.0);
+        if dtype == Dtype::I8 {
+            row[..4].copy_from_slice(&scale.to_le_bytes());
+            row[4..8].copy_from_slice(&offset.to_le_bytes());
+        } else {
+            row[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+            row[2..4].copy_from_slice(&f16::from_f32(offset).to_le_bytes());
+        }
+    }
+}
+
+/// Element `at` of `stored`, before any scale.
+pub(super) fn element(dtype: Dtype, stored: &[u8], at: usize) -> f64 {
+    let bytes = &stored[at * dtype.bytes_of(2) / 2..];
+    match dtype {
+        Dtype::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]).into(),
+        Dtype::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).into(),
+        Dtype::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).into(),
+        Dtype::I8 => bytes[0].cast_signed().into(),
+        Dtype::I4 => (bytes[0] >> (at % 2 * 4) & 15).into(),
+    }
+}
+
+/// Dense row `row` of `stored`.
+pub(super) fn dense_row(dtype: Dtype, dim: usize, stored: &[u8], row: usize) -> Vec<f64> {
+    let row = &stored[row * dtype.row_len(dim)..][..dtype.row_len(dim)];
+    let (scale, offset) = match dtype {
+        Dtype::I8 => (element(Dtype::F32, row, 0), element(Dtype::F32, row, 1)),
+        Dtype::I4 => (element(Dtype::F16, row, 0), element(Dtype::F16, row, 1)),
+        _ => (1.0, 0.0),
+    };
+    let elements = &row[dtype.row_header_len()..];
+    (0..dim).map(|column| scale * element(dtype, elements, column) + offset).collect()
+}
+
+/// Refuses `found` where it is further from `expected` than `terms` roundings of f32 can take a sum whose terms have
+/// absolute values that add up to `magnitude`.
+pub(super) fn check(name: &str, found: &[f32], expected: &[f64], magnitude: &[f64], terms: usize) -> Result<()> {
+    let rounding = (terms + 4) as f64 * f64::from(f32::EPSILON);
+    for (((at, &found), expected), magnitude) in found.iter().enumerate().zip(expected).zip(magnitude) {
+        let close = (f64::from(found) - expected).abs() <= rounding * magnitude;
+        ensure!(close, "{name}: wrong answer: element {at} is {found}, not {expected}; nothing was timed");
+    }
+    ensure!(found.len() == expected.len(), "{name}: {} elements, not {}", found.len(), expected.len());
+    Ok(())
+}
