@@ -41,7 +41,7 @@ impl Roofline {
         ensure!(read_all(tier, roofline.floats()) as i64 == sum, "memory: wrong answer; nothing was timed");
         // s <- s / 2 + 1 ends at 2; the answer is the sum of the twelve chains and another 1.
         ensure!(fma_chains(tier, 100, 0.5, 1.0).1 == 25.0, "multiply-adds: wrong answer; nothing was timed");
-        let mut fma = |rounds| time(|| _ = black_box(fma_chains(tier, black_box(rounds), 0.5, 1.0)));
+        let fma = |rounds| time(|| _ = black_box(fma_chains(tier, black_box(rounds), 0.5, 1.0)));
         while fma(roofline.fma_rounds) < 200e-6 {
             roofline.fma_rounds *= 2;
         }

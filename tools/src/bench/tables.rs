@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use anyhow::{Context, Result};
 use std::{hint::black_box, ops::Range};
 use ttrec::{
-    AlignedBuf, Bags, Blob, Pooling, Table, TtShape,
+    Bags, Blob, Pooling, Table, TtShape,
     blob::{Layout, Role, TableSpec, WeightsSpec},
     dtype::Dtype,
 };
