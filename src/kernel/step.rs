@@ -49,10 +49,11 @@ fn step<W: Weight>(
     if m == 0 || n == 0 {
         return Some(());
     }
-    let product = |out| Product { x, slice, m, r, n, first: 0, end: n, out, stride: n, add: None };
+    let product = |out| Product { x, slice, m, r, n, first: 0, end: n, out, stride: n, scale: 1.0, add: false };
     match epilogue {
         Epilogue::Store => tier.run(product(out)),
-        Epilogue::AddScaled(weight) if !tier.is_scalar() => tier.run(Product { add: Some(weight), ..product(out) }),
+        Epilogue::StoreScaled(scale) if W::SCALED => tier.run(Product { scale, ..product(out) }),
+        Epilogue::AddScaled(scale) if !tier.is_scalar() => tier.run(Product { scale, add: true, ..product(out) }),
         Epilogue::StoreScaled(_) | Epilogue::Bias { .. } => {
             tier.run(product(&mut *out))?;
             out.chunks_exact_mut(n).for_each(|row| epilogue.finish(tier, row));
@@ -65,7 +66,7 @@ fn step<W: Weight>(
                 epilogue.apply(tier, 0, out, |columns, out| {
                     let stride = out.len();
                     let (first, end) = (columns.start, columns.end);
-                    tier.run(Product { x, slice, m: 1, r, n, first, end, out, stride, add: None })
+                    tier.run(Product { x, slice, m: 1, r, n, first, end, out, stride, scale: 1.0, add: false })
                 })?;
             }
             Some(())
@@ -76,8 +77,8 @@ fn step<W: Weight>(
 /// Stands for a width of tiles that is known only when they are run: at most a vector.
 const ANY: usize = usize::MAX;
 
-/// Columns `first..end` of the product: `out[i * stride + j]` becomes row i of column `first + j`, or, with `add`, has that
-/// times a weight added to it.
+/// Columns `first..end` of the product: `out[i * stride + j]` becomes row i of column `first + j`, times `scale` if the dtype
+/// has one; or, with `add`, has that times `scale` added to it.
 struct Product<'s, W> {
     x: &'s [f32],
     slice: &'s [W],
@@ -88,7 +89,8 @@ struct Product<'s, W> {
     end: usize,
     out: &'s mut [f32],
     stride: usize,
-    add: Option<f32>,
+    scale: f32,
+    add: bool,
 }
 
 impl<W: Weight> Op for Product<'_, W> {
@@ -123,11 +125,12 @@ impl<W: Weight> Product<'_, W> {
         let least = if I::SMALL { widest * I::LANES } else { I::LANES };
         while self.end - column >= least {
             let left = (self.end - column) / I::LANES;
-            let (vectors, count) = match left % widest {
+            let tiles = divide(left, widest);
+            let (vectors, count) = match left - tiles * widest {
                 // Two tiles of two rather than one of three and one of one.
                 1 if widest == 3 && left == 4 => (2, 2),
-                1 if widest == 3 && left > 4 => (3, left / 3 - 1),
-                _ if left >= widest => (widest, left / widest),
+                1 if widest == 3 && left > 4 => (3, tiles - 1),
+                _ if tiles > 0 => (widest, tiles),
                 _ => (1 << left.ilog2(), 1),
             };
             let end = column + count * vectors * I::LANES;
@@ -153,9 +156,10 @@ impl<W: Weight> Product<'_, W> {
         if self.end - column < 4 {
             return Some(column);
         }
-        match self.add {
-            None => isa.call(PairStrip::<'_, '_, W, false> { product: self, rows, column })?,
-            Some(_) => isa.call(PairStrip::<'_, '_, W, true> { product: self, rows, column })?,
+        if self.add {
+            isa.call(PairStrip::<'_, '_, W, true> { product: self, rows, column })?;
+        } else {
+            isa.call(PairStrip::<'_, '_, W, false> { product: self, rows, column })?;
         }
         Some(column + 4)
     }
@@ -173,9 +177,9 @@ impl<W: Weight> Product<'_, W> {
         macro_rules! strip {
             ($M:literal, $V:literal) => {
                 match self.add {
-                    Some(_) if I::SMALL => None,
-                    None => isa.call(Strip::<'_, '_, W, $M, $V, WIDTH, false> { product: self, rows, columns }),
-                    Some(_) => isa.call(Strip::<'_, '_, W, $M, $V, WIDTH, true> { product: self, rows, columns }),
+                    true if I::SMALL => None,
+                    false => isa.call(Strip::<'_, '_, W, $M, $V, WIDTH, false> { product: self, rows, columns }),
+                    true => isa.call(Strip::<'_, '_, W, $M, $V, WIDTH, true> { product: self, rows, columns }),
                 }
             };
         }
@@ -279,31 +283,33 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         }
     }
     let rest = if I::QUADS { r % 4 } else { r };
-    let mut k = 0;
-    // Without a loop that may run no times, the sums stay in the registers they start in.
-    while !I::QUADS || k < rest {
-        let rhs = load_row::<I, W, V>(isa, slice.get(k * n + column..)?.get(..width)?);
-        for a in 0..M {
-            let lhs = isa.splat(*lhs[a].get(k)?);
-            for v in 0..V {
-                sums[a][v] = isa.fma(rhs[v], lhs, sums[a][v]);
+    if rest > 0 && column <= n && width <= n - column {
+        let mut k = 0;
+        // A loop that never runs no times: the sums stay in the registers they start in.
+        loop {
+            let (row, after) = slice.split_at_checked(n)?;
+            slice = after;
+            let rhs = load_row::<I, W, V>(isa, row.get(column..)?.get(..width)?);
+            for a in 0..M {
+                let lhs = isa.splat(*lhs[a].get(k)?);
+                for v in 0..V {
+                    sums[a][v] = isa.fma(rhs[v], lhs, sums[a][v]);
+                }
             }
-        }
-        k += 1;
-        if k == rest {
-            break;
+            k += 1;
+            if k == rest {
+                break;
+            }
         }
     }
 
-    let weight = isa.splat(product.add.unwrap_or(1.0));
-    let mut rows =
-        product.out.get_mut(row * product.stride + column - product.first..)?.chunks_mut(product.stride.max(1));
+    let scale = isa.splat(product.scale);
+    let first = row * product.stride + column - product.first;
     for a in 0..M {
-        let out = rows.next()?.get_mut(..width)?;
+        let out = product.out.get_mut(first + a * product.stride..)?.get_mut(..width)?;
         for v in 0..V {
             let out = out.get_mut(v * I::LANES..)?;
-            let sum = if ADD { isa.fma(weight, sums[a][v], isa.load_f32(out)) } else { sums[a][v] };
-            isa.store(sum, out);
+            isa.store(finished::<I, W, ADD>(isa, scale, sums[a][v], out), out);
         }
     }
     Some(())
@@ -347,15 +353,11 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
     column: usize,
 ) -> Option<usize> {
     let (r, n, narrow) = (product.r, product.n, pairs.narrow());
-    let mut lhs: [[&[f32]; 2]; N] = [[&[]; 2]; N];
-    let mut x = product.x.get(row * r..end * r)?;
-    let mut latest: &[f32] = &[];
+    let mut lhs: [[(&[[f32; 4]], &[f32]); 2]; N] = [[(&[], &[]); 2]; N];
     for a in 0..N {
         for half in 0..2 {
-            if let Some((next, rest)) = x.split_at_checked(r) {
-                (latest, x) = (next, rest);
-            }
-            lhs[a][half] = latest;
+            let row = (row + 2 * a + half).min(end - 1);
+            lhs[a][half] = product.x.get(row * r..)?.get(..r)?.as_chunks();
         }
     }
     let zero = pairs.join(narrow.splat(0.0), narrow.splat(0.0));
@@ -370,9 +372,8 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
             rhs[lane] = pairs.join(half, half);
         }
         for a in 0..N {
-            let [low, high] = lhs[a];
-            let (low, high) = (low.get(4 * k..)?.get(..4)?, high.get(4 * k..)?.get(..4)?);
-            let quad = pairs.join(narrow.load_f32(low), narrow.load_f32(high));
+            let [(low, _), (high, _)] = lhs[a];
+            let quad = pairs.join(narrow.load_f32(low.get(k)?), narrow.load_f32(high.get(k)?));
             sums[a] = pairs.multiply_add_lane::<0>(quad, rhs[0], sums[a]);
             sums[a] = pairs.multiply_add_lane::<1>(quad, rhs[1], sums[a]);
             sums[a] = pairs.multiply_add_lane::<2>(quad, rhs[2], sums[a]);
@@ -383,26 +384,35 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
         let rhs = W::load(narrow, slice.get(k * n + column..)?.get(..4)?);
         let rhs = pairs.join(rhs, rhs);
         for a in 0..N {
-            let [low, high] = lhs[a];
-            let k = r / 4 * 4 + k;
+            let [(_, low), (_, high)] = lhs[a];
             let both = pairs.join(narrow.splat(*low.get(k)?), narrow.splat(*high.get(k)?));
             sums[a] = pairs.multiply_add(both, rhs, sums[a]);
         }
     }
-    let weight = narrow.splat(product.add.unwrap_or(1.0));
+    let scale = narrow.splat(product.scale);
     let count = (end - row).min(2 * N);
-    let out = product.out.get_mut(row * product.stride + column - product.first..)?;
-    let mut rows = out.chunks_mut(product.stride.max(1)).take(count);
+    let first = row * product.stride + column - product.first;
     for a in 0..N {
-        for half in pairs.halves(sums[a]) {
-            if let Some(out) = rows.next() {
-                let out = out.get_mut(..4)?;
-                let sum = if ADD { narrow.fma(weight, half, narrow.load_f32(out)) } else { half };
-                narrow.store(sum, out);
+        for (half, sum) in pairs.halves(sums[a]).into_iter().enumerate() {
+            if 2 * a + half < count {
+                let out = product.out.get_mut(first + (2 * a + half) * product.stride..)?.get_mut(..4)?;
+                narrow.store(finished::<_, W, ADD>(narrow, scale, sum, out), out);
             }
         }
     }
     Some(count)
+}
+
+/// What becomes of a finished chain.
+#[inline(always)]
+fn finished<I: Isa, W: Weight, const ADD: bool>(isa: I, scale: I::F32, sum: I::F32, out: &[f32]) -> I::F32 {
+    if ADD {
+        isa.fma(scale, sum, isa.load_f32(out))
+    } else if W::SCALED {
+        isa.mul(scale, sum)
+    } else {
+        sum
+    }
 }
 
 /// Adds lane `LANE` of each left operand times a row of the slice.
@@ -439,8 +449,9 @@ fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
     // Tiles of one vector can be taller.
     let tallest = if columns < 2 * I::LANES && I::MAX_ROWS > 1 { 8 } else { I::MAX_ROWS };
     if left > tallest + 2 || left == tallest {
+        let tiles = divide(left, tallest);
         // Two tiles of middling height at the end, rather than one tall and one flat.
-        let blocks = if matches!(left % tallest, 1 | 2) { left / tallest - 1 } else { left / tallest };
+        let blocks = if matches!(left - tiles * tallest, 1 | 2) { tiles - 1 } else { tiles };
         return (tallest, row + tallest * blocks);
     }
     let rows = match left {
@@ -451,4 +462,18 @@ fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
         _ => left,
     };
     (rows.min(tallest), row + rows.min(tallest))
+}
+
+/// `n / tile`, for the heights and widths that tiles have: a division by a number that the compiler cannot see takes as long
+/// as a small tile.
+#[inline(always)]
+fn divide(n: usize, tile: usize) -> usize {
+    match tile {
+        8 => n / 8,
+        6 => n / 6,
+        4 => n / 4,
+        3 => n / 3,
+        2 => n / 2,
+        _ => n,
+    }
 }
