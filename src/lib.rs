@@ -12,7 +12,7 @@
 //!
 //! let blob = Blob::parse(MODEL)?; // touches the directory only
 //! let item = blob.table("item")?;
-//! let mut workspace = [0.0; 96]; // item.workspace_len()
+//! let mut workspace = [0.0; 128]; // item.workspace_len()
 //! let mut row = [0.0; 16]; // item.embedding_dim()
 //! item.lookup(42, &mut row, &mut workspace)?;
 //!

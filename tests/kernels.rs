@@ -319,10 +319,10 @@ fn finish(fused: bool, x: Expected, before: f32, column: usize, epilogue: Epilog
         Epilogue::Store => (v, x.approx),
         Epilogue::StoreScaled(scale) => (scale * v, Approx::dot([(x.approx, scale.into())], 0)),
         Epilogue::AddScaled(weight) => (multiply_add(fused, weight, v, before), sum(weight, before)),
-        Epilogue::Max if v.is_nan() || before.is_nan() => (before, exact(before.into())),
-        Epilogue::Max => {
-            let value = x.approx.value.max(before.into());
-            (if v > before { v } else { before }, Approx { value, ..x.approx })
+        Epilogue::MaxScaled(_) if v.is_nan() || before.is_nan() => (before, exact(before.into())),
+        Epilogue::MaxScaled(scale) => {
+            let (v, scaled) = (scale * v, Approx::dot([(x.approx, scale.into())], 0));
+            (if v > before { v } else { before }, Approx { value: scaled.value.max(before.into()), ..scaled })
         }
         Epilogue::Bias { bias, relu } => {
             let (v, y) = (v + bias[column], sum(1.0, bias[column]));
@@ -399,7 +399,7 @@ fn product_sizes() -> impl Iterator<Item = [usize; 3]> {
 fn check_chain_step(cases: &mut Cases) {
     check_product(cases, |rng, numbers, _| {
         let mut draw = || numbers.draw(rng, Dtype::F32);
-        vec![Epilogue::Store, Epilogue::StoreScaled(draw()), Epilogue::AddScaled(draw()), Epilogue::Max]
+        vec![Epilogue::Store, Epilogue::StoreScaled(draw()), Epilogue::AddScaled(draw()), Epilogue::MaxScaled(draw())]
     });
 }
 
@@ -478,7 +478,7 @@ fn products_of_the_wrong_lengths_are_refused() {
                         0 => Epilogue::Store,
                         1 => Epilogue::StoreScaled(2.0),
                         2 => Epilogue::AddScaled(2.0),
-                        3 => Epilogue::Max,
+                        3 => Epilogue::MaxScaled(2.0),
                         _ => Epilogue::Bias { bias: &bias[..len], relu: true },
                     };
                     let call = |sizes, x_len: usize, slice: usize, out_len: usize, bias_len| {
@@ -539,7 +539,7 @@ fn check_widen(cases: &mut Cases) {
                     Epilogue::Store,
                     Epilogue::StoreScaled(weight),
                     Epilogue::AddScaled(weight),
-                    Epilogue::Max,
+                    Epilogue::MaxScaled(weight),
                     Epilogue::Bias { bias: &bias, relu: false },
                     Epilogue::Bias { bias: &bias, relu: true },
                 ] {

@@ -2,7 +2,13 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod batch;
+mod digits;
+mod sort;
+
 pub use crate::{index::Index, kernel::Pooling};
+
+use batch::{Output, Pool};
 
 use crate::{
     blob::Weights,
@@ -30,6 +36,7 @@ pub struct Bags<'a, I = u32> {
     indices: &'a [I],
     offsets: &'a [I],
     per_sample_weights: Option<&'a [f32]>,
+    in_index_order: bool,
 }
 
 impl<'a, I: Index> Bags<'a, I> {
@@ -51,7 +58,7 @@ impl<'a, I: Index> Bags<'a, I> {
         if floor != num_indices as u64 {
             return Err(wrong(last, floor));
         }
-        Ok(Self { indices, offsets, per_sample_weights: None })
+        Ok(Self { indices, offsets, per_sample_weights: None, in_index_order: false })
     }
 
     /// The same bags with one weight per index, for [`Pooling::Sum`].
@@ -63,6 +70,13 @@ impl<'a, I: Index> Bags<'a, I> {
             return Err(LookupError::WeightsLen { found: weights.len(), expected: self.indices.len() });
         }
         Ok(Self { per_sample_weights: Some(weights), ..self })
+    }
+
+    /// The same bags, whose rows are to be added one by one in the order of their indices, as a plain loop would: slower, but
+    /// with the same bits whatever the table stores beside its cores.
+    #[must_use]
+    pub fn in_index_order(self) -> Self {
+        Self { in_index_order: true, ..self }
     }
 
     /// Number of bags.
@@ -80,19 +94,20 @@ impl<'a, I: Index> Bags<'a, I> {
         self.indices
     }
 
-    /// Each bag's range of positions in `indices`.
-    fn ranges(&self) -> impl Iterator<Item = core::ops::Range<usize>> + '_ {
-        let bounds = self.offsets.iter().zip(self.offsets.iter().skip(1));
-        // `new` has seen that no offset is above `indices.len()`.
-        bounds.map(|(start, end)| start.to_u64() as usize..end.to_u64() as usize)
+    /// A bag's positions in `indices`.
+    fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
+        let [start, end] = self.offsets.get(bag..)?.first_chunk()?;
+        Some(start.to_usize()?..end.to_usize()?)
     }
 }
 
 impl Table<'_> {
     /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace` holds at least
-    /// [`workspace_len`](Self::workspace_len) elements.
+    /// [`workspace_len`](Self::workspace_len) elements; with up to
+    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, a tensor-train table's bags get faster, and no others.
     ///
-    /// A bag's rows are combined in the order of its indices, so its bits do not depend on the batch it came in.
+    /// The order in which a bag's rows are added is chosen by the bag alone (`docs/numerics.md`), so its bits depend neither
+    /// on the batch that it came in nor on the workspace.
     ///
     /// # Errors
     /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace length, or weights with
@@ -106,68 +121,108 @@ impl Table<'_> {
     ) -> Result<(), LookupError> {
         let embedding_dim = self.embedding_dim();
         self.check_buffers(out.len(), bags.len().saturating_mul(embedding_dim), workspace.len())?;
+        self.check_bags(bags, pooling)?;
+        let mut out = Output { rows: out, stride: embedding_dim, first: 0, embedding_dim };
+        self.pool(bags, pooling, &mut out, workspace).ok_or(LookupError::Inconsistent)
+    }
+
+    /// The f32 elements of workspace with which [`bag`](Self::bag) is fastest, if all bags together have `num_lookups`
+    /// indices: at least [`workspace_len`](Self::workspace_len). It stops growing at some 16,000 lookups.
+    pub fn batch_workspace_len(&self, num_lookups: usize) -> usize {
+        match &self.data().weights {
+            Weights::Dense(_) => 0,
+            Weights::Tt(tt) => batch::best_workspace_len(&tt.shape, num_lookups),
+        }
+    }
+
+    /// A workspace for batches of up to `num_lookups` indices: [`batch_workspace_len`](Self::batch_workspace_len) zeros on
+    /// the heap.
+    #[cfg(feature = "alloc")]
+    pub fn batch_workspace(&self, num_lookups: usize) -> alloc::vec::Vec<f32> {
+        alloc::vec![0.0; self.batch_workspace_len(num_lookups)]
+    }
+
+    /// Refuses indices out of range, and weights with another pooling than sum.
+    fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
         if bags.per_sample_weights.is_some() && pooling != Pooling::Sum {
             return Err(LookupError::WeightsPooling);
         }
-        for (position, index) in bags.indices.iter().enumerate() {
-            self.check_row(index.to_u64(), position)?;
+        let num_embeddings = self.num_embeddings();
+        match bags.indices.iter().position(|index| index.to_u64() >= num_embeddings) {
+            Some(position) => {
+                let index = bags.indices.get(position).map_or(0, |index| index.to_u64());
+                Err(LookupError::IndexOutOfRange { position, index, num_embeddings })
+            }
+            None => Ok(()),
         }
-        if let (Weights::Dense(rows), None) = (&self.data().weights, &self.data().overrides)
-            // Which would rather be small than fast.
-            && !self.tier().is_scalar()
-        {
-            let pooled = with_elements!(rows.elements, stored => self.tier().run(PoolRows {
-                stored,
-                stride: rows.row_stride(),
-                embedding_dim,
-                indices: bags.indices,
-                offsets: bags.offsets,
-                weights: bags.per_sample_weights,
-                pooling,
-                out,
-            }));
-            return pooled.ok_or(LookupError::Inconsistent);
-        }
-        for (range, out) in bags.ranges().zip(out.chunks_exact_mut(embedding_dim.max(1))) {
-            self.pool(bags, range, pooling, out, workspace).ok_or(LookupError::Inconsistent)?;
-        }
-        Ok(())
     }
 
-    /// One bag: the positions `range` of `bags.indices`.
+    /// Pools checked bags, by whichever way is the fastest for this table. `None` if the view contradicts itself.
     fn pool<I: Index>(
         &self,
         bags: &Bags<'_, I>,
-        range: core::ops::Range<usize>,
         pooling: Pooling,
-        out: &mut [f32],
+        out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Option<()> {
-        let indices = bags.indices.get(range.clone())?;
-        out.fill(0.0);
-        match (pooling, bags.per_sample_weights) {
-            (Pooling::Sum, Some(weights)) => {
-                for (index, &weight) in indices.iter().zip(weights.get(range)?) {
-                    self.put_row(index.to_u64(), out, workspace, Epilogue::AddScaled(weight))?;
+        match &self.data().weights {
+            // The scalar tier would rather be small than fast.
+            Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
+                with_elements!(rows.elements, stored => self.tier().run(PoolRows {
+                    stored,
+                    row_stride: rows.row_stride(),
+                    embedding_dim: out.embedding_dim,
+                    indices: bags.indices,
+                    offsets: bags.offsets,
+                    weights: bags.per_sample_weights,
+                    pooling,
+                    out: out.rows.get_mut(out.first..)?,
+                    out_stride: out.stride,
+                }))
+            }
+            Weights::Tt(tt) if !bags.in_index_order && pooling != Pooling::Max && bags.indices.len() > 1 => {
+                match Pool::new(self, tt, bags.indices.len()) {
+                    Some(pool) => pool.pool(bags, pooling == Pooling::Mean, out, workspace),
+                    None => self.pool_in_order(bags, pooling, out, workspace),
                 }
             }
-            (Pooling::Sum | Pooling::Mean, _) => {
-                for index in indices {
-                    self.put_row(index.to_u64(), out, workspace, Epilogue::AddScaled(1.0))?;
-                }
-                if pooling == Pooling::Mean && indices.len() > 1 {
-                    let count = indices.len() as f32;
-                    out.iter_mut().for_each(|sum| *sum /= count);
-                }
+            _ => self.pool_in_order(bags, pooling, out, workspace),
+        }
+    }
+
+    /// Pools bags row by row, in the order of their indices.
+    fn pool_in_order<I: Index>(
+        &self,
+        bags: &Bags<'_, I>,
+        pooling: Pooling,
+        out: &mut Output<'_>,
+        workspace: &mut [f32],
+    ) -> Option<()> {
+        for bag in 0..bags.len() {
+            let range = bags.range(bag)?;
+            let out = out.row(bag)?;
+            out.fill(0.0);
+            for (at, position) in range.clone().enumerate() {
+                let row = bags.indices.get(position)?.to_u64();
+                let epilogue = match (pooling, bags.per_sample_weights) {
+                    (Pooling::Max, _) if at == 0 => Epilogue::Store,
+                    (Pooling::Max, _) => Epilogue::MaxScaled(1.0),
+                    (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
+                    (_, None) => Epilogue::AddScaled(1.0),
+                };
+                self.put_row(row, out, workspace, epilogue)?;
             }
-            (Pooling::Max, _) => {
-                let Some((first, rest)) = indices.split_first() else { return Some(()) };
-                self.put_row(first.to_u64(), out, workspace, Epilogue::Store)?;
-                for index in rest {
-                    self.put_row(index.to_u64(), out, workspace, Epilogue::Max)?;
-                }
+            if pooling == Pooling::Mean {
+                divide(out, range.len());
             }
         }
         Some(())
+    }
+}
+
+/// Makes a sum of `count` rows their mean.
+fn divide(sums: &mut [f32], count: usize) {
+    if count > 1 {
+        sums.iter_mut().for_each(|sum| *sum /= count as f32);
     }
 }

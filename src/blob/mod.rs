@@ -151,6 +151,22 @@ impl<'a> Rows<'a> {
     }
 }
 
+impl Overrides<'_> {
+    /// The position of `row` among the ids.
+    pub(crate) fn position(&self, row: u64) -> Option<usize> {
+        let (first, last) = (self.ids.first()?, self.ids.last()?);
+        if row < *first || row > *last {
+            return None;
+        }
+        // Of a table sorted by frequency, the hot rows are the first ones.
+        let position = usize::try_from(row.wrapping_sub(*first)).ok()?;
+        if self.ids.get(position) == Some(&row) {
+            return Some(position);
+        }
+        self.ids.binary_search(&row).ok()
+    }
+}
+
 impl TableData<'_> {
     /// The stored type: of the rows, or of the first core.
     pub fn dtype(&self) -> Dtype {

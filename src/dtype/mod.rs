@@ -188,6 +188,20 @@ macro_rules! with_elements {
 }
 pub(crate) use with_elements;
 
+/// The same for the elements of a core, which are never i4: `None` if they are.
+macro_rules! with_core_elements {
+    ($elements:expr, $slice:ident => $body:expr) => {
+        match $elements {
+            $crate::dtype::Elements::F32($slice) => Some($body),
+            $crate::dtype::Elements::F16($slice) => Some($body),
+            $crate::dtype::Elements::Bf16($slice) => Some($body),
+            $crate::dtype::Elements::I8($slice) => Some($body),
+            $crate::dtype::Elements::I4(_) => None,
+        }
+    };
+}
+pub(crate) use with_core_elements;
+
 impl<'a> Elements<'a> {
     /// The bytes as elements of `dtype`; `None` when they are misaligned for it or not a whole number of elements.
     pub fn from_bytes(bytes: &'a [u8], dtype: Dtype) -> Option<Self> {

@@ -20,6 +20,7 @@ pub use peak::{fma_chains, read_all};
 pub(crate) use rows::PoolRows;
 pub use rows::{Pooling, widen};
 pub use step::chain_step;
+pub(crate) use step::{Job, add_products, store_products};
 
 use crate::isa::{Isa, Op, Tier};
 use core::ops::Range;
@@ -33,8 +34,9 @@ pub enum Epilogue<'e> {
     StoreScaled(f32),
     /// It is added, times a weight.
     AddScaled(f32),
-    /// The larger stays, and what was there where they do not compare (as in `torch.nn.EmbeddingBag`).
-    Max,
+    /// Times a scale, it is compared with what was there: the larger stays, and what was there where they do not compare (as
+    /// in `torch.nn.EmbeddingBag`).
+    MaxScaled(f32),
     /// A linear layer's end: it replaces what was there, plus its column's bias, and not below zero if `relu`.
     Bias {
         /// One per output column.
@@ -53,6 +55,19 @@ impl Epilogue<'_> {
         match self {
             Self::Bias { bias, .. } => bias.len() == n,
             _ => true,
+        }
+    }
+
+    /// The same, of elements that are to be multiplied by `scale` first: of an i8 slice.
+    pub(crate) fn times(self, scale: f32) -> Self {
+        match self {
+            Self::Store if scale == 1.0 => self,
+            Self::Store => Self::StoreScaled(scale),
+            Self::StoreScaled(by) => Self::StoreScaled(by * scale),
+            Self::AddScaled(by) => Self::AddScaled(by * scale),
+            Self::MaxScaled(by) => Self::MaxScaled(by * scale),
+            // Layers have no scales.
+            Self::Bias { .. } => self,
         }
     }
 
@@ -108,7 +123,7 @@ impl Op for Combine<'_> {
                 Epilogue::Store => v,
                 Epilogue::StoreScaled(scale) => isa.mul(isa.splat(scale), v),
                 Epilogue::AddScaled(weight) => isa.fma(isa.splat(weight), v, isa.load_f32(out)),
-                Epilogue::Max => isa.max(v, isa.load_f32(out)),
+                Epilogue::MaxScaled(scale) => isa.max(isa.mul(isa.splat(scale), v), isa.load_f32(out)),
                 Epilogue::Bias { bias, relu } => {
                     let v = isa.add(v, isa.load_f32(bias.get(column..).unwrap_or_default()));
                     if relu { isa.max(isa.splat(0.0), v) } else { v }

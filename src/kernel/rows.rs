@@ -22,13 +22,17 @@ pub fn widen(
     if stored.len() < stored.units_of(out.len()) || !epilogue.fits(out.len()) {
         return None;
     }
-    with_elements!(stored, stored => {
-        epilogue.apply(tier, 0, out, |columns, values| {
+    with_elements!(stored, stored => match epilogue {
+        Epilogue::AddScaled(weight) => {
+            tier.run(Widen { stored, scale, offset, add: Some(weight), out });
+            Some(())
+        }
+        _ => epilogue.apply(tier, 0, out, |columns, out| {
             // Pieces begin at even columns, where i4 elements begin a byte.
             let stored = stored.get(units_before(stored, columns.start)..)?;
-            tier.run(Widen { stored, scale, offset, out: values });
+            tier.run(Widen { stored, scale, offset, add: None, out });
             Some(())
-        })
+        }),
     })
 }
 
@@ -37,14 +41,16 @@ fn units_before<W: Weight>(_: &[W], columns: usize) -> usize {
     columns / W::PER_UNIT
 }
 
-struct Widen<'s, W> {
+struct Widen<'s, 'o, W> {
     stored: &'s [W],
     scale: f32,
     offset: f32,
-    out: &'s mut [f32],
+    /// The weight with which elements are added to what is there, if they do not replace it.
+    add: Option<f32>,
+    out: &'o mut [f32],
 }
 
-impl<W: Weight> Op for Widen<'_, W> {
+impl<W: Weight> Op for Widen<'_, '_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -52,7 +58,12 @@ impl<W: Weight> Op for Widen<'_, W> {
         let (scale, offset) = (isa.splat(self.scale), isa.splat(self.offset));
         let vectors = self.out.chunks_mut(I::LANES).zip(self.stored.chunks(I::LANES / W::PER_UNIT));
         for (out, stored) in vectors {
-            isa.store(isa.fma(scale, W::load(isa, stored), offset), out);
+            let value = isa.fma(scale, W::load(isa, stored), offset);
+            let value = match self.add {
+                Some(weight) => isa.fma(isa.splat(weight), value, isa.load_f32(out)),
+                None => value,
+            };
+            isa.store(value, out);
         }
     }
 }
@@ -71,16 +82,18 @@ pub enum Pooling {
 
 /// Bags over dense rows, row by row straight into registers.
 pub(crate) struct PoolRows<'s, W, X> {
-    /// All rows, `stride` units each.
+    /// All rows, `row_stride` units each.
     pub(crate) stored: &'s [W],
-    pub(crate) stride: usize,
+    pub(crate) row_stride: usize,
     pub(crate) embedding_dim: usize,
     /// Bag b is `indices[offsets[b]..offsets[b + 1]]`.
     pub(crate) indices: &'s [X],
     pub(crate) offsets: &'s [X],
     pub(crate) weights: Option<&'s [f32]>,
     pub(crate) pooling: Pooling,
+    /// Pooled rows, the next one `out_stride` further.
     pub(crate) out: &'s mut [f32],
+    pub(crate) out_stride: usize,
 }
 
 /// How many lookups ahead a row is asked for: enough to cover a memory access, few enough for the CPU's buffers.
@@ -149,7 +162,7 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
             let count = isa.splat(range.len() as f32);
             sums = sums.map(|sum| isa.div(sum, count));
         }
-        let out = self.out.get_mut(bag * self.embedding_dim + column..)?.get_mut(..width)?;
+        let out = self.out.get_mut(bag * self.out_stride + column..)?.get_mut(..width)?;
         for (&sum, out) in sums.iter().zip(out.chunks_mut(I::LANES)) {
             isa.store(sum, out);
         }
@@ -189,7 +202,7 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
 
     #[inline(always)]
     fn row(&self, index: &X) -> Option<&[W]> {
-        let start = index.to_usize()?.checked_mul(self.stride)?;
-        self.stored.get(start..)?.get(..self.stride)
+        let start = index.to_usize()?.checked_mul(self.row_stride)?;
+        self.stored.get(start..)?.get(..self.row_stride)
     }
 }

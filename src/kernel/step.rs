@@ -8,7 +8,7 @@
 
 use super::Epilogue;
 use crate::{
-    dtype::{Elements, Weight},
+    dtype::{Elements, Weight, with_core_elements},
     isa::{Isa, Op, Pairs, Tier},
 };
 use core::ops::Range;
@@ -29,13 +29,7 @@ pub fn chain_step(
     if !(fits && epilogue.fits(n) && r > 0) {
         return None;
     }
-    match slice {
-        Elements::F32(slice) => step(tier, [m, r, n], x, slice, out, epilogue),
-        Elements::F16(slice) => step(tier, [m, r, n], x, slice, out, epilogue),
-        Elements::Bf16(slice) => step(tier, [m, r, n], x, slice, out, epilogue),
-        Elements::I8(slice) => step(tier, [m, r, n], x, slice, out, epilogue),
-        Elements::I4(_) => None,
-    }
+    with_core_elements!(slice, slice => step(tier, [m, r, n], x, slice, out, epilogue))?
 }
 
 fn step<W: Weight>(
@@ -49,51 +43,122 @@ fn step<W: Weight>(
     if m == 0 || n == 0 {
         return Some(());
     }
-    let product = |out| Product { x, slice, m, r, n, first: 0, end: n, out, stride: n, scale: 1.0, add: false };
     match epilogue {
-        Epilogue::Store => tier.run(product(out)),
-        Epilogue::StoreScaled(scale) if W::SCALED => tier.run(Product { scale, ..product(out) }),
-        Epilogue::AddScaled(scale) if !tier.is_scalar() => tier.run(Product { scale, add: true, ..product(out) }),
+        Epilogue::Store => store_products(tier, [r, n], &[Job { m, x, slice, out: 0, scale: 1.0 }], out),
+        Epilogue::StoreScaled(scale) if W::SCALED => {
+            store_products(tier, [r, n], &[Job { m, x, slice, out: 0, scale }], out)
+        }
+        Epilogue::AddScaled(scale) => add_products(tier, [m, r, n], &[Job { m, x, slice, out: 0, scale }], out),
         Epilogue::StoreScaled(_) | Epilogue::Bias { .. } => {
-            tier.run(product(&mut *out))?;
+            store_products(tier, [r, n], &[Job { m, x, slice, out: 0, scale: 1.0 }], out)?;
             out.chunks_exact_mut(n).for_each(|row| epilogue.finish(tier, row));
             Some(())
         }
-        Epilogue::AddScaled(_) | Epilogue::Max => {
-            // What is there must stay until the product is known: row by row.
-            for (row, out) in out.chunks_exact_mut(n).enumerate() {
-                let x = x.get(row * r..)?.get(..r)?;
-                epilogue.apply(tier, 0, out, |columns, out| {
-                    let stride = out.len();
-                    let (first, end) = (columns.start, columns.end);
-                    tier.run(Product { x, slice, m: 1, r, n, first, end, out, stride, scale: 1.0, add: false })
-                })?;
-            }
-            Some(())
-        }
+        Epilogue::MaxScaled(_) => row_by_row(tier, [r, n], x, slice, out, epilogue),
     }
+}
+
+/// A product whose elements are combined with what is there, which must stay until they are known: row by row.
+fn row_by_row<W: Weight>(
+    tier: Tier,
+    [r, n]: [usize; 2],
+    x: &[f32],
+    slice: &[W],
+    out: &mut [f32],
+    epilogue: Epilogue<'_>,
+) -> Option<()> {
+    for (row, out) in out.chunks_exact_mut(n).enumerate() {
+        let jobs = &[Job { m: 1, x: x.get(row * r..)?.get(..r)?, slice, out: 0, scale: 1.0 }];
+        epilogue.apply(tier, 0, out, |columns, out| {
+            let (first, end, stride) = (columns.start, columns.end, out.len());
+            tier.run(Product { jobs, m: 1, r, n, first, end, out, stride, add: false })
+        })?;
+    }
+    Some(())
+}
+
+/// One product of several: `x[m x r] . slice[r x n]`, for the elements of the output from `out` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'s, W> {
+    pub(crate) m: usize,
+    pub(crate) x: &'s [f32],
+    pub(crate) slice: &'s [W],
+    pub(crate) out: usize,
+    /// What the product is multiplied by, if it is added, or if the dtype has scales.
+    pub(crate) scale: f32,
+}
+
+impl<W> Job<'_, W> {
+    /// No rows.
+    pub(crate) const EMPTY: Self = Self { m: 0, x: &[], slice: &[], out: 0, scale: 1.0 };
+}
+
+/// Products of any numbers of rows, each replacing what is there. `None` if anything is out of bounds.
+pub(crate) fn store_products<W: Weight>(
+    tier: Tier,
+    [r, n]: [usize; 2],
+    jobs: &[Job<'_, W>],
+    out: &mut [f32],
+) -> Option<()> {
+    tier.run(StoreProducts { jobs, r, n, out })
+}
+
+struct StoreProducts<'s, 'o, W> {
+    jobs: &'s [Job<'s, W>],
+    r: usize,
+    n: usize,
+    out: &'o mut [f32],
+}
+
+impl<W: Weight> Op for StoreProducts<'_, '_, W> {
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Option<()> {
+        let Self { jobs, r, n, out } = self;
+        for job in jobs {
+            let jobs = core::slice::from_ref(job);
+            Product { jobs, m: job.m, r, n, first: 0, end: n, out: &mut *out, stride: n, add: false }.run(isa)?;
+        }
+        Some(())
+    }
+}
+
+/// Products of `m` rows each, added to what is there, one job after the other. `None` if anything is out of bounds.
+pub(crate) fn add_products<W: Weight>(
+    tier: Tier,
+    [m, r, n]: [usize; 3],
+    jobs: &[Job<'_, W>],
+    out: &mut [f32],
+) -> Option<()> {
+    if tier.is_scalar() {
+        // Which would rather be small than fast: without tiles that add.
+        return jobs.iter().try_for_each(|job| {
+            let out = out.get_mut(job.out..)?.get_mut(..m.checked_mul(n)?)?;
+            row_by_row(tier, [r, n], job.x, job.slice, out, Epilogue::AddScaled(job.scale))
+        });
+    }
+    tier.run(Product { jobs, m, r, n, first: 0, end: n, out, stride: n, add: true })
 }
 
 /// Stands for a width of tiles that is known only when they are run: at most a vector.
 const ANY: usize = usize::MAX;
 
-/// Columns `first..end` of the product: `out[i * stride + j]` becomes row i of column `first + j`, times `scale` if the dtype
-/// has one; or, with `add`, has that times `scale` added to it.
-struct Product<'s, W> {
-    x: &'s [f32],
-    slice: &'s [W],
+/// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out` on becomes row i of column
+/// `first + j`, times its scale if the dtype has one; or, with `add`, has that times the scale added to it.
+struct Product<'s, 'o, W> {
+    jobs: &'s [Job<'s, W>],
     m: usize,
     r: usize,
     n: usize,
     first: usize,
     end: usize,
-    out: &'s mut [f32],
+    out: &'o mut [f32],
     stride: usize,
-    scale: f32,
     add: bool,
 }
 
-impl<W: Weight> Op for Product<'_, W> {
+impl<W: Weight> Op for Product<'_, '_, W> {
     /// `None` if anything is out of bounds.
     type Output = Option<()>;
 
@@ -117,7 +182,7 @@ impl<W: Weight> Op for Product<'_, W> {
     }
 }
 
-impl<W: Weight> Product<'_, W> {
+impl<W: Weight> Product<'_, '_, W> {
     /// Whole vectors from `column` on, for `rows` rows at a time; returns where they end.
     #[inline(always)]
     fn vectors<I: Isa>(&mut self, isa: I, rows: usize, range: Range<usize>, mut column: usize) -> Option<usize> {
@@ -157,9 +222,9 @@ impl<W: Weight> Product<'_, W> {
             return Some(column);
         }
         if self.add {
-            isa.call(PairStrip::<'_, '_, W, true> { product: self, rows, column })?;
+            isa.call(PairStrip::<'_, '_, '_, W, true> { product: self, rows, column })?;
         } else {
-            isa.call(PairStrip::<'_, '_, W, false> { product: self, rows, column })?;
+            isa.call(PairStrip::<'_, '_, '_, W, false> { product: self, rows, column })?;
         }
         Some(column + 4)
     }
@@ -178,8 +243,8 @@ impl<W: Weight> Product<'_, W> {
             ($M:literal, $V:literal) => {
                 match self.add {
                     true if I::SMALL => None,
-                    false => isa.call(Strip::<'_, '_, W, $M, $V, WIDTH, false> { product: self, rows, columns }),
-                    true => isa.call(Strip::<'_, '_, W, $M, $V, WIDTH, true> { product: self, rows, columns }),
+                    false => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, false> { product: self, rows, columns }),
+                    true => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, true> { product: self, rows, columns }),
                 }
             };
         }
@@ -215,33 +280,36 @@ impl<W: Weight> Product<'_, W> {
 
 /// Tiles of `M` rows and `V` vectors (or `WIDTH` columns, unless that is 0), over ranges of rows and columns that they fill
 /// exactly.
-struct Strip<'p, 's, W, const M: usize, const V: usize, const WIDTH: usize, const ADD: bool> {
-    product: &'p mut Product<'s, W>,
+struct Strip<'p, 's, 'o, W, const M: usize, const V: usize, const WIDTH: usize, const ADD: bool> {
+    product: &'p mut Product<'s, 'o, W>,
     rows: Range<usize>,
     columns: Range<usize>,
 }
 
 impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: bool> Op
-    for Strip<'_, '_, W, M, V, WIDTH, ADD>
+    for Strip<'_, '_, '_, W, M, V, WIDTH, ADD>
 {
     type Output = Option<()>;
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Option<()> {
-        // The right operand stays in the nearest cache while the rows go by.
-        let mut column = self.columns.start;
-        while column < self.columns.end {
-            let width = match WIDTH {
-                0 => V * I::LANES,
-                ANY => (self.columns.end - column).min(I::LANES),
-                _ => WIDTH,
-            };
-            let mut row = self.rows.start;
-            while row < self.rows.end {
-                tile::<I, W, M, V, ADD>(isa, self.product, row, column, width)?;
-                row += M;
+        let jobs = self.product.jobs;
+        for job in jobs {
+            // The right operand stays in the nearest cache while the rows go by.
+            let mut column = self.columns.start;
+            while column < self.columns.end {
+                let width = match WIDTH {
+                    0 => V * I::LANES,
+                    ANY => (self.columns.end - column).min(I::LANES),
+                    _ => WIDTH,
+                };
+                let mut row = self.rows.start;
+                while row < self.rows.end {
+                    tile::<I, W, M, V, ADD>(isa, self.product, job, row, column, width)?;
+                    row += M;
+                }
+                column += width;
             }
-            column += width;
         }
         Some(())
     }
@@ -251,19 +319,20 @@ impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: b
 #[inline(always)]
 fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     isa: I,
-    product: &mut Product<'_, W>,
+    product: &mut Product<'_, '_, W>,
+    job: &Job<'_, W>,
     row: usize,
     column: usize,
     width: usize,
 ) -> Option<()> {
     let (r, n) = (product.r, product.n);
     let mut lhs: [&[f32]; M] = [&[]; M];
-    let mut x = product.x.get(row * r..)?;
+    let mut x = job.x.get(row * r..)?;
     for a in 0..M {
         (lhs[a], x) = x.split_at_checked(r)?;
     }
     let mut sums = [[isa.splat(0.0); V]; M];
-    let mut slice = product.slice;
+    let mut slice = job.slice;
     if I::QUADS {
         let mut quads: [&[[f32; 4]]; M] = [&[]; M];
         for a in 0..M {
@@ -303,8 +372,8 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         }
     }
 
-    let scale = isa.splat(product.scale);
-    let first = row * product.stride + column - product.first;
+    let scale = isa.splat(job.scale);
+    let first = job.out + row * product.stride + column - product.first;
     for a in 0..M {
         let out = product.out.get_mut(first + a * product.stride..)?.get_mut(..width)?;
         for v in 0..V {
@@ -316,27 +385,30 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
 }
 
 /// Four columns of a range of rows.
-struct PairStrip<'p, 's, W, const ADD: bool> {
-    product: &'p mut Product<'s, W>,
+struct PairStrip<'p, 's, 'o, W, const ADD: bool> {
+    product: &'p mut Product<'s, 'o, W>,
     rows: Range<usize>,
     column: usize,
 }
 
-impl<W: Weight, const ADD: bool> Op for PairStrip<'_, '_, W, ADD> {
+impl<W: Weight, const ADD: bool> Op for PairStrip<'_, '_, '_, W, ADD> {
     type Output = Option<()>;
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Option<()> {
         let Self { product, rows, column } = self;
         let pairs = isa.pairs()?;
-        let mut row = rows.start;
-        while row < rows.end {
-            row += match rows.end - row {
-                13.. => pair_tile::<_, W, 8, ADD>(pairs, product, row, rows.end, column)?,
-                5.. => pair_tile::<_, W, 4, ADD>(pairs, product, row, rows.end, column)?,
-                3.. => pair_tile::<_, W, 2, ADD>(pairs, product, row, rows.end, column)?,
-                _ => pair_tile::<_, W, 1, ADD>(pairs, product, row, rows.end, column)?,
-            };
+        let jobs = product.jobs;
+        for job in jobs {
+            let mut row = rows.start;
+            while row < rows.end {
+                row += match rows.end - row {
+                    13.. => pair_tile::<_, W, 8, ADD>(pairs, product, job, row, rows.end, column)?,
+                    5.. => pair_tile::<_, W, 4, ADD>(pairs, product, job, row, rows.end, column)?,
+                    3.. => pair_tile::<_, W, 2, ADD>(pairs, product, job, row, rows.end, column)?,
+                    _ => pair_tile::<_, W, 1, ADD>(pairs, product, job, row, rows.end, column)?,
+                };
+            }
         }
         Some(())
     }
@@ -347,7 +419,8 @@ impl<W: Weight, const ADD: bool> Op for PairStrip<'_, '_, W, ADD> {
 #[inline(always)]
 fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
     pairs: P,
-    product: &mut Product<'_, W>,
+    product: &mut Product<'_, '_, W>,
+    job: &Job<'_, W>,
     row: usize,
     end: usize,
     column: usize,
@@ -357,12 +430,12 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
     for a in 0..N {
         for half in 0..2 {
             let row = (row + 2 * a + half).min(end - 1);
-            lhs[a][half] = product.x.get(row * r..)?.get(..r)?.as_chunks();
+            lhs[a][half] = job.x.get(row * r..)?.get(..r)?.as_chunks();
         }
     }
     let zero = pairs.join(narrow.splat(0.0), narrow.splat(0.0));
     let mut sums = [zero; N];
-    let mut slice = product.slice;
+    let mut slice = job.slice;
     for k in 0..r / 4 {
         let (block, rest) = slice.split_at_checked(4 * n)?;
         slice = rest;
@@ -389,9 +462,9 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
             sums[a] = pairs.multiply_add(both, rhs, sums[a]);
         }
     }
-    let scale = narrow.splat(product.scale);
+    let scale = narrow.splat(job.scale);
     let count = (end - row).min(2 * N);
-    let first = row * product.stride + column - product.first;
+    let first = job.out + row * product.stride + column - product.first;
     for a in 0..N {
         for (half, sum) in pairs.halves(sums[a]).into_iter().enumerate() {
             if 2 * a + half < count {

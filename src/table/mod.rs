@@ -5,6 +5,8 @@
 mod dense;
 mod tt;
 
+pub(crate) use tt::{num_partials, step_size};
+
 use crate::{
     blob::{Blob, TableData, Weights},
     error::{BlobError, LookupError},
@@ -127,14 +129,23 @@ impl<'a> Table<'a> {
         workspace: &mut [f32],
         epilogue: Epilogue<'_>,
     ) -> Option<()> {
-        if let Some(overrides) = &self.data.overrides
-            && let Ok(position) = overrides.ids.binary_search(&row)
-        {
-            return dense::put_row(self.tier, &overrides.rows, position, out, epilogue);
+        if let Some(stored) = self.stored_row(row) {
+            return self.put_stored_row(stored, out, epilogue);
         }
         match &self.data.weights {
             Weights::Dense(rows) => dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue),
             Weights::Tt(tt) => tt::put_row(self.tier, tt, row, out, workspace, epilogue),
         }
+    }
+
+    /// The position of row `row` among those that are stored apart, if it is.
+    #[inline(always)]
+    pub(crate) fn stored_row(&self, row: u64) -> Option<usize> {
+        self.data.overrides.as_ref()?.position(row)
+    }
+
+    /// [`put_row`](Self::put_row) for the row at this position among those that are stored apart.
+    pub(crate) fn put_stored_row(&self, position: usize, out: &mut [f32], epilogue: Epilogue<'_>) -> Option<()> {
+        dense::put_row(self.tier, &self.data.overrides.as_ref()?.rows, position, out, epilogue)
     }
 }

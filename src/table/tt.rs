@@ -11,10 +11,15 @@ use crate::{
     shape::TtShape,
 };
 
-/// Two partial products, used in turn; one is enough for two cores.
+/// What a lookup or a bag needs at least: the partial products of one prefix, and the sum of some slices of the last core.
 pub(super) fn workspace_len(shape: &TtShape) -> usize {
-    let buffers = if shape.num_cores() > 2 { 2 } else { 1 };
-    shape.partial_len().saturating_mul(buffers)
+    let last = shape.num_cores().saturating_sub(1);
+    shape.partial_len().saturating_mul(num_partials(shape)).saturating_add(shape.slice_len(last))
+}
+
+/// How many partial products are kept, used in turn: one is enough for two cores.
+pub(crate) fn num_partials(shape: &TtShape) -> usize {
+    if shape.num_cores() > 2 { 2 } else { 1 }
 }
 
 /// Gives every element of row `row` to `epilogue`.
@@ -40,33 +45,22 @@ pub(super) fn put_row(
     let (first, rest) = slices.get(..shape.num_cores())?.split_first()?;
     let (last, middle) = rest.split_last()?;
 
-    // Each slice's scale goes in with its own step, lest a product of many small ones underflow. The last step belongs to
-    // the epilogue, so its scale goes in with the step before.
-    let scale_before_last = |is_before_last: bool| if is_before_last { last.1 } else { 1.0 };
+    // Each slice's scale goes in with its own step, lest a product of many small ones underflow.
     let (mut x, mut spare) = workspace.split_at_mut_checked(shape.partial_len())?;
     let mut m = shape.column_factor(0);
-    let scale = first.1 * scale_before_last(middle.is_empty());
-    widen(tier, first.0, scale, -0.0, x.get_mut(..first.0.len())?, Epilogue::Store)?;
+    widen(tier, first.0, first.1, -0.0, x.get_mut(..first.0.len())?, Epilogue::Store)?;
     for (k, (slice, scale)) in (1..).zip(middle) {
         let (r, n) = step_size(shape, k);
         let (from, to) = (x.get(..m.checked_mul(r)?)?, spare.get_mut(..m.checked_mul(n)?)?);
-        let scale = *scale * scale_before_last(k == middle.len());
-        chain_step(
-            tier,
-            [m, r, n],
-            from,
-            *slice,
-            to,
-            if scale == 1.0 { Epilogue::Store } else { Epilogue::StoreScaled(scale) },
-        )?;
+        chain_step(tier, [m, r, n], from, *slice, to, Epilogue::Store.times(*scale))?;
         core::mem::swap(&mut x, &mut spare);
         m = m.checked_mul(shape.column_factor(k))?;
     }
     let (r, n) = step_size(shape, middle.len().checked_add(1)?);
-    chain_step(tier, [m, r, n], x.get(..m.checked_mul(r)?)?, last.0, out, epilogue)
+    chain_step(tier, [m, r, n], x.get(..m.checked_mul(r)?)?, last.0, out, epilogue.times(last.1))
 }
 
 /// Rows and columns of `G_k[i_k]` as the right operand of step k: `r_k` and `q_k r_{k+1}`.
-fn step_size(shape: &TtShape, k: usize) -> (usize, usize) {
+pub(crate) fn step_size(shape: &TtShape, k: usize) -> (usize, usize) {
     (shape.rank(k), shape.column_factor(k).saturating_mul(shape.rank(k.saturating_add(1))))
 }

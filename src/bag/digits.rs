@@ -1,0 +1,167 @@
+//! Digits of many rows, without a division for each.
+
+use crate::shape::{DigitOrder, MAX_CORES, TtShape};
+
+/// Splits the rows of one table into a prefix and a last digit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Digits {
+    order: DigitOrder,
+    /// `p_{d-1}`, or `p_0 .. p_{d-2}` if the last digit is the most significant: what divides a row into the two.
+    split: Divisor,
+    /// `p_0 .. p_{d-2}`, of which the first `num_inner` are in use.
+    inner: [Divisor; MAX_CORES],
+    num_inner: usize,
+}
+
+impl Digits {
+    /// `None` for a table whose padded rows do not fit 32 bits.
+    pub(super) fn new(shape: &TtShape) -> Option<Self> {
+        shape.row_factors().iter().try_fold(1u32, |rows, &p| rows.checked_mul(p))?;
+        let (&last, factors) = shape.row_factors().split_last()?;
+        let mut inner = [Divisor::new(1); MAX_CORES];
+        for (to, &p) in inner.iter_mut().zip(factors) {
+            *to = Divisor::new(p);
+        }
+        let order = shape.digit_order();
+        let split = match order {
+            DigitOrder::MostSignificantFirst => last,
+            DigitOrder::LeastSignificantFirst => factors.iter().fold(1u32, |product, &p| product.wrapping_mul(p)),
+        };
+        Some(Self { order, split: Divisor::new(split), inner, num_inner: factors.len() })
+    }
+
+    /// Prefix keys are below this number.
+    pub(super) fn num_prefixes(&self) -> u32 {
+        self.inner().iter().fold(1, |prefixes, p| prefixes.wrapping_mul(p.by))
+    }
+
+    /// A number for the prefix `i_0 .. i_{d-2}` of a row: by `i_{d-2}` first, then by the digits before it, the last one
+    /// first. So in ascending order prefixes with equal slices of the last core but one stand together.
+    #[inline(always)]
+    pub(super) fn prefix_key(&self, row: u32) -> u32 {
+        let (quotient, remainder) = self.split.divide(row);
+        match self.order {
+            // Already so.
+            DigitOrder::LeastSignificantFirst => remainder,
+            DigitOrder::MostSignificantFirst => {
+                let (mut key, mut rest) = (0u32, quotient);
+                for p in self.inner().iter().skip(1).rev() {
+                    let (quotient, digit) = p.divide(rest);
+                    (key, rest) = (key.wrapping_mul(p.by).wrapping_add(digit), quotient);
+                }
+                let first = self.inner().first().map_or(1, |p| p.by);
+                key.wrapping_mul(first).wrapping_add(rest)
+            }
+        }
+    }
+
+    /// The digits `i_0 .. i_{d-2}` of the prefix with this key; 0 after them.
+    #[inline(always)]
+    pub(super) fn of_prefix(&self, key: u32) -> [u32; MAX_CORES] {
+        let mut digits = [0; MAX_CORES];
+        let mut rest = key;
+        for (digit, p) in digits.iter_mut().zip(self.inner()) {
+            (rest, *digit) = p.divide(rest);
+        }
+        digits
+    }
+
+    /// The digit `i_{d-1}` of a row.
+    #[inline(always)]
+    pub(super) fn last(&self, row: u32) -> u32 {
+        let (quotient, remainder) = self.split.divide(row);
+        match self.order {
+            DigitOrder::MostSignificantFirst => remainder,
+            DigitOrder::LeastSignificantFirst => quotient,
+        }
+    }
+
+    #[inline(always)]
+    fn inner(&self) -> &[Divisor] {
+        self.inner.get(..self.num_inner).unwrap_or_default()
+    }
+}
+
+/// A number to divide by, as a multiplication: Lemire, Kaser and Kurz, "Faster remainder by direct computation" (2019),
+/// exact for 32-bit numbers.
+#[derive(Clone, Copy, Debug)]
+struct Divisor {
+    by: u32,
+    /// `ceil(2^64 / by)`; 0 for 1, which would need a bit more.
+    reciprocal: u64,
+}
+
+impl Divisor {
+    /// By a number that is not 0.
+    fn new(by: u32) -> Self {
+        let by = by.max(1);
+        Self { by, reciprocal: (u64::MAX / u64::from(by)).wrapping_add(1) }
+    }
+
+    /// Quotient and remainder of `n`.
+    #[inline(always)]
+    fn divide(self, n: u32) -> (u32, u32) {
+        let quotient = if cfg!(not(target_pointer_width = "64")) {
+            // Whose multiplication of 64 bits by 64 is slower than its division of 32 by 32.
+            n.checked_div(self.by).unwrap_or(0)
+        } else if self.reciprocal == 0 {
+            n
+        } else {
+            (u128::from(self.reciprocal).wrapping_mul(u128::from(n)) >> 64) as u32
+        };
+        (quotient, n.wrapping_sub(quotient.wrapping_mul(self.by)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn dividing_by_multiplying_is_exact_at_every_edge() {
+        for by in [1, 2, 3, 5, 7, 250, 641, 65_535, 65_536, 65_537, 0x7FFF_FFFF, 0x8000_0000, u32::MAX] {
+            let multiples = (0..40).flat_map(|k| [k * (u32::MAX / by / 40), u32::MAX / by - k.min(u32::MAX / by)]);
+            let edges = multiples.map(|k| k * by).flat_map(|n| [n.wrapping_sub(1), n, n.saturating_add(1)]);
+            for n in edges.chain([0, 1, u32::MAX - 1, u32::MAX]) {
+                assert_eq!(Divisor::new(by).divide(n), (n / by, n % by), "{n} / {by}");
+            }
+        }
+    }
+
+    #[test]
+    fn digits_are_those_of_the_shape_and_keys_sort_by_the_last_core_but_one() {
+        for (p, q, r) in [
+            (&[7, 5, 3, 2][..], &[1, 2, 1, 3][..], &[1, 5, 2][..]),
+            (&[6, 4, 9], &[2, 2, 2], &[3, 2]),
+            (&[13, 1], &[1, 1], &[1]),
+            (&[1, 7], &[1, 1], &[1]),
+        ] {
+            let shape = TtShape::new(p.iter().map(|&p| u64::from(p)).product(), p, q, r).unwrap();
+            let (prefix_len, num_prefixes) = (p.len() - 1, p[..p.len() - 1].iter().product());
+            for order in [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst] {
+                let shape = shape.with_digit_order(order);
+                let digits = Digits::new(&shape).unwrap();
+                assert_eq!(digits.num_prefixes(), num_prefixes);
+                let mut prefixes = Vec::new();
+                for row in 0..shape.num_embeddings() as u32 {
+                    let expected = shape.digits(row.into());
+                    assert_eq!(digits.last(row), expected[prefix_len]);
+                    let key = digits.prefix_key(row);
+                    assert_eq!(digits.of_prefix(key)[..prefix_len], expected[..prefix_len]);
+                    prefixes.push((expected[..prefix_len].iter().rev().copied().collect::<Vec<_>>(), key));
+                }
+                prefixes.sort();
+                prefixes.dedup();
+                let keys = prefixes.iter().map(|(_, key)| *key);
+                assert!(keys.eq(0..num_prefixes), "{prefixes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_of_more_than_32_bits_is_refused() {
+        let shape = TtShape::new(1 << 33, &[1 << 16, 1 << 17], &[1, 1], &[1]).unwrap();
+        assert!(Digits::new(&shape).is_none());
+    }
+}
