@@ -333,22 +333,30 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     }
     let mut sums = [[isa.splat(0.0); V]; M];
     let mut slice = job.slice;
-    if I::QUADS {
+    if I::QUADS && r >= 4 {
         let mut quads: [&[[f32; 4]]; M] = [&[]; M];
         for a in 0..M {
             (quads[a], lhs[a]) = lhs[a].as_chunks();
         }
-        for k in 0..r / 4 {
-            let (block, rest) = slice.split_at_checked(4 * n)?;
-            slice = rest;
+        // What holds of the first block holds of all: asked here, one by one, it is not asked again in the loop.
+        let block = slice.get(..4 * n)?;
+        part(block, column, width)?;
+        part(block, n + column, width)?;
+        part(block, 2 * n + column, width)?;
+        part(block, 3 * n + column, width)?;
+        'blocks: for k in 0.. {
             let mut lhs = [isa.quad(&[0.0; 4]); M];
             for a in 0..M {
-                lhs[a] = isa.quad(quads[a].get(k)?);
+                // All rows end here; a loop that counted to `r / 4` would ask twice.
+                let Some(quad) = quads[a].get(k) else { break 'blocks };
+                lhs[a] = isa.quad(quad);
             }
-            multiply_add::<I, W, M, V, 0>(isa, &lhs, block.get(column..)?.get(..width)?, &mut sums);
-            multiply_add::<I, W, M, V, 1>(isa, &lhs, block.get(n + column..)?.get(..width)?, &mut sums);
-            multiply_add::<I, W, M, V, 2>(isa, &lhs, block.get(2 * n + column..)?.get(..width)?, &mut sums);
-            multiply_add::<I, W, M, V, 3>(isa, &lhs, block.get(3 * n + column..)?.get(..width)?, &mut sums);
+            let (block, rest) = slice.split_at_checked(4 * n)?;
+            slice = rest;
+            multiply_add::<I, W, M, V, 0>(isa, &lhs, part(block, column, width)?, &mut sums);
+            multiply_add::<I, W, M, V, 1>(isa, &lhs, part(block, n + column, width)?, &mut sums);
+            multiply_add::<I, W, M, V, 2>(isa, &lhs, part(block, 2 * n + column, width)?, &mut sums);
+            multiply_add::<I, W, M, V, 3>(isa, &lhs, part(block, 3 * n + column, width)?, &mut sums);
         }
     }
     let rest = if I::QUADS { r % 4 } else { r };
@@ -502,6 +510,11 @@ fn multiply_add<I: Isa, W: Weight, const M: usize, const V: usize, const LANE: u
             sums[a][v] = isa.fma_lane::<LANE>(lhs[a], rhs[v], sums[a][v]);
         }
     }
+}
+
+#[inline(always)]
+fn part<T>(xs: &[T], start: usize, len: usize) -> Option<&[T]> {
+    xs.get(start..)?.get(..len)
 }
 
 /// `V` vectors of a slice's row.
