@@ -225,6 +225,13 @@ pub enum BlobError {
         /// Slice or row whose scale it is.
         position: u64,
     },
+    /// Prefix ids are not strictly ascending or not below the number of prefixes.
+    PrefixIds {
+        /// Table position.
+        table: usize,
+        /// Position among the ids.
+        position: usize,
+    },
     /// Override ids are not strictly ascending or not below `num_embeddings`.
     OverrideIds {
         /// Table position.
@@ -294,6 +301,10 @@ impl fmt::Display for BlobError {
                 "table {table}, section {section}: scale {position} is not finite and positive, or its offset not \
                  finite"
             ),
+            Self::PrefixIds { table, position } => write!(
+                f,
+                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes"
+            ),
             Self::OverrideIds { table, position } => write!(
                 f,
                 "table {table}: override id {position} is not above the one before it and below num_embeddings"
@@ -352,6 +363,13 @@ pub enum LookupError {
     },
     /// `per_sample_weights` go with sum pooling only, as in `torch.nn.EmbeddingBag`.
     WeightsPooling,
+    /// Tables that are pooled together have one number of bags.
+    NumBags {
+        /// Bags of this table.
+        found: usize,
+        /// Bags of the first table.
+        expected: usize,
+    },
     /// The table's view contradicts itself. [`Blob::parse`](crate::Blob::parse) rules this out: it would be a defect of
     /// this crate, reported instead of a panic.
     Inconsistent,
@@ -377,9 +395,31 @@ impl fmt::Display for LookupError {
                 write!(f, "{found} per_sample_weights: expected one per index, {expected}")
             }
             Self::WeightsPooling => write!(f, "per_sample_weights go with sum pooling only"),
+            Self::NumBags { found, expected } => write!(f, "{found} bags: the first table has {expected}"),
             Self::Inconsistent => write!(f, "the table view contradicts itself: please report this"),
         }
     }
 }
 
 impl core::error::Error for LookupError {}
+
+/// Why [`pool_tables`](crate::bag::pool_tables) refused: nothing has been written then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolTablesError {
+    /// Position of the table among those given; 0 if it is not one table's fault.
+    pub table: usize,
+    /// What is wrong with it or its bags.
+    pub error: LookupError,
+}
+
+impl fmt::Display for PoolTablesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "table {}: {}", self.table, self.error)
+    }
+}
+
+impl core::error::Error for PoolTablesError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}

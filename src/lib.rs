@@ -12,7 +12,7 @@
 //!
 //! let blob = Blob::parse(MODEL)?; // touches the directory only
 //! let item = blob.table("item")?;
-//! let mut workspace = [0.0; 128]; // item.workspace_len()
+//! let mut workspace = [0.0; 144]; // item.workspace_len()
 //! let mut row = [0.0; 16]; // item.embedding_dim()
 //! item.lookup(42, &mut row, &mut workspace)?;
 //!
@@ -57,7 +57,7 @@ pub use aligned::AlignedBuf;
 pub use aligned::AlignedBytes;
 pub use bag::{Bags, Pooling};
 pub use blob::Blob;
-pub use error::{BlobError, LookupError, ShapeError};
+pub use error::{BlobError, LookupError, PoolTablesError, ShapeError};
 pub use isa::Tier;
 pub use shape::{DigitOrder, TtShape};
 pub use table::Table;

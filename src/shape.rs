@@ -193,6 +193,42 @@ impl TtShape {
         digits
     }
 
+    /// How many prefixes there are: `p_0 .. p_{d-2}`.
+    pub fn num_prefixes(&self) -> u64 {
+        let inner = self.row_factors.iter().take(self.num_cores.saturating_sub(1));
+        inner.map(|&p| u64::from(p)).product()
+    }
+
+    /// The number of a row's prefix, its digits without the one for the last core: below
+    /// [`num_prefixes`](Self::num_prefixes). Rows with the same prefix differ in the last product only.
+    ///
+    /// `floor(row / p_{d-1})`, or `row mod (p_0 .. p_{d-2})` for [`DigitOrder::LeastSignificantFirst`].
+    pub fn prefix(&self, row: u64) -> u64 {
+        match self.digit_order {
+            // Neither divisor is ever 0; `max` spares the division its check.
+            DigitOrder::MostSignificantFirst => row / self.last_row_factor().max(1),
+            DigitOrder::LeastSignificantFirst => row % self.num_prefixes().max(1),
+        }
+    }
+
+    /// The digits of a prefix, as [`digits`](Self::digits) has them, the last one 0.
+    pub(crate) fn prefix_digits(&self, prefix: u64) -> [u32; MAX_CORES] {
+        match self.digit_order {
+            DigitOrder::MostSignificantFirst => self.digits(prefix.saturating_mul(self.last_row_factor())),
+            DigitOrder::LeastSignificantFirst => self.digits(prefix),
+        }
+    }
+
+    fn last_row_factor(&self) -> u64 {
+        self.row_factors().last().map_or(1, |&p| p.into())
+    }
+
+    /// Elements of a prefix's product, `q_0 .. q_{d-2} x r_{d-1}`: what the last step multiplies.
+    pub fn prefix_len(&self) -> usize {
+        let inner = self.column_factors.iter().take(self.num_cores.saturating_sub(1));
+        inner.map(|&q| q as usize).product::<usize>() * self.rank(self.num_cores.saturating_sub(1))
+    }
+
     /// Multiply-adds, counted as two, of one row multiplied out from core 0: `sum_k 2 (q_0..q_{k-1}) r_k q_k r_{k+1}`.
     /// For d = 3, `2 q_0 q_1 r_2 (r_1 + q_2)`. Saturates.
     pub fn flops_left_to_right(&self) -> u64 {
@@ -279,6 +315,7 @@ mod tests {
         assert_eq!(shape.flops_left_to_right(), 2 * 16 * 32 * (32 + 4));
         assert_eq!(shape.flops_right_to_left(), 2 * 16 * 32 * (32 + 4));
         assert_eq!(shape.partial_len(), 16 * 32);
+        assert_eq!((shape.num_prefixes(), shape.prefix_len()), (44_000, 16 * 32));
         let wide_last = TtShape::new(11_000_000, &[200, 220, 250], &[2, 2, 16], &[32, 32]).unwrap();
         assert_eq!(wide_last.flops_left_to_right(), 2 * 4 * 32 * (32 + 16));
         assert_eq!(wide_last.flops_right_to_left(), 2 * 32 * 32 * (32 + 2));
@@ -296,6 +333,12 @@ mod tests {
             assert_eq!(recompose([0, 1, 2, 3], most), row);
             assert_eq!(recompose([3, 2, 1, 0], least), row);
             assert!(most.iter().zip(shape.row_factors()).all(|(d, p)| d < p));
+            for (shape, digits) in [(shape, most), (reversed, least)] {
+                let prefix = shape.prefix(row);
+                assert!(prefix < shape.num_prefixes());
+                assert_eq!(shape.prefix_digits(prefix)[..3], digits[..3]);
+                assert_eq!(shape.prefix_digits(prefix)[3], 0);
+            }
         }
     }
 

@@ -219,7 +219,7 @@ fn dense_f32_rows_come_back_bit_for_bit() {
     values.truncate(values.len() / 7 * 7);
     let num_embeddings = values.len() as u64 / 7;
     let weights = WeightsSpec::Dense { num_embeddings, embedding_dim: 7, dtype: Dtype::F32 };
-    let table = TableSpec { name: "dense".into(), weights, overrides: None };
+    let table = TableSpec { name: "dense".into(), weights, num_prefixes: 0, overrides: None };
     let buf = Layout::new(&[table]).unwrap().build(|_, out| dtype::encode_rows(&values, 7, Dtype::F32, out).unwrap());
     for table in tables_on_every_tier(&buf) {
         for (row, expected) in (0..).zip(values.chunks(7)) {
@@ -231,7 +231,7 @@ fn dense_f32_rows_come_back_bit_for_bit() {
 /// A dense table of one row that holds these bytes.
 fn one_row(bytes: &[u8], embedding_dim: usize, dtype: Dtype) -> AlignedBuf {
     let weights = WeightsSpec::Dense { num_embeddings: 1, embedding_dim, dtype };
-    let table = TableSpec { name: "t".into(), weights, overrides: None };
+    let table = TableSpec { name: "t".into(), weights, num_prefixes: 0, overrides: None };
     Layout::new(&[table]).unwrap().build(|_, out| out.copy_from_slice(bytes))
 }
 
@@ -291,7 +291,8 @@ fn many_small_i8_scales_do_not_underflow() {
     // Each scale is fine; the product of all six is below the least f32.
     let shape = TtShape::new(1, &[1; 6], &[1; 6], &[16; 5]).unwrap();
     let row = |dtype| {
-        let table = TableSpec { name: "t".into(), weights: WeightsSpec::Tt { shape, dtype }, overrides: None };
+        let table =
+            TableSpec { name: "t".into(), weights: WeightsSpec::Tt { shape, dtype }, num_prefixes: 0, overrides: None };
         let scale = Cell::new(1.0f32);
         let buf = Layout::new(&[table]).unwrap().build(|section, out| match section.role {
             Role::Core(_) => {
@@ -314,9 +315,14 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
     for dtype in Dtype::ALL {
         let buf = {
             let weights = WeightsSpec::Dense { num_embeddings: 30, embedding_dim: 20, dtype };
-            let dense = TableSpec { name: "dense".into(), weights, overrides: None };
+            let dense = TableSpec { name: "dense".into(), weights, num_prefixes: 0, overrides: None };
             let shape = TtShape::new(30, &[1, 30], &[1, 20], &[1]).unwrap();
-            let tt = TableSpec { name: "tt".into(), weights: WeightsSpec::Tt { shape, dtype }, overrides: None };
+            let tt = TableSpec {
+                name: "tt".into(),
+                weights: WeightsSpec::Tt { shape, dtype },
+                num_prefixes: 0,
+                overrides: None,
+            };
             let tables = if dtype.suits_cores() { vec![dense, tt] } else { vec![dense] };
             // The first core is 1: what the second core's slices hold are the rows.
             let scales = Cell::new([0.0; 30]);
@@ -379,7 +385,7 @@ fn two_kinds() -> AlignedBuf {
     let shape = TtShape::new(6, &[2, 2, 2], &[1, 2, 2], &[3, 2]).unwrap();
     let tt = WeightsSpec::Tt { shape, dtype: Dtype::F32 };
     let dense = WeightsSpec::Dense { num_embeddings: 6, embedding_dim: 4, dtype: Dtype::F16 };
-    let table = |(name, weights): (&str, _)| TableSpec { name: name.into(), weights, overrides: None };
+    let table = |(name, weights): (&str, _)| TableSpec { name: name.into(), weights, num_prefixes: 0, overrides: None };
     build(&[("dense", dense), ("tt", tt)].map(table), 3, Values::Reals)
 }
 

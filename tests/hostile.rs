@@ -373,6 +373,7 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
         let weights = vec![0.5; rows.len()];
         let weighted = Bags::new(&rows, &offsets).unwrap().with_per_sample_weights(&weights).unwrap();
         table.bag(&weighted, Pooling::Sum, &mut out, &mut table.workspace()).unwrap();
+        check_batch(&table, &rows);
 
         for index in [num_embeddings, num_embeddings + rng.below(1 << 41), u64::MAX] {
             let mut out = vec![SENTINEL; dim];
@@ -387,10 +388,29 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
     }
 }
 
+/// More lookups of these rows than are sorted by insertion: a bag is the same with room for all of them and with the least.
+fn check_batch(table: &Table<'_>, rows: &[u64]) {
+    let indices: Vec<u64> = rows.iter().copied().cycle().take(60).collect();
+    let bags = Bags::new(&indices, &[0, 7, 60]).unwrap();
+    let pool = |workspace_len| {
+        let mut out = vec![SENTINEL; 2 * table.embedding_dim()];
+        table.bag(&bags, Pooling::Sum, &mut out, &mut vec![f32::NAN; workspace_len]).unwrap();
+        out
+    };
+    let (least, best) = (pool(table.workspace_len()), pool(table.batch_workspace_len(indices.len())));
+    // Of a NaN, only that it is one.
+    let same = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
+    assert!(least.iter().zip(&best).all(same), "{least:?} is not {best:?}");
+}
+
 /// The first, the last and some other rows, among them an overridden one and its neighbour.
 fn sample_rows(table: &Table<'_>, reference: &Reference<'_>, rng: &mut Rng) -> Vec<u64> {
     let n = table.num_embeddings();
     let mut rows = vec![0, n - 1, rng.below(n)];
+    if !reference.is_dense() {
+        let ids = reference.prefix_ids();
+        rows.extend((0..n.min(50)).find(|&row| ids.contains(&reference.prefix(row))));
+    }
     if let Some(&id) = reference.override_ids().first().filter(|&&id| id < n) {
         rows.extend([id, (id + 1) % n]);
     }
@@ -411,7 +431,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// products leave f32's range, of which nothing is asserted but that they are looked up.
 fn check_by_the_oracle(table: &Table<'_>, reference: &Reference<'_>, rng: &mut Rng, seen: &mut Seen) {
     let ids = reference.override_ids();
-    let ascending = ids.is_sorted_by(|a, b| a < b);
+    let ascending = ids.is_sorted_by(|a, b| a < b) && reference.prefix_ids().is_sorted_by(|a, b| a < b);
     for row in sample_rows(table, reference, rng) {
         let found = lookup(table, row);
         // With ids out of order it is undefined which of them a search finds; `verify_payload` reports them.
@@ -454,10 +474,11 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
             return Err(BlobError::Scale { table, section: s.position, position: position as u64 });
         }
     }
-    let ids = Reference::new(bytes, table).override_ids();
-    let bad = |&i: &usize| ids[i] >= num_embeddings || (i > 0 && ids[i - 1] >= ids[i]);
-    match (0..ids.len()).find(bad) {
-        Some(position) => Err(BlobError::OverrideIds { table, position }),
-        None => Ok(()),
-    }
+    let reference = Reference::new(bytes, table);
+    let bad = |ids: &[u64], limit| (0..ids.len()).find(|&i| ids[i] >= limit || (i > 0 && ids[i - 1] >= ids[i]));
+    let prefixes = bad(&reference.prefix_ids(), reference.num_prefixes());
+    let prefixes = prefixes.map(|position| BlobError::PrefixIds { table, position });
+    let overrides = bad(&reference.override_ids(), num_embeddings);
+    let overrides = overrides.map(|position| BlobError::OverrideIds { table, position });
+    prefixes.or(overrides).map_or(Ok(()), Err)
 }

@@ -70,6 +70,7 @@ fn the_counter_counts() {
 fn assert_no_allocation(bytes: &[u8]) -> usize {
     let mut workspace = vec![0.0; 1 << 14];
     let mut out = vec![0.0; 1 << 10];
+    let mut many = [0; 600];
     let mut num_tables = 0;
     let calls = allocator_calls(|| {
         let blob = Blob::parse(bytes).unwrap();
@@ -97,6 +98,16 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
             let weighted = narrow.with_per_sample_weights(&[0.5, 1.0, 1.5, 2.0]).unwrap();
             table.bag(&weighted, Pooling::Sum, &mut out[..3 * dim], &mut workspace).unwrap();
             assert!(table.bag(&weighted, Pooling::Max, &mut out[..3 * dim], &mut workspace).is_err());
+            // Enough lookups to be sorted every way there is, in one go or, with the least workspace, in several.
+            (0..).zip(&mut many).for_each(|(i, row)| *row = (i * i / 3) % n);
+            let batch = Bags::new(&many, &[0, 40, 100, 600]).unwrap();
+            for workspace_len in [table.workspace_len(), table.batch_workspace_len(many.len())] {
+                let workspace = &mut workspace[..workspace_len];
+                for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
+                    table.bag(&batch, pooling, &mut out[..3 * dim], workspace).unwrap();
+                    table.bag(&batch.in_index_order(), pooling, &mut out[..3 * dim], workspace).unwrap();
+                }
+            }
         }
         num_tables = blob.num_tables();
         black_box(&out);

@@ -19,12 +19,13 @@ fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) ->
     TableSpec {
         name: name.into(),
         weights: WeightsSpec::Dense { num_embeddings, embedding_dim, dtype },
+        num_prefixes: 0,
         overrides: None,
     }
 }
 
 fn tt(name: &str, shape: TtShape, dtype: Dtype) -> TableSpec {
-    TableSpec { name: name.into(), weights: WeightsSpec::Tt { shape, dtype }, overrides: None }
+    TableSpec { name: name.into(), weights: WeightsSpec::Tt { shape, dtype }, num_prefixes: 0, overrides: None }
 }
 
 fn overridden(table: TableSpec, count: u64, dtype: Dtype) -> TableSpec {
@@ -209,8 +210,8 @@ fn too_many_tables() {
 
 #[test]
 fn more_sections_than_the_tables_can_have() {
-    // Rows or six cores with their scales, and two for overrides.
-    let limit = NUM_TABLES as u64 * 14;
+    // Rows or six cores with their scales, two for prefixes, and two for overrides.
+    let limit = NUM_TABLES as u64 * 16;
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_SECTIONS, &found.to_le_bytes());
@@ -915,7 +916,88 @@ fn override_ids_of_rows_that_do_not_exist() {
     }
 }
 
+/// One tensor train in seven sections: cores 0 to 2 (f32), 3 and 4 products of two of its six prefixes, 5 and 6 overrides.
+fn with_prefixes() -> AlignedBuf {
+    let shape = TtShape::new(23, &[2, 3, 4], &[2, 3, 2], &[5, 3]).unwrap();
+    let table = overridden(TableSpec { num_prefixes: 2, ..tt("a", shape, Dtype::F32) }, 3, Dtype::F32);
+    let buf = build(&[table], 7, Values::Reals);
+    let roles = format::sections_of(&buf, 0).into_iter().map(|section| section.role).collect::<Vec<_>>();
+    assert_eq!(roles[3..], [format::ROLE_PREFIX_IDS, format::ROLE_PREFIX_PRODUCTS, 4, 5]);
+    Blob::parse(&buf).unwrap().verify_payload().unwrap();
+    buf
+}
+
+/// Patches, reseals and parses `with_prefixes()`.
+fn patched_prefixes(position: usize, field: usize, value: &[u8]) -> BlobError {
+    let mut buf = with_prefixes();
+    let at = section_at(&buf, position);
+    put(&mut buf, at + field, value);
+    assert!(reseal(&mut buf));
+    parse(&buf).unwrap_err()
+}
+
+#[test]
+fn prefix_ids_that_are_no_ids_or_too_many_or_cut() {
+    for found in 1..=5 {
+        let expected = BlobError::SectionDtype { section: 3, found: found.into() };
+        assert_eq!(patched_prefixes(3, section::DTYPE, &[found]), expected);
+    }
+    for (found, expected) in [(15u64, 8), (17, 16), (56, 48)] {
+        let expected = BlobError::SectionLength { section: 3, found, expected };
+        assert_eq!(patched_prefixes(3, section::LEN, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn prefix_products_that_are_not_f32_or_not_as_many_as_the_ids() {
+    // Six rows of three: 72 bytes each.
+    let expected = BlobError::SectionLength { section: 4, found: 144, expected: 72 };
+    assert_eq!(patched_prefixes(3, section::LEN, &8u64.to_le_bytes()), expected);
+    let mut buf = with_prefixes();
+    let at = section_at(&buf, 4);
+    buf[at + section::DTYPE] = format::DTYPE_F16;
+    put(&mut buf, at + section::LEN, &72u64.to_le_bytes());
+    // The sections after it would have to move: the dtype is what is wrong first.
+    assert!(reseal(&mut buf));
+    assert!(matches!(
+        parse(&buf),
+        Err(BlobError::SectionOffset { section: 5, .. } | BlobError::SectionDtype { section: 4, .. })
+    ));
+}
+
+#[test]
+fn prefix_ids_without_products_or_in_another_place() {
+    let unexpected = |section, found: u16| BlobError::SectionRole { section, found: found.into() };
+    assert_eq!(patched_prefixes(4, section::ROLE, &5u16.to_le_bytes()), unexpected(4, 5));
+    assert_eq!(patched_prefixes(5, section::ROLE, &6u16.to_le_bytes()), unexpected(5, 6));
+    assert_eq!(patched_prefixes(3, section::CORE, &[1]), unexpected(3, 6));
+}
+
+#[test]
+fn prefix_ids_that_descend_are_there_twice_or_do_not_exist() {
+    for (ids, position) in [([3u64, 2], 1), ([2, 2], 1), ([0, 6], 1), ([u64::MAX, 1], 0)] {
+        let mut buf = with_prefixes();
+        let at = format::Section::read(&buf, 3).offset;
+        put(&mut buf, at, &ids.map(u64::to_le_bytes).concat());
+        format::reseal_section(&mut buf, 3);
+        let found = Blob::parse(&buf).unwrap().verify_payload();
+        assert_eq!(found, Err(BlobError::PrefixIds { table: 0, position }), "{ids:?}");
+    }
+}
+
 // The writer.
+
+#[test]
+fn writer_refuses_more_prefixes_than_there_are() {
+    let shape = TtShape::new(23, &[2, 3, 4], &[2, 3, 2], &[5, 3]).unwrap();
+    let table = |num_prefixes| TableSpec { num_prefixes, ..tt("a", shape, Dtype::I8) };
+    assert!(Layout::new(&[table(6)]).is_ok());
+    for found in [7, u64::MAX] {
+        assert_eq!(refused(&[table(found)]), BlobError::Count { what: "prefixes", found, limit: 6 });
+    }
+    let table = TableSpec { num_prefixes: 1, ..dense("a", 4, 4, Dtype::F32) };
+    assert_eq!(refused(&[table]), BlobError::Count { what: "prefixes", found: 1, limit: 0 });
+}
 
 fn refused(tables: &[TableSpec]) -> BlobError {
     Layout::new(tables).map(|_| ()).unwrap_err()

@@ -108,6 +108,7 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
         assert_same(&pooled[dim..2 * dim], &lookup(table, rows - 1));
     }
 
+    batch(table, noise);
     refusals(table);
 
     // Bags made of the input itself: refused or pooled, whichever is right.
@@ -122,6 +123,26 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
     assert_eq!(Bags::new(&indices, &offsets).is_ok(), well_formed);
     let in_range = indices.iter().all(|&index| index < rows);
     assert_eq!(bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(), well_formed && in_range);
+}
+
+/// More lookups than are sorted by insertion, of few prefixes and of any: a bag is the same in a batch with room for all of it
+/// and alone with the least.
+fn batch(table: &Table<'_>, noise: &[u8]) {
+    let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
+    let indices: Vec<u64> = (0..72u64)
+        .zip(noise.iter().rev().cycle())
+        .map(|(at, &byte)| u64::from(byte % 4) + if byte < 128 { 0 } else { u64::from(byte) * at * at })
+        .map(|row| row % rows)
+        .collect();
+    let offsets = [0, 3, 3, 72];
+    let bags = Bags::new(&indices, &offsets).expect("72 lookups");
+    let mut out = vec![POISON; bags.len() * dim];
+    table.bag(&bags, Pooling::Sum, &mut out, &mut vec![POISON; table.batch_workspace_len(72)]).expect("rows in range");
+    for (found, bounds) in out.chunks_exact(dim).zip(offsets.windows(2)) {
+        let indices = &indices[bounds[0] as usize..bounds[1] as usize];
+        let alone = bag(table, indices, &[0, indices.len() as u64], None, Pooling::Sum).expect("rows in range");
+        assert_same(found, &alone);
+    }
 }
 
 /// What must be refused, with which error, and leaving the output alone.

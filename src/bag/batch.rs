@@ -7,8 +7,9 @@
 //! less work: pooling is linear.
 //!
 //! In which order a bag's rows are added depends on that bag alone: stored rows first, in the order of its indices; then by
-//! prefix, in the order of [`Digits::prefix_key`], and by the order of its indices among equals. So its bits depend neither
-//! on the batch nor on the workspace.
+//! prefix, in the order of [`Digits::prefix_key`], and by the order of its indices among equals. Last slices are summed
+//! [`MAX_SUMMED`] at a time, counted from the first lookup of the prefix: so many always fit what is sorted together. So a
+//! bag's bits depend neither on the batch nor on the workspace.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -18,9 +19,9 @@
 use super::{Bags, Index, digits::Digits, divide, sort::sort};
 use crate::{
     blob::{Core, TtCores},
-    dtype::{Elements, Weight, with_core_elements},
+    dtype::{Elements, Weight, with_core_elements, with_elements},
     isa::Tier,
-    kernel::{Epilogue, Job, add_products, chain_step, store_products, widen},
+    kernel::{AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step, store_products, widen},
     shape::{MAX_CORES, TtShape},
     table::{Table, num_partials, step_size},
 };
@@ -30,12 +31,17 @@ use core::ops::Range;
 const MAX_LOOKUPS: usize = 1 << 14;
 /// Lookups that are sorted on the stack, where the workspace has no room for more.
 const FEW_LOOKUPS: usize = 32;
+/// Lookups of one prefix in one bag whose last slices are summed together at most: half of [`FEW_LOOKUPS`], which is the least
+/// that is left of a bag's lookups when there is no room for all of them.
+const MAX_SUMMED: usize = FEW_LOOKUPS / 2;
 /// Prefixes of a chunk at most.
 const MAX_CHUNK: usize = 32;
 /// Bytes of their products, so that they and a slice fit the nearest cache.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Products that are handed to a kernel together.
 const JOBS: usize = 32;
+/// Rows that are: many, since each asks for one of those behind it.
+const ROWS: usize = 128;
 
 /// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster.
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
@@ -67,6 +73,17 @@ pub(super) struct Output<'o> {
 impl Output<'_> {
     pub(super) fn start(&self, bag: usize) -> usize {
         bag * self.stride + self.first
+    }
+
+    fn fill_zero(&mut self, bags: Range<usize>) -> Option<()> {
+        if self.stride == self.embedding_dim {
+            self.rows.get_mut(self.start(bags.start)..self.start(bags.end))?.fill(0.0);
+        } else {
+            for bag in bags {
+                self.row(bag)?.fill(0.0);
+            }
+        }
+        Some(())
     }
 
     pub(super) fn row(&mut self, bag: usize) -> Option<&mut [f32]> {
@@ -168,8 +185,9 @@ impl<X: Index> Segment<'_, X> {
 /// A prefix of a chunk.
 #[derive(Clone, Copy)]
 struct Prefix<'e> {
-    digits: [u32; MAX_CORES],
     lookups: &'e [u64],
+    /// Its product, where it need not be computed.
+    stored: Option<&'e [f32]>,
 }
 
 /// A table whose bags are pooled.
@@ -217,9 +235,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         let mut first = 0;
         while first < bags.len() {
             let end = self.segment_end(bags, first, &buffers)?;
-            for bag in first..end {
-                out.row(bag)?.fill(0.0);
-            }
+            out.fill_zero(first..end)?;
             let lookups = bags.range(first)?.start..bags.range(end - 1)?.end;
             let mut segment = Segment {
                 indices: bags.indices.get(lookups.clone())?,
@@ -232,10 +248,11 @@ impl<'t, 'a> Pool<'t, 'a> {
             if end - first > 1 {
                 // Out of the buffers while the segment borrows it.
                 let bag_of = core::mem::take(&mut buffers.bag_of);
+                let mut rest = &mut *bag_of;
                 for bag in first..end {
-                    let Range { start, end } = bags.range(bag)?;
-                    let of_bag = bag_of.get_mut(start - lookups.start..end - lookups.start)?;
-                    of_bag.fill(u32::try_from(bag).ok()?);
+                    let (of_bag, after) = rest.split_at_mut_checked(bags.range(bag)?.len())?;
+                    of_bag.iter_mut().for_each(|to| *to = bag as u32);
+                    rest = after;
                 }
                 segment.bags = BagOf::Each(bag_of);
                 self.pool_segment(&segment, out, &mut buffers)?;
@@ -271,13 +288,13 @@ impl<'t, 'a> Pool<'t, 'a> {
         out: &mut Output<'_>,
         buffers: &mut Buffers<'_>,
     ) -> Option<()> {
-        self.add_stored_rows(segment, out)?;
         if segment.indices.len() <= buffers.entries.len() {
             let mut count = 0;
-            for entry in self.entries(segment) {
+            self.each_entry(segment, Some(out), |entry| {
                 *buffers.entries.get_mut(count)? = entry;
                 count += 1;
-            }
+                Some(())
+            })?;
             buffers.sort(count, self.digits.num_prefixes());
             return self.multiply_out(segment, count, out, buffers);
         }
@@ -286,53 +303,80 @@ impl<'t, 'a> Pool<'t, 'a> {
         loop {
             let mut count = 0;
             let mut ceiling = u64::MAX;
-            for entry in self.entries(segment) {
+            let rows = if floor.is_none() { Some(&mut *out) } else { None };
+            self.each_entry(segment, rows, |entry| {
                 if floor.is_some_and(|floor| entry <= floor) || entry > ceiling {
-                    continue;
+                    return Some(());
                 }
                 if count == buffers.entries.len() {
                     buffers.sort(count, self.digits.num_prefixes());
                     count = count.div_ceil(2);
                     ceiling = *buffers.entries.get(count - 1)?;
                     if entry > ceiling {
-                        continue;
+                        return Some(());
                     }
                 }
                 *buffers.entries.get_mut(count)? = entry;
                 count += 1;
-            }
+                Some(())
+            })?;
             if count == 0 {
                 return Some(());
             }
             buffers.sort(count, self.digits.num_prefixes());
+            if ceiling < u64::MAX {
+                count -= unfinished(buffers.entries.get(..count)?);
+            }
             floor = buffers.entries.get(count - 1).copied();
             self.multiply_out(segment, count, out, buffers)?;
         }
     }
 
-    /// The entries of lookups whose rows are not stored.
+    /// Gives the entries of lookups whose rows are not stored to `take`; stored ones are added to their bags, if `out` is
+    /// there.
     #[inline(always)]
-    fn entries<'s, X: Index>(&'s self, segment: &Segment<'s, X>) -> impl Iterator<Item = u64> + 's {
-        segment.indices.iter().zip(0u32..).filter_map(|(index, position)| {
-            let row = index.to_u64() as u32;
-            if self.table.stored_row(row.into()).is_some() {
-                return None;
+    fn each_entry<X: Index>(
+        &self,
+        segment: &Segment<'_, X>,
+        mut out: Option<&mut Output<'_>>,
+        mut take: impl FnMut(u64) -> Option<()>,
+    ) -> Option<()> {
+        let entry = |index: &X, position: u32| {
+            u64::from(self.digits.prefix_key(index.to_u64() as u32)) << 32 | u64::from(position)
+        };
+        let mut lookups = segment.indices.iter().zip(0u32..);
+        let Some(overrides) = &self.table.data().overrides else {
+            return lookups.try_for_each(|(index, position)| take(entry(index, position)));
+        };
+        let mut jobs = [AddRow::EMPTY; ROWS];
+        let mut count = 0;
+        let add = |jobs: &[AddRow], out: &mut Output<'_>| {
+            with_elements!(overrides.rows.elements, stored => self.tier.run(AddRows {
+                stored,
+                row_stride: overrides.rows.row_stride(),
+                embedding_dim: out.embedding_dim,
+                jobs,
+                out: out.rows,
+            }))
+        };
+        for (index, position) in lookups {
+            let Some(row) = overrides.position(index.to_u64()) else {
+                take(entry(index, position))?;
+                continue;
+            };
+            let Some(out) = &mut out else { continue };
+            let (bag, weight) = (segment.bag(position.into())?, segment.weight(position.into())?);
+            *jobs.get_mut(count)? = AddRow { row, out: out.start(bag), weight };
+            count += 1;
+            if count == ROWS {
+                add(&jobs, out)?;
+                count = 0;
             }
-            Some(u64::from(self.digits.prefix_key(row)) << 32 | u64::from(position))
-        })
-    }
-
-    fn add_stored_rows<X: Index>(&self, segment: &Segment<'_, X>, out: &mut Output<'_>) -> Option<()> {
-        if self.table.data().overrides.is_none() {
-            return Some(());
         }
-        for (index, position) in segment.indices.iter().zip(0u64..) {
-            if let Some(stored) = self.table.stored_row(index.to_u64()) {
-                let out = out.row(segment.bag(position)?)?;
-                self.table.put_stored_row(stored, out, Epilogue::AddScaled(segment.weight(position)?))?;
-            }
+        match out {
+            Some(out) => add(jobs.get(..count)?, out),
+            None => Some(()),
         }
-        Some(())
     }
 
     /// Adds the first `count` entries, which are sorted.
@@ -346,25 +390,33 @@ impl<'t, 'a> Pool<'t, 'a> {
         let entries = buffers.entries.get(..count)?;
         let [even, odd] = &mut buffers.partials;
         let (even, odd, last_slice) = (&mut **even, &mut **odd, &mut *buffers.last_slice);
-        let mut prefixes = [Prefix { digits: [0; MAX_CORES], lookups: &[] }; MAX_CHUNK];
+        let mut prefixes = [Prefix { lookups: &[], stored: None }; MAX_CHUNK];
+        let mut to_compute = [[0; MAX_CORES]; MAX_CHUNK];
         let mut rest = entries;
         while !rest.is_empty() {
-            let mut length = 0;
+            let (mut length, mut computed) = (0, 0);
             for prefix in prefixes.iter_mut().take(buffers.chunk) {
                 let Some(&entry) = rest.first() else { break };
                 let key = (entry >> 32) as u32;
                 let same = rest.iter().take_while(|&&other| (other >> 32) as u32 == key).count();
                 let (lookups, after) = rest.split_at_checked(same)?;
-                *prefix = Prefix { digits: self.digits.of_prefix(key), lookups };
+                let stored = self.stored_product(segment.row(entry)?);
+                if let Some(xs) = stored {
+                    self.tier.run(Prefetch { xs });
+                } else {
+                    *to_compute.get_mut(computed)? = self.digits.of_prefix(key);
+                    computed += 1;
+                }
+                *prefix = Prefix { lookups, stored };
                 rest = after;
                 length += 1;
             }
-            let prefixes = prefixes.get(..length)?;
-            self.gather(prefixes, even)?;
+            let (prefixes, to_compute) = (prefixes.get(..length)?, to_compute.get(..computed)?);
+            self.gather(to_compute, even)?;
             let (mut x, mut spare) = (&mut *even, &mut *odd);
             for k in 1..self.tt.shape.num_cores() - 1 {
                 let core = self.tt.cores.get(k)?;
-                with_core_elements!(core.slices, slices => self.step(k, slices, core.scales, prefixes, x, spare))??;
+                with_core_elements!(core.slices, slices => self.step(k, slices, core.scales, to_compute, x, spare))??;
                 core::mem::swap(&mut x, &mut spare);
             }
             let core = self.tt.cores.get(self.tt.shape.num_cores() - 1)?;
@@ -375,18 +427,20 @@ impl<'t, 'a> Pool<'t, 'a> {
         Some(())
     }
 
+    /// The product of a row's prefix, if it is stored.
+    #[inline(always)]
+    fn stored_product(&self, row: u32) -> Option<&'a [f32]> {
+        let [m, r, _] = self.last_step;
+        self.tt.prefixes.as_ref()?.product(self.digits.prefix(row).into(), m * r)
+    }
+
     /// The slices of core 0 of each prefix, one after another.
-    fn gather(&self, prefixes: &[Prefix<'_>], x: &mut [f32]) -> Option<()> {
-        let core = self.tt.cores.first()?;
-        let len = self.tt.shape.slice_len(0);
-        for (prefix, x) in prefixes.iter().zip(x.chunks_exact_mut(len)) {
-            let digit = prefix.digits[0] as usize;
-            match core.slices.chunk(digit, len)? {
-                Elements::F32(slice) => x.copy_from_slice(slice),
-                slice => widen(self.tier, slice, slice_scale(core, digit)?, -0.0, x, Epilogue::Store)?,
-            }
-        }
-        Some(())
+    fn gather(&self, prefixes: &[[u32; MAX_CORES]], x: &mut [f32]) -> Option<()> {
+        let (core, len) = (self.tt.cores.first()?, self.tt.shape.slice_len(0));
+        let digits = prefixes.iter().map(|&[digit, ..]| digit as usize);
+        with_core_elements!(core.slices, stored => {
+            self.tier.run(GatherRows { stored, scales: core.scales, len, rows: digits, out: x })
+        })?
     }
 
     /// Step k of each prefix: those with the same slice as one product.
@@ -395,7 +449,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         k: usize,
         slices: &[W],
         scales: &[f32],
-        prefixes: &[Prefix<'_>],
+        prefixes: &[[u32; MAX_CORES]],
         x: &[f32],
         out: &mut [f32],
     ) -> Option<()> {
@@ -405,8 +459,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         let mut count = 0;
         let mut first = 0;
         while let Some(prefix) = prefixes.get(first) {
-            let digit = *prefix.digits.get(k)?;
-            let same = prefixes.get(first..)?.iter().take_while(|other| other.digits.get(k) == Some(&digit)).count();
+            let digit = *prefix.get(k)?;
+            let same = prefixes.get(first..)?.iter().take_while(|other| other.get(k) == Some(&digit)).count();
             *jobs.get_mut(count)? = Job {
                 m: same * m,
                 x: x.get(first * m * r..)?.get(..same * m * r)?,
@@ -435,14 +489,18 @@ impl<'t, 'a> Pool<'t, 'a> {
         let [m, r, n] = self.last_step;
         let mut jobs = [Job::EMPTY; JOBS];
         let mut count = 0;
-        for (prefix, x) in prefixes.iter().zip(x.chunks_exact(m * r)) {
-            let mut lookups = prefix.lookups;
+        let mut computed = x.chunks_exact(m * r);
+        for &Prefix { mut lookups, stored } in prefixes {
+            let x = match stored {
+                Some(product) => product,
+                None => computed.next()?,
+            };
             while let Some(&entry) = lookups.first() {
                 let bag = segment.bag(entry)?;
                 let same = if lookups.len() < self.pool_slices_from {
                     1
                 } else {
-                    lookups.iter().take_while(|&&other| segment.bag(other) == Some(bag)).count()
+                    lookups.iter().take(MAX_SUMMED).take_while(|&&other| segment.bag(other) == Some(bag)).count()
                 };
                 let (these, rest) = lookups.split_at_checked(if same < self.pool_slices_from { 1 } else { same })?;
                 lookups = rest;
@@ -469,7 +527,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 for &entry in these {
                     let digit = self.digits.last(segment.row(entry)?) as usize;
                     let slice = core.slices.chunk(digit, r * n)?;
-                    let scale = segment.weight(entry)? * slice_scale(core, digit)?;
+                    let scale = segment.weight(entry)? * core.scale(digit)?;
                     widen(self.tier, slice, 1.0, -0.0, last_slice, Epilogue::AddScaled(scale))?;
                 }
                 let slice = Elements::F32(last_slice);
@@ -480,9 +538,11 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 }
 
-/// The scale of a slice; 1 where there are none.
-fn slice_scale(core: &Core<'_>, digit: usize) -> Option<f32> {
-    if core.scales.is_empty() { Some(1.0) } else { core.scales.get(digit).copied() }
+/// How many of some sorted entries would be summed with others, if there are more of the last one's prefix.
+fn unfinished(entries: &[u64]) -> usize {
+    let prefix = |entry: &u64| entry >> 32;
+    let last = entries.last().map(prefix);
+    entries.iter().rev().take_while(|entry| Some(prefix(entry)) == last).count() % MAX_SUMMED
 }
 
 /// From how many lookups of one prefix in one bag on it is less work to sum their last slices (of `r n` elements each) and
@@ -491,5 +551,5 @@ fn slice_scale(core: &Core<'_>, digit: usize) -> Option<f32> {
 /// the second cache).
 fn pool_slices_from(m: usize) -> usize {
     // k m > 1.15 (m + 2.5 k)
-    (2..64).find(|k| 20 * k * m > 23 * m + 58 * k).unwrap_or(usize::MAX)
+    (2..=MAX_SUMMED).find(|k| 20 * k * m > 23 * m + 58 * k).unwrap_or(usize::MAX)
 }

@@ -55,6 +55,16 @@ impl Digits {
         }
     }
 
+    /// The number of a row's prefix, as [`TtShape::prefix`].
+    #[inline(always)]
+    pub(super) fn prefix(&self, row: u32) -> u32 {
+        let (quotient, remainder) = self.split.divide(row);
+        match self.order {
+            DigitOrder::MostSignificantFirst => quotient,
+            DigitOrder::LeastSignificantFirst => remainder,
+        }
+    }
+
     /// The digits `i_0 .. i_{d-2}` of the prefix with this key; 0 after them.
     #[inline(always)]
     pub(super) fn of_prefix(&self, key: u32) -> [u32; MAX_CORES] {
@@ -95,7 +105,8 @@ impl Divisor {
     /// By a number that is not 0.
     fn new(by: u32) -> Self {
         let by = by.max(1);
-        Self { by, reciprocal: (u64::MAX / u64::from(by)).wrapping_add(1) }
+        let floor = u64::MAX.checked_div(u64::from(by)).unwrap_or(u64::MAX);
+        Self { by, reciprocal: floor.wrapping_add(1) }
     }
 
     /// Quotient and remainder of `n`.
@@ -114,6 +125,7 @@ impl Divisor {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use alloc::vec::Vec;
@@ -147,6 +159,7 @@ mod tests {
                 for row in 0..shape.num_embeddings() as u32 {
                     let expected = shape.digits(row.into());
                     assert_eq!(digits.last(row), expected[prefix_len]);
+                    assert_eq!(u64::from(digits.prefix(row)), shape.prefix(row.into()));
                     let key = digits.prefix_key(row);
                     assert_eq!(digits.of_prefix(key)[..prefix_len], expected[..prefix_len]);
                     prefixes.push((expected[..prefix_len].iter().rev().copied().collect::<Vec<_>>(), key));

@@ -13,7 +13,7 @@ use batch::{Output, Pool};
 use crate::{
     blob::Weights,
     dtype::with_elements,
-    error::LookupError,
+    error::{LookupError, PoolTablesError},
     kernel::{Epilogue, PoolRows},
     table::Table,
 };
@@ -218,6 +218,60 @@ impl Table<'_> {
         }
         Some(())
     }
+}
+
+/// Pools one list of bags per table, as a ranker's sample has one bag per feature: bag b of every table goes to row b of
+/// `out`, `num_bags x (sum of embedding_dim)`, those of the first table first (the layout of TorchRec's `KeyedTensor`).
+///
+/// Tables may differ in everything but the number of bags. `workspace` holds as much as the one that needs the most
+/// ([`Table::workspace_len`], or better [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also split them over
+/// threads.
+///
+/// ```
+/// use ttrec::{Bags, Pooling, bag::pool_tables};
+/// # let blob = ttrec::Blob::parse(ttrec::include_blob!("../../tests/golden/two_tables.ttr"))?;
+/// let (item, user) = (blob.table("item")?, blob.table("user")?);
+/// let two = Bags::new(&[3u32, 7, 12], &[0, 2, 3])?;
+/// let width = item.embedding_dim() + user.embedding_dim();
+/// let mut out = vec![0.0; two.len() * width];
+/// let mut workspace = vec![0.0; item.workspace_len().max(user.workspace_len())];
+/// pool_tables(&[(item, two), (user, two)], Pooling::Sum, &mut out, &mut workspace)?;
+/// # let mut row = vec![0.0; user.embedding_dim()];
+/// # user.lookup(12, &mut row, &mut workspace)?;
+/// assert_eq!(out[2 * width - user.embedding_dim()..], row);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`PoolTablesError`]: whatever [`Table::bag`] would refuse, and different numbers of bags. `out` is then as it was.
+pub fn pool_tables<I: Index>(
+    tables: &[(Table<'_>, Bags<'_, I>)],
+    pooling: Pooling,
+    out: &mut [f32],
+    workspace: &mut [f32],
+) -> Result<(), PoolTablesError> {
+    let at = |table| move |error| PoolTablesError { table, error };
+    let num_bags = tables.first().map_or(0, |(_, bags)| bags.len());
+    let stride = tables.iter().fold(0usize, |width, (table, _)| width.saturating_add(table.embedding_dim()));
+    let expected = num_bags.saturating_mul(stride);
+    if out.len() != expected {
+        return Err(at(0)(LookupError::OutputLen { found: out.len(), expected }));
+    }
+    for (position, (table, bags)) in tables.iter().enumerate() {
+        if bags.len() != num_bags {
+            return Err(at(position)(LookupError::NumBags { found: bags.len(), expected: num_bags }));
+        }
+        table.check_buffers(0, 0, workspace.len()).map_err(at(position))?;
+        table.check_bags(bags, pooling).map_err(at(position))?;
+    }
+    let mut first = 0usize;
+    for (position, (table, bags)) in tables.iter().enumerate() {
+        let embedding_dim = table.embedding_dim();
+        let mut out = Output { rows: &mut *out, stride, first, embedding_dim };
+        table.pool(bags, pooling, &mut out, workspace).ok_or(at(position)(LookupError::Inconsistent))?;
+        first = first.saturating_add(embedding_dim);
+    }
+    Ok(())
 }
 
 /// Makes a sum of `count` rows their mean.

@@ -39,6 +39,10 @@ pub enum Role {
     Core(usize),
     /// The scale of each slice of an i8 core.
     Scales(usize),
+    /// Numbers of the prefixes whose products are stored.
+    PrefixIds,
+    /// The products of these prefixes.
+    PrefixProducts,
     /// Ids of the rows that are stored apart.
     OverrideIds,
     /// The rows that are stored apart.
@@ -86,6 +90,17 @@ pub struct TtCores<'a> {
     pub shape: TtShape,
     /// The first `shape.num_cores()` are in use.
     pub cores: [Core<'a>; MAX_CORES],
+    /// Products that need not be computed.
+    pub prefixes: Option<Prefixes<'a>>,
+}
+
+/// What the first d - 1 cores multiply out to, for some prefixes: those of rows that are asked for often.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefixes<'a> {
+    /// Which prefixes ([`TtShape::prefix`]), strictly ascending.
+    pub ids: &'a [u64],
+    /// Their products, [`TtShape::prefix_len`] elements per id.
+    pub products: &'a [f32],
 }
 
 /// One core: `p_k` slices of `r_k x q_k x r_{k+1}` elements, each row-major, one after another.
@@ -151,20 +166,41 @@ impl<'a> Rows<'a> {
     }
 }
 
+impl Core<'_> {
+    /// What the elements of a slice are multiplied by.
+    #[inline]
+    pub(crate) fn scale(&self, slice: usize) -> Option<f32> {
+        if self.slices.dtype() == Dtype::I8 { self.scales.get(slice).copied() } else { Some(1.0) }
+    }
+}
+
+impl<'a> Prefixes<'a> {
+    /// The product of a prefix, if it is stored: `len` elements.
+    #[inline]
+    pub(crate) fn product(&self, prefix: u64, len: usize) -> Option<&'a [f32]> {
+        let start = position(self.ids, prefix)?.checked_mul(len)?;
+        self.products.get(start..)?.get(..len)
+    }
+}
+
 impl Overrides<'_> {
     /// The position of `row` among the ids.
+    #[inline]
     pub(crate) fn position(&self, row: u64) -> Option<usize> {
-        let (first, last) = (self.ids.first()?, self.ids.last()?);
-        if row < *first || row > *last {
-            return None;
-        }
-        // Of a table sorted by frequency, the hot rows are the first ones.
-        let position = usize::try_from(row.wrapping_sub(*first)).ok()?;
-        if self.ids.get(position) == Some(&row) {
-            return Some(position);
-        }
-        self.ids.binary_search(&row).ok()
+        position(self.ids, row)
     }
+}
+
+/// The position of `id` among ascending `ids`.
+#[inline]
+fn position(ids: &[u64], id: u64) -> Option<usize> {
+    let (first, last) = (ids.first()?, ids.last()?);
+    if id < *first || id > *last {
+        return None;
+    }
+    // Of a table that is sorted by frequency, those asked for often are the first ones: a guess that is often right.
+    let guess = usize::try_from(id.wrapping_sub(*first)).ok()?;
+    if ids.get(guess) == Some(&id) { Some(guess) } else { ids.binary_search(&id).ok() }
 }
 
 impl TableData<'_> {
@@ -263,6 +299,8 @@ impl Role {
             // A core's position is below MAX_CORES.
             Self::Core(k) => (role::CORE, k as u8),
             Self::Scales(k) => (role::SCALES, k as u8),
+            Self::PrefixIds => (role::PREFIX_IDS, 0),
+            Self::PrefixProducts => (role::PREFIX_PRODUCTS, 0),
             Self::OverrideIds => (role::OVERRIDE_IDS, 0),
             Self::OverrideRows => (role::OVERRIDE_ROWS, 0),
         }
@@ -274,6 +312,8 @@ impl Role {
             code::ROWS => Self::Rows,
             code::CORE => Self::Core(core.into()),
             code::SCALES => Self::Scales(core.into()),
+            code::PREFIX_IDS => Self::PrefixIds,
+            code::PREFIX_PRODUCTS => Self::PrefixProducts,
             code::OVERRIDE_IDS => Self::OverrideIds,
             code::OVERRIDE_ROWS => Self::OverrideRows,
             _ => return None,

@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    ALIGNMENT, Blob, Checksum, Core, MAX_NAME_LEN, MAX_TABLES, Overrides, Role, Rows, TableData, TtCores, VERSION,
-    Weights, align_up, directory_checksum,
+    ALIGNMENT, Blob, Checksum, Core, MAX_NAME_LEN, MAX_TABLES, Overrides, Prefixes, Role, Rows, TableData, TtCores,
+    VERSION, Weights, align_up, directory_checksum,
     record::{DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, kind},
 };
 use crate::{
@@ -13,8 +13,8 @@ use crate::{
     shape::{DigitOrder, MAX_CORES, TtShape, check_embedding_dim, check_num_embeddings},
 };
 
-/// Sections of one table: rows, or cores with scales; and overrides.
-const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 2;
+/// Sections of one table: rows, or cores with scales and prefixes; and overrides.
+const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 4;
 
 impl<'a> Blob<'a> {
     /// Checks the header and the directory of `bytes`, which must start on a multiple of [`ALIGNMENT`] and be the blob
@@ -87,10 +87,11 @@ impl<'a> Blob<'a> {
     }
 
     /// Compares every section with its checksum, and checks what parsing leaves alone: that scales are positive and
-    /// finite, offsets finite, and override ids ascending and in range. Reads the whole blob.
+    /// finite, offsets finite, and the ids of prefixes and overrides ascending and in range. Reads the whole blob.
     ///
     /// # Errors
-    /// [`BlobError::PayloadChecksum`], [`BlobError::Scale`] or [`BlobError::OverrideIds`] for the first table that fails.
+    /// [`BlobError::PayloadChecksum`], [`BlobError::Scale`], [`BlobError::PrefixIds`] or [`BlobError::OverrideIds`] for the
+    /// first table that fails.
     pub fn verify_payload(&self) -> Result<(), BlobError> {
         (0..self.num_tables()).try_for_each(|table| self.verify_table(table))
     }
@@ -129,16 +130,17 @@ impl<'a> Blob<'a> {
                         return Err(BlobError::Scale { table, section, position: position as u64 });
                     }
                 }
+                if let Some(prefixes) = &tt.prefixes
+                    && let Some(position) = first_bad_id(prefixes.ids, tt.shape.num_prefixes())
+                {
+                    return Err(BlobError::PrefixIds { table, position });
+                }
             }
         }
         if let Some(overrides) = &data.overrides {
             check_rows(&overrides.rows, Role::OverrideRows)?;
-            let mut floor = 0;
-            for (position, &id) in overrides.ids.iter().enumerate() {
-                if id < floor || id >= data.num_embeddings {
-                    return Err(BlobError::OverrideIds { table, position });
-                }
-                floor = id.saturating_add(1);
+            if let Some(position) = first_bad_id(overrides.ids, data.num_embeddings) {
+                return Err(BlobError::OverrideIds { table, position });
             }
         }
         Ok(())
@@ -260,6 +262,16 @@ impl<'a> Blob<'a> {
     }
 }
 
+/// The first of these ids that is not above the one before it and below `limit`.
+fn first_bad_id(ids: &[u64], limit: u64) -> Option<usize> {
+    let mut floor = 0;
+    ids.iter().position(|&id| {
+        let bad = id < floor || id >= limit;
+        floor = id.saturating_add(1);
+        bad
+    })
+}
+
 fn check_count(what: &'static str, found: u32, limit: usize) -> Result<usize, BlobError> {
     let found = found as usize;
     if found <= limit { Ok(found) } else { Err(BlobError::Count { what, found: found as u64, limit: limit as u64 }) }
@@ -356,7 +368,23 @@ impl<'a> SectionCursor<'_, 'a> {
                 core.scales = scales;
             }
         }
-        Ok(TtCores { shape, cores })
+        let prefixes = self.prefixes(&shape)?;
+        Ok(TtCores { shape, cores, prefixes })
+    }
+
+    /// Products of prefixes, if they come next.
+    fn prefixes(&mut self, shape: &TtShape) -> Result<Option<Prefixes<'a>>, BlobError> {
+        if self.rest.first().is_none_or(|next| (next.role, next.core) != Role::PrefixIds.codes()) {
+            return Ok(None);
+        }
+        let ids = self.ids(Role::PrefixIds, shape.num_prefixes())?;
+        let section = self.section;
+        let products =
+            self.elements(Role::PrefixProducts, ids.len() as u64, |dtype| dtype.bytes_of(shape.prefix_len()))?;
+        match products {
+            Elements::F32(products) => Ok(Some(Prefixes { ids, products })),
+            other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),
+        }
     }
 
     /// Overrides, if the table has sections left.
@@ -364,20 +392,28 @@ impl<'a> SectionCursor<'_, 'a> {
         if self.rest.is_empty() {
             return Ok(None);
         }
-        let (section, record) = self.take(Role::OverrideIds)?;
+        let ids = self.ids(Role::OverrideIds, num_embeddings)?;
+        let rows = self.rows(Role::OverrideRows, ids.len() as u64, embedding_dim)?;
+        Ok(Some(Overrides { ids, rows }))
+    }
+
+    /// At most `limit` ids.
+    fn ids(&mut self, role: Role, limit: u64) -> Result<&'a [u64], BlobError> {
+        let (section, record) = self.take(role)?;
         if record.dtype != DTYPE_U64 {
             return Err(BlobError::SectionDtype { section, found: record.dtype.into() });
         }
         let count = record.len / 8;
-        if count > num_embeddings {
-            let expected = num_embeddings.saturating_mul(8);
+        if count > limit {
+            let expected = limit.saturating_mul(8);
             return Err(BlobError::SectionLength { section, found: record.len, expected });
         }
         let bytes = self.bytes(section, record, count, 8)?;
-        let ids = bytemuck::try_cast_slice(bytes);
-        let ids = ids.map_err(|_| BlobError::SectionLength { section, found: record.len, expected: 0 })?;
-        let rows = self.rows(Role::OverrideRows, count, embedding_dim)?;
-        Ok(Some(Overrides { ids, rows }))
+        bytemuck::try_cast_slice(bytes).map_err(|_| BlobError::SectionLength {
+            section,
+            found: record.len,
+            expected: 0,
+        })
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) mod role {
     pub(crate) const SCALES: u16 = 3;
     pub(crate) const OVERRIDE_IDS: u16 = 4;
     pub(crate) const OVERRIDE_ROWS: u16 = 5;
+    pub(crate) const PREFIX_IDS: u16 = 6;
+    pub(crate) const PREFIX_PRODUCTS: u16 = 7;
 }
 
 /// The dtype code of a section of u64 ids.

@@ -21,6 +21,8 @@ pub struct TableSpec {
     pub name: String,
     /// Representation, shape and dtype.
     pub weights: WeightsSpec,
+    /// How many prefixes have their products stored, up to [`TtShape::num_prefixes`]; 0 for a dense table.
+    pub num_prefixes: u64,
     /// Exact rows that replace reconstructed ones, if any.
     pub overrides: Option<OverridesSpec>,
 }
@@ -77,7 +79,7 @@ pub struct SectionPlan {
 ///
 /// let shape = TtShape::new(6, &[2, 3], &[2, 2], &[1])?;
 /// let weights = WeightsSpec::Tt { shape, dtype: Dtype::F32 };
-/// let table = TableSpec { name: "user".into(), weights, overrides: None };
+/// let table = TableSpec { name: "user".into(), weights, num_prefixes: 0, overrides: None };
 /// let buf = Layout::new(&[table])?.build(|section, out| match section.role {
 ///     Role::Core(0) => dtype::encode(&[1.0, 2.0, 3.0, 4.0], Dtype::F32, out).unwrap(),
 ///     _ => dtype::encode(&[1.0, 10.0, 2.0, 20.0, 3.0, 30.0], Dtype::F32, out).unwrap(),
@@ -243,6 +245,18 @@ impl Layout {
                 (shape.num_embeddings(), shape.embedding_dim())
             }
         };
+        if spec.num_prefixes > 0 {
+            let WeightsSpec::Tt { shape, .. } = spec.weights else {
+                return Err(BlobError::Count { what: "prefixes", found: spec.num_prefixes, limit: 0 });
+            };
+            if spec.num_prefixes > shape.num_prefixes() {
+                let limit = shape.num_prefixes();
+                return Err(BlobError::Count { what: "prefixes", found: spec.num_prefixes, limit });
+            }
+            let product_len = Dtype::F32.bytes_of(shape.prefix_len());
+            self.push_section(position, Role::PrefixIds, None, spec.num_prefixes, 8)?;
+            self.push_section(position, Role::PrefixProducts, Some(Dtype::F32), spec.num_prefixes, product_len)?;
+        }
         if let Some(OverridesSpec { count, dtype }) = spec.overrides {
             if count == 0 || count > num_embeddings {
                 return Err(wrong_shape(ShapeError::NumEmbeddings { found: count }));

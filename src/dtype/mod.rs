@@ -88,6 +88,8 @@ pub(crate) trait Weight: Copy + 'static {
     const PER_UNIT: usize;
     /// Whether a dense row has a scale and an offset.
     const SCALED: bool = false;
+    /// Units before the elements of a dense row.
+    const ROW_HEADER: usize = 0;
     /// The first elements of `units`, before any scale, as many as the vector has lanes; zeros where there are fewer.
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32;
     /// A dense row's scale, offset and elements.
@@ -130,6 +132,7 @@ impl Weight for bf16 {
 impl Weight for i8 {
     const PER_UNIT: usize = 1;
     const SCALED: bool = true;
+    const ROW_HEADER: usize = 8;
     #[inline(always)]
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_i8(units)
@@ -146,6 +149,7 @@ impl Weight for i8 {
 impl Weight for Nibbles {
     const PER_UNIT: usize = 2;
     const SCALED: bool = true;
+    const ROW_HEADER: usize = 4;
     #[inline(always)]
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_u4(bytemuck::cast_slice(units))

@@ -17,7 +17,7 @@ mod step;
 
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use peak::{fma_chains, read_all};
-pub(crate) use rows::PoolRows;
+pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
 pub use rows::{Pooling, widen};
 pub use step::chain_step;
 pub(crate) use step::{Job, add_products, store_products};

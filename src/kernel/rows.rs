@@ -96,8 +96,109 @@ pub(crate) struct PoolRows<'s, W, X> {
     pub(crate) out_stride: usize,
 }
 
+/// Rows added one by one to wherever each goes, in turn.
+pub(crate) struct AddRows<'s, 'o, W> {
+    /// All rows, `row_stride` units each.
+    pub(crate) stored: &'s [W],
+    pub(crate) row_stride: usize,
+    pub(crate) embedding_dim: usize,
+    pub(crate) jobs: &'s [AddRow],
+    pub(crate) out: &'o mut [f32],
+}
+
+/// Row `row`, times `weight`, is added to the elements of the output from `out` on.
+#[derive(Clone, Copy)]
+pub(crate) struct AddRow {
+    pub(crate) row: usize,
+    pub(crate) out: usize,
+    pub(crate) weight: f32,
+}
+
+impl AddRow {
+    /// For arrays that are yet to be filled.
+    pub(crate) const EMPTY: Self = Self { row: 0, out: 0, weight: 0.0 };
+}
+
+impl<W: Weight> Op for AddRows<'_, '_, W> {
+    /// `None` if a row is not where it should be.
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Option<()> {
+        let Self { stored, row_stride, embedding_dim, jobs, out } = self;
+        for (at, job) in jobs.iter().enumerate() {
+            if let Some(next) = jobs.get(at + AHEAD) {
+                prefetch_row(isa, nth_row(stored, row_stride, next.row)?);
+            }
+            let out = out.get_mut(job.out..)?.get_mut(..embedding_dim)?;
+            let (scale, offset, stored) = W::split_row(nth_row(stored, row_stride, job.row)?)?;
+            let (scale, offset, weight) = (isa.splat(scale), isa.splat(offset), isa.splat(job.weight));
+            for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES / W::PER_UNIT)) {
+                let stored = W::load(isa, units);
+                let value = if W::SCALED { isa.fma(scale, stored, offset) } else { stored };
+                isa.store(isa.fma(weight, value, isa.load_f32(out)), out);
+            }
+        }
+        Some(())
+    }
+}
+
+/// Rows of `len` elements put one after another, each times its scale if there are any.
+pub(crate) struct GatherRows<'s, 'o, W, R> {
+    pub(crate) stored: &'s [W],
+    pub(crate) scales: &'s [f32],
+    pub(crate) len: usize,
+    /// Which rows.
+    pub(crate) rows: R,
+    pub(crate) out: &'o mut [f32],
+}
+
+impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
+    /// `None` if a row is not where it should be.
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Option<()> {
+        for (row, out) in self.rows.zip(self.out.chunks_exact_mut(self.len)) {
+            let stored = nth_row(self.stored, self.len, row)?;
+            let scale = isa.splat(if W::SCALED { *self.scales.get(row)? } else { 1.0 });
+            for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES)) {
+                let value = W::load(isa, units);
+                isa.store(if W::SCALED { isa.mul(scale, value) } else { value }, out);
+            }
+        }
+        Some(())
+    }
+}
+
+#[inline(always)]
+fn nth_row<W>(stored: &[W], row_stride: usize, row: usize) -> Option<&[W]> {
+    // A product that wrapped would be another row, or none.
+    stored.get(row.wrapping_mul(row_stride)..)?.get(..row_stride)
+}
+
+/// Asks for all of a row.
+#[inline(always)]
+fn prefetch_row<I: Isa, T>(isa: I, row: &[T]) {
+    row.chunks(CACHE_LINE / size_of::<T>()).for_each(|line| isa.prefetch(line));
+}
+
+/// Asks for all of `xs`, so that it is near when it is read; changes no result.
+pub(crate) struct Prefetch<'s> {
+    pub(crate) xs: &'s [f32],
+}
+
+impl Op for Prefetch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        prefetch_row(isa, self.xs);
+    }
+}
+
 /// How many lookups ahead a row is asked for: enough to cover a memory access, few enough for the CPU's buffers.
-const AHEAD: usize = 12;
+const AHEAD: usize = 32;
 /// Bytes that one prefetch brings.
 const CACHE_LINE: usize = 64;
 
@@ -179,18 +280,27 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
         width: usize,
         combine: impl Fn(I::F32, I::F32, usize) -> Option<I::F32>,
     ) -> Option<[I::F32; V]> {
-        let units = width.div_ceil(W::PER_UNIT);
+        let (first, units) = (column / W::PER_UNIT, width.div_ceil(W::PER_UNIT));
+        let indices = self.indices.get(range.clone())?;
+        let ahead = self.indices.get(range.start + AHEAD..).unwrap_or_default();
+        // Rows of whole cache lines begin with one, since the first row does.
+        let whole_lines = (self.row_stride * size_of::<W>()).is_multiple_of(CACHE_LINE);
         let mut sums = [isa.splat(0.0); V];
-        for (at, index) in self.indices.get(range.clone())?.iter().enumerate() {
-            if column == 0
-                && let Some(next) = self.indices.get(range.start + at + AHEAD)
+        for (at, index) in indices.iter().enumerate() {
+            if let Some(next) = ahead.get(at)
                 && let Some(row) = self.row(next)
+                && let Some(block) = row.get(first..).and_then(|row| row.get(..W::ROW_HEADER + units))
             {
-                row.chunks(CACHE_LINE / size_of::<W>()).for_each(|line| isa.prefetch(line));
+                for line in block.chunks(CACHE_LINE / size_of::<W>()) {
+                    isa.prefetch(line);
+                }
+                if !whole_lines {
+                    isa.prefetch(block.get(block.len() - 1..)?);
+                }
             }
             let (scale, offset, row) = W::split_row(self.row(index)?)?;
             let (scale, offset) = (isa.splat(scale), isa.splat(offset));
-            let row = row.get(column / W::PER_UNIT..)?.get(..units)?;
+            let row = row.get(first..)?.get(..units)?;
             for (sum, units) in sums.iter_mut().zip(row.chunks(I::LANES / W::PER_UNIT)) {
                 let stored = W::load(isa, units);
                 let value = if W::SCALED { isa.fma(scale, stored, offset) } else { stored };
@@ -202,7 +312,6 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
 
     #[inline(always)]
     fn row(&self, index: &X) -> Option<&[W]> {
-        let start = index.to_usize()?.checked_mul(self.row_stride)?;
-        self.stored.get(start..)?.get(..self.row_stride)
+        nth_row(self.stored, self.row_stride, index.to_usize()?)
     }
 }

@@ -406,7 +406,17 @@ impl<W: Weight, const ADD: bool> Op for PairStrip<'_, '_, '_, W, ADD> {
     fn run<I: Isa>(self, isa: I) -> Option<()> {
         let Self { product, rows, column } = self;
         let pairs = isa.pairs()?;
-        let jobs = product.jobs;
+        let mut jobs = product.jobs;
+        // Few rows have too few sums to hide a multiply-add's latency: those of several jobs at once.
+        if ADD && product.n == 4 && rows == (0..product.m) {
+            jobs = match product.m {
+                2 => jobs_of_four_columns::<_, W, 8, 1>(pairs, product, jobs)?,
+                4 => jobs_of_four_columns::<_, W, 4, 2>(pairs, product, jobs)?,
+                8 => jobs_of_four_columns::<_, W, 2, 4>(pairs, product, jobs)?,
+                16 => jobs_of_four_columns::<_, W, 1, 8>(pairs, product, jobs)?,
+                _ => jobs,
+            };
+        }
         for job in jobs {
             let mut row = rows.start;
             while row < rows.end {
@@ -434,7 +444,7 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
     column: usize,
 ) -> Option<usize> {
     let (r, n, narrow) = (product.r, product.n, pairs.narrow());
-    let mut lhs: [[(&[[f32; 4]], &[f32]); 2]; N] = [[(&[], &[]); 2]; N];
+    let mut lhs = [[job.x.get(..r)?.as_chunks::<4>(); 2]; N];
     for a in 0..N {
         for half in 0..2 {
             let row = (row + 2 * a + half).min(end - 1);
@@ -482,6 +492,76 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
         }
     }
     Some(count)
+}
+
+/// Adds the products of `J` jobs at a time, of `2 N` rows and four columns each; returns the jobs that are left.
+#[inline(always)]
+fn jobs_of_four_columns<'j, 's, P: Pairs, W: Weight, const J: usize, const N: usize>(
+    pairs: P,
+    product: &mut Product<'_, '_, W>,
+    mut jobs: &'j [Job<'s, W>],
+) -> Option<&'j [Job<'s, W>]> {
+    let (r, narrow) = (product.r, pairs.narrow());
+    let zero = pairs.join(narrow.splat(0.0), narrow.splat(0.0));
+    while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
+        jobs = rest;
+        let mut lhs: [[[&[f32]; 2]; N]; J] = [[[&[]; 2]; N]; J];
+        let mut slices: [&[[W; 4]]; J] = [&[]; J];
+        for j in 0..J {
+            let mut x = group[j].x;
+            for a in 0..N {
+                for half in 0..2 {
+                    (lhs[j][a][half], x) = x.split_at_checked(r)?;
+                }
+            }
+            slices[j] = group[j].slice.as_chunks().0.get(..r)?;
+        }
+        let mut sums = [[zero; N]; J];
+        let mut k = 0;
+        while k + 4 <= r {
+            for j in 0..J {
+                let mut rhs = [zero; 4];
+                for lane in 0..4 {
+                    let half = W::load(narrow, slices[j].get(k + lane)?);
+                    rhs[lane] = pairs.join(half, half);
+                }
+                for a in 0..N {
+                    let [low, high] = lhs[j][a];
+                    let (low, high) = (low.get(k..k + 4)?, high.get(k..k + 4)?);
+                    let quad = pairs.join(narrow.load_f32(low), narrow.load_f32(high));
+                    sums[j][a] = pairs.multiply_add_lane::<0>(quad, rhs[0], sums[j][a]);
+                    sums[j][a] = pairs.multiply_add_lane::<1>(quad, rhs[1], sums[j][a]);
+                    sums[j][a] = pairs.multiply_add_lane::<2>(quad, rhs[2], sums[j][a]);
+                    sums[j][a] = pairs.multiply_add_lane::<3>(quad, rhs[3], sums[j][a]);
+                }
+            }
+            k += 4;
+        }
+        while k < r {
+            for j in 0..J {
+                let half = W::load(narrow, slices[j].get(k)?);
+                let rhs = pairs.join(half, half);
+                for a in 0..N {
+                    let [low, high] = lhs[j][a];
+                    let both = pairs.join(narrow.splat(*low.get(k)?), narrow.splat(*high.get(k)?));
+                    sums[j][a] = pairs.multiply_add(both, rhs, sums[j][a]);
+                }
+            }
+            k += 1;
+        }
+        for j in 0..J {
+            let scale = narrow.splat(group[j].scale);
+            let out = product.out.get_mut(group[j].out..)?.as_chunks_mut::<4>().0.get_mut(..2 * N)?;
+            for a in 0..N {
+                let [low, high] = pairs.halves(sums[j][a]);
+                for (row, sum) in [(2 * a, low), (2 * a + 1, high)] {
+                    let out = out.get_mut(row)?;
+                    narrow.store(narrow.fma(scale, sum, narrow.load_f32(out)), out);
+                }
+            }
+        }
+    }
+    Some(jobs)
 }
 
 /// What becomes of a finished chain.

@@ -100,6 +100,26 @@ impl<'a> Table<'a> {
         self.put_row(row, out, workspace, Epilogue::Store).ok_or(LookupError::Inconsistent)
     }
 
+    /// Writes the product of a prefix ([`TtShape::prefix`](crate::TtShape::prefix)) into `out`,
+    /// [`TtShape::prefix_len`](crate::TtShape::prefix_len) elements: what a blob may store of prefixes that are asked for
+    /// often. `workspace` is as for [`lookup`](Self::lookup).
+    ///
+    /// # Errors
+    /// [`LookupError::IndexOutOfRange`] for a prefix that the table does not have (a dense one has none),
+    /// [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is then as it was.
+    pub fn prefix_product(&self, prefix: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
+        let refused =
+            |num_prefixes| LookupError::IndexOutOfRange { position: 0, index: prefix, num_embeddings: num_prefixes };
+        let Weights::Tt(tt) = &self.data.weights else { return Err(refused(0)) };
+        if prefix >= tt.shape.num_prefixes() {
+            return Err(refused(tt.shape.num_prefixes()));
+        }
+        self.check_buffers(out.len(), tt.shape.prefix_len(), workspace.len())?;
+        let product = tt::prefix_product(self.tier, tt, &tt.shape.prefix_digits(prefix), workspace);
+        out.copy_from_slice(product.filter(|product| product.len() == out.len()).ok_or(LookupError::Inconsistent)?);
+        Ok(())
+    }
+
     pub(crate) fn check_row(&self, row: u64, position: usize) -> Result<(), LookupError> {
         let num_embeddings = self.num_embeddings();
         if row < num_embeddings {

@@ -5,10 +5,10 @@
 
 use crate::{
     blob::TtCores,
-    dtype::{Dtype, Elements},
+    dtype::Elements,
     isa::Tier,
     kernel::{Epilogue, chain_step, widen},
-    shape::TtShape,
+    shape::{MAX_CORES, TtShape},
 };
 
 /// What a lookup or a bag needs at least: the partial products of one prefix, and the sum of some slices of the last core.
@@ -32,32 +32,50 @@ pub(super) fn put_row(
     epilogue: Epilogue<'_>,
 ) -> Option<()> {
     let shape = &tt.shape;
-    let mut slices = [(Elements::F32(&[]), 1.0); crate::shape::MAX_CORES];
+    let last = shape.num_cores().checked_sub(1)?;
     let digits = shape.digits(row);
-    for (k, ((slice, core), &digit)) in
-        slices.iter_mut().zip(&tt.cores).zip(&digits).take(shape.num_cores()).enumerate()
-    {
-        slice.0 = core.slices.chunk(digit as usize, shape.slice_len(k))?;
-        if core.slices.dtype() == Dtype::I8 {
-            slice.1 = *core.scales.get(digit as usize)?;
-        }
-    }
-    let (first, rest) = slices.get(..shape.num_cores())?.split_first()?;
-    let (last, middle) = rest.split_last()?;
+    let stored = match &tt.prefixes {
+        Some(prefixes) => prefixes.product(shape.prefix(row), shape.prefix_len()),
+        None => None,
+    };
+    let x = match stored {
+        Some(product) => product,
+        None => prefix_product(tier, tt, &digits, workspace)?,
+    };
+    let (slice, scale) = slice(tt, last, &digits)?;
+    let (r, n) = step_size(shape, last);
+    let m = shape.prefix_len().checked_div(r)?;
+    chain_step(tier, [m, r, n], x, slice, out, epilogue.times(scale))
+}
 
-    // Each slice's scale goes in with its own step, lest a product of many small ones underflow.
+/// What the first d - 1 of a row's slices multiply out to, somewhere in the workspace.
+pub(super) fn prefix_product<'w>(
+    tier: Tier,
+    tt: &TtCores<'_>,
+    digits: &[u32; MAX_CORES],
+    workspace: &'w mut [f32],
+) -> Option<&'w [f32]> {
+    let shape = &tt.shape;
     let (mut x, mut spare) = workspace.split_at_mut_checked(shape.partial_len())?;
+    let (first, scale) = slice(tt, 0, digits)?;
     let mut m = shape.column_factor(0);
-    widen(tier, first.0, first.1, -0.0, x.get_mut(..first.0.len())?, Epilogue::Store)?;
-    for (k, (slice, scale)) in (1..).zip(middle) {
+    widen(tier, first, scale, -0.0, x.get_mut(..first.len())?, Epilogue::Store)?;
+    for k in 1..shape.num_cores().checked_sub(1)? {
         let (r, n) = step_size(shape, k);
         let (from, to) = (x.get(..m.checked_mul(r)?)?, spare.get_mut(..m.checked_mul(n)?)?);
-        chain_step(tier, [m, r, n], from, *slice, to, Epilogue::Store.times(*scale))?;
+        // Each slice's scale goes in with its own step, lest a product of many small ones underflow.
+        let (slice, scale) = slice(tt, k, digits)?;
+        chain_step(tier, [m, r, n], from, slice, to, Epilogue::Store.times(scale))?;
         core::mem::swap(&mut x, &mut spare);
         m = m.checked_mul(shape.column_factor(k))?;
     }
-    let (r, n) = step_size(shape, middle.len().checked_add(1)?);
-    chain_step(tier, [m, r, n], x.get(..m.checked_mul(r)?)?, last.0, out, epilogue.times(last.1))
+    x.get(..shape.prefix_len())
+}
+
+/// The slice of core k that these digits select, and its scale; 1 if it has none.
+fn slice<'a>(tt: &TtCores<'a>, k: usize, digits: &[u32; MAX_CORES]) -> Option<(Elements<'a>, f32)> {
+    let (core, digit) = (tt.cores.get(k)?, *digits.get(k)? as usize);
+    Some((core.slices.chunk(digit, tt.shape.slice_len(k))?, core.scale(digit)?))
 }
 
 /// Rows and columns of `G_k[i_k]` as the right operand of step k: `r_k` and `q_k r_{k+1}`.

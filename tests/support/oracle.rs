@@ -8,8 +8,8 @@
 
 use super::format::{
     DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_ROWS,
-    ROLE_ROWS, ROLE_SCALES, Section, bytes_of, row_header, row_len, sections_of, table, table_at, u16_at, u32_at,
-    u64_at,
+    ROLE_PREFIX_IDS, ROLE_PREFIX_PRODUCTS, ROLE_ROWS, ROLE_SCALES, Section, bytes_of, row_header, row_len, sections_of,
+    table, table_at, u16_at, u32_at, u64_at,
 };
 
 /// A number, and how far an f32 evaluation of it may be off.
@@ -27,6 +27,14 @@ impl Approx {
     /// Whether `found` may be what f32 made of it. A NaN never may.
     pub(crate) fn admits(self, found: f32) -> bool {
         (f64::from(found) - self.value).abs() <= self.error
+    }
+
+    /// A row's element whose last slice is summed with those of up to `count - 1` other lookups before it is multiplied:
+    /// each of the products that it is the sum of passes through `count` more roundings, and one more of scale times weight.
+    /// `magnitude` is the sum of the products' magnitudes.
+    pub(crate) fn summed_before(self, magnitude: f64, count: usize) -> Self {
+        let more = gamma(count + 1);
+        Self { error: self.error * (1.0 + more) + more * magnitude, ..self }
     }
 
     /// The sum of `terms`, each times an exact factor, after `extra` more roundings of every term.
@@ -107,7 +115,29 @@ impl<'a> Reference<'a> {
 
     /// Ids of the rows that are stored apart.
     pub(crate) fn override_ids(&self) -> Vec<u64> {
-        let ids = self.section(ROLE_OVERRIDE_IDS, 0).map_or(&[][..], |(_, bytes)| bytes);
+        self.ids(ROLE_OVERRIDE_IDS)
+    }
+
+    /// Numbers of the prefixes whose products are stored.
+    pub(crate) fn prefix_ids(&self) -> Vec<u64> {
+        self.ids(ROLE_PREFIX_IDS)
+    }
+
+    /// How many prefixes there are; 1 for a dense table.
+    pub(crate) fn num_prefixes(&self) -> u64 {
+        let d = u64::from(self.bytes[self.at + table::NUM_CORES]);
+        (1..d).map(|k| u64::from(u32_at(self.bytes, self.at + table::ROW_FACTORS + 4 * (k as usize - 1)))).product()
+    }
+
+    /// The number of a row's prefix.
+    pub(crate) fn prefix(&self, row: u64) -> u64 {
+        let d = usize::from(self.bytes[self.at + table::NUM_CORES]);
+        let last = u64::from(u32_at(self.bytes, self.at + table::ROW_FACTORS + 4 * (d - 1)));
+        if self.bytes[self.at + table::DIGIT_ORDER] == 1 { row % self.num_prefixes() } else { row / last }
+    }
+
+    fn ids(&self, role: u16) -> Vec<u64> {
+        let ids = self.section(role, 0).map_or(&[][..], |(_, bytes)| bytes);
         (0..ids.len() / 8).map(|i| u64_at(ids, 8 * i)).collect()
     }
 
@@ -118,7 +148,7 @@ impl<'a> Reference<'a> {
         self.sections.iter().all(|s| {
             let stored = &self.bytes[s.range()];
             match (s.role, s.dtype) {
-                (ROLE_OVERRIDE_IDS, _) => true,
+                (ROLE_OVERRIDE_IDS | ROLE_PREFIX_IDS, _) => true,
                 (ROLE_ROWS | ROLE_OVERRIDE_ROWS, dtype) if let Some(header) = row_header(dtype) => stored
                     .chunks(row_len(dtype, self.embedding_dim()))
                     .all(|row| tame(element(row, header, 0)) && tame(element(row, header, 1))),
@@ -129,13 +159,20 @@ impl<'a> Reference<'a> {
 
     /// Row `row`.
     pub(crate) fn row(&self, row: u64) -> Vec<Approx> {
-        if let Some(position) = self.override_ids().iter().position(|&id| id == row) {
+        self.row_and_magnitudes(row).into_iter().map(|(x, _)| x).collect()
+    }
+
+    /// Row `row`, each element with the sum of the magnitudes of the products that its last step adds up; its own, if it
+    /// is stored.
+    pub(crate) fn row_and_magnitudes(&self, row: u64) -> Vec<(Approx, f64)> {
+        let stored = if let Some(position) = self.override_ids().iter().position(|&id| id == row) {
             self.stored_row(ROLE_OVERRIDE_ROWS, position)
         } else if self.is_dense() {
             self.stored_row(ROLE_ROWS, row as usize)
         } else {
-            self.tensor_train_row(row)
-        }
+            return self.tensor_train_row(row);
+        };
+        stored.into_iter().map(|x| (x, x.value.abs())).collect()
     }
 
     fn stored_row(&self, role: u16, position: usize) -> Vec<Approx> {
@@ -154,7 +191,7 @@ impl<'a> Reference<'a> {
 
     /// The sum over all a_1 to a_{d-1} of `G_0[i_0][0, j_0, a_1] G_1[i_1][a_1, j_1, a_2] .. G_{d-1}[..][a_{d-1}, ..]`:
     /// one column j at a time, a vector times a matrix at a time.
-    fn tensor_train_row(&self, row: u64) -> Vec<Approx> {
+    fn tensor_train_row(&self, row: u64) -> Vec<(Approx, f64)> {
         let d = usize::from(self.bytes[self.at + table::NUM_CORES]);
         let list = |field, len| -> Vec<usize> {
             (0..len).map(|k| u32_at(self.bytes, self.at + field + 4 * k) as usize).collect()
@@ -177,12 +214,32 @@ impl<'a> Reference<'a> {
                 num_scales += 1;
             }
         }
+        // A stored product stands for all steps but the last.
+        let stored = self.prefix_ids().iter().position(|&id| id == self.prefix(row)).map(|position| {
+            let len = q[..d - 1].iter().product::<usize>() * r[d - 1];
+            let (dtype, products) = self.section(ROLE_PREFIX_PRODUCTS, 0).unwrap();
+            (0..len).map(|i| element(products, dtype, position * len + i)).collect::<Vec<f64>>()
+        });
+        if stored.is_some() {
+            num_scales = num_scales.min(1);
+            scale = self.section(ROLE_SCALES, d - 1).map_or(1.0, |(_, scales)| {
+                let place: usize = if least_first { p[..d - 1].iter().product() } else { 1 };
+                element(scales, DTYPE_F32, row as usize / place % p[d - 1])
+            });
+        }
         (0..self.embedding_dim())
             .map(|j| {
                 let mut x = vec![Approx::exact(1.0)];
-                for k in 0..d {
+                let mut magnitude = 0.0;
+                let mut first = 0;
+                if let Some(product) = &stored {
+                    let row = &product[j / q[d - 1] * r[d - 1]..][..r[d - 1]];
+                    (x, first) = (row.iter().map(|&x| Approx::exact(x)).collect(), d - 1);
+                }
+                for k in first..d {
                     let column = j / q[k + 1..].iter().product::<usize>() % q[k];
                     let entry = |a: usize, b: usize| slices[k][(a * q[k] + column) * r[k + 1] + b];
+                    magnitude = x.iter().enumerate().map(|(a, x)| (x.value.abs() + x.error) * entry(a, 0).abs()).sum();
                     x = (0..r[k + 1])
                         .map(|b| match k {
                             // The first factor is read, not computed.
@@ -192,7 +249,8 @@ impl<'a> Reference<'a> {
                         .collect();
                 }
                 // All scales multiply the element once, wherever in the chain they went in.
-                if num_scales == 0 { x[0] } else { Approx::dot([(x[0], scale)], num_scales - 1) }
+                let x = if num_scales == 0 { x[0] } else { Approx::dot([(x[0], scale)], num_scales - 1) };
+                (x, magnitude * scale)
             })
             .collect()
     }

@@ -29,15 +29,19 @@ pub(crate) fn build(tables: &[TableSpec], seed: u64, values: Values) -> AlignedB
         WeightsSpec::Tt { shape, .. } => (shape.num_embeddings(), shape.embedding_dim()),
     };
     Layout::new(tables).unwrap().build(|section, out| {
-        let (num_embeddings, embedding_dim) = rows_of(section.table);
+        let (mut num_embeddings, embedding_dim) = rows_of(section.table);
+        if let (Role::PrefixIds, WeightsSpec::Tt { shape, .. }) = (section.role, tables[section.table].weights) {
+            num_embeddings = shape.num_prefixes();
+        }
         let mut rng = Rng::new(seed ^ section.offset);
         fill(section, num_embeddings, embedding_dim, &mut rng, values, out);
     })
 }
 
+/// Ids of what is stored apart are below `num_embeddings`, or so many prefixes.
 fn fill(plan: &SectionPlan, num_embeddings: u64, dim: usize, rng: &mut Rng, values: Values, out: &mut [u8]) {
     match (plan.role, plan.dtype) {
-        (Role::OverrideIds, _) => {
+        (Role::OverrideIds | Role::PrefixIds, _) => {
             let ids = ascending_ids(rng, out.len() / 8, num_embeddings);
             out.chunks_exact_mut(8).zip(ids).for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
         }
@@ -156,17 +160,17 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
     });
     let core_dtype = select(&CORE_DTYPES[..]);
     let tt = (tt_shape(max_rank, max_dim), core_dtype).prop_map(|(shape, dtype)| WeightsSpec::Tt { shape, dtype });
-    let table = (prop_oneof![1 => dense, 2 => tt], prop::option::of((1u64..=12, dtype())));
+    let table = (prop_oneof![1 => dense, 2 => tt], 0u64..=6, prop::option::of((1u64..=12, dtype())));
     (subsequence(names, 1..=4).prop_shuffle(), vec(table, 4)).prop_map(|(names, tables)| {
-        let table = |(name, (weights, overrides)): (String, (WeightsSpec, Option<(u64, Dtype)>))| {
-            let num_embeddings = match weights {
-                WeightsSpec::Dense { num_embeddings, .. } => num_embeddings,
-                WeightsSpec::Tt { shape, .. } => shape.num_embeddings(),
+        let specs = names.into_iter().zip(tables).map(|(name, (weights, prefixes, overrides))| {
+            let (num_embeddings, num_prefixes) = match weights {
+                WeightsSpec::Dense { num_embeddings, .. } => (num_embeddings, 0),
+                WeightsSpec::Tt { shape, .. } => (shape.num_embeddings(), prefixes.min(shape.num_prefixes())),
             };
             let overrides = overrides.map(|(count, dtype)| OverridesSpec { count: count.min(num_embeddings), dtype });
-            TableSpec { name, weights, overrides }
-        };
-        names.into_iter().zip(tables).map(table).collect()
+            TableSpec { name, weights, num_prefixes, overrides }
+        });
+        specs.collect()
     })
 }
 
@@ -178,13 +182,16 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
     let tt = |name: &str, shape, dtype, overrides| TableSpec {
         name: name.into(),
         weights: WeightsSpec::Tt { shape, dtype },
+        num_prefixes: 0,
         overrides,
     };
     let dense = |name: &str, num_embeddings, embedding_dim, dtype, overrides| TableSpec {
         name: name.into(),
         weights: WeightsSpec::Dense { num_embeddings, embedding_dim, dtype },
+        num_prefixes: 0,
         overrides,
     };
+    let prefixed = |num_prefixes, table| TableSpec { num_prefixes, ..table };
     let rows = |count, dtype| Some(OverridesSpec { count, dtype });
     let blobs = [
         vec![
@@ -194,7 +201,7 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
         ],
         vec![
             tt("tt.f16", reversed(shape(11, &[4, 3], &[3, 2], &[5])), Dtype::F16, rows(1, Dtype::Bf16)),
-            tt("tt.i8", shape(16, &[2, 2, 2, 2], &[1, 2, 2, 9], &[2, 3, 2]), Dtype::I8, None),
+            prefixed(3, tt("tt.i8", shape(16, &[2, 2, 2, 2], &[1, 2, 2, 9], &[2, 3, 2]), Dtype::I8, None)),
         ],
         vec![
             dense("dense.bf16", 4, 1, Dtype::Bf16, rows(4, Dtype::F32)),
@@ -205,7 +212,7 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
                 Dtype::Bf16,
                 rows(5, Dtype::I4),
             ),
-            tt("tt.i8", reversed(shape(6, &[3, 2], &[2, 4], &[4])), Dtype::I8, rows(2, Dtype::F32)),
+            prefixed(2, tt("tt.i8", reversed(shape(6, &[3, 2], &[2, 4], &[4])), Dtype::I8, rows(2, Dtype::F32))),
         ],
         vec![dense("only", 1, 1, Dtype::I8, None)],
         vec![dense("dense.i4", 8, 10, Dtype::I4, None), dense("dense.i4.odd", 5, 7, Dtype::I4, rows(2, Dtype::I4))],

@@ -13,6 +13,15 @@ pub(crate) fn available() -> Vec<Tier> {
     tiers
 }
 
+/// Whether `TTREC_KERNEL_CASES` asks for a part of the cases, for emulators and valgrind.
+pub(crate) fn few_cases() -> bool {
+    match std::env::var("TTREC_KERNEL_CASES").as_deref() {
+        Ok("small") => true,
+        Ok(other) => panic!("TTREC_KERNEL_CASES is {other:?}: only `small` has a meaning"),
+        Err(_) => false,
+    }
+}
+
 /// Whether `found` is the set that `expected` names, separated by commas, in whatever order.
 pub(crate) fn expect(found: &[&str], expected: &str) -> Result<(), String> {
     let mut wanted: Vec<&str> = expected.split(',').map(str::trim).collect();

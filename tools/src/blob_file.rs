@@ -23,6 +23,11 @@ impl BlobFile {
         Blob::parse(self.bytes.as_ref()).with_context(|| format!("{}: not a usable blob", self.path.display()))
     }
 
+    /// The blob as it is.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path

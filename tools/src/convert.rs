@@ -147,7 +147,7 @@ impl Source<'_> {
         };
         // Overridden rows are the ones that training held to be worth their bytes: they stay exact.
         let overrides = overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
-        ttrec::blob::TableSpec { name: self.name.clone(), weights, overrides }
+        ttrec::blob::TableSpec { name: self.name.clone(), weights, num_prefixes: 0, overrides }
     }
 
     fn name_error(&self, checkpoint: &Checkpoint, error: anyhow::Error) -> anyhow::Error {

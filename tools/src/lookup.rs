@@ -9,7 +9,10 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use npyz::WriterBuilder;
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 use ttrec::{Bags, LookupError, Pooling, Table};
 
 /// Look rows up, or pool bags of them.
@@ -50,6 +53,17 @@ pub(crate) enum Mode {
     Max,
 }
 
+impl Mode {
+    /// Rows are bags of one; the largest of one row is the row, bit for bit.
+    pub(crate) fn pooling(self) -> Pooling {
+        match self {
+            Self::Sum => Pooling::Sum,
+            Self::Mean => Pooling::Mean,
+            Self::Rows | Self::Max => Pooling::Max,
+        }
+    }
+}
+
 /// The bags of an npz file.
 pub(crate) struct BagsFile {
     path: PathBuf,
@@ -83,6 +97,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 impl BagsFile {
     /// Reads `indices` and `offsets`, and `weights` if `weighted`.
     pub(crate) fn read(path: &Path, weighted: bool) -> Result<Self> {
+        Self::read_arrays(path, "indices", weighted)
+    }
+
+    /// The same where the indices have another name.
+    pub(crate) fn read_arrays(path: &Path, indices: &str, weighted: bool) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let vector = |name: &str| -> Result<&Tensor> {
             let array = file.tensor(name).with_context(|| format!("{}: no array {name:?}", path.display()))?;
@@ -111,7 +130,7 @@ impl BagsFile {
         } else {
             None
         };
-        Ok(Self { path: path.to_owned(), indices: integers("indices")?, offsets: integers("offsets")?, weights })
+        Ok(Self { path: path.to_owned(), indices: integers(indices)?, offsets: integers("offsets")?, weights })
     }
 
     /// One row per index or per bag, end to end.
@@ -130,20 +149,35 @@ impl BagsFile {
         mut out: Vec<f32>,
         workspace: &mut [f32],
     ) -> Result<Vec<f32>, LookupError> {
-        // Rows are bags of one; the largest of one row is the row, bit for bit.
-        let ones: Vec<u64> = if mode == Mode::Rows { (0..=self.indices.len() as u64).collect() } else { Vec::new() };
-        let (offsets, pooling) = match mode {
-            Mode::Rows => (&ones, Pooling::Max),
-            Mode::Sum => (&self.offsets, Pooling::Sum),
-            Mode::Mean => (&self.offsets, Pooling::Mean),
-            Mode::Max => (&self.offsets, Pooling::Max),
-        };
-        let mut bags = Bags::new(&self.indices, offsets)?;
-        if let Some(weights) = &self.weights {
-            bags = bags.with_per_sample_weights(weights)?;
-        }
-        table.bag(&bags, pooling, &mut out, workspace)?;
+        table.bag(&self.bags(&self.offsets(mode))?, mode.pooling(), &mut out, workspace)?;
         Ok(out)
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The offsets of the bags that `mode` pools.
+    pub(crate) fn offsets(&self, mode: Mode) -> Cow<'_, [u64]> {
+        match mode {
+            Mode::Rows => (0..=self.indices.len() as u64).collect(),
+            Mode::Sum | Mode::Mean | Mode::Max => Cow::Borrowed(&self.offsets),
+        }
+    }
+
+    /// The bags between these offsets.
+    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s, u64>, LookupError> {
+        let bags = Bags::new(&self.indices, offsets)?;
+        match &self.weights {
+            Some(weights) => bags.with_per_sample_weights(weights),
+            None => Ok(bags),
+        }
+    }
+
+    /// The weights of all indices, if they were read.
+    pub(crate) fn weights(&self) -> Option<&[f32]> {
+        self.weights.as_deref()
     }
 
     /// The indices of all bags.

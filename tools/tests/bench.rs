@@ -3,8 +3,12 @@
 mod support;
 
 use serde_json::Value;
-use std::process::Command;
-use support::{Run, TTREC, run};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+use support::{Dir, Run, TTREC, golden, run, vector, write_npz};
 
 fn bench(isa: Option<&str>, args: &[&str]) -> Run {
     let mut command = Command::new(TTREC);
@@ -68,9 +72,130 @@ fn every_table_is_measured() {
     assert!(report["notes"].to_string().contains("dense tables have"), "smaller tables go unsaid: {report}");
 }
 
+/// Baskets as `--retail` takes them.
+fn baskets(dir: &Dir, bags: u32, items: &[u16]) -> PathBuf {
+    let path = dir.path("retail.npz");
+    let offsets: Vec<u32> = (0..=bags).map(|bag| bag * items.len() as u32 / bags).collect();
+    write_npz(&path, &[("offsets", vector(&offsets)), ("items", vector(items))]);
+    path
+}
+
 #[test]
-fn both_suites_are_printed_for_people() {
-    bench(None, &[]).exits(0).prints(["GFLOP/s", "GB/s", "step-f32-m24-r32-n128", "ns/lookup", "dense-i4-uniform"]);
+fn every_workload_is_measured() {
+    let dir = Dir::new();
+    let items: Vec<u16> = (0..2_000).map(|at| (at * 37 % 16_470) as u16).collect();
+    let retail = baskets(&dir, 600, &items);
+    let report = json(bench(None, &["--suite", "batch", "--json", "--retail", retail.to_str().unwrap()]));
+    let mut wanted = Vec::new();
+    for (name, cached) in [("W1", false), ("W2", true), ("W3-uniform", false), ("W3-zipf", true)] {
+        for rank in [16, 32, 64] {
+            wanted.push(format!("{name}-R{rank}"));
+            wanted.extend((cached && rank == 32).then(|| format!("{name}-R{rank}-cached")));
+        }
+    }
+    for rank in [16, 32] {
+        for bags in [1, 128, 2048] {
+            wanted.push(format!("W4-R{rank}-B{bags}"));
+            wanted.extend((rank == 16 && bags > 1).then(|| format!("W4-R{rank}-B{bags}-cached")));
+        }
+    }
+    wanted.push("W5-R16".to_owned());
+    let beside_dense = wanted.len();
+    wanted.extend(["single-R32", "bag20-R32", "growth-1000", "growth-10000", "growth-100000"].map(str::to_owned));
+    assert_eq!(names(&report, "workloads", &["ns_per_lookup", "workspace_bytes"]), wanted);
+
+    let workloads = report["workloads"].as_array().expect("an array");
+    for (at, workload) in workloads.iter().enumerate() {
+        let has = |number: &str| workload[number].as_f64().is_some_and(|number| number.is_finite() && number > 0.0);
+        let name = workload["name"].as_str().expect("a name");
+        assert_eq!(has("dense_ns_per_lookup"), at < beside_dense, "{workload}");
+        assert_eq!(has("times_dense"), at < beside_dense, "{workload}");
+        assert_eq!(has("peak_fraction"), !name.starts_with("W4"), "{workload}");
+        assert_eq!(has("bare_ns_per_lookup"), name == "single-R32", "{workload}");
+        assert_eq!(has("single_ns_per_lookup"), name == "bag20-R32", "{workload}");
+    }
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("dense tables have") && notes.contains("dense tables of W4 have"), "{report}");
+    assert!(!notes.contains("W5"), "{report}");
+}
+
+#[test]
+fn baskets_that_do_not_fit_are_refused() {
+    let dir = Dir::new();
+    let refused = |path: &Path, wanted: &[&str]| {
+        let path = path.to_str().unwrap();
+        bench(None, &["--suite", "batch", "--retail", path]).exits(3).says([path]).says(wanted);
+    };
+    refused(&baskets(&dir, 511, &[1; 600]), &["fewer than 512 bags"]);
+    refused(&baskets(&dir, 512, &[16_470; 600]), &["index 16470 at position 0", "16470 rows"]);
+    refused(&golden("fbtt_d3.expected.npz"), &["no array \"items\""]);
+    refused(&dir.path("missing.npz"), &["missing.npz"]);
+}
+
+#[test]
+fn all_suites_are_printed_for_people() {
+    bench(None, &[]).exits(0).prints([
+        "GFLOP/s",
+        "GB/s",
+        "step-f32-m24-r32-n128",
+        "ns/lookup",
+        "dense-i4-uniform",
+        "W2-R32-cached",
+        "W5, a retailer's baskets, was left out: --retail",
+    ]);
+}
+
+/// A blob of a table with overrides and a dense one, and a file of bags.
+fn own(dir: &Dir) -> (String, String) {
+    let spec = fs::read_to_string(golden("two_tables.toml")).unwrap();
+    let blob = dir.convert(&golden("fbtt_d3_cache.safetensors"), &spec, "blob.ttr");
+    let bags = dir.path("bags.npz");
+    let weights = vector(&[0.5f32, -2.0, 1.0, 3.0]);
+    let arrays = [("indices", vector(&[3i64, 7, 7, 0])), ("offsets", vector(&[0i64, 2, 2, 4])), ("weights", weights)];
+    write_npz(&bags, &arrays);
+    (blob.to_str().unwrap().to_owned(), bags.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn a_blob_of_ones_own_is_measured_in_every_mode() {
+    let dir = Dir::new();
+    let (blob, bags) = own(&dir);
+    for mode in [&["--mode", "sum"][..], &["--mode", "mean"], &["--mode", "max"], &["--mode", "rows"], &["--weighted"]]
+    {
+        let own = json(bench(None, &[&[&blob, "--bags", &bags, "--table", "item", "--json"], mode].concat()));
+        let own = &own["own"];
+        assert_eq!(own["table"], "item", "{own}");
+        assert_eq!(own["bags"], if mode.contains(&"rows") { 4 } else { 3 }, "{own}");
+        assert_eq!(own["lookups"], 4, "{own}");
+        for number in ["ns_per_lookup", "ns_per_bag", "peak_fraction", "workspace_bytes"] {
+            assert!(own[number].as_f64().is_some_and(|number| number.is_finite() && number > 0.0), "{own}");
+        }
+    }
+    bench(None, &[&blob, "--bags", &bags, "--table", "item"]).exits(0).prints([
+        "item: 3 bags, 4 lookups",
+        "bytes of workspace",
+        "ns/lookup",
+        "ns/bag",
+        "of peak",
+    ]);
+}
+
+#[test]
+fn what_of_ones_own_cannot_be_measured_is_refused() {
+    let dir = Dir::new();
+    let (blob, bags) = own(&dir);
+    bench(None, &[&blob, "--bags", &bags]).exits(3).says([&blob, "--table", "\"item\""]);
+    bench(None, &[&blob, "--bags", &bags, "--table", "shop"]).exits(3).says([&blob, "\"shop\"", "\"item\""]);
+    bench(None, &[&blob, "--bags", &bags, "--table", "item", "--weighted", "--mode", "max"]).exits(3).says([&bags]);
+    for (indices, wanted) in [(&[1i64 << 40][..], "index 1099511627776 at position 0"), (&[], "no lookups")] {
+        let file = dir.path("wrong.npz");
+        write_npz(&file, &[("indices", vector(indices)), ("offsets", vector(&[0, indices.len() as i64]))]);
+        let file = file.to_str().unwrap();
+        bench(None, &[&blob, "--bags", file, "--table", "item"]).exits(3).says([file, "\"item\"", wanted]);
+    }
+    bench(None, &[&blob]).exits(2).says(["--bags"]);
+    bench(None, &["--bags", &bags]).exits(2).says(["BLOB"]);
+    bench(None, &[&blob, "--bags", &bags, "--suite", "batch"]).exits(2).says(["--suite"]);
 }
 
 #[test]
@@ -79,5 +204,5 @@ fn a_lower_tier_can_be_forced_and_an_unknown_one_is_refused() {
     assert_eq!(report["tier"], "scalar");
     names(&report, "kernels", &["gflops", "peak_fraction"]);
     bench(Some("nonsense"), &[]).exits(3).says(["nonsense", "scalar"]);
-    bench(None, &["--suite", "everything"]).exits(2).says(["kernels", "tables"]);
+    bench(None, &["--suite", "everything"]).exits(2).says(["kernels", "tables", "batch"]);
 }

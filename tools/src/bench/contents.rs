@@ -1,8 +1,12 @@
-//! Reproducible pseudo-random stored elements, and what they mean in f64, by `docs/format.md` alone.
+//! Reproducible pseudo-random stored elements.
 
-use anyhow::{Result, ensure};
-use half::{bf16, f16};
-use ttrec::dtype::Dtype;
+use anyhow::Result;
+use half::f16;
+use ttrec::{
+    AlignedBuf,
+    blob::{Layout, Role, TableSpec, WeightsSpec},
+    dtype::Dtype,
+};
 
 /// SplitMix64: the `position`th number of the stream `seed`.
 pub(super) fn random(seed: u64, position: u64) -> u64 {
@@ -45,38 +49,11 @@ pub(super) fn fill_rows(dtype: Dtype, dim: usize, seed: u64, out: &mut [u8]) {
     }
 }
 
-/// Element `at` of `stored`, before any scale.
-pub(super) fn element(dtype: Dtype, stored: &[u8], at: usize) -> f64 {
-    let bytes = &stored[at * dtype.bytes_of(2) / 2..];
-    match dtype {
-        Dtype::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]).into(),
-        Dtype::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).into(),
-        Dtype::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).into(),
-        Dtype::I8 => bytes[0].cast_signed().into(),
-        Dtype::I4 => (bytes[0] >> (at % 2 * 4) & 15).into(),
-    }
-}
-
-/// Dense row `row` of `stored`.
-pub(super) fn dense_row(dtype: Dtype, dim: usize, stored: &[u8], row: usize) -> Vec<f64> {
-    let row = &stored[row * dtype.row_len(dim)..][..dtype.row_len(dim)];
-    let (scale, offset) = match dtype {
-        Dtype::I8 => (element(Dtype::F32, row, 0), element(Dtype::F32, row, 1)),
-        Dtype::I4 => (element(Dtype::F16, row, 0), element(Dtype::F16, row, 1)),
-        _ => (1.0, 0.0),
-    };
-    let elements = &row[dtype.row_header_len()..];
-    (0..dim).map(|column| scale * element(dtype, elements, column) + offset).collect()
-}
-
-/// Refuses `found` where it is further from `expected` than `terms` roundings of f32 can take a sum whose terms have
-/// absolute values that add up to `magnitude`.
-pub(super) fn check(name: &str, found: &[f32], expected: &[f64], magnitude: &[f64], terms: usize) -> Result<()> {
-    let rounding = (terms + 4) as f64 * f64::from(f32::EPSILON);
-    for (((at, &found), expected), magnitude) in found.iter().enumerate().zip(expected).zip(magnitude) {
-        let close = (f64::from(found) - expected).abs() <= rounding * magnitude;
-        ensure!(close, "{name}: wrong answer: element {at} is {found}, not {expected}; nothing was timed");
-    }
-    ensure!(found.len() == expected.len(), "{name}: {} elements, not {}", found.len(), expected.len());
-    Ok(())
+/// A blob of these tables.
+pub(super) fn build(tables: &[TableSpec]) -> Result<AlignedBuf> {
+    Ok(Layout::new(tables)?.build(|plan, out| match (plan.role, &tables[plan.table].weights) {
+        (Role::Rows, WeightsSpec::Dense { embedding_dim, dtype, .. }) => fill_rows(*dtype, *embedding_dim, 1, out),
+        (Role::Core(k), WeightsSpec::Tt { dtype, .. }) => fill_elements(*dtype, k as u64, out),
+        (_, _) => fill_elements(Dtype::F32, 9, out),
+    }))
 }

@@ -1,7 +1,8 @@
 //! The kernels by themselves, with operands in the nearest cache, aligned as in a blob.
 
 use super::{
-    contents::{check, element, fill_elements},
+    contents::fill_elements,
+    reference::{check, element},
     roofline::{Roofline, time},
 };
 use crate::progress::Progress;

@@ -1,31 +1,65 @@
-//! `ttrec bench`: how fast the kernels and tables are here, beside what the core and its memory can do at best. For
-//! devices where criterion cannot go; `benches/` is its counterpart for a developer's machine.
+//! `ttrec bench`: how fast the kernels and tables are here, beside what the core and its memory can do at best, and batches
+//! of bags beside dense tables. For devices where criterion cannot go; `benches/` is its counterpart for a developer's
+//! machine.
 //!
 //! One thread. Nothing is timed before its answer has been compared with a plain f64 loop. Times are the least of several
 //! repetitions, and the roofline is measured between them, so that a change of frequency hits both.
 
+mod batch;
 mod contents;
 mod kernels;
+mod own;
+mod reference;
 mod roofline;
 mod tables;
+mod traffic;
 
-use crate::{Outcome, blob_file, output};
+use crate::{
+    Outcome,
+    blob_file::{self, BlobFile},
+    lookup::{BagsFile, Mode},
+    output,
+};
 use anyhow::Result;
+use batch::Yardstick;
 use clap::ValueEnum;
 use roofline::Roofline;
 use serde::Serialize;
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
-/// Measure kernels and tables on this device.
+/// Measure kernels, tables and batches on this device, or a blob of your own.
 ///
 /// Prints a roofline (the core's multiply-add peak and its memory bandwidth, both measured in this run, on one thread) and
-/// what fraction of it each kernel and table reaches. Every answer is checked before it is timed. Takes about a minute and
-/// up to half of the available memory.
+/// what fraction of it each kernel and table reaches; batches of bags are measured beside dense f32 tables. Every answer is
+/// checked before it is timed. Takes a few minutes and up to half of the available memory.
+///
+/// With a blob and a file of bags, as `ttrec lookup` takes them, it measures these instead: all bags as one batch.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; default: both
+    /// A blob to measure, in place of the suites
+    #[arg(requires = "bags", conflicts_with_all = ["suite", "retail"])]
+    blob: Option<PathBuf>,
+    /// indices, offsets and perhaps weights
+    #[arg(long, value_name = "FILE.npz", requires = "blob")]
+    bags: Option<PathBuf>,
+    /// Which of the blob's tables; not needed if there is one
+    #[arg(long, value_name = "NAME", requires = "blob")]
+    table: Option<String>,
+    /// What becomes of the rows of a bag
+    #[arg(long, value_enum, default_value = "sum", requires = "blob")]
+    mode: Mode,
+    /// Multiply each row by its weight; with --mode sum
+    #[arg(long, requires = "blob")]
+    weighted: bool,
+    /// What to measure; default: everything
     #[arg(long, value_enum)]
     suite: Option<Suite>,
+    /// A retailer's baskets for the batch suite, as offsets and items (FIMI's retail data, which is not bundled)
+    #[arg(long, value_name = "FILE.npz")]
+    retail: Option<PathBuf>,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -38,6 +72,7 @@ pub(crate) struct Args {
 enum Suite {
     Kernels,
     Tables,
+    Batch,
 }
 
 #[derive(Serialize)]
@@ -51,6 +86,10 @@ struct Report {
     kernels: Vec<KernelFigure>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tables: Vec<TableFigure>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    workloads: Vec<WorkloadFigure>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    own: Option<OwnFigure>,
 }
 
 #[derive(Serialize)]
@@ -74,14 +113,62 @@ struct TableFigure {
     memory_fraction: Option<f64>,
 }
 
+#[derive(Serialize)]
+struct WorkloadFigure {
+    name: String,
+    tier: &'static str,
+    ns_per_lookup: f64,
+    /// Of the multiply-add peak, by the operations of multiplying each row out by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_fraction: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dense_ns_per_lookup: Option<f64>,
+    /// How much longer it takes than the dense tables.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    times_dense: Option<f64>,
+    /// Of the kernels that a lookup calls, by themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bare_ns_per_lookup: Option<f64>,
+    /// Of the same lookups one by one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    single_ns_per_lookup: Option<f64>,
+    workspace_bytes: usize,
+}
+
+#[derive(Serialize)]
+struct OwnFigure {
+    table: String,
+    tier: &'static str,
+    bags: usize,
+    lookups: usize,
+    ns_per_lookup: f64,
+    ns_per_bag: f64,
+    /// Of the multiply-add peak, by the operations of multiplying each row out by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_fraction: Option<f64>,
+    workspace_bytes: usize,
+}
+
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let tier = blob_file::tier()?;
-    let wants = |suite| args.suite.is_none_or(|wanted| wanted == suite);
+    let own = match (&args.blob, &args.bags) {
+        (Some(blob), Some(bags)) => Some((BlobFile::open(blob)?, BagsFile::read(bags, args.weighted)?)),
+        _ => None,
+    };
+    let retail = args.retail.as_deref().map(|path| BagsFile::read_arrays(path, "items", false)).transpose()?;
+    let wants = |suite| own.is_none() && args.suite.is_none_or(|wanted| wanted == suite);
     let mut roofline = Roofline::new(tier, args.quick)?;
     let mut notes = roofline.notes();
     let kernels = if wants(Suite::Kernels) { kernels::measure(&mut roofline, args.quick)? } else { Vec::new() };
     let tables =
         if wants(Suite::Tables) { tables::measure(&mut roofline, args.quick, &mut notes)? } else { Vec::new() };
+    let workloads = if wants(Suite::Batch) {
+        batch::measure(&mut roofline, args.quick, retail.as_ref(), &mut notes)?
+    } else {
+        Vec::new()
+    };
+    let measure_own = |(blob, bags)| own::measure(&mut roofline, blob, args.table.as_deref(), bags, args.mode);
+    let own = own.as_ref().map(|(blob, bags)| (blob, bags)).map(measure_own).transpose()?;
 
     let (peak, memory) = (roofline.flops(), roofline.bytes_per_second());
     let kernels = kernels.into_iter().map(|(name, flops)| KernelFigure {
@@ -97,6 +184,31 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         peak_fraction: table.flops.map(|flops| flops / table.seconds / peak),
         memory_fraction: table.bytes.map(|bytes| bytes / table.seconds / memory),
     });
+    let workloads = workloads.into_iter().map(|workload| {
+        let beside = |wanted| workload.beside.filter(|(found, _)| *found == wanted).map(|(_, seconds)| seconds * 1e9);
+        let ns_per_lookup = workload.seconds * 1e9;
+        WorkloadFigure {
+            tier: tier.name(),
+            ns_per_lookup,
+            peak_fraction: workload.flops.map(|flops| flops / workload.seconds / peak),
+            dense_ns_per_lookup: beside(Yardstick::Dense),
+            times_dense: beside(Yardstick::Dense).map(|dense| ns_per_lookup / dense),
+            bare_ns_per_lookup: beside(Yardstick::Bare),
+            single_ns_per_lookup: beside(Yardstick::Single),
+            workspace_bytes: workload.workspace_bytes,
+            name: workload.name,
+        }
+    });
+    let own = own.map(|own| OwnFigure {
+        table: own.table,
+        tier: tier.name(),
+        bags: own.bags,
+        lookups: own.lookups,
+        ns_per_lookup: own.seconds * 1e9 / own.lookups as f64,
+        ns_per_bag: own.seconds * 1e9 / own.bags as f64,
+        peak_fraction: own.flops.map(|flops| flops * own.lookups as f64 / own.seconds / peak),
+        workspace_bytes: own.workspace_bytes,
+    });
     let report = Report {
         tier: tier.name(),
         fma_peak_gflops: peak / 1e9,
@@ -104,6 +216,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         notes,
         kernels: kernels.collect(),
         tables: tables.collect(),
+        workloads: workloads.collect(),
+        own,
     };
     output::print(|mut out| {
         if args.json {
@@ -131,10 +245,39 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     if !report.tables.is_empty() {
         writeln!(out, "\n{:28} {:>9} {:>8} {:>9}", "table", "ns/lookup", "of peak", "of memory")?;
         for TableFigure { name, ns_per_lookup, peak_fraction, memory_fraction, .. } in &report.tables {
-            let fraction = |fraction: &Option<f64>| fraction.map_or(String::new(), |fraction| format!("{fraction:.2}"));
             let (peak, memory) = (fraction(peak_fraction), fraction(memory_fraction));
             writeln!(out, "{name:28} {ns_per_lookup:>9.1} {peak:>8} {memory:>9}")?;
         }
     }
+    if !report.workloads.is_empty() {
+        writeln!(out, "\n{:28} {:>9} {:>8}  {:16} {:>6}", "workload", "ns/lookup", "of peak", "beside", "times")?;
+        for workload in &report.workloads {
+            let WorkloadFigure { name, ns_per_lookup, peak_fraction, .. } = workload;
+            let yardsticks = [
+                ("dense", workload.dense_ns_per_lookup),
+                ("bare", workload.bare_ns_per_lookup),
+                ("single", workload.single_ns_per_lookup),
+            ];
+            let beside = yardsticks.into_iter().find_map(|(what, ns)| Some((what, ns?)));
+            let (beside, times) = match beside {
+                Some((what, ns)) => (format!("{what:6} {ns:>9.1}"), Some(ns_per_lookup / ns)),
+                None => (String::new(), None),
+            };
+            let (peak, times) = (fraction(peak_fraction), fraction(&times));
+            writeln!(out, "{name:28} {ns_per_lookup:>9.1} {peak:>8}  {beside:16} {times:>6}")?;
+        }
+    }
+    if let Some(own) = &report.own {
+        let OwnFigure { table, bags, lookups, ns_per_lookup, ns_per_bag, peak_fraction, workspace_bytes, .. } = own;
+        // Names are the blob's: they must not command the terminal.
+        let table = table.escape_debug();
+        writeln!(out, "\n{table}: {bags} bags, {lookups} lookups, {workspace_bytes} bytes of workspace")?;
+        let peak = peak_fraction.map_or(String::new(), |fraction| format!(", {fraction:.2} of peak"));
+        writeln!(out, "{ns_per_lookup:.1} ns/lookup, {ns_per_bag:.1} ns/bag{peak}")?;
+    }
     Ok(())
+}
+
+fn fraction(fraction: &Option<f64>) -> String {
+    fraction.map_or(String::new(), |fraction| format!("{fraction:.2}"))
 }

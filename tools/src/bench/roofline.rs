@@ -5,18 +5,52 @@ use anyhow::{Result, ensure};
 use std::{
     fs,
     hint::black_box,
+    ops::Range,
     time::{Duration, Instant},
 };
 use ttrec::{
-    AlignedBuf, Tier,
+    AlignedBuf, LookupError, Tier,
     kernel::{fma_chains, read_all},
 };
 
 const MIB: usize = 1 << 20;
+/// Seconds of a pass at least: a shorter one is repeated.
+const BURST: f64 = 2e-3;
+
+/// Parts of a pass, each timed by itself: an interruption spoils one of them, and not all.
+const PARTS: usize = 20;
+
+/// Something to be timed, a part after another.
+pub(super) struct Pass<'p> {
+    len: usize,
+    run: Box<dyn FnMut(Range<usize>) -> Result<(), LookupError> + 'p>,
+}
+
+impl<'p> Pass<'p> {
+    /// `run` does some of `len` things.
+    pub(super) fn new(len: usize, run: impl FnMut(Range<usize>) -> Result<(), LookupError> + 'p) -> Self {
+        Self { len, run: Box::new(run) }
+    }
+
+    fn parts(&self) -> usize {
+        self.len.clamp(1, PARTS)
+    }
+
+    /// Seconds that a part takes.
+    fn time(&mut self, part: usize) -> Result<f64> {
+        let range = self.len * part / self.parts()..self.len * (part + 1) / self.parts();
+        let mut result = Ok(());
+        let seconds = time(|| result = (self.run)(range));
+        result?;
+        Ok(seconds)
+    }
+}
 
 /// The best rates seen so far.
 pub(super) struct Roofline {
     tier: Tier,
+    /// Of what is timed; the fastest counts.
+    passes: u32,
     fma_rounds: u64,
     /// Larger than any cache.
     buffer: AlignedBuf,
@@ -36,7 +70,8 @@ impl Roofline {
             sum += value;
             word.copy_from_slice(&(value as f32).to_le_bytes());
         }
-        let mut roofline = Self { tier, fma_rounds: 100, buffer, usual_len, flops: 0.0, bytes_per_second: 0.0 };
+        let passes = if quick { 2 } else { 7 };
+        let mut roofline = Self { tier, passes, fma_rounds: 100, buffer, usual_len, flops: 0.0, bytes_per_second: 0.0 };
         // Sums of so few ones, zeros and minus ones are exact in any order.
         ensure!(read_all(tier, roofline.floats()) as i64 == sum, "memory: wrong answer; nothing was timed");
         // s <- s / 2 + 1 ends at 2; the answer is the sum of the twelve chains and another 1.
@@ -70,6 +105,34 @@ impl Roofline {
     pub(super) fn measure_memory(&mut self) {
         let seconds = time(|| _ = black_box(read_all(self.tier, self.floats())));
         self.bytes_per_second = self.bytes_per_second.max(self.buffer.len() as f64 / seconds);
+    }
+
+    /// The least seconds that each of `runs` takes, part by part, of several passes over all of them in turn: so they see
+    /// the same machine, and the roofline too. The memory is measured only on demand, as that empties the caches.
+    pub(super) fn fastest<const N: usize>(&mut self, memory: bool, mut runs: [Pass<'_>; N]) -> Result<[f64; N]> {
+        let mut least = runs.each_ref().map(|run| vec![f64::INFINITY; run.parts()]);
+        let mut calls = [1; N];
+        // One more: the first shows how often the others call.
+        for pass in 0..=self.passes {
+            self.measure_flops();
+            if memory {
+                self.measure_memory();
+            }
+            for ((run, calls), least) in runs.iter_mut().zip(&mut calls).zip(&mut least) {
+                let mut total = 0.0;
+                for _ in 0..*calls {
+                    for (part, least) in least.iter_mut().enumerate() {
+                        let seconds = run.time(part)?;
+                        *least = least.min(seconds);
+                        total += seconds;
+                    }
+                }
+                if pass == 0 {
+                    *calls = (BURST / total).ceil() as u32;
+                }
+            }
+        }
+        Ok(least.map(|parts| parts.iter().sum()))
     }
 
     pub(super) fn tier(&self) -> Tier {

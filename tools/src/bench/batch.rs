@@ -1,0 +1,425 @@
+//! Batches of bags, tensor trains beside dense tables: does a ranker pay for the memory that it saves?
+//!
+//! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets. A tensor train's rows are
+//! sorted by frequency, as training can do at no cost; a dense table's rows lie as they come.
+
+use super::{
+    contents::build,
+    reference::Stored,
+    roofline::{Pass, Roofline},
+    tables::{BAG, BAGS, BATCHES, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS, dense_rows, dense_table, tt_table},
+    traffic::{Ids, Run, Traffic},
+};
+use crate::{lookup::BagsFile, progress::Progress};
+use anyhow::{Context, Result, bail, ensure};
+use std::hint::black_box;
+use ttrec::{
+    AlignedBuf, Blob, LookupError, Table, Tier, TtShape,
+    blob::{Layout, OverridesSpec, Role, SectionPlan, TableSpec, Weights, WeightsSpec},
+    dtype::{Dtype, Elements},
+    kernel::{Epilogue, chain_step, widen},
+};
+
+/// The rank of workloads that come in one rank only, as do those with a cache.
+const RANK: u32 = 32;
+/// Lookups in one batch, to see whether time grows with them.
+const GROWTH: [usize; 3] = [1_000, 10_000, 100_000];
+
+/// Bytes of the id of a row that is stored apart.
+const ID_LEN: usize = 8;
+
+/// Criteo Kaggle's seven largest tables and their row factors, and the rows of the nineteen others.
+const KAGGLE_TT: [(u64, [u32; 3]); 7] = [
+    (10_131_227, [200, 220, 250]),
+    (8_351_593, [200, 200, 209]),
+    (7_046_547, [200, 200, 200]),
+    (5_461_306, [166, 175, 188]),
+    (2_202_608, [125, 130, 136]),
+    (286_181, [53, 72, 75]),
+    (142_572, [50, 52, 55]),
+];
+const KAGGLE_DENSE: [u64; 19] =
+    [1460, 583, 305, 24, 12_517, 633, 3, 93_145, 5683, 3194, 27, 14_992, 10, 5652, 2173, 4, 18, 15, 105];
+const KAGGLE_DIM: usize = 16;
+const KAGGLE_COLUMN_FACTORS: [u32; 3] = [2, 2, 4];
+const KAGGLE_BATCHES: [usize; 3] = [1, 128, 2048];
+
+const RETAIL_ROWS: u64 = 16_470;
+const RETAIL_ROW_FACTORS: [u32; 3] = [26, 26, 25];
+
+/// What a workload is measured beside.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Yardstick {
+    /// Dense f32 tables, same lookups.
+    Dense,
+    /// The kernels that one lookup calls.
+    Bare,
+    /// The same lookups one by one.
+    Single,
+}
+
+/// What was measured of one workload.
+pub(super) struct Measured {
+    pub(super) name: String,
+    /// Per looked-up row.
+    pub(super) seconds: f64,
+    /// Of multiplying out one row by itself, where all lookups are of one tensor train.
+    pub(super) flops: Option<f64>,
+    /// And the yardstick's seconds per looked-up row.
+    pub(super) beside: Option<(Yardstick, f64)>,
+    pub(super) workspace_bytes: usize,
+}
+
+/// How much is measured.
+struct Extent {
+    batches: usize,
+    bags: usize,
+    /// Samples of W4, whatever the batch, so that no dense row of a small batch waits in a cache for the next pass.
+    samples: usize,
+    /// Bytes of a dense table for each that may be cached.
+    dense_bytes_per_cached: u64,
+}
+
+/// Every workload. What is smaller than usual goes into `notes`.
+pub(super) fn measure(
+    roofline: &mut Roofline,
+    quick: bool,
+    retail: Option<&BagsFile>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Measured>> {
+    let extent = if quick {
+        Extent { batches: 1, bags: 25, samples: 256, dense_bytes_per_cached: 10_000 }
+    } else {
+        Extent { batches: BATCHES, bags: BAGS, samples: BATCHES * 2048, dense_bytes_per_cached: 100 }
+    };
+    let progress = Progress::new("workloads", 27 + u64::from(retail.is_some()));
+    let mut suite = Suite { roofline, extent, measured: Vec::new(), progress };
+    suite.fbtt(dense_rows("dense tables have", ROWS, DIM, quick, notes))?;
+    let kaggle = KAGGLE_TT.iter().map(|(rows, _)| rows).chain(&KAGGLE_DENSE).sum();
+    suite.kaggle(
+        dense_rows("the dense tables of W4 have together", kaggle, KAGGLE_DIM, quick, notes) as f64 / kaggle as f64,
+    )?;
+    match retail {
+        Some(file) => {
+            suite.retail(file, if quick { 1 } else { usize::MAX }).with_context(|| file.path().display().to_string())?
+        }
+        None => notes.push("W5, a retailer's baskets, was left out: --retail says where they are".to_owned()),
+    }
+    suite.few_lookups()?;
+    suite.growth()?;
+    Ok(suite.measured)
+}
+
+struct Suite<'r> {
+    roofline: &'r mut Roofline,
+    extent: Extent,
+    measured: Vec<Measured>,
+    progress: Progress,
+}
+
+impl Suite<'_> {
+    /// W1 to W3: one large table, and a dense one of `rows` rows.
+    fn fbtt(&mut self, rows: u64) -> Result<()> {
+        let tier = self.roofline.tier();
+        let dense = Model::new(vec![dense_table("dense".to_owned(), rows, DIM, Dtype::F32)], tier)?;
+        let [cubic, wide] = COLUMN_FACTORS;
+        for (name, q, ids) in [
+            ("W1", cubic, Ids::Uniform),
+            ("W2", cubic, Ids::ZipfSorted),
+            ("W3-uniform", wide, Ids::Uniform),
+            ("W3-zipf", wide, Ids::ZipfSorted),
+        ] {
+            let Extent { batches, bags, dense_bytes_per_cached, .. } = self.extent;
+            let traffic = [Traffic::draw(ids, ROWS, 2, [batches, bags, BAG])];
+            let scattered = traffic.each_ref().map(|traffic| traffic.scattered(rows));
+            for rank in RANKS {
+                let name = format!("{name}-R{rank}");
+                let tt = Model::fbtt(&q, rank, tier)?;
+                self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
+                if rank == RANK && !matches!(ids, Ids::Uniform) {
+                    let cached = tt.cached(ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached)?;
+                    self.beside_dense(&format!("{name}-cached"), [&cached, &dense], [&traffic, &scattered])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// W4: one lookup in each of many tables for each sample, and the same with dense tables of `fraction` of their rows.
+    fn kaggle(&mut self, fraction: f64) -> Result<()> {
+        let tier = self.roofline.tier();
+        // In name order, which the order of tables is.
+        let name = |at: usize| format!("c{at:02}");
+        let all_rows: Vec<u64> = KAGGLE_TT.iter().map(|(rows, _)| *rows).chain(KAGGLE_DENSE).collect();
+        let dense_rows: Vec<u64> = all_rows.iter().map(|&rows| ((rows as f64 * fraction) as u64).max(1)).collect();
+        let dense_spec = |(at, &rows)| dense_table(name(at), rows, KAGGLE_DIM, Dtype::F32);
+        let dense = Model::new(dense_rows.iter().enumerate().map(dense_spec).collect(), tier)?;
+        let bytes = all_rows.iter().sum::<u64>() * Dtype::F32.row_len(KAGGLE_DIM) as u64;
+        for rank in [16, 32] {
+            let mut specs: Vec<TableSpec> = all_rows.iter().enumerate().map(dense_spec).collect();
+            for ((rows, p), spec) in KAGGLE_TT.iter().zip(&mut specs) {
+                let shape = TtShape::new(*rows, p, &KAGGLE_COLUMN_FACTORS, &[rank, rank])?;
+                *spec = tt_table(spec.name.clone(), shape, Dtype::F32);
+            }
+            let tt = Model::new(specs, tier)?;
+            let cached = match rank {
+                16 => Some(tt.cached(bytes / self.extent.dense_bytes_per_cached)?),
+                _ => None,
+            };
+            for bags in KAGGLE_BATCHES {
+                let batches = (self.extent.samples / bags).max(1);
+                let (mut traffic, mut scattered) = (Vec::new(), Vec::new());
+                for (at, (&rows, &dense_rows)) in all_rows.iter().zip(&dense_rows).enumerate() {
+                    let sorted = Traffic::draw(Ids::ZipfSorted, rows, at as u64, [batches, bags, 1]);
+                    scattered.push(sorted.scattered(dense_rows));
+                    // Where both are dense they are the same.
+                    traffic.push(if at < KAGGLE_TT.len() { sorted } else { sorted.scattered(rows) });
+                }
+                let name = format!("W4-R{rank}-B{bags}");
+                self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
+                if let Some(cached) = cached.as_ref().filter(|_| bags > 1) {
+                    self.beside_dense(&format!("{name}-cached"), [cached, &dense], [&traffic, &scattered])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// W5: the bags of `file`, in at most `batches` batches.
+    fn retail(&mut self, file: &BagsFile, batches: usize) -> Result<()> {
+        let tier = self.roofline.tier();
+        let shape = TtShape::new(RETAIL_ROWS, &RETAIL_ROW_FACTORS, &COLUMN_FACTORS[0], &[16, 16])?;
+        let tt = Model::new(vec![tt_table("item".to_owned(), shape, Dtype::F32)], tier)?;
+        let dense = Model::new(vec![dense_table("item".to_owned(), RETAIL_ROWS, DIM, Dtype::F32)], tier)?;
+        let traffic = [Traffic::from_file(file, batches, BAGS)?];
+        let scattered = traffic.each_ref().map(|traffic| traffic.scattered(RETAIL_ROWS));
+        self.beside_dense("W5-R16", [&tt, &dense], [&traffic, &scattered])
+    }
+
+    /// One lookup alone beside the kernels that it calls, and one bag alone beside its lookups.
+    fn few_lookups(&mut self) -> Result<()> {
+        let tier = self.roofline.tier();
+        let model = Model::fbtt(&COLUMN_FACTORS[0], RANK, tier)?;
+        let table = model.table(0)?;
+        let traffic = [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.bags, 1, BAG])];
+        let rows = traffic[0].indices();
+        let mut bags = Run::new(vec![table], &traffic)?;
+        bags.check(&format!("bag{BAG}-R{RANK}"), &model.buf)?;
+
+        let name = format!("single-R{RANK}");
+        let mut bare = Bare::new(&table, rows).context("not a tensor train of three f32 cores")?;
+        let (mut workspace, mut row, mut bare_row) = (table.workspace(), [0.0; DIM], [0.0; DIM]);
+        let workspace_bytes = size_of_val(&workspace[..]);
+        let stored = Stored::new(&model.buf, Blob::parse(&model.buf)?, table.name())?;
+        for (position, &id) in rows.iter().enumerate().take(BAG) {
+            table.lookup(id.into(), &mut row, &mut workspace)?;
+            bare.put_row(position, &mut bare_row).context("operands do not fit")?;
+            stored.check_row(&name, id.into(), &row)?;
+            ensure!(row == bare_row, "{name}: the kernels by themselves give another row; nothing was timed");
+        }
+
+        let one_by_one = Pass::new(rows.len(), |mut range| {
+            range.try_for_each(|at| table.lookup(rows[at].into(), black_box(&mut row), &mut workspace))
+        });
+        let kernels = Pass::new(rows.len(), |mut range| {
+            let done = range.try_for_each(|at| bare.put_row(at, black_box(&mut bare_row)));
+            done.ok_or(LookupError::Inconsistent)
+        });
+        let seconds = self.roofline.fastest(false, [one_by_one, kernels, bags.pass()])?;
+        let [single, kernels, bag] = seconds.map(|seconds| seconds / rows.len() as f64);
+        let flops = model.flops();
+        self.push(Measured { name, seconds: single, flops, beside: Some((Yardstick::Bare, kernels)), workspace_bytes });
+        self.push(Measured {
+            name: format!("bag{BAG}-R{RANK}"),
+            seconds: bag,
+            flops,
+            beside: Some((Yardstick::Single, single)),
+            workspace_bytes: bags.workspace_bytes(),
+        });
+        Ok(())
+    }
+
+    /// W1 with other numbers of lookups.
+    fn growth(&mut self) -> Result<()> {
+        let model = Model::fbtt(&COLUMN_FACTORS[0], RANK, self.roofline.tier())?;
+        let draw = |lookups| [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.batches, lookups / BAG, BAG])];
+        let traffic = GROWTH.map(draw);
+        let [small, medium, large] = traffic.each_ref().map(|traffic| Run::new(model.tables()?, traffic));
+        let mut runs = [small?, medium?, large?];
+        for (run, lookups) in runs.iter_mut().zip(GROWTH) {
+            run.check(&format!("growth-{lookups}"), &model.buf)?;
+        }
+        let [small, medium, large] = &mut runs;
+        let seconds = self.roofline.fastest(false, [small.pass(), medium.pass(), large.pass()])?;
+        for ((run, lookups), seconds) in runs.iter().zip(GROWTH).zip(seconds) {
+            self.push(Measured {
+                name: format!("growth-{lookups}"),
+                seconds: seconds / run.lookups() as f64,
+                flops: model.flops(),
+                beside: None,
+                workspace_bytes: run.workspace_bytes(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Times `tt` and `dense` by turns.
+    fn beside_dense(&mut self, name: &str, models: [&Model; 2], traffic: [&[Traffic]; 2]) -> Result<()> {
+        let [mut tt, mut dense] =
+            [Run::new(models[0].tables()?, traffic[0])?, Run::new(models[1].tables()?, traffic[1])?];
+        tt.check(name, &models[0].buf)?;
+        dense.check(&format!("{name}, dense"), &models[1].buf)?;
+        self.roofline.measure_memory();
+        let seconds = self.roofline.fastest(false, [tt.pass(), dense.pass()])?;
+        let [seconds, dense_seconds] = seconds.map(|seconds| seconds / tt.lookups() as f64);
+        self.push(Measured {
+            name: name.to_owned(),
+            seconds,
+            flops: models[0].flops(),
+            beside: Some((Yardstick::Dense, dense_seconds)),
+            workspace_bytes: tt.workspace_bytes(),
+        });
+        Ok(())
+    }
+
+    fn push(&mut self, measured: Measured) {
+        self.measured.push(measured);
+        self.progress.add(1);
+    }
+}
+
+/// Tables, and the blob that holds them.
+struct Model {
+    specs: Vec<TableSpec>,
+    buf: AlignedBuf,
+    tier: Tier,
+}
+
+impl Model {
+    fn new(specs: Vec<TableSpec>, tier: Tier) -> Result<Self> {
+        Ok(Self { buf: build(&specs)?, specs, tier })
+    }
+
+    /// The one table of FBTT's benchmark shape.
+    fn fbtt(q: &[u32; 3], rank: u32, tier: Tier) -> Result<Self> {
+        let shape = TtShape::new(ROWS, &ROW_FACTORS, q, &[rank, rank])?;
+        Self::new(vec![tt_table("tt".to_owned(), shape, Dtype::F32)], tier)
+    }
+
+    fn tables(&self) -> Result<Vec<Table<'_>>> {
+        (0..self.specs.len()).map(|position| self.table(position)).collect()
+    }
+
+    fn table(&self, position: usize) -> Result<Table<'_>> {
+        let spec = self.specs.get(position).context("no such table")?;
+        Ok(Blob::parse(&self.buf)?.table(&spec.name)?.with_tier(self.tier))
+    }
+
+    /// Of multiplying out a row, if there is one table and it is a tensor train.
+    fn flops(&self) -> Option<f64> {
+        match self.specs.as_slice() {
+            [TableSpec { weights: WeightsSpec::Tt { shape, .. }, .. }] => Some(shape.flops_left_to_right() as f64),
+            _ => None,
+        }
+    }
+
+    /// The same tables, of which the tensor trains share `bytes` for what is asked most: their first rows and the products
+    /// of their first prefixes, as they are sorted by frequency.
+    fn cached(&self, bytes: u64) -> Result<Self> {
+        let is_tt = |spec: &&TableSpec| matches!(spec.weights, WeightsSpec::Tt { .. });
+        let share = bytes / (self.specs.iter().filter(is_tt).count() as u64).max(1);
+        let specs = self.specs.iter().cloned().map(|spec| {
+            let WeightsSpec::Tt { shape, .. } = spec.weights else { return spec };
+            let dtype = Dtype::F32;
+            let fitting = |bytes: u64, len: usize| bytes / (ID_LEN + dtype.row_len(len)) as u64;
+            // A fifth for rows; a product serves as many rows as the last row factor, so the rest goes further.
+            let count = fitting(share / 5, shape.embedding_dim()).min(shape.num_embeddings());
+            let rest = share - count * (ID_LEN + dtype.row_len(shape.embedding_dim())) as u64;
+            let num_prefixes = fitting(rest, shape.prefix_len()).min(shape.num_prefixes());
+            let overrides = (count > 0).then_some(OverridesSpec { count, dtype });
+            TableSpec { num_prefixes, overrides, ..spec }
+        });
+        let specs: Vec<TableSpec> = specs.collect();
+        let mut result = Ok(());
+        let buf = Layout::new(&specs)?.build(|plan, out| {
+            if result.is_ok() {
+                result = self.fill_cached(plan, out);
+            }
+        });
+        result?;
+        Ok(Self { specs, buf, tier: self.tier })
+    }
+
+    /// A section of the cached tables: of these or made from these.
+    fn fill_cached(&self, plan: &SectionPlan, out: &mut [u8]) -> Result<()> {
+        let table = self.table(plan.table)?;
+        match plan.role {
+            Role::OverrideIds | Role::PrefixIds => {
+                out.chunks_exact_mut(ID_LEN).zip(0u64..).for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
+            }
+            Role::OverrideRows => {
+                let mut workspace = table.workspace();
+                let rows = bytemuck::cast_slice_mut(out).chunks_exact_mut(table.embedding_dim());
+                rows.zip(0..).try_for_each(|(out, row)| table.lookup(row, out, &mut workspace))?;
+            }
+            Role::PrefixProducts => {
+                let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
+                let mut workspace = table.workspace();
+                let products = bytemuck::cast_slice_mut(out).chunks_exact_mut(tt.shape.prefix_len());
+                products.zip(0..).try_for_each(|(out, prefix)| table.prefix_product(prefix, out, &mut workspace))?;
+            }
+            role => {
+                let stored = Stored::new(&self.buf, Blob::parse(&self.buf)?, table.name())?;
+                out.copy_from_slice(stored.section(role)?.1);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The kernels that a lookup calls, with nothing around them.
+struct Bare<'a> {
+    tier: Tier,
+    shape: TtShape,
+    /// Of each lookup.
+    slices: Vec<[Elements<'a>; 3]>,
+    /// The product of one slice, and of two.
+    partials: [Vec<f32>; 2],
+}
+
+impl<'a> Bare<'a> {
+    /// `None` if the table is not a tensor train of three f32 cores.
+    fn new(table: &Table<'a>, rows: &[u32]) -> Option<Self> {
+        let Weights::Tt(tt) = &table.data().weights else { return None };
+        let shape = tt.shape;
+        let cores: Option<Vec<&[f32]>> = tt.cores[..shape.num_cores()]
+            .iter()
+            .map(|core| match core.slices {
+                Elements::F32(slices) => Some(slices),
+                _ => None,
+            })
+            .collect();
+        let cores: [&[f32]; 3] = cores?.try_into().ok()?;
+        let slice = |row: u32, k: usize| {
+            let len = shape.slice_len(k);
+            cores[k].chunks_exact(len).nth(shape.digits(row.into())[k] as usize).map(Elements::F32)
+        };
+        let slices = rows.iter().map(|&row| Some([slice(row, 0)?, slice(row, 1)?, slice(row, 2)?]));
+        let partials = [shape.slice_len(0), shape.column_factor(0) * shape.slice_len(1) / shape.rank(1)];
+        Some(Self {
+            tier: table.tier(),
+            shape,
+            slices: slices.collect::<Option<_>>()?,
+            partials: partials.map(|len| vec![0.0; len]),
+        })
+    }
+
+    /// Multiplies out the row of a lookup.
+    fn put_row(&mut self, lookup: usize, out: &mut [f32]) -> Option<()> {
+        let Self { tier, shape, slices, partials: [x, y] } = self;
+        let ([g0, g1, g2], q, r) = (slices.get(lookup)?, |k| shape.column_factor(k), |k| shape.rank(k));
+        widen(*tier, *g0, 1.0, -0.0, x, Epilogue::Store)?;
+        chain_step(*tier, [q(0), r(1), q(1) * r(2)], x, *g1, y, Epilogue::Store)?;
+        chain_step(*tier, [q(0) * q(1), r(2), q(2)], y, *g2, out, Epilogue::Store)
+    }
+}

@@ -1,0 +1,68 @@
+//! `ttrec bench BLOB --bags`: a user's own table and traffic.
+
+use super::{
+    roofline::Roofline,
+    traffic::{Batch, Run},
+};
+use crate::{
+    blob_file::BlobFile,
+    lookup::{BagsFile, Mode},
+};
+use anyhow::{Context, Result, bail};
+use ttrec::{Table, blob::Weights};
+
+/// What was measured of a table and a file of bags.
+pub(super) struct Measured {
+    pub(super) table: String,
+    pub(super) bags: usize,
+    pub(super) lookups: usize,
+    /// Of pooling all bags.
+    pub(super) seconds: f64,
+    /// Of multiplying out one row by itself, if it is a tensor train's.
+    pub(super) flops: Option<f64>,
+    pub(super) workspace_bytes: usize,
+}
+
+/// Pools the bags of `file` as one batch, from the table called `name` or the only one.
+pub(super) fn measure(
+    roofline: &mut Roofline,
+    blob_file: &BlobFile,
+    name: Option<&str>,
+    file: &BagsFile,
+    mode: Mode,
+) -> Result<Measured> {
+    let blob = blob_file.blob()?;
+    let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
+    let name = match (name, names.as_slice()) {
+        (Some(name), _) | (None, &[name]) => name,
+        (None, _) => bail!("{}: which table? --table takes one of {names:?}", blob_file.path().display()),
+    };
+    let table = blob_file.table(&blob, name)?;
+    measure_table(roofline, blob_file.bytes(), table, file, mode)
+        .with_context(|| format!("{}: table {name:?}", file.path().display()))
+}
+
+fn measure_table(
+    roofline: &mut Roofline,
+    bytes: &[u8],
+    table: Table<'_>,
+    file: &BagsFile,
+    mode: Mode,
+) -> Result<Measured> {
+    let offsets = file.offsets(mode);
+    let batch = Batch { indices: file.indices(), offsets: &offsets, weights: file.weights() };
+    let mut run = Run::of_batches(vec![table], vec![vec![batch]], mode.pooling())?;
+    run.check(table.name(), bytes)?;
+    let [seconds] = roofline.fastest(false, [run.pass()])?;
+    Ok(Measured {
+        table: table.name().to_owned(),
+        bags: offsets.len().saturating_sub(1),
+        lookups: run.lookups(),
+        seconds,
+        flops: match &table.data().weights {
+            Weights::Tt(tt) => Some(tt.shape.flops_left_to_right() as f64),
+            Weights::Dense(_) => None,
+        },
+        workspace_bytes: run.workspace_bytes(),
+    })
+}
