@@ -128,7 +128,8 @@ impl Divisor {
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
+    extern crate std;
+    use std::vec::Vec;
 
     #[test]
     fn dividing_by_multiplying_is_exact_at_every_edge() {

@@ -63,7 +63,8 @@ fn counting_pass(from: &[u64], to: &mut [u64], shift: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::{vec, vec::Vec};
+    extern crate std;
+    use std::{vec, vec::Vec};
 
     #[test]
     fn entries_are_sorted_at_every_size_and_key_width_with_and_without_spare_memory() {
