@@ -27,7 +27,7 @@ const SENTINEL: f32 = -7.0e37;
 
 /// Row factors, column factors and ranks: 2 to 5 cores, with 1 to 16 rows to the last product and last column factors of
 /// less than, exactly, and more than a vector.
-const SHAPES: [(&[u32], &[u32], &[u32]); 8] = [
+const SHAPES: [(&[u32], &[u32], &[u32]); 16] = [
     (&[17, 13], &[3, 5], &[7]),
     (&[12, 10], &[8, 9], &[6]),
     (&[40, 6], &[1, 16], &[12]),
@@ -36,6 +36,15 @@ const SHAPES: [(&[u32], &[u32], &[u32]); 8] = [
     (&[5, 4, 9], &[3, 2, 8], &[3, 4]),
     (&[3, 4, 5, 4], &[2, 1, 3, 8], &[3, 7, 6]),
     (&[2, 3, 2, 3, 4], &[1, 2, 2, 2, 3], &[2, 5, 4, 3]),
+    // Last steps of four and of eight columns, whose rows fill vectors.
+    (&[20, 13], &[2, 4], &[9]),
+    (&[5, 4, 9], &[2, 2, 4], &[3, 6]),
+    (&[5, 4, 9], &[2, 4, 4], &[5, 4]),
+    (&[4, 5, 7], &[4, 8, 4], &[3, 7]),
+    (&[20, 13], &[2, 8], &[7]),
+    (&[5, 4, 9], &[2, 2, 8], &[3, 8]),
+    (&[5, 4, 9], &[4, 2, 8], &[5, 9]),
+    (&[4, 5, 7], &[4, 4, 8], &[3, 6]),
 ];
 
 /// Bags around what is sorted on the stack and what is sorted by insertion, and larger ones.

@@ -378,9 +378,9 @@ fn row_counts() -> impl Iterator<Item = usize> + Clone {
 
 const RANKS: [usize; 12] = [1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33];
 
-/// Around one to eight vectors of four or eight lanes, and around tiles of them.
+/// Around one to eight vectors of four, eight or sixteen lanes, and around tiles of them.
 fn column_counts() -> impl Iterator<Item = usize> + Clone {
-    let edges = [23, 24, 25, 26, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129];
+    let edges = [23, 24, 25, 26, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 80, 81, 92, 104, 127, 128, 129];
     (0..=20).chain(edges)
 }
 
@@ -571,8 +571,8 @@ fn check_widen(cases: &mut Cases) {
 
 fn check_dense_bags(cases: &mut Cases) {
     const ROWS: usize = 21;
-    // Around the twelve rows that are asked for ahead.
-    const LENGTHS: [usize; 10] = [0, 1, 2, 11, 12, 13, 14, 40, 0, 3];
+    // Around the 32 rows that are asked for ahead.
+    const LENGTHS: [usize; 11] = [0, 1, 2, 12, 31, 32, 33, 34, 70, 0, 3];
     let (tier, dtype, fused) = (cases.tier, cases.dtype, cases.fused());
     let code = dtype as u8;
     let dims = (1..=20).chain([24, 31, 32, 33, 63, 64, 65, 72, 127, 128, 129]);

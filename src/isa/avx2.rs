@@ -1,6 +1,6 @@
 //! AVX2, FMA and F16C: eight lanes; the narrow form has four.
 
-use super::{Avx2, Isa, NoPairs, Op, Pairs, call_with_features, padded, sealed::Sealed, with_features};
+use super::{Avx2, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, padded, sealed::Sealed, with_features};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -14,12 +14,16 @@ impl Isa for Avx2 {
     const LANES: usize = 8;
     const MAX_ROWS: usize = 6;
     const MAX_VECTORS: usize = 8;
+    const MAX_SUMS: usize = 12;
     const SMALL: bool = false;
     const QUADS: bool = false;
     type F32 = __m256;
     type Quad<'q> = &'q [f32; 4];
+    type Half = Avx2Narrow;
     type Narrow = Avx2Narrow;
-    type Pairs = Self;
+    type Fours = Self;
+    type Eights = NoGroups;
+    const HAS_FOURS: bool = true;
 
     call_with_features!("avx2", "fma", "f16c");
 
@@ -35,8 +39,13 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn pairs(self) -> Option<Self> {
+    fn fours(self) -> Option<Self> {
         Some(self)
+    }
+
+    #[inline(always)]
+    fn half(self) -> Avx2Narrow {
+        Avx2Narrow(self)
     }
 
     #[inline(always)]
@@ -115,9 +124,16 @@ impl Isa for Avx2 {
     }
 }
 
-impl Pairs for Avx2 {
+/// Two rows of four columns.
+impl Groups for Avx2 {
+    const ROWS: usize = 2;
+    type Wide = Self;
     type Narrow = Avx2Narrow;
-    type F32 = __m256;
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
 
     #[inline(always)]
     fn narrow(self) -> Avx2Narrow {
@@ -125,29 +141,34 @@ impl Pairs for Avx2 {
     }
 
     #[inline(always)]
-    fn multiply_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        self.fma(a, b, c)
+    fn quads(self, [low, high, ..]: &[[f32; 4]; MAX_GROUP]) -> __m256 {
+        self.join(Avx2Narrow(self).load_f32(low), Avx2Narrow(self).load_f32(high))
     }
 
     #[inline(always)]
-    fn multiply_add_lane<const LANE: usize>(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+    fn fma_lane<const LANE: usize>(self, quads: __m256, b: __m256, c: __m256) -> __m256 {
         let a = match LANE {
-            0 => self.lane_0(a),
-            1 => self.lane_1(a),
-            2 => self.lane_2(a),
-            _ => self.lane_3(a),
+            0 => self.lane_0(quads),
+            1 => self.lane_1(quads),
+            2 => self.lane_2(quads),
+            _ => self.lane_3(quads),
         };
         self.fma(a, b, c)
     }
 
     with_features! { ["avx2", "fma", "f16c"]
-        fn join(self, low: __m128, high: __m128) -> __m256 { _mm256_set_m128(high, low) }
-        fn halves(self, v: __m256) -> [__m128; 2] { [_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)] }
+        fn repeat(self, v: __m128) -> __m256 { _mm256_set_m128(v, v) }
+
+        fn parts(self, v: __m256) -> [__m128; MAX_GROUP] {
+            let (low, high) = (_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            [low, high, high, high]
+        }
     }
 }
 
 impl Avx2 {
     with_features! { ["avx2", "fma", "f16c"]
+        fn join(self, low: __m128, high: __m128) -> __m256 { _mm256_set_m128(high, low) }
         fn lane_0(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x00>(v) }
         fn lane_1(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x55>(v) }
         fn lane_2(self, v: __m256) -> __m256 { _mm256_permute_ps::<0xAA>(v) }
@@ -159,12 +180,15 @@ impl Isa for Avx2Narrow {
     const LANES: usize = 4;
     const MAX_ROWS: usize = 6;
     const MAX_VECTORS: usize = 1;
+    const MAX_SUMS: usize = 8;
     const SMALL: bool = false;
     const QUADS: bool = false;
     type F32 = __m128;
     type Quad<'q> = &'q [f32; 4];
+    type Half = Self;
     type Narrow = Self;
-    type Pairs = NoPairs;
+    type Fours = NoGroups;
+    type Eights = NoGroups;
 
     call_with_features!("avx2", "fma", "f16c");
 
@@ -174,8 +198,8 @@ impl Isa for Avx2Narrow {
     }
 
     #[inline(always)]
-    fn pairs(self) -> Option<NoPairs> {
-        None
+    fn half(self) -> Self {
+        self
     }
 
     #[inline(always)]

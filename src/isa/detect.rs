@@ -13,11 +13,13 @@ enum Register {
 pub(super) fn has(feature: &str) -> bool {
     use core::arch::x86_64::{__cpuid, __cpuid_count};
     // Intel SDM volume 2, CPUID: where a feature's bit is, and which register states (XCR0) the system must save for it:
-    // 0b110 is SSE and AVX.
+    // 0b110 is SSE and AVX, 0b1110_0110 the masks and the wider and further registers of AVX-512 too.
     let (register, bit, xcr0) = match feature {
         "fma" => (Register::Leaf1Ecx, 12, 0b110),
         "f16c" => (Register::Leaf1Ecx, 29, 0b110),
         "avx2" => (Register::Leaf7Ebx, 5, 0b110),
+        "avx512f" => (Register::Leaf7Ebx, 16, 0b1110_0110),
+        "avx512vl" => (Register::Leaf7Ebx, 31, 0b1110_0110),
         _ => return false,
     };
     let leaf1 = __cpuid(1);
@@ -57,7 +59,7 @@ mod tests {
         macro_rules! agrees {
             ($($feature:tt)+) => { $( assert_eq!(super::has($feature), std::is_x86_feature_detected!($feature), $feature); )+ };
         }
-        agrees!("fma" "f16c" "avx2");
+        agrees!("fma" "f16c" "avx2" "avx512f" "avx512vl");
         assert!(!super::has("no such feature"));
     }
 }

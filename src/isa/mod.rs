@@ -1,8 +1,8 @@
 //! What the CPU can do: tiers, and tokens that prove them.
 //!
 //! A tier is a set of instructions with the few vector operations that the kernels are written in, one file each. Its
-//! token is a zero-sized value with a private field: only detection hands it out, so whoever holds one may execute the
-//! tier's instructions. `for_each_tier!` is the one list of tiers; everything else derives from it. Kernels are written
+//! token is a zero-sized value with a private field: only detection hands it out (or the token of a tier that names the same
+//! features and more), so whoever holds one may execute the tier's instructions. `for_each_tier!` is the one list of tiers; everything else derives from it. Kernels are written
 //! once, as an `Op` generic over `Isa`, and `Tier::run` compiles them for every tier.
 //!
 //! All `unsafe` of the crate is in this folder: the intrinsics, and the one call into a function that was compiled for more
@@ -12,6 +12,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod detect;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -28,11 +30,13 @@ mod sealed {
 
 /// The vector operations of a tier. Each is a few instructions when it is called from inside [`Tier::run`].
 pub(crate) trait Isa: Copy + Sealed {
-    /// f32 lanes of a vector: 4, or 8 if there are [`pairs`](Self::pairs).
+    /// f32 lanes of a vector: 4, 8 or 16.
     const LANES: usize;
     /// The tallest register tile of several vectors, in rows of the left operand: 1, 4 or 6. Tiles of one vector may have 8,
     /// unless this is 1.
     const MAX_ROWS: usize;
+    /// The most sums of a register tile: 24, 16, 12 or fewer.
+    const MAX_SUMS: usize;
     /// Whether code should rather be small than fast.
     const SMALL: bool;
     /// The widest register tile, in vectors: 1, 2 or 8.
@@ -44,17 +48,29 @@ pub(crate) trait Isa: Copy + Sealed {
     type F32: Copy;
     /// Four f32 of a left operand, of which [`fma_lane`](Self::fma_lane) takes one: in a register, or where they are.
     type Quad<'q>: Copy;
+    /// The same tier on vectors of half as many lanes, but four at least.
+    type Half: Isa;
     /// The same tier on vectors of four lanes.
     type Narrow: Isa;
-    /// Vectors that are two narrow ones side by side, if this tier's are.
-    type Pairs: Pairs;
+    /// Vectors of several rows of four columns, if this tier [has them](Self::HAS_FOURS).
+    type Fours: Groups;
+    /// Vectors of several rows of eight columns, if this tier [has them](Self::HAS_EIGHTS).
+    type Eights: Groups;
+    const HAS_FOURS: bool = false;
+    const HAS_EIGHTS: bool = false;
 
     /// Runs `op` in a function of its own, compiled for this tier.
     fn call<O: Op>(self, op: O) -> O::Output;
     /// How many vectors wide a register tile should be for a left operand of `rows` rows: 8, 4, 3, 2 or 1.
     fn tile_vectors(rows: usize) -> usize;
+    fn half(self) -> Self::Half;
     fn narrow(self) -> Self::Narrow;
-    fn pairs(self) -> Option<Self::Pairs>;
+    fn fours(self) -> Option<Self::Fours> {
+        None
+    }
+    fn eights(self) -> Option<Self::Eights> {
+        None
+    }
     fn splat(self, x: f32) -> Self::F32;
     /// The first `LANES` elements; zeros where there are fewer. So do the loads below.
     fn load_f32(self, xs: &[f32]) -> Self::F32;
@@ -79,44 +95,59 @@ pub(crate) trait Isa: Copy + Sealed {
     fn prefetch<T>(self, xs: &[T]);
 }
 
-/// Vectors of two narrow ones side by side: for right operands of few columns, which would leave half of each vector empty.
-pub(crate) trait Pairs: Copy {
+/// Vectors of several rows side by side: for right operands of few columns, which would leave most of a vector empty.
+pub(crate) trait Groups: Copy {
+    /// How many rows: [`MAX_GROUP`] at most.
+    const ROWS: usize;
+    /// The tier's vectors.
+    type Wide: Isa;
+    /// Vectors of one row.
     type Narrow: Isa;
-    type F32: Copy;
 
+    fn wide(self) -> Self::Wide;
     fn narrow(self) -> Self::Narrow;
-    fn join(self, low: NarrowF32<Self>, high: NarrowF32<Self>) -> Self::F32;
-    fn halves(self, v: Self::F32) -> [NarrowF32<Self>; 2];
-    fn multiply_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
-    /// In each half, element `LANE` of that half of `a`, times `b`, plus `c`.
-    fn multiply_add_lane<const LANE: usize>(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The same in every row.
+    fn repeat(self, v: NarrowF32<Self>) -> WideF32<Self>;
+    /// Each row by itself; what comes after the last does not matter.
+    fn parts(self, v: WideF32<Self>) -> [NarrowF32<Self>; MAX_GROUP];
+    /// Four elements of the left operand of each row, for [`fma_lane`](Self::fma_lane).
+    fn quads(self, rows: &[[f32; 4]; MAX_GROUP]) -> WideF32<Self>;
+    /// In each row, element `LANE` of its quad, times `b`, plus `c`.
+    fn fma_lane<const LANE: usize>(self, quads: WideF32<Self>, b: WideF32<Self>, c: WideF32<Self>) -> WideF32<Self>;
 }
 
-/// The vectors that a pair is made of.
-pub(crate) type NarrowF32<P> = <<P as Pairs>::Narrow as Isa>::F32;
+/// The most rows that a vector has.
+pub(crate) const MAX_GROUP: usize = 4;
+/// The vectors of all rows.
+pub(crate) type WideF32<G> = <<G as Groups>::Wide as Isa>::F32;
+/// The vectors of one row.
+pub(crate) type NarrowF32<G> = <<G as Groups>::Narrow as Isa>::F32;
 
-/// The pairs of a tier that has none.
-#[allow(dead_code, reason = "some architectures' tiers all have pairs")]
+/// The groups of a tier that has none.
 #[derive(Clone, Copy)]
-pub(crate) enum NoPairs {}
+pub(crate) enum NoGroups {}
 
-impl Pairs for NoPairs {
+impl Groups for NoGroups {
+    const ROWS: usize = 1;
+    type Wide = Scalar;
     type Narrow = Scalar;
-    type F32 = ();
 
+    fn wide(self) -> Scalar {
+        match self {}
+    }
     fn narrow(self) -> Scalar {
         match self {}
     }
-    fn join(self, _: [f32; 4], _: [f32; 4]) {
+    fn repeat(self, _: [f32; 4]) -> [f32; 4] {
         match self {}
     }
-    fn halves(self, (): ()) -> [[f32; 4]; 2] {
+    fn parts(self, _: [f32; 4]) -> [[f32; 4]; MAX_GROUP] {
         match self {}
     }
-    fn multiply_add(self, (): (), (): (), (): ()) {
+    fn quads(self, _: &[[f32; 4]; MAX_GROUP]) -> [f32; 4] {
         match self {}
     }
-    fn multiply_add_lane<const LANE: usize>(self, (): (), (): (), (): ()) {
+    fn fma_lane<const LANE: usize>(self, _: [f32; 4], _: [f32; 4], _: [f32; 4]) -> [f32; 4] {
         match self {}
     }
 }
@@ -133,6 +164,7 @@ pub(crate) trait Op {
 macro_rules! for_each_tier {
     ($callback:ident) => {
         $callback! {
+            #[cfg(target_arch = "x86_64")]  avx512 Avx512 "avx512" ["avx512f", "avx512vl", "avx2", "fma", "f16c"];
             #[cfg(target_arch = "x86_64")]  avx2 Avx2 "avx2" ["avx2", "fma", "f16c"];
             #[cfg(target_arch = "aarch64")] neon Neon "neon" ["neon"];
         }
@@ -169,7 +201,7 @@ macro_rules! tiers {
         const NUM_TIERS: u8 = [$( #[$cfg] $name, )* "scalar"].len() as u8;
 
         impl Tier {
-            /// `scalar`, `avx2` or `neon`.
+            /// `scalar`, `avx2`, `avx512` or `neon`.
             pub fn name(self) -> &'static str {
                 match self.0 {
                     $( #[$cfg] Token::$Token(_) => $name, )*

@@ -1,6 +1,6 @@
 //! NEON (Advanced SIMD), part of aarch64's baseline: four lanes.
 
-use super::{Isa, Neon, NoPairs, Op, call_with_features, padded, with_features};
+use super::{Isa, Neon, NoGroups, Op, call_with_features, padded, with_features};
 use core::arch::{aarch64::*, asm};
 use half::{bf16, f16};
 
@@ -8,12 +8,15 @@ impl Isa for Neon {
     const LANES: usize = 4;
     const MAX_ROWS: usize = 4;
     const MAX_VECTORS: usize = 8;
+    const MAX_SUMS: usize = 16;
     const SMALL: bool = false;
     const QUADS: bool = true;
     type F32 = float32x4_t;
     type Quad<'q> = float32x4_t;
+    type Half = Self;
     type Narrow = Self;
-    type Pairs = NoPairs;
+    type Fours = NoGroups;
+    type Eights = NoGroups;
 
     call_with_features!("neon");
 
@@ -24,8 +27,8 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
-    fn pairs(self) -> Option<NoPairs> {
-        None
+    fn half(self) -> Self {
+        self
     }
 
     #[inline(always)]

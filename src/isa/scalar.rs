@@ -1,6 +1,6 @@
 //! The portable tier: four lanes of plain f32, unfused. Always compiled, always tested, and what a Cortex-M runs.
 
-use super::{Isa, NoPairs, Op, sealed::Sealed};
+use super::{Isa, NoGroups, Op, sealed::Sealed};
 use half::{bf16, f16};
 
 /// Proof of nothing: every CPU can run it.
@@ -31,12 +31,15 @@ impl Isa for Scalar {
     const LANES: usize = 4;
     const MAX_ROWS: usize = 1;
     const MAX_VECTORS: usize = 2;
+    const MAX_SUMS: usize = 2;
     const SMALL: bool = true;
     const QUADS: bool = false;
     type F32 = [f32; 4];
     type Quad<'q> = &'q [f32; 4];
+    type Half = Self;
     type Narrow = Self;
-    type Pairs = NoPairs;
+    type Fours = NoGroups;
+    type Eights = NoGroups;
 
     #[inline(never)]
     fn call<O: Op>(self, op: O) -> O::Output {
@@ -48,8 +51,8 @@ impl Isa for Scalar {
         2
     }
     #[inline(always)]
-    fn pairs(self) -> Option<NoPairs> {
-        None
+    fn half(self) -> Self {
+        self
     }
 
     #[inline(always)]

@@ -58,7 +58,7 @@ impl Op for ReadAll<'_> {
             }
         }
         let total = sums.iter().fold(isa.splat(0.0), |total, &sum| isa.add(total, sum));
-        let mut lanes = [0.0; 8];
+        let mut lanes = [0.0; 16];
         isa.store(total, &mut lanes);
         lanes.iter().sum()
     }

@@ -212,6 +212,7 @@ impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
         for (bag, (start, end)) in bounds.enumerate() {
             let range = start.to_usize()?..end.to_usize()?;
             let column = self.columns(isa, bag, &range, 0)?;
+            let column = if I::LANES > 8 { self.columns(isa.half(), bag, &range, column)? } else { column };
             let column = if I::LANES > 4 { self.columns(isa.narrow(), bag, &range, column)? } else { column };
             if column < self.embedding_dim {
                 let left = self.embedding_dim - column;
@@ -230,6 +231,7 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
             let vectors = (self.embedding_dim - column) / I::LANES;
             column += match vectors {
                 8.. if I::MAX_VECTORS == 8 => self.block::<I, 8>(isa, bag, range, column, 8 * I::LANES)?,
+                4.. if I::LANES > 8 => self.block::<I, 4>(isa, bag, range, column, 4 * I::LANES)?,
                 2.. if I::MAX_VECTORS == 8 => self.block::<I, 2>(isa, bag, range, column, 2 * I::LANES)?,
                 _ => self.block::<I, 1>(isa, bag, range, column, I::LANES)?,
             };

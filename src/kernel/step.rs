@@ -9,7 +9,7 @@
 use super::Epilogue;
 use crate::{
     dtype::{Elements, Weight, with_core_elements},
-    isa::{Isa, Op, Pairs, Tier},
+    isa::{Groups, Isa, MAX_GROUP, Op, Tier, WideF32},
 };
 use core::ops::Range;
 
@@ -167,8 +167,13 @@ impl<W: Weight> Op for Product<'_, '_, W> {
         let mut row = 0;
         while row < self.m {
             let (rows, end) = next_rows::<I>(row, self.m, self.end - self.first);
-            let column = self.vectors(isa, rows, row..end, self.first)?;
-            let column = if isa.pairs().is_some() { self.four_columns(isa, row..end, column)? } else { column };
+            let mut column = self.vectors(isa, rows, row..end, self.first)?;
+            if I::HAS_EIGHTS {
+                column = self.few_columns::<I, 8>(isa, row..end, column)?;
+            }
+            if I::HAS_FOURS {
+                column = self.few_columns::<I, 4>(isa, row..end, column)?;
+            }
             match self.end - column {
                 0 => {}
                 _ if I::SMALL => self.strip::<I, ANY>(isa, 1, 1, row..end, column..self.end)?,
@@ -215,18 +220,18 @@ impl<W: Weight> Product<'_, '_, W> {
         Some(())
     }
 
-    /// Four columns from `column` on, if there are as many, two rows to a vector; returns where they end.
+    /// `C` columns from `column` on, if there are as many, several rows to a vector; returns where they end.
     #[inline(always)]
-    fn four_columns<I: Isa>(&mut self, isa: I, rows: Range<usize>, column: usize) -> Option<usize> {
-        if self.end - column < 4 {
+    fn few_columns<I: Isa, const C: usize>(&mut self, isa: I, rows: Range<usize>, column: usize) -> Option<usize> {
+        if self.end - column < C {
             return Some(column);
         }
         if self.add {
-            isa.call(PairStrip::<'_, '_, '_, W, true> { product: self, rows, column })?;
+            isa.call(FewColumns::<'_, '_, '_, W, C, true> { product: self, rows, column })?;
         } else {
-            isa.call(PairStrip::<'_, '_, '_, W, false> { product: self, rows, column })?;
+            isa.call(FewColumns::<'_, '_, '_, W, C, false> { product: self, rows, column })?;
         }
-        Some(column + 4)
+        Some(column + C)
     }
 
     /// The given rows and columns in tiles of `height x vectors`, or of `WIDTH` columns unless that is 0.
@@ -258,10 +263,11 @@ impl<W: Weight> Product<'_, '_, W> {
             (1, 8) if wide => strip!(1, 8),
             (1, 4) if wide => strip!(1, 4),
             (2, 4) if wide => strip!(2, 4),
-            (3, 4) if wide && I::MAX_ROWS == 4 => strip!(3, 4),
-            (4, 4) if wide && I::MAX_ROWS == 4 => strip!(4, 4),
-            (3, 3) if wide && I::MAX_ROWS == 6 => strip!(3, 3),
-            (4, 3) if wide && I::MAX_ROWS == 6 => strip!(4, 3),
+            (3, 4) if wide && I::MAX_SUMS >= 16 => strip!(3, 4),
+            (4, 4) if wide && I::MAX_SUMS >= 16 => strip!(4, 4),
+            (6, 4) if wide && I::MAX_SUMS == 24 => strip!(6, 4),
+            (3, 3) if wide && I::MAX_SUMS == 12 => strip!(3, 3),
+            (4, 3) if wide && I::MAX_SUMS == 12 => strip!(4, 3),
             (1, 2) if pair => strip!(1, 2),
             (2, 2) if pair && whole => strip!(2, 2),
             (3, 2) if pair && whole => strip!(3, 2),
@@ -392,39 +398,45 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     Some(())
 }
 
-/// Four columns of a range of rows.
-struct PairStrip<'p, 's, 'o, W, const ADD: bool> {
+/// `C` columns of a range of rows: 4 or 8.
+struct FewColumns<'p, 's, 'o, W, const C: usize, const ADD: bool> {
     product: &'p mut Product<'s, 'o, W>,
     rows: Range<usize>,
     column: usize,
 }
 
-impl<W: Weight, const ADD: bool> Op for PairStrip<'_, '_, '_, W, ADD> {
+impl<W: Weight, const C: usize, const ADD: bool> Op for FewColumns<'_, '_, '_, W, C, ADD> {
     type Output = Option<()>;
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Option<()> {
+        if C == 8 { self.in_groups(isa.eights()?) } else { self.in_groups(isa.fours()?) }
+    }
+}
+
+impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, ADD> {
+    #[inline(always)]
+    fn in_groups<G: Groups>(self, groups: G) -> Option<()> {
         let Self { product, rows, column } = self;
-        let pairs = isa.pairs()?;
         let mut jobs = product.jobs;
         // Few rows have too few sums to hide a multiply-add's latency: those of several jobs at once.
-        if ADD && product.n == 4 && rows == (0..product.m) {
-            jobs = match product.m {
-                2 => jobs_of_four_columns::<_, W, 8, 1>(pairs, product, jobs)?,
-                4 => jobs_of_four_columns::<_, W, 4, 2>(pairs, product, jobs)?,
-                8 => jobs_of_four_columns::<_, W, 2, 4>(pairs, product, jobs)?,
-                16 => jobs_of_four_columns::<_, W, 1, 8>(pairs, product, jobs)?,
+        if ADD && product.n == C && rows == (0..product.m) && product.m.is_multiple_of(G::ROWS) {
+            jobs = match product.m / G::ROWS {
+                1 => jobs_of_few_columns::<G, W, C, 8, 1>(groups, product, jobs)?,
+                2 => jobs_of_few_columns::<G, W, C, 4, 2>(groups, product, jobs)?,
+                4 => jobs_of_few_columns::<G, W, C, 2, 4>(groups, product, jobs)?,
+                8 => jobs_of_few_columns::<G, W, C, 1, 8>(groups, product, jobs)?,
                 _ => jobs,
             };
         }
         for job in jobs {
             let mut row = rows.start;
             while row < rows.end {
-                row += match rows.end - row {
-                    13.. => pair_tile::<_, W, 8, ADD>(pairs, product, job, row, rows.end, column)?,
-                    5.. => pair_tile::<_, W, 4, ADD>(pairs, product, job, row, rows.end, column)?,
-                    3.. => pair_tile::<_, W, 2, ADD>(pairs, product, job, row, rows.end, column)?,
-                    _ => pair_tile::<_, W, 1, ADD>(pairs, product, job, row, rows.end, column)?,
+                row += match (rows.end - row).div_ceil(G::ROWS) {
+                    7.. => grouped_tile::<G, W, C, 8, ADD>(groups, product, job, row, rows.end, column)?,
+                    3.. => grouped_tile::<G, W, C, 4, ADD>(groups, product, job, row, rows.end, column)?,
+                    2 => grouped_tile::<G, W, C, 2, ADD>(groups, product, job, row, rows.end, column)?,
+                    _ => grouped_tile::<G, W, C, 1, ADD>(groups, product, job, row, rows.end, column)?,
                 };
             }
         }
@@ -432,61 +444,48 @@ impl<W: Weight, const ADD: bool> Op for PairStrip<'_, '_, '_, W, ADD> {
     }
 }
 
-/// Up to `2 N` rows from `row` on, as far as `end`, in `N` vectors of two; returns how many. Where there are fewer, the last
-/// one is computed again.
+/// As many rows from `row` on as `N` vectors hold, as far as `end`; returns how many. Where there are fewer, the last one is
+/// computed again.
 #[inline(always)]
-fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
-    pairs: P,
+fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD: bool>(
+    groups: G,
     product: &mut Product<'_, '_, W>,
     job: &Job<'_, W>,
     row: usize,
     end: usize,
     column: usize,
 ) -> Option<usize> {
-    let (r, n, narrow) = (product.r, product.n, pairs.narrow());
-    let mut lhs = [[job.x.get(..r)?.as_chunks::<4>(); 2]; N];
+    let (r, n) = (product.r, product.n);
+    let mut lhs = [[job.x.get(..r)?; MAX_GROUP]; N];
     for a in 0..N {
-        for half in 0..2 {
-            let row = (row + 2 * a + half).min(end - 1);
-            lhs[a][half] = job.x.get(row * r..)?.get(..r)?.as_chunks();
+        for of in 0..G::ROWS {
+            let row = (row + G::ROWS * a + of).min(end - 1);
+            lhs[a][of] = job.x.get(row * r..)?.get(..r)?;
         }
     }
-    let zero = pairs.join(narrow.splat(0.0), narrow.splat(0.0));
-    let mut sums = [zero; N];
+    let mut sums = [groups.wide().splat(0.0); N];
+    let mut k = 0;
     let mut slice = job.slice;
-    for k in 0..r / 4 {
+    while k + 4 <= r {
         let (block, rest) = slice.split_at_checked(4 * n)?;
         slice = rest;
-        let mut rhs = [zero; 4];
-        for lane in 0..4 {
-            let half = W::load(narrow, block.get(lane * n + column..)?.get(..4)?);
-            rhs[lane] = pairs.join(half, half);
-        }
-        for a in 0..N {
-            let [(low, _), (high, _)] = lhs[a];
-            let quad = pairs.join(narrow.load_f32(low.get(k)?), narrow.load_f32(high.get(k)?));
-            sums[a] = pairs.multiply_add_lane::<0>(quad, rhs[0], sums[a]);
-            sums[a] = pairs.multiply_add_lane::<1>(quad, rhs[1], sums[a]);
-            sums[a] = pairs.multiply_add_lane::<2>(quad, rhs[2], sums[a]);
-            sums[a] = pairs.multiply_add_lane::<3>(quad, rhs[3], sums[a]);
-        }
+        add_grouped::<G, W, C, N, 4>(groups, &lhs, k, block, n, column, &mut sums)?;
+        k += 4;
     }
-    for k in 0..r % 4 {
-        let rhs = W::load(narrow, slice.get(k * n + column..)?.get(..4)?);
-        let rhs = pairs.join(rhs, rhs);
-        for a in 0..N {
-            let [(_, low), (_, high)] = lhs[a];
-            let both = pairs.join(narrow.splat(*low.get(k)?), narrow.splat(*high.get(k)?));
-            sums[a] = pairs.multiply_add(both, rhs, sums[a]);
-        }
+    match r - k {
+        1 => add_grouped::<G, W, C, N, 1>(groups, &lhs, k, slice, n, column, &mut sums)?,
+        2 => add_grouped::<G, W, C, N, 2>(groups, &lhs, k, slice, n, column, &mut sums)?,
+        3 => add_grouped::<G, W, C, N, 3>(groups, &lhs, k, slice, n, column, &mut sums)?,
+        _ => {}
     }
+    let narrow = groups.narrow();
     let scale = narrow.splat(job.scale);
-    let count = (end - row).min(2 * N);
+    let count = (end - row).min(G::ROWS * N);
     let first = job.out + row * product.stride + column - product.first;
     for a in 0..N {
-        for (half, sum) in pairs.halves(sums[a]).into_iter().enumerate() {
-            if 2 * a + half < count {
-                let out = product.out.get_mut(first + (2 * a + half) * product.stride..)?.get_mut(..4)?;
+        for (of, sum) in groups.parts(sums[a]).into_iter().enumerate().take(G::ROWS) {
+            if G::ROWS * a + of < count {
+                let out = product.out.get_mut(first + (G::ROWS * a + of) * product.stride..)?.get_mut(..C)?;
                 narrow.store(finished::<_, W, ADD>(narrow, scale, sum, out), out);
             }
         }
@@ -494,70 +493,79 @@ fn pair_tile<P: Pairs, W: Weight, const N: usize, const ADD: bool>(
     Some(count)
 }
 
-/// Adds the products of `J` jobs at a time, of `2 N` rows and four columns each; returns the jobs that are left.
+/// Adds the products of the `K <= 4` elements from `k` on of each row, and of as many rows of `slice`, to the sums.
 #[inline(always)]
-fn jobs_of_four_columns<'j, 's, P: Pairs, W: Weight, const J: usize, const N: usize>(
-    pairs: P,
+fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: usize>(
+    groups: G,
+    lhs: &[[&[f32]; MAX_GROUP]; N],
+    k: usize,
+    slice: &[W],
+    n: usize,
+    column: usize,
+    sums: &mut [WideF32<G>; N],
+) -> Option<()> {
+    let mut rhs = [groups.wide().splat(0.0); K];
+    for lane in 0..K {
+        rhs[lane] = groups.repeat(W::load(groups.narrow(), slice.get(lane * n + column..)?.get(..C)?));
+    }
+    for a in 0..N {
+        let mut quads = [[0.0; 4]; MAX_GROUP];
+        for of in 0..G::ROWS {
+            quads[of].get_mut(..K)?.copy_from_slice(lhs[a][of].get(k..k + K)?);
+        }
+        let quads = groups.quads(&quads);
+        let sum = groups.fma_lane::<0>(quads, rhs[0], sums[a]);
+        let sum = if K > 1 { groups.fma_lane::<1>(quads, rhs[1 % K], sum) } else { sum };
+        let sum = if K > 2 { groups.fma_lane::<2>(quads, rhs[2 % K], sum) } else { sum };
+        sums[a] = if K > 3 { groups.fma_lane::<3>(quads, rhs[3 % K], sum) } else { sum };
+    }
+    Some(())
+}
+
+/// Adds the products of `J` jobs at a time, of `C` columns each and rows for `N` vectors; returns the jobs that are left.
+#[inline(always)]
+fn jobs_of_few_columns<'j, 's, G: Groups, W: Weight, const C: usize, const J: usize, const N: usize>(
+    groups: G,
     product: &mut Product<'_, '_, W>,
     mut jobs: &'j [Job<'s, W>],
 ) -> Option<&'j [Job<'s, W>]> {
-    let (r, narrow) = (product.r, pairs.narrow());
-    let zero = pairs.join(narrow.splat(0.0), narrow.splat(0.0));
+    let (r, wide) = (product.r, groups.wide());
     while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
         jobs = rest;
-        let mut lhs: [[[&[f32]; 2]; N]; J] = [[[&[]; 2]; N]; J];
-        let mut slices: [&[[W; 4]]; J] = [&[]; J];
+        let mut lhs: [[[&[f32]; MAX_GROUP]; N]; J] = [[[&[]; MAX_GROUP]; N]; J];
+        let mut slices: [&[[W; C]]; J] = [&[]; J];
         for j in 0..J {
             let mut x = group[j].x;
             for a in 0..N {
-                for half in 0..2 {
-                    (lhs[j][a][half], x) = x.split_at_checked(r)?;
+                for of in 0..G::ROWS {
+                    (lhs[j][a][of], x) = x.split_at_checked(r)?;
                 }
             }
             slices[j] = group[j].slice.as_chunks().0.get(..r)?;
         }
-        let mut sums = [[zero; N]; J];
+        let mut sums = [[wide.splat(0.0); N]; J];
         let mut k = 0;
         while k + 4 <= r {
             for j in 0..J {
-                let mut rhs = [zero; 4];
-                for lane in 0..4 {
-                    let half = W::load(narrow, slices[j].get(k + lane)?);
-                    rhs[lane] = pairs.join(half, half);
-                }
-                for a in 0..N {
-                    let [low, high] = lhs[j][a];
-                    let (low, high) = (low.get(k..k + 4)?, high.get(k..k + 4)?);
-                    let quad = pairs.join(narrow.load_f32(low), narrow.load_f32(high));
-                    sums[j][a] = pairs.multiply_add_lane::<0>(quad, rhs[0], sums[j][a]);
-                    sums[j][a] = pairs.multiply_add_lane::<1>(quad, rhs[1], sums[j][a]);
-                    sums[j][a] = pairs.multiply_add_lane::<2>(quad, rhs[2], sums[j][a]);
-                    sums[j][a] = pairs.multiply_add_lane::<3>(quad, rhs[3], sums[j][a]);
-                }
+                let slice = slices[j].get(k..k + 4)?.as_flattened();
+                add_grouped::<G, W, C, N, 4>(groups, &lhs[j], k, slice, C, 0, &mut sums[j])?;
             }
             k += 4;
         }
         while k < r {
             for j in 0..J {
-                let half = W::load(narrow, slices[j].get(k)?);
-                let rhs = pairs.join(half, half);
-                for a in 0..N {
-                    let [low, high] = lhs[j][a];
-                    let both = pairs.join(narrow.splat(*low.get(k)?), narrow.splat(*high.get(k)?));
-                    sums[j][a] = pairs.multiply_add(both, rhs, sums[j][a]);
-                }
+                let slice = slices[j].get(k..k + 1)?.as_flattened();
+                add_grouped::<G, W, C, N, 1>(groups, &lhs[j], k, slice, C, 0, &mut sums[j])?;
             }
             k += 1;
         }
         for j in 0..J {
-            let scale = narrow.splat(group[j].scale);
-            let out = product.out.get_mut(group[j].out..)?.as_chunks_mut::<4>().0.get_mut(..2 * N)?;
+            let scale = wide.splat(group[j].scale);
+            let mut out = product.out.get_mut(group[j].out..)?.get_mut(..N * G::ROWS * C)?;
             for a in 0..N {
-                let [low, high] = pairs.halves(sums[j][a]);
-                for (row, sum) in [(2 * a, low), (2 * a + 1, high)] {
-                    let out = out.get_mut(row)?;
-                    narrow.store(narrow.fma(scale, sum, narrow.load_f32(out)), out);
-                }
+                let (these, after) = out.split_at_mut_checked(G::ROWS * C)?;
+                out = after;
+                wide.store(wide.fma(scale, sums[j][a], wide.load_f32(these)), these);
             }
         }
     }

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 const AFTER_HELP: &str = "\
 Environment:
-  TTREC_ISA  the instructions to use, at or below the best that this CPU has: scalar, avx2, neon
+  TTREC_ISA  the instructions to use, at or below the best that this CPU has: scalar, avx2, avx512, neon
 
 Exit codes:
   0  done
