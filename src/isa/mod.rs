@@ -1,9 +1,10 @@
 //! What the CPU can do: tiers, and tokens that prove them.
 //!
 //! A tier is a set of instructions with the few vector operations that the kernels are written in, one file each. Its
-//! token is a zero-sized value with a private field: only detection hands it out (or the token of a tier that names the same
-//! features and more), so whoever holds one may execute the tier's instructions. `for_each_tier!` is the one list of tiers; everything else derives from it. Kernels are written
-//! once, as an `Op` generic over `Isa`, and `Tier::run` compiles them for every tier.
+//! token is a zero-sized value with a private field: only detection hands it out, or the token of a tier that names the
+//! same features and more, so whoever holds one may execute the tier's instructions. `for_each_tier!` is the one list of
+//! tiers; everything else derives from it. Kernels are written once, as an `Op` generic over `Isa`, and `Tier::run`
+//! compiles them for every tier.
 //!
 //! All `unsafe` of the crate is in this folder: the intrinsics, and the one call into a function that was compiled for more
 //! than the baseline.
