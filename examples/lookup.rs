@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let blob = Blob::parse(MODEL)?; // checks the directory, touches nothing else
     let item = blob.table("item")?;
 
-    let mut workspace = vec![0.0; item.workspace_len()]; // or a static array: the library allocates nothing
+    let mut workspace = vec![0.0; item.batch_workspace_len(3)]; // or a static array: the library allocates nothing
     let mut row = vec![0.0; item.embedding_dim()];
     item.lookup(42, &mut row, &mut workspace)?;
 

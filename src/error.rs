@@ -343,6 +343,20 @@ pub enum LookupError {
         /// Elements needed.
         expected: usize,
     },
+    /// The memory for a [`RowCache`](crate::cache::RowCache) has no room for a set of rows.
+    CacheLen {
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: usize,
+    },
+    /// A prefix is not below the table's number of prefixes; a dense table has none.
+    PrefixOutOfRange {
+        /// The prefix.
+        prefix: u64,
+        /// Prefixes of the table.
+        num_prefixes: u64,
+    },
     /// `offsets` is empty; it holds one more element than there are bags.
     OffsetsEmpty,
     /// `offsets` does not start at 0, falls, or does not end at the number of indices.
@@ -384,6 +398,12 @@ impl fmt::Display for LookupError {
             Self::OutputLen { found, expected } => write!(f, "output of {found} elements: expected {expected}"),
             Self::WorkspaceLen { found, expected } => {
                 write!(f, "workspace of {found} elements: expected at least {expected}")
+            }
+            Self::CacheLen { found, expected } => {
+                write!(f, "cache memory of {found} elements: expected at least {expected}")
+            }
+            Self::PrefixOutOfRange { prefix, num_prefixes } => {
+                write!(f, "prefix {prefix}: the table has {num_prefixes} prefixes")
             }
             Self::OffsetsEmpty => write!(f, "offsets is empty: expected one more than there are bags, starting with 0"),
             Self::Offsets { position, found, num_indices } => write!(

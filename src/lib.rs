@@ -43,6 +43,7 @@ extern crate std;
 mod aligned;
 pub mod bag;
 pub mod blob;
+pub mod cache;
 pub mod dtype;
 mod error;
 mod index;

@@ -26,6 +26,9 @@ pub struct TtShape {
     /// All d + 1 ranks; the first and the last are 1.
     ranks: [u32; MAX_CORES + 1],
     digit_order: DigitOrder,
+    /// Computed once, as every lookup asks for them.
+    prefix_len: usize,
+    partial_len: usize,
 }
 
 impl TtShape {
@@ -79,6 +82,8 @@ impl TtShape {
             column_factors: [1; MAX_CORES],
             ranks: [1; MAX_CORES + 1],
             digit_order: DigitOrder::MostSignificantFirst,
+            prefix_len: 0,
+            partial_len: 0,
         };
         for (to, from) in shape.row_factors.iter_mut().zip(row_factors) {
             *to = *from;
@@ -90,6 +95,12 @@ impl TtShape {
             *to = *from;
         }
         shape.checked_sizes().ok_or(ShapeError::TooLarge)?;
+        let mut columns = 1;
+        for k in 1..d {
+            columns *= shape.column_factor(k - 1);
+            shape.prefix_len = columns * shape.rank(k);
+            shape.partial_len = shape.partial_len.max(shape.prefix_len);
+        }
         Ok(shape)
     }
 
@@ -225,8 +236,7 @@ impl TtShape {
 
     /// Elements of a prefix's product, `q_0 .. q_{d-2} x r_{d-1}`: what the last step multiplies.
     pub fn prefix_len(&self) -> usize {
-        let inner = self.column_factors.iter().take(self.num_cores.saturating_sub(1));
-        inner.map(|&q| q as usize).product::<usize>() * self.rank(self.num_cores.saturating_sub(1))
+        self.prefix_len
     }
 
     /// Multiply-adds, counted as two, of one row multiplied out from core 0: `sum_k 2 (q_0..q_{k-1}) r_k q_k r_{k+1}`.
@@ -260,13 +270,7 @@ impl TtShape {
     /// Elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d): what a lookup must hold between two
     /// steps.
     pub fn partial_len(&self) -> usize {
-        let mut columns = 1;
-        let mut longest = 0;
-        for k in 0..self.num_cores.saturating_sub(1) {
-            columns *= self.column_factor(k);
-            longest = longest.max(columns * self.rank(k + 1));
-        }
-        longest
+        self.partial_len
     }
 }
 

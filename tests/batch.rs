@@ -27,7 +27,7 @@ const SENTINEL: f32 = -7.0e37;
 
 /// Row factors, column factors and ranks: 2 to 5 cores, with 1 to 16 rows to the last product and last column factors of
 /// less than, exactly, and more than a vector.
-const SHAPES: [(&[u32], &[u32], &[u32]); 16] = [
+const SHAPES: [(&[u32], &[u32], &[u32]); 21] = [
     (&[17, 13], &[3, 5], &[7]),
     (&[12, 10], &[8, 9], &[6]),
     (&[40, 6], &[1, 16], &[12]),
@@ -45,6 +45,12 @@ const SHAPES: [(&[u32], &[u32], &[u32]); 16] = [
     (&[5, 4, 9], &[2, 2, 8], &[3, 8]),
     (&[5, 4, 9], &[4, 2, 8], &[5, 9]),
     (&[4, 5, 7], &[4, 4, 8], &[3, 6]),
+    // And of one and two vectors, of so few rows that several products are added at once.
+    (&[40, 6], &[1, 8], &[9]),
+    (&[20, 13], &[2, 16], &[7]),
+    (&[5, 4, 9], &[2, 2, 16], &[3, 8]),
+    (&[40, 6], &[1, 32], &[5]),
+    (&[20, 13], &[2, 32], &[6]),
 ];
 
 /// Bags around what is sorted on the stack and what is sorted by insertion, and larger ones.
@@ -651,7 +657,7 @@ fn integer_valued_bags_are_exact() {
 
 /// A blob that stores what its cores multiply out to answers as one that does not.
 #[test]
-fn stored_prefix_products_change_no_bits_where_multiply_adds_are_fused() {
+fn prefix_products_stored_by_the_tier_that_reads_them_change_no_bits() {
     for (i, (p, q, r)) in SHAPES.into_iter().enumerate() {
         let order = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst][i % 2];
         let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
@@ -695,9 +701,9 @@ fn stored_prefix_products_change_no_bits_where_multiply_adds_are_fused() {
             assert_eq!(pool(&table), pool(&cached), "{p:?} {}", table.tier().name());
         }
         let table = on_every_tier(&plain)[0];
-        let error =
-            table.prefix_product(shape.num_prefixes(), &mut vec![0.0; shape.prefix_len()], &mut table.workspace());
-        assert!(matches!(error, Err(LookupError::IndexOutOfRange { .. })), "{error:?}");
+        let num_prefixes = shape.num_prefixes();
+        let error = table.prefix_product(num_prefixes, &mut vec![0.0; shape.prefix_len()], &mut table.workspace());
+        assert_eq!(error, Err(LookupError::PrefixOutOfRange { prefix: num_prefixes, num_prefixes }));
         let error = table.prefix_product(0, &mut vec![0.0; shape.prefix_len() + 1], &mut table.workspace());
         assert!(matches!(error, Err(LookupError::OutputLen { .. })), "{error:?}");
     }

@@ -385,11 +385,13 @@ fn column_counts() -> impl Iterator<Item = usize> + Clone {
 }
 
 /// Every number of rows with every number of columns, each pair with every other rank: every rank meets every number of
-/// rows and of columns.
+/// rows and of columns. And more rows, where several share a vector.
 fn product_sizes() -> impl Iterator<Item = [usize; 3]> {
     let pairs =
         row_counts().enumerate().flat_map(|(i, m)| column_counts().enumerate().map(move |(j, n)| (i + j, m, n)));
-    pairs.flat_map(|(parity, m, n)| RANKS.into_iter().skip(parity % 2).step_by(2).map(move |r| [m, r, n]))
+    let sizes = pairs.flat_map(|(parity, m, n)| RANKS.into_iter().skip(parity % 2).step_by(2).map(move |r| [m, r, n]));
+    let tall = [31, 32, 33, 36, 37, 40, 48, 56].into_iter();
+    sizes.chain(tall.flat_map(|m| [4, 5, 8, 12, 28, 36, 37].map(|n| [m, 6, n])))
 }
 
 fn check_chain_step(cases: &mut Cases) {

@@ -7,7 +7,7 @@ use std::{
     cell::Cell,
     hint::black_box,
 };
-use ttrec::{AlignedBytes, Bags, Blob, Pooling, Tier, include_blob};
+use ttrec::{AlignedBytes, Bags, Blob, Pooling, Tier, cache::RowCache, include_blob};
 
 /// The system's allocator, counting the calls of each thread: tests run on several at once.
 struct Counting;
@@ -71,6 +71,7 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
     let mut workspace = vec![0.0; 1 << 14];
     let mut out = vec![0.0; 1 << 10];
     let mut many = [0; 600];
+    let mut memory = vec![0.0; 1 << 14];
     let mut num_tables = 0;
     let calls = allocator_calls(|| {
         let blob = Blob::parse(bytes).unwrap();
@@ -101,7 +102,14 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
             // Enough lookups to be sorted every way there is, in one go or, with the least workspace, in several.
             (0..).zip(&mut many).for_each(|(i, row)| *row = (i * i / 3) % n);
             let batch = Bags::new(&many, &[0, 40, 100, 600]).unwrap();
-            for workspace_len in [table.workspace_len(), table.batch_workspace_len(many.len())] {
+            let mut cache = RowCache::new(&table, &mut memory).unwrap();
+            cache.record(&many);
+            cache.refresh(&mut workspace).unwrap();
+            for (table, workspace_len) in [
+                (table, table.workspace_len()),
+                (table, table.batch_workspace_len(many.len())),
+                (cache.table(), table.batch_workspace_len(many.len())),
+            ] {
                 let workspace = &mut workspace[..workspace_len];
                 for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
                     table.bag(&batch, pooling, &mut out[..3 * dim], workspace).unwrap();

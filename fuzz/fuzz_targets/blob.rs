@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ttrec::{AlignedBuf, Bags, Blob, LookupError, Pooling, Table, blob::Weights};
+use ttrec::{AlignedBuf, Bags, Blob, LookupError, Pooling, Table, blob::Weights, cache::RowCache};
 
 /// Multiply-adds and elements beyond which a table is left alone: a few bytes can ask for rows of 65,536 columns and
 /// ranks, which is slow but not wrong.
@@ -143,6 +143,23 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
         let alone = bag(table, indices, &[0, indices.len() as u64], None, Pooling::Sum).expect("rows in range");
         assert_same(found, &alone);
     }
+
+    let mut memory = vec![POISON; RowCache::memory_len(table, 1)];
+    let mut cache = RowCache::new(table, &mut memory).expect("memory for a set");
+    cache.record(&indices);
+    cache.refresh(&mut table.workspace()).expect("a workspace");
+    let cached = cache.table();
+    for &row in &indices[..8] {
+        assert_same(&lookup(&cached, row), &lookup(table, row));
+    }
+    let pool = |table: &Table<'_>, bags: &Bags<'_, u64>, workspace_len: usize| {
+        let mut out = vec![POISON; bags.len() * dim];
+        table.bag(bags, Pooling::Sum, &mut out, &mut vec![POISON; workspace_len]).expect("rows in range");
+        out
+    };
+    let (least, most) = (table.workspace_len(), table.batch_workspace_len(72));
+    assert_same(&pool(&cached, &bags.in_index_order(), least), &pool(table, &bags.in_index_order(), least));
+    assert_same(&pool(&cached, &bags, least), &pool(&cached, &bags, most));
 }
 
 /// What must be refused, with which error, and leaving the output alone.

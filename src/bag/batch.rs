@@ -23,7 +23,7 @@ use crate::{
     isa::Tier,
     kernel::{AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step, store_products, widen},
     shape::{MAX_CORES, TtShape},
-    table::{Table, num_partials, step_size},
+    table::{StoredRow, Table, num_partials, step_size},
 };
 use core::ops::Range;
 
@@ -203,9 +203,9 @@ pub(super) struct Pool<'t, 'a> {
 }
 
 impl<'t, 'a> Pool<'t, 'a> {
-    /// `None` if the rows of the table or the lookups do not fit 32 bits.
-    pub(super) fn new(table: &'t Table<'a>, tt: &'t TtCores<'a>, num_lookups: usize) -> Option<Self> {
-        u32::try_from(num_lookups).ok()?;
+    /// `None` if the rows of the table, the lookups or the bags do not fit 32 bits.
+    pub(super) fn new<X: Index>(table: &'t Table<'a>, tt: &'t TtCores<'a>, bags: &Bags<'_, X>) -> Option<Self> {
+        u32::try_from(bags.indices.len().max(bags.len())).ok()?;
         let last = tt.shape.num_cores().checked_sub(1)?;
         let n = tt.shape.column_factor(last);
         let m = table.embedding_dim().checked_div(n)?;
@@ -345,38 +345,47 @@ impl<'t, 'a> Pool<'t, 'a> {
             u64::from(self.digits.prefix_key(index.to_u64() as u32)) << 32 | u64::from(position)
         };
         let mut lookups = segment.indices.iter().zip(0u32..);
-        let Some(overrides) = &self.table.data().overrides else {
+        if !self.table.has_stored_rows() {
             return lookups.try_for_each(|(index, position)| take(entry(index, position)));
-        };
+        }
         let mut jobs = [AddRow::EMPTY; ROWS];
         let mut count = 0;
-        let add = |jobs: &[AddRow], out: &mut Output<'_>| {
-            with_elements!(overrides.rows.elements, stored => self.tier.run(AddRows {
-                stored,
-                row_stride: overrides.rows.row_stride(),
-                embedding_dim: out.embedding_dim,
-                jobs,
-                out: out.rows,
-            }))
-        };
+        let mut are_cached = false;
         for (index, position) in lookups {
-            let Some(row) = overrides.position(index.to_u64()) else {
+            let Some(stored) = self.table.stored_row(index.to_u64()) else {
                 take(entry(index, position))?;
                 continue;
             };
             let Some(out) = &mut out else { continue };
+            let (row, is_cached) = match stored {
+                StoredRow::Cached(row) => (row, true),
+                StoredRow::Apart(row) => (row, false),
+            };
+            if count == ROWS || is_cached != are_cached {
+                self.add_stored(are_cached, jobs.get(..count)?, out)?;
+                (count, are_cached) = (0, is_cached);
+            }
             let (bag, weight) = (segment.bag(position.into())?, segment.weight(position.into())?);
             *jobs.get_mut(count)? = AddRow { row, out: out.start(bag), weight };
             count += 1;
-            if count == ROWS {
-                add(&jobs, out)?;
-                count = 0;
-            }
         }
         match out {
-            Some(out) => add(jobs.get(..count)?, out),
+            Some(out) => self.add_stored(are_cached, jobs.get(..count)?, out),
             None => Some(()),
         }
+    }
+
+    /// Adds rows that are cached, or else stored apart, to their bags.
+    fn add_stored(&self, are_cached: bool, jobs: &[AddRow], out: &mut Output<'_>) -> Option<()> {
+        let overrides = self.table.data().overrides.as_ref().map(|overrides| overrides.rows);
+        let Some(rows) = (if are_cached { self.table.cached_rows() } else { overrides }) else { return Some(()) };
+        with_elements!(rows.elements, stored => self.tier.run(AddRows {
+            stored,
+            row_stride: rows.row_stride(),
+            embedding_dim: out.embedding_dim,
+            jobs,
+            out: out.rows,
+        }))
     }
 
     /// Adds the first `count` entries, which are sorted.
@@ -400,7 +409,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 let key = (entry >> 32) as u32;
                 let same = rest.iter().take_while(|&&other| (other >> 32) as u32 == key).count();
                 let (lookups, after) = rest.split_at_checked(same)?;
-                let stored = self.stored_product(segment.row(entry)?);
+                let stored = self.stored_product(segment, entry);
                 if let Some(xs) = stored {
                     self.tier.run(Prefetch { xs });
                 } else {
@@ -427,11 +436,12 @@ impl<'t, 'a> Pool<'t, 'a> {
         Some(())
     }
 
-    /// The product of a row's prefix, if it is stored.
+    /// The product of a lookup's prefix, if it is stored.
     #[inline(always)]
-    fn stored_product(&self, row: u32) -> Option<&'a [f32]> {
+    fn stored_product<X: Index>(&self, segment: &Segment<'_, X>, entry: u64) -> Option<&'a [f32]> {
+        let prefixes = self.tt.prefixes.as_ref()?;
         let [m, r, _] = self.last_step;
-        self.tt.prefixes.as_ref()?.product(self.digits.prefix(row).into(), m * r)
+        prefixes.product(self.digits.prefix(segment.row(entry)?).into(), m * r)
     }
 
     /// The slices of core 0 of each prefix, one after another.
@@ -489,7 +499,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         let [m, r, n] = self.last_step;
         let mut jobs = [Job::EMPTY; JOBS];
         let mut count = 0;
-        let mut computed = x.chunks_exact(m * r);
+        let mut computed = x.chunks_exact((m * r).max(1));
         for &Prefix { mut lookups, stored } in prefixes {
             let x = match stored {
                 Some(product) => product,

@@ -18,6 +18,10 @@ use crate::{
     table::Table,
 };
 
+/// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system, whose flash is dearer than
+/// the time: it takes half as much code again as everything else.
+const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
+
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
 /// `indices[offsets[b]..offsets[b + 1]]`.
 ///
@@ -73,7 +77,7 @@ impl<'a, I: Index> Bags<'a, I> {
     }
 
     /// The same bags, whose rows are to be added one by one in the order of their indices, as a plain loop would: slower, but
-    /// with the same bits whatever the table stores beside its cores.
+    /// whatever others the table stores apart, and without looking into a [cache](crate::cache).
     #[must_use]
     pub fn in_index_order(self) -> Self {
         Self { in_index_order: true, ..self }
@@ -104,7 +108,8 @@ impl<'a, I: Index> Bags<'a, I> {
 impl Table<'_> {
     /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace` holds at least
     /// [`workspace_len`](Self::workspace_len) elements; with up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, a tensor-train table's bags get faster, and no others.
+    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, a tensor-train table's bags get faster, and no others. (On
+    /// 32-bit boards without an operating system none do: there rows are taken one by one, which needs less code.)
     ///
     /// The order in which a bag's rows are added is chosen by the bag alone (`docs/numerics.md`), so its bits depend neither
     /// on the batch that it came in nor on the workspace.
@@ -131,7 +136,8 @@ impl Table<'_> {
     pub fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
-            Weights::Tt(tt) => batch::best_workspace_len(&tt.shape, num_lookups),
+            Weights::Tt(tt) if PLANS_BATCHES => batch::best_workspace_len(&tt.shape, num_lookups),
+            Weights::Tt(_) => self.workspace_len(),
         }
     }
 
@@ -165,6 +171,9 @@ impl Table<'_> {
         out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Option<()> {
+        if bags.in_index_order && self.has_cache() {
+            return self.without_cache().pool(bags, pooling, out, workspace);
+        }
         match &self.data().weights {
             // The scalar tier would rather be small than fast.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
@@ -180,8 +189,10 @@ impl Table<'_> {
                     out_stride: out.stride,
                 }))
             }
-            Weights::Tt(tt) if !bags.in_index_order && pooling != Pooling::Max && bags.indices.len() > 1 => {
-                match Pool::new(self, tt, bags.indices.len()) {
+            Weights::Tt(tt)
+                if PLANS_BATCHES && !bags.in_index_order && pooling != Pooling::Max && bags.indices.len() > 1 =>
+            {
+                match Pool::new(self, tt, bags) {
                     Some(pool) => pool.pool(bags, pooling == Pooling::Mean, out, workspace),
                     None => self.pool_in_order(bags, pooling, out, workspace),
                 }

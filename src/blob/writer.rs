@@ -104,8 +104,8 @@ impl Layout {
     /// Lays out these tables; they may come in any order.
     ///
     /// # Errors
-    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, i4 cores, too many tables or
-    /// bytes.
+    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, i4 cores, more overrides than rows or
+    /// prefix products than prefixes (of which a dense table has none), too many tables or bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, BlobError> {
         if tables.len() > MAX_TABLES {
             let (found, limit) = (tables.len() as u64, MAX_TABLES as u64);

@@ -98,6 +98,12 @@ pub(crate) trait Weight: Copy + 'static {
         // Minus zero leaves every value as it is, minus zero among them.
         Some((1.0, -0.0, row))
     }
+    /// The same, with scale and offset in all lanes.
+    #[inline(always)]
+    fn split_row_in<I: Isa>(isa: I, row: &[Self]) -> Option<(I::F32, I::F32, &[Self])> {
+        let (scale, offset, row) = Self::split_row(row)?;
+        Some((isa.splat(scale), isa.splat(offset), row))
+    }
 }
 
 /// Two unsigned half-bytes: the low one is the element of the even column.
@@ -160,6 +166,17 @@ impl Weight for Nibbles {
         let (offset, row) = row.split_first_chunk::<2>()?;
         let float = |bytes: &[Self; 2]| f16::from_le_bytes(bytes.map(|byte| byte.0)).to_f32_const();
         Some((float(scale), float(offset), row))
+    }
+    #[inline(always)]
+    fn split_row_in<I: Isa>(isa: I, row: &[Self]) -> Option<(I::F32, I::F32, &[Self])> {
+        // Widened by the tier, which has an instruction for it.
+        let (scale, row) = row.split_first_chunk::<2>()?;
+        let (offset, row) = row.split_first_chunk::<2>()?;
+        let header = [scale, offset].map(|bytes| f16::from_le_bytes(bytes.map(|byte| byte.0)));
+        let mut lanes = [0.0; 4];
+        isa.narrow().store(isa.narrow().load_f16(&header), &mut lanes);
+        let [scale, offset, ..] = lanes;
+        Some((isa.splat(scale), isa.splat(offset), row))
     }
 }
 

@@ -4,6 +4,13 @@ use super::{Avx2, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, padd
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
+/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what follows.
+macro_rules! avx2_features {
+    ($callback:ident $($rest:tt)*) => {
+        $callback! { ["avx2", "fma", "f16c"] $($rest)* }
+    };
+}
+
 /// The same tier on 128-bit vectors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2Narrow(Avx2);
@@ -23,9 +30,8 @@ impl Isa for Avx2 {
     type Narrow = Avx2Narrow;
     type Fours = Self;
     type Eights = NoGroups;
-    const HAS_FOURS: bool = true;
 
-    call_with_features!("avx2", "fma", "f16c");
+    avx2_features! { call_with_features }
 
     // Sixteen registers: twelve sums, the rest for operands.
     #[inline(always)]
@@ -68,7 +74,7 @@ impl Isa for Avx2 {
         prefetch(xs);
     }
 
-    with_features! { ["avx2", "fma", "f16c"]
+    avx2_features! { with_features
         fn splat(self, x: f32) -> __m256 { _mm256_set1_ps(x) }
 
         fn load_f32(self, xs: &[f32]) -> __m256 {
@@ -156,7 +162,7 @@ impl Groups for Avx2 {
         self.fma(a, b, c)
     }
 
-    with_features! { ["avx2", "fma", "f16c"]
+    avx2_features! { with_features
         fn repeat(self, v: __m128) -> __m256 { _mm256_set_m128(v, v) }
 
         fn parts(self, v: __m256) -> [__m128; MAX_GROUP] {
@@ -167,7 +173,7 @@ impl Groups for Avx2 {
 }
 
 impl Avx2 {
-    with_features! { ["avx2", "fma", "f16c"]
+    avx2_features! { with_features
         fn join(self, low: __m128, high: __m128) -> __m256 { _mm256_set_m128(high, low) }
         fn lane_0(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x00>(v) }
         fn lane_1(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x55>(v) }
@@ -190,7 +196,7 @@ impl Isa for Avx2Narrow {
     type Fours = NoGroups;
     type Eights = NoGroups;
 
-    call_with_features!("avx2", "fma", "f16c");
+    avx2_features! { call_with_features }
 
     #[inline(always)]
     fn tile_vectors(_: usize) -> usize {
@@ -222,7 +228,7 @@ impl Isa for Avx2Narrow {
         prefetch(xs);
     }
 
-    with_features! { ["avx2", "fma", "f16c"]
+    avx2_features! { with_features
         fn splat(self, x: f32) -> __m128 { _mm_set1_ps(x) }
 
         fn load_f32(self, xs: &[f32]) -> __m128 {

@@ -4,6 +4,13 @@ use super::{Avx2, Avx512, Groups, Isa, MAX_GROUP, Op, avx2::Avx2Narrow, call_wit
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
+/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what follows.
+macro_rules! avx512_features {
+    ($callback:ident $($rest:tt)*) => {
+        $callback! { ["avx512f", "avx512vl", "avx2", "fma", "f16c"] $($rest)* }
+    };
+}
+
 impl Avx512 {
     /// Every tier's token is proof of what it names; this one's names AVX2's features too.
     #[inline(always)]
@@ -31,10 +38,8 @@ impl Isa for Avx512 {
     type Narrow = Avx2Narrow;
     type Fours = Fours;
     type Eights = Eights;
-    const HAS_FOURS: bool = true;
-    const HAS_EIGHTS: bool = true;
 
-    call_with_features!("avx512f", "avx512vl", "avx2", "fma", "f16c");
+    avx512_features! { call_with_features }
 
     // Thirty-two registers: twenty-four sums, the rest for operands.
     #[inline(always)]
@@ -77,7 +82,7 @@ impl Isa for Avx512 {
         self.avx2().prefetch(xs);
     }
 
-    with_features! { ["avx512f", "avx512vl", "avx2", "fma", "f16c"]
+    avx512_features! { with_features
         fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }
 
         fn load_f32(self, xs: &[f32]) -> __m512 {
@@ -164,7 +169,7 @@ impl Groups for Fours {
         self.0.fma(self.0.lane::<LANE>(quads), b, c)
     }
 
-    with_features! { ["avx512f", "avx512vl", "avx2", "fma", "f16c"]
+    avx512_features! { with_features
         fn repeat(self, v: __m128) -> __m512 { _mm512_broadcast_f32x4(v) }
 
         fn parts(self, v: __m512) -> [__m128; MAX_GROUP] {
@@ -208,7 +213,7 @@ impl Groups for Eights {
         self.0.fma(self.0.lane::<LANE>(quads), b, c)
     }
 
-    with_features! { ["avx512f", "avx512vl", "avx2", "fma", "f16c"]
+    avx512_features! { with_features
         fn repeat(self, v: __m256) -> __m512 { _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(v))) }
 
         fn parts(self, v: __m512) -> [__m256; MAX_GROUP] {
@@ -231,7 +236,7 @@ impl Avx512 {
         }
     }
 
-    with_features! { ["avx512f", "avx512vl", "avx2", "fma", "f16c"]
+    avx512_features! { with_features
         fn join_fours(self, a: __m128, b: __m128, c: __m128, d: __m128) -> __m512 {
             let v = _mm512_insertf32x4::<1>(_mm512_castps128_ps512(a), b);
             _mm512_insertf32x4::<3>(_mm512_insertf32x4::<2>(v, c), d)

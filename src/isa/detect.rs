@@ -1,35 +1,41 @@
 //! Which tiers this CPU can run: CPUID and XCR0 by hand, so that it works without `std`.
 
-/// CPUID leaf 1 ecx and leaf 7 ebx, for the features that the tiers name.
+/// What the CPU and the system say of themselves.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-enum Register {
-    Leaf1Ecx,
-    Leaf7Ebx,
+struct Facts {
+    leaf1_ecx: u32,
+    leaf7_ebx: u32,
+    /// 0 where the system does not use XSAVE.
+    xcr0: u64,
 }
 
 /// Whether CPU and operating system both support `feature`.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn has(feature: &str) -> bool {
     use core::arch::x86_64::{__cpuid, __cpuid_count};
+    let leaf1_ecx = __cpuid(1).ecx;
+    let leaf7_ebx = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
+    let osxsave = leaf1_ecx >> 27 & 1 == 1;
+    supports(feature, Facts { leaf1_ecx, leaf7_ebx, xcr0: if osxsave { saved_state() } else { 0 } })
+}
+
+/// Whether such a CPU and system support `feature`.
+#[cfg(target_arch = "x86_64")]
+fn supports(feature: &str, Facts { leaf1_ecx, leaf7_ebx, xcr0 }: Facts) -> bool {
     // Intel SDM volume 2, CPUID: where a feature's bit is, and which register states (XCR0) the system must save for it:
-    // 0b110 is SSE and AVX, 0b1110_0110 the masks and the wider and further registers of AVX-512 too.
-    let (register, bit, xcr0) = match feature {
-        "fma" => (Register::Leaf1Ecx, 12, 0b110),
-        "f16c" => (Register::Leaf1Ecx, 29, 0b110),
-        "avx2" => (Register::Leaf7Ebx, 5, 0b110),
-        "avx512f" => (Register::Leaf7Ebx, 16, 0b1110_0110),
-        "avx512vl" => (Register::Leaf7Ebx, 31, 0b1110_0110),
+    // SSE and AVX, and for AVX-512 the masks and the wider and further registers too.
+    const AVX: u64 = 0b110;
+    const AVX_512: u64 = 0b1110_0110;
+    let (word, bit, states) = match feature {
+        "fma" => (leaf1_ecx, 12, AVX),
+        "f16c" => (leaf1_ecx, 29, AVX),
+        "avx2" => (leaf7_ebx, 5, AVX),
+        "avx512f" => (leaf7_ebx, 16, AVX_512),
+        "avx512vl" => (leaf7_ebx, 31, AVX_512),
         _ => return false,
     };
-    let leaf1 = __cpuid(1);
-    let word = match register {
-        Register::Leaf1Ecx => leaf1.ecx,
-        Register::Leaf7Ebx if __cpuid(0).eax >= 7 => __cpuid_count(7, 0).ebx,
-        Register::Leaf7Ebx => 0,
-    };
-    let osxsave = leaf1.ecx >> 27 & 1 == 1;
-    word >> bit & 1 == 1 && osxsave && saved_state() & xcr0 == xcr0
+    word >> bit & 1 == 1 && xcr0 & states == states
 }
 
 /// XCR0: the register states that the operating system saves. The CPU must have OSXSAVE.
@@ -53,6 +59,30 @@ pub(super) fn has(feature: &str) -> bool {
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
+    use super::{Facts, supports};
+
+    #[test]
+    fn a_feature_needs_its_bit_and_all_of_its_registers_saved() {
+        let all = Facts { leaf1_ecx: u32::MAX, leaf7_ebx: u32::MAX, xcr0: 0xE6 };
+        for (feature, leaf1, leaf7, states) in [
+            ("fma", 1 << 12, 0, 0b110),
+            ("f16c", 1 << 29, 0, 0b110),
+            ("avx2", 0, 1 << 5, 0b110),
+            ("avx512f", 0, 1 << 16, 0xE6),
+            ("avx512vl", 0, 1 << 31, 0xE6),
+        ] {
+            assert!(supports(feature, all), "{feature}");
+            assert!(supports(feature, Facts { leaf1_ecx: leaf1, leaf7_ebx: leaf7, xcr0: states }), "{feature}");
+            let (leaf1_ecx, leaf7_ebx) = (!leaf1, !leaf7);
+            assert!(!supports(feature, Facts { leaf1_ecx, leaf7_ebx, xcr0: u64::MAX }), "{feature} without its bit");
+            for state in (0..8).map(|bit| 1 << bit).filter(|state| states & state != 0) {
+                assert!(!supports(feature, Facts { xcr0: !state, ..all }), "{feature} without state {state:#x}");
+            }
+            assert!(!supports(feature, Facts { xcr0: 0, ..all }), "{feature} without XSAVE");
+        }
+        assert!(!supports("no such feature", all));
+    }
+
     #[test]
     fn detection_by_hand_agrees_with_the_standard_library() {
         extern crate std;
@@ -60,6 +90,5 @@ mod tests {
             ($($feature:tt)+) => { $( assert_eq!(super::has($feature), std::is_x86_feature_detected!($feature), $feature); )+ };
         }
         agrees!("fma" "f16c" "avx2" "avx512f" "avx512vl");
-        assert!(!super::has("no such feature"));
     }
 }

@@ -53,12 +53,10 @@ pub(crate) trait Isa: Copy + Sealed {
     type Half: Isa;
     /// The same tier on vectors of four lanes.
     type Narrow: Isa;
-    /// Vectors of several rows of four columns, if this tier [has them](Self::HAS_FOURS).
+    /// Vectors of several rows of four columns, if this tier [has them](Self::fours).
     type Fours: Groups;
-    /// Vectors of several rows of eight columns, if this tier [has them](Self::HAS_EIGHTS).
+    /// Vectors of several rows of eight columns, if this tier [has them](Self::eights).
     type Eights: Groups;
-    const HAS_FOURS: bool = false;
-    const HAS_EIGHTS: bool = false;
 
     /// Runs `op` in a function of its own, compiled for this tier.
     fn call<O: Op>(self, op: O) -> O::Output;
@@ -66,9 +64,11 @@ pub(crate) trait Isa: Copy + Sealed {
     fn tile_vectors(rows: usize) -> usize;
     fn half(self) -> Self::Half;
     fn narrow(self) -> Self::Narrow;
+    #[inline(always)]
     fn fours(self) -> Option<Self::Fours> {
         None
     }
+    #[inline(always)]
     fn eights(self) -> Option<Self::Eights> {
         None
     }
@@ -267,7 +267,7 @@ impl Tier {
 /// [`Isa::call`] for a tier with these features.
 #[allow(unused_macros, reason = "architectures without a tier of their own have no use for it")]
 macro_rules! call_with_features {
-    ($($feature:literal),+) => {
+    ([$($feature:literal),+]) => {
         #[inline(always)]
         fn call<O: Op>(self, op: O) -> O::Output {
             #[inline(never)]

@@ -18,7 +18,7 @@ impl Isa for Neon {
     type Fours = NoGroups;
     type Eights = NoGroups;
 
-    call_with_features!("neon");
+    call_with_features!(["neon"]);
 
     // Thirty-two registers: sixteen sums, a quad per row, and the right operand.
     #[inline(always)]

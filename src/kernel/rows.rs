@@ -23,7 +23,7 @@ pub fn widen(
         return None;
     }
     with_elements!(stored, stored => match epilogue {
-        Epilogue::AddScaled(weight) => {
+        Epilogue::AddScaled(weight) if !tier.is_scalar() => {
             tier.run(Widen { stored, scale, offset, add: Some(weight), out });
             Some(())
         }
@@ -126,13 +126,14 @@ impl<W: Weight> Op for AddRows<'_, '_, W> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Option<()> {
         let Self { stored, row_stride, embedding_dim, jobs, out } = self;
+        let whole_lines = are_whole_lines::<W>(row_stride);
         for (at, job) in jobs.iter().enumerate() {
             if let Some(next) = jobs.get(at + AHEAD) {
-                prefetch_row(isa, nth_row(stored, row_stride, next.row)?);
+                prefetch_all(isa, nth_row(stored, row_stride, next.row)?, whole_lines);
             }
             let out = out.get_mut(job.out..)?.get_mut(..embedding_dim)?;
-            let (scale, offset, stored) = W::split_row(nth_row(stored, row_stride, job.row)?)?;
-            let (scale, offset, weight) = (isa.splat(scale), isa.splat(offset), isa.splat(job.weight));
+            let (scale, offset, stored) = W::split_row_in(isa, nth_row(stored, row_stride, job.row)?)?;
+            let weight = isa.splat(job.weight);
             for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES / W::PER_UNIT)) {
                 let stored = W::load(isa, units);
                 let value = if W::SCALED { isa.fma(scale, stored, offset) } else { stored };
@@ -159,7 +160,7 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Option<()> {
-        for (row, out) in self.rows.zip(self.out.chunks_exact_mut(self.len)) {
+        for (row, out) in self.rows.zip(self.out.chunks_exact_mut(self.len.max(1))) {
             let stored = nth_row(self.stored, self.len, row)?;
             let scale = isa.splat(if W::SCALED { *self.scales.get(row)? } else { 1.0 });
             for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES)) {
@@ -173,14 +174,25 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
 
 #[inline(always)]
 fn nth_row<W>(stored: &[W], row_stride: usize, row: usize) -> Option<&[W]> {
-    // A product that wrapped would be another row, or none.
+    // It does not wrap: whoever asks has checked that there is such a row.
     stored.get(row.wrapping_mul(row_stride)..)?.get(..row_stride)
 }
 
-/// Asks for all of a row.
+/// Asks for all of `xs`, which may begin anywhere in a cache line unless `whole_lines`.
 #[inline(always)]
-fn prefetch_row<I: Isa, T>(isa: I, row: &[T]) {
-    row.chunks(CACHE_LINE / size_of::<T>()).for_each(|line| isa.prefetch(line));
+fn prefetch_all<I: Isa, T>(isa: I, xs: &[T], whole_lines: bool) {
+    for line in xs.chunks(CACHE_LINE / size_of::<T>()) {
+        isa.prefetch(line);
+    }
+    if !whole_lines && let Some(last) = xs.len().checked_sub(1).and_then(|last| xs.get(last..)) {
+        isa.prefetch(last);
+    }
+}
+
+/// Whether rows of `row_stride` units fill cache lines: then each begins with one, since the first does.
+#[inline(always)]
+fn are_whole_lines<T>(row_stride: usize) -> bool {
+    (row_stride * size_of::<T>()).is_multiple_of(CACHE_LINE)
 }
 
 /// Asks for all of `xs`, so that it is near when it is read; changes no result.
@@ -193,7 +205,7 @@ impl Op for Prefetch<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        prefetch_row(isa, self.xs);
+        prefetch_all(isa, self.xs, false);
     }
 }
 
@@ -285,23 +297,16 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
         let (first, units) = (column / W::PER_UNIT, width.div_ceil(W::PER_UNIT));
         let indices = self.indices.get(range.clone())?;
         let ahead = self.indices.get(range.start + AHEAD..).unwrap_or_default();
-        // Rows of whole cache lines begin with one, since the first row does.
-        let whole_lines = (self.row_stride * size_of::<W>()).is_multiple_of(CACHE_LINE);
+        let whole_lines = are_whole_lines::<W>(self.row_stride);
         let mut sums = [isa.splat(0.0); V];
         for (at, index) in indices.iter().enumerate() {
             if let Some(next) = ahead.get(at)
                 && let Some(row) = self.row(next)
                 && let Some(block) = row.get(first..).and_then(|row| row.get(..W::ROW_HEADER + units))
             {
-                for line in block.chunks(CACHE_LINE / size_of::<W>()) {
-                    isa.prefetch(line);
-                }
-                if !whole_lines {
-                    isa.prefetch(block.get(block.len() - 1..)?);
-                }
+                prefetch_all(isa, block, whole_lines);
             }
-            let (scale, offset, row) = W::split_row(self.row(index)?)?;
-            let (scale, offset) = (isa.splat(scale), isa.splat(offset));
+            let (scale, offset, row) = W::split_row_in(isa, self.row(index)?)?;
             let row = row.get(first..)?.get(..units)?;
             for (sum, units) in sums.iter_mut().zip(row.chunks(I::LANES / W::PER_UNIT)) {
                 let stored = W::load(isa, units);

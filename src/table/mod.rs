@@ -2,13 +2,16 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+pub(crate) mod cached;
 mod dense;
 mod tt;
 
+use cached::CachedRows;
 pub(crate) use tt::{num_partials, step_size};
 
 use crate::{
-    blob::{Blob, TableData, Weights},
+    blob::{Blob, Rows, TableData, Weights},
+    dtype::Elements,
     error::{BlobError, LookupError},
     isa::Tier,
     kernel::Epilogue,
@@ -19,6 +22,15 @@ use crate::{
 pub struct Table<'a> {
     data: TableData<'a>,
     tier: Tier,
+    cache: Option<CachedRows<'a>>,
+}
+
+/// Where a row lies that need not be computed: its position there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StoredRow {
+    Cached(usize),
+    /// In the blob, beside what the table is stored as.
+    Apart(usize),
 }
 
 impl<'a> Blob<'a> {
@@ -40,13 +52,23 @@ impl<'a> Blob<'a> {
 
 impl<'a> Table<'a> {
     fn new(data: TableData<'a>) -> Self {
-        Self { data, tier: Tier::best() }
+        Self { data, tier: Tier::best(), cache: None }
+    }
+
+    /// The same table, with rows that may be read instead of computed.
+    pub(crate) fn with_cache<'c>(self, cache: CachedRows<'c>) -> Table<'c>
+    where
+        'a: 'c,
+    {
+        Table { cache: Some(cache), ..self }
     }
 
     /// The same table, looked up with the instructions of `tier`.
     #[must_use]
     pub fn with_tier(self, tier: Tier) -> Self {
-        Self { tier, ..self }
+        // Cached rows have the bits of the tier that filled them, and those that fuse agree.
+        let cache = self.cache.filter(|_| tier.is_scalar() == self.tier.is_scalar());
+        Self { tier, cache, ..self }
     }
 
     /// The instructions that lookups use: by default the best that this CPU has.
@@ -105,11 +127,10 @@ impl<'a> Table<'a> {
     /// often. `workspace` is as for [`lookup`](Self::lookup).
     ///
     /// # Errors
-    /// [`LookupError::IndexOutOfRange`] for a prefix that the table does not have (a dense one has none),
+    /// [`LookupError::PrefixOutOfRange`] for a prefix that the table does not have (a dense one has none),
     /// [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is then as it was.
     pub fn prefix_product(&self, prefix: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
-        let refused =
-            |num_prefixes| LookupError::IndexOutOfRange { position: 0, index: prefix, num_embeddings: num_prefixes };
+        let refused = |num_prefixes| LookupError::PrefixOutOfRange { prefix, num_prefixes };
         let Weights::Tt(tt) = &self.data.weights else { return Err(refused(0)) };
         if prefix >= tt.shape.num_prefixes() {
             return Err(refused(tt.shape.num_prefixes()));
@@ -158,14 +179,47 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The position of row `row` among those that are stored apart, if it is.
+    pub(crate) fn has_cache(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    pub(crate) fn without_cache(self) -> Self {
+        Self { cache: None, ..self }
+    }
+
+    /// Whether there are rows that need not be computed.
+    pub(crate) fn has_stored_rows(&self) -> bool {
+        self.cache.is_some() || self.data.overrides.is_some()
+    }
+
+    /// Where row `row` lies, if it need not be computed.
     #[inline(always)]
-    pub(crate) fn stored_row(&self, row: u64) -> Option<usize> {
+    pub(crate) fn stored_row(&self, row: u64) -> Option<StoredRow> {
+        if let Some(position) = self.position_apart(row) {
+            return Some(StoredRow::Apart(position));
+        }
+        self.cache.as_ref()?.position(row).map(StoredRow::Cached)
+    }
+
+    /// The position of row `row` among those that the blob stores apart, if it does.
+    #[inline(always)]
+    pub(crate) fn position_apart(&self, row: u64) -> Option<usize> {
         self.data.overrides.as_ref()?.position(row)
     }
 
-    /// [`put_row`](Self::put_row) for the row at this position among those that are stored apart.
-    pub(crate) fn put_stored_row(&self, position: usize, out: &mut [f32], epilogue: Epilogue<'_>) -> Option<()> {
-        dense::put_row(self.tier, &self.data.overrides.as_ref()?.rows, position, out, epilogue)
+    /// [`put_row`](Self::put_row) for a row that need not be computed.
+    fn put_stored_row(&self, stored: StoredRow, out: &mut [f32], epilogue: Epilogue<'_>) -> Option<()> {
+        match stored {
+            StoredRow::Apart(position) => {
+                dense::put_row(self.tier, &self.data.overrides.as_ref()?.rows, position, out, epilogue)
+            }
+            StoredRow::Cached(position) => dense::put_row(self.tier, &self.cached_rows()?, position, out, epilogue),
+        }
+    }
+
+    /// All cached rows.
+    pub(crate) fn cached_rows(&self) -> Option<Rows<'a>> {
+        let elements = Elements::F32(self.cache.as_ref()?.rows);
+        Some(Rows { elements, embedding_dim: self.data.embedding_dim })
     }
 }

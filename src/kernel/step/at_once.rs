@@ -1,0 +1,59 @@
+//! Several products of few rows at once, so that there are enough sums to hide a multiply-add's latency.
+
+use super::{Job, Product, tile::load_row};
+use crate::{
+    dtype::Weight,
+    isa::{Isa, Op},
+};
+
+/// Products of `M` rows and `V` vectors each, added `J` at once.
+pub(super) struct JobsAtOnce<'p, 's, 'o, W, const M: usize, const V: usize, const J: usize> {
+    pub(super) product: &'p mut Product<'s, 'o, W>,
+}
+
+impl<'s, W: Weight, const M: usize, const V: usize, const J: usize> Op for JobsAtOnce<'_, 's, '_, W, M, V, J> {
+    /// The jobs that are left.
+    type Output = Option<&'s [Job<'s, W>]>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let (r, n) = (self.product.r, self.product.n);
+        let mut jobs = self.product.jobs;
+        while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
+            jobs = rest;
+            let mut lhs: [[&[f32]; M]; J] = [[&[]; M]; J];
+            let mut slices: [&[W]; J] = [&[]; J];
+            for j in 0..J {
+                let mut x = group[j].x;
+                for a in 0..M {
+                    (lhs[j][a], x) = x.split_at_checked(r)?;
+                }
+                slices[j] = group[j].slice;
+            }
+            let mut sums = [[[isa.splat(0.0); V]; M]; J];
+            for k in 0..r {
+                for j in 0..J {
+                    let (row, rest) = slices[j].split_at_checked(n)?;
+                    slices[j] = rest;
+                    let rhs = load_row::<I, W, V>(isa, row.get(..V * I::LANES)?);
+                    for a in 0..M {
+                        let lhs = isa.splat(*lhs[j][a].get(k)?);
+                        for v in 0..V {
+                            sums[j][a][v] = isa.fma(rhs[v], lhs, sums[j][a][v]);
+                        }
+                    }
+                }
+            }
+            for j in 0..J {
+                let scale = isa.splat(group[j].scale);
+                let mut out = self.product.out.get_mut(group[j].out..)?.get_mut(..M * V * I::LANES)?;
+                for sum in sums[j].as_flattened() {
+                    let (these, after) = out.split_at_mut_checked(I::LANES)?;
+                    out = after;
+                    isa.store(isa.fma(scale, *sum, isa.load_f32(these)), these);
+                }
+            }
+        }
+        Some(jobs)
+    }
+}

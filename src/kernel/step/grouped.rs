@@ -1,0 +1,207 @@
+//! Right operands of four or eight columns, where several rows share a vector.
+
+use super::{Job, Product, tile::finished};
+use crate::{
+    dtype::Weight,
+    isa::{Groups, Isa, MAX_GROUP, Op, WideF32},
+};
+use core::ops::Range;
+
+/// `C` columns of a range of rows: 4 or 8.
+pub(super) struct FewColumns<'p, 's, 'o, W, const C: usize, const ADD: bool> {
+    pub(super) product: &'p mut Product<'s, 'o, W>,
+    pub(super) rows: Range<usize>,
+    pub(super) column: usize,
+}
+
+impl<W: Weight, const C: usize, const ADD: bool> Op for FewColumns<'_, '_, '_, W, C, ADD> {
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Option<()> {
+        if C == 8 { self.in_groups(isa.eights()?) } else { self.in_groups(isa.fours()?) }
+    }
+}
+
+impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, ADD> {
+    #[inline(always)]
+    fn in_groups<G: Groups>(self, groups: G) -> Option<()> {
+        let Self { product, rows, column } = self;
+        for job in product.jobs {
+            let mut row = rows.start;
+            while row < rows.end {
+                row += match (rows.end - row).div_ceil(G::ROWS) {
+                    7.. => grouped_tile::<G, W, C, 8, ADD>(groups, product, job, row, rows.end, column)?,
+                    3.. => grouped_tile::<G, W, C, 4, ADD>(groups, product, job, row, rows.end, column)?,
+                    2 => grouped_tile::<G, W, C, 2, ADD>(groups, product, job, row, rows.end, column)?,
+                    _ => grouped_tile::<G, W, C, 1, ADD>(groups, product, job, row, rows.end, column)?,
+                };
+            }
+        }
+        Some(())
+    }
+}
+
+/// As many rows from `row` on as `N` vectors hold, as far as `end`; returns how many. Where there are fewer, the last one is
+/// computed again.
+#[inline(always)]
+fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD: bool>(
+    groups: G,
+    product: &mut Product<'_, '_, W>,
+    job: &Job<'_, W>,
+    row: usize,
+    end: usize,
+    column: usize,
+) -> Option<usize> {
+    let (r, n) = (product.r, product.n);
+    let mut lhs = [[job.x.get(..r)?; MAX_GROUP]; N];
+    for a in 0..N {
+        for of in 0..G::ROWS {
+            let row = (row + G::ROWS * a + of).min(end - 1);
+            lhs[a][of] = job.x.get(row * r..)?.get(..r)?;
+        }
+    }
+    let mut sums = [groups.wide().splat(0.0); N];
+    let mut k = 0;
+    let mut slice = job.slice;
+    while k + 4 <= r {
+        let (block, rest) = slice.split_at_checked(4 * n)?;
+        slice = rest;
+        add_grouped::<G, W, C, N, 4>(groups, &lhs, k, block, n, column, &mut sums)?;
+        k += 4;
+    }
+    match r - k {
+        1 => add_grouped::<G, W, C, N, 1>(groups, &lhs, k, slice, n, column, &mut sums)?,
+        2 => add_grouped::<G, W, C, N, 2>(groups, &lhs, k, slice, n, column, &mut sums)?,
+        3 => add_grouped::<G, W, C, N, 3>(groups, &lhs, k, slice, n, column, &mut sums)?,
+        _ => {}
+    }
+    let narrow = groups.narrow();
+    let scale = narrow.splat(job.scale);
+    let count = (end - row).min(G::ROWS * N);
+    let first = job.out + row * product.stride + column - product.first;
+    for a in 0..N {
+        for (of, sum) in groups.parts(sums[a]).into_iter().enumerate().take(G::ROWS) {
+            if G::ROWS * a + of < count {
+                let out = product.out.get_mut(first + (G::ROWS * a + of) * product.stride..)?.get_mut(..C)?;
+                narrow.store(finished::<_, W, ADD>(narrow, scale, sum, out), out);
+            }
+        }
+    }
+    Some(count)
+}
+
+/// Adds the products of the `K <= 4` elements from `k` on of each row, and of as many rows of `slice`, to the sums.
+#[inline(always)]
+fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: usize>(
+    groups: G,
+    lhs: &[[&[f32]; MAX_GROUP]; N],
+    k: usize,
+    slice: &[W],
+    n: usize,
+    column: usize,
+    sums: &mut [WideF32<G>; N],
+) -> Option<()> {
+    let mut rhs = [groups.wide().splat(0.0); K];
+    for lane in 0..K {
+        rhs[lane] = groups.repeat(W::load(groups.narrow(), slice.get(lane * n + column..)?.get(..C)?));
+    }
+    for a in 0..N {
+        let mut quads = [[0.0; 4]; MAX_GROUP];
+        for of in 0..G::ROWS {
+            quads[of].get_mut(..K)?.copy_from_slice(lhs[a][of].get(k..k + K)?);
+        }
+        let quads = groups.quads(&quads);
+        let sum = groups.fma_lane::<0>(quads, rhs[0], sums[a]);
+        let sum = if K > 1 { groups.fma_lane::<1>(quads, rhs[1 % K], sum) } else { sum };
+        let sum = if K > 2 { groups.fma_lane::<2>(quads, rhs[2 % K], sum) } else { sum };
+        sums[a] = if K > 3 { groups.fma_lane::<3>(quads, rhs[3 % K], sum) } else { sum };
+    }
+    Some(())
+}
+
+/// Products of `C` columns each, added several at once.
+pub(super) struct GroupedJobs<'p, 's, 'o, W, const C: usize> {
+    pub(super) product: &'p mut Product<'s, 'o, W>,
+}
+
+impl<'s, W: Weight, const C: usize> Op for GroupedJobs<'_, 's, '_, W, C> {
+    /// The jobs that are left.
+    type Output = Option<&'s [Job<'s, W>]>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        if C == 8 {
+            grouped_jobs::<_, W, C>(isa.eights()?, self.product)
+        } else {
+            grouped_jobs::<_, W, C>(isa.fours()?, self.product)
+        }
+    }
+}
+
+#[inline(always)]
+fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
+    groups: G,
+    product: &mut Product<'s, '_, W>,
+) -> Option<&'s [Job<'s, W>]> {
+    if !product.m.is_multiple_of(G::ROWS) {
+        return Some(product.jobs);
+    }
+    match product.m / G::ROWS {
+        1 => grouped_jobs_at_once::<G, W, C, 8, 1>(groups, product),
+        2 => grouped_jobs_at_once::<G, W, C, 4, 2>(groups, product),
+        4 => grouped_jobs_at_once::<G, W, C, 2, 4>(groups, product),
+        8 => grouped_jobs_at_once::<G, W, C, 1, 8>(groups, product),
+        _ => Some(product.jobs),
+    }
+}
+
+/// `J` jobs at a time, with rows for `N` vectors; returns those that are left.
+#[inline(always)]
+fn grouped_jobs_at_once<'s, G: Groups, W: Weight, const C: usize, const J: usize, const N: usize>(
+    groups: G,
+    product: &mut Product<'s, '_, W>,
+) -> Option<&'s [Job<'s, W>]> {
+    let (r, wide) = (product.r, groups.wide());
+    let mut jobs = product.jobs;
+    while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
+        jobs = rest;
+        let mut lhs: [[[&[f32]; MAX_GROUP]; N]; J] = [[[&[]; MAX_GROUP]; N]; J];
+        let mut slices: [&[[W; C]]; J] = [&[]; J];
+        for j in 0..J {
+            let mut x = group[j].x;
+            for a in 0..N {
+                for of in 0..G::ROWS {
+                    (lhs[j][a][of], x) = x.split_at_checked(r)?;
+                }
+            }
+            slices[j] = group[j].slice.as_chunks().0.get(..r)?;
+        }
+        let mut sums = [[wide.splat(0.0); N]; J];
+        let mut k = 0;
+        while k + 4 <= r {
+            for j in 0..J {
+                let slice = slices[j].get(k..k + 4)?.as_flattened();
+                add_grouped::<G, W, C, N, 4>(groups, &lhs[j], k, slice, C, 0, &mut sums[j])?;
+            }
+            k += 4;
+        }
+        while k < r {
+            for j in 0..J {
+                let slice = slices[j].get(k..k + 1)?.as_flattened();
+                add_grouped::<G, W, C, N, 1>(groups, &lhs[j], k, slice, C, 0, &mut sums[j])?;
+            }
+            k += 1;
+        }
+        for j in 0..J {
+            let scale = wide.splat(group[j].scale);
+            let mut out = product.out.get_mut(group[j].out..)?.get_mut(..N * G::ROWS * C)?;
+            for a in 0..N {
+                let (these, after) = out.split_at_mut_checked(G::ROWS * C)?;
+                out = after;
+                wide.store(wide.fma(scale, sums[j][a], wide.load_f32(these)), these);
+            }
+        }
+    }
+    Some(jobs)
+}

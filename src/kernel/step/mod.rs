@@ -1,0 +1,380 @@
+//! The matrix product `X . G`, a register tile at a time.
+//!
+//! Each element of the product is one chain `s <- s + x_k * g_k`, k ascending from 0, whatever tile it falls in: its bits
+//! depend neither on the number of rows nor on its neighbours.
+
+// Tiles are arrays of constant size, indexed by loops that unroll; slices, whose lengths the compiler cannot see, are not.
+#![allow(clippy::indexing_slicing, clippy::needless_range_loop)]
+
+mod at_once;
+mod grouped;
+mod tile;
+
+use super::Epilogue;
+use crate::{
+    dtype::{Elements, Weight, with_core_elements},
+    isa::{Isa, Op, Tier},
+};
+use at_once::JobsAtOnce;
+use core::ops::Range;
+use grouped::{FewColumns, GroupedJobs};
+use tile::Strip;
+
+/// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a linear layer whose weights
+/// are stored inputs x outputs. i8 elements are taken as they are: scales belong to the epilogue.
+///
+/// `None`, with nothing done, if the lengths do not fit `[m, r, n]`, if r is 0, or for i4.
+pub fn chain_step(
+    tier: Tier,
+    [m, r, n]: [usize; 3],
+    x: &[f32],
+    slice: Elements<'_>,
+    out: &mut [f32],
+    epilogue: Epilogue<'_>,
+) -> Option<()> {
+    let fits = m.checked_mul(r)? == x.len() && r.checked_mul(n)? == slice.len() && m.checked_mul(n)? == out.len();
+    if !(fits && epilogue.fits(n) && r > 0) {
+        return None;
+    }
+    with_core_elements!(slice, slice => step(tier, [m, r, n], x, slice, out, epilogue))?
+}
+
+fn step<W: Weight>(
+    tier: Tier,
+    [m, r, n]: [usize; 3],
+    x: &[f32],
+    slice: &[W],
+    out: &mut [f32],
+    epilogue: Epilogue<'_>,
+) -> Option<()> {
+    if m == 0 || n == 0 {
+        return Some(());
+    }
+    let store = |scale, out| {
+        let jobs = &[Job { m, x, slice, out: 0, scale }];
+        tier.run(Product::whole(jobs, [m, r, n], out, false))
+    };
+    match epilogue {
+        Epilogue::Store => store(1.0, out),
+        Epilogue::StoreScaled(scale) if W::SCALED => store(scale, out),
+        // The scalar tier would rather be small than fast.
+        Epilogue::MaxScaled(_) => row_by_row(tier, [r, n], x, slice, out, epilogue),
+        _ if tier.is_scalar() => row_by_row(tier, [r, n], x, slice, out, epilogue),
+        Epilogue::AddScaled(scale) => add_products(tier, [m, r, n], &[Job { m, x, slice, out: 0, scale }], out),
+        Epilogue::StoreScaled(_) | Epilogue::Bias { .. } => {
+            store(1.0, &mut *out)?;
+            out.chunks_exact_mut(n.max(1)).for_each(|row| epilogue.finish(tier, row));
+            Some(())
+        }
+    }
+}
+
+/// A product whose elements are combined with what is there, which must stay until they are known: row by row.
+fn row_by_row<W: Weight>(
+    tier: Tier,
+    [r, n]: [usize; 2],
+    x: &[f32],
+    slice: &[W],
+    out: &mut [f32],
+    epilogue: Epilogue<'_>,
+) -> Option<()> {
+    for (row, out) in out.chunks_exact_mut(n.max(1)).enumerate() {
+        let jobs = &[Job { m: 1, x: x.get(row * r..)?.get(..r)?, slice, out: 0, scale: 1.0 }];
+        epilogue.apply(tier, 0, out, |columns, out| {
+            let (first, end, stride) = (columns.start, columns.end, out.len());
+            tier.run(Product { jobs, m: 1, r, n, first, end, out, stride, add: false })
+        })?;
+    }
+    Some(())
+}
+
+/// One product of several: `x[m x r] . slice[r x n]`, for the elements of the output from `out` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'s, W> {
+    pub(crate) m: usize,
+    pub(crate) x: &'s [f32],
+    pub(crate) slice: &'s [W],
+    pub(crate) out: usize,
+    /// What the product is multiplied by, if it is added, or if the dtype has scales.
+    pub(crate) scale: f32,
+}
+
+impl<W> Job<'_, W> {
+    /// No rows.
+    pub(crate) const EMPTY: Self = Self { m: 0, x: &[], slice: &[], out: 0, scale: 1.0 };
+}
+
+/// Products of any numbers of rows, each replacing what is there. `None` if anything is out of bounds.
+pub(crate) fn store_products<W: Weight>(
+    tier: Tier,
+    [r, n]: [usize; 2],
+    jobs: &[Job<'_, W>],
+    out: &mut [f32],
+) -> Option<()> {
+    tier.run(StoreProducts { jobs, r, n, out })
+}
+
+struct StoreProducts<'s, 'o, W> {
+    jobs: &'s [Job<'s, W>],
+    r: usize,
+    n: usize,
+    out: &'o mut [f32],
+}
+
+impl<W: Weight> Op for StoreProducts<'_, '_, W> {
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Option<()> {
+        let Self { jobs, r, n, out } = self;
+        for job in jobs {
+            let jobs = core::slice::from_ref(job);
+            Product::whole(jobs, [job.m, r, n], &mut *out, false).run(isa)?;
+        }
+        Some(())
+    }
+}
+
+/// Products of `m` rows each, added to what is there, one job after the other. `None` if anything is out of bounds.
+pub(crate) fn add_products<W: Weight>(
+    tier: Tier,
+    [m, r, n]: [usize; 3],
+    jobs: &[Job<'_, W>],
+    out: &mut [f32],
+) -> Option<()> {
+    if tier.is_scalar() {
+        // Which would rather be small than fast: without tiles that add.
+        return jobs.iter().try_for_each(|job| {
+            let out = out.get_mut(job.out..)?.get_mut(..m.checked_mul(n)?)?;
+            row_by_row(tier, [r, n], job.x, job.slice, out, Epilogue::AddScaled(job.scale))
+        });
+    }
+    tier.run(Product::whole(jobs, [m, r, n], out, true))
+}
+
+/// Stands for a width of tiles that is known only when they are run: at most a vector.
+const ANY: usize = usize::MAX;
+
+/// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out` on becomes row i of column
+/// `first + j`, times its scale if the dtype has one; or, with `add`, has that times the scale added to it.
+struct Product<'s, 'o, W> {
+    jobs: &'s [Job<'s, W>],
+    m: usize,
+    r: usize,
+    n: usize,
+    first: usize,
+    end: usize,
+    out: &'o mut [f32],
+    stride: usize,
+    add: bool,
+}
+
+impl<W: Weight> Op for Product<'_, '_, W> {
+    /// `None` if anything is out of bounds.
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) -> Option<()> {
+        if self.add && !I::SMALL {
+            self.jobs = self.several_at_once(isa)?;
+        }
+        let mut row = 0;
+        while row < self.m && !self.jobs.is_empty() {
+            let (rows, end) = next_rows::<I>(row, self.m, self.end - self.first);
+            let mut column = self.vectors(isa, rows, row..end, self.first)?;
+            if isa.eights().is_some() {
+                column = self.few_columns::<I, 8>(isa, row..end, column)?;
+            }
+            if isa.fours().is_some() {
+                // Too few sums, where half as many rows to a vector would give twice as many.
+                column = if isa.half().fours().is_some() && end - row < 32 {
+                    self.few_columns::<I::Half, 4>(isa.half(), row..end, column)?
+                } else {
+                    self.few_columns::<I, 4>(isa, row..end, column)?
+                };
+            }
+            match self.end - column {
+                0 => {}
+                _ if I::SMALL => self.strip::<I, ANY>(isa, 1, 1, row..end, column..self.end)?,
+                1 => self.partial::<I, 1>(isa, row..end, column)?,
+                2 => self.partial::<I, 2>(isa, row..end, column)?,
+                _ => self.partial::<I, 3>(isa, row..end, column)?,
+            }
+            row = end;
+        }
+        Some(())
+    }
+}
+
+impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
+    /// Of all columns. Only such a product may add: several jobs at once take it that their rows lie end to end.
+    #[inline(always)]
+    fn whole(jobs: &'s [Job<'s, W>], [m, r, n]: [usize; 3], out: &'o mut [f32], add: bool) -> Self {
+        Self { jobs, m, r, n, first: 0, end: n, out, stride: n, add }
+    }
+
+    /// Does as many jobs as can be done several at once: those of few rows and columns, which have too few sums to hide a
+    /// multiply-add's latency. Returns the others.
+    #[inline(always)]
+    fn several_at_once<I: Isa>(&mut self, isa: I) -> Option<&'s [Job<'s, W>]> {
+        macro_rules! at_once {
+            ($M:literal, $V:literal, $J:literal) => {
+                isa.call(JobsAtOnce::<'_, '_, '_, W, $M, $V, $J> { product: self })
+            };
+        }
+        if isa.fours().is_some() && self.n == 4 {
+            self.jobs = isa.call(GroupedJobs::<'_, '_, '_, W, 4> { product: &mut *self })?;
+            if isa.half().fours().is_some() {
+                self.jobs = isa.half().call(GroupedJobs::<'_, '_, '_, W, 4> { product: &mut *self })?;
+            }
+            return Some(self.jobs);
+        }
+        if isa.eights().is_some() && self.n == 8 {
+            return isa.call(GroupedJobs::<'_, '_, '_, W, 8> { product: self });
+        }
+        if I::QUADS || !self.n.is_multiple_of(I::LANES) {
+            return Some(self.jobs);
+        }
+        // Eight sums: more would need more addresses than there are registers.
+        match (self.m, self.n / I::LANES) {
+            (1, 1) => at_once!(1, 1, 8),
+            (2, 1) => at_once!(2, 1, 4),
+            (4, 1) => at_once!(4, 1, 2),
+            (1, 2) => at_once!(1, 2, 4),
+            (2, 2) => at_once!(2, 2, 2),
+            _ => Some(self.jobs),
+        }
+    }
+
+    /// Whole vectors from `column` on, for `rows` rows at a time; returns where they end.
+    #[inline(always)]
+    fn vectors<I: Isa>(&mut self, isa: I, rows: usize, range: Range<usize>, mut column: usize) -> Option<usize> {
+        let widest = I::tile_vectors(rows);
+        let least = if I::SMALL { widest * I::LANES } else { I::LANES };
+        while self.end - column >= least {
+            let left = (self.end - column) / I::LANES;
+            let tiles = divide(left, widest);
+            let (vectors, count) = match left - tiles * widest {
+                // Two tiles of two rather than one of three and one of one.
+                1 if widest == 3 && left == 4 => (2, 2),
+                1 if widest == 3 && left > 4 => (3, tiles - 1),
+                _ if tiles > 0 => (widest, tiles),
+                _ => (1 << left.ilog2(), 1),
+            };
+            let end = column + count * vectors * I::LANES;
+            self.strip::<I, 0>(isa, rows, vectors, range.clone(), column..end)?;
+            column = end;
+        }
+        Some(column)
+    }
+
+    /// The last `WIDTH` columns, fewer than any vector has lanes.
+    #[inline(always)]
+    fn partial<I: Isa, const WIDTH: usize>(&mut self, isa: I, range: Range<usize>, column: usize) -> Option<()> {
+        let fours = range.start + range.len() / 4 * 4;
+        for (rows, range) in [(4, range.start..fours), (1, fours..range.end)] {
+            self.strip::<_, WIDTH>(isa.narrow(), rows, 1, range, column..column + WIDTH)?;
+        }
+        Some(())
+    }
+
+    /// `C` columns from `column` on, if there are as many, several rows to a vector; returns where they end.
+    #[inline(always)]
+    fn few_columns<I: Isa, const C: usize>(&mut self, isa: I, rows: Range<usize>, column: usize) -> Option<usize> {
+        if self.end - column < C {
+            return Some(column);
+        }
+        if self.add {
+            isa.call(FewColumns::<'_, '_, '_, W, C, true> { product: self, rows, column })?;
+        } else {
+            isa.call(FewColumns::<'_, '_, '_, W, C, false> { product: self, rows, column })?;
+        }
+        Some(column + C)
+    }
+
+    /// The given rows and columns in tiles of `height x vectors`, or of `WIDTH` columns unless that is 0.
+    #[inline(always)]
+    fn strip<I: Isa, const WIDTH: usize>(
+        &mut self,
+        isa: I,
+        height: usize,
+        vectors: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Option<()> {
+        macro_rules! strip {
+            ($M:literal, $V:literal) => {
+                match self.add {
+                    true if I::SMALL => None,
+                    false => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, false> { product: self, rows, columns }),
+                    true => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, true> { product: self, rows, columns }),
+                }
+            };
+        }
+        let whole = WIDTH == 0 && I::MAX_ROWS > 1;
+        let wide = WIDTH == 0 && I::MAX_VECTORS == 8;
+        let pair = WIDTH == 0 && I::MAX_VECTORS >= 2;
+        if I::SMALL && WIDTH == 0 {
+            return strip!(1, 2);
+        }
+        match (height, vectors) {
+            (1, 8) if wide => strip!(1, 8),
+            (1, 4) if wide => strip!(1, 4),
+            (2, 4) if wide => strip!(2, 4),
+            (3, 4) if wide && I::MAX_SUMS >= 16 => strip!(3, 4),
+            (4, 4) if wide && I::MAX_SUMS >= 16 => strip!(4, 4),
+            (6, 4) if wide && I::MAX_SUMS == 24 => strip!(6, 4),
+            (3, 3) if wide && I::MAX_SUMS == 12 => strip!(3, 3),
+            (4, 3) if wide && I::MAX_SUMS == 12 => strip!(4, 3),
+            (1, 2) if pair => strip!(1, 2),
+            (2, 2) if pair && whole => strip!(2, 2),
+            (3, 2) if pair && whole => strip!(3, 2),
+            (4, 2) if pair && whole => strip!(4, 2),
+            (6, 2) if pair && I::MAX_ROWS == 6 => strip!(6, 2),
+            (2, _) if whole => strip!(2, 1),
+            (3, _) if whole => strip!(3, 1),
+            (6, _) if whole => strip!(6, 1),
+            (8, _) if whole => strip!(8, 1),
+            (4, _) if I::MAX_ROWS > 1 => strip!(4, 1),
+            // A tier without taller tiles goes row by row.
+            _ => strip!(1, 1),
+        }
+    }
+}
+
+/// How many rows the next tiles take, and where they end: so that no tile has too few sums to hide a multiply-add's
+/// latency, and none more than there are registers.
+#[inline(always)]
+fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
+    let left = m - row;
+    // Tiles of one vector can be taller.
+    let tallest = if columns < 2 * I::LANES && I::MAX_ROWS > 1 { 8 } else { I::MAX_ROWS };
+    if left > tallest + 2 || left == tallest {
+        let tiles = divide(left, tallest);
+        // Two tiles of middling height at the end, rather than one tall and one flat.
+        let blocks = if matches!(left - tiles * tallest, 1 | 2) { tiles - 1 } else { tiles };
+        return (tallest, row + tallest * blocks);
+    }
+    let rows = match left {
+        5 => 3,
+        6 if tallest < 6 => 3,
+        7 | 8 => 4,
+        9 | 10 => 6,
+        _ => left,
+    };
+    (rows.min(tallest), row + rows.min(tallest))
+}
+
+/// `n / tile`, for the heights and widths that tiles have: a division by a number that the compiler cannot see takes as long
+/// as a small tile.
+#[inline(always)]
+fn divide(n: usize, tile: usize) -> usize {
+    match tile {
+        8 => n / 8,
+        6 => n / 6,
+        4 => n / 4,
+        3 => n / 3,
+        2 => n / 2,
+        _ => n,
+    }
+}
