@@ -90,7 +90,9 @@ fn every_workload_is_measured() {
     for (name, cached) in [("W1", false), ("W2", true), ("W3-uniform", false), ("W3-zipf", true)] {
         for rank in [16, 32, 64] {
             wanted.push(format!("{name}-R{rank}"));
-            wanted.extend((cached && rank == 32).then(|| format!("{name}-R{rank}-cached")));
+            if cached && rank == 32 {
+                wanted.extend(["cached", "lfu"].map(|kind| format!("{name}-R{rank}-{kind}")));
+            }
         }
     }
     for rank in [16, 32] {
@@ -110,6 +112,8 @@ fn every_workload_is_measured() {
         let name = workload["name"].as_str().expect("a name");
         assert_eq!(has("dense_ns_per_lookup"), at < beside_dense, "{workload}");
         assert_eq!(has("times_dense"), at < beside_dense, "{workload}");
+        assert_eq!(has("cold_ns_per_lookup") && has("cold_times_dense"), at < beside_dense, "{workload}");
+        assert_eq!(has("hit_rate") && has("record_ns_per_lookup"), name.ends_with("-lfu"), "{workload}");
         assert_eq!(has("peak_fraction"), !name.starts_with("W4"), "{workload}");
         assert_eq!(has("bare_ns_per_lookup"), name == "single-R32", "{workload}");
         assert_eq!(has("single_ns_per_lookup"), name == "bag20-R32", "{workload}");

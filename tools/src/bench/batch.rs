@@ -6,16 +6,17 @@
 use super::{
     contents::build,
     reference::Stored,
-    roofline::{Pass, Roofline},
+    roofline::{Caches, Pass, Roofline},
     tables::{BAG, BAGS, BATCHES, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS, dense_rows, dense_table, tt_table},
     traffic::{Ids, Run, Traffic},
 };
 use crate::{lookup::BagsFile, progress::Progress};
 use anyhow::{Context, Result, bail, ensure};
-use std::hint::black_box;
+use std::{hint::black_box, ops::Range};
 use ttrec::{
     AlignedBuf, Blob, LookupError, Table, Tier, TtShape,
     blob::{Layout, OverridesSpec, Role, SectionPlan, TableSpec, Weights, WeightsSpec},
+    cache::RowCache,
     dtype::{Dtype, Elements},
     kernel::{Epilogue, chain_step, widen},
 };
@@ -67,6 +68,10 @@ pub(super) struct Measured {
     pub(super) flops: Option<f64>,
     /// And the yardstick's seconds per looked-up row.
     pub(super) beside: Option<(Yardstick, f64)>,
+    /// Both again, with nothing of them in the caches.
+    pub(super) cold: Option<[f64; 2]>,
+    /// A row cache's hit rate, and its seconds to record one lookup.
+    pub(super) cache: Option<[f64; 2]>,
     pub(super) workspace_bytes: usize,
 }
 
@@ -92,7 +97,7 @@ pub(super) fn measure(
     } else {
         Extent { batches: BATCHES, bags: BAGS, samples: BATCHES * 2048, dense_bytes_per_cached: 100 }
     };
-    let progress = Progress::new("workloads", 27 + u64::from(retail.is_some()));
+    let progress = Progress::new("workloads", 29 + u64::from(retail.is_some()));
     let mut suite = Suite { roofline, extent, measured: Vec::new(), progress };
     suite.fbtt(dense_rows("dense tables have", ROWS, DIM, quick, notes))?;
     let kaggle = KAGGLE_TT.iter().map(|(rows, _)| rows).chain(&KAGGLE_DENSE).sum();
@@ -137,8 +142,12 @@ impl Suite<'_> {
                 let tt = Model::fbtt(&q, rank, tier)?;
                 self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
                 if rank == RANK && !matches!(ids, Ids::Uniform) {
-                    let cached = tt.cached(ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached)?;
+                    let bytes = ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached;
+                    let cached = tt.cached(bytes)?;
                     self.beside_dense(&format!("{name}-cached"), [&cached, &dense], [&traffic, &scattered])?;
+                    let (models, name) = ([&tt, &dense], format!("{name}-lfu"));
+                    let earlier = Traffic::draw(ids, ROWS, 3, [3 * batches, bags, BAG]);
+                    self.cached_beside_dense(&name, models, [&traffic, &scattered], &earlier, bytes)?;
                 }
             }
         }
@@ -225,15 +234,25 @@ impl Suite<'_> {
             let done = range.try_for_each(|at| bare.put_row(at, black_box(&mut bare_row)));
             done.ok_or(LookupError::Inconsistent)
         });
-        let seconds = self.roofline.fastest(false, [one_by_one, kernels, bags.pass()])?;
+        let seconds = self.roofline.fastest(Caches::Warm, [one_by_one, kernels, bags.pass()])?;
         let [single, kernels, bag] = seconds.map(|seconds| seconds / rows.len() as f64);
         let flops = model.flops();
-        self.push(Measured { name, seconds: single, flops, beside: Some((Yardstick::Bare, kernels)), workspace_bytes });
+        self.push(Measured {
+            name,
+            seconds: single,
+            flops,
+            beside: Some((Yardstick::Bare, kernels)),
+            cold: None,
+            cache: None,
+            workspace_bytes,
+        });
         self.push(Measured {
             name: format!("bag{BAG}-R{RANK}"),
             seconds: bag,
             flops,
             beside: Some((Yardstick::Single, single)),
+            cold: None,
+            cache: None,
             workspace_bytes: bags.workspace_bytes(),
         });
         Ok(())
@@ -250,13 +269,15 @@ impl Suite<'_> {
             run.check(&format!("growth-{lookups}"), &model.buf)?;
         }
         let [small, medium, large] = &mut runs;
-        let seconds = self.roofline.fastest(false, [small.pass(), medium.pass(), large.pass()])?;
+        let seconds = self.roofline.fastest(Caches::Warm, [small.pass(), medium.pass(), large.pass()])?;
         for ((run, lookups), seconds) in runs.iter().zip(GROWTH).zip(seconds) {
             self.push(Measured {
                 name: format!("growth-{lookups}"),
                 seconds: seconds / run.lookups() as f64,
                 flops: model.flops(),
                 beside: None,
+                cold: None,
+                cache: None,
                 workspace_bytes: run.workspace_bytes(),
             });
         }
@@ -264,22 +285,66 @@ impl Suite<'_> {
     }
 
     /// Times `tt` and `dense` by turns.
-    fn beside_dense(&mut self, name: &str, models: [&Model; 2], traffic: [&[Traffic]; 2]) -> Result<()> {
-        let [mut tt, mut dense] =
-            [Run::new(models[0].tables()?, traffic[0])?, Run::new(models[1].tables()?, traffic[1])?];
-        tt.check(name, &models[0].buf)?;
-        dense.check(&format!("{name}, dense"), &models[1].buf)?;
-        self.roofline.measure_memory();
-        let seconds = self.roofline.fastest(false, [tt.pass(), dense.pass()])?;
-        let [seconds, dense_seconds] = seconds.map(|seconds| seconds / tt.lookups() as f64);
-        self.push(Measured {
+    fn beside_dense(&mut self, name: &str, [tt, dense]: [&Model; 2], traffic: [&[Traffic]; 2]) -> Result<()> {
+        let measured = self.tables_beside_dense(name, (tt, tt.tables()?), dense, traffic)?;
+        self.push(measured);
+        Ok(())
+    }
+
+    /// The same with a cache of `bytes`, which has seen other traffic of the kind.
+    fn cached_beside_dense(
+        &mut self,
+        name: &str,
+        [tt, dense]: [&Model; 2],
+        traffic: [&[Traffic]; 2],
+        earlier: &Traffic,
+        bytes: u64,
+    ) -> Result<()> {
+        let table = tt.table(0)?;
+        let mut workspace = table.workspace();
+        let mut memory = vec![0.0; bytes as usize / size_of::<f32>()];
+        let mut cache = RowCache::new(&table, &mut memory)?;
+        for indices in earlier.indices().chunks(1 << 16) {
+            cache.record(indices);
+            cache.refresh(&mut workspace)?;
+        }
+        cache.reset_statistics();
+        cache.record(traffic[0][0].indices());
+        let hit_rate = cache.statistics().hit_rate();
+        let measured = self.tables_beside_dense(name, (tt, vec![cache.table()]), dense, traffic)?;
+        let (indices, record) = (traffic[0][0].indices(), |range: Range<usize>| {
+            cache.record(&traffic[0][0].indices()[range]);
+            Ok(())
+        });
+        let [seconds] = self.roofline.fastest(Caches::Warm, [Pass::new(indices.len(), record)])?;
+        self.push(Measured { cache: Some([hit_rate, seconds / indices.len() as f64]), ..measured });
+        Ok(())
+    }
+
+    fn tables_beside_dense(
+        &mut self,
+        name: &str,
+        (tt, tables): (&Model, Vec<Table<'_>>),
+        dense: &Model,
+        traffic: [&[Traffic]; 2],
+    ) -> Result<Measured> {
+        let mut run = Run::new(tables, traffic[0])?;
+        let mut beside = Run::new(dense.tables()?, traffic[1])?;
+        run.check(name, &tt.buf)?;
+        beside.check(&format!("{name}, dense"), &dense.buf)?;
+        let lookups = run.lookups() as f64;
+        let cold = self.roofline.fastest(Caches::Cold, [run.pass(), beside.pass()])?;
+        let warm = self.roofline.fastest(Caches::Warm, [run.pass(), beside.pass()])?;
+        let [seconds, dense_seconds] = warm.map(|seconds| seconds / lookups);
+        Ok(Measured {
             name: name.to_owned(),
             seconds,
-            flops: models[0].flops(),
+            flops: tt.flops(),
             beside: Some((Yardstick::Dense, dense_seconds)),
-            workspace_bytes: tt.workspace_bytes(),
-        });
-        Ok(())
+            cold: Some(cold.map(|seconds| seconds / lookups)),
+            cache: None,
+            workspace_bytes: run.workspace_bytes(),
+        })
     }
 
     fn push(&mut self, measured: Measured) {

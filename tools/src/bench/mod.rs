@@ -126,12 +126,24 @@ struct WorkloadFigure {
     /// How much longer it takes than the dense tables.
     #[serde(skip_serializing_if = "Option::is_none")]
     times_dense: Option<f64>,
+    /// The same three with nothing in the caches when a pass over all batches begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold_ns_per_lookup: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold_dense_ns_per_lookup: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold_times_dense: Option<f64>,
     /// Of the kernels that a lookup calls, by themselves.
     #[serde(skip_serializing_if = "Option::is_none")]
     bare_ns_per_lookup: Option<f64>,
     /// Of the same lookups one by one.
     #[serde(skip_serializing_if = "Option::is_none")]
     single_ns_per_lookup: Option<f64>,
+    /// How often a row cache had the row, and what it costs to record a lookup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hit_rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record_ns_per_lookup: Option<f64>,
     workspace_bytes: usize,
 }
 
@@ -193,8 +205,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             peak_fraction: workload.flops.map(|flops| flops / workload.seconds / peak),
             dense_ns_per_lookup: beside(Yardstick::Dense),
             times_dense: beside(Yardstick::Dense).map(|dense| ns_per_lookup / dense),
+            cold_ns_per_lookup: workload.cold.map(|[seconds, _]| seconds * 1e9),
+            cold_dense_ns_per_lookup: workload.cold.map(|[_, dense]| dense * 1e9),
+            cold_times_dense: workload.cold.map(|[seconds, dense]| seconds / dense),
             bare_ns_per_lookup: beside(Yardstick::Bare),
             single_ns_per_lookup: beside(Yardstick::Single),
+            hit_rate: workload.cache.map(|[hit_rate, _]| hit_rate),
+            record_ns_per_lookup: workload.cache.map(|[_, seconds]| seconds * 1e9),
             workspace_bytes: workload.workspace_bytes,
             name: workload.name,
         }
@@ -250,7 +267,11 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         }
     }
     if !report.workloads.is_empty() {
-        writeln!(out, "\n{:28} {:>9} {:>8}  {:16} {:>6}", "workload", "ns/lookup", "of peak", "beside", "times")?;
+        writeln!(
+            out,
+            "\n{:28} {:>9} {:>8}  {:16} {:>6} {:>12}",
+            "workload", "ns/lookup", "of peak", "beside", "times", "cold, times"
+        )?;
         for workload in &report.workloads {
             let WorkloadFigure { name, ns_per_lookup, peak_fraction, .. } = workload;
             let yardsticks = [
@@ -263,8 +284,8 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
                 Some((what, ns)) => (format!("{what:6} {ns:>9.1}"), Some(ns_per_lookup / ns)),
                 None => (String::new(), None),
             };
-            let (peak, times) = (fraction(peak_fraction), fraction(&times));
-            writeln!(out, "{name:28} {ns_per_lookup:>9.1} {peak:>8}  {beside:16} {times:>6}")?;
+            let (peak, times, cold) = (fraction(peak_fraction), fraction(&times), fraction(&workload.cold_times_dense));
+            writeln!(out, "{name:28} {ns_per_lookup:>9.1} {peak:>8}  {beside:16} {times:>6} {cold:>12}")?;
         }
     }
     if let Some(own) = &report.own {

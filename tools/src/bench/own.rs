@@ -1,7 +1,7 @@
 //! `ttrec bench BLOB --bags`: a user's own table and traffic.
 
 use super::{
-    roofline::Roofline,
+    roofline::{Caches, Roofline},
     traffic::{Batch, Run},
 };
 use crate::{
@@ -53,7 +53,7 @@ fn measure_table(
     let batch = Batch { indices: file.indices(), offsets: &offsets, weights: file.weights() };
     let mut run = Run::of_batches(vec![table], vec![vec![batch]], mode.pooling())?;
     run.check(table.name(), bytes)?;
-    let [seconds] = roofline.fastest(false, [run.pass()])?;
+    let [seconds] = roofline.fastest(Caches::Warm, [run.pass()])?;
     Ok(Measured {
         table: table.name().to_owned(),
         bags: offsets.len().saturating_sub(1),

@@ -46,6 +46,15 @@ impl<'p> Pass<'p> {
     }
 }
 
+/// What the caches hold of a pass when it begins.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Caches {
+    /// What the pass before it, which was the same, has left there.
+    Warm,
+    /// Nothing: something larger than any cache has been read.
+    Cold,
+}
+
 /// The best rates seen so far.
 pub(super) struct Roofline {
     tier: Tier,
@@ -108,17 +117,17 @@ impl Roofline {
     }
 
     /// The least seconds that each of `runs` takes, part by part, of several passes over all of them in turn: so they see
-    /// the same machine, and the roofline too. The memory is measured only on demand, as that empties the caches.
-    pub(super) fn fastest<const N: usize>(&mut self, memory: bool, mut runs: [Pass<'_>; N]) -> Result<[f64; N]> {
+    /// the same machine, and the multiply-adds of the roofline too.
+    pub(super) fn fastest<const N: usize>(&mut self, caches: Caches, mut runs: [Pass<'_>; N]) -> Result<[f64; N]> {
         let mut least = runs.each_ref().map(|run| vec![f64::INFINITY; run.parts()]);
         let mut calls = [1; N];
         // One more: the first shows how often the others call.
         for pass in 0..=self.passes {
             self.measure_flops();
-            if memory {
-                self.measure_memory();
-            }
             for ((run, calls), least) in runs.iter_mut().zip(&mut calls).zip(&mut least) {
+                if caches == Caches::Cold {
+                    self.measure_memory();
+                }
                 let mut total = 0.0;
                 for _ in 0..*calls {
                     for (part, least) in least.iter_mut().enumerate() {
@@ -127,8 +136,8 @@ impl Roofline {
                         total += seconds;
                     }
                 }
-                if pass == 0 {
-                    *calls = (BURST / total).ceil() as u32;
+                if pass == 0 && caches == Caches::Warm {
+                    *calls = ((BURST / total).ceil() as u32).max(2);
                 }
             }
         }
