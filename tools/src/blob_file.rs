@@ -1,9 +1,12 @@
-//! A blob on disk: mapped, parsed, and named in every error.
+//! A blob on disk: mapped, parsed, and named in every error; or streamed to its place.
 
-use crate::checkpoint::Mapped;
-use anyhow::{Context, Result, anyhow};
+use crate::{checkpoint::Mapped, output::Output, progress::Progress};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::path::{Path, PathBuf};
-use ttrec::{Blob, BlobError, Table, Tier};
+use ttrec::{
+    Blob, BlobError, Table, Tier,
+    blob::{ALIGNMENT, Layout, SectionChecksum, SectionPlan},
+};
 
 /// A mapped blob file.
 pub(crate) struct BlobFile {
@@ -43,6 +46,59 @@ impl BlobFile {
             }
             error => anyhow!(error).context(format!("{}: table {name:?}", self.path.display())),
         })
+    }
+}
+
+/// Reads the whole payload: what is wrong with it, if anything is.
+pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
+    let mut progress = Progress::new("checksums", blob.num_tables() as u64);
+    blob.tables().enumerate().find_map(|(position, table)| {
+        progress.add(1);
+        let error = blob.verify_table(position).err()?;
+        Some(format!("table {:?}: {error}", table.name()))
+    })
+}
+
+/// Writes a blob of this layout to `path`, each section by `write_section`; returns its length in bytes.
+pub(crate) fn write(
+    path: &Path,
+    mut layout: Layout,
+    mut write_section: impl FnMut(&SectionPlan, &mut Sink<'_>) -> Result<()>,
+) -> Result<u64> {
+    let mut output = Output::create(path)?;
+    let head_len = layout.head().len();
+    output.write(|file| file.write_all(&vec![0; head_len]))?;
+    for (position, plan) in layout.sections().to_vec().iter().enumerate() {
+        let mut sink = Sink { output: &mut output, checksum: SectionChecksum::new(), len: 0 };
+        write_section(plan, &mut sink)?;
+        ensure!(sink.len == plan.len, "section {:?}: wrote {} of {} bytes", plan.role, sink.len, plan.len);
+        layout.set_checksum(position, sink.finish()?);
+    }
+    output.overwrite_start(&layout.head())?;
+    output.commit()?;
+    Ok(layout.total_len())
+}
+
+/// A section being written.
+pub(crate) struct Sink<'o> {
+    output: &'o mut Output,
+    checksum: SectionChecksum,
+    len: u64,
+}
+
+impl Sink<'_> {
+    /// Writes the next bytes.
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.checksum.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(self.output.write(|file| file.write_all(bytes))?)
+    }
+
+    /// Pads the section.
+    fn finish(self) -> Result<SectionChecksum> {
+        let padding = self.len.next_multiple_of(ALIGNMENT as u64) - self.len;
+        self.output.write(|file| file.write_all(&vec![0; padding as usize]))?;
+        Ok(self.checksum)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use crate::{
     Outcome,
+    blob_file::{self, Sink},
     checkpoint::{Checkpoint, Tensor},
     dialect::{self, Source, Weights},
-    output::{self, Output},
+    output,
     progress::Progress,
     spec::{Spec, TableSpec},
 };
@@ -15,7 +16,7 @@ use std::{
 };
 use ttrec::{
     BlobError,
-    blob::{Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionChecksum, SectionPlan, WeightsSpec},
+    blob::{Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -78,23 +79,14 @@ fn name_input(error: anyhow::Error, origin: &str) -> anyhow::Error {
 pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path) -> Result<u64> {
     let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
     let layouts: Vec<_> = sources.iter().map(Source::layout).collect();
-    let mut layout = Layout::new(&layouts).map_err(|error| name_table(error, &sources))?;
+    let layout = Layout::new(&layouts).map_err(|error| name_table(error, &sources))?;
 
-    let mut output = Output::create(path)?;
-    let head_len = layout.head().len();
-    output.write(|file| file.write_all(&vec![0; head_len]))?;
-    for (position, plan) in layout.sections().to_vec().iter().enumerate() {
+    blob_file::write(path, layout, |plan, sink| {
         let source = &sources[plan.table];
-        let mut sink = Sink { output: &mut output, checksum: SectionChecksum::new(), len: 0 };
-        source.write_section(plan, &mut sink).map_err(|error| {
+        source.write_section(plan, sink).map_err(|error| {
             if error.is::<crate::output::WriteError>() { error } else { source.name_error(checkpoint, error) }
-        })?;
-        ensure!(sink.len == plan.len, "table {:?}: wrote {} of {} bytes", source.name, sink.len, plan.len);
-        layout.set_checksum(position, sink.finish()?);
-    }
-    output.overwrite_start(&layout.head())?;
-    output.commit()?;
-    Ok(layout.total_len())
+        })
+    })
 }
 
 fn name_table(error: BlobError, sources: &[Source<'_>]) -> anyhow::Error {
@@ -111,28 +103,6 @@ fn name_table(error: BlobError, sources: &[Source<'_>]) -> anyhow::Error {
         }
         (Some(table), error) => anyhow!(error).context(format!("table {:?}", table.name)),
         (None, error) => anyhow!(error),
-    }
-}
-
-/// A section being written.
-struct Sink<'o> {
-    output: &'o mut Output,
-    checksum: SectionChecksum,
-    len: u64,
-}
-
-impl Sink<'_> {
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.checksum.update(bytes);
-        self.len += bytes.len() as u64;
-        Ok(self.output.write(|file| file.write_all(bytes))?)
-    }
-
-    /// Pads the section.
-    fn finish(self) -> Result<SectionChecksum> {
-        let padding = self.len.next_multiple_of(ttrec::blob::ALIGNMENT as u64) - self.len;
-        self.output.write(|file| file.write_all(&vec![0; padding as usize]))?;
-        Ok(self.checksum)
     }
 }
 

@@ -39,6 +39,7 @@ struct TableSummary {
     bytes: u64,
     dense_f32_bytes: u64,
     overrides: usize,
+    prefix_products: usize,
     workspace_len: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     tt: Option<TtSummary>,
@@ -97,6 +98,10 @@ fn summarise(blob: &Blob<'_>) -> BlobSummary {
                 bytes: blob.sections(position).map(|section| section.len).sum(),
                 dense_f32_bytes: table.num_embeddings().saturating_mul(table.embedding_dim() as u64 * 4),
                 overrides: data.overrides.map_or(0, |overrides| overrides.ids.len()),
+                prefix_products: match &data.weights {
+                    Weights::Tt(tt) => tt.prefixes.map_or(0, |prefixes| prefixes.ids.len()),
+                    Weights::Dense(_) => 0,
+                },
                 workspace_len: table.workspace_len(),
                 tt,
             }
@@ -133,9 +138,13 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
         };
         let overrides =
             if table.overrides > 0 { format!(", {} rows overridden", table.overrides) } else { String::new() };
+        let products = match table.prefix_products {
+            0 => String::new(),
+            count => format!(", {count} prefix products"),
+        };
         writeln!(
             out,
-            "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>7.1}x  {shape}{overrides}",
+            "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>7.1}x  {shape}{overrides}{products}",
             // Names are the blob's: they must not command the terminal.
             table.name.escape_debug().to_string(),
             table.num_embeddings,

@@ -2,6 +2,7 @@
 
 mod bench;
 mod blob_file;
+mod cache;
 mod checkpoint;
 mod convert;
 mod demo;
@@ -42,6 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Convert(convert::Args),
+    Cache(cache::Args),
     Inspect(inspect::Args),
     Lookup(lookup::Args),
     Verify(verify::Args),
@@ -58,6 +60,7 @@ enum Outcome {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Convert(args) => convert::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Lookup(args) => lookup::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -16,7 +16,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{BlobError, Table, TtShape, blob, dtype::Dtype};
+use ttrec::{Table, TtShape, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -71,17 +71,9 @@ struct TableError {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
-    let mut report = Report { payload: "ok", damage: None, tables: Vec::new() };
-    let mut progress = Progress::new("checksums", blob.num_tables() as u64);
-    for (position, table) in blob.tables().enumerate() {
-        if let Err(error) = blob.verify_table(position) {
-            report.payload = "damaged";
-            report.damage = Some(describe_damage(&table, error));
-            break;
-        }
-        progress.add(1);
-    }
-    drop(progress);
+    let damage = blob_file::damage(&blob);
+    let payload = if damage.is_some() { "damaged" } else { "ok" };
+    let mut report = Report { payload, damage, tables: Vec::new() };
 
     if let (None, Some(path)) = (&report.damage, &args.against) {
         let checkpoint = Checkpoint::open(path)?;
@@ -136,10 +128,6 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
         )?;
     }
     Ok(())
-}
-
-fn describe_damage(table: &Table<'_>, error: BlobError) -> String {
-    format!("table {:?}: {error}", table.name())
 }
 
 /// Rounding each core once moves a row by about the unit roundoff; i8 depends on how the values spread.

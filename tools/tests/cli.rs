@@ -48,11 +48,12 @@ fn item_refused(lines: &str, wanted: &[&str]) {
 
 #[test]
 fn help_says_the_exit_codes() {
-    let run = ttrec!["--help"].exits(0).prints(["Exit codes", "convert", "inspect", "lookup", "verify", "demo"]);
+    let run =
+        ttrec!["--help"].exits(0).prints(["Exit codes", "convert", "cache", "inspect", "lookup", "verify", "demo"]);
     for code in 0..=4 {
         assert!(run.stdout.lines().any(|line| line.trim_start().starts_with(&format!("{code}  "))), "{code}: {run:#?}");
     }
-    for command in ["convert", "inspect", "lookup", "verify", "demo"] {
+    for command in ["convert", "cache", "inspect", "lookup", "verify", "demo"] {
         ttrec![command, "--help"].exits(0).prints(["Usage: ttrec"]);
     }
     ttrec!["convert", "--help"].exits(0).prints(["[[table]]", "num_embeddings", "column_factors", "dtype"]);

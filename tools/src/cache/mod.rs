@@ -1,0 +1,270 @@
+//! `ttrec cache`: a blob once more, with what is asked for most already multiplied out.
+
+mod budget;
+mod choose;
+mod frequencies;
+
+use crate::{
+    Outcome,
+    blob_file::{self, BlobFile, Sink},
+    lookup::zeros,
+    output,
+    progress::Progress,
+};
+use anyhow::{Context, Result, bail, ensure};
+use budget::Budget;
+use choose::{Choice, Demand, Served};
+use frequencies::Frequencies;
+use serde::Serialize;
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+use ttrec::{
+    Blob, Table,
+    blob::{Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights, WeightsSpec},
+    dtype::Dtype,
+};
+
+/// Store the rows and partial products that are asked for most beside a blob's tensor-train tables.
+///
+/// The new blob holds all that BLOB holds, and for its tensor-train tables hot rows, multiplied out, and products of hot
+/// prefixes (what rows with the same digits but for the last one have in common), so that lookups need not compute them.
+/// Rows keep their values bit for bit. Which rows and prefixes save most time per byte is estimated from the frequencies.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Frequencies:
+  For a table \"item\" either an array \"item\" of num_embeddings numbers (counts or frequencies),
+  or \"item.indices\" and \"item.counts\" of one length, as numpy.unique(log, return_counts=True)
+  gives them. Tables without either, and dense tables, are left as they are.
+
+Budget:
+  It bounds the bytes added for all tables together: 8 for the id of each row or prefix, and its
+  f32 elements. The file grows by no more than that, but for directory records and padding, and
+  for rows that BLOB itself stores apart in a narrower type than f32: where rows are added beside
+  them, these become f32.")]
+pub(crate) struct Args {
+    /// A blob
+    blob: PathBuf,
+    /// How often each row is asked for
+    #[arg(long, value_name = "FILE.npz")]
+    frequencies: PathBuf,
+    /// How many bytes to add: 28MiB, 500KB, 1234, or 1% (of what the tables that have frequencies would take as dense f32)
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    budget: Budget,
+    /// Where the new blob goes; it appears whole or not at all
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    bytes: u64,
+    budget: u64,
+    tables: Vec<TableReport>,
+}
+
+/// What was added to a table.
+#[derive(Serialize)]
+struct TableReport {
+    name: String,
+    rows: usize,
+    prefixes: usize,
+    bytes: u64,
+    /// `None`: it has no frequencies, or is dense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    served: Option<Served>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    output::refuse_inputs(&args.output, &[&args.blob, &args.frequencies])?;
+    let file = BlobFile::open(&args.blob)?;
+    let blob = file.blob()?;
+    let frequencies = Frequencies::open(&args.frequencies, &blob)?;
+    if let Some(damage) = blob_file::damage(&blob) {
+        bail!("{}: damaged: {damage}", file.path().display());
+    }
+    let tier = blob_file::tier()?;
+    let tables: Vec<Table<'_>> = blob.tables().map(|table| table.with_tier(tier)).collect();
+    let demands = demands(&tables, &frequencies)?;
+    let budget = args.budget.bytes(demands.iter().flatten().map(Demand::dense_bytes).sum());
+    let choice = choose::choose(&demands, budget);
+    let bytes = write(&args.output, &file, &blob, &tables, &choice)?;
+
+    let report = tables.iter().zip(&demands).enumerate().map(|(position, (table, demand))| {
+        let (rows, prefixes) = (&choice.rows[position], &choice.prefixes[position]);
+        TableReport {
+            name: table.name().to_owned(),
+            rows: rows.len(),
+            prefixes: prefixes.len(),
+            bytes: demand.as_ref().map_or(0, |demand| {
+                rows.len() as u64 * demand.row_bytes() + prefixes.len() as u64 * demand.product_bytes()
+            }),
+            served: demand.as_ref().map(|demand| demand.served(rows, prefixes)),
+        }
+    });
+    let report = Report { bytes, budget, tables: report.collect() };
+    output::print(|mut out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut out, &report)?;
+            writeln!(out)
+        } else {
+            print(out, args.output.display(), &report)
+        }
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> io::Result<()> {
+    for TableReport { name, rows, prefixes, bytes, served } in &report.tables {
+        let name = name.escape_debug();
+        match served {
+            Some(Served { by_row, by_prefix, computed }) => writeln!(
+                out,
+                "{name}: {rows} rows and {prefixes} prefixes added, {bytes} bytes; of the lookups {:.1}% find their row, \
+                 {:.1}% their prefix, {:.1}% are computed",
+                by_row * 100.0,
+                by_prefix * 100.0,
+                computed * 100.0
+            )?,
+            None => writeln!(out, "{name}: as it was")?,
+        }
+    }
+    let added: u64 = report.tables.iter().map(|table| table.bytes).sum();
+    writeln!(out, "{path}: {} bytes, {added} of them added within a budget of {}", report.bytes, report.budget)
+}
+
+/// Sorts frequencies by their ids and adds up those of the same one.
+fn add_up(frequencies: &mut Vec<(u64, f64)>) {
+    frequencies.sort_by_key(|(id, _)| *id);
+    frequencies.dedup_by(|(next, frequency), (id, sum)| {
+        let same = next == id;
+        *sum += if same { *frequency } else { 0.0 };
+        same
+    });
+}
+
+/// By table; `None` for those that are left as they are.
+fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies) -> Result<Vec<Option<Demand<'a>>>> {
+    let demand = |table: &Table<'a>| -> Result<Option<Demand<'a>>> {
+        let Some(source) = frequencies.of(table.name())? else { return Ok(None) };
+        let Weights::Tt(tt) = &table.data().weights else { return Ok(None) };
+        Ok(Some(Demand::new(table, tt, source.read(table.num_embeddings())?)))
+    };
+    let demands = tables.iter().map(demand).collect::<Result<Vec<_>>>()?;
+    if demands.iter().all(Option::is_none) {
+        let is_tt = |table: &&Table<'_>| matches!(table.data().weights, Weights::Tt(_));
+        let names: Vec<&str> = tables.iter().filter(is_tt).map(Table::name).collect();
+        bail!(frequencies.none_fit(&names));
+    }
+    Ok(demands)
+}
+
+/// Streams the new blob to `path`; returns its length in bytes.
+fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], choice: &Choice) -> Result<u64> {
+    // What sections of ids will hold; where nothing is added the sections stay as they are.
+    let union = |there: &[u64], added: &[u64]| {
+        let mut ids = if added.is_empty() { Vec::new() } else { [there, added].concat() };
+        ids.sort_unstable();
+        ids
+    };
+    let rows = |(table, added): (&Table<'_>, &Vec<u64>)| {
+        union(table.data().overrides.map_or(&[], |overrides| overrides.ids), added)
+    };
+    let prefixes =
+        |(table, added): (&Table<'_>, &Vec<u64>)| union(prefixes(table).map_or(&[], |there| there.ids), added);
+    let rows: Vec<Vec<u64>> = tables.iter().zip(&choice.rows).map(rows).collect();
+    let prefixes: Vec<Vec<u64>> = tables.iter().zip(&choice.prefixes).map(prefixes).collect();
+    let specs = tables.iter().zip(rows.iter().zip(&prefixes));
+    let specs = specs.map(|(table, (rows, prefixes))| {
+        spec(table, rows.len(), prefixes.len())
+            .with_context(|| format!("{}: table {:?}", file.path().display(), table.name()))
+    });
+    let layout = Layout::new(&specs.collect::<Result<Vec<_>>>()?)?;
+
+    blob_file::write(path, layout, |plan, sink| {
+        let (table, rows, prefixes) = (&tables[plan.table], &rows[plan.table], &prefixes[plan.table]);
+        match plan.role {
+            Role::OverrideIds if !rows.is_empty() => sink.put(bytemuck::cast_slice(rows)),
+            Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink),
+            Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
+            Role::PrefixProducts if !prefixes.is_empty() => write_products(table, prefixes, sink),
+            _ => sink.put(section(file, blob, plan)?),
+        }
+    })
+}
+
+fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
+    match &table.data().weights {
+        Weights::Tt(tt) => tt.prefixes,
+        Weights::Dense(_) => None,
+    }
+}
+
+/// The table with so many rows and prefixes stored; 0 for as many as there are.
+fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec> {
+    let data = table.data();
+    let dtype = data.dtype();
+    let weights = match &data.weights {
+        Weights::Dense(rows) => {
+            let (num_embeddings, embedding_dim) = (data.num_embeddings, rows.embedding_dim);
+            WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }
+        }
+        Weights::Tt(tt) => {
+            let mut cores = tt.cores[..tt.shape.num_cores()].iter();
+            // The format allows it, the writer does not.
+            ensure!(cores.all(|core| core.slices.dtype() == dtype), "its cores differ in type: expected one for all");
+            WeightsSpec::Tt { shape: tt.shape, dtype }
+        }
+    };
+    let overrides = match (rows, data.overrides) {
+        (0, there) => there.map(|there| OverridesSpec { count: there.ids.len() as u64, dtype: there.rows.dtype() }),
+        (count, _) => Some(OverridesSpec { count: count as u64, dtype: Dtype::F32 }),
+    };
+    let num_prefixes = match num_prefixes {
+        0 => prefixes(table).map_or(0, |there| there.ids.len()),
+        count => count,
+    };
+    Ok(TableSpec { name: table.name().to_owned(), weights, num_prefixes: num_prefixes as u64, overrides })
+}
+
+/// Rows as lookups give them, those that are stored apart among them.
+fn write_rows(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()> {
+    let (mut row, mut workspace) = (zeros(table.embedding_dim())?, zeros(table.workspace_len())?);
+    let mut progress = Progress::new(&format!("{}: rows", table.name()), ids.len() as u64);
+    ids.iter().try_for_each(|&id| {
+        table.lookup(id, &mut row, &mut workspace)?;
+        progress.add(1);
+        sink.put(bytemuck::cast_slice(&row))
+    })
+}
+
+fn write_products(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()> {
+    let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
+    let len = tt.shape.prefix_len();
+    let (mut product, mut workspace) = (zeros(len)?, zeros(table.workspace_len())?);
+    let mut progress = Progress::new(&format!("{}: prefixes", table.name()), ids.len() as u64);
+    ids.iter().try_for_each(|&id| {
+        progress.add(1);
+        // One that is there stays, lest a row change its bits: another machine may have rounded it otherwise.
+        if let Some(there) = tt.prefixes
+            && let Ok(position) = there.ids.binary_search(&id)
+        {
+            let product = there.products.chunks_exact(len).nth(position).context("a prefix product is missing")?;
+            return sink.put(bytemuck::cast_slice(product));
+        }
+        table.prefix_product(id, &mut product, &mut workspace)?;
+        sink.put(bytemuck::cast_slice(&product))
+    })
+}
+
+/// A section as it is in the blob.
+fn section<'b>(file: &'b BlobFile, blob: &Blob<'_>, plan: &SectionPlan) -> Result<&'b [u8]> {
+    let section = blob.sections(plan.table).find(|section| section.role == plan.role);
+    let section = section.with_context(|| format!("no section {:?}", plan.role))?;
+    let (start, len) = (usize::try_from(section.offset)?, usize::try_from(section.len)?);
+    file.bytes().get(start..).and_then(|rest| rest.get(..len)).context("a section is outside the blob")
+}
