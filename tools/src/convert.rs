@@ -4,7 +4,7 @@ use crate::{
     Outcome,
     blob_file::{self, Sink},
     checkpoint::{Checkpoint, Tensor},
-    dialect::{self, Source, Weights},
+    dialect::{Core, Source, Survey, Weights},
     output,
     progress::Progress,
     spec::{Spec, TableSpec},
@@ -31,16 +31,29 @@ A spec:
   [[table]]
   name = \"item\"                 # in the blob
   prefix = \"emb.item.\"          # what stands before the dialect's own keys (default: nothing)
-  dialect = \"fbtt\"              # fbtt, dense
+  dialect = \"fbtt\"              # or another (default: as the keys show)
   num_embeddings = 1000         # FBTT does not store it
   column_factors = [4, 4, 4]    # nor these; `ranks` (the inner ones) would do as well
   dtype = \"f16\"                 # f32, f16, bf16, i8; i4 if dense (default: as in the checkpoint)
 
   [[table]]
   name = \"word\"
-  tensor = \"embeddings.word_embeddings.weight\"   # a dense tensor, by its full name")]
+  tensor = \"embeddings.word_embeddings.weight\"   # a dense tensor, by its full name
+
+Dialects:
+  fbtt       FBTT; `table = 1` picks the second of several tables in one set of cores
+  el-rec     EL-Rec
+  hetu       Hetu; never recognised by itself, as its keys are EL-Rec's
+  tltorch    tensorly-torch (blocktt)
+  t3nsor     t3nsor
+  dlrm       facebookresearch/dlrm, its plain tables
+  torchrec   TorchRec
+  dense      one tensor of rows x columns
+
+No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts.")]
 pub(crate) struct Args {
-    /// .safetensors, torch .pt (zip or legacy), .npy or .npz; nothing in it is executed
+    /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or .npz; nothing in it is
+    /// executed
     checkpoint: PathBuf,
     /// Where the blob goes; it appears whole or not at all
     #[arg(short, long, value_name = "BLOB")]
@@ -52,8 +65,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let inputs = [Some(args.checkpoint.as_path()), args.spec.as_deref()];
-    output::refuse_inputs(&args.output, inputs.iter().copied().flatten().collect::<Vec<_>>().as_slice())?;
+    let inputs: Vec<&Path> = checkpoint.files().chain(args.spec.as_deref()).collect();
+    output::refuse_inputs(&args.output, &inputs)?;
     let (spec, origin) = match &args.spec {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
         None => (only_table(&checkpoint)?, "the checkpoint's only table".to_owned()),
@@ -129,11 +142,9 @@ impl Source<'_> {
             (Role::Rows, &Weights::Dense { num_embeddings, embedding_dim, tensor }) => {
                 self.write_rows(tensor, num_embeddings, embedding_dim, sink)
             }
-            (Role::Core(k), Weights::Tt { shape, cores, .. }) => {
-                self.for_each_slice(cores[k], shape.slice_len(k), |bytes, _| sink.put(bytes))
-            }
-            (Role::Scales(k), Weights::Tt { shape, cores, .. }) => {
-                self.for_each_slice(cores[k], shape.slice_len(k), |_, scale| sink.put(&scale.to_le_bytes()))
+            (Role::Core(k), Weights::Tt { cores, .. }) => self.for_each_slice(&cores[k], |bytes, _| sink.put(bytes)),
+            (Role::Scales(k), Weights::Tt { cores, .. }) => {
+                self.for_each_slice(&cores[k], |_, scale| sink.put(&scale.to_le_bytes()))
             }
             (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
                 overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
@@ -145,7 +156,7 @@ impl Source<'_> {
                     let start = position * row.len() as u64;
                     overrides.tensor.read_f32(start, &mut row)?;
                     dtype::encode_rows(&row, row.len(), Dtype::F32, &mut bytes)
-                        .map_err(|error| place(error, overrides.tensor, start, row.len()))?;
+                        .map_err(|error| place(error, overrides.tensor, |at| start + at as u64))?;
                     sink.put(&bytes)
                 })
             }
@@ -166,7 +177,7 @@ impl Source<'_> {
             let start = row * embedding_dim as u64;
             tensor.read_f32(start, values)?;
             dtype::encode_rows(values, embedding_dim, self.dtype, bytes)
-                .map_err(|error| place(error, tensor, start, embedding_dim))?;
+                .map_err(|error| place(error, tensor, |at| start + at as u64))?;
             sink.put(bytes)?;
             row += count;
             progress.add(count);
@@ -175,54 +186,61 @@ impl Source<'_> {
     }
 
     /// Gives each slice of a core, encoded, and its scale to `put`.
-    fn for_each_slice(&self, core: &Tensor, len: usize, mut put: impl FnMut(&[u8], f32) -> Result<()>) -> Result<()> {
-        let mut values = vec![0.0; len];
-        let mut bytes = vec![0; self.dtype.bytes_of(len)];
-        for slice in 0..core.len() / len as u64 {
-            let start = slice * len as u64;
-            core.read_f32(start, &mut values)?;
-            let scale =
-                dtype::encode_slice(&values, self.dtype, &mut bytes).map_err(|error| place(error, core, start, len))?;
+    fn for_each_slice(&self, core: &Core<'_>, mut put: impl FnMut(&[u8], f32) -> Result<()>) -> Result<()> {
+        let mut values = vec![0.0; core.slice_len()];
+        let mut bytes = vec![0; self.dtype.bytes_of(values.len())];
+        for slice in 0..core.slices() {
+            core.read(slice, &mut values)?;
+            let scale = dtype::encode_slice(&values, self.dtype, &mut bytes)
+                .map_err(|error| place(error, core.tensor, |at| core.position(slice, at)))?;
             put(&bytes, scale)?;
         }
         Ok(())
     }
 }
 
-/// Names the tensor and the place of a value that could not be encoded.
-fn place(error: EncodeError, tensor: &Tensor, start: u64, run: usize) -> anyhow::Error {
-    match error {
-        EncodeError::OutOfRange { position, value, dtype } => {
-            let position = start + position as u64;
-            let (row, column) = (position / run as u64, position % run as u64);
-            let name = tensor.name();
-            anyhow!("tensor {name:?}, row {row}, column {column}: {value} has no finite {} form", dtype.name())
-        }
-        error => anyhow!(error),
+/// Names the tensor and the place of a value that could not be encoded; `position` says where in the tensor it is.
+fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u64) -> anyhow::Error {
+    let EncodeError::OutOfRange { position: at, value, dtype } = error else { return anyhow!(error) };
+    let mut rest = position(at);
+    let mut index: Vec<u64> = Vec::new();
+    for &extent in tensor.shape().iter().rev() {
+        index.push(rest % extent);
+        rest /= extent;
     }
+    index.reverse();
+    let place = match tensor.shape() {
+        [_, _] | [1, _, _] => format!("row {}, column {}", index[index.len() - 2], index[index.len() - 1]),
+        _ => format!("element {index:?}"),
+    };
+    anyhow!("tensor {:?}, {place}: {value} has no finite {} form", tensor.name(), dtype.name())
 }
 
 /// The spec for a checkpoint that holds one table and says all about it; otherwise an error that offers what there is.
 fn only_table(checkpoint: &Checkpoint) -> Result<Spec> {
-    let found = dialect::detect(checkpoint);
+    let Survey { tables: found, refused, .. } = Survey::of(checkpoint);
     let path = checkpoint.path().display();
-    if let [table] = found.as_slice() {
+    if let ([table], []) = (found.as_slice(), refused.as_slice()) {
         // A bare .npy or an empty prefix gives no name.
-        let name = checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let prefixed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
-        let table = TableSpec { name: if prefixed { name } else { None }, ..table.clone() };
+        let file_name = || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let unnamed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
+        let name = table.name.clone().or_else(|| file_name().filter(|_| unnamed));
+        let table = TableSpec { name, ..table.clone() };
         match Source::open(checkpoint, &table) {
             Ok(_) => return Ok(Spec { tables: vec![table] }),
             Err(error) => bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?),
         }
     }
+    let cannot: String = refused.iter().map(|(_, reason)| format!("\n  {reason}")).collect();
+    ensure!(!found.is_empty() || refused.is_empty(), "{path}: none of its tables can be converted:{cannot}");
     ensure!(
         !found.is_empty(),
         "{path}: nothing looks like an embedding table; name one in a --spec. It holds:\n{}",
         list_tensors(checkpoint)
     );
-    let (tables, offer) = (found.len(), offer(&found)?);
-    bail!("{path}: {tables} tensors look like embedding tables. Keep the ones you want in a --spec:\n\n{offer}")
+    let cannot = if refused.is_empty() { " ".to_owned() } else { format!(" Others cannot be converted:{cannot}\n") };
+    let (look, offer) = (if found.len() == 1 { "tensor looks" } else { "tensors look" }, offer(&found)?);
+    bail!("{path}: {} {look} like embedding tables.{cannot}Keep the ones you want in a --spec:\n\n{offer}", found.len())
 }
 
 fn offer(tables: &[TableSpec]) -> Result<String> {

@@ -27,7 +27,10 @@ pub(crate) struct TableSpec {
     /// What stands before the dialect's own keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) prefix: Option<String>,
-    /// How the table is stored: `fbtt` or `dense`; default: `dense` with `tensor`, else what the keys show.
+    /// Which one, from 0, where FBTT's cores hold several tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) table: Option<u64>,
+    /// How the table is stored: `fbtt`, `dense` and so on; default: `dense` with `tensor`, else what the keys show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dialect: Option<String>,
     /// Rows.

@@ -4,7 +4,7 @@ use crate::{
     Outcome,
     blob_file::{self, BlobFile},
     checkpoint::Checkpoint,
-    dialect::{self, Source, Weights},
+    dialect::{Core, Source, Survey, Weights, table_name},
     lookup::zeros,
     output,
     progress::Progress,
@@ -16,7 +16,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{Table, TtShape, blob, dtype::Dtype};
+use ttrec::{DigitOrder, Table, TtShape, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -162,10 +162,9 @@ fn source_by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>
 /// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the only one of that shape.
 fn source_by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
     let mut fitting: Vec<Source<'c>> = Vec::new();
-    for found in dialect::detect(checkpoint).into_iter().chain(dense_by_name(checkpoint, table)) {
+    for found in Survey::of(checkpoint).tables.into_iter().chain(dense_by_name(checkpoint, table)) {
         let spec = complete(found, table);
-        let same_name = spec.tensor.as_deref() == Some(table.name())
-            || spec.prefix.as_deref().is_some_and(|prefix| prefix.trim_end_matches('.') == table.name());
+        let same_name = table_name(&spec).as_deref() == Some(table.name());
         let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
         let Ok(source) = Source::open(checkpoint, &spec) else { continue };
         if !fits(&source.weights, table) {
@@ -262,7 +261,7 @@ impl<'w, 'c> Reference<'w, 'c> {
             Ok(values.into_iter().map(f64::from).collect())
         };
         let columns = shape.embedding_dim() as u64;
-        let cores = cores.iter().map(|core| read(core, 0, core.len())).collect::<Result<_>>()?;
+        let cores = cores.iter().map(read_core).collect::<Result<_>>()?;
         let overrides = match overrides {
             Some(overrides) => {
                 let row = |&(id, at): &(u64, u64)| Ok((id, read(overrides.tensor, at * columns, columns)?));
@@ -285,12 +284,17 @@ impl<'w, 'c> Reference<'w, 'c> {
                     out.copy_from_slice(&overrides[position].1);
                     return Ok(());
                 }
-                // The row index in mixed radix, core 0 most significant.
+                // The row index in mixed radix; digits come off its low end.
                 let mut rest = row;
                 let mut digits = vec![0; cores.len()];
-                for (digit, &p) in digits.iter_mut().zip(shape.row_factors()).rev() {
+                let mut take = |(digit, &p): (&mut usize, &u32)| {
                     *digit = (rest % u64::from(p)) as usize;
                     rest /= u64::from(p);
+                };
+                let pairs = digits.iter_mut().zip(shape.row_factors());
+                match shape.digit_order() {
+                    DigitOrder::MostSignificantFirst => pairs.rev().for_each(&mut take),
+                    DigitOrder::LeastSignificantFirst => pairs.for_each(&mut take),
                 }
                 let mut x = vec![1.0];
                 for (k, core) in cores.iter().enumerate() {
@@ -304,4 +308,15 @@ impl<'w, 'c> Reference<'w, 'c> {
         }
         Ok(())
     }
+}
+
+/// A core as f64, slice after slice.
+fn read_core(core: &Core<'_>) -> Result<Vec<f64>> {
+    let mut slice = vec![0.0; core.slice_len()];
+    let mut values = Vec::new();
+    for i in 0..core.slices() {
+        core.read(i, &mut slice)?;
+        values.extend(slice.iter().copied().map(f64::from));
+    }
+    Ok(values)
 }

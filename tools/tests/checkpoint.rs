@@ -312,7 +312,10 @@ fn commands_in_pickles_do_not_run() {
 #[test]
 fn other_files_are_refused_with_what_was_expected() {
     for bytes in [b"".as_slice(), b"x", b"hello, this is no checkpoint", &[0x80, 2, b'}', b'.'], &[0; 512]] {
-        assert_refused(bytes, "expected a .safetensors, torch .pt (zip or legacy), .npy or .npz file");
+        assert_refused(
+            bytes,
+            "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or .npz file",
+        );
     }
     assert_refused(&zip_of(CompressionMethod::Stored, &[("a.txt", b"a")]), "expected data.pkl (torch) or .npy");
     assert!(matches!(Checkpoint::open(Path::new("no such file")), Err(CheckpointError::Io { .. })));
@@ -476,7 +479,18 @@ fn exercise(bytes: &[u8]) -> bool {
 }
 
 fn small_files() -> Vec<(PathBuf, Vec<u8>)> {
-    let golden = ["fbtt_d4.pt", "fbtt_d4.safetensors", "fbtt_d3_cache.pt", "fbtt_d3_cache.safetensors"].map(golden);
+    let golden = [
+        "fbtt_d4.pt",
+        "fbtt_d4.safetensors",
+        "fbtt_d3_cache.pt",
+        "fbtt_d3_cache.safetensors",
+        "tltorch_blocktt.pt",
+        "t3nsor.pt",
+        "dlrm_plain.pt",
+        "dlrm_qr.pt",
+        "dlrm_md.pt",
+    ]
+    .map(golden);
     let fixtures = ["legacy.pt", "views.pt", "arrays.npz", "arrays_compressed.npz", "fortran_be.npy"].map(fixture);
     golden.into_iter().chain(fixtures).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }

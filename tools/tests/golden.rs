@@ -1,4 +1,4 @@
-//! Checkpoints that FBTT wrote, from file to looked-up rows, against the answers that came with them.
+//! Checkpoints that FBTT, tensorly-torch and t3nsor wrote, from file to looked-up rows, against the answers that came with them.
 
 mod support;
 
@@ -6,7 +6,10 @@ use half::{bf16, f16};
 use std::{collections::BTreeMap, fs, path::Path};
 use support::{Array, Dir, golden, read_npz, ttrec};
 
+/// As `.pt` and `.safetensors`.
 const CHECKPOINTS: [&str; 4] = ["fbtt_d2", "fbtt_d3", "fbtt_d4", "fbtt_d3_cache"];
+/// Only as `.pt`.
+const TORCH: [&str; 2] = ["tltorch_blocktt", "t3nsor"];
 /// `lookup`'s arguments, and the array of the expected file.
 const MODES: [(&[&str], &str); 5] = [
     (&["--mode", "rows"], "rows"),
@@ -56,12 +59,13 @@ fn pt_and_safetensors_give_the_same_blob() {
 }
 
 #[test]
-fn f32_agrees_with_fbtt_in_every_mode() {
-    for name in CHECKPOINTS {
+fn f32_agrees_with_the_writer_in_every_mode() {
+    for name in CHECKPOINTS.into_iter().chain(TORCH) {
         let spec = spec(name);
         let bags = golden(&format!("{name}.expected.npz"));
         let expected = read_npz(&bags);
-        for kind in ["pt", "safetensors"] {
+        let kinds: &[&str] = if TORCH.contains(&name) { &["pt"] } else { &["pt", "safetensors"] };
+        for kind in kinds {
             let dir = Dir::new();
             let blob = dir.convert(&golden(&format!("{name}.{kind}")), &spec, "blob.ttr");
             for (mode, array) in MODES {
@@ -342,7 +346,7 @@ fn the_bundled_blob_comes_out_byte_for_byte() {
 
 #[test]
 fn verify_against_finds_every_golden_table_within_its_dtype() {
-    for name in CHECKPOINTS {
+    for name in CHECKPOINTS.into_iter().chain(TORCH) {
         let spec = spec(name);
         let dir = Dir::new();
         let checkpoint = golden(&format!("{name}.pt"));

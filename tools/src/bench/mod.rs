@@ -3,7 +3,7 @@
 //! machine.
 //!
 //! One thread. Nothing is timed before its answer has been compared with a plain f64 loop. Times are the least of several
-//! repetitions, and the roofline is measured between them, so that a change of frequency hits both.
+//! repetitions, part by part of what is timed, and the peak is measured between them, so that a change of frequency hits both.
 
 mod batch;
 mod contents;
@@ -33,8 +33,8 @@ use std::{
 /// Measure kernels, tables and batches on this device, or a blob of your own.
 ///
 /// Prints a roofline (the core's multiply-add peak and its memory bandwidth, both measured in this run, on one thread) and
-/// what fraction of it each kernel and table reaches; batches of bags are measured beside dense f32 tables. Every answer is
-/// checked before it is timed. Takes a few minutes and up to half of the available memory.
+/// what fraction of it each kernel and table reaches; batches of bags are measured beside dense f32 tables. Answers are
+/// checked before anything is timed. Takes a few minutes and up to half of the available memory.
 ///
 /// With a blob and a file of bags, as `ttrec lookup` takes them, it measures these instead: all bags as one batch.
 #[derive(clap::Args)]

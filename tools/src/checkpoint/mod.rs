@@ -1,4 +1,4 @@
-//! Trained checkpoints as named tensors: `.safetensors`, torch `.pt`/`.pth` (zip and legacy), `.npy`
+//! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch `.pt`/`.pth` (zip and legacy), `.npy`
 //! and `.npz`, told apart by content.
 //!
 //! A checkpoint is hostile until proven otherwise. Every declared size is checked against the bytes
@@ -11,10 +11,11 @@ mod mapped;
 mod numpy;
 mod pickle;
 mod safetensors;
+mod sharded;
 mod tensor;
 mod torch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -96,6 +97,12 @@ impl Checkpoint {
         &self.path
     }
 
+    /// Every file that it is read from.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let shards: BTreeSet<&Path> = self.tensors.values().map(Tensor::file).collect();
+        [self.path()].into_iter().chain(shards)
+    }
+
     /// All tensors in name order.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.tensors.values()
@@ -120,6 +127,9 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Vec<Tensor>, CheckpointError> {
     if bytes.starts_with(numpy::MAGIC) {
         return numpy::read_npy(path, &map);
     }
+    if sharded::is_index(bytes) {
+        return sharded::read(path, &map);
+    }
     // The length of the JSON header, then its opening brace.
     if bytes.get(8) == Some(&b'{') {
         return safetensors::read(path, &map);
@@ -130,7 +140,8 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Vec<Tensor>, CheckpointError> {
     let reason = if bytes.get(257..262) == Some(b"ustar") {
         "a torch checkpoint in tar form (before 2017), expected one saved again by a newer torch"
     } else {
-        "expected a .safetensors, torch .pt (zip or legacy), .npy or .npz file, found none of their signatures"
+        "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or .npz file, found none of \
+         their signatures"
     };
     Err(CheckpointError::file(path, reason))
 }

@@ -1,7 +1,8 @@
 //! The safetensors container: a JSON header, then the tensors back to back.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
     let data_start = 8 + header_len;
     let header = bytes.get(8..data_start).ok_or_else(|| malformed(&"longer than the file"))?;
     // The library keeps the last of two equal names without a word.
-    serde_json::from_slice::<DistinctKeys>(header).map_err(|e| malformed(&e))?;
+    serde_json::from_slice::<Distinct<IgnoredAny>>(header).map_err(|e| malformed(&e))?;
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(&e))?;
 
     let tensors = metadata.tensors();
@@ -67,31 +68,32 @@ fn element_type(dtype: Dtype) -> Option<ElementType> {
     })
 }
 
-/// Accepts a JSON object only if its keys differ.
-struct DistinctKeys;
+/// A JSON object whose keys, names of tensors, differ.
+pub(super) struct Distinct<V>(pub(super) BTreeMap<String, V>);
 
-impl<'de> Deserialize<'de> for DistinctKeys {
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Distinct<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
+        struct Entries<V>(PhantomData<V>);
 
-        impl<'de> Visitor<'de> for Keys {
-            type Value = DistinctKeys;
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = Distinct<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of distinct tensor names")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<DistinctKeys, A::Error> {
-                let mut seen = BTreeSet::new();
-                while let Some((key, IgnoredAny)) = map.next_entry::<String, _>()? {
-                    if let Some(key) = seen.replace(key) {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Distinct<V>, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, V>()? {
+                    if entries.contains_key(&key) {
                         return Err(A::Error::custom(format_args!("two tensors named `{key}`")));
                     }
+                    entries.insert(key, value);
                 }
-                Ok(DistinctKeys)
+                Ok(Distinct(entries))
             }
         }
 
-        deserializer.deserialize_map(Keys)
+        deserializer.deserialize_map(Entries(PhantomData))
     }
 }

@@ -162,6 +162,11 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// The file that holds it.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Name within the checkpoint.
     pub(crate) fn name(&self) -> &str {
         &self.name

@@ -1,6 +1,6 @@
 //! Dense tables: one tensor of `num_embeddings x embedding_dim`.
 
-use super::{Dialect, Weights, refuse, require, require_float};
+use super::{Dialect, Survey, Weights, refuse, require, require_float};
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
     spec::TableSpec,
@@ -14,28 +14,35 @@ impl Dialect for Dense {
         "dense"
     }
 
-    fn detect(&self, checkpoint: &Checkpoint) -> Vec<TableSpec> {
-        let tables = checkpoint.tensors().filter(|tensor| looks_like_a_table(tensor));
-        tables.map(|tensor| TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() }).collect()
+    fn detect(&self, survey: &mut Survey<'_>) {
+        for tensor in survey.free().into_iter().filter(|tensor| looks_like_a_table(tensor)) {
+            survey.offer(TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() });
+        }
     }
 
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
         refuse(spec.prefix.is_some(), "prefix", self.name())?;
-        refuse(spec.row_factors.is_some(), "row_factors", self.name())?;
-        refuse(spec.column_factors.is_some(), "column_factors", self.name())?;
-        refuse(spec.ranks.is_some(), "ranks", self.name())?;
         let name = spec.tensor.as_ref().context("`tensor` is missing: the full name of the dense tensor")?;
-        let tensor = require(checkpoint, name)?;
-        require_float(tensor)?;
-        let &[rows, columns] = tensor.shape() else {
-            bail!("tensor {name:?} has shape {:?}: expected rows x columns", tensor.shape());
-        };
-        if let Some(given) = spec.num_embeddings {
-            ensure!(given == rows, "`num_embeddings` is {given}, but tensor {name:?} has {rows} rows");
-        }
-        let embedding_dim = usize::try_from(columns).with_context(|| format!("tensor {name:?}: {columns} columns"))?;
-        Ok(Weights::Dense { num_embeddings: rows, embedding_dim, tensor })
+        table(require(checkpoint, name)?, self.name(), spec)
     }
+}
+
+/// The dense table that is this tensor.
+pub(super) fn table<'c>(tensor: &'c Tensor, dialect: &str, spec: &TableSpec) -> Result<Weights<'c>> {
+    refuse(spec.table.is_some(), "table", dialect)?;
+    refuse(spec.row_factors.is_some(), "row_factors", dialect)?;
+    refuse(spec.column_factors.is_some(), "column_factors", dialect)?;
+    refuse(spec.ranks.is_some(), "ranks", dialect)?;
+    require_float(tensor)?;
+    let name = tensor.name();
+    let &[rows, columns] = tensor.shape() else {
+        bail!("tensor {name:?} has shape {:?}: expected rows x columns", tensor.shape());
+    };
+    if let Some(given) = spec.num_embeddings {
+        ensure!(given == rows, "`num_embeddings` is {given}, but tensor {name:?} has {rows} rows");
+    }
+    let embedding_dim = usize::try_from(columns).with_context(|| format!("tensor {name:?}: {columns} columns"))?;
+    Ok(Weights::Dense { num_embeddings: rows, embedding_dim, tensor })
 }
 
 /// A guess for the offer: two-dimensional floats that are called an embedding, or are far taller than wide.

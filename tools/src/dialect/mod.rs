@@ -4,27 +4,104 @@
 //! [`Source`] ([`Dialect::open`]): a shape and readers of rows or slices. What the file does not say and the spec does not
 //! give is named in the error; what contradicts the file is refused.
 
+mod cores;
 mod dense;
+mod dlrm;
+mod el_rec;
 mod fbtt;
+mod hetu;
+mod t3nsor;
+mod tltorch;
+mod torchrec;
 
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
     spec::TableSpec,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
+pub(crate) use cores::Core;
+use std::collections::BTreeSet;
 use ttrec::{TtShape, dtype::Dtype};
 
 /// Every dialect, the more telling ones first.
-const DIALECTS: &[&dyn Dialect] = &[&fbtt::Fbtt, &dense::Dense];
+const DIALECTS: &[&dyn Dialect] = &[
+    &fbtt::Fbtt,
+    &el_rec::ElRec,
+    &hetu::Hetu,
+    &tltorch::Tltorch,
+    &t3nsor::T3nsor,
+    &dlrm::Dlrm,
+    &torchrec::Torchrec,
+    &dense::Dense,
+];
 
 /// One way to lay out a table.
 pub(crate) trait Dialect {
     /// Its name in specs.
     fn name(&self) -> &'static str;
-    /// The tables in `checkpoint` that look like this dialect's, as far as a spec would need to name them.
-    fn detect(&self, checkpoint: &Checkpoint) -> Vec<TableSpec>;
+    /// Adds the tables that look like this dialect's, as far as a spec would need to name them.
+    fn detect(&self, survey: &mut Survey<'_>);
     /// The table that `spec` describes.
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>>;
+}
+
+/// What the dialects recognise in a checkpoint, one after another.
+pub(crate) struct Survey<'c> {
+    checkpoint: &'c Checkpoint,
+    /// The dialect at work.
+    dialect: &'static str,
+    /// Tables that can be converted.
+    pub(crate) tables: Vec<TableSpec>,
+    /// Tables that cannot, each with the reason.
+    pub(crate) refused: Vec<(TableSpec, String)>,
+    /// Tensors that a dialect knows as its own, so that no later one takes them for tables.
+    taken: BTreeSet<&'c str>,
+}
+
+impl<'c> Survey<'c> {
+    /// Asks every dialect.
+    pub(crate) fn of(checkpoint: &'c Checkpoint) -> Self {
+        let (tables, refused) = (Vec::new(), Vec::new());
+        let mut survey = Self { checkpoint, dialect: "", tables, refused, taken: BTreeSet::new() };
+        for dialect in DIALECTS {
+            survey.dialect = dialect.name();
+            dialect.detect(&mut survey);
+        }
+        survey
+    }
+
+    /// The tensors that nobody has taken yet.
+    fn free(&self) -> Vec<&'c Tensor> {
+        self.checkpoint.tensors().filter(|tensor| !self.taken.contains(tensor.name())).collect()
+    }
+
+    /// The free tensors whose names end in `key`, with what stands before it.
+    fn first_cores(&self, key: &str) -> Vec<(&'c str, &'c Tensor)> {
+        let prefix = |tensor: &'c Tensor| tensor.name().strip_suffix(key).map(|prefix| (prefix, tensor));
+        self.free().into_iter().filter_map(prefix).collect()
+    }
+
+    fn take(&mut self, name: &str) -> bool {
+        let tensor = self.checkpoint.tensor(name);
+        self.taken.extend(tensor.map(Tensor::name));
+        tensor.is_some()
+    }
+
+    /// Takes `{stem}0`, `{stem}1` and so on.
+    fn take_numbered(&mut self, stem: &str) {
+        let mut k = 0;
+        while self.take(&format!("{stem}{k}")) {
+            k += 1;
+        }
+    }
+
+    fn offer(&mut self, spec: TableSpec) {
+        self.tables.push(TableSpec { dialect: Some(self.dialect.to_owned()), ..spec });
+    }
+
+    fn refuse(&mut self, spec: TableSpec, reason: String) {
+        self.refused.push((TableSpec { dialect: Some(self.dialect.to_owned()), ..spec }, reason));
+    }
 }
 
 /// A table of a checkpoint, ready to be read.
@@ -37,7 +114,7 @@ pub(crate) struct Source<'c> {
 /// The numbers of a table, where they are.
 pub(crate) enum Weights<'c> {
     Dense { num_embeddings: u64, embedding_dim: usize, tensor: &'c Tensor },
-    Tt { shape: TtShape, cores: Vec<&'c Tensor>, overrides: Option<Overrides<'c>> },
+    Tt { shape: TtShape, cores: Vec<Core<'c>>, overrides: Option<Overrides<'c>> },
 }
 
 /// Rows that were trained apart: row `ids[i].0` is row `ids[i].1` of `tensor`; ids ascend.
@@ -98,22 +175,13 @@ impl<'c> Weights<'c> {
     fn tensors(&self) -> Vec<&'c Tensor> {
         match self {
             Self::Dense { tensor, .. } => vec![*tensor],
-            Self::Tt { cores, .. } => cores.clone(),
+            Self::Tt { cores, .. } => cores.iter().map(|core| core.tensor).collect(),
         }
     }
 }
 
-/// Every table that a dialect sees in `checkpoint`, with the dialect filled in.
-pub(crate) fn detect(checkpoint: &Checkpoint) -> Vec<TableSpec> {
-    let named = |dialect: &&dyn Dialect| {
-        let name = dialect.name().to_owned();
-        let found = dialect.detect(checkpoint).into_iter();
-        found.map(move |spec| TableSpec { dialect: Some(name.clone()), ..spec })
-    };
-    DIALECTS.iter().flat_map(named).collect()
-}
-
-fn table_name(spec: &TableSpec) -> Option<String> {
+/// The name in the blob: as given, or what the spec calls the table otherwise.
+pub(crate) fn table_name(spec: &TableSpec) -> Option<String> {
     let given = spec.name.clone().or_else(|| spec.tensor.clone());
     given
         .or_else(|| spec.prefix.as_ref().map(|prefix| prefix.trim_end_matches('.').to_owned()))
@@ -127,16 +195,20 @@ fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialec
         let known: Vec<&str> = DIALECTS.iter().map(|dialect| dialect.name()).collect();
         return by_name(name).with_context(|| format!("dialect {name:?}: expected one of {known:?}"));
     }
-    if spec.tensor.is_some() {
+    let survey = Survey::of(checkpoint);
+    if let Some(tensor) = &spec.tensor {
+        // Half of a table is not a table, unless `dialect` insists.
+        let part = |(whole, _): &&(TableSpec, String)| whole.prefix.as_ref().is_some_and(|p| tensor.starts_with(p));
+        if let Some((_, reason)) = survey.refused.iter().find(part) {
+            bail!("{reason}");
+        }
         return by_name("dense").context("no dialect reads `tensor`");
     }
     let prefix = spec.prefix.as_deref().unwrap_or_default();
-    let sees =
-        |dialect: &&dyn Dialect| dialect.detect(checkpoint).iter().any(|found| found.prefix.as_deref() == Some(prefix));
-    DIALECTS
-        .iter()
-        .copied()
-        .find(sees)
+    let refused = survey.refused.iter().map(|(spec, _)| spec);
+    let found = survey.tables.iter().chain(refused).find(|found| found.prefix.as_deref() == Some(prefix));
+    found
+        .and_then(|found| by_name(found.dialect.as_deref()?))
         .with_context(|| format!("no dialect recognises the keys after prefix {prefix:?}: give `tensor`, or `dialect`"))
 }
 
@@ -146,7 +218,7 @@ fn require<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c Tensor> {
         let near: Vec<&str> = checkpoint
             .tensors()
             .map(Tensor::name)
-            .filter(|n| n.contains("emb") || n.contains("core"))
+            .filter(|n| ["emb", "core", "factor", "parameters"].iter().any(|part| n.contains(part)))
             .take(8)
             .collect();
         anyhow!(

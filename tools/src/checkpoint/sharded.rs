@@ -1,0 +1,70 @@
+//! Safetensors in several files: an index (`model.safetensors.index.json`) says which of the files beside it holds which
+//! tensor.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::mapped::Mapped;
+use super::safetensors::Distinct;
+use super::{CheckpointError, Tensor, safetensors};
+
+/// As for the header of one file.
+const MAX_INDEX: usize = 16 << 20;
+
+#[derive(Deserialize)]
+struct Index {
+    /// Tensor to file. Whatever else is there, such as `metadata`, is of no use here.
+    weight_map: Distinct<String>,
+}
+
+/// Whether a file that starts with `bytes` is a JSON object. A safetensors file may begin with a brace or a space, too, but
+/// its first eight bytes are the length of a header, which is never so long that none of them is zero.
+pub(super) fn is_index(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().starts_with(b"{") && !bytes.iter().take(8).any(|&b| b == 0)
+}
+
+pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
+    let malformed = |reason: String| CheckpointError::file(path, format!("safetensors index: {reason}"));
+    let bytes = map.as_ref();
+    if bytes.len() > MAX_INDEX {
+        return Err(malformed(format!("{} bytes, expected at most {MAX_INDEX}", bytes.len())));
+    }
+    let Index { weight_map: Distinct(places) } =
+        serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+    let mut listed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, file) in &places {
+        // The index must not lead to files elsewhere.
+        if Path::new(file).file_name() != Some(OsStr::new(file)) || file.contains(['/', '\\', '\0']) {
+            let reason = format!("is in file {file:?}, expected the bare name of a file beside the index");
+            return Err(CheckpointError::tensor(path, tensor, reason));
+        }
+        listed.entry(file).or_default().push(tensor);
+    }
+    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (file, names) in &listed {
+        let shard: Arc<Path> = path.with_file_name(file).into();
+        let map = Mapped::open(&shard).map_err(|error| CheckpointError::Io { path: shard.to_path_buf(), error })?;
+        for tensor in safetensors::read(&shard, &map)? {
+            match places.get(tensor.name()) {
+                // The index decides what the checkpoint holds.
+                None => {}
+                Some(place) if place == file => {
+                    tensors.insert(tensor.name().to_owned(), tensor);
+                }
+                Some(place) => {
+                    let reason = format!("the index says that it is in {place:?}, expected it there alone");
+                    return Err(CheckpointError::tensor(&shard, tensor.name(), reason));
+                }
+            }
+        }
+        if let Some(missing) = names.iter().find(|name| !tensors.contains_key(**name)) {
+            let reason = "not in the file, but the index says that it is";
+            return Err(CheckpointError::tensor(&shard, missing, reason));
+        }
+    }
+    Ok(tensors.into_values().collect())
+}

@@ -1,0 +1,27 @@
+//! t3nsor (`TTEmbedding`): `parameters.{k}` of `r_k x p_k x q_k x r_{k+1}`, core 0 most significant.
+
+use super::{Dialect, Survey, Weights, tltorch};
+use crate::{checkpoint::Checkpoint, spec::TableSpec};
+use anyhow::Result;
+
+pub(super) struct T3nsor;
+
+impl Dialect for T3nsor {
+    fn name(&self) -> &'static str {
+        "t3nsor"
+    }
+
+    fn detect(&self, survey: &mut Survey<'_>) {
+        for (prefix, first) in survey.first_cores("parameters.0") {
+            // Others name parameters so, too; the rank before the first core tells.
+            if let [1, _, _, _] = first.shape() {
+                survey.take_numbered(&format!("{prefix}parameters."));
+                survey.offer(TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() });
+            }
+        }
+    }
+
+    fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
+        tltorch::open(checkpoint, "parameters.", "t3nsor", self.name(), spec)
+    }
+}

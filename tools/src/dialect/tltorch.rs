@@ -1,0 +1,54 @@
+//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of `r_k x p_k x q_k x r_{k+1}`, core 0 most
+//! significant. Factors of its other kinds (CP, Tucker) have the same names, but not four dimensions.
+
+use super::{Dialect, Survey, Weights, cores, refuse};
+use crate::{checkpoint::Checkpoint, spec::TableSpec};
+use anyhow::Result;
+
+pub(super) struct Tltorch;
+
+const STEM: &str = "weight.factors.factor_";
+
+impl Dialect for Tltorch {
+    fn name(&self) -> &'static str {
+        "tltorch"
+    }
+
+    fn detect(&self, survey: &mut Survey<'_>) {
+        for (prefix, first) in survey.first_cores(&format!("{STEM}0")) {
+            survey.take_numbered(&format!("{prefix}{STEM}"));
+            let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
+            match first.shape() {
+                [_, _, _, _] => survey.offer(spec),
+                shape => {
+                    let name = first.name();
+                    survey.refuse(
+                        spec,
+                        format!(
+                            "tensor {name:?} has shape {shape:?}: of tensorly-torch, only blocktt can be converted"
+                        ),
+                    );
+                }
+            }
+        }
+    }
+
+    fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
+        open(checkpoint, STEM, "tensorly-torch", self.name(), spec)
+    }
+}
+
+/// A table of cores `{stem}{k}` in four dimensions.
+pub(super) fn open<'c>(
+    checkpoint: &'c Checkpoint,
+    stem: &str,
+    program: &str,
+    dialect: &str,
+    spec: &TableSpec,
+) -> Result<Weights<'c>> {
+    refuse(spec.tensor.is_some(), "tensor", dialect)?;
+    refuse(spec.table.is_some(), "table", dialect)?;
+    let stem = format!("{}{stem}", spec.prefix.as_deref().unwrap_or_default());
+    let (shape, cores) = cores::open_blocks(checkpoint, &stem, program, spec)?;
+    Ok(Weights::Tt { shape, cores, overrides: None })
+}

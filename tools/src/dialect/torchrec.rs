@@ -1,0 +1,38 @@
+//! TorchRec (`EmbeddingBagCollection`): the table called NAME is `...embedding_bags.NAME.weight`, rows by columns.
+
+use super::{Dialect, Survey, Weights, dense, refuse, require};
+use crate::{checkpoint::Checkpoint, spec::TableSpec};
+use anyhow::{Context, Result};
+
+pub(super) struct Torchrec;
+
+impl Dialect for Torchrec {
+    fn name(&self) -> &'static str {
+        "torchrec"
+    }
+
+    fn detect(&self, survey: &mut Survey<'_>) {
+        for tensor in survey.free() {
+            if let Some((prefix, name)) = parse(tensor.name()) {
+                survey.take(tensor.name());
+                let (name, prefix) = (Some(name.to_owned()), Some(prefix.to_owned()));
+                survey.offer(TableSpec { name, prefix, ..TableSpec::default() });
+            }
+        }
+    }
+
+    fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
+        refuse(spec.tensor.is_some(), "tensor", self.name())?;
+        let prefix = spec.prefix.as_deref();
+        let prefix = prefix.context("`prefix` is missing: the table's, such as \"embedding_bags.t_cat_0.\"")?;
+        dense::table(require(checkpoint, &format!("{prefix}weight"))?, self.name(), spec)
+    }
+}
+
+/// The prefix and the name of the table that a tensor is.
+fn parse(tensor: &str) -> Option<(&str, &str)> {
+    let prefix = tensor.strip_suffix("weight")?;
+    let (path, table) = prefix.strip_suffix('.')?.rsplit_once("embedding_bags.")?;
+    let whole = (path.is_empty() || path.ends_with('.')) && !table.is_empty() && !table.contains('.');
+    whole.then_some((prefix, table))
+}
