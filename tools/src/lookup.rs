@@ -105,12 +105,7 @@ impl BagsFile {
         let file = Checkpoint::open(path)?;
         let vector = |name: &str| -> Result<&Tensor> {
             let array = file.tensor(name).with_context(|| format!("{}: no array {name:?}", path.display()))?;
-            ensure!(
-                array.shape().len() == 1,
-                "{}: {name:?} has shape {:?}: expected one dimension",
-                path.display(),
-                array.shape()
-            );
+            vector_len(path, array)?;
             Ok(array)
         };
         let integers = |name: &str| -> Result<Vec<u64>> {
@@ -184,6 +179,13 @@ impl BagsFile {
     pub(crate) fn indices(&self) -> &[u64] {
         &self.indices
     }
+}
+
+/// The length of an array of the file at `path`, which must have one dimension.
+pub(crate) fn vector_len(path: &Path, array: &Tensor) -> Result<u64> {
+    let (name, shape) = (array.name(), array.shape());
+    ensure!(shape.len() == 1, "{}: {name:?} has shape {shape:?}: expected one dimension", path.display());
+    Ok(array.len())
 }
 
 /// `len` zeros, or an error where an allocation would end the process: lengths come from files.

@@ -1,7 +1,10 @@
 //! How often rows are asked for: the arrays of an npz file.
 
 use super::add_up;
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::{
+    checkpoint::{Checkpoint, Tensor},
+    lookup::vector_len,
+};
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
 use ttrec::Blob;
@@ -107,12 +110,6 @@ impl Source<'_> {
             }
         }
     }
-}
-
-fn vector_len(file: &Path, array: &Tensor) -> Result<u64> {
-    let (name, shape) = (array.name(), array.shape());
-    ensure!(shape.len() == 1, "{}: {name:?} has shape {shape:?}: expected one dimension", file.display());
-    Ok(array.len())
 }
 
 /// Gives the numbers above 0, and their positions, to `put`.
