@@ -4,7 +4,7 @@
 //! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with [`transpose`]) of the dot
 //!   interaction and of the gradients;
 //! - [`widen`]: one stored row or slice;
-//! - `PoolRows`: bags over dense rows.
+//! - `PoolRows`, `AddRows`, `GatherRows`: bags over dense rows, rows added here and there, rows put end to end.
 //!
 //! [`crate::Table`] is the way to look rows up; these are public for benchmarks and for engines of one's own.
 
