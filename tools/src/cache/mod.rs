@@ -13,7 +13,8 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use budget::Budget;
-use choose::{Choice, Demand, Served};
+pub(crate) use choose::Demand;
+use choose::{Choice, Served};
 use frequencies::Frequencies;
 use serde::Serialize;
 use std::{
@@ -91,8 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let tables: Vec<Table<'_>> = blob.tables().map(|table| table.with_tier(tier)).collect();
     let demands = demands(&tables, &frequencies)?;
     let budget = args.budget.bytes(demands.iter().flatten().map(Demand::dense_bytes).sum());
-    let choice = choose::choose(&demands, budget);
-    let bytes = write(&args.output, &file, &blob, &tables, &choice)?;
+    let (choice, bytes) = store(&args.output, &file, &tables, &demands, budget)?;
 
     let report = tables.iter().zip(&demands).enumerate().map(|(position, (table, demand))| {
         let (rows, prefixes) = (&choice.rows[position], &choice.prefixes[position]);
@@ -138,7 +138,7 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
 }
 
 /// Sorts frequencies by their ids and adds up those of the same one.
-fn add_up(frequencies: &mut Vec<(u64, f64)>) {
+pub(crate) fn add_up(frequencies: &mut Vec<(u64, f64)>) {
     frequencies.sort_by_key(|(id, _)| *id);
     frequencies.dedup_by(|(next, frequency), (id, sum)| {
         let same = next == id;
@@ -163,8 +163,23 @@ fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies) -> Result<Vec<Op
     Ok(demands)
 }
 
+/// Writes the blob of `file`, which holds `tables`, once more to `path`, with what is best stored in `budget` bytes; returns
+/// what that is, and the length of the new blob in bytes.
+pub(crate) fn store(
+    path: &Path,
+    file: &BlobFile,
+    tables: &[Table<'_>],
+    demands: &[Option<Demand<'_>>],
+    budget: u64,
+) -> Result<(Choice, u64)> {
+    let choice = choose::choose(demands, budget);
+    let bytes = write(path, file, tables, &choice)?;
+    Ok((choice, bytes))
+}
+
 /// Streams the new blob to `path`; returns its length in bytes.
-fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], choice: &Choice) -> Result<u64> {
+fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) -> Result<u64> {
+    let blob = file.blob()?;
     // What sections of ids will hold; where nothing is added the sections stay as they are.
     let union = |there: &[u64], added: &[u64]| {
         let mut ids = if added.is_empty() { Vec::new() } else { [there, added].concat() };
@@ -192,7 +207,7 @@ fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], ch
             Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink),
             Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
             Role::PrefixProducts if !prefixes.is_empty() => write_products(table, prefixes, sink),
-            _ => sink.put(section(file, blob, plan)?),
+            _ => sink.put(section(file, &blob, plan)?),
         }
     })
 }
