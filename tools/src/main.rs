@@ -7,6 +7,7 @@ mod checkpoint;
 mod convert;
 mod demo;
 mod dialect;
+mod factorize;
 mod inspect;
 mod lookup;
 mod output;
