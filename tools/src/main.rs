@@ -2,6 +2,7 @@
 
 mod bench;
 mod blob_file;
+mod budget;
 mod cache;
 mod checkpoint;
 mod convert;

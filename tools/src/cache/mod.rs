@@ -1,18 +1,18 @@
 //! `ttrec cache`: a blob once more, with what is asked for most already multiplied out.
 
-mod budget;
 mod choose;
 mod frequencies;
 
 use crate::{
     Outcome,
     blob_file::{self, BlobFile, Sink},
+    budget::Budget,
     lookup::zeros,
     output,
     progress::Progress,
 };
 use anyhow::{Context, Result, bail, ensure};
-use budget::Budget;
+
 pub(crate) use choose::Demand;
 use choose::{Choice, Served};
 use frequencies::Frequencies;
