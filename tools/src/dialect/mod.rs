@@ -16,6 +16,7 @@ mod torchrec;
 
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
+    factorize::Request,
     spec::TableSpec,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -109,6 +110,8 @@ pub(crate) struct Source<'c> {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) weights: Weights<'c>,
+    /// What is to become of them, if they do not stay as they are.
+    pub(crate) factorize: Option<Request>,
 }
 
 /// The numbers of a table, where they are.
@@ -131,6 +134,13 @@ impl<'c> Source<'c> {
         let weights = pick(checkpoint, spec)
             .and_then(|dialect| dialect.open(checkpoint, spec))
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        let factorize = match &weights {
+            Weights::Dense { num_embeddings, embedding_dim, .. } => {
+                Request::of_dense(spec, *num_embeddings, *embedding_dim)
+            }
+            Weights::Tt { .. } => Request::of_tt(spec).map(|()| None),
+        };
+        let factorize = factorize.with_context(|| format!("table {name:?}"))?;
         let stored = weights.tensors()[0].element_type();
         ensure!(
             spec.dtype.is_some() || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
@@ -148,12 +158,13 @@ impl<'c> Source<'c> {
             ),
         };
         ensure!(
-            dtype.suits_cores() || matches!(weights, Weights::Dense { .. }),
+            dtype.suits_cores()
+                || matches!((&weights, &factorize), (Weights::Dense { .. }, None | Some(Request::LowRank { .. }))),
             "{}: table {name:?}: dtype {} is for dense tables, not for the cores of a tensor train",
             checkpoint.path().display(),
             dtype.name()
         );
-        Ok(Self { name, dtype, weights })
+        Ok(Self { name, dtype, weights, factorize })
     }
 }
 
