@@ -16,16 +16,11 @@ use ttrec::{
 };
 
 fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
-    TableSpec {
-        name: name.into(),
-        weights: WeightsSpec::Dense { num_embeddings, embedding_dim, dtype },
-        num_prefixes: 0,
-        overrides: None,
-    }
+    TableSpec::new(name, WeightsSpec::Dense { num_embeddings, embedding_dim, dtype })
 }
 
 fn tt(name: &str, shape: TtShape, dtype: Dtype) -> TableSpec {
-    TableSpec { name: name.into(), weights: WeightsSpec::Tt { shape, dtype }, num_prefixes: 0, overrides: None }
+    TableSpec::new(name, WeightsSpec::Tt { shape, dtype })
 }
 
 fn overridden(table: TableSpec, count: u64, dtype: Dtype) -> TableSpec {

@@ -163,7 +163,7 @@ impl Tensor {
     }
 
     /// The file that holds it.
-    pub(super) fn file(&self) -> &Path {
+    pub(crate) fn file(&self) -> &Path {
         &self.file
     }
 

@@ -48,12 +48,12 @@ impl Request {
         }
     }
 
-    /// Refuses what cannot be asked of a table that is a tensor train already.
-    pub(crate) fn of_tt(spec: &TableSpec) -> Result<()> {
-        if let Some(other @ (Representation::Dense | Representation::LowRank)) = spec.representation {
-            bail!("`representation` is {other:?}, but the checkpoint has a tensor train: only dense tables are factorised");
+    /// Refuses what cannot be asked of a table that is not dense, but the representation that it `is`.
+    pub(crate) fn of_factors(spec: &TableSpec, is: Representation) -> Result<()> {
+        if let Some(other) = spec.representation.filter(|&asked| asked != is) {
+            bail!("`representation` is {other:?}, but the checkpoint has it as {is:?}: only dense tables are factorised");
         }
-        refuse(spec, "a table that is a tensor train already")
+        refuse(spec, "a table that the checkpoint does not have as a dense one")
     }
 
     /// The error that was asked for, if one was.
