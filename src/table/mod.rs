@@ -95,6 +95,11 @@ impl<'a> Table<'a> {
         self.data.embedding_dim
     }
 
+    /// The stored row that `index` stands for: some row, if the table does not have the index.
+    pub fn row_of(&self, index: u64) -> u64 {
+        RowOf::new(&self.data).row(index)
+    }
+
     /// What the table is stored as.
     pub fn data(&self) -> &TableData<'a> {
         &self.data
@@ -179,7 +184,7 @@ impl<'a> Table<'a> {
         if let Some(stored) = self.stored_row(row) {
             return self.put_stored_row(stored, out, epilogue);
         }
-        let row = RowOf::new(&self.data).row(row);
+        let row = self.row_of(row);
         match &self.data.weights {
             Weights::Dense(rows) => dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue),
             Weights::Tt(tt) => tt::put_row(self.tier, tt, row, out, workspace, epilogue),

@@ -9,6 +9,7 @@ mod convert;
 mod demo;
 mod dialect;
 mod factorize;
+mod frequencies;
 mod inspect;
 mod lookup;
 mod output;

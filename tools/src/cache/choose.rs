@@ -5,7 +5,7 @@
 //! costs its reading alone. What is best for the bytes cannot be seen from rows and prefixes one by one, for each makes
 //! the other less useful: so several shares of the budget are tried for the rows, and the best of them is kept.
 
-use super::add_up;
+use crate::frequencies::add_up;
 use crate::progress::Progress;
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -22,6 +22,7 @@ const ID_LEN: u64 = 8;
 
 /// What is asked of a tensor-train table.
 pub(crate) struct Demand<'a> {
+    table: Table<'a>,
     shape: TtShape,
     /// Prefixes whose products are stored already, ascending.
     prefixes: &'a [u64],
@@ -55,7 +56,13 @@ impl<'a> Demand<'a> {
             stored += if is_stored { *frequency } else { 0.0 };
             !is_stored
         });
-        Self { shape: tt.shape, prefixes: tt.prefixes.map_or(&[], |prefixes| prefixes.ids), rows, stored }
+        Self {
+            table: *table,
+            shape: tt.shape,
+            prefixes: tt.prefixes.map_or(&[], |prefixes| prefixes.ids),
+            rows,
+            stored,
+        }
     }
 
     /// The bytes of a row and its id.
@@ -70,7 +77,7 @@ impl<'a> Demand<'a> {
 
     /// What the table would take as dense f32.
     pub(super) fn dense_bytes(&self) -> f64 {
-        self.shape.num_embeddings() as f64 * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64
+        self.table.num_embeddings() as f64 * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64
     }
 
     /// Shares of the lookups once these rows and prefixes are stored, too; zeros if there are none.
@@ -79,7 +86,7 @@ impl<'a> Demand<'a> {
         let share = |frequency: f64| if total > 0.0 { frequency / total } else { 0.0 };
         let (mut by_row, mut by_prefix, mut computed) = (self.stored, 0.0, 0.0);
         for &(row, frequency) in &self.rows {
-            let prefix = self.shape.prefix(row);
+            let prefix = self.prefix(row);
             let place = if rows.binary_search(&row).is_ok() {
                 &mut by_row
             } else if self.has_prefix(prefix) || prefixes.binary_search(&prefix).is_ok() {
@@ -90,6 +97,11 @@ impl<'a> Demand<'a> {
             *place += frequency;
         }
         Served { by_row: share(by_row), by_prefix: share(by_prefix), computed: share(computed) }
+    }
+
+    /// Of the row that an index stands for.
+    fn prefix(&self, index: u64) -> u64 {
+        self.shape.prefix(self.table.row_of(index))
     }
 
     fn has_prefix(&self, prefix: u64) -> bool {
@@ -112,7 +124,7 @@ impl<'a> Demand<'a> {
         let stored = READING * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64;
         let (computed, with_prefix) = (self.computed(), self.with_prefix());
         self.rows.iter().map(move |&(row, frequency)| {
-            let before = if self.has_prefix(self.shape.prefix(row)) { with_prefix } else { computed };
+            let before = if self.has_prefix(self.prefix(row)) { with_prefix } else { computed };
             (row, frequency * (before - stored))
         })
     }
@@ -124,7 +136,7 @@ impl<'a> Demand<'a> {
         let mut prefixes: Vec<(u64, f64)> = Vec::new();
         let left = self.rows.iter().filter(|(row, _)| saving > 0.0 && stored.next_if_eq(&row).is_none());
         for &(row, frequency) in left {
-            let prefix = self.shape.prefix(row);
+            let prefix = self.prefix(row);
             match prefixes.last_mut() {
                 Some((last, sum)) if *last == prefix => *sum += frequency,
                 _ => prefixes.push((prefix, frequency)),

@@ -1,21 +1,19 @@
 //! `ttrec cache`: a blob once more, with what is asked for most already multiplied out.
 
 mod choose;
-mod frequencies;
 
 use crate::{
     Outcome,
     blob_file::{self, BlobFile, Sink},
     budget::Budget,
+    frequencies::Frequencies,
     lookup::zeros,
     output,
     progress::Progress,
 };
 use anyhow::{Context, Result, bail, ensure};
-
 pub(crate) use choose::Demand;
 use choose::{Choice, Served};
-use frequencies::Frequencies;
 use serde::Serialize;
 use std::{
     io::{self, Write},
@@ -23,7 +21,9 @@ use std::{
 };
 use ttrec::{
     Blob, Table,
-    blob::{Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights, WeightsSpec},
+    blob::{
+        IndexMap, IndexMapSpec, Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights, WeightsSpec,
+    },
     dtype::Dtype,
 };
 
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output::refuse_inputs(&args.output, &[&args.blob, &args.frequencies])?;
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
-    let frequencies = Frequencies::open(&args.frequencies, &blob)?;
+    let frequencies = Frequencies::open(&args.frequencies, blob.tables().map(|table| table.name().to_owned()).collect())?;
     if let Some(damage) = blob_file::damage(&blob) {
         bail!("{}: damaged: {damage}", file.path().display());
     }
@@ -135,16 +135,6 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
     }
     let added: u64 = report.tables.iter().map(|table| table.bytes).sum();
     writeln!(out, "{path}: {} bytes, {added} of them added within a budget of {}", report.bytes, report.budget)
-}
-
-/// Sorts frequencies by their ids and adds up those of the same one.
-pub(crate) fn add_up(frequencies: &mut Vec<(u64, f64)>) {
-    frequencies.sort_by_key(|(id, _)| *id);
-    frequencies.dedup_by(|(next, frequency), (id, sum)| {
-        let same = next == id;
-        *sum += if same { *frequency } else { 0.0 };
-        same
-    });
 }
 
 /// By table; `None` for those that are left as they are.
@@ -215,7 +205,7 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
 fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
     match &table.data().weights {
         Weights::Tt(tt) => tt.prefixes,
-        Weights::Dense(_) => None,
+        _ => None,
     }
 }
 
@@ -225,8 +215,26 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
     let dtype = data.dtype();
     let weights = match &data.weights {
         Weights::Dense(rows) => {
-            let (num_embeddings, embedding_dim) = (data.num_embeddings, rows.embedding_dim);
+            let (num_embeddings, embedding_dim) = (data.num_rows, rows.embedding_dim);
             WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }
+        }
+        Weights::Projected(projected) => WeightsSpec::Projected {
+            num_embeddings: data.num_rows,
+            embedding_dim: data.embedding_dim,
+            rank: projected.rank(),
+            dtype,
+            projection: projected.projection.dtype(),
+        },
+        Weights::QuotientRemainder(parts) => {
+            // The format allows it, the writer does not.
+            ensure!(parts.remainders.dtype() == dtype, "its two parts differ in type: expected one for both");
+            WeightsSpec::QuotientRemainder {
+                num_embeddings: data.num_rows,
+                num_remainders: parts.num_remainders,
+                columns: [parts.quotients.embedding_dim, parts.remainders.embedding_dim],
+                combine: parts.combine,
+                dtype,
+            }
         }
         Weights::Tt(tt) => {
             let mut cores = tt.cores[..tt.shape.num_cores()].iter();
@@ -243,7 +251,14 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
         0 => prefixes(table).map_or(0, |there| there.ids.len()),
         count => count,
     };
-    Ok(TableSpec { name: table.name().to_owned(), weights, num_prefixes: num_prefixes as u64, overrides })
+    let num_embeddings = data.num_embeddings;
+    let index_map = match data.index_map {
+        IndexMap::Identity => IndexMapSpec::Identity,
+        IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
+        IndexMap::Remapped(_) => IndexMapSpec::Remapped { num_embeddings },
+    };
+    let num_prefixes = num_prefixes as u64;
+    Ok(TableSpec { index_map, num_prefixes, overrides, ..TableSpec::new(table.name(), weights) })
 }
 
 /// Rows as lookups give them, those that are stored apart among them.
