@@ -13,6 +13,7 @@ mod frequencies;
 mod inspect;
 mod lookup;
 mod output;
+mod plan;
 mod progress;
 mod spec;
 mod verify;
@@ -45,6 +46,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Plan(plan::Args),
     Convert(convert::Args),
     Cache(cache::Args),
     Inspect(inspect::Args),
@@ -62,6 +64,7 @@ enum Outcome {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Plan(args) => plan::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Inspect(args) => inspect::run(&args),

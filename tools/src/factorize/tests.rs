@@ -161,7 +161,10 @@ fn the_error_is_that_of_plain_tt_svd() {
                 let told = found.error_at(&ranks).unwrap();
                 // Padded rows count in what is told.
                 let padded = rows < factors.rows.iter().product::<u32>() as usize;
-                assert!(measured < told + 1e-5 && (padded || told < measured + 1e-5), "{factors:?} {ranks:?}: {told}, measured {measured}");
+                assert!(
+                    measured < told + 1e-5 && (padded || told < measured + 1e-5),
+                    "{factors:?} {ranks:?}: {told}, measured {measured}"
+                );
                 assert!(measured <= bound + 1e-6, "{factors:?} {ranks:?}: {measured} above the bound {bound}");
                 assert!(measured <= plain * 1.01 + 1e-6, "{factors:?} {ranks:?}: {measured}, plain {plain}");
                 assert!(measured <= found.error_bound(&ranks) + 1e-6);
