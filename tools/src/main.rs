@@ -4,6 +4,7 @@ mod bench;
 mod blob_file;
 mod cache;
 mod checkpoint;
+mod compare;
 mod convert;
 mod demo;
 mod dialect;

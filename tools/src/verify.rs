@@ -3,20 +3,19 @@
 use crate::{
     Outcome,
     blob_file::{self, BlobFile},
+    cache::frequencies::Frequencies,
     checkpoint::Checkpoint,
-    dialect::{Core, Source, Survey, Weights, table_name},
-    lookup::zeros,
+    compare::{self, Comparison},
     output,
-    progress::Progress,
-    spec::{Spec, TableSpec},
+    spec::Spec,
 };
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::Result;
 use serde::Serialize;
 use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{DigitOrder, Table, TtShape, blob, dtype::Dtype};
+use ttrec::{Table, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -33,6 +32,9 @@ pub(crate) struct Args {
     /// The spec that it was converted with; needed only where names and shapes leave a doubt
     #[arg(long, value_name = "SPEC.toml", requires = "against")]
     spec: Option<PathBuf>,
+    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row counted as often
+    #[arg(long, value_name = "FILE.npz", requires = "against")]
+    frequencies: Option<PathBuf>,
     /// Exit with 1 if a table's relative error is above E [default: by dtype, for each core: f32 1e-6, f16 2^-11, bf16 2^-8,
     /// i8 2e-2, i4 2e-1]
     #[arg(long, value_name = "E", requires = "against")]
@@ -56,16 +58,8 @@ struct TableReport {
     dtype: &'static str,
     num_embeddings: u64,
     #[serde(flatten)]
-    error: TableError,
+    error: Comparison,
     max_error: f64,
-}
-
-/// How far a table is from its source.
-#[derive(Serialize)]
-struct TableError {
-    relative_error: f64,
-    largest_row_error: f64,
-    largest_row_error_at: u64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -78,13 +72,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if let (None, Some(path)) = (&report.damage, &args.against) {
         let checkpoint = Checkpoint::open(path)?;
         let spec = args.spec.as_deref().map(Spec::read).transpose()?;
+        let frequencies = args.frequencies.as_deref().map(|path| Frequencies::open(path, &blob)).transpose()?;
         let tier = blob_file::tier()?;
         for table in blob.tables().map(|table| table.with_tier(tier)) {
-            let source = match &spec {
-                Some(spec) => source_by_spec(&checkpoint, spec, &table)?,
-                None => source_by_shape(&checkpoint, &table)?,
-            };
-            let error = compare(&table, &source.weights)?;
+            let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
+            let asked = frequencies.as_ref().map(|frequencies| frequencies.rows(&table)).transpose()?.flatten();
+            let error = compare::compare(&table, &source.weights, asked.as_deref())?;
             report.tables.push(TableReport {
                 name: table.name().to_owned(),
                 dtype: table.data().dtype().name(),
@@ -115,7 +108,7 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
         None => writeln!(out, "{path}: every checksum matches")?,
     }
     for table in &report.tables {
-        let TableError { relative_error, largest_row_error, largest_row_error_at } = table.error;
+        let Comparison { relative_error, largest_row_error, largest_row_error_at, .. } = table.error;
         let verdict = if relative_error <= table.max_error { "within" } else { "ABOVE" };
         writeln!(
             out,
@@ -143,180 +136,4 @@ fn default_max_error(table: &Table<'_>) -> f64 {
         blob::Weights::Dense(_) => per_core,
         blob::Weights::Tt(tt) => per_core * tt.shape.num_cores() as f64,
     }
-}
-
-fn source_by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
-    for candidate in &spec.tables {
-        let source = Source::open(checkpoint, candidate)?;
-        if source.name == table.name() {
-            return if fits(&source.weights, table) {
-                Ok(source)
-            } else {
-                Err(anyhow!("table {:?}: its shape in the blob is not the one of the spec", table.name()))
-            };
-        }
-    }
-    bail!("table {:?} of the blob is not in the spec", table.name())
-}
-
-/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the only one of that shape.
-fn source_by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
-    let mut fitting: Vec<Source<'c>> = Vec::new();
-    for found in Survey::of(checkpoint).tables.into_iter().chain(dense_by_name(checkpoint, table)) {
-        let spec = complete(found, table);
-        let same_name = table_name(&spec).as_deref() == Some(table.name());
-        let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
-        let Ok(source) = Source::open(checkpoint, &spec) else { continue };
-        if !fits(&source.weights, table) {
-            continue;
-        }
-        if same_name {
-            return Ok(source);
-        }
-        fitting.push(source);
-    }
-    let path = checkpoint.path().display();
-    match fitting.len() {
-        1 => fitting.pop().context("one table fits"),
-        0 => bail!("{path}: nothing there fits table {:?} of the blob: give --spec", table.name()),
-        n => bail!("{path}: {n} tensors fit table {:?} of the blob: give --spec", table.name()),
-    }
-}
-
-/// A tensor of the table's very name, should nothing about it look like a table.
-fn dense_by_name(checkpoint: &Checkpoint, table: &Table<'_>) -> Option<TableSpec> {
-    checkpoint
-        .tensor(table.name())
-        .map(|tensor| TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() })
-}
-
-/// A found table with the facts that the blob adds.
-fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
-    let facts = TableSpec { num_embeddings: Some(table.num_embeddings()), dtype: Some(table.data().dtype()), ..found };
-    match &table.data().weights {
-        blob::Weights::Dense(_) => facts,
-        blob::Weights::Tt(tt) => TableSpec {
-            row_factors: Some(tt.shape.row_factors().to_vec()),
-            column_factors: Some(tt.shape.column_factors().to_vec()),
-            ranks: Some(tt.shape.inner_ranks().to_vec()),
-            ..facts
-        },
-    }
-}
-
-fn fits(weights: &Weights<'_>, table: &Table<'_>) -> bool {
-    let same_kind = match (weights, &table.data().weights) {
-        (Weights::Dense { .. }, blob::Weights::Dense(_)) => true,
-        (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == tt.shape,
-        _ => false,
-    };
-    same_kind && weights.num_embeddings() == table.num_embeddings() && weights.embedding_dim() == table.embedding_dim()
-}
-
-/// Rebuilds every row twice and sums the squares of the difference.
-fn compare(table: &Table<'_>, weights: &Weights<'_>) -> Result<TableError> {
-    let rows = table.num_embeddings();
-    let mut reference = Reference::new(weights)?;
-    let mut ours = vec![0.0f32; table.embedding_dim()];
-    let mut theirs = vec![0.0f64; table.embedding_dim()];
-    let mut workspace = zeros(table.workspace_len())?;
-    let mut progress = Progress::new(&format!("{}: rows", table.name()), rows);
-    let (mut difference, mut norm, mut largest, mut largest_at) = (0.0, 0.0, 0.0, 0);
-    for row in 0..rows {
-        table.lookup(row, &mut ours, &mut workspace)?;
-        reference.row(row, &mut theirs)?;
-        let row_difference: f64 = ours.iter().zip(&theirs).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
-        difference += row_difference;
-        norm += theirs.iter().map(|x| x * x).sum::<f64>();
-        if row_difference > largest || !row_difference.is_finite() {
-            (largest, largest_at) = (row_difference, row);
-        }
-        if row % 1024 == 1023 {
-            progress.add(1024);
-        }
-    }
-    // A table of zeros has no scale of its own: its error is absolute.
-    let norm = if norm > 0.0 { norm } else { 1.0 };
-    Ok(TableError {
-        relative_error: (difference / norm).sqrt(),
-        largest_row_error: (largest / (norm / rows as f64)).sqrt(),
-        largest_row_error_at: largest_at,
-    })
-}
-
-/// Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the library's kernels.
-enum Reference<'w, 'c> {
-    Dense { weights: &'w Weights<'c>, buffer: Vec<f32> },
-    Tt { shape: TtShape, cores: Vec<Vec<f64>>, overrides: Vec<(u64, Vec<f64>)> },
-}
-
-impl<'w, 'c> Reference<'w, 'c> {
-    fn new(weights: &'w Weights<'c>) -> Result<Self> {
-        let Weights::Tt { shape, cores, overrides } = weights else {
-            return Ok(Self::Dense { weights, buffer: vec![0.0; weights.embedding_dim()] });
-        };
-        let read = |tensor: &crate::checkpoint::Tensor, start: u64, len: u64| -> Result<Vec<f64>> {
-            let mut values = vec![0.0; usize::try_from(len)?];
-            tensor.read_f32(start, &mut values)?;
-            Ok(values.into_iter().map(f64::from).collect())
-        };
-        let columns = shape.embedding_dim() as u64;
-        let cores = cores.iter().map(read_core).collect::<Result<_>>()?;
-        let overrides = match overrides {
-            Some(overrides) => {
-                let row = |&(id, at): &(u64, u64)| Ok((id, read(overrides.tensor, at * columns, columns)?));
-                overrides.ids.iter().map(row).collect::<Result<_>>()?
-            }
-            None => Vec::new(),
-        };
-        Ok(Self::Tt { shape: *shape, cores, overrides })
-    }
-
-    fn row(&mut self, row: u64, out: &mut [f64]) -> Result<()> {
-        match self {
-            Self::Dense { weights, buffer } => {
-                let Weights::Dense { tensor, .. } = weights else { bail!("a dense reference of another kind") };
-                tensor.read_f32(row * buffer.len() as u64, buffer)?;
-                out.iter_mut().zip(buffer).for_each(|(out, x)| *out = f64::from(*x));
-            }
-            Self::Tt { shape, cores, overrides } => {
-                if let Ok(position) = overrides.binary_search_by_key(&row, |(id, _)| *id) {
-                    out.copy_from_slice(&overrides[position].1);
-                    return Ok(());
-                }
-                // The row index in mixed radix; digits come off its low end.
-                let mut rest = row;
-                let mut digits = vec![0; cores.len()];
-                let mut take = |(digit, &p): (&mut usize, &u32)| {
-                    *digit = (rest % u64::from(p)) as usize;
-                    rest /= u64::from(p);
-                };
-                let pairs = digits.iter_mut().zip(shape.row_factors());
-                match shape.digit_order() {
-                    DigitOrder::MostSignificantFirst => pairs.rev().for_each(&mut take),
-                    DigitOrder::LeastSignificantFirst => pairs.for_each(&mut take),
-                }
-                let mut x = vec![1.0];
-                for (k, core) in cores.iter().enumerate() {
-                    let (r, n) = (shape.rank(k), shape.column_factor(k) * shape.rank(k + 1));
-                    let slice = &core[digits[k] * r * n..][..r * n];
-                    let element = |i: usize| (0..r).map(|j| x[i / n * r + j] * slice[j * n + i % n]).sum();
-                    x = (0..x.len() / r * n).map(element).collect();
-                }
-                out.copy_from_slice(&x);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A core as f64, slice after slice.
-fn read_core(core: &Core<'_>) -> Result<Vec<f64>> {
-    let mut slice = vec![0.0; core.slice_len()];
-    let mut values = Vec::new();
-    for i in 0..core.slices() {
-        core.read(i, &mut slice)?;
-        values.extend(slice.iter().copied().map(f64::from));
-    }
-    Ok(values)
 }

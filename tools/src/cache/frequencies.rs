@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
-use ttrec::Blob;
+use ttrec::{Blob, Table};
 
 const INDICES: &str = ".indices";
 const COUNTS: &str = ".counts";
@@ -15,7 +15,7 @@ const COUNTS: &str = ".counts";
 const LISTED: usize = 40;
 
 /// The arrays, each of which belongs to a table of the blob.
-pub(super) struct Frequencies<'b> {
+pub(crate) struct Frequencies<'b> {
     file: Checkpoint,
     blob: &'b Blob<'b>,
 }
@@ -30,7 +30,7 @@ pub(super) enum Source<'f> {
 
 impl<'b> Frequencies<'b> {
     /// Opens the file at `path` and refuses arrays that belong to no table.
-    pub(super) fn open(path: &Path, blob: &'b Blob<'b>) -> Result<Self> {
+    pub(crate) fn open(path: &Path, blob: &'b Blob<'b>) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let has = |name: &str| blob.position(name).is_some();
         for name in file.tensors().map(Tensor::name) {
@@ -64,6 +64,12 @@ impl<'b> Frequencies<'b> {
                 bail!("{}: array {found:?} without {missing:?}: expected both", file.display())
             }
         })
+    }
+
+    /// The rows of `table` that are asked for at all, ascending, and how often, if that is known.
+    pub(crate) fn rows(&self, table: &Table<'_>) -> Result<Option<Vec<(u64, f64)>>> {
+        let rows = self.of(table.name())?.map(|source| source.read(table.num_embeddings())).transpose()?;
+        Ok(rows.filter(|rows| !rows.is_empty()))
     }
 
     /// Says that no array belongs to one of these tables, the only ones that could use it.

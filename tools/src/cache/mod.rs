@@ -2,7 +2,7 @@
 
 mod budget;
 mod choose;
-mod frequencies;
+pub(crate) mod frequencies;
 
 use crate::{
     Outcome,
