@@ -22,37 +22,37 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct BlobSummary {
-    format_version: u32,
-    bytes: u64,
-    dense_f32_bytes: u64,
-    tables: Vec<TableSummary>,
+pub(crate) struct BlobSummary {
+    pub(crate) format_version: u32,
+    pub(crate) bytes: u64,
+    pub(crate) dense_f32_bytes: u64,
+    pub(crate) tables: Vec<TableSummary>,
 }
 
 #[derive(Serialize)]
-struct TableSummary {
-    name: String,
-    representation: &'static str,
-    dtype: &'static str,
-    num_embeddings: u64,
-    embedding_dim: usize,
-    bytes: u64,
-    dense_f32_bytes: u64,
-    overrides: usize,
-    prefix_products: usize,
-    workspace_len: usize,
+pub(crate) struct TableSummary {
+    pub(crate) name: String,
+    pub(crate) representation: &'static str,
+    pub(crate) dtype: &'static str,
+    pub(crate) num_embeddings: u64,
+    pub(crate) embedding_dim: usize,
+    pub(crate) bytes: u64,
+    pub(crate) dense_f32_bytes: u64,
+    pub(crate) overrides: usize,
+    pub(crate) prefix_products: usize,
+    pub(crate) workspace_len: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tt: Option<TtSummary>,
+    pub(crate) tt: Option<TtSummary>,
 }
 
 #[derive(Serialize)]
-struct TtSummary {
-    row_factors: Vec<u32>,
-    column_factors: Vec<u32>,
-    ranks: Vec<u32>,
-    digit_order: &'static str,
-    num_parameters: u64,
-    flops_per_row: u64,
+pub(crate) struct TtSummary {
+    pub(crate) row_factors: Vec<u32>,
+    pub(crate) column_factors: Vec<u32>,
+    pub(crate) ranks: Vec<u32>,
+    pub(crate) digit_order: &'static str,
+    pub(crate) num_parameters: u64,
+    pub(crate) flops_per_row: u64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -69,7 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn summarise(blob: &Blob<'_>) -> BlobSummary {
+/// What the directory says.
+pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
         .tables()
         .enumerate()

@@ -8,10 +8,12 @@ mod compare;
 mod convert;
 mod demo;
 mod dialect;
+mod factorize;
 mod inspect;
 mod lookup;
 mod output;
 mod progress;
+mod report;
 mod spec;
 mod verify;
 
@@ -48,6 +50,7 @@ enum Command {
     Inspect(inspect::Args),
     Lookup(lookup::Args),
     Verify(verify::Args),
+    Report(report::Args),
     Bench(bench::Args),
     Demo(demo::Args),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Lookup(args) => lookup::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

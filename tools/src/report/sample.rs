@@ -1,6 +1,6 @@
 //! The rows that a report studies: all, or for a large table runs of them, evenly spread, so that it takes seconds.
 
-use crate::{compare::Reference, dialect::Weights};
+use crate::{compare::Reference, dialect::Weights, factorize::Rows};
 use anyhow::Result;
 use rayon::prelude::*;
 
@@ -9,53 +9,76 @@ const RUN: u64 = 64;
 /// Elements that are studied at most.
 const LIMIT: u64 = 1 << 25;
 /// Elements that are held at once.
-const AT_ONCE: usize = 1 << 20;
+const AT_ONCE: u64 = 1 << 20;
 
 pub(super) struct Sample<'w, 'c> {
     weights: &'w Weights<'c>,
-    /// The first row of each run.
-    runs: Vec<u64>,
+    runs: u64,
 }
 
 impl<'w, 'c> Sample<'w, 'c> {
     pub(super) fn of(weights: &'w Weights<'c>) -> Self {
-        let rows = weights.num_embeddings();
         let limit = (LIMIT / weights.embedding_dim() as u64).max(1);
-        let runs = rows.min(limit).div_ceil(RUN);
-        // In 128 bits the product cannot overflow.
-        let first = |run: u64| (u128::from(run) * u128::from(rows.div_ceil(RUN)) / u128::from(runs)) as u64 * RUN;
-        Self { weights, runs: (0..runs).map(first).collect() }
-    }
-
-    /// How many rows it has.
-    pub(super) fn rows(&self) -> u64 {
-        self.runs.iter().map(|&first| self.run_len(first)).sum()
+        Self { weights, runs: weights.num_embeddings().min(limit).div_ceil(RUN) }
     }
 
     /// Whether it is the whole table.
     pub(super) fn is_whole(&self) -> bool {
-        self.rows() == self.weights.num_embeddings()
+        self.num_embeddings() == self.weights.num_embeddings()
     }
 
-    pub(super) fn columns(&self) -> usize {
+    /// Which row of the table is at this position of the sample.
+    pub(super) fn row(&self, position: u64) -> u64 {
+        let all = self.weights.num_embeddings().div_ceil(RUN);
+        let (run, at) = (position / RUN, position % RUN);
+        // In 128 bits the product cannot overflow.
+        (u128::from(run) * u128::from(all) / u128::from(self.runs)) as u64 * RUN + at
+    }
+
+    /// Gives the rows, as many at once as memory is meant to hold, and the position of the first of them to `visit`.
+    pub(super) fn for_each_block(&self, mut visit: impl FnMut(u64, &[f64]) -> Result<()>) -> Result<()> {
+        let columns = self.embedding_dim();
+        let at_once = (AT_ONCE / columns as u64).max(RUN).next_multiple_of(RUN);
+        let rows = self.num_embeddings();
+        let mut block = Vec::new();
+        for first in (0..rows).step_by(at_once as usize) {
+            block.resize(at_once.min(rows - first) as usize * columns, 0.0);
+            self.read_wide(first, &mut block)?;
+            visit(first, &block)?;
+        }
+        Ok(())
+    }
+
+    fn read_wide(&self, first: u64, out: &mut [f64]) -> Result<()> {
+        let columns = self.embedding_dim();
+        // Up to the end of a run, then whole runs.
+        let whole = (RUN - first % RUN) as usize * columns;
+        let (head, rest) = out.split_at_mut(whole.min(out.len()));
+        Reference::new(self.weights).rows(self.row(first), head)?;
+        let from = first + (head.len() / columns) as u64;
+        rest.par_chunks_mut(RUN as usize * columns).enumerate().try_for_each_init(
+            || Reference::new(self.weights),
+            |reference, (run, rows)| reference.rows(self.row(from + run as u64 * RUN), rows),
+        )
+    }
+}
+
+impl Rows for Sample<'_, '_> {
+    /// Of the sample, not of the table.
+    fn num_embeddings(&self) -> u64 {
+        // Only the last run of a table can be shorter than the others, and it is in the sample if all are.
+        let rows = self.weights.num_embeddings();
+        if self.runs == rows.div_ceil(RUN) { rows } else { self.runs * RUN }
+    }
+
+    fn embedding_dim(&self) -> usize {
         self.weights.embedding_dim()
     }
 
-    fn run_len(&self, first: u64) -> u64 {
-        RUN.min(self.weights.num_embeddings() - first)
-    }
-
-    /// Gives the rows, as many at once as memory is meant to hold, to `visit`.
-    pub(super) fn for_each_block(&self, mut visit: impl FnMut(&[f64]) -> Result<()>) -> Result<()> {
-        let columns = self.columns();
-        let runs_at_once = (AT_ONCE / (columns * RUN as usize)).max(1);
-        for runs in self.runs.chunks(runs_at_once) {
-            let mut rows = vec![0.0; runs.iter().map(|&first| self.run_len(first) as usize * columns).sum()];
-            // Only the last run of a table is shorter than the others.
-            let parts = rows.par_chunks_mut(RUN as usize * columns).zip(runs);
-            parts.try_for_each_init(|| Reference::new(self.weights), |reference, (rows, &first)| reference.rows(first, rows))?;
-            visit(&rows)?;
-        }
+    fn read(&self, first: u64, out: &mut [f32]) -> Result<()> {
+        let mut wide = vec![0.0; out.len()];
+        self.read_wide(first, &mut wide)?;
+        out.iter_mut().zip(wide).for_each(|(out, x)| *out = x as f32);
         Ok(())
     }
 }

@@ -1,0 +1,85 @@
+//! A tensor train in double precision, and its truncation to smaller ranks.
+
+use super::gram::eigen;
+use anyhow::{Result, anyhow};
+use faer::{Mat, MatRef};
+
+/// Cores as matrices: core k has a row for each (i_k, j_k, s), s < r_k the fastest, and a column for each t < r_{k+1}.
+///
+/// Canonical: the columns of every core but the last are orthonormal, and what the cores to the right of a bond multiply out
+/// to has orthogonal rows, whose squared norms are the bond's energies, descending.
+pub(super) struct Train {
+    pub(super) cores: Vec<Mat<f64>>,
+    /// One list per bond.
+    pub(super) energies: Vec<Vec<f64>>,
+}
+
+impl Train {
+    /// Makes any cores canonical.
+    pub(super) fn new(mut cores: Vec<Mat<f64>>) -> Result<Self> {
+        let d = cores.len();
+        for k in 0..d - 1 {
+            let qr = cores[k].qr();
+            let carry = qr.thin_R().to_owned();
+            cores[k] = qr.compute_thin_Q();
+            cores[k + 1] = multiply_left(carry.as_ref(), cores[k + 1].as_ref());
+        }
+        let mut energies = vec![Vec::new(); d - 1];
+        let mut right = vec![1.0];
+        for k in (1..d).rev() {
+            let rank = cores[k - 1].ncols();
+            let mut gram = Mat::<f64>::zeros(rank, rank);
+            for x in 0..cores[k].nrows() / rank {
+                let slice = cores[k].subrows(x * rank, rank);
+                gram += weigh(slice, &right) * slice.transpose();
+            }
+            let spectrum = eigen(gram.as_ref())?;
+            cores[k] = multiply_left(spectrum.vectors.transpose(), cores[k].as_ref());
+            cores[k - 1] = &cores[k - 1] * &spectrum.vectors;
+            right.clone_from(&spectrum.values);
+            energies[k - 1] = spectrum.values;
+        }
+        Ok(Self { cores, energies })
+    }
+
+    /// The best cores of these inner ranks, bond by bond, and the squared error that this adds.
+    pub(super) fn truncate(&self, ranks: &[usize]) -> Result<(Vec<Mat<f64>>, f64)> {
+        let d = self.cores.len();
+        let tail = |energies: &[f64], rank: usize| energies.iter().skip(rank).sum::<f64>();
+        let mut error = tail(&self.energies[0], ranks[0]);
+        let mut cores = vec![self.cores[0].subcols(0, ranks[0].min(self.cores[0].ncols())).to_owned()];
+        // What the left cores so far make of the old basis of the bond.
+        let mut change = Mat::<f64>::identity(cores[0].ncols(), self.cores[0].ncols());
+        for k in 1..d {
+            let core = multiply_left(change.as_ref(), self.cores[k].as_ref());
+            if k + 1 == d {
+                cores.push(core);
+                break;
+            }
+            let roots: Vec<f64> = self.energies[k].iter().map(|energy| energy.sqrt()).collect();
+            let svd = weigh(core.as_ref(), &roots).thin_svd().map_err(|_| anyhow!("the SVD did not converge"))?;
+            let values = svd.S().column_vector();
+            let rank = ranks[k].min(values.nrows());
+            error += (rank..values.nrows()).map(|i| values[i] * values[i]).sum::<f64>();
+            let left = svd.U().subcols(0, rank).to_owned();
+            change = left.transpose() * &core;
+            cores.push(left);
+        }
+        Ok((cores, error))
+    }
+}
+
+/// `matrix diag(weights)`.
+fn weigh(matrix: MatRef<'_, f64>, weights: &[f64]) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] * weights[j])
+}
+
+/// `left` times each slice of a core: another basis on its left bond.
+fn multiply_left(left: MatRef<'_, f64>, core: MatRef<'_, f64>) -> Mat<f64> {
+    let (to, from) = (left.nrows(), left.ncols());
+    let mut out = Mat::zeros(core.nrows() / from * to, core.ncols());
+    for x in 0..core.nrows() / from {
+        out.subrows_mut(x * to, to).copy_from(left * core.subrows(x * from, from));
+    }
+    out
+}
