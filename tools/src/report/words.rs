@@ -28,7 +28,10 @@ impl Kind {
 impl Family {
     /// A candidate's whole name.
     pub(super) fn name(&self, candidate: &Candidate) -> String {
-        format!("{} {}", self.kind.name(), candidate.representation)
+        match self.kind {
+            Kind::LowRank => format!("low-{}", candidate.representation),
+            kind => format!("{} {}", kind.name(), candidate.representation),
+        }
     }
 }
 
