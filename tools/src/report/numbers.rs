@@ -1,4 +1,4 @@
-//! Numbers as people read them: three digits, and a unit.
+//! Numbers as people read them: three digits, and a unit that a line does not end before.
 
 /// `1.2 MB`, in powers of 1000.
 pub(super) fn bytes(bytes: u64) -> String {
@@ -10,7 +10,7 @@ pub(super) fn bytes(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{} {}", three_digits(value), units[unit]) }
+    if unit == 0 { format!("{bytes}\u{a0}B") } else { format!("{}\u{a0}{}", three_digits(value), units[unit]) }
 }
 
 /// `11.4 %`; what is not zero does not look like zero.
@@ -19,16 +19,16 @@ pub(super) fn percent(share: f64) -> String {
     match value {
         _ if value.is_nan() => "not a number".to_owned(),
         _ if value.is_infinite() => "infinite".to_owned(),
-        0.0 => "0 %".to_owned(),
+        0.0 => "0\u{a0}%".to_owned(),
         _ if value < 1e-4 => {
             let exponent = value.log10().floor() as i32;
-            format!("{:.0}e{exponent} %", (value / 10_f64.powi(exponent)).floor())
+            format!("{:.0}e{exponent}\u{a0}%", (value / 10_f64.powi(exponent)).floor())
         }
         _ if value < 1.0 => {
             let digits = (1.0 - value.log10()).ceil() as usize;
-            format!("{value:.digits$} %")
+            format!("{value:.digits$}\u{a0}%")
         }
-        _ => format!("{} %", three_digits(value)),
+        _ => format!("{}\u{a0}%", three_digits(value)),
     }
 }
 
@@ -59,9 +59,9 @@ mod tests {
     fn numbers_are_short_and_never_round_to_nothing() {
         let expected = [(0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (46_881_792, "46.9 MB"), (999_600, "1.00 MB")];
         for (number, text) in expected {
-            assert_eq!(bytes(number), text);
+            assert_eq!(bytes(number).replace('\u{a0}', " "), text);
         }
-        assert_eq!(bytes(u64::MAX), "18.4 EB");
+        assert_eq!(bytes(u64::MAX), "18.4\u{a0}EB");
         let expected = [
             (0.0, "0 %"),
             (1.0, "100 %"),
@@ -74,7 +74,7 @@ mod tests {
             (f64::NAN, "not a number"),
         ];
         for (number, text) in expected {
-            assert_eq!(percent(number), text, "{number}");
+            assert_eq!(percent(number).replace('\u{a0}', " "), text, "{number}");
         }
         for (number, text) in [(0.98, "1.0x"), (7.82, "7.8x"), (12.34, "12.3x"), (123.4, "123x"), (12345.6, "12346x")] {
             assert_eq!(times(number), text);

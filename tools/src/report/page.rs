@@ -239,7 +239,7 @@ fn row_errors(table: &TableReport) -> Markup {
             } @else {
                 (plot::histogram(&bars, &[quantiles.median, quantiles.p99], "How many rows have which error"))
                 figcaption {
-                    "Half of the rows are within " (percent(quantiles.median)) ", 99 % within " (percent(quantiles.p99))
+                    "Half of the rows are within " (percent(quantiles.median)) ", 99\u{a0}% within " (percent(quantiles.p99))
                     " (dashed)."
                     @if exact > 0 { " " (count(exact)) " rows are exact, and not drawn." }
                 }
@@ -251,7 +251,7 @@ fn row_errors(table: &TableReport) -> Markup {
 fn worst_rows(i: usize, table: &TableReport) -> Markup {
     let row_norm = table.comparison.row_norm;
     html! {
-        div {
+        div.tall {
             h3 { "Worst rows" }
             div.scroll tabindex="0" role="region" aria-label="Worst rows" {
                 table id={ "table-" (i) "-worst" } {
@@ -282,8 +282,8 @@ fn energy(table: &TableReport) -> Markup {
             h3 { "Singular-value energy" }
             (plot::energy(&table.energy, "Share of the table's energy that the first directions hold"))
             figcaption {
-                (directions(0.9)) " of " (table.energy.len()) " directions hold 90 %, " (directions(0.99))
-                " hold 99 %. Dashed: all alike."
+                (directions(0.9)) " of " (table.energy.len()) " directions hold 90\u{a0}%, " (directions(0.99))
+                " hold 99\u{a0}%. Dashed: all alike."
             }
         }
     }

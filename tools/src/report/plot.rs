@@ -103,14 +103,14 @@ impl Axes {
         let bottom = HEIGHT - BOTTOM;
         html! {
             @for &tick in y_ticks {
-                line.grid x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(self.y.at(tick))) y2=(N(self.y.at(tick)));
+                line.grid x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(self.y.at(tick))) y2=(N(self.y.at(tick))) {}
                 text.tick x=(N(LEFT - 6.0)) y=(N(self.y.at(tick) + 3.5)) text-anchor="end" { (y_text(tick)) }
             }
             @for &tick in x_ticks {
-                line.grid x1=(N(self.x.at(tick))) x2=(N(self.x.at(tick))) y1=(N(bottom)) y2=(N(bottom + 4.0));
+                line.grid x1=(N(self.x.at(tick))) x2=(N(self.x.at(tick))) y1=(N(bottom)) y2=(N(bottom + 4.0)) {}
                 text.tick x=(N(self.x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle" { (x_text(tick)) }
             }
-            line.axis x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(bottom)) y2=(N(bottom));
+            line.axis x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(bottom)) y2=(N(bottom)) {}
             text.title x=(N(WIDTH - RIGHT)) y=(N(HEIGHT - 6.0)) text-anchor="end" { (x_title) }
             text.title x="2" y="9" { (y_title) }
         }
@@ -147,14 +147,14 @@ pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
     let bar = |class: &str, y: f64, bytes: u64| {
         let width = scale.at(bytes as f64).max(1.5);
         html! {
-            rect class=(class) x="0" y=(N(y)) width=(N(width)) height="11" rx="2";
+            rect class=(class) x="0" y=(N(y)) width=(N(width)) height="11" rx="2" {}
             text.value x=(N(width + 6.0)) y=(N(y + 9.0)) { (numbers::bytes(bytes)) }
         }
     };
     let ticks = scale.ticks(4);
     let content = html! {
         @for &tick in &ticks {
-            line.grid x1=(N(scale.at(tick))) x2=(N(scale.at(tick))) y1="4" y2=(N(bottom));
+            line.grid x1=(N(scale.at(tick))) x2=(N(scale.at(tick))) y1="4" y2=(N(bottom)) {}
             @let anchor = if scale.at(tick) < 12.0 { "start" } else { "middle" };
             text.tick x=(N(scale.at(tick))) y=(N(bottom + 13.0)) text-anchor=(anchor) { (numbers::bytes(tick as u64)) }
         }
@@ -195,10 +195,10 @@ pub(super) fn histogram(bars: &[Bar], marks: &[f64], label: &str) -> Markup {
         @for bar in bars.iter().filter(|bar| bar.count > 0) {
             @let (left, right) = (axes.x.at(bar.errors.start), axes.x.at(bar.errors.end));
             @let top = axes.y.at(bar.count as f64).min(HEIGHT - BOTTOM - 1.0);
-            rect.bar x=(N(left)) y=(N(top)) width=(N((right - left - 1.0).max(1.0))) height=(N(HEIGHT - BOTTOM - top));
+            rect.bar x=(N(left)) y=(N(top)) width=(N((right - left - 1.0).max(1.0))) height=(N(HEIGHT - BOTTOM - top)) {}
         }
         @for &mark in marks.iter().filter(|mark| **mark > 0.0) {
-            line.mark x1=(N(axes.x.at(mark))) x2=(N(axes.x.at(mark))) y1=(N(TOP)) y2=(N(HEIGHT - BOTTOM));
+            line.mark x1=(N(axes.x.at(mark))) x2=(N(axes.x.at(mark))) y1=(N(TOP)) y2=(N(HEIGHT - BOTTOM)) {}
         }
     };
     svg(label, HEIGHT, &content)
@@ -222,9 +222,9 @@ pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
             (&axes.x.ticks(5), &|x| format!("{x}"), "directions"),
             (&[0.0, 0.25, 0.5, 0.75, 1.0], &percent, "energy held"),
         ))
-        path.area d=(closed);
-        line.even x1=(N(LEFT)) y1=(N(HEIGHT - BOTTOM)) x2=(N(axes.x.at(n))) y2=(N(axes.y.at(1.0)));
-        path.curve d=(path);
+        path.area d=(closed) {}
+        line.even x1=(N(LEFT)) y1=(N(HEIGHT - BOTTOM)) x2=(N(axes.x.at(n))) y2=(N(axes.y.at(1.0))) {}
+        path.curve d=(path) {}
     };
     svg(label, HEIGHT, &content)
 }
@@ -275,14 +275,14 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
     let bottom = HEIGHT - BOTTOM;
     let content = html! {
         @for &tick in &y_ticks {
-            line.grid x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(y.at(tick))) y2=(N(y.at(tick)));
+            line.grid x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(y.at(tick))) y2=(N(y.at(tick))) {}
             text.tick x=(N(LEFT - 5.0)) y=(N(y.at(tick) + 3.5)) text-anchor="end" { (y_text(tick)) }
         }
         @for &tick in &x_ticks {
-            line.grid x1=(N(x.at(tick))) x2=(N(x.at(tick))) y1=(N(bottom)) y2=(N(bottom + 4.0));
+            line.grid x1=(N(x.at(tick))) x2=(N(x.at(tick))) y1=(N(bottom)) y2=(N(bottom + 4.0)) {}
             text.tick x=(N(x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle" { (numbers::bytes(tick as u64)) }
         }
-        line.axis x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(bottom)) y2=(N(bottom));
+        line.axis x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(bottom)) y2=(N(bottom)) {}
         text.title x=(N(WIDTH - RIGHT)) y=(N(HEIGHT - 6.0)) text-anchor="end" { "bytes" }
         text.title x="2" y="9" { "relative error" }
         @for series in series {
@@ -291,16 +291,16 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
                     let (x, y) = place(point);
                     html! { (N(x)) "," (N(y)) }.into_string()
                 }).collect();
-                polyline points=(line.join(" "));
+                polyline points=(line.join(" ")) {}
                 @for point in &series.points {
                     @let (x, y) = place(point);
-                    circle cx=(N(x)) cy=(N(y)) r="3.5";
+                    circle cx=(N(x)) cy=(N(y)) r="3.5" {}
                 }
             }
         }
         @for (x, y, text) in labels { text.label x=(N(x)) y=(N(y)) { (text) } }
         @let (x, y) = place(own);
-        path.own d={ "M" (N(x)) " " (N(y - 7.0)) "l7 7l-7 7l-7-7Z" };
+        path.own d={ "M" (N(x)) " " (N(y - 7.0)) "l7 7l-7 7l-7-7Z" } {}
         @if let Some((x, y)) = own_label { text.ownlabel x=(N(x)) y=(N(y)) { (own.text) } }
     };
     svg(label, HEIGHT, &content)

@@ -133,7 +133,7 @@ fn spectrum(table: &TableReport) -> Option<String> {
         share if share < 0.2 => ", so a low rank loses little",
         _ => "",
     };
-    Some(format!("{most} of its {all} directions hold 90 % of its energy{why}."))
+    Some(format!("{most} of its {all} directions hold 90\u{a0}% of its energy{why}."))
 }
 
 fn capital(text: &str) -> String {
