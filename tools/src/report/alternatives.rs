@@ -143,51 +143,70 @@ fn factorised(sample: &Sample<'_, '_>) -> Result<Vec<Candidate>> {
     let factors = suggest_shape(sample.num_embeddings(), sample.embedding_dim(), 3)?;
     let options = Options { max_rank: RANKS[RANKS.len() - 1] as usize, ..Options::default() };
     let svd = TtSvd::analyse(sample, &factors, &options)?;
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut trains: Vec<(String, AlignedBuf)> = Vec::new();
+    let mut largest = None;
     for rank in RANKS {
         let ranks: Vec<u32> = svd.max_ranks().iter().map(|&most| rank.min(most)).collect();
-        let shape = TtShape::new(sample.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
-        let bytes = shape.num_parameters().saturating_mul(2);
-        if candidates.last().is_none_or(|last| last.bytes < bytes) {
-            candidates.push(Candidate { representation: format!("R {rank}"), bytes, error: svd.error_at(&ranks)? });
+        if largest.replace(ranks.clone()).as_ref() == Some(&ranks) {
+            break;
         }
+        let shape = TtShape::new(sample.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
+        let cores = svd.cores(&ranks)?;
+        let stored = store(&shape, Dtype::F16, |k, slice, out| {
+            let from = slice as usize * out.len();
+            out.copy_from_slice(
+                cores.get(k).and_then(|core| core.get(from..from + out.len())).context("a core is short")?,
+            );
+            Ok(())
+        })?;
+        trains.extend(stored.map(|blob| (format!("R {rank}"), blob)));
     }
-    Ok(candidates)
+    measure(&trains, sample, 0, |_| false)
 }
 
 /// The same cores in every dtype that suits them; rows that are stored apart stay exact.
 fn cores(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate>> {
-    let Weights::Tt { shape, overrides, .. } = weights else { return Ok(Vec::new()) };
+    let Weights::Tt { shape, cores, overrides } = weights else { return Ok(Vec::new()) };
     if shape.num_parameters() > MAX_PARAMETERS {
         return Ok(Vec::new());
     }
     let mut blobs = Vec::new();
     for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.suits_cores()) {
-        blobs.extend(store_cores(weights, shape, dtype)?.map(|blob| (dtype, blob)));
+        let stored =
+            store(shape, dtype, |k, slice, out| Ok(cores.get(k).context("a core is missing")?.read(slice, out)?))?;
+        blobs.extend(stored.map(|blob| (dtype.name().to_owned(), blob)));
     }
     let apart = |row: u64| overrides.as_ref().is_some_and(|o| o.ids.binary_search_by_key(&row, |(id, _)| *id).is_ok());
     let columns = sample.embedding_dim();
+    let bytes = overrides.as_ref().map_or(0, |o| o.ids.len() * (size_of::<u64>() + Dtype::F32.row_len(columns)));
+    measure(&blobs, sample, bytes as u64, apart)
+}
+
+/// What tensor trains lose of the rows but those that are stored apart, which take `bytes` more.
+fn measure(
+    trains: &[(String, AlignedBuf)],
+    sample: &Sample<'_, '_>,
+    bytes: u64,
+    apart: impl Fn(u64) -> bool,
+) -> Result<Vec<Candidate>> {
+    let columns = sample.embedding_dim();
     let mut norm = 0.0;
-    let mut differences = vec![0.0; blobs.len()];
+    let mut differences = vec![0.0; trains.len()];
     sample.for_each_block(|first, rows| {
         norm += rows.iter().map(|x| x * x).sum::<f64>();
         let ids = (first..).map(|position| sample.row(position));
         let block: Vec<(u64, &[f64])> = ids.zip(rows.chunks_exact(columns)).filter(|(id, _)| !apart(*id)).collect();
-        differences.par_iter_mut().zip(&blobs).try_for_each(|(sum, (_, blob))| {
+        differences.par_iter_mut().zip(trains).try_for_each(|(sum, (_, blob))| {
             *sum += difference(blob, &block)?;
             Ok(())
         })
     })?;
-    let apart = overrides.as_ref().map_or(0, |o| o.ids.len() * (size_of::<u64>() + Dtype::F32.row_len(columns)));
-    let candidate = |((dtype, blob), difference): (&(Dtype, AlignedBuf), f64)| {
+    let candidate = |((representation, blob), difference): (&(String, AlignedBuf), f64)| {
         let stored: u64 = Blob::parse(blob)?.sections(0).map(|section| section.len).sum();
-        Ok(Candidate {
-            representation: dtype.name().to_owned(),
-            bytes: stored + apart as u64,
-            error: relative(difference, norm),
-        })
+        let representation = representation.clone();
+        Ok(Candidate { representation, bytes: stored + bytes, error: relative(difference, norm) })
     };
-    blobs.iter().zip(differences).map(candidate).collect()
+    trains.iter().zip(differences).map(candidate).collect()
 }
 
 /// A blob for a moment has a table of this name.
@@ -220,25 +239,32 @@ fn difference(blob: &[u8], rows: &[(u64, &[f64])]) -> Result<f64> {
     Ok(sum)
 }
 
-/// A tensor train with its cores in `dtype`; `None` if that cannot hold them.
-fn store_cores(weights: &Weights<'_>, shape: &TtShape, dtype: Dtype) -> Result<Option<AlignedBuf>> {
-    let Weights::Tt { cores, .. } = weights else { return Ok(None) };
+/// A tensor train whose slices, by core and number, are those that `read` gives, in `dtype`; `None` if that cannot hold
+/// them.
+fn store(
+    shape: &TtShape,
+    dtype: Dtype,
+    read: impl Fn(usize, u64, &mut [f32]) -> Result<()>,
+) -> Result<Option<AlignedBuf>> {
     let mut outcome = Ok(());
     let mut holds = true;
     let blob = layout(WeightsSpec::Tt { shape: *shape, dtype })?.build(|section, out| {
-        let (Role::Core(k) | Role::Scales(k)) = section.role else { return };
-        let Some(core) = cores.get(k) else { return };
-        let mut values = vec![0.0; core.slice_len()];
+        let (k, is_scale) = match section.role {
+            Role::Core(k) => (k, false),
+            Role::Scales(k) => (k, true),
+            _ => return,
+        };
+        let mut values = vec![0.0; shape.slice_len(k)];
         let mut bytes = vec![0; dtype.bytes_of(values.len())];
-        let len = if matches!(section.role, Role::Core(_)) { bytes.len() } else { 4 };
+        let len = if is_scale { size_of::<f32>() } else { bytes.len() };
         for (slice, out) in (0..).zip(out.chunks_exact_mut(len)) {
-            if let Err(error) = core.read(slice, &mut values) {
+            if let Err(error) = read(k, slice, &mut values) {
                 outcome = Err(error);
                 return;
             }
             match dtype::encode_slice(&values, dtype, &mut bytes) {
-                Ok(_) if matches!(section.role, Role::Core(_)) => out.copy_from_slice(&bytes),
-                Ok(scale) => out.copy_from_slice(&scale.to_le_bytes()),
+                Ok(scale) if is_scale => out.copy_from_slice(&scale.to_le_bytes()),
+                Ok(_) => out.copy_from_slice(&bytes),
                 Err(_) => holds = false,
             }
         }

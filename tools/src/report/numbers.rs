@@ -45,6 +45,13 @@ pub(super) fn count(count: u64) -> String {
     groups.join(",")
 }
 
+/// The same without zeros that say nothing, for the ticks of a plot: `20 MB` for `20.0 MB`.
+pub(super) fn tick(text: &str) -> String {
+    let (number, unit) = text.split_once('\u{a0}').unwrap_or((text, ""));
+    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number };
+    if unit.is_empty() { number.to_owned() } else { format!("{number}\u{a0}{unit}") }
+}
+
 /// Three significant digits of a number from 1 on, and all digits before the point.
 pub(super) fn three_digits(value: f64) -> String {
     let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
@@ -75,6 +82,11 @@ mod tests {
         ];
         for (number, text) in expected {
             assert_eq!(percent(number).replace('\u{a0}', " "), text, "{number}");
+        }
+        for (text, expected) in
+            [("20.0\u{a0}MB", "20\u{a0}MB"), ("100\u{a0}%", "100\u{a0}%"), ("0.010\u{a0}%", "0.01\u{a0}%")]
+        {
+            assert_eq!(tick(text), expected);
         }
         for (number, text) in [(0.98, "1.0x"), (7.82, "7.8x"), (12.34, "12.3x"), (123.4, "123x"), (12345.6, "12346x")] {
             assert_eq!(times(number), text);

@@ -130,6 +130,9 @@ fn section(i: usize, table: &TableReport) -> Markup {
                 (fact("Checkpoint", &data(&id("checkpoint-bytes"), table.before as f64, &bytes(table.before))))
                 (fact("Blob", &data(&id("bytes"), summary.bytes as f64, &bytes(summary.bytes))))
                 (fact("Smaller", &data(&id("ratio"), ratio, &times(ratio))))
+                @if summary.tt.is_some() {
+                    (fact("As dense f32", &html! { (bytes(summary.dense_f32_bytes)) }))
+                }
                 (fact("Relative error", &error("relative-error", comparison.relative_error)))
                 @if let Some(weighted) = comparison.weighted_relative_error {
                     (fact("By frequency", &error("weighted-relative-error", weighted)))

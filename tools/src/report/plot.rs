@@ -156,7 +156,7 @@ pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
         @for &tick in &ticks {
             line.grid x1=(N(scale.at(tick))) x2=(N(scale.at(tick))) y1="4" y2=(N(bottom)) {}
             @let anchor = if scale.at(tick) < 12.0 { "start" } else { "middle" };
-            text.tick x=(N(scale.at(tick))) y=(N(bottom + 13.0)) text-anchor=(anchor) { (numbers::bytes(tick as u64)) }
+            text.tick x=(N(scale.at(tick))) y=(N(bottom + 13.0)) text-anchor=(anchor) { (numbers::tick(&numbers::bytes(tick as u64))) }
         }
         @for (table, y) in tables.iter().zip(0..).map(|(table, i)| (table, ROW * f64::from(i))) {
             text.label x="0" y=(N(y + 11.0)) { (shorten(table.name, 48)) }
@@ -191,7 +191,7 @@ pub(super) fn histogram(bars: &[Bar], marks: &[f64], label: &str) -> Markup {
     };
     let y_ticks: Vec<f64> = axes.y.ticks(4).into_iter().filter(|tick| tick.fract() == 0.0).collect();
     let content = html! {
-        (axes.draw((&axes.x.ticks(5), &numbers::percent, "error of a row"), (&y_ticks, &whole, "rows")))
+        (axes.draw((&axes.x.ticks(5), &|x| numbers::tick(&numbers::percent(x)), "error of a row"), (&y_ticks, &whole, "rows")))
         @for bar in bars.iter().filter(|bar| bar.count > 0) {
             @let (left, right) = (axes.x.at(bar.errors.start), axes.x.at(bar.errors.end));
             @let top = axes.y.at(bar.count as f64).min(HEIGHT - BOTTOM - 1.0);
@@ -262,14 +262,19 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
     let place = |point: &Point| (x.at(point.bytes as f64), y.at(point.error));
 
     let mut taken: Vec<[f64; 4]> = points().map(|point| around(place(point), 5.0)).collect();
-    let own_label = label_at(place(own), &own.text, &mut taken);
+    let own_label = label_at(place(own), HEIGHT - BOTTOM - 3.0, &own.text, &mut taken);
     let labels: Vec<(f64, f64, &str)> = series
         .iter()
         .flat_map(|series| &series.points)
-        .filter_map(|point| label_at(place(point), &point.text, &mut taken).map(|(x, y)| (x, y, point.text.as_str())))
+        .filter_map(|point| {
+            label_at(place(point), HEIGHT - BOTTOM - 3.0, &point.text, &mut taken)
+                .map(|(x, y)| (x, y, point.text.as_str()))
+        })
         .collect();
-    let y_text =
-        |error: f64| if error <= floor { format!("≤{}", numbers::percent(error)) } else { numbers::percent(error) };
+    let y_text = |error: f64| {
+        let text = numbers::tick(&numbers::percent(error));
+        if error <= floor { format!("≤{text}") } else { text }
+    };
     let x_ticks = x.ticks(4);
     let y_ticks = y.ticks(6);
     let bottom = HEIGHT - BOTTOM;
@@ -280,14 +285,14 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
         }
         @for &tick in &x_ticks {
             line.grid x1=(N(x.at(tick))) x2=(N(x.at(tick))) y1=(N(bottom)) y2=(N(bottom + 4.0)) {}
-            text.tick x=(N(x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle" { (numbers::bytes(tick as u64)) }
+            text.tick x=(N(x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle" { (numbers::tick(&numbers::bytes(tick as u64))) }
         }
         line.axis x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(bottom)) y2=(N(bottom)) {}
         text.title x=(N(WIDTH - RIGHT)) y=(N(HEIGHT - 6.0)) text-anchor="end" { "bytes" }
         text.title x="2" y="9" { "relative error" }
         @for series in series {
             g class=(series.class) {
-                @let line: Vec<String> = series.points.iter().map(|point| {
+                @let line: Vec<String> = frontier(&series.points).map(|point| {
                     let (x, y) = place(point);
                     html! { (N(x)) "," (N(y)) }.into_string()
                 }).collect();
@@ -306,13 +311,19 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
     svg(label, HEIGHT, &content)
 }
 
+/// The points that lose least of those with as many bytes, so that a line through them does not turn back.
+fn frontier(points: &[Point]) -> impl Iterator<Item = &Point> {
+    let alike = |point: &Point| points.iter().any(|other| other.bytes == point.bytes && other.error < point.error);
+    points.iter().filter(move |point| !alike(point))
+}
+
 /// The square around a place: left, top, right, bottom.
 fn around((x, y): (f64, f64), radius: f64) -> [f64; 4] {
     [x - radius, y - radius, x + radius, y + radius]
 }
 
 /// A place beside a point where a text covers nothing; where there is none, the table under the plot has to do.
-fn label_at((x, y): (f64, f64), text: &str, taken: &mut Vec<[f64; 4]>) -> Option<(f64, f64)> {
+fn label_at((x, y): (f64, f64), bottom: f64, text: &str, taken: &mut Vec<[f64; 4]>) -> Option<(f64, f64)> {
     let width = text.chars().count() as f64 * CHARACTER;
     let left = x - 9.0 - width;
     let middle = x - width / 2.0;
@@ -328,7 +339,7 @@ fn label_at((x, y): (f64, f64), text: &str, taken: &mut Vec<[f64; 4]>) -> Option
     ];
     let found = places.into_iter().find(|&(x, y)| {
         let box_ = [x, y - LINE + 2.0, x + width, y + 2.0];
-        let inside = box_[0] >= LEFT + 2.0 && box_[2] <= WIDTH && box_[1] >= 12.0;
+        let inside = box_[0] >= LEFT + 2.0 && box_[2] <= WIDTH && box_[1] >= 12.0 && y <= bottom;
         inside && taken.iter().all(|other| !overlap(&box_, other))
     })?;
     taken.push([found.0, found.1 - LINE + 2.0, found.0 + width, found.1 + 2.0]);
