@@ -225,14 +225,14 @@ pub enum BlobError {
         /// Slice or row whose scale it is.
         position: u64,
     },
-    /// Prefix ids are not strictly ascending or not below the number of prefixes.
+    /// Prefix ids are not strictly ascending, not below the number of prefixes, or not where their index has them.
     PrefixIds {
         /// Table position.
         table: usize,
         /// Position among the ids.
         position: usize,
     },
-    /// Override ids are not strictly ascending or not below `num_embeddings`.
+    /// Override ids are not strictly ascending, not below `num_embeddings`, or not where their index has them.
     OverrideIds {
         /// Table position.
         table: usize,
@@ -303,11 +303,13 @@ impl fmt::Display for BlobError {
             ),
             Self::PrefixIds { table, position } => write!(
                 f,
-                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes"
+                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes, or \
+                 its index has it elsewhere"
             ),
             Self::OverrideIds { table, position } => write!(
                 f,
-                "table {table}: override id {position} is not above the one before it and below num_embeddings"
+                "table {table}: override id {position} is not above the one before it and below num_embeddings, or its \
+                 index has it elsewhere"
             ),
         }
     }

@@ -11,7 +11,7 @@ use support::{
 };
 use ttrec::{
     AlignedBuf, Blob, BlobError, ShapeError, TtShape,
-    blob::{Layout, MAX_NAME_LEN, MAX_TABLES, OverridesSpec, TableSpec, WeightsSpec},
+    blob::{Layout, MAX_NAME_LEN, MAX_TABLES, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::Dtype,
 };
 
@@ -210,8 +210,8 @@ fn too_many_tables() {
 
 #[test]
 fn more_sections_than_the_tables_can_have() {
-    // Rows or six cores with their scales, two for prefixes, and two for overrides.
-    let limit = NUM_TABLES as u64 * 16;
+    // Rows or six cores with their scales, three for prefixes, and three for overrides.
+    let limit = NUM_TABLES as u64 * 18;
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_SECTIONS, &found.to_le_bytes());
@@ -985,7 +985,83 @@ fn prefix_ids_that_descend_are_there_twice_or_do_not_exist() {
     }
 }
 
+/// Sections of `with_indices()`: cores 0 and 1, 2 prefix ids, 3 their index, 4 products, 5 override ids, 6 their index, 7 rows.
+const PREFIX_INDEX: usize = 3;
+const OVERRIDE_INDEX: usize = 6;
+
+/// One tensor train with so many prefixes and overrides that their ids have an index.
+fn with_indices() -> AlignedBuf {
+    let shape = TtShape::new(2000, &[400, 5], &[2, 8], &[4]).unwrap();
+    let table = overridden(TableSpec { num_prefixes: 300, ..tt("a", shape, Dtype::F32) }, 256, Dtype::F32);
+    let buf = build(&[table], 7, Values::Reals);
+    let sections = format::sections_of(&buf, 0);
+    let found = [PREFIX_INDEX, OVERRIDE_INDEX].map(|at| (sections[at].role, sections[at].len));
+    // Two runs for 400 prefixes, six for 2,000 rows.
+    assert_eq!(found, [(format::ROLE_PREFIX_INDEX, 128), (format::ROLE_OVERRIDE_INDEX, 384)]);
+    Blob::parse(&buf).unwrap().verify_payload().unwrap();
+    buf
+}
+
+#[test]
+fn indices_of_another_dtype_length_or_place() {
+    let patched = |position: usize, field: usize, value: &[u8]| {
+        let mut buf = with_indices();
+        let at = section_at(&buf, position);
+        put(&mut buf, at + field, value);
+        assert!(reseal(&mut buf));
+        parse(&buf).unwrap_err()
+    };
+    for (section, len) in [(PREFIX_INDEX, 128), (OVERRIDE_INDEX, 384)] {
+        for found in 1..=5 {
+            let expected = BlobError::SectionDtype { section, found: found.into() };
+            assert_eq!(patched(section, section::DTYPE, &[found]), expected);
+        }
+        for found in [len - 1, len - 63] {
+            let expected = BlobError::SectionLength { section, found, expected: len };
+            assert_eq!(patched(section, section::LEN, &found.to_le_bytes()), expected);
+        }
+    }
+    // Each where the other belongs.
+    for (section, role) in [(PREFIX_INDEX, format::ROLE_OVERRIDE_INDEX), (OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX)] {
+        let expected = BlobError::SectionRole { section, found: role.into() };
+        assert_eq!(patched(section, section::ROLE, &role.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn indices_that_have_an_id_elsewhere_or_not_at_all() {
+    for (section, byte) in [(PREFIX_INDEX, 0), (PREFIX_INDEX, 64), (OVERRIDE_INDEX, 4), (OVERRIDE_INDEX, 3 * 64 + 20)] {
+        for value in [0xff, 0x55] {
+            let mut buf = with_indices();
+            let at = format::Section::read(&buf, section).offset + byte;
+            buf[at] ^= value;
+            reseal_section(&mut buf, section);
+            let blob = Blob::parse(&buf).unwrap();
+            let found = blob.verify_payload();
+            match section {
+                PREFIX_INDEX => assert!(matches!(found, Err(BlobError::PrefixIds { .. })), "{found:?}"),
+                _ => assert!(matches!(found, Err(BlobError::OverrideIds { .. })), "{found:?}"),
+            }
+            // A lookup may get a wrong row, but gets one.
+            let table = blob.table("a").unwrap();
+            let (mut row, mut workspace) = ([0.0; 16], table.workspace());
+            (0..2000).for_each(|id| table.lookup(id, &mut row, &mut workspace).unwrap());
+        }
+    }
+}
+
 // The writer.
+
+#[test]
+fn the_writer_gives_an_index_to_ids_that_are_many_and_not_scarce() {
+    let has_index = |num_embeddings, count| {
+        let table = overridden(dense("a", num_embeddings, 4, Dtype::F32), count, Dtype::F32);
+        Layout::new(&[table]).unwrap().sections().iter().any(|section| section.role == Role::OverrideIndex)
+    };
+    assert_eq!([255, 256, 1000].map(|count| has_index(1000, count)), [false, true, true]);
+    // 256 rows of 16 bytes serve 32 runs of 64 bytes, for 12,288 rows.
+    assert_eq!([12_288, 12_289].map(|rows| has_index(rows, 256)), [true, false]);
+}
 
 #[test]
 fn writer_refuses_more_prefixes_than_there_are() {

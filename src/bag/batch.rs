@@ -40,6 +40,8 @@ const MAX_CHUNK: usize = 32;
 const CHUNK_BYTES: usize = 16 << 10;
 /// Products that are handed to a kernel together.
 const JOBS: usize = 32;
+/// Lookups whose rows are sought together among those that are stored.
+const SOUGHT: usize = 32;
 /// Rows that are: many, since each asks for one of those behind it.
 const ROWS: usize = 128;
 
@@ -344,30 +346,35 @@ impl<'t, 'a> Pool<'t, 'a> {
         let entry = |index: &X, position: u32| {
             u64::from(self.digits.prefix_key(index.to_u64() as u32)) << 32 | u64::from(position)
         };
-        let mut lookups = segment.indices.iter().zip(0u32..);
         if !self.table.has_stored_rows() {
+            let mut lookups = segment.indices.iter().zip(0u32..);
             return lookups.try_for_each(|(index, position)| take(entry(index, position)));
         }
         let mut jobs = [AddRow::EMPTY; ROWS];
         let mut count = 0;
         let mut are_cached = false;
-        for (index, position) in lookups {
-            let Some(stored) = self.table.stored_row(index.to_u64()) else {
-                take(entry(index, position))?;
-                continue;
-            };
-            let Some(out) = &mut out else { continue };
-            let (row, is_cached) = match stored {
-                StoredRow::Cached(row) => (row, true),
-                StoredRow::Apart(row) => (row, false),
-            };
-            if count == ROWS || is_cached != are_cached {
-                self.add_stored(are_cached, jobs.get(..count)?, out)?;
-                (count, are_cached) = (0, is_cached);
+        for (indices, start) in segment.indices.chunks(SOUGHT).zip((0u32..).step_by(SOUGHT)) {
+            // All first, so that none waits in vain for what becomes of the one before it.
+            let mut stored = [None; SOUGHT];
+            stored.iter_mut().zip(indices).for_each(|(to, index)| *to = self.table.stored_row(index.to_u64()));
+            for ((index, stored), position) in indices.iter().zip(stored).zip(start..) {
+                let Some(stored) = stored else {
+                    take(entry(index, position))?;
+                    continue;
+                };
+                let Some(out) = &mut out else { continue };
+                let (row, is_cached) = match stored {
+                    StoredRow::Cached(row) => (row, true),
+                    StoredRow::Apart(row) => (row, false),
+                };
+                if count == ROWS || is_cached != are_cached {
+                    self.add_stored(are_cached, jobs.get(..count)?, out)?;
+                    (count, are_cached) = (0, is_cached);
+                }
+                let (bag, weight) = (segment.bag(position.into())?, segment.weight(position.into())?);
+                *jobs.get_mut(count)? = AddRow { row, out: out.start(bag), weight };
+                count += 1;
             }
-            let (bag, weight) = (segment.bag(position.into())?, segment.weight(position.into())?);
-            *jobs.get_mut(count)? = AddRow { row, out: out.start(bag), weight };
-            count += 1;
         }
         match out {
             Some(out) => self.add_stored(are_cached, jobs.get(..count)?, out),

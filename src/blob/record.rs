@@ -20,9 +20,11 @@ pub(crate) mod role {
     pub(crate) const OVERRIDE_ROWS: u16 = 5;
     pub(crate) const PREFIX_IDS: u16 = 6;
     pub(crate) const PREFIX_PRODUCTS: u16 = 7;
+    pub(crate) const OVERRIDE_INDEX: u16 = 10;
+    pub(crate) const PREFIX_INDEX: u16 = 11;
 }
 
-/// The dtype code of a section of u64 ids.
+/// The dtype code of a section of u64 ids, or of an index of them.
 pub(crate) const DTYPE_U64: u8 = 0x40;
 
 /// The first 64 bytes of a blob.

@@ -28,13 +28,23 @@ pub(crate) fn build(tables: &[TableSpec], seed: u64, values: Values) -> AlignedB
         WeightsSpec::Dense { num_embeddings, embedding_dim, .. } => (num_embeddings, embedding_dim),
         WeightsSpec::Tt { shape, .. } => (shape.num_embeddings(), shape.embedding_dim()),
     };
+    // The ids of the section before, which an index follows.
+    let mut ids = Vec::new();
     Layout::new(tables).unwrap().build(|section, out| {
         let (mut num_embeddings, embedding_dim) = rows_of(section.table);
-        if let (Role::PrefixIds, WeightsSpec::Tt { shape, .. }) = (section.role, tables[section.table].weights) {
+        if let (Role::PrefixIds | Role::PrefixIndex, WeightsSpec::Tt { shape, .. }) =
+            (section.role, tables[section.table].weights)
+        {
             num_embeddings = shape.num_prefixes();
+        }
+        if matches!(section.role, Role::OverrideIndex | Role::PrefixIndex) {
+            return super::format::fill_id_index(&ids, num_embeddings, out);
         }
         let mut rng = Rng::new(seed ^ section.offset);
         fill(section, num_embeddings, embedding_dim, &mut rng, values, out);
+        if matches!(section.role, Role::OverrideIds | Role::PrefixIds) {
+            ids = out.chunks_exact(8).map(|id| u64::from_le_bytes(id.try_into().unwrap())).collect();
+        }
     })
 }
 

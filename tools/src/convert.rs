@@ -16,7 +16,7 @@ use std::{
 };
 use ttrec::{
     BlobError,
-    blob::{Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    blob::{self, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -148,6 +148,10 @@ impl Source<'_> {
             }
             (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
                 overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
+            }
+            (Role::OverrideIndex, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
+                let ids: Vec<u64> = overrides.ids.iter().map(|(id, _)| *id).collect();
+                blob::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
             }
             (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
                 let mut row = vec![0.0; shape.embedding_dim()];
