@@ -67,9 +67,12 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
             let size = [num_bags, rank, out.embedding_dim];
             store_rows(self.table.tier(), size, short.get(..num_bags * rank)?, table.projection, wide, stride)?;
             self.add_rows_apart(range.clone(), out)?;
-            if mean {
-                for bag in range {
-                    divide(out.row(bag)?, self.bags.range(bag)?.len());
+            for bag in range {
+                match self.bags.range(bag)?.len() {
+                    // Zeros, whatever lies in the projection.
+                    0 => out.row(bag)?.fill(0.0),
+                    len if mean => divide(out.row(bag)?, len),
+                    _ => {}
                 }
             }
             Some(())
