@@ -51,6 +51,13 @@ pub enum ShapeError {
         /// Columns asked for, saturated.
         found: u64,
     },
+    /// The two parts of a quotient-remainder table do not make rows of `embedding_dim` columns for all of its rows.
+    QuotientRemainder {
+        /// Quotient and remainder rows: `ceil(num_rows / remainder rows)` of the former, 1 to 2^31 - 1 of each.
+        rows: [u32; 2],
+        /// Their columns: `embedding_dim` both, or in sum if they are put end to end.
+        columns: [usize; 2],
+    },
     /// The table, one slice or the lookup's scratch would not fit this machine's address space.
     TooLarge,
 }
@@ -77,6 +84,11 @@ impl fmt::Display for ShapeError {
                  most 2^48"
             ),
             Self::EmbeddingDim { found } => write!(f, "embedding_dim is {found}: expected 1 to {MAX_EMBEDDING_DIM}"),
+            Self::QuotientRemainder { rows: [quotients, remainders], columns: [first, second] } => write!(
+                f,
+                "{quotients} x {first} quotient and {remainders} x {second} remainder rows do not combine to rows of \
+                 embedding_dim columns, one for each of num_rows"
+            ),
             Self::TooLarge => write!(f, "the table does not fit this machine's address space"),
         }
     }
@@ -148,7 +160,7 @@ pub enum BlobError {
     TableCode {
         /// Table position.
         table: usize,
-        /// `"kind"`, `"index map"`, `"layout"` or `"digit order"`.
+        /// `"kind"`, `"index map"`, `"layout"`, `"digit order"` or `"combine"`.
         field: &'static str,
         /// The code found.
         found: u32,
@@ -232,6 +244,22 @@ pub enum BlobError {
         /// Position among the ids.
         position: usize,
     },
+    /// The number of stored rows is not 0 where there is one for each index, or else not 1 to `num_embeddings`.
+    NumRows {
+        /// Table position.
+        table: usize,
+        /// The number found.
+        found: u64,
+        /// Indices of the table.
+        num_embeddings: u64,
+    },
+    /// An index is mapped to a row that is not below the number of stored rows.
+    RemappedRow {
+        /// Table position.
+        table: usize,
+        /// The index.
+        position: usize,
+    },
     /// Override ids are not strictly ascending, not below `num_embeddings`, or not where their index has them.
     OverrideIds {
         /// Table position.
@@ -306,6 +334,14 @@ impl fmt::Display for BlobError {
                 "table {table}: prefix id {position} is not above the one before it and below the number of prefixes, or \
                  its index has it elsewhere"
             ),
+            Self::NumRows { table, found, num_embeddings } => write!(
+                f,
+                "table {table}: num_rows is {found}: expected 1 to num_embeddings = {num_embeddings} with an index map, 0 \
+                 without"
+            ),
+            Self::RemappedRow { table, position } => {
+                write!(f, "table {table}: index {position} is mapped to a row that the table does not have")
+            }
             Self::OverrideIds { table, position } => write!(
                 f,
                 "table {table}: override id {position} is not above the one before it and below num_embeddings, or its \

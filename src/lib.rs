@@ -44,6 +44,7 @@ mod aligned;
 pub mod bag;
 pub mod blob;
 pub mod cache;
+mod divisor;
 pub mod dtype;
 mod error;
 mod index;

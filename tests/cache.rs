@@ -26,7 +26,7 @@ fn tt(num_embeddings: u64, p: &[u32], q: &[u32], r: &[u32], dtype: Dtype) -> Wei
 
 fn spec(weights: WeightsSpec, overrides: u64) -> TableSpec {
     let overrides = (overrides > 0).then_some(OverridesSpec { count: overrides, dtype: Dtype::F32 });
-    TableSpec { name: "t".into(), weights, num_prefixes: 0, overrides }
+    TableSpec { overrides, ..TableSpec::new("t", weights) }
 }
 
 fn blob_of(weights: WeightsSpec, overrides: u64) -> AlignedBuf {

@@ -72,8 +72,9 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
             assert!(section.offset + section.len <= buf.len() as u64);
         }
         let work = match &table.data().weights {
-            Weights::Dense(_) => 0,
+            Weights::Dense(_) | Weights::QuotientRemainder(_) => 0,
             Weights::Tt(tt) => tt.shape.flops_left_to_right(),
+            Weights::Projected(projected) => 2 * projected.projection.len() as u64,
         };
         if work.max(table.workspace_len() as u64).max(table.embedding_dim() as u64) <= MAX_WORK {
             use_table(&table, noise);

@@ -23,7 +23,7 @@ use crate::{
     isa::Tier,
     kernel::{AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step, store_products, widen},
     shape::{MAX_CORES, TtShape},
-    table::{StoredRow, Table, num_partials, step_size},
+    table::{StoredRow, Table, index_map::RowOf, num_partials, step_size},
 };
 use core::ops::Range;
 
@@ -147,6 +147,7 @@ impl Buffers<'_> {
 #[derive(Clone, Copy)]
 struct Segment<'s, X> {
     indices: &'s [X],
+    row_of: RowOf<'s>,
     weights: Option<&'s [f32]>,
     bags: BagOf<'s>,
 }
@@ -167,7 +168,7 @@ impl<X: Index> Segment<'_, X> {
 
     #[inline(always)]
     fn row(&self, entry: u64) -> Option<u32> {
-        Some(self.indices.get(Self::position(entry))?.to_u64() as u32)
+        Some(self.row_of.row(self.indices.get(Self::position(entry))?.to_u64()) as u32)
     }
 
     #[inline(always)]
@@ -196,6 +197,7 @@ struct Prefix<'e> {
 pub(super) struct Pool<'t, 'a> {
     table: &'t Table<'a>,
     tt: &'t TtCores<'a>,
+    row_of: RowOf<'a>,
     digits: Digits,
     tier: Tier,
     /// Rows and columns of the last step's left operand, and columns of its slices.
@@ -214,6 +216,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         Some(Self {
             table,
             tt,
+            row_of: RowOf::new(table.data()),
             digits: Digits::new(&tt.shape)?,
             tier: table.tier(),
             last_step: [m, tt.shape.rank(last), n],
@@ -241,6 +244,7 @@ impl<'t, 'a> Pool<'t, 'a> {
             let lookups = bags.range(first)?.start..bags.range(end - 1)?.end;
             let mut segment = Segment {
                 indices: bags.indices.get(lookups.clone())?,
+                row_of: self.row_of,
                 weights: match bags.per_sample_weights {
                     Some(weights) => Some(weights.get(lookups.clone())?),
                     None => None,
@@ -344,7 +348,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         mut take: impl FnMut(u64) -> Option<()>,
     ) -> Option<()> {
         let entry = |index: &X, position: u32| {
-            u64::from(self.digits.prefix_key(index.to_u64() as u32)) << 32 | u64::from(position)
+            let row = segment.row_of.row(index.to_u64()) as u32;
+            u64::from(self.digits.prefix_key(row)) << 32 | u64::from(position)
         };
         if !self.table.has_stored_rows() {
             let mut lookups = segment.indices.iter().zip(0u32..);

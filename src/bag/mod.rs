@@ -3,17 +3,20 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 mod batch;
+mod dense;
 mod digits;
 mod sort;
 
 pub use crate::{index::Index, kernel::Pooling};
 
 use batch::{Output, Pool};
+use dense::PoolParts;
 
 use crate::{
-    blob::Weights,
+    blob::{IndexMap, Rows, Weights},
     dtype::with_elements,
     error::{LookupError, PoolTablesError},
+    isa::Tier,
     kernel::{Epilogue, PoolRows},
     table::Table,
 };
@@ -108,8 +111,12 @@ impl<'a, I: Index> Bags<'a, I> {
 impl Table<'_> {
     /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace` holds at least
     /// [`workspace_len`](Self::workspace_len) elements; with up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, a tensor-train table's bags get faster, and no others. (On
-    /// 32-bit boards without an operating system none do: there rows are taken one by one, which needs less code.)
+    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, bags get faster unless the table is dense. (On 32-bit boards
+    /// without an operating system a tensor train's do not: there rows are taken one by one, which needs less code.)
+    ///
+    /// Bags of a quotient-remainder table are pooled as DLRM pools them: the two parts apart, each with the weights if there are
+    /// any, and then combined. Where the parts are multiplied, that is another thing than the sum of the rows, but for bags of
+    /// one index.
     ///
     /// The order in which a bag's rows are added is chosen by the bag alone (`docs/numerics.md`), so its bits depend neither
     /// on the batch that it came in nor on the workspace.
@@ -138,6 +145,11 @@ impl Table<'_> {
             Weights::Dense(_) => 0,
             Weights::Tt(tt) if PLANS_BATCHES => batch::best_workspace_len(&tt.shape, num_lookups),
             Weights::Tt(_) => self.workspace_len(),
+            Weights::Projected(table) => dense::best_workspace_len(table.rank(), num_lookups),
+            Weights::QuotientRemainder(table) => {
+                let len = dense::best_workspace_len(table.remainders.embedding_dim, num_lookups);
+                len.max(self.workspace_len())
+            }
         }
     }
 
@@ -177,17 +189,18 @@ impl Table<'_> {
         match &self.data().weights {
             // The scalar tier would rather be small than fast.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
-                with_elements!(rows.elements, stored => self.tier().run(PoolRows {
-                    stored,
-                    row_stride: rows.row_stride(),
-                    embedding_dim: out.embedding_dim,
-                    indices: bags.indices,
-                    offsets: bags.offsets,
-                    weights: bags.per_sample_weights,
-                    pooling,
-                    out: out.rows.get_mut(out.first..)?,
-                    out_stride: out.stride,
-                }))
+                match self.data().index_map {
+                    IndexMap::Identity => {
+                        pool_dense(self.tier(), rows, bags, pooling, out.rows.get_mut(out.first..)?, out.stride)
+                    }
+                    _ => PoolParts::new(self, bags, pooling).pool_mapped(rows, out),
+                }
+            }
+            Weights::Projected(table) if !bags.in_index_order && pooling != Pooling::Max => {
+                PoolParts::new(self, bags, Pooling::Sum).pool_projected(table, pooling == Pooling::Mean, out, workspace)
+            }
+            Weights::QuotientRemainder(table) => {
+                PoolParts::new(self, bags, pooling).pool_quotient_remainder(table, out, workspace)
             }
             Weights::Tt(tt)
                 if PLANS_BATCHES && !bags.in_index_order && pooling != Pooling::Max && bags.indices.len() > 1 =>
@@ -209,26 +222,63 @@ impl Table<'_> {
         out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Option<()> {
-        for bag in 0..bags.len() {
-            let range = bags.range(bag)?;
-            let out = out.row(bag)?;
-            out.fill(0.0);
-            for (at, position) in range.clone().enumerate() {
-                let row = bags.indices.get(position)?.to_u64();
-                let epilogue = match (pooling, bags.per_sample_weights) {
-                    (Pooling::Max, _) if at == 0 => Epilogue::Store,
-                    (Pooling::Max, _) => Epilogue::MaxScaled(1.0),
-                    (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
-                    (_, None) => Epilogue::AddScaled(1.0),
-                };
-                self.put_row(row, out, workspace, epilogue)?;
-            }
-            if pooling == Pooling::Mean {
-                divide(out, range.len());
-            }
-        }
-        Some(())
+        (0..bags.len()).try_for_each(|bag| {
+            pool_bag(bags, bag, pooling, out.row(bag)?, |index, out, epilogue| {
+                self.put_row(index, out, workspace, epilogue)?;
+                Some(true)
+            })
+        })
     }
+}
+
+/// Pools one bag row by row, in the order of its indices: `put` gives the row of an index to an epilogue, or says that it is not
+/// part of the bag.
+fn pool_bag<I: Index>(
+    bags: &Bags<'_, I>,
+    bag: usize,
+    pooling: Pooling,
+    out: &mut [f32],
+    mut put: impl FnMut(u64, &mut [f32], Epilogue<'_>) -> Option<bool>,
+) -> Option<()> {
+    out.fill(0.0);
+    let mut count = 0usize;
+    for position in bags.range(bag)? {
+        let epilogue = match (pooling, bags.per_sample_weights) {
+            (Pooling::Max, _) if count == 0 => Epilogue::Store,
+            (Pooling::Max, _) => Epilogue::MaxScaled(1.0),
+            (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
+            (_, None) => Epilogue::AddScaled(1.0),
+        };
+        if put(bags.indices.get(position)?.to_u64(), out, epilogue)? {
+            count = count.saturating_add(1);
+        }
+    }
+    if pooling == Pooling::Mean {
+        divide(out, count);
+    }
+    Some(())
+}
+
+/// Pools bags of dense rows that are all there, the next bag's `out_stride` further.
+fn pool_dense<I: Index>(
+    tier: Tier,
+    rows: &Rows<'_>,
+    bags: &Bags<'_, I>,
+    pooling: Pooling,
+    out: &mut [f32],
+    out_stride: usize,
+) -> Option<()> {
+    with_elements!(rows.elements, stored => tier.run(PoolRows {
+        stored,
+        row_stride: rows.row_stride(),
+        embedding_dim: rows.embedding_dim,
+        indices: bags.indices,
+        offsets: bags.offsets,
+        weights: bags.per_sample_weights,
+        pooling,
+        out,
+        out_stride,
+    }))
 }
 
 /// Pools one list of bags per table, as a ranker's sample has one bag per feature: bag b of every table goes to row b of

@@ -20,7 +20,7 @@ pub use peak::{fma_chains, read_all};
 pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
 pub use rows::{Pooling, widen};
 pub use step::chain_step;
-pub(crate) use step::{Job, add_products, store_products};
+pub(crate) use step::{Job, add_products, store_products, store_rows};
 
 use crate::isa::{Isa, Op, Tier};
 use core::ops::Range;

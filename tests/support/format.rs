@@ -33,11 +33,13 @@ pub(crate) mod table {
     pub(crate) const NUM_EMBEDDINGS: usize = 24;
     pub(crate) const NUM_CORES: usize = 32;
     pub(crate) const DIGIT_ORDER: usize = 33;
-    pub(crate) const RESERVED: usize = 34;
+    pub(crate) const COMBINE: usize = 34;
+    pub(crate) const RESERVED: usize = 35;
     pub(crate) const ROW_FACTORS: usize = 36;
     pub(crate) const COLUMN_FACTORS: usize = 60;
     pub(crate) const INNER_RANKS: usize = 84;
-    pub(crate) const RESERVED_TAIL: usize = 104;
+    pub(crate) const NUM_ROWS: usize = 104;
+    pub(crate) const RESERVED_TAIL: usize = 112;
 }
 
 /// Positions of a section record's fields.
@@ -53,6 +55,11 @@ pub(crate) mod section {
 
 pub(crate) const KIND_DENSE: u16 = 1;
 pub(crate) const KIND_TT: u16 = 2;
+pub(crate) const KIND_PROJECTED: u16 = 3;
+pub(crate) const KIND_QUOTIENT_REMAINDER: u16 = 4;
+pub(crate) const COMBINE_MULT: u8 = 1;
+pub(crate) const COMBINE_ADD: u8 = 2;
+pub(crate) const COMBINE_CONCAT: u8 = 3;
 pub(crate) const ROLE_ROWS: u16 = 1;
 pub(crate) const ROLE_CORE: u16 = 2;
 pub(crate) const ROLE_SCALES: u16 = 3;
@@ -60,6 +67,8 @@ pub(crate) const ROLE_OVERRIDE_IDS: u16 = 4;
 pub(crate) const ROLE_OVERRIDE_ROWS: u16 = 5;
 pub(crate) const ROLE_PREFIX_IDS: u16 = 6;
 pub(crate) const ROLE_PREFIX_PRODUCTS: u16 = 7;
+pub(crate) const ROLE_PROJECTION: u16 = 8;
+pub(crate) const ROLE_REMAPPED_ROWS: u16 = 9;
 pub(crate) const ROLE_OVERRIDE_INDEX: u16 = 10;
 pub(crate) const ROLE_PREFIX_INDEX: u16 = 11;
 pub(crate) const DTYPE_F32: u8 = 1;
@@ -68,6 +77,7 @@ pub(crate) const DTYPE_BF16: u8 = 3;
 pub(crate) const DTYPE_I8: u8 = 4;
 pub(crate) const DTYPE_I4: u8 = 5;
 pub(crate) const DTYPE_U64: u8 = 0x40;
+pub(crate) const DTYPE_U32: u8 = 0x41;
 
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())

@@ -4,7 +4,8 @@ use crate::{
     Outcome,
     blob_file::{self, Sink},
     checkpoint::{Checkpoint, Tensor},
-    dialect::{Core, Source, Survey, Weights},
+    dialect::{Core, Source, Survey, Weights, with_qr_operation},
+    lookup::zeros,
     output,
     progress::Progress,
     spec::{Spec, TableSpec},
@@ -16,7 +17,7 @@ use std::{
 };
 use ttrec::{
     BlobError,
-    blob::{self, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    blob::{self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -46,9 +47,13 @@ Dialects:
   hetu       Hetu; never recognised by itself, as its keys are EL-Rec's
   tltorch    tensorly-torch (blocktt)
   t3nsor     t3nsor
-  dlrm       facebookresearch/dlrm, its plain tables
+  dlrm       facebookresearch/dlrm: plain, quotient-remainder (`qr_operation` = \"mult\", \"add\" or \"concat\") and mixed
+             dimension
   torchrec   TorchRec
   dense      one tensor of rows x columns
+
+A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its indices as `num_embeddings`,
+and its rows, if the checkpoint does not store them, as `num_rows`.
 
 No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts.")]
 pub(crate) struct Args {
@@ -61,6 +66,9 @@ pub(crate) struct Args {
     /// Which tensors become which tables
     #[arg(long, value_name = "SPEC.toml")]
     spec: Option<PathBuf>,
+    /// What makes one row of two in DLRM's quotient-remainder tables, where the spec does not say
+    #[arg(long, value_name = "OPERATION", value_parser = ["mult", "add", "concat"])]
+    qr_operation: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -69,8 +77,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output::refuse_inputs(&args.output, &inputs)?;
     let (spec, origin) = match &args.spec {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
-        None => (only_table(&checkpoint)?, "the checkpoint's only table".to_owned()),
+        None => {
+            let operation = args.qr_operation.as_deref();
+            (only_table(&checkpoint, operation)?, "the checkpoint's only table".to_owned())
+        }
     };
+    let with_operation = |table| with_qr_operation(&checkpoint, table, args.qr_operation.as_deref());
+    let spec = Spec { tables: spec.tables.into_iter().map(with_operation).collect() };
     let total_len = convert(&checkpoint, &spec, &args.output).map_err(|error| name_input(error, &origin))?;
     let tables = spec.tables.len();
     let mut out = io::stdout().lock();
@@ -127,10 +140,29 @@ impl Source<'_> {
                 (WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }, None)
             }
             Weights::Tt { shape, overrides, .. } => (WeightsSpec::Tt { shape: *shape, dtype }, overrides.as_ref()),
+            &Weights::Projected { num_embeddings, rank, embedding_dim, .. } => {
+                let projection = self.projection_dtype();
+                (WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }, None)
+            }
+            &Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, .. } => {
+                (WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype }, None)
+            }
         };
         // Overridden rows are the ones that training held to be worth their bytes: they stay exact.
         let overrides = overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
-        ttrec::blob::TableSpec { name: self.name.clone(), weights, num_prefixes: 0, overrides }
+        let index_map = match self.hashed {
+            Some(num_embeddings) => IndexMapSpec::Modulo { num_embeddings },
+            None => IndexMapSpec::Identity,
+        };
+        ttrec::blob::TableSpec { index_map, overrides, ..ttrec::blob::TableSpec::new(self.name.clone(), weights) }
+    }
+
+    /// A projection is small, and all rows depend on it: it is never narrower than 16 bits.
+    fn projection_dtype(&self) -> Dtype {
+        match self.dtype {
+            Dtype::F32 | Dtype::Bf16 => self.dtype,
+            Dtype::F16 | Dtype::I8 | Dtype::I4 => Dtype::F16,
+        }
     }
 
     fn name_error(&self, checkpoint: &Checkpoint, error: anyhow::Error) -> anyhow::Error {
@@ -141,6 +173,18 @@ impl Source<'_> {
         match (plan.role, &self.weights) {
             (Role::Rows, &Weights::Dense { num_embeddings, embedding_dim, tensor }) => {
                 self.write_rows(tensor, num_embeddings, embedding_dim, sink)
+            }
+            (Role::Rows, &Weights::Projected { num_embeddings, rank, tensor, .. }) => {
+                self.write_rows(tensor, num_embeddings, rank, sink)
+            }
+            (Role::Projection, &Weights::Projected { rank, embedding_dim, projection, .. }) => {
+                self.write_projection(projection, [embedding_dim, rank], sink)
+            }
+            (Role::Rows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
+                self.write_rows(tensors[0], tensors[0].shape()[0], columns[0], sink)
+            }
+            (Role::RemainderRows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
+                self.write_rows(tensors[1], tensors[1].shape()[0], columns[1], sink)
             }
             (Role::Core(k), Weights::Tt { cores, .. }) => self.for_each_slice(&cores[k], |bytes, _| sink.put(bytes)),
             (Role::Scales(k), Weights::Tt { cores, .. }) => {
@@ -189,6 +233,21 @@ impl Source<'_> {
         Ok(())
     }
 
+    /// The transpose of a linear layer's weights, which are outputs x inputs.
+    fn write_projection(&self, tensor: &Tensor, [outputs, inputs]: [usize; 2], sink: &mut Sink<'_>) -> Result<()> {
+        let mut values = zeros(outputs.checked_mul(inputs).context("a projection of too many numbers")?)?;
+        tensor.read_f32(0, &mut values)?;
+        let dtype = self.projection_dtype();
+        let (mut column, mut bytes) = (zeros(outputs)?, vec![0; dtype.bytes_of(outputs)]);
+        for input in 0..inputs {
+            column.iter_mut().zip(values.chunks_exact(inputs)).for_each(|(to, row)| *to = row[input]);
+            dtype::encode(&column, dtype, &mut bytes)
+                .map_err(|error| place(error, tensor, |at| (at * inputs + input) as u64))?;
+            sink.put(&bytes)?;
+        }
+        Ok(())
+    }
+
     /// Gives each slice of a core, encoded, and its scale to `put`.
     fn for_each_slice(&self, core: &Core<'_>, mut put: impl FnMut(&[u8], f32) -> Result<()>) -> Result<()> {
         let mut values = vec![0.0; core.slice_len()];
@@ -221,7 +280,7 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
 }
 
 /// The spec for a checkpoint that holds one table and says all about it; otherwise an error that offers what there is.
-fn only_table(checkpoint: &Checkpoint) -> Result<Spec> {
+fn only_table(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
     let Survey { tables: found, refused, .. } = Survey::of(checkpoint);
     let path = checkpoint.path().display();
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
@@ -229,7 +288,7 @@ fn only_table(checkpoint: &Checkpoint) -> Result<Spec> {
         let file_name = || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let unnamed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
         let name = table.name.clone().or_else(|| file_name().filter(|_| unnamed));
-        let table = TableSpec { name, ..table.clone() };
+        let table = with_qr_operation(checkpoint, TableSpec { name, ..table.clone() }, qr_operation);
         match Source::open(checkpoint, &table) {
             Ok(_) => return Ok(Spec { tables: vec![table] }),
             Err(error) => bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?),

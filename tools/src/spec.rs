@@ -33,9 +33,18 @@ pub(crate) struct TableSpec {
     /// How the table is stored: `fbtt`, `dense` and so on; default: `dense` with `tensor`, else what the keys show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dialect: Option<String>,
-    /// Rows.
+    /// Rows; with `index_map`, indices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) num_embeddings: Option<u64>,
+    /// Which row an index stands for, if not its own: `modulo` for a hashed table, index modulo the number of rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) index_map: Option<String>,
+    /// With `index_map`, the rows of the table, where the checkpoint does not store them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) num_rows: Option<u64>,
+    /// What makes one row of two in a quotient-remainder table: `mult`, `add` or `concat`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) qr_operation: Option<String>,
     /// p, one per core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) row_factors: Option<Vec<u32>>,

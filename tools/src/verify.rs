@@ -3,7 +3,7 @@
 use crate::{
     Outcome,
     blob_file::{self, BlobFile},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Tensor},
     dialect::{Core, Source, Survey, Weights, table_name},
     lookup::zeros,
     output,
@@ -16,7 +16,11 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{DigitOrder, Table, TtShape, blob, dtype::Dtype};
+use ttrec::{
+    DigitOrder, Table, TtShape,
+    blob::{self, Combine},
+    dtype::Dtype,
+};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -84,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
                 Some(spec) => source_by_spec(&checkpoint, spec, &table)?,
                 None => source_by_shape(&checkpoint, &table)?,
             };
-            let error = compare(&table, &source.weights)?;
+            let error = compare(&table, &source)?;
             report.tables.push(TableReport {
                 name: table.name().to_owned(),
                 dtype: table.data().dtype().name(),
@@ -141,6 +145,7 @@ fn default_max_error(table: &Table<'_>) -> f64 {
     };
     match &table.data().weights {
         blob::Weights::Dense(_) => per_core,
+        blob::Weights::Projected(_) | blob::Weights::QuotientRemainder(_) => 2.0 * per_core,
         blob::Weights::Tt(tt) => per_core * tt.shape.num_cores() as f64,
     }
 }
@@ -149,7 +154,7 @@ fn source_by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>
     for candidate in &spec.tables {
         let source = Source::open(checkpoint, candidate)?;
         if source.name == table.name() {
-            return if fits(&source.weights, table) {
+            return if fits(&source, table) {
                 Ok(source)
             } else {
                 Err(anyhow!("table {:?}: its shape in the blob is not the one of the spec", table.name()))
@@ -167,7 +172,7 @@ fn source_by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<
         let same_name = table_name(&spec).as_deref() == Some(table.name());
         let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
         let Ok(source) = Source::open(checkpoint, &spec) else { continue };
-        if !fits(&source.weights, table) {
+        if !fits(&source, table) {
             continue;
         }
         if same_name {
@@ -192,9 +197,20 @@ fn dense_by_name(checkpoint: &Checkpoint, table: &Table<'_>) -> Option<TableSpec
 
 /// A found table with the facts that the blob adds.
 fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
-    let facts = TableSpec { num_embeddings: Some(table.num_embeddings()), dtype: Some(table.data().dtype()), ..found };
-    match &table.data().weights {
-        blob::Weights::Dense(_) => facts,
+    let data = table.data();
+    let hashed = matches!(data.index_map, blob::IndexMap::Modulo);
+    let facts = TableSpec {
+        num_embeddings: Some(table.num_embeddings()),
+        index_map: hashed.then(|| "modulo".to_owned()),
+        num_rows: hashed.then_some(data.num_rows),
+        dtype: Some(data.dtype()),
+        ..found
+    };
+    match &data.weights {
+        blob::Weights::Dense(_) | blob::Weights::Projected(_) => facts,
+        blob::Weights::QuotientRemainder(parts) => {
+            TableSpec { qr_operation: Some(parts.combine.name().to_owned()), ..facts }
+        }
         blob::Weights::Tt(tt) => TableSpec {
             row_factors: Some(tt.shape.row_factors().to_vec()),
             column_factors: Some(tt.shape.column_factors().to_vec()),
@@ -204,19 +220,32 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
     }
 }
 
-fn fits(weights: &Weights<'_>, table: &Table<'_>) -> bool {
-    let same_kind = match (weights, &table.data().weights) {
+fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
+    let (weights, data) = (&source.weights, table.data());
+    let same_kind = match (weights, &data.weights) {
         (Weights::Dense { .. }, blob::Weights::Dense(_)) => true,
         (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == tt.shape,
+        (Weights::Projected { rank, .. }, blob::Weights::Projected(found)) => *rank == found.rank(),
+        (
+            Weights::QuotientRemainder { num_remainders, combine, columns, .. },
+            blob::Weights::QuotientRemainder(found),
+        ) => {
+            let found_columns = [found.quotients.embedding_dim, found.remainders.embedding_dim];
+            (num_remainders, combine, columns) == (&found.num_remainders, &found.combine, &found_columns)
+        }
         _ => false,
     };
-    same_kind && weights.num_embeddings() == table.num_embeddings() && weights.embedding_dim() == table.embedding_dim()
+    let same_map = source.hashed.is_some() == matches!(data.index_map, blob::IndexMap::Modulo);
+    let same_rows = source.hashed.is_none() || weights.num_embeddings() == data.num_rows;
+    let same_size =
+        source.num_embeddings() == table.num_embeddings() && weights.embedding_dim() == table.embedding_dim();
+    same_kind && same_map && same_rows && same_size
 }
 
 /// Rebuilds every row twice and sums the squares of the difference.
-fn compare(table: &Table<'_>, weights: &Weights<'_>) -> Result<TableError> {
+fn compare(table: &Table<'_>, source: &Source<'_>) -> Result<TableError> {
     let rows = table.num_embeddings();
-    let mut reference = Reference::new(weights)?;
+    let mut reference = Reference::new(&source.weights)?;
     let mut ours = vec![0.0f32; table.embedding_dim()];
     let mut theirs = vec![0.0f64; table.embedding_dim()];
     let mut workspace = zeros(table.workspace_len())?;
@@ -224,7 +253,7 @@ fn compare(table: &Table<'_>, weights: &Weights<'_>) -> Result<TableError> {
     let (mut difference, mut norm, mut largest, mut largest_at) = (0.0, 0.0, 0.0, 0);
     for row in 0..rows {
         table.lookup(row, &mut ours, &mut workspace)?;
-        reference.row(row, &mut theirs)?;
+        reference.row(source.row_of(row), &mut theirs)?;
         let row_difference: f64 = ours.iter().zip(&theirs).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
         difference += row_difference;
         norm += theirs.iter().map(|x| x * x).sum::<f64>();
@@ -245,17 +274,49 @@ fn compare(table: &Table<'_>, weights: &Weights<'_>) -> Result<TableError> {
 }
 
 /// Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the library's kernels.
-enum Reference<'w, 'c> {
-    Dense { weights: &'w Weights<'c>, buffer: Vec<f32> },
-    Tt { shape: TtShape, cores: Vec<Vec<f64>>, overrides: Vec<(u64, Vec<f64>)> },
+enum Reference<'c> {
+    Dense {
+        tensor: &'c Tensor,
+        buffer: Vec<f32>,
+    },
+    /// The projection is `embedding_dim x rank`, as in the checkpoint.
+    Projected {
+        tensor: &'c Tensor,
+        projection: Vec<f32>,
+        buffer: Vec<f32>,
+    },
+    QuotientRemainder {
+        tensors: [&'c Tensor; 2],
+        num_remainders: u64,
+        combine: Combine,
+        buffers: [Vec<f32>; 2],
+    },
+    Tt {
+        shape: TtShape,
+        cores: Vec<Vec<f64>>,
+        overrides: Vec<(u64, Vec<f64>)>,
+    },
 }
 
-impl<'w, 'c> Reference<'w, 'c> {
-    fn new(weights: &'w Weights<'c>) -> Result<Self> {
-        let Weights::Tt { shape, cores, overrides } = weights else {
-            return Ok(Self::Dense { weights, buffer: vec![0.0; weights.embedding_dim()] });
+impl<'c> Reference<'c> {
+    fn new(weights: &Weights<'c>) -> Result<Self> {
+        let (shape, cores, overrides) = match weights {
+            Weights::Dense { tensor, embedding_dim, .. } => {
+                return Ok(Self::Dense { tensor, buffer: zeros(*embedding_dim)? });
+            }
+            Weights::Projected { tensor, projection, rank, embedding_dim, .. } => {
+                let mut values = zeros(rank.checked_mul(*embedding_dim).context("a projection of too many numbers")?)?;
+                projection.read_f32(0, &mut values)?;
+                return Ok(Self::Projected { tensor, projection: values, buffer: zeros(*rank)? });
+            }
+            Weights::QuotientRemainder { tensors, num_remainders, combine, columns: [first, second], .. } => {
+                let buffers = [zeros(*first)?, zeros(*second)?];
+                let (tensors, num_remainders) = (*tensors, u64::from(*num_remainders));
+                return Ok(Self::QuotientRemainder { tensors, num_remainders, combine: *combine, buffers });
+            }
+            Weights::Tt { shape, cores, overrides } => (shape, cores, overrides),
         };
-        let read = |tensor: &crate::checkpoint::Tensor, start: u64, len: u64| -> Result<Vec<f64>> {
+        let read = |tensor: &Tensor, start: u64, len: u64| -> Result<Vec<f64>> {
             let mut values = vec![0.0; usize::try_from(len)?];
             tensor.read_f32(start, &mut values)?;
             Ok(values.into_iter().map(f64::from).collect())
@@ -274,8 +335,25 @@ impl<'w, 'c> Reference<'w, 'c> {
 
     fn row(&mut self, row: u64, out: &mut [f64]) -> Result<()> {
         match self {
-            Self::Dense { weights, buffer } => {
-                let Weights::Dense { tensor, .. } = weights else { bail!("a dense reference of another kind") };
+            Self::Projected { tensor, projection, buffer } => {
+                tensor.read_f32(row * buffer.len() as u64, buffer)?;
+                for (out, weights) in out.iter_mut().zip(projection.chunks_exact(buffer.len())) {
+                    *out = buffer.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                }
+            }
+            Self::QuotientRemainder { tensors, num_remainders, combine, buffers: [first, second] } => {
+                tensors[0].read_f32(row / *num_remainders * first.len() as u64, first)?;
+                tensors[1].read_f32(row % *num_remainders * second.len() as u64, second)?;
+                let pairs = first.iter().zip(second.iter()).map(|(&x, &y)| (f64::from(x), f64::from(y)));
+                match combine {
+                    Combine::Mult => out.iter_mut().zip(pairs).for_each(|(out, (x, y))| *out = x * y),
+                    Combine::Add => out.iter_mut().zip(pairs).for_each(|(out, (x, y))| *out = x + y),
+                    Combine::Concat => {
+                        out.iter_mut().zip(first.iter().chain(second.iter())).for_each(|(out, &x)| *out = f64::from(x));
+                    }
+                }
+            }
+            Self::Dense { tensor, buffer } => {
                 tensor.read_f32(row * buffer.len() as u64, buffer)?;
                 out.iter_mut().zip(buffer).for_each(|(out, x)| *out = f64::from(*x));
             }

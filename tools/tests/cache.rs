@@ -301,10 +301,9 @@ fn narrow_rows_and_odd_products_keep_their_values() {
         let dir = Dir::new();
         let cores = if dtype == Dtype::I4 { Dtype::I8 } else { dtype };
         let spec = TableSpec {
-            name: "t".into(),
-            weights: WeightsSpec::Tt { shape, dtype: cores },
             num_prefixes: prefixes.len() as u64,
             overrides: Some(OverridesSpec { count: rows.len() as u64, dtype }),
+            ..TableSpec::new("t", WeightsSpec::Tt { shape, dtype: cores })
         };
         let mut state = 7;
         let mut values = |len: usize| -> Vec<f32> { (0..len).map(|_| random(&mut state)).collect() };

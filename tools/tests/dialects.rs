@@ -303,23 +303,12 @@ fn plain_dlrm_tables_come_out_bit_for_bit() {
 }
 
 #[test]
-fn other_dlrm_tables_are_named_for_what_they_are() {
-    let (qr, md) = (golden("dlrm_qr.pt"), golden("dlrm_md.pt"));
-    let wanted = ["\"emb_l.0.\" is a quotient-remainder table", "\"emb_l.2.\" is a", "cannot be converted yet"];
-    let said = refused_without_a_spec(&qr, &wanted);
-    assert_eq!(said.matches("[[table]]").count(), 1, "{said}");
-    assert!(said.contains("prefix = \"emb_l.3.\""), "{said}");
-    let wanted = ["\"emb_l.0.\" is a mixed-dimension table", "\"emb_l.1.\" is a", "cannot be converted yet"];
-    let said = refused_without_a_spec(&md, &wanted);
-    // The others have no projection: their rows are as wide as they should be.
-    assert!(said.contains("prefix = \"emb_l.2.\"") && said.contains("prefix = \"emb_l.3.\""), "{said}");
-    assert_eq!(said.matches("[[table]]").count(), 2, "{said}");
-    for (checkpoint, kind, part) in [(&qr, "quotient-remainder", "weight_q"), (&md, "mixed-dimension", "embs.weight")] {
-        let table = "[[table]]\nname = \"t\"\n";
-        let wanted = [kind, "cannot be converted yet"];
-        refused(checkpoint, &format!("{table}prefix = \"emb_l.0.\"\n"), &wanted);
-        refused(checkpoint, &format!("{table}prefix = \"emb_l.0.\"\ndialect = \"dlrm\"\n"), &wanted);
-        refused(checkpoint, &format!("{table}tensor = \"emb_l.0.{part}\"\n"), &wanted);
+fn other_dlrm_tables_are_offered_whole() {
+    for (checkpoint, part) in [("dlrm_qr.pt", "weight_q"), ("dlrm_md.pt", "proj.weight")] {
+        let checkpoint = golden(checkpoint);
+        let said = refused_without_a_spec(&checkpoint, &["4 tensors look like", "\"emb_l.0.\"", "\"emb_l.3.\""]);
+        assert_eq!(said.matches("[[table]]").count(), 4, "{said}");
+        assert!(!said.contains(part), "{said}");
     }
 }
 

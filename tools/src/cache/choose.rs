@@ -35,6 +35,7 @@ const ID_LEN: u64 = 8;
 
 /// What is asked of a tensor-train table.
 pub(crate) struct Demand<'a> {
+    table: Table<'a>,
     shape: TtShape,
     /// Prefixes whose products are stored already, ascending.
     prefixes: &'a [u64],
@@ -77,13 +78,13 @@ impl<'a> Demand<'a> {
         });
         let prefixes = tt.prefixes.map_or(&[][..], |prefixes| prefixes.ids);
         let per_batch = total / batch_lookups.max(1) as f64;
-        Self { shape: tt.shape, prefixes, rows, stored_rows: there.len(), stored, discount, per_batch }
+        Self { table: *table, shape: tt.shape, prefixes, rows, stored_rows: there.len(), stored, discount, per_batch }
     }
 
     /// The bytes that `count` more rows take.
     pub(super) fn bytes_of_rows(&self, count: usize) -> u64 {
         let len = Dtype::F32.bytes_of(self.shape.embedding_dim());
-        bytes_of(self.stored_rows, count, len, self.shape.num_embeddings())
+        bytes_of(self.stored_rows, count, len, self.table.num_embeddings())
     }
 
     /// The bytes that the products of `count` more prefixes take.
@@ -93,7 +94,7 @@ impl<'a> Demand<'a> {
 
     /// What the table would take as dense f32.
     pub(super) fn dense_bytes(&self) -> f64 {
-        self.shape.num_embeddings() as f64 * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64
+        self.table.num_embeddings() as f64 * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64
     }
 
     /// Shares of the lookups once these rows and prefixes are stored, too; zeros if there are none.
@@ -102,7 +103,7 @@ impl<'a> Demand<'a> {
         let share = |frequency: f64| if total > 0.0 { frequency / total } else { 0.0 };
         let (mut by_row, mut by_prefix, mut computed) = (self.stored, 0.0, 0.0);
         for &(row, mut frequency) in &self.rows {
-            let prefix = self.shape.prefix(row);
+            let prefix = self.prefix(row);
             if rows.binary_search(&row).is_ok() {
                 by_row += frequency - self.discount;
                 frequency = self.discount;
@@ -111,6 +112,11 @@ impl<'a> Demand<'a> {
             *(if is_stored { &mut by_prefix } else { &mut computed }) += frequency;
         }
         Served { by_row: share(by_row), by_prefix: share(by_prefix), computed: share(computed) }
+    }
+
+    /// Of the row that an index stands for.
+    fn prefix(&self, index: u64) -> u64 {
+        self.shape.prefix(self.table.row_of(index))
     }
 
     fn has_prefix(&self, prefix: u64) -> bool {
@@ -146,7 +152,7 @@ impl<'a> Demand<'a> {
         let prefixes = self.demand_by_prefix(&[]);
         let (last_step, product, stored_product) = (self.last_step(), self.product(), self.stored_product());
         self.rows.iter().map(move |&(row, frequency)| {
-            let prefix = self.shape.prefix(row);
+            let prefix = self.prefix(row);
             let of_prefix = prefixes.binary_search_by_key(&prefix, |(prefix, _)| *prefix);
             let of_prefix = of_prefix.map_or(frequency, |at| prefixes[at].1);
             let before = if self.has_prefix(prefix) { stored_product } else { product };
@@ -170,7 +176,7 @@ impl<'a> Demand<'a> {
         let mut prefixes: Vec<(u64, f64)> = Vec::new();
         for &(row, frequency) in &self.rows {
             let left = if stored.next_if_eq(&&row).is_some() { self.discount } else { frequency };
-            let prefix = self.shape.prefix(row);
+            let prefix = self.prefix(row);
             match prefixes.last_mut() {
                 Some((last, sum)) if *last == prefix => *sum += left,
                 _ => prefixes.push((prefix, left)),

@@ -23,7 +23,10 @@ use std::{
 };
 use ttrec::{
     Blob, Table,
-    blob::{self, Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights, WeightsSpec},
+    blob::{
+        self, IndexMap, IndexMapSpec, Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights,
+        WeightsSpec,
+    },
     dtype::Dtype,
 };
 
@@ -228,7 +231,7 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
 fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
     match &table.data().weights {
         Weights::Tt(tt) => tt.prefixes,
-        Weights::Dense(_) => None,
+        _ => None,
     }
 }
 
@@ -238,8 +241,26 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
     let dtype = data.dtype();
     let weights = match &data.weights {
         Weights::Dense(rows) => {
-            let (num_embeddings, embedding_dim) = (data.num_embeddings, rows.embedding_dim);
+            let (num_embeddings, embedding_dim) = (data.num_rows, rows.embedding_dim);
             WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }
+        }
+        Weights::Projected(projected) => WeightsSpec::Projected {
+            num_embeddings: data.num_rows,
+            embedding_dim: data.embedding_dim,
+            rank: projected.rank(),
+            dtype,
+            projection: projected.projection.dtype(),
+        },
+        Weights::QuotientRemainder(parts) => {
+            // The format allows it, the writer does not.
+            ensure!(parts.remainders.dtype() == dtype, "its two parts differ in type: expected one for both");
+            WeightsSpec::QuotientRemainder {
+                num_embeddings: data.num_rows,
+                num_remainders: parts.num_remainders,
+                columns: [parts.quotients.embedding_dim, parts.remainders.embedding_dim],
+                combine: parts.combine,
+                dtype,
+            }
         }
         Weights::Tt(tt) => {
             let mut cores = tt.cores[..tt.shape.num_cores()].iter();
@@ -256,7 +277,14 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
         0 => prefixes(table).map_or(0, |there| there.ids.len()),
         count => count,
     };
-    Ok(TableSpec { name: table.name().to_owned(), weights, num_prefixes: num_prefixes as u64, overrides })
+    let num_embeddings = data.num_embeddings;
+    let index_map = match data.index_map {
+        IndexMap::Identity => IndexMapSpec::Identity,
+        IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
+        IndexMap::Remapped(_) => IndexMapSpec::Remapped { num_embeddings },
+    };
+    let num_prefixes = num_prefixes as u64;
+    Ok(TableSpec { index_map, num_prefixes, overrides, ..TableSpec::new(table.name(), weights) })
 }
 
 fn write_index(ids: &[u64], limit: u64, sink: &mut Sink<'_>) -> Result<()> {
