@@ -207,7 +207,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
     let blob = Blob::parse(&file).unwrap();
     for (position, bytes) in file[64..tables_end].chunks(128).enumerate() {
         let record = Record { bytes, fields: &table_fields };
-        let owned: Vec<((u64, u64, u64), &[u8])> = (0..record.number("num_sections"))
+        let owned: Vec<(_, &[u8])> = (0..record.number("num_sections"))
             .map(|i| {
                 let at = tables_end + 32 * (record.number("first_section") + i) as usize;
                 let section = Record { bytes: &file[at..at + 32], fields: &section_fields };
