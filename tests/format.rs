@@ -173,9 +173,6 @@ fn a_reader_written_from_the_page_agrees_with_the_library() {
 
 /// Projected, quotient-remainder, hashed and remapped tables, f32 all of them, by the page.
 #[cfg(feature = "alloc")]
-/// Role, dtype and core of a section.
-type Key = (u64, u64, u64);
-
 #[test]
 fn newer_kinds_and_maps_are_read_by_the_page_too() {
     use ttrec::{
@@ -210,7 +207,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
     let blob = Blob::parse(&file).unwrap();
     for (position, bytes) in file[64..tables_end].chunks(128).enumerate() {
         let record = Record { bytes, fields: &table_fields };
-        let owned: Vec<(Key, &[u8])> = (0..record.number("num_sections"))
+        let owned: Vec<(_, &[u8])> = (0..record.number("num_sections"))
             .map(|i| {
                 let at = tables_end + 32 * (record.number("first_section") + i) as usize;
                 let section = Record { bytes: &file[at..at + 32], fields: &section_fields };

@@ -52,6 +52,17 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
 }
 
 #[test]
+fn no_bags_of_several_tables_need_no_output() {
+    for buf in one_of_each() {
+        let tables: Vec<Table<'_>> = Blob::parse(&buf).unwrap().tables().collect();
+        let none = Bags::<u32>::new(&[], &[0]).unwrap();
+        let lists: Vec<_> = tables.iter().map(|table| (*table, none)).collect();
+        let workspace_len = tables.iter().map(Table::workspace_len).max().unwrap();
+        pool_tables(&lists, Pooling::Sum, &mut [], &mut vec![0.0; workspace_len]).unwrap();
+    }
+}
+
+#[test]
 fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
     let blobs = one_of_each();
     let blob = Blob::parse(&blobs[0]).unwrap();

@@ -168,7 +168,15 @@ impl<X: Index> Segment<'_, X> {
 
     #[inline(always)]
     fn row(&self, entry: u64) -> Option<u32> {
-        Some(self.row_of.row(self.indices.get(Self::position(entry))?.to_u64()) as u32)
+        Some(self.row_of_index(self.indices.get(Self::position(entry))?))
+    }
+
+    #[inline(always)]
+    fn row_of_index(&self, index: &X) -> u32 {
+        match self.row_of {
+            RowOf::Identity => index.to_u64() as u32,
+            _ => mapped_row(&self.row_of, index.to_u64()),
+        }
     }
 
     #[inline(always)]
@@ -183,6 +191,12 @@ impl<X: Index> Segment<'_, X> {
     fn weight(&self, entry: u64) -> Option<f32> {
         self.weights.map_or(Some(1.0), |weights| weights.get(Self::position(entry)).copied())
     }
+}
+
+/// Out of the loops of tables whose indices are their rows, which would otherwise be slower.
+#[inline(never)]
+fn mapped_row(row_of: &RowOf<'_>, index: u64) -> u32 {
+    row_of.row(index) as u32
 }
 
 /// A prefix of a chunk.
@@ -348,8 +362,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         mut take: impl FnMut(u64) -> Option<()>,
     ) -> Option<()> {
         let entry = |index: &X, position: u32| {
-            let row = segment.row_of.row(index.to_u64()) as u32;
-            u64::from(self.digits.prefix_key(row)) << 32 | u64::from(position)
+            u64::from(self.digits.prefix_key(segment.row_of_index(index))) << 32 | u64::from(position)
         };
         if !self.table.has_stored_rows() {
             let mut lookups = segment.indices.iter().zip(0u32..);

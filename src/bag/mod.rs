@@ -183,6 +183,9 @@ impl Table<'_> {
         out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Option<()> {
+        if bags.is_empty() {
+            return Some(());
+        }
         if bags.in_index_order && self.has_cache() {
             return self.without_cache().pool(bags, pooling, out, workspace);
         }
