@@ -77,8 +77,14 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Differs) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("ttrec: {error:#}");
+            eprintln!("ttrec: {}", printable(&format!("{error:#}")));
             ExitCode::from(if error.is::<output::WriteError>() { 4 } else { 3 })
         }
     }
+}
+
+/// Libraries' errors quote names from files as they are; these must not command the terminal.
+fn printable(text: &str) -> String {
+    let harmless = |c: &char| !c.is_control() || *c == '\n';
+    text.chars().map(|c| if harmless(&c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
