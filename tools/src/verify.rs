@@ -3,7 +3,7 @@
 use crate::{
     Outcome,
     blob_file::{self, BlobFile},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Tensor},
     dialect::{Core, Source, Survey, Weights, table_name},
     lookup::zeros,
     output,
@@ -16,7 +16,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{DigitOrder, Table, TtShape, blob, dtype::Dtype};
+use ttrec::{DigitOrder, Table, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -249,46 +249,42 @@ fn compare(table: &Table<'_>, weights: &Weights<'_>) -> Result<TableError> {
     })
 }
 
-/// Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the library's kernels.
-enum Reference<'w, 'c> {
-    Dense { weights: &'w Weights<'c>, buffer: Vec<f32> },
-    Tt { shape: TtShape, cores: Vec<Vec<f64>>, overrides: Vec<(u64, Vec<f64>)> },
+/// Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the library's kernels. In memory
+/// are the cores alone; whole rows are read as they are asked for.
+struct Reference<'w, 'c> {
+    weights: &'w Weights<'c>,
+    /// Of a tensor train.
+    cores: Vec<Vec<f64>>,
+    /// A row as it was read.
+    buffer: Vec<f32>,
 }
 
 impl<'w, 'c> Reference<'w, 'c> {
     fn new(weights: &'w Weights<'c>) -> Result<Self> {
-        let Weights::Tt { shape, cores, overrides } = weights else {
-            return Ok(Self::Dense { weights, buffer: vec![0.0; weights.embedding_dim()] });
+        let cores = match weights {
+            Weights::Dense { .. } => Vec::new(),
+            Weights::Tt { cores, .. } => cores.iter().map(read_core).collect::<Result<_>>()?,
         };
-        let read = |tensor: &crate::checkpoint::Tensor, start: u64, len: u64| -> Result<Vec<f64>> {
-            let mut values = vec![0.0; usize::try_from(len)?];
-            tensor.read_f32(start, &mut values)?;
-            Ok(values.into_iter().map(f64::from).collect())
-        };
-        let columns = shape.embedding_dim() as u64;
-        let cores = cores.iter().map(read_core).collect::<Result<_>>()?;
-        let overrides = match overrides {
-            Some(overrides) => {
-                let row = |&(id, at): &(u64, u64)| Ok((id, read(overrides.tensor, at * columns, columns)?));
-                overrides.ids.iter().map(row).collect::<Result<_>>()?
-            }
-            None => Vec::new(),
-        };
-        Ok(Self::Tt { shape: *shape, cores, overrides })
+        Ok(Self { weights, cores, buffer: vec![0.0; weights.embedding_dim()] })
+    }
+
+    /// Row `at` of a tensor of whole rows.
+    fn read_row(&mut self, tensor: &Tensor, at: u64, out: &mut [f64]) -> Result<()> {
+        tensor.read_f32(at * self.buffer.len() as u64, &mut self.buffer)?;
+        out.iter_mut().zip(&self.buffer).for_each(|(out, x)| *out = f64::from(*x));
+        Ok(())
     }
 
     fn row(&mut self, row: u64, out: &mut [f64]) -> Result<()> {
-        match self {
-            Self::Dense { weights, buffer } => {
-                let Weights::Dense { tensor, .. } = weights else { bail!("a dense reference of another kind") };
-                tensor.read_f32(row * buffer.len() as u64, buffer)?;
-                out.iter_mut().zip(buffer).for_each(|(out, x)| *out = f64::from(*x));
-            }
-            Self::Tt { shape, cores, overrides } => {
-                if let Ok(position) = overrides.binary_search_by_key(&row, |(id, _)| *id) {
-                    out.copy_from_slice(&overrides[position].1);
-                    return Ok(());
+        match self.weights {
+            Weights::Dense { tensor, .. } => self.read_row(tensor, row, out)?,
+            Weights::Tt { shape, overrides, .. } => {
+                if let Some(overrides) = overrides
+                    && let Ok(position) = overrides.ids.binary_search_by_key(&row, |(id, _)| *id)
+                {
+                    return self.read_row(overrides.tensor, overrides.ids[position].1, out);
                 }
+                let cores = &self.cores;
                 // The row index in mixed radix; digits come off its low end.
                 let mut rest = row;
                 let mut digits = vec![0; cores.len()];
