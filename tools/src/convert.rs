@@ -1,5 +1,8 @@
 //! `ttrec convert`: a checkpoint's tables into a blob, streamed.
 
+#[cfg(test)]
+mod hostile;
+
 use crate::{
     Outcome,
     blob_file::{self, Sink},

@@ -212,6 +212,11 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
             TableSpec { qr_operation: Some(parts.combine.name().to_owned()), ..facts }
         }
         blob::Weights::Tt(tt) => TableSpec {
+            // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant digit.
+            dialect: match (tt.shape.digit_order(), facts.dialect.as_deref()) {
+                (DigitOrder::LeastSignificantFirst, Some("el-rec")) => Some("hetu".to_owned()),
+                _ => facts.dialect.clone(),
+            },
             row_factors: Some(tt.shape.row_factors().to_vec()),
             column_factors: Some(tt.shape.column_factors().to_vec()),
             ranks: Some(tt.shape.inner_ranks().to_vec()),

@@ -178,6 +178,13 @@ fn the_rows_that_are_asked_for_are_stored_and_no_others() {
     // Room for two of them: the most frequent.
     cached(&dir, &blob, &[("item", vector(&counts))], "791");
     assert_eq!(stored(&dir.path("out.ttr"), "item").0, [500, 999]);
+    // What f32 could not tell apart.
+    let mut large = vec![0u64; 1000];
+    (large[3], large[500]) = (1 << 24, (1 << 24) + 1);
+    for counts in [vector(&large), vector(&large.iter().map(|&count| count as f64).collect::<Vec<_>>())] {
+        cached(&dir, &blob, &[("item", counts)], "264");
+        assert_eq!(stored(&dir.path("out.ttr"), "item").0, [500]);
+    }
     // Equal ones: the lower ids.
     cached(&dir, &blob, &[("item", vector(&[2u8; 1000]))], "792");
     assert_eq!(stored(&dir.path("out.ttr"), "item").0, [0, 1, 2]);
@@ -396,6 +403,7 @@ fn frequencies_that_do_not_fit_are_named() {
         counts[444] = value;
         refused(&array(&counts), &[&format!("item[444] is {said}: expected 0 or more")]);
     }
+    refused(&[("item", vector(&[1e39f64; 1000]))], &["item[0] is 1", "finite in f32"]);
     let mut counts = [1i64; 1000];
     counts[999] = -3;
     refused(&[("item", vector(&counts))], &["item[999] is -3"]);
