@@ -1,6 +1,10 @@
 //! Lookups and bags through the C entry points allocate nothing, and neither do their failures.
 
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of the C ABI, with pointers of live vectors")]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "calls of the C ABI, with pointers of live vectors"
+)]
 
 mod support;
 

@@ -2,7 +2,11 @@
 //!
 //! TTREC_CAPI_LOOKUPS sets the number of lookups of all threads together; a quarter of a million is the default.
 
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of the C ABI, with pointers of live vectors")]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "calls of the C ABI, with pointers of live vectors"
+)]
 
 mod support;
 
@@ -57,7 +61,7 @@ fn read(open: &Open, expected: &[Vec<Vec<u32>>], thread: u64, lookups: u64) -> u
             for _ in 0..200 {
                 index = (index * 31 + 7) % 1_000_003;
                 let row = index % rows;
-                let status = if index % 5 == 0 {
+                let status = if index.is_multiple_of(5) {
                     let one = [row as u32];
                     let bags = u32_bags(&one, &[0, 1], None);
                     let (out, len) = (out.as_mut_ptr(), out.len());
