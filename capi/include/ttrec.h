@@ -172,7 +172,7 @@ typedef struct ttrec_table ttrec_table;
 
 /**
  * Bags of indices, in torch.nn.EmbeddingBag's form with include_last_offset=True: bag b is
- * indices[offsets[b]] to indices[offsets[b + 1] - 1]. ttrec_bags_u32() and ttrec_bags_i64() make one.
+ * `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64() make one.
  */
 typedef struct {
     /**
@@ -352,8 +352,8 @@ ttrec_status ttrec_table_bag(const ttrec_table *table,
                              size_t workspace_len);
 
 /**
- * Pools the bags of several tables: bags[t] are those of tables[t], for `num_tables` of each. All have the same number of bags
- * and the same index_type. Row b of `out` has what the bags b come to, those of tables[0] first: `out_len` is num_bags times the
+ * Pools the bags of several tables: `bags[t]` are those of `tables[t]`, for `num_tables` of each. All have the same number of bags
+ * and the same index_type. Row b of `out` has what the bags b come to, those of `tables[0]` first: `out_len` is num_bags times the
  * sum of all ttrec_table_embedding_dim(). `workspace` is as for the table that needs the most. Allocates nothing for up to 32
  * tables, and a short list for more.
  */

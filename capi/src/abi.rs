@@ -1,5 +1,5 @@
 //! The functions of the header, in its order. Each vouches for its caller, and is a few lines of safe code in
-//! [`boundary::answer`](crate::boundary).
+//! `boundary::answer`.
 //!
 //! The documentation is written for C, where cbindgen copies it to.
 
@@ -296,8 +296,8 @@ pub unsafe extern "C" fn ttrec_table_bag(
     })
 }
 
-/// Pools the bags of several tables: bags[t] are those of tables[t], for `num_tables` of each. All have the same number of bags
-/// and the same index_type. Row b of `out` has what the bags b come to, those of tables[0] first: `out_len` is num_bags times the
+/// Pools the bags of several tables: `bags[t]` are those of `tables[t]`, for `num_tables` of each. All have the same number of bags
+/// and the same index_type. Row b of `out` has what the bags b come to, those of `tables[0]` first: `out_len` is num_bags times the
 /// sum of all ttrec_table_embedding_dim(). `workspace` is as for the table that needs the most. Allocates nothing for up to 32
 /// tables, and a short list for more.
 #[unsafe(no_mangle)]

@@ -30,7 +30,7 @@ pub enum ttrec_index_type {
 }
 
 /// Bags of indices, in torch.nn.EmbeddingBag's form with include_last_offset=True: bag b is
-/// indices[offsets[b]] to indices[offsets[b + 1] - 1]. ttrec_bags_u32() and ttrec_bags_i64() make one.
+/// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64() make one.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ttrec_bags {
