@@ -481,3 +481,82 @@ impl core::error::Error for PoolTablesError {
         Some(&self.error)
     }
 }
+
+/// Why a table could not be made to learn, or learn from a batch. Nothing has changed then.
+#[cfg(feature = "train")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The bags do not suit the table, or each other.
+    Lookup(LookupError),
+    /// The shape cannot be.
+    Shape(ShapeError),
+    /// More rows, padded ones of a tensor train included, than fit 32 bits.
+    TooManyRows {
+        /// Rows asked for, saturated.
+        found: u64,
+    },
+    /// The gradient is not `bags x embedding_dim` long.
+    GradientLen {
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: usize,
+    },
+    /// [`Pooling::Max`](crate::Pooling::Max): sums and means are learned here.
+    MaxPooling,
+    /// More lookups or bags than fit 32 bits.
+    BatchLen {
+        /// How many.
+        found: usize,
+    },
+    /// Another number of cores than the shape's.
+    CoreCount {
+        /// Cores given.
+        found: usize,
+        /// Cores of the shape.
+        expected: usize,
+    },
+    /// Values of a core or of a dense table are not as many as its shape says.
+    ValuesLen {
+        /// Which core; 0 for a dense table.
+        core: usize,
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: u64,
+    },
+}
+
+#[cfg(feature = "train")]
+impl fmt::Display for TrainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Lookup(error) => write!(f, "{error}"),
+            Self::Shape(error) => write!(f, "{error}"),
+            Self::TooManyRows { found } => write!(f, "{found} rows, padding included: at most 2^32 - 1 can be trained"),
+            Self::GradientLen { found, expected } => write!(f, "gradient of {found} elements: expected {expected}"),
+            Self::MaxPooling => write!(f, "max pooling cannot be trained: sum and mean can"),
+            Self::BatchLen { found } => write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1"),
+            Self::CoreCount { found, expected } => write!(f, "{found} cores: the shape has {expected}"),
+            Self::ValuesLen { core, found, expected } => write!(f, "core {core}: {found} values, expected {expected}"),
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+impl core::error::Error for TrainError {}
+
+#[cfg(feature = "train")]
+impl From<LookupError> for TrainError {
+    fn from(error: LookupError) -> Self {
+        Self::Lookup(error)
+    }
+}
+
+#[cfg(feature = "train")]
+impl From<ShapeError> for TrainError {
+    fn from(error: ShapeError) -> Self {
+        Self::Shape(error)
+    }
+}

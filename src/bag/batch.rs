@@ -35,7 +35,7 @@ const FEW_LOOKUPS: usize = 32;
 /// that is left of a bag's lookups when there is no room for all of them.
 const MAX_SUMMED: usize = FEW_LOOKUPS / 2;
 /// Prefixes of a chunk at most.
-const MAX_CHUNK: usize = 32;
+pub(crate) const MAX_CHUNK: usize = 32;
 /// Bytes of their products, so that they and a slice fit the nearest cache.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Products that are handed to a kernel together.
@@ -446,14 +446,17 @@ impl<'t, 'a> Pool<'t, 'a> {
                 length += 1;
             }
             let (prefixes, to_compute) = (prefixes.get(..length)?, to_compute.get(..computed)?);
-            self.gather(to_compute, even)?;
+            let (shape, core) = (&self.tt.shape, self.tt.cores.first()?);
+            with_core_elements!(core.slices, slices => gather(self.tier, shape, slices, core.scales, to_compute, even))??;
             let (mut x, mut spare) = (&mut *even, &mut *odd);
-            for k in 1..self.tt.shape.num_cores() - 1 {
+            for k in 1..shape.num_cores() - 1 {
                 let core = self.tt.cores.get(k)?;
-                with_core_elements!(core.slices, slices => self.step(k, slices, core.scales, to_compute, x, spare))??;
+                with_core_elements!(core.slices, slices => {
+                    step(self.tier, shape, k, slices, core.scales, to_compute, x, spare)
+                })??;
                 core::mem::swap(&mut x, &mut spare);
             }
-            let core = self.tt.cores.get(self.tt.shape.num_cores() - 1)?;
+            let core = self.tt.cores.get(shape.num_cores() - 1)?;
             with_core_elements!(core.slices, slices => {
                 self.last_step(slices, core, segment, prefixes, x, last_slice, out)
             })??;
@@ -467,46 +470,6 @@ impl<'t, 'a> Pool<'t, 'a> {
         let prefixes = self.tt.prefixes.as_ref()?;
         let [m, r, _] = self.last_step;
         prefixes.product(self.digits.prefix(segment.row(entry)?).into(), m * r)
-    }
-
-    /// The slices of core 0 of each prefix, one after another.
-    fn gather(&self, prefixes: &[[u32; MAX_CORES]], x: &mut [f32]) -> Option<()> {
-        let (core, len) = (self.tt.cores.first()?, self.tt.shape.slice_len(0));
-        let digits = prefixes.iter().map(|&[digit, ..]| digit as usize);
-        with_core_elements!(core.slices, stored => {
-            self.tier.run(GatherRows { stored, scales: core.scales, len, rows: digits, out: x })
-        })?
-    }
-
-    /// Step k of each prefix: those with the same slice as one product.
-    fn step<W: Weight>(
-        &self,
-        k: usize,
-        slices: &[W],
-        scales: &[f32],
-        prefixes: &[[u32; MAX_CORES]],
-        x: &[f32],
-        out: &mut [f32],
-    ) -> Option<()> {
-        let (r, n) = step_size(&self.tt.shape, k);
-        let m = self.tt.shape.column_factors().get(..k)?.iter().map(|&q| q as usize).product::<usize>();
-        let mut jobs = [Job::EMPTY; JOBS];
-        let mut count = 0;
-        let mut first = 0;
-        while let Some(prefix) = prefixes.get(first) {
-            let digit = *prefix.get(k)?;
-            let same = prefixes.get(first..)?.iter().take_while(|other| other.get(k) == Some(&digit)).count();
-            *jobs.get_mut(count)? = Job {
-                m: same * m,
-                x: x.get(first * m * r..)?.get(..same * m * r)?,
-                slice: slices.get(digit as usize * r * n..)?.get(..r * n)?,
-                out: first * m * n,
-                scale: if W::SCALED { *scales.get(digit as usize)? } else { 1.0 },
-            };
-            count += 1;
-            first += same;
-        }
-        store_products(self.tier, [r, n], jobs.get(..count)?, out)
     }
 
     /// The last step of each lookup, added to its bag.
@@ -571,6 +534,52 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
         add_products(self.tier, [m, r, n], jobs.get(..count)?, out.rows)
     }
+}
+
+/// The slices of core 0 of each prefix, one after another: the X_1 of each.
+pub(crate) fn gather<W: Weight>(
+    tier: Tier,
+    shape: &TtShape,
+    stored: &[W],
+    scales: &[f32],
+    prefixes: &[[u32; MAX_CORES]],
+    out: &mut [f32],
+) -> Option<()> {
+    let rows = prefixes.iter().map(|&[digit, ..]| digit as usize);
+    tier.run(GatherRows { stored, scales, len: shape.slice_len(0), rows, out })
+}
+
+/// Step k of each of [`MAX_CHUNK`] prefixes at most, X_{k+1} from X_k: those with the same slice as one product.
+#[expect(clippy::too_many_arguments, reason = "operands of a product, and how they are laid out")]
+pub(crate) fn step<W: Weight>(
+    tier: Tier,
+    shape: &TtShape,
+    k: usize,
+    slices: &[W],
+    scales: &[f32],
+    prefixes: &[[u32; MAX_CORES]],
+    x: &[f32],
+    out: &mut [f32],
+) -> Option<()> {
+    let (r, n) = step_size(shape, k);
+    let m = shape.column_factors().get(..k)?.iter().map(|&q| q as usize).product::<usize>();
+    let mut jobs = [Job::EMPTY; JOBS];
+    let mut count = 0;
+    let mut first = 0;
+    while let Some(prefix) = prefixes.get(first) {
+        let digit = *prefix.get(k)?;
+        let same = prefixes.get(first..)?.iter().take_while(|other| other.get(k) == Some(&digit)).count();
+        *jobs.get_mut(count)? = Job {
+            m: same * m,
+            x: x.get(first * m * r..)?.get(..same * m * r)?,
+            slice: slices.get(digit as usize * r * n..)?.get(..r * n)?,
+            out: first * m * n,
+            scale: if W::SCALED { *scales.get(digit as usize)? } else { 1.0 },
+        };
+        count += 1;
+        first += same;
+    }
+    store_products(tier, [r, n], jobs.get(..count)?, out)
 }
 
 /// How many of some sorted entries would be summed with others, if there are more of the last one's prefix.

@@ -8,6 +8,12 @@ mod digits;
 mod sort;
 
 pub use crate::{index::Index, kernel::Pooling};
+#[cfg(feature = "train")]
+pub(crate) use {
+    batch::{MAX_CHUNK, gather, step},
+    digits::Digits,
+    sort::sort,
+};
 
 use batch::{Output, Pool};
 use dense::PoolParts;
@@ -102,8 +108,13 @@ impl<'a, I: Index> Bags<'a, I> {
         self.indices
     }
 
+    /// The weight of each index, if there are any.
+    pub fn per_sample_weights(&self) -> Option<&'a [f32]> {
+        self.per_sample_weights
+    }
+
     /// A bag's positions in `indices`.
-    fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
+    pub(crate) fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
         let [start, end] = self.offsets.get(bag..)?.first_chunk()?;
         Some(start.to_usize()?..end.to_usize()?)
     }
@@ -162,7 +173,7 @@ impl Table<'_> {
     }
 
     /// Refuses indices out of range, and weights with another pooling than sum.
-    fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
+    pub(crate) fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
         if bags.per_sample_weights.is_some() && pooling != Pooling::Sum {
             return Err(LookupError::WeightsPooling);
         }
