@@ -252,13 +252,15 @@ impl Source<'_> {
 
     /// What the spec asks for, found or made, and told.
     fn factorize(&self, how: &How<'_>, frequencies: Option<&Frequencies>) -> Result<Option<Done>> {
-        let (Some(request), &Weights::Dense { num_embeddings, embedding_dim, tensor }) = (&self.factorize, &self.weights)
+        let (Some(request), &Weights::Dense { num_embeddings, embedding_dim, tensor }) =
+            (&self.factorize, &self.weights)
         else {
             return Ok(None);
         };
         let weighing = how.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
         let key = how.kept.as_ref().map(|_| Key::new(tensor.file(), tensor.name(), request, weighing)).transpose()?;
-        let found = how.kept.as_ref().zip(key.as_ref()).and_then(|(kept, key)| kept.find(key, num_embeddings, embedding_dim));
+        let found =
+            how.kept.as_ref().zip(key.as_ref()).and_then(|(kept, key)| kept.find(key, num_embeddings, embedding_dim));
         let result = match found {
             Some(found) => found,
             None => {

@@ -69,7 +69,10 @@ impl Als<'_> {
         let sides = (product(&p[..k]), product(&p[k + 1..]));
         let widths = (product(&q[..k]), product(&q[k + 1..]));
         let needed = 4 * (sides.0 * widths.0 * ranks.0) as u64 + 4 * (sides.1 * widths.1 * ranks.1) as u64;
-        ensure!(needed <= self.memory, "too little memory: a sweep over core {k} needs {needed} bytes; `sweeps = 0` needs none");
+        ensure!(
+            needed <= self.memory,
+            "too little memory: a sweep over core {k} needs {needed} bytes; `sweeps = 0` needs none"
+        );
         let step = Step {
             als: self,
             left: left_products(&cores[..k], q),
@@ -356,7 +359,8 @@ fn right_products(cores: &[Mat<f64>], k: usize, q: &[u32]) -> Vec<f32> {
                 for j in 0..q {
                     for x in product.chunks(t) {
                         out.extend((0..r).map(|s| {
-                            let terms = x.iter().enumerate().map(|(t, &x)| f64::from(x) * core[((i * q + j) * r + s, t)]);
+                            let terms =
+                                x.iter().enumerate().map(|(t, &x)| f64::from(x) * core[((i * q + j) * r + s, t)]);
                             terms.sum::<f64>() as f32
                         }));
                     }

@@ -98,7 +98,12 @@ impl Kept {
             Factorized::Tt { shape, cores, error } => {
                 let array = |(k, core): (usize, &'_ Vec<f32>)| {
                     let rows = shape.row_factors()[k] as usize;
-                    vec![rows, shape.rank(k), shape.column_factor(k), core.len() / (rows * shape.rank(k) * shape.column_factor(k))]
+                    vec![
+                        rows,
+                        shape.rank(k),
+                        shape.column_factor(k),
+                        core.len() / (rows * shape.rank(k) * shape.column_factor(k)),
+                    ]
                 };
                 let arrays = cores.iter().enumerate();
                 (arrays.map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice())).collect(), *error)
@@ -106,9 +111,10 @@ impl Kept {
         };
         let bytes: Vec<Vec<u8>> =
             arrays.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-        let views = arrays.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-            Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?))
-        });
+        let views = arrays
+            .iter()
+            .zip(&bytes)
+            .map(|((name, shape, _), bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
         let metadata = HashMap::from([("key".to_owned(), key.text.clone()), ("error".to_owned(), error.to_string())]);
         let file = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?;
         let mut output = Output::create(&self.path(key))?;

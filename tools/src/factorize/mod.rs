@@ -19,8 +19,8 @@ mod train;
 mod tt_svd;
 mod unfolding;
 
-pub(crate) use low_rank::{LowRank, for_each_short_row};
 pub(crate) use kept::{Kept, Key};
+pub(crate) use low_rank::{LowRank, for_each_short_row};
 pub(crate) use request::{Factorized, Request};
 pub(crate) use rows::{Rows, TensorRows};
 pub(crate) use shape::{Factors, suggest_shape};

@@ -51,7 +51,9 @@ impl Request {
     /// Refuses what cannot be asked of a table that is not dense, but the representation that it `is`.
     pub(crate) fn of_factors(spec: &TableSpec, is: Representation) -> Result<()> {
         if let Some(other) = spec.representation.filter(|&asked| asked != is) {
-            bail!("`representation` is {other:?}, but the checkpoint has it as {is:?}: only dense tables are factorised");
+            bail!(
+                "`representation` is {other:?}, but the checkpoint has it as {is:?}: only dense tables are factorised"
+            );
         }
         refuse(spec, "a table that the checkpoint does not have as a dense one")
     }
@@ -93,7 +95,8 @@ impl Request {
 }
 
 fn refuse(spec: &TableSpec, what: &str) -> Result<()> {
-    let given = [("rank", spec.rank.is_some()), ("tolerance", spec.tolerance.is_some()), ("sweeps", spec.sweeps.is_some())];
+    let given =
+        [("rank", spec.rank.is_some()), ("tolerance", spec.tolerance.is_some()), ("sweeps", spec.sweeps.is_some())];
     match given.iter().find(|(_, given)| *given) {
         Some((field, _)) => bail!("`{field}` does not go with {what}: it is for representation \"tt\" or \"low-rank\""),
         None => Ok(()),
@@ -110,7 +113,10 @@ fn target(spec: &TableSpec) -> Result<Target> {
 
 fn low_rank(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
     let target = target(spec)?;
-    ensure!(spec.sweeps.is_none(), "`sweeps` does not go with representation \"low-rank\", whose error is the least there is");
+    ensure!(
+        spec.sweeps.is_none(),
+        "`sweeps` does not go with representation \"low-rank\", whose error is the least there is"
+    );
     ensure!(target.rank.is_some() || target.tolerance.is_some(), "`rank` or `tolerance` is missing");
     if let Some(rank) = target.rank {
         ensure!(rank as usize <= embedding_dim, "`rank` is {rank}: the table has {embedding_dim} columns");
@@ -125,7 +131,10 @@ fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Req
         "`rank`, `ranks` or `tolerance` is missing"
     );
     ensure!(spec.ranks.is_none() || spec.rank.is_none(), "`rank` and `ranks` are both given: expected one of them");
-    ensure!(spec.ranks.is_none() || spec.tolerance.is_none(), "`ranks` and `tolerance` are both given: expected one of them");
+    ensure!(
+        spec.ranks.is_none() || spec.tolerance.is_none(),
+        "`ranks` and `tolerance` are both given: expected one of them"
+    );
     let lengths = [&spec.row_factors, &spec.column_factors].map(|list| list.as_ref().map(Vec::len));
     let of_ranks = spec.ranks.as_ref().map(|ranks| ranks.len().saturating_add(1));
     let d = lengths.into_iter().chain([of_ranks]).flatten().next().unwrap_or(3);
@@ -134,8 +143,9 @@ fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Req
     let column_factors = spec.column_factors.clone().unwrap_or(suggested.columns);
     // Without ranks of its own the shape is checked as far as it goes.
     let ranks = spec.ranks.clone().unwrap_or_else(|| vec![1; row_factors.len().saturating_sub(1)]);
-    let shape = TtShape::new(num_embeddings, &row_factors, &column_factors, &ranks)
-        .with_context(|| format!("`row_factors` {row_factors:?}, `column_factors` {column_factors:?}, ranks {ranks:?}"))?;
+    let shape = TtShape::new(num_embeddings, &row_factors, &column_factors, &ranks).with_context(|| {
+        format!("`row_factors` {row_factors:?}, `column_factors` {column_factors:?}, ranks {ranks:?}")
+    })?;
     ensure!(
         shape.embedding_dim() == embedding_dim,
         "`column_factors` {column_factors:?} make {} columns: the table has {embedding_dim}",

@@ -77,12 +77,14 @@ pub(super) fn orthonormal_to_the_right(cores: &mut [Mat<f64>]) {
     for k in (1..cores.len()).rev() {
         let (rank, columns) = (cores[k - 1].ncols(), cores[k].ncols());
         let core = &cores[k];
-        let wide = Mat::from_fn(core.nrows() / rank * columns, rank, |at, s| core[(at / columns * rank + s, at % columns)]);
+        let wide =
+            Mat::from_fn(core.nrows() / rank * columns, rank, |at, s| core[(at / columns * rank + s, at % columns)]);
         let qr = wide.qr();
         let rows = qr.compute_thin_Q();
         let rank = rows.ncols();
         cores[k - 1] = &cores[k - 1] * qr.thin_R().transpose();
-        cores[k] = Mat::from_fn(rows.nrows() / columns * rank, columns, |row, t| rows[(row / rank * columns + t, row % rank)]);
+        cores[k] =
+            Mat::from_fn(rows.nrows() / columns * rank, columns, |row, t| rows[(row / rank * columns + t, row % rank)]);
     }
 }
 
