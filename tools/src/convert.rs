@@ -6,8 +6,11 @@ mod hostile;
 use crate::{
     Outcome,
     blob_file::{self, Sink},
+    cache::Budget,
     checkpoint::{Checkpoint, Tensor},
     dialect::{Core, Source, Survey, Weights, with_qr_operation},
+    factorize::{self, Factorized, Kept, Key, Request, TensorRows},
+    frequencies::{Counts, Frequencies},
     lookup::zeros,
     output,
     progress::Progress,
@@ -55,6 +58,10 @@ Dialects:
   torchrec   TorchRec
   dense      one tensor of rows x columns
 
+A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or `tolerance` (relative error), and,
+if wanted, `row_factors`, `column_factors`, `sweeps` (refinements); or short rows and a projection with
+`representation = \"low-rank\"` and `rank` or `tolerance`.
+
 A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its indices as `num_embeddings`,
 and its rows, if the checkpoint does not store them, as `num_rows`.
 
@@ -72,11 +79,28 @@ pub(crate) struct Args {
     /// What makes one row of two in DLRM's quotient-remainder tables, where the spec does not say
     #[arg(long, value_name = "OPERATION", value_parser = ["mult", "add", "concat"])]
     qr_operation: Option<String>,
+    /// How often each row is asked for, as `ttrec cache` reads it: a factorisation then counts a row's error by it
+    #[arg(long, value_name = "FILE.npz")]
+    frequencies: Option<PathBuf>,
+    /// How much a factorisation may hold in memory: 2GiB, 500MB
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
+    memory: u64,
+    /// Keep each finished factorisation in DIR until the blob is written: a conversion that was interrupted goes on from there
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    match text.parse()? {
+        Budget::Bytes(bytes) => Ok(bytes),
+        Budget::Percent(_) => Err("expected a size, such as 512MiB".to_owned()),
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let inputs: Vec<&Path> = checkpoint.files().chain(args.spec.as_deref()).collect();
+    let inputs: Vec<&Path> =
+        checkpoint.files().chain(args.spec.as_deref()).chain(args.frequencies.as_deref()).collect();
     output::refuse_inputs(&args.output, &inputs)?;
     let (spec, origin) = match &args.spec {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
@@ -87,7 +111,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let with_operation = |table| with_qr_operation(&checkpoint, table, args.qr_operation.as_deref());
     let spec = Spec { tables: spec.tables.into_iter().map(with_operation).collect() };
-    let total_len = convert(&checkpoint, &spec, &args.output).map_err(|error| name_input(error, &origin))?;
+    let how = How {
+        memory: args.memory,
+        frequencies: args.frequencies.as_deref(),
+        kept: args.resume.as_deref().map(Kept::open).transpose()?,
+    };
+    let total_len = convert(&checkpoint, &spec, &args.output, &how).map_err(|error| name_input(error, &origin))?;
     let tables = spec.tables.len();
     let mut out = io::stdout().lock();
     writeln!(
@@ -104,24 +133,88 @@ fn name_input(error: anyhow::Error, origin: &str) -> anyhow::Error {
     if error.is::<crate::output::WriteError>() { error } else { error.context(format!("with {origin}")) }
 }
 
-/// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
-pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path) -> Result<u64> {
-    let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
-    let layouts: Vec<_> = sources.iter().map(Source::layout).collect();
-    let layout = Layout::new(&layouts).map_err(|error| name_table(error, &sources))?;
-
-    blob_file::write(path, layout, |plan, sink| {
-        let source = &sources[plan.table];
-        source.write_section(plan, sink).map_err(|error| {
-            if error.is::<crate::output::WriteError>() { error } else { source.name_error(checkpoint, error) }
-        })
-    })
+/// How dense tables are factorised.
+pub(crate) struct How<'h> {
+    /// Bytes to hold at most.
+    pub(crate) memory: u64,
+    /// A file that weighs the rows.
+    pub(crate) frequencies: Option<&'h Path>,
+    /// Where what is finished is kept.
+    pub(crate) kept: Option<Kept>,
 }
 
-fn name_table(error: BlobError, sources: &[Source<'_>]) -> anyhow::Error {
+impl Default for How<'_> {
+    fn default() -> Self {
+        Self { memory: factorize::DEFAULT_MEMORY, frequencies: None, kept: None }
+    }
+}
+
+/// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
+pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &How<'_>) -> Result<u64> {
+    let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
+    let frequencies = how.frequencies.map(|path| {
+        let names = sources.iter().map(|source| source.name.clone()).collect();
+        Frequencies::open(path, names)
+    });
+    let frequencies = frequencies.transpose()?;
+    let tables = sources.into_iter().map(|source| {
+        let factorized = source.factorize(how, frequencies.as_ref()).map_err(|e| source.name_error(checkpoint, e))?;
+        Ok(Table { source, factorized })
+    });
+    let tables = tables.collect::<Result<Vec<_>>>()?;
+    let layouts: Vec<_> = tables.iter().map(Table::layout).collect();
+    let layout = Layout::new(&layouts).map_err(|error| name_table(error, &tables))?;
+
+    let len = blob_file::write(path, layout, |plan, sink| {
+        let Table { source, factorized } = &tables[plan.table];
+        let written = match factorized {
+            Some(factorized) => source.write_factorized(&factorized.result, plan, sink),
+            None => source.write_section(plan, sink),
+        };
+        written.map_err(|error| {
+            if error.is::<crate::output::WriteError>() { error } else { source.name_error(checkpoint, error) }
+        })
+    })?;
+    for key in tables.iter().filter_map(|table| table.factorized.as_ref()?.key.as_ref()) {
+        how.kept.iter().for_each(|kept| kept.forget(key));
+    }
+    Ok(len)
+}
+
+/// A table, and what a factorisation made of it, if the spec asked for one.
+struct Table<'c> {
+    source: Source<'c>,
+    factorized: Option<Done>,
+}
+
+/// A finished factorisation, and what it is kept by.
+struct Done {
+    result: Factorized,
+    key: Option<Key>,
+}
+
+impl Table<'_> {
+    fn layout(&self) -> ttrec::blob::TableSpec {
+        let spec = self.source.layout();
+        let (Some(Done { result, .. }), dtype) = (&self.factorized, self.source.dtype) else { return spec };
+        let weights = match result {
+            Factorized::Tt { shape, .. } => WeightsSpec::Tt { shape: *shape, dtype },
+            &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
+                num_embeddings: self.source.weights.num_embeddings(),
+                embedding_dim: self.source.weights.embedding_dim(),
+                rank,
+                dtype,
+                projection: self.source.projection_dtype(),
+            },
+        };
+        ttrec::blob::TableSpec { weights, ..spec }
+    }
+}
+
+fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
     let table = match error {
         BlobError::Name { table } | BlobError::NameOrder { table } | BlobError::Shape { table, .. } => {
-            sources.get(table)
+            tables.get(table).map(|table| &table.source)
         }
         _ => None,
     };
@@ -158,6 +251,92 @@ impl Source<'_> {
             None => IndexMapSpec::Identity,
         };
         ttrec::blob::TableSpec { index_map, overrides, ..ttrec::blob::TableSpec::new(self.name.clone(), weights) }
+    }
+
+    /// What the spec asks for, found or made, and told.
+    fn factorize(&self, how: &How<'_>, frequencies: Option<&Frequencies>) -> Result<Option<Done>> {
+        let (Some(request), &Weights::Dense { num_embeddings, embedding_dim, tensor }) =
+            (&self.factorize, &self.weights)
+        else {
+            return Ok(None);
+        };
+        let weighing = how.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
+        let key = how.kept.as_ref().map(|_| Key::new(tensor.file(), tensor.name(), request, weighing)).transpose()?;
+        let found =
+            how.kept.as_ref().zip(key.as_ref()).and_then(|(kept, key)| kept.find(key, num_embeddings, embedding_dim));
+        let result = match found {
+            Some(found) => found,
+            None => {
+                let weights = match frequencies.filter(|_| weighing.is_some()) {
+                    Some(frequencies) => frequencies.of(&self.name)?.map(|counts| weights(&counts, num_embeddings)),
+                    None => None,
+                };
+                let rows = TensorRows::new(tensor)?;
+                let result = request.run(&rows, weights.transpose()?.as_deref(), how.memory, &self.name)?;
+                if let (Some(kept), Some(key)) = (&how.kept, &key) {
+                    kept.keep(key, &result, embedding_dim)?;
+                }
+                result
+            }
+        };
+        self.tell(&result)?;
+        Ok(Some(Done { result, key }))
+    }
+
+    fn tell(&self, result: &Factorized) -> Result<()> {
+        let name = self.name.escape_debug();
+        output::print(|out| match result {
+            Factorized::Tt { shape, error, .. } => writeln!(
+                out,
+                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}: relative error {error:.3e}",
+                shape.row_factors(),
+                shape.column_factors(),
+                shape.inner_ranks()
+            ),
+            Factorized::LowRank { rank, error, .. } => writeln!(out, "{name}: rank {rank}: relative error {error:.3e}"),
+        })?;
+        Ok(())
+    }
+
+    fn write_factorized(&self, result: &Factorized, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
+        let failed = |error: EncodeError| anyhow!(error).context("after factorisation");
+        match (plan.role, result, &self.weights) {
+            (Role::Core(k), Factorized::Tt { shape, cores, .. }, _) => {
+                let mut bytes = vec![0; self.dtype.bytes_of(shape.slice_len(k))];
+                cores[k].chunks_exact(shape.slice_len(k)).try_for_each(|slice| {
+                    dtype::encode_slice(slice, self.dtype, &mut bytes).map_err(failed)?;
+                    sink.put(&bytes)
+                })
+            }
+            (Role::Scales(k), Factorized::Tt { shape, cores, .. }, _) => {
+                let mut bytes = vec![0; self.dtype.bytes_of(shape.slice_len(k))];
+                cores[k].chunks_exact(shape.slice_len(k)).try_for_each(|slice| {
+                    let scale = dtype::encode_slice(slice, self.dtype, &mut bytes).map_err(failed)?;
+                    sink.put(&scale.to_le_bytes())
+                })
+            }
+            (Role::Projection, Factorized::LowRank { rank, basis, .. }, _) => {
+                let dtype = self.projection_dtype();
+                let dim = basis.len() / rank;
+                let mut bytes = vec![0; dtype.bytes_of(dim)];
+                (0..*rank).try_for_each(|s| {
+                    let row: Vec<f32> = basis.chunks_exact(*rank).map(|column| column[s]).collect();
+                    dtype::encode(&row, dtype, &mut bytes).map_err(failed)?;
+                    sink.put(&bytes)
+                })
+            }
+            (Role::Rows, Factorized::LowRank { rank, basis, .. }, Weights::Dense { num_embeddings, tensor, .. }) => {
+                let mut progress = Progress::new(&format!("{}: rows", self.name), *num_embeddings);
+                let mut bytes = Vec::new();
+                factorize::for_each_short_row(&TensorRows::new(tensor)?, basis, *rank, |short| {
+                    bytes.resize(short.len() / rank * self.dtype.row_len(*rank), 0);
+                    dtype::encode_rows(short, *rank, self.dtype, &mut bytes).map_err(failed)?;
+                    progress.add((short.len() / rank) as u64);
+                    sink.put(&bytes)
+                })
+            }
+            (role, ..) => bail!("no data for section {role:?}"),
+        }
     }
 
     /// A projection is small, and all rows depend on it: it is never narrower than 16 bits.
@@ -263,6 +442,15 @@ impl Source<'_> {
         }
         Ok(())
     }
+}
+
+/// A weight for each row: its count and one more, so that no row is free to become anything.
+fn weights(counts: &Counts<'_>, num_embeddings: u64) -> Result<Vec<f32>> {
+    let mut weights = vec![1.0; usize::try_from(num_embeddings)?];
+    for (row, count) in counts.read(num_embeddings)? {
+        weights[row as usize] += count as f32;
+    }
+    Ok(weights)
 }
 
 /// Names the tensor and the place of a value that could not be encoded; `position` says where in the tensor it is.

@@ -8,6 +8,8 @@ mod checkpoint;
 mod convert;
 mod demo;
 mod dialect;
+mod factorize;
+mod frequencies;
 mod inspect;
 mod lookup;
 mod output;

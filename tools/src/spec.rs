@@ -54,9 +54,33 @@ pub(crate) struct TableSpec {
     /// The inner ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ranks: Option<Vec<u32>>,
+    /// What the table becomes; default: as the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) representation: Option<Representation>,
+    /// The rank of a low-rank table, or the largest of a factorised tensor train.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rank: Option<u32>,
+    /// The relative error (Frobenius) that picks ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tolerance: Option<f64>,
+    /// Refinements of all cores after a factorisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sweeps: Option<u32>,
     /// The stored type in the blob; default: the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "dtype_name")]
     pub(crate) dtype: Option<Dtype>,
+}
+
+/// What a table is stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Representation {
+    /// Rows as they are.
+    Dense,
+    /// A tensor train.
+    Tt,
+    /// Short rows and a projection.
+    LowRank,
 }
 
 impl Spec {

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SPEC.toml", requires = "against")]
     spec: Option<PathBuf>,
     /// Exit with 1 if a table's relative error is above E [default: by dtype, for each core: f32 1e-6, f16 2^-11, bf16 2^-8,
-    /// i8 2e-2, i4 2e-1]
+    /// i8 2e-2, i4 2e-1; where the blob has factors of a dense table, none but the spec's `tolerance`]
     #[arg(long, value_name = "E", requires = "against")]
     max_error: Option<f64>,
     /// Print JSON
@@ -61,7 +61,9 @@ struct TableReport {
     num_embeddings: u64,
     #[serde(flatten)]
     error: TableError,
-    max_error: f64,
+    /// `None`: the error of a factorisation was a choice, and nobody said which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_error: Option<f64>,
 }
 
 /// How far a table is from its source.
@@ -94,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
                 dtype: table.data().dtype().name(),
                 num_embeddings: table.num_embeddings(),
                 error,
-                max_error: args.max_error.unwrap_or_else(|| default_max_error(&table)),
+                max_error: args.max_error.or_else(|| default_max_error(&source, &table)),
             });
         }
     }
@@ -108,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     })?;
     // Not `>`: an error that is not a number has to fail, too.
-    let within = |table: &TableReport| table.error.relative_error <= table.max_error;
+    let within = |table: &TableReport| table.max_error.is_none_or(|max| table.error.relative_error <= max);
     let good = report.damage.is_none() && report.tables.iter().all(within);
     Ok(if good { Outcome::Done } else { Outcome::Differs })
 }
@@ -120,22 +122,25 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
     }
     for table in &report.tables {
         let TableError { relative_error, largest_row_error, largest_row_error_at } = table.error;
-        let verdict = if relative_error <= table.max_error { "within" } else { "ABOVE" };
+        let verdict = match table.max_error {
+            Some(max) if relative_error <= max => format!("within {max:.3e}"),
+            Some(max) => format!("ABOVE {max:.3e}"),
+            None => "factorised; for a verdict give --max-error".to_owned(),
+        };
         writeln!(
             out,
-            "{}: {} rows, {}: relative error {relative_error:.3e} ({verdict} {:.3e}), largest row error \
+            "{}: {} rows, {}: relative error {relative_error:.3e} ({verdict}), largest row error \
              {largest_row_error:.3e} in row {largest_row_error_at}",
             table.name.escape_debug(),
             table.num_embeddings,
-            table.dtype,
-            table.max_error
+            table.dtype
         )?;
     }
     Ok(())
 }
 
 /// Rounding each core once moves a row by about the unit roundoff; i8 depends on how the values spread.
-fn default_max_error(table: &Table<'_>) -> f64 {
+fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
     let per_core = match table.data().dtype() {
         Dtype::F32 => 1e-6,
         Dtype::F16 => f64::powi(2.0, -11),
@@ -143,11 +148,22 @@ fn default_max_error(table: &Table<'_>) -> f64 {
         Dtype::I8 => 2e-2,
         Dtype::I4 => 2e-1,
     };
-    match &table.data().weights {
+    let rounding = match &table.data().weights {
         blob::Weights::Dense(_) => per_core,
         blob::Weights::Projected(_) | blob::Weights::QuotientRemainder(_) => 2.0 * per_core,
         blob::Weights::Tt(tt) => per_core * tt.shape.num_cores() as f64,
+    };
+    if is_factorized(source, table) {
+        source.factorize.as_ref()?.tolerance().map(|tolerance| tolerance + rounding)
+    } else {
+        Some(rounding)
     }
+}
+
+/// Whether the blob has factors of what is a dense table in the checkpoint.
+fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
+    let factors = matches!(table.data().weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
+    factors && matches!(source.weights, Weights::Dense { .. })
 }
 
 fn source_by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
@@ -167,8 +183,11 @@ fn source_by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>
 /// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the only one of that shape.
 fn source_by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
     let mut fitting: Vec<Source<'c>> = Vec::new();
-    for found in Survey::of(checkpoint).tables.into_iter().chain(dense_by_name(checkpoint, table)) {
-        let spec = complete(found, table);
+    let found = Survey::of(checkpoint).tables.into_iter().chain(dense_by_name(checkpoint, table));
+    // As the checkpoint has it rather than factors of what it has.
+    let (as_is, dense): (Vec<_>, Vec<_>) =
+        found.map(|found| (complete(found.clone(), table), before_factors(found, table))).unzip();
+    for spec in as_is.into_iter().chain(dense.into_iter().flatten()) {
         let same_name = table_name(&spec).as_deref() == Some(table.name());
         let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
         let Ok(source) = Source::open(checkpoint, &spec) else { continue };
@@ -178,7 +197,11 @@ fn source_by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<
         if same_name {
             return Ok(source);
         }
-        fitting.push(source);
+        // One tensor may have been found in two ways.
+        let first = |source: &Source<'_>| source.weights.tensors()[0].name().to_owned();
+        if fitting.iter().all(|other| first(other) != first(&source)) {
+            fitting.push(source);
+        }
     }
     let path = checkpoint.path().display();
     match fitting.len() {
@@ -225,6 +248,14 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
     }
 }
 
+/// A found table as the dense one that the blob may have factors of; nothing if the blob's is no such table.
+fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
+    let data = table.data();
+    let factors = matches!(data.weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
+    let same_rows = matches!(data.index_map, blob::IndexMap::Identity);
+    (factors && same_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
+}
+
 fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
     let (weights, data) = (&source.weights, table.data());
     let same_kind = match (weights, &data.weights) {
@@ -238,7 +269,7 @@ fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
             let found_columns = [found.quotients.embedding_dim, found.remainders.embedding_dim];
             (num_remainders, combine, columns) == (&found.num_remainders, &found.combine, &found_columns)
         }
-        _ => false,
+        _ => is_factorized(source, table),
     };
     let same_map = source.hashed.is_some() == matches!(data.index_map, blob::IndexMap::Modulo);
     let same_rows = source.hashed.is_none() || weights.num_embeddings() == data.num_rows;

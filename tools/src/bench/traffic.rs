@@ -2,7 +2,7 @@
 
 use super::{contents::random, reference::Stored, roofline::Pass};
 use crate::{
-    cache::add_up,
+    frequencies::add_up,
     lookup::{BagsFile, Mode, zeros},
 };
 use anyhow::{Context, Result, ensure};

@@ -17,7 +17,7 @@ const UNITS: [(&str, f64); 9] = [
 
 /// A size as the command line gives it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Budget {
+pub(crate) enum Budget {
     Bytes(u64),
     Percent(f64),
 }

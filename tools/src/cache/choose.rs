@@ -10,7 +10,7 @@
 //! off each (absolute discounting: Ney, Essen and Kneser, "On structuring probabilistic dependences in stochastic language
 //! modelling", 1994), which others of the same prefix get.
 
-use super::add_up;
+use crate::frequencies::add_up;
 use crate::progress::Progress;
 use serde::Serialize;
 use std::cmp::Ordering;

@@ -2,20 +2,19 @@
 
 mod budget;
 mod choose;
-mod frequencies;
 
 use crate::{
     Outcome,
     blob_file::{self, BlobFile, Sink},
+    frequencies::Frequencies,
     lookup::zeros,
     output,
     progress::Progress,
 };
 use anyhow::{Context, Result, bail, ensure};
-use budget::Budget;
+pub(crate) use budget::Budget;
 pub(crate) use choose::Demand;
 use choose::{Choice, Served};
-use frequencies::Frequencies;
 use serde::Serialize;
 use std::{
     io::{self, Write},
@@ -91,7 +90,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output::refuse_inputs(&args.output, &[&args.blob, &args.frequencies])?;
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
-    let frequencies = Frequencies::open(&args.frequencies, &blob)?;
+    let frequencies =
+        Frequencies::open(&args.frequencies, blob.tables().map(|table| table.name().to_owned()).collect())?;
     if let Some(damage) = blob_file::damage(&blob) {
         bail!("{}: damaged: {damage}", file.path().display());
     }
@@ -142,16 +142,6 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
     }
     let added: u64 = report.tables.iter().map(|table| table.bytes).sum();
     writeln!(out, "{path}: {} bytes, {added} of them added within a budget of {}", report.bytes, report.budget)
-}
-
-/// Sorts frequencies by their ids and adds up those of the same one.
-pub(crate) fn add_up(frequencies: &mut Vec<(u64, f64)>) {
-    frequencies.sort_by_key(|(id, _)| *id);
-    frequencies.dedup_by(|(next, frequency), (id, sum)| {
-        let same = next == id;
-        *sum += if same { *frequency } else { 0.0 };
-        same
-    });
 }
 
 /// By table; `None` for those that are left as they are.

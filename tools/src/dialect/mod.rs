@@ -16,7 +16,8 @@ mod torchrec;
 
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
-    spec::TableSpec,
+    factorize::Request,
+    spec::{Representation, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use cores::Core;
@@ -111,6 +112,8 @@ pub(crate) struct Source<'c> {
     pub(crate) weights: Weights<'c>,
     /// The number of indices, if row `index mod rows` is that of each.
     pub(crate) hashed: Option<u64>,
+    /// What is to become of the rows, if they do not stay as they are.
+    pub(crate) factorize: Option<Request>,
 }
 
 /// The numbers of a table, where they are.
@@ -157,6 +160,15 @@ impl<'c> Source<'c> {
         let (weights, hashed) = pick(checkpoint, spec)
             .and_then(|dialect| open_mapped(dialect, checkpoint, spec))
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        let factorize = match &weights {
+            Weights::Dense { num_embeddings, embedding_dim, .. } => {
+                Request::of_dense(spec, *num_embeddings, *embedding_dim)
+            }
+            Weights::Tt { .. } => Request::of_factors(spec, Representation::Tt).map(|()| None),
+            Weights::Projected { .. } => Request::of_factors(spec, Representation::LowRank).map(|()| None),
+            Weights::QuotientRemainder { .. } => Request::of_factors(spec, Representation::Dense).map(|()| None),
+        };
+        let factorize = factorize.with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
         let stored = weights.tensors()[0].element_type();
         ensure!(
             spec.dtype.is_some() || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
@@ -174,12 +186,13 @@ impl<'c> Source<'c> {
             ),
         };
         ensure!(
-            dtype.suits_cores() || !matches!(weights, Weights::Tt { .. }),
+            dtype.suits_cores()
+                || !matches!((&weights, &factorize), (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))),
             "{}: table {name:?}: dtype {} is for dense tables, not for the cores of a tensor train",
             checkpoint.path().display(),
             dtype.name()
         );
-        Ok(Self { name, dtype, weights, hashed })
+        Ok(Self { name, dtype, weights, hashed, factorize })
     }
 
     /// Indices, of which several may stand for a row.
@@ -255,7 +268,7 @@ impl<'c> Weights<'c> {
         }
     }
 
-    fn tensors(&self) -> Vec<&'c Tensor> {
+    pub(crate) fn tensors(&self) -> Vec<&'c Tensor> {
         match self {
             Self::Dense { tensor, .. } => vec![*tensor],
             Self::Projected { tensor, projection, .. } => vec![*tensor, *projection],

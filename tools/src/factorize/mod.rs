@@ -1,0 +1,30 @@
+//! Factorisation: a dense table into a tensor train or a low-rank product, streamed.
+//!
+//! The table is never held: it is read in blocks of rows, once for the Gram matrix of its first unfolding and once to project
+//! it on what that matrix says is worth keeping. What is left is small, and all ranks below the first analysis's come from
+//! it without touching the table again. `docs/compress.md` has the passes, their memory and their precision.
+
+#![allow(dead_code, unused_imports)]
+
+mod als;
+mod gram;
+mod kept;
+mod low_rank;
+mod request;
+mod rows;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod train;
+mod tt_svd;
+mod unfolding;
+
+pub(crate) use kept::{Kept, Key};
+pub(crate) use low_rank::{LowRank, for_each_short_row};
+pub(crate) use request::{Factorized, Request};
+pub(crate) use rows::{Rows, TensorRows};
+pub(crate) use shape::{Factors, suggest_shape};
+pub(crate) use tt_svd::{Options, TtSvd};
+
+/// What a factorisation may hold in memory unless told otherwise, in bytes.
+pub(crate) const DEFAULT_MEMORY: u64 = 512 << 20;
