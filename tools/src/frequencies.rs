@@ -6,6 +6,7 @@ use crate::{
 };
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
+use ttrec::Table;
 
 const INDICES: &str = ".indices";
 const COUNTS: &str = ".counts";
@@ -62,6 +63,12 @@ impl Frequencies {
                 bail!("{}: array {found:?} without {missing:?}: expected both", file.display())
             }
         })
+    }
+
+    /// The rows of `table` that are asked for at all, ascending, and how often, if that is known.
+    pub(crate) fn rows(&self, table: &Table<'_>) -> Result<Option<Vec<(u64, f64)>>> {
+        let rows = self.of(table.name())?.map(|source| source.read(table.num_embeddings())).transpose()?;
+        Ok(rows.filter(|rows| !rows.is_empty()))
     }
 
     /// Says that no array belongs to one of these tables, the only ones that could use it.

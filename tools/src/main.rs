@@ -5,6 +5,7 @@ mod blob_file;
 mod cache;
 mod cancel;
 mod checkpoint;
+mod compare;
 mod convert;
 mod demo;
 mod dialect;
@@ -14,6 +15,7 @@ mod inspect;
 mod lookup;
 mod output;
 mod progress;
+mod report;
 mod spec;
 mod verify;
 
@@ -51,6 +53,7 @@ enum Command {
     Inspect(inspect::Args),
     Lookup(lookup::Args),
     Verify(verify::Args),
+    Report(report::Args),
     Bench(bench::Args),
     Demo(demo::Args),
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Lookup(args) => lookup::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

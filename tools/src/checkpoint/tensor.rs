@@ -44,7 +44,7 @@ pub(crate) enum ElementType {
 
 impl ElementType {
     /// Bytes of one element.
-    pub(super) fn size(self) -> u64 {
+    pub(crate) fn size(self) -> u64 {
         match self {
             Self::F64 | Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 | Self::U32 => 4,
