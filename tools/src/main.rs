@@ -2,6 +2,7 @@
 
 mod bench;
 mod blob_file;
+mod budget;
 mod cache;
 mod cancel;
 mod checkpoint;
@@ -14,6 +15,7 @@ mod frequencies;
 mod inspect;
 mod lookup;
 mod output;
+mod plan;
 mod progress;
 mod report;
 mod spec;
@@ -48,6 +50,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Plan(plan::Args),
     Convert(convert::Args),
     Cache(cache::Args),
     Inspect(inspect::Args),
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         eprintln!("ttrec: cannot listen for signals: {error}");
     }
     let result = match command {
+        Command::Plan(args) => plan::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Inspect(args) => inspect::run(&args),

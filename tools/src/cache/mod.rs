@@ -1,18 +1,17 @@
 //! `ttrec cache`: a blob once more, with what is asked for most already multiplied out.
 
-mod budget;
 mod choose;
 
 use crate::{
     Outcome,
     blob_file::{self, BlobFile, Sink},
+    budget::Budget,
     frequencies::Frequencies,
     lookup::zeros,
     output,
     progress::Progress,
 };
 use anyhow::{Context, Result, bail, ensure};
-pub(crate) use budget::Budget;
 pub(crate) use choose::Demand;
 use choose::{Choice, Served};
 use serde::Serialize;

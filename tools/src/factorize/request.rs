@@ -7,7 +7,7 @@ use serde::Serialize;
 use ttrec::TtShape;
 
 /// Refinements that a spec need not ask for.
-const DEFAULT_SWEEPS: u32 = 2;
+pub(crate) const DEFAULT_SWEEPS: u32 = 2;
 
 /// A checked request.
 #[derive(Clone, Debug, Serialize)]
