@@ -51,6 +51,13 @@ pub enum ShapeError {
         /// Columns asked for, saturated.
         found: u64,
     },
+    /// The two parts of a quotient-remainder table do not make rows of `embedding_dim` columns for all of its rows.
+    QuotientRemainder {
+        /// Quotient and remainder rows: `ceil(num_rows / remainder rows)` of the former, 1 to 2^31 - 1 of each.
+        rows: [u32; 2],
+        /// Their columns: `embedding_dim` both, or in sum if they are put end to end.
+        columns: [usize; 2],
+    },
     /// The table, one slice or the lookup's scratch would not fit this machine's address space.
     TooLarge,
 }
@@ -77,6 +84,11 @@ impl fmt::Display for ShapeError {
                  most 2^48"
             ),
             Self::EmbeddingDim { found } => write!(f, "embedding_dim is {found}: expected 1 to {MAX_EMBEDDING_DIM}"),
+            Self::QuotientRemainder { rows: [quotients, remainders], columns: [first, second] } => write!(
+                f,
+                "{quotients} x {first} quotient and {remainders} x {second} remainder rows do not combine to rows of \
+                 embedding_dim columns, one for each of num_rows"
+            ),
             Self::TooLarge => write!(f, "the table does not fit this machine's address space"),
         }
     }
@@ -148,7 +160,7 @@ pub enum BlobError {
     TableCode {
         /// Table position.
         table: usize,
-        /// `"kind"`, `"index map"`, `"layout"` or `"digit order"`.
+        /// `"kind"`, `"index map"`, `"layout"`, `"digit order"` or `"combine"`.
         field: &'static str,
         /// The code found.
         found: u32,
@@ -225,14 +237,30 @@ pub enum BlobError {
         /// Slice or row whose scale it is.
         position: u64,
     },
-    /// Prefix ids are not strictly ascending or not below the number of prefixes.
+    /// Prefix ids are not strictly ascending, not below the number of prefixes, or not where their index has them.
     PrefixIds {
         /// Table position.
         table: usize,
         /// Position among the ids.
         position: usize,
     },
-    /// Override ids are not strictly ascending or not below `num_embeddings`.
+    /// The number of stored rows is not 0 where there is one for each index, or else not 1 to `num_embeddings`.
+    NumRows {
+        /// Table position.
+        table: usize,
+        /// The number found.
+        found: u64,
+        /// Indices of the table.
+        num_embeddings: u64,
+    },
+    /// An index is mapped to a row that is not below the number of stored rows.
+    RemappedRow {
+        /// Table position.
+        table: usize,
+        /// The index.
+        position: usize,
+    },
+    /// Override ids are not strictly ascending, not below `num_embeddings`, or not where their index has them.
     OverrideIds {
         /// Table position.
         table: usize,
@@ -303,11 +331,21 @@ impl fmt::Display for BlobError {
             ),
             Self::PrefixIds { table, position } => write!(
                 f,
-                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes"
+                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes, or \
+                 its index has it elsewhere"
             ),
+            Self::NumRows { table, found, num_embeddings } => write!(
+                f,
+                "table {table}: num_rows is {found}: expected 1 to num_embeddings = {num_embeddings} with an index map, 0 \
+                 without"
+            ),
+            Self::RemappedRow { table, position } => {
+                write!(f, "table {table}: index {position} is mapped to a row that the table does not have")
+            }
             Self::OverrideIds { table, position } => write!(
                 f,
-                "table {table}: override id {position} is not above the one before it and below num_embeddings"
+                "table {table}: override id {position} is not above the one before it and below num_embeddings, or its \
+                 index has it elsewhere"
             ),
         }
     }
@@ -441,5 +479,84 @@ impl fmt::Display for PoolTablesError {
 impl core::error::Error for PoolTablesError {
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         Some(&self.error)
+    }
+}
+
+/// Why a table could not be made to learn, or learn from a batch. Nothing has changed then.
+#[cfg(feature = "train")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The bags do not suit the table, or each other.
+    Lookup(LookupError),
+    /// The shape cannot be.
+    Shape(ShapeError),
+    /// More rows, padded ones of a tensor train included, than fit 32 bits.
+    TooManyRows {
+        /// Rows asked for, saturated.
+        found: u64,
+    },
+    /// The gradient is not `bags x embedding_dim` long.
+    GradientLen {
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: usize,
+    },
+    /// [`Pooling::Max`](crate::Pooling::Max): sums and means are learned here.
+    MaxPooling,
+    /// More lookups or bags than fit 32 bits.
+    BatchLen {
+        /// How many.
+        found: usize,
+    },
+    /// Another number of cores than the shape's.
+    CoreCount {
+        /// Cores given.
+        found: usize,
+        /// Cores of the shape.
+        expected: usize,
+    },
+    /// Values of a core or of a dense table are not as many as its shape says.
+    ValuesLen {
+        /// Which core; 0 for a dense table.
+        core: usize,
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: u64,
+    },
+}
+
+#[cfg(feature = "train")]
+impl fmt::Display for TrainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Lookup(error) => write!(f, "{error}"),
+            Self::Shape(error) => write!(f, "{error}"),
+            Self::TooManyRows { found } => write!(f, "{found} rows, padding included: at most 2^32 - 1 can be trained"),
+            Self::GradientLen { found, expected } => write!(f, "gradient of {found} elements: expected {expected}"),
+            Self::MaxPooling => write!(f, "max pooling cannot be trained: sum and mean can"),
+            Self::BatchLen { found } => write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1"),
+            Self::CoreCount { found, expected } => write!(f, "{found} cores: the shape has {expected}"),
+            Self::ValuesLen { core, found, expected } => write!(f, "core {core}: {found} values, expected {expected}"),
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+impl core::error::Error for TrainError {}
+
+#[cfg(feature = "train")]
+impl From<LookupError> for TrainError {
+    fn from(error: LookupError) -> Self {
+        Self::Lookup(error)
+    }
+}
+
+#[cfg(feature = "train")]
+impl From<ShapeError> for TrainError {
+    fn from(error: ShapeError) -> Self {
+        Self::Shape(error)
     }
 }

@@ -284,7 +284,8 @@ pub(crate) fn check_embedding_dim(found: u64) -> Result<(), ShapeError> {
     if (1..=MAX_EMBEDDING_DIM).contains(&found) { Ok(()) } else { Err(ShapeError::EmbeddingDim { found }) }
 }
 
-fn check_factors(what: &'static str, factors: &[u32], limit: u64) -> Result<(), ShapeError> {
+/// Refuses factors that are 0 or above `limit`.
+pub(crate) fn check_factors(what: &'static str, factors: &[u32], limit: u64) -> Result<(), ShapeError> {
     match factors.iter().position(|&f| f == 0 || u64::from(f) > limit) {
         Some(position) => {
             let found = factors.get(position).map_or(0, |&f| u64::from(f));

@@ -72,7 +72,7 @@ fn sample(
     };
     // Their products are anything but what the cores multiply out to: whatever uses them shows it.
     let num_prefixes = if (dtype as u64).is_multiple_of(2) { shape.num_prefixes() / 3 } else { 0 };
-    let spec = TableSpec { name: "t".into(), weights: WeightsSpec::Tt { shape, dtype }, num_prefixes, overrides };
+    let spec = TableSpec { num_prefixes, overrides, ..TableSpec::new("t", WeightsSpec::Tt { shape, dtype }) };
     let mut buf = build(&[spec], rows ^ dtype as u64, values);
     if let Stored::Contiguous(_) = stored {
         let ids = format::sections_of(&buf, 0).into_iter().find(|s| s.role == format::ROLE_OVERRIDE_IDS).unwrap();
@@ -663,12 +663,8 @@ fn prefix_products_stored_by_the_tier_that_reads_them_change_no_bits() {
         let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
         let shape = TtShape::new(rows, p, q, r).unwrap().with_digit_order(order);
         // f32 and f16: whose slices are the same whether products are stored or not.
-        let spec = |num_prefixes| TableSpec {
-            name: "t".into(),
-            weights: WeightsSpec::Tt { shape, dtype: CORE_DTYPES[i % 2] },
-            num_prefixes,
-            overrides: None,
-        };
+        let weights = WeightsSpec::Tt { shape, dtype: CORE_DTYPES[i % 2] };
+        let spec = |num_prefixes| TableSpec { num_prefixes, ..TableSpec::new("t", weights) };
         let plain = build(&[spec(0)], 1, Values::Reals);
         for table in on_every_tier(&plain) {
             let (mut workspace, len) = (table.workspace(), shape.prefix_len());

@@ -136,15 +136,18 @@ fn the_golden_blob_is_read_without_allocation() {
 fn every_representation_and_dtype_is_read_without_allocation() {
     use support::{format, oracle::Reference};
 
-    let mut kinds = std::collections::BTreeSet::new();
+    let (mut kinds, mut maps) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
     for buf in support::random::one_of_each() {
         let num_tables = assert_no_allocation(&buf);
         for position in 0..num_tables {
             let reference = Reference::new(&buf, position);
-            kinds.insert((reference.is_dense(), reference.dtype()));
+            kinds.insert((reference.kind(), reference.dtype()));
+            maps.insert((reference.index_map(), reference.kind()));
             let overrides = format::sections_of(&buf, position);
-            kinds.extend(overrides.iter().filter(|s| s.role == format::ROLE_OVERRIDE_ROWS).map(|s| (true, s.dtype)));
+            let overrides = overrides.iter().filter(|s| s.role == format::ROLE_OVERRIDE_ROWS);
+            kinds.extend(overrides.map(|s| (format::KIND_DENSE, s.dtype)));
         }
     }
-    assert_eq!(kinds.len(), 5 + 4, "dense in five dtypes, tensor train in four");
+    assert_eq!(kinds.len(), 5 + 4 + 3 + 3, "dense in five dtypes, tensor trains in four, the others in three");
+    assert_eq!(maps.len(), 4 + 3 + 3, "every kind, and three of them with each index map");
 }

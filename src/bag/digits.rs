@@ -1,10 +1,13 @@
 //! Digits of many rows, without a division for each.
 
-use crate::shape::{DigitOrder, MAX_CORES, TtShape};
+use crate::{
+    divisor::Divisor,
+    shape::{DigitOrder, MAX_CORES, TtShape},
+};
 
 /// Splits the rows of one table into a prefix and a last digit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Digits {
+pub(crate) struct Digits {
     order: DigitOrder,
     /// `p_{d-1}`, or `p_0 .. p_{d-2}` if the last digit is the most significant: what divides a row into the two.
     split: Divisor,
@@ -15,7 +18,7 @@ pub(super) struct Digits {
 
 impl Digits {
     /// `None` for a table whose padded rows do not fit 32 bits.
-    pub(super) fn new(shape: &TtShape) -> Option<Self> {
+    pub(crate) fn new(shape: &TtShape) -> Option<Self> {
         shape.row_factors().iter().try_fold(1u32, |rows, &p| rows.checked_mul(p))?;
         let (&last, factors) = shape.row_factors().split_last()?;
         let mut inner = [Divisor::new(1); MAX_CORES];
@@ -31,14 +34,14 @@ impl Digits {
     }
 
     /// Prefix keys are below this number.
-    pub(super) fn num_prefixes(&self) -> u32 {
-        self.inner().iter().fold(1, |prefixes, p| prefixes.wrapping_mul(p.by))
+    pub(crate) fn num_prefixes(&self) -> u32 {
+        self.inner().iter().fold(1, |prefixes, p| prefixes.wrapping_mul(p.by()))
     }
 
     /// A number for the prefix `i_0 .. i_{d-2}` of a row: by `i_{d-2}` first, then by the digits before it, the last one
     /// first. So in ascending order prefixes with equal slices of the last core but one stand together.
     #[inline(always)]
-    pub(super) fn prefix_key(&self, row: u32) -> u32 {
+    pub(crate) fn prefix_key(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
         match self.order {
             // Already so.
@@ -47,9 +50,9 @@ impl Digits {
                 let (mut key, mut rest) = (0u32, quotient);
                 for p in self.inner().iter().skip(1).rev() {
                     let (quotient, digit) = p.divide(rest);
-                    (key, rest) = (key.wrapping_mul(p.by).wrapping_add(digit), quotient);
+                    (key, rest) = (key.wrapping_mul(p.by()).wrapping_add(digit), quotient);
                 }
-                let first = self.inner().first().map_or(1, |p| p.by);
+                let first = self.inner().first().map_or(1, |p| p.by());
                 key.wrapping_mul(first).wrapping_add(rest)
             }
         }
@@ -57,7 +60,7 @@ impl Digits {
 
     /// The number of a row's prefix, as [`TtShape::prefix`].
     #[inline(always)]
-    pub(super) fn prefix(&self, row: u32) -> u32 {
+    pub(crate) fn prefix(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
         match self.order {
             DigitOrder::MostSignificantFirst => quotient,
@@ -67,7 +70,7 @@ impl Digits {
 
     /// The digits `i_0 .. i_{d-2}` of the prefix with this key; 0 after them.
     #[inline(always)]
-    pub(super) fn of_prefix(&self, key: u32) -> [u32; MAX_CORES] {
+    pub(crate) fn of_prefix(&self, key: u32) -> [u32; MAX_CORES] {
         let mut digits = [0; MAX_CORES];
         let mut rest = key;
         for (digit, p) in digits.iter_mut().zip(self.inner()) {
@@ -78,7 +81,7 @@ impl Digits {
 
     /// The digit `i_{d-1}` of a row.
     #[inline(always)]
-    pub(super) fn last(&self, row: u32) -> u32 {
+    pub(crate) fn last(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
         match self.order {
             DigitOrder::MostSignificantFirst => remainder,
@@ -89,38 +92,6 @@ impl Digits {
     #[inline(always)]
     fn inner(&self) -> &[Divisor] {
         self.inner.get(..self.num_inner).unwrap_or_default()
-    }
-}
-
-/// A number to divide by, as a multiplication: Lemire, Kaser and Kurz, "Faster remainder by direct computation" (2019),
-/// exact for 32-bit numbers.
-#[derive(Clone, Copy, Debug)]
-struct Divisor {
-    by: u32,
-    /// `ceil(2^64 / by)`; 0 for 1, which would need a bit more.
-    reciprocal: u64,
-}
-
-impl Divisor {
-    /// By a number that is not 0.
-    fn new(by: u32) -> Self {
-        let by = by.max(1);
-        let floor = u64::MAX.checked_div(u64::from(by)).unwrap_or(u64::MAX);
-        Self { by, reciprocal: floor.wrapping_add(1) }
-    }
-
-    /// Quotient and remainder of `n`.
-    #[inline(always)]
-    fn divide(self, n: u32) -> (u32, u32) {
-        let quotient = if cfg!(not(target_pointer_width = "64")) {
-            // Whose multiplication of 64 bits by 64 is slower than its division of 32 by 32.
-            n.checked_div(self.by).unwrap_or(0)
-        } else if self.reciprocal == 0 {
-            n
-        } else {
-            (u128::from(self.reciprocal).wrapping_mul(u128::from(n)) >> 64) as u32
-        };
-        (quotient, n.wrapping_sub(quotient.wrapping_mul(self.by)))
     }
 }
 

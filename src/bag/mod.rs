@@ -3,20 +3,30 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 mod batch;
+mod dense;
 mod digits;
 mod sort;
 
 pub use crate::{index::Index, kernel::Pooling};
+#[cfg(feature = "train")]
+pub(crate) use {
+    batch::{MAX_CHUNK, gather, step},
+    digits::Digits,
+    sort::sort,
+};
 
 use batch::{Output, Pool};
+use dense::PoolParts;
 
 use crate::{
-    blob::Weights,
+    blob::{IndexMap, Rows, Weights},
     dtype::with_elements,
     error::{LookupError, PoolTablesError},
+    isa::Tier,
     kernel::{Epilogue, PoolRows},
     table::Table,
 };
+use core::borrow::Borrow;
 
 /// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system, whose flash is dearer than
 /// the time: it takes three quarters as much code again as parsing and pooling row by row.
@@ -98,8 +108,13 @@ impl<'a, I: Index> Bags<'a, I> {
         self.indices
     }
 
+    /// The weight of each index, if there are any.
+    pub fn per_sample_weights(&self) -> Option<&'a [f32]> {
+        self.per_sample_weights
+    }
+
     /// A bag's positions in `indices`.
-    fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
+    pub(crate) fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
         let [start, end] = self.offsets.get(bag..)?.first_chunk()?;
         Some(start.to_usize()?..end.to_usize()?)
     }
@@ -108,8 +123,12 @@ impl<'a, I: Index> Bags<'a, I> {
 impl Table<'_> {
     /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace` holds at least
     /// [`workspace_len`](Self::workspace_len) elements; with up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, a tensor-train table's bags get faster, and no others. (On
-    /// 32-bit boards without an operating system none do: there rows are taken one by one, which needs less code.)
+    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, bags get faster unless the table is dense. (On 32-bit boards
+    /// without an operating system a tensor train's do not: there rows are taken one by one, which needs less code.)
+    ///
+    /// Bags of a quotient-remainder table are pooled as DLRM pools them: the two parts apart, each with the weights if there are
+    /// any, and then combined. Where the parts are multiplied, that is another thing than the sum of the rows, but for bags of
+    /// one index.
     ///
     /// The order in which a bag's rows are added is chosen by the bag alone (`docs/numerics.md`), so its bits depend neither
     /// on the batch that it came in nor on the workspace.
@@ -138,6 +157,11 @@ impl Table<'_> {
             Weights::Dense(_) => 0,
             Weights::Tt(tt) if PLANS_BATCHES => batch::best_workspace_len(&tt.shape, num_lookups),
             Weights::Tt(_) => self.workspace_len(),
+            Weights::Projected(table) => dense::best_workspace_len(table.rank(), num_lookups),
+            Weights::QuotientRemainder(table) => {
+                let len = dense::best_workspace_len(table.remainders.embedding_dim, num_lookups);
+                len.max(self.workspace_len())
+            }
         }
     }
 
@@ -149,7 +173,7 @@ impl Table<'_> {
     }
 
     /// Refuses indices out of range, and weights with another pooling than sum.
-    fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
+    pub(crate) fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
         if bags.per_sample_weights.is_some() && pooling != Pooling::Sum {
             return Err(LookupError::WeightsPooling);
         }
@@ -171,23 +195,27 @@ impl Table<'_> {
         out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Option<()> {
+        if bags.is_empty() {
+            return Some(());
+        }
         if bags.in_index_order && self.has_cache() {
             return self.without_cache().pool(bags, pooling, out, workspace);
         }
         match &self.data().weights {
             // The scalar tier would rather be small than fast.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
-                with_elements!(rows.elements, stored => self.tier().run(PoolRows {
-                    stored,
-                    row_stride: rows.row_stride(),
-                    embedding_dim: out.embedding_dim,
-                    indices: bags.indices,
-                    offsets: bags.offsets,
-                    weights: bags.per_sample_weights,
-                    pooling,
-                    out: out.rows.get_mut(out.first..)?,
-                    out_stride: out.stride,
-                }))
+                match self.data().index_map {
+                    IndexMap::Identity => {
+                        pool_dense(self.tier(), rows, bags, pooling, out.rows.get_mut(out.first..)?, out.stride)
+                    }
+                    _ => PoolParts::new(self, bags, pooling).pool_mapped(rows, out),
+                }
+            }
+            Weights::Projected(table) if !bags.in_index_order && pooling != Pooling::Max => {
+                PoolParts::new(self, bags, Pooling::Sum).pool_projected(table, pooling == Pooling::Mean, out, workspace)
+            }
+            Weights::QuotientRemainder(table) => {
+                PoolParts::new(self, bags, pooling).pool_quotient_remainder(table, out, workspace)
             }
             Weights::Tt(tt)
                 if PLANS_BATCHES && !bags.in_index_order && pooling != Pooling::Max && bags.indices.len() > 1 =>
@@ -209,34 +237,71 @@ impl Table<'_> {
         out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Option<()> {
-        for bag in 0..bags.len() {
-            let range = bags.range(bag)?;
-            let out = out.row(bag)?;
-            out.fill(0.0);
-            for (at, position) in range.clone().enumerate() {
-                let row = bags.indices.get(position)?.to_u64();
-                let epilogue = match (pooling, bags.per_sample_weights) {
-                    (Pooling::Max, _) if at == 0 => Epilogue::Store,
-                    (Pooling::Max, _) => Epilogue::MaxScaled(1.0),
-                    (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
-                    (_, None) => Epilogue::AddScaled(1.0),
-                };
-                self.put_row(row, out, workspace, epilogue)?;
-            }
-            if pooling == Pooling::Mean {
-                divide(out, range.len());
-            }
-        }
-        Some(())
+        (0..bags.len()).try_for_each(|bag| {
+            pool_bag(bags, bag, pooling, out.row(bag)?, |index, out, epilogue| {
+                self.put_row(index, out, workspace, epilogue)?;
+                Some(true)
+            })
+        })
     }
+}
+
+/// Pools one bag row by row, in the order of its indices: `put` gives the row of an index to an epilogue, or says that it is not
+/// part of the bag.
+fn pool_bag<I: Index>(
+    bags: &Bags<'_, I>,
+    bag: usize,
+    pooling: Pooling,
+    out: &mut [f32],
+    mut put: impl FnMut(u64, &mut [f32], Epilogue<'_>) -> Option<bool>,
+) -> Option<()> {
+    out.fill(0.0);
+    let mut count = 0usize;
+    for position in bags.range(bag)? {
+        let epilogue = match (pooling, bags.per_sample_weights) {
+            (Pooling::Max, _) if count == 0 => Epilogue::Store,
+            (Pooling::Max, _) => Epilogue::MaxScaled(1.0),
+            (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
+            (_, None) => Epilogue::AddScaled(1.0),
+        };
+        if put(bags.indices.get(position)?.to_u64(), out, epilogue)? {
+            count = count.saturating_add(1);
+        }
+    }
+    if pooling == Pooling::Mean {
+        divide(out, count);
+    }
+    Some(())
+}
+
+/// Pools bags of dense rows that are all there, the next bag's `out_stride` further.
+fn pool_dense<I: Index>(
+    tier: Tier,
+    rows: &Rows<'_>,
+    bags: &Bags<'_, I>,
+    pooling: Pooling,
+    out: &mut [f32],
+    out_stride: usize,
+) -> Option<()> {
+    with_elements!(rows.elements, stored => tier.run(PoolRows {
+        stored,
+        row_stride: rows.row_stride(),
+        embedding_dim: rows.embedding_dim,
+        indices: bags.indices,
+        offsets: bags.offsets,
+        weights: bags.per_sample_weights,
+        pooling,
+        out,
+        out_stride,
+    }))
 }
 
 /// Pools one list of bags per table, as a ranker's sample has one bag per feature: bag b of every table goes to row b of
 /// `out`, `num_bags x (sum of embedding_dim)`, those of the first table first (the layout of TorchRec's `KeyedTensor`).
 ///
-/// Tables may differ in everything but the number of bags. `workspace` holds as much as the one that needs the most
-/// ([`Table::workspace_len`], or better [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also split them over
-/// threads.
+/// Tables (or references to them) may differ in everything but the number of bags. `workspace` holds as much as the one that
+/// needs the most ([`Table::workspace_len`], or better [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also
+/// split them over threads.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, bag::pool_tables};
@@ -255,20 +320,21 @@ impl Table<'_> {
 ///
 /// # Errors
 /// [`PoolTablesError`]: whatever [`Table::bag`] would refuse, and different numbers of bags. `out` is then as it was.
-pub fn pool_tables<I: Index>(
-    tables: &[(Table<'_>, Bags<'_, I>)],
+pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
+    tables: &[(T, Bags<'_, I>)],
     pooling: Pooling,
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), PoolTablesError> {
     let at = |table| move |error| PoolTablesError { table, error };
     let num_bags = tables.first().map_or(0, |(_, bags)| bags.len());
-    let stride = tables.iter().fold(0usize, |width, (table, _)| width.saturating_add(table.embedding_dim()));
+    let stride = tables.iter().fold(0usize, |width, (table, _)| width.saturating_add(table.borrow().embedding_dim()));
     let expected = num_bags.saturating_mul(stride);
     if out.len() != expected {
         return Err(at(0)(LookupError::OutputLen { found: out.len(), expected }));
     }
     for (position, (table, bags)) in tables.iter().enumerate() {
+        let table = table.borrow();
         if bags.len() != num_bags {
             return Err(at(position)(LookupError::NumBags { found: bags.len(), expected: num_bags }));
         }
@@ -277,6 +343,7 @@ pub fn pool_tables<I: Index>(
     }
     let mut first = 0usize;
     for (position, (table, bags)) in tables.iter().enumerate() {
+        let table = table.borrow();
         let embedding_dim = table.embedding_dim();
         let mut out = Output { rows: &mut *out, stride, first, embedding_dim };
         table.pool(bags, pooling, &mut out, workspace).ok_or(at(position)(LookupError::Inconsistent))?;

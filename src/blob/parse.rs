@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    ALIGNMENT, Blob, Checksum, Core, MAX_NAME_LEN, MAX_TABLES, Overrides, Prefixes, Role, Rows, TableData, TtCores,
-    VERSION, Weights, align_up, directory_checksum,
-    record::{DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, kind},
+    ALIGNMENT, Blob, Checksum, Combine, Core, IndexMap, MAX_NAME_LEN, MAX_TABLES, Overrides, Prefixes, Projected,
+    QuotientRemainder, Role, Rows, TableData, TtCores, VERSION, Weights, align_up, directory_checksum,
+    id_index::{self, Line},
+    record::{DTYPE_U32, DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, index_map, kind},
 };
 use crate::{
     dtype::{Dtype, Elements},
@@ -13,8 +14,8 @@ use crate::{
     shape::{DigitOrder, MAX_CORES, TtShape, check_embedding_dim, check_num_embeddings},
 };
 
-/// Sections of one table: rows, or cores with scales and prefixes; and overrides.
-const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 4;
+/// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides. Ids may have an index.
+const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 7;
 
 impl<'a> Blob<'a> {
     /// Checks the header and the directory of `bytes`, which must start on a multiple of [`ALIGNMENT`] and be the blob
@@ -122,7 +123,11 @@ impl<'a> Blob<'a> {
             None => Ok(()),
         };
         match &data.weights {
-            Weights::Dense(rows) => check_rows(rows, Role::Rows)?,
+            Weights::Dense(rows) | Weights::Projected(Projected { rows, .. }) => check_rows(rows, Role::Rows)?,
+            Weights::QuotientRemainder(qr) => {
+                check_rows(&qr.quotients, Role::Rows)?;
+                check_rows(&qr.remainders, Role::RemainderRows)?;
+            }
             Weights::Tt(tt) => {
                 for (k, core) in tt.cores.iter().enumerate() {
                     if let Some(position) = core.scales.iter().position(|s| !(s.is_finite() && *s > 0.0)) {
@@ -131,15 +136,20 @@ impl<'a> Blob<'a> {
                     }
                 }
                 if let Some(prefixes) = &tt.prefixes
-                    && let Some(position) = first_bad_id(prefixes.ids, tt.shape.num_prefixes())
+                    && let Some(position) = first_bad_id(prefixes.ids, prefixes.index, tt.shape.num_prefixes())
                 {
                     return Err(BlobError::PrefixIds { table, position });
                 }
             }
         }
+        if let IndexMap::Remapped(rows) = data.index_map
+            && let Some(position) = rows.iter().position(|&row| u64::from(row) >= data.num_rows)
+        {
+            return Err(BlobError::RemappedRow { table, position });
+        }
         if let Some(overrides) = &data.overrides {
             check_rows(&overrides.rows, Role::OverrideRows)?;
-            if let Some(position) = first_bad_id(overrides.ids, data.num_embeddings) {
+            if let Some(position) = first_bad_id(overrides.ids, overrides.index, data.num_embeddings) {
                 return Err(BlobError::OverrideIds { table, position });
             }
         }
@@ -215,13 +225,16 @@ impl<'a> Blob<'a> {
     pub(super) fn read_table(&self, table: usize) -> Result<TableData<'a>, BlobError> {
         let record = self.tables.get(table).ok_or(BlobError::NoSuchTable)?;
         let unknown = |field, found: u32| BlobError::TableCode { table, field, found };
-        if record.index_map != 0 {
+        if !(kind::DENSE..=kind::QUOTIENT_REMAINDER).contains(&record.kind) {
+            return Err(unknown("kind", record.kind.into()));
+        }
+        if record.index_map > index_map::REMAPPED {
             return Err(unknown("index map", record.index_map.into()));
         }
         if record.layout != 0 {
             return Err(unknown("layout", record.layout.into()));
         }
-        if record.reserved != [0; 2] || record.reserved_tail != [0; 24] {
+        if record.reserved != 0 || record.reserved_tail != [0; 16] {
             return Err(BlobError::Reserved { what: "table", position: table });
         }
         let wrong_shape = |error: ShapeError| BlobError::Shape { table, error };
@@ -234,39 +247,80 @@ impl<'a> Blob<'a> {
 
         let num_embeddings = record.num_embeddings;
         let embedding_dim = record.embedding_dim as usize;
+        check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
+        check_embedding_dim(record.embedding_dim.into()).map_err(wrong_shape)?;
+        let num_rows = match (record.index_map, record.num_rows) {
+            (index_map::IDENTITY, 0) => num_embeddings,
+            (index_map::MODULO | index_map::REMAPPED, found) if (1..=num_embeddings).contains(&found) => found,
+            (_, found) => return Err(BlobError::NumRows { table, found, num_embeddings }),
+        };
+        if record.kind != kind::TT && (record.num_cores, record.digit_order, record.inner_ranks) != (0, 0, [0; 5])
+            || record.kind != kind::QUOTIENT_REMAINDER && record.combine != 0
+        {
+            return Err(BlobError::Reserved { what: "table", position: table });
+        }
+        let shape_fields = (record.row_factors, record.column_factors);
         let weights = match record.kind {
             kind::DENSE => {
-                check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
-                check_embedding_dim(record.embedding_dim.into()).map_err(wrong_shape)?;
-                let shape_fields = (record.num_cores, record.digit_order, record.row_factors, record.column_factors);
-                if shape_fields != (0, 0, [0; 6], [0; 6]) || record.inner_ranks != [0; 5] {
+                if shape_fields != ([0; 6], [0; 6]) {
                     return Err(BlobError::Reserved { what: "table", position: table });
                 }
-                Weights::Dense(sections.rows(Role::Rows, num_embeddings, embedding_dim)?)
+                Weights::Dense(sections.rows(Role::Rows, num_rows, embedding_dim)?)
             }
-            kind::TT => {
-                let shape = read_shape(table, record, unknown, wrong_shape)?;
+            kind::PROJECTED => {
+                let ([0, 0, 0, 0, 0, 0], [rank, 0, 0, 0, 0, 0]) = shape_fields else {
+                    return Err(BlobError::Reserved { what: "table", position: table });
+                };
+                check_embedding_dim(rank.into()).map_err(wrong_shape)?;
+                let rows = sections.rows(Role::Rows, num_rows, rank as usize)?;
+                let projection =
+                    sections.elements(Role::Projection, rank.into(), |dtype| dtype.bytes_of(embedding_dim))?;
+                Weights::Projected(Projected { rows, projection })
+            }
+            kind::QUOTIENT_REMAINDER => {
+                let ([quotients, num_remainders, 0, 0, 0, 0], [first, second, 0, 0, 0, 0]) = shape_fields else {
+                    return Err(BlobError::Reserved { what: "table", position: table });
+                };
+                let combine = Combine::from_code(record.combine).ok_or(unknown("combine", record.combine.into()))?;
+                let columns = [first as usize, second as usize];
+                let expected = combine.check(num_rows, num_remainders, columns).map_err(wrong_shape)?;
+                if (quotients, embedding_dim) != expected {
+                    return Err(wrong_shape(ShapeError::QuotientRemainder {
+                        rows: [quotients, num_remainders],
+                        columns,
+                    }));
+                }
+                let quotients = sections.rows(Role::Rows, quotients.into(), columns[0])?;
+                let remainders = sections.rows(Role::RemainderRows, num_remainders.into(), columns[1])?;
+                Weights::QuotientRemainder(QuotientRemainder { quotients, remainders, num_remainders, combine })
+            }
+            _ => {
+                let shape = read_shape(table, num_rows, record, unknown, wrong_shape)?;
                 if shape.embedding_dim() != embedding_dim {
                     return Err(wrong_shape(ShapeError::EmbeddingDim { found: record.embedding_dim.into() }));
                 }
                 Weights::Tt(sections.cores(shape)?)
             }
-            found => return Err(unknown("kind", found.into())),
+        };
+        let index_map = match record.index_map {
+            index_map::IDENTITY => IndexMap::Identity,
+            index_map::MODULO => IndexMap::Modulo,
+            _ => IndexMap::Remapped(sections.numbers(Role::RemappedRows, DTYPE_U32, |_| num_embeddings)?),
         };
         let overrides = sections.overrides(num_embeddings, embedding_dim)?;
         if !sections.rest.is_empty() {
             return Err(BlobError::SectionOwner { table });
         }
         let name = core::str::from_utf8(self.name_bytes(record)).map_err(|_| BlobError::Name { table })?;
-        Ok(TableData { name, num_embeddings, embedding_dim, weights, overrides })
+        Ok(TableData { name, num_embeddings, embedding_dim, index_map, num_rows, weights, overrides })
     }
 }
 
-/// The first of these ids that is not above the one before it and below `limit`.
-fn first_bad_id(ids: &[u64], limit: u64) -> Option<usize> {
+/// The first of these ids that is not above the one before it and below `limit`, or that the index does not have there.
+fn first_bad_id(ids: &[u64], index: &[Line], limit: u64) -> Option<usize> {
     let mut floor = 0;
-    ids.iter().position(|&id| {
-        let bad = id < floor || id >= limit;
+    ids.iter().enumerate().position(|(position, &id)| {
+        let bad = id < floor || id >= limit || !index.is_empty() && id_index::position(index, id) != Some(position);
         floor = id.saturating_add(1);
         bad
     })
@@ -280,6 +334,7 @@ fn check_count(what: &'static str, found: u32, limit: usize) -> Result<usize, Bl
 /// The shape in a tensor-train table's record; list entries past d cores must be zero.
 fn read_shape(
     table: usize,
+    num_rows: u64,
     record: &TableRecord,
     unknown: impl Fn(&'static str, u32) -> BlobError,
     wrong_shape: impl Fn(ShapeError) -> BlobError,
@@ -298,7 +353,7 @@ fn read_shape(
     if row_rest.iter().chain(column_rest).chain(rank_rest).any(|&n| n != 0) {
         return Err(BlobError::Reserved { what: "table", position: table });
     }
-    let shape = TtShape::new(record.num_embeddings, row_factors, column_factors, ranks).map_err(wrong_shape)?;
+    let shape = TtShape::new(num_rows, row_factors, column_factors, ranks).map_err(wrong_shape)?;
     Ok(shape.with_digit_order(digit_order))
 }
 
@@ -342,7 +397,12 @@ impl<'a> SectionCursor<'_, 'a> {
         let (section, record) = self.take(role)?;
         let wrong_dtype = BlobError::SectionDtype { section, found: record.dtype.into() };
         let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
-        if matches!(role, Role::Core(_)) && !dtype.suits_cores() {
+        let suits = match role {
+            Role::Core(_) => dtype.suits_cores(),
+            Role::Projection => dtype.suits_projections(),
+            _ => true,
+        };
+        if !suits {
             return Err(wrong_dtype);
         }
         let bytes = self.bytes(section, record, count, run_len(dtype))?;
@@ -378,11 +438,12 @@ impl<'a> SectionCursor<'_, 'a> {
             return Ok(None);
         }
         let ids = self.ids(Role::PrefixIds, shape.num_prefixes())?;
+        let index = self.id_index(Role::PrefixIndex, shape.num_prefixes())?;
         let section = self.section;
         let products =
             self.elements(Role::PrefixProducts, ids.len() as u64, |dtype| dtype.bytes_of(shape.prefix_len()))?;
         match products {
-            Elements::F32(products) => Ok(Some(Prefixes { ids, products })),
+            Elements::F32(products) => Ok(Some(Prefixes { ids, products, index })),
             other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),
         }
     }
@@ -393,27 +454,49 @@ impl<'a> SectionCursor<'_, 'a> {
             return Ok(None);
         }
         let ids = self.ids(Role::OverrideIds, num_embeddings)?;
+        let index = self.id_index(Role::OverrideIndex, num_embeddings)?;
         let rows = self.rows(Role::OverrideRows, ids.len() as u64, embedding_dim)?;
-        Ok(Some(Overrides { ids, rows }))
+        Ok(Some(Overrides { ids, rows, index }))
     }
 
     /// At most `limit` ids.
     fn ids(&mut self, role: Role, limit: u64) -> Result<&'a [u64], BlobError> {
+        self.numbers(role, DTYPE_U64, |found| found.min(limit))
+    }
+
+    /// Integers: as many as `count` makes of the number that the section has room for.
+    fn numbers<T: bytemuck::Pod>(
+        &mut self,
+        role: Role,
+        dtype: u8,
+        count: impl Fn(u64) -> u64,
+    ) -> Result<&'a [T], BlobError> {
         let (section, record) = self.take(role)?;
-        if record.dtype != DTYPE_U64 {
+        if record.dtype != dtype {
             return Err(BlobError::SectionDtype { section, found: record.dtype.into() });
         }
-        let count = record.len / 8;
-        if count > limit {
-            let expected = limit.saturating_mul(8);
-            return Err(BlobError::SectionLength { section, found: record.len, expected });
-        }
-        let bytes = self.bytes(section, record, count, 8)?;
+        let found = record.len.checked_div(size_of::<T>() as u64).unwrap_or(0);
+        let bytes = self.bytes(section, record, count(found), size_of::<T>())?;
         bytemuck::try_cast_slice(bytes).map_err(|_| BlobError::SectionLength {
             section,
             found: record.len,
             expected: 0,
         })
+    }
+
+    /// The index of ids below `limit`, if it comes next.
+    fn id_index(&mut self, role: Role, limit: u64) -> Result<&'a [Line], BlobError> {
+        if self.rest.first().is_none_or(|next| (next.role, next.core) != role.codes()) {
+            return Ok(&[]);
+        }
+        let (section, record) = self.take(role)?;
+        if record.dtype != DTYPE_U64 {
+            return Err(BlobError::SectionDtype { section, found: record.dtype.into() });
+        }
+        let expected = id_index::byte_len(limit);
+        let wrong_len = BlobError::SectionLength { section, found: record.len, expected };
+        let bytes = self.bytes(section, record, expected, 1)?;
+        bytemuck::try_cast_slice(bytes).map_err(|_| wrong_len)
     }
 }
 

@@ -9,6 +9,15 @@ pub(crate) const MAGIC: [u8; 8] = *b"\x89TTR\r\n\x1a\n";
 pub(crate) mod kind {
     pub(crate) const DENSE: u16 = 1;
     pub(crate) const TT: u16 = 2;
+    pub(crate) const PROJECTED: u16 = 3;
+    pub(crate) const QUOTIENT_REMAINDER: u16 = 4;
+}
+
+/// Codes of [`TableRecord::index_map`].
+pub(crate) mod index_map {
+    pub(crate) const IDENTITY: u8 = 0;
+    pub(crate) const MODULO: u8 = 1;
+    pub(crate) const REMAPPED: u8 = 2;
 }
 
 /// Codes of [`SectionRecord::role`].
@@ -20,10 +29,16 @@ pub(crate) mod role {
     pub(crate) const OVERRIDE_ROWS: u16 = 5;
     pub(crate) const PREFIX_IDS: u16 = 6;
     pub(crate) const PREFIX_PRODUCTS: u16 = 7;
+    pub(crate) const PROJECTION: u16 = 8;
+    pub(crate) const REMAPPED_ROWS: u16 = 9;
+    pub(crate) const OVERRIDE_INDEX: u16 = 10;
+    pub(crate) const PREFIX_INDEX: u16 = 11;
 }
 
-/// The dtype code of a section of u64 ids.
+/// The dtype code of a section of u64 ids, or of an index of them.
 pub(crate) const DTYPE_U64: u8 = 0x40;
+/// The dtype code of a section of u32 row numbers.
+pub(crate) const DTYPE_U32: u8 = 0x41;
 
 /// The first 64 bytes of a blob.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -56,11 +71,14 @@ pub(crate) struct TableRecord {
     pub(crate) num_embeddings: u64,
     pub(crate) num_cores: u8,
     pub(crate) digit_order: u8,
-    pub(crate) reserved: [u8; 2],
+    pub(crate) combine: u8,
+    pub(crate) reserved: u8,
     pub(crate) row_factors: [u32; 6],
     pub(crate) column_factors: [u32; 6],
     pub(crate) inner_ranks: [u32; 5],
-    pub(crate) reserved_tail: [u8; 24],
+    /// Stored rows; 0 if there are as many as indices.
+    pub(crate) num_rows: u64,
+    pub(crate) reserved_tail: [u8; 16],
 }
 
 /// One section: a run of bytes with one role.
@@ -74,7 +92,7 @@ pub(crate) struct SectionRecord {
     pub(crate) checksum: u32,
     pub(crate) role: u16,
     pub(crate) dtype: u8,
-    /// Which core a core or its scales belong to.
+    /// Which core a core or its scales belong to, or which part rows do.
     pub(crate) core: u8,
     pub(crate) reserved: [u8; 8],
 }

@@ -2,8 +2,8 @@
 //! be streamed: sections in order, then the head, which carries their checksums.
 
 use super::{
-    Checksum, MAX_NAME_LEN, MAX_TABLES, Role, VERSION, align_up, directory_checksum,
-    record::{DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, kind},
+    Checksum, Combine, MAX_NAME_LEN, MAX_TABLES, Role, VERSION, align_up, directory_checksum, id_index_len,
+    record::{DTYPE_U32, DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, index_map, kind},
 };
 use crate::{
     AlignedBuf,
@@ -21,13 +21,41 @@ pub struct TableSpec {
     pub name: String,
     /// Representation, shape and dtype.
     pub weights: WeightsSpec,
-    /// How many prefixes have their products stored, up to [`TtShape::num_prefixes`]; 0 for a dense table.
+    /// Which of its rows an index stands for.
+    pub index_map: IndexMapSpec,
+    /// How many prefixes have their products stored, up to [`TtShape::num_prefixes`]; 0 unless it is a tensor train.
     pub num_prefixes: u64,
     /// Exact rows that replace reconstructed ones, if any.
     pub overrides: Option<OverridesSpec>,
 }
 
-/// The representation of a table to be written.
+impl TableSpec {
+    /// A table with a row for each index, none of them stored apart, and no products of prefixes.
+    pub fn new(name: impl Into<String>, weights: WeightsSpec) -> Self {
+        Self { name: name.into(), weights, index_map: IndexMapSpec::Identity, num_prefixes: 0, overrides: None }
+    }
+}
+
+/// The index map of a table to be written ([`IndexMap`](super::IndexMap)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IndexMapSpec {
+    /// Index i is row i.
+    #[default]
+    Identity,
+    /// Index i is row i modulo the number of rows.
+    Modulo {
+        /// Indices: as many as rows, or more.
+        num_embeddings: u64,
+    },
+    /// Each index has a row, to be written as [`Role::RemappedRows`].
+    Remapped {
+        /// Indices: as many as rows, or more.
+        num_embeddings: u64,
+    },
+}
+
+/// The representation of a table to be written. `num_embeddings` is the number of its rows, each of which may stand for several
+/// indices ([`IndexMapSpec`]).
 #[derive(Clone, Copy, Debug)]
 pub enum WeightsSpec {
     /// Rows as they are.
@@ -44,6 +72,32 @@ pub enum WeightsSpec {
         /// Rows, factors and ranks.
         shape: TtShape,
         /// Stored type of the slices.
+        dtype: Dtype,
+    },
+    /// Short rows, and a matrix that widens them ([`Projected`](super::Projected)).
+    Projected {
+        /// Rows.
+        num_embeddings: u64,
+        /// Columns.
+        embedding_dim: usize,
+        /// Columns of the short rows.
+        rank: usize,
+        /// Stored type of the short rows.
+        dtype: Dtype,
+        /// Stored type of the projection: f32, f16 or bf16.
+        projection: Dtype,
+    },
+    /// Quotient and remainder rows ([`QuotientRemainder`](super::QuotientRemainder)).
+    QuotientRemainder {
+        /// Rows.
+        num_embeddings: u64,
+        /// Remainder rows.
+        num_remainders: u32,
+        /// Columns of quotient and remainder rows.
+        columns: [usize; 2],
+        /// What makes one row of two.
+        combine: Combine,
+        /// Stored type of both.
         dtype: Dtype,
     },
 }
@@ -64,7 +118,7 @@ pub struct SectionPlan {
     pub table: usize,
     /// What it holds.
     pub role: Role,
-    /// Its element type; `None` for u64 ids.
+    /// Its element type; `None` for ids and their index, which are u64, and for the row numbers of [`Role::RemappedRows`], which are u32.
     pub dtype: Option<Dtype>,
     /// Bytes from the start of the blob, a multiple of 64.
     pub offset: u64,
@@ -79,8 +133,7 @@ pub struct SectionPlan {
 ///
 /// let shape = TtShape::new(6, &[2, 3], &[2, 2], &[1])?;
 /// let weights = WeightsSpec::Tt { shape, dtype: Dtype::F32 };
-/// let table = TableSpec { name: "user".into(), weights, num_prefixes: 0, overrides: None };
-/// let buf = Layout::new(&[table])?.build(|section, out| match section.role {
+/// let buf = Layout::new(&[TableSpec::new("user", weights)])?.build(|section, out| match section.role {
 ///     Role::Core(0) => dtype::encode(&[1.0, 2.0, 3.0, 4.0], Dtype::F32, out).unwrap(),
 ///     _ => dtype::encode(&[1.0, 10.0, 2.0, 20.0, 3.0, 30.0], Dtype::F32, out).unwrap(),
 /// });
@@ -104,8 +157,9 @@ impl Layout {
     /// Lays out these tables; they may come in any order.
     ///
     /// # Errors
-    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, i4 cores, more overrides than rows or
-    /// prefix products than prefixes (of which a dense table has none), too many tables or bytes.
+    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, i4 cores, a projection that is
+    /// i8 or i4, more rows or overrides than indices, more prefix products than prefixes (of which only a tensor train has any),
+    /// too many tables or bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, BlobError> {
         if tables.len() > MAX_TABLES {
             let (found, limit) = (tables.len() as u64, MAX_TABLES as u64);
@@ -214,12 +268,40 @@ impl Layout {
             first_section: self.sections.len() as u32,
             ..TableRecord::zeroed()
         };
-        let (num_embeddings, embedding_dim) = match spec.weights {
+        let (num_rows, embedding_dim) = match spec.weights {
             WeightsSpec::Dense { num_embeddings, embedding_dim, dtype } => {
                 check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
                 check_embedding_dim(embedding_dim as u64).map_err(wrong_shape)?;
                 record.kind = kind::DENSE;
                 self.push_section(position, Role::Rows, Some(dtype), num_embeddings, dtype.row_len(embedding_dim))?;
+                (num_embeddings, embedding_dim)
+            }
+            WeightsSpec::Projected { projection, .. } if !projection.suits_projections() => {
+                return Err(BlobError::SectionDtype { section: self.sections.len(), found: projection as u32 });
+            }
+            WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection } => {
+                check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
+                check_embedding_dim(embedding_dim as u64).map_err(wrong_shape)?;
+                check_embedding_dim(rank as u64).map_err(wrong_shape)?;
+                record.kind = kind::PROJECTED;
+                copy_prefix(&mut record.column_factors, &[rank as u32]);
+                self.push_section(position, Role::Rows, Some(dtype), num_embeddings, dtype.row_len(rank))?;
+                let row_len = projection.bytes_of(embedding_dim);
+                self.push_section(position, Role::Projection, Some(projection), rank as u64, row_len)?;
+                (num_embeddings, embedding_dim)
+            }
+            WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype } => {
+                check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
+                let (quotients, embedding_dim) =
+                    combine.check(num_embeddings, num_remainders, columns).map_err(wrong_shape)?;
+                let [first, second] = columns;
+                record.kind = kind::QUOTIENT_REMAINDER;
+                record.combine = combine as u8;
+                copy_prefix(&mut record.row_factors, &[quotients, num_remainders]);
+                copy_prefix(&mut record.column_factors, &[first as u32, second as u32]);
+                self.push_section(position, Role::Rows, Some(dtype), quotients.into(), dtype.row_len(first))?;
+                let row_len = dtype.row_len(second);
+                self.push_section(position, Role::RemainderRows, Some(dtype), num_remainders.into(), row_len)?;
                 (num_embeddings, embedding_dim)
             }
             WeightsSpec::Tt { dtype, .. } if !dtype.suits_cores() => {
@@ -254,15 +336,33 @@ impl Layout {
                 return Err(BlobError::Count { what: "prefixes", found: spec.num_prefixes, limit });
             }
             let product_len = Dtype::F32.bytes_of(shape.prefix_len());
-            self.push_section(position, Role::PrefixIds, None, spec.num_prefixes, 8)?;
+            let ids = [Role::PrefixIds, Role::PrefixIndex];
+            self.push_ids(position, ids, spec.num_prefixes, shape.num_prefixes(), product_len)?;
             self.push_section(position, Role::PrefixProducts, Some(Dtype::F32), spec.num_prefixes, product_len)?;
+        }
+        let (index_map, num_embeddings) = match spec.index_map {
+            IndexMapSpec::Identity => (index_map::IDENTITY, num_rows),
+            IndexMapSpec::Modulo { num_embeddings } => (index_map::MODULO, num_embeddings),
+            IndexMapSpec::Remapped { num_embeddings } => (index_map::REMAPPED, num_embeddings),
+        };
+        record.index_map = index_map;
+        if index_map != index_map::IDENTITY {
+            check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
+            if num_rows > num_embeddings {
+                return Err(BlobError::NumRows { table: position, found: num_rows, num_embeddings });
+            }
+            record.num_rows = num_rows;
+        }
+        if index_map == index_map::REMAPPED {
+            self.push_section(position, Role::RemappedRows, None, num_embeddings, 4)?;
         }
         if let Some(OverridesSpec { count, dtype }) = spec.overrides {
             if count == 0 || count > num_embeddings {
                 return Err(wrong_shape(ShapeError::NumEmbeddings { found: count }));
             }
-            self.push_section(position, Role::OverrideIds, None, count, 8)?;
-            self.push_section(position, Role::OverrideRows, Some(dtype), count, dtype.row_len(embedding_dim))?;
+            let row_len = dtype.row_len(embedding_dim);
+            self.push_ids(position, [Role::OverrideIds, Role::OverrideIndex], count, num_embeddings, row_len)?;
+            self.push_section(position, Role::OverrideRows, Some(dtype), count, row_len)?;
         }
         record.num_embeddings = num_embeddings;
         record.embedding_dim = embedding_dim as u32;
@@ -270,6 +370,22 @@ impl Layout {
         self.names.extend_from_slice(spec.name.as_bytes());
         self.tables.push(record);
         Ok(())
+    }
+
+    /// A section of `count` ids below `limit`, and one of their index where it pays: each stands for `len` bytes.
+    fn push_ids(
+        &mut self,
+        table: usize,
+        [ids, index]: [Role; 2],
+        count: u64,
+        limit: u64,
+        len: usize,
+    ) -> Result<(), BlobError> {
+        self.push_section(table, ids, None, count, 8)?;
+        match id_index_len(count, limit, len) {
+            0 => Ok(()),
+            bytes => self.push_section(table, index, None, bytes, 1),
+        }
     }
 
     /// A section of `count` runs of `len` bytes.
@@ -284,7 +400,8 @@ impl Layout {
         let too_large = BlobError::Shape { table, error: ShapeError::TooLarge };
         let len = count.checked_mul(len as u64).ok_or(too_large)?;
         let (role_code, core) = role.codes();
-        let dtype_code = dtype.map_or(DTYPE_U64, |dtype| dtype as u8);
+        let integers = if role == Role::RemappedRows { DTYPE_U32 } else { DTYPE_U64 };
+        let dtype_code = dtype.map_or(integers, |dtype| dtype as u8);
         let record = SectionRecord { len, role: role_code, core, dtype: dtype_code, ..SectionRecord::zeroed() };
         self.sections.push(record);
         self.plans.push(SectionPlan { table, role, dtype, offset: 0, len });

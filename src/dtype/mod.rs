@@ -76,6 +76,11 @@ impl Dtype {
         self.bytes_of(embedding_dim).saturating_add(self.row_header_len())
     }
 
+    /// Whether the projection of a projected table can be stored so.
+    pub fn suits_projections(self) -> bool {
+        self.row_header_len() == 0
+    }
+
     /// Whether tensor-train slices can be stored so.
     pub fn suits_cores(self) -> bool {
         self != Self::I4

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Gives every element of stored row `position` to `epilogue`.
-pub(super) fn put_row(
+pub(crate) fn put_row(
     tier: Tier,
     rows: &Rows<'_>,
     position: usize,

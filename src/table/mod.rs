@@ -3,10 +3,14 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 pub(crate) mod cached;
-mod dense;
+pub(crate) mod dense;
+pub(crate) mod index_map;
+mod projected;
+pub(crate) mod quotient_remainder;
 mod tt;
 
 use cached::CachedRows;
+use index_map::RowOf;
 pub(crate) use tt::{num_partials, step_size};
 
 use crate::{
@@ -51,7 +55,7 @@ impl<'a> Blob<'a> {
 }
 
 impl<'a> Table<'a> {
-    fn new(data: TableData<'a>) -> Self {
+    pub(crate) fn new(data: TableData<'a>) -> Self {
         Self { data, tier: Tier::best(), cache: None }
     }
 
@@ -81,7 +85,7 @@ impl<'a> Table<'a> {
         self.data.name
     }
 
-    /// Rows.
+    /// Indices that it has rows for.
     pub fn num_embeddings(&self) -> u64 {
         self.data.num_embeddings
     }
@@ -89,6 +93,11 @@ impl<'a> Table<'a> {
     /// Columns.
     pub fn embedding_dim(&self) -> usize {
         self.data.embedding_dim
+    }
+
+    /// The stored row that `index` stands for: some row, if the table does not have the index.
+    pub fn row_of(&self, index: u64) -> u64 {
+        RowOf::new(&self.data).row(index)
     }
 
     /// What the table is stored as.
@@ -101,6 +110,8 @@ impl<'a> Table<'a> {
         match &self.data.weights {
             Weights::Dense(_) => 0,
             Weights::Tt(tt) => tt::workspace_len(&tt.shape),
+            Weights::Projected(table) => table.rank(),
+            Weights::QuotientRemainder(table) => quotient_remainder::workspace_len(table),
         }
     }
 
@@ -110,7 +121,7 @@ impl<'a> Table<'a> {
         alloc::vec![0.0; self.workspace_len()]
     }
 
-    /// Writes row `row` into `out`, `embedding_dim` elements. `workspace` holds at least
+    /// Writes the row of index `row` into `out`, `embedding_dim` elements. `workspace` holds at least
     /// [`workspace_len`](Self::workspace_len) elements; what they are before does not matter.
     ///
     /// # Errors
@@ -127,7 +138,7 @@ impl<'a> Table<'a> {
     /// often. `workspace` is as for [`lookup`](Self::lookup).
     ///
     /// # Errors
-    /// [`LookupError::PrefixOutOfRange`] for a prefix that the table does not have (a dense one has none),
+    /// [`LookupError::PrefixOutOfRange`] for a prefix that the table does not have (only a tensor train has any),
     /// [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is then as it was.
     pub fn prefix_product(&self, prefix: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
         let refused = |num_prefixes| LookupError::PrefixOutOfRange { prefix, num_prefixes };
@@ -161,7 +172,7 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// Gives every element of row `row` to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would
+    /// Gives every element of the row of index `row` to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would
     /// mean that the view contradicts itself.
     pub(crate) fn put_row(
         &self,
@@ -173,9 +184,16 @@ impl<'a> Table<'a> {
         if let Some(stored) = self.stored_row(row) {
             return self.put_stored_row(stored, out, epilogue);
         }
+        let row = self.row_of(row);
         match &self.data.weights {
             Weights::Dense(rows) => dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue),
             Weights::Tt(tt) => tt::put_row(self.tier, tt, row, out, workspace, epilogue),
+            Weights::Projected(table) => {
+                projected::put_row(self.tier, table, usize::try_from(row).ok()?, out, workspace, epilogue)
+            }
+            Weights::QuotientRemainder(table) => {
+                quotient_remainder::put_row(self.tier, table, row, out, workspace, epilogue)
+            }
         }
     }
 
@@ -192,7 +210,7 @@ impl<'a> Table<'a> {
         self.cache.is_some() || self.data.overrides.is_some()
     }
 
-    /// Where row `row` lies, if it need not be computed.
+    /// Where the row of index `row` lies, if it need not be computed.
     #[inline(always)]
     pub(crate) fn stored_row(&self, row: u64) -> Option<StoredRow> {
         if let Some(position) = self.position_apart(row) {
@@ -201,14 +219,14 @@ impl<'a> Table<'a> {
         self.cache.as_ref()?.position(row).map(StoredRow::Cached)
     }
 
-    /// The position of row `row` among those that the blob stores apart, if it does.
+    /// The position of the row of index `row` among those that the blob stores apart, if it does.
     #[inline(always)]
     pub(crate) fn position_apart(&self, row: u64) -> Option<usize> {
         self.data.overrides.as_ref()?.position(row)
     }
 
     /// [`put_row`](Self::put_row) for a row that need not be computed.
-    fn put_stored_row(&self, stored: StoredRow, out: &mut [f32], epilogue: Epilogue<'_>) -> Option<()> {
+    pub(crate) fn put_stored_row(&self, stored: StoredRow, out: &mut [f32], epilogue: Epilogue<'_>) -> Option<()> {
         match stored {
             StoredRow::Apart(position) => {
                 dense::put_row(self.tier, &self.data.overrides.as_ref()?.rows, position, out, epilogue)

@@ -7,9 +7,10 @@
 //! off, times the other operand; and by 2^-149 for each product that underflows. There is no other constant in it.
 
 use super::format::{
-    DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_ROWS,
-    ROLE_PREFIX_IDS, ROLE_PREFIX_PRODUCTS, ROLE_ROWS, ROLE_SCALES, Section, bytes_of, row_header, row_len, sections_of,
-    table, table_at, u16_at, u32_at, u64_at,
+    COMBINE_CONCAT, COMBINE_MULT, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE, KIND_PROJECTED,
+    KIND_QUOTIENT_REMAINDER, KIND_TT, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_ROWS, ROLE_PREFIX_IDS,
+    ROLE_PREFIX_PRODUCTS, ROLE_PROJECTION, ROLE_REMAPPED_ROWS, ROLE_ROWS, ROLE_SCALES, Section, bytes_of, row_header,
+    row_len, sections_of, table, table_at, u16_at, u32_at, u64_at,
 };
 
 /// A number, and how far an f32 evaluation of it may be off.
@@ -35,6 +36,14 @@ impl Approx {
     pub(crate) fn summed_before(self, magnitude: f64, count: usize) -> Self {
         let more = gamma(count + 1);
         Self { error: self.error * (1.0 + more) + more * magnitude, ..self }
+    }
+
+    /// The product of two, rounded once.
+    fn times(self, other: Self) -> Self {
+        let value = self.value * other.value;
+        let (a, b) = (self.value.abs(), other.value.abs());
+        let error = a * other.error + b * self.error + self.error * other.error;
+        Self { value, error: error + gamma(1) * (value.abs() + error) + 2f64.powi(-149) }
     }
 
     /// The sum of `terms`, each times an exact factor, after `extra` more roundings of every term.
@@ -99,8 +108,55 @@ impl<'a> Reference<'a> {
         u32_at(self.bytes, self.at + table::EMBEDDING_DIM) as usize
     }
 
+    pub(crate) fn kind(&self) -> u16 {
+        u16_at(self.bytes, self.at + table::KIND)
+    }
+
     pub(crate) fn is_dense(&self) -> bool {
-        u16_at(self.bytes, self.at + table::KIND) == KIND_DENSE
+        self.kind() == KIND_DENSE
+    }
+
+    /// 0 identity, 1 modulo, 2 remapped.
+    pub(crate) fn index_map(&self) -> u8 {
+        self.bytes[self.at + table::INDEX_MAP]
+    }
+
+    pub(crate) fn num_rows(&self) -> u64 {
+        let found = u64_at(self.bytes, self.at + table::NUM_ROWS);
+        if found == 0 { self.num_embeddings() } else { found }
+    }
+
+    /// The row of each index, if they are remapped.
+    pub(crate) fn remapped_rows(&self) -> Vec<u64> {
+        let rows = self.section(ROLE_REMAPPED_ROWS, 0).map_or(&[][..], |(_, bytes)| bytes);
+        rows.chunks(4).map(|row| u32_at(row, 0).into()).collect()
+    }
+
+    /// The stored row of an index.
+    pub(crate) fn row_of(&self, index: u64) -> u64 {
+        match self.index_map() {
+            0 => index,
+            1 => index % self.num_rows(),
+            // What is out of range is the last row, as the library has it; `verify_payload` reports it.
+            _ => {
+                let (_, rows) = self.section(ROLE_REMAPPED_ROWS, 0).unwrap();
+                u64::from(u32_at(rows, 4 * index as usize)).min(self.num_rows() - 1)
+            }
+        }
+    }
+
+    fn list(&self, field: usize, len: usize) -> Vec<usize> {
+        (0..len).map(|k| u32_at(self.bytes, self.at + field + 4 * k) as usize).collect()
+    }
+
+    /// Columns of the rows that a section holds.
+    pub(crate) fn columns_of(&self, role: u16, core: u8) -> usize {
+        match (role, self.kind()) {
+            (ROLE_ROWS, KIND_PROJECTED | KIND_QUOTIENT_REMAINDER) => {
+                self.list(table::COLUMN_FACTORS, 2)[usize::from(core)]
+            }
+            _ => self.embedding_dim(),
+        }
     }
 
     /// The dtype code of the rows or of the first core.
@@ -123,7 +179,7 @@ impl<'a> Reference<'a> {
         self.ids(ROLE_PREFIX_IDS)
     }
 
-    /// How many prefixes there are; 1 for a dense table.
+    /// How many prefixes there are; 1 unless it is a tensor train.
     pub(crate) fn num_prefixes(&self) -> u64 {
         let d = u64::from(self.bytes[self.at + table::NUM_CORES]);
         (1..d).map(|k| u64::from(u32_at(self.bytes, self.at + table::ROW_FACTORS + 4 * (k as usize - 1)))).product()
@@ -148,9 +204,9 @@ impl<'a> Reference<'a> {
         self.sections.iter().all(|s| {
             let stored = &self.bytes[s.range()];
             match (s.role, s.dtype) {
-                (ROLE_OVERRIDE_IDS | ROLE_PREFIX_IDS, _) => true,
+                (ROLE_OVERRIDE_IDS | ROLE_PREFIX_IDS | ROLE_REMAPPED_ROWS, _) => true,
                 (ROLE_ROWS | ROLE_OVERRIDE_ROWS, dtype) if let Some(header) = row_header(dtype) => stored
-                    .chunks(row_len(dtype, self.embedding_dim()))
+                    .chunks(row_len(dtype, self.columns_of(s.role, s.core)))
                     .all(|row| tame(element(row, header, 0)) && tame(element(row, header, 1))),
                 (_, dtype) => (0..stored.len() / bytes_of(dtype, 1)).all(|i| tame(element(stored, dtype, i))),
             }
@@ -165,19 +221,101 @@ impl<'a> Reference<'a> {
     /// Row `row`, each element with the sum of the magnitudes of the products that its last step adds up; its own, if it
     /// is stored.
     pub(crate) fn row_and_magnitudes(&self, row: u64) -> Vec<(Approx, f64)> {
-        let stored = if let Some(position) = self.override_ids().iter().position(|&id| id == row) {
-            self.stored_row(ROLE_OVERRIDE_ROWS, position)
-        } else if self.is_dense() {
-            self.stored_row(ROLE_ROWS, row as usize)
-        } else {
-            return self.tensor_train_row(row);
+        let row_of = self.row_of(row);
+        let stored = match (self.override_ids().iter().position(|&id| id == row), self.kind()) {
+            (Some(position), _) => self.stored_row(ROLE_OVERRIDE_ROWS, 0, position),
+            (None, KIND_TT) => return self.tensor_train_row(row_of),
+            (None, KIND_DENSE) => self.stored_row(ROLE_ROWS, 0, row_of as usize),
+            _ => self.finish(&self.parts(row)),
         };
         stored.into_iter().map(|x| (x, x.value.abs())).collect()
     }
 
-    fn stored_row(&self, role: u16, position: usize) -> Vec<Approx> {
-        let (dtype, bytes) = self.section(role, 0).unwrap();
+    /// The short row of an index in a projected table, or the two rows in a quotient-remainder table.
+    fn parts(&self, index: u64) -> Vec<Vec<Approx>> {
+        let row = self.row_of(index) as usize;
+        if self.kind() == KIND_PROJECTED {
+            return vec![self.stored_row(ROLE_ROWS, 0, row)];
+        }
+        let num_remainders = self.list(table::ROW_FACTORS, 2)[1];
+        vec![self.stored_row(ROLE_ROWS, 0, row / num_remainders), self.stored_row(ROLE_ROWS, 1, row % num_remainders)]
+    }
+
+    /// What a row, or a bag of rows, becomes of its parts.
+    fn finish(&self, parts: &[Vec<Approx>]) -> Vec<Approx> {
+        match (parts, self.bytes[self.at + table::COMBINE]) {
+            ([short], _) => {
+                let (dtype, projection) = self.section(ROLE_PROJECTION, 0).unwrap();
+                let dim = self.embedding_dim();
+                let column = |j: usize| {
+                    short.iter().enumerate().map(move |(k, &x)| (x, element(projection, dtype, k * dim + j)))
+                };
+                (0..dim).map(|j| Approx::dot(column(j), 0)).collect()
+            }
+            ([first, second], COMBINE_CONCAT) => [&first[..], second].concat(),
+            ([first, second], COMBINE_MULT) => first.iter().zip(second).map(|(&x, &y)| x.times(y)).collect(),
+            ([first, second], _) => {
+                first.iter().zip(second).map(|(&x, &y)| Approx::dot([(x, 1.0), (y, 1.0)], 0)).collect()
+            }
+            _ => panic!("{} parts", parts.len()),
+        }
+    }
+
+    /// One bag of these indices: parts are pooled apart and then put together, but for the maximum of projected rows; what is
+    /// stored apart comes in at the end.
+    pub(crate) fn bag(&self, indices: &[u64], weights: &[f32], mode: Mode) -> Vec<Approx> {
         let dim = self.embedding_dim();
+        let of_rows = |indices: &[u64], weights: &[f32], mode| {
+            let rows: Vec<_> = indices.iter().map(|&index| self.row(index)).collect();
+            pool(&rows.iter().map(|row| &row[..]).collect::<Vec<_>>(), weights, mode, dim)
+        };
+        if matches!(self.kind(), KIND_DENSE | KIND_TT) || self.kind() == KIND_PROJECTED && mode == Mode::Max {
+            return of_rows(indices, weights, mode);
+        }
+        if self.kind() == KIND_PROJECTED && mode == Mode::Mean && !indices.is_empty() {
+            let sums = self.bag(indices, weights, Mode::Sum).into_iter();
+            return sums.map(|sum| Approx::dot([(sum, 1.0 / indices.len() as f64)], 0)).collect();
+        }
+        let ids = self.override_ids();
+        let lookups = indices.iter().copied().zip(weights.iter().copied().chain(std::iter::repeat(1.0)));
+        let (apart, others): (Vec<_>, Vec<_>) = lookups.partition(|(index, _)| ids.contains(index));
+        let (apart, apart_weights): (Vec<u64>, Vec<f32>) = apart.into_iter().unzip();
+        let (others, other_weights): (Vec<u64>, Vec<f32>) = others.into_iter().unzip();
+        if others.is_empty() {
+            return of_rows(&apart, &apart_weights, mode);
+        }
+        let rows: Vec<_> = others.iter().map(|&index| self.parts(index)).collect();
+        let pooled = (0..rows[0].len()).map(|part| {
+            let rows: Vec<&[Approx]> = rows.iter().map(|parts| &parts[part][..]).collect();
+            pool(&rows, &other_weights, mode, rows[0].len())
+        });
+        let pooled = self.finish(&pooled.collect::<Vec<_>>());
+        if apart.is_empty() {
+            return pooled;
+        }
+        let apart: Vec<_> = apart.iter().map(|&index| self.row(index)).collect();
+        let column = |j: usize| {
+            let rows = apart.iter().map(|row| row[j]);
+            match mode {
+                Mode::Max => {
+                    rows.fold(pooled[j], |a, b| Approx { value: a.value.max(b.value), error: a.error.max(b.error) })
+                }
+                Mode::Mean => {
+                    let sum = [(pooled[j], others.len() as f64)].into_iter().chain(rows.map(|x| (x, 1.0)));
+                    Approx::dot([(Approx::dot(sum, 0), 1.0 / indices.len() as f64)], 0)
+                }
+                Mode::Sum | Mode::Weighted => {
+                    let weights = apart_weights.iter().map(|&w| if mode == Mode::Sum { 1.0 } else { f64::from(w) });
+                    Approx::dot([(pooled[j], 1.0)].into_iter().chain(rows.zip(weights)), 0)
+                }
+            }
+        };
+        (0..dim).map(column).collect()
+    }
+
+    fn stored_row(&self, role: u16, core: usize, position: usize) -> Vec<Approx> {
+        let (dtype, bytes) = self.section(role, core).unwrap();
+        let dim = self.columns_of(role, core as u8);
         let Some(header) = row_header(dtype) else {
             return (0..dim).map(|j| Approx::exact(element(bytes, dtype, position * dim + j))).collect();
         };
@@ -193,12 +331,9 @@ impl<'a> Reference<'a> {
     /// one column j at a time, a vector times a matrix at a time.
     fn tensor_train_row(&self, row: u64) -> Vec<(Approx, f64)> {
         let d = usize::from(self.bytes[self.at + table::NUM_CORES]);
-        let list = |field, len| -> Vec<usize> {
-            (0..len).map(|k| u32_at(self.bytes, self.at + field + 4 * k) as usize).collect()
-        };
-        let (p, q) = (list(table::ROW_FACTORS, d), list(table::COLUMN_FACTORS, d));
+        let (p, q) = (self.list(table::ROW_FACTORS, d), self.list(table::COLUMN_FACTORS, d));
         let mut r = vec![1];
-        r.extend(list(table::INNER_RANKS, d - 1));
+        r.extend(self.list(table::INNER_RANKS, d - 1));
         r.push(1);
 
         let least_first = self.bytes[self.at + table::DIGIT_ORDER] == 1;

@@ -9,7 +9,7 @@ use proptest::{
 };
 use ttrec::{
     AlignedBuf, DigitOrder, TtShape,
-    blob::{Layout, OverridesSpec, Role, SectionPlan, TableSpec, WeightsSpec},
+    blob::{Combine, IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, TableSpec, WeightsSpec},
     dtype::Dtype,
 };
 
@@ -24,36 +24,77 @@ pub(crate) enum Values {
 
 /// A blob of these tables, filled from `seed`.
 pub(crate) fn build(tables: &[TableSpec], seed: u64, values: Values) -> AlignedBuf {
-    let rows_of = |table: usize| match tables[table].weights {
-        WeightsSpec::Dense { num_embeddings, embedding_dim, .. } => (num_embeddings, embedding_dim),
-        WeightsSpec::Tt { shape, .. } => (shape.num_embeddings(), shape.embedding_dim()),
-    };
+    // The ids of the section before, which an index follows.
+    let mut ids = Vec::new();
     Layout::new(tables).unwrap().build(|section, out| {
-        let (mut num_embeddings, embedding_dim) = rows_of(section.table);
-        if let (Role::PrefixIds, WeightsSpec::Tt { shape, .. }) = (section.role, tables[section.table].weights) {
-            num_embeddings = shape.num_prefixes();
+        let table = &tables[section.table];
+        let limit = match (section.role, table.weights) {
+            (Role::PrefixIds | Role::PrefixIndex, WeightsSpec::Tt { shape, .. }) => shape.num_prefixes(),
+            (Role::RemappedRows, _) => num_rows(&table.weights),
+            _ => num_embeddings(table),
+        };
+        let columns = match (section.role, table.weights) {
+            (Role::Rows, WeightsSpec::Projected { rank, .. }) => rank,
+            (Role::Rows, WeightsSpec::QuotientRemainder { columns, .. }) => columns[0],
+            (Role::RemainderRows, WeightsSpec::QuotientRemainder { columns, .. }) => columns[1],
+            _ => embedding_dim(&table.weights),
+        };
+        if matches!(section.role, Role::OverrideIndex | Role::PrefixIndex) {
+            return super::format::fill_id_index(&ids, limit, out);
         }
         let mut rng = Rng::new(seed ^ section.offset);
-        fill(section, num_embeddings, embedding_dim, &mut rng, values, out);
+        fill(section, limit, columns, &mut rng, values, out);
+        if matches!(section.role, Role::OverrideIds | Role::PrefixIds) {
+            ids = out.chunks_exact(8).map(|id| u64::from_le_bytes(id.try_into().unwrap())).collect();
+        }
     })
 }
 
-/// Ids of what is stored apart are below `num_embeddings`, or so many prefixes.
-fn fill(plan: &SectionPlan, num_embeddings: u64, dim: usize, rng: &mut Rng, values: Values, out: &mut [u8]) {
+/// Rows that a table stores.
+pub(crate) fn num_rows(weights: &WeightsSpec) -> u64 {
+    match *weights {
+        WeightsSpec::Dense { num_embeddings, .. }
+        | WeightsSpec::Projected { num_embeddings, .. }
+        | WeightsSpec::QuotientRemainder { num_embeddings, .. } => num_embeddings,
+        WeightsSpec::Tt { shape, .. } => shape.num_embeddings(),
+    }
+}
+
+fn embedding_dim(weights: &WeightsSpec) -> usize {
+    match *weights {
+        WeightsSpec::Dense { embedding_dim, .. } | WeightsSpec::Projected { embedding_dim, .. } => embedding_dim,
+        WeightsSpec::QuotientRemainder { columns: [first, second], combine: Combine::Concat, .. } => first + second,
+        WeightsSpec::QuotientRemainder { columns, .. } => columns[0],
+        WeightsSpec::Tt { shape, .. } => shape.embedding_dim(),
+    }
+}
+
+fn num_embeddings(table: &TableSpec) -> u64 {
+    match table.index_map {
+        IndexMapSpec::Identity => num_rows(&table.weights),
+        IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings } => num_embeddings,
+    }
+}
+
+/// Ids of what is stored apart, and the rows of remapped indices, are below `limit`.
+fn fill(plan: &SectionPlan, limit: u64, dim: usize, rng: &mut Rng, values: Values, out: &mut [u8]) {
     match (plan.role, plan.dtype) {
         (Role::OverrideIds | Role::PrefixIds, _) => {
-            let ids = ascending_ids(rng, out.len() / 8, num_embeddings);
+            let ids = ascending_ids(rng, out.len() / 8, limit);
             out.chunks_exact_mut(8).zip(ids).for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
         }
+        (Role::RemappedRows, _) => {
+            out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&(rng.below(limit) as u32).to_le_bytes()));
+        }
         (Role::Scales(_), _) => out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&scale(rng, values))),
-        (Role::Rows | Role::OverrideRows, Some(Dtype::I8)) => {
+        (Role::Rows | Role::RemainderRows | Role::OverrideRows, Some(Dtype::I8)) => {
             for row in out.chunks_exact_mut(8 + dim) {
                 row[..4].copy_from_slice(&scale(rng, values));
                 row[4..8].copy_from_slice(&element(rng, Dtype::F32, values)[..4]);
                 row[8..].iter_mut().for_each(|out| *out = element(rng, Dtype::I8, values)[0]);
             }
         }
-        (Role::Rows | Role::OverrideRows, Some(Dtype::I4)) => {
+        (Role::Rows | Role::RemainderRows | Role::OverrideRows, Some(Dtype::I4)) => {
             for row in out.chunks_exact_mut(4 + dim.div_ceil(2)) {
                 row[..2].copy_from_slice(&half_scale(rng, values));
                 row[2..4].copy_from_slice(&element(rng, Dtype::F16, values)[..2]);
@@ -160,15 +201,34 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
     });
     let core_dtype = select(&CORE_DTYPES[..]);
     let tt = (tt_shape(max_rank, max_dim), core_dtype).prop_map(|(shape, dtype)| WeightsSpec::Tt { shape, dtype });
-    let table = (prop_oneof![1 => dense, 2 => tt], 0u64..=6, prop::option::of((1u64..=12, dtype())));
+    let projected = (1u64..=40, 1usize..=70, 1usize..=20, dtype(), select(&CORE_DTYPES[..3]));
+    let projected = projected.prop_map(|(num_embeddings, embedding_dim, rank, dtype, projection)| {
+        WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }
+    });
+    let parts = (1u64..=40, 1u32..=9, 1usize..=40, 1usize..=30, select(&Combine::ALL[..]), dtype());
+    let parts = parts.prop_map(|(num_embeddings, num_remainders, first, second, combine, dtype)| {
+        let columns = [first, if combine == Combine::Concat { second } else { first }];
+        WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype }
+    });
+    let weights = prop_oneof![1 => dense, 2 => tt, 1 => projected, 1 => parts];
+    let index_map = prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(2)];
+    let table = (weights, (index_map, 0u64..=30), 0u64..=6, prop::option::of((1u64..=12, dtype())));
     (subsequence(names, 1..=4).prop_shuffle(), vec(table, 4)).prop_map(|(names, tables)| {
-        let specs = names.into_iter().zip(tables).map(|(name, (weights, prefixes, overrides))| {
-            let (num_embeddings, num_prefixes) = match weights {
-                WeightsSpec::Dense { num_embeddings, .. } => (num_embeddings, 0),
-                WeightsSpec::Tt { shape, .. } => (shape.num_embeddings(), prefixes.min(shape.num_prefixes())),
+        let specs = names.into_iter().zip(tables).map(|(name, (weights, (map, more), prefixes, overrides))| {
+            let num_prefixes = match weights {
+                WeightsSpec::Tt { shape, .. } => prefixes.min(shape.num_prefixes()),
+                _ => 0,
             };
-            let overrides = overrides.map(|(count, dtype)| OverridesSpec { count: count.min(num_embeddings), dtype });
-            TableSpec { name, weights, num_prefixes, overrides }
+            let indices = num_rows(&weights) + more;
+            let index_map = match map {
+                0 => IndexMapSpec::Identity,
+                1 => IndexMapSpec::Modulo { num_embeddings: indices },
+                _ => IndexMapSpec::Remapped { num_embeddings: indices },
+            };
+            let table = TableSpec { index_map, num_prefixes, ..TableSpec::new(name, weights) };
+            let limit = num_embeddings(&table);
+            let overrides = overrides.map(|(count, dtype)| OverridesSpec { count: count.min(limit), dtype });
+            TableSpec { overrides, ..table }
         });
         specs.collect()
     })
@@ -180,17 +240,23 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
     let shape = |n, p: &[u32], q: &[u32], r: &[u32]| TtShape::new(n, p, q, r).unwrap();
     let reversed = |shape: TtShape| shape.with_digit_order(DigitOrder::LeastSignificantFirst);
     let tt = |name: &str, shape, dtype, overrides| TableSpec {
-        name: name.into(),
-        weights: WeightsSpec::Tt { shape, dtype },
-        num_prefixes: 0,
         overrides,
+        ..TableSpec::new(name, WeightsSpec::Tt { shape, dtype })
     };
     let dense = |name: &str, num_embeddings, embedding_dim, dtype, overrides| TableSpec {
-        name: name.into(),
-        weights: WeightsSpec::Dense { num_embeddings, embedding_dim, dtype },
-        num_prefixes: 0,
         overrides,
+        ..TableSpec::new(name, WeightsSpec::Dense { num_embeddings, embedding_dim, dtype })
     };
+    let projected = |name: &str, num_embeddings, [rank, embedding_dim]: [usize; 2], dtype, projection| {
+        let weights = WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection };
+        TableSpec::new(name, weights)
+    };
+    let parts = |name: &str, num_embeddings, num_remainders, columns, combine, dtype| {
+        let weights = WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype };
+        TableSpec::new(name, weights)
+    };
+    let modulo = |num_embeddings, table| TableSpec { index_map: IndexMapSpec::Modulo { num_embeddings }, ..table };
+    let remapped = |num_embeddings, table| TableSpec { index_map: IndexMapSpec::Remapped { num_embeddings }, ..table };
     let prefixed = |num_prefixes, table| TableSpec { num_prefixes, ..table };
     let rows = |count, dtype| Some(OverridesSpec { count, dtype });
     let blobs = [
@@ -216,6 +282,36 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
         ],
         vec![dense("only", 1, 1, Dtype::I8, None)],
         vec![dense("dense.i4", 8, 10, Dtype::I4, None), dense("dense.i4.odd", 5, 7, Dtype::I4, rows(2, Dtype::I4))],
+        vec![
+            projected("projected.f32", 9, [3, 8], Dtype::F32, Dtype::F32),
+            TableSpec { overrides: rows(2, Dtype::F16), ..projected("projected.i4", 7, [5, 6], Dtype::I4, Dtype::F16) },
+            modulo(11, projected("projected.i8", 4, [1, 17], Dtype::I8, Dtype::Bf16)),
+        ],
+        vec![
+            parts("parts.add", 10, 3, [4, 4], Combine::Add, Dtype::F16),
+            TableSpec {
+                overrides: rows(3, Dtype::F32),
+                ..parts("parts.concat", 9, 4, [5, 2], Combine::Concat, Dtype::I8)
+            },
+            remapped(13, parts("parts.mult", 8, 5, [3, 3], Combine::Mult, Dtype::F32)),
+        ],
+        vec![
+            TableSpec { overrides: rows(2, Dtype::F32), ..modulo(20, dense("hashed", 6, 5, Dtype::Bf16, None)) },
+            remapped(9, dense("remapped", 7, 9, Dtype::I8, None)),
+            modulo(40, tt("tt.hashed", shape(11, &[4, 3], &[3, 2], &[5]), Dtype::F32, None)),
+            prefixed(
+                2,
+                remapped(
+                    25,
+                    tt(
+                        "tt.remapped",
+                        reversed(shape(23, &[2, 3, 4], &[2, 1, 4], &[3, 2])),
+                        Dtype::F16,
+                        rows(4, Dtype::F32),
+                    ),
+                ),
+            ),
+        ],
     ];
     blobs.iter().zip(1..).map(|(tables, seed)| build(tables, seed, Values::Reals)).collect()
 }

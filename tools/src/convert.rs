@@ -1,10 +1,17 @@
 //! `ttrec convert`: a checkpoint's tables into a blob, streamed.
 
+#[cfg(test)]
+mod hostile;
+
 use crate::{
     Outcome,
     blob_file::{self, Sink},
+    budget::Budget,
     checkpoint::{Checkpoint, Tensor},
-    dialect::{Core, Source, Survey, Weights},
+    dialect::{Core, Source, Survey, Weights, with_qr_operation},
+    factorize::{self, Factorized, Kept, Key, Request, TensorRows},
+    frequencies::Frequencies,
+    lookup::zeros,
     output,
     progress::Progress,
     spec::{Spec, TableSpec},
@@ -16,7 +23,7 @@ use std::{
 };
 use ttrec::{
     BlobError,
-    blob::{Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    blob::{self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -46,9 +53,17 @@ Dialects:
   hetu       Hetu; never recognised by itself, as its keys are EL-Rec's
   tltorch    tensorly-torch (blocktt)
   t3nsor     t3nsor
-  dlrm       facebookresearch/dlrm, its plain tables
+  dlrm       facebookresearch/dlrm: plain, quotient-remainder (`qr_operation` = \"mult\", \"add\" or \"concat\") and mixed
+             dimension
   torchrec   TorchRec
   dense      one tensor of rows x columns
+
+A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or `tolerance` (relative error), and,
+if wanted, `row_factors`, `column_factors`, `sweeps` (refinements); or short rows and a projection with
+`representation = \"low-rank\"` and `rank` or `tolerance`.
+
+A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its indices as `num_embeddings`,
+and its rows, if the checkpoint does not store them, as `num_rows`.
 
 No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts.")]
 pub(crate) struct Args {
@@ -61,17 +76,47 @@ pub(crate) struct Args {
     /// Which tensors become which tables
     #[arg(long, value_name = "SPEC.toml")]
     spec: Option<PathBuf>,
+    /// What makes one row of two in DLRM's quotient-remainder tables, where the spec does not say
+    #[arg(long, value_name = "OPERATION", value_parser = ["mult", "add", "concat"])]
+    qr_operation: Option<String>,
+    /// How often each row is asked for, as `ttrec cache` reads it: a factorisation then counts a row's error by it
+    #[arg(long, value_name = "FILE.npz")]
+    frequencies: Option<PathBuf>,
+    /// How much a factorisation may hold in memory: 2GiB, 500MB
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
+    memory: u64,
+    /// Keep each finished factorisation in DIR until the blob is written: a conversion that was interrupted goes on from there
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
+}
+
+pub(crate) fn memory_size(text: &str) -> Result<u64, String> {
+    match text.parse()? {
+        Budget::Bytes(bytes) => Ok(bytes),
+        Budget::Percent(_) => Err("expected a size, such as 512MiB".to_owned()),
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let inputs: Vec<&Path> = checkpoint.files().chain(args.spec.as_deref()).collect();
+    let inputs: Vec<&Path> =
+        checkpoint.files().chain(args.spec.as_deref()).chain(args.frequencies.as_deref()).collect();
     output::refuse_inputs(&args.output, &inputs)?;
     let (spec, origin) = match &args.spec {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
-        None => (only_table(&checkpoint)?, "the checkpoint's only table".to_owned()),
+        None => {
+            let operation = args.qr_operation.as_deref();
+            (only_table(&checkpoint, operation)?, "the checkpoint's only table".to_owned())
+        }
     };
-    let total_len = convert(&checkpoint, &spec, &args.output).map_err(|error| name_input(error, &origin))?;
+    let with_operation = |table| with_qr_operation(&checkpoint, table, args.qr_operation.as_deref());
+    let spec = Spec { tables: spec.tables.into_iter().map(with_operation).collect() };
+    let how = How {
+        memory: args.memory,
+        frequencies: args.frequencies.as_deref(),
+        kept: args.resume.as_deref().map(Kept::open).transpose()?,
+    };
+    let total_len = convert(&checkpoint, &spec, &args.output, &how).map_err(|error| name_input(error, &origin))?;
     let tables = spec.tables.len();
     let mut out = io::stdout().lock();
     writeln!(
@@ -88,24 +133,88 @@ fn name_input(error: anyhow::Error, origin: &str) -> anyhow::Error {
     if error.is::<crate::output::WriteError>() { error } else { error.context(format!("with {origin}")) }
 }
 
-/// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
-pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path) -> Result<u64> {
-    let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
-    let layouts: Vec<_> = sources.iter().map(Source::layout).collect();
-    let layout = Layout::new(&layouts).map_err(|error| name_table(error, &sources))?;
-
-    blob_file::write(path, layout, |plan, sink| {
-        let source = &sources[plan.table];
-        source.write_section(plan, sink).map_err(|error| {
-            if error.is::<crate::output::WriteError>() { error } else { source.name_error(checkpoint, error) }
-        })
-    })
+/// How dense tables are factorised.
+pub(crate) struct How<'h> {
+    /// Bytes to hold at most.
+    pub(crate) memory: u64,
+    /// A file that weighs the rows.
+    pub(crate) frequencies: Option<&'h Path>,
+    /// Where what is finished is kept.
+    pub(crate) kept: Option<Kept>,
 }
 
-fn name_table(error: BlobError, sources: &[Source<'_>]) -> anyhow::Error {
+impl Default for How<'_> {
+    fn default() -> Self {
+        Self { memory: factorize::DEFAULT_MEMORY, frequencies: None, kept: None }
+    }
+}
+
+/// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
+pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &How<'_>) -> Result<u64> {
+    let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
+    let frequencies = how.frequencies.map(|path| {
+        let names = sources.iter().map(|source| source.name.clone()).collect();
+        Frequencies::open(path, names)
+    });
+    let frequencies = frequencies.transpose()?;
+    let tables = sources.into_iter().map(|source| {
+        let factorized = source.factorize(how, frequencies.as_ref()).map_err(|e| source.name_error(checkpoint, e))?;
+        Ok(Table { source, factorized })
+    });
+    let tables = tables.collect::<Result<Vec<_>>>()?;
+    let layouts: Vec<_> = tables.iter().map(Table::layout).collect();
+    let layout = Layout::new(&layouts).map_err(|error| name_table(error, &tables))?;
+
+    let len = blob_file::write(path, layout, |plan, sink| {
+        let Table { source, factorized } = &tables[plan.table];
+        let written = match factorized {
+            Some(factorized) => source.write_factorized(&factorized.result, plan, sink),
+            None => source.write_section(plan, sink),
+        };
+        written.map_err(|error| {
+            if error.is::<crate::output::WriteError>() { error } else { source.name_error(checkpoint, error) }
+        })
+    })?;
+    for key in tables.iter().filter_map(|table| table.factorized.as_ref()?.key.as_ref()) {
+        how.kept.iter().for_each(|kept| kept.forget(key));
+    }
+    Ok(len)
+}
+
+/// A table, and what a factorisation made of it, if the spec asked for one.
+struct Table<'c> {
+    source: Source<'c>,
+    factorized: Option<Done>,
+}
+
+/// A finished factorisation, and what it is kept by.
+struct Done {
+    result: Factorized,
+    key: Option<Key>,
+}
+
+impl Table<'_> {
+    fn layout(&self) -> ttrec::blob::TableSpec {
+        let spec = self.source.layout();
+        let (Some(Done { result, .. }), dtype) = (&self.factorized, self.source.dtype) else { return spec };
+        let weights = match result {
+            Factorized::Tt { shape, .. } => WeightsSpec::Tt { shape: *shape, dtype },
+            &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
+                num_embeddings: self.source.weights.num_embeddings(),
+                embedding_dim: self.source.weights.embedding_dim(),
+                rank,
+                dtype,
+                projection: self.source.projection_dtype(),
+            },
+        };
+        ttrec::blob::TableSpec { weights, ..spec }
+    }
+}
+
+fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
     let table = match error {
         BlobError::Name { table } | BlobError::NameOrder { table } | BlobError::Shape { table, .. } => {
-            sources.get(table)
+            tables.get(table).map(|table| &table.source)
         }
         _ => None,
     };
@@ -120,27 +229,146 @@ fn name_table(error: BlobError, sources: &[Source<'_>]) -> anyhow::Error {
 }
 
 impl Source<'_> {
-    fn layout(&self) -> ttrec::blob::TableSpec {
+    pub(crate) fn layout(&self) -> ttrec::blob::TableSpec {
         let dtype = self.dtype;
         let (weights, overrides) = match &self.weights {
             &Weights::Dense { num_embeddings, embedding_dim, .. } => {
                 (WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }, None)
             }
             Weights::Tt { shape, overrides, .. } => (WeightsSpec::Tt { shape: *shape, dtype }, overrides.as_ref()),
+            &Weights::Projected { num_embeddings, rank, embedding_dim, .. } => {
+                let projection = self.projection_dtype();
+                (WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }, None)
+            }
+            &Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, .. } => {
+                (WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype }, None)
+            }
         };
         // Overridden rows are the ones that training held to be worth their bytes: they stay exact.
         let overrides = overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
-        ttrec::blob::TableSpec { name: self.name.clone(), weights, num_prefixes: 0, overrides }
+        let index_map = match self.hashed {
+            Some(num_embeddings) => IndexMapSpec::Modulo { num_embeddings },
+            None => IndexMapSpec::Identity,
+        };
+        ttrec::blob::TableSpec { index_map, overrides, ..ttrec::blob::TableSpec::new(self.name.clone(), weights) }
+    }
+
+    /// What the spec asks for, found or made, and told.
+    fn factorize(&self, how: &How<'_>, frequencies: Option<&Frequencies>) -> Result<Option<Done>> {
+        let (Some(request), &Weights::Dense { num_embeddings, embedding_dim, tensor }) =
+            (&self.factorize, &self.weights)
+        else {
+            return Ok(None);
+        };
+        let weighing = how.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
+        let key = how.kept.as_ref().map(|_| Key::new(tensor.file(), tensor.name(), request, weighing)).transpose()?;
+        let found =
+            how.kept.as_ref().zip(key.as_ref()).and_then(|(kept, key)| kept.find(key, num_embeddings, embedding_dim));
+        let result = match found {
+            Some(found) => found,
+            None => {
+                let weights = match frequencies.filter(|_| weighing.is_some()) {
+                    Some(frequencies) => {
+                        frequencies.of(&self.name)?.map(|counts| weights(&counts.read(num_embeddings)?, num_embeddings))
+                    }
+                    None => None,
+                };
+                let rows = TensorRows::new(tensor)?;
+                let result = request.run(&rows, weights.transpose()?.as_deref(), how.memory, &self.name)?;
+                if let (Some(kept), Some(key)) = (&how.kept, &key) {
+                    kept.keep(key, &result, embedding_dim)?;
+                }
+                result
+            }
+        };
+        self.tell(&result)?;
+        Ok(Some(Done { result, key }))
+    }
+
+    fn tell(&self, result: &Factorized) -> Result<()> {
+        let name = self.name.escape_debug();
+        output::print(|out| match result {
+            Factorized::Tt { shape, error, .. } => writeln!(
+                out,
+                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}: relative error {error:.3e}",
+                shape.row_factors(),
+                shape.column_factors(),
+                shape.inner_ranks()
+            ),
+            Factorized::LowRank { rank, error, .. } => writeln!(out, "{name}: rank {rank}: relative error {error:.3e}"),
+        })?;
+        Ok(())
+    }
+
+    fn write_factorized(&self, result: &Factorized, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
+        let failed = |error: EncodeError| anyhow!(error).context("after factorisation");
+        match (plan.role, result, &self.weights) {
+            (Role::Core(k), Factorized::Tt { shape, cores, .. }, _) => {
+                let mut bytes = vec![0; self.dtype.bytes_of(shape.slice_len(k))];
+                cores[k].chunks_exact(shape.slice_len(k)).try_for_each(|slice| {
+                    dtype::encode_slice(slice, self.dtype, &mut bytes).map_err(failed)?;
+                    sink.put(&bytes)
+                })
+            }
+            (Role::Scales(k), Factorized::Tt { shape, cores, .. }, _) => {
+                let mut bytes = vec![0; self.dtype.bytes_of(shape.slice_len(k))];
+                cores[k].chunks_exact(shape.slice_len(k)).try_for_each(|slice| {
+                    let scale = dtype::encode_slice(slice, self.dtype, &mut bytes).map_err(failed)?;
+                    sink.put(&scale.to_le_bytes())
+                })
+            }
+            (Role::Projection, Factorized::LowRank { rank, basis, .. }, _) => {
+                let dtype = self.projection_dtype();
+                let dim = basis.len() / rank;
+                let mut bytes = vec![0; dtype.bytes_of(dim)];
+                (0..*rank).try_for_each(|s| {
+                    let row: Vec<f32> = basis.chunks_exact(*rank).map(|column| column[s]).collect();
+                    dtype::encode(&row, dtype, &mut bytes).map_err(failed)?;
+                    sink.put(&bytes)
+                })
+            }
+            (Role::Rows, Factorized::LowRank { rank, basis, .. }, Weights::Dense { num_embeddings, tensor, .. }) => {
+                let mut progress = Progress::new(&format!("{}: rows", self.name), *num_embeddings);
+                let mut bytes = Vec::new();
+                factorize::for_each_short_row(&TensorRows::new(tensor)?, basis, *rank, |short| {
+                    bytes.resize(short.len() / rank * self.dtype.row_len(*rank), 0);
+                    dtype::encode_rows(short, *rank, self.dtype, &mut bytes).map_err(failed)?;
+                    progress.add((short.len() / rank) as u64);
+                    sink.put(&bytes)
+                })
+            }
+            (role, ..) => bail!("no data for section {role:?}"),
+        }
+    }
+
+    /// A projection is small, and all rows depend on it: it is never narrower than 16 bits.
+    fn projection_dtype(&self) -> Dtype {
+        match self.dtype {
+            Dtype::F32 | Dtype::Bf16 => self.dtype,
+            Dtype::F16 | Dtype::I8 | Dtype::I4 => Dtype::F16,
+        }
     }
 
     fn name_error(&self, checkpoint: &Checkpoint, error: anyhow::Error) -> anyhow::Error {
         error.context(format!("{}: table {:?}", checkpoint.path().display(), self.name))
     }
 
-    fn write_section(&self, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
+    pub(crate) fn write_section(&self, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
         match (plan.role, &self.weights) {
             (Role::Rows, &Weights::Dense { num_embeddings, embedding_dim, tensor }) => {
                 self.write_rows(tensor, num_embeddings, embedding_dim, sink)
+            }
+            (Role::Rows, &Weights::Projected { num_embeddings, rank, tensor, .. }) => {
+                self.write_rows(tensor, num_embeddings, rank, sink)
+            }
+            (Role::Projection, &Weights::Projected { rank, embedding_dim, projection, .. }) => {
+                self.write_projection(projection, [embedding_dim, rank], sink)
+            }
+            (Role::Rows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
+                self.write_rows(tensors[0], tensors[0].shape()[0], columns[0], sink)
+            }
+            (Role::RemainderRows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
+                self.write_rows(tensors[1], tensors[1].shape()[0], columns[1], sink)
             }
             (Role::Core(k), Weights::Tt { cores, .. }) => self.for_each_slice(&cores[k], |bytes, _| sink.put(bytes)),
             (Role::Scales(k), Weights::Tt { cores, .. }) => {
@@ -148,6 +376,10 @@ impl Source<'_> {
             }
             (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
                 overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
+            }
+            (Role::OverrideIndex, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
+                let ids: Vec<u64> = overrides.ids.iter().map(|(id, _)| *id).collect();
+                blob::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
             }
             (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
                 let mut row = vec![0.0; shape.embedding_dim()];
@@ -185,6 +417,21 @@ impl Source<'_> {
         Ok(())
     }
 
+    /// The transpose of a linear layer's weights, which are outputs x inputs.
+    fn write_projection(&self, tensor: &Tensor, [outputs, inputs]: [usize; 2], sink: &mut Sink<'_>) -> Result<()> {
+        let mut values = zeros(outputs.checked_mul(inputs).context("a projection of too many numbers")?)?;
+        tensor.read_f32(0, &mut values)?;
+        let dtype = self.projection_dtype();
+        let (mut column, mut bytes) = (zeros(outputs)?, vec![0; dtype.bytes_of(outputs)]);
+        for input in 0..inputs {
+            column.iter_mut().zip(values.chunks_exact(inputs)).for_each(|(to, row)| *to = row[input]);
+            dtype::encode(&column, dtype, &mut bytes)
+                .map_err(|error| place(error, tensor, |at| (at * inputs + input) as u64))?;
+            sink.put(&bytes)?;
+        }
+        Ok(())
+    }
+
     /// Gives each slice of a core, encoded, and its scale to `put`.
     fn for_each_slice(&self, core: &Core<'_>, mut put: impl FnMut(&[u8], f32) -> Result<()>) -> Result<()> {
         let mut values = vec![0.0; core.slice_len()];
@@ -197,6 +444,15 @@ impl Source<'_> {
         }
         Ok(())
     }
+}
+
+/// A weight for each row: its count and one more, so that no row is free to become anything.
+pub(crate) fn weights(counts: &[(u64, f64)], num_embeddings: u64) -> Result<Vec<f32>> {
+    let mut weights = vec![1.0; usize::try_from(num_embeddings)?];
+    for &(row, count) in counts {
+        weights[row as usize] += count as f32;
+    }
+    Ok(weights)
 }
 
 /// Names the tensor and the place of a value that could not be encoded; `position` says where in the tensor it is.
@@ -217,7 +473,7 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
 }
 
 /// The spec for a checkpoint that holds one table and says all about it; otherwise an error that offers what there is.
-fn only_table(checkpoint: &Checkpoint) -> Result<Spec> {
+fn only_table(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
     let Survey { tables: found, refused, .. } = Survey::of(checkpoint);
     let path = checkpoint.path().display();
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
@@ -225,7 +481,7 @@ fn only_table(checkpoint: &Checkpoint) -> Result<Spec> {
         let file_name = || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let unnamed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
         let name = table.name.clone().or_else(|| file_name().filter(|_| unnamed));
-        let table = TableSpec { name, ..table.clone() };
+        let table = with_qr_operation(checkpoint, TableSpec { name, ..table.clone() }, qr_operation);
         match Source::open(checkpoint, &table) {
             Ok(_) => return Ok(Spec { tables: vec![table] }),
             Err(error) => bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?),

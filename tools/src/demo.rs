@@ -4,7 +4,7 @@ use crate::{
     Outcome,
     blob_file::BlobFile,
     checkpoint::Checkpoint,
-    convert::convert,
+    convert::{How, convert},
     lookup::{BagsFile, Mode},
     output,
     spec::Spec,
@@ -34,7 +34,7 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     let expected_path = place("fbtt_d3.expected.npz", EXPECTED)?;
     let blob_path = directory.path().join("fbtt_d3.ttr");
 
-    let bytes = convert(&Checkpoint::open(&checkpoint)?, &Spec::parse(SPEC)?, &blob_path)?;
+    let bytes = convert(&Checkpoint::open(&checkpoint)?, &Spec::parse(SPEC)?, &blob_path, &How::default())?;
     let file = BlobFile::open(&blob_path)?;
     let blob = file.blob()?;
     let table = file.table(&blob, "item")?;

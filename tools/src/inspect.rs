@@ -7,7 +7,10 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{Blob, DigitOrder, blob::Weights};
+use ttrec::{
+    Blob, DigitOrder,
+    blob::{IndexMap, Weights},
+};
 
 /// Show what a blob holds.
 ///
@@ -41,8 +44,28 @@ pub(crate) struct TableSummary {
     pub(crate) overrides: usize,
     pub(crate) prefix_products: usize,
     pub(crate) workspace_len: usize,
+    pub(crate) index_map: &'static str,
+    pub(crate) num_rows: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tt: Option<TtSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) projected: Option<ProjectedSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quotient_remainder: Option<QuotientRemainderSummary>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ProjectedSummary {
+    rank: usize,
+    /// The dtype of the matrix.
+    projection: &'static str,
+}
+
+#[derive(Serialize)]
+pub(crate) struct QuotientRemainderSummary {
+    operation: &'static str,
+    num_remainders: u32,
+    columns: [usize; 2],
 }
 
 #[derive(Serialize)]
@@ -77,7 +100,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
         .map(|(position, table)| {
             let data = table.data();
             let tt = match &data.weights {
-                Weights::Dense(_) => None,
+                Weights::Dense(_) | Weights::Projected(_) | Weights::QuotientRemainder(_) => None,
                 Weights::Tt(tt) => Some(TtSummary {
                     row_factors: tt.shape.row_factors().to_vec(),
                     column_factors: tt.shape.column_factors().to_vec(),
@@ -92,7 +115,12 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
             };
             TableSummary {
                 name: table.name().to_owned(),
-                representation: if tt.is_some() { "tt" } else { "dense" },
+                representation: match &data.weights {
+                    Weights::Dense(_) => "dense",
+                    Weights::Tt(_) => "tt",
+                    Weights::Projected(_) => "projected",
+                    Weights::QuotientRemainder(_) => "quotient_remainder",
+                },
                 dtype: data.dtype().name(),
                 num_embeddings: table.num_embeddings(),
                 embedding_dim: table.embedding_dim(),
@@ -101,10 +129,30 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                 overrides: data.overrides.map_or(0, |overrides| overrides.ids.len()),
                 prefix_products: match &data.weights {
                     Weights::Tt(tt) => tt.prefixes.map_or(0, |prefixes| prefixes.ids.len()),
-                    Weights::Dense(_) => 0,
+                    _ => 0,
                 },
                 workspace_len: table.workspace_len(),
+                index_map: match data.index_map {
+                    IndexMap::Identity => "identity",
+                    IndexMap::Modulo => "modulo",
+                    IndexMap::Remapped(_) => "remapped",
+                },
+                num_rows: data.num_rows,
                 tt,
+                projected: match &data.weights {
+                    Weights::Projected(table) => {
+                        Some(ProjectedSummary { rank: table.rank(), projection: table.projection.dtype().name() })
+                    }
+                    _ => None,
+                },
+                quotient_remainder: match &data.weights {
+                    Weights::QuotientRemainder(table) => Some(QuotientRemainderSummary {
+                        operation: table.combine.name(),
+                        num_remainders: table.num_remainders,
+                        columns: [table.quotients.embedding_dim, table.remainders.embedding_dim],
+                    }),
+                    _ => None,
+                },
             }
         })
         .collect();
@@ -133,10 +181,20 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
         "table", "rows", "cols", "kind", "type", "bytes", "smaller"
     )?;
     for table in &summary.tables {
-        let shape = match &table.tt {
-            Some(tt) => format!("p {:?} q {:?} ranks {:?}", tt.row_factors, tt.column_factors, tt.ranks),
-            None => String::new(),
+        let (kind, shape) = match (&table.tt, &table.projected, &table.quotient_remainder) {
+            (Some(tt), ..) => ("tt", format!("p {:?} q {:?} ranks {:?}", tt.row_factors, tt.column_factors, tt.ranks)),
+            (_, Some(projected), _) => {
+                ("proj", format!("rank {}, projection {}", projected.rank, projected.projection))
+            }
+            (.., Some(parts)) => ("qr", format!("{} of {} remainders", parts.operation, parts.num_remainders)),
+            _ => ("dense", String::new()),
         };
+        let map = match table.index_map {
+            "identity" => String::new(),
+            map => format!(", {map} of {} rows", table.num_rows),
+        };
+        let shape = shape + &map;
+        let shape = shape.trim_start_matches(", ");
         let overrides =
             if table.overrides > 0 { format!(", {} rows overridden", table.overrides) } else { String::new() };
         let products = match table.prefix_products {
@@ -150,7 +208,7 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
             table.name.escape_debug().to_string(),
             table.num_embeddings,
             table.embedding_dim,
-            table.representation,
+            kind,
             table.dtype,
             table.bytes,
             table.dense_f32_bytes as f64 / table.bytes as f64,

@@ -2,16 +2,20 @@
 
 mod bench;
 mod blob_file;
+mod budget;
 mod cache;
+mod cancel;
 mod checkpoint;
 mod compare;
 mod convert;
 mod demo;
 mod dialect;
 mod factorize;
+mod frequencies;
 mod inspect;
 mod lookup;
 mod output;
+mod plan;
 mod progress;
 mod report;
 mod spec;
@@ -29,7 +33,8 @@ Exit codes:
   1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo: answers differ
   2  the command line was wrong
   3  an input was refused: a checkpoint, spec, blob or npz file
-  4  the output could not be written; what stood there before is untouched";
+  4  the output could not be written; what stood there before is untouched
+  130, 143  interrupted (Ctrl-C) or terminated; an output is what it was before";
 
 /// Tensor-train embedding tables for the edge: checkpoints in, one small blob out.
 ///
@@ -45,6 +50,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Plan(plan::Args),
     Convert(convert::Args),
     Cache(cache::Args),
     Inspect(inspect::Args),
@@ -62,7 +68,12 @@ enum Outcome {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if let Err(error) = cancel::watch() {
+        eprintln!("ttrec: cannot listen for signals: {error}");
+    }
+    let result = match command {
+        Command::Plan(args) => plan::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Inspect(args) => inspect::run(&args),
@@ -76,8 +87,14 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Differs) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("ttrec: {error:#}");
+            eprintln!("ttrec: {}", printable(&format!("{error:#}")));
             ExitCode::from(if error.is::<output::WriteError>() { 4 } else { 3 })
         }
     }
+}
+
+/// Libraries' errors quote names from files as they are; these must not command the terminal.
+fn printable(text: &str) -> String {
+    let harmless = |c: &char| !c.is_control() || *c == '\n';
+    text.chars().map(|c| if harmless(&c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }

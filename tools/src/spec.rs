@@ -33,9 +33,18 @@ pub(crate) struct TableSpec {
     /// How the table is stored: `fbtt`, `dense` and so on; default: `dense` with `tensor`, else what the keys show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dialect: Option<String>,
-    /// Rows.
+    /// Rows; with `index_map`, indices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) num_embeddings: Option<u64>,
+    /// Which row an index stands for, if not its own: `modulo` for a hashed table, index modulo the number of rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) index_map: Option<String>,
+    /// With `index_map`, the rows of the table, where the checkpoint does not store them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) num_rows: Option<u64>,
+    /// What makes one row of two in a quotient-remainder table: `mult`, `add` or `concat`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) qr_operation: Option<String>,
     /// p, one per core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) row_factors: Option<Vec<u32>>,
@@ -45,9 +54,33 @@ pub(crate) struct TableSpec {
     /// The inner ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ranks: Option<Vec<u32>>,
+    /// What the table becomes; default: as the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) representation: Option<Representation>,
+    /// The rank of a low-rank table, or the largest of a factorised tensor train.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rank: Option<u32>,
+    /// The relative error (Frobenius) that picks ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tolerance: Option<f64>,
+    /// Refinements of all cores after a factorisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sweeps: Option<u32>,
     /// The stored type in the blob; default: the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "dtype_name")]
     pub(crate) dtype: Option<Dtype>,
+}
+
+/// What a table is stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Representation {
+    /// Rows as they are.
+    Dense,
+    /// A tensor train.
+    Tt,
+    /// Short rows and a projection.
+    LowRank,
 }
 
 impl Spec {

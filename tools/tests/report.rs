@@ -140,7 +140,7 @@ fn a_table_of_low_rank_is_seen_to_be_one() {
 fn rows_that_are_asked_for_count_as_often() {
     let dir = Dir::new();
     let (a, b) = (dir.path("a.safetensors"), dir.path("b.safetensors"));
-    let mut numbers = vec![1.0f32; 8 * 4];
+    let mut numbers = [1.0f32; 8 * 4];
     write_safetensors(&a, &[("emb", F32, &[8, 4], numbers[..].bytes())]);
     numbers[2 * 4] = 3.0;
     numbers[5 * 4] = 2.0;

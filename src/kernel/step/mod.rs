@@ -135,6 +135,21 @@ impl<W: Weight> Op for StoreProducts<'_, '_, W> {
     }
 }
 
+/// `x[m x r] . slice[r x n]`, row i replacing what is at `i * stride`. `None` if anything is out of bounds.
+pub(crate) fn store_rows(
+    tier: Tier,
+    [m, r, n]: [usize; 3],
+    x: &[f32],
+    slice: Elements<'_>,
+    out: &mut [f32],
+    stride: usize,
+) -> Option<()> {
+    with_core_elements!(slice, slice => {
+        let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
+        tier.run(Product { stride, ..Product::whole(jobs, [m, r, n], out, false) })
+    })?
+}
+
 /// Products of `m` rows each, added to what is there, one job after the other. `None` if anything is out of bounds.
 pub(crate) fn add_products<W: Weight>(
     tier: Tier,

@@ -61,7 +61,7 @@ fn measure_table(
         seconds,
         flops: match &table.data().weights {
             Weights::Tt(tt) => Some(tt.shape.flops_left_to_right() as f64),
-            Weights::Dense(_) => None,
+            _ => None,
         },
         workspace_bytes: run.workspace_bytes(),
     })

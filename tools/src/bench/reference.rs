@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use ttrec::{
     Blob, DigitOrder, Pooling, TtShape,
     bag::Index,
-    blob::{Role, Weights},
+    blob::{Combine, IndexMap, QuotientRemainder, Role, TableData, Weights},
     dtype::Dtype,
 };
 
@@ -21,12 +21,10 @@ pub(super) struct Stored<'b> {
     bytes: &'b [u8],
     blob: Blob<'b>,
     position: usize,
-    dim: usize,
-    /// `None`: the table is dense.
-    tt: Option<TtShape>,
+    data: TableData<'b>,
 }
 
-/// A row, and the sums of the absolute values of its elements' terms, which roundings are relative to.
+/// A row or a bag of rows, and the sums of the absolute values of its elements' terms, which roundings are relative to.
 pub(super) struct Row {
     elements: Vec<f64>,
     magnitudes: Vec<f64>,
@@ -36,11 +34,7 @@ impl<'b> Stored<'b> {
     pub(super) fn new(bytes: &'b [u8], blob: Blob<'b>, table: &str) -> Result<Self> {
         let position = blob.position(table).context("a table is missing")?;
         let data = blob.table_data(position).context("a table is missing")?;
-        let tt = match &data.weights {
-            Weights::Tt(tt) => Some(tt.shape),
-            Weights::Dense(_) => None,
-        };
-        Ok(Self { bytes, blob, position, dim: data.embedding_dim, tt })
+        Ok(Self { bytes, blob, position, data })
     }
 
     /// The bytes of a section and the type of their elements; f32 for ids, which have none.
@@ -52,27 +46,70 @@ impl<'b> Stored<'b> {
     }
 
     pub(super) fn row(&self, row: u64) -> Result<Row> {
-        if let Ok((_, ids)) = self.section(Role::OverrideIds)
-            && let Some(position) = ids.chunks_exact(8).position(|id| id == row.to_le_bytes())
-        {
-            return self.dense_row(Role::OverrideRows, position);
+        if let Some(position) = self.position_apart(row) {
+            return self.dense_row(Role::OverrideRows, self.data.embedding_dim, position);
         }
-        match &self.tt {
-            Some(shape) => self.tt_row(shape, row),
-            None => self.dense_row(Role::Rows, row as usize),
+        let stored = self.row_of(row)?;
+        match &self.data.weights {
+            Weights::Dense(_) => self.dense_row(Role::Rows, self.data.embedding_dim, stored as usize),
+            Weights::Tt(tt) => self.tt_row(&tt.shape, stored),
+            Weights::Projected(table) => {
+                let short = self.dense_row(Role::Rows, table.rank(), stored as usize)?;
+                let (dtype, projection) = self.section(Role::Projection)?;
+                let dim = self.data.embedding_dim;
+                let product = |x: &[f64], of: fn(f64) -> f64| -> Vec<f64> {
+                    let terms = |j: usize| {
+                        x.iter().enumerate().map(move |(k, x)| x * of(element(dtype, projection, k * dim + j)))
+                    };
+                    (0..dim).map(|j| terms(j).sum()).collect()
+                };
+                Ok(Row { elements: product(&short.elements, |g| g), magnitudes: product(&short.magnitudes, f64::abs) })
+            }
+            Weights::QuotientRemainder(table) => {
+                let [first, second] = self.parts(table, row)?;
+                Ok(combine(table.combine, first, second))
+            }
         }
     }
 
-    fn dense_row(&self, role: Role, position: usize) -> Result<Row> {
+    fn position_apart(&self, index: u64) -> Option<usize> {
+        let (_, ids) = self.section(Role::OverrideIds).ok()?;
+        ids.chunks_exact(8).position(|id| id == index.to_le_bytes())
+    }
+
+    /// The stored row of an index.
+    fn row_of(&self, index: u64) -> Result<u64> {
+        Ok(match self.data.index_map {
+            IndexMap::Identity => index,
+            IndexMap::Modulo => index % self.data.num_rows,
+            IndexMap::Remapped(_) => {
+                let (_, rows) = self.section(Role::RemappedRows)?;
+                let row = rows.as_chunks::<4>().0.get(index as usize).context("an index has no row")?;
+                u32::from_le_bytes(*row).into()
+            }
+        })
+    }
+
+    /// The two rows that the row of an index is made of.
+    fn parts(&self, table: &QuotientRemainder<'_>, index: u64) -> Result<[Row; 2]> {
+        let (row, num_remainders) = (self.row_of(index)?, u64::from(table.num_remainders));
+        let columns = [table.quotients.embedding_dim, table.remainders.embedding_dim];
+        Ok([
+            self.dense_row(Role::Rows, columns[0], (row / num_remainders) as usize)?,
+            self.dense_row(Role::RemainderRows, columns[1], (row % num_remainders) as usize)?,
+        ])
+    }
+
+    fn dense_row(&self, role: Role, columns: usize, position: usize) -> Result<Row> {
         let (dtype, rows) = self.section(role)?;
-        let row = &rows[position * dtype.row_len(self.dim)..][..dtype.row_len(self.dim)];
+        let row = &rows[position * dtype.row_len(columns)..][..dtype.row_len(columns)];
         let (scale, offset) = match dtype {
             Dtype::I8 => (element(Dtype::F32, row, 0), element(Dtype::F32, row, 1)),
             Dtype::I4 => (element(Dtype::F16, row, 0), element(Dtype::F16, row, 1)),
             _ => (1.0, 0.0),
         };
         let stored = &row[dtype.row_header_len()..];
-        let products = || (0..self.dim).map(|column| scale * element(dtype, stored, column));
+        let products = || (0..columns).map(|column| scale * element(dtype, stored, column));
         Ok(Row {
             elements: products().map(|x| x + offset).collect(),
             magnitudes: products().map(|x| x.abs() + offset.abs()).collect(),
@@ -102,13 +139,63 @@ impl<'b> Stored<'b> {
 
     /// How many roundings a row's elements have seen.
     fn terms(&self) -> usize {
-        self.tt.map_or(0, |shape| shape.inner_ranks().iter().sum::<u32>() as usize)
+        match &self.data.weights {
+            Weights::Dense(_) => 0,
+            Weights::Tt(tt) => tt.shape.inner_ranks().iter().sum::<u32>() as usize,
+            Weights::Projected(table) => table.rank() + 2,
+            Weights::QuotientRemainder(_) => 2,
+        }
     }
 
     /// Refuses `found` if it is not row `row`.
     pub(super) fn check_row(&self, name: &str, row: u64, found: &[f32]) -> Result<()> {
         let Row { elements, magnitudes } = self.row(row)?;
         check(&format!("{name}, row {row}"), found, &elements, &magnitudes, self.terms())
+    }
+
+    fn bag<I: Index>(&self, batch: &Batch<'_, I>, range: std::ops::Range<usize>, pooling: Pooling) -> Result<Row> {
+        let dim = self.data.embedding_dim;
+        let lookups = range.map(|position| {
+            let weight = batch.weights.map_or(1.0, |weights| f64::from(weights[position]));
+            (batch.indices[position].to_u64(), weight)
+        });
+        let Weights::QuotientRemainder(table) = &self.data.weights else {
+            let rows = lookups.map(|(index, weight)| Ok((self.row(index)?, weight)));
+            return Ok(pool(rows.collect::<Result<_>>()?, dim, pooling));
+        };
+        // Each part is pooled by itself; rows that are stored apart count as a bag's others, which come first.
+        let (mut parts, mut apart) = ([Vec::new(), Vec::new()], Vec::new());
+        for (index, weight) in lookups {
+            if self.position_apart(index).is_some() {
+                apart.push((self.row(index)?, weight));
+            } else {
+                let [first, second] = self.parts(table, index)?;
+                parts[0].push((first, weight));
+                parts[1].push((second, weight));
+            }
+        }
+        let (count, [first, second]) = (parts[0].len(), parts);
+        let first = pool(first, table.quotients.embedding_dim, pooling);
+        let second = pool(second, table.remainders.embedding_dim, pooling);
+        let mut others = combine(table.combine, first, second);
+        if apart.is_empty() || count == 0 {
+            return Ok(if apart.is_empty() { others } else { pool(apart, dim, pooling) });
+        }
+        let of_all = (apart.len() + count) as f64;
+        if pooling == Pooling::Max {
+            apart.insert(0, (others, 1.0));
+            return Ok(pool(apart, dim, pooling));
+        }
+        let is_mean = pooling == Pooling::Mean;
+        if is_mean {
+            others.elements.iter_mut().chain(&mut others.magnitudes).for_each(|mean| *mean *= count as f64);
+        }
+        apart.push((others, 1.0));
+        let mut sum = pool(apart, dim, Pooling::Sum);
+        if is_mean {
+            sum.elements.iter_mut().chain(&mut sum.magnitudes).for_each(|sum| *sum /= of_all);
+        }
+        Ok(sum)
     }
 
     /// Compares the first bags of a batch.
@@ -120,27 +207,12 @@ impl<'b> Stored<'b> {
         out: &[f32],
     ) -> Result<()> {
         let mut lookups = 0;
-        for (bag, (ends, out)) in batch.offsets.windows(2).zip(out.chunks(self.dim)).take(SAMPLE).enumerate() {
+        for (bag, (ends, out)) in
+            batch.offsets.windows(2).zip(out.chunks(self.data.embedding_dim)).take(SAMPLE).enumerate()
+        {
             let range = ends[0].to_u64() as usize..ends[1].to_u64() as usize;
-            let (mut expected, mut magnitudes) = (vec![0.0; self.dim], vec![0.0; self.dim]);
-            for position in range.clone() {
-                let weight = batch.weights.map_or(1.0, |weights| f64::from(weights[position]));
-                let row = self.row(batch.indices[position].to_u64())?;
-                for (column, (x, size)) in row.elements.into_iter().zip(row.magnitudes).enumerate() {
-                    let (sum, magnitude) = (&mut expected[column], &mut magnitudes[column]);
-                    if pooling == Pooling::Max {
-                        *sum = if position == range.start { x } else { x.max(*sum) };
-                        *magnitude = size.max(*magnitude);
-                    } else {
-                        *sum += weight * x;
-                        *magnitude += weight.abs() * size;
-                    }
-                }
-            }
-            if pooling == Pooling::Mean && !range.is_empty() {
-                expected.iter_mut().chain(&mut magnitudes).for_each(|sum| *sum /= range.len() as f64);
-            }
-            check(&format!("{name}, bag {bag}"), out, &expected, &magnitudes, range.len() + self.terms())?;
+            let Row { elements, magnitudes } = self.bag(batch, range.clone(), pooling)?;
+            check(&format!("{name}, bag {bag}"), out, &elements, &magnitudes, 2 * range.len() + self.terms())?;
             lookups += range.len();
             if lookups > SAMPLE_LOOKUPS {
                 break;
@@ -148,6 +220,40 @@ impl<'b> Stored<'b> {
         }
         Ok(())
     }
+}
+
+/// Pools rows of `columns` columns, each with its weight.
+fn pool(rows: Vec<(Row, f64)>, columns: usize, pooling: Pooling) -> Row {
+    let count = rows.len();
+    let (mut elements, mut magnitudes) = (vec![0.0; columns], vec![0.0; columns]);
+    for (position, (row, weight)) in rows.into_iter().enumerate() {
+        for (column, (x, size)) in row.elements.into_iter().zip(row.magnitudes).enumerate() {
+            let (sum, magnitude) = (&mut elements[column], &mut magnitudes[column]);
+            if pooling == Pooling::Max {
+                *sum = if position == 0 { x } else { x.max(*sum) };
+                *magnitude = size.max(*magnitude);
+            } else {
+                *sum += weight * x;
+                *magnitude += weight.abs() * size;
+            }
+        }
+    }
+    if pooling == Pooling::Mean && count > 0 {
+        elements.iter_mut().chain(&mut magnitudes).for_each(|sum| *sum /= count as f64);
+    }
+    Row { elements, magnitudes }
+}
+
+/// One row of the two that a quotient-remainder table has for it.
+fn combine(how: Combine, first: Row, second: Row) -> Row {
+    let both = |a: Vec<f64>, b: Vec<f64>| -> Vec<f64> {
+        match how {
+            Combine::Mult => a.iter().zip(b).map(|(a, b)| a * b).collect(),
+            Combine::Add => a.iter().zip(b).map(|(a, b)| a + b).collect(),
+            Combine::Concat => a.into_iter().chain(b).collect(),
+        }
+    };
+    Row { elements: both(first.elements, second.elements), magnitudes: both(first.magnitudes, second.magnitudes) }
 }
 
 fn digits(shape: &TtShape, mut row: u64) -> Vec<usize> {

@@ -67,16 +67,11 @@ pub(super) fn measure(roofline: &mut Roofline, quick: bool, notes: &mut Vec<Stri
 }
 
 pub(super) fn dense_table(name: String, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
-    TableSpec {
-        name,
-        weights: WeightsSpec::Dense { num_embeddings, embedding_dim, dtype },
-        num_prefixes: 0,
-        overrides: None,
-    }
+    TableSpec::new(name, WeightsSpec::Dense { num_embeddings, embedding_dim, dtype })
 }
 
 pub(super) fn tt_table(name: String, shape: TtShape, dtype: Dtype) -> TableSpec {
-    TableSpec { name, weights: WeightsSpec::Tt { shape, dtype }, num_prefixes: 0, overrides: None }
+    TableSpec::new(name, WeightsSpec::Tt { shape, dtype })
 }
 
 /// How many f32 rows of `dim` columns to measure instead of `usual`; if they are fewer, a note says so.
@@ -105,7 +100,11 @@ fn measure_table(
         WeightsSpec::Tt { shape, .. } => {
             (Some(shape.flops_left_to_right() as f64), None, extent.tt_batches, &[Ids::Uniform, Ids::ZipfSorted][..])
         }
-        WeightsSpec::Dense { dtype, .. } => (None, Some(dtype.row_len(DIM) as f64), BATCHES, &Ids::ALL[..]),
+        WeightsSpec::Dense { dtype, .. }
+        | WeightsSpec::Projected { dtype, .. }
+        | WeightsSpec::QuotientRemainder { dtype, .. } => {
+            (None, Some(dtype.row_len(DIM) as f64), BATCHES, &Ids::ALL[..])
+        }
     };
     for ids in ids {
         let name = format!("{}-{}", spec.name, ids.name());

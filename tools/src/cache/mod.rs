@@ -1,20 +1,19 @@
 //! `ttrec cache`: a blob once more, with what is asked for most already multiplied out.
 
-mod budget;
 mod choose;
-pub(crate) mod frequencies;
 
 use crate::{
     Outcome,
     blob_file::{self, BlobFile, Sink},
+    budget::Budget,
+    frequencies::Frequencies,
     lookup::zeros,
     output,
     progress::Progress,
 };
 use anyhow::{Context, Result, bail, ensure};
-use budget::Budget;
-use choose::{Choice, Demand, Served};
-use frequencies::Frequencies;
+pub(crate) use choose::Demand;
+use choose::{Choice, Served};
 use serde::Serialize;
 use std::{
     io::{self, Write},
@@ -22,7 +21,10 @@ use std::{
 };
 use ttrec::{
     Blob, Table,
-    blob::{Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights, WeightsSpec},
+    blob::{
+        self, IndexMap, IndexMapSpec, Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights,
+        WeightsSpec,
+    },
     dtype::Dtype,
 };
 
@@ -39,9 +41,10 @@ Frequencies:
   gives them. Tables without either, and dense tables, are left as they are.
 
 Budget:
-  It bounds the bytes added for all tables together: 8 for the id of each row or prefix, and its
-  f32 elements. The file grows by no more than that, but for directory records and padding, and
-  for rows that BLOB itself stores apart in a narrower type than f32: where rows are added beside
+  It bounds the bytes added for all tables together: 8 for the id of each row or prefix, its f32
+  elements, and an index of the ids (a sixth of a byte for each row or prefix that the table has,
+  where 256 or more are stored and it pays). The file grows by no more than that, but for directory
+  records and padding, and for rows that BLOB itself stores apart in a narrower type than f32: where rows are added beside
   them, these become f32.")]
 pub(crate) struct Args {
     /// A blob
@@ -52,6 +55,9 @@ pub(crate) struct Args {
     /// How many bytes to add: 28MiB, 500KB, 1234, or 1% (of what the tables that have frequencies would take as dense f32)
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     budget: Budget,
+    /// How many lookups in a table come in a batch: what they share is computed once
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u64).range(1..))]
+    batch: u64,
     /// Where the new blob goes; it appears whole or not at all
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -83,16 +89,16 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output::refuse_inputs(&args.output, &[&args.blob, &args.frequencies])?;
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
-    let frequencies = Frequencies::open(&args.frequencies, &blob)?;
+    let frequencies =
+        Frequencies::open(&args.frequencies, blob.tables().map(|table| table.name().to_owned()).collect())?;
     if let Some(damage) = blob_file::damage(&blob) {
         bail!("{}: damaged: {damage}", file.path().display());
     }
     let tier = blob_file::tier()?;
     let tables: Vec<Table<'_>> = blob.tables().map(|table| table.with_tier(tier)).collect();
-    let demands = demands(&tables, &frequencies)?;
+    let demands = demands(&tables, &frequencies, args.batch)?;
     let budget = args.budget.bytes(demands.iter().flatten().map(Demand::dense_bytes).sum());
-    let choice = choose::choose(&demands, budget);
-    let bytes = write(&args.output, &file, &blob, &tables, &choice)?;
+    let (choice, bytes) = store(&args.output, &file, &tables, &demands, budget)?;
 
     let report = tables.iter().zip(&demands).enumerate().map(|(position, (table, demand))| {
         let (rows, prefixes) = (&choice.rows[position], &choice.prefixes[position]);
@@ -100,9 +106,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             name: table.name().to_owned(),
             rows: rows.len(),
             prefixes: prefixes.len(),
-            bytes: demand.as_ref().map_or(0, |demand| {
-                rows.len() as u64 * demand.row_bytes() + prefixes.len() as u64 * demand.product_bytes()
-            }),
+            bytes: demand
+                .as_ref()
+                .map_or(0, |demand| demand.bytes_of_rows(rows.len()) + demand.bytes_of_products(prefixes.len())),
             served: demand.as_ref().map(|demand| demand.served(rows, prefixes)),
         }
     });
@@ -137,22 +143,12 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
     writeln!(out, "{path}: {} bytes, {added} of them added within a budget of {}", report.bytes, report.budget)
 }
 
-/// Sorts frequencies by their ids and adds up those of the same one.
-fn add_up(frequencies: &mut Vec<(u64, f64)>) {
-    frequencies.sort_by_key(|(id, _)| *id);
-    frequencies.dedup_by(|(next, frequency), (id, sum)| {
-        let same = next == id;
-        *sum += if same { *frequency } else { 0.0 };
-        same
-    });
-}
-
 /// By table; `None` for those that are left as they are.
-fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies) -> Result<Vec<Option<Demand<'a>>>> {
+fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies, batch: u64) -> Result<Vec<Option<Demand<'a>>>> {
     let demand = |table: &Table<'a>| -> Result<Option<Demand<'a>>> {
         let Some(source) = frequencies.of(table.name())? else { return Ok(None) };
         let Weights::Tt(tt) = &table.data().weights else { return Ok(None) };
-        Ok(Some(Demand::new(table, tt, source.read(table.num_embeddings())?)))
+        Ok(Some(Demand::new(table, tt, source.read(table.num_embeddings())?, batch)))
     };
     let demands = tables.iter().map(demand).collect::<Result<Vec<_>>>()?;
     if demands.iter().all(Option::is_none) {
@@ -163,8 +159,23 @@ fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies) -> Result<Vec<Op
     Ok(demands)
 }
 
+/// Writes the blob of `file`, which holds `tables`, once more to `path`, with what is best stored in `budget` bytes; returns
+/// what that is, and the length of the new blob in bytes.
+pub(crate) fn store(
+    path: &Path,
+    file: &BlobFile,
+    tables: &[Table<'_>],
+    demands: &[Option<Demand<'_>>],
+    budget: u64,
+) -> Result<(Choice, u64)> {
+    let choice = choose::choose(demands, budget);
+    let bytes = write(path, file, tables, &choice)?;
+    Ok((choice, bytes))
+}
+
 /// Streams the new blob to `path`; returns its length in bytes.
-fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], choice: &Choice) -> Result<u64> {
+fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) -> Result<u64> {
+    let blob = file.blob()?;
     // What sections of ids will hold; where nothing is added the sections stay as they are.
     let union = |there: &[u64], added: &[u64]| {
         let mut ids = if added.is_empty() { Vec::new() } else { [there, added].concat() };
@@ -189,10 +200,19 @@ fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], ch
         let (table, rows, prefixes) = (&tables[plan.table], &rows[plan.table], &prefixes[plan.table]);
         match plan.role {
             Role::OverrideIds if !rows.is_empty() => sink.put(bytemuck::cast_slice(rows)),
+            Role::OverrideIndex => {
+                let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
+                write_index(if rows.is_empty() { there } else { rows }, table.num_embeddings(), sink)
+            }
             Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink),
             Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
+            Role::PrefixIndex => {
+                let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
+                let there = tt.prefixes.map_or(&[][..], |there| there.ids);
+                write_index(if prefixes.is_empty() { there } else { prefixes }, tt.shape.num_prefixes(), sink)
+            }
             Role::PrefixProducts if !prefixes.is_empty() => write_products(table, prefixes, sink),
-            _ => sink.put(section(file, blob, plan)?),
+            _ => sink.put(section(file, &blob, plan)?),
         }
     })
 }
@@ -200,7 +220,7 @@ fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], ch
 fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
     match &table.data().weights {
         Weights::Tt(tt) => tt.prefixes,
-        Weights::Dense(_) => None,
+        _ => None,
     }
 }
 
@@ -210,8 +230,26 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
     let dtype = data.dtype();
     let weights = match &data.weights {
         Weights::Dense(rows) => {
-            let (num_embeddings, embedding_dim) = (data.num_embeddings, rows.embedding_dim);
+            let (num_embeddings, embedding_dim) = (data.num_rows, rows.embedding_dim);
             WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }
+        }
+        Weights::Projected(projected) => WeightsSpec::Projected {
+            num_embeddings: data.num_rows,
+            embedding_dim: data.embedding_dim,
+            rank: projected.rank(),
+            dtype,
+            projection: projected.projection.dtype(),
+        },
+        Weights::QuotientRemainder(parts) => {
+            // The format allows it, the writer does not.
+            ensure!(parts.remainders.dtype() == dtype, "its two parts differ in type: expected one for both");
+            WeightsSpec::QuotientRemainder {
+                num_embeddings: data.num_rows,
+                num_remainders: parts.num_remainders,
+                columns: [parts.quotients.embedding_dim, parts.remainders.embedding_dim],
+                combine: parts.combine,
+                dtype,
+            }
         }
         Weights::Tt(tt) => {
             let mut cores = tt.cores[..tt.shape.num_cores()].iter();
@@ -228,7 +266,18 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
         0 => prefixes(table).map_or(0, |there| there.ids.len()),
         count => count,
     };
-    Ok(TableSpec { name: table.name().to_owned(), weights, num_prefixes: num_prefixes as u64, overrides })
+    let num_embeddings = data.num_embeddings;
+    let index_map = match data.index_map {
+        IndexMap::Identity => IndexMapSpec::Identity,
+        IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
+        IndexMap::Remapped(_) => IndexMapSpec::Remapped { num_embeddings },
+    };
+    let num_prefixes = num_prefixes as u64;
+    Ok(TableSpec { index_map, num_prefixes, overrides, ..TableSpec::new(table.name(), weights) })
+}
+
+fn write_index(ids: &[u64], limit: u64, sink: &mut Sink<'_>) -> Result<()> {
+    blob::id_index(ids, limit).try_for_each(|line| sink.put(&line))
 }
 
 /// Rows as lookups give them, those that are stored apart among them.

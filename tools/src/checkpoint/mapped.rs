@@ -9,7 +9,7 @@ use memmap2::Mmap;
 
 /// A mapped file; clones share the mapping.
 #[derive(Clone)]
-pub(crate) struct Mapped(Arc<Mmap>);
+pub(crate) struct Mapped(Arc<(Mmap, File)>);
 
 impl Mapped {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
@@ -24,12 +24,26 @@ impl Mapped {
         // this process with SIGBUS. docs/security.md says that a mapped file must not change; the
         // alternative is to load gigabytes of table.
         let map = unsafe { Mmap::map(&file) }?;
-        Ok(Self(Arc::new(map)))
+        Ok(Self(Arc::new((map, file))))
+    }
+
+    /// Fills `out` from byte `start` on without touching the mapping, whose pages would count as this process's memory
+    /// for as long as they are cached.
+    pub(super) fn read_at(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_exact_at(&self.0.1, out, start);
+        #[cfg(not(unix))]
+        {
+            let rest = usize::try_from(start).ok().and_then(|start| self.0.0.get(start..));
+            let bytes = rest.and_then(|rest| rest.get(..out.len())).ok_or(io::ErrorKind::UnexpectedEof)?;
+            out.copy_from_slice(bytes);
+            Ok(())
+        }
     }
 }
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.0.0
     }
 }

@@ -138,6 +138,29 @@ pub(crate) struct Tensor {
     data: Data,
 }
 
+/// Decodes elements of any type to `$float`, each rounded once.
+macro_rules! decode_floats {
+    ($tensor:expr, $window:expr, $start:expr, $out:expr, $float:ty) => {{
+        use ElementType as T;
+        let (tensor, window, start, out) = ($tensor, $window, $start, $out);
+        match tensor.element_type {
+            T::F64 => tensor.decode(window, start, out, |b| Ok(f64::from_le_bytes(b) as $float)),
+            T::F32 => tensor.decode(window, start, out, |b| Ok(f32::from_le_bytes(b).into())),
+            T::F16 => tensor.decode(window, start, out, |b| Ok(f16::from_le_bytes(b).into())),
+            T::Bf16 => tensor.decode(window, start, out, |b| Ok(bf16::from_le_bytes(b).into())),
+            T::I64 => tensor.decode(window, start, out, |b| Ok(i64::from_le_bytes(b) as $float)),
+            T::I32 => tensor.decode(window, start, out, |b| Ok(i32::from_le_bytes(b) as $float)),
+            T::I16 => tensor.decode(window, start, out, |b| Ok(i16::from_le_bytes(b).into())),
+            T::I8 => tensor.decode(window, start, out, |b| Ok(i8::from_le_bytes(b).into())),
+            T::U64 => tensor.decode(window, start, out, |b| Ok(u64::from_le_bytes(b) as $float)),
+            T::U32 => tensor.decode(window, start, out, |b| Ok(u32::from_le_bytes(b) as $float)),
+            T::U16 => tensor.decode(window, start, out, |b| Ok(u16::from_le_bytes(b).into())),
+            T::U8 => tensor.decode(window, start, out, |[b]| Ok(b.into())),
+            T::Bool => tensor.decode(window, start, out, |[b]| Ok((b != 0).into())),
+        }
+    }};
+}
+
 impl Tensor {
     pub(super) fn new(
         file: &Arc<Path>,
@@ -163,7 +186,7 @@ impl Tensor {
     }
 
     /// The file that holds it.
-    pub(super) fn file(&self) -> &Path {
+    pub(crate) fn file(&self) -> &Path {
         &self.file
     }
 
@@ -195,22 +218,30 @@ impl Tensor {
     /// Decodes elements `start..start + out.len()` in row-major order, whatever order the file holds
     /// them in, rounding to the nearest `f32`.
     pub(crate) fn read_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
-        use ElementType as T;
-        match self.element_type {
-            T::F64 => self.decode(start, out, |b| Ok(f64::from_le_bytes(b) as f32)),
-            T::F32 => self.decode(start, out, |b| Ok(f32::from_le_bytes(b))),
-            T::F16 => self.decode(start, out, |b| Ok(f16::from_le_bytes(b).to_f32())),
-            T::Bf16 => self.decode(start, out, |b| Ok(bf16::from_le_bytes(b).to_f32())),
-            T::I64 => self.decode(start, out, |b| Ok(i64::from_le_bytes(b) as f32)),
-            T::I32 => self.decode(start, out, |b| Ok(i32::from_le_bytes(b) as f32)),
-            T::I16 => self.decode(start, out, |b| Ok(i16::from_le_bytes(b).into())),
-            T::I8 => self.decode(start, out, |b| Ok(i8::from_le_bytes(b).into())),
-            T::U64 => self.decode(start, out, |b| Ok(u64::from_le_bytes(b) as f32)),
-            T::U32 => self.decode(start, out, |b| Ok(u32::from_le_bytes(b) as f32)),
-            T::U16 => self.decode(start, out, |b| Ok(u16::from_le_bytes(b).into())),
-            T::U8 => self.decode(start, out, |[b]| Ok(b.into())),
-            T::Bool => self.decode(start, out, |[b]| Ok(f32::from(b != 0))),
+        decode_floats!(self, None, start, out, f32)
+    }
+
+    /// As [`read_f32`](Self::read_f32), for who walks a whole table and must not have it in memory: a mapped file is read
+    /// rather than looked at.
+    pub(crate) fn stream_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let Data::Mapped(map, range) = &self.data else { return self.read_f32(start, out) };
+        if self.layout.column_major || start.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
+            return self.read_f32(start, out);
         }
+        let size = self.element_type.size();
+        let place = range.start as u64 + start * size;
+        let failed = |error: std::io::Error| self.error(format!("cannot read: {error}"));
+        if self.element_type == ElementType::F32 && !self.layout.big_endian && cfg!(target_endian = "little") {
+            return map.read_at(place, bytemuck::cast_slice_mut(out)).map_err(failed);
+        }
+        let mut bytes = vec![0; out.len() * size as usize];
+        map.read_at(place, &mut bytes).map_err(failed)?;
+        decode_floats!(self, Some(&bytes[..]), start, out, f32)
+    }
+
+    /// As [`read_f32`](Self::read_f32), rounding to the nearest `f64`.
+    pub(crate) fn read_f64(&self, start: u64, out: &mut [f64]) -> Result<(), CheckpointError> {
+        decode_floats!(self, None, start, out, f64)
     }
 
     /// Decodes elements `start..start + out.len()` in row-major order to `i64`. A value that is not
@@ -218,29 +249,31 @@ impl Tensor {
     pub(crate) fn read_i64(&self, start: u64, out: &mut [i64]) -> Result<(), CheckpointError> {
         use ElementType as T;
         match self.element_type {
-            T::F64 => self.decode(start, out, |b| integer(f64::from_le_bytes(b))),
-            T::F32 => self.decode(start, out, |b| integer(f32::from_le_bytes(b).into())),
-            T::F16 => self.decode(start, out, |b| integer(f16::from_le_bytes(b).to_f64())),
-            T::Bf16 => self.decode(start, out, |b| integer(bf16::from_le_bytes(b).to_f64())),
-            T::I64 => self.decode(start, out, |b| Ok(i64::from_le_bytes(b))),
-            T::I32 => self.decode(start, out, |b| Ok(i32::from_le_bytes(b).into())),
-            T::I16 => self.decode(start, out, |b| Ok(i16::from_le_bytes(b).into())),
-            T::I8 => self.decode(start, out, |b| Ok(i8::from_le_bytes(b).into())),
-            T::U64 => self.decode(start, out, |b| {
+            T::F64 => self.decode(None, start, out, |b| integer(f64::from_le_bytes(b))),
+            T::F32 => self.decode(None, start, out, |b| integer(f32::from_le_bytes(b).into())),
+            T::F16 => self.decode(None, start, out, |b| integer(f16::from_le_bytes(b).to_f64())),
+            T::Bf16 => self.decode(None, start, out, |b| integer(bf16::from_le_bytes(b).to_f64())),
+            T::I64 => self.decode(None, start, out, |b| Ok(i64::from_le_bytes(b))),
+            T::I32 => self.decode(None, start, out, |b| Ok(i32::from_le_bytes(b).into())),
+            T::I16 => self.decode(None, start, out, |b| Ok(i16::from_le_bytes(b).into())),
+            T::I8 => self.decode(None, start, out, |b| Ok(i8::from_le_bytes(b).into())),
+            T::U64 => self.decode(None, start, out, |b| {
                 let value = u64::from_le_bytes(b);
                 i64::try_from(value).map_err(|_| format!("{value}, expected at most {}", i64::MAX))
             }),
-            T::U32 => self.decode(start, out, |b| Ok(u32::from_le_bytes(b).into())),
-            T::U16 => self.decode(start, out, |b| Ok(u16::from_le_bytes(b).into())),
-            T::U8 => self.decode(start, out, |[b]| Ok(b.into())),
-            T::Bool => self.decode(start, out, |[b]| Ok(i64::from(b != 0))),
+            T::U32 => self.decode(None, start, out, |b| Ok(u32::from_le_bytes(b).into())),
+            T::U16 => self.decode(None, start, out, |b| Ok(u16::from_le_bytes(b).into())),
+            T::U8 => self.decode(None, start, out, |[b]| Ok(b.into())),
+            T::Bool => self.decode(None, start, out, |[b]| Ok(i64::from(b != 0))),
         }
     }
 
     /// Fills `out` from the `N`-byte elements at `start`; `convert` gets little-endian bytes and, for
-    /// a value it cannot represent, says what it found.
+    /// a value it cannot represent, says what it found. A window holds the bytes of just these elements, in the order of
+    /// rows.
     fn decode<const N: usize, T>(
         &self,
+        window: Option<&[u8]>,
         start: u64,
         out: &mut [T],
         convert: impl Fn([u8; N]) -> Result<T, String>,
@@ -250,6 +283,18 @@ impl Tensor {
             return Err(self.error(format!("elements {start}..+{} asked for, but it holds {}", out.len(), self.len)));
         }
         if out.is_empty() {
+            return Ok(());
+        }
+        let convert = |position: u64, mut raw: [u8; N]| {
+            if self.layout.big_endian {
+                raw.reverse();
+            }
+            convert(raw).map_err(|found| self.error(format!("element {position} is {found}")))
+        };
+        if let Some(window) = window {
+            for ((slot, position), &raw) in out.iter_mut().zip(start..).zip(window.as_chunks::<N>().0) {
+                *slot = convert(position, raw)?;
+            }
             return Ok(());
         }
         let decoded;
@@ -262,12 +307,6 @@ impl Tensor {
         };
         self.check_byte_len(bytes.len())?;
 
-        let convert = |position: u64, mut raw: [u8; N]| {
-            if self.layout.big_endian {
-                raw.reverse();
-            }
-            convert(raw).map_err(|found| self.error(format!("element {position} is {found}")))
-        };
         let (elements, _) = bytes.as_chunks::<N>();
         if self.layout.column_major {
             for (slot, position) in out.iter_mut().zip(start..) {

@@ -8,10 +8,10 @@ mod origin;
 mod reference;
 
 pub(crate) use distribution::Bar;
-pub(crate) use origin::origin;
+pub(crate) use origin::{is_factorized, origin};
 pub(crate) use reference::Reference;
 
-use crate::{dialect::Weights, lookup::zeros, progress::Progress};
+use crate::{dialect::Source, lookup::zeros, progress::Progress};
 use anyhow::Result;
 use distribution::Distribution;
 use rayon::prelude::*;
@@ -92,11 +92,11 @@ impl Comparison {
     }
 }
 
-/// Compares every row of `table` with the one of `weights`; `frequencies` are those of the rows that are asked for at all,
+/// Compares every row of `table` with the one of `source`; `frequencies` are those of the rows that are asked for at all,
 /// ascending.
 pub(crate) fn compare(
     table: &Table<'_>,
-    weights: &Weights<'_>,
+    source: &Source<'_>,
     frequencies: Option<&[(u64, f64)]>,
 ) -> Result<Comparison> {
     let (rows, columns) = (table.num_embeddings(), table.embedding_dim());
@@ -105,7 +105,7 @@ pub(crate) fn compare(
     let ranking = Mutex::new(Ranking { distribution: Distribution::new(), worst: Vec::new(), progress });
     let workspace = zeros(table.workspace_len())?;
     let buffers =
-        || (Reference::new(weights), vec![0.0; columns], workspace.clone(), vec![0.0; at_once as usize * columns]);
+        || (Reference::new(source), vec![0.0; columns], workspace.clone(), vec![0.0; at_once as usize * columns]);
     let part = |buffers: &mut (Reference<'_, '_>, Vec<f32>, Vec<f32>, Vec<f64>), part: u64| -> Result<Sums> {
         let (reference, ours, workspace, theirs) = buffers;
         let first = part * at_once;

@@ -6,7 +6,7 @@ use crate::{
     spec::{Spec, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail};
-use ttrec::{Table, blob};
+use ttrec::{DigitOrder, Table, blob, dtype::Dtype};
 
 /// The table of the checkpoint that `table` was converted from.
 pub(crate) fn origin<'c>(checkpoint: &'c Checkpoint, spec: Option<&Spec>, table: &Table<'_>) -> Result<Source<'c>> {
@@ -16,11 +16,17 @@ pub(crate) fn origin<'c>(checkpoint: &'c Checkpoint, spec: Option<&Spec>, table:
     }
 }
 
+/// Whether the blob has factors of what is a dense table in the checkpoint.
+pub(crate) fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
+    let factors = matches!(table.data().weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
+    factors && matches!(source.weights, Weights::Dense { .. })
+}
+
 fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
     for candidate in &spec.tables {
         let source = Source::open(checkpoint, candidate)?;
         if source.name == table.name() {
-            return if fits(&source.weights, table) {
+            return if fits(&source, table) {
                 Ok(source)
             } else {
                 Err(anyhow!("table {:?}: its shape in the blob is not the one of the spec", table.name()))
@@ -30,35 +36,30 @@ fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Re
     bail!("table {:?} of the blob is not in the spec", table.name())
 }
 
-/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the only one of that shape;
-/// tables of the same kind go before those that would have been made into it.
+/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the only one of that shape.
 fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
-    let (mut same_kind, mut others): (Vec<Source<'c>>, Vec<Source<'c>>) = (Vec::new(), Vec::new());
-    for found in Survey::of(checkpoint).tables.into_iter().chain(dense_by_name(checkpoint, table)) {
-        let same_name = table_name(&found).as_deref() == Some(table.name());
-        let found = TableSpec {
-            name: Some(table.name().to_owned()),
-            num_embeddings: Some(table.num_embeddings()),
-            dtype: Some(table.data().dtype()),
-            ..found
-        };
-        let open = |spec: &TableSpec| Source::open(checkpoint, spec).ok();
-        // A dense table has no use for the facts of a tensor train.
-        let Some(source) = open(&complete(found.clone(), table)).or_else(|| open(&found)) else { continue };
-        if !fits(&source.weights, table) {
+    let mut fitting: Vec<Source<'c>> = Vec::new();
+    let found = Survey::of(checkpoint).tables.into_iter().chain(dense_by_name(checkpoint, table));
+    // As the checkpoint has it rather than factors of what it has.
+    let (as_is, dense): (Vec<_>, Vec<_>) =
+        found.map(|found| (complete(found.clone(), table), before_factors(found, table))).unzip();
+    for spec in as_is.into_iter().chain(dense.into_iter().flatten()) {
+        let same_name = table_name(&spec).as_deref() == Some(table.name());
+        let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
+        let Ok(source) = Source::open(checkpoint, &spec) else { continue };
+        if !fits(&source, table) {
             continue;
         }
         if same_name {
             return Ok(source);
         }
-        if is_tt(&source.weights) == matches!(table.data().weights, blob::Weights::Tt(_)) {
-            same_kind.push(source);
-        } else {
-            others.push(source);
+        // One tensor may have been found in two ways.
+        let first = |source: &Source<'_>| source.weights.tensors()[0].name().to_owned();
+        if fitting.iter().all(|other| first(other) != first(&source)) {
+            fitting.push(source);
         }
     }
     let path = checkpoint.path().display();
-    let mut fitting = if same_kind.is_empty() { others } else { same_kind };
     match fitting.len() {
         1 => fitting.pop().context("one table fits"),
         0 => bail!("{path}: nothing there fits table {:?} of the blob: give --spec", table.name()),
@@ -73,28 +74,62 @@ fn dense_by_name(checkpoint: &Checkpoint, table: &Table<'_>) -> Option<TableSpec
         .map(|tensor| TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() })
 }
 
-/// A found table with the facts that the blob adds, the shape of its tensor train among them.
+/// A found table with the facts that the blob adds.
 fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
-    match &table.data().weights {
-        blob::Weights::Dense(_) => found,
+    let data = table.data();
+    let hashed = matches!(data.index_map, blob::IndexMap::Modulo);
+    let facts = TableSpec {
+        num_embeddings: Some(table.num_embeddings()),
+        index_map: hashed.then(|| "modulo".to_owned()),
+        num_rows: hashed.then_some(data.num_rows),
+        dtype: Some(data.dtype()),
+        ..found
+    };
+    match &data.weights {
+        blob::Weights::Dense(_) | blob::Weights::Projected(_) => facts,
+        blob::Weights::QuotientRemainder(parts) => {
+            TableSpec { qr_operation: Some(parts.combine.name().to_owned()), ..facts }
+        }
         blob::Weights::Tt(tt) => TableSpec {
+            // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant digit.
+            dialect: match (tt.shape.digit_order(), facts.dialect.as_deref()) {
+                (DigitOrder::LeastSignificantFirst, Some("el-rec")) => Some("hetu".to_owned()),
+                _ => facts.dialect.clone(),
+            },
             row_factors: Some(tt.shape.row_factors().to_vec()),
             column_factors: Some(tt.shape.column_factors().to_vec()),
             ranks: Some(tt.shape.inner_ranks().to_vec()),
-            ..found
+            ..facts
         },
     }
 }
 
-/// A tensor train comes from itself, or from a dense table; a dense table from any.
-fn fits(weights: &Weights<'_>, table: &Table<'_>) -> bool {
-    let same_shape = match (weights, &table.data().weights) {
-        (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == tt.shape,
-        _ => true,
-    };
-    same_shape && weights.num_embeddings() == table.num_embeddings() && weights.embedding_dim() == table.embedding_dim()
+/// A found table as the dense one that the blob may have factors of; nothing if the blob's is no such table.
+fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
+    let data = table.data();
+    let factors = matches!(data.weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
+    let same_rows = matches!(data.index_map, blob::IndexMap::Identity);
+    (factors && same_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
 }
 
-fn is_tt(weights: &Weights<'_>) -> bool {
-    matches!(weights, Weights::Tt { .. })
+fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
+    let (weights, data) = (&source.weights, table.data());
+    let same_kind = match (weights, &data.weights) {
+        (Weights::Dense { .. }, blob::Weights::Dense(_)) => true,
+        (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == tt.shape,
+        (Weights::Projected { rank, .. }, blob::Weights::Projected(found)) => *rank == found.rank(),
+        (
+            Weights::QuotientRemainder { num_remainders, combine, columns, .. },
+            blob::Weights::QuotientRemainder(found),
+        ) => {
+            let found_columns = [found.quotients.embedding_dim, found.remainders.embedding_dim];
+            (num_remainders, combine, columns) == (&found.num_remainders, &found.combine, &found_columns)
+        }
+        _ => is_factorized(source, table),
+    };
+    let same_map = source.hashed.is_some() == matches!(data.index_map, blob::IndexMap::Modulo);
+    let same_rows = source.hashed.is_none() || weights.num_embeddings() == data.num_rows;
+    let same_size =
+        source.num_embeddings() == table.num_embeddings() && weights.embedding_dim() == table.embedding_dim();
+    same_kind && same_map && same_rows && same_size
 }

@@ -1,14 +1,20 @@
 //! Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the library's kernels, over
 //! slices that are read when they are needed.
 
-use crate::dialect::{Core, Overrides, Weights};
+use crate::{
+    checkpoint::Tensor,
+    dialect::{Core, Overrides, Source, Weights},
+    lookup::zeros,
+};
 use anyhow::Result;
-use ttrec::{DigitOrder, TtShape};
+use ttrec::{DigitOrder, TtShape, blob::Combine};
 
 /// Reads rows of a table; each thread has its own.
 pub(crate) struct Reference<'w, 'c> {
-    weights: &'w Weights<'c>,
+    source: &'w Source<'c>,
     buffer: Vec<f32>,
+    /// The projection of a projected table, once it is needed.
+    projection: Vec<f32>,
     chain: Vec<Link>,
 }
 
@@ -22,22 +28,66 @@ struct Link {
 }
 
 impl<'w, 'c> Reference<'w, 'c> {
-    pub(crate) fn new(weights: &'w Weights<'c>) -> Self {
-        let links = match weights {
-            Weights::Dense { .. } => 0,
+    pub(crate) fn new(source: &'w Source<'c>) -> Self {
+        let links = match &source.weights {
             Weights::Tt { cores, .. } => cores.len(),
+            _ => 0,
         };
-        Self { weights, buffer: Vec::new(), chain: (0..links).map(|_| Link::default()).collect() }
+        Self {
+            source,
+            buffer: Vec::new(),
+            projection: Vec::new(),
+            chain: (0..links).map(|_| Link::default()).collect(),
+        }
     }
 
-    /// Reads the rows from `first` on, as many as `out` holds.
+    /// Reads the rows of the indices from `first` on, as many as `out` holds.
     pub(crate) fn rows(&mut self, first: u64, out: &mut [f64]) -> Result<()> {
-        let columns = self.weights.embedding_dim();
-        match self.weights {
+        if self.source.hashed.is_none() {
+            return self.stored_rows(first, out);
+        }
+        let columns = self.source.weights.embedding_dim();
+        (first..)
+            .zip(out.chunks_exact_mut(columns))
+            .try_for_each(|(index, out)| self.stored_rows(self.source.row_of(index), out))
+    }
+
+    fn stored_rows(&mut self, first: u64, out: &mut [f64]) -> Result<()> {
+        let columns = self.source.weights.embedding_dim();
+        match &self.source.weights {
             Weights::Dense { tensor, .. } => {
                 self.buffer.resize(out.len(), 0.0);
                 tensor.read_f32(first * columns as u64, &mut self.buffer)?;
                 widen(&self.buffer, out);
+                Ok(())
+            }
+            Weights::Projected { tensor, projection, rank, .. } => {
+                if self.projection.is_empty() {
+                    self.projection = zeros(rank * columns)?;
+                    projection.read_f32(0, &mut self.projection)?;
+                }
+                let rows = read(tensor, first, out.len() / columns, *rank, &mut self.buffer)?;
+                for (out, row) in out.chunks_exact_mut(columns).zip(rows.chunks_exact(*rank)) {
+                    // The checkpoint's projection is embedding_dim x rank.
+                    for (out, weights) in out.iter_mut().zip(self.projection.chunks_exact(*rank)) {
+                        *out = row.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                    }
+                }
+                Ok(())
+            }
+            Weights::QuotientRemainder { tensors, num_remainders, combine, columns: parts, .. } => {
+                let divisor = u64::from(*num_remainders);
+                for (row, out) in (first..).zip(out.chunks_exact_mut(columns)) {
+                    let (first, rest) = out.split_at_mut(parts[0]);
+                    widen(read(tensors[0], row / divisor, 1, parts[0], &mut self.buffer)?, first);
+                    let second = read(tensors[1], row % divisor, 1, parts[1], &mut self.buffer)?;
+                    let pairs = first.iter_mut().zip(second);
+                    match combine {
+                        Combine::Mult => pairs.for_each(|(x, &y)| *x *= f64::from(y)),
+                        Combine::Add => pairs.for_each(|(x, &y)| *x += f64::from(y)),
+                        Combine::Concat => widen(second, rest),
+                    }
+                }
                 Ok(())
             }
             Weights::Tt { shape, cores, overrides } => {
@@ -98,6 +148,13 @@ impl<'w, 'c> Reference<'w, 'c> {
         }
         Ok(())
     }
+}
+
+/// `count` rows of `columns` from `first` on.
+fn read<'b>(tensor: &Tensor, first: u64, count: usize, columns: usize, buffer: &'b mut Vec<f32>) -> Result<&'b [f32]> {
+    buffer.resize(count * columns, 0.0);
+    tensor.read_f32(first * columns as u64, buffer)?;
+    Ok(buffer)
 }
 
 fn widen(from: &[f32], to: &mut [f64]) {

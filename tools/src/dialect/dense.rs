@@ -3,7 +3,7 @@
 use super::{Dialect, Survey, Weights, refuse, require, require_float};
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
-    spec::TableSpec,
+    spec::{Representation, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
 
@@ -30,9 +30,12 @@ impl Dialect for Dense {
 /// The dense table that is this tensor.
 pub(super) fn table<'c>(tensor: &'c Tensor, dialect: &str, spec: &TableSpec) -> Result<Weights<'c>> {
     refuse(spec.table.is_some(), "table", dialect)?;
-    refuse(spec.row_factors.is_some(), "row_factors", dialect)?;
-    refuse(spec.column_factors.is_some(), "column_factors", dialect)?;
-    refuse(spec.ranks.is_some(), "ranks", dialect)?;
+    // Of the train it becomes, if it does.
+    if spec.representation != Some(Representation::Tt) {
+        refuse(spec.row_factors.is_some(), "row_factors", dialect)?;
+        refuse(spec.column_factors.is_some(), "column_factors", dialect)?;
+        refuse(spec.ranks.is_some(), "ranks", dialect)?;
+    }
     require_float(tensor)?;
     let name = tensor.name();
     let &[rows, columns] = tensor.shape() else {

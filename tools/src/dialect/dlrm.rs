@@ -1,14 +1,17 @@
-//! facebookresearch/dlrm: table t is `emb_l.{t}.weight`, rows by columns. Two other kinds are recognised but not converted:
-//! quotient-remainder (`weight_q`, `weight_r`) and mixed-dimension (`embs.weight`, and `proj.weight` that widens its rows;
-//! without one, the rows are already as wide as the others).
+//! facebookresearch/dlrm: table t is `emb_l.{t}.weight`, rows by columns; or quotient-remainder (`weight_q`, `weight_r`), or of
+//! mixed dimension (`embs.weight`, and `proj.weight` that widens its rows; without one, they are as wide as the others).
+//!
+//! It stores neither what makes one row of a quotient and a remainder row, nor how many rows such a table has: as many as there
+//! are pairs, unless the spec says less.
 
-use super::{Dialect, Survey, Weights, dense, refuse, require};
+use super::{Dialect, Survey, Weights, dense, refuse, require, require_float};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
     spec::TableSpec,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
+use ttrec::blob::Combine;
 
 pub(super) struct Dlrm;
 
@@ -37,7 +40,7 @@ impl Dialect for Dlrm {
         }
         for prefix in prefixes {
             let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
-            match table(survey.checkpoint, prefix) {
+            match Parts::of(survey.checkpoint, prefix) {
                 Ok(_) => survey.offer(spec),
                 Err(error) => survey.refuse(spec, error.to_string()),
             }
@@ -47,7 +50,11 @@ impl Dialect for Dlrm {
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
         refuse(spec.tensor.is_some(), "tensor", self.name())?;
         let prefix = spec.prefix.as_deref().context("`prefix` is missing: the table's, such as \"emb_l.0.\"")?;
-        dense::table(table(checkpoint, prefix)?, self.name(), spec)
+        match Parts::of(checkpoint, prefix)? {
+            Parts::Whole(tensor) => dense::table(tensor, self.name(), spec),
+            Parts::MixedDimension { rows, projection } => mixed_dimension(rows, projection, spec),
+            Parts::QuotientRemainder(tensors) => quotient_remainder(tensors, spec),
+        }
     }
 }
 
@@ -65,20 +72,81 @@ fn parse(name: &str) -> Option<(&str, &str)> {
     (number && known).then(|| (model, &name[..name.len() - key.len()]))
 }
 
-/// The tensor that is the whole table.
-fn table<'c>(checkpoint: &'c Checkpoint, prefix: &str) -> Result<&'c Tensor> {
-    let tensor = |key: &str| checkpoint.tensor(&format!("{prefix}{key}"));
-    if tensor("weight_q").is_some() || tensor("weight_r").is_some() {
-        bail!(
-            "{prefix:?} is a quotient-remainder table (`weight_q` and `weight_r`): these cannot be converted yet, as a blob \
-             has no form for them"
-        );
+/// The tensors of one table.
+enum Parts<'c> {
+    Whole(&'c Tensor),
+    MixedDimension { rows: &'c Tensor, projection: &'c Tensor },
+    QuotientRemainder([&'c Tensor; 2]),
+}
+
+impl<'c> Parts<'c> {
+    fn of(checkpoint: &'c Checkpoint, prefix: &str) -> Result<Self> {
+        let tensor = |key: &str| checkpoint.tensor(&format!("{prefix}{key}"));
+        let require = |key: &str| require(checkpoint, &format!("{prefix}{key}"));
+        if tensor("weight_q").is_some() || tensor("weight_r").is_some() {
+            return Ok(Self::QuotientRemainder([require("weight_q")?, require("weight_r")?]));
+        }
+        if tensor("proj.weight").is_some() {
+            return Ok(Self::MixedDimension { rows: require("embs.weight")?, projection: require("proj.weight")? });
+        }
+        Ok(Self::Whole(tensor("embs.weight").map_or_else(|| require("weight"), Ok)?))
     }
-    if tensor("proj.weight").is_some() {
-        bail!(
-            "{prefix:?} is a mixed-dimension table (`embs.weight` and `proj.weight`): these cannot be converted yet, as a \
-             blob has no form for them"
-        );
-    }
-    tensor("embs.weight").map_or_else(|| require(checkpoint, &format!("{prefix}weight")), Ok)
+}
+
+/// Rows of `rank` columns, and a linear layer that widens them.
+fn mixed_dimension<'c>(rows: &'c Tensor, projection: &'c Tensor, spec: &TableSpec) -> Result<Weights<'c>> {
+    let table = dense::table(rows, "dlrm", spec)?;
+    let (num_embeddings, rank) = (table.num_embeddings(), table.embedding_dim());
+    require_float(projection)?;
+    let (name, shape) = (projection.name(), projection.shape());
+    let embedding_dim = match *shape {
+        [columns, found] if found == rank as u64 => usize::try_from(columns).ok(),
+        _ => None,
+    };
+    let embedding_dim = embedding_dim
+        .with_context(|| format!("tensor {name:?} has shape {shape:?}: expected embedding_dim x {rank}"))?;
+    Ok(Weights::Projected { num_embeddings, rank, embedding_dim, tensor: rows, projection })
+}
+
+/// Row i is made of row i / c of the quotients and row i mod c of the c remainders.
+fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<Weights<'c>> {
+    // Its own facts are not those of either tensor.
+    let part = |tensor| dense::table(tensor, "dlrm", &TableSpec { num_embeddings: None, ..spec.clone() });
+    let [quotients, remainders] = [part(tensors[0])?, part(tensors[1])?];
+    let (rows, columns) = (
+        [quotients.num_embeddings(), remainders.num_embeddings()],
+        [quotients.embedding_dim(), remainders.embedding_dim()],
+    );
+    let num_remainders = u32::try_from(rows[1]).ok().filter(|&rows| rows > 0);
+    let num_remainders = num_remainders.with_context(|| format!("tensor {:?}: {} rows", tensors[1].name(), rows[1]))?;
+    let combine = match (&spec.qr_operation, columns[0] == columns[1]) {
+        (Some(name), _) => {
+            Combine::from_name(name).with_context(|| format!("qr_operation {name:?}: expected mult, add or concat"))?
+        }
+        // Only rows that are put end to end may differ in length.
+        (None, false) => Combine::Concat,
+        (None, true) => bail!(
+            "`qr_operation` is missing: how its quotient and remainder rows, of {} columns each, become one: give mult, add or \
+             concat there or as --qr-operation",
+            columns[0]
+        ),
+    };
+    ensure!(
+        combine == Combine::Concat || columns[0] == columns[1],
+        "`qr_operation` is {:?}, but tensors {:?} and {:?} have {} and {} columns",
+        combine.name(),
+        tensors[0].name(),
+        tensors[1].name(),
+        columns[0],
+        columns[1]
+    );
+    let most = rows[0].checked_mul(rows[1]).context("more rows than a table may have")?;
+    let num_embeddings = spec.num_embeddings.unwrap_or(most);
+    ensure!(
+        num_embeddings.div_ceil(rows[1]) == rows[0],
+        "`num_embeddings` is {num_embeddings}, but {} quotient and {} remainder rows are for up to {most}",
+        rows[0],
+        rows[1]
+    );
+    Ok(Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, tensors })
 }

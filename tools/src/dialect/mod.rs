@@ -16,12 +16,13 @@ mod torchrec;
 
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
-    spec::TableSpec,
+    factorize::Request,
+    spec::{Representation, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use cores::Core;
 use std::collections::BTreeSet;
-use ttrec::{TtShape, dtype::Dtype};
+use ttrec::{TtShape, blob::Combine, dtype::Dtype};
 
 /// Every dialect, the more telling ones first.
 const DIALECTS: &[&dyn Dialect] = &[
@@ -109,12 +110,40 @@ pub(crate) struct Source<'c> {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) weights: Weights<'c>,
+    /// The number of indices, if row `index mod rows` is that of each.
+    pub(crate) hashed: Option<u64>,
+    /// What is to become of the rows, if they do not stay as they are.
+    pub(crate) factorize: Option<Request>,
 }
 
 /// The numbers of a table, where they are.
 pub(crate) enum Weights<'c> {
-    Dense { num_embeddings: u64, embedding_dim: usize, tensor: &'c Tensor },
-    Tt { shape: TtShape, cores: Vec<Core<'c>>, overrides: Option<Overrides<'c>> },
+    Dense {
+        num_embeddings: u64,
+        embedding_dim: usize,
+        tensor: &'c Tensor,
+    },
+    Tt {
+        shape: TtShape,
+        cores: Vec<Core<'c>>,
+        overrides: Option<Overrides<'c>>,
+    },
+    /// A row is its row of `tensor` times the transpose of `projection`, which is `embedding_dim x rank`.
+    Projected {
+        num_embeddings: u64,
+        rank: usize,
+        embedding_dim: usize,
+        tensor: &'c Tensor,
+        projection: &'c Tensor,
+    },
+    /// Quotient and remainder rows.
+    QuotientRemainder {
+        num_embeddings: u64,
+        num_remainders: u32,
+        columns: [usize; 2],
+        combine: Combine,
+        tensors: [&'c Tensor; 2],
+    },
 }
 
 /// Rows that were trained apart: row `ids[i].0` is row `ids[i].1` of `tensor`; ids ascend.
@@ -128,13 +157,22 @@ impl<'c> Source<'c> {
     pub(crate) fn open(checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Self> {
         let what = || toml::to_string(spec).unwrap_or_default().trim_end().replace('\n', ", ");
         let name = table_name(spec).with_context(|| format!("`name` is missing in [[table]] {{ {} }}", what()))?;
-        let weights = pick(checkpoint, spec)
-            .and_then(|dialect| dialect.open(checkpoint, spec))
+        let (weights, hashed) = pick(checkpoint, spec)
+            .and_then(|dialect| open_mapped(dialect, checkpoint, spec))
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        let factorize = match &weights {
+            Weights::Dense { num_embeddings, embedding_dim, .. } => {
+                Request::of_dense(spec, *num_embeddings, *embedding_dim)
+            }
+            Weights::Tt { .. } => Request::of_factors(spec, Representation::Tt).map(|()| None),
+            Weights::Projected { .. } => Request::of_factors(spec, Representation::LowRank).map(|()| None),
+            Weights::QuotientRemainder { .. } => Request::of_factors(spec, Representation::Dense).map(|()| None),
+        };
+        let factorize = factorize.with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
         let stored = weights.tensors()[0].element_type();
         ensure!(
             spec.dtype.is_some() || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
-            "{}: table {name:?}: its cores differ in type: give `dtype`",
+            "{}: table {name:?}: its tensors differ in type: give `dtype`",
             checkpoint.path().display()
         );
         let dtype = match (spec.dtype, stored) {
@@ -148,26 +186,84 @@ impl<'c> Source<'c> {
             ),
         };
         ensure!(
-            dtype.suits_cores() || matches!(weights, Weights::Dense { .. }),
+            dtype.suits_cores()
+                || !matches!((&weights, &factorize), (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))),
             "{}: table {name:?}: dtype {} is for dense tables, not for the cores of a tensor train",
             checkpoint.path().display(),
             dtype.name()
         );
-        Ok(Self { name, dtype, weights })
+        Ok(Self { name, dtype, weights, hashed, factorize })
     }
+
+    /// Indices, of which several may stand for a row.
+    pub(crate) fn num_embeddings(&self) -> u64 {
+        self.hashed.unwrap_or(self.weights.num_embeddings())
+    }
+
+    /// The row of an index.
+    pub(crate) fn row_of(&self, index: u64) -> u64 {
+        if self.hashed.is_some() { index % self.weights.num_embeddings().max(1) } else { index }
+    }
+}
+
+/// The table that `spec` describes, and its number of indices if they are hashed: dialects know of rows alone.
+fn open_mapped<'c>(
+    dialect: &dyn Dialect,
+    checkpoint: &'c Checkpoint,
+    spec: &TableSpec,
+) -> Result<(Weights<'c>, Option<u64>)> {
+    let Some(index_map) = &spec.index_map else {
+        ensure!(spec.num_rows.is_none(), "`num_rows` goes with `index_map`: without one it is `num_embeddings`");
+        return Ok((open_rows(dialect, checkpoint, spec)?, None));
+    };
+    ensure!(index_map == "modulo", "index_map {index_map:?}: expected \"modulo\"");
+    let num_embeddings =
+        spec.num_embeddings.context("`num_embeddings` is missing: with `index_map`, how many indices")?;
+    let rows = TableSpec { num_embeddings: spec.num_rows, ..spec.clone() };
+    let weights = open_rows(dialect, checkpoint, &rows);
+    let weights = if spec.num_rows.is_some() {
+        weights?
+    } else {
+        weights.context("with `index_map`, the number of rows is given as `num_rows`")?
+    };
+    let num_rows = weights.num_embeddings();
+    ensure!(
+        num_embeddings >= num_rows,
+        "`num_embeddings` is {num_embeddings}: expected at least one for each of {num_rows} rows"
+    );
+    Ok((weights, Some(num_embeddings)))
+}
+
+fn open_rows<'c>(dialect: &dyn Dialect, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
+    let weights = dialect.open(checkpoint, spec)?;
+    if !matches!(weights, Weights::QuotientRemainder { .. }) {
+        ensure!(spec.qr_operation.is_none(), "`qr_operation` goes with quotient-remainder tables alone");
+    }
+    Ok(weights)
+}
+
+/// The table with an operation for its quotients and remainders, if it has such and the spec does not say.
+pub(crate) fn with_qr_operation(checkpoint: &Checkpoint, spec: TableSpec, operation: Option<&str>) -> TableSpec {
+    let is_qr = spec.prefix.as_ref().is_some_and(|prefix| checkpoint.tensor(&format!("{prefix}weight_q")).is_some());
+    let qr_operation = spec.qr_operation.clone().or_else(|| operation.filter(|_| is_qr).map(str::to_owned));
+    TableSpec { qr_operation, ..spec }
 }
 
 impl<'c> Weights<'c> {
     pub(crate) fn num_embeddings(&self) -> u64 {
         match self {
-            Self::Dense { num_embeddings, .. } => *num_embeddings,
+            Self::Dense { num_embeddings, .. }
+            | Self::Projected { num_embeddings, .. }
+            | Self::QuotientRemainder { num_embeddings, .. } => *num_embeddings,
             Self::Tt { shape, .. } => shape.num_embeddings(),
         }
     }
 
     pub(crate) fn embedding_dim(&self) -> usize {
         match self {
-            Self::Dense { embedding_dim, .. } => *embedding_dim,
+            Self::Dense { embedding_dim, .. } | Self::Projected { embedding_dim, .. } => *embedding_dim,
+            Self::QuotientRemainder { columns: [first, second], combine: Combine::Concat, .. } => first + second,
+            Self::QuotientRemainder { columns: [first, _], .. } => *first,
             Self::Tt { shape, .. } => shape.embedding_dim(),
         }
     }
@@ -177,6 +273,10 @@ impl<'c> Weights<'c> {
         let bytes = |tensor: &Tensor, elements: u64| elements.saturating_mul(tensor.element_type().size());
         match self {
             Self::Dense { tensor, .. } => bytes(tensor, tensor.len()),
+            Self::Projected { tensor, projection, .. } => {
+                bytes(tensor, tensor.len()) + bytes(projection, projection.len())
+            }
+            Self::QuotientRemainder { tensors, .. } => tensors.iter().map(|tensor| bytes(tensor, tensor.len())).sum(),
             Self::Tt { cores, overrides, .. } => {
                 let of_core = |core: &Core<'_>| bytes(core.tensor, core.slices() * core.slice_len() as u64);
                 let rows = |o: &Overrides<'_>| bytes(o.tensor, o.ids.len() as u64 * self.embedding_dim() as u64);
@@ -185,9 +285,11 @@ impl<'c> Weights<'c> {
         }
     }
 
-    fn tensors(&self) -> Vec<&'c Tensor> {
+    pub(crate) fn tensors(&self) -> Vec<&'c Tensor> {
         match self {
             Self::Dense { tensor, .. } => vec![*tensor],
+            Self::Projected { tensor, projection, .. } => vec![*tensor, *projection],
+            Self::QuotientRemainder { tensors, .. } => tensors.to_vec(),
             Self::Tt { cores, .. } => cores.iter().map(|core| core.tensor).collect(),
         }
     }

@@ -6,7 +6,8 @@ use super::{
 };
 use crate::progress::Progress;
 use anyhow::{Result, ensure};
-use faer::MatRef;
+use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
+use rayon::prelude::*;
 
 /// The spectrum of the D x D Gram matrix of a table's columns.
 pub(crate) struct LowRank {
@@ -57,4 +58,33 @@ impl LowRank {
         let (dim, rank) = (vectors.nrows(), rank.min(vectors.ncols()));
         (0..dim * rank).map(|at| vectors[(at / rank, at % rank)] as f32).collect()
     }
+}
+
+/// Gives the rows of the table times `basis`, some of them at once, in order.
+pub(crate) fn for_each_short_row(
+    rows: &dyn Rows,
+    basis: &[f32],
+    rank: usize,
+    mut put: impl FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
+    let dim = rows.embedding_dim();
+    let basis = MatRef::from_row_major_slice(basis, dim, rank);
+    let at_once = ((1 << 20) / dim as u64).max(1);
+    let (mut block, mut short) = (Vec::new(), Vec::new());
+    for first in (0..rows.num_embeddings()).step_by(at_once as usize) {
+        let count = at_once.min(rows.num_embeddings() - first) as usize;
+        block.resize(count * dim, 0.0);
+        short.resize(count * rank, 0.0);
+        rows.read(first, &mut block)?;
+        // Rows as columns: both are contiguous.
+        let of_threads = count.div_ceil(16);
+        short.par_chunks_mut(of_threads * rank).zip(block.par_chunks(of_threads * dim)).for_each(|(short, block)| {
+            let count = short.len() / rank;
+            let block = MatRef::from_column_major_slice(block, dim, count);
+            let short = MatMut::from_column_major_slice_mut(short, rank, count);
+            matmul(short, Accum::Replace, basis.transpose(), block, 1.0, Par::Seq);
+        });
+        put(&short)?;
+    }
+    Ok(())
 }

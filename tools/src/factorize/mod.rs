@@ -6,8 +6,11 @@
 
 #![allow(dead_code, unused_imports)]
 
+mod als;
 mod gram;
+mod kept;
 mod low_rank;
+mod request;
 mod rows;
 mod shape;
 #[cfg(test)]
@@ -16,7 +19,9 @@ mod train;
 mod tt_svd;
 mod unfolding;
 
-pub(crate) use low_rank::LowRank;
+pub(crate) use kept::{Kept, Key};
+pub(crate) use low_rank::{LowRank, for_each_short_row};
+pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use rows::{Rows, TensorRows};
 pub(crate) use shape::{Factors, suggest_shape};
 pub(crate) use tt_svd::{Options, TtSvd};

@@ -40,7 +40,7 @@ impl Rows for TensorRows<'_> {
     }
 
     fn read(&self, first: u64, out: &mut [f32]) -> Result<()> {
-        self.tensor.read_f32(first * self.embedding_dim as u64, out)?;
+        self.tensor.stream_f32(first * self.embedding_dim as u64, out)?;
         match out.iter().position(|x| !x.is_finite()) {
             Some(at) => {
                 let (row, column) = (first + (at / self.embedding_dim) as u64, at % self.embedding_dim);

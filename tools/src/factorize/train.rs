@@ -18,12 +18,7 @@ impl Train {
     /// Makes any cores canonical.
     pub(super) fn new(mut cores: Vec<Mat<f64>>) -> Result<Self> {
         let d = cores.len();
-        for k in 0..d - 1 {
-            let qr = cores[k].qr();
-            let carry = qr.thin_R().to_owned();
-            cores[k] = qr.compute_thin_Q();
-            cores[k + 1] = multiply_left(carry.as_ref(), cores[k + 1].as_ref());
-        }
+        (0..d - 1).for_each(|k| orthonormal_to_the_left(&mut cores, k));
         let mut energies = vec![Vec::new(); d - 1];
         let mut right = vec![1.0];
         for k in (1..d).rev() {
@@ -50,8 +45,8 @@ impl Train {
         let mut cores = vec![self.cores[0].subcols(0, ranks[0].min(self.cores[0].ncols())).to_owned()];
         // What the left cores so far make of the old basis of the bond.
         let mut change = Mat::<f64>::identity(cores[0].ncols(), self.cores[0].ncols());
-        for k in 1..d {
-            let core = multiply_left(change.as_ref(), self.cores[k].as_ref());
+        for (k, core) in self.cores.iter().enumerate().skip(1) {
+            let core = multiply_left(change.as_ref(), core.as_ref());
             if k + 1 == d {
                 cores.push(core);
                 break;
@@ -66,6 +61,30 @@ impl Train {
             cores.push(left);
         }
         Ok((cores, error))
+    }
+}
+
+/// Makes the columns of core k orthonormal; what this takes from it goes to core k + 1.
+pub(super) fn orthonormal_to_the_left(cores: &mut [Mat<f64>], k: usize) {
+    let qr = cores[k].qr();
+    let carry = qr.thin_R().to_owned();
+    cores[k] = qr.compute_thin_Q();
+    cores[k + 1] = multiply_left(carry.as_ref(), cores[k + 1].as_ref());
+}
+
+/// Makes the rows of all cores but the first orthonormal, each read as a matrix of r_k rows.
+pub(super) fn orthonormal_to_the_right(cores: &mut [Mat<f64>]) {
+    for k in (1..cores.len()).rev() {
+        let (rank, columns) = (cores[k - 1].ncols(), cores[k].ncols());
+        let core = &cores[k];
+        let wide =
+            Mat::from_fn(core.nrows() / rank * columns, rank, |at, s| core[(at / columns * rank + s, at % columns)]);
+        let qr = wide.qr();
+        let rows = qr.compute_thin_Q();
+        let rank = rows.ncols();
+        cores[k - 1] = &cores[k - 1] * qr.thin_R().transpose();
+        cores[k] =
+            Mat::from_fn(rows.nrows() / columns * rank, columns, |row, t| rows[(row / rank * columns + t, row % rank)]);
     }
 }
 

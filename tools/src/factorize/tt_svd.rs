@@ -5,6 +5,7 @@
 
 use super::{
     DEFAULT_MEMORY, Rows,
+    als::{Als, Squares},
     gram::{Eigen, Gram},
     shape::Factors,
     train::Train,
@@ -42,6 +43,16 @@ pub(crate) struct TtSvd {
     /// Squared error of the train.
     base: f64,
     train: Train,
+}
+
+/// Refined cores.
+pub(crate) struct Refined {
+    /// The inner ranks: those asked for, or less where the cores have no use for more.
+    pub(crate) ranks: Vec<u32>,
+    /// Each as its slices one after another.
+    pub(crate) cores: Vec<Vec<f32>>,
+    /// The relative error (Frobenius), weighted if there were weights; without sweeps never weighted.
+    pub(crate) error: f64,
 }
 
 impl TtSvd {
@@ -159,6 +170,8 @@ impl TtSvd {
     }
 
     /// The relative error (Frobenius) at these inner ranks; those above [`max_ranks`](Self::max_ranks) count as these.
+    ///
+    /// Where the factors make more rows than the table has, an upper bound: what those rows become counts.
     pub(crate) fn error_at(&self, ranks: &[u32]) -> Result<f64> {
         Ok(self.relative(self.base + self.truncate(ranks)?.1))
     }
@@ -172,7 +185,31 @@ impl TtSvd {
 
     /// The cores at these inner ranks, each as its slices one after another: `p_k x r_k x q_k x r_{k+1}`.
     pub(crate) fn cores(&self, ranks: &[u32]) -> Result<Vec<Vec<f32>>> {
-        let (cores, _) = self.truncate(ranks)?;
+        Ok(self.slices(&self.truncate(ranks)?.0))
+    }
+
+    /// The cores at these inner ranks, refined on the table in `sweeps` sweeps, with each row's error times its weight.
+    pub(crate) fn refine(
+        &self,
+        ranks: &[u32],
+        rows: &dyn Rows,
+        weights: Option<&[f32]>,
+        sweeps: u32,
+        options: &Options,
+    ) -> Result<Refined> {
+        let (mut cores, added) = self.truncate(ranks)?;
+        let (factors, memory, name) = (&self.factors, options.memory, options.name.as_str());
+        let squares = Als { rows, weights, factors, memory, name }.refine(&mut cores, sweeps)?;
+        let error = match squares {
+            Some(Squares { norm, error }) if norm > 0.0 => (error.max(0.0) / norm).sqrt(),
+            Some(_) => 0.0,
+            None => self.relative(self.base + added),
+        };
+        let ranks = cores[..cores.len() - 1].iter().map(|core| core.ncols() as u32).collect();
+        Ok(Refined { ranks, cores: self.slices(&cores), error })
+    }
+
+    fn slices(&self, cores: &[Mat<f64>]) -> Vec<Vec<f32>> {
         let mut left = 1;
         let mut out = Vec::new();
         for (core, &q) in cores.iter().zip(&self.factors.columns) {
@@ -185,7 +222,7 @@ impl TtSvd {
             out.push((0..slices * left * q * right).map(element).collect());
             left = right;
         }
-        Ok(out)
+        out
     }
 
     fn truncate(&self, ranks: &[u32]) -> Result<(Vec<Mat<f64>>, f64)> {

@@ -59,7 +59,7 @@ pub(super) fn alternatives(
         Weights::Tt { .. } => cores(weights, sample)?,
         // Ranks of a part of the rows say nothing about those of the whole.
         Weights::Dense { .. } if sample.is_whole() && spectrum.is_some() => factorised(sample)?,
-        Weights::Dense { .. } => Vec::new(),
+        _ => Vec::new(),
     };
     families.push(Family { kind: Kind::TensorTrain, candidates: trains });
     families.retain(|family| !family.candidates.is_empty());
@@ -274,8 +274,7 @@ fn store(
 }
 
 fn layout(weights: WeightsSpec) -> Result<Layout> {
-    let table = TableSpec { name: NAME.to_owned(), weights, num_prefixes: 0, overrides: None };
-    Layout::new(&[table]).context("a candidate has no layout")
+    Layout::new(&[TableSpec::new(NAME, weights)]).context("a candidate has no layout")
 }
 
 fn relative(difference: f64, norm: f64) -> f64 {

@@ -11,11 +11,11 @@ mod words;
 use crate::{
     Outcome,
     blob_file::{self, BlobFile},
-    cache::frequencies::Frequencies,
     checkpoint::Checkpoint,
     compare::{self, Comparison},
-    dialect::Weights,
+    dialect::{Source, Weights},
     factorize::{DEFAULT_MEMORY, LowRank, Rows},
+    frequencies::Frequencies,
     inspect::{self, TableSummary},
     output::{self, Output},
     spec::Spec,
@@ -72,7 +72,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         bail!("{}: damaged: {damage}", args.blob.display());
     }
     let spec = args.spec.as_deref().map(Spec::read).transpose()?;
-    let frequencies = args.frequencies.as_deref().map(|path| Frequencies::open(path, &blob)).transpose()?;
+    let names = blob.tables().map(|table| table.name().to_owned()).collect();
+    let frequencies = args.frequencies.as_deref().map(|path| Frequencies::open(path, names)).transpose()?;
     let tier = blob_file::tier()?;
 
     let mut tables = Vec::new();
@@ -80,8 +81,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let table = table.with_tier(tier);
         let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
         let asked = frequencies.as_ref().map(|frequencies| frequencies.rows(&table)).transpose()?.flatten();
-        let comparison = compare::compare(&table, &source.weights, asked.as_deref())?;
-        tables.push(study(summary, &source.weights, comparison)?);
+        let comparison = compare::compare(&table, &source, asked.as_deref())?;
+        tables.push(study(summary, &source, comparison)?);
     }
     let page = page::page(&args.blob, &args.against, blob.len() as u64, &tables);
 
@@ -93,8 +94,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn study(summary: TableSummary, weights: &Weights<'_>, comparison: Comparison) -> Result<TableReport> {
-    let sample = Sample::of(weights);
+fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> Result<TableReport> {
+    let (weights, sample) = (&source.weights, Sample::of(source));
     // A table that is too wide for a spectrum, or holds what is no number, has a page without one.
     let spectrum = LowRank::analyse(&sample, DEFAULT_MEMORY, &summary.name).ok();
     Ok(TableReport {

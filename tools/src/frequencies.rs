@@ -1,61 +1,60 @@
 //! How often rows are asked for: the arrays of an npz file.
 
-use super::add_up;
 use crate::{
     checkpoint::{Checkpoint, Tensor},
     lookup::vector_len,
 };
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
-use ttrec::{Blob, Table};
+use ttrec::Table;
 
 const INDICES: &str = ".indices";
 const COUNTS: &str = ".counts";
 /// How many names an error lists.
 const LISTED: usize = 40;
 
-/// The arrays, each of which belongs to a table of the blob.
-pub(crate) struct Frequencies<'b> {
+/// The arrays, each of which belongs to a table.
+pub(crate) struct Frequencies {
     file: Checkpoint,
-    blob: &'b Blob<'b>,
+    tables: Vec<String>,
 }
 
 /// The frequencies of one table.
-pub(super) enum Source<'f> {
+pub(crate) enum Counts<'f> {
     /// One number for each row.
     Array { file: &'f Path, numbers: &'f Tensor },
     /// Numbers for some rows.
     Pair { file: &'f Path, indices: &'f Tensor, counts: &'f Tensor },
 }
 
-impl<'b> Frequencies<'b> {
-    /// Opens the file at `path` and refuses arrays that belong to no table.
-    pub(crate) fn open(path: &Path, blob: &'b Blob<'b>) -> Result<Self> {
+impl Frequencies {
+    /// Opens the file at `path` and refuses arrays that belong to none of these tables.
+    pub(crate) fn open(path: &Path, tables: Vec<String>) -> Result<Self> {
         let file = Checkpoint::open(path)?;
-        let has = |name: &str| blob.position(name).is_some();
+        let has = |name: &str| tables.iter().any(|table| table == name);
         for name in file.tensors().map(Tensor::name) {
             let base = name.strip_suffix(INDICES).or_else(|| name.strip_suffix(COUNTS));
             if !has(name) && !base.is_some_and(has) {
-                let names: Vec<&str> = blob.tables().map(|table| table.name()).take(LISTED).collect();
+                let names = &tables[..tables.len().min(LISTED)];
                 bail!("{}: array {name:?} belongs to no table: expected names of {names:?}", path.display());
             }
         }
-        Ok(Self { file, blob })
+        Ok(Self { file, tables })
     }
 
     /// Those of the table called `name`, if it has any.
-    pub(super) fn of(&self, name: &str) -> Result<Option<Source<'_>>> {
+    pub(crate) fn of(&self, name: &str) -> Result<Option<Counts<'_>>> {
         let file = self.file.path();
         let half = |suffix: &str| {
             let name = format!("{name}{suffix}");
             // An array with the full name of a table is that table's.
-            let array = self.file.tensor(&name).filter(|_| self.blob.position(&name).is_none());
+            let array = self.file.tensor(&name).filter(|_| !self.tables.contains(&name));
             (name, array)
         };
         Ok(match (self.file.tensor(name), half(INDICES), half(COUNTS)) {
             (None, (_, None), (_, None)) => None,
-            (Some(numbers), (_, None), (_, None)) => Some(Source::Array { file, numbers }),
-            (None, (_, Some(indices)), (_, Some(counts))) => Some(Source::Pair { file, indices, counts }),
+            (Some(numbers), (_, None), (_, None)) => Some(Counts::Array { file, numbers }),
+            (None, (_, Some(indices)), (_, Some(counts))) => Some(Counts::Pair { file, indices, counts }),
             (Some(_), (indices, _), (counts, _)) => {
                 bail!("{}: array {name:?} beside {indices:?} or {counts:?}: expected one or the other", file.display())
             }
@@ -73,7 +72,7 @@ impl<'b> Frequencies<'b> {
     }
 
     /// Says that no array belongs to one of these tables, the only ones that could use it.
-    pub(super) fn none_fit(&self, tables: &[&str]) -> String {
+    pub(crate) fn none_fit(&self, tables: &[&str]) -> String {
         let arrays: Vec<&str> = self.file.tensors().map(Tensor::name).take(LISTED).collect();
         let tables = &tables[..tables.len().min(LISTED)];
         format!(
@@ -83,9 +82,9 @@ impl<'b> Frequencies<'b> {
     }
 }
 
-impl Source<'_> {
+impl Counts<'_> {
     /// The rows, of `num_embeddings`, that are asked for at all, ascending, and how often.
-    pub(super) fn read(&self, num_embeddings: u64) -> Result<Vec<(u64, f64)>> {
+    pub(crate) fn read(&self, num_embeddings: u64) -> Result<Vec<(u64, f64)>> {
         match *self {
             Self::Array { file, numbers } => {
                 let (name, len) = (numbers.name(), vector_len(file, numbers)?);
@@ -125,18 +124,29 @@ fn for_each_count(array: &Tensor, file: &std::path::Display<'_>, mut put: impl F
     while start < array.len() {
         let count = (array.len() - start).min(buffer.len() as u64);
         let numbers = &mut buffer[..count as usize];
-        array.read_f32(start, numbers)?;
+        array.read_f64(start, numbers)?;
         for (&number, position) in numbers.iter().zip(start..) {
             let name = array.name();
             ensure!(
-                number.is_finite() && number >= 0.0,
+                // Sums and products of these stay finite, too.
+                (0.0..=f64::from(f32::MAX)).contains(&number),
                 "{file}: {name}[{position}] is {number}: expected 0 or more, and finite in f32"
             );
             if number > 0.0 {
-                put(position, number.into());
+                put(position, number);
             }
         }
         start += count;
     }
     Ok(())
+}
+
+/// Sorts frequencies by their ids and adds up those of the same one.
+pub(crate) fn add_up(frequencies: &mut Vec<(u64, f64)>) {
+    frequencies.sort_by_key(|(id, _)| *id);
+    frequencies.dedup_by(|(next, frequency), (id, sum)| {
+        let same = next == id;
+        *sum += if same { *frequency } else { 0.0 };
+        same
+    });
 }

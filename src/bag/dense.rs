@@ -1,0 +1,255 @@
+//! Bags over what is stored as dense rows but not looked up as a dense table is: rows of mapped indices, the short rows of a
+//! projected table, the two parts of a quotient-remainder table.
+//!
+//! Indices are made into rows a few whole bags at a time, and these are pooled as bags of a dense table. What comes after that is
+//! done to many bags at once: a projection, the combination of two parts. Rows that the blob stores apart are left out, and
+//! added to their bags at the end.
+
+#![allow(clippy::arithmetic_side_effects, reason = "counts and positions of what is in memory, and quotients of rows")]
+
+use super::{Bags, Index, batch::Output, divide, pool_bag, pool_dense};
+use crate::{
+    blob::{Combine, Projected, QuotientRemainder, Rows},
+    divisor::Divisor,
+    kernel::{Epilogue, Pooling, store_rows},
+    table::{StoredRow, Table, dense, index_map::RowOf, quotient_remainder::combine},
+};
+use core::ops::Range;
+
+/// Lookups whose rows are on the stack.
+const LOOKUPS: usize = 256;
+/// Bags of these at most.
+const BAGS: usize = 64;
+
+/// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster, if each bag takes `len` of them.
+pub(super) fn best_workspace_len(len: usize, num_lookups: usize) -> usize {
+    len.saturating_mul(num_lookups.clamp(1, BAGS))
+}
+
+/// Bags whose rows are pooled apart from what the blob stores apart.
+pub(super) struct PoolParts<'t, 'a, 'b, I> {
+    table: &'t Table<'a>,
+    row_of: RowOf<'a>,
+    bags: &'t Bags<'b, I>,
+    pooling: Pooling,
+}
+
+/// What of a table's row is a row of the dense one that is pooled.
+#[derive(Clone, Copy)]
+enum RowPart {
+    Whole,
+    Quotient(Divisor),
+    Remainder(Divisor),
+}
+
+impl RowPart {
+    #[inline(always)]
+    fn of(self, row: u64) -> u64 {
+        match self {
+            Self::Whole => row,
+            Self::Quotient(by) => by.divide_u64(row).0,
+            Self::Remainder(by) => by.divide_u64(row).1.into(),
+        }
+    }
+}
+
+/// Pooled rows of some bags, the next one `stride` further.
+struct Part<'o> {
+    out: &'o mut [f32],
+    stride: usize,
+}
+
+impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
+    pub(super) fn new(table: &'t Table<'a>, bags: &'t Bags<'b, I>, pooling: Pooling) -> Self {
+        Self { table, row_of: RowOf::new(table.data()), bags, pooling }
+    }
+
+    /// A dense table, whose rows are all where they should be.
+    pub(super) fn pool_mapped(&self, rows: &Rows<'_>, out: &mut Output<'_>) -> Option<()> {
+        let part = Part { stride: out.stride, out: out.rows.get_mut(out.first..)? };
+        self.pool_part(rows, 0..self.bags.len(), RowPart::Whole, part)
+    }
+
+    /// Short rows are summed and then widened, all of a bag at once: a projection is linear.
+    pub(super) fn pool_projected(
+        &self,
+        table: &Projected<'_>,
+        mean: bool,
+        out: &mut Output<'_>,
+        workspace: &mut [f32],
+    ) -> Option<()> {
+        let rank = table.rank();
+        self.for_some(rank, workspace, |range, short| {
+            let (num_bags, stride) = (range.len(), out.stride);
+            self.pool_part(&table.rows, range.clone(), RowPart::Whole, Part { out: short, stride: rank })?;
+            let wide = out.rows.get_mut(out.start(range.start)..)?;
+            let size = [num_bags, rank, out.embedding_dim];
+            store_rows(self.table.tier(), size, short.get(..num_bags * rank)?, table.projection, wide, stride)?;
+            self.add_rows_apart(range.clone(), out)?;
+            for bag in range {
+                match self.bags.range(bag)?.len() {
+                    // Zeros, whatever lies in the projection.
+                    0 => out.row(bag)?.fill(0.0),
+                    len if mean => divide(out.row(bag)?, len),
+                    _ => {}
+                }
+            }
+            Some(())
+        })
+    }
+
+    /// Each part is pooled, and then they are combined, as in DLRM.
+    pub(super) fn pool_quotient_remainder(
+        &self,
+        table: &QuotientRemainder<'_>,
+        out: &mut Output<'_>,
+        workspace: &mut [f32],
+    ) -> Option<()> {
+        let num_remainders = Divisor::new(table.num_remainders);
+        let (quotient, remainder) = (RowPart::Quotient(num_remainders), RowPart::Remainder(num_remainders));
+        let second_len = table.remainders.embedding_dim;
+        self.for_some(second_len, workspace, |range, second| {
+            let (start, stride) = (out.start(range.start), out.stride);
+            let first = Part { out: out.rows.get_mut(start..)?, stride };
+            self.pool_part(&table.quotients, range.clone(), quotient, first)?;
+            if table.combine == Combine::Concat {
+                let second = out.rows.get_mut(start + table.quotients.embedding_dim..)?;
+                self.pool_part(&table.remainders, range.clone(), remainder, Part { out: second, stride })?;
+            } else {
+                self.pool_part(&table.remainders, range.clone(), remainder, Part { out: second, stride: second_len })?;
+                for (bag, second) in range.clone().zip(second.chunks_exact(second_len.max(1))) {
+                    combine(table.combine, out.row(bag)?, second);
+                }
+            }
+            self.add_rows_apart(range, out)
+        })
+    }
+
+    /// Gives `pool` as many bags at a time as `workspace` has `len` elements for, and those.
+    fn for_some(
+        &self,
+        len: usize,
+        workspace: &mut [f32],
+        mut pool: impl FnMut(Range<usize>, &mut [f32]) -> Option<()>,
+    ) -> Option<()> {
+        let at_once = workspace.len().checked_div(len)?.clamp(1, BAGS);
+        let workspace = workspace.get_mut(..at_once * len)?;
+        let mut first = 0;
+        while first < self.bags.len() {
+            let end = (first + at_once).min(self.bags.len());
+            pool(first..end, workspace)?;
+            first = end;
+        }
+        Some(())
+    }
+
+    /// Pools these bags: of each lookup the row that is `row_part` of the table's, but of none that is stored apart.
+    fn pool_part(&self, rows: &Rows<'_>, bags: Range<usize>, row_part: RowPart, part: Part<'_>) -> Option<()> {
+        let row_of = |index: u64| {
+            if self.table.position_apart(index).is_some() { None } else { Some(row_part.of(self.row_of.row(index))) }
+        };
+        // The scalar tier would rather be small than fast.
+        let several = !self.table.tier().is_scalar() && u32::try_from(self.table.data().num_rows).is_ok();
+        let Part { out, stride } = part;
+        let mut done = 0;
+        while done < bags.len() {
+            let out = out.get_mut(done * stride..)?;
+            let first = bags.start + done;
+            if several {
+                let count = self.pool_some(rows, first..bags.end, row_of, out, stride)?;
+                done += count;
+                if count > 0 {
+                    continue;
+                }
+            }
+            let out = out.get_mut(..rows.embedding_dim)?;
+            pool_bag(self.bags, first, self.pooling, out, |index, out, epilogue| {
+                let Some(row) = row_of(index) else { return Some(false) };
+                dense::put_row(self.table.tier(), rows, usize::try_from(row).ok()?, out, epilogue)?;
+                Some(true)
+            })?;
+            done += 1;
+        }
+        Some(())
+    }
+
+    /// The first of these bags: as many whole ones as there is room for on the stack, none if the first has too many lookups.
+    /// Returns how many.
+    fn pool_some(
+        &self,
+        rows: &Rows<'_>,
+        bags: Range<usize>,
+        row_of: impl Fn(u64) -> Option<u64>,
+        out: &mut [f32],
+        stride: usize,
+    ) -> Option<usize> {
+        let (mut indices, mut weights, mut offsets) = ([0u32; LOOKUPS], [0.0; LOOKUPS], [0u32; BAGS + 1]);
+        let (mut num_bags, mut count) = (0, 0);
+        let start = self.bags.range(bags.start)?.start;
+        for (bag, end) in bags.zip(offsets.iter_mut().skip(1)) {
+            let range = self.bags.range(bag)?;
+            if range.end - start > LOOKUPS {
+                break;
+            }
+            for (index, position) in self.bags.indices.get(range.clone())?.iter().zip(range) {
+                let Some(row) = row_of(index.to_u64()) else { continue };
+                *indices.get_mut(count)? = row as u32;
+                if let Some(from) = self.bags.per_sample_weights {
+                    *weights.get_mut(count)? = *from.get(position)?;
+                }
+                count += 1;
+            }
+            *end = count as u32;
+            num_bags += 1;
+        }
+        let bags = Bags {
+            indices: indices.get(..count)?,
+            offsets: offsets.get(..=num_bags)?,
+            per_sample_weights: if self.bags.per_sample_weights.is_some() { Some(weights.get(..count)?) } else { None },
+            in_index_order: false,
+        };
+        if num_bags > 0 {
+            pool_dense(self.table.tier(), rows, &bags, self.pooling, out, stride)?;
+        }
+        Some(num_bags)
+    }
+
+    /// Brings the rows that are stored apart into bags that have been pooled without them.
+    fn add_rows_apart(&self, bags: Range<usize>, out: &mut Output<'_>) -> Option<()> {
+        if self.table.data().overrides.is_none() {
+            return Some(());
+        }
+        for bag in bags {
+            let range = self.bags.range(bag)?;
+            let indices = self.bags.indices.get(range.clone())?;
+            let apart = |index: &I| self.table.position_apart(index.to_u64());
+            let num_apart = indices.iter().filter(|index| apart(index).is_some()).count();
+            if num_apart == 0 {
+                continue;
+            }
+            let out = out.row(bag)?;
+            let others = range.len() - num_apart;
+            let mut are_none = others == 0;
+            if self.pooling == Pooling::Mean && !are_none {
+                out.iter_mut().for_each(|mean| *mean *= others as f32);
+            } else if are_none {
+                out.fill(0.0);
+            }
+            for (index, position) in indices.iter().zip(range.clone()) {
+                let Some(row) = apart(index) else { continue };
+                let epilogue = match (self.pooling, self.bags.per_sample_weights) {
+                    (Pooling::Max, _) if are_none => Epilogue::Store,
+                    (Pooling::Max, _) => Epilogue::MaxScaled(1.0),
+                    (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
+                    (_, None) => Epilogue::AddScaled(1.0),
+                };
+                self.table.put_stored_row(StoredRow::Apart(row), out, epilogue)?;
+                are_none = false;
+            }
+            if self.pooling == Pooling::Mean {
+                divide(out, range.len());
+            }
+        }
+        Some(())
+    }
+}

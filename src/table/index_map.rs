@@ -1,0 +1,42 @@
+//! From an index to the row that is stored for it, many times over.
+
+use crate::{
+    blob::{IndexMap, TableData},
+    divisor::Divisor,
+};
+
+/// The index map of one table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RowOf<'a> {
+    Identity,
+    Modulo(Divisor),
+    /// By as many rows as no 32-bit number of them can be.
+    ModuloLarge(u64),
+    /// The row of each index, and the table's last row.
+    Remapped(&'a [u32], u64),
+}
+
+impl<'a> RowOf<'a> {
+    pub(crate) fn new(table: &TableData<'a>) -> Self {
+        match (table.index_map, u32::try_from(table.num_rows)) {
+            (IndexMap::Identity, _) => Self::Identity,
+            (IndexMap::Modulo, Ok(num_rows)) => Self::Modulo(Divisor::new(num_rows)),
+            (IndexMap::Modulo, Err(_)) => Self::ModuloLarge(table.num_rows),
+            (IndexMap::Remapped(rows), _) => Self::Remapped(rows, table.num_rows.saturating_sub(1)),
+        }
+    }
+
+    /// The row of an index that the table has: below `num_rows`, whatever lies in the payload.
+    #[inline(always)]
+    pub(crate) fn row(&self, index: u64) -> u64 {
+        match *self {
+            Self::Identity => index,
+            Self::Modulo(num_rows) => num_rows.divide_u64(index).1.into(),
+            Self::ModuloLarge(num_rows) => index.checked_rem(num_rows).unwrap_or(0),
+            Self::Remapped(rows, last) => {
+                let row = usize::try_from(index).ok().and_then(|index| rows.get(index));
+                row.map_or(last, |&row| u64::from(row).min(last))
+            }
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Projected rows: a short row, widened by a matrix that all rows share.
+
+use super::dense;
+use crate::{
+    blob::Projected,
+    isa::Tier,
+    kernel::{Epilogue, chain_step},
+};
+
+/// Gives every element of row `row` to `epilogue`.
+pub(super) fn put_row(
+    tier: Tier,
+    table: &Projected<'_>,
+    row: usize,
+    out: &mut [f32],
+    workspace: &mut [f32],
+    epilogue: Epilogue<'_>,
+) -> Option<()> {
+    let short = workspace.get_mut(..table.rank())?;
+    dense::put_row(tier, &table.rows, row, short, Epilogue::Store)?;
+    chain_step(tier, [1, table.rank(), out.len()], short, table.projection, out, epilogue)
+}

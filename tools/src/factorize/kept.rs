@@ -1,0 +1,132 @@
+//! Finished factorisations, kept so that a conversion that was interrupted does not begin again.
+
+use super::{Factorized, Request};
+use crate::output::Output;
+use anyhow::{Context, Result};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::{
+    collections::HashMap,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+use ttrec::TtShape;
+
+/// A directory of them, one safetensors file each. A file is used only if it says that it was made of the same tensor of the
+/// same file, by the same request and with the same frequencies.
+pub(crate) struct Kept {
+    directory: PathBuf,
+}
+
+/// What decides about a factorisation, in words.
+pub(crate) struct Key {
+    text: String,
+}
+
+impl Key {
+    /// Of a tensor of a file, and of what is asked of it.
+    pub(crate) fn new(file: &Path, tensor: &str, request: &Request, frequencies: Option<&Path>) -> Result<Self> {
+        let identity = |path: &Path| -> Result<serde_json::Value> {
+            let place = fs::canonicalize(path)?;
+            let metadata = fs::metadata(&place)?;
+            let modified = metadata.modified()?.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+            Ok(serde_json::json!([place.display().to_string(), metadata.len(), modified.to_string()]))
+        };
+        let frequencies = frequencies.map(identity).transpose()?;
+        // A later version may factorise otherwise.
+        let version = env!("CARGO_PKG_VERSION");
+        let key = serde_json::json!({
+            "version": version, "file": identity(file)?, "tensor": tensor, "request": request, "frequencies": frequencies,
+        });
+        Ok(Self { text: key.to_string() })
+    }
+}
+
+/// Name, shape and elements.
+type Array<'a> = (String, Vec<usize>, &'a [f32]);
+
+impl Kept {
+    /// Opens the directory, which need not be there yet.
+    pub(crate) fn open(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).with_context(|| format!("{}: cannot create", directory.display()))?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        key.text.hash(&mut hasher);
+        self.directory.join(format!("{:016x}.safetensors", hasher.finish()))
+    }
+
+    /// The factorisation of this key, if one is there and whole.
+    pub(crate) fn find(&self, key: &Key, num_embeddings: u64, embedding_dim: usize) -> Option<Factorized> {
+        let bytes = fs::read(self.path(key)).ok()?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
+        let metadata = metadata.metadata().as_ref()?;
+        if *metadata.get("key")? != key.text {
+            return None;
+        }
+        let error: f64 = metadata.get("error")?.parse().ok()?;
+        let tensors = SafeTensors::deserialize(&bytes).ok()?;
+        let read = |name: &str| -> Option<(Vec<usize>, Vec<f32>)> {
+            let view = tensors.tensor(name).ok()?;
+            let (elements, _) = view.data().as_chunks::<4>();
+            let values = elements.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            (view.dtype() == Dtype::F32).then(|| (view.shape().to_vec(), values))
+        };
+        if let Some((shape, basis)) = read("basis") {
+            let &[dim, rank] = shape.as_slice() else { return None };
+            return (dim == embedding_dim).then_some(Factorized::LowRank { rank, basis, error });
+        }
+        let (mut p, mut q, mut ranks, mut cores) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        while let Some((shape, core)) = read(&format!("core{}", cores.len())) {
+            let &[rows, left, columns, _] = shape.as_slice() else { return None };
+            p.push(u32::try_from(rows).ok()?);
+            q.push(u32::try_from(columns).ok()?);
+            ranks.push(u32::try_from(left).ok()?);
+            cores.push(core);
+        }
+        let shape = TtShape::new(num_embeddings, &p, &q, ranks.get(1..)?).ok()?;
+        let fits = cores.iter().enumerate().all(|(k, core)| core.len() as u64 == shape.core_len(k));
+        (fits && shape.embedding_dim() == embedding_dim).then_some(Factorized::Tt { shape, cores, error })
+    }
+
+    /// Keeps a factorisation.
+    pub(crate) fn keep(&self, key: &Key, factorized: &Factorized, embedding_dim: usize) -> Result<()> {
+        let (arrays, error): (Vec<Array<'_>>, f64) = match factorized {
+            Factorized::LowRank { rank, basis, error } => {
+                (vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())], *error)
+            }
+            Factorized::Tt { shape, cores, error } => {
+                let array = |(k, core): (usize, &'_ Vec<f32>)| {
+                    let rows = shape.row_factors()[k] as usize;
+                    vec![
+                        rows,
+                        shape.rank(k),
+                        shape.column_factor(k),
+                        core.len() / (rows * shape.rank(k) * shape.column_factor(k)),
+                    ]
+                };
+                let arrays = cores.iter().enumerate();
+                (arrays.map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice())).collect(), *error)
+            }
+        };
+        let bytes: Vec<Vec<u8>> =
+            arrays.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+        let views = arrays
+            .iter()
+            .zip(&bytes)
+            .map(|((name, shape, _), bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+        let metadata = HashMap::from([("key".to_owned(), key.text.clone()), ("error".to_owned(), error.to_string())]);
+        let file = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?;
+        let mut output = Output::create(&self.path(key))?;
+        output.write(|to| to.write_all(&file))?;
+        Ok(output.commit()?)
+    }
+
+    /// Removes what was kept for this key, as nothing needs it any more.
+    pub(crate) fn forget(&self, key: &Key) {
+        let _ = fs::remove_file(self.path(key));
+    }
+}
