@@ -248,7 +248,7 @@ fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
     let data = table.data();
     let factors = matches!(data.weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
     let same_rows = matches!(data.index_map, blob::IndexMap::Identity);
-    (factors && same_rows).then(|| TableSpec { dtype: Some(Dtype::F32), ..found })
+    (factors && same_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
 }
 
 fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
