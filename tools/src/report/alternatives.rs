@@ -142,7 +142,8 @@ fn project(rows: &[f64], columns: usize, basis: &[f64], rank: usize) -> Vec<f64>
 fn factorised(sample: &Sample<'_, '_>) -> Result<Vec<Candidate>> {
     let factors = suggest_shape(sample.num_embeddings(), sample.embedding_dim(), 3)?;
     let options = Options { max_rank: RANKS[RANKS.len() - 1] as usize, ..Options::default() };
-    let svd = TtSvd::analyse(sample, &factors, &options)?;
+    // A table that is too large for it in this memory, or holds what is no number, has none.
+    let Ok(svd) = TtSvd::analyse(sample, &factors, &options) else { return Ok(Vec::new()) };
     let mut trains: Vec<(String, AlignedBuf)> = Vec::new();
     let mut largest = None;
     for rank in RANKS {

@@ -52,7 +52,8 @@ struct TableReport {
     summary: TableSummary,
     /// Bytes that the checkpoint has for it.
     before: u64,
-    trained_as_tt: bool,
+    /// Its representation in the checkpoint, as `TableSummary` names it.
+    trained_as: &'static str,
     comparison: Comparison,
     /// The share that the first 1, 2, ... directions hold.
     energy: Vec<f64>,
@@ -100,7 +101,12 @@ fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> 
     let spectrum = LowRank::analyse(&sample, DEFAULT_MEMORY, &summary.name).ok();
     Ok(TableReport {
         before: weights.checkpoint_bytes(),
-        trained_as_tt: matches!(weights, Weights::Tt { .. }),
+        trained_as: match weights {
+            Weights::Dense { .. } => "dense",
+            Weights::Tt { .. } => "tt",
+            Weights::Projected { .. } => "projected",
+            Weights::QuotientRemainder { .. } => "quotient_remainder",
+        },
         comparison,
         energy: spectrum.as_ref().map(|spectrum| cumulative(spectrum.energies())).unwrap_or_default(),
         families: alternatives::alternatives(weights, &sample, spectrum.as_ref())?,

@@ -150,7 +150,7 @@ fn section(i: usize, table: &TableReport) -> Markup {
                 p.note {
                     "Alternatives and energy are those of " (count(rows)) " of the " (count(summary.num_embeddings))
                     " rows, evenly spread; errors of the blob are those of all rows."
-                    @if !table.trained_as_tt { " Tensor trains were not tried, as a part of the rows says nothing of them." }
+                    @if table.trained_as != "tt" { " Tensor trains were not tried, as a part of the rows says nothing of them." }
                 }
             }
         }

@@ -63,8 +63,11 @@ fn lost(table: &TableReport) -> String {
         return format!("Nothing is lost at {ratio} but the rounding of f32 arithmetic.");
     }
     let kept = format!("{} keeps {} error at {ratio}.", representation_start(table), percent(error));
-    if summary.tt.is_some() && !table.trained_as_tt {
-        return format!("{kept} It was not trained as a tensor train: these ranks cannot hold all of it.");
+    match summary.representation {
+        made if made == table.trained_as => {}
+        "tt" => return format!("{kept} It was not trained as a tensor train: these ranks cannot hold all of it."),
+        "projected" => return format!("{kept} Lost is what lies outside the few directions that were kept."),
+        _ => return kept,
     }
     let parts = if summary.tt.is_some() { "slice" } else { "row" };
     match summary.dtype {
@@ -81,7 +84,7 @@ fn representation_start(table: &TableReport) -> String {
         Some(_) => format!("A tensor train in {}", table.summary.dtype),
         None => match table.summary.representation {
             "dense" => table.summary.dtype.to_owned(),
-            other => format!("{} in {}", other.replace('_', " "), table.summary.dtype),
+            other => capital(&format!("{} {}", other.replace('_', " "), table.summary.dtype)),
         },
     }
 }
