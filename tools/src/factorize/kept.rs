@@ -43,6 +43,9 @@ impl Key {
     }
 }
 
+/// An array's name, shape and values.
+type Array<'a> = (String, Vec<usize>, &'a [f32]);
+
 impl Kept {
     /// Opens the directory, which need not be there yet.
     pub(crate) fn open(directory: &Path) -> Result<Self> {
@@ -91,7 +94,7 @@ impl Kept {
 
     /// Keeps a factorisation.
     pub(crate) fn keep(&self, key: &Key, factorized: &Factorized, embedding_dim: usize) -> Result<()> {
-        let (arrays, error): (Vec<(String, Vec<usize>, &[f32])>, f64) = match factorized {
+        let (arrays, error): (Vec<Array<'_>>, f64) = match factorized {
             Factorized::LowRank { rank, basis, error } => {
                 (vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())], *error)
             }

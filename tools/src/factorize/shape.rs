@@ -63,3 +63,40 @@ fn column_factors(embedding_dim: usize, d: usize) -> Result<Vec<u32>> {
     factors.sort_unstable();
     Ok(factors)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::suggest_shape;
+
+    #[test]
+    fn factors_cover_the_table_with_little_padding() {
+        for d in 2..=6 {
+            for rows in (1..200).chain([3706, 6040, 30_522, 32_000, 341_000, 11_000_000, 1 << 40]) {
+                let factors = suggest_shape(rows, 64, d).unwrap();
+                let covered: u64 = factors.rows.iter().map(|&p| u64::from(p)).product();
+                assert!(covered >= rows);
+                assert!(factors.rows.is_sorted() && factors.columns.is_sorted());
+                if rows > 3000 && d <= 3 {
+                    assert!((covered - rows) as f64 <= 0.05 * rows as f64, "{rows} rows, {d} cores: {factors:?}");
+                    assert!(factors.rows[d - 1] <= 2 * factors.rows[0], "{factors:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn column_factors_multiply_to_the_columns_and_the_widest_is_last() {
+        for (dim, d, expected) in [
+            (64, 3, vec![4, 4, 4]),
+            (16, 3, vec![2, 2, 4]),
+            (384, 3, vec![6, 8, 8]),
+            (100, 3, vec![4, 5, 5]),
+            (7, 3, vec![1, 1, 7]),
+            (1, 2, vec![1, 1]),
+            (32, 2, vec![4, 8]),
+        ] {
+            let factors = suggest_shape(1000, dim, d).unwrap();
+            assert_eq!(factors.columns, expected, "{dim} columns, {d} cores");
+        }
+    }
+}

@@ -164,6 +164,7 @@ impl TtSvd {
     }
 
     /// An upper bound of the relative error at these inner ranks, at no cost.
+    #[cfg(test)]
     pub(crate) fn error_bound(&self, ranks: &[u32]) -> f64 {
         let tails = self.train.energies.iter().zip(ranks).map(|(e, &r)| e.iter().skip(r as usize).sum::<f64>());
         self.relative(self.base + tails.sum::<f64>())
@@ -171,7 +172,10 @@ impl TtSvd {
 
     /// The relative error (Frobenius) at these inner ranks; those above [`max_ranks`](Self::max_ranks) count as these.
     ///
-    /// Where the factors make more rows than the table has, an upper bound: what those rows become counts.
+    /// Where the factors make more rows than the table has, an upper bound: what those rows become counts. For ranks below
+    /// those of an analysis that was itself cut short an estimate, mostly to a hundredth: the errors of both cuts are taken
+    /// to be orthogonal, which they are unless the second one turns what the first one kept.
+    #[cfg(test)]
     pub(crate) fn error_at(&self, ranks: &[u32]) -> Result<f64> {
         Ok(self.relative(self.base + self.truncate(ranks)?.1))
     }
@@ -203,6 +207,7 @@ impl TtSvd {
         let error = match squares {
             Some(Squares { norm, error }) if norm > 0.0 => (error.max(0.0) / norm).sqrt(),
             Some(_) => 0.0,
+            // No sweeps, or none that gained anything.
             None => self.relative(self.base + added),
         };
         let ranks = cores[..cores.len() - 1].iter().map(|core| core.ncols() as u32).collect();
