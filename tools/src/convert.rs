@@ -477,11 +477,7 @@ fn only_table(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spe
     let Survey { tables: found, refused, .. } = Survey::of(checkpoint);
     let path = checkpoint.path().display();
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
-        // A bare .npy or an empty prefix gives no name.
-        let file_name = || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let unnamed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
-        let name = table.name.clone().or_else(|| file_name().filter(|_| unnamed));
-        let table = with_qr_operation(checkpoint, TableSpec { name, ..table.clone() }, qr_operation);
+        let table = with_qr_operation(checkpoint, named_after_file(checkpoint, table), qr_operation);
         match Source::open(checkpoint, &table) {
             Ok(_) => return Ok(Spec { tables: vec![table] }),
             Err(error) => bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?),
@@ -497,6 +493,13 @@ fn only_table(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spe
     let cannot = if refused.is_empty() { " ".to_owned() } else { format!(" Others cannot be converted:{cannot}\n") };
     let (look, offer) = (if found.len() == 1 { "tensor looks" } else { "tensors look" }, offer(&found)?);
     bail!("{path}: {} {look} like embedding tables.{cannot}Keep the ones you want in a --spec:\n\n{offer}", found.len())
+}
+
+/// The only table of a checkpoint; where an empty prefix gives it no name, it has that of the file.
+pub(crate) fn named_after_file(checkpoint: &Checkpoint, table: &TableSpec) -> TableSpec {
+    let file_name = || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let unnamed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
+    TableSpec { name: table.name.clone().or_else(|| file_name().filter(|_| unnamed)), ..table.clone() }
 }
 
 fn offer(tables: &[TableSpec]) -> Result<String> {

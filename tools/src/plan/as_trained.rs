@@ -53,6 +53,7 @@ pub(super) fn candidates(
             representation: Representation::AsTrained { what },
             dtype,
             bytes: bytes(&stored.layout())?,
+            layout: stored.layout(),
             error: (error / if energy > 0.0 { energy } else { 1.0 }).sqrt(),
             nanoseconds,
         });

@@ -38,7 +38,9 @@ pub(crate) struct Candidate {
     pub(crate) spec: TableSpec,
     pub(crate) representation: Representation,
     pub(crate) dtype: Dtype,
-    /// What it adds to a blob: sections, padding, directory.
+    /// What `convert` makes of it.
+    pub(crate) layout: ttrec::blob::TableSpec,
+    /// What it adds to a blob: sections, padding, directory; the last rounded up to a line of the alignment.
     pub(crate) bytes: u64,
     /// Relative (Frobenius), by frequency if there are any.
     pub(crate) error: f64,
@@ -130,8 +132,9 @@ impl Context<'_> {
                 ..found
             },
         };
-        let bytes = bytes(&ttrec::blob::TableSpec::new(self.name, weights))?;
-        Ok(Candidate { spec, representation, dtype, bytes, error: self.relative(squared_error), nanoseconds })
+        let layout = ttrec::blob::TableSpec::new(self.name, weights);
+        let bytes = bytes(&layout)?;
+        Ok(Candidate { spec, representation, dtype, layout, bytes, error: self.relative(squared_error), nanoseconds })
     }
 
     pub(super) fn relative(&self, squared_error: f64) -> f64 {

@@ -27,7 +27,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
 };
-use ttrec::blob::ALIGNMENT;
+use ttrec::blob::{ALIGNMENT, Layout};
 
 /// Choose how to store each table of a checkpoint, by error, bytes and time, and write the spec that `convert` takes.
 ///
@@ -138,7 +138,10 @@ fn tables(checkpoint: &Checkpoint, args: &Args) -> Result<Vec<TableSpec>> {
                 bail!("{path}: {reason}; name the tables to plan in a --spec");
             }
             ensure!(!tables.is_empty(), "{path}: nothing looks like an embedding table; name one in a --spec");
-            tables
+            match tables.as_slice() {
+                [only] => vec![convert::named_after_file(checkpoint, only)],
+                _ => tables,
+            }
         }
     };
     let operation = args.qr_operation.as_deref();
@@ -257,6 +260,7 @@ impl Plan {
     fn new(tables: &[Candidates], chosen: &[&Candidate], budget: Option<u64>) -> Result<Self> {
         let squared: f64 = tables.iter().zip(chosen).map(|(table, chosen)| chosen.error.powi(2) * table.energy).sum();
         let energy: f64 = tables.iter().map(|table| table.energy).sum();
+        let layouts: Vec<_> = chosen.iter().map(|candidate| candidate.layout.clone()).collect();
         let table = |(table, chosen): (&Candidates, &&Candidate)| {
             let item = |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
             let items: Vec<Item> = table.list.iter().map(item).collect();
@@ -274,7 +278,7 @@ impl Plan {
         };
         Ok(Self {
             budget,
-            bytes: candidate::head_bytes()? + chosen.iter().map(|candidate| candidate.bytes).sum::<u64>(),
+            bytes: Layout::new(&layouts)?.total_len(),
             f32_bytes: tables.iter().map(Candidates::f32_bytes).sum::<f64>() as u64,
             error: if energy > 0.0 { (squared / energy).sqrt() } else { squared.sqrt() },
             tables: tables.iter().zip(chosen).map(table).collect(),

@@ -24,6 +24,8 @@ const MAX_HEIGHT: u64 = 512;
 const MAX_RANK: usize = 256;
 /// The most elements of a table whose trains are refined.
 const REFINED: u64 = 4 << 20;
+/// Errors below are beyond what squares of singular values tell.
+const SURE: f64 = 1e-3;
 /// Rows that a train is looked up at.
 const LOOKED_UP: usize = 4096;
 
@@ -69,8 +71,8 @@ pub(super) fn candidates(
                 let Some(error) = looked_up.error(shape, &refined.cores, dtype)? else { continue };
                 let squared = match weights {
                     // All rows say what the train misses, some of them what rounding adds.
-                    None => refined.error.powi(2) + (error - exact).max(0.0),
-                    Some(_) => error,
+                    None if refined.error > SURE => refined.error.powi(2) + (error - exact).max(0.0),
+                    _ => error,
                 };
                 found.push(context.candidate(
                     Representation::Tt { shape, sweeps },
