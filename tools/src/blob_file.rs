@@ -4,7 +4,7 @@ use crate::{checkpoint::Mapped, output::Output, progress::Progress};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::path::{Path, PathBuf};
 use ttrec::{
-    Blob, BlobError, Table, Tier,
+    AlignedBuf, Blob, BlobError, Table, Tier,
     blob::{ALIGNMENT, Layout, SectionChecksum, SectionPlan},
 };
 
@@ -69,7 +69,8 @@ pub(crate) fn write(
     let head_len = layout.head().len();
     output.write(|file| file.write_all(&vec![0; head_len]))?;
     for (position, plan) in layout.sections().to_vec().iter().enumerate() {
-        let mut sink = Sink { output: &mut output, checksum: SectionChecksum::new(), len: 0 };
+        let mut put = |bytes: &[u8]| Ok(output.write(|file| file.write_all(bytes))?);
+        let mut sink = Sink { put: &mut put, checksum: SectionChecksum::new(), len: 0 };
         write_section(plan, &mut sink)?;
         ensure!(sink.len == plan.len, "section {:?}: wrote {} of {} bytes", plan.role, sink.len, plan.len);
         layout.set_checksum(position, sink.finish()?);
@@ -79,9 +80,32 @@ pub(crate) fn write(
     Ok(layout.total_len())
 }
 
+/// The same in memory.
+pub(crate) fn build(
+    layout: Layout,
+    mut write_section: impl FnMut(&SectionPlan, &mut Sink<'_>) -> Result<()>,
+) -> Result<AlignedBuf> {
+    let mut failed = None;
+    let blob = layout.build(|plan, out| {
+        let mut rest = out;
+        let mut put = |bytes: &[u8]| {
+            let (to, left) =
+                std::mem::take(&mut rest).split_at_mut_checked(bytes.len()).context("a section is too long")?;
+            to.copy_from_slice(bytes);
+            rest = left;
+            Ok(())
+        };
+        let mut sink = Sink { put: &mut put, checksum: SectionChecksum::new(), len: 0 };
+        if failed.is_none() {
+            failed = write_section(plan, &mut sink).err();
+        }
+    });
+    failed.map_or(Ok(blob), Err)
+}
+
 /// A section being written.
 pub(crate) struct Sink<'o> {
-    output: &'o mut Output,
+    put: &'o mut dyn FnMut(&[u8]) -> Result<()>,
     checksum: SectionChecksum,
     len: u64,
 }
@@ -91,13 +115,13 @@ impl Sink<'_> {
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.checksum.update(bytes);
         self.len += bytes.len() as u64;
-        Ok(self.output.write(|file| file.write_all(bytes))?)
+        (self.put)(bytes)
     }
 
     /// Pads the section.
     fn finish(self) -> Result<SectionChecksum> {
         let padding = self.len.next_multiple_of(ALIGNMENT as u64) - self.len;
-        self.output.write(|file| file.write_all(&vec![0; padding as usize]))?;
+        (self.put)(&vec![0; padding as usize])?;
         Ok(self.checksum)
     }
 }

@@ -3,11 +3,11 @@
 use crate::{
     Outcome,
     blob_file::{self, Sink},
-    cache::Budget,
+    budget::Budget,
     checkpoint::{Checkpoint, Tensor},
     dialect::{Core, Source, Survey, Weights, with_qr_operation},
     factorize::{self, Factorized, Kept, Key, Request, TensorRows},
-    frequencies::{Counts, Frequencies},
+    frequencies::Frequencies,
     lookup::zeros,
     output,
     progress::Progress,
@@ -87,7 +87,7 @@ pub(crate) struct Args {
     resume: Option<PathBuf>,
 }
 
-fn memory_size(text: &str) -> Result<u64, String> {
+pub(crate) fn memory_size(text: &str) -> Result<u64, String> {
     match text.parse()? {
         Budget::Bytes(bytes) => Ok(bytes),
         Budget::Percent(_) => Err("expected a size, such as 512MiB".to_owned()),
@@ -226,7 +226,7 @@ fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
 }
 
 impl Source<'_> {
-    fn layout(&self) -> ttrec::blob::TableSpec {
+    pub(crate) fn layout(&self) -> ttrec::blob::TableSpec {
         let dtype = self.dtype;
         let (weights, overrides) = match &self.weights {
             &Weights::Dense { num_embeddings, embedding_dim, .. } => {
@@ -265,7 +265,9 @@ impl Source<'_> {
             Some(found) => found,
             None => {
                 let weights = match frequencies.filter(|_| weighing.is_some()) {
-                    Some(frequencies) => frequencies.of(&self.name)?.map(|counts| weights(&counts, num_embeddings)),
+                    Some(frequencies) => {
+                        frequencies.of(&self.name)?.map(|counts| weights(&counts.read(num_embeddings)?, num_embeddings))
+                    }
                     None => None,
                 };
                 let rows = TensorRows::new(tensor)?;
@@ -348,7 +350,7 @@ impl Source<'_> {
         error.context(format!("{}: table {:?}", checkpoint.path().display(), self.name))
     }
 
-    fn write_section(&self, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
+    pub(crate) fn write_section(&self, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
         match (plan.role, &self.weights) {
             (Role::Rows, &Weights::Dense { num_embeddings, embedding_dim, tensor }) => {
                 self.write_rows(tensor, num_embeddings, embedding_dim, sink)
@@ -438,9 +440,9 @@ impl Source<'_> {
 }
 
 /// A weight for each row: its count and one more, so that no row is free to become anything.
-fn weights(counts: &Counts<'_>, num_embeddings: u64) -> Result<Vec<f32>> {
+pub(crate) fn weights(counts: &[(u64, f64)], num_embeddings: u64) -> Result<Vec<f32>> {
     let mut weights = vec![1.0; usize::try_from(num_embeddings)?];
-    for (row, count) in counts.read(num_embeddings)? {
+    for &(row, count) in counts {
         weights[row as usize] += count as f32;
     }
     Ok(weights)

@@ -2,6 +2,7 @@
 
 mod bench;
 mod blob_file;
+mod budget;
 mod cache;
 mod checkpoint;
 mod convert;
@@ -12,6 +13,7 @@ mod frequencies;
 mod inspect;
 mod lookup;
 mod output;
+mod plan;
 mod progress;
 mod spec;
 mod verify;
@@ -44,6 +46,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Plan(plan::Args),
     Convert(convert::Args),
     Cache(cache::Args),
     Inspect(inspect::Args),
@@ -61,6 +64,7 @@ enum Outcome {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Plan(args) => plan::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -10,12 +10,17 @@ use super::{
     tables::{BAG, BAGS, BATCHES, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS, dense_rows, dense_table, tt_table},
     traffic::{Ids, Run, Traffic},
 };
-use crate::{lookup::BagsFile, progress::Progress};
-use anyhow::{Context, Result, bail, ensure};
-use std::{hint::black_box, ops::Range};
+use crate::{
+    blob_file::BlobFile,
+    cache::{self, Demand},
+    lookup::BagsFile,
+    progress::Progress,
+};
+use anyhow::{Context, Result, ensure};
+use std::{fs, hint::black_box, ops::Range};
 use ttrec::{
     AlignedBuf, Blob, LookupError, Table, Tier, TtShape,
-    blob::{Layout, OverridesSpec, Role, SectionPlan, TableSpec, Weights, WeightsSpec},
+    blob::{TableSpec, Weights, WeightsSpec},
     cache::RowCache,
     dtype::{Dtype, Elements},
     kernel::{Epilogue, chain_step, widen},
@@ -26,8 +31,8 @@ const RANK: u32 = 32;
 /// Lookups in one batch, to see whether time grows with them.
 const GROWTH: [usize; 3] = [1_000, 10_000, 100_000];
 
-/// Bytes of the id of a row that is stored apart.
-const ID_LEN: usize = 8;
+/// Traffic that caches have seen before, in multiples of what they are measured with.
+const EARLIER: usize = 3;
 
 /// Criteo Kaggle's seven largest tables and their row factors, and the rows of the nineteen others.
 const KAGGLE_TT: [(u64, [u32; 3]); 7] = [
@@ -143,11 +148,11 @@ impl Suite<'_> {
                 self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
                 if rank == RANK && !matches!(ids, Ids::Uniform) {
                     let bytes = ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached;
-                    let cached = tt.cached(bytes)?;
+                    let earlier = [Traffic::draw(ids, ROWS, 3, [EARLIER * batches, bags, BAG])];
+                    let cached = tt.cached(&earlier, bytes)?;
                     self.beside_dense(&format!("{name}-cached"), [&cached, &dense], [&traffic, &scattered])?;
                     let (models, name) = ([&tt, &dense], format!("{name}-lfu"));
-                    let earlier = Traffic::draw(ids, ROWS, 3, [3 * batches, bags, BAG]);
-                    self.cached_beside_dense(&name, models, [&traffic, &scattered], &earlier, bytes)?;
+                    self.cached_beside_dense(&name, models, [&traffic, &scattered], &earlier[0], bytes)?;
                 }
             }
         }
@@ -172,7 +177,13 @@ impl Suite<'_> {
             }
             let tt = Model::new(specs, tier)?;
             let cached = match rank {
-                16 => Some(tt.cached(bytes / self.extent.dense_bytes_per_cached)?),
+                16 => {
+                    let draw = |(&(rows, _), seed)| {
+                        Traffic::draw(Ids::ZipfSorted, rows, seed, [EARLIER, self.extent.samples, 1])
+                    };
+                    let earlier: Vec<_> = KAGGLE_TT.iter().zip(100..).map(draw).collect();
+                    Some(tt.cached(&earlier, bytes / self.extent.dense_bytes_per_cached)?)
+                }
                 _ => None,
             };
             for bags in KAGGLE_BATCHES {
@@ -388,57 +399,21 @@ impl Model {
         }
     }
 
-    /// The same tables, of which the tensor trains share `bytes` for what is asked most: their first rows and the products
-    /// of their first prefixes, as they are sorted by frequency.
-    fn cached(&self, bytes: u64) -> Result<Self> {
-        let is_tt = |spec: &&TableSpec| matches!(spec.weights, WeightsSpec::Tt { .. });
-        let share = bytes / (self.specs.iter().filter(is_tt).count() as u64).max(1);
-        let specs = self.specs.iter().cloned().map(|spec| {
-            let WeightsSpec::Tt { shape, .. } = spec.weights else { return spec };
-            let dtype = Dtype::F32;
-            let fitting = |bytes: u64, len: usize| bytes / (ID_LEN + dtype.row_len(len)) as u64;
-            // A fifth for rows; a product serves as many rows as the last row factor, so the rest goes further.
-            let count = fitting(share / 5, shape.embedding_dim()).min(shape.num_embeddings());
-            let rest = share - count * (ID_LEN + dtype.row_len(shape.embedding_dim())) as u64;
-            let num_prefixes = fitting(rest, shape.prefix_len()).min(shape.num_prefixes());
-            let overrides = (count > 0).then_some(OverridesSpec { count, dtype });
-            TableSpec { num_prefixes, overrides, ..spec }
+    /// The same tables, with what earlier traffic, one kind for each of the first tables, makes worth storing in `bytes`: as
+    /// `ttrec cache` writes them.
+    fn cached(&self, earlier: &[Traffic], bytes: u64) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (plain, cached) = (folder.path().join("plain.ttr"), folder.path().join("cached.ttr"));
+        fs::write(&plain, &*self.buf)?;
+        let file = BlobFile::open(&plain)?;
+        let tables: Vec<_> = file.blob()?.tables().map(|table| table.with_tier(self.tier)).collect();
+        let demands = tables.iter().enumerate().map(|(position, table)| {
+            let Weights::Tt(tt) = &table.data().weights else { return None };
+            Some(Demand::new(table, tt, earlier.get(position)?.frequencies()))
         });
-        let specs: Vec<TableSpec> = specs.collect();
-        let mut result = Ok(());
-        let buf = Layout::new(&specs)?.build(|plan, out| {
-            if result.is_ok() {
-                result = self.fill_cached(plan, out);
-            }
-        });
-        result?;
-        Ok(Self { specs, buf, tier: self.tier })
-    }
-
-    /// A section of the cached tables: of these or made from these.
-    fn fill_cached(&self, plan: &SectionPlan, out: &mut [u8]) -> Result<()> {
-        let table = self.table(plan.table)?;
-        match plan.role {
-            Role::OverrideIds | Role::PrefixIds => {
-                out.chunks_exact_mut(ID_LEN).zip(0u64..).for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
-            }
-            Role::OverrideRows => {
-                let mut workspace = table.workspace();
-                let rows = bytemuck::cast_slice_mut(out).chunks_exact_mut(table.embedding_dim());
-                rows.zip(0..).try_for_each(|(out, row)| table.lookup(row, out, &mut workspace))?;
-            }
-            Role::PrefixProducts => {
-                let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
-                let mut workspace = table.workspace();
-                let products = bytemuck::cast_slice_mut(out).chunks_exact_mut(tt.shape.prefix_len());
-                products.zip(0..).try_for_each(|(out, prefix)| table.prefix_product(prefix, out, &mut workspace))?;
-            }
-            role => {
-                let stored = Stored::new(&self.buf, Blob::parse(&self.buf)?, table.name())?;
-                out.copy_from_slice(stored.section(role)?.1);
-            }
-        }
-        Ok(())
+        let demands: Vec<_> = demands.collect();
+        cache::store(&cached, &file, &tables, &demands, bytes)?;
+        Ok(Self { specs: self.specs.clone(), buf: AlignedBuf::from_slice(&fs::read(&cached)?), tier: self.tier })
     }
 }
 

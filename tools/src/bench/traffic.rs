@@ -1,7 +1,10 @@
 //! Batches of bags, and passes over them.
 
 use super::{contents::random, reference::Stored, roofline::Pass};
-use crate::lookup::{BagsFile, Mode, zeros};
+use crate::{
+    frequencies::add_up,
+    lookup::{BagsFile, Mode, zeros},
+};
 use anyhow::{Context, Result, ensure};
 use std::{hint::black_box, ops::Range};
 use ttrec::{Bags, Blob, LookupError, Pooling, Table, bag::Index};
@@ -102,6 +105,13 @@ impl Traffic {
 
     pub(super) fn indices(&self) -> &[u32] {
         &self.indices
+    }
+
+    /// The rows that are asked for, ascending, and how often.
+    pub(super) fn frequencies(&self) -> Vec<(u64, f64)> {
+        let mut counts = self.indices.iter().map(|&row| (row.into(), 1.0)).collect();
+        add_up(&mut counts);
+        counts
     }
 
     fn batches(&self) -> impl Iterator<Item = Batch<'_, u32>> {

@@ -21,7 +21,7 @@ const PARTS: u64 = 8;
 const ID_LEN: u64 = 8;
 
 /// What is asked of a tensor-train table.
-pub(super) struct Demand<'a> {
+pub(crate) struct Demand<'a> {
     table: Table<'a>,
     shape: TtShape,
     /// Prefixes whose products are stored already, ascending.
@@ -33,7 +33,7 @@ pub(super) struct Demand<'a> {
 }
 
 /// The rows and prefixes to be stored, by table, ascending.
-pub(super) struct Choice {
+pub(crate) struct Choice {
     pub(super) rows: Vec<Vec<u64>>,
     pub(super) prefixes: Vec<Vec<u64>>,
 }
@@ -48,7 +48,7 @@ pub(super) struct Served {
 
 impl<'a> Demand<'a> {
     /// `rows` ascend, and are asked for more often than never.
-    pub(super) fn new(table: &Table<'a>, tt: &TtCores<'a>, mut rows: Vec<(u64, f64)>) -> Self {
+    pub(crate) fn new(table: &Table<'a>, tt: &TtCores<'a>, mut rows: Vec<(u64, f64)>) -> Self {
         let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
         let mut stored = 0.0;
         rows.retain(|(row, frequency)| {

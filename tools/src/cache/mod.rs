@@ -1,19 +1,19 @@
 //! `ttrec cache`: a blob once more, with what is asked for most already multiplied out.
 
-mod budget;
 mod choose;
 
 use crate::{
     Outcome,
     blob_file::{self, BlobFile, Sink},
+    budget::Budget,
     frequencies::Frequencies,
     lookup::zeros,
     output,
     progress::Progress,
 };
 use anyhow::{Context, Result, bail, ensure};
-pub(crate) use budget::Budget;
-use choose::{Choice, Demand, Served};
+pub(crate) use choose::Demand;
+use choose::{Choice, Served};
 use serde::Serialize;
 use std::{
     io::{self, Write},
@@ -93,8 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let tables: Vec<Table<'_>> = blob.tables().map(|table| table.with_tier(tier)).collect();
     let demands = demands(&tables, &frequencies)?;
     let budget = args.budget.bytes(demands.iter().flatten().map(Demand::dense_bytes).sum());
-    let choice = choose::choose(&demands, budget);
-    let bytes = write(&args.output, &file, &blob, &tables, &choice)?;
+    let (choice, bytes) = store(&args.output, &file, &tables, &demands, budget)?;
 
     let report = tables.iter().zip(&demands).enumerate().map(|(position, (table, demand))| {
         let (rows, prefixes) = (&choice.rows[position], &choice.prefixes[position]);
@@ -155,8 +154,23 @@ fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies) -> Result<Vec<Op
     Ok(demands)
 }
 
+/// Writes the blob of `file`, which holds `tables`, once more to `path`, with what is best stored in `budget` bytes; returns
+/// what that is, and the length of the new blob in bytes.
+pub(crate) fn store(
+    path: &Path,
+    file: &BlobFile,
+    tables: &[Table<'_>],
+    demands: &[Option<Demand<'_>>],
+    budget: u64,
+) -> Result<(Choice, u64)> {
+    let choice = choose::choose(demands, budget);
+    let bytes = write(path, file, tables, &choice)?;
+    Ok((choice, bytes))
+}
+
 /// Streams the new blob to `path`; returns its length in bytes.
-fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], choice: &Choice) -> Result<u64> {
+fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) -> Result<u64> {
+    let blob = file.blob()?;
     // What sections of ids will hold; where nothing is added the sections stay as they are.
     let union = |there: &[u64], added: &[u64]| {
         let mut ids = if added.is_empty() { Vec::new() } else { [there, added].concat() };
@@ -184,7 +198,7 @@ fn write(path: &Path, file: &BlobFile, blob: &Blob<'_>, tables: &[Table<'_>], ch
             Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink),
             Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
             Role::PrefixProducts if !prefixes.is_empty() => write_products(table, prefixes, sink),
-            _ => sink.put(section(file, blob, plan)?),
+            _ => sink.put(section(file, &blob, plan)?),
         }
     })
 }

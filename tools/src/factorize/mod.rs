@@ -20,7 +20,7 @@ mod unfolding;
 
 pub(crate) use kept::{Kept, Key};
 pub(crate) use low_rank::{LowRank, for_each_short_row};
-pub(crate) use request::{Factorized, Request};
+pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use rows::{Rows, TensorRows};
 pub(crate) use shape::{Factors, suggest_shape};
 pub(crate) use tt_svd::{Options, TtSvd};

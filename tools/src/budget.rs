@@ -1,4 +1,4 @@
-//! How many bytes may be added.
+//! Sizes of the command line: how many bytes something may take.
 
 use std::str::FromStr;
 
@@ -24,7 +24,7 @@ pub(crate) enum Budget {
 
 impl Budget {
     /// In bytes, if `dense` bytes are the whole.
-    pub(super) fn bytes(self, dense: f64) -> u64 {
+    pub(crate) fn bytes(self, dense: f64) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Percent(percent) => (dense * percent / 100.0) as u64,
