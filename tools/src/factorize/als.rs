@@ -8,20 +8,20 @@
 
 use super::{
     Rows,
+    normal::{Grams, Matrix, Normal},
     shape::Factors,
     train::{orthonormal_to_the_left, orthonormal_to_the_right},
 };
 use crate::progress::Progress;
 use anyhow::{Result, ensure};
-use faer::Mat;
+use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Steps of conjugate gradients: they stop earlier once the gradient is this much smaller than at first.
-const STEPS: usize = 40;
-const SMALLER: f64 = 1e-12;
 /// Rows that are read at once, as far as one slice has them in a piece, in elements.
 const READ: usize = 1 << 16;
+/// What rounding may make of the squares of an error that is 0, as a share of the table's.
+const ROUNDING: f64 = 1e-5;
 
 /// A table to approximate.
 pub(super) struct Als<'a> {
@@ -41,24 +41,31 @@ pub(super) struct Squares {
 }
 
 impl Als<'_> {
-    /// Refines all cores `sweeps` times.
-    pub(super) fn refine(&self, cores: &mut [Mat<f64>], sweeps: u32) -> Result<Option<Squares>> {
+    /// Refines all cores `sweeps` times, or until a sweep gains nothing.
+    pub(super) fn refine(&self, cores: &mut Vec<Mat<f64>>, sweeps: u32) -> Result<Option<Squares>> {
         let d = cores.len();
         let mut progress = Progress::new(&format!("{}: refinement", self.name), u64::from(sweeps) * d as u64);
-        let mut squares = None;
+        let mut best: Option<Squares> = None;
         for _ in 0..sweeps {
-            orthonormal_to_the_right(cores);
+            let mut next = cores.clone();
+            let mut squares = Squares::default();
+            orthonormal_to_the_right(&mut next);
             for k in 0..d {
-                let (core, after) = self.solve(cores, k)?;
-                cores[k] = core;
-                squares = Some(after);
+                (next[k], squares) = self.solve(&next, k)?;
                 progress.add(1);
                 if k + 1 < d {
-                    orthonormal_to_the_left(cores, k);
+                    orthonormal_to_the_left(&mut next, k);
                 }
             }
+            // Rounding has the last word: where it has eaten the gain, the sweep before was as good.
+            let sound = squares.error >= -ROUNDING * squares.norm;
+            if !sound || best.is_some_and(|best| squares.error >= best.error) {
+                break;
+            }
+            *cores = next;
+            best = Some(squares);
         }
-        Ok(squares)
+        Ok(best)
     }
 
     /// The best core k, and what is missed with it.
@@ -75,6 +82,7 @@ impl Als<'_> {
         );
         let step = Step {
             als: self,
+            common: None,
             left: left_products(&cores[..k], q),
             right: right_products(cores, k, q),
             p: p[k] as usize,
@@ -83,6 +91,11 @@ impl Als<'_> {
             sides,
             widths,
         };
+        let common = self
+            .weights
+            .is_none()
+            .then(|| Grams { left: gram(&step.left, ranks.0), right: gram(&step.right, ranks.1) });
+        let step = Step { common, ..step };
         // Neighbouring slices share pieces of the table where it has few rows for each of them.
         let at_once = (READ / (sides.1 * self.rows.embedding_dim())).clamp(1, step.p);
         let starts: Vec<usize> = (0..step.p).step_by(at_once).collect();
@@ -115,6 +128,8 @@ struct Step<'a> {
     als: &'a Als<'a>,
     /// For each combination of digits on the left, a x r_k.
     left: Vec<f32>,
+    /// Over all combinations, if all rows weigh the same.
+    common: Option<Grams>,
     /// For each combination of digits on the right, b x r_{k+1}: R transposed.
     right: Vec<f32>,
     p: usize,
@@ -124,20 +139,7 @@ struct Step<'a> {
     widths: (usize, usize),
 }
 
-/// The normal equations of one slice, as far as they have been summed.
-struct Normal {
-    /// Right-hand sides, (j, s, t).
-    target: Vec<f64>,
-    /// `sum w R R^T` for each combination on the left; the last core has `sum w L^T L` instead, once.
-    grams: Vec<f32>,
-    norm: f64,
-}
-
 impl Step<'_> {
-    fn last(&self) -> bool {
-        self.sides.1 == 1
-    }
-
     fn slice(&self, core: &Mat<f64>, i: usize) -> Vec<f64> {
         let rows = self.q * self.ranks.0;
         (0..rows * self.ranks.1).map(|at| core[(i * rows + at / self.ranks.1, at % self.ranks.1)]).collect()
@@ -145,13 +147,19 @@ impl Step<'_> {
 
     fn solve(&self, slices: Range<usize>, old: Vec<Vec<f64>>) -> Result<Vec<(Vec<f64>, Squares)>> {
         let (r, t) = self.ranks;
-        let grams = if self.last() { r * r } else { self.sides.0 * t * t };
-        let normal = || Normal { target: vec![0.0; self.q * r * t], grams: vec![0.0; grams], norm: 0.0 };
-        let mut normals: Vec<Normal> = slices.clone().map(|_| normal()).collect();
         let dim = self.als.rows.embedding_dim();
         let num_embeddings = self.als.rows.num_embeddings() as usize;
+        let normal = |slice: usize| Normal {
+            left: &self.left,
+            a: self.widths.0,
+            ranks: self.ranks,
+            matrix: self.matrix(slice, num_embeddings),
+            target: vec![0.0; self.q * r * t],
+            norm: 0.0,
+        };
+        let mut normals: Vec<Normal<'_>> = slices.clone().map(normal).collect();
         let mut values = Vec::new();
-        let mut scratch = Scratch { product: vec![0.0; self.widths.0 * self.q * t], gram: vec![0.0; t * t] };
+        let mut scratch = Scratch::default();
         for lambda in 0..self.sides.0 {
             let first = (lambda * self.p + slices.start) * self.sides.1;
             let end = (first + slices.len() * self.sides.1).min(num_embeddings);
@@ -168,126 +176,113 @@ impl Step<'_> {
                 row += count;
             }
         }
-        Ok(normals.iter().zip(old).map(|(normal, old)| self.descend(normal, old)).collect())
+        let descend = |(normal, old): (&Normal<'_>, Vec<f64>)| {
+            let (slice, error) = normal.descend(old);
+            (slice, Squares { norm: normal.norm, error })
+        };
+        Ok(normals.iter().zip(old).map(descend).collect())
+    }
+
+    /// The matrix of a slice before any weighted row is added: with equal weights, all of it.
+    fn matrix(&self, slice: usize, num_embeddings: usize) -> Matrix<'_> {
+        let ((r, t), b) = (self.ranks, self.widths.1);
+        let Some(common) = &self.common else {
+            return if self.sides.1 == 1 && t == 1 {
+                Matrix::Dense(vec![0.0; r * r])
+            } else {
+                Matrix::Products { common: None, first: 0, grams: vec![0.0; self.sides.0 * t * t] }
+            };
+        };
+        // Combinations on the left whose rows are padding, at least the last of them.
+        let first = (num_embeddings / self.sides.1).saturating_sub(slice).div_ceil(self.p);
+        let mut grams = Vec::new();
+        for lambda in first..self.sides.0 {
+            let there = num_embeddings.saturating_sub((lambda * self.p + slice) * self.sides.1);
+            grams.extend(gram(&self.right[there.min(self.sides.1) * b * t..], t).into_iter().map(|x| -x as f32));
+        }
+        Matrix::Products { common: Some(common), first, grams }
     }
 
     /// Adds rows of one slice that stand together, the first of them with combination `rho` on the right.
-    fn add(&self, normal: &mut Normal, lambda: usize, rho: usize, row: usize, values: &[f32], scratch: &mut Scratch) {
+    fn add(
+        &self,
+        normal: &mut Normal<'_>,
+        lambda: usize,
+        rho: usize,
+        row: usize,
+        values: &[f32],
+        scratch: &mut Scratch,
+    ) {
         let ((r, t), (a, b)) = (self.ranks, self.widths);
+        let (height, rows) = (a * self.q, values.len() / (a * self.q * b));
+        let weights = self.als.weights.map(|weights| &weights[row..row + rows]);
+        let weight = |at: usize| weights.map_or(1.0, |weights| weights[at]);
         let left = &self.left[lambda * a * r..][..a * r];
-        let Scratch { product, gram } = scratch;
-        product.fill(0.0);
-        gram.fill(0.0);
-        for (at, values) in values.chunks(a * self.q * b).enumerate() {
-            let weight = self.als.weights.map_or(1.0, |weights| weights[row + at]);
-            if weight == 0.0 {
-                continue;
-            }
-            let right = &self.right[(rho + at) * b * t..][..b * t];
-            for (values, product) in values.chunks(b).zip(product.chunks_mut(t)) {
-                for (&value, right) in values.iter().zip(right.chunks(t)) {
-                    axpy(weight * value, right, product);
-                }
-            }
-            normal.norm += f64::from(weight) * values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
-            for right in right.chunks(t) {
-                for (&x, gram) in right.iter().zip(gram.chunks_mut(t)) {
-                    axpy(weight * x, right, gram);
-                }
-            }
-        }
-        for (a, left) in left.chunks(r).enumerate() {
-            for j in 0..self.q {
-                let product = &product[(a * self.q + j) * t..][..t];
-                for (&x, target) in left.iter().zip(normal.target[j * r * t..].chunks_mut(t)) {
-                    target.iter_mut().zip(product).for_each(|(y, &p)| *y += f64::from(x * p));
-                }
-            }
-        }
-        if self.last() {
-            for left in left.chunks(r) {
-                for (&x, sums) in left.iter().zip(normal.grams.chunks_mut(r)) {
-                    axpy(gram[0] * x, left, sums);
-                }
-            }
-        } else {
-            axpy(1.0, gram, &mut normal.grams[lambda * t * t..][..t * t]);
-        }
-    }
+        let right = MatRef::from_row_major_slice(&self.right[rho * b * t..][..rows * b * t], rows * b, t);
 
-    /// The normal matrix times `x`.
-    fn apply(&self, normal: &Normal, x: &[f64], out: &mut [f64]) {
-        let ((r, t), a) = (self.ranks, self.widths.0);
-        out.fill(0.0);
-        let mut half = vec![0.0f64; t];
-        let mut whole = vec![0.0f64; t];
-        for (x, out) in x.chunks(r * t).zip(out.chunks_mut(r * t)) {
-            if self.last() {
-                for (gram, out) in normal.grams.chunks(r).zip(out) {
-                    *out = gram.iter().zip(x).map(|(&g, x)| f64::from(g) * x).sum();
-                }
-                continue;
+        // The rows side by side, (a, j) x (row, b), and times R^T.
+        let Scratch { wide, product } = scratch;
+        wide.clear();
+        wide.resize(height * rows * b, 0.0);
+        for (at, values) in values.chunks(height * b).enumerate() {
+            for (values, wide) in values.chunks(b).zip(wide.chunks_mut(rows * b)) {
+                wide[at * b..][..b].iter_mut().zip(values).for_each(|(to, &x)| *to = weight(at) * x);
             }
-            for (left, gram) in self.left.chunks(a * r).zip(normal.grams.chunks(t * t)) {
+            normal.norm += f64::from(weight(at)) * values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        }
+        product.resize(height * t, 0.0);
+        multiply(MatRef::from_row_major_slice(wide, height, rows * b), right, product);
+        for (left, product) in left.chunks(r).zip(product.chunks(self.q * t)) {
+            for (product, target) in product.chunks(t).zip(normal.target.chunks_mut(r * t)) {
+                // With one column, s runs in the inner loop.
+                if let &[x] = product {
+                    target.iter_mut().zip(left).for_each(|(y, &l)| *y += f64::from(l * x));
+                    continue;
+                }
+                for (&l, target) in left.iter().zip(target.chunks_mut(t)) {
+                    target.iter_mut().zip(product).for_each(|(y, &x)| *y += f64::from(l * x));
+                }
+            }
+        }
+
+        match &mut normal.matrix {
+            Matrix::Products { common: Some(_), .. } => {}
+            Matrix::Products { grams, .. } => {
+                wide.clear();
+                wide.resize(t * rows * b, 0.0);
+                for (at, column) in (0..rows * b).map(|at| (at, right.row(at))) {
+                    (0..t).for_each(|s| wide[s * rows * b + at] = weight(at / b) * column[s]);
+                }
+                product.resize(t * t, 0.0);
+                multiply(MatRef::from_row_major_slice(wide, t, rows * b), right, &mut product[..t * t]);
+                grams[lambda * t * t..][..t * t].iter_mut().zip(&*product).for_each(|(sum, x)| *sum += x);
+            }
+            Matrix::Dense(matrix) => {
+                let weight = f64::from((0..rows).map(weight).sum::<f32>());
                 for left in left.chunks(r) {
-                    half.fill(0.0);
-                    whole.fill(0.0);
-                    for (&l, x) in left.iter().zip(x.chunks(t)) {
-                        half.iter_mut().zip(x).for_each(|(h, x)| *h += f64::from(l) * x);
-                    }
-                    for (&h, gram) in half.iter().zip(gram.chunks(t)) {
-                        whole.iter_mut().zip(gram).for_each(|(w, &g)| *w += h * f64::from(g));
-                    }
-                    for (&l, out) in left.iter().zip(out.chunks_mut(t)) {
-                        out.iter_mut().zip(&whole).for_each(|(o, w)| *o += f64::from(l) * w);
+                    for (&x, sums) in left.iter().zip(matrix.chunks_mut(r)) {
+                        let x = weight * f64::from(x);
+                        sums.iter_mut().zip(left).for_each(|(sum, &y)| *sum += x * f64::from(y));
                     }
                 }
             }
         }
-    }
-
-    /// Conjugate gradients from `old`: the slice with the least error on the way, and its squares.
-    fn descend(&self, normal: &Normal, old: Vec<f64>) -> (Vec<f64>, Squares) {
-        let mut x = old.clone();
-        let mut product = vec![0.0; x.len()];
-        self.apply(normal, &x, &mut product);
-        let mut residual: Vec<f64> = normal.target.iter().zip(&product).map(|(t, p)| t - p).collect();
-        // The error less the norm: x (A x) - 2 x b = -x b - x residual.
-        let value = |x: &[f64], residual: &[f64]| -dot(x, &normal.target) - dot(x, residual);
-        let before = value(&x, &residual);
-        let mut direction = residual.clone();
-        let mut square = dot(&residual, &residual);
-        let enough = square * SMALLER;
-        for _ in 0..STEPS {
-            if square <= enough {
-                break;
-            }
-            self.apply(normal, &direction, &mut product);
-            let curvature = dot(&direction, &product);
-            if curvature.is_nan() || curvature <= 0.0 {
-                break;
-            }
-            let length = square / curvature;
-            x.iter_mut().zip(&direction).for_each(|(x, d)| *x += length * d);
-            residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= length * p);
-            let next = dot(&residual, &residual);
-            direction.iter_mut().zip(&residual).for_each(|(d, r)| *d = r + next / square * *d);
-            square = next;
-        }
-        self.apply(normal, &x, &mut product);
-        residual = normal.target.iter().zip(&product).map(|(t, p)| t - p).collect();
-        let after = value(&x, &residual);
-        let (x, value) = if after < before { (x, after) } else { (old, before) };
-        (x, Squares { norm: normal.norm, error: normal.norm + value })
     }
 }
 
-/// Sums of one piece.
+/// Room for one piece.
+#[derive(Default)]
 struct Scratch {
-    /// `sum w E R^T`, (a, j) x t.
+    /// Its rows side by side.
+    wide: Vec<f32>,
+    /// And what they are multiplied to.
     product: Vec<f32>,
-    /// `sum w R R^T`.
-    gram: Vec<f32>,
+}
+
+/// `a b`, row-major.
+fn multiply(a: MatRef<'_, f32>, b: MatRef<'_, f32>, out: &mut [f32]) {
+    let out = MatMut::from_row_major_slice_mut(out, a.nrows(), b.ncols());
+    matmul(out, Accum::Replace, a, b, 1.0, Par::Seq);
 }
 
 /// Splits rows, the first of which is number `first`, where a slice of `run` rows ends; with the range of their numbers.
@@ -305,12 +300,16 @@ fn pieces(values: &[f32], dim: usize, first: usize, run: usize) -> impl Iterator
     })
 }
 
-fn axpy(factor: f32, x: &[f32], to: &mut [f32]) {
-    to.iter_mut().zip(x).for_each(|(to, x)| *to += factor * x);
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+/// The sum of `x x^T` over these vectors of n numbers.
+fn gram(vectors: &[f32], n: usize) -> Vec<f64> {
+    // Rows of the result are independent sums, each over the vectors in order.
+    let mut sums = vec![0.0; n * n];
+    sums.par_chunks_mut(n).enumerate().for_each(|(s, sums)| {
+        for vector in vectors.chunks(n) {
+            sums.iter_mut().zip(vector).for_each(|(sum, &x)| *sum += f64::from(vector[s]) * f64::from(x));
+        }
+    });
+    sums
 }
 
 /// `r_k`.

@@ -43,7 +43,7 @@ impl Key {
     }
 }
 
-/// Name, shape and elements.
+/// An array's name, shape and values.
 type Array<'a> = (String, Vec<usize>, &'a [f32]);
 
 impl Kept {

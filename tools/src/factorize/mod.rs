@@ -4,12 +4,11 @@
 //! it on what that matrix says is worth keeping. What is left is small, and all ranks below the first analysis's come from
 //! it without touching the table again. `docs/compress.md` has the passes, their memory and their precision.
 
-#![allow(dead_code, unused_imports)]
-
 mod als;
 mod gram;
 mod kept;
 mod low_rank;
+mod normal;
 mod request;
 mod rows;
 mod shape;

@@ -39,27 +39,23 @@ impl Train {
 
     /// The best cores of these inner ranks, bond by bond, and the squared error that this adds.
     pub(super) fn truncate(&self, ranks: &[usize]) -> Result<(Vec<Mat<f64>>, f64)> {
-        let d = self.cores.len();
         let tail = |energies: &[f64], rank: usize| energies.iter().skip(rank).sum::<f64>();
         let mut error = tail(&self.energies[0], ranks[0]);
         let mut cores = vec![self.cores[0].subcols(0, ranks[0].min(self.cores[0].ncols())).to_owned()];
         // What the left cores so far make of the old basis of the bond.
         let mut change = Mat::<f64>::identity(cores[0].ncols(), self.cores[0].ncols());
-        for (k, core) in self.cores.iter().enumerate().skip(1) {
-            let core = multiply_left(change.as_ref(), core.as_ref());
-            if k + 1 == d {
-                cores.push(core);
-                break;
-            }
+        for (k, &rank) in ranks.iter().enumerate().skip(1) {
+            let core = multiply_left(change.as_ref(), self.cores[k].as_ref());
             let roots: Vec<f64> = self.energies[k].iter().map(|energy| energy.sqrt()).collect();
             let svd = weigh(core.as_ref(), &roots).thin_svd().map_err(|_| anyhow!("the SVD did not converge"))?;
             let values = svd.S().column_vector();
-            let rank = ranks[k].min(values.nrows());
+            let rank = rank.min(values.nrows());
             error += (rank..values.nrows()).map(|i| values[i] * values[i]).sum::<f64>();
             let left = svd.U().subcols(0, rank).to_owned();
             change = left.transpose() * &core;
             cores.push(left);
         }
+        cores.push(multiply_left(change.as_ref(), self.cores[ranks.len()].as_ref()));
         Ok((cores, error))
     }
 }

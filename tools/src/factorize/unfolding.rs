@@ -71,7 +71,9 @@ impl<'r> Unfolding<'r> {
             let there = self.rows.num_embeddings().saturating_sub(first).min((count * self.run) as u64) as usize;
             values.clear();
             values.resize(count * self.run * dim, 0.0);
-            self.rows.read(first, &mut values[..there * dim])?;
+            if there > 0 {
+                self.rows.read(first, &mut values[..there * dim])?;
+            }
             for (j0, out) in out.chunks_mut(width).enumerate() {
                 for (slab, out) in values.chunks(self.run * dim).zip(out.chunks_mut(self.width())) {
                     let slab = &slab[j0 * (dim / q0)..];
