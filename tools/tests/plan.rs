@@ -164,7 +164,7 @@ fn a_tensor_train_is_found_where_there_is_one_and_nowhere_else() {
     let table = &found["tables"][0];
     assert_eq!(table["representation"], "tt", "{table}");
     assert!(number(&table["error"]) < 1e-3, "{table}");
-    assert!(table["why"].as_str().unwrap().contains("A tensor train fits this table"), "{table}");
+    assert!(table["why"].as_str().unwrap().contains("No rows do as well as a tensor train here."), "{table}");
     assert_foretold(&dir, &checkpoint, &found, &spec);
     for name in ["noise", "flat"] {
         for budget in ["50%", "20%", "10%"] {

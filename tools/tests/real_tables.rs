@@ -5,7 +5,7 @@ mod support;
 
 use half::{bf16, f16};
 use std::{
-    env, fs,
+    fs,
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},

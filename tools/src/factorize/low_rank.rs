@@ -51,13 +51,33 @@ impl LowRank {
         (1..self.energies().len()).find(|&rank| self.error_at(rank) <= tolerance).unwrap_or(self.energies().len())
     }
 
-    /// V, `embedding_dim x rank`, row-major: the rows of the table times it are the rows to store, and its transpose is the
-    /// projection.
-    pub(crate) fn basis(&self, rank: usize) -> Vec<f32> {
+    /// V, `embedding_dim x rank`, row-major: the directions in which the table is largest, the largest first.
+    pub(crate) fn directions(&self, rank: usize) -> Vec<f32> {
         let vectors = &self.spectrum.vectors;
         let (dim, rank) = (vectors.nrows(), rank.min(vectors.ncols()));
         (0..dim * rank).map(|at| vectors[(at / rank, at % rank)] as f32).collect()
     }
+
+    /// V M, `embedding_dim x rank`, row-major, with the [`mixing`] matrix M: the rows of the table times it are the rows to
+    /// store, and its transpose is the projection.
+    pub(crate) fn basis(&self, rank: usize) -> Vec<f32> {
+        let rank = rank.min(self.spectrum.vectors.ncols());
+        let mixing = mixing(rank);
+        let mixed = self.spectrum.vectors.subcols(0, rank) * MatRef::from_row_major_slice(&mixing, rank, rank);
+        (0..mixed.nrows() * rank).map(|at| mixed[(at / rank, at % rank)] as f32).collect()
+    }
+}
+
+/// An orthogonal matrix, `rank x rank`, row-major, that spreads each direction over all columns: the discrete Hartley
+/// transform. Along the directions themselves the first columns of a short row are far larger than the last ones, which one
+/// scale for the row then rounds coarsely; mixed, all are alike.
+pub(crate) fn mixing(rank: usize) -> Vec<f64> {
+    let element = |at: usize| {
+        let (i, j) = (at / rank, at % rank);
+        let (sin, cos) = (std::f64::consts::TAU * (i * j % rank) as f64 / rank as f64).sin_cos();
+        (cos + sin) / (rank as f64).sqrt()
+    };
+    (0..rank * rank).map(element).collect()
 }
 
 /// Gives the rows of the table times `basis`, some of them at once, in order.

@@ -19,7 +19,7 @@ mod tt_svd;
 mod unfolding;
 
 pub(crate) use kept::{Kept, Key};
-pub(crate) use low_rank::{LowRank, for_each_short_row};
+pub(crate) use low_rank::{LowRank, for_each_short_row, mixing};
 pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use rows::{Rows, TensorRows};
 pub(crate) use shape::{Factors, suggest_shape};

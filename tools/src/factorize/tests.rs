@@ -288,6 +288,31 @@ fn low_rank_is_the_svd() {
 }
 
 #[test]
+fn mixed_directions_are_orthonormal_and_alike() {
+    let (rows, columns) = (500, 24);
+    let mut values = noise(3, rows * columns);
+    // The first direction is a hundred times as long as the last.
+    values.iter_mut().enumerate().for_each(|(at, x)| *x *= 0.01f32.powf((at % columns) as f32 / columns as f32));
+    let found = LowRank::analyse(&Table { columns, values: values.clone() }, DEFAULT_MEMORY, "table").unwrap();
+    for rank in [1, 2, 3, 7, 16, 23, 24] {
+        let basis = found.basis(rank);
+        for (s, t) in (0..rank).flat_map(|s| (0..rank).map(move |t| (s, t))) {
+            let dot: f64 = basis.chunks(rank).map(|row| f64::from(row[s]) * f64::from(row[t])).sum();
+            assert!((dot - f64::from(s == t)).abs() < 1e-6, "rank {rank}: {s} {t}: {dot}");
+        }
+        let mut sizes = vec![0.0; rank];
+        for row in values.chunks(columns) {
+            for (s, size) in sizes.iter_mut().enumerate() {
+                *size += row.iter().zip(basis.chunks(rank)).map(|(x, row)| x * row[s]).sum::<f32>().powi(2);
+            }
+        }
+        let largest = sizes.iter().fold(0f32, |largest, &size| largest.max(size));
+        let mean = sizes.iter().sum::<f32>() / rank as f32;
+        assert!(largest <= 2.5 * mean, "rank {rank}: {sizes:?}");
+    }
+}
+
+#[test]
 fn ranks_keep_the_tolerance() {
     let factors = factors(&[6, 7, 8], &[2, 2, 4]);
     // Smooth, so that ranks matter.

@@ -54,7 +54,7 @@ pub(crate) enum Representation {
     /// Short rows and a projection.
     LowRank { rank: usize },
     /// A tensor train of a dense table.
-    Tt { shape: TtShape },
+    Tt { shape: TtShape, sweeps: u32 },
     /// What the checkpoint has, as it is: a tensor train and so on.
     AsTrained { what: &'static str },
 }
@@ -121,11 +121,12 @@ impl Context<'_> {
                 rank: Some(u32::try_from(*rank)?),
                 ..found
             },
-            Representation::Tt { shape } => TableSpec {
+            Representation::Tt { shape, sweeps } => TableSpec {
                 representation: Some(spec::Representation::Tt),
                 row_factors: Some(shape.row_factors().to_vec()),
                 column_factors: Some(shape.column_factors().to_vec()),
                 ranks: Some(shape.inner_ranks().to_vec()),
+                sweeps: Some(*sweeps),
                 ..found
             },
         };

@@ -6,7 +6,7 @@ use super::{
     cost,
     sample::{Matrix, Sample, squared_norm},
 };
-use crate::factorize::{LowRank, Rows};
+use crate::factorize::{LowRank, Rows, mixing};
 use anyhow::{Result, bail};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
@@ -33,38 +33,33 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
     if ranks == 0 || columns > MAX_COLUMNS {
         return Ok(Vec::new());
     }
-    let basis = LowRank::analyse(rows, context.options.memory, context.name)?.basis(columns);
-    let energies = column_energies(context.sample, context.values, &basis);
+    let spectrum = LowRank::analyse(rows, context.options.memory, context.name)?;
+    let directions = spectrum.directions(columns);
+    let energies = column_energies(context.sample, context.values, &directions);
 
     let few = Sample::draw(n, ROUNDED, context.options.frequencies);
-    let projected = project(&few.read(rows)?, &basis);
-    let rounded_energy = few.sum(&projected, squared_norm);
-    // Squared error of each row of the projection, which is a column of the basis.
-    let mut row = vec![0.0; columns];
-    let mut bytes = vec![0; PROJECTION.bytes_of(columns)];
-    let mut projection_errors = Vec::with_capacity(ranks);
-    for rank in 0..ranks {
-        row.iter_mut().zip(basis[rank..].iter().step_by(columns)).for_each(|(x, &v)| *x = v);
-        dtype::encode(&row, PROJECTION, &mut bytes)?;
-        projection_errors.push(encoded_error(&row, &bytes)?);
+    let projected = project(&few.read(rows)?, &directions);
+    let rounded_energy = few.sum(&projected, squared_norm).max(f64::MIN_POSITIVE);
+    // What rounding adds, of the whole, at some ranks: by stored type of the short rows, and by the projection.
+    let mut rounding: [Vec<(f64, f64)>; DTYPES.len()] = Default::default();
+    for rank in grid(ranks) {
+        let short = mix(&projected, rank);
+        let projection = f64::from(rank as u32).recip() * projection_error(&spectrum.basis(rank), rank)?;
+        let projection = projection * few.sum(&short, squared_norm);
+        for (dtype, points) in DTYPES.into_iter().zip(&mut rounding) {
+            if let Some(error) = few.coding_error(&short, rank, dtype)? {
+                points.push((rank as f64, (error + projection) / rounded_energy));
+            }
+        }
     }
 
     let mut found = Vec::new();
-    for dtype in DTYPES {
-        let mut rounding = Vec::new();
-        for rank in grid(ranks) {
-            let Some(error) = few.coding_error(&projected, rank, dtype)? else { break };
-            rounding.push((rank as f64, error / rounded_energy.max(f64::MIN_POSITIVE)));
-        }
-        if rounding.last().is_none_or(|&(rank, _)| rank < ranks as f64) {
-            continue;
-        }
-        let (mut kept, mut projection_error) = (0.0, 0.0);
-        for rank in 1..=ranks {
+    for (dtype, points) in DTYPES.into_iter().zip(rounding) {
+        let (mut kept, last) = (0.0, points.last().map_or(0.0, |&(rank, _)| rank));
+        // Above the last point values have no finite form in this type.
+        for rank in (1..=ranks).take_while(|&rank| rank as f64 <= last) {
             kept += energies[rank - 1];
-            projection_error += energies[rank - 1] * projection_errors[rank - 1];
-            let rounding = interpolate(&rounding, rank as f64) * context.energy;
-            let squared = (context.energy - kept).max(0.0) + projection_error + rounding;
+            let squared = (context.energy - kept).max(0.0) + interpolate(&points, rank as f64) * context.energy;
             let weights = WeightsSpec::Projected {
                 num_embeddings: n,
                 embedding_dim: columns,
@@ -77,6 +72,23 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
         }
     }
     Ok(found)
+}
+
+/// The squared error that a projection has once it is stored.
+fn projection_error(basis: &[f32], rank: usize) -> Result<f64> {
+    let mut bytes = vec![0; PROJECTION.bytes_of(rank)];
+    basis.chunks_exact(rank).try_fold(0.0, |sum, row| {
+        dtype::encode(row, PROJECTION, &mut bytes)?;
+        Ok(sum + encoded_error(row, &bytes)?)
+    })
+}
+
+/// Short rows as `convert` stores them.
+fn mix(projected: &Matrix, rank: usize) -> Matrix {
+    let mixing: Vec<f32> = mixing(rank).into_iter().map(|x| x as f32).collect();
+    let directions: Vec<f32> =
+        projected.values.chunks_exact(projected.columns).flat_map(|row| &row[..rank]).copied().collect();
+    project(&Matrix { values: directions, columns: rank }, &mixing)
 }
 
 /// Ranks to measure: each about an eighth above the one before it.

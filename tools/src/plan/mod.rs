@@ -237,7 +237,7 @@ impl Point {
         let (representation, shape, ranks) = match &candidate.representation {
             Representation::Dense => ("dense", None, None),
             Representation::LowRank { rank } => ("low-rank", None, Some(vec![*rank as u32])),
-            Representation::Tt { shape } => ("tt", Some(shape), Some(shape.inner_ranks().to_vec())),
+            Representation::Tt { shape, .. } => ("tt", Some(shape), Some(shape.inner_ranks().to_vec())),
             Representation::AsTrained { what } => (*what, None, None),
         };
         Self {

@@ -22,6 +22,8 @@ const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::I8];
 const MAX_HEIGHT: u64 = 512;
 /// The largest rank: trains of more are seldom smaller than quantised rows, and never faster.
 const MAX_RANK: usize = 256;
+/// The most elements of a table whose trains are refined.
+const REFINED: u64 = 4 << 20;
 /// Rows that a train is looked up at.
 const LOOKED_UP: usize = 4096;
 
@@ -44,18 +46,26 @@ pub(super) fn candidates(
         for ranks in ranks(context, rows.num_embeddings(), &train)? {
             let shape = TtShape::new(rows.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
             let least = least_error(&train, &ranks);
-            let smallest = bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype: Dtype::I8 }))?;
-            bounds.push((smallest, least));
+            let bytes = |dtype| bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }));
+            bounds.push((bytes(Dtype::I8)?, least));
             // With frequencies, what a train has at least is not known: it may do better on what is asked for.
             let margin = if weights.is_some() { 0.5 } else { 1.0 };
-            let beaten = |other: &Candidate| other.bytes <= smallest && other.error <= least * margin;
-            if smallest > context.options.most_bytes || others.iter().any(beaten) {
+            let mut dtypes = Vec::new();
+            for dtype in DTYPES {
+                let bytes = bytes(dtype)?;
+                let beaten = |other: &Candidate| other.bytes <= bytes && other.error <= least * margin;
+                if bytes <= context.options.most_bytes && !others.iter().any(beaten) {
+                    dtypes.push(dtype);
+                }
+            }
+            if dtypes.is_empty() {
                 continue;
             }
-            let refined = train.refine(&ranks, rows, weights.as_deref(), DEFAULT_SWEEPS, &options)?;
+            let sweeps = sweeps(rows, &shape);
+            let refined = train.refine(&ranks, rows, weights.as_deref(), sweeps, &options)?;
             let shape = TtShape::new(rows.num_embeddings(), &factors.rows, &factors.columns, &refined.ranks)?;
             let Some(exact) = looked_up.error(shape, &refined.cores, Dtype::F32)? else { continue };
-            for dtype in DTYPES {
+            for dtype in dtypes {
                 let Some(error) = looked_up.error(shape, &refined.cores, dtype)? else { continue };
                 let squared = match weights {
                     // All rows say what the train misses, some of them what rounding adds.
@@ -63,7 +73,7 @@ pub(super) fn candidates(
                     Some(_) => error,
                 };
                 found.push(context.candidate(
-                    Representation::Tt { shape },
+                    Representation::Tt { shape, sweeps },
                     WeightsSpec::Tt { shape, dtype },
                     squared * context.energy,
                     cost::tensor_train(&shape),
@@ -113,7 +123,14 @@ fn options(context: &Context<'_>, rows: &dyn Rows, factors: &Factors) -> Option<
     })
 }
 
-/// Ranks to look at: all bonds alike, a quarter more each time, and in each stored type the largest that fit the bytes.
+/// How often a train is refined: not where it is nearly as large as the table, so that there is nothing to gain, nor where it
+/// takes minutes.
+fn sweeps(rows: &dyn Rows, shape: &TtShape) -> u32 {
+    let elements = rows.num_embeddings().saturating_mul(rows.embedding_dim() as u64);
+    if elements <= REFINED && shape.num_parameters() <= elements / 4 { DEFAULT_SWEEPS } else { 0 }
+}
+
+/// Ranks to look at: all bonds alike, half as much again each time, and in each stored type the largest that fit the bytes.
 fn ranks(context: &Context<'_>, num_embeddings: u64, train: &TtSvd) -> Result<Vec<Vec<u32>>> {
     let (factors, most) = (train.factors(), train.max_ranks());
     let largest = most.iter().copied().max().unwrap_or(1);
@@ -123,7 +140,7 @@ fn ranks(context: &Context<'_>, num_embeddings: u64, train: &TtSvd) -> Result<Ve
         Ok(bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }))? <= context.options.most_bytes)
     };
     let mut ranks: Vec<u32> =
-        std::iter::successors(Some(1), |&rank| Some(rank + rank / 4 + 1)).take_while(|&rank| rank < largest).collect();
+        std::iter::successors(Some(1), |&rank| Some(rank + rank / 2 + 1)).take_while(|&rank| rank < largest).collect();
     ranks.push(largest);
     for dtype in DTYPES {
         let (mut low, mut high) = (0, largest + 1);

@@ -8,7 +8,7 @@ pub(super) fn describe(candidate: &Candidate) -> String {
     match &candidate.representation {
         Representation::Dense => format!("{dtype} rows"),
         Representation::LowRank { rank } => format!("{dtype} rows of rank {rank}"),
-        Representation::Tt { shape } => {
+        Representation::Tt { shape, .. } => {
             format!("a tensor train of ranks {:?} in {dtype}", shape.inner_ranks())
         }
         Representation::AsTrained { what } => format!("its {what} in {dtype}"),
@@ -90,7 +90,7 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
         sentences.push("It was not trained as a tensor train.".to_owned());
     }
     if is_train(chosen) {
-        sentences.push("A tensor train fits this table better than rows do.".to_owned());
+        sentences.push("No rows do as well as a tensor train here.".to_owned());
     }
     // The smallest plain rows that are better, for whoever can spare the bytes.
     let plain = |candidate: &&Candidate| matches!(candidate.representation, Representation::Dense);

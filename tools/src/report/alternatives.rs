@@ -4,7 +4,7 @@
 use super::sample::Sample;
 use crate::{
     dialect::Weights,
-    factorize::{LowRank, Options, Rows, TtSvd, suggest_shape},
+    factorize::{LowRank, Options, Rows, TtSvd, mixing, suggest_shape},
 };
 use anyhow::{Context, Result};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
@@ -98,13 +98,14 @@ fn low_rank(weights: &Weights<'_>, sample: &Sample<'_, '_>, spectrum: &LowRank) 
     let mut ranks: Vec<usize> = [16, 8, 4, 2].map(|part| columns / part).into_iter().filter(|&rank| rank > 0).collect();
     ranks.dedup();
     let Some(&largest) = ranks.last() else { return Ok(Vec::new()) };
-    let basis: Vec<f64> = spectrum.basis(largest).into_iter().map(f64::from).collect();
+    let basis: Vec<f64> = spectrum.directions(largest).into_iter().map(f64::from).collect();
     let mut differences = vec![Some(0.0); ranks.len()];
     sample.for_each_block(|_, rows| {
         let projected = project(rows, columns, &basis, largest);
         differences.par_iter_mut().zip(&ranks).try_for_each(|(sum, &rank)| {
             if let Some(before) = *sum {
                 let rows: Vec<f64> = projected.chunks_exact(largest).flat_map(|row| &row[..rank]).copied().collect();
+                let rows = project(&rows, rank, &mixing(rank), rank);
                 *sum = stored_difference(&rows, rank, Dtype::I8)?.map(|difference| before + difference);
             }
             Ok(())
