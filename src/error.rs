@@ -237,7 +237,7 @@ pub enum BlobError {
         /// Slice or row whose scale it is.
         position: u64,
     },
-    /// Prefix ids are not strictly ascending or not below the number of prefixes.
+    /// Prefix ids are not strictly ascending, not below the number of prefixes, or not where their index has them.
     PrefixIds {
         /// Table position.
         table: usize,
@@ -260,7 +260,7 @@ pub enum BlobError {
         /// The index.
         position: usize,
     },
-    /// Override ids are not strictly ascending or not below `num_embeddings`.
+    /// Override ids are not strictly ascending, not below `num_embeddings`, or not where their index has them.
     OverrideIds {
         /// Table position.
         table: usize,
@@ -331,7 +331,8 @@ impl fmt::Display for BlobError {
             ),
             Self::PrefixIds { table, position } => write!(
                 f,
-                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes"
+                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes, or \
+                 its index has it elsewhere"
             ),
             Self::NumRows { table, found, num_embeddings } => write!(
                 f,
@@ -343,7 +344,8 @@ impl fmt::Display for BlobError {
             }
             Self::OverrideIds { table, position } => write!(
                 f,
-                "table {table}: override id {position} is not above the one before it and below num_embeddings"
+                "table {table}: override id {position} is not above the one before it and below num_embeddings, or its \
+                 index has it elsewhere"
             ),
         }
     }
@@ -477,5 +479,84 @@ impl fmt::Display for PoolTablesError {
 impl core::error::Error for PoolTablesError {
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         Some(&self.error)
+    }
+}
+
+/// Why a table could not be made to learn, or learn from a batch. Nothing has changed then.
+#[cfg(feature = "train")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The bags do not suit the table, or each other.
+    Lookup(LookupError),
+    /// The shape cannot be.
+    Shape(ShapeError),
+    /// More rows, padded ones of a tensor train included, than fit 32 bits.
+    TooManyRows {
+        /// Rows asked for, saturated.
+        found: u64,
+    },
+    /// The gradient is not `bags x embedding_dim` long.
+    GradientLen {
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: usize,
+    },
+    /// [`Pooling::Max`](crate::Pooling::Max): sums and means are learned here.
+    MaxPooling,
+    /// More lookups or bags than fit 32 bits.
+    BatchLen {
+        /// How many.
+        found: usize,
+    },
+    /// Another number of cores than the shape's.
+    CoreCount {
+        /// Cores given.
+        found: usize,
+        /// Cores of the shape.
+        expected: usize,
+    },
+    /// Values of a core or of a dense table are not as many as its shape says.
+    ValuesLen {
+        /// Which core; 0 for a dense table.
+        core: usize,
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: u64,
+    },
+}
+
+#[cfg(feature = "train")]
+impl fmt::Display for TrainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Lookup(error) => write!(f, "{error}"),
+            Self::Shape(error) => write!(f, "{error}"),
+            Self::TooManyRows { found } => write!(f, "{found} rows, padding included: at most 2^32 - 1 can be trained"),
+            Self::GradientLen { found, expected } => write!(f, "gradient of {found} elements: expected {expected}"),
+            Self::MaxPooling => write!(f, "max pooling cannot be trained: sum and mean can"),
+            Self::BatchLen { found } => write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1"),
+            Self::CoreCount { found, expected } => write!(f, "{found} cores: the shape has {expected}"),
+            Self::ValuesLen { core, found, expected } => write!(f, "core {core}: {found} values, expected {expected}"),
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+impl core::error::Error for TrainError {}
+
+#[cfg(feature = "train")]
+impl From<LookupError> for TrainError {
+    fn from(error: LookupError) -> Self {
+        Self::Lookup(error)
+    }
+}
+
+#[cfg(feature = "train")]
+impl From<ShapeError> for TrainError {
+    fn from(error: ShapeError) -> Self {
+        Self::Shape(error)
     }
 }

@@ -28,6 +28,7 @@
 //! # Features
 //! - `std` (default): `alloc`, and faster checksums. The lookup path is the same.
 //! - `alloc`: the blob [writer](blob::Layout), [`AlignedBuf`], and owned workspaces.
+//! - `train`: `std`, and tables that learn, in the module `train`.
 
 #![no_std]
 #![deny(unsafe_code)] // but in `isa`
@@ -53,6 +54,8 @@ pub mod kernel;
 mod limits;
 pub mod shape;
 pub mod table;
+#[cfg(feature = "train")]
+pub mod train;
 
 #[cfg(feature = "alloc")]
 pub use aligned::AlignedBuf;

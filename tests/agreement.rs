@@ -18,7 +18,7 @@ use support::{
 };
 use ttrec::{
     AlignedBuf, Bags, Blob, LookupError, Pooling, Table, Tier, TtShape,
-    blob::{Layout, Role, TableSpec, WeightsSpec},
+    blob::{Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
 };
 
@@ -221,6 +221,37 @@ fn integer_valued_blobs_agree_exactly() {
         let exact = expected.value as f32;
         found == exact && exact.is_finite()
     });
+}
+
+#[test]
+fn rows_and_prefixes_are_found_by_their_index() {
+    let shape = TtShape::new(2000, &[20, 25, 4], &[2, 2, 3], &[4, 3]).unwrap();
+    let overrides = |count| Some(OverridesSpec { count, dtype: Dtype::F32 });
+    let tt = TableSpec::new("tt", WeightsSpec::Tt { shape, dtype: Dtype::F32 });
+    let dense = WeightsSpec::Dense { num_embeddings: 1000, embedding_dim: 5, dtype: Dtype::I8 };
+    let specs = [
+        TableSpec { num_prefixes: 300, overrides: overrides(700), ..tt },
+        TableSpec { overrides: overrides(1000), ..TableSpec::new("dense", dense) },
+    ];
+    let buf = build(&specs, 3, Values::Reals);
+    let indices =
+        |role| (0..format::num_sections(&buf)).filter(|&at| format::Section::read(&buf, at).role == role).count();
+    assert_eq!([format::ROLE_OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX].map(indices), [2, 1]);
+    let coverage = Coverage::default();
+    for seed in 0..20 {
+        compare(&buf, &specs, seed, &coverage, |found, expected| expected.admits(found));
+    }
+    assert!(coverage.overridden.get() > 100);
+    // Every row, whether it is there or not.
+    let blob = Blob::parse(&buf).unwrap();
+    for (position, table) in blob.tables().enumerate() {
+        let reference = Reference::new(&buf, position);
+        for row in 0..table.num_embeddings() {
+            assert!(
+                lookup(&table, row).iter().zip(reference.row(row)).all(|(&found, expected)| expected.admits(found))
+            );
+        }
+    }
 }
 
 #[test]

@@ -37,12 +37,13 @@ fn blob_of(weights: WeightsSpec, overrides: u64) -> AlignedBuf {
 fn storing_apart(buf: &[u8], weights: WeightsSpec, rows: &[u64], tier: Tier) -> AlignedBuf {
     let table = Blob::parse(buf).unwrap().table("t").unwrap().with_tier(tier);
     // Those that both have come in the same order.
-    let apart = [format::ROLE_OVERRIDE_IDS, format::ROLE_OVERRIDE_ROWS];
+    let apart = [format::ROLE_OVERRIDE_IDS, format::ROLE_OVERRIDE_INDEX, format::ROLE_OVERRIDE_ROWS];
     let mut rest = format::sections_of(buf, 0).into_iter().filter(|section| !apart.contains(&section.role));
     Layout::new(&[spec(weights, rows.len() as u64)]).unwrap().build(|plan, out| match plan.role {
         Role::OverrideIds => {
             out.chunks_exact_mut(8).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row.to_le_bytes()));
         }
+        Role::OverrideIndex => format::fill_id_index(rows, table.num_embeddings(), out),
         Role::OverrideRows => {
             let mut row_out = vec![0.0; table.embedding_dim()];
             for (out, &row) in out.chunks_exact_mut(4 * table.embedding_dim()).zip(rows) {

@@ -170,3 +170,96 @@ fn a_reader_written_from_the_page_agrees_with_the_library() {
         }
     }
 }
+
+/// Projected, quotient-remainder, hashed and remapped tables, f32 all of them, by the page.
+#[cfg(feature = "alloc")]
+#[test]
+fn newer_kinds_and_maps_are_read_by_the_page_too() {
+    use ttrec::{
+        blob::{Combine, IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
+        dtype::Dtype::F32,
+    };
+
+    let mut tables = vec![TableSpec::new(
+        "projected",
+        WeightsSpec::Projected { num_embeddings: 7, embedding_dim: 5, rank: 3, dtype: F32, projection: F32 },
+    )];
+    for combine in Combine::ALL {
+        let columns = [4, if combine == Combine::Concat { 2 } else { 4 }];
+        let weights =
+            WeightsSpec::QuotientRemainder { num_embeddings: 10, num_remainders: 4, columns, combine, dtype: F32 };
+        tables.push(TableSpec::new(combine.name(), weights));
+    }
+    let dense = WeightsSpec::Dense { num_embeddings: 5, embedding_dim: 3, dtype: F32 };
+    let mapped = |name, index_map| TableSpec { index_map, ..TableSpec::new(name, dense) };
+    tables.push(mapped("hashed", IndexMapSpec::Modulo { num_embeddings: 12 }));
+    tables.push(mapped("remapped", IndexMapSpec::Remapped { num_embeddings: 8 }));
+    let file = Layout::new(&tables).unwrap().build(|plan, out| {
+        for (at, out) in (0u32..).zip(out.chunks_exact_mut(4)) {
+            let row = (at * 3 + 1) % 5;
+            let value = ((at * 7 + plan.offset as u32 / 64 * 5) % 11) as f32 - 5.0;
+            out.copy_from_slice(&if plan.role == Role::RemappedRows { row.to_le_bytes() } else { value.to_le_bytes() });
+        }
+    });
+
+    let (table_fields, section_fields) = (fields("Table record", 128), fields("Section record", 32));
+    let tables_end = 64 + 128 * tables.len();
+    let blob = Blob::parse(&file).unwrap();
+    for (position, bytes) in file[64..tables_end].chunks(128).enumerate() {
+        let record = Record { bytes, fields: &table_fields };
+        let owned: Vec<(_, &[u8])> = (0..record.number("num_sections"))
+            .map(|i| {
+                let at = tables_end + 32 * (record.number("first_section") + i) as usize;
+                let section = Record { bytes: &file[at..at + 32], fields: &section_fields };
+                let (offset, len) = (section.number("offset") as usize, section.number("len") as usize);
+                ((section.number("role"), section.number("dtype"), section.number("core")), &file[offset..offset + len])
+            })
+            .collect();
+        let columns = record.number("embedding_dim") as usize;
+        let dense = |rows: &[u8], columns: usize, row: u64| -> Vec<f64> {
+            rows[row as usize * 4 * columns..].chunks(4).take(columns).map(float).collect()
+        };
+        let (p, q) = (record.list("row_factors"), record.list("column_factors"));
+        let num_rows = record.number("num_rows");
+        let expected = |index: u64| -> Vec<f64> {
+            let row = match (record.number("index_map"), owned.last().unwrap()) {
+                (0, _) => index,
+                (1, _) => index % num_rows,
+                (2, ((9, 0x41, 0), rows)) => number(&rows[4 * index as usize..][..4]),
+                other => panic!("{other:?}"),
+            };
+            match (record.number("kind"), &owned[..]) {
+                (1, [((1, 1, 0), rows), ..]) => dense(rows, columns, row),
+                (3, [((1, 1, 0), rows), ((8, 1, 0), projection)]) => {
+                    let short = dense(rows, q[0] as usize, row);
+                    let entry = |k: usize, j: usize| float(&projection[4 * (k * columns + j)..]);
+                    (0..columns).map(|j| short.iter().enumerate().map(|(k, x)| x * entry(k, j)).sum()).collect()
+                }
+                (4, [((1, 1, 0), quotients), ((1, 1, 1), remainders)]) => {
+                    assert_eq!(p[0], record.number("num_embeddings").div_ceil(p[1]));
+                    let first = dense(quotients, q[0] as usize, row / p[1]);
+                    let second = dense(remainders, q[1] as usize, row % p[1]);
+                    match record.number("combine") {
+                        1 => first.iter().zip(second).map(|(x, y)| x * y).collect(),
+                        2 => first.iter().zip(second).map(|(x, y)| x + y).collect(),
+                        3 => [first, second].concat(),
+                        other => panic!("combine {other}"),
+                    }
+                }
+                (kind, _) => panic!("kind {kind}"),
+            }
+        };
+        let table = blob.tables().nth(position).unwrap();
+        let mut row = vec![0.0; columns];
+        for index in 0..record.number("num_embeddings") {
+            table.lookup(index, &mut row, &mut vec![0.0; table.workspace_len()]).unwrap();
+            // Small integers: exact.
+            assert_eq!(
+                row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(),
+                expected(index),
+                "{} {index}",
+                table.name()
+            );
+        }
+    }
+}

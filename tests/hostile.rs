@@ -91,6 +91,7 @@ fn mutants_are_refused_or_answer_as_before_or_as_forged() {
         "Magic",
         "Name",
         "NameOrder",
+        "NumRows",
         "Reserved",
         "SectionDtype",
         "SectionLength",
@@ -200,7 +201,7 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
         (header::NAMES_LEN, 4),
         (header::CHECKSUM, 4),
     ];
-    const TABLE_FIELDS: [(usize, usize); 14] = [
+    const TABLE_FIELDS: [(usize, usize); 16] = [
         (table::KIND, 2),
         (table::INDEX_MAP, 1),
         (table::LAYOUT, 1),
@@ -215,6 +216,8 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
         (table::ROW_FACTORS, 4),
         (table::COLUMN_FACTORS, 4),
         (table::INNER_RANKS, 4),
+        (table::COMBINE, 1),
+        (table::NUM_ROWS, 8),
     ];
     const SECTION_FIELDS: [(usize, usize); 6] = [
         (section::OFFSET, 8),
@@ -235,7 +238,7 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
         _ => format::section_at(original, 0),
     };
     // Factors and ranks are lists of four-byte entries.
-    let in_list = record_len == format::TABLE_LEN && field >= table::ROW_FACTORS;
+    let in_list = record_len == format::TABLE_LEN && (table::ROW_FACTORS..table::NUM_ROWS).contains(&field);
     let entry = if in_list { 4 * rng.index(5) } else { 0 };
     let at = start + rng.index(records.len()) * record_len + field + entry;
     let other = if in_list && rng.one_in(2) {
@@ -407,9 +410,9 @@ fn check_batch(table: &Table<'_>, rows: &[u64]) {
 fn sample_rows(table: &Table<'_>, reference: &Reference<'_>, rng: &mut Rng) -> Vec<u64> {
     let n = table.num_embeddings();
     let mut rows = vec![0, n - 1, rng.below(n)];
-    if !reference.is_dense() {
+    if reference.kind() == format::KIND_TT {
         let ids = reference.prefix_ids();
-        rows.extend((0..n.min(50)).find(|&row| ids.contains(&reference.prefix(row))));
+        rows.extend((0..n.min(50)).find(|&row| ids.contains(&reference.prefix(reference.row_of(row)))));
     }
     if let Some(&id) = reference.override_ids().first().filter(|&&id| id < n) {
         rows.extend([id, (id + 1) % n]);
@@ -457,7 +460,6 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
         }
     }
     let num_embeddings = Reference::new(bytes, table).num_embeddings();
-    let dim = Reference::new(bytes, table).embedding_dim();
     for s in &sections {
         let stored = &bytes[s.range()];
         let good_scale = |scale: f64| scale > 0.0 && scale.is_finite();
@@ -466,7 +468,7 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
                 (0..stored.len() / 4).find(|&i| !good_scale(element(stored, format::DTYPE_F32, i)))
             }
             (format::ROLE_ROWS | format::ROLE_OVERRIDE_ROWS, Some(header)) => stored
-                .chunks(format::row_len(s.dtype, dim))
+                .chunks(format::row_len(s.dtype, Reference::new(bytes, table).columns_of(s.role, s.core)))
                 .position(|row| !good_scale(element(row, header, 0)) || !element(row, header, 1).is_finite()),
             _ => None,
         };
@@ -480,5 +482,7 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
     let prefixes = prefixes.map(|position| BlobError::PrefixIds { table, position });
     let overrides = bad(&reference.override_ids(), num_embeddings);
     let overrides = overrides.map(|position| BlobError::OverrideIds { table, position });
-    prefixes.or(overrides).map_or(Ok(()), Err)
+    let remapped = reference.remapped_rows().iter().position(|&row| row >= reference.num_rows());
+    let remapped = remapped.map(|position| BlobError::RemappedRow { table, position });
+    prefixes.or(remapped).or(overrides).map_or(Ok(()), Err)
 }

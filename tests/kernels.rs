@@ -28,8 +28,9 @@ use ttrec::{
 
 /// Makes a test of each kernel, and the list of their names.
 macro_rules! kernels {
-    ($( $name:ident $dtypes:expr, $check:expr; )+) => {
+    ($( $(#[$cfg:meta])? $name:ident $dtypes:expr, $check:expr; )+) => {
         $(
+            $(#[$cfg])?
             #[test]
             fn $name() {
                 run(stringify!($name), &$dtypes, $check);
@@ -53,6 +54,10 @@ kernels! {
     dense_bags Dtype::ALL, check_dense_bags;
     fma_chains F32, check_fma_chains;
     read_all F32, check_read_all;
+    #[cfg(feature = "train")] sgd F32, |cases| updates::check(cases, updates::Rule::Sgd);
+    #[cfg(feature = "train")] adagrad F32, |cases| updates::check(cases, updates::Rule::Adagrad);
+    #[cfg(feature = "train")] row_wise_adagrad F32, |cases| updates::check(cases, updates::Rule::RowWiseAdagrad);
+    #[cfg(feature = "train")] adam F32, |cases| updates::check(cases, updates::Rule::Adam);
 }
 
 #[test]
@@ -734,24 +739,29 @@ fn block_sizes() -> impl Iterator<Item = usize> + Clone {
 }
 
 fn check_transpose(cases: &mut Cases) {
+    let tier = cases.tier;
     for (m, n) in [0].into_iter().chain(block_sizes()).flat_map(|m| block_sizes().map(move |n| (m, n))) {
         cases.case([m, n], |rng| {
             let x = Numbers::Reals.list(rng, 1 + m * n);
             let x = &x[1..];
             let mut out = Guarded::new(&vec![0.5; m * n]);
-            kernel::transpose(x, n, out.out()).ok_or("refused")?;
+            kernel::transpose(tier, x, n, out.out()).ok_or("refused")?;
             let expected: Vec<f32> = (0..m * n).map(|at| x[at % m * n + at / m]).collect();
             same_bits(&out.finish()?, &expected, "transposed")?;
 
             let before = vec![0.5; m * n + 1];
-            refused(&before, |out| kernel::transpose(x, n, out))?;
-            refused(&before[..m * n], |out| kernel::transpose(x, 0, out))?;
+            refused(&before, |out| kernel::transpose(tier, x, n, out))?;
+            refused(&before[..m * n], |out| kernel::transpose(tier, x, 0, out))?;
             if m > 0 {
-                refused(&before[..m * n - 1], |out| kernel::transpose(x, n, out))?;
+                refused(&before[..m * n - 1], |out| kernel::transpose(tier, x, n, out))?;
             }
             // A row that is cut.
             let cut = (m * n).saturating_sub(1);
-            if cut % n != 0 { refused(&before[..cut], |out| kernel::transpose(&x[..cut], n, out)) } else { Ok(()) }
+            if cut % n != 0 {
+                refused(&before[..cut], |out| kernel::transpose(tier, &x[..cut], n, out))
+            } else {
+                Ok(())
+            }
         });
     }
 }
@@ -767,7 +777,7 @@ fn check_gradients(cases: &mut Cases) {
             let (before_x, before_slice) = (numbers.list(rng, m * r), numbers.list(rng, r * n));
 
             let mut transposed = vec![f32::NAN; n * r];
-            kernel::transpose(&slice, n, &mut transposed).ok_or("refused")?;
+            kernel::transpose(tier, &slice, n, &mut transposed).ok_or("refused")?;
             let mut out = Guarded::new(&before_x);
             let rhs = Elements::F32(&transposed);
             kernel::chain_step(tier, [m, n, r], &g, rhs, out.out(), Epilogue::Store).ok_or("refused")?;
@@ -776,7 +786,7 @@ fn check_gradients(cases: &mut Cases) {
             agree(&out.finish()?, &expected, r, numbers).map_err(|failure| format!("g . G': {failure}"))?;
 
             let mut transposed = vec![f32::NAN; r * m];
-            kernel::transpose(&x, r, &mut transposed).ok_or("refused")?;
+            kernel::transpose(tier, &x, r, &mut transposed).ok_or("refused")?;
             let mut out = Guarded::new(&before_slice);
             let add = Epilogue::AddScaled(1.0);
             kernel::chain_step(tier, [r, m, n], &transposed, Elements::F32(&g), out.out(), add).ok_or("refused")?;
@@ -788,6 +798,96 @@ fn check_gradients(cases: &mut Cases) {
             let expected: Vec<Expected> = (0..r * n).map(sum).collect();
             agree(&out.finish()?, &expected, n, numbers).map_err(|failure| format!("X' . g: {failure}"))
         });
+    }
+}
+
+/// Steps of optimisers, beside their formulas in f64 and the bits of every other tier.
+#[cfg(feature = "train")]
+mod updates {
+    use super::{Cases, Guarded, Numbers, refused, same_bits};
+    use ttrec::{
+        Tier,
+        kernel::{self, AdamFactors},
+    };
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub(super) enum Rule {
+        Sgd,
+        Adagrad,
+        RowWiseAdagrad,
+        Adam,
+    }
+
+    const RATE: f32 = 0.25;
+    const EPSILON: f32 = 0.125;
+    const FACTORS: AdamFactors = AdamFactors { step_size: RATE, mean: 0.25, square: 0.125, epsilon: EPSILON };
+
+    impl Rule {
+        fn run(self, tier: Tier, g: &[f32], s: &mut [f32], v: &mut [f32], x: &mut [f32]) -> Option<()> {
+            match self {
+                Self::Sgd => kernel::sgd(tier, RATE, g, x),
+                Self::Adagrad => kernel::adagrad(tier, [RATE, EPSILON], g, s, x),
+                Self::RowWiseAdagrad => kernel::row_wise_adagrad(tier, [RATE, EPSILON], g, &mut s[0], x),
+                Self::Adam => kernel::adam(tier, FACTORS, g, s, v, x),
+            }
+        }
+
+        /// s, v and x after it.
+        fn expected(self, [g, s, v, x]: [f64; 4], mean_square: f64) -> [f64; 3] {
+            let (rate, epsilon) = (f64::from(RATE), f64::from(EPSILON));
+            match self {
+                Self::Sgd => [s, v, x - rate * g],
+                Self::Adagrad => [s + g * g, v, x - rate * g / ((s + g * g).sqrt() + epsilon)],
+                Self::RowWiseAdagrad => [s + mean_square, v, x - rate * g / ((s + mean_square).sqrt() + epsilon)],
+                Self::Adam => {
+                    let (s, v) = (0.75 * s + 0.25 * g, 0.875 * v + 0.125 * g * g);
+                    [s, v, x - rate * s / (v.sqrt() + epsilon)]
+                }
+            }
+        }
+    }
+
+    pub(super) fn check(cases: &mut Cases, rule: Rule) {
+        let tier = cases.tier;
+        for len in (1..=36).chain([47, 48, 49, 63, 64, 65, 127, 128, 129, 1000]) {
+            cases.case(len, |rng| {
+                let g = Numbers::Reals.list(rng, len);
+                let before = [0, 1, 2].map(|_| Numbers::Reals.list(rng, len));
+                // Of which roots are taken.
+                let state = |at: usize| {
+                    before[at].iter().map(move |x| if rule == Rule::Adam && at == 0 { *x } else { x.abs() })
+                };
+                let before = [state(0).collect(), state(1).collect(), before[2].clone()];
+                let step = |tier| -> Result<[Vec<f32>; 3], String> {
+                    let [mut s, mut v, mut x] = before.each_ref().map(|before: &Vec<f32>| Guarded::new(before));
+                    rule.run(tier, &g, s.out(), v.out(), x.out()).ok_or("refused")?;
+                    Ok([s.finish()?, v.finish()?, x.finish()?])
+                };
+                let found = step(tier)?;
+                for other in Tier::available() {
+                    for (found, other) in found.iter().zip(step(other)?) {
+                        same_bits(found, &other, "another tier")?;
+                    }
+                }
+                let wide = |xs: &[f32], at: usize| f64::from(xs[at]);
+                let mean_square = g.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>() / len as f64;
+                for at in 0..len {
+                    let of_state = if rule == Rule::RowWiseAdagrad { 0 } else { at };
+                    let inputs = [wide(&g, at), wide(&before[0], of_state), wide(&before[1], at), wide(&before[2], at)];
+                    let expected = rule.expected(inputs, mean_square);
+                    let found = [wide(&found[0], of_state), wide(&found[1], at), wide(&found[2], at)];
+                    if found.iter().zip(expected).any(|(x, y)| (x - y).abs() > 1e-5 * y.abs().max(1.0)) {
+                        return Err(format!("element {at}: {found:?} is not {expected:?}"));
+                    }
+                }
+                let (mut s, mut v) = (before[0].clone(), before[1].clone());
+                refused(&before[2], |x| rule.run(tier, &g[1..], &mut s, &mut v, x))?;
+                if matches!(rule, Rule::Adagrad | Rule::Adam) {
+                    refused(&before[2], |x| rule.run(tier, &g, &mut s[1..], &mut v, x))?;
+                }
+                Ok(())
+            });
+        }
     }
 }
 

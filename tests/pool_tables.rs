@@ -29,7 +29,7 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
             let tables: Vec<Table<'_>> = blob.tables().map(|table| table.with_tier(tier)).collect();
             let lists: Vec<_> = tables.iter().zip(0..).map(|(table, seed)| bags_of(table, seed)).collect();
             let bags = |t: usize| Bags::new(&lists[t].0, &lists[t].1).unwrap();
-            let together: Vec<_> = tables.iter().enumerate().map(|(t, table)| (*table, bags(t))).collect();
+            let together: Vec<_> = tables.iter().enumerate().map(|(t, table)| (table, bags(t))).collect();
             let width: usize = tables.iter().map(Table::embedding_dim).sum();
             let workspace_len = tables.iter().map(|table| table.batch_workspace_len(2 * NUM_BAGS)).max().unwrap();
             for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
@@ -48,6 +48,17 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
                 assert_eq!(first, width);
             }
         }
+    }
+}
+
+#[test]
+fn no_bags_of_several_tables_need_no_output() {
+    for buf in one_of_each() {
+        let tables: Vec<Table<'_>> = Blob::parse(&buf).unwrap().tables().collect();
+        let none = Bags::<u32>::new(&[], &[0]).unwrap();
+        let lists: Vec<_> = tables.iter().map(|table| (*table, none)).collect();
+        let workspace_len = tables.iter().map(Table::workspace_len).max().unwrap();
+        pool_tables(&lists, Pooling::Sum, &mut [], &mut vec![0.0; workspace_len]).unwrap();
     }
 }
 
@@ -82,5 +93,5 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
     assert_eq!(error.table, 1);
     assert_eq!(error.error, LookupError::IndexOutOfRange { position: 0, index: n, num_embeddings: n });
     assert!(error.to_string().starts_with("table 1: index "), "{error}");
-    pool_tables::<u32>(&[], Pooling::Sum, &mut [], &mut []).unwrap();
+    pool_tables::<&Table<'_>, u32>(&[], Pooling::Sum, &mut [], &mut []).unwrap();
 }

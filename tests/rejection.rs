@@ -11,7 +11,7 @@ use support::{
 };
 use ttrec::{
     AlignedBuf, Blob, BlobError, ShapeError, TtShape,
-    blob::{Layout, MAX_NAME_LEN, MAX_TABLES, OverridesSpec, TableSpec, WeightsSpec},
+    blob::{Combine, IndexMapSpec, Layout, MAX_NAME_LEN, MAX_TABLES, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::Dtype,
 };
 
@@ -205,8 +205,8 @@ fn too_many_tables() {
 
 #[test]
 fn more_sections_than_the_tables_can_have() {
-    // Rows or six cores with their scales, two for prefixes, and two for overrides.
-    let limit = NUM_TABLES as u64 * 16;
+    // Six cores with their scales, two for prefixes, one for an index map, and two for overrides.
+    let limit = NUM_TABLES as u64 * 19;
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_SECTIONS, &found.to_le_bytes());
@@ -461,7 +461,7 @@ fn dense_table_with_another_tables_section_instead_of_overrides() {
 
 #[test]
 fn unknown_index_map() {
-    for found in 1..=u8::MAX {
+    for found in 3..=u8::MAX {
         let expected = BlobError::TableCode { table: TT, field: "index map", found: found.into() };
         assert_eq!(with_table(TT, table::INDEX_MAP, &[found]), expected);
     }
@@ -477,7 +477,7 @@ fn unknown_layout() {
 
 #[test]
 fn unknown_kind() {
-    for found in [0, 3, 0x0101, u16::MAX] {
+    for found in [0, 5, 0x0101, u16::MAX] {
         let expected = BlobError::TableCode { table: TT_I8, field: "kind", found: found.into() };
         assert_eq!(with_table(TT_I8, table::KIND, &found.to_le_bytes()), expected);
     }
@@ -495,7 +495,7 @@ fn unknown_digit_order() {
 fn reserved_table_bytes() {
     for position in 0..NUM_TABLES {
         let bytes = (table::RESERVED..table::ROW_FACTORS).chain(table::RESERVED_TAIL..format::TABLE_LEN);
-        assert_eq!(bytes.clone().count(), 26);
+        assert_eq!(bytes.clone().count(), 17);
         for byte in bytes {
             assert_eq!(with_table(position, byte, &[1]), BlobError::Reserved { what: "table", position });
         }
@@ -504,7 +504,8 @@ fn reserved_table_bytes() {
 
 #[test]
 fn dense_table_with_a_tensor_train_shape() {
-    let fields = [table::NUM_CORES, table::DIGIT_ORDER].into_iter().chain(table::ROW_FACTORS..table::RESERVED_TAIL);
+    let fields = [table::NUM_CORES, table::DIGIT_ORDER, table::COMBINE];
+    let fields = fields.into_iter().chain(table::ROW_FACTORS..table::NUM_ROWS);
     for byte in fields {
         let expected = BlobError::Reserved { what: "table", position: DENSE };
         assert_eq!(with_table(DENSE, byte, &[1]), expected);
@@ -980,7 +981,329 @@ fn prefix_ids_that_descend_are_there_twice_or_do_not_exist() {
     }
 }
 
+/// Sections of `with_indices()`: cores 0 and 1, 2 prefix ids, 3 their index, 4 products, 5 override ids, 6 their index, 7 rows.
+const PREFIX_INDEX: usize = 3;
+const OVERRIDE_INDEX: usize = 6;
+
+/// One tensor train with so many prefixes and overrides that their ids have an index.
+fn with_indices() -> AlignedBuf {
+    let shape = TtShape::new(2000, &[400, 5], &[2, 8], &[4]).unwrap();
+    let table = overridden(TableSpec { num_prefixes: 300, ..tt("a", shape, Dtype::F32) }, 256, Dtype::F32);
+    let buf = build(&[table], 7, Values::Reals);
+    let sections = format::sections_of(&buf, 0);
+    let found = [PREFIX_INDEX, OVERRIDE_INDEX].map(|at| (sections[at].role, sections[at].len));
+    // Two runs for 400 prefixes, six for 2,000 rows.
+    assert_eq!(found, [(format::ROLE_PREFIX_INDEX, 128), (format::ROLE_OVERRIDE_INDEX, 384)]);
+    Blob::parse(&buf).unwrap().verify_payload().unwrap();
+    buf
+}
+
+#[test]
+fn indices_of_another_dtype_length_or_place() {
+    let patched = |position: usize, field: usize, value: &[u8]| {
+        let mut buf = with_indices();
+        let at = section_at(&buf, position);
+        put(&mut buf, at + field, value);
+        assert!(reseal(&mut buf));
+        parse(&buf).unwrap_err()
+    };
+    for (section, len) in [(PREFIX_INDEX, 128), (OVERRIDE_INDEX, 384)] {
+        for found in 1..=5 {
+            let expected = BlobError::SectionDtype { section, found: found.into() };
+            assert_eq!(patched(section, section::DTYPE, &[found]), expected);
+        }
+        for found in [len - 1, len - 63] {
+            let expected = BlobError::SectionLength { section, found, expected: len };
+            assert_eq!(patched(section, section::LEN, &found.to_le_bytes()), expected);
+        }
+    }
+    // Each where the other belongs.
+    for (section, role) in [(PREFIX_INDEX, format::ROLE_OVERRIDE_INDEX), (OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX)] {
+        let expected = BlobError::SectionRole { section, found: role.into() };
+        assert_eq!(patched(section, section::ROLE, &role.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn indices_that_have_an_id_elsewhere_or_not_at_all() {
+    for (section, byte) in [(PREFIX_INDEX, 0), (PREFIX_INDEX, 64), (OVERRIDE_INDEX, 4), (OVERRIDE_INDEX, 3 * 64 + 20)] {
+        for value in [0xff, 0x55] {
+            let mut buf = with_indices();
+            let at = format::Section::read(&buf, section).offset + byte;
+            buf[at] ^= value;
+            reseal_section(&mut buf, section);
+            let blob = Blob::parse(&buf).unwrap();
+            let found = blob.verify_payload();
+            match section {
+                PREFIX_INDEX => assert!(matches!(found, Err(BlobError::PrefixIds { .. })), "{found:?}"),
+                _ => assert!(matches!(found, Err(BlobError::OverrideIds { .. })), "{found:?}"),
+            }
+            // A lookup may get a wrong row, but gets one.
+            let table = blob.table("a").unwrap();
+            let (mut row, mut workspace) = ([0.0; 16], table.workspace());
+            (0..2000).for_each(|id| table.lookup(id, &mut row, &mut workspace).unwrap());
+        }
+    }
+}
+
+// Projected and quotient-remainder tables, and index maps.
+
+fn with_map(index_map: IndexMapSpec, table: TableSpec) -> TableSpec {
+    TableSpec { index_map, ..table }
+}
+
+fn projected(num_embeddings: u64, [rank, embedding_dim]: [usize; 2], projection: Dtype) -> WeightsSpec {
+    WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype: Dtype::I8, projection }
+}
+
+fn parts(num_embeddings: u64, num_remainders: u32, columns: [usize; 2], combine: Combine) -> WeightsSpec {
+    WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype: Dtype::I8 }
+}
+
+// Positions in `newer()`.
+const HASHED: usize = 0;
+const PROJECTED: usize = 1;
+const PARTS: usize = 2;
+const CONCAT: usize = 3;
+const REMAPPED: usize = 4;
+
+/// `a`: 0 rows, hashed; `b`: 1 rows of 3 columns (i8), 2 projection to 4 (f16); `c`: 3 and 4 parts, 4 x 5 and 3 x 5, to be
+/// multiplied (i8); `d`: 5 and 6 parts, 2 x 2 and 5 x 3, end to end; `e`: 7 rows, 8 the row of each of 6 indices.
+fn newer() -> AlignedBuf {
+    let tables = [
+        with_map(IndexMapSpec::Modulo { num_embeddings: 9 }, dense("a", 4, 5, Dtype::F32)),
+        TableSpec::new("b", projected(6, [3, 4], Dtype::F16)),
+        TableSpec::new("c", parts(11, 3, [5, 5], Combine::Mult)),
+        TableSpec::new("d", parts(10, 5, [2, 3], Combine::Concat)),
+        with_map(IndexMapSpec::Remapped { num_embeddings: 6 }, dense("e", 4, 2, Dtype::F32)),
+    ];
+    let buf = build(&tables, 7, Values::Reals);
+    assert_eq!(format::num_sections(&buf), 9);
+    Blob::parse(&buf).unwrap().verify_payload().unwrap();
+    buf
+}
+
+/// Patches, reseals and parses `newer()`.
+fn newer_patched(patch: impl FnOnce(&mut AlignedBuf)) -> BlobError {
+    let mut buf = newer();
+    patch(&mut buf);
+    assert!(reseal(&mut buf));
+    parse(&buf).unwrap_err()
+}
+
+fn newer_table(position: usize, field: usize, value: &[u8]) -> BlobError {
+    newer_patched(|buf| put(buf, table_at(position) + field, value))
+}
+
+fn newer_section(position: usize, field: usize, value: &[u8]) -> BlobError {
+    newer_patched(|buf| {
+        let at = section_at(buf, position) + field;
+        put(buf, at, value);
+    })
+}
+
+#[test]
+fn stored_rows_of_mapped_tables_that_are_none_or_more_than_indices() {
+    for (table, num_embeddings) in [(HASHED, 9), (REMAPPED, 6)] {
+        for found in [0, num_embeddings + 1, u64::MAX] {
+            let expected = BlobError::NumRows { table, found, num_embeddings };
+            assert_eq!(newer_table(table, table::NUM_ROWS, &found.to_le_bytes()), expected);
+        }
+        // Another number is one, but not that of the rows that are there.
+        let found = newer_table(table, table::NUM_ROWS, &3u64.to_le_bytes());
+        assert!(matches!(found, BlobError::SectionLength { .. }), "{found:?}");
+    }
+}
+
+#[test]
+fn stored_rows_of_tables_without_a_map() {
+    for (table, num_embeddings) in [(PROJECTED, 6), (PARTS, 11)] {
+        let expected = BlobError::NumRows { table, found: num_embeddings, num_embeddings };
+        assert_eq!(newer_table(table, table::NUM_ROWS, &num_embeddings.to_le_bytes()), expected);
+    }
+    let expected = BlobError::NumRows { table: REMAPPED, found: 4, num_embeddings: 6 };
+    assert_eq!(newer_table(REMAPPED, table::INDEX_MAP, &[0]), expected);
+}
+
+#[test]
+fn row_numbers_that_are_missing_in_excess_or_not_u32() {
+    // A map that has none, on a table that brings them, and the other way round.
+    assert_eq!(newer_table(REMAPPED, table::INDEX_MAP, &[1]), BlobError::SectionRole { section: 8, found: 9 });
+    assert_eq!(newer_table(HASHED, table::INDEX_MAP, &[2]), BlobError::SectionOwner { table: HASHED });
+    for found in [format::DTYPE_F32, format::DTYPE_U64, 0] {
+        let expected = BlobError::SectionDtype { section: 8, found: found.into() };
+        assert_eq!(newer_section(8, section::DTYPE, &[found]), expected);
+    }
+    for found in [20u64, 23, 28] {
+        let expected = BlobError::SectionLength { section: 8, found, expected: 24 };
+        assert_eq!(newer_section(8, section::LEN, &found.to_le_bytes()), expected);
+    }
+}
+
+#[test]
+fn rows_of_remapped_indices_that_do_not_exist() {
+    for (bad, position) in [(4u32, 0), (u32::MAX, 5)] {
+        let mut buf = newer();
+        let at = format::Section::read(&buf, 8).offset + 4 * position;
+        put(&mut buf, at, &bad.to_le_bytes());
+        reseal_section(&mut buf, 8);
+        let expected = Err(BlobError::RemappedRow { table: REMAPPED, position });
+        assert_eq!(Blob::parse(&buf).unwrap().verify_payload(), expected);
+    }
+}
+
+#[test]
+fn shape_fields_that_projected_tables_do_not_have() {
+    let expected = BlobError::Reserved { what: "table", position: PROJECTED };
+    for (field, value) in [
+        (table::NUM_CORES, &[2][..]),
+        (table::DIGIT_ORDER, &[1]),
+        (table::COMBINE, &[1]),
+        (table::RESERVED, &[1]),
+        (table::ROW_FACTORS, &[1]),
+        (table::COLUMN_FACTORS + 4, &[1]),
+        (table::INNER_RANKS, &[1]),
+        (table::RESERVED_TAIL, &[1]),
+    ] {
+        assert_eq!(newer_table(PROJECTED, field, value), expected, "{field}");
+    }
+}
+
+#[test]
+fn ranks_that_are_no_number_of_columns_or_not_those_of_the_rows() {
+    for found in [0u32, 65_537, u32::MAX] {
+        let expected = shape_error(PROJECTED, ShapeError::EmbeddingDim { found: found.into() });
+        assert_eq!(newer_table(PROJECTED, table::COLUMN_FACTORS, &found.to_le_bytes()), expected);
+    }
+    let expected = BlobError::SectionLength { section: 1, found: 6 * 11, expected: 6 * 12 };
+    assert_eq!(newer_table(PROJECTED, table::COLUMN_FACTORS, &4u32.to_le_bytes()), expected);
+}
+
+#[test]
+fn projections_that_are_missing_of_another_size_or_have_scales() {
+    assert_eq!(newer_section(2, section::ROLE, &[1]), BlobError::SectionRole { section: 2, found: 1 });
+    for found in [format::DTYPE_I8, format::DTYPE_I4, format::DTYPE_U64, 9] {
+        let expected = BlobError::SectionDtype { section: 2, found: found.into() };
+        assert_eq!(newer_section(2, section::DTYPE, &[found]), expected);
+    }
+    let expected = BlobError::SectionLength { section: 2, found: 22, expected: 24 };
+    assert_eq!(newer_section(2, section::LEN, &22u64.to_le_bytes()), expected);
+}
+
+#[test]
+fn unknown_combinations_and_shape_fields_that_quotient_remainder_tables_do_not_have() {
+    for found in [0, 4, 255] {
+        let expected = BlobError::TableCode { table: PARTS, field: "combine", found: found.into() };
+        assert_eq!(newer_table(PARTS, table::COMBINE, &[found]), expected);
+    }
+    let expected = BlobError::Reserved { what: "table", position: PARTS };
+    for (field, value) in [
+        (table::NUM_CORES, &[2][..]),
+        (table::DIGIT_ORDER, &[1]),
+        (table::RESERVED, &[1]),
+        (table::ROW_FACTORS + 8, &[1]),
+        (table::COLUMN_FACTORS + 8, &[1]),
+        (table::INNER_RANKS, &[1]),
+        (table::RESERVED_TAIL, &[1]),
+    ] {
+        assert_eq!(newer_table(PARTS, field, value), expected, "{field}");
+    }
+}
+
+#[test]
+fn parts_that_do_not_make_the_rows_of_the_table() {
+    let wrong = |table, rows, columns| shape_error(table, ShapeError::QuotientRemainder { rows, columns });
+    // Rows: 11 of 3 remainders need 4 quotients.
+    let factor = |n: u32| n.to_le_bytes();
+    for bad in [3, 5, 0] {
+        assert_eq!(newer_table(PARTS, table::ROW_FACTORS, &factor(bad)), wrong(PARTS, [bad, 3], [5, 5]));
+    }
+    assert_eq!(newer_table(PARTS, table::ROW_FACTORS + 4, &factor(4)), wrong(PARTS, [4, 4], [5, 5]));
+    for found in [0u32, 1 << 31] {
+        let (what, limit) = ("row factor", i32::MAX as u64);
+        let expected = ShapeError::Factor { what, position: 1, found: found.into(), limit };
+        assert_eq!(newer_table(PARTS, table::ROW_FACTORS + 4, &factor(found)), shape_error(PARTS, expected));
+    }
+    // Columns: both have all of them, or all of them in sum.
+    assert_eq!(newer_table(PARTS, table::COLUMN_FACTORS, &factor(4)), wrong(PARTS, [4, 3], [4, 5]));
+    assert_eq!(newer_table(PARTS, table::EMBEDDING_DIM, &factor(6)), wrong(PARTS, [4, 3], [5, 5]));
+    assert_eq!(newer_table(CONCAT, table::COLUMN_FACTORS, &factor(3)), wrong(CONCAT, [2, 5], [3, 3]));
+    assert_eq!(newer_table(CONCAT, table::COLUMN_FACTORS, &factor(0)), wrong(CONCAT, [2, 5], [0, 3]));
+    assert_eq!(newer_table(CONCAT, table::COMBINE, &[1]), wrong(CONCAT, [2, 5], [2, 3]));
+}
+
+#[test]
+fn parts_that_are_missing_or_in_another_place() {
+    assert_eq!(newer_section(4, section::CORE, &[0]), BlobError::SectionRole { section: 4, found: 1 });
+    assert_eq!(newer_section(3, section::CORE, &[1]), BlobError::SectionRole { section: 3, found: 1 });
+    assert_eq!(newer_section(3, section::CORE, &[2]), BlobError::SectionRole { section: 3, found: 1 });
+}
+
+#[test]
+fn scales_of_short_rows_and_of_parts() {
+    for (table, section, row_len) in [(PROJECTED, 1, 11), (PARTS, 3, 13), (PARTS, 4, 13), (CONCAT, 6, 11)] {
+        let mut buf = newer();
+        let at = format::Section::read(&buf, section).offset + row_len;
+        put(&mut buf, at, &0f32.to_le_bytes());
+        reseal_section(&mut buf, section);
+        let expected = Err(BlobError::Scale { table, section, position: 1 });
+        assert_eq!(Blob::parse(&buf).unwrap().verify_payload(), expected);
+    }
+}
+
 // The writer.
+
+#[test]
+fn the_writer_gives_an_index_to_ids_that_are_many_and_not_scarce() {
+    let has_index = |num_embeddings, count| {
+        let table = overridden(dense("a", num_embeddings, 4, Dtype::F32), count, Dtype::F32);
+        Layout::new(&[table]).unwrap().sections().iter().any(|section| section.role == Role::OverrideIndex)
+    };
+    assert_eq!([255, 256, 1000].map(|count| has_index(1000, count)), [false, true, true]);
+    // 256 rows of 16 bytes serve 32 runs of 64 bytes, for 12,288 rows.
+    assert_eq!([12_288, 12_289].map(|rows| has_index(rows, 256)), [true, false]);
+}
+
+#[test]
+fn writer_refuses_more_rows_than_indices() {
+    for map in [
+        |num_embeddings| IndexMapSpec::Modulo { num_embeddings },
+        |num_embeddings| IndexMapSpec::Remapped { num_embeddings },
+    ] {
+        let table = |num_embeddings| with_map(map(num_embeddings), dense("a", 4, 1, Dtype::F32));
+        assert!(Layout::new(&[table(4)]).is_ok());
+        assert_eq!(refused(&[table(3)]), BlobError::NumRows { table: 0, found: 4, num_embeddings: 3 });
+        for found in [0, (1 << 40) + 1] {
+            assert_eq!(refused(&[table(found)]), shape_error(0, ShapeError::NumEmbeddings { found }));
+        }
+    }
+}
+
+#[test]
+fn writer_refuses_projections_with_scales_and_ranks_that_are_none() {
+    for dtype in [Dtype::I8, Dtype::I4] {
+        let expected = BlobError::SectionDtype { section: 0, found: dtype as u32 };
+        assert_eq!(refused(&[TableSpec::new("a", projected(4, [2, 2], dtype))]), expected);
+    }
+    for found in [0, (1 << 16) + 1] {
+        let expected = shape_error(0, ShapeError::EmbeddingDim { found: found as u64 });
+        assert_eq!(refused(&[TableSpec::new("a", projected(4, [found, 2], Dtype::F32))]), expected);
+        assert_eq!(refused(&[TableSpec::new("a", projected(4, [2, found], Dtype::F32))]), expected);
+    }
+}
+
+#[test]
+fn writer_refuses_parts_that_do_not_fit_each_other() {
+    let refused = |weights| refused(&[TableSpec::new("a", weights)]);
+    let expected = |columns| shape_error(0, ShapeError::QuotientRemainder { rows: [3, 2], columns });
+    assert_eq!(refused(parts(5, 2, [2, 3], Combine::Mult)), expected([2, 3]));
+    assert_eq!(refused(parts(5, 2, [0, 3], Combine::Concat)), expected([0, 3]));
+    let expected = shape_error(0, ShapeError::EmbeddingDim { found: 65_537 });
+    assert_eq!(refused(parts(5, 2, [65_536, 1], Combine::Concat)), expected);
+    let factor = |position, found| ShapeError::Factor { what: "row factor", position, found, limit: i32::MAX as u64 };
+    assert_eq!(refused(parts(5, 0, [1, 1], Combine::Add)), shape_error(0, factor(1, 0)));
+    assert_eq!(refused(parts(1 << 40, 1, [1, 1], Combine::Add)), shape_error(0, factor(0, u32::MAX.into())));
+}
 
 #[test]
 fn writer_refuses_more_prefixes_than_there_are() {

@@ -9,6 +9,9 @@
 use libfuzzer_sys::fuzz_target;
 use ttrec::{AlignedBuf, Bags, Blob, LookupError, Pooling, Table, blob::Weights, cache::RowCache};
 
+#[path = "../reseal.rs"]
+mod reseal;
+
 /// Multiply-adds and elements beyond which a table is left alone: a few bytes can ask for rows of 65,536 columns and
 /// ranks, which is slow but not wrong.
 const MAX_WORK: u64 = 1 << 18;
@@ -18,36 +21,10 @@ const POISON: f32 = 12345.678;
 fuzz_target!(|bytes: &[u8]| {
     let mut buf = AlignedBuf::from_slice(bytes);
     use_blob(&buf, bytes);
-    if reseal(&mut buf).is_some() {
+    if reseal::reseal(&mut buf).is_some() {
         use_blob(&buf, bytes);
     }
 });
-
-/// Makes the header's length and every checksum right, as far as the counts allow. Offsets as in `docs/format.md`.
-fn reseal(buf: &mut [u8]) -> Option<()> {
-    let u32_at = |buf: &[u8], at: usize| Some(u32::from_le_bytes(buf.get(at..at + 4)?.try_into().ok()?) as usize);
-    let u64_at = |buf: &[u8], at: usize| Some(u64::from_le_bytes(buf.get(at..at + 8)?.try_into().ok()?) as usize);
-    let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
-
-    let len = buf.len() as u64;
-    buf.get_mut(16..24)?.copy_from_slice(&len.to_le_bytes());
-    let (tables, sections, names) = (u32_at(buf, 24)?, u32_at(buf, 28)?, u32_at(buf, 32)?);
-    let first = 64 + tables.checked_mul(128)?;
-    let end = first.checked_add(sections.checked_mul(32)?)?.checked_add(names)?.checked_next_multiple_of(64)?;
-    buf.get(..end)?;
-    for section in (first..).step_by(32).take(sections) {
-        let (offset, len) = (u64_at(buf, section)?, u64_at(buf, section + 8)?);
-        let padded = len.checked_next_multiple_of(64).and_then(|len| offset.checked_add(len));
-        if let Some(bytes) = padded.and_then(|end| buf.get(offset..end)) {
-            let sum = crc.checksum(bytes);
-            buf.get_mut(section + 16..section + 20)?.copy_from_slice(&sum.to_le_bytes());
-        }
-    }
-    buf.get_mut(36..40)?.fill(0);
-    let sum = crc.checksum(buf.get(..end)?);
-    buf.get_mut(36..40)?.copy_from_slice(&sum.to_le_bytes());
-    Some(())
-}
 
 fn use_blob(buf: &[u8], noise: &[u8]) {
     let blob = match Blob::parse(buf) {
@@ -72,8 +49,9 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
             assert!(section.offset + section.len <= buf.len() as u64);
         }
         let work = match &table.data().weights {
-            Weights::Dense(_) => 0,
+            Weights::Dense(_) | Weights::QuotientRemainder(_) => 0,
             Weights::Tt(tt) => tt.shape.flops_left_to_right(),
+            Weights::Projected(projected) => 2 * projected.projection.len() as u64,
         };
         if work.max(table.workspace_len() as u64).max(table.embedding_dim() as u64) <= MAX_WORK {
             use_table(&table, noise);

@@ -35,11 +35,13 @@ const FEW_LOOKUPS: usize = 32;
 /// that is left of a bag's lookups when there is no room for all of them.
 const MAX_SUMMED: usize = FEW_LOOKUPS / 2;
 /// Prefixes of a chunk at most.
-const MAX_CHUNK: usize = 32;
+pub(crate) const MAX_CHUNK: usize = 32;
 /// Bytes of their products, so that they and a slice fit the nearest cache.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Products that are handed to a kernel together.
 const JOBS: usize = 32;
+/// Lookups whose rows are sought together among those that are stored.
+const SOUGHT: usize = 32;
 /// Rows that are: many, since each asks for one of those behind it.
 const ROWS: usize = 128;
 
@@ -166,7 +168,15 @@ impl<X: Index> Segment<'_, X> {
 
     #[inline(always)]
     fn row(&self, entry: u64) -> Option<u32> {
-        Some(self.row_of.row(self.indices.get(Self::position(entry))?.to_u64()) as u32)
+        Some(self.row_of_index(self.indices.get(Self::position(entry))?))
+    }
+
+    #[inline(always)]
+    fn row_of_index(&self, index: &X) -> u32 {
+        match self.row_of {
+            RowOf::Identity => index.to_u64() as u32,
+            _ => mapped_row(&self.row_of, index.to_u64()),
+        }
     }
 
     #[inline(always)]
@@ -181,6 +191,12 @@ impl<X: Index> Segment<'_, X> {
     fn weight(&self, entry: u64) -> Option<f32> {
         self.weights.map_or(Some(1.0), |weights| weights.get(Self::position(entry)).copied())
     }
+}
+
+/// Out of the loops of tables whose indices are their rows, which would otherwise be slower.
+#[inline(never)]
+fn mapped_row(row_of: &RowOf<'_>, index: u64) -> u32 {
+    row_of.row(index) as u32
 }
 
 /// A prefix of a chunk.
@@ -346,33 +362,37 @@ impl<'t, 'a> Pool<'t, 'a> {
         mut take: impl FnMut(u64) -> Option<()>,
     ) -> Option<()> {
         let entry = |index: &X, position: u32| {
-            let row = segment.row_of.row(index.to_u64()) as u32;
-            u64::from(self.digits.prefix_key(row)) << 32 | u64::from(position)
+            u64::from(self.digits.prefix_key(segment.row_of_index(index))) << 32 | u64::from(position)
         };
-        let mut lookups = segment.indices.iter().zip(0u32..);
         if !self.table.has_stored_rows() {
+            let mut lookups = segment.indices.iter().zip(0u32..);
             return lookups.try_for_each(|(index, position)| take(entry(index, position)));
         }
         let mut jobs = [AddRow::EMPTY; ROWS];
         let mut count = 0;
         let mut are_cached = false;
-        for (index, position) in lookups {
-            let Some(stored) = self.table.stored_row(index.to_u64()) else {
-                take(entry(index, position))?;
-                continue;
-            };
-            let Some(out) = &mut out else { continue };
-            let (row, is_cached) = match stored {
-                StoredRow::Cached(row) => (row, true),
-                StoredRow::Apart(row) => (row, false),
-            };
-            if count == ROWS || is_cached != are_cached {
-                self.add_stored(are_cached, jobs.get(..count)?, out)?;
-                (count, are_cached) = (0, is_cached);
+        for (indices, start) in segment.indices.chunks(SOUGHT).zip((0u32..).step_by(SOUGHT)) {
+            // All first, so that none waits in vain for what becomes of the one before it.
+            let mut stored = [None; SOUGHT];
+            stored.iter_mut().zip(indices).for_each(|(to, index)| *to = self.table.stored_row(index.to_u64()));
+            for ((index, stored), position) in indices.iter().zip(stored).zip(start..) {
+                let Some(stored) = stored else {
+                    take(entry(index, position))?;
+                    continue;
+                };
+                let Some(out) = &mut out else { continue };
+                let (row, is_cached) = match stored {
+                    StoredRow::Cached(row) => (row, true),
+                    StoredRow::Apart(row) => (row, false),
+                };
+                if count == ROWS || is_cached != are_cached {
+                    self.add_stored(are_cached, jobs.get(..count)?, out)?;
+                    (count, are_cached) = (0, is_cached);
+                }
+                let (bag, weight) = (segment.bag(position.into())?, segment.weight(position.into())?);
+                *jobs.get_mut(count)? = AddRow { row, out: out.start(bag), weight };
+                count += 1;
             }
-            let (bag, weight) = (segment.bag(position.into())?, segment.weight(position.into())?);
-            *jobs.get_mut(count)? = AddRow { row, out: out.start(bag), weight };
-            count += 1;
         }
         match out {
             Some(out) => self.add_stored(are_cached, jobs.get(..count)?, out),
@@ -426,14 +446,17 @@ impl<'t, 'a> Pool<'t, 'a> {
                 length += 1;
             }
             let (prefixes, to_compute) = (prefixes.get(..length)?, to_compute.get(..computed)?);
-            self.gather(to_compute, even)?;
+            let (shape, core) = (&self.tt.shape, self.tt.cores.first()?);
+            with_core_elements!(core.slices, slices => gather(self.tier, shape, slices, core.scales, to_compute, even))??;
             let (mut x, mut spare) = (&mut *even, &mut *odd);
-            for k in 1..self.tt.shape.num_cores() - 1 {
+            for k in 1..shape.num_cores() - 1 {
                 let core = self.tt.cores.get(k)?;
-                with_core_elements!(core.slices, slices => self.step(k, slices, core.scales, to_compute, x, spare))??;
+                with_core_elements!(core.slices, slices => {
+                    step(self.tier, shape, k, slices, core.scales, to_compute, x, spare)
+                })??;
                 core::mem::swap(&mut x, &mut spare);
             }
-            let core = self.tt.cores.get(self.tt.shape.num_cores() - 1)?;
+            let core = self.tt.cores.get(shape.num_cores() - 1)?;
             with_core_elements!(core.slices, slices => {
                 self.last_step(slices, core, segment, prefixes, x, last_slice, out)
             })??;
@@ -447,46 +470,6 @@ impl<'t, 'a> Pool<'t, 'a> {
         let prefixes = self.tt.prefixes.as_ref()?;
         let [m, r, _] = self.last_step;
         prefixes.product(self.digits.prefix(segment.row(entry)?).into(), m * r)
-    }
-
-    /// The slices of core 0 of each prefix, one after another.
-    fn gather(&self, prefixes: &[[u32; MAX_CORES]], x: &mut [f32]) -> Option<()> {
-        let (core, len) = (self.tt.cores.first()?, self.tt.shape.slice_len(0));
-        let digits = prefixes.iter().map(|&[digit, ..]| digit as usize);
-        with_core_elements!(core.slices, stored => {
-            self.tier.run(GatherRows { stored, scales: core.scales, len, rows: digits, out: x })
-        })?
-    }
-
-    /// Step k of each prefix: those with the same slice as one product.
-    fn step<W: Weight>(
-        &self,
-        k: usize,
-        slices: &[W],
-        scales: &[f32],
-        prefixes: &[[u32; MAX_CORES]],
-        x: &[f32],
-        out: &mut [f32],
-    ) -> Option<()> {
-        let (r, n) = step_size(&self.tt.shape, k);
-        let m = self.tt.shape.column_factors().get(..k)?.iter().map(|&q| q as usize).product::<usize>();
-        let mut jobs = [Job::EMPTY; JOBS];
-        let mut count = 0;
-        let mut first = 0;
-        while let Some(prefix) = prefixes.get(first) {
-            let digit = *prefix.get(k)?;
-            let same = prefixes.get(first..)?.iter().take_while(|other| other.get(k) == Some(&digit)).count();
-            *jobs.get_mut(count)? = Job {
-                m: same * m,
-                x: x.get(first * m * r..)?.get(..same * m * r)?,
-                slice: slices.get(digit as usize * r * n..)?.get(..r * n)?,
-                out: first * m * n,
-                scale: if W::SCALED { *scales.get(digit as usize)? } else { 1.0 },
-            };
-            count += 1;
-            first += same;
-        }
-        store_products(self.tier, [r, n], jobs.get(..count)?, out)
     }
 
     /// The last step of each lookup, added to its bag.
@@ -551,6 +534,52 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
         add_products(self.tier, [m, r, n], jobs.get(..count)?, out.rows)
     }
+}
+
+/// The slices of core 0 of each prefix, one after another: the X_1 of each.
+pub(crate) fn gather<W: Weight>(
+    tier: Tier,
+    shape: &TtShape,
+    stored: &[W],
+    scales: &[f32],
+    prefixes: &[[u32; MAX_CORES]],
+    out: &mut [f32],
+) -> Option<()> {
+    let rows = prefixes.iter().map(|&[digit, ..]| digit as usize);
+    tier.run(GatherRows { stored, scales, len: shape.slice_len(0), rows, out })
+}
+
+/// Step k of each of [`MAX_CHUNK`] prefixes at most, X_{k+1} from X_k: those with the same slice as one product.
+#[expect(clippy::too_many_arguments, reason = "operands of a product, and how they are laid out")]
+pub(crate) fn step<W: Weight>(
+    tier: Tier,
+    shape: &TtShape,
+    k: usize,
+    slices: &[W],
+    scales: &[f32],
+    prefixes: &[[u32; MAX_CORES]],
+    x: &[f32],
+    out: &mut [f32],
+) -> Option<()> {
+    let (r, n) = step_size(shape, k);
+    let m = shape.column_factors().get(..k)?.iter().map(|&q| q as usize).product::<usize>();
+    let mut jobs = [Job::EMPTY; JOBS];
+    let mut count = 0;
+    let mut first = 0;
+    while let Some(prefix) = prefixes.get(first) {
+        let digit = *prefix.get(k)?;
+        let same = prefixes.get(first..)?.iter().take_while(|other| other.get(k) == Some(&digit)).count();
+        *jobs.get_mut(count)? = Job {
+            m: same * m,
+            x: x.get(first * m * r..)?.get(..same * m * r)?,
+            slice: slices.get(digit as usize * r * n..)?.get(..r * n)?,
+            out: first * m * n,
+            scale: if W::SCALED { *scales.get(digit as usize)? } else { 1.0 },
+        };
+        count += 1;
+        first += same;
+    }
+    store_products(tier, [r, n], jobs.get(..count)?, out)
 }
 
 /// How many of some sorted entries would be summed with others, if there are more of the last one's prefix.

@@ -34,6 +34,25 @@ pub(super) struct PoolParts<'t, 'a, 'b, I> {
     pooling: Pooling,
 }
 
+/// What of a table's row is a row of the dense one that is pooled.
+#[derive(Clone, Copy)]
+enum RowPart {
+    Whole,
+    Quotient(Divisor),
+    Remainder(Divisor),
+}
+
+impl RowPart {
+    #[inline(always)]
+    fn of(self, row: u64) -> u64 {
+        match self {
+            Self::Whole => row,
+            Self::Quotient(by) => by.divide_u64(row).0,
+            Self::Remainder(by) => by.divide_u64(row).1.into(),
+        }
+    }
+}
+
 /// Pooled rows of some bags, the next one `stride` further.
 struct Part<'o> {
     out: &'o mut [f32],
@@ -48,7 +67,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
     /// A dense table, whose rows are all where they should be.
     pub(super) fn pool_mapped(&self, rows: &Rows<'_>, out: &mut Output<'_>) -> Option<()> {
         let part = Part { stride: out.stride, out: out.rows.get_mut(out.first..)? };
-        self.pool_part(rows, 0..self.bags.len(), |row| row, part)
+        self.pool_part(rows, 0..self.bags.len(), RowPart::Whole, part)
     }
 
     /// Short rows are summed and then widened, all of a bag at once: a projection is linear.
@@ -62,14 +81,17 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         let rank = table.rank();
         self.for_some(rank, workspace, |range, short| {
             let (num_bags, stride) = (range.len(), out.stride);
-            self.pool_part(&table.rows, range.clone(), |row| row, Part { out: short, stride: rank })?;
+            self.pool_part(&table.rows, range.clone(), RowPart::Whole, Part { out: short, stride: rank })?;
             let wide = out.rows.get_mut(out.start(range.start)..)?;
             let size = [num_bags, rank, out.embedding_dim];
             store_rows(self.table.tier(), size, short.get(..num_bags * rank)?, table.projection, wide, stride)?;
             self.add_rows_apart(range.clone(), out)?;
-            if mean {
-                for bag in range {
-                    divide(out.row(bag)?, self.bags.range(bag)?.len());
+            for bag in range {
+                match self.bags.range(bag)?.len() {
+                    // Zeros, whatever lies in the projection.
+                    0 => out.row(bag)?.fill(0.0),
+                    len if mean => divide(out.row(bag)?, len),
+                    _ => {}
                 }
             }
             Some(())
@@ -84,8 +106,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         workspace: &mut [f32],
     ) -> Option<()> {
         let num_remainders = Divisor::new(table.num_remainders);
-        let quotient = |row| num_remainders.divide_u64(row).0;
-        let remainder = |row| num_remainders.divide_u64(row).1.into();
+        let (quotient, remainder) = (RowPart::Quotient(num_remainders), RowPart::Remainder(num_remainders));
         let second_len = table.remainders.embedding_dim;
         self.for_some(second_len, workspace, |range, second| {
             let (start, stride) = (out.start(range.start), out.stride);
@@ -122,16 +143,10 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         Some(())
     }
 
-    /// Pools these bags: of each lookup the row that `part_of` makes of the table's, but of none that is stored apart.
-    fn pool_part(
-        &self,
-        rows: &Rows<'_>,
-        bags: Range<usize>,
-        part_of: impl Fn(u64) -> u64,
-        part: Part<'_>,
-    ) -> Option<()> {
+    /// Pools these bags: of each lookup the row that is `row_part` of the table's, but of none that is stored apart.
+    fn pool_part(&self, rows: &Rows<'_>, bags: Range<usize>, row_part: RowPart, part: Part<'_>) -> Option<()> {
         let row_of = |index: u64| {
-            if self.table.position_apart(index).is_some() { None } else { Some(part_of(self.row_of.row(index))) }
+            if self.table.position_apart(index).is_some() { None } else { Some(row_part.of(self.row_of.row(index))) }
         };
         // The scalar tier would rather be small than fast.
         let several = !self.table.tier().is_scalar() && u32::try_from(self.table.data().num_rows).is_ok();

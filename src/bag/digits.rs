@@ -7,7 +7,7 @@ use crate::{
 
 /// Splits the rows of one table into a prefix and a last digit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Digits {
+pub(crate) struct Digits {
     order: DigitOrder,
     /// `p_{d-1}`, or `p_0 .. p_{d-2}` if the last digit is the most significant: what divides a row into the two.
     split: Divisor,
@@ -18,7 +18,7 @@ pub(super) struct Digits {
 
 impl Digits {
     /// `None` for a table whose padded rows do not fit 32 bits.
-    pub(super) fn new(shape: &TtShape) -> Option<Self> {
+    pub(crate) fn new(shape: &TtShape) -> Option<Self> {
         shape.row_factors().iter().try_fold(1u32, |rows, &p| rows.checked_mul(p))?;
         let (&last, factors) = shape.row_factors().split_last()?;
         let mut inner = [Divisor::new(1); MAX_CORES];
@@ -34,14 +34,14 @@ impl Digits {
     }
 
     /// Prefix keys are below this number.
-    pub(super) fn num_prefixes(&self) -> u32 {
+    pub(crate) fn num_prefixes(&self) -> u32 {
         self.inner().iter().fold(1, |prefixes, p| prefixes.wrapping_mul(p.by()))
     }
 
     /// A number for the prefix `i_0 .. i_{d-2}` of a row: by `i_{d-2}` first, then by the digits before it, the last one
     /// first. So in ascending order prefixes with equal slices of the last core but one stand together.
     #[inline(always)]
-    pub(super) fn prefix_key(&self, row: u32) -> u32 {
+    pub(crate) fn prefix_key(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
         match self.order {
             // Already so.
@@ -60,7 +60,7 @@ impl Digits {
 
     /// The number of a row's prefix, as [`TtShape::prefix`].
     #[inline(always)]
-    pub(super) fn prefix(&self, row: u32) -> u32 {
+    pub(crate) fn prefix(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
         match self.order {
             DigitOrder::MostSignificantFirst => quotient,
@@ -70,7 +70,7 @@ impl Digits {
 
     /// The digits `i_0 .. i_{d-2}` of the prefix with this key; 0 after them.
     #[inline(always)]
-    pub(super) fn of_prefix(&self, key: u32) -> [u32; MAX_CORES] {
+    pub(crate) fn of_prefix(&self, key: u32) -> [u32; MAX_CORES] {
         let mut digits = [0; MAX_CORES];
         let mut rest = key;
         for (digit, p) in digits.iter_mut().zip(self.inner()) {
@@ -81,7 +81,7 @@ impl Digits {
 
     /// The digit `i_{d-1}` of a row.
     #[inline(always)]
-    pub(super) fn last(&self, row: u32) -> u32 {
+    pub(crate) fn last(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
         match self.order {
             DigitOrder::MostSignificantFirst => remainder,

@@ -8,6 +8,12 @@ mod digits;
 mod sort;
 
 pub use crate::{index::Index, kernel::Pooling};
+#[cfg(feature = "train")]
+pub(crate) use {
+    batch::{MAX_CHUNK, gather, step},
+    digits::Digits,
+    sort::sort,
+};
 
 use batch::{Output, Pool};
 use dense::PoolParts;
@@ -20,6 +26,7 @@ use crate::{
     kernel::{Epilogue, PoolRows},
     table::Table,
 };
+use core::borrow::Borrow;
 
 /// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system, whose flash is dearer than
 /// the time: it takes three quarters as much code again as parsing and pooling row by row.
@@ -101,8 +108,13 @@ impl<'a, I: Index> Bags<'a, I> {
         self.indices
     }
 
+    /// The weight of each index, if there are any.
+    pub fn per_sample_weights(&self) -> Option<&'a [f32]> {
+        self.per_sample_weights
+    }
+
     /// A bag's positions in `indices`.
-    fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
+    pub(crate) fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
         let [start, end] = self.offsets.get(bag..)?.first_chunk()?;
         Some(start.to_usize()?..end.to_usize()?)
     }
@@ -161,7 +173,7 @@ impl Table<'_> {
     }
 
     /// Refuses indices out of range, and weights with another pooling than sum.
-    fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
+    pub(crate) fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
         if bags.per_sample_weights.is_some() && pooling != Pooling::Sum {
             return Err(LookupError::WeightsPooling);
         }
@@ -183,6 +195,9 @@ impl Table<'_> {
         out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Option<()> {
+        if bags.is_empty() {
+            return Some(());
+        }
         if bags.in_index_order && self.has_cache() {
             return self.without_cache().pool(bags, pooling, out, workspace);
         }
@@ -284,9 +299,9 @@ fn pool_dense<I: Index>(
 /// Pools one list of bags per table, as a ranker's sample has one bag per feature: bag b of every table goes to row b of
 /// `out`, `num_bags x (sum of embedding_dim)`, those of the first table first (the layout of TorchRec's `KeyedTensor`).
 ///
-/// Tables may differ in everything but the number of bags. `workspace` holds as much as the one that needs the most
-/// ([`Table::workspace_len`], or better [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also split them over
-/// threads.
+/// Tables (or references to them) may differ in everything but the number of bags. `workspace` holds as much as the one that
+/// needs the most ([`Table::workspace_len`], or better [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also
+/// split them over threads.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, bag::pool_tables};
@@ -305,20 +320,21 @@ fn pool_dense<I: Index>(
 ///
 /// # Errors
 /// [`PoolTablesError`]: whatever [`Table::bag`] would refuse, and different numbers of bags. `out` is then as it was.
-pub fn pool_tables<I: Index>(
-    tables: &[(Table<'_>, Bags<'_, I>)],
+pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
+    tables: &[(T, Bags<'_, I>)],
     pooling: Pooling,
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), PoolTablesError> {
     let at = |table| move |error| PoolTablesError { table, error };
     let num_bags = tables.first().map_or(0, |(_, bags)| bags.len());
-    let stride = tables.iter().fold(0usize, |width, (table, _)| width.saturating_add(table.embedding_dim()));
+    let stride = tables.iter().fold(0usize, |width, (table, _)| width.saturating_add(table.borrow().embedding_dim()));
     let expected = num_bags.saturating_mul(stride);
     if out.len() != expected {
         return Err(at(0)(LookupError::OutputLen { found: out.len(), expected }));
     }
     for (position, (table, bags)) in tables.iter().enumerate() {
+        let table = table.borrow();
         if bags.len() != num_bags {
             return Err(at(position)(LookupError::NumBags { found: bags.len(), expected: num_bags }));
         }
@@ -327,6 +343,7 @@ pub fn pool_tables<I: Index>(
     }
     let mut first = 0usize;
     for (position, (table, bags)) in tables.iter().enumerate() {
+        let table = table.borrow();
         let embedding_dim = table.embedding_dim();
         let mut out = Output { rows: &mut *out, stride, first, embedding_dim };
         table.pool(bags, pooling, &mut out, workspace).ok_or(at(position)(LookupError::Inconsistent))?;

@@ -8,7 +8,7 @@ const FEW: usize = 48;
 
 /// Sorts `entries`, whose low 32 bits are their order among equals, by their high 32 bits, all below `limit`; returns whether
 /// the sorted entries are in `spare`. That is as long, or the sort is slow.
-pub(super) fn sort(entries: &mut [u64], spare: &mut [u64], limit: u32) -> bool {
+pub(crate) fn sort(entries: &mut [u64], spare: &mut [u64], limit: u32) -> bool {
     let spare = spare.get_mut(..entries.len()).unwrap_or_default();
     if entries.len() <= FEW || spare.is_empty() {
         insertion_sort(entries);

@@ -6,12 +6,15 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod id_index;
 mod parse;
 mod record;
 #[cfg(feature = "alloc")]
 mod writer;
 
 pub use crate::limits::{ALIGNMENT, MAX_NAME_LEN, MAX_TABLES, VERSION};
+#[cfg(feature = "alloc")]
+pub use id_index::{id_index, id_index_len};
 #[cfg(feature = "alloc")]
 pub use writer::{IndexMapSpec, Layout, OverridesSpec, SectionChecksum, SectionPlan, TableSpec, WeightsSpec};
 
@@ -20,6 +23,7 @@ use crate::{
     error::ShapeError,
     shape::{MAX_CORES, MAX_ROW_FACTOR, TtShape, check_embedding_dim, check_factors},
 };
+use id_index::Line;
 use record::{SectionRecord, TableRecord};
 
 /// A parsed blob: a borrowed buffer whose directory has been checked.
@@ -46,12 +50,16 @@ pub enum Role {
     Scales(usize),
     /// Numbers of the prefixes whose products are stored.
     PrefixIds,
+    /// Where each of these stands ([`id_index`]).
+    PrefixIndex,
     /// The products of these prefixes.
     PrefixProducts,
     /// The row of each index.
     RemappedRows,
     /// Ids of the rows that are stored apart.
     OverrideIds,
+    /// Where each of these stands ([`id_index`]).
+    OverrideIndex,
     /// The rows that are stored apart.
     OverrideRows,
 }
@@ -211,6 +219,7 @@ pub struct Prefixes<'a> {
     pub ids: &'a [u64],
     /// Their products, [`TtShape::prefix_len`] elements per id.
     pub products: &'a [f32],
+    pub(crate) index: &'a [Line],
 }
 
 /// One core: `p_k` slices of `r_k x q_k x r_{k+1}` elements, each row-major, one after another.
@@ -229,6 +238,7 @@ pub struct Overrides<'a> {
     pub ids: &'a [u64],
     /// Their rows, one per id.
     pub rows: Rows<'a>,
+    pub(crate) index: &'a [Line],
 }
 
 /// One section of the directory, for listings.
@@ -288,7 +298,7 @@ impl<'a> Prefixes<'a> {
     /// The product of a prefix, if it is stored: `len` elements.
     #[inline]
     pub(crate) fn product(&self, prefix: u64, len: usize) -> Option<&'a [f32]> {
-        let start = position(self.ids, prefix)?.checked_mul(len)?;
+        let start = position(self.ids, self.index, prefix)?.checked_mul(len)?;
         self.products.get(start..)?.get(..len)
     }
 }
@@ -297,13 +307,17 @@ impl Overrides<'_> {
     /// The position of `index` among the ids.
     #[inline]
     pub(crate) fn position(&self, index: u64) -> Option<usize> {
-        position(self.ids, index)
+        position(self.ids, self.index, index)
     }
 }
 
-/// The position of `id` among ascending `ids`.
+/// The position of `id` among ascending `ids`, which may have an index.
 #[inline]
-fn position(ids: &[u64], id: u64) -> Option<usize> {
+fn position(ids: &[u64], index: &[Line], id: u64) -> Option<usize> {
+    if !index.is_empty() {
+        // It came with the payload, so it may be wrong; but so may the ids.
+        return id_index::position(index, id).filter(|&position| position < ids.len());
+    }
     let (first, last) = (ids.first()?, ids.last()?);
     if id < *first || id > *last {
         return None;
@@ -414,6 +428,8 @@ impl Role {
             Self::Scales(k) => (role::SCALES, k as u8),
             Self::PrefixIds => (role::PREFIX_IDS, 0),
             Self::PrefixProducts => (role::PREFIX_PRODUCTS, 0),
+            Self::PrefixIndex => (role::PREFIX_INDEX, 0),
+            Self::OverrideIndex => (role::OVERRIDE_INDEX, 0),
             Self::OverrideIds => (role::OVERRIDE_IDS, 0),
             Self::OverrideRows => (role::OVERRIDE_ROWS, 0),
             Self::Projection => (role::PROJECTION, 0),
@@ -430,6 +446,8 @@ impl Role {
             code::SCALES => Self::Scales(core.into()),
             code::PREFIX_IDS => Self::PrefixIds,
             code::PREFIX_PRODUCTS => Self::PrefixProducts,
+            code::PREFIX_INDEX => Self::PrefixIndex,
+            code::OVERRIDE_INDEX => Self::OverrideIndex,
             code::OVERRIDE_IDS => Self::OverrideIds,
             code::OVERRIDE_ROWS => Self::OverrideRows,
             code::PROJECTION => Self::Projection,

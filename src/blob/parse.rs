@@ -5,6 +5,7 @@
 use super::{
     ALIGNMENT, Blob, Checksum, Combine, Core, IndexMap, MAX_NAME_LEN, MAX_TABLES, Overrides, Prefixes, Projected,
     QuotientRemainder, Role, Rows, TableData, TtCores, VERSION, Weights, align_up, directory_checksum,
+    id_index::{self, Line},
     record::{DTYPE_U32, DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, index_map, kind},
 };
 use crate::{
@@ -13,8 +14,8 @@ use crate::{
     shape::{DigitOrder, MAX_CORES, TtShape, check_embedding_dim, check_num_embeddings},
 };
 
-/// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides.
-const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 5;
+/// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides. Ids may have an index.
+const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 7;
 
 impl<'a> Blob<'a> {
     /// Checks the header and the directory of `bytes`, which must start on a multiple of [`ALIGNMENT`] and be the blob
@@ -135,7 +136,7 @@ impl<'a> Blob<'a> {
                     }
                 }
                 if let Some(prefixes) = &tt.prefixes
-                    && let Some(position) = first_bad_id(prefixes.ids, tt.shape.num_prefixes())
+                    && let Some(position) = first_bad_id(prefixes.ids, prefixes.index, tt.shape.num_prefixes())
                 {
                     return Err(BlobError::PrefixIds { table, position });
                 }
@@ -148,7 +149,7 @@ impl<'a> Blob<'a> {
         }
         if let Some(overrides) = &data.overrides {
             check_rows(&overrides.rows, Role::OverrideRows)?;
-            if let Some(position) = first_bad_id(overrides.ids, data.num_embeddings) {
+            if let Some(position) = first_bad_id(overrides.ids, overrides.index, data.num_embeddings) {
                 return Err(BlobError::OverrideIds { table, position });
             }
         }
@@ -315,11 +316,11 @@ impl<'a> Blob<'a> {
     }
 }
 
-/// The first of these ids that is not above the one before it and below `limit`.
-fn first_bad_id(ids: &[u64], limit: u64) -> Option<usize> {
+/// The first of these ids that is not above the one before it and below `limit`, or that the index does not have there.
+fn first_bad_id(ids: &[u64], index: &[Line], limit: u64) -> Option<usize> {
     let mut floor = 0;
-    ids.iter().position(|&id| {
-        let bad = id < floor || id >= limit;
+    ids.iter().enumerate().position(|(position, &id)| {
+        let bad = id < floor || id >= limit || !index.is_empty() && id_index::position(index, id) != Some(position);
         floor = id.saturating_add(1);
         bad
     })
@@ -437,11 +438,12 @@ impl<'a> SectionCursor<'_, 'a> {
             return Ok(None);
         }
         let ids = self.ids(Role::PrefixIds, shape.num_prefixes())?;
+        let index = self.id_index(Role::PrefixIndex, shape.num_prefixes())?;
         let section = self.section;
         let products =
             self.elements(Role::PrefixProducts, ids.len() as u64, |dtype| dtype.bytes_of(shape.prefix_len()))?;
         match products {
-            Elements::F32(products) => Ok(Some(Prefixes { ids, products })),
+            Elements::F32(products) => Ok(Some(Prefixes { ids, products, index })),
             other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),
         }
     }
@@ -452,8 +454,9 @@ impl<'a> SectionCursor<'_, 'a> {
             return Ok(None);
         }
         let ids = self.ids(Role::OverrideIds, num_embeddings)?;
+        let index = self.id_index(Role::OverrideIndex, num_embeddings)?;
         let rows = self.rows(Role::OverrideRows, ids.len() as u64, embedding_dim)?;
-        Ok(Some(Overrides { ids, rows }))
+        Ok(Some(Overrides { ids, rows, index }))
     }
 
     /// At most `limit` ids.
@@ -479,6 +482,21 @@ impl<'a> SectionCursor<'_, 'a> {
             found: record.len,
             expected: 0,
         })
+    }
+
+    /// The index of ids below `limit`, if it comes next.
+    fn id_index(&mut self, role: Role, limit: u64) -> Result<&'a [Line], BlobError> {
+        if self.rest.first().is_none_or(|next| (next.role, next.core) != role.codes()) {
+            return Ok(&[]);
+        }
+        let (section, record) = self.take(role)?;
+        if record.dtype != DTYPE_U64 {
+            return Err(BlobError::SectionDtype { section, found: record.dtype.into() });
+        }
+        let expected = id_index::byte_len(limit);
+        let wrong_len = BlobError::SectionLength { section, found: record.len, expected };
+        let bytes = self.bytes(section, record, expected, 1)?;
+        bytemuck::try_cast_slice(bytes).map_err(|_| wrong_len)
     }
 }
 

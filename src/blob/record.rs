@@ -31,9 +31,11 @@ pub(crate) mod role {
     pub(crate) const PREFIX_PRODUCTS: u16 = 7;
     pub(crate) const PROJECTION: u16 = 8;
     pub(crate) const REMAPPED_ROWS: u16 = 9;
+    pub(crate) const OVERRIDE_INDEX: u16 = 10;
+    pub(crate) const PREFIX_INDEX: u16 = 11;
 }
 
-/// The dtype code of a section of u64 ids.
+/// The dtype code of a section of u64 ids, or of an index of them.
 pub(crate) const DTYPE_U64: u8 = 0x40;
 /// The dtype code of a section of u32 row numbers.
 pub(crate) const DTYPE_U32: u8 = 0x41;

@@ -2,7 +2,7 @@
 //! be streamed: sections in order, then the head, which carries their checksums.
 
 use super::{
-    Checksum, Combine, MAX_NAME_LEN, MAX_TABLES, Role, VERSION, align_up, directory_checksum,
+    Checksum, Combine, MAX_NAME_LEN, MAX_TABLES, Role, VERSION, align_up, directory_checksum, id_index_len,
     record::{DTYPE_U32, DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, index_map, kind},
 };
 use crate::{
@@ -118,7 +118,7 @@ pub struct SectionPlan {
     pub table: usize,
     /// What it holds.
     pub role: Role,
-    /// Its element type; `None` for ids, which are u64, and for the row numbers of [`Role::RemappedRows`], which are u32.
+    /// Its element type; `None` for ids and their index, which are u64, and for the row numbers of [`Role::RemappedRows`], which are u32.
     pub dtype: Option<Dtype>,
     /// Bytes from the start of the blob, a multiple of 64.
     pub offset: u64,
@@ -336,7 +336,8 @@ impl Layout {
                 return Err(BlobError::Count { what: "prefixes", found: spec.num_prefixes, limit });
             }
             let product_len = Dtype::F32.bytes_of(shape.prefix_len());
-            self.push_section(position, Role::PrefixIds, None, spec.num_prefixes, 8)?;
+            let ids = [Role::PrefixIds, Role::PrefixIndex];
+            self.push_ids(position, ids, spec.num_prefixes, shape.num_prefixes(), product_len)?;
             self.push_section(position, Role::PrefixProducts, Some(Dtype::F32), spec.num_prefixes, product_len)?;
         }
         let (index_map, num_embeddings) = match spec.index_map {
@@ -359,8 +360,9 @@ impl Layout {
             if count == 0 || count > num_embeddings {
                 return Err(wrong_shape(ShapeError::NumEmbeddings { found: count }));
             }
-            self.push_section(position, Role::OverrideIds, None, count, 8)?;
-            self.push_section(position, Role::OverrideRows, Some(dtype), count, dtype.row_len(embedding_dim))?;
+            let row_len = dtype.row_len(embedding_dim);
+            self.push_ids(position, [Role::OverrideIds, Role::OverrideIndex], count, num_embeddings, row_len)?;
+            self.push_section(position, Role::OverrideRows, Some(dtype), count, row_len)?;
         }
         record.num_embeddings = num_embeddings;
         record.embedding_dim = embedding_dim as u32;
@@ -368,6 +370,22 @@ impl Layout {
         self.names.extend_from_slice(spec.name.as_bytes());
         self.tables.push(record);
         Ok(())
+    }
+
+    /// A section of `count` ids below `limit`, and one of their index where it pays: each stands for `len` bytes.
+    fn push_ids(
+        &mut self,
+        table: usize,
+        [ids, index]: [Role; 2],
+        count: u64,
+        limit: u64,
+        len: usize,
+    ) -> Result<(), BlobError> {
+        self.push_section(table, ids, None, count, 8)?;
+        match id_index_len(count, limit, len) {
+            0 => Ok(()),
+            bytes => self.push_section(table, index, None, bytes, 1),
+        }
     }
 
     /// A section of `count` runs of `len` bytes.

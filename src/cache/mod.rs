@@ -32,8 +32,9 @@ impl CacheStatistics {
     }
 }
 
-/// Rows of one tensor-train table, f32 and multiplied out, in memory that the caller lends. (A dense table's bags are pooled as
-/// without it: nothing would be gained.)
+/// Rows of one table by their indices, f32 and multiplied out, in memory that the caller lends. It serves lookups of every kind
+/// of table, and the bags of tensor trains. (Other bags are pooled as without it: of dense and of short rows, since nothing would
+/// be gained; of quotient and remainder rows, since a bag is not the sum of its rows.)
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, cache::RowCache};

@@ -1,6 +1,8 @@
 //! AVX2, FMA and F16C: eight lanes; the narrow form has four.
 
-use super::{Avx2, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, padded, sealed::Sealed, with_features};
+use super::{
+    Avx2, FourLanes, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, padded, sealed::Sealed, with_features,
+};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -281,6 +283,17 @@ impl Isa for Avx2Narrow {
         fn div(self, a: __m128, b: __m128) -> __m128 { _mm_div_ps(a, b) }
         // The second operand where the lanes do not compare.
         fn max(self, a: __m128, b: __m128) -> __m128 { _mm_max_ps(a, b) }
+    }
+}
+
+impl FourLanes for Avx2Narrow {
+    avx2_features! { with_features
+        fn transpose(self, rows: [__m128; 4]) -> [__m128; 4] {
+            let [a, b, c, d] = rows;
+            let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+            [_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab), _mm_movelh_ps(ab_high, cd_high), _mm_movehl_ps(cd_high, ab_high)]
+        }
     }
 }
 

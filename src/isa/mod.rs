@@ -52,7 +52,7 @@ pub(crate) trait Isa: Copy + Sealed {
     /// The same tier on vectors of half as many lanes, but four at least.
     type Half: Isa;
     /// The same tier on vectors of four lanes.
-    type Narrow: Isa;
+    type Narrow: FourLanes;
     /// Vectors of several rows of four columns, if this tier [has them](Self::fours).
     type Fours: Groups;
     /// Vectors of several rows of eight columns, if this tier [has them](Self::eights).
@@ -94,6 +94,12 @@ pub(crate) trait Isa: Copy + Sealed {
     fn fma_lane<const LANE: usize>(self, quad: Self::Quad<'_>, b: Self::F32, c: Self::F32) -> Self::F32;
     /// Asks for the cache line at the start of `xs`; changes no result.
     fn prefetch<T>(self, xs: &[T]);
+}
+
+/// Vectors of four lanes.
+pub(crate) trait FourLanes: Isa {
+    /// Lane j of row i becomes lane i of row j.
+    fn transpose(self, rows: [Self::F32; 4]) -> [Self::F32; 4];
 }
 
 /// Vectors of several rows side by side: for right operands of few columns, which would leave most of a vector empty.
@@ -193,8 +199,23 @@ macro_rules! tiers {
         impl Token {
             /// The tiers that this CPU can run, best first: `position` counts all of this architecture.
             fn detect(position: u8) -> Option<Self> {
-                let mut tiers = [$( #[$cfg] (($(detect::has($feature))&&+).then_some(Self::$Token($Token(())))), )* Some(Self::Scalar(Scalar))].into_iter();
-                tiers.nth(position.into())?
+                let mut tiers = [$( #[$cfg] Self::$Token($Token(())), )* Self::Scalar(Scalar)].into_iter();
+                let is_available = Self::available() >> position & 1 == 1;
+                tiers.nth(position.into()).filter(|_| is_available)
+            }
+
+            /// A bit for each position. The CPU is asked once: in a virtual machine it takes microseconds to answer.
+            fn available() -> u8 {
+                /// The scalar tier's bit is always set once it is known.
+                static AVAILABLE: AtomicU8 = AtomicU8::new(0);
+                let known = AVAILABLE.load(Ordering::Relaxed);
+                if known != 0 {
+                    return known;
+                }
+                let tiers = [$( #[$cfg] ($(detect::has($feature))&&+), )* true].into_iter().enumerate();
+                let available = tiers.fold(0, |bits, (position, is_there)| bits | u8::from(is_there) << position);
+                AVAILABLE.store(available, Ordering::Relaxed);
+                available
             }
         }
 
@@ -241,16 +262,7 @@ impl Tier {
 
     /// The best tier that this CPU can run. Detected once.
     pub fn best() -> Self {
-        const UNKNOWN: u8 = u8::MAX;
-        static BEST: AtomicU8 = AtomicU8::new(UNKNOWN);
-        let known = BEST.load(Ordering::Relaxed);
-        let position = if known == UNKNOWN {
-            let best = (0..NUM_TIERS).find(|&position| Token::detect(position).is_some());
-            best.inspect(|&best| BEST.store(best, Ordering::Relaxed))
-        } else {
-            Some(known)
-        };
-        position.and_then(Token::detect).map_or(Self(Token::Scalar(Scalar)), Self)
+        Self::available().next().unwrap_or(Self(Token::Scalar(Scalar)))
     }
 
     /// Whether this is the scalar tier.

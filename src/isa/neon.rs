@@ -1,6 +1,6 @@
 //! NEON (Advanced SIMD), part of aarch64's baseline: four lanes.
 
-use super::{Isa, Neon, NoGroups, Op, call_with_features, padded, with_features};
+use super::{FourLanes, Isa, Neon, NoGroups, Op, call_with_features, padded, with_features};
 use core::arch::{aarch64::*, asm};
 use half::{bf16, f16};
 
@@ -114,6 +114,18 @@ impl Isa for Neon {
             1 => self.fma_lane_1(quad, b, c),
             2 => self.fma_lane_2(quad, b, c),
             _ => self.fma_lane_3(quad, b, c),
+        }
+    }
+}
+
+impl FourLanes for Neon {
+    with_features! { ["neon"]
+        fn transpose(self, rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
+            let [a, b, c, d] = rows;
+            let pairs = [vtrn1q_f32(a, b), vtrn2q_f32(a, b), vtrn1q_f32(c, d), vtrn2q_f32(c, d)];
+            let [ab, ab_odd, cd, cd_odd] = pairs.map(|pair| vreinterpretq_f64_f32(pair));
+            let rows = [vtrn1q_f64(ab, cd), vtrn1q_f64(ab_odd, cd_odd), vtrn2q_f64(ab, cd), vtrn2q_f64(ab_odd, cd_odd)];
+            rows.map(|row| vreinterpretq_f32_f64(row))
         }
     }
 }

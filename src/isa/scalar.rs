@@ -1,6 +1,6 @@
 //! The portable tier: four lanes of plain f32, unfused. Always compiled, always tested, and what a Cortex-M runs.
 
-use super::{Isa, NoGroups, Op, sealed::Sealed};
+use super::{FourLanes, Isa, NoGroups, Op, sealed::Sealed};
 use half::{bf16, f16};
 
 /// Proof of nothing: every CPU can run it.
@@ -119,4 +119,11 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     fn prefetch<T>(self, _: &[T]) {}
+}
+
+impl FourLanes for Scalar {
+    #[inline(always)]
+    fn transpose(self, [a, b, c, d]: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+        [0, 1, 2, 3].map(|lane| [a[lane], b[lane], c[lane], d[lane]])
+    }
 }

@@ -1,29 +1,67 @@
 //! Products with a transposed operand: transpose, then [`chain_step`].
 
 use super::{Epilogue, chain_step};
-use crate::{dtype::Elements, isa::Tier};
+use crate::{
+    dtype::Elements,
+    isa::{FourLanes, Isa, Op, Tier},
+};
 
-/// Rows and columns that are transposed together: both sides stay in a few cache lines.
-const BLOCK: usize = 8;
+/// Rows and columns that are transposed together, in registers.
+const BLOCK: usize = 4;
 
 /// `out[n x m] <- x[m x n]'`. With it, [`chain_step`] makes the products that gradients need: `g . G'` as
 /// `chain_step(g, G')`, and `X' . g` as `chain_step(X', g)`.
 ///
 /// `None`, with nothing done, unless `x` and `out` are `m n` long.
-pub fn transpose(x: &[f32], n: usize, out: &mut [f32]) -> Option<()> {
+pub fn transpose(tier: Tier, x: &[f32], n: usize, out: &mut [f32]) -> Option<()> {
     let m = x.len().checked_div(n)?;
     if m.checked_mul(n)? != x.len() || x.len() != out.len() {
         return None;
     }
-    for row in (0..m).step_by(BLOCK) {
-        for column in (0..n).step_by(BLOCK) {
-            for (at, out) in out.chunks_exact_mut(m.max(1)).enumerate().skip(column).take(BLOCK) {
-                let from = x.get(row * n + at..)?.iter().step_by(n);
-                out.get_mut(row..)?.iter_mut().zip(from).take(BLOCK).for_each(|(to, &from)| *to = from);
+    tier.run(Transpose { x, m, n, out })
+}
+
+struct Transpose<'s, 'o> {
+    x: &'s [f32],
+    m: usize,
+    n: usize,
+    out: &'o mut [f32],
+}
+
+impl Op for Transpose<'_, '_> {
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Option<()> {
+        let Self { x, m, n, out } = self;
+        let isa = isa.narrow();
+        let (whole_rows, whole_columns) = (m - m % BLOCK, n - n % BLOCK);
+        for (rows, row) in x.chunks_exact(n.saturating_mul(BLOCK)).zip((0..).step_by(BLOCK)) {
+            let mut rest = rows;
+            let mut blocks: [&[[f32; BLOCK]]; BLOCK] = [&[]; BLOCK];
+            for blocks in &mut blocks {
+                let (row, after) = rest.split_at_checked(n)?;
+                (*blocks, rest) = (row.as_chunks().0, after);
+            }
+            let [a, b, c, d] = blocks;
+            for ((((a, b), c), d), column) in a.iter().zip(b).zip(c).zip(d).zip((0..).step_by(BLOCK)) {
+                let block = [a, b, c, d].map(|row| isa.load_f32(row));
+                let to = out.get_mut(column * m + row..)?;
+                for (at, vector) in isa.transpose(block).into_iter().enumerate() {
+                    isa.store(vector, to.get_mut(at * m..)?.first_chunk_mut::<BLOCK>()?);
+                }
             }
         }
+        // What is left: columns of the whole rows, then the rows after them.
+        for (rows, columns) in [(0..whole_rows, whole_columns..n), (whole_rows..m, 0..n)] {
+            for column in columns {
+                for row in rows.clone() {
+                    *out.get_mut(column * m + row)? = *x.get(row * n + column)?;
+                }
+            }
+        }
+        Some(())
     }
-    Some(())
 }
 
 /// f32 elements of scratch that [`dot_interaction`] needs for `num_features` vectors of `dim` elements.
@@ -50,7 +88,7 @@ pub fn dot_interaction(
     }
     let workspace = workspace.get_mut(..dot_interaction_workspace_len(f, dim))?;
     let (columns, products) = workspace.split_at_mut_checked(features.len())?;
-    transpose(features, dim, columns)?;
+    transpose(tier, features, dim, columns)?;
     chain_step(tier, [f, dim, f], features, Elements::F32(columns), products, Epilogue::Store)?;
     let below = products.chunks_exact(f).enumerate().flat_map(|(row, products)| products.iter().take(row));
     out.iter_mut().zip(below).for_each(|(out, &product)| *out = product);

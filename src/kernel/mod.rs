@@ -4,6 +4,7 @@
 //! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with [`transpose`]) of the dot
 //!   interaction and of the gradients;
 //! - [`widen`]: one stored row or slice;
+//! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): what a gradient does to a slice;
 //! - `PoolRows`, `AddRows`, `GatherRows`: bags over dense rows, rows added here and there, rows put end to end.
 //!
 //! [`crate::Table`] is the way to look rows up; these are public for benchmarks and for engines of one's own.
@@ -14,6 +15,8 @@ mod interaction;
 mod peak;
 mod rows;
 mod step;
+#[cfg(feature = "train")]
+mod update;
 
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use peak::{fma_chains, read_all};
@@ -21,6 +24,8 @@ pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
 pub use rows::{Pooling, widen};
 pub use step::chain_step;
 pub(crate) use step::{Job, add_products, store_products, store_rows};
+#[cfg(feature = "train")]
+pub use update::{AdamFactors, adagrad, adam, row_wise_adagrad, sgd};
 
 use crate::isa::{Isa, Op, Tier};
 use core::ops::Range;

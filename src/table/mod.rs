@@ -55,7 +55,7 @@ impl<'a> Blob<'a> {
 }
 
 impl<'a> Table<'a> {
-    fn new(data: TableData<'a>) -> Self {
+    pub(crate) fn new(data: TableData<'a>) -> Self {
         Self { data, tier: Tier::best(), cache: None }
     }
 

@@ -69,6 +69,8 @@ pub(crate) const ROLE_PREFIX_IDS: u16 = 6;
 pub(crate) const ROLE_PREFIX_PRODUCTS: u16 = 7;
 pub(crate) const ROLE_PROJECTION: u16 = 8;
 pub(crate) const ROLE_REMAPPED_ROWS: u16 = 9;
+pub(crate) const ROLE_OVERRIDE_INDEX: u16 = 10;
+pub(crate) const ROLE_PREFIX_INDEX: u16 = 11;
 pub(crate) const DTYPE_F32: u8 = 1;
 pub(crate) const DTYPE_F16: u8 = 2;
 pub(crate) const DTYPE_BF16: u8 = 3;
@@ -195,6 +197,23 @@ pub(crate) fn name_of(bytes: &[u8], position: usize) -> &str {
     let at = table_at(position);
     let start = names_at(bytes) + u32_at(bytes, at + table::NAME_OFFSET) as usize;
     str::from_utf8(&bytes[start..start + u32_at(bytes, at + table::NAME_LEN) as usize]).unwrap()
+}
+
+/// The index of ids below `limit`, id by id.
+pub(crate) fn fill_id_index(ids: &[u64], limit: u64, out: &mut [u8]) {
+    assert_eq!(out.len() as u64, limit.div_ceil(384) * 64);
+    out.fill(0);
+    for (run, first) in out.chunks_exact_mut(64).zip((0..).step_by(384)) {
+        let before = |id: u64| ids.iter().filter(|&&other| other < id).count();
+        put(run, 0, &(before(first) as u32).to_le_bytes());
+        for word in 0..6 {
+            let in_run = before(first + 64 * word) - before(first);
+            put(run, 4 + 2 * word as usize, &(in_run as u16).to_le_bytes());
+        }
+        for id in ids.iter().filter_map(|id| id.checked_sub(first)).filter(|&id| id < 384) {
+            run[16 + id as usize / 8] |= 1 << (id % 8);
+        }
+    }
 }
 
 /// CRC-32C, from its reflected polynomial.

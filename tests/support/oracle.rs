@@ -279,8 +279,8 @@ impl<'a> Reference<'a> {
         let ids = self.override_ids();
         let lookups = indices.iter().copied().zip(weights.iter().copied().chain(std::iter::repeat(1.0)));
         let (apart, others): (Vec<_>, Vec<_>) = lookups.partition(|(index, _)| ids.contains(index));
-        let ((apart, apart_weights), (others, other_weights)): ((Vec<u64>, Vec<f32>), (Vec<u64>, Vec<f32>)) =
-            (apart.into_iter().unzip(), others.into_iter().unzip());
+        let (apart, apart_weights): (Vec<u64>, Vec<f32>) = apart.into_iter().unzip();
+        let (others, other_weights): (Vec<u64>, Vec<f32>) = others.into_iter().unzip();
         if others.is_empty() {
             return of_rows(&apart, &apart_weights, mode);
         }

@@ -24,10 +24,12 @@ pub(crate) enum Values {
 
 /// A blob of these tables, filled from `seed`.
 pub(crate) fn build(tables: &[TableSpec], seed: u64, values: Values) -> AlignedBuf {
+    // The ids of the section before, which an index follows.
+    let mut ids = Vec::new();
     Layout::new(tables).unwrap().build(|section, out| {
         let table = &tables[section.table];
         let limit = match (section.role, table.weights) {
-            (Role::PrefixIds, WeightsSpec::Tt { shape, .. }) => shape.num_prefixes(),
+            (Role::PrefixIds | Role::PrefixIndex, WeightsSpec::Tt { shape, .. }) => shape.num_prefixes(),
             (Role::RemappedRows, _) => num_rows(&table.weights),
             _ => num_embeddings(table),
         };
@@ -37,8 +39,14 @@ pub(crate) fn build(tables: &[TableSpec], seed: u64, values: Values) -> AlignedB
             (Role::RemainderRows, WeightsSpec::QuotientRemainder { columns, .. }) => columns[1],
             _ => embedding_dim(&table.weights),
         };
+        if matches!(section.role, Role::OverrideIndex | Role::PrefixIndex) {
+            return super::format::fill_id_index(&ids, limit, out);
+        }
         let mut rng = Rng::new(seed ^ section.offset);
         fill(section, limit, columns, &mut rng, values, out);
+        if matches!(section.role, Role::OverrideIds | Role::PrefixIds) {
+            ids = out.chunks_exact(8).map(|id| u64::from_le_bytes(id.try_into().unwrap())).collect();
+        }
     })
 }
 

@@ -1,5 +1,8 @@
 //! `ttrec convert`: a checkpoint's tables into a blob, streamed.
 
+#[cfg(test)]
+mod hostile;
+
 use crate::{
     Outcome,
     blob_file::{self, Sink},
@@ -20,7 +23,7 @@ use std::{
 };
 use ttrec::{
     BlobError,
-    blob::{IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    blob::{self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -373,6 +376,10 @@ impl Source<'_> {
             }
             (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
                 overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
+            }
+            (Role::OverrideIndex, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
+                let ids: Vec<u64> = overrides.ids.iter().map(|(id, _)| *id).collect();
+                blob::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
             }
             (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
                 let mut row = vec![0.0; shape.embedding_dim()];

@@ -6,6 +6,7 @@ use crate::{
 };
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
+use ttrec::Table;
 
 const INDICES: &str = ".indices";
 const COUNTS: &str = ".counts";
@@ -64,6 +65,12 @@ impl Frequencies {
         })
     }
 
+    /// The rows of `table` that are asked for at all, ascending, and how often, if that is known.
+    pub(crate) fn rows(&self, table: &Table<'_>) -> Result<Option<Vec<(u64, f64)>>> {
+        let rows = self.of(table.name())?.map(|source| source.read(table.num_embeddings())).transpose()?;
+        Ok(rows.filter(|rows| !rows.is_empty()))
+    }
+
     /// Says that no array belongs to one of these tables, the only ones that could use it.
     pub(crate) fn none_fit(&self, tables: &[&str]) -> String {
         let arrays: Vec<&str> = self.file.tensors().map(Tensor::name).take(LISTED).collect();
@@ -117,15 +124,16 @@ fn for_each_count(array: &Tensor, file: &std::path::Display<'_>, mut put: impl F
     while start < array.len() {
         let count = (array.len() - start).min(buffer.len() as u64);
         let numbers = &mut buffer[..count as usize];
-        array.read_f32(start, numbers)?;
+        array.read_f64(start, numbers)?;
         for (&number, position) in numbers.iter().zip(start..) {
             let name = array.name();
             ensure!(
-                number.is_finite() && number >= 0.0,
+                // Sums and products of these stay finite, too.
+                (0.0..=f64::from(f32::MAX)).contains(&number),
                 "{file}: {name}[{position}] is {number}: expected 0 or more, and finite in f32"
             );
             if number > 0.0 {
-                put(position, number.into());
+                put(position, number);
             }
         }
         start += count;

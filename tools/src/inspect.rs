@@ -25,57 +25,57 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct BlobSummary {
-    format_version: u32,
-    bytes: u64,
-    dense_f32_bytes: u64,
-    tables: Vec<TableSummary>,
+pub(crate) struct BlobSummary {
+    pub(crate) format_version: u32,
+    pub(crate) bytes: u64,
+    pub(crate) dense_f32_bytes: u64,
+    pub(crate) tables: Vec<TableSummary>,
 }
 
 #[derive(Serialize)]
-struct TableSummary {
-    name: String,
-    representation: &'static str,
-    dtype: &'static str,
-    num_embeddings: u64,
-    embedding_dim: usize,
-    bytes: u64,
-    dense_f32_bytes: u64,
-    overrides: usize,
-    prefix_products: usize,
-    workspace_len: usize,
-    index_map: &'static str,
-    num_rows: u64,
+pub(crate) struct TableSummary {
+    pub(crate) name: String,
+    pub(crate) representation: &'static str,
+    pub(crate) dtype: &'static str,
+    pub(crate) num_embeddings: u64,
+    pub(crate) embedding_dim: usize,
+    pub(crate) bytes: u64,
+    pub(crate) dense_f32_bytes: u64,
+    pub(crate) overrides: usize,
+    pub(crate) prefix_products: usize,
+    pub(crate) workspace_len: usize,
+    pub(crate) index_map: &'static str,
+    pub(crate) num_rows: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tt: Option<TtSummary>,
+    pub(crate) tt: Option<TtSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    projected: Option<ProjectedSummary>,
+    pub(crate) projected: Option<ProjectedSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    quotient_remainder: Option<QuotientRemainderSummary>,
+    pub(crate) quotient_remainder: Option<QuotientRemainderSummary>,
 }
 
 #[derive(Serialize)]
-struct ProjectedSummary {
+pub(crate) struct ProjectedSummary {
     rank: usize,
     /// The dtype of the matrix.
     projection: &'static str,
 }
 
 #[derive(Serialize)]
-struct QuotientRemainderSummary {
+pub(crate) struct QuotientRemainderSummary {
     operation: &'static str,
     num_remainders: u32,
     columns: [usize; 2],
 }
 
 #[derive(Serialize)]
-struct TtSummary {
-    row_factors: Vec<u32>,
-    column_factors: Vec<u32>,
-    ranks: Vec<u32>,
-    digit_order: &'static str,
-    num_parameters: u64,
-    flops_per_row: u64,
+pub(crate) struct TtSummary {
+    pub(crate) row_factors: Vec<u32>,
+    pub(crate) column_factors: Vec<u32>,
+    pub(crate) ranks: Vec<u32>,
+    pub(crate) digit_order: &'static str,
+    pub(crate) num_parameters: u64,
+    pub(crate) flops_per_row: u64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -92,7 +92,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn summarise(blob: &Blob<'_>) -> BlobSummary {
+/// What the directory says.
+pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
         .tables()
         .enumerate()

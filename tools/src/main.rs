@@ -4,7 +4,9 @@ mod bench;
 mod blob_file;
 mod budget;
 mod cache;
+mod cancel;
 mod checkpoint;
+mod compare;
 mod convert;
 mod demo;
 mod dialect;
@@ -15,6 +17,7 @@ mod lookup;
 mod output;
 mod plan;
 mod progress;
+mod report;
 mod spec;
 mod verify;
 
@@ -30,7 +33,8 @@ Exit codes:
   1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo: answers differ
   2  the command line was wrong
   3  an input was refused: a checkpoint, spec, blob or npz file
-  4  the output could not be written; what stood there before is untouched";
+  4  the output could not be written; what stood there before is untouched
+  130, 143  interrupted (Ctrl-C) or terminated; an output is what it was before";
 
 /// Tensor-train embedding tables for the edge: checkpoints in, one small blob out.
 ///
@@ -52,6 +56,7 @@ enum Command {
     Inspect(inspect::Args),
     Lookup(lookup::Args),
     Verify(verify::Args),
+    Report(report::Args),
     Bench(bench::Args),
     Demo(demo::Args),
 }
@@ -63,13 +68,18 @@ enum Outcome {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if let Err(error) = cancel::watch() {
+        eprintln!("ttrec: cannot listen for signals: {error}");
+    }
+    let result = match command {
         Command::Plan(args) => plan::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Lookup(args) => lookup::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
@@ -77,8 +87,14 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Differs) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("ttrec: {error:#}");
+            eprintln!("ttrec: {}", printable(&format!("{error:#}")));
             ExitCode::from(if error.is::<output::WriteError>() { 4 } else { 3 })
         }
     }
+}
+
+/// Libraries' errors quote names from files as they are; these must not command the terminal.
+fn printable(text: &str) -> String {
+    let harmless = |c: &char| !c.is_control() || *c == '\n';
+    text.chars().map(|c| if harmless(&c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 use tempfile::NamedTempFile;
 
@@ -57,10 +58,50 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
+/// The unfinished files of this process, each with the place it is meant for. Files are created and take their place under
+/// this lock, so that whoever holds it knows which of the two is there.
+static UNFINISHED: Mutex<Vec<(PathBuf, PathBuf)>> = Mutex::new(Vec::new());
+
+fn unfinished() -> MutexGuard<'static, Vec<(PathBuf, PathBuf)>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An entry of [`UNFINISHED`], there for as long as this is.
+struct Entry(PathBuf);
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        unfinished().retain(|(file, _)| *file != self.0);
+    }
+}
+
+/// The outputs that were given up. While this is held, no file is created, and none takes its place.
+#[cfg(unix)]
+pub(crate) struct Abandoned(MutexGuard<'static, Vec<(PathBuf, PathBuf)>>);
+
+/// Removes all unfinished files.
+#[cfg(unix)]
+pub(crate) fn abandon() -> Abandoned {
+    let files = unfinished();
+    // What cannot be removed stays, as after a kill.
+    files.iter().for_each(|(file, _)| drop(fs::remove_file(file)));
+    Abandoned(files)
+}
+
+#[cfg(unix)]
+impl Abandoned {
+    /// Where they would have stood.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(_, place)| place.as_path())
+    }
+}
+
 /// A file that takes its place only when [`commit`](Self::commit) succeeds.
 pub(crate) struct Output {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
+    // After `file`, so that it goes once the file is removed.
+    entry: Entry,
 }
 
 impl Output {
@@ -85,8 +126,11 @@ impl Output {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
+        let mut unfinished = unfinished();
         let file = builder.tempfile_in(directory_of(&path)).map_err(failed)?;
-        Ok(Self { path, file: BufWriter::with_capacity(1 << 20, file) })
+        let entry = Entry(file.path().to_owned());
+        unfinished.push((entry.0.clone(), path.clone()));
+        Ok(Self { path, file: BufWriter::with_capacity(1 << 20, file), entry })
     }
 
     /// Runs `write` on the file.
@@ -96,7 +140,7 @@ impl Output {
 
     /// Writes `bytes` over the start of the file.
     pub(crate) fn overwrite_start(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let Self { path, file } = self;
+        let Self { path, file, .. } = self;
         file.seek(SeekFrom::Start(0))
             .and_then(|_| file.write_all(bytes))
             .map_err(|error| WriteError { path: path.clone(), error })
@@ -104,11 +148,14 @@ impl Output {
 
     /// Syncs the file and puts it in its place.
     pub(crate) fn commit(self) -> Result<(), WriteError> {
-        let Self { path, file } = self;
+        let Self { path, file, entry } = self;
         let failed = |error| WriteError { path: path.clone(), error };
         let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
         file.as_file().sync_all().map_err(failed)?;
+        let mut unfinished = unfinished();
         file.persist(&path).map_err(|error| failed(error.error))?;
+        unfinished.retain(|(file, _)| *file != entry.0);
+        drop(unfinished);
         // The rename itself lasts once its directory is synced; where directories cannot be opened, it is as safe as any.
         if let Ok(directory) = File::open(directory_of(&path)) {
             let _ = directory.sync_all();

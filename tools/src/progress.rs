@@ -17,7 +17,8 @@ impl Progress {
     pub(crate) fn new(what: &str, total: u64) -> Self {
         let template = "{msg} {wide_bar} {human_pos}/{human_len} ({eta} left)";
         let style = ProgressStyle::with_template(template).expect("a fixed template");
-        let bar = ProgressBar::hidden().with_message(what.to_owned());
+        // It names tables, and these must not command the terminal.
+        let bar = ProgressBar::hidden().with_message(what.escape_debug().to_string());
         bar.set_length(total);
         Self { bar, style, started: Instant::now(), done: 0, shown: false }
     }

@@ -11,9 +11,9 @@ use std::{
         process::ExitStatusExt,
     },
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use support::{Dir, Elements, TTREC, golden, run, ttrec};
 
@@ -114,6 +114,83 @@ fn kill_9_leaves_the_old_blob_or_the_new_one() {
     // And what a killed run leaves behind is not in the way of the next one.
     assert!(command().status().unwrap().success());
     assert!(fs::read(&blob).unwrap() == new);
+}
+
+fn send(signal: &str, to: &Child) {
+    assert!(Command::new("kill").args(["-s", signal, &to.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn an_interrupt_leaves_the_old_blob_and_nothing_else() {
+    let dir = Dir::new();
+    let checkpoint = large_checkpoint(&dir);
+    let (blob, spec) = (dir.path("blob.ttr"), dir.file("spec.toml", "[[table]]\ntensor = \"emb\"\ndtype = \"i8\"\n"));
+    let start = || {
+        let mut command = Command::new(TTREC);
+        command.arg("convert").arg(&checkpoint).arg("-o").arg(&blob).arg("--spec").arg(&spec);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let started = Instant::now();
+    assert!(start().wait().unwrap().success());
+    let whole = started.elapsed();
+    let new = fs::read(&blob).unwrap();
+
+    let (mut midway, mut longest) = (0, Duration::ZERO);
+    for attempt in 0..60 {
+        // The delays cover a whole run; if none of them hits the middle of it, another set follows.
+        if attempt >= 20 && midway >= 2 {
+            break;
+        }
+        let (signal, number) = [("INT", 2), ("TERM", 15)][attempt % 2];
+        fs::write(&blob, OLD).unwrap();
+        let child = start();
+        thread::sleep(whole.mul_f64((attempt % 20) as f64 / 19.0 + attempt as f64 / 2000.0));
+        let part = parts(&dir);
+        send(signal, &child);
+        let sent = Instant::now();
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        longest = longest.max(sent.elapsed());
+        assert!(parts(&dir).is_empty(), "{:?} stayed after {signal}", parts(&dir));
+        let (found, stderr) = (fs::read(&blob).unwrap(), String::from_utf8(stderr).unwrap());
+        match status.code() {
+            Some(0) => assert!(found == new),
+            Some(code) => {
+                assert_eq!(code, 128 + number, "{stderr}");
+                assert!(stderr.starts_with("ttrec: interrupted") && stderr.lines().count() == 1, "{stderr}");
+                // After the rename nothing is said about the path.
+                let untouched = stderr.contains(&format!("; {} is as it was", blob.display()));
+                assert!(if untouched { found == OLD } else { found == OLD || found == new }, "{stderr}");
+                midway += usize::from(untouched && !part.is_empty());
+            }
+            // Before it listened.
+            None => {
+                assert_eq!(status.signal(), Some(number));
+                assert_eq!(found, OLD);
+            }
+        }
+    }
+    eprintln!("{midway} interrupts came while the file was being written; the longest took {longest:?} to end");
+    assert!(midway > 0, "no interrupt came while the file was being written");
+}
+
+#[test]
+fn a_call_that_blocks_is_interrupted_too() {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let dir = directory();
+        let pipe = dir.path("pipe");
+        assert_eq!(shell(r#"mkfifo "$PIPE""#, &[("PIPE", &pipe)]).code, Some(0));
+        let mut command = Command::new(TTREC);
+        command.arg("convert").arg(golden("fbtt_d3.safetensors")).arg("-o").arg(dir.path("blob.ttr"));
+        let child = command.arg("--spec").arg(&pipe).stderr(Stdio::piped()).spawn().unwrap();
+        // Opens once there is a reader, who then waits for what never comes.
+        let writer = fs::File::options().write(true).open(&pipe).unwrap();
+        send(signal, &child);
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        drop(writer);
+        assert_eq!(status.code(), Some(code));
+        assert_eq!(String::from_utf8(stderr).unwrap(), "ttrec: interrupted\n");
+        assert_untouched(&dir, &["blob.ttr", "pipe", "spec.toml"]);
+    }
 }
 
 /// Nothing but the old files is in `dir`, and they are as they were.

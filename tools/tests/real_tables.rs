@@ -5,7 +5,7 @@ mod support;
 
 use half::{bf16, f16};
 use std::{
-    env, fs,
+    fs,
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,22 +16,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{Dir, TTREC, ttrec};
+use support::{Dir, TTREC, data, ttrec};
 
 const MINILM: (&str, &str) = ("minilm-l6-v2.safetensors", "embeddings.word_embeddings.weight");
 const WORDLLAMA: (&str, &str) = ("wordllama-256.safetensors", "embedding.weight");
-
-fn data(name: &str) -> Option<PathBuf> {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
-    let path = env::var_os("TTREC_DATA").map_or_else(|| PathBuf::from(default), PathBuf::from).join(name);
-    if path.is_file() {
-        return Some(path);
-    }
-    let expected = env::var("CI_EXPECT_DATA").is_ok_and(|value| value == "1");
-    assert!(!expected, "{}: not there, but CI_EXPECT_DATA=1", path.display());
-    eprintln!("SKIPPED: {}: not there; TTREC_DATA names the directory to look in", path.display());
-    None
-}
 
 /// A tensor read without the tool.
 struct Table {

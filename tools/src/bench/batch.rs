@@ -149,7 +149,7 @@ impl Suite<'_> {
                 if rank == RANK && !matches!(ids, Ids::Uniform) {
                     let bytes = ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached;
                     let earlier = [Traffic::draw(ids, ROWS, 3, [EARLIER * batches, bags, BAG])];
-                    let cached = tt.cached(&earlier, bytes)?;
+                    let cached = tt.cached(&earlier, bags * BAG, bytes)?;
                     self.beside_dense(&format!("{name}-cached"), [&cached, &dense], [&traffic, &scattered])?;
                     let (models, name) = ([&tt, &dense], format!("{name}-lfu"));
                     self.cached_beside_dense(&name, models, [&traffic, &scattered], &earlier[0], bytes)?;
@@ -182,7 +182,7 @@ impl Suite<'_> {
                         Traffic::draw(Ids::ZipfSorted, rows, seed, [EARLIER, self.extent.samples, 1])
                     };
                     let earlier: Vec<_> = KAGGLE_TT.iter().zip(100..).map(draw).collect();
-                    Some(tt.cached(&earlier, bytes / self.extent.dense_bytes_per_cached)?)
+                    Some(tt.cached(&earlier, KAGGLE_BATCHES[1], bytes / self.extent.dense_bytes_per_cached)?)
                 }
                 _ => None,
             };
@@ -401,7 +401,7 @@ impl Model {
 
     /// The same tables, with what earlier traffic, one kind for each of the first tables, makes worth storing in `bytes`: as
     /// `ttrec cache` writes them.
-    fn cached(&self, earlier: &[Traffic], bytes: u64) -> Result<Self> {
+    fn cached(&self, earlier: &[Traffic], batch_lookups: usize, bytes: u64) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (plain, cached) = (folder.path().join("plain.ttr"), folder.path().join("cached.ttr"));
         fs::write(&plain, &*self.buf)?;
@@ -409,7 +409,7 @@ impl Model {
         let tables: Vec<_> = file.blob()?.tables().map(|table| table.with_tier(self.tier)).collect();
         let demands = tables.iter().enumerate().map(|(position, table)| {
             let Weights::Tt(tt) = &table.data().weights else { return None };
-            Some(Demand::new(table, tt, earlier.get(position)?.frequencies()))
+            Some(Demand::new(table, tt, earlier.get(position)?.frequencies(), batch_lookups as u64))
         });
         let demands: Vec<_> = demands.collect();
         cache::store(&cached, &file, &tables, &demands, bytes)?;

@@ -1,18 +1,31 @@
 //! Which rows and prefix products are worth their bytes.
 //!
-//! Time is modelled in floating-point operations. A lookup costs [`PLANNING`] and what it multiplies: every step, or, if
-//! the product of its prefix is stored, the last step and the reading of that product, [`READING`] a byte. A stored row
-//! costs its reading alone. What is best for the bytes cannot be seen from rows and prefixes one by one, for each makes
-//! the other less useful: so several shares of the budget are tried for the rows, and the best of them is kept.
+//! Time is modelled in floating-point operations. A lookup costs [`PLANNING`] and its last step. Its prefix is multiplied
+//! out, or read, [`READING`] a byte, if it is stored, once for all lookups of a batch that share it: so what is asked for
+//! often is cheap already, and prefixes of the middle gain most. A stored row costs [`SEARCHING`] and its reading. What is
+//! best for the bytes cannot be seen from rows and prefixes one by one, for each makes the other less useful: so several
+//! shares of the budget are tried for the rows, and the best of them is kept.
+//!
+//! Counts of a log say too much of rows that are rare: most of those seen once will not be seen again. So a constant is taken
+//! off each (absolute discounting: Ney, Essen and Kneser, "On structuring probabilistic dependences in stochastic language
+//! modelling", 1994), which others of the same prefix get.
 
 use crate::frequencies::add_up;
 use crate::progress::Progress;
 use serde::Serialize;
 use std::cmp::Ordering;
-use ttrec::{Table, TtShape, blob::TtCores, dtype::Dtype};
+use ttrec::{
+    Table, TtShape,
+    blob::{self, TtCores},
+    dtype::Dtype,
+};
 
 /// To find out which slices a row needs, and which lookups share them.
-const PLANNING: f64 = 3000.0;
+const PLANNING: f64 = 4000.0;
+/// To find a row among those that are stored.
+const SEARCHING: f64 = 4000.0;
+/// Columns of the last step's slices whose sums leave a multiply-add unit half idle.
+const NARROW: f64 = 8.0;
 /// A byte that is read from memory.
 const READING: f64 = 8.0;
 /// The budget is split between rows and prefixes in this many parts.
@@ -28,8 +41,13 @@ pub(crate) struct Demand<'a> {
     prefixes: &'a [u64],
     /// Rows that are not stored yet, ascending, and how often they are asked for.
     rows: Vec<(u64, f64)>,
-    /// How often rows that are stored already are asked for.
+    /// How many rows are stored already, and how often they are asked for.
+    stored_rows: usize,
     stored: f64,
+    /// What is taken off each count.
+    discount: f64,
+    /// The sum of all counts for each batch of lookups.
+    per_batch: f64,
 }
 
 /// The rows and prefixes to be stored, by table, ascending.
@@ -47,8 +65,10 @@ pub(super) struct Served {
 }
 
 impl<'a> Demand<'a> {
-    /// `rows` ascend, and are asked for more often than never.
-    pub(crate) fn new(table: &Table<'a>, tt: &TtCores<'a>, mut rows: Vec<(u64, f64)>) -> Self {
+    /// `rows` ascend, and are asked for more often than never. Lookups come in batches of `batch_lookups`.
+    pub(crate) fn new(table: &Table<'a>, tt: &TtCores<'a>, mut rows: Vec<(u64, f64)>, batch_lookups: u64) -> Self {
+        let total: f64 = rows.iter().map(|(_, frequency)| frequency).sum();
+        let discount = discount(&rows);
         let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
         let mut stored = 0.0;
         rows.retain(|(row, frequency)| {
@@ -56,23 +76,20 @@ impl<'a> Demand<'a> {
             stored += if is_stored { *frequency } else { 0.0 };
             !is_stored
         });
-        Self {
-            table: *table,
-            shape: tt.shape,
-            prefixes: tt.prefixes.map_or(&[], |prefixes| prefixes.ids),
-            rows,
-            stored,
-        }
+        let prefixes = tt.prefixes.map_or(&[][..], |prefixes| prefixes.ids);
+        let per_batch = total / batch_lookups.max(1) as f64;
+        Self { table: *table, shape: tt.shape, prefixes, rows, stored_rows: there.len(), stored, discount, per_batch }
     }
 
-    /// The bytes of a row and its id.
-    pub(super) fn row_bytes(&self) -> u64 {
-        ID_LEN + Dtype::F32.bytes_of(self.shape.embedding_dim()) as u64
+    /// The bytes that `count` more rows take.
+    pub(super) fn bytes_of_rows(&self, count: usize) -> u64 {
+        let len = Dtype::F32.bytes_of(self.shape.embedding_dim());
+        bytes_of(self.stored_rows, count, len, self.table.num_embeddings())
     }
 
-    /// The bytes of a prefix's product and its id.
-    pub(super) fn product_bytes(&self) -> u64 {
-        ID_LEN + Dtype::F32.bytes_of(self.shape.prefix_len()) as u64
+    /// The bytes that the products of `count` more prefixes take.
+    pub(super) fn bytes_of_products(&self, count: usize) -> u64 {
+        bytes_of(self.prefixes.len(), count, Dtype::F32.bytes_of(self.shape.prefix_len()), self.shape.num_prefixes())
     }
 
     /// What the table would take as dense f32.
@@ -85,16 +102,14 @@ impl<'a> Demand<'a> {
         let total = self.stored + self.rows.iter().map(|(_, frequency)| frequency).sum::<f64>();
         let share = |frequency: f64| if total > 0.0 { frequency / total } else { 0.0 };
         let (mut by_row, mut by_prefix, mut computed) = (self.stored, 0.0, 0.0);
-        for &(row, frequency) in &self.rows {
+        for &(row, mut frequency) in &self.rows {
             let prefix = self.prefix(row);
-            let place = if rows.binary_search(&row).is_ok() {
-                &mut by_row
-            } else if self.has_prefix(prefix) || prefixes.binary_search(&prefix).is_ok() {
-                &mut by_prefix
-            } else {
-                &mut computed
-            };
-            *place += frequency;
+            if rows.binary_search(&row).is_ok() {
+                by_row += frequency - self.discount;
+                frequency = self.discount;
+            }
+            let is_stored = self.has_prefix(prefix) || prefixes.binary_search(&prefix).is_ok();
+            *(if is_stored { &mut by_prefix } else { &mut computed }) += frequency;
         }
         Served { by_row: share(by_row), by_prefix: share(by_prefix), computed: share(computed) }
     }
@@ -108,59 +123,99 @@ impl<'a> Demand<'a> {
         self.prefixes.binary_search(&prefix).is_ok()
     }
 
-    /// The cost of a lookup of which nothing is stored.
-    fn computed(&self) -> f64 {
-        self.shape.flops_left_to_right() as f64 + PLANNING
+    /// How often a prefix is multiplied out or read, if `frequency` lookups need it.
+    fn uses(&self, frequency: f64) -> f64 {
+        // They come as they like: a batch has none of them with the probability e^-(their mean).
+        -(-frequency / self.per_batch).exp_m1() * self.per_batch
     }
 
-    /// The cost of a lookup whose prefix is stored.
-    fn with_prefix(&self) -> f64 {
-        let (product, columns) = (self.shape.prefix_len(), self.shape.column_factor(self.shape.num_cores() - 1));
-        2.0 * product as f64 * columns as f64 + PLANNING + READING * Dtype::F32.bytes_of(product) as f64
+    /// The cost of a lookup once its prefix is there.
+    fn last_step(&self) -> f64 {
+        let columns = self.shape.column_factor(self.shape.num_cores() - 1) as f64;
+        2.0 * self.shape.prefix_len() as f64 * (columns + NARROW) + PLANNING
+    }
+
+    /// The cost of multiplying a prefix out.
+    fn product(&self) -> f64 {
+        let columns = self.shape.column_factor(self.shape.num_cores() - 1) as f64;
+        self.shape.flops_left_to_right() as f64 - 2.0 * self.shape.prefix_len() as f64 * columns
+    }
+
+    /// The cost of reading it.
+    fn stored_product(&self) -> f64 {
+        READING * Dtype::F32.bytes_of(self.shape.prefix_len()) as f64
     }
 
     /// What it saves to store each row.
     fn row_savings(&self) -> impl Iterator<Item = (u64, f64)> {
-        let stored = READING * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64;
-        let (computed, with_prefix) = (self.computed(), self.with_prefix());
+        let stored = SEARCHING + READING * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64;
+        let prefixes = self.demand_by_prefix(&[]);
+        let (last_step, product, stored_product) = (self.last_step(), self.product(), self.stored_product());
         self.rows.iter().map(move |&(row, frequency)| {
-            let before = if self.has_prefix(self.prefix(row)) { with_prefix } else { computed };
-            (row, frequency * (before - stored))
+            let prefix = self.prefix(row);
+            let of_prefix = prefixes.binary_search_by_key(&prefix, |(prefix, _)| *prefix);
+            let of_prefix = of_prefix.map_or(frequency, |at| prefixes[at].1);
+            let before = if self.has_prefix(prefix) { stored_product } else { product };
+            let share = before * self.uses(of_prefix) / of_prefix;
+            (row, (frequency - self.discount) * (last_step + share - stored))
         })
     }
 
     /// What it saves to store the product of each prefix, once these rows, some of its own, are stored.
     fn product_savings(&self, rows: &[u64]) -> impl Iterator<Item = (u64, f64)> {
-        let saving = self.computed() - self.with_prefix();
+        let saving = (self.product() - self.stored_product()).max(0.0);
+        let prefixes = self.demand_by_prefix(rows).into_iter();
+        prefixes
+            .filter(|(prefix, _)| !self.has_prefix(*prefix))
+            .map(move |(prefix, frequency)| (prefix, self.uses(frequency) * saving))
+    }
+
+    /// How often each prefix is needed, once these rows, some of its own, are stored; by prefix, ascending.
+    fn demand_by_prefix(&self, rows: &[u64]) -> Vec<(u64, f64)> {
         let mut stored = rows.iter().peekable();
         let mut prefixes: Vec<(u64, f64)> = Vec::new();
-        let left = self.rows.iter().filter(|(row, _)| saving > 0.0 && stored.next_if_eq(&row).is_none());
-        for &(row, frequency) in left {
+        for &(row, frequency) in &self.rows {
+            let left = if stored.next_if_eq(&&row).is_some() { self.discount } else { frequency };
             let prefix = self.prefix(row);
             match prefixes.last_mut() {
-                Some((last, sum)) if *last == prefix => *sum += frequency,
-                _ => prefixes.push((prefix, frequency)),
+                Some((last, sum)) if *last == prefix => *sum += left,
+                _ => prefixes.push((prefix, left)),
             }
         }
         add_up(&mut prefixes);
         prefixes
-            .into_iter()
-            .filter(|(prefix, _)| !self.has_prefix(*prefix))
-            .map(move |(prefix, f)| (prefix, f * saving))
     }
 }
 
-/// A row or a prefix that could be stored, and the time that it saves for each of its bytes.
+/// The bytes of `count` items of `len` bytes, with their ids, beside those that are `there`; ids are below `limit`.
+fn bytes_of(there: usize, count: usize, len: usize, limit: u64) -> u64 {
+    let index = |count: usize| blob::id_index_len(count as u64, limit, len);
+    (ID_LEN + len as u64) * count as u64 + index(there + count) - index(there)
+}
+
+/// What is to be taken off each of these frequencies: of counts, by how many of them are 1 and 2; else nothing.
+fn discount(rows: &[(u64, f64)]) -> f64 {
+    let are = |count: f64| rows.iter().filter(|(_, frequency)| *frequency == count).count() as f64;
+    if rows.iter().any(|(_, frequency)| frequency.fract() != 0.0) || are(1.0) == 0.0 {
+        return 0.0;
+    }
+    // Where none came twice there is no telling.
+    (are(1.0) / (are(1.0) + 2.0 * are(2.0))).min(0.75)
+}
+
+/// A row or a prefix that could be stored, and the time that it saves.
 struct Item {
     table: usize,
     id: u64,
     saving: f64,
+    bytes: u64,
 }
 
 impl Item {
     fn best_first(&self, other: &Self) -> Ordering {
         let by_place = (self.table, self.id).cmp(&(other.table, other.id));
-        other.saving.total_cmp(&self.saving).then(by_place)
+        let per_byte = |item: &Self| item.saving / item.bytes as f64;
+        per_byte(other).total_cmp(&per_byte(self)).then(by_place)
     }
 }
 
@@ -173,16 +228,16 @@ struct Taken {
 
 /// Chooses what to store in `budget` bytes.
 pub(super) fn choose(tables: &[Option<Demand<'_>>], budget: u64) -> Choice {
-    let items = rank(tables, budget, Demand::row_bytes, |_, table| table.row_savings());
+    let items = rank(tables, budget, Demand::bytes_of_rows, |_, table| table.row_savings());
     let mut progress = Progress::new("rows and prefixes", PARTS + 1);
     let mut best = Choice { rows: vec![Vec::new(); tables.len()], prefixes: vec![Vec::new(); tables.len()] };
     let mut most = 0.0;
     for parts in 0..=PARTS {
         let share = (u128::from(budget) * u128::from(parts) / u128::from(PARTS)) as u64;
-        let rows = take(tables, &items, share, Demand::row_bytes);
+        let rows = take(tables, &items, share, Demand::bytes_of_rows);
         let left = budget - rows.bytes;
-        let items = rank(tables, left, Demand::product_bytes, |at, table| table.product_savings(&rows.ids[at]));
-        let prefixes = take(tables, &items, left, Demand::product_bytes);
+        let items = rank(tables, left, Demand::bytes_of_products, |at, table| table.product_savings(&rows.ids[at]));
+        let prefixes = take(tables, &items, left, Demand::bytes_of_products);
         if rows.saving + prefixes.saving > most {
             most = rows.saving + prefixes.saving;
             best = Choice { rows: rows.ids, prefixes: prefixes.ids };
@@ -196,13 +251,13 @@ pub(super) fn choose(tables: &[Option<Demand<'_>>], budget: u64) -> Choice {
 fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
     tables: &'d [Option<Demand<'a>>],
     budget: u64,
-    bytes: fn(&Demand<'a>) -> u64,
+    bytes_of: fn(&Demand<'a>, usize) -> u64,
     savings: impl Fn(usize, &'d Demand<'a>) -> I,
 ) -> Vec<Item> {
     let mut items = Vec::new();
     for (table, demand) in tables.iter().enumerate() {
         let Some(demand) = demand else { continue };
-        let (start, bytes) = (items.len(), bytes(demand));
+        let (start, bytes) = (items.len(), bytes_of(demand, 1));
         // No more of one table than all bytes hold: millions of rows need not be kept and sorted.
         let most = usize::try_from(budget / bytes).unwrap_or(usize::MAX);
         let drop_worst = |items: &mut Vec<Item>| {
@@ -212,7 +267,7 @@ fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
             }
         };
         for (id, saving) in savings(table, demand).filter(|(_, saving)| *saving > 0.0) {
-            items.push(Item { table, id, saving: saving / bytes as f64 });
+            items.push(Item { table, id, saving, bytes });
             if items.len() - start >= most.saturating_mul(2).max(1 << 16) {
                 drop_worst(&mut items);
             }
@@ -224,14 +279,21 @@ fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
 }
 
 /// Takes what fits, best first.
-fn take<'a>(tables: &[Option<Demand<'a>>], items: &[Item], budget: u64, bytes: fn(&Demand<'a>) -> u64) -> Taken {
+fn take<'a>(
+    tables: &[Option<Demand<'a>>],
+    items: &[Item],
+    budget: u64,
+    bytes_of: fn(&Demand<'a>, usize) -> u64,
+) -> Taken {
     let mut taken = Taken { ids: vec![Vec::new(); tables.len()], bytes: 0, saving: 0.0 };
-    for &Item { table, id, saving } in items {
-        let bytes = tables[table].as_ref().map_or(u64::MAX, bytes);
+    for &Item { table, id, saving, .. } in items {
+        let Some(demand) = &tables[table] else { continue };
+        let count = taken.ids[table].len();
+        let bytes = bytes_of(demand, count + 1) - bytes_of(demand, count);
         if bytes <= budget - taken.bytes {
             taken.ids[table].push(id);
             taken.bytes += bytes;
-            taken.saving += saving * bytes as f64;
+            taken.saving += saving;
         }
     }
     taken.ids.iter_mut().for_each(|ids| ids.sort_unstable());

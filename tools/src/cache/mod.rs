@@ -22,7 +22,8 @@ use std::{
 use ttrec::{
     Blob, Table,
     blob::{
-        IndexMap, IndexMapSpec, Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights, WeightsSpec,
+        self, IndexMap, IndexMapSpec, Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights,
+        WeightsSpec,
     },
     dtype::Dtype,
 };
@@ -40,9 +41,10 @@ Frequencies:
   gives them. Tables without either, and dense tables, are left as they are.
 
 Budget:
-  It bounds the bytes added for all tables together: 8 for the id of each row or prefix, and its
-  f32 elements. The file grows by no more than that, but for directory records and padding, and
-  for rows that BLOB itself stores apart in a narrower type than f32: where rows are added beside
+  It bounds the bytes added for all tables together: 8 for the id of each row or prefix, its f32
+  elements, and an index of the ids (a sixth of a byte for each row or prefix that the table has,
+  where 256 or more are stored and it pays). The file grows by no more than that, but for directory
+  records and padding, and for rows that BLOB itself stores apart in a narrower type than f32: where rows are added beside
   them, these become f32.")]
 pub(crate) struct Args {
     /// A blob
@@ -53,6 +55,9 @@ pub(crate) struct Args {
     /// How many bytes to add: 28MiB, 500KB, 1234, or 1% (of what the tables that have frequencies would take as dense f32)
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     budget: Budget,
+    /// How many lookups in a table come in a batch: what they share is computed once
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u64).range(1..))]
+    batch: u64,
     /// Where the new blob goes; it appears whole or not at all
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -91,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     let tier = blob_file::tier()?;
     let tables: Vec<Table<'_>> = blob.tables().map(|table| table.with_tier(tier)).collect();
-    let demands = demands(&tables, &frequencies)?;
+    let demands = demands(&tables, &frequencies, args.batch)?;
     let budget = args.budget.bytes(demands.iter().flatten().map(Demand::dense_bytes).sum());
     let (choice, bytes) = store(&args.output, &file, &tables, &demands, budget)?;
 
@@ -101,9 +106,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             name: table.name().to_owned(),
             rows: rows.len(),
             prefixes: prefixes.len(),
-            bytes: demand.as_ref().map_or(0, |demand| {
-                rows.len() as u64 * demand.row_bytes() + prefixes.len() as u64 * demand.product_bytes()
-            }),
+            bytes: demand
+                .as_ref()
+                .map_or(0, |demand| demand.bytes_of_rows(rows.len()) + demand.bytes_of_products(prefixes.len())),
             served: demand.as_ref().map(|demand| demand.served(rows, prefixes)),
         }
     });
@@ -139,11 +144,11 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
 }
 
 /// By table; `None` for those that are left as they are.
-fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies) -> Result<Vec<Option<Demand<'a>>>> {
+fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies, batch: u64) -> Result<Vec<Option<Demand<'a>>>> {
     let demand = |table: &Table<'a>| -> Result<Option<Demand<'a>>> {
         let Some(source) = frequencies.of(table.name())? else { return Ok(None) };
         let Weights::Tt(tt) = &table.data().weights else { return Ok(None) };
-        Ok(Some(Demand::new(table, tt, source.read(table.num_embeddings())?)))
+        Ok(Some(Demand::new(table, tt, source.read(table.num_embeddings())?, batch)))
     };
     let demands = tables.iter().map(demand).collect::<Result<Vec<_>>>()?;
     if demands.iter().all(Option::is_none) {
@@ -195,8 +200,17 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
         let (table, rows, prefixes) = (&tables[plan.table], &rows[plan.table], &prefixes[plan.table]);
         match plan.role {
             Role::OverrideIds if !rows.is_empty() => sink.put(bytemuck::cast_slice(rows)),
+            Role::OverrideIndex => {
+                let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
+                write_index(if rows.is_empty() { there } else { rows }, table.num_embeddings(), sink)
+            }
             Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink),
             Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
+            Role::PrefixIndex => {
+                let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
+                let there = tt.prefixes.map_or(&[][..], |there| there.ids);
+                write_index(if prefixes.is_empty() { there } else { prefixes }, tt.shape.num_prefixes(), sink)
+            }
             Role::PrefixProducts if !prefixes.is_empty() => write_products(table, prefixes, sink),
             _ => sink.put(section(file, &blob, plan)?),
         }
@@ -260,6 +274,10 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
     };
     let num_prefixes = num_prefixes as u64;
     Ok(TableSpec { index_map, num_prefixes, overrides, ..TableSpec::new(table.name(), weights) })
+}
+
+fn write_index(ids: &[u64], limit: u64, sink: &mut Sink<'_>) -> Result<()> {
+    blob::id_index(ids, limit).try_for_each(|line| sink.put(&line))
 }
 
 /// Rows as lookups give them, those that are stored apart among them.

@@ -15,11 +15,12 @@ mod sharded;
 mod tensor;
 mod torch;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 pub(crate) use mapped::Mapped;
 pub(crate) use tensor::{ElementType, Tensor};
@@ -44,7 +45,7 @@ pub(crate) enum CheckpointError {
         reason: String,
     },
     /// One tensor or member is not what it should be, or was asked for what it does not hold.
-    #[error("{}: `{tensor}`: {reason}", path.display())]
+    #[error("{}: `{}`: {reason}", path.display(), tensor.escape_debug())]
     Tensor {
         /// The checkpoint.
         path: PathBuf,
@@ -146,13 +147,31 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Vec<Tensor>, CheckpointError> {
     Err(CheckpointError::file(path, reason))
 }
 
-/// Runs the parsing of hostile bytes; a panic becomes an error.
+thread_local! {
+    /// Whether this thread is within [`contain`].
+    static CONTAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs the parsing of hostile bytes; a panic becomes an error, without a word on stderr.
 ///
 /// Some libraries multiply or add declared sizes unchecked (npyz the shape, safetensors the end of the
 /// data), which panics when overflow checks are on, and none promises not to panic at all.
 fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    // The error says it all; a panic's own message and backtrace would only alarm.
+    HOOK.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !CONTAINED.get() {
+                report(info);
+            }
+        }));
+    });
+    let outer = CONTAINED.replace(true);
     // What a panic may leave half done is dropped with the closure.
-    catch_unwind(AssertUnwindSafe(parse)).map_err(|panic| {
+    let outcome = panic::catch_unwind(AssertUnwindSafe(parse));
+    CONTAINED.set(outer);
+    outcome.map_err(|panic| {
         let message =
             panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         format!("malformed: {}", message.unwrap_or("the parser failed"))

@@ -86,7 +86,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Distinct<V> {
                 let mut entries = BTreeMap::new();
                 while let Some((key, value)) = map.next_entry::<String, V>()? {
                     if entries.contains_key(&key) {
-                        return Err(A::Error::custom(format_args!("two tensors named `{key}`")));
+                        return Err(A::Error::custom(format_args!("two tensors named `{}`", key.escape_debug())));
                     }
                     entries.insert(key, value);
                 }

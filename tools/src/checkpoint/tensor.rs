@@ -44,7 +44,7 @@ pub(crate) enum ElementType {
 
 impl ElementType {
     /// Bytes of one element.
-    pub(super) fn size(self) -> u64 {
+    pub(crate) fn size(self) -> u64 {
         match self {
             Self::F64 | Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 | Self::U32 => 4,
@@ -138,6 +138,29 @@ pub(crate) struct Tensor {
     data: Data,
 }
 
+/// Decodes elements of any type to `$float`, each rounded once.
+macro_rules! decode_floats {
+    ($tensor:expr, $window:expr, $start:expr, $out:expr, $float:ty) => {{
+        use ElementType as T;
+        let (tensor, window, start, out) = ($tensor, $window, $start, $out);
+        match tensor.element_type {
+            T::F64 => tensor.decode(window, start, out, |b| Ok(f64::from_le_bytes(b) as $float)),
+            T::F32 => tensor.decode(window, start, out, |b| Ok(f32::from_le_bytes(b).into())),
+            T::F16 => tensor.decode(window, start, out, |b| Ok(f16::from_le_bytes(b).into())),
+            T::Bf16 => tensor.decode(window, start, out, |b| Ok(bf16::from_le_bytes(b).into())),
+            T::I64 => tensor.decode(window, start, out, |b| Ok(i64::from_le_bytes(b) as $float)),
+            T::I32 => tensor.decode(window, start, out, |b| Ok(i32::from_le_bytes(b) as $float)),
+            T::I16 => tensor.decode(window, start, out, |b| Ok(i16::from_le_bytes(b).into())),
+            T::I8 => tensor.decode(window, start, out, |b| Ok(i8::from_le_bytes(b).into())),
+            T::U64 => tensor.decode(window, start, out, |b| Ok(u64::from_le_bytes(b) as $float)),
+            T::U32 => tensor.decode(window, start, out, |b| Ok(u32::from_le_bytes(b) as $float)),
+            T::U16 => tensor.decode(window, start, out, |b| Ok(u16::from_le_bytes(b).into())),
+            T::U8 => tensor.decode(window, start, out, |[b]| Ok(b.into())),
+            T::Bool => tensor.decode(window, start, out, |[b]| Ok((b != 0).into())),
+        }
+    }};
+}
+
 impl Tensor {
     pub(super) fn new(
         file: &Arc<Path>,
@@ -195,7 +218,7 @@ impl Tensor {
     /// Decodes elements `start..start + out.len()` in row-major order, whatever order the file holds
     /// them in, rounding to the nearest `f32`.
     pub(crate) fn read_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
-        self.decode_f32(None, start, out)
+        decode_floats!(self, None, start, out, f32)
     }
 
     /// As [`read_f32`](Self::read_f32), for who walks a whole table and must not have it in memory: a mapped file is read
@@ -213,26 +236,12 @@ impl Tensor {
         }
         let mut bytes = vec![0; out.len() * size as usize];
         map.read_at(place, &mut bytes).map_err(failed)?;
-        self.decode_f32(Some(&bytes), start, out)
+        decode_floats!(self, Some(&bytes[..]), start, out, f32)
     }
 
-    fn decode_f32(&self, window: Option<&[u8]>, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
-        use ElementType as T;
-        match self.element_type {
-            T::F64 => self.decode(window, start, out, |b| Ok(f64::from_le_bytes(b) as f32)),
-            T::F32 => self.decode(window, start, out, |b| Ok(f32::from_le_bytes(b))),
-            T::F16 => self.decode(window, start, out, |b| Ok(f16::from_le_bytes(b).to_f32())),
-            T::Bf16 => self.decode(window, start, out, |b| Ok(bf16::from_le_bytes(b).to_f32())),
-            T::I64 => self.decode(window, start, out, |b| Ok(i64::from_le_bytes(b) as f32)),
-            T::I32 => self.decode(window, start, out, |b| Ok(i32::from_le_bytes(b) as f32)),
-            T::I16 => self.decode(window, start, out, |b| Ok(i16::from_le_bytes(b).into())),
-            T::I8 => self.decode(window, start, out, |b| Ok(i8::from_le_bytes(b).into())),
-            T::U64 => self.decode(window, start, out, |b| Ok(u64::from_le_bytes(b) as f32)),
-            T::U32 => self.decode(window, start, out, |b| Ok(u32::from_le_bytes(b) as f32)),
-            T::U16 => self.decode(window, start, out, |b| Ok(u16::from_le_bytes(b).into())),
-            T::U8 => self.decode(window, start, out, |[b]| Ok(b.into())),
-            T::Bool => self.decode(window, start, out, |[b]| Ok(f32::from(b != 0))),
-        }
+    /// As [`read_f32`](Self::read_f32), rounding to the nearest `f64`.
+    pub(crate) fn read_f64(&self, start: u64, out: &mut [f64]) -> Result<(), CheckpointError> {
+        decode_floats!(self, None, start, out, f64)
     }
 
     /// Decodes elements `start..start + out.len()` in row-major order to `i64`. A value that is not

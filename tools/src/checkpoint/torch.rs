@@ -139,7 +139,7 @@ impl Names {
                     return Err(format!("tensor names beyond {MAX_NAMES} bytes in all"));
                 }
                 if !self.seen.insert(path.clone()) {
-                    return Err(format!("two tensors named `{path}`, expected one"));
+                    return Err(format!("two tensors named `{}`, expected one", path.escape_debug()));
                 }
             }
             _ => {}

@@ -268,6 +268,23 @@ impl<'c> Weights<'c> {
         }
     }
 
+    /// The bytes that the checkpoint has for this table.
+    pub(crate) fn checkpoint_bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor, elements: u64| elements.saturating_mul(tensor.element_type().size());
+        match self {
+            Self::Dense { tensor, .. } => bytes(tensor, tensor.len()),
+            Self::Projected { tensor, projection, .. } => {
+                bytes(tensor, tensor.len()) + bytes(projection, projection.len())
+            }
+            Self::QuotientRemainder { tensors, .. } => tensors.iter().map(|tensor| bytes(tensor, tensor.len())).sum(),
+            Self::Tt { cores, overrides, .. } => {
+                let of_core = |core: &Core<'_>| bytes(core.tensor, core.slices() * core.slice_len() as u64);
+                let rows = |o: &Overrides<'_>| bytes(o.tensor, o.ids.len() as u64 * self.embedding_dim() as u64);
+                cores.iter().map(of_core).sum::<u64>() + overrides.as_ref().map_or(0, rows)
+            }
+        }
+    }
+
     pub(crate) fn tensors(&self) -> Vec<&'c Tensor> {
         match self {
             Self::Dense { tensor, .. } => vec![*tensor],

@@ -1,5 +1,5 @@
 //! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of `r_k x p_k x q_k x r_{k+1}`, core 0 most
-//! significant. Factors of its other kinds (CP, Tucker) have the same names, but not four dimensions.
+//! significant. A `FactorizedLinear` has the same keys, and mostly a `bias` that tells. Factors of its other kinds (CP, Tucker) have the same names, but not four dimensions.
 
 use super::{Dialect, Survey, Weights, cores, refuse};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
@@ -18,6 +18,11 @@ impl Dialect for Tltorch {
         for (prefix, first) in survey.first_cores(&format!("{STEM}0")) {
             survey.take_numbered(&format!("{prefix}{STEM}"));
             let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
+            let bias = format!("{prefix}bias");
+            if survey.take(&bias) {
+                survey.refuse(spec, format!("tensor {bias:?} makes {prefix:?} a linear layer, not an embedding"));
+                continue;
+            }
             match first.shape() {
                 [_, _, _, _] => survey.offer(spec),
                 shape => {
@@ -34,7 +39,9 @@ impl Dialect for Tltorch {
     }
 
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
-        open(checkpoint, STEM, "tensorly-torch", self.name(), spec)
+        // Shown where `num_embeddings` is asked for: when a table is offered, and nothing in the file is sure about it.
+        let program = "tensorly-torch (if it is an embedding: a linear layer without a bias has the same keys)";
+        open(checkpoint, STEM, program, self.name(), spec)
     }
 }
 

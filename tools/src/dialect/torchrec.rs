@@ -1,10 +1,16 @@
 //! TorchRec (`EmbeddingBagCollection`): the table called NAME is `...embedding_bags.NAME.weight`, rows by columns.
 
 use super::{Dialect, Survey, Weights, dense, refuse, require};
-use crate::{checkpoint::Checkpoint, spec::TableSpec};
+use crate::{
+    checkpoint::{Checkpoint, Tensor},
+    spec::TableSpec,
+};
 use anyhow::{Context, Result};
 
 pub(super) struct Torchrec;
+
+/// What TorchRec's models (DLRM, DeepFM) and its `MLP` call the dense layers.
+const PERCEPTRONS: [&str; 6] = ["dense_arch", "inter_arch", "over_arch", "_mlp", "bottom_mlp", "top_mlp"];
 
 impl Dialect for Torchrec {
     fn name(&self) -> &'static str {
@@ -12,12 +18,19 @@ impl Dialect for Torchrec {
     }
 
     fn detect(&self, survey: &mut Survey<'_>) {
+        let mut found = false;
         for tensor in survey.free() {
             if let Some((prefix, name)) = parse(tensor.name()) {
                 survey.take(tensor.name());
                 let (name, prefix) = (Some(name.to_owned()), Some(prefix.to_owned()));
                 survey.offer(TableSpec { name, prefix, ..TableSpec::default() });
+                found = true;
             }
+        }
+        // The perceptrons beside the tables have weights that can look like tables.
+        let of_a_perceptron = |tensor: &&Tensor| tensor.name().split('.').any(|part| PERCEPTRONS.contains(&part));
+        for tensor in survey.free().into_iter().filter(|tensor| found && of_a_perceptron(tensor)) {
+            survey.take(tensor.name());
         }
     }
 

@@ -25,12 +25,15 @@ const MAX_RANK: usize = 256;
 /// Rows that a train is looked up at.
 const LOOKED_UP: usize = 4096;
 
+/// The bytes of a train, and the error that it has at least.
+type Bound = (u64, f64);
+
 /// The trains that may be worth storing, and for all that were looked at their bytes and the error that they have at least.
 pub(super) fn candidates(
     context: &Context<'_>,
     rows: &dyn Rows,
     others: &[Candidate],
-) -> Result<(Vec<Candidate>, Vec<(u64, f64)>)> {
+) -> Result<(Vec<Candidate>, Vec<Bound>)> {
     let (mut found, mut bounds) = (Vec::new(), Vec::new());
     let few = Sample::draw(rows.num_embeddings(), LOOKED_UP, context.options.frequencies);
     let looked_up = Looked { values: few.read(rows)?, sample: few };

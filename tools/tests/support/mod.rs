@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -72,6 +72,19 @@ impl Run {
 /// A file of `tests/golden`.
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(name)
+}
+
+/// A file of published tables, which are too large to bundle: `None`, said aloud, if it is not there.
+pub(crate) fn data(name: &str) -> Option<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+    let path = env::var_os("TTREC_DATA").map_or_else(|| PathBuf::from(default), PathBuf::from).join(name);
+    if path.is_file() {
+        return Some(path);
+    }
+    let expected = env::var("CI_EXPECT_DATA").is_ok_and(|value| value == "1");
+    assert!(!expected, "{}: not there, but CI_EXPECT_DATA=1", path.display());
+    eprintln!("SKIPPED: {}: not there; TTREC_DATA names the directory to look in", path.display());
+    None
 }
 
 /// A numpy array in row-major order, whatever type it had in the file.

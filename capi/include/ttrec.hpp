@@ -1,0 +1,183 @@
+// ttrec from C++17: the handles of ttrec.h that close themselves, statuses as exceptions, rows as vectors.
+//
+// What writes into memory of the caller's is a call away: handles convert to those of ttrec.h. A Blob may be used by any number of
+// threads, a Workspace by one at a time. Tables and Bags are views, of an open Blob and of the caller's arrays.
+
+#ifndef TTREC_HPP
+#define TTREC_HPP
+
+#include "ttrec.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace ttrec {
+
+/// What a function of ttrec.h did not do, and why.
+class Error : public std::runtime_error {
+public:
+    Error(ttrec_status status, const char *what) : std::runtime_error(what), status_(status) {}
+    ttrec_status status() const noexcept { return status_; }
+
+private:
+    ttrec_status status_;
+};
+
+/// Throws unless `status` is TTREC_STATUS_OK.
+inline void check(ttrec_status status) {
+    if (status != TTREC_STATUS_OK) throw Error(status, ttrec_last_error());
+}
+
+/// Memory for lookups: grows to what is asked of it, and is kept.
+using Workspace = std::vector<float>;
+
+/// Bags over indices and offsets (one more than there are bags), and one weight per index if any, which are the caller's.
+class Bags {
+public:
+    Bags(const std::vector<std::uint32_t> &indices, const std::vector<std::uint32_t> &offsets,
+         const std::vector<float> *per_sample_weights = nullptr)
+        : bags_(ttrec_bags_u32(indices.data(), indices.size(), offsets.data(), num_bags(offsets.size()),
+                               weights(per_sample_weights, indices.size()))) {}
+    Bags(const std::vector<std::int64_t> &indices, const std::vector<std::int64_t> &offsets,
+         const std::vector<float> *per_sample_weights = nullptr)
+        : bags_(ttrec_bags_i64(indices.data(), indices.size(), offsets.data(), num_bags(offsets.size()),
+                               weights(per_sample_weights, indices.size()))) {}
+    /// Bags of ttrec.h.
+    explicit Bags(const ttrec_bags &bags) : bags_(bags) {}
+
+    std::size_t size() const noexcept { return bags_.num_bags; }
+    std::size_t num_lookups() const noexcept { return bags_.num_indices; }
+    operator const ttrec_bags &() const noexcept { return bags_; }
+
+private:
+    static std::size_t num_bags(std::size_t num_offsets) {
+        if (num_offsets == 0) throw Error(TTREC_STATUS_OFFSETS, "offsets is empty: expected one more than there are bags");
+        return num_offsets - 1;
+    }
+    static const float *weights(const std::vector<float> *weights, std::size_t num_indices) {
+        if (weights == nullptr) return nullptr;
+        if (weights->size() != num_indices) throw Error(TTREC_STATUS_LENGTH, "expected one weight per index");
+        return weights->data();
+    }
+
+    ttrec_bags bags_;
+};
+
+/// A table of an open Blob.
+class Table {
+public:
+    explicit Table(const ttrec_table *table) : table_(table) {}
+
+    std::string name() const { return ttrec_table_name(table_); }
+    std::uint64_t num_embeddings() const noexcept { return ttrec_table_num_embeddings(table_); }
+    std::size_t embedding_dim() const noexcept { return ttrec_table_embedding_dim(table_); }
+
+    std::vector<float> lookup(std::uint64_t index, Workspace &workspace) const {
+        reserve(workspace, 0);
+        std::vector<float> row(embedding_dim());
+        check(ttrec_table_lookup(table_, index, row.data(), row.size(), workspace.data(), workspace.size()));
+        return row;
+    }
+
+    std::vector<float> bag(const Bags &bags, ttrec_pooling pooling, Workspace &workspace) const {
+        reserve(workspace, bags.num_lookups());
+        std::vector<float> rows(bags.size() * embedding_dim());
+        const ttrec_bags &of_c = bags;
+        check(ttrec_table_bag(table_, &of_c, pooling, rows.data(), rows.size(), workspace.data(), workspace.size()));
+        return rows;
+    }
+
+    /// Lets `workspace` grow to what is best for `num_lookups`.
+    void reserve(Workspace &workspace, std::size_t num_lookups) const {
+        const std::size_t best = std::max(ttrec_table_workspace_len(table_),
+                                          ttrec_table_batch_workspace_len(table_, num_lookups));
+        if (workspace.size() < best) workspace.resize(best);
+    }
+
+    operator const ttrec_table *() const noexcept { return table_; }
+
+private:
+    const ttrec_table *table_;
+};
+
+/// A table and its bags.
+struct Pooled {
+    Table table;
+    Bags bags;
+};
+
+/// Pools the bags of several tables into one row for each bag, those of the first table first.
+inline std::vector<float> pool_tables(const std::vector<Pooled> &features, ttrec_pooling pooling, Workspace &workspace) {
+    std::vector<const ttrec_table *> tables;
+    std::vector<ttrec_bags> bags;
+    std::size_t width = 0;
+    for (const Pooled &feature : features) {
+        tables.push_back(feature.table);
+        bags.push_back(feature.bags);
+        width += feature.table.embedding_dim();
+        feature.table.reserve(workspace, feature.bags.num_lookups());
+    }
+    std::vector<float> rows(features.empty() ? 0 : features.front().bags.size() * width);
+    check(ttrec_pool_tables(tables.data(), bags.data(), tables.size(), pooling, rows.data(), rows.size(),
+                            workspace.data(), workspace.size()));
+    return rows;
+}
+
+/// An open blob, closed when it goes.
+class Blob {
+public:
+    /// Maps the file at `path`, which must not change while the blob is open.
+    static Blob map(const std::string &path) {
+        ttrec_blob *blob = nullptr;
+        check(ttrec_blob_open(path.c_str(), &blob));
+        return Blob(blob);
+    }
+    /// Uses bytes of the caller's, from a multiple of 64 on, which must outlive the blob.
+    static Blob borrow(const void *bytes, std::size_t len) {
+        ttrec_blob *blob = nullptr;
+        check(ttrec_blob_open_borrowed(bytes, len, &blob));
+        return Blob(blob);
+    }
+    /// Copies bytes.
+    static Blob copy(const void *bytes, std::size_t len) {
+        ttrec_blob *blob = nullptr;
+        check(ttrec_blob_open_copied(bytes, len, &blob));
+        return Blob(blob);
+    }
+
+    Table table(const std::string &name) const {
+        const ttrec_table *table = nullptr;
+        check(ttrec_blob_table(blob_.get(), name.c_str(), &table));
+        return Table(table);
+    }
+
+    /// All of them, in the order of their names.
+    std::vector<Table> tables() const {
+        std::vector<Table> tables;
+        for (std::size_t i = 0; i < ttrec_blob_num_tables(blob_.get()); i++)
+            tables.emplace_back(ttrec_blob_table_at(blob_.get(), i));
+        return tables;
+    }
+
+    /// Throws unless the whole blob matches its checksums.
+    void verify_payload() const { check(ttrec_blob_verify_payload(blob_.get())); }
+
+    operator const ttrec_blob *() const noexcept { return blob_.get(); }
+
+private:
+    struct Close {
+        void operator()(ttrec_blob *blob) const noexcept { ttrec_blob_close(blob); }
+    };
+    explicit Blob(ttrec_blob *blob) : blob_(blob) {}
+
+    std::unique_ptr<ttrec_blob, Close> blob_;
+};
+
+} // namespace ttrec
+
+#endif // TTREC_HPP

@@ -1,0 +1,82 @@
+//! Lookups and bags through the C entry points allocate nothing, and neither do their failures.
+
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "calls of the C ABI, with pointers of live vectors"
+)]
+
+mod support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    ptr,
+};
+use support::{Open, TWO_TABLES, dim, u32_bags, workspace_len};
+use ttrec_capi::{abi::*, ttrec_status as Status};
+
+/// The system's allocator, counting the calls of each thread: tests run on several at once.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on to `System`, which upholds the contract; counting neither allocates nor unwinds. (The other
+// functions come down to these two.)
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: the caller's promises are the ones `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: as above; `ptr` came from `System`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocator_calls(f: impl FnOnce()) -> u64 {
+    let before = CALLS.get();
+    f();
+    CALLS.get() - before
+}
+
+#[test]
+fn calls_allocate_nothing_whether_they_succeed_or_fail() {
+    let mut open = None;
+    assert!(allocator_calls(|| open = Some(Open::borrowed(TWO_TABLES).unwrap())) > 1, "the counter counts");
+    let open = open.unwrap();
+    let tables = open.tables();
+    let (indices, offsets) = ([1u32, 2, 3, 19], [0u32, 2, 4]);
+    let bags = [*u32_bags(&indices, &offsets, None); 32];
+    let wrong = *u32_bags(&[u32::MAX; 4], &offsets, None);
+    let many = [tables[0]; 32];
+    let width: usize = dim(tables[0]);
+    let mut out = vec![0.0; 2 * 32 * width];
+    let mut workspace = vec![0.0; tables.iter().map(|&table| workspace_len(table)).max().unwrap() + 1000];
+    let (out, workspace, len) = (out.as_mut_ptr(), workspace.as_mut_ptr(), workspace.len());
+    let calls = allocator_calls(|| unsafe {
+        for &table in &tables {
+            let dim = dim(table);
+            assert_eq!(ttrec_table_lookup(table, 7, out, dim, workspace, len), Status::Ok);
+            assert_eq!(ttrec_table_lookup(table, u64::MAX, out, dim, workspace, len), Status::IndexOutOfRange);
+            for pooling in 0..3 {
+                assert_eq!(ttrec_table_bag(table, &bags[0], pooling, out, 2 * dim, workspace, len), Status::Ok);
+                let status = ttrec_table_bag(table, &wrong, pooling, out, 2 * dim, workspace, len);
+                assert_eq!(status, Status::IndexOutOfRange);
+            }
+            assert_eq!(ttrec_table_bag(ptr::null(), &bags[0], 0, out, 2 * dim, workspace, len), Status::Null);
+        }
+        let all = 2 * 32 * width;
+        assert_eq!(ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 32, 0, out, all, workspace, len), Status::Ok);
+        assert_eq!(ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 31, 0, out, all, workspace, len), Status::Length);
+    });
+    assert_eq!(calls, 0);
+}

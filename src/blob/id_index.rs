@@ -1,0 +1,107 @@
+//! Where an id stands among ascending ones: a bit for each id that there could be, with counts, so that a search reads one
+//! cache line instead of one for each halving.
+
+use bytemuck::{Pod, Zeroable};
+
+const WORDS: usize = 6;
+
+/// Ids that a line answers for.
+pub(crate) const IDS_PER_LINE: u64 = 64 * WORDS as u64;
+
+/// One cache line: a bit for each of [`IDS_PER_LINE`] consecutive ids, set for those that are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Line {
+    /// How many ids stand before the first of the line.
+    before: u32,
+    /// And how many of the line's before the first of each word.
+    before_word: [u16; WORDS],
+    words: [u64; WORDS],
+}
+
+/// The position of `id`, if it is there; any, if the lines are not those of the ids.
+#[inline]
+pub(crate) fn position(lines: &[Line], id: u64) -> Option<usize> {
+    let line = lines.get(usize::try_from(id / IDS_PER_LINE).ok()?)?;
+    let bit = id % IDS_PER_LINE;
+    let at = (bit / 64) as usize;
+    let (word, before) = (line.words.get(at)?, line.before_word.get(at)?);
+    let mask = 1u64.wrapping_shl((bit % 64) as u32);
+    // Counted in any case: a jump that is taken at random costs more.
+    let of_word = (word & mask.wrapping_sub(1)).count_ones();
+    let position = line.before.wrapping_add((*before).into()).wrapping_add(of_word) as usize;
+    (word & mask != 0).then_some(position)
+}
+
+/// Bytes of the index that the writer gives to `count` ids below `limit`, each of which stands for `item_len` bytes: 0, if
+/// they are few, or so few that it would take more than half of what it serves.
+#[cfg(feature = "alloc")]
+pub fn id_index_len(count: u64, limit: u64, item_len: usize) -> u64 {
+    let (len, served) = (byte_len(limit), count.saturating_mul(item_len as u64));
+    if (256..=u32::MAX.into()).contains(&count) && len <= served / 2 { len } else { 0 }
+}
+
+/// Bytes of the lines for ids below `limit`.
+pub(crate) fn byte_len(limit: u64) -> u64 {
+    limit.div_ceil(IDS_PER_LINE).saturating_mul(size_of::<Line>() as u64)
+}
+
+/// What a section of role [`OverrideIndex`](super::Role::OverrideIndex) or [`PrefixIndex`](super::Role::PrefixIndex) holds, 64
+/// bytes at a time: where each of `ids` stands, which ascend and are below `limit`, the number of rows or prefixes.
+#[cfg(feature = "alloc")]
+pub fn id_index(ids: &[u64], limit: u64) -> impl Iterator<Item = [u8; 64]> {
+    lines(ids, limit).map(bytemuck::cast)
+}
+
+#[cfg(feature = "alloc")]
+fn lines(ids: &[u64], limit: u64) -> impl Iterator<Item = Line> {
+    let mut rest = ids;
+    let mut before = 0u32;
+    (0..limit.div_ceil(IDS_PER_LINE)).map(move |number| {
+        let first = number.saturating_mul(IDS_PER_LINE);
+        let of_line = rest.partition_point(|&id| id.saturating_sub(first) < IDS_PER_LINE);
+        let (ids, after) = rest.split_at_checked(of_line).unwrap_or((rest, &[]));
+        let mut line = Line { before, ..Line::default() };
+        for (word, start) in line.words.iter_mut().zip((first..).step_by(64)) {
+            for id in ids {
+                if let Some(bit @ 0..64) = id.checked_sub(start) {
+                    *word |= 1 << bit;
+                }
+            }
+        }
+        let mut of_words = 0u16;
+        for (to, word) in line.before_word.iter_mut().zip(&line.words) {
+            *to = of_words;
+            of_words = of_words.saturating_add(word.count_ones() as u16);
+        }
+        rest = after;
+        before = before.saturating_add(of_words.into());
+        line
+    })
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn every_id_is_found_where_it_stands_and_no_other_is() {
+        let cases: [(u64, Vec<u64>); 6] = [
+            (1, [0].into()),
+            (383, (0..383).collect()),
+            (384, [0, 63, 64, 383].into()),
+            (385, [384].into()),
+            (5_000, (0..5_000).filter(|id| id * id % 7 == 2).collect()),
+            (100_000, [0, 1, 2, 40_000, 40_319, 40_320, 99_999].into()),
+        ];
+        for (limit, ids) in cases {
+            let lines: Vec<Line> = lines(&ids, limit).collect();
+            assert_eq!(size_of_val(&lines[..]) as u64, byte_len(limit));
+            for id in 0..limit + 1000 {
+                assert_eq!(position(&lines, id), ids.iter().position(|&there| there == id), "{id} of {limit}");
+            }
+            assert_eq!(position(&lines, u64::MAX), None);
+        }
+    }
+}

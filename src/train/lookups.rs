@@ -1,0 +1,90 @@
+//! The lookups of a batch, in an order in which those that share something stand together.
+
+use super::TrainError;
+use crate::{Bags, Pooling, Table, bag::sort};
+use std::vec::Vec;
+
+/// Lookups sorted by key, and by position among equals. Kept from step to step for its memory.
+#[derive(Debug, Default)]
+pub(super) struct Lookups {
+    /// `key << 32 | position`.
+    entries: Vec<u64>,
+    spare: Vec<u64>,
+    bag_of: Vec<u32>,
+    /// What each lookup's row is multiplied by in its bag; empty if by 1.
+    scales: Vec<f32>,
+}
+
+/// One lookup: what its bag's gradient is multiplied by to become its row's.
+#[derive(Clone, Copy)]
+pub(super) struct Lookup {
+    pub(super) position: usize,
+    pub(super) bag: usize,
+    pub(super) scale: f32,
+}
+
+impl Lookups {
+    /// Sorts the lookups of `bags`, which have been checked, by `key`, below `limit`.
+    pub(super) fn sort(&mut self, bags: &Bags<'_, u32>, pooling: Pooling, limit: u32, key: impl Fn(u32) -> u32) {
+        let entry = |(index, position): (&u32, u64)| u64::from(key(*index)) << 32 | position;
+        self.entries.clear();
+        self.entries.extend(bags.indices().iter().zip(0u64..).map(entry));
+        self.spare.resize(self.entries.len(), 0);
+        if sort(&mut self.entries, &mut self.spare, limit) {
+            core::mem::swap(&mut self.entries, &mut self.spare);
+        }
+
+        self.bag_of.clear();
+        self.scales.clear();
+        self.scales.extend_from_slice(bags.per_sample_weights().unwrap_or_default());
+        for (bag, lookups) in (0..bags.len()).zip(0u32..).filter_map(|(at, bag)| Some((bag, bags.range(at)?))) {
+            self.bag_of.resize(lookups.end, bag);
+            if pooling == Pooling::Mean {
+                self.scales.resize(lookups.end, 1.0 / lookups.len() as f32);
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The key of entry `at`.
+    pub(super) fn key(&self, at: usize) -> u32 {
+        (self.entries[at] >> 32) as u32
+    }
+
+    /// Entry `at`.
+    pub(super) fn lookup(&self, at: usize) -> Lookup {
+        let position = self.entries[at] as u32 as usize;
+        let scale = if self.scales.is_empty() { 1.0 } else { self.scales[position] };
+        Lookup { position, bag: self.bag_of[position] as usize, scale }
+    }
+
+    /// The end of the entries that have the key of entry `at`.
+    pub(super) fn end_of_key(&self, at: usize) -> usize {
+        let key = self.key(at);
+        self.entries[at..].iter().position(|entry| (entry >> 32) as u32 != key).map_or(self.len(), |count| at + count)
+    }
+}
+
+/// Refuses what a table cannot learn from.
+pub(super) fn check(
+    table: &Table<'_>,
+    bags: &Bags<'_, u32>,
+    pooling: Pooling,
+    gradient: &[f32],
+) -> Result<(), TrainError> {
+    if pooling == Pooling::Max {
+        return Err(TrainError::MaxPooling);
+    }
+    let (found, expected) = (gradient.len(), bags.len().saturating_mul(table.embedding_dim()));
+    if found != expected {
+        return Err(TrainError::GradientLen { found, expected });
+    }
+    let longest = bags.indices().len().max(bags.len());
+    if u32::try_from(longest).is_err() {
+        return Err(TrainError::BatchLen { found: longest });
+    }
+    Ok(table.check_bags(bags, pooling)?)
+}

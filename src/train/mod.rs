@@ -1,0 +1,78 @@
+//! Tables that learn (feature `train`): a forward pass on the crate's batch engine, a backward pass on its kernels, and an
+//! optimiser's step fused with it.
+//!
+//! [`Embedding`] is what a trainer holds, one for each feature: [`TtTable`], whose cores are learned (TT-Rec, MLSys 2021,
+//! sections 3 and 4), and [`DenseTable`], what it is compared with. A step takes the gradient of the pooled rows, as the
+//! layers above hand it down, and moves the slices that the batch has touched ([`Optimizer`]), and no others. Where a table
+//! begins is an [`Initializer`]'s choice.
+//!
+//! Steps of different tables are independent: a trainer runs them in parallel (`par_iter_mut`). A large batch is besides
+//! divided within a step. Everything is the same, bit for bit, for a seed and a tier, on any number of threads.
+
+mod backward;
+mod dense;
+mod initializer;
+mod lookups;
+mod optimizer;
+mod tt;
+
+pub use crate::error::TrainError;
+pub use dense::DenseTable;
+pub use initializer::Initializer;
+pub use optimizer::{Optimizer, Parameters};
+pub use tt::TtTable;
+
+use crate::{Bags, LookupError, Pooling, Table};
+use std::vec::Vec;
+
+/// A table that learns.
+///
+/// An implementation that is made of others (one with hashed indices, one of quotients and remainders) hands the same bags
+/// with other indices to their steps.
+pub trait Embedding: Send + Sync {
+    /// The table as it is now: to look rows up, and to be written into a blob ([`Table::data`]). Its name is empty.
+    fn table(&self) -> Table<'_>;
+
+    /// Pools each bag into one row of `out`, as [`Table::bag`] does. `workspace` grows as needed.
+    ///
+    /// # Errors
+    /// As [`Table::bag`].
+    fn forward(
+        &self,
+        bags: &Bags<'_, u32>,
+        pooling: Pooling,
+        out: &mut [f32],
+        workspace: &mut Vec<f32>,
+    ) -> Result<(), LookupError> {
+        let table = self.table();
+        let len = table.batch_workspace_len(bags.indices().len()).max(table.workspace_len());
+        workspace.resize(workspace.len().max(len), 0.0);
+        table.bag(bags, pooling, out, workspace)
+    }
+
+    /// One step of the optimiser: `gradient`, `bags.len() x embedding_dim` elements, is that of the rows which
+    /// [`forward`](Self::forward) pooled from the same bags.
+    ///
+    /// # Errors
+    /// [`TrainError`]: bags that do not suit the table, a gradient of another length, or max pooling. Nothing has changed
+    /// then.
+    fn step(
+        &mut self,
+        bags: &Bags<'_, u32>,
+        pooling: Pooling,
+        gradient: &[f32],
+        learning_rate: f64,
+    ) -> Result<(), TrainError>;
+
+    /// What is learned, with the state of the optimiser: one for each core, or for all rows of a dense table.
+    fn parameters(&self) -> &[Parameters];
+
+    /// The same, to be restored from a checkpoint.
+    fn parameters_mut(&mut self) -> &mut [Parameters];
+
+    /// How many steps have been taken: a part of the state of [`Optimizer::Adam`].
+    fn steps(&self) -> u64;
+
+    /// The same, to be restored from a checkpoint.
+    fn set_steps(&mut self, steps: u64);
+}

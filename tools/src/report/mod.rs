@@ -1,0 +1,126 @@
+//! `ttrec report`: what a conversion cost, as a page for people. `verify --json` and `inspect --json` say the same to
+//! programs.
+
+mod alternatives;
+mod numbers;
+mod page;
+mod plot;
+mod sample;
+mod words;
+
+use crate::{
+    Outcome,
+    blob_file::{self, BlobFile},
+    checkpoint::Checkpoint,
+    compare::{self, Comparison},
+    dialect::{Source, Weights},
+    factorize::{DEFAULT_MEMORY, LowRank, Rows},
+    frequencies::Frequencies,
+    inspect::{self, TableSummary},
+    output::{self, Output},
+    spec::Spec,
+};
+use alternatives::Family;
+use anyhow::{Result, bail};
+use sample::Sample;
+use std::path::{Path, PathBuf};
+
+/// Write a page that says what a conversion cost: bytes, errors, and what else could have been had for the bytes.
+///
+/// The page is one file that needs no network and no script. Every row is compared with the checkpoint, as `verify` does.
+/// Alternatives are tried on all rows too, or, for a large table, on a part of them, which the page then says.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A blob
+    blob: PathBuf,
+    /// The checkpoint that it was converted from
+    #[arg(long, value_name = "CHECKPOINT")]
+    against: PathBuf,
+    /// The spec that it was converted with; needed only where names and shapes leave a doubt
+    #[arg(long, value_name = "SPEC.toml")]
+    spec: Option<PathBuf>,
+    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row counted as often
+    #[arg(long, value_name = "FILE.npz")]
+    frequencies: Option<PathBuf>,
+    /// Where the page goes; it appears whole or not at all
+    #[arg(short, long, value_name = "REPORT.html")]
+    output: PathBuf,
+}
+
+/// All that the page says of a table.
+struct TableReport {
+    summary: TableSummary,
+    /// Bytes that the checkpoint has for it.
+    before: u64,
+    /// Its representation in the checkpoint, as `TableSummary` names it.
+    trained_as: &'static str,
+    comparison: Comparison,
+    /// The share that the first 1, 2, ... directions hold.
+    energy: Vec<f64>,
+    families: Vec<Family>,
+    /// How many rows were studied, if not all.
+    sampled: Option<u64>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let file = BlobFile::open(&args.blob)?;
+    let blob = file.blob()?;
+    let checkpoint = Checkpoint::open(&args.against)?;
+    let given = [Some(args.blob.as_path()), args.spec.as_deref(), args.frequencies.as_deref()];
+    let inputs: Vec<&Path> = checkpoint.files().chain(given.into_iter().flatten()).collect();
+    output::refuse_inputs(&args.output, &inputs)?;
+    if let Some(damage) = blob_file::damage(&blob) {
+        bail!("{}: damaged: {damage}", args.blob.display());
+    }
+    let spec = args.spec.as_deref().map(Spec::read).transpose()?;
+    let names = blob.tables().map(|table| table.name().to_owned()).collect();
+    let frequencies = args.frequencies.as_deref().map(|path| Frequencies::open(path, names)).transpose()?;
+    let tier = blob_file::tier()?;
+
+    let mut tables = Vec::new();
+    for (table, summary) in blob.tables().zip(inspect::summarise(&blob).tables) {
+        let table = table.with_tier(tier);
+        let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
+        let asked = frequencies.as_ref().map(|frequencies| frequencies.rows(&table)).transpose()?.flatten();
+        let comparison = compare::compare(&table, &source, asked.as_deref())?;
+        tables.push(study(summary, &source, comparison)?);
+    }
+    let page = page::page(&args.blob, &args.against, blob.len() as u64, &tables);
+
+    let mut output = Output::create(&args.output)?;
+    output.write(|file| file.write_all(page.as_bytes()))?;
+    output.commit()?;
+    let (count, path) = (tables.len(), args.output.display());
+    output::print(|out| writeln!(out, "{path}: {count} table{}", if count == 1 { "" } else { "s" }))?;
+    Ok(Outcome::Done)
+}
+
+fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> Result<TableReport> {
+    let (weights, sample) = (&source.weights, Sample::of(source));
+    // A table that is too wide for a spectrum, or holds what is no number, has a page without one.
+    let spectrum = LowRank::analyse(&sample, DEFAULT_MEMORY, &summary.name).ok();
+    Ok(TableReport {
+        before: weights.checkpoint_bytes(),
+        trained_as: match weights {
+            Weights::Dense { .. } => "dense",
+            Weights::Tt { .. } => "tt",
+            Weights::Projected { .. } => "projected",
+            Weights::QuotientRemainder { .. } => "quotient_remainder",
+        },
+        comparison,
+        energy: spectrum.as_ref().map(|spectrum| cumulative(spectrum.energies())).unwrap_or_default(),
+        families: alternatives::alternatives(weights, &sample, spectrum.as_ref())?,
+        sampled: (!sample.is_whole()).then(|| sample.num_embeddings()),
+        summary,
+    })
+}
+
+fn cumulative(energies: &[f64]) -> Vec<f64> {
+    let total: f64 = energies.iter().sum();
+    let mut sum = 0.0;
+    let share = |energy: &f64| {
+        sum += energy;
+        if total > 0.0 { (sum / total).min(1.0) } else { 1.0 }
+    };
+    energies.iter().map(share).collect()
+}

@@ -1,0 +1,312 @@
+//! The page. maud escapes every text and attribute, so that a name stays a name; the page's policy forbids scripts and
+//! requests besides. Numbers that a program may want stand, unrounded, in `data` elements.
+
+use super::{
+    TableReport,
+    numbers::{bytes, count, percent, times},
+    plot::{self, Point, Series, Size},
+    words,
+};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use std::path::Path;
+
+const STYLE: &str = include_str!("style.css");
+/// How many tables the plot of sizes shows.
+const PLOTTED: usize = 40;
+/// How many bars a histogram has.
+const BARS: usize = 32;
+
+pub(super) fn page(blob: &Path, checkpoint: &Path, blob_bytes: u64, tables: &[TableReport]) -> String {
+    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let before: u64 = tables.iter().map(|table| table.before).sum();
+    let ratio = before as f64 / blob_bytes as f64;
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
+                title { (name(blob)) " - conversion report" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header {
+                    p.eyebrow { "Conversion report" }
+                    h1 { (name(blob)) }
+                    p.lede {
+                        (bytes(before)) " of tables in " span.name { (name(checkpoint)) } " became a blob of "
+                        strong { (bytes(blob_bytes)) } ", " strong { (times(ratio)) } " smaller."
+                    }
+                    dl.facts {
+                        (fact("Blob", &data("blob-bytes", blob_bytes as f64, &bytes(blob_bytes))))
+                        (fact("Checkpoint", &data("checkpoint-bytes", before as f64, &bytes(before))))
+                        (fact("Smaller", &data("ratio", ratio, &times(ratio))))
+                        (fact("Tables", &html! { (tables.len()) }))
+                    }
+                }
+                main {
+                    (overview(tables))
+                    @for (i, table) in tables.iter().enumerate() { (section(i, table)) }
+                }
+                footer { (footnotes()) }
+            }
+        }
+    }
+    .into_string()
+}
+
+/// A number, rounded for people and unrounded for programs.
+fn data(id: &str, value: f64, text: &str) -> Markup {
+    html! { data id=(id) value=(value) { (text) } }
+}
+
+fn fact(term: &str, description: &Markup) -> Markup {
+    html! { div { dt { (term) } dd { (description) } } }
+}
+
+fn overview(tables: &[TableReport]) -> Markup {
+    let mut sizes: Vec<Size<'_>> = tables
+        .iter()
+        .map(|table| Size { name: &table.summary.name, before: table.before, after: table.summary.bytes })
+        .collect();
+    sizes.sort_by_key(|size| std::cmp::Reverse(size.before.max(size.after)));
+    let left_out = sizes.len().saturating_sub(PLOTTED);
+    sizes.truncate(PLOTTED);
+    html! {
+        section.card {
+            h2 { "Size" }
+            div.columns {
+                figure {
+                    (plot::sizes(&sizes, "Bytes of each table in the checkpoint and in the blob"))
+                    figcaption {
+                        span.key.before {} "checkpoint" span.key.after {} "blob"
+                        @if left_out > 0 { " - the " (PLOTTED) " largest; " (left_out) " more are in the table" }
+                    }
+                }
+                div.scroll tabindex="0" role="region" aria-label="Tables" {
+                    table {
+                        thead { tr {
+                            th scope="col" { "Table" } th.number scope="col" { "Before" } th.number scope="col" { "After" }
+                            th.number scope="col" { "Smaller" } th.number scope="col" { "Error" }
+                        } }
+                        tbody {
+                            @for (i, table) in tables.iter().enumerate() { tr {
+                                th scope="row" { a.name href={ "#table-" (i) } { (table.summary.name) } }
+                                td.number { (bytes(table.before)) }
+                                td.number { (bytes(table.summary.bytes)) }
+                                td.number { (times(table.before as f64 / table.summary.bytes as f64)) }
+                                td.number { (percent(table.comparison.relative_error)) }
+                            } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn section(i: usize, table: &TableReport) -> Markup {
+    let (summary, comparison) = (&table.summary, &table.comparison);
+    let id = |name: &str| format!("table-{i}-{name}");
+    let error = |name: &str, value: f64| data(&id(name), value, &percent(value));
+    let ratio = table.before as f64 / summary.bytes as f64;
+    let quantiles = &comparison.row_error_quantiles;
+    html! {
+        section.card id={ "table-" (i) } {
+            h2.name { (summary.name) }
+            p.kind {
+                (count(summary.num_embeddings)) " x " (count(summary.embedding_dim as u64)) ", " (words::representation(table))
+                @if let Some(tt) = &summary.tt {
+                    br; "row factors " (list(&tt.row_factors)) ", column factors " (list(&tt.column_factors)) ", ranks "
+                    (list(&tt.ranks))
+                }
+                @if summary.overrides > 0 { br; (count(summary.overrides as u64)) " rows stored apart" }
+                @if summary.prefix_products > 0 { br; (count(summary.prefix_products as u64)) " prefix products stored" }
+            }
+            p.verdict { (words::verdict(table)) }
+            dl.facts {
+                (fact("Checkpoint", &data(&id("checkpoint-bytes"), table.before as f64, &bytes(table.before))))
+                (fact("Blob", &data(&id("bytes"), summary.bytes as f64, &bytes(summary.bytes))))
+                (fact("Smaller", &data(&id("ratio"), ratio, &times(ratio))))
+                @if summary.tt.is_some() {
+                    (fact("As dense f32", &html! { (bytes(summary.dense_f32_bytes)) }))
+                }
+                (fact("Relative error", &error("relative-error", comparison.relative_error)))
+                @if let Some(weighted) = comparison.weighted_relative_error {
+                    (fact("By frequency", &error("weighted-relative-error", weighted)))
+                }
+                (fact("Median row", &error("median", quantiles.median)))
+                (fact("99 % of rows", &error("p99", quantiles.p99)))
+                (fact("Worst row", &error("largest-row-error", comparison.largest_row_error)))
+            }
+            div.columns { (tradeoff(table)) (alternatives(i, table)) }
+            div.columns {
+                (row_errors(table)) (worst_rows(i, table))
+                @if table.energy.len() > 1 { (energy(table)) }
+            }
+            @if let Some(rows) = table.sampled {
+                p.note {
+                    "Alternatives and energy are those of " (count(rows)) " of the " (count(summary.num_embeddings))
+                    " rows, evenly spread; errors of the blob are those of all rows."
+                    @if table.trained_as != "tt" { " Tensor trains were not tried, as a part of the rows says nothing of them." }
+                }
+            }
+        }
+    }
+}
+
+fn list(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn tradeoff(table: &TableReport) -> Markup {
+    let series = |family: &'_ super::Family| {
+        let candidates = family.candidates.iter();
+        let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: c.representation.clone() });
+        Series { class: family.kind.class(), points: points.collect() }
+    };
+    let series: Vec<Series<'_>> = table.families.iter().map(series).collect();
+    let own =
+        Point { bytes: table.summary.bytes, error: table.comparison.relative_error, text: "this blob".to_owned() };
+    html! {
+        figure {
+            h3 { "Error against bytes" }
+            (plot::tradeoff(&series, &own, "Relative error against bytes of this table and of alternatives"))
+            figcaption {
+                span.key.own {} "this blob"
+                @for family in &table.families { span class={ "key " (family.kind.class()) } {} (family.kind.name()) }
+            }
+        }
+    }
+}
+
+fn alternatives(i: usize, table: &TableReport) -> Markup {
+    struct Row {
+        name: String,
+        bytes: u64,
+        error: f64,
+        own: bool,
+    }
+    let mut rows: Vec<Row> = Vec::new();
+    for family in &table.families {
+        let row = |c: &super::alternatives::Candidate| Row {
+            name: family.name(c),
+            bytes: c.bytes,
+            error: c.error,
+            own: false,
+        };
+        rows.extend(family.candidates.iter().map(row));
+    }
+    rows.push(Row {
+        name: "this blob".to_owned(),
+        bytes: table.summary.bytes,
+        error: table.comparison.relative_error,
+        own: true,
+    });
+    rows.sort_by_key(|row| (std::cmp::Reverse(row.bytes), !row.own));
+    html! {
+        div {
+            h3 { "What else could be had" }
+            div.scroll tabindex="0" role="region" aria-label="Alternatives" {
+                table id={ "table-" (i) "-alternatives" } {
+                    thead { tr {
+                        th scope="col" { "Stored as" } th.number scope="col" { "Bytes" }
+                        th.number scope="col" { "Smaller" } th.number scope="col" { "Error" }
+                    } }
+                    tbody {
+                        @for row in &rows { tr.own[row.own] {
+                            th scope="row" { (row.name) }
+                            td.number { data value=(row.bytes) { (bytes(row.bytes)) } }
+                            td.number { (times(table.before as f64 / row.bytes as f64)) }
+                            td.number { data value=(row.error) { (percent(row.error)) } }
+                        } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn row_errors(table: &TableReport) -> Markup {
+    let comparison = &table.comparison;
+    let quantiles = &comparison.row_error_quantiles;
+    let bars = comparison.bars(BARS);
+    let exact = comparison.exact_rows();
+    html! {
+        figure {
+            h3 { "Errors of the rows" }
+            @if bars.is_empty() {
+                p { "Every row is exact." }
+            } @else {
+                (plot::histogram(&bars, &[quantiles.median, quantiles.p99], "How many rows have which error"))
+                figcaption {
+                    "Half of the rows are within " (percent(quantiles.median)) ", 99\u{a0}% within " (percent(quantiles.p99))
+                    " (dashed)."
+                    @if exact > 0 { " " (count(exact)) " rows are exact, and not drawn." }
+                }
+            }
+        }
+    }
+}
+
+fn worst_rows(i: usize, table: &TableReport) -> Markup {
+    let row_norm = table.comparison.row_norm;
+    html! {
+        div.tall {
+            h3 { "Worst rows" }
+            div.scroll tabindex="0" role="region" aria-label="Worst rows" {
+                table id={ "table-" (i) "-worst" } {
+                    thead { tr {
+                        th.number scope="col" { "Row" } th.number scope="col" { "Error" }
+                        th.number scope="col" { "Norm" } th.number scope="col" { "Error / norm" }
+                    } }
+                    tbody {
+                        @for worst in table.comparison.worst_rows.iter().filter(|worst| worst.error != 0.0) { tr {
+                            td.number { (count(worst.row)) }
+                            td.number { data value=(worst.error) { (percent(worst.error)) } }
+                            td.number { data value=(worst.norm) { (format!("{:.3}", worst.norm)) } }
+                            td.number {
+                                @if worst.norm > 0.0 { (percent(worst.error * row_norm / worst.norm)) } @else { "-" }
+                            }
+                        } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn energy(table: &TableReport) -> Markup {
+    let directions = |wanted: f64| table.energy.iter().position(|&share| share >= wanted).map_or(0, |at| at + 1);
+    html! {
+        figure {
+            h3 { "Singular-value energy" }
+            (plot::energy(&table.energy, "Share of the table's energy that the first directions hold"))
+            figcaption {
+                (directions(0.9)) " of " (table.energy.len()) " directions hold 90\u{a0}%, " (directions(0.99))
+                " hold 99\u{a0}%. Dashed: all alike."
+            }
+        }
+    }
+}
+
+fn footnotes() -> Markup {
+    html! {
+        h2 { "How to read this" }
+        p {
+            "The " strong { "relative error" } " of a table is the Frobenius norm of its difference from the checkpoint over \
+             that of the table. The error of a " strong { "row" } " is the norm of its difference over the root mean square \
+             norm of the table's rows, so that errors of long and short rows compare. " strong { "By frequency" } " counts \
+             each row as often as it is asked for."
+        }
+        p {
+            "Dense alternatives are the table's rows, encoded and read again. Low rank keeps rows of fewer columns in i8 and a \
+             projection in f16, from the singular value decomposition. Tensor trains of a dense table come from TT-SVD, with \
+             cores in f16 and all inner ranks R; those of a table that was trained as one are its own cores in other types. \
+             Singular values are those of the rows as they are, not centred."
+        }
+        p { "ttrec " (env!("CARGO_PKG_VERSION")) }
+    }
+}

@@ -1,0 +1,145 @@
+//! What the numbers of a table mean, in a few sentences.
+
+use super::{
+    TableReport,
+    alternatives::{Candidate, Family, Kind},
+    numbers::{bytes, percent, times},
+};
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::LowRank => "low rank",
+            Self::TensorTrain => "tensor train",
+        }
+    }
+
+    /// The name of its points and lines in the style.
+    pub(super) fn class(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::LowRank => "low",
+            Self::TensorTrain => "tt",
+        }
+    }
+}
+
+impl Family {
+    /// A candidate's whole name.
+    pub(super) fn name(&self, candidate: &Candidate) -> String {
+        match self.kind {
+            Kind::LowRank => format!("low-{}", candidate.representation),
+            kind => format!("{} {}", kind.name(), candidate.representation),
+        }
+    }
+}
+
+/// What the table is stored as.
+pub(super) fn representation(table: &TableReport) -> String {
+    let summary = &table.summary;
+    match &summary.tt {
+        Some(tt) => format!("tensor train, {} cores in {}", tt.row_factors.len(), summary.dtype),
+        None => format!("{} {}", summary.representation.replace('_', " "), summary.dtype),
+    }
+}
+
+/// What was lost, and why.
+pub(super) fn verdict(table: &TableReport) -> String {
+    [Some(lost(table)), Some(instead(table)), weighted(table), spectrum(table)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn lost(table: &TableReport) -> String {
+    let error = table.comparison.relative_error;
+    let (summary, ratio) = (&table.summary, times(table.before as f64 / table.summary.bytes as f64));
+    if error == 0.0 {
+        return format!("Nothing is lost at {ratio}: every row has the checkpoint's values.");
+    }
+    if error < 1e-6 {
+        return format!("Nothing is lost at {ratio} but the rounding of f32 arithmetic.");
+    }
+    let kept = format!("{} keeps {} error at {ratio}.", representation_start(table), percent(error));
+    match summary.representation {
+        made if made == table.trained_as => {}
+        "tt" => return format!("{kept} It was not trained as a tensor train: these ranks cannot hold all of it."),
+        "projected" => return format!("{kept} Lost is what lies outside the few directions that were kept."),
+        _ => return kept,
+    }
+    let parts = if summary.tt.is_some() { "slice" } else { "row" };
+    match summary.dtype {
+        "f16" => format!("{kept} Lost is what rounding to 11 significant bits takes away."),
+        "bf16" => format!("{kept} Lost is what rounding to 8 significant bits takes away."),
+        "i8" => format!("{kept} Lost is what rounding to 256 steps for each {parts} takes away."),
+        "i4" => format!("{kept} Lost is what rounding to 16 steps for each {parts} takes away."),
+        _ => kept,
+    }
+}
+
+fn representation_start(table: &TableReport) -> String {
+    match &table.summary.tt {
+        Some(_) => format!("A tensor train in {}", table.summary.dtype),
+        None => match table.summary.representation {
+            "dense" => table.summary.dtype.to_owned(),
+            other => capital(&format!("{} {}", other.replace('_', " "), table.summary.dtype)),
+        },
+    }
+}
+
+/// What another representation would have done, honestly.
+fn instead(table: &TableReport) -> String {
+    let (own_bytes, own_error) = (table.summary.bytes, table.comparison.relative_error);
+    let all = || table.families.iter().flat_map(|family| family.candidates.iter().map(move |c| (family, c)));
+    // Of those that take no more bytes, the one that loses least; differences of a few hundredths are none.
+    let better = all()
+        .filter(|(_, c)| c.bytes <= own_bytes && c.error < own_error * 0.95 && own_error >= 1e-6)
+        .min_by(|(_, a), (_, b)| a.error.total_cmp(&b.error));
+    let smaller = all()
+        .filter(|(_, c)| (c.bytes as f64) < own_bytes as f64 * 0.95 && c.error <= own_error.max(1e-6) * 1.05)
+        .min_by_key(|(_, c)| c.bytes);
+    match (better, smaller) {
+        (Some((family, c)), _) => format!(
+            "{} would keep {} error in {}: less, for no more bytes.",
+            capital(&family.name(c)),
+            percent(c.error),
+            bytes(c.bytes)
+        ),
+        (None, Some((family, c))) => {
+            format!("{} would be as exact in {}.", capital(&family.name(c)), bytes(c.bytes))
+        }
+        (None, None) => "Nothing else that was tried has less error in as few bytes.".to_owned(),
+    }
+}
+
+fn weighted(table: &TableReport) -> Option<String> {
+    let (weighted, plain) = (table.comparison.weighted_relative_error?, table.comparison.relative_error);
+    let how = match weighted / plain {
+        _ if plain == 0.0 => return None,
+        ratio if ratio > 1.1 => "rows that are asked for often lose more than others",
+        ratio if ratio < 0.9 => "rows that are asked for often lose less than others",
+        _ => "rows that are asked for often lose as much as others",
+    };
+    Some(format!("Counted as often as rows are asked for, the error is {}: {how}.", percent(weighted)))
+}
+
+fn spectrum(table: &TableReport) -> Option<String> {
+    let all = table.energy.len();
+    let most = table.energy.iter().position(|&share| share >= 0.9)? + 1;
+    if all < 2 {
+        return None;
+    }
+    let why = match most as f64 / all as f64 {
+        share if share > 0.5 => ", so a low rank loses much",
+        share if share < 0.2 => ", so a low rank loses little",
+        _ => "",
+    };
+    Some(format!("{most} of its {all} directions hold 90\u{a0}% of its energy{why}."))
+}
+
+fn capital(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+}

@@ -1,0 +1,392 @@
+//! `ttrec plan`: that its blobs keep the budget and have the error that it foretold, that nothing better was at hand, what it
+//! says, and what it refuses.
+
+mod support;
+
+use safetensors::Dtype::F32;
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+use support::{Dir, Elements, data, golden, ttrec, vector, write_npz, write_safetensors};
+
+/// Numbers that look like a normal distribution's.
+struct Random(u64);
+
+impl Random {
+    fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1 << 24) as f32
+    }
+
+    fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
+    }
+
+    fn matrix(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.normal()).collect()
+    }
+}
+
+/// a (m x k) times b (k x n).
+fn product(a: &[f32], b: &[f32], k: usize, n: usize) -> Vec<f32> {
+    a.chunks(k).flat_map(|row| (0..n).map(move |j| (0..k).map(|i| row[i] * b[i * n + j]).sum())).collect()
+}
+
+/// Three dense tables: "noise" without any structure, "flat", of rank 6 and some noise, and "train", which is a tensor train of
+/// rank 3 exactly, in row factors 12 x 20 and column factors 4 x 8.
+fn checkpoint(dir: &Dir) -> PathBuf {
+    let mut random = Random(11);
+    let noise = random.matrix(900 * 24);
+    let (short, wide) = (random.matrix(1200 * 6), random.matrix(6 * 32));
+    let mut flat = product(&short, &wide, 6, 32);
+    flat.iter_mut().for_each(|x| *x += 0.05 * random.normal());
+    let (first, last) = (random.matrix(12 * 4 * 3), random.matrix(3 * 20 * 8));
+    // Row (i, i'), column (j, j'): the sum over the rank of first[i, j, .] last[., i', j'].
+    let both = product(&first, &last, 3, 160);
+    let element = |at: usize| {
+        let (row, column) = (at / 32, at % 32);
+        both[(row / 20 * 4 + column / 8) * 160 + row % 20 * 8 + column % 8]
+    };
+    let train: Vec<f32> = (0..240 * 32).map(element).collect();
+    let path = dir.path("model.safetensors");
+    write_safetensors(
+        &path,
+        &[
+            ("emb.noise", F32, &[900, 24], noise.bytes()),
+            ("emb.flat", F32, &[1200, 32], flat.bytes()),
+            ("emb.train", F32, &[240, 32], train.bytes()),
+        ],
+    );
+    path
+}
+
+/// Runs `plan` with `--json`: what it says, and its spec.
+#[track_caller]
+fn plan(dir: &Dir, checkpoint: &Path, args: &[&str]) -> (Value, PathBuf) {
+    let spec = dir.path("plan.toml");
+    let mut command = std::process::Command::new(support::TTREC);
+    command.arg("plan").arg(checkpoint).args(args).arg("-o").arg(&spec).arg("--json");
+    let run = support::run(command).exits(0);
+    (serde_json::from_str(&run.stdout).expect("JSON"), spec)
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("not a number: {value}"))
+}
+
+fn table<'p>(plan: &'p Value, name: &str) -> &'p Value {
+    plan["tables"].as_array().unwrap().iter().find(|table| table["name"] == name).unwrap()
+}
+
+/// The spec converts to a blob of the length that the plan said, which `verify` finds as far off as the plan said.
+#[track_caller]
+fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
+    let blob = dir.path("plan.ttr");
+    ttrec!["convert", checkpoint, "--spec", spec, "-o", &blob].exits(0);
+    assert_eq!(fs::metadata(&blob).unwrap().len(), plan["bytes"].as_u64().unwrap());
+    let run = ttrec!["verify", &blob, "--against", checkpoint, "--spec", spec, "--max-error", "2", "--json"].exits(0);
+    let verified: Value = serde_json::from_str(&run.stdout).unwrap();
+    let tables = verified["tables"].as_array().unwrap();
+    assert_eq!(tables.len(), plan["tables"].as_array().unwrap().len());
+    for found in tables {
+        let table = table(plan, found["name"].as_str().unwrap());
+        let (foretold, found) = (number(&table["error"]), number(&found["relative_error"]));
+        assert!((found - foretold).abs() <= 0.03 * foretold + 1e-5, "{}: {foretold}, verify {found}", table["name"]);
+    }
+}
+
+/// No candidate of any table has less error in as few bytes, nor the same in less time.
+#[track_caller]
+fn assert_unbeaten(plan: &Value) {
+    for table in plan["tables"].as_array().unwrap() {
+        let candidates = table["candidates"].as_array().unwrap();
+        assert!(candidates.len() > 3);
+        assert!(
+            candidates
+                .iter()
+                .any(|candidate| candidate["bytes"] == table["bytes"] && candidate["error"] == table["error"])
+        );
+        for candidate in candidates {
+            let beats = number(&candidate["bytes"]) <= number(&table["bytes"])
+                && number(&candidate["error"]) < number(&table["error"]);
+            assert!(!beats, "{table}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_keeps_its_budget_and_its_word() {
+    let dir = Dir::new();
+    let checkpoint = checkpoint(&dir);
+    let f32_bytes = 4 * (900 * 24 + 1200 * 32 + 240 * 32);
+    let mut before = 0.0;
+    for percent in [90, 50, 25, 12, 6] {
+        let (plan, spec) = plan(&dir, &checkpoint, &["--budget", &format!("{percent}%")]);
+        assert_eq!(plan["f32_bytes"], f32_bytes);
+        assert_eq!(plan["budget"], f32_bytes * percent / 100);
+        assert!(number(&plan["bytes"]) <= number(&plan["budget"]), "{percent} %");
+        assert!(number(&plan["error"]) > before, "less error in fewer bytes");
+        before = number(&plan["error"]);
+        assert_unbeaten(&plan);
+        assert_foretold(&dir, &checkpoint, &plan, &spec);
+    }
+}
+
+#[test]
+fn one_table_gets_the_best_that_fits() {
+    let dir = Dir::new();
+    let checkpoint = checkpoint(&dir);
+    let only = dir.file("only.toml", "[[table]]\ntensor = \"emb.flat\"\n");
+    let only = only.to_str().unwrap();
+    let (all, _) = plan(&dir, &checkpoint, &["--budget", "10MB", "--spec", only]);
+    let candidates = all["tables"][0]["candidates"].as_array().unwrap().clone();
+    let mut families = Vec::new();
+    for budget in [200_000, 100_000, 60_000, 40_000, 25_000, 16_000, 12_000] {
+        let (plan, _) = plan(&dir, &checkpoint, &["--budget", &budget.to_string(), "--spec", only]);
+        let head = number(&plan["bytes"]) - number(&plan["tables"][0]["bytes"]);
+        let fitting = candidates.iter().filter(|candidate| number(&candidate["bytes"]) + head <= f64::from(budget));
+        let best = fitting.map(|candidate| number(&candidate["error"])).fold(f64::INFINITY, f64::min);
+        assert!(number(&plan["error"]) <= best * (1.0 + 1e-9), "{budget}: {} {best}", plan["error"]);
+        families.push(plan["tables"][0]["representation"].as_str().unwrap().to_owned());
+    }
+    assert_eq!((families[0].as_str(), families[4].as_str()), ("dense", "low-rank"), "{families:?}");
+}
+
+#[test]
+fn a_tensor_train_is_found_where_there_is_one_and_nowhere_else() {
+    let dir = Dir::new();
+    let checkpoint = checkpoint(&dir);
+    // 240 x 32: 30,720 bytes; a train of rank 3 has 624 numbers.
+    let only = |name: &str| dir.file("only.toml", format!("[[table]]\ntensor = \"emb.{name}\"\n"));
+    let (found, spec) = plan(&dir, &checkpoint, &["--budget", "15%", "--spec", only("train").to_str().unwrap()]);
+    let table = &found["tables"][0];
+    assert_eq!(table["representation"], "tt", "{table}");
+    assert!(number(&table["error"]) < 1e-3, "{table}");
+    assert!(table["why"].as_str().unwrap().contains("A tensor train fits this table"), "{table}");
+    assert_foretold(&dir, &checkpoint, &found, &spec);
+    for name in ["noise", "flat"] {
+        for budget in ["50%", "20%", "10%"] {
+            let (found, _) = plan(&dir, &checkpoint, &["--budget", budget, "--spec", only(name).to_str().unwrap()]);
+            let table = &found["tables"][0];
+            let is_train = table["representation"] == "tt";
+            let beaten = |c: &Value| {
+                number(&c["bytes"]) <= number(&table["bytes"]) && number(&c["error"]) < number(&table["error"])
+            };
+            assert!(!is_train || !table["candidates"].as_array().unwrap().iter().any(beaten), "{name} {budget}");
+            if !is_train {
+                assert!(table["why"].as_str().unwrap().contains("It was not trained as a tensor train."), "{table}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_error_bound_alone_gives_the_smallest_blob() {
+    let dir = Dir::new();
+    let checkpoint = checkpoint(&dir);
+    let (loose, spec) = plan(&dir, &checkpoint, &["--max-error", "0.1"]);
+    for table in loose["tables"].as_array().unwrap() {
+        assert!(number(&table["error"]) <= 0.1, "{table}");
+        let smaller = |candidate: &Value| {
+            number(&candidate["error"]) <= 0.1 && number(&candidate["bytes"]) < number(&table["bytes"])
+        };
+        assert!(!table["candidates"].as_array().unwrap().iter().any(smaller), "{table}");
+    }
+    assert_foretold(&dir, &checkpoint, &loose, &spec);
+    let (exact, _) = plan(&dir, &checkpoint, &["--max-error", "0"]);
+    assert_eq!(number(&exact["error"]), 0.0);
+    assert!(number(&exact["bytes"]) > number(&loose["bytes"]));
+    // Both: the bound holds for each table, and the budget is spent.
+    let (both, _) = plan(&dir, &checkpoint, &["--max-error", "0.1", "--budget", "60%"]);
+    assert!(number(&both["bytes"]) <= number(&both["budget"]) && number(&both["error"]) < number(&loose["error"]));
+    // Rows of a projection take longer than plain ones.
+    let (fast, _) = plan(&dir, &checkpoint, &["--budget", "60%", "--max-nanoseconds", "8"]);
+    for table in fast["tables"].as_array().unwrap() {
+        assert!(table["representation"] == "dense" && number(&table["nanoseconds"]) <= 8.0, "{table}");
+    }
+}
+
+#[test]
+fn trained_tables_stay_what_they_are() {
+    let dir = Dir::new();
+    let manifest: Value = serde_json::from_slice(&fs::read(golden("manifest.json")).unwrap()).unwrap();
+    let facts = &manifest["fbtt_d3"];
+    let facts = format!(
+        "[[table]]\nname = \"item\"\nnum_embeddings = {}\ncolumn_factors = {}\n",
+        facts["num_embeddings"], facts["q"]
+    );
+    let spec = dir.file("facts.toml", facts);
+    let checkpoint = golden("fbtt_d3.safetensors");
+    for (budget, dtype) in [("10MB", "f32"), ("60%", "")] {
+        let (plan, written) = plan(&dir, &checkpoint, &["--budget", budget, "--spec", spec.to_str().unwrap()]);
+        let table = &plan["tables"][0];
+        assert_eq!(table["representation"], "tensor train");
+        assert!(dtype.is_empty() || table["dtype"] == dtype, "{table}");
+        assert!(table["why"].as_str().unwrap().contains("It was trained as tensor train"), "{table}");
+        assert_foretold(&dir, &checkpoint, &plan, &written);
+    }
+    // Without the facts it says what is missing.
+    let run = ttrec!["plan", &checkpoint, "--budget", "50%", "-o", dir.path("none.toml")];
+    run.exits(3).says(["num_embeddings", "--spec"]);
+    assert!(!dir.path("none.toml").exists());
+}
+
+#[test]
+fn frequencies_weigh_rows() {
+    let dir = Dir::new();
+    let mut random = Random(5);
+    // Rows 0 to 99 have one large column each, which coarse steps have to span; the others do not.
+    let mut rows = random.matrix(400 * 16);
+    (0..100).for_each(|row| rows[row * 16 + row % 16] *= 30.0);
+    let checkpoint = dir.path("model.safetensors");
+    write_safetensors(&checkpoint, &[("emb", F32, &[400, 16], rows.bytes())]);
+    let counts: Vec<f32> = (0..400).map(|row| if row < 100 { 0.0 } else { 1.0 + (row % 7) as f32 }).collect();
+    let file = dir.path("counts.npz");
+    write_npz(&file, &[("emb", vector(&counts))]);
+    let (weighted, spec) = plan(&dir, &checkpoint, &["--budget", "20%", "--frequencies", file.to_str().unwrap()]);
+
+    // The plan's error, found row by row.
+    let blob = dir.path("plan.ttr");
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
+    let ids: Vec<u64> = (0..400).collect();
+    let bags = dir.path("bags.npz");
+    write_npz(&bags, &[("indices", vector(&ids)), ("offsets", vector(&[0u64, 400]))]);
+    let out = dir.path("out.npy");
+    ttrec!["lookup", &blob, "--table", "emb", "--bags", &bags, "--mode", "rows", "-o", &out].exits(0);
+    let (_, stored) = support::read_f32(&out);
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (at, (x, y)) in rows.iter().zip(&stored).enumerate() {
+        let count = f64::from(counts[at / 16]);
+        error += count * f64::from(x - y).powi(2);
+        norm += count * f64::from(*x).powi(2);
+    }
+    let (found, foretold) = ((error / norm).sqrt(), number(&weighted["error"]));
+    assert!(found > 0.0 && (found / foretold - 1.0).abs() < 0.03, "{foretold}, found {found}");
+    let (unweighted, _) = plan(&dir, &checkpoint, &["--budget", "20%"]);
+    assert!((number(&unweighted["error"]) / foretold - 1.0).abs() > 0.1, "frequencies change nothing");
+
+    write_npz(&file, &[("other", vector(&counts))]);
+    let run = ttrec!["plan", &checkpoint, "--budget", "20%", "--frequencies", &file, "-o", &spec];
+    run.exits(3).says(["other", "belongs to no table"]);
+}
+
+#[test]
+fn it_says_why_in_words() {
+    let dir = Dir::new();
+    let checkpoint = checkpoint(&dir);
+    let spec = dir.path("plan.toml");
+    let run = ttrec!["plan", &checkpoint, "--budget", "10%", "-o", &spec].exits(0);
+    let run = run.prints([
+        "emb.noise: 900 x 24, 86.4 kB as f32 -> ",
+        " ns a lookup",
+        "In as many bytes ",
+        "a tensor train has at least error ",
+        "It was not trained as a tensor train.",
+        "plan.toml: ",
+    ]);
+    let written = fs::read_to_string(&spec).unwrap();
+    for line in run.stdout.lines().filter(|line| line.starts_with("emb.") || line.starts_with("  ")) {
+        assert!(written.contains(&format!("# {}\n", line.trim_start())), "{line:?} is not in the spec: {written}");
+    }
+}
+
+#[test]
+fn nonsense_is_refused() {
+    let dir = Dir::new();
+    let checkpoint = checkpoint(&dir);
+    let spec = dir.file("plan.toml", "before");
+    for args in [
+        &["--budget", "0"][..],
+        &["--budget", "0%"],
+        &["--budget", "-1"],
+        &["--budget", "nan%"],
+        &["--budget", "1e3"],
+        &["--max-error", "nan"],
+        &["--max-error", "-0.1"],
+        &["--max-error", "1.5"],
+        &["--max-error", "inf"],
+        &["--budget", "10%", "--max-nanoseconds", "0"],
+        &["--budget", "10%", "--max-nanoseconds", "nan"],
+        &["--budget", "10%", "--memory", "0"],
+        &["--budget", "10%", "--memory", "5%"],
+        &[],
+    ] {
+        let mut command = std::process::Command::new(support::TTREC);
+        command.arg("plan").arg(&checkpoint).args(args).arg("-o").arg(&spec);
+        support::run(command).exits(2);
+    }
+    ttrec!["plan", &checkpoint, "--budget", "700", "-o", &spec].exits(3).says(["too few", "bytes at least"]);
+    ttrec!["plan", &checkpoint, "--budget", "1", "-o", &spec].exits(3).says(["too few", "bytes at least"]);
+    let run = ttrec!["plan", &checkpoint, "--max-error", "0", "--max-nanoseconds", "1", "-o", &spec];
+    run.exits(3).says(["nothing keeps --max-error and --max-nanoseconds"]);
+    ttrec!["plan", &checkpoint, "--budget", "10%", "-o", &checkpoint].exits(3).says(["would replace an input"]);
+    ttrec!["plan", dir.path("none"), "--budget", "10%", "-o", &spec].exits(3);
+    assert_eq!(fs::read_to_string(&spec).unwrap(), "before");
+    // More than f32 rows take is no nonsense.
+    let (plan, _) = plan(&dir, &checkpoint, &["--budget", "101%"]);
+    assert_eq!(number(&plan["error"]), 0.0);
+
+    let mut rows = Random(1).matrix(64 * 4);
+    rows[4 * 9 + 2] = f32::NAN;
+    let broken = dir.path("broken.safetensors");
+    write_safetensors(&broken, &[("emb", F32, &[64, 4], rows.bytes())]);
+    ttrec!["plan", &broken, "--budget", "50%", "-o", dir.path("x.toml")].exits(3).says(["emb", "row 9, column 2"]);
+    let empty = dir.path("empty.safetensors");
+    write_safetensors(&empty, &[("bias", F32, &[4], [0.0f32; 4].bytes())]);
+    ttrec!["plan", &empty, "--budget", "50%", "-o", dir.path("x.toml")]
+        .exits(3)
+        .says(["nothing looks like an embedding table"]);
+    assert!(!dir.path("x.toml").exists());
+}
+
+#[test]
+fn edges_are_planned() {
+    let dir = Dir::new();
+    let mut random = Random(9);
+    let zeros = vec![0.0f32; 40 * 8];
+    let mut large = random.matrix(50 * 8);
+    large.iter_mut().for_each(|x| *x *= 1e6);
+    let checkpoint = dir.path("model.safetensors");
+    write_safetensors(
+        &checkpoint,
+        &[
+            ("emb.one_row", F32, &[1, 8], random.matrix(8).bytes()),
+            ("emb.one_column", F32, &[30, 1], random.matrix(30).bytes()),
+            ("emb.zeros", F32, &[40, 8], zeros.bytes()),
+            // Beyond f16 and i4.
+            ("emb.large", F32, &[50, 8], large.bytes()),
+        ],
+    );
+    for budget in ["200%", "120%", "80%"] {
+        let (plan, spec) = plan(&dir, &checkpoint, &["--budget", budget]);
+        assert!(number(&plan["bytes"]) <= number(&plan["budget"]));
+        assert_eq!(number(&table(&plan, "emb.zeros")["error"]), 0.0);
+        assert_foretold(&dir, &checkpoint, &plan, &spec);
+    }
+}
+
+/// Published tables: each budget is met, with no more error than the best single representation has in these bytes.
+#[track_caller]
+fn assert_planned(file: &str, name: &str) {
+    let Some(checkpoint) = data(file) else { return };
+    let dir = Dir::new();
+    let (plan, spec) = plan(&dir, &checkpoint, &["--budget", "12%"]);
+    assert!(number(&plan["bytes"]) <= number(&plan["budget"]));
+    assert_unbeaten(&plan);
+    let table = table(&plan, name);
+    assert_eq!(table["representation"], "low-rank", "{table}");
+    assert!(table["why"].as_str().unwrap().contains("It was not trained as a tensor train."));
+    assert_foretold(&dir, &checkpoint, &plan, &spec);
+}
+
+#[test]
+fn minilm_is_planned() {
+    assert_planned("minilm-l6-v2.safetensors", "embeddings.word_embeddings.weight");
+}
+
+#[test]
+fn wordllama_is_planned() {
+    assert_planned("wordllama-256.safetensors", "embedding.weight");
+}
