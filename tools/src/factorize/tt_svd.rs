@@ -51,7 +51,12 @@ pub(crate) struct Refined {
     pub(crate) ranks: Vec<u32>,
     /// Each as its slices one after another.
     pub(crate) cores: Vec<Vec<f32>>,
-    /// The relative error (Frobenius), weighted if there were weights; without sweeps never weighted.
+    /// The relative error (Frobenius), weighted if there were weights.
+    ///
+    /// Without sweeps never weighted, and where the factors make more rows than the table has an upper bound: what those
+    /// rows become counts. For ranks below those of an analysis that was itself cut short it is an estimate then, mostly to
+    /// a hundredth: the errors of both cuts are taken to be orthogonal, which they are unless the second one turns what the
+    /// first one kept.
     pub(crate) error: f64,
 }
 
@@ -163,23 +168,6 @@ impl TtSvd {
         self.total
     }
 
-    /// An upper bound of the relative error at these inner ranks, at no cost.
-    #[cfg(test)]
-    pub(crate) fn error_bound(&self, ranks: &[u32]) -> f64 {
-        let tails = self.train.energies.iter().zip(ranks).map(|(e, &r)| e.iter().skip(r as usize).sum::<f64>());
-        self.relative(self.base + tails.sum::<f64>())
-    }
-
-    /// The relative error (Frobenius) at these inner ranks; those above [`max_ranks`](Self::max_ranks) count as these.
-    ///
-    /// Where the factors make more rows than the table has, an upper bound: what those rows become counts. For ranks below
-    /// those of an analysis that was itself cut short an estimate, mostly to a hundredth: the errors of both cuts are taken
-    /// to be orthogonal, which they are unless the second one turns what the first one kept.
-    #[cfg(test)]
-    pub(crate) fn error_at(&self, ranks: &[u32]) -> Result<f64> {
-        Ok(self.relative(self.base + self.truncate(ranks)?.1))
-    }
-
     /// The smallest inner ranks whose error bound keeps the tolerance, an equal share for each bond.
     pub(crate) fn ranks_for(&self, tolerance: f64) -> Option<Vec<u32>> {
         let spend = tolerance * tolerance * self.total - self.base;
@@ -192,7 +180,8 @@ impl TtSvd {
         Ok(self.slices(&self.truncate(ranks)?.0))
     }
 
-    /// The cores at these inner ranks, refined on the table in `sweeps` sweeps, with each row's error times its weight.
+    /// The cores at these inner ranks, refined on the table in `sweeps` sweeps, with each row's error times its weight. Without
+    /// sweeps the table is not read.
     pub(crate) fn refine(
         &self,
         ranks: &[u32],

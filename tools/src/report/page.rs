@@ -66,6 +66,11 @@ fn fact(term: &str, description: &Markup) -> Markup {
     html! { div { dt { (term) } dd { (description) } } }
 }
 
+/// What a colour of a plot stands for.
+fn key(class: &str, meaning: &str) -> Markup {
+    html! { span.key { span class=(class) {} (meaning) } " " }
+}
+
 fn overview(tables: &[TableReport]) -> Markup {
     let mut sizes: Vec<Size<'_>> = tables
         .iter()
@@ -81,8 +86,8 @@ fn overview(tables: &[TableReport]) -> Markup {
                 figure {
                     (plot::sizes(&sizes, "Bytes of each table in the checkpoint and in the blob"))
                     figcaption {
-                        span.key.before {} "checkpoint" span.key.after {} "blob"
-                        @if left_out > 0 { " - the " (PLOTTED) " largest; " (left_out) " more are in the table" }
+                        (key("before", "checkpoint")) (key("after", "blob"))
+                        @if left_out > 0 { "The " (PLOTTED) " largest; " (left_out) " more are in the table" }
                     }
                 }
                 div.scroll tabindex="0" role="region" aria-label="Tables" {
@@ -175,8 +180,8 @@ fn tradeoff(table: &TableReport) -> Markup {
             h3 { "Error against bytes" }
             (plot::tradeoff(&series, &own, "Relative error against bytes of this table and of alternatives"))
             figcaption {
-                span.key.own {} "this blob"
-                @for family in &table.families { span class={ "key " (family.kind.class()) } {} (family.kind.name()) }
+                (key("own", "this blob"))
+                @for family in &table.families { (key(family.kind.class(), family.kind.name())) }
             }
         }
     }
