@@ -85,10 +85,7 @@ fn table<'p>(plan: &'p Value, name: &str) -> &'p Value {
 fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
     let blob = dir.path("plan.ttr");
     ttrec!["convert", checkpoint, "--spec", spec, "-o", &blob].exits(0);
-    // Each table's part of the head is rounded up by itself.
-    let (len, foretold) = (fs::metadata(&blob).unwrap().len(), plan["bytes"].as_u64().unwrap());
-    let rounding = 64 * plan["tables"].as_array().unwrap().len() as u64;
-    assert!(len <= foretold && foretold < len + rounding.max(1), "{len}, {foretold} foretold");
+    assert_eq!(fs::metadata(&blob).unwrap().len(), plan["bytes"].as_u64().unwrap());
     let run = ttrec!["verify", &blob, "--against", checkpoint, "--spec", spec, "--max-error", "2", "--json"].exits(0);
     let verified: Value = serde_json::from_str(&run.stdout).unwrap();
     let tables = verified["tables"].as_array().unwrap();
@@ -158,7 +155,6 @@ fn one_table_gets_the_best_that_fits() {
 }
 
 #[test]
-#[ignore = "fails: what it expects of the words, or of a refusal, is not what plan says now"]
 fn a_tensor_train_is_found_where_there_is_one_and_nowhere_else() {
     let dir = Dir::new();
     let checkpoint = checkpoint(&dir);
@@ -213,7 +209,6 @@ fn an_error_bound_alone_gives_the_smallest_blob() {
 }
 
 #[test]
-#[ignore = "fails: what it expects of the words, or of a refusal, is not what plan says now"]
 fn trained_tables_stay_what_they_are() {
     let dir = Dir::new();
     let manifest: Value = serde_json::from_slice(&fs::read(golden("manifest.json")).unwrap()).unwrap();
@@ -278,7 +273,6 @@ fn frequencies_weigh_rows() {
 }
 
 #[test]
-#[ignore = "fails: what it expects of the words, or of a refusal, is not what plan says now"]
 fn it_says_why_in_words() {
     let dir = Dir::new();
     let checkpoint = checkpoint(&dir);
@@ -388,13 +382,11 @@ fn assert_planned(file: &str, name: &str) {
 }
 
 #[test]
-#[ignore = "fails: what it expects of the words, or of a refusal, is not what plan says now"]
 fn minilm_is_planned() {
     assert_planned("minilm-l6-v2.safetensors", "embeddings.word_embeddings.weight");
 }
 
 #[test]
-#[ignore = "fails: what it expects of the words, or of a refusal, is not what plan says now"]
 fn wordllama_is_planned() {
     assert_planned("wordllama-256.safetensors", "embedding.weight");
 }

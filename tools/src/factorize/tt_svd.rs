@@ -158,14 +158,13 @@ impl TtSvd {
         self.train.energies.iter().map(|energies| energies.len() as u32).collect()
     }
 
-    /// The squared singular values of each unfolding, descending, as far as the analysis went.
-    pub(crate) fn energies(&self) -> &[Vec<f64>] {
-        &self.train.energies
-    }
-
-    /// The squared norm of the table.
-    pub(crate) fn total(&self) -> f64 {
-        self.total
+    /// A relative error that no train of these inner ranks is below: each bond alone leaves out so much of its unfolding, and the
+    /// worst of them has its share at least of what they all leave out.
+    pub(crate) fn least_error(&self, ranks: &[u32]) -> f64 {
+        let tail = |(energies, &rank): (&Vec<f64>, &u32)| energies.iter().skip(rank as usize).sum::<f64>();
+        let tails: Vec<f64> = self.train.energies.iter().zip(ranks).map(tail).collect();
+        let share = (self.base + tails.iter().sum::<f64>()) / tails.len().max(1) as f64;
+        self.relative(tails.into_iter().fold(share, f64::max))
     }
 
     /// The smallest inner ranks whose error bound keeps the tolerance, an equal share for each bond.

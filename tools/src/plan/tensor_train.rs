@@ -47,7 +47,7 @@ pub(super) fn candidates(
         let train = TtSvd::analyse(rows, &factors, &options)?;
         for ranks in ranks(context, rows.num_embeddings(), &train)? {
             let shape = TtShape::new(rows.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
-            let least = least_error(&train, &ranks);
+            let least = train.least_error(&ranks);
             let bytes = |dtype| bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }));
             bounds.push((bytes(Dtype::I8)?, least));
             // With frequencies, what a train has at least is not known: it may do better on what is asked for.
@@ -157,13 +157,6 @@ fn ranks(context: &Context<'_>, num_embeddings: u64, train: &TtSvd) -> Result<Ve
     let mut lists: Vec<Vec<u32>> = ranks.into_iter().map(alike).collect();
     lists.dedup();
     Ok(lists)
-}
-
-/// No train of these ranks has less error: each bond alone leaves out so much of its unfolding.
-fn least_error(train: &TtSvd, ranks: &[u32]) -> f64 {
-    let tails = train.energies().iter().zip(ranks).map(|(energies, &rank)| energies.iter().skip(rank as usize).sum());
-    let most = tails.fold(0.0, f64::max);
-    if train.total() > 0.0 { (most / train.total()).sqrt() } else { 0.0 }
 }
 
 /// Rows to look trains up at.
