@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
-use ttrec::Table;
+use ttrec::{Blob, Table};
 
 const INDICES: &str = ".indices";
 const COUNTS: &str = ".counts";
@@ -28,6 +28,11 @@ pub(crate) enum Counts<'f> {
 }
 
 impl Frequencies {
+    /// Those of a blob's tables.
+    pub(crate) fn of_blob(path: &Path, blob: &Blob<'_>) -> Result<Self> {
+        Self::open(path, blob.tables().map(|table| table.name().to_owned()).collect())
+    }
+
     /// Opens the file at `path` and refuses arrays that belong to none of these tables.
     pub(crate) fn open(path: &Path, tables: Vec<String>) -> Result<Self> {
         let file = Checkpoint::open(path)?;

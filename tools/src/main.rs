@@ -19,6 +19,7 @@ mod plan;
 mod progress;
 mod report;
 mod spec;
+mod trial;
 mod verify;
 
 use clap::{Parser, Subcommand};

@@ -75,8 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if let (None, Some(path)) = (&report.damage, &args.against) {
         let checkpoint = Checkpoint::open(path)?;
         let spec = args.spec.as_deref().map(Spec::read).transpose()?;
-        let names = blob.tables().map(|table| table.name().to_owned()).collect();
-        let frequencies = args.frequencies.as_deref().map(|path| Frequencies::open(path, names)).transpose()?;
+        let frequencies = args.frequencies.as_deref().map(|path| Frequencies::of_blob(path, &blob)).transpose()?;
         let tier = blob_file::tier()?;
         for table in blob.tables().map(|table| table.with_tier(tier)) {
             let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;

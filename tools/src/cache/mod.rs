@@ -89,8 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output::refuse_inputs(&args.output, &[&args.blob, &args.frequencies])?;
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
-    let frequencies =
-        Frequencies::open(&args.frequencies, blob.tables().map(|table| table.name().to_owned()).collect())?;
+    let frequencies = Frequencies::of_blob(&args.frequencies, &blob)?;
     if let Some(damage) = blob_file::damage(&blob) {
         bail!("{}: damaged: {damage}", file.path().display());
     }

@@ -3,14 +3,10 @@
 //! Without frequencies each row weighs 1. With them, a row weighs as often as it is asked for, so that a table's rows weigh 1
 //! on average; a sample is then drawn in proportion to them, as what is asked for often decides the error.
 
-use crate::factorize::Rows;
+use crate::{factorize::Rows, trial};
 use anyhow::Result;
 use rayon::prelude::*;
-use ttrec::{
-    Blob,
-    blob::{Layout, TableSpec, WeightsSpec},
-    dtype::{self, Dtype},
-};
+use ttrec::dtype::Dtype;
 
 /// Rows that are encoded and decoded at once.
 const CHUNK: usize = 256;
@@ -77,18 +73,8 @@ impl Sample {
         let chunks: Vec<_> = self.weights.chunks(CHUNK).zip(matrix.values.chunks(CHUNK * matrix.columns)).collect();
         let error = |&(weights, values): &(&[f64], &[f32])| -> Result<Option<f64>> {
             let rows: Vec<f32> = values.chunks_exact(matrix.columns).flat_map(|row| &row[..columns]).copied().collect();
-            let mut refused = None;
-            let weights_spec =
-                WeightsSpec::Dense { num_embeddings: weights.len() as u64, embedding_dim: columns, dtype };
-            let blob = Layout::new(&[TableSpec::new("rows", weights_spec)])?
-                .build(|_, out| refused = dtype::encode_rows(&rows, columns, dtype, out).err());
-            match refused {
-                Some(dtype::EncodeError::OutOfRange { .. }) => return Ok(None),
-                Some(error) => return Err(error.into()),
-                None => {}
-            }
-            let blob = Blob::parse(&blob)?;
-            let table = blob.table("rows")?;
+            let Some(blob) = trial::rows(&rows, columns, dtype)? else { return Ok(None) };
+            let table = trial::table(&blob)?;
             let (mut stored, mut workspace) = (vec![0.0; columns], table.workspace());
             let mut sum = 0.0;
             for (at, (row, weight)) in rows.chunks_exact(columns).zip(weights).enumerate() {

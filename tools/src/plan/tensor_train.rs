@@ -8,12 +8,15 @@ use super::{
     cost,
     sample::{Matrix, Sample, squared_distance, squared_norm},
 };
-use crate::factorize::{DEFAULT_SWEEPS, Factors, Options, Rows, TtSvd, suggest_shape};
+use crate::{
+    factorize::{DEFAULT_SWEEPS, Factors, Options, Rows, TtSvd, suggest_shape},
+    trial,
+};
 use anyhow::Result;
 use ttrec::{
-    Blob, TtShape,
-    blob::{Layout, Role, TableSpec, WeightsSpec},
-    dtype::{self, Dtype},
+    TtShape,
+    blob::{TableSpec, WeightsSpec},
+    dtype::Dtype,
 };
 
 /// The stored types that are tried for cores.
@@ -168,29 +171,8 @@ struct Looked {
 impl Looked {
     /// The relative squared error of these cores once they are stored as `dtype`, if they can be.
     fn error(&self, shape: TtShape, cores: &[Vec<f32>], dtype: Dtype) -> Result<Option<f64>> {
-        let mut refused = false;
-        let layout = Layout::new(&[TableSpec::new("train", WeightsSpec::Tt { shape, dtype })])?;
-        let blob = layout.build(|plan, out| match plan.role {
-            Role::Core(k) => {
-                let slices = cores[k]
-                    .chunks_exact(shape.slice_len(k))
-                    .zip(out.chunks_exact_mut(dtype.bytes_of(shape.slice_len(k))));
-                slices.for_each(|(slice, out)| refused |= dtype::encode_slice(slice, dtype, out).is_err());
-            }
-            Role::Scales(k) => {
-                let mut bytes = vec![0; dtype.bytes_of(shape.slice_len(k))];
-                for (slice, out) in cores[k].chunks_exact(shape.slice_len(k)).zip(out.chunks_exact_mut(4)) {
-                    let scale = dtype::encode_slice(slice, dtype, &mut bytes);
-                    out.copy_from_slice(&scale.unwrap_or(1.0).to_le_bytes());
-                }
-            }
-            _ => {}
-        });
-        if refused {
-            return Ok(None);
-        }
-        let blob = Blob::parse(&blob)?;
-        let table = blob.table("train")?;
+        let Some(blob) = trial::of_cores(shape, dtype, cores)? else { return Ok(None) };
+        let table = trial::table(&blob)?;
         let (mut row, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
         let (mut error, mut norm) = (0.0, 0.0);
         let rows = self.values.values.chunks_exact(self.values.columns);

@@ -5,15 +5,12 @@ use super::sample::Sample;
 use crate::{
     dialect::Weights,
     factorize::{LowRank, Options, Rows, TtSvd, mixing, suggest_shape},
+    trial,
 };
 use anyhow::{Context, Result};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
-use ttrec::{
-    AlignedBuf, Blob, TtShape,
-    blob::{Layout, Role, TableSpec, WeightsSpec},
-    dtype::{self, Dtype, EncodeError},
-};
+use ttrec::{AlignedBuf, Blob, TtShape, dtype::Dtype};
 
 /// Larger trains are not stored once more for each dtype.
 const MAX_PARAMETERS: u64 = 1 << 26;
@@ -154,13 +151,7 @@ fn factorised(sample: &Sample<'_, '_>) -> Result<Vec<Candidate>> {
         }
         let shape = TtShape::new(sample.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
         let cores = svd.cores(&ranks)?;
-        let stored = store(&shape, Dtype::F16, |k, slice, out| {
-            let from = slice as usize * out.len();
-            out.copy_from_slice(
-                cores.get(k).and_then(|core| core.get(from..from + out.len())).context("a core is short")?,
-            );
-            Ok(())
-        })?;
+        let stored = trial::of_cores(shape, Dtype::F16, &cores)?;
         trains.extend(stored.map(|blob| (format!("R {rank}"), blob)));
     }
     measure(&trains, sample, 0, |_| false)
@@ -174,8 +165,9 @@ fn cores(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
     }
     let mut blobs = Vec::new();
     for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.suits_cores()) {
-        let stored =
-            store(shape, dtype, |k, slice, out| Ok(cores.get(k).context("a core is missing")?.read(slice, out)?))?;
+        let stored = trial::tensor_train(*shape, dtype, |k, slice, out| {
+            Ok(cores.get(k).context("a core is missing")?.read(slice, out)?)
+        })?;
         blobs.extend(stored.map(|blob| (dtype.name().to_owned(), blob)));
     }
     let apart = |row: u64| overrides.as_ref().is_some_and(|o| o.ids.binary_search_by_key(&row, |(id, _)| *id).is_ok());
@@ -211,27 +203,17 @@ fn measure(
     trains.iter().zip(differences).map(candidate).collect()
 }
 
-/// A blob for a moment has a table of this name.
-const NAME: &str = "candidate";
-
 /// The squared difference that storing these rows as `dtype` makes; `None` if it cannot hold them.
 fn stored_difference(rows: &[f64], columns: usize, dtype: Dtype) -> Result<Option<f64>> {
     let narrow: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
-    let num_embeddings = (rows.len() / columns) as u64;
-    let weights = WeightsSpec::Dense { num_embeddings, embedding_dim: columns, dtype };
-    let mut outcome: Result<(), EncodeError> = Ok(());
-    let blob = layout(weights)?.build(|_, out| outcome = dtype::encode_rows(&narrow, columns, dtype, out));
-    if outcome.is_err() {
-        return Ok(None);
-    }
+    let Some(blob) = trial::rows(&narrow, columns, dtype)? else { return Ok(None) };
     let rows: Vec<(u64, &[f64])> = (0..).zip(rows.chunks_exact(columns)).collect();
     Ok(Some(difference(&blob, &rows)?))
 }
 
 /// The squared difference between these rows and those of the blob's table.
 fn difference(blob: &[u8], rows: &[(u64, &[f64])]) -> Result<f64> {
-    let blob = Blob::parse(blob)?;
-    let table = blob.table(NAME)?;
+    let table = trial::table(blob)?;
     let (mut ours, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
     let mut sum = 0.0;
     for (id, theirs) in rows {
@@ -239,44 +221,6 @@ fn difference(blob: &[u8], rows: &[(u64, &[f64])]) -> Result<f64> {
         sum += ours.iter().zip(*theirs).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum::<f64>();
     }
     Ok(sum)
-}
-
-/// A tensor train whose slices, by core and number, are those that `read` gives, in `dtype`; `None` if that cannot hold
-/// them.
-fn store(
-    shape: &TtShape,
-    dtype: Dtype,
-    read: impl Fn(usize, u64, &mut [f32]) -> Result<()>,
-) -> Result<Option<AlignedBuf>> {
-    let mut outcome = Ok(());
-    let mut holds = true;
-    let blob = layout(WeightsSpec::Tt { shape: *shape, dtype })?.build(|section, out| {
-        let (k, is_scale) = match section.role {
-            Role::Core(k) => (k, false),
-            Role::Scales(k) => (k, true),
-            _ => return,
-        };
-        let mut values = vec![0.0; shape.slice_len(k)];
-        let mut bytes = vec![0; dtype.bytes_of(values.len())];
-        let len = if is_scale { size_of::<f32>() } else { bytes.len() };
-        for (slice, out) in (0..).zip(out.chunks_exact_mut(len)) {
-            if let Err(error) = read(k, slice, &mut values) {
-                outcome = Err(error);
-                return;
-            }
-            match dtype::encode_slice(&values, dtype, &mut bytes) {
-                Ok(scale) if is_scale => out.copy_from_slice(&scale.to_le_bytes()),
-                Ok(_) => out.copy_from_slice(&bytes),
-                Err(_) => holds = false,
-            }
-        }
-    });
-    outcome?;
-    Ok(holds.then_some(blob))
-}
-
-fn layout(weights: WeightsSpec) -> Result<Layout> {
-    Layout::new(&[TableSpec::new(NAME, weights)]).context("a candidate has no layout")
 }
 
 fn relative(difference: f64, norm: f64) -> f64 {

@@ -73,8 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         bail!("{}: damaged: {damage}", args.blob.display());
     }
     let spec = args.spec.as_deref().map(Spec::read).transpose()?;
-    let names = blob.tables().map(|table| table.name().to_owned()).collect();
-    let frequencies = args.frequencies.as_deref().map(|path| Frequencies::open(path, names)).transpose()?;
+    let frequencies = args.frequencies.as_deref().map(|path| Frequencies::of_blob(path, &blob)).transpose()?;
     let tier = blob_file::tier()?;
 
     let mut tables = Vec::new();
