@@ -6,47 +6,14 @@
     reason = "calls of the C ABI, with pointers of live vectors"
 )]
 
+#[path = "../../tests/support/counting.rs"]
+mod counting;
 mod support;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-    ptr,
-};
+use counting::allocator_calls;
+use std::ptr;
 use support::{Open, TWO_TABLES, dim, u32_bags, workspace_len};
 use ttrec_capi::{abi::*, ttrec_status as Status};
-
-/// The system's allocator, counting the calls of each thread: tests run on several at once.
-struct Counting;
-
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to `System`, which upholds the contract; counting neither allocates nor unwinds. (The other
-// functions come down to these two.)
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.set(CALLS.get() + 1);
-        // SAFETY: the caller's promises are the ones `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        CALLS.set(CALLS.get() + 1);
-        // SAFETY: as above; `ptr` came from `System`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocator_calls(f: impl FnOnce()) -> u64 {
-    let before = CALLS.get();
-    f();
-    CALLS.get() - before
-}
 
 #[test]
 fn calls_allocate_nothing_whether_they_succeed_or_fail() {

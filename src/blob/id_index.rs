@@ -62,11 +62,9 @@ fn lines(ids: &[u64], limit: u64) -> impl Iterator<Item = Line> {
         let of_line = rest.partition_point(|&id| id.saturating_sub(first) < IDS_PER_LINE);
         let (ids, after) = rest.split_at_checked(of_line).unwrap_or((rest, &[]));
         let mut line = Line { before, ..Line::default() };
-        for (word, start) in line.words.iter_mut().zip((first..).step_by(64)) {
-            for id in ids {
-                if let Some(bit @ 0..64) = id.checked_sub(start) {
-                    *word |= 1 << bit;
-                }
+        for bit in ids.iter().map(|id| id.saturating_sub(first)) {
+            if let Some(word) = line.words.get_mut((bit / 64) as usize) {
+                *word |= 1 << (bit % 64);
             }
         }
         let mut of_words = 0u16;

@@ -4,10 +4,11 @@ use super::{
     Embedding, Initializer, Optimizer, Parameters, TrainError,
     lookups::{self, Lookups},
     optimizer::check_values,
+    view,
 };
 use crate::{
     Bags, LookupError, Pooling, ShapeError, Table, Tier,
-    blob::{IndexMap, Rows, TableData, Weights},
+    blob::{Rows, Weights},
     dtype::Elements,
     kernel::{Epilogue, widen},
     shape::{check_embedding_dim, check_num_embeddings},
@@ -105,16 +106,7 @@ impl Embedding for DenseTable {
     fn table(&self) -> Table<'_> {
         let [rows] = &self.rows;
         let rows = Rows { elements: Elements::F32(rows.values()), embedding_dim: self.embedding_dim };
-        let data = TableData {
-            name: "",
-            num_embeddings: self.num_embeddings.into(),
-            num_rows: self.num_embeddings.into(),
-            embedding_dim: self.embedding_dim,
-            weights: Weights::Dense(rows),
-            index_map: IndexMap::Identity,
-            overrides: None,
-        };
-        Table::new(data).with_tier(self.tier)
+        view(Weights::Dense(rows), self.num_embeddings.into(), self.embedding_dim, self.tier)
     }
 
     fn step(

@@ -22,7 +22,10 @@ pub use initializer::Initializer;
 pub use optimizer::{Optimizer, Parameters};
 pub use tt::TtTable;
 
-use crate::{Bags, LookupError, Pooling, Table};
+use crate::{
+    Bags, LookupError, Pooling, Table, Tier,
+    blob::{IndexMap, TableData, Weights},
+};
 use std::vec::Vec;
 
 /// A table that learns.
@@ -75,4 +78,11 @@ pub trait Embedding: Send + Sync {
 
     /// The same, to be restored from a checkpoint.
     fn set_steps(&mut self, steps: u64);
+}
+
+/// A nameless table with a row of its own for each index.
+fn view(weights: Weights<'_>, num_embeddings: u64, embedding_dim: usize, tier: Tier) -> Table<'_> {
+    let (num_rows, index_map) = (num_embeddings, IndexMap::Identity);
+    let data = TableData { name: "", num_embeddings, num_rows, embedding_dim, index_map, weights, overrides: None };
+    Table::new(data).with_tier(tier)
 }

@@ -2,11 +2,12 @@
 
 use super::{
     Embedding, Initializer, Optimizer, Parameters, TrainError, backward::Workspace, lookups, optimizer::check_values,
+    view,
 };
 use crate::{
     Bags, LookupError, Pooling, Table, Tier, TtShape,
     bag::Digits,
-    blob::{Core, IndexMap, TableData, TtCores, Weights},
+    blob::{Core, TtCores, Weights},
     dtype::Elements,
     shape::MAX_CORES,
 };
@@ -96,16 +97,8 @@ impl Embedding for TtTable {
         for (to, core) in cores.iter_mut().zip(&self.cores) {
             to.slices = Elements::F32(core.values());
         }
-        let data = TableData {
-            name: "",
-            num_embeddings: self.shape.num_embeddings(),
-            num_rows: self.shape.num_embeddings(),
-            embedding_dim: self.shape.embedding_dim(),
-            weights: Weights::Tt(TtCores { shape: self.shape, cores, prefixes: None }),
-            index_map: IndexMap::Identity,
-            overrides: None,
-        };
-        Table::new(data).with_tier(self.tier)
+        let weights = Weights::Tt(TtCores { shape: self.shape, cores, prefixes: None });
+        view(weights, self.shape.num_embeddings(), self.shape.embedding_dim(), self.tier)
     }
 
     fn step(
