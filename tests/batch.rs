@@ -268,12 +268,12 @@ impl TensorTrain {
         let mut stored = BTreeMap::new();
         if let Some(rows) = section(format::ROLE_OVERRIDE_ROWS, 0) {
             let rows_of = bytes[rows.range()].chunks(format::row_len(rows.dtype, dim));
-            for (id, row) in Reference::new(bytes, 0).override_ids().into_iter().zip(rows_of) {
+            for (id, row) in Reference::new(bytes, 0).override_ids().iter().zip(rows_of) {
                 let (header, elements) = match format::row_header(rows.dtype) {
                     Some(header) => (decode(row, header, 2), &row[format::bytes_of(header, 2)..]),
                     None => (vec![1.0, -0.0], row),
                 };
-                stored.insert(id, (header[0], header[1], decode(elements, rows.dtype, dim)));
+                stored.insert(*id, (header[0], header[1], decode(elements, rows.dtype, dim)));
             }
         }
         let ranks = list(table::INNER_RANKS, d - 1);

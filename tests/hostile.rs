@@ -480,7 +480,7 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
     let bad = |ids: &[u64], limit| (0..ids.len()).find(|&i| ids[i] >= limit || (i > 0 && ids[i - 1] >= ids[i]));
     let prefixes = bad(&reference.prefix_ids(), reference.num_prefixes());
     let prefixes = prefixes.map(|position| BlobError::PrefixIds { table, position });
-    let overrides = bad(&reference.override_ids(), num_embeddings);
+    let overrides = bad(reference.override_ids(), num_embeddings);
     let overrides = overrides.map(|position| BlobError::OverrideIds { table, position });
     let remapped = reference.remapped_rows().iter().position(|&row| row >= reference.num_rows());
     let remapped = remapped.map(|position| BlobError::RemappedRow { table, position });

@@ -6,11 +6,13 @@
 //! products' magnitudes, `gamma(n) = n u / (1 - n u)`, `u = 2^-24` = half of f32's epsilon; by what its inputs were
 //! off, times the other operand; and by 2^-149 for each product that underflows. There is no other constant in it.
 
+use std::{cell::RefCell, collections::BTreeMap};
+
 use super::format::{
     COMBINE_CONCAT, COMBINE_MULT, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE, KIND_PROJECTED,
-    KIND_QUOTIENT_REMAINDER, KIND_TT, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_ROWS, ROLE_PREFIX_IDS,
-    ROLE_PREFIX_PRODUCTS, ROLE_PROJECTION, ROLE_REMAPPED_ROWS, ROLE_ROWS, ROLE_SCALES, Section, bytes_of, row_header,
-    row_len, sections_of, table, table_at, u16_at, u32_at, u64_at,
+    KIND_QUOTIENT_REMAINDER, KIND_TT, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_INDEX, ROLE_OVERRIDE_ROWS,
+    ROLE_PREFIX_IDS, ROLE_PREFIX_INDEX, ROLE_PREFIX_PRODUCTS, ROLE_PROJECTION, ROLE_REMAPPED_ROWS, ROLE_ROWS,
+    ROLE_SCALES, Section, bytes_of, row_header, row_len, sections_of, table, table_at, u16_at, u32_at, u64_at,
 };
 
 /// A number, and how far an f32 evaluation of it may be off.
@@ -93,11 +95,19 @@ pub(crate) struct Reference<'a> {
     bytes: &'a [u8],
     at: usize,
     sections: Vec<Section>,
+    override_ids: Vec<u64>,
+    /// Rows that have been asked for: bags ask for the same ones again.
+    rows: RefCell<BTreeMap<u64, Vec<(Approx, f64)>>>,
 }
 
 impl<'a> Reference<'a> {
     pub(crate) fn new(bytes: &'a [u8], position: usize) -> Self {
-        Self { bytes, at: table_at(position), sections: sections_of(bytes, position) }
+        let sections = sections_of(bytes, position);
+        let mut reference =
+            Self { bytes, at: table_at(position), sections, override_ids: Vec::new(), rows: RefCell::default() };
+        // Every row asks for them.
+        reference.override_ids = reference.ids(ROLE_OVERRIDE_IDS);
+        reference
     }
 
     pub(crate) fn num_embeddings(&self) -> u64 {
@@ -170,8 +180,8 @@ impl<'a> Reference<'a> {
     }
 
     /// Ids of the rows that are stored apart.
-    pub(crate) fn override_ids(&self) -> Vec<u64> {
-        self.ids(ROLE_OVERRIDE_IDS)
+    pub(crate) fn override_ids(&self) -> &[u64] {
+        &self.override_ids
     }
 
     /// Numbers of the prefixes whose products are stored.
@@ -204,7 +214,10 @@ impl<'a> Reference<'a> {
         self.sections.iter().all(|s| {
             let stored = &self.bytes[s.range()];
             match (s.role, s.dtype) {
-                (ROLE_OVERRIDE_IDS | ROLE_PREFIX_IDS | ROLE_REMAPPED_ROWS, _) => true,
+                (
+                    ROLE_OVERRIDE_IDS | ROLE_OVERRIDE_INDEX | ROLE_PREFIX_IDS | ROLE_PREFIX_INDEX | ROLE_REMAPPED_ROWS,
+                    _,
+                ) => true,
                 (ROLE_ROWS | ROLE_OVERRIDE_ROWS, dtype) if let Some(header) = row_header(dtype) => stored
                     .chunks(row_len(dtype, self.columns_of(s.role, s.core)))
                     .all(|row| tame(element(row, header, 0)) && tame(element(row, header, 1))),
@@ -221,6 +234,15 @@ impl<'a> Reference<'a> {
     /// Row `row`, each element with the sum of the magnitudes of the products that its last step adds up; its own, if it
     /// is stored.
     pub(crate) fn row_and_magnitudes(&self, row: u64) -> Vec<(Approx, f64)> {
+        if let Some(known) = self.rows.borrow().get(&row) {
+            return known.clone();
+        }
+        let computed = self.compute_row(row);
+        self.rows.borrow_mut().insert(row, computed.clone());
+        computed
+    }
+
+    fn compute_row(&self, row: u64) -> Vec<(Approx, f64)> {
         let row_of = self.row_of(row);
         let stored = match (self.override_ids().iter().position(|&id| id == row), self.kind()) {
             (Some(position), _) => self.stored_row(ROLE_OVERRIDE_ROWS, 0, position),
