@@ -93,25 +93,25 @@ fn random(state: &mut u32) -> f32 {
 
 /// Counts as logs have them: few rows often, most of them seldom or never.
 fn skewed(rows: u64) -> Vec<u32> {
-    (0..rows).map(|row| (10_000 / (1 + row * 37 % rows)) as u32).collect()
+    (0..rows).map(|row| (1_000_000 / (1 + row * 37 % rows).pow(2)) as u32).collect()
 }
 
-/// A blob of one table "t" of 64 rows whose prefixes are worth storing: p (2, 2, 16), q (2, 2, 2), ranks (64, 8).
-/// A lookup costs 2 x 64 x 2 x 8 x 2 + 4 x 8 x 2 x 2 = 4224 and 3000 for planning, 7224. With a stored prefix it costs 128 + 3000
-/// + 8 x 128 = 4152, which saves 3072 for 136 bytes. A stored row costs 8 x 32 = 256, which saves 6968 for 40 bytes.
+/// A blob of one table "t" of 64 rows whose prefixes are worth storing: p (2, 2, 16), q (2, 2, 2), ranks (256, 8).
+/// A lookup costs 2 x 256 x 2 x 8 x 2 = 16384 for its prefix and 4640 for its last step and planning, 21024. A stored prefix
+/// costs 4000 + 8 x 128 = 5024, which saves 11360 for 136 bytes; a stored row 4000 + 8 x 32 = 4256, which saves 16768 for 40.
 fn small(dir: &Dir) -> PathBuf {
     let mut state = 1;
     let mut core = |p: usize, len: usize| {
         let values: Vec<f32> = (0..p * len).map(|_| random(&mut state)).collect();
         ([1, p, len], values[..].bytes())
     };
-    let cores = [core(2, 2 * 64), core(2, 64 * 2 * 8), core(16, 8 * 2)];
+    let cores = [core(2, 2 * 256), core(2, 256 * 2 * 8), core(16, 8 * 2)];
     let checkpoint = dir.path("small.safetensors");
     let names = ["tt_cores.0", "tt_cores.1", "tt_cores.2"];
     let tensors: Vec<_> =
         names.into_iter().zip(&cores).map(|(name, (shape, bytes))| (name, F32, &shape[..], bytes.clone())).collect();
     write_safetensors(&checkpoint, &tensors);
-    dir.convert(&checkpoint, "[[table]]\nname = \"t\"\nnum_embeddings = 64\nranks = [64, 8]\n", "small.ttr")
+    dir.convert(&checkpoint, "[[table]]\nname = \"t\"\nnum_embeddings = 64\nranks = [256, 8]\n", "small.ttr")
 }
 
 /// Counts of 64 rows: these, and 0 for the others.
@@ -186,11 +186,15 @@ fn the_rows_that_are_asked_for_are_stored_and_no_others() {
         assert_eq!(stored(&dir.path("out.ttr"), "item").0, [500]);
     }
     // Equal ones: the lower ids.
-    cached(&dir, &blob, &[("item", vector(&[2u8; 1000]))], "792");
-    assert_eq!(stored(&dir.path("out.ttr"), "item").0, [0, 1, 2]);
-    // No room, or nothing asked for: the blob as it was.
-    cached(&dir, &blob, &[("item", vector(&counts))], "263");
-    assert!(fs::read(&blob).unwrap() == fs::read(dir.path("out.ttr")).unwrap());
+    let mut equal = [0u8; 1000];
+    equal[20..27].fill(2);
+    cached(&dir, &blob, &[("item", vector(&equal))], "792");
+    assert_eq!(stored(&dir.path("out.ttr"), "item").0, [20, 21, 22]);
+    // No room, nothing asked for, or too much else asked for, which would all be searched for in vain: as it was.
+    for (counts, budget) in [(vector(&counts), "263"), (vector(&[2u8; 1000]), "792")] {
+        cached(&dir, &blob, &[("item", counts)], budget);
+        assert!(fs::read(&blob).unwrap() == fs::read(dir.path("out.ttr")).unwrap());
+    }
     let report = cached(&dir, &blob, &[("item", vector(&[0f32; 1000]))], "1MiB");
     assert!(fs::read(&blob).unwrap() == fs::read(dir.path("out.ttr")).unwrap());
     assert_eq!(report["tables"][0]["served"]["computed"], 0.0);
@@ -202,7 +206,7 @@ fn rows_and_prefixes_compete_for_the_budget() {
     let (blob, out) = (small(&dir), dir.path("out.ttr"));
     let share = |report: &serde_json::Value, of: &str| report["tables"][0]["served"][of].as_f64().unwrap();
 
-    // Row 5, and the sixteen rows of prefix 1 that are worth 46,000 together but 4,200 each.
+    // Row 5, and the sixteen rows of prefix 1 that are worth 170,000 together but 16,000 each.
     let arrays = [("t", counts(&[(5..6, 100.0), (16..32, 1.0), (32..48, 0.25)]))];
     let report = cached(&dir, &blob, &arrays, "176");
     assert_eq!(stored(&out, "t"), (vec![5], vec![1]));
@@ -216,7 +220,7 @@ fn rows_and_prefixes_compete_for_the_budget() {
     // One byte less: the prefix or four rows; the row is worth most.
     cached(&dir, &blob, &arrays, "175");
     assert_eq!(stored(&out, "t"), (vec![5, 16, 17, 18], vec![]));
-    // Without row 5 it is the prefix: 34,000 against 4 x 3,200.
+    // Without row 5 it is the prefix: 170,000 against 4 x 16,000.
     let arrays = [("t", counts(&[(16..32, 1.0), (32..48, 0.25)]))];
     cached(&dir, &blob, &arrays, "175");
     assert_eq!(stored(&out, "t"), (vec![], vec![1]));
@@ -372,7 +376,7 @@ fn a_table_may_have_a_name_that_looks_like_half_of_a_pair() {
     let spec = [ITEM.to_owned(), ITEM.replace("\"item\"", "\"item.counts\"")].concat();
     let blob = dir.convert(&golden("fbtt_d3.safetensors"), &spec, "blob.ttr");
     let mut counts = [0u8; 1000];
-    counts[77] = 1;
+    counts[77] = 2;
     cached(&dir, &blob, &[("item.counts", vector(&counts))], "1MB");
     assert_eq!(stored(&dir.path("out.ttr"), "item.counts").0, [77]);
     assert!(stored(&dir.path("out.ttr"), "item").0.is_empty());

@@ -1,10 +1,11 @@
 //! Which rows and prefix products are worth their bytes.
 //!
 //! Time is modelled in floating-point operations. A lookup costs [`PLANNING`] and its last step. Its prefix is multiplied
-//! out, or read, [`READING`] a byte, if it is stored, once for all lookups of a batch that share it: so what is asked for
-//! often is cheap already, and prefixes of the middle gain most. A stored row costs [`SEARCHING`] and its reading. What is
-//! best for the bytes cannot be seen from rows and prefixes one by one, for each makes the other less useful: so several
-//! shares of the budget are tried for the rows, and the best of them is kept.
+//! out, or if it is stored found and read, [`SEARCHING`] and [`READING`] a byte, once for all lookups of a batch that share
+//! it: so what is asked for often is cheap already, and prefixes of the middle gain most. A stored row is found and read,
+//! too. Where a table has stored rows, or products, the others are searched for in vain, so that it may do better without.
+//! What is best for the bytes cannot be seen from rows and prefixes one by one, for each makes the other less useful: so
+//! several shares of the budget are tried for the rows, and the best of them is kept.
 //!
 //! Counts of a log say too much of rows that are rare: most of those seen once will not be seen again. So a constant is taken
 //! off each (absolute discounting: Ney, Essen and Kneser, "On structuring probabilistic dependences in stochastic language
@@ -22,7 +23,7 @@ use ttrec::{
 
 /// To find out which slices a row needs, and which lookups share them.
 const PLANNING: f64 = 4000.0;
-/// To find a row among those that are stored.
+/// To look for a row or a product among those that are stored, which is paid by those that are not, too.
 const SEARCHING: f64 = 4000.0;
 /// Columns of the last step's slices whose sums leave a multiply-add unit half idle.
 const NARROW: f64 = 8.0;
@@ -141,9 +142,9 @@ impl<'a> Demand<'a> {
         self.shape.flops_left_to_right() as f64 - 2.0 * self.shape.prefix_len() as f64 * columns
     }
 
-    /// The cost of reading it.
+    /// The cost of finding and reading it.
     fn stored_product(&self) -> f64 {
-        READING * Dtype::F32.bytes_of(self.shape.prefix_len()) as f64
+        SEARCHING + READING * Dtype::F32.bytes_of(self.shape.prefix_len()) as f64
     }
 
     /// What it saves to store each row.
@@ -159,6 +160,26 @@ impl<'a> Demand<'a> {
             let share = before * self.uses(of_prefix) / of_prefix;
             (row, (frequency - self.discount) * (last_step + share - stored))
         })
+    }
+
+    /// What searching costs the lookups that do not find their rows, once these are the first to be stored.
+    fn vain_row_searches(&self, rows: &[u64]) -> f64 {
+        if self.stored_rows > 0 || rows.is_empty() {
+            return 0.0;
+        }
+        let is_stored = |row: &u64| rows.binary_search(row).is_ok();
+        let vain = |&(row, frequency): &(u64, f64)| if is_stored(&row) { self.discount } else { frequency };
+        SEARCHING * self.rows.iter().map(vain).sum::<f64>()
+    }
+
+    /// What searching costs the prefixes that are not found, once these are the first to be stored beside `rows`.
+    fn vain_prefix_searches(&self, rows: &[u64], prefixes: &[u64]) -> f64 {
+        if !self.prefixes.is_empty() || prefixes.is_empty() {
+            return 0.0;
+        }
+        let demand = self.demand_by_prefix(rows).into_iter();
+        let vain = demand.filter(|(prefix, _)| prefixes.binary_search(prefix).is_err());
+        SEARCHING * vain.map(|(_, frequency)| self.uses(frequency)).sum::<f64>()
     }
 
     /// What it saves to store the product of each prefix, once these rows, some of its own, are stored.
@@ -219,9 +240,10 @@ impl Item {
     }
 }
 
-/// What was taken of the items: ids by table.
+/// What was taken of a table's items.
+#[derive(Clone, Default)]
 struct Taken {
-    ids: Vec<Vec<u64>>,
+    ids: Vec<u64>,
     bytes: u64,
     saving: f64,
 }
@@ -234,13 +256,17 @@ pub(super) fn choose(tables: &[Option<Demand<'_>>], budget: u64) -> Choice {
     let mut most = 0.0;
     for parts in 0..=PARTS {
         let share = (u128::from(budget) * u128::from(parts) / u128::from(PARTS)) as u64;
-        let rows = take(tables, &items, share, Demand::bytes_of_rows);
-        let left = budget - rows.bytes;
-        let items = rank(tables, left, Demand::bytes_of_products, |at, table| table.product_savings(&rows.ids[at]));
-        let prefixes = take(tables, &items, left, Demand::bytes_of_products);
-        if rows.saving + prefixes.saving > most {
-            most = rows.saving + prefixes.saving;
-            best = Choice { rows: rows.ids, prefixes: prefixes.ids };
+        let rows = take(tables, &items, share, Demand::bytes_of_rows, |_, demand, rows| demand.vain_row_searches(rows));
+        let left = budget - rows.iter().map(|rows| rows.bytes).sum::<u64>();
+        let items = rank(tables, left, Demand::bytes_of_products, |at, table| table.product_savings(&rows[at].ids));
+        let prefixes = take(tables, &items, left, Demand::bytes_of_products, |at, demand, prefixes| {
+            demand.vain_prefix_searches(&rows[at].ids, prefixes)
+        });
+        let saving = rows.iter().chain(&prefixes).map(|taken| taken.saving).sum();
+        if saving > most {
+            most = saving;
+            let ids = |taken: Vec<Taken>| taken.into_iter().map(|taken| taken.ids).collect();
+            best = Choice { rows: ids(rows), prefixes: ids(prefixes) };
         }
         progress.add(1);
     }
@@ -278,24 +304,34 @@ fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
     items
 }
 
-/// Takes what fits, best first.
+/// Takes what fits, best first; by table, and nothing of a table where that costs more than it saves.
 fn take<'a>(
     tables: &[Option<Demand<'a>>],
     items: &[Item],
     budget: u64,
     bytes_of: fn(&Demand<'a>, usize) -> u64,
-) -> Taken {
-    let mut taken = Taken { ids: vec![Vec::new(); tables.len()], bytes: 0, saving: 0.0 };
+    vain_searches: impl Fn(usize, &Demand<'a>, &[u64]) -> f64,
+) -> Vec<Taken> {
+    let mut taken = vec![Taken::default(); tables.len()];
+    let mut left = budget;
     for &Item { table, id, saving, .. } in items {
-        let Some(demand) = &tables[table] else { continue };
-        let count = taken.ids[table].len();
+        let (Some(demand), of_table) = (&tables[table], &mut taken[table]) else { continue };
+        let count = of_table.ids.len();
         let bytes = bytes_of(demand, count + 1) - bytes_of(demand, count);
-        if bytes <= budget - taken.bytes {
-            taken.ids[table].push(id);
-            taken.bytes += bytes;
-            taken.saving += saving;
+        if bytes <= left {
+            left -= bytes;
+            of_table.ids.push(id);
+            of_table.bytes += bytes;
+            of_table.saving += saving;
         }
     }
-    taken.ids.iter_mut().for_each(|ids| ids.sort_unstable());
+    for (at, (taken, demand)) in taken.iter_mut().zip(tables).enumerate() {
+        let Some(demand) = demand else { continue };
+        taken.ids.sort_unstable();
+        taken.saving -= vain_searches(at, demand, &taken.ids);
+        if taken.saving <= 0.0 {
+            *taken = Taken::default();
+        }
+    }
     taken
 }
