@@ -60,7 +60,8 @@ Dialects:
 
 A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or `tolerance` (relative error), and,
 if wanted, `row_factors`, `column_factors`, `sweeps` (refinements); or short rows and a projection with
-`representation = \"low-rank\"` and `rank` or `tolerance`.
+`representation = \"low-rank\"` and `rank` or `tolerance`. The rows of the former may be sorted first, so that those that share
+slices are alike, for four bytes an index: `row_order = \"similarity\"`, or \"frequency\" with --frequencies.
 
 A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its indices as `num_embeddings`,
 and its rows, if the checkpoint does not store them, as `num_rows`.
@@ -197,6 +198,12 @@ impl Table<'_> {
     fn layout(&self) -> ttrec::blob::TableSpec {
         let spec = self.source.layout();
         let (Some(Done { result, .. }), dtype) = (&self.factorized, self.source.dtype) else { return spec };
+        let index_map = match result {
+            Factorized::Tt { places: Some(_), shape, .. } => {
+                IndexMapSpec::Remapped { num_embeddings: shape.num_embeddings() }
+            }
+            _ => spec.index_map,
+        };
         let weights = match result {
             Factorized::Tt { shape, .. } => WeightsSpec::Tt { shape: *shape, dtype },
             &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
@@ -207,7 +214,7 @@ impl Table<'_> {
                 projection: self.source.projection_dtype(),
             },
         };
-        ttrec::blob::TableSpec { weights, ..spec }
+        ttrec::blob::TableSpec { weights, index_map, ..spec }
     }
 }
 
@@ -316,6 +323,9 @@ impl Source<'_> {
                     let scale = dtype::encode_slice(slice, self.dtype, &mut bytes).map_err(failed)?;
                     sink.put(&scale.to_le_bytes())
                 })
+            }
+            (Role::RemappedRows, Factorized::Tt { places: Some(places), .. }, _) => {
+                places.chunks(1 << 16).try_for_each(|places| sink.put(bytemuck::cast_slice(places)))
             }
             (Role::Projection, Factorized::LowRank { rank, basis, .. }, _) => {
                 let dtype = self.projection_dtype();

@@ -1,5 +1,6 @@
 //! The spec: a TOML file that says which tensors become which tables, and what the checkpoint itself does not store.
 
+use crate::factorize::RowOrder;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -66,6 +67,9 @@ pub(crate) struct TableSpec {
     /// Refinements of all cores after a factorisation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sweeps: Option<u32>,
+    /// What the rows of a factorised tensor train are sorted by first; default: they stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) row_order: Option<RowOrder>,
     /// The stored type in the blob; default: the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "dtype_name")]
     pub(crate) dtype: Option<Dtype>,

@@ -3,8 +3,8 @@
 mod support;
 
 use safetensors::Dtype::F32;
-use std::{fs, path::PathBuf};
-use support::{Dir, Elements, ttrec, vector, write_npz, write_safetensors};
+use std::{fs, path::PathBuf, process::Command};
+use support::{Dir, Elements, TTREC, run, ttrec, vector, write_npz, write_safetensors};
 
 const ROWS: usize = 500;
 const COLUMNS: usize = 24;
@@ -73,6 +73,46 @@ fn what_convert_tells_is_what_verify_measures() {
     }
 }
 
+/// Shuffled rows of a table that a train describes well.
+#[test]
+fn sorted_rows_lose_less_and_are_found_again() {
+    let dir = Dir::new();
+    let sorted = values();
+    let mut order: Vec<usize> = (0..ROWS).collect();
+    order.sort_by_key(|row| (row * row * 31 + row * 17) % 1009);
+    let shuffled: Vec<f32> = order.iter().flat_map(|row| &sorted[row * COLUMNS..][..COLUMNS]).copied().collect();
+    let checkpoint = dir.path("dense.safetensors");
+    write_safetensors(&checkpoint, &[("emb.weight", F32, &[ROWS, COLUMNS], shuffled[..].bytes())]);
+    // The rows in the order of `sorted` are asked for ever less.
+    let counts: Vec<u32> = order.iter().map(|row| (2 * ROWS - row) as u32).collect();
+    let frequencies = dir.path("counts.npz");
+    write_npz(&frequencies, &[("item", vector(&counts))]);
+    let blob = dir.path("item.ttr");
+    let error = |lines: &str| {
+        let spec = dir.file("spec.toml", spec(&format!("representation = \"tt\"\nrank = 8\n{lines}")));
+        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "--frequencies", &frequencies, "-o", &blob].exits(0);
+        let told = told(&run.stdout);
+        let json = ttrec!["verify", &blob, "--against", &checkpoint, "--json"].exits(0).stdout;
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let measured = json["tables"][0]["relative_error"].as_f64().unwrap();
+        assert!((measured / told - 1.0).abs() < 0.2, "{lines}: told {told}, measured {measured}");
+        measured
+    };
+    let as_they_are = error("");
+    for order in ["similarity", "frequency"] {
+        let sorted = error(&format!("row_order = {order:?}"));
+        assert!(sorted < 0.7 * as_they_are, "{order}: {sorted}, {as_they_are} as they are");
+        ttrec!["inspect", &blob].exits(0).prints(["remapped"]);
+        // The same, to the byte, whatever the number of threads.
+        let first = fs::read(&blob).unwrap();
+        let mut again = Command::new(TTREC);
+        again.arg("convert").arg(&checkpoint).arg("--spec").arg(dir.path("spec.toml")).arg("-o").arg(&blob);
+        again.arg("--frequencies").arg(&frequencies).env("RAYON_NUM_THREADS", "1");
+        run(again).exits(0);
+        assert!(fs::read(&blob).unwrap() == first, "{order}");
+    }
+}
+
 #[test]
 fn specs_that_make_no_sense_are_refused() {
     for (lines, wanted) in [
@@ -99,6 +139,10 @@ fn specs_that_make_no_sense_are_refused() {
         ("representation = \"low-rank\"\nrank = 25", "the table has 24 columns"),
         ("representation = \"low-rank\"\nrank = 4\nsweeps = 1", "`sweeps` does not go with"),
         ("representation = \"low-rank\"\nrank = 4\nrow_factors = [8, 8, 8]", "`row_factors` does not go with"),
+        ("representation = \"low-rank\"\nrank = 4\nrow_order = \"similarity\"", "`row_order` does not go with"),
+        ("row_order = \"similarity\"", "`row_order` does not go with"),
+        ("representation = \"tt\"\nrank = 4\nrow_order = \"frequency\"", "no frequencies"),
+        ("representation = \"tt\"\nrank = 4\nrow_order = \"random\"", "similarity"),
         ("rank = 4", "`rank` does not go with"),
         ("tolerance = 0.5", "`tolerance` does not go with"),
         ("representation = \"svd\"\nrank = 4", "svd"),
@@ -144,7 +188,8 @@ fn memory_is_bounded_and_the_error_says_what_it_takes() {
 fn a_finished_factorisation_is_resumed_once() {
     let dir = Dir::new();
     let (checkpoint, kept, blob) = (checkpoint(&dir), dir.path("kept"), dir.path("item.ttr"));
-    for lines in ["representation = \"tt\"\nrank = 6", "representation = \"low-rank\"\nrank = 6"] {
+    let sorted = "representation = \"tt\"\nrow_order = \"similarity\"\nrank = 6";
+    for lines in ["representation = \"tt\"\nrank = 6", sorted, "representation = \"low-rank\"\nrank = 6"] {
         let spec = dir.file("spec.toml", spec(lines));
         let nowhere = dir.path("nowhere").join("item.ttr");
         ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &nowhere, "--resume", &kept].exits(4);

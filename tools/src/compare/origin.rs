@@ -108,8 +108,8 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
 fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
     let data = table.data();
     let factors = matches!(data.weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
-    let same_rows = matches!(data.index_map, blob::IndexMap::Identity);
-    (factors && same_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
+    let own_rows = !matches!(data.index_map, blob::IndexMap::Modulo);
+    (factors && own_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
 }
 
 fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {

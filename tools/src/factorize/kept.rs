@@ -43,6 +43,9 @@ impl Key {
     }
 }
 
+/// The name of the array that has the row of each index.
+const PLACES: &str = "places";
+
 /// An array's name, shape and values.
 type Array<'a> = (String, Vec<usize>, &'a [f32]);
 
@@ -88,8 +91,16 @@ impl Kept {
             cores.push(core);
         }
         let shape = TtShape::new(num_embeddings, &p, &q, ranks.get(1..)?).ok()?;
+        let places = tensors.tensor(PLACES).ok().map(|view| {
+            let (elements, _) = view.data().as_chunks::<4>();
+            elements.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect::<Vec<_>>()
+        });
+        let in_place = places.as_ref().is_none_or(|places| {
+            places.len() as u64 == num_embeddings && places.iter().all(|&place| u64::from(place) < num_embeddings)
+        });
         let fits = cores.iter().enumerate().all(|(k, core)| core.len() as u64 == shape.core_len(k));
-        (fits && shape.embedding_dim() == embedding_dim).then_some(Factorized::Tt { shape, cores, error })
+        let fits = fits && in_place && shape.embedding_dim() == embedding_dim;
+        fits.then_some(Factorized::Tt { shape, cores, places, error })
     }
 
     /// Keeps a factorisation.
@@ -98,7 +109,7 @@ impl Kept {
             Factorized::LowRank { rank, basis, error } => {
                 (vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())], *error)
             }
-            Factorized::Tt { shape, cores, error } => {
+            Factorized::Tt { shape, cores, error, .. } => {
                 let array = |(k, core): (usize, &'_ Vec<f32>)| {
                     let rows = shape.row_factors()[k] as usize;
                     vec![
@@ -114,10 +125,17 @@ impl Kept {
         };
         let bytes: Vec<Vec<u8>> =
             arrays.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+        let places = match factorized {
+            Factorized::Tt { places: Some(places), .. } => places.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            _ => Vec::new(),
+        };
+        let places =
+            (!places.is_empty()).then(|| Ok((PLACES, TensorView::new(Dtype::U32, vec![places.len() / 4], &places)?)));
         let views = arrays
             .iter()
             .zip(&bytes)
-            .map(|((name, shape, _), bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+            .map(|((name, shape, _), bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+            .chain(places);
         let metadata = HashMap::from([("key".to_owned(), key.text.clone()), ("error".to_owned(), error.to_string())]);
         let file = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?;
         let mut output = Output::create(&self.path(key))?;

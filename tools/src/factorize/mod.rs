@@ -9,6 +9,7 @@ mod gram;
 mod kept;
 mod low_rank;
 mod normal;
+mod order;
 mod request;
 mod rows;
 mod shape;
@@ -20,6 +21,7 @@ mod unfolding;
 
 pub(crate) use kept::{Kept, Key};
 pub(crate) use low_rank::{LowRank, for_each_short_row, mixing};
+pub(crate) use order::RowOrder;
 pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use rows::{Rows, TensorRows};
 pub(crate) use shape::{Factors, suggest_shape};

@@ -1,6 +1,10 @@
 //! What a spec asks of a dense table: a tensor train or a low-rank product, and how exact.
 
-use super::{Factors, LowRank, Options, Rows, TtSvd, suggest_shape};
+use super::{
+    Factors, LowRank, Options, RowOrder, Rows, TtSvd,
+    order::{Order, Ordered},
+    suggest_shape,
+};
 use crate::spec::{Representation, TableSpec};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -13,7 +17,14 @@ pub(crate) const DEFAULT_SWEEPS: u32 = 1;
 #[derive(Clone, Debug, Serialize)]
 pub(crate) enum Request {
     /// A tensor train.
-    Tt { row_factors: Vec<u32>, column_factors: Vec<u32>, ranks: Option<Vec<u32>>, target: Target, sweeps: u32 },
+    Tt {
+        row_order: Option<RowOrder>,
+        row_factors: Vec<u32>,
+        column_factors: Vec<u32>,
+        ranks: Option<Vec<u32>>,
+        target: Target,
+        sweeps: u32,
+    },
     /// Short rows and a projection.
     LowRank { target: Target },
 }
@@ -29,8 +40,8 @@ pub(crate) struct Target {
 
 /// What came of it, and its relative error (Frobenius), weighted if there were weights.
 pub(crate) enum Factorized {
-    /// Each core as its slices one after another.
-    Tt { shape: TtShape, cores: Vec<Vec<f32>>, error: f64 },
+    /// Each core as its slices one after another; `places`, if the rows stand in another order, has the row of each index.
+    Tt { shape: TtShape, cores: Vec<Vec<f32>>, places: Option<Vec<u32>>, error: f64 },
     /// `basis` is `embedding_dim x rank`, row-major, its columns orthonormal.
     LowRank { rank: usize, basis: Vec<f32>, error: f64 },
 }
@@ -74,7 +85,14 @@ impl Request {
                 let rank = within.min(rank.map_or(usize::MAX, |rank| rank as usize)).min(rows.embedding_dim());
                 Ok(Factorized::LowRank { rank, basis: found.basis(rank), error: found.error_at(rank) })
             }
-            Self::Tt { row_factors, column_factors, ranks, target, sweeps } => {
+            Self::Tt { row_order, row_factors, column_factors, ranks, target, sweeps } => {
+                let order =
+                    row_order.map(|order| Order::of(order, row_factors, rows, weights, memory, name)).transpose()?;
+                let sorted = order.as_ref().map(|order| (Ordered { rows, order }, weights.map(|w| order.sorted(w))));
+                let (rows, weights) = match &sorted {
+                    Some((rows, weights)) => (rows as &dyn Rows, weights.as_deref()),
+                    None => (rows, weights),
+                };
                 let largest = ranks.as_ref().and_then(|ranks| ranks.iter().max()).or(target.rank.as_ref());
                 let options = Options {
                     max_rank: largest.map_or(usize::MAX, |&rank| rank as usize),
@@ -88,13 +106,18 @@ impl Request {
                 let ranks = ranks.clone().or_else(within).unwrap_or_else(|| found.max_ranks());
                 let refined = found.refine(&ranks, rows, weights, *sweeps, &options)?;
                 let shape = TtShape::new(rows.num_embeddings(), row_factors, column_factors, &refined.ranks)?;
-                Ok(Factorized::Tt { shape, cores: refined.cores, error: refined.error })
+                let places = order.map(|order| order.places());
+                Ok(Factorized::Tt { shape, cores: refined.cores, places, error: refined.error })
             }
         }
     }
 }
 
 fn refuse(spec: &TableSpec, what: &str) -> Result<()> {
+    ensure!(
+        spec.row_order.is_none(),
+        "`row_order` does not go with {what}: it is for dense tables that become tensor trains (representation \"tt\")"
+    );
     let given =
         [("rank", spec.rank.is_some()), ("tolerance", spec.tolerance.is_some()), ("sweeps", spec.sweeps.is_some())];
     match given.iter().find(|(_, given)| *given) {
@@ -116,6 +139,10 @@ fn low_rank(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
     ensure!(
         spec.sweeps.is_none(),
         "`sweeps` does not go with representation \"low-rank\", whose error is the least there is"
+    );
+    ensure!(
+        spec.row_order.is_none(),
+        "`row_order` does not go with representation \"low-rank\", to which the order of the rows is all the same"
     );
     ensure!(target.rank.is_some() || target.tolerance.is_some(), "`rank` or `tolerance` is missing");
     if let Some(rank) = target.rank {
@@ -159,5 +186,6 @@ fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Req
         ensure!(u64::from(rank) <= most, "`ranks` is {ranks:?}: that of bond {k} can be {most} at most");
     }
     let sweeps = spec.sweeps.unwrap_or(DEFAULT_SWEEPS);
-    Ok(Request::Tt { row_factors, column_factors, ranks: spec.ranks.clone(), target, sweeps })
+    let (row_order, ranks) = (spec.row_order, spec.ranks.clone());
+    Ok(Request::Tt { row_order, row_factors, column_factors, ranks, target, sweeps })
 }
