@@ -10,7 +10,10 @@ pub(crate) fn reseal(buf: &mut [u8]) -> Option<()> {
     buf.get_mut(16..24)?.copy_from_slice(&len.to_le_bytes());
     let (tables, sections, names) = (u32_at(buf, 24)?, u32_at(buf, 28)?, u32_at(buf, 32)?);
     let first = 64 + tables.checked_mul(128)?;
-    let end = first.checked_add(sections.checked_mul(32)?)?.checked_add(names)?.checked_next_multiple_of(64)?;
+    let (layers, model_tables) = (u32_at(buf, 40)?, u32_at(buf, 44)?);
+    let model = layers.checked_mul(32)?.checked_add(model_tables.checked_mul(4)?)?;
+    let records = first.checked_add(sections.checked_mul(32)?)?.checked_add(model)?;
+    let end = records.checked_add(names)?.checked_next_multiple_of(64)?;
     buf.get(..end)?;
     for section in (first..).step_by(32).take(sections) {
         let (offset, len) = (u64_at(buf, section)?, u64_at(buf, section + 8)?);

@@ -135,7 +135,7 @@ pub enum BlobError {
     },
     /// A count in the header is above its limit.
     Count {
-        /// `"tables"`, `"sections"` or `"name bytes"`.
+        /// `"tables"`, `"layers"`, `"tables of the model"`, `"sections"` or `"name bytes"`.
         what: &'static str,
         /// The count in the header.
         found: u64,
@@ -151,7 +151,7 @@ pub enum BlobError {
     },
     /// Bytes that must be zero in version 1 are not.
     Reserved {
-        /// `"header"`, `"table"`, `"section"` or `"names"`.
+        /// `"header"`, `"table"`, `"section"`, `"layer"` or `"names"`.
         what: &'static str,
         /// Which one.
         position: usize,
@@ -221,6 +221,73 @@ pub enum BlobError {
     },
     /// No table has the name asked for.
     NoSuchTable,
+    /// The header names an interaction that this reader does not know, or one without layers, or layers without one.
+    Interaction {
+        /// The code found.
+        found: u8,
+    },
+    /// A code in a layer's record is not one that this reader knows.
+    LayerCode {
+        /// Layer position, those of the bottom perceptron first.
+        layer: usize,
+        /// `"stack"` or `"activation"`.
+        field: &'static str,
+        /// The code found.
+        found: u8,
+    },
+    /// A layer's width is not what the layers and tables before it make, or what a model has at its end.
+    LayerWidth {
+        /// Layer position.
+        layer: usize,
+        /// `"inputs"` or `"outputs"`.
+        field: &'static str,
+        /// The width found.
+        found: u32,
+        /// The width needed; 0 where it is 1 to [`MAX_LAYER_WIDTH`](crate::blob::MAX_LAYER_WIDTH).
+        expected: u64,
+    },
+    /// The layers are not those of a bottom perceptron and then those of a top one, or a sigmoid is not at the end.
+    LayerOrder {
+        /// Position of the first layer that is out of place; the number of layers where some are missing.
+        layer: usize,
+    },
+    /// A layer does not own the sections that follow those of the layer, or table, before it, or has another number of them.
+    LayerSections {
+        /// Layer position.
+        layer: usize,
+    },
+    /// The model looks up a table that is not there.
+    ModelTable {
+        /// Position in the list of the model's tables.
+        position: usize,
+        /// The table position found.
+        found: u32,
+    },
+    /// A table of the model has rows of another width than the bottom perceptron makes.
+    ModelDim {
+        /// Table position.
+        table: usize,
+        /// Its embedding_dim.
+        found: u32,
+        /// Outputs of the bottom perceptron.
+        expected: usize,
+    },
+    /// A layer's bytes do not match their checksum.
+    LayerChecksum {
+        /// Layer position.
+        layer: usize,
+        /// Section position.
+        section: usize,
+    },
+    /// A scale of a layer's weights is not finite and positive.
+    LayerScale {
+        /// Layer position.
+        layer: usize,
+        /// Which output's.
+        position: usize,
+    },
+    /// The blob has no model, or no layer at the position asked for.
+    NoModel,
     /// A section's bytes do not match its checksum.
     PayloadChecksum {
         /// Table position.
@@ -271,7 +338,7 @@ pub enum BlobError {
 
 impl fmt::Display for BlobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use crate::limits::{ALIGNMENT, MAX_NAME_LEN, VERSION};
+        use crate::limits::{ALIGNMENT, MAX_LAYER_WIDTH, MAX_NAME_LEN, VERSION};
         match *self {
             Self::Misaligned { excess } => write!(
                 f,
@@ -321,6 +388,40 @@ impl fmt::Display for BlobError {
                 write!(f, "section {section}: {found} bytes, expected {expected}")
             }
             Self::NoSuchTable => write!(f, "no table has this name"),
+            Self::Interaction { found } => write!(
+                f,
+                "interaction {found}: expected 1 (dot) with layers, 0 without; a newer ttrec may have written this blob"
+            ),
+            Self::LayerCode { layer, field, found } => {
+                write!(f, "layer {layer}: unknown {field} {found}; a newer ttrec may have written this blob")
+            }
+            Self::LayerWidth { layer, field, found, expected: 0 } => {
+                write!(f, "layer {layer}: {found} {field}: expected 1 to {MAX_LAYER_WIDTH}")
+            }
+            Self::LayerWidth { layer, field, found, expected } => {
+                write!(f, "layer {layer}: {found} {field}: expected {expected}")
+            }
+            Self::LayerOrder { layer } => write!(
+                f,
+                "layer {layer}: expected layers of a bottom perceptron, then of a top one, and a sigmoid at the end only"
+            ),
+            Self::LayerSections { layer } => {
+                write!(f, "layer {layer}: its sections do not follow those before it, or are not those of a layer")
+            }
+            Self::ModelTable { position, found } => {
+                write!(f, "table {position} of the model is said to be table {found}, which is not there")
+            }
+            Self::ModelDim { table, found, expected } => write!(
+                f,
+                "table {table}: embedding_dim {found}, but the model's bottom perceptron makes rows of {expected}"
+            ),
+            Self::LayerChecksum { layer, section } => {
+                write!(f, "layer {layer}, section {section}: the bytes do not match their checksum")
+            }
+            Self::LayerScale { layer, position } => {
+                write!(f, "layer {layer}: the scale of output {position} is not finite and positive")
+            }
+            Self::NoModel => write!(f, "the blob has no model"),
             Self::PayloadChecksum { table, section } => {
                 write!(f, "table {table}, section {section}: the bytes do not match their checksum")
             }
@@ -460,6 +561,68 @@ impl fmt::Display for LookupError {
 }
 
 impl core::error::Error for LookupError {}
+
+/// Why a [`Ranker`](crate::dlrm::Ranker) refused: nothing has been written then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScoreError {
+    /// The dense features are not those of each sample or, where one user has many candidates, of one.
+    DenseLen {
+        /// Elements given.
+        found: usize,
+        /// Elements needed for each of the samples.
+        expected: usize,
+    },
+    /// Not one list of bags per table of the model.
+    BagLists {
+        /// Lists given.
+        found: usize,
+        /// Tables of the model.
+        expected: usize,
+    },
+    /// What is wrong with the bags of one table.
+    Table {
+        /// Its position among the model's tables ([`Blob::model_tables`](crate::Blob::model_tables)).
+        table: usize,
+        /// The error.
+        error: LookupError,
+    },
+    /// The workspace is smaller than [`Ranker::workspace_len`](crate::dlrm::Ranker::workspace_len).
+    WorkspaceLen {
+        /// Elements given.
+        found: usize,
+        /// The least that are needed.
+        expected: usize,
+    },
+    /// The model's view contradicts itself. [`Blob::parse`](crate::Blob::parse) rules this out: it would be a defect of
+    /// this crate, reported instead of a panic.
+    Inconsistent,
+}
+
+impl fmt::Display for ScoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::DenseLen { found, expected } => write!(f, "{found} dense features: expected {expected}"),
+            Self::BagLists { found, expected } => {
+                write!(f, "{found} lists of bags: expected one for each of the model's {expected} tables")
+            }
+            Self::Table { table, error } => write!(f, "table {table} of the model: {error}"),
+            Self::WorkspaceLen { found, expected } => {
+                write!(f, "workspace of {found} elements: expected at least {expected}")
+            }
+            Self::Inconsistent => write!(f, "the model view contradicts itself: please report this"),
+        }
+    }
+}
+
+impl core::error::Error for ScoreError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Table { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
 
 /// Why [`pool_tables`](crate::bag::pool_tables) refused: nothing has been written then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

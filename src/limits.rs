@@ -18,5 +18,11 @@ pub const ALIGNMENT: usize = 64;
 pub const VERSION: u32 = 1;
 /// The most tables a blob may hold.
 pub const MAX_TABLES: usize = 1 << 16;
+/// The most layers a model may have, both of its perceptrons together.
+pub const MAX_LAYERS: usize = 64;
+/// The most inputs, or outputs, of a layer: 2^20.
+pub const MAX_LAYER_WIDTH: u64 = 1 << 20;
+/// The most tables a model may look up.
+pub const MAX_MODEL_TABLES: usize = 1 << 10;
 /// The longest table name, in bytes.
 pub const MAX_NAME_LEN: usize = 1 << 10;

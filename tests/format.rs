@@ -263,3 +263,109 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
         }
     }
 }
+
+/// The model of a blob by the page, in f64: its layers, tables and interaction by their definitions.
+#[cfg(feature = "alloc")]
+#[test]
+fn a_model_is_read_by_the_page_too() {
+    use ttrec::{
+        Bags,
+        blob::{Activation, LayerSpec, Layout, ModelSpec, Role, TableSpec, WeightsSpec},
+        dtype::Dtype::{self, F32, I8},
+    };
+
+    let dense = WeightsSpec::Dense { num_embeddings: 5, embedding_dim: 2, dtype: F32 };
+    let tables = ["z", "a", "m"].map(|name| TableSpec::new(name, dense));
+    let layer = |inputs, outputs, dtype: Dtype| LayerSpec { inputs, outputs, activation: Activation::Relu, dtype };
+    let model = ModelSpec {
+        tables: vec![0, 2],
+        bottom: vec![layer(3, 4, F32), layer(4, 2, I8)],
+        top: vec![layer(5, 3, I8), LayerSpec { activation: Activation::Sigmoid, ..layer(3, 1, F32) }],
+    };
+    // Small integers, and scales of 0.5.
+    let file = Layout::with_model(&tables, Some(&model)).unwrap().build(|plan, out| {
+        let value = |at: usize| ((at * 7 + plan.offset as usize / 64 * 5) % 5) as i8 - 1;
+        match (plan.dtype, plan.role) {
+            (Some(I8), _) => (0..).zip(out).for_each(|(at, out)| *out = value(at) as u8),
+            (_, role) => (0..).zip(out.chunks_exact_mut(4)).for_each(|(at, out)| {
+                let number = if matches!(role, Role::LayerScales(_)) { 0.5f32 } else { value(at).into() };
+                out.copy_from_slice(&number.to_le_bytes());
+            }),
+        }
+    });
+
+    let (header_fields, table_fields) = (fields("Header", 64), fields("Table record", 128));
+    let (section_fields, layer_fields) = (fields("Section record", 32), fields("Layer record", 32));
+    let header = Record { bytes: &file[..64], fields: &header_fields };
+    assert_eq!(header.number("interaction"), 1);
+    let sections_at = 64 + 128 * header.number("num_tables") as usize;
+    let layers_at = sections_at + 32 * header.number("num_sections") as usize;
+    let tables_at = layers_at + 32 * header.number("num_layers") as usize;
+    let names_at = tables_at + 4 * header.number("num_model_tables") as usize;
+    let section = |number: u64| {
+        let at = sections_at + 32 * number as usize;
+        let section = Record { bytes: &file[at..at + 32], fields: &section_fields };
+        let (offset, len) = (section.number("offset") as usize, section.number("len") as usize);
+        let key = (section.number("role"), section.number("dtype"), section.number("core"));
+        (key, &file[offset..offset + len])
+    };
+    let floats = |bytes: &[u8]| bytes.chunks(4).map(float).collect::<Vec<f64>>();
+    let run = |mut x: Vec<f64>, stack: u64| {
+        for (number, bytes) in (0u64..).zip(file[layers_at..tables_at].chunks(32)) {
+            let layer = Record { bytes, fields: &layer_fields };
+            if layer.number("stack") != stack {
+                continue;
+            }
+            let outputs = layer.number("outputs") as usize;
+            let first = layer.number("first_section");
+            let owned: Vec<_> = (first..first + layer.number("num_sections")).map(section).collect();
+            assert!(owned.iter().all(|((.., core), _)| *core == number));
+            let (weights, scales, bias): (Vec<f64>, _, _) = match &owned[..] {
+                [((12, 1, _), weights), ((14, 1, _), bias)] => (floats(weights), vec![1.0; outputs], floats(bias)),
+                [((12, 4, _), weights), ((13, 1, _), scales), ((14, 1, _), bias)] => {
+                    (weights.iter().map(|&q| f64::from(q as i8)).collect(), floats(scales), floats(bias))
+                }
+                _ => panic!("layer {number}"),
+            };
+            assert_eq!(x.len() as u64, layer.number("inputs"));
+            let sum = |j: usize| x.iter().enumerate().map(|(i, x)| x * weights[i * outputs + j]).sum::<f64>();
+            let activation = |y: f64| match layer.number("activation") {
+                1 => y.max(0.0),
+                2 => 1.0 / (1.0 + (-y).exp()),
+                other => panic!("activation {other}"),
+            };
+            x = (0..outputs).map(|j| activation(scales[j] * sum(j) + bias[j])).collect();
+        }
+        x
+    };
+    let row = |table: u64, row: usize| {
+        let at = 64 + 128 * table as usize;
+        let record = Record { bytes: &file[at..at + 128], fields: &table_fields };
+        let ((1, 1, 0), rows) = section(record.number("first_section")) else { panic!("table {table}") };
+        floats(&rows[row * 8..][..8])
+    };
+
+    let ranker = Blob::parse(&file).unwrap().ranker().unwrap();
+    let mut scores = std::collections::BTreeSet::new();
+    for case in 0..5 {
+        let dense = [case as f32 - 2.0, 1.0, -1.0];
+        let rows = [[case, 0], [4 - case, 2]];
+        let mut vectors = vec![run(dense.iter().map(|&x| x.into()).collect(), 1)];
+        for (table, rows) in file[tables_at..names_at].chunks(4).zip(rows) {
+            let [first, second] = rows.map(|at| row(number(table), at));
+            vectors.push(first.iter().zip(second).map(|(x, y)| x + y).collect());
+        }
+        let mut inputs = vectors[0].clone();
+        for (i, j) in [(1, 0), (2, 0), (2, 1)] {
+            inputs.push(vectors[i].iter().zip(&vectors[j]).map(|(x, y): (&f64, &f64)| x * y).sum());
+        }
+        let expected = run(inputs, 2)[0];
+        let indices = rows.map(|rows| rows.map(|row| row as u32));
+        let bags = indices.each_ref().map(|indices| Bags::new(indices, &[0, 2]).unwrap());
+        let mut score = [0.0];
+        ranker.score(&dense, &bags, &mut score, &mut vec![0.0; ranker.workspace_len()]).unwrap();
+        assert!((f64::from(score[0]) - expected).abs() <= 1e-6, "{} for {expected}", score[0]);
+        scores.insert(score[0].to_bits());
+    }
+    assert!(scores.len() > 1, "{scores:?}");
+}

@@ -24,7 +24,8 @@ mod support;
 
 use std::collections::BTreeSet;
 use support::{
-    format::{self, header, section, sections_of, table, table_at},
+    format::{self, header, layer, section, sections_of, sections_of_layer, table, table_at},
+    model::{Bag, Model},
     oracle::{Approx, Reference, element},
     random::one_of_each,
     rng::Rng,
@@ -51,6 +52,9 @@ struct Seen {
     verified: usize,
     not_verified: usize,
     out_of_range: usize,
+    /// Models that were scored; by the oracle, too, if their numbers are tame.
+    scored: usize,
+    scored_by_the_oracle: usize,
     /// Tables that were not looked up, for what scratch they ask.
     too_large: usize,
 }
@@ -83,12 +87,20 @@ fn mutants_are_refused_or_answer_as_before_or_as_forged() {
     assert!(seen.forged_and_refused > 100 && seen.forged_and_parsed > 100);
     assert!(seen.same_table_same_bits > 100 && seen.other_table_by_the_oracle > 50);
     assert!(seen.verified > 100 && seen.not_verified > 100 && seen.out_of_range > 100);
+    assert!(seen.scored > 100 && seen.scored_by_the_oracle > 20);
     assert!(seen.too_large * 1000 < seen.verified + seen.not_verified, "tables that were never looked up");
     // Forged heads reach every check behind the checksum.
     for reason in [
         "Count",
         "Flags",
+        "Interaction",
+        "LayerCode",
+        "LayerOrder",
+        "LayerSections",
+        "LayerWidth",
         "Magic",
+        "ModelDim",
+        "ModelTable",
         "Name",
         "NameOrder",
         "NumRows",
@@ -192,7 +204,7 @@ fn overwrite(bytes: &mut [u8], at: usize, width: usize, rng: &mut Rng) {
 
 /// Changes one whole field of one record, or swaps it with its neighbour or with another record's.
 fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
-    const HEADER_FIELDS: [(usize, usize); 7] = [
+    const HEADER_FIELDS: [(usize, usize); 10] = [
         (header::VERSION, 4),
         (header::FLAGS, 4),
         (header::TOTAL_LEN, 8),
@@ -200,6 +212,9 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
         (header::NUM_SECTIONS, 4),
         (header::NAMES_LEN, 4),
         (header::CHECKSUM, 4),
+        (header::NUM_LAYERS, 4),
+        (header::NUM_MODEL_TABLES, 4),
+        (header::INTERACTION, 1),
     ];
     const TABLE_FIELDS: [(usize, usize); 16] = [
         (table::KIND, 2),
@@ -227,15 +242,28 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
         (section::DTYPE, 1),
         (section::CORE, 1),
     ];
-    let (records, record_len, (field, width)) = match rng.below(8) {
-        0 => (0..1, 0, rng.pick(&HEADER_FIELDS)),
-        1..5 => (0..format::num_tables(original), format::TABLE_LEN, rng.pick(&TABLE_FIELDS)),
-        _ => (0..format::num_sections(original), format::SECTION_LEN, rng.pick(&SECTION_FIELDS)),
-    };
-    let start = match record_len {
-        0 => 0,
-        format::TABLE_LEN => table_at(0),
-        _ => format::section_at(original, 0),
+    const LAYER_FIELDS: [(usize, usize); 6] = [
+        (layer::INPUTS, 4),
+        (layer::OUTPUTS, 4),
+        (layer::FIRST_SECTION, 4),
+        (layer::NUM_SECTIONS, 4),
+        (layer::STACK, 1),
+        (layer::ACTIVATION, 1),
+    ];
+    let (num_layers, num_tables) = (format::num_layers(original), format::num_tables(original));
+    let (records, record_len, start, (field, width)) = match rng.below(8) {
+        0 => (0..1, 0, 0, rng.pick(&HEADER_FIELDS)),
+        1 if num_layers > 0 && rng.one_in(4) => {
+            (0..format::num_model_tables(original).max(1), 4, format::model_table_at(original, 0), (0, 4))
+        }
+        1..4 if num_layers > 0 => {
+            (0..num_layers, format::LAYER_LEN, format::layer_at(original, 0), rng.pick(&LAYER_FIELDS))
+        }
+        1..5 if num_tables > 0 => (0..num_tables, format::TABLE_LEN, table_at(0), rng.pick(&TABLE_FIELDS)),
+        _ => {
+            let start = format::section_at(original, 0);
+            (0..format::num_sections(original), format::SECTION_LEN, start, rng.pick(&SECTION_FIELDS))
+        }
     };
     // Factors and ranks are lists of four-byte entries.
     let in_list = record_len == format::TABLE_LEN && (table::ROW_FACTORS..table::NUM_ROWS).contains(&field);
@@ -299,8 +327,14 @@ fn check(
         });
         let section = changed.expect("the payload is nothing but sections");
         let owns = |&table: &usize| sections_of(original, table).iter().any(|s| s.position == section);
-        let table = (0..before.num_tables()).find(owns).unwrap();
-        assert_eq!(blob.verify_payload(), Err(BlobError::PayloadChecksum { table, section }));
+        let expected = match (0..before.num_tables()).find(owns) {
+            Some(table) => BlobError::PayloadChecksum { table, section },
+            None => {
+                let owns = |&layer: &usize| sections_of_layer(original, layer).iter().any(|s| s.position == section);
+                BlobError::LayerChecksum { layer: (0..before.num_layers()).find(owns).unwrap(), section }
+            }
+        };
+        assert_eq!(blob.verify_payload(), Err(expected));
     } else {
         seen.forged_and_parsed += 1;
     }
@@ -353,7 +387,29 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
         assert_eq!(blob.verify_table(position), expected);
         *(if expected.is_ok() { &mut seen.verified } else { &mut seen.not_verified }) += 1;
     }
+    for position in 0..blob.num_layers() {
+        for section in blob.layer_sections(position) {
+            assert_eq!(section.offset, end);
+            end = (section.offset + section.len).next_multiple_of(format::ALIGNMENT as u64);
+        }
+        let sections = sections_of_layer(mutant, position);
+        let damaged = sections.iter().find(|s| format::crc32c(&mutant[s.padded_range()]) != s.checksum);
+        let scales = sections.iter().find(|s| s.role == format::ROLE_LAYER_SCALES);
+        let bad_scale = scales.and_then(|s| {
+            (0..s.len / 4).find(|&i| {
+                let scale = element(&mutant[s.range()], format::DTYPE_F32, i);
+                !(scale > 0.0 && scale.is_finite())
+            })
+        });
+        let expected = match (damaged, bad_scale) {
+            (Some(section), _) => Err(BlobError::LayerChecksum { layer: position, section: section.position }),
+            (None, Some(scale)) => Err(BlobError::LayerScale { layer: position, position: scale }),
+            (None, None) => Ok(()),
+        };
+        assert_eq!(blob.verify_layer(position), expected);
+    }
     assert_eq!(end, mutant.len() as u64);
+    check_model(mutant, blob, rng, seen);
 
     for (position, table) in blob.tables().enumerate() {
         let table = table.with_tier(rng.pick(&tiers::available()));
@@ -388,6 +444,41 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
             assert!(out.iter().all(|&x| x == SENTINEL));
             seen.out_of_range += 1;
         }
+    }
+}
+
+/// A model scores, the same with the least workspace and the best, and as the oracle has it if all it reads is tame.
+fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut Seen) {
+    if blob.num_layers() == 0 {
+        assert_eq!(blob.ranker().map(drop), Err(BlobError::NoModel));
+        return;
+    }
+    let ranker = blob.ranker().unwrap().with_tier(rng.pick(&tiers::available()));
+    if ranker.workspace_len() > MAX_SCRATCH {
+        seen.too_large += 1;
+        return;
+    }
+    let model = Model::new(mutant);
+    let dense: Vec<f32> = (0..2 * ranker.num_dense()).map(|i| (i % 5) as f32 - 2.0).collect();
+    let indices: Vec<_> = ranker.tables().map(|table| [0, table.num_embeddings() - 1, 0]).collect();
+    let bags: Vec<_> = indices.iter().map(|indices| Bags::new(indices, &[0, 2, 3]).unwrap()).collect();
+    let score = |workspace_len| {
+        let mut out = [SENTINEL; 2];
+        ranker.logits(&dense, &bags, &mut out, &mut vec![f32::NAN; workspace_len]).unwrap();
+        out
+    };
+    let found = score(ranker.workspace_len());
+    let again = score(ranker.batch_workspace_len(2).min(MAX_SCRATCH));
+    assert!(found.iter().zip(again).all(|(x, y)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan())));
+    seen.scored += 1;
+    if blob.verify_payload().is_ok() && model.tame() {
+        let bag = |indices: &[u64]| Bag { indices: indices.to_vec(), weights: None };
+        let samples = [0..2, 2..3].map(|range| indices.iter().map(|i| bag(&i[range.clone()])).collect::<Vec<_>>());
+        for ((x, bags), dense) in found.into_iter().zip(&samples).zip(dense.chunks(ranker.num_dense())) {
+            let expected = model.logit(dense, bags);
+            assert!(expected.admits(x), "{x} is not {expected:?}");
+        }
+        seen.scored_by_the_oracle += 1;
     }
 }
 

@@ -325,8 +325,11 @@ fn finish(fused: bool, x: Expected, before: f32, column: usize, epilogue: Epilog
             let (v, scaled) = (scale * v, Approx::dot([(x.approx, scale.into())], 0));
             (if v > before { v } else { before }, Approx { value: scaled.value.max(before.into()), ..scaled })
         }
-        Epilogue::Bias { bias, relu } => {
-            let (v, y) = (v + bias[column], sum(1.0, bias[column]));
+        Epilogue::Bias { scales, bias, relu } => {
+            let (v, y) = match scales.get(column) {
+                None => (v + bias[column], sum(1.0, bias[column])),
+                Some(&scale) => (multiply_add(fused, scale, v, bias[column]), sum(scale, bias[column])),
+            };
             // A NaN is not below zero.
             let negative = relu && y.value < 0.0;
             (if relu && v < 0.0 { 0.0 } else { v }, if negative { Approx { value: 0.0, ..y } } else { y })
@@ -407,7 +410,11 @@ fn check_chain_step(cases: &mut Cases) {
 }
 
 fn check_linear_layer(cases: &mut Cases) {
-    check_product(cases, |_, _, bias| [false, true].map(|relu| Epilogue::Bias { bias, relu }).to_vec());
+    check_product(cases, |_, _, bias| {
+        let scales = [&[], &[], bias];
+        let with = |(scales, relu)| Epilogue::Bias { scales, bias, relu };
+        scales.into_iter().zip([false, true, true]).map(with).collect()
+    });
 }
 
 fn check_product(cases: &mut Cases, epilogues: for<'e> fn(&mut Rng, Numbers, &'e [f32]) -> Vec<Epilogue<'e>>) {
@@ -460,7 +467,7 @@ fn check_product(cases: &mut Cases, epilogues: for<'e> fn(&mut Rng, Numbers, &'e
 /// Without the bias itself, which may be long.
 fn name_of(epilogue: Epilogue<'_>) -> String {
     match epilogue {
-        Epilogue::Bias { relu, .. } => format!("Bias {{ relu: {relu} }}"),
+        Epilogue::Bias { scales, relu, .. } => format!("Bias {{ {} scales, relu: {relu} }}", scales.len()),
         other => format!("{other:?}"),
     }
 }
@@ -471,7 +478,7 @@ fn products_of_the_wrong_lengths_are_refused() {
         let (tier, dtype) = (cases.tier, cases.dtype);
         cases.stride = 1;
         for [m, r, n] in [[1, 1, 1], [2, 3, 5], [6, 4, 16], [4, 8, 33]] {
-            for epilogue in [0, 1, 2, 3, 4] {
+            for epilogue in [0, 1, 2, 3, 4, 5] {
                 cases.case(([m, r, n], epilogue), |rng| {
                     let numbers = Numbers::Reals;
                     let (x, bias) = (numbers.list(rng, m * r + 1), numbers.list(rng, n + 1));
@@ -482,7 +489,8 @@ fn products_of_the_wrong_lengths_are_refused() {
                         1 => Epilogue::StoreScaled(2.0),
                         2 => Epilogue::AddScaled(2.0),
                         3 => Epilogue::MaxScaled(2.0),
-                        _ => Epilogue::Bias { bias: &bias[..len], relu: true },
+                        4 => Epilogue::Bias { scales: &[], bias: &bias[..len], relu: true },
+                        _ => Epilogue::Bias { scales: &bias[..len], bias: &bias[..n], relu: true },
                     };
                     let call = |sizes, x_len: usize, slice: usize, out_len: usize, bias_len| {
                         refused(&before[..out_len], |out| {
@@ -501,7 +509,10 @@ fn products_of_the_wrong_lengths_are_refused() {
                     let wraps = 1 << (usize::BITS - 1);
                     call([wraps, 2, 2], 0, 1, 0, n).map_err(|e| format!("wrapping: {e}"))?;
                     if matches!(epilogue(n), Epilogue::Bias { .. }) {
-                        call([m, r, n], m * r, 1, m * n, n - 1).map_err(|e| format!("short bias: {e}"))?;
+                        // No scales are as good as all.
+                        if n > 1 || !matches!(epilogue(1), Epilogue::Bias { scales: &[_], .. }) {
+                            call([m, r, n], m * r, 1, m * n, n - 1).map_err(|e| format!("short bias: {e}"))?;
+                        }
                         call([m, r, n], m * r, 1, m * n, n + 1).map_err(|e| format!("long bias: {e}"))?;
                     }
                     let nothing = Stored::draw(rng, dtype, numbers, 0, 0);
@@ -543,8 +554,9 @@ fn check_widen(cases: &mut Cases) {
                     Epilogue::StoreScaled(weight),
                     Epilogue::AddScaled(weight),
                     Epilogue::MaxScaled(weight),
-                    Epilogue::Bias { bias: &bias, relu: false },
-                    Epilogue::Bias { bias: &bias, relu: true },
+                    Epilogue::Bias { scales: &[], bias: &bias, relu: false },
+                    Epilogue::Bias { scales: &[], bias: &bias, relu: true },
+                    Epilogue::Bias { scales: &bias, bias: &bias, relu: false },
                 ] {
                     let mut out = Guarded::new(&before);
                     kernel::widen(tier, stored.elements(), scale, offset, out.out(), epilogue).ok_or("refused")?;
@@ -567,7 +579,7 @@ fn check_widen(cases: &mut Cases) {
             refused(&longer, |out| kernel::widen(tier, stored.elements(), 1.0, 0.0, out, Epilogue::Store))?;
             for len in [n.wrapping_sub(1), n + 1].into_iter().filter(|&len| len <= n + 1) {
                 let bias = vec![0.5; len];
-                let epilogue = Epilogue::Bias { bias: &bias, relu: false };
+                let epilogue = Epilogue::Bias { scales: &[], bias: &bias, relu: false };
                 refused(&before, |out| kernel::widen(tier, stored.elements(), 1.0, 0.0, out, epilogue))
                     .map_err(|failure| format!("a bias of {len}: {failure}"))?;
             }

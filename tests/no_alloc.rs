@@ -17,6 +17,9 @@ fn the_counter_counts() {
     assert_eq!(allocator_calls(|| grown.resize(1000, 1u8)), 1);
 }
 
+/// Dense features of any model here.
+const DENSE: [f32; 64] = [0.5; 64];
+
 /// Everything there is on the lookup path, and the errors on it. Returns the number of tables seen.
 fn assert_no_allocation(bytes: &[u8]) -> usize {
     let mut workspace = vec![0.0; 1 << 14];
@@ -66,6 +69,20 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
                     table.bag(&batch, pooling, &mut out[..3 * dim], workspace).unwrap();
                     table.bag(&batch.in_index_order(), pooling, &mut out[..3 * dim], workspace).unwrap();
                 }
+            }
+        }
+        if let Ok(ranker) = blob.ranker() {
+            for tier in Tier::available() {
+                let ranker = ranker.with_tier(tier);
+                let bags = [Bags::new(&[0u64, 1, 2], &[0, 1, 1, 3]).unwrap(); 8];
+                let bags = &bags[..ranker.num_tables()];
+                let (dense, scores) = (&DENSE[..3 * ranker.num_dense()], &mut out[..3]);
+                for len in [ranker.workspace_len(), ranker.batch_workspace_len(3)] {
+                    ranker.score(dense, bags, scores, &mut workspace[..len]).unwrap();
+                    ranker.logits(dense, bags, scores, &mut workspace[..len]).unwrap();
+                    ranker.rank(&dense[..ranker.num_dense()], bags, scores, &mut workspace[..len]).unwrap();
+                }
+                assert!(ranker.score(dense, bags, scores, &mut []).is_err());
             }
         }
         num_tables = blob.num_tables();

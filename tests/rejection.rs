@@ -6,12 +6,15 @@
 mod support;
 
 use support::{
-    format::{self, header, put, reseal, reseal_section, section, section_at, table, table_at},
-    random::{Values, build},
+    format::{self, header, layer, layer_at, put, reseal, reseal_section, section, section_at, table, table_at},
+    random::{Values, build, build_model, model},
 };
 use ttrec::{
     AlignedBuf, Blob, BlobError, ShapeError, TtShape,
-    blob::{Combine, IndexMapSpec, Layout, MAX_NAME_LEN, MAX_TABLES, OverridesSpec, Role, TableSpec, WeightsSpec},
+    blob::{
+        Activation, Combine, IndexMapSpec, LayerSpec, Layout, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
+        ModelSpec, OverridesSpec, Role, TableSpec, WeightsSpec,
+    },
     dtype::Dtype,
 };
 
@@ -1395,4 +1398,274 @@ fn writer_refuses_more_bytes_than_an_offset_can_count() {
     };
     assert!(Layout::new(&tables(63)).is_ok());
     assert_eq!(refused(&tables(64)), shape_error(0, ShapeError::TooLarge));
+}
+
+// Models.
+
+/// Two tables and four layers in eleven sections: `t.a` 0; `t.b` 1; bottom layer 0 (3 x 5): 2 weights, 3 bias; bottom layer 1 (5 x 4,
+/// i8): 4 weights, 5 scales, 6 bias; top layer 2 (7 x 6): 7, 8; top layer 3 (6 x 1): 9, 10.
+fn ranker() -> AlignedBuf {
+    let mut model = ranker_model();
+    model.bottom[1].dtype = Dtype::I8;
+    let buf = build_model(&ranker_tables(), Some(&model), 3, Values::Reals);
+    Blob::parse(&buf).unwrap().verify_payload().unwrap();
+    assert_eq!((format::num_layers(&buf), format::num_model_tables(&buf), format::num_sections(&buf)), (4, 2, 11));
+    buf
+}
+
+fn ranker_tables() -> [TableSpec; 2] {
+    [dense("t.b", 6, 4, Dtype::F32), dense("t.a", 9, 4, Dtype::F32)]
+}
+
+fn ranker_model() -> ModelSpec {
+    model(&[0, 1], &[3, 5, 4], &[6], [Dtype::F32; 2])
+}
+
+/// Patches, reseals and parses `ranker()`.
+fn patched_ranker(patch: impl FnOnce(&mut AlignedBuf)) -> BlobError {
+    let mut buf = ranker();
+    patch(&mut buf);
+    assert!(reseal(&mut buf));
+    parse(&buf).unwrap_err()
+}
+
+fn with_layer(position: usize, field: usize, value: &[u8]) -> BlobError {
+    patched_ranker(|buf| {
+        let at = layer_at(buf, position) + field;
+        put(buf, at, value);
+    })
+}
+
+#[test]
+fn too_many_layers_or_model_tables() {
+    for (field, what, limit) in [
+        (header::NUM_LAYERS, "layers", MAX_LAYERS as u32),
+        (header::NUM_MODEL_TABLES, "tables of the model", MAX_MODEL_TABLES as u32),
+    ] {
+        for found in [limit + 1, u32::MAX] {
+            let mut buf = ranker();
+            put(&mut buf, field, &found.to_le_bytes());
+            let expected = BlobError::Count { what, found: found.into(), limit: limit.into() };
+            assert_eq!(parse(&buf), Err(expected));
+        }
+    }
+}
+
+#[test]
+fn more_sections_than_tables_and_layers_can_have() {
+    let mut buf = ranker();
+    put(&mut buf, header::NUM_SECTIONS, &51u32.to_le_bytes());
+    let expected = BlobError::Count { what: "sections", found: 51, limit: 2 * 19 + 4 * 3 };
+    assert_eq!(parse(&buf), Err(expected));
+}
+
+#[test]
+fn layer_records_that_reach_past_the_end() {
+    let mut buf = ranker();
+    put(&mut buf, header::NUM_LAYERS, &64u32.to_le_bytes());
+    let len = format::head_len(&ranker()) as u64;
+    put(&mut buf, header::TOTAL_LEN, &len.to_le_bytes());
+    let needed = format::head_len(&buf) as u64;
+    let cut = AlignedBuf::from_slice(&buf[..len as usize]);
+    assert_eq!(parse(&cut), Err(BlobError::Truncated { len, needed }));
+}
+
+#[test]
+fn interactions_that_are_unknown_or_without_layers() {
+    for found in [0, 2, 255] {
+        assert_eq!(patched_ranker(|buf| buf[header::INTERACTION] = found), BlobError::Interaction { found });
+    }
+    assert_eq!(with_header(header::INTERACTION, &[1]), BlobError::Interaction { found: 1 });
+    assert_eq!(with_header(header::NUM_MODEL_TABLES, &[1]), BlobError::Interaction { found: 0 });
+}
+
+#[test]
+fn unknown_stacks_and_activations() {
+    for found in [0, 3, 255] {
+        let expected = BlobError::LayerCode { layer: 1, field: "stack", found };
+        assert_eq!(with_layer(1, layer::STACK, &[found]), expected);
+    }
+    for found in [3, 255] {
+        let expected = BlobError::LayerCode { layer: 2, field: "activation", found };
+        assert_eq!(with_layer(2, layer::ACTIVATION, &[found]), expected);
+    }
+}
+
+#[test]
+fn reserved_layer_bytes() {
+    for byte in layer::RESERVED..format::LAYER_LEN {
+        assert_eq!(with_layer(3, byte, &[1]), BlobError::Reserved { what: "layer", position: 3 });
+    }
+}
+
+#[test]
+fn layers_of_no_width_or_too_much() {
+    for (at, field) in [(layer::INPUTS, "inputs"), (layer::OUTPUTS, "outputs")] {
+        for found in [0, (1 << 20) + 1, u32::MAX] {
+            let expected = BlobError::LayerWidth { layer: 0, field, found, expected: 0 };
+            assert_eq!(with_layer(0, at, &found.to_le_bytes()), expected);
+        }
+    }
+}
+
+#[test]
+fn layers_that_do_not_fit_what_is_before_them() {
+    // Longer ones that take no more than the padding there was.
+    for (position, found, len, expected) in [(1, 6u32, 24u64, 5), (2, 8, 192, 7)] {
+        let error = patched_ranker(|buf| {
+            let section = section_at(buf, [2, 4, 7, 9][position]);
+            put(buf, section + section::LEN, &len.to_le_bytes());
+            let at = layer_at(buf, position);
+            put(buf, at + layer::INPUTS, &found.to_le_bytes());
+        });
+        assert_eq!(error, BlobError::LayerWidth { layer: position, field: "inputs", found, expected });
+    }
+    // One output more, of the last layer and of the bottom's.
+    let more_outputs = |position: usize, outputs: u32, lens: &[(usize, u64)]| {
+        patched_ranker(|buf| {
+            for &(section, len) in lens {
+                let at = section_at(buf, section);
+                put(buf, at + section::LEN, &len.to_le_bytes());
+            }
+            let at = layer_at(buf, position);
+            put(buf, at + layer::OUTPUTS, &outputs.to_le_bytes());
+        })
+    };
+    let expected = BlobError::LayerWidth { layer: 3, field: "outputs", found: 2, expected: 1 };
+    assert_eq!(more_outputs(3, 2, &[(9, 48), (10, 8)]), expected);
+    let expected = BlobError::ModelDim { table: 1, found: 4, expected: 5 };
+    assert_eq!(more_outputs(1, 5, &[(4, 25), (5, 20), (6, 20)]), expected);
+}
+
+#[test]
+fn model_tables_that_are_not_there() {
+    for found in [2, u32::MAX] {
+        let error = patched_ranker(|buf| {
+            let at = format::model_table_at(buf, 1);
+            put(buf, at, &found.to_le_bytes());
+        });
+        assert_eq!(error, BlobError::ModelTable { position: 1, found });
+    }
+}
+
+#[test]
+fn perceptrons_out_of_order_or_missing() {
+    assert_eq!(with_layer(0, layer::STACK, &[format::STACK_TOP]), BlobError::LayerOrder { layer: 0 });
+    assert_eq!(with_layer(3, layer::STACK, &[format::STACK_BOTTOM]), BlobError::LayerOrder { layer: 3 });
+    for position in 0..3 {
+        assert_eq!(with_layer(position, layer::ACTIVATION, &[2]), BlobError::LayerOrder { layer: position });
+    }
+    let mut buf = build_model(&[], Some(&model(&[], &[6, 1], &[1], [Dtype::F32; 2])), 1, Values::Reals);
+    for position in 1..3 {
+        let at = layer_at(&buf, position);
+        buf[at + layer::STACK] = format::STACK_BOTTOM;
+    }
+    assert!(reseal(&mut buf));
+    assert_eq!(parse(&buf), Err(BlobError::LayerOrder { layer: 3 }));
+}
+
+#[test]
+fn layers_that_do_not_own_their_sections() {
+    let number = |position, field, value: u32| with_layer(position, field, &value.to_le_bytes());
+    for found in [0, 1, 3, u32::MAX] {
+        assert_eq!(number(0, layer::FIRST_SECTION, found), BlobError::LayerSections { layer: 0 });
+    }
+    for (found, layer) in [(1, 1), (3, 1), (10, 0), (u32::MAX, 0)] {
+        assert_eq!(number(0, layer::NUM_SECTIONS, found), BlobError::LayerSections { layer });
+    }
+    assert_eq!(number(3, layer::NUM_SECTIONS, 1), BlobError::SectionOwner { table: 2 });
+    // One too few or too many, made up for by the next layer.
+    for (position, count, next) in [(0, 3u32, 2u32), (1, 2, 3)] {
+        let error = patched_ranker(|buf| {
+            let at = layer_at(buf, position);
+            let first = format::u32_at(buf, at + layer::FIRST_SECTION) + count;
+            put(buf, at + layer::NUM_SECTIONS, &count.to_le_bytes());
+            put(buf, at + format::LAYER_LEN + layer::FIRST_SECTION, &first.to_le_bytes());
+            put(buf, at + format::LAYER_LEN + layer::NUM_SECTIONS, &next.to_le_bytes());
+        });
+        assert_eq!(error, BlobError::LayerSections { layer: position });
+    }
+}
+
+/// Patches a section's record, reseals and parses `ranker()`.
+fn with_layer_section(position: usize, fields: &[(usize, &[u8])]) -> BlobError {
+    patched_ranker(|buf| {
+        let at = section_at(buf, position);
+        fields.iter().for_each(|(field, value)| put(buf, at + field, value));
+    })
+}
+
+#[test]
+fn layer_sections_of_another_role_layer_dtype_or_length() {
+    let role = |section, role: u16| with_layer_section(section, &[(section::ROLE, &role.to_le_bytes())]);
+    assert_eq!(role(2, format::ROLE_ROWS), BlobError::SectionRole { section: 2, found: 1 });
+    assert_eq!(role(3, format::ROLE_LAYER_SCALES), BlobError::SectionRole { section: 3, found: 13 });
+    assert_eq!(role(5, format::ROLE_LAYER_BIAS), BlobError::SectionRole { section: 5, found: 14 });
+    assert_eq!(with_layer_section(2, &[(section::CORE, &[1])]), BlobError::SectionRole { section: 2, found: 12 });
+    for found in [0, format::DTYPE_I4, format::DTYPE_U64, format::DTYPE_U32] {
+        let expected = BlobError::SectionDtype { section: 2, found: found.into() };
+        assert_eq!(with_layer_section(2, &[(section::DTYPE, &[found])]), expected);
+    }
+    // Scales and biases are f32, whatever their length.
+    for (section, count) in [(3, 5u64), (5, 4), (6, 4)] {
+        let error = with_layer_section(section, &[(section::DTYPE, &[2]), (section::LEN, &(2 * count).to_le_bytes())]);
+        assert_eq!(error, BlobError::SectionDtype { section, found: 2 });
+        let (found, expected) = (4 * count + 4, 4 * count);
+        let error = with_layer_section(section, &[(section::LEN, &found.to_le_bytes())]);
+        assert_eq!(error, BlobError::SectionLength { section, found, expected });
+    }
+    let error = with_layer_section(2, &[(section::LEN, &59u64.to_le_bytes())]);
+    assert_eq!(error, BlobError::SectionLength { section: 2, found: 59, expected: 60 });
+}
+
+#[test]
+fn layers_whose_payload_changed_or_has_bad_scales() {
+    for position in 2..11 {
+        let mut buf = ranker();
+        let range = format::Section::read(&buf, position).padded_range();
+        buf[range.start] ^= 1;
+        let layer = [0, 0, 1, 1, 1, 2, 2, 3, 3][position - 2];
+        let blob = Blob::parse(&buf).unwrap();
+        let expected = Err(BlobError::LayerChecksum { layer, section: position });
+        assert_eq!((blob.verify_payload(), blob.verify_layer(layer)), (expected, expected));
+        assert_eq!(blob.verify_layer((layer + 1) % 4), Ok(()));
+    }
+    for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let mut buf = ranker();
+        let start = format::Section::read(&buf, 5).offset;
+        put(&mut buf, start + 8, &scale.to_le_bytes());
+        reseal_section(&mut buf, 5);
+        let expected = Err(BlobError::LayerScale { layer: 1, position: 2 });
+        assert_eq!(Blob::parse(&buf).unwrap().verify_payload(), expected);
+    }
+    let buf = ranker();
+    assert_eq!(Blob::parse(&buf).unwrap().verify_layer(4), Err(BlobError::NoModel));
+    assert!(Blob::parse(&buf).unwrap().layer(4).is_none());
+}
+
+#[test]
+fn models_that_cannot_be_written() {
+    let refused = |change: &dyn Fn(&mut ModelSpec)| {
+        let mut spec = ranker_model();
+        change(&mut spec);
+        Layout::with_model(&ranker_tables(), Some(&spec)).map(drop).unwrap_err()
+    };
+    let width = |layer, field, found, expected| BlobError::LayerWidth { layer, field, found, expected };
+    assert_eq!(refused(&|spec| spec.bottom.clear()), BlobError::LayerOrder { layer: 2 });
+    assert_eq!(refused(&|spec| spec.top.clear()), BlobError::LayerOrder { layer: 2 });
+    assert_eq!(refused(&|spec| spec.bottom[1].activation = Activation::Sigmoid), BlobError::LayerOrder { layer: 1 });
+    assert_eq!(refused(&|spec| spec.bottom[0].inputs = 0), width(0, "inputs", 0, 0));
+    assert_eq!(refused(&|spec| spec.bottom[0].outputs = 1 << 21), width(0, "outputs", 1 << 21, 0));
+    assert_eq!(refused(&|spec| spec.bottom[1].inputs = 4), width(1, "inputs", 4, 5));
+    assert_eq!(refused(&|spec| spec.top[0].inputs = 8), width(2, "inputs", 8, 7));
+    assert_eq!(refused(&|spec| spec.top[1].outputs = 2), width(3, "outputs", 2, 1));
+    let table = BlobError::ModelDim { table: 0, found: 4, expected: 3 };
+    assert_eq!(refused(&|spec| spec.bottom[1].outputs = 3), table);
+    assert_eq!(refused(&|spec| spec.tables = vec![0, 2]), BlobError::ModelTable { position: 1, found: 2 });
+    let dtype = BlobError::SectionDtype { section: 8, found: 5 };
+    assert_eq!(refused(&|spec| spec.top[1].dtype = Dtype::I4), dtype);
+    let count = |what, found, limit| BlobError::Count { what, found, limit };
+    assert_eq!(refused(&|spec| spec.tables = vec![0; 1025]), count("tables of the model", 1025, 1024));
+    let same = LayerSpec { inputs: 3, outputs: 3, activation: Activation::Relu, dtype: Dtype::F32 };
+    assert_eq!(refused(&|spec| spec.bottom = vec![same; 63]), count("layers", 65, 64));
 }

@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ttrec::{AlignedBuf, Bags, Blob, LookupError, Pooling, Table, blob::Weights, cache::RowCache};
+use ttrec::{AlignedBuf, Bags, Blob, LookupError, Pooling, Ranker, Table, blob::Weights, cache::RowCache};
 
 #[path = "../reseal.rs"]
 mod reseal;
@@ -57,6 +57,40 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
             use_table(&table, noise);
         }
     }
+    if let Ok(ranker) = blob.ranker() {
+        let work = ranker.layers().map(|layer| layer.weights.len() as u64).sum::<u64>();
+        if work.max(ranker.workspace_len() as u64) <= MAX_WORK {
+            use_ranker(&ranker, noise);
+        }
+    }
+}
+
+/// Three samples score, with the least workspace and the best; each the same alone; one user's candidates the same as well.
+fn use_ranker(ranker: &Ranker<'_>, noise: &[u8]) {
+    let num_dense = ranker.num_dense();
+    let dense: Vec<f32> = (0..3 * num_dense).zip(noise.iter().cycle()).map(|(_, &byte)| f32::from(byte) - 99.5).collect();
+    let dense = if noise.is_empty() { vec![1.0; 3 * num_dense] } else { dense };
+    let indices: Vec<_> = ranker.tables().map(|table| [0, table.num_embeddings() - 1, table.num_embeddings() / 2]).collect();
+    let bags: Vec<_> = indices.iter().map(|indices| Bags::new(indices, &[0, 2, 2, 3]).expect("three bags")).collect();
+    let score = |dense: &[f32], bags: &[Bags<'_, u64>], count, len| {
+        let mut out = vec![POISON; count];
+        ranker.logits(dense, bags, &mut out, &mut vec![POISON; len]).expect("good arguments");
+        out
+    };
+    let least = ranker.workspace_len();
+    let found = score(&dense, &bags, 3, least);
+    assert_same(&found, &score(&dense, &bags, 3, ranker.batch_workspace_len(3)));
+    let first: Vec<_> = indices.iter().map(|indices| Bags::new(&indices[..2], &[0, 2]).expect("a bag")).collect();
+    assert_same(&found[..1], &score(&dense[..num_dense], &first, 1, least));
+    let mut ranked = [POISON; 3];
+    ranker.rank(&dense[..num_dense], &first, &mut ranked, &mut vec![POISON; least]).expect("good arguments");
+    let mut scores = [POISON; 1];
+    ranker.score(&dense[..num_dense], &first, &mut scores, &mut vec![POISON; least]).expect("good arguments");
+    assert_same(&ranked, &[scores[0]; 3]);
+    let far: Vec<_> = ranker.tables().map(|table| [table.num_embeddings()]).collect();
+    let far: Vec<_> = far.iter().map(|indices| Bags::new(indices, &[0, 1]).expect("a bag")).collect();
+    let refused = ranker.score(&dense[..num_dense], &far, &mut scores, &mut vec![POISON; least]);
+    assert_eq!(refused.is_err(), ranker.num_tables() > 0);
 }
 
 fn use_table(table: &Table<'_>, noise: &[u8]) {

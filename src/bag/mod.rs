@@ -113,6 +113,12 @@ impl<'a, I: Index> Bags<'a, I> {
         self.per_sample_weights
     }
 
+    /// Some of the bags.
+    pub(crate) fn slice(&self, bags: core::ops::Range<usize>) -> Option<Self> {
+        let offsets = self.offsets.get(bags.start..=bags.end)?;
+        Some(Self { offsets, ..*self })
+    }
+
     /// A bag's positions in `indices`.
     pub(crate) fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
         let [start, end] = self.offsets.get(bag..)?.first_chunk()?;
@@ -185,6 +191,19 @@ impl Table<'_> {
             }
             None => Ok(()),
         }
+    }
+
+    /// Sums checked bags: that of bag b to the `embedding_dim` elements of `rows` from `b * stride + first` on.
+    pub(crate) fn pool_strided<I: Index>(
+        &self,
+        bags: &Bags<'_, I>,
+        rows: &mut [f32],
+        stride: usize,
+        first: usize,
+        workspace: &mut [f32],
+    ) -> Option<()> {
+        let mut out = Output { rows, stride, first, embedding_dim: self.embedding_dim() };
+        self.pool(bags, Pooling::Sum, &mut out, workspace)
     }
 
     /// Pools checked bags, by whichever way is the fastest for this table. `None` if the view contradicts itself.

@@ -7,16 +7,21 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 mod id_index;
+mod model;
 mod parse;
 mod record;
 #[cfg(feature = "alloc")]
 mod writer;
 
-pub use crate::limits::{ALIGNMENT, MAX_NAME_LEN, MAX_TABLES, VERSION};
+pub use crate::limits::{ALIGNMENT, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, VERSION};
 #[cfg(feature = "alloc")]
 pub use id_index::{id_index, id_index_len};
+pub(crate) use model::top_inputs;
+pub use model::{Activation, Layer, Stack};
 #[cfg(feature = "alloc")]
-pub use writer::{IndexMapSpec, Layout, OverridesSpec, SectionChecksum, SectionPlan, TableSpec, WeightsSpec};
+pub use writer::{
+    IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, SectionChecksum, SectionPlan, TableSpec, WeightsSpec,
+};
 
 use crate::{
     dtype::{Dtype, Elements, Nibbles, Weight},
@@ -24,7 +29,7 @@ use crate::{
     shape::{MAX_CORES, MAX_ROW_FACTOR, TtShape, check_embedding_dim, check_factors},
 };
 use id_index::Line;
-use record::{SectionRecord, TableRecord};
+use record::{LayerRecord, SectionRecord, TableRecord};
 
 /// A parsed blob: a borrowed buffer whose directory has been checked.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +37,8 @@ pub struct Blob<'a> {
     bytes: &'a [u8],
     tables: &'a [TableRecord],
     sections: &'a [SectionRecord],
+    layers: &'a [LayerRecord],
+    model_tables: &'a [u32],
     names: &'a [u8],
 }
 
@@ -62,6 +69,12 @@ pub enum Role {
     OverrideIndex,
     /// The rows that are stored apart.
     OverrideRows,
+    /// The weights of a layer of the model.
+    LayerWeights(usize),
+    /// The scale of each output of a layer with i8 weights.
+    LayerScales(usize),
+    /// The bias of a layer.
+    LayerBias(usize),
 }
 
 /// One table as it lies in a blob.
@@ -406,13 +419,17 @@ impl<'a> Blob<'a> {
     /// The sections of the table at `position`, in file order.
     pub fn sections(&self, position: usize) -> impl Iterator<Item = Section> + '_ {
         let owned = self.tables.get(position).and_then(|table| self.owned_sections(table));
-        owned.unwrap_or_default().iter().filter_map(|record| {
-            Some(Section {
-                role: Role::from_codes(record.role, record.core)?,
-                dtype: Dtype::from_code(record.dtype),
-                offset: record.offset,
-                len: record.len,
-            })
+        owned.unwrap_or_default().iter().filter_map(Section::read)
+    }
+}
+
+impl Section {
+    fn read(record: &SectionRecord) -> Option<Self> {
+        Some(Self {
+            role: Role::from_codes(record.role, record.core)?,
+            dtype: Dtype::from_code(record.dtype),
+            offset: record.offset,
+            len: record.len,
         })
     }
 }
@@ -423,7 +440,7 @@ impl Role {
         match self {
             Self::Rows => (role::ROWS, 0),
             Self::RemainderRows => (role::ROWS, 1),
-            // A core's position is below MAX_CORES.
+            // A core's position is below MAX_CORES, a layer's below MAX_LAYERS.
             Self::Core(k) => (role::CORE, k as u8),
             Self::Scales(k) => (role::SCALES, k as u8),
             Self::PrefixIds => (role::PREFIX_IDS, 0),
@@ -434,6 +451,9 @@ impl Role {
             Self::OverrideRows => (role::OVERRIDE_ROWS, 0),
             Self::Projection => (role::PROJECTION, 0),
             Self::RemappedRows => (role::REMAPPED_ROWS, 0),
+            Self::LayerWeights(layer) => (role::LAYER_WEIGHTS, layer as u8),
+            Self::LayerScales(layer) => (role::LAYER_SCALES, layer as u8),
+            Self::LayerBias(layer) => (role::LAYER_BIAS, layer as u8),
         }
     }
 
@@ -452,6 +472,9 @@ impl Role {
             code::OVERRIDE_ROWS => Self::OverrideRows,
             code::PROJECTION => Self::Projection,
             code::REMAPPED_ROWS => Self::RemappedRows,
+            code::LAYER_WEIGHTS => Self::LayerWeights(core.into()),
+            code::LAYER_SCALES => Self::LayerScales(core.into()),
+            code::LAYER_BIAS => Self::LayerBias(core.into()),
             _ => return None,
         })
     }

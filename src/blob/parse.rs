@@ -3,10 +3,13 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    ALIGNMENT, Blob, Checksum, Combine, Core, IndexMap, MAX_NAME_LEN, MAX_TABLES, Overrides, Prefixes, Projected,
-    QuotientRemainder, Role, Rows, TableData, TtCores, VERSION, Weights, align_up, directory_checksum,
+    ALIGNMENT, Blob, Checksum, Combine, Core, IndexMap, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
+    Overrides, Prefixes, Projected, QuotientRemainder, Role, Rows, TableData, TtCores, VERSION, Weights, align_up,
+    directory_checksum,
     id_index::{self, Line},
-    record::{DTYPE_U32, DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, index_map, kind},
+    record::{
+        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map, kind,
+    },
 };
 use crate::{
     dtype::{Dtype, Elements},
@@ -16,6 +19,8 @@ use crate::{
 
 /// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides. Ids may have an index.
 const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 7;
+/// Sections of one layer: weights, scales and a bias.
+const MAX_SECTIONS_PER_LAYER: usize = 3;
 
 impl<'a> Blob<'a> {
     /// Checks the header and the directory of `bytes`, which must start on a multiple of [`ALIGNMENT`] and be the blob
@@ -45,7 +50,7 @@ impl<'a> Blob<'a> {
         if header.flags != 0 {
             return Err(BlobError::Flags { found: header.flags });
         }
-        if header.reserved != [0; 24] {
+        if header.reserved != [0; 15] {
             return Err(BlobError::Reserved { what: "header", position: 0 });
         }
         if header.total_len != len {
@@ -53,12 +58,23 @@ impl<'a> Blob<'a> {
         }
 
         let num_tables = check_count("tables", header.num_tables, MAX_TABLES)?;
-        let num_sections =
-            check_count("sections", header.num_sections, num_tables.saturating_mul(MAX_SECTIONS_PER_TABLE))?;
+        let num_layers = check_count("layers", header.num_layers, MAX_LAYERS)?;
+        let num_model_tables = check_count("tables of the model", header.num_model_tables, MAX_MODEL_TABLES)?;
+        match (num_layers, header.interaction, num_model_tables) {
+            (0, 0, 0) | (1.., INTERACTION_DOT, _) => {}
+            (_, found, _) => return Err(BlobError::Interaction { found }),
+        }
+        let max_sections = num_tables
+            .saturating_mul(MAX_SECTIONS_PER_TABLE)
+            .saturating_add(num_layers.saturating_mul(MAX_SECTIONS_PER_LAYER));
+        let num_sections = check_count("sections", header.num_sections, max_sections)?;
         let names_len = check_count("name bytes", header.names_len, num_tables.saturating_mul(MAX_NAME_LEN))?;
         let tables_len = num_tables.saturating_mul(size_of::<TableRecord>());
         let sections_len = num_sections.saturating_mul(size_of::<SectionRecord>());
-        let directory_len = tables_len.saturating_add(sections_len).saturating_add(names_len);
+        let layers_len = num_layers.saturating_mul(size_of::<LayerRecord>());
+        let model_tables_len = num_model_tables.saturating_mul(size_of::<u32>());
+        let records_len = tables_len.saturating_add(sections_len).saturating_add(layers_len);
+        let directory_len = records_len.saturating_add(model_tables_len).saturating_add(names_len);
         let directory_len = directory_len.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
         let needed = (size_of::<Header>() as u64).saturating_add(directory_len as u64);
         let directory = rest.get(..directory_len).ok_or(truncated(needed))?;
@@ -69,6 +85,8 @@ impl<'a> Blob<'a> {
 
         let (tables, after) = directory.split_at_checked(tables_len).ok_or(truncated(needed))?;
         let (sections, after) = after.split_at_checked(sections_len).ok_or(truncated(needed))?;
+        let (layers, after) = after.split_at_checked(layers_len).ok_or(truncated(needed))?;
+        let (model_tables, after) = after.split_at_checked(model_tables_len).ok_or(truncated(needed))?;
         let (names, padding) = after.split_at_checked(names_len).ok_or(truncated(needed))?;
         if padding.iter().any(|&byte| byte != 0) {
             return Err(BlobError::Reserved { what: "names", position: 0 });
@@ -77,6 +95,8 @@ impl<'a> Blob<'a> {
             bytes,
             tables: bytemuck::try_cast_slice(tables).map_err(|_| truncated(needed))?,
             sections: bytemuck::try_cast_slice(sections).map_err(|_| truncated(needed))?,
+            layers: bytemuck::try_cast_slice(layers).map_err(|_| truncated(needed))?,
+            model_tables: bytemuck::try_cast_slice(model_tables).map_err(|_| truncated(needed))?,
             names,
         };
         blob.check_names()?;
@@ -84,6 +104,7 @@ impl<'a> Blob<'a> {
         for table in 0..num_tables {
             blob.read_table(table)?;
         }
+        blob.check_model()?;
         Ok(blob)
     }
 
@@ -92,9 +113,28 @@ impl<'a> Blob<'a> {
     ///
     /// # Errors
     /// [`BlobError::PayloadChecksum`], [`BlobError::Scale`], [`BlobError::PrefixIds`] or [`BlobError::OverrideIds`] for the
-    /// first table that fails.
+    /// first table that fails; [`BlobError::LayerChecksum`] or [`BlobError::LayerScale`] for the first layer.
     pub fn verify_payload(&self) -> Result<(), BlobError> {
-        (0..self.num_tables()).try_for_each(|table| self.verify_table(table))
+        (0..self.num_tables()).try_for_each(|table| self.verify_table(table))?;
+        (0..self.num_layers()).try_for_each(|layer| self.verify_layer(layer))
+    }
+
+    /// [`verify_payload`](Self::verify_payload) for the layer at one position.
+    ///
+    /// # Errors
+    /// [`BlobError::LayerChecksum`], [`BlobError::LayerScale`]; [`BlobError::NoModel`] past the last.
+    pub fn verify_layer(&self, layer: usize) -> Result<(), BlobError> {
+        let record = self.layers.get(layer).ok_or(BlobError::NoModel)?;
+        let owned = self.sections_of_layer(record).ok_or(BlobError::LayerSections { layer })?;
+        for (section, record) in (record.first_section as usize..).zip(owned) {
+            if !self.matches_checksum(record) {
+                return Err(BlobError::LayerChecksum { layer, section });
+            }
+        }
+        match first_bad_scale(self.read_layer(layer)?.scales) {
+            Some(position) => Err(BlobError::LayerScale { layer, position }),
+            None => Ok(()),
+        }
     }
 
     /// [`verify_payload`](Self::verify_payload) for the table at one position.
@@ -106,12 +146,8 @@ impl<'a> Blob<'a> {
         let owned = self.owned_sections(record).ok_or(BlobError::SectionOwner { table })?;
         let numbered = || (record.first_section as usize..).zip(owned);
         for (section, record) in numbered() {
-            let mismatch = BlobError::PayloadChecksum { table, section };
-            let padded = SectionRecord { len: align_up(record.len).ok_or(mismatch)?, ..*record };
-            let mut checksum = Checksum::new();
-            checksum.update(self.section_bytes(&padded).ok_or(mismatch)?);
-            if checksum.finish() != record.checksum {
-                return Err(mismatch);
+            if !self.matches_checksum(record) {
+                return Err(BlobError::PayloadChecksum { table, section });
             }
         }
 
@@ -130,7 +166,7 @@ impl<'a> Blob<'a> {
             }
             Weights::Tt(tt) => {
                 for (k, core) in tt.cores.iter().enumerate() {
-                    if let Some(position) = core.scales.iter().position(|s| !(s.is_finite() && *s > 0.0)) {
+                    if let Some(position) = first_bad_scale(core.scales) {
                         let section = section_of(Role::Scales(k));
                         return Err(BlobError::Scale { table, section, position: position as u64 });
                     }
@@ -163,8 +199,21 @@ impl<'a> Blob<'a> {
     }
 
     pub(super) fn owned_sections(&self, record: &TableRecord) -> Option<&'a [SectionRecord]> {
-        let first = record.first_section as usize;
-        self.sections.get(first..first.checked_add(record.num_sections as usize)?)
+        self.section_range(record.first_section, record.num_sections)
+    }
+
+    pub(super) fn section_range(&self, first: u32, count: u32) -> Option<&'a [SectionRecord]> {
+        let first = first as usize;
+        self.sections.get(first..first.checked_add(count as usize)?)
+    }
+
+    fn matches_checksum(&self, record: &SectionRecord) -> bool {
+        let padded = align_up(record.len).map(|len| SectionRecord { len, ..*record });
+        padded.and_then(|padded| self.section_bytes(&padded)).is_some_and(|bytes| {
+            let mut checksum = Checksum::new();
+            checksum.update(bytes);
+            checksum.finish() == record.checksum
+        })
     }
 
     fn section_bytes(&self, record: &SectionRecord) -> Option<&'a [u8]> {
@@ -193,7 +242,7 @@ impl<'a> Blob<'a> {
     }
 
     /// Sections lie end to end, each rounded up to the alignment, from the directory's end to the blob's, and belong to
-    /// the tables in turn.
+    /// the tables, and then the layers, in turn.
     fn check_sections(&self, directory_end: u64) -> Result<(), BlobError> {
         let mut expected = directory_end;
         for (section, record) in self.sections.iter().enumerate() {
@@ -218,6 +267,12 @@ impl<'a> Blob<'a> {
             }
             next = next.saturating_add(record.num_sections as usize);
         }
+        for (layer, record) in self.layers.iter().enumerate() {
+            if record.first_section as usize != next || self.sections_of_layer(record).is_none() {
+                return Err(BlobError::LayerSections { layer });
+            }
+            next = next.saturating_add(record.num_sections as usize);
+        }
         if next == self.sections.len() { Ok(()) } else { Err(BlobError::SectionOwner { table: self.tables.len() }) }
     }
 
@@ -238,11 +293,12 @@ impl<'a> Blob<'a> {
             return Err(BlobError::Reserved { what: "table", position: table });
         }
         let wrong_shape = |error: ShapeError| BlobError::Shape { table, error };
+        let owner = BlobError::SectionOwner { table };
         let mut sections = SectionCursor {
             blob: self,
-            table,
+            owner,
             section: record.first_section as usize,
-            rest: self.owned_sections(record).ok_or(BlobError::SectionOwner { table })?,
+            rest: self.owned_sections(record).ok_or(owner)?,
         };
 
         let num_embeddings = record.num_embeddings;
@@ -309,7 +365,7 @@ impl<'a> Blob<'a> {
         };
         let overrides = sections.overrides(num_embeddings, embedding_dim)?;
         if !sections.rest.is_empty() {
-            return Err(BlobError::SectionOwner { table });
+            return Err(owner);
         }
         let name = core::str::from_utf8(self.name_bytes(record)).map_err(|_| BlobError::Name { table })?;
         Ok(TableData { name, num_embeddings, embedding_dim, index_map, num_rows, weights, overrides })
@@ -324,6 +380,11 @@ fn first_bad_id(ids: &[u64], index: &[Line], limit: u64) -> Option<usize> {
         floor = id.saturating_add(1);
         bad
     })
+}
+
+/// The first scale that is not finite and positive.
+fn first_bad_scale(scales: &[f32]) -> Option<usize> {
+    scales.iter().position(|scale| !(scale.is_finite() && *scale > 0.0))
 }
 
 fn check_count(what: &'static str, found: u32, limit: usize) -> Result<usize, BlobError> {
@@ -357,18 +418,19 @@ fn read_shape(
     Ok(shape.with_digit_order(digit_order))
 }
 
-/// Takes a table's sections one by one, each with the role and length that the table needs next.
-struct SectionCursor<'b, 'a> {
-    blob: &'b Blob<'a>,
-    table: usize,
-    section: usize,
-    rest: &'a [SectionRecord],
+/// Takes the sections of a table or layer one by one, each with the role and length that it needs next.
+pub(super) struct SectionCursor<'b, 'a> {
+    pub(super) blob: &'b Blob<'a>,
+    /// What there is to say where they end too soon.
+    pub(super) owner: BlobError,
+    pub(super) section: usize,
+    pub(super) rest: &'a [SectionRecord],
 }
 
 impl<'a> SectionCursor<'_, 'a> {
     /// The next section, which must have this role.
     fn take(&mut self, role: Role) -> Result<(usize, &'a SectionRecord), BlobError> {
-        let (record, rest) = self.rest.split_first().ok_or(BlobError::SectionOwner { table: self.table })?;
+        let (record, rest) = self.rest.split_first().ok_or(self.owner)?;
         let section = self.section;
         if (record.role, record.core) != role.codes() {
             return Err(BlobError::SectionRole { section, found: record.role.into() });
@@ -388,7 +450,7 @@ impl<'a> SectionCursor<'_, 'a> {
     }
 
     /// `count` runs of `len` stored elements.
-    fn elements(
+    pub(super) fn elements(
         &mut self,
         role: Role,
         count: u64,
@@ -398,7 +460,7 @@ impl<'a> SectionCursor<'_, 'a> {
         let wrong_dtype = BlobError::SectionDtype { section, found: record.dtype.into() };
         let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
         let suits = match role {
-            Role::Core(_) => dtype.suits_cores(),
+            Role::Core(_) | Role::LayerWeights(_) => dtype.suits_cores(),
             Role::Projection => dtype.suits_projections(),
             _ => true,
         };
@@ -407,6 +469,15 @@ impl<'a> SectionCursor<'_, 'a> {
         }
         let bytes = self.bytes(section, record, count, run_len(dtype))?;
         Elements::from_bytes(bytes, dtype).ok_or(wrong_dtype)
+    }
+
+    /// `count` f32.
+    pub(super) fn floats(&mut self, role: Role, count: u64) -> Result<&'a [f32], BlobError> {
+        let section = self.section;
+        match self.elements(role, count, |dtype| dtype.bytes_of(1))? {
+            Elements::F32(floats) => Ok(floats),
+            other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),
+        }
     }
 
     fn rows(&mut self, role: Role, count: u64, embedding_dim: usize) -> Result<Rows<'a>, BlobError> {
@@ -420,12 +491,7 @@ impl<'a> SectionCursor<'_, 'a> {
             let slice_len = |dtype: Dtype| dtype.bytes_of(shape.slice_len(k));
             core.slices = self.elements(Role::Core(k), p.into(), slice_len)?;
             if core.slices.dtype() == Dtype::I8 {
-                let section = self.section;
-                let scales = self.elements(Role::Scales(k), p.into(), |dtype| dtype.bytes_of(1))?;
-                let Elements::F32(scales) = scales else {
-                    return Err(BlobError::SectionDtype { section, found: scales.dtype() as u32 });
-                };
-                core.scales = scales;
+                core.scales = self.floats(Role::Scales(k), p.into())?;
             }
         }
         let prefixes = self.prefixes(&shape)?;

@@ -33,6 +33,9 @@ pub(crate) mod role {
     pub(crate) const REMAPPED_ROWS: u16 = 9;
     pub(crate) const OVERRIDE_INDEX: u16 = 10;
     pub(crate) const PREFIX_INDEX: u16 = 11;
+    pub(crate) const LAYER_WEIGHTS: u16 = 12;
+    pub(crate) const LAYER_SCALES: u16 = 13;
+    pub(crate) const LAYER_BIAS: u16 = 14;
 }
 
 /// The dtype code of a section of u64 ids, or of an index of them.
@@ -53,8 +56,15 @@ pub(crate) struct Header {
     pub(crate) names_len: u32,
     /// CRC-32C of header (with this field zero), records and names.
     pub(crate) checksum: u32,
-    pub(crate) reserved: [u8; 24],
+    /// 0 if there is no model.
+    pub(crate) num_layers: u32,
+    pub(crate) num_model_tables: u32,
+    pub(crate) interaction: u8,
+    pub(crate) reserved: [u8; 15],
 }
+
+/// [`Header::interaction`]: the dot product of each pair.
+pub(crate) const INTERACTION_DOT: u8 = 1;
 
 /// One table.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -92,9 +102,23 @@ pub(crate) struct SectionRecord {
     pub(crate) checksum: u32,
     pub(crate) role: u16,
     pub(crate) dtype: u8,
-    /// Which core a core or its scales belong to, or which part rows do.
+    /// Which core a core or its scales belong to, which part rows do, or which layer weights, scales or a bias do.
     pub(crate) core: u8,
     pub(crate) reserved: [u8; 8],
 }
 
+/// One layer of a model.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct LayerRecord {
+    pub(crate) inputs: u32,
+    pub(crate) outputs: u32,
+    pub(crate) first_section: u32,
+    pub(crate) num_sections: u32,
+    pub(crate) stack: u8,
+    pub(crate) activation: u8,
+    pub(crate) reserved: [u8; 14],
+}
+
 const _: () = assert!(size_of::<Header>() == 64 && size_of::<TableRecord>() == 128 && size_of::<SectionRecord>() == 32);
+const _: () = assert!(size_of::<LayerRecord>() == 32);

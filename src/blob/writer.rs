@@ -2,8 +2,12 @@
 //! be streamed: sections in order, then the head, which carries their checksums.
 
 use super::{
-    Checksum, Combine, MAX_NAME_LEN, MAX_TABLES, Role, VERSION, align_up, directory_checksum, id_index_len,
-    record::{DTYPE_U32, DTYPE_U64, Header, MAGIC, SectionRecord, TableRecord, index_map, kind},
+    Activation, Checksum, Combine, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, Role,
+    Stack, VERSION, align_up, directory_checksum, id_index_len,
+    model::top_inputs,
+    record::{
+        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map, kind,
+    },
 };
 use crate::{
     AlignedBuf,
@@ -111,10 +115,35 @@ pub struct OverridesSpec {
     pub dtype: Dtype,
 }
 
+/// A model to be written around some tables: DLRM's, with the dot product of each pair as its interaction.
+#[derive(Clone, Debug, Default)]
+pub struct ModelSpec {
+    /// The positions of its tables among those given to [`Layout::with_model`], in the order of the interaction.
+    pub tables: Vec<usize>,
+    /// Layers of the bottom perceptron.
+    pub bottom: Vec<LayerSpec>,
+    /// Layers of the top perceptron.
+    pub top: Vec<LayerSpec>,
+}
+
+/// A layer to be written ([`Layer`](super::Layer)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Width of its input.
+    pub inputs: usize,
+    /// Width of its output.
+    pub outputs: usize,
+    /// What comes last.
+    pub activation: Activation,
+    /// Stored type of the weights: any but i4.
+    pub dtype: Dtype,
+}
+
 /// Where one section goes and what it must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SectionPlan {
-    /// Position of the table among those given to [`Layout::new`].
+    /// Position of the table among those given to [`Layout::new`]; the number of tables if it is a layer's, whose position is
+    /// part of the role.
     pub table: usize,
     /// What it holds.
     pub role: Role,
@@ -149,6 +178,8 @@ pub struct Layout {
     header: Header,
     tables: Vec<TableRecord>,
     sections: Vec<SectionRecord>,
+    layers: Vec<LayerRecord>,
+    model_tables: Vec<u32>,
     names: Vec<u8>,
     plans: Vec<SectionPlan>,
 }
@@ -161,6 +192,16 @@ impl Layout {
     /// i8 or i4, more rows or overrides than indices, more prefix products than prefixes (of which only a tensor train has any),
     /// too many tables or bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, BlobError> {
+        Self::with_model(tables, None)
+    }
+
+    /// The same, with a model around the tables.
+    ///
+    /// # Errors
+    /// Also [`BlobError::LayerWidth`], [`BlobError::LayerOrder`], [`BlobError::ModelTable`], [`BlobError::ModelDim`],
+    /// [`BlobError::SectionDtype`] for i4 weights, and [`BlobError::Count`] for too many layers or tables of the model. A table is
+    /// named by its position among those given.
+    pub fn with_model(tables: &[TableSpec], model: Option<&ModelSpec>) -> Result<Self, BlobError> {
         if tables.len() > MAX_TABLES {
             let (found, limit) = (tables.len() as u64, MAX_TABLES as u64);
             return Err(BlobError::Count { what: "tables", found, limit });
@@ -172,9 +213,16 @@ impl Layout {
             header: Header { magic: MAGIC, version: VERSION, ..Header::zeroed() },
             tables: Vec::new(),
             sections: Vec::new(),
+            layers: Vec::new(),
+            model_tables: Vec::new(),
             names: Vec::new(),
             plans: Vec::new(),
         };
+        // Where each of the tables given goes.
+        let mut sorted: Vec<u32> = tables.iter().map(|_| 0).collect();
+        for (to, &(position, _)) in (0u32..).zip(&by_name) {
+            sorted.get_mut(position).into_iter().for_each(|place| *place = to);
+        }
         for (position, spec) in by_name {
             if !(1..=MAX_NAME_LEN).contains(&spec.name.len()) {
                 return Err(BlobError::Name { table: position });
@@ -183,6 +231,9 @@ impl Layout {
                 return Err(BlobError::NameOrder { table: position });
             }
             layout.push_table(position, spec)?;
+        }
+        if let Some(model) = model {
+            layout.push_model(model, &sorted)?;
         }
 
         let too_large = BlobError::Shape { table: 0, error: ShapeError::TooLarge };
@@ -196,6 +247,8 @@ impl Layout {
         layout.header.num_tables = layout.tables.len() as u32;
         layout.header.num_sections = layout.sections.len() as u32;
         layout.header.names_len = layout.names.len() as u32;
+        layout.header.num_layers = layout.layers.len() as u32;
+        layout.header.num_model_tables = layout.model_tables.len() as u32;
         Ok(layout)
     }
 
@@ -221,6 +274,8 @@ impl Layout {
         let mut directory: Vec<u8> = Vec::new();
         directory.extend_from_slice(bytemuck::cast_slice(&self.tables));
         directory.extend_from_slice(bytemuck::cast_slice(&self.sections));
+        directory.extend_from_slice(bytemuck::cast_slice(&self.layers));
+        directory.extend_from_slice(bytemuck::cast_slice(&self.model_tables));
         directory.extend_from_slice(&self.names);
         directory.resize(directory.len().next_multiple_of(super::ALIGNMENT), 0);
         let header = Header { checksum: directory_checksum(&self.header, &directory), ..self.header };
@@ -257,7 +312,82 @@ impl Layout {
     fn head_len(&self) -> u64 {
         let records = size_of_val(self.tables.as_slice()) as u64;
         let sections = size_of_val(self.sections.as_slice()) as u64;
-        [size_of::<Header>() as u64, records, sections, self.names.len() as u64].iter().sum()
+        let layers = size_of_val(self.layers.as_slice()) as u64;
+        let model_tables = size_of_val(self.model_tables.as_slice()) as u64;
+        [size_of::<Header>() as u64, records, sections, layers, model_tables, self.names.len() as u64].iter().sum()
+    }
+
+    /// `sorted` says where each of the tables given went.
+    fn push_model(&mut self, model: &ModelSpec, sorted: &[u32]) -> Result<(), BlobError> {
+        let num_layers = model.bottom.len().saturating_add(model.top.len());
+        for (what, found, limit) in
+            [("layers", num_layers, MAX_LAYERS), ("tables of the model", model.tables.len(), MAX_MODEL_TABLES)]
+        {
+            if found > limit {
+                return Err(BlobError::Count { what, found: found as u64, limit: limit as u64 });
+            }
+        }
+        let Some(embedding_dim) = model.bottom.last().map(|last| last.outputs).filter(|_| !model.top.is_empty()) else {
+            return Err(BlobError::LayerOrder { layer: num_layers });
+        };
+        for (position, &table) in model.tables.iter().enumerate() {
+            let missing = BlobError::ModelTable { position, found: u32::try_from(table).unwrap_or(u32::MAX) };
+            let &place = sorted.get(table).ok_or(missing)?;
+            let found = self.tables.get(place as usize).map_or(0, |record| record.embedding_dim);
+            if found as usize != embedding_dim {
+                return Err(BlobError::ModelDim { table, found, expected: embedding_dim });
+            }
+            self.model_tables.push(place);
+        }
+        self.header.interaction = INTERACTION_DOT;
+        let mut inputs = None;
+        let layers = model.bottom.iter().map(|layer| (Stack::Bottom, layer));
+        let layers = layers.chain(model.top.iter().map(|layer| (Stack::Top, layer)));
+        for (position, (stack, layer)) in layers.enumerate() {
+            if position == model.bottom.len() {
+                inputs = Some(top_inputs(model.tables.len(), embedding_dim));
+            }
+            let is_last = position.saturating_add(1) == num_layers;
+            if layer.activation == Activation::Sigmoid && !is_last {
+                return Err(BlobError::LayerOrder { layer: position });
+            }
+            let outputs = is_last.then_some(1);
+            for (field, found, expected) in [("inputs", layer.inputs, inputs), ("outputs", layer.outputs, outputs)] {
+                let in_range = (1..=MAX_LAYER_WIDTH).contains(&(found as u64));
+                if !in_range || expected.is_some_and(|expected| expected != found) {
+                    let expected = expected.filter(|_| in_range).unwrap_or(0) as u64;
+                    let found = u32::try_from(found).unwrap_or(u32::MAX);
+                    return Err(BlobError::LayerWidth { layer: position, field, found, expected });
+                }
+            }
+            self.push_layer(position, stack, layer, sorted.len())?;
+            inputs = Some(layer.outputs);
+        }
+        Ok(())
+    }
+
+    fn push_layer(&mut self, position: usize, stack: Stack, layer: &LayerSpec, owner: usize) -> Result<(), BlobError> {
+        let &LayerSpec { inputs, outputs, activation, dtype } = layer;
+        let first_section = self.sections.len() as u32;
+        if !dtype.suits_cores() {
+            return Err(BlobError::SectionDtype { section: self.sections.len(), found: dtype as u32 });
+        }
+        let weights = Role::LayerWeights(position);
+        self.push_section(owner, weights, Some(dtype), inputs as u64, dtype.bytes_of(outputs))?;
+        if dtype == Dtype::I8 {
+            self.push_section(owner, Role::LayerScales(position), Some(Dtype::F32), outputs as u64, 4)?;
+        }
+        self.push_section(owner, Role::LayerBias(position), Some(Dtype::F32), outputs as u64, 4)?;
+        self.layers.push(LayerRecord {
+            inputs: inputs as u32,
+            outputs: outputs as u32,
+            first_section,
+            num_sections: (self.sections.len() as u32).saturating_sub(first_section),
+            stack: stack as u8,
+            activation: activation as u8,
+            reserved: [0; 14],
+        });
+        Ok(())
     }
 
     fn push_table(&mut self, position: usize, spec: &TableSpec) -> Result<(), BlobError> {

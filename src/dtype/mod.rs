@@ -9,7 +9,7 @@ use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
 pub use half::{bf16, f16};
-pub use quantize::{EncodeError, encode, encode_rows, encode_slice};
+pub use quantize::{EncodeError, encode, encode_layer, encode_rows, encode_slice};
 
 /// The type of a stored element. The discriminants are the codes of `docs/format.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,7 +81,7 @@ impl Dtype {
         self.row_header_len() == 0
     }
 
-    /// Whether tensor-train slices can be stored so.
+    /// Whether tensor-train slices, or the weights of a layer, can be stored so.
     pub fn suits_cores(self) -> bool {
         self != Self::I4
     }
@@ -269,7 +269,11 @@ impl<'a> Elements<'a> {
     /// Elements (bytes, if they are i4) `index * len .. (index + 1) * len`.
     pub(crate) fn chunk(&self, index: usize, len: usize) -> Option<Self> {
         let start = index.checked_mul(len)?;
-        let range = start..start.checked_add(len)?;
+        self.range(start..start.checked_add(len)?)
+    }
+
+    /// Elements (bytes, if they are i4) in this range.
+    pub(crate) fn range(&self, range: core::ops::Range<usize>) -> Option<Self> {
         Some(match self {
             Self::F32(elements) => Self::F32(elements.get(range)?),
             Self::F16(elements) => Self::F16(elements.get(range)?),

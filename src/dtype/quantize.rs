@@ -89,12 +89,46 @@ pub fn encode_slice(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<f32,
     check_len(out.len(), values.len())?;
     check_finite(values, dtype)?;
     let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-    // A scale must be positive: where the slice is zero (or all but) every q is 0 and any scale will do.
-    let scale = if (largest / 127.0).is_normal() { largest / 127.0 } else { 1.0 };
+    let scale = scale_of(largest);
     for (&value, out) in values.iter().zip(out) {
-        *out = (libm::rint(f64::from(value) / f64::from(scale)) as i8).cast_unsigned();
+        *out = (steps(value, scale, 0.0) as i8).cast_unsigned();
     }
     Ok(scale)
+}
+
+/// Writes the weights of a layer, `inputs x outputs`, row-major, into `out`, and what each column is to be multiplied by into
+/// `scales`, one per output: 1 for f32, f16 and bf16, `max |x| / 127` of the column for i8.
+///
+/// # Errors
+/// As [`encode_slice`]; [`EncodeError::BrokenRow`] where the values are not rows of as many columns as there are scales.
+pub fn encode_layer(values: &[f32], dtype: Dtype, out: &mut [u8], scales: &mut [f32]) -> Result<(), EncodeError> {
+    let outputs = scales.len();
+    if outputs == 0 || !values.len().is_multiple_of(outputs) {
+        return Err(EncodeError::BrokenRow { found: values.len(), embedding_dim: outputs });
+    }
+    if dtype != Dtype::I8 {
+        scales.fill(1.0);
+        return encode(values, dtype, out);
+    }
+    check_len(out.len(), values.len())?;
+    check_finite(values, dtype)?;
+    scales.fill(0.0);
+    for row in values.chunks_exact(outputs) {
+        scales.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+    }
+    scales.iter_mut().for_each(|largest| *largest = scale_of(*largest));
+    for (row, out) in values.chunks_exact(outputs).zip(out.chunks_exact_mut(outputs)) {
+        for ((&value, &scale), out) in row.iter().zip(&*scales).zip(out) {
+            *out = (steps(value, scale, 0.0) as i8).cast_unsigned();
+        }
+    }
+    Ok(())
+}
+
+/// The step of i8 values up to `largest`. It must be positive: where all values are zero (or all but) every q is 0 and any
+/// scale will do.
+fn scale_of(largest: f32) -> f32 {
+    if (largest / 127.0).is_normal() { largest / 127.0 } else { 1.0 }
 }
 
 /// Writes dense rows of `embedding_dim` values into `out`, [`Dtype::row_len`] bytes each.

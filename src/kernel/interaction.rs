@@ -35,8 +35,10 @@ impl Op for Transpose<'_, '_> {
     fn run<I: Isa>(self, isa: I) -> Option<()> {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
-        let (whole_rows, whole_columns) = (m - m % BLOCK, n - n % BLOCK);
-        for (rows, row) in x.chunks_exact(n.saturating_mul(BLOCK)).zip((0..).step_by(BLOCK)) {
+        // The scalar tier would rather be small than fast.
+        let (whole_rows, whole_columns) = if I::SMALL { (0, 0) } else { (m - m % BLOCK, n - n % BLOCK) };
+        let whole = if I::SMALL { &[] } else { x };
+        for (rows, row) in whole.chunks_exact(n.saturating_mul(BLOCK).max(1)).zip((0..).step_by(BLOCK)) {
             let mut rest = rows;
             let mut blocks: [&[[f32; BLOCK]]; BLOCK] = [&[]; BLOCK];
             for blocks in &mut blocks {
@@ -80,17 +82,39 @@ pub fn dot_interaction(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Option<()> {
+    dot_interaction_from(tier, features, num_features, 0, out, workspace)
+}
+
+/// The same, but without the pairs among the `first` first features: those which stand before (`first`, 0).
+pub(crate) fn dot_interaction_from(
+    tier: Tier,
+    features: &[f32],
+    num_features: usize,
+    first: usize,
+    out: &mut [f32],
+    workspace: &mut [f32],
+) -> Option<()> {
     let f = num_features;
     let dim = features.len().checked_div(f)?;
-    let pairs = f.checked_mul(f.checked_sub(1)?)? / 2;
-    if f.checked_mul(dim)? != features.len() || out.len() != pairs {
+    let pairs = |f: usize| Some(f.checked_mul(f.saturating_sub(1))? / 2);
+    let expected = pairs(f)?.checked_sub(pairs(first)?)?;
+    if f == 0 || f.checked_mul(dim)? != features.len() || out.len() != expected {
         return None;
     }
+    // The first has none before it.
+    let first = first.max(1);
     let workspace = workspace.get_mut(..dot_interaction_workspace_len(f, dim))?;
     let (columns, products) = workspace.split_at_mut_checked(features.len())?;
     transpose(tier, features, dim, columns)?;
-    chain_step(tier, [f, dim, f], features, Elements::F32(columns), products, Epilogue::Store)?;
-    let below = products.chunks_exact(f).enumerate().flat_map(|(row, products)| products.iter().take(row));
-    out.iter_mut().zip(below).for_each(|(out, &product)| *out = product);
+    let rows = f.checked_sub(first)?;
+    let (features, products) = (features.get(first.checked_mul(dim)?..)?, products.get_mut(..rows.checked_mul(f)?)?);
+    chain_step(tier, [rows, dim, f], features, Elements::F32(columns), products, Epilogue::Store)?;
+    let mut rest = out;
+    for (row, products) in (first..).zip(products.chunks_exact(f)) {
+        let (out, after) = rest.split_at_mut_checked(row)?;
+        // `copy_from_slice` would bring the text of a panic with it.
+        out.iter_mut().zip(products).for_each(|(out, &product)| *out = product);
+        rest = after;
+    }
     Some(())
 }

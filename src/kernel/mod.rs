@@ -18,12 +18,13 @@ mod step;
 #[cfg(feature = "train")]
 mod update;
 
+pub(crate) use interaction::dot_interaction_from;
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use peak::{fma_chains, read_all};
 pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
 pub use rows::{Pooling, widen};
 pub use step::chain_step;
-pub(crate) use step::{Job, add_products, store_products, store_rows};
+pub(crate) use step::{Job, add_products, resume_rows, store_products, store_rows};
 #[cfg(feature = "train")]
 pub use update::{AdamFactors, adagrad, adam, row_wise_adagrad, sgd};
 
@@ -42,8 +43,11 @@ pub enum Epilogue<'e> {
     /// Times a scale, it is compared with what was there: the larger stays, and what was there where they do not compare (as
     /// in `torch.nn.EmbeddingBag`).
     MaxScaled(f32),
-    /// A linear layer's end: it replaces what was there, plus its column's bias, and not below zero if `relu`.
+    /// A linear layer's end: times its column's scale if there are any, plus its column's bias, and not below zero if `relu`,
+    /// it replaces what was there.
     Bias {
+        /// One per output column, or none.
+        scales: &'e [f32],
         /// One per output column.
         bias: &'e [f32],
         /// Whether negative values become zero.
@@ -58,7 +62,7 @@ impl Epilogue<'_> {
     /// Whether it can end rows of `n` elements.
     fn fits(self, n: usize) -> bool {
         match self {
-            Self::Bias { bias, .. } => bias.len() == n,
+            Self::Bias { scales, bias, .. } => bias.len() == n && (scales.is_empty() || scales.len() == n),
             _ => true,
         }
     }
@@ -71,7 +75,7 @@ impl Epilogue<'_> {
             Self::StoreScaled(by) => Self::StoreScaled(by * scale),
             Self::AddScaled(by) => Self::AddScaled(by * scale),
             Self::MaxScaled(by) => Self::MaxScaled(by * scale),
-            // Layers have no scales.
+            // A layer's scales are those of its columns.
             Self::Bias { .. } => self,
         }
     }
@@ -98,7 +102,7 @@ impl Epilogue<'_> {
     }
 
     /// Puts what is in `row` back where it is, as finished elements.
-    fn finish(self, tier: Tier, row: &mut [f32]) {
+    pub(crate) fn finish(self, tier: Tier, row: &mut [f32]) {
         let mut buffer = [0.0; BUFFER];
         for (out, column) in row.chunks_mut(BUFFER).zip((0..).step_by(BUFFER)) {
             let values = buffer.get_mut(..out.len()).unwrap_or_default();
@@ -129,8 +133,12 @@ impl Op for Combine<'_> {
                 Epilogue::StoreScaled(scale) => isa.mul(isa.splat(scale), v),
                 Epilogue::AddScaled(weight) => isa.fma(isa.splat(weight), v, isa.load_f32(out)),
                 Epilogue::MaxScaled(scale) => isa.max(isa.mul(isa.splat(scale), v), isa.load_f32(out)),
-                Epilogue::Bias { bias, relu } => {
-                    let v = isa.add(v, isa.load_f32(bias.get(column..).unwrap_or_default()));
+                Epilogue::Bias { scales, bias, relu } => {
+                    let bias = isa.load_f32(bias.get(column..).unwrap_or_default());
+                    let v = match scales.get(column..) {
+                        Some(scales) if !scales.is_empty() => isa.fma(isa.load_f32(scales), v, bias),
+                        _ => isa.add(v, bias),
+                    };
                     if relu { isa.max(isa.splat(0.0), v) } else { v }
                 }
             };

@@ -7,6 +7,7 @@ pub(crate) const ALIGNMENT: usize = 64;
 pub(crate) const HEADER_LEN: usize = 64;
 pub(crate) const TABLE_LEN: usize = 128;
 pub(crate) const SECTION_LEN: usize = 32;
+pub(crate) const LAYER_LEN: usize = 32;
 
 /// Positions of the header's fields.
 pub(crate) mod header {
@@ -17,7 +18,10 @@ pub(crate) mod header {
     pub(crate) const NUM_SECTIONS: usize = 28;
     pub(crate) const NAMES_LEN: usize = 32;
     pub(crate) const CHECKSUM: usize = 36;
-    pub(crate) const RESERVED: usize = 40;
+    pub(crate) const NUM_LAYERS: usize = 40;
+    pub(crate) const NUM_MODEL_TABLES: usize = 44;
+    pub(crate) const INTERACTION: usize = 48;
+    pub(crate) const RESERVED: usize = 49;
 }
 
 /// Positions of a table record's fields.
@@ -53,6 +57,19 @@ pub(crate) mod section {
     pub(crate) const RESERVED: usize = 24;
 }
 
+/// Positions of a layer record's fields.
+pub(crate) mod layer {
+    pub(crate) const INPUTS: usize = 0;
+    pub(crate) const OUTPUTS: usize = 4;
+    pub(crate) const FIRST_SECTION: usize = 8;
+    pub(crate) const NUM_SECTIONS: usize = 12;
+    pub(crate) const STACK: usize = 16;
+    pub(crate) const ACTIVATION: usize = 17;
+    pub(crate) const RESERVED: usize = 18;
+}
+
+pub(crate) const STACK_BOTTOM: u8 = 1;
+pub(crate) const STACK_TOP: u8 = 2;
 pub(crate) const KIND_DENSE: u16 = 1;
 pub(crate) const KIND_TT: u16 = 2;
 pub(crate) const KIND_PROJECTED: u16 = 3;
@@ -71,6 +88,9 @@ pub(crate) const ROLE_PROJECTION: u16 = 8;
 pub(crate) const ROLE_REMAPPED_ROWS: u16 = 9;
 pub(crate) const ROLE_OVERRIDE_INDEX: u16 = 10;
 pub(crate) const ROLE_PREFIX_INDEX: u16 = 11;
+pub(crate) const ROLE_LAYER_WEIGHTS: u16 = 12;
+pub(crate) const ROLE_LAYER_SCALES: u16 = 13;
+pub(crate) const ROLE_LAYER_BIAS: u16 = 14;
 pub(crate) const DTYPE_F32: u8 = 1;
 pub(crate) const DTYPE_F16: u8 = 2;
 pub(crate) const DTYPE_BF16: u8 = 3;
@@ -113,9 +133,32 @@ pub(crate) fn section_at(bytes: &[u8], position: usize) -> usize {
     table_at(num_tables(bytes)) + position * SECTION_LEN
 }
 
+pub(crate) fn num_layers(bytes: &[u8]) -> usize {
+    u32_at(bytes, header::NUM_LAYERS) as usize
+}
+
+pub(crate) fn num_model_tables(bytes: &[u8]) -> usize {
+    u32_at(bytes, header::NUM_MODEL_TABLES) as usize
+}
+
+/// Where layer record `position` starts.
+pub(crate) fn layer_at(bytes: &[u8], position: usize) -> usize {
+    section_at(bytes, num_sections(bytes)) + position * LAYER_LEN
+}
+
+/// Where the number of the model's table `position` stands.
+pub(crate) fn model_table_at(bytes: &[u8], position: usize) -> usize {
+    layer_at(bytes, num_layers(bytes)) + position * 4
+}
+
+/// Which table the model's table `position` is.
+pub(crate) fn model_table(bytes: &[u8], position: usize) -> usize {
+    u32_at(bytes, model_table_at(bytes, position)) as usize
+}
+
 /// Where the names start.
 pub(crate) fn names_at(bytes: &[u8]) -> usize {
-    section_at(bytes, num_sections(bytes))
+    model_table_at(bytes, num_model_tables(bytes))
 }
 
 /// Where the head ends and the first section starts, as the header's counts have it.
@@ -189,6 +232,14 @@ pub(crate) fn sections_of(bytes: &[u8], position: usize) -> Vec<Section> {
     let at = table_at(position);
     let first = u32_at(bytes, at + table::FIRST_SECTION) as usize;
     let count = u32_at(bytes, at + table::NUM_SECTIONS) as usize;
+    (first..first + count).map(|section| Section::read(bytes, section)).collect()
+}
+
+/// The sections of layer `position`.
+pub(crate) fn sections_of_layer(bytes: &[u8], position: usize) -> Vec<Section> {
+    let at = layer_at(bytes, position);
+    let first = u32_at(bytes, at + layer::FIRST_SECTION) as usize;
+    let count = u32_at(bytes, at + layer::NUM_SECTIONS) as usize;
     (first..first + count).map(|section| Section::read(bytes, section)).collect()
 }
 

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 pub(crate) mod format;
+pub(crate) mod model;
 pub(crate) mod oracle;
 pub(crate) mod rng;
 pub(crate) mod tiers;

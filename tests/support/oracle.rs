@@ -41,7 +41,7 @@ impl Approx {
     }
 
     /// The product of two, rounded once.
-    fn times(self, other: Self) -> Self {
+    pub(crate) fn times(self, other: Self) -> Self {
         let value = self.value * other.value;
         let (a, b) = (self.value.abs(), other.value.abs());
         let error = a * other.error + b * self.error + self.error * other.error;

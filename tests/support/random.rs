@@ -9,7 +9,10 @@ use proptest::{
 };
 use ttrec::{
     AlignedBuf, DigitOrder, TtShape,
-    blob::{Combine, IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, TableSpec, WeightsSpec},
+    blob::{
+        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, TableSpec,
+        WeightsSpec,
+    },
     dtype::Dtype,
 };
 
@@ -24,10 +27,17 @@ pub(crate) enum Values {
 
 /// A blob of these tables, filled from `seed`.
 pub(crate) fn build(tables: &[TableSpec], seed: u64, values: Values) -> AlignedBuf {
+    build_model(tables, None, seed, values)
+}
+
+/// The same with a model around them.
+pub(crate) fn build_model(tables: &[TableSpec], model: Option<&ModelSpec>, seed: u64, values: Values) -> AlignedBuf {
     // The ids of the section before, which an index follows.
     let mut ids = Vec::new();
-    Layout::new(tables).unwrap().build(|section, out| {
-        let table = &tables[section.table];
+    Layout::with_model(tables, model).unwrap().build(|section, out| {
+        let Some(table) = tables.get(section.table) else {
+            return fill(section, 0, 0, &mut Rng::new(seed ^ section.offset), values, out);
+        };
         let limit = match (section.role, table.weights) {
             (Role::PrefixIds | Role::PrefixIndex, WeightsSpec::Tt { shape, .. }) => shape.num_prefixes(),
             (Role::RemappedRows, _) => num_rows(&table.weights),
@@ -86,7 +96,9 @@ fn fill(plan: &SectionPlan, limit: u64, dim: usize, rng: &mut Rng, values: Value
         (Role::RemappedRows, _) => {
             out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&(rng.below(limit) as u32).to_le_bytes()));
         }
-        (Role::Scales(_), _) => out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&scale(rng, values))),
+        (Role::Scales(_) | Role::LayerScales(_), _) => {
+            out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&scale(rng, values)))
+        }
         (Role::Rows | Role::RemainderRows | Role::OverrideRows, Some(Dtype::I8)) => {
             for row in out.chunks_exact_mut(8 + dim) {
                 row[..4].copy_from_slice(&scale(rng, values));
@@ -234,6 +246,25 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
     })
 }
 
+/// Layers of these widths, with ReLU between them; and, of the top ones, a sigmoid at the end.
+pub(crate) fn layers(widths: &[usize], dtype: Dtype, top: bool) -> Vec<LayerSpec> {
+    let last = widths.len() - 2;
+    let layer = |(position, pair): (usize, &[usize])| LayerSpec {
+        inputs: pair[0],
+        outputs: pair[1],
+        activation: if top && position == last { Activation::Sigmoid } else { Activation::Relu },
+        dtype,
+    };
+    widths.windows(2).enumerate().map(layer).collect()
+}
+
+/// A model of `tables` (by position) whose rows have `bottom`'s last width; the top's first width follows.
+pub(crate) fn model(tables: &[usize], bottom: &[usize], hidden: &[usize], dtypes: [Dtype; 2]) -> ModelSpec {
+    let inputs = bottom[bottom.len() - 1] + tables.len() * (tables.len() + 1) / 2;
+    let top = [&[inputs], hidden, &[1]].concat();
+    ModelSpec { tables: tables.to_vec(), bottom: layers(bottom, dtypes[0], false), top: layers(&top, dtypes[1], true) }
+}
+
 /// A few small blobs that together hold every representation in every dtype it can have, with and without overrides,
 /// in both digit orders.
 pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
@@ -313,5 +344,20 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
             ),
         ],
     ];
-    blobs.iter().zip(1..).map(|(tables, seed)| build(tables, seed, Values::Reals)).collect()
+    let mut blobs: Vec<_> = blobs.iter().zip(1..).map(|(tables, seed)| build(tables, seed, Values::Reals)).collect();
+    let tables = [
+        dense("d", 9, 4, Dtype::F16, None),
+        tt("c", shape(29, &[2, 3, 5], &[2, 1, 2], &[3, 2]), Dtype::F32, rows(3, Dtype::F32)),
+        parts("b", 10, 3, [4, 4], Combine::Mult, Dtype::F32),
+        projected("a", 7, [2, 4], Dtype::I8, Dtype::F32),
+    ];
+    // In another order than that of the names, one table twice and one not at all.
+    let order = [0, 2, 1, 0];
+    let first = model(&order, &[3, 5, 4], &[6, 3], [Dtype::F32, Dtype::F16]);
+    let second = model(&[1, 3], &[2, 4], &[], [Dtype::I8, Dtype::I8]);
+    let third = model(&[], &[6, 1], &[9], [Dtype::Bf16, Dtype::I8]);
+    let models = [(&tables[..], first), (&tables, second), (&tables[..1], third)];
+    let models = models.iter().zip(20..);
+    blobs.extend(models.map(|((tables, model), seed)| build_model(tables, Some(model), seed, Values::Reals)));
+    blobs
 }

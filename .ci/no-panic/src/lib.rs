@@ -4,7 +4,7 @@
 #![no_std]
 
 use core::{ffi::c_void, panic::PanicInfo, slice};
-use ttrec::{Bags, Blob, Pooling, Table};
+use ttrec::{Bags, Blob, Pooling, Ranker, Table};
 
 /// Parses the blob and finds table `name`.
 ///
@@ -99,6 +99,60 @@ pub unsafe extern "C" fn ttrec_bag(
         }
     }
     table.bag(&bags, pooling, out, workspace).is_ok()
+}
+
+/// Parses the blob and finds its model.
+///
+/// # Safety
+/// `blob` is readable for its length, for as long as `ranker` is used; `ranker` is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_parse_ranker(blob: *const u8, blob_len: usize, ranker: *mut c_void) -> bool {
+    // SAFETY: the caller's promise.
+    let blob: &'static [u8] = unsafe { slice::from_raw_parts(blob, blob_len) };
+    let Ok(found) = Blob::parse(blob).and_then(|blob| blob.ranker()) else { return false };
+    // SAFETY: the caller's promise.
+    unsafe { ranker.cast::<Ranker<'static>>().write(found) };
+    true
+}
+
+/// Scores samples of one index per table, given table by table; or, if `dense` is of one sample, that user's candidates.
+///
+/// # Safety
+/// `ranker` was filled by [`ttrec_parse_ranker`]; the other pointers are valid for their lengths.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_score(
+    ranker: *const c_void,
+    dense: *const f32,
+    num_dense: usize,
+    indices: *const u32,
+    num_indices: usize,
+    offsets: *const u32,
+    num_offsets: usize,
+    out: *mut f32,
+    out_len: usize,
+    workspace: *mut f32,
+    workspace_len: usize,
+) -> bool {
+    // SAFETY: the caller's promise.
+    let ranker = unsafe { &*ranker.cast::<Ranker<'static>>() };
+    // SAFETY: the caller's promise.
+    let dense = unsafe { slice::from_raw_parts(dense, num_dense) };
+    // SAFETY: the caller's promise.
+    let indices = unsafe { slice::from_raw_parts(indices, num_indices) };
+    // SAFETY: the caller's promise.
+    let offsets = unsafe { slice::from_raw_parts(offsets, num_offsets) };
+    // SAFETY: the caller's promise.
+    let out = unsafe { slice::from_raw_parts_mut(out, out_len) };
+    // SAFETY: the caller's promise.
+    let workspace = unsafe { slice::from_raw_parts_mut(workspace, workspace_len) };
+    let Ok(bags) = Bags::new(indices, offsets) else { return false };
+    let all = [bags; 32];
+    let Some(bags) = all.get(..ranker.num_tables()) else { return false };
+    if num_dense == ranker.num_dense() {
+        ranker.rank(dense, bags, out, workspace).is_ok()
+    } else {
+        ranker.score(dense, bags, out, workspace).is_ok()
+    }
 }
 
 /// Where every panic ends. It takes the message, so that link-time optimisation cannot drop the formatting of a panic that

@@ -82,7 +82,7 @@ fn row_by_row<W: Weight>(
         let jobs = &[Job { m: 1, x: x.get(row * r..)?.get(..r)?, slice, out: 0, scale: 1.0 }];
         epilogue.apply(tier, 0, out, |columns, out| {
             let (first, end, stride) = (columns.start, columns.end, out.len());
-            tier.run(Product { jobs, m: 1, r, n, first, end, out, stride, add: false })
+            tier.run(Product { jobs, m: 1, r, n, first, end, out, stride, add: false, resume: false })
         })?;
     }
     Some(())
@@ -150,6 +150,24 @@ pub(crate) fn store_rows(
     })?
 }
 
+/// `x[m x r] . slice[r x n]`, where what is in `out` are the elements of a product whose chains these go on with: as if its
+/// columns, and rows, had stood before those of `x`, and `slice`. `None` if anything is out of bounds.
+pub(crate) fn resume_rows(
+    tier: Tier,
+    [m, r, n]: [usize; 3],
+    x: &[f32],
+    slice: Elements<'_>,
+    out: &mut [f32],
+) -> Option<()> {
+    if r == 0 {
+        return Some(());
+    }
+    with_core_elements!(slice, slice => {
+        let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
+        tier.run(Product { resume: true, ..Product::whole(jobs, [m, r, n], out, false) })
+    })?
+}
+
 /// Products of `m` rows each, added to what is there, one job after the other. `None` if anything is out of bounds.
 pub(crate) fn add_products<W: Weight>(
     tier: Tier,
@@ -182,6 +200,8 @@ struct Product<'s, 'o, W> {
     out: &'o mut [f32],
     stride: usize,
     add: bool,
+    /// Whether what is there are the sums to begin with.
+    resume: bool,
 }
 
 impl<W: Weight> Op for Product<'_, '_, W> {
@@ -197,10 +217,16 @@ impl<W: Weight> Op for Product<'_, '_, W> {
         while row < self.m && !self.jobs.is_empty() {
             let (rows, end) = next_rows::<I>(row, self.m, self.end - self.first);
             let mut column = self.vectors(isa, rows, row..end, self.first)?;
-            if isa.eights().is_some() {
+            if self.resume {
+                // Vectors of several rows cannot be loaded where they are to begin with.
+                while !I::SMALL && self.end - column >= 4 {
+                    self.partial::<I, 4>(isa, row..end, column)?;
+                    column += 4;
+                }
+            } else if isa.eights().is_some() {
                 column = self.few_columns::<I, 8>(isa, row..end, column)?;
             }
-            if isa.fours().is_some() {
+            if !self.resume && isa.fours().is_some() {
                 // Too few sums, where half as many rows to a vector would give twice as many.
                 column = if isa.half().fours().is_some() && end - row < 32 {
                     self.few_columns::<I::Half, 4>(isa.half(), row..end, column)?
@@ -225,7 +251,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
     /// Of all columns. Only such a product may add: several jobs at once take it that their rows lie end to end.
     #[inline(always)]
     fn whole(jobs: &'s [Job<'s, W>], [m, r, n]: [usize; 3], out: &'o mut [f32], add: bool) -> Self {
-        Self { jobs, m, r, n, first: 0, end: n, out, stride: n, add }
+        Self { jobs, m, r, n, first: 0, end: n, out, stride: n, add, resume: false }
     }
 
     /// Does as many jobs as can be done several at once: those of few rows and columns, which have too few sums to hide a

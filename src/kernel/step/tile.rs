@@ -61,6 +61,15 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         (lhs[a], x) = x.split_at_checked(r)?;
     }
     let mut sums = [[isa.splat(0.0); V]; M];
+    let first = job.out + row * product.stride + column - product.first;
+    if product.resume {
+        for a in 0..M {
+            let out = product.out.get(first + a * product.stride..)?.get(..width)?;
+            for v in 0..V {
+                sums[a][v] = isa.load_f32(out.get(v * I::LANES..)?);
+            }
+        }
+    }
     let mut slice = job.slice;
     if I::QUADS && r >= 4 {
         let mut quads: [&[[f32; 4]]; M] = [&[]; M];
@@ -110,7 +119,6 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     }
 
     let scale = isa.splat(job.scale);
-    let first = job.out + row * product.stride + column - product.first;
     for a in 0..M {
         let out = product.out.get_mut(first + a * product.stride..)?.get_mut(..width)?;
         for v in 0..V {

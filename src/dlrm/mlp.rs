@@ -1,0 +1,82 @@
+//! Perceptrons: linear layers one after another, between two buffers.
+
+use crate::{
+    blob::{Activation, Layer},
+    isa::Tier,
+    kernel::{Epilogue, chain_step, resume_rows},
+};
+
+/// What comes after a layer's product. A sigmoid is not part of it: it ends the model, and a logit is asked for as well.
+fn epilogue<'a>(layer: &Layer<'a>) -> Epilogue<'a> {
+    let relu = layer.activation == Activation::Relu;
+    Epilogue::Bias { scales: layer.scales, bias: layer.bias, relu }
+}
+
+/// Puts `from` at the start of `to`: `copy_from_slice` would bring the text of a panic with it.
+pub(super) fn copy(from: &[f32], to: &mut [f32]) -> Option<()> {
+    let to = to.get_mut(..from.len())?;
+    to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
+    Some(())
+}
+
+/// `y[m x outputs] <- layer(x[m x inputs])`.
+pub(super) fn layer(tier: Tier, layer: &Layer<'_>, m: usize, x: &[f32], y: &mut [f32]) -> Option<()> {
+    chain_step(tier, [m, layer.inputs, layer.outputs], x, layer.weights, y, epilogue(layer))
+}
+
+/// The product of a layer's first `x.len()` inputs alone, for [`resume`] to go on with.
+pub(super) fn begin(tier: Tier, layer: &Layer<'_>, x: &[f32], y: &mut [f32]) -> Option<()> {
+    let weights = layer.weights.range(0..x.len().checked_mul(layer.outputs)?)?;
+    chain_step(tier, [1, x.len(), layer.outputs], x, weights, y, Epilogue::Store)
+}
+
+/// `y[m x outputs] <- layer([shared; x])`, the first `shared` inputs being the same in all rows and `base` what [`begin`] has
+/// made of them.
+pub(super) fn resume(
+    tier: Tier,
+    layer: &Layer<'_>,
+    shared: usize,
+    base: &[f32],
+    m: usize,
+    x: &[f32],
+    y: &mut [f32],
+) -> Option<()> {
+    let (n, rest) = (layer.outputs, layer.inputs.checked_sub(shared)?);
+    let weights = layer.weights.range(shared.checked_mul(n)?..layer.inputs.checked_mul(n)?)?;
+    for y in y.chunks_exact_mut(n.max(1)) {
+        copy(base.get(..n)?, y)?;
+    }
+    resume_rows(tier, [m, rest, n], x, weights, y)?;
+    y.chunks_exact_mut(n.max(1)).for_each(|row| epilogue(layer).finish(tier, row));
+    Some(())
+}
+
+/// Runs `layers` on `x`, which is `m` rows; returns what the last one makes of it.
+pub(super) fn run<'l, 'b>(
+    tier: Tier,
+    mut layers: impl Iterator<Item = Layer<'l>>,
+    m: usize,
+    x: &[f32],
+    [even, odd]: &'b mut [&mut [f32]; 2],
+) -> Option<&'b [f32]> {
+    let first = layers.next()?;
+    layer(tier, &first, m, x, even.get_mut(..m.checked_mul(first.outputs)?)?)?;
+    run_on(tier, layers, m, first.outputs, [even, odd])
+}
+
+/// The same for an `x` that is in the first of the two buffers, in rows of `width`.
+pub(super) fn run_on<'l, 'b>(
+    tier: Tier,
+    layers: impl Iterator<Item = Layer<'l>>,
+    m: usize,
+    mut width: usize,
+    [mut from, mut to]: [&'b mut [f32]; 2],
+) -> Option<&'b [f32]> {
+    for next in layers {
+        let y = to.get_mut(..m.checked_mul(next.outputs)?)?;
+        layer(tier, &next, m, from.get(..m.checked_mul(width)?)?, y)?;
+        (from, to) = (to, from);
+        width = next.outputs;
+    }
+    from.get(..m.checked_mul(width)?)
+}

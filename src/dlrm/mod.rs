@@ -1,0 +1,469 @@
+//! The ranker: a blob's model, from dense features and bags of indices to scores.
+//!
+//! DLRM (Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019): a bottom
+//! perceptron makes a vector of a sample's dense features, each table a vector of its bag, the *interaction* the dot product of
+//! each pair of these vectors, and a top perceptron a score of the first vector and the products.
+//!
+//! Samples go through in groups. The vectors of a group lie together, sample by sample, so that each table pools its bags of the
+//! whole group straight to where they belong; then the perceptrons take some samples at a time, so that what passes from layer to
+//! layer stays in the nearest caches while a layer's weights are read once for all of them.
+//!
+//! One user and many candidates ([`Ranker::rank`]) differ from a batch in what is there once: that is computed once, and so are
+//! the pairs of the vectors at the front that are all the user's, and the first top layer as far as it depends on these. Every
+//! sum is added up in the same order as ever, so that the scores are those of [`Ranker::score`] bit for bit.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+mod mlp;
+
+use crate::{
+    bag::{Bags, Index},
+    blob::{Activation, Blob, Layer, Stack, top_inputs},
+    error::{BlobError, LookupError, ScoreError},
+    isa::Tier,
+    kernel::{Pooling, dot_interaction_from, dot_interaction_workspace_len},
+    table::Table,
+};
+use core::ops::Range;
+use mlp::copy;
+
+/// Samples whose vectors are made together.
+const GROUP: usize = 256;
+/// Samples that pass through a perceptron together.
+const TILE: usize = 64;
+
+/// A view of a blob's model. Cheap to copy, `Send` and `Sync`; scoring allocates nothing.
+///
+/// ```
+/// use ttrec::{Bags, Blob};
+/// # let blob = Blob::parse(ttrec::include_blob!("../../tests/golden/dlrm.ttr"))?;
+/// let ranker = blob.ranker()?;
+/// let dense = vec![0.5; 2 * ranker.num_dense()]; // two samples
+/// let one_each = Bags::new(&[3u32, 7], &[0, 1, 2])?; // rows 3 and 7
+/// let bags = vec![one_each; ranker.num_tables()];
+/// let mut scores = [0.0; 2];
+/// let mut workspace = vec![0.0; ranker.batch_workspace_len(2)];
+/// ranker.score(&dense, &bags, &mut scores, &mut workspace)?;
+/// assert!(scores.iter().all(|score| (0.0..1.0).contains(score)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Ranker<'a> {
+    blob: Blob<'a>,
+    tier: Tier,
+    num_dense: usize,
+    embedding_dim: usize,
+    /// Outputs of the first top layer.
+    first_outputs: usize,
+    /// The widest that anything between two layers is.
+    width: usize,
+    /// The most that one of the tables needs.
+    table_workspace_len: usize,
+}
+
+impl<'a> Blob<'a> {
+    /// The blob's model.
+    ///
+    /// # Errors
+    /// [`BlobError::NoModel`]: it has tables only.
+    pub fn ranker(&self) -> Result<Ranker<'a>, BlobError> {
+        let first = |stack| self.layers().find(|layer| layer.stack == stack).ok_or(BlobError::NoModel);
+        let (bottom, top) = (first(Stack::Bottom)?, first(Stack::Top)?);
+        let of_layers = self.layers().map(|layer| layer.outputs).max().unwrap_or(0);
+        let mut ranker = Ranker {
+            blob: *self,
+            tier: Tier::best(),
+            num_dense: bottom.inputs,
+            embedding_dim: self
+                .layers()
+                .take_while(|layer| layer.stack == Stack::Bottom)
+                .last()
+                .map_or(0, |l| l.outputs),
+            first_outputs: top.outputs,
+            width: of_layers.max(top.inputs),
+            table_workspace_len: 0,
+        };
+        ranker.table_workspace_len = ranker.tables().map(|table| table.workspace_len()).max().unwrap_or(0);
+        Ok(ranker)
+    }
+}
+
+/// What a batch is made of, checked.
+struct Batch<'s, 'b, I> {
+    dense: &'s [f32],
+    bags: &'s [Bags<'b, I>],
+    num_samples: usize,
+    /// Whether the dense features are those of one sample, and so those of all.
+    one_dense: bool,
+}
+
+impl<I: Index> Batch<'_, '_, I> {
+    /// Whether table `table` has one bag for all samples.
+    fn is_shared(&self, table: usize) -> bool {
+        self.bags.get(table).is_some_and(|bags| bags.len() == 1)
+    }
+
+    /// How many vectors, from the first one on, are the same in all samples.
+    fn num_leading(&self) -> usize {
+        if !self.one_dense {
+            return 0;
+        }
+        let shared = self.bags.iter().take_while(|bags| bags.len() == 1).count();
+        shared.saturating_add(1)
+    }
+}
+
+/// A caller's workspace, divided.
+struct Buffers<'w> {
+    /// For the interaction of one sample.
+    interaction: &'w mut [f32],
+    /// What the first top layer makes of what all samples share.
+    base: &'w mut [f32],
+    /// What passes from layer to layer, back and forth.
+    layers: [&'w mut [f32]; 2],
+    /// The vectors of a group.
+    features: &'w mut [f32],
+    tables: &'w mut [f32],
+    /// Samples of a group and of a tile.
+    group: usize,
+    tile: usize,
+}
+
+impl<'a> Ranker<'a> {
+    /// The same model, computed with the instructions of `tier`.
+    #[must_use]
+    pub fn with_tier(self, tier: Tier) -> Self {
+        Self { tier, ..self }
+    }
+
+    /// The instructions in use: by default the best that this CPU has.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Dense features of a sample.
+    pub fn num_dense(&self) -> usize {
+        self.num_dense
+    }
+
+    /// Tables that the model looks up.
+    pub fn num_tables(&self) -> usize {
+        self.blob.model_tables().len()
+    }
+
+    /// Columns of each of them.
+    pub fn embedding_dim(&self) -> usize {
+        self.embedding_dim
+    }
+
+    /// The tables, in the order in which [`score`](Self::score) takes their bags.
+    pub fn tables(&self) -> impl Iterator<Item = Table<'a>> + use<'a> {
+        let Self { blob, tier, .. } = *self;
+        let tables = blob.model_tables().iter();
+        tables.filter_map(move |&table| Some(Table::new(blob.table_data(table as usize)?).with_tier(tier)))
+    }
+
+    /// The layers, those of the bottom perceptron first.
+    pub fn layers(&self) -> impl Iterator<Item = Layer<'a>> + use<'a> {
+        self.blob.layers()
+    }
+
+    /// The f32 elements of scratch that [`score`](Self::score) and [`rank`](Self::rank) need at least: they then take one sample
+    /// at a time.
+    pub fn workspace_len(&self) -> usize {
+        self.group_len(1).saturating_add(self.table_workspace_len)
+    }
+
+    /// The f32 elements of scratch with which `num_samples` of one index per bag are scored fastest; it stops growing at some
+    /// hundred samples. Where bags have more indices, [tensor-train tables](Table::batch_workspace_len) can use more.
+    pub fn batch_workspace_len(&self, num_samples: usize) -> usize {
+        let group = num_samples.clamp(1, GROUP);
+        let tables = self.tables().map(|table| table.batch_workspace_len(group)).max().unwrap_or(0);
+        self.group_len(group).saturating_add(tables.max(self.table_workspace_len))
+    }
+
+    /// Elements of everything but what the tables need, for groups of so many samples.
+    fn group_len(&self, group: usize) -> usize {
+        let (vectors, scratch) =
+            (self.vectors_len(), dot_interaction_workspace_len(self.num_vectors(), self.embedding_dim));
+        let tile = group.min(TILE).saturating_mul(self.width).saturating_mul(2);
+        scratch.saturating_add(self.first_outputs).saturating_add(tile).saturating_add(group.saturating_mul(vectors))
+    }
+
+    /// Vectors of a sample: the bottom perceptron's, and one of each table.
+    fn num_vectors(&self) -> usize {
+        self.num_tables().saturating_add(1)
+    }
+
+    fn vectors_len(&self) -> usize {
+        self.num_vectors().saturating_mul(self.embedding_dim)
+    }
+
+    /// Writes the score of each sample into `out`: a probability if the model ends in a sigmoid, as DLRM's do.
+    ///
+    /// `dense` is `out.len() x num_dense`; `bags` holds a list for each of [`tables`](Self::tables), each with `out.len()` bags,
+    /// whose rows are summed (with the weights if there are any; those of quotient-remainder tables as [`Table::bag`] pools them).
+    /// `workspace` holds at least [`workspace_len`](Self::workspace_len) elements, and up to
+    /// [`batch_workspace_len`](Self::batch_workspace_len) of them make it faster. A sample's score depends neither on them nor on
+    /// the samples beside it.
+    ///
+    /// # Errors
+    /// [`ScoreError`]: a wrong length, or an index out of range, which names the table. `out` is then as it was.
+    pub fn score<I: Index>(
+        &self,
+        dense: &[f32],
+        bags: &[Bags<'_, I>],
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), ScoreError> {
+        self.run(dense, bags, false, out, workspace)?;
+        self.finish(out);
+        Ok(())
+    }
+
+    /// [`score`](Self::score) without the sigmoid at the end: what DLRM's last linear layer makes.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub fn logits<I: Index>(
+        &self,
+        dense: &[f32],
+        bags: &[Bags<'_, I>],
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), ScoreError> {
+        self.run(dense, bags, false, out, workspace)
+    }
+
+    /// Writes the score of each of one user's candidates into `out`, as [`score`](Self::score) would for samples that repeat the
+    /// user's part, bit for bit.
+    ///
+    /// What is the user's is given once: `dense` for one sample, and lists of one bag. What is the candidates' is given for each of
+    /// them: lists of `out.len()` bags, and `dense` if it depends on them. It is fastest where the user's tables come first in the
+    /// model: what the first top layer makes of the pairs among these is computed once, too.
+    ///
+    /// ```
+    /// use ttrec::{Bags, Blob};
+    /// # let blob = Blob::parse(ttrec::include_blob!("../../tests/golden/dlrm.ttr"))?;
+    /// let ranker = blob.ranker()?;
+    /// let user = Bags::new(&[3u32, 7, 11], &[0, 3])?; // one bag
+    /// let candidates = Bags::new(&[0u32, 1, 2, 3, 4], &[0, 1, 2, 3, 4, 5])?; // five
+    /// let dense = vec![0.5; ranker.num_dense()];
+    /// let bags: Vec<_> = (0..ranker.num_tables()).map(|table| if table == 0 { user } else { candidates }).collect();
+    /// let mut scores = [0.0; 5];
+    /// ranker.rank(&dense, &bags, &mut scores, &mut vec![0.0; ranker.batch_workspace_len(5)])?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub fn rank<I: Index>(
+        &self,
+        dense: &[f32],
+        bags: &[Bags<'_, I>],
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), ScoreError> {
+        self.run(dense, bags, true, out, workspace)?;
+        self.finish(out);
+        Ok(())
+    }
+
+    /// The logits. `sharing`: what is given for one sample is that of all.
+    fn run<I: Index>(
+        &self,
+        dense: &[f32],
+        bags: &[Bags<'_, I>],
+        sharing: bool,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), ScoreError> {
+        let num_samples = out.len();
+        let one_dense = sharing && dense.len() == self.num_dense;
+        let expected = num_samples.saturating_mul(self.num_dense);
+        if dense.len() != expected && !one_dense {
+            return Err(ScoreError::DenseLen { found: dense.len(), expected });
+        }
+        if bags.len() != self.num_tables() {
+            return Err(ScoreError::BagLists { found: bags.len(), expected: self.num_tables() });
+        }
+        let expected = self.workspace_len();
+        if workspace.len() < expected {
+            return Err(ScoreError::WorkspaceLen { found: workspace.len(), expected });
+        }
+        for (position, (table, bags)) in self.tables().zip(bags).enumerate() {
+            let wrong = |error| ScoreError::Table { table: position, error };
+            if bags.len() != num_samples && !(sharing && bags.len() == 1) {
+                return Err(wrong(LookupError::NumBags { found: bags.len(), expected: num_samples }));
+            }
+            table.check_bags(bags, Pooling::Sum).map_err(wrong)?;
+        }
+        // A batch of one shares nothing worth the trouble.
+        let one_dense = one_dense && num_samples > 1;
+        let batch = Batch { dense, bags, num_samples, one_dense };
+        self.put_logits(&batch, out, workspace).ok_or(ScoreError::Inconsistent)
+    }
+
+    /// What the model's last activation makes of logits.
+    fn finish(&self, logits: &mut [f32]) {
+        let last = self.blob.num_layers().checked_sub(1).and_then(|last| self.blob.layer(last));
+        if last.is_some_and(|last| last.activation == Activation::Sigmoid) {
+            logits.iter_mut().for_each(|x| *x = 1.0 / (1.0 + libm::expf(-*x)));
+        }
+    }
+
+    fn put_logits<I: Index>(&self, batch: &Batch<'_, '_, I>, out: &mut [f32], workspace: &mut [f32]) -> Option<()> {
+        let mut buffers = self.divide(batch.num_samples, workspace)?;
+        let leading = batch.num_leading();
+        // What the first top layer takes of the leading vectors stands before all else.
+        let shared_inputs = match leading.checked_sub(1) {
+            Some(tables) if batch.num_samples > 1 => top_inputs(tables, self.embedding_dim),
+            _ => 0,
+        };
+        let leading = if shared_inputs == 0 { 0 } else { leading };
+        let group = buffers.group;
+        for (at, out) in out.chunks_mut(group.max(1)).enumerate() {
+            let first = at.checked_mul(group)?;
+            let samples = first..first.checked_add(out.len())?;
+            self.put_vectors(batch, samples, &mut buffers)?;
+            if first == 0 && leading > 0 {
+                self.put_base(leading, shared_inputs, &mut buffers)?;
+            }
+            for (at, out) in out.chunks_mut(buffers.tile.max(1)).enumerate() {
+                let first = at.checked_mul(buffers.tile)?;
+                self.put_top(first..first.checked_add(out.len())?, leading, shared_inputs, out, &mut buffers)?;
+            }
+        }
+        Some(())
+    }
+
+    fn divide<'w>(&self, num_samples: usize, workspace: &'w mut [f32]) -> Option<Buffers<'w>> {
+        let for_groups = workspace.len().checked_sub(self.table_workspace_len)?;
+        let most = num_samples.clamp(1, GROUP);
+        let group = if self.group_len(most) <= for_groups {
+            most
+        } else {
+            // As many as there is room for, up to a tile.
+            let (one, two) = (self.group_len(1), self.group_len(2));
+            let more = for_groups.checked_sub(one)?.checked_div(two.checked_sub(one)?)?;
+            more.checked_add(1)?.min(TILE).min(most)
+        };
+        let tile = group.min(TILE);
+        let layer_len = tile.checked_mul(self.width)?;
+        let interaction = dot_interaction_workspace_len(self.num_vectors(), self.embedding_dim);
+        let (interaction, rest) = workspace.split_at_mut_checked(interaction)?;
+        let (base, rest) = rest.split_at_mut_checked(self.first_outputs)?;
+        let (even, rest) = rest.split_at_mut_checked(layer_len)?;
+        let (odd, rest) = rest.split_at_mut_checked(layer_len)?;
+        let (features, tables) = rest.split_at_mut_checked(group.checked_mul(self.vectors_len())?)?;
+        Some(Buffers { interaction, base, layers: [even, odd], features, tables, group, tile })
+    }
+
+    /// The vectors of `samples`. Those that all samples share are made with the first ones and then stay.
+    fn put_vectors<I: Index>(
+        &self,
+        batch: &Batch<'_, '_, I>,
+        samples: Range<usize>,
+        buffers: &mut Buffers<'_>,
+    ) -> Option<()> {
+        let (stride, dim) = (self.vectors_len(), self.embedding_dim);
+        let is_first = samples.start == 0;
+        if !batch.one_dense {
+            self.put_dense(batch.dense, samples.clone(), buffers)?;
+        } else if is_first {
+            self.put_dense(batch.dense, 0..1, buffers)?;
+            repeat(buffers.features, stride, 0, dim)?;
+        }
+        for (position, (table, bags)) in self.tables().zip(batch.bags).enumerate() {
+            let first = position.checked_add(1)?.checked_mul(dim)?;
+            if batch.num_samples == 1 || !batch.is_shared(position) {
+                let bags = bags.slice(samples.clone())?;
+                table.pool_strided(&bags, buffers.features, stride, first, buffers.tables)?;
+            } else if is_first {
+                table.pool_strided(bags, buffers.features, stride, first, buffers.tables)?;
+                repeat(buffers.features, stride, first, dim)?;
+            }
+        }
+        Some(())
+    }
+
+    /// What the bottom perceptron makes of the dense features of `samples`.
+    fn put_dense(&self, dense: &[f32], samples: Range<usize>, buffers: &mut Buffers<'_>) -> Option<()> {
+        let bottom = || self.layers().take_while(|layer| layer.stack == Stack::Bottom);
+        let dense = dense.get(samples.start.checked_mul(self.num_dense)?..samples.end.checked_mul(self.num_dense)?)?;
+        let (stride, dim) = (self.vectors_len(), self.embedding_dim);
+        let mut rest = &mut *buffers.features;
+        for dense in dense.chunks(buffers.tile.checked_mul(self.num_dense)?.max(1)) {
+            let m = dense.len().checked_div(self.num_dense)?;
+            let (tile, after) = rest.split_at_mut_checked(m.checked_mul(stride)?)?;
+            let mut vectors = mlp::run(self.tier, bottom(), m, dense, &mut buffers.layers)?;
+            for to in tile.chunks_exact_mut(stride.max(1)) {
+                let (vector, others) = vectors.split_at_checked(dim)?;
+                copy(vector, to)?;
+                vectors = others;
+            }
+            rest = after;
+        }
+        Some(())
+    }
+
+    /// What the first top layer makes of the `leading` vectors, which the first sample has as well as any.
+    fn put_base(&self, leading: usize, inputs: usize, buffers: &mut Buffers<'_>) -> Option<()> {
+        let Buffers { interaction, base, layers: [x, _], features, .. } = buffers;
+        let vectors = features.get(..leading.checked_mul(self.embedding_dim)?)?;
+        let x = x.get_mut(..inputs)?;
+        let (vector, pairs) = x.split_at_mut_checked(self.embedding_dim)?;
+        copy(vectors.get(..self.embedding_dim)?, vector)?;
+        dot_interaction_from(self.tier, vectors, leading, 0, pairs, interaction)?;
+        mlp::begin(self.tier, &self.first_top()?, x, base)
+    }
+
+    fn first_top(&self) -> Option<Layer<'a>> {
+        self.layers().find(|layer| layer.stack == Stack::Top)
+    }
+
+    /// The logits of `samples` of the group, whose `leading` vectors make the first `shared_inputs` of the top's.
+    fn put_top(
+        &self,
+        samples: Range<usize>,
+        leading: usize,
+        shared_inputs: usize,
+        out: &mut [f32],
+        buffers: &mut Buffers<'_>,
+    ) -> Option<()> {
+        let Buffers { interaction, base, layers, features, .. } = buffers;
+        let [inputs, outputs] = layers;
+        let (m, stride, dim) = (samples.len(), self.vectors_len(), self.embedding_dim);
+        let first = self.first_top()?;
+        let width = first.inputs.checked_sub(shared_inputs)?;
+        let features = features.get(samples.start.checked_mul(stride)?..samples.end.checked_mul(stride)?)?;
+        let mut rest = inputs.get_mut(..m.checked_mul(width)?)?;
+        for vectors in features.chunks_exact(stride.max(1)) {
+            let (x, after) = rest.split_at_mut_checked(width)?;
+            let (vector, pairs) = x.split_at_mut_checked(if leading == 0 { dim } else { 0 })?;
+            copy(vectors.get(..vector.len())?, vector)?;
+            dot_interaction_from(self.tier, vectors, self.num_vectors(), leading, pairs, interaction)?;
+            rest = after;
+        }
+        let x = inputs.get(..m.checked_mul(width)?)?;
+        let rest = self.layers().skip_while(|layer| layer.stack == Stack::Bottom).skip(1);
+        let y = outputs.get_mut(..m.checked_mul(first.outputs)?)?;
+        if shared_inputs == 0 {
+            mlp::layer(self.tier, &first, m, x, y)?;
+        } else {
+            mlp::resume(self.tier, &first, shared_inputs, base, m, x, y)?;
+        }
+        let logits = mlp::run_on(self.tier, rest, m, first.outputs, [outputs, inputs])?;
+        copy(logits.get(..m)?, out)
+    }
+}
+
+/// Puts what is in the `len` elements from `first` on of the first run of `stride` at the same place of every other.
+fn repeat(features: &mut [f32], stride: usize, first: usize, len: usize) -> Option<()> {
+    let (from, to) = features.split_at_mut_checked(stride)?;
+    let from = from.get(first..)?.get(..len)?;
+    for to in to.chunks_exact_mut(stride.max(1)) {
+        copy(from, to.get_mut(first..)?)?;
+    }
+    Some(())
+}
