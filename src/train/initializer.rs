@@ -68,10 +68,10 @@ fn row_deviation(num_embeddings: u64) -> f64 {
 }
 
 /// Draws that are the same wherever the seed is: `libm`'s functions, not the platform's.
-struct Draws(Pcg64);
+pub(super) struct Draws(Pcg64);
 
 impl Draws {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(Pcg64::seed_from_u64(seed))
     }
 
@@ -81,7 +81,7 @@ impl Draws {
     }
 
     /// Standard normal (Box and Muller, 1958).
-    fn normal(&mut self) -> f64 {
+    pub(super) fn normal(&mut self) -> f64 {
         let radius = (-2.0 * libm::log(self.uniform())).sqrt();
         radius * libm::cos(core::f64::consts::TAU * self.uniform())
     }

@@ -6,19 +6,24 @@
 //! layers above hand it down, and moves the slices that the batch has touched ([`Optimizer`]), and no others. Where a table
 //! begins is an [`Initializer`]'s choice.
 //!
-//! Steps of different tables are independent: a trainer runs them in parallel (`par_iter_mut`). A large batch is besides
-//! divided within a step. Everything is the same, bit for bit, for a seed and a tier, on any number of threads.
+//! [`Dlrm`] is a whole model: tables, the MLPs around them ([`Linear`]), and the loss.
+//!
+//! Steps of different tables are independent: [`Dlrm`] runs them in parallel. A large batch is besides divided within a step. Everything is the same, bit for bit, for a seed and a tier, on any number of threads.
 
 mod backward;
 mod dense;
+mod dlrm;
 mod initializer;
 mod lookups;
+mod mlp;
 mod optimizer;
 mod tt;
 
 pub use crate::error::TrainError;
 pub use dense::DenseTable;
+pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};
 pub use initializer::Initializer;
+pub use mlp::Linear;
 pub use optimizer::{Optimizer, Parameters};
 pub use tt::TtTable;
 
@@ -78,6 +83,19 @@ pub trait Embedding: Send + Sync {
 
     /// The same, to be restored from a checkpoint.
     fn set_steps(&mut self, steps: u64);
+
+    /// What a checkpoint keeps besides: nothing but of a table that counts what it is asked for.
+    fn counters(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// The same, to be restored from a checkpoint.
+    ///
+    /// # Errors
+    /// [`TrainError::Counters`]: such as these are not a table's of this kind and size. Nothing has changed then.
+    fn set_counters(&mut self, counters: &[u64]) -> Result<(), TrainError> {
+        if counters.is_empty() { Ok(()) } else { Err(TrainError::Counters) }
+    }
 }
 
 /// A nameless table with a row of its own for each index.

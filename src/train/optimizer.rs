@@ -54,6 +54,27 @@ impl Optimizer {
         }
     }
 
+    /// The same of what every batch moves whole, where there are no slices: DLRM's `RWSAdagrad` is Adagrad there.
+    pub(super) fn dense(self) -> Self {
+        match self {
+            Self::RowWiseAdagrad { epsilon } => Self::Adagrad { epsilon },
+            other => other,
+        }
+    }
+
+    /// [`update`](Self::update) as PyTorch does it for dense gradients: `torch.optim.Adam` adds epsilon to the root of v
+    /// after it has corrected v, `SparseAdam` before.
+    pub(super) fn dense_update(self, tier: Tier, learning_rate: f64, step: u64) -> Update {
+        let optimizer = match self.dense() {
+            Self::Adam { betas: [mean, square], epsilon } => {
+                let correction = (1.0 - libm::pow(square, step as f64)).sqrt();
+                Self::Adam { betas: [mean, square], epsilon: epsilon * correction }
+            }
+            other => other,
+        };
+        optimizer.update(tier, learning_rate, step)
+    }
+
     /// What it does in step `step`, counted from 1.
     pub(super) fn update(self, tier: Tier, learning_rate: f64, step: u64) -> Update {
         let rule = match self {
@@ -79,6 +100,12 @@ impl Optimizer {
 pub(super) struct Update {
     tier: Tier,
     rule: Rule,
+}
+
+impl Update {
+    pub(super) fn tier(&self) -> Tier {
+        self.tier
+    }
 }
 
 #[derive(Clone, Copy)]
