@@ -131,8 +131,8 @@ impl Linear {
         let (r, n, tier) = (self.inputs(), self.outputs(), update.tier());
         let [weights, biases] = &mut self.parameters;
         if self.relu {
-            let dead = d.iter_mut().zip(&self.outputs).filter(|(_, y)| **y <= 0.0);
-            dead.for_each(|(d, _)| *d = 0.0);
+            // Without a jump, which would be taken at random.
+            d.iter_mut().zip(&self.outputs).for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
         }
         if let Some(d_inputs) = d_inputs {
             d_inputs.resize(samples * r, 0.0);
