@@ -211,6 +211,14 @@ impl Parameters {
         self.state.each_mut().map(Vec::as_mut_slice)
     }
 
+    /// Forgets the state of a slice, and returns its values, to be replaced.
+    pub(super) fn reset_slice(&mut self, slice: usize) -> Option<&mut [f32]> {
+        for (state, len) in self.state.iter_mut().zip(self.state_lens) {
+            state.get_mut(slice * len..)?.get_mut(..len)?.fill(0.0);
+        }
+        self.values.get_mut(slice * self.slice_len..)?.get_mut(..self.slice_len)
+    }
+
     pub(super) fn slices_mut(&mut self) -> Slices<'_> {
         Slices {
             first: 0,
