@@ -689,6 +689,71 @@ pub enum TrainError {
         /// Elements needed.
         expected: u64,
     },
+    /// A table whose rows hashed indices cannot share.
+    NotHashable {
+        /// Its rows.
+        num_rows: u64,
+        /// Indices that were to share them.
+        num_embeddings: u64,
+    },
+    /// A model has neither dense features nor tables.
+    NoFeatures,
+    /// The rows of a table are not as long as the other vectors of its model.
+    EmbeddingDim {
+        /// Position of the table.
+        table: usize,
+        /// Its columns.
+        found: usize,
+        /// Those of the others: the bottom MLP's outputs, or the first table's columns.
+        expected: usize,
+    },
+    /// A bottom MLP without dense features, or dense features without a bottom MLP.
+    BottomMlp {
+        /// Dense features.
+        dense_dim: usize,
+        /// Layers.
+        layers: usize,
+    },
+    /// The top MLP does not end in one output. (Without layers: the interaction does not.)
+    TopMlp {
+        /// Outputs.
+        found: usize,
+    },
+    /// A layer with no, or too many, inputs or outputs.
+    LayerLen {
+        /// How many.
+        found: usize,
+        /// The most allowed.
+        limit: usize,
+    },
+    /// Dense features are not `samples x dense_dim`.
+    DenseLen {
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: usize,
+    },
+    /// A dense feature is not finite.
+    DenseFeature {
+        /// Its position among all of the batch.
+        position: usize,
+    },
+    /// Bags for another number of tables than the model has.
+    NumTables {
+        /// Tables that bags are given for.
+        found: usize,
+        /// Tables of the model.
+        expected: usize,
+    },
+    /// The bags of a table do not suit it, or are not as many as the samples.
+    Table(PoolTablesError),
+    /// What was counted elsewhere does not suit the table.
+    Counters,
+    /// A label is not from 0 to 1.
+    Label {
+        /// Position of its sample.
+        sample: usize,
+    },
 }
 
 #[cfg(feature = "train")]
@@ -703,6 +768,26 @@ impl fmt::Display for TrainError {
             Self::BatchLen { found } => write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1"),
             Self::CoreCount { found, expected } => write!(f, "{found} cores: the shape has {expected}"),
             Self::ValuesLen { core, found, expected } => write!(f, "core {core}: {found} values, expected {expected}"),
+            Self::NotHashable { num_rows, num_embeddings } => write!(
+                f,
+                "{num_embeddings} hashed indices over {num_rows} rows: at least as many are needed, and a row for each index \
+                 of the table below, none stored apart"
+            ),
+            Self::NoFeatures => write!(f, "a model without dense features and without tables"),
+            Self::EmbeddingDim { table, found, expected } => {
+                write!(f, "table {table}: rows of {found} columns, expected {expected} as other vectors have")
+            }
+            Self::BottomMlp { dense_dim, layers } => {
+                write!(f, "bottom MLP of {layers} layers for {dense_dim} dense features: either both are 0 or neither")
+            }
+            Self::TopMlp { found } => write!(f, "top MLP with {found} outputs: expected 1, the logit"),
+            Self::LayerLen { found, limit } => write!(f, "layer with {found} inputs or outputs: expected 1 to {limit}"),
+            Self::DenseLen { found, expected } => write!(f, "{found} dense features: expected {expected}"),
+            Self::DenseFeature { position } => write!(f, "dense feature {position} of the batch is not finite"),
+            Self::NumTables { found, expected } => write!(f, "bags for {found} tables: the model has {expected}"),
+            Self::Table(error) => write!(f, "{error}"),
+            Self::Counters => write!(f, "counters are not those of a table of this kind and size"),
+            Self::Label { sample } => write!(f, "label of sample {sample}: expected 0 to 1"),
         }
     }
 }

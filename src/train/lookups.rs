@@ -68,19 +68,22 @@ impl Lookups {
     }
 }
 
-/// Refuses what a table cannot learn from.
+/// Refuses bags, or a gradient, that a table cannot learn from.
 pub(super) fn check(
     table: &Table<'_>,
     bags: &Bags<'_, u32>,
     pooling: Pooling,
     gradient: &[f32],
 ) -> Result<(), TrainError> {
+    check_bags(table, bags, pooling)?;
+    let (found, expected) = (gradient.len(), bags.len().saturating_mul(table.embedding_dim()));
+    if found == expected { Ok(()) } else { Err(TrainError::GradientLen { found, expected }) }
+}
+
+/// Refuses bags that a table cannot learn from.
+pub(super) fn check_bags(table: &Table<'_>, bags: &Bags<'_, u32>, pooling: Pooling) -> Result<(), TrainError> {
     if pooling == Pooling::Max {
         return Err(TrainError::MaxPooling);
-    }
-    let (found, expected) = (gradient.len(), bags.len().saturating_mul(table.embedding_dim()));
-    if found != expected {
-        return Err(TrainError::GradientLen { found, expected });
     }
     let longest = bags.indices().len().max(bags.len());
     if u32::try_from(longest).is_err() {

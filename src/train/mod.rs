@@ -2,24 +2,35 @@
 //! optimiser's step fused with it.
 //!
 //! [`Embedding`] is what a trainer holds, one for each feature: [`TtTable`], whose cores are learned (TT-Rec, MLSys 2021,
-//! sections 3 and 4), and [`DenseTable`], what it is compared with. A step takes the gradient of the pooled rows, as the
-//! layers above hand it down, and moves the slices that the batch has touched ([`Optimizer`]), and no others. Where a table
-//! begins is an [`Initializer`]'s choice.
+//! sections 3 and 4), and what it is compared with: [`DenseTable`], [`QuotientRemainderTable`], and [`HashedTable`], whose rows
+//! may be a tensor train's. A step takes the gradient of the pooled rows, as the layers above hand it down, and moves the slices
+//! that the batch has touched ([`Optimizer`]), and no others. Where a table begins is an [`Initializer`]'s choice.
 //!
-//! Steps of different tables are independent: a trainer runs them in parallel (`par_iter_mut`). A large batch is besides
-//! divided within a step. Everything is the same, bit for bit, for a seed and a tier, on any number of threads.
+//! [`Dlrm`] is a whole model: tables, the MLPs around them ([`Linear`]), and the loss.
+//!
+//! Steps of different tables are independent: [`Dlrm`] runs them in parallel. A large batch is besides divided within a step. Everything is the same, bit for bit, for a seed and a tier, on any number of threads.
 
 mod backward;
+mod cache;
 mod dense;
+mod dlrm;
+mod hashed;
 mod initializer;
 mod lookups;
+mod mlp;
 mod optimizer;
+mod quotient_remainder;
 mod tt;
 
 pub use crate::error::TrainError;
+pub use cache::CacheSpec;
 pub use dense::DenseTable;
+pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};
+pub use hashed::HashedTable;
 pub use initializer::Initializer;
+pub use mlp::Linear;
 pub use optimizer::{Optimizer, Parameters};
+pub use quotient_remainder::QuotientRemainderTable;
 pub use tt::TtTable;
 
 use crate::{
@@ -29,9 +40,6 @@ use crate::{
 use std::vec::Vec;
 
 /// A table that learns.
-///
-/// An implementation that is made of others (one with hashed indices, one of quotients and remainders) hands the same bags
-/// with other indices to their steps.
 pub trait Embedding: Send + Sync {
     /// The table as it is now: to look rows up, and to be written into a blob ([`Table::data`]). Its name is empty.
     fn table(&self) -> Table<'_>;
@@ -67,7 +75,9 @@ pub trait Embedding: Send + Sync {
         learning_rate: f64,
     ) -> Result<(), TrainError>;
 
-    /// What is learned, with the state of the optimiser: one for each core, or for all rows of a dense table.
+    /// What is learned, with the state of the optimiser: one for each core (and for the rows of a
+    /// cache, if there is one), for each part of a quotient-remainder
+    /// table, or for all rows of a dense one.
     fn parameters(&self) -> &[Parameters];
 
     /// The same, to be restored from a checkpoint.
@@ -78,6 +88,26 @@ pub trait Embedding: Send + Sync {
 
     /// The same, to be restored from a checkpoint.
     fn set_steps(&mut self, steps: u64);
+
+    /// Ids of rows, ascending, and those rows, one after another, that are learned beside what [`table`](Self::table)'s
+    /// [`data`](Table::data) holds: a blob stores them apart ([`OverridesSpec`](crate::blob::OverridesSpec)). None but of a table
+    /// with a cache.
+    fn rows_apart(&self) -> (Vec<u64>, Vec<f32>) {
+        Default::default()
+    }
+
+    /// What a checkpoint keeps besides: nothing but of a table that counts what it is asked for.
+    fn counters(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// The same, to be restored from a checkpoint.
+    ///
+    /// # Errors
+    /// [`TrainError::Counters`]: such as these are not a table's of this kind and size. Nothing has changed then.
+    fn set_counters(&mut self, counters: &[u64]) -> Result<(), TrainError> {
+        if counters.is_empty() { Ok(()) } else { Err(TrainError::Counters) }
+    }
 }
 
 /// A nameless table with a row of its own for each index.

@@ -54,6 +54,27 @@ impl Optimizer {
         }
     }
 
+    /// The same of what every batch moves whole, where there are no slices: DLRM's `RWSAdagrad` is Adagrad there.
+    pub(super) fn dense(self) -> Self {
+        match self {
+            Self::RowWiseAdagrad { epsilon } => Self::Adagrad { epsilon },
+            other => other,
+        }
+    }
+
+    /// [`update`](Self::update) as PyTorch does it for dense gradients: `torch.optim.Adam` adds epsilon to the root of v
+    /// after it has corrected v, `SparseAdam` before.
+    pub(super) fn dense_update(self, tier: Tier, learning_rate: f64, step: u64) -> Update {
+        let optimizer = match self.dense() {
+            Self::Adam { betas: [mean, square], epsilon } => {
+                let correction = (1.0 - libm::pow(square, step as f64)).sqrt();
+                Self::Adam { betas: [mean, square], epsilon: epsilon * correction }
+            }
+            other => other,
+        };
+        optimizer.update(tier, learning_rate, step)
+    }
+
     /// What it does in step `step`, counted from 1.
     pub(super) fn update(self, tier: Tier, learning_rate: f64, step: u64) -> Update {
         let rule = match self {
@@ -79,6 +100,12 @@ impl Optimizer {
 pub(super) struct Update {
     tier: Tier,
     rule: Rule,
+}
+
+impl Update {
+    pub(super) fn tier(&self) -> Tier {
+        self.tier
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -182,6 +209,14 @@ impl Parameters {
     /// The same, to be restored.
     pub fn state_mut(&mut self) -> [&mut [f32]; 2] {
         self.state.each_mut().map(Vec::as_mut_slice)
+    }
+
+    /// Forgets the state of a slice, and returns its values, to be replaced.
+    pub(super) fn reset_slice(&mut self, slice: usize) -> Option<&mut [f32]> {
+        for (state, len) in self.state.iter_mut().zip(self.state_lens) {
+            state.get_mut(slice * len..)?.get_mut(..len)?.fill(0.0);
+        }
+        self.values.get_mut(slice * self.slice_len..)?.get_mut(..self.slice_len)
     }
 
     pub(super) fn slices_mut(&mut self) -> Slices<'_> {

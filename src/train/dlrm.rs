@@ -1,0 +1,397 @@
+//! DLRM, the whole model, as it learns (Naumov et al., "Deep learning recommendation model for personalization and
+//! recommendation systems", 2019; facebookresearch/dlrm).
+
+use super::{Embedding, Linear, Optimizer, TrainError, initializer::Draws, lookups, mlp::Mlp, optimizer::Update};
+use crate::{
+    Bags, LookupError, PoolTablesError, Pooling, Tier,
+    dtype::Elements,
+    kernel::{Epilogue, chain_step, dot_interaction, dot_interaction_workspace_len},
+};
+use rayon::prelude::*;
+use std::{boxed::Box, format, string::String, vec, vec::Vec};
+
+/// Samples whose interaction one thread computes together.
+const SAMPLES: usize = 32;
+
+/// What a [`Dlrm`] is made of, beside its tables.
+#[derive(Clone, Debug)]
+pub struct DlrmSpec {
+    /// Dense features of a sample. Where there are none, there is no bottom MLP: vectors of the tables interact alone.
+    pub dense_dim: usize,
+    /// Outputs of each layer of the bottom MLP; the last are as many as the tables' columns.
+    pub bottom: Vec<usize>,
+    /// Outputs of each layer of the top MLP: 1 of the last. Without layers the logit is the dot product of two vectors (matrix
+    /// factorisation).
+    pub top: Vec<usize>,
+    /// What moves the layers. [`Optimizer::RowWiseAdagrad`] is Adagrad there, as in DLRM, and [`Optimizer::Adam`] is
+    /// `torch.optim.Adam`, which adds its epsilon after the correction of bias.
+    pub optimizer: Optimizer,
+    /// Of the layers' first weights.
+    pub seed: u64,
+    /// Instructions of the layers and the interaction; tables have their own.
+    pub tier: Tier,
+}
+
+/// A table of a [`Dlrm`], and how the rows of its bags become one.
+pub struct Feature {
+    /// The table.
+    pub table: Box<dyn Embedding>,
+    /// Sum or mean.
+    pub pooling: Pooling,
+}
+
+/// Samples: their dense features, and their bags of each table.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'b> {
+    /// Samples x `dense_dim`, row-major.
+    pub dense: &'b [f32],
+    /// For each table, a bag for each sample.
+    pub bags: &'b [Bags<'b, u32>],
+}
+
+/// The learning rates of a step; made of one number, both.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearningRates {
+    /// Of the MLPs.
+    pub layers: f64,
+    /// Of the tables.
+    pub tables: f64,
+}
+
+impl From<f64> for LearningRates {
+    fn from(rate: f64) -> Self {
+        Self { layers: rate, tables: rate }
+    }
+}
+
+/// A DLRM that learns to tell clicks: dense features through a bottom MLP become a vector like those of the tables; the dot
+/// products of all pairs of vectors, (1,0), (2,0), (2,1), .., after the bottom MLP's output, go through a top MLP to one logit.
+/// The loss is the mean binary cross-entropy (`torch.nn.BCEWithLogitsLoss`).
+///
+/// A step has the same bits on any number of threads.
+///
+/// ```
+/// use ttrec::{Bags, Pooling, Tier, train::{Batch, DenseTable, Dlrm, DlrmSpec, Feature, Initializer, Optimizer}};
+///
+/// let table = DenseTable::new(100, 4, Initializer::Uniform, Optimizer::Sgd, 1)?;
+/// let features = vec![Feature { table: Box::new(table), pooling: Pooling::Sum }];
+/// let spec = DlrmSpec {
+///     dense_dim: 2,
+///     bottom: vec![8, 4],
+///     top: vec![8, 1],
+///     optimizer: Optimizer::Sgd,
+///     seed: 2,
+///     tier: Tier::best(),
+/// };
+/// let mut model = Dlrm::new(&spec, features)?;
+/// let bags = [Bags::new(&[7u32, 42, 99], &[0, 2, 3])?];
+/// let batch = Batch { dense: &[0.5, 1.0, -1.0, 0.0], bags: &bags };
+/// let losses: Vec<f64> = (0..100).map(|_| model.step(&batch, &[1.0, 0.0], 0.1)).collect::<Result<_, _>>()?;
+/// assert!(losses[99] < losses[0] / 2.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Dlrm {
+    dense_dim: usize,
+    interaction: Interaction,
+    bottom: Mlp,
+    top: Mlp,
+    features: Vec<Feature>,
+    /// Steps of the layers.
+    steps: u64,
+    optimizer: Optimizer,
+    tier: Tier,
+    buffers: Buffers,
+}
+
+/// Sizes of what interacts.
+#[derive(Clone, Copy)]
+struct Interaction {
+    /// Elements of a vector.
+    dim: usize,
+    /// The same if one of the vectors is the bottom MLP's, else 0.
+    bottom_len: usize,
+    /// Vectors of a sample.
+    count: usize,
+    /// Elements that come out: the bottom MLP's vector, and a product for each pair.
+    width: usize,
+}
+
+impl Interaction {
+    fn new(dim: usize, num_tables: usize, has_bottom: bool) -> Self {
+        let (count, bottom_len) = if has_bottom { (num_tables + 1, dim) } else { (num_tables, 0) };
+        Self { dim, bottom_len, count, width: bottom_len + count * count.saturating_sub(1) / 2 }
+    }
+}
+
+/// What is kept from step to step, for its memory.
+#[derive(Default)]
+struct Buffers {
+    tables: Vec<TableBuffers>,
+    /// The vectors of each sample: samples x vectors x `embedding_dim`.
+    vectors: Vec<f32>,
+    /// What goes into the top MLP.
+    interactions: Vec<f32>,
+    d_vectors: Vec<f32>,
+}
+
+#[derive(Default)]
+struct TableBuffers {
+    pooled: Vec<f32>,
+    workspace: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
+impl Dlrm {
+    /// A model of drawn layers, the same ones for the same seed, and the given tables.
+    ///
+    /// # Errors
+    /// [`TrainError::NoFeatures`], [`TrainError::EmbeddingDim`], [`TrainError::MaxPooling`], [`TrainError::BottomMlp`],
+    /// [`TrainError::TopMlp`] or [`TrainError::LayerLen`].
+    pub fn new(spec: &DlrmSpec, features: Vec<Feature>) -> Result<Self, TrainError> {
+        let DlrmSpec { dense_dim, bottom, top, optimizer, seed, tier } = spec;
+        let dims = || features.iter().map(|feature| feature.table.table().embedding_dim());
+        if (*dense_dim == 0) != bottom.is_empty() {
+            return Err(TrainError::BottomMlp { dense_dim: *dense_dim, layers: bottom.len() });
+        }
+        let embedding_dim = bottom.last().copied().or_else(|| dims().next()).ok_or(TrainError::NoFeatures)?;
+        if let Some((table, found)) = dims().enumerate().find(|&(_, dim)| dim != embedding_dim) {
+            return Err(TrainError::EmbeddingDim { table, found, expected: embedding_dim });
+        }
+        if features.iter().any(|feature| feature.pooling == Pooling::Max) {
+            return Err(TrainError::MaxPooling);
+        }
+        let interaction = Interaction::new(embedding_dim, features.len(), *dense_dim > 0);
+        match top.last().copied().unwrap_or(interaction.width) {
+            1 => {}
+            found => return Err(TrainError::TopMlp { found }),
+        }
+        let mut draws = Draws::new(*seed);
+        let mut buffers = Buffers::default();
+        buffers.tables.resize_with(features.len(), TableBuffers::default);
+        Ok(Self {
+            dense_dim: *dense_dim,
+            interaction,
+            bottom: Mlp::new(*dense_dim, bottom, true, *optimizer, &mut draws)?,
+            top: Mlp::new(interaction.width, top, false, *optimizer, &mut draws)?,
+            features,
+            steps: 0,
+            optimizer: *optimizer,
+            tier: *tier,
+            buffers,
+        })
+    }
+
+    /// The logit of each sample, of which there are as many as `out` has elements. Its sigmoid is the probability of a click.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), but for labels.
+    pub fn logits(&mut self, batch: &Batch<'_>, out: &mut [f32]) -> Result<(), TrainError> {
+        self.check(batch, out.len())?;
+        self.forward(batch, out.len()).ok_or(LookupError::Inconsistent)?;
+        out.copy_from_slice(self.top.outputs(&self.buffers.interactions));
+        Ok(())
+    }
+
+    /// One step of all optimisers: learns from samples, of which there are as many as `labels`, each 0 to 1 (1 for a click).
+    /// Returns the mean loss before the step.
+    ///
+    /// # Errors
+    /// [`TrainError`]: another number of tables, bags or dense features, bags that do not suit their table, a dense feature that
+    /// is not finite or a label that is not from 0 to 1. Nothing has changed then.
+    pub fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        labels: &[f32],
+        learning_rates: impl Into<LearningRates>,
+    ) -> Result<f64, TrainError> {
+        if let Some(sample) = labels.iter().position(|label| !(0.0..=1.0).contains(label)) {
+            return Err(TrainError::Label { sample });
+        }
+        self.check(batch, labels.len())?;
+        self.forward(batch, labels.len()).ok_or(LookupError::Inconsistent)?;
+        let loss = self.loss(labels);
+        self.steps += 1;
+        let rates = learning_rates.into();
+        let update = self.optimizer.dense_update(self.tier, rates.layers, self.steps);
+        self.backward(batch, labels.len(), rates.tables, &update).ok_or(LookupError::Inconsistent)??;
+        Ok(loss)
+    }
+
+    /// The layers of the bottom MLP and then those of the top one, by DLRM's names: `bot_l.0`, `bot_l.2`, .., `top_l.0`, ..
+    /// (between two of them is a ReLU, which counts).
+    pub fn layers(&self) -> impl Iterator<Item = (String, &Linear)> {
+        let name = |mlp: &'static str| move |(at, layer)| (layer_name(mlp, at), layer);
+        let bottom = self.bottom.layers.iter().enumerate().map(name("bot_l"));
+        bottom.chain(self.top.layers.iter().enumerate().map(name("top_l")))
+    }
+
+    /// The same, to be restored from a checkpoint.
+    pub fn layers_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear)> {
+        let name = |mlp: &'static str| move |(at, layer)| (layer_name(mlp, at), layer);
+        let bottom = self.bottom.layers.iter_mut().enumerate().map(name("bot_l"));
+        bottom.chain(self.top.layers.iter_mut().enumerate().map(name("top_l")))
+    }
+
+    /// The tables, in the order in which they were given: DLRM's `emb_l.0`, `emb_l.1`, ..
+    pub fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    /// The same, to be restored from a checkpoint.
+    pub fn features_mut(&mut self) -> &mut [Feature] {
+        &mut self.features
+    }
+
+    /// How many steps the layers have taken: a part of the state of [`Optimizer::Adam`]. Tables count their own.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The same, to be restored from a checkpoint.
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
+    /// Refuses what the model cannot take.
+    fn check(&self, batch: &Batch<'_>, samples: usize) -> Result<(), TrainError> {
+        let (found, expected) = (batch.dense.len(), samples.saturating_mul(self.dense_dim));
+        if found != expected {
+            return Err(TrainError::DenseLen { found, expected });
+        }
+        if let Some(position) = batch.dense.iter().position(|x| !x.is_finite()) {
+            return Err(TrainError::DenseFeature { position });
+        }
+        let (found, expected) = (batch.bags.len(), self.features.len());
+        if found != expected {
+            return Err(TrainError::NumTables { found, expected });
+        }
+        for (table, (bags, feature)) in batch.bags.iter().zip(&self.features).enumerate() {
+            let (found, expected) = (bags.len(), samples);
+            let error = if found != expected {
+                TrainError::Lookup(LookupError::NumBags { found, expected })
+            } else if let Err(error) = lookups::check_bags(&feature.table.table(), bags, feature.pooling) {
+                error
+            } else {
+                continue;
+            };
+            return Err(match error {
+                TrainError::Lookup(error) => TrainError::Table(PoolTablesError { table, error }),
+                error => error,
+            });
+        }
+        Ok(())
+    }
+
+    /// Up to the logits, which stay where the top MLP has its outputs. `None` would be a defect.
+    fn forward(&mut self, batch: &Batch<'_>, samples: usize) -> Option<()> {
+        let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
+        let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
+        let Buffers { tables, vectors, interactions, .. } = buffers;
+        let (bottom, pooled) = rayon::join(
+            || bottom.forward(tier, batch.dense, samples),
+            || {
+                let tables = features.par_iter().zip(batch.bags).zip(&mut *tables);
+                tables.with_max_len(1).try_for_each(|((feature, bags), TableBuffers { pooled, workspace, .. })| {
+                    pooled.resize(samples * dim, 0.0);
+                    feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
+                })
+            },
+        );
+        let (bottom, ()) = bottom.zip(pooled)?;
+
+        vectors.resize(samples * count * dim, 0.0);
+        interactions.resize(samples * width, 0.0);
+        let chunks = vectors.par_chunks_mut(SAMPLES * count * dim).zip(interactions.par_chunks_mut(SAMPLES * width));
+        chunks.enumerate().try_for_each(|(chunk, (vectors, interactions))| {
+            let mut workspace = vec![0.0; dot_interaction_workspace_len(count, dim)];
+            let samples = vectors.chunks_exact_mut(count * dim).zip(interactions.chunks_exact_mut(width));
+            for ((vectors, interactions), sample) in samples.zip(chunk * SAMPLES..) {
+                let (first, pairs) = interactions.split_at_mut_checked(bottom_len)?;
+                let rows = (bottom_len > 0).then_some(bottom).into_iter();
+                let rows = rows.chain(tables.iter().map(|table| table.pooled.as_slice()));
+                for (to, rows) in vectors.chunks_exact_mut(dim).zip(rows) {
+                    to.copy_from_slice(rows.get(sample * dim..)?.get(..dim)?);
+                }
+                first.copy_from_slice(vectors.get(..bottom_len)?);
+                dot_interaction(tier, vectors, count, pairs, &mut workspace)?;
+            }
+            Some(())
+        })?;
+        top.forward(tier, interactions, samples).map(|_| ())
+    }
+
+    /// The mean loss; leaves its gradient where the top MLP looks for it.
+    fn loss(&mut self, labels: &[f32]) -> f64 {
+        let scale = 1.0 / labels.len().max(1) as f64;
+        let (logits, gradient) = self.top.outputs_and_gradient(&self.buffers.interactions);
+        let mut sum = 0.0;
+        for ((d, &logit), &label) in gradient.iter_mut().zip(logits).zip(labels) {
+            let (logit, label) = (f64::from(logit), f64::from(label));
+            // It is at most 1, so that nothing overflows.
+            let e = libm::exp(-logit.abs());
+            sum += logit.max(0.0) - logit * label + libm::log1p(e);
+            let probability = if logit >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
+            *d = ((probability - label) * scale) as f32;
+        }
+        sum * scale
+    }
+
+    /// From the gradient of the logits to the first layer, moving everything on the way. `None` would be a defect.
+    fn backward(
+        &mut self,
+        batch: &Batch<'_>,
+        samples: usize,
+        rate: f64,
+        update: &Update,
+    ) -> Option<Result<(), TrainError>> {
+        let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
+        let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
+        let Buffers { tables, vectors, interactions, d_vectors } = buffers;
+        let d_interactions = top.backward(interactions, samples, true, update)?;
+
+        d_vectors.resize(samples * count * dim, 0.0);
+        let chunks = vectors.par_chunks(SAMPLES * count * dim).zip(d_interactions.par_chunks(SAMPLES * width));
+        chunks.zip(d_vectors.par_chunks_mut(SAMPLES * count * dim)).try_for_each(
+            |((vectors, d_interactions), d_vectors)| {
+                let mut d_products = vec![0.0; count * count];
+                let samples = vectors.chunks_exact(count * dim).zip(d_interactions.chunks_exact(width));
+                for ((vectors, d_interactions), d_vectors) in samples.zip(d_vectors.chunks_exact_mut(count * dim)) {
+                    let (d_first, d_pairs) = d_interactions.split_at_checked(bottom_len)?;
+                    let pairs = (0..count).flat_map(|i| (0..i).map(move |j| (i, j)));
+                    for ((i, j), &d) in pairs.zip(d_pairs) {
+                        d_products[i * count + j] = d;
+                        d_products[j * count + i] = d;
+                    }
+                    let vectors = Elements::F32(vectors);
+                    chain_step(tier, [count, count, dim], &d_products, vectors, d_vectors, Epilogue::Store)?;
+                    d_vectors.iter_mut().zip(d_first).for_each(|(d, first)| *d += first);
+                }
+                Some(())
+            },
+        )?;
+
+        let gather = |vector: usize, out: &mut [f32]| {
+            let rows = out.chunks_exact_mut(dim).zip(d_vectors.chunks_exact(count * dim));
+            rows.for_each(|(to, from)| to.copy_from_slice(&from[vector * dim..][..dim]));
+        };
+        let (bottom, stepped) = rayon::join(
+            || {
+                gather(0, bottom.gradient_mut(samples * bottom_len));
+                bottom.backward(batch.dense, samples, false, update).map(|_| ())
+            },
+            || {
+                let tables = features.par_iter_mut().zip(batch.bags).zip(&mut *tables).enumerate();
+                tables.with_max_len(1).try_for_each(|(at, ((feature, bags), TableBuffers { gradient, .. }))| {
+                    gradient.resize(samples * dim, 0.0);
+                    gather(at + usize::from(bottom_len > 0), gradient);
+                    feature.table.step(bags, feature.pooling, gradient, rate)
+                })
+            },
+        );
+        bottom.map(|()| stepped)
+    }
+}
+
+fn layer_name(mlp: &str, at: usize) -> String {
+    format!("{mlp}.{}", 2 * at)
+}
