@@ -112,7 +112,11 @@ fn of_blob(error: BlobError) -> ttrec_status {
     match error {
         BlobError::Misaligned { .. } => ttrec_status::Misaligned,
         BlobError::Magic => ttrec_status::NotABlob,
-        BlobError::Version { .. } | BlobError::Flags { .. } | BlobError::TableCode { .. } => ttrec_status::Unsupported,
+        BlobError::Version { .. }
+        | BlobError::Flags { .. }
+        | BlobError::TableCode { .. }
+        | BlobError::LayerCode { .. }
+        | BlobError::Interaction { .. } => ttrec_status::Unsupported,
         BlobError::Truncated { .. } | BlobError::TotalLength { .. } => ttrec_status::Truncated,
         BlobError::NoSuchTable => ttrec_status::NoSuchTable,
         _ => ttrec_status::Corrupt,

@@ -68,9 +68,11 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
 /// Three samples score, with the least workspace and the best; each the same alone; one user's candidates the same as well.
 fn use_ranker(ranker: &Ranker<'_>, noise: &[u8]) {
     let num_dense = ranker.num_dense();
-    let dense: Vec<f32> = (0..3 * num_dense).zip(noise.iter().cycle()).map(|(_, &byte)| f32::from(byte) - 99.5).collect();
+    let dense: Vec<f32> =
+        (0..3 * num_dense).zip(noise.iter().cycle()).map(|(_, &byte)| f32::from(byte) - 99.5).collect();
     let dense = if noise.is_empty() { vec![1.0; 3 * num_dense] } else { dense };
-    let indices: Vec<_> = ranker.tables().map(|table| [0, table.num_embeddings() - 1, table.num_embeddings() / 2]).collect();
+    let indices: Vec<_> =
+        ranker.tables().map(|table| [0, table.num_embeddings() - 1, table.num_embeddings() / 2]).collect();
     let bags: Vec<_> = indices.iter().map(|indices| Bags::new(indices, &[0, 2, 2, 3]).expect("three bags")).collect();
     let score = |dense: &[f32], bags: &[Bags<'_, u64>], count, len| {
         let mut out = vec![POISON; count];

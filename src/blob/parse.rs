@@ -60,10 +60,6 @@ impl<'a> Blob<'a> {
         let num_tables = check_count("tables", header.num_tables, MAX_TABLES)?;
         let num_layers = check_count("layers", header.num_layers, MAX_LAYERS)?;
         let num_model_tables = check_count("tables of the model", header.num_model_tables, MAX_MODEL_TABLES)?;
-        match (num_layers, header.interaction, num_model_tables) {
-            (0, 0, 0) | (1.., INTERACTION_DOT, _) => {}
-            (_, found, _) => return Err(BlobError::Interaction { found }),
-        }
         let max_sections = num_tables
             .saturating_mul(MAX_SECTIONS_PER_TABLE)
             .saturating_add(num_layers.saturating_mul(MAX_SECTIONS_PER_LAYER));
@@ -81,6 +77,10 @@ impl<'a> Blob<'a> {
         let computed = directory_checksum(header, directory);
         if computed != header.checksum {
             return Err(BlobError::DirectoryChecksum { stored: header.checksum, computed });
+        }
+        match (num_layers, header.interaction, num_model_tables) {
+            (0, 0, 0) | (1.., INTERACTION_DOT, _) => {}
+            (_, found, _) => return Err(BlobError::Interaction { found }),
         }
 
         let (tables, after) = directory.split_at_checked(tables_len).ok_or(truncated(needed))?;

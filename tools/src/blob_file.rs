@@ -51,12 +51,13 @@ impl BlobFile {
 
 /// Reads the whole payload: what is wrong with it, if anything is.
 pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
-    let mut progress = Progress::new("checksums", blob.num_tables() as u64);
-    blob.tables().enumerate().find_map(|(position, table)| {
+    let mut progress = Progress::new("checksums", (blob.num_tables() + blob.num_layers()) as u64);
+    let of_tables = blob.tables().enumerate().find_map(|(position, table)| {
         progress.add(1);
         let error = blob.verify_table(position).err()?;
         Some(format!("table {:?}: {error}", table.name()))
-    })
+    });
+    of_tables.or_else(|| (0..blob.num_layers()).find_map(|layer| blob.verify_layer(layer).err()).map(|e| e.to_string()))
 }
 
 /// Writes a blob of this layout to `path`, each section by `write_section`; returns its length in bytes.

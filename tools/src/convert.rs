@@ -1,4 +1,4 @@
-//! `ttrec convert`: a checkpoint's tables into a blob, streamed.
+//! `ttrec convert`: a checkpoint's tables, or its whole model, into a blob, streamed.
 
 #[cfg(test)]
 mod hostile;
@@ -8,7 +8,7 @@ use crate::{
     blob_file::{self, Sink},
     budget::Budget,
     checkpoint::{Checkpoint, Tensor},
-    dialect::{Core, Source, Survey, Weights, with_qr_operation},
+    dialect::{Core, Model, Source, Survey, Weights, with_qr_operation},
     factorize::{self, Factorized, Kept, Key, Request, TensorRows},
     frequencies::Frequencies,
     lookup::zeros,
@@ -30,8 +30,8 @@ use ttrec::{
 /// Turn a trained checkpoint into a blob.
 ///
 /// Which tensors become which tables is said by a spec, a TOML file with one `[[table]]` each. Without one, the tables that
-/// the checkpoint seems to hold are listed, as a spec to begin with; if there is just one and nothing is missing, it is
-/// converted.
+/// the checkpoint seems to hold are listed, as a spec to begin with; if there is just one, or they are those of a DLRM, and nothing
+/// is missing, they are converted: a DLRM whole, with its perceptrons, so that `ttrec score` and `ttrec rank` can run it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A spec:
@@ -57,6 +57,11 @@ Dialects:
              dimension
   torchrec   TorchRec
   dense      one tensor of rows x columns
+
+A DLRM (its own names, or TorchRec's) becomes one with a [model] before the tables, which are then its own, in its order:
+  [model]
+  dtype = \"f16\"                 # f32, f16, bf16, i8: of the layers' weights (default: f32)
+  prefix = \"model.\"             # what stands before bot_l.0.weight or dense_arch. (default: nothing)
 
 A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or `tolerance` (relative error), and,
 if wanted, `row_factors`, `column_factors`, `sweeps` (refinements); or short rows and a projection with
@@ -107,11 +112,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
         None => {
             let operation = args.qr_operation.as_deref();
-            (only_table(&checkpoint, operation)?, "the checkpoint's only table".to_owned())
+            (only_tables(&checkpoint, operation)?, "what the checkpoint says of itself".to_owned())
         }
     };
     let with_operation = |table| with_qr_operation(&checkpoint, table, args.qr_operation.as_deref());
-    let spec = Spec { tables: spec.tables.into_iter().map(with_operation).collect() };
+    let spec = Spec { tables: spec.tables.into_iter().map(with_operation).collect(), ..spec };
     let how = How {
         memory: args.memory,
         frequencies: args.frequencies.as_deref(),
@@ -122,9 +127,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
-        "{}: {tables} table{}, {total_len} bytes",
+        "{}: {tables} table{}{}, {total_len} bytes",
         args.output.display(),
-        if tables == 1 { "" } else { "s" }
+        if tables == 1 { "" } else { "s" },
+        if spec.model.is_some() { " and a model" } else { "" }
     )?;
     Ok(Outcome::Done)
 }
@@ -153,6 +159,13 @@ impl Default for How<'_> {
 /// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
 pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &How<'_>) -> Result<u64> {
     let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
+    let model = spec.model.as_ref().map(|model| {
+        let in_file = || format!("{}: [model]", checkpoint.path().display());
+        let model = Model::open(checkpoint, model).with_context(in_file)?;
+        let layout = model.layout(sources.len()).with_context(in_file)?;
+        Ok::<_, anyhow::Error>((model, layout))
+    });
+    let model = model.transpose()?;
     let frequencies = how.frequencies.map(|path| {
         let names = sources.iter().map(|source| source.name.clone()).collect();
         Frequencies::open(path, names)
@@ -164,9 +177,21 @@ pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &H
     });
     let tables = tables.collect::<Result<Vec<_>>>()?;
     let layouts: Vec<_> = tables.iter().map(Table::layout).collect();
-    let layout = Layout::new(&layouts).map_err(|error| name_table(error, &tables))?;
+    let layout = Layout::with_model(&layouts, model.as_ref().map(|(_, layout)| layout));
+    let layout = layout.map_err(|error| name_table(error, &tables))?;
 
     let len = blob_file::write(path, layout, |plan, sink| {
+        if let (Role::LayerWeights(layer) | Role::LayerScales(layer) | Role::LayerBias(layer), Some((model, _))) =
+            (plan.role, &model)
+        {
+            return model.write_section(layer, plan.role, sink).map_err(|error| {
+                if error.is::<crate::output::WriteError>() {
+                    return error;
+                }
+                let (weight, _) = model.names(layer).unwrap_or_default();
+                error.context(format!("{}: the layer of tensor {weight:?}", checkpoint.path().display()))
+            });
+        }
         let Table { source, factorized } = &tables[plan.table];
         let written = match factorized {
             Some(factorized) => source.write_factorized(&factorized.result, plan, sink),
@@ -220,9 +245,10 @@ impl Table<'_> {
 
 fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
     let table = match error {
-        BlobError::Name { table } | BlobError::NameOrder { table } | BlobError::Shape { table, .. } => {
-            tables.get(table).map(|table| &table.source)
-        }
+        BlobError::Name { table }
+        | BlobError::NameOrder { table }
+        | BlobError::Shape { table, .. }
+        | BlobError::ModelDim { table, .. } => tables.get(table).map(|table| &table.source),
         _ => None,
     };
     match (table, error) {
@@ -230,8 +256,31 @@ fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
         (Some(table), BlobError::Name { .. }) => {
             anyhow!("table {:?}: a name has 1 to {MAX_NAME_LEN} bytes, not {}", table.name, table.name.len())
         }
+        (Some(table), BlobError::ModelDim { found, expected, .. }) => anyhow!(
+            "table {:?}: embedding_dim {found}, but the model's bottom perceptron makes vectors of {expected}",
+            table.name
+        ),
         (Some(table), error) => anyhow!(error).context(format!("table {:?}", table.name)),
         (None, error) => anyhow!(error),
+    }
+}
+
+impl Model<'_> {
+    fn write_section(&self, layer: usize, role: Role, sink: &mut Sink<'_>) -> Result<()> {
+        let (weights, bias) = self.read(layer)?;
+        let no_finite_form = |error: EncodeError| match error {
+            EncodeError::OutOfRange { value, dtype, .. } => anyhow!("{value} has no finite {} form", dtype.name()),
+            error => anyhow!(error),
+        };
+        if let Role::LayerBias(_) = role {
+            let mut bytes = vec![0; Dtype::F32.bytes_of(bias.len())];
+            dtype::encode(&bias, Dtype::F32, &mut bytes).map_err(no_finite_form)?;
+            return sink.put(&bytes);
+        }
+        let mut bytes = vec![0; self.dtype.bytes_of(weights.len())];
+        let mut scales = bias;
+        dtype::encode_layer(&weights, self.dtype, &mut bytes, &mut scales).map_err(no_finite_form)?;
+        sink.put(if let Role::LayerWeights(_) = role { &bytes } else { bytemuck::cast_slice(&scales) })
     }
 }
 
@@ -482,14 +531,29 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
     anyhow!("tensor {:?}, {place}: {value} has no finite {} form", tensor.name(), dtype.name())
 }
 
-/// The spec for a checkpoint that holds one table and says all about it; otherwise an error that offers what there is.
-fn only_table(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
-    let Survey { tables: found, refused, .. } = Survey::of(checkpoint);
+/// The spec for a checkpoint that holds one table, or one model, and says all about it; otherwise an error that offers what there
+/// is.
+fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
+    let survey = Survey::of(checkpoint);
+    let model = Model::whole(&survey);
+    let Survey { tables: found, refused, .. } = survey;
     let path = checkpoint.path().display();
+    if let Some(model) = model {
+        let with_operation = |table: &TableSpec| with_qr_operation(checkpoint, table.clone(), qr_operation);
+        let tables: Vec<_> = found.iter().map(with_operation).collect();
+        let spec = Spec { model: Some(model), tables };
+        return match spec.tables.iter().find_map(|table| Source::open(checkpoint, table).err()) {
+            None => Ok(spec),
+            Some(error) => {
+                let offer = toml::to_string(&spec).context("cannot write the offered spec")?;
+                bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{offer}")
+            }
+        };
+    }
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
         let table = with_qr_operation(checkpoint, named_after_file(checkpoint, table), qr_operation);
         match Source::open(checkpoint, &table) {
-            Ok(_) => return Ok(Spec { tables: vec![table] }),
+            Ok(_) => return Ok(Spec { model: None, tables: vec![table] }),
             Err(error) => bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?),
         }
     }
@@ -513,7 +577,7 @@ pub(crate) fn named_after_file(checkpoint: &Checkpoint, table: &TableSpec) -> Ta
 }
 
 fn offer(tables: &[TableSpec]) -> Result<String> {
-    toml::to_string(&Spec { tables: tables.to_vec() }).context("cannot write the offered spec")
+    toml::to_string(&Spec { model: None, tables: tables.to_vec() }).context("cannot write the offered spec")
 }
 
 fn list_tensors(checkpoint: &Checkpoint) -> String {

@@ -9,7 +9,7 @@ use std::{
 };
 use ttrec::{
     Blob, DigitOrder,
-    blob::{IndexMap, Weights},
+    blob::{IndexMap, Layer, Stack, Weights},
 };
 
 /// Show what a blob holds.
@@ -30,6 +30,29 @@ pub(crate) struct BlobSummary {
     pub(crate) bytes: u64,
     pub(crate) dense_f32_bytes: u64,
     pub(crate) tables: Vec<TableSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<ModelSummary>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ModelSummary {
+    num_dense: usize,
+    embedding_dim: usize,
+    interaction: &'static str,
+    /// Names, in the order of the interaction.
+    tables: Vec<String>,
+    pub(crate) layers: Vec<LayerSummary>,
+    workspace_len: usize,
+}
+
+#[derive(Serialize)]
+pub(crate) struct LayerSummary {
+    stack: &'static str,
+    inputs: usize,
+    outputs: usize,
+    activation: &'static str,
+    dtype: &'static str,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -160,7 +183,33 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
         format_version: ttrec::blob::VERSION,
         bytes: blob.len() as u64,
         dense_f32_bytes: tables.iter().fold(0, |sum, table| sum.saturating_add(table.dense_f32_bytes)),
+        model: blob.ranker().ok().map(|ranker| ModelSummary {
+            num_dense: ranker.num_dense(),
+            embedding_dim: ranker.embedding_dim(),
+            interaction: "dot",
+            tables: ranker.tables().map(|table| table.name().to_owned()).collect(),
+            layers: blob
+                .layers()
+                .enumerate()
+                .map(|(position, layer)| summarise_layer(blob, position, &layer))
+                .collect(),
+            workspace_len: ranker.workspace_len(),
+        }),
         tables,
+    }
+}
+
+fn summarise_layer(blob: &Blob<'_>, position: usize, layer: &Layer<'_>) -> LayerSummary {
+    LayerSummary {
+        stack: match layer.stack {
+            Stack::Bottom => "bottom",
+            Stack::Top => "top",
+        },
+        inputs: layer.inputs,
+        outputs: layer.outputs,
+        activation: layer.activation.name(),
+        dtype: layer.weights.dtype().name(),
+        bytes: blob.layer_sections(position).map(|section| section.len).sum(),
     }
 }
 
@@ -214,5 +263,24 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
             table.dense_f32_bytes as f64 / table.bytes as f64,
         )?;
     }
+    if let Some(model) = &summary.model {
+        print_model(out, model)?;
+    }
     Ok(())
+}
+
+fn print_model(out: &mut dyn Write, model: &ModelSummary) -> io::Result<()> {
+    writeln!(
+        out,
+        "\nmodel: {} dense features, {} interaction of {} tables x {}",
+        model.num_dense,
+        model.interaction,
+        model.tables.len(),
+        model.embedding_dim
+    )?;
+    for LayerSummary { stack, inputs, outputs, activation, dtype, bytes } in &model.layers {
+        writeln!(out, "{stack:6} {inputs:>7} x {outputs:<7} {activation:7} {dtype:4} {bytes:>13}")?;
+    }
+    let tables: Vec<String> = model.tables.iter().map(|name| name.escape_debug().to_string()).collect();
+    writeln!(out, "tables in order: {}", tables.join(" "))
 }

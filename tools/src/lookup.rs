@@ -102,7 +102,12 @@ impl BagsFile {
 
     /// The same where the indices have another name.
     pub(crate) fn read_arrays(path: &Path, indices: &str, weighted: bool) -> Result<Self> {
-        let file = Checkpoint::open(path)?;
+        Self::of(&Checkpoint::open(path)?, [indices, "offsets", "weights"], weighted)
+    }
+
+    /// The bags of the arrays of these names in an open file.
+    pub(crate) fn of(file: &Checkpoint, [indices, offsets, weights]: [&str; 3], weighted: bool) -> Result<Self> {
+        let path = file.path();
         let vector = |name: &str| -> Result<&Tensor> {
             let array = file.tensor(name).with_context(|| format!("{}: no array {name:?}", path.display()))?;
             vector_len(path, array)?;
@@ -118,14 +123,14 @@ impl BagsFile {
             Ok(values.into_iter().map(i64::cast_unsigned).collect())
         };
         let weights = if weighted {
-            let array = vector("weights")?;
+            let array = vector(weights)?;
             let mut values = vec![0.0; usize::try_from(array.len())?];
             array.read_f32(0, &mut values)?;
             Some(values)
         } else {
             None
         };
-        Ok(Self { path: path.to_owned(), indices: integers(indices)?, offsets: integers("offsets")?, weights })
+        Ok(Self { path: path.to_owned(), indices: integers(indices)?, offsets: integers(offsets)?, weights })
     }
 
     /// One row per index or per bag, end to end.
@@ -168,6 +173,11 @@ impl BagsFile {
             Some(weights) => bags.with_per_sample_weights(weights),
             None => Ok(bags),
         }
+    }
+
+    /// The bags as the file has them.
+    pub(crate) fn all(&self) -> Result<Bags<'_, u64>, LookupError> {
+        self.bags(&self.offsets)
     }
 
     /// The weights of all indices, if they were read.

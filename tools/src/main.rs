@@ -17,7 +17,10 @@ mod lookup;
 mod output;
 mod plan;
 mod progress;
+mod rank;
 mod report;
+mod samples;
+mod score;
 mod spec;
 mod trial;
 mod verify;
@@ -56,6 +59,8 @@ enum Command {
     Cache(cache::Args),
     Inspect(inspect::Args),
     Lookup(lookup::Args),
+    Score(score::Args),
+    Rank(rank::Args),
     Verify(verify::Args),
     Report(report::Args),
     Bench(bench::Args),
@@ -79,6 +84,8 @@ fn main() -> ExitCode {
         Command::Cache(args) => cache::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Lookup(args) => lookup::run(&args),
+        Command::Score(args) => score::run(&args),
+        Command::Rank(args) => rank::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),

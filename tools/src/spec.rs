@@ -10,9 +10,27 @@ use ttrec::dtype::Dtype;
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Spec {
+    /// The model around the tables, which are then its own, in their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<ModelSpec>,
     /// One `[[table]]` each.
     #[serde(default, rename = "table")]
     pub(crate) tables: Vec<TableSpec>,
+}
+
+/// `[model]`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelSpec {
+    /// What stands before the names of its layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) prefix: Option<String>,
+    /// How the layers are named: `dlrm` or `torchrec`; default: as the names show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dialect: Option<String>,
+    /// The stored type of the layers' weights; default: f32.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "dtype_name")]
+    pub(crate) dtype: Option<Dtype>,
 }
 
 /// One `[[table]]`. What is unambiguous in the checkpoint may be left out.
@@ -98,7 +116,7 @@ impl Spec {
     /// Reads a spec from its text.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let spec: Self = toml::from_str(text)?;
-        ensure!(!spec.tables.is_empty(), "it has no [[table]]");
+        ensure!(!spec.tables.is_empty() || spec.model.is_some(), "it has no [[table]]");
         Ok(spec)
     }
 }

@@ -5,18 +5,18 @@ use crate::{
     blob_file::{self, BlobFile},
     checkpoint::Checkpoint,
     compare::{self, Comparison},
-    dialect::Source,
+    dialect::{Model, Source},
     frequencies::Frequencies,
     output,
     spec::Spec,
 };
-use anyhow::Result;
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{Table, blob, dtype::Dtype};
+use ttrec::{Blob, Table, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -51,6 +51,21 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<String>,
     tables: Vec<TableReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<LayerReport>,
+}
+
+/// How far a layer is from the checkpoint's.
+#[derive(Serialize)]
+struct LayerReport {
+    /// The tensor that its weights come from.
+    name: String,
+    dtype: &'static str,
+    inputs: usize,
+    outputs: usize,
+    /// Of weights and bias together.
+    relative_error: f64,
+    max_error: f64,
 }
 
 #[derive(Serialize)]
@@ -70,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let blob = file.blob()?;
     let damage = blob_file::damage(&blob);
     let payload = if damage.is_some() { "damaged" } else { "ok" };
-    let mut report = Report { payload, damage, tables: Vec::new() };
+    let mut report = Report { payload, damage, tables: Vec::new(), layers: Vec::new() };
 
     if let (None, Some(path)) = (&report.damage, &args.against) {
         let checkpoint = Checkpoint::open(path)?;
@@ -91,6 +106,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     }
 
+    if let (None, Some(path), 1..) = (&report.damage, &args.against, blob.num_layers()) {
+        let checkpoint = Checkpoint::open(path)?;
+        let spec = args.spec.as_deref().map(Spec::read).transpose()?;
+        report.layers = layers(&checkpoint, spec.as_ref(), &blob, args.max_error)?;
+    }
+
     output::print(|mut out| {
         if args.json {
             serde_json::to_writer_pretty(&mut out, &report)?;
@@ -101,7 +122,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     })?;
     // Not `>`: an error that is not a number has to fail, too.
     let within = |table: &TableReport| table.max_error.is_none_or(|max| table.error.relative_error <= max);
-    let good = report.damage.is_none() && report.tables.iter().all(within);
+    let layer_within = |layer: &LayerReport| layer.relative_error <= layer.max_error;
+    let good = report.damage.is_none() && report.tables.iter().all(within) && report.layers.iter().all(layer_within);
     Ok(if good { Outcome::Done } else { Outcome::Differs })
 }
 
@@ -109,6 +131,14 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
     match &report.damage {
         Some(damage) => writeln!(out, "{path}: damaged: {damage}")?,
         None => writeln!(out, "{path}: every checksum matches")?,
+    }
+    for LayerReport { name, dtype, inputs, outputs, relative_error, max_error } in &report.layers {
+        let verdict = if relative_error <= max_error { "within" } else { "ABOVE" };
+        writeln!(
+            out,
+            "{}: {inputs} x {outputs}, {dtype}: relative error {relative_error:.3e} ({verdict} {max_error:.3e})",
+            name.escape_debug()
+        )?;
     }
     for table in &report.tables {
         let Comparison { relative_error, largest_row_error, largest_row_error_at, .. } = table.error;
@@ -129,15 +159,57 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
     Ok(())
 }
 
+/// Every layer of the blob against that of the checkpoint's model.
+fn layers(
+    checkpoint: &Checkpoint,
+    spec: Option<&Spec>,
+    blob: &Blob<'_>,
+    max_error: Option<f64>,
+) -> Result<Vec<LayerReport>> {
+    let found = match spec.and_then(|spec| spec.model.clone()) {
+        Some(model) => model,
+        None => match &Model::detect(checkpoint)[..] {
+            [model] => model.clone(),
+            found => {
+                let path = checkpoint.path().display();
+                bail!("{path}: {} models there, the blob has one: give a --spec with [model]", found.len())
+            }
+        },
+    };
+    let path = checkpoint.path().display();
+    let model = Model::open(checkpoint, &found).with_context(|| format!("{path}: [model]"))?;
+    let count = model.layers().count();
+    ensure!(count == blob.num_layers(), "{path}: {count} layers, but the blob has {}", blob.num_layers());
+    let report = |(position, layer): (usize, blob::Layer<'_>)| {
+        let (weights, bias) = model.read(position)?;
+        let name = model.names(position).map_or("", |(weight, _)| weight);
+        ensure!(
+            (weights.len(), bias.len()) == (layer.weights.len(), layer.bias.len()),
+            "tensor {name:?}: its shape is not the one that the blob has"
+        );
+        let scale = |j: usize| layer.scales.get(j).map_or(1.0, |&scale| f64::from(scale));
+        let ours = compare::widened(layer.weights).into_iter().enumerate();
+        let ours = ours.map(|(at, w)| w * scale(at % layer.outputs)).chain(layer.bias.iter().map(|&x| x.into()));
+        let theirs = weights.iter().chain(&bias).map(|&x| f64::from(x));
+        let (difference, norm) = ours
+            .zip(theirs)
+            .fold((0.0, 0.0), |(difference, norm), (a, b): (f64, f64)| (difference + (a - b).powi(2), norm + b * b));
+        let dtype = layer.weights.dtype();
+        Ok(LayerReport {
+            name: name.to_owned(),
+            dtype: dtype.name(),
+            inputs: layer.inputs,
+            outputs: layer.outputs,
+            relative_error: if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() },
+            max_error: max_error.unwrap_or(rounding(dtype)),
+        })
+    };
+    blob.layers().enumerate().map(report).collect()
+}
+
 /// Rounding each core once moves a row by about the unit roundoff; i8 depends on how the values spread.
 fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
-    let per_core = match table.data().dtype() {
-        Dtype::F32 => 1e-6,
-        Dtype::F16 => f64::powi(2.0, -11),
-        Dtype::Bf16 => f64::powi(2.0, -8),
-        Dtype::I8 => 2e-2,
-        Dtype::I4 => 2e-1,
-    };
+    let per_core = rounding(table.data().dtype());
     let rounding = match &table.data().weights {
         blob::Weights::Dense(_) => per_core,
         blob::Weights::Projected(_) | blob::Weights::QuotientRemainder(_) => 2.0 * per_core,
@@ -147,5 +219,16 @@ fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
         source.factorize.as_ref()?.tolerance().map(|tolerance| tolerance + rounding)
     } else {
         Some(rounding)
+    }
+}
+
+/// The relative error that storing numbers as `dtype` may bring.
+fn rounding(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => 1e-6,
+        Dtype::F16 => f64::powi(2.0, -11),
+        Dtype::Bf16 => f64::powi(2.0, -8),
+        Dtype::I8 => 2e-2,
+        Dtype::I4 => 2e-1,
     }
 }

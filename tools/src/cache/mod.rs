@@ -22,8 +22,8 @@ use std::{
 use ttrec::{
     Blob, Table,
     blob::{
-        self, IndexMap, IndexMapSpec, Layout, OverridesSpec, Prefixes, Role, SectionPlan, TableSpec, Weights,
-        WeightsSpec,
+        self, IndexMap, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Prefixes, Role, SectionPlan, Stack,
+        TableSpec, Weights, WeightsSpec,
     },
     dtype::Dtype,
 };
@@ -193,9 +193,12 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
         spec(table, rows.len(), prefixes.len())
             .with_context(|| format!("{}: table {:?}", file.path().display(), table.name()))
     });
-    let layout = Layout::new(&specs.collect::<Result<Vec<_>>>()?)?;
+    let layout = Layout::with_model(&specs.collect::<Result<Vec<_>>>()?, model(&blob).as_ref())?;
 
     blob_file::write(path, layout, |plan, sink| {
+        if plan.table == tables.len() {
+            return sink.put(section(file, &blob, plan)?);
+        }
         let (table, rows, prefixes) = (&tables[plan.table], &rows[plan.table], &prefixes[plan.table]);
         match plan.role {
             Role::OverrideIds if !rows.is_empty() => sink.put(bytemuck::cast_slice(rows)),
@@ -214,6 +217,22 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
             _ => sink.put(section(file, &blob, plan)?),
         }
     })
+}
+
+/// The model as it is, which takes tables by their positions.
+fn model(blob: &Blob<'_>) -> Option<ModelSpec> {
+    let layers = |stack| {
+        let of_stack = blob.layers().filter(move |layer| layer.stack == stack);
+        let layer = |layer: blob::Layer<'_>| LayerSpec {
+            inputs: layer.inputs,
+            outputs: layer.outputs,
+            activation: layer.activation,
+            dtype: layer.weights.dtype(),
+        };
+        of_stack.map(layer).collect()
+    };
+    let tables = blob.model_tables().iter().map(|&table| table as usize).collect();
+    (blob.num_layers() > 0).then(|| ModelSpec { tables, bottom: layers(Stack::Bottom), top: layers(Stack::Top) })
 }
 
 fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
@@ -311,7 +330,9 @@ fn write_products(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result
 
 /// A section as it is in the blob.
 fn section<'b>(file: &'b BlobFile, blob: &Blob<'_>, plan: &SectionPlan) -> Result<&'b [u8]> {
-    let section = blob.sections(plan.table).find(|section| section.role == plan.role);
+    let of_layers = || (0..blob.num_layers()).flat_map(|layer| blob.layer_sections(layer));
+    let mut sections = blob.sections(plan.table).chain(of_layers());
+    let section = sections.find(|section| section.role == plan.role);
     let section = section.with_context(|| format!("no section {:?}", plan.role))?;
     let (start, len) = (usize::try_from(section.offset)?, usize::try_from(section.len)?);
     file.bytes().get(start..).and_then(|rest| rest.get(..len)).context("a section is outside the blob")

@@ -20,12 +20,23 @@ use std::{
     cmp::Ordering,
     sync::{Mutex, PoisonError},
 };
-use ttrec::Table;
+use ttrec::{Table, dtype::Elements};
 
 /// Elements that a thread rebuilds at once.
 const AT_ONCE: usize = 1 << 16;
 /// How many of the worst rows are kept.
 const WORST: usize = 10;
+
+/// Stored elements without their scales; none of i4, which layers are not.
+pub(crate) fn widened(elements: Elements<'_>) -> Vec<f64> {
+    match elements {
+        Elements::F32(xs) => xs.iter().map(|&x| x.into()).collect(),
+        Elements::F16(xs) => xs.iter().map(|&x| x.to_f64()).collect(),
+        Elements::Bf16(xs) => xs.iter().map(|&x| x.to_f64()).collect(),
+        Elements::I8(xs) => xs.iter().map(|&x| x.into()).collect(),
+        Elements::I4(_) => Vec::new(),
+    }
+}
 
 /// How far a table is from its source. A row's error is the norm of its difference over the root mean square norm of the
 /// table's rows; the table's error is the same for the whole.

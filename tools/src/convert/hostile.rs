@@ -1,7 +1,7 @@
 //! Damaged checkpoints through all of `convert`: whatever comes in, a sound blob or an error comes out, soon, and nothing
 //! is left beside it.
 
-use super::{How, convert, only_table};
+use super::{How, Model, convert, only_tables};
 use crate::{
     blob_file::{self, BlobFile},
     checkpoint::{Checkpoint, Tensor},
@@ -55,8 +55,12 @@ fn specs(checkpoint: &Checkpoint, made_for: Option<&Spec>) -> Vec<Spec> {
     });
     let lists: [Vec<TableSpec>; 3] = [found.clone(), trains.collect(), dense.collect()];
     let offered = lists.into_iter().filter(|tables| !tables.is_empty());
-    let offered = offered.map(|tables| Spec { tables: tables.into_iter().enumerate().map(named).collect() });
-    made_for.cloned().into_iter().chain(offered).collect()
+    let offered =
+        offered.map(|tables| Spec { model: None, tables: tables.into_iter().enumerate().map(named).collect() });
+    // The first is of all tables; a model is one around them.
+    let whole = Model::detect(checkpoint).into_iter().next();
+    let whole = whole.map(|model| Spec { model: Some(model), tables: found });
+    made_for.cloned().into_iter().chain(whole).chain(offered).collect()
 }
 
 /// In memory, where syncing costs nothing, if there is such a place.
@@ -77,7 +81,7 @@ fn exercise(path: &Path, made_for: Option<&Spec>, what: &dyn Fn() -> String) -> 
     match Checkpoint::open(path) {
         Err(refused) => drop(refused.to_string()),
         Ok(checkpoint) => {
-            drop(only_table(&checkpoint, None));
+            drop(only_tables(&checkpoint, None));
             for spec in specs(&checkpoint, made_for) {
                 match convert(&checkpoint, &spec, &output, &How::default()) {
                     Err(refused) => error(refused),

@@ -4,7 +4,7 @@
 //! It stores neither what makes one row of a quotient and a remainder row, nor how many rows such a table has: as many as there
 //! are pairs, unless the spec says less.
 
-use super::{Dialect, Survey, Weights, dense, refuse, require, require_float};
+use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require, require_float};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
     spec::TableSpec,
@@ -38,6 +38,9 @@ impl Dialect for Dlrm {
                 survey.take(name);
             }
         }
+        // As the model counts them.
+        let mut prefixes: Vec<&str> = prefixes.into_iter().collect();
+        prefixes.sort_by_cached_key(|prefix| natural(prefix));
         for prefix in prefixes {
             let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
             match Parts::of(survey.checkpoint, prefix) {

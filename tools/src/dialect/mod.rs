@@ -10,6 +10,7 @@ mod dlrm;
 mod el_rec;
 mod fbtt;
 mod hetu;
+mod model;
 mod t3nsor;
 mod tltorch;
 mod torchrec;
@@ -21,6 +22,7 @@ use crate::{
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use cores::Core;
+pub(crate) use model::Model;
 use std::collections::BTreeSet;
 use ttrec::{TtShape, blob::Combine, dtype::Dtype};
 

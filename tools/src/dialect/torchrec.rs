@@ -1,6 +1,6 @@
 //! TorchRec (`EmbeddingBagCollection`): the table called NAME is `...embedding_bags.NAME.weight`, rows by columns.
 
-use super::{Dialect, Survey, Weights, dense, refuse, require};
+use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
     spec::TableSpec,
@@ -19,7 +19,10 @@ impl Dialect for Torchrec {
 
     fn detect(&self, survey: &mut Survey<'_>) {
         let mut found = false;
-        for tensor in survey.free() {
+        // In the order of their numbers, if they have any; which other order a model has is not stored.
+        let mut tensors = survey.free();
+        tensors.sort_by_cached_key(|tensor| natural(tensor.name()));
+        for tensor in tensors {
             if let Some((prefix, name)) = parse(tensor.name()) {
                 survey.take(tensor.name());
                 let (name, prefix) = (Some(name.to_owned()), Some(prefix.to_owned()));

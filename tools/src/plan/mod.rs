@@ -295,7 +295,8 @@ fn spec(checkpoint: &Path, plan: &Plan, chosen: &[&Candidate]) -> Result<String>
         if !table.why.is_empty() {
             text += &format!("# {}\n", table.why);
         }
-        text += &toml::to_string(&Spec { tables: vec![candidate.spec.clone()] }).context("cannot write the spec")?;
+        text += &toml::to_string(&Spec { model: None, tables: vec![candidate.spec.clone()] })
+            .context("cannot write the spec")?;
     }
     Ok(text)
 }

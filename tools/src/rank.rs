@@ -1,0 +1,115 @@
+//! `ttrec rank`: one user's candidates, the best ones first.
+
+use crate::{
+    Outcome,
+    blob_file::BlobFile,
+    lookup::zeros,
+    output,
+    samples::{Samples, missing},
+    score,
+};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::path::PathBuf;
+use ttrec::{Bags, Ranker};
+
+/// Rank candidates for one user with a blob's model.
+///
+/// Both files are as `score` takes them. The user's holds one bag of each of the user's tables, and `dense` of one sample; the
+/// candidates' holds a bag for each candidate of all other tables (and `dense`, if it depends on them). What is the user's is
+/// computed once. Candidates are numbered from 0, in the order of their bags; of those that score the same, the first one comes first.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A blob with a model
+    blob: PathBuf,
+    /// What is the user's
+    #[arg(long, value_name = "FILE.npz")]
+    user: PathBuf,
+    /// What is the candidates'
+    #[arg(long, value_name = "FILE.npz")]
+    candidates: PathBuf,
+    /// How many to print
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    top: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Where the scores of all candidates go, in their order
+    #[arg(short, long, value_name = "OUT.npy")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Place {
+    candidate: usize,
+    score: f32,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    if let Some(path) = &args.output {
+        output::refuse_inputs(path, &[&args.blob, &args.user, &args.candidates])?;
+    }
+    let file = BlobFile::open(&args.blob)?;
+    let blob = file.blob()?;
+    let ranker = file.ranker(&blob)?;
+    let (user, candidates) = (Samples::read(&args.user, &ranker)?, Samples::read(&args.candidates, &ranker)?);
+    let scores = rank(&ranker, &user, &candidates)?;
+    let mut places: Vec<Place> =
+        scores.iter().enumerate().map(|(candidate, &score)| Place { candidate, score }).collect();
+    places.sort_by(|a, b| b.score.total_cmp(&a.score));
+    places.truncate(args.top);
+    if let Some(path) = &args.output {
+        score::write(path, &scores)?;
+    }
+    output::print(|mut out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut out, &places)?;
+            return writeln!(out);
+        }
+        places.iter().try_for_each(|Place { candidate, score }| writeln!(out, "{candidate} {score}"))
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec<f32>> {
+    let mut num_candidates = None;
+    let bag = |table: usize| -> Result<Bags<'_, u64>> {
+        let (of_user, of_candidates) = (user.bags(table)?, candidates.bags(table)?);
+        match (of_user, of_candidates) {
+            (Some(_), Some(_)) => {
+                let (user, candidates) = (user.path(), candidates.path());
+                anyhow::bail!("both {user} and {candidates} hold \"indices_{table}\": expected one of them to")
+            }
+            (None, None) => Err(missing(candidates.path(), ranker, table)),
+            (Some(bags), None) => {
+                ensure!(bags.len() == 1, "{}: {} bags of table {table}: expected one", user.path(), bags.len());
+                Ok(bags)
+            }
+            (None, Some(bags)) => {
+                let expected = *num_candidates.get_or_insert(bags.len());
+                let (path, found) = (candidates.path(), bags.len());
+                ensure!(found == expected, "{path}: {found} bags of table {table}: expected {expected}, as before");
+                Ok(bags)
+            }
+        }
+    };
+    let bags: Vec<_> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
+    let dense = match (user.dense(), candidates.dense()) {
+        (Some(_), Some(_)) => anyhow::bail!("both files hold \"dense\": expected one of them to"),
+        (Some(dense), None) => {
+            let (found, expected) = (dense.len(), ranker.num_dense());
+            ensure!(found == expected, "{}: {found} dense features: expected those of one sample", user.path());
+            dense
+        }
+        (None, Some(dense)) => {
+            num_candidates.get_or_insert(dense.len() / ranker.num_dense().max(1));
+            dense
+        }
+        (None, None) => anyhow::bail!("{}: no array \"dense\"", user.path()),
+    };
+    let count = num_candidates.filter(|&count| count > 0);
+    let mut out = zeros(count.with_context(|| format!("{}: no candidates", candidates.path()))?)?;
+    let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
+    ranker.rank(dense, &bags, &mut out, &mut workspace).with_context(|| candidates.path().to_owned())?;
+    Ok(out)
+}

@@ -1,0 +1,81 @@
+//! `ttrec score`: the scores of a batch of samples.
+
+use crate::{
+    Outcome,
+    blob_file::{self, BlobFile},
+    lookup::zeros,
+    output::{self, Output},
+    samples::{Samples, missing},
+};
+use anyhow::{Context, Result, ensure};
+use npyz::WriterBuilder;
+use std::path::{Path, PathBuf};
+use ttrec::{Bags, Ranker};
+
+/// Score a batch of samples with a blob's model.
+///
+/// The npz file holds `dense`, samples x features, and for each table of the model, in its order from 0, `indices_0` and `offsets_0`
+/// and so on, as torch.nn.EmbeddingBag takes them with include_last_offset=True, and perhaps `weights_0`. The output is a float32 .npy
+/// array: one score per sample.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A blob with a model
+    blob: PathBuf,
+    /// The samples
+    #[arg(long, value_name = "FILE.npz")]
+    batch: PathBuf,
+    /// Scores before the sigmoid
+    #[arg(long)]
+    logits: bool,
+    /// Where the .npy array goes
+    #[arg(short, long, value_name = "OUT.npy")]
+    output: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    output::refuse_inputs(&args.output, &[&args.blob, &args.batch])?;
+    let file = BlobFile::open(&args.blob)?;
+    let blob = file.blob()?;
+    let ranker = file.ranker(&blob)?;
+    let samples = Samples::read(&args.batch, &ranker)?;
+    let scores = score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
+    write(&args.output, &scores)?;
+    output::print(|out| writeln!(out, "{}: {} float32", args.output.display(), scores.len()))?;
+    Ok(Outcome::Done)
+}
+
+fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32>> {
+    let dense = samples.dense().context("no array \"dense\"")?;
+    let bag = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
+    let bags: Vec<Bags<'_, u64>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
+    let mut out = zeros(dense.len().checked_div(ranker.num_dense()).unwrap_or(0))?;
+    ensure!(!out.is_empty(), "no samples");
+    let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
+    if logits {
+        ranker.logits(dense, &bags, &mut out, &mut workspace)?;
+    } else {
+        ranker.score(dense, &bags, &mut out, &mut workspace)?;
+    }
+    Ok(out)
+}
+
+/// Writes a vector as a .npy array.
+pub(crate) fn write(path: &Path, values: &[f32]) -> Result<()> {
+    let mut output = Output::create(path)?;
+    output.write(|file| {
+        let options = npyz::WriteOptions::new().default_dtype().shape(&[values.len() as u64]);
+        let mut npy = options.writer(file).begin_nd()?;
+        npy.extend(values.iter().copied())?;
+        npy.finish()
+    })?;
+    output.commit()?;
+    Ok(())
+}
+
+impl BlobFile {
+    /// The blob's model.
+    pub(crate) fn ranker<'b>(&self, blob: &ttrec::Blob<'b>) -> Result<Ranker<'b>> {
+        let ranker = blob.ranker().with_context(|| format!("{}", self.path().display()))?;
+        Ok(ranker.with_tier(blob_file::tier()?))
+    }
+}
