@@ -13,7 +13,8 @@
 //! those of one prefix. FBTT does this chain for every lookup (`tt_embeddings_cuda.cu`); here lookups are sorted by row, in
 //! the order of [`Digits::prefix_key`], so that prefixes with the same slice of the *middle* core, the last but one, stand
 //! together. That slice, which is the largest, is read once, its products are as tall as the prefixes are many, and its
-//! gradient is complete, and applied, before the next one begins. X is multiplied out again rather than kept from the forward
+//! gradient is complete, and applied, before the next one begins: by SGD as it is multiplied out, where the products of one chunk
+//! are all there is. X is multiplied out again rather than kept from the forward
 //! pass: it stays in the nearest cache, where keeping it would take a trip to memory for every prefix.
 //!
 //! Groups of middle slices are dealt out to *shards*, whose number and bounds depend on the batch alone. Shards run in
