@@ -749,6 +749,8 @@ pub enum TrainError {
     Table(PoolTablesError),
     /// What was counted elsewhere does not suit the table.
     Counters,
+    /// A learning rate is below 0 or not finite.
+    LearningRate,
     /// A label is not from 0 to 1.
     Label {
         /// Position of its sample.
@@ -787,6 +789,7 @@ impl fmt::Display for TrainError {
             Self::NumTables { found, expected } => write!(f, "bags for {found} tables: the model has {expected}"),
             Self::Table(error) => write!(f, "{error}"),
             Self::Counters => write!(f, "counters are not those of a table of this kind and size"),
+            Self::LearningRate => write!(f, "a learning rate is below 0 or not finite"),
             Self::Label { sample } => write!(f, "label of sample {sample}: expected 0 to 1"),
         }
     }

@@ -752,7 +752,10 @@ fn block_sizes() -> impl Iterator<Item = usize> + Clone {
 
 fn check_transpose(cases: &mut Cases) {
     let tier = cases.tier;
-    for (m, n) in [0].into_iter().chain(block_sizes()).flat_map(|m| block_sizes().map(move |n| (m, n))) {
+    let small = [0].into_iter().chain(block_sizes()).flat_map(|m| block_sizes().map(move |n| (m, n)));
+    // Around 8192 elements, from where on panels of 16 columns are finished one by one.
+    let large = [(128, 64), (128, 65), (131, 79), (683, 12), (520, 18), (3, 2731), (2731, 3)];
+    for (m, n) in small.chain(large) {
         cases.case([m, n], |rng| {
             let x = Numbers::Reals.list(rng, 1 + m * n);
             let x = &x[1..];

@@ -19,8 +19,8 @@ use ttrec::{
     blob::{Combine, IndexMap, IndexMapSpec, Layout, Role, TableSpec, Weights, WeightsSpec},
     dtype::{self, Dtype},
     train::{
-        Batch, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable, Initializer, LearningRates, Optimizer,
-        QuotientRemainderTable, TrainError, TtTable,
+        Batch, CacheSpec, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable, Initializer, LearningRates,
+        Optimizer, QuotientRemainderTable, TrainError, TtTable,
     },
 };
 
@@ -85,7 +85,7 @@ fn dot<T: Number>(xs: &[T], ys: &[T]) -> T {
 #[derive(Clone, Debug)]
 enum Table {
     Dense { rows: u64 },
-    Tt { p: Vec<u32>, q: Vec<u32>, ranks: Vec<u32>, rows: u64 },
+    Tt { p: Vec<u32>, q: Vec<u32>, ranks: Vec<u32>, rows: u64, cache: Option<CacheSpec> },
     Hashed { table: Box<Table>, indices: u64 },
     QuotientRemainder { rows: u64, remainders: u32, columns: [usize; 2], combine: Combine },
 }
@@ -146,9 +146,13 @@ impl Table {
             Self::Dense { rows } => {
                 Box::new(DenseTable::from_rows(*rows, dim, values(0), optimizer).unwrap().with_tier(tier))
             }
-            Self::Tt { p, q, ranks, rows } => {
+            Self::Tt { p, q, ranks, rows, cache } => {
                 let shape = TtShape::new(*rows, p, q, ranks).unwrap();
-                Box::new(TtTable::from_cores(shape, parameters.to_vec(), optimizer).unwrap().with_tier(tier))
+                let table = TtTable::from_cores(shape, parameters.to_vec(), optimizer).unwrap().with_tier(tier);
+                Box::new(match cache {
+                    Some(cache) => table.with_cache(*cache).unwrap(),
+                    None => table,
+                })
             }
             Self::Hashed { table, indices } => {
                 Box::new(HashedTable::new(table.build(parameters, dim, optimizer, tier), *indices).unwrap())
@@ -341,7 +345,7 @@ fn real(rng: &mut Rng) -> f32 {
     rng.below(1 << 20) as f32 / (1 << 19) as f32 - 1.0
 }
 
-/// All parameters, in the order of [`Model`].
+/// All parameters, in the order of [`Model`]; after a tensor train's cores the rows of its cache.
 fn values(model: &Dlrm) -> Vec<Vec<f32>> {
     let layers = model.layers().flat_map(|(_, layer)| layer.parameters()).map(|(_, parameters)| parameters);
     let tables = model.features().iter().flat_map(|feature| feature.table.parameters());
@@ -355,8 +359,8 @@ fn bits(xs: &[f32]) -> Vec<u32> {
 /// With every kind of table and pooling, with and without dense features, deep and as shallow as it gets.
 fn models() -> Vec<Model> {
     use Mode::{Mean, Sum, Weighted};
-    let tt = |rows| Table::Tt { p: vec![3, 2, 4], q: vec![1, 2, 2], ranks: vec![2, 3], rows };
-    let two = |rows| Table::Tt { p: vec![4, 3], q: vec![2, 2], ranks: vec![2], rows };
+    let tt = |rows| Table::Tt { p: vec![3, 2, 4], q: vec![1, 2, 2], ranks: vec![2, 3], rows, cache: None };
+    let two = |rows| Table::Tt { p: vec![4, 3], q: vec![2, 2], ranks: vec![2], rows, cache: None };
     let qr = |combine| {
         let columns = if combine == Combine::Concat { [1, 3] } else { [4, 4] };
         Table::QuotientRemainder { rows: 11, remainders: 4, columns, combine }
@@ -470,7 +474,7 @@ fn two_steps_agree_with_pytorch() {
         bottom: vec![6, 4],
         top: vec![5, 1],
         tables: vec![
-            (Table::Tt { p: vec![3, 2, 4], q: vec![1, 2, 2], ranks: vec![2, 3], rows: 22 }, Mode::Sum),
+            (Table::Tt { p: vec![3, 2, 4], q: vec![1, 2, 2], ranks: vec![2, 3], rows: 22, cache: None }, Mode::Sum),
             (Table::Dense { rows: 9 }, Mode::Mean),
             (
                 Table::QuotientRemainder { rows: 11, remainders: 4, columns: [4, 4], combine: Combine::Mult },
@@ -519,13 +523,14 @@ fn two_steps_agree_with_pytorch() {
 
 /// A model whose batches are large enough to be divided everywhere.
 fn large() -> (Model, Vec<Samples>) {
+    let cache = Some(CacheSpec { rows: 64, warm_up: 2, refresh: 3 });
     let model = Model {
         dense_dim: 5,
         dim: 8,
         bottom: vec![70, 8],
         top: vec![40, 33, 1],
         tables: vec![
-            (Table::Tt { p: vec![9, 8, 7], q: vec![2, 2, 2], ranks: vec![8, 5], rows: 500 }, Mode::Sum),
+            (Table::Tt { p: vec![9, 8, 7], q: vec![2, 2, 2], ranks: vec![8, 5], rows: 500, cache }, Mode::Sum),
             (Table::Dense { rows: 300 }, Mode::Mean),
             (
                 Table::QuotientRemainder { rows: 99, remainders: 10, columns: [8, 8], combine: Combine::Mult },
@@ -750,6 +755,12 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     assert_eq!(step(&[0.0; 2], &[good, outside], &[1.0]), in_table(1, out_of_range));
     for label in [-0.1, 1.5, f32::NAN] {
         assert_eq!(step(&[0.0; 2], &[good, good], &[label]), TrainError::Label { sample: 0 });
+    }
+    for rate in [-0.1, f64::NAN, f64::INFINITY] {
+        let batch = Batch { dense: &[0.0; 2], bags: &[good, good] };
+        for rates in [LearningRates { layers: rate, tables: 0.1 }, LearningRates { layers: 0.1, tables: rate }] {
+            assert_eq!(model.step(&batch, &[1.0], rates), Err(TrainError::LearningRate));
+        }
     }
     assert_eq!((values(&model), model.steps(), model.features()[0].table.steps()), (before.clone(), 0, 0));
 

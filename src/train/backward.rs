@@ -13,7 +13,8 @@
 //! those of one prefix. FBTT does this chain for every lookup (`tt_embeddings_cuda.cu`); here lookups are sorted by row, in
 //! the order of [`Digits::prefix_key`], so that prefixes with the same slice of the *middle* core, the last but one, stand
 //! together. That slice, which is the largest, is read once, its products are as tall as the prefixes are many, and its
-//! gradient is complete, and applied, before the next one begins. X is multiplied out again rather than kept from the forward
+//! gradient is complete, and applied, before the next one begins: by SGD as it is multiplied out, where the products of one chunk
+//! are all there is. X is multiplied out again rather than kept from the forward
 //! pass: it stays in the nearest cache, where keeping it would take a trip to memory for every prefix.
 //!
 //! Groups of middle slices are dealt out to *shards*, whose number and bounds depend on the batch alone. Shards run in
@@ -458,17 +459,29 @@ impl Shard {
                     add_products(tier, [r, rows, n], &[to_slice(at.start)], &mut gradients[k])?;
                     &batch.transposed[k][at]
                 } else {
-                    if is_open {
-                        add_products(tier, [r, rows, n], &[to_slice(0)], slice_gradient)?;
-                    } else {
-                        store_products(tier, [rows, n], &[to_slice(0)], slice_gradient)?;
-                        let at = slice(digit as usize - slices.first());
-                        transpose(tier, &slices.values()[at], n, transposed_slice)?;
-                    }
-                    is_open = first + same == digits.len() && next == Some(digit);
+                    let at = slice(digit as usize - slices.first());
                     if !is_open {
-                        slices.update(digit as usize, slice_gradient, update)?;
+                        transpose(tier, slices.values().get(at.clone())?, n, transposed_slice)?;
                     }
+                    let stays_open = first + same == digits.len() && next == Some(digit);
+                    match update.learning_rate_of_sum() {
+                        // All of it is here, and can be added where it goes.
+                        Some(rate) if !is_open && !stays_open => {
+                            let job = Job { scale: -rate, ..to_slice(at.start) };
+                            add_products(tier, [r, rows, n], &[job], slices.values_mut())?;
+                        }
+                        _ => {
+                            if is_open {
+                                add_products(tier, [r, rows, n], &[to_slice(0)], slice_gradient)?;
+                            } else {
+                                store_products(tier, [rows, n], &[to_slice(0)], slice_gradient)?;
+                            }
+                            if !stays_open {
+                                slices.update(digit as usize, slice_gradient, update)?;
+                            }
+                        }
+                    }
+                    is_open = stays_open;
                     &*transposed_slice
                 };
                 let to_x = Job { m: rows, x: d_next, slice: transposed_slice, out: first * m * r, scale: 1.0 };

@@ -197,7 +197,7 @@ impl Dlrm {
     ///
     /// # Errors
     /// [`TrainError`]: another number of tables, bags or dense features, bags that do not suit their table, a dense feature that
-    /// is not finite or a label that is not from 0 to 1. Nothing has changed then.
+    /// is not finite, a label that is not from 0 to 1 or a learning rate below 0. Nothing has changed then.
     pub fn step(
         &mut self,
         batch: &Batch<'_>,
@@ -207,11 +207,14 @@ impl Dlrm {
         if let Some(sample) = labels.iter().position(|label| !(0.0..=1.0).contains(label)) {
             return Err(TrainError::Label { sample });
         }
+        let rates = learning_rates.into();
+        if ![rates.layers, rates.tables].iter().all(|rate| (0.0..f64::INFINITY).contains(rate)) {
+            return Err(TrainError::LearningRate);
+        }
         self.check(batch, labels.len())?;
         self.forward(batch, labels.len()).ok_or(LookupError::Inconsistent)?;
         let loss = self.loss(labels);
         self.steps += 1;
-        let rates = learning_rates.into();
         let update = self.optimizer.dense_update(self.tier, rates.layers, self.steps);
         self.backward(batch, labels.len(), rates.tables, &update).ok_or(LookupError::Inconsistent)??;
         Ok(loss)
@@ -287,16 +290,18 @@ impl Dlrm {
         let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
         let Buffers { tables, vectors, interactions, .. } = buffers;
-        let (bottom, pooled) = rayon::join(
-            || bottom.forward(tier, batch.dense, samples),
-            || {
-                let tables = features.par_iter().zip(batch.bags).zip(&mut *tables);
-                tables.with_max_len(1).try_for_each(|((feature, bags), TableBuffers { pooled, workspace, .. })| {
-                    pooled.resize(samples * dim, 0.0);
-                    feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
-                })
-            },
+        let pool = || {
+            let tables = features.par_iter().zip(batch.bags).zip(&mut *tables);
+            tables.with_max_len(1).try_for_each(|((feature, bags), TableBuffers { pooled, workspace, .. })| {
+                pooled.resize(samples * dim, 0.0);
+                feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
+            })
+        };
+        let (bottom, (prepared, pooled)) = rayon::join(
+            || bottom.prepare(tier).and_then(|()| bottom.forward(tier, batch.dense, samples)),
+            || rayon::join(|| top.prepare(tier), pool),
         );
+        prepared?;
         let (bottom, ()) = bottom.zip(pooled)?;
 
         vectors.resize(samples * count * dim, 0.0);

@@ -106,6 +106,14 @@ impl Update {
     pub(super) fn tier(&self) -> Tier {
         self.tier
     }
+
+    /// What is to be multiplied with a gradient and taken from the values, if that is all there is to the step.
+    pub(super) fn learning_rate_of_sum(&self) -> Option<f32> {
+        match self.rule {
+            Rule::Sgd(learning_rate) => Some(learning_rate),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -147,6 +155,11 @@ impl<'p> Slices<'p> {
     }
 
     pub(super) fn values(&self) -> &[f32] {
+        self.values
+    }
+
+    /// The same, where a step is more than a slice's [`update`](Self::update).
+    pub(super) fn values_mut(&mut self) -> &mut [f32] {
         self.values
     }
 
