@@ -526,6 +526,13 @@ pub enum TrainError {
         /// Elements needed.
         expected: u64,
     },
+    /// A table whose rows hashed indices cannot share.
+    NotHashable {
+        /// Its rows.
+        num_rows: u64,
+        /// Indices that were to share them.
+        num_embeddings: u64,
+    },
     /// A model has neither dense features nor tables.
     NoFeatures,
     /// The rows of a table are not as long as the other vectors of its model.
@@ -598,6 +605,11 @@ impl fmt::Display for TrainError {
             Self::BatchLen { found } => write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1"),
             Self::CoreCount { found, expected } => write!(f, "{found} cores: the shape has {expected}"),
             Self::ValuesLen { core, found, expected } => write!(f, "core {core}: {found} values, expected {expected}"),
+            Self::NotHashable { num_rows, num_embeddings } => write!(
+                f,
+                "{num_embeddings} hashed indices over {num_rows} rows: at least as many are needed, and a row for each index \
+                 of the table below, none stored apart"
+            ),
             Self::NoFeatures => write!(f, "a model without dense features and without tables"),
             Self::EmbeddingDim { table, found, expected } => {
                 write!(f, "table {table}: rows of {found} columns, expected {expected} as other vectors have")

@@ -113,6 +113,16 @@ impl<'a, I: Index> Bags<'a, I> {
         self.per_sample_weights
     }
 
+    /// The same bags of other indices, as many.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_indices<'b>(&self, indices: &'b [I]) -> Bags<'b, I>
+    where
+        'a: 'b,
+    {
+        debug_assert_eq!(indices.len(), self.indices.len());
+        Bags { indices, ..*self }
+    }
+
     /// A bag's positions in `indices`.
     pub(crate) fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
         let [start, end] = self.offsets.get(bag..)?.first_chunk()?;

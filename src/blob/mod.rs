@@ -183,7 +183,12 @@ impl Combine {
     }
 
     /// How many quotient rows `num_rows` rows have, and the columns of the rows that two of `columns` become.
-    fn check(self, num_rows: u64, num_remainders: u32, columns: [usize; 2]) -> Result<(u32, usize), ShapeError> {
+    pub(crate) fn check(
+        self,
+        num_rows: u64,
+        num_remainders: u32,
+        columns: [usize; 2],
+    ) -> Result<(u32, usize), ShapeError> {
         let quotients = num_rows.div_ceil(u64::from(num_remainders.max(1)));
         let quotients = u32::try_from(quotients).unwrap_or(u32::MAX);
         check_factors("row factor", &[quotients, num_remainders], MAX_ROW_FACTOR)?;

@@ -3,7 +3,7 @@
 use super::{
     Embedding, Initializer, Optimizer, Parameters, TrainError,
     lookups::{self, Lookups},
-    optimizer::check_values,
+    optimizer::{Update, check_values},
     view,
 };
 use crate::{
@@ -71,30 +71,43 @@ impl DenseTable {
     pub fn with_tier(self, tier: Tier) -> Self {
         Self { tier, ..self }
     }
+}
 
-    fn apply(&mut self, bags: &Bags<'_, u32>, pooling: Pooling, gradient: &[f32], learning_rate: f64) -> Option<()> {
-        let Self { lookups, rows: [rows], embedding_dim: dim, tier, .. } = self;
-        let update = self.optimizer.update(*tier, learning_rate, self.steps);
-        lookups.sort(bags, pooling, self.num_embeddings, |row| row);
-        let mut rows = rows.slices_mut();
-        let mut sum = vec![0.0; *dim];
-        let mut at = 0;
-        while at < lookups.len() {
-            let end = lookups.end_of_key(at);
-            sum.fill(0.0);
-            for lookup in (at..end).map(|at| lookups.lookup(at)) {
-                let gradient = Elements::F32(gradient.get(lookup.bag * *dim..)?.get(..*dim)?);
-                widen(*tier, gradient, 1.0, -0.0, &mut sum, Epilogue::AddScaled(lookup.scale))?;
-            }
-            rows.update(lookups.key(at) as usize, &sum, &update)?;
-            at = end;
+/// Moves the rows that `bags` look up, by the gradient of the pooled rows; both have been checked.
+pub(super) fn step_rows(
+    rows: &mut Parameters,
+    lookups: &mut Lookups,
+    bags: &Bags<'_, u32>,
+    pooling: Pooling,
+    gradient: &[f32],
+    update: &Update,
+) -> Option<()> {
+    let (dim, tier) = (rows.slice_len(), update.tier());
+    let num_rows = rows.values().len().checked_div(dim)?;
+    lookups.sort(bags, pooling, num_rows as u32, |row| row);
+    let mut rows = rows.slices_mut();
+    let mut sum = vec![0.0; dim];
+    let mut at = 0;
+    while at < lookups.len() {
+        let end = lookups.end_of_key(at);
+        sum.fill(0.0);
+        for lookup in (at..end).map(|at| lookups.lookup(at)) {
+            let gradient = Elements::F32(gradient.get(lookup.bag * dim..)?.get(..dim)?);
+            widen(tier, gradient, 1.0, -0.0, &mut sum, Epilogue::AddScaled(lookup.scale))?;
         }
-        Some(())
+        rows.update(lookups.key(at) as usize, &sum, update)?;
+        at = end;
     }
+    Some(())
+}
+
+/// Slices, as rows to be looked up.
+pub(super) fn rows_of(parameters: &Parameters) -> Rows<'_> {
+    Rows { elements: Elements::F32(parameters.values()), embedding_dim: parameters.slice_len() }
 }
 
 /// Elements of all rows.
-fn check(num_embeddings: u64, embedding_dim: usize) -> Result<usize, TrainError> {
+pub(super) fn check(num_embeddings: u64, embedding_dim: usize) -> Result<usize, TrainError> {
     check_num_embeddings(num_embeddings)?;
     check_embedding_dim(embedding_dim as u64)?;
     let rows = u32::try_from(num_embeddings).map_err(|_| TrainError::TooManyRows { found: num_embeddings })?;
@@ -105,8 +118,7 @@ fn check(num_embeddings: u64, embedding_dim: usize) -> Result<usize, TrainError>
 impl Embedding for DenseTable {
     fn table(&self) -> Table<'_> {
         let [rows] = &self.rows;
-        let rows = Rows { elements: Elements::F32(rows.values()), embedding_dim: self.embedding_dim };
-        view(Weights::Dense(rows), self.num_embeddings.into(), self.embedding_dim, self.tier)
+        view(Weights::Dense(rows_of(rows)), self.num_embeddings.into(), self.embedding_dim, self.tier)
     }
 
     fn step(
@@ -118,7 +130,10 @@ impl Embedding for DenseTable {
     ) -> Result<(), TrainError> {
         lookups::check(&self.table(), bags, pooling, gradient)?;
         self.steps += 1;
-        self.apply(bags, pooling, gradient, learning_rate).ok_or(TrainError::Lookup(LookupError::Inconsistent))
+        let update = self.optimizer.update(self.tier, learning_rate, self.steps);
+        let Self { rows: [rows], lookups, .. } = self;
+        let done = step_rows(rows, lookups, bags, pooling, gradient, &update);
+        done.ok_or(TrainError::Lookup(LookupError::Inconsistent))
     }
 
     fn parameters(&self) -> &[Parameters] {

@@ -12,7 +12,7 @@
 //! near zero in each: |x| < 2 of a standard normal. What is left has the variance
 //! `1 + 2 phi(2) / (1 - Phi(2)) = 5.746`, by whose root it is divided. (FBTT's code has neither the ranks nor this root.)
 
-use crate::shape::TtShape;
+use crate::{blob::Combine, shape::TtShape};
 use rand_pcg::{
     Pcg64,
     rand_core::{Rng, SeedableRng},
@@ -48,8 +48,25 @@ impl Initializer {
 
     /// The rows of a dense table.
     pub(super) fn rows(self, num_embeddings: u64, len: usize, seed: u64) -> Vec<f32> {
-        let as_rows = if self == Self::SampledGaussian { Self::Gaussian } else { self };
-        as_rows.fill(&mut Draws::new(seed), row_deviation(num_embeddings), len)
+        self.of_rows().fill(&mut Draws::new(seed), row_deviation(num_embeddings), len)
+    }
+
+    /// The two parts of a quotient-remainder table, drawn one after another: what they make has the variance, be it a product
+    /// (which is a tensor train's as far as draws go), a sum or neither.
+    pub(super) fn parts(self, num_embeddings: u64, combine: Combine, lens: [usize; 2], seed: u64) -> [Vec<f32>; 2] {
+        let deviation = row_deviation(num_embeddings);
+        let (initializer, deviation) = match combine {
+            Combine::Mult => (self, deviation.sqrt()),
+            Combine::Add => (self.of_rows(), deviation / 2.0f64.sqrt()),
+            Combine::Concat => (self.of_rows(), deviation),
+        };
+        let mut draws = Draws::new(seed);
+        lens.map(|len| initializer.fill(&mut draws, deviation, len))
+    }
+
+    /// What it is for numbers that are not multiplied.
+    fn of_rows(self) -> Self {
+        if self == Self::SampledGaussian { Self::Gaussian } else { self }
     }
 
     fn fill(self, draws: &mut Draws, deviation: f64, len: usize) -> Vec<f32> {

@@ -2,9 +2,9 @@
 //! optimiser's step fused with it.
 //!
 //! [`Embedding`] is what a trainer holds, one for each feature: [`TtTable`], whose cores are learned (TT-Rec, MLSys 2021,
-//! sections 3 and 4), and [`DenseTable`], what it is compared with. A step takes the gradient of the pooled rows, as the
-//! layers above hand it down, and moves the slices that the batch has touched ([`Optimizer`]), and no others. Where a table
-//! begins is an [`Initializer`]'s choice.
+//! sections 3 and 4), and what it is compared with: [`DenseTable`], [`QuotientRemainderTable`], and [`HashedTable`], whose rows
+//! may be a tensor train's. A step takes the gradient of the pooled rows, as the layers above hand it down, and moves the slices
+//! that the batch has touched ([`Optimizer`]), and no others. Where a table begins is an [`Initializer`]'s choice.
 //!
 //! [`Dlrm`] is a whole model: tables, the MLPs around them ([`Linear`]), and the loss.
 //!
@@ -13,18 +13,22 @@
 mod backward;
 mod dense;
 mod dlrm;
+mod hashed;
 mod initializer;
 mod lookups;
 mod mlp;
 mod optimizer;
+mod quotient_remainder;
 mod tt;
 
 pub use crate::error::TrainError;
 pub use dense::DenseTable;
 pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};
+pub use hashed::HashedTable;
 pub use initializer::Initializer;
 pub use mlp::Linear;
 pub use optimizer::{Optimizer, Parameters};
+pub use quotient_remainder::QuotientRemainderTable;
 pub use tt::TtTable;
 
 use crate::{
@@ -34,9 +38,6 @@ use crate::{
 use std::vec::Vec;
 
 /// A table that learns.
-///
-/// An implementation that is made of others (one with hashed indices, one of quotients and remainders) hands the same bags
-/// with other indices to their steps.
 pub trait Embedding: Send + Sync {
     /// The table as it is now: to look rows up, and to be written into a blob ([`Table::data`]). Its name is empty.
     fn table(&self) -> Table<'_>;
@@ -72,7 +73,8 @@ pub trait Embedding: Send + Sync {
         learning_rate: f64,
     ) -> Result<(), TrainError>;
 
-    /// What is learned, with the state of the optimiser: one for each core, or for all rows of a dense table.
+    /// What is learned, with the state of the optimiser: one for each core, for each part of a quotient-remainder
+    /// table, or for all rows of a dense one.
     fn parameters(&self) -> &[Parameters];
 
     /// The same, to be restored from a checkpoint.
