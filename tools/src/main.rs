@@ -21,6 +21,7 @@ mod progress;
 mod random;
 mod report;
 mod spec;
+mod train;
 mod trial;
 mod verify;
 
@@ -61,6 +62,8 @@ enum Command {
     Verify(verify::Args),
     Report(report::Args),
     Bench(bench::Args),
+    Train(train::Args),
+    Eval(train::EvalArgs),
     Demo(demo::Args),
 }
 
@@ -84,6 +87,8 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => train::evaluate(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

@@ -24,7 +24,7 @@ const MAX_INDICES: u32 = 1 << 28;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Interactions {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     #[serde(default = "one")]
     negatives: u32,
     #[serde(default)]
@@ -38,7 +38,7 @@ pub(crate) struct Interactions {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sessions {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     #[serde(default = "one")]
     negatives: u32,
     #[serde(default)]

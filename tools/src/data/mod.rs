@@ -9,7 +9,7 @@ mod records;
 mod text;
 mod vocabulary;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use ttrec::{Bags, LookupError, Pooling};
@@ -33,13 +33,26 @@ pub(crate) enum Config {
 impl Config {
     /// Opens the data, whose paths are in `directory`. Categories are numbered as `vocabulary` says, or by a pass over the
     /// examples to learn from.
-    pub(crate) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Box<dyn Dataset>> {
+    pub(crate) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Box<dyn Dataset + Sync>> {
         Ok(match self {
             Self::Criteo(config) => Box::new(config.open(directory, vocabulary)?),
             Self::Csv(config) => Box::new(config.open(directory, vocabulary)?),
             Self::Interactions(config) => Box::new(config.open(directory, vocabulary)?),
             Self::Sessions(config) => Box::new(config.open(directory, vocabulary)?),
         })
+    }
+
+    /// The same, to be judged by other files.
+    pub(crate) fn with_test(mut self, files: Vec<PathBuf>) -> Result<Self> {
+        match &mut self {
+            Self::Criteo(config) => config.test = files,
+            Self::Csv(config) => config.test = files,
+            Self::Interactions(events::Interactions { path, .. }) | Self::Sessions(events::Sessions { path, .. }) => {
+                let [file] = <[PathBuf; 1]>::try_from(files).ok().context("expected one npz file")?;
+                *path = file;
+            }
+        }
+        Ok(self)
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Criteo {
     #[serde(default)]
     valid: Vec<PathBuf>,
     #[serde(default)]
-    test: Vec<PathBuf>,
+    pub(super) test: Vec<PathBuf>,
     #[serde(default)]
     valid_fraction: f64,
     /// Categories are hashed to so many numbers, rather than counted.
@@ -45,7 +45,7 @@ pub(crate) struct Csv {
     #[serde(default)]
     valid: Vec<PathBuf>,
     #[serde(default)]
-    test: Vec<PathBuf>,
+    pub(super) test: Vec<PathBuf>,
     #[serde(default)]
     valid_fraction: f64,
     label: String,

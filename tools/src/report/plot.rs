@@ -17,6 +17,10 @@ const RIGHT: f64 = 14.0;
 const CHARACTER: f64 = 5.6;
 const LINE: f64 = 11.0;
 
+/// The report's style, which pictures that stand alone take along, and what a page has besides.
+const STYLE: &str =
+    concat!(include_str!("style.css"), "\n.page { fill: var(--card); } g rect { fill: currentColor; }\n");
+
 /// A number of the picture, to a hundredth.
 struct N(f64);
 
@@ -309,6 +313,65 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
         @if let Some((x, y)) = own_label { text.ownlabel x=(N(x)) y=(N(y)) { (own.text) } }
     };
     svg(label, HEIGHT, &content)
+}
+
+/// Values that go on from one to the next.
+pub(crate) struct Line {
+    pub(crate) name: String,
+    /// The class of its colour.
+    pub(crate) class: &'static str,
+    /// Ascending.
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// Lines over one axis; those without points are left out.
+pub(crate) fn lines(lines: &[Line], x_title: &str, y_title: &str) -> Markup {
+    let lines: Vec<&Line> = lines.iter().filter(|line| !line.points.is_empty()).collect();
+    let points = || lines.iter().flat_map(|line| &line.points).filter(|(x, y)| x.is_finite() && y.is_finite());
+    let (least, most) = points().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), (_, y)| (a.min(*y), b.max(*y)));
+    if least > most {
+        return html! {};
+    }
+    let margin = ((most - least) * 0.08).max(most.abs() * 1e-3).max(1e-6);
+    let x = Scale::linear(0.0..points().fold(0.0, |end: f64, (x, _)| end.max(*x)), x_places());
+    let axes = Axes { x, y: Scale::linear(least - margin..most + margin, y_places()) };
+    let decimals = (-(most - least + margin).log10().floor()).clamp(0.0, 8.0) as usize + 1;
+    let content = html! {
+        (axes.draw(
+            (&axes.x.ticks(5), &|x| format!("{x}"), x_title),
+            (&axes.y.ticks(4), &|y| format!("{y:.decimals$}"), y_title),
+        ))
+        @for (line, number) in lines.iter().zip(0i32..) {
+            g class=(line.class) {
+                @let path: Vec<String> = line.points.iter().filter(|(x, y)| x.is_finite() && y.is_finite()).map(|(x, y)| {
+                    html! { (N(axes.x.at(*x))) "," (N(axes.y.at(*y))) }.into_string()
+                }).collect();
+                polyline points=(path.join(" ")) {}
+                @if line.points.len() < 60 {
+                    @for (x, y) in &line.points { circle cx=(N(axes.x.at(*x))) cy=(N(axes.y.at(*y))) r="2" {} }
+                }
+                rect x=(N(WIDTH - RIGHT - 100.0)) y=(N(TOP + 4.0 + f64::from(number) * 13.0)) width="8" height="8" {}
+                text.label x=(N(WIDTH - RIGHT - 88.0)) y=(N(TOP + 12.0 + f64::from(number) * 13.0)) { (line.name) }
+            }
+        }
+    };
+    svg(&format!("{y_title} over {x_title}"), HEIGHT, &content)
+}
+
+/// Pictures one below another, as a file of their own that follows its reader's theme.
+pub(crate) fn page(pictures: &[Markup]) -> String {
+    let pictures: Vec<&Markup> = pictures.iter().filter(|picture| !picture.0.is_empty()).collect();
+    let height = |count: usize| (HEIGHT + 12.0) * count as f64;
+    html! {
+        svg xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (N(WIDTH)) " " (N(height(pictures.len().max(1)))) } width="680" {
+            style { (maud::PreEscaped(STYLE)) }
+            rect.page x="0" y="0" width="100%" height="100%" {}
+            @for (picture, number) in pictures.iter().zip(0..) {
+                svg x="0" y=(N(height(number))) width=(N(WIDTH)) height=(N(HEIGHT)) { (picture) }
+            }
+        }
+    }
+    .into_string()
 }
 
 /// The points that lose least of those with as many bytes, so that a line through them does not turn back.
