@@ -21,6 +21,7 @@ mod progress;
 mod random;
 mod report;
 mod spec;
+mod sweep;
 mod train;
 mod trial;
 mod verify;
@@ -64,6 +65,7 @@ enum Command {
     Bench(bench::Args),
     Train(train::Args),
     Eval(train::EvalArgs),
+    Sweep(sweep::Args),
     Demo(demo::Args),
 }
 
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => train::evaluate(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

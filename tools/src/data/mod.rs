@@ -6,6 +6,8 @@
 mod events;
 mod gzip;
 mod records;
+#[cfg(test)]
+mod tests;
 mod text;
 mod vocabulary;
 

@@ -324,34 +324,51 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Lines over one axis; those without points are left out.
+/// Classes of colours that differ.
+pub(crate) const CLASSES: [&str; 5] = ["dense", "tt", "low", "other", "before"];
+
+/// Lines from 0 on; those without points are left out.
 pub(crate) fn lines(lines: &[Line], x_title: &str, y_title: &str) -> Markup {
-    let lines: Vec<&Line> = lines.iter().filter(|line| !line.points.is_empty()).collect();
-    let points = || lines.iter().flat_map(|line| &line.points).filter(|(x, y)| x.is_finite() && y.is_finite());
-    let (least, most) = points().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), (_, y)| (a.min(*y), b.max(*y)));
+    let end = lines.iter().flat_map(|line| &line.points).fold(0.0, |end: f64, (x, _)| end.max(*x));
+    lines_over(lines, Scale::linear(0.0..end, x_places()), &|x| format!("{x}"), x_title, y_title)
+}
+
+/// The same over bytes, which are logarithmic.
+pub(crate) fn lines_over_bytes(lines: &[Line], y_title: &str) -> Markup {
+    let bytes = || lines.iter().flat_map(|line| &line.points).map(|(bytes, _)| bytes.max(1.0));
+    let (least, most) = (bytes().fold(f64::INFINITY, f64::min), bytes().fold(1.0, f64::max));
+    let scale = Scale::logarithmic(least.min(most) * 0.8..most * 1.3, x_places());
+    lines_over(lines, scale, &|x| numbers::tick(&numbers::bytes(x as u64)), "bytes", y_title)
+}
+
+fn lines_over(lines: &[Line], x: Scale, x_text: &dyn Fn(f64) -> String, x_title: &str, y_title: &str) -> Markup {
+    let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+    let lines = || lines.iter().filter(|line| line.points.iter().any(finite));
+    let ys = || lines().flat_map(|line| &line.points).filter(|point| finite(point)).map(|(_, y)| *y);
+    let (least, most) = (ys().fold(f64::INFINITY, f64::min), ys().fold(f64::NEG_INFINITY, f64::max));
     if least > most {
         return html! {};
     }
     let margin = ((most - least) * 0.08).max(most.abs() * 1e-3).max(1e-6);
-    let x = Scale::linear(0.0..points().fold(0.0, |end: f64, (x, _)| end.max(*x)), x_places());
     let axes = Axes { x, y: Scale::linear(least - margin..most + margin, y_places()) };
-    let decimals = (-(most - least + margin).log10().floor()).clamp(0.0, 8.0) as usize + 1;
+    let decimals = (1.0 - (most - least + margin).log10().floor()).clamp(0.0, 9.0) as usize;
+    let width = lines().map(|line| line.name.chars().count()).max().unwrap_or(0) as f64 * CHARACTER;
     let content = html! {
-        (axes.draw(
-            (&axes.x.ticks(5), &|x| format!("{x}"), x_title),
-            (&axes.y.ticks(4), &|y| format!("{y:.decimals$}"), y_title),
-        ))
-        @for (line, number) in lines.iter().zip(0i32..) {
+        (axes.draw((&axes.x.ticks(5), x_text, x_title), (&axes.y.ticks(4), &|y| format!("{y:.decimals$}"), y_title)))
+        @for (line, row) in lines().zip(0i32..) {
             g class=(line.class) {
-                @let path: Vec<String> = line.points.iter().filter(|(x, y)| x.is_finite() && y.is_finite()).map(|(x, y)| {
-                    html! { (N(axes.x.at(*x))) "," (N(axes.y.at(*y))) }.into_string()
+                @let places: Vec<(f64, f64)> = line.points.iter().filter(|point| finite(point)).map(|(x, y)| {
+                    (axes.x.at(*x), axes.y.at(*y))
                 }).collect();
+                @let path: Vec<String> = places.iter().map(|(x, y)| html! { (N(*x)) "," (N(*y)) }.into_string()).collect();
                 polyline points=(path.join(" ")) {}
-                @if line.points.len() < 60 {
-                    @for (x, y) in &line.points { circle cx=(N(axes.x.at(*x))) cy=(N(axes.y.at(*y))) r="2" {} }
+                @if places.len() < 60 {
+                    @for (x, y) in places { circle cx=(N(x)) cy=(N(y)) r="2.5" {} }
                 }
-                rect x=(N(WIDTH - RIGHT - 100.0)) y=(N(TOP + 4.0 + f64::from(number) * 13.0)) width="8" height="8" {}
-                text.label x=(N(WIDTH - RIGHT - 88.0)) y=(N(TOP + 12.0 + f64::from(number) * 13.0)) { (line.name) }
+                // The legend is above the plot's right end.
+                @let y = TOP + f64::from(row) * LINE;
+                circle cx=(N(WIDTH - RIGHT - width - 8.0)) cy=(N(y - 9.5)) r="3" {}
+                text.label x=(N(WIDTH - RIGHT - width)) y=(N(y - 6.0)) { (line.name) }
             }
         }
     };

@@ -3,7 +3,7 @@
 use crate::data;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 use ttrec::train::{Initializer, Optimizer};
 
 /// A whole config.
@@ -60,6 +60,37 @@ impl Default for Representation {
     }
 }
 
+impl Representation {
+    /// What it is, whatever its size.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense",
+            Self::Tt(_) => "tt",
+            Self::Hashed(_) => "hashed",
+            Self::HashedTt(_) => "hashed-tt",
+            Self::QuotientRemainder(_) => "quotient-remainder",
+        }
+    }
+}
+
+impl fmt::Display for Representation {
+    /// Its kind, and the fields that are not as they are by default.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())?;
+        let Ok(toml::Value::Table(fields)) = toml::Value::try_from(self) else { return Ok(()) };
+        let plain = |field: &str, value: &toml::Value| match field {
+            "representation" => true,
+            "cores" => *value == toml::Value::from(3),
+            "initializer" => value.as_str() == Some("sampled-gaussian"),
+            "scale" => value.as_float() == Some(1.0),
+            "operation" => value.as_str() == Some("mult"),
+            _ => false,
+        };
+        let mut told = fields.iter().filter(|(field, value)| !plain(field, value));
+        told.try_for_each(|(field, value)| write!(f, " {field} {}", value.to_string().trim_matches('"')))
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dense {}
@@ -77,6 +108,9 @@ pub(crate) struct Tt {
     pub(crate) column_factors: Option<Vec<u32>>,
     #[serde(default)]
     pub(crate) initializer: Draw,
+    /// What the first rows are multiplied by.
+    #[serde(default = "unchanged")]
+    pub(crate) scale: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -106,6 +140,9 @@ pub(crate) struct HashedTt {
     pub(crate) cores: usize,
     #[serde(default)]
     pub(crate) initializer: Draw,
+    /// What the first rows are multiplied by.
+    #[serde(default = "unchanged")]
+    pub(crate) scale: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -18,6 +18,7 @@ use crate::{
     random::random,
 };
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf};
 use ttrec::{
     Bags,
@@ -62,14 +63,12 @@ pub(crate) struct Learner<'d> {
 }
 
 /// What came of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Bytes of the tables, and of dense ones.
     pub(crate) bytes: [u64; 2],
     /// The epoch, from 1, whose model counts.
     pub(crate) epoch: u32,
-    /// The last loss while it learned.
-    pub(crate) loss: Option<f64>,
     pub(crate) valid: Option<Quality>,
     pub(crate) test: Option<Quality>,
 }
@@ -245,7 +244,7 @@ impl<'d> Learner<'d> {
         self.point(learning_rate, valid);
         let Progress { epoch, step, best, points, .. } = &mut self.progress;
         (*epoch, *step) = (*epoch + 1, 0);
-        let better = valid.filter(|valid| best.as_ref().is_none_or(|best| is_better(valid, &best.quality)));
+        let better = valid.filter(|valid| best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality)));
         if let Some(quality) = better {
             *best = Some(Best { epoch: *epoch, quality });
         }
@@ -276,24 +275,15 @@ impl<'d> Learner<'d> {
         if self.progress.best.as_ref().is_some_and(|best| best.epoch != self.progress.epoch) {
             Learned::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }
-        let Progress { epoch, best, points, .. } = &self.progress;
+        let Progress { epoch, best, .. } = &self.progress;
         let (epoch, valid) = best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
-        let loss = points.last().map(|point| point.loss);
         let test = if self.dataset.has(Split::Test) {
             Some(score(&mut self.model, self.dataset, Split::Test)?.0.quality())
         } else {
             None
         };
         let sum = |bytes: fn(&Planned) -> u64| self.tables.iter().map(bytes).sum();
-        Ok(Report { bytes: [sum(Planned::bytes), sum(Planned::dense_bytes)], epoch, loss, valid, test })
-    }
-}
-
-/// Better is what orders examples better, or, of what cannot be ordered, what loses less.
-fn is_better(quality: &Quality, than: &Quality) -> bool {
-    match (quality.auc, than.auc) {
-        (Some(auc), Some(than)) => auc > than,
-        _ => quality.log_loss < than.log_loss,
+        Ok(Report { bytes: [sum(Planned::bytes), sum(Planned::dense_bytes)], epoch, valid, test })
     }
 }
 

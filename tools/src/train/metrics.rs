@@ -24,6 +24,16 @@ pub(crate) struct Quality {
     pub(crate) calibration: Option<f64>,
 }
 
+impl Quality {
+    /// Better is what orders examples better, or, of what cannot be ordered, what loses less.
+    pub(crate) fn is_better_than(&self, other: &Self) -> bool {
+        match (self.auc, other.auc) {
+            (Some(auc), Some(other)) => auc > other,
+            _ => self.log_loss < other.log_loss,
+        }
+    }
+}
+
 impl Scores {
     pub(crate) fn quality(&self) -> Quality {
         let Self { logits, labels } = self;

@@ -19,11 +19,13 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use config::Config;
 pub(crate) use eval::{EvalArgs, evaluate};
-pub(crate) use learn::{Learner, Place};
+pub(crate) use learn::{Learner, Place, Report};
+pub(crate) use metrics::Quality;
 use std::{
     fs,
     path::{Path, PathBuf},
 };
+pub(crate) use tables::{Planned, plan};
 
 /// Learn a ranking model, its tables as tensor trains or otherwise.
 ///
@@ -107,7 +109,7 @@ pub(crate) fn directory_of(config: &Path) -> PathBuf {
 }
 
 impl Place {
-    fn new(directory: &Path) -> Result<Self> {
+    pub(crate) fn new(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("{}: cannot make it", directory.display()))?;
         Ok(Self(directory.to_owned()))
     }

@@ -1,6 +1,6 @@
 //! The tables of a model: what a config makes of each feature.
 
-use super::config::{Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
+use super::config::{Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
 use crate::{data::Feature, factorize::suggest_shape, spec::TableSpec};
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
@@ -23,7 +23,7 @@ pub(crate) struct Planned {
 #[derive(Clone, Debug, PartialEq)]
 enum Stored {
     Dense,
-    Tt { shape: TtShape, initializer: Initializer },
+    Tt { shape: TtShape, initializer: Initializer, scale: f64 },
     QuotientRemainder { num_remainders: u32, combine: Combine },
 }
 
@@ -53,7 +53,7 @@ impl Planned {
                 // More rows than indices would be rows that nobody asks for.
                 (Some(rows.min(num_embeddings)), Stored::Dense)
             }
-            Representation::HashedTt(HashedTt { num_rows, share, rank, cores, initializer }) => {
+            Representation::HashedTt(HashedTt { num_rows, share, rank, cores, initializer, scale }) => {
                 let rows = match (num_rows, share) {
                     (Some(rows), None) => *rows,
                     (None, Some(share)) if *share > 0.0 => (f64::from(num_embeddings) * share).ceil() as u32,
@@ -63,7 +63,8 @@ impl Planned {
                 ensure!(rows > 0, "`num_rows` is 0: expected at least 1");
                 let rows = rows.min(num_embeddings);
                 let (row_factors, column_factors, rank, cores) = (None, None, *rank, *cores);
-                let tt = Tt { rank, cores, row_factors, column_factors, initializer: *initializer };
+                let (initializer, scale) = (*initializer, *scale);
+                let tt = Tt { rank, cores, row_factors, column_factors, initializer, scale };
                 (Some(rows), train_of(&tt, rows, dim)?)
             }
             Representation::QuotientRemainder(QuotientRemainder { num_remainders, bytes, like_rank, operation }) => {
@@ -84,10 +85,6 @@ impl Planned {
         };
         let (name, embedding_dim) = (feature.name.clone(), dim);
         Ok(Self { name, num_embeddings, embedding_dim, hashed, stored })
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
     }
 
     /// What its parameters take, as f32.
@@ -116,7 +113,14 @@ impl Planned {
         let build = || -> Result<Box<dyn Embedding>, TrainError> {
             let table: Box<dyn Embedding> = match &self.stored {
                 Stored::Dense => Box::new(DenseTable::new(rows, dim, Initializer::Uniform, optimizer, seed)?),
-                Stored::Tt { shape, initializer } => Box::new(TtTable::new(*shape, *initializer, optimizer, seed)?),
+                Stored::Tt { shape, initializer, scale } => {
+                    let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
+                    // A row is a product of one slice of each core.
+                    let of_core = scale.powf(1.0 / shape.num_cores() as f64) as f32;
+                    let values = table.parameters_mut().iter_mut().flat_map(|core| core.values_mut());
+                    values.for_each(|value| *value *= of_core);
+                    Box::new(table)
+                }
                 Stored::QuotientRemainder { num_remainders, combine } => Box::new(QuotientRemainderTable::new(
                     rows,
                     *num_remainders,
@@ -189,6 +193,13 @@ fn prefix(number: usize) -> String {
 }
 
 fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
+    let scale = tt.scale;
+    ensure!(scale > 0.0 && scale.is_finite(), "`scale` is {scale}: expected more than 0");
+    let shape = tt_shape(tt, num_embeddings, dim)?;
+    Ok(Stored::Tt { shape, initializer: tt.initializer.initializer(), scale })
+}
+
+fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     let rows = u64::from(num_embeddings);
     let factors = suggest_shape(rows, dim, tt.cores)?;
     let row_factors = tt.row_factors.clone().unwrap_or(factors.rows);
@@ -204,7 +215,7 @@ fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
         shape.embedding_dim() == dim,
         "`column_factors` is {column_factors:?}: expected a product of {dim}, `embedding_dim`"
     );
-    Ok(Stored::Tt { shape, initializer: tt.initializer.initializer() })
+    Ok(shape)
 }
 
 /// The rows that a table is given, or that fit into bytes.
@@ -220,14 +231,7 @@ fn fitting_rows(
         (Some(0), None, None) => bail!("`{field}` is 0: expected at least 1"),
         (Some(rows), None, None) => return Ok(rows),
         (None, Some(bytes), None) => bytes,
-        (None, None, Some(rank)) => {
-            let (row_factors, column_factors, cores) = (None, None, three());
-            let tt = Tt { rank, cores, row_factors, column_factors, initializer: super::config::Draw::default() };
-            match train_of(&tt, num_embeddings, dim)? {
-                Stored::Tt { shape, .. } => shape.num_parameters().saturating_mul(size_of::<f32>() as u64),
-                Stored::Dense | Stored::QuotientRemainder { .. } => 0,
-            }
-        }
+        (None, None, Some(rank)) => tt_bytes(rank, num_embeddings, dim)?,
         _ => bail!("expected one of `{field}`, `bytes` and `like_rank`"),
     };
     let fitting = bytes / (dim as u64 * size_of::<f32>() as u64).max(1);
@@ -235,8 +239,11 @@ fn fitting_rows(
     Ok(u32::try_from(fitting).unwrap_or(u32::MAX))
 }
 
-fn three() -> usize {
-    3
+/// What a tensor train of a rank takes, with the factors that it has unless a config says otherwise.
+fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
+    let (row_factors, column_factors, initializer) = (None, None, Draw::default());
+    let tt = Tt { rank, cores: 3, row_factors, column_factors, initializer, scale: 1.0 };
+    Ok(tt_shape(&tt, num_embeddings, dim)?.num_parameters().saturating_mul(size_of::<f32>() as u64))
 }
 
 /// The fewest remainder rows that leave room for the quotient rows among `rows`.
