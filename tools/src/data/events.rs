@@ -31,6 +31,9 @@ pub(crate) struct Interactions {
     valid_fraction: f64,
     #[serde(default)]
     order: Order,
+    /// Whether examples have a dense number, which is 1: its vector's products with the others are what each has by itself.
+    #[serde(default)]
+    constant: bool,
 }
 
 /// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`, each but the first to be told
@@ -45,6 +48,9 @@ pub(crate) struct Sessions {
     valid_fraction: f64,
     #[serde(default)]
     order: Order,
+    /// Whether examples have a dense number, which is 1: its vector's products with the others are what each has by itself.
+    #[serde(default)]
+    constant: bool,
     /// How many items before one count.
     #[serde(default = "default_history")]
     history: u32,
@@ -74,6 +80,7 @@ struct Sampling {
     negatives: u32,
     valid_fraction: f64,
     order: Order,
+    constant: bool,
 }
 
 /// Events, in memory.
@@ -82,6 +89,7 @@ pub(crate) struct Sampled {
     features: [Feature; 2],
     vocabulary: Vocabulary,
     negatives: u32,
+    constant: bool,
     train: Events,
     /// Numbers of the events of `train` that are there to learn from, and that are held out.
     parts: [Vec<u32>; 2],
@@ -109,7 +117,12 @@ impl Interactions {
             Ok(Events { items, contexts, spans })
         };
         let (train, test) = (read("train")?, read("test")?);
-        let sampling = Sampling { negatives: self.negatives, valid_fraction: self.valid_fraction, order: self.order };
+        let sampling = Sampling {
+            negatives: self.negatives,
+            valid_fraction: self.valid_fraction,
+            order: self.order,
+            constant: self.constant,
+        };
         Sampled::new(&path, ["user", "item"], [train, test], vocabulary, &sampling)
     }
 }
@@ -145,7 +158,12 @@ impl Sessions {
         let (found, expected) = (items.len(), sessions.len());
         ensure!(found == expected, "{}: {found} of test_target: expected {expected}, one per session", path.display());
         let test = Events { items, contexts, spans: sessions.into_iter().map(recent).collect() };
-        let sampling = Sampling { negatives: self.negatives, valid_fraction: self.valid_fraction, order: self.order };
+        let sampling = Sampling {
+            negatives: self.negatives,
+            valid_fraction: self.valid_fraction,
+            order: self.order,
+            constant: self.constant,
+        };
         Sampled::new(&path, ["history", "item"], [train, test], vocabulary, &sampling)
     }
 }
@@ -171,7 +189,7 @@ impl Sampled {
         names: [&str; 2],
         [mut train, mut test]: [Events; 2],
         vocabulary: Option<Vocabulary>,
-        &Sampling { negatives, valid_fraction, order }: &Sampling,
+        &Sampling { negatives, valid_fraction, order, constant }: &Sampling,
     ) -> Result<Self> {
         check_share("valid_fraction", valid_fraction)?;
         ensure!(negatives > 0, "`negatives` is 0: expected at least 1, as all that was taken is labelled 1");
@@ -234,7 +252,7 @@ impl Sampled {
         let features = [feature(&contexts), feature(&items)];
         let vocabulary = Vocabulary::new(vec![contexts, items]);
         let (path, parts) = (path.to_owned(), [learned, valid]);
-        Ok(Self { path, features, vocabulary, negatives, train, parts, test })
+        Ok(Self { path, features, vocabulary, negatives, constant, train, parts, test })
     }
 
     fn events(&self, split: Split) -> (&Events, Option<&[u32]>) {
@@ -248,7 +266,7 @@ impl Sampled {
 
 impl Dataset for Sampled {
     fn dense_dim(&self) -> usize {
-        0
+        usize::from(self.constant)
     }
 
     fn features(&self) -> &[Feature] {
@@ -295,9 +313,9 @@ struct Drawn<'d> {
 
 impl Pass for Drawn<'_> {
     fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()> {
-        let Sampled { features, negatives, .. } = self.dataset;
+        let Sampled { features, negatives, constant, .. } = self.dataset;
         batch.clear(features.len());
-        let Batch { features: bags, labels, .. } = batch;
+        let Batch { features: bags, labels, dense } = batch;
         let [contexts, items] = &mut bags[..] else { return Ok(()) };
         for _ in 0..count {
             let (position, drawn) = (self.at / (u64::from(*negatives) + 1), self.at % (u64::from(*negatives) + 1));
@@ -312,6 +330,9 @@ impl Pass for Drawn<'_> {
             items.indices.push(drawn.unwrap_or(self.events.items[event]));
             items.end_bag();
             labels.push(if drawn.is_some() { 0.0 } else { 1.0 });
+            if *constant {
+                dense.push(1.0);
+            }
             self.at += 1;
         }
         Ok(())

@@ -65,15 +65,18 @@ impl Categories {
     /// Those of a feature whose values are integers, by number.
     pub(super) fn integers(name: String, values: &[u32], counts: Vec<u64>) -> Self {
         let values = values.iter().map(|value| value.to_string().into_bytes().into()).collect();
+        // Nobody asks for the number of a value.
         Self { name, values, counts, ..Self::default() }
     }
 
     fn with_numbers(mut self) -> Result<Self> {
+        // Where numbers are not looked up there is no value.
+        if !self.others && self.values.iter().all(|value| value.is_empty()) {
+            self.values.clear();
+        }
         self.numbers = self.values.iter().cloned().zip(0..).collect();
         let Self { name, values, numbers, .. } = &self;
-        // Those that are not looked up have none.
-        let none = values.iter().all(|value| value.is_empty());
-        ensure!(none || numbers.len() == values.len(), "feature {name:?}: a value is there twice");
+        ensure!(numbers.len() == values.len(), "feature {name:?}: a value is there twice");
         Ok(self)
     }
 
