@@ -3,7 +3,9 @@
 //!
 //! What an item is taken from is its *context*: a user, or the items before it in a session.
 
-use super::{Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, vocabulary::Categories};
+use super::{
+    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, order, vocabulary::Categories,
+};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
     lookup::vector_len,
@@ -73,6 +75,8 @@ enum Order {
     Frequency,
     /// Its own.
     Given,
+    /// Those that are taken alike stand together, which a tensor train's digits can say: such rows share slices.
+    CoOccurrence,
 }
 
 /// What is drawn, and from where.
@@ -199,7 +203,7 @@ impl Sampled {
             path.display()
         );
         let held_out = |at: &u32| uniform(FIXED, u64::from(*at)) < valid_fraction;
-        let (valid, learned) = (0..train.items.len() as u32).partition(held_out);
+        let (valid, learned): (Vec<u32>, Vec<u32>) = (0..train.items.len() as u32).partition(held_out);
 
         let count = |all: fn(&mut Events) -> &mut Vec<u32>, train: &mut Events, test: &mut Events| {
             let largest = all(train).iter().chain(all(test).iter()).max().copied().unwrap_or(0);
@@ -207,16 +211,35 @@ impl Sampled {
             all(train).iter().for_each(|&value| counts[value as usize] += 1);
             counts
         };
-        let categories = |at: usize, name: &str, counts: Vec<u64>| -> Result<(Categories, Vec<u32>)> {
-            let mut by_number: Vec<u32> = (0..counts.len() as u32).collect();
-            if order == Order::Frequency {
-                by_number.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
+        let (of_contexts, of_items) = (
+            count(|events| &mut events.contexts, &mut train, &mut test),
+            count(|events| &mut events.items, &mut train, &mut test),
+        );
+        let by_frequency = |counts: &[u64]| {
+            let mut values: Vec<u32> = (0..counts.len() as u32).collect();
+            values.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
+            values
+        };
+        let by_number = match order {
+            // The vocabulary says it.
+            _ if vocabulary.is_some() => [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect()),
+            Order::Given => [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect()),
+            Order::Frequency => [by_frequency(&of_contexts), by_frequency(&of_items)],
+            Order::CoOccurrence => {
+                // Of what is there to learn from.
+                let pairs = learned.iter().flat_map(|&event| {
+                    let span = train.spans[event as usize].clone();
+                    let contexts = &train.contexts[span.start as usize..span.end as usize];
+                    contexts.iter().map(move |&context| (context, event))
+                });
+                let pairs: Vec<_> = pairs.map(|(context, event)| [context, train.items[event as usize]]).collect();
+                order::by_co_occurrence(&pairs, [&of_contexts, &of_items])
             }
-            let made = Categories::integers(
-                name.to_owned(),
-                &by_number,
-                by_number.iter().map(|&value| counts[value as usize]).collect(),
-            );
+        };
+        let categories = |at: usize, name: &str, counts: Vec<u64>| -> Result<(Categories, Vec<u32>)> {
+            let by_number: &[u32] = &by_number[at];
+            let counted = by_number.iter().map(|&value| counts[value as usize]).collect();
+            let made = Categories::integers(name.to_owned(), by_number, counted);
             // What a model has learned from stays as it was.
             let kept = vocabulary.as_ref().map_or(Ok(made.clone()), |kept| {
                 let found = kept.features().get(at).filter(|found| found.name() == name && found.len() == made.len());
@@ -234,8 +257,6 @@ impl Sampled {
             Ok((kept, numbers))
         };
 
-        let of_items = count(|events| &mut events.items, &mut train, &mut test);
-        let of_contexts = count(|events| &mut events.contexts, &mut train, &mut test);
         let (contexts, numbers) = categories(0, names[0], of_contexts)?;
         for value in train.contexts.iter_mut().chain(&mut test.contexts) {
             *value = numbers[*value as usize];

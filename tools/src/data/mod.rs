@@ -5,6 +5,7 @@
 
 mod events;
 mod gzip;
+mod order;
 mod records;
 #[cfg(test)]
 mod tests;

@@ -107,16 +107,16 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         };
         let (&first, others) = config.sweep.seeds.split_first().context("`seeds` is empty")?;
         let tuned = sweep.rates.iter().map(|&rate| run(rate, first)).collect::<Result<Vec<_>>>()?;
-        let rate = results::best_rate(&tuned).unwrap_or(config.train.learning_rate);
+        let rate = results::best_rate(&tuned, config.train.select).unwrap_or(config.train.learning_rate);
         results.extend(tuned);
         for &seed in others {
             results.push(run(rate, seed)?);
         }
         // As it goes on, so that there is something to look at.
-        results::write(&args.output, &results)?;
+        results::write(&args.output, &results, config.train.select)?;
     }
     ensure!(!results.is_empty(), "no representation is within the budget");
-    output::print(|out| out.write_all(results::table(&results).as_bytes()))?;
+    output::print(|out| out.write_all(results::table(&results, config.train.select).as_bytes()))?;
     Ok(Outcome::Done)
 }
 

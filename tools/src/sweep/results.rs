@@ -3,7 +3,7 @@
 use crate::{
     output::Output,
     report::plot::{self, Line},
-    train::{Quality, Report},
+    train::{Quality, Report, config::Select},
 };
 use anyhow::Result;
 use std::{fmt::Write as _, path::Path};
@@ -20,10 +20,10 @@ pub(super) struct RunResult {
 }
 
 /// The rate whose model was best by the examples held out; the first where none are.
-pub(super) fn best_rate(tuned: &[RunResult]) -> Option<f64> {
+pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
     let valid = |result: &RunResult| result.report.valid;
     let better = |best: &'_ RunResult, other: &'_ RunResult| match (valid(best), valid(other)) {
-        (Some(best), Some(other)) => other.is_better_than(&best),
+        (Some(best), Some(other)) => other.is_better_than(&best, select),
         (best, other) => best.is_none() && other.is_some(),
     };
     let best = tuned.iter().reduce(|best, other| if better(best, other) { other } else { best });
@@ -42,11 +42,11 @@ struct Summary<'r> {
     runs: Vec<&'r Report>,
 }
 
-fn summaries(results: &[RunResult]) -> impl Iterator<Item = Summary<'_>> {
-    results.chunk_by(|a, b| a.name == b.name).filter_map(|runs| {
+fn summaries(results: &[RunResult], select: Select) -> impl Iterator<Item = Summary<'_>> {
+    results.chunk_by(|a, b| a.name == b.name).filter_map(move |runs| {
         let first = runs.first()?;
         let tuned = runs.iter().take_while(|run| run.seed == first.seed).count();
-        let rate = best_rate(&runs[..tuned])?;
+        let rate = best_rate(&runs[..tuned], select)?;
         let rates = || runs[..tuned].iter().map(|run| run.rate);
         let chosen = runs.iter().filter(|run| run.rate == rate);
         Some(Summary {
@@ -77,12 +77,12 @@ impl Summary<'_> {
 }
 
 /// A table in Markdown: a row for each representation.
-pub(super) fn table(results: &[RunResult]) -> String {
+pub(super) fn table(results: &[RunResult], select: Select) -> String {
     let mut text = String::from(
         "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
-    for summary in summaries(results) {
+    for summary in summaries(results, select) {
         let [bytes, dense] = summary.bytes;
         let number = |number: fn(&Quality) -> Option<f64>| match summary.of(number) {
             Some((mean, spread)) if summary.runs.len() > 1 => format!("{mean:.4} ± {spread:.4}"),
@@ -126,8 +126,8 @@ fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
 }
 
 /// AUC and log-loss against bytes, a line for each kind of table.
-fn picture(results: &[RunResult]) -> String {
-    let summaries: Vec<Summary<'_>> = summaries(results).collect();
+fn picture(results: &[RunResult], select: Select) -> String {
+    let summaries: Vec<Summary<'_>> = summaries(results, select).collect();
     let kinds =
         || summaries.iter().zip(0..).filter(|(summary, at)| summaries[..*at].iter().all(|s| s.kind != summary.kind));
     let lines = |number: fn(&Quality) -> Option<f64>| -> Vec<Line> {
@@ -147,11 +147,11 @@ fn picture(results: &[RunResult]) -> String {
 }
 
 /// Writes `results.csv`, `results.md` and `results.svg`.
-pub(super) fn write(directory: &Path, results: &[RunResult]) -> Result<()> {
+pub(super) fn write(directory: &Path, results: &[RunResult], select: Select) -> Result<()> {
     let files = [
         ("results.csv", csv(results)?),
-        ("results.md", table(results).into_bytes()),
-        ("results.svg", picture(results).into_bytes()),
+        ("results.md", table(results, select).into_bytes()),
+        ("results.svg", picture(results, select).into_bytes()),
     ];
     for (name, bytes) in files {
         let mut output = Output::create(&directory.join(name))?;

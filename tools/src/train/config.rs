@@ -216,12 +216,26 @@ pub(crate) struct Train {
     /// Threads to learn with; what is learned is the same for any number.
     #[serde(default = "default_threads")]
     pub(crate) threads: usize,
+    /// What makes one model better than another, of the examples held out.
+    #[serde(default)]
+    pub(crate) select: Select,
     /// Epochs without a better model, by the examples held out, after which learning ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) patience: Option<u32>,
     /// Steps after which a checkpoint is written, besides the end of each epoch; 0: never.
     #[serde(default = "default_checkpoint_every")]
     pub(crate) checkpoint_every: u64,
+}
+
+/// What a better model has less, or more, of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Select {
+    /// Less of what is learned to be small.
+    #[default]
+    LogLoss,
+    /// More, if order alone counts: whether the probabilities are right does not.
+    Auc,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

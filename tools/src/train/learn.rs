@@ -242,9 +242,10 @@ impl<'d> Learner<'d> {
             None
         };
         self.point(learning_rate, valid);
+        let select = self.config.train.select;
         let Progress { epoch, step, best, points, .. } = &mut self.progress;
         (*epoch, *step) = (*epoch + 1, 0);
-        let better = valid.filter(|valid| best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality)));
+        let better = valid.filter(|valid| best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality, select)));
         if let Some(quality) = better {
             *best = Some(Best { epoch: *epoch, quality });
         }

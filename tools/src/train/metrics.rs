@@ -1,5 +1,6 @@
 //! How good scores are.
 
+use super::config::Select;
 use serde::{Deserialize, Serialize};
 
 /// Logits of examples, and their labels.
@@ -25,10 +26,9 @@ pub(crate) struct Quality {
 }
 
 impl Quality {
-    /// Better is what orders examples better, or, of what cannot be ordered, what loses less.
-    pub(crate) fn is_better_than(&self, other: &Self) -> bool {
-        match (self.auc, other.auc) {
-            (Some(auc), Some(other)) => auc > other,
+    pub(crate) fn is_better_than(&self, other: &Self, select: Select) -> bool {
+        match (select, self.auc, other.auc) {
+            (Select::Auc, Some(auc), Some(other)) => auc > other,
             _ => self.log_loss < other.log_loss,
         }
     }
