@@ -8,6 +8,11 @@ use crate::{
 
 /// Rows and columns that are transposed together, in registers.
 const BLOCK: usize = 4;
+/// Elements that fit the nearest cache, in whatever order they are written.
+const NEAR: usize = 1 << 13;
+/// Columns of larger ones that are finished before the next: a cache line of x, and as many of the outcome as the nearest cache
+/// has room for if they lie a power of two apart.
+const PANEL: usize = 16;
 
 /// `out[n x m] <- x[m x n]'`. With it, [`chain_step`] makes the products that gradients need: `g . G'` as
 /// `chain_step(g, G')`, and `X' . g` as `chain_step(X', g)`.
@@ -36,19 +41,23 @@ impl Op for Transpose<'_, '_> {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
         let (whole_rows, whole_columns) = (m - m % BLOCK, n - n % BLOCK);
-        for (rows, row) in x.chunks_exact(n.saturating_mul(BLOCK)).zip((0..).step_by(BLOCK)) {
-            let mut rest = rows;
-            let mut blocks: [&[[f32; BLOCK]]; BLOCK] = [&[]; BLOCK];
-            for blocks in &mut blocks {
-                let (row, after) = rest.split_at_checked(n)?;
-                (*blocks, rest) = (row.as_chunks().0, after);
-            }
-            let [a, b, c, d] = blocks;
-            for ((((a, b), c), d), column) in a.iter().zip(b).zip(c).zip(d).zip((0..).step_by(BLOCK)) {
-                let block = [a, b, c, d].map(|row| isa.load_f32(row));
-                let to = out.get_mut(column * m + row..)?;
-                for (at, vector) in isa.transpose(block).into_iter().enumerate() {
-                    isa.store(vector, to.get_mut(at * m..)?.first_chunk_mut::<BLOCK>()?);
+        let panel = if x.len() <= NEAR { n } else { PANEL };
+        for first in (0..whole_columns).step_by(panel.max(1)) {
+            let columns = first..whole_columns.min(first + panel);
+            for (rows, row) in x.chunks_exact(n.saturating_mul(BLOCK)).zip((0..).step_by(BLOCK)) {
+                let mut rest = rows;
+                let mut blocks: [&[[f32; BLOCK]]; BLOCK] = [&[]; BLOCK];
+                for blocks in &mut blocks {
+                    let (row, after) = rest.split_at_checked(n)?;
+                    (*blocks, rest) = (row.get(columns.clone())?.as_chunks().0, after);
+                }
+                let [a, b, c, d] = blocks;
+                for ((((a, b), c), d), column) in a.iter().zip(b).zip(c).zip(d).zip((first..).step_by(BLOCK)) {
+                    let block = [a, b, c, d].map(|row| isa.load_f32(row));
+                    let to = out.get_mut(column * m + row..)?;
+                    for (at, vector) in isa.transpose(block).into_iter().enumerate() {
+                        isa.store(vector, to.get_mut(at * m..)?.first_chunk_mut::<BLOCK>()?);
+                    }
                 }
             }
         }

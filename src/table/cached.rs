@@ -26,6 +26,18 @@ impl Set {
         way_of(self.rows.first_chunk::<WAYS>()?, row)
     }
 
+    /// The row that a way holds, or would.
+    #[cfg(feature = "train")]
+    pub(crate) fn row(&self, way: usize) -> Option<u32> {
+        self.rows.get(way).copied().filter(|&row| row != NO_ROW)
+    }
+
+    /// All rows that it knows.
+    #[cfg(feature = "train")]
+    pub(crate) fn rows(&self) -> impl Iterator<Item = u32> {
+        self.rows.into_iter().filter(|&row| row != NO_ROW)
+    }
+
     /// Counts one request; whether the row is held.
     pub(crate) fn record(&mut self, row: u32) -> bool {
         let way = way_of(&self.rows, row);

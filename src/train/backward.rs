@@ -458,17 +458,29 @@ impl Shard {
                     add_products(tier, [r, rows, n], &[to_slice(at.start)], &mut gradients[k])?;
                     &batch.transposed[k][at]
                 } else {
-                    if is_open {
-                        add_products(tier, [r, rows, n], &[to_slice(0)], slice_gradient)?;
-                    } else {
-                        store_products(tier, [rows, n], &[to_slice(0)], slice_gradient)?;
-                        let at = slice(digit as usize - slices.first());
-                        transpose(tier, &slices.values()[at], n, transposed_slice)?;
-                    }
-                    is_open = first + same == digits.len() && next == Some(digit);
+                    let at = slice(digit as usize - slices.first());
                     if !is_open {
-                        slices.update(digit as usize, slice_gradient, update)?;
+                        transpose(tier, slices.values().get(at.clone())?, n, transposed_slice)?;
                     }
+                    let stays_open = first + same == digits.len() && next == Some(digit);
+                    match update.learning_rate_of_sum() {
+                        // All of it is here, and can be added where it goes.
+                        Some(rate) if !is_open && !stays_open => {
+                            let job = Job { scale: -rate, ..to_slice(at.start) };
+                            add_products(tier, [r, rows, n], &[job], slices.values_mut())?;
+                        }
+                        _ => {
+                            if is_open {
+                                add_products(tier, [r, rows, n], &[to_slice(0)], slice_gradient)?;
+                            } else {
+                                store_products(tier, [rows, n], &[to_slice(0)], slice_gradient)?;
+                            }
+                            if !stays_open {
+                                slices.update(digit as usize, slice_gradient, update)?;
+                            }
+                        }
+                    }
+                    is_open = stays_open;
                     &*transposed_slice
                 };
                 let to_x = Job { m: rows, x: d_next, slice: transposed_slice, out: first * m * r, scale: 1.0 };

@@ -287,16 +287,18 @@ impl Dlrm {
         let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
         let Buffers { tables, vectors, interactions, .. } = buffers;
-        let (bottom, pooled) = rayon::join(
-            || bottom.forward(tier, batch.dense, samples),
-            || {
-                let tables = features.par_iter().zip(batch.bags).zip(&mut *tables);
-                tables.with_max_len(1).try_for_each(|((feature, bags), TableBuffers { pooled, workspace, .. })| {
-                    pooled.resize(samples * dim, 0.0);
-                    feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
-                })
-            },
+        let pool = || {
+            let tables = features.par_iter().zip(batch.bags).zip(&mut *tables);
+            tables.with_max_len(1).try_for_each(|((feature, bags), TableBuffers { pooled, workspace, .. })| {
+                pooled.resize(samples * dim, 0.0);
+                feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
+            })
+        };
+        let (bottom, (prepared, pooled)) = rayon::join(
+            || bottom.prepare(tier).and_then(|()| bottom.forward(tier, batch.dense, samples)),
+            || rayon::join(|| top.prepare(tier), pool),
         );
+        prepared?;
         let (bottom, ()) = bottom.zip(pooled)?;
 
         vectors.resize(samples * count * dim, 0.0);

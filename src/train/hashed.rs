@@ -37,8 +37,9 @@ impl HashedTable {
     /// themselves, or some of them stored apart.
     pub fn new(rows: Box<dyn Embedding>, num_embeddings: u64) -> Result<Self, TrainError> {
         check_num_embeddings(num_embeddings)?;
-        let data = *rows.table().data();
-        let is_plain = matches!(data.index_map, IndexMap::Identity) && data.overrides.is_none();
+        let table = rows.table();
+        let data = *table.data();
+        let is_plain = matches!(data.index_map, IndexMap::Identity) && !table.has_stored_rows();
         match u32::try_from(data.num_rows) {
             Ok(num_rows) if is_plain && data.num_rows <= num_embeddings => {
                 Ok(Self { rows, num_embeddings, num_rows, indices: Vec::new() })

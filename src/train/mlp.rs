@@ -35,7 +35,7 @@ pub struct Linear {
     /// Outputs x inputs, and a number for each output.
     parameters: [Parameters; 2],
     relu: bool,
-    /// Inputs x outputs: the weights of the last forward pass, transposed.
+    /// The weights, inputs x outputs.
     transposed: Vec<f32>,
     /// One row for each sample of the last forward pass.
     outputs: Vec<f32>,
@@ -108,11 +108,16 @@ impl Linear {
         [("weight", weights), ("bias", biases)]
     }
 
+    /// What [`forward`](Self::forward) multiplies by, unless the weights have changed since.
+    fn transpose_weights(&mut self, tier: Tier) -> Option<()> {
+        let [weights, _] = &self.parameters;
+        self.transposed.resize(weights.values().len(), 0.0);
+        transpose(tier, weights.values(), weights.slice_len(), &mut self.transposed)
+    }
+
     fn forward(&mut self, tier: Tier, x: &[f32], samples: usize) -> Option<()> {
         let (r, n) = (self.inputs(), self.outputs());
-        let [weights, biases] = &self.parameters;
-        self.transposed.resize(r * n, 0.0);
-        transpose(tier, weights.values(), r, &mut self.transposed)?;
+        let [_, biases] = &self.parameters;
         self.outputs.resize(samples * n, 0.0);
         let epilogue = Epilogue::Bias { bias: biases.values(), relu: self.relu };
         multiply_rows(tier, [r, n], x, &self.transposed, &mut self.outputs, epilogue)
@@ -131,8 +136,8 @@ impl Linear {
         let (r, n, tier) = (self.inputs(), self.outputs(), update.tier());
         let [weights, biases] = &mut self.parameters;
         if self.relu {
-            let dead = d.iter_mut().zip(&self.outputs).filter(|(_, y)| **y <= 0.0);
-            dead.for_each(|(d, _)| *d = 0.0);
+            // Without a jump, which would be taken at random.
+            d.iter_mut().zip(&self.outputs).for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
         }
         if let Some(d_inputs) = d_inputs {
             d_inputs.resize(samples * r, 0.0);
@@ -212,6 +217,11 @@ impl Mlp {
             from = to;
         }
         Ok(Self { layers, d: Default::default() })
+    }
+
+    /// What a [`forward`](Self::forward) pass needs to know of the weights: all that does not wait for its inputs.
+    pub(super) fn prepare(&mut self, tier: Tier) -> Option<()> {
+        self.layers.par_iter_mut().with_max_len(1).try_for_each(|layer| layer.transpose_weights(tier))
     }
 
     /// What comes out, a row for each sample; `x` itself if there are no layers.

@@ -11,6 +11,7 @@
 //! Steps of different tables are independent: [`Dlrm`] runs them in parallel. A large batch is besides divided within a step. Everything is the same, bit for bit, for a seed and a tier, on any number of threads.
 
 mod backward;
+mod cache;
 mod dense;
 mod dlrm;
 mod hashed;
@@ -22,6 +23,7 @@ mod quotient_remainder;
 mod tt;
 
 pub use crate::error::TrainError;
+pub use cache::CacheSpec;
 pub use dense::DenseTable;
 pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};
 pub use hashed::HashedTable;
@@ -73,7 +75,8 @@ pub trait Embedding: Send + Sync {
         learning_rate: f64,
     ) -> Result<(), TrainError>;
 
-    /// What is learned, with the state of the optimiser: one for each core, for each part of a quotient-remainder
+    /// What is learned, with the state of the optimiser: one for each core (and for the rows of a
+    /// cache, if there is one), for each part of a quotient-remainder
     /// table, or for all rows of a dense one.
     fn parameters(&self) -> &[Parameters];
 
@@ -85,6 +88,13 @@ pub trait Embedding: Send + Sync {
 
     /// The same, to be restored from a checkpoint.
     fn set_steps(&mut self, steps: u64);
+
+    /// Ids of rows, ascending, and those rows, one after another, that are learned beside what [`table`](Self::table)'s
+    /// [`data`](Table::data) holds: a blob stores them apart ([`OverridesSpec`](crate::blob::OverridesSpec)). None but of a table
+    /// with a cache.
+    fn rows_apart(&self) -> (Vec<u64>, Vec<f32>) {
+        Default::default()
+    }
 
     /// What a checkpoint keeps besides: nothing but of a table that counts what it is asked for.
     fn counters(&self) -> Vec<u64> {

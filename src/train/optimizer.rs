@@ -106,6 +106,14 @@ impl Update {
     pub(super) fn tier(&self) -> Tier {
         self.tier
     }
+
+    /// What is to be multiplied with a gradient and taken from the values, if that is all there is to the step.
+    pub(super) fn learning_rate_of_sum(&self) -> Option<f32> {
+        match self.rule {
+            Rule::Sgd(learning_rate) => Some(learning_rate),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -147,6 +155,11 @@ impl<'p> Slices<'p> {
     }
 
     pub(super) fn values(&self) -> &[f32] {
+        self.values
+    }
+
+    /// The same, where a step is more than a slice's [`update`](Self::update).
+    pub(super) fn values_mut(&mut self) -> &mut [f32] {
         self.values
     }
 
@@ -209,6 +222,14 @@ impl Parameters {
     /// The same, to be restored.
     pub fn state_mut(&mut self) -> [&mut [f32]; 2] {
         self.state.each_mut().map(Vec::as_mut_slice)
+    }
+
+    /// Forgets the state of a slice, and returns its values, to be replaced.
+    pub(super) fn reset_slice(&mut self, slice: usize) -> Option<&mut [f32]> {
+        for (state, len) in self.state.iter_mut().zip(self.state_lens) {
+            state.get_mut(slice * len..)?.get_mut(..len)?.fill(0.0);
+        }
+        self.values.get_mut(slice * self.slice_len..)?.get_mut(..self.slice_len)
     }
 
     pub(super) fn slices_mut(&mut self) -> Slices<'_> {

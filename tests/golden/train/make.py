@@ -99,32 +99,37 @@ def case(name, kind, parameters, dim, forward, mode):
             line(f"after.{k}", values.detach().flatten().tolist())
 
 
-print(f"# torch {torch.__version__}")
-line("learning_rate", [LEARNING_RATE])
-for at, kind in enumerate(OPTIMIZERS):
-    for shape_at, (name, p, q, ranks, n) in enumerate(SHAPES):
-        mode = MODES[(at + shape_at) % len(MODES)]
-        r = [1, *ranks, 1]
-        line("shape", [name])
-        line("num_embeddings", [n])
-        line("p", p)
-        line("q", q)
-        line("ranks", ranks)
-        cores = [torch.randn(p[k], r[k] * q[k] * r[k + 1], requires_grad=True) for k in range(len(p))]
-        forward = lambda i, o, w: pool(rows_of(cores, p, q, ranks, i), o, w, mode)
-        case(f"{name}-{kind}-{mode}", kind, cores, torch.tensor(q).prod().item(), forward, mode)
-    for mode in MODES:
-        line("shape", ["dense"])
-        line("num_embeddings", [11])
-        rows = torch.randn(11, 5, requires_grad=True)
+def main():
+    print(f"# torch {torch.__version__}")
+    line("learning_rate", [LEARNING_RATE])
+    for at, kind in enumerate(OPTIMIZERS):
+        for shape_at, (name, p, q, ranks, n) in enumerate(SHAPES):
+            mode = MODES[(at + shape_at) % len(MODES)]
+            r = [1, *ranks, 1]
+            line("shape", [name])
+            line("num_embeddings", [n])
+            line("p", p)
+            line("q", q)
+            line("ranks", ranks)
+            cores = [torch.randn(p[k], r[k] * q[k] * r[k + 1], requires_grad=True) for k in range(len(p))]
+            forward = lambda i, o, w: pool(rows_of(cores, p, q, ranks, i), o, w, mode)
+            case(f"{name}-{kind}-{mode}", kind, cores, torch.tensor(q).prod().item(), forward, mode)
+        for mode in MODES:
+            line("shape", ["dense"])
+            line("num_embeddings", [11])
+            rows = torch.randn(11, 5, requires_grad=True)
 
-        def forward(indices, offsets, weights):
-            weights = weights if mode == "weighted" else None
-            mean_or_sum = "mean" if mode == "mean" else "sum"
-            offsets = torch.tensor(offsets)
-            return F.embedding_bag(
-                indices, rows, offsets, mode=mean_or_sum, per_sample_weights=weights, sparse=True,
-                include_last_offset=True,
-            )
+            def forward(indices, offsets, weights):
+                weights = weights if mode == "weighted" else None
+                mean_or_sum = "mean" if mode == "mean" else "sum"
+                offsets = torch.tensor(offsets)
+                return F.embedding_bag(
+                    indices, rows, offsets, mode=mean_or_sum, per_sample_weights=weights, sparse=True,
+                    include_last_offset=True,
+                )
 
-        case(f"dense-{kind}-{mode}", kind, [rows], 5, forward, mode)
+            case(f"dense-{kind}-{mode}", kind, [rows], 5, forward, mode)
+
+
+if __name__ == "__main__":
+    main()
