@@ -531,12 +531,12 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
     anyhow!("tensor {:?}, {place}: {value} has no finite {} form", tensor.name(), dtype.name())
 }
 
-/// The spec for a checkpoint that holds one table, or one model, and says all about it; otherwise an error that offers what there
-/// is.
+/// The spec for a checkpoint that holds one table, or one model, or tables that it says all about; otherwise an error that offers
+/// what there is.
 fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
     let survey = Survey::of(checkpoint);
     let model = Model::whole(&survey);
-    let Survey { tables: found, refused, .. } = survey;
+    let Survey { tables: found, refused, complete, .. } = survey;
     let path = checkpoint.path().display();
     if let Some(model) = model {
         let with_operation = |table: &TableSpec| with_qr_operation(checkpoint, table.clone(), qr_operation);
@@ -549,6 +549,10 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Sp
                 bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{offer}")
             }
         };
+    }
+    if complete {
+        let model = Model::detect(checkpoint).into_iter().next();
+        return Ok(Spec { model, tables: found });
     }
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
         let table = with_qr_operation(checkpoint, named_after_file(checkpoint, table), qr_operation);
