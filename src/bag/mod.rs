@@ -203,17 +203,18 @@ impl Table<'_> {
         }
     }
 
-    /// Sums checked bags: that of bag b to the `embedding_dim` elements of `rows` from `b * stride + first` on.
+    /// Pools checked bags: the row of bag b goes to the `embedding_dim` elements of `rows` from `b * stride + first` on.
     pub(crate) fn pool_strided<I: Index>(
         &self,
         bags: &Bags<'_, I>,
+        pooling: Pooling,
         rows: &mut [f32],
         stride: usize,
         first: usize,
         workspace: &mut [f32],
     ) -> Option<()> {
         let mut out = Output { rows, stride, first, embedding_dim: self.embedding_dim() };
-        self.pool(bags, Pooling::Sum, &mut out, workspace)
+        self.pool(bags, pooling, &mut out, workspace)
     }
 
     /// Pools checked bags, by whichever way is the fastest for this table. `None` if the view contradicts itself.

@@ -17,7 +17,7 @@ pub use crate::limits::{ALIGNMENT, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES
 #[cfg(feature = "alloc")]
 pub use id_index::{id_index, id_index_len};
 pub(crate) use model::top_inputs;
-pub use model::{Activation, Layer, Stack};
+pub use model::{Activation, Layer, ModelTable, Stack};
 #[cfg(feature = "alloc")]
 pub use writer::{
     IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, SectionChecksum, SectionPlan, TableSpec, WeightsSpec,

@@ -49,6 +49,29 @@ impl Activation {
     }
 }
 
+/// A table that the model looks up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelTable {
+    /// Its position among the tables.
+    pub table: usize,
+    /// Whether the rows of a bag are averaged, and not summed.
+    pub mean: bool,
+}
+
+/// The bit of a model's table that says [`ModelTable::mean`].
+const MEAN: u32 = 1 << 31;
+
+impl ModelTable {
+    fn from_code(code: u32) -> Self {
+        Self { table: (code & !MEAN) as usize, mean: code & MEAN != 0 }
+    }
+
+    #[cfg(feature = "alloc")]
+    pub(super) fn code(place: u32, mean: bool) -> u32 {
+        place | if mean { MEAN } else { 0 }
+    }
+}
+
 /// One layer as it lies in a blob: `activation(x . weights * scales + bias)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
@@ -91,9 +114,14 @@ impl<'a> Blob<'a> {
         (0..blob.num_layers()).filter_map(move |position| blob.layer(position))
     }
 
-    /// The positions of the tables that the model looks up, in its order; one may be there several times.
-    pub fn model_tables(&self) -> &'a [u32] {
-        self.model_tables
+    /// How many tables the model looks up.
+    pub fn num_model_tables(&self) -> usize {
+        self.model_tables.len()
+    }
+
+    /// The tables that the model looks up, in its order; one may be there several times.
+    pub fn model_tables(&self) -> impl Iterator<Item = ModelTable> + use<'a> {
+        self.model_tables.iter().map(|&code| ModelTable::from_code(code))
     }
 
     /// The sections of the layer at `position`, in file order.
@@ -141,9 +169,9 @@ impl<'a> Blob<'a> {
 
     /// The model as a whole: its tables, and how its layers follow each other.
     pub(super) fn check_model(&self) -> Result<(), BlobError> {
-        let mut tables = self.model_tables.iter().enumerate();
-        if let Some((position, &found)) = tables.find(|(_, table)| **table as usize >= self.num_tables()) {
-            return Err(BlobError::ModelTable { position, found });
+        let mut tables = self.model_tables().enumerate();
+        if let Some((position, ModelTable { table, .. })) = tables.find(|(_, of)| of.table >= self.num_tables()) {
+            return Err(BlobError::ModelTable { position, found: table as u32 });
         }
         let Some(last) = self.layers.len().checked_sub(1) else { return Ok(()) };
         let mut before: Option<Layer<'_>> = None;
@@ -179,8 +207,7 @@ impl<'a> Blob<'a> {
 
     /// The rows of the model's tables are as wide as what the bottom perceptron makes.
     fn check_embedding_dims(&self, expected: usize) -> Result<(), BlobError> {
-        self.model_tables.iter().try_for_each(|&position| {
-            let table = position as usize;
+        self.model_tables().try_for_each(|ModelTable { table, .. }| {
             let found = self.tables.get(table).map_or(0, |record| record.embedding_dim);
             if found as usize == expected { Ok(()) } else { Err(BlobError::ModelDim { table, found, expected }) }
         })

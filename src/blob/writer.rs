@@ -4,7 +4,7 @@
 use super::{
     Activation, Checksum, Combine, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, Role,
     Stack, VERSION, align_up, directory_checksum, id_index_len,
-    model::top_inputs,
+    model::{ModelTable, top_inputs},
     record::{
         DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map, kind,
     },
@@ -118,8 +118,8 @@ pub struct OverridesSpec {
 /// A model to be written around some tables: DLRM's, with the dot product of each pair as its interaction.
 #[derive(Clone, Debug, Default)]
 pub struct ModelSpec {
-    /// The positions of its tables among those given to [`Layout::with_model`], in the order of the interaction.
-    pub tables: Vec<usize>,
+    /// Its tables, by their positions among those given to [`Layout::with_model`], in the order of the interaction.
+    pub tables: Vec<ModelTable>,
     /// Layers of the bottom perceptron.
     pub bottom: Vec<LayerSpec>,
     /// Layers of the top perceptron.
@@ -330,14 +330,14 @@ impl Layout {
         let Some(embedding_dim) = model.bottom.last().map(|last| last.outputs).filter(|_| !model.top.is_empty()) else {
             return Err(BlobError::LayerOrder { layer: num_layers });
         };
-        for (position, &table) in model.tables.iter().enumerate() {
+        for (position, &ModelTable { table, mean }) in model.tables.iter().enumerate() {
             let missing = BlobError::ModelTable { position, found: u32::try_from(table).unwrap_or(u32::MAX) };
             let &place = sorted.get(table).ok_or(missing)?;
             let found = self.tables.get(place as usize).map_or(0, |record| record.embedding_dim);
             if found as usize != embedding_dim {
                 return Err(BlobError::ModelDim { table, found, expected: embedding_dim });
             }
-            self.model_tables.push(place);
+            self.model_tables.push(ModelTable::code(place, mean));
         }
         self.header.interaction = INTERACTION_DOT;
         let mut inputs = None;

@@ -148,7 +148,7 @@ impl<'a> Ranker<'a> {
 
     /// Tables that the model looks up.
     pub fn num_tables(&self) -> usize {
-        self.blob.model_tables().len()
+        self.blob.num_model_tables()
     }
 
     /// Columns of each of them.
@@ -159,8 +159,12 @@ impl<'a> Ranker<'a> {
     /// The tables, in the order in which [`score`](Self::score) takes their bags.
     pub fn tables(&self) -> impl Iterator<Item = Table<'a>> + use<'a> {
         let Self { blob, tier, .. } = *self;
-        let tables = blob.model_tables().iter();
-        tables.filter_map(move |&table| Some(Table::new(blob.table_data(table as usize)?).with_tier(tier)))
+        blob.model_tables().filter_map(move |of| Some(Table::new(blob.table_data(of.table)?).with_tier(tier)))
+    }
+
+    /// What becomes of the rows of a bag of each of these tables: their sum, or their mean.
+    pub fn poolings(&self) -> impl Iterator<Item = Pooling> + use<'a> {
+        self.blob.model_tables().map(|of| if of.mean { Pooling::Mean } else { Pooling::Sum })
     }
 
     /// The layers, those of the bottom perceptron first.
@@ -202,7 +206,8 @@ impl<'a> Ranker<'a> {
     /// Writes the score of each sample into `out`: a probability if the model ends in a sigmoid, as DLRM's do.
     ///
     /// `dense` is `out.len() x num_dense`; `bags` holds a list for each of [`tables`](Self::tables), each with `out.len()` bags,
-    /// whose rows are summed (with the weights if there are any; those of quotient-remainder tables as [`Table::bag`] pools them).
+    /// whose rows are summed or averaged as [`poolings`](Self::poolings) say (summed with the weights if there are any; those of
+    /// quotient-remainder tables as [`Table::bag`] pools them).
     /// `workspace` holds at least [`workspace_len`](Self::workspace_len) elements, and up to
     /// [`batch_workspace_len`](Self::batch_workspace_len) of them make it faster. A sample's score depends neither on them nor on
     /// the samples beside it.
@@ -291,12 +296,12 @@ impl<'a> Ranker<'a> {
         if workspace.len() < expected {
             return Err(ScoreError::WorkspaceLen { found: workspace.len(), expected });
         }
-        for (position, (table, bags)) in self.tables().zip(bags).enumerate() {
+        for (position, ((table, pooling), bags)) in self.tables().zip(self.poolings()).zip(bags).enumerate() {
             let wrong = |error| ScoreError::Table { table: position, error };
             if bags.len() != num_samples && !(sharing && bags.len() == 1) {
                 return Err(wrong(LookupError::NumBags { found: bags.len(), expected: num_samples }));
             }
-            table.check_bags(bags, Pooling::Sum).map_err(wrong)?;
+            table.check_bags(bags, pooling).map_err(wrong)?;
         }
         // A batch of one shares nothing worth the trouble.
         let one_dense = one_dense && num_samples > 1;
@@ -374,13 +379,14 @@ impl<'a> Ranker<'a> {
             self.put_dense(batch.dense, 0..1, buffers)?;
             repeat(buffers.features, stride, 0, dim)?;
         }
-        for (position, (table, bags)) in self.tables().zip(batch.bags).enumerate() {
+        let tables = self.tables().zip(self.poolings());
+        for (position, ((table, pooling), bags)) in tables.zip(batch.bags).enumerate() {
             let first = position.checked_add(1)?.checked_mul(dim)?;
             if batch.num_samples == 1 || !batch.is_shared(position) {
                 let bags = bags.slice(samples.clone())?;
-                table.pool_strided(&bags, buffers.features, stride, first, buffers.tables)?;
+                table.pool_strided(&bags, pooling, buffers.features, stride, first, buffers.tables)?;
             } else if is_first {
-                table.pool_strided(bags, buffers.features, stride, first, buffers.tables)?;
+                table.pool_strided(bags, pooling, buffers.features, stride, first, buffers.tables)?;
                 repeat(buffers.features, stride, first, dim)?;
             }
         }

@@ -162,7 +162,7 @@ pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &H
     let model = spec.model.as_ref().map(|model| {
         let in_file = || format!("{}: [model]", checkpoint.path().display());
         let model = Model::open(checkpoint, model).with_context(in_file)?;
-        let layout = model.layout(sources.len()).with_context(in_file)?;
+        let layout = model.layout(&spec.tables).with_context(in_file)?;
         Ok::<_, anyhow::Error>((model, layout))
     });
     let model = model.transpose()?;

@@ -88,9 +88,20 @@ pub(crate) struct TableSpec {
     /// What the rows of a factorised tensor train are sorted by first; default: they stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) row_order: Option<RowOrder>,
+    /// What becomes of the rows of a bag in a model; default: their sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pooling: Option<Pooling>,
     /// The stored type in the blob; default: the checkpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "dtype_name")]
     pub(crate) dtype: Option<Dtype>,
+}
+
+/// What a model makes of the rows of a bag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Pooling {
+    Sum,
+    Mean,
 }
 
 /// What a table is stored as.

@@ -231,7 +231,7 @@ fn model(blob: &Blob<'_>) -> Option<ModelSpec> {
         };
         of_stack.map(layer).collect()
     };
-    let tables = blob.model_tables().iter().map(|&table| table as usize).collect();
+    let tables = blob.model_tables().collect();
     (blob.num_layers() > 0).then(|| ModelSpec { tables, bottom: layers(Stack::Bottom), top: layers(Stack::Top) })
 }
 

@@ -3,11 +3,11 @@
 use super::{Survey, require_float};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
-    spec::ModelSpec,
+    spec::{ModelSpec, Pooling, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
-    blob::{self, Activation, LayerSpec},
+    blob::{self, Activation, LayerSpec, ModelTable},
     dtype::Dtype,
 };
 
@@ -87,7 +87,7 @@ impl<'c> Model<'c> {
     pub(crate) fn whole(survey: &Survey<'_>) -> Option<ModelSpec> {
         let [model] = &Self::detect(survey.checkpoint)[..] else { return None };
         let prefix = model.prefix.as_deref().unwrap_or_default();
-        let of_model = |table: &crate::spec::TableSpec| {
+        let of_model = |table: &TableSpec| {
             table.dialect == model.dialect && table.prefix.as_deref().is_some_and(|table| table.starts_with(prefix))
         };
         let numbered =
@@ -135,9 +135,10 @@ impl<'c> Model<'c> {
         self.bottom.iter().chain(&self.top)
     }
 
-    /// As the blob has it, around as many tables, in this order. DLRM's and TorchRec's layers are followed by ReLU, but for the
+    /// As the blob has it, around these tables, in this order. DLRM's and TorchRec's layers are followed by ReLU, but for the
     /// last, whose sigmoid TorchRec leaves to the loss.
-    pub(crate) fn layout(&self, num_tables: usize) -> Result<blob::ModelSpec> {
+    pub(crate) fn layout(&self, tables: &[TableSpec]) -> Result<blob::ModelSpec> {
+        let num_tables = tables.len();
         let last = self.top.len() - 1;
         let layer = |linear: &Linear<'_>, activation| {
             let &Linear { inputs, outputs, .. } = linear;
@@ -167,8 +168,9 @@ impl<'c> Model<'c> {
         }
         ensure!(inputs == Some(1), "the top perceptron has {} outputs: expected 1", inputs.unwrap_or(0));
         let top = self.top.iter().enumerate();
+        let of_model = |(table, spec): (usize, &TableSpec)| ModelTable { table, mean: spec.pooling == Some(Pooling::Mean) };
         Ok(blob::ModelSpec {
-            tables: (0..num_tables).collect(),
+            tables: tables.iter().enumerate().map(of_model).collect(),
             bottom: self.bottom.iter().map(|linear| layer(linear, Activation::Relu)).collect(),
             top: top
                 .map(|(at, linear)| layer(linear, if at == last { Activation::Sigmoid } else { Activation::Relu }))
