@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
         None => {
             let operation = args.qr_operation.as_deref();
-            (only_table(&checkpoint, operation)?, "the checkpoint's only table".to_owned())
+            (own_tables(&checkpoint, operation)?, "the checkpoint's own tables".to_owned())
         }
     };
     let with_operation = |table| with_qr_operation(&checkpoint, table, args.qr_operation.as_deref());
@@ -472,9 +472,13 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
     anyhow!("tensor {:?}, {place}: {value} has no finite {} form", tensor.name(), dtype.name())
 }
 
-/// The spec for a checkpoint that holds one table and says all about it; otherwise an error that offers what there is.
-fn only_table(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
-    let Survey { tables: found, refused, .. } = Survey::of(checkpoint);
+/// The spec for a checkpoint that says all about its tables, or holds one and says all about it; otherwise an error that offers
+/// what there is.
+fn own_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
+    let Survey { tables: found, refused, complete, .. } = Survey::of(checkpoint);
+    if complete {
+        return Ok(Spec { tables: found });
+    }
     let path = checkpoint.path().display();
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
         let table = with_qr_operation(checkpoint, named_after_file(checkpoint, table), qr_operation);

@@ -8,6 +8,7 @@ mod cancel;
 mod checkpoint;
 mod compare;
 mod convert;
+mod data;
 mod demo;
 mod dialect;
 mod factorize;
@@ -17,8 +18,11 @@ mod lookup;
 mod output;
 mod plan;
 mod progress;
+mod random;
 mod report;
 mod spec;
+mod sweep;
+mod train;
 mod trial;
 mod verify;
 
@@ -59,6 +63,9 @@ enum Command {
     Verify(verify::Args),
     Report(report::Args),
     Bench(bench::Args),
+    Train(train::Args),
+    Eval(train::EvalArgs),
+    Sweep(sweep::Args),
     Demo(demo::Args),
 }
 
@@ -82,6 +89,9 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => train::evaluate(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

@@ -15,7 +15,7 @@ pub(crate) struct Spec {
 }
 
 /// One `[[table]]`. What is unambiguous in the checkpoint may be left out.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TableSpec {
     /// The table's name in the blob; default: `tensor`, or `prefix` without its last dot.

@@ -1,5 +1,6 @@
 //! Reproducible pseudo-random stored elements.
 
+use crate::random::random;
 use anyhow::Result;
 use half::f16;
 use ttrec::{
@@ -7,14 +8,6 @@ use ttrec::{
     blob::{Layout, Role, TableSpec, WeightsSpec},
     dtype::Dtype,
 };
-
-/// SplitMix64: the `position`th number of the stream `seed`.
-pub(super) fn random(seed: u64, position: u64) -> u64 {
-    let z = seed.wrapping_add((position.wrapping_add(1)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ z >> 31
-}
 
 /// Fills `out` with elements of `dtype`. Floats have any sign and mantissa and are between 1/8 and 2: no sum of products
 /// of theirs comes near the ends of f32, where arithmetic may be slower.

@@ -1,6 +1,6 @@
 //! The roofline: what this core and its memory can do at best, measured again and again during a run.
 
-use super::contents::random;
+use crate::random::random;
 use anyhow::{Result, ensure};
 use std::{
     fs,

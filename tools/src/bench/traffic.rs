@@ -1,9 +1,10 @@
 //! Batches of bags, and passes over them.
 
-use super::{contents::random, reference::Stored, roofline::Pass};
+use super::{reference::Stored, roofline::Pass};
 use crate::{
     frequencies::add_up,
     lookup::{BagsFile, Mode, zeros},
+    random::random,
 };
 use anyhow::{Context, Result, ensure};
 use std::{hint::black_box, ops::Range};

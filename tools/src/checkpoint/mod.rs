@@ -74,14 +74,19 @@ impl CheckpointError {
 pub(crate) struct Checkpoint {
     path: Arc<Path>,
     tensors: BTreeMap<String, Tensor>,
+    metadata: Metadata,
 }
+
+/// Texts by name: a safetensors file may have some beside its tensors.
+type Metadata = BTreeMap<String, String>;
 
 impl Checkpoint {
     /// Opens the checkpoint at `path`; its content decides which container it is.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let path: Arc<Path> = path.into();
         let map = Mapped::open(&path).map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
-        let list = contain(|| read(&path, map)).unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
+        let (list, metadata) =
+            contain(|| read(&path, map)).unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
         let mut tensors = BTreeMap::new();
         for tensor in list {
             let name = tensor.name().to_owned();
@@ -90,7 +95,7 @@ impl Checkpoint {
                 return Err(CheckpointError::tensor(&path, &name, reason));
             }
         }
-        Ok(Self { path, tensors })
+        Ok(Self { path, tensors, metadata })
     }
 
     /// The file.
@@ -113,30 +118,36 @@ impl Checkpoint {
     pub(crate) fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
+
+    /// The text called `name` that the file has beside its tensors.
+    pub(crate) fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.get(name).map(String::as_str)
+    }
 }
 
 /// Reads the tensor list of the container found in `map`.
-fn read(path: &Arc<Path>, map: Mapped) -> Result<Vec<Tensor>, CheckpointError> {
+fn read(path: &Arc<Path>, map: Mapped) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
+    let alone = |tensors| (tensors, Metadata::new());
     let bytes = map.as_ref();
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         let archive = archive::open(path, &map)?;
         if archive.names.iter().any(|name| torch::is_pickle_member(name)) {
-            return torch::read_zip(path, &map, archive);
+            return torch::read_zip(path, &map, archive).map(alone);
         }
-        return numpy::read_npz(path, &map, archive);
+        return numpy::read_npz(path, &map, archive).map(alone);
     }
     if bytes.starts_with(numpy::MAGIC) {
-        return numpy::read_npy(path, &map);
+        return numpy::read_npy(path, &map).map(alone);
     }
     if sharded::is_index(bytes) {
-        return sharded::read(path, &map);
+        return sharded::read(path, &map).map(alone);
     }
     // The length of the JSON header, then its opening brace.
     if bytes.get(8) == Some(&b'{') {
         return safetensors::read(path, &map);
     }
     if torch::is_legacy(bytes) {
-        return torch::read_legacy(path, &map);
+        return torch::read_legacy(path, &map).map(alone);
     }
     let reason = if bytes.get(257..262) == Some(b"ustar") {
         "a torch checkpoint in tar form (before 2017), expected one saved again by a newer torch"

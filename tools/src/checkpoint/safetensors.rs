@@ -12,12 +12,13 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::mapped::Mapped;
 use super::tensor::{Data, Layout};
-use super::{CheckpointError, ElementType, Tensor};
+use super::{CheckpointError, ElementType, Metadata, Tensor};
 
 /// Parsing the header takes up to some 15 times its size; 16 MiB describe over 100,000 tensors.
 const MAX_HEADER: usize = 16 << 20;
 
-pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
+/// The tensors, and the texts that the header has beside them.
+pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
     let bytes = map.as_ref();
     let malformed = |reason: &dyn fmt::Display| CheckpointError::file(path, format!("safetensors header: {reason}"));
     let header_len = bytes
@@ -32,7 +33,7 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(&e))?;
 
     let tensors = metadata.tensors();
-    tensors
+    let tensors = tensors
         .into_iter()
         .map(|(name, info)| {
             let element_type = element_type(info.dtype).ok_or_else(|| {
@@ -46,7 +47,8 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
             let layout = Layout::ROW_MAJOR_LE;
             Tensor::new(path, name.clone(), element_type, shape, layout, data)
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    Ok((tensors, metadata.metadata().iter().flatten().map(|(key, text)| (key.clone(), text.clone())).collect()))
 }
 
 fn element_type(dtype: Dtype) -> Option<ElementType> {

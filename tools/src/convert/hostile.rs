@@ -1,7 +1,7 @@
 //! Damaged checkpoints through all of `convert`: whatever comes in, a sound blob or an error comes out, soon, and nothing
 //! is left beside it.
 
-use super::{How, convert, only_table};
+use super::{How, convert, own_tables};
 use crate::{
     blob_file::{self, BlobFile},
     checkpoint::{Checkpoint, Tensor},
@@ -77,7 +77,7 @@ fn exercise(path: &Path, made_for: Option<&Spec>, what: &dyn Fn() -> String) -> 
     match Checkpoint::open(path) {
         Err(refused) => drop(refused.to_string()),
         Ok(checkpoint) => {
-            drop(only_table(&checkpoint, None));
+            drop(own_tables(&checkpoint, None));
             for spec in specs(&checkpoint, made_for) {
                 match convert(&checkpoint, &spec, &output, &How::default()) {
                     Err(refused) => error(refused),

@@ -13,6 +13,7 @@ mod hetu;
 mod t3nsor;
 mod tltorch;
 mod torchrec;
+mod trained;
 
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
@@ -22,10 +23,12 @@ use crate::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use cores::Core;
 use std::collections::BTreeSet;
+pub(crate) use trained::FACTS;
 use ttrec::{TtShape, blob::Combine, dtype::Dtype};
 
 /// Every dialect, the more telling ones first.
 const DIALECTS: &[&dyn Dialect] = &[
+    &trained::Trained,
     &fbtt::Fbtt,
     &el_rec::ElRec,
     &hetu::Hetu,
@@ -55,6 +58,8 @@ pub(crate) struct Survey<'c> {
     pub(crate) tables: Vec<TableSpec>,
     /// Tables that cannot, each with the reason.
     pub(crate) refused: Vec<(TableSpec, String)>,
+    /// Whether the checkpoint itself says that these are all of its tables.
+    pub(crate) complete: bool,
     /// Tensors that a dialect knows as its own, so that no later one takes them for tables.
     taken: BTreeSet<&'c str>,
 }
@@ -63,7 +68,8 @@ impl<'c> Survey<'c> {
     /// Asks every dialect.
     pub(crate) fn of(checkpoint: &'c Checkpoint) -> Self {
         let (tables, refused) = (Vec::new(), Vec::new());
-        let mut survey = Self { checkpoint, dialect: "", tables, refused, taken: BTreeSet::new() };
+        let taken = BTreeSet::new();
+        let mut survey = Self { checkpoint, dialect: "", tables, refused, complete: false, taken };
         for dialect in DIALECTS {
             survey.dialect = dialect.name();
             dialect.detect(&mut survey);
@@ -98,6 +104,13 @@ impl<'c> Survey<'c> {
 
     fn offer(&mut self, spec: TableSpec) {
         self.tables.push(TableSpec { dialect: Some(self.dialect.to_owned()), ..spec });
+    }
+
+    /// All tables of a checkpoint that says all about them itself.
+    fn offer_all(&mut self, specs: Vec<TableSpec>) {
+        self.complete = true;
+        self.taken.extend(self.checkpoint.tensors().map(Tensor::name));
+        self.tables = specs;
     }
 
     fn refuse(&mut self, spec: TableSpec, reason: String) {

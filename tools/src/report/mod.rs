@@ -4,7 +4,7 @@
 mod alternatives;
 mod numbers;
 mod page;
-mod plot;
+pub(crate) mod plot;
 mod sample;
 mod words;
 

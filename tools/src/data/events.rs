@@ -1,0 +1,366 @@
+//! Who took what, without a word on what was left: the examples are what was taken, labelled 1, and beside each of them others
+//! that are drawn from all there is, labelled 0.
+//!
+//! What an item is taken from is its *context*: a user, or the items before it in a session.
+
+use super::{
+    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, order, vocabulary::Categories,
+};
+use crate::{
+    checkpoint::{Checkpoint, Tensor},
+    lookup::vector_len,
+    random::{below, random, uniform},
+};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
+use ttrec::Pooling;
+
+/// Counts of so many are held in memory.
+const MAX_INDICES: u32 = 1 << 28;
+
+/// Pairs of users and items, in an npz file of `train_user`, `train_item`, `test_user`, `test_item`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Interactions {
+    pub(super) path: PathBuf,
+    #[serde(default = "one")]
+    negatives: u32,
+    #[serde(default)]
+    valid_fraction: f64,
+    #[serde(default)]
+    order: Order,
+    /// Whether examples have a dense number, which is 1: its vector's products with the others are what each has by itself.
+    #[serde(default)]
+    constant: bool,
+}
+
+/// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`, each but the first to be told
+/// from those before it; to be judged by, `test_target[s]` from all of `test_items[test_offsets[s]..test_offsets[s + 1]]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sessions {
+    pub(super) path: PathBuf,
+    #[serde(default = "one")]
+    negatives: u32,
+    #[serde(default)]
+    valid_fraction: f64,
+    #[serde(default)]
+    order: Order,
+    /// Whether examples have a dense number, which is 1: its vector's products with the others are what each has by itself.
+    #[serde(default)]
+    constant: bool,
+    /// How many items before one count.
+    #[serde(default = "default_history")]
+    history: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn default_history() -> u32 {
+    20
+}
+
+/// Which row an index of the file has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Order {
+    /// The most frequent first.
+    #[default]
+    Frequency,
+    /// Its own.
+    Given,
+    /// Those that are taken alike stand together, which a tensor train's digits can say: such rows share slices.
+    CoOccurrence,
+}
+
+/// What is drawn, and from where.
+struct Sampling {
+    negatives: u32,
+    valid_fraction: f64,
+    order: Order,
+    constant: bool,
+}
+
+/// Events, in memory.
+pub(crate) struct Sampled {
+    path: PathBuf,
+    features: [Feature; 2],
+    vocabulary: Vocabulary,
+    negatives: u32,
+    constant: bool,
+    train: Events,
+    /// Numbers of the events of `train` that are there to learn from, and that are held out.
+    parts: [Vec<u32>; 2],
+    test: Events,
+}
+
+/// Event e is that `items[e]` was taken from `contexts[spans[e]]`.
+#[derive(Default)]
+struct Events {
+    items: Vec<u32>,
+    contexts: Vec<u32>,
+    spans: Vec<Range<u32>>,
+}
+
+impl Interactions {
+    pub(super) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Sampled> {
+        let path = locate(directory, &self.path);
+        let file = Checkpoint::open(&path)?;
+        let read = |part: &str| -> Result<Events> {
+            let [users, items] = [format!("{part}_user"), format!("{part}_item")];
+            let (contexts, items) = (indices(&file, &users)?, indices(&file, &items)?);
+            let (users, len) = (contexts.len(), items.len());
+            ensure!(users == len, "{}: {users} of {part}_user, but {len} of {part}_item", path.display());
+            let spans = (0..len as u32).map(|at| at..at + 1).collect();
+            Ok(Events { items, contexts, spans })
+        };
+        let (train, test) = (read("train")?, read("test")?);
+        let sampling = Sampling {
+            negatives: self.negatives,
+            valid_fraction: self.valid_fraction,
+            order: self.order,
+            constant: self.constant,
+        };
+        Sampled::new(&path, ["user", "item"], [train, test], vocabulary, &sampling)
+    }
+}
+
+impl Sessions {
+    pub(super) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Sampled> {
+        let path = locate(directory, &self.path);
+        let file = Checkpoint::open(&path)?;
+        ensure!(self.history > 0, "`history` is 0: expected at least 1");
+        let ranges = |offsets: &str, items: &[u32]| -> Result<Vec<Range<u32>>> {
+            let starts = indices(&file, offsets)?;
+            let rise = starts.first() == Some(&0) && starts.is_sorted();
+            let all = rise && starts.last().is_some_and(|&end| end as usize == items.len());
+            ensure!(all, "{}: {offsets:?}: expected to rise from 0 to {}, all items", path.display(), items.len());
+            Ok(starts.windows(2).map(|pair| pair[0]..pair[1]).collect())
+        };
+        let recent = |span: Range<u32>| span.start.max(span.end.saturating_sub(self.history))..span.end;
+
+        let contexts = indices(&file, "items")?;
+        let sessions = ranges("offsets", &contexts)?;
+        let mut train = Events::default();
+        for (session, at) in sessions.into_iter().flat_map(|session| {
+            let start = session.start;
+            session.skip(1).map(move |at| (start, at))
+        }) {
+            train.items.push(contexts[at as usize]);
+            train.spans.push(recent(session..at));
+        }
+        train.contexts = contexts;
+
+        let (contexts, items) = (indices(&file, "test_items")?, indices(&file, "test_target")?);
+        let sessions = ranges("test_offsets", &contexts)?;
+        let (found, expected) = (items.len(), sessions.len());
+        ensure!(found == expected, "{}: {found} of test_target: expected {expected}, one per session", path.display());
+        let test = Events { items, contexts, spans: sessions.into_iter().map(recent).collect() };
+        let sampling = Sampling {
+            negatives: self.negatives,
+            valid_fraction: self.valid_fraction,
+            order: self.order,
+            constant: self.constant,
+        };
+        Sampled::new(&path, ["history", "item"], [train, test], vocabulary, &sampling)
+    }
+}
+
+/// An array of indices.
+fn indices(file: &Checkpoint, name: &str) -> Result<Vec<u32>> {
+    let path = file.path();
+    let array: &Tensor = file.tensor(name).with_context(|| format!("{}: no array {name:?}", path.display()))?;
+    let mut values = vec![0; usize::try_from(vector_len(path, array)?)?];
+    array.read_i64(0, &mut values)?;
+    let place = |at: usize, value: i64| {
+        format!("{}: {name}[{at}] is {value}: expected 0 to {}", path.display(), MAX_INDICES - 1)
+    };
+    let index = |(at, &value): (usize, &i64)| {
+        u32::try_from(value).ok().filter(|&value| value < MAX_INDICES).with_context(|| place(at, value))
+    };
+    values.iter().enumerate().map(index).collect()
+}
+
+impl Sampled {
+    fn new(
+        path: &Path,
+        names: [&str; 2],
+        [mut train, mut test]: [Events; 2],
+        vocabulary: Option<Vocabulary>,
+        &Sampling { negatives, valid_fraction, order, constant }: &Sampling,
+    ) -> Result<Self> {
+        check_share("valid_fraction", valid_fraction)?;
+        ensure!(negatives > 0, "`negatives` is 0: expected at least 1, as all that was taken is labelled 1");
+        ensure!(
+            train.contexts.len().max(test.contexts.len()) < u32::MAX as usize,
+            "{}: more than 2^32 events",
+            path.display()
+        );
+        let held_out = |at: &u32| uniform(FIXED, u64::from(*at)) < valid_fraction;
+        let (valid, learned): (Vec<u32>, Vec<u32>) = (0..train.items.len() as u32).partition(held_out);
+
+        let count = |all: fn(&mut Events) -> &mut Vec<u32>, train: &mut Events, test: &mut Events| {
+            let largest = all(train).iter().chain(all(test).iter()).max().copied().unwrap_or(0);
+            let mut counts = vec![0u64; largest as usize + 1];
+            all(train).iter().for_each(|&value| counts[value as usize] += 1);
+            counts
+        };
+        let (of_contexts, of_items) = (
+            count(|events| &mut events.contexts, &mut train, &mut test),
+            count(|events| &mut events.items, &mut train, &mut test),
+        );
+        let by_frequency = |counts: &[u64]| {
+            let mut values: Vec<u32> = (0..counts.len() as u32).collect();
+            values.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
+            values
+        };
+        let by_number = match order {
+            // The vocabulary says it.
+            _ if vocabulary.is_some() => [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect()),
+            Order::Given => [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect()),
+            Order::Frequency => [by_frequency(&of_contexts), by_frequency(&of_items)],
+            Order::CoOccurrence => {
+                // Of what is there to learn from.
+                let pairs = learned.iter().flat_map(|&event| {
+                    let span = train.spans[event as usize].clone();
+                    let contexts = &train.contexts[span.start as usize..span.end as usize];
+                    contexts.iter().map(move |&context| (context, event))
+                });
+                let pairs: Vec<_> = pairs.map(|(context, event)| [context, train.items[event as usize]]).collect();
+                order::by_co_occurrence(&pairs, [&of_contexts, &of_items])
+            }
+        };
+        let categories = |at: usize, name: &str, counts: Vec<u64>| -> Result<(Categories, Vec<u32>)> {
+            let by_number: &[u32] = &by_number[at];
+            let counted = by_number.iter().map(|&value| counts[value as usize]).collect();
+            let made = Categories::integers(name.to_owned(), by_number, counted);
+            // What a model has learned from stays as it was.
+            let kept = vocabulary.as_ref().map_or(Ok(made.clone()), |kept| {
+                let found = kept.features().get(at).filter(|found| found.name() == name && found.len() == made.len());
+                found.cloned().with_context(|| format!("{}: other {name}s than the model has learned", path.display()))
+            })?;
+            let mut numbers = vec![u32::MAX; counts.len()];
+            for (value, number) in kept.values().iter().zip(0..) {
+                let value = std::str::from_utf8(value).ok().and_then(|value| value.parse::<usize>().ok());
+                let place = value.and_then(|value| numbers.get_mut(value));
+                *place.with_context(|| format!("vocabulary: number {number} of {name:?}: expected an index"))? = number;
+            }
+            if let Some(value) = numbers.iter().position(|&number| number == u32::MAX) {
+                bail!("vocabulary: {name:?} has no number for {value}");
+            }
+            Ok((kept, numbers))
+        };
+
+        let (contexts, numbers) = categories(0, names[0], of_contexts)?;
+        for value in train.contexts.iter_mut().chain(&mut test.contexts) {
+            *value = numbers[*value as usize];
+        }
+        let (items, numbers) = categories(1, names[1], of_items)?;
+        for value in train.items.iter_mut().chain(&mut test.items) {
+            *value = numbers[*value as usize];
+        }
+        let feature = |categories: &Categories| Feature {
+            name: categories.name().to_owned(),
+            num_embeddings: categories.len(),
+            pooling: Pooling::Mean,
+        };
+        let features = [feature(&contexts), feature(&items)];
+        let vocabulary = Vocabulary::new(vec![contexts, items]);
+        let (path, parts) = (path.to_owned(), [learned, valid]);
+        Ok(Self { path, features, vocabulary, negatives, constant, train, parts, test })
+    }
+
+    fn events(&self, split: Split) -> (&Events, Option<&[u32]>) {
+        match split {
+            Split::Train => (&self.train, Some(&self.parts[0])),
+            Split::Valid => (&self.train, Some(&self.parts[1])),
+            Split::Test => (&self.test, None),
+        }
+    }
+}
+
+impl Dataset for Sampled {
+    fn dense_dim(&self) -> usize {
+        usize::from(self.constant)
+    }
+
+    fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    fn num_examples(&self, split: Split) -> Option<u64> {
+        let (events, chosen) = self.events(split);
+        let count = chosen.map_or(events.items.len(), <[u32]>::len);
+        Some(count as u64 * (u64::from(self.negatives) + 1))
+    }
+
+    fn has(&self, split: Split) -> bool {
+        self.num_examples(split) != Some(0)
+    }
+
+    fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
+        ensure!(self.has(split), "{}: nothing to {} with", self.path.display(), split.name());
+        let (events, chosen) = self.events(split);
+        let mut order = chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec);
+        let seed = if split == Split::Train { seed } else { FIXED };
+        if split == Split::Train {
+            // Fisher and Yates.
+            for last in (1..order.len()).rev() {
+                order.swap(last, below(last as u32 + 1, seed, last as u64) as usize);
+            }
+        }
+        Ok(Box::new(Drawn { dataset: self, events, order, seed: random(seed, u64::MAX), at: 0 }))
+    }
+}
+
+/// Example `e` of a pass is about event `order[e / (negatives + 1)]`.
+struct Drawn<'d> {
+    dataset: &'d Sampled,
+    events: &'d Events,
+    order: Vec<u32>,
+    seed: u64,
+    at: u64,
+}
+
+impl Pass for Drawn<'_> {
+    fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()> {
+        let Sampled { features, negatives, constant, .. } = self.dataset;
+        batch.clear(features.len());
+        let Batch { features: bags, labels, dense } = batch;
+        let [contexts, items] = &mut bags[..] else { return Ok(()) };
+        for _ in 0..count {
+            let (position, drawn) = (self.at / (u64::from(*negatives) + 1), self.at % (u64::from(*negatives) + 1));
+            let Some(event) = usize::try_from(position).ok().and_then(|position| self.order.get(position)) else {
+                break;
+            };
+            let event = *event as usize;
+            let span = self.events.spans[event].clone();
+            contexts.indices.extend_from_slice(&self.events.contexts[span.start as usize..span.end as usize]);
+            contexts.end_bag();
+            let drawn = (drawn > 0).then(|| below(features[1].num_embeddings, self.seed, self.at));
+            items.indices.push(drawn.unwrap_or(self.events.items[event]));
+            items.end_bag();
+            labels.push(if drawn.is_some() { 0.0 } else { 1.0 });
+            if *constant {
+                dense.push(1.0);
+            }
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, count: u64) -> Result<()> {
+        self.at = self.at.saturating_add(count);
+        Ok(())
+    }
+}

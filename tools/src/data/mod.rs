@@ -1,0 +1,197 @@
+//! Labelled examples to learn from and to be judged by: batches of dense numbers, bags of indices and labels.
+//!
+//! A [`Dataset`] gives its examples split by split in passes. What a pass gives depends on its seed and nothing else, so
+//! that a pass can be taken up again at any example.
+
+mod events;
+mod gzip;
+mod order;
+mod records;
+#[cfg(test)]
+mod tests;
+mod text;
+mod vocabulary;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use ttrec::{Bags, LookupError, Pooling};
+
+pub(crate) use vocabulary::Vocabulary;
+
+/// Where examples come from: the `[data]` of a config.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "format", rename_all = "kebab-case")]
+pub(crate) enum Config {
+    /// Criteo's click logs.
+    Criteo(records::Criteo),
+    /// Text with a header.
+    Csv(records::Csv),
+    /// Who took what.
+    Interactions(events::Interactions),
+    /// What followed on what.
+    Sessions(events::Sessions),
+}
+
+impl Config {
+    /// Opens the data, whose paths are in `directory`. Categories are numbered as `vocabulary` says, or by a pass over the
+    /// examples to learn from.
+    pub(crate) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Box<dyn Dataset + Sync>> {
+        Ok(match self {
+            Self::Criteo(config) => Box::new(config.open(directory, vocabulary)?),
+            Self::Csv(config) => Box::new(config.open(directory, vocabulary)?),
+            Self::Interactions(config) => Box::new(config.open(directory, vocabulary)?),
+            Self::Sessions(config) => Box::new(config.open(directory, vocabulary)?),
+        })
+    }
+
+    /// The same, to be judged by other files.
+    pub(crate) fn with_test(mut self, files: Vec<PathBuf>) -> Result<Self> {
+        match &mut self {
+            Self::Criteo(config) => config.test = files,
+            Self::Csv(config) => config.test = files,
+            Self::Interactions(events::Interactions { path, .. }) | Self::Sessions(events::Sessions { path, .. }) => {
+                let [file] = <[PathBuf; 1]>::try_from(files).ok().context("expected one npz file")?;
+                *path = file;
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// A feature that a table is for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Feature {
+    pub(crate) name: String,
+    pub(crate) num_embeddings: u32,
+    /// What becomes of the rows of a bag.
+    pub(crate) pooling: Pooling,
+}
+
+/// Which examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Split {
+    /// To learn from.
+    Train,
+    /// Held out of those: to choose by.
+    Valid,
+    /// To be judged by, once.
+    Test,
+}
+
+impl Split {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Valid => "valid",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// Labelled examples.
+pub(crate) trait Dataset {
+    /// Dense numbers of an example.
+    fn dense_dim(&self) -> usize;
+
+    /// Its bags, in order.
+    fn features(&self) -> &[Feature];
+
+    /// How the categories of each feature are numbered, and how often each is there to learn from.
+    fn vocabulary(&self) -> &Vocabulary;
+
+    /// How many examples a split has, if that is known without reading them.
+    fn num_examples(&self, split: Split) -> Option<u64>;
+
+    /// Whether there is any example of a split.
+    fn has(&self, split: Split) -> bool;
+
+    /// A pass over the examples of a split. Their order, and what is drawn for them, is the seed's.
+    ///
+    /// # Errors
+    /// The files cannot be read, or the split is empty.
+    fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>>;
+}
+
+/// Examples one after another.
+pub(crate) trait Pass {
+    /// Puts the next `count` examples, or those that are left, into the emptied `batch`.
+    ///
+    /// # Errors
+    /// They cannot be read, or too many of them are bad.
+    fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()>;
+
+    /// Passes over the next `count` examples.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    fn skip(&mut self, count: u64) -> Result<()>;
+
+    /// What was left out up to here, in words.
+    fn complaint(&self) -> Option<String> {
+        None
+    }
+}
+
+/// The bags of one feature.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct FeatureBags {
+    indices: Vec<u32>,
+    /// One more than bags.
+    offsets: Vec<u32>,
+}
+
+impl FeatureBags {
+    fn clear(&mut self) {
+        self.indices.clear();
+        self.offsets.clear();
+        self.offsets.push(0);
+    }
+
+    /// Ends a bag with the indices that were put since the last.
+    fn end_bag(&mut self) {
+        self.offsets.push(self.indices.len() as u32);
+    }
+
+    pub(crate) fn bags(&self) -> Result<Bags<'_, u32>, LookupError> {
+        Bags::new(&self.indices, &self.offsets)
+    }
+}
+
+/// Some examples.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Batch {
+    /// Examples x dense numbers.
+    pub(crate) dense: Vec<f32>,
+    /// One for each feature.
+    pub(crate) features: Vec<FeatureBags>,
+    /// 0 to 1, one for each example.
+    pub(crate) labels: Vec<f32>,
+}
+
+impl Batch {
+    fn clear(&mut self, num_features: usize) {
+        self.dense.clear();
+        self.labels.clear();
+        self.features.resize_with(num_features, FeatureBags::default);
+        self.features.iter_mut().for_each(FeatureBags::clear);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.labels.len()
+    }
+}
+
+/// The share of the examples to learn from that is held out of them.
+fn check_share(field: &str, share: f64) -> Result<()> {
+    ensure!((0.0..1.0).contains(&share), "`{field}` is {share}: expected 0 to less than 1");
+    Ok(())
+}
+
+/// Where a path of a config leads.
+fn locate(directory: &Path, path: &Path) -> PathBuf {
+    directory.join(path)
+}
+
+/// The seed of what is the same in every run: what is held out, and what the examples of the test are.
+const FIXED: u64 = 0x7474_7265_6300;

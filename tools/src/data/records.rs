@@ -1,0 +1,499 @@
+//! Examples that stand in files, one a row: streamed in the order of the files, whatever their length.
+//!
+//! The categories of a column are numbered by a pass over the rows to learn from, or hashed. A row that cannot be read is left
+//! out and counted; too many of them are an error.
+
+use super::{
+    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate,
+    text::{CRITEO, Layout, Lines, Names},
+    vocabulary::{Categories, Counter},
+};
+use crate::{progress::Progress, random::uniform};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use ttrec::Pooling;
+
+/// Criteo's click logs, plain or through gzip: a label, 13 integers and 26 categories, between tabs. Integers become
+/// log(1 + max(x, 0)), as in DLRM; what is missing is 0, or a category of its own.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Criteo {
+    train: Vec<PathBuf>,
+    #[serde(default)]
+    valid: Vec<PathBuf>,
+    #[serde(default)]
+    pub(super) test: Vec<PathBuf>,
+    #[serde(default)]
+    valid_fraction: f64,
+    /// Categories are hashed to so many numbers, rather than counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hash_rows: Option<u32>,
+    #[serde(default = "default_min_count")]
+    min_count: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_rows: Option<u32>,
+    #[serde(default = "default_max_bad_fraction")]
+    max_bad_fraction: f64,
+}
+
+/// Text with a header, plain or through gzip.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Csv {
+    train: Vec<PathBuf>,
+    #[serde(default)]
+    valid: Vec<PathBuf>,
+    #[serde(default)]
+    pub(super) test: Vec<PathBuf>,
+    #[serde(default)]
+    valid_fraction: f64,
+    label: String,
+    #[serde(default)]
+    dense: Vec<String>,
+    categorical: Vec<Column>,
+    #[serde(default = "default_delimiter")]
+    delimiter: char,
+    #[serde(default)]
+    log1p: bool,
+    #[serde(default = "default_min_count")]
+    min_count: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_rows: Option<u32>,
+    #[serde(default = "default_max_bad_fraction")]
+    max_bad_fraction: f64,
+}
+
+/// A column of categories: its name, or that and more.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(untagged)]
+enum Column {
+    Name(String),
+    Table(ColumnTable),
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct ColumnTable {
+    name: String,
+    /// Categories are hashed to so many numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hash_rows: Option<u32>,
+    /// What stands between the categories of a bag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    separator: Option<char>,
+    #[serde(default)]
+    pooling: Pool,
+}
+
+/// What becomes of the rows of a bag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Pool {
+    #[default]
+    Sum,
+    Mean,
+}
+
+fn default_min_count() -> u64 {
+    1
+}
+
+fn default_max_bad_fraction() -> f64 {
+    1e-3
+}
+
+fn default_delimiter() -> char {
+    ','
+}
+
+/// One example, as it is read.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    pub(super) label: f32,
+    pub(super) dense: Vec<f32>,
+    values: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Row {
+    pub(super) fn clear(&mut self) {
+        self.dense.clear();
+        self.values.clear();
+        self.ends.clear();
+    }
+
+    /// The value of the next column of categories.
+    pub(super) fn push(&mut self, value: &[u8]) {
+        self.values.extend_from_slice(value);
+        self.ends.push(self.values.len());
+    }
+
+    fn values(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.values[start..end])
+    }
+}
+
+/// What reading a row came to.
+pub(super) enum Found {
+    Row,
+    /// It is not one; the line, from 1, and why.
+    Bad {
+        line: u64,
+        reason: String,
+    },
+    End,
+}
+
+/// The rows of a file.
+pub(super) trait Rows {
+    /// Reads the next one.
+    ///
+    /// # Errors
+    /// Nothing more can be read.
+    fn next(&mut self, row: &mut Row) -> Result<Found>;
+}
+
+/// How a column is numbered.
+#[derive(Clone, Debug)]
+struct Encoding {
+    name: String,
+    hash_rows: Option<u32>,
+    separator: Option<u8>,
+    pooling: Pooling,
+}
+
+impl Encoding {
+    fn for_each<'v>(&self, value: &'v [u8], mut put: impl FnMut(&'v [u8])) {
+        match self.separator {
+            None => put(value),
+            Some(separator) => {
+                value.split(|&byte| byte == separator).filter(|value| !value.is_empty()).for_each(put);
+            }
+        }
+    }
+
+    fn number(&self, value: &[u8], categories: &Categories) -> u32 {
+        match self.hash_rows {
+            Some(rows) => hash(value, rows),
+            None => categories.number(value),
+        }
+    }
+}
+
+/// FNV-1a (Fowler, Noll and Vo) of a value, modulo `rows`, which is not 0.
+fn hash(value: &[u8], rows: u32) -> u32 {
+    let mix = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    (value.iter().fold(0xcbf2_9ce4_8422_2325, mix) % u64::from(rows)) as u32
+}
+
+/// Files of rows.
+pub(crate) struct Records {
+    layout: Layout,
+    dense_dim: usize,
+    encodings: Vec<Encoding>,
+    /// To learn from, held out, and to be judged by.
+    files: [Vec<PathBuf>; 3],
+    valid_fraction: f64,
+    max_bad_fraction: f64,
+    vocabulary: Vocabulary,
+    features: Vec<Feature>,
+}
+
+/// What configs of all formats say.
+struct Common<'c> {
+    files: [&'c [PathBuf]; 3],
+    valid_fraction: f64,
+    min_count: u64,
+    max_rows: Option<u32>,
+    max_bad_fraction: f64,
+}
+
+impl Criteo {
+    pub(super) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Records> {
+        let encoding = |at: usize| {
+            let (hash_rows, separator, pooling) = (self.hash_rows, None, Pooling::Sum);
+            Encoding { name: format!("C{at}"), hash_rows, separator, pooling }
+        };
+        let [integers, categories] = CRITEO;
+        let layout = Layout { names: None, delimiter: b'\t', log1p: true };
+        let common = Common {
+            files: [&self.train, &self.valid, &self.test],
+            valid_fraction: self.valid_fraction,
+            min_count: self.min_count,
+            max_rows: self.max_rows,
+            max_bad_fraction: self.max_bad_fraction,
+        };
+        Records::open(directory, vocabulary, layout, integers, (1..=categories).map(encoding).collect(), &common)
+    }
+}
+
+impl Csv {
+    pub(super) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Records> {
+        let byte = |field: &str, character: char| {
+            u8::try_from(character)
+                .ok()
+                .filter(u8::is_ascii)
+                .with_context(|| format!("`{field}` is {character:?}: expected one ASCII character"))
+        };
+        let encodings = self.categorical.iter().map(|column| {
+            let (name, hash_rows, separator, pooling) = match column.clone() {
+                Column::Name(name) => (name, None, None, Pool::Sum),
+                Column::Table(ColumnTable { name, hash_rows, separator, pooling }) => {
+                    (name, hash_rows, separator, pooling)
+                }
+            };
+            let separator = separator.map(|separator| byte("separator", separator)).transpose()?;
+            let pooling = match pooling {
+                Pool::Sum => Pooling::Sum,
+                Pool::Mean => Pooling::Mean,
+            };
+            Ok(Encoding { name, hash_rows, separator, pooling })
+        });
+        let encodings = encodings.collect::<Result<Vec<_>>>()?;
+        let names = Names {
+            label: self.label.clone(),
+            dense: self.dense.clone(),
+            categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
+        };
+        let delimiter = byte("delimiter", self.delimiter)?;
+        let layout = Layout { names: Some(names), delimiter, log1p: self.log1p };
+        let common = Common {
+            files: [&self.train, &self.valid, &self.test],
+            valid_fraction: self.valid_fraction,
+            min_count: self.min_count,
+            max_rows: self.max_rows,
+            max_bad_fraction: self.max_bad_fraction,
+        };
+        Records::open(directory, vocabulary, layout, self.dense.len(), encodings, &common)
+    }
+}
+
+impl Records {
+    fn open(
+        directory: &Path,
+        vocabulary: Option<Vocabulary>,
+        layout: Layout,
+        dense_dim: usize,
+        encodings: Vec<Encoding>,
+        common: &Common<'_>,
+    ) -> Result<Self> {
+        let &Common { files, valid_fraction, min_count, max_rows, max_bad_fraction } = common;
+        check_share("valid_fraction", valid_fraction)?;
+        let range = 0.0..=1.0;
+        ensure!(range.contains(&max_bad_fraction), "`max_bad_fraction` is {max_bad_fraction}: expected 0 to 1");
+        ensure!(!encodings.is_empty(), "`categorical` is empty: expected at least one column");
+        ensure!(!files[0].is_empty(), "`train` is empty: expected at least one file");
+        ensure!(files[1].is_empty() || valid_fraction == 0.0, "`valid` and `valid_fraction`: expected one of the two");
+        ensure!(max_rows != Some(0), "`max_rows` is 0: expected at least 1");
+        for encoding in &encodings {
+            ensure!(encoding.hash_rows != Some(0), "`hash_rows` of {:?} is 0: expected at least 1", encoding.name);
+            let same = encodings.iter().filter(|other| other.name == encoding.name).count();
+            ensure!(same == 1, "`categorical` has {:?} twice", encoding.name);
+        }
+        let files = files.map(|paths| paths.iter().map(|path| locate(directory, path)).collect());
+        let (vocabulary_kept, features) = (vocabulary, Vec::new());
+        let vocabulary = Vocabulary::default();
+        let mut records =
+            Self { layout, dense_dim, encodings, files, valid_fraction, max_bad_fraction, vocabulary, features };
+        records.vocabulary = match vocabulary_kept {
+            Some(kept) => {
+                let names = kept.features().iter().map(Categories::name);
+                let expected = records.encodings.iter().map(|encoding| encoding.name.as_str());
+                ensure!(names.eq(expected), "other columns of categories than the model has learned");
+                kept
+            }
+            None => records.count(min_count, max_rows)?,
+        };
+        let feature = |(categories, encoding): (&Categories, &Encoding)| {
+            let (name, pooling) = (encoding.name.clone(), encoding.pooling);
+            Feature { name, num_embeddings: categories.len(), pooling }
+        };
+        records.features = records.vocabulary.features().iter().zip(&records.encodings).map(feature).collect();
+        Ok(records)
+    }
+
+    /// Numbers the categories of the examples to learn from.
+    fn count(&self, min_count: u64, max_rows: Option<u32>) -> Result<Vocabulary> {
+        enum Count {
+            Values(Counter),
+            Hashed(Vec<u64>),
+        }
+        let begin = |encoding: &Encoding| match encoding.hash_rows {
+            Some(rows) => Count::Hashed(vec![0; rows as usize]),
+            None => Count::Values(Counter::default()),
+        };
+        let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
+        let mut pass = Stream::new(self, Split::Train);
+        let mut progress = Progress::new("vocabulary: rows", 0);
+        while pass.advance()? {
+            for ((value, encoding), count) in pass.row.values().zip(&self.encodings).zip(&mut counts) {
+                encoding.for_each(value, |value| match count {
+                    Count::Values(counter) => counter.add(value),
+                    Count::Hashed(counts) => {
+                        let number = hash(value, counts.len() as u32);
+                        counts[number as usize] += 1;
+                    }
+                });
+            }
+            progress.add(1);
+        }
+        drop(progress);
+        if let Some(complaint) = pass.complaint() {
+            eprintln!("ttrec: {complaint}");
+        }
+        let features = self.encodings.iter().zip(counts).map(|(encoding, count)| match count {
+            Count::Values(counter) => counter.finish(&encoding.name, min_count, max_rows),
+            Count::Hashed(counts) => Ok(Categories::counted(encoding.name.clone(), counts)),
+        });
+        Ok(Vocabulary::new(features.collect::<Result<_>>()?))
+    }
+}
+
+impl Dataset for Records {
+    fn dense_dim(&self) -> usize {
+        self.dense_dim
+    }
+
+    fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    fn num_examples(&self, _: Split) -> Option<u64> {
+        None
+    }
+
+    fn has(&self, split: Split) -> bool {
+        match split {
+            Split::Train => true,
+            Split::Valid => self.valid_fraction > 0.0 || !self.files[1].is_empty(),
+            Split::Test => !self.files[2].is_empty(),
+        }
+    }
+
+    fn pass(&self, split: Split, _seed: u64) -> Result<Box<dyn Pass + '_>> {
+        ensure!(self.has(split), "no files to {} with", split.name());
+        Ok(Box::new(Stream::new(self, split)))
+    }
+}
+
+/// How many bad rows are named.
+const NAMED: usize = 5;
+/// Rows after which the share of bad ones is looked at for the first time.
+const ENOUGH: u64 = 10_000;
+
+/// A pass over files.
+struct Stream<'r> {
+    records: &'r Records,
+    split: Split,
+    files: std::slice::Iter<'r, PathBuf>,
+    open: Option<(&'r Path, Lines)>,
+    row: Row,
+    rows: u64,
+    bad: u64,
+    named: Vec<String>,
+}
+
+impl<'r> Stream<'r> {
+    fn new(records: &'r Records, split: Split) -> Self {
+        let files = match split {
+            Split::Valid if records.files[1].is_empty() => &records.files[0],
+            Split::Train => &records.files[0],
+            Split::Valid => &records.files[1],
+            Split::Test => &records.files[2],
+        };
+        let (files, row, named) = (files.iter(), Row::default(), Vec::new());
+        Self { records, split, files, open: None, row, rows: 0, bad: 0, named }
+    }
+
+    /// Reads the next row of the split, if there is one.
+    fn advance(&mut self) -> Result<bool> {
+        loop {
+            let (path, rows) = match &mut self.open {
+                Some((path, rows)) => (*path, rows),
+                None => {
+                    let Some(path) = self.files.next() else {
+                        self.check_bad()?;
+                        return Ok(false);
+                    };
+                    (path.as_path(), &mut self.open.insert((path, Lines::open(path, &self.records.layout)?)).1)
+                }
+            };
+            let found = rows.next(&mut self.row)?;
+            if matches!(found, Found::End) {
+                self.open = None;
+                continue;
+            }
+            self.rows += 1;
+            if let Found::Bad { line, reason } = found {
+                self.bad += 1;
+                if self.named.len() < NAMED {
+                    self.named.push(format!("{}: line {line}: {reason}", path.display()));
+                }
+                if self.rows >= ENOUGH {
+                    self.check_bad()?;
+                }
+                continue;
+            }
+            if self.is_of_split() {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn is_of_split(&self) -> bool {
+        let fraction = self.records.valid_fraction;
+        let held_out = fraction > 0.0 && uniform(FIXED, self.rows) < fraction;
+        match self.split {
+            Split::Train => !held_out,
+            Split::Valid => held_out || fraction == 0.0,
+            Split::Test => true,
+        }
+    }
+
+    fn check_bad(&self) -> Result<()> {
+        let most = self.records.max_bad_fraction;
+        if self.bad as f64 > most * self.rows as f64 {
+            let complaint = self.complaint().unwrap_or_default();
+            bail!("{complaint}\nexpected at most {} % of them to be bad (`max_bad_fraction`)", most * 100.0);
+        }
+        Ok(())
+    }
+}
+
+impl Pass for Stream<'_> {
+    fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()> {
+        let Records { encodings, vocabulary, .. } = self.records;
+        batch.clear(encodings.len());
+        while batch.len() < count && self.advance()? {
+            batch.labels.push(self.row.label);
+            batch.dense.extend_from_slice(&self.row.dense);
+            let columns = self.row.values().zip(encodings).zip(vocabulary.features());
+            for (((value, encoding), categories), bags) in columns.zip(&mut batch.features) {
+                encoding.for_each(value, |value| bags.indices.push(encoding.number(value, categories)));
+                bags.end_bag();
+            }
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, count: u64) -> Result<()> {
+        let mut left = count;
+        while left > 0 && self.advance()? {
+            left -= 1;
+        }
+        Ok(())
+    }
+
+    fn complaint(&self) -> Option<String> {
+        let (bad, rows) = (self.bad, self.rows);
+        let named: String = self.named.iter().map(|line| format!("\n  {line}")).collect();
+        let more = if bad > NAMED as u64 { "\n  and so on" } else { "" };
+        (bad > 0).then(|| format!("{bad} of {rows} rows are bad and left out:{named}{more}"))
+    }
+}

@@ -1,0 +1,344 @@
+//! What examples are read, against what was written.
+
+use super::{Batch, Config, Dataset, Split, Vocabulary};
+use crate::{checkpoint::Checkpoint, frequencies::Frequencies, random::random};
+use flate2::{Compression, write::GzEncoder};
+use std::{fs, io::Write, path::Path};
+use ttrec::Pooling;
+
+fn config(text: &str) -> Config {
+    toml::from_str(text).unwrap()
+}
+
+fn open(directory: &Path, text: &str) -> anyhow::Result<Box<dyn Dataset + Sync>> {
+    config(text).open(directory, None)
+}
+
+/// All examples of a pass, in batches of `count`.
+fn batches(dataset: &dyn Dataset, split: Split, seed: u64, count: usize) -> Vec<Batch> {
+    let mut pass = dataset.pass(split, seed).unwrap();
+    let (mut batches, mut batch) = (Vec::new(), Batch::default());
+    loop {
+        pass.next(count, &mut batch).unwrap();
+        if batch.len() == 0 {
+            return batches;
+        }
+        batches.push(batch.clone());
+    }
+}
+
+/// Lines as Criteo has them: the fields by themselves.
+fn criteo_lines(count: u64) -> Vec<Vec<String>> {
+    let line = |at: u64| {
+        let draw = |field: u64| random(at, field);
+        let label = (draw(0) % 2).to_string();
+        let integer = |field: u64| match draw(field) % 5 {
+            0 => String::new(),
+            value => (draw(field + 50) as i64 % 1000 - i64::from(value == 1)).to_string(),
+        };
+        let category = |field: u64| match draw(field) % 7 {
+            0 => String::new(),
+            value => format!("{:08x}", value * value * 77_777_777 + field),
+        };
+        [label].into_iter().chain((1..=13).map(integer)).chain((14..40).map(category)).collect()
+    };
+    (0..count).map(line).collect()
+}
+
+fn write_gzip(path: &Path, text: &str) {
+    let mut gzip = GzEncoder::new(fs::File::create(path).unwrap(), Compression::fast());
+    gzip.write_all(text.as_bytes()).unwrap();
+    gzip.finish().unwrap();
+}
+
+#[test]
+fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = criteo_lines(300);
+    let text = |delimiter: &str| lines.iter().map(|line| line.join(delimiter) + "\n").collect::<String>();
+    fs::write(dir.path().join("plain.tsv"), text("\t")).unwrap();
+    write_gzip(&dir.path().join("log.gz"), &text("\t"));
+    let names: Vec<String> = ["label".to_owned()]
+        .into_iter()
+        .chain((1..=13).map(|i| format!("I{i}")))
+        .chain((1..=26).map(|i| format!("C{i}")))
+        .collect();
+    fs::write(dir.path().join("log.csv"), names.join(",") + "\n" + &text(",")).unwrap();
+    let quoted = |names: &[String]| format!("{names:?}");
+    let sources = [
+        "format = \"criteo\"\ntrain = [\"plain.tsv\"]".to_owned(),
+        "format = \"criteo\"\ntrain = [\"log.gz\"]".to_owned(),
+        format!(
+            "format = \"csv\"\ntrain = [\"log.csv\"]\nlabel = \"label\"\ndense = {}\ncategorical = {}\nlog1p = true",
+            quoted(&names[1..14]),
+            quoted(&names[14..])
+        ),
+    ];
+    let datasets = sources.map(|source| open(dir.path(), &source).unwrap());
+    let expected = batches(&*datasets[0], Split::Train, 0, 32);
+    assert_eq!(expected.iter().map(Batch::len).sum::<usize>(), 300);
+    for dataset in &datasets[1..] {
+        assert_eq!(dataset.vocabulary(), datasets[0].vocabulary());
+        assert_eq!(batches(&**dataset, Split::Train, 0, 32), expected);
+    }
+
+    // Against the fields themselves.
+    for (at, line) in lines.iter().enumerate() {
+        let (batch, row) = (&expected[at / 32], at % 32);
+        assert_eq!(batch.labels[row], line[0].parse::<f32>().unwrap());
+        for (field, &found) in line[1..14].iter().zip(&batch.dense[row * 13..]) {
+            let value = field.parse::<f32>().unwrap_or(0.0).max(0.0);
+            assert!((f64::from(found) - f64::from(value).ln_1p()).abs() < 1e-6, "{field:?}: {found}");
+        }
+        for (column, bags) in batch.features.iter().enumerate() {
+            let index = bags.bags().unwrap().indices()[row];
+            // As many values are more frequent, or as frequent and smaller.
+            let values: Vec<&String> = lines.iter().map(|line| &line[14 + column]).collect();
+            let count = |value: &String| values.iter().filter(|other| **other == value).count();
+            let own = &line[14 + column];
+            let mut distinct = values.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            let before = distinct.iter().filter(|other| (count(own), **other) < (count(other), own));
+            assert_eq!(index as usize, before.count(), "line {at}, column {column}");
+        }
+    }
+}
+
+#[test]
+fn rare_and_unknown_values_are_others() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("train.csv"), "y,c\n1,b\n0,a\n1,b\n0,c\n1,a\n0,\"d\"\"\n,\"\n1,b\n").unwrap();
+    fs::write(dir.path().join("test.csv"), "y,c\n1,zzz\n0,b\n1,c\n").unwrap();
+    let source =
+        "format = \"csv\"\ntrain = [\"train.csv\"]\ntest = [\"test.csv\"]\nlabel = \"y\"\ncategorical = [\"c\"]\n";
+    let indices = |source: &str, split: Split| {
+        let dataset = open(dir.path(), source).unwrap();
+        let batch = &batches(&*dataset, split, 0, 100)[0];
+        (dataset.features()[0].num_embeddings, batch.features[0].bags().unwrap().indices().to_vec())
+    };
+    // b, a, c and d stand in the order of counts and then of bytes.
+    assert_eq!(indices(source, Split::Train), (5, vec![0, 1, 0, 2, 1, 3, 0]));
+    assert_eq!(indices(source, Split::Test), (5, vec![4, 0, 2]));
+    assert_eq!(indices(&format!("{source}min_count = 2"), Split::Test), (3, vec![2, 0, 2]));
+    assert_eq!(indices(&format!("{source}max_rows = 2"), Split::Train), (2, vec![0, 1, 0, 1, 1, 1, 0]));
+    assert_eq!(indices(&format!("{source}max_rows = 1"), Split::Train), (1, vec![0; 7]));
+
+    // What is written is read again, and is what frequencies are read from.
+    let dataset = open(dir.path(), &format!("{source}min_count = 2")).unwrap();
+    let (vocabulary, counts) = (dir.path().join("vocabulary.csv"), dir.path().join("counts.npz"));
+    dataset.vocabulary().write(&vocabulary).unwrap();
+    let again = Vocabulary::read(&vocabulary).unwrap();
+    assert_eq!(again, *dataset.vocabulary());
+    let again = config(source).open(dir.path(), Some(again)).unwrap();
+    assert_eq!(batches(&*again, Split::Test, 0, 2), batches(&*dataset, Split::Test, 0, 2));
+    dataset.vocabulary().write_frequencies(&counts).unwrap();
+    Checkpoint::open(&counts).unwrap();
+    let frequencies = Frequencies::open(&counts, vec!["c".to_owned()]).unwrap();
+    assert_eq!(frequencies.of("c").unwrap().unwrap().read(3).unwrap(), [(0, 3.0), (1, 2.0), (2, 2.0)]);
+}
+
+#[test]
+fn bags_are_split_hashed_and_pooled() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.csv"), "y;x;tags;site\n1;2.5;a b;s\n0;;;t\n0.5;-3;b  b;s\n").unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = [\"x\"]\ndelimiter = \";\"\n\
+        categorical = [{ name = \"tags\", separator = \" \", pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\n";
+    let dataset = open(dir.path(), source).unwrap();
+    let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
+    assert_eq!((&batch.dense[..], &batch.labels[..]), (&[2.5, 0.0, -3.0][..], &[1.0, 0.0, 0.5][..]));
+    let tags = batch.features[0].bags().unwrap();
+    assert_eq!(tags.indices(), [1, 0, 0, 0]);
+    assert_eq!(batch.features[0].offsets, [0, 2, 2, 4]);
+    // FNV-1a of "s" is 0xaf63ee4c86020b22, of "t" 0xaf63e94c860202a3.
+    let site = [0xaf63_ee4c_8602_0b22_u64 % 3, 0xaf63_e94c_8602_02a3 % 3].map(|hash| hash as u32);
+    assert_eq!(batch.features[1].bags().unwrap().indices(), [site[0], site[1], site[0]]);
+    let pooling: Vec<Pooling> = dataset.features().iter().map(|feature| feature.pooling).collect();
+    assert_eq!(pooling, [Pooling::Mean, Pooling::Sum]);
+    let vocabulary = dir.path().join("vocabulary.csv");
+    dataset.vocabulary().write(&vocabulary).unwrap();
+    assert_eq!(Vocabulary::read(&vocabulary).unwrap(), *dataset.vocabulary());
+}
+
+#[test]
+fn bad_lines_are_left_out_and_named_and_too_many_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lines = vec!["1,2,a"; 2000];
+    let bad =
+        [(10, "2,2,a"), (20, "1,x,a"), (30, "1,2"), (40, "1,2,a,b"), (50, "nan,2,a"), (60, "1,inf,a"), (70, ",1,a")];
+    for (at, line) in bad {
+        lines[at] = line;
+    }
+    fs::write(dir.path().join("a.csv"), format!("y,x,c\n{}\n", lines.join("\n"))).unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = [\"x\"]\ncategorical = [\"c\"]\n";
+    let error = open(dir.path(), source).err().unwrap().to_string();
+    // The header is line 1.
+    for part in [
+        "7 of 2000 rows are bad",
+        "a.csv: line 12: field 1 is 2",
+        "line 22: field 2 is \"x\"",
+        "line 32: 2 fields, expected 3",
+        "and so on",
+        "at most 0.1 %",
+    ] {
+        assert!(error.contains(part), "no {part:?} in {error}");
+    }
+    let dataset = open(dir.path(), &format!("{source}max_bad_fraction = 0.01")).unwrap();
+    let mut pass = dataset.pass(Split::Train, 0).unwrap();
+    let mut batch = Batch::default();
+    pass.next(5000, &mut batch).unwrap();
+    assert_eq!(batch.len(), 1993);
+    assert!(pass.complaint().unwrap().contains("7 of 2000"));
+}
+
+#[test]
+fn a_damaged_file_is_an_error_and_not_an_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let text: String = criteo_lines(200).iter().map(|line| line.join("\t") + "\n").collect();
+    write_gzip(&dir.path().join("whole.gz"), &text);
+    let bytes = fs::read(dir.path().join("whole.gz")).unwrap();
+    fs::write(dir.path().join("cut.gz"), &bytes[..bytes.len() / 2]).unwrap();
+    let error = open(dir.path(), "format = \"criteo\"\ntrain = [\"cut.gz\"]\nmax_bad_fraction = 1.0").err().unwrap();
+    assert!(format!("{error:#}").contains("cut.gz"), "{error:#}");
+    let error = open(dir.path(), "format = \"criteo\"\ntrain = [\"none.gz\"]").err().unwrap();
+    assert!(format!("{error:#}").contains("none.gz: cannot open"), "{error:#}");
+}
+
+#[test]
+fn what_is_held_out_is_not_learned_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines: String = (0..5000).map(|at| format!("1,{at}\n")).collect();
+    fs::write(dir.path().join("a.csv"), format!("y,x\n{lines}")).unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = [\"x\"]\ncategorical = [\"y\"]\nvalid_fraction = 0.2";
+    let dataset = open(dir.path(), source).unwrap();
+    let all = |split| batches(&*dataset, split, 0, 77).into_iter().flat_map(|batch| batch.dense).collect::<Vec<f32>>();
+    let (train, valid) = (all(Split::Train), all(Split::Valid));
+    assert!((900..1100).contains(&valid.len()), "{}", valid.len());
+    let mut both = [train, valid].concat();
+    both.sort_by(f32::total_cmp);
+    assert!(both.into_iter().eq((0..5000).map(|at| at as f32)));
+}
+
+/// Writes an npz of u32 arrays.
+fn write_npz(path: &Path, arrays: &[(&str, &[u32])]) {
+    use npyz::WriterBuilder;
+    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    for (name, values) in arrays {
+        archive.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+        let options = npyz::WriteOptions::new().default_dtype().shape(&[values.len() as u64]);
+        let mut npy = options.writer(&mut archive).begin_nd().unwrap();
+        npy.extend(values.iter().copied()).unwrap();
+        npy.finish().unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+#[test]
+fn interactions_come_once_each_beside_what_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let users: Vec<u32> = (0..1000).map(|at| random(1, at) as u32 % 50).collect();
+    let items: Vec<u32> = (0..1000).map(|at| random(2, at) as u32 % 90).collect();
+    write_npz(
+        &dir.path().join("a.npz"),
+        &[("train_user", &users), ("train_item", &items), ("test_user", &[49]), ("test_item", &[89])],
+    );
+    let source = "format = \"interactions\"\npath = \"a.npz\"\nnegatives = 3\nvalid_fraction = 0.1\norder = \"given\"";
+    let dataset = open(dir.path(), source).unwrap();
+    let pairs = |split: Split, seed: u64, wanted: f32| -> Vec<(u32, u32)> {
+        let all = batches(&*dataset, split, seed, 64);
+        let pairs = all.iter().flat_map(|batch| {
+            let [user, item] = [0, 1].map(|at| batch.features[at].bags().unwrap().indices().to_vec());
+            user.into_iter().zip(item).zip(batch.labels.clone())
+        });
+        pairs.filter(|(_, label)| *label == wanted).map(|(pair, _)| pair).collect()
+    };
+    let (train, valid) = (pairs(Split::Train, 1, 1.0), pairs(Split::Valid, 1, 1.0));
+    let mut both = [train.clone(), valid].concat();
+    let mut expected: Vec<(u32, u32)> = users.iter().copied().zip(items.iter().copied()).collect();
+    both.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(both, expected);
+    assert_ne!(pairs(Split::Train, 2, 1.0), train, "another seed, the same order");
+    assert_eq!(pairs(Split::Valid, 1, 0.0), pairs(Split::Valid, 2, 0.0), "what is held out is always the same");
+
+    // Three negatives stand after each, of the same user; items are drawn evenly.
+    let drawn = pairs(Split::Train, 1, 0.0);
+    assert_eq!(drawn.len(), 3 * train.len());
+    assert!(drawn.chunks(3).zip(&train).all(|(three, (user, _))| three.iter().all(|(other, _)| other == user)));
+    let mut counts = [0u32; 90];
+    drawn.iter().for_each(|(_, item)| counts[*item as usize] += 1);
+    let expected = drawn.len() as f64 / 90.0;
+    let chi_square: f64 = counts.iter().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
+    // 89 degrees of freedom: above 150 once in 20,000.
+    assert!(chi_square < 150.0, "{chi_square}");
+
+    // A pass that is taken up later is the rest of the whole.
+    for done in [0, 1, 7, 64, 1000, 10_000] {
+        let mut pass = dataset.pass(Split::Train, 1).unwrap();
+        let (mut rest, mut whole) = (Batch::default(), Batch::default());
+        pass.skip(done).unwrap();
+        pass.next(50, &mut rest).unwrap();
+        let mut pass = dataset.pass(Split::Train, 1).unwrap();
+        pass.next(done as usize, &mut whole).unwrap();
+        pass.next(50, &mut whole).unwrap();
+        assert_eq!(rest, whole, "after {done}");
+    }
+}
+
+#[test]
+fn rows_by_frequency_are_the_same_pairs_renamed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (users, items) = ([5, 5, 5, 2, 2, 0], [1, 1, 1, 1, 3, 3]);
+    write_npz(
+        &dir.path().join("a.npz"),
+        &[("train_user", &users), ("train_item", &items), ("test_user", &[4]), ("test_item", &[2])],
+    );
+    let dataset = open(dir.path(), "format = \"interactions\"\npath = \"a.npz\"").unwrap();
+    assert_eq!(dataset.features().iter().map(|feature| feature.num_embeddings).collect::<Vec<_>>(), [6, 4]);
+    // Users 5, 2, 0, and then those that are not there: 1, 3, 4. Items 1, 3, 0, 2.
+    let test = &batches(&*dataset, Split::Test, 0, 10)[0];
+    assert_eq!(test.features[0].bags().unwrap().indices(), [5, 5]);
+    assert_eq!(test.features[1].bags().unwrap().indices()[0], 3);
+    let path = dir.path().join("vocabulary.csv");
+    dataset.vocabulary().write(&path).unwrap();
+    let again = config("format = \"interactions\"\npath = \"a.npz\"");
+    let again = again.open(dir.path(), Some(Vocabulary::read(&path).unwrap())).unwrap();
+    assert_eq!(batches(&*again, Split::Train, 3, 4), batches(&*dataset, Split::Train, 3, 4));
+}
+
+#[test]
+fn sessions_tell_an_item_from_those_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.npz");
+    let arrays: [(&str, &[u32]); 5] = [
+        ("offsets", &[0, 4, 5, 7]),
+        ("items", &[10, 11, 12, 13, 14, 15, 16]),
+        ("test_offsets", &[0, 3]),
+        ("test_items", &[1, 2, 3]),
+        ("test_target", &[4]),
+    ];
+    write_npz(&path, &arrays);
+    let source = "format = \"sessions\"\npath = \"a.npz\"\norder = \"given\"\nhistory = 2";
+    let dataset = open(dir.path(), source).unwrap();
+    let taken = |split: Split| {
+        let batch = batches(&*dataset, split, 5, 100).remove(0);
+        let [history, item] = [0, 1].map(|at| &batch.features[at]);
+        let bag = |at: usize| history.indices[history.offsets[at] as usize..history.offsets[at + 1] as usize].to_vec();
+        let mut taken: Vec<(Vec<u32>, u32)> =
+            (0..batch.len()).filter(|&at| batch.labels[at] == 1.0).map(|at| (bag(at), item.indices[at])).collect();
+        taken.sort();
+        taken
+    };
+    let expected = [(vec![10], 11), (vec![10, 11], 12), (vec![11, 12], 13), (vec![15], 16)];
+    assert_eq!(taken(Split::Train), expected);
+    assert_eq!(taken(Split::Test), [(vec![2, 3], 4)]);
+
+    for (name, values) in
+        [("offsets", &[0, 8][..]), ("offsets", &[1, 7]), ("offsets", &[0, 5, 4, 7]), ("test_target", &[1, 2])]
+    {
+        let arrays = arrays.map(|(other, old)| (other, if other == name { values } else { old }));
+        write_npz(&path, &arrays);
+        let error = open(dir.path(), source).err().unwrap().to_string();
+        assert!(error.contains("a.npz") && error.contains(name), "{error}");
+    }
+}

@@ -1,0 +1,162 @@
+//! What the runs of a sweep came to, as a table and a picture.
+
+use crate::{
+    output::Output,
+    report::plot::{self, Line},
+    train::{Quality, Report, config::Select},
+};
+use anyhow::Result;
+use std::{fmt::Write as _, path::Path};
+
+/// What one run came to.
+pub(super) struct RunResult {
+    /// Of the representation.
+    pub(super) name: String,
+    /// What it is, whatever its size.
+    pub(super) kind: &'static str,
+    pub(super) rate: f64,
+    pub(super) seed: u64,
+    pub(super) report: Report,
+}
+
+/// The rate whose model was best by the examples held out; the first where none are.
+pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
+    let valid = |result: &RunResult| result.report.valid;
+    let better = |best: &'_ RunResult, other: &'_ RunResult| match (valid(best), valid(other)) {
+        (Some(best), Some(other)) => other.is_better_than(&best, select),
+        (best, other) => best.is_none() && other.is_some(),
+    };
+    let best = tuned.iter().reduce(|best, other| if better(best, other) { other } else { best });
+    best.map(|result| result.rate)
+}
+
+/// What the runs of one representation with its best rate came to.
+struct Summary<'r> {
+    name: &'r str,
+    kind: &'static str,
+    /// Of the tables, and of dense ones.
+    bytes: [u64; 2],
+    rate: f64,
+    /// Whether it was the least or the largest of those tried, so that one beyond might be better.
+    at_the_edge: bool,
+    runs: Vec<&'r Report>,
+}
+
+fn summaries(results: &[RunResult], select: Select) -> impl Iterator<Item = Summary<'_>> {
+    results.chunk_by(|a, b| a.name == b.name).filter_map(move |runs| {
+        let first = runs.first()?;
+        let tuned = runs.iter().take_while(|run| run.seed == first.seed).count();
+        let rate = best_rate(&runs[..tuned], select)?;
+        let rates = || runs[..tuned].iter().map(|run| run.rate);
+        let chosen = runs.iter().filter(|run| run.rate == rate);
+        Some(Summary {
+            name: &first.name,
+            kind: first.kind,
+            bytes: first.report.bytes,
+            rate,
+            at_the_edge: tuned > 1 && (rates().all(|other| other >= rate) || rates().all(|other| other <= rate)),
+            runs: chosen.map(|run| &run.report).collect(),
+        })
+    })
+}
+
+/// The mean of some numbers, and their standard deviation.
+fn mean_and_spread(numbers: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
+    let count = numbers.clone().count() as f64;
+    let mean = numbers.clone().sum::<f64>() / count;
+    let squares: f64 = numbers.map(|number| (number - mean) * (number - mean)).sum();
+    (count > 0.0).then(|| (mean, (squares / (count - 1.0).max(1.0)).sqrt()))
+}
+
+impl Summary<'_> {
+    /// Of the examples to be judged by; of those held out where there are none.
+    fn of(&self, number: fn(&Quality) -> Option<f64>) -> Option<(f64, f64)> {
+        let judged = |report: &&Report| report.test.or(report.valid).as_ref().and_then(number);
+        mean_and_spread(self.runs.iter().filter_map(judged))
+    }
+}
+
+/// A table in Markdown: a row for each representation.
+pub(super) fn table(results: &[RunResult], select: Select) -> String {
+    let mut text = String::from(
+        "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for summary in summaries(results, select) {
+        let [bytes, dense] = summary.bytes;
+        let number = |number: fn(&Quality) -> Option<f64>| match summary.of(number) {
+            Some((mean, spread)) if summary.runs.len() > 1 => format!("{mean:.4} ± {spread:.4}"),
+            Some((mean, _)) => format!("{mean:.4}"),
+            None => "none".to_owned(),
+        };
+        let edge = if summary.at_the_edge { " (at the edge)" } else { "" };
+        let (auc, log_loss, accuracy) = (number(|q| q.auc), number(|q| Some(q.log_loss)), number(|q| Some(q.accuracy)));
+        let _ = writeln!(
+            text,
+            "| {} | {bytes} | {:.1} | {}{edge} | {} | {auc} | {log_loss} | {accuracy} |",
+            summary.name,
+            dense as f64 / bytes.max(1) as f64,
+            summary.rate,
+            summary.runs.len()
+        );
+    }
+    text
+}
+
+/// All runs, one a line.
+fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    let of_quality = ["auc", "log_loss", "accuracy", "calibration"];
+    let names = ["tables", "bytes", "dense_bytes", "learning_rate", "seed", "epoch"].map(str::to_owned);
+    let judged =
+        ["valid", "test"].iter().flat_map(|split| of_quality.iter().map(move |what| format!("{split}_{what}")));
+    csv.write_record(names.into_iter().chain(judged))?;
+    for RunResult { name, rate, seed, report, .. } in results {
+        let [bytes, dense] = report.bytes;
+        let facts =
+            [bytes.to_string(), dense.to_string(), rate.to_string(), seed.to_string(), report.epoch.to_string()];
+        let known = |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
+        let numbers = [report.valid, report.test].into_iter().flat_map(|quality| {
+            let of = |number: fn(Quality) -> Option<f64>| known(quality.and_then(number));
+            [of(|q| q.auc), of(|q| Some(q.log_loss)), of(|q| Some(q.accuracy)), of(|q| q.calibration)]
+        });
+        csv.write_record([name.clone()].into_iter().chain(facts).chain(numbers))?;
+    }
+    Ok(csv.into_inner()?)
+}
+
+/// AUC and log-loss against bytes, a line for each kind of table.
+fn picture(results: &[RunResult], select: Select) -> String {
+    let summaries: Vec<Summary<'_>> = summaries(results, select).collect();
+    let kinds =
+        || summaries.iter().zip(0..).filter(|(summary, at)| summaries[..*at].iter().all(|s| s.kind != summary.kind));
+    let lines = |number: fn(&Quality) -> Option<f64>| -> Vec<Line> {
+        let line = |((summary, _), class): ((&Summary<'_>, usize), &&'static str)| {
+            let alike = summaries.iter().filter(|other| other.kind == summary.kind);
+            let point = |summary: &Summary<'_>| Some((summary.bytes[0] as f64, summary.of(number)?.0));
+            let mut points: Vec<_> = alike.filter_map(point).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            Line { name: summary.kind.to_owned(), class, points }
+        };
+        kinds().zip(plot::CLASSES.iter().cycle()).map(line).collect()
+    };
+    plot::page(&[
+        plot::lines_over_bytes(&lines(|quality| quality.auc), "AUC"),
+        plot::lines_over_bytes(&lines(|quality| Some(quality.log_loss)), "log-loss"),
+    ])
+}
+
+/// Writes `results.csv`, `results.md` and `results.svg`.
+pub(super) fn write(directory: &Path, results: &[RunResult], select: Select) -> Result<()> {
+    let files = [
+        ("results.csv", csv(results)?),
+        ("results.md", table(results, select).into_bytes()),
+        ("results.svg", picture(results, select).into_bytes()),
+    ];
+    for (name, bytes) in files {
+        let mut output = Output::create(&directory.join(name))?;
+        output.write(|out| out.write_all(&bytes))?;
+        output.commit()?;
+    }
+    Ok(())
+}

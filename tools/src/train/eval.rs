@@ -1,0 +1,86 @@
+//! `ttrec eval`: how good a checkpoint's model is.
+
+use super::{
+    Place,
+    checkpoint::Learned,
+    learn::{build, score, threads},
+};
+use crate::{
+    Outcome,
+    data::{Split, Vocabulary},
+    output,
+};
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use std::path::PathBuf;
+
+/// Judge a learned model: AUC, log-loss, accuracy and calibration.
+///
+/// The checkpoint of `ttrec train` says itself what the model is and which data it was learned from; its vocabulary.csv
+/// stands beside it.
+#[derive(clap::Args)]
+pub(crate) struct EvalArgs {
+    /// checkpoint.safetensors or best.safetensors
+    checkpoint: PathBuf,
+    /// Files to judge by, in place of the config's; paths as they are
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Where the paths of the config begin; default: here
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Which examples
+    #[arg(long, value_enum, default_value = "test")]
+    split: WhichSplit,
+    /// Threads to score with
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhichSplit {
+    /// Those to be judged by
+    Test,
+    /// Those held out
+    Valid,
+    /// Those it has learned from
+    Train,
+}
+
+pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
+    let learned = Learned::open(&args.checkpoint)?;
+    let config = &learned.facts.config;
+    let beside = Place(super::directory_of(&args.checkpoint));
+    let vocabulary = Vocabulary::read(&beside.vocabulary())?;
+    let split = match args.split {
+        WhichSplit::Test => Split::Test,
+        WhichSplit::Valid => Split::Valid,
+        WhichSplit::Train => Split::Train,
+    };
+    ensure!(args.data.is_empty() || split == Split::Test, "`--data` goes with `--split test`");
+    let data = if args.data.is_empty() {
+        config.data.clone()
+    } else {
+        let absolute = args.data.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        config.data.clone().with_test(absolute).context("--data")?
+    };
+    let dataset = data.open(&args.data_dir.clone().unwrap_or_default(), Some(vocabulary))?;
+    let (mut model, tables) = build(config, &*dataset)?;
+    learned.restore(&mut model, &tables)?;
+    let (scores, complaint) = threads(args.threads.into())?.install(|| score(&mut model, &*dataset, split))?;
+    if let Some(complaint) = complaint {
+        eprintln!("ttrec: {complaint}");
+    }
+    let quality = scores.quality();
+    output::print(|mut out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut out, &quality)?;
+            writeln!(out)
+        } else {
+            writeln!(out, "{}: {quality}", split.name())
+        }
+    })?;
+    Ok(Outcome::Done)
+}

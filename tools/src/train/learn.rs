@@ -1,0 +1,315 @@
+//! The way from a config to a model: epochs of steps, with checkpoints between them.
+//!
+//! What is learned depends on the config and the data alone. A checkpoint holds all that the rest of the way depends on, so
+//! that whoever goes on from one arrives at the same bits.
+
+use super::{
+    checkpoint::{self, Best, Learned, Point, Progress},
+    config::{Config, Train},
+    curves,
+    metrics::{Quality, Scores},
+    tables::{self, Planned},
+};
+use crate::{
+    blob_file,
+    data::{Batch, Dataset, Split},
+    output,
+    progress::Progress as Bar,
+    random::random,
+};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::{fmt, path::PathBuf};
+use ttrec::{
+    Bags,
+    train::{self, Dlrm, DlrmSpec, Feature, LearningRates},
+};
+
+/// The files of an output directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(pub(super) PathBuf);
+
+impl Place {
+    pub(crate) fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoint.safetensors")
+    }
+
+    pub(crate) fn best(&self) -> PathBuf {
+        self.0.join("best.safetensors")
+    }
+
+    pub(crate) fn vocabulary(&self) -> PathBuf {
+        self.0.join("vocabulary.csv")
+    }
+
+    pub(crate) fn frequencies(&self) -> PathBuf {
+        self.0.join("frequencies.npz")
+    }
+
+    fn curves(&self, extension: &str) -> PathBuf {
+        self.0.join("curves").with_extension(extension)
+    }
+}
+
+/// A model that is being learned.
+pub(crate) struct Learner<'d> {
+    config: Config,
+    dataset: &'d (dyn Dataset + Sync),
+    place: Place,
+    tables: Vec<Planned>,
+    model: Dlrm,
+    progress: Progress,
+    threads: rayon::ThreadPool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Bytes of the tables, and of dense ones.
+    pub(crate) bytes: [u64; 2],
+    /// The epoch, from 1, whose model counts.
+    pub(crate) epoch: u32,
+    pub(crate) valid: Option<Quality>,
+    pub(crate) test: Option<Quality>,
+}
+
+/// The model that a config describes, and its tables.
+pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec<Planned>)> {
+    let tables = tables::plan(&config.model, dataset.features())?;
+    let optimizer = config.train.optimizer.optimizer();
+    let seed = |part: u64| random(config.train.seed, part);
+    let features = tables.iter().zip(dataset.features()).zip(1..).map(|((planned, feature), part)| {
+        Ok(Feature { table: planned.build(optimizer, seed(part))?, pooling: feature.pooling })
+    });
+    let spec = DlrmSpec {
+        dense_dim: dataset.dense_dim(),
+        bottom: config.model.bottom.clone(),
+        top: config.model.top.clone(),
+        optimizer,
+        seed: seed(0),
+        tier: blob_file::tier()?,
+    };
+    let model = Dlrm::new(&spec, features.collect::<Result<_>>()?).context("[model]")?;
+    Ok((model, tables))
+}
+
+/// Gives `run` the model's view of a batch.
+fn with_view<T>(batch: &Batch, run: impl FnOnce(&train::Batch<'_>) -> Result<T, train::TrainError>) -> Result<T> {
+    let bags = batch.features.iter().map(|feature| feature.bags()).collect::<Result<Vec<Bags<'_, u32>>, _>>()?;
+    Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
+}
+
+/// Examples that are scored together.
+const SCORED: usize = 4096;
+
+/// Scores all examples of a split.
+pub(super) fn score(model: &mut Dlrm, dataset: &dyn Dataset, split: Split) -> Result<(Scores, Option<String>)> {
+    let mut pass = dataset.pass(split, 0)?;
+    let mut bar = Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
+    let (mut scores, mut batch) = (Scores::default(), Batch::default());
+    loop {
+        pass.next(SCORED, &mut batch)?;
+        if batch.len() == 0 {
+            return Ok((scores, pass.complaint()));
+        }
+        let start = scores.logits.len();
+        scores.logits.resize(start + batch.len(), 0.0);
+        with_view(&batch, |view| model.logits(view, &mut scores.logits[start..]))?;
+        scores.labels.extend_from_slice(&batch.labels);
+        bar.add(batch.len() as u64);
+    }
+}
+
+/// Threads to learn with.
+pub(super) fn threads(count: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new().num_threads(count).build().context("cannot start threads")
+}
+
+impl<'d> Learner<'d> {
+    /// A model that has learned nothing.
+    pub(crate) fn new(config: &Config, dataset: &'d (dyn Dataset + Sync), place: &Place) -> Result<Self> {
+        ensure!(
+            config.train.patience.is_none() || dataset.has(Split::Valid),
+            "`patience` goes with examples that are held out: give `valid_fraction` or `valid`"
+        );
+        let (model, tables) = build(config, dataset)?;
+        Ok(Self {
+            config: config.clone(),
+            dataset,
+            place: place.clone(),
+            tables,
+            model,
+            progress: Progress::default(),
+            threads: threads(config.train.threads)?,
+        })
+    }
+
+    /// Goes on from the checkpoint that is there.
+    pub(crate) fn resume(&mut self) -> Result<()> {
+        let learned = Learned::open(&self.place.checkpoint())?;
+        ensure!(
+            learned.facts.config.continues(&self.config),
+            "{}: it was learned with another config: only `epochs`, `threads` and `checkpoint_every` may differ",
+            self.place.checkpoint().display()
+        );
+        learned.restore(&mut self.model, &self.tables)?;
+        self.progress = learned.facts.progress;
+        Ok(())
+    }
+
+    /// Learns to the end, and scores the examples to be judged by.
+    pub(crate) fn run(mut self, tell: bool) -> Result<Report> {
+        let threads = std::mem::replace(&mut self.threads, self::threads(1)?);
+        threads.install(|| {
+            while self.progress.epoch < self.config.train.epochs && !self.has_given_up() {
+                self.epoch(tell)?;
+            }
+            self.report()
+        })
+    }
+
+    /// Whether the last epochs have not made it better.
+    fn has_given_up(&self) -> bool {
+        let Progress { epoch, best, .. } = &self.progress;
+        let last = best.as_ref().map_or(0, |best| best.epoch);
+        self.config.train.patience.is_some_and(|patience| epoch.saturating_sub(last) > patience)
+    }
+
+    fn rates(&self) -> LearningRates {
+        let Train { learning_rate, layers_learning_rate, decay, .. } = self.config.train;
+        let decayed = (0..self.progress.epoch).fold(1.0, |decayed, _| decayed * decay);
+        let layers = layers_learning_rate.unwrap_or(learning_rate);
+        LearningRates { layers: layers * decayed, tables: learning_rate * decayed }
+    }
+
+    /// The rest of an epoch.
+    fn epoch(&mut self, tell: bool) -> Result<()> {
+        let Train { batch: size, checkpoint_every, seed, epochs, .. } = self.config.train;
+        let (rates, epoch) = (self.rates(), self.progress.epoch);
+        let dataset = self.dataset;
+        let mut pass = dataset.pass(Split::Train, random(random(seed, u64::MAX), epoch.into()))?;
+        let done = self.progress.step.saturating_mul(size as u64);
+        let mut bar =
+            Bar::new(&format!("epoch {} of {epochs}", epoch + 1), dataset.num_examples(Split::Train).unwrap_or(0));
+        pass.skip(done)?;
+        bar.add(done);
+        let mut batch = Batch::default();
+        loop {
+            pass.next(size, &mut batch)?;
+            if batch.len() == 0 {
+                break;
+            }
+            let model = &mut self.model;
+            let loss = with_view(&batch, |view| model.step(view, &batch.labels, rates))?;
+            ensure!(
+                loss.is_finite(),
+                "the loss is {loss} in step {} of epoch {}: a smaller `learning_rate` may help",
+                self.progress.step + 1,
+                epoch + 1
+            );
+            self.progress.step += 1;
+            self.progress.examples += batch.len() as u64;
+            self.progress.loss += loss * batch.len() as f64;
+            bar.add(batch.len() as u64);
+            if checkpoint_every > 0 && self.progress.step.is_multiple_of(checkpoint_every) {
+                self.point(rates.tables, None);
+                self.checkpoint()?;
+            }
+        }
+        drop(bar);
+        ensure!(self.progress.step > 0, "no examples to learn from");
+        let complaint = pass.complaint();
+        if let Some(complaint) = complaint.filter(|_| tell && epoch == 0) {
+            eprintln!("ttrec: {complaint}");
+        }
+        self.end_epoch(rates.tables, tell)
+    }
+
+    /// Ends a stretch of the loss's curve.
+    fn point(&mut self, learning_rate: f64, valid: Option<Quality>) {
+        let Progress { epoch, step, examples, loss, points, .. } = &mut self.progress;
+        // Nothing has been learned since the last one, which was put at the very end.
+        let loss =
+            if *examples == 0 { points.last().map_or(0.0, |point| point.loss) } else { *loss / *examples as f64 };
+        points.push(Point { epoch: *epoch + 1, step: *step, learning_rate, loss, valid });
+        (self.progress.examples, self.progress.loss) = (0, 0.0);
+    }
+
+    fn end_epoch(&mut self, learning_rate: f64, tell: bool) -> Result<()> {
+        let valid = if self.dataset.has(Split::Valid) {
+            Some(score(&mut self.model, self.dataset, Split::Valid)?.0.quality())
+        } else {
+            None
+        };
+        self.point(learning_rate, valid);
+        let select = self.config.train.select;
+        let Progress { epoch, step, best, points, .. } = &mut self.progress;
+        (*epoch, *step) = (*epoch + 1, 0);
+        let better = valid.filter(|valid| best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality, select)));
+        if let Some(quality) = better {
+            *best = Some(Best { epoch: *epoch, quality });
+        }
+        if let Some(point) = points.last().filter(|_| tell) {
+            output::print(|out| match &point.valid {
+                Some(valid) => writeln!(out, "epoch {epoch}: loss {:.5}, held out: {valid}", point.loss),
+                None => writeln!(out, "epoch {epoch}: loss {:.5}", point.loss),
+            })?;
+        }
+        // In this order: whoever goes on from the checkpoint before comes by here again.
+        if better.is_some() {
+            self.write(Place::best)?;
+        }
+        self.checkpoint()
+    }
+
+    fn write(&self, file: impl Fn(&Place) -> PathBuf) -> Result<()> {
+        checkpoint::write(&file(&self.place), &self.model, &self.tables, &self.config, &self.progress)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        curves::write(&self.place.curves("csv"), &self.place.curves("svg"), &self.progress.points)?;
+        self.write(Place::checkpoint)
+    }
+
+    /// How good the model that counts is: the best by the examples held out, or the last.
+    fn report(mut self) -> Result<Report> {
+        if self.progress.best.as_ref().is_some_and(|best| best.epoch != self.progress.epoch) {
+            Learned::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
+        }
+        let Progress { epoch, best, .. } = &self.progress;
+        let (epoch, valid) = best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
+        let test = if self.dataset.has(Split::Test) {
+            Some(score(&mut self.model, self.dataset, Split::Test)?.0.quality())
+        } else {
+            None
+        };
+        let sum = |bytes: fn(&Planned) -> u64| self.tables.iter().map(bytes).sum();
+        Ok(Report { bytes: [sum(Planned::bytes), sum(Planned::dense_bytes)], epoch, valid, test })
+    }
+}
+
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { examples, auc, log_loss, accuracy, calibration } = self;
+        let known = |number: &Option<f64>| number.map_or_else(|| "none".to_owned(), |number| format!("{number:.5}"));
+        let (auc, calibration) = (known(auc), known(calibration));
+        write!(
+            f,
+            "AUC {auc}, log-loss {log_loss:.5}, accuracy {accuracy:.5}, calibration {calibration}, {examples} examples"
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [bytes, dense] = self.bytes;
+        let ratio = dense as f64 / bytes.max(1) as f64;
+        write!(f, "epoch {}: tables of {bytes} bytes, {ratio:.1} times smaller than dense", self.epoch)?;
+        for (what, quality) in [("held out", &self.valid), ("test", &self.test)] {
+            if let Some(quality) = quality {
+                write!(f, "\n{what}: {quality}")?;
+            }
+        }
+        Ok(())
+    }
+}

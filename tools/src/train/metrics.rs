@@ -1,0 +1,113 @@
+//! How good scores are.
+
+use super::config::Select;
+use serde::{Deserialize, Serialize};
+
+/// Logits of examples, and their labels.
+#[derive(Default)]
+pub(crate) struct Scores {
+    pub(crate) logits: Vec<f32>,
+    pub(crate) labels: Vec<f32>,
+}
+
+/// What they amount to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Quality {
+    pub(crate) examples: u64,
+    /// The probability that an example labelled 1 has a higher score than one labelled 0, ties counting half. `None` if there are
+    /// no two such.
+    pub(crate) auc: Option<f64>,
+    /// Mean binary cross-entropy, in nats.
+    pub(crate) log_loss: f64,
+    /// The share of the examples that are on the side of 1/2 where their label is.
+    pub(crate) accuracy: f64,
+    /// The sum of the probabilities over the sum of the labels.
+    pub(crate) calibration: Option<f64>,
+}
+
+impl Quality {
+    pub(crate) fn is_better_than(&self, other: &Self, select: Select) -> bool {
+        match (select, self.auc, other.auc) {
+            (Select::Auc, Some(auc), Some(other)) => auc > other,
+            _ => self.log_loss < other.log_loss,
+        }
+    }
+}
+
+impl Scores {
+    pub(crate) fn quality(&self) -> Quality {
+        let Self { logits, labels } = self;
+        let pairs = || logits.iter().zip(labels).map(|(&logit, &label)| (f64::from(logit), f64::from(label)));
+        let count = logits.len().max(1) as f64;
+        let loss = |(logit, label): (f64, f64)| logit.max(0.0) - logit * label + (-logit.abs()).exp().ln_1p();
+        let right = pairs().filter(|(logit, label)| (*logit > 0.0) == (*label > 0.5)).count();
+        let probabilities: f64 = pairs().map(|(logit, _)| 1.0 / (1.0 + (-logit).exp())).sum();
+        let clicks: f64 = pairs().map(|(_, label)| label).sum();
+        Quality {
+            examples: logits.len() as u64,
+            auc: self.auc(),
+            log_loss: pairs().map(loss).sum::<f64>() / count,
+            accuracy: right as f64 / count,
+            calibration: (clicks > 0.0).then(|| probabilities / clicks),
+        }
+    }
+
+    /// By sorting: each label counts for the positives what it is, and for the negatives what it lacks of 1. With labels of 0
+    /// and 1 all sums are of whole and half numbers, and exact.
+    fn auc(&self) -> Option<f64> {
+        let mut order: Vec<(f32, f32)> = self.logits.iter().copied().zip(self.labels.iter().copied()).collect();
+        order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut below, mut positives, mut pairs) = (0.0, 0.0, 0.0);
+        // What is equal, 0 and -0 as well, is a tie.
+        for ties in order.chunk_by(|a, b| a.0 == b.0) {
+            let there: f64 = ties.iter().map(|(_, label)| f64::from(*label)).sum();
+            let lacking = ties.len() as f64 - there;
+            pairs += there * (below + lacking / 2.0);
+            below += lacking;
+            positives += there;
+        }
+        (positives > 0.0 && below > 0.0).then(|| pairs / (positives * below))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::random;
+
+    #[test]
+    fn auc_is_what_counting_all_pairs_gives() {
+        for (count, values) in [(1, 1), (2, 1), (50, 3), (300, 7), (300, 100_000)] {
+            let logits: Vec<f32> = (0..count).map(|i| (random(1, i) % values) as f32 - 3.0).collect();
+            let labels: Vec<f32> = (0..count).map(|i| (random(2, i) % 2) as f32).collect();
+            let (mut won, mut pairs) = (0.0, 0.0);
+            for (a, _) in logits.iter().zip(&labels).filter(|(_, label)| **label == 1.0) {
+                for (b, _) in logits.iter().zip(&labels).filter(|(_, label)| **label == 0.0) {
+                    pairs += 1.0;
+                    won += if a > b {
+                        1.0
+                    } else if a == b {
+                        0.5
+                    } else {
+                        0.0
+                    };
+                }
+            }
+            let expected = (pairs > 0.0).then(|| won / pairs);
+            assert_eq!(Scores { logits, labels }.quality().auc, expected, "{count} {values}");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_by_definition() {
+        let scores = Scores { logits: vec![0.0, 2.0, -1.0, 800.0], labels: vec![0.0, 1.0, 1.0, 1.0] };
+        let Quality { examples, log_loss, accuracy, calibration, .. } = scores.quality();
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let loss = -(0.5f64.ln() + sigmoid(2.0).ln() + sigmoid(-1.0).ln()) / 4.0;
+        assert!((log_loss - loss).abs() < 1e-12, "{log_loss} {loss}");
+        assert_eq!((examples, accuracy), (4, 0.75));
+        let probabilities = 0.5 + sigmoid(2.0) + sigmoid(-1.0) + 1.0;
+        assert!((calibration.unwrap() - probabilities / 3.0).abs() < 1e-12);
+        assert_eq!(Scores::default().quality().auc, None);
+    }
+}

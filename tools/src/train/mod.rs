@@ -1,0 +1,116 @@
+//! `ttrec train`: a DLRM, its tables stored as they will be, learned from examples.
+//!
+//! An output directory holds `checkpoint.safetensors`, written again and again, `best.safetensors` if examples are held out,
+//! `vocabulary.csv`, `frequencies.npz`, `curves.csv` and `curves.svg`.
+
+mod checkpoint;
+pub(crate) mod config;
+mod curves;
+mod eval;
+mod learn;
+mod metrics;
+mod tables;
+
+use crate::{
+    Outcome,
+    data::{Dataset, Vocabulary},
+    output,
+};
+use anyhow::{Context, Result, ensure};
+use config::Config;
+pub(crate) use eval::{EvalArgs, evaluate};
+pub(crate) use learn::{Learner, Place, Report};
+pub(crate) use metrics::Quality;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+pub(crate) use tables::{Planned, plan};
+
+/// Learn a ranking model, its tables as tensor trains or otherwise.
+///
+/// The model is a DLRM: dense numbers go through a bottom MLP, categories through tables, and the products of all pairs of
+/// these vectors through a top MLP to one probability. `ttrec convert DIR/best.safetensors -o model.ttr` makes a blob of it.
+#[derive(clap::Args)]
+#[command(after_help = "\
+A config:
+  [data]
+  format = \"criteo\"             # or csv, interactions, sessions
+  train = [\"day_0.gz\"]          # label, 13 integers, 26 categories, between tabs; plain or gzip
+  test = [\"day_1.gz\"]
+  valid_fraction = 0.05         # held out of `train`: to choose the best epoch by
+
+  [model]
+  embedding_dim = 16
+  bottom = [512, 256, 64, 16]   # outputs of each layer; the last is as wide as a table
+  top = [512, 256, 1]
+  table = { representation = \"tt\", rank = 32 }   # or dense, hashed, hashed-tt, quotient-remainder
+  dense_below = 10000           # smaller tables are dense
+
+  [model.tables]
+  C3 = { representation = \"tt\", rank = 16 }
+
+  [train]
+  optimizer = \"adagrad\"         # or sgd, row-wise-adagrad, adam
+  learning_rate = 0.05
+  batch = 128
+  epochs = 3
+  patience = 1
+
+docs/train.md has all fields.")]
+pub(crate) struct Args {
+    /// What is learned, from what and how
+    config: PathBuf,
+    /// Where checkpoints, curves and the vocabulary go; made if it is not there
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Where the paths of the config begin; default: the config's directory
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Go on from the checkpoint in the output directory, or begin if there is none yet
+    #[arg(long)]
+    resume: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let config = Config::read(&args.config)?;
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| directory_of(&args.config));
+    let place = Place::new(&args.output)?;
+    ensure!(
+        args.resume || !place.checkpoint().exists(),
+        "{}: it is there already: give --resume to go on from it, or another directory",
+        place.checkpoint().display()
+    );
+    let dataset = open_data(&config, &data_dir, &place, args.resume)?;
+    let mut learner = Learner::new(&config, &*dataset, &place)?;
+    if args.resume && place.checkpoint().exists() {
+        learner.resume()?;
+    }
+    let report = learner.run(true)?;
+    output::print(|out| writeln!(out, "{report}"))?;
+    Ok(Outcome::Done)
+}
+
+/// Opens the data; the vocabulary is the one that was written before, or is made and written.
+fn open_data(config: &Config, data_dir: &Path, place: &Place, resume: bool) -> Result<Box<dyn Dataset + Sync>> {
+    let kept = if resume && place.vocabulary().exists() { Some(Vocabulary::read(&place.vocabulary())?) } else { None };
+    let is_new = kept.is_none();
+    let dataset = config.data.open(data_dir, kept)?;
+    if is_new {
+        dataset.vocabulary().write_frequencies(&place.frequencies())?;
+        dataset.vocabulary().write(&place.vocabulary())?;
+    }
+    Ok(dataset)
+}
+
+/// Where the paths of a config begin.
+pub(crate) fn directory_of(config: &Path) -> PathBuf {
+    config.parent().map(Path::to_owned).unwrap_or_default()
+}
+
+impl Place {
+    pub(crate) fn new(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).with_context(|| format!("{}: cannot make it", directory.display()))?;
+        Ok(Self(directory.to_owned()))
+    }
+}

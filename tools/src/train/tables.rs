@@ -1,0 +1,258 @@
+//! The tables of a model: what a config makes of each feature.
+
+use super::config::{Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
+use crate::{data::Feature, factorize::suggest_shape, spec::TableSpec};
+use anyhow::{Context, Result, bail, ensure};
+use ttrec::{
+    TtShape,
+    blob::Combine,
+    train::{DenseTable, Embedding, HashedTable, Initializer, Optimizer, QuotientRemainderTable, TrainError, TtTable},
+};
+
+/// A table before it is made.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Planned {
+    name: String,
+    num_embeddings: u32,
+    embedding_dim: usize,
+    /// Rows, if an index is one of those modulo them.
+    hashed: Option<u32>,
+    stored: Stored,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Stored {
+    Dense,
+    Tt { shape: TtShape, initializer: Initializer, scale: f64 },
+    QuotientRemainder { num_remainders: u32, combine: Combine },
+}
+
+/// Plans the tables of all features.
+pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> {
+    if let Some(name) = model.tables.keys().find(|name| features.iter().all(|feature| feature.name != **name)) {
+        let names: Vec<_> = features.iter().map(|feature| &feature.name).take(40).collect();
+        bail!("`tables` has {name:?}, which is no feature: expected one of {names:?}");
+    }
+    let one = |feature: &Feature| {
+        let dense = Representation::default();
+        let small = feature.num_embeddings < model.dense_below;
+        let chosen = model.tables.get(&feature.name).unwrap_or(if small { &dense } else { &model.table });
+        Planned::new(feature, model.embedding_dim, chosen).with_context(|| format!("table {:?}", feature.name))
+    };
+    features.iter().map(one).collect()
+}
+
+impl Planned {
+    fn new(feature: &Feature, dim: usize, representation: &Representation) -> Result<Self> {
+        let num_embeddings = feature.num_embeddings;
+        let (hashed, stored) = match representation {
+            Representation::Dense(_) => (None, Stored::Dense),
+            Representation::Tt(tt) => (None, train_of(tt, num_embeddings, dim)?),
+            Representation::Hashed(Hashed { num_rows, bytes, like_rank }) => {
+                let rows = fitting_rows(*num_rows, *bytes, *like_rank, num_embeddings, dim, "num_rows")?;
+                // More rows than indices would be rows that nobody asks for.
+                (Some(rows.min(num_embeddings)), Stored::Dense)
+            }
+            Representation::HashedTt(HashedTt { num_rows, share, rank, cores, initializer, scale }) => {
+                let rows = match (num_rows, share) {
+                    (Some(rows), None) => *rows,
+                    (None, Some(share)) if *share > 0.0 => (f64::from(num_embeddings) * share).ceil() as u32,
+                    (None, Some(share)) => bail!("`share` is {share}: expected more than 0"),
+                    _ => bail!("expected `num_rows` or `share`"),
+                };
+                ensure!(rows > 0, "`num_rows` is 0: expected at least 1");
+                let rows = rows.min(num_embeddings);
+                let (row_factors, column_factors, rank, cores) = (None, None, *rank, *cores);
+                let (initializer, scale) = (*initializer, *scale);
+                let tt = Tt { rank, cores, row_factors, column_factors, initializer, scale };
+                (Some(rows), train_of(&tt, rows, dim)?)
+            }
+            Representation::QuotientRemainder(QuotientRemainder { num_remainders, bytes, like_rank, operation }) => {
+                let num_remainders = match num_remainders {
+                    Some(0) => bail!("`num_remainders` is 0: expected at least 1"),
+                    Some(remainders) => *remainders,
+                    None => {
+                        let rows = fitting_rows(None, *bytes, *like_rank, num_embeddings, dim, "num_remainders")?;
+                        fewest_remainders(num_embeddings, rows)?
+                    }
+                };
+                let combine = match operation {
+                    Operation::Mult => Combine::Mult,
+                    Operation::Add => Combine::Add,
+                };
+                (None, Stored::QuotientRemainder { num_remainders, combine })
+            }
+        };
+        let (name, embedding_dim) = (feature.name.clone(), dim);
+        Ok(Self { name, num_embeddings, embedding_dim, hashed, stored })
+    }
+
+    /// What its parameters take, as f32.
+    pub(crate) fn bytes(&self) -> u64 {
+        let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
+        let row = self.embedding_dim as u64 * size_of::<f32>() as u64;
+        match &self.stored {
+            Stored::Dense => rows.saturating_mul(row),
+            Stored::Tt { shape, .. } => shape.num_parameters().saturating_mul(size_of::<f32>() as u64),
+            Stored::QuotientRemainder { num_remainders, .. } => {
+                let remainders = u64::from(*num_remainders);
+                (rows.div_ceil(remainders.max(1)) + remainders).saturating_mul(row)
+            }
+        }
+    }
+
+    /// What a dense one would take.
+    pub(crate) fn dense_bytes(&self) -> u64 {
+        u64::from(self.num_embeddings).saturating_mul(self.embedding_dim as u64 * size_of::<f32>() as u64)
+    }
+
+    /// Makes the table, its values drawn.
+    pub(crate) fn build(&self, optimizer: Optimizer, seed: u64) -> Result<Box<dyn Embedding>> {
+        let dim = self.embedding_dim;
+        let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
+        let build = || -> Result<Box<dyn Embedding>, TrainError> {
+            let table: Box<dyn Embedding> = match &self.stored {
+                Stored::Dense => Box::new(DenseTable::new(rows, dim, Initializer::Uniform, optimizer, seed)?),
+                Stored::Tt { shape, initializer, scale } => {
+                    let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
+                    // A row is a product of one slice of each core.
+                    let of_core = scale.powf(1.0 / shape.num_cores() as f64) as f32;
+                    let values = table.parameters_mut().iter_mut().flat_map(|core| core.values_mut());
+                    values.for_each(|value| *value *= of_core);
+                    Box::new(table)
+                }
+                Stored::QuotientRemainder { num_remainders, combine } => Box::new(QuotientRemainderTable::new(
+                    rows,
+                    *num_remainders,
+                    [dim, dim],
+                    *combine,
+                    Initializer::Uniform,
+                    optimizer,
+                    seed,
+                )?),
+            };
+            Ok(match self.hashed {
+                Some(_) => Box::new(HashedTable::new(table, self.num_embeddings.into())?),
+                None => table,
+            })
+        };
+        build().with_context(|| format!("table {:?}", self.name))
+    }
+
+    /// The names and shapes of its parameters in a checkpoint, as table `number`.
+    pub(crate) fn tensors(&self, number: usize) -> Vec<(String, Vec<usize>)> {
+        let prefix = prefix(number);
+        let rows = self.hashed.unwrap_or(self.num_embeddings) as usize;
+        let matrix = |key: &str, rows: usize| (format!("{prefix}{key}"), vec![rows, self.embedding_dim]);
+        match &self.stored {
+            Stored::Dense => vec![matrix("weight", rows)],
+            Stored::Tt { shape, .. } => {
+                let core = |(k, &slices): (usize, &u32)| {
+                    (format!("{prefix}tt_cores.{k}"), vec![1, slices as usize, shape.slice_len(k)])
+                };
+                shape.row_factors().iter().enumerate().map(core).collect()
+            }
+            Stored::QuotientRemainder { num_remainders, .. } => {
+                let remainders = *num_remainders as usize;
+                vec![matrix("weight_q", rows.div_ceil(remainders.max(1))), matrix("weight_r", remainders)]
+            }
+        }
+    }
+
+    /// How a converter finds and reads it, as table `number`.
+    pub(crate) fn spec(&self, number: usize) -> TableSpec {
+        let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
+        let spec = TableSpec {
+            name: Some(self.name.clone()),
+            prefix: Some(prefix(number)),
+            num_embeddings: Some(self.num_embeddings.into()),
+            index_map: self.hashed.map(|_| "modulo".to_owned()),
+            num_rows: self.hashed.map(|_| rows),
+            ..TableSpec::default()
+        };
+        let dialect = |name: &str| Some(name.to_owned());
+        match &self.stored {
+            Stored::Dense => TableSpec { dialect: dialect("dlrm"), ..spec },
+            Stored::Tt { shape, .. } => TableSpec {
+                dialect: dialect("fbtt"),
+                row_factors: Some(shape.row_factors().to_vec()),
+                column_factors: Some(shape.column_factors().to_vec()),
+                ranks: Some(shape.inner_ranks().to_vec()),
+                ..spec
+            },
+            Stored::QuotientRemainder { combine, .. } => {
+                TableSpec { dialect: dialect("dlrm"), qr_operation: Some(combine.name().to_owned()), ..spec }
+            }
+        }
+    }
+}
+
+/// DLRM's name for a table.
+fn prefix(number: usize) -> String {
+    format!("emb_l.{number}.")
+}
+
+fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
+    let scale = tt.scale;
+    ensure!(scale > 0.0 && scale.is_finite(), "`scale` is {scale}: expected more than 0");
+    let shape = tt_shape(tt, num_embeddings, dim)?;
+    Ok(Stored::Tt { shape, initializer: tt.initializer.initializer(), scale })
+}
+
+fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
+    let rows = u64::from(num_embeddings);
+    let factors = suggest_shape(rows, dim, tt.cores)?;
+    let row_factors = tt.row_factors.clone().unwrap_or(factors.rows);
+    let column_factors = tt.column_factors.clone().unwrap_or(factors.columns);
+    ensure!(tt.rank > 0, "`rank` is 0: expected at least 1");
+    // No unfolding has a higher rank than it has rows or columns.
+    let sides: Vec<u64> = row_factors.iter().zip(&column_factors).map(|(&p, &q)| u64::from(p) * u64::from(q)).collect();
+    let product = |sides: &[u64]| sides.iter().fold(1u64, |product, &side| product.saturating_mul(side));
+    let rank = |k: usize| u64::from(tt.rank).min(product(&sides[..k])).min(product(&sides[k..])) as u32;
+    let ranks: Vec<u32> = (1..sides.len()).map(rank).collect();
+    let shape = TtShape::new(rows, &row_factors, &column_factors, &ranks)?;
+    ensure!(
+        shape.embedding_dim() == dim,
+        "`column_factors` is {column_factors:?}: expected a product of {dim}, `embedding_dim`"
+    );
+    Ok(shape)
+}
+
+/// The rows that a table is given, or that fit into bytes.
+fn fitting_rows(
+    rows: Option<u32>,
+    bytes: Option<u64>,
+    like_rank: Option<u32>,
+    num_embeddings: u32,
+    dim: usize,
+    field: &str,
+) -> Result<u32> {
+    let bytes = match (rows, bytes, like_rank) {
+        (Some(0), None, None) => bail!("`{field}` is 0: expected at least 1"),
+        (Some(rows), None, None) => return Ok(rows),
+        (None, Some(bytes), None) => bytes,
+        (None, None, Some(rank)) => tt_bytes(rank, num_embeddings, dim)?,
+        _ => bail!("expected one of `{field}`, `bytes` and `like_rank`"),
+    };
+    let fitting = bytes / (dim as u64 * size_of::<f32>() as u64).max(1);
+    ensure!(fitting > 0, "{bytes} bytes: expected at least one row of {dim} columns");
+    Ok(u32::try_from(fitting).unwrap_or(u32::MAX))
+}
+
+/// What a tensor train of a rank takes, with the factors that it has unless a config says otherwise.
+fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
+    let (row_factors, column_factors, initializer) = (None, None, Draw::default());
+    let tt = Tt { rank, cores: 3, row_factors, column_factors, initializer, scale: 1.0 };
+    Ok(tt_shape(&tt, num_embeddings, dim)?.num_parameters().saturating_mul(size_of::<f32>() as u64))
+}
+
+/// The fewest remainder rows that leave room for the quotient rows among `rows`.
+fn fewest_remainders(num_embeddings: u32, rows: u32) -> Result<u32> {
+    let total = |remainders: u32| u64::from(num_embeddings.div_ceil(remainders)) + u64::from(remainders);
+    let root = f64::from(num_embeddings).sqrt().ceil() as u32;
+    let found = (1..=root.max(1)).find(|&remainders| total(remainders) <= rows.into());
+    found.with_context(|| {
+        let least = total(root.max(1));
+        format!("{rows} rows fit: expected at least {least} for quotients and remainders")
+    })
+}
