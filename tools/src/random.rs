@@ -17,5 +17,5 @@ pub(crate) fn uniform(seed: u64, position: u64) -> f64 {
 /// The same, an integer from 0 up to `limit` (Lemire, "Fast random integer generation in an interval", 2019; biased by less
 /// than limit / 2^64). 0 if there is none.
 pub(crate) fn below(limit: u32, seed: u64, position: u64) -> u32 {
-    (u128::from(random(seed, position)) * u128::from(limit) >> 64) as u32
+    ((u128::from(random(seed, position)) * u128::from(limit)) >> 64) as u32
 }

@@ -251,8 +251,10 @@ fn learning_ends_when_it_no_longer_helps() {
 #[test]
 fn a_full_disk_leaves_the_old_checkpoint() {
     let (dir, _) = planted(2000);
-    let short = dir.file("short.toml", config("", "epochs = 1"));
-    let long = dir.file("long.toml", config("", "epochs = 2"));
+    let wide = |train: &str| {
+        config("", train).replace("embedding_dim = 8", "embedding_dim = 32").replace("[16, 8]", "[16, 32]")
+    };
+    let (short, long) = (dir.file("short.toml", wide("epochs = 1")), dir.file("long.toml", wide("epochs = 2")));
     let out = dir.path("out");
     ttrec!["train", &short, "-o", &out].exits(0);
     let before = left(&out);

