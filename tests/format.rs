@@ -270,7 +270,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
 fn a_model_is_read_by_the_page_too() {
     use ttrec::{
         Bags,
-        blob::{Activation, LayerSpec, Layout, ModelSpec, Role, TableSpec, WeightsSpec},
+        blob::{Activation, LayerSpec, Layout, ModelSpec, ModelTable, Role, TableSpec, WeightsSpec},
         dtype::Dtype::{self, F32, I8},
     };
 
@@ -278,7 +278,7 @@ fn a_model_is_read_by_the_page_too() {
     let tables = ["z", "a", "m"].map(|name| TableSpec::new(name, dense));
     let layer = |inputs, outputs, dtype: Dtype| LayerSpec { inputs, outputs, activation: Activation::Relu, dtype };
     let model = ModelSpec {
-        tables: vec![0, 2],
+        tables: vec![ModelTable { table: 0, mean: false }, ModelTable { table: 2, mean: true }],
         bottom: vec![layer(3, 4, F32), layer(4, 2, I8)],
         top: vec![layer(5, 3, I8), LayerSpec { activation: Activation::Sigmoid, ..layer(3, 1, F32) }],
     };
@@ -352,8 +352,10 @@ fn a_model_is_read_by_the_page_too() {
         let rows = [[case, 0], [4 - case, 2]];
         let mut vectors = vec![run(dense.iter().map(|&x| x.into()).collect(), 1)];
         for (table, rows) in file[tables_at..names_at].chunks(4).zip(rows) {
-            let [first, second] = rows.map(|at| row(number(table), at));
-            vectors.push(first.iter().zip(second).map(|(x, y)| x + y).collect());
+            let (code, count) = (number(table), rows.len() as f64);
+            let (table, divisor) = (code & 0x7FFF_FFFF, if code >> 31 == 1 { count } else { 1.0 });
+            let [first, second] = rows.map(|at| row(table, at));
+            vectors.push(first.iter().zip(second).map(|(x, y)| (x + y) / divisor).collect());
         }
         let mut inputs = vectors[0].clone();
         for (i, j) in [(1, 0), (2, 0), (2, 1)] {

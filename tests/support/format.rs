@@ -151,9 +151,14 @@ pub(crate) fn model_table_at(bytes: &[u8], position: usize) -> usize {
     layer_at(bytes, num_layers(bytes)) + position * 4
 }
 
+/// Whether the model's table `position` is averaged.
+pub(crate) fn is_mean(bytes: &[u8], position: usize) -> bool {
+    u32_at(bytes, model_table_at(bytes, position)) >> 31 == 1
+}
+
 /// Which table the model's table `position` is.
 pub(crate) fn model_table(bytes: &[u8], position: usize) -> usize {
-    u32_at(bytes, model_table_at(bytes, position)) as usize
+    (u32_at(bytes, model_table_at(bytes, position)) & 0x7FFF_FFFF) as usize
 }
 
 /// Where the names start.

@@ -4,7 +4,7 @@
 use super::{
     format::{
         DTYPE_F32, DTYPE_I8, LAYER_LEN, ROLE_LAYER_BIAS, ROLE_LAYER_SCALES, ROLE_LAYER_WEIGHTS, STACK_BOTTOM, Section,
-        layer, layer_at, model_table, num_layers, num_model_tables, sections_of_layer, u32_at,
+        is_mean, layer, layer_at, model_table, num_layers, num_model_tables, sections_of_layer, u32_at,
     },
     oracle::{Approx, Mode, Reference, element},
 };
@@ -90,8 +90,9 @@ impl<'a> Model<'a> {
     pub(crate) fn logit(&self, dense: &[f32], bags: &[Bag]) -> Approx {
         let x: Vec<Approx> = dense.iter().map(|&x| Approx::exact(x.into())).collect();
         let mut vectors = vec![self.perceptron(x, true)];
-        for (table, Bag { indices, weights }) in self.tables.iter().zip(bags) {
+        for (position, (table, Bag { indices, weights })) in self.tables.iter().zip(bags).enumerate() {
             vectors.push(match weights {
+                None if is_mean(self.bytes, position) => table.bag(indices, &[], Mode::Mean),
                 Some(weights) => table.bag(indices, weights, Mode::Weighted),
                 None => table.bag(indices, &[], Mode::Sum),
             });

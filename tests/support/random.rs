@@ -10,8 +10,8 @@ use proptest::{
 use ttrec::{
     AlignedBuf, DigitOrder, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, TableSpec,
-        WeightsSpec,
+        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec, Role, SectionPlan,
+        TableSpec, WeightsSpec,
     },
     dtype::Dtype,
 };
@@ -258,11 +258,13 @@ pub(crate) fn layers(widths: &[usize], dtype: Dtype, top: bool) -> Vec<LayerSpec
     widths.windows(2).enumerate().map(layer).collect()
 }
 
-/// A model of `tables` (by position) whose rows have `bottom`'s last width; the top's first width follows.
+/// A model of `tables` (by position), every third of them averaged, whose rows have `bottom`'s last width; the top's first width follows.
 pub(crate) fn model(tables: &[usize], bottom: &[usize], hidden: &[usize], dtypes: [Dtype; 2]) -> ModelSpec {
     let inputs = bottom[bottom.len() - 1] + tables.len() * (tables.len() + 1) / 2;
     let top = [&[inputs], hidden, &[1]].concat();
-    ModelSpec { tables: tables.to_vec(), bottom: layers(bottom, dtypes[0], false), top: layers(&top, dtypes[1], true) }
+    // Some are averaged.
+    let tables = tables.iter().enumerate().map(|(t, &table)| ModelTable { table, mean: t % 3 == 1 }).collect();
+    ModelSpec { tables, bottom: layers(bottom, dtypes[0], false), top: layers(&top, dtypes[1], true) }
 }
 
 /// A few small blobs that together hold every representation in every dtype it can have, with and without overrides,

@@ -15,6 +15,7 @@ mod factorize;
 mod frequencies;
 mod inspect;
 mod lookup;
+mod npz;
 mod output;
 mod plan;
 mod progress;

@@ -115,6 +115,15 @@ fn every_kind_of_table_learns_and_converts() {
         assert!(tables.stdout.contains("2 tables"), "{}", tables.stdout);
         let listed = ttrec!["inspect", &blob].exits(0).stdout;
         assert!(listed.contains("user") && listed.contains("item"), "{listed}");
+        // The blob's ranker scores as the trainer does.
+        let (samples, scores) = (dir.path("samples.npz"), dir.path("scores.npy"));
+        ttrec!["eval", &best, "--data-dir", &root, "--samples", &samples].exits(0);
+        ttrec!["score", &blob, "--batch", &samples, "-o", &scores].exits(0);
+        let (found, wanted) = (support::read_f32(&scores).1, &support::read_npz(&samples)["prob"]);
+        assert_eq!((found.len(), wanted.values.len()), (3000, 3000));
+        for (sample, (found, wanted)) in found.iter().zip(&wanted.values).enumerate() {
+            assert!((f64::from(*found) - wanted).abs() <= 1e-6, "{name}, sample {sample}: {found} for {wanted}");
+        }
         // And its frequencies suit them, where there is something to keep for them.
         if name == "tt" {
             let counts = out.join("frequencies.npz");

@@ -12,6 +12,7 @@ mod tests;
 mod text;
 mod vocabulary;
 
+use crate::npz::Npz;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -153,6 +154,15 @@ impl FeatureBags {
         self.offsets.push(self.indices.len() as u32);
     }
 
+    /// Puts the bags of another behind its own.
+    fn append(&mut self, other: &Self) -> Result<()> {
+        let before = self.indices.len();
+        self.indices.extend_from_slice(&other.indices);
+        u32::try_from(self.indices.len()).context("too many indices of one feature")?;
+        self.offsets.extend(other.offsets.iter().skip(1).map(|offset| before as u32 + offset));
+        Ok(())
+    }
+
     pub(crate) fn bags(&self) -> Result<Bags<'_, u32>, LookupError> {
         Bags::new(&self.indices, &self.offsets)
     }
@@ -179,6 +189,30 @@ impl Batch {
 
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
+    }
+
+    /// Puts the examples of another, which has the same features, behind its own.
+    pub(crate) fn append(&mut self, other: &Self) -> Result<()> {
+        if self.len() == 0 {
+            self.clear(other.features.len());
+        }
+        self.dense.extend_from_slice(&other.dense);
+        self.labels.extend_from_slice(&other.labels);
+        self.features.iter_mut().zip(&other.features).try_for_each(|(bags, other)| bags.append(other))
+    }
+
+    /// Writes them as `ttrec score` takes them, their labels, and what a model thinks of them.
+    pub(crate) fn write(&self, path: &Path, probabilities: &[f32]) -> Result<()> {
+        let count = self.len() as u64;
+        let mut file = Npz::new();
+        file.add("dense", &[count, self.dense.len() as u64 / count.max(1)], &self.dense)?;
+        for (t, bags) in self.features.iter().enumerate() {
+            file.add(&format!("indices_{t}"), &[bags.indices.len() as u64], &bags.indices)?;
+            file.add(&format!("offsets_{t}"), &[bags.offsets.len() as u64], &bags.offsets)?;
+        }
+        file.add("label", &[count], &self.labels)?;
+        file.add("prob", &[count], probabilities)?;
+        file.write(path)
     }
 }
 

@@ -2,11 +2,9 @@
 //!
 //! A value that is not among them has the last number, "other", where there is one.
 
-use crate::output::Output;
+use crate::{npz::Npz, output::Output};
 use anyhow::{Context, Result, ensure};
-use npyz::WriterBuilder;
-use std::{collections::HashMap, io::Cursor, path::Path};
-use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+use std::{collections::HashMap, path::Path};
 
 /// What the number of others is called.
 const OTHERS: &str = "other";
@@ -156,19 +154,10 @@ impl Vocabulary {
 
     /// Writes how often each number is there, as `--frequencies` takes it: an array for each feature.
     pub(crate) fn write_frequencies(&self, path: &Path) -> Result<()> {
-        let mut output = Output::create(path)?;
-        output.write(|out| {
-            let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
-            for Categories { name, counts, .. } in &self.features {
-                let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
-                archive.start_file(format!("{name}.npy"), options)?;
-                let options = npyz::WriteOptions::new().default_dtype().shape(&[counts.len() as u64]);
-                let mut npy = options.writer(&mut archive).begin_nd()?;
-                npy.extend(counts.iter().copied())?;
-                npy.finish()?;
-            }
-            out.write_all(archive.finish()?.get_ref())
-        })?;
-        Ok(output.commit()?)
+        let mut file = Npz::new();
+        for Categories { name, counts, .. } in &self.features {
+            file.add(name, &[counts.len() as u64], counts)?;
+        }
+        file.write(path)
     }
 }

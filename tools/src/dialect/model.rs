@@ -168,7 +168,8 @@ impl<'c> Model<'c> {
         }
         ensure!(inputs == Some(1), "the top perceptron has {} outputs: expected 1", inputs.unwrap_or(0));
         let top = self.top.iter().enumerate();
-        let of_model = |(table, spec): (usize, &TableSpec)| ModelTable { table, mean: spec.pooling == Some(Pooling::Mean) };
+        let of_model =
+            |(table, spec): (usize, &TableSpec)| ModelTable { table, mean: spec.pooling == Some(Pooling::Mean) };
         Ok(blob::ModelSpec {
             tables: tables.iter().enumerate().map(of_model).collect(),
             bottom: self.bottom.iter().map(|linear| layer(linear, Activation::Relu)).collect(),

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Outcome,
-    data::{Split, Vocabulary},
+    data::{Batch, Split, Vocabulary},
     output,
 };
 use anyhow::{Context, Result, ensure};
@@ -34,6 +34,9 @@ pub(crate) struct EvalArgs {
     /// Threads to score with
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
+    /// Write the examples as `ttrec score` takes them, with `label` and the model's `prob`
+    #[arg(long, value_name = "FILE.npz")]
+    samples: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,9 +72,14 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     let dataset = data.open(&args.data_dir.clone().unwrap_or_default(), Some(vocabulary))?;
     let (mut model, tables) = build(config, &*dataset)?;
     learned.restore(&mut model, &tables)?;
-    let (scores, complaint) = threads(args.threads.into())?.install(|| score(&mut model, &*dataset, split))?;
+    let mut samples = Batch::default();
+    let keep = |batch: &Batch| args.samples.iter().try_for_each(|_| samples.append(batch));
+    let (scores, complaint) = threads(args.threads.into())?.install(|| score(&mut model, &*dataset, split, keep))?;
     if let Some(complaint) = complaint {
         eprintln!("ttrec: {complaint}");
+    }
+    if let Some(path) = &args.samples {
+        samples.write(path, &scores.probabilities())?;
     }
     let quality = scores.quality();
     output::print(|mut out| {

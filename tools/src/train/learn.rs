@@ -102,8 +102,13 @@ fn with_view<T>(batch: &Batch, run: impl FnOnce(&train::Batch<'_>) -> Result<T, 
 /// Examples that are scored together.
 const SCORED: usize = 4096;
 
-/// Scores all examples of a split.
-pub(super) fn score(model: &mut Dlrm, dataset: &dyn Dataset, split: Split) -> Result<(Scores, Option<String>)> {
+/// Scores all examples of a split, and hands each batch of them over.
+pub(super) fn score(
+    model: &mut Dlrm,
+    dataset: &dyn Dataset,
+    split: Split,
+    mut each: impl FnMut(&Batch) -> Result<()>,
+) -> Result<(Scores, Option<String>)> {
     let mut pass = dataset.pass(split, 0)?;
     let mut bar = Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
     let (mut scores, mut batch) = (Scores::default(), Batch::default());
@@ -116,6 +121,7 @@ pub(super) fn score(model: &mut Dlrm, dataset: &dyn Dataset, split: Split) -> Re
         scores.logits.resize(start + batch.len(), 0.0);
         with_view(&batch, |view| model.logits(view, &mut scores.logits[start..]))?;
         scores.labels.extend_from_slice(&batch.labels);
+        each(&batch)?;
         bar.add(batch.len() as u64);
     }
 }
@@ -237,7 +243,7 @@ impl<'d> Learner<'d> {
 
     fn end_epoch(&mut self, learning_rate: f64, tell: bool) -> Result<()> {
         let valid = if self.dataset.has(Split::Valid) {
-            Some(score(&mut self.model, self.dataset, Split::Valid)?.0.quality())
+            Some(score(&mut self.model, self.dataset, Split::Valid, |_| Ok(()))?.0.quality())
         } else {
             None
         };
@@ -279,7 +285,7 @@ impl<'d> Learner<'d> {
         let Progress { epoch, best, .. } = &self.progress;
         let (epoch, valid) = best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
         let test = if self.dataset.has(Split::Test) {
-            Some(score(&mut self.model, self.dataset, Split::Test)?.0.quality())
+            Some(score(&mut self.model, self.dataset, Split::Test, |_| Ok(()))?.0.quality())
         } else {
             None
         };

@@ -35,6 +35,10 @@ impl Quality {
 }
 
 impl Scores {
+    pub(crate) fn probabilities(&self) -> Vec<f32> {
+        self.logits.iter().map(|&logit| (1.0 / (1.0 + (-f64::from(logit)).exp())) as f32).collect()
+    }
+
     pub(crate) fn quality(&self) -> Quality {
         let Self { logits, labels } = self;
         let pairs = || logits.iter().zip(labels).map(|(&logit, &label)| (f64::from(logit), f64::from(label)));

@@ -1,10 +1,14 @@
 //! The tables of a model: what a config makes of each feature.
 
 use super::config::{Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
-use crate::{data::Feature, factorize::suggest_shape, spec::TableSpec};
+use crate::{
+    data::Feature,
+    factorize::suggest_shape,
+    spec::{self, TableSpec},
+};
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
-    TtShape,
+    Pooling, TtShape,
     blob::Combine,
     train::{DenseTable, Embedding, HashedTable, Initializer, Optimizer, QuotientRemainderTable, TrainError, TtTable},
 };
@@ -17,6 +21,8 @@ pub(crate) struct Planned {
     embedding_dim: usize,
     /// Rows, if an index is one of those modulo them.
     hashed: Option<u32>,
+    /// What becomes of the rows of a bag.
+    pooling: Pooling,
     stored: Stored,
 }
 
@@ -83,8 +89,8 @@ impl Planned {
                 (None, Stored::QuotientRemainder { num_remainders, combine })
             }
         };
-        let (name, embedding_dim) = (feature.name.clone(), dim);
-        Ok(Self { name, num_embeddings, embedding_dim, hashed, stored })
+        let (name, embedding_dim, pooling) = (feature.name.clone(), dim, feature.pooling);
+        Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored })
     }
 
     /// What its parameters take, as f32.
@@ -168,6 +174,7 @@ impl Planned {
             num_embeddings: Some(self.num_embeddings.into()),
             index_map: self.hashed.map(|_| "modulo".to_owned()),
             num_rows: self.hashed.map(|_| rows),
+            pooling: (self.pooling == Pooling::Mean).then_some(spec::Pooling::Mean),
             ..TableSpec::default()
         };
         let dialect = |name: &str| Some(name.to_owned());

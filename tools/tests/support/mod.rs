@@ -112,6 +112,7 @@ pub(crate) fn parse_npy(bytes: &[u8]) -> Array {
         "'<f4'" => npy.into_vec::<f32>().map(|values| values.into_iter().map(f64::from).collect()),
         "'<f8'" => npy.into_vec::<f64>(),
         "'<i8'" => npy.into_vec::<i64>().map(|values| values.into_iter().map(|value| value as f64).collect()),
+        "'<u4'" => npy.into_vec::<u32>().map(|values| values.into_iter().map(f64::from).collect()),
         other => panic!("element type {other}"),
     };
     Array { shape, values: values.expect("as many elements as the header says") }
