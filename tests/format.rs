@@ -278,13 +278,13 @@ fn a_model_is_read_by_the_page_too() {
     let tables = ["z", "a", "m"].map(|name| TableSpec::new(name, dense));
     let layer = |inputs, outputs, dtype: Dtype| LayerSpec { inputs, outputs, activation: Activation::Relu, dtype };
     let model = ModelSpec {
-        tables: vec![ModelTable { table: 0, mean: false }, ModelTable { table: 2, mean: true }],
+        tables: vec![0.into(), ModelTable { table: 2, mean: true }],
         bottom: vec![layer(3, 4, F32), layer(4, 2, I8)],
         top: vec![layer(5, 3, I8), LayerSpec { activation: Activation::Sigmoid, ..layer(3, 1, F32) }],
     };
     // Small integers, and scales of 0.5.
     let file = Layout::with_model(&tables, Some(&model)).unwrap().build(|plan, out| {
-        let value = |at: usize| ((at * 7 + plan.offset as usize / 64 * 5) % 5) as i8 - 1;
+        let value = |at: usize| ((at * 7 + plan.offset as usize / 64 * 3) % 5) as i8 - 2;
         match (plan.dtype, plan.role) {
             (Some(I8), _) => (0..).zip(out).for_each(|(at, out)| *out = value(at) as u8),
             (_, role) => (0..).zip(out.chunks_exact_mut(4)).for_each(|(at, out)| {

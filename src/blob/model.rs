@@ -61,6 +61,13 @@ pub struct ModelTable {
 /// The bit of a model's table that says [`ModelTable::mean`].
 const MEAN: u32 = 1 << 31;
 
+impl From<usize> for ModelTable {
+    /// The table at this position, its rows summed.
+    fn from(table: usize) -> Self {
+        Self { table, mean: false }
+    }
+}
+
 impl ModelTable {
     fn from_code(code: u32) -> Self {
         Self { table: (code & !MEAN) as usize, mean: code & MEAN != 0 }
