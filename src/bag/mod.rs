@@ -108,6 +108,11 @@ impl<'a, I: Index> Bags<'a, I> {
         self.indices
     }
 
+    /// Where each bag begins among the [`indices`](Self::indices), and the end of the last: one more than bags.
+    pub fn offsets(&self) -> &'a [I] {
+        self.offsets
+    }
+
     /// The weight of each index, if there are any.
     pub fn per_sample_weights(&self) -> Option<&'a [f32]> {
         self.per_sample_weights

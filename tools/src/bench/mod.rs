@@ -8,6 +8,7 @@
 mod batch;
 mod contents;
 mod kernels;
+mod model;
 mod own;
 mod reference;
 mod roofline;
@@ -36,15 +37,22 @@ use std::{
 /// what fraction of it each kernel and table reaches; batches of bags are measured beside dense f32 tables. Answers are
 /// checked before anything is timed. Takes a few minutes and up to half of the available memory.
 ///
-/// With a blob and a file of bags, as `ttrec lookup` takes them, it measures these instead: all bags as one batch.
+/// With a blob and a file of bags, as `ttrec lookup` takes them, it measures these instead: all bags as one batch. With a blob and a
+/// file of samples, it measures the blob's model.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob to measure, in place of the suites
-    #[arg(requires = "bags", conflicts_with_all = ["suite", "retail"])]
+    #[arg(requires = "own", conflicts_with_all = ["suite", "retail"])]
     blob: Option<PathBuf>,
     /// indices, offsets and perhaps weights
-    #[arg(long, value_name = "FILE.npz", requires = "blob")]
+    #[arg(long, value_name = "FILE.npz", requires = "blob", group = "own")]
     bags: Option<PathBuf>,
+    /// Samples for the blob's model, as `ttrec score` takes them
+    #[arg(long, value_name = "FILE.npz", requires = "blob", group = "own")]
+    batch: Option<PathBuf>,
+    /// How many of these to score at a time
+    #[arg(long, value_name = "N", default_value_t = 128, requires = "batch", value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
     /// Which of the blob's tables; not needed if there is one
     #[arg(long, value_name = "NAME", requires = "blob")]
     table: Option<String>,
@@ -90,6 +98,18 @@ struct Report {
     workloads: Vec<WorkloadFigure>,
     #[serde(skip_serializing_if = "Option::is_none")]
     own: Option<OwnFigure>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<ModelFigure>,
+}
+
+#[derive(Serialize)]
+struct ModelFigure {
+    tier: &'static str,
+    samples: usize,
+    /// Samples that are scored together.
+    batch: usize,
+    us_per_sample: f64,
+    workspace_bytes: usize,
 }
 
 #[derive(Serialize)]
@@ -163,12 +183,14 @@ struct OwnFigure {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let tier = blob_file::tier()?;
+    let model = args.blob.as_ref().zip(args.batch.as_ref());
+    let model = model.map(|(blob, batch)| Ok::<_, anyhow::Error>((BlobFile::open(blob)?, batch))).transpose()?;
     let own = match (&args.blob, &args.bags) {
         (Some(blob), Some(bags)) => Some((BlobFile::open(blob)?, BagsFile::read(bags, args.weighted)?)),
         _ => None,
     };
     let retail = args.retail.as_deref().map(|path| BagsFile::read_arrays(path, "items", false)).transpose()?;
-    let wants = |suite| own.is_none() && args.suite.is_none_or(|wanted| wanted == suite);
+    let wants = |suite| args.blob.is_none() && args.suite.is_none_or(|wanted| wanted == suite);
     let mut roofline = Roofline::new(tier, args.quick)?;
     let mut notes = roofline.notes();
     let kernels = if wants(Suite::Kernels) { kernels::measure(&mut roofline, args.quick)? } else { Vec::new() };
@@ -181,6 +203,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let measure_own = |(blob, bags)| own::measure(&mut roofline, blob, args.table.as_deref(), bags, args.mode);
     let own = own.as_ref().map(|(blob, bags)| (blob, bags)).map(measure_own).transpose()?;
+
+    let measure_model =
+        |(blob, batch): &(BlobFile, &PathBuf)| model::measure(&mut roofline, blob, batch, args.samples as usize);
+    let model = model.as_ref().map(measure_model).transpose()?;
 
     let (peak, memory) = (roofline.flops(), roofline.bytes_per_second());
     let kernels = kernels.into_iter().map(|(name, flops)| KernelFigure {
@@ -226,6 +252,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         peak_fraction: own.flops.map(|flops| flops * own.lookups as f64 / own.seconds / peak),
         workspace_bytes: own.workspace_bytes,
     });
+    let model = model.map(|model| ModelFigure {
+        tier: tier.name(),
+        samples: model.samples,
+        batch: model.batch,
+        us_per_sample: model.seconds * 1e6 / model.samples as f64,
+        workspace_bytes: model.workspace_bytes,
+    });
     let report = Report {
         tier: tier.name(),
         fma_peak_gflops: peak / 1e9,
@@ -235,6 +268,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         tables: tables.collect(),
         workloads: workloads.collect(),
         own,
+        model,
     };
     output::print(|mut out| {
         if args.json {
@@ -295,6 +329,10 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         writeln!(out, "\n{table}: {bags} bags, {lookups} lookups, {workspace_bytes} bytes of workspace")?;
         let peak = peak_fraction.map_or(String::new(), |fraction| format!(", {fraction:.2} of peak"));
         writeln!(out, "{ns_per_lookup:.1} ns/lookup, {ns_per_bag:.1} ns/bag{peak}")?;
+    }
+    if let Some(ModelFigure { samples, batch, us_per_sample, workspace_bytes, .. }) = &report.model {
+        writeln!(out, "\n{samples} samples, {batch} at a time, {workspace_bytes} bytes of workspace")?;
+        writeln!(out, "{us_per_sample:.2} us/sample")?;
     }
     Ok(())
 }

@@ -30,6 +30,12 @@ pub(super) struct Row {
     magnitudes: Vec<f64>,
 }
 
+impl Row {
+    pub(super) fn elements(&self) -> &[f64] {
+        &self.elements
+    }
+}
+
 impl<'b> Stored<'b> {
     pub(super) fn new(bytes: &'b [u8], blob: Blob<'b>, table: &str) -> Result<Self> {
         let position = blob.position(table).context("a table is missing")?;

@@ -1,0 +1,160 @@
+//! `ttrec bench BLOB --batch`: a user's own model and samples.
+
+use super::{
+    reference::Stored,
+    roofline::{Caches, Pass, Roofline},
+};
+use crate::{
+    blob_file::BlobFile,
+    lookup::zeros,
+    samples::{Samples, missing},
+};
+use anyhow::{Context, Result, ensure};
+use std::hint::black_box;
+use ttrec::{
+    Bags, Blob, LookupError, Pooling, Ranker,
+    blob::{Activation, Layer, Stack},
+    dtype::Elements,
+};
+
+/// Samples that are compared.
+const CHECKED: usize = 8;
+
+/// What was measured of a model.
+pub(super) struct Measured {
+    pub(super) samples: usize,
+    pub(super) batch: usize,
+    /// Of scoring all samples, batch by batch.
+    pub(super) seconds: f64,
+    pub(super) workspace_bytes: usize,
+}
+
+/// Scores the samples of the file at `path`, `batch` of them at a time; a rest is left out.
+pub(super) fn measure(
+    roofline: &mut Roofline,
+    file: &BlobFile,
+    path: &std::path::Path,
+    batch: usize,
+) -> Result<Measured> {
+    let blob = file.blob()?;
+    let ranker = file.ranker(&blob)?.with_tier(roofline.tier());
+    let samples = Samples::read(path, &ranker)?;
+    measure_samples(roofline, file.bytes(), &blob, &ranker, &samples, batch).with_context(|| samples.path().to_owned())
+}
+
+fn measure_samples(
+    roofline: &mut Roofline,
+    bytes: &[u8],
+    blob: &Blob<'_>,
+    ranker: &Ranker<'_>,
+    samples: &Samples,
+    batch: usize,
+) -> Result<Measured> {
+    let dense = samples.dense().context("no array \"dense\"")?;
+    let all = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
+    let all: Vec<Bags<'_, u64>> = (0..ranker.num_tables()).map(all).collect::<Result<_>>()?;
+    let count = dense.len() / ranker.num_dense();
+    ensure!(all.iter().all(|bags| bags.len() == count), "not one bag of each table for each of {count} samples");
+    let batches = count / batch;
+    ensure!(batches > 0, "{count} samples: expected a batch of {batch} at least");
+    // Lists of their own for each batch, batch after batch.
+    let mut offsets = Vec::new();
+    for start in (0..batches * batch).step_by(batch) {
+        for bags in &all {
+            let of_batch = &bags.offsets()[start..=start + batch];
+            offsets.push(of_batch.iter().map(|offset| offset - of_batch[0]).collect::<Vec<_>>());
+        }
+    }
+    let mut lists = Vec::new();
+    for (offsets, at) in offsets.iter().zip(0..) {
+        let (bags, start) = (&all[at % all.len()], at / all.len() * batch);
+        let range = bags.offsets()[start] as usize..bags.offsets()[start + batch] as usize;
+        let list = Bags::new(&bags.indices()[range.clone()], offsets)?;
+        lists.push(match bags.per_sample_weights() {
+            Some(weights) => list.with_per_sample_weights(&weights[range])?,
+            None => list,
+        });
+    }
+    let mut workspace = zeros(ranker.batch_workspace_len(batch))?;
+    let mut out = zeros(batch)?;
+    let of_batch = |at: usize| {
+        let bags = &lists[at * all.len()..][..all.len()];
+        (&dense[at * batch * ranker.num_dense()..][..batch * ranker.num_dense()], bags)
+    };
+
+    let (first_dense, first_bags) = of_batch(0);
+    ranker.logits(first_dense, first_bags, &mut out, &mut workspace)?;
+    for (sample, &found) in out.iter().enumerate().take(CHECKED) {
+        let expected = plain(bytes, blob, ranker, &all, dense, sample)?;
+        let error = (f64::from(found) - expected).abs();
+        ensure!(
+            error <= 1e-3 * expected.abs().max(1.0),
+            "sample {sample}: logit {found}, a plain loop makes {expected}; nothing was timed"
+        );
+    }
+
+    let workspace_bytes = size_of_val(&workspace[..]);
+    let pass = Pass::new(batches, |mut range| {
+        range.try_for_each(|at| {
+            let (dense, bags) = of_batch(at);
+            let scored = ranker.score(black_box(dense), bags, &mut out, &mut workspace);
+            black_box(&mut out);
+            scored.map_err(|_| LookupError::Inconsistent)
+        })
+    });
+    let [seconds] = roofline.fastest(Caches::Warm, [pass])?;
+    Ok(Measured { samples: batches * batch, batch, seconds, workspace_bytes })
+}
+
+/// The logit of a sample, by definition.
+fn plain(
+    bytes: &[u8],
+    blob: &Blob<'_>,
+    ranker: &Ranker<'_>,
+    bags: &[Bags<'_, u64>],
+    dense: &[f32],
+    sample: usize,
+) -> Result<f64> {
+    let stack = |stack, x: Vec<f64>| {
+        ranker.layers().filter(|layer| layer.stack == stack).fold(x, |x, layer| perceptron(&layer, &x))
+    };
+    let dense = &dense[sample * ranker.num_dense()..][..ranker.num_dense()];
+    let mut vectors = vec![stack(Stack::Bottom, dense.iter().map(|&x| x.into()).collect())];
+    for ((table, pooling), bags) in ranker.tables().zip(ranker.poolings()).zip(bags) {
+        let stored = Stored::new(bytes, *blob, table.name())?;
+        let range = bags.offsets()[sample] as usize..bags.offsets()[sample + 1] as usize;
+        let mut sum = vec![0.0; ranker.embedding_dim()];
+        let count = range.len().max(1) as f64;
+        for at in range {
+            let weight = bags.per_sample_weights().map_or(1.0, |weights| weights[at].into());
+            let row = stored.row(bags.indices()[at])?;
+            sum.iter_mut().zip(row.elements()).for_each(|(sum, x)| *sum += weight * x);
+        }
+        if pooling == Pooling::Mean {
+            sum.iter_mut().for_each(|sum| *sum /= count);
+        }
+        vectors.push(sum);
+    }
+    let mut x = vectors[0].clone();
+    for (i, a) in vectors.iter().enumerate() {
+        x.extend(vectors[..i].iter().map(|b| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()));
+    }
+    stack(Stack::Top, x).first().copied().context("a model without outputs")
+}
+
+fn perceptron(layer: &Layer<'_>, x: &[f64]) -> Vec<f64> {
+    let weights: Vec<f64> = match layer.weights {
+        Elements::F32(weights) => weights.iter().map(|&w| w.into()).collect(),
+        Elements::F16(weights) => weights.iter().map(|w| w.to_f64()).collect(),
+        Elements::Bf16(weights) => weights.iter().map(|w| w.to_f64()).collect(),
+        Elements::I8(weights) => weights.iter().map(|&w| w.into()).collect(),
+        Elements::I4(_) => Vec::new(),
+    };
+    let output = |j: usize| {
+        let sum: f64 = x.iter().zip(weights.iter().skip(j).step_by(layer.outputs)).map(|(x, w)| x * w).sum();
+        let scale = layer.scales.get(j).map_or(1.0, |&scale| scale.into());
+        let y = sum * scale + f64::from(layer.bias[j]);
+        if layer.activation == Activation::Relu { y.max(0.0) } else { y }
+    };
+    (0..layer.outputs).map(output).collect()
+}
