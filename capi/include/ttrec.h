@@ -1,10 +1,10 @@
-/* ttrec from C: embedding tables, looked up and pooled in a blob that is opened once.
+/* ttrec from C: embedding tables, looked up and pooled, and a ranking model, scored, in a blob that is opened once.
  *
  * Made by cbindgen from the Rust source (see capi/cbindgen.toml): do not edit.
  *
  * STATUS. A function that can fail returns a ttrec_status, TTREC_STATUS_OK if all went well; ttrec_last_error() tells what
  * did not. Getters return 0 or null for a null handle. A function that fails has written nothing to its outputs, `*blob`
- * and `*table` among them (but with TTREC_STATUS_INTERNAL). What is in a workspace afterwards means nothing either way.
+ * and its kin among them (but with TTREC_STATUS_INTERNAL). What is in a workspace afterwards means nothing either way.
  *
  * POINTERS AND LENGTHS. Lengths count elements, not bytes (but for the bytes of a blob). A pointer to elements may be null
  * if there are none. What is null, misaligned, overlapping or of the wrong length is refused. What cannot be seen from
@@ -12,13 +12,13 @@
  * handles are of blobs that are open. Arrays are only used during the call. `out` and `workspace` may be uninitialised;
  * they overlap neither each other nor anything else that is passed.
  *
- * OWNERSHIP. ttrec_blob_open() and its kin make a handle, which ttrec_blob_close() frees. Tables and their names belong to
- * their blob. Whatever else is passed stays the caller's.
+ * OWNERSHIP. ttrec_blob_open() and its kin make a handle, which ttrec_blob_close() frees. Tables, their names and the ranker
+ * belong to their blob. Whatever else is passed stays the caller's.
  *
- * THREADS. A blob does not change while it is open: any number of threads may use it and its tables at once, each with an
- * `out` and a `workspace` of its own. Closing it must happen after the last use. Errors are kept per thread.
+ * THREADS. A blob does not change while it is open: any number of threads may use it and what belongs to it at once, each with
+ * an `out` and a `workspace` of its own. Closing it must happen after the last use. Errors are kept per thread.
  *
- * No function calls back or lets a Rust panic out. Lookups and bags allocate nothing. */
+ * No function calls back or lets a Rust panic out. Lookups, bags and scores allocate nothing. */
 
 
 #ifndef TTREC_H
@@ -97,13 +97,17 @@ typedef enum {
      */
     TTREC_STATUS_OFFSETS = 14,
     /**
-     * Tables that are pooled together do not have the same number of bags.
+     * Tables that are pooled together do not have the same number of bags, or those of a model not one for each sample.
      */
     TTREC_STATUS_NUM_BAGS = 15,
     /**
      * A defect of this library, caught at its boundary: please report it. Outputs may have been written.
      */
     TTREC_STATUS_INTERNAL = 16,
+    /**
+     * The blob has tables only.
+     */
+    TTREC_STATUS_NO_MODEL = 17,
 } ttrec_status;
 
 /**
@@ -164,6 +168,11 @@ typedef uint32_t ttrec_index_type;
  * An open blob. Nothing in it changes while it is open.
  */
 typedef struct ttrec_blob ttrec_blob;
+
+/**
+ * The model of an open blob.
+ */
+typedef struct ttrec_ranker ttrec_ranker;
 
 /**
  * A table of an open blob.
@@ -252,7 +261,7 @@ ttrec_status ttrec_blob_open_copied(const void *bytes,
                                     ttrec_blob **blob);
 
 /**
- * Closes a blob. Its tables, their names and the handle itself are gone then: no other thread may be using them. Null is
+ * Closes a blob. Its tables, their names, its ranker and the handle itself are gone then: no other thread may be using them. Null is
  * nothing to close.
  */
 void ttrec_blob_close(ttrec_blob *blob);
@@ -361,6 +370,92 @@ ttrec_status ttrec_pool_tables(const ttrec_table *const *tables,
                                const ttrec_bags *bags,
                                size_t num_tables,
                                uint32_t pooling,
+                               float *out,
+                               size_t out_len,
+                               float *workspace,
+                               size_t workspace_len);
+
+/**
+ * The blob's model: TTREC_STATUS_NO_MODEL if it has tables only. `*ranker` lives until the blob is closed.
+ */
+ttrec_status ttrec_blob_ranker(const ttrec_blob *blob, const ttrec_ranker **ranker);
+
+/**
+ * Dense features of a sample. 0 if `ranker` is null.
+ */
+size_t ttrec_ranker_num_dense(const ttrec_ranker *ranker);
+
+/**
+ * Tables that the model looks up, which may be fewer than the blob has. 0 if `ranker` is null.
+ */
+size_t ttrec_ranker_num_tables(const ttrec_ranker *ranker);
+
+/**
+ * The table whose bags are at `position` of what is scored, from 0 on: the order is the model's. Null past the last one, or if
+ * `ranker` is null. It is one of the blob's, and lives until that is closed.
+ */
+const ttrec_table *ttrec_ranker_table_at(const ttrec_ranker *ranker,
+                                         size_t position);
+
+/**
+ * Floats of a row of each of them. 0 if `ranker` is null.
+ */
+size_t ttrec_ranker_embedding_dim(const ttrec_ranker *ranker);
+
+/**
+ * Floats of workspace that scoring needs at least; 0 if `ranker` is null. A blob that is not trusted may ask for much: see what is
+ * ready to be spent before allocating it.
+ */
+size_t ttrec_ranker_workspace_len(const ttrec_ranker *ranker);
+
+/**
+ * Floats of workspace with which `num_samples` of one index per bag are scored fastest: at least ttrec_ranker_workspace_len(). It
+ * stops growing at some hundred samples. 0 if `ranker` is null.
+ */
+size_t ttrec_ranker_batch_workspace_len(const ttrec_ranker *ranker,
+                                        size_t num_samples);
+
+/**
+ * Writes the score of each of `out_len` samples to `out`: a probability if the model ends in a sigmoid, as DLRM's do. `dense` has
+ * `dense_len` = out_len * ttrec_ranker_num_dense() floats, sample after sample. `bags[t]` are those of ttrec_ranker_table_at(t):
+ * one for each sample, whose rows are summed; `num_tables` is ttrec_ranker_num_tables(), and all have the same index_type.
+ * `workspace` has at least ttrec_ranker_workspace_len() floats, and better ttrec_ranker_batch_workspace_len(): a score depends
+ * neither on it nor on the samples beside it. Allocates nothing for up to 32 tables, and a short list for more.
+ */
+ttrec_status ttrec_ranker_score(const ttrec_ranker *ranker,
+                                const float *dense,
+                                size_t dense_len,
+                                const ttrec_bags *bags,
+                                size_t num_tables,
+                                float *out,
+                                size_t out_len,
+                                float *workspace,
+                                size_t workspace_len);
+
+/**
+ * The same without the sigmoid at the end.
+ */
+ttrec_status ttrec_ranker_logits(const ttrec_ranker *ranker,
+                                 const float *dense,
+                                 size_t dense_len,
+                                 const ttrec_bags *bags,
+                                 size_t num_tables,
+                                 float *out,
+                                 size_t out_len,
+                                 float *workspace,
+                                 size_t workspace_len);
+
+/**
+ * Writes the score of each of `out_len` candidates of one user to `out`, as ttrec_ranker_score() would for samples that repeat the
+ * user's part, bit for bit. What is the user's is given once: `dense` of one sample, and bags of which there is one. What is the
+ * candidates' is given for each: bags of which there are out_len, and `dense` if it depends on them. It is fastest where the
+ * user's tables come first in the model.
+ */
+ttrec_status ttrec_ranker_rank(const ttrec_ranker *ranker,
+                               const float *dense,
+                               size_t dense_len,
+                               const ttrec_bags *bags,
+                               size_t num_tables,
                                float *out,
                                size_t out_len,
                                float *workspace,

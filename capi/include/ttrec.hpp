@@ -1,7 +1,7 @@
-// ttrec from C++17: the handles of ttrec.h that close themselves, statuses as exceptions, rows as vectors.
+// ttrec from C++17: the handles of ttrec.h that close themselves, statuses as exceptions, rows and scores as vectors.
 //
 // What writes into memory of the caller's is a call away: handles convert to those of ttrec.h. A Blob may be used by any number of
-// threads, a Workspace by one at a time. Tables and Bags are views, of an open Blob and of the caller's arrays.
+// threads, a Workspace by one at a time. Tables, Rankers and Bags are views, of an open Blob and of the caller's arrays.
 
 #ifndef TTREC_HPP
 #define TTREC_HPP
@@ -128,6 +128,65 @@ inline std::vector<float> pool_tables(const std::vector<Pooled> &features, ttrec
     return rows;
 }
 
+/// The model of an open Blob.
+class Ranker {
+public:
+    explicit Ranker(const ttrec_ranker *ranker) : ranker_(ranker) {}
+
+    std::size_t num_dense() const noexcept { return ttrec_ranker_num_dense(ranker_); }
+    std::size_t num_tables() const noexcept { return ttrec_ranker_num_tables(ranker_); }
+    std::size_t embedding_dim() const noexcept { return ttrec_ranker_embedding_dim(ranker_); }
+
+    /// In the order in which their bags are given.
+    std::vector<Table> tables() const {
+        std::vector<Table> tables;
+        for (std::size_t i = 0; i < num_tables(); i++) tables.emplace_back(ttrec_ranker_table_at(ranker_, i));
+        return tables;
+    }
+
+    /// The score of each sample: `dense` has num_dense() floats of each, `bags` a list for each table with one bag of each.
+    std::vector<float> score(const std::vector<float> &dense, const std::vector<Bags> &bags, Workspace &workspace) const {
+        return scored(ttrec_ranker_score, dense, bags, num_samples(dense, bags), workspace);
+    }
+
+    /// The same without the sigmoid at the end.
+    std::vector<float> logits(const std::vector<float> &dense, const std::vector<Bags> &bags, Workspace &workspace) const {
+        return scored(ttrec_ranker_logits, dense, bags, num_samples(dense, bags), workspace);
+    }
+
+    /// The score of each of one user's candidates: what is the user's is given once, what is the candidates' for each of them.
+    std::vector<float> rank(const std::vector<float> &dense, const std::vector<Bags> &bags, std::size_t num_candidates,
+                            Workspace &workspace) const {
+        return scored(ttrec_ranker_rank, dense, bags, num_candidates, workspace);
+    }
+
+    /// Lets `workspace` grow to what is best for `num_samples` of one index per bag.
+    void reserve(Workspace &workspace, std::size_t num_samples) const {
+        const std::size_t best = ttrec_ranker_batch_workspace_len(ranker_, num_samples);
+        if (workspace.size() < best) workspace.resize(best);
+    }
+
+    operator const ttrec_ranker *() const noexcept { return ranker_; }
+
+private:
+    std::size_t num_samples(const std::vector<float> &dense, const std::vector<Bags> &bags) const {
+        if (!bags.empty()) return bags.front().size();
+        return dense.size() / std::max<std::size_t>(num_dense(), 1);
+    }
+
+    std::vector<float> scored(decltype(&ttrec_ranker_score) scoring, const std::vector<float> &dense,
+                              const std::vector<Bags> &bags, std::size_t num_samples, Workspace &workspace) const {
+        reserve(workspace, num_samples);
+        const std::vector<ttrec_bags> of_c(bags.begin(), bags.end());
+        std::vector<float> scores(num_samples);
+        check(scoring(ranker_, dense.data(), dense.size(), of_c.data(), of_c.size(), scores.data(), scores.size(),
+                      workspace.data(), workspace.size()));
+        return scores;
+    }
+
+    const ttrec_ranker *ranker_;
+};
+
 /// An open blob, closed when it goes.
 class Blob {
 public:
@@ -162,6 +221,13 @@ public:
         for (std::size_t i = 0; i < ttrec_blob_num_tables(blob_.get()); i++)
             tables.emplace_back(ttrec_blob_table_at(blob_.get(), i));
         return tables;
+    }
+
+    /// Its model; throws if it has tables only.
+    Ranker ranker() const {
+        const ttrec_ranker *ranker = nullptr;
+        check(ttrec_blob_ranker(blob_.get(), &ranker));
+        return Ranker(ranker);
     }
 
     /// Throws unless the whole blob matches its checksums.

@@ -7,7 +7,7 @@
 
 use crate::{
     bags::{self, BagIndex, ttrec_bags, ttrec_index_type, ttrec_pooling},
-    boundary::{Bytes, Given, Promise, answer, answer_or, ttrec_blob, ttrec_table},
+    boundary::{Bytes, Caller, Given, Promise, answer, answer_or, ttrec_blob, ttrec_ranker, ttrec_table},
     last_error,
     status::{Error, ttrec_status},
 };
@@ -20,7 +20,7 @@ use std::{
     ptr,
     sync::OnceLock,
 };
-use ttrec::{Bags, Pooling, Table, Tier, bag::pool_tables};
+use ttrec::{Bags, Pooling, ScoreError, Table, Tier, bag::pool_tables};
 
 /// The version of this interface. It changes when a program that was compiled with an older header would no longer work.
 pub const TTREC_ABI_VERSION: u32 = 1;
@@ -120,7 +120,7 @@ pub unsafe extern "C" fn ttrec_blob_open_copied(
     })
 }
 
-/// Closes a blob. Its tables, their names and the handle itself are gone then: no other thread may be using them. Null is
+/// Closes a blob. Its tables, their names, its ranker and the handle itself are gone then: no other thread may be using them. Null is
 /// nothing to close.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_close(blob: *mut ttrec_blob) {
@@ -326,6 +326,143 @@ pub unsafe extern "C" fn ttrec_pool_tables(
     })
 }
 
+/// The blob's model: TTREC_STATUS_NO_MODEL if it has tables only. `*ranker` lives until the blob is closed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_blob_ranker(blob: *const ttrec_blob, ranker: *mut *const ttrec_ranker) -> ttrec_status {
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer(promise, |caller| {
+        let given = caller.reads();
+        let found = given.handle(blob, "blob")?.ranker()?;
+        given.place(ranker, "ranker")?.put(found);
+        Ok(())
+    })
+}
+
+/// Dense features of a sample. 0 if `ranker` is null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_num_dense(ranker: *const ttrec_ranker) -> usize {
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer_or(0, promise, |caller| Ok(caller.reads().handle(ranker, "ranker")?.ranker().num_dense()))
+}
+
+/// Tables that the model looks up, which may be fewer than the blob has. 0 if `ranker` is null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_num_tables(ranker: *const ttrec_ranker) -> usize {
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer_or(0, promise, |caller| Ok(caller.reads().handle(ranker, "ranker")?.ranker().num_tables()))
+}
+
+/// The table whose bags are at `position` of what is scored, from 0 on: the order is the model's. Null past the last one, or if
+/// `ranker` is null. It is one of the blob's, and lives until that is closed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_table_at(ranker: *const ttrec_ranker, position: usize) -> *const ttrec_table {
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer_or(ptr::null(), promise, |caller| {
+        let ranker = caller.reads().handle(ranker, "ranker")?;
+        let num_tables = ranker.ranker().num_tables();
+        Ok(ptr::from_ref(ranker.table(position).ok_or(Error::ModelTable { position, num_tables })?))
+    })
+}
+
+/// Floats of a row of each of them. 0 if `ranker` is null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_embedding_dim(ranker: *const ttrec_ranker) -> usize {
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer_or(0, promise, |caller| Ok(caller.reads().handle(ranker, "ranker")?.ranker().embedding_dim()))
+}
+
+/// Floats of workspace that scoring needs at least; 0 if `ranker` is null. A blob that is not trusted may ask for much: see what is
+/// ready to be spent before allocating it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_workspace_len(ranker: *const ttrec_ranker) -> usize {
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer_or(0, promise, |caller| Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len()))
+}
+
+/// Floats of workspace with which `num_samples` of one index per bag are scored fastest: at least ttrec_ranker_workspace_len(). It
+/// stops growing at some hundred samples. 0 if `ranker` is null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_batch_workspace_len(ranker: *const ttrec_ranker, num_samples: usize) -> usize {
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer_or(0, promise, |caller| {
+        Ok(caller.reads().handle(ranker, "ranker")?.ranker().batch_workspace_len(num_samples))
+    })
+}
+
+/// Writes the score of each of `out_len` samples to `out`: a probability if the model ends in a sigmoid, as DLRM's do. `dense` has
+/// `dense_len` = out_len * ttrec_ranker_num_dense() floats, sample after sample. `bags[t]` are those of ttrec_ranker_table_at(t):
+/// one for each sample, whose rows are summed; `num_tables` is ttrec_ranker_num_tables(), and all have the same index_type.
+/// `workspace` has at least ttrec_ranker_workspace_len() floats, and better ttrec_ranker_batch_workspace_len(): a score depends
+/// neither on it nor on the samples beside it. Allocates nothing for up to 32 tables, and a short list for more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_score(
+    ranker: *const ttrec_ranker,
+    dense: *const f32,
+    dense_len: usize,
+    bags: *const ttrec_bags,
+    num_tables: usize,
+    out: *mut f32,
+    out_len: usize,
+    workspace: *mut f32,
+    workspace_len: usize,
+) -> ttrec_status {
+    let (dense, bags) = ((dense, dense_len), (bags, num_tables));
+    let (out, workspace) = ((out, out_len), (workspace, workspace_len));
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer(promise, |caller| score(caller, ranker, Scoring::Score, dense, bags, out, workspace))
+}
+
+/// The same without the sigmoid at the end.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_logits(
+    ranker: *const ttrec_ranker,
+    dense: *const f32,
+    dense_len: usize,
+    bags: *const ttrec_bags,
+    num_tables: usize,
+    out: *mut f32,
+    out_len: usize,
+    workspace: *mut f32,
+    workspace_len: usize,
+) -> ttrec_status {
+    let (dense, bags) = ((dense, dense_len), (bags, num_tables));
+    let (out, workspace) = ((out, out_len), (workspace, workspace_len));
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer(promise, |caller| score(caller, ranker, Scoring::Logits, dense, bags, out, workspace))
+}
+
+/// Writes the score of each of `out_len` candidates of one user to `out`, as ttrec_ranker_score() would for samples that repeat the
+/// user's part, bit for bit. What is the user's is given once: `dense` of one sample, and bags of which there is one. What is the
+/// candidates' is given for each: bags of which there are out_len, and `dense` if it depends on them. It is fastest where the
+/// user's tables come first in the model.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_ranker_rank(
+    ranker: *const ttrec_ranker,
+    dense: *const f32,
+    dense_len: usize,
+    bags: *const ttrec_bags,
+    num_tables: usize,
+    out: *mut f32,
+    out_len: usize,
+    workspace: *mut f32,
+    workspace_len: usize,
+) -> ttrec_status {
+    let (dense, bags) = ((dense, dense_len), (bags, num_tables));
+    let (out, workspace) = ((out, out_len), (workspace, workspace_len));
+    // SAFETY: the header asks it of the caller.
+    let promise = unsafe { Promise::of_the_caller() };
+    answer(promise, |caller| score(caller, ranker, Scoring::Rank, dense, bags, out, workspace))
+}
+
 fn bag<'c, I: BagIndex>(
     table: &'c Table<'c>,
     bags: &ttrec_bags,
@@ -361,6 +498,74 @@ fn pool<'c, I: BagIndex>(
         Some((table, _)) => bags::refused::<I>(table.name(), error.error),
         None => Error::NoTables(error.error),
     })
+}
+
+/// What is made of samples.
+#[derive(Clone, Copy)]
+enum Scoring {
+    Score,
+    Logits,
+    Rank,
+}
+
+/// Floats or structs of the caller's, and how many.
+type Array<P> = (P, usize);
+
+fn score<'c>(
+    caller: Caller<'c>,
+    ranker: *const ttrec_ranker,
+    scoring: Scoring,
+    (dense, dense_len): Array<*const f32>,
+    (bags, num_tables): Array<*const ttrec_bags>,
+    out: Array<*mut f32>,
+    workspace: Array<*mut f32>,
+) -> Result<(), Error<'c>> {
+    let (out, workspace, given) = caller.writes(out, workspace)?;
+    let ranker = given.handle(ranker, "ranker")?;
+    let expected = ranker.ranker().num_tables();
+    if num_tables != expected {
+        return Err(Error::Score(ScoreError::BagLists { found: num_tables, expected }));
+    }
+    let dense = given.slice(dense, dense_len, "dense")?;
+    let bags = given.slice(bags, num_tables, "bags")?;
+    match bags.first().map_or(Some(ttrec_index_type::U32), ttrec_bags::index_type) {
+        Some(ttrec_index_type::U32) => score_bags::<u32>(ranker, scoring, dense, bags, &given, out, workspace),
+        Some(ttrec_index_type::I64) => score_bags::<u64>(ranker, scoring, dense, bags, &given, out, workspace),
+        None => Err(Error::IndexType { found: bags[0].index_type }),
+    }
+}
+
+fn score_bags<'c, I: BagIndex>(
+    ranker: &'c ttrec_ranker,
+    scoring: Scoring,
+    dense: &[f32],
+    bags: &[ttrec_bags],
+    given: &Given<'c>,
+    out: &mut [f32],
+    workspace: &mut [f32],
+) -> Result<(), Error<'c>> {
+    let refused = |error| match error {
+        ScoreError::Table { table, error } => {
+            bags::refused::<I>(ranker.table(table).map_or("", |table| table.table().name()), error)
+        }
+        error => Error::Score(error),
+    };
+    let mut list = SmallVec::<[Bags<'_, I>; 32]>::new();
+    let no_memory = |_| Error::Memory { bytes: size_of_val(bags) };
+    list.try_reserve_exact(bags.len()).map_err(no_memory)?;
+    for (table, bags) in bags.iter().enumerate() {
+        if bags.index_type() != Some(I::TYPE) {
+            return Err(Error::MixedIndexTypes { position: table });
+        }
+        list.push(bags.read(given)?.map_err(|error| refused(ScoreError::Table { table, error }))?);
+    }
+    let ranker = ranker.ranker();
+    match scoring {
+        Scoring::Score => ranker.score(dense, &list, out, workspace),
+        Scoring::Logits => ranker.logits(dense, &list, out, workspace),
+        Scoring::Rank => ranker.rank(dense, &list, out, workspace),
+    }
+    .map_err(refused)
 }
 
 #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! ttrec from C and C++: a blob is opened once, and then any number of threads look rows up in it and pool bags.
+//! ttrec from C and C++: a blob is opened once, and then any number of threads look rows up in it, pool bags and score samples.
 //!
 //! `include/ttrec.h`, made of [`abi`] and the types beside it, is the reference; a test keeps it in step. The way of a call: an entry
 //! point of [`abi`], `boundary`, which turns pointers into references after checking what can be checked, the Rust library, and
@@ -19,5 +19,5 @@ mod last_error;
 mod status;
 
 pub use bags::{ttrec_bags, ttrec_index_type, ttrec_pooling};
-pub use boundary::{ttrec_blob, ttrec_table};
+pub use boundary::{ttrec_blob, ttrec_ranker, ttrec_table};
 pub use status::ttrec_status;

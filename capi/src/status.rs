@@ -1,7 +1,7 @@
 //! What a call says to C: a status for the program, a text for who reads its log.
 
 use std::io;
-use ttrec::{BlobError, LookupError};
+use ttrec::{BlobError, LookupError, ScoreError};
 
 /// What came of a call. TTREC_STATUS_OK is 0; a later version may add others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,10 +37,12 @@ pub enum ttrec_status {
     IndexOutOfRange = 13,
     /// Offsets do not start at 0, fall, or do not end at the number of indices.
     Offsets = 14,
-    /// Tables that are pooled together do not have the same number of bags.
+    /// Tables that are pooled together do not have the same number of bags, or those of a model not one for each sample.
     NumBags = 15,
     /// A defect of this library, caught at its boundary: please report it. Outputs may have been written.
     Internal = 16,
+    /// The blob has tables only.
+    NoModel = 17,
 }
 
 /// Why a call failed, with the names that it was about.
@@ -83,6 +85,10 @@ pub(crate) enum Error<'c> {
     NegativeIndex { table: &'c str, position: usize, index: i64 },
     #[error("no tables: {0}")]
     NoTables(LookupError),
+    #[error("the model has no table {position}: it has {num_tables}")]
+    ModelTable { position: usize, num_tables: usize },
+    #[error(transparent)]
+    Score(ScoreError),
     #[error("the library panicked: please report this")]
     Panic,
 }
@@ -100,9 +106,12 @@ impl Error<'_> {
             Self::PathNotUtf8 => ttrec_status::Io,
             Self::Memory { .. } => ttrec_status::Memory,
             Self::Blob(error) | Self::BlobFile { error, .. } => of_blob(*error),
-            Self::NoSuchTable { .. } | Self::NameNotUtf8 | Self::TablePosition { .. } => ttrec_status::NoSuchTable,
+            Self::NoSuchTable { .. } | Self::NameNotUtf8 | Self::TablePosition { .. } | Self::ModelTable { .. } => {
+                ttrec_status::NoSuchTable
+            }
             Self::NegativeIndex { .. } => ttrec_status::IndexOutOfRange,
             Self::Lookup { error, .. } | Self::NoTables(error) => of_lookup(*error),
+            Self::Score(error) => of_score(*error),
             Self::Panic => ttrec_status::Internal,
         }
     }
@@ -119,6 +128,7 @@ fn of_blob(error: BlobError) -> ttrec_status {
         | BlobError::Interaction { .. } => ttrec_status::Unsupported,
         BlobError::Truncated { .. } | BlobError::TotalLength { .. } => ttrec_status::Truncated,
         BlobError::NoSuchTable => ttrec_status::NoSuchTable,
+        BlobError::NoModel => ttrec_status::NoModel,
         _ => ttrec_status::Corrupt,
     }
 }
@@ -132,6 +142,17 @@ fn of_lookup(error: LookupError) -> ttrec_status {
         LookupError::NumBags { .. } => ttrec_status::NumBags,
         LookupError::Inconsistent => ttrec_status::Internal,
         // Weights with another pooling than sum, and whatever a later library finds wrong with arguments.
+        _ => ttrec_status::Argument,
+    }
+}
+
+fn of_score(error: ScoreError) -> ttrec_status {
+    match error {
+        ScoreError::DenseLen { .. } | ScoreError::BagLists { .. } | ScoreError::WorkspaceLen { .. } => {
+            ttrec_status::Length
+        }
+        ScoreError::Table { error, .. } => of_lookup(error),
+        ScoreError::Inconsistent => ttrec_status::Internal,
         _ => ttrec_status::Argument,
     }
 }

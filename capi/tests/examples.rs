@@ -1,5 +1,5 @@
-//! The C and C++ examples, compiled with every warning an error and run: they print the rows that the Rust library gives, and
-//! neither valgrind nor the sanitizers have anything to say.
+//! The C and C++ examples, compiled with every warning an error and run: they print the rows and scores that the Rust library gives,
+//! and neither valgrind nor the sanitizers have anything to say.
 //!
 //! A machine may lack compilers or valgrind: what needs them is then skipped, and says so, unless EXPECT_CC=1 or EXPECT_VALGRIND=1.
 
@@ -12,6 +12,7 @@ use std::{
 use ttrec::{AlignedBytes, Bags, Blob, Pooling, bag::pool_tables, include_blob};
 
 static TWO_TABLES: &AlignedBytes = include_blob!("../../tests/golden/two_tables.ttr");
+static DLRM: &AlignedBytes = include_blob!("../../tests/golden/dlrm.ttr");
 
 const WARNINGS: [&str; 7] = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow", "-Wundef"];
 
@@ -19,8 +20,8 @@ fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn golden() -> PathBuf {
-    here("../tests/golden/two_tables.ttr")
+fn golden(name: &str) -> PathBuf {
+    here("../tests/golden").join(name)
 }
 
 /// The program called `name`, or the one that the variable names; none if it is not there.
@@ -67,9 +68,9 @@ impl Program {
     }
 }
 
-/// What a program prints of the bundled blob.
-fn printed(mut program: Command) -> String {
-    let output = run(program.arg(golden()));
+/// What a program prints of a bundled blob.
+fn printed(mut program: Command, blob: &str) -> String {
+    let output = run(program.arg(golden(blob)));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -101,6 +102,74 @@ fn expected() -> (Vec<f32>, usize, Vec<f32>, usize) {
     (rows, dim, pooled, width)
 }
 
+/// A checked example: its source, how it is compiled, its blob, and what to say of its output.
+struct Example {
+    source: &'static str,
+    standards: &'static [&'static str],
+    blob: &'static str,
+    check: fn(&str),
+}
+
+const C: [Example; 2] = [
+    Example { source: "lookup.c", standards: &["-std=c99", "-std=c11"], blob: "two_tables.ttr", check: assert_c },
+    Example { source: "rank.c", standards: &["-std=c99", "-std=c11"], blob: "dlrm.ttr", check: assert_c_scores },
+];
+const CPP: [Example; 2] = [
+    Example { source: "lookup.cpp", standards: &["-std=c++17"], blob: "two_tables.ttr", check: assert_cpp },
+    Example { source: "rank.cpp", standards: &["-std=c++17"], blob: "dlrm.ttr", check: assert_cpp_scores },
+];
+
+impl Example {
+    /// Builds it with these flags as well, and looks at what it prints, run by what `command` makes of it.
+    fn check(&self, compiler: &Program, flags: &[&str], command: impl Fn(PathBuf) -> Command) {
+        for &standard in self.standards {
+            let source = here("examples").join(self.source);
+            let program = compiler.build(&source, &[flags, &[standard]].concat());
+            (self.check)(&printed(command(program), self.blob));
+        }
+    }
+}
+
+/// The scores of the candidates of both examples, and the logit of the first.
+fn expected_scores() -> (Vec<f32>, f32) {
+    let blob = Blob::parse(DLRM).unwrap();
+    let ranker = blob.ranker().unwrap();
+    let dense = [0.2, 0.7, 0.1, 0.0, 0.9, 0.4, 0.3, 0.5, 0.6, 0.8, 0.25, 0.75, 0.35];
+    let mut workspace = vec![0.0; ranker.batch_workspace_len(1)];
+    let score = |i: u32| {
+        let (indices, mut score, mut logit) = ([4742, 986, i * 7 % 300, i], [0.0], [0.0]);
+        let bags = indices.each_ref().map(|index| Bags::new(std::slice::from_ref(index), &[0, 1]).unwrap());
+        ranker.score(&dense, &bags, &mut score, &mut workspace).unwrap();
+        ranker.logits(&dense, &bags, &mut logit, &mut workspace).unwrap();
+        (score[0], logit[0])
+    };
+    let (scores, logits): (Vec<f32>, Vec<f32>) = (0..40).map(score).unzip();
+    (scores, logits[0])
+}
+
+/// The best candidate, and the scores of all.
+fn assert_c_scores(printed: &str) {
+    let (scores, _) = expected_scores();
+    let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+    let (first, scored) = printed.split_once('\n').unwrap();
+    let (position, score) = first.split_once(' ').unwrap();
+    assert_eq!(position, best.to_string());
+    assert_rows(score, &scores[best..=best], 1);
+    assert_rows(scored, &scores, scores.len());
+}
+
+fn assert_cpp_scores(printed: &str) {
+    let (scores, logit) = expected_scores();
+    let end = printed.match_indices('\n').nth(1).expect("the best, and all").0 + 1;
+    assert_c_scores(&printed[..end]);
+    let lines: Vec<&str> = printed[end..].lines().collect();
+    let [score, found, model, error] = lines[..] else { panic!("{printed}") };
+    assert_rows(score, &scores[..1], 1);
+    assert_rows(found, &[logit], 1);
+    assert_eq!(model, "13 dense features, rows of 16: emb_l.0 emb_l.1 emb_l.2 emb_l.3");
+    assert_eq!(error, "3: 1 dense features: expected 13");
+}
+
 fn assert_c(printed: &str) {
     let (rows, dim, _, _) = expected();
     assert!(rows.iter().any(|&x| x != 0.0));
@@ -125,33 +194,36 @@ fn cxx() -> Option<Program> {
 }
 
 #[test]
-fn the_c_example_prints_the_librarys_rows() {
+fn the_c_examples_print_what_the_library_gives() {
     let Some(cc) = cc() else { return };
-    for standard in ["-std=c99", "-std=c11"] {
-        assert_c(&printed(Command::new(cc.build(&here("examples/lookup.c"), &[standard]))));
-    }
+    C.iter().for_each(|example| example.check(&cc, &[], Command::new));
 }
 
 #[test]
-fn the_cpp_example_prints_the_librarys_rows() {
+fn the_cpp_examples_print_what_the_library_gives() {
     let Some(cxx) = cxx() else { return };
-    assert_cpp(&printed(Command::new(cxx.build(&here("examples/lookup.cpp"), &["-std=c++17"]))));
+    CPP.iter().for_each(|example| example.check(&cxx, &[], Command::new));
 }
 
 #[test]
-fn the_c_example_says_what_went_wrong() {
+fn the_c_examples_say_what_went_wrong() {
     let Some(cc) = cc() else { return };
+    let says = |program: &Path, path: &Path, start: &str, text: &str| {
+        let output = Command::new(program).arg(path).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with(start) && said.contains(text), "{said}");
+    };
     let program = cc.build(&here("examples/lookup.c"), &["-std=c99"]);
     for (path, text) in [
         (here("no/such.ttr"), "no/such.ttr: No such file or directory"),
         (here("Cargo.toml"), "Cargo.toml: not a usable blob: not a ttrec blob"),
         (here("examples"), "examples: not a regular file"),
     ] {
-        let output = Command::new(&program).arg(&path).output().unwrap();
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.starts_with("lookup: ") && said.contains(text), "{said}");
+        says(&program, &path, "lookup: ", text);
     }
+    let program = cc.build(&here("examples/rank.c"), &["-std=c99"]);
+    says(&program, &golden("two_tables.ttr"), "rank: ", "no model");
 }
 
 #[test]
@@ -165,8 +237,8 @@ fn valgrind_has_nothing_to_say() {
         command.args(["--errors-for-leak-kinds=definite,indirect,possible"]).arg(program);
         command
     };
-    assert_c(&printed(under_valgrind(cc.build(&here("examples/lookup.c"), &["-std=c99"]))));
-    assert_cpp(&printed(under_valgrind(cxx.build(&here("examples/lookup.cpp"), &["-std=c++17"]))));
+    C.iter().for_each(|example| example.check(&cc, &[], under_valgrind));
+    CPP.iter().for_each(|example| example.check(&cxx, &[], under_valgrind));
 
     // It must be at work: a leaked blob and a float past the end are seen.
     let wrong = |line: &str| {
@@ -175,7 +247,7 @@ fn valgrind_has_nothing_to_say() {
         let path = cc.dir.path().join("wrong.c");
         fs::write(&path, format!("{before}{line}{after}")).unwrap();
         let mut command = under_valgrind(cc.build(&path, &["-std=c99"]));
-        let output = command.arg(golden()).output().unwrap();
+        let output = command.arg(golden("two_tables.ttr")).output().unwrap();
         assert_eq!(output.status.code(), Some(9), "{line}");
         String::from_utf8(output.stderr).unwrap()
     };
@@ -193,10 +265,8 @@ fn valgrind_has_nothing_to_say() {
 fn the_sanitizers_have_nothing_to_say() {
     let (Some(cc), Some(cxx)) = (cc(), cxx()) else { return };
     let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-    let c = cc.build(&here("examples/lookup.c"), &[&flags[..], &["-std=c99"]].concat());
-    assert_c(&printed(Command::new(c)));
-    let cpp = cxx.build(&here("examples/lookup.cpp"), &[&flags[..], &["-std=c++17"]].concat());
-    assert_cpp(&printed(Command::new(cpp)));
+    C.iter().for_each(|example| example.check(&cc, &flags, Command::new));
+    CPP.iter().for_each(|example| example.check(&cxx, &flags, Command::new));
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod support;
 
 use counting::allocator_calls;
 use std::ptr;
-use support::{Open, TWO_TABLES, dim, u32_bags, workspace_len};
+use support::{DLRM, Open, TWO_TABLES, dim, u32_bags, workspace_len};
 use ttrec_capi::{abi::*, ttrec_status as Status};
 
 #[test]
@@ -44,6 +44,29 @@ fn calls_allocate_nothing_whether_they_succeed_or_fail() {
         let all = 2 * 32 * width;
         assert_eq!(ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 32, 0, out, all, workspace, len), Status::Ok);
         assert_eq!(ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 31, 0, out, all, workspace, len), Status::Length);
+    });
+    assert_eq!(calls, 0);
+}
+
+#[test]
+fn scores_allocate_nothing_whether_they_succeed_or_fail() {
+    let open = Open::borrowed(DLRM).unwrap();
+    let ranker = open.ranker().unwrap();
+    let bags = [*u32_bags(&[1, 2, 39], &[0, 2, 3], None); 4];
+    let wrong = [*u32_bags(&[u32::MAX; 3], &[0, 2, 3], None); 4];
+    let (dense, mut out) = ([0.5; 26], [0.0; 2]);
+    let mut workspace = vec![0.0; unsafe { ttrec_ranker_batch_workspace_len(ranker, 2) }];
+    let (out, workspace, len) = (out.as_mut_ptr(), workspace.as_mut_ptr(), workspace.len());
+    let calls = allocator_calls(|| {
+        for scorer in [ttrec_ranker_score, ttrec_ranker_logits, ttrec_ranker_rank] as [support::Scorer; 3] {
+            let call = |bags: &[_], len| unsafe {
+                scorer(ranker, dense.as_ptr(), dense.len(), bags.as_ptr(), bags.len(), out, 2, workspace, len)
+            };
+            assert_eq!(call(&bags, len), Status::Ok);
+            assert_eq!(call(&wrong, len), Status::IndexOutOfRange);
+            assert_eq!(call(&bags[..3], len), Status::Length);
+            assert_eq!(call(&bags, 1), Status::Length);
+        }
     });
     assert_eq!(calls, 0);
 }

@@ -1,4 +1,4 @@
-//! The handles: an open blob with the bytes that it lies in, and its tables, read once.
+//! The handles: an open blob with the bytes that it lies in, and its tables and its model, read once.
 //!
 //! A blob borrows from its bytes, and a handle holds both. So what is borrowed is kept as `'static` in private fields, and leaves
 //! this file only for as long as the handle is.
@@ -10,15 +10,17 @@ use std::{
     ffi::{CStr, CString, c_void},
     fs::File,
     io, ptr, slice,
+    sync::Arc,
 };
-use ttrec::{Blob, BlobError, Table, blob::ALIGNMENT};
+use ttrec::{Blob, BlobError, Ranker, Table, blob::ALIGNMENT};
 
 /// An open blob. Nothing in it changes while it is open.
 #[derive(Debug)]
 pub struct ttrec_blob {
     // Before the bytes that they borrow from, since fields are dropped in this order.
     blob: Blob<'static>,
-    tables: Vec<ttrec_table>,
+    tables: Arc<Vec<ttrec_table>>,
+    ranker: Result<ttrec_ranker, BlobError>,
     _bytes: Bytes,
 }
 
@@ -27,6 +29,16 @@ pub struct ttrec_blob {
 pub struct ttrec_table {
     table: Table<'static>,
     name: CString,
+}
+
+/// The model of an open blob.
+#[derive(Debug)]
+pub struct ttrec_ranker {
+    ranker: Ranker<'static>,
+    /// All of the blob's.
+    tables: Arc<Vec<ttrec_table>>,
+    /// Where the model's are among them.
+    positions: &'static [u32],
 }
 
 /// The bytes of a blob: where they are does not change when this value moves, nor do they while it lives.
@@ -109,7 +121,10 @@ impl ttrec_blob {
         let no_memory = |_| Error::Memory { bytes: blob.num_tables().saturating_mul(size_of::<ttrec_table>()) };
         tables.try_reserve_exact(blob.num_tables()).map_err(no_memory)?;
         tables.extend(blob.tables().map(ttrec_table::new));
-        Ok(Self { blob, tables, _bytes: bytes })
+        let tables = Arc::new(tables);
+        let ranker =
+            blob.ranker().map(|ranker| ttrec_ranker { ranker, tables: tables.clone(), positions: blob.model_tables() });
+        Ok(Self { blob, tables, ranker, _bytes: bytes })
     }
 
     /// Gives a handle back, which `Box::into_raw` made.
@@ -133,6 +148,11 @@ impl ttrec_blob {
         position.and_then(|position| self.tables.get(position)).ok_or(Error::NoSuchTable { name })
     }
 
+    /// Its model, if it has one.
+    pub(crate) fn ranker(&self) -> Result<&ttrec_ranker, BlobError> {
+        self.ranker.as_ref().map_err(|&error| error)
+    }
+
     pub(crate) fn verify_payload(&self) -> Result<(), BlobError> {
         self.blob.verify_payload()
     }
@@ -151,5 +171,16 @@ impl ttrec_table {
     /// Its name, up to the first zero if there is one.
     pub(crate) fn name(&self) -> &CStr {
         &self.name
+    }
+}
+
+impl ttrec_ranker {
+    pub(crate) fn ranker(&self) -> &Ranker<'_> {
+        &self.ranker
+    }
+
+    /// The table whose bags are at `position` of a list.
+    pub(crate) fn table(&self, position: usize) -> Option<&ttrec_table> {
+        self.tables.get(*self.positions.get(position)? as usize)
     }
 }

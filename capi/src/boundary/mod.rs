@@ -9,7 +9,7 @@
 mod handle;
 
 pub(crate) use handle::Bytes;
-pub use handle::{ttrec_blob, ttrec_table};
+pub use handle::{ttrec_blob, ttrec_ranker, ttrec_table};
 
 use crate::{
     last_error,

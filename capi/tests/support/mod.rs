@@ -20,9 +20,11 @@ use std::{
     ptr,
 };
 use ttrec::{AlignedBytes, include_blob};
-use ttrec_capi::{abi::*, ttrec_bags, ttrec_blob, ttrec_status, ttrec_table};
+use ttrec_capi::{abi::*, ttrec_bags, ttrec_blob, ttrec_ranker, ttrec_status, ttrec_table};
 
 pub(crate) static TWO_TABLES: &AlignedBytes = include_blob!("../../../tests/golden/two_tables.ttr");
+/// A model of 13 dense features and four tables.
+pub(crate) static DLRM: &AlignedBytes = include_blob!("../../../tests/golden/dlrm.ttr");
 /// What outputs hold before a call.
 pub(crate) const SENTINEL: f32 = -7.0e37;
 /// Elements on either side of an output that no call may touch.
@@ -84,6 +86,17 @@ impl Open {
         (0..len).map(|position| unsafe { ttrec_blob_table_at(self.0, position) }).collect()
     }
 
+    pub(crate) fn ranker(&self) -> Result<*const ttrec_ranker, ttrec_status> {
+        let mut ranker = ptr::null();
+        match unsafe { ttrec_blob_ranker(self.0, &mut ranker) } {
+            ttrec_status::Ok => Ok(ranker),
+            status => {
+                assert!(ranker.is_null() && !last_error().is_empty());
+                Err(status)
+            }
+        }
+    }
+
     pub(crate) fn verify(&self) -> ttrec_status {
         unsafe { ttrec_blob_verify_payload(self.0) }
     }
@@ -141,6 +154,33 @@ pub(crate) fn bag(table: *const ttrec_table, bags: &ttrec_bags, pooling: u32) ->
     let len = bags.num_bags.saturating_mul(dim(table)).min(1 << 20);
     output(len, workspace_len(table), |out, len, workspace, workspace_len| unsafe {
         ttrec_table_bag(table, bags, pooling, out, len, workspace, workspace_len)
+    })
+}
+
+/// One of the functions that score.
+pub(crate) type Scorer = unsafe extern "C" fn(
+    *const ttrec_ranker,
+    *const f32,
+    usize,
+    *const ttrec_bags,
+    usize,
+    *mut f32,
+    usize,
+    *mut f32,
+    usize,
+) -> ttrec_status;
+
+/// What `scorer` makes of `num_samples`, with as little workspace as it takes.
+pub(crate) fn scored(
+    scorer: Scorer,
+    ranker: *const ttrec_ranker,
+    dense: &[f32],
+    bags: &[ttrec_bags],
+    num_samples: usize,
+) -> Result<Vec<f32>, ttrec_status> {
+    let enough = unsafe { ttrec_ranker_workspace_len(ranker) };
+    output(num_samples, enough, |out, len, workspace, workspace_len| unsafe {
+        scorer(ranker, dense.as_ptr(), dense.len(), bags.as_ptr(), bags.len(), out, len, workspace, workspace_len)
     })
 }
 
