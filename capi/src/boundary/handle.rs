@@ -37,8 +37,8 @@ pub struct ttrec_ranker {
     ranker: Ranker<'static>,
     /// All of the blob's.
     tables: Arc<Vec<ttrec_table>>,
-    /// Where the model's are among them.
-    positions: &'static [u32],
+    /// Which says where the model's are among them.
+    blob: Blob<'static>,
 }
 
 /// The bytes of a blob: where they are does not change when this value moves, nor do they while it lives.
@@ -122,8 +122,7 @@ impl ttrec_blob {
         tables.try_reserve_exact(blob.num_tables()).map_err(no_memory)?;
         tables.extend(blob.tables().map(ttrec_table::new));
         let tables = Arc::new(tables);
-        let ranker =
-            blob.ranker().map(|ranker| ttrec_ranker { ranker, tables: tables.clone(), positions: blob.model_tables() });
+        let ranker = blob.ranker().map(|ranker| ttrec_ranker { ranker, tables: tables.clone(), blob });
         Ok(Self { blob, tables, ranker, _bytes: bytes })
     }
 
@@ -181,6 +180,6 @@ impl ttrec_ranker {
 
     /// The table whose bags are at `position` of a list.
     pub(crate) fn table(&self, position: usize) -> Option<&ttrec_table> {
-        self.tables.get(*self.positions.get(position)? as usize)
+        self.tables.get(self.blob.model_tables().nth(position)?.table)
     }
 }
