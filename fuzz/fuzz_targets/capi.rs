@@ -1,16 +1,16 @@
 //! Any bytes as a blob, through the C entry points: `cargo +nightly fuzz run capi` from the repository's root; put blobs into
-//! `fuzz/corpus/capi/` to start from.
+//! `fuzz/corpus/capi/` to start from, each with 64 bytes more.
 //!
 //! The last bytes of the input say what is asked of the blob, and how wrongly: indices, offsets, lengths, alignment, poolings
 //! and types, so that right and wrong calls are equally easy to come by. Whatever is asked, the status says whether the
-//! output was written, what lies around it stays as it was, and a row is the same borrowed and copied.
+//! output was written, what lies around it stays as it was, and rows and scores are the same borrowed and copied.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use std::ptr;
 use ttrec::AlignedBuf;
-use ttrec_capi::{abi::*, ttrec_blob, ttrec_status, ttrec_table};
+use ttrec_capi::{abi::*, ttrec_bags, ttrec_blob, ttrec_ranker, ttrec_status, ttrec_table};
 
 #[path = "../reseal.rs"]
 mod reseal;
@@ -21,6 +21,20 @@ const MAX_WORK: usize = 1 << 12;
 /// What outputs hold before a call.
 const POISON: f32 = 12345.678;
 const MARGIN: usize = 8;
+const MAX_SAMPLES: usize = 4;
+
+/// One of the functions that score.
+type Scorer = unsafe extern "C" fn(
+    *const ttrec_ranker,
+    *const f32,
+    usize,
+    *const ttrec_bags,
+    usize,
+    *mut f32,
+    usize,
+    *mut f32,
+    usize,
+) -> ttrec_status;
 
 fuzz_target!(|bytes: &[u8]| {
     let (blob, asked) = bytes.split_at(bytes.len() - bytes.len().min(64));
@@ -67,6 +81,114 @@ unsafe fn use_blobs(borrowed: *const ttrec_blob, copied: *const ttrec_blob, aske
             }
         }
         assert!(ttrec_blob_table_at(borrowed, num_tables).is_null());
+
+        let (mut ranker, mut twin) = (ptr::null(), ptr::null());
+        let status = ttrec_blob_ranker(borrowed, &mut ranker);
+        assert_eq!(ttrec_blob_ranker(copied, &mut twin), status);
+        assert_eq!((ranker.is_null(), twin.is_null()), (status != ttrec_status::Ok, status != ttrec_status::Ok));
+        if status == ttrec_status::Ok {
+            let most = ttrec_ranker_batch_workspace_len(ranker, MAX_SAMPLES);
+            if most <= MAX_WORK * 8 && ttrec_ranker_num_dense(ranker) <= MAX_WORK {
+                use_ranker(ranker, twin, most, asked);
+            }
+        } else {
+            assert_eq!(status, ttrec_status::NoModel);
+        }
+    }
+}
+
+/// # Safety
+/// Both are of open blobs.
+unsafe fn use_ranker(ranker: *const ttrec_ranker, twin: *const ttrec_ranker, most: usize, asked: &[u8]) {
+    // Not the bytes that tables read first.
+    let mut asked = asked.iter().rev().copied();
+    let mut next = || asked.next().unwrap_or(0);
+    // SAFETY: every pointer that is not null leads to as much as is said: arrays are cut from longer ones.
+    unsafe {
+        let (num_dense, num_tables) = (ttrec_ranker_num_dense(ranker), ttrec_ranker_num_tables(ranker));
+        let least = ttrec_ranker_workspace_len(ranker);
+        assert!(least <= most && ttrec_ranker_table_at(ranker, num_tables).is_null());
+        let num_samples = usize::from(next()) % (MAX_SAMPLES + 1);
+        let user: Vec<f32> = (0..num_dense).map(|i| (i % 7) as f32 / 4.0 - 0.75).collect();
+        let mut dense = user.repeat(num_samples);
+        let all = dense.len();
+        dense.push(0.0);
+
+        // A bag of one index per sample and table, some of them out of range; then everything that may be wrong, seldom.
+        let mut right = true;
+        let indices: Vec<[i64; MAX_SAMPLES]> = (0..num_tables)
+            .map(|position| {
+                let rows = ttrec_table_num_embeddings(ttrec_ranker_table_at(ranker, position));
+                std::array::from_fn(|sample| {
+                    let index = match next() {
+                        255 => rows as i64,
+                        254 => -1,
+                        byte => (u64::from(byte) * u64::from(byte) % rows) as i64,
+                    };
+                    right &= sample >= num_samples || (index as u64) < rows;
+                    index
+                })
+            })
+            .collect();
+        let offsets: [i64; MAX_SAMPLES + 2] = std::array::from_fn(|offset| offset as i64);
+        let bags_of = |first: usize, len: usize| -> Vec<ttrec_bags> {
+            let bags = indices.iter().map(|indices| &indices[first..][..len]);
+            bags.map(|bags| ttrec_bags_i64(bags.as_ptr(), len, offsets.as_ptr(), len, ptr::null())).collect()
+        };
+        let mut bags = bags_of(0, num_samples);
+        let (mut dense_ptr, mut dense_len, mut lists, mut workspace_len) = (dense.as_ptr(), all, num_tables, most);
+        let wrong = next();
+        match wrong {
+            240 => dense_len += 1,
+            241 => dense_len = usize::MAX,
+            242 => dense_ptr = dense_ptr.wrapping_byte_add(1),
+            243 => lists += 1,
+            244 => lists = usize::MAX,
+            245 => workspace_len = least - 1,
+            246 => workspace_len = usize::MAX,
+            247 if num_tables > 0 => bags[0].index_type = 7,
+            248 if num_tables > 1 => bags[1].index_type = 0,
+            249 if num_tables > 0 => bags[0].num_bags += 1,
+            250 if num_tables > 0 => bags[0].offsets = ptr::null(),
+            _ if wrong % 2 == 1 => workspace_len = least,
+            _ => {}
+        }
+        right &= match wrong {
+            // No features are nowhere, and not misaligned.
+            242 => dense_len == 0,
+            247 | 249 | 250 => num_tables == 0,
+            248 => num_tables < 2,
+            _ => !(240..=246).contains(&wrong),
+        };
+        let scored = |scorer: Scorer, ranker| {
+            output(num_samples, most, num_samples, workspace_len, 0, |out, len, workspace, workspace_len| {
+                scorer(ranker, dense_ptr, dense_len, bags.as_ptr(), lists, out, len, workspace, workspace_len)
+            })
+        };
+        let scores = scored(ttrec_ranker_score, ranker);
+        assert_eq!(scores.is_some(), right);
+        assert!(same(&scores, &scored(ttrec_ranker_score, twin)));
+        let logits = scored(ttrec_ranker_logits, ranker);
+        assert_eq!(logits.is_some(), right);
+        let ranked = scored(ttrec_ranker_rank, ranker);
+        assert!(!right || same(&scores, &ranked));
+        if let (Some(scores), Some(logits)) = (scores, logits) {
+            // The features given once.
+            let bags = bags_of(0, num_samples);
+            let ranked = output(num_samples, most, num_samples, most, 0, |out, len, workspace, workspace_len| {
+                let (dense, bags) = (user.as_ptr(), bags.as_ptr());
+                ttrec_ranker_rank(ranker, dense, user.len(), bags, num_tables, out, len, workspace, workspace_len)
+            });
+            assert!(same(&Some(scores), &ranked));
+            for (sample, logit) in logits.into_iter().enumerate() {
+                let bags = bags_of(sample, 1);
+                let alone = output(1, least, 1, least, 0, |out, len, workspace, workspace_len| {
+                    let (dense, bags) = (user.as_ptr(), bags.as_ptr());
+                    ttrec_ranker_logits(ranker, dense, user.len(), bags, num_tables, out, len, workspace, workspace_len)
+                });
+                assert!(same(&Some(vec![logit]), &alone));
+            }
+        }
     }
 }
 
