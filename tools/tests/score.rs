@@ -384,7 +384,7 @@ fn a_blob_with_hot_rows_stored_keeps_its_model() {
     let spec = format!("[model]\ndtype = \"i8\"\n{first}{tables}");
     let blob = dir.convert(&golden("dlrm_plain.pt"), &spec, "model.ttr");
     let (counts, hot) = (dir.path("counts.npz"), dir.path("hot.ttr"));
-    let frequencies: Vec<i64> = (0..5000).map(|row| 5000 / (row + 1)).collect();
+    let frequencies: Vec<i64> = (0..5000).map(|row| if row < 50 { 5000 / (row + 1) } else { 0 }).collect();
     write_npz(&counts, &[("emb_l.0", vector(&frequencies))]);
     ttrec!["cache", &blob, "--frequencies", &counts, "--budget", "20%", "-o", &hot].exits(0);
     assert!(fs::metadata(&hot).unwrap().len() > fs::metadata(&blob).unwrap().len());
