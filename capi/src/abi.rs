@@ -398,7 +398,7 @@ pub unsafe extern "C" fn ttrec_ranker_batch_workspace_len(ranker: *const ttrec_r
 
 /// Writes the score of each of `out_len` samples to `out`: a probability if the model ends in a sigmoid, as DLRM's do. `dense` has
 /// `dense_len` = out_len * ttrec_ranker_num_dense() floats, sample after sample. `bags[t]` are those of ttrec_ranker_table_at(t):
-/// one for each sample, whose rows are summed; `num_tables` is ttrec_ranker_num_tables(), and all have the same index_type.
+/// one for each sample, whose rows the model sums or averages; `num_tables` is ttrec_ranker_num_tables(), and all have the same index_type.
 /// `workspace` has at least ttrec_ranker_workspace_len() floats, and better ttrec_ranker_batch_workspace_len(): a score depends
 /// neither on it nor on the samples beside it. Allocates nothing for up to 32 tables, and a short list for more.
 #[unsafe(no_mangle)]

@@ -428,6 +428,11 @@ pub(super) struct SectionCursor<'b, 'a> {
 }
 
 impl<'a> SectionCursor<'_, 'a> {
+    /// Whether the next section has this role.
+    fn next_is(&self, role: Role) -> bool {
+        self.rest.first().is_some_and(|next| (next.role, next.core) == role.codes())
+    }
+
     /// The next section, which must have this role.
     fn take(&mut self, role: Role) -> Result<(usize, &'a SectionRecord), BlobError> {
         let (record, rest) = self.rest.split_first().ok_or(self.owner)?;
@@ -500,7 +505,7 @@ impl<'a> SectionCursor<'_, 'a> {
 
     /// Products of prefixes, if they come next.
     fn prefixes(&mut self, shape: &TtShape) -> Result<Option<Prefixes<'a>>, BlobError> {
-        if self.rest.first().is_none_or(|next| (next.role, next.core) != Role::PrefixIds.codes()) {
+        if !self.next_is(Role::PrefixIds) {
             return Ok(None);
         }
         let ids = self.ids(Role::PrefixIds, shape.num_prefixes())?;
@@ -552,7 +557,7 @@ impl<'a> SectionCursor<'_, 'a> {
 
     /// The index of ids below `limit`, if it comes next.
     fn id_index(&mut self, role: Role, limit: u64) -> Result<&'a [Line], BlobError> {
-        if self.rest.first().is_none_or(|next| (next.role, next.core) != role.codes()) {
+        if !self.next_is(role) {
             return Ok(&[]);
         }
         let (section, record) = self.take(role)?;

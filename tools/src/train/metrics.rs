@@ -25,6 +25,10 @@ pub(crate) struct Quality {
     pub(crate) calibration: Option<f64>,
 }
 
+fn probability(logit: f64) -> f64 {
+    1.0 / (1.0 + (-logit).exp())
+}
+
 impl Quality {
     pub(crate) fn is_better_than(&self, other: &Self, select: Select) -> bool {
         match (select, self.auc, other.auc) {
@@ -36,7 +40,7 @@ impl Quality {
 
 impl Scores {
     pub(crate) fn probabilities(&self) -> Vec<f32> {
-        self.logits.iter().map(|&logit| (1.0 / (1.0 + (-f64::from(logit)).exp())) as f32).collect()
+        self.logits.iter().map(|&logit| probability(logit.into()) as f32).collect()
     }
 
     pub(crate) fn quality(&self) -> Quality {
@@ -45,7 +49,7 @@ impl Scores {
         let count = logits.len().max(1) as f64;
         let loss = |(logit, label): (f64, f64)| logit.max(0.0) - logit * label + (-logit.abs()).exp().ln_1p();
         let right = pairs().filter(|(logit, label)| (*logit > 0.0) == (*label > 0.5)).count();
-        let probabilities: f64 = pairs().map(|(logit, _)| 1.0 / (1.0 + (-logit).exp())).sum();
+        let probabilities: f64 = pairs().map(|(logit, _)| probability(logit)).sum();
         let clicks: f64 = pairs().map(|(_, label)| label).sum();
         Quality {
             examples: logits.len() as u64,
