@@ -4,11 +4,11 @@ use crate::{
     Outcome,
     blob_file::BlobFile,
     checkpoint::{Checkpoint, Tensor},
-    output::{self, Output},
+    npz::write_npy,
+    output,
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use npyz::WriterBuilder;
 use std::{
     borrow::Cow,
     path::{Path, PathBuf},
@@ -82,14 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
     let columns = table.embedding_dim() as u64;
     let rows = pooled.len() as u64 / columns;
-    let mut output = Output::create(&args.output)?;
-    output.write(|file| {
-        let options = npyz::WriteOptions::new().default_dtype().shape(&[rows, columns]);
-        let mut npy = options.writer(file).begin_nd()?;
-        npy.extend(pooled.iter().copied())?;
-        npy.finish()
-    })?;
-    output.commit()?;
+    write_npy(&args.output, &[rows, columns], &pooled)?;
     output::print(|out| writeln!(out, "{}: {rows} x {columns} float32", args.output.display()))?;
     Ok(Outcome::Done)
 }

@@ -1,10 +1,21 @@
-//! Numbers as named arrays in an npz file.
+//! Numbers as an array in a .npy file, or as named ones in an npz file.
 
 use crate::output::Output;
 use anyhow::Result;
 use npyz::{AutoSerialize, WriterBuilder};
 use std::{io::Cursor, path::Path};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+/// Writes a .npy array of this shape, row-major.
+pub(crate) fn write_npy(path: &Path, shape: &[u64], values: &[f32]) -> Result<()> {
+    let mut output = Output::create(path)?;
+    output.write(|file| {
+        let mut npy = npyz::WriteOptions::new().default_dtype().shape(shape).writer(file).begin_nd()?;
+        npy.extend(values.iter().copied())?;
+        npy.finish()
+    })?;
+    Ok(output.commit()?)
+}
 
 /// Arrays, gathered in memory.
 pub(crate) struct Npz(ZipWriter<Cursor<Vec<u8>>>);

@@ -4,9 +4,9 @@ use crate::{
     Outcome,
     blob_file::BlobFile,
     lookup::zeros,
+    npz::write_npy,
     output,
     samples::{Samples, missing},
-    score,
 };
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     places.sort_by(|a, b| b.score.total_cmp(&a.score));
     places.truncate(args.top);
     if let Some(path) = &args.output {
-        score::write(path, &scores)?;
+        write_npy(path, &[scores.len() as u64], &scores)?;
     }
     output::print(|mut out| {
         if args.json {

@@ -4,12 +4,12 @@ use crate::{
     Outcome,
     blob_file::{self, BlobFile},
     lookup::zeros,
-    output::{self, Output},
+    npz::write_npy,
+    output,
     samples::{Samples, missing},
 };
 use anyhow::{Context, Result, ensure};
-use npyz::WriterBuilder;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use ttrec::{Bags, Ranker};
 
 /// Score a batch of samples with a blob's model.
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let ranker = file.ranker(&blob)?;
     let samples = Samples::read(&args.batch, &ranker)?;
     let scores = score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
-    write(&args.output, &scores)?;
+    write_npy(&args.output, &[scores.len() as u64], &scores)?;
     output::print(|out| writeln!(out, "{}: {} float32", args.output.display(), scores.len()))?;
     Ok(Outcome::Done)
 }
@@ -57,19 +57,6 @@ fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32
         ranker.score(dense, &bags, &mut out, &mut workspace)?;
     }
     Ok(out)
-}
-
-/// Writes a vector as a .npy array.
-pub(crate) fn write(path: &Path, values: &[f32]) -> Result<()> {
-    let mut output = Output::create(path)?;
-    output.write(|file| {
-        let options = npyz::WriteOptions::new().default_dtype().shape(&[values.len() as u64]);
-        let mut npy = options.writer(file).begin_nd()?;
-        npy.extend(values.iter().copied())?;
-        npy.finish()
-    })?;
-    output.commit()?;
-    Ok(())
 }
 
 impl BlobFile {
