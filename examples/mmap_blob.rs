@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     for table in blob.tables() {
         let mut row = vec![0.0; table.embedding_dim()];
-        table.lookup(0, &mut row, &mut table.workspace())?;
+        table.lookup(0, &mut row, &mut vec![0.0; table.workspace_len()])?;
         println!("{}: {} x {}, row 0 is {row:?}", table.name(), table.num_embeddings(), table.embedding_dim());
     }
     if let Ok(ranker) = blob.ranker() {
