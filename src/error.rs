@@ -654,6 +654,8 @@ pub enum TrainError {
     Lookup(LookupError),
     /// The shape cannot be.
     Shape(ShapeError),
+    /// The least significant digit of a column belongs to core 0 ([`TtShape::column_order`](crate::TtShape::column_order)).
+    ColumnOrder,
     /// More rows, padded ones of a tensor train included, than fit 32 bits.
     TooManyRows {
         /// Rows asked for, saturated.
@@ -764,6 +766,9 @@ impl fmt::Display for TrainError {
         match *self {
             Self::Lookup(error) => write!(f, "{error}"),
             Self::Shape(error) => write!(f, "{error}"),
+            Self::ColumnOrder => {
+                write!(f, "columns whose least significant digit is core 0's: expected the last core's")
+            }
             Self::TooManyRows { found } => write!(f, "{found} rows, padding included: at most 2^32 - 1 can be trained"),
             Self::GradientLen { found, expected } => write!(f, "gradient of {found} elements: expected {expected}"),
             Self::MaxPooling => write!(f, "max pooling cannot be trained: sum and mean can"),

@@ -6,7 +6,7 @@
 use crate::error::ShapeError;
 pub use crate::limits::{MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS, MAX_RANK, MAX_ROW_FACTOR};
 
-/// Which core the least significant digit of a row index selects from.
+/// Which core the least significant digit of a row's index, or of a column's, belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DigitOrder {
     /// Core 0 takes the most significant digit (FBTT, EL-Rec, tensorly-torch, t3nsor).
@@ -16,7 +16,19 @@ pub enum DigitOrder {
     LeastSignificantFirst,
 }
 
-/// The checked shape of a tensor-train table: rows, row factors `p`, column factors `q`, ranks and digit order.
+impl DigitOrder {
+    /// The order with cores in reverse.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        match self {
+            Self::MostSignificantFirst => Self::LeastSignificantFirst,
+            Self::LeastSignificantFirst => Self::MostSignificantFirst,
+        }
+    }
+}
+
+/// The checked shape of a tensor-train table: rows, row factors `p`, column factors `q`, ranks, and the order of the digits of
+/// rows and of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TtShape {
     num_embeddings: u64,
@@ -26,6 +38,7 @@ pub struct TtShape {
     /// All d + 1 ranks; the first and the last are 1.
     ranks: [u32; MAX_CORES + 1],
     digit_order: DigitOrder,
+    column_order: DigitOrder,
     /// Computed once, as every lookup asks for them.
     prefix_len: usize,
     partial_len: usize,
@@ -35,7 +48,8 @@ impl TtShape {
     /// A table of `num_embeddings` rows and `prod(column_factors)` columns in `d = row_factors.len()` cores.
     ///
     /// `ranks` are the d - 1 inner ones. Rows from `num_embeddings` to `prod(row_factors)` are padding that is never
-    /// read. Digits are most significant first; see [`with_digit_order`](Self::with_digit_order).
+    /// read. Digits are most significant first, of rows as of columns; see [`with_digit_order`](Self::with_digit_order) and
+    /// [`reversed`](Self::reversed).
     ///
     /// ```
     /// let shape = ttrec::TtShape::new(11_000_000, &[200, 220, 250], &[4, 4, 4], &[32, 32])?;
@@ -82,6 +96,7 @@ impl TtShape {
             column_factors: [1; MAX_CORES],
             ranks: [1; MAX_CORES + 1],
             digit_order: DigitOrder::MostSignificantFirst,
+            column_order: DigitOrder::MostSignificantFirst,
             prefix_len: 0,
             partial_len: 0,
         };
@@ -95,19 +110,55 @@ impl TtShape {
             *to = *from;
         }
         shape.checked_sizes().ok_or(ShapeError::TooLarge)?;
+        Ok(shape.with_partials())
+    }
+
+    fn with_partials(self) -> Self {
+        let mut shape = Self { prefix_len: 0, partial_len: 0, ..self };
         let mut columns = 1;
-        for k in 1..d {
+        for k in 1..shape.num_cores {
             columns *= shape.column_factor(k - 1);
             shape.prefix_len = columns * shape.rank(k);
             shape.partial_len = shape.partial_len.max(shape.prefix_len);
         }
-        Ok(shape)
+        shape
     }
 
-    /// The same shape with another digit order.
+    /// The same shape with another order of the digits of rows.
     #[must_use]
     pub fn with_digit_order(self, digit_order: DigitOrder) -> Self {
         Self { digit_order, ..self }
+    }
+
+    /// The same shape with another order of the digits of columns: which core the least significant one belongs to.
+    #[must_use]
+    pub fn with_column_order(self, column_order: DigitOrder) -> Self {
+        Self { column_order, ..self }
+    }
+
+    /// The same table with its cores in reverse, each slice `r_k x q_k x r_{k+1}` then transposed to `r_{k+1} x q_k x r_k`: to
+    /// multiply these out from the left is to multiply the others out from the right.
+    ///
+    /// ```
+    /// # use ttrec::TtShape;
+    /// let wide_first = TtShape::new(1_000_000, &[100, 100, 100], &[8, 4, 2], &[16, 32])?;
+    /// let reversed = wide_first.reversed()?;
+    /// assert_eq!((reversed.column_factors(), reversed.inner_ranks()), (&[2, 4, 8][..], &[32, 16][..]));
+    /// assert_eq!(reversed.flops_left_to_right(), wide_first.flops_right_to_left());
+    /// # Ok::<(), ttrec::ShapeError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ShapeError::TooLarge`]: the other partial products do not fit the address space.
+    pub fn reversed(&self) -> Result<Self, ShapeError> {
+        let mut shape = *self;
+        shape.row_factors.get_mut(..self.num_cores).unwrap_or_default().reverse();
+        shape.column_factors.get_mut(..self.num_cores).unwrap_or_default().reverse();
+        shape.ranks.get_mut(..=self.num_cores).unwrap_or_default().reverse();
+        shape.digit_order = self.digit_order.reversed();
+        shape.column_order = self.column_order.reversed();
+        shape.checked_sizes().ok_or(ShapeError::TooLarge)?;
+        Ok(shape.with_partials())
     }
 
     /// Every size that the accessors below compute, once with checks, so that they need none: core bytes at four bytes
@@ -161,9 +212,29 @@ impl TtShape {
         self.ranks.get(1..self.num_cores).unwrap_or_default()
     }
 
-    /// Which core takes the least significant digit.
+    /// Which core takes the least significant digit of a row.
     pub fn digit_order(&self) -> DigitOrder {
         self.digit_order
+    }
+
+    /// Which core the least significant digit of a column belongs to. What cores multiply out to has that of the last core; with
+    /// [`DigitOrder::LeastSignificantFirst`] its elements have yet to be put in order, which [`Table`](crate::Table) does.
+    pub fn column_order(&self) -> DigitOrder {
+        self.column_order
+    }
+
+    /// Where in a row as the cores multiply it out column `column` is: there too, unless the least significant digit of a
+    /// [column](Self::column_order) is that of core 0.
+    pub fn position_of_column(&self, column: usize) -> usize {
+        if self.column_order == DigitOrder::MostSignificantFirst {
+            return column;
+        }
+        let mut rest = column;
+        self.column_factors().iter().fold(0usize, |position, &q| {
+            let (q, digit) = (q as usize, rest % q.max(1) as usize);
+            rest /= q.max(1);
+            position.wrapping_mul(q).wrapping_add(digit)
+        })
     }
 
     /// `r_k`, for k in `0..=d`; 1 outside.
@@ -345,6 +416,27 @@ mod tests {
                 assert_eq!(shape.prefix_digits(prefix)[3], 0);
             }
         }
+    }
+
+    #[test]
+    fn reversed_twice_is_the_same_shape_and_its_columns_are_where_its_cores_put_them() {
+        let shape = TtShape::new(7 * 5 * 3 - 1, &[7, 5, 3], &[2, 1, 5], &[4, 3]).unwrap();
+        let reversed = shape.reversed().unwrap();
+        assert_eq!((reversed.row_factors(), reversed.column_factors()), (&[3, 5, 7][..], &[5, 1, 2][..]));
+        assert_eq!((reversed.inner_ranks(), reversed.partial_len(), reversed.prefix_len()), (&[3, 4][..], 20, 20));
+        assert_eq!(reversed.num_parameters(), shape.num_parameters());
+        assert_eq!(reversed.flops_left_to_right(), shape.flops_right_to_left());
+        for row in 0..shape.num_embeddings() {
+            let mut digits = shape.digits(row);
+            digits[..3].reverse();
+            assert_eq!(reversed.digits(row), digits);
+        }
+        // Column 5 a + c has the digits (a, 0, c); its cores in reverse put it at (c, 0, a) of 5 x 1 x 2.
+        for (a, c) in (0..2).flat_map(|a| (0..5).map(move |c| (a, c))) {
+            assert_eq!(shape.position_of_column(5 * a + c), 5 * a + c);
+            assert_eq!(reversed.position_of_column(5 * a + c), 2 * c + a);
+        }
+        assert_eq!(reversed.reversed().unwrap(), shape);
     }
 
     #[test]

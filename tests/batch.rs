@@ -65,7 +65,8 @@ fn sample(
     values: Values,
 ) -> AlignedBuf {
     let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
-    let shape = TtShape::new(rows - 5, p, q, r).unwrap().with_digit_order(order);
+    let column_order = if (rows + dtype as u64).is_multiple_of(2) { order } else { order.reversed() };
+    let shape = TtShape::new(rows - 5, p, q, r).unwrap().with_digit_order(order).with_column_order(column_order);
     let overrides = match stored {
         Stored::None => None,
         Stored::Scattered(dtype) | Stored::Contiguous(dtype) => Some(OverridesSpec { count: 20, dtype }),
@@ -224,7 +225,8 @@ impl Batch {
 }
 
 /// A table as the documentation describes it, in f32.
-struct TensorTrain {
+struct TensorTrain<'a> {
+    reference: Reference<'a>,
     num_embeddings: u64,
     p: Vec<usize>,
     q: Vec<usize>,
@@ -242,8 +244,8 @@ struct TensorTrain {
 /// A lookup whose row is not stored: the digits of its prefix from the last to the first, its last digit, its weight.
 type Lookup = (Vec<usize>, usize, f32);
 
-impl TensorTrain {
-    fn new(bytes: &[u8], fused: bool) -> Self {
+impl<'a> TensorTrain<'a> {
+    fn new(bytes: &'a [u8], fused: bool) -> Self {
         let at = format::table_at(0);
         let d = usize::from(bytes[at + table::NUM_CORES]);
         let list = |field, len| -> Vec<usize> {
@@ -278,6 +280,7 @@ impl TensorTrain {
         }
         let ranks = list(table::INNER_RANKS, d - 1);
         let mut table = Self {
+            reference: Reference::new(bytes, 0),
             num_embeddings: format::u64_at(bytes, at + table::NUM_EMBEDDINGS),
             q: list(table::COLUMN_FACTORS, d),
             r: [&[1], &ranks[..], &[1]].concat(),
@@ -463,7 +466,7 @@ impl TensorTrain {
             if mode == Mode::Mean && rows.len() > 1 {
                 pooled.iter_mut().for_each(|x| *x /= rows.len() as f32);
             }
-            out.extend(pooled);
+            out.extend(self.reference.in_column_order(pooled));
         }
         (out, num_sums)
     }
@@ -662,6 +665,7 @@ fn prefix_products_stored_by_the_tier_that_reads_them_change_no_bits() {
         let order = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst][i % 2];
         let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
         let shape = TtShape::new(rows, p, q, r).unwrap().with_digit_order(order);
+        let shape = if i % 3 == 0 { shape.with_column_order(DigitOrder::LeastSignificantFirst) } else { shape };
         // f32 and f16: whose slices are the same whether products are stored or not.
         let weights = WeightsSpec::Tt { shape, dtype: CORE_DTYPES[i % 2] };
         let spec = |num_prefixes| TableSpec { num_prefixes, ..TableSpec::new("t", weights) };

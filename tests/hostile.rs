@@ -216,7 +216,7 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
         (header::NUM_MODEL_TABLES, 4),
         (header::INTERACTION, 1),
     ];
-    const TABLE_FIELDS: [(usize, usize); 16] = [
+    const TABLE_FIELDS: [(usize, usize); 17] = [
         (table::KIND, 2),
         (table::INDEX_MAP, 1),
         (table::LAYOUT, 1),
@@ -228,6 +228,7 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
         (table::NUM_EMBEDDINGS, 8),
         (table::NUM_CORES, 1),
         (table::DIGIT_ORDER, 1),
+        (table::COLUMN_ORDER, 1),
         (table::ROW_FACTORS, 4),
         (table::COLUMN_FACTORS, 4),
         (table::INNER_RANKS, 4),

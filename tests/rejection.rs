@@ -487,18 +487,20 @@ fn unknown_kind() {
 }
 
 #[test]
-fn unknown_digit_order() {
-    for found in 2..=u8::MAX {
-        let expected = BlobError::TableCode { table: TT, field: "digit order", found: found.into() };
-        assert_eq!(with_table(TT, table::DIGIT_ORDER, &[found]), expected);
+fn unknown_orders_of_digits() {
+    for (at, field) in [(table::DIGIT_ORDER, "digit order"), (table::COLUMN_ORDER, "column order")] {
+        for found in 2..=u8::MAX {
+            let expected = BlobError::TableCode { table: TT, field, found: found.into() };
+            assert_eq!(with_table(TT, at, &[found]), expected);
+        }
     }
 }
 
 #[test]
 fn reserved_table_bytes() {
     for position in 0..NUM_TABLES {
-        let bytes = (table::RESERVED..table::ROW_FACTORS).chain(table::RESERVED_TAIL..format::TABLE_LEN);
-        assert_eq!(bytes.clone().count(), 17);
+        let bytes = table::RESERVED_TAIL..format::TABLE_LEN;
+        assert_eq!(bytes.len(), 16);
         for byte in bytes {
             assert_eq!(with_table(position, byte, &[1]), BlobError::Reserved { what: "table", position });
         }
@@ -507,7 +509,7 @@ fn reserved_table_bytes() {
 
 #[test]
 fn dense_table_with_a_tensor_train_shape() {
-    let fields = [table::NUM_CORES, table::DIGIT_ORDER, table::COMBINE];
+    let fields = [table::NUM_CORES, table::DIGIT_ORDER, table::COMBINE, table::COLUMN_ORDER];
     let fields = fields.into_iter().chain(table::ROW_FACTORS..table::NUM_ROWS);
     for byte in fields {
         let expected = BlobError::Reserved { what: "table", position: DENSE };
@@ -1162,7 +1164,7 @@ fn shape_fields_that_projected_tables_do_not_have() {
         (table::NUM_CORES, &[2][..]),
         (table::DIGIT_ORDER, &[1]),
         (table::COMBINE, &[1]),
-        (table::RESERVED, &[1]),
+        (table::COLUMN_ORDER, &[1]),
         (table::ROW_FACTORS, &[1]),
         (table::COLUMN_FACTORS + 4, &[1]),
         (table::INNER_RANKS, &[1]),
@@ -1203,7 +1205,7 @@ fn unknown_combinations_and_shape_fields_that_quotient_remainder_tables_do_not_h
     for (field, value) in [
         (table::NUM_CORES, &[2][..]),
         (table::DIGIT_ORDER, &[1]),
-        (table::RESERVED, &[1]),
+        (table::COLUMN_ORDER, &[1]),
         (table::ROW_FACTORS + 8, &[1]),
         (table::COLUMN_FACTORS + 8, &[1]),
         (table::INNER_RANKS, &[1]),

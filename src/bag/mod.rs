@@ -24,7 +24,8 @@ use crate::{
     error::{LookupError, PoolTablesError},
     isa::Tier,
     kernel::{Epilogue, PoolRows},
-    table::Table,
+    shape::DigitOrder,
+    table::{Table, put_columns_in_order},
 };
 use core::borrow::Borrow;
 
@@ -222,8 +223,26 @@ impl Table<'_> {
         self.pool(bags, pooling, &mut out, workspace)
     }
 
-    /// Pools checked bags, by whichever way is the fastest for this table. `None` if the view contradicts itself.
+    /// Pools checked bags. `None` if the view contradicts itself.
     fn pool<I: Index>(
+        &self,
+        bags: &Bags<'_, I>,
+        pooling: Pooling,
+        out: &mut Output<'_>,
+        workspace: &mut [f32],
+    ) -> Option<()> {
+        self.pool_stored(bags, pooling, out, workspace)?;
+        // Once for each bag, whatever is in it.
+        match &self.data().weights {
+            Weights::Tt(tt) if tt.shape.column_order() != DigitOrder::MostSignificantFirst => {
+                (0..bags.len()).try_for_each(|bag| put_columns_in_order(&tt.shape, out.row(bag)?, workspace))
+            }
+            _ => Some(()),
+        }
+    }
+
+    /// The same with rows as they are stored, by whichever way is the fastest for this table.
+    fn pool_stored<I: Index>(
         &self,
         bags: &Bags<'_, I>,
         pooling: Pooling,
@@ -234,7 +253,7 @@ impl Table<'_> {
             return Some(());
         }
         if bags.in_index_order && self.has_cache() {
-            return self.without_cache().pool(bags, pooling, out, workspace);
+            return self.without_cache().pool_stored(bags, pooling, out, workspace);
         }
         match &self.data().weights {
             // The scalar tier would rather be small than fast.

@@ -289,7 +289,7 @@ impl<'a> Blob<'a> {
         if record.layout != 0 {
             return Err(unknown("layout", record.layout.into()));
         }
-        if record.reserved != 0 || record.reserved_tail != [0; 16] {
+        if record.reserved_tail != [0; 16] {
             return Err(BlobError::Reserved { what: "table", position: table });
         }
         let wrong_shape = |error: ShapeError| BlobError::Shape { table, error };
@@ -310,7 +310,8 @@ impl<'a> Blob<'a> {
             (index_map::MODULO | index_map::REMAPPED, found) if (1..=num_embeddings).contains(&found) => found,
             (_, found) => return Err(BlobError::NumRows { table, found, num_embeddings }),
         };
-        if record.kind != kind::TT && (record.num_cores, record.digit_order, record.inner_ranks) != (0, 0, [0; 5])
+        if record.kind != kind::TT
+            && (record.num_cores, record.digit_order, record.column_order, record.inner_ranks) != (0, 0, 0, [0; 5])
             || record.kind != kind::QUOTIENT_REMAINDER && record.combine != 0
         {
             return Err(BlobError::Reserved { what: "table", position: table });
@@ -400,11 +401,13 @@ fn read_shape(
     unknown: impl Fn(&'static str, u32) -> BlobError,
     wrong_shape: impl Fn(ShapeError) -> BlobError,
 ) -> Result<TtShape, BlobError> {
-    let digit_order = match record.digit_order {
-        0 => DigitOrder::MostSignificantFirst,
-        1 => DigitOrder::LeastSignificantFirst,
-        found => return Err(unknown("digit order", found.into())),
+    let order = |field, code| match code {
+        0 => Ok(DigitOrder::MostSignificantFirst),
+        1 => Ok(DigitOrder::LeastSignificantFirst),
+        found => Err(unknown(field, u32::from(found))),
     };
+    let digit_order = order("digit order", record.digit_order)?;
+    let column_order = order("column order", record.column_order)?;
     let d = usize::from(record.num_cores);
     let wrong_count = || wrong_shape(ShapeError::CoreCount { found: d });
     let (row_factors, row_rest) = record.row_factors.split_at_checked(d).ok_or_else(wrong_count)?;
@@ -415,7 +418,7 @@ fn read_shape(
         return Err(BlobError::Reserved { what: "table", position: table });
     }
     let shape = TtShape::new(num_rows, row_factors, column_factors, ranks).map_err(wrong_shape)?;
-    Ok(shape.with_digit_order(digit_order))
+    Ok(shape.with_digit_order(digit_order).with_column_order(column_order))
 }
 
 /// Takes the sections of a table or layer one by one, each with the role and length that it needs next.

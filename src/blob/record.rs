@@ -82,7 +82,7 @@ pub(crate) struct TableRecord {
     pub(crate) num_cores: u8,
     pub(crate) digit_order: u8,
     pub(crate) combine: u8,
-    pub(crate) reserved: u8,
+    pub(crate) column_order: u8,
     pub(crate) row_factors: [u32; 6],
     pub(crate) column_factors: [u32; 6],
     pub(crate) inner_ranks: [u32; 5],

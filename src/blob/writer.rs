@@ -440,10 +440,12 @@ impl Layout {
             WeightsSpec::Tt { shape, dtype } => {
                 record.kind = kind::TT;
                 record.num_cores = shape.num_cores() as u8;
-                record.digit_order = match shape.digit_order() {
+                let code = |order| match order {
                     DigitOrder::MostSignificantFirst => 0,
                     DigitOrder::LeastSignificantFirst => 1,
                 };
+                record.digit_order = code(shape.digit_order());
+                record.column_order = code(shape.column_order());
                 copy_prefix(&mut record.row_factors, shape.row_factors());
                 copy_prefix(&mut record.column_factors, shape.column_factors());
                 copy_prefix(&mut record.inner_ranks, shape.inner_ranks());

@@ -10,6 +10,7 @@
 use crate::{
     error::LookupError,
     index::Index,
+    kernel::Epilogue,
     table::{
         Table,
         cached::{CachedRows, SET_WORDS, Set, WAYS, known, set_of},
@@ -130,7 +131,9 @@ impl<'m> RowCache<'m> {
         for (set, rows) in self.sets.iter_mut().zip(self.rows.chunks_exact_mut(WAYS.saturating_mul(dim).max(1))) {
             while let Some((way, from, row)) = set.best_exchange() {
                 let out = rows.chunks_exact_mut(dim.max(1)).nth(way).ok_or(LookupError::Inconsistent)?;
-                self.table.lookup(row.into(), out, workspace)?;
+                // As it is stored: bags add cached rows to others before they put their columns in order.
+                let row = self.table.put_row(row.into(), out, workspace, Epilogue::Store);
+                row.ok_or(LookupError::Inconsistent)?;
                 set.exchange(way, from);
                 brought_in = brought_in.saturating_add(1);
             }

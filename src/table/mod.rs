@@ -11,7 +11,7 @@ mod tt;
 
 use cached::CachedRows;
 use index_map::RowOf;
-pub(crate) use tt::{num_partials, step_size};
+pub(crate) use tt::{num_partials, put_columns_in_order, step_size};
 
 use crate::{
     blob::{Blob, Rows, TableData, Weights},
@@ -130,7 +130,8 @@ impl<'a> Table<'a> {
     pub fn lookup(&self, row: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
         self.check_row(row, 0)?;
         self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
-        self.put_row(row, out, workspace, Epilogue::Store).ok_or(LookupError::Inconsistent)
+        self.put_row(row, out, workspace, Epilogue::Store).ok_or(LookupError::Inconsistent)?;
+        self.put_columns_in_order(out, workspace).ok_or(LookupError::Inconsistent)
     }
 
     /// Writes the product of a prefix ([`TtShape::prefix`](crate::TtShape::prefix)) into `out`,
@@ -172,7 +173,15 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// Gives every element of the row of index `row` to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would
+    /// Puts what [`put_row`](Self::put_row) gave in the order of the columns.
+    pub(crate) fn put_columns_in_order(&self, row: &mut [f32], workspace: &mut [f32]) -> Option<()> {
+        match &self.data.weights {
+            Weights::Tt(tt) => put_columns_in_order(&tt.shape, row, workspace),
+            _ => Some(()),
+        }
+    }
+
+    /// Gives every element of the row of index `row`, as it is stored, to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would
     /// mean that the view contradicts itself.
     pub(crate) fn put_row(
         &self,

@@ -8,13 +8,48 @@ use crate::{
     dtype::Elements,
     isa::Tier,
     kernel::{Epilogue, chain_step, widen},
-    shape::{MAX_CORES, TtShape},
+    shape::{DigitOrder, MAX_CORES, TtShape},
 };
 
 /// What a lookup or a bag needs at least: the partial products of one prefix, and the sum of some slices of the last core.
 pub(super) fn workspace_len(shape: &TtShape) -> usize {
     let last = shape.num_cores().saturating_sub(1);
-    shape.partial_len().saturating_mul(num_partials(shape)).saturating_add(shape.slice_len(last))
+    let len = shape.partial_len().saturating_mul(num_partials(shape)).saturating_add(shape.slice_len(last));
+    if shape.column_order() == DigitOrder::MostSignificantFirst { len } else { len.max(shape.embedding_dim()) }
+}
+
+/// Puts a row as the cores multiply it out, or a sum of such rows, in the order of its columns. `scratch` has `embedding_dim`
+/// elements at least.
+pub(crate) fn put_columns_in_order(shape: &TtShape, row: &mut [f32], scratch: &mut [f32]) -> Option<()> {
+    if shape.column_order() == DigitOrder::MostSignificantFirst {
+        return Some(());
+    }
+    let stored = scratch.get_mut(..row.len())?;
+    stored.iter_mut().zip(&*row).for_each(|(to, from)| *to = *from);
+    // Element (j_0, .., j_{d-1}) of q_0 x .. x q_{d-1} becomes (j_{d-1}, .., j_0): runs of q_0 are `stride` apart.
+    let (first, others) = shape.column_factors().split_first()?;
+    let stride = row.len().checked_div(*first as usize)?;
+    let mut digits = [(0usize, 0usize, 0usize); MAX_CORES];
+    let mut step = stride;
+    for (to, &q) in digits.iter_mut().zip(others) {
+        step = step.checked_div(q as usize)?;
+        *to = (0, q as usize, step);
+    }
+    let mut at = 0usize;
+    for run in row.chunks_exact_mut((*first as usize).max(1)) {
+        let from = stored.get(at..)?.iter().step_by(stride.max(1));
+        run.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        for (digit, q, step) in digits.iter_mut().take(others.len()) {
+            *digit = digit.wrapping_add(1);
+            at = at.wrapping_add(*step);
+            if *digit < *q {
+                break;
+            }
+            at = at.wrapping_sub(q.wrapping_mul(*step));
+            *digit = 0;
+        }
+    }
+    Some(())
 }
 
 /// How many partial products are kept, used in turn: one is enough for two cores.

@@ -10,7 +10,7 @@ use super::{
     view,
 };
 use crate::{
-    Bags, LookupError, Pooling, ShapeError, Table, Tier, TtShape,
+    Bags, DigitOrder, LookupError, Pooling, ShapeError, Table, Tier, TtShape,
     bag::Digits,
     blob::{Core, TtCores, Weights},
     dtype::Elements,
@@ -56,19 +56,19 @@ impl TtTable {
     /// A table of drawn cores: the same ones for the same seed.
     ///
     /// # Errors
-    /// [`TrainError::TooManyRows`] where the row factors multiply to 2^32 or more.
+    /// [`TrainError::TooManyRows`] where the row factors multiply to 2^32 or more; [`TrainError::ColumnOrder`].
     pub fn new(shape: TtShape, initializer: Initializer, optimizer: Optimizer, seed: u64) -> Result<Self, TrainError> {
         // Before memory is asked for.
-        check_rows(&shape)?;
+        check_shape(&shape)?;
         Self::from_cores(shape, initializer.cores(&shape, seed), optimizer)
     }
 
     /// A table of given cores, for instance from a factorised dense table: slices `r_k x q_k x r_{k+1}`, one after another.
     ///
     /// # Errors
-    /// [`TrainError::TooManyRows`], [`TrainError::CoreCount`] or [`TrainError::ValuesLen`].
+    /// [`TrainError::ColumnOrder`], [`TrainError::TooManyRows`], [`TrainError::CoreCount`] or [`TrainError::ValuesLen`].
     pub fn from_cores(shape: TtShape, cores: Vec<Vec<f32>>, optimizer: Optimizer) -> Result<Self, TrainError> {
-        let digits = check_rows(&shape)?;
+        let digits = check_shape(&shape)?;
         let (found, expected) = (cores.len(), shape.num_cores());
         if found != expected {
             return Err(TrainError::CoreCount { found, expected });
@@ -112,7 +112,10 @@ impl TtTable {
     }
 }
 
-fn check_rows(shape: &TtShape) -> Result<Digits, TrainError> {
+fn check_shape(shape: &TtShape) -> Result<Digits, TrainError> {
+    if shape.column_order() != DigitOrder::MostSignificantFirst {
+        return Err(TrainError::ColumnOrder);
+    }
     let rows = || shape.row_factors().iter().fold(1u64, |rows, &p| rows.saturating_mul(p.into()));
     Digits::new(shape).ok_or_else(|| TrainError::TooManyRows { found: rows() })
 }

@@ -38,7 +38,7 @@ pub(crate) mod table {
     pub(crate) const NUM_CORES: usize = 32;
     pub(crate) const DIGIT_ORDER: usize = 33;
     pub(crate) const COMBINE: usize = 34;
-    pub(crate) const RESERVED: usize = 35;
+    pub(crate) const COLUMN_ORDER: usize = 35;
     pub(crate) const ROW_FACTORS: usize = 36;
     pub(crate) const COLUMN_FACTORS: usize = 60;
     pub(crate) const INNER_RANKS: usize = 84;

@@ -246,11 +246,23 @@ impl<'a> Reference<'a> {
         let row_of = self.row_of(row);
         let stored = match (self.override_ids().iter().position(|&id| id == row), self.kind()) {
             (Some(position), _) => self.stored_row(ROLE_OVERRIDE_ROWS, 0, position),
-            (None, KIND_TT) => return self.tensor_train_row(row_of),
+            (None, KIND_TT) => return self.in_column_order(self.tensor_train_row(row_of)),
             (None, KIND_DENSE) => self.stored_row(ROLE_ROWS, 0, row_of as usize),
             _ => self.finish(&self.parts(row)),
         };
-        stored.into_iter().map(|x| (x, x.value.abs())).collect()
+        self.in_column_order(stored.into_iter().map(|x| (x, x.value.abs())).collect())
+    }
+
+    /// The elements of a row that is stored as its cores multiply out, in the order of its columns: column j of a table whose
+    /// column order is 1 has the digits `floor(j / (q_0 .. q_{k-1})) mod q_k`.
+    pub(crate) fn in_column_order<T: Copy>(&self, stored: Vec<T>) -> Vec<T> {
+        if self.bytes[self.at + table::COLUMN_ORDER] == 0 {
+            return stored;
+        }
+        let q = self.list(table::COLUMN_FACTORS, self.bytes[self.at + table::NUM_CORES].into());
+        let place = |k: usize| q[k + 1..].iter().product::<usize>();
+        let digit = |j: usize, k: usize| j / q[..k].iter().product::<usize>() % q[k];
+        (0..stored.len()).map(|j| stored[(0..q.len()).map(|k| digit(j, k) * place(k)).sum::<usize>()]).collect()
     }
 
     /// The short row of an index in a projected table, or the two rows in a quotient-remainder table.

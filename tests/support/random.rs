@@ -182,12 +182,15 @@ pub(crate) fn dtype() -> impl Strategy<Value = Dtype> {
 /// What cores can be stored as.
 pub(crate) const CORE_DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
 
-/// Shapes of 2 to 6 cores, with unequal, odd and unit factors and ranks, partly filled, in both digit orders.
+/// Shapes of 2 to 6 cores, with unequal, odd and unit factors and ranks, partly filled, in both orders of the digits of rows and of columns.
 /// `max_rank` bounds the ranks and `max_dim` the columns.
 pub(crate) fn tt_shape(max_rank: u32, max_dim: u32) -> impl Strategy<Value = TtShape> {
     let last_factor = prop_oneof![2 => 1u32..=5, 1 => select(&[8u32, 9, 16, 17, 64][..])];
     let lists = (2usize..=6).prop_flat_map(move |d| (vec(1u32..=9, d), vec(1u32..=5, d - 1), vec(1..=max_rank, d - 1)));
-    (lists, last_factor, any::<bool>(), 0u64..=u64::MAX).prop_map(move |((p, mut q, r), last, least_first, padding)| {
+    const ORDERS: [DigitOrder; 2] = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
+    let orders = (select(&ORDERS[..]), select(&ORDERS[..]));
+    let factors = (lists, last_factor, orders, 0u64..=u64::MAX);
+    factors.prop_map(move |((p, mut q, r), last, (digits, columns), padding)| {
         q.push(last);
         // Narrow the widest but one until the row is short enough for a slow oracle.
         while q.iter().product::<u32>() > max_dim {
@@ -196,8 +199,7 @@ pub(crate) fn tt_shape(max_rank: u32, max_dim: u32) -> impl Strategy<Value = TtS
         }
         let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
         let num_embeddings = rows - padding % rows.div_ceil(2);
-        let order = if least_first { DigitOrder::LeastSignificantFirst } else { DigitOrder::MostSignificantFirst };
-        TtShape::new(num_embeddings, &p, &q, &r).unwrap().with_digit_order(order)
+        TtShape::new(num_embeddings, &p, &q, &r).unwrap().with_digit_order(digits).with_column_order(columns)
     })
 }
 
@@ -268,10 +270,11 @@ pub(crate) fn model(tables: &[usize], bottom: &[usize], hidden: &[usize], dtypes
 }
 
 /// A few small blobs that together hold every representation in every dtype it can have, with and without overrides,
-/// in both digit orders.
+/// in both orders of the digits of rows and of columns.
 pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
     let shape = |n, p: &[u32], q: &[u32], r: &[u32]| TtShape::new(n, p, q, r).unwrap();
     let reversed = |shape: TtShape| shape.with_digit_order(DigitOrder::LeastSignificantFirst);
+    let columns_reversed = |shape: TtShape| shape.with_column_order(DigitOrder::LeastSignificantFirst);
     let tt = |name: &str, shape, dtype, overrides| TableSpec {
         overrides,
         ..TableSpec::new(name, WeightsSpec::Tt { shape, dtype })
@@ -307,11 +310,19 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
             dense("dense.f16", 3, 17, Dtype::F16, None),
             tt(
                 "tt.bf16",
-                shape(60, &[2, 1, 2, 3, 1, 5], &[1, 2, 1, 1, 2, 2], &[1, 2, 3, 2, 2]),
+                columns_reversed(shape(60, &[2, 1, 2, 3, 1, 5], &[1, 2, 1, 1, 2, 2], &[1, 2, 3, 2, 2])),
                 Dtype::Bf16,
                 rows(5, Dtype::I4),
             ),
-            prefixed(2, tt("tt.i8", reversed(shape(6, &[3, 2], &[2, 4], &[4])), Dtype::I8, rows(2, Dtype::F32))),
+            prefixed(
+                2,
+                tt(
+                    "tt.i8",
+                    columns_reversed(reversed(shape(6, &[3, 2], &[2, 4], &[4]))),
+                    Dtype::I8,
+                    rows(2, Dtype::F32),
+                ),
+            ),
         ],
         vec![dense("only", 1, 1, Dtype::I8, None)],
         vec![dense("dense.i4", 8, 10, Dtype::I4, None), dense("dense.i4.odd", 5, 7, Dtype::I4, rows(2, Dtype::I4))],

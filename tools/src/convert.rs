@@ -9,6 +9,7 @@ use crate::{
     budget::Budget,
     checkpoint::{Checkpoint, Tensor},
     dialect::{Core, Model, Source, Survey, Weights, with_qr_operation},
+    direction::Direction,
     factorize::{self, Factorized, Kept, Key, Request, TensorRows},
     frequencies::Frequencies,
     lookup::zeros,
@@ -230,7 +231,7 @@ impl Table<'_> {
             _ => spec.index_map,
         };
         let weights = match result {
-            Factorized::Tt { shape, .. } => WeightsSpec::Tt { shape: *shape, dtype },
+            Factorized::Tt { shape, .. } => WeightsSpec::Tt { shape: *Direction::of(shape).stored(), dtype },
             &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
                 num_embeddings: self.source.weights.num_embeddings(),
                 embedding_dim: self.source.weights.embedding_dim(),
@@ -291,7 +292,9 @@ impl Source<'_> {
             &Weights::Dense { num_embeddings, embedding_dim, .. } => {
                 (WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }, None)
             }
-            Weights::Tt { shape, overrides, .. } => (WeightsSpec::Tt { shape: *shape, dtype }, overrides.as_ref()),
+            Weights::Tt { shape, overrides, .. } => {
+                (WeightsSpec::Tt { shape: *Direction::of(shape).stored(), dtype }, overrides.as_ref())
+            }
             &Weights::Projected { num_embeddings, rank, embedding_dim, .. } => {
                 let projection = self.projection_dtype();
                 (WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }, None)
@@ -359,18 +362,14 @@ impl Source<'_> {
     fn write_factorized(&self, result: &Factorized, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
         let failed = |error: EncodeError| anyhow!(error).context("after factorisation");
         match (plan.role, result, &self.weights) {
-            (Role::Core(k), Factorized::Tt { shape, cores, .. }, _) => {
-                let mut bytes = vec![0; self.dtype.bytes_of(shape.slice_len(k))];
-                cores[k].chunks_exact(shape.slice_len(k)).try_for_each(|slice| {
-                    dtype::encode_slice(slice, self.dtype, &mut bytes).map_err(failed)?;
-                    sink.put(&bytes)
-                })
-            }
-            (Role::Scales(k), Factorized::Tt { shape, cores, .. }, _) => {
-                let mut bytes = vec![0; self.dtype.bytes_of(shape.slice_len(k))];
-                cores[k].chunks_exact(shape.slice_len(k)).try_for_each(|slice| {
-                    let scale = dtype::encode_slice(slice, self.dtype, &mut bytes).map_err(failed)?;
-                    sink.put(&scale.to_le_bytes())
+            (Role::Core(k) | Role::Scales(k), Factorized::Tt { shape, cores, .. }, _) => {
+                let direction = Direction::of(shape);
+                let len = direction.stored().slice_len(k);
+                let mut bytes = vec![0; self.dtype.bytes_of(len)];
+                cores[direction.core(k)].chunks_exact(len).try_for_each(|slice| {
+                    let slice = direction.slice(k, slice);
+                    let scale = dtype::encode_slice(&slice, self.dtype, &mut bytes).map_err(failed)?;
+                    sink.put(if let Role::Core(_) = plan.role { &bytes } else { bytemuck::bytes_of(&scale) })
                 })
             }
             (Role::RemappedRows, Factorized::Tt { places: Some(places), .. }, _) => {
@@ -429,9 +428,11 @@ impl Source<'_> {
             (Role::RemainderRows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
                 self.write_rows(tensors[1], tensors[1].shape()[0], columns[1], sink)
             }
-            (Role::Core(k), Weights::Tt { cores, .. }) => self.for_each_slice(&cores[k], |bytes, _| sink.put(bytes)),
-            (Role::Scales(k), Weights::Tt { cores, .. }) => {
-                self.for_each_slice(&cores[k], |_, scale| sink.put(&scale.to_le_bytes()))
+            (Role::Core(k), Weights::Tt { shape, cores, .. }) => {
+                self.for_each_slice(&Direction::of(shape), k, cores, |bytes, _| sink.put(bytes))
+            }
+            (Role::Scales(k), Weights::Tt { shape, cores, .. }) => {
+                self.for_each_slice(&Direction::of(shape), k, cores, |_, scale| sink.put(&scale.to_le_bytes()))
             }
             (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
                 overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
@@ -441,6 +442,7 @@ impl Source<'_> {
                 blob::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
             }
             (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
+                let direction = Direction::of(shape);
                 let mut row = vec![0.0; shape.embedding_dim()];
                 let mut bytes = vec![0; Dtype::F32.row_len(row.len())];
                 overrides.ids.iter().try_for_each(|&(_, position)| {
@@ -448,7 +450,7 @@ impl Source<'_> {
                     overrides.tensor.read_f32(start, &mut row)?;
                     dtype::encode_rows(&row, row.len(), Dtype::F32, &mut bytes)
                         .map_err(|error| place(error, overrides.tensor, |at| start + at as u64))?;
-                    sink.put(&bytes)
+                    sink.put(bytemuck::cast_slice(&direction.row(&row)))
                 })
             }
             (role, _) => bail!("no data for section {role:?}"),
@@ -491,14 +493,21 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Gives each slice of a core, encoded, and its scale to `put`.
-    fn for_each_slice(&self, core: &Core<'_>, mut put: impl FnMut(&[u8], f32) -> Result<()>) -> Result<()> {
+    /// Gives each slice of core k, encoded, and its scale to `put`.
+    fn for_each_slice(
+        &self,
+        direction: &Direction,
+        k: usize,
+        cores: &[Core<'_>],
+        mut put: impl FnMut(&[u8], f32) -> Result<()>,
+    ) -> Result<()> {
+        let core = &cores[direction.core(k)];
         let mut values = vec![0.0; core.slice_len()];
         let mut bytes = vec![0; self.dtype.bytes_of(values.len())];
         for slice in 0..core.slices() {
-            core.read(slice, &mut values)?;
+            direction.read(k, core, slice, &mut values)?;
             let scale = dtype::encode_slice(&values, self.dtype, &mut bytes)
-                .map_err(|error| place(error, core.tensor, |at| core.position(slice, at)))?;
+                .map_err(|error| place(error, core.tensor, |at| core.position(slice, direction.element(k, at))))?;
             put(&bytes, scale)?;
         }
         Ok(())

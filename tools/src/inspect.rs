@@ -97,6 +97,7 @@ pub(crate) struct TtSummary {
     pub(crate) column_factors: Vec<u32>,
     pub(crate) ranks: Vec<u32>,
     pub(crate) digit_order: &'static str,
+    pub(crate) column_order: &'static str,
     pub(crate) num_parameters: u64,
     pub(crate) flops_per_row: u64,
 }
@@ -115,6 +116,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+fn order(order: DigitOrder) -> &'static str {
+    match order {
+        DigitOrder::MostSignificantFirst => "most_significant_first",
+        DigitOrder::LeastSignificantFirst => "least_significant_first",
+    }
+}
+
 /// What the directory says.
 pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
@@ -128,10 +136,8 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                     row_factors: tt.shape.row_factors().to_vec(),
                     column_factors: tt.shape.column_factors().to_vec(),
                     ranks: tt.shape.inner_ranks().to_vec(),
-                    digit_order: match tt.shape.digit_order() {
-                        DigitOrder::MostSignificantFirst => "most_significant_first",
-                        DigitOrder::LeastSignificantFirst => "least_significant_first",
-                    },
+                    digit_order: order(tt.shape.digit_order()),
+                    column_order: order(tt.shape.column_order()),
                     num_parameters: tt.shape.num_parameters(),
                     flops_per_row: tt.shape.flops_left_to_right(),
                 }),
@@ -231,7 +237,11 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
     )?;
     for table in &summary.tables {
         let (kind, shape) = match (&table.tt, &table.projected, &table.quotient_remainder) {
-            (Some(tt), ..) => ("tt", format!("p {:?} q {:?} ranks {:?}", tt.row_factors, tt.column_factors, tt.ranks)),
+            (Some(tt), ..) => {
+                let reversed = tt.column_order != order(DigitOrder::MostSignificantFirst);
+                let shape = format!("p {:?} q {:?} ranks {:?}", tt.row_factors, tt.column_factors, tt.ranks);
+                ("tt", if reversed { shape + ", cores reversed" } else { shape })
+            }
             (_, Some(projected), _) => {
                 ("proj", format!("rank {}, projection {}", projected.rank, projected.projection))
             }

@@ -11,6 +11,7 @@ mod convert;
 mod data;
 mod demo;
 mod dialect;
+mod direction;
 mod factorize;
 mod frequencies;
 mod inspect;

@@ -52,6 +52,13 @@ impl<'b> Stored<'b> {
     }
 
     pub(super) fn row(&self, row: u64) -> Result<Row> {
+        let stored = self.row_as_stored(row)?;
+        let Weights::Tt(tt) = &self.data.weights else { return Ok(stored) };
+        let in_place = |row: Vec<f64>| (0..row.len()).map(|column| row[tt.shape.position_of_column(column)]).collect();
+        Ok(Row { elements: in_place(stored.elements), magnitudes: in_place(stored.magnitudes) })
+    }
+
+    fn row_as_stored(&self, row: u64) -> Result<Row> {
         if let Some(position) = self.position_apart(row) {
             return self.dense_row(Role::OverrideRows, self.data.embedding_dim, position);
         }

@@ -6,6 +6,7 @@ use crate::{
     Outcome,
     blob_file::{self, BlobFile, Sink},
     budget::Budget,
+    direction::in_stored_order,
     frequencies::Frequencies,
     lookup::zeros,
     output,
@@ -305,7 +306,10 @@ fn write_rows(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()>
     ids.iter().try_for_each(|&id| {
         table.lookup(id, &mut row, &mut workspace)?;
         progress.add(1);
-        sink.put(bytemuck::cast_slice(&row))
+        match &table.data().weights {
+            Weights::Tt(tt) => sink.put(bytemuck::cast_slice(&in_stored_order(&tt.shape, &row))),
+            _ => sink.put(bytemuck::cast_slice(&row)),
+        }
     })
 }
 

@@ -6,7 +6,7 @@ use crate::{
     spec::{Spec, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail};
-use ttrec::{DigitOrder, Table, blob, dtype::Dtype};
+use ttrec::{DigitOrder, Table, TtShape, blob, dtype::Dtype};
 
 /// The table of the checkpoint that `table` was converted from.
 pub(crate) fn origin<'c>(checkpoint: &'c Checkpoint, spec: Option<&Spec>, table: &Table<'_>) -> Result<Source<'c>> {
@@ -90,17 +90,20 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
         blob::Weights::QuotientRemainder(parts) => {
             TableSpec { qr_operation: Some(parts.combine.name().to_owned()), ..facts }
         }
-        blob::Weights::Tt(tt) => TableSpec {
-            // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant digit.
-            dialect: match (tt.shape.digit_order(), facts.dialect.as_deref()) {
-                (DigitOrder::LeastSignificantFirst, Some("el-rec")) => Some("hetu".to_owned()),
-                _ => facts.dialect.clone(),
-            },
-            row_factors: Some(tt.shape.row_factors().to_vec()),
-            column_factors: Some(tt.shape.column_factors().to_vec()),
-            ranks: Some(tt.shape.inner_ranks().to_vec()),
-            ..facts
-        },
+        blob::Weights::Tt(tt) => {
+            let shape = as_given(&tt.shape);
+            TableSpec {
+                // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant digit.
+                dialect: match (shape.digit_order(), facts.dialect.as_deref()) {
+                    (DigitOrder::LeastSignificantFirst, Some("el-rec")) => Some("hetu".to_owned()),
+                    _ => facts.dialect.clone(),
+                },
+                row_factors: Some(shape.row_factors().to_vec()),
+                column_factors: Some(shape.column_factors().to_vec()),
+                ranks: Some(shape.inner_ranks().to_vec()),
+                ..facts
+            }
+        }
     }
 }
 
@@ -112,11 +115,19 @@ fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
     (factors && own_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
 }
 
+/// The shape before its cores were reversed, if they were.
+fn as_given(stored: &TtShape) -> TtShape {
+    match stored.column_order() {
+        DigitOrder::MostSignificantFirst => *stored,
+        DigitOrder::LeastSignificantFirst => stored.reversed().unwrap_or(*stored),
+    }
+}
+
 fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
     let (weights, data) = (&source.weights, table.data());
     let same_kind = match (weights, &data.weights) {
         (Weights::Dense { .. }, blob::Weights::Dense(_)) => true,
-        (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == tt.shape,
+        (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == as_given(&tt.shape),
         (Weights::Projected { rank, .. }, blob::Weights::Projected(found)) => *rank == found.rank(),
         (
             Weights::QuotientRemainder { num_remainders, combine, columns, .. },

@@ -5,6 +5,7 @@
 //! trains from 4,096 to 139,264 FLOP a row, which [`tensor_train`] meets within 12 %. On another device all of them move, and
 //! their order seldom does: `ttrec bench` measures.
 
+use crate::direction::Direction;
 use ttrec::TtShape;
 
 /// To ask for a row that is anywhere in memory.
@@ -28,7 +29,7 @@ pub(super) fn low_rank(row_bytes: usize, rank: usize, embedding_dim: usize) -> f
 
 /// Nanoseconds for a row of a tensor train that shares nothing with its neighbours.
 pub(super) fn tensor_train(shape: &TtShape) -> f64 {
-    TRAIN + shape.flops_left_to_right() as f64 / FLOPS
+    TRAIN + Direction::of(shape).stored().flops_left_to_right() as f64 / FLOPS
 }
 
 #[cfg(test)]
