@@ -55,6 +55,7 @@ kernels! {
     fma_chains F32, check_fma_chains;
     read_all F32, check_read_all;
     #[cfg(feature = "train")] sgd F32, |cases| updates::check(cases, updates::Rule::Sgd);
+    #[cfg(feature = "train")] sgd_of_few F32, updates::check_few;
     #[cfg(feature = "train")] adagrad F32, |cases| updates::check(cases, updates::Rule::Adagrad);
     #[cfg(feature = "train")] row_wise_adagrad F32, |cases| updates::check(cases, updates::Rule::RowWiseAdagrad);
     #[cfg(feature = "train")] adam F32, |cases| updates::check(cases, updates::Rule::Adam);
@@ -860,6 +861,58 @@ mod updates {
                 }
             }
         }
+    }
+
+    /// The one pass over a slice beside the two products that it stands for, in f64.
+    pub(super) fn check_few(cases: &mut Cases) {
+        let tier = cases.tier;
+        let sizes = (1..=kernel::FEW).flat_map(|m| [1, 2, 5, 16, 33].map(|r| (m, r)));
+        for (m, r, n) in sizes.flat_map(|(m, r)| [1, 2, 15, 16, 17, 31, 32, 64, 65].map(|n| (m, r, n))) {
+            cases.case((m, r, n), |rng| {
+                let [x, d, slice] = [m * r, m * n, r * n].map(|len| Numbers::Reals.list(rng, len));
+                let step = |tier| -> Result<[Vec<f32>; 2], String> {
+                    let (mut slice, mut dx) = (Guarded::new(&slice), Guarded::new(&vec![f32::NAN; m * r]));
+                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice.out(), dx.out()).ok_or("refused")?;
+                    Ok([slice.finish()?, dx.finish()?])
+                };
+                let found = step(tier)?;
+                let fuses = |tier: Tier| tier.name() != "scalar";
+                for other in Tier::available().filter(|other| fuses(*other) == fuses(tier)) {
+                    for (found, other) in found.iter().zip(step(other)?) {
+                        same_bits(found, &other, "another tier")?;
+                    }
+                }
+                let at = |xs: &[f32], at: usize| f64::from(xs[at]);
+                let sum = |terms: &dyn Fn(usize) -> f64, count: usize| (0..count).map(terms).sum::<f64>();
+                let close =
+                    |found: f32, expected: f64| (f64::from(found) - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+                for (a, j) in (0..r).flat_map(|a| (0..n).map(move |j| (a, j))) {
+                    let gradient = sum(&|i| at(&x, i * r + a) * at(&d, i * n + j), m);
+                    let expected = at(&slice, a * n + j) - f64::from(RATE) * gradient;
+                    if !close(found[0][a * n + j], expected) {
+                        return Err(format!("slice [{a}, {j}]: {} is not {expected}", found[0][a * n + j]));
+                    }
+                }
+                for (i, a) in (0..m).flat_map(|i| (0..r).map(move |a| (i, a))) {
+                    let expected = sum(&|j| at(&d, i * n + j) * at(&slice, a * n + j), n);
+                    if !close(found[1][i * r + a], expected) {
+                        return Err(format!("dx [{i}, {a}]: {} is not {expected}", found[1][i * r + a]));
+                    }
+                }
+                let mut dx = vec![0.0; m * r];
+                refused(&slice, |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x[1..], &d, slice, &mut dx))?;
+                refused(&slice, |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d[1..], slice, &mut dx))?;
+                refused(&slice, |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx[1..]))?;
+                refused(&slice[1..], |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx))
+            });
+        }
+        cases.case("no row, and too many", |_| {
+            refused(&[0.0], |slice| kernel::sgd_of_few(tier, [0, 1, 1], RATE, &[], &[], slice, &mut []))?;
+            let many = [0.0; kernel::FEW + 1];
+            refused(&[0.0], |slice| {
+                kernel::sgd_of_few(tier, [many.len(), 1, 1], RATE, &many, &many, slice, &mut many.clone())
+            })
+        });
     }
 
     pub(super) fn check(cases: &mut Cases, rule: Rule) {

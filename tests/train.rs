@@ -750,6 +750,8 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     let new = |shape| TtTable::new(shape, Initializer::Gaussian, Optimizer::ADAM, 1).map(|_| ());
     let huge = shape(1 << 33, &[1 << 16, 1 << 17], &[1, 1], &[1]);
     assert_eq!(new(huge), Err(TrainError::TooManyRows { found: 1 << 33 }));
+    let columns_reversed = small.with_column_order(DigitOrder::LeastSignificantFirst);
+    assert_eq!(new(columns_reversed), Err(TrainError::ColumnOrder));
     let from = |cores: Vec<Vec<f32>>| TtTable::from_cores(small, cores, Optimizer::Sgd).map(|_| ()).unwrap_err();
     assert_eq!(from(vec![vec![0.0; 12]]), TrainError::CoreCount { found: 1, expected: 2 });
     let values_len = |core, found, expected| TrainError::ValuesLen { core, found, expected };

@@ -4,7 +4,8 @@
 //! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with [`transpose`]) of the dot
 //!   interaction and of the gradients;
 //! - [`widen`]: one stored row or slice;
-//! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): what a gradient does to a slice;
+//! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): what a gradient does to a slice; `sgd_of_few`: what few rows of a
+//!   product do, in one pass;
 //! - `PoolRows`, `AddRows`, `GatherRows`: bags over dense rows, rows added here and there, rows put end to end.
 //!
 //! [`crate::Table`] is the way to look rows up; these are public for benchmarks and for engines of one's own.
@@ -26,7 +27,7 @@ pub use rows::{Pooling, widen};
 pub use step::chain_step;
 pub(crate) use step::{Job, add_products, resume_rows, store_products, store_rows};
 #[cfg(feature = "train")]
-pub use update::{AdamFactors, adagrad, adam, row_wise_adagrad, sgd};
+pub use update::{AdamFactors, FEW, adagrad, adam, row_wise_adagrad, sgd, sgd_of_few};
 
 use crate::isa::{Isa, Op, Tier};
 use core::ops::Range;

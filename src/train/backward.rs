@@ -29,7 +29,7 @@ use crate::{
     Bags, Pooling, Tier, TtShape,
     bag::{Digits, MAX_CHUNK, gather, step},
     dtype::Elements,
-    kernel::{Epilogue, Job, add_products, store_products, transpose, widen},
+    kernel::{Epilogue, FEW, Job, add_products, sgd_of_few, store_products, transpose, widen},
     shape::MAX_CORES,
     table::step_size,
 };
@@ -450,6 +450,18 @@ impl Shard {
                 let same = digits[first..].iter().take_while(|digits| digits[k] == digit).count();
                 let rows = same * m;
                 let d_next = d.get(first * m * n..)?.get(..rows * n)?;
+                let stays_open = k == middle && first + same == digits.len() && next == Some(digit);
+                if let (true, Some(rate)) =
+                    (k == middle && rows <= FEW && !is_open && !stays_open, update.learning_rate_of_sum())
+                {
+                    let x = x[k - 1].get(first * m * r..)?.get(..rows * r)?;
+                    let dx = spare.get_mut(first * m * r..)?.get_mut(..rows * r)?;
+                    let at = (digit as usize - slices.first()) * r * n;
+                    let slice = slices.values_mut().get_mut(at..)?.get_mut(..r * n)?;
+                    sgd_of_few(tier, [rows, r, n], rate, x, d_next, slice, dx)?;
+                    first += same;
+                    continue;
+                }
                 let transposed_x = &mut transposed_x[..rows * r];
                 transpose(tier, x[k - 1].get(first * m * r..)?.get(..rows * r)?, r, transposed_x)?;
                 let slice = |slot: usize| slot * r * n..(slot + 1) * r * n;
@@ -463,7 +475,6 @@ impl Shard {
                     if !is_open {
                         transpose(tier, slices.values().get(at.clone())?, n, transposed_slice)?;
                     }
-                    let stays_open = first + same == digits.len() && next == Some(digit);
                     match update.learning_rate_of_sum() {
                         // All of it is here, and can be added where it goes.
                         Some(rate) if !is_open && !stays_open => {
