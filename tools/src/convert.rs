@@ -17,10 +17,7 @@ use crate::{
     spec::{Spec, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use std::{
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use ttrec::{
     BlobError,
     blob::{self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
@@ -124,14 +121,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let total_len = convert(&checkpoint, &spec, &args.output, &how).map_err(|error| name_input(error, &origin))?;
     let tables = spec.tables.len();
-    let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "{}: {tables} table{}{}, {total_len} bytes",
-        args.output.display(),
-        if tables == 1 { "" } else { "s" },
-        if spec.model.is_some() { " and a model" } else { "" }
-    )?;
+    let (s, model) = (if tables == 1 { "" } else { "s" }, if spec.model.is_some() { " and a model" } else { "" });
+    output::print(|out| writeln!(out, "{}: {tables} table{s}{model}, {total_len} bytes", args.output.display()))?;
     Ok(Outcome::Done)
 }
 
