@@ -257,7 +257,7 @@ fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
 }
 
 impl Model<'_> {
-    fn write_section(&self, layer: usize, role: Role, sink: &mut Sink<'_>) -> Result<()> {
+    pub(crate) fn write_section(&self, layer: usize, role: Role, sink: &mut Sink<'_>) -> Result<()> {
         let (weights, bias) = self.read(layer)?;
         let no_finite_form = |error: EncodeError| match error {
             EncodeError::OutOfRange { value, dtype, .. } => anyhow!("{value} has no finite {} form", dtype.name()),
@@ -526,7 +526,7 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
 /// what there is.
 fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
     let survey = Survey::of(checkpoint);
-    let model = Model::whole(&survey);
+    let model = Model::around(&survey);
     let Survey { tables: found, refused, complete, .. } = survey;
     let path = checkpoint.path().display();
     if let Some(model) = model {
@@ -542,7 +542,6 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Sp
         };
     }
     if complete {
-        let model = Model::detect(checkpoint).into_iter().next();
         return Ok(Spec { model, tables: found });
     }
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {

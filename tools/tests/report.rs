@@ -101,6 +101,33 @@ fn the_page_says_what_verify_and_inspect_say() {
 }
 
 #[test]
+fn the_page_of_a_model_has_its_layers() {
+    let dir = Dir::new();
+    let checkpoint = golden("dlrm_plain.pt");
+    let (blob, spec) = (dir.path("model.ttr"), dir.path("plan.toml"));
+    ttrec!["plan", &checkpoint, "--budget", "40%", "-o", &spec].exits(0);
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
+    let page = report_with(&dir, &blob, &checkpoint, &spec);
+    let verify = ttrec!["verify", &blob, "--against", &checkpoint, "--spec", &spec, "--max-error", "1", "--json"];
+    let verify = json(verify.exits(0));
+    let inspect = json(ttrec!["inspect", &blob, "--json"].exits(0));
+    let (verified, inspected) = (verify["layers"].as_array().unwrap(), &inspect["model"]["layers"]);
+    assert_eq!(verified.len(), 5);
+    let mut bytes = 0.0;
+    for (i, layer) in verified.iter().enumerate() {
+        let (found, error) = (number(&page, &format!("layer-{i}-error")), layer["relative_error"].as_f64().unwrap());
+        assert!(error > 0.0 && (found - error).abs() <= error * 1e-15, "layer {i}: {found}, expected {error}");
+        assert_eq!(layer["bytes"], inspected[i]["bytes"]);
+        assert_eq!(number(&page, &format!("layer-{i}-bytes")), layer["bytes"].as_f64().unwrap());
+        assert!(page.contains(layer["name"].as_str().unwrap()));
+        bytes += layer["bytes"].as_f64().unwrap();
+    }
+    assert_eq!((number(&page, "layers-bytes"), number(&page, "layers-checkpoint-bytes")), (bytes, 4.0 * 5777.0));
+    assert_eq!(number(&page, "checkpoint-bytes"), 4.0 * (5777.0 + 6540.0 * 16.0));
+    assert!(page.contains(" of tables and layers in "), "{page}");
+}
+
+#[test]
 fn alternatives_are_what_conversion_comes_to() {
     let dir = Dir::new();
     let checkpoint = dense(&dir, 300, 24);

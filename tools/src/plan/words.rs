@@ -1,6 +1,9 @@
 //! What the plan says of each table: what it takes, what that costs, and why nothing else.
 
-use super::candidate::{Candidate, Candidates, Representation};
+use super::{
+    candidate::{Candidate, Candidates, Representation},
+    layers::{Layers, Stored},
+};
 
 /// "i4 rows of rank 343" and the like.
 pub(super) fn describe(candidate: &Candidate) -> String {
@@ -27,6 +30,18 @@ pub(super) fn outcome(table: &Candidates, chosen: &Candidate) -> String {
         times(table, chosen),
         error(chosen.error),
         chosen.nanoseconds.round()
+    )
+}
+
+/// One line about the layers.
+pub(super) fn layers(layers: &Layers, stored: &Stored) -> String {
+    let Layers { count, f32_bytes, .. } = *layers;
+    format!(
+        "{count} layers: {} as f32 -> {}, {}, {}",
+        size(f32_bytes as f64),
+        stored.dtype.name(),
+        size(stored.bytes as f64),
+        error(stored.error)
     )
 }
 
