@@ -457,7 +457,7 @@ impl Source<'_> {
             let values = &mut values[..count as usize * embedding_dim];
             let bytes = &mut bytes[..count as usize * self.dtype.row_len(embedding_dim)];
             let start = row * embedding_dim as u64;
-            tensor.read_f32(start, values)?;
+            tensor.stream_f32(start, values)?;
             dtype::encode_rows(values, embedding_dim, self.dtype, bytes)
                 .map_err(|error| place(error, tensor, |at| start + at as u64))?;
             sink.put(bytes)?;
