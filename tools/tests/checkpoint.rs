@@ -602,19 +602,13 @@ fn exercise(bytes: &[u8]) -> bool {
     sound
 }
 
+/// Every checkpoint that another program wrote, and files of all kinds of elements and orders.
 fn small_files() -> Vec<(PathBuf, Vec<u8>)> {
-    let golden = [
-        "fbtt_d4.pt",
-        "fbtt_d4.safetensors",
-        "fbtt_d3_cache.pt",
-        "fbtt_d3_cache.safetensors",
-        "tltorch_blocktt.pt",
-        "t3nsor.pt",
-        "dlrm_plain.pt",
-        "dlrm_qr.pt",
-        "dlrm_md.pt",
-    ]
-    .map(golden);
+    let golden = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path());
+    let is_checkpoint = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "pt" || kind == "safetensors");
+    let mut golden: Vec<PathBuf> = golden.filter(is_checkpoint).collect();
+    golden.sort();
+    assert_eq!(golden.len(), 14, "{golden:?}");
     let fixtures = ["legacy.pt", "views.pt", "arrays.npz", "arrays_compressed.npz", "fortran_be.npy"].map(fixture);
     golden.into_iter().chain(fixtures).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
