@@ -8,7 +8,7 @@ mod layers;
 mod low_rank;
 mod sample;
 mod tensor_train;
-mod words;
+pub(crate) mod words;
 
 use crate::{
     Outcome,
@@ -16,9 +16,10 @@ use crate::{
     checkpoint::Checkpoint,
     convert,
     dialect::{Model, Source, Survey, with_qr_operation},
+    factorize::Rows,
     frequencies::Frequencies,
     output::{self, Output},
-    spec::{ModelSpec, Spec},
+    spec::{ModelSpec, Spec, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
 pub(crate) use candidate::{Candidate, Candidates, Options, Representation, candidates, f32_bytes};
@@ -152,6 +153,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     })?;
     Ok(Outcome::Done)
+}
+
+/// What a plan takes of a dense table as its budget grows: by bytes, those candidates that none beats in bytes and error.
+pub(crate) fn curve(name: &str, rows: &dyn Rows, memory: u64) -> Result<Vec<Candidate>> {
+    let options = Options { frequencies: None, memory, most_bytes: u64::MAX };
+    let list = candidate::of_dense(name, &TableSpec::default(), rows, &options)?.list;
+    let item = |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
+    let items: Vec<Item> = list.iter().map(item).collect();
+    Ok(choose::front(&items).into_iter().map(|at| list[at].clone()).collect())
 }
 
 /// The tables to plan, and the model around them, as far as specs name them.

@@ -6,7 +6,7 @@ use super::{
 };
 
 /// "i4 rows of rank 343" and the like.
-pub(super) fn describe(candidate: &Candidate) -> String {
+pub(crate) fn describe(candidate: &Candidate) -> String {
     let dtype = candidate.dtype.name();
     match &candidate.representation {
         Representation::Dense => format!("{dtype} rows"),
@@ -15,6 +15,19 @@ pub(super) fn describe(candidate: &Candidate) -> String {
             format!("a tensor train of ranks {:?} in {dtype}", shape.inner_ranks())
         }
         Representation::AsTrained { what } => format!("its {what} in {dtype}"),
+    }
+}
+
+/// The same where there is little room: "i4 rank 343".
+pub(crate) fn shortly(candidate: &Candidate) -> String {
+    let dtype = candidate.dtype.name();
+    match &candidate.representation {
+        Representation::Dense => dtype.to_owned(),
+        Representation::LowRank { rank } => format!("{dtype} rank {rank}"),
+        Representation::Tt { shape, .. } => {
+            format!("{dtype} R {}", shape.inner_ranks().iter().max().unwrap_or(&1))
+        }
+        Representation::AsTrained { what } => format!("{what} {dtype}"),
     }
 }
 

@@ -114,7 +114,7 @@ fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> 
         },
         comparison,
         energy: spectrum.as_ref().map(|spectrum| cumulative(spectrum.energies())).unwrap_or_default(),
-        families: alternatives::alternatives(weights, &sample, spectrum.as_ref())?,
+        families: alternatives::alternatives(source, &sample, spectrum.as_ref())?,
         sampled: (!sample.is_whole()).then(|| sample.num_embeddings()),
         summary,
     })

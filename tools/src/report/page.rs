@@ -72,6 +72,11 @@ fn data(id: &str, value: f64, text: &str) -> Markup {
     html! { data id=(id) value=(value) { (text) } }
 }
 
+/// A name that lines may end in, after what parts its words.
+fn breakable(name: &str) -> Markup {
+    html! { @for part in name.split_inclusive(['.', '_', '/', '-']) { (part) wbr; } }
+}
+
 fn fact(term: &str, description: &Markup) -> Markup {
     html! { div { dt { (term) } dd { (description) } } }
 }
@@ -112,7 +117,7 @@ fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
                         } }
                         tbody {
                             @for (i, table) in tables.iter().enumerate() { tr {
-                                th scope="row" { a.name href={ "#table-" (i) } { (table.summary.name) } }
+                                th scope="row" { a.name href={ "#table-" (i) } { (breakable(&table.summary.name)) } }
                                 td.number { (bytes(table.before)) }
                                 td.number { (bytes(table.summary.bytes)) }
                                 td.number { (times(table.before as f64 / table.summary.bytes as f64)) }
@@ -205,7 +210,7 @@ fn layer_section(layers: &[LayerComparison]) -> Markup {
                     } }
                     tbody {
                         @for (i, layer) in layers.iter().enumerate() { tr {
-                            th.name scope="row" { (layer.name) }
+                            th scope="row" { span.name { (breakable(&layer.name)) } }
                             td.number { (count(layer.inputs as u64)) " x " (count(layer.outputs as u64)) }
                             td { (layer.dtype) }
                             td.number { (bytes(layer.checkpoint_bytes)) }
@@ -228,7 +233,8 @@ fn list(numbers: &[u32]) -> String {
 fn tradeoff(table: &TableReport) -> Markup {
     let series = |family: &'_ super::Family| {
         let candidates = family.candidates.iter();
-        let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: c.representation.clone() });
+        let text = |c: &super::alternatives::Candidate| if c.listed { c.representation.clone() } else { String::new() };
+        let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: text(c) });
         Series { class: family.kind.class(), points: points.collect() }
     };
     let series: Vec<Series<'_>> = table.families.iter().map(series).collect();
@@ -261,7 +267,7 @@ fn alternatives(i: usize, table: &TableReport) -> Markup {
             error: c.error,
             own: false,
         };
-        rows.extend(family.candidates.iter().map(row));
+        rows.extend(family.candidates.iter().filter(|c| c.listed).map(row));
     }
     rows.push(Row {
         name: "this blob".to_owned(),
@@ -368,8 +374,9 @@ fn footnotes() -> Markup {
         p {
             "Dense alternatives are the table's rows, encoded and read again. Low rank keeps rows of fewer columns in i8 and a \
              projection in f16, from the singular value decomposition. Tensor trains of a dense table come from TT-SVD, with \
-             cores in f16 and all inner ranks R; those of a table that was trained as one are its own cores in other types. \
-             Singular values are those of the rows as they are, not centred."
+             cores in f16 and all inner ranks R; those of a table that was trained as one are its own cores in other types. "
+            strong { "What plan takes" } " is, for each number of bytes, what ttrec plan would choose for this table: the best \
+             of every type, of low ranks and of tensor trains. Singular values are those of the rows as they are, not centred."
         }
         p { "ttrec " (env!("CARGO_PKG_VERSION")) }
     }
