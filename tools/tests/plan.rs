@@ -505,8 +505,12 @@ fn assert_planned(file: &str, name: &str) {
     assert_unbeaten(&plan);
     let table = table(&plan, name);
     assert_eq!(table["representation"], "low-rank", "{table}");
-    assert!(table["why"].as_str().unwrap().contains("It was not trained as a tensor train."));
+    assert!(table["why"].as_str().unwrap().contains("It was not trained as a tensor train."), "{table}");
     assert_foretold(&dir, &checkpoint, &plan, &spec);
+    // What keeps most is slow, and what it takes to be faster is said.
+    let (plan, _) = self::plan(&dir, &checkpoint, &["--budget", "25%"]);
+    let table = self::table(&plan, name);
+    assert!(table["why"].as_str().unwrap().contains("Ten times as fast are i4 rows, with error 11 %"), "{table}");
 }
 
 #[test]
