@@ -18,10 +18,7 @@ use crate::{
     spec::{Spec, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use std::{
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use ttrec::{
     BlobError,
     blob::{self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
@@ -125,14 +122,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let total_len = convert(&checkpoint, &spec, &args.output, &how).map_err(|error| name_input(error, &origin))?;
     let tables = spec.tables.len();
-    let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "{}: {tables} table{}{}, {total_len} bytes",
-        args.output.display(),
-        if tables == 1 { "" } else { "s" },
-        if spec.model.is_some() { " and a model" } else { "" }
-    )?;
+    let (s, model) = (if tables == 1 { "" } else { "s" }, if spec.model.is_some() { " and a model" } else { "" });
+    output::print(|out| writeln!(out, "{}: {tables} table{s}{model}, {total_len} bytes", args.output.display()))?;
     Ok(Outcome::Done)
 }
 
@@ -267,7 +258,7 @@ fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
 }
 
 impl Model<'_> {
-    fn write_section(&self, layer: usize, role: Role, sink: &mut Sink<'_>) -> Result<()> {
+    pub(crate) fn write_section(&self, layer: usize, role: Role, sink: &mut Sink<'_>) -> Result<()> {
         let (weights, bias) = self.read(layer)?;
         let no_finite_form = |error: EncodeError| match error {
             EncodeError::OutOfRange { value, dtype, .. } => anyhow!("{value} has no finite {} form", dtype.name()),
@@ -468,7 +459,7 @@ impl Source<'_> {
             let values = &mut values[..count as usize * embedding_dim];
             let bytes = &mut bytes[..count as usize * self.dtype.row_len(embedding_dim)];
             let start = row * embedding_dim as u64;
-            tensor.read_f32(start, values)?;
+            tensor.stream_f32(start, values)?;
             dtype::encode_rows(values, embedding_dim, self.dtype, bytes)
                 .map_err(|error| place(error, tensor, |at| start + at as u64))?;
             sink.put(bytes)?;
@@ -544,7 +535,7 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
 /// what there is.
 fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
     let survey = Survey::of(checkpoint);
-    let model = Model::whole(&survey);
+    let model = Model::around(&survey);
     let Survey { tables: found, refused, complete, .. } = survey;
     let path = checkpoint.path().display();
     if let Some(model) = model {
@@ -560,7 +551,6 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Sp
         };
     }
     if complete {
-        let model = Model::detect(checkpoint).into_iter().next();
         return Ok(Spec { model, tables: found });
     }
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {

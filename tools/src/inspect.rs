@@ -79,7 +79,7 @@ pub(crate) struct TableSummary {
 
 #[derive(Serialize)]
 pub(crate) struct ProjectedSummary {
-    rank: usize,
+    pub(crate) rank: usize,
     /// The dtype of the matrix.
     projection: &'static str,
 }

@@ -14,7 +14,7 @@ pub(crate) struct Spec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<ModelSpec>,
     /// One `[[table]]` each.
-    #[serde(default, rename = "table")]
+    #[serde(default, rename = "table", skip_serializing_if = "Vec::is_empty")]
     pub(crate) tables: Vec<TableSpec>,
 }
 

@@ -1,9 +1,10 @@
-//! A table stored in memory for a moment, to see what that loses.
+//! A table, or a model's layers, stored in memory for a moment, to see what that loses.
 
+use crate::{blob_file, dialect::Model};
 use anyhow::{Context, Result};
 use ttrec::{
     AlignedBuf, Blob, Table, TtShape,
-    blob::{Layout, Role, TableSpec, WeightsSpec},
+    blob::{ALIGNMENT, Layout, ModelSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -65,6 +66,23 @@ pub(crate) fn of_cores(shape: TtShape, dtype: Dtype, cores: &[Vec<f32>]) -> Resu
         out.copy_from_slice(slice.context("a core is short")?);
         Ok(())
     })
+}
+
+/// A blob of a model's layers, around tables of one row, and the bytes that they add to any blob.
+pub(crate) fn layers(model: &Model<'_>, layout: &ModelSpec) -> Result<(AlignedBuf, u64)> {
+    let embedding_dim = model.bottom.last().map_or(0, |linear| linear.outputs);
+    let row = WeightsSpec::Dense { num_embeddings: 1, embedding_dim, dtype: Dtype::F32 };
+    let tables: Vec<_> = (0..layout.tables.len()).map(|at| TableSpec::new(at.to_string(), row)).collect();
+    let with_layers = Layout::with_model(&tables, Some(layout))?;
+    // Their records end in the line of another one's, or begin a line more.
+    let bytes = with_layers.total_len() - Layout::new(&tables)?.total_len() + ALIGNMENT as u64;
+    let blob = blob_file::build(with_layers, |plan, sink| match plan.role {
+        Role::LayerWeights(layer) | Role::LayerScales(layer) | Role::LayerBias(layer) => {
+            model.write_section(layer, plan.role, sink)
+        }
+        _ => sink.put(&vec![0; plan.len as usize]),
+    })?;
+    Ok((blob, bytes))
 }
 
 /// The table of a blob made here.

@@ -4,19 +4,19 @@ use crate::{
     Outcome,
     blob_file::{self, BlobFile},
     checkpoint::Checkpoint,
-    compare::{self, Comparison},
-    dialect::{Model, Source},
+    compare::{self, Comparison, LayerComparison},
+    dialect::Source,
     frequencies::Frequencies,
     output,
     spec::Spec,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
 use serde::Serialize;
 use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{Blob, Table, blob, dtype::Dtype};
+use ttrec::{Table, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -55,16 +55,10 @@ struct Report {
     layers: Vec<LayerReport>,
 }
 
-/// How far a layer is from the checkpoint's.
 #[derive(Serialize)]
 struct LayerReport {
-    /// The tensor that its weights come from.
-    name: String,
-    dtype: &'static str,
-    inputs: usize,
-    outputs: usize,
-    /// Of weights and bias together.
-    relative_error: f64,
+    #[serde(flatten)]
+    error: LayerComparison,
     max_error: f64,
 }
 
@@ -104,12 +98,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
                 max_error: args.max_error.or_else(|| default_max_error(&source, &table)),
             });
         }
-    }
-
-    if let (None, Some(path), 1..) = (&report.damage, &args.against, blob.num_layers()) {
-        let checkpoint = Checkpoint::open(path)?;
-        let spec = args.spec.as_deref().map(Spec::read).transpose()?;
-        report.layers = layers(&checkpoint, spec.as_ref(), &blob, args.max_error)?;
+        let layer = |(error, layer): (LayerComparison, blob::Layer<'_>)| {
+            let max_error = args.max_error.unwrap_or(rounding(layer.weights.dtype()));
+            LayerReport { error, max_error }
+        };
+        report.layers =
+            compare::layers(&checkpoint, spec.as_ref(), &blob)?.into_iter().zip(blob.layers()).map(layer).collect();
     }
 
     output::print(|mut out| {
@@ -122,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     })?;
     // Not `>`: an error that is not a number has to fail, too.
     let within = |table: &TableReport| table.max_error.is_none_or(|max| table.error.relative_error <= max);
-    let layer_within = |layer: &LayerReport| layer.relative_error <= layer.max_error;
+    let layer_within = |layer: &LayerReport| layer.error.relative_error <= layer.max_error;
     let good = report.damage.is_none() && report.tables.iter().all(within) && report.layers.iter().all(layer_within);
     Ok(if good { Outcome::Done } else { Outcome::Differs })
 }
@@ -132,7 +126,8 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
         Some(damage) => writeln!(out, "{path}: damaged: {damage}")?,
         None => writeln!(out, "{path}: every checksum matches")?,
     }
-    for LayerReport { name, dtype, inputs, outputs, relative_error, max_error } in &report.layers {
+    for LayerReport { error, max_error } in &report.layers {
+        let LayerComparison { name, dtype, inputs, outputs, relative_error, .. } = error;
         let verdict = if relative_error <= max_error { "within" } else { "ABOVE" };
         writeln!(
             out,
@@ -157,54 +152,6 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
         )?;
     }
     Ok(())
-}
-
-/// Every layer of the blob against that of the checkpoint's model.
-fn layers(
-    checkpoint: &Checkpoint,
-    spec: Option<&Spec>,
-    blob: &Blob<'_>,
-    max_error: Option<f64>,
-) -> Result<Vec<LayerReport>> {
-    let found = match spec.and_then(|spec| spec.model.clone()) {
-        Some(model) => model,
-        None => match &Model::detect(checkpoint)[..] {
-            [model] => model.clone(),
-            found => {
-                let path = checkpoint.path().display();
-                bail!("{path}: {} models there, the blob has one: give a --spec with [model]", found.len())
-            }
-        },
-    };
-    let path = checkpoint.path().display();
-    let model = Model::open(checkpoint, &found).with_context(|| format!("{path}: [model]"))?;
-    let count = model.layers().count();
-    ensure!(count == blob.num_layers(), "{path}: {count} layers, but the blob has {}", blob.num_layers());
-    let report = |(position, layer): (usize, blob::Layer<'_>)| {
-        let (weights, bias) = model.read(position)?;
-        let name = model.names(position).map_or("", |(weight, _)| weight);
-        ensure!(
-            (weights.len(), bias.len()) == (layer.weights.len(), layer.bias.len()),
-            "tensor {name:?}: its shape is not the one that the blob has"
-        );
-        let scale = |j: usize| layer.scales.get(j).map_or(1.0, |&scale| f64::from(scale));
-        let ours = compare::widened(layer.weights).into_iter().enumerate();
-        let ours = ours.map(|(at, w)| w * scale(at % layer.outputs)).chain(layer.bias.iter().map(|&x| x.into()));
-        let theirs = weights.iter().chain(&bias).map(|&x| f64::from(x));
-        let (difference, norm) = ours
-            .zip(theirs)
-            .fold((0.0, 0.0), |(difference, norm), (a, b): (f64, f64)| (difference + (a - b).powi(2), norm + b * b));
-        let dtype = layer.weights.dtype();
-        Ok(LayerReport {
-            name: name.to_owned(),
-            dtype: dtype.name(),
-            inputs: layer.inputs,
-            outputs: layer.outputs,
-            relative_error: if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() },
-            max_error: max_error.unwrap_or(rounding(dtype)),
-        })
-    };
-    blob.layers().enumerate().map(report).collect()
 }
 
 /// Rounding each core once moves a row by about the unit roundoff; i8 depends on how the values spread.

@@ -93,6 +93,130 @@ fn torch_and_safetensors_agree_bit_for_bit() {
     }
 }
 
+/// Opens a torch file, and holds every tensor to what pytorch-reader reads of it.
+fn as_the_library_reads(path: &Path) -> Checkpoint {
+    let checkpoint = open(path);
+    let library = pytorch_reader::PytorchReader::new(path).unwrap();
+    assert_eq!(checkpoint.tensors().count(), library.len(), "{}", path.display());
+    for (name, expected) in library.tensors() {
+        let name = name.strip_prefix("state_dict.").unwrap_or(name);
+        let tensor = checkpoint.tensor(name).unwrap();
+        assert_eq!(tensor.len(), expected.num_elements() as u64);
+        let bytes = expected.read().unwrap();
+        match expected.dtype() {
+            pytorch_reader::DType::F32 => {
+                let expected: Vec<f32> = bytes.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
+                assert_eq!(floats(tensor), expected, "{} {name}", path.display());
+                let mut streamed = vec![0.0; expected.len()];
+                tensor.stream_f32(0, &mut streamed).unwrap();
+                assert_eq!(streamed, expected, "{} {name}", path.display());
+            }
+            pytorch_reader::DType::I64 => {
+                let expected: Vec<i64> = bytes.as_chunks().0.iter().map(|&x| i64::from_le_bytes(x)).collect();
+                assert_eq!(integers(tensor), expected, "{} {name}", path.display());
+            }
+            _ => {}
+        }
+    }
+    checkpoint
+}
+
+#[test]
+fn tensors_read_in_place_are_what_the_library_gathers() {
+    let golden = ["fbtt_d2.pt", "fbtt_d3.pt", "fbtt_d3_cache.pt", "fbtt_d4.pt", "tltorch_blocktt.pt", "t3nsor.pt"];
+    let dlrm = ["dlrm_plain.pt", "dlrm_qr.pt", "dlrm_qradd.pt", "dlrm_md.pt"];
+    let fixtures = ["views.pt", "legacy.pt"].map(fixture);
+    for path in golden.into_iter().chain(dlrm).map(self::golden).chain(fixtures) {
+        as_the_library_reads(&path);
+    }
+}
+
+/// The opcodes by which `torch.save` writes six `f32` of storage `key`, or fewer of them.
+fn written(key: &str, offset: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let numbers = |numbers: &[u8]| {
+        let numbers: Vec<u8> = numbers.iter().flat_map(|&n| [b'K', n]).collect();
+        [b"(", &numbers[..], b"t"].concat()
+    };
+    [
+        b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec(),
+        text("storage"),
+        b"ctorch\nFloatStorage\n".to_vec(),
+        text(key),
+        text("cpu"),
+        b"K\x06tQK".to_vec(),
+        vec![offset],
+        numbers(shape),
+        numbers(strides),
+        b"\x89ccollections\nOrderedDict\n)RtR".to_vec(),
+    ]
+    .concat()
+}
+
+/// What names say once, twice, in a memo, or in other ways than `torch.save` does: wherever a tensor is said to lie, it is the one
+/// that the library takes for it.
+#[test]
+fn no_pickle_leads_to_another_tensor_than_the_library_finds() {
+    let key = |key: &str| [b"X", &(key.len() as u32).to_le_bytes()[..], key.as_bytes()].concat();
+    let (zero, one, tail) =
+        (written("0", 0, &[2, 3], &[3, 1]), written("1", 0, &[2, 3], &[3, 1]), written("1", 2, &[2, 2], &[2, 1]));
+    // The same in opcodes of another protocol, which are left to the library.
+    let other = tensor_pickle(&[2, 3], &[3, 1]);
+    let other = other.strip_prefix(b"(dVw\n").unwrap().strip_suffix(b"s.").unwrap();
+    let (w, a, b, ab) = (key("w"), key("a"), key("b"), key("a.b"));
+    let (epoch, state) = (key("epoch"), key("state_dict"));
+    let transposed = written("1", 0, &[3, 2], &[1, 3]);
+    let pickles: [(&str, Vec<&[u8]>); 13] = [
+        ("one tensor", vec![b"}", &w, &zero, b"s."]),
+        ("an offset", vec![b"}", &w, &tail, b"s."]),
+        ("another order", vec![b"}", &w, &transposed, b"s."]),
+        ("an ordered dict", vec![b"ccollections\nOrderedDict\n)R(", &w, &one, &a, &tail, b"u."]),
+        ("its attributes", vec![b"ccollections\nOrderedDict\n)R(", &w, &one, b"u}", &a, b"K\x01sb."]),
+        ("a state_dict", vec![b"}(", &epoch, b"K\x07", &state, b"}", &w, &one, b"su."]),
+        ("dicts in dicts", vec![b"}", &a, b"}", &b, b"}", &w, &one, b"sss."]),
+        ("a key twice", vec![b"}(", &w, &zero, &w, &one, b"u."]),
+        ("a key again, in other words", vec![b"}(", &w, &one, &w, other, b"u."]),
+        ("a key again, for a number", vec![b"}(", &w, &one, &a, &zero, &w, b"K\x01u."]),
+        ("a dict in the memo, and what it became", vec![b"}q\x00", &w, &one, b"s0}(", &a, b"h\x00", &b, &zero, b"u."]),
+        ("a dict given up for another", vec![b"}(", &ab, other, &a, b"}", &b, &one, b"s", &a, b"}u."]),
+        ("a tensor in the memo", vec![b"}(", &w, &one, b"q\x01", &a, b"h\x01u."]),
+    ];
+    let storage = |start: u8| (0..6).flat_map(|i| f32::from(start + i).to_le_bytes()).collect::<Vec<u8>>();
+    for (what, pickle) in pickles {
+        let members = [("x/data.pkl", &pickle.concat()[..]), ("x/data/0", &storage(0)), ("x/data/1", &storage(10))];
+        for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
+            let file = file(&zip_of(method, &members));
+            eprintln!("{what}, {method:?}");
+            as_the_library_reads(file.path());
+        }
+    }
+}
+
+/// Archives have checksums: a changed byte of a tensor is not taken for its value.
+#[test]
+fn a_changed_byte_in_an_archive_is_noticed() {
+    let names = ["fbtt_d3.pt", "tltorch_blocktt.pt", "dlrm_plain.pt", "dlrm_qr.pt"].map(golden);
+    for path in names.into_iter().chain(["views.pt", "arrays.npz", "arrays_compressed.npz"].map(fixture)) {
+        let bytes = std::fs::read(&path).unwrap();
+        let mut archive = zip::ZipArchive::new(std::io::Cursor::new(&bytes)).unwrap();
+        let mut flipped = 0;
+        for index in 0..archive.len() {
+            let member = archive.by_index(index).unwrap();
+            let name = member.name().unwrap().into_owned();
+            let (start, len) = (member.data_start().unwrap() as usize, member.compressed_size() as usize);
+            // `version` and the like are no tensors.
+            if !(name.contains("/data/") || name.ends_with(".npy")) || len == 0 {
+                continue;
+            }
+            let mut bytes = bytes.clone();
+            bytes[start + len / 2] ^= 1;
+            assert!(!exercise(&bytes), "{}: {name}", path.display());
+            flipped += 1;
+        }
+        assert!(flipped > 0, "{}", path.display());
+    }
+}
+
 #[test]
 fn a_state_dict_lists_its_tensors_by_name() {
     let checkpoint = open(&golden("fbtt_d3.pt"));
@@ -478,19 +602,13 @@ fn exercise(bytes: &[u8]) -> bool {
     sound
 }
 
+/// Every checkpoint that another program wrote, and files of all kinds of elements and orders.
 fn small_files() -> Vec<(PathBuf, Vec<u8>)> {
-    let golden = [
-        "fbtt_d4.pt",
-        "fbtt_d4.safetensors",
-        "fbtt_d3_cache.pt",
-        "fbtt_d3_cache.safetensors",
-        "tltorch_blocktt.pt",
-        "t3nsor.pt",
-        "dlrm_plain.pt",
-        "dlrm_qr.pt",
-        "dlrm_md.pt",
-    ]
-    .map(golden);
+    let golden = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path());
+    let is_checkpoint = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "pt" || kind == "safetensors");
+    let mut golden: Vec<PathBuf> = golden.filter(is_checkpoint).collect();
+    golden.sort();
+    assert_eq!(golden.len(), 14, "{golden:?}");
     let fixtures = ["legacy.pt", "views.pt", "arrays.npz", "arrays_compressed.npz", "fortran_be.npy"].map(fixture);
     golden.into_iter().chain(fixtures).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }

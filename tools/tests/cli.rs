@@ -627,6 +627,12 @@ fn output_that_nobody_reads_is_no_error() {
         let run = unread(args).exits(0);
         assert!(run.stderr.is_empty(), "{run:#?}");
     }
+    // What was asked for is there all the same.
+    let dir = Dir::new();
+    let (checkpoint, made) = (golden("dlrm_plain.pt"), dir.path("model.ttr"));
+    let run = unread(&["convert", checkpoint.to_str().unwrap(), "-o", made.to_str().unwrap()]).exits(0);
+    assert!(run.stderr.is_empty(), "{run:#?}");
+    ttrec!["verify", &made, "--against", &checkpoint].exits(0);
 }
 
 #[test]

@@ -97,6 +97,30 @@ fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
     }
 }
 
+/// The layers of a model as the plan said, and its blob scores as many samples as there are.
+#[track_caller]
+fn assert_scores(dir: &Dir, checkpoint: &Path, batch: &Path, plan: &Value, spec: &Path) -> Vec<f32> {
+    assert_foretold(dir, checkpoint, plan, spec);
+    let (blob, scores) = (dir.path("plan.ttr"), dir.path("scores.npy"));
+    let run = ttrec!["verify", &blob, "--against", checkpoint, "--spec", spec, "--max-error", "2", "--json"].exits(0);
+    let verified: Value = serde_json::from_str(&run.stdout).unwrap();
+    let (layers, foretold) = (verified["layers"].as_array().unwrap(), number(&plan["layers"]["error"]));
+    assert_eq!(plan["layers"]["count"], layers.len());
+    let errors = || layers.iter().map(|layer| number(&layer["relative_error"]));
+    assert!(layers.iter().all(|layer| layer["dtype"] == plan["layers"]["dtype"]), "{verified}");
+    // All of them together are between the best and the worst.
+    assert!(
+        errors().any(|error| error >= foretold) && errors().any(|error| error <= foretold),
+        "{foretold} {verified}"
+    );
+    let stored: u64 = layers.iter().map(|layer| layer["bytes"].as_u64().unwrap()).sum();
+    assert!(stored <= plan["layers"]["bytes"].as_u64().unwrap());
+    ttrec!["score", &blob, "--batch", batch, "--logits", "-o", &scores].exits(0);
+    let (shape, scores) = support::read_f32(&scores);
+    assert_eq!(shape, [50]);
+    scores
+}
+
 /// No candidate of any table has less error in as few bytes, nor the same in less time.
 #[track_caller]
 fn assert_unbeaten(plan: &Value) {
@@ -231,6 +255,110 @@ fn trained_tables_stay_what_they_are() {
     let run = ttrec!["plan", &checkpoint, "--budget", "50%", "-o", dir.path("none.toml")];
     run.exits(3).says(["num_embeddings", "--spec"]);
     assert!(!dir.path("none.toml").exists());
+}
+
+#[test]
+fn a_model_is_planned_with_its_layers() {
+    let dir = Dir::new();
+    let (checkpoint, batch) = (golden("dlrm_plain.pt"), golden("dlrm_plain.expected.npz"));
+    let expected = &support::read_npz(&batch)["logit"].values;
+    // Tables of 5000, 1200, 300 and 40 rows; layers of 13-64-16 and 26-64-32-1, each with its biases.
+    let layers = 4 * (14 * 64 + 65 * 16 + 27 * 64 + 65 * 32 + 33);
+    let f32_bytes = 4 * 6540 * 16 + layers;
+    for (percent, dtype, most) in
+        [(110, "f32", 1e-5), (50, "f32", 1e-2), (25, "f16", 0.2), (12, "f16", f64::MAX), (6, "f16", f64::MAX)]
+    {
+        let (plan, spec) = plan(&dir, &checkpoint, &["--budget", &format!("{percent}%")]);
+        assert_eq!((&plan["f32_bytes"], &plan["layers"]["f32_bytes"]), (&f32_bytes.into(), &layers.into()));
+        assert_eq!(plan["budget"], f32_bytes * percent / 100);
+        assert_eq!(plan["layers"]["dtype"], dtype, "{percent} %");
+        let scores = assert_scores(&dir, &checkpoint, &batch, &plan, &spec);
+        let largest = expected.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        for (&found, expected) in scores.iter().zip(expected) {
+            assert!((f64::from(found) - expected).abs() <= most * largest, "{percent} %: {found} for {expected}");
+        }
+        assert!(number(&plan["bytes"]) <= number(&plan["budget"]), "{percent} %");
+    }
+    let run = ttrec!["plan", &checkpoint, "--budget", "25%", "-o", dir.path("plan.toml")].exits(0);
+    run.prints(["5 layers: 23.1 kB as f32 -> f16, ", "emb_l.0: 5000 x 16"]);
+    let written = fs::read_to_string(dir.path("plan.toml")).unwrap();
+    assert!(
+        written.contains("# 5 layers: ") && written.contains("[model]\ndialect = \"dlrm\"\ndtype = \"f16\"\n"),
+        "{written}"
+    );
+}
+
+/// What `ttrec train` writes: the metadata say what the tables are, and layers stand beside them.
+#[test]
+fn a_checkpoint_that_names_its_tables_is_planned_with_its_layers() {
+    let dir = Dir::new();
+    let mut random = Random(2);
+    let shapes: [(&str, &[usize]); 5] = [
+        ("emb_l.0.weight", &[500, 8]),
+        ("bot_l.0.weight", &[8, 3]),
+        ("bot_l.0.bias", &[8]),
+        ("top_l.0.weight", &[1, 9]),
+        ("top_l.0.bias", &[1]),
+    ];
+    let bytes = shapes.map(|(_, shape)| random.matrix(shape.iter().product()).bytes());
+    let views = shapes.iter().zip(&bytes).map(|((name, shape), bytes)| {
+        (*name, safetensors::tensor::TensorView::new(F32, shape.to_vec(), bytes).unwrap())
+    });
+    let facts = r#"{"tables":[{"name":"user","prefix":"emb_l.0.","dialect":"dlrm","pooling":"mean"}]}"#;
+    let metadata = [("ttrec".to_owned(), facts.to_owned())].into();
+    let checkpoint = dir.path("model.safetensors");
+    safetensors::serialize_to_file(views, Some(metadata), &checkpoint).unwrap();
+    let (plan, spec) = plan(&dir, &checkpoint, &["--budget", "60%"]);
+    assert_eq!((&plan["layers"]["count"], &plan["tables"][0]["name"]), (&2.into(), &"user".into()));
+    assert!(number(&plan["bytes"]) <= number(&plan["budget"]));
+    assert!(fs::read_to_string(&spec).unwrap().contains("pooling = \"mean\""));
+    assert_foretold(&dir, &checkpoint, &plan, &spec);
+    ttrec!["inspect", dir.path("plan.ttr")].exits(0).prints(["3 dense features", "1 tables x 8"]);
+}
+
+#[test]
+fn layers_are_stored_as_asked_for() {
+    let dir = Dir::new();
+    let (checkpoint, batch) = (golden("dlrm_qr.pt"), golden("dlrm_qr.expected.npz"));
+    for dtype in ["f32", "f16", "bf16", "i8"] {
+        let (plan, spec) = plan(&dir, &checkpoint, &["--budget", "40%", "--layers", dtype, "--qr-operation", "mult"]);
+        assert_eq!(plan["layers"]["dtype"], dtype);
+        assert_scores(&dir, &checkpoint, &batch, &plan, &spec);
+        // A spec says so as well, and is as good as the checkpoint's own names.
+        let facts = dir.file("facts.toml", fs::read(spec).unwrap());
+        let (again, spec) = self::plan(&dir, &checkpoint, &["--budget", "40%", "--spec", facts.to_str().unwrap()]);
+        assert_eq!((&again["layers"], &again["bytes"]), (&plan["layers"], &plan["bytes"]));
+        assert_scores(&dir, &checkpoint, &batch, &again, &spec);
+    }
+    // Tables that a spec names alone are planned alone.
+    let only = dir.file("only.toml", "[[table]]\nprefix = \"emb_l.0.\"\n");
+    let plain = golden("dlrm_plain.pt");
+    let (tables, _) = plan(&dir, &plain, &["--budget", "40%", "--spec", only.to_str().unwrap()]);
+    assert!(tables["layers"].is_null() && tables["tables"].as_array().unwrap().len() == 1, "{tables}");
+    let run = ttrec!["plan", &plain, "--budget", "40%", "--spec", &only, "--layers", "f16", "-o", dir.path("x.toml")];
+    run.exits(3).says(["no model around the tables"]);
+    let run = ttrec!["plan", &plain, "--budget", "40%", "--layers", "i4", "-o", dir.path("x.toml")];
+    run.exits(2).says(["f32, f16, bf16 or i8"]);
+    assert!(!dir.path("x.toml").exists());
+}
+
+#[test]
+fn a_budget_below_the_layers_is_refused_with_the_least_that_would_do() {
+    let dir = Dir::new();
+    let (checkpoint, spec) = (golden("dlrm_plain.pt"), dir.path("plan.toml"));
+    let least = |budget: &str, before: &str| -> u64 {
+        let run = ttrec!["plan", &checkpoint, "--budget", budget, "-o", &spec].exits(3);
+        let (_, rest) = run.stderr.split_once(before).unwrap_or_else(|| panic!("no {before:?}: {run:#?}"));
+        rest.split(' ').next().unwrap().parse().unwrap()
+    };
+    let layers = least("2KB", "2.00 kB are too few: its layers alone take ");
+    let all = least(&layers.to_string(), "its tables and layers take ");
+    assert!(layers > 2 * 5777 && all > layers, "{layers} {all}");
+    assert_eq!(least(&(all - 1).to_string(), "its tables and layers take "), all);
+    assert!(!spec.exists());
+    let (plan, spec) = plan(&dir, &checkpoint, &["--budget", &all.to_string()]);
+    assert!(number(&plan["bytes"]) <= all as f64);
+    assert_scores(&dir, &checkpoint, &golden("dlrm_plain.expected.npz"), &plan, &spec);
 }
 
 #[test]
@@ -377,8 +505,12 @@ fn assert_planned(file: &str, name: &str) {
     assert_unbeaten(&plan);
     let table = table(&plan, name);
     assert_eq!(table["representation"], "low-rank", "{table}");
-    assert!(table["why"].as_str().unwrap().contains("It was not trained as a tensor train."));
+    assert!(table["why"].as_str().unwrap().contains("It was not trained as a tensor train."), "{table}");
     assert_foretold(&dir, &checkpoint, &plan, &spec);
+    // What keeps most is slow, and what it takes to be faster is said.
+    let (plan, _) = self::plan(&dir, &checkpoint, &["--budget", "25%"]);
+    let table = self::table(&plan, name);
+    assert!(table["why"].as_str().unwrap().contains("Ten times as fast are i4 rows, with error 11 %"), "{table}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{Dir, TTREC, data, ttrec};
+use support::{Dir, Elements, TTREC, data, ttrec};
 
 const MINILM: (&str, &str) = ("minilm-l6-v2.safetensors", "embeddings.word_embeddings.weight");
 const WORDLLAMA: (&str, &str) = ("wordllama-256.safetensors", "embedding.weight");
@@ -219,7 +219,7 @@ fn wordllama_as_i8_is_within_half_a_step() {
 /// The kernel's own record ends with the process, and what `wait4` reports counts the parent as it was when it forked. So
 /// stdout is a pipe that is already full: the child has then done all its work when it comes to wait.
 #[cfg(target_os = "linux")]
-fn peak_kib(mut command: Command) -> u64 {
+fn peak_kib(mut command: Command, says: &str) -> u64 {
     let (mut reader, writer) = std::io::pipe().unwrap();
     // How much a pipe holds depends on the system: a thread writes until it cannot, and goes on once we read.
     let mut filler = writer.try_clone().unwrap();
@@ -260,7 +260,7 @@ fn peak_kib(mut command: Command) -> u64 {
     filler.join().unwrap();
     output.retain(|&byte| byte != 0);
     let output = String::from_utf8(output).unwrap();
-    assert!(output.contains("30522"), "{output}");
+    assert!(output.contains(says), "{output}");
     peak
 }
 
@@ -285,10 +285,61 @@ fn inspect_of_a_large_blob_stays_under_16_mb() {
     for json in [&[][..], &["--json"]] {
         let mut command = Command::new(TTREC);
         command.arg("inspect").arg(&blob).args(json).stdin(Stdio::null());
-        let peak = peak_kib(command);
+        let peak = peak_kib(command, "30522");
         eprintln!("inspect {json:?} of {len} bytes: at most {peak} KiB resident");
         assert!(peak * 1024 < 16_000_000, "{peak} KiB");
     }
+}
+
+/// A `state_dict` of one float32 table, `w`, as `torch.save` writes it: uncompressed.
+fn write_torch(path: &Path, shape: [u32; 2], bytes: &[u8]) {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let number = |number: u32| [b"J", &number.to_le_bytes()[..]].concat();
+    let [rows, columns] = shape.map(number);
+    let pickle = [
+        b"\x80\x02}q\x00",
+        &text("w")[..],
+        b"ctorch._utils\n_rebuild_tensor_v2\n((",
+        &text("storage"),
+        b"ctorch\nFloatStorage\n",
+        &text("0"),
+        &text("cpu"),
+        &number(shape[0] * shape[1]),
+        b"tQK\x00",
+        &[&rows, &columns, &b"\x86"[..]].concat(),
+        &[&columns, &number(1), &b"\x86"[..]].concat(),
+        b"\x89ccollections\nOrderedDict\n)RtRs.",
+    ]
+    .concat();
+    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, bytes) in [("m/data.pkl", &pickle[..]), ("m/data/0", bytes), ("m/version", b"3\n")] {
+        archive.start_file(name, stored).unwrap();
+        archive.write_all(bytes).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn torch_tables_are_converted_without_being_held() {
+    let Some(table) = Table::read(MINILM) else { return };
+    let (dir, bytes) = (Dir::new(), table.values[..].bytes());
+    let [checkpoint, spec, blob] = ["model.pt", "spec.toml", "model.ttr"].map(|name| dir.path(name));
+    write_torch(&checkpoint, [30522, 384], &bytes);
+    fs::write(&spec, "[[table]]\ntensor = \"w\"\ndtype = \"i8\"\n").unwrap();
+    for (args, says) in [
+        (["convert", "--spec", "spec.toml", "-o", "model.ttr", "model.pt"], "1 table, "),
+        (["verify", "--spec", "spec.toml", "model.ttr", "--against", "model.pt"], "every checksum matches"),
+    ] {
+        let mut command = Command::new(TTREC);
+        command.current_dir(dir.path(".")).args(args).stdin(Stdio::null());
+        let peak = peak_kib(command, says);
+        eprintln!("{} of {} bytes: at most {peak} KiB resident", args[0], bytes.len());
+        // `verify` maps the blob, a quarter of the checkpoint.
+        assert!(peak * 1024 < 32_000_000, "{peak} KiB");
+    }
+    assert!(blob.exists() && spec.exists());
 }
 
 #[test]

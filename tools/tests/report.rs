@@ -101,6 +101,33 @@ fn the_page_says_what_verify_and_inspect_say() {
 }
 
 #[test]
+fn the_page_of_a_model_has_its_layers() {
+    let dir = Dir::new();
+    let checkpoint = golden("dlrm_plain.pt");
+    let (blob, spec) = (dir.path("model.ttr"), dir.path("plan.toml"));
+    ttrec!["plan", &checkpoint, "--budget", "40%", "-o", &spec].exits(0);
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
+    let page = report_with(&dir, &blob, &checkpoint, &spec);
+    let verify = ttrec!["verify", &blob, "--against", &checkpoint, "--spec", &spec, "--max-error", "1", "--json"];
+    let verify = json(verify.exits(0));
+    let inspect = json(ttrec!["inspect", &blob, "--json"].exits(0));
+    let (verified, inspected) = (verify["layers"].as_array().unwrap(), &inspect["model"]["layers"]);
+    assert_eq!(verified.len(), 5);
+    let mut bytes = 0.0;
+    for (i, layer) in verified.iter().enumerate() {
+        let (found, error) = (number(&page, &format!("layer-{i}-error")), layer["relative_error"].as_f64().unwrap());
+        assert!(error > 0.0 && (found - error).abs() <= error * 1e-15, "layer {i}: {found}, expected {error}");
+        assert_eq!(layer["bytes"], inspected[i]["bytes"]);
+        assert_eq!(number(&page, &format!("layer-{i}-bytes")), layer["bytes"].as_f64().unwrap());
+        assert!(page.replace("<wbr>", "").contains(layer["name"].as_str().unwrap()));
+        bytes += layer["bytes"].as_f64().unwrap();
+    }
+    assert_eq!((number(&page, "layers-bytes"), number(&page, "layers-checkpoint-bytes")), (bytes, 4.0 * 5777.0));
+    assert_eq!(number(&page, "checkpoint-bytes"), 4.0 * (5777.0 + 6540.0 * 16.0));
+    assert!(page.contains(" of tables and layers in "), "{page}");
+}
+
+#[test]
 fn alternatives_are_what_conversion_comes_to() {
     let dir = Dir::new();
     let checkpoint = dense(&dir, 300, 24);
@@ -121,6 +148,36 @@ fn alternatives_are_what_conversion_comes_to() {
         assert!(offered.iter().any(|(name, ..)| name == family), "no {family:?} in {offered:?}");
     }
     assert!(offered.is_sorted_by(|a, b| a.1 >= b.1), "{offered:?}");
+}
+
+/// What the page says that a plan takes is what a plan for so many bytes takes.
+#[test]
+fn the_page_has_the_curve_of_the_plan() {
+    let dir = Dir::new();
+    let checkpoint = dense(&dir, 400, 24);
+    let blob = dir.convert(&checkpoint, "[[table]]\ntensor = \"emb\"\n", "blob.ttr");
+    let page = report(&dir, &blob, &checkpoint);
+    assert!(page.contains("<g class=\"best\">") && page.contains("what plan takes"), "{page}");
+    let offered = alternatives(&page, 0);
+    let mut found = 0;
+    for part in [2, 4, 8, 16] {
+        // The file has a head besides.
+        let (budget, spec) = ((400 * 24 * 4 / part + 64).to_string(), dir.path("plan.toml"));
+        let plan = json(ttrec!["plan", &checkpoint, "--budget", budget, "-o", &spec, "--json"].exits(0));
+        let table = &plan["tables"][0];
+        // A train that just fits may be one that the page, which knows of no budget, has not looked at.
+        if table["representation"] != "tt" {
+            let (dtype, error) = (table["dtype"].as_str().unwrap(), table["error"].as_f64().unwrap());
+            let is_dense = table["representation"] == "dense";
+            let start = if is_dense { format!("dense {dtype}") } else { format!("{dtype} rows of rank ") };
+            let is_it = |(name, _, other): &(String, u64, f64)| {
+                name.starts_with(&start) && (other - error).abs() <= 1e-6 * error
+            };
+            assert!(offered.iter().any(is_it), "{table} {offered:?}");
+            found += 1;
+        }
+    }
+    assert!(found >= 2, "{offered:?}");
 }
 
 #[test]

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::io::{Cursor, Read};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::CheckpointError;
-use super::mapped::Mapped;
+use super::mapped::{Checked, Mapped};
 
 pub(super) type Members = ZipArchive<Cursor<Mapped>>;
 
@@ -74,4 +76,28 @@ pub(super) fn read(members: &mut Members, index: usize) -> Result<Vec<u8>, Strin
         return Err(format!("{} or more bytes, expected {size}", bytes.len()));
     }
     Ok(bytes)
+}
+
+/// A member that lies in the file as it is: which bytes those are, and their checksum, if one was computed.
+#[derive(Clone)]
+pub(super) struct Stored {
+    pub(super) range: Range<usize>,
+    pub(super) checked: Option<Arc<Checked>>,
+}
+
+/// The member, if it is not compressed.
+pub(super) fn stored(map: &Mapped, members: &mut Members, index: usize) -> Result<Option<Stored>, String> {
+    let member = members.by_index(index).map_err(|e| e.to_string())?;
+    let (size, crc32) = (member.size(), member.crc32());
+    if member.compression() != CompressionMethod::Stored || member.compressed_size() != size {
+        return Ok(None);
+    }
+    let range = member.data_start().and_then(|start| {
+        let end = start.checked_add(size)?;
+        let range = usize::try_from(start).ok()?..usize::try_from(end).ok()?;
+        (range.end <= map.as_ref().len()).then_some(range)
+    });
+    // `torch.save` can be told to leave checksums out: they are 0 then.
+    let checked = |range: &Range<usize>| Arc::new(Checked::new(map, range.clone(), crc32));
+    Ok(range.map(|range| Stored { checked: (crc32 != 0).then(|| checked(&range)), range }))
 }

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
@@ -45,5 +46,35 @@ impl Mapped {
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
         &self.0.0
+    }
+}
+
+/// Bytes of the file whose CRC-32 is known. They are compared with it once, when the first of them is asked for.
+pub(super) struct Checked {
+    map: Mapped,
+    range: Range<usize>,
+    crc32: u32,
+    found: OnceLock<Result<(), String>>,
+}
+
+impl Checked {
+    pub(super) fn new(map: &Mapped, range: Range<usize>, crc32: u32) -> Self {
+        Self { map: map.clone(), range, crc32, found: OnceLock::new() }
+    }
+
+    /// What is wrong with them, if anything is.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.found.get_or_init(|| self.compare()).clone()
+    }
+
+    fn compare(&self) -> Result<(), String> {
+        let (mut hasher, mut block) = (crc32fast::Hasher::new(), vec![0; 1 << 18]);
+        for start in self.range.clone().step_by(block.len()) {
+            let len = block.len().min(self.range.end - start);
+            self.map.read_at(start as u64, &mut block[..len]).map_err(|error| format!("cannot read: {error}"))?;
+            hasher.update(&block[..len]);
+        }
+        let found = hasher.finalize();
+        if found == self.crc32 { Ok(()) } else { Err(format!("checksum {found:08x}, expected {:08x}", self.crc32)) }
     }
 }

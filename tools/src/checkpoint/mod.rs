@@ -68,9 +68,10 @@ impl CheckpointError {
 
 /// An open checkpoint.
 ///
-/// Uncompressed `.safetensors`, `.npy` and `.npz` data is decoded from a mapping of the file and never
-/// loaded. Tensors of `.pt` files and of compressed `.npz` files are decoded whole on first use; those
-/// used last are kept, up to 256 MiB or one tensor.
+/// Data that lies in the file in the order of rows is decoded from a mapping of the file, or read as it is asked for, and never
+/// loaded: `.safetensors`, `.npy`, uncompressed `.npz`, and the tensors of a `state_dict` in a `.pt` file. Others (compressed
+/// ones, transposed views, legacy `.pt` files) are decoded whole on first use; those used last are kept, up to 256 MiB or one
+/// tensor. Where the container has checksums, a tensor's is compared before anything of it is used.
 pub(crate) struct Checkpoint {
     path: Arc<Path>,
     tensors: BTreeMap<String, Tensor>,

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
-use zip::CompressionMethod;
 
-use super::archive::{self, Archive, Members};
+use super::archive::{self, Archive, Members, Stored};
 use super::mapped::Mapped;
 use super::tensor::{Cache, Data, Layout};
 use super::{CheckpointError, ElementType, Tensor, contain};
@@ -95,7 +94,7 @@ pub(super) fn read_npy(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Ch
     let bytes = map.as_ref();
     let header = Header::parse(bytes).map_err(|reason| CheckpointError::file(path, reason))?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let data = Data::Mapped(map.clone(), header.len..bytes.len());
+    let data = Data::Mapped(map.clone(), header.len..bytes.len(), None);
     tensor(path, name.into_owned(), header, data).map(|tensor| vec![tensor])
 }
 
@@ -112,9 +111,11 @@ pub(super) fn read_npz(
             continue;
         };
         let (header, stored) =
-            member_header(&mut members, index).map_err(|reason| CheckpointError::tensor(path, name, reason))?;
+            member_header(map, &mut members, index).map_err(|reason| CheckpointError::tensor(path, name, reason))?;
         let data = match stored {
-            Some((start, end)) => Data::Mapped(map.clone(), start.saturating_add(header.len)..end),
+            Some(Stored { range, checked }) => {
+                Data::Mapped(map.clone(), range.start.saturating_add(header.len)..range.end, checked)
+            }
             None => {
                 let (members, header_len) = (members.clone(), header.len);
                 let load = move || {
@@ -135,16 +136,11 @@ pub(super) fn read_npz(
     Ok(tensors)
 }
 
-/// The header of a member and, if it is stored as it is, the bytes of the file it occupies. Those are then
-/// decoded in place, so that their checksum goes unchecked, as `.npy` and `.safetensors` have none.
-fn member_header(members: &mut Members, index: usize) -> Result<(Header, Option<(usize, usize)>), String> {
+/// The header of a member and, if it is stored as it is, the bytes of the file it occupies.
+fn member_header(map: &Mapped, members: &mut Members, index: usize) -> Result<(Header, Option<Stored>), String> {
+    let stored = archive::stored(map, members, index)?;
     let member = members.by_index(index).map_err(|e| e.to_string())?;
     let size = member.size();
-    let stored =
-        (member.compression() == CompressionMethod::Stored).then(|| member.data_start()).flatten().and_then(|start| {
-            let end = start.checked_add(size)?;
-            Some((usize::try_from(start).ok()?, usize::try_from(end).ok()?))
-        });
     let mut start = Vec::new();
     member.take(12 + MAX_HEADER as u64).read_to_end(&mut start).map_err(|e| e.to_string())?;
     let header = Header::parse(&start)?;

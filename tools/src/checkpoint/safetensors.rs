@@ -43,7 +43,7 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<(Vec<Tensor>, Metad
             let (start, end) = info.data_offsets;
             let range = data_start.saturating_add(start)..data_start.saturating_add(end);
             let shape = info.shape.iter().map(|&extent| extent as u64).collect();
-            let data = Data::Mapped(map.clone(), range);
+            let data = Data::Mapped(map.clone(), range, None);
             let layout = Layout::ROW_MAJOR_LE;
             Tensor::new(path, name.clone(), element_type, shape, layout, data)
         })

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::{bf16, f16};
 
 use super::CheckpointError;
-use super::mapped::Mapped;
+use super::mapped::{Checked, Mapped};
 
 /// The element types a checkpoint may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,8 +88,8 @@ impl Layout {
 
 /// Where the tensor's bytes come from.
 pub(super) enum Data {
-    /// In place, in the mapped file.
-    Mapped(Mapped, Range<usize>),
+    /// In place, in the mapped file; sound if what holds them is.
+    Mapped(Mapped, Range<usize>, Option<Arc<Checked>>),
     /// Produced by `load` on first use and kept in `cache` for the calls that follow.
     Decoded { cache: Arc<Cache>, id: usize, load: Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync> },
 }
@@ -178,7 +178,7 @@ impl Tensor {
             return Err(CheckpointError::tensor(file, &name, reason));
         };
         let tensor = Self { file: Arc::clone(file), name, element_type, shape, len, byte_len, layout, data };
-        if let Data::Mapped(map, range) = &tensor.data {
+        if let Data::Mapped(map, range, _) = &tensor.data {
             let held = map.as_ref().get(range.clone()).map_or(0, <[u8]>::len);
             tensor.check_byte_len(held)?;
         }
@@ -224,10 +224,11 @@ impl Tensor {
     /// As [`read_f32`](Self::read_f32), for who walks a whole table and must not have it in memory: a mapped file is read
     /// rather than looked at.
     pub(crate) fn stream_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
-        let Data::Mapped(map, range) = &self.data else { return self.read_f32(start, out) };
+        let Data::Mapped(map, range, checked) = &self.data else { return self.read_f32(start, out) };
         if self.layout.column_major || start.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
             return self.read_f32(start, out);
         }
+        self.check(checked.as_deref())?;
         let size = self.element_type.size();
         let place = range.start as u64 + start * size;
         let failed = |error: std::io::Error| self.error(format!("cannot read: {error}"));
@@ -299,7 +300,10 @@ impl Tensor {
         }
         let decoded;
         let bytes = match &self.data {
-            Data::Mapped(map, range) => &map.as_ref()[range.clone()],
+            Data::Mapped(map, range, checked) => {
+                self.check(checked.as_deref())?;
+                &map.as_ref()[range.clone()]
+            }
             Data::Decoded { cache, id, load } => {
                 decoded = cache.get(*id, load).map_err(|reason| self.error(reason))?;
                 decoded.as_slice()
@@ -331,6 +335,10 @@ impl Tensor {
             position /= extent;
         }
         at
+    }
+
+    fn check(&self, checked: Option<&Checked>) -> Result<(), CheckpointError> {
+        checked.map_or(Ok(()), Checked::check).map_err(|reason| self.error(reason))
     }
 
     fn check_byte_len(&self, held: usize) -> Result<(), CheckpointError> {

@@ -2,16 +2,19 @@
 //!
 //! pytorch-reader interprets the pickle without running any of it and gathers strided views into
 //! row-major order. What it lacks is done here: the cost of the pickle is bounded before it is parsed,
-//! and tensors of equal names are refused.
+//! tensors of equal names are refused, and those that lie in the file as they are read there, as they are asked for:
+//! pytorch-reader reads a tensor as a whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use pytorch_reader::{DType, PickleValue, PytorchReader};
 
-use super::archive::{self, Archive};
-use super::mapped::Mapped;
+use super::archive::{self, Archive, Members, Stored};
+use super::mapped::{Checked, Mapped};
+use super::pickle::Place;
 use super::tensor::{Cache, Data, Layout};
 use super::{CheckpointError, ElementType, Tensor, contain, pickle};
 
@@ -42,21 +45,72 @@ pub(super) fn read_zip(
     map: &Mapped,
     Archive { mut members, names }: Archive,
 ) -> Result<Vec<Tensor>, CheckpointError> {
+    let mut placed = Vec::new();
     for (index, name) in names.iter().enumerate().filter(|(_, name)| is_pickle_member(name)) {
-        archive::read(&mut members, index)
+        let places = archive::read(&mut members, index)
             .and_then(|bytes| pickle::check(&bytes, 1))
             .map_err(|reason| CheckpointError::tensor(path, name, reason))?;
+        placed.push((name.strip_suffix("data.pkl").unwrap_or_default(), places));
     }
-    read(path, map)
+    // Which of several pickles counts is for the reader to say.
+    let (root, places) = if placed.len() == 1 { placed.remove(0) } else { Default::default() };
+    let mut storages = Storages { map, members, root, found: BTreeMap::new() };
+    read(path, map, |name, element_type, shape| {
+        let place = places.get(name).filter(|place| place.shape == shape)?;
+        storages.find(place, element_type)
+    })
 }
 
 pub(super) fn read_legacy(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
     // Magic number, protocol version, system info, the object, storage keys.
     pickle::check(map.as_ref(), 5).map_err(|reason| CheckpointError::file(path, reason))?;
-    read(path, map)
+    read(path, map, |_, _, _| None)
 }
 
-fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
+/// The storages of an archive that lie in the file as they are.
+struct Storages<'m> {
+    map: &'m Mapped,
+    members: Members,
+    /// What stands before the names of all members.
+    root: &'m str,
+    found: BTreeMap<String, Option<Stored>>,
+}
+
+impl Storages<'_> {
+    /// The bytes of the tensor at `place`, if they follow each other in the order of rows.
+    fn find(&mut self, place: &Place, element_type: ElementType) -> Option<(Range<usize>, Option<Arc<Checked>>)> {
+        let Self { map, members, root, found } = self;
+        let stored = found.entry(place.storage.clone()).or_insert_with(|| {
+            let index = members.index_for_name(&format!("{root}data/{}", place.storage))?;
+            archive::stored(map, members, index).ok().flatten()
+        });
+        let Stored { range, checked } = stored.as_ref()?;
+        let elements = row_major(&place.shape, &place.strides)?;
+        let bytes = |elements: u64| usize::try_from(elements.checked_mul(element_type.size())?).ok();
+        let start = range.start.checked_add(bytes(place.offset)?)?;
+        let end = start.checked_add(bytes(elements)?)?;
+        (end <= range.end).then(|| (start..end, checked.clone()))
+    }
+}
+
+/// How many elements there are, if each is next to the one before it.
+fn row_major(shape: &[u64], strides: &[u64]) -> Option<u64> {
+    let mut count = 1_u64;
+    for (&extent, &stride) in shape.iter().zip(strides).rev() {
+        if extent != 1 && stride != count {
+            return None;
+        }
+        count = count.checked_mul(extent)?;
+    }
+    (shape.len() == strides.len()).then_some(count)
+}
+
+/// The tensors; those that `find` finds in the file are read there.
+fn read(
+    path: &Arc<Path>,
+    map: &Mapped,
+    mut find: impl FnMut(&str, ElementType, &[u64]) -> Option<(Range<usize>, Option<Arc<Checked>>)>,
+) -> Result<Vec<Tensor>, CheckpointError> {
     let malformed = |e: pytorch_reader::PytorchError| CheckpointError::file(path, e);
     let file_len = map.as_ref().len();
     let limit = file_len.saturating_add(MAX_EXPANSION);
@@ -71,20 +125,24 @@ fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> 
         .enumerate()
         .map(|(id, tensor)| {
             let (name, dtype, shape, load) = tensor.into_parts();
+            let (element_type, shape): (_, Vec<u64>) =
+                (element_type(dtype), shape.into_iter().map(|extent| extent as u64).collect());
+            let found = find(&name, element_type, &shape);
             // DLRM and many others put the model beside the state of the optimizer.
             let name = match name.strip_prefix("state_dict.") {
                 Some(inner) => inner.to_owned(),
                 None => name,
             };
-            let load = Box::new(move || contain(&load)?.map_err(|e| e.to_string()));
-            let cache = Arc::clone(&cache);
-            let shape = shape.into_iter().map(|extent| extent as u64).collect();
-            let layout = Layout {
-                big_endian: cfg!(target_endian = "big"), // The reader gives native order.
-                column_major: false,
+            let (layout, data) = match found {
+                Some((range, checked)) => (Layout::ROW_MAJOR_LE, Data::Mapped(map.clone(), range, checked)),
+                None => {
+                    let load = Box::new(move || contain(&load)?.map_err(|e| e.to_string()));
+                    // The reader gives native order.
+                    let layout = Layout { big_endian: cfg!(target_endian = "big"), column_major: false };
+                    (layout, Data::Decoded { cache: Arc::clone(&cache), id, load })
+                }
             };
-            let data = Data::Decoded { cache, id, load };
-            let tensor = Tensor::new(path, name, element_type(dtype), shape, layout, data)?;
+            let tensor = Tensor::new(path, name, element_type, shape, layout, data)?;
             if tensor.byte_len() > limit {
                 let reason = format!("{} bytes in a file of {file_len}, expected at most {limit}", tensor.byte_len());
                 return Err(CheckpointError::tensor(path, tensor.name(), reason));

@@ -1,13 +1,15 @@
-//! How far a blob's table is from the checkpoint it came from, row by row: what `verify` and `report` say of it.
+//! How far a blob's tables are from the checkpoint they came from, row by row, and its layers: what `verify` and `report` say of it.
 //!
 //! Each row is looked up in the blob as a user would, and rebuilt from the checkpoint in double precision. All cores share
 //! the rows; sums are added up in the order of the rows, so that the result does not depend on how many cores there are.
 
 mod distribution;
+mod layers;
 mod origin;
 mod reference;
 
 pub(crate) use distribution::Bar;
+pub(crate) use layers::{LayerComparison, layers, layers_of, together};
 pub(crate) use origin::{is_factorized, origin};
 pub(crate) use reference::Reference;
 
@@ -20,23 +22,12 @@ use std::{
     cmp::Ordering,
     sync::{Mutex, PoisonError},
 };
-use ttrec::{Table, dtype::Elements};
+use ttrec::Table;
 
 /// Elements that a thread rebuilds at once.
 const AT_ONCE: usize = 1 << 16;
 /// How many of the worst rows are kept.
 const WORST: usize = 10;
-
-/// Stored elements without their scales; none of i4, which layers are not.
-pub(crate) fn widened(elements: Elements<'_>) -> Vec<f64> {
-    match elements {
-        Elements::F32(xs) => xs.iter().map(|&x| x.into()).collect(),
-        Elements::F16(xs) => xs.iter().map(|&x| x.to_f64()).collect(),
-        Elements::Bf16(xs) => xs.iter().map(|&x| x.to_f64()).collect(),
-        Elements::I8(xs) => xs.iter().map(|&x| x.into()).collect(),
-        Elements::I4(_) => Vec::new(),
-    }
-}
 
 /// How far a table is from its source. A row's error is the norm of its difference over the root mean square norm of the
 /// table's rows; the table's error is the same for the whole.

@@ -57,7 +57,7 @@ impl<'w, 'c> Reference<'w, 'c> {
         match &self.source.weights {
             Weights::Dense { tensor, .. } => {
                 self.buffer.resize(out.len(), 0.0);
-                tensor.read_f32(first * columns as u64, &mut self.buffer)?;
+                tensor.stream_f32(first * columns as u64, &mut self.buffer)?;
                 widen(&self.buffer, out);
                 Ok(())
             }

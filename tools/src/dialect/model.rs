@@ -84,7 +84,7 @@ impl<'c> Model<'c> {
     }
 
     /// The whole model, if the checkpoint is one and leaves nothing open: its tables are in order, and all of them can be read.
-    pub(crate) fn whole(survey: &Survey<'_>) -> Option<ModelSpec> {
+    fn whole(survey: &Survey<'_>) -> Option<ModelSpec> {
         let [model] = &Self::detect(survey.checkpoint)[..] else { return None };
         let prefix = model.prefix.as_deref().unwrap_or_default();
         let of_model = |table: &TableSpec| {
@@ -94,6 +94,11 @@ impl<'c> Model<'c> {
             survey.tables.iter().zip(0u64..).all(|(table, expected)| number(table.prefix.as_deref()) == Some(expected));
         let all = survey.refused.is_empty() && survey.tables.iter().all(of_model) && numbered;
         (all && !survey.tables.is_empty()).then(|| model.clone())
+    }
+
+    /// The model around the tables of a checkpoint that leaves nothing open, or says itself what its tables are.
+    pub(crate) fn around(survey: &Survey<'_>) -> Option<ModelSpec> {
+        if survey.complete { Self::detect(survey.checkpoint).into_iter().next() } else { Self::whole(survey) }
     }
 
     /// The model that `spec` describes.
@@ -205,6 +210,12 @@ impl<'c> Model<'c> {
         let f = (1..=inputs + 1).find(|f| dim + f * (f - 1) / 2 >= inputs).unwrap_or(1);
         let upper = |i: usize, j: usize| dim + i * f - i * (i + 1) / 2 + (j - i - 1);
         (0..dim).chain((1..f).flat_map(|j| (0..j).map(move |i| upper(i, j)))).collect()
+    }
+
+    /// The bytes that the checkpoint has for a layer.
+    pub(crate) fn checkpoint_bytes(&self, layer: usize) -> u64 {
+        let bytes = |tensor: &Tensor| tensor.len().saturating_mul(tensor.element_type().size());
+        self.layers().nth(layer).map_or(0, |linear| bytes(linear.weight).saturating_add(bytes(linear.bias)))
     }
 
     /// The names of a layer's tensors.

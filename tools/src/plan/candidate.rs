@@ -159,7 +159,7 @@ pub(crate) fn candidates(checkpoint: &Checkpoint, found: &TableSpec, options: &O
     let place = || format!("{}: table {:?}", checkpoint.path().display(), source.name);
     match (&source.weights, source.hashed) {
         (Weights::Dense { tensor, .. }, None) => {
-            dense_and_factorised(&source.name, found, &TensorRows::new(tensor)?, options).with_context(place)
+            of_dense(&source.name, found, &TensorRows::new(tensor)?, options).with_context(place)
         }
         _ => as_trained::candidates(checkpoint, &source, found, options).with_context(place),
     }
@@ -171,7 +171,8 @@ pub(super) fn most_rows(columns: usize, options: &Options<'_>) -> usize {
     usize::try_from(elements / columns as u64).unwrap_or(usize::MAX).max(1024)
 }
 
-fn dense_and_factorised(name: &str, found: &TableSpec, rows: &dyn Rows, options: &Options<'_>) -> Result<Candidates> {
+/// Every way to store a table of these rows.
+pub(super) fn of_dense(name: &str, found: &TableSpec, rows: &dyn Rows, options: &Options<'_>) -> Result<Candidates> {
     let (num_embeddings, embedding_dim) = (rows.num_embeddings(), rows.embedding_dim());
     let sample = Sample::draw(num_embeddings, most_rows(embedding_dim, options), options.frequencies);
     let values = sample.read(rows)?;

@@ -55,11 +55,13 @@ pub(super) fn candidates(
             bounds.push((bytes(Dtype::I8)?, least));
             // With frequencies, what a train has at least is not known: it may do better on what is asked for.
             let margin = if weights.is_some() { 0.5 } else { 1.0 };
+            // Of the smallest trains the least is known that a table can take.
+            let smallest = ranks.iter().all(|&rank| rank == 1);
             let mut dtypes = Vec::new();
             for dtype in DTYPES {
                 let bytes = bytes(dtype)?;
                 let beaten = |other: &Candidate| other.bytes <= bytes && other.error <= least * margin;
-                if bytes <= context.options.most_bytes && !others.iter().any(beaten) {
+                if (bytes <= context.options.most_bytes || smallest) && !others.iter().any(beaten) {
                     dtypes.push(dtype);
                 }
             }

@@ -1,9 +1,12 @@
 //! What the plan says of each table: what it takes, what that costs, and why nothing else.
 
-use super::candidate::{Candidate, Candidates, Representation};
+use super::{
+    candidate::{Candidate, Candidates, Representation},
+    layers::{Layers, Stored},
+};
 
 /// "i4 rows of rank 343" and the like.
-pub(super) fn describe(candidate: &Candidate) -> String {
+pub(crate) fn describe(candidate: &Candidate) -> String {
     let dtype = candidate.dtype.name();
     match &candidate.representation {
         Representation::Dense => format!("{dtype} rows"),
@@ -12,6 +15,19 @@ pub(super) fn describe(candidate: &Candidate) -> String {
             format!("a tensor train of ranks {:?} in {dtype}", shape.inner_ranks())
         }
         Representation::AsTrained { what } => format!("its {what} in {dtype}"),
+    }
+}
+
+/// The same where there is little room: "i4 rank 343".
+pub(crate) fn shortly(candidate: &Candidate) -> String {
+    let dtype = candidate.dtype.name();
+    match &candidate.representation {
+        Representation::Dense => dtype.to_owned(),
+        Representation::LowRank { rank } => format!("{dtype} rank {rank}"),
+        Representation::Tt { shape, .. } => {
+            format!("{dtype} R {}", shape.inner_ranks().iter().max().unwrap_or(&1))
+        }
+        Representation::AsTrained { what } => format!("{what} {dtype}"),
     }
 }
 
@@ -27,6 +43,18 @@ pub(super) fn outcome(table: &Candidates, chosen: &Candidate) -> String {
         times(table, chosen),
         error(chosen.error),
         chosen.nanoseconds.round()
+    )
+}
+
+/// One line about the layers.
+pub(super) fn layers(layers: &Layers, stored: &Stored) -> String {
+    let Layers { count, f32_bytes, .. } = *layers;
+    format!(
+        "{count} layers: {} as f32 -> {}, {}, {}",
+        size(f32_bytes as f64),
+        stored.dtype.name(),
+        size(stored.bytes as f64),
+        error(stored.error)
     )
 }
 
@@ -92,8 +120,15 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     if is_train(chosen) {
         sentences.push("No rows do as well as a tensor train here.".to_owned());
     }
-    // The smallest plain rows that are better, for whoever can spare the bytes.
     let plain = |candidate: &&Candidate| matches!(candidate.representation, Representation::Dense);
+    // For whoever would rather have it sooner.
+    let fast = table.list.iter().filter(plain).filter(|rows| rows.bytes <= chosen.bytes);
+    let fast = fast.filter(|rows| rows.nanoseconds <= chosen.nanoseconds / 10.0);
+    if let Some(fast) = fast.min_by(|a, b| a.error.total_cmp(&b.error)) {
+        let (what, error, time) = (describe(fast), error(fast.error), fast.nanoseconds.round());
+        sentences.push(format!("Ten times as fast are {what}, with {error} in about {time} ns (--max-nanoseconds)."));
+    }
+    // The smallest plain rows that are better, for whoever can spare the bytes.
     if let Some(next) =
         table.list.iter().filter(plain).find(|next| next.bytes > chosen.bytes && next.error < chosen.error)
     {

@@ -1,16 +1,17 @@
 //! What else a table could be stored as, how many bytes that takes and what it loses: found by storing its rows so, and
-//! reading them again.
+//! reading them again. Beside what was settled beforehand, so that reports compare, there is what `plan` takes in fewer and fewer
+//! bytes.
 
 use super::sample::Sample;
 use crate::{
-    dialect::Weights,
-    factorize::{LowRank, Options, Rows, TtSvd, mixing, suggest_shape},
-    trial,
+    dialect::{Source, Weights},
+    factorize::{DEFAULT_MEMORY, LowRank, Options, Rows, TensorRows, TtSvd, mixing, suggest_shape},
+    plan, trial,
 };
 use anyhow::{Context, Result};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
-use ttrec::{AlignedBuf, Blob, TtShape, dtype::Dtype};
+use ttrec::{AlignedBuf, Blob, TtShape, blob::Layout, dtype::Dtype};
 
 /// Larger trains are not stored once more for each dtype.
 const MAX_PARAMETERS: u64 = 1 << 26;
@@ -22,9 +23,19 @@ const RANKS: [u32; 4] = [8, 16, 32, 64];
 pub(crate) struct Candidate {
     /// In a few words, such as "i8" or "rank 96".
     pub(crate) representation: String,
+    /// Whole, where the family's name and these few words are not.
+    pub(crate) name: Option<String>,
     pub(crate) bytes: u64,
     /// Relative, over all rows.
     pub(crate) error: f64,
+    /// Whether it is one of the few that are worth a line of text.
+    pub(crate) listed: bool,
+}
+
+impl Candidate {
+    fn new(representation: String, bytes: u64, error: f64) -> Self {
+        Self { representation, name: None, bytes, error, listed: true }
+    }
 }
 
 /// Candidates that differ in one setting.
@@ -40,14 +51,16 @@ pub(crate) enum Kind {
     Dense,
     LowRank,
     TensorTrain,
+    Planned,
 }
 
 /// All families that can hold this table.
 pub(super) fn alternatives(
-    weights: &Weights<'_>,
+    source: &Source<'_>,
     sample: &Sample<'_, '_>,
     spectrum: Option<&LowRank>,
 ) -> Result<Vec<Family>> {
+    let weights = &source.weights;
     let mut families = vec![Family { kind: Kind::Dense, candidates: dense(weights, sample)? }];
     if let Some(spectrum) = spectrum {
         families.push(Family { kind: Kind::LowRank, candidates: low_rank(weights, sample, spectrum)? });
@@ -59,9 +72,34 @@ pub(super) fn alternatives(
         _ => Vec::new(),
     };
     families.push(Family { kind: Kind::TensorTrain, candidates: trains });
+    if let (Weights::Dense { tensor, .. }, None, true) = (weights, source.hashed, sample.is_whole()) {
+        families.push(Family { kind: Kind::Planned, candidates: planned(&source.name, &TensorRows::new(tensor)?)? });
+    }
     families.retain(|family| !family.candidates.is_empty());
     families.iter_mut().for_each(|family| family.candidates.sort_by_key(|candidate| candidate.bytes));
     Ok(families)
+}
+
+/// What `plan` takes, down to 1/64 of the f32 bytes; those candidates are listed that a half, a quarter, and so on would bring, but
+/// for dense rows, which have a family of their own.
+fn planned(name: &str, rows: &dyn Rows) -> Result<Vec<Candidate>> {
+    // A table that is too large for it, or holds what is no number, has none.
+    let Ok(curve) = plan::curve(name, rows, DEFAULT_MEMORY) else { return Ok(Vec::new()) };
+    let f32_bytes = plan::f32_bytes(rows.num_embeddings(), rows.embedding_dim());
+    let within = |part: i32| curve.iter().rposition(|c| c.bytes as f64 <= f32_bytes / f64::from(1 << part));
+    let listed: Vec<usize> = (1..=6).filter_map(within).collect();
+    let smallest = listed.last().copied().unwrap_or(0);
+    let candidate = |(at, c): (usize, &plan::Candidate)| {
+        let layout = Layout::new(std::slice::from_ref(&c.layout))?;
+        Ok(Candidate {
+            representation: plan::words::shortly(c),
+            name: Some(plan::words::describe(c).trim_start_matches("a ").to_owned()),
+            bytes: layout.sections().iter().map(|section| section.len).sum(),
+            error: c.error,
+            listed: listed.contains(&at) && c.representation != plan::Representation::Dense,
+        })
+    };
+    curve.iter().enumerate().skip(smallest).map(candidate).collect()
 }
 
 /// Dense rows of every dtype that can hold them.
@@ -79,11 +117,8 @@ fn dense(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
         })
     })?;
     let candidate = |(dtype, difference): (Dtype, Option<f64>)| {
-        Some(Candidate {
-            representation: dtype.name().to_owned(),
-            bytes: weights.num_embeddings().saturating_mul(dtype.row_len(columns) as u64),
-            error: relative(difference?, norm),
-        })
+        let bytes = weights.num_embeddings().saturating_mul(dtype.row_len(columns) as u64);
+        Some(Candidate::new(dtype.name().to_owned(), bytes, relative(difference?, norm)))
     };
     Ok(Dtype::ALL.into_iter().zip(differences).filter_map(candidate).collect())
 }
@@ -112,11 +147,8 @@ fn low_rank(weights: &Weights<'_>, sample: &Sample<'_, '_>, spectrum: &LowRank) 
     let candidate = |(&rank, rounding): (&usize, Option<f64>)| {
         let rows = weights.num_embeddings().saturating_mul(Dtype::I8.row_len(rank) as u64);
         let left_out: f64 = spectrum.energies()[rank..].iter().sum();
-        Some(Candidate {
-            representation: format!("rank {rank}"),
-            bytes: rows.saturating_add(Dtype::F16.bytes_of(rank * columns) as u64),
-            error: relative(rounding? + left_out, norm),
-        })
+        let bytes = rows.saturating_add(Dtype::F16.bytes_of(rank * columns) as u64);
+        Some(Candidate::new(format!("rank {rank}"), bytes, relative(rounding? + left_out, norm)))
     };
     Ok(ranks.iter().zip(differences).filter_map(candidate).collect())
 }
@@ -197,8 +229,7 @@ fn measure(
     })?;
     let candidate = |((representation, blob), difference): (&(String, AlignedBuf), f64)| {
         let stored: u64 = Blob::parse(blob)?.sections(0).map(|section| section.len).sum();
-        let representation = representation.clone();
-        Ok(Candidate { representation, bytes: stored + bytes, error: relative(difference, norm) })
+        Ok(Candidate::new(representation.clone(), stored + bytes, relative(difference, norm)))
     };
     trains.iter().zip(differences).map(candidate).collect()
 }

@@ -12,7 +12,7 @@ use crate::{
     Outcome,
     blob_file::{self, BlobFile},
     checkpoint::Checkpoint,
-    compare::{self, Comparison},
+    compare::{self, Comparison, LayerComparison},
     dialect::{Source, Weights},
     factorize::{DEFAULT_MEMORY, LowRank, Rows},
     frequencies::Frequencies,
@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 /// Write a page that says what a conversion cost: bytes, errors, and what else could have been had for the bytes.
 ///
-/// The page is one file that needs no network and no script. Every row is compared with the checkpoint, as `verify` does.
+/// The page is one file that needs no network and no script. Every row and layer is compared with the checkpoint, as `verify` does.
 /// Alternatives are tried on all rows too, or, for a large table, on a part of them, which the page then says.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -84,7 +84,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let comparison = compare::compare(&table, &source, asked.as_deref())?;
         tables.push(study(summary, &source, comparison)?);
     }
-    let page = page::page(&args.blob, &args.against, blob.len() as u64, &tables);
+    let layers = compare::layers(&checkpoint, spec.as_ref(), &blob)?;
+    let page = page::page(&args.blob, &args.against, blob.len() as u64, &tables, &layers);
 
     let mut output = Output::create(&args.output)?;
     output.write(|file| file.write_all(page.as_bytes()))?;
@@ -92,6 +93,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let (count, path) = (tables.len(), args.output.display());
     output::print(|out| writeln!(out, "{path}: {count} table{}", if count == 1 { "" } else { "s" }))?;
     Ok(Outcome::Done)
+}
+
+/// Bytes of all layers, in the checkpoint and in the blob.
+fn layer_bytes(layers: &[LayerComparison]) -> [u64; 2] {
+    layers.iter().fold([0, 0], |[before, after], layer| [before + layer.checkpoint_bytes, after + layer.bytes])
 }
 
 fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> Result<TableReport> {
@@ -108,7 +114,7 @@ fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> 
         },
         comparison,
         energy: spectrum.as_ref().map(|spectrum| cumulative(spectrum.energies())).unwrap_or_default(),
-        families: alternatives::alternatives(weights, &sample, spectrum.as_ref())?,
+        families: alternatives::alternatives(source, &sample, spectrum.as_ref())?,
         sampled: (!sample.is_whole()).then(|| sample.num_embeddings()),
         summary,
     })

@@ -2,11 +2,12 @@
 //! requests besides. Numbers that a program may want stand, unrounded, in `data` elements.
 
 use super::{
-    TableReport,
+    TableReport, layer_bytes,
     numbers::{bytes, count, percent, times},
     plot::{self, Point, Series, Size},
     words,
 };
+use crate::compare::{self, LayerComparison};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use std::path::Path;
 
@@ -16,9 +17,16 @@ const PLOTTED: usize = 40;
 /// How many bars a histogram has.
 const BARS: usize = 32;
 
-pub(super) fn page(blob: &Path, checkpoint: &Path, blob_bytes: u64, tables: &[TableReport]) -> String {
+pub(super) fn page(
+    blob: &Path,
+    checkpoint: &Path,
+    blob_bytes: u64,
+    tables: &[TableReport],
+    layers: &[LayerComparison],
+) -> String {
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let before: u64 = tables.iter().map(|table| table.before).sum();
+    let before = tables.iter().map(|table| table.before).sum::<u64>() + layer_bytes(layers)[0];
+    let what = if layers.is_empty() { "tables" } else { "tables and layers" };
     let ratio = before as f64 / blob_bytes as f64;
     html! {
         (DOCTYPE)
@@ -36,7 +44,7 @@ pub(super) fn page(blob: &Path, checkpoint: &Path, blob_bytes: u64, tables: &[Ta
                     p.eyebrow { "Conversion report" }
                     h1 { (name(blob)) }
                     p.lede {
-                        (bytes(before)) " of tables in " span.name { (name(checkpoint)) } " became a blob of "
+                        (bytes(before)) " of " (what) " in " span.name { (name(checkpoint)) } " became a blob of "
                         strong { (bytes(blob_bytes)) } ", " strong { (times(ratio)) } " smaller."
                     }
                     dl.facts {
@@ -44,11 +52,13 @@ pub(super) fn page(blob: &Path, checkpoint: &Path, blob_bytes: u64, tables: &[Ta
                         (fact("Checkpoint", &data("checkpoint-bytes", before as f64, &bytes(before))))
                         (fact("Smaller", &data("ratio", ratio, &times(ratio))))
                         (fact("Tables", &html! { (tables.len()) }))
+                        @if !layers.is_empty() { (fact("Layers", &html! { (layers.len()) })) }
                     }
                 }
                 main {
-                    (overview(tables))
+                    (overview(tables, layers))
                     @for (i, table) in tables.iter().enumerate() { (section(i, table)) }
+                    @if !layers.is_empty() { (layer_section(layers)) }
                 }
                 footer { (footnotes()) }
             }
@@ -62,6 +72,11 @@ fn data(id: &str, value: f64, text: &str) -> Markup {
     html! { data id=(id) value=(value) { (text) } }
 }
 
+/// A name that lines may end in, after what parts its words.
+fn breakable(name: &str) -> Markup {
+    html! { @for part in name.split_inclusive(['.', '_', '/', '-']) { (part) wbr; } }
+}
+
 fn fact(term: &str, description: &Markup) -> Markup {
     html! { div { dt { (term) } dd { (description) } } }
 }
@@ -71,11 +86,15 @@ fn key(class: &str, meaning: &str) -> Markup {
     html! { span.key { span class=(class) {} (meaning) } " " }
 }
 
-fn overview(tables: &[TableReport]) -> Markup {
+fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
+    let [layers_before, layers_after] = layer_bytes(layers);
     let mut sizes: Vec<Size<'_>> = tables
         .iter()
         .map(|table| Size { name: &table.summary.name, before: table.before, after: table.summary.bytes })
         .collect();
+    if !layers.is_empty() {
+        sizes.push(Size { name: "layers", before: layers_before, after: layers_after });
+    }
     sizes.sort_by_key(|size| std::cmp::Reverse(size.before.max(size.after)));
     let left_out = sizes.len().saturating_sub(PLOTTED);
     sizes.truncate(PLOTTED);
@@ -98,11 +117,18 @@ fn overview(tables: &[TableReport]) -> Markup {
                         } }
                         tbody {
                             @for (i, table) in tables.iter().enumerate() { tr {
-                                th scope="row" { a.name href={ "#table-" (i) } { (table.summary.name) } }
+                                th scope="row" { a.name href={ "#table-" (i) } { (breakable(&table.summary.name)) } }
                                 td.number { (bytes(table.before)) }
                                 td.number { (bytes(table.summary.bytes)) }
                                 td.number { (times(table.before as f64 / table.summary.bytes as f64)) }
                                 td.number { (percent(table.comparison.relative_error)) }
+                            } }
+                            @if !layers.is_empty() { tr {
+                                th scope="row" { a.name href="#layers" { "layers" } }
+                                td.number { (bytes(layers_before)) }
+                                td.number { (bytes(layers_after)) }
+                                td.number { (times(layers_before as f64 / layers_after as f64)) }
+                                td.number { (percent(compare::together(layers).0)) }
                             } }
                         }
                     }
@@ -162,6 +188,44 @@ fn section(i: usize, table: &TableReport) -> Markup {
     }
 }
 
+/// The perceptrons of the model.
+fn layer_section(layers: &[LayerComparison]) -> Markup {
+    let [before, after] = layer_bytes(layers);
+    let (ratio, error) = (before as f64 / after as f64, compare::together(layers).0);
+    html! {
+        section.card #layers {
+            h2 { "Layers" }
+            p.kind { "weights and biases of the model's two perceptrons" }
+            dl.facts {
+                (fact("Checkpoint", &data("layers-checkpoint-bytes", before as f64, &bytes(before))))
+                (fact("Blob", &data("layers-bytes", after as f64, &bytes(after))))
+                (fact("Smaller", &data("layers-ratio", ratio, &times(ratio))))
+                (fact("Relative error", &data("layers-relative-error", error, &percent(error))))
+            }
+            div.scroll tabindex="0" role="region" aria-label="Layers" {
+                table {
+                    thead { tr {
+                        th scope="col" { "Weights" } th.number scope="col" { "Inputs x outputs" } th scope="col" { "Type" }
+                        th.number scope="col" { "Before" } th.number scope="col" { "After" } th.number scope="col" { "Error" }
+                    } }
+                    tbody {
+                        @for (i, layer) in layers.iter().enumerate() { tr {
+                            th scope="row" { span.name { (breakable(&layer.name)) } }
+                            td.number { (count(layer.inputs as u64)) " x " (count(layer.outputs as u64)) }
+                            td { (layer.dtype) }
+                            td.number { (bytes(layer.checkpoint_bytes)) }
+                            td.number { (data(&format!("layer-{i}-bytes"), layer.bytes as f64, &bytes(layer.bytes))) }
+                            td.number {
+                                (data(&format!("layer-{i}-error"), layer.relative_error, &percent(layer.relative_error)))
+                            }
+                        } }
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn list(numbers: &[u32]) -> String {
     numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -169,7 +233,8 @@ fn list(numbers: &[u32]) -> String {
 fn tradeoff(table: &TableReport) -> Markup {
     let series = |family: &'_ super::Family| {
         let candidates = family.candidates.iter();
-        let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: c.representation.clone() });
+        let text = |c: &super::alternatives::Candidate| if c.listed { c.representation.clone() } else { String::new() };
+        let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: text(c) });
         Series { class: family.kind.class(), points: points.collect() }
     };
     let series: Vec<Series<'_>> = table.families.iter().map(series).collect();
@@ -202,7 +267,7 @@ fn alternatives(i: usize, table: &TableReport) -> Markup {
             error: c.error,
             own: false,
         };
-        rows.extend(family.candidates.iter().map(row));
+        rows.extend(family.candidates.iter().filter(|c| c.listed).map(row));
     }
     rows.push(Row {
         name: "this blob".to_owned(),
@@ -309,8 +374,9 @@ fn footnotes() -> Markup {
         p {
             "Dense alternatives are the table's rows, encoded and read again. Low rank keeps rows of fewer columns in i8 and a \
              projection in f16, from the singular value decomposition. Tensor trains of a dense table come from TT-SVD, with \
-             cores in f16 and all inner ranks R; those of a table that was trained as one are its own cores in other types. \
-             Singular values are those of the rows as they are, not centred."
+             cores in f16 and all inner ranks R; those of a table that was trained as one are its own cores in other types. "
+            strong { "What plan takes" } " is, for each number of bytes, what ttrec plan would choose for this table: the best \
+             of every type, of low ranks and of tensor trains. Singular values are those of the rows as they are, not centred."
         }
         p { "ttrec " (env!("CARGO_PKG_VERSION")) }
     }

@@ -265,11 +265,13 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
     let y = Scale::logarithmic(floor..most * 1.2, HEIGHT - BOTTOM..TOP);
     let place = |point: &Point| (x.at(point.bytes as f64), y.at(point.error));
 
-    let mut taken: Vec<[f64; 4]> = points().map(|point| around(place(point), 5.0)).collect();
+    let named = || points().filter(|point| !point.text.is_empty());
+    let mut taken: Vec<[f64; 4]> = named().map(|point| around(place(point), 5.0)).collect();
     let own_label = label_at(place(own), HEIGHT - BOTTOM - 3.0, &own.text, &mut taken);
     let labels: Vec<(f64, f64, &str)> = series
         .iter()
         .flat_map(|series| &series.points)
+        .filter(|point| !point.text.is_empty())
         .filter_map(|point| {
             label_at(place(point), HEIGHT - BOTTOM - 3.0, &point.text, &mut taken)
                 .map(|(x, y)| (x, y, point.text.as_str()))

@@ -12,6 +12,7 @@ impl Kind {
             Self::Dense => "dense",
             Self::LowRank => "low rank",
             Self::TensorTrain => "tensor train",
+            Self::Planned => "what plan takes",
         }
     }
 
@@ -21,6 +22,7 @@ impl Kind {
             Self::Dense => "dense",
             Self::LowRank => "low",
             Self::TensorTrain => "tt",
+            Self::Planned => "best",
         }
     }
 }
@@ -29,6 +31,7 @@ impl Family {
     /// A candidate's whole name.
     pub(super) fn name(&self, candidate: &Candidate) -> String {
         match self.kind {
+            _ if candidate.name.is_some() => candidate.name.clone().unwrap_or_default(),
             Kind::LowRank => format!("low-{}", candidate.representation),
             kind => format!("{} {}", kind.name(), candidate.representation),
         }
@@ -38,9 +41,10 @@ impl Family {
 /// What the table is stored as.
 pub(super) fn representation(table: &TableReport) -> String {
     let summary = &table.summary;
-    match &summary.tt {
-        Some(tt) => format!("tensor train, {} cores in {}", tt.row_factors.len(), summary.dtype),
-        None => format!("{} {}", summary.representation.replace('_', " "), summary.dtype),
+    match (&summary.tt, &summary.projected) {
+        (Some(tt), _) => format!("tensor train, {} cores in {}", tt.row_factors.len(), summary.dtype),
+        (_, Some(projected)) => format!("{} rows of rank {}, and a projection", summary.dtype, projected.rank),
+        _ => format!("{} {}", summary.representation.replace('_', " "), summary.dtype),
     }
 }
 
@@ -62,7 +66,8 @@ fn lost(table: &TableReport) -> String {
     if error < 1e-6 {
         return format!("Nothing is lost at {ratio} but the rounding of f32 arithmetic.");
     }
-    let kept = format!("{} keeps {} error at {ratio}.", representation_start(table), percent(error));
+    let keep = if summary.projected.is_some() { "keep" } else { "keeps" };
+    let kept = format!("{} {keep} {} error at {ratio}.", representation_start(table), percent(error));
     match summary.representation {
         made if made == table.trained_as => {}
         "tt" => return format!("{kept} It was not trained as a tensor train: these ranks cannot hold all of it."),
@@ -80,9 +85,10 @@ fn lost(table: &TableReport) -> String {
 }
 
 fn representation_start(table: &TableReport) -> String {
-    match &table.summary.tt {
-        Some(_) => format!("A tensor train in {}", table.summary.dtype),
-        None => match table.summary.representation {
+    match (&table.summary.tt, &table.summary.projected) {
+        (Some(_), _) => format!("A tensor train in {}", table.summary.dtype),
+        (_, Some(projected)) => format!("{} rows of rank {}", table.summary.dtype, projected.rank),
+        _ => match table.summary.representation {
             "dense" => table.summary.dtype.to_owned(),
             other => capital(&format!("{} {}", other.replace('_', " "), table.summary.dtype)),
         },
@@ -139,7 +145,11 @@ fn spectrum(table: &TableReport) -> Option<String> {
     Some(format!("{most} of its {all} directions hold 90\u{a0}% of its energy{why}."))
 }
 
+/// A sentence begins with it; names of types stay as they are.
 fn capital(text: &str) -> String {
+    if text.chars().nth(1).is_some_and(|second| second.is_ascii_digit()) {
+        return text.to_owned();
+    }
     let mut characters = text.chars();
     characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
 }
