@@ -345,7 +345,7 @@ impl Layout {
         let layers = layers.chain(model.top.iter().map(|layer| (Stack::Top, layer)));
         for (position, (stack, layer)) in layers.enumerate() {
             if position == model.bottom.len() {
-                inputs = Some(top_inputs(model.tables.len(), embedding_dim));
+                inputs = Some(top_inputs(model.tables.len().saturating_add(1), embedding_dim));
             }
             let is_last = position.saturating_add(1) == num_layers;
             if layer.activation == Activation::Sigmoid && !is_last {
