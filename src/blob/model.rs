@@ -186,6 +186,10 @@ impl<'a> Blob<'a> {
             let layer = self.read_layer(position)?;
             let expected = match (before, layer.stack) {
                 (None, Stack::Bottom) => layer.inputs,
+                (None, Stack::Top) if self.model_tables.len() > 1 => {
+                    self.check_embedding_dims(self.model_dim())?;
+                    top_inputs(self.model_tables.len(), 0)
+                }
                 (Some(Layer { stack: Stack::Bottom, outputs, .. }), Stack::Top) => {
                     self.check_embedding_dims(outputs)?;
                     top_inputs(self.model_tables.len().saturating_add(1), outputs)
@@ -224,7 +228,7 @@ impl<'a> Blob<'a> {
         self.tables.get(position).map_or(0, |record| record.num_embeddings)
     }
 
-    /// The rows of the model's tables are as wide as what the bottom perceptron makes.
+    /// The rows of the model's tables are as wide as what the bottom perceptron makes, or as the first one's.
     fn check_embedding_dims(&self, expected: usize) -> Result<(), BlobError> {
         self.model_tables().try_for_each(|ModelTable { table, .. }| {
             let found = self.tables.get(table).map_or(0, |record| record.embedding_dim);
