@@ -269,7 +269,7 @@ pub enum BlobError {
         table: usize,
         /// Its embedding_dim.
         found: u32,
-        /// Outputs of the bottom perceptron.
+        /// Outputs of the bottom perceptron; without one, the embedding_dim of the model's first table.
         expected: usize,
     },
     /// A layer's bytes do not match their checksum.
@@ -403,7 +403,8 @@ impl fmt::Display for BlobError {
             }
             Self::LayerOrder { layer } => write!(
                 f,
-                "layer {layer}: expected layers of a bottom perceptron, then of a top one, and a sigmoid at the end only"
+                "layer {layer}: expected layers of a bottom perceptron, then of a top one, and a sigmoid at the end only; a bottom \
+                 may be missing where there are two tables"
             ),
             Self::LayerSections { layer } => {
                 write!(f, "layer {layer}: its sections do not follow those before it, or are not those of a layer")
@@ -413,7 +414,8 @@ impl fmt::Display for BlobError {
             }
             Self::ModelDim { table, found, expected } => write!(
                 f,
-                "table {table}: embedding_dim {found}, but the model's bottom perceptron makes rows of {expected}"
+                "table {table}: embedding_dim {found}, but the model's vectors, those of its bottom perceptron or first table, \
+                 have {expected}"
             ),
             Self::LayerChecksum { layer, section } => {
                 write!(f, "layer {layer}, section {section}: the bytes do not match their checksum")

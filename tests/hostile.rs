@@ -475,7 +475,8 @@ fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut S
     if blob.verify_payload().is_ok() && model.tame() {
         let bag = |indices: &[u64]| Bag { indices: indices.to_vec(), weights: None };
         let samples = [0..2, 2..3].map(|range| indices.iter().map(|i| bag(&i[range.clone()])).collect::<Vec<_>>());
-        for ((x, bags), dense) in found.into_iter().zip(&samples).zip(dense.chunks(ranker.num_dense())) {
+        for (s, (x, bags)) in found.into_iter().zip(&samples).enumerate() {
+            let dense = &dense[s * ranker.num_dense()..][..ranker.num_dense()];
             let expected = model.logit(dense, bags);
             assert!(expected.admits(x), "{x} is not {expected:?}");
         }

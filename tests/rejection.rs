@@ -1553,10 +1553,21 @@ fn model_tables_that_are_not_there() {
 
 #[test]
 fn perceptrons_out_of_order_or_missing() {
-    assert_eq!(with_layer(0, layer::STACK, &[format::STACK_TOP]), BlobError::LayerOrder { layer: 0 });
+    // A top alone takes nothing but the products of tables, here one.
+    let too_wide = BlobError::LayerWidth { layer: 0, field: "inputs", found: 3, expected: 1 };
+    assert_eq!(with_layer(0, layer::STACK, &[format::STACK_TOP]), too_wide);
     assert_eq!(with_layer(3, layer::STACK, &[format::STACK_BOTTOM]), BlobError::LayerOrder { layer: 3 });
     for position in 0..3 {
         assert_eq!(with_layer(position, layer::ACTIVATION, &[2]), BlobError::LayerOrder { layer: position });
+    }
+    // And there is no such product of one table, or none.
+    for tables in [&[0][..], &[]] {
+        let model = model(tables, &[6, 4], &[1], [Dtype::F32; 2]);
+        let mut buf = build_model(&ranker_tables(), Some(&model), 1, Values::Reals);
+        let at = layer_at(&buf, 0);
+        buf[at + layer::STACK] = format::STACK_TOP;
+        assert!(reseal(&mut buf));
+        assert_eq!(parse(&buf), Err(BlobError::LayerOrder { layer: 0 }));
     }
     let mut buf = build_model(&[], Some(&model(&[], &[6, 1], &[1], [Dtype::F32; 2])), 1, Values::Reals);
     for position in 1..3 {
@@ -1654,7 +1665,14 @@ fn models_that_cannot_be_written() {
         Layout::with_model(&ranker_tables(), Some(&spec)).map(drop).unwrap_err()
     };
     let width = |layer, field, found, expected| BlobError::LayerWidth { layer, field, found, expected };
-    assert_eq!(refused(&|spec| spec.bottom.clear()), BlobError::LayerOrder { layer: 2 });
+    assert_eq!(refused(&|spec| spec.bottom.clear()), width(0, "inputs", 7, 1));
+    for count in [0, 1] {
+        let alone = |spec: &mut ModelSpec| {
+            spec.bottom.clear();
+            spec.tables.truncate(count);
+        };
+        assert_eq!(refused(&alone), BlobError::LayerOrder { layer: 0 });
+    }
     assert_eq!(refused(&|spec| spec.top.clear()), BlobError::LayerOrder { layer: 2 });
     assert_eq!(refused(&|spec| spec.bottom[1].activation = Activation::Sigmoid), BlobError::LayerOrder { layer: 1 });
     assert_eq!(refused(&|spec| spec.bottom[0].inputs = 0), width(0, "inputs", 0, 0));
@@ -1671,4 +1689,20 @@ fn models_that_cannot_be_written() {
     assert_eq!(refused(&|spec| spec.tables = vec![spec.tables[0]; 1025]), count("tables of the model", 1025, 1024));
     let same = LayerSpec { inputs: 3, outputs: 3, activation: Activation::Relu, dtype: Dtype::F32 };
     assert_eq!(refused(&|spec| spec.bottom = vec![same; 63]), count("layers", 65, 64));
+}
+
+#[test]
+fn tables_of_other_widths_without_a_bottom() {
+    let tables = [dense("t.a", 9, 4, Dtype::F32), dense("t.b", 6, 3, Dtype::F32)];
+    let spec = model(&[0, 1], &[], &[6], [Dtype::F32; 2]);
+    let expected = BlobError::ModelDim { table: 1, found: 3, expected: 4 };
+    assert_eq!(Layout::with_model(&tables, Some(&spec)).map(drop), Err(expected));
+    // The same in a blob: of two tables as wide as each other, the model's second one is exchanged for another.
+    let tables = [dense("t.a", 9, 4, Dtype::F32), dense("t.b", 6, 4, Dtype::F32), dense("t.c", 6, 3, Dtype::F32)];
+    let mut buf = build_model(&tables, Some(&spec), 1, Values::Reals);
+    assert!(Blob::parse(&buf).unwrap().ranker().is_ok_and(|ranker| ranker.num_dense() == 0));
+    let at = format::model_table_at(&buf, 1);
+    put(&mut buf, at, &2u32.to_le_bytes());
+    assert!(reseal(&mut buf));
+    assert_eq!(parse(&buf), Err(BlobError::ModelDim { table: 2, found: 3, expected: 4 }));
 }

@@ -196,17 +196,7 @@ impl Table<'_> {
 
     /// Refuses indices out of range, and weights with another pooling than sum.
     pub(crate) fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
-        if bags.per_sample_weights.is_some() && pooling != Pooling::Sum {
-            return Err(LookupError::WeightsPooling);
-        }
-        let num_embeddings = self.num_embeddings();
-        match bags.indices.iter().position(|index| index.to_u64() >= num_embeddings) {
-            Some(position) => {
-                let index = bags.indices.get(position).map_or(0, |index| index.to_u64());
-                Err(LookupError::IndexOutOfRange { position, index, num_embeddings })
-            }
-            None => Ok(()),
-        }
+        check_bags(bags, self.num_embeddings(), pooling)
     }
 
     /// Pools checked bags: the row of bag b goes to the `embedding_dim` elements of `rows` from `b * stride + first` on.
@@ -297,6 +287,24 @@ impl Table<'_> {
                 Some(true)
             })
         })
+    }
+}
+
+/// Refuses indices that a table of so many does not have, and weights with another pooling than sum.
+pub(crate) fn check_bags<I: Index>(
+    bags: &Bags<'_, I>,
+    num_embeddings: u64,
+    pooling: Pooling,
+) -> Result<(), LookupError> {
+    if bags.per_sample_weights.is_some() && pooling != Pooling::Sum {
+        return Err(LookupError::WeightsPooling);
+    }
+    match bags.indices.iter().position(|index| index.to_u64() >= num_embeddings) {
+        Some(position) => {
+            let index = bags.indices.get(position).map_or(0, |index| index.to_u64());
+            Err(LookupError::IndexOutOfRange { position, index, num_embeddings })
+        }
+        None => Ok(()),
     }
 }
 

@@ -98,10 +98,11 @@ pub struct Layer<'a> {
     pub bias: &'a [f32],
 }
 
-/// Inputs of the top perceptron: a row, and the dot product of each pair among `num_tables + 1` rows.
-pub(crate) fn top_inputs(num_tables: usize, embedding_dim: usize) -> usize {
-    let pairs = num_tables.saturating_mul(num_tables.saturating_add(1)) / 2;
-    embedding_dim.saturating_add(pairs)
+/// Inputs of the top perceptron: the elements of the bottom's vector, if there is one, and the dot product of each pair among
+/// `num_vectors`.
+pub(crate) fn top_inputs(num_vectors: usize, direct_len: usize) -> usize {
+    let pairs = num_vectors.saturating_mul(num_vectors.saturating_sub(1)) / 2;
+    direct_len.saturating_add(pairs)
 }
 
 impl<'a> Blob<'a> {
@@ -163,8 +164,7 @@ impl<'a> Blob<'a> {
         let rest = self.sections_of_layer(record).ok_or(owner)?;
         let mut sections = SectionCursor { blob: self, owner, section: record.first_section as usize, rest };
         let (inputs, outputs) = (record.inputs as usize, record.outputs as usize);
-        let weights =
-            sections.elements(Role::LayerWeights(layer), record.inputs.into(), |dtype| dtype.bytes_of(outputs))?;
+        let weights = sections.elements(Role::LayerWeights(layer), record.inputs.into(), outputs)?;
         let scales =
             if weights.dtype() == Dtype::I8 { sections.floats(Role::LayerScales(layer), outputs as u64)? } else { &[] };
         let bias = sections.floats(Role::LayerBias(layer), outputs as u64)?;
@@ -186,9 +186,13 @@ impl<'a> Blob<'a> {
             let layer = self.read_layer(position)?;
             let expected = match (before, layer.stack) {
                 (None, Stack::Bottom) => layer.inputs,
+                (None, Stack::Top) if self.model_tables.len() > 1 => {
+                    self.check_embedding_dims(self.model_dim())?;
+                    top_inputs(self.model_tables.len(), 0)
+                }
                 (Some(Layer { stack: Stack::Bottom, outputs, .. }), Stack::Top) => {
                     self.check_embedding_dims(outputs)?;
-                    top_inputs(self.model_tables.len(), outputs)
+                    top_inputs(self.model_tables.len().saturating_add(1), outputs)
                 }
                 (Some(before), stack) if before.stack == stack => before.outputs,
                 _ => return Err(BlobError::LayerOrder { layer: position }),
@@ -212,7 +216,19 @@ impl<'a> Blob<'a> {
         }
     }
 
-    /// The rows of the model's tables are as wide as what the bottom perceptron makes.
+    /// Columns of the model's tables.
+    pub(crate) fn model_dim(&self) -> usize {
+        let bottom = self.layers().take_while(|layer| layer.stack == Stack::Bottom).last();
+        let first = || self.model_tables().next().and_then(|of| self.tables.get(of.table));
+        bottom.map_or_else(|| first().map_or(0, |record| record.embedding_dim as usize), |layer| layer.outputs)
+    }
+
+    /// Indices that the table at `position` has rows for; 0 past the last.
+    pub(crate) fn num_embeddings(&self, position: usize) -> u64 {
+        self.tables.get(position).map_or(0, |record| record.num_embeddings)
+    }
+
+    /// The rows of the model's tables are as wide as what the bottom perceptron makes, or as the first one's.
     fn check_embedding_dims(&self, expected: usize) -> Result<(), BlobError> {
         self.model_tables().try_for_each(|ModelTable { table, .. }| {
             let found = self.tables.get(table).map_or(0, |record| record.embedding_dim);

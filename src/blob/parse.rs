@@ -330,8 +330,7 @@ impl<'a> Blob<'a> {
                 };
                 check_embedding_dim(rank.into()).map_err(wrong_shape)?;
                 let rows = sections.rows(Role::Rows, num_rows, rank as usize)?;
-                let projection =
-                    sections.elements(Role::Projection, rank.into(), |dtype| dtype.bytes_of(embedding_dim))?;
+                let projection = sections.elements(Role::Projection, rank.into(), embedding_dim)?;
                 Weights::Projected(Projected { rows, projection })
             }
             kind::QUOTIENT_REMAINDER => {
@@ -457,13 +456,8 @@ impl<'a> SectionCursor<'_, 'a> {
         self.blob.section_bytes(record).ok_or(BlobError::SectionLength { section, found: record.len, expected })
     }
 
-    /// `count` runs of `len` stored elements.
-    pub(super) fn elements(
-        &mut self,
-        role: Role,
-        count: u64,
-        run_len: impl Fn(Dtype) -> usize,
-    ) -> Result<Elements<'a>, BlobError> {
+    /// `count` runs of `len` stored elements, or as many dense rows if the role is one of rows.
+    pub(super) fn elements(&mut self, role: Role, count: u64, len: usize) -> Result<Elements<'a>, BlobError> {
         let (section, record) = self.take(role)?;
         let wrong_dtype = BlobError::SectionDtype { section, found: record.dtype.into() };
         let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
@@ -475,29 +469,32 @@ impl<'a> SectionCursor<'_, 'a> {
         if !suits {
             return Err(wrong_dtype);
         }
-        let bytes = self.bytes(section, record, count, run_len(dtype))?;
+        let len = match role {
+            Role::Rows | Role::RemainderRows | Role::OverrideRows => dtype.row_len(len),
+            _ => dtype.bytes_of(len),
+        };
+        let bytes = self.bytes(section, record, count, len)?;
         Elements::from_bytes(bytes, dtype).ok_or(wrong_dtype)
     }
 
     /// `count` f32.
     pub(super) fn floats(&mut self, role: Role, count: u64) -> Result<&'a [f32], BlobError> {
         let section = self.section;
-        match self.elements(role, count, |dtype| dtype.bytes_of(1))? {
+        match self.elements(role, count, 1)? {
             Elements::F32(floats) => Ok(floats),
             other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),
         }
     }
 
     fn rows(&mut self, role: Role, count: u64, embedding_dim: usize) -> Result<Rows<'a>, BlobError> {
-        let elements = self.elements(role, count, |dtype| dtype.row_len(embedding_dim))?;
+        let elements = self.elements(role, count, embedding_dim)?;
         Ok(Rows { elements, embedding_dim })
     }
 
     fn cores(&mut self, shape: TtShape) -> Result<TtCores<'a>, BlobError> {
         let mut cores = [Core { slices: Elements::F32(&[]), scales: &[] }; MAX_CORES];
         for (k, (core, &p)) in cores.iter_mut().zip(shape.row_factors()).enumerate() {
-            let slice_len = |dtype: Dtype| dtype.bytes_of(shape.slice_len(k));
-            core.slices = self.elements(Role::Core(k), p.into(), slice_len)?;
+            core.slices = self.elements(Role::Core(k), p.into(), shape.slice_len(k))?;
             if core.slices.dtype() == Dtype::I8 {
                 core.scales = self.floats(Role::Scales(k), p.into())?;
             }
@@ -514,8 +511,7 @@ impl<'a> SectionCursor<'_, 'a> {
         let ids = self.ids(Role::PrefixIds, shape.num_prefixes())?;
         let index = self.id_index(Role::PrefixIndex, shape.num_prefixes())?;
         let section = self.section;
-        let products =
-            self.elements(Role::PrefixProducts, ids.len() as u64, |dtype| dtype.bytes_of(shape.prefix_len()))?;
+        let products = self.elements(Role::PrefixProducts, ids.len() as u64, shape.prefix_len())?;
         match products {
             Elements::F32(products) => Ok(Some(Prefixes { ids, products, index })),
             other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),

@@ -120,7 +120,7 @@ pub struct OverridesSpec {
 pub struct ModelSpec {
     /// Its tables, by their positions among those given to [`Layout::with_model`], in the order of the interaction.
     pub tables: Vec<ModelTable>,
-    /// Layers of the bottom perceptron.
+    /// Layers of the bottom perceptron: none if there are no dense features.
     pub bottom: Vec<LayerSpec>,
     /// Layers of the top perceptron.
     pub top: Vec<LayerSpec>,
@@ -327,8 +327,16 @@ impl Layout {
                 return Err(BlobError::Count { what, found: found as u64, limit: limit as u64 });
             }
         }
-        let Some(embedding_dim) = model.bottom.last().map(|last| last.outputs).filter(|_| !model.top.is_empty()) else {
-            return Err(BlobError::LayerOrder { layer: num_layers });
+        // Without a bottom, pairs of tables are all that there is.
+        if model.top.is_empty() || model.bottom.is_empty() && model.tables.len() < 2 {
+            let layer = if model.top.is_empty() { num_layers } else { 0 };
+            return Err(BlobError::LayerOrder { layer });
+        }
+        let dim_of = |place: u32| self.tables.get(place as usize).map_or(0, |record| record.embedding_dim as usize);
+        let first_dim = || model.tables.first().and_then(|of| sorted.get(of.table)).map_or(0, |&place| dim_of(place));
+        let (embedding_dim, expected) = match model.bottom.last() {
+            Some(last) => (last.outputs, top_inputs(model.tables.len().saturating_add(1), last.outputs)),
+            None => (first_dim(), top_inputs(model.tables.len(), 0)),
         };
         for (position, &ModelTable { table, mean }) in model.tables.iter().enumerate() {
             let missing = BlobError::ModelTable { position, found: u32::try_from(table).unwrap_or(u32::MAX) };
@@ -345,7 +353,7 @@ impl Layout {
         let layers = layers.chain(model.top.iter().map(|layer| (Stack::Top, layer)));
         for (position, (stack, layer)) in layers.enumerate() {
             if position == model.bottom.len() {
-                inputs = Some(top_inputs(model.tables.len(), embedding_dim));
+                inputs = Some(expected);
             }
             let is_last = position.saturating_add(1) == num_layers;
             if layer.activation == Activation::Sigmoid && !is_last {

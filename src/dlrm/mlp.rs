@@ -1,10 +1,11 @@
 //! Perceptrons: linear layers one after another, between two buffers.
 
 use crate::{
-    blob::{Activation, Layer},
+    blob::{Activation, Blob, Layer},
     isa::Tier,
     kernel::{Epilogue, chain_step, resume_rows},
 };
+use core::ops::Range;
 
 /// What comes after a layer's product. A sigmoid is not part of it: it ends the model, and a logit is asked for as well.
 fn epilogue<'a>(layer: &Layer<'a>) -> Epilogue<'a> {
@@ -46,33 +47,34 @@ pub(super) fn resume(
     for y in y.chunks_exact_mut(n.max(1)) {
         copy(base.get(..n)?, y)?;
     }
-    resume_rows(tier, [m, rest, n], x, weights, y)?;
-    y.chunks_exact_mut(n.max(1)).for_each(|row| epilogue(layer).finish(tier, row));
-    Some(())
+    resume_rows(tier, [m, rest, n], x, weights, y, epilogue(layer))
 }
 
-/// Runs `layers` on `x`, which is `m` rows; returns what the last one makes of it.
-pub(super) fn run<'l, 'b>(
+/// Runs `layers` of a blob, one at least, on `x`, which is `m` rows; returns what the last one makes of it.
+pub(super) fn run<'b>(
     tier: Tier,
-    mut layers: impl Iterator<Item = Layer<'l>>,
+    blob: &Blob<'_>,
+    mut layers: Range<usize>,
     m: usize,
     x: &[f32],
     [even, odd]: &'b mut [&mut [f32]; 2],
 ) -> Option<&'b [f32]> {
-    let first = layers.next()?;
+    let first = blob.layer(layers.next()?)?;
     layer(tier, &first, m, x, even.get_mut(..m.checked_mul(first.outputs)?)?)?;
-    run_on(tier, layers, m, first.outputs, [even, odd])
+    run_on(tier, blob, layers, m, first.outputs, [even, odd])
 }
 
 /// The same for an `x` that is in the first of the two buffers, in rows of `width`.
-pub(super) fn run_on<'l, 'b>(
+pub(super) fn run_on<'b>(
     tier: Tier,
-    layers: impl Iterator<Item = Layer<'l>>,
+    blob: &Blob<'_>,
+    layers: Range<usize>,
     m: usize,
     mut width: usize,
     [mut from, mut to]: [&'b mut [f32]; 2],
 ) -> Option<&'b [f32]> {
     for next in layers {
+        let next = blob.layer(next)?;
         let y = to.get_mut(..m.checked_mul(next.outputs)?)?;
         layer(tier, &next, m, from.get(..m.checked_mul(width)?)?, y)?;
         (from, to) = (to, from);

@@ -2,7 +2,8 @@
 //!
 //! DLRM (Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019): a bottom
 //! perceptron makes a vector of a sample's dense features, each table a vector of its bag, the *interaction* the dot product of
-//! each pair of these vectors, and a top perceptron a score of the first vector and the products.
+//! each pair of these vectors, and a top perceptron a score of the first vector and the products. Without dense features there is
+//! no bottom, and the score is one of the products alone: with two tables, a two-tower model.
 //!
 //! Samples go through in groups. The vectors of a group lie together, sample by sample, so that each table pools its bags of the
 //! whole group straight to where they belong; then the perceptrons take some samples at a time, so that what passes from layer to
@@ -17,8 +18,8 @@
 mod mlp;
 
 use crate::{
-    bag::{Bags, Index},
-    blob::{Activation, Blob, Layer, Stack, top_inputs},
+    bag::{Bags, Index, check_bags},
+    blob::{Activation, Blob, Layer, ModelTable, Stack, top_inputs},
     error::{BlobError, LookupError, ScoreError},
     isa::Tier,
     kernel::{Pooling, dot_interaction_from, dot_interaction_workspace_len},
@@ -52,6 +53,8 @@ pub struct Ranker<'a> {
     blob: Blob<'a>,
     tier: Tier,
     num_dense: usize,
+    /// Layers of the bottom perceptron: none if there are no dense features.
+    num_bottom: usize,
     embedding_dim: usize,
     /// Outputs of the first top layer.
     first_outputs: usize,
@@ -67,20 +70,16 @@ impl<'a> Blob<'a> {
     /// # Errors
     /// [`BlobError::NoModel`]: it has tables only.
     pub fn ranker(&self) -> Result<Ranker<'a>, BlobError> {
-        let first = |stack| self.layers().find(|layer| layer.stack == stack).ok_or(BlobError::NoModel);
-        let (bottom, top) = (first(Stack::Bottom)?, first(Stack::Top)?);
-        let of_layers = self.layers().map(|layer| layer.outputs).max().unwrap_or(0);
+        let num_bottom = self.layers().take_while(|layer| layer.stack == Stack::Bottom).count();
+        let top = self.layer(num_bottom).ok_or(BlobError::NoModel)?;
         let mut ranker = Ranker {
             blob: *self,
             tier: Tier::best(),
-            num_dense: bottom.inputs,
-            embedding_dim: self
-                .layers()
-                .take_while(|layer| layer.stack == Stack::Bottom)
-                .last()
-                .map_or(0, |l| l.outputs),
+            num_dense: if num_bottom == 0 { 0 } else { self.layer(0).map_or(0, |layer| layer.inputs) },
+            num_bottom,
+            embedding_dim: self.model_dim(),
             first_outputs: top.outputs,
-            width: of_layers.max(top.inputs),
+            width: self.layers().map(|layer| layer.outputs).fold(top.inputs, usize::max),
             table_workspace_len: 0,
         };
         ranker.table_workspace_len = ranker.tables().map(|table| table.workspace_len()).max().unwrap_or(0);
@@ -103,13 +102,9 @@ impl<I: Index> Batch<'_, '_, I> {
         self.bags.get(table).is_some_and(|bags| bags.len() == 1)
     }
 
-    /// How many vectors, from the first one on, are the same in all samples.
+    /// How many tables, from the first one on, have one bag for all samples.
     fn num_leading(&self) -> usize {
-        if !self.one_dense {
-            return 0;
-        }
-        let shared = self.bags.iter().take_while(|bags| bags.len() == 1).count();
-        shared.saturating_add(1)
+        self.bags.iter().take_while(|bags| bags.len() == 1).count()
     }
 }
 
@@ -164,7 +159,7 @@ impl<'a> Ranker<'a> {
 
     /// What becomes of the rows of a bag of each of these tables: their sum, or their mean.
     pub fn poolings(&self) -> impl Iterator<Item = Pooling> + use<'a> {
-        self.blob.model_tables().map(|of| if of.mean { Pooling::Mean } else { Pooling::Sum })
+        self.blob.model_tables().map(pooling)
     }
 
     /// The layers, those of the bottom perceptron first.
@@ -194,9 +189,19 @@ impl<'a> Ranker<'a> {
         scratch.saturating_add(self.first_outputs).saturating_add(tile).saturating_add(group.saturating_mul(vectors))
     }
 
-    /// Vectors of a sample: the bottom perceptron's, and one of each table.
+    /// Vectors of a sample: the bottom perceptron's, if there is one, and one of each table.
     fn num_vectors(&self) -> usize {
-        self.num_tables().saturating_add(1)
+        self.first_table().saturating_add(self.num_tables())
+    }
+
+    /// Which of a sample's vectors is the first of a table.
+    fn first_table(&self) -> usize {
+        usize::from(self.num_bottom > 0)
+    }
+
+    /// How many of the top's inputs are a vector as it is: the bottom's.
+    fn direct_len(&self) -> usize {
+        if self.num_bottom > 0 { self.embedding_dim } else { 0 }
     }
 
     fn vectors_len(&self) -> usize {
@@ -296,12 +301,12 @@ impl<'a> Ranker<'a> {
         if workspace.len() < expected {
             return Err(ScoreError::WorkspaceLen { found: workspace.len(), expected });
         }
-        for (position, ((table, pooling), bags)) in self.tables().zip(self.poolings()).zip(bags).enumerate() {
+        for (position, (of, bags)) in self.blob.model_tables().zip(bags).enumerate() {
             let wrong = |error| ScoreError::Table { table: position, error };
             if bags.len() != num_samples && !(sharing && bags.len() == 1) {
                 return Err(wrong(LookupError::NumBags { found: bags.len(), expected: num_samples }));
             }
-            table.check_bags(bags, pooling).map_err(wrong)?;
+            check_bags(bags, self.blob.num_embeddings(of.table), pooling(of)).map_err(wrong)?;
         }
         // A batch of one shares nothing worth the trouble.
         let one_dense = one_dense && num_samples > 1;
@@ -319,12 +324,9 @@ impl<'a> Ranker<'a> {
 
     fn put_logits<I: Index>(&self, batch: &Batch<'_, '_, I>, out: &mut [f32], workspace: &mut [f32]) -> Option<()> {
         let mut buffers = self.divide(batch.num_samples, workspace)?;
-        let leading = batch.num_leading();
         // What the first top layer takes of the leading vectors stands before all else.
-        let shared_inputs = match leading.checked_sub(1) {
-            Some(tables) if batch.num_samples > 1 => top_inputs(tables, self.embedding_dim),
-            _ => 0,
-        };
+        let leading = if batch.one_dense { self.first_table().checked_add(batch.num_leading())? } else { 0 };
+        let shared_inputs = if leading == 0 { 0 } else { top_inputs(leading, self.direct_len()) };
         let leading = if shared_inputs == 0 { 0 } else { leading };
         let group = buffers.group;
         for (at, out) in out.chunks_mut(group.max(1)).enumerate() {
@@ -373,7 +375,9 @@ impl<'a> Ranker<'a> {
     ) -> Option<()> {
         let (stride, dim) = (self.vectors_len(), self.embedding_dim);
         let is_first = samples.start == 0;
-        if !batch.one_dense {
+        if self.num_bottom == 0 {
+            // Tables alone.
+        } else if !batch.one_dense {
             self.put_dense(batch.dense, samples.clone(), buffers)?;
         } else if is_first {
             self.put_dense(batch.dense, 0..1, buffers)?;
@@ -381,7 +385,7 @@ impl<'a> Ranker<'a> {
         }
         let tables = self.tables().zip(self.poolings());
         for (position, ((table, pooling), bags)) in tables.zip(batch.bags).enumerate() {
-            let first = position.checked_add(1)?.checked_mul(dim)?;
+            let first = position.checked_add(self.first_table())?.checked_mul(dim)?;
             if batch.num_samples == 1 || !batch.is_shared(position) {
                 let bags = bags.slice(samples.clone())?;
                 table.pool_strided(&bags, pooling, buffers.features, stride, first, buffers.tables)?;
@@ -395,14 +399,13 @@ impl<'a> Ranker<'a> {
 
     /// What the bottom perceptron makes of the dense features of `samples`.
     fn put_dense(&self, dense: &[f32], samples: Range<usize>, buffers: &mut Buffers<'_>) -> Option<()> {
-        let bottom = || self.layers().take_while(|layer| layer.stack == Stack::Bottom);
         let dense = dense.get(samples.start.checked_mul(self.num_dense)?..samples.end.checked_mul(self.num_dense)?)?;
         let (stride, dim) = (self.vectors_len(), self.embedding_dim);
         let mut rest = &mut *buffers.features;
         for dense in dense.chunks(buffers.tile.checked_mul(self.num_dense)?.max(1)) {
             let m = dense.len().checked_div(self.num_dense)?;
             let (tile, after) = rest.split_at_mut_checked(m.checked_mul(stride)?)?;
-            let mut vectors = mlp::run(self.tier, bottom(), m, dense, &mut buffers.layers)?;
+            let mut vectors = mlp::run(self.tier, &self.blob, 0..self.num_bottom, m, dense, &mut buffers.layers)?;
             for to in tile.chunks_exact_mut(stride.max(1)) {
                 let (vector, others) = vectors.split_at_checked(dim)?;
                 copy(vector, to)?;
@@ -418,14 +421,10 @@ impl<'a> Ranker<'a> {
         let Buffers { interaction, base, layers: [x, _], features, .. } = buffers;
         let vectors = features.get(..leading.checked_mul(self.embedding_dim)?)?;
         let x = x.get_mut(..inputs)?;
-        let (vector, pairs) = x.split_at_mut_checked(self.embedding_dim)?;
-        copy(vectors.get(..self.embedding_dim)?, vector)?;
+        let (vector, pairs) = x.split_at_mut_checked(self.direct_len())?;
+        copy(vectors.get(..vector.len())?, vector)?;
         dot_interaction_from(self.tier, vectors, leading, 0, pairs, interaction)?;
-        mlp::begin(self.tier, &self.first_top()?, x, base)
-    }
-
-    fn first_top(&self) -> Option<Layer<'a>> {
-        self.layers().find(|layer| layer.stack == Stack::Top)
+        mlp::begin(self.tier, &self.blob.layer(self.num_bottom)?, x, base)
     }
 
     /// The logits of `samples` of the group, whose `leading` vectors make the first `shared_inputs` of the top's.
@@ -439,29 +438,34 @@ impl<'a> Ranker<'a> {
     ) -> Option<()> {
         let Buffers { interaction, base, layers, features, .. } = buffers;
         let [inputs, outputs] = layers;
-        let (m, stride, dim) = (samples.len(), self.vectors_len(), self.embedding_dim);
-        let first = self.first_top()?;
+        let (m, stride) = (samples.len(), self.vectors_len());
+        let first = self.blob.layer(self.num_bottom)?;
         let width = first.inputs.checked_sub(shared_inputs)?;
         let features = features.get(samples.start.checked_mul(stride)?..samples.end.checked_mul(stride)?)?;
         let mut rest = inputs.get_mut(..m.checked_mul(width)?)?;
         for vectors in features.chunks_exact(stride.max(1)) {
             let (x, after) = rest.split_at_mut_checked(width)?;
-            let (vector, pairs) = x.split_at_mut_checked(if leading == 0 { dim } else { 0 })?;
+            let (vector, pairs) = x.split_at_mut_checked(if leading == 0 { self.direct_len() } else { 0 })?;
             copy(vectors.get(..vector.len())?, vector)?;
             dot_interaction_from(self.tier, vectors, self.num_vectors(), leading, pairs, interaction)?;
             rest = after;
         }
         let x = inputs.get(..m.checked_mul(width)?)?;
-        let rest = self.layers().skip_while(|layer| layer.stack == Stack::Bottom).skip(1);
+        let rest = self.num_bottom.checked_add(1)?..self.blob.num_layers();
         let y = outputs.get_mut(..m.checked_mul(first.outputs)?)?;
         if shared_inputs == 0 {
             mlp::layer(self.tier, &first, m, x, y)?;
         } else {
             mlp::resume(self.tier, &first, shared_inputs, base, m, x, y)?;
         }
-        let logits = mlp::run_on(self.tier, rest, m, first.outputs, [outputs, inputs])?;
+        let logits = mlp::run_on(self.tier, &self.blob, rest, m, first.outputs, [outputs, inputs])?;
         copy(logits.get(..m)?, out)
     }
+}
+
+/// What becomes of the rows of a bag.
+fn pooling(of: ModelTable) -> Pooling {
+    if of.mean { Pooling::Mean } else { Pooling::Sum }
 }
 
 /// Puts what is in the `len` elements from `first` on of the first run of `stride` at the same place of every other.

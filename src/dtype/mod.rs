@@ -97,6 +97,8 @@ pub(crate) trait Weight: Copy + 'static {
     const ROW_HEADER: usize = 0;
     /// The first elements of `units`, before any scale, as many as the vector has lanes; zeros where there are fewer.
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32;
+    /// The same units, of any type.
+    fn elements(units: &[Self]) -> Elements<'_>;
     /// A dense row's scale, offset and elements.
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
@@ -122,6 +124,10 @@ impl Weight for f32 {
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_f32(units)
     }
+    #[inline(always)]
+    fn elements(units: &[Self]) -> Elements<'_> {
+        Elements::F32(units)
+    }
 }
 
 impl Weight for f16 {
@@ -130,6 +136,10 @@ impl Weight for f16 {
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_f16(units)
     }
+    #[inline(always)]
+    fn elements(units: &[Self]) -> Elements<'_> {
+        Elements::F16(units)
+    }
 }
 
 impl Weight for bf16 {
@@ -137,6 +147,10 @@ impl Weight for bf16 {
     #[inline(always)]
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_bf16(units)
+    }
+    #[inline(always)]
+    fn elements(units: &[Self]) -> Elements<'_> {
+        Elements::Bf16(units)
     }
 }
 
@@ -147,6 +161,10 @@ impl Weight for i8 {
     #[inline(always)]
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_i8(units)
+    }
+    #[inline(always)]
+    fn elements(units: &[Self]) -> Elements<'_> {
+        Elements::I8(units)
     }
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
@@ -164,6 +182,10 @@ impl Weight for Nibbles {
     #[inline(always)]
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_u4(bytemuck::cast_slice(units))
+    }
+    #[inline(always)]
+    fn elements(units: &[Self]) -> Elements<'_> {
+        Elements::I4(units)
     }
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {

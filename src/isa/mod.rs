@@ -22,7 +22,7 @@ mod scalar;
 
 use core::sync::atomic::{AtomicU8, Ordering};
 use half::{bf16, f16};
-use scalar::Scalar;
+pub(crate) use scalar::Scalar;
 use sealed::Sealed;
 
 mod sealed {
@@ -267,7 +267,16 @@ impl Tier {
 
     /// Whether this is the scalar tier.
     pub(crate) fn is_scalar(self) -> bool {
-        matches!(self.0, Token::Scalar(_))
+        self.scalar().is_some()
+    }
+
+    /// The token of the scalar tier, if it is that.
+    pub(crate) fn scalar(self) -> Option<Scalar> {
+        match self.0 {
+            Token::Scalar(token) => Some(token),
+            #[allow(unreachable_patterns, reason = "where there is no other tier")]
+            _ => None,
+        }
     }
 
     /// The tier of this name, if this CPU can run it.

@@ -12,13 +12,19 @@ impl Sealed for Scalar {}
 #[inline(always)]
 fn lanes<T: Copy>(xs: &[T], widen: impl Fn(T) -> f32) -> [f32; 4] {
     match xs.first_chunk::<4>() {
-        Some(xs) => xs.map(widen),
-        None => {
-            let mut lanes = [0.0; 4];
-            lanes.iter_mut().zip(xs).for_each(|(lane, &x)| *lane = widen(x));
-            lanes
-        }
+        // Written out: a loop would be one even where nothing else is in memory.
+        Some(&[a, b, c, d]) => [widen(a), widen(b), widen(c), widen(d)],
+        None => fewer(xs, widen),
     }
+}
+
+/// Apart, since it is the end of a row only, and there is one in every loop.
+#[cold]
+#[inline(never)]
+fn fewer<T: Copy>(xs: &[T], widen: impl Fn(T) -> f32) -> [f32; 4] {
+    let mut lanes = [0.0; 4];
+    lanes.iter_mut().zip(xs).for_each(|(lane, &x)| *lane = widen(x));
+    lanes
 }
 
 #[inline(always)]
@@ -61,7 +67,7 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 4] {
-        [x; 4]
+        [x, x, x, x]
     }
     #[inline(always)]
     fn load_f32(self, xs: &[f32]) -> [f32; 4] {
@@ -83,7 +89,7 @@ impl Isa for Scalar {
     fn load_u4(self, xs: &[u8]) -> [f32; 4] {
         let pair = xs.first_chunk::<2>().copied().or(xs.first().map(|&x| [x, 0])).unwrap_or_default();
         let [low, high] = pair;
-        [low & 15, low >> 4, high & 15, high >> 4].map(f32::from)
+        [f32::from(low & 15), f32::from(low >> 4), f32::from(high & 15), f32::from(high >> 4)]
     }
     #[inline(always)]
     fn store(self, v: [f32; 4], out: &mut [f32]) {

@@ -26,6 +26,7 @@ pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
 pub use rows::{Pooling, widen};
 pub use step::chain_step;
 pub(crate) use step::{Job, add_products, resume_rows, store_products, store_rows};
+use step::{Start, small_product};
 #[cfg(feature = "train")]
 pub use update::{AdamFactors, FEW, adagrad, adam, row_wise_adagrad, sgd, sgd_of_few};
 
@@ -102,6 +103,25 @@ impl Epilogue<'_> {
         Some(())
     }
 
+    /// What becomes of a vector of elements in the columns from `column` on, where `out` is.
+    #[inline(always)]
+    fn combine<I: Isa>(self, isa: I, v: I::F32, column: usize, out: &[f32]) -> I::F32 {
+        match self {
+            Self::Store => v,
+            Self::StoreScaled(scale) => isa.mul(isa.splat(scale), v),
+            Self::AddScaled(weight) => isa.fma(isa.splat(weight), v, isa.load_f32(out)),
+            Self::MaxScaled(scale) => isa.max(isa.mul(isa.splat(scale), v), isa.load_f32(out)),
+            Self::Bias { scales, bias, relu } => {
+                let bias = isa.load_f32(bias.get(column..).unwrap_or_default());
+                let v = match scales.get(column..) {
+                    Some(scales) if !scales.is_empty() => isa.fma(isa.load_f32(scales), v, bias),
+                    _ => isa.add(v, bias),
+                };
+                if relu { isa.max(isa.splat(0.0), v) } else { v }
+            }
+        }
+    }
+
     /// Puts what is in `row` back where it is, as finished elements.
     pub(crate) fn finish(self, tier: Tier, row: &mut [f32]) {
         let mut buffer = [0.0; BUFFER];
@@ -128,22 +148,7 @@ impl Op for Combine<'_> {
     fn run<I: Isa>(self, isa: I) {
         let vectors = self.out.chunks_mut(I::LANES).zip(self.values.chunks(I::LANES));
         for ((out, values), column) in vectors.zip((self.column..).step_by(I::LANES)) {
-            let v = isa.load_f32(values);
-            let v = match self.epilogue {
-                Epilogue::Store => v,
-                Epilogue::StoreScaled(scale) => isa.mul(isa.splat(scale), v),
-                Epilogue::AddScaled(weight) => isa.fma(isa.splat(weight), v, isa.load_f32(out)),
-                Epilogue::MaxScaled(scale) => isa.max(isa.mul(isa.splat(scale), v), isa.load_f32(out)),
-                Epilogue::Bias { scales, bias, relu } => {
-                    let bias = isa.load_f32(bias.get(column..).unwrap_or_default());
-                    let v = match scales.get(column..) {
-                        Some(scales) if !scales.is_empty() => isa.fma(isa.load_f32(scales), v, bias),
-                        _ => isa.add(v, bias),
-                    };
-                    if relu { isa.max(isa.splat(0.0), v) } else { v }
-                }
-            };
-            isa.store(v, out);
+            isa.store(self.epilogue.combine(isa, isa.load_f32(values), column, out), out);
         }
     }
 }

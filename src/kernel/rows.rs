@@ -1,6 +1,6 @@
 //! Dense rows: one widened, or many pooled straight into registers.
 
-use super::Epilogue;
+use super::{Epilogue, Start, small_product};
 use crate::{
     dtype::{Elements, Weight, with_elements},
     index::Index,
@@ -22,8 +22,13 @@ pub fn widen(
     if stored.len() < stored.units_of(out.len()) || !epilogue.fits(out.len()) {
         return None;
     }
+    if let Some(isa) = tier.scalar() {
+        // The product of one row, which begins with the offset.
+        let n = out.len();
+        return small_product(isa, [1, 1, n], &[scale], stored, Start::With(offset), (out, n), epilogue);
+    }
     with_elements!(stored, stored => match epilogue {
-        Epilogue::AddScaled(weight) if !tier.is_scalar() => {
+        Epilogue::AddScaled(weight) => {
             tier.run(Widen { stored, scale, offset, add: Some(weight), out });
             Some(())
         }

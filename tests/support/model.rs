@@ -68,7 +68,9 @@ impl<'a> Model<'a> {
     }
 
     pub(crate) fn num_dense(&self) -> usize {
-        u32_at(self.bytes, layer_at(self.bytes, 0) + layer::INPUTS) as usize
+        let at = layer_at(self.bytes, 0);
+        // Without a bottom there are none.
+        if self.layers[0].stack == STACK_BOTTOM { u32_at(self.bytes, at + layer::INPUTS) as usize } else { 0 }
     }
 
     pub(crate) fn num_tables(&self) -> usize {
@@ -88,8 +90,10 @@ impl<'a> Model<'a> {
 
     /// A sample's logit.
     pub(crate) fn logit(&self, dense: &[f32], bags: &[Bag]) -> Approx {
+        let has_bottom = self.num_dense() > 0;
+        assert_eq!(dense.len(), self.num_dense());
         let x: Vec<Approx> = dense.iter().map(|&x| Approx::exact(x.into())).collect();
-        let mut vectors = vec![self.perceptron(x, true)];
+        let mut vectors = if has_bottom { vec![self.perceptron(x, true)] } else { Vec::new() };
         for (position, (table, Bag { indices, weights })) in self.tables.iter().zip(bags).enumerate() {
             vectors.push(match weights {
                 None if is_mean(self.bytes, position) => table.bag(indices, &[], Mode::Mean),
@@ -97,7 +101,7 @@ impl<'a> Model<'a> {
                 None => table.bag(indices, &[], Mode::Sum),
             });
         }
-        let mut inputs = vectors[0].clone();
+        let mut inputs = if has_bottom { vectors[0].clone() } else { Vec::new() };
         for i in 1..vectors.len() {
             for j in 0..i {
                 let products = vectors[i].iter().zip(&vectors[j]).map(|(x, y)| (x.times(*y), 1.0));

@@ -250,7 +250,7 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
 
 /// Layers of these widths, with ReLU between them; and, of the top ones, a sigmoid at the end.
 pub(crate) fn layers(widths: &[usize], dtype: Dtype, top: bool) -> Vec<LayerSpec> {
-    let last = widths.len() - 2;
+    let last = widths.len().saturating_sub(2);
     let layer = |(position, pair): (usize, &[usize])| LayerSpec {
         inputs: pair[0],
         outputs: pair[1],
@@ -260,9 +260,11 @@ pub(crate) fn layers(widths: &[usize], dtype: Dtype, top: bool) -> Vec<LayerSpec
     widths.windows(2).enumerate().map(layer).collect()
 }
 
-/// A model of `tables` (by position), every third of them averaged, whose rows have `bottom`'s last width; the top's first width follows.
+/// A model of `tables` (by position), every third of them averaged, whose rows have `bottom`'s last width, if there is a bottom; the
+/// top's first width follows.
 pub(crate) fn model(tables: &[usize], bottom: &[usize], hidden: &[usize], dtypes: [Dtype; 2]) -> ModelSpec {
-    let inputs = bottom[bottom.len() - 1] + tables.len() * (tables.len() + 1) / 2;
+    let num_vectors = tables.len() + usize::from(!bottom.is_empty());
+    let inputs = bottom.last().copied().unwrap_or(0) + num_vectors * num_vectors.saturating_sub(1) / 2;
     let top = [&[inputs], hidden, &[1]].concat();
     // Some are averaged.
     let tables = tables.iter().enumerate().map(|(t, &table)| ModelTable { table, mean: t % 3 == 1 }).collect();
@@ -369,7 +371,10 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
     let first = model(&order, &[3, 5, 4], &[6, 3], [Dtype::F32, Dtype::F16]);
     let second = model(&[1, 3], &[2, 4], &[], [Dtype::I8, Dtype::I8]);
     let third = model(&[], &[6, 1], &[9], [Dtype::Bf16, Dtype::I8]);
-    let models = [(&tables[..], first), (&tables, second), (&tables[..1], third)];
+    // Without dense features: several tables, and two with nothing but their product.
+    let fourth = model(&[3, 0, 2], &[], &[5], [Dtype::F32, Dtype::F16]);
+    let fifth = model(&[0, 1], &[], &[], [Dtype::I8; 2]);
+    let models = [(&tables[..], first), (&tables, second), (&tables[..1], third), (&tables, fourth), (&tables, fifth)];
     let models = models.iter().zip(20..);
     blobs.extend(models.map(|((tables, model), seed)| build_model(tables, Some(model), seed, Values::Reals)));
     blobs

@@ -95,6 +95,7 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
     };
     let bags: Vec<_> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
     let dense = match (user.dense(), candidates.dense()) {
+        (Some(_), Some(_)) if ranker.num_dense() == 0 => &[],
         (Some(_), Some(_)) => anyhow::bail!("both files hold \"dense\": expected one of them to"),
         (Some(dense), None) => {
             let (found, expected) = (dense.len(), ranker.num_dense());

@@ -26,6 +26,8 @@ impl Samples {
             array.read_f32(0, &mut values)?;
             Ok(values)
         });
+        // A model of tables alone has none to give.
+        let dense = dense.or_else(|| (ranker.num_dense() == 0).then(|| Ok(Vec::new())));
         let table = |t: usize| {
             let [indices, offsets, weights] = ["indices", "offsets", "weights"].map(|name| format!("{name}_{t}"));
             let weighted = file.tensor(&weights).is_some();
@@ -39,6 +41,14 @@ impl Samples {
     /// The dense features, if they are there.
     pub(crate) fn dense(&self) -> Option<&[f32]> {
         self.dense.as_deref()
+    }
+
+    /// How many samples the dense features are of, or without any the first table's bags.
+    pub(crate) fn count(&self, ranker: &Ranker<'_>) -> Result<usize> {
+        match self.dense().unwrap_or_default().len().checked_div(ranker.num_dense()) {
+            Some(count) => Ok(count),
+            None => Ok(self.bags(0)?.map_or(0, |bags| bags.len())),
+        }
     }
 
     /// The bags of table `table` of the model, if they are there.

@@ -14,7 +14,7 @@ use ttrec::{Bags, Ranker};
 
 /// Score a batch of samples with a blob's model.
 ///
-/// The npz file holds `dense`, samples x features, and for each table of the model, in its order from 0, `indices_0` and `offsets_0`
+/// The npz file holds `dense`, samples x features, if the model has any, and for each table of the model, in its order from 0, `indices_0` and `offsets_0`
 /// and so on, as torch.nn.EmbeddingBag takes them with include_last_offset=True, and perhaps `weights_0`. The output is a float32 .npy
 /// array: one score per sample.
 #[derive(clap::Args)]
@@ -48,7 +48,7 @@ fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32
     let dense = samples.dense().context("no array \"dense\"")?;
     let bag = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let bags: Vec<Bags<'_, u64>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
-    let mut out = zeros(dense.len().checked_div(ranker.num_dense()).unwrap_or(0))?;
+    let mut out = zeros(samples.count(ranker)?)?;
     ensure!(!out.is_empty(), "no samples");
     let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
     if logits {

@@ -393,3 +393,54 @@ fn a_blob_with_hot_rows_stored_keeps_its_model() {
         assert!((hot - before).abs() <= 1e-5 * before.abs(), "{hot} was {before}");
     }
 }
+
+#[test]
+fn two_towers_score_the_product_of_their_rows() {
+    let dir = Dir::new();
+    let users: Vec<f32> = (0..7 * 4).map(|i| ((i * 5) % 13) as f32 / 8.0 - 0.75).collect();
+    let items: Vec<f32> = (0..5 * 4).map(|i| ((i * 7) % 11) as f32 / 8.0 - 0.5).collect();
+    let checkpoint = dir.path("towers.safetensors");
+    write_safetensors(
+        &checkpoint,
+        &[
+            ("emb_l.0.weight", F32, &[7, 4], users[..].bytes()),
+            ("emb_l.1.weight", F32, &[5, 4], items[..].bytes()),
+            ("top_l.0.weight", F32, &[1, 1], [1.0f32][..].bytes()),
+            ("top_l.0.bias", F32, &[1], [0.0f32][..].bytes()),
+        ],
+    );
+    let blob = convert(&dir, &checkpoint, &[]);
+    // Numbers of eighths: their products and sums are exact.
+    let product = |user: i64, item: i64| -> f32 {
+        let row = |table: &[f32], row: i64| table[row as usize * 4..][..4].to_vec();
+        row(&users, user).iter().zip(row(&items, item)).map(|(x, y)| x * y).sum()
+    };
+    let (of_users, of_items) = ([6i64, 0, 3, 3], [4i64, 1, 0, 2]);
+    let each = vector(&[0i64, 1, 2, 3, 4]);
+    let batch = dir.path("batch.npz");
+    let arrays = [
+        ("indices_0", vector(&of_users)),
+        ("offsets_0", each.clone()),
+        ("indices_1", vector(&of_items)),
+        ("offsets_1", each.clone()),
+    ];
+    write_npz(&batch, &arrays);
+    let expected: Vec<f32> = of_users.iter().zip(of_items).map(|(&user, item)| product(user, item)).collect();
+    assert_eq!(score(&dir, &blob, &batch, true), expected);
+    ttrec!["bench", &blob, "--batch", &batch, "--samples", "2"].exits(0);
+
+    // One user and all items.
+    let (user, candidates, out) = (dir.path("user.npz"), dir.path("candidates.npz"), dir.path("ranked.npy"));
+    write_npz(&user, &[("indices_0", vector(&[6i64])), ("offsets_0", vector(&[0i64, 1]))]);
+    write_npz(
+        &candidates,
+        &[("indices_1", vector(&[0i64, 1, 2, 3, 4])), ("offsets_1", vector(&[0i64, 1, 2, 3, 4, 5]))],
+    );
+    ttrec!["rank", &blob, "--user", &user, "--candidates", &candidates, "-o", &out].exits(0);
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-f64::from(x)).exp());
+    let (_, scores) = read_f32(&out);
+    assert_eq!(scores.len(), 5);
+    for (item, score) in (0..).zip(scores) {
+        assert!((f64::from(score) - sigmoid(product(6, item))).abs() <= 1e-6, "{item}: {score}");
+    }
+}

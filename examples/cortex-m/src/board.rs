@@ -1,7 +1,10 @@
-//! The board: where it prints to, and what time it is. It writes its few digits by hand, since `core::fmt` is larger than the
-//! ranker, and can panic.
+//! The board: where it prints to, and what time it is.
 
-use crate::{MODEL, Refused, lookups, scores};
+use crate::{
+    MODEL, Refused,
+    digits::{decimal, hex},
+    lookups, scores,
+};
 use cortex_m::peripheral::{Peripherals, SYST, syst::SystClkSource};
 use cortex_m_rt::entry;
 use cortex_m_semihosting::{
@@ -61,29 +64,6 @@ fn now() -> u32 {
 fn instructions(time: u32, of_loops: u32) -> u32 {
     let all = u64::from(time) * 2 * u64::from(LOOPS);
     all.checked_div(u64::from(of_loops)).unwrap_or(0) as u32
-}
-
-/// Eight digits and the end of the line.
-fn hex(bits: u32) -> [u8; 9] {
-    core::array::from_fn(|at| match (bits << (4 * (at & 7))) >> 28 {
-        _ if at == 8 => b'\n',
-        digit @ 0..10 => b'0' + digit as u8,
-        digit => b'a' - 10 + digit as u8,
-    })
-}
-
-/// Digits, and where they start.
-fn decimal(mut number: u32) -> ([u8; 10], usize) {
-    let (mut digits, mut start) = ([b'0'; 10], 10);
-    for (at, digit) in digits.iter_mut().enumerate().rev() {
-        *digit += (number % 10) as u8;
-        number /= 10;
-        start = at;
-        if number == 0 {
-            break;
-        }
-    }
-    (digits, start)
 }
 
 /// Says nothing, to save flash; the emulator's exit status tells.

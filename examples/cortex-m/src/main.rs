@@ -20,6 +20,8 @@ pub struct Refused;
 
 #[cfg(target_os = "none")]
 mod board;
+#[cfg(target_os = "none")]
+mod digits;
 
 #[cfg(not(target_os = "none"))]
 fn main() {

@@ -8,6 +8,7 @@
 
 mod at_once;
 mod grouped;
+mod small;
 mod tile;
 
 use super::Epilogue;
@@ -18,6 +19,7 @@ use crate::{
 use at_once::JobsAtOnce;
 use core::ops::Range;
 use grouped::{FewColumns, GroupedJobs};
+pub(super) use small::{Start, product as small_product};
 use tile::Strip;
 
 /// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a linear layer whose weights
@@ -33,8 +35,11 @@ pub fn chain_step(
     epilogue: Epilogue<'_>,
 ) -> Option<()> {
     let fits = m.checked_mul(r)? == x.len() && r.checked_mul(n)? == slice.len() && m.checked_mul(n)? == out.len();
-    if !(fits && epilogue.fits(n) && r > 0) {
+    if !(fits && epilogue.fits(n) && r > 0 && slice.dtype().suits_cores()) {
         return None;
+    }
+    if let Some(isa) = tier.scalar() {
+        return small_product(isa, [m, r, n], x, slice, Start::With(0.0), (out, n), epilogue);
     }
     with_core_elements!(slice, slice => step(tier, [m, r, n], x, slice, out, epilogue))?
 }
@@ -57,9 +62,7 @@ fn step<W: Weight>(
     match epilogue {
         Epilogue::Store => store(1.0, out),
         Epilogue::StoreScaled(scale) if W::SCALED => store(scale, out),
-        // The scalar tier would rather be small than fast.
         Epilogue::MaxScaled(_) => row_by_row(tier, [r, n], x, slice, out, epilogue),
-        _ if tier.is_scalar() => row_by_row(tier, [r, n], x, slice, out, epilogue),
         Epilogue::AddScaled(scale) => add_products(tier, [m, r, n], &[Job { m, x, slice, out: 0, scale }], out),
         Epilogue::StoreScaled(_) | Epilogue::Bias { .. } => {
             store(1.0, &mut *out)?;
@@ -111,6 +114,11 @@ pub(crate) fn store_products<W: Weight>(
     jobs: &[Job<'_, W>],
     out: &mut [f32],
 ) -> Option<()> {
+    if let Some(isa) = tier.scalar() {
+        return small::products(isa, [r, n], jobs, out, |scale| {
+            Epilogue::Store.times(if W::SCALED { scale } else { 1.0 })
+        });
+    }
     tier.run(StoreProducts { jobs, r, n, out })
 }
 
@@ -144,6 +152,9 @@ pub(crate) fn store_rows(
     out: &mut [f32],
     stride: usize,
 ) -> Option<()> {
+    if let Some(isa) = tier.scalar() {
+        return small_product(isa, [m, r, n], x, slice, Start::With(0.0), (out, stride), Epilogue::Store);
+    }
     with_core_elements!(slice, slice => {
         let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
         tier.run(Product { stride, ..Product::whole(jobs, [m, r, n], out, false) })
@@ -151,21 +162,27 @@ pub(crate) fn store_rows(
 }
 
 /// `x[m x r] . slice[r x n]`, where what is in `out` are the elements of a product whose chains these go on with: as if its
-/// columns, and rows, had stood before those of `x`, and `slice`. `None` if anything is out of bounds.
+/// columns, and rows, had stood before those of `x`, and `slice`. What comes of it replaces them as `epilogue` says. `None` if
+/// anything is out of bounds.
 pub(crate) fn resume_rows(
     tier: Tier,
     [m, r, n]: [usize; 3],
     x: &[f32],
     slice: Elements<'_>,
     out: &mut [f32],
+    epilogue: Epilogue<'_>,
 ) -> Option<()> {
-    if r == 0 {
-        return Some(());
+    if let Some(isa) = tier.scalar() {
+        return small_product(isa, [m, r, n], x, slice, Start::Resume, (out, n), epilogue);
     }
-    with_core_elements!(slice, slice => {
-        let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
-        tier.run(Product { resume: true, ..Product::whole(jobs, [m, r, n], out, false) })
-    })?
+    if r > 0 {
+        with_core_elements!(slice, slice => {
+            let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
+            tier.run(Product { resume: true, ..Product::whole(jobs, [m, r, n], &mut *out, false) })
+        })??;
+    }
+    out.chunks_exact_mut(n.max(1)).for_each(|row| epilogue.finish(tier, row));
+    Some(())
 }
 
 /// Products of `m` rows each, added to what is there, one job after the other. `None` if anything is out of bounds.
@@ -175,18 +192,11 @@ pub(crate) fn add_products<W: Weight>(
     jobs: &[Job<'_, W>],
     out: &mut [f32],
 ) -> Option<()> {
-    if tier.is_scalar() {
-        // Which would rather be small than fast: without tiles that add.
-        return jobs.iter().try_for_each(|job| {
-            let out = out.get_mut(job.out..)?.get_mut(..m.checked_mul(n)?)?;
-            row_by_row(tier, [r, n], job.x, job.slice, out, Epilogue::AddScaled(job.scale))
-        });
+    if let Some(isa) = tier.scalar() {
+        return small::products(isa, [r, n], jobs, out, Epilogue::AddScaled);
     }
     tier.run(Product::whole(jobs, [m, r, n], out, true))
 }
-
-/// Stands for a width of tiles that is known only when they are run: at most a vector.
-const ANY: usize = usize::MAX;
 
 /// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out` on becomes row i of column
 /// `first + j`, times its scale if the dtype has one; or, with `add`, has that times the scale added to it.
@@ -210,7 +220,7 @@ impl<W: Weight> Op for Product<'_, '_, W> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) -> Option<()> {
-        if self.add && !I::SMALL {
+        if self.add {
             self.jobs = self.several_at_once(isa)?;
         }
         let mut row = 0;
@@ -219,7 +229,7 @@ impl<W: Weight> Op for Product<'_, '_, W> {
             let mut column = self.vectors(isa, rows, row..end, self.first)?;
             if self.resume {
                 // Vectors of several rows cannot be loaded where they are to begin with.
-                while !I::SMALL && self.end - column >= 4 {
+                while self.end - column >= 4 {
                     self.partial::<I, 4>(isa, row..end, column)?;
                     column += 4;
                 }
@@ -236,7 +246,6 @@ impl<W: Weight> Op for Product<'_, '_, W> {
             }
             match self.end - column {
                 0 => {}
-                _ if I::SMALL => self.strip::<I, ANY>(isa, 1, 1, row..end, column..self.end)?,
                 1 => self.partial::<I, 1>(isa, row..end, column)?,
                 2 => self.partial::<I, 2>(isa, row..end, column)?,
                 _ => self.partial::<I, 3>(isa, row..end, column)?,
@@ -291,8 +300,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
     #[inline(always)]
     fn vectors<I: Isa>(&mut self, isa: I, rows: usize, range: Range<usize>, mut column: usize) -> Option<usize> {
         let widest = I::tile_vectors(rows);
-        let least = if I::SMALL { widest * I::LANES } else { I::LANES };
-        while self.end - column >= least {
+        while self.end - column >= I::LANES {
             let left = (self.end - column) / I::LANES;
             let tiles = divide(left, widest);
             let (vectors, count) = match left - tiles * widest {
@@ -346,7 +354,6 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         macro_rules! strip {
             ($M:literal, $V:literal) => {
                 match self.add {
-                    true if I::SMALL => None,
                     false => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, false> { product: self, rows, columns }),
                     true => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, true> { product: self, rows, columns }),
                 }
@@ -355,9 +362,6 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         let whole = WIDTH == 0 && I::MAX_ROWS > 1;
         let wide = WIDTH == 0 && I::MAX_VECTORS == 8;
         let pair = WIDTH == 0 && I::MAX_VECTORS >= 2;
-        if I::SMALL && WIDTH == 0 {
-            return strip!(1, 2);
-        }
         match (height, vectors) {
             (1, 8) if wide => strip!(1, 8),
             (1, 4) if wide => strip!(1, 4),

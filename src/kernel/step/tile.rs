@@ -1,6 +1,6 @@
 //! Register tiles of whole vectors, one row to each.
 
-use super::{ANY, Job, Product};
+use super::{Job, Product};
 use crate::{
     dtype::Weight,
     isa::{Isa, Op},
@@ -29,7 +29,6 @@ impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: b
             while column < self.columns.end {
                 let width = match WIDTH {
                     0 => V * I::LANES,
-                    ANY => (self.columns.end - column).min(I::LANES),
                     _ => WIDTH,
                 };
                 let mut row = self.rows.start;

@@ -53,7 +53,7 @@ fn measure_samples(
     let dense = samples.dense().context("no array \"dense\"")?;
     let all = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let all: Vec<Bags<'_, u64>> = (0..ranker.num_tables()).map(all).collect::<Result<_>>()?;
-    let count = dense.len() / ranker.num_dense();
+    let count = samples.count(ranker)?;
     ensure!(all.iter().all(|bags| bags.len() == count), "not one bag of each table for each of {count} samples");
     let batches = count / batch;
     ensure!(batches > 0, "{count} samples: expected a batch of {batch} at least");
@@ -119,7 +119,8 @@ fn plain(
         ranker.layers().filter(|layer| layer.stack == stack).fold(x, |x, layer| perceptron(&layer, &x))
     };
     let dense = &dense[sample * ranker.num_dense()..][..ranker.num_dense()];
-    let mut vectors = vec![stack(Stack::Bottom, dense.iter().map(|&x| x.into()).collect())];
+    let bottom = (ranker.num_dense() > 0).then(|| stack(Stack::Bottom, dense.iter().map(|&x| x.into()).collect()));
+    let mut vectors = Vec::from_iter(bottom);
     for ((table, pooling), bags) in ranker.tables().zip(ranker.poolings()).zip(bags) {
         let stored = Stored::new(bytes, *blob, table.name())?;
         let range = bags.offsets()[sample] as usize..bags.offsets()[sample + 1] as usize;
@@ -135,7 +136,7 @@ fn plain(
         }
         vectors.push(sum);
     }
-    let mut x = vectors[0].clone();
+    let mut x = if ranker.num_dense() > 0 { vectors[0].clone() } else { Vec::new() };
     for (i, a) in vectors.iter().enumerate() {
         x.extend(vectors[..i].iter().map(|b| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()));
     }

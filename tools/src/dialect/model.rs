@@ -14,7 +14,7 @@ use ttrec::{
 /// How a training program lays models out.
 pub(super) struct Naming {
     pub(super) dialect: &'static str,
-    /// What stands before the layers of the bottom perceptron, and of the top one.
+    /// What stands before the layers of the bottom perceptron, which may be missing, and of the top one.
     stacks: [&'static str; 2],
     pairs: Pairs,
     /// What stands before tensors that make it another model, and what that is.
@@ -66,14 +66,15 @@ pub(crate) struct Linear<'c> {
 
 impl<'c> Model<'c> {
     /// The models that the checkpoint seems to hold.
-    pub(crate) fn detect(checkpoint: &Checkpoint) -> Vec<ModelSpec> {
+    pub(crate) fn detect(checkpoint: &'c Checkpoint) -> Vec<ModelSpec> {
         let mut found = Vec::new();
         for Naming { dialect, stacks: [bottom, top], .. } in &NAMINGS {
-            let mut prefixes: Vec<&str> = checkpoint.tensors().filter_map(|t| prefix(t.name(), bottom)).collect();
+            let prefix_of = |t: &'c Tensor| prefix(t.name(), bottom).or_else(|| prefix(t.name(), top));
+            let mut prefixes: Vec<&str> = checkpoint.tensors().filter_map(prefix_of).collect();
+            prefixes.sort_unstable();
             prefixes.dedup();
             for prefix in prefixes {
-                let layer_names = |stack: &str| !layers(checkpoint, &format!("{prefix}{stack}")).is_empty();
-                if layer_names(bottom) && layer_names(top) {
+                if !layers(checkpoint, &format!("{prefix}{top}")).is_empty() {
                     let dialect = Some((*dialect).to_owned());
                     let prefix = Some(prefix.to_owned()).filter(|prefix| !prefix.is_empty());
                     found.push(ModelSpec { prefix, dialect, dtype: None });
@@ -84,7 +85,7 @@ impl<'c> Model<'c> {
     }
 
     /// The whole model, if the checkpoint is one and leaves nothing open: its tables are in order, and all of them can be read.
-    fn whole(survey: &Survey<'_>) -> Option<ModelSpec> {
+    fn whole(survey: &Survey<'c>) -> Option<ModelSpec> {
         let [model] = &Self::detect(survey.checkpoint)[..] else { return None };
         let prefix = model.prefix.as_deref().unwrap_or_default();
         let of_model = |table: &TableSpec| {
@@ -97,7 +98,7 @@ impl<'c> Model<'c> {
     }
 
     /// The model around the tables of a checkpoint that leaves nothing open, or says itself what its tables are.
-    pub(crate) fn around(survey: &Survey<'_>) -> Option<ModelSpec> {
+    pub(crate) fn around(survey: &Survey<'c>) -> Option<ModelSpec> {
         if survey.complete { Self::detect(survey.checkpoint).into_iter().next() } else { Self::whole(survey) }
     }
 
@@ -110,7 +111,9 @@ impl<'c> Model<'c> {
                 format!("dialect {name:?}: expected one of {known:?}")
             })?,
             None => {
-                let has = |naming: &&Naming| !layers(checkpoint, &format!("{prefix}{}", naming.stacks[0])).is_empty();
+                let has = |naming: &&Naming| {
+                    naming.stacks.iter().any(|stack| !layers(checkpoint, &format!("{prefix}{stack}")).is_empty())
+                };
                 NAMINGS.iter().find(has).with_context(|| {
                     format!(
                         "no layers after prefix {prefix:?}: expected {prefix}bot_l.0.weight or {prefix}dense_arch..."
@@ -127,7 +130,11 @@ impl<'c> Model<'c> {
         let [bottom, top] = naming.stacks.map(|stack| {
             let stem = format!("{prefix}{stack}");
             let names = layers(checkpoint, &stem);
-            ensure!(!names.is_empty(), "no tensor {stem}*.weight: expected the layers of a perceptron");
+            // A model of tables alone has no bottom.
+            ensure!(
+                !names.is_empty() || stack == naming.stacks[0],
+                "no tensor {stem}*.weight: expected the layers of a perceptron"
+            );
             names.into_iter().map(|name| Linear::open(checkpoint, &name)).collect::<Result<Vec<_>>>()
         });
         let dtype = spec.dtype.unwrap_or(Dtype::F32);
@@ -151,13 +158,14 @@ impl<'c> Model<'c> {
         };
         let mut inputs = None;
         let embedding_dim = self.bottom.last().map_or(0, |linear| linear.outputs);
+        let num_vectors = num_tables + usize::from(!self.bottom.is_empty());
         for (position, linear) in self.layers().enumerate() {
             if position == self.bottom.len() {
-                let expected = embedding_dim + num_tables * (num_tables + 1) / 2;
+                let expected = embedding_dim + num_vectors * num_vectors.saturating_sub(1) / 2;
                 ensure!(
                     linear.inputs == expected,
-                    "tensor {:?} takes {} inputs: expected {expected}, a vector of {embedding_dim} and the products of each pair \
-                     among it and those of {num_tables} tables",
+                    "tensor {:?} takes {} inputs: expected {expected}, a vector of {embedding_dim} (0 without a bottom perceptron) and \
+                     the products of each pair among it and those of {num_tables} tables",
                     linear.weight.name(),
                     linear.inputs
                 );
