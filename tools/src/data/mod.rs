@@ -6,6 +6,7 @@
 mod events;
 mod gzip;
 mod order;
+#[cfg(feature = "parquet")]
 mod parquet;
 mod records;
 #[cfg(test)]

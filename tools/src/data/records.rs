@@ -4,7 +4,7 @@
 //! out and counted; too many of them are an error.
 
 use super::{
-    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, parquet,
+    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate,
     text::{CRITEO, Layout, Lines, Names},
     vocabulary::{Categories, Counter},
 };
@@ -335,11 +335,21 @@ impl Records {
         Ok(records)
     }
 
+    #[cfg(feature = "parquet")]
+    fn open_parquet(&self, path: &Path, names: &Names) -> Result<Box<dyn Rows>> {
+        Ok(Box::new(super::parquet::Records::open(path, names, self.layout.log1p)?))
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn open_parquet(&self, path: &Path, _: &Names) -> Result<Box<dyn Rows>> {
+        bail!("{}: this `ttrec` was built without its feature `parquet`", path.display())
+    }
+
     fn open_file(&self, path: &Path) -> Result<Box<dyn Rows>> {
-        Ok(match (self.container, &self.layout.names) {
-            (Container::Parquet, Some(names)) => Box::new(parquet::Records::open(path, names, self.layout.log1p)?),
-            _ => Box::new(Lines::open(path, &self.layout)?),
-        })
+        match (self.container, &self.layout.names) {
+            (Container::Parquet, Some(names)) => self.open_parquet(path, names),
+            _ => Ok(Box::new(Lines::open(path, &self.layout)?)),
+        }
     }
 
     /// Numbers the categories of the examples to learn from.
