@@ -19,7 +19,7 @@ pub(super) const FOLDING_STEPS: usize = 24;
 /// The cache of a [`TtTable`](super::TtTable): how many rows, and when they change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSpec {
-    /// Rows that it has room for at least: they come in sets of 32.
+    /// Rows that it has room for at least.
     pub rows: u32,
     /// Steps before the first rows enter.
     pub warm_up: u64,
@@ -28,6 +28,15 @@ pub struct CacheSpec {
 }
 
 impl CacheSpec {
+    /// Rows that it has room for: they come in sets of 32.
+    pub fn capacity(&self) -> usize {
+        self.num_sets() * WAYS
+    }
+
+    fn num_sets(&self) -> usize {
+        (self.rows as usize).div_ceil(WAYS).max(1)
+    }
+
     /// Whether rows enter and leave after step `steps`.
     fn is_due(&self, steps: u64) -> bool {
         let since = steps.checked_sub(self.warm_up.max(1));
@@ -75,13 +84,8 @@ pub(super) struct Leaving {
 
 impl Cache {
     pub(super) fn new(spec: CacheSpec) -> Self {
-        let sets = vec![Set::EMPTY; (spec.rows as usize).div_ceil(WAYS).max(1)];
+        let sets = vec![Set::EMPTY; spec.num_sets()];
         Self { spec, sets, held: Lookups::default(), others: Lookups::default() }
-    }
-
-    /// Rows that it has room for.
-    pub(super) fn capacity(&self) -> usize {
-        self.sets.len() * WAYS
     }
 
     /// What lookups read before they compute.
@@ -145,9 +149,9 @@ impl Cache {
     }
 
     /// The rows that are held, ascending, and the position of each.
-    pub(super) fn rows(&self) -> Vec<(u32, usize)> {
-        let rows =
-            |(set, first): (&Set, usize)| (0..WAYS).filter_map(|way| Some((set.row(way)?, first + way))).collect();
+    pub(super) fn rows(&self) -> Vec<(u64, usize)> {
+        let row = |set: &Set, way: usize, first: usize| Some((set.row(way)?.into(), first + way));
+        let rows = |(set, first): (&Set, usize)| (0..WAYS).filter_map(|way| row(set, way, first)).collect();
         let mut rows: Vec<_> = self.sets.iter().zip((0..).step_by(WAYS)).flat_map::<Vec<_>, _>(rows).collect();
         rows.sort_unstable();
         rows

@@ -75,9 +75,8 @@ pub trait Embedding: Send + Sync {
         learning_rate: f64,
     ) -> Result<(), TrainError>;
 
-    /// What is learned, with the state of the optimiser: one for each core (and for the rows of a
-    /// cache, if there is one), for each part of a quotient-remainder
-    /// table, or for all rows of a dense one.
+    /// What is learned, with the state of the optimiser: one for each core (and for the rows of a cache, if
+    /// there is one), for each part of a quotient-remainder table, or for all rows of a dense one.
     fn parameters(&self) -> &[Parameters];
 
     /// The same, to be restored from a checkpoint.
@@ -89,11 +88,11 @@ pub trait Embedding: Send + Sync {
     /// The same, to be restored from a checkpoint.
     fn set_steps(&mut self, steps: u64);
 
-    /// Ids of rows, ascending, and those rows, one after another, that are learned beside what [`table`](Self::table)'s
-    /// [`data`](Table::data) holds: a blob stores them apart ([`OverridesSpec`](crate::blob::OverridesSpec)). None but of a table
-    /// with a cache.
-    fn rows_apart(&self) -> (Vec<u64>, Vec<f32>) {
-        Default::default()
+    /// Rows that are learned beside what [`table`](Self::table)'s [`data`](Table::data) holds: their ids, ascending, and the
+    /// position of each among the slices of the last of the [`parameters`](Self::parameters). A blob stores them apart
+    /// ([`OverridesSpec`](crate::blob::OverridesSpec)). None but of a table with a cache.
+    fn rows_apart(&self) -> Vec<(u64, usize)> {
+        Vec::new()
     }
 
     /// What a checkpoint keeps besides: nothing but of a table that counts what it is asked for.

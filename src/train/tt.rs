@@ -98,7 +98,7 @@ impl TtTable {
     /// [`TrainError::Shape`] if the cache is too large for memory.
     pub fn with_cache(mut self, spec: CacheSpec) -> Result<Self, TrainError> {
         let (cache, dim) = (Cache::new(spec), self.shape.embedding_dim());
-        let len = cache.capacity().checked_mul(dim).filter(|&len| len <= isize::MAX as usize / size_of::<f32>());
+        let len = spec.capacity().checked_mul(dim).filter(|&len| len <= isize::MAX as usize / size_of::<f32>());
         let rows = vec![0.0; len.ok_or(TrainError::Shape(ShapeError::TooLarge))?];
         self.parameters.truncate(self.shape.num_cores());
         self.parameters.push(Parameters::new(rows, dim, self.optimizer));
@@ -248,10 +248,7 @@ impl Embedding for TtTable {
         }
     }
 
-    fn rows_apart(&self) -> (Vec<u64>, Vec<f32>) {
-        let (Some(cache), Some(rows)) = (&self.cache, self.parameters.last()) else { return Default::default() };
-        let (positions, dim) = (cache.rows(), self.shape.embedding_dim());
-        let values = positions.iter().flat_map(|&(_, at)| &rows.values()[at * dim..][..dim]).copied().collect();
-        (positions.into_iter().map(|(row, _)| row.into()).collect(), values)
+    fn rows_apart(&self) -> Vec<(u64, usize)> {
+        self.cache.as_ref().map_or(Vec::new(), Cache::rows)
     }
 }

@@ -94,6 +94,7 @@ fn every_kind_of_table_learns_and_converts() {
     for (name, table, least) in [
         ("dense", "{ representation = \"dense\" }", 0.78),
         ("tt", "{ representation = \"tt\", rank = 8, scale = 10.0 }", 0.78),
+        ("cached", "{ representation = \"tt\", rank = 4, cache = { rows = 40, warm_up = 50, refresh = 100 } }", 0.7),
         ("hashed", "{ representation = \"hashed\", num_rows = 80 }", 0.7),
         ("hashed-tt", "{ representation = \"hashed-tt\", share = 0.9, rank = 8, scale = 10.0 }", 0.7),
         ("qr", "{ representation = \"quotient-remainder\", num_remainders = 10, operation = \"add\" }", 0.7),
@@ -123,6 +124,10 @@ fn every_kind_of_table_learns_and_converts() {
         assert_eq!((found.len(), wanted.values.len()), (3000, 3000));
         for (sample, (found, wanted)) in found.iter().zip(&wanted.values).enumerate() {
             assert!((f64::from(*found) - wanted).abs() <= 1e-6, "{name}, sample {sample}: {found} for {wanted}");
+        }
+        // What a cache holds at the end is apart in the blob.
+        if name == "cached" {
+            assert!(listed.contains("64 rows overridden"), "{listed}");
         }
         // And its frequencies suit them, where there is something to keep for them.
         if name == "tt" {
@@ -156,6 +161,7 @@ fn kill_9_at_any_moment_changes_nothing() {
     let (dir, _) = planted(6000);
     for (optimizer, table) in [
         ("adam", "{ representation = \"tt\", rank = 4 }"),
+        ("row-wise-adagrad", CACHED),
         ("adagrad", "{ representation = \"hashed\", num_rows = 50 }"),
     ] {
         let train = "epochs = 3\npatience = 2\ncheckpoint_every = 10\ndecay = 0.7\nseed = 9";
@@ -197,6 +203,41 @@ fn kill_9_at_any_moment_changes_nothing() {
             assert!(found == expected, "{optimizer}: {name} differs");
         }
     }
+}
+
+/// Rows enter the cache, and soon others take their places.
+const CACHED: &str = "{ representation = \"tt\", rank = 4, cache = { share = 0.2, warm_up = 20, refresh = 15 } }";
+
+/// The integers of a tensor.
+fn integers(bytes: &[u8]) -> Vec<i64> {
+    bytes.chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+#[test]
+fn a_checkpoint_has_the_cache_as_fbtt_has_it() {
+    let (dir, _) = planted(3000);
+    let toml = dir.file("a.toml", config(&format!("table = {CACHED}"), "epochs = 1"));
+    ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
+    let checkpoint = dir.path("a/checkpoint.safetensors");
+    let all = tensors(&checkpoint);
+    let find = |name: &str| &all.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("{name}")).1;
+    let rows = integers(find("emb_l.1.hashtbl"));
+    // 20 of 101 items, in one set of 32 places.
+    assert_eq!((rows.len(), find("emb_l.1.cache_weight").len()), (32, 32 * 8 * 4));
+    let held: Vec<i64> = rows.iter().copied().filter(|&row| row >= 0).collect();
+    assert!(held.len() > 20 && held.iter().all(|&row| row < 101), "{rows:?}");
+    for (place, (row, state)) in rows.iter().zip(integers(find("emb_l.1.cache_state"))).enumerate() {
+        assert_eq!(state, if *row < 0 { -1 } else { place as i64 });
+    }
+    // Its optimiser's state and its counts are there too, and needed.
+    for name in ["emb_l.1.cache_weight.0", "emb_l.1.cache_weight.1", "emb_l.1.counters"] {
+        assert!(find(&format!("opt_state_dict.{name}")).iter().any(|&byte| byte != 0), "{name}");
+    }
+
+    // The blob has those rows, and none of them is lost: it is compared with the checkpoint row by row.
+    let blob = dir.path("a.ttr");
+    ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
+    ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
 }
 
 /// The tensors of a checkpoint, without what it says of how it was made.
@@ -325,6 +366,11 @@ fn mistakes_of_a_config_are_named() {
             &["\"user\"", "[2, 2, 3]", "8"],
         ),
         ("[train]", "table = { representation = \"tt\", rank = 2, cores = 9 }\n[train]", &["9 cores"]),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 2, cache = { warm_up = 9 } }\n[train]",
+            &["`cache`", "expected `rows` or `share`"],
+        ),
         (
             "[train]",
             "table = { representation = \"hashed\" }\n[train]",

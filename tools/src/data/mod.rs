@@ -6,6 +6,8 @@
 mod events;
 mod gzip;
 mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,9 @@ pub(crate) enum Config {
     /// Criteo's click logs.
     Criteo(records::Criteo),
     /// Text with a header.
-    Csv(records::Csv),
+    Csv(records::Columns),
+    /// Apache Parquet.
+    Parquet(records::Columns),
     /// Who took what.
     Interactions(events::Interactions),
     /// What followed on what.
@@ -40,7 +44,8 @@ impl Config {
     pub(crate) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Box<dyn Dataset + Sync>> {
         Ok(match self {
             Self::Criteo(config) => Box::new(config.open(directory, vocabulary)?),
-            Self::Csv(config) => Box::new(config.open(directory, vocabulary)?),
+            Self::Csv(config) => Box::new(config.open(directory, vocabulary, records::Container::Text)?),
+            Self::Parquet(config) => Box::new(config.open(directory, vocabulary, records::Container::Parquet)?),
             Self::Interactions(config) => Box::new(config.open(directory, vocabulary)?),
             Self::Sessions(config) => Box::new(config.open(directory, vocabulary)?),
         })
@@ -50,7 +55,7 @@ impl Config {
     pub(crate) fn with_test(mut self, files: Vec<PathBuf>) -> Result<Self> {
         match &mut self {
             Self::Criteo(config) => config.test = files,
-            Self::Csv(config) => config.test = files,
+            Self::Csv(config) | Self::Parquet(config) => config.test = files,
             Self::Interactions(events::Interactions { path, .. }) | Self::Sessions(events::Sessions { path, .. }) => {
                 let [file] = <[PathBuf; 1]>::try_from(files).ok().context("expected one npz file")?;
                 *path = file;

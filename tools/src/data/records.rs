@@ -37,10 +37,10 @@ pub(crate) struct Criteo {
     max_bad_fraction: f64,
 }
 
-/// Text with a header, plain or through gzip.
+/// Columns with names: of text with a header, plain or through gzip, or of Parquet files.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Csv {
+pub(crate) struct Columns {
     train: Vec<PathBuf>,
     #[serde(default)]
     valid: Vec<PathBuf>,
@@ -52,8 +52,9 @@ pub(crate) struct Csv {
     #[serde(default)]
     dense: Vec<String>,
     categorical: Vec<Column>,
-    #[serde(default = "default_delimiter")]
-    delimiter: char,
+    /// Of text; default: a comma.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    delimiter: Option<char>,
     #[serde(default)]
     log1p: bool,
     #[serde(default = "default_min_count")]
@@ -103,10 +104,6 @@ fn default_max_bad_fraction() -> f64 {
     1e-3
 }
 
-fn default_delimiter() -> char {
-    ','
-}
-
 /// One example, as it is read.
 #[derive(Debug, Default)]
 pub(super) struct Row {
@@ -138,7 +135,7 @@ impl Row {
 /// What reading a row came to.
 pub(super) enum Found {
     Row,
-    /// It is not one; the line, from 1, and why.
+    /// It is not one; the line (of text) or row, from 1, and why.
     Bad {
         line: u64,
         reason: String,
@@ -153,6 +150,13 @@ pub(super) trait Rows {
     /// # Errors
     /// Nothing more can be read.
     fn next(&mut self, row: &mut Row) -> Result<Found>;
+}
+
+/// What files are, with the [`Layout`] of what is in them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Container {
+    Text,
+    Parquet,
 }
 
 /// How a column is numbered.
@@ -190,6 +194,7 @@ fn hash(value: &[u8], rows: u32) -> u32 {
 
 /// Files of rows.
 pub(crate) struct Records {
+    container: Container,
     layout: Layout,
     dense_dim: usize,
     encodings: Vec<Encoding>,
@@ -225,12 +230,19 @@ impl Criteo {
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
         };
-        Records::open(directory, vocabulary, layout, integers, (1..=categories).map(encoding).collect(), &common)
+        let (layout, encodings) = ((Container::Text, layout), (1..=categories).map(encoding).collect());
+        Records::open(directory, vocabulary, layout, integers, encodings, &common)
     }
 }
 
-impl Csv {
-    pub(super) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Records> {
+impl Columns {
+    pub(super) fn open(
+        &self,
+        directory: &Path,
+        vocabulary: Option<Vocabulary>,
+        container: Container,
+    ) -> Result<Records> {
+        ensure!(container == Container::Text || self.delimiter.is_none(), "`delimiter` is of text: expected none");
         let byte = |field: &str, character: char| {
             u8::try_from(character)
                 .ok()
@@ -257,7 +269,7 @@ impl Csv {
             dense: self.dense.clone(),
             categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
         };
-        let delimiter = byte("delimiter", self.delimiter)?;
+        let delimiter = byte("delimiter", self.delimiter.unwrap_or(','))?;
         let layout = Layout { names: Some(names), delimiter, log1p: self.log1p };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
@@ -266,7 +278,7 @@ impl Csv {
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
         };
-        Records::open(directory, vocabulary, layout, self.dense.len(), encodings, &common)
+        Records::open(directory, vocabulary, (container, layout), self.dense.len(), encodings, &common)
     }
 }
 
@@ -274,7 +286,7 @@ impl Records {
     fn open(
         directory: &Path,
         vocabulary: Option<Vocabulary>,
-        layout: Layout,
+        (container, layout): (Container, Layout),
         dense_dim: usize,
         encodings: Vec<Encoding>,
         common: &Common<'_>,
@@ -295,8 +307,17 @@ impl Records {
         let files = files.map(|paths| paths.iter().map(|path| locate(directory, path)).collect());
         let (vocabulary_kept, features) = (vocabulary, Vec::new());
         let vocabulary = Vocabulary::default();
-        let mut records =
-            Self { layout, dense_dim, encodings, files, valid_fraction, max_bad_fraction, vocabulary, features };
+        let mut records = Self {
+            container,
+            layout,
+            dense_dim,
+            encodings,
+            files,
+            valid_fraction,
+            max_bad_fraction,
+            vocabulary,
+            features,
+        };
         records.vocabulary = match vocabulary_kept {
             Some(kept) => {
                 let names = kept.features().iter().map(Categories::name);
@@ -312,6 +333,23 @@ impl Records {
         };
         records.features = records.vocabulary.features().iter().zip(&records.encodings).map(feature).collect();
         Ok(records)
+    }
+
+    #[cfg(feature = "parquet")]
+    fn open_parquet(&self, path: &Path, names: &Names) -> Result<Box<dyn Rows>> {
+        Ok(Box::new(super::parquet::Records::open(path, names, self.layout.log1p)?))
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn open_parquet(&self, path: &Path, _: &Names) -> Result<Box<dyn Rows>> {
+        bail!("{}: this `ttrec` was built without its feature `parquet`", path.display())
+    }
+
+    fn open_file(&self, path: &Path) -> Result<Box<dyn Rows>> {
+        match (self.container, &self.layout.names) {
+            (Container::Parquet, Some(names)) => self.open_parquet(path, names),
+            _ => Ok(Box::new(Lines::open(path, &self.layout)?)),
+        }
     }
 
     /// Numbers the categories of the examples to learn from.
@@ -392,7 +430,7 @@ struct Stream<'r> {
     records: &'r Records,
     split: Split,
     files: std::slice::Iter<'r, PathBuf>,
-    open: Option<(&'r Path, Lines)>,
+    open: Option<(&'r Path, Box<dyn Rows>)>,
     row: Row,
     rows: u64,
     bad: u64,
@@ -421,7 +459,7 @@ impl<'r> Stream<'r> {
                         self.check_bad()?;
                         return Ok(false);
                     };
-                    (path.as_path(), &mut self.open.insert((path, Lines::open(path, &self.records.layout)?)).1)
+                    (path.as_path(), &mut self.open.insert((path, self.records.open_file(path)?)).1)
                 }
             };
             let found = rows.next(&mut self.row)?;
@@ -433,7 +471,11 @@ impl<'r> Stream<'r> {
             if let Found::Bad { line, reason } = found {
                 self.bad += 1;
                 if self.named.len() < NAMED {
-                    self.named.push(format!("{}: line {line}: {reason}", path.display()));
+                    let unit = match self.records.container {
+                        Container::Text => "line",
+                        Container::Parquet => "row",
+                    };
+                    self.named.push(format!("{}: {unit} {line}: {reason}", path.display()));
                 }
                 if self.rows >= ENOUGH {
                     self.check_bad()?;

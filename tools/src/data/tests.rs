@@ -6,6 +6,9 @@ use flate2::{Compression, write::GzEncoder};
 use std::{fs, io::Write, path::Path};
 use ttrec::Pooling;
 
+#[cfg(feature = "parquet")]
+mod parquet;
+
 fn config(text: &str) -> Config {
     toml::from_str(text).unwrap()
 }

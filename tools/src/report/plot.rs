@@ -18,8 +18,15 @@ const CHARACTER: f64 = 5.6;
 const LINE: f64 = 11.0;
 
 /// The report's style, which pictures that stand alone take along, and what a page has besides.
-const STYLE: &str =
-    concat!(include_str!("style.css"), "\n.page { fill: var(--card); } g rect { fill: currentColor; }\n");
+const STYLE: &str = concat!(
+    include_str!("style.css"),
+    "
+svg { max-width: none; }
+.page { fill: var(--card); }
+g rect { fill: currentColor; }
+g.other { color: var(--own); } g.before { color: var(--muted); } g.last { color: #8a63d2; }
+"
+);
 
 /// A number of the picture, to a hundredth.
 struct N(f64);
@@ -327,37 +334,43 @@ pub(crate) struct Line {
 }
 
 /// Classes of colours that differ.
-pub(crate) const CLASSES: [&str; 5] = ["dense", "tt", "low", "other", "before"];
+pub(crate) const CLASSES: [&str; 6] = ["dense", "tt", "low", "other", "before", "last"];
+
+/// What a [`page`] has one of below another.
+pub(crate) struct Picture {
+    content: Markup,
+    height: f64,
+}
 
 /// Lines from 0 on; those without points are left out.
-pub(crate) fn lines(lines: &[Line], x_title: &str, y_title: &str) -> Markup {
+pub(crate) fn lines(lines: &[Line], x_title: &str, y_title: &str) -> Picture {
     let end = lines.iter().flat_map(|line| &line.points).fold(0.0, |end: f64, (x, _)| end.max(*x));
     lines_over(lines, Scale::linear(0.0..end, x_places()), &|x| format!("{x}"), x_title, y_title)
 }
 
 /// The same over bytes, which are logarithmic.
-pub(crate) fn lines_over_bytes(lines: &[Line], y_title: &str) -> Markup {
+pub(crate) fn lines_over_bytes(lines: &[Line], y_title: &str) -> Picture {
     let bytes = || lines.iter().flat_map(|line| &line.points).map(|(bytes, _)| bytes.max(1.0));
     let (least, most) = (bytes().fold(f64::INFINITY, f64::min), bytes().fold(1.0, f64::max));
     let scale = Scale::logarithmic(least.min(most) * 0.8..most * 1.3, x_places());
     lines_over(lines, scale, &|x| numbers::tick(&numbers::bytes(x as u64)), "bytes", y_title)
 }
 
-fn lines_over(lines: &[Line], x: Scale, x_text: &dyn Fn(f64) -> String, x_title: &str, y_title: &str) -> Markup {
+fn lines_over(lines: &[Line], x: Scale, x_text: &dyn Fn(f64) -> String, x_title: &str, y_title: &str) -> Picture {
     let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
     let lines = || lines.iter().filter(|line| line.points.iter().any(finite));
     let ys = || lines().flat_map(|line| &line.points).filter(|point| finite(point)).map(|(_, y)| *y);
     let (least, most) = (ys().fold(f64::INFINITY, f64::min), ys().fold(f64::NEG_INFINITY, f64::max));
     if least > most {
-        return html! {};
+        return Picture { content: html! {}, height: 0.0 };
     }
     let margin = ((most - least) * 0.08).max(most.abs() * 1e-3).max(1e-6);
     let axes = Axes { x, y: Scale::linear(least - margin..most + margin, y_places()) };
     let decimals = (1.0 - (most - least + margin).log10().floor()).clamp(0.0, 9.0) as usize;
-    let width = lines().map(|line| line.name.chars().count()).max().unwrap_or(0) as f64 * CHARACTER;
-    let content = html! {
+    let (keys, legend) = legend(lines().map(|line| line.name.chars().count()));
+    let plot = html! {
         (axes.draw((&axes.x.ticks(5), x_text, x_title), (&axes.y.ticks(4), &|y| format!("{y:.decimals$}"), y_title)))
-        @for (line, row) in lines().zip(0i32..) {
+        @for line in lines() {
             g class=(line.class) {
                 @let places: Vec<(f64, f64)> = line.points.iter().filter(|point| finite(point)).map(|(x, y)| {
                     (axes.x.at(*x), axes.y.at(*y))
@@ -367,26 +380,50 @@ fn lines_over(lines: &[Line], x: Scale, x_text: &dyn Fn(f64) -> String, x_title:
                 @if places.len() < 60 {
                     @for (x, y) in places { circle cx=(N(x)) cy=(N(y)) r="2.5" {} }
                 }
-                // The legend is above the plot's right end.
-                @let y = TOP + f64::from(row) * LINE;
-                circle cx=(N(WIDTH - RIGHT - width - 8.0)) cy=(N(y - 9.5)) r="3" {}
-                text.label x=(N(WIDTH - RIGHT - width)) y=(N(y - 6.0)) { (line.name) }
             }
         }
     };
-    svg(&format!("{y_title} over {x_title}"), HEIGHT, &content)
+    let content = html! {
+        @for (line, (x, y)) in lines().zip(keys) {
+            g class=(line.class) {
+                circle cx=(N(x)) cy=(N(y - 3.5)) r="3" {}
+                text.label x=(N(x + 8.0)) y=(N(y)) { (line.name) }
+            }
+        }
+        g transform={ "translate(0 " (N(legend)) ")" } { (plot) }
+    };
+    let height = HEIGHT + legend;
+    Picture { content: svg(&format!("{y_title} over {x_title}"), height, &content), height }
+}
+
+/// Places for names of so many characters, in rows above a plot, and the height of these.
+fn legend(names: impl Iterator<Item = usize>) -> (Vec<(f64, f64)>, f64) {
+    const ROW: f64 = LINE + 3.0;
+    const FIRST: f64 = 5.0;
+    let (mut places, mut next) = (Vec::new(), (FIRST, 9.0));
+    for characters in names {
+        let width = 8.0 + characters as f64 * CHARACTER;
+        if next.0 + width > WIDTH && next.0 > FIRST {
+            next = (FIRST, next.1 + ROW);
+        }
+        places.push(next);
+        next.0 += width + 14.0;
+    }
+    (places, next.1 + ROW - 5.0)
 }
 
 /// Pictures one below another, as a file of their own that follows its reader's theme.
-pub(crate) fn page(pictures: &[Markup]) -> String {
-    let pictures: Vec<&Markup> = pictures.iter().filter(|picture| !picture.0.is_empty()).collect();
-    let height = |count: usize| (HEIGHT + 12.0) * count as f64;
+pub(crate) fn page(pictures: &[Picture]) -> String {
+    let pictures: Vec<&Picture> = pictures.iter().filter(|picture| !picture.content.0.is_empty()).collect();
+    const BETWEEN: f64 = 14.0;
+    let height = |count: usize| pictures[..count].iter().map(|picture| picture.height + BETWEEN).sum::<f64>();
+    let whole = height(pictures.len()).max(BETWEEN);
     html! {
-        svg xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (N(WIDTH)) " " (N(height(pictures.len().max(1)))) } width="680" {
+        svg xmlns="http://www.w3.org/2000/svg" viewBox={ "-6 -6 " (N(WIDTH + 12.0)) " " (N(whole)) } width="704" {
             style { (maud::PreEscaped(STYLE)) }
-            rect.page x="0" y="0" width="100%" height="100%" {}
+            rect.page x="-6" y="-6" width="100%" height="100%" {}
             @for (picture, number) in pictures.iter().zip(0..) {
-                svg x="0" y=(N(height(number))) width=(N(WIDTH)) height=(N(HEIGHT)) { (picture) }
+                svg x="0" y=(N(height(number))) width=(N(WIDTH)) height=(N(picture.height)) { (picture.content) }
             }
         }
     }

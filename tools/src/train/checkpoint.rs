@@ -1,6 +1,6 @@
 //! Checkpoints: everything that learning goes on from, in one safetensors file that `ttrec convert` takes as it is.
 //!
-//! Parameters have DLRM's names, those of a tensor train FBTT's keys; what the optimiser keeps of a tensor is
+//! Parameters have DLRM's names, those of a tensor train and of its cache FBTT's keys; what the optimiser keeps of a tensor is
 //! `opt_state_dict.{tensor}.{0 or 1}`. The metadata have one entry, [`FACTS`], a JSON object.
 
 use super::{config::Config, tables::Planned};
@@ -87,6 +87,11 @@ impl<'m> Part<'m> {
         Self { name, shape, dtype: Dtype::F32, bytes }
     }
 
+    fn integers(name: String, values: impl Iterator<Item = i64>) -> Self {
+        let bytes: Vec<u8> = values.flat_map(i64::to_le_bytes).collect();
+        Self { name, shape: vec![bytes.len() / size_of::<i64>()], dtype: Dtype::I64, bytes: bytes.into() }
+    }
+
     /// A tensor, and what the optimiser keeps of it.
     fn learned(name: String, shape: Vec<usize>, parameters: &'m Parameters) -> Vec<Self> {
         let kept = parameters.state().into_iter().zip(0..).filter(|(state, _)| !state.is_empty());
@@ -119,9 +124,16 @@ pub(crate) fn write(path: &Path, model: &Dlrm, tables: &[Planned], config: &Conf
         }
         let counters = feature.table.counters();
         if !counters.is_empty() {
-            let (name, shape) = (counters_name(number), vec![counters.len()]);
-            let bytes = counters.iter().flat_map(|count| count.to_le_bytes()).collect();
-            parts.push(Part { name, shape, dtype: Dtype::U64, bytes });
+            parts.push(Part::integers(counters_name(number), counters.into_iter().map(u64::cast_signed)));
+        }
+        if let (Some([rows, places]), Some(cached)) = (planned.cache_keys(number), feature.table.parameters().last()) {
+            let mut row_of = vec![-1; cached.values().len() / cached.slice_len().max(1)];
+            for (row, place) in feature.table.rows_apart() {
+                row_of[place] = row.cast_signed();
+            }
+            let place_of = row_of.iter().zip(0..).map(|(&row, place)| if row < 0 { -1 } else { place });
+            parts.push(Part::integers(places, place_of));
+            parts.push(Part::integers(rows, row_of.into_iter()));
         }
     }
     // Wider elements first, so that each is aligned.
@@ -197,12 +209,13 @@ impl Learned {
                 self.read_parameters(name, parameters)?;
             }
             feature.table.set_steps(steps.next().with_context(wrong_steps)?);
-            let name = counters_name(number);
-            if let Some(tensor) = self.file.tensor(&name) {
+            if planned.cache_keys(number).is_some() {
+                let tensor = self.tensor(&counters_name(number))?;
                 let mut counters = vec![0; usize::try_from(tensor.len())?];
                 tensor.read_i64(0, &mut counters)?;
                 let counters: Vec<u64> = counters.into_iter().map(i64::cast_unsigned).collect();
-                feature.table.set_counters(&counters).with_context(|| format!("tensor {name:?}"))?;
+                let place = || format!("{}: tensor {:?}", self.file.path().display(), tensor.name());
+                feature.table.set_counters(&counters).with_context(place)?;
             }
         }
         Ok(())
@@ -216,9 +229,12 @@ impl Learned {
         Ok(())
     }
 
+    fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.file.tensor(name).with_context(|| format!("{}: no tensor {name:?}", self.file.path().display()))
+    }
+
     fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        let path = self.file.path().display();
-        let tensor: &Tensor = self.file.tensor(name).with_context(|| format!("{path}: no tensor {name:?}"))?;
+        let (path, tensor) = (self.file.path().display(), self.tensor(name)?);
         let (found, expected) = (tensor.len(), out.len());
         ensure!(found == expected as u64, "{path}: tensor {name:?} has {found} elements: expected {expected}");
         Ok(tensor.read_f32(0, out)?)

@@ -65,7 +65,8 @@ impl Representation {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Dense(_) => "dense",
-            Self::Tt(_) => "tt",
+            Self::Tt(Tt { cache: None, .. }) => "tt",
+            Self::Tt(_) => "tt, cached",
             Self::Hashed(_) => "hashed",
             Self::HashedTt(_) => "hashed-tt",
             Self::QuotientRemainder(_) => "quotient-remainder",
@@ -76,7 +77,7 @@ impl Representation {
 impl fmt::Display for Representation {
     /// Its kind, and the fields that are not as they are by default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind())?;
+        f.write_str(self.kind().trim_end_matches(", cached"))?;
         let Ok(toml::Value::Table(fields)) = toml::Value::try_from(self) else { return Ok(()) };
         let plain = |field: &str, value: &toml::Value| match field {
             "representation" => true,
@@ -87,7 +88,13 @@ impl fmt::Display for Representation {
             _ => false,
         };
         let mut told = fields.iter().filter(|(field, value)| !plain(field, value));
-        told.try_for_each(|(field, value)| write!(f, " {field} {}", value.to_string().trim_matches('"')))
+        told.try_for_each(|(field, value)| match value {
+            toml::Value::Table(inner) => {
+                write!(f, " {field}")?;
+                inner.iter().try_for_each(|(field, value)| write!(f, " {field} {value}"))
+            }
+            value => write!(f, " {field} {}", value.to_string().trim_matches('"')),
+        })
     }
 }
 
@@ -111,6 +118,26 @@ pub(crate) struct Tt {
     /// What the first rows are multiplied by.
     #[serde(default = "unchanged")]
     pub(crate) scale: f64,
+    /// Rows that are learned as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cache: Option<Cache>,
+}
+
+/// The rows that are asked for most, beside the cores (TT-Rec, section 4.3).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cache {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rows: Option<u32>,
+    /// The same, as a share of the table's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) share: Option<f64>,
+    /// Steps before the first rows enter.
+    #[serde(default)]
+    pub(crate) warm_up: u64,
+    /// Steps between changes; 0 for none.
+    #[serde(default)]
+    pub(crate) refresh: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

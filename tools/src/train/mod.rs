@@ -35,7 +35,7 @@ pub(crate) use tables::{Planned, plan};
 #[command(after_help = "\
 A config:
   [data]
-  format = \"criteo\"             # or csv, interactions, sessions
+  format = \"criteo\"             # or csv, parquet, interactions, sessions
   train = [\"day_0.gz\"]          # label, 13 integers, 26 categories, between tabs; plain or gzip
   test = [\"day_1.gz\"]
   valid_fraction = 0.05         # held out of `train`: to choose the best epoch by
@@ -48,7 +48,7 @@ A config:
   dense_below = 10000           # smaller tables are dense
 
   [model.tables]
-  C3 = { representation = \"tt\", rank = 16 }
+  C3 = { representation = \"tt\", rank = 16, cache = { rows = 512, warm_up = 1000, refresh = 5000 } }
 
   [train]
   optimizer = \"adagrad\"         # or sgd, row-wise-adagrad, adam

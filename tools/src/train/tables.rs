@@ -1,6 +1,6 @@
 //! The tables of a model: what a config makes of each feature.
 
-use super::config::{Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
+use super::config::{Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
 use crate::{
     data::Feature,
     factorize::suggest_shape,
@@ -10,7 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
     blob::Combine,
-    train::{DenseTable, Embedding, HashedTable, Initializer, Optimizer, QuotientRemainderTable, TrainError, TtTable},
+    train::{
+        CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer, QuotientRemainderTable, TrainError,
+        TtTable,
+    },
 };
 
 /// A table before it is made.
@@ -29,7 +32,7 @@ pub(crate) struct Planned {
 #[derive(Clone, Debug, PartialEq)]
 enum Stored {
     Dense,
-    Tt { shape: TtShape, initializer: Initializer, scale: f64 },
+    Tt { shape: TtShape, initializer: Initializer, scale: f64, cache: Option<CacheSpec> },
     QuotientRemainder { num_remainders: u32, combine: Combine },
 }
 
@@ -60,17 +63,10 @@ impl Planned {
                 (Some(rows.min(num_embeddings)), Stored::Dense)
             }
             Representation::HashedTt(HashedTt { num_rows, share, rank, cores, initializer, scale }) => {
-                let rows = match (num_rows, share) {
-                    (Some(rows), None) => *rows,
-                    (None, Some(share)) if *share > 0.0 => (f64::from(num_embeddings) * share).ceil() as u32,
-                    (None, Some(share)) => bail!("`share` is {share}: expected more than 0"),
-                    _ => bail!("expected `num_rows` or `share`"),
-                };
-                ensure!(rows > 0, "`num_rows` is 0: expected at least 1");
-                let rows = rows.min(num_embeddings);
+                let rows = rows_or_share(*num_rows, *share, num_embeddings, "num_rows")?;
                 let (row_factors, column_factors, rank, cores) = (None, None, *rank, *cores);
                 let (initializer, scale) = (*initializer, *scale);
-                let tt = Tt { rank, cores, row_factors, column_factors, initializer, scale };
+                let tt = Tt { rank, cores, row_factors, column_factors, initializer, scale, cache: None };
                 (Some(rows), train_of(&tt, rows, dim)?)
             }
             Representation::QuotientRemainder(QuotientRemainder { num_remainders, bytes, like_rank, operation }) => {
@@ -99,7 +95,10 @@ impl Planned {
         let row = self.embedding_dim as u64 * size_of::<f32>() as u64;
         match &self.stored {
             Stored::Dense => rows.saturating_mul(row),
-            Stored::Tt { shape, .. } => shape.num_parameters().saturating_mul(size_of::<f32>() as u64),
+            Stored::Tt { shape, cache, .. } => {
+                let cached = cache.map_or(0, |cache| (cache.capacity() as u64).saturating_mul(row));
+                shape.num_parameters().saturating_mul(size_of::<f32>() as u64).saturating_add(cached)
+            }
             Stored::QuotientRemainder { num_remainders, .. } => {
                 let remainders = u64::from(*num_remainders);
                 (rows.div_ceil(remainders.max(1)) + remainders).saturating_mul(row)
@@ -119,13 +118,16 @@ impl Planned {
         let build = || -> Result<Box<dyn Embedding>, TrainError> {
             let table: Box<dyn Embedding> = match &self.stored {
                 Stored::Dense => Box::new(DenseTable::new(rows, dim, Initializer::Uniform, optimizer, seed)?),
-                Stored::Tt { shape, initializer, scale } => {
+                Stored::Tt { shape, initializer, scale, cache } => {
                     let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
                     // A row is a product of one slice of each core.
                     let of_core = scale.powf(1.0 / shape.num_cores() as f64) as f32;
                     let values = table.parameters_mut().iter_mut().flat_map(|core| core.values_mut());
                     values.for_each(|value| *value *= of_core);
-                    Box::new(table)
+                    Box::new(match cache {
+                        Some(cache) => table.with_cache(*cache)?,
+                        None => table,
+                    })
                 }
                 Stored::QuotientRemainder { num_remainders, combine } => Box::new(QuotientRemainderTable::new(
                     rows,
@@ -152,17 +154,25 @@ impl Planned {
         let matrix = |key: &str, rows: usize| (format!("{prefix}{key}"), vec![rows, self.embedding_dim]);
         match &self.stored {
             Stored::Dense => vec![matrix("weight", rows)],
-            Stored::Tt { shape, .. } => {
+            Stored::Tt { shape, cache, .. } => {
                 let core = |(k, &slices): (usize, &u32)| {
                     (format!("{prefix}tt_cores.{k}"), vec![1, slices as usize, shape.slice_len(k)])
                 };
-                shape.row_factors().iter().enumerate().map(core).collect()
+                let cached = cache.map(|cache| matrix("cache_weight", cache.capacity()));
+                shape.row_factors().iter().enumerate().map(core).chain(cached).collect()
             }
             Stored::QuotientRemainder { num_remainders, .. } => {
                 let remainders = *num_remainders as usize;
                 vec![matrix("weight_q", rows.div_ceil(remainders.max(1))), matrix("weight_r", remainders)]
             }
         }
+    }
+
+    /// FBTT's names for the row of each place of the cache, and for the place where it stands, as table `number`; none without
+    /// a cache.
+    pub(crate) fn cache_keys(&self, number: usize) -> Option<[String; 2]> {
+        let is_cached = matches!(&self.stored, Stored::Tt { cache: Some(_), .. });
+        is_cached.then(|| ["hashtbl", "cache_state"].map(|key| format!("{}{key}", prefix(number))))
     }
 
     /// How a converter finds and reads it, as table `number`.
@@ -203,7 +213,24 @@ fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
     let scale = tt.scale;
     ensure!(scale > 0.0 && scale.is_finite(), "`scale` is {scale}: expected more than 0");
     let shape = tt_shape(tt, num_embeddings, dim)?;
-    Ok(Stored::Tt { shape, initializer: tt.initializer.initializer(), scale })
+    let cache = tt.cache.as_ref().map(|cache| {
+        let &Cache { rows, share, warm_up, refresh } = cache;
+        let rows = rows_or_share(rows, share, num_embeddings, "rows").context("`cache`")?;
+        Ok::<_, anyhow::Error>(CacheSpec { rows, warm_up, refresh })
+    });
+    Ok(Stored::Tt { shape, initializer: tt.initializer.initializer(), scale, cache: cache.transpose()? })
+}
+
+/// Rows of a table, given as they are or as a share of its indices, than which they are no more.
+fn rows_or_share(rows: Option<u32>, share: Option<f64>, num_embeddings: u32, field: &str) -> Result<u32> {
+    let rows = match (rows, share) {
+        (Some(rows), None) => rows,
+        (None, Some(share)) if share > 0.0 => (f64::from(num_embeddings) * share).ceil() as u32,
+        (None, Some(share)) => bail!("`share` is {share}: expected more than 0"),
+        _ => bail!("expected `{field}` or `share`"),
+    };
+    ensure!(rows > 0, "`{field}` is 0: expected at least 1");
+    Ok(rows.min(num_embeddings))
 }
 
 fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
@@ -249,7 +276,7 @@ fn fitting_rows(
 /// What a tensor train of a rank takes, with the factors that it has unless a config says otherwise.
 fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
     let (row_factors, column_factors, initializer) = (None, None, Draw::default());
-    let tt = Tt { rank, cores: 3, row_factors, column_factors, initializer, scale: 1.0 };
+    let tt = Tt { rank, cores: 3, row_factors, column_factors, initializer, scale: 1.0, cache: None };
     Ok(tt_shape(&tt, num_embeddings, dim)?.num_parameters().saturating_mul(size_of::<f32>() as u64))
 }
 

@@ -1,0 +1,158 @@
+//! Rows of Apache Parquet files: columns by their names, plain or compressed with Snappy or gzip.
+
+use super::{
+    records::{Found, Row, Rows},
+    text::Names,
+};
+use anyhow::{Context, Result, bail, ensure};
+use parquet::{
+    basic::Repetition,
+    file::reader::{FileReader, SerializedFileReader},
+    record::{Field, Row as Record, reader::RowIter},
+    schema::types::Type,
+};
+use std::{
+    fs::File,
+    io::Write as _,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+};
+
+/// The rows of a file.
+pub(super) struct Records {
+    rows: RowIter<'static>,
+    /// Rows that have been read.
+    count: u64,
+    label: usize,
+    dense: Vec<usize>,
+    categorical: Vec<usize>,
+    log1p: bool,
+    /// For the digits of a number.
+    digits: Vec<u8>,
+    place: String,
+}
+
+/// The reader panics at some files that are malformed: that, too, is an error of the file.
+fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| bail!("malformed"))
+}
+
+impl Records {
+    pub(super) fn open(path: &Path, names: &Names, log1p: bool) -> Result<Self> {
+        let place = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("{place}: cannot open"))?;
+        let opened = guarded(|| {
+            let reader = SerializedFileReader::new(file)?;
+            let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
+            // Of no other column is anything read.
+            let mut fields = Vec::new();
+            let mut find = |name: &String| -> Result<usize> {
+                let mut found = schema.get_fields().iter().filter(|field| field.name() == name);
+                let missing = || {
+                    let names: Vec<_> = schema.get_fields().iter().map(|field| field.name()).take(60).collect();
+                    format!("no column {name:?}: it has {names:?}")
+                };
+                let field = found.next().with_context(missing)?;
+                ensure!(found.next().is_none(), "two columns {name:?}");
+                let is_one = field.is_primitive() && field.get_basic_info().repetition() != Repetition::REPEATED;
+                ensure!(is_one, "column {name:?} holds lists or groups: expected a value in each row");
+                let known = fields.iter().position(|known: &Arc<Type>| known.name() == name);
+                Ok(known.unwrap_or_else(|| {
+                    fields.push(field.clone());
+                    fields.len() - 1
+                }))
+            };
+            let label = find(&names.label)?;
+            let dense = names.dense.iter().map(&mut find).collect::<Result<Vec<_>>>()?;
+            let categorical = names.categorical.iter().map(&mut find).collect::<Result<Vec<_>>>()?;
+            let projection = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
+            let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection))?;
+            Ok((rows, label, dense, categorical))
+        });
+        let (rows, label, dense, categorical) = opened.with_context(|| place.clone())?;
+        Ok(Self { rows, count: 0, label, dense, categorical, log1p, digits: Vec::new(), place })
+    }
+
+    /// Takes the fields of a record; what is wrong with it otherwise.
+    fn parse(&mut self, record: &Record, row: &mut Row) -> Result<(), String> {
+        let fields: Vec<(&String, &Field)> = record.get_column_iter().collect();
+        let field = |at: usize| fields.get(at).copied().ok_or_else(|| "fields are missing".to_owned());
+        row.clear();
+        let (name, label) = field(self.label)?;
+        row.label = number(label)
+            .filter(|label| (0.0..=1.0).contains(label))
+            .ok_or_else(|| unsuitable(name, label, "a label, 0 to 1"))?;
+        for &at in &self.dense {
+            let (name, value) = field(at)?;
+            let value = match value {
+                Field::Null => 0.0,
+                value => number(value).ok_or_else(|| unsuitable(name, value, "a number"))?,
+            };
+            row.dense.push(if self.log1p { value.max(0.0).ln_1p() } else { value });
+        }
+        for &at in &self.categorical {
+            let (name, value) = field(at)?;
+            self.digits.clear();
+            match value {
+                Field::Null => row.push(b""),
+                Field::Str(text) => row.push(text.as_bytes()),
+                Field::Bytes(bytes) => row.push(bytes.data()),
+                value => match integer(value) {
+                    Some(integer) => {
+                        // To a vector: it does not fail.
+                        let _ = write!(self.digits, "{integer}");
+                        row.push(&self.digits);
+                    }
+                    None => return Err(unsuitable(name, value, "text or a whole number")),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unsuitable(name: &str, value: &Field, expected: &str) -> String {
+    let value: String = value.to_string().chars().take(40).collect();
+    format!("{name:?} is {value}: expected {expected}")
+}
+
+fn integer(value: &Field) -> Option<i128> {
+    Some(match *value {
+        Field::Bool(value) => value.into(),
+        Field::Byte(value) => value.into(),
+        Field::Short(value) => value.into(),
+        Field::Int(value) => value.into(),
+        Field::Long(value) => value.into(),
+        Field::UByte(value) => value.into(),
+        Field::UShort(value) => value.into(),
+        Field::UInt(value) => value.into(),
+        Field::ULong(value) => value.into(),
+        _ => return None,
+    })
+}
+
+/// A finite number.
+fn number(value: &Field) -> Option<f32> {
+    let number = match *value {
+        Field::Float16(value) => value.to_f32(),
+        Field::Float(value) => value,
+        Field::Double(value) => value as f32,
+        _ => integer(value)? as f32,
+    };
+    number.is_finite().then_some(number)
+}
+
+impl Rows for Records {
+    fn next(&mut self, row: &mut Row) -> Result<Found> {
+        let rows = &mut self.rows;
+        let Some(record) = guarded(|| Ok(rows.next().transpose()?)).with_context(|| self.place.clone())? else {
+            return Ok(Found::End);
+        };
+        self.count += 1;
+        Ok(match self.parse(&record, row) {
+            Ok(()) => Found::Row,
+            Err(reason) => Found::Bad { line: self.count, reason },
+        })
+    }
+}
