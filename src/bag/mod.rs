@@ -24,7 +24,6 @@ use crate::{
     error::{LookupError, PoolTablesError},
     isa::Tier,
     kernel::{Epilogue, PoolRows},
-    shape::DigitOrder,
     table::{Table, put_columns_in_order},
 };
 use core::borrow::Borrow;
@@ -223,11 +222,9 @@ impl Table<'_> {
     ) -> Option<()> {
         self.pool_stored(bags, pooling, out, workspace)?;
         // Once for each bag, whatever is in it.
-        match &self.data().weights {
-            Weights::Tt(tt) if tt.shape.column_order() != DigitOrder::MostSignificantFirst => {
-                (0..bags.len()).try_for_each(|bag| put_columns_in_order(&tt.shape, out.row(bag)?, workspace))
-            }
-            _ => Some(()),
+        match self.columns_to_order() {
+            None => Some(()),
+            Some(shape) => (0..bags.len()).try_for_each(|bag| put_columns_in_order(shape, out.row(bag)?, workspace)),
         }
     }
 

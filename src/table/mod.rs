@@ -19,6 +19,7 @@ use crate::{
     error::{BlobError, LookupError},
     isa::Tier,
     kernel::Epilogue,
+    shape::{DigitOrder, TtShape},
 };
 
 /// A view of one table in a blob. Cheap to copy, `Send` and `Sync`; a lookup allocates nothing.
@@ -130,8 +131,10 @@ impl<'a> Table<'a> {
     pub fn lookup(&self, row: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
         self.check_row(row, 0)?;
         self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
-        self.put_row(row, out, workspace, Epilogue::Store).ok_or(LookupError::Inconsistent)?;
-        self.put_columns_in_order(out, workspace).ok_or(LookupError::Inconsistent)
+        if let Some(shape) = self.columns_to_order() {
+            return self.put_row_in_order(shape, row, out, workspace).ok_or(LookupError::Inconsistent);
+        }
+        self.put_row(row, out, workspace, Epilogue::Store).ok_or(LookupError::Inconsistent)
     }
 
     /// Writes the product of a prefix ([`TtShape::prefix`](crate::TtShape::prefix)) into `out`,
@@ -173,12 +176,19 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// Puts what [`put_row`](Self::put_row) gave in the order of the columns.
-    pub(crate) fn put_columns_in_order(&self, row: &mut [f32], workspace: &mut [f32]) -> Option<()> {
+    /// The shape of a tensor train whose cores leave the columns of a row in another order.
+    #[inline(always)]
+    pub(crate) fn columns_to_order(&self) -> Option<&TtShape> {
         match &self.data.weights {
-            Weights::Tt(tt) => put_columns_in_order(&tt.shape, row, workspace),
-            _ => Some(()),
+            Weights::Tt(tt) if tt.shape.column_order() == DigitOrder::LeastSignificantFirst => Some(&tt.shape),
+            _ => None,
         }
+    }
+
+    #[inline(never)]
+    fn put_row_in_order(&self, shape: &TtShape, row: u64, out: &mut [f32], workspace: &mut [f32]) -> Option<()> {
+        self.put_row(row, out, workspace, Epilogue::Store)?;
+        put_columns_in_order(shape, out, workspace)
     }
 
     /// Gives every element of the row of index `row`, as it is stored, to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would

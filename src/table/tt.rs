@@ -18,12 +18,9 @@ pub(super) fn workspace_len(shape: &TtShape) -> usize {
     if shape.column_order() == DigitOrder::MostSignificantFirst { len } else { len.max(shape.embedding_dim()) }
 }
 
-/// Puts a row as the cores multiply it out, or a sum of such rows, in the order of its columns. `scratch` has `embedding_dim`
-/// elements at least.
+/// Puts a row as the cores multiply it out, or a sum of such rows, in the order of its columns, where the least significant digit of
+/// a column is that of core 0. `scratch` has `embedding_dim` elements at least.
 pub(crate) fn put_columns_in_order(shape: &TtShape, row: &mut [f32], scratch: &mut [f32]) -> Option<()> {
-    if shape.column_order() == DigitOrder::MostSignificantFirst {
-        return Some(());
-    }
     let stored = scratch.get_mut(..row.len())?;
     stored.iter_mut().zip(&*row).for_each(|(to, from)| *to = *from);
     // Element (j_0, .., j_{d-1}) of q_0 x .. x q_{d-1} becomes (j_{d-1}, .., j_0): runs of q_0 are `stride` apart.

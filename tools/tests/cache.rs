@@ -310,7 +310,8 @@ fn narrow_rows_and_odd_products_keep_their_values() {
     let shape = shape.with_digit_order(DigitOrder::LeastSignificantFirst);
     let (rows, prefixes) = ([0u64, 7, 8, 469], [2u64, 29]);
     for dtype in Dtype::ALL {
-        let columns = if (dtype as u8).is_multiple_of(2) { shape.digit_order() } else { shape.digit_order().reversed() };
+        let columns =
+            if (dtype as u8).is_multiple_of(2) { shape.digit_order() } else { shape.digit_order().reversed() };
         let shape = shape.with_column_order(columns);
         let dir = Dir::new();
         let cores = if dtype == Dtype::I4 { Dtype::I8 } else { dtype };
