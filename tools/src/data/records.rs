@@ -11,7 +11,10 @@ use super::{
 use crate::{progress::Progress, random::uniform};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 use ttrec::Pooling;
 
 /// Criteo's click logs, plain or through gzip: a label, 13 integers and 26 categories, between tabs. Integers become
@@ -356,10 +359,10 @@ impl Records {
     fn count(&self, min_count: u64, max_rows: Option<u32>) -> Result<Vocabulary> {
         enum Count {
             Values(Counter),
-            Hashed(Vec<u64>),
+            Hashed(u32, BTreeMap<u32, u64>),
         }
         let begin = |encoding: &Encoding| match encoding.hash_rows {
-            Some(rows) => Count::Hashed(vec![0; rows as usize]),
+            Some(rows) => Count::Hashed(rows, BTreeMap::new()),
             None => Count::Values(Counter::default()),
         };
         let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
@@ -369,10 +372,7 @@ impl Records {
             for ((value, encoding), count) in pass.row.values().zip(&self.encodings).zip(&mut counts) {
                 encoding.for_each(value, |value| match count {
                     Count::Values(counter) => counter.add(value),
-                    Count::Hashed(counts) => {
-                        let number = hash(value, counts.len() as u32);
-                        counts[number as usize] += 1;
-                    }
+                    Count::Hashed(rows, counts) => *counts.entry(hash(value, *rows)).or_default() += 1,
                 });
             }
             progress.add(1);
@@ -383,7 +383,7 @@ impl Records {
         }
         let features = self.encodings.iter().zip(counts).map(|(encoding, count)| match count {
             Count::Values(counter) => counter.finish(&encoding.name, min_count, max_rows),
-            Count::Hashed(counts) => Ok(Categories::counted(encoding.name.clone(), counts)),
+            Count::Hashed(rows, counts) => Ok(Categories::hashed(encoding.name.clone(), rows, counts)),
         });
         Ok(Vocabulary::new(features.collect::<Result<_>>()?))
     }

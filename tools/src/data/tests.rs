@@ -158,9 +158,21 @@ fn bags_are_split_hashed_and_pooled() {
     assert_eq!(batch.features[1].bags().unwrap().indices(), [site[0], site[1], site[0]]);
     let pooling: Vec<Pooling> = dataset.features().iter().map(|feature| feature.pooling).collect();
     assert_eq!(pooling, [Pooling::Mean, Pooling::Sum]);
-    let vocabulary = dir.path().join("vocabulary.csv");
+    let (vocabulary, counts) = (dir.path().join("vocabulary.csv"), dir.path().join("counts.npz"));
     dataset.vocabulary().write(&vocabulary).unwrap();
     assert_eq!(Vocabulary::read(&vocabulary).unwrap(), *dataset.vocabulary());
+    // Of hashes, those that occur.
+    assert_eq!(dataset.vocabulary().features()[1].len(), 3);
+    dataset.vocabulary().write_frequencies(&counts).unwrap();
+    let frequencies = Frequencies::open(&counts, vec!["tags".to_owned(), "site".to_owned()]).unwrap();
+    let mut expected = [(u64::from(site[0]), 2.0), (u64::from(site[1]), 1.0)];
+    expected.sort_by_key(|(number, _)| *number);
+    assert_eq!(frequencies.of("site").unwrap().unwrap().read(3).unwrap(), expected);
+    let written = fs::read_to_string(&vocabulary).unwrap();
+    for bad in ["site,3,,1", "site,x,,1", &format!("site,{},,1", site[0]), "site,rows,4,1"] {
+        fs::write(&vocabulary, format!("{written}{bad}\n")).unwrap();
+        Vocabulary::read(&vocabulary).unwrap_err();
+    }
 }
 
 #[test]

@@ -4,10 +4,15 @@
 
 use crate::{npz::Npz, output::Output};
 use anyhow::{Context, Result, ensure};
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 /// What the number of others is called.
 const OTHERS: &str = "other";
+/// What stands for a number where it is said how many there are.
+const ROWS: &str = "rows";
 
 /// The categories of all features.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,13 +24,22 @@ pub(crate) struct Vocabulary {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Categories {
     name: String,
-    /// By number; empty where numbers are made of values rather than looked up.
+    /// By number; empty where numbers are values rather than looked up.
     values: Vec<Box<[u8]>>,
     numbers: HashMap<Box<[u8]>, u32>,
     /// How often each number is there to learn from.
     counts: Vec<u64>,
     /// Whether the last number is that of all values that have none.
     others: bool,
+    /// What there is instead where numbers are hashes of values.
+    hashed: Option<Hashed>,
+}
+
+/// Numbers that are hashes: few of many.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Hashed {
+    rows: u32,
+    counts: BTreeMap<u32, u64>,
 }
 
 /// Counts values.
@@ -55,9 +69,9 @@ impl Counter {
 }
 
 impl Categories {
-    /// Those of a feature whose numbers are its values, or are made of them.
-    pub(super) fn counted(name: String, counts: Vec<u64>) -> Self {
-        Self { name, counts, ..Self::default() }
+    /// Those of a feature whose numbers are hashes of its values, below `rows`.
+    pub(super) fn hashed(name: String, rows: u32, counts: BTreeMap<u32, u64>) -> Self {
+        Self { name, hashed: Some(Hashed { rows, counts }), ..Self::default() }
     }
 
     /// Those of a feature whose values are integers, by number.
@@ -80,7 +94,7 @@ impl Categories {
 
     /// How many numbers there are.
     pub(super) fn len(&self) -> u32 {
-        self.counts.len() as u32
+        self.hashed.as_ref().map_or(self.counts.len() as u32, |hashed| hashed.rows)
     }
 
     /// The number of a value: that of others if it has none.
@@ -106,13 +120,20 @@ impl Vocabulary {
         &self.features
     }
 
-    /// Writes `feature,number,value,count` lines; what has a number of its own has no value.
+    /// Writes `feature,number,value,count` lines; what has a number of its own has no value. Of a feature whose numbers are hashes
+    /// one says how many there are, and the others are of those that occur.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut output = Output::create(path)?;
         output.write(|out| {
             let mut csv = csv::Writer::from_writer(out);
             csv.write_record(["feature", "number", "value", "count"])?;
-            for Categories { name, values, counts, others, .. } in &self.features {
+            for Categories { name, values, counts, others, hashed, .. } in &self.features {
+                if let Some(Hashed { rows, counts }) = hashed {
+                    csv.write_record([name, ROWS, &rows.to_string(), &counts.values().sum::<u64>().to_string()])?;
+                    for (number, count) in counts {
+                        csv.write_record([name, &number.to_string(), "", &count.to_string()])?;
+                    }
+                }
                 for (number, count) in counts.iter().enumerate() {
                     let value = values.get(number).map_or(&b""[..], |value| value);
                     let of_others = *others && number + 1 == counts.len();
@@ -141,6 +162,17 @@ impl Vocabulary {
             }
             let feature = features.last_mut().with_context(malformed)?;
             ensure!(!feature.others, "{}: line {line}: a number after that of {OTHERS:?}", path.display());
+            if let Some(Hashed { rows, counts }) = &mut feature.hashed {
+                let number = text(1).and_then(|number| number.parse().ok()).filter(|number: &u32| *number < *rows);
+                let number = number.with_context(malformed)?;
+                ensure!(counts.insert(number, count).is_none(), malformed());
+                continue;
+            }
+            if feature.counts.is_empty() && text(1) == Some(ROWS) {
+                let rows = text(2).and_then(|rows| rows.parse().ok()).with_context(malformed)?;
+                feature.hashed = Some(Hashed { rows, counts: BTreeMap::new() });
+                continue;
+            }
             feature.others = text(1) == Some(OTHERS);
             if !feature.others {
                 ensure!(text(1) == Some(&feature.counts.len().to_string()), malformed());
@@ -152,11 +184,21 @@ impl Vocabulary {
         Ok(Self { features: features.with_context(place)? })
     }
 
-    /// Writes how often each number is there, as `--frequencies` takes it: an array for each feature.
+    /// Writes how often each number is there, as `--frequencies` takes it: an array for each feature, or, where they are hashes, those
+    /// that occur and an array of their counts.
     pub(crate) fn write_frequencies(&self, path: &Path) -> Result<()> {
         let mut file = Npz::new();
-        for Categories { name, counts, .. } in &self.features {
-            file.add(name, &[counts.len() as u64], counts)?;
+        for Categories { name, counts, hashed, .. } in &self.features {
+            match hashed {
+                None => file.add(name, &[counts.len() as u64], counts)?,
+                Some(Hashed { counts, .. }) => {
+                    let (indices, counts): (Vec<u64>, Vec<u64>) =
+                        counts.iter().map(|(&number, &count)| (u64::from(number), count)).unzip();
+                    let len = [counts.len() as u64];
+                    file.add(&format!("{name}.indices"), &len, &indices)?;
+                    file.add(&format!("{name}.counts"), &len, &counts)?;
+                }
+            }
         }
         file.write(path)
     }
