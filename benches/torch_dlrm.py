@@ -2,7 +2,7 @@
 calls: one sparse nn.EmbeddingBag (sum) per table, the bottom and top nn.Linear with ReLU, torch.bmm and the lower triangle for the
 interaction, BCELoss, SGD. All tables dense. Prints microseconds per sample, the best of the rounds.
 
-    pip install torch numpy
+    pip install torch numpy safetensors
     python benches/torch_dlrm.py [threads]
 """
 
@@ -11,11 +11,10 @@ import time
 
 import numpy as np
 import torch
+from kaggle import BOTTOM, DIM, ROWS, TOP, dense_features, draw
 from torch import nn
 
-TABLES = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10, 5652, 2173, 4,
-          7046547, 18, 15, 286181, 105, 142572]
-DIM, DENSE, BATCH, BATCHES = 16, 13, 128, 20
+BATCH, BATCHES = 128, 20
 
 
 def mlp(widths, last):
@@ -25,20 +24,13 @@ def mlp(widths, last):
     return nn.Sequential(*layers)
 
 
-def zipf(rng, rows, count):
-    """Ids by Zipf's law with exponent 1.05, the most frequent first, by inverting the integral of its density."""
-    u, a = rng.random(count), 0.05
-    x = (1 - u * (1 - (rows + 1.0) ** -a)) ** (-1 / a)
-    return np.minimum(x.astype(np.int64) - 1, rows - 1)
-
-
 class Dlrm(nn.Module):
     def __init__(self):
         super().__init__()
-        self.bottom = mlp([DENSE, 512, 256, 64, DIM], nn.ReLU())
-        self.tables = nn.ModuleList(nn.EmbeddingBag(rows, DIM, mode="sum", sparse=True) for rows in TABLES)
-        vectors = len(TABLES) + 1
-        self.top = mlp([DIM + vectors * (vectors - 1) // 2, 512, 256, 1], nn.Sigmoid())
+        self.bottom = mlp(BOTTOM, nn.ReLU())
+        self.tables = nn.ModuleList(nn.EmbeddingBag(rows, DIM, mode="sum", sparse=True) for rows in ROWS)
+        vectors = len(ROWS) + 1
+        self.top = mlp([DIM + vectors * (vectors - 1) // 2, *TOP], nn.Sigmoid())
         self.i, self.j = torch.tril_indices(vectors, vectors, -1)
 
     def forward(self, dense, indices, offsets):
@@ -57,8 +49,8 @@ def main():
     offsets = torch.arange(BATCH)
     batches = [
         (
-            torch.from_numpy(rng.random((BATCH, DENSE), dtype=np.float32)),
-            [torch.from_numpy(zipf(rng, rows, BATCH)) for rows in TABLES],
+            torch.from_numpy(dense_features(rng, BATCH)),
+            [torch.from_numpy(draw(rng, rows, BATCH, scattered=False)) for rows in ROWS],
             torch.from_numpy((rng.random(BATCH) < 0.25).astype(np.float32)),
         )
         for _ in range(BATCHES)

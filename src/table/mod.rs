@@ -191,8 +191,8 @@ impl<'a> Table<'a> {
         put_columns_in_order(shape, out, workspace)
     }
 
-    /// Gives every element of the row of index `row`, as it is stored, to `epilogue`. The caller has checked row, `out` and `workspace`; `None` would
-    /// mean that the view contradicts itself.
+    /// Gives every element of the row of index `row`, as it is stored, to `epilogue`. The caller has checked row, `out` and
+    /// `workspace`; `None` would mean that the view contradicts itself.
     pub(crate) fn put_row(
         &self,
         row: u64,

@@ -451,9 +451,9 @@ impl Shard {
                 let rows = same * m;
                 let d_next = d.get(first * m * n..)?.get(..rows * n)?;
                 let stays_open = k == middle && first + same == digits.len() && next == Some(digit);
-                if let (true, Some(rate)) =
-                    (k == middle && rows <= FEW && !is_open && !stays_open, update.learning_rate_of_sum())
-                {
+                // Where all of the slice's gradient is here, and can be added where it goes.
+                let rate = update.learning_rate_of_sum().filter(|_| k == middle && !is_open && !stays_open);
+                if let Some(rate) = rate.filter(|_| rows <= FEW) {
                     let x = x[k - 1].get(first * m * r..)?.get(..rows * r)?;
                     let dx = spare.get_mut(first * m * r..)?.get_mut(..rows * r)?;
                     let at = (digit as usize - slices.first()) * r * n;
@@ -475,13 +475,12 @@ impl Shard {
                     if !is_open {
                         transpose(tier, slices.values().get(at.clone())?, n, transposed_slice)?;
                     }
-                    match update.learning_rate_of_sum() {
-                        // All of it is here, and can be added where it goes.
-                        Some(rate) if !is_open && !stays_open => {
+                    match rate {
+                        Some(rate) => {
                             let job = Job { scale: -rate, ..to_slice(at.start) };
                             add_products(tier, [r, rows, n], &[job], slices.values_mut())?;
                         }
-                        _ => {
+                        None => {
                             if is_open {
                                 add_products(tier, [r, rows, n], &[to_slice(0)], slice_gradient)?;
                             } else {

@@ -496,8 +496,8 @@ impl Source<'_> {
         let mut values = vec![0.0; core.slice_len()];
         let mut bytes = vec![0; self.dtype.bytes_of(values.len())];
         for slice in 0..core.slices() {
-            direction.read(k, core, slice, &mut values)?;
-            let scale = dtype::encode_slice(&values, self.dtype, &mut bytes)
+            core.read(slice, &mut values)?;
+            let scale = dtype::encode_slice(&direction.slice(k, &values), self.dtype, &mut bytes)
                 .map_err(|error| place(error, core.tensor, |at| core.position(slice, direction.element(k, at))))?;
             put(&bytes, scale)?;
         }

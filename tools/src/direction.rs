@@ -1,9 +1,8 @@
 //! From which end a tensor train is multiplied out: a blob's cores are multiplied from the left, so where the other way is less
 //! work they are written in reverse, each slice transposed.
 
-use crate::dialect::Core;
-use anyhow::Result;
-use ttrec::TtShape;
+use std::borrow::Cow;
+use ttrec::{DigitOrder, TtShape};
 
 /// What it takes to put a column of a bag in its place afterwards, in FLOP of the products that are saved for it.
 const COLUMN_FLOPS: u64 = 100;
@@ -48,28 +47,26 @@ impl Direction {
     }
 
     /// A slice of the given core that is core k of the blob, as the blob has it.
-    pub(crate) fn slice(&self, k: usize, given: &[f32]) -> Vec<f32> {
-        (0..given.len()).map(|at| given[self.element(k, at)]).collect()
+    pub(crate) fn slice<'s>(&self, k: usize, given: &'s [f32]) -> Cow<'s, [f32]> {
+        if self.is_reversed() {
+            (0..given.len()).map(|at| given[self.element(k, at)]).collect()
+        } else {
+            Cow::Borrowed(given)
+        }
     }
 
     /// A row, as rows that are stored apart are in the blob.
-    pub(crate) fn row(&self, row: &[f32]) -> Vec<f32> {
+    pub(crate) fn row<'r>(&self, row: &'r [f32]) -> Cow<'r, [f32]> {
         in_stored_order(&self.stored, row)
-    }
-
-    /// Reads slice `slice` of the given core that is core k of the blob.
-    pub(crate) fn read(&self, k: usize, core: &Core<'_>, slice: u64, out: &mut Vec<f32>) -> Result<()> {
-        core.read(slice, out)?;
-        if self.is_reversed() {
-            *out = self.slice(k, out);
-        }
-        Ok(())
     }
 }
 
 /// A row with its elements where a blob's cores put them.
-pub(crate) fn in_stored_order(shape: &TtShape, row: &[f32]) -> Vec<f32> {
+pub(crate) fn in_stored_order<'r>(shape: &TtShape, row: &'r [f32]) -> Cow<'r, [f32]> {
+    if shape.column_order() == DigitOrder::MostSignificantFirst {
+        return Cow::Borrowed(row);
+    }
     let mut stored = vec![0.0; row.len()];
     row.iter().enumerate().for_each(|(column, &x)| stored[shape.position_of_column(column)] = x);
-    stored
+    stored.into()
 }
