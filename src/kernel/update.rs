@@ -1,7 +1,7 @@
 //! Steps of the optimisers, element by element over one slice: each product, sum, root and quotient rounded by itself, so
 //! that a step has the same bits on every tier (but for [`sgd_of_few`]). [`crate::train::Optimizer`] says what they are for.
 
-use crate::isa::{Isa, Op, Tier};
+use crate::isa::{FourLanes, Isa, Op, Tier};
 
 /// Squares that are summed side by side, by position, before they are added up: a fixed order that every tier can follow.
 const SUMS: usize = 16;
@@ -194,6 +194,18 @@ impl<const M: usize> Op for Rows<'_, '_, M> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Option<()> {
+        // As many rows of G side by side as there are registers for.
+        match (I::LANES, M) {
+            (SUMS, ..=2) => self.in_blocks::<I, 4>(isa),
+            (SUMS, _) => self.in_blocks::<I, 2>(isa),
+            _ => self.in_blocks::<I, 1>(isa),
+        }
+    }
+}
+
+impl<const M: usize> Rows<'_, '_, M> {
+    #[inline(always)]
+    fn in_blocks<I: Isa, const A: usize>(self, isa: I) -> Option<()> {
         let SgdOfFew { r, n, learning_rate, x, d, slice, dx } = self.0;
         let mut rows = [(&[][..], [0.0; SUMS]); M];
         for ((whole, end), d) in rows.iter_mut().zip(d.chunks_exact(n)) {
@@ -201,35 +213,82 @@ impl<const M: usize> Op for Rows<'_, '_, M> {
             *whole = chunks;
             end.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
         }
-        let ends = rows.map(|(_, end)| end);
-        for (a, slice) in slice.chunks_exact_mut(n).enumerate() {
-            let mut factors = [isa.splat(0.0); M];
-            for (factor, x) in factors.iter_mut().zip(x.get(a..)?.iter().step_by(r)) {
-                *factor = isa.splat(-learning_rate * x);
-            }
-            let mut sums = [[isa.splat(0.0); MAX_PARTS]; M];
-            let (whole, rest) = slice.as_chunks_mut::<SUMS>();
-            for (at, chunk) in whole.iter_mut().enumerate() {
-                let mut d = [&[0.0; SUMS]; M];
-                for (d, (row, _)) in d.iter_mut().zip(&rows) {
-                    *d = row.get(at)?;
-                }
-                step_of_chunk(isa, &factors, d, chunk, &mut sums);
-            }
-            if !rest.is_empty() {
-                let mut chunk = [0.0; SUMS];
-                chunk.iter_mut().zip(&*rest).for_each(|(to, from)| *to = *from);
-                step_of_chunk(isa, &factors, ends.each_ref(), &mut chunk, &mut sums);
-                rest.iter_mut().zip(chunk).for_each(|(to, from)| *to = from);
-            }
-            for (sums, dx) in sums.iter().zip(dx.get_mut(a..)?.iter_mut().step_by(r)) {
-                let mut all = [0.0; SUMS];
-                all.chunks_exact_mut(I::LANES).zip(sums).for_each(|(to, sum)| isa.store(*sum, to));
-                *dx = total(all);
-            }
+        let mut blocks = slice.chunks_exact_mut(n.saturating_mul(A));
+        let mut a = 0;
+        for block in &mut blocks {
+            step_of_rows::<I, M, A>(isa, learning_rate, (r, n, a), x, &rows, block, dx)?;
+            a += A;
+        }
+        for row in blocks.into_remainder().chunks_exact_mut(n) {
+            step_of_rows::<I, M, 1>(isa, learning_rate, (r, n, a), x, &rows, row, dx)?;
+            a += 1;
         }
         Some(())
     }
+}
+
+/// Rows `a` to `a + A` of G, of r: `d` are the rows of d, and what is left of them after whole chunks.
+#[inline(always)]
+fn step_of_rows<I: Isa, const M: usize, const A: usize>(
+    isa: I,
+    learning_rate: f32,
+    (r, n, a): (usize, usize, usize),
+    x: &[f32],
+    d: &[(&[[f32; SUMS]], [f32; SUMS]); M],
+    mut block: &mut [f32],
+    dx: &mut [f32],
+) -> Option<()> {
+    let mut factors = [[isa.splat(0.0); M]; A];
+    for m in 0..M {
+        let x: &[f32; A] = x.get(m * r + a..)?.first_chunk()?;
+        for (factors, x) in factors.iter_mut().zip(x) {
+            *factors.get_mut(m)? = isa.splat(-learning_rate * x);
+        }
+    }
+    let mut sums = [[[isa.splat(0.0); MAX_PARTS]; M]; A];
+    let mut lines = core::array::from_fn::<(&mut [_], &mut [f32]), A, _>(|_| Default::default());
+    for to in &mut lines {
+        let (line, after) = core::mem::take(&mut block).split_at_mut_checked(n)?;
+        (*to, block) = (line.as_chunks_mut::<SUMS>(), after);
+    }
+    let whole = d.first().map_or(0, |(whole, _)| whole.len());
+    for at in 0..whole {
+        for part in (0..SUMS).step_by(I::LANES) {
+            let mut of_part = [isa.splat(0.0); M];
+            for (to, (whole, _)) in of_part.iter_mut().zip(d) {
+                *to = isa.load_f32(whole.get(at)?.get(part..)?);
+            }
+            for ((line, factors), sums) in lines.iter_mut().zip(&factors).zip(&mut sums) {
+                let values = line.0.get_mut(at)?.get_mut(part..)?;
+                step_of_part(isa, factors, &of_part, values, sums, part / I::LANES)?;
+            }
+        }
+    }
+    if lines.iter().any(|(_, rest)| !rest.is_empty()) {
+        for ((line, factors), sums) in lines.iter_mut().zip(&factors).zip(&mut sums) {
+            let mut chunk = [0.0; SUMS];
+            chunk.iter_mut().zip(&*line.1).for_each(|(to, from)| *to = *from);
+            for part in (0..SUMS).step_by(I::LANES) {
+                let mut of_part = [isa.splat(0.0); M];
+                for (to, (_, end)) in of_part.iter_mut().zip(d) {
+                    *to = isa.load_f32(end.get(part..)?);
+                }
+                step_of_part(isa, factors, &of_part, chunk.get_mut(part..)?, sums, part / I::LANES)?;
+            }
+            line.1.iter_mut().zip(chunk).for_each(|(to, from)| *to = from);
+        }
+    }
+    for m in 0..M {
+        let mut of_row = [[0.0; SUMS]; 4];
+        for (to, sums) in of_row.iter_mut().zip(&sums) {
+            for (to, sum) in to.chunks_exact_mut(I::LANES).zip(sums.get(m)?) {
+                isa.store(*sum, to);
+            }
+        }
+        let dx: &mut [f32; A] = dx.get_mut(m * r + a..)?.first_chunk_mut()?;
+        dx.iter_mut().zip(totals(isa.narrow(), of_row)).for_each(|(dx, total)| *dx = total);
+    }
+    Some(())
 }
 
 /// Vectors that [`SUMS`] elements are at most.
@@ -237,35 +296,42 @@ const MAX_PARTS: usize = SUMS / 4;
 
 /// Some columns of a row of G: what each row of d makes of them, before they move.
 #[inline(always)]
-fn step_of_chunk<I: Isa, const M: usize>(
+fn step_of_part<I: Isa, const M: usize>(
     isa: I,
     factors: &[I::F32; M],
-    d: [&[f32; SUMS]; M],
-    chunk: &mut [f32; SUMS],
+    d: &[I::F32; M],
+    values: &mut [f32],
     sums: &mut [[I::F32; MAX_PARTS]; M],
-) {
-    for (part, values) in chunk.chunks_exact_mut(I::LANES).enumerate() {
-        let old = isa.load_f32(values);
-        let mut new = old;
-        for ((d, sums), factor) in d.iter().zip(&mut *sums).zip(factors) {
-            let (Some(d), Some(sum)) = (d.chunks_exact(I::LANES).nth(part), sums.get_mut(part)) else { return };
-            let d = isa.load_f32(d);
-            *sum = isa.fma(d, old, *sum);
-            new = isa.fma(*factor, d, new);
-        }
-        isa.store(new, values);
+    part: usize,
+) -> Option<()> {
+    let old = isa.load_f32(values);
+    let mut new = old;
+    for ((d, sums), factor) in d.iter().zip(sums).zip(factors) {
+        let sum = sums.get_mut(part)?;
+        *sum = isa.fma(*d, old, *sum);
+        new = isa.fma(*factor, *d, new);
     }
+    isa.store(new, values);
+    Some(())
 }
 
-/// The sum of all, halves first.
+/// The sum of each, halves first.
 #[inline(always)]
-fn total(sums: [f32; SUMS]) -> f32 {
-    fn halves<const N: usize, const H: usize>(sums: [f32; N]) -> [f32; H] {
-        let mut out = [0.0; H];
-        let (low, high) = sums.split_at(H);
-        out.iter_mut().zip(low).zip(high).for_each(|((out, low), high)| *out = low + high);
-        out
+fn totals<I: FourLanes>(isa: I, sums: [[f32; SUMS]; 4]) -> [f32; 4] {
+    let mut quarters = [isa.splat(0.0); 4];
+    for (to, sums) in quarters.iter_mut().zip(&sums) {
+        let mut parts = [isa.splat(0.0); 4];
+        for (to, part) in parts.iter_mut().zip(sums.as_chunks::<4>().0) {
+            *to = isa.load_f32(part);
+        }
+        *to = sum_of_four(isa, parts);
     }
-    let [sum] = halves(halves::<4, 2>(halves::<8, 4>(halves::<SUMS, 8>(sums))));
-    sum
+    let mut out = [0.0; 4];
+    isa.store(sum_of_four(isa, isa.transpose(quarters)), &mut out);
+    out
+}
+
+#[inline(always)]
+fn sum_of_four<I: Isa>(isa: I, [a, b, c, d]: [I::F32; 4]) -> I::F32 {
+    isa.add(isa.add(a, c), isa.add(b, d))
 }
