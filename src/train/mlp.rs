@@ -59,7 +59,7 @@ impl Linear {
         };
         let weights = normals(inputs * outputs, 2.0 / (inputs + outputs) as f64);
         let biases = normals(outputs, 1.0 / outputs as f64);
-        let parameters = [(weights, inputs), (biases, 1)];
+        let parameters = [(weights, inputs), (biases, outputs)];
         Self {
             parameters: parameters.map(|(values, slice_len)| Parameters::new(values, slice_len, optimizer.dense())),
             relu,
@@ -90,7 +90,7 @@ impl Linear {
         weights
     }
 
-    /// b, one for each output.
+    /// b, one for each output, in one slice.
     pub fn biases(&self) -> &Parameters {
         let [_, biases] = &self.parameters;
         biases
@@ -139,28 +139,36 @@ impl Linear {
             // Without a jump, which would be taken at random.
             d.iter_mut().zip(&self.outputs).for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
         }
-        if let Some(d_inputs) = d_inputs {
-            d_inputs.resize(samples * r, 0.0);
-            multiply_rows(tier, [n, r], d, weights.values(), d_inputs, Epilogue::Store)?;
-        }
-        let Gradients { outputs_transposed, weights: d_weights, biases: d_biases, ones } = &mut self.gradients;
         if samples == 0 {
+            d_inputs.into_iter().for_each(Vec::clear);
             return Some(());
         }
-        outputs_transposed.resize(n * samples, 0.0);
-        transpose(tier, d, n, outputs_transposed)?;
+        let Gradients { outputs_transposed, weights: d_weights, biases: d_biases, ones } = &mut self.gradients;
+        let (inputs, prepared) = rayon::join(
+            || match d_inputs {
+                Some(d_inputs) => {
+                    d_inputs.resize(samples * r, 0.0);
+                    multiply_rows(tier, [n, r], d, weights.values(), d_inputs, Epilogue::Store)
+                }
+                None => Some(()),
+            },
+            || {
+                ones.resize(samples, 1.0);
+                d_biases.resize(n, 0.0);
+                outputs_transposed.resize(n * samples, 0.0);
+                chain_step(tier, [1, samples, n], ones, Elements::F32(d), d_biases, Epilogue::Store)?;
+                biases.slices_mut().update(0, d_biases, update)?;
+                transpose(tier, d, n, outputs_transposed)
+            },
+        );
+        inputs.and(prepared)?;
         d_weights.resize(n * r, 0.0);
         let chunks = outputs_transposed.par_chunks(ROWS * samples).zip(d_weights.par_chunks_mut(ROWS * r));
         chunks.zip(chunks_of(weights.slices_mut(), n)?).try_for_each(|((d, d_weights), mut slices)| {
             chain_step(tier, [d.len() / samples, samples, r], d, Elements::F32(x), d_weights, Epilogue::Store)?;
             let first = slices.first();
             d_weights.chunks_exact(r).zip(first..).try_for_each(|(row, slice)| slices.update(slice, row, update))
-        })?;
-        ones.resize(samples, 1.0);
-        d_biases.resize(n, 0.0);
-        chain_step(tier, [1, samples, n], ones, Elements::F32(d), d_biases, Epilogue::Store)?;
-        let mut slices = biases.slices_mut();
-        (0..n).zip(d_biases.chunks_exact(1)).try_for_each(|(slice, d)| slices.update(slice, d, update))
+        })
     }
 }
 
