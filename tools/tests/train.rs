@@ -93,7 +93,7 @@ fn every_kind_of_table_learns_and_converts() {
     // Beside the AUC, what is least of it for half of it to be learned.
     for (name, table, least) in [
         ("dense", "{ representation = \"dense\" }", 0.78),
-        ("tt", "{ representation = \"tt\", rank = 8, scale = 10.0 }", 0.78),
+        ("tt", "{ representation = \"tt\", rank = 12, scale = 10.0 }", 0.78),
         ("cached", "{ representation = \"tt\", rank = 4, cache = { rows = 40, warm_up = 50, refresh = 100 } }", 0.7),
         ("hashed", "{ representation = \"hashed\", num_rows = 80 }", 0.7),
         ("hashed-tt", "{ representation = \"hashed-tt\", share = 0.9, rank = 8, scale = 10.0 }", 0.7),

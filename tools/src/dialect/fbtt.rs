@@ -76,6 +76,11 @@ impl Dialect for Fbtt {
         ensure!(table < tables, "`table` is {table}, but tensor {:?} holds {tables}: expected less", tensors[0].name());
         let row_factors = cores::row_factors(&tensors, &slices, spec)?;
         if let Some(strides) = checkpoint.tensor(&key("L")) {
+            let says = strides.name();
+            ensure!(
+                spec.least_significant_first != Some(true),
+                "`least_significant_first` contradicts tensor {says:?}"
+            );
             check_strides(strides, &row_factors)?;
         }
         if tables > 1 {

@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
-    Pooling, TtShape,
+    DigitOrder, Pooling, TtShape,
     blob::Combine,
     train::{
         CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer, QuotientRemainderTable, TrainError,
@@ -192,6 +192,7 @@ impl Planned {
             Stored::Dense => TableSpec { dialect: dialect("dlrm"), ..spec },
             Stored::Tt { shape, .. } => TableSpec {
                 dialect: dialect("fbtt"),
+                least_significant_first: (shape.digit_order() == DigitOrder::LeastSignificantFirst).then_some(true),
                 row_factors: Some(shape.row_factors().to_vec()),
                 column_factors: Some(shape.column_factors().to_vec()),
                 ranks: Some(shape.inner_ranks().to_vec()),
@@ -235,9 +236,11 @@ fn rows_or_share(rows: Option<u32>, share: Option<f64>, num_embeddings: u32, fie
 
 fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     let rows = u64::from(num_embeddings);
-    let factors = suggest_shape(rows, dim, tt.cores)?;
-    let row_factors = tt.row_factors.clone().unwrap_or(factors.rows);
-    let column_factors = tt.column_factors.clone().unwrap_or(factors.columns);
+    let row_factors = match &tt.row_factors {
+        Some(factors) => factors.clone(),
+        None => suggest_shape(rows, dim, tt.cores)?.rows,
+    };
+    let column_factors = tt.column_factors.clone().unwrap_or_else(|| column_factors(dim, tt.cores));
     ensure!(tt.rank > 0, "`rank` is 0: expected at least 1");
     // No unfolding has a higher rank than it has rows or columns.
     let sides: Vec<u64> = row_factors.iter().zip(&column_factors).map(|(&p, &q)| u64::from(p) * u64::from(q)).collect();
@@ -249,7 +252,21 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
         shape.embedding_dim() == dim,
         "`column_factors` is {column_factors:?}: expected a product of {dim}, `embedding_dim`"
     );
-    Ok(shape)
+    // No column of what is learned has a place of its own, so the cores may stand either way.
+    let reversed = shape.reversed()?.with_column_order(shape.column_order());
+    Ok(if reversed.flops_left_to_right() < shape.flops_left_to_right() { reversed } else { shape })
+}
+
+/// Column factors that rank best, byte for byte, in docs/quality.md: a factor of 2 with the least significant digit, all else with the most
+/// significant one, so that rows that stand together have nearly all of their columns in common.
+fn column_factors(dim: usize, cores: usize) -> Vec<u32> {
+    let dim = dim as u32;
+    let last = (2..dim).find(|&q| dim.is_multiple_of(q)).unwrap_or(1);
+    let mut factors = vec![1; cores];
+    if let [first, .., end] = &mut factors[..] {
+        (*first, *end) = (dim / last, last);
+    }
+    factors
 }
 
 /// The rows that a table is given, or that fit into bytes.
