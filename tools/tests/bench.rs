@@ -87,8 +87,15 @@ fn every_workload_is_measured() {
     let retail = baskets(&dir, 600, &items);
     let report = json(bench(None, &["--suite", "batch", "--json", "--retail", retail.to_str().unwrap()]));
     let mut wanted = Vec::new();
-    for (name, cached) in [("W1", false), ("W2", true), ("W3-uniform", false), ("W3-zipf", true)] {
-        for rank in [16, 32, 64] {
+    for (name, ranks, cached) in [
+        ("W1", [16, 32, 64], false),
+        ("W2", [16, 32, 64], true),
+        ("W3-uniform", [16, 32, 64], false),
+        ("W3-zipf", [16, 32, 64], true),
+        ("W6-uniform", [8, 16, 32], false),
+        ("W6-zipf", [8, 16, 32], true),
+    ] {
+        for rank in ranks {
             wanted.push(format!("{name}-R{rank}"));
             if cached && rank == 32 {
                 wanted.extend(["cached", "lfu"].map(|kind| format!("{name}-R{rank}-{kind}")));

@@ -1,7 +1,7 @@
 //! Batches of bags, tensor trains beside dense tables: does a ranker pay for the memory that it saves?
 //!
-//! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets. A tensor train's rows are
-//! sorted by frequency, as training can do at no cost; a dense table's rows lie as they come.
+//! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets, W6 has the shape of what `ttrec train`
+//! learns. A tensor train's rows are sorted by frequency, as training can do at no cost; a dense table's rows lie as they come.
 
 use super::{
     contents::build,
@@ -19,7 +19,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use std::{fs, hint::black_box, ops::Range};
 use ttrec::{
-    AlignedBuf, Blob, LookupError, Table, Tier, TtShape,
+    AlignedBuf, Blob, DigitOrder, LookupError, Table, Tier, TtShape,
     blob::{TableSpec, Weights, WeightsSpec},
     cache::RowCache,
     dtype::{Dtype, Elements},
@@ -28,6 +28,10 @@ use ttrec::{
 
 /// The rank of workloads that come in one rank only, as do those with a cache.
 const RANK: u32 = 32;
+/// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks that rank as dense tables do
+/// (docs/quality.md).
+const LEARNED: [u32; 3] = [2, 1, 32];
+const LEARNED_RANKS: [u32; 3] = [8, 16, 32];
 /// Lookups in one batch, to see whether time grows with them.
 const GROWTH: [usize; 3] = [1_000, 10_000, 100_000];
 
@@ -102,7 +106,7 @@ pub(super) fn measure(
     } else {
         Extent { batches: BATCHES, bags: BAGS, samples: BATCHES * 2048, dense_bytes_per_cached: 100 }
     };
-    let progress = Progress::new("workloads", 29 + u64::from(retail.is_some()));
+    let progress = Progress::new("workloads", 37 + u64::from(retail.is_some()));
     let mut suite = Suite { roofline, extent, measured: Vec::new(), progress };
     suite.fbtt(dense_rows("dense tables have", ROWS, DIM, quick, notes))?;
     let kaggle = KAGGLE_TT.iter().map(|(rows, _)| rows).chain(&KAGGLE_DENSE).sum();
@@ -128,21 +132,23 @@ struct Suite<'r> {
 }
 
 impl Suite<'_> {
-    /// W1 to W3: one large table, and a dense one of `rows` rows.
+    /// W1 to W3 and W6: one large table, and a dense one of `rows` rows.
     fn fbtt(&mut self, rows: u64) -> Result<()> {
         let tier = self.roofline.tier();
         let dense = Model::new(vec![dense_table("dense".to_owned(), rows, DIM, Dtype::F32)], tier)?;
         let [cubic, wide] = COLUMN_FACTORS;
-        for (name, q, ids) in [
-            ("W1", cubic, Ids::Uniform),
-            ("W2", cubic, Ids::ZipfSorted),
-            ("W3-uniform", wide, Ids::Uniform),
-            ("W3-zipf", wide, Ids::ZipfSorted),
+        for (name, q, ranks, ids) in [
+            ("W1", cubic, RANKS, Ids::Uniform),
+            ("W2", cubic, RANKS, Ids::ZipfSorted),
+            ("W3-uniform", wide, RANKS, Ids::Uniform),
+            ("W3-zipf", wide, RANKS, Ids::ZipfSorted),
+            ("W6-uniform", LEARNED, LEARNED_RANKS, Ids::Uniform),
+            ("W6-zipf", LEARNED, LEARNED_RANKS, Ids::ZipfSorted),
         ] {
             let Extent { batches, bags, dense_bytes_per_cached, .. } = self.extent;
             let traffic = [Traffic::draw(ids, ROWS, 2, [batches, bags, BAG])];
             let scattered = traffic.each_ref().map(|traffic| traffic.scattered(rows));
-            for rank in RANKS {
+            for rank in ranks {
                 let name = format!("{name}-R{rank}");
                 let tt = Model::fbtt(&q, rank, tier)?;
                 self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
@@ -378,7 +384,8 @@ impl Model {
 
     /// The one table of FBTT's benchmark shape.
     fn fbtt(q: &[u32; 3], rank: u32, tier: Tier) -> Result<Self> {
-        let shape = TtShape::new(ROWS, &ROW_FACTORS, q, &[rank, rank])?;
+        let order = if *q == LEARNED { DigitOrder::LeastSignificantFirst } else { DigitOrder::default() };
+        let shape = TtShape::new(ROWS, &ROW_FACTORS, q, &[rank, rank])?.with_digit_order(order);
         Self::new(vec![tt_table("tt".to_owned(), shape, Dtype::F32)], tier)
     }
 
