@@ -1,5 +1,5 @@
 //! A step of training beside the forward pass alone, one thread: FBTT's benchmark shape at rank 32 (11,000,000 x 64, 512 bags
-//! of 20 uniform ids), and the largest table of Criteo Kaggle (128 bags of 1). SGD. `cargo bench --features train --bench train`.
+//! of 20 uniform ids), and the largest table of Criteo Kaggle (128 bags of 1) in two shapes. SGD. `cargo bench --features train --bench train`.
 //!
 //! Gradients are compared with plain f64 loops before anything is timed. "elem" counts lookups.
 
@@ -44,11 +44,12 @@ impl Workload {
     }
 }
 
-fn workloads() -> [Workload; 2] {
+fn workloads() -> [Workload; 3] {
     let shape = |n, q| TtShape::new(n, &[200, 220, 250], q, &[32, 32]).expect("a shape");
     [
         Workload { name: "fbtt-R32", shape: shape(11_000_000, &[4, 4, 4]), bags: 512, bag: 20 },
         Workload { name: "kaggle-R32", shape: shape(10_131_227, &[2, 2, 4]), bags: 128, bag: 1 },
+        Workload { name: "kaggle-R32-wide", shape: shape(10_131_227, &[2, 1, 8]), bags: 128, bag: 1 },
     ]
 }
 

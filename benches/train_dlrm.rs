@@ -1,14 +1,14 @@
 //! A step of a whole DLRM of the shapes of Criteo Kaggle: 13 dense features, 26 tables of 16 columns, bottom MLP
 //! 13-512-256-64-16, top MLP 512-256-1, batches of 128, ids by Zipf's law (1.05) with the most frequent first, SGD. Its seven
-//! largest tables are tensor trains of rank 32, as in TT-Rec, or all are dense; on one thread and on two.
-//! `cargo bench --features train --bench train_dlrm`; the dense tables take 2.2 GB. "elem" counts samples.
+//! largest tables are tensor trains of rank 32, or all are dense; on one thread and on two.
+//! `cargo bench --features train --bench train_dlrm`; the dense tables take 2.2 GB.
 //!
-//! That both models learn is checked first: a batch's loss must fall.
+//! What matters is a ratio of models of which one waits for memory, so they take turns. That each learns is checked first: a batch's
+//! loss must fall.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use std::hint::black_box;
+use std::{hint::black_box, time::Instant};
 use ttrec::{
-    Bags, Pooling, Tier, TtShape,
+    Bags, DigitOrder, Pooling, Tier, TtShape,
     train::{Batch, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, Initializer, Optimizer, TtTable},
 };
 
@@ -48,10 +48,21 @@ const TABLES: [(u64, [u32; 3]); 26] = [
     (142_572, [50, 52, 55]),
 ];
 
-fn model(with_tensor_trains: bool) -> Dlrm {
+/// Column factors, with core 0 taking the most significant digit of a row or the least significant one.
+#[derive(Clone, Copy)]
+struct Columns([u32; 3], DigitOrder);
+
+/// Dense; with TT-Rec's column factors; with those of `ttrec train`.
+const MODELS: [(&str, Option<Columns>); 3] = [
+    ("dense", None),
+    ("2 x 2 x 4", Some(Columns([2, 2, 4], DigitOrder::MostSignificantFirst))),
+    ("2 x 1 x 8", Some(Columns([2, 1, 8], DigitOrder::LeastSignificantFirst))),
+];
+
+fn model(columns: Option<Columns>) -> Dlrm {
     let features = TABLES.iter().zip(1..).map(|(&(rows, p), seed)| {
-        let table: Box<dyn Embedding> = if with_tensor_trains && p != [0; 3] {
-            let shape = TtShape::new(rows, &p, &[2, 2, 4], &[RANK, RANK]).expect("a shape");
+        let table: Box<dyn Embedding> = if let Some(Columns(q, order)) = columns.filter(|_| p != [0; 3]) {
+            let shape = TtShape::new(rows, &p, &q, &[RANK, RANK]).expect("a shape").with_digit_order(order);
             Box::new(TtTable::new(shape, Initializer::SampledGaussian, Optimizer::Sgd, seed).expect("a table"))
         } else {
             Box::new(DenseTable::new(rows, DIM, Initializer::Uniform, Optimizer::Sgd, seed).expect("a table"))
@@ -100,25 +111,50 @@ fn step(model: &mut Dlrm, samples: &Samples, offsets: &[u32]) -> f64 {
     model.step(&Batch { dense: &samples.dense, bags: &bags }, &samples.labels, 0.01).expect("a step")
 }
 
-fn train(criterion: &mut Criterion) {
-    let (batches, offsets) = (batches(), Vec::from_iter(0..=SAMPLES as u32));
-    let mut group = criterion.benchmark_group("kaggle-dlrm");
-    group.throughput(Throughput::Elements(SAMPLES as u64));
-    for (name, with_tensor_trains) in [("dense", false), ("tt-R32", true)] {
-        let mut model = model(with_tensor_trains);
-        let losses: Vec<f64> = (0..20).map(|_| step(&mut model, &batches[0], &offsets)).collect();
-        assert!(losses[19] < losses[0], "{name}: {losses:?}");
-        for threads in [1, 2] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-            let mut turn = batches.iter().cycle();
-            group.bench_function(format!("{name}-{threads}"), |bencher| {
-                pool.install(|| {
-                    bencher.iter(|| step(black_box(&mut model), turn.next().expect("a batch"), &offsets));
-                });
-            });
-        }
-    }
+/// Rounds, in each of which every model takes a step with every batch on one thread, then on two: so that what else the machine does
+/// slows all of them.
+const ROUNDS: usize = 40;
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
-criterion_group!(benches, train);
-criterion_main!(benches);
+fn main() {
+    let (batches, offsets) = (batches(), Vec::from_iter(0..=SAMPLES as u32));
+    let mut models = MODELS.map(|(name, columns)| {
+        let mut model = model(columns);
+        let losses: Vec<f64> = (0..20).map(|_| step(&mut model, &batches[0], &offsets)).collect();
+        assert!(losses[19] < losses[0], "{name}: {losses:?}");
+        model
+    });
+    let pools = [1, 2].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"));
+    let rounds: Vec<_> = (0..ROUNDS)
+        .map(|_| {
+            models.each_mut().map(|model| {
+                pools.each_ref().map(|pool| {
+                    let start = Instant::now();
+                    pool.install(|| batches.iter().for_each(|batch| _ = step(black_box(model), batch, &offsets)));
+                    start.elapsed().as_secs_f64() * 1e3 / BATCHES as f64
+                })
+            })
+        })
+        .collect();
+    println!("medians of {ROUNDS} rounds; ratios are of one round each");
+    println!(
+        "{:<12} {:>12} {:>12} {:>12} {:>12} {:>12}",
+        "tables", "ms, 1 thread", "of dense", "ms, 2", "of dense", "1 to 2"
+    );
+    for (at, (name, _)) in MODELS.iter().enumerate() {
+        let of = |f: &dyn Fn(&[[f64; 2]; 3]) -> f64| median(rounds.iter().map(f));
+        println!(
+            "{name:<12} {:12.3} {:12.3} {:12.3} {:12.3} {:12.3}",
+            of(&|round| round[at][0]),
+            of(&|round| round[at][0] / round[0][0]),
+            of(&|round| round[at][1]),
+            of(&|round| round[at][1] / round[0][1]),
+            of(&|round| round[at][0] / round[at][1]),
+        );
+    }
+}
