@@ -908,6 +908,10 @@ mod updates {
         }
         cases.case("no row, and too many", |_| {
             refused(&[0.0], |slice| kernel::sgd_of_few(tier, [0, 1, 1], RATE, &[], &[], slice, &mut []))?;
+            // Sizes that are 0 modulo the address space.
+            let around = usize::MAX / 4 + 1;
+            refused(&[], |slice| kernel::sgd_of_few(tier, [4, around, 4], RATE, &[], &[0.0; 16], slice, &mut []))?;
+            kernel::sgd_of_few(tier, [1, 0, 1], RATE, &[], &[0.0], &mut [], &mut []).ok_or("nothing to do is done")?;
             let many = [0.0; kernel::FEW + 1];
             refused(&[0.0], |slice| {
                 kernel::sgd_of_few(tier, [many.len(), 1, 1], RATE, &many, &many, slice, &mut many.clone())

@@ -165,7 +165,8 @@ pub fn sgd_of_few(
     slice: &mut [f32],
     dx: &mut [f32],
 ) -> Option<()> {
-    let fits = x.len() == m * r && d.len() == m * n && slice.len() == r * n && dx.len() == m * r && n > 0;
+    let [of_x, of_d, of_slice] = [(m, r), (m, n), (r, n)].map(|(a, b)| a.checked_mul(b));
+    let fits = x.len() == of_x? && d.len() == of_d? && slice.len() == of_slice? && dx.len() == x.len() && n > 0;
     let step = SgdOfFew { r, n, learning_rate, x, d, slice, dx };
     match m {
         _ if !fits => None,

@@ -140,7 +140,9 @@ impl Linear {
             d.iter_mut().zip(&self.outputs).for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
         }
         if samples == 0 {
-            d_inputs.into_iter().for_each(Vec::clear);
+            if let Some(d_inputs) = d_inputs {
+                d_inputs.clear();
+            }
             return Some(());
         }
         let Gradients { outputs_transposed, weights: d_weights, biases: d_biases, ones } = &mut self.gradients;

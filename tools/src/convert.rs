@@ -69,8 +69,7 @@ slices are alike, for four bytes an index: `row_order = \"similarity\"`, or \"fr
 A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its indices as `num_embeddings`,
 and its rows, if the checkpoint does not store them, as `num_rows`.
 
-No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts. Core 0 takes the most significant digit of a
-row, with hetu the least significant one, unless `least_significant_first` (true or false) says otherwise.")]
+No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts.")]
 pub(crate) struct Args {
     /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or .npz; nothing in it is
     /// executed

@@ -64,9 +64,6 @@ pub(crate) struct TableSpec {
     /// What makes one row of two in a quotient-remainder table: `mult`, `add` or `concat`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) qr_operation: Option<String>,
-    /// Whether core 0 takes the least significant digit of a row's index; default: as the dialect's program has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) least_significant_first: Option<bool>,
     /// p, one per core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) row_factors: Option<Vec<u32>>,

@@ -155,7 +155,7 @@ fn fewer_rows_than_the_factors_hold_are_taken_as_said() {
 }
 
 #[test]
-fn another_digit_order_in_l_is_refused() {
+fn l_says_the_order_of_digits() {
     let dir = Dir::new();
     let checkpoint = dir.path("c.safetensors");
     let core = [0.5f32; 20];
@@ -170,9 +170,17 @@ fn another_digit_order_in_l_is_refused() {
     let spec = "[[table]]\nname = \"t\"\nnum_embeddings = 20\nranks = [1]\n";
     write(&[4, 1]);
     dir.convert(&checkpoint, spec, "blob.ttr");
+    ttrec!["inspect", dir.path("blob.ttr"), "--json"].exits(0).prints(["\"digit_order\": \"most_significant_first\""]);
     write(&[1, 5]);
+    let least = dir.convert(&checkpoint, spec, "least.ttr");
+    ttrec!["inspect", &least, "--json"].exits(0).prints(["\"digit_order\": \"least_significant_first\""]);
+    ttrec!["verify", &least, "--against", &checkpoint].exits(0);
+    // And a blob of the other order is not of this checkpoint.
+    ttrec!["verify", dir.path("blob.ttr"), "--against", &checkpoint].exits(3);
+    write(&[5, 1]);
     let path = checkpoint.to_str().unwrap();
-    refused(&checkpoint, spec, &[path, "table \"t\"", "\"L\" is [1, 5]", "expected the digit strides [4, 1]"]);
+    let says = [path, "table \"t\"", "\"L\" is [5, 1]", "expected the digit strides [4, 1] of [5, 4], or [1, 5]"];
+    refused(&checkpoint, spec, &says);
     write(&[4, 1, 1]);
     refused(&checkpoint, spec, &["\"L\" has 3 elements"]);
 }

@@ -163,11 +163,6 @@ fn el_rec_takes_the_most_significant_digit_first_and_hetu_the_least() {
     ttrec!["verify", &blob, "--against", &checkpoint, "--spec", dir.path("hetu.ttr.toml")].exits(0);
     // The blob's order of digits tells whose the cores are.
     ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
-    // A spec has the last word.
-    let told = dir.convert(&checkpoint, &format!("{spec}least_significant_first = true\n"), "told.ttr");
-    assert_eq!(fs::read(told).unwrap(), fs::read(blob).unwrap());
-    let told = dir.convert(&checkpoint, &format!("{hetu}least_significant_first = false\n"), "told.ttr");
-    assert_eq!(rows(&dir, &told, "emb.item", ROWS), expected(0, most_significant_first));
 }
 
 #[test]
@@ -209,12 +204,6 @@ fn one_table_of_several_in_fbtt_cores_is_picked() {
     let table = format!("[[table]]\nprefix = \"emb.\"\n{facts}");
     refused(&checkpoint, &table, &["`table` is missing", "\"emb.tt_cores.0\" holds 3 tables"]);
     refused(&checkpoint, &format!("{table}table = 3\n"), &["`table` is 3", "holds 3"]);
-    let least = "table = 1\nleast_significant_first = true\n";
-    refused(&checkpoint, &format!("{table}{least}"), &["`least_significant_first` contradicts tensor \"emb.L\""]);
-    // Without L nothing does.
-    write_fbtt(&checkpoint, 3, &[]);
-    let blob = dir.convert(&checkpoint, &format!("{table}name = \"one\"\n{least}"), "one.ttr");
-    assert_eq!(rows(&dir, &blob, "one", ROWS), expected(1, least_significant_first));
     // A cache would be shared by them.
     for (name, shape) in [("emb.hashtbl", &[2][..]), ("emb.cache_weight", &[1, 2])] {
         let dtype = if shape.len() == 1 { I64 } else { F32 };
@@ -331,8 +320,6 @@ fn plain_dlrm_tables_come_out_bit_for_bit() {
     let table = "[[table]]\nprefix = \"emb_l.1.\"\n";
     refused(&checkpoint, &format!("{table}num_embeddings = 7\n"), &["`num_embeddings` is 7", "1200 rows"]);
     refused(&checkpoint, &format!("{table}ranks = [2]\n"), &["`ranks` does not go with dialect \"dlrm\""]);
-    let least = format!("{table}least_significant_first = true\n");
-    refused(&checkpoint, &least, &["`least_significant_first` goes with tensor trains alone"]);
     refused(&checkpoint, &table.replace('1', "9"), &["\"emb_l.9.\""]);
     refused(&checkpoint, "[[table]]\nname = \"t\"\ndialect = \"dlrm\"\n", &["`prefix` is missing"]);
 }

@@ -94,6 +94,7 @@ fn every_kind_of_table_learns_and_converts() {
     for (name, table, least) in [
         ("dense", "{ representation = \"dense\" }", 0.78),
         ("tt", "{ representation = \"tt\", rank = 12, scale = 10.0 }", 0.78),
+        ("tt-narrow", "{ representation = \"tt\", rank = 8, column_factors = [2, 1, 4], scale = 10.0 }", 0.7),
         ("cached", "{ representation = \"tt\", rank = 4, cache = { rows = 40, warm_up = 50, refresh = 100 } }", 0.7),
         ("hashed", "{ representation = \"hashed\", num_rows = 80 }", 0.7),
         ("hashed-tt", "{ representation = \"hashed-tt\", share = 0.9, rank = 8, scale = 10.0 }", 0.7),
@@ -129,9 +130,23 @@ fn every_kind_of_table_learns_and_converts() {
         if name == "cached" {
             assert!(listed.contains("64 rows overridden"), "{listed}");
         }
-        // The cores stand in the order that is less work: the wide factor last. Frequencies suit them.
+        // The cores stand in the order that is less work: the wide factor last.
+        for (of, order) in [("tt", "least"), ("tt-narrow", "most")].into_iter().filter(|&(of, _)| of == name) {
+            let orders = [("digit", order), ("column", "most")];
+            let orders = orders.map(|(what, order)| format!("\"{what}_order\": \"{order}_significant_first\""));
+            let json = ttrec!["inspect", &blob, "--json"].exits(0).prints(&orders).stdout;
+            // The tensors say so to any spec.
+            let table = &serde_json::from_str::<serde_json::Value>(&json).unwrap()["tables"][0];
+            let spec = format!(
+                "[[table]]\nname = {}\nprefix = \"emb_l.0.\"\nnum_embeddings = {}\ncolumn_factors = {}\n",
+                table["name"], table["num_embeddings"], table["tt"]["column_factors"]
+            );
+            let one = dir.convert(&best, &spec, &format!("{of}-one.ttr"));
+            ttrec!["inspect", &one, "--json"].exits(0).prints(&orders);
+            ttrec!["verify", &one, "--against", &best].exits(0);
+        }
+        // And its frequencies suit them, where there is something to keep for them.
         if name == "tt" {
-            ttrec!["inspect", &blob, "--json"].exits(0).prints(["least_significant_first"]);
             let counts = out.join("frequencies.npz");
             ttrec!["cache", &blob, "--frequencies", counts, "--budget", "8KiB", "-o", dir.path("cached.ttr")].exits(0);
         }
@@ -340,6 +355,7 @@ fn mistakes_of_a_config_are_named() {
     for (from, to, wanted) in [
         ("epochs = 1", "epoch = 1", &["bad.toml", "unknown field `epoch`"][..]),
         ("embedding_dim = 8", "", &["bad.toml", "missing field `embedding_dim`"]),
+        ("embedding_dim = 8", "embedding_dim = 4294967291", &["`embedding_dim` is 4294967291", "1 to 65536"]),
         ("\"csv\"", "\"xml\"", &["unknown variant `xml`", "`criteo`"]),
         ("\"adam\"", "\"adamw\"", &["unknown variant `adamw`", "`row-wise-adagrad`"]),
         ("0.005", "-1", &["`learning_rate` is -1: expected more than 0"]),

@@ -1,7 +1,7 @@
 //! Batches of bags, tensor trains beside dense tables: does a ranker pay for the memory that it saves?
 //!
-//! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets, W6 has the shape of what `ttrec train`
-//! learns. A tensor train's rows are sorted by frequency, as training can do at no cost; a dense table's rows lie as they come.
+//! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets, W6 has the column factors of
+//! `ttrec train`. A tensor train's rows are sorted by frequency, as training can do at no cost; a dense table's rows lie as they come.
 
 use super::{
     contents::build,
@@ -28,7 +28,7 @@ use ttrec::{
 
 /// The rank of workloads that come in one rank only, as do those with a cache.
 const RANK: u32 = 32;
-/// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks that rank as dense tables do
+/// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks that its tables have
 /// (docs/quality.md).
 const LEARNED: [u32; 3] = [2, 1, 32];
 const LEARNED_RANKS: [u32; 3] = [8, 16, 32];
@@ -137,20 +137,21 @@ impl Suite<'_> {
         let tier = self.roofline.tier();
         let dense = Model::new(vec![dense_table("dense".to_owned(), rows, DIM, Dtype::F32)], tier)?;
         let [cubic, wide] = COLUMN_FACTORS;
-        for (name, q, ranks, ids) in [
-            ("W1", cubic, RANKS, Ids::Uniform),
-            ("W2", cubic, RANKS, Ids::ZipfSorted),
-            ("W3-uniform", wide, RANKS, Ids::Uniform),
-            ("W3-zipf", wide, RANKS, Ids::ZipfSorted),
-            ("W6-uniform", LEARNED, LEARNED_RANKS, Ids::Uniform),
-            ("W6-zipf", LEARNED, LEARNED_RANKS, Ids::ZipfSorted),
+        let [most, least] = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
+        for (name, q, order, ranks, ids) in [
+            ("W1", cubic, most, RANKS, Ids::Uniform),
+            ("W2", cubic, most, RANKS, Ids::ZipfSorted),
+            ("W3-uniform", wide, most, RANKS, Ids::Uniform),
+            ("W3-zipf", wide, most, RANKS, Ids::ZipfSorted),
+            ("W6-uniform", LEARNED, least, LEARNED_RANKS, Ids::Uniform),
+            ("W6-zipf", LEARNED, least, LEARNED_RANKS, Ids::ZipfSorted),
         ] {
             let Extent { batches, bags, dense_bytes_per_cached, .. } = self.extent;
             let traffic = [Traffic::draw(ids, ROWS, 2, [batches, bags, BAG])];
             let scattered = traffic.each_ref().map(|traffic| traffic.scattered(rows));
             for rank in ranks {
                 let name = format!("{name}-R{rank}");
-                let tt = Model::fbtt(&q, rank, tier)?;
+                let tt = Model::fbtt(&q, order, rank, tier)?;
                 self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
                 if rank == RANK && !matches!(ids, Ids::Uniform) {
                     let bytes = ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached;
@@ -225,7 +226,7 @@ impl Suite<'_> {
     /// One lookup alone beside the kernels that it calls, and one bag alone beside its lookups.
     fn few_lookups(&mut self) -> Result<()> {
         let tier = self.roofline.tier();
-        let model = Model::fbtt(&COLUMN_FACTORS[0], RANK, tier)?;
+        let model = Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, tier)?;
         let table = model.table(0)?;
         let traffic = [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.bags, 1, BAG])];
         let rows = traffic[0].indices();
@@ -277,7 +278,7 @@ impl Suite<'_> {
 
     /// W1 with other numbers of lookups.
     fn growth(&mut self) -> Result<()> {
-        let model = Model::fbtt(&COLUMN_FACTORS[0], RANK, self.roofline.tier())?;
+        let model = Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, self.roofline.tier())?;
         let draw = |lookups| [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.batches, lookups / BAG, BAG])];
         let traffic = GROWTH.map(draw);
         let [small, medium, large] = traffic.each_ref().map(|traffic| Run::new(model.tables()?, traffic));
@@ -383,8 +384,7 @@ impl Model {
     }
 
     /// The one table of FBTT's benchmark shape.
-    fn fbtt(q: &[u32; 3], rank: u32, tier: Tier) -> Result<Self> {
-        let order = if *q == LEARNED { DigitOrder::LeastSignificantFirst } else { DigitOrder::default() };
+    fn fbtt(q: &[u32; 3], order: DigitOrder, rank: u32, tier: Tier) -> Result<Self> {
         let shape = TtShape::new(ROWS, &ROW_FACTORS, q, &[rank, rank])?.with_digit_order(order);
         Self::new(vec![tt_table("tt".to_owned(), shape, Dtype::F32)], tier)
     }

@@ -93,8 +93,11 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
         blob::Weights::Tt(tt) => {
             let shape = as_given(&tt.shape);
             TableSpec {
-                // Hetu's keys are EL-Rec's: only this tells whose they are.
-                least_significant_first: Some(shape.digit_order() == DigitOrder::LeastSignificantFirst),
+                // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant digit.
+                dialect: match (shape.digit_order(), facts.dialect.as_deref()) {
+                    (DigitOrder::LeastSignificantFirst, Some("el-rec")) => Some("hetu".to_owned()),
+                    _ => facts.dialect.clone(),
+                },
                 row_factors: Some(shape.row_factors().to_vec()),
                 column_factors: Some(shape.column_factors().to_vec()),
                 ranks: Some(shape.inner_ranks().to_vec()),

@@ -1,5 +1,5 @@
 //! FBTT (facebookresearch/FBTT-Embedding, `TTEmbeddingBag`): `tt_cores.{k}` of `tables x p_k x (r_k q_k r_{k+1})`,
-//! slices row-major, core 0 most significant; `L` holds the digit strides. Rows of the trained cache are never written back to
+//! slices row-major, core 0 most significant; `L` holds the strides of a row's digits, and may say otherwise. Rows of the trained cache are never written back to
 //! the cores: slot s of `hashtbl` overrides row `hashtbl[s]` by `cache_weight[cache_state[s]]`, unless either is -1.
 
 use super::{
@@ -12,6 +12,7 @@ use crate::{
     spec::TableSpec,
 };
 use anyhow::{Context, Result, bail, ensure};
+use ttrec::DigitOrder;
 
 /// More tables than this in one set of cores are not offered one by one.
 const MAX_OFFERED: u64 = 1024;
@@ -75,14 +76,10 @@ impl Dialect for Fbtt {
         };
         ensure!(table < tables, "`table` is {table}, but tensor {:?} holds {tables}: expected less", tensors[0].name());
         let row_factors = cores::row_factors(&tensors, &slices, spec)?;
-        if let Some(strides) = checkpoint.tensor(&key("L")) {
-            let says = strides.name();
-            ensure!(
-                spec.least_significant_first != Some(true),
-                "`least_significant_first` contradicts tensor {says:?}"
-            );
-            check_strides(strides, &row_factors)?;
-        }
+        let order = match checkpoint.tensor(&key("L")) {
+            Some(strides) => digit_order(strides, &row_factors)?,
+            None => DigitOrder::MostSignificantFirst,
+        };
         if tables > 1 {
             for name in ["hashtbl", "cache_state", "cache_weight"] {
                 let empty = checkpoint.tensor(&key(name)).is_none_or(|tensor| tensor.len() == 0);
@@ -96,7 +93,7 @@ impl Dialect for Fbtt {
             Some(shape) => bail!("tensor {:?} has shape {shape:?}: expected rows x columns", key("cache_weight")),
         };
         let split = split_slices(&slice_lens, spec, embedding_dim);
-        let shape = cores::shape("FBTT", &row_factors, split, spec)?;
+        let shape = cores::shape("FBTT", &row_factors, split, spec)?.with_digit_order(order);
         let overrides = match cache {
             Some(cache) => {
                 let slots = require(checkpoint, &key("hashtbl"))?;
@@ -112,8 +109,8 @@ impl Dialect for Fbtt {
     }
 }
 
-/// `L` must be the strides of the digits, `prod_{m>k} p_m`: anything else is another index order.
-fn check_strides(tensor: &Tensor, row_factors: &[u32]) -> Result<()> {
+/// The order of the digits that `L` has the strides of.
+fn digit_order(tensor: &Tensor, row_factors: &[u32]) -> Result<DigitOrder> {
     let name = tensor.name();
     ensure!(
         tensor.len() == row_factors.len() as u64,
@@ -122,15 +119,33 @@ fn check_strides(tensor: &Tensor, row_factors: &[u32]) -> Result<()> {
     );
     let mut found = vec![0; row_factors.len()];
     tensor.read_i64(0, &mut found)?;
-    let mut expected = vec![1i64; row_factors.len()];
-    for k in (1..row_factors.len()).rev() {
-        expected[k - 1] = expected[k].saturating_mul(row_factors[k].into());
+    let [most, least] = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
+    let expected = [most, least].map(|order| digit_strides(row_factors, order));
+    match expected.iter().position(|strides| *strides == found) {
+        Some(0) => Ok(most),
+        Some(_) => Ok(least),
+        None => bail!(
+            "tensor {name:?} is {found:?}: expected the digit strides {:?} of {row_factors:?}, or {:?}",
+            expected[0],
+            expected[1]
+        ),
     }
-    ensure!(
-        found == expected,
-        "tensor {name:?} is {found:?}: expected the digit strides {expected:?} of {row_factors:?}"
-    );
-    Ok(())
+}
+
+/// How far apart two rows are whose digits differ by one, core by core: FBTT's `L`.
+pub(crate) fn digit_strides(row_factors: &[u32], order: DigitOrder) -> Vec<i64> {
+    let mut strides = vec![1i64; row_factors.len()];
+    let mut stride = 1i64;
+    let mut put = |to: &mut i64, p: u32| {
+        *to = stride;
+        stride = stride.saturating_mul(p.into());
+    };
+    let pairs = strides.iter_mut().zip(row_factors);
+    match order {
+        DigitOrder::MostSignificantFirst => pairs.rev().for_each(|(to, &p)| put(to, p)),
+        DigitOrder::LeastSignificantFirst => pairs.for_each(|(to, &p)| put(to, p)),
+    }
+    strides
 }
 
 /// The rows that the trained cache overrides, in ascending order.

@@ -23,10 +23,11 @@ use crate::{
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use cores::Core;
+pub(crate) use fbtt::digit_strides;
 pub(crate) use model::Model;
 use std::collections::BTreeSet;
 pub(crate) use trained::FACTS;
-use ttrec::{DigitOrder, TtShape, blob::Combine, dtype::Dtype};
+use ttrec::{TtShape, blob::Combine, dtype::Dtype};
 
 /// Every dialect, the more telling ones first.
 const DIALECTS: &[&dyn Dialect] = &[
@@ -250,13 +251,7 @@ fn open_mapped<'c>(
 }
 
 fn open_rows<'c>(dialect: &dyn Dialect, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
-    let mut weights = dialect.open(checkpoint, spec)?;
-    match (&mut weights, spec.least_significant_first) {
-        (Weights::Tt { shape, .. }, Some(true)) => *shape = shape.with_digit_order(DigitOrder::LeastSignificantFirst),
-        (Weights::Tt { shape, .. }, Some(false)) => *shape = shape.with_digit_order(DigitOrder::MostSignificantFirst),
-        (_, Some(_)) => bail!("`least_significant_first` goes with tensor trains alone"),
-        (_, None) => {}
-    }
+    let weights = dialect.open(checkpoint, spec)?;
     if !matches!(weights, Weights::QuotientRemainder { .. }) {
         ensure!(spec.qr_operation.is_none(), "`qr_operation` goes with quotient-remainder tables alone");
     }

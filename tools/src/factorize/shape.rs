@@ -46,8 +46,8 @@ fn ceil_root(n: u64, k: u32) -> u64 {
 fn column_factors(embedding_dim: usize, d: usize) -> Result<Vec<u32>> {
     let mut primes = Vec::new();
     let mut rest = u32::try_from(embedding_dim)?;
-    let mut divisor = 2;
-    while divisor * divisor <= rest {
+    let mut divisor = 2u32;
+    while u64::from(divisor) * u64::from(divisor) <= rest.into() {
         while rest.is_multiple_of(divisor) {
             primes.push(divisor);
             rest /= divisor;

@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             continue;
         }
         let run = |rate: f64, seed: u64| {
-            let finished = finish(&with(rate, seed), &*dataset, &args.output, &name)?;
+            let finished = finish(&with(rate, seed), bytes, &*dataset, &args.output, &name)?;
             Ok(RunResult { name: name.clone(), kind: representation.kind(), rate, seed, report: finished.report })
         };
         let (&first, others) = config.sweep.seeds.split_first().context("`seeds` is empty")?;
@@ -155,14 +155,16 @@ impl<'c> Prepared<'c> {
     }
 }
 
-/// Runs what is not finished yet.
-fn finish(config: &Config, dataset: &(dyn Dataset + Sync), output: &Path, name: &str) -> Result<Finished> {
+/// Runs what is not finished yet, with tables of `bytes`.
+fn finish(config: &Config, bytes: u64, dataset: &(dyn Dataset + Sync), output: &Path, name: &str) -> Result<Finished> {
     let Train { learning_rate, seed, .. } = config.train;
     let plain = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
     let directory = output.join(format!("{plain}-rate-{learning_rate}-seed-{seed}"));
     let path = directory.join("result.json");
     let found = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Finished>(&text).ok());
-    if let Some(finished) = found.filter(|finished| finished.config == *config) {
+    // The shapes that a config leaves open may have changed.
+    let is_same = |finished: &Finished| finished.config == *config && finished.report.bytes[0] == bytes;
+    if let Some(finished) = found.filter(is_same) {
         return Ok(finished);
     }
     let place = Place::new(&directory)?;

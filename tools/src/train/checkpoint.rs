@@ -122,6 +122,8 @@ pub(crate) fn write(path: &Path, model: &Dlrm, tables: &[Planned], config: &Conf
         for ((name, shape), parameters) in planned.tensors(number).into_iter().zip(feature.table.parameters()) {
             parts.extend(Part::learned(name, shape, parameters));
         }
+        let strides = planned.strides(number);
+        parts.extend(strides.map(|(name, strides)| Part::integers(name, strides.into_iter())));
         let counters = feature.table.counters();
         if !counters.is_empty() {
             parts.push(Part::integers(counters_name(number), counters.into_iter().map(u64::cast_signed)));

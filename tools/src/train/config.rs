@@ -4,7 +4,10 @@ use crate::data;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, path::Path};
-use ttrec::train::{Initializer, Optimizer};
+use ttrec::{
+    shape::MAX_EMBEDDING_DIM,
+    train::{Initializer, Optimizer},
+};
 
 /// A whole config.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -335,7 +338,8 @@ impl Config {
         ensure!((1..=MAX_BATCH).contains(&batch), "`batch` is {batch}: expected 1 to {MAX_BATCH}");
         ensure!(epochs > 0, "`epochs` is 0: expected at least 1");
         ensure!((1..=1024).contains(&threads), "`threads` is {threads}: expected 1 to 1024");
-        ensure!(self.model.embedding_dim > 0, "`embedding_dim` is 0: expected at least 1");
+        let (dim, most) = (self.model.embedding_dim, MAX_EMBEDDING_DIM);
+        ensure!((1..=most as usize).contains(&dim), "`embedding_dim` is {dim}: expected 1 to {most}");
         Ok(())
     }
 

@@ -3,12 +3,13 @@
 use super::config::{Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
 use crate::{
     data::Feature,
+    dialect::digit_strides,
     factorize::suggest_shape,
     spec::{self, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
-    DigitOrder, Pooling, TtShape,
+    Pooling, TtShape,
     blob::Combine,
     train::{
         CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer, QuotientRemainderTable, TrainError,
@@ -175,6 +176,12 @@ impl Planned {
         is_cached.then(|| ["hashtbl", "cache_state"].map(|key| format!("{}{key}", prefix(number))))
     }
 
+    /// FBTT's name for the strides of a row's digits, as table `number`, and them; none if it is no tensor train.
+    pub(crate) fn strides(&self, number: usize) -> Option<(String, Vec<i64>)> {
+        let Stored::Tt { shape, .. } = &self.stored else { return None };
+        Some((format!("{}L", prefix(number)), digit_strides(shape.row_factors(), shape.digit_order())))
+    }
+
     /// How a converter finds and reads it, as table `number`.
     pub(crate) fn spec(&self, number: usize) -> TableSpec {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
@@ -192,7 +199,6 @@ impl Planned {
             Stored::Dense => TableSpec { dialect: dialect("dlrm"), ..spec },
             Stored::Tt { shape, .. } => TableSpec {
                 dialect: dialect("fbtt"),
-                least_significant_first: (shape.digit_order() == DigitOrder::LeastSignificantFirst).then_some(true),
                 row_factors: Some(shape.row_factors().to_vec()),
                 column_factors: Some(shape.column_factors().to_vec()),
                 ranks: Some(shape.inner_ranks().to_vec()),
