@@ -40,6 +40,7 @@ learning_rate = 0.01
 
 def main():
     directory = pathlib.Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     dense = [f"I{i}" for i in range(1, BOTTOM[0] + 1)]
     categories = [f"C{i}" for i in range(1, len(ROWS) + 1)]
