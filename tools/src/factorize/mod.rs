@@ -24,7 +24,7 @@ pub(crate) use low_rank::{LowRank, for_each_short_row, mixing};
 pub(crate) use order::RowOrder;
 pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use rows::{Rows, TensorRows};
-pub(crate) use shape::{Factors, suggest_shape};
+pub(crate) use shape::{Factors, suggest_shape, widest_first};
 pub(crate) use tt_svd::{Options, TtSvd};
 
 /// What a factorisation may hold in memory unless told otherwise, in bytes.

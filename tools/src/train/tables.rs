@@ -4,7 +4,7 @@ use super::config::{Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRem
 use crate::{
     data::Feature,
     dialect::digit_strides,
-    factorize::suggest_shape,
+    factorize::{suggest_shape, widest_first},
     spec::{self, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -244,7 +244,7 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     let rows = u64::from(num_embeddings);
     let suggested = suggest_shape(rows, dim, tt.cores)?;
     let row_factors = tt.row_factors.clone().unwrap_or(suggested.rows);
-    let column_factors = tt.column_factors.clone().unwrap_or_else(|| column_factors(dim, tt.cores));
+    let column_factors = tt.column_factors.clone().unwrap_or_else(|| widest_first(dim, tt.cores));
     ensure!(tt.rank > 0, "`rank` is 0: expected at least 1");
     // No unfolding has a higher rank than it has rows or columns.
     let sides: Vec<u64> = row_factors.iter().zip(&column_factors).map(|(&p, &q)| u64::from(p) * u64::from(q)).collect();
@@ -259,19 +259,6 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     // No column of what is learned has a place of its own, so the cores may stand either way.
     let reversed = shape.reversed()?.with_column_order(shape.column_order());
     Ok(if reversed.flops_left_to_right() < shape.flops_left_to_right() { reversed } else { shape })
-}
-
-/// Column factors that rank best, byte for byte, in docs/quality.md: the least prime factor with the least significant digit, all else
-/// with the most significant one, so that rows that stand together have nearly all of their columns in common.
-fn column_factors(dim: usize, cores: usize) -> Vec<u32> {
-    let dim = dim as u32;
-    let divides = |q: &u32| dim.is_multiple_of(*q);
-    let last = (2..).take_while(|&q| u64::from(q) * u64::from(q) <= dim.into()).find(divides).unwrap_or(1);
-    let mut factors = vec![1; cores];
-    if let [first, .., end] = &mut factors[..] {
-        (*first, *end) = (dim / last, last);
-    }
-    factors
 }
 
 /// The rows that a table is given, or that fit into bytes.
@@ -311,19 +298,4 @@ fn fewest_remainders(num_embeddings: u32, rows: u32) -> Result<u32> {
         let least = total(root.max(1));
         format!("{rows} rows fit: expected at least {least} for quotients and remainders")
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::column_factors;
-
-    #[test]
-    fn all_columns_but_a_prime_go_with_the_most_significant_digit() {
-        for (dim, factors) in
-            [(32, [16, 1, 2]), (15, [5, 1, 3]), (9, [3, 1, 3]), (2, [2, 1, 1]), (17, [17, 1, 1]), (1, [1, 1, 1])]
-        {
-            assert_eq!(column_factors(dim, 3), factors);
-        }
-        assert_eq!(column_factors(64, 2), [32, 2]);
-    }
 }
