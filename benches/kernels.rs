@@ -1,6 +1,8 @@
-//! Chain steps with operands in the nearest cache, on every tier, of every dtype of a core. `cargo bench --bench kernels`.
+//! Chain steps with operands in the nearest cache, on every tier, of every dtype of a core. `cargo
+//! bench --bench kernels`.
 //!
-//! Answers are compared with a plain f64 loop before anything is timed. "elem" counts floating-point operations.
+//! Answers are compared with a plain f64 loop before anything is timed. "elem" counts
+//! floating-point operations.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
@@ -17,7 +19,13 @@ fn values(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|at| ((at + seed) * 7919 % 33) as f32 / 8.0 - 2.0).collect()
 }
 
-fn bench(criterion: &mut Criterion, group: &str, dtypes: &[Dtype], sizes: &[[usize; 3]], adds: bool) {
+fn bench(
+    criterion: &mut Criterion,
+    group: &str,
+    dtypes: &[Dtype],
+    sizes: &[[usize; 3]],
+    adds: bool,
+) {
     let mut group = criterion.benchmark_group(group);
     for &size @ [m, r, n] in sizes {
         let (x, g) = (values(m * r, 1), values(r * n, 2));
@@ -38,12 +46,27 @@ fn bench(criterion: &mut Criterion, group: &str, dtypes: &[Dtype], sizes: &[[usi
                     let expected: f64 = (0..r).map(product).sum();
                     // No term is above 4; an i8 step is 4/255 at most, times an x of at most 2.
                     let bound = r as f64 * if dtype == Dtype::I8 { 0.02 } else { 1e-5 };
-                    assert!((f64::from(found) - expected).abs() <= bound, "{tier:?} {dtype:?} {size:?} at {at}");
+                    assert!(
+                        (f64::from(found) - expected).abs() <= bound,
+                        "{tier:?} {dtype:?} {size:?} at {at}"
+                    );
                 }
                 group.throughput(Throughput::Elements(2 * (m * r * n) as u64));
-                group.bench_function(format!("{}/{}/m{m}-r{r}-n{n}", tier.name(), dtype.name()), |bencher| {
-                    bencher.iter(|| chain_step(tier, size, black_box(&x), slice, black_box(&mut out), epilogue));
-                });
+                group.bench_function(
+                    format!("{}/{}/m{m}-r{r}-n{n}", tier.name(), dtype.name()),
+                    |bencher| {
+                        bencher.iter(|| {
+                            chain_step(
+                                tier,
+                                size,
+                                black_box(&x),
+                                slice,
+                                black_box(&mut out),
+                                epilogue,
+                            )
+                        });
+                    },
+                );
             }
         }
     }

@@ -1,5 +1,6 @@
-//! A step of training beside the forward pass alone, one thread: FBTT's benchmark shape at rank 32 (11,000,000 x 64, 512 bags
-//! of 20 uniform ids), and the largest table of Criteo Kaggle (128 bags of 1) in two shapes. SGD. `cargo bench --features train --bench train`.
+//! A step of training beside the forward pass alone, one thread: FBTT's benchmark shape at rank 32
+//! (11,000,000 x 64, 512 bags of 20 uniform ids), and the largest table of Criteo Kaggle (128 bags
+//! of 1) in two shapes. SGD. `cargo bench --features train --bench train`.
 //!
 //! Gradients are compared with plain f64 loops before anything is timed. "elem" counts lookups.
 
@@ -27,7 +28,9 @@ impl Workload {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             ((state >> 33) % self.shape.num_embeddings()) as u32
         };
-        (0..BATCHES).map(|_| (0..self.bags * self.bag).map(|_| id()).collect()).collect()
+        (0..BATCHES)
+            .map(|_| (0..self.bags * self.bag).map(|_| id()).collect())
+            .collect()
     }
 
     fn offsets(&self) -> Vec<u32> {
@@ -36,7 +39,9 @@ impl Workload {
 
     /// The gradient of the pooled rows.
     fn gradient(&self) -> Vec<f32> {
-        (0..self.bags * self.shape.embedding_dim()).map(|at| (at % 13) as f32 / 8.0 - 0.75).collect()
+        (0..self.bags * self.shape.embedding_dim())
+            .map(|at| (at % 13) as f32 / 8.0 - 0.75)
+            .collect()
     }
 
     fn table(&self) -> TtTable {
@@ -49,18 +54,27 @@ fn workloads() -> [Workload; 3] {
     [
         Workload { name: "fbtt-R32", shape: shape(11_000_000, &[4, 4, 4]), bags: 512, bag: 20 },
         Workload { name: "kaggle-R32", shape: shape(10_131_227, &[2, 2, 4]), bags: 128, bag: 1 },
-        Workload { name: "kaggle-R32-wide", shape: shape(10_131_227, &[2, 1, 8]), bags: 128, bag: 1 },
+        Workload {
+            name: "kaggle-R32-wide",
+            shape: shape(10_131_227, &[2, 1, 8]),
+            bags: 128,
+            bag: 1,
+        },
     ]
 }
 
-/// Compares what one step does to the slices of the first lookup with the sums that define their gradients, three cores.
+/// Compares what one step does to the slices of the first lookup with the sums that define their
+/// gradients, three cores.
 fn check(workload: &Workload, ids: &[u32]) {
     const RATE: f64 = 0.5;
     let (shape, gradient) = (workload.shape, workload.gradient());
     let mut table = workload.table();
-    let before: Vec<Vec<f32>> = table.parameters().iter().map(|core| core.values().to_vec()).collect();
+    let before: Vec<Vec<f32>> =
+        table.parameters().iter().map(|core| core.values().to_vec()).collect();
     let offsets = workload.offsets();
-    table.step(&Bags::new(ids, &offsets).expect("bags"), Pooling::Sum, &gradient, RATE).expect("a step");
+    table
+        .step(&Bags::new(ids, &offsets).expect("bags"), Pooling::Sum, &gradient, RATE)
+        .expect("a step");
 
     let [q0, q1, q2] = [0, 1, 2].map(|k| shape.column_factor(k));
     let [r1, r2] = [1, 2].map(|k| shape.rank(k));
@@ -70,15 +84,15 @@ fn check(workload: &Workload, ids: &[u32]) {
     for (at, &id) in ids.iter().enumerate() {
         let digits = shape.digits(id.into());
         let g = &gradient[at / workload.bag * dim..][..dim];
-        let [s0, s1, s2] =
-            [0, 1, 2].map(|k| &before[k][digits[k] as usize * shape.slice_len(k)..][..shape.slice_len(k)]);
+        let [s0, s1, s2] = [0, 1, 2]
+            .map(|k| &before[k][digits[k] as usize * shape.slice_len(k)..][..shape.slice_len(k)]);
         let is_mine = [0, 1, 2].map(|k| digits[k] == mine[k]);
         if is_mine == [false; 3] {
             continue;
         }
-        for (i, j, a, b) in (0..q0)
-            .flat_map(|i| (0..q1).flat_map(move |j| (0..r1).flat_map(move |a| (0..r2).map(move |b| (i, j, a, b)))))
-        {
+        for (i, j, a, b) in (0..q0).flat_map(|i| {
+            (0..q1).flat_map(move |j| (0..r1).flat_map(move |a| (0..r2).map(move |b| (i, j, a, b))))
+        }) {
             let (left, middle) = (i * r1 + a, (a * q1 + j) * r2 + b);
             for l in 0..q2 {
                 let (right, g) = (b * q2 + l, f64::from(g[(i * q1 + j) * q2 + l]));
@@ -103,16 +117,25 @@ fn check(workload: &Workload, ids: &[u32]) {
             let found = (f64::from(was) - f64::from(is)) / RATE;
             // Rounding of sums, and of the value that moved.
             let bound = 1e-4 * largest + 2e-7 * f64::from(was.abs());
-            assert!((found - expected).abs() <= bound, "{} core {k} at {at}: {found}, {expected}", workload.name);
+            assert!(
+                (found - expected).abs() <= bound,
+                "{} core {k} at {at}: {found}, {expected}",
+                workload.name
+            );
         }
     }
 }
 
 fn train(criterion: &mut Criterion) {
     // This one: forward and step on the same core.
-    rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build_global().expect("a thread");
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .use_current_thread()
+        .build_global()
+        .expect("a thread");
     for workload in workloads() {
-        let (batches, offsets, gradient) = (workload.batches(), workload.offsets(), workload.gradient());
+        let (batches, offsets, gradient) =
+            (workload.batches(), workload.offsets(), workload.gradient());
         check(&workload, &batches[0]);
         let mut group = criterion.benchmark_group(workload.name);
         group.throughput(Throughput::Elements(batches[0].len() as u64));
@@ -122,7 +145,8 @@ fn train(criterion: &mut Criterion) {
         let mut turn = batches.iter().cycle();
         let mut next = || Bags::new(turn.next().expect("a batch"), &offsets).expect("bags");
         group.bench_function("forward", |bencher| {
-            bencher.iter(|| table.forward(&next(), Pooling::Sum, black_box(&mut out), &mut workspace));
+            bencher
+                .iter(|| table.forward(&next(), Pooling::Sum, black_box(&mut out), &mut workspace));
         });
         group.bench_function("forward-and-step", |bencher| {
             bencher.iter(|| {

@@ -1,15 +1,18 @@
-//! A step of a whole DLRM of the shapes of Criteo Kaggle: 13 dense features, 26 tables of 16 columns, bottom MLP
-//! 13-512-256-64-16, top MLP 512-256-1, batches of 128, ids by Zipf's law (1.05) with the most frequent first, SGD. Its seven
-//! largest tables are tensor trains of rank 32, or all are dense; on one thread and on two.
-//! `cargo bench --features train --bench train_dlrm`; the dense tables take 2.2 GB.
+//! A step of a whole DLRM of the shapes of Criteo Kaggle: 13 dense features, 26 tables of 16
+//! columns, bottom MLP 13-512-256-64-16, top MLP 512-256-1, batches of 128, ids by Zipf's law
+//! (1.05) with the most frequent first, SGD. Its seven largest tables are tensor trains of rank 32,
+//! or all are dense; on one thread and on two. `cargo bench --features train --bench train_dlrm`;
+//! the dense tables take 2.2 GB.
 //!
-//! What matters is a ratio of models of which one waits for memory, so they take turns. That each learns is checked first: a batch's
-//! loss must fall.
+//! What matters is a ratio of models of which one waits for memory, so they take turns. That each
+//! learns is checked first: a batch's loss must fall.
 
 use std::{hint::black_box, time::Instant};
 use ttrec::{
     Bags, DigitOrder, Pooling, Tier, TtShape,
-    train::{Batch, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, Initializer, Optimizer, TtTable},
+    train::{
+        Batch, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, Initializer, Optimizer, TtTable,
+    },
 };
 
 const SAMPLES: usize = 128;
@@ -18,7 +21,8 @@ const DIM: usize = 16;
 const RANK: u32 = 32;
 /// Batches in rotation.
 const BATCHES: usize = 20;
-/// Rows of each table of Criteo Kaggle, and the row factors of those that TT-Rec compresses (its table 2).
+/// Rows of each table of Criteo Kaggle, and the row factors of those that TT-Rec compresses (its
+/// table 2).
 const TABLES: [(u64, [u32; 3]); 26] = [
     (1460, [0; 3]),
     (583, [0; 3]),
@@ -48,7 +52,8 @@ const TABLES: [(u64, [u32; 3]); 26] = [
     (142_572, [50, 52, 55]),
 ];
 
-/// Column factors, with core 0 taking the most significant digit of a row or the least significant one.
+/// Column factors, with core 0 taking the most significant digit of a row or the least significant
+/// one.
 #[derive(Clone, Copy)]
 struct Columns([u32; 3], DigitOrder);
 
@@ -61,12 +66,21 @@ const MODELS: [(&str, Option<Columns>); 3] = [
 
 fn model(columns: Option<Columns>) -> Dlrm {
     let features = TABLES.iter().zip(1..).map(|(&(rows, p), seed)| {
-        let table: Box<dyn Embedding> = if let Some(Columns(q, order)) = columns.filter(|_| p != [0; 3]) {
-            let shape = TtShape::new(rows, &p, &q, &[RANK, RANK]).expect("a shape").with_digit_order(order);
-            Box::new(TtTable::new(shape, Initializer::SampledGaussian, Optimizer::Sgd, seed).expect("a table"))
-        } else {
-            Box::new(DenseTable::new(rows, DIM, Initializer::Uniform, Optimizer::Sgd, seed).expect("a table"))
-        };
+        let table: Box<dyn Embedding> =
+            if let Some(Columns(q, order)) = columns.filter(|_| p != [0; 3]) {
+                let shape = TtShape::new(rows, &p, &q, &[RANK, RANK])
+                    .expect("a shape")
+                    .with_digit_order(order);
+                Box::new(
+                    TtTable::new(shape, Initializer::SampledGaussian, Optimizer::Sgd, seed)
+                        .expect("a table"),
+                )
+            } else {
+                Box::new(
+                    DenseTable::new(rows, DIM, Initializer::Uniform, Optimizer::Sgd, seed)
+                        .expect("a table"),
+                )
+            };
         Feature { table, pooling: Pooling::Sum }
     });
     let spec = DlrmSpec {
@@ -99,20 +113,28 @@ fn batches() -> Vec<Samples> {
         (x as u64 - 1).min(n - 1) as u32
     };
     let mut batch = || Samples {
-        dense: (0..SAMPLES * DENSE_DIM).map(|_| (f64::from(zipf(100)) + 1.0).ln() as f32).collect(),
+        dense: (0..SAMPLES * DENSE_DIM)
+            .map(|_| (f64::from(zipf(100)) + 1.0).ln() as f32)
+            .collect(),
         labels: (0..SAMPLES).map(|_| f32::from(u8::from(zipf(100) > 12))).collect(),
-        ids: TABLES.iter().map(|&(rows, _)| (0..SAMPLES).map(|_| zipf(rows)).collect()).collect(),
+        ids: TABLES
+            .iter()
+            .map(|&(rows, _)| (0..SAMPLES).map(|_| zipf(rows)).collect())
+            .collect(),
     };
     (0..BATCHES).map(|_| batch()).collect()
 }
 
 fn step(model: &mut Dlrm, samples: &Samples, offsets: &[u32]) -> f64 {
-    let bags: Vec<_> = samples.ids.iter().map(|ids| Bags::new(ids, offsets).expect("bags")).collect();
-    model.step(&Batch { dense: &samples.dense, bags: &bags }, &samples.labels, 0.01).expect("a step")
+    let bags: Vec<_> =
+        samples.ids.iter().map(|ids| Bags::new(ids, offsets).expect("bags")).collect();
+    model
+        .step(&Batch { dense: &samples.dense, bags: &bags }, &samples.labels, 0.01)
+        .expect("a step")
 }
 
-/// Rounds, in each of which every model takes a step with every batch on one thread, then on two: so that what else the machine does
-/// slows all of them.
+/// Rounds, in each of which every model takes a step with every batch on one thread, then on two:
+/// so that what else the machine does slows all of them.
 const ROUNDS: usize = 40;
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -133,13 +155,17 @@ fn main() {
         assert!(losses[19] < losses[0], "{name}: {losses:?}");
         model
     });
-    let pools = [1, 2].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads"));
+    let pools = [1, 2].map(|threads| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads")
+    });
     let rounds: Vec<_> = (0..ROUNDS)
         .map(|_| {
             models.each_mut().map(|model| {
                 pools.each_ref().map(|pool| {
                     let start = Instant::now();
-                    pool.install(|| batches.iter().for_each(|batch| _ = step(black_box(model), batch, &offsets)));
+                    pool.install(|| {
+                        batches.iter().for_each(|batch| _ = step(black_box(model), batch, &offsets))
+                    });
                     start.elapsed().as_secs_f64() * 1e3 / BATCHES as f64
                 })
             })

@@ -1,9 +1,14 @@
 //! What no fuzzer guesses, made right, so that what lies behind it is reached.
 
-/// Makes the header's length and every checksum right, as far as the counts allow. Offsets as in `docs/format.md`.
+/// Makes the header's length and every checksum right, as far as the counts allow. Offsets as in
+/// `docs/format.md`.
 pub(crate) fn reseal(buf: &mut [u8]) -> Option<()> {
-    let u32_at = |buf: &[u8], at: usize| Some(u32::from_le_bytes(buf.get(at..at + 4)?.try_into().ok()?) as usize);
-    let u64_at = |buf: &[u8], at: usize| Some(u64::from_le_bytes(buf.get(at..at + 8)?.try_into().ok()?) as usize);
+    let u32_at = |buf: &[u8], at: usize| {
+        Some(u32::from_le_bytes(buf.get(at..at + 4)?.try_into().ok()?) as usize)
+    };
+    let u64_at = |buf: &[u8], at: usize| {
+        Some(u64::from_le_bytes(buf.get(at..at + 8)?.try_into().ok()?) as usize)
+    };
     let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 
     let len = buf.len() as u64;

@@ -2,7 +2,8 @@
 
 use core::ops::Deref;
 
-/// Bytes aligned for [`Blob::parse`](crate::Blob::parse); made by [`include_blob!`](crate::include_blob).
+/// Bytes aligned for [`Blob::parse`](crate::Blob::parse); made by
+/// [`include_blob!`](crate::include_blob).
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct AlignedBytes<B: ?Sized = [u8]>(
@@ -18,8 +19,8 @@ impl Deref for AlignedBytes {
     }
 }
 
-/// Includes a file, as [`include_bytes!`] does, with the alignment that [`Blob::parse`](crate::Blob::parse) asks for:
-/// a `&'static AlignedBytes`.
+/// Includes a file, as [`include_bytes!`] does, with the alignment that
+/// [`Blob::parse`](crate::Blob::parse) asks for: a `&'static AlignedBytes`.
 ///
 /// ```
 /// static MODEL: &ttrec::AlignedBytes = ttrec::include_blob!("../tests/golden/two_tables.ttr");

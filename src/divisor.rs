@@ -3,8 +3,8 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
-/// A number to divide by, as a multiplication: Lemire, Kaser and Kurz, "Faster remainder by direct computation" (2019),
-/// exact for 32-bit numbers.
+/// A number to divide by, as a multiplication: Lemire, Kaser and Kurz, "Faster remainder by direct
+/// computation" (2019), exact for 32-bit numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Divisor {
     by: u32,
@@ -26,7 +26,8 @@ impl Divisor {
         self.by
     }
 
-    /// Quotient and remainder of a number that may have more than 32 bits, which takes longer if it does.
+    /// Quotient and remainder of a number that may have more than 32 bits, which takes longer if it
+    /// does.
     #[inline(always)]
     pub(crate) fn divide_u64(self, n: u64) -> (u64, u32) {
         if let Ok(n) = u32::try_from(n) {
@@ -60,7 +61,9 @@ mod tests {
     fn quotients_and_remainders_are_exact() {
         for by in [1, 2, 3, 7, 64, 641, 65_535, 65_537, 1 << 31, u32::MAX - 1, u32::MAX] {
             let divisor = Divisor::new(by);
-            for near in [0, u64::from(by), u64::from(u32::MAX), 1 << 40, u64::from(by) * 3, u64::MAX] {
+            for near in
+                [0, u64::from(by), u64::from(u32::MAX), 1 << 40, u64::from(by) * 3, u64::MAX]
+            {
                 for n in near.saturating_sub(2)..near.saturating_add(3) {
                     let expected = (n / u64::from(by), (n % u64::from(by)) as u32);
                     assert_eq!(divisor.divide_u64(n), expected, "{n} / {by}");

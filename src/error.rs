@@ -1,6 +1,6 @@
-//! The ways things fail, one small `Copy` enum per stage: a shape that cannot exist, bytes that are not a blob, a
-//! lookup whose arguments do not fit. Every message says what was found and what was expected; a caller adds the file
-//! and table names it knows.
+//! The ways things fail, one small `Copy` enum per stage: a shape that cannot exist, bytes that are
+//! not a blob, a lookup whose arguments do not fit. Every message says what was found and what was
+//! expected; a caller adds the file and table names it knows.
 
 use core::fmt;
 
@@ -51,9 +51,11 @@ pub enum ShapeError {
         /// Columns asked for, saturated.
         found: u64,
     },
-    /// The two parts of a quotient-remainder table do not make rows of `embedding_dim` columns for all of its rows.
+    /// The two parts of a quotient-remainder table do not make rows of `embedding_dim` columns for
+    /// all of its rows.
     QuotientRemainder {
-        /// Quotient and remainder rows: `ceil(num_rows / remainder rows)` of the former, 1 to 2^31 - 1 of each.
+        /// Quotient and remainder rows: `ceil(num_rows / remainder rows)` of the former, 1 to 2^31
+        /// - 1 of each.
         rows: [u32; 2],
         /// Their columns: `embedding_dim` both, or in sum if they are put end to end.
         columns: [usize; 2],
@@ -66,11 +68,13 @@ impl fmt::Display for ShapeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use crate::limits::{MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS};
         match *self {
-            Self::CoreCount { found } => write!(f, "{found} cores: a tensor train has 2 to {MAX_CORES}"),
+            Self::CoreCount { found } => {
+                write!(f, "{found} cores: a tensor train has 2 to {MAX_CORES}")
+            }
             Self::Lengths { row_factors, column_factors, ranks } => write!(
                 f,
-                "{row_factors} row factors, {column_factors} column factors and {ranks} inner ranks: \
-                 d cores need d, d and d - 1"
+                "{row_factors} row factors, {column_factors} column factors and {ranks} inner \
+                 ranks: d cores need d, d and d - 1"
             ),
             Self::Factor { what, position, found, limit } => {
                 write!(f, "{what} {position} is {found}: expected 1 to {limit}")
@@ -80,15 +84,19 @@ impl fmt::Display for ShapeError {
             }
             Self::RowFactors { product, num_embeddings } => write!(
                 f,
-                "the row factors multiply to {product}: expected at least num_embeddings = {num_embeddings} and at \
-                 most 2^48"
+                "the row factors multiply to {product}: expected at least num_embeddings = \
+                 {num_embeddings} and at most 2^48"
             ),
-            Self::EmbeddingDim { found } => write!(f, "embedding_dim is {found}: expected 1 to {MAX_EMBEDDING_DIM}"),
-            Self::QuotientRemainder { rows: [quotients, remainders], columns: [first, second] } => write!(
-                f,
-                "{quotients} x {first} quotient and {remainders} x {second} remainder rows do not combine to rows of \
-                 embedding_dim columns, one for each of num_rows"
-            ),
+            Self::EmbeddingDim { found } => {
+                write!(f, "embedding_dim is {found}: expected 1 to {MAX_EMBEDDING_DIM}")
+            }
+            Self::QuotientRemainder { rows: [quotients, remainders], columns: [first, second] } => {
+                write!(
+                    f,
+                    "{quotients} x {first} quotient and {remainders} x {second} remainder rows do \
+                     not combine to rows of embedding_dim columns, one for each of num_rows"
+                )
+            }
             Self::TooLarge => write!(f, "the table does not fit this machine's address space"),
         }
     }
@@ -98,7 +106,8 @@ impl core::error::Error for ShapeError {}
 
 /// Why bytes were refused as a blob, or a table could not be had from one.
 ///
-/// `table` and `section` are positions in the directory (`docs/format.md`), since a refused blob may have no names.
+/// `table` and `section` are positions in the directory (`docs/format.md`), since a refused blob
+/// may have no names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BlobError {
@@ -182,7 +191,8 @@ pub enum BlobError {
         /// What is wrong with them.
         error: ShapeError,
     },
-    /// A table does not own the sections that follow the ones of the table before it, or sections are left over.
+    /// A table does not own the sections that follow the ones of the table before it, or sections
+    /// are left over.
     SectionOwner {
         /// Table position; the number of tables when sections are left over.
         table: usize,
@@ -216,12 +226,14 @@ pub enum BlobError {
         section: usize,
         /// Bytes in the directory.
         found: u64,
-        /// Bytes needed; 0 where no one length is: the section is empty, longer than the blob, or ends within an element.
+        /// Bytes needed; 0 where no one length is: the section is empty, longer than the blob, or
+        /// ends within an element.
         expected: u64,
     },
     /// No table has the name asked for.
     NoSuchTable,
-    /// The header names an interaction that this reader does not know, or one without layers, or layers without one.
+    /// The header names an interaction that this reader does not know, or one without layers, or
+    /// layers without one.
     Interaction {
         /// The code found.
         found: u8,
@@ -235,7 +247,8 @@ pub enum BlobError {
         /// The code found.
         found: u8,
     },
-    /// A layer's width is not what the layers and tables before it make, or what a model has at its end.
+    /// A layer's width is not what the layers and tables before it make, or what a model has at its
+    /// end.
     LayerWidth {
         /// Layer position.
         layer: usize,
@@ -246,12 +259,15 @@ pub enum BlobError {
         /// The width needed; 0 where it is 1 to [`MAX_LAYER_WIDTH`](crate::blob::MAX_LAYER_WIDTH).
         expected: u64,
     },
-    /// The layers are not those of a bottom perceptron and then those of a top one, or a sigmoid is not at the end.
+    /// The layers are not those of a bottom perceptron and then those of a top one, or a sigmoid is
+    /// not at the end.
     LayerOrder {
-        /// Position of the first layer that is out of place; the number of layers where some are missing.
+        /// Position of the first layer that is out of place; the number of layers where some are
+        /// missing.
         layer: usize,
     },
-    /// A layer does not own the sections that follow those of the layer, or table, before it, or has another number of them.
+    /// A layer does not own the sections that follow those of the layer, or table, before it, or
+    /// has another number of them.
     LayerSections {
         /// Layer position.
         layer: usize,
@@ -269,7 +285,8 @@ pub enum BlobError {
         table: usize,
         /// Its embedding_dim.
         found: u32,
-        /// Outputs of the bottom perceptron; without one, the embedding_dim of the model's first table.
+        /// Outputs of the bottom perceptron; without one, the embedding_dim of the model's first
+        /// table.
         expected: usize,
     },
     /// A layer's bytes do not match their checksum.
@@ -304,14 +321,16 @@ pub enum BlobError {
         /// Slice or row whose scale it is.
         position: u64,
     },
-    /// Prefix ids are not strictly ascending, not below the number of prefixes, or not where their index has them.
+    /// Prefix ids are not strictly ascending, not below the number of prefixes, or not where their
+    /// index has them.
     PrefixIds {
         /// Table position.
         table: usize,
         /// Position among the ids.
         position: usize,
     },
-    /// The number of stored rows is not 0 where there is one for each index, or else not 1 to `num_embeddings`.
+    /// The number of stored rows is not 0 where there is one for each index, or else not 1 to
+    /// `num_embeddings`.
     NumRows {
         /// Table position.
         table: usize,
@@ -327,7 +346,8 @@ pub enum BlobError {
         /// The index.
         position: usize,
     },
-    /// Override ids are not strictly ascending, not below `num_embeddings`, or not where their index has them.
+    /// Override ids are not strictly ascending, not below `num_embeddings`, or not where their
+    /// index has them.
     OverrideIds {
         /// Table position.
         table: usize,
@@ -342,27 +362,38 @@ impl fmt::Display for BlobError {
         match *self {
             Self::Misaligned { excess } => write!(
                 f,
-                "the buffer starts {excess} bytes past a multiple of {ALIGNMENT}: it must be {ALIGNMENT}-byte aligned \
-                 (mmap, include_blob! and AlignedBuf are)"
+                "the buffer starts {excess} bytes past a multiple of {ALIGNMENT}: it must be \
+                 {ALIGNMENT}-byte aligned (mmap, include_blob! and AlignedBuf are)"
             ),
             Self::Truncated { len, needed } => write!(f, "{len} bytes: expected at least {needed}"),
             Self::Magic => write!(f, "not a ttrec blob: the first 8 bytes are not its magic"),
-            Self::Version { found } => write!(f, "format version {found}: this reader knows version {VERSION}"),
+            Self::Version { found } => {
+                write!(f, "format version {found}: this reader knows version {VERSION}")
+            }
             Self::Flags { found } => write!(f, "header flags {found:#x}: this reader knows none"),
             Self::TotalLength { declared, actual } => {
                 write!(f, "{actual} bytes: the header says {declared}")
             }
-            Self::Count { what, found, limit } => write!(f, "{found} {what}: expected at most {limit}"),
+            Self::Count { what, found, limit } => {
+                write!(f, "{found} {what}: expected at most {limit}")
+            }
             Self::DirectoryChecksum { stored, computed } => {
                 write!(f, "directory checksum {computed:#010x}: the header says {stored:#010x}")
             }
-            Self::Reserved { what, position } => write!(f, "reserved bytes of {what} {position} are not zero"),
+            Self::Reserved { what, position } => {
+                write!(f, "reserved bytes of {what} {position} are not zero")
+            }
             Self::TableCode { table, field, found } => {
-                write!(f, "table {table}: unknown {field} {found}; a newer ttrec may have written this blob")
+                write!(
+                    f,
+                    "table {table}: unknown {field} {found}; a newer ttrec may have written this \
+                     blob"
+                )
             }
             Self::Name { table } => write!(
                 f,
-                "table {table}: the name must be 1 to {} bytes of UTF-8 that start where the name before it ends",
+                "table {table}: the name must be 1 to {} bytes of UTF-8 that start where the name \
+                 before it ends",
                 MAX_NAME_LEN
             ),
             Self::NameOrder { table } => {
@@ -382,7 +413,11 @@ impl fmt::Display for BlobError {
                 write!(f, "section {section}: offset {found}, expected {expected}")
             }
             Self::SectionLength { section, found, expected: 0 } => {
-                write!(f, "section {section}: {found} bytes: none, more than the blob has left, or a broken element")
+                write!(
+                    f,
+                    "section {section}: {found} bytes: none, more than the blob has left, or a \
+                     broken element"
+                )
             }
             Self::SectionLength { section, found, expected } => {
                 write!(f, "section {section}: {found} bytes, expected {expected}")
@@ -390,10 +425,15 @@ impl fmt::Display for BlobError {
             Self::NoSuchTable => write!(f, "no table has this name"),
             Self::Interaction { found } => write!(
                 f,
-                "interaction {found}: expected 1 (dot) with layers, 0 without; a newer ttrec may have written this blob"
+                "interaction {found}: expected 1 (dot) with layers, 0 without; a newer ttrec may \
+                 have written this blob"
             ),
             Self::LayerCode { layer, field, found } => {
-                write!(f, "layer {layer}: unknown {field} {found}; a newer ttrec may have written this blob")
+                write!(
+                    f,
+                    "layer {layer}: unknown {field} {found}; a newer ttrec may have written this \
+                     blob"
+                )
             }
             Self::LayerWidth { layer, field, found, expected: 0 } => {
                 write!(f, "layer {layer}: {found} {field}: expected 1 to {MAX_LAYER_WIDTH}")
@@ -403,25 +443,35 @@ impl fmt::Display for BlobError {
             }
             Self::LayerOrder { layer } => write!(
                 f,
-                "layer {layer}: expected layers of a bottom perceptron, then of a top one, and a sigmoid at the end only; a bottom \
-                 may be missing where there are two tables"
+                "layer {layer}: expected layers of a bottom perceptron, then of a top one, and a \
+                 sigmoid at the end only; a bottom may be missing where there are two tables"
             ),
             Self::LayerSections { layer } => {
-                write!(f, "layer {layer}: its sections do not follow those before it, or are not those of a layer")
+                write!(
+                    f,
+                    "layer {layer}: its sections do not follow those before it, or are not those \
+                     of a layer"
+                )
             }
             Self::ModelTable { position, found } => {
-                write!(f, "table {position} of the model is said to be table {found}, which is not there")
+                write!(
+                    f,
+                    "table {position} of the model is said to be table {found}, which is not there"
+                )
             }
             Self::ModelDim { table, found, expected } => write!(
                 f,
-                "table {table}: embedding_dim {found}, but the model's vectors, those of its bottom perceptron or first table, \
-                 have {expected}"
+                "table {table}: embedding_dim {found}, but the model's vectors, those of its \
+                 bottom perceptron or first table, have {expected}"
             ),
             Self::LayerChecksum { layer, section } => {
                 write!(f, "layer {layer}, section {section}: the bytes do not match their checksum")
             }
             Self::LayerScale { layer, position } => {
-                write!(f, "layer {layer}: the scale of output {position} is not finite and positive")
+                write!(
+                    f,
+                    "layer {layer}: the scale of output {position} is not finite and positive"
+                )
             }
             Self::NoModel => write!(f, "the blob has no model"),
             Self::PayloadChecksum { table, section } => {
@@ -429,26 +479,30 @@ impl fmt::Display for BlobError {
             }
             Self::Scale { table, section, position } => write!(
                 f,
-                "table {table}, section {section}: scale {position} is not finite and positive, or its offset not \
-                 finite"
+                "table {table}, section {section}: scale {position} is not finite and positive, \
+                 or its offset not finite"
             ),
             Self::PrefixIds { table, position } => write!(
                 f,
-                "table {table}: prefix id {position} is not above the one before it and below the number of prefixes, or \
-                 its index has it elsewhere"
+                "table {table}: prefix id {position} is not above the one before it and below the \
+                 number of prefixes, or its index has it elsewhere"
             ),
             Self::NumRows { table, found, num_embeddings } => write!(
                 f,
-                "table {table}: num_rows is {found}: expected 1 to num_embeddings = {num_embeddings} with an index map, 0 \
-                 without"
+                "table {table}: num_rows is {found}: expected 1 to num_embeddings = \
+                 {num_embeddings} with an index map, 0 without"
             ),
             Self::RemappedRow { table, position } => {
-                write!(f, "table {table}: index {position} is mapped to a row that the table does not have")
+                write!(
+                    f,
+                    "table {table}: index {position} is mapped to a row that the table does not \
+                     have"
+                )
             }
             Self::OverrideIds { table, position } => write!(
                 f,
-                "table {table}: override id {position} is not above the one before it and below num_embeddings, or its \
-                 index has it elsewhere"
+                "table {table}: override id {position} is not above the one before it and below \
+                 num_embeddings, or its index has it elsewhere"
             ),
         }
     }
@@ -525,8 +579,8 @@ pub enum LookupError {
         /// Bags of the first table.
         expected: usize,
     },
-    /// The table's view contradicts itself. [`Blob::parse`](crate::Blob::parse) rules this out: it would be a defect of
-    /// this crate, reported instead of a panic.
+    /// The table's view contradicts itself. [`Blob::parse`](crate::Blob::parse) rules this out: it
+    /// would be a defect of this crate, reported instead of a panic.
     Inconsistent,
 }
 
@@ -534,9 +588,14 @@ impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::IndexOutOfRange { position, index, num_embeddings } => {
-                write!(f, "index {index} at position {position}: the table has {num_embeddings} rows")
+                write!(
+                    f,
+                    "index {index} at position {position}: the table has {num_embeddings} rows"
+                )
             }
-            Self::OutputLen { found, expected } => write!(f, "output of {found} elements: expected {expected}"),
+            Self::OutputLen { found, expected } => {
+                write!(f, "output of {found} elements: expected {expected}")
+            }
             Self::WorkspaceLen { found, expected } => {
                 write!(f, "workspace of {found} elements: expected at least {expected}")
             }
@@ -546,18 +605,25 @@ impl fmt::Display for LookupError {
             Self::PrefixOutOfRange { prefix, num_prefixes } => {
                 write!(f, "prefix {prefix}: the table has {num_prefixes} prefixes")
             }
-            Self::OffsetsEmpty => write!(f, "offsets is empty: expected one more than there are bags, starting with 0"),
+            Self::OffsetsEmpty => write!(
+                f,
+                "offsets is empty: expected one more than there are bags, starting with 0"
+            ),
             Self::Offsets { position, found, num_indices } => write!(
                 f,
-                "offset {found} at position {position}: offsets start at 0, never fall and end at the number of \
-                 indices, {num_indices}"
+                "offset {found} at position {position}: offsets start at 0, never fall and end at \
+                 the number of indices, {num_indices}"
             ),
             Self::WeightsLen { found, expected } => {
                 write!(f, "{found} per_sample_weights: expected one per index, {expected}")
             }
             Self::WeightsPooling => write!(f, "per_sample_weights go with sum pooling only"),
-            Self::NumBags { found, expected } => write!(f, "{found} bags: the first table has {expected}"),
-            Self::Inconsistent => write!(f, "the table view contradicts itself: please report this"),
+            Self::NumBags { found, expected } => {
+                write!(f, "{found} bags: the first table has {expected}")
+            }
+            Self::Inconsistent => {
+                write!(f, "the table view contradicts itself: please report this")
+            }
         }
     }
 }
@@ -568,7 +634,8 @@ impl core::error::Error for LookupError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScoreError {
-    /// The dense features are not those of each sample or, where one user has many candidates, of one.
+    /// The dense features are not those of each sample or, where one user has many candidates, of
+    /// one.
     DenseLen {
         /// Elements given.
         found: usize,
@@ -584,7 +651,8 @@ pub enum ScoreError {
     },
     /// What is wrong with the bags of one table.
     Table {
-        /// Its position among the model's tables ([`Blob::model_tables`](crate::Blob::model_tables)).
+        /// Its position among the model's tables
+        /// ([`Blob::model_tables`](crate::Blob::model_tables)).
         table: usize,
         /// The error.
         error: LookupError,
@@ -596,23 +664,30 @@ pub enum ScoreError {
         /// The least that are needed.
         expected: usize,
     },
-    /// The model's view contradicts itself. [`Blob::parse`](crate::Blob::parse) rules this out: it would be a defect of
-    /// this crate, reported instead of a panic.
+    /// The model's view contradicts itself. [`Blob::parse`](crate::Blob::parse) rules this out: it
+    /// would be a defect of this crate, reported instead of a panic.
     Inconsistent,
 }
 
 impl fmt::Display for ScoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::DenseLen { found, expected } => write!(f, "{found} dense features: expected {expected}"),
+            Self::DenseLen { found, expected } => {
+                write!(f, "{found} dense features: expected {expected}")
+            }
             Self::BagLists { found, expected } => {
-                write!(f, "{found} lists of bags: expected one for each of the model's {expected} tables")
+                write!(
+                    f,
+                    "{found} lists of bags: expected one for each of the model's {expected} tables"
+                )
             }
             Self::Table { table, error } => write!(f, "table {table} of the model: {error}"),
             Self::WorkspaceLen { found, expected } => {
                 write!(f, "workspace of {found} elements: expected at least {expected}")
             }
-            Self::Inconsistent => write!(f, "the model view contradicts itself: please report this"),
+            Self::Inconsistent => {
+                write!(f, "the model view contradicts itself: please report this")
+            }
         }
     }
 }
@@ -656,7 +731,8 @@ pub enum TrainError {
     Lookup(LookupError),
     /// The shape cannot be.
     Shape(ShapeError),
-    /// The least significant digit of a column belongs to core 0 ([`TtShape::column_order`](crate::TtShape::column_order)).
+    /// The least significant digit of a column belongs to core 0
+    /// ([`TtShape::column_order`](crate::TtShape::column_order)).
     ColumnOrder,
     /// More rows, padded ones of a tensor train included, than fit 32 bits.
     TooManyRows {
@@ -769,31 +845,62 @@ impl fmt::Display for TrainError {
             Self::Lookup(error) => write!(f, "{error}"),
             Self::Shape(error) => write!(f, "{error}"),
             Self::ColumnOrder => {
-                write!(f, "columns whose least significant digit is core 0's: expected the last core's")
+                write!(
+                    f,
+                    "columns whose least significant digit is core 0's: expected the last core's"
+                )
             }
-            Self::TooManyRows { found } => write!(f, "{found} rows, padding included: at most 2^32 - 1 can be trained"),
-            Self::GradientLen { found, expected } => write!(f, "gradient of {found} elements: expected {expected}"),
+            Self::TooManyRows { found } => {
+                write!(f, "{found} rows, padding included: at most 2^32 - 1 can be trained")
+            }
+            Self::GradientLen { found, expected } => {
+                write!(f, "gradient of {found} elements: expected {expected}")
+            }
             Self::MaxPooling => write!(f, "max pooling cannot be trained: sum and mean can"),
-            Self::BatchLen { found } => write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1"),
-            Self::CoreCount { found, expected } => write!(f, "{found} cores: the shape has {expected}"),
-            Self::ValuesLen { core, found, expected } => write!(f, "core {core}: {found} values, expected {expected}"),
+            Self::BatchLen { found } => {
+                write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1")
+            }
+            Self::CoreCount { found, expected } => {
+                write!(f, "{found} cores: the shape has {expected}")
+            }
+            Self::ValuesLen { core, found, expected } => {
+                write!(f, "core {core}: {found} values, expected {expected}")
+            }
             Self::NotHashable { num_rows, num_embeddings } => write!(
                 f,
-                "{num_embeddings} hashed indices over {num_rows} rows: at least as many are needed, and a row for each index \
-                 of the table below, none stored apart"
+                "{num_embeddings} hashed indices over {num_rows} rows: at least as many are \
+                 needed, and a row for each index of the table below, none stored apart"
             ),
             Self::NoFeatures => write!(f, "a model without dense features and without tables"),
             Self::EmbeddingDim { table, found, expected } => {
-                write!(f, "table {table}: rows of {found} columns, expected {expected} as other vectors have")
+                write!(
+                    f,
+                    "table {table}: rows of {found} columns, expected {expected} as other vectors \
+                     have"
+                )
             }
             Self::BottomMlp { dense_dim, layers } => {
-                write!(f, "bottom MLP of {layers} layers for {dense_dim} dense features: either both are 0 or neither")
+                write!(
+                    f,
+                    "bottom MLP of {layers} layers for {dense_dim} dense features: either both \
+                     are 0 or neither"
+                )
             }
-            Self::TopMlp { found } => write!(f, "top MLP with {found} outputs: expected 1, the logit"),
-            Self::LayerLen { found, limit } => write!(f, "layer with {found} inputs or outputs: expected 1 to {limit}"),
-            Self::DenseLen { found, expected } => write!(f, "{found} dense features: expected {expected}"),
-            Self::DenseFeature { position } => write!(f, "dense feature {position} of the batch is not finite"),
-            Self::NumTables { found, expected } => write!(f, "bags for {found} tables: the model has {expected}"),
+            Self::TopMlp { found } => {
+                write!(f, "top MLP with {found} outputs: expected 1, the logit")
+            }
+            Self::LayerLen { found, limit } => {
+                write!(f, "layer with {found} inputs or outputs: expected 1 to {limit}")
+            }
+            Self::DenseLen { found, expected } => {
+                write!(f, "{found} dense features: expected {expected}")
+            }
+            Self::DenseFeature { position } => {
+                write!(f, "dense feature {position} of the batch is not finite")
+            }
+            Self::NumTables { found, expected } => {
+                write!(f, "bags for {found} tables: the model has {expected}")
+            }
             Self::Table(error) => write!(f, "{error}"),
             Self::Counters => write!(f, "counters are not those of a table of this kind and size"),
             Self::LearningRate => write!(f, "a learning rate is below 0 or not finite"),

@@ -2,8 +2,9 @@
 //!
 //! Recommendation models are mostly embedding tables: gigabytes of rows, looked up a few at a time.
 //! [TT-Rec](https://arxiv.org/abs/2101.11714) stores a table as a *tensor train* of small cores, 4 to 220 times smaller,
-//! and rebuilds rows on demand. This crate looks rows up and pools them straight from one flat file, the *blob*, where it
-//! lies: in flash, in the binary, or memory-mapped. It is `no_std` and allocates nothing on the way to a row.
+//! and rebuilds rows on demand. This crate looks rows up and pools them straight from one flat
+//! file, the *blob*, where it lies: in flash, in the binary, or memory-mapped. It is `no_std` and
+//! allocates nothing on the way to a row.
 //!
 //! ```
 //! use ttrec::{AlignedBytes, Bags, Blob, Pooling, include_blob};
@@ -22,8 +23,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The way of a lookup through the modules: bytes, [`blob`], [`table`], [`bag`], [`kernel`]s over [`isa`] and [`dtype`], a
-//! row. The best instructions that the CPU has are found at run time.
+//! The way of a lookup through the modules: bytes, [`blob`], [`table`], [`bag`], [`kernel`]s over
+//! [`isa`] and [`dtype`], a row. The best instructions that the CPU has are found at run time.
 //!
 //! # Features
 //! - `std` (default): `alloc`, and faster checksums. The lookup path is the same.

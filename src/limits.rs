@@ -1,4 +1,5 @@
-//! What no shape and no blob exceeds: the bounds that make sizes computable, and that error messages name.
+//! What no shape and no blob exceeds: the bounds that make sizes computable, and that error
+//! messages name.
 
 /// The most cores a tensor train may have here.
 pub const MAX_CORES: usize = 6;
@@ -11,8 +12,8 @@ pub const MAX_RANK: u64 = 1 << 16;
 /// The largest row factor: 2^31 - 1.
 pub const MAX_ROW_FACTOR: u64 = i32::MAX as u64;
 
-/// What [`Blob::parse`](crate::Blob::parse) wants its buffer aligned to, and what sections inside a blob are aligned to, in
-/// bytes.
+/// What [`Blob::parse`](crate::Blob::parse) wants its buffer aligned to, and what sections inside a
+/// blob are aligned to, in bytes.
 pub const ALIGNMENT: usize = 64;
 /// The format version that this crate reads and writes.
 pub const VERSION: u32 = 1;

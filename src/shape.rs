@@ -1,10 +1,14 @@
-//! The algebra of a tensor-train table: how `num_embeddings x embedding_dim` splits into small cores.
+//! The algebra of a tensor-train table: how `num_embeddings x embedding_dim` splits into small
+//! cores.
 //!
-//! Core k is a stack of `p_k` slices; slice `G_k[i_k]` is an `r_k x q_k x r_{k+1}` array. Row i of the table is the
-//! product of one slice per core, chosen by the digits of i in the mixed radix `p` (TT-Rec, section 3; `r_0 = r_d = 1`).
+//! Core k is a stack of `p_k` slices; slice `G_k[i_k]` is an `r_k x q_k x r_{k+1}` array. Row i of
+//! the table is the product of one slice per core, chosen by the digits of i in the mixed radix `p`
+//! (TT-Rec, section 3; `r_0 = r_d = 1`).
 
 use crate::error::ShapeError;
-pub use crate::limits::{MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS, MAX_RANK, MAX_ROW_FACTOR};
+pub use crate::limits::{
+    MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS, MAX_RANK, MAX_ROW_FACTOR,
+};
 
 /// Which core the least significant digit of a row's index, or of a column's, belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,8 +31,8 @@ impl DigitOrder {
     }
 }
 
-/// The checked shape of a tensor-train table: rows, row factors `p`, column factors `q`, ranks, and the order of the digits of
-/// rows and of columns.
+/// The checked shape of a tensor-train table: rows, row factors `p`, column factors `q`, ranks, and
+/// the order of the digits of rows and of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TtShape {
     num_embeddings: u64,
@@ -45,11 +49,12 @@ pub struct TtShape {
 }
 
 impl TtShape {
-    /// A table of `num_embeddings` rows and `prod(column_factors)` columns in `d = row_factors.len()` cores.
+    /// A table of `num_embeddings` rows and `prod(column_factors)` columns in `d =
+    /// row_factors.len()` cores.
     ///
-    /// `ranks` are the d - 1 inner ones. Rows from `num_embeddings` to `prod(row_factors)` are padding that is never
-    /// read. Digits are most significant first, of rows as of columns; see [`with_digit_order`](Self::with_digit_order) and
-    /// [`reversed`](Self::reversed).
+    /// `ranks` are the d - 1 inner ones. Rows from `num_embeddings` to `prod(row_factors)` are
+    /// padding that is never read. Digits are most significant first, of rows as of columns;
+    /// see [`with_digit_order`](Self::with_digit_order) and [`reversed`](Self::reversed).
     ///
     /// ```
     /// let shape = ttrec::TtShape::new(11_000_000, &[200, 220, 250], &[4, 4, 4], &[32, 32])?;
@@ -59,8 +64,8 @@ impl TtShape {
     /// ```
     ///
     /// # Errors
-    /// [`ShapeError`] when lengths disagree, a factor is zero or above its limit, the row factors hold fewer than
-    /// `num_embeddings` rows, or a size does not fit the address space.
+    /// [`ShapeError`] when lengths disagree, a factor is zero or above its limit, the row factors
+    /// hold fewer than `num_embeddings` rows, or a size does not fit the address space.
     pub fn new(
         num_embeddings: u64,
         row_factors: &[u32],
@@ -130,14 +135,16 @@ impl TtShape {
         Self { digit_order, ..self }
     }
 
-    /// The same shape with another order of the digits of columns: which core the least significant one belongs to.
+    /// The same shape with another order of the digits of columns: which core the least significant
+    /// one belongs to.
     #[must_use]
     pub fn with_column_order(self, column_order: DigitOrder) -> Self {
         Self { column_order, ..self }
     }
 
-    /// The same table with its cores in reverse, each slice `r_k x q_k x r_{k+1}` then transposed to `r_{k+1} x q_k x r_k`: to
-    /// multiply these out from the left is to multiply the others out from the right.
+    /// The same table with its cores in reverse, each slice `r_k x q_k x r_{k+1}` then transposed
+    /// to `r_{k+1} x q_k x r_k`: to multiply these out from the left is to multiply the others
+    /// out from the right.
     ///
     /// ```
     /// # use ttrec::TtShape;
@@ -161,14 +168,18 @@ impl TtShape {
         Ok(shape.with_partials())
     }
 
-    /// Every size that the accessors below compute, once with checks, so that they need none: core bytes at four bytes
-    /// an element, scratch and FLOPs.
+    /// Every size that the accessors below compute, once with checks, so that they need none: core
+    /// bytes at four bytes an element, scratch and FLOPs.
     fn checked_sizes(&self) -> Option<()> {
         let limit = isize::MAX as u64 / 8;
         let mut parameters = 0u64;
         for k in 0..self.num_cores {
-            let slice = self.rank(k).checked_mul(self.column_factor(k))?.checked_mul(self.rank(k.checked_add(1)?))?;
-            let core = u64::from(*self.row_factors.get(k)?).checked_mul(u64::try_from(slice).ok()?)?;
+            let slice = self
+                .rank(k)
+                .checked_mul(self.column_factor(k))?
+                .checked_mul(self.rank(k.checked_add(1)?))?;
+            let core =
+                u64::from(*self.row_factors.get(k)?).checked_mul(u64::try_from(slice).ok()?)?;
             parameters = parameters.checked_add(core)?;
         }
         let mut columns = 1u64;
@@ -217,14 +228,15 @@ impl TtShape {
         self.digit_order
     }
 
-    /// Which core the least significant digit of a column belongs to. What cores multiply out to has that of the last core; with
-    /// [`DigitOrder::LeastSignificantFirst`] its elements have yet to be put in order, which [`Table`](crate::Table) does.
+    /// Which core the least significant digit of a column belongs to. What cores multiply out to
+    /// has that of the last core; with [`DigitOrder::LeastSignificantFirst`] its elements have
+    /// yet to be put in order, which [`Table`](crate::Table) does.
     pub fn column_order(&self) -> DigitOrder {
         self.column_order
     }
 
-    /// Where in a row as the cores multiply it out column `column` is: there too, unless the least significant digit of a
-    /// [column](Self::column_order) is that of core 0.
+    /// Where in a row as the cores multiply it out column `column` is: there too, unless the least
+    /// significant digit of a [column](Self::column_order) is that of core 0.
     pub fn position_of_column(&self, column: usize) -> usize {
         if self.column_order == DigitOrder::MostSignificantFirst {
             return column;
@@ -264,7 +276,8 @@ impl TtShape {
 
     /// The digits of `row` in mixed radix p, one per core; entries past d are 0.
     ///
-    /// `i_k = floor(row / prod_{m>k} p_m) mod p_k`, or `m<k` for [`DigitOrder::LeastSignificantFirst`].
+    /// `i_k = floor(row / prod_{m>k} p_m) mod p_k`, or `m<k` for
+    /// [`DigitOrder::LeastSignificantFirst`].
     pub fn digits(&self, row: u64) -> [u32; MAX_CORES] {
         let mut digits = [0; MAX_CORES];
         let pairs = digits.iter_mut().zip(&self.row_factors).take(self.num_cores);
@@ -282,9 +295,11 @@ impl TtShape {
     }
 
     /// The number of a row's prefix, its digits without the one for the last core: below
-    /// [`num_prefixes`](Self::num_prefixes). Rows with the same prefix differ in the last product only.
+    /// [`num_prefixes`](Self::num_prefixes). Rows with the same prefix differ in the last product
+    /// only.
     ///
-    /// `floor(row / p_{d-1})`, or `row mod (p_0 .. p_{d-2})` for [`DigitOrder::LeastSignificantFirst`].
+    /// `floor(row / p_{d-1})`, or `row mod (p_0 .. p_{d-2})` for
+    /// [`DigitOrder::LeastSignificantFirst`].
     pub fn prefix(&self, row: u64) -> u64 {
         match self.digit_order {
             // Neither divisor is ever 0; `max` spares the division its check.
@@ -296,7 +311,9 @@ impl TtShape {
     /// The digits of a prefix, as [`digits`](Self::digits) has them, the last one 0.
     pub(crate) fn prefix_digits(&self, prefix: u64) -> [u32; MAX_CORES] {
         match self.digit_order {
-            DigitOrder::MostSignificantFirst => self.digits(prefix.saturating_mul(self.last_row_factor())),
+            DigitOrder::MostSignificantFirst => {
+                self.digits(prefix.saturating_mul(self.last_row_factor()))
+            }
             DigitOrder::LeastSignificantFirst => self.digits(prefix),
         }
     }
@@ -310,14 +327,16 @@ impl TtShape {
         self.prefix_len
     }
 
-    /// Multiply-adds, counted as two, of one row multiplied out from core 0: `sum_k 2 (q_0..q_{k-1}) r_k q_k r_{k+1}`.
-    /// For d = 3, `2 q_0 q_1 r_2 (r_1 + q_2)`. Saturates.
+    /// Multiply-adds, counted as two, of one row multiplied out from core 0: `sum_k 2
+    /// (q_0..q_{k-1}) r_k q_k r_{k+1}`. For d = 3, `2 q_0 q_1 r_2 (r_1 + q_2)`. Saturates.
     pub fn flops_left_to_right(&self) -> u64 {
         let mut columns = 1u64;
         let mut flops = 0u64;
         for k in 0..self.num_cores {
             if k > 0 {
-                flops = flops.saturating_add(columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64));
+                flops = flops.saturating_add(
+                    columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64),
+                );
             }
             columns = columns.saturating_mul(self.column_factor(k) as u64);
         }
@@ -331,15 +350,17 @@ impl TtShape {
         let mut flops = 0u64;
         for k in (0..self.num_cores).rev() {
             if k + 1 < self.num_cores {
-                flops = flops.saturating_add(columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64));
+                flops = flops.saturating_add(
+                    columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64),
+                );
             }
             columns = columns.saturating_mul(self.column_factor(k) as u64);
         }
         flops
     }
 
-    /// Elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d): what a lookup must hold between two
-    /// steps.
+    /// Elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d): what a lookup
+    /// must hold between two steps.
     pub fn partial_len(&self) -> usize {
         self.partial_len
     }
@@ -347,16 +368,28 @@ impl TtShape {
 
 /// Refuses row counts that no table has.
 pub(crate) fn check_num_embeddings(found: u64) -> Result<(), ShapeError> {
-    if (1..=MAX_NUM_EMBEDDINGS).contains(&found) { Ok(()) } else { Err(ShapeError::NumEmbeddings { found }) }
+    if (1..=MAX_NUM_EMBEDDINGS).contains(&found) {
+        Ok(())
+    } else {
+        Err(ShapeError::NumEmbeddings { found })
+    }
 }
 
 /// Refuses column counts that no table has.
 pub(crate) fn check_embedding_dim(found: u64) -> Result<(), ShapeError> {
-    if (1..=MAX_EMBEDDING_DIM).contains(&found) { Ok(()) } else { Err(ShapeError::EmbeddingDim { found }) }
+    if (1..=MAX_EMBEDDING_DIM).contains(&found) {
+        Ok(())
+    } else {
+        Err(ShapeError::EmbeddingDim { found })
+    }
 }
 
 /// Refuses factors that are 0 or above `limit`.
-pub(crate) fn check_factors(what: &'static str, factors: &[u32], limit: u64) -> Result<(), ShapeError> {
+pub(crate) fn check_factors(
+    what: &'static str,
+    factors: &[u32],
+    limit: u64,
+) -> Result<(), ShapeError> {
     match factors.iter().position(|&f| f == 0 || u64::from(f) > limit) {
         Some(position) => {
             let found = factors.get(position).map_or(0, |&f| u64::from(f));
@@ -399,12 +432,15 @@ mod tests {
 
     #[test]
     fn digits_recompose_the_row_in_both_orders() {
-        let shape = TtShape::new(7 * 5 * 3 * 2 - 1, &[7, 5, 3, 2], &[1, 2, 1, 3], &[1, 5, 2]).unwrap();
+        let shape =
+            TtShape::new(7 * 5 * 3 * 2 - 1, &[7, 5, 3, 2], &[1, 2, 1, 3], &[1, 5, 2]).unwrap();
         let reversed = shape.with_digit_order(DigitOrder::LeastSignificantFirst);
         for row in 0..shape.num_embeddings() {
             let (most, least) = (shape.digits(row), reversed.digits(row));
             let recompose = |order: [usize; 4], digits: [u32; MAX_CORES]| {
-                order.iter().fold(0, |row, &k| row * u64::from(shape.row_factors()[k]) + u64::from(digits[k]))
+                order.iter().fold(0, |row, &k| {
+                    row * u64::from(shape.row_factors()[k]) + u64::from(digits[k])
+                })
             };
             assert_eq!(recompose([0, 1, 2, 3], most), row);
             assert_eq!(recompose([3, 2, 1, 0], least), row);
@@ -422,8 +458,14 @@ mod tests {
     fn reversed_twice_is_the_same_shape_and_its_columns_are_where_its_cores_put_them() {
         let shape = TtShape::new(7 * 5 * 3 - 1, &[7, 5, 3], &[2, 1, 5], &[4, 3]).unwrap();
         let reversed = shape.reversed().unwrap();
-        assert_eq!((reversed.row_factors(), reversed.column_factors()), (&[3, 5, 7][..], &[5, 1, 2][..]));
-        assert_eq!((reversed.inner_ranks(), reversed.partial_len(), reversed.prefix_len()), (&[3, 4][..], 20, 20));
+        assert_eq!(
+            (reversed.row_factors(), reversed.column_factors()),
+            (&[3, 5, 7][..], &[5, 1, 2][..])
+        );
+        assert_eq!(
+            (reversed.inner_ranks(), reversed.partial_len(), reversed.prefix_len()),
+            (&[3, 4][..], 20, 20)
+        );
         assert_eq!(reversed.num_parameters(), shape.num_parameters());
         assert_eq!(reversed.flops_left_to_right(), shape.flops_right_to_left());
         for row in 0..shape.num_embeddings() {
@@ -431,7 +473,8 @@ mod tests {
             digits[..3].reverse();
             assert_eq!(reversed.digits(row), digits);
         }
-        // Column 5 a + c has the digits (a, 0, c); its cores in reverse put it at (c, 0, a) of 5 x 1 x 2.
+        // Column 5 a + c has the digits (a, 0, c); its cores in reverse put it at (c, 0, a) of 5 x
+        // 1 x 2.
         for (a, c) in (0..2).flat_map(|a| (0..5).map(move |c| (a, c))) {
             assert_eq!(shape.position_of_column(5 * a + c), 5 * a + c);
             assert_eq!(reversed.position_of_column(5 * a + c), 2 * c + a);
@@ -441,7 +484,8 @@ mod tests {
 
     #[test]
     fn the_largest_table_is_accepted_and_its_last_row_has_digits() {
-        let shape = TtShape::new(1 << 40, &[1 << 14, 1 << 13, 1 << 13], &[1, 1, 1], &[1, 1]).unwrap();
+        let shape =
+            TtShape::new(1 << 40, &[1 << 14, 1 << 13, 1 << 13], &[1, 1, 1], &[1, 1]).unwrap();
         assert_eq!(shape.digits((1 << 40) - 1)[..3], [(1 << 14) - 1, (1 << 13) - 1, (1 << 13) - 1]);
     }
 
@@ -450,17 +494,32 @@ mod tests {
         let shape = |n, p: &[u32], q: &[u32], r: &[u32]| TtShape::new(n, p, q, r).unwrap_err();
         assert_eq!(shape(4, &[4], &[4], &[]), ShapeError::CoreCount { found: 1 });
         assert_eq!(shape(4, &[2; 7], &[1; 7], &[1; 6]), ShapeError::CoreCount { found: 7 });
-        assert_eq!(shape(4, &[], &[], &[]), ShapeError::Lengths { row_factors: 0, column_factors: 0, ranks: 0 });
-        assert_eq!(shape(4, &[2, 2], &[2], &[1]), ShapeError::Lengths { row_factors: 2, column_factors: 1, ranks: 1 });
+        assert_eq!(
+            shape(4, &[], &[], &[]),
+            ShapeError::Lengths { row_factors: 0, column_factors: 0, ranks: 0 }
+        );
+        assert_eq!(
+            shape(4, &[2, 2], &[2], &[1]),
+            ShapeError::Lengths { row_factors: 2, column_factors: 1, ranks: 1 }
+        );
         assert_eq!(
             shape(4, &[2, 2], &[2, 2], &[1, 1]),
             ShapeError::Lengths { row_factors: 2, column_factors: 2, ranks: 2 }
         );
         assert_eq!(shape(0, &[2, 2], &[2, 2], &[1]), ShapeError::NumEmbeddings { found: 0 });
-        assert_eq!(shape(u64::MAX, &[2, 2], &[2, 2], &[1]), ShapeError::NumEmbeddings { found: u64::MAX });
-        assert_eq!(shape(5, &[2, 2], &[2, 2], &[1]), ShapeError::RowFactors { product: 4, num_embeddings: 5 });
+        assert_eq!(
+            shape(u64::MAX, &[2, 2], &[2, 2], &[1]),
+            ShapeError::NumEmbeddings { found: u64::MAX }
+        );
+        assert_eq!(
+            shape(5, &[2, 2], &[2, 2], &[1]),
+            ShapeError::RowFactors { product: 4, num_embeddings: 5 }
+        );
         let huge = MAX_ROW_FACTOR as u32;
-        assert!(matches!(shape(5, &[huge; 6], &[1; 6], &[1; 5]), ShapeError::RowFactors { product: u64::MAX, .. }));
+        assert!(matches!(
+            shape(5, &[huge; 6], &[1; 6], &[1; 5]),
+            ShapeError::RowFactors { product: u64::MAX, .. }
+        ));
         for (p, q, r, what) in [
             ([0, 2], [2, 2], [1], "row factor"),
             ([2, 2], [2, 0], [1], "column factor"),
@@ -469,11 +528,18 @@ mod tests {
             ([2, 2], [65_537, 1], [1], "column factor"),
             ([u32::MAX, 2], [1, 1], [1], "row factor"),
         ] {
-            assert!(matches!(shape(4, &p, &q, &r), ShapeError::Factor { what: w, .. } if w == what), "{what}");
+            assert!(
+                matches!(shape(4, &p, &q, &r), ShapeError::Factor { what: w, .. } if w == what),
+                "{what}"
+            );
         }
-        assert_eq!(shape(4, &[2, 2], &[1024, 1024], &[1]), ShapeError::EmbeddingDim { found: 1 << 20 });
+        assert_eq!(
+            shape(4, &[2, 2], &[1024, 1024], &[1]),
+            ShapeError::EmbeddingDim { found: 1 << 20 }
+        );
         // 2^31 slices of 2^16 x 2^16 x 2^16 elements: every factor is legal, the whole is not.
-        let too_large = TtShape::new(4, &[1 << 16, 1 << 30, 2], &[1, 1 << 16, 1], &[1 << 16, 1 << 16]);
+        let too_large =
+            TtShape::new(4, &[1 << 16, 1 << 30, 2], &[1, 1 << 16, 1], &[1 << 16, 1 << 16]);
         assert_eq!(too_large, Err(ShapeError::TooLarge));
     }
 }

@@ -32,7 +32,13 @@ fn lookup(table: &Table<'_>, row: u64) -> Vec<f32> {
 }
 
 /// Pools with u64 and with u32 indices, which must give the same bits.
-fn bag(table: &Table<'_>, indices: &[u64], offsets: &[u64], weights: &[f32], mode: Mode) -> Vec<f32> {
+fn bag(
+    table: &Table<'_>,
+    indices: &[u64],
+    offsets: &[u64],
+    weights: &[f32],
+    mode: Mode,
+) -> Vec<f32> {
     let pooling = match mode {
         Mode::Sum | Mode::Weighted => Pooling::Sum,
         Mode::Mean => Pooling::Mean,
@@ -47,9 +53,13 @@ fn bag(table: &Table<'_>, indices: &[u64], offsets: &[u64], weights: &[f32], mod
         thin = thin.with_per_sample_weights(weights).unwrap();
     }
     let mut out = vec![SENTINEL; len];
-    table.bag(&wide, pooling, &mut out, &mut vec![f32::NAN; table.workspace_len()]).unwrap();
+    table
+        .bag(&wide, pooling, &mut out, &mut vec![f32::NAN; table.workspace_len()])
+        .unwrap();
     let mut again = vec![f32::NAN; len];
-    table.bag(&thin, pooling, &mut again, &mut vec![f32::INFINITY; table.workspace_len()]).unwrap();
+    table
+        .bag(&thin, pooling, &mut again, &mut vec![f32::INFINITY; table.workspace_len()])
+        .unwrap();
     assert_eq!(bits(&out), bits(&again), "u64 and u32 indices");
     out
 }
@@ -93,8 +103,15 @@ fn count(cell: &Cell<usize>) {
     cell.set(cell.get() + 1);
 }
 
-/// Looks up and pools a sample of the rows of every table and hands what was found and what was expected to `check`.
-fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Coverage, check: fn(f32, Approx) -> bool) {
+/// Looks up and pools a sample of the rows of every table and hands what was found and what was
+/// expected to `check`.
+fn compare(
+    bytes: &AlignedBuf,
+    specs: &[TableSpec],
+    seed: u64,
+    coverage: &Coverage,
+    check: fn(f32, Approx) -> bool,
+) {
     let blob = Blob::parse(bytes).unwrap();
     blob.verify_payload().unwrap();
     assert_eq!(blob.num_tables(), specs.len());
@@ -120,16 +137,23 @@ fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Covera
         rows.extend(ids.first().into_iter().chain(ids.last()));
         rows.extend(ids.first().map(|id| (id + 1) % n));
         let expected: Vec<Vec<Approx>> = rows.iter().map(|&row| reference.row(row)).collect();
-        let agree = |found: &[f32], expected: &[Approx], what: &dyn std::fmt::Debug, exact: bool| {
-            assert_eq!(found.len(), expected.len());
-            let check = if exact { check } else { |found, expected: Approx| expected.admits(found) };
-            for (j, (&x, &y)) in found.iter().zip(expected).enumerate() {
-                assert!(check(x, y), "{name:?} {what:?} column {j}: {x} is not {y:?}");
-            }
-        };
-        let tables: Vec<Table<'_>> = tiers::available().into_iter().map(|tier| table.with_tier(tier)).collect();
+        let agree =
+            |found: &[f32], expected: &[Approx], what: &dyn std::fmt::Debug, exact: bool| {
+                assert_eq!(found.len(), expected.len());
+                let check = if exact {
+                    check
+                } else {
+                    |found, expected: Approx| expected.admits(found)
+                };
+                for (j, (&x, &y)) in found.iter().zip(expected).enumerate() {
+                    assert!(check(x, y), "{name:?} {what:?} column {j}: {x} is not {y:?}");
+                }
+            };
+        let tables: Vec<Table<'_>> =
+            tiers::available().into_iter().map(|tier| table.with_tier(tier)).collect();
         for (&row, expected_row) in rows.iter().zip(&expected) {
-            let found: Vec<_> = tables.iter().map(|table| (table.tier(), bits(&lookup(table, row)))).collect();
+            let found: Vec<_> =
+                tables.iter().map(|table| (table.tier(), bits(&lookup(table, row)))).collect();
             tiers::assert_fused_agree(&found);
             for ((tier, found), cell) in found.iter().zip(&coverage.tiers) {
                 let found: Vec<f32> = found.iter().map(|&bits| f32::from_bits(bits)).collect();
@@ -142,7 +166,9 @@ fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Covera
             }
             let same = |other: u64| {
                 other == row
-                    || !ids.contains(&row) && !ids.contains(&other) && reference.row_of(other) == reference.row_of(row)
+                    || !ids.contains(&row)
+                        && !ids.contains(&other)
+                        && reference.row_of(other) == reference.row_of(row)
             };
             for (_, other_row) in rows.iter().zip(&expected).filter(|&(&other, _)| !same(other)) {
                 let apart = |(x, y): (&Approx, &Approx)| (x.value - y.value).abs() > x.error;
@@ -163,17 +189,27 @@ fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Covera
         let indices: Vec<u64> = picks.iter().map(|&pick| rows[pick]).collect();
         let weights: Vec<f32> = indices.iter().map(|_| rng.index(7) as f32 - 3.0).collect();
         for mode in Mode::ALL {
-            let found: Vec<(Tier, Vec<f32>)> =
-                tables.iter().map(|table| (table.tier(), bag(table, &indices, &offsets, &weights, mode))).collect();
-            tiers::assert_fused_agree(&found.iter().map(|(tier, found)| (*tier, bits(found))).collect::<Vec<_>>());
+            let found: Vec<(Tier, Vec<f32>)> = tables
+                .iter()
+                .map(|table| (table.tier(), bag(table, &indices, &offsets, &weights, mode)))
+                .collect();
+            tiers::assert_fused_agree(
+                &found.iter().map(|(tier, found)| (*tier, bits(found))).collect::<Vec<_>>(),
+            );
             for b in 0..offsets.len() - 1 {
                 let range = offsets[b] as usize..offsets[b + 1] as usize;
                 let bag = &indices[range.clone()];
                 let expected = reference.bag(bag, &weights[range.clone()], mode);
                 for (tier, found) in &found {
                     // Means that are multiplied are rounded more than once.
-                    let exact = mode != Mode::Mean || reference.kind() != format::KIND_QUOTIENT_REMAINDER;
-                    agree(&found[b * dim..][..dim], &expected, &(tier.name(), mode, &indices[range.clone()]), exact);
+                    let exact =
+                        mode != Mode::Mean || reference.kind() != format::KIND_QUOTIENT_REMAINDER;
+                    agree(
+                        &found[b * dim..][..dim],
+                        &expected,
+                        &(tier.name(), mode, &indices[range.clone()]),
+                        exact,
+                    );
                 }
                 if bag.is_empty() {
                     count(&coverage.empty_bags);
@@ -183,17 +219,25 @@ fn compare(bytes: &AlignedBuf, specs: &[TableSpec], seed: u64, coverage: &Covera
     }
 }
 
-fn run_random_cases(max_rank: u32, max_dim: u32, values: Values, check: fn(f32, Approx) -> bool) -> Coverage {
+fn run_random_cases(
+    max_rank: u32,
+    max_dim: u32,
+    values: Values,
+    check: fn(f32, Approx) -> bool,
+) -> Coverage {
     let coverage = Coverage::default();
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    let result = TestRunner::new(config).run(&(tables(max_rank, max_dim), any::<u64>()), |(specs, seed)| {
-        compare(&build(&specs, seed, values), &specs, seed, &coverage, check);
-        Ok(())
-    });
+    let result =
+        TestRunner::new(config).run(&(tables(max_rank, max_dim), any::<u64>()), |(specs, seed)| {
+            compare(&build(&specs, seed, values), &specs, seed, &coverage, check);
+            Ok(())
+        });
     if let Err(TestError::Fail(reason, (specs, seed))) = result {
         panic!("{reason}\nseed {seed}\n{specs:#?}");
     }
-    assert!(coverage.rows.get() > 0 && coverage.overridden.get() > 0 && coverage.empty_bags.get() > 0);
+    assert!(
+        coverage.rows.get() > 0 && coverage.overridden.get() > 0 && coverage.empty_bags.get() > 0
+    );
     let [dense, tt, projected, parts] = &coverage.kinds;
     let met = |cells: &[Cell<usize>]| cells.iter().all(|cell| cell.get() > 0);
     assert!(met(dense) && met(projected) && met(parts), "a kind and dtype that no case had");
@@ -206,17 +250,19 @@ fn run_random_cases(max_rank: u32, max_dim: u32, values: Values, check: fn(f32, 
 
 #[test]
 fn random_blobs_agree_with_the_oracle() {
-    let coverage = run_random_cases(33, 512, Values::Reals, |found, expected| expected.admits(found));
-    // A bound that lets another row pass checks nothing: it must tell nearly all pairs of rows apart (rows of one or
-    // two columns can be close by chance).
+    let coverage =
+        run_random_cases(33, 512, Values::Reals, |found, expected| expected.admits(found));
+    // A bound that lets another row pass checks nothing: it must tell nearly all pairs of rows
+    // apart (rows of one or two columns can be close by chance).
     let (pairs, told_apart) = (coverage.pairs.get(), coverage.told_apart.get());
     assert!(told_apart * 100 > pairs * 99, "the bound tells {told_apart} of {pairs} pairs apart");
 }
 
 #[test]
 fn integer_valued_blobs_agree_exactly() {
-    // 5^5 paths of units, scales of at most 2^6 in all, 7 rows to a bag, weights of at most 3: every partial sum is an
-    // integer below 4.2e6, which f32 holds exactly. (i4 elements are below 2^5, scale and offset included.) A mean is one rounding of the exact quotient.
+    // 5^5 paths of units, scales of at most 2^6 in all, 7 rows to a bag, weights of at most 3:
+    // every partial sum is an integer below 4.2e6, which f32 holds exactly. (i4 elements are
+    // below 2^5, scale and offset included.) A mean is one rounding of the exact quotient.
     run_random_cases(5, 512, Values::Integers, |found, expected| {
         let exact = expected.value as f32;
         found == exact && exact.is_finite()
@@ -234,8 +280,11 @@ fn rows_and_prefixes_are_found_by_their_index() {
         TableSpec { overrides: overrides(1000), ..TableSpec::new("dense", dense) },
     ];
     let buf = build(&specs, 3, Values::Reals);
-    let indices =
-        |role| (0..format::num_sections(&buf)).filter(|&at| format::Section::read(&buf, at).role == role).count();
+    let indices = |role| {
+        (0..format::num_sections(&buf))
+            .filter(|&at| format::Section::read(&buf, at).role == role)
+            .count()
+    };
     assert_eq!([format::ROLE_OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX].map(indices), [2, 1]);
     let coverage = Coverage::default();
     for seed in 0..20 {
@@ -248,7 +297,10 @@ fn rows_and_prefixes_are_found_by_their_index() {
         let reference = Reference::new(&buf, position);
         for row in 0..table.num_embeddings() {
             assert!(
-                lookup(&table, row).iter().zip(reference.row(row)).all(|(&found, expected)| expected.admits(found))
+                lookup(&table, row)
+                    .iter()
+                    .zip(reference.row(row))
+                    .all(|(&found, expected)| expected.admits(found))
             );
         }
     }
@@ -257,16 +309,34 @@ fn rows_and_prefixes_are_found_by_their_index() {
 #[test]
 fn dense_f32_rows_come_back_bit_for_bit() {
     let mut rng = Rng::new(1);
-    let mut values: Vec<f32> = (0..999).map(|_| f32::from_bits(rng.next() as u32)).filter(|x| x.is_finite()).collect();
-    values.extend([0.0, -0.0, f32::MIN_POSITIVE, -f32::MIN_POSITIVE / 8.0, f32::from_bits(1), f32::MAX, f32::MIN]);
+    let mut values: Vec<f32> = (0..999)
+        .map(|_| f32::from_bits(rng.next() as u32))
+        .filter(|x| x.is_finite())
+        .collect();
+    values.extend([
+        0.0,
+        -0.0,
+        f32::MIN_POSITIVE,
+        -f32::MIN_POSITIVE / 8.0,
+        f32::from_bits(1),
+        f32::MAX,
+        f32::MIN,
+    ]);
     values.truncate(values.len() / 7 * 7);
     let num_embeddings = values.len() as u64 / 7;
     let weights = WeightsSpec::Dense { num_embeddings, embedding_dim: 7, dtype: Dtype::F32 };
     let table = TableSpec::new("dense", weights);
-    let buf = Layout::new(&[table]).unwrap().build(|_, out| dtype::encode_rows(&values, 7, Dtype::F32, out).unwrap());
+    let buf = Layout::new(&[table])
+        .unwrap()
+        .build(|_, out| dtype::encode_rows(&values, 7, Dtype::F32, out).unwrap());
     for table in tables_on_every_tier(&buf) {
         for (row, expected) in (0..).zip(values.chunks(7)) {
-            assert_eq!(bits(&lookup(&table, row)), bits(expected), "{} row {row}", table.tier().name());
+            assert_eq!(
+                bits(&lookup(&table, row)),
+                bits(expected),
+                "{} row {row}",
+                table.tier().name()
+            );
         }
     }
 }
@@ -300,7 +370,10 @@ fn every_bit_pattern_of_the_narrow_dtypes_decodes_exactly() {
             for (pattern, (&x, y)) in found.iter().zip(&expected).enumerate() {
                 let same = f64::from(x) == y.value || (x.is_nan() && y.value.is_nan());
                 assert!(same, "{} {pattern:#x}: {x} is not {}", dtype.name(), y.value);
-                assert!(y.value != 0.0 || x.is_sign_negative() == y.value.is_sign_negative(), "sign of zero");
+                assert!(
+                    y.value != 0.0 || x.is_sign_negative() == y.value.is_sign_negative(),
+                    "sign of zero"
+                );
             }
         }
     }
@@ -314,10 +387,12 @@ fn half_floats_are_encoded_to_the_nearest_and_ties_to_even() {
             let mut out = [0; 2];
             dtype::encode(&[x], dtype, &mut out).map(|()| u16::from_le_bytes(out))
         };
-        let finite: Vec<u16> = (0..0x7fff).filter(|&pattern| value(pattern + 1).is_finite()).collect();
+        let finite: Vec<u16> =
+            (0..0x7fff).filter(|&pattern| value(pattern + 1).is_finite()).collect();
         assert!(finite.len() > 30_000);
         for low in finite {
-            // f32 has the bits for the middle of two neighbours, except among the smallest bf16 subnormals.
+            // f32 has the bits for the middle of two neighbours, except among the smallest bf16
+            // subnormals.
             let middle = ((f64::from(value(low)) + f64::from(value(low + 1))) / 2.0) as f32;
             let even = low + low % 2;
             assert_eq!(encode(value(low)), Ok(low));
@@ -338,29 +413,41 @@ fn many_small_i8_scales_do_not_underflow() {
         let scale = Cell::new(1.0f32);
         let buf = Layout::new(&[table]).unwrap().build(|section, out| match section.role {
             Role::Core(_) => {
-                let values = vec![3e-6; section.len as usize / if dtype == Dtype::F32 { 4 } else { 1 }];
+                let values =
+                    vec![3e-6; section.len as usize / if dtype == Dtype::F32 { 4 } else { 1 }];
                 scale.set(dtype::encode_slice(&values, dtype, out).unwrap());
             }
             _ => out.copy_from_slice(&scale.get().to_le_bytes()),
         });
-        tables_on_every_tier(&buf).iter().map(|table| lookup(table, 0)[0]).collect::<Vec<_>>()
+        tables_on_every_tier(&buf)
+            .iter()
+            .map(|table| lookup(table, 0)[0])
+            .collect::<Vec<_>>()
     };
     for (exact, quantised) in row(Dtype::F32).into_iter().zip(row(Dtype::I8)) {
-        assert!(exact > 0.0 && ((quantised - exact) / exact).abs() < 1e-5, "{quantised} for {exact}");
+        assert!(
+            exact > 0.0 && ((quantised - exact) / exact).abs() < 1e-5,
+            "{quantised} for {exact}"
+        );
     }
 }
 
 #[test]
 fn encoded_values_read_back_within_the_error_the_encoder_promises() {
     let mut rng = Rng::new(5);
-    let values: Vec<f32> = (0..600).map(|_| (rng.below(1 << 20) as f32 / 1e5 - 5.0) * 0.37).collect();
+    let values: Vec<f32> =
+        (0..600).map(|_| (rng.below(1 << 20) as f32 / 1e5 - 5.0) * 0.37).collect();
     for dtype in Dtype::ALL {
         let buf = {
             let weights = WeightsSpec::Dense { num_embeddings: 30, embedding_dim: 20, dtype };
             let dense = TableSpec::new("dense", weights);
             let shape = TtShape::new(30, &[1, 30], &[1, 20], &[1]).unwrap();
             let tt = TableSpec::new("tt", WeightsSpec::Tt { shape, dtype });
-            let tables = if dtype.suits_cores() { vec![dense, tt] } else { vec![dense] };
+            let tables = if dtype.suits_cores() {
+                vec![dense, tt]
+            } else {
+                vec![dense]
+            };
             // The first core is 1: what the second core's slices hold are the rows.
             let scales = Cell::new([0.0; 30]);
             Layout::new(&tables).unwrap().build(|section, out| match section.role {
@@ -372,13 +459,17 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
                 Role::Core(_) => {
                     let len = out.len() / 30;
                     let mut found = [0.0; 30];
-                    for ((values, out), scale) in values.chunks(20).zip(out.chunks_mut(len)).zip(&mut found) {
+                    for ((values, out), scale) in
+                        values.chunks(20).zip(out.chunks_mut(len)).zip(&mut found)
+                    {
                         *scale = dtype::encode_slice(values, dtype, out).unwrap();
                     }
                     scales.set(found);
                 }
                 Role::Scales(_) => {
-                    out.chunks_mut(4).zip(scales.get()).for_each(|(out, s)| out.copy_from_slice(&s.to_le_bytes()));
+                    out.chunks_mut(4)
+                        .zip(scales.get())
+                        .for_each(|(out, s)| out.copy_from_slice(&s.to_le_bytes()));
                 }
                 role => panic!("{role:?}"),
             })
@@ -391,15 +482,21 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
             for (row, values) in (0..).zip(values.chunks(20)) {
                 let largest = values.iter().fold(f32::MIN, |a, &x| a.max(x));
                 let least = values.iter().fold(f32::MAX, |a, &x| a.min(x));
-                let range = if name == "dense" { largest - least } else { largest.max(-least) };
+                let range = if name == "dense" {
+                    largest - least
+                } else {
+                    largest.max(-least)
+                };
                 for (&x, &found) in values.iter().zip(&lookup(&table, row)) {
                     let error = (f64::from(found) - f64::from(x)).abs();
-                    // Half a unit in the last place, or half a step and the rounding of `scale * q + offset` in f32.
+                    // Half a unit in the last place, or half a step and the rounding of `scale * q
+                    // + offset` in f32.
                     let bound = match dtype {
                         Dtype::F32 => 0.0,
                         Dtype::F16 => f64::from(x.abs()) * 2f64.powi(-11) + 2f64.powi(-25),
                         Dtype::Bf16 => f64::from(x.abs()) * 2f64.powi(-8),
-                        // The scale is off by 2^-11 of itself, of which an element has up to fifteen; so is the offset.
+                        // The scale is off by 2^-11 of itself, of which an element has up to
+                        // fifteen; so is the offset.
                         Dtype::I4 => {
                             f64::from(range) * (0.5 / 15.0 + 1.1 * 2f64.powi(-11))
                                 + f64::from(least.abs()) * 2f64.powi(-11)
@@ -410,7 +507,11 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
                                 + f64::from(x.abs()) * 2f64.powi(-23)
                         }
                     };
-                    assert!(error <= bound, "{name} {}: {x} became {found}, off by {error}", dtype.name());
+                    assert!(
+                        error <= bound,
+                        "{name} {}: {x} became {found}, off by {error}",
+                        dtype.name()
+                    );
                 }
             }
         }
@@ -427,7 +528,11 @@ fn two_kinds() -> AlignedBuf {
 }
 
 /// `refused` must say so in the same words every time and leave the sentinels in `out`.
-fn assert_refused(len: usize, expected: LookupError, refused: impl Fn(&mut [f32]) -> Result<(), LookupError>) {
+fn assert_refused(
+    len: usize,
+    expected: LookupError,
+    refused: impl Fn(&mut [f32]) -> Result<(), LookupError>,
+) {
     let mut out = vec![SENTINEL; len];
     assert_eq!(refused(&mut out), Err(expected));
     assert!(out.iter().all(|&x| x == SENTINEL), "{expected:?} wrote to the output");
@@ -458,15 +563,21 @@ fn an_index_out_of_range_at_any_position_of_a_bag_is_named_and_nothing_is_writte
                 }
                 let bags = Bags::new(&indices, &[0, 3, 3, 9]).unwrap();
                 for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
-                    let expected = LookupError::IndexOutOfRange { position, index: bad, num_embeddings: 6 };
-                    assert_refused(12, expected, |out| table.bag(&bags, pooling, out, &mut table.workspace()));
+                    let expected =
+                        LookupError::IndexOutOfRange { position, index: bad, num_embeddings: 6 };
+                    assert_refused(12, expected, |out| {
+                        table.bag(&bags, pooling, out, &mut table.workspace())
+                    });
                 }
                 let Ok(bad) = u32::try_from(bad) else { continue };
                 let mut indices = [0u32; 9];
                 indices[position] = bad;
                 let bags = Bags::new(&indices, &[0, 3, 3, 9]).unwrap();
-                let expected = LookupError::IndexOutOfRange { position, index: bad.into(), num_embeddings: 6 };
-                assert_refused(12, expected, |out| table.bag(&bags, Pooling::Sum, out, &mut table.workspace()));
+                let expected =
+                    LookupError::IndexOutOfRange { position, index: bad.into(), num_embeddings: 6 };
+                assert_refused(12, expected, |out| {
+                    table.bag(&bags, Pooling::Sum, out, &mut table.workspace())
+                });
             }
         }
     }
@@ -483,7 +594,9 @@ fn outputs_of_the_wrong_length_are_refused_and_nothing_is_written() {
         let bags = Bags::new(&[0u32, 1, 2], &[0, 1, 3]).unwrap();
         for found in [0, 4, 7, 9, 12] {
             let expected = LookupError::OutputLen { found, expected: 8 };
-            assert_refused(found, expected, |out| table.bag(&bags, Pooling::Sum, out, &mut table.workspace()));
+            assert_refused(found, expected, |out| {
+                table.bag(&bags, Pooling::Sum, out, &mut table.workspace())
+            });
         }
     }
 }
@@ -518,7 +631,8 @@ fn offsets_that_are_no_offsets_are_refused() {
         }
         wide.unwrap_err()
     };
-    let wrong = |position, found, num_indices| LookupError::Offsets { position, found, num_indices };
+    let wrong =
+        |position, found, num_indices| LookupError::Offsets { position, found, num_indices };
     assert_eq!(refused(0, &[]), LookupError::OffsetsEmpty);
     assert_eq!(refused(3, &[]), LookupError::OffsetsEmpty);
     assert_eq!(refused(3, &[1, 3]), wrong(0, 1, 3), "does not start at 0");
@@ -528,7 +642,11 @@ fn offsets_that_are_no_offsets_are_refused() {
     assert_eq!(refused(3, &[0, 2]), wrong(1, 2, 3), "ends before the last index");
     assert_eq!(refused(3, &[0]), wrong(0, 0, 3), "no bags, but indices");
     assert_eq!(refused(3, &[0, u64::MAX, 3]), wrong(1, u64::MAX, 3));
-    assert_eq!(refused(1, &[0, (1 << 32) + 1]), wrong(1, (1 << 32) + 1, 1), "right only in 32 bits");
+    assert_eq!(
+        refused(1, &[0, (1 << 32) + 1]),
+        wrong(1, (1 << 32) + 1, 1),
+        "right only in 32 bits"
+    );
 }
 
 #[test]
@@ -539,7 +657,9 @@ fn no_bags_need_no_output() {
         assert!(bags.is_empty());
         table.bag(&bags, Pooling::Max, &mut [], &mut table.workspace()).unwrap();
         let expected = LookupError::OutputLen { found: 4, expected: 0 };
-        assert_refused(4, expected, |out| table.bag(&bags, Pooling::Max, out, &mut table.workspace()));
+        assert_refused(4, expected, |out| {
+            table.bag(&bags, Pooling::Max, out, &mut table.workspace())
+        });
     }
 }
 
@@ -554,7 +674,8 @@ fn weights_are_one_per_index_and_for_sums_only() {
     let buf = two_kinds();
     for table in tables_on_every_tier(&buf) {
         for pooling in [Pooling::Mean, Pooling::Max] {
-            let refused = |out: &mut [f32]| table.bag(&weighted, pooling, out, &mut table.workspace());
+            let refused =
+                |out: &mut [f32]| table.bag(&weighted, pooling, out, &mut table.workspace());
             assert_refused(8, LookupError::WeightsPooling, refused);
         }
     }
@@ -567,7 +688,8 @@ fn a_bag_has_the_same_bits_in_whatever_batch_it_comes() {
         for table in tables_on_every_tier(&buf) {
             let dim = table.embedding_dim();
             let mut draw = |len: usize| -> (Vec<u64>, Vec<f32>) {
-                let draw = |_| (rng.below(table.num_embeddings()), rng.below(1000) as f32 / 300.0 - 1.5);
+                let draw =
+                    |_| (rng.below(table.num_embeddings()), rng.below(1000) as f32 / 300.0 - 1.5);
                 (0..len).map(draw).unzip()
             };
             let (indices, weights) = draw(5);
@@ -584,8 +706,16 @@ fn a_bag_has_the_same_bits_in_whatever_batch_it_comes() {
                         let (start, end) = (before as u64, before as u64 + 5);
                         let offsets = [0, start, start, end, end + after as u64];
                         let found = bag(&table, &batch, &offsets, &batch_weights, mode);
-                        assert_eq!(bits(&found[2 * dim..3 * dim]), bits(&alone), "{mode:?} {}", table.name());
-                        assert!(found[dim..2 * dim].iter().all(|x| x.to_bits() == 0), "the empty bag");
+                        assert_eq!(
+                            bits(&found[2 * dim..3 * dim]),
+                            bits(&alone),
+                            "{mode:?} {}",
+                            table.name()
+                        );
+                        assert!(
+                            found[dim..2 * dim].iter().all(|x| x.to_bits() == 0),
+                            "the empty bag"
+                        );
                     }
                 }
             }
@@ -598,14 +728,19 @@ fn a_row_has_the_same_bits_alone_and_in_a_bag_of_one() {
     for buf in one_of_each() {
         for table in tables_on_every_tier(&buf) {
             for row in 0..table.num_embeddings() {
-                // A sum starts at 0, which takes the sign from a negative zero; a product of sums may give it back.
-                let unsigned = |row: Vec<f32>| bits(&row.iter().map(|x| x + 0.0).collect::<Vec<_>>());
+                // A sum starts at 0, which takes the sign from a negative zero; a product of sums
+                // may give it back.
+                let unsigned =
+                    |row: Vec<f32>| bits(&row.iter().map(|x| x + 0.0).collect::<Vec<_>>());
                 for mode in [Mode::Sum, Mode::Mean] {
                     let found = bag(&table, &[row], &[0, 1], &[], mode);
                     assert_eq!(unsigned(found), unsigned(lookup(&table, row)));
                 }
                 assert_eq!(bag(&table, &[row], &[0, 1], &[], Mode::Max), lookup(&table, row));
-                assert_eq!(bag(&table, &[row], &[0, 1], &[1.0], Mode::Weighted), lookup(&table, row));
+                assert_eq!(
+                    bag(&table, &[row], &[0, 1], &[1.0], Mode::Weighted),
+                    lookup(&table, row)
+                );
             }
         }
     }

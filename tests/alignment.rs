@@ -5,8 +5,11 @@ use ttrec::{AlignedBytes, include_blob};
 static BLOB: &AlignedBytes = include_blob!("golden/two_tables.ttr");
 static BLOB_AGAIN: &AlignedBytes = include_blob!("golden/two_tables.ttr");
 // The macro aligns any file, of whatever length: these sources serve.
-static TEXTS: [&AlignedBytes; 3] =
-    [include_blob!("alignment.rs"), include_blob!("support/mod.rs"), include_blob!("support/rng.rs")];
+static TEXTS: [&AlignedBytes; 3] = [
+    include_blob!("alignment.rs"),
+    include_blob!("support/mod.rs"),
+    include_blob!("support/rng.rs"),
+];
 
 fn is_aligned(bytes: &[u8]) -> bool {
     bytes.as_ptr().addr().is_multiple_of(ttrec::blob::ALIGNMENT)
@@ -17,14 +20,20 @@ fn included_files_are_aligned_and_complete() {
     assert!(is_aligned(BLOB) && is_aligned(BLOB_AGAIN));
     assert_eq!(**BLOB, *include_bytes!("golden/two_tables.ttr"));
     assert_eq!(**BLOB, **BLOB_AGAIN);
-    let texts: [&[u8]; 3] =
-        [include_bytes!("alignment.rs"), include_bytes!("support/mod.rs"), include_bytes!("support/rng.rs")];
+    let texts: [&[u8]; 3] = [
+        include_bytes!("alignment.rs"),
+        include_bytes!("support/mod.rs"),
+        include_bytes!("support/rng.rs"),
+    ];
     for (aligned, text) in TEXTS.into_iter().zip(texts) {
         assert!(is_aligned(aligned));
         // Not a byte more: the padding of an over-aligned type stays hidden.
         assert_eq!(**aligned, *text);
     }
-    assert!(texts.iter().any(|text| !text.len().is_multiple_of(64)), "no file here would show padding");
+    assert!(
+        texts.iter().any(|text| !text.len().is_multiple_of(64)),
+        "no file here would show padding"
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Bags of tensor-train tables, pooled a batch at a time: they agree with the f64 oracle, have the bits of the order that
-//! `docs/numerics.md` describes, and the same ones in whatever batch, workspace and index type they come.
+//! Bags of tensor-train tables, pooled a batch at a time: they agree with the f64 oracle, have the
+//! bits of the order that `docs/numerics.md` describes, and the same ones in whatever batch,
+//! workspace and index type they come.
 //!
 //! `TTREC_KERNEL_CASES=small` takes a part of the tables, for emulators and valgrind.
 
@@ -25,8 +26,8 @@ use ttrec::{
 /// What stands around outputs and workspaces, and in outputs before: a value no test produces.
 const SENTINEL: f32 = -7.0e37;
 
-/// Row factors, column factors and ranks: 2 to 5 cores, with 1 to 16 rows to the last product and last column factors of
-/// less than, exactly, and more than a vector.
+/// Row factors, column factors and ranks: 2 to 5 cores, with 1 to 16 rows to the last product and
+/// last column factors of less than, exactly, and more than a vector.
 const SHAPES: [(&[u32], &[u32], &[u32]); 21] = [
     (&[17, 13], &[3, 5], &[7]),
     (&[12, 10], &[8, 9], &[6]),
@@ -65,19 +66,41 @@ fn sample(
     values: Values,
 ) -> AlignedBuf {
     let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
-    let column_order = if (rows + dtype as u64).is_multiple_of(2) { order } else { order.reversed() };
-    let shape = TtShape::new(rows - 5, p, q, r).unwrap().with_digit_order(order).with_column_order(column_order);
+    let column_order = if (rows + dtype as u64).is_multiple_of(2) {
+        order
+    } else {
+        order.reversed()
+    };
+    let shape = TtShape::new(rows - 5, p, q, r)
+        .unwrap()
+        .with_digit_order(order)
+        .with_column_order(column_order);
     let overrides = match stored {
         Stored::None => None,
-        Stored::Scattered(dtype) | Stored::Contiguous(dtype) => Some(OverridesSpec { count: 20, dtype }),
+        Stored::Scattered(dtype) | Stored::Contiguous(dtype) => {
+            Some(OverridesSpec { count: 20, dtype })
+        }
     };
     // Their products are anything but what the cores multiply out to: whatever uses them shows it.
-    let num_prefixes = if (dtype as u64).is_multiple_of(2) { shape.num_prefixes() / 3 } else { 0 };
-    let spec = TableSpec { num_prefixes, overrides, ..TableSpec::new("t", WeightsSpec::Tt { shape, dtype }) };
+    let num_prefixes = if (dtype as u64).is_multiple_of(2) {
+        shape.num_prefixes() / 3
+    } else {
+        0
+    };
+    let spec = TableSpec {
+        num_prefixes,
+        overrides,
+        ..TableSpec::new("t", WeightsSpec::Tt { shape, dtype })
+    };
     let mut buf = build(&[spec], rows ^ dtype as u64, values);
     if let Stored::Contiguous(_) = stored {
-        let ids = format::sections_of(&buf, 0).into_iter().find(|s| s.role == format::ROLE_OVERRIDE_IDS).unwrap();
-        (0..20u64).for_each(|i| format::put(&mut buf, ids.offset + 8 * i as usize, &(30 + i).to_le_bytes()));
+        let ids = format::sections_of(&buf, 0)
+            .into_iter()
+            .find(|s| s.role == format::ROLE_OVERRIDE_IDS)
+            .unwrap();
+        (0..20u64).for_each(|i| {
+            format::put(&mut buf, ids.offset + 8 * i as usize, &(30 + i).to_le_bytes())
+        });
         format::reseal_section(&mut buf, ids.position);
     }
     Blob::parse(&buf).unwrap().verify_payload().unwrap();
@@ -96,7 +119,9 @@ enum Stored {
 fn samples(values: Values) -> Vec<AlignedBuf> {
     let mut samples = Vec::new();
     for (i, shape) in SHAPES.into_iter().enumerate() {
-        for (j, order) in [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst].into_iter().enumerate()
+        for (j, order) in [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst]
+            .into_iter()
+            .enumerate()
         {
             for (k, dtype) in CORE_DTYPES.into_iter().enumerate() {
                 let of_rows = Dtype::ALL[(i + j + k) % 5];
@@ -128,7 +153,8 @@ struct Batch {
 }
 
 impl Batch {
-    /// Bags of these sizes, of few hot rows, of others with their prefixes, of rows that are stored apart, and of any.
+    /// Bags of these sizes, of few hot rows, of others with their prefixes, of rows that are stored
+    /// apart, and of any.
     fn draw(tt: &TensorTrain, sizes: &[usize], values: Values, rng: &mut Rng) -> Self {
         let hot: [u64; 3] = std::array::from_fn(|_| rng.below(tt.num_embeddings));
         let stored: Vec<u64> = tt.stored.keys().copied().collect();
@@ -173,8 +199,8 @@ impl Batch {
         selected
     }
 
-    /// Pools the bags with a workspace of NaNs that starts at an even or odd element of its buffer; nothing around it, nor
-    /// around the output, may change.
+    /// Pools the bags with a workspace of NaNs that starts at an even or odd element of its buffer;
+    /// nothing around it, nor around the output, may change.
     fn pool(&self, table: &Table<'_>, mode: Mode, workspace_len: usize, odd: bool) -> Vec<f32> {
         self.pool_as(&self.indices, &self.offsets, table, mode, [workspace_len, odd.into()], false)
     }
@@ -185,8 +211,16 @@ impl Batch {
 
     /// With 32-bit indices.
     fn pool_narrow(&self, table: &Table<'_>, mode: Mode, workspace_len: usize) -> Vec<f32> {
-        let narrow = |wide: &[u64]| wide.iter().map(|&i| i.try_into().unwrap()).collect::<Vec<u32>>();
-        self.pool_as(&narrow(&self.indices), &narrow(&self.offsets), table, mode, [workspace_len, 0], false)
+        let narrow =
+            |wide: &[u64]| wide.iter().map(|&i| i.try_into().unwrap()).collect::<Vec<u32>>();
+        self.pool_as(
+            &narrow(&self.indices),
+            &narrow(&self.offsets),
+            table,
+            mode,
+            [workspace_len, 0],
+            false,
+        )
     }
 
     fn pool_as<I: Index>(
@@ -218,7 +252,10 @@ impl Batch {
         inner.fill(f32::NAN);
         table.bag(&bags, pooling, &mut out[GUARD..][..len], inner).unwrap();
         let untouched = |guard: &[f32]| guard.iter().all(|&x| x == SENTINEL);
-        assert!(untouched(&workspace[..GUARD + shift]) && untouched(&workspace[GUARD + shift + workspace_len..]));
+        assert!(
+            untouched(&workspace[..GUARD + shift])
+                && untouched(&workspace[GUARD + shift + workspace_len..])
+        );
         assert!(untouched(&out[..GUARD]) && untouched(&out[GUARD + len..]));
         out[GUARD..][..len].to_vec()
     }
@@ -241,7 +278,8 @@ struct TensorTrain<'a> {
     prefixes: BTreeMap<Vec<usize>, Vec<f32>>,
 }
 
-/// A lookup whose row is not stored: the digits of its prefix from the last to the first, its last digit, its weight.
+/// A lookup whose row is not stored: the digits of its prefix from the last to the first, its last
+/// digit, its weight.
 type Lookup = (Vec<usize>, usize, f32);
 
 impl<'a> TensorTrain<'a> {
@@ -253,13 +291,18 @@ impl<'a> TensorTrain<'a> {
         };
         let p = list(table::ROW_FACTORS, d);
         let sections = format::sections_of(bytes, 0);
-        let section = |role, core| sections.iter().find(|s| (s.role, usize::from(s.core)) == (role, core));
+        let section =
+            |role, core| sections.iter().find(|s| (s.role, usize::from(s.core)) == (role, core));
         let decode = |bytes: &[u8], dtype, count| -> Vec<f32> {
             (0..count).map(|i| oracle::element(bytes, dtype, i) as f32).collect()
         };
         let cores = (0..d).map(|k| {
             let core = section(format::ROLE_CORE, k).unwrap();
-            let elements = decode(&bytes[core.range()], core.dtype, core.len / format::bytes_of(core.dtype, 1));
+            let elements = decode(
+                &bytes[core.range()],
+                core.dtype,
+                core.len / format::bytes_of(core.dtype, 1),
+            );
             let scales = match section(format::ROLE_SCALES, k) {
                 Some(scales) => decode(&bytes[scales.range()], scales.dtype, p[k]),
                 None => vec![1.0; p[k]],
@@ -295,7 +338,11 @@ impl<'a> TensorTrain<'a> {
             let ids = Reference::new(bytes, 0).prefix_ids();
             let products = decode(&bytes[products.range()], products.dtype, products.len / 4);
             for (&id, product) in ids.iter().zip(products.chunks(products.len() / ids.len())) {
-                let row = if table.least_first { id } else { id * table.p[d - 1] as u64 };
+                let row = if table.least_first {
+                    id
+                } else {
+                    id * table.p[d - 1] as u64
+                };
                 let (prefix, ..) = table.lookup(row, 1.0);
                 table.prefixes.insert(prefix, product.to_vec());
             }
@@ -304,7 +351,11 @@ impl<'a> TensorTrain<'a> {
     }
 
     fn place(&self, k: usize) -> usize {
-        if self.least_first { self.p[..k].iter().product() } else { self.p[k + 1..].iter().product() }
+        if self.least_first {
+            self.p[..k].iter().product()
+        } else {
+            self.p[k + 1..].iter().product()
+        }
     }
 
     fn digits(&self, row: u64) -> Vec<usize> {
@@ -349,7 +400,9 @@ impl<'a> TensorTrain<'a> {
         let n = slice.len() / r;
         let mut out = Vec::new();
         for x in x.chunks(r) {
-            out.extend((0..n).map(|j| (0..r).fold(0.0, |sum, a| self.multiply_add(x[a], slice[a * n + j], sum))));
+            out.extend((0..n).map(|j| {
+                (0..r).fold(0.0, |sum, a| self.multiply_add(x[a], slice[a * n + j], sum))
+            }));
         }
         out
     }
@@ -362,7 +415,11 @@ impl<'a> TensorTrain<'a> {
         let mut x = vec![1.0];
         for (k, &digit) in digits.iter().rev().enumerate() {
             let (slice, scale) = self.slice(k, digit);
-            x = if k == 0 { slice.to_vec() } else { self.product(&x, slice, self.r[k]) };
+            x = if k == 0 {
+                slice.to_vec()
+            } else {
+                self.product(&x, slice, self.r[k])
+            };
             x.iter_mut().for_each(|x| *x *= scale);
         }
         self.prefixes.insert(digits.to_vec(), x.clone());
@@ -376,7 +433,9 @@ impl<'a> TensorTrain<'a> {
     }
 
     fn add(&self, out: &mut [f32], weight: f32, row: &[f32]) {
-        out.iter_mut().zip(row).for_each(|(out, &x)| *out = self.multiply_add(weight, x, *out));
+        out.iter_mut()
+            .zip(row)
+            .for_each(|(out, &x)| *out = self.multiply_add(weight, x, *out));
     }
 
     fn stored_row(&self, row: u64) -> Option<Vec<f32>> {
@@ -444,7 +503,11 @@ impl<'a> TensorTrain<'a> {
             })
         };
         let larger = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(b).map(|(a, b)| a.max(b)).collect();
-        rows.iter().copied().map(row).reduce(larger).unwrap_or_else(|| vec![0.0; self.q.iter().product()])
+        rows.iter()
+            .copied()
+            .map(row)
+            .reduce(larger)
+            .unwrap_or_else(|| vec![0.0; self.q.iter().product()])
     }
 
     /// Every bag of a batch, and how many sums of slices there were.
@@ -478,14 +541,21 @@ fn assert_same_bits(found: &[f32], expected: &[f32], batch: &Batch, what: &dyn s
     for (i, (x, y)) in found.iter().zip(expected).enumerate() {
         let (bag, column) = (i / dim, i % dim);
         let rows = batch.bag(bag).0.len();
-        assert_eq!(x.to_bits(), y.to_bits(), "{x} is not {y}: column {column} of bag {bag}, of {rows}: {what:?}");
+        assert_eq!(
+            x.to_bits(),
+            y.to_bits(),
+            "{x} is not {y}: column {column} of bag {bag}, of {rows}: {what:?}"
+        );
     }
 }
 
 /// The bags of which some bit differs.
 fn differing(a: &[f32], b: &[f32], num_bags: usize) -> usize {
     let dim = a.len() / num_bags;
-    a.chunks(dim).zip(b.chunks(dim)).filter(|(a, b)| a.iter().zip(*b).any(|(a, b)| a.to_bits() != b.to_bits())).count()
+    a.chunks(dim)
+        .zip(b.chunks(dim))
+        .filter(|(a, b)| a.iter().zip(*b).any(|(a, b)| a.to_bits() != b.to_bits()))
+        .count()
 }
 
 #[test]
@@ -509,7 +579,8 @@ fn bags_have_the_bits_of_the_documented_order() {
 
                 let kind = (table.tier().name(), Reference::new(buf, 0).dtype());
                 *num_sums.entry(kind).or_insert(0) += sums;
-                *reordered.entry(kind).or_insert(0) += differing(&found, &in_index_order, batch.len());
+                *reordered.entry(kind).or_insert(0) +=
+                    differing(&found, &in_index_order, batch.len());
             }
         }
     }
@@ -528,16 +599,24 @@ fn a_bag_has_the_same_bits_in_any_batch_and_workspace() {
             let tt = TensorTrain::new(buf, tiers::fuses(table.tier()));
             let mut rng = Rng::new(case as u64);
             let batch = Batch::draw(&tt, &BAG_SIZES, Values::Reals, &mut rng);
-            let (least, best) = (table.workspace_len(), table.batch_workspace_len(batch.indices.len()));
+            let (least, best) =
+                (table.workspace_len(), table.batch_workspace_len(batch.indices.len()));
             assert!(least < best);
             let mode = rng.pick(&[Mode::Sum, Mode::Weighted, Mode::Mean]);
             let expected = batch.pool(&table, mode, best, false);
             let what = (table.tier().name(), case, mode);
-            assert_same_bits(&batch.pool_narrow(&table, mode, best), &expected, &batch, &(what, "32 bits"));
+            assert_same_bits(
+                &batch.pool_narrow(&table, mode, best),
+                &expected,
+                &batch,
+                &(what, "32 bits"),
+            );
 
             // All the least ones, where there is room for a few entries; then every few.
             let step = (best - least) / 40;
-            let lens = (least..least + 4).chain((least + 4..best + 200).step_by(step | 1)).chain(best - 2..best + 2);
+            let lens = (least..least + 4)
+                .chain((least + 4..best + 200).step_by(step | 1))
+                .chain(best - 2..best + 2);
             for len in lens.chain([4 * best]) {
                 let found = batch.pool(&table, mode, len, len / 2 % 2 == 1);
                 assert_same_bits(&found, &expected, &batch, &(what, "workspace", len));
@@ -549,9 +628,15 @@ fn a_bag_has_the_same_bits_in_any_batch_and_workspace() {
                 order.swap(i, rng.index(i + 1));
             }
             let dim = table.embedding_dim();
-            let select = |bags: &[usize]| bags.iter().flat_map(|&b| &expected[b * dim..][..dim]).copied().collect();
+            let select = |bags: &[usize]| {
+                bags.iter().flat_map(|&b| &expected[b * dim..][..dim]).copied().collect()
+            };
             let alone = (0..batch.len()).map(|bag| vec![bag]);
-            for bags in alone.chain([order.clone(), order[3..9].to_vec(), [&order[..], &order[..]].concat()]) {
+            for bags in alone.chain([
+                order.clone(),
+                order[3..9].to_vec(),
+                [&order[..], &order[..]].concat(),
+            ]) {
                 let (selected, expected): (Batch, Vec<f32>) = (batch.select(&bags), select(&bags));
                 for (len, odd) in [(least, true), (best, false)] {
                     let found = selected.pool(&table, mode, len, odd);
@@ -571,7 +656,13 @@ fn bags_and_batches_of_more_than_are_sorted_together_have_the_same_bits() {
     let shapes = if tiers::few_cases() { 5..6 } else { 3..6 };
     for (case, shape) in SHAPES[shapes].iter().enumerate() {
         let dtype = CORE_DTYPES[3 * (case % 2)];
-        let buf = sample(*shape, DigitOrder::MostSignificantFirst, dtype, Stored::Scattered(Dtype::F16), Values::Reals);
+        let buf = sample(
+            *shape,
+            DigitOrder::MostSignificantFirst,
+            dtype,
+            Stored::Scattered(Dtype::F16),
+            Values::Reals,
+        );
         for table in on_every_tier(&buf) {
             let mut tt = TensorTrain::new(&buf, tiers::fuses(table.tier()));
             let mut sizes = vec![MANY, 0, 5];
@@ -579,7 +670,8 @@ fn bags_and_batches_of_more_than_are_sorted_together_have_the_same_bits() {
             let batch = Batch::draw(&tt, &sizes, Values::Reals, &mut Rng::new(case as u64));
             let (expected, sums) = tt.pool(&batch, Mode::Weighted, false);
             assert!(sums > 100);
-            let (least, best) = (table.workspace_len(), table.batch_workspace_len(batch.indices.len()));
+            let (least, best) =
+                (table.workspace_len(), table.batch_workspace_len(batch.indices.len()));
             assert_eq!(best, table.batch_workspace_len(usize::MAX));
             for len in [least, least + 1000, least + 3333, best / 2, best] {
                 let found = batch.pool(&table, Mode::Weighted, len, len % 2 == 1);
@@ -589,8 +681,8 @@ fn bags_and_batches_of_more_than_are_sorted_together_have_the_same_bits() {
     }
 }
 
-/// Pools batches of every sample and gives what was found and what was expected, with the sum of the terms' magnitudes, to
-/// `check`.
+/// Pools batches of every sample and gives what was found and what was expected, with the sum of
+/// the terms' magnitudes, to `check`.
 fn compare_with_the_oracle(values: Values, sizes: &[usize], check: impl Fn(f32, Approx, f64)) {
     let (mut num_stored, mut num_bags, mut told_apart) = (0, 0, 0);
     for (case, buf) in samples(values).iter().enumerate() {
@@ -598,13 +690,16 @@ fn compare_with_the_oracle(values: Values, sizes: &[usize], check: impl Fn(f32, 
         let tt = TensorTrain::new(buf, true);
         let batch = Batch::draw(&tt, sizes, values, &mut Rng::new(case as u64));
         let used: BTreeSet<u64> = batch.indices.iter().copied().collect();
-        let rows: BTreeMap<u64, _> = used.into_iter().map(|row| (row, reference.row_and_magnitudes(row))).collect();
+        let rows: BTreeMap<u64, _> =
+            used.into_iter().map(|row| (row, reference.row_and_magnitudes(row))).collect();
         num_stored += batch.indices.iter().filter(|row| tt.stored.contains_key(row)).count();
         let best = on_every_tier(buf)[0].batch_workspace_len(batch.indices.len());
         let dim = reference.embedding_dim();
         for mode in Mode::ALL {
-            let found: Vec<_> =
-                on_every_tier(buf).iter().map(|table| (table.tier(), batch.pool(table, mode, best, true))).collect();
+            let found: Vec<_> = on_every_tier(buf)
+                .iter()
+                .map(|table| (table.tier(), batch.pool(table, mode, best, true)))
+                .collect();
             tiers::assert_fused_agree(
                 &found
                     .iter()
@@ -616,7 +711,12 @@ fn compare_with_the_oracle(values: Values, sizes: &[usize], check: impl Fn(f32, 
                 let most = tt.most_of_a_prefix(indices);
                 let terms: Vec<Vec<Approx>> = indices
                     .iter()
-                    .map(|row| rows[row].iter().map(|&(x, magnitude)| x.summed_before(magnitude, most)).collect())
+                    .map(|row| {
+                        rows[row]
+                            .iter()
+                            .map(|&(x, magnitude)| x.summed_before(magnitude, most))
+                            .collect()
+                    })
                     .collect();
                 let terms: Vec<&[Approx]> = terms.iter().map(|row| &row[..]).collect();
                 let expected = oracle::pool(&terms, weights, mode, dim);
@@ -626,8 +726,15 @@ fn compare_with_the_oracle(values: Values, sizes: &[usize], check: impl Fn(f32, 
                     told_apart += usize::from(last.iter().zip(&expected).any(seen));
                 }
                 for column in 0..dim {
-                    let weight = |i: usize| if mode == Mode::Weighted { f64::from(weights[i].abs()) } else { 1.0 };
-                    let size = (0..indices.len()).map(|i| weight(i) * rows[&indices[i]][column].1).sum();
+                    let weight = |i: usize| {
+                        if mode == Mode::Weighted {
+                            f64::from(weights[i].abs())
+                        } else {
+                            1.0
+                        }
+                    };
+                    let size =
+                        (0..indices.len()).map(|i| weight(i) * rows[&indices[i]][column].1).sum();
                     for (_, found) in &found {
                         check(found[bag * dim + column], expected[column], size);
                     }
@@ -665,7 +772,11 @@ fn prefix_products_stored_by_the_tier_that_reads_them_change_no_bits() {
         let order = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst][i % 2];
         let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
         let shape = TtShape::new(rows, p, q, r).unwrap().with_digit_order(order);
-        let shape = if i % 3 == 0 { shape.with_column_order(DigitOrder::LeastSignificantFirst) } else { shape };
+        let shape = if i % 3 == 0 {
+            shape.with_column_order(DigitOrder::LeastSignificantFirst)
+        } else {
+            shape
+        };
         // f32 and f16: whose slices are the same whether products are stored or not.
         let weights = WeightsSpec::Tt { shape, dtype: CORE_DTYPES[i % 2] };
         let spec = |num_prefixes| TableSpec { num_prefixes, ..TableSpec::new("t", weights) };
@@ -673,20 +784,28 @@ fn prefix_products_stored_by_the_tier_that_reads_them_change_no_bits() {
         for table in on_every_tier(&plain) {
             let (mut workspace, len) = (table.workspace(), shape.prefix_len());
             let sections = Blob::parse(&plain).unwrap().sections(0).collect::<Vec<_>>();
-            let stored = Layout::new(&[spec(shape.num_prefixes())]).unwrap().build(|plan, out| match plan.role {
-                Role::PrefixIds => {
-                    out.chunks_exact_mut(8).zip(0u64..).for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
-                }
-                Role::PrefixProducts => {
-                    for (out, prefix) in out.chunks_exact_mut(4 * len).zip(0..) {
-                        let mut product = vec![f32::NAN; len];
-                        table.prefix_product(prefix, &mut product, &mut workspace).unwrap();
-                        out.chunks_exact_mut(4).zip(product).for_each(|(to, x)| to.copy_from_slice(&x.to_le_bytes()));
+            let stored = Layout::new(&[spec(shape.num_prefixes())]).unwrap().build(|plan, out| {
+                match plan.role {
+                    Role::PrefixIds => {
+                        out.chunks_exact_mut(8)
+                            .zip(0u64..)
+                            .for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
                     }
-                }
-                role => {
-                    let section = sections.iter().find(|section| section.role == role).unwrap();
-                    out.copy_from_slice(&plain[section.offset as usize..][..section.len as usize]);
+                    Role::PrefixProducts => {
+                        for (out, prefix) in out.chunks_exact_mut(4 * len).zip(0..) {
+                            let mut product = vec![f32::NAN; len];
+                            table.prefix_product(prefix, &mut product, &mut workspace).unwrap();
+                            out.chunks_exact_mut(4)
+                                .zip(product)
+                                .for_each(|(to, x)| to.copy_from_slice(&x.to_le_bytes()));
+                        }
+                    }
+                    role => {
+                        let section = sections.iter().find(|section| section.role == role).unwrap();
+                        out.copy_from_slice(
+                            &plain[section.offset as usize..][..section.len as usize],
+                        );
+                    }
                 }
             });
             let cached = Blob::parse(&stored).unwrap().table("t").unwrap().with_tier(table.tier());
@@ -702,9 +821,17 @@ fn prefix_products_stored_by_the_tier_that_reads_them_change_no_bits() {
         }
         let table = on_every_tier(&plain)[0];
         let num_prefixes = shape.num_prefixes();
-        let error = table.prefix_product(num_prefixes, &mut vec![0.0; shape.prefix_len()], &mut table.workspace());
-        assert_eq!(error, Err(LookupError::PrefixOutOfRange { prefix: num_prefixes, num_prefixes }));
-        let error = table.prefix_product(0, &mut vec![0.0; shape.prefix_len() + 1], &mut table.workspace());
+        let error = table.prefix_product(
+            num_prefixes,
+            &mut vec![0.0; shape.prefix_len()],
+            &mut table.workspace(),
+        );
+        assert_eq!(
+            error,
+            Err(LookupError::PrefixOutOfRange { prefix: num_prefixes, num_prefixes })
+        );
+        let error =
+            table.prefix_product(0, &mut vec![0.0; shape.prefix_len() + 1], &mut table.workspace());
         assert!(matches!(error, Err(LookupError::OutputLen { .. })), "{error:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! The row cache: what it keeps is held against counts of one's own, what it returns against a blob that stores the same rows
-//! apart, and against the table without it.
+//! The row cache: what it keeps is held against counts of one's own, what it returns against a blob
+//! that stores the same rows apart, and against the table without it.
 
 #![cfg(feature = "alloc")]
 
@@ -25,7 +25,8 @@ fn tt(num_embeddings: u64, p: &[u32], q: &[u32], r: &[u32], dtype: Dtype) -> Wei
 }
 
 fn spec(weights: WeightsSpec, overrides: u64) -> TableSpec {
-    let overrides = (overrides > 0).then_some(OverridesSpec { count: overrides, dtype: Dtype::F32 });
+    let overrides =
+        (overrides > 0).then_some(OverridesSpec { count: overrides, dtype: Dtype::F32 });
     TableSpec { overrides, ..TableSpec::new("t", weights) }
 }
 
@@ -37,25 +38,39 @@ fn blob_of(weights: WeightsSpec, overrides: u64) -> AlignedBuf {
 fn storing_apart(buf: &[u8], weights: WeightsSpec, rows: &[u64], tier: Tier) -> AlignedBuf {
     let table = Blob::parse(buf).unwrap().table("t").unwrap().with_tier(tier);
     // Those that both have come in the same order.
-    let apart = [format::ROLE_OVERRIDE_IDS, format::ROLE_OVERRIDE_INDEX, format::ROLE_OVERRIDE_ROWS];
-    let mut rest = format::sections_of(buf, 0).into_iter().filter(|section| !apart.contains(&section.role));
-    Layout::new(&[spec(weights, rows.len() as u64)]).unwrap().build(|plan, out| match plan.role {
-        Role::OverrideIds => {
-            out.chunks_exact_mut(8).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row.to_le_bytes()));
-        }
-        Role::OverrideIndex => format::fill_id_index(rows, table.num_embeddings(), out),
-        Role::OverrideRows => {
-            let mut row_out = vec![0.0; table.embedding_dim()];
-            for (out, &row) in out.chunks_exact_mut(4 * table.embedding_dim()).zip(rows) {
-                table.lookup(row, &mut row_out, &mut table.workspace()).unwrap();
-                out.chunks_exact_mut(4).zip(&row_out).for_each(|(out, x)| out.copy_from_slice(&x.to_le_bytes()));
+    let apart =
+        [format::ROLE_OVERRIDE_IDS, format::ROLE_OVERRIDE_INDEX, format::ROLE_OVERRIDE_ROWS];
+    let mut rest = format::sections_of(buf, 0)
+        .into_iter()
+        .filter(|section| !apart.contains(&section.role));
+    Layout::new(&[spec(weights, rows.len() as u64)])
+        .unwrap()
+        .build(|plan, out| match plan.role {
+            Role::OverrideIds => {
+                out.chunks_exact_mut(8)
+                    .zip(rows)
+                    .for_each(|(out, row)| out.copy_from_slice(&row.to_le_bytes()));
             }
-        }
-        _ => out.copy_from_slice(&buf[rest.next().unwrap().range()]),
-    })
+            Role::OverrideIndex => format::fill_id_index(rows, table.num_embeddings(), out),
+            Role::OverrideRows => {
+                let mut row_out = vec![0.0; table.embedding_dim()];
+                for (out, &row) in out.chunks_exact_mut(4 * table.embedding_dim()).zip(rows) {
+                    table.lookup(row, &mut row_out, &mut table.workspace()).unwrap();
+                    out.chunks_exact_mut(4)
+                        .zip(&row_out)
+                        .for_each(|(out, x)| out.copy_from_slice(&x.to_le_bytes()));
+                }
+            }
+            _ => out.copy_from_slice(&buf[rest.next().unwrap().range()]),
+        })
 }
 
-fn pool(table: &Table<'_>, (indices, offsets): &(Vec<u64>, Vec<u64>), mode: usize, in_index_order: bool) -> Vec<u32> {
+fn pool(
+    table: &Table<'_>,
+    (indices, offsets): &(Vec<u64>, Vec<u64>),
+    mode: usize,
+    in_index_order: bool,
+) -> Vec<u32> {
     let bags = Bags::new(indices, offsets).unwrap();
     let weights: Vec<f32> = (0..indices.len()).map(|at| at as f32 * 0.37 - 3.0).collect();
     let (bags, pooling) = match mode {
@@ -66,7 +81,9 @@ fn pool(table: &Table<'_>, (indices, offsets): &(Vec<u64>, Vec<u64>), mode: usiz
     };
     let bags = if in_index_order { bags.in_index_order() } else { bags };
     let mut out = vec![f32::NAN; bags.len() * table.embedding_dim()];
-    table.bag(&bags, pooling, &mut out, &mut table.batch_workspace(indices.len())).unwrap();
+    table
+        .bag(&bags, pooling, &mut out, &mut table.batch_workspace(indices.len()))
+        .unwrap();
     out.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -110,14 +127,22 @@ fn results_have_the_bits_of_rows_stored_apart_and_in_index_order_of_no_cache() {
                 let with_cache = pool(&cached, &bags, mode, false);
                 assert_eq!(with_cache, pool(&apart, &bags, mode, false), "mode {mode}");
                 let in_order = pool(&plain, &bags, mode, true);
-                assert_eq!(pool(&cached, &bags, mode, true), in_order, "in index order, mode {mode}");
+                assert_eq!(
+                    pool(&cached, &bags, mode, true),
+                    in_order,
+                    "in index order, mode {mode}"
+                );
                 moved += usize::from(with_cache != in_order);
                 if mode == 2 {
                     assert_eq!(with_cache, in_order, "maxima");
                 }
             }
-            assert!(moved > 0 || matches!(weights, WeightsSpec::Dense { .. }), "the order of sums did not matter");
-            let (mut found, mut expected) = (vec![0.0; plain.embedding_dim()], vec![0.0; plain.embedding_dim()]);
+            assert!(
+                moved > 0 || matches!(weights, WeightsSpec::Dense { .. }),
+                "the order of sums did not matter"
+            );
+            let (mut found, mut expected) =
+                (vec![0.0; plain.embedding_dim()], vec![0.0; plain.embedding_dim()]);
             for row in 0..n {
                 cached.lookup(row, &mut found, &mut plain.workspace()).unwrap();
                 plain.lookup(row, &mut expected, &mut plain.workspace()).unwrap();
@@ -143,14 +168,22 @@ fn rows_stored_apart_are_never_cached_and_keep_their_place_in_a_sum() {
     assert!(all.iter().filter(|&&row| cache.contains(row)).count() > 300);
 
     // Rows of both kinds, and neither, by turns: as if both kinds were stored apart.
-    let rows: Vec<u64> = all.iter().copied().filter(|&row| stored.contains(&row) || cache.contains(row)).collect();
+    let rows: Vec<u64> = all
+        .iter()
+        .copied()
+        .filter(|&row| stored.contains(&row) || cache.contains(row))
+        .collect();
     let both = storing_apart(&buf, weights, &rows, table.tier());
     let both = Blob::parse(&both).unwrap().table("t").unwrap();
     let mut rng = Rng::new(1);
     let indices: Vec<u64> = (0..700).map(|_| rng.below(990)).collect();
     let bags = (indices, (0..=7).map(|bag| 100 * bag).collect());
     for mode in 0..4 {
-        assert_eq!(pool(&cache.table(), &bags, mode, false), pool(&both, &bags, mode, false), "mode {mode}");
+        assert_eq!(
+            pool(&cache.table(), &bags, mode, false),
+            pool(&both, &bags, mode, false),
+            "mode {mode}"
+        );
     }
 }
 
@@ -169,12 +202,19 @@ fn another_tier_looks_into_a_cache_if_its_rows_have_the_same_bits() {
             cache.refresh(&mut table.workspace()).unwrap();
             for tier in Tier::available() {
                 let (cached, plain) = (cache.table().with_tier(tier), of_blob.with_tier(tier));
-                assert_eq!(pool(&cached, &bags, 2, false), pool(&plain, &bags, 2, false), "{filled_by:?} {tier:?}");
+                assert_eq!(
+                    pool(&cached, &bags, 2, false),
+                    pool(&plain, &bags, 2, false),
+                    "{filled_by:?} {tier:?}"
+                );
                 let (mut found, mut expected) = ([0.0; 16], [0.0; 16]);
                 for row in 0..990 {
                     cached.lookup(row, &mut found, &mut plain.workspace()).unwrap();
                     plain.lookup(row, &mut expected, &mut plain.workspace()).unwrap();
-                    assert_eq!(found, expected, "row {row}, filled by {filled_by:?}, read by {tier:?}");
+                    assert_eq!(
+                        found, expected,
+                        "row {row}, filled by {filled_by:?}, read by {tier:?}"
+                    );
                 }
             }
             // A cache for a table that has one is a cache for the table.
@@ -209,12 +249,14 @@ fn the_last_row_that_has_a_place_in_a_set_is_cached_and_those_after_it_are_not()
 
 #[test]
 fn what_is_asked_for_most_is_kept_and_what_no_longer_is_goes() {
-    let buf = blob_of(WeightsSpec::Dense { num_embeddings: 64, embedding_dim: 1, dtype: Dtype::F32 }, 0);
+    let buf =
+        blob_of(WeightsSpec::Dense { num_embeddings: 64, embedding_dim: 1, dtype: Dtype::F32 }, 0);
     let table = Blob::parse(&buf).unwrap().table("t").unwrap();
     let mut memory = vec![0.0; RowCache::memory_len(&table, 1)];
     let mut cache = RowCache::new(&table, &mut memory).unwrap();
     assert_eq!(cache.capacity(), SET);
-    // No more rows than a set knows: all counts are exact. Row i is asked for 1 + 29 i mod 61 times, by turns.
+    // No more rows than a set knows: all counts are exact. Row i is asked for 1 + 29 i mod 61
+    // times, by turns.
     let mut counts = HashMap::new();
     for round in 0..61u32 {
         let asked: Vec<u32> = (0..60).filter(|row| row * 29 % 61 >= round).collect();
@@ -227,7 +269,12 @@ fn what_is_asked_for_most_is_kept_and_what_no_longer_is_goes() {
     let mut by_count: Vec<u32> = (0..60).collect();
     by_count.sort_by_key(|row| std::cmp::Reverse(counts[row]));
     for (place, &row) in by_count.iter().enumerate() {
-        assert_eq!(cache.contains(row.into()), place < SET, "row {row}, asked for {} times", counts[&row]);
+        assert_eq!(
+            cache.contains(row.into()),
+            place < SET,
+            "row {row}, asked for {} times",
+            counts[&row]
+        );
     }
     assert_eq!(cache.refresh(&mut []), Ok(0), "nothing has changed");
 
@@ -241,7 +288,8 @@ fn what_is_asked_for_most_is_kept_and_what_no_longer_is_goes() {
     assert!(late.iter().all(|&row| cache.contains(row.into())));
 }
 
-/// Whether the next row is one of the `hot` most popular ones is known in advance: as a share of all.
+/// Whether the next row is one of the `hot` most popular ones is known in advance: as a share of
+/// all.
 fn zipf_share(hot: usize, all: usize) -> f64 {
     let sum = |n: usize| (1..=n).map(|k| 1.0 / k as f64).sum::<f64>();
     sum(hot) / sum(all)
@@ -250,7 +298,10 @@ fn zipf_share(hot: usize, all: usize) -> f64 {
 #[test]
 fn skewed_traffic_hits_nearly_as_often_as_it_could_and_again_after_it_has_changed() {
     const ROWS: usize = 20_000;
-    let buf = blob_of(WeightsSpec::Dense { num_embeddings: ROWS as u64, embedding_dim: 1, dtype: Dtype::I8 }, 0);
+    let buf = blob_of(
+        WeightsSpec::Dense { num_embeddings: ROWS as u64, embedding_dim: 1, dtype: Dtype::I8 },
+        0,
+    );
     let table = Blob::parse(&buf).unwrap().table("t").unwrap();
     let mut memory = vec![0.0; RowCache::memory_len(&table, 800)];
     let mut cache = RowCache::new(&table, &mut memory).unwrap();
@@ -279,7 +330,10 @@ fn skewed_traffic_hits_nearly_as_often_as_it_could_and_again_after_it_has_change
         }
         let found = cache.statistics().hit_rate();
         assert!(found > 0.9 * best, "popularity {popularity}: {found}, of {best} at best");
-        assert!(found < 1.1 * best, "popularity {popularity}: {found} is more than possible, {best}");
+        assert!(
+            found < 1.1 * best,
+            "popularity {popularity}: {found} is more than possible, {best}"
+        );
     }
 }
 
@@ -295,7 +349,10 @@ fn memory_and_workspace_are_checked_and_unknown_rows_ignored() {
     for found in [0, 1, of_set - 1] {
         let refused = RowCache::new(&table, &mut vec![0.0; found]).map(|_| ()).unwrap_err();
         assert_eq!(refused, LookupError::CacheLen { found, expected: of_set });
-        assert_eq!(refused.to_string(), format!("cache memory of {found} elements: expected at least {of_set}"));
+        assert_eq!(
+            refused.to_string(),
+            format!("cache memory of {found} elements: expected at least {of_set}")
+        );
     }
     let mut memory = vec![0.0; 3 * of_set - 1];
     let mut cache = RowCache::new(&table, &mut memory).unwrap();
@@ -309,5 +366,10 @@ fn memory_and_workspace_are_checked_and_unknown_rows_ignored() {
     assert_eq!(short, Err(LookupError::WorkspaceLen { found: expected - 1, expected }));
     assert!(!cache.contains(1));
     assert_eq!(cache.refresh(&mut table.workspace()), Ok(1));
-    assert!(cache.contains(1) && !cache.contains(990) && !cache.contains(u32::MAX.into()) && !cache.contains(1 << 32));
+    assert!(
+        cache.contains(1)
+            && !cache.contains(990)
+            && !cache.contains(u32::MAX.into())
+            && !cache.contains(1 << 32)
+    );
 }

@@ -1,5 +1,6 @@
-//! Scores agree with the f64 oracle on every tier, in any batch and with any workspace; one user's candidates score as the same
-//! samples would in a batch, bit for bit; wrong arguments are refused and change nothing.
+//! Scores agree with the f64 oracle on every tier, in any batch and with any workspace; one user's
+//! candidates score as the same samples would in a batch, bit for bit; wrong arguments are refused
+//! and change nothing.
 
 #![cfg(feature = "alloc")]
 
@@ -62,8 +63,10 @@ impl Samples {
         let dense = (0..count * model.num_dense()).map(|_| number(rng)).collect();
         let bags = (0..count).map(|_| {
             let bag = |table| {
-                let indices: Vec<_> = (0..rng.below(4)).map(|_| rng.below(model.num_embeddings(table))).collect();
-                let weights = (table % 3 == 2).then(|| indices.iter().map(|_| number(rng)).collect());
+                let indices: Vec<_> =
+                    (0..rng.below(4)).map(|_| rng.below(model.num_embeddings(table))).collect();
+                let weights =
+                    (table % 3 == 2).then(|| indices.iter().map(|_| number(rng)).collect());
                 Bag { indices, weights }
             };
             (0..model.num_tables()).map(bag).collect()
@@ -72,16 +75,22 @@ impl Samples {
     }
 
     fn by_table(&self, num_tables: usize) -> Vec<TableBags> {
-        (0..num_tables).map(|table| TableBags::new(self.bags.iter().map(|bags| &bags[table]))).collect()
+        (0..num_tables)
+            .map(|table| TableBags::new(self.bags.iter().map(|bags| &bags[table])))
+            .collect()
     }
 
     fn logits(&self, ranker: &Ranker<'_>, workspace_len: usize) -> Vec<f32> {
         let tables = self.by_table(ranker.num_tables());
         let bags: Vec<_> = tables.iter().map(TableBags::bags).collect();
         let mut out = vec![SENTINEL; self.bags.len()];
-        ranker.logits(&self.dense, &bags, &mut out, &mut vec![f32::NAN; workspace_len]).unwrap();
+        ranker
+            .logits(&self.dense, &bags, &mut out, &mut vec![f32::NAN; workspace_len])
+            .unwrap();
         let mut scores = vec![SENTINEL; out.len()];
-        ranker.score(&self.dense, &bags, &mut scores, &mut vec![f32::NAN; workspace_len]).unwrap();
+        ranker
+            .score(&self.dense, &bags, &mut scores, &mut vec![f32::NAN; workspace_len])
+            .unwrap();
         for (&logit, score) in out.iter().zip(scores) {
             let exact = 1.0 / (1.0 + (-f64::from(logit)).exp());
             assert!((f64::from(score) - exact).abs() <= 2e-7 * exact + 1e-38, "{score} of {logit}");
@@ -100,7 +109,13 @@ fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) ->
 }
 
 /// A model as DLRM's are: tables of every kind around rows of `dim`, `num_tables` of them.
-fn like_dlrm(dim: usize, num_tables: usize, hidden: &[usize], dtypes: [Dtype; 2], seed: u64) -> AlignedBuf {
+fn like_dlrm(
+    dim: usize,
+    num_tables: usize,
+    hidden: &[usize],
+    dtypes: [Dtype; 2],
+    seed: u64,
+) -> AlignedBuf {
     let tables: Vec<_> = (0..num_tables)
         .map(|t| {
             let (name, n) = (format!("emb_l.{t}"), 20 + 7 * t as u64);
@@ -136,9 +151,11 @@ fn like_dlrm(dim: usize, num_tables: usize, hidden: &[usize], dtypes: [Dtype; 2]
     build_model(&tables, Some(&model), seed, Values::Reals)
 }
 
-/// Blobs with models: small ones with every peculiarity, and some as wide as tiles, and a little wider.
+/// Blobs with models: small ones with every peculiarity, and some as wide as tiles, and a little
+/// wider.
 fn models() -> Vec<AlignedBuf> {
-    let mut blobs: Vec<_> = one_of_each().into_iter().filter(|blob| format::num_layers(blob) > 0).collect();
+    let mut blobs: Vec<_> =
+        one_of_each().into_iter().filter(|blob| format::num_layers(blob) > 0).collect();
     assert_eq!(blobs.len(), 5);
     for (seed, dtype) in (100..).zip([Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8]) {
         blobs.push(like_dlrm(16, 5, &[33, 16], [dtype; 2], seed));
@@ -158,14 +175,20 @@ fn logits_agree_with_the_oracle_on_every_tier() {
             .bags
             .iter()
             .enumerate()
-            .map(|(s, bags)| model.logit(&samples.dense[s * model.num_dense()..][..model.num_dense()], bags))
+            .map(|(s, bags)| {
+                model.logit(&samples.dense[s * model.num_dense()..][..model.num_dense()], bags)
+            })
             .collect();
         let mut found = Vec::new();
         for tier in tiers::available() {
             let ranker = Blob::parse(blob).unwrap().ranker().unwrap().with_tier(tier);
             let logits = samples.logits(&ranker, ranker.batch_workspace_len(9));
             for (sample, (&x, y)) in logits.iter().zip(&expected).enumerate() {
-                assert!(y.admits(x), "model {seed}, {}, sample {sample}: {x} is not {y:?}", tier.name());
+                assert!(
+                    y.admits(x),
+                    "model {seed}, {}, sample {sample}: {x} is not {y:?}",
+                    tier.name()
+                );
             }
             found.push((tier, logits));
         }
@@ -188,7 +211,9 @@ fn a_score_depends_neither_on_the_batch_nor_on_the_workspace() {
                 let samples = Samples::random(&model, count, &mut rng);
                 let best = samples.logits(&ranker, ranker.batch_workspace_len(count));
                 let least = ranker.workspace_len();
-                for len in [least, least + 1, least + 1000, ranker.batch_workspace_len(7).max(least)] {
+                for len in
+                    [least, least + 1, least + 1000, ranker.batch_workspace_len(7).max(least)]
+                {
                     assert_eq!(samples.logits(&ranker, len), best, "{} of {len}", tier.name());
                 }
                 for sample in [0, count / 2, count - 1] {
@@ -231,7 +256,11 @@ fn candidates_score_as_in_a_batch_bit_for_bit() {
             };
             let given: Vec<_> = (0..num_tables).map(given).collect();
             let bags: Vec<_> = given.iter().map(TableBags::bags).collect();
-            let dense = if one_dense { &samples.dense[..num_dense] } else { &samples.dense };
+            let dense = if one_dense {
+                &samples.dense[..num_dense]
+            } else {
+                &samples.dense
+            };
             shared_all += usize::from(one_dense && users.iter().all(|&user| user));
             for tier in tiers::available() {
                 let ranker = Blob::parse(blob).unwrap().ranker().unwrap().with_tier(tier);
@@ -243,7 +272,12 @@ fn candidates_score_as_in_a_batch_bit_for_bit() {
                 for len in [ranker.workspace_len(), workspace.len()] {
                     let mut found = vec![SENTINEL; count];
                     ranker.rank(dense, &bags, &mut found, &mut vec![f32::NAN; len]).unwrap();
-                    assert_eq!(found, expected, "{} {count} candidates, user {users:?}", tier.name());
+                    assert_eq!(
+                        found,
+                        expected,
+                        "{} {count} candidates, user {users:?}",
+                        tier.name()
+                    );
                 }
             }
         }
@@ -283,11 +317,20 @@ fn wrong_arguments_are_refused_and_nothing_is_written() {
     let table = |table, error| ScoreError::Table { table, error };
     assert_eq!(try_both(26, &[good; 3], len), (Ok(()), Ok(())));
     for found in [0, 12, 14, 25, 27, 39] {
-        assert_eq!(try_both(found, &[good; 3], len), both(ScoreError::DenseLen { found, expected: 26 }));
+        assert_eq!(
+            try_both(found, &[good; 3], len),
+            both(ScoreError::DenseLen { found, expected: 26 })
+        );
     }
-    assert_eq!(try_both(13, &[good; 3], len), (Err(ScoreError::DenseLen { found: 13, expected: 26 }), Ok(())));
+    assert_eq!(
+        try_both(13, &[good; 3], len),
+        (Err(ScoreError::DenseLen { found: 13, expected: 26 }), Ok(()))
+    );
     for found in [0, 2, 4] {
-        assert_eq!(try_both(26, &vec![good; found], len), both(ScoreError::BagLists { found, expected: 3 }));
+        assert_eq!(
+            try_both(26, &vec![good; found], len),
+            both(ScoreError::BagLists { found, expected: 3 })
+        );
     }
     let wrong = LookupError::NumBags { found: 3, expected: 2 };
     assert_eq!(try_both(26, &[good, three, good], len), both(table(1, wrong)));
@@ -297,5 +340,8 @@ fn wrong_arguments_are_refused_and_nothing_is_written() {
     assert_eq!(try_both(26, &[good, far, good], len), both(table(1, wrong)));
     let wrong = ScoreError::WorkspaceLen { found: len - 1, expected: len };
     assert_eq!(try_both(26, &[good; 3], len - 1), both(wrong));
-    assert_eq!(Blob::parse(&random::build(&[], 1, Values::Reals)).unwrap().ranker().map(drop), Err(BlobError::NoModel));
+    assert_eq!(
+        Blob::parse(&random::build(&[], 1, Values::Reals)).unwrap().ranker().map(drop),
+        Err(BlobError::NoModel)
+    );
 }

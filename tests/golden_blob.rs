@@ -1,5 +1,5 @@
-//! A blob written once and kept: this reader still reads it, with and without the `alloc` feature, and its rows are
-//! what the oracle makes of its bytes.
+//! A blob written once and kept: this reader still reads it, with and without the `alloc` feature,
+//! and its rows are what the oracle makes of its bytes.
 
 mod support;
 
@@ -41,7 +41,12 @@ fn every_row_agrees_with_the_oracle() {
                 let mut out = vec![0.0; dim];
                 table.with_tier(tier).lookup(row, &mut out, &mut workspace).unwrap();
                 for (j, (&x, y)) in out.iter().zip(&expected).enumerate() {
-                    assert!(y.admits(x), "{} {} row {row} column {j}: {x} is not {y:?}", table.name(), tier.name());
+                    assert!(
+                        y.admits(x),
+                        "{} {} row {row} column {j}: {x} is not {y:?}",
+                        table.name(),
+                        tier.name()
+                    );
                 }
                 found.push((tier, out));
             }
@@ -50,7 +55,11 @@ fn every_row_agrees_with_the_oracle() {
             told_apart += u64::from(best.iter().zip(&previous).any(|(&x, y)| !y.admits(x)));
             previous = expected;
         }
-        assert_eq!(told_apart, table.num_embeddings(), "the bound tells every row from the one before it");
+        assert_eq!(
+            told_apart,
+            table.num_embeddings(),
+            "the bound tells every row from the one before it"
+        );
     }
 }
 
@@ -62,7 +71,8 @@ fn bags_agree_with_the_oracle_in_every_mode() {
         let reference = Reference::new(TWO_TABLES, position);
         let dim = table.embedding_dim();
         let indices: Vec<u32> = (0..40).map(|_| rng.below(table.num_embeddings()) as u32).collect();
-        let weights: Vec<f32> = indices.iter().map(|_| rng.below(100) as f32 / 32.0 - 1.5).collect();
+        let weights: Vec<f32> =
+            indices.iter().map(|_| rng.below(100) as f32 / 32.0 - 1.5).collect();
         let offsets = [0u32, 1, 1, 4, 39, 40, 40];
         let rows: Vec<Vec<Approx>> = indices.iter().map(|&row| reference.row(row.into())).collect();
         let bags = Bags::new(&indices, &offsets).unwrap();
@@ -80,9 +90,16 @@ fn bags_agree_with_the_oracle_in_every_mode() {
                 table.with_tier(tier).bag(&bags, pooling, &mut out, &mut workspace).unwrap();
                 for (bag, found) in offsets.windows(2).zip(out.chunks(dim)) {
                     let range = bag[0] as usize..bag[1] as usize;
-                    let rows: Vec<&[Approx]> = rows[range.clone()].iter().map(|row| &row[..]).collect();
-                    for (&x, y) in found.iter().zip(pool(&rows, &weights[range.clone()], mode, dim)) {
-                        assert!(y.admits(x), "{} {} {mode:?} {range:?}: {x} is not {y:?}", table.name(), tier.name());
+                    let rows: Vec<&[Approx]> =
+                        rows[range.clone()].iter().map(|row| &row[..]).collect();
+                    for (&x, y) in found.iter().zip(pool(&rows, &weights[range.clone()], mode, dim))
+                    {
+                        assert!(
+                            y.admits(x),
+                            "{} {} {mode:?} {range:?}: {x} is not {y:?}",
+                            table.name(),
+                            tier.name()
+                        );
                     }
                 }
             }
@@ -96,7 +113,11 @@ fn rows_past_the_last_are_refused_and_nothing_is_written() {
         let num_embeddings = table.num_embeddings();
         let mut out = vec![-1.5; table.embedding_dim()];
         let mut workspace = vec![0.0; table.workspace_len()];
-        let expected = Err(LookupError::IndexOutOfRange { position: 0, index: num_embeddings, num_embeddings });
+        let expected = Err(LookupError::IndexOutOfRange {
+            position: 0,
+            index: num_embeddings,
+            num_embeddings,
+        });
         assert_eq!(table.lookup(num_embeddings, &mut out, &mut workspace), expected);
         assert!(out.iter().all(|&x| x == -1.5));
     }
@@ -122,7 +143,10 @@ fn every_changed_byte_of_the_head_is_noticed_in_place() {
         // Every 61st is enough: each check reads the whole payload.
         if at % 61 == 0 {
             let blob = Blob::parse(&copy.0).unwrap();
-            assert!(matches!(blob.verify_payload(), Err(BlobError::PayloadChecksum { .. })), "byte {at}");
+            assert!(
+                matches!(blob.verify_payload(), Err(BlobError::PayloadChecksum { .. })),
+                "byte {at}"
+            );
         }
         copy.0[at] ^= 0x10;
     }

@@ -1,22 +1,23 @@
-//! Blobs with bytes changed, cut, added and swapped: no panic, and never another answer without an error, unless the
-//! directory itself was forged to say something else.
+//! Blobs with bytes changed, cut, added and swapped: no panic, and never another answer without an
+//! error, unless the directory itself was forged to say something else.
 //!
 //! What is asserted of a mutant, by what was done to it:
 //!
 //! - its length changed and nothing was resealed: refused, as [`ttrec::BlobError`];
 //! - its head (header, directory, names) changed and was not resealed: refused;
-//! - only its payload changed: it parses, since parsing does not read the payload. `verify_payload` names the first
-//!   section that changed; tables of which no section changed verify, and answer with the same bits as before;
-//! - its head was changed and resealed, as a forger would: refused, or it parses to a directory that holds together.
-//!   Then a table whose record (names aside) and bytes are as before answers with the same bits as before; any other
-//!   answers what its new directory says, by the oracle.
+//! - only its payload changed: it parses, since parsing does not read the payload. `verify_payload`
+//!   names the first section that changed; tables of which no section changed verify, and answer
+//!   with the same bits as before;
+//! - its head was changed and resealed, as a forger would: refused, or it parses to a directory
+//!   that holds together. Then a table whose record (names aside) and bytes are as before answers
+//!   with the same bits as before; any other answers what its new directory says, by the oracle.
 //!
-//! And of every mutant that parses: its sections lie end to end and cover the blob, `verify_table` says what a naive
-//! reading of checksums, scales, offsets and ids says, rows out of range are refused, by name, and leave the output as
-//! it was, and every other lookup and bag succeeds.
+//! And of every mutant that parses: its sections lie end to end and cover the blob, `verify_table`
+//! says what a naive reading of checksums, scales, offsets and ids says, rows out of range are
+//! refused, by name, and leave the output as it was, and every other lookup and bag succeeds.
 //!
-//! `TTREC_MUTATIONS` sets the number of mutants, which must be enough to meet every assertion: 20,000 (the default)
-//! are.
+//! `TTREC_MUTATIONS` sets the number of mutants, which must be enough to meet every assertion:
+//! 20,000 (the default) are.
 
 #![cfg(feature = "alloc")]
 
@@ -34,7 +35,8 @@ use support::{
 use ttrec::{AlignedBuf, Bags, Blob, BlobError, LookupError, Pooling, Table};
 
 const SENTINEL: f32 = -7.0e37;
-/// A forged shape may ask for scratch far larger than its blob; this is what a careful caller grants (in elements).
+/// A forged shape may ask for scratch far larger than its blob; this is what a careful caller
+/// grants (in elements).
 const MAX_SCRATCH: usize = 1 << 20;
 
 /// How many mutants met each assertion.
@@ -82,13 +84,21 @@ fn mutants_are_refused_or_answer_as_before_or_as_forged() {
     }
     println!("{seen:#?}\n{errors:?}");
 
-    let Seen { refused_for_length, refused_for_head, payload_changed, other_tables_same, .. } = seen;
-    assert!([refused_for_length, refused_for_head, payload_changed, other_tables_same].iter().all(|&n| n > 100));
+    let Seen { refused_for_length, refused_for_head, payload_changed, other_tables_same, .. } =
+        seen;
+    assert!(
+        [refused_for_length, refused_for_head, payload_changed, other_tables_same]
+            .iter()
+            .all(|&n| n > 100)
+    );
     assert!(seen.forged_and_refused > 100 && seen.forged_and_parsed > 100);
     assert!(seen.same_table_same_bits > 100 && seen.other_table_by_the_oracle > 50);
     assert!(seen.verified > 100 && seen.not_verified > 100 && seen.out_of_range > 100);
     assert!(seen.scored > 100 && seen.scored_by_the_oracle > 20);
-    assert!(seen.too_large * 1000 < seen.verified + seen.not_verified, "tables that were never looked up");
+    assert!(
+        seen.too_large * 1000 < seen.verified + seen.not_verified,
+        "tables that were never looked up"
+    );
     // Forged heads reach every check behind the checksum.
     for reason in [
         "Count",
@@ -155,8 +165,13 @@ fn mutate_once(original: &[u8], bytes: &mut Vec<u8>, rng: &mut Rng) {
     if bytes.is_empty() {
         return;
     }
-    // Half of the changes go to the head, which is the smaller part of a real blob and the one that is parsed.
-    let reach = if rng.one_in(2) { bytes.len() } else { format::head_len(original).min(bytes.len()) };
+    // Half of the changes go to the head, which is the smaller part of a real blob and the one that
+    // is parsed.
+    let reach = if rng.one_in(2) {
+        bytes.len()
+    } else {
+        format::head_len(original).min(bytes.len())
+    };
     let at = rng.index(reach);
     match rng.below(10) {
         0 => bytes[at] ^= 1 << rng.below(8),
@@ -191,7 +206,21 @@ fn overwrite(bytes: &mut [u8], at: usize, width: usize, rng: &mut Rng) {
     number[..width].copy_from_slice(field);
     let number = u64::from_le_bytes(number);
     let top = 1u64 << (8 * width - 1);
-    let interesting = [0, 1, 2, 63, 64, 65, top - 1, top, top + (top - 1), top - 64, 1 << 16, (1 << 16) + 1, 1 << 31];
+    let interesting = [
+        0,
+        1,
+        2,
+        63,
+        64,
+        65,
+        top - 1,
+        top,
+        top + (top - 1),
+        top - 64,
+        1 << 16,
+        (1 << 16) + 1,
+        1 << 31,
+    ];
     let new = match rng.below(6) {
         0 => number.wrapping_add(1),
         1 => number.wrapping_sub(1),
@@ -254,20 +283,34 @@ fn mutate_field(original: &[u8], bytes: &mut [u8], rng: &mut Rng) {
     let (num_layers, num_tables) = (format::num_layers(original), format::num_tables(original));
     let (records, record_len, start, (field, width)) = match rng.below(8) {
         0 => (0..1, 0, 0, rng.pick(&HEADER_FIELDS)),
-        1 if num_layers > 0 && rng.one_in(4) => {
-            (0..format::num_model_tables(original).max(1), 4, format::model_table_at(original, 0), (0, 4))
+        1 if num_layers > 0 && rng.one_in(4) => (
+            0..format::num_model_tables(original).max(1),
+            4,
+            format::model_table_at(original, 0),
+            (0, 4),
+        ),
+        1..4 if num_layers > 0 => (
+            0..num_layers,
+            format::LAYER_LEN,
+            format::layer_at(original, 0),
+            rng.pick(&LAYER_FIELDS),
+        ),
+        1..5 if num_tables > 0 => {
+            (0..num_tables, format::TABLE_LEN, table_at(0), rng.pick(&TABLE_FIELDS))
         }
-        1..4 if num_layers > 0 => {
-            (0..num_layers, format::LAYER_LEN, format::layer_at(original, 0), rng.pick(&LAYER_FIELDS))
-        }
-        1..5 if num_tables > 0 => (0..num_tables, format::TABLE_LEN, table_at(0), rng.pick(&TABLE_FIELDS)),
         _ => {
             let start = format::section_at(original, 0);
-            (0..format::num_sections(original), format::SECTION_LEN, start, rng.pick(&SECTION_FIELDS))
+            (
+                0..format::num_sections(original),
+                format::SECTION_LEN,
+                start,
+                rng.pick(&SECTION_FIELDS),
+            )
         }
     };
     // Factors and ranks are lists of four-byte entries.
-    let in_list = record_len == format::TABLE_LEN && (table::ROW_FACTORS..table::NUM_ROWS).contains(&field);
+    let in_list =
+        record_len == format::TABLE_LEN && (table::ROW_FACTORS..table::NUM_ROWS).contains(&field);
     let entry = if in_list { 4 * rng.index(5) } else { 0 };
     let at = start + rng.index(records.len()) * record_len + field + entry;
     let other = if in_list && rng.one_in(2) {
@@ -309,7 +352,11 @@ fn check(
     if !same_head && !forged {
         assert!(parsed.is_err(), "a change of the length or the head went unnoticed");
         let of_length = mutant.len() != original.len();
-        *(if of_length { &mut seen.refused_for_length } else { &mut seen.refused_for_head }) += 1;
+        *(if of_length {
+            &mut seen.refused_for_length
+        } else {
+            &mut seen.refused_for_head
+        }) += 1;
         return;
     }
     let Ok(blob) = parsed else {
@@ -327,12 +374,18 @@ fn check(
             mutant[range.clone()] != original[range]
         });
         let section = changed.expect("the payload is nothing but sections");
-        let owns = |&table: &usize| sections_of(original, table).iter().any(|s| s.position == section);
+        let owns =
+            |&table: &usize| sections_of(original, table).iter().any(|s| s.position == section);
         let expected = match (0..before.num_tables()).find(owns) {
             Some(table) => BlobError::PayloadChecksum { table, section },
             None => {
-                let owns = |&layer: &usize| sections_of_layer(original, layer).iter().any(|s| s.position == section);
-                BlobError::LayerChecksum { layer: (0..before.num_layers()).find(owns).unwrap(), section }
+                let owns = |&layer: &usize| {
+                    sections_of_layer(original, layer).iter().any(|s| s.position == section)
+                };
+                BlobError::LayerChecksum {
+                    layer: (0..before.num_layers()).find(owns).unwrap(),
+                    section,
+                }
             }
         };
         assert_eq!(blob.verify_payload(), Err(expected));
@@ -343,11 +396,15 @@ fn check(
     for position in 0..blob.num_tables() {
         let tier = rng.pick(&tiers::available());
         let table = blob.table(format::name_of(mutant, position)).unwrap().with_tier(tier);
-        let same_table = position < before.num_tables() && meaning(mutant, position) == meaning(original, position);
+        let same_table = position < before.num_tables()
+            && meaning(mutant, position) == meaning(original, position);
         if same_table {
             let same_padding = same_head && {
                 let padding = |bytes: &[u8]| {
-                    sections_of(original, position).iter().flat_map(|s| bytes[s.padded_range()].to_vec()).collect()
+                    sections_of(original, position)
+                        .iter()
+                        .flat_map(|s| bytes[s.padded_range()].to_vec())
+                        .collect()
                 };
                 let (after, before): (Vec<u8>, Vec<u8>) = (padding(mutant), padding(original));
                 after == before
@@ -367,12 +424,19 @@ fn check(
     }
 }
 
-/// What decides a table's answers: its record without name and section numbers, and the kind and bytes of its sections.
+/// What decides a table's answers: its record without name and section numbers, and the kind and
+/// bytes of its sections.
 fn meaning(bytes: &[u8], position: usize) -> impl PartialEq + use<'_> {
     let record = &bytes[table_at(position)..][..format::TABLE_LEN];
     let numbers = [&record[..table::NAME_OFFSET], &record[table::EMBEDDING_DIM..]].concat();
     let sections = sections_of(bytes, position);
-    (numbers, sections.iter().map(|s| (s.role, s.dtype, s.core, &bytes[s.range()])).collect::<Vec<_>>())
+    (
+        numbers,
+        sections
+            .iter()
+            .map(|s| (s.role, s.dtype, s.core, &bytes[s.range()]))
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// Holds of every mutant that parses.
@@ -386,7 +450,11 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
         }
         let expected = naive_verification(mutant, position);
         assert_eq!(blob.verify_table(position), expected);
-        *(if expected.is_ok() { &mut seen.verified } else { &mut seen.not_verified }) += 1;
+        *(if expected.is_ok() {
+            &mut seen.verified
+        } else {
+            &mut seen.not_verified
+        }) += 1;
     }
     for position in 0..blob.num_layers() {
         for section in blob.layer_sections(position) {
@@ -394,7 +462,9 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
             end = (section.offset + section.len).next_multiple_of(format::ALIGNMENT as u64);
         }
         let sections = sections_of_layer(mutant, position);
-        let damaged = sections.iter().find(|s| format::crc32c(&mutant[s.padded_range()]) != s.checksum);
+        let damaged = sections
+            .iter()
+            .find(|s| format::crc32c(&mutant[s.padded_range()]) != s.checksum);
         let scales = sections.iter().find(|s| s.role == format::ROLE_LAYER_SCALES);
         let bad_scale = scales.and_then(|s| {
             (0..s.len / 4).find(|&i| {
@@ -403,7 +473,9 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
             })
         });
         let expected = match (damaged, bad_scale) {
-            (Some(section), _) => Err(BlobError::LayerChecksum { layer: position, section: section.position }),
+            (Some(section), _) => {
+                Err(BlobError::LayerChecksum { layer: position, section: section.position })
+            }
             (None, Some(scale)) => Err(BlobError::LayerScale { layer: position, position: scale }),
             (None, None) => Ok(()),
         };
@@ -416,7 +488,10 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
         let table = table.with_tier(rng.pick(&tiers::available()));
         let reference = Reference::new(mutant, position);
         let num_embeddings = reference.num_embeddings();
-        assert_eq!((table.num_embeddings(), table.embedding_dim()), (num_embeddings, reference.embedding_dim()));
+        assert_eq!(
+            (table.num_embeddings(), table.embedding_dim()),
+            (num_embeddings, reference.embedding_dim())
+        );
         if table.workspace_len() > MAX_SCRATCH {
             seen.too_large += 1;
             continue;
@@ -431,24 +506,30 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
             assert!(out[dim..2 * dim].iter().all(|x| x.to_bits() == 0), "the empty bag");
         }
         let weights = vec![0.5; rows.len()];
-        let weighted = Bags::new(&rows, &offsets).unwrap().with_per_sample_weights(&weights).unwrap();
+        let weighted =
+            Bags::new(&rows, &offsets).unwrap().with_per_sample_weights(&weights).unwrap();
         table.bag(&weighted, Pooling::Sum, &mut out, &mut table.workspace()).unwrap();
         check_batch(&table, &rows);
 
         for index in [num_embeddings, num_embeddings + rng.below(1 << 41), u64::MAX] {
             let mut out = vec![SENTINEL; dim];
-            let expected = |position| LookupError::IndexOutOfRange { position, index, num_embeddings };
+            let expected =
+                |position| LookupError::IndexOutOfRange { position, index, num_embeddings };
             assert_eq!(table.lookup(index, &mut out, &mut table.workspace()), Err(expected(0)));
             let indices = [rows[0], index];
             let bags = Bags::new(&indices, &[0, 2]).unwrap();
-            assert_eq!(table.bag(&bags, Pooling::Sum, &mut out, &mut table.workspace()), Err(expected(1)));
+            assert_eq!(
+                table.bag(&bags, Pooling::Sum, &mut out, &mut table.workspace()),
+                Err(expected(1))
+            );
             assert!(out.iter().all(|&x| x == SENTINEL));
             seen.out_of_range += 1;
         }
     }
 }
 
-/// A model scores, the same with the least workspace and the best, and as the oracle has it if all it reads is tame.
+/// A model scores, the same with the least workspace and the best, and as the oracle has it if all
+/// it reads is tame.
 fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut Seen) {
     if blob.num_layers() == 0 {
         assert_eq!(blob.ranker().map(drop), Err(BlobError::NoModel));
@@ -462,19 +543,28 @@ fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut S
     let model = Model::new(mutant);
     let dense: Vec<f32> = (0..2 * ranker.num_dense()).map(|i| (i % 5) as f32 - 2.0).collect();
     let indices: Vec<_> = ranker.tables().map(|table| [0, table.num_embeddings() - 1, 0]).collect();
-    let bags: Vec<_> = indices.iter().map(|indices| Bags::new(indices, &[0, 2, 3]).unwrap()).collect();
+    let bags: Vec<_> =
+        indices.iter().map(|indices| Bags::new(indices, &[0, 2, 3]).unwrap()).collect();
     let score = |workspace_len| {
         let mut out = [SENTINEL; 2];
-        ranker.logits(&dense, &bags, &mut out, &mut vec![f32::NAN; workspace_len]).unwrap();
+        ranker
+            .logits(&dense, &bags, &mut out, &mut vec![f32::NAN; workspace_len])
+            .unwrap();
         out
     };
     let found = score(ranker.workspace_len());
     let again = score(ranker.batch_workspace_len(2).min(MAX_SCRATCH));
-    assert!(found.iter().zip(again).all(|(x, y)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan())));
+    assert!(
+        found
+            .iter()
+            .zip(again)
+            .all(|(x, y)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()))
+    );
     seen.scored += 1;
     if blob.verify_payload().is_ok() && model.tame() {
         let bag = |indices: &[u64]| Bag { indices: indices.to_vec(), weights: None };
-        let samples = [0..2, 2..3].map(|range| indices.iter().map(|i| bag(&i[range.clone()])).collect::<Vec<_>>());
+        let samples = [0..2, 2..3]
+            .map(|range| indices.iter().map(|i| bag(&i[range.clone()])).collect::<Vec<_>>());
         for (s, (x, bags)) in found.into_iter().zip(&samples).enumerate() {
             let dense = &dense[s * ranker.num_dense()..][..ranker.num_dense()];
             let expected = model.logit(dense, bags);
@@ -484,16 +574,20 @@ fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut S
     }
 }
 
-/// More lookups of these rows than are sorted by insertion: a bag is the same with room for all of them and with the least.
+/// More lookups of these rows than are sorted by insertion: a bag is the same with room for all of
+/// them and with the least.
 fn check_batch(table: &Table<'_>, rows: &[u64]) {
     let indices: Vec<u64> = rows.iter().copied().cycle().take(60).collect();
     let bags = Bags::new(&indices, &[0, 7, 60]).unwrap();
     let pool = |workspace_len| {
         let mut out = vec![SENTINEL; 2 * table.embedding_dim()];
-        table.bag(&bags, Pooling::Sum, &mut out, &mut vec![f32::NAN; workspace_len]).unwrap();
+        table
+            .bag(&bags, Pooling::Sum, &mut out, &mut vec![f32::NAN; workspace_len])
+            .unwrap();
         out
     };
-    let (least, best) = (pool(table.workspace_len()), pool(table.batch_workspace_len(indices.len())));
+    let (least, best) =
+        (pool(table.workspace_len()), pool(table.batch_workspace_len(indices.len())));
     // Of a NaN, only that it is one.
     let same = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
     assert!(least.iter().zip(&best).all(same), "{least:?} is not {best:?}");
@@ -505,7 +599,9 @@ fn sample_rows(table: &Table<'_>, reference: &Reference<'_>, rng: &mut Rng) -> V
     let mut rows = vec![0, n - 1, rng.below(n)];
     if reference.kind() == format::KIND_TT {
         let ids = reference.prefix_ids();
-        rows.extend((0..n.min(50)).find(|&row| ids.contains(&reference.prefix(reference.row_of(row)))));
+        rows.extend(
+            (0..n.min(50)).find(|&row| ids.contains(&reference.prefix(reference.row_of(row)))),
+        );
     }
     if let Some(&id) = reference.override_ids().first().filter(|&&id| id < n) {
         rows.extend([id, (id + 1) % n]);
@@ -523,14 +619,22 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Rows whose stored numbers are tame, by the oracle; forged dtypes and swapped bytes also make NaNs and numbers whose
-/// products leave f32's range, of which nothing is asserted but that they are looked up.
-fn check_by_the_oracle(table: &Table<'_>, reference: &Reference<'_>, rng: &mut Rng, seen: &mut Seen) {
+/// Rows whose stored numbers are tame, by the oracle; forged dtypes and swapped bytes also make
+/// NaNs and numbers whose products leave f32's range, of which nothing is asserted but that they
+/// are looked up.
+fn check_by_the_oracle(
+    table: &Table<'_>,
+    reference: &Reference<'_>,
+    rng: &mut Rng,
+    seen: &mut Seen,
+) {
     let ids = reference.override_ids();
-    let ascending = ids.is_sorted_by(|a, b| a < b) && reference.prefix_ids().is_sorted_by(|a, b| a < b);
+    let ascending =
+        ids.is_sorted_by(|a, b| a < b) && reference.prefix_ids().is_sorted_by(|a, b| a < b);
     for row in sample_rows(table, reference, rng) {
         let found = lookup(table, row);
-        // With ids out of order it is undefined which of them a search finds; `verify_payload` reports them.
+        // With ids out of order it is undefined which of them a search finds; `verify_payload`
+        // reports them.
         if !ascending || !reference.tame() {
             seen.other_table_with_wild_values += 1;
             continue;
@@ -561,8 +665,13 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
                 (0..stored.len() / 4).find(|&i| !good_scale(element(stored, format::DTYPE_F32, i)))
             }
             (format::ROLE_ROWS | format::ROLE_OVERRIDE_ROWS, Some(header)) => stored
-                .chunks(format::row_len(s.dtype, Reference::new(bytes, table).columns_of(s.role, s.core)))
-                .position(|row| !good_scale(element(row, header, 0)) || !element(row, header, 1).is_finite()),
+                .chunks(format::row_len(
+                    s.dtype,
+                    Reference::new(bytes, table).columns_of(s.role, s.core),
+                ))
+                .position(|row| {
+                    !good_scale(element(row, header, 0)) || !element(row, header, 1).is_finite()
+                }),
             _ => None,
         };
         if let Some(position) = bad {
@@ -570,7 +679,9 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
         }
     }
     let reference = Reference::new(bytes, table);
-    let bad = |ids: &[u64], limit| (0..ids.len()).find(|&i| ids[i] >= limit || (i > 0 && ids[i - 1] >= ids[i]));
+    let bad = |ids: &[u64], limit| {
+        (0..ids.len()).find(|&i| ids[i] >= limit || (i > 0 && ids[i - 1] >= ids[i]))
+    };
     let prefixes = bad(&reference.prefix_ids(), reference.num_prefixes());
     let prefixes = prefixes.map(|position| BlobError::PrefixIds { table, position });
     let overrides = bad(reference.override_ids(), num_embeddings);

@@ -1,11 +1,13 @@
-//! Every kernel on every tier that this CPU can run, for every dtype it takes, at every size around the edges of its tiles.
+//! Every kernel on every tier that this CPU can run, for every dtype it takes, at every size around
+//! the edges of its tiles.
 //!
-//! Each element is held against three things: an oracle in f64 with its bound (integers must come out exactly), the bits
-//! of the documented order of operations, done one number at a time in f32, and the bits of the same row computed alone.
-//! The second makes tiers that never meet on one machine agree: each fused tier is compared with the same chain.
+//! Each element is held against three things: an oracle in f64 with its bound (integers must come
+//! out exactly), the bits of the documented order of operations, done one number at a time in f32,
+//! and the bits of the same row computed alone. The second makes tiers that never meet on one
+//! machine agree: each fused tier is compared with the same chain.
 //!
-//! `EXPECT_ISA` names the tiers that there must be. `TTREC_KERNEL_CASES=small` takes a part of the cases, for emulators
-//! and valgrind.
+//! `EXPECT_ISA` names the tiers that there must be. `TTREC_KERNEL_CASES=small` takes a part of the
+//! cases, for emulators and valgrind.
 
 mod support;
 
@@ -63,11 +65,19 @@ kernels! {
 
 #[test]
 fn every_public_kernel_is_registered() {
-    let exports = include_str!("../src/kernel/mod.rs").lines().filter_map(|line| line.strip_prefix("pub use "));
-    let names = exports.flat_map(|line| line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')));
+    let exports = include_str!("../src/kernel/mod.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub use "));
+    let names = exports
+        .flat_map(|line| line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')));
     // Modules end in colons, types begin with a capital.
-    let is_kernel = |name: &str| name.starts_with(|c: char| c.is_lowercase()) && !name.ends_with("_workspace_len");
-    let names: BTreeSet<&str> = names.map(|name| name.rsplit("::").next().unwrap()).filter(|n| is_kernel(n)).collect();
+    let is_kernel = |name: &str| {
+        name.starts_with(|c: char| c.is_lowercase()) && !name.ends_with("_workspace_len")
+    };
+    let names: BTreeSet<&str> = names
+        .map(|name| name.rsplit("::").next().unwrap())
+        .filter(|n| is_kernel(n))
+        .collect();
     assert!(names.contains("chain_step") && names.len() >= 6, "{names:?}");
     let missing: Vec<_> = names.iter().filter(|name| !KERNELS.contains(name)).collect();
     assert!(missing.is_empty(), "without a test: {missing:?}");
@@ -99,7 +109,11 @@ impl Cases {
         let mut rng = Rng::new(self.offered as u64);
         let outcome = catch_unwind(AssertUnwindSafe(|| check(&mut rng)));
         if let Err(failure) = outcome.unwrap_or(Err("panicked".into())) {
-            self.failures.push(format!("{} {} {name:?}: {failure}", self.tier.name(), self.dtype.name()));
+            self.failures.push(format!(
+                "{} {} {name:?}: {failure}",
+                self.tier.name(),
+                self.dtype.name()
+            ));
         }
     }
 
@@ -108,7 +122,8 @@ impl Cases {
     }
 }
 
-/// Runs `check` for every tier and dtype, and reports all cases that failed together. None at all is a failure too.
+/// Runs `check` for every tier and dtype, and reports all cases that failed together. None at all
+/// is a failure too.
 fn run(kernel: &str, dtypes: &[Dtype], check: fn(&mut Cases)) {
     let stride = if tiers::few_cases() { 19 } else { 1 };
     let tiers = tiers::available();
@@ -128,7 +143,11 @@ fn run(kernel: &str, dtypes: &[Dtype], check: fn(&mut Cases)) {
         }
         println!("{kernel} {}: {counts:?}", tier.name());
     }
-    let shown = failures.iter().take(60).map(|failure| format!("\n  {failure}")).collect::<String>();
+    let shown = failures
+        .iter()
+        .take(60)
+        .map(|failure| format!("\n  {failure}"))
+        .collect::<String>();
     assert!(failures.is_empty(), "{kernel}: {} failures:{shown}", failures.len());
 }
 
@@ -143,7 +162,9 @@ fn a_dtype_without_cases_is_a_failure() {
 }
 
 #[test]
-#[should_panic(expected = "two: 2 failures:\n  scalar i8 \"a\": wrong\n  scalar i8 \"b\": panicked")]
+#[should_panic(
+    expected = "two: 2 failures:\n  scalar i8 \"a\": wrong\n  scalar i8 \"b\": panicked"
+)]
 fn all_failures_are_reported_together() {
     run("two", &[Dtype::I8], |cases| {
         cases.stride = 1;
@@ -166,7 +187,15 @@ fn a_set_of_tiers_is_as_expected_in_any_order_and_not_otherwise() {
     for expected in ["avx2,scalar", "scalar,avx2", " scalar , avx2 "] {
         assert_eq!(tiers::expect(&["avx2", "scalar"], expected), Ok(()));
     }
-    for unexpected in ["scalar", "avx2", "scalar,neon", "scalar,avx2,neon", "scalar,avx2,avx2", "scalar,avx2,", ""] {
+    for unexpected in [
+        "scalar",
+        "avx2",
+        "scalar,neon",
+        "scalar,avx2,neon",
+        "scalar,avx2,avx2",
+        "scalar,avx2,",
+        "",
+    ] {
         assert!(tiers::expect(&["avx2", "scalar"], unexpected).is_err(), "{unexpected:?}");
     }
     assert!(tiers::expect(&["scalar"], "scalar,avx2").is_err());
@@ -222,8 +251,8 @@ impl Numbers {
     }
 }
 
-/// Stored elements at the very end of an allocation, so that a tool that watches memory sees a read past them, after
-/// `skip` more, so that they need not be aligned to more than one element.
+/// Stored elements at the very end of an allocation, so that a tool that watches memory sees a read
+/// past them, after `skip` more, so that they need not be aligned to more than one element.
 struct Stored {
     dtype: Dtype,
     bytes: Vec<u64>,
@@ -234,8 +263,12 @@ impl Stored {
     fn draw(rng: &mut Rng, dtype: Dtype, numbers: Numbers, skip: usize, count: usize) -> Self {
         let stored: Vec<u8> = match dtype {
             Dtype::F32 => (0..count).flat_map(|_| numbers.draw(rng, dtype).to_le_bytes()).collect(),
-            Dtype::F16 => (0..count).flat_map(|_| f16::from_f32(numbers.draw(rng, dtype)).to_le_bytes()).collect(),
-            Dtype::Bf16 => (0..count).flat_map(|_| bf16::from_f32(numbers.draw(rng, dtype)).to_le_bytes()).collect(),
+            Dtype::F16 => (0..count)
+                .flat_map(|_| f16::from_f32(numbers.draw(rng, dtype)).to_le_bytes())
+                .collect(),
+            Dtype::Bf16 => (0..count)
+                .flat_map(|_| bf16::from_f32(numbers.draw(rng, dtype)).to_le_bytes())
+                .collect(),
             Dtype::I8 | Dtype::I4 => (0..dtype.bytes_of(count)).map(|_| rng.next() as u8).collect(),
         };
         let mut bytes = vec![u64::MAX; (stored.len() + dtype.bytes_of(1) * skip).div_ceil(8)];
@@ -256,7 +289,9 @@ impl Stored {
 
     /// What the oracle reads.
     fn values(&self, count: usize) -> Vec<f32> {
-        (0..count).map(|i| element(self.as_bytes(), self.dtype as u8, i) as f32).collect()
+        (0..count)
+            .map(|i| element(self.as_bytes(), self.dtype as u8, i) as f32)
+            .collect()
     }
 }
 
@@ -314,26 +349,44 @@ fn dot(fused: bool, x: &[f32], g: impl Iterator<Item = f32> + Clone) -> Expected
 }
 
 /// What `epilogue` makes of an element of `column` where `before` was.
-fn finish(fused: bool, x: Expected, before: f32, column: usize, epilogue: Epilogue<'_>) -> Expected {
+fn finish(
+    fused: bool,
+    x: Expected,
+    before: f32,
+    column: usize,
+    epilogue: Epilogue<'_>,
+) -> Expected {
     let (v, exact) = (x.bits, Approx::exact);
-    let sum = |weight: f32, other: f32| Approx::dot([(x.approx, weight.into()), (exact(other.into()), 1.0)], 0);
+    let sum = |weight: f32, other: f32| {
+        Approx::dot([(x.approx, weight.into()), (exact(other.into()), 1.0)], 0)
+    };
     let (bits, approx) = match epilogue {
         Epilogue::Store => (v, x.approx),
         Epilogue::StoreScaled(scale) => (scale * v, Approx::dot([(x.approx, scale.into())], 0)),
-        Epilogue::AddScaled(weight) => (multiply_add(fused, weight, v, before), sum(weight, before)),
+        Epilogue::AddScaled(weight) => {
+            (multiply_add(fused, weight, v, before), sum(weight, before))
+        }
         Epilogue::MaxScaled(_) if v.is_nan() || before.is_nan() => (before, exact(before.into())),
         Epilogue::MaxScaled(scale) => {
             let (v, scaled) = (scale * v, Approx::dot([(x.approx, scale.into())], 0));
-            (if v > before { v } else { before }, Approx { value: scaled.value.max(before.into()), ..scaled })
+            (
+                if v > before { v } else { before },
+                Approx { value: scaled.value.max(before.into()), ..scaled },
+            )
         }
         Epilogue::Bias { scales, bias, relu } => {
             let (v, y) = match scales.get(column) {
                 None => (v + bias[column], sum(1.0, bias[column])),
-                Some(&scale) => (multiply_add(fused, scale, v, bias[column]), sum(scale, bias[column])),
+                Some(&scale) => {
+                    (multiply_add(fused, scale, v, bias[column]), sum(scale, bias[column]))
+                }
             };
             // A NaN is not below zero.
             let negative = relu && y.value < 0.0;
-            (if relu && v < 0.0 { 0.0 } else { v }, if negative { Approx { value: 0.0, ..y } } else { y })
+            (
+                if relu && v < 0.0 { 0.0 } else { v },
+                if negative { Approx { value: 0.0, ..y } } else { y },
+            )
         }
     };
     Expected { bits, approx }
@@ -348,7 +401,11 @@ fn agree(found: &[f32], expected: &[Expected], width: usize, numbers: Numbers) -
     assert_eq!(found.len(), expected.len());
     for (at, (&x, y)) in found.iter().zip(expected).enumerate() {
         let at = (at / width.max(1), at % width.max(1));
-        let close = if y.approx.value.is_nan() { x.is_nan() } else { y.approx.admits(x) };
+        let close = if y.approx.value.is_nan() {
+            x.is_nan()
+        } else {
+            y.approx.admits(x)
+        };
         if !close {
             return Err(format!("row and column {at:?}: {x} is not {:?}", y.approx));
         }
@@ -389,16 +446,20 @@ const RANKS: [usize; 12] = [1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33];
 
 /// Around one to eight vectors of four, eight or sixteen lanes, and around tiles of them.
 fn column_counts() -> impl Iterator<Item = usize> + Clone {
-    let edges = [23, 24, 25, 26, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 80, 81, 92, 104, 127, 128, 129];
+    let edges =
+        [23, 24, 25, 26, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 80, 81, 92, 104, 127, 128, 129];
     (0..=20).chain(edges)
 }
 
-/// Every number of rows with every number of columns, each pair with every other rank: every rank meets every number of
-/// rows and of columns. And more rows, where several share a vector.
+/// Every number of rows with every number of columns, each pair with every other rank: every rank
+/// meets every number of rows and of columns. And more rows, where several share a vector.
 fn product_sizes() -> impl Iterator<Item = [usize; 3]> {
-    let pairs =
-        row_counts().enumerate().flat_map(|(i, m)| column_counts().enumerate().map(move |(j, n)| (i + j, m, n)));
-    let sizes = pairs.flat_map(|(parity, m, n)| RANKS.into_iter().skip(parity % 2).step_by(2).map(move |r| [m, r, n]));
+    let pairs = row_counts()
+        .enumerate()
+        .flat_map(|(i, m)| column_counts().enumerate().map(move |(j, n)| (i + j, m, n)));
+    let sizes = pairs.flat_map(|(parity, m, n)| {
+        RANKS.into_iter().skip(parity % 2).step_by(2).map(move |r| [m, r, n])
+    });
     let tall = [31, 32, 33, 36, 37, 40, 48, 56].into_iter();
     sizes.chain(tall.flat_map(|m| [4, 5, 8, 12, 28, 36, 37].map(|n| [m, 6, n])))
 }
@@ -406,7 +467,12 @@ fn product_sizes() -> impl Iterator<Item = [usize; 3]> {
 fn check_chain_step(cases: &mut Cases) {
     check_product(cases, |rng, numbers, _| {
         let mut draw = || numbers.draw(rng, Dtype::F32);
-        vec![Epilogue::Store, Epilogue::StoreScaled(draw()), Epilogue::AddScaled(draw()), Epilogue::MaxScaled(draw())]
+        vec![
+            Epilogue::Store,
+            Epilogue::StoreScaled(draw()),
+            Epilogue::AddScaled(draw()),
+            Epilogue::MaxScaled(draw()),
+        ]
     });
 }
 
@@ -418,10 +484,17 @@ fn check_linear_layer(cases: &mut Cases) {
     });
 }
 
-fn check_product(cases: &mut Cases, epilogues: for<'e> fn(&mut Rng, Numbers, &'e [f32]) -> Vec<Epilogue<'e>>) {
+fn check_product(
+    cases: &mut Cases,
+    epilogues: for<'e> fn(&mut Rng, Numbers, &'e [f32]) -> Vec<Epilogue<'e>>,
+) {
     let (tier, dtype, fused) = (cases.tier, cases.dtype, cases.fused());
     for (position, [m, r, n]) in product_sizes().enumerate() {
-        let numbers = if position % 2 == 0 { Numbers::Integers } else { Numbers::Reals };
+        let numbers = if position % 2 == 0 {
+            Numbers::Integers
+        } else {
+            Numbers::Reals
+        };
         let skip = position / 2 % 2;
         cases.case([m, r, n], |rng| {
             let mut x = numbers.list(rng, skip + m * r);
@@ -437,28 +510,41 @@ fn check_product(cases: &mut Cases, epilogues: for<'e> fn(&mut Rng, Numbers, &'e
             if numbers == Numbers::Reals {
                 before.iter_mut().filter(|_| rng.one_in(9)).for_each(|x| *x = f32::NAN);
             }
-            let product = |at: usize| dot(fused, &x[at / n * r..][..r], values[at % n..].iter().step_by(n).copied());
+            let product = |at: usize| {
+                dot(fused, &x[at / n * r..][..r], values[at % n..].iter().step_by(n).copied())
+            };
             let products: Vec<Expected> = (0..m * n).map(product).collect();
 
             for epilogue in epilogues(rng, numbers, bias) {
                 let run = || {
                     let mut out = Guarded::new(&before);
-                    kernel::chain_step(tier, [m, r, n], x, slice.elements(), out.out(), epilogue).ok_or("refused")?;
+                    kernel::chain_step(tier, [m, r, n], x, slice.elements(), out.out(), epilogue)
+                        .ok_or("refused")?;
                     let found = out.finish()?;
                     let finished = products.iter().zip(&before).enumerate();
-                    let expected: Vec<Expected> =
-                        finished.map(|(at, (&x, &before))| finish(fused, x, before, at % n, epilogue)).collect();
+                    let expected: Vec<Expected> = finished
+                        .map(|(at, (&x, &before))| finish(fused, x, before, at % n, epilogue))
+                        .collect();
                     agree(&found, &expected, n, numbers)?;
                     for (row, found) in found.chunks(n.max(1)).enumerate() {
                         let mut alone = before[row * n..][..n].to_vec();
                         let x = &x[row * r..][..r];
-                        kernel::chain_step(tier, [1, r, n], x, slice.elements(), &mut alone, epilogue)
-                            .ok_or("refused")?;
+                        kernel::chain_step(
+                            tier,
+                            [1, r, n],
+                            x,
+                            slice.elements(),
+                            &mut alone,
+                            epilogue,
+                        )
+                        .ok_or("refused")?;
                         same_bits(found, &alone, "a row alone")?;
                     }
                     Ok(())
                 };
-                run().map_err(|failure: String| format!("{numbers:?} {}: {failure}", name_of(epilogue)))?;
+                run().map_err(|failure: String| {
+                    format!("{numbers:?} {}: {failure}", name_of(epilogue))
+                })?;
             }
             Ok(())
         });
@@ -468,7 +554,9 @@ fn check_product(cases: &mut Cases, epilogues: for<'e> fn(&mut Rng, Numbers, &'e
 /// Without the bias itself, which may be long.
 fn name_of(epilogue: Epilogue<'_>) -> String {
     match epilogue {
-        Epilogue::Bias { scales, relu, .. } => format!("Bias {{ {} scales, relu: {relu} }}", scales.len()),
+        Epilogue::Bias { scales, relu, .. } => {
+            format!("Bias {{ {} scales, relu: {relu} }}", scales.len())
+        }
         other => format!("{other:?}"),
     }
 }
@@ -484,7 +572,8 @@ fn products_of_the_wrong_lengths_are_refused() {
                     let numbers = Numbers::Reals;
                     let (x, bias) = (numbers.list(rng, m * r + 1), numbers.list(rng, n + 1));
                     let before = numbers.list(rng, m * n + 1);
-                    let slices = [r * n - 1, r * n, r * n + 1].map(|len| Stored::draw(rng, dtype, numbers, 0, len));
+                    let slices = [r * n - 1, r * n, r * n + 1]
+                        .map(|len| Stored::draw(rng, dtype, numbers, 0, len));
                     let epilogue = |len: usize| match epilogue {
                         0 => Epilogue::Store,
                         1 => Epilogue::StoreScaled(2.0),
@@ -496,34 +585,60 @@ fn products_of_the_wrong_lengths_are_refused() {
                     let call = |sizes, x_len: usize, slice: usize, out_len: usize, bias_len| {
                         refused(&before[..out_len], |out| {
                             let slice = slices[slice].elements();
-                            kernel::chain_step(tier, sizes, &x[..x_len], slice, out, epilogue(bias_len))
+                            kernel::chain_step(
+                                tier,
+                                sizes,
+                                &x[..x_len],
+                                slice,
+                                out,
+                                epilogue(bias_len),
+                            )
                         })
                     };
                     call([m, r, n], m * r - 1, 1, m * n, n).map_err(|e| format!("short x: {e}"))?;
                     call([m, r, n], m * r + 1, 1, m * n, n).map_err(|e| format!("long x: {e}"))?;
                     call([m, r, n], m * r, 0, m * n, n).map_err(|e| format!("short slice: {e}"))?;
                     call([m, r, n], m * r, 2, m * n, n).map_err(|e| format!("long slice: {e}"))?;
-                    call([m, r, n], m * r, 1, m * n - 1, n).map_err(|e| format!("short out: {e}"))?;
-                    call([m, r, n], m * r, 1, m * n + 1, n).map_err(|e| format!("long out: {e}"))?;
-                    call([usize::MAX, r + 1, n], m * r, 1, m * n, n).map_err(|e| format!("overflow: {e}"))?;
+                    call([m, r, n], m * r, 1, m * n - 1, n)
+                        .map_err(|e| format!("short out: {e}"))?;
+                    call([m, r, n], m * r, 1, m * n + 1, n)
+                        .map_err(|e| format!("long out: {e}"))?;
+                    call([usize::MAX, r + 1, n], m * r, 1, m * n, n)
+                        .map_err(|e| format!("overflow: {e}"))?;
                     // Modulo 2^64 the lengths would fit.
                     let wraps = 1 << (usize::BITS - 1);
                     call([wraps, 2, 2], 0, 1, 0, n).map_err(|e| format!("wrapping: {e}"))?;
                     if matches!(epilogue(n), Epilogue::Bias { .. }) {
                         // No scales are as good as all.
                         if n > 1 || !matches!(epilogue(1), Epilogue::Bias { scales: &[_], .. }) {
-                            call([m, r, n], m * r, 1, m * n, n - 1).map_err(|e| format!("short bias: {e}"))?;
+                            call([m, r, n], m * r, 1, m * n, n - 1)
+                                .map_err(|e| format!("short bias: {e}"))?;
                         }
-                        call([m, r, n], m * r, 1, m * n, n + 1).map_err(|e| format!("long bias: {e}"))?;
+                        call([m, r, n], m * r, 1, m * n, n + 1)
+                            .map_err(|e| format!("long bias: {e}"))?;
                     }
                     let nothing = Stored::draw(rng, dtype, numbers, 0, 0);
                     refused(&before[..m * n], |out| {
-                        kernel::chain_step(tier, [m, 0, n], &[], nothing.elements(), out, epilogue(n))
+                        kernel::chain_step(
+                            tier,
+                            [m, 0, n],
+                            &[],
+                            nothing.elements(),
+                            out,
+                            epilogue(n),
+                        )
                     })
                     .map_err(|e| format!("rank 0: {e}"))?;
                     let nibbles = Stored::draw(rng, Dtype::I4, numbers, 0, 2 * r * n);
                     refused(&before[..m * n], |out| {
-                        kernel::chain_step(tier, [m, r, n], &x[..m * r], nibbles.elements(), out, epilogue(n))
+                        kernel::chain_step(
+                            tier,
+                            [m, r, n],
+                            &x[..m * r],
+                            nibbles.elements(),
+                            out,
+                            epilogue(n),
+                        )
                     })
                     .map_err(|e| format!("i4: {e}"))
                 });
@@ -537,7 +652,11 @@ fn products_of_the_wrong_lengths_are_refused() {
 fn check_widen(cases: &mut Cases) {
     let (tier, dtype, fused) = (cases.tier, cases.dtype, cases.fused());
     for (position, n) in column_counts().flat_map(|n| [n; 4]).enumerate() {
-        let numbers = if position % 2 == 0 { Numbers::Integers } else { Numbers::Reals };
+        let numbers = if position % 2 == 0 {
+            Numbers::Integers
+        } else {
+            Numbers::Reals
+        };
         // More may be stored than is taken.
         let more = position / 2 % 2 * 3;
         cases.case((numbers, n, more), |rng| {
@@ -549,7 +668,9 @@ fn check_widen(cases: &mut Cases) {
             }
             let (bias, weight) = (numbers.list(rng, n), numbers.draw(rng, Dtype::F32));
             let as_it_is = (1.0, -0.0);
-            for (scale, offset) in [as_it_is, (numbers.draw(rng, Dtype::F32), numbers.draw(rng, Dtype::F32))] {
+            for (scale, offset) in
+                [as_it_is, (numbers.draw(rng, Dtype::F32), numbers.draw(rng, Dtype::F32))]
+            {
                 for epilogue in [
                     Epilogue::Store,
                     Epilogue::StoreScaled(weight),
@@ -560,29 +681,43 @@ fn check_widen(cases: &mut Cases) {
                     Epilogue::Bias { scales: &bias, bias: &bias, relu: false },
                 ] {
                     let mut out = Guarded::new(&before);
-                    kernel::widen(tier, stored.elements(), scale, offset, out.out(), epilogue).ok_or("refused")?;
+                    kernel::widen(tier, stored.elements(), scale, offset, out.out(), epilogue)
+                        .ok_or("refused")?;
                     let expected: Vec<Expected> = values
                         .iter()
                         .zip(&before)
                         .enumerate()
                         .map(|(column, (&x, &before))| {
-                            let terms =
-                                [(Approx::exact(x.into()), f64::from(scale)), (Approx::exact(offset.into()), 1.0)];
+                            let terms = [
+                                (Approx::exact(x.into()), f64::from(scale)),
+                                (Approx::exact(offset.into()), 1.0),
+                            ];
                             let bits = multiply_add(fused, scale, x, offset);
-                            finish(fused, Expected { bits, approx: Approx::dot(terms, 0) }, before, column, epilogue)
+                            finish(
+                                fused,
+                                Expected { bits, approx: Approx::dot(terms, 0) },
+                                before,
+                                column,
+                                epilogue,
+                            )
                         })
                         .collect();
-                    agree(&out.finish()?, &expected, n, numbers)
-                        .map_err(|failure| format!("{scale} {offset} {}: {failure}", name_of(epilogue)))?;
+                    agree(&out.finish()?, &expected, n, numbers).map_err(|failure| {
+                        format!("{scale} {offset} {}: {failure}", name_of(epilogue))
+                    })?;
                 }
             }
             let longer = numbers.list(rng, n + more + 2);
-            refused(&longer, |out| kernel::widen(tier, stored.elements(), 1.0, 0.0, out, Epilogue::Store))?;
+            refused(&longer, |out| {
+                kernel::widen(tier, stored.elements(), 1.0, 0.0, out, Epilogue::Store)
+            })?;
             for len in [n.wrapping_sub(1), n + 1].into_iter().filter(|&len| len <= n + 1) {
                 let bias = vec![0.5; len];
                 let epilogue = Epilogue::Bias { scales: &[], bias: &bias, relu: false };
-                refused(&before, |out| kernel::widen(tier, stored.elements(), 1.0, 0.0, out, epilogue))
-                    .map_err(|failure| format!("a bias of {len}: {failure}"))?;
+                refused(&before, |out| {
+                    kernel::widen(tier, stored.elements(), 1.0, 0.0, out, epilogue)
+                })
+                .map_err(|failure| format!("a bias of {len}: {failure}"))?;
             }
             Ok(())
         });
@@ -596,8 +731,9 @@ fn check_dense_bags(cases: &mut Cases) {
     let (tier, dtype, fused) = (cases.tier, cases.dtype, cases.fused());
     let code = dtype as u8;
     let dims = (1..=20).chain([24, 31, 32, 33, 63, 64, 65, 72, 127, 128, 129]);
-    for (position, (dim, numbers)) in
-        dims.flat_map(|dim| [Numbers::Integers, Numbers::Reals].map(|numbers| (dim, numbers))).enumerate()
+    for (position, (dim, numbers)) in dims
+        .flat_map(|dim| [Numbers::Integers, Numbers::Reals].map(|numbers| (dim, numbers)))
+        .enumerate()
     {
         cases.case((numbers, dim), |rng| {
             let mut rows: Vec<u8> = Vec::new();
@@ -605,7 +741,11 @@ fn check_dense_bags(cases: &mut Cases) {
                 if let Some(header) = format::row_header(code) {
                     let offset = numbers.draw(rng, Dtype::F16);
                     let scale = numbers.draw(rng, Dtype::F16).abs().max(0.5);
-                    let scale = if numbers == Numbers::Integers { scale.ceil() } else { scale };
+                    let scale = if numbers == Numbers::Integers {
+                        scale.ceil()
+                    } else {
+                        scale
+                    };
                     for x in [scale, offset] {
                         match header {
                             format::DTYPE_F16 => rows.extend(f16::from_f32(x).to_le_bytes()),
@@ -619,30 +759,36 @@ fn check_dense_bags(cases: &mut Cases) {
             let table = Blob::parse(&blob).unwrap().table("t").unwrap().with_tier(tier);
             let reference = Reference::new(&blob, 0);
             let row = |row: u64| -> Vec<Expected> {
-                let bytes = &rows[row as usize * format::row_len(code, dim)..][..format::row_len(code, dim)];
+                let bytes = &rows[row as usize * format::row_len(code, dim)..]
+                    [..format::row_len(code, dim)];
                 let value = |column: usize| match format::row_header(code) {
                     None => element(bytes, code, column) as f32,
                     Some(header) => {
                         let float = |at: usize| element(bytes, header, at) as f32;
-                        let stored = element(&bytes[format::bytes_of(header, 2)..], code, column) as f32;
+                        let stored =
+                            element(&bytes[format::bytes_of(header, 2)..], code, column) as f32;
                         multiply_add(fused, float(0), stored, float(1))
                     }
                 };
                 let expected = reference.row(row).into_iter().enumerate();
-                expected.map(|(column, approx)| Expected { bits: value(column), approx }).collect()
+                expected
+                    .map(|(column, approx)| Expected { bits: value(column), approx })
+                    .collect()
             };
             let table_rows: Vec<Vec<Expected>> = (0..ROWS as u64).map(row).collect();
             for (row, expected) in (0..).zip(&table_rows) {
                 let mut out = Guarded::new(&vec![0.5; dim]);
                 table.lookup(row, out.out(), &mut []).unwrap();
-                agree(&out.finish()?, expected, dim, numbers).map_err(|failure| format!("row {row}: {failure}"))?;
+                agree(&out.finish()?, expected, dim, numbers)
+                    .map_err(|failure| format!("row {row}: {failure}"))?;
             }
 
             let mut offsets = vec![0u64];
             for at in 0..LENGTHS.len() {
                 offsets.push(offsets[at] + LENGTHS[(at + position) % LENGTHS.len()] as u64);
             }
-            let indices: Vec<u64> = (0..offsets[LENGTHS.len()]).map(|_| rng.below(ROWS as u64)).collect();
+            let indices: Vec<u64> =
+                (0..offsets[LENGTHS.len()]).map(|_| rng.below(ROWS as u64)).collect();
             let weights = numbers.list(rng, indices.len());
             for mode in Mode::ALL {
                 let pooling = match mode {
@@ -650,20 +796,26 @@ fn check_dense_bags(cases: &mut Cases) {
                     Mode::Mean => Pooling::Mean,
                     Mode::Max => Pooling::Max,
                 };
-                let pool_bags = |indices: &[u64], offsets: &[u64], weights: &[f32]| -> Result<Vec<f32>, String> {
+                let pool_bags = |indices: &[u64],
+                                 offsets: &[u64],
+                                 weights: &[f32]|
+                 -> Result<Vec<f32>, String> {
                     let mut out = Guarded::new(&vec![0.5; (offsets.len() - 1) * dim]);
                     let mut bags = Bags::new(indices, offsets).unwrap();
                     if mode == Mode::Weighted {
                         bags = bags.with_per_sample_weights(weights).unwrap();
                     }
-                    table.bag(&bags, pooling, out.out(), &mut []).map_err(|error| error.to_string())?;
+                    table
+                        .bag(&bags, pooling, out.out(), &mut [])
+                        .map_err(|error| error.to_string())?;
                     out.finish()
                 };
                 let found = pool_bags(&indices, &offsets, &weights)?;
                 for (range, found) in offsets.windows(2).zip(found.chunks(dim)) {
                     let range = range[0] as usize..range[1] as usize;
                     let (bag, weights) = (&indices[range.clone()], &weights[range]);
-                    let rows: Vec<&[Expected]> = bag.iter().map(|&row| &table_rows[row as usize][..]).collect();
+                    let rows: Vec<&[Expected]> =
+                        bag.iter().map(|&row| &table_rows[row as usize][..]).collect();
                     let expected = naive_bag(fused, &rows, weights, mode, dim);
                     let failed = |failure: String| format!("{mode:?} of {}: {failure}", bag.len());
                     // A mean of integers need not be one.
@@ -673,11 +825,14 @@ fn check_dense_bags(cases: &mut Cases) {
                     same_bits(found, &alone, "a bag alone").map_err(failed)?;
                 }
                 let narrow: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
-                let narrow_offsets: Vec<u32> = offsets.iter().map(|&offset| offset as u32).collect();
+                let narrow_offsets: Vec<u32> =
+                    offsets.iter().map(|&offset| offset as u32).collect();
                 if mode != Mode::Weighted {
                     let mut out = Guarded::new(&vec![0.5; found.len()]);
                     let bags = Bags::new(&narrow, &narrow_offsets).unwrap();
-                    table.bag(&bags, pooling, out.out(), &mut []).map_err(|error| error.to_string())?;
+                    table
+                        .bag(&bags, pooling, out.out(), &mut [])
+                        .map_err(|error| error.to_string())?;
                     same_bits(&out.finish()?, &found, "u32 indices")?;
                 }
             }
@@ -687,15 +842,24 @@ fn check_dense_bags(cases: &mut Cases) {
 }
 
 /// One bag, a row at a time, in the documented order.
-fn naive_bag(fused: bool, rows: &[&[Expected]], weights: &[f32], mode: Mode, dim: usize) -> Vec<Expected> {
-    let approx: Vec<Vec<Approx>> = rows.iter().map(|row| row.iter().map(|x| x.approx).collect()).collect();
+fn naive_bag(
+    fused: bool,
+    rows: &[&[Expected]],
+    weights: &[f32],
+    mode: Mode,
+    dim: usize,
+) -> Vec<Expected> {
+    let approx: Vec<Vec<Approx>> =
+        rows.iter().map(|row| row.iter().map(|x| x.approx).collect()).collect();
     let approx: Vec<&[Approx]> = approx.iter().map(|row| &row[..]).collect();
     let approx = pool(&approx, weights, mode, dim);
     let bits = |column: usize| {
         let mut values = rows.iter().map(|row| row[column].bits);
         match mode {
             Mode::Sum => values.fold(0.0, |sum, x| sum + x),
-            Mode::Weighted => values.zip(weights).fold(0.0, |sum, (x, &w)| multiply_add(fused, w, x, sum)),
+            Mode::Weighted => {
+                values.zip(weights).fold(0.0, |sum, (x, &w)| multiply_add(fused, w, x, sum))
+            }
             Mode::Mean if rows.is_empty() => 0.0,
             Mode::Mean => values.fold(0.0, |sum, x| sum + x) / rows.len() as f32,
             Mode::Max => {
@@ -704,7 +868,11 @@ fn naive_bag(fused: bool, rows: &[&[Expected]], weights: &[f32], mode: Mode, dim
             }
         }
     };
-    approx.into_iter().enumerate().map(|(column, approx)| Expected { bits: bits(column), approx }).collect()
+    approx
+        .into_iter()
+        .enumerate()
+        .map(|(column, approx)| Expected { bits: bits(column), approx })
+        .collect()
 }
 
 #[test]
@@ -735,7 +903,14 @@ fn a_nan_stays_where_it_is_the_first_of_a_bag_and_is_passed_over_later() {
                 for (indices, expected) in cases {
                     let offsets = [0, indices.len() as u32];
                     let mut out = vec![0.5; dim];
-                    table.bag(&Bags::new(indices, &offsets).unwrap(), Pooling::Max, &mut out, &mut []).unwrap();
+                    table
+                        .bag(
+                            &Bags::new(indices, &offsets).unwrap(),
+                            Pooling::Max,
+                            &mut out,
+                            &mut [],
+                        )
+                        .unwrap();
                     same_bits(&out, &vec![expected; dim], &format!("{indices:?}"))?;
                 }
                 Ok(())
@@ -753,7 +928,10 @@ fn block_sizes() -> impl Iterator<Item = usize> + Clone {
 
 fn check_transpose(cases: &mut Cases) {
     let tier = cases.tier;
-    let small = [0].into_iter().chain(block_sizes()).flat_map(|m| block_sizes().map(move |n| (m, n)));
+    let small = [0]
+        .into_iter()
+        .chain(block_sizes())
+        .flat_map(|m| block_sizes().map(move |n| (m, n)));
     // Around 8192 elements, from where on panels of 16 columns are finished one by one.
     let large = [(128, 64), (128, 65), (131, 79), (683, 12), (520, 18), (3, 2731), (2731, 3)];
     for (m, n) in small.chain(large) {
@@ -785,34 +963,48 @@ fn check_transpose(cases: &mut Cases) {
 /// The products that `transpose` is documented for: `g . G'`, and `X' . g`.
 fn check_gradients(cases: &mut Cases) {
     let (tier, fused) = (cases.tier, cases.fused());
-    let sizes = block_sizes().enumerate().flat_map(|(i, m)| block_sizes().enumerate().map(move |(j, n)| (i, j, m, n)));
-    for (position, [m, r, n]) in sizes.map(|(i, j, m, n)| [m, RANKS[(i + 5 * j) % RANKS.len()], n]).enumerate() {
-        let numbers = if position % 2 == 0 { Numbers::Integers } else { Numbers::Reals };
+    let sizes = block_sizes()
+        .enumerate()
+        .flat_map(|(i, m)| block_sizes().enumerate().map(move |(j, n)| (i, j, m, n)));
+    for (position, [m, r, n]) in
+        sizes.map(|(i, j, m, n)| [m, RANKS[(i + 5 * j) % RANKS.len()], n]).enumerate()
+    {
+        let numbers = if position % 2 == 0 {
+            Numbers::Integers
+        } else {
+            Numbers::Reals
+        };
         cases.case((numbers, [m, r, n]), |rng| {
-            let (x, slice, g) = (numbers.list(rng, m * r), numbers.list(rng, r * n), numbers.list(rng, m * n));
+            let (x, slice, g) =
+                (numbers.list(rng, m * r), numbers.list(rng, r * n), numbers.list(rng, m * n));
             let (before_x, before_slice) = (numbers.list(rng, m * r), numbers.list(rng, r * n));
 
             let mut transposed = vec![f32::NAN; n * r];
             kernel::transpose(tier, &slice, n, &mut transposed).ok_or("refused")?;
             let mut out = Guarded::new(&before_x);
             let rhs = Elements::F32(&transposed);
-            kernel::chain_step(tier, [m, n, r], &g, rhs, out.out(), Epilogue::Store).ok_or("refused")?;
-            let expected: Vec<Expected> =
-                (0..m * r).map(|at| dot(fused, &g[at / r * n..][..n], slice[at % r * n..].iter().copied())).collect();
-            agree(&out.finish()?, &expected, r, numbers).map_err(|failure| format!("g . G': {failure}"))?;
+            kernel::chain_step(tier, [m, n, r], &g, rhs, out.out(), Epilogue::Store)
+                .ok_or("refused")?;
+            let expected: Vec<Expected> = (0..m * r)
+                .map(|at| dot(fused, &g[at / r * n..][..n], slice[at % r * n..].iter().copied()))
+                .collect();
+            agree(&out.finish()?, &expected, r, numbers)
+                .map_err(|failure| format!("g . G': {failure}"))?;
 
             let mut transposed = vec![f32::NAN; r * m];
             kernel::transpose(tier, &x, r, &mut transposed).ok_or("refused")?;
             let mut out = Guarded::new(&before_slice);
             let add = Epilogue::AddScaled(1.0);
-            kernel::chain_step(tier, [r, m, n], &transposed, Elements::F32(&g), out.out(), add).ok_or("refused")?;
+            kernel::chain_step(tier, [r, m, n], &transposed, Elements::F32(&g), out.out(), add)
+                .ok_or("refused")?;
             let sum = |at: usize| {
                 let column: Vec<f32> = x[at / n..].iter().step_by(r).copied().collect();
                 let product = dot(fused, &column, g[at % n..].iter().step_by(n).copied());
                 finish(fused, product, before_slice[at], at % n, add)
             };
             let expected: Vec<Expected> = (0..r * n).map(sum).collect();
-            agree(&out.finish()?, &expected, n, numbers).map_err(|failure| format!("X' . g: {failure}"))
+            agree(&out.finish()?, &expected, n, numbers)
+                .map_err(|failure| format!("X' . g: {failure}"))
         });
     }
 }
@@ -836,14 +1028,24 @@ mod updates {
 
     const RATE: f32 = 0.25;
     const EPSILON: f32 = 0.125;
-    const FACTORS: AdamFactors = AdamFactors { step_size: RATE, mean: 0.25, square: 0.125, epsilon: EPSILON };
+    const FACTORS: AdamFactors =
+        AdamFactors { step_size: RATE, mean: 0.25, square: 0.125, epsilon: EPSILON };
 
     impl Rule {
-        fn run(self, tier: Tier, g: &[f32], s: &mut [f32], v: &mut [f32], x: &mut [f32]) -> Option<()> {
+        fn run(
+            self,
+            tier: Tier,
+            g: &[f32],
+            s: &mut [f32],
+            v: &mut [f32],
+            x: &mut [f32],
+        ) -> Option<()> {
             match self {
                 Self::Sgd => kernel::sgd(tier, RATE, g, x),
                 Self::Adagrad => kernel::adagrad(tier, [RATE, EPSILON], g, s, x),
-                Self::RowWiseAdagrad => kernel::row_wise_adagrad(tier, [RATE, EPSILON], g, &mut s[0], x),
+                Self::RowWiseAdagrad => {
+                    kernel::row_wise_adagrad(tier, [RATE, EPSILON], g, &mut s[0], x)
+                }
                 Self::Adam => kernel::adam(tier, FACTORS, g, s, v, x),
             }
         }
@@ -854,7 +1056,9 @@ mod updates {
             match self {
                 Self::Sgd => [s, v, x - rate * g],
                 Self::Adagrad => [s + g * g, v, x - rate * g / ((s + g * g).sqrt() + epsilon)],
-                Self::RowWiseAdagrad => [s + mean_square, v, x - rate * g / ((s + mean_square).sqrt() + epsilon)],
+                Self::RowWiseAdagrad => {
+                    [s + mean_square, v, x - rate * g / ((s + mean_square).sqrt() + epsilon)]
+                }
                 Self::Adam => {
                     let (s, v) = (0.75 * s + 0.25 * g, 0.875 * v + 0.125 * g * g);
                     [s, v, x - rate * s / (v.sqrt() + epsilon)]
@@ -867,12 +1071,16 @@ mod updates {
     pub(super) fn check_few(cases: &mut Cases) {
         let tier = cases.tier;
         let sizes = (1..=kernel::FEW).flat_map(|m| [1, 2, 5, 16, 33].map(|r| (m, r)));
-        for (m, r, n) in sizes.flat_map(|(m, r)| [1, 2, 15, 16, 17, 31, 32, 64, 65].map(|n| (m, r, n))) {
+        for (m, r, n) in
+            sizes.flat_map(|(m, r)| [1, 2, 15, 16, 17, 31, 32, 64, 65].map(|n| (m, r, n)))
+        {
             cases.case((m, r, n), |rng| {
                 let [x, d, slice] = [m * r, m * n, r * n].map(|len| Numbers::Reals.list(rng, len));
                 let step = |tier| -> Result<[Vec<f32>; 2], String> {
-                    let (mut slice, mut dx) = (Guarded::new(&slice), Guarded::new(&vec![f32::NAN; m * r]));
-                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice.out(), dx.out()).ok_or("refused")?;
+                    let (mut slice, mut dx) =
+                        (Guarded::new(&slice), Guarded::new(&vec![f32::NAN; m * r]));
+                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice.out(), dx.out())
+                        .ok_or("refused")?;
                     Ok([slice.finish()?, dx.finish()?])
                 };
                 let found = step(tier)?;
@@ -883,38 +1091,67 @@ mod updates {
                     }
                 }
                 let at = |xs: &[f32], at: usize| f64::from(xs[at]);
-                let sum = |terms: &dyn Fn(usize) -> f64, count: usize| (0..count).map(terms).sum::<f64>();
-                let close =
-                    |found: f32, expected: f64| (f64::from(found) - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+                let sum =
+                    |terms: &dyn Fn(usize) -> f64, count: usize| (0..count).map(terms).sum::<f64>();
+                let close = |found: f32, expected: f64| {
+                    (f64::from(found) - expected).abs() <= 1e-5 * expected.abs().max(1.0)
+                };
                 for (a, j) in (0..r).flat_map(|a| (0..n).map(move |j| (a, j))) {
                     let gradient = sum(&|i| at(&x, i * r + a) * at(&d, i * n + j), m);
                     let expected = at(&slice, a * n + j) - f64::from(RATE) * gradient;
                     if !close(found[0][a * n + j], expected) {
-                        return Err(format!("slice [{a}, {j}]: {} is not {expected}", found[0][a * n + j]));
+                        return Err(format!(
+                            "slice [{a}, {j}]: {} is not {expected}",
+                            found[0][a * n + j]
+                        ));
                     }
                 }
                 for (i, a) in (0..m).flat_map(|i| (0..r).map(move |a| (i, a))) {
                     let expected = sum(&|j| at(&d, i * n + j) * at(&slice, a * n + j), n);
                     if !close(found[1][i * r + a], expected) {
-                        return Err(format!("dx [{i}, {a}]: {} is not {expected}", found[1][i * r + a]));
+                        return Err(format!(
+                            "dx [{i}, {a}]: {} is not {expected}",
+                            found[1][i * r + a]
+                        ));
                     }
                 }
                 let mut dx = vec![0.0; m * r];
-                refused(&slice, |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x[1..], &d, slice, &mut dx))?;
-                refused(&slice, |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d[1..], slice, &mut dx))?;
-                refused(&slice, |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx[1..]))?;
-                refused(&slice[1..], |slice| kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx))
+                refused(&slice, |slice| {
+                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x[1..], &d, slice, &mut dx)
+                })?;
+                refused(&slice, |slice| {
+                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d[1..], slice, &mut dx)
+                })?;
+                refused(&slice, |slice| {
+                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx[1..])
+                })?;
+                refused(&slice[1..], |slice| {
+                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx)
+                })
             });
         }
         cases.case("no row, and too many", |_| {
-            refused(&[0.0], |slice| kernel::sgd_of_few(tier, [0, 1, 1], RATE, &[], &[], slice, &mut []))?;
+            refused(&[0.0], |slice| {
+                kernel::sgd_of_few(tier, [0, 1, 1], RATE, &[], &[], slice, &mut [])
+            })?;
             // Sizes that are 0 modulo the address space.
             let around = usize::MAX / 4 + 1;
-            refused(&[], |slice| kernel::sgd_of_few(tier, [4, around, 4], RATE, &[], &[0.0; 16], slice, &mut []))?;
-            kernel::sgd_of_few(tier, [1, 0, 1], RATE, &[], &[0.0], &mut [], &mut []).ok_or("nothing to do is done")?;
+            refused(&[], |slice| {
+                kernel::sgd_of_few(tier, [4, around, 4], RATE, &[], &[0.0; 16], slice, &mut [])
+            })?;
+            kernel::sgd_of_few(tier, [1, 0, 1], RATE, &[], &[0.0], &mut [], &mut [])
+                .ok_or("nothing to do is done")?;
             let many = [0.0; kernel::FEW + 1];
             refused(&[0.0], |slice| {
-                kernel::sgd_of_few(tier, [many.len(), 1, 1], RATE, &many, &many, slice, &mut many.clone())
+                kernel::sgd_of_few(
+                    tier,
+                    [many.len(), 1, 1],
+                    RATE,
+                    &many,
+                    &many,
+                    slice,
+                    &mut many.clone(),
+                )
             })
         });
     }
@@ -927,11 +1164,14 @@ mod updates {
                 let before = [0, 1, 2].map(|_| Numbers::Reals.list(rng, len));
                 // Of which roots are taken.
                 let state = |at: usize| {
-                    before[at].iter().map(move |x| if rule == Rule::Adam && at == 0 { *x } else { x.abs() })
+                    before[at]
+                        .iter()
+                        .map(move |x| if rule == Rule::Adam && at == 0 { *x } else { x.abs() })
                 };
                 let before = [state(0).collect(), state(1).collect(), before[2].clone()];
                 let step = |tier| -> Result<[Vec<f32>; 3], String> {
-                    let [mut s, mut v, mut x] = before.each_ref().map(|before: &Vec<f32>| Guarded::new(before));
+                    let [mut s, mut v, mut x] =
+                        before.each_ref().map(|before: &Vec<f32>| Guarded::new(before));
                     rule.run(tier, &g, s.out(), v.out(), x.out()).ok_or("refused")?;
                     Ok([s.finish()?, v.finish()?, x.finish()?])
                 };
@@ -942,13 +1182,24 @@ mod updates {
                     }
                 }
                 let wide = |xs: &[f32], at: usize| f64::from(xs[at]);
-                let mean_square = g.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>() / len as f64;
+                let mean_square =
+                    g.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>() / len as f64;
                 for at in 0..len {
                     let of_state = if rule == Rule::RowWiseAdagrad { 0 } else { at };
-                    let inputs = [wide(&g, at), wide(&before[0], of_state), wide(&before[1], at), wide(&before[2], at)];
+                    let inputs = [
+                        wide(&g, at),
+                        wide(&before[0], of_state),
+                        wide(&before[1], at),
+                        wide(&before[2], at),
+                    ];
                     let expected = rule.expected(inputs, mean_square);
-                    let found = [wide(&found[0], of_state), wide(&found[1], at), wide(&found[2], at)];
-                    if found.iter().zip(expected).any(|(x, y)| (x - y).abs() > 1e-5 * y.abs().max(1.0)) {
+                    let found =
+                        [wide(&found[0], of_state), wide(&found[1], at), wide(&found[2], at)];
+                    if found
+                        .iter()
+                        .zip(expected)
+                        .any(|(x, y)| (x - y).abs() > 1e-5 * y.abs().max(1.0))
+                    {
                         return Err(format!("element {at}: {found:?} is not {expected:?}"));
                     }
                 }
@@ -969,7 +1220,11 @@ fn check_dot_interaction(cases: &mut Cases) {
     let counts = (1..=14).chain([16, 17, 25, 26, 27, 33]);
     let sizes = counts.flat_map(|f| dims.iter().map(move |&dim| (f, dim)));
     for (position, (f, dim)) in sizes.enumerate().filter(|(position, _)| position % 3 == 0) {
-        let numbers = if position % 2 == 0 { Numbers::Integers } else { Numbers::Reals };
+        let numbers = if position % 2 == 0 {
+            Numbers::Integers
+        } else {
+            Numbers::Reals
+        };
         cases.case((numbers, f, dim), |rng| {
             let features = numbers.list(rng, 1 + f * dim);
             let features = &features[1..];
@@ -981,7 +1236,8 @@ fn check_dot_interaction(cases: &mut Cases) {
             let len = kernel::dot_interaction_workspace_len(f, dim);
             let mut out = Guarded::new(&vec![0.5; expected.len()]);
             let mut workspace = vec![f32::NAN; len + 3];
-            kernel::dot_interaction(tier, features, f, out.out(), &mut workspace).ok_or("refused")?;
+            kernel::dot_interaction(tier, features, f, out.out(), &mut workspace)
+                .ok_or("refused")?;
             agree(&out.finish()?, &expected, expected.len(), numbers)?;
             if !workspace[len..].iter().all(|x| x.is_nan()) {
                 return Err("used more workspace than it asks for".into());
@@ -991,7 +1247,9 @@ fn check_dot_interaction(cases: &mut Cases) {
             let pairs = expected.len();
             let mut call = |features: &[f32], f: usize, out_len: usize, workspace_len: usize| {
                 let workspace = &mut workspace[..workspace_len];
-                refused(&before[..out_len], |out| kernel::dot_interaction(tier, features, f, out, workspace))
+                refused(&before[..out_len], |out| {
+                    kernel::dot_interaction(tier, features, f, out, workspace)
+                })
             };
             call(features, f, pairs + 1, len).map_err(|e| format!("long out: {e}"))?;
             call(features, f, pairs, len - 1).map_err(|e| format!("short workspace: {e}"))?;
@@ -1020,8 +1278,13 @@ fn check_fma_chains(cases: &mut Cases) {
                 return Err(format!("{sum} and {powers}, not {expected} and {expected_powers}"));
             }
             let per_round = operations.checked_div(rounds).unwrap_or(12 * 2);
-            let lanes_of_twelve = per_round % (12 * 2) == 0 && per_round > 0 && per_round * rounds == operations;
-            if lanes_of_twelve { Ok(()) } else { Err(format!("{operations} operations")) }
+            let lanes_of_twelve =
+                per_round % (12 * 2) == 0 && per_round > 0 && per_round * rounds == operations;
+            if lanes_of_twelve {
+                Ok(())
+            } else {
+                Err(format!("{operations} operations"))
+            }
         });
     }
 }
@@ -1033,7 +1296,11 @@ fn check_read_all(cases: &mut Cases) {
             let xs = Numbers::Integers.list(rng, len + 1);
             let expected: f32 = xs[1..].iter().sum();
             let found = kernel::read_all(tier, &xs[1..]);
-            if found == expected { Ok(()) } else { Err(format!("{found} is not {expected}")) }
+            if found == expected {
+                Ok(())
+            } else {
+                Err(format!("{found} is not {expected}"))
+            }
         });
     }
 }

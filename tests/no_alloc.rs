@@ -52,8 +52,11 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
             }
             let weighted = narrow.with_per_sample_weights(&[0.5, 1.0, 1.5, 2.0]).unwrap();
             table.bag(&weighted, Pooling::Sum, &mut out[..3 * dim], &mut workspace).unwrap();
-            assert!(table.bag(&weighted, Pooling::Max, &mut out[..3 * dim], &mut workspace).is_err());
-            // Enough lookups to be sorted every way there is, in one go or, with the least workspace, in several.
+            assert!(
+                table.bag(&weighted, Pooling::Max, &mut out[..3 * dim], &mut workspace).is_err()
+            );
+            // Enough lookups to be sorted every way there is, in one go or, with the least
+            // workspace, in several.
             (0..).zip(&mut many).for_each(|(i, row)| *row = (i * i / 3) % n);
             let batch = Bags::new(&many, &[0, 40, 100, 600]).unwrap();
             let mut cache = RowCache::new(&table, &mut memory).unwrap();
@@ -67,7 +70,9 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
                 let workspace = &mut workspace[..workspace_len];
                 for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
                     table.bag(&batch, pooling, &mut out[..3 * dim], workspace).unwrap();
-                    table.bag(&batch.in_index_order(), pooling, &mut out[..3 * dim], workspace).unwrap();
+                    table
+                        .bag(&batch.in_index_order(), pooling, &mut out[..3 * dim], workspace)
+                        .unwrap();
                 }
             }
         }
@@ -80,7 +85,9 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
                 for len in [ranker.workspace_len(), ranker.batch_workspace_len(3)] {
                     ranker.score(dense, bags, scores, &mut workspace[..len]).unwrap();
                     ranker.logits(dense, bags, scores, &mut workspace[..len]).unwrap();
-                    ranker.rank(&dense[..ranker.num_dense()], bags, scores, &mut workspace[..len]).unwrap();
+                    ranker
+                        .rank(&dense[..ranker.num_dense()], bags, scores, &mut workspace[..len])
+                        .unwrap();
                 }
                 assert!(ranker.score(dense, bags, scores, &mut []).is_err());
             }
@@ -104,7 +111,8 @@ fn the_golden_blob_is_read_without_allocation() {
 fn every_representation_and_dtype_is_read_without_allocation() {
     use support::{format, oracle::Reference};
 
-    let (mut kinds, mut maps) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    let (mut kinds, mut maps) =
+        (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
     for buf in support::random::one_of_each() {
         let num_tables = assert_no_allocation(&buf);
         for position in 0..num_tables {
@@ -116,6 +124,10 @@ fn every_representation_and_dtype_is_read_without_allocation() {
             kinds.extend(overrides.map(|s| (format::KIND_DENSE, s.dtype)));
         }
     }
-    assert_eq!(kinds.len(), 5 + 4 + 3 + 3, "dense in five dtypes, tensor trains in four, the others in three");
+    assert_eq!(
+        kinds.len(),
+        5 + 4 + 3 + 3,
+        "dense in five dtypes, tensor trains in four, the others in three"
+    );
     assert_eq!(maps.len(), 4 + 3 + 3, "every kind, and three of them with each index map");
 }

@@ -1,4 +1,5 @@
-//! Several tables pooled in one call: each has the bits that it has alone, and nothing is written when anything is wrong.
+//! Several tables pooled in one call: each has the bits that it has alone, and nothing is written
+//! when anything is wrong.
 
 #![cfg(feature = "alloc")]
 
@@ -17,7 +18,9 @@ fn bags_of(table: &Table<'_>, seed: u64) -> (Vec<u64>, Vec<u64>) {
         *end += (bag + seed) % 4;
         Some(*end)
     }));
-    let indices = (0..offsets[NUM_BAGS]).map(|position| (position * 7919 + seed) % table.num_embeddings()).collect();
+    let indices = (0..offsets[NUM_BAGS])
+        .map(|position| (position * 7919 + seed) % table.num_embeddings())
+        .collect();
     (indices, offsets)
 }
 
@@ -27,14 +30,21 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
         let blob = Blob::parse(&buf).unwrap();
         for tier in Tier::available() {
             let tables: Vec<Table<'_>> = blob.tables().map(|table| table.with_tier(tier)).collect();
-            let lists: Vec<_> = tables.iter().zip(0..).map(|(table, seed)| bags_of(table, seed)).collect();
+            let lists: Vec<_> =
+                tables.iter().zip(0..).map(|(table, seed)| bags_of(table, seed)).collect();
             let bags = |t: usize| Bags::new(&lists[t].0, &lists[t].1).unwrap();
-            let together: Vec<_> = tables.iter().enumerate().map(|(t, table)| (table, bags(t))).collect();
+            let together: Vec<_> =
+                tables.iter().enumerate().map(|(t, table)| (table, bags(t))).collect();
             let width: usize = tables.iter().map(Table::embedding_dim).sum();
-            let workspace_len = tables.iter().map(|table| table.batch_workspace_len(2 * NUM_BAGS)).max().unwrap();
+            let workspace_len = tables
+                .iter()
+                .map(|table| table.batch_workspace_len(2 * NUM_BAGS))
+                .max()
+                .unwrap();
             for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
                 let mut out = vec![SENTINEL; NUM_BAGS * width];
-                pool_tables(&together, pooling, &mut out, &mut vec![f32::NAN; workspace_len]).unwrap();
+                pool_tables(&together, pooling, &mut out, &mut vec![f32::NAN; workspace_len])
+                    .unwrap();
                 let mut first = 0;
                 for (table, bags) in &together {
                     let dim = table.embedding_dim();
@@ -74,24 +84,34 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
         let mut out = vec![SENTINEL; out_len];
         let mut workspace = vec![0.0; workspace_len];
         let error =
-            pool_tables(&[(first, bags(0)), (tt, bags(1))], Pooling::Sum, &mut out, &mut workspace).unwrap_err();
+            pool_tables(&[(first, bags(0)), (tt, bags(1))], Pooling::Sum, &mut out, &mut workspace)
+                .unwrap_err();
         assert!(out.iter().all(|&x| x == SENTINEL), "{error}");
         error
     };
     let enough = tt.workspace_len();
     let error = refused([&[0, 1], &[0]], [&[0, 1, 2], &[0, 1]], 2 * width, enough);
-    assert_eq!(error, PoolTablesError { table: 1, error: LookupError::NumBags { found: 1, expected: 2 } });
+    assert_eq!(
+        error,
+        PoolTablesError { table: 1, error: LookupError::NumBags { found: 1, expected: 2 } }
+    );
     let error = refused([&[0], &[0]], [&[0, 1], &[0, 1]], width + 1, enough);
     assert_eq!(error.error, LookupError::OutputLen { found: width + 1, expected: width });
     let error = refused([&[0], &[0]], [&[0, 1], &[0, 1]], width, enough - 1);
     assert_eq!(
         error,
-        PoolTablesError { table: 1, error: LookupError::WorkspaceLen { found: enough - 1, expected: enough } }
+        PoolTablesError {
+            table: 1,
+            error: LookupError::WorkspaceLen { found: enough - 1, expected: enough }
+        }
     );
     let n = tt.num_embeddings();
     let error = refused([&[0], &[n]], [&[0, 1], &[0, 1]], width, enough);
     assert_eq!(error.table, 1);
-    assert_eq!(error.error, LookupError::IndexOutOfRange { position: 0, index: n, num_embeddings: n });
+    assert_eq!(
+        error.error,
+        LookupError::IndexOutOfRange { position: 0, index: n, num_embeddings: n }
+    );
     assert!(error.to_string().starts_with("table 1: index "), "{error}");
     pool_tables::<&Table<'_>, u32>(&[], Pooling::Sum, &mut [], &mut []).unwrap();
 }

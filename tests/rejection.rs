@@ -1,19 +1,22 @@
-//! One test per reason to refuse a blob: a valid one is patched, resealed where the checksum would otherwise hide the
-//! patch, and must be refused with exactly this error.
+//! One test per reason to refuse a blob: a valid one is patched, resealed where the checksum would
+//! otherwise hide the patch, and must be refused with exactly this error.
 
 #![cfg(feature = "alloc")]
 
 mod support;
 
 use support::{
-    format::{self, header, layer, layer_at, put, reseal, reseal_section, section, section_at, table, table_at},
+    format::{
+        self, header, layer, layer_at, put, reseal, reseal_section, section, section_at, table,
+        table_at,
+    },
     random::{Values, build, build_model, model},
 };
 use ttrec::{
     AlignedBuf, Blob, BlobError, ShapeError, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
-        ModelSpec, OverridesSpec, Role, TableSpec, WeightsSpec,
+        Activation, Combine, IndexMapSpec, LayerSpec, Layout, MAX_LAYERS, MAX_MODEL_TABLES,
+        MAX_NAME_LEN, MAX_TABLES, ModelSpec, OverridesSpec, Role, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
 };
@@ -55,7 +58,8 @@ fn sample() -> AlignedBuf {
         tt("d.tt.i8", two, Dtype::I8),
     ];
     let mut buf = build(&tables, 7, Values::Reals);
-    // Resealing must reproduce what the writer wrote, or the tests below would test the checksum only.
+    // Resealing must reproduce what the writer wrote, or the tests below would test the checksum
+    // only.
     let original = buf.to_vec();
     assert!(reseal(&mut buf));
     assert_eq!(buf[..], original[..]);
@@ -154,7 +158,8 @@ fn truncated_directory_whose_header_admits_it() {
 fn directory_counts_that_reach_past_the_end() {
     let mut buf = sample();
     put(&mut buf, header::NUM_TABLES, &(MAX_TABLES as u32).to_le_bytes());
-    let needed = (64 + MAX_TABLES * 128 + NUM_SECTIONS * 32 + NAMES.len()).next_multiple_of(64) as u64;
+    let needed =
+        (64 + MAX_TABLES * 128 + NUM_SECTIONS * 32 + NAMES.len()).next_multiple_of(64) as u64;
     assert_eq!(parse(&buf), Err(BlobError::Truncated { len: buf.len() as u64, needed }));
 }
 
@@ -168,7 +173,10 @@ fn wrong_magic() {
 #[test]
 fn unknown_version() {
     for found in [0, 2, 1 << 8, 1 << 24, u32::MAX] {
-        assert_eq!(with_header(header::VERSION, &found.to_le_bytes()), BlobError::Version { found });
+        assert_eq!(
+            with_header(header::VERSION, &found.to_le_bytes()),
+            BlobError::Version { found }
+        );
     }
 }
 
@@ -213,7 +221,10 @@ fn more_sections_than_the_tables_can_have() {
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_SECTIONS, &found.to_le_bytes());
-        assert_eq!(parse(&buf), Err(BlobError::Count { what: "sections", found: found.into(), limit }));
+        assert_eq!(
+            parse(&buf),
+            Err(BlobError::Count { what: "sections", found: found.into(), limit })
+        );
     }
 }
 
@@ -223,7 +234,10 @@ fn more_name_bytes_than_the_tables_can_have() {
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NAMES_LEN, &found.to_le_bytes());
-        assert_eq!(parse(&buf), Err(BlobError::Count { what: "name bytes", found: found.into(), limit }));
+        assert_eq!(
+            parse(&buf),
+            Err(BlobError::Count { what: "name bytes", found: found.into(), limit })
+        );
     }
 }
 
@@ -242,7 +256,8 @@ fn directory_checksum() {
     for bit in 0..32 {
         let mut buf = valid.clone();
         buf[header::CHECKSUM + bit / 8] ^= 1 << (bit % 8);
-        let expected = BlobError::DirectoryChecksum { stored: stored ^ (1 << bit), computed: stored };
+        let expected =
+            BlobError::DirectoryChecksum { stored: stored ^ (1 << bit), computed: stored };
         assert_eq!(parse(&buf), Err(expected));
     }
 }
@@ -278,7 +293,10 @@ fn name_longer_than_the_limit() {
 #[test]
 fn name_past_the_end_of_the_names() {
     for len in [b"d.tt.i8".len() as u32 + 1, 1024, u32::MAX] {
-        assert_eq!(with_table(TT_I8, table::NAME_LEN, &len.to_le_bytes()), BlobError::Name { table: TT_I8 });
+        assert_eq!(
+            with_table(TT_I8, table::NAME_LEN, &len.to_le_bytes()),
+            BlobError::Name { table: TT_I8 }
+        );
     }
 }
 
@@ -437,11 +455,15 @@ fn tensor_train_without_its_last_core() {
 #[test]
 fn i8_core_without_scales() {
     let mut buf = build(
-        &[tt("a", TtShape::new(4, &[2, 2], &[2, 2], &[2]).unwrap(), Dtype::I8), dense("b", 1, 1, Dtype::F32)],
+        &[
+            tt("a", TtShape::new(4, &[2, 2], &[2, 2], &[2]).unwrap(), Dtype::I8),
+            dense("b", 1, 1, Dtype::F32),
+        ],
         1,
         Values::Reals,
     );
-    let patches = [(0, table::NUM_SECTIONS, 3), (1, table::FIRST_SECTION, 3), (1, table::NUM_SECTIONS, 2u32)];
+    let patches =
+        [(0, table::NUM_SECTIONS, 3), (1, table::FIRST_SECTION, 3), (1, table::NUM_SECTIONS, 2u32)];
     for (position, field, value) in patches {
         put(&mut buf, table_at(position) + field, &value.to_le_bytes());
     }
@@ -488,7 +510,8 @@ fn unknown_kind() {
 
 #[test]
 fn unknown_orders_of_digits() {
-    for (at, field) in [(table::DIGIT_ORDER, "digit order"), (table::COLUMN_ORDER, "column order")] {
+    for (at, field) in [(table::DIGIT_ORDER, "digit order"), (table::COLUMN_ORDER, "column order")]
+    {
         for found in 2..=u8::MAX {
             let expected = BlobError::TableCode { table: TT, field, found: found.into() };
             assert_eq!(with_table(TT, at, &[found]), expected);
@@ -502,7 +525,10 @@ fn reserved_table_bytes() {
         let bytes = table::RESERVED_TAIL..format::TABLE_LEN;
         assert_eq!(bytes.len(), 16);
         for byte in bytes {
-            assert_eq!(with_table(position, byte, &[1]), BlobError::Reserved { what: "table", position });
+            assert_eq!(
+                with_table(position, byte, &[1]),
+                BlobError::Reserved { what: "table", position }
+            );
         }
     }
 }
@@ -563,7 +589,8 @@ fn impossible_core_count() {
 
 #[test]
 fn list_entries_past_the_cores() {
-    let entries = [(table::ROW_FACTORS, 3..6), (table::COLUMN_FACTORS, 3..6), (table::INNER_RANKS, 2..5)];
+    let entries =
+        [(table::ROW_FACTORS, 3..6), (table::COLUMN_FACTORS, 3..6), (table::INNER_RANKS, 2..5)];
     for (list, unused) in entries {
         for entry in unused {
             let expected = BlobError::Reserved { what: "table", position: TT };
@@ -594,7 +621,9 @@ fn impossible_factors_and_ranks() {
 
 #[test]
 fn row_factors_that_hold_too_few_rows_or_far_too_many() {
-    let error = |product, num_embeddings| shape_error(TT, ShapeError::RowFactors { product, num_embeddings });
+    let error = |product, num_embeddings| {
+        shape_error(TT, ShapeError::RowFactors { product, num_embeddings })
+    };
     assert_eq!(with_table(TT, table::NUM_EMBEDDINGS, &25u64.to_le_bytes()), error(24, 25));
     assert_eq!(with_table(TT, table::ROW_FACTORS, &1u32.to_le_bytes()), error(12, 23));
     let wide = |factors: [u32; 3]| {
@@ -620,7 +649,11 @@ fn shape_that_does_not_fit_the_address_space() {
 
 /// Position of the first section of a table of `sample()` with this role.
 fn section_of(position: usize, role: u16) -> usize {
-    format::sections_of(&sample(), position).iter().find(|s| s.role == role).unwrap().position
+    format::sections_of(&sample(), position)
+        .iter()
+        .find(|s| s.role == role)
+        .unwrap()
+        .position
 }
 
 #[test]
@@ -677,7 +710,9 @@ fn override_ids_that_are_no_ids() {
 #[test]
 fn cores_that_are_i4() {
     let valid = sample();
-    let cores = [TT, TT_I8].into_iter().flat_map(|position| format::sections_of(&valid, position));
+    let cores = [TT, TT_I8]
+        .into_iter()
+        .flat_map(|position| format::sections_of(&valid, position));
     let cores: Vec<_> = cores.filter(|s| s.role == format::ROLE_CORE).collect();
     assert_eq!(cores.len(), 5);
     for core in cores {
@@ -709,7 +744,8 @@ fn section_lengths_that_the_shape_does_not_need() {
         if role == format::ROLE_OVERRIDE_IDS {
             continue; // any count will do: `override_ids_*` below
         }
-        // Other lengths that end in the same 64 bytes, so that the sections after it stay where they are.
+        // Other lengths that end in the same 64 bytes, so that the sections after it stay where
+        // they are.
         let others = (len - 1) / 64 * 64 + 1..=len.next_multiple_of(64);
         assert_eq!(others.clone().count(), 64);
         for found in others.filter(|&other| other != len) {
@@ -741,14 +777,16 @@ fn row_count_that_the_rows_do_not_fill() {
 fn override_ids_of_which_one_is_cut() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
     for found in [1u64, 7, 9, 23, 25] {
-        let expected = BlobError::SectionLength { section: position, found, expected: found / 8 * 8 };
+        let expected =
+            BlobError::SectionLength { section: position, found, expected: found / 8 * 8 };
         assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), expected);
     }
 }
 
 #[test]
 fn more_override_ids_than_rows() {
-    let mut buf = build(&[overridden(dense("a", 3, 4, Dtype::F32), 3, Dtype::F32)], 1, Values::Reals);
+    let mut buf =
+        build(&[overridden(dense("a", 3, 4, Dtype::F32), 3, Dtype::F32)], 1, Values::Reals);
     let at = section_at(&buf, 1);
     put(&mut buf, at + section::LEN, &32u64.to_le_bytes());
     assert!(reseal(&mut buf));
@@ -801,7 +839,8 @@ fn payload_checksum() {
                 let mut buf = valid.clone();
                 buf[at] ^= 1 << (at % 8);
                 let blob = Blob::parse(&buf).unwrap();
-                let expected = Err(BlobError::PayloadChecksum { table: position, section: owned.position });
+                let expected =
+                    Err(BlobError::PayloadChecksum { table: position, section: owned.position });
                 assert_eq!(blob.verify_payload(), expected);
                 assert_eq!(blob.verify_table(position), expected);
                 assert_eq!(blob.verify_table((position + 1) % NUM_TABLES), Ok(()));
@@ -825,13 +864,19 @@ const BAD_SCALES: [f32; 8] =
 #[test]
 fn scale_of_a_slice() {
     for (role_index, slices) in [(0, 6), (1, 5)] {
-        let scales: Vec<_> =
-            format::sections_of(&sample(), TT_I8).into_iter().filter(|s| s.role == format::ROLE_SCALES).collect();
+        let scales: Vec<_> = format::sections_of(&sample(), TT_I8)
+            .into_iter()
+            .filter(|s| s.role == format::ROLE_SCALES)
+            .collect();
         let section = scales[role_index].position;
         for slice in 0..slices {
             for scale in BAD_SCALES {
                 let expected = BlobError::Scale { table: TT_I8, section, position: slice as u64 };
-                assert_eq!(with_payload(section, 4 * slice, &scale.to_le_bytes()), Err(expected), "{scale}");
+                assert_eq!(
+                    with_payload(section, 4 * slice, &scale.to_le_bytes()),
+                    Err(expected),
+                    "{scale}"
+                );
             }
             assert_eq!(with_payload(section, 4 * slice, &f32::MIN_POSITIVE.to_le_bytes()), Ok(()));
         }
@@ -846,11 +891,19 @@ fn scale_or_offset_of_a_dense_or_override_row() {
             let at = row * (8 + 4);
             let expected = BlobError::Scale { table: DENSE_I8, section, position: row as u64 };
             for scale in BAD_SCALES {
-                assert_eq!(with_payload(section, at, &scale.to_le_bytes()), Err(expected), "scale {scale}");
+                assert_eq!(
+                    with_payload(section, at, &scale.to_le_bytes()),
+                    Err(expected),
+                    "scale {scale}"
+                );
             }
             for offset in BAD_SCALES {
                 let found = with_payload(section, at + 4, &offset.to_le_bytes());
-                assert_eq!(found, if offset.is_finite() { Ok(()) } else { Err(expected) }, "offset {offset}");
+                assert_eq!(
+                    found,
+                    if offset.is_finite() { Ok(()) } else { Err(expected) },
+                    "offset {offset}"
+                );
             }
         }
     }
@@ -881,7 +934,11 @@ fn scale_or_offset_of_an_i4_row() {
                 for value in good {
                     assert_eq!(verify(row * row_len, value), Ok(()), "scale {value:#x}");
                     assert_eq!(verify(row * row_len + 2, value), Ok(()), "offset {value:#x}");
-                    assert_eq!(verify(row * row_len + 2, value | 0x8000), Ok(()), "offset -{value:#x}");
+                    assert_eq!(
+                        verify(row * row_len + 2, value | 0x8000),
+                        Ok(()),
+                        "offset -{value:#x}"
+                    );
                 }
                 for offset in bad.into_iter().filter(|offset| offset & 0x7c00 == 0x7c00) {
                     assert_eq!(verify(row * row_len + 2, offset), expected, "offset {offset:#x}");
@@ -893,7 +950,11 @@ fn scale_or_offset_of_an_i4_row() {
 
 /// `sample()` with these override ids (of a table of nine rows).
 fn with_ids(ids: [u64; 3]) -> Result<(), BlobError> {
-    with_payload(section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS), 0, &ids.map(u64::to_le_bytes).concat())
+    with_payload(
+        section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS),
+        0,
+        &ids.map(u64::to_le_bytes).concat(),
+    )
 }
 
 #[test]
@@ -912,17 +973,28 @@ fn override_ids_that_are_there_twice() {
 #[test]
 fn override_ids_of_rows_that_do_not_exist() {
     for bad in [9, 1 << 32, u64::MAX] {
-        assert_eq!(with_ids([0, 1, bad]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 }));
-        assert_eq!(with_ids([bad, 1, 2]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 0 }));
+        assert_eq!(
+            with_ids([0, 1, bad]),
+            Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 })
+        );
+        assert_eq!(
+            with_ids([bad, 1, 2]),
+            Err(BlobError::OverrideIds { table: DENSE_I8, position: 0 })
+        );
     }
 }
 
-/// One tensor train in seven sections: cores 0 to 2 (f32), 3 and 4 products of two of its six prefixes, 5 and 6 overrides.
+/// One tensor train in seven sections: cores 0 to 2 (f32), 3 and 4 products of two of its six
+/// prefixes, 5 and 6 overrides.
 fn with_prefixes() -> AlignedBuf {
     let shape = TtShape::new(23, &[2, 3, 4], &[2, 3, 2], &[5, 3]).unwrap();
-    let table = overridden(TableSpec { num_prefixes: 2, ..tt("a", shape, Dtype::F32) }, 3, Dtype::F32);
+    let table =
+        overridden(TableSpec { num_prefixes: 2, ..tt("a", shape, Dtype::F32) }, 3, Dtype::F32);
     let buf = build(&[table], 7, Values::Reals);
-    let roles = format::sections_of(&buf, 0).into_iter().map(|section| section.role).collect::<Vec<_>>();
+    let roles = format::sections_of(&buf, 0)
+        .into_iter()
+        .map(|section| section.role)
+        .collect::<Vec<_>>();
     assert_eq!(roles[3..], [format::ROLE_PREFIX_IDS, format::ROLE_PREFIX_PRODUCTS, 4, 5]);
     Blob::parse(&buf).unwrap().verify_payload().unwrap();
     buf
@@ -962,7 +1034,8 @@ fn prefix_products_that_are_not_f32_or_not_as_many_as_the_ids() {
     assert!(reseal(&mut buf));
     assert!(matches!(
         parse(&buf),
-        Err(BlobError::SectionOffset { section: 5, .. } | BlobError::SectionDtype { section: 4, .. })
+        Err(BlobError::SectionOffset { section: 5, .. }
+            | BlobError::SectionDtype { section: 4, .. })
     ));
 }
 
@@ -986,14 +1059,16 @@ fn prefix_ids_that_descend_are_there_twice_or_do_not_exist() {
     }
 }
 
-/// Sections of `with_indices()`: cores 0 and 1, 2 prefix ids, 3 their index, 4 products, 5 override ids, 6 their index, 7 rows.
+/// Sections of `with_indices()`: cores 0 and 1, 2 prefix ids, 3 their index, 4 products, 5 override
+/// ids, 6 their index, 7 rows.
 const PREFIX_INDEX: usize = 3;
 const OVERRIDE_INDEX: usize = 6;
 
 /// One tensor train with so many prefixes and overrides that their ids have an index.
 fn with_indices() -> AlignedBuf {
     let shape = TtShape::new(2000, &[400, 5], &[2, 8], &[4]).unwrap();
-    let table = overridden(TableSpec { num_prefixes: 300, ..tt("a", shape, Dtype::F32) }, 256, Dtype::F32);
+    let table =
+        overridden(TableSpec { num_prefixes: 300, ..tt("a", shape, Dtype::F32) }, 256, Dtype::F32);
     let buf = build(&[table], 7, Values::Reals);
     let sections = format::sections_of(&buf, 0);
     let found = [PREFIX_INDEX, OVERRIDE_INDEX].map(|at| (sections[at].role, sections[at].len));
@@ -1023,7 +1098,9 @@ fn indices_of_another_dtype_length_or_place() {
         }
     }
     // Each where the other belongs.
-    for (section, role) in [(PREFIX_INDEX, format::ROLE_OVERRIDE_INDEX), (OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX)] {
+    for (section, role) in
+        [(PREFIX_INDEX, format::ROLE_OVERRIDE_INDEX), (OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX)]
+    {
         let expected = BlobError::SectionRole { section, found: role.into() };
         assert_eq!(patched(section, section::ROLE, &role.to_le_bytes()), expected);
     }
@@ -1031,7 +1108,9 @@ fn indices_of_another_dtype_length_or_place() {
 
 #[test]
 fn indices_that_have_an_id_elsewhere_or_not_at_all() {
-    for (section, byte) in [(PREFIX_INDEX, 0), (PREFIX_INDEX, 64), (OVERRIDE_INDEX, 4), (OVERRIDE_INDEX, 3 * 64 + 20)] {
+    for (section, byte) in
+        [(PREFIX_INDEX, 0), (PREFIX_INDEX, 64), (OVERRIDE_INDEX, 4), (OVERRIDE_INDEX, 3 * 64 + 20)]
+    {
         for value in [0xff, 0x55] {
             let mut buf = with_indices();
             let at = format::Section::read(&buf, section).offset + byte;
@@ -1040,7 +1119,9 @@ fn indices_that_have_an_id_elsewhere_or_not_at_all() {
             let blob = Blob::parse(&buf).unwrap();
             let found = blob.verify_payload();
             match section {
-                PREFIX_INDEX => assert!(matches!(found, Err(BlobError::PrefixIds { .. })), "{found:?}"),
+                PREFIX_INDEX => {
+                    assert!(matches!(found, Err(BlobError::PrefixIds { .. })), "{found:?}")
+                }
                 _ => assert!(matches!(found, Err(BlobError::OverrideIds { .. })), "{found:?}"),
             }
             // A lookup may get a wrong row, but gets one.
@@ -1057,12 +1138,27 @@ fn with_map(index_map: IndexMapSpec, table: TableSpec) -> TableSpec {
     TableSpec { index_map, ..table }
 }
 
-fn projected(num_embeddings: u64, [rank, embedding_dim]: [usize; 2], projection: Dtype) -> WeightsSpec {
+fn projected(
+    num_embeddings: u64,
+    [rank, embedding_dim]: [usize; 2],
+    projection: Dtype,
+) -> WeightsSpec {
     WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype: Dtype::I8, projection }
 }
 
-fn parts(num_embeddings: u64, num_remainders: u32, columns: [usize; 2], combine: Combine) -> WeightsSpec {
-    WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype: Dtype::I8 }
+fn parts(
+    num_embeddings: u64,
+    num_remainders: u32,
+    columns: [usize; 2],
+    combine: Combine,
+) -> WeightsSpec {
+    WeightsSpec::QuotientRemainder {
+        num_embeddings,
+        num_remainders,
+        columns,
+        combine,
+        dtype: Dtype::I8,
+    }
 }
 
 // Positions in `newer()`.
@@ -1072,8 +1168,9 @@ const PARTS: usize = 2;
 const CONCAT: usize = 3;
 const REMAPPED: usize = 4;
 
-/// `a`: 0 rows, hashed; `b`: 1 rows of 3 columns (i8), 2 projection to 4 (f16); `c`: 3 and 4 parts, 4 x 5 and 3 x 5, to be
-/// multiplied (i8); `d`: 5 and 6 parts, 2 x 2 and 5 x 3, end to end; `e`: 7 rows, 8 the row of each of 6 indices.
+/// `a`: 0 rows, hashed; `b`: 1 rows of 3 columns (i8), 2 projection to 4 (f16); `c`: 3 and 4 parts,
+/// 4 x 5 and 3 x 5, to be multiplied (i8); `d`: 5 and 6 parts, 2 x 2 and 5 x 3, end to end; `e`: 7
+/// rows, 8 the row of each of 6 indices.
 fn newer() -> AlignedBuf {
     let tables = [
         with_map(IndexMapSpec::Modulo { num_embeddings: 9 }, dense("a", 4, 5, Dtype::F32)),
@@ -1133,8 +1230,14 @@ fn stored_rows_of_tables_without_a_map() {
 #[test]
 fn row_numbers_that_are_missing_in_excess_or_not_u32() {
     // A map that has none, on a table that brings them, and the other way round.
-    assert_eq!(newer_table(REMAPPED, table::INDEX_MAP, &[1]), BlobError::SectionRole { section: 8, found: 9 });
-    assert_eq!(newer_table(HASHED, table::INDEX_MAP, &[2]), BlobError::SectionOwner { table: HASHED });
+    assert_eq!(
+        newer_table(REMAPPED, table::INDEX_MAP, &[1]),
+        BlobError::SectionRole { section: 8, found: 9 }
+    );
+    assert_eq!(
+        newer_table(HASHED, table::INDEX_MAP, &[2]),
+        BlobError::SectionOwner { table: HASHED }
+    );
     for found in [format::DTYPE_F32, format::DTYPE_U64, 0] {
         let expected = BlobError::SectionDtype { section: 8, found: found.into() };
         assert_eq!(newer_section(8, section::DTYPE, &[found]), expected);
@@ -1186,7 +1289,10 @@ fn ranks_that_are_no_number_of_columns_or_not_those_of_the_rows() {
 
 #[test]
 fn projections_that_are_missing_of_another_size_or_have_scales() {
-    assert_eq!(newer_section(2, section::ROLE, &[1]), BlobError::SectionRole { section: 2, found: 1 });
+    assert_eq!(
+        newer_section(2, section::ROLE, &[1]),
+        BlobError::SectionRole { section: 2, found: 1 }
+    );
     for found in [format::DTYPE_I8, format::DTYPE_I4, format::DTYPE_U64, 9] {
         let expected = BlobError::SectionDtype { section: 2, found: found.into() };
         assert_eq!(newer_section(2, section::DTYPE, &[found]), expected);
@@ -1217,36 +1323,63 @@ fn unknown_combinations_and_shape_fields_that_quotient_remainder_tables_do_not_h
 
 #[test]
 fn parts_that_do_not_make_the_rows_of_the_table() {
-    let wrong = |table, rows, columns| shape_error(table, ShapeError::QuotientRemainder { rows, columns });
+    let wrong =
+        |table, rows, columns| shape_error(table, ShapeError::QuotientRemainder { rows, columns });
     // Rows: 11 of 3 remainders need 4 quotients.
     let factor = |n: u32| n.to_le_bytes();
     for bad in [3, 5, 0] {
-        assert_eq!(newer_table(PARTS, table::ROW_FACTORS, &factor(bad)), wrong(PARTS, [bad, 3], [5, 5]));
+        assert_eq!(
+            newer_table(PARTS, table::ROW_FACTORS, &factor(bad)),
+            wrong(PARTS, [bad, 3], [5, 5])
+        );
     }
-    assert_eq!(newer_table(PARTS, table::ROW_FACTORS + 4, &factor(4)), wrong(PARTS, [4, 4], [5, 5]));
+    assert_eq!(
+        newer_table(PARTS, table::ROW_FACTORS + 4, &factor(4)),
+        wrong(PARTS, [4, 4], [5, 5])
+    );
     for found in [0u32, 1 << 31] {
         let (what, limit) = ("row factor", i32::MAX as u64);
         let expected = ShapeError::Factor { what, position: 1, found: found.into(), limit };
-        assert_eq!(newer_table(PARTS, table::ROW_FACTORS + 4, &factor(found)), shape_error(PARTS, expected));
+        assert_eq!(
+            newer_table(PARTS, table::ROW_FACTORS + 4, &factor(found)),
+            shape_error(PARTS, expected)
+        );
     }
     // Columns: both have all of them, or all of them in sum.
     assert_eq!(newer_table(PARTS, table::COLUMN_FACTORS, &factor(4)), wrong(PARTS, [4, 3], [4, 5]));
     assert_eq!(newer_table(PARTS, table::EMBEDDING_DIM, &factor(6)), wrong(PARTS, [4, 3], [5, 5]));
-    assert_eq!(newer_table(CONCAT, table::COLUMN_FACTORS, &factor(3)), wrong(CONCAT, [2, 5], [3, 3]));
-    assert_eq!(newer_table(CONCAT, table::COLUMN_FACTORS, &factor(0)), wrong(CONCAT, [2, 5], [0, 3]));
+    assert_eq!(
+        newer_table(CONCAT, table::COLUMN_FACTORS, &factor(3)),
+        wrong(CONCAT, [2, 5], [3, 3])
+    );
+    assert_eq!(
+        newer_table(CONCAT, table::COLUMN_FACTORS, &factor(0)),
+        wrong(CONCAT, [2, 5], [0, 3])
+    );
     assert_eq!(newer_table(CONCAT, table::COMBINE, &[1]), wrong(CONCAT, [2, 5], [2, 3]));
 }
 
 #[test]
 fn parts_that_are_missing_or_in_another_place() {
-    assert_eq!(newer_section(4, section::CORE, &[0]), BlobError::SectionRole { section: 4, found: 1 });
-    assert_eq!(newer_section(3, section::CORE, &[1]), BlobError::SectionRole { section: 3, found: 1 });
-    assert_eq!(newer_section(3, section::CORE, &[2]), BlobError::SectionRole { section: 3, found: 1 });
+    assert_eq!(
+        newer_section(4, section::CORE, &[0]),
+        BlobError::SectionRole { section: 4, found: 1 }
+    );
+    assert_eq!(
+        newer_section(3, section::CORE, &[1]),
+        BlobError::SectionRole { section: 3, found: 1 }
+    );
+    assert_eq!(
+        newer_section(3, section::CORE, &[2]),
+        BlobError::SectionRole { section: 3, found: 1 }
+    );
 }
 
 #[test]
 fn scales_of_short_rows_and_of_parts() {
-    for (table, section, row_len) in [(PROJECTED, 1, 11), (PARTS, 3, 13), (PARTS, 4, 13), (CONCAT, 6, 11)] {
+    for (table, section, row_len) in
+        [(PROJECTED, 1, 11), (PARTS, 3, 13), (PARTS, 4, 13), (CONCAT, 6, 11)]
+    {
         let mut buf = newer();
         let at = format::Section::read(&buf, section).offset + row_len;
         put(&mut buf, at, &0f32.to_le_bytes());
@@ -1262,7 +1395,11 @@ fn scales_of_short_rows_and_of_parts() {
 fn the_writer_gives_an_index_to_ids_that_are_many_and_not_scarce() {
     let has_index = |num_embeddings, count| {
         let table = overridden(dense("a", num_embeddings, 4, Dtype::F32), count, Dtype::F32);
-        Layout::new(&[table]).unwrap().sections().iter().any(|section| section.role == Role::OverrideIndex)
+        Layout::new(&[table])
+            .unwrap()
+            .sections()
+            .iter()
+            .any(|section| section.role == Role::OverrideIndex)
     };
     assert_eq!([255, 256, 1000].map(|count| has_index(1000, count)), [false, true, true]);
     // 256 rows of 16 bytes serve 32 runs of 64 bytes, for 12,288 rows.
@@ -1277,9 +1414,15 @@ fn writer_refuses_more_rows_than_indices() {
     ] {
         let table = |num_embeddings| with_map(map(num_embeddings), dense("a", 4, 1, Dtype::F32));
         assert!(Layout::new(&[table(4)]).is_ok());
-        assert_eq!(refused(&[table(3)]), BlobError::NumRows { table: 0, found: 4, num_embeddings: 3 });
+        assert_eq!(
+            refused(&[table(3)]),
+            BlobError::NumRows { table: 0, found: 4, num_embeddings: 3 }
+        );
         for found in [0, (1 << 40) + 1] {
-            assert_eq!(refused(&[table(found)]), shape_error(0, ShapeError::NumEmbeddings { found }));
+            assert_eq!(
+                refused(&[table(found)]),
+                shape_error(0, ShapeError::NumEmbeddings { found })
+            );
         }
     }
 }
@@ -1300,14 +1443,23 @@ fn writer_refuses_projections_with_scales_and_ranks_that_are_none() {
 #[test]
 fn writer_refuses_parts_that_do_not_fit_each_other() {
     let refused = |weights| refused(&[TableSpec::new("a", weights)]);
-    let expected = |columns| shape_error(0, ShapeError::QuotientRemainder { rows: [3, 2], columns });
+    let expected =
+        |columns| shape_error(0, ShapeError::QuotientRemainder { rows: [3, 2], columns });
     assert_eq!(refused(parts(5, 2, [2, 3], Combine::Mult)), expected([2, 3]));
     assert_eq!(refused(parts(5, 2, [0, 3], Combine::Concat)), expected([0, 3]));
     let expected = shape_error(0, ShapeError::EmbeddingDim { found: 65_537 });
     assert_eq!(refused(parts(5, 2, [65_536, 1], Combine::Concat)), expected);
-    let factor = |position, found| ShapeError::Factor { what: "row factor", position, found, limit: i32::MAX as u64 };
+    let factor = |position, found| ShapeError::Factor {
+        what: "row factor",
+        position,
+        found,
+        limit: i32::MAX as u64,
+    };
     assert_eq!(refused(parts(5, 0, [1, 1], Combine::Add)), shape_error(0, factor(1, 0)));
-    assert_eq!(refused(parts(1 << 40, 1, [1, 1], Combine::Add)), shape_error(0, factor(0, u32::MAX.into())));
+    assert_eq!(
+        refused(parts(1 << 40, 1, [1, 1], Combine::Add)),
+        shape_error(0, factor(0, u32::MAX.into()))
+    );
 }
 
 #[test]
@@ -1316,7 +1468,10 @@ fn writer_refuses_more_prefixes_than_there_are() {
     let table = |num_prefixes| TableSpec { num_prefixes, ..tt("a", shape, Dtype::I8) };
     assert!(Layout::new(&[table(6)]).is_ok());
     for found in [7, u64::MAX] {
-        assert_eq!(refused(&[table(found)]), BlobError::Count { what: "prefixes", found, limit: 6 });
+        assert_eq!(
+            refused(&[table(found)]),
+            BlobError::Count { what: "prefixes", found, limit: 6 }
+        );
     }
     let table = TableSpec { num_prefixes: 1, ..dense("a", 4, 4, Dtype::F32) };
     assert_eq!(refused(&[table]), BlobError::Count { what: "prefixes", found: 1, limit: 0 });
@@ -1384,8 +1539,10 @@ fn writer_refuses_i4_cores() {
 
 #[test]
 fn writer_refuses_too_many_tables() {
-    let mut tables: Vec<TableSpec> = (0..=MAX_TABLES).map(|i| dense(&i.to_string(), 1, 1, Dtype::F32)).collect();
-    let expected = BlobError::Count { what: "tables", found: MAX_TABLES as u64 + 1, limit: MAX_TABLES as u64 };
+    let mut tables: Vec<TableSpec> =
+        (0..=MAX_TABLES).map(|i| dense(&i.to_string(), 1, 1, Dtype::F32)).collect();
+    let expected =
+        BlobError::Count { what: "tables", found: MAX_TABLES as u64 + 1, limit: MAX_TABLES as u64 };
     assert_eq!(refused(&tables), expected);
     tables.pop();
     let buf = Layout::new(&tables).unwrap().build(|_, out| out.fill(0));
@@ -1396,7 +1553,9 @@ fn writer_refuses_too_many_tables() {
 fn writer_refuses_more_bytes_than_an_offset_can_count() {
     // 2^40 rows x 2^16 columns x 4 bytes: sixty-four of them are 2^64 bytes.
     let tables = |count: usize| -> Vec<TableSpec> {
-        (0..count).map(|i| dense(&format!("{i:02}"), 1 << 40, 1 << 16, Dtype::F32)).collect()
+        (0..count)
+            .map(|i| dense(&format!("{i:02}"), 1 << 40, 1 << 16, Dtype::F32))
+            .collect()
     };
     assert!(Layout::new(&tables(63)).is_ok());
     assert_eq!(refused(&tables(64)), shape_error(0, ShapeError::TooLarge));
@@ -1404,14 +1563,18 @@ fn writer_refuses_more_bytes_than_an_offset_can_count() {
 
 // Models.
 
-/// Two tables and four layers in eleven sections: `t.a` 0; `t.b` 1; bottom layer 0 (3 x 5): 2 weights, 3 bias; bottom layer 1 (5 x 4,
-/// i8): 4 weights, 5 scales, 6 bias; top layer 2 (7 x 6): 7, 8; top layer 3 (6 x 1): 9, 10.
+/// Two tables and four layers in eleven sections: `t.a` 0; `t.b` 1; bottom layer 0 (3 x 5): 2
+/// weights, 3 bias; bottom layer 1 (5 x 4, i8): 4 weights, 5 scales, 6 bias; top layer 2 (7 x 6):
+/// 7, 8; top layer 3 (6 x 1): 9, 10.
 fn ranker() -> AlignedBuf {
     let mut model = ranker_model();
     model.bottom[1].dtype = Dtype::I8;
     let buf = build_model(&ranker_tables(), Some(&model), 3, Values::Reals);
     Blob::parse(&buf).unwrap().verify_payload().unwrap();
-    assert_eq!((format::num_layers(&buf), format::num_model_tables(&buf), format::num_sections(&buf)), (4, 2, 11));
+    assert_eq!(
+        (format::num_layers(&buf), format::num_model_tables(&buf), format::num_sections(&buf)),
+        (4, 2, 11)
+    );
     buf
 }
 
@@ -1475,7 +1638,10 @@ fn layer_records_that_reach_past_the_end() {
 #[test]
 fn interactions_that_are_unknown_or_without_layers() {
     for found in [0, 2, 255] {
-        assert_eq!(patched_ranker(|buf| buf[header::INTERACTION] = found), BlobError::Interaction { found });
+        assert_eq!(
+            patched_ranker(|buf| buf[header::INTERACTION] = found),
+            BlobError::Interaction { found }
+        );
     }
     assert_eq!(with_header(header::INTERACTION, &[1]), BlobError::Interaction { found: 1 });
     assert_eq!(with_header(header::NUM_MODEL_TABLES, &[1]), BlobError::Interaction { found: 0 });
@@ -1520,7 +1686,10 @@ fn layers_that_do_not_fit_what_is_before_them() {
             let at = layer_at(buf, position);
             put(buf, at + layer::INPUTS, &found.to_le_bytes());
         });
-        assert_eq!(error, BlobError::LayerWidth { layer: position, field: "inputs", found, expected });
+        assert_eq!(
+            error,
+            BlobError::LayerWidth { layer: position, field: "inputs", found, expected }
+        );
     }
     // One output more, of the last layer and of the bottom's.
     let more_outputs = |position: usize, outputs: u32, lens: &[(usize, u64)]| {
@@ -1556,9 +1725,15 @@ fn perceptrons_out_of_order_or_missing() {
     // A top alone takes nothing but the products of tables, here one.
     let too_wide = BlobError::LayerWidth { layer: 0, field: "inputs", found: 3, expected: 1 };
     assert_eq!(with_layer(0, layer::STACK, &[format::STACK_TOP]), too_wide);
-    assert_eq!(with_layer(3, layer::STACK, &[format::STACK_BOTTOM]), BlobError::LayerOrder { layer: 3 });
+    assert_eq!(
+        with_layer(3, layer::STACK, &[format::STACK_BOTTOM]),
+        BlobError::LayerOrder { layer: 3 }
+    );
     for position in 0..3 {
-        assert_eq!(with_layer(position, layer::ACTIVATION, &[2]), BlobError::LayerOrder { layer: position });
+        assert_eq!(
+            with_layer(position, layer::ACTIVATION, &[2]),
+            BlobError::LayerOrder { layer: position }
+        );
     }
     // And there is no such product of one table, or none.
     for tables in [&[0][..], &[]] {
@@ -1569,7 +1744,8 @@ fn perceptrons_out_of_order_or_missing() {
         assert!(reseal(&mut buf));
         assert_eq!(parse(&buf), Err(BlobError::LayerOrder { layer: 0 }));
     }
-    let mut buf = build_model(&[], Some(&model(&[], &[6, 1], &[1], [Dtype::F32; 2])), 1, Values::Reals);
+    let mut buf =
+        build_model(&[], Some(&model(&[], &[6, 1], &[1], [Dtype::F32; 2])), 1, Values::Reals);
     for position in 1..3 {
         let at = layer_at(&buf, position);
         buf[at + layer::STACK] = format::STACK_BOTTOM;
@@ -1611,18 +1787,28 @@ fn with_layer_section(position: usize, fields: &[(usize, &[u8])]) -> BlobError {
 
 #[test]
 fn layer_sections_of_another_role_layer_dtype_or_length() {
-    let role = |section, role: u16| with_layer_section(section, &[(section::ROLE, &role.to_le_bytes())]);
+    let role =
+        |section, role: u16| with_layer_section(section, &[(section::ROLE, &role.to_le_bytes())]);
     assert_eq!(role(2, format::ROLE_ROWS), BlobError::SectionRole { section: 2, found: 1 });
-    assert_eq!(role(3, format::ROLE_LAYER_SCALES), BlobError::SectionRole { section: 3, found: 13 });
+    assert_eq!(
+        role(3, format::ROLE_LAYER_SCALES),
+        BlobError::SectionRole { section: 3, found: 13 }
+    );
     assert_eq!(role(5, format::ROLE_LAYER_BIAS), BlobError::SectionRole { section: 5, found: 14 });
-    assert_eq!(with_layer_section(2, &[(section::CORE, &[1])]), BlobError::SectionRole { section: 2, found: 12 });
+    assert_eq!(
+        with_layer_section(2, &[(section::CORE, &[1])]),
+        BlobError::SectionRole { section: 2, found: 12 }
+    );
     for found in [0, format::DTYPE_I4, format::DTYPE_U64, format::DTYPE_U32] {
         let expected = BlobError::SectionDtype { section: 2, found: found.into() };
         assert_eq!(with_layer_section(2, &[(section::DTYPE, &[found])]), expected);
     }
     // Scales and biases are f32, whatever their length.
     for (section, count) in [(3, 5u64), (5, 4), (6, 4)] {
-        let error = with_layer_section(section, &[(section::DTYPE, &[2]), (section::LEN, &(2 * count).to_le_bytes())]);
+        let error = with_layer_section(
+            section,
+            &[(section::DTYPE, &[2]), (section::LEN, &(2 * count).to_le_bytes())],
+        );
         assert_eq!(error, BlobError::SectionDtype { section, found: 2 });
         let (found, expected) = (4 * count + 4, 4 * count);
         let error = with_layer_section(section, &[(section::LEN, &found.to_le_bytes())]);
@@ -1664,7 +1850,8 @@ fn models_that_cannot_be_written() {
         change(&mut spec);
         Layout::with_model(&ranker_tables(), Some(&spec)).map(drop).unwrap_err()
     };
-    let width = |layer, field, found, expected| BlobError::LayerWidth { layer, field, found, expected };
+    let width =
+        |layer, field, found, expected| BlobError::LayerWidth { layer, field, found, expected };
     assert_eq!(refused(&|spec| spec.bottom.clear()), width(0, "inputs", 7, 1));
     for count in [0, 1] {
         let alone = |spec: &mut ModelSpec| {
@@ -1674,7 +1861,10 @@ fn models_that_cannot_be_written() {
         assert_eq!(refused(&alone), BlobError::LayerOrder { layer: 0 });
     }
     assert_eq!(refused(&|spec| spec.top.clear()), BlobError::LayerOrder { layer: 2 });
-    assert_eq!(refused(&|spec| spec.bottom[1].activation = Activation::Sigmoid), BlobError::LayerOrder { layer: 1 });
+    assert_eq!(
+        refused(&|spec| spec.bottom[1].activation = Activation::Sigmoid),
+        BlobError::LayerOrder { layer: 1 }
+    );
     assert_eq!(refused(&|spec| spec.bottom[0].inputs = 0), width(0, "inputs", 0, 0));
     assert_eq!(refused(&|spec| spec.bottom[0].outputs = 1 << 21), width(0, "outputs", 1 << 21, 0));
     assert_eq!(refused(&|spec| spec.bottom[1].inputs = 4), width(1, "inputs", 4, 5));
@@ -1682,11 +1872,17 @@ fn models_that_cannot_be_written() {
     assert_eq!(refused(&|spec| spec.top[1].outputs = 2), width(3, "outputs", 2, 1));
     let table = BlobError::ModelDim { table: 0, found: 4, expected: 3 };
     assert_eq!(refused(&|spec| spec.bottom[1].outputs = 3), table);
-    assert_eq!(refused(&|spec| spec.tables[1].table = 2), BlobError::ModelTable { position: 1, found: 2 });
+    assert_eq!(
+        refused(&|spec| spec.tables[1].table = 2),
+        BlobError::ModelTable { position: 1, found: 2 }
+    );
     let dtype = BlobError::SectionDtype { section: 8, found: 5 };
     assert_eq!(refused(&|spec| spec.top[1].dtype = Dtype::I4), dtype);
     let count = |what, found, limit| BlobError::Count { what, found, limit };
-    assert_eq!(refused(&|spec| spec.tables = vec![spec.tables[0]; 1025]), count("tables of the model", 1025, 1024));
+    assert_eq!(
+        refused(&|spec| spec.tables = vec![spec.tables[0]; 1025]),
+        count("tables of the model", 1025, 1024)
+    );
     let same = LayerSpec { inputs: 3, outputs: 3, activation: Activation::Relu, dtype: Dtype::F32 };
     assert_eq!(refused(&|spec| spec.bottom = vec![same; 63]), count("layers", 65, 64));
 }
@@ -1697,8 +1893,13 @@ fn tables_of_other_widths_without_a_bottom() {
     let spec = model(&[0, 1], &[], &[6], [Dtype::F32; 2]);
     let expected = BlobError::ModelDim { table: 1, found: 3, expected: 4 };
     assert_eq!(Layout::with_model(&tables, Some(&spec)).map(drop), Err(expected));
-    // The same in a blob: of two tables as wide as each other, the model's second one is exchanged for another.
-    let tables = [dense("t.a", 9, 4, Dtype::F32), dense("t.b", 6, 4, Dtype::F32), dense("t.c", 6, 3, Dtype::F32)];
+    // The same in a blob: of two tables as wide as each other, the model's second one is exchanged
+    // for another.
+    let tables = [
+        dense("t.a", 9, 4, Dtype::F32),
+        dense("t.b", 6, 4, Dtype::F32),
+        dense("t.c", 6, 3, Dtype::F32),
+    ];
     let mut buf = build_model(&tables, Some(&spec), 1, Values::Reals);
     assert!(Blob::parse(&buf).unwrap().ranker().is_ok_and(|ranker| ranker.num_dense() == 0));
     let at = format::model_table_at(&buf, 1);

@@ -1,5 +1,6 @@
-//! Projected and quotient-remainder tables, and mapped ones of every kind: bags agree with the f64 oracle at sizes around the
-//! edges of tiles and of what is done at once, and their bits depend on nothing but the bag.
+//! Projected and quotient-remainder tables, and mapped ones of every kind: bags agree with the f64
+//! oracle at sizes around the edges of tiles and of what is done at once, and their bits depend on
+//! nothing but the bag.
 
 #![cfg(feature = "alloc")]
 
@@ -53,7 +54,9 @@ impl Batch {
     ) -> Vec<f32> {
         let (bags, pooling) = self.bags(mode);
         let mut out = vec![f32::NAN; bags.len() * table.embedding_dim()];
-        table.bag(&change(bags), pooling, &mut out, &mut vec![f32::NAN; workspace_len]).unwrap();
+        table
+            .bag(&change(bags), pooling, &mut out, &mut vec![f32::NAN; workspace_len])
+            .unwrap();
         out
     }
 
@@ -76,11 +79,22 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-fn projected(num_embeddings: u64, [rank, embedding_dim]: [usize; 2], dtype: Dtype, projection: Dtype) -> WeightsSpec {
+fn projected(
+    num_embeddings: u64,
+    [rank, embedding_dim]: [usize; 2],
+    dtype: Dtype,
+    projection: Dtype,
+) -> WeightsSpec {
     WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }
 }
 
-fn parts(num_embeddings: u64, num_remainders: u32, columns: [usize; 2], combine: Combine, dtype: Dtype) -> WeightsSpec {
+fn parts(
+    num_embeddings: u64,
+    num_remainders: u32,
+    columns: [usize; 2],
+    combine: Combine,
+    dtype: Dtype,
+) -> WeightsSpec {
     WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype }
 }
 
@@ -104,7 +118,9 @@ fn check_by_the_oracle(spec: TableSpec, seed: u64) {
         let tier = table.tier().name();
         for index in [0, n / 2, n - 1] {
             let mut row = vec![f32::NAN; table.embedding_dim()];
-            table.lookup(index, &mut row, &mut vec![f32::NAN; table.workspace_len()]).unwrap();
+            table
+                .lookup(index, &mut row, &mut vec![f32::NAN; table.workspace_len()])
+                .unwrap();
             for (x, y) in row.iter().zip(reference.row(index)) {
                 assert!(y.admits(*x), "{tier} row {index}: {x} for {y:?} of {}", what());
             }
@@ -112,13 +128,25 @@ fn check_by_the_oracle(spec: TableSpec, seed: u64) {
         for mode in Mode::ALL {
             let found = batch.pool(&table, mode, table.workspace_len());
             for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
-                let expected = reference.bag(&batch.indices[range.clone()], &batch.weights[range.clone()], mode);
+                let expected = reference.bag(
+                    &batch.indices[range.clone()],
+                    &batch.weights[range.clone()],
+                    mode,
+                );
                 for (x, y) in found.iter().zip(expected) {
                     assert!(y.admits(*x), "{tier} {mode:?} {range:?}: {x} for {y:?} of {}", what());
                 }
             }
-            for len in [table.workspace_len() + 1, 3 * table.workspace_len(), table.batch_workspace_len(51)] {
-                assert_eq!(bits(&batch.pool(&table, mode, len)), bits(&found), "{tier} {mode:?} workspace of {len}");
+            for len in [
+                table.workspace_len() + 1,
+                3 * table.workspace_len(),
+                table.batch_workspace_len(51),
+            ] {
+                assert_eq!(
+                    bits(&batch.pool(&table, mode, len)),
+                    bits(&found),
+                    "{tier} {mode:?} workspace of {len}"
+                );
             }
         }
     }
@@ -140,9 +168,20 @@ fn quotient_remainder_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
     for (i, first) in SIZES.into_iter().enumerate() {
         for (j, combine) in Combine::ALL.into_iter().enumerate() {
             for (k, num_remainders) in [1, 4, 37, 50].into_iter().enumerate() {
-                let columns = [first, if combine == Combine::Concat { SIZES[(i + k) % 10] } else { first }];
-                let weights = parts(37, num_remainders, columns, combine, Dtype::ALL[(i + j + k) % 5]);
-                check_by_the_oracle(overridden([0, 7][(i + k) % 2], weights), (i * 100 + j * 10 + k) as u64);
+                let columns = [
+                    first,
+                    if combine == Combine::Concat {
+                        SIZES[(i + k) % 10]
+                    } else {
+                        first
+                    },
+                ];
+                let weights =
+                    parts(37, num_remainders, columns, combine, Dtype::ALL[(i + j + k) % 5]);
+                check_by_the_oracle(
+                    overridden([0, 7][(i + k) % 2], weights),
+                    (i * 100 + j * 10 + k) as u64,
+                );
             }
         }
     }
@@ -166,7 +205,9 @@ fn kinds() -> Vec<WeightsSpec> {
 
 /// The same table without an index map.
 fn unmapped(buf: &[u8], weights: WeightsSpec) -> AlignedBuf {
-    let mut sections = sections_of(buf, 0).into_iter().filter(|section| section.role != ROLE_REMAPPED_ROWS);
+    let mut sections = sections_of(buf, 0)
+        .into_iter()
+        .filter(|section| section.role != ROLE_REMAPPED_ROWS);
     Layout::new(&[TableSpec::new("t", weights)]).unwrap().build(|_, out| {
         out.copy_from_slice(&buf[sections.next().unwrap().range()]);
     })
@@ -180,7 +221,8 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
             IndexMapSpec::Modulo { num_embeddings: 1 << 40 },
             IndexMapSpec::Remapped { num_embeddings: 90 },
         ] {
-            let buf = build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
+            let buf =
+                build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
             let plain = unmapped(&buf, weights);
             let reference = Reference::new(&buf, 0);
             let mut rng = Rng::new(7);
@@ -189,8 +231,13 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
             let mut lengths = vec![3, 0, 700, 256, 1, 0];
             lengths.extend([2; 70]);
             let batch = Batch::draw(&lengths, mapped.num_embeddings(), &mut rng);
-            let rows: Vec<u64> = batch.indices.iter().map(|&index| reference.row_of(index)).collect();
-            let by_row = Batch { indices: rows, offsets: batch.offsets.clone(), weights: batch.weights.clone() };
+            let rows: Vec<u64> =
+                batch.indices.iter().map(|&index| reference.row_of(index)).collect();
+            let by_row = Batch {
+                indices: rows,
+                offsets: batch.offsets.clone(),
+                weights: batch.weights.clone(),
+            };
             for tier in tiers::available() {
                 let mapped = mapped.with_tier(tier);
                 let plain = Blob::parse(&plain).unwrap().table("t").unwrap().with_tier(tier);
@@ -203,9 +250,17 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
                     assert_eq!(bits(&found), bits(&expected));
                 }
                 for mode in Mode::ALL {
-                    for len in [mapped.workspace_len(), mapped.batch_workspace_len(batch.indices.len())] {
-                        let (found, expected) = (batch.pool(&mapped, mode, len), by_row.pool(&plain, mode, len));
-                        assert_eq!(bits(&found), bits(&expected), "{} {mode:?} {index_map:?} {weights:?}", tier.name());
+                    for len in
+                        [mapped.workspace_len(), mapped.batch_workspace_len(batch.indices.len())]
+                    {
+                        let (found, expected) =
+                            (batch.pool(&mapped, mode, len), by_row.pool(&plain, mode, len));
+                        assert_eq!(
+                            bits(&found),
+                            bits(&expected),
+                            "{} {mode:?} {index_map:?} {weights:?}",
+                            tier.name()
+                        );
                     }
                 }
             }
@@ -234,11 +289,17 @@ fn bits_of_a_bag_depend_neither_on_the_batch_nor_on_the_workspace() {
                 for mode in Mode::ALL {
                     let len = table.workspace_len();
                     let together = batch.pool(&table, mode, len);
-                    assert_eq!(bits(&batch.pool(&table, mode, table.batch_workspace_len(1 << 20))), bits(&together));
-                    for (range, together) in batch.ranges().zip(together.chunks(table.embedding_dim())) {
+                    assert_eq!(
+                        bits(&batch.pool(&table, mode, table.batch_workspace_len(1 << 20))),
+                        bits(&together)
+                    );
+                    for (range, together) in
+                        batch.ranges().zip(together.chunks(table.embedding_dim()))
+                    {
                         let indices = batch.indices[range.clone()].to_vec();
                         let weights = batch.weights[range.clone()].to_vec();
-                        let alone = Batch { offsets: vec![0, indices.len() as u64], indices, weights };
+                        let alone =
+                            Batch { offsets: vec![0, indices.len() as u64], indices, weights };
                         assert_eq!(
                             bits(&alone.pool(&table, mode, len)),
                             bits(together),
@@ -254,7 +315,10 @@ fn bits_of_a_bag_depend_neither_on_the_batch_nor_on_the_workspace() {
 #[test]
 fn a_row_cache_changes_no_lookup_and_no_bag_but_by_the_order_of_sums() {
     for weights in kinds() {
-        let spec = TableSpec { index_map: IndexMapSpec::Modulo { num_embeddings: 64 }, ..overridden(4, weights) };
+        let spec = TableSpec {
+            index_map: IndexMapSpec::Modulo { num_embeddings: 64 },
+            ..overridden(4, weights)
+        };
         let buf = build(&[spec], 2, Values::Reals);
         let reference = Reference::new(&buf, 0);
         let table = Blob::parse(&buf).unwrap().table("t").unwrap();
@@ -267,7 +331,8 @@ fn a_row_cache_changes_no_lookup_and_no_bag_but_by_the_order_of_sums() {
             assert!(cache.refresh(&mut workspace).unwrap() > 16);
             let cached = cache.table();
             for &index in &indices {
-                let (mut found, mut expected) = (vec![0.0; table.embedding_dim()], vec![1.0; table.embedding_dim()]);
+                let (mut found, mut expected) =
+                    (vec![0.0; table.embedding_dim()], vec![1.0; table.embedding_dim()]);
                 cached.lookup(index, &mut found, &mut workspace).unwrap();
                 table.lookup(index, &mut expected, &mut workspace).unwrap();
                 assert_eq!(bits(&found), bits(&expected));
@@ -277,16 +342,31 @@ fn a_row_cache_changes_no_lookup_and_no_bag_but_by_the_order_of_sums() {
                 let len = table.workspace_len();
                 let found = batch.pool(&cached, mode, len);
                 for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
-                    let expected = reference.bag(&batch.indices[range.clone()], &batch.weights[range.clone()], mode);
+                    let expected = reference.bag(
+                        &batch.indices[range.clone()],
+                        &batch.weights[range.clone()],
+                        mode,
+                    );
                     for (x, y) in found.iter().zip(expected) {
                         // Last slices of a tensor train are summed first where that is less work.
-                        let slack = if matches!(weights, WeightsSpec::Tt { .. }) { 1e-4 } else { 0.0 };
-                        let admits = (f64::from(*x) - y.value).abs() <= y.error + slack * y.value.abs().max(1e-3);
+                        let slack = if matches!(weights, WeightsSpec::Tt { .. }) {
+                            1e-4
+                        } else {
+                            0.0
+                        };
+                        let admits = (f64::from(*x) - y.value).abs()
+                            <= y.error + slack * y.value.abs().max(1e-3);
                         assert!(admits, "{mode:?}: {x} for {y:?} of {weights:?}");
                     }
                 }
-                let in_order = |table: &Table<'_>| batch.pool_as(table, mode, len, |bags| bags.in_index_order());
-                assert_eq!(bits(&in_order(&cached)), bits(&in_order(&table)), "{mode:?} {weights:?}");
+                let in_order = |table: &Table<'_>| {
+                    batch.pool_as(table, mode, len, |bags| bags.in_index_order())
+                };
+                assert_eq!(
+                    bits(&in_order(&cached)),
+                    bits(&in_order(&table)),
+                    "{mode:?} {weights:?}"
+                );
                 if !matches!(weights, WeightsSpec::Tt { .. }) {
                     let plain = batch.pool(&table, mode, len);
                     assert_eq!(bits(&found), bits(&plain), "{mode:?} {weights:?}");
@@ -298,18 +378,24 @@ fn a_row_cache_changes_no_lookup_and_no_bag_but_by_the_order_of_sums() {
 
 #[test]
 fn rows_in_index_order_are_what_a_plain_loop_over_lookups_adds() {
-    for weights in kinds().into_iter().filter(|weights| !matches!(weights, WeightsSpec::QuotientRemainder { .. })) {
+    for weights in kinds()
+        .into_iter()
+        .filter(|weights| !matches!(weights, WeightsSpec::QuotientRemainder { .. }))
+    {
         let buf = build(&[overridden(6, weights)], 9, Values::Reals);
         let table = Blob::parse(&buf).unwrap().table("t").unwrap();
         let batch = Batch::draw(&[9, 0, 2, 30], 37, &mut Rng::new(8));
         for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
-            let found = batch.pool_as(&table, Mode::Max, table.workspace_len(), |bags| bags.in_index_order());
+            let found = batch
+                .pool_as(&table, Mode::Max, table.workspace_len(), |bags| bags.in_index_order());
             for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
                 let mut expected: Option<Vec<f32>> = None;
                 for &index in &batch.indices[range] {
                     let mut row = vec![0.0; table.embedding_dim()];
                     table.lookup(index, &mut row, &mut table.workspace()).unwrap();
-                    let larger = |largest: Vec<f32>| largest.iter().zip(&row).map(|(a, b)| a.max(*b)).collect();
+                    let larger = |largest: Vec<f32>| {
+                        largest.iter().zip(&row).map(|(a, b)| a.max(*b)).collect()
+                    };
                     expected = Some(expected.map_or_else(|| row.clone(), larger));
                 }
                 assert_eq!(found, expected.unwrap_or(vec![0.0; table.embedding_dim()]));
@@ -322,8 +408,12 @@ fn rows_in_index_order_are_what_a_plain_loop_over_lookups_adds() {
 fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
     for weights in kinds() {
         let index_map = IndexMapSpec::Remapped { num_embeddings: 50 };
-        let mut buf = build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
-        let rows = sections_of(&buf, 0).into_iter().find(|section| section.role == ROLE_REMAPPED_ROWS).unwrap();
+        let mut buf =
+            build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
+        let rows = sections_of(&buf, 0)
+            .into_iter()
+            .find(|section| section.role == ROLE_REMAPPED_ROWS)
+            .unwrap();
         for (index, row) in [(3, 37u32), (4, u32::MAX)] {
             format::put(&mut buf, rows.offset + 4 * index, &row.to_le_bytes());
         }
@@ -331,8 +421,14 @@ fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
         format::put(&mut buf, rows.offset + 4 * 5, &36u32.to_le_bytes());
         format::reseal_section(&mut buf, rows.position);
         let blob = Blob::parse(&buf).unwrap();
-        assert_eq!(blob.verify_payload(), Err(ttrec::BlobError::RemappedRow { table: 0, position: 3 }));
-        for table in tiers::available().into_iter().map(|tier| blob.table("t").unwrap().with_tier(tier)) {
+        assert_eq!(
+            blob.verify_payload(),
+            Err(ttrec::BlobError::RemappedRow { table: 0, position: 3 })
+        );
+        for table in tiers::available()
+            .into_iter()
+            .map(|tier| blob.table("t").unwrap().with_tier(tier))
+        {
             let row = |index: u64| {
                 let mut row = vec![f32::NAN; table.embedding_dim()];
                 table.lookup(index, &mut row, &mut table.workspace()).unwrap();
@@ -346,14 +442,16 @@ fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
                 weights: vec![1.0, 0.5, 2.0],
             };
             for mode in Mode::ALL {
-                let pool = |indices| bits(&batch(indices).pool(&table, mode, table.workspace_len()));
+                let pool =
+                    |indices| bits(&batch(indices).pool(&table, mode, table.workspace_len()));
                 assert_eq!(pool([3, 0, 4]), pool([5, 0, 5]), "{mode:?} {weights:?}");
             }
         }
     }
 }
 
-/// DLRM pools each part with the weights and then combines: a product of sums, not a sum of products.
+/// DLRM pools each part with the weights and then combines: a product of sums, not a sum of
+/// products.
 #[test]
 fn quotient_remainder_bags_combine_after_pooling() {
     let weights = |combine| parts(4, 2, [1, 1], combine, Dtype::F32);
@@ -362,13 +460,22 @@ fn quotient_remainder_bags_combine_after_pooling() {
         _ => [5.0, 7.0],
     };
     for (combine, row, sum, weighted, max) in [
-        (Combine::Mult, vec![21.0], vec![5.0 * 12.0], vec![(4.0 - 3.0) * (10.0 - 7.0)], vec![3.0 * 7.0]),
+        (
+            Combine::Mult,
+            vec![21.0],
+            vec![5.0 * 12.0],
+            vec![(4.0 - 3.0) * (10.0 - 7.0)],
+            vec![3.0 * 7.0],
+        ),
         (Combine::Add, vec![10.0], vec![5.0 + 12.0], vec![1.0 + 3.0], vec![3.0 + 7.0]),
         (Combine::Concat, vec![3.0, 7.0], vec![5.0, 12.0], vec![1.0, 3.0], vec![3.0, 7.0]),
     ] {
-        let buf = Layout::new(&[TableSpec::new("t", weights(combine))]).unwrap().build(|plan, out| {
-            out.copy_from_slice(&values(plan.role).map(f32::to_le_bytes).concat());
-        });
+        let buf =
+            Layout::new(&[TableSpec::new("t", weights(combine))])
+                .unwrap()
+                .build(|plan, out| {
+                    out.copy_from_slice(&values(plan.role).map(f32::to_le_bytes).concat());
+                });
         for tier in tiers::available() {
             let table = Blob::parse(&buf).unwrap().table("t").unwrap().with_tier(tier);
             let (mut out, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
@@ -390,7 +497,12 @@ fn quotient_remainder_bags_combine_after_pooling() {
 /// A part of a blob that these tests lay out has the record that the page says it has.
 #[test]
 fn the_second_part_is_field_one_of_core() {
-    let buf = build(&[TableSpec::new("t", parts(9, 4, [3, 3], Combine::Add, Dtype::F16))], 1, Values::Integers);
-    let cores: Vec<u8> = (0..2).map(|position| buf[section_at(&buf, position) + section::CORE]).collect();
+    let buf = build(
+        &[TableSpec::new("t", parts(9, 4, [3, 3], Combine::Add, Dtype::F16))],
+        1,
+        Values::Integers,
+    );
+    let cores: Vec<u8> =
+        (0..2).map(|position| buf[section_at(&buf, position) + section::CORE]).collect();
     assert_eq!(cores, [0, 1]);
 }

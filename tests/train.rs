@@ -1,9 +1,10 @@
-//! Tables that learn: their gradients against central differences, their steps against PyTorch's, and what is promised of
-//! threads, checkpoints and blobs.
+//! Tables that learn: their gradients against central differences, their steps against PyTorch's,
+//! and what is promised of threads, checkpoints and blobs.
 //!
-//! The oracle works in f64 on plain lists, by the definition of a row and its partial derivatives; it shares nothing with
-//! the crate, and its own gradients are held against central differences first. `cargo test --workspace` runs this, since the
-//! tool asks for the feature; `cargo test -p ttrec` does so with `--features train`.
+//! The oracle works in f64 on plain lists, by the definition of a row and its partial derivatives;
+//! it shares nothing with the crate, and its own gradients are held against central differences
+//! first. `cargo test --workspace` runs this, since the tool asks for the feature; `cargo test -p
+//! ttrec` does so with `--features train`.
 
 #![cfg(feature = "train")]
 
@@ -32,7 +33,11 @@ impl Mode {
     const ALL: [Self; 3] = [Self::Sum, Self::Mean, Self::Weighted];
 
     fn pooling(self) -> Pooling {
-        if self == Self::Mean { Pooling::Mean } else { Pooling::Sum }
+        if self == Self::Mean {
+            Pooling::Mean
+        } else {
+            Pooling::Sum
+        }
     }
 }
 
@@ -48,7 +53,11 @@ struct Batch {
 impl Batch {
     fn bags(&self) -> Bags<'_, u32> {
         let bags = Bags::new(&self.indices, &self.offsets).unwrap();
-        if self.mode == Mode::Weighted { bags.with_per_sample_weights(&self.weights).unwrap() } else { bags }
+        if self.mode == Mode::Weighted {
+            bags.with_per_sample_weights(&self.weights).unwrap()
+        } else {
+            bags
+        }
     }
 
     fn num_bags(&self) -> usize {
@@ -78,7 +87,11 @@ impl Batch {
             let count = if bag % 3 == 0 { 0 } else { rng.below(6) };
             for _ in 0..count {
                 let seen = rng.one_in(3) && !indices.is_empty();
-                indices.push(if seen { rng.pick(&indices) } else { rng.below(num_embeddings) as u32 });
+                indices.push(if seen {
+                    rng.pick(&indices)
+                } else {
+                    rng.below(num_embeddings) as u32
+                });
             }
             if rng.one_in(2) && count > 0 {
                 indices.push(*indices.last().unwrap());
@@ -126,9 +139,9 @@ impl Model {
     fn slice_lens(&self) -> Vec<usize> {
         match self {
             Self::Dense { dim, .. } => vec![*dim],
-            Self::Tt { shape, cores } => {
-                zip(cores, shape.row_factors()).map(|(core, &p)| core.len() / p as usize).collect()
-            }
+            Self::Tt { shape, cores } => zip(cores, shape.row_factors())
+                .map(|(core, &p)| core.len() / p as usize)
+                .collect(),
         }
     }
 
@@ -145,7 +158,13 @@ impl Model {
 
     /// The sizes r_k, q_k, r_{k+1} of core k's slices.
     fn slice_shape(shape: &TtShape, k: usize) -> [usize; 3] {
-        let rank = |k: usize| if k == 0 || k == shape.num_cores() { 1 } else { shape.inner_ranks()[k - 1] as usize };
+        let rank = |k: usize| {
+            if k == 0 || k == shape.num_cores() {
+                1
+            } else {
+                shape.inner_ranks()[k - 1] as usize
+            }
+        };
         [rank(k), shape.column_factors()[k] as usize, rank(k + 1)]
     }
 
@@ -153,9 +172,14 @@ impl Model {
     fn product(&self, row: u64, from: usize, to: usize) -> (usize, usize, Vec<f64>) {
         let Self::Tt { shape, cores } = self else { panic!("a dense table has no slices") };
         let digits = self.slices_of(row);
-        let left = if from == 0 || from == shape.num_cores() { 1 } else { shape.inner_ranks()[from - 1] as usize };
+        let left = if from == 0 || from == shape.num_cores() {
+            1
+        } else {
+            shape.inner_ranks()[from - 1] as usize
+        };
         let (mut columns, mut rank) = (1, left);
-        let mut x: Vec<f64> = (0..left * left).map(|at| f64::from(u8::from(at / left == at % left))).collect();
+        let mut x: Vec<f64> =
+            (0..left * left).map(|at| f64::from(u8::from(at / left == at % left))).collect();
         for k in from..to {
             let [r, q, next] = Self::slice_shape(shape, k);
             let slice = &cores[k][digits[k] * r * q * next..][..r * q * next];
@@ -183,7 +207,8 @@ impl Model {
         let dim = self.dim();
         let mut out = vec![0.0; batch.num_bags() * dim];
         for (row, bag, factor) in batch.lookups() {
-            zip(&mut out[bag * dim..][..dim], self.row(row)).for_each(|(out, x)| *out += factor * x);
+            zip(&mut out[bag * dim..][..dim], self.row(row))
+                .for_each(|(out, x)| *out += factor * x);
         }
         out
     }
@@ -195,24 +220,32 @@ impl Model {
 
     /// The derivatives of the loss whose derivatives by the pooled rows are `gradient`.
     fn gradients(&self, batch: &Batch, gradient: &[f64]) -> Vec<Vec<f64>> {
-        let mut gradients: Vec<Vec<f64>> = self.parameters().iter().map(|values| vec![0.0; values.len()]).collect();
+        let mut gradients: Vec<Vec<f64>> =
+            self.parameters().iter().map(|values| vec![0.0; values.len()]).collect();
         let dim = self.dim();
         for (row, bag, factor) in batch.lookups() {
             let g = &gradient[bag * dim..][..dim];
             let Self::Tt { shape, .. } = self else {
-                zip(&mut gradients[0][row as usize * dim..], g).for_each(|(to, g)| *to += factor * g);
+                zip(&mut gradients[0][row as usize * dim..], g)
+                    .for_each(|(to, g)| *to += factor * g);
                 continue;
             };
             let (d, digits) = (shape.num_cores(), self.slices_of(row));
             for k in 0..d {
                 let [r, q, next] = Self::slice_shape(shape, k);
-                // Of the row's element (l, j, s): sum over a and b of left[l, a] slice[a, j, b] right[b, s].
+                // Of the row's element (l, j, s): sum over a and b of left[l, a] slice[a, j, b]
+                // right[b, s].
                 let (lefts, _, left) = self.product(row, 0, k);
                 let (rights, _, right) = self.product(row, k + 1, d);
-                for (a, j, b) in (0..r).flat_map(|a| (0..q).flat_map(move |j| (0..next).map(move |b| (a, j, b)))) {
+                for (a, j, b) in
+                    (0..r).flat_map(|a| (0..q).flat_map(move |j| (0..next).map(move |b| (a, j, b))))
+                {
                     let pairs = (0..lefts).flat_map(|l| (0..rights).map(move |s| (l, s)));
-                    let sum: f64 =
-                        pairs.map(|(l, s)| left[l * r + a] * g[(l * q + j) * rights + s] * right[b * rights + s]).sum();
+                    let sum: f64 = pairs
+                        .map(|(l, s)| {
+                            left[l * r + a] * g[(l * q + j) * rights + s] * right[b * rights + s]
+                        })
+                        .sum();
                     gradients[k][((digits[k] * r + a) * q + j) * next + b] += factor * sum;
                 }
             }
@@ -230,7 +263,11 @@ struct Stepper {
 
 impl Stepper {
     fn new(optimizer: Optimizer, model: &Model) -> Self {
-        let state = model.parameters().iter().map(|values| [0, 1].map(|_| vec![0.0; values.len()])).collect();
+        let state = model
+            .parameters()
+            .iter()
+            .map(|values| [0, 1].map(|_| vec![0.0; values.len()]))
+            .collect();
         Self { optimizer, steps: 0, state }
     }
 
@@ -239,7 +276,8 @@ impl Stepper {
         self.steps += 1;
         let mut touched: Vec<Vec<usize>> = vec![Vec::new(); gradients.len()];
         for (row, ..) in batch.lookups() {
-            zip(&mut touched, model.slices_of(row)).for_each(|(touched, slice)| touched.push(slice));
+            zip(&mut touched, model.slices_of(row))
+                .for_each(|(touched, slice)| touched.push(slice));
         }
         let slice_lens = model.slice_lens();
         for (k, values) in model.parameters_mut().into_iter().enumerate() {
@@ -247,7 +285,9 @@ impl Stepper {
             touched[k].dedup();
             for slice in &touched[k] {
                 let len = slice_lens[k];
-                let mean_square = gradients[k][slice * len..][..len].iter().map(|g| g * g).sum::<f64>() / len as f64;
+                let mean_square =
+                    gradients[k][slice * len..][..len].iter().map(|g| g * g).sum::<f64>()
+                        / len as f64;
                 for at in slice * len..(slice + 1) * len {
                     let (g, x, [s, v]) = (gradients[k][at], &mut values[at], &mut self.state[k]);
                     match self.optimizer {
@@ -274,7 +314,8 @@ impl Stepper {
     }
 }
 
-const OPTIMIZERS: [Optimizer; 4] = [Optimizer::Sgd, Optimizer::ADAGRAD, Optimizer::ROW_WISE_ADAGRAD, Optimizer::ADAM];
+const OPTIMIZERS: [Optimizer; 4] =
+    [Optimizer::Sgd, Optimizer::ADAGRAD, Optimizer::ROW_WISE_ADAGRAD, Optimizer::ADAM];
 
 // Cases.
 
@@ -299,15 +340,22 @@ fn shapes() -> Vec<TtShape> {
 }
 
 fn draw_model(rng: &mut Rng, shape: TtShape) -> Model {
-    let len = |k| shape.row_factors()[k] as usize * Model::slice_shape(&shape, k).iter().product::<usize>();
-    let cores = (0..shape.num_cores()).map(|k| (0..len(k)).map(|_| real(rng).into()).collect()).collect();
+    let len = |k| {
+        shape.row_factors()[k] as usize * Model::slice_shape(&shape, k).iter().product::<usize>()
+    };
+    let cores = (0..shape.num_cores())
+        .map(|k| (0..len(k)).map(|_| real(rng).into()).collect())
+        .collect();
     Model::Tt { shape, cores }
 }
 
 fn models(rng: &mut Rng) -> Vec<Model> {
     let mut models: Vec<Model> = shapes().into_iter().map(|shape| draw_model(rng, shape)).collect();
     models.extend(
-        [1, 5, 16, 33].map(|dim| Model::Dense { dim, rows: (0..20 * dim).map(|_| real(rng).into()).collect() }),
+        [1, 5, 16, 33].map(|dim| Model::Dense {
+            dim,
+            rows: (0..20 * dim).map(|_| real(rng).into()).collect(),
+        }),
     );
     models
 }
@@ -324,7 +372,8 @@ fn build(model: &Model, optimizer: Optimizer, tier: Tier) -> Box<dyn Embedding> 
     let narrow = |xs: &Vec<f64>| xs.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     match model {
         Model::Dense { dim, rows } => {
-            let table = DenseTable::from_rows(num_embeddings(model), *dim, narrow(rows), optimizer).unwrap();
+            let table = DenseTable::from_rows(num_embeddings(model), *dim, narrow(rows), optimizer)
+                .unwrap();
             Box::new(table.with_tier(tier))
         }
         Model::Tt { shape, cores } => {
@@ -335,12 +384,18 @@ fn build(model: &Model, optimizer: Optimizer, tier: Tier) -> Box<dyn Embedding> 
 }
 
 fn values(table: &dyn Embedding) -> Vec<Vec<f32>> {
-    table.parameters().iter().map(|parameters| parameters.values().to_vec()).collect()
+    table
+        .parameters()
+        .iter()
+        .map(|parameters| parameters.values().to_vec())
+        .collect()
 }
 
 fn forward(table: &dyn Embedding, batch: &Batch) -> Vec<f32> {
     let mut out = vec![f32::NAN; batch.num_bags() * table.table().embedding_dim()];
-    table.forward(&batch.bags(), batch.mode.pooling(), &mut out, &mut Vec::new()).unwrap();
+    table
+        .forward(&batch.bags(), batch.mode.pooling(), &mut out, &mut Vec::new())
+        .unwrap();
     out
 }
 
@@ -359,7 +414,8 @@ fn gradients_agree_with_central_differences() {
         let mut rng = Rng::new(seed);
         for mut model in models(&mut rng) {
             let batch = Batch::draw(&mut rng, num_embeddings(&model), 9, mode);
-            let target: Vec<f64> = (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng).into()).collect();
+            let target: Vec<f64> =
+                (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng).into()).collect();
             let pooled = model.pooled(&batch);
             let gradient: Vec<f64> = zip(&pooled, &target).map(|(x, y)| x - y).collect();
             let analytic = model.gradients(&batch, &gradient);
@@ -377,7 +433,12 @@ fn gradients_agree_with_central_differences() {
                     };
                     let difference = (at_offset(STEP) - at_offset(-STEP)) / (2.0 * STEP);
                     // The loss is quadratic in each parameter, so that only rounding is left.
-                    assert_close(difference, expected, 1e-6 * expected.abs() + 1e-8 * largest, (mode, &model, k, at));
+                    assert_close(
+                        difference,
+                        expected,
+                        1e-6 * expected.abs() + 1e-8 * largest,
+                        (mode, &model, k, at),
+                    );
                 }
             }
 
@@ -392,7 +453,8 @@ fn gradients_agree_with_central_differences() {
                 table.step(&batch.bags(), mode.pooling(), &narrow, 1.0).unwrap();
                 for (k, (before, after)) in zip(&before, values(&*table)).enumerate() {
                     for (at, (before, after)) in zip(before, after).enumerate() {
-                        let (found, expected) = (f64::from(*before) - f64::from(after), analytic[k][at]);
+                        let (found, expected) =
+                            (f64::from(*before) - f64::from(after), analytic[k][at]);
                         let bound = 1e-3 * expected.abs() + 1e-6 * largest;
                         assert_close(found, expected, bound, (tier, mode, &model, k, at));
                         compared += u32::from(expected != 0.0);
@@ -416,7 +478,8 @@ fn steps_of_every_optimizer_follow_its_formulas_and_leave_what_is_not_touched() 
                 for step in 0..4 {
                     let mode = Mode::ALL[step % 3];
                     let batch = Batch::draw(&mut rng, num_embeddings(&model), 6, mode);
-                    let gradient: Vec<f32> = (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng)).collect();
+                    let gradient: Vec<f32> =
+                        (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng)).collect();
                     let before = values(&*table);
                     table.step(&batch.bags(), mode.pooling(), &gradient, 0.01).unwrap();
                     let wide: Vec<f64> = gradient.iter().map(|&g| g.into()).collect();
@@ -426,11 +489,20 @@ fn steps_of_every_optimizer_follow_its_formulas_and_leave_what_is_not_touched() 
                     for (k, found) in values(&*table).iter().enumerate() {
                         for (at, &found) in found.iter().enumerate() {
                             let expected = model.parameters()[k][at];
-                            assert_close(found.into(), expected, 2e-4, (optimizer, tier, step, k, at));
-                            let is_touched =
-                                batch.lookups().any(|(row, ..)| model.slices_of(row)[k] == at / slice_lens[k]);
+                            assert_close(
+                                found.into(),
+                                expected,
+                                2e-4,
+                                (optimizer, tier, step, k, at),
+                            );
+                            let is_touched = batch
+                                .lookups()
+                                .any(|(row, ..)| model.slices_of(row)[k] == at / slice_lens[k]);
                             let is_same = found.to_bits() == before[k][at].to_bits();
-                            assert!(is_touched || is_same, "{optimizer:?}: an untouched slice of core {k} moved");
+                            assert!(
+                                is_touched || is_same,
+                                "{optimizer:?}: an untouched slice of core {k} moved"
+                            );
                         }
                     }
                 }
@@ -441,12 +513,15 @@ fn steps_of_every_optimizer_follow_its_formulas_and_leave_what_is_not_touched() 
             let batch = Batch::draw(&mut rng, num_embeddings(&model), 6, Mode::Sum);
             let ones = vec![1.0; batch.num_bags() * model.dim()];
             Stepper::new(optimizer, &moved).step(&mut moved, &batch, &ones, 0.1);
-            assert!(zip(moved.parameters(), model.parameters()).all(|(moved, still)| moved != still));
+            assert!(
+                zip(moved.parameters(), model.parameters()).all(|(moved, still)| moved != still)
+            );
         }
     }
 }
 
-/// Large enough for many chunks and shards, with prefixes and slices that are met often, and some once.
+/// Large enough for many chunks and shards, with prefixes and slices that are met often, and some
+/// once.
 fn large_batch(rng: &mut Rng, num_embeddings: u64, mode: Mode) -> Batch {
     let (mut indices, mut offsets) = (Vec::new(), vec![0]);
     for _ in 0..1500 {
@@ -465,21 +540,26 @@ fn large_shapes() -> [TtShape; 4] {
     [
         shape(5000, &[80, 63], &[2, 2], &[3]),
         shape(5000, &[20, 14, 18], &[2, 1, 2], &[2, 3]),
-        shape(3000, &[5, 50, 12], &[2, 2, 1], &[1, 2]).with_digit_order(DigitOrder::LeastSignificantFirst),
+        shape(3000, &[5, 50, 12], &[2, 2, 1], &[1, 2])
+            .with_digit_order(DigitOrder::LeastSignificantFirst),
         shape(4000, &[7, 8, 9, 8], &[1, 2, 1, 2], &[2, 2, 3]),
     ]
 }
 
 #[test]
 fn a_large_batch_has_the_gradients_of_its_lookups() {
-    for (seed, (shape, mode)) in
-        large_shapes().into_iter().flat_map(|shape| Mode::ALL.map(|mode| (shape, mode))).enumerate()
+    for (seed, (shape, mode)) in large_shapes()
+        .into_iter()
+        .flat_map(|shape| Mode::ALL.map(|mode| (shape, mode)))
+        .enumerate()
     {
         let mut rng = Rng::new(seed as u64);
         let model = draw_model(&mut rng, shape);
         let batch = large_batch(&mut rng, shape.num_embeddings(), mode);
-        let gradient: Vec<f32> = (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng)).collect();
-        let expected = model.gradients(&batch, &gradient.iter().map(|&g| g.into()).collect::<Vec<f64>>());
+        let gradient: Vec<f32> =
+            (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng)).collect();
+        let expected =
+            model.gradients(&batch, &gradient.iter().map(|&g| g.into()).collect::<Vec<f64>>());
         let mut table = build(&model, Optimizer::Sgd, Tier::best());
         let before = values(&*table);
         table.step(&batch.bags(), mode.pooling(), &gradient, 1.0).unwrap();
@@ -509,8 +589,14 @@ fn steps_agree_with_pytorch() {
         let name = words.next().unwrap();
         lines.insert(name, words.collect());
         let is_tt = lines.contains_key("shape") && lines["shape"] != ["dense"];
-        let cores = if is_tt { lines.get("p").map_or(usize::MAX, Vec::len) } else { 1 };
-        let all = |when: &str| (0..cores).map(|k| floats(&lines[&*format!("{when}.{k}")])).collect::<Vec<_>>();
+        let cores = if is_tt {
+            lines.get("p").map_or(usize::MAX, Vec::len)
+        } else {
+            1
+        };
+        let all = |when: &str| {
+            (0..cores).map(|k| floats(&lines[&*format!("{when}.{k}")])).collect::<Vec<_>>()
+        };
         if name == format!("before.{}", cores - 1) {
             cases += 1;
             let optimizer = match lines["optimizer"][0] {
@@ -525,11 +611,19 @@ fn steps_agree_with_pytorch() {
                 if is_tt {
                     let [p, q, ranks] = ["p", "q", "ranks"].map(|name| integers(&lines[name]));
                     let shape = shape(num_embeddings, &p, &q, &ranks);
-                    Box::new(TtTable::from_cores(shape, all("before"), optimizer).unwrap().with_tier(tier))
+                    Box::new(
+                        TtTable::from_cores(shape, all("before"), optimizer)
+                            .unwrap()
+                            .with_tier(tier),
+                    )
                 } else {
                     let rows = all("before").remove(0);
                     let dim = rows.len() / num_embeddings as usize;
-                    Box::new(DenseTable::from_rows(num_embeddings, dim, rows, optimizer).unwrap().with_tier(tier))
+                    Box::new(
+                        DenseTable::from_rows(num_embeddings, dim, rows, optimizer)
+                            .unwrap()
+                            .with_tier(tier),
+                    )
                 }
             };
             tables = tiers::available().into_iter().map(|tier| (tier, build(tier))).collect();
@@ -547,10 +641,13 @@ fn steps_agree_with_pytorch() {
             let learning_rate = lines["learning_rate"][0].parse().unwrap();
             for (tier, table) in &mut tables {
                 let about = |what: &'static str| (lines["case"][0], *tier, what);
-                for (&found, expected) in zip(&forward(&**table, &batch), floats(&lines["pooled"])) {
+                for (&found, expected) in zip(&forward(&**table, &batch), floats(&lines["pooled"]))
+                {
                     assert_close(found.into(), expected.into(), 1e-5, about("pooled"));
                 }
-                table.step(&batch.bags(), mode.pooling(), &floats(&lines["gradient"]), learning_rate).unwrap();
+                table
+                    .step(&batch.bags(), mode.pooling(), &floats(&lines["gradient"]), learning_rate)
+                    .unwrap();
                 for (found, expected) in zip(values(&**table).concat(), all("after").concat()) {
                     assert_close(found.into(), expected.into(), 1e-5, about("after"));
                 }
@@ -568,7 +665,9 @@ fn a_step_has_the_same_bits_on_any_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut tables: Vec<TtTable> = zip(large_shapes(), OPTIMIZERS)
-                .map(|(shape, optimizer)| TtTable::new(shape, Initializer::default(), optimizer, 5).unwrap())
+                .map(|(shape, optimizer)| {
+                    TtTable::new(shape, Initializer::default(), optimizer, 5).unwrap()
+                })
                 .collect();
             tables.par_iter_mut().for_each(|table| {
                 let mut rng = Rng::new(3);
@@ -579,7 +678,10 @@ fn a_step_has_the_same_bits_on_any_number_of_threads() {
                     table.step(&batch.bags(), mode.pooling(), &gradient, 0.01).unwrap();
                 }
             });
-            tables.iter().map(|table| values(table).concat().iter().map(|x| x.to_bits()).collect()).collect()
+            tables
+                .iter()
+                .map(|table| values(table).concat().iter().map(|x| x.to_bits()).collect())
+                .collect()
         })
     };
     let alone = train(1);
@@ -600,11 +702,15 @@ fn training_finds_a_target_that_is_of_low_rank() {
             let mut batch = Batch::draw(&mut rng, 210, 40, Mode::ALL[step % 2]);
             batch.weights.fill(1.0);
             let expected = teacher.pooled(&batch);
-            let gradient: Vec<f32> = zip(forward(&table, &batch), &expected).map(|(x, y)| x - *y as f32).collect();
+            let gradient: Vec<f32> =
+                zip(forward(&table, &batch), &expected).map(|(x, y)| x - *y as f32).collect();
             losses.push(gradient.iter().map(|g| f64::from(g * g)).sum::<f64>() / 2.0);
-            table.step(&batch.bags(), batch.mode.pooling(), &gradient, learning_rate).unwrap();
+            table
+                .step(&batch.bags(), batch.mode.pooling(), &gradient, learning_rate)
+                .unwrap();
         }
-        let [first, last] = [&losses[..20], &losses[580..]].map(|losses| losses.iter().sum::<f64>() / 20.0);
+        let [first, last] =
+            [&losses[..20], &losses[580..]].map(|losses| losses.iter().sum::<f64>() / 20.0);
         println!("{optimizer:?}: {first:.3} to {last:.3e}");
         assert!(last < first / 20.0, "{optimizer:?}: {first} to {last}");
     }
@@ -631,16 +737,21 @@ fn a_blob_of_learned_cores_gives_the_same_rows_to_the_bit() {
     ];
     let spec = |(name, weights): (&str, _)| TableSpec::new(name, weights);
     let specs: Vec<TableSpec> =
-        zip(["dense.tt", "dense"].map(|name| name.trim_start_matches("dense.")), weights).map(spec).collect();
+        zip(["dense.tt", "dense"].map(|name| name.trim_start_matches("dense.")), weights)
+            .map(spec)
+            .collect();
     let blob = Layout::new(&specs).unwrap().build(|section, out| {
         let core = if let Role::Core(k) = section.role { k } else { 0 };
         dtype::encode(tables[section.table].parameters()[core].values(), Dtype::F32, out).unwrap();
     });
     let blob = Blob::parse(&blob).unwrap();
     for (name, table) in zip(["tt", "dense"], &tables) {
-        let (stored, batch) = (blob.table(name).unwrap(), Batch::draw(&mut rng, 60, 30, Mode::Mean));
+        let (stored, batch) =
+            (blob.table(name).unwrap(), Batch::draw(&mut rng, 60, 30, Mode::Mean));
         let mut out = vec![f32::NAN; batch.num_bags() * 64];
-        stored.bag(&batch.bags(), Pooling::Mean, &mut out, &mut stored.batch_workspace(100)).unwrap();
+        stored
+            .bag(&batch.bags(), Pooling::Mean, &mut out, &mut stored.batch_workspace(100))
+            .unwrap();
         assert_eq!(bits(&out), bits(&forward(&**table, &batch)));
         for row in 0..60 {
             let mut rows = [[f32::NAN; 64]; 2];
@@ -662,7 +773,9 @@ fn what_is_restored_goes_on_to_the_bit() {
         let new = |seed| -> [Box<dyn Embedding>; 2] {
             let shape = shape(58, &[3, 4, 5], &[2, 1, 3], &[2, 3]);
             [
-                Box::new(TtTable::new(shape, Initializer::SampledGaussian, optimizer, seed).unwrap()),
+                Box::new(
+                    TtTable::new(shape, Initializer::SampledGaussian, optimizer, seed).unwrap(),
+                ),
                 Box::new(DenseTable::new(58, 6, Initializer::Gaussian, optimizer, seed).unwrap()),
             ]
         };
@@ -670,20 +783,26 @@ fn what_is_restored_goes_on_to_the_bit() {
             let mut rng = Rng::new(9);
             for step in 0..6 {
                 let batch = Batch::draw(&mut rng, 58, 10, Mode::Weighted);
-                let gradient: Vec<f32> = (0..batch.num_bags() * 6).map(|_| real(&mut rng)).collect();
+                let gradient: Vec<f32> =
+                    (0..batch.num_bags() * 6).map(|_| real(&mut rng)).collect();
                 if step == 3 {
                     assert_ne!(values(&*table), values(&*restored));
                     for (to, from) in zip(restored.parameters_mut(), table.parameters()) {
                         assert_eq!(to.slice_len(), from.slice_len());
                         to.values_mut().copy_from_slice(from.values());
-                        zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
+                        zip(to.state_mut(), from.state())
+                            .for_each(|(to, from)| to.copy_from_slice(from));
                     }
                     restored.set_steps(table.steps());
                 }
                 table.step(&batch.bags(), Pooling::Sum, &gradient, 0.1).unwrap();
                 if step >= 3 {
                     restored.step(&batch.bags(), Pooling::Sum, &gradient, 0.1).unwrap();
-                    assert_eq!(bits(&values(&*table).concat()), bits(&values(&*restored).concat()), "{optimizer:?}");
+                    assert_eq!(
+                        bits(&values(&*table).concat()),
+                        bits(&values(&*restored).concat()),
+                        "{optimizer:?}"
+                    );
                 }
             }
         }
@@ -719,21 +838,30 @@ fn rows_begin_with_the_variance_of_a_dense_table() {
         }
         let dense = DenseTable::new(900, 64, initializer, Optimizer::Sgd, 1).unwrap();
         let values = dense.parameters()[0].values();
-        let ratio = values.iter().map(|x| f64::from(x * x)).sum::<f64>() / values.len() as f64 * 2700.0;
+        let ratio =
+            values.iter().map(|x| f64::from(x * x)).sum::<f64>() / values.len() as f64 * 2700.0;
         assert!((ratio - 1.0).abs() < 0.03, "{initializer:?} dense: {ratio} times 1/(3N)");
         let bound = 1.0 / 30.0;
         assert_eq!(values.iter().all(|x| x.abs() <= bound), initializer == Initializer::Uniform);
     }
     // The paper's has no element near zero: |x| >= 2 of a standard normal, scaled.
-    let sampled = TtTable::new(shapes()[4], Initializer::SampledGaussian, Optimizer::Sgd, 1).unwrap();
+    let sampled =
+        TtTable::new(shapes()[4], Initializer::SampledGaussian, Optimizer::Sgd, 1).unwrap();
     let deviation = ((1.0f64 / 180.0).sqrt() / 15f64.sqrt()).powf(1.0 / 3.0);
     let least = values(&sampled).concat().iter().fold(f32::MAX, |min, x| min.min(x.abs()));
-    assert!((0.999..1.05).contains(&(f64::from(least) / (2.0 * deviation / 5.746f64.sqrt()))), "{least}");
+    assert!(
+        (0.999..1.05).contains(&(f64::from(least) / (2.0 * deviation / 5.746f64.sqrt()))),
+        "{least}"
+    );
 }
 
 #[test]
 fn a_seed_names_its_draws() {
-    let cores = |seed| values(&TtTable::new(shapes()[3], Initializer::SampledGaussian, Optimizer::Sgd, seed).unwrap());
+    let cores = |seed| {
+        values(
+            &TtTable::new(shapes()[3], Initializer::SampledGaussian, Optimizer::Sgd, seed).unwrap(),
+        )
+    };
     assert_eq!(cores(1), cores(1));
     assert_ne!(cores(1), cores(2));
     // On every platform.
@@ -752,16 +880,24 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     assert_eq!(new(huge), Err(TrainError::TooManyRows { found: 1 << 33 }));
     let columns_reversed = small.with_column_order(DigitOrder::LeastSignificantFirst);
     assert_eq!(new(columns_reversed), Err(TrainError::ColumnOrder));
-    let from = |cores: Vec<Vec<f32>>| TtTable::from_cores(small, cores, Optimizer::Sgd).map(|_| ()).unwrap_err();
+    let from = |cores: Vec<Vec<f32>>| {
+        TtTable::from_cores(small, cores, Optimizer::Sgd).map(|_| ()).unwrap_err()
+    };
     assert_eq!(from(vec![vec![0.0; 12]]), TrainError::CoreCount { found: 1, expected: 2 });
     let values_len = |core, found, expected| TrainError::ValuesLen { core, found, expected };
     assert_eq!(from(vec![vec![0.0; 12], vec![0.0; 25]]), values_len(1, 25, 24));
     assert_eq!(from(vec![vec![], vec![0.0; 24]]), values_len(0, 0, 12));
-    let dense = |n, dim| DenseTable::new(n, dim, Initializer::Uniform, Optimizer::Sgd, 1).map(|_| ()).unwrap_err();
+    let dense = |n, dim| {
+        DenseTable::new(n, dim, Initializer::Uniform, Optimizer::Sgd, 1)
+            .map(|_| ())
+            .unwrap_err()
+    };
     assert_eq!(dense(0, 4), TrainError::Shape(ShapeError::NumEmbeddings { found: 0 }));
     assert_eq!(dense(4, 0), TrainError::Shape(ShapeError::EmbeddingDim { found: 0 }));
     assert_eq!(dense(1 << 33, 4), TrainError::TooManyRows { found: 1 << 33 });
-    let rows = DenseTable::from_rows(4, 2, vec![0.0; 7], Optimizer::Sgd).map(|_| ()).unwrap_err();
+    let rows = DenseTable::from_rows(4, 2, vec![0.0; 7], Optimizer::Sgd)
+        .map(|_| ())
+        .unwrap_err();
     assert_eq!(rows, values_len(0, 7, 8));
 
     let tables: [Box<dyn Embedding>; 2] = [
@@ -773,11 +909,16 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
         let good = Bags::new(&[1u32, 10], &[0, 2]).unwrap();
         let outside = Bags::new(&[1u32, 11], &[0, 2]).unwrap();
         let weighted = good.with_per_sample_weights(&[1.0, 2.0]).unwrap();
-        let mut step = |bags, pooling, len| table.step(bags, pooling, &vec![1.0; len], 0.1).unwrap_err();
+        let mut step =
+            |bags, pooling, len| table.step(bags, pooling, &vec![1.0; len], 0.1).unwrap_err();
         assert_eq!(step(&good, Pooling::Max, 6), TrainError::MaxPooling);
         assert_eq!(step(&good, Pooling::Sum, 7), TrainError::GradientLen { found: 7, expected: 6 });
-        assert_eq!(step(&weighted, Pooling::Mean, 6), TrainError::Lookup(LookupError::WeightsPooling));
-        let out_of_range = LookupError::IndexOutOfRange { position: 1, index: 11, num_embeddings: 11 };
+        assert_eq!(
+            step(&weighted, Pooling::Mean, 6),
+            TrainError::Lookup(LookupError::WeightsPooling)
+        );
+        let out_of_range =
+            LookupError::IndexOutOfRange { position: 1, index: 11, num_embeddings: 11 };
         assert_eq!(step(&outside, Pooling::Sum, 6), TrainError::Lookup(out_of_range));
         assert_eq!((values(&*table), table.steps()), (before.clone(), 0));
 

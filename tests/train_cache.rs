@@ -1,5 +1,6 @@
-//! Tensor trains that learn with a cache (TT-Rec, section 4.3): which rows are held, how they and the cores move, what becomes of
-//! rows that leave, and that neither checkpoints nor blobs lose any of it.
+//! Tensor trains that learn with a cache (TT-Rec, section 4.3): which rows are held, how they and
+//! the cores move, what becomes of rows that leave, and that neither checkpoints nor blobs lose any
+//! of it.
 
 #![cfg(feature = "train")]
 
@@ -11,7 +12,9 @@ use ttrec::{
     Bags, Blob, Pooling, TtShape,
     blob::{Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
-    train::{CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer, TrainError, TtTable},
+    train::{
+        CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer, TrainError, TtTable,
+    },
 };
 
 const DIM: usize = 8;
@@ -49,7 +52,9 @@ fn held(table: &TtTable) -> BTreeMap<u64, Vec<f32>> {
     let rows = table.rows_apart();
     assert!(rows.is_sorted_by(|a, b| a.0 < b.0));
     let values = table.parameters().last().unwrap().values();
-    rows.into_iter().map(|(id, at)| (id, values[at * DIM..][..DIM].to_vec())).collect()
+    rows.into_iter()
+        .map(|(id, at)| (id, values[at * DIM..][..DIM].to_vec()))
+        .collect()
 }
 
 fn cores(table: &TtTable) -> Vec<Vec<f32>> {
@@ -59,7 +64,9 @@ fn cores(table: &TtTable) -> Vec<Vec<f32>> {
 /// Lookups of `ids`, a bag each, with this gradient.
 fn step(table: &mut dyn Embedding, ids: &[u32], gradient: &[f32], learning_rate: f64) {
     let offsets = Vec::from_iter(0..=ids.len() as u32);
-    table.step(&Bags::new(ids, &offsets).unwrap(), Pooling::Sum, gradient, learning_rate).unwrap();
+    table
+        .step(&Bags::new(ids, &offsets).unwrap(), Pooling::Sum, gradient, learning_rate)
+        .unwrap();
 }
 
 fn distance(xs: &[f32], ys: &[f32]) -> f64 {
@@ -74,7 +81,9 @@ fn skewed(rng: &mut Rng, count: usize) -> Vec<u32> {
 #[test]
 fn rows_enter_after_warm_up_as_the_cores_have_them_and_move_by_themselves() {
     let warm: [u32; 4] = [3, 70, 70, 499];
-    for (tier, pooling) in tiers::available().into_iter().flat_map(|tier| [(tier, Pooling::Sum), (tier, Pooling::Mean)])
+    for (tier, pooling) in tiers::available()
+        .into_iter()
+        .flat_map(|tier| [(tier, Pooling::Sum), (tier, Pooling::Mean)])
     {
         let mut table = cached(Optimizer::Sgd, 1, 2, 0).with_tier(tier);
         let mut others = plain(Optimizer::Sgd, 1).with_tier(tier);
@@ -96,7 +105,11 @@ fn rows_enter_after_warm_up_as_the_cores_have_them_and_move_by_themselves() {
         gradient.extend(reals(&mut Rng::new(1), 4 * DIM));
         let factor = |bag: usize, at: usize| {
             let count = (offsets[bag + 1] - offsets[bag]) as f32;
-            if pooling == Pooling::Sum { weights[at] } else { 1.0 / count }
+            if pooling == Pooling::Sum {
+                weights[at]
+            } else {
+                1.0 / count
+            }
         };
         let mut expected_rows = before.clone();
         let mut expected_out = vec![0.0f32; 4 * DIM];
@@ -118,7 +131,8 @@ fn rows_enter_after_warm_up_as_the_cores_have_them_and_move_by_themselves() {
         }
         let mut out = vec![f32::NAN; 4 * DIM];
         table.forward(&bags, pooling, &mut out, &mut Vec::new()).unwrap();
-        zip(&out, &expected_out).for_each(|(x, y)| assert!((x - y).abs() < 1e-6, "{tier:?} {x} {y}"));
+        zip(&out, &expected_out)
+            .for_each(|(x, y)| assert!((x - y).abs() < 1e-6, "{tier:?} {x} {y}"));
 
         table.step(&bags, pooling, &gradient, 0.1).unwrap();
         let found = held(&table);
@@ -126,7 +140,10 @@ fn rows_enter_after_warm_up_as_the_cores_have_them_and_move_by_themselves() {
         for (found, expected) in zip(found.values().flatten(), expected_rows.values().flatten()) {
             assert!((found - expected).abs() < 1e-6, "{tier:?} {found} {expected}");
         }
-        let bags = Bags::new(&to_cores.0, &to_cores.1).unwrap().with_per_sample_weights(&to_cores.2).unwrap();
+        let bags = Bags::new(&to_cores.0, &to_cores.1)
+            .unwrap()
+            .with_per_sample_weights(&to_cores.2)
+            .unwrap();
         others.step(&bags, Pooling::Sum, &gradient, 0.1).unwrap();
         assert_eq!(cores(&table), cores(&others), "{tier:?}");
     }
@@ -137,7 +154,8 @@ fn rows_that_leave_are_folded_into_the_cores() {
     for optimizer in [Optimizer::Sgd, Optimizer::ADAGRAD, Optimizer::ADAM] {
         // Room for one set of 32.
         let mut table = cached(optimizer, 32, 1, 3);
-        let (old, new) = (Vec::from_iter(0..32u32), Vec::from_iter((100..132).flat_map(|row| [row; 3])));
+        let (old, new) =
+            (Vec::from_iter(0..32u32), Vec::from_iter((100..132).flat_map(|row| [row; 3])));
         step(&mut table, &old, &[0.0; 32 * DIM], 0.0);
         assert_eq!(held(&table).len(), 32);
         let mut rng = Rng::new(2);
@@ -151,13 +169,17 @@ fn rows_that_leave_are_folded_into_the_cores() {
         step(&mut table, &new, &vec![0.0; new.len() * DIM], 0.0);
         let after = held(&table);
         assert_eq!(after.len(), 32);
-        let left: Vec<u64> = learned.keys().copied().filter(|row| !after.contains_key(row)).collect();
-        let entered: Vec<u64> = after.keys().copied().filter(|row| !learned.contains_key(row)).collect();
+        let left: Vec<u64> =
+            learned.keys().copied().filter(|row| !after.contains_key(row)).collect();
+        let entered: Vec<u64> =
+            after.keys().copied().filter(|row| !learned.contains_key(row)).collect();
         assert_eq!(left.len(), entered.len());
         assert!(left.len() >= 30, "{left:?}");
 
         // Together they are nearer, and rows that have come begin where they were.
-        let sum = |table: &dyn Embedding| left.iter().map(|&id| distance(&row(table, id), &learned[&id])).sum::<f64>();
+        let sum = |table: &dyn Embedding| {
+            left.iter().map(|&id| distance(&row(table, id), &learned[&id])).sum::<f64>()
+        };
         let (folded, before) = (sum(&table), sum(&unfolded));
         println!("{optimizer:?}: squared distance {before:.4} to {folded:.4}");
         assert!(folded < 0.8 * before, "{optimizer:?}: {before} to {folded}");
@@ -190,16 +212,21 @@ fn frequent_rows_are_learned_better_than_the_cores_can() {
             step(&mut table, &ids, &gradient, 0.1);
         }
         let frequent = (0..25).map(|id| id * 17);
-        frequent.map(|id| distance(&row(&table, id as u64), &teacher[id * DIM..][..DIM])).sum::<f64>()
+        frequent
+            .map(|id| distance(&row(&table, id as u64), &teacher[id * DIM..][..DIM]))
+            .sum::<f64>()
     };
-    let (with, without) = (learn(cached(Optimizer::ADAGRAD, 32, 20, 50)), learn(plain(Optimizer::ADAGRAD, 1)));
+    let (with, without) =
+        (learn(cached(Optimizer::ADAGRAD, 32, 20, 50)), learn(plain(Optimizer::ADAGRAD, 1)));
     println!("{without:.1} without, {with:.1} with a cache");
     assert!(with < without / 20.0, "{without} {with}");
 }
 
 #[test]
 fn what_is_restored_goes_on_to_the_bit() {
-    for optimizer in [Optimizer::Sgd, Optimizer::ADAGRAD, Optimizer::ROW_WISE_ADAGRAD, Optimizer::ADAM] {
+    for optimizer in
+        [Optimizer::Sgd, Optimizer::ADAGRAD, Optimizer::ROW_WISE_ADAGRAD, Optimizer::ADAM]
+    {
         let (mut table, mut restored) = (cached(optimizer, 64, 5, 4), plain(optimizer, 9));
         restored = restored.with_cache(CacheSpec { rows: 64, warm_up: 5, refresh: 4 }).unwrap();
         let mut rng = Rng::new(5);
@@ -207,7 +234,8 @@ fn what_is_restored_goes_on_to_the_bit() {
             if at == 11 {
                 for (to, from) in zip(restored.parameters_mut(), table.parameters()) {
                     to.values_mut().copy_from_slice(from.values());
-                    zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
+                    zip(to.state_mut(), from.state())
+                        .for_each(|(to, from)| to.copy_from_slice(from));
                 }
                 restored.set_steps(table.steps());
                 restored.set_counters(&table.counters()).unwrap();
@@ -238,7 +266,9 @@ fn a_blob_has_the_rows_apart_and_gives_the_same_bits() {
     let spec = TableSpec { overrides, ..TableSpec::new("a", weights) };
     let blob = Layout::new(&[spec]).unwrap().build(|section, out| match section.role {
         Role::Core(k) => dtype::encode(table.parameters()[k].values(), Dtype::F32, out).unwrap(),
-        Role::OverrideIds => out.copy_from_slice(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>()),
+        Role::OverrideIds => {
+            out.copy_from_slice(&ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())
+        }
         Role::OverrideRows => dtype::encode(&rows.concat(), Dtype::F32, out).unwrap(),
         other => panic!("{other:?}"),
     });
@@ -248,7 +278,9 @@ fn a_blob_has_the_rows_apart_and_gives_the_same_bits() {
     let bags = Bags::new(&indices, &offsets).unwrap();
     for pooling in [Pooling::Sum, Pooling::Mean] {
         let mut out = [[f32::NAN; 5 * DIM]; 2];
-        stored.bag(&bags, pooling, &mut out[0], &mut stored.batch_workspace(300)).unwrap();
+        stored
+            .bag(&bags, pooling, &mut out[0], &mut stored.batch_workspace(300))
+            .unwrap();
         table.forward(&bags, pooling, &mut out[1], &mut Vec::new()).unwrap();
         assert_eq!(out[0].map(f32::to_bits), out[1].map(f32::to_bits));
     }
@@ -292,7 +324,8 @@ fn counters_of_another_table_are_refused() {
     refused(&mut dense, &good);
     assert_eq!(dense.set_counters(&[]), Ok(()));
 
-    let hashed = HashedTable::new(Box::new(plain(Optimizer::Sgd, 1).with_cache(spec).unwrap()), 1000);
+    let hashed =
+        HashedTable::new(Box::new(plain(Optimizer::Sgd, 1).with_cache(spec).unwrap()), 1000);
     let refused = TrainError::NotHashable { num_rows: ROWS, num_embeddings: 1000 };
     assert_eq!(hashed.map(|_| ()).unwrap_err(), refused);
 }

@@ -30,7 +30,8 @@ pub enum ttrec_index_type {
 }
 
 /// Bags of indices, in torch.nn.EmbeddingBag's form with include_last_offset=True: bag b is
-/// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64() make one.
+/// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64()
+/// make one.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ttrec_bags {
@@ -48,7 +49,8 @@ pub struct ttrec_bags {
     pub per_sample_weights: *const f32,
 }
 
-/// An integer type that bags may have here. An i64 is read as a u64: what is negative is then larger than any table.
+/// An integer type that bags may have here. An i64 is read as a u64: what is negative is then
+/// larger than any table.
 pub(crate) trait BagIndex: Index + Plain {
     const TYPE: ttrec_index_type;
 }
@@ -75,21 +77,28 @@ impl ttrec_pooling {
 
 impl ttrec_bags {
     pub(crate) fn index_type(&self) -> Option<ttrec_index_type> {
-        [ttrec_index_type::U32, ttrec_index_type::I64].into_iter().find(|&known| known as u32 == self.index_type)
+        [ttrec_index_type::U32, ttrec_index_type::I64]
+            .into_iter()
+            .find(|&known| known as u32 == self.index_type)
     }
 
-    /// The bags, whose integers are of type `I`; or, if their memory is right, what the library has against them.
+    /// The bags, whose integers are of type `I`; or, if their memory is right, what the library has
+    /// against them.
     pub(crate) fn read<'c, I: BagIndex>(
         &self,
         given: &Given<'c>,
     ) -> Result<Result<Bags<'c, I>, LookupError>, Error<'c>> {
-        let num_offsets = self.num_bags.checked_add(1).ok_or(Error::TooLong { what: "offsets", len: self.num_bags })?;
+        let num_offsets = self
+            .num_bags
+            .checked_add(1)
+            .ok_or(Error::TooLong { what: "offsets", len: self.num_bags })?;
         let indices = given.slice(self.indices.cast::<I>(), self.num_indices, "indices")?;
         let offsets = given.slice(self.offsets.cast::<I>(), num_offsets, "offsets")?;
         if self.per_sample_weights.is_null() {
             return Ok(Bags::new(indices, offsets));
         }
-        let weights = given.slice(self.per_sample_weights, self.num_indices, "per_sample_weights")?;
+        let weights =
+            given.slice(self.per_sample_weights, self.num_indices, "per_sample_weights")?;
         Ok(Bags::new(indices, offsets).and_then(|bags| bags.with_per_sample_weights(weights)))
     }
 }

@@ -1,5 +1,5 @@
-//! The text of each thread's last failure, in memory of its own: to keep one allocates nothing, so that a failure for want of
-//! memory has a text too.
+//! The text of each thread's last failure, in memory of its own: to keep one allocates nothing, so
+//! that a failure for want of memory has a text too.
 
 use crate::status::Error;
 use std::{cell::RefCell, ffi::c_char, io::Write, str};
@@ -26,7 +26,8 @@ pub(crate) fn set(error: &Error<'_>) {
     });
 }
 
-/// The text that was kept last: UTF-8 with a zero at its end. The next failure of this thread overwrites it.
+/// The text that was kept last: UTF-8 with a zero at its end. The next failure of this thread
+/// overwrites it.
 pub(crate) fn get() -> *const c_char {
     TEXT.with(|text| text.as_ptr().cast::<c_char>().cast_const())
 }
@@ -36,7 +37,11 @@ mod tests {
     use super::*;
 
     fn text() -> String {
-        TEXT.with_borrow(|text| str::from_utf8(text.split(|&byte| byte == 0).next().unwrap()).unwrap().to_owned())
+        TEXT.with_borrow(|text| {
+            str::from_utf8(text.split(|&byte| byte == 0).next().unwrap())
+                .unwrap()
+                .to_owned()
+        })
     }
 
     #[test]

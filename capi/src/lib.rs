@@ -1,11 +1,13 @@
-//! ttrec from C and C++: a blob is opened once, and then any number of threads look rows up in it, pool bags and score samples.
+//! ttrec from C and C++: a blob is opened once, and then any number of threads look rows up in it,
+//! pool bags and score samples.
 //!
-//! `include/ttrec.h`, made of [`abi`] and the types beside it, is the reference; a test keeps it in step. The way of a call: an entry
-//! point of [`abi`], `boundary`, which turns pointers into references after checking what can be checked, the Rust library, and
-//! a status, with a text that `last_error` keeps.
+//! `include/ttrec.h`, made of [`abi`] and the types beside it, is the reference; a test keeps it in
+//! step. The way of a call: an entry point of [`abi`], `boundary`, which turns pointers into
+//! references after checking what can be checked, the Rust library, and a status, with a text that
+//! `last_error` keeps.
 //!
-//! Unsafe operations are in `boundary` alone. [`abi`] has the attributes that export its functions, which count as unsafe code,
-//! and vouches for its callers' promise, once per function.
+//! Unsafe operations are in `boundary` alone. [`abi`] has the attributes that export its functions,
+//! which count as unsafe code, and vouches for its callers' promise, once per function.
 
 #![deny(unsafe_code)]
 #![allow(non_camel_case_types, reason = "types have the names that they have in the header")]

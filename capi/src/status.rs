@@ -11,7 +11,8 @@ pub enum ttrec_status {
     Ok = 0,
     /// A pointer is null that must not be.
     Null = 1,
-    /// A pointer is not aligned for what it points to, or a blob's bytes do not start on a multiple of 64.
+    /// A pointer is not aligned for what it points to, or a blob's bytes do not start on a multiple
+    /// of 64.
     Misaligned = 2,
     /// A length is not the one that is needed, or longer than memory can be.
     Length = 3,
@@ -37,9 +38,11 @@ pub enum ttrec_status {
     IndexOutOfRange = 13,
     /// Offsets do not start at 0, fall, or do not end at the number of indices.
     Offsets = 14,
-    /// Tables that are pooled together do not have the same number of bags, or those of a model not one for each sample.
+    /// Tables that are pooled together do not have the same number of bags, or those of a model not
+    /// one for each sample.
     NumBags = 15,
-    /// A defect of this library, caught at its boundary: please report it. Outputs may have been written.
+    /// A defect of this library, caught at its boundary: please report it. Outputs may have been
+    /// written.
     Internal = 16,
     /// The blob has tables only.
     NoModel = 17,
@@ -100,15 +103,18 @@ impl Error<'_> {
             Self::Misaligned { .. } => ttrec_status::Misaligned,
             Self::TooLong { .. } => ttrec_status::Length,
             Self::Overlap { .. } => ttrec_status::Overlap,
-            Self::Pooling { .. } | Self::IndexType { .. } | Self::MixedIndexTypes { .. } => ttrec_status::Argument,
+            Self::Pooling { .. } | Self::IndexType { .. } | Self::MixedIndexTypes { .. } => {
+                ttrec_status::Argument
+            }
             Self::File { .. } => ttrec_status::Io,
             #[cfg(not(unix))]
             Self::PathNotUtf8 => ttrec_status::Io,
             Self::Memory { .. } => ttrec_status::Memory,
             Self::Blob(error) | Self::BlobFile { error, .. } => of_blob(*error),
-            Self::NoSuchTable { .. } | Self::NameNotUtf8 | Self::TablePosition { .. } | Self::ModelTable { .. } => {
-                ttrec_status::NoSuchTable
-            }
+            Self::NoSuchTable { .. }
+            | Self::NameNotUtf8
+            | Self::TablePosition { .. }
+            | Self::ModelTable { .. } => ttrec_status::NoSuchTable,
             Self::NegativeIndex { .. } => ttrec_status::IndexOutOfRange,
             Self::Lookup { error, .. } | Self::NoTables(error) => of_lookup(*error),
             Self::Score(error) => of_score(*error),
@@ -141,16 +147,17 @@ fn of_lookup(error: LookupError) -> ttrec_status {
         LookupError::WeightsLen { .. } => ttrec_status::Length,
         LookupError::NumBags { .. } => ttrec_status::NumBags,
         LookupError::Inconsistent => ttrec_status::Internal,
-        // Weights with another pooling than sum, and whatever a later library finds wrong with arguments.
+        // Weights with another pooling than sum, and whatever a later library finds wrong with
+        // arguments.
         _ => ttrec_status::Argument,
     }
 }
 
 fn of_score(error: ScoreError) -> ttrec_status {
     match error {
-        ScoreError::DenseLen { .. } | ScoreError::BagLists { .. } | ScoreError::WorkspaceLen { .. } => {
-            ttrec_status::Length
-        }
+        ScoreError::DenseLen { .. }
+        | ScoreError::BagLists { .. }
+        | ScoreError::WorkspaceLen { .. } => ttrec_status::Length,
         ScoreError::Table { error, .. } => of_lookup(error),
         ScoreError::Inconsistent => ttrec_status::Internal,
         _ => ttrec_status::Argument,

@@ -1,5 +1,5 @@
-//! Arguments through the C entry points: each that is wrong is refused by its status, and outputs stay as they were; right ones
-//! have the library's bits.
+//! Arguments through the C entry points: each that is wrong is refused by its status, and outputs
+//! stay as they were; right ones have the library's bits.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
@@ -11,15 +11,20 @@ mod support;
 
 use std::{ffi::CString, mem, ptr};
 use support::{
-    Open, SENTINEL, TWO_TABLES, assert_same, bag, dim, i64_bags, last_error, lookup, num_embeddings, output, text,
-    u32_bags, workspace_len,
+    Open, SENTINEL, TWO_TABLES, assert_same, bag, dim, i64_bags, last_error, lookup,
+    num_embeddings, output, text, u32_bags, workspace_len,
 };
 use ttrec::{Bags, Blob, Pooling, bag::pool_tables};
-use ttrec_capi::{abi::*, ttrec_bags, ttrec_blob, ttrec_pooling, ttrec_status as Status, ttrec_table};
+use ttrec_capi::{
+    abi::*, ttrec_bags, ttrec_blob, ttrec_pooling, ttrec_status as Status, ttrec_table,
+};
 
 const SUM: u32 = ttrec_pooling::Sum as u32;
-const POOLINGS: [(u32, Pooling); 3] =
-    [(SUM, Pooling::Sum), (ttrec_pooling::Mean as u32, Pooling::Mean), (ttrec_pooling::Max as u32, Pooling::Max)];
+const POOLINGS: [(u32, Pooling); 3] = [
+    (SUM, Pooling::Sum),
+    (ttrec_pooling::Mean as u32, Pooling::Mean),
+    (ttrec_pooling::Max as u32, Pooling::Max),
+];
 
 /// `found` is a failure of this status, whose text says this.
 #[track_caller]
@@ -51,14 +56,30 @@ fn null_is_refused_everywhere() {
     unsafe {
         refused(status(ttrec_blob_open(ptr::null(), &mut blob)), Status::Null, "path");
         refused(status(ttrec_blob_open(name.as_ptr(), ptr::null_mut())), Status::Null, "blob");
-        refused(status(ttrec_blob_open_borrowed(ptr::null(), len, &mut blob)), Status::Null, "bytes");
-        refused(status(ttrec_blob_open_borrowed(bytes, len, ptr::null_mut())), Status::Null, "blob");
+        refused(
+            status(ttrec_blob_open_borrowed(ptr::null(), len, &mut blob)),
+            Status::Null,
+            "bytes",
+        );
+        refused(
+            status(ttrec_blob_open_borrowed(bytes, len, ptr::null_mut())),
+            Status::Null,
+            "blob",
+        );
         refused(status(ttrec_blob_open_copied(ptr::null(), len, &mut blob)), Status::Null, "bytes");
         refused(status(ttrec_blob_open_copied(bytes, len, ptr::null_mut())), Status::Null, "blob");
         refused(status(ttrec_blob_verify_payload(ptr::null())), Status::Null, "blob");
-        refused(status(ttrec_blob_table(ptr::null(), name.as_ptr(), &mut table)), Status::Null, "blob");
+        refused(
+            status(ttrec_blob_table(ptr::null(), name.as_ptr(), &mut table)),
+            Status::Null,
+            "blob",
+        );
         refused(status(ttrec_blob_table(open.0, ptr::null(), &mut table)), Status::Null, "name");
-        refused(status(ttrec_blob_table(open.0, name.as_ptr(), ptr::null_mut())), Status::Null, "table");
+        refused(
+            status(ttrec_blob_table(open.0, name.as_ptr(), ptr::null_mut())),
+            Status::Null,
+            "table",
+        );
         assert!(blob.is_null() && table.is_null());
         ttrec_blob_close(ptr::null_mut());
         assert_eq!(ttrec_blob_num_tables(ptr::null()), 0);
@@ -85,9 +106,10 @@ fn null_is_refused_everywhere() {
     let bags = u32_bags(&[1], &[0, 1], None);
     refused(bag(item, &ttrec_bags { indices: ptr::null(), ..*bags }, SUM), Status::Null, "indices");
     refused(bag(item, &ttrec_bags { offsets: ptr::null(), ..*bags }, SUM), Status::Null, "offsets");
-    let no_bags = output(dim(item), workspace_len(item), |out, len, workspace, workspace_len| unsafe {
-        ttrec_table_bag(item, ptr::null(), SUM, out, len, workspace, workspace_len)
-    });
+    let no_bags =
+        output(dim(item), workspace_len(item), |out, len, workspace, workspace_len| unsafe {
+            ttrec_table_bag(item, ptr::null(), SUM, out, len, workspace, workspace_len)
+        });
     refused(no_bags, Status::Null, "bags");
 }
 
@@ -104,11 +126,17 @@ fn null_with_no_elements_is_fine() {
     let null = ptr::null_mut();
     unsafe {
         assert_eq!(ttrec_table_bag(user, &none, SUM, null, 0, null, 0), Status::Ok);
-        assert_eq!(ttrec_pool_tables(ptr::null(), ptr::null(), 0, SUM, null, 0, null, 0), Status::Ok);
+        assert_eq!(
+            ttrec_pool_tables(ptr::null(), ptr::null(), 0, SUM, null, 0, null, 0),
+            Status::Ok
+        );
         assert_eq!(ttrec_pool_tables([user].as_ptr(), &none, 1, SUM, null, 0, null, 0), Status::Ok);
     }
     let mut row = vec![0.0; dim(user)];
-    assert_eq!(unsafe { ttrec_table_lookup(user, 0, row.as_mut_ptr(), row.len(), null, 0) }, Status::Ok);
+    assert_eq!(
+        unsafe { ttrec_table_lookup(user, 0, row.as_mut_ptr(), row.len(), null, 0) },
+        Status::Ok
+    );
 }
 
 #[test]
@@ -122,11 +150,15 @@ fn misaligned_pointers_are_refused() {
         let shifted = |ptr: *mut f32| ptr.wrapping_byte_add(by);
         // Of one element more, so that what is aligned is right.
         let call = |shift_out: bool, shift_workspace: bool| {
-            output(dim(item) + 16, workspace_len(item) + 16, |out, len, workspace, workspace_len| unsafe {
-                let out = if shift_out { shifted(out) } else { out };
-                let workspace = if shift_workspace { shifted(workspace) } else { workspace };
-                ttrec_table_lookup(item, 3, out, len - 16, workspace, workspace_len - 16)
-            })
+            output(
+                dim(item) + 16,
+                workspace_len(item) + 16,
+                |out, len, workspace, workspace_len| unsafe {
+                    let out = if shift_out { shifted(out) } else { out };
+                    let workspace = if shift_workspace { shifted(workspace) } else { workspace };
+                    ttrec_table_lookup(item, 3, out, len - 16, workspace, workspace_len - 16)
+                },
+            )
         };
         if whole(4) {
             assert!(call(true, false).is_ok() && call(false, true).is_ok());
@@ -144,9 +176,21 @@ fn misaligned_pointers_are_refused() {
             refused(bag(item, &shifted, SUM), Status::Misaligned, "indices");
             let shifted = ttrec_bags { offsets: wide.offsets.wrapping_byte_add(by), ..*wide };
             refused(bag(item, &shifted, SUM), Status::Misaligned, "offsets");
-            let found = output(dim(item), workspace_len(item), |out, len, workspace, workspace_len| unsafe {
-                ttrec_table_bag(item, (&raw const *bags).wrapping_byte_add(by), SUM, out, len, workspace, workspace_len)
-            });
+            let found = output(
+                dim(item),
+                workspace_len(item),
+                |out, len, workspace, workspace_len| unsafe {
+                    ttrec_table_bag(
+                        item,
+                        (&raw const *bags).wrapping_byte_add(by),
+                        SUM,
+                        out,
+                        len,
+                        workspace,
+                        workspace_len,
+                    )
+                },
+            );
             refused(found, Status::Misaligned, "bags");
             refused(lookup_raw(item.wrapping_byte_add(by), dim(item)), Status::Misaligned, "table");
             let mut place = [ptr::null_mut::<ttrec_blob>(); 16];
@@ -179,7 +223,15 @@ fn wrong_lengths_are_refused() {
     let with = |out_len: usize, given_workspace: usize, of_bags: bool| {
         output(dim, enough, |out, _, workspace, _| unsafe {
             if of_bags {
-                ttrec_table_bag(item, &raw const *bags, SUM, out, out_len, workspace, given_workspace)
+                ttrec_table_bag(
+                    item,
+                    &raw const *bags,
+                    SUM,
+                    out,
+                    out_len,
+                    workspace,
+                    given_workspace,
+                )
             } else {
                 ttrec_table_lookup(item, 0, out, out_len, workspace, given_workspace)
             }
@@ -199,7 +251,11 @@ fn wrong_lengths_are_refused() {
         }
     }
     for len in [usize::MAX, usize::MAX / 4 + 1] {
-        refused(bag(item, &ttrec_bags { num_indices: len, ..*bags }, SUM), Status::Length, "indices: ");
+        refused(
+            bag(item, &ttrec_bags { num_indices: len, ..*bags }, SUM),
+            Status::Length,
+            "indices: ",
+        );
         refused(
             output(dim, enough, |out, len_of_out, workspace, workspace_len| unsafe {
                 let bags = ttrec_bags { num_bags: len, ..*bags };
@@ -210,7 +266,9 @@ fn wrong_lengths_are_refused() {
         );
         let mut blob = ptr::null_mut();
         // So many bytes from there on would end past the last address.
-        let found = unsafe { ttrec_blob_open_borrowed(TWO_TABLES.as_ptr().cast(), len.max(1 << 63), &mut blob) };
+        let found = unsafe {
+            ttrec_blob_open_borrowed(TWO_TABLES.as_ptr().cast(), len.max(1 << 63), &mut blob)
+        };
         refused(status(found), Status::Length, "bytes: ");
     }
 }
@@ -235,7 +293,8 @@ fn outputs_that_overlap_anything_are_refused() {
         (WORKSPACE, true),
     ] {
         let workspace = at(&mut memory, workspace);
-        let found = unsafe { ttrec_table_lookup(item, 0, at(&mut memory, OUT), dim, workspace, enough) };
+        let found =
+            unsafe { ttrec_table_lookup(item, 0, at(&mut memory, OUT), dim, workspace, enough) };
         assert_eq!(found, if fine { Status::Ok } else { Status::Overlap });
     }
     for (inside, fine) in [
@@ -278,12 +337,23 @@ fn outputs_that_overlap_anything_are_refused() {
     let mut place = [*bags; 8];
     let out = place.as_mut_ptr().cast();
     let mut workspace = vec![0.0; enough];
-    let found = unsafe { ttrec_table_bag(item, place.as_ptr(), SUM, out, dim, workspace.as_mut_ptr(), enough) };
+    let found = unsafe {
+        ttrec_table_bag(item, place.as_ptr(), SUM, out, dim, workspace.as_mut_ptr(), enough)
+    };
     refused(status(found), Status::Overlap, "bags");
     let mut tables = [item; 16];
     let out = tables.as_mut_ptr().cast();
     let found = unsafe {
-        ttrec_pool_tables(tables.as_ptr(), &raw const *bags, 1, SUM, out, dim, workspace.as_mut_ptr(), enough)
+        ttrec_pool_tables(
+            tables.as_ptr(),
+            &raw const *bags,
+            1,
+            SUM,
+            out,
+            dim,
+            workspace.as_mut_ptr(),
+            enough,
+        )
     };
     refused(status(found), Status::Overlap, "tables");
     assert!(tables.iter().all(|&table| table == item));
@@ -296,12 +366,20 @@ fn numbers_that_name_no_pooling_or_type_are_refused() {
     let bags = u32_bags(&[1, 2], &[0, 2], None);
     for wrong in [3, 4, 0x100, u32::MAX] {
         refused(bag(item, &bags, wrong), Status::Argument, "pooling");
-        refused(bag(item, &ttrec_bags { index_type: wrong, ..*bags }, SUM), Status::Argument, "index_type");
+        refused(
+            bag(item, &ttrec_bags { index_type: wrong, ..*bags }, SUM),
+            Status::Argument,
+            "index_type",
+        );
     }
     refused(bag(item, &ttrec_bags { index_type: 2, ..*bags }, SUM), Status::Argument, "index_type");
     for (pooling, _) in &POOLINGS[1..] {
         let weighted = u32_bags(&[1, 2], &[0, 2], Some(&[1.0, 2.0]));
-        refused(bag(item, &weighted, *pooling), Status::Argument, "table \"item\": per_sample_weights");
+        refused(
+            bag(item, &weighted, *pooling),
+            Status::Argument,
+            "table \"item\": per_sample_weights",
+        );
     }
 }
 
@@ -327,26 +405,52 @@ fn indices_and_offsets_out_of_range_are_refused() {
     for table in open.tables() {
         let rows = num_embeddings(table);
         for index in [rows, rows + 1, 1 << 32, 1 << 63, u64::MAX] {
-            refused(lookup(table, index), Status::IndexOutOfRange, &format!("index {index} at position 0"));
+            refused(
+                lookup(table, index),
+                Status::IndexOutOfRange,
+                &format!("index {index} at position 0"),
+            );
         }
         let row = rows as u32;
         for (pooling, _) in POOLINGS {
             for wrong in [row, u32::MAX] {
                 let said = format!("index {wrong} at position 2");
-                refused(bag(table, &u32_bags(&[0, 1, wrong], &[0, 3], None), pooling), Status::IndexOutOfRange, &said);
+                refused(
+                    bag(table, &u32_bags(&[0, 1, wrong], &[0, 3], None), pooling),
+                    Status::IndexOutOfRange,
+                    &said,
+                );
             }
             for wrong in [-1, i64::MIN, -(i64::from(row))] {
                 let said = format!("index {wrong} at position 1 is negative");
-                refused(bag(table, &i64_bags(&[0, wrong], &[0, 2], None), pooling), Status::IndexOutOfRange, &said);
+                refused(
+                    bag(table, &i64_bags(&[0, wrong], &[0, 2], None), pooling),
+                    Status::IndexOutOfRange,
+                    &said,
+                );
             }
             for wrong in [rows as i64, i64::MAX, 1 << 32] {
                 let said = format!("index {wrong} at position 0");
-                refused(bag(table, &i64_bags(&[wrong], &[0, 1], None), pooling), Status::IndexOutOfRange, &said);
+                refused(
+                    bag(table, &i64_bags(&[wrong], &[0, 1], None), pooling),
+                    Status::IndexOutOfRange,
+                    &said,
+                );
             }
-            for offsets in [[0, 1, 1], [1, 2, 2], [0, 3, 2], [0, 2, 1], [0, 1, 3], [2, 2, 2], [0, u32::MAX, 2]] {
-                refused(bag(table, &u32_bags(&[0, 1], &offsets, None), pooling), Status::Offsets, "offset");
+            for offsets in
+                [[0, 1, 1], [1, 2, 2], [0, 3, 2], [0, 2, 1], [0, 1, 3], [2, 2, 2], [0, u32::MAX, 2]]
+            {
+                refused(
+                    bag(table, &u32_bags(&[0, 1], &offsets, None), pooling),
+                    Status::Offsets,
+                    "offset",
+                );
                 let wide = offsets.map(|offset| i64::from(offset.cast_signed()));
-                refused(bag(table, &i64_bags(&[0, 1], &wide, None), pooling), Status::Offsets, "offset");
+                refused(
+                    bag(table, &i64_bags(&[0, 1], &wide, None), pooling),
+                    Status::Offsets,
+                    "offset",
+                );
             }
         }
     }
@@ -357,10 +461,12 @@ fn bags_have_the_librarys_bits_whatever_type_their_indices_have() {
     let open = Open::borrowed(TWO_TABLES).unwrap();
     let blob = Blob::parse(TWO_TABLES).unwrap();
     for (table, expected) in open.tables().into_iter().zip(blob.tables()) {
-        let indices: Vec<u32> = (0..200u64).map(|i| (i * 7919 % expected.num_embeddings()) as u32).collect();
+        let indices: Vec<u32> =
+            (0..200u64).map(|i| (i * 7919 % expected.num_embeddings()) as u32).collect();
         let offsets = [0u32, 1, 1, 5, 70, 200];
         // Not a number is a weight like any other.
-        let weights: Vec<f32> = (0..200).map(|i| if i == 100 { f32::NAN } else { i as f32 - 50.5 }).collect();
+        let weights: Vec<f32> =
+            (0..200).map(|i| if i == 100 { f32::NAN } else { i as f32 - 50.5 }).collect();
         let wide = |narrow: &[u32]| narrow.iter().map(|&x| i64::from(x)).collect::<Vec<_>>();
         let (wide_indices, wide_offsets) = (wide(&indices), wide(&offsets));
         for (number, pooling) in POOLINGS {
@@ -373,10 +479,18 @@ fn bags_have_the_librarys_bits_whatever_type_their_indices_have() {
                     bags = bags.with_per_sample_weights(weights).unwrap();
                 }
                 let mut out = vec![0.0; bags.len() * expected.embedding_dim()];
-                expected.bag(&bags, pooling, &mut out, &mut expected.batch_workspace(200)).unwrap();
+                expected
+                    .bag(&bags, pooling, &mut out, &mut expected.batch_workspace(200))
+                    .unwrap();
                 assert!(out.iter().any(|&x| x != 0.0));
-                assert_same(&bag(table, &u32_bags(&indices, &offsets, weights), number).unwrap(), &out);
-                assert_same(&bag(table, &i64_bags(&wide_indices, &wide_offsets, weights), number).unwrap(), &out);
+                assert_same(
+                    &bag(table, &u32_bags(&indices, &offsets, weights), number).unwrap(),
+                    &out,
+                );
+                assert_same(
+                    &bag(table, &i64_bags(&wide_indices, &wide_offsets, weights), number).unwrap(),
+                    &out,
+                );
             }
         }
     }
@@ -390,30 +504,37 @@ fn tables_pooled_together_have_the_librarys_bits() {
     for repeats in [1, 16, 40] {
         let tables: Vec<_> = (0..repeats).flat_map(|_| open.tables()).collect();
         let rust: Vec<_> = (0..repeats).flat_map(|_| blob.tables()).collect();
-        let indices: Vec<Vec<i64>> = (0..tables.len() as i64).map(|t| vec![t % 20, 19, 2 * t % 20]).collect();
-        let unsigned: Vec<Vec<u64>> = indices.iter().map(|list| list.iter().map(|&i| i as u64).collect()).collect();
+        let indices: Vec<Vec<i64>> =
+            (0..tables.len() as i64).map(|t| vec![t % 20, 19, 2 * t % 20]).collect();
+        let unsigned: Vec<Vec<u64>> =
+            indices.iter().map(|list| list.iter().map(|&i| i as u64).collect()).collect();
         let offsets = [0i64, 1, 3];
-        let bags: Vec<ttrec_bags> = indices.iter().map(|list| *i64_bags(list, &offsets, None)).collect();
-        let together: Vec<_> =
-            rust.iter().zip(&unsigned).map(|(table, list)| (table, Bags::new(list, &[0, 1, 3]).unwrap())).collect();
+        let bags: Vec<ttrec_bags> =
+            indices.iter().map(|list| *i64_bags(list, &offsets, None)).collect();
+        let together: Vec<_> = rust
+            .iter()
+            .zip(&unsigned)
+            .map(|(table, list)| (table, Bags::new(list, &[0, 1, 3]).unwrap()))
+            .collect();
         let width: usize = rust.iter().map(|table| table.embedding_dim()).sum();
         let enough = rust.iter().map(|table| table.workspace_len()).max().unwrap();
         let mut expected = vec![0.0; 2 * width];
         pool_tables(&together, Pooling::Mean, &mut expected, &mut vec![0.0; enough]).unwrap();
-        let call = |tables: &[*const ttrec_table], bags: &[ttrec_bags], len: usize, pooling: u32| {
-            output(len, enough, |out, len, workspace, workspace_len| unsafe {
-                ttrec_pool_tables(
-                    tables.as_ptr(),
-                    bags.as_ptr(),
-                    tables.len(),
-                    pooling,
-                    out,
-                    len,
-                    workspace,
-                    workspace_len,
-                )
-            })
-        };
+        let call =
+            |tables: &[*const ttrec_table], bags: &[ttrec_bags], len: usize, pooling: u32| {
+                output(len, enough, |out, len, workspace, workspace_len| unsafe {
+                    ttrec_pool_tables(
+                        tables.as_ptr(),
+                        bags.as_ptr(),
+                        tables.len(),
+                        pooling,
+                        out,
+                        len,
+                        workspace,
+                        workspace_len,
+                    )
+                })
+            };
         assert_same(&call(&tables, &bags, 2 * width, 1).unwrap(), &expected);
 
         refused(call(&tables, &bags, 2 * width - 1, 1), Status::Length, "output of ");
@@ -432,7 +553,11 @@ fn tables_pooled_together_have_the_librarys_bits() {
         refused(with(&|bags| bags.num_indices = 2), Status::Offsets, "table \"user\": offset");
         refused(with(&|bags| bags.indices = ptr::null()), Status::Null, "indices");
         let few = [0i64, 3];
-        refused(with(&|bags| *bags = *i64_bags(&[1, 2, 3], &few, None)), Status::NumBags, "table \"user\": 1 bags");
+        refused(
+            with(&|bags| *bags = *i64_bags(&[1, 2, 3], &few, None)),
+            Status::NumBags,
+            "table \"user\": 1 bags",
+        );
         refused(
             with(&|bags| *bags = *i64_bags(&[1, -2, 3], &offsets, None)),
             Status::IndexOutOfRange,
@@ -440,7 +565,9 @@ fn tables_pooled_together_have_the_librarys_bits() {
         );
     }
     let mut out = [SENTINEL];
-    let found = unsafe { ttrec_pool_tables(ptr::null(), ptr::null(), 0, SUM, out.as_mut_ptr(), 1, ptr::null_mut(), 0) };
+    let found = unsafe {
+        ttrec_pool_tables(ptr::null(), ptr::null(), 0, SUM, out.as_mut_ptr(), 1, ptr::null_mut(), 0)
+    };
     refused(status(found), Status::Length, "no tables: output of 1 elements: expected 0");
     assert_eq!(out, [SENTINEL]);
 }

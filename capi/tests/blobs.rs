@@ -1,5 +1,5 @@
-//! Blobs through the C entry points: what is no blob, or no longer one, is refused by a status and leaves no handle; what opens
-//! answers as the Rust library does.
+//! Blobs through the C entry points: what is no blob, or no longer one, is refused by a status and
+//! leaves no handle; what opens answers as the Rust library does.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
@@ -112,7 +112,9 @@ fn a_changed_byte_is_noticed_in_the_head_at_once_and_in_the_payload_by_its_check
             _ => &[],
         };
         match opened {
-            Err(status) => assert!(expected.contains(&status), "byte {at}: {status:?}, {}", last_error()),
+            Err(status) => {
+                assert!(expected.contains(&status), "byte {at}: {status:?}, {}", last_error())
+            }
             Ok(blob) => {
                 assert!(expected.is_empty(), "byte {at}");
                 assert_eq!(blob.verify(), Status::Corrupt, "byte {at}");
@@ -135,7 +137,12 @@ fn versions_and_kinds_of_the_future_are_unsupported() {
         let mut bytes = TWO_TABLES.to_vec();
         bytes[at] = value;
         format::reseal(&mut bytes);
-        assert_eq!(Open::copied(&bytes).err(), Some(Status::Unsupported), "byte {at}: {}", last_error());
+        assert_eq!(
+            Open::copied(&bytes).err(),
+            Some(Status::Unsupported),
+            "byte {at}: {}",
+            last_error()
+        );
     }
 }
 
@@ -147,9 +154,17 @@ fn forged_blobs_are_refused_or_answer_within_their_bounds() {
         let mut rng = Rng::new(case);
         let mut bytes = TWO_TABLES.to_vec();
         for _ in 0..1 + rng.below(2) {
-            let reach = if rng.one_in(4) { bytes.len() } else { format::head_len(TWO_TABLES) };
+            let reach = if rng.one_in(4) {
+                bytes.len()
+            } else {
+                format::head_len(TWO_TABLES)
+            };
             let at = rng.index(reach);
-            bytes[at] = if rng.one_in(2) { rng.next() as u8 } else { bytes[at] ^ 1 << rng.below(8) };
+            bytes[at] = if rng.one_in(2) {
+                rng.next() as u8
+            } else {
+                bytes[at] ^ 1 << rng.below(8)
+            };
         }
         format::reseal(&mut bytes);
         match Open::copied(&bytes) {

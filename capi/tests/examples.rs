@@ -1,7 +1,9 @@
-//! The C and C++ examples, compiled with every warning an error and run: they print the rows and scores that the Rust library gives,
-//! and neither valgrind nor the sanitizers have anything to say.
+//! The C and C++ examples, compiled with every warning an error and run: they print the rows and
+//! scores that the Rust library gives, and neither valgrind nor the sanitizers have anything to
+//! say.
 //!
-//! A machine may lack compilers or valgrind: what needs them is then skipped, and says so, unless EXPECT_CC=1 or EXPECT_VALGRIND=1.
+//! A machine may lack compilers or valgrind: what needs them is then skipped, and says so, unless
+//! EXPECT_CC=1 or EXPECT_VALGRIND=1.
 
 use std::{
     env, fs,
@@ -14,7 +16,8 @@ use ttrec::{AlignedBytes, Bags, Blob, Pooling, bag::pool_tables, include_blob};
 static TWO_TABLES: &AlignedBytes = include_blob!("../../tests/golden/two_tables.ttr");
 static DLRM: &AlignedBytes = include_blob!("../../tests/golden/dlrm.ttr");
 
-const WARNINGS: [&str; 7] = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow", "-Wundef"];
+const WARNINGS: [&str; 7] =
+    ["-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow", "-Wundef"];
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -27,10 +30,17 @@ fn golden(name: &str) -> PathBuf {
 /// The program called `name`, or the one that the variable names; none if it is not there.
 fn tool(variable: &str, name: &str, expected: &str) -> Option<String> {
     let name = env::var(variable).unwrap_or(name.to_owned());
-    if Command::new(&name).arg("--version").output().is_ok_and(|output| output.status.success()) {
+    if Command::new(&name)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
         return Some(name);
     }
-    assert!(env::var_os(expected).is_none_or(|value| value != "1"), "{expected}=1, but there is no {name}");
+    assert!(
+        env::var_os(expected).is_none_or(|value| value != "1"),
+        "{expected}=1, but there is no {name}"
+    );
     // Not with a macro, whose output is kept from who runs the tests.
     let mut terminal = io::stderr();
     writeln!(terminal, "SKIPPED: there is no {name}; {expected}=1 makes this a failure").unwrap();
@@ -40,7 +50,12 @@ fn tool(variable: &str, name: &str, expected: &str) -> Option<String> {
 fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{command:?}\n{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}\n{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
     output
 }
 
@@ -62,7 +77,11 @@ impl Program {
         let program = self.dir.path().join("program");
         let mut compile = Command::new(&self.compiler);
         compile.args(WARNINGS).args(flags).arg("-g").arg("-I").arg(here("include"));
-        compile.arg(source).arg(&library).args(["-pthread", "-ldl", "-lm", "-o"]).arg(&program);
+        compile
+            .arg(source)
+            .arg(&library)
+            .args(["-pthread", "-ldl", "-lm", "-o"])
+            .arg(&program);
         run(&mut compile);
         program
     }
@@ -77,14 +96,17 @@ fn printed(mut program: Command, blob: &str) -> String {
 
 /// `lines` are these rows, to the bit: nine digits tell every float.
 fn assert_rows(lines: &str, rows: &[f32], dim: usize) {
-    let read = |line: &str| line.split(' ').map(|x| x.parse::<f32>().unwrap().to_bits()).collect::<Vec<_>>();
+    let read = |line: &str| {
+        line.split(' ').map(|x| x.parse::<f32>().unwrap().to_bits()).collect::<Vec<_>>()
+    };
     let found: Vec<Vec<u32>> = lines.lines().map(read).collect();
-    let expected: Vec<Vec<u32>> = rows.chunks(dim).map(|row| row.iter().map(|x| x.to_bits()).collect()).collect();
+    let expected: Vec<Vec<u32>> =
+        rows.chunks(dim).map(|row| row.iter().map(|x| x.to_bits()).collect()).collect();
     assert_eq!(found, expected, "{lines}");
 }
 
-/// A row, and the mean of two bags, as both examples print them; and two tables' bags pooled together, and how wide
-/// they are.
+/// A row, and the mean of two bags, as both examples print them; and two tables' bags pooled
+/// together, and how wide they are.
 fn expected() -> (Vec<f32>, usize, Vec<f32>, usize) {
     let blob = Blob::parse(TWO_TABLES).unwrap();
     let item = blob.table("item").unwrap();
@@ -111,16 +133,37 @@ struct Example {
 }
 
 const C: [Example; 2] = [
-    Example { source: "lookup.c", standards: &["-std=c99", "-std=c11"], blob: "two_tables.ttr", check: assert_c },
-    Example { source: "rank.c", standards: &["-std=c99", "-std=c11"], blob: "dlrm.ttr", check: assert_c_scores },
+    Example {
+        source: "lookup.c",
+        standards: &["-std=c99", "-std=c11"],
+        blob: "two_tables.ttr",
+        check: assert_c,
+    },
+    Example {
+        source: "rank.c",
+        standards: &["-std=c99", "-std=c11"],
+        blob: "dlrm.ttr",
+        check: assert_c_scores,
+    },
 ];
 const CPP: [Example; 2] = [
-    Example { source: "lookup.cpp", standards: &["-std=c++17"], blob: "two_tables.ttr", check: assert_cpp },
-    Example { source: "rank.cpp", standards: &["-std=c++17"], blob: "dlrm.ttr", check: assert_cpp_scores },
+    Example {
+        source: "lookup.cpp",
+        standards: &["-std=c++17"],
+        blob: "two_tables.ttr",
+        check: assert_cpp,
+    },
+    Example {
+        source: "rank.cpp",
+        standards: &["-std=c++17"],
+        blob: "dlrm.ttr",
+        check: assert_cpp_scores,
+    },
 ];
 
 impl Example {
-    /// Builds it with these flags as well, and looks at what it prints, run by what `command` makes of it.
+    /// Builds it with these flags as well, and looks at what it prints, run by what `command` makes
+    /// of it.
     fn check(&self, compiler: &Program, flags: &[&str], command: impl Fn(PathBuf) -> Command) {
         for &standard in self.standards {
             let source = here("examples").join(self.source);
@@ -138,7 +181,9 @@ fn expected_scores() -> (Vec<f32>, f32) {
     let mut workspace = vec![0.0; ranker.batch_workspace_len(1)];
     let score = |i: u32| {
         let (indices, mut score, mut logit) = ([4742, 986, i * 7 % 300, i], [0.0], [0.0]);
-        let bags = indices.each_ref().map(|index| Bags::new(std::slice::from_ref(index), &[0, 1]).unwrap());
+        let bags = indices
+            .each_ref()
+            .map(|index| Bags::new(std::slice::from_ref(index), &[0, 1]).unwrap());
         ranker.score(&dense, &bags, &mut score, &mut workspace).unwrap();
         ranker.logits(&dense, &bags, &mut logit, &mut workspace).unwrap();
         (score[0], logit[0])
@@ -182,7 +227,10 @@ fn assert_cpp(printed: &str) {
     let end = printed.match_indices('\n').nth(4).expect("two lines of pooled rows").0 + 1;
     assert_rows(&printed[..at], &rows, dim);
     assert_rows(&printed[at..end], &pooled, width);
-    assert_eq!(&printed[end..], "13: table \"item\": index 4000 at position 0: the table has 4000 rows\n");
+    assert_eq!(
+        &printed[end..],
+        "13: table \"item\": index 4000 at position 0: the table has 4000 rows\n"
+    );
 }
 
 fn cc() -> Option<Program> {
@@ -228,13 +276,22 @@ fn the_c_examples_say_what_went_wrong() {
 
 #[test]
 fn valgrind_has_nothing_to_say() {
-    let (Some(cc), Some(cxx), Some(valgrind)) = (cc(), cxx(), tool("VALGRIND", "valgrind", "EXPECT_VALGRIND")) else {
+    let (Some(cc), Some(cxx), Some(valgrind)) =
+        (cc(), cxx(), tool("VALGRIND", "valgrind", "EXPECT_VALGRIND"))
+    else {
         return;
     };
     let under_valgrind = |program: PathBuf| {
         let mut command = Command::new(&valgrind);
-        command.args(["-q", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=definite,indirect,possible"]);
-        command.args(["--errors-for-leak-kinds=definite,indirect,possible"]).arg(program);
+        command.args([
+            "-q",
+            "--error-exitcode=9",
+            "--leak-check=full",
+            "--show-leak-kinds=definite,indirect,possible",
+        ]);
+        command
+            .args(["--errors-for-leak-kinds=definite,indirect,possible"])
+            .arg(program);
         command
     };
     C.iter().for_each(|example| example.check(&cc, &[], under_valgrind));
@@ -254,9 +311,9 @@ fn valgrind_has_nothing_to_say() {
     let said = wrong("    blob = NULL;\n");
     assert!(said.contains("lost in loss record") && said.contains("ttrec_blob_open"), "{said}");
     let said = wrong(
-        "    rows = malloc((dim - 1) * sizeof *rows);\n    workspace = malloc(len * sizeof *workspace);\n    \
-         check(ttrec_table_lookup(item, 42, rows, dim, workspace, len));\n    free(rows);\n    free(workspace);\n    \
-         ttrec_blob_close(blob);\n",
+        "    rows = malloc((dim - 1) * sizeof *rows);\n    workspace = malloc(len * sizeof \
+         *workspace);\n    check(ttrec_table_lookup(item, 42, rows, dim, workspace, len));\n    \
+         free(rows);\n    free(workspace);\n    ttrec_blob_close(blob);\n",
     );
     assert!(said.contains("Invalid write") && said.contains("ttrec_table_lookup"), "{said}");
 }

@@ -7,9 +7,11 @@ fn the_header_is_in_step_with_the_source() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(here.join("cbindgen.toml")).expect("cbindgen.toml");
     let sources = ["status.rs", "bags.rs", "boundary/handle.rs", "abi.rs"];
-    let builder = sources.iter().fold(cbindgen::Builder::new().with_config(config), |builder, source| {
-        builder.with_src(here.join("src").join(source))
-    });
+    let builder = sources
+        .iter()
+        .fold(cbindgen::Builder::new().with_config(config), |builder, source| {
+            builder.with_src(here.join("src").join(source))
+        });
     let mut made = Vec::new();
     builder.generate().expect("cbindgen understands the source").write(&mut made);
     let made = String::from_utf8(made).unwrap();
@@ -22,8 +24,9 @@ fn the_header_is_in_step_with_the_source() {
     let kept = fs::read_to_string(&path).unwrap();
     assert!(
         kept == made,
-        "{} is not what cbindgen makes of the source: run\n    UPDATE_HEADER=1 cargo test -p ttrec-capi --test header\n\
-         and look at what changed: another signature or struct needs another TTREC_ABI_VERSION",
+        "{} is not what cbindgen makes of the source: run\n    UPDATE_HEADER=1 cargo test -p \
+         ttrec-capi --test header\nand look at what changed: another signature or struct needs \
+         another TTREC_ABI_VERSION",
         path.display()
     );
 }

@@ -18,7 +18,10 @@ use ttrec_capi::{abi::*, ttrec_status as Status};
 #[test]
 fn calls_allocate_nothing_whether_they_succeed_or_fail() {
     let mut open = None;
-    assert!(allocator_calls(|| open = Some(Open::borrowed(TWO_TABLES).unwrap())) > 1, "the counter counts");
+    assert!(
+        allocator_calls(|| open = Some(Open::borrowed(TWO_TABLES).unwrap())) > 1,
+        "the counter counts"
+    );
     let open = open.unwrap();
     let tables = open.tables();
     let (indices, offsets) = ([1u32, 2, 3, 19], [0u32, 2, 4]);
@@ -27,23 +30,39 @@ fn calls_allocate_nothing_whether_they_succeed_or_fail() {
     let many = [tables[0]; 32];
     let width: usize = dim(tables[0]);
     let mut out = vec![0.0; 2 * 32 * width];
-    let mut workspace = vec![0.0; tables.iter().map(|&table| workspace_len(table)).max().unwrap() + 1000];
+    let mut workspace =
+        vec![0.0; tables.iter().map(|&table| workspace_len(table)).max().unwrap() + 1000];
     let (out, workspace, len) = (out.as_mut_ptr(), workspace.as_mut_ptr(), workspace.len());
     let calls = allocator_calls(|| unsafe {
         for &table in &tables {
             let dim = dim(table);
             assert_eq!(ttrec_table_lookup(table, 7, out, dim, workspace, len), Status::Ok);
-            assert_eq!(ttrec_table_lookup(table, u64::MAX, out, dim, workspace, len), Status::IndexOutOfRange);
+            assert_eq!(
+                ttrec_table_lookup(table, u64::MAX, out, dim, workspace, len),
+                Status::IndexOutOfRange
+            );
             for pooling in 0..3 {
-                assert_eq!(ttrec_table_bag(table, &bags[0], pooling, out, 2 * dim, workspace, len), Status::Ok);
+                assert_eq!(
+                    ttrec_table_bag(table, &bags[0], pooling, out, 2 * dim, workspace, len),
+                    Status::Ok
+                );
                 let status = ttrec_table_bag(table, &wrong, pooling, out, 2 * dim, workspace, len);
                 assert_eq!(status, Status::IndexOutOfRange);
             }
-            assert_eq!(ttrec_table_bag(ptr::null(), &bags[0], 0, out, 2 * dim, workspace, len), Status::Null);
+            assert_eq!(
+                ttrec_table_bag(ptr::null(), &bags[0], 0, out, 2 * dim, workspace, len),
+                Status::Null
+            );
         }
         let all = 2 * 32 * width;
-        assert_eq!(ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 32, 0, out, all, workspace, len), Status::Ok);
-        assert_eq!(ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 31, 0, out, all, workspace, len), Status::Length);
+        assert_eq!(
+            ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 32, 0, out, all, workspace, len),
+            Status::Ok
+        );
+        assert_eq!(
+            ttrec_pool_tables(many.as_ptr(), bags.as_ptr(), 31, 0, out, all, workspace, len),
+            Status::Length
+        );
     });
     assert_eq!(calls, 0);
 }
@@ -58,9 +77,21 @@ fn scores_allocate_nothing_whether_they_succeed_or_fail() {
     let mut workspace = vec![0.0; unsafe { ttrec_ranker_batch_workspace_len(ranker, 2) }];
     let (out, workspace, len) = (out.as_mut_ptr(), workspace.as_mut_ptr(), workspace.len());
     let calls = allocator_calls(|| {
-        for scorer in [ttrec_ranker_score, ttrec_ranker_logits, ttrec_ranker_rank] as [support::Scorer; 3] {
+        for scorer in
+            [ttrec_ranker_score, ttrec_ranker_logits, ttrec_ranker_rank] as [support::Scorer; 3]
+        {
             let call = |bags: &[_], len| unsafe {
-                scorer(ranker, dense.as_ptr(), dense.len(), bags.as_ptr(), bags.len(), out, 2, workspace, len)
+                scorer(
+                    ranker,
+                    dense.as_ptr(),
+                    dense.len(),
+                    bags.as_ptr(),
+                    bags.len(),
+                    out,
+                    2,
+                    workspace,
+                    len,
+                )
             };
             assert_eq!(call(&bags, len), Status::Ok);
             assert_eq!(call(&wrong, len), Status::IndexOutOfRange);

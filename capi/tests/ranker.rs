@@ -1,5 +1,5 @@
-//! Models through the C entry points: scores have the library's bits; wrong arguments are refused by their status, and outputs stay
-//! as they were.
+//! Models through the C entry points: scores have the library's bits; wrong arguments are refused
+//! by their status, and outputs stay as they were.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
@@ -11,8 +11,8 @@ mod support;
 
 use std::{collections::BTreeMap, fs, mem, ptr};
 use support::{
-    DLRM, Open, SENTINEL, Scorer, TWO_TABLES, assert_same, format, i64_bags, last_error, output, rng::Rng, scored,
-    text, u32_bags,
+    DLRM, Open, SENTINEL, Scorer, TWO_TABLES, assert_same, format, i64_bags, last_error, output,
+    rng::Rng, scored, text, u32_bags,
 };
 use ttrec::{Bags, Blob, Ranker, ScoreError};
 use ttrec_capi::{abi::*, ttrec_bags, ttrec_ranker, ttrec_status as Status};
@@ -41,7 +41,8 @@ impl Lists {
             indices.extend((0..rng.below(4)).map(|_| rng.below(rows) as u32));
             offsets.push(indices.len() as u32);
         }
-        let weights = weighted.then(|| indices.iter().map(|_| rng.below(65) as f32 / 32.0 - 1.0).collect());
+        let weights =
+            weighted.then(|| indices.iter().map(|_| rng.below(65) as f32 / 32.0 - 1.0).collect());
         let wide = |list: &[u32]| list.iter().map(|&x| i64::from(x)).collect();
         Self { wide: [wide(&indices), wide(&offsets)], narrow: [indices, offsets], weights }
     }
@@ -56,12 +57,21 @@ impl Lists {
 
     fn rust(&self) -> Bags<'_> {
         let bags = Bags::new(&self.narrow[0], &self.narrow[1]).unwrap();
-        self.weights.as_ref().map_or(Ok(bags), |weights| bags.with_per_sample_weights(weights)).unwrap()
+        self.weights
+            .as_ref()
+            .map_or(Ok(bags), |weights| bags.with_per_sample_weights(weights))
+            .unwrap()
     }
 }
 
-/// Dense features and bags: of one user and `num_samples` candidates if `shared`, the user's being those of every second table.
-fn samples(ranker: &Ranker<'_>, num_samples: usize, shared: bool, rng: &mut Rng) -> (Vec<f32>, Vec<Lists>) {
+/// Dense features and bags: of one user and `num_samples` candidates if `shared`, the user's being
+/// those of every second table.
+fn samples(
+    ranker: &Ranker<'_>,
+    num_samples: usize,
+    shared: bool,
+    rng: &mut Rng,
+) -> (Vec<f32>, Vec<Lists>) {
     let num_dense = if shared { 1 } else { num_samples } * ranker.num_dense();
     let dense = (0..num_dense).map(|_| rng.below(65) as f32 / 32.0 - 1.0).collect();
     let lists = ranker.tables().enumerate().map(|(position, table)| {
@@ -79,9 +89,16 @@ fn three() -> (Vec<f32>, Vec<ttrec_bags>) {
 }
 
 /// The library's own function for each of [`SCORERS`].
-fn expected(scorer: usize, ranker: &Ranker<'_>, dense: &[f32], lists: &[Lists], num_samples: usize) -> Vec<f32> {
+fn expected(
+    scorer: usize,
+    ranker: &Ranker<'_>,
+    dense: &[f32],
+    lists: &[Lists],
+    num_samples: usize,
+) -> Vec<f32> {
     let bags: Vec<_> = lists.iter().map(Lists::rust).collect();
-    let (mut out, mut workspace) = (vec![SENTINEL; num_samples], vec![0.0; ranker.batch_workspace_len(num_samples)]);
+    let (mut out, mut workspace) =
+        (vec![SENTINEL; num_samples], vec![0.0; ranker.batch_workspace_len(num_samples)]);
     let done: Result<(), ScoreError> = match scorer {
         0 => ranker.score(dense, &bags, &mut out, &mut workspace),
         1 => ranker.logits(dense, &bags, &mut out, &mut workspace),
@@ -99,7 +116,9 @@ fn a_model_is_described_and_scored_as_by_the_library() {
     let blob = Blob::parse(DLRM).unwrap();
     let rust = blob.ranker().unwrap();
     let mut rng = Rng::new(1);
-    for open in [Open::borrowed(DLRM).unwrap(), Open::copied(DLRM).unwrap(), Open::mapped(&path).unwrap()] {
+    for open in
+        [Open::borrowed(DLRM).unwrap(), Open::copied(DLRM).unwrap(), Open::mapped(&path).unwrap()]
+    {
         let ranker = open.ranker().unwrap();
         unsafe {
             assert_eq!(ttrec_ranker_num_dense(ranker), 13);
@@ -107,7 +126,10 @@ fn a_model_is_described_and_scored_as_by_the_library() {
             assert_eq!(ttrec_ranker_embedding_dim(ranker), 16);
             assert_eq!(ttrec_ranker_workspace_len(ranker), rust.workspace_len());
             for n in [0, 1, 100, 100_000, usize::MAX] {
-                assert_eq!(ttrec_ranker_batch_workspace_len(ranker, n), rust.batch_workspace_len(n));
+                assert_eq!(
+                    ttrec_ranker_batch_workspace_len(ranker, n),
+                    rust.batch_workspace_len(n)
+                );
             }
             for (position, table) in rust.tables().enumerate() {
                 let found = ttrec_ranker_table_at(ranker, position);
@@ -125,8 +147,14 @@ fn a_model_is_described_and_scored_as_by_the_library() {
                 let expected = expected(number, &rust, &dense, &lists, num_samples);
                 let narrow: Vec<_> = lists.iter().map(Lists::u32).collect();
                 let wide: Vec<_> = lists.iter().map(Lists::i64).collect();
-                assert_same(&scored(scorer, ranker, &dense, &narrow, num_samples).unwrap(), &expected);
-                assert_same(&scored(scorer, ranker, &dense, &wide, num_samples).unwrap(), &expected);
+                assert_same(
+                    &scored(scorer, ranker, &dense, &narrow, num_samples).unwrap(),
+                    &expected,
+                );
+                assert_same(
+                    &scored(scorer, ranker, &dense, &wide, num_samples).unwrap(),
+                    &expected,
+                );
                 assert!(number == 1 || expected.iter().all(|score| (0.0..=1.0).contains(score)));
             }
         }
@@ -165,10 +193,28 @@ fn null_is_refused() {
                 let dense_ptr = if what == "dense" { ptr::null() } else { dense.as_ptr() };
                 let bags_ptr = if what == "bags" { ptr::null() } else { bags.as_ptr() };
                 let out = if what == "out" { ptr::null_mut() } else { out };
-                let workspace = if what == "workspace" { ptr::null_mut() } else { workspace };
-                scorer(ranker, dense_ptr, dense.len(), bags_ptr, 4, out, len, workspace, workspace_len)
+                let workspace = if what == "workspace" {
+                    ptr::null_mut()
+                } else {
+                    workspace
+                };
+                scorer(
+                    ranker,
+                    dense_ptr,
+                    dense.len(),
+                    bags_ptr,
+                    4,
+                    out,
+                    len,
+                    workspace,
+                    workspace_len,
+                )
             });
-            if what.is_empty() { assert!(found.is_ok()) } else { refused(found, Status::Null, what) }
+            if what.is_empty() {
+                assert!(found.is_ok())
+            } else {
+                refused(found, Status::Null, what)
+            }
         }
         for (what, change) in [
             ("indices", (|bags| bags.indices = ptr::null()) as fn(&mut ttrec_bags)),
@@ -235,10 +281,24 @@ fn wrong_lengths_and_counts_are_refused() {
     let ranker = open.ranker().unwrap();
     let enough = unsafe { ttrec_ranker_workspace_len(ranker) };
     let (dense, bags) = three();
-    let with = |scorer: Scorer, dense_len: usize, num_tables: usize, out_len: usize, workspace_len: usize| {
+    let with = |scorer: Scorer,
+                dense_len: usize,
+                num_tables: usize,
+                out_len: usize,
+                workspace_len: usize| {
         output(3, enough, |out, _, workspace, _| unsafe {
             let (dense, bags) = (dense.as_ptr(), bags.as_ptr());
-            scorer(ranker, dense, dense_len, bags, num_tables, out, out_len, workspace, workspace_len)
+            scorer(
+                ranker,
+                dense,
+                dense_len,
+                bags,
+                num_tables,
+                out,
+                out_len,
+                workspace,
+                workspace_len,
+            )
         })
     };
     for (number, scorer) in SCORERS.into_iter().enumerate() {
@@ -276,9 +336,17 @@ fn wrong_lengths_and_counts_are_refused() {
             refused(changed(&|bags| bags.num_bags = len), Status::Length, "offsets: ");
         }
         let two = [0u32, 1, 3];
-        refused(changed(&|bags| bags.num_indices = 2), Status::Offsets, "table \"emb_l.3\": offset");
+        refused(
+            changed(&|bags| bags.num_indices = 2),
+            Status::Offsets,
+            "table \"emb_l.3\": offset",
+        );
         let said = "table \"emb_l.3\": 2 bags";
-        refused(changed(&|bags| (bags.num_bags, bags.offsets) = (2, two.as_ptr().cast())), Status::NumBags, said);
+        refused(
+            changed(&|bags| (bags.num_bags, bags.offsets) = (2, two.as_ptr().cast())),
+            Status::NumBags,
+            said,
+        );
         refused(changed(&|bags| bags.index_type = 1), Status::Argument, "another index_type");
         refused(changed(&|bags| bags.index_type = 9), Status::Argument, "another index_type");
         let mut bags = bags.clone();
@@ -319,7 +387,8 @@ fn outputs_that_overlap_anything_are_refused() {
     let enough = unsafe { ttrec_ranker_workspace_len(ranker) };
     let (dense, bags) = three();
     for scorer in SCORERS {
-        // Everything is cut from one piece of memory: out, 16 floats between, workspace, 16 floats, and what is read.
+        // Everything is cut from one piece of memory: out, 16 floats between, workspace, 16 floats,
+        // and what is read.
         let workspace = 16;
         let read = workspace + enough + 16;
         let mut memory = vec![SENTINEL; read + dense.len()];
@@ -335,25 +404,57 @@ fn outputs_that_overlap_anything_are_refused() {
             let start = memory.as_mut_ptr();
             let found = unsafe {
                 let (out, workspace) = (start, start.add(workspace));
-                scorer(ranker, start.add(at), dense.len(), bags.as_ptr(), 4, out, 3, workspace, enough)
+                scorer(
+                    ranker,
+                    start.add(at),
+                    dense.len(),
+                    bags.as_ptr(),
+                    4,
+                    out,
+                    3,
+                    workspace,
+                    enough,
+                )
             };
             assert_eq!(found, status, "dense at {at}: {}", last_error());
             if status != Status::Ok {
-                assert!(last_error().contains("dense overlaps") && memory.iter().all(|&x| x == 0.5));
+                assert!(
+                    last_error().contains("dense overlaps") && memory.iter().all(|&x| x == 0.5)
+                );
             }
         }
         let mut scratch = vec![0.0; enough];
         let mut place = bags.clone();
         let out = place.as_mut_ptr().cast();
         let found = unsafe {
-            scorer(ranker, dense.as_ptr(), dense.len(), place.as_ptr(), 4, out, 3, scratch.as_mut_ptr(), enough)
+            scorer(
+                ranker,
+                dense.as_ptr(),
+                dense.len(),
+                place.as_ptr(),
+                4,
+                out,
+                3,
+                scratch.as_mut_ptr(),
+                enough,
+            )
         };
         assert_eq!(found, Status::Overlap);
         assert!(last_error().contains("bags overlaps"), "{}", last_error());
         let mut out = [0.0; 3];
         let found = unsafe {
             let workspace = out.as_mut_ptr().wrapping_add(2);
-            scorer(ranker, dense.as_ptr(), dense.len(), bags.as_ptr(), 4, out.as_mut_ptr(), 3, workspace, enough)
+            scorer(
+                ranker,
+                dense.as_ptr(),
+                dense.len(),
+                bags.as_ptr(),
+                4,
+                out.as_mut_ptr(),
+                3,
+                workspace,
+                enough,
+            )
         };
         assert_eq!((found, out), (Status::Overlap, [0.0; 3]));
     }
@@ -367,28 +468,42 @@ fn forged_models_are_refused_or_score_within_their_bounds() {
         let mut rng = Rng::new(case);
         let mut bytes = DLRM.to_vec();
         for _ in 0..1 + rng.below(2) {
-            let reach = if rng.one_in(4) { bytes.len() } else { format::head_len(DLRM) };
+            let reach = if rng.one_in(4) {
+                bytes.len()
+            } else {
+                format::head_len(DLRM)
+            };
             let at = rng.index(reach);
-            bytes[at] = if rng.one_in(2) { rng.next() as u8 } else { bytes[at] ^ 1 << rng.below(8) };
+            bytes[at] = if rng.one_in(2) {
+                rng.next() as u8
+            } else {
+                bytes[at] ^ 1 << rng.below(8)
+            };
         }
         format::reseal(&mut bytes);
         let found = Open::copied(&bytes).and_then(|blob| {
             let ranker = blob.ranker()?;
-            let (num_dense, num_tables) = unsafe { (ttrec_ranker_num_dense(ranker), ttrec_ranker_num_tables(ranker)) };
+            let (num_dense, num_tables) =
+                unsafe { (ttrec_ranker_num_dense(ranker), ttrec_ranker_num_tables(ranker)) };
             // A forged model may ask for more scratch than is worth granting here.
             if unsafe { ttrec_ranker_workspace_len(ranker) } > 1 << 16 || num_dense > 1 << 16 {
                 return Ok(());
             }
             let dense = vec![0.5; 2 * num_dense];
-            let rows = |position| unsafe { ttrec_table_num_embeddings(ttrec_ranker_table_at(ranker, position)) };
-            let last: Vec<_> = (0..num_tables).map(|position| [0, rows(position) as i64 - 1]).collect();
-            let bags: Vec<_> = last.iter().map(|indices| *i64_bags(indices, &[0, 1, 2], None)).collect();
+            let rows = |position| unsafe {
+                ttrec_table_num_embeddings(ttrec_ranker_table_at(ranker, position))
+            };
+            let last: Vec<_> =
+                (0..num_tables).map(|position| [0, rows(position) as i64 - 1]).collect();
+            let bags: Vec<_> =
+                last.iter().map(|indices| *i64_bags(indices, &[0, 1, 2], None)).collect();
             let both = scored(ttrec_ranker_logits, ranker, &dense, &bags, 2).unwrap();
             let ranked = scored(ttrec_ranker_rank, ranker, &dense[..num_dense], &bags, 2).unwrap();
             assert_same(&scored(ttrec_ranker_score, ranker, &dense, &bags, 2).unwrap(), &ranked);
             scores += both.len();
             let past: Vec<_> = (0..num_tables).map(|position| [0, rows(position) as i64]).collect();
-            let bags: Vec<_> = past.iter().map(|indices| *i64_bags(indices, &[0, 1, 2], None)).collect();
+            let bags: Vec<_> =
+                past.iter().map(|indices| *i64_bags(indices, &[0, 1, 2], None)).collect();
             if num_tables > 0 {
                 let found = scored(ttrec_ranker_logits, ranker, &dense, &bags, 2);
                 refused(found, Status::IndexOutOfRange, " at position 1");

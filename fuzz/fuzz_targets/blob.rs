@@ -1,19 +1,21 @@
-//! Any bytes as a blob: parsed, and whatever parses is used. `cargo +nightly fuzz run blob` from the repository's root;
-//! put blobs into `fuzz/corpus/blob/` to start from.
+//! Any bytes as a blob: parsed, and whatever parses is used. `cargo +nightly fuzz run blob` from
+//! the repository's root; put blobs into `fuzz/corpus/blob/` to start from.
 //!
-//! The bytes are tried as they are, and once more with length and checksums made right, since no fuzzer guesses those and
-//! all that lies behind them would never be reached.
+//! The bytes are tried as they are, and once more with length and checksums made right, since no
+//! fuzzer guesses those and all that lies behind them would never be reached.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ttrec::{AlignedBuf, Bags, Blob, LookupError, Pooling, Ranker, Table, blob::Weights, cache::RowCache};
+use ttrec::{
+    AlignedBuf, Bags, Blob, LookupError, Pooling, Ranker, Table, blob::Weights, cache::RowCache,
+};
 
 #[path = "../reseal.rs"]
 mod reseal;
 
-/// Multiply-adds and elements beyond which a table is left alone: a few bytes can ask for rows of 65,536 columns and
-/// ranks, which is slow but not wrong.
+/// Multiply-adds and elements beyond which a table is left alone: a few bytes can ask for rows of
+/// 65,536 columns and ranks, which is slow but not wrong.
 const MAX_WORK: u64 = 1 << 18;
 /// What outputs and scratch hold before a call.
 const POISON: f32 = 12345.678;
@@ -65,32 +67,54 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
     }
 }
 
-/// Three samples score, with the least workspace and the best; each the same alone; one user's candidates the same as well.
+/// Three samples score, with the least workspace and the best; each the same alone; one user's
+/// candidates the same as well.
 fn use_ranker(ranker: &Ranker<'_>, noise: &[u8]) {
     let num_dense = ranker.num_dense();
-    let dense: Vec<f32> =
-        (0..3 * num_dense).zip(noise.iter().cycle()).map(|(_, &byte)| f32::from(byte) - 99.5).collect();
-    let dense = if noise.is_empty() { vec![1.0; 3 * num_dense] } else { dense };
-    let indices: Vec<_> =
-        ranker.tables().map(|table| [0, table.num_embeddings() - 1, table.num_embeddings() / 2]).collect();
-    let bags: Vec<_> = indices.iter().map(|indices| Bags::new(indices, &[0, 2, 2, 3]).expect("three bags")).collect();
+    let dense: Vec<f32> = (0..3 * num_dense)
+        .zip(noise.iter().cycle())
+        .map(|(_, &byte)| f32::from(byte) - 99.5)
+        .collect();
+    let dense = if noise.is_empty() {
+        vec![1.0; 3 * num_dense]
+    } else {
+        dense
+    };
+    let indices: Vec<_> = ranker
+        .tables()
+        .map(|table| [0, table.num_embeddings() - 1, table.num_embeddings() / 2])
+        .collect();
+    let bags: Vec<_> = indices
+        .iter()
+        .map(|indices| Bags::new(indices, &[0, 2, 2, 3]).expect("three bags"))
+        .collect();
     let score = |dense: &[f32], bags: &[Bags<'_, u64>], count, len| {
         let mut out = vec![POISON; count];
-        ranker.logits(dense, bags, &mut out, &mut vec![POISON; len]).expect("good arguments");
+        ranker
+            .logits(dense, bags, &mut out, &mut vec![POISON; len])
+            .expect("good arguments");
         out
     };
     let least = ranker.workspace_len();
     let found = score(&dense, &bags, 3, least);
     assert_same(&found, &score(&dense, &bags, 3, ranker.batch_workspace_len(3)));
-    let first: Vec<_> = indices.iter().map(|indices| Bags::new(&indices[..2], &[0, 2]).expect("a bag")).collect();
+    let first: Vec<_> = indices
+        .iter()
+        .map(|indices| Bags::new(&indices[..2], &[0, 2]).expect("a bag"))
+        .collect();
     assert_same(&found[..1], &score(&dense[..num_dense], &first, 1, least));
     let mut ranked = [POISON; 3];
-    ranker.rank(&dense[..num_dense], &first, &mut ranked, &mut vec![POISON; least]).expect("good arguments");
+    ranker
+        .rank(&dense[..num_dense], &first, &mut ranked, &mut vec![POISON; least])
+        .expect("good arguments");
     let mut scores = [POISON; 1];
-    ranker.score(&dense[..num_dense], &first, &mut scores, &mut vec![POISON; least]).expect("good arguments");
+    ranker
+        .score(&dense[..num_dense], &first, &mut scores, &mut vec![POISON; least])
+        .expect("good arguments");
     assert_same(&ranked, &[scores[0]; 3]);
     let far: Vec<_> = ranker.tables().map(|table| [table.num_embeddings()]).collect();
-    let far: Vec<_> = far.iter().map(|indices| Bags::new(indices, &[0, 1]).expect("a bag")).collect();
+    let far: Vec<_> =
+        far.iter().map(|indices| Bags::new(indices, &[0, 1]).expect("a bag")).collect();
     let refused = ranker.score(&dense[..num_dense], &far, &mut scores, &mut vec![POISON; least]);
     assert_eq!(refused.is_err(), ranker.num_tables() > 0);
 }
@@ -104,7 +128,10 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
         let expected = lookup(table, row);
         // Of one bag of one row, sum, mean and max are the row.
         for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
-            assert_same(&bag(table, &[row], &[0, 1], None, pooling).expect("a row in range"), &expected);
+            assert_same(
+                &bag(table, &[row], &[0, 1], None, pooling).expect("a row in range"),
+                &expected,
+            );
         }
     }
 
@@ -126,35 +153,45 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
     refusals(table);
 
     // Bags made of the input itself: refused or pooled, whichever is right.
-    let mut indices: Vec<u64> = noise.iter().rev().take(16).map(|&byte| u64::from(byte) % (rows + 1)).collect();
+    let mut indices: Vec<u64> =
+        noise.iter().rev().take(16).map(|&byte| u64::from(byte) % (rows + 1)).collect();
     if let Some(last) = indices.last_mut() {
         *last = last.wrapping_mul(rows);
     }
-    let offsets: Vec<u64> = noise.iter().rev().skip(16).take(4).map(|&byte| u64::from(byte) % 18).collect();
+    let offsets: Vec<u64> =
+        noise.iter().rev().skip(16).take(4).map(|&byte| u64::from(byte) % 18).collect();
     let well_formed = offsets.first() == Some(&0)
         && offsets.is_sorted()
         && offsets.last().is_some_and(|&last| last == indices.len() as u64);
     assert_eq!(Bags::new(&indices, &offsets).is_ok(), well_formed);
     let in_range = indices.iter().all(|&index| index < rows);
-    assert_eq!(bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(), well_formed && in_range);
+    assert_eq!(
+        bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(),
+        well_formed && in_range
+    );
 }
 
-/// More lookups than are sorted by insertion, of few prefixes and of any: a bag is the same in a batch with room for all of it
-/// and alone with the least.
+/// More lookups than are sorted by insertion, of few prefixes and of any: a bag is the same in a
+/// batch with room for all of it and alone with the least.
 fn batch(table: &Table<'_>, noise: &[u8]) {
     let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
     let indices: Vec<u64> = (0..72u64)
         .zip(noise.iter().rev().cycle())
-        .map(|(at, &byte)| u64::from(byte % 4) + if byte < 128 { 0 } else { u64::from(byte) * at * at })
+        .map(|(at, &byte)| {
+            u64::from(byte % 4) + if byte < 128 { 0 } else { u64::from(byte) * at * at }
+        })
         .map(|row| row % rows)
         .collect();
     let offsets = [0, 3, 3, 72];
     let bags = Bags::new(&indices, &offsets).expect("72 lookups");
     let mut out = vec![POISON; bags.len() * dim];
-    table.bag(&bags, Pooling::Sum, &mut out, &mut vec![POISON; table.batch_workspace_len(72)]).expect("rows in range");
+    table
+        .bag(&bags, Pooling::Sum, &mut out, &mut vec![POISON; table.batch_workspace_len(72)])
+        .expect("rows in range");
     for (found, bounds) in out.chunks_exact(dim).zip(offsets.windows(2)) {
         let indices = &indices[bounds[0] as usize..bounds[1] as usize];
-        let alone = bag(table, indices, &[0, indices.len() as u64], None, Pooling::Sum).expect("rows in range");
+        let alone = bag(table, indices, &[0, indices.len() as u64], None, Pooling::Sum)
+            .expect("rows in range");
         assert_same(found, &alone);
     }
 
@@ -168,11 +205,16 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
     }
     let pool = |table: &Table<'_>, bags: &Bags<'_, u64>, workspace_len: usize| {
         let mut out = vec![POISON; bags.len() * dim];
-        table.bag(bags, Pooling::Sum, &mut out, &mut vec![POISON; workspace_len]).expect("rows in range");
+        table
+            .bag(bags, Pooling::Sum, &mut out, &mut vec![POISON; workspace_len])
+            .expect("rows in range");
         out
     };
     let (least, most) = (table.workspace_len(), table.batch_workspace_len(72));
-    assert_same(&pool(&cached, &bags.in_index_order(), least), &pool(table, &bags.in_index_order(), least));
+    assert_same(
+        &pool(&cached, &bags.in_index_order(), least),
+        &pool(table, &bags.in_index_order(), least),
+    );
     assert_same(&pool(&cached, &bags, least), &pool(&cached, &bags, most));
 }
 
@@ -183,9 +225,15 @@ fn refusals(table: &Table<'_>) {
     let mut workspace = table.workspace();
     for row in [rows, u64::MAX] {
         let error = table.lookup(row, &mut out[..dim], &mut workspace);
-        assert_eq!(error, Err(LookupError::IndexOutOfRange { position: 0, index: row, num_embeddings: rows }));
+        assert_eq!(
+            error,
+            Err(LookupError::IndexOutOfRange { position: 0, index: row, num_embeddings: rows })
+        );
         let error = bag(table, &[0, row], &[0, 1, 2], None, Pooling::Sum);
-        assert_eq!(error, Err(LookupError::IndexOutOfRange { position: 1, index: row, num_embeddings: rows }));
+        assert_eq!(
+            error,
+            Err(LookupError::IndexOutOfRange { position: 1, index: row, num_embeddings: rows })
+        );
     }
     for len in [dim - 1, dim + 1] {
         let error = table.lookup(0, &mut out[..len], &mut workspace);
@@ -200,7 +248,8 @@ fn refusals(table: &Table<'_>) {
     assert!(out.iter().all(|&x| x == POISON), "a refused lookup wrote");
 }
 
-/// Looks `row` up twice, with different things in output and workspace before, and sees that they do not matter.
+/// Looks `row` up twice, with different things in output and workspace before, and sees that they
+/// do not matter.
 fn lookup(table: &Table<'_>, row: u64) -> Vec<f32> {
     let [first, second] = [0.0, POISON].map(|before| {
         let mut out = vec![before; table.embedding_dim()];
@@ -235,6 +284,9 @@ fn bag(
 fn assert_same(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
-        assert!(found == expected || (found.is_nan() && expected.is_nan()), "{found} is not {expected}");
+        assert!(
+            found == expected || (found.is_nan() && expected.is_nan()),
+            "{found} is not {expected}"
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! Any bytes as a blob, through the C entry points: `cargo +nightly fuzz run capi` from the repository's root; put blobs into
-//! `fuzz/corpus/capi/` to start from, each with 64 bytes more.
+//! Any bytes as a blob, through the C entry points: `cargo +nightly fuzz run capi` from the
+//! repository's root; put blobs into `fuzz/corpus/capi/` to start from, each with 64 bytes more.
 //!
-//! The last bytes of the input say what is asked of the blob, and how wrongly: indices, offsets, lengths, alignment, poolings
-//! and types, so that right and wrong calls are equally easy to come by. Whatever is asked, the status says whether the
-//! output was written, what lies around it stays as it was, and rows and scores are the same borrowed and copied.
+//! The last bytes of the input say what is asked of the blob, and how wrongly: indices, offsets,
+//! lengths, alignment, poolings and types, so that right and wrong calls are equally easy to come
+//! by. Whatever is asked, the status says whether the output was written, what lies around it stays
+//! as it was, and rows and scores are the same borrowed and copied.
 
 #![no_main]
 
@@ -15,8 +16,8 @@ use ttrec_capi::{abi::*, ttrec_bags, ttrec_blob, ttrec_ranker, ttrec_status, ttr
 #[path = "../reseal.rs"]
 mod reseal;
 
-/// Floats of workspace and columns beyond which a table is left alone: a few bytes can ask for rows of 65,536 columns and ranks,
-/// which is slow but not wrong.
+/// Floats of workspace and columns beyond which a table is left alone: a few bytes can ask for rows
+/// of 65,536 columns and ranks, which is slow but not wrong.
 const MAX_WORK: usize = 1 << 12;
 /// What outputs hold before a call.
 const POISON: f32 = 12345.678;
@@ -74,8 +75,10 @@ unsafe fn use_blobs(borrowed: *const ttrec_blob, copied: *const ttrec_blob, aske
         for position in 0..num_tables {
             let table = ttrec_blob_table_at(borrowed, position);
             assert!(!ttrec_table_name(table).is_null());
-            let len = ttrec_table_workspace_len(table).max(ttrec_table_batch_workspace_len(table, 64));
-            if len.max(ttrec_table_embedding_dim(table)) <= MAX_WORK * 8 && ttrec_table_workspace_len(table) <= MAX_WORK
+            let len =
+                ttrec_table_workspace_len(table).max(ttrec_table_batch_workspace_len(table, 64));
+            if len.max(ttrec_table_embedding_dim(table)) <= MAX_WORK * 8
+                && ttrec_table_workspace_len(table) <= MAX_WORK
             {
                 use_table(table, ttrec_blob_table_at(copied, position), len, asked);
             }
@@ -85,7 +88,10 @@ unsafe fn use_blobs(borrowed: *const ttrec_blob, copied: *const ttrec_blob, aske
         let (mut ranker, mut twin) = (ptr::null(), ptr::null());
         let status = ttrec_blob_ranker(borrowed, &mut ranker);
         assert_eq!(ttrec_blob_ranker(copied, &mut twin), status);
-        assert_eq!((ranker.is_null(), twin.is_null()), (status != ttrec_status::Ok, status != ttrec_status::Ok));
+        assert_eq!(
+            (ranker.is_null(), twin.is_null()),
+            (status != ttrec_status::Ok, status != ttrec_status::Ok)
+        );
         if status == ttrec_status::Ok {
             let most = ttrec_ranker_batch_workspace_len(ranker, MAX_SAMPLES);
             if most <= MAX_WORK * 8 && ttrec_ranker_num_dense(ranker) <= MAX_WORK {
@@ -99,13 +105,20 @@ unsafe fn use_blobs(borrowed: *const ttrec_blob, copied: *const ttrec_blob, aske
 
 /// # Safety
 /// Both are of open blobs.
-unsafe fn use_ranker(ranker: *const ttrec_ranker, twin: *const ttrec_ranker, most: usize, asked: &[u8]) {
+unsafe fn use_ranker(
+    ranker: *const ttrec_ranker,
+    twin: *const ttrec_ranker,
+    most: usize,
+    asked: &[u8],
+) {
     // Not the bytes that tables read first.
     let mut asked = asked.iter().rev().copied();
     let mut next = || asked.next().unwrap_or(0);
-    // SAFETY: every pointer that is not null leads to as much as is said: arrays are cut from longer ones.
+    // SAFETY: every pointer that is not null leads to as much as is said: arrays are cut from
+    // longer ones.
     unsafe {
-        let (num_dense, num_tables) = (ttrec_ranker_num_dense(ranker), ttrec_ranker_num_tables(ranker));
+        let (num_dense, num_tables) =
+            (ttrec_ranker_num_dense(ranker), ttrec_ranker_num_tables(ranker));
         let least = ttrec_ranker_workspace_len(ranker);
         assert!(least <= most && ttrec_ranker_table_at(ranker, num_tables).is_null());
         let num_samples = usize::from(next()) % (MAX_SAMPLES + 1);
@@ -114,7 +127,8 @@ unsafe fn use_ranker(ranker: *const ttrec_ranker, twin: *const ttrec_ranker, mos
         let all = dense.len();
         dense.push(0.0);
 
-        // A bag of one index per sample and table, some of them out of range; then everything that may be wrong, seldom.
+        // A bag of one index per sample and table, some of them out of range; then everything that
+        // may be wrong, seldom.
         let mut right = true;
         let indices: Vec<[i64; MAX_SAMPLES]> = (0..num_tables)
             .map(|position| {
@@ -133,10 +147,12 @@ unsafe fn use_ranker(ranker: *const ttrec_ranker, twin: *const ttrec_ranker, mos
         let offsets: [i64; MAX_SAMPLES + 2] = std::array::from_fn(|offset| offset as i64);
         let bags_of = |first: usize, len: usize| -> Vec<ttrec_bags> {
             let bags = indices.iter().map(|indices| &indices[first..][..len]);
-            bags.map(|bags| ttrec_bags_i64(bags.as_ptr(), len, offsets.as_ptr(), len, ptr::null())).collect()
+            bags.map(|bags| ttrec_bags_i64(bags.as_ptr(), len, offsets.as_ptr(), len, ptr::null()))
+                .collect()
         };
         let mut bags = bags_of(0, num_samples);
-        let (mut dense_ptr, mut dense_len, mut lists, mut workspace_len) = (dense.as_ptr(), all, num_tables, most);
+        let (mut dense_ptr, mut dense_len, mut lists, mut workspace_len) =
+            (dense.as_ptr(), all, num_tables, most);
         let wrong = next();
         match wrong {
             240 => dense_len += 1,
@@ -161,9 +177,26 @@ unsafe fn use_ranker(ranker: *const ttrec_ranker, twin: *const ttrec_ranker, mos
             _ => !(240..=246).contains(&wrong),
         };
         let scored = |scorer: Scorer, ranker| {
-            output(num_samples, most, num_samples, workspace_len, 0, |out, len, workspace, workspace_len| {
-                scorer(ranker, dense_ptr, dense_len, bags.as_ptr(), lists, out, len, workspace, workspace_len)
-            })
+            output(
+                num_samples,
+                most,
+                num_samples,
+                workspace_len,
+                0,
+                |out, len, workspace, workspace_len| {
+                    scorer(
+                        ranker,
+                        dense_ptr,
+                        dense_len,
+                        bags.as_ptr(),
+                        lists,
+                        out,
+                        len,
+                        workspace,
+                        workspace_len,
+                    )
+                },
+            )
         };
         let scores = scored(ttrec_ranker_score, ranker);
         assert_eq!(scores.is_some(), right);
@@ -175,16 +208,43 @@ unsafe fn use_ranker(ranker: *const ttrec_ranker, twin: *const ttrec_ranker, mos
         if let (Some(scores), Some(logits)) = (scores, logits) {
             // The features given once.
             let bags = bags_of(0, num_samples);
-            let ranked = output(num_samples, most, num_samples, most, 0, |out, len, workspace, workspace_len| {
-                let (dense, bags) = (user.as_ptr(), bags.as_ptr());
-                ttrec_ranker_rank(ranker, dense, user.len(), bags, num_tables, out, len, workspace, workspace_len)
-            });
+            let ranked = output(
+                num_samples,
+                most,
+                num_samples,
+                most,
+                0,
+                |out, len, workspace, workspace_len| {
+                    let (dense, bags) = (user.as_ptr(), bags.as_ptr());
+                    ttrec_ranker_rank(
+                        ranker,
+                        dense,
+                        user.len(),
+                        bags,
+                        num_tables,
+                        out,
+                        len,
+                        workspace,
+                        workspace_len,
+                    )
+                },
+            );
             assert!(same(&Some(scores), &ranked));
             for (sample, logit) in logits.into_iter().enumerate() {
                 let bags = bags_of(sample, 1);
                 let alone = output(1, least, 1, least, 0, |out, len, workspace, workspace_len| {
                     let (dense, bags) = (user.as_ptr(), bags.as_ptr());
-                    ttrec_ranker_logits(ranker, dense, user.len(), bags, num_tables, out, len, workspace, workspace_len)
+                    ttrec_ranker_logits(
+                        ranker,
+                        dense,
+                        user.len(),
+                        bags,
+                        num_tables,
+                        out,
+                        len,
+                        workspace,
+                        workspace_len,
+                    )
                 });
                 assert!(same(&Some(vec![logit]), &alone));
             }
@@ -194,10 +254,16 @@ unsafe fn use_ranker(ranker: *const ttrec_ranker, twin: *const ttrec_ranker, mos
 
 /// # Safety
 /// Both are of open blobs.
-unsafe fn use_table(table: *const ttrec_table, twin: *const ttrec_table, most: usize, asked: &[u8]) {
+unsafe fn use_table(
+    table: *const ttrec_table,
+    twin: *const ttrec_table,
+    most: usize,
+    asked: &[u8],
+) {
     let mut asked = asked.iter().copied();
     let mut next = || asked.next().unwrap_or(0);
-    // SAFETY: every pointer that is not null leads to as much as is said: arrays are cut from longer ones.
+    // SAFETY: every pointer that is not null leads to as much as is said: arrays are cut from
+    // longer ones.
     unsafe {
         let dim = ttrec_table_embedding_dim(table);
         let rows = ttrec_table_num_embeddings(table);
@@ -211,7 +277,8 @@ unsafe fn use_table(table: *const ttrec_table, twin: *const ttrec_table, most: u
         });
         assert!(same(&first, &second));
 
-        // Bags of up to 8 indices, some of them out of range, and up to 4 bags; then everything that may be wrong, seldom.
+        // Bags of up to 8 indices, some of them out of range, and up to 4 bags; then everything
+        // that may be wrong, seldom.
         let mut index = || match next() {
             255 => rows as i64,
             254 => -1,
@@ -258,22 +325,36 @@ unsafe fn use_table(table: *const ttrec_table, twin: *const ttrec_table, most: u
             _ => (rows_len, ttrec_table_workspace_len(table)),
         };
         let shift = if next() == 255 { 1 } else { 0 };
-        let alone = output(rows_len + 1, most, out_len, workspace_len, shift, |out, len, workspace, workspace_len| {
-            ttrec_table_bag(table, &bags, pooling, out, len, workspace, workspace_len)
-        });
+        let alone = output(
+            rows_len + 1,
+            most,
+            out_len,
+            workspace_len,
+            shift,
+            |out, len, workspace, workspace_len| {
+                ttrec_table_bag(table, &bags, pooling, out, len, workspace, workspace_len)
+            },
+        );
         // Two tables of the same bags: each row twice.
-        let together = output(2 * rows_len, most, 2 * rows_len, most, 0, |out, len, workspace, workspace_len| {
-            ttrec_pool_tables(
-                [table, twin].as_ptr(),
-                [bags, bags].as_ptr(),
-                2,
-                pooling,
-                out,
-                len,
-                workspace,
-                workspace_len,
-            )
-        });
+        let together = output(
+            2 * rows_len,
+            most,
+            2 * rows_len,
+            most,
+            0,
+            |out, len, workspace, workspace_len| {
+                ttrec_pool_tables(
+                    [table, twin].as_ptr(),
+                    [bags, bags].as_ptr(),
+                    2,
+                    pooling,
+                    out,
+                    len,
+                    workspace,
+                    workspace_len,
+                )
+            },
+        );
         if let (Some(alone), Some(together)) = (&alone, &together) {
             for (row, pair) in alone[..rows_len].chunks(dim).zip(together.chunks(2 * dim)) {
                 assert!(same(&Some(row.to_vec()), &Some(pair[..dim].to_vec())));
@@ -284,7 +365,8 @@ unsafe fn use_table(table: *const ttrec_table, twin: *const ttrec_table, most: u
     }
 }
 
-/// What `call` writes to `out_len` floats of `room`, or `None` if it fails; nothing else may change.
+/// What `call` writes to `out_len` floats of `room`, or `None` if it fails; nothing else may
+/// change.
 fn output(
     room: usize,
     workspace_room: usize,

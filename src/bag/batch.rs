@@ -1,19 +1,22 @@
 //! Bags over a tensor-train table: lookups that share slices are multiplied out together.
 //!
-//! The lookups of a batch are sorted by prefix, so that those which share the slice of the last core but one stand together,
-//! and those which share their whole prefix side by side. Prefixes are then multiplied out a chunk at a time, each once: the
-//! left operands of a slice are stacked into one tall product, and the last step is done while they are in the nearest
-//! cache. Where a bag has several lookups of one prefix, their last slices are summed before they are multiplied, if that is
-//! less work: pooling is linear.
+//! The lookups of a batch are sorted by prefix, so that those which share the slice of the last
+//! core but one stand together, and those which share their whole prefix side by side. Prefixes are
+//! then multiplied out a chunk at a time, each once: the left operands of a slice are stacked into
+//! one tall product, and the last step is done while they are in the nearest cache. Where a bag has
+//! several lookups of one prefix, their last slices are summed before they are multiplied, if that
+//! is less work: pooling is linear.
 //!
-//! In which order a bag's rows are added depends on that bag alone: stored rows first, in the order of its indices; then by
-//! prefix, in the order of [`Digits::prefix_key`], and by the order of its indices among equals. Last slices are summed
-//! [`MAX_SUMMED`] at a time, counted from the first lookup of the prefix: so many always fit what is sorted together. So a
-//! bag's bits depend neither on the batch nor on the workspace.
+//! In which order a bag's rows are added depends on that bag alone: stored rows first, in the order
+//! of its indices; then by prefix, in the order of [`Digits::prefix_key`], and by the order of its
+//! indices among equals. Last slices are summed [`MAX_SUMMED`] at a time, counted from the first
+//! lookup of the prefix: so many always fit what is sorted together. So a bag's bits depend neither
+//! on the batch nor on the workspace.
 
 #![allow(
     clippy::arithmetic_side_effects,
-    reason = "sizes and positions of what is in memory, and products of `TtShape` that its constructor has checked"
+    reason = "sizes and positions of what is in memory, and products of `TtShape` that its \
+              constructor has checked"
 )]
 
 use super::{Bags, Index, digits::Digits, divide, sort::sort};
@@ -21,18 +24,23 @@ use crate::{
     blob::{Core, TtCores},
     dtype::{Elements, Weight, with_core_elements, with_elements},
     isa::Tier,
-    kernel::{AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step, store_products, widen},
+    kernel::{
+        AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step,
+        store_products, widen,
+    },
     shape::{MAX_CORES, TtShape},
     table::{StoredRow, Table, index_map::RowOf, num_partials, step_size},
 };
 use core::ops::Range;
 
-/// Lookups that are sorted together: more would share little more, and their memory would no longer fit a cache.
+/// Lookups that are sorted together: more would share little more, and their memory would no longer
+/// fit a cache.
 const MAX_LOOKUPS: usize = 1 << 14;
 /// Lookups that are sorted on the stack, where the workspace has no room for more.
 const FEW_LOOKUPS: usize = 32;
-/// Lookups of one prefix in one bag whose last slices are summed together at most: half of [`FEW_LOOKUPS`], which is the least
-/// that is left of a bag's lookups when there is no room for all of them.
+/// Lookups of one prefix in one bag whose last slices are summed together at most: half of
+/// [`FEW_LOOKUPS`], which is the least that is left of a bag's lookups when there is no room for
+/// all of them.
 const MAX_SUMMED: usize = FEW_LOOKUPS / 2;
 /// Prefixes of a chunk at most.
 pub(crate) const MAX_CHUNK: usize = 32;
@@ -47,7 +55,10 @@ const ROWS: usize = 128;
 
 /// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster.
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
-    let partials = shape.partial_len().saturating_mul(num_partials(shape)).saturating_mul(best_chunk(shape));
+    let partials = shape
+        .partial_len()
+        .saturating_mul(num_partials(shape))
+        .saturating_mul(best_chunk(shape));
     let sorting = SORTING_LEN.saturating_mul(num_lookups.min(MAX_LOOKUPS)).saturating_add(1);
     partials.saturating_add(last_slice_len(shape)).saturating_add(sorting)
 }
@@ -64,7 +75,8 @@ fn best_chunk(shape: &TtShape) -> usize {
     (CHUNK_BYTES / bytes).clamp(1, MAX_CHUNK)
 }
 
-/// Where pooled rows go: that of bag b to the `embedding_dim` elements of `rows` from `b * stride + first` on.
+/// Where pooled rows go: that of bag b to the `embedding_dim` elements of `rows` from `b * stride +
+/// first` on.
 pub(super) struct Output<'o> {
     pub(super) rows: &'o mut [f32],
     pub(super) stride: usize,
@@ -143,7 +155,8 @@ impl Buffers<'_> {
     }
 }
 
-/// Some lookups of a batch: entries are `prefix key << 32 | position`, positions counted from `start`.
+/// Some lookups of a batch: entries are `prefix key << 32 | position`, positions counted from
+/// `start`.
 #[derive(Clone, Copy)]
 struct Segment<'s, X> {
     indices: &'s [X],
@@ -189,7 +202,8 @@ impl<X: Index> Segment<'_, X> {
 
     #[inline(always)]
     fn weight(&self, entry: u64) -> Option<f32> {
-        self.weights.map_or(Some(1.0), |weights| weights.get(Self::position(entry)).copied())
+        self.weights
+            .map_or(Some(1.0), |weights| weights.get(Self::position(entry)).copied())
     }
 }
 
@@ -222,7 +236,11 @@ pub(super) struct Pool<'t, 'a> {
 
 impl<'t, 'a> Pool<'t, 'a> {
     /// `None` if the rows of the table, the lookups or the bags do not fit 32 bits.
-    pub(super) fn new<X: Index>(table: &'t Table<'a>, tt: &'t TtCores<'a>, bags: &Bags<'_, X>) -> Option<Self> {
+    pub(super) fn new<X: Index>(
+        table: &'t Table<'a>,
+        tt: &'t TtCores<'a>,
+        bags: &Bags<'_, X>,
+    ) -> Option<Self> {
         u32::try_from(bags.indices.len().max(bags.len())).ok()?;
         let last = tt.shape.num_cores().checked_sub(1)?;
         let n = tt.shape.column_factor(last);
@@ -290,8 +308,14 @@ impl<'t, 'a> Pool<'t, 'a> {
         Some(())
     }
 
-    /// The end of the bags that are sorted together with bag `first`: as many whole ones as there is room for, or one.
-    fn segment_end<X: Index>(&self, bags: &Bags<'_, X>, first: usize, buffers: &Buffers<'_>) -> Option<usize> {
+    /// The end of the bags that are sorted together with bag `first`: as many whole ones as there
+    /// is room for, or one.
+    fn segment_end<X: Index>(
+        &self,
+        bags: &Bags<'_, X>,
+        first: usize,
+        buffers: &Buffers<'_>,
+    ) -> Option<usize> {
         let start = bags.range(first)?.start;
         let room = buffers.entries.len().min(buffers.bag_of.len());
         let mut end = first + 1;
@@ -318,7 +342,8 @@ impl<'t, 'a> Pool<'t, 'a> {
             buffers.sort(count, self.digits.num_prefixes());
             return self.multiply_out(segment, count, out, buffers);
         }
-        // A bag of more lookups than there is room for: those with the least keys, then the least of the rest, and so on.
+        // A bag of more lookups than there is room for: those with the least keys, then the least
+        // of the rest, and so on.
         let mut floor = None;
         loop {
             let mut count = 0;
@@ -352,8 +377,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Gives the entries of lookups whose rows are not stored to `take`; stored ones are added to their bags, if `out` is
-    /// there.
+    /// Gives the entries of lookups whose rows are not stored to `take`; stored ones are added to
+    /// their bags, if `out` is there.
     #[inline(always)]
     fn each_entry<X: Index>(
         &self,
@@ -362,7 +387,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         mut take: impl FnMut(u64) -> Option<()>,
     ) -> Option<()> {
         let entry = |index: &X, position: u32| {
-            u64::from(self.digits.prefix_key(segment.row_of_index(index))) << 32 | u64::from(position)
+            u64::from(self.digits.prefix_key(segment.row_of_index(index))) << 32
+                | u64::from(position)
         };
         if !self.table.has_stored_rows() {
             let mut lookups = segment.indices.iter().zip(0u32..);
@@ -374,7 +400,10 @@ impl<'t, 'a> Pool<'t, 'a> {
         for (indices, start) in segment.indices.chunks(SOUGHT).zip((0u32..).step_by(SOUGHT)) {
             // All first, so that none waits in vain for what becomes of the one before it.
             let mut stored = [None; SOUGHT];
-            stored.iter_mut().zip(indices).for_each(|(to, index)| *to = self.table.stored_row(index.to_u64()));
+            stored
+                .iter_mut()
+                .zip(indices)
+                .for_each(|(to, index)| *to = self.table.stored_row(index.to_u64()));
             for ((index, stored), position) in indices.iter().zip(stored).zip(start..) {
                 let Some(stored) = stored else {
                     take(entry(index, position))?;
@@ -389,7 +418,8 @@ impl<'t, 'a> Pool<'t, 'a> {
                     self.add_stored(are_cached, jobs.get(..count)?, out)?;
                     (count, are_cached) = (0, is_cached);
                 }
-                let (bag, weight) = (segment.bag(position.into())?, segment.weight(position.into())?);
+                let (bag, weight) =
+                    (segment.bag(position.into())?, segment.weight(position.into())?);
                 *jobs.get_mut(count)? = AddRow { row, out: out.start(bag), weight };
                 count += 1;
             }
@@ -403,7 +433,13 @@ impl<'t, 'a> Pool<'t, 'a> {
     /// Adds rows that are cached, or else stored apart, to their bags.
     fn add_stored(&self, are_cached: bool, jobs: &[AddRow], out: &mut Output<'_>) -> Option<()> {
         let overrides = self.table.data().overrides.as_ref().map(|overrides| overrides.rows);
-        let Some(rows) = (if are_cached { self.table.cached_rows() } else { overrides }) else { return Some(()) };
+        let Some(rows) = (if are_cached {
+            self.table.cached_rows()
+        } else {
+            overrides
+        }) else {
+            return Some(());
+        };
         with_elements!(rows.elements, stored => self.tier.run(AddRows {
             stored,
             row_stride: rows.row_stride(),
@@ -473,7 +509,10 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// The last step of each lookup, added to its bag.
-    #[expect(clippy::too_many_arguments, reason = "what the loop over chunks has, and nothing that belongs together")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what the loop over chunks has, and nothing that belongs together"
+    )]
     fn last_step<W: Weight, X: Index>(
         &self,
         slices: &[W],
@@ -498,9 +537,17 @@ impl<'t, 'a> Pool<'t, 'a> {
                 let same = if lookups.len() < self.pool_slices_from {
                     1
                 } else {
-                    lookups.iter().take(MAX_SUMMED).take_while(|&&other| segment.bag(other) == Some(bag)).count()
+                    lookups
+                        .iter()
+                        .take(MAX_SUMMED)
+                        .take_while(|&&other| segment.bag(other) == Some(bag))
+                        .count()
                 };
-                let (these, rest) = lookups.split_at_checked(if same < self.pool_slices_from { 1 } else { same })?;
+                let (these, rest) = lookups.split_at_checked(if same < self.pool_slices_from {
+                    1
+                } else {
+                    same
+                })?;
                 lookups = rest;
                 if these.len() == 1 {
                     let digit = self.digits.last(segment.row(entry)?) as usize;
@@ -509,7 +556,8 @@ impl<'t, 'a> Pool<'t, 'a> {
                         x,
                         slice: slices.get(digit * r * n..)?.get(..r * n)?,
                         out: out.start(bag),
-                        scale: segment.weight(entry)? * if W::SCALED { *core.scales.get(digit)? } else { 1.0 },
+                        scale: segment.weight(entry)?
+                            * if W::SCALED { *core.scales.get(digit)? } else { 1.0 },
                     };
                     count += 1;
                     if count == JOBS {
@@ -529,7 +577,14 @@ impl<'t, 'a> Pool<'t, 'a> {
                     widen(self.tier, slice, 1.0, -0.0, last_slice, Epilogue::AddScaled(scale))?;
                 }
                 let slice = Elements::F32(last_slice);
-                chain_step(self.tier, [m, r, n], x, slice, out.row(bag)?, Epilogue::AddScaled(1.0))?;
+                chain_step(
+                    self.tier,
+                    [m, r, n],
+                    x,
+                    slice,
+                    out.row(bag)?,
+                    Epilogue::AddScaled(1.0),
+                )?;
             }
         }
         add_products(self.tier, [m, r, n], jobs.get(..count)?, out.rows)
@@ -549,7 +604,8 @@ pub(crate) fn gather<W: Weight>(
     tier.run(GatherRows { stored, scales, len: shape.slice_len(0), rows, out })
 }
 
-/// Step k of each of [`MAX_CHUNK`] prefixes at most, X_{k+1} from X_k: those with the same slice as one product.
+/// Step k of each of [`MAX_CHUNK`] prefixes at most, X_{k+1} from X_k: those with the same slice as
+/// one product.
 #[expect(clippy::too_many_arguments, reason = "operands of a product, and how they are laid out")]
 pub(crate) fn step<W: Weight>(
     tier: Tier,
@@ -568,7 +624,11 @@ pub(crate) fn step<W: Weight>(
     let mut first = 0;
     while let Some(prefix) = prefixes.get(first) {
         let digit = *prefix.get(k)?;
-        let same = prefixes.get(first..)?.iter().take_while(|other| other.get(k) == Some(&digit)).count();
+        let same = prefixes
+            .get(first..)?
+            .iter()
+            .take_while(|other| other.get(k) == Some(&digit))
+            .count();
         *jobs.get_mut(count)? = Job {
             m: same * m,
             x: x.get(first * m * r..)?.get(..same * m * r)?,
@@ -582,17 +642,19 @@ pub(crate) fn step<W: Weight>(
     store_products(tier, [r, n], jobs.get(..count)?, out)
 }
 
-/// How many of some sorted entries would be summed with others, if there are more of the last one's prefix.
+/// How many of some sorted entries would be summed with others, if there are more of the last one's
+/// prefix.
 fn unfinished(entries: &[u64]) -> usize {
     let prefix = |entry: &u64| entry >> 32;
     let last = entries.last().map(prefix);
     entries.iter().rev().take_while(|entry| Some(prefix(entry)) == last).count() % MAX_SUMMED
 }
 
-/// From how many lookups of one prefix in one bag on it is less work to sum their last slices (of `r n` elements each) and
-/// multiply once, than to multiply each by the prefix (`m r n`). A multiply-add of a product takes about 0.6 of a vector
-/// multiply-add's slot and one of a sum, which loads and stores, about 2.5 times as long (`ttrec bench` on AVX2, slices in
-/// the second cache).
+/// From how many lookups of one prefix in one bag on it is less work to sum their last slices (of
+/// `r n` elements each) and multiply once, than to multiply each by the prefix (`m r n`). A
+/// multiply-add of a product takes about 0.6 of a vector multiply-add's slot and one of a sum,
+/// which loads and stores, about 2.5 times as long (`ttrec bench` on AVX2, slices in the second
+/// cache).
 fn pool_slices_from(m: usize) -> usize {
     // k m > 1.15 (m + 2.5 k)
     (2..=MAX_SUMMED).find(|k| 20 * k * m > 23 * m + 58 * k).unwrap_or(usize::MAX)

@@ -1,11 +1,14 @@
-//! Bags over what is stored as dense rows but not looked up as a dense table is: rows of mapped indices, the short rows of a
-//! projected table, the two parts of a quotient-remainder table.
+//! Bags over what is stored as dense rows but not looked up as a dense table is: rows of mapped
+//! indices, the short rows of a projected table, the two parts of a quotient-remainder table.
 //!
-//! Indices are made into rows a few whole bags at a time, and these are pooled as bags of a dense table. What comes after that is
-//! done to many bags at once: a projection, the combination of two parts. Rows that the blob stores apart are left out, and
-//! added to their bags at the end.
+//! Indices are made into rows a few whole bags at a time, and these are pooled as bags of a dense
+//! table. What comes after that is done to many bags at once: a projection, the combination of two
+//! parts. Rows that the blob stores apart are left out, and added to their bags at the end.
 
-#![allow(clippy::arithmetic_side_effects, reason = "counts and positions of what is in memory, and quotients of rows")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "counts and positions of what is in memory, and quotients of rows"
+)]
 
 use super::{Bags, Index, batch::Output, divide, pool_bag, pool_dense};
 use crate::{
@@ -21,7 +24,8 @@ const LOOKUPS: usize = 256;
 /// Bags of these at most.
 const BAGS: usize = 64;
 
-/// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster, if each bag takes `len` of them.
+/// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster, if each bag
+/// takes `len` of them.
 pub(super) fn best_workspace_len(len: usize, num_lookups: usize) -> usize {
     len.saturating_mul(num_lookups.clamp(1, BAGS))
 }
@@ -81,10 +85,22 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         let rank = table.rank();
         self.for_some(rank, workspace, |range, short| {
             let (num_bags, stride) = (range.len(), out.stride);
-            self.pool_part(&table.rows, range.clone(), RowPart::Whole, Part { out: short, stride: rank })?;
+            self.pool_part(
+                &table.rows,
+                range.clone(),
+                RowPart::Whole,
+                Part { out: short, stride: rank },
+            )?;
             let wide = out.rows.get_mut(out.start(range.start)..)?;
             let size = [num_bags, rank, out.embedding_dim];
-            store_rows(self.table.tier(), size, short.get(..num_bags * rank)?, table.projection, wide, stride)?;
+            store_rows(
+                self.table.tier(),
+                size,
+                short.get(..num_bags * rank)?,
+                table.projection,
+                wide,
+                stride,
+            )?;
             self.add_rows_apart(range.clone(), out)?;
             for bag in range {
                 match self.bags.range(bag)?.len() {
@@ -106,7 +122,8 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         workspace: &mut [f32],
     ) -> Option<()> {
         let num_remainders = Divisor::new(table.num_remainders);
-        let (quotient, remainder) = (RowPart::Quotient(num_remainders), RowPart::Remainder(num_remainders));
+        let (quotient, remainder) =
+            (RowPart::Quotient(num_remainders), RowPart::Remainder(num_remainders));
         let second_len = table.remainders.embedding_dim;
         self.for_some(second_len, workspace, |range, second| {
             let (start, stride) = (out.start(range.start), out.stride);
@@ -114,9 +131,19 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
             self.pool_part(&table.quotients, range.clone(), quotient, first)?;
             if table.combine == Combine::Concat {
                 let second = out.rows.get_mut(start + table.quotients.embedding_dim..)?;
-                self.pool_part(&table.remainders, range.clone(), remainder, Part { out: second, stride })?;
+                self.pool_part(
+                    &table.remainders,
+                    range.clone(),
+                    remainder,
+                    Part { out: second, stride },
+                )?;
             } else {
-                self.pool_part(&table.remainders, range.clone(), remainder, Part { out: second, stride: second_len })?;
+                self.pool_part(
+                    &table.remainders,
+                    range.clone(),
+                    remainder,
+                    Part { out: second, stride: second_len },
+                )?;
                 for (bag, second) in range.clone().zip(second.chunks_exact(second_len.max(1))) {
                     combine(table.combine, out.row(bag)?, second);
                 }
@@ -143,13 +170,25 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         Some(())
     }
 
-    /// Pools these bags: of each lookup the row that is `row_part` of the table's, but of none that is stored apart.
-    fn pool_part(&self, rows: &Rows<'_>, bags: Range<usize>, row_part: RowPart, part: Part<'_>) -> Option<()> {
+    /// Pools these bags: of each lookup the row that is `row_part` of the table's, but of none that
+    /// is stored apart.
+    fn pool_part(
+        &self,
+        rows: &Rows<'_>,
+        bags: Range<usize>,
+        row_part: RowPart,
+        part: Part<'_>,
+    ) -> Option<()> {
         let row_of = |index: u64| {
-            if self.table.position_apart(index).is_some() { None } else { Some(row_part.of(self.row_of.row(index))) }
+            if self.table.position_apart(index).is_some() {
+                None
+            } else {
+                Some(row_part.of(self.row_of.row(index)))
+            }
         };
         // The scalar tier would rather be small than fast.
-        let several = !self.table.tier().is_scalar() && u32::try_from(self.table.data().num_rows).is_ok();
+        let several =
+            !self.table.tier().is_scalar() && u32::try_from(self.table.data().num_rows).is_ok();
         let Part { out, stride } = part;
         let mut done = 0;
         while done < bags.len() {
@@ -173,8 +212,8 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         Some(())
     }
 
-    /// The first of these bags: as many whole ones as there is room for on the stack, none if the first has too many lookups.
-    /// Returns how many.
+    /// The first of these bags: as many whole ones as there is room for on the stack, none if the
+    /// first has too many lookups. Returns how many.
     fn pool_some(
         &self,
         rows: &Rows<'_>,
@@ -183,7 +222,8 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         out: &mut [f32],
         stride: usize,
     ) -> Option<usize> {
-        let (mut indices, mut weights, mut offsets) = ([0u32; LOOKUPS], [0.0; LOOKUPS], [0u32; BAGS + 1]);
+        let (mut indices, mut weights, mut offsets) =
+            ([0u32; LOOKUPS], [0.0; LOOKUPS], [0u32; BAGS + 1]);
         let (mut num_bags, mut count) = (0, 0);
         let start = self.bags.range(bags.start)?.start;
         for (bag, end) in bags.zip(offsets.iter_mut().skip(1)) {
@@ -205,7 +245,11 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         let bags = Bags {
             indices: indices.get(..count)?,
             offsets: offsets.get(..=num_bags)?,
-            per_sample_weights: if self.bags.per_sample_weights.is_some() { Some(weights.get(..count)?) } else { None },
+            per_sample_weights: if self.bags.per_sample_weights.is_some() {
+                Some(weights.get(..count)?)
+            } else {
+                None
+            },
             in_index_order: false,
         };
         if num_bags > 0 {

@@ -9,7 +9,8 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Digits {
     order: DigitOrder,
-    /// `p_{d-1}`, or `p_0 .. p_{d-2}` if the last digit is the most significant: what divides a row into the two.
+    /// `p_{d-1}`, or `p_0 .. p_{d-2}` if the last digit is the most significant: what divides a
+    /// row into the two.
     split: Divisor,
     /// `p_0 .. p_{d-2}`, of which the first `num_inner` are in use.
     inner: [Divisor; MAX_CORES],
@@ -28,7 +29,9 @@ impl Digits {
         let order = shape.digit_order();
         let split = match order {
             DigitOrder::MostSignificantFirst => last,
-            DigitOrder::LeastSignificantFirst => factors.iter().fold(1u32, |product, &p| product.wrapping_mul(p)),
+            DigitOrder::LeastSignificantFirst => {
+                factors.iter().fold(1u32, |product, &p| product.wrapping_mul(p))
+            }
         };
         Some(Self { order, split: Divisor::new(split), inner, num_inner: factors.len() })
     }
@@ -38,8 +41,9 @@ impl Digits {
         self.inner().iter().fold(1, |prefixes, p| prefixes.wrapping_mul(p.by()))
     }
 
-    /// A number for the prefix `i_0 .. i_{d-2}` of a row: by `i_{d-2}` first, then by the digits before it, the last one
-    /// first. So in ascending order prefixes with equal slices of the last core but one stand together.
+    /// A number for the prefix `i_0 .. i_{d-2}` of a row: by `i_{d-2}` first, then by the digits
+    /// before it, the last one first. So in ascending order prefixes with equal slices of the
+    /// last core but one stand together.
     #[inline(always)]
     pub(crate) fn prefix_key(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
@@ -104,9 +108,14 @@ mod tests {
 
     #[test]
     fn dividing_by_multiplying_is_exact_at_every_edge() {
-        for by in [1, 2, 3, 5, 7, 250, 641, 65_535, 65_536, 65_537, 0x7FFF_FFFF, 0x8000_0000, u32::MAX] {
-            let multiples = (0..40).flat_map(|k| [k * (u32::MAX / by / 40), u32::MAX / by - k.min(u32::MAX / by)]);
-            let edges = multiples.map(|k| k * by).flat_map(|n| [n.wrapping_sub(1), n, n.saturating_add(1)]);
+        for by in
+            [1, 2, 3, 5, 7, 250, 641, 65_535, 65_536, 65_537, 0x7FFF_FFFF, 0x8000_0000, u32::MAX]
+        {
+            let multiples = (0..40)
+                .flat_map(|k| [k * (u32::MAX / by / 40), u32::MAX / by - k.min(u32::MAX / by)]);
+            let edges = multiples
+                .map(|k| k * by)
+                .flat_map(|n| [n.wrapping_sub(1), n, n.saturating_add(1)]);
             for n in edges.chain([0, 1, u32::MAX - 1, u32::MAX]) {
                 assert_eq!(Divisor::new(by).divide(n), (n / by, n % by), "{n} / {by}");
             }
@@ -134,7 +143,10 @@ mod tests {
                     assert_eq!(u64::from(digits.prefix(row)), shape.prefix(row.into()));
                     let key = digits.prefix_key(row);
                     assert_eq!(digits.of_prefix(key)[..prefix_len], expected[..prefix_len]);
-                    prefixes.push((expected[..prefix_len].iter().rev().copied().collect::<Vec<_>>(), key));
+                    prefixes.push((
+                        expected[..prefix_len].iter().rev().copied().collect::<Vec<_>>(),
+                        key,
+                    ));
                 }
                 prefixes.sort();
                 prefixes.dedup();

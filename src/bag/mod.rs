@@ -28,8 +28,9 @@ use crate::{
 };
 use core::borrow::Borrow;
 
-/// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system, whose flash is dearer than
-/// the time: it takes three quarters as much code again as parsing and pooling row by row.
+/// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system,
+/// whose flash is dearer than the time: it takes three quarters as much code again as parsing and
+/// pooling row by row.
 const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
 
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
@@ -54,7 +55,8 @@ pub struct Bags<'a, I = u32> {
 }
 
 impl<'a, I: Index> Bags<'a, I> {
-    /// `offsets.len() - 1` bags of `indices`. Offsets start at 0, never fall, and end at `indices.len()`.
+    /// `offsets.len() - 1` bags of `indices`. Offsets start at 0, never fall, and end at
+    /// `indices.len()`.
     ///
     /// # Errors
     /// [`LookupError::OffsetsEmpty`] or [`LookupError::Offsets`].
@@ -81,13 +83,17 @@ impl<'a, I: Index> Bags<'a, I> {
     /// [`LookupError::WeightsLen`].
     pub fn with_per_sample_weights(self, weights: &'a [f32]) -> Result<Self, LookupError> {
         if weights.len() != self.indices.len() {
-            return Err(LookupError::WeightsLen { found: weights.len(), expected: self.indices.len() });
+            return Err(LookupError::WeightsLen {
+                found: weights.len(),
+                expected: self.indices.len(),
+            });
         }
         Ok(Self { per_sample_weights: Some(weights), ..self })
     }
 
-    /// The same bags, whose rows are to be added one by one in the order of their indices, as a plain loop would: slower, but
-    /// whatever others the table stores apart, and without looking into a [cache](crate::cache).
+    /// The same bags, whose rows are to be added one by one in the order of their indices, as a
+    /// plain loop would: slower, but whatever others the table stores apart, and without
+    /// looking into a [cache](crate::cache).
     #[must_use]
     pub fn in_index_order(self) -> Self {
         Self { in_index_order: true, ..self }
@@ -108,7 +114,8 @@ impl<'a, I: Index> Bags<'a, I> {
         self.indices
     }
 
-    /// Where each bag begins among the [`indices`](Self::indices), and the end of the last: one more than bags.
+    /// Where each bag begins among the [`indices`](Self::indices), and the end of the last: one
+    /// more than bags.
     pub fn offsets(&self) -> &'a [I] {
         self.offsets
     }
@@ -142,17 +149,18 @@ impl<'a, I: Index> Bags<'a, I> {
 }
 
 impl Table<'_> {
-    /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace` holds at least
-    /// [`workspace_len`](Self::workspace_len) elements; with up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, bags get faster unless the table is dense. (On 32-bit boards
-    /// without an operating system a tensor train's do not: there rows are taken one by one, which needs less code.)
+    /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace`
+    /// holds at least [`workspace_len`](Self::workspace_len) elements; with up to
+    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, bags get faster unless the table
+    /// is dense. (On 32-bit boards without an operating system a tensor train's do not: there
+    /// rows are taken one by one, which needs less code.)
     ///
-    /// Bags of a quotient-remainder table are pooled as DLRM pools them: the two parts apart, each with the weights if there are
-    /// any, and then combined. Where the parts are multiplied, that is another thing than the sum of the rows, but for bags of
-    /// one index.
+    /// Bags of a quotient-remainder table are pooled as DLRM pools them: the two parts apart, each
+    /// with the weights if there are any, and then combined. Where the parts are multiplied,
+    /// that is another thing than the sum of the rows, but for bags of one index.
     ///
-    /// The order in which a bag's rows are added is chosen by the bag alone (`docs/numerics.md`), so its bits depend neither
-    /// on the batch that it came in nor on the workspace.
+    /// The order in which a bag's rows are added is chosen by the bag alone (`docs/numerics.md`),
+    /// so its bits depend neither on the batch that it came in nor on the workspace.
     ///
     /// # Errors
     /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace length, or weights with
@@ -171,8 +179,9 @@ impl Table<'_> {
         self.pool(bags, pooling, &mut out, workspace).ok_or(LookupError::Inconsistent)
     }
 
-    /// The f32 elements of workspace with which [`bag`](Self::bag) is fastest, if all bags together have `num_lookups`
-    /// indices: at least [`workspace_len`](Self::workspace_len). It stops growing at some 16,000 lookups.
+    /// The f32 elements of workspace with which [`bag`](Self::bag) is fastest, if all bags together
+    /// have `num_lookups` indices: at least [`workspace_len`](Self::workspace_len). It stops
+    /// growing at some 16,000 lookups.
     pub fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
@@ -186,19 +195,24 @@ impl Table<'_> {
         }
     }
 
-    /// A workspace for batches of up to `num_lookups` indices: [`batch_workspace_len`](Self::batch_workspace_len) zeros on
-    /// the heap.
+    /// A workspace for batches of up to `num_lookups` indices:
+    /// [`batch_workspace_len`](Self::batch_workspace_len) zeros on the heap.
     #[cfg(feature = "alloc")]
     pub fn batch_workspace(&self, num_lookups: usize) -> alloc::vec::Vec<f32> {
         alloc::vec![0.0; self.batch_workspace_len(num_lookups)]
     }
 
     /// Refuses indices out of range, and weights with another pooling than sum.
-    pub(crate) fn check_bags<I: Index>(&self, bags: &Bags<'_, I>, pooling: Pooling) -> Result<(), LookupError> {
+    pub(crate) fn check_bags<I: Index>(
+        &self,
+        bags: &Bags<'_, I>,
+        pooling: Pooling,
+    ) -> Result<(), LookupError> {
         check_bags(bags, self.num_embeddings(), pooling)
     }
 
-    /// Pools checked bags: the row of bag b goes to the `embedding_dim` elements of `rows` from `b * stride + first` on.
+    /// Pools checked bags: the row of bag b goes to the `embedding_dim` elements of `rows` from `b
+    /// * stride + first` on.
     pub(crate) fn pool_strided<I: Index>(
         &self,
         bags: &Bags<'_, I>,
@@ -224,7 +238,8 @@ impl Table<'_> {
         // Once for each bag, whatever is in it.
         match self.columns_to_order() {
             None => Some(()),
-            Some(shape) => (0..bags.len()).try_for_each(|bag| put_columns_in_order(shape, out.row(bag)?, workspace)),
+            Some(shape) => (0..bags.len())
+                .try_for_each(|bag| put_columns_in_order(shape, out.row(bag)?, workspace)),
         }
     }
 
@@ -246,20 +261,33 @@ impl Table<'_> {
             // The scalar tier would rather be small than fast.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
                 match self.data().index_map {
-                    IndexMap::Identity => {
-                        pool_dense(self.tier(), rows, bags, pooling, out.rows.get_mut(out.first..)?, out.stride)
-                    }
+                    IndexMap::Identity => pool_dense(
+                        self.tier(),
+                        rows,
+                        bags,
+                        pooling,
+                        out.rows.get_mut(out.first..)?,
+                        out.stride,
+                    ),
                     _ => PoolParts::new(self, bags, pooling).pool_mapped(rows, out),
                 }
             }
             Weights::Projected(table) if !bags.in_index_order && pooling != Pooling::Max => {
-                PoolParts::new(self, bags, Pooling::Sum).pool_projected(table, pooling == Pooling::Mean, out, workspace)
+                PoolParts::new(self, bags, Pooling::Sum).pool_projected(
+                    table,
+                    pooling == Pooling::Mean,
+                    out,
+                    workspace,
+                )
             }
             Weights::QuotientRemainder(table) => {
                 PoolParts::new(self, bags, pooling).pool_quotient_remainder(table, out, workspace)
             }
             Weights::Tt(tt)
-                if PLANS_BATCHES && !bags.in_index_order && pooling != Pooling::Max && bags.indices.len() > 1 =>
+                if PLANS_BATCHES
+                    && !bags.in_index_order
+                    && pooling != Pooling::Max
+                    && bags.indices.len() > 1 =>
             {
                 match Pool::new(self, tt, bags) {
                     Some(pool) => pool.pool(bags, pooling == Pooling::Mean, out, workspace),
@@ -287,7 +315,8 @@ impl Table<'_> {
     }
 }
 
-/// Refuses indices that a table of so many does not have, and weights with another pooling than sum.
+/// Refuses indices that a table of so many does not have, and weights with another pooling than
+/// sum.
 pub(crate) fn check_bags<I: Index>(
     bags: &Bags<'_, I>,
     num_embeddings: u64,
@@ -305,8 +334,8 @@ pub(crate) fn check_bags<I: Index>(
     }
 }
 
-/// Pools one bag row by row, in the order of its indices: `put` gives the row of an index to an epilogue, or says that it is not
-/// part of the bag.
+/// Pools one bag row by row, in the order of its indices: `put` gives the row of an index to an
+/// epilogue, or says that it is not part of the bag.
 fn pool_bag<I: Index>(
     bags: &Bags<'_, I>,
     bag: usize,
@@ -355,12 +384,13 @@ fn pool_dense<I: Index>(
     }))
 }
 
-/// Pools one list of bags per table, as a ranker's sample has one bag per feature: bag b of every table goes to row b of
-/// `out`, `num_bags x (sum of embedding_dim)`, those of the first table first (the layout of TorchRec's `KeyedTensor`).
+/// Pools one list of bags per table, as a ranker's sample has one bag per feature: bag b of every
+/// table goes to row b of `out`, `num_bags x (sum of embedding_dim)`, those of the first table
+/// first (the layout of TorchRec's `KeyedTensor`).
 ///
-/// Tables (or references to them) may differ in everything but the number of bags. `workspace` holds as much as the one that
-/// needs the most ([`Table::workspace_len`], or better [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also
-/// split them over threads.
+/// Tables (or references to them) may differ in everything but the number of bags. `workspace`
+/// holds as much as the one that needs the most ([`Table::workspace_len`], or better
+/// [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also split them over threads.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, bag::pool_tables};
@@ -387,7 +417,9 @@ pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
 ) -> Result<(), PoolTablesError> {
     let at = |table| move |error| PoolTablesError { table, error };
     let num_bags = tables.first().map_or(0, |(_, bags)| bags.len());
-    let stride = tables.iter().fold(0usize, |width, (table, _)| width.saturating_add(table.borrow().embedding_dim()));
+    let stride = tables
+        .iter()
+        .fold(0usize, |width, (table, _)| width.saturating_add(table.borrow().embedding_dim()));
     let expected = num_bags.saturating_mul(stride);
     if out.len() != expected {
         return Err(at(0)(LookupError::OutputLen { found: out.len(), expected }));
@@ -395,7 +427,10 @@ pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
     for (position, (table, bags)) in tables.iter().enumerate() {
         let table = table.borrow();
         if bags.len() != num_bags {
-            return Err(at(position)(LookupError::NumBags { found: bags.len(), expected: num_bags }));
+            return Err(at(position)(LookupError::NumBags {
+                found: bags.len(),
+                expected: num_bags,
+            }));
         }
         table.check_buffers(0, 0, workspace.len()).map_err(at(position))?;
         table.check_bags(bags, pooling).map_err(at(position))?;
@@ -405,7 +440,9 @@ pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
         let table = table.borrow();
         let embedding_dim = table.embedding_dim();
         let mut out = Output { rows: &mut *out, stride, first, embedding_dim };
-        table.pool(bags, pooling, &mut out, workspace).ok_or(at(position)(LookupError::Inconsistent))?;
+        table
+            .pool(bags, pooling, &mut out, workspace)
+            .ok_or(at(position)(LookupError::Inconsistent))?;
         first = first.saturating_add(embedding_dim);
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! Sorting lookups in place of a caller's memory: the standard library's sorts may panic or allocate.
+//! Sorting lookups in place of a caller's memory: the standard library's sorts may panic or
+//! allocate.
 
 /// Bits of a key that one pass of the radix sort looks at.
 const RADIX_BITS: u32 = 8;
@@ -6,8 +7,9 @@ const BUCKETS: usize = 1 << RADIX_BITS;
 /// Up to so many, moving one after the other into place is faster than counting.
 const FEW: usize = 48;
 
-/// Sorts `entries`, whose low 32 bits are their order among equals, by their high 32 bits, all below `limit`; returns whether
-/// the sorted entries are in `spare`. That is as long, or the sort is slow.
+/// Sorts `entries`, whose low 32 bits are their order among equals, by their high 32 bits, all
+/// below `limit`; returns whether the sorted entries are in `spare`. That is as long, or the sort
+/// is slow.
 pub(crate) fn sort(entries: &mut [u64], spare: &mut [u64], limit: u32) -> bool {
     let spare = spare.get_mut(..entries.len()).unwrap_or_default();
     if entries.len() <= FEW || spare.is_empty() {
@@ -75,7 +77,8 @@ mod tests {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     (state >> 33) % u64::from(limit)
                 };
-                let mut entries: Vec<u64> = (0..len as u64).map(|position| key() << 32 | position).collect();
+                let mut entries: Vec<u64> =
+                    (0..len as u64).map(|position| key() << 32 | position).collect();
                 let mut expected = entries.clone();
                 expected.sort_unstable();
                 let (mut with, mut spare) = (entries.clone(), vec![7; len]);

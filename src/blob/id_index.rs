@@ -1,5 +1,5 @@
-//! Where an id stands among ascending ones: a bit for each id that there could be, with counts, so that a search reads one
-//! cache line instead of one for each halving.
+//! Where an id stands among ascending ones: a bit for each id that there could be, with counts, so
+//! that a search reads one cache line instead of one for each halving.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,7 +8,8 @@ const WORDS: usize = 6;
 /// Ids that a line answers for.
 pub(crate) const IDS_PER_LINE: u64 = 64 * WORDS as u64;
 
-/// One cache line: a bit for each of [`IDS_PER_LINE`] consecutive ids, set for those that are there.
+/// One cache line: a bit for each of [`IDS_PER_LINE`] consecutive ids, set for those that are
+/// there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Line {
@@ -33,12 +34,17 @@ pub(crate) fn position(lines: &[Line], id: u64) -> Option<usize> {
     (word & mask != 0).then_some(position)
 }
 
-/// Bytes of the index that the writer gives to `count` ids below `limit`, each of which stands for `item_len` bytes: 0, if
-/// they are few, or so few that it would take more than half of what it serves.
+/// Bytes of the index that the writer gives to `count` ids below `limit`, each of which stands for
+/// `item_len` bytes: 0, if they are few, or so few that it would take more than half of what it
+/// serves.
 #[cfg(feature = "alloc")]
 pub fn id_index_len(count: u64, limit: u64, item_len: usize) -> u64 {
     let (len, served) = (byte_len(limit), count.saturating_mul(item_len as u64));
-    if (256..=u32::MAX.into()).contains(&count) && len <= served / 2 { len } else { 0 }
+    if (256..=u32::MAX.into()).contains(&count) && len <= served / 2 {
+        len
+    } else {
+        0
+    }
 }
 
 /// Bytes of the lines for ids below `limit`.
@@ -46,8 +52,9 @@ pub(crate) fn byte_len(limit: u64) -> u64 {
     limit.div_ceil(IDS_PER_LINE).saturating_mul(size_of::<Line>() as u64)
 }
 
-/// What a section of role [`OverrideIndex`](super::Role::OverrideIndex) or [`PrefixIndex`](super::Role::PrefixIndex) holds, 64
-/// bytes at a time: where each of `ids` stands, which ascend and are below `limit`, the number of rows or prefixes.
+/// What a section of role [`OverrideIndex`](super::Role::OverrideIndex) or
+/// [`PrefixIndex`](super::Role::PrefixIndex) holds, 64 bytes at a time: where each of `ids` stands,
+/// which ascend and are below `limit`, the number of rows or prefixes.
 #[cfg(feature = "alloc")]
 pub fn id_index(ids: &[u64], limit: u64) -> impl Iterator<Item = [u8; 64]> {
     lines(ids, limit).map(bytemuck::cast)
@@ -97,7 +104,11 @@ mod tests {
             let lines: Vec<Line> = lines(&ids, limit).collect();
             assert_eq!(size_of_val(&lines[..]) as u64, byte_len(limit));
             for id in 0..limit + 1000 {
-                assert_eq!(position(&lines, id), ids.iter().position(|&there| there == id), "{id} of {limit}");
+                assert_eq!(
+                    position(&lines, id),
+                    ids.iter().position(|&there| there == id),
+                    "{id} of {limit}"
+                );
             }
             assert_eq!(position(&lines, u64::MAX), None);
         }

@@ -1,8 +1,10 @@
-//! The blob: one flat little-endian file of named tables, used where it lies (flash, `include_blob!`, mmap).
+//! The blob: one flat little-endian file of named tables, used where it lies (flash,
+//! `include_blob!`, mmap).
 //!
-//! `docs/format.md` is the specification. [`Blob::parse`] reads the header and the directory and checks every number in
-//! them, once, strictly; it never touches the payload, so that opening a gigabyte costs a page or two. Afterwards a
-//! lookup can fail only for its own arguments. [`Blob::verify_payload`] reads everything and compares checksums.
+//! `docs/format.md` is the specification. [`Blob::parse`] reads the header and the directory and
+//! checks every number in them, once, strictly; it never touches the payload, so that opening a
+//! gigabyte costs a page or two. Afterwards a lookup can fail only for its own arguments.
+//! [`Blob::verify_payload`] reads everything and compares checksums.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -13,14 +15,17 @@ mod record;
 #[cfg(feature = "alloc")]
 mod writer;
 
-pub use crate::limits::{ALIGNMENT, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, VERSION};
+pub use crate::limits::{
+    ALIGNMENT, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, VERSION,
+};
 #[cfg(feature = "alloc")]
 pub use id_index::{id_index, id_index_len};
 pub(crate) use model::top_inputs;
 pub use model::{Activation, Layer, ModelTable, Stack};
 #[cfg(feature = "alloc")]
 pub use writer::{
-    IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, SectionChecksum, SectionPlan, TableSpec, WeightsSpec,
+    IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, SectionChecksum, SectionPlan,
+    TableSpec, WeightsSpec,
 };
 
 use crate::{
@@ -45,7 +50,8 @@ pub struct Blob<'a> {
 /// What a section holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The rows of a dense table, the short ones of a projected table, or the quotient rows of a quotient-remainder table.
+    /// The rows of a dense table, the short ones of a projected table, or the quotient rows of a
+    /// quotient-remainder table.
     Rows,
     /// The remainder rows of a quotient-remainder table.
     RemainderRows,
@@ -98,7 +104,10 @@ pub struct TableData<'a> {
 
 /// The representations a table can have.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a view without an allocator has no box to put it in")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a view without an allocator has no box to put it in"
+)]
 pub enum Weights<'a> {
     /// Every row as it is.
     Dense(Rows<'a>),
@@ -130,8 +139,9 @@ pub struct Rows<'a> {
     pub embedding_dim: usize,
 }
 
-/// A projected table: mixed dimensions (Ginart et al., "Mixed dimension embeddings with application to memory-efficient
-/// recommendation systems", 2019), or a matrix of low rank. A row is its short row times the projection.
+/// A projected table: mixed dimensions (Ginart et al., "Mixed dimension embeddings with application
+/// to memory-efficient recommendation systems", 2019), or a matrix of low rank. A row is its short
+/// row times the projection.
 #[derive(Clone, Copy, Debug)]
 pub struct Projected<'a> {
     /// Rows of `rank` columns.
@@ -147,8 +157,9 @@ impl Projected<'_> {
     }
 }
 
-/// A quotient-remainder table (Shi et al., "Compositional embeddings using complementary partitions", 2019): row i is made of
-/// quotient row `i / num_remainders` and remainder row `i mod num_remainders`.
+/// A quotient-remainder table (Shi et al., "Compositional embeddings using complementary
+/// partitions", 2019): row i is made of quotient row `i / num_remainders` and remainder row `i mod
+/// num_remainders`.
 #[derive(Clone, Copy, Debug)]
 pub struct QuotientRemainder<'a> {
     /// `ceil(num_rows / num_remainders)` rows.
@@ -161,7 +172,8 @@ pub struct QuotientRemainder<'a> {
     pub combine: Combine,
 }
 
-/// How the two rows of a [`QuotientRemainder`] become one. The discriminants are the codes of `docs/format.md`.
+/// How the two rows of a [`QuotientRemainder`] become one. The discriminants are the codes of
+/// `docs/format.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Combine {
@@ -195,7 +207,8 @@ impl Combine {
         Self::ALL.into_iter().find(|&combine| combine as u8 == code)
     }
 
-    /// How many quotient rows `num_rows` rows have, and the columns of the rows that two of `columns` become.
+    /// How many quotient rows `num_rows` rows have, and the columns of the rows that two of
+    /// `columns` become.
     pub(crate) fn check(
         self,
         num_rows: u64,
@@ -212,7 +225,10 @@ impl Combine {
         };
         let fits = self == Self::Concat || first == second;
         if !fits || first == 0 || second == 0 {
-            return Err(ShapeError::QuotientRemainder { rows: [quotients, num_remainders], columns });
+            return Err(ShapeError::QuotientRemainder {
+                rows: [quotients, num_remainders],
+                columns,
+            });
         }
         check_embedding_dim(embedding_dim as u64)?;
         Ok((quotients, embedding_dim))
@@ -230,7 +246,8 @@ pub struct TtCores<'a> {
     pub prefixes: Option<Prefixes<'a>>,
 }
 
-/// What the first d - 1 cores multiply out to, for some prefixes: those of rows that are asked for often.
+/// What the first d - 1 cores multiply out to, for some prefixes: those of rows that are asked for
+/// often.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefixes<'a> {
     /// Which prefixes ([`TtShape::prefix`]), strictly ascending.
@@ -273,7 +290,8 @@ pub struct Section {
 }
 
 impl<'a> Rows<'a> {
-    /// Elements (bytes, if they are i4) from one row to the next: the header, where there is one, counts.
+    /// Elements (bytes, if they are i4) from one row to the next: the header, where there is one,
+    /// counts.
     pub(crate) fn row_stride(&self) -> usize {
         let dtype = self.dtype();
         self.elements.units_of(self.embedding_dim).saturating_add(match dtype {
@@ -308,7 +326,11 @@ impl Core<'_> {
     /// What the elements of a slice are multiplied by.
     #[inline]
     pub(crate) fn scale(&self, slice: usize) -> Option<f32> {
-        if self.slices.dtype() == Dtype::I8 { self.scales.get(slice).copied() } else { Some(1.0) }
+        if self.slices.dtype() == Dtype::I8 {
+            self.scales.get(slice).copied()
+        } else {
+            Some(1.0)
+        }
     }
 }
 
@@ -340,13 +362,19 @@ fn position(ids: &[u64], index: &[Line], id: u64) -> Option<usize> {
     if id < *first || id > *last {
         return None;
     }
-    // Of a table that is sorted by frequency, those asked for often are the first ones: a guess that is often right.
+    // Of a table that is sorted by frequency, those asked for often are the first ones: a guess
+    // that is often right.
     let guess = usize::try_from(id.wrapping_sub(*first)).ok()?;
-    if ids.get(guess) == Some(&id) { Some(guess) } else { ids.binary_search(&id).ok() }
+    if ids.get(guess) == Some(&id) {
+        Some(guess)
+    } else {
+        ids.binary_search(&id).ok()
+    }
 }
 
 impl TableData<'_> {
-    /// The stored type: of the rows (of a quotient-remainder table, the quotient ones), or of the first core.
+    /// The stored type: of the rows (of a quotient-remainder table, the quotient ones), or of the
+    /// first core.
     pub fn dtype(&self) -> Dtype {
         match &self.weights {
             Weights::Dense(rows)
@@ -360,8 +388,8 @@ impl TableData<'_> {
 /// CRC-32C (Castagnoli; "CRC-32/ISCSI") of the chunks given so far.
 pub(crate) struct Checksum(crc::Digest<'static, u32, ChecksumTable>);
 
-/// With `std` the checksum is table-driven sixteen bytes at a time; without, by one table; and where flash is dear, by none: a
-/// kilobyte less, and the head of a blob is short.
+/// With `std` the checksum is table-driven sixteen bytes at a time; without, by one table; and
+/// where flash is dear, by none: a kilobyte less, and the head of a blob is short.
 #[cfg(feature = "std")]
 type ChecksumTable = crc::Table<16>;
 #[cfg(all(not(feature = "std"), not(all(target_os = "none", target_pointer_width = "32"))))]
@@ -369,7 +397,8 @@ type ChecksumTable = crc::Table<1>;
 #[cfg(all(not(feature = "std"), target_os = "none", target_pointer_width = "32"))]
 type ChecksumTable = crc::NoTable;
 
-static CASTAGNOLI: crc::Crc<u32, ChecksumTable> = crc::Crc::<u32, ChecksumTable>::new(&crc::CRC_32_ISCSI);
+static CASTAGNOLI: crc::Crc<u32, ChecksumTable> =
+    crc::Crc::<u32, ChecksumTable>::new(&crc::CRC_32_ISCSI);
 
 impl Checksum {
     pub(crate) fn new() -> Self {
@@ -421,7 +450,9 @@ impl<'a> Blob<'a> {
 
     /// The position of the table called `name`.
     pub fn position(&self, name: &str) -> Option<usize> {
-        self.tables.binary_search_by(|record| self.name_bytes(record).cmp(name.as_bytes())).ok()
+        self.tables
+            .binary_search_by(|record| self.name_bytes(record).cmp(name.as_bytes()))
+            .ok()
     }
 
     /// The sections of the table at `position`, in file order.

@@ -12,7 +12,8 @@ use crate::{
     error::BlobError,
 };
 
-/// Which of a model's two perceptrons a layer belongs to. The discriminants are the codes of `docs/format.md`.
+/// Which of a model's two perceptrons a layer belongs to. The discriminants are the codes of
+/// `docs/format.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stack {
@@ -45,7 +46,9 @@ impl Activation {
     }
 
     fn from_code(code: u8) -> Option<Self> {
-        [Self::None, Self::Relu, Self::Sigmoid].into_iter().find(|&activation| activation as u8 == code)
+        [Self::None, Self::Relu, Self::Sigmoid]
+            .into_iter()
+            .find(|&activation| activation as u8 == code)
     }
 }
 
@@ -98,15 +101,16 @@ pub struct Layer<'a> {
     pub bias: &'a [f32],
 }
 
-/// Inputs of the top perceptron: the elements of the bottom's vector, if there is one, and the dot product of each pair among
-/// `num_vectors`.
+/// Inputs of the top perceptron: the elements of the bottom's vector, if there is one, and the dot
+/// product of each pair among `num_vectors`.
 pub(crate) fn top_inputs(num_vectors: usize, direct_len: usize) -> usize {
     let pairs = num_vectors.saturating_mul(num_vectors.saturating_sub(1)) / 2;
     direct_len.saturating_add(pairs)
 }
 
 impl<'a> Blob<'a> {
-    /// Number of layers of the model, those of the bottom perceptron first; 0 if the blob is of tables only.
+    /// Number of layers of the model, those of the bottom perceptron first; 0 if the blob is of
+    /// tables only.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
     }
@@ -151,7 +155,8 @@ impl<'a> Blob<'a> {
             2 => Stack::Top,
             found => return Err(unknown("stack", found)),
         };
-        let activation = Activation::from_code(record.activation).ok_or(unknown("activation", record.activation))?;
+        let activation = Activation::from_code(record.activation)
+            .ok_or(unknown("activation", record.activation))?;
         if record.reserved != [0; 14] {
             return Err(BlobError::Reserved { what: "layer", position: layer });
         }
@@ -162,11 +167,16 @@ impl<'a> Blob<'a> {
         }
         let owner = BlobError::LayerSections { layer };
         let rest = self.sections_of_layer(record).ok_or(owner)?;
-        let mut sections = SectionCursor { blob: self, owner, section: record.first_section as usize, rest };
+        let mut sections =
+            SectionCursor { blob: self, owner, section: record.first_section as usize, rest };
         let (inputs, outputs) = (record.inputs as usize, record.outputs as usize);
-        let weights = sections.elements(Role::LayerWeights(layer), record.inputs.into(), outputs)?;
-        let scales =
-            if weights.dtype() == Dtype::I8 { sections.floats(Role::LayerScales(layer), outputs as u64)? } else { &[] };
+        let weights =
+            sections.elements(Role::LayerWeights(layer), record.inputs.into(), outputs)?;
+        let scales = if weights.dtype() == Dtype::I8 {
+            sections.floats(Role::LayerScales(layer), outputs as u64)?
+        } else {
+            &[]
+        };
         let bias = sections.floats(Role::LayerBias(layer), outputs as u64)?;
         if !sections.rest.is_empty() {
             return Err(owner);
@@ -177,7 +187,9 @@ impl<'a> Blob<'a> {
     /// The model as a whole: its tables, and how its layers follow each other.
     pub(super) fn check_model(&self) -> Result<(), BlobError> {
         let mut tables = self.model_tables().enumerate();
-        if let Some((position, ModelTable { table, .. })) = tables.find(|(_, of)| of.table >= self.num_tables()) {
+        if let Some((position, ModelTable { table, .. })) =
+            tables.find(|(_, of)| of.table >= self.num_tables())
+        {
             return Err(BlobError::ModelTable { position, found: table as u32 });
         }
         let Some(last) = self.layers.len().checked_sub(1) else { return Ok(()) };
@@ -199,7 +211,12 @@ impl<'a> Blob<'a> {
             };
             if layer.inputs != expected {
                 let (found, expected) = (layer.inputs as u32, expected as u64);
-                return Err(BlobError::LayerWidth { layer: position, field: "inputs", found, expected });
+                return Err(BlobError::LayerWidth {
+                    layer: position,
+                    field: "inputs",
+                    found,
+                    expected,
+                });
             }
             if layer.activation == Activation::Sigmoid && position != last {
                 return Err(BlobError::LayerOrder { layer: position });
@@ -220,7 +237,10 @@ impl<'a> Blob<'a> {
     pub(crate) fn model_dim(&self) -> usize {
         let bottom = self.layers().take_while(|layer| layer.stack == Stack::Bottom).last();
         let first = || self.model_tables().next().and_then(|of| self.tables.get(of.table));
-        bottom.map_or_else(|| first().map_or(0, |record| record.embedding_dim as usize), |layer| layer.outputs)
+        bottom.map_or_else(
+            || first().map_or(0, |record| record.embedding_dim as usize),
+            |layer| layer.outputs,
+        )
     }
 
     /// Indices that the table at `position` has rows for; 0 past the last.
@@ -228,11 +248,16 @@ impl<'a> Blob<'a> {
         self.tables.get(position).map_or(0, |record| record.num_embeddings)
     }
 
-    /// The rows of the model's tables are as wide as what the bottom perceptron makes, or as the first one's.
+    /// The rows of the model's tables are as wide as what the bottom perceptron makes, or as the
+    /// first one's.
     fn check_embedding_dims(&self, expected: usize) -> Result<(), BlobError> {
         self.model_tables().try_for_each(|ModelTable { table, .. }| {
             let found = self.tables.get(table).map_or(0, |record| record.embedding_dim);
-            if found as usize == expected { Ok(()) } else { Err(BlobError::ModelDim { table, found, expected }) }
+            if found as usize == expected {
+                Ok(())
+            } else {
+                Err(BlobError::ModelDim { table, found, expected })
+            }
         })
     }
 }

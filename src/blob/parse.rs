@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    ALIGNMENT, Blob, Checksum, Combine, Core, IndexMap, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
-    Overrides, Prefixes, Projected, QuotientRemainder, Role, Rows, TableData, TtCores, VERSION, Weights, align_up,
-    directory_checksum,
+    ALIGNMENT, Blob, Checksum, Combine, Core, IndexMap, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
+    MAX_TABLES, Overrides, Prefixes, Projected, QuotientRemainder, Role, Rows, TableData, TtCores,
+    VERSION, Weights, align_up, directory_checksum,
     id_index::{self, Line},
     record::{
-        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map, kind,
+        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
+        TableRecord, index_map, kind,
     },
 };
 use crate::{
@@ -17,14 +18,15 @@ use crate::{
     shape::{DigitOrder, MAX_CORES, TtShape, check_embedding_dim, check_num_embeddings},
 };
 
-/// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides. Ids may have an index.
+/// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides.
+/// Ids may have an index.
 const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 7;
 /// Sections of one layer: weights, scales and a bias.
 const MAX_SECTIONS_PER_LAYER: usize = 3;
 
 impl<'a> Blob<'a> {
-    /// Checks the header and the directory of `bytes`, which must start on a multiple of [`ALIGNMENT`] and be the blob
-    /// and nothing else.
+    /// Checks the header and the directory of `bytes`, which must start on a multiple of
+    /// [`ALIGNMENT`] and be the blob and nothing else.
     ///
     /// Reads only header and directory. A payload that was changed goes unnoticed here:
     /// [`verify_payload`](Self::verify_payload) sees it.
@@ -38,8 +40,9 @@ impl<'a> Blob<'a> {
         }
         let len = bytes.len() as u64;
         let truncated = |needed: u64| BlobError::Truncated { len, needed };
-        let (header, rest) =
-            bytes.split_at_checked(size_of::<Header>()).ok_or(truncated(size_of::<Header>() as u64))?;
+        let (header, rest) = bytes
+            .split_at_checked(size_of::<Header>())
+            .ok_or(truncated(size_of::<Header>() as u64))?;
         let header: &Header = bytemuck::try_from_bytes(header).map_err(|_| BlobError::Magic)?;
         if header.magic != MAGIC {
             return Err(BlobError::Magic);
@@ -59,12 +62,14 @@ impl<'a> Blob<'a> {
 
         let num_tables = check_count("tables", header.num_tables, MAX_TABLES)?;
         let num_layers = check_count("layers", header.num_layers, MAX_LAYERS)?;
-        let num_model_tables = check_count("tables of the model", header.num_model_tables, MAX_MODEL_TABLES)?;
+        let num_model_tables =
+            check_count("tables of the model", header.num_model_tables, MAX_MODEL_TABLES)?;
         let max_sections = num_tables
             .saturating_mul(MAX_SECTIONS_PER_TABLE)
             .saturating_add(num_layers.saturating_mul(MAX_SECTIONS_PER_LAYER));
         let num_sections = check_count("sections", header.num_sections, max_sections)?;
-        let names_len = check_count("name bytes", header.names_len, num_tables.saturating_mul(MAX_NAME_LEN))?;
+        let names_len =
+            check_count("name bytes", header.names_len, num_tables.saturating_mul(MAX_NAME_LEN))?;
         let tables_len = num_tables.saturating_mul(size_of::<TableRecord>());
         let sections_len = num_sections.saturating_mul(size_of::<SectionRecord>());
         let layers_len = num_layers.saturating_mul(size_of::<LayerRecord>());
@@ -86,7 +91,8 @@ impl<'a> Blob<'a> {
         let (tables, after) = directory.split_at_checked(tables_len).ok_or(truncated(needed))?;
         let (sections, after) = after.split_at_checked(sections_len).ok_or(truncated(needed))?;
         let (layers, after) = after.split_at_checked(layers_len).ok_or(truncated(needed))?;
-        let (model_tables, after) = after.split_at_checked(model_tables_len).ok_or(truncated(needed))?;
+        let (model_tables, after) =
+            after.split_at_checked(model_tables_len).ok_or(truncated(needed))?;
         let (names, padding) = after.split_at_checked(names_len).ok_or(truncated(needed))?;
         if padding.iter().any(|&byte| byte != 0) {
             return Err(BlobError::Reserved { what: "names", position: 0 });
@@ -108,12 +114,14 @@ impl<'a> Blob<'a> {
         Ok(blob)
     }
 
-    /// Compares every section with its checksum, and checks what parsing leaves alone: that scales are positive and
-    /// finite, offsets finite, and the ids of prefixes and overrides ascending and in range. Reads the whole blob.
+    /// Compares every section with its checksum, and checks what parsing leaves alone: that scales
+    /// are positive and finite, offsets finite, and the ids of prefixes and overrides ascending
+    /// and in range. Reads the whole blob.
     ///
     /// # Errors
-    /// [`BlobError::PayloadChecksum`], [`BlobError::Scale`], [`BlobError::PrefixIds`] or [`BlobError::OverrideIds`] for the
-    /// first table that fails; [`BlobError::LayerChecksum`] or [`BlobError::LayerScale`] for the first layer.
+    /// [`BlobError::PayloadChecksum`], [`BlobError::Scale`], [`BlobError::PrefixIds`] or
+    /// [`BlobError::OverrideIds`] for the first table that fails; [`BlobError::LayerChecksum`]
+    /// or [`BlobError::LayerScale`] for the first layer.
     pub fn verify_payload(&self) -> Result<(), BlobError> {
         (0..self.num_tables()).try_for_each(|table| self.verify_table(table))?;
         (0..self.num_layers()).try_for_each(|layer| self.verify_layer(layer))
@@ -122,7 +130,8 @@ impl<'a> Blob<'a> {
     /// [`verify_payload`](Self::verify_payload) for the layer at one position.
     ///
     /// # Errors
-    /// [`BlobError::LayerChecksum`], [`BlobError::LayerScale`]; [`BlobError::NoModel`] past the last.
+    /// [`BlobError::LayerChecksum`], [`BlobError::LayerScale`]; [`BlobError::NoModel`] past the
+    /// last.
     pub fn verify_layer(&self, layer: usize) -> Result<(), BlobError> {
         let record = self.layers.get(layer).ok_or(BlobError::NoModel)?;
         let owned = self.sections_of_layer(record).ok_or(BlobError::LayerSections { layer })?;
@@ -152,14 +161,19 @@ impl<'a> Blob<'a> {
         }
 
         let data = self.read_table(table)?;
-        let section_of =
-            |role: Role| numbered().find(|(_, s)| (s.role, s.core) == role.codes()).map_or(0, |(section, _)| section);
+        let section_of = |role: Role| {
+            numbered()
+                .find(|(_, s)| (s.role, s.core) == role.codes())
+                .map_or(0, |(section, _)| section)
+        };
         let check_rows = |rows: &Rows<'_>, role: Role| match rows.first_bad_header() {
             Some(position) => Err(BlobError::Scale { table, section: section_of(role), position }),
             None => Ok(()),
         };
         match &data.weights {
-            Weights::Dense(rows) | Weights::Projected(Projected { rows, .. }) => check_rows(rows, Role::Rows)?,
+            Weights::Dense(rows) | Weights::Projected(Projected { rows, .. }) => {
+                check_rows(rows, Role::Rows)?
+            }
             Weights::QuotientRemainder(qr) => {
                 check_rows(&qr.quotients, Role::Rows)?;
                 check_rows(&qr.remainders, Role::RemainderRows)?;
@@ -172,7 +186,8 @@ impl<'a> Blob<'a> {
                     }
                 }
                 if let Some(prefixes) = &tt.prefixes
-                    && let Some(position) = first_bad_id(prefixes.ids, prefixes.index, tt.shape.num_prefixes())
+                    && let Some(position) =
+                        first_bad_id(prefixes.ids, prefixes.index, tt.shape.num_prefixes())
                 {
                     return Err(BlobError::PrefixIds { table, position });
                 }
@@ -185,7 +200,9 @@ impl<'a> Blob<'a> {
         }
         if let Some(overrides) = &data.overrides {
             check_rows(&overrides.rows, Role::OverrideRows)?;
-            if let Some(position) = first_bad_id(overrides.ids, overrides.index, data.num_embeddings) {
+            if let Some(position) =
+                first_bad_id(overrides.ids, overrides.index, data.num_embeddings)
+            {
                 return Err(BlobError::OverrideIds { table, position });
             }
         }
@@ -228,7 +245,8 @@ impl<'a> Blob<'a> {
         let mut previous: &[u8] = &[];
         for (table, record) in self.tables.iter().enumerate() {
             let name = self.name_bytes(record);
-            let fits = (1..=MAX_NAME_LEN).contains(&name.len()) && name.len() == record.name_len as usize;
+            let fits =
+                (1..=MAX_NAME_LEN).contains(&name.len()) && name.len() == record.name_len as usize;
             if !fits || record.name_offset as usize != end || core::str::from_utf8(name).is_err() {
                 return Err(BlobError::Name { table });
             }
@@ -238,11 +256,15 @@ impl<'a> Blob<'a> {
             previous = name;
             end = end.saturating_add(name.len());
         }
-        if end == self.names.len() { Ok(()) } else { Err(BlobError::Name { table: self.tables.len() }) }
+        if end == self.names.len() {
+            Ok(())
+        } else {
+            Err(BlobError::Name { table: self.tables.len() })
+        }
     }
 
-    /// Sections lie end to end, each rounded up to the alignment, from the directory's end to the blob's, and belong to
-    /// the tables, and then the layers, in turn.
+    /// Sections lie end to end, each rounded up to the alignment, from the directory's end to the
+    /// blob's, and belong to the tables, and then the layers, in turn.
     fn check_sections(&self, directory_end: u64) -> Result<(), BlobError> {
         let mut expected = directory_end;
         for (section, record) in self.sections.iter().enumerate() {
@@ -258,7 +280,10 @@ impl<'a> Blob<'a> {
                 .ok_or(BlobError::SectionLength { section, found: record.len, expected: 0 })?;
         }
         if expected != self.bytes.len() as u64 {
-            return Err(BlobError::TotalLength { declared: self.bytes.len() as u64, actual: expected });
+            return Err(BlobError::TotalLength {
+                declared: self.bytes.len() as u64,
+                actual: expected,
+            });
         }
         let mut next = 0usize;
         for (table, record) in self.tables.iter().enumerate() {
@@ -273,10 +298,15 @@ impl<'a> Blob<'a> {
             }
             next = next.saturating_add(record.num_sections as usize);
         }
-        if next == self.sections.len() { Ok(()) } else { Err(BlobError::SectionOwner { table: self.tables.len() }) }
+        if next == self.sections.len() {
+            Ok(())
+        } else {
+            Err(BlobError::SectionOwner { table: self.tables.len() })
+        }
     }
 
-    /// The table at `table`, with every number of its record and sections checked against its shape.
+    /// The table at `table`, with every number of its record and sections checked against its
+    /// shape.
     pub(super) fn read_table(&self, table: usize) -> Result<TableData<'a>, BlobError> {
         let record = self.tables.get(table).ok_or(BlobError::NoSuchTable)?;
         let unknown = |field, found: u32| BlobError::TableCode { table, field, found };
@@ -307,11 +337,16 @@ impl<'a> Blob<'a> {
         check_embedding_dim(record.embedding_dim.into()).map_err(wrong_shape)?;
         let num_rows = match (record.index_map, record.num_rows) {
             (index_map::IDENTITY, 0) => num_embeddings,
-            (index_map::MODULO | index_map::REMAPPED, found) if (1..=num_embeddings).contains(&found) => found,
+            (index_map::MODULO | index_map::REMAPPED, found)
+                if (1..=num_embeddings).contains(&found) =>
+            {
+                found
+            }
             (_, found) => return Err(BlobError::NumRows { table, found, num_embeddings }),
         };
         if record.kind != kind::TT
-            && (record.num_cores, record.digit_order, record.column_order, record.inner_ranks) != (0, 0, 0, [0; 5])
+            && (record.num_cores, record.digit_order, record.column_order, record.inner_ranks)
+                != (0, 0, 0, [0; 5])
             || record.kind != kind::QUOTIENT_REMAINDER && record.combine != 0
         {
             return Err(BlobError::Reserved { what: "table", position: table });
@@ -334,12 +369,16 @@ impl<'a> Blob<'a> {
                 Weights::Projected(Projected { rows, projection })
             }
             kind::QUOTIENT_REMAINDER => {
-                let ([quotients, num_remainders, 0, 0, 0, 0], [first, second, 0, 0, 0, 0]) = shape_fields else {
+                let ([quotients, num_remainders, 0, 0, 0, 0], [first, second, 0, 0, 0, 0]) =
+                    shape_fields
+                else {
                     return Err(BlobError::Reserved { what: "table", position: table });
                 };
-                let combine = Combine::from_code(record.combine).ok_or(unknown("combine", record.combine.into()))?;
+                let combine = Combine::from_code(record.combine)
+                    .ok_or(unknown("combine", record.combine.into()))?;
                 let columns = [first as usize, second as usize];
-                let expected = combine.check(num_rows, num_remainders, columns).map_err(wrong_shape)?;
+                let expected =
+                    combine.check(num_rows, num_remainders, columns).map_err(wrong_shape)?;
                 if (quotients, embedding_dim) != expected {
                     return Err(wrong_shape(ShapeError::QuotientRemainder {
                         rows: [quotients, num_remainders],
@@ -347,13 +386,21 @@ impl<'a> Blob<'a> {
                     }));
                 }
                 let quotients = sections.rows(Role::Rows, quotients.into(), columns[0])?;
-                let remainders = sections.rows(Role::RemainderRows, num_remainders.into(), columns[1])?;
-                Weights::QuotientRemainder(QuotientRemainder { quotients, remainders, num_remainders, combine })
+                let remainders =
+                    sections.rows(Role::RemainderRows, num_remainders.into(), columns[1])?;
+                Weights::QuotientRemainder(QuotientRemainder {
+                    quotients,
+                    remainders,
+                    num_remainders,
+                    combine,
+                })
             }
             _ => {
                 let shape = read_shape(table, num_rows, record, unknown, wrong_shape)?;
                 if shape.embedding_dim() != embedding_dim {
-                    return Err(wrong_shape(ShapeError::EmbeddingDim { found: record.embedding_dim.into() }));
+                    return Err(wrong_shape(ShapeError::EmbeddingDim {
+                        found: record.embedding_dim.into(),
+                    }));
                 }
                 Weights::Tt(sections.cores(shape)?)
             }
@@ -361,22 +408,36 @@ impl<'a> Blob<'a> {
         let index_map = match record.index_map {
             index_map::IDENTITY => IndexMap::Identity,
             index_map::MODULO => IndexMap::Modulo,
-            _ => IndexMap::Remapped(sections.numbers(Role::RemappedRows, DTYPE_U32, |_| num_embeddings)?),
+            _ => IndexMap::Remapped(
+                sections.numbers(Role::RemappedRows, DTYPE_U32, |_| num_embeddings)?,
+            ),
         };
         let overrides = sections.overrides(num_embeddings, embedding_dim)?;
         if !sections.rest.is_empty() {
             return Err(owner);
         }
-        let name = core::str::from_utf8(self.name_bytes(record)).map_err(|_| BlobError::Name { table })?;
-        Ok(TableData { name, num_embeddings, embedding_dim, index_map, num_rows, weights, overrides })
+        let name =
+            core::str::from_utf8(self.name_bytes(record)).map_err(|_| BlobError::Name { table })?;
+        Ok(TableData {
+            name,
+            num_embeddings,
+            embedding_dim,
+            index_map,
+            num_rows,
+            weights,
+            overrides,
+        })
     }
 }
 
-/// The first of these ids that is not above the one before it and below `limit`, or that the index does not have there.
+/// The first of these ids that is not above the one before it and below `limit`, or that the index
+/// does not have there.
 fn first_bad_id(ids: &[u64], index: &[Line], limit: u64) -> Option<usize> {
     let mut floor = 0;
     ids.iter().enumerate().position(|(position, &id)| {
-        let bad = id < floor || id >= limit || !index.is_empty() && id_index::position(index, id) != Some(position);
+        let bad = id < floor
+            || id >= limit
+            || !index.is_empty() && id_index::position(index, id) != Some(position);
         floor = id.saturating_add(1);
         bad
     })
@@ -389,7 +450,11 @@ fn first_bad_scale(scales: &[f32]) -> Option<usize> {
 
 fn check_count(what: &'static str, found: u32, limit: usize) -> Result<usize, BlobError> {
     let found = found as usize;
-    if found <= limit { Ok(found) } else { Err(BlobError::Count { what, found: found as u64, limit: limit as u64 }) }
+    if found <= limit {
+        Ok(found)
+    } else {
+        Err(BlobError::Count { what, found: found as u64, limit: limit as u64 })
+    }
 }
 
 /// The shape in a tensor-train table's record; list entries past d cores must be zero.
@@ -410,7 +475,8 @@ fn read_shape(
     let d = usize::from(record.num_cores);
     let wrong_count = || wrong_shape(ShapeError::CoreCount { found: d });
     let (row_factors, row_rest) = record.row_factors.split_at_checked(d).ok_or_else(wrong_count)?;
-    let (column_factors, column_rest) = record.column_factors.split_at_checked(d).ok_or_else(wrong_count)?;
+    let (column_factors, column_rest) =
+        record.column_factors.split_at_checked(d).ok_or_else(wrong_count)?;
     let inner = d.checked_sub(1).ok_or_else(wrong_count)?;
     let (ranks, rank_rest) = record.inner_ranks.split_at_checked(inner).ok_or_else(wrong_count)?;
     if row_rest.iter().chain(column_rest).chain(rank_rest).any(|&n| n != 0) {
@@ -420,7 +486,8 @@ fn read_shape(
     Ok(shape.with_digit_order(digit_order).with_column_order(column_order))
 }
 
-/// Takes the sections of a table or layer one by one, each with the role and length that it needs next.
+/// Takes the sections of a table or layer one by one, each with the role and length that it needs
+/// next.
 pub(super) struct SectionCursor<'b, 'a> {
     pub(super) blob: &'b Blob<'a>,
     /// What there is to say where they end too soon.
@@ -448,16 +515,31 @@ impl<'a> SectionCursor<'_, 'a> {
     }
 
     /// The bytes of a section that must hold `count` runs of `len` bytes.
-    fn bytes(&self, section: usize, record: &SectionRecord, count: u64, len: usize) -> Result<&'a [u8], BlobError> {
+    fn bytes(
+        &self,
+        section: usize,
+        record: &SectionRecord,
+        count: u64,
+        len: usize,
+    ) -> Result<&'a [u8], BlobError> {
         let expected = count.saturating_mul(len as u64);
         if record.len != expected {
             return Err(BlobError::SectionLength { section, found: record.len, expected });
         }
-        self.blob.section_bytes(record).ok_or(BlobError::SectionLength { section, found: record.len, expected })
+        self.blob.section_bytes(record).ok_or(BlobError::SectionLength {
+            section,
+            found: record.len,
+            expected,
+        })
     }
 
     /// `count` runs of `len` stored elements, or as many dense rows if the role is one of rows.
-    pub(super) fn elements(&mut self, role: Role, count: u64, len: usize) -> Result<Elements<'a>, BlobError> {
+    pub(super) fn elements(
+        &mut self,
+        role: Role,
+        count: u64,
+        len: usize,
+    ) -> Result<Elements<'a>, BlobError> {
         let (section, record) = self.take(role)?;
         let wrong_dtype = BlobError::SectionDtype { section, found: record.dtype.into() };
         let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
@@ -486,7 +568,12 @@ impl<'a> SectionCursor<'_, 'a> {
         }
     }
 
-    fn rows(&mut self, role: Role, count: u64, embedding_dim: usize) -> Result<Rows<'a>, BlobError> {
+    fn rows(
+        &mut self,
+        role: Role,
+        count: u64,
+        embedding_dim: usize,
+    ) -> Result<Rows<'a>, BlobError> {
         let elements = self.elements(role, count, embedding_dim)?;
         Ok(Rows { elements, embedding_dim })
     }
@@ -519,7 +606,11 @@ impl<'a> SectionCursor<'_, 'a> {
     }
 
     /// Overrides, if the table has sections left.
-    fn overrides(&mut self, num_embeddings: u64, embedding_dim: usize) -> Result<Option<Overrides<'a>>, BlobError> {
+    fn overrides(
+        &mut self,
+        num_embeddings: u64,
+        embedding_dim: usize,
+    ) -> Result<Option<Overrides<'a>>, BlobError> {
         if self.rest.is_empty() {
             return Ok(None);
         }

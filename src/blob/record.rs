@@ -1,4 +1,5 @@
-//! The fixed-size records of a blob's header and directory, as they lie in the file (`docs/format.md`).
+//! The fixed-size records of a blob's header and directory, as they lie in the file
+//! (`docs/format.md`).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -102,7 +103,8 @@ pub(crate) struct SectionRecord {
     pub(crate) checksum: u32,
     pub(crate) role: u16,
     pub(crate) dtype: u8,
-    /// Which core a core or its scales belong to, which part rows do, or which layer weights, scales or a bias do.
+    /// Which core a core or its scales belong to, which part rows do, or which layer weights,
+    /// scales or a bias do.
     pub(crate) core: u8,
     pub(crate) reserved: [u8; 8],
 }
@@ -120,5 +122,9 @@ pub(crate) struct LayerRecord {
     pub(crate) reserved: [u8; 14],
 }
 
-const _: () = assert!(size_of::<Header>() == 64 && size_of::<TableRecord>() == 128 && size_of::<SectionRecord>() == 32);
+const _: () = assert!(
+    size_of::<Header>() == 64
+        && size_of::<TableRecord>() == 128
+        && size_of::<SectionRecord>() == 32
+);
 const _: () = assert!(size_of::<LayerRecord>() == 32);

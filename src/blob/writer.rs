@@ -1,12 +1,14 @@
-//! The writer: a [`Layout`] fixes where every byte goes before the first one is written, so that a file of any size can
-//! be streamed: sections in order, then the head, which carries their checksums.
+//! The writer: a [`Layout`] fixes where every byte goes before the first one is written, so that a
+//! file of any size can be streamed: sections in order, then the head, which carries their
+//! checksums.
 
 use super::{
-    Activation, Checksum, Combine, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, Role,
-    Stack, VERSION, align_up, directory_checksum, id_index_len,
+    Activation, Checksum, Combine, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
+    MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum, id_index_len,
     model::{ModelTable, top_inputs},
     record::{
-        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map, kind,
+        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
+        TableRecord, index_map, kind,
     },
 };
 use crate::{
@@ -27,7 +29,8 @@ pub struct TableSpec {
     pub weights: WeightsSpec,
     /// Which of its rows an index stands for.
     pub index_map: IndexMapSpec,
-    /// How many prefixes have their products stored, up to [`TtShape::num_prefixes`]; 0 unless it is a tensor train.
+    /// How many prefixes have their products stored, up to [`TtShape::num_prefixes`]; 0 unless it
+    /// is a tensor train.
     pub num_prefixes: u64,
     /// Exact rows that replace reconstructed ones, if any.
     pub overrides: Option<OverridesSpec>,
@@ -36,7 +39,13 @@ pub struct TableSpec {
 impl TableSpec {
     /// A table with a row for each index, none of them stored apart, and no products of prefixes.
     pub fn new(name: impl Into<String>, weights: WeightsSpec) -> Self {
-        Self { name: name.into(), weights, index_map: IndexMapSpec::Identity, num_prefixes: 0, overrides: None }
+        Self {
+            name: name.into(),
+            weights,
+            index_map: IndexMapSpec::Identity,
+            num_prefixes: 0,
+            overrides: None,
+        }
     }
 }
 
@@ -58,8 +67,8 @@ pub enum IndexMapSpec {
     },
 }
 
-/// The representation of a table to be written. `num_embeddings` is the number of its rows, each of which may stand for several
-/// indices ([`IndexMapSpec`]).
+/// The representation of a table to be written. `num_embeddings` is the number of its rows, each of
+/// which may stand for several indices ([`IndexMapSpec`]).
 #[derive(Clone, Copy, Debug)]
 pub enum WeightsSpec {
     /// Rows as they are.
@@ -115,10 +124,12 @@ pub struct OverridesSpec {
     pub dtype: Dtype,
 }
 
-/// A model to be written around some tables: DLRM's, with the dot product of each pair as its interaction.
+/// A model to be written around some tables: DLRM's, with the dot product of each pair as its
+/// interaction.
 #[derive(Clone, Debug, Default)]
 pub struct ModelSpec {
-    /// Its tables, by their positions among those given to [`Layout::with_model`], in the order of the interaction.
+    /// Its tables, by their positions among those given to [`Layout::with_model`], in the order of
+    /// the interaction.
     pub tables: Vec<ModelTable>,
     /// Layers of the bottom perceptron: none if there are no dense features.
     pub bottom: Vec<LayerSpec>,
@@ -142,12 +153,13 @@ pub struct LayerSpec {
 /// Where one section goes and what it must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SectionPlan {
-    /// Position of the table among those given to [`Layout::new`]; the number of tables if it is a layer's, whose position is
-    /// part of the role.
+    /// Position of the table among those given to [`Layout::new`]; the number of tables if it is a
+    /// layer's, whose position is part of the role.
     pub table: usize,
     /// What it holds.
     pub role: Role,
-    /// Its element type; `None` for ids and their index, which are u64, and for the row numbers of [`Role::RemappedRows`], which are u32.
+    /// Its element type; `None` for ids and their index, which are u64, and for the row numbers of
+    /// [`Role::RemappedRows`], which are u32.
     pub dtype: Option<Dtype>,
     /// Bytes from the start of the blob, a multiple of 64.
     pub offset: u64,
@@ -155,7 +167,8 @@ pub struct SectionPlan {
     pub len: u64,
 }
 
-/// A blob's directory, laid out but without checksums until [`set_checksum`](Self::set_checksum) has seen each section.
+/// A blob's directory, laid out but without checksums until [`set_checksum`](Self::set_checksum)
+/// has seen each section.
 ///
 /// ```
 /// use ttrec::{Blob, TtShape, blob::{Layout, Role, TableSpec, WeightsSpec}, dtype::{self, Dtype}};
@@ -189,8 +202,8 @@ impl Layout {
     ///
     /// # Errors
     /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, i4 cores, a projection that is
-    /// i8 or i4, more rows or overrides than indices, more prefix products than prefixes (of which only a tensor train has any),
-    /// too many tables or bytes.
+    /// i8 or i4, more rows or overrides than indices, more prefix products than prefixes (of which
+    /// only a tensor train has any), too many tables or bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, BlobError> {
         Self::with_model(tables, None)
     }
@@ -198,9 +211,10 @@ impl Layout {
     /// The same, with a model around the tables.
     ///
     /// # Errors
-    /// Also [`BlobError::LayerWidth`], [`BlobError::LayerOrder`], [`BlobError::ModelTable`], [`BlobError::ModelDim`],
-    /// [`BlobError::SectionDtype`] for i4 weights, and [`BlobError::Count`] for too many layers or tables of the model. A table is
-    /// named by its position among those given.
+    /// Also [`BlobError::LayerWidth`], [`BlobError::LayerOrder`], [`BlobError::ModelTable`],
+    /// [`BlobError::ModelDim`], [`BlobError::SectionDtype`] for i4 weights, and
+    /// [`BlobError::Count`] for too many layers or tables of the model. A table is named by its
+    /// position among those given.
     pub fn with_model(tables: &[TableSpec], model: Option<&ModelSpec>) -> Result<Self, BlobError> {
         if tables.len() > MAX_TABLES {
             let (found, limit) = (tables.len() as u64, MAX_TABLES as u64);
@@ -227,7 +241,11 @@ impl Layout {
             if !(1..=MAX_NAME_LEN).contains(&spec.name.len()) {
                 return Err(BlobError::Name { table: position });
             }
-            if layout.tables.last().is_some_and(|last| layout.name(last) == spec.name.as_bytes()) {
+            if layout
+                .tables
+                .last()
+                .is_some_and(|last| layout.name(last) == spec.name.as_bytes())
+            {
                 return Err(BlobError::NameOrder { table: position });
             }
             layout.push_table(position, spec)?;
@@ -278,7 +296,8 @@ impl Layout {
         directory.extend_from_slice(bytemuck::cast_slice(&self.model_tables));
         directory.extend_from_slice(&self.names);
         directory.resize(directory.len().next_multiple_of(super::ALIGNMENT), 0);
-        let header = Header { checksum: directory_checksum(&self.header, &directory), ..self.header };
+        let header =
+            Header { checksum: directory_checksum(&self.header, &directory), ..self.header };
         let mut head = bytemuck::bytes_of(&header).to_vec();
         head.append(&mut directory);
         head
@@ -289,7 +308,9 @@ impl Layout {
     /// # Panics
     /// If the blob is larger than the address space.
     pub fn build(mut self, mut fill: impl FnMut(&SectionPlan, &mut [u8])) -> AlignedBuf {
-        let mut buf = AlignedBuf::zeroed(usize::try_from(self.total_len()).expect("the blob fits the address space"));
+        let mut buf = AlignedBuf::zeroed(
+            usize::try_from(self.total_len()).expect("the blob fits the address space"),
+        );
         for (position, plan) in self.plans.clone().iter().enumerate() {
             let (_, rest) = buf.split_at_mut(plan.offset as usize);
             let (section, _) = rest.split_at_mut(plan.len as usize);
@@ -314,15 +335,25 @@ impl Layout {
         let sections = size_of_val(self.sections.as_slice()) as u64;
         let layers = size_of_val(self.layers.as_slice()) as u64;
         let model_tables = size_of_val(self.model_tables.as_slice()) as u64;
-        [size_of::<Header>() as u64, records, sections, layers, model_tables, self.names.len() as u64].iter().sum()
+        [
+            size_of::<Header>() as u64,
+            records,
+            sections,
+            layers,
+            model_tables,
+            self.names.len() as u64,
+        ]
+        .iter()
+        .sum()
     }
 
     /// `sorted` says where each of the tables given went.
     fn push_model(&mut self, model: &ModelSpec, sorted: &[u32]) -> Result<(), BlobError> {
         let num_layers = model.bottom.len().saturating_add(model.top.len());
-        for (what, found, limit) in
-            [("layers", num_layers, MAX_LAYERS), ("tables of the model", model.tables.len(), MAX_MODEL_TABLES)]
-        {
+        for (what, found, limit) in [
+            ("layers", num_layers, MAX_LAYERS),
+            ("tables of the model", model.tables.len(), MAX_MODEL_TABLES),
+        ] {
             if found > limit {
                 return Err(BlobError::Count { what, found: found as u64, limit: limit as u64 });
             }
@@ -332,14 +363,27 @@ impl Layout {
             let layer = if model.top.is_empty() { num_layers } else { 0 };
             return Err(BlobError::LayerOrder { layer });
         }
-        let dim_of = |place: u32| self.tables.get(place as usize).map_or(0, |record| record.embedding_dim as usize);
-        let first_dim = || model.tables.first().and_then(|of| sorted.get(of.table)).map_or(0, |&place| dim_of(place));
+        let dim_of = |place: u32| {
+            self.tables
+                .get(place as usize)
+                .map_or(0, |record| record.embedding_dim as usize)
+        };
+        let first_dim = || {
+            model
+                .tables
+                .first()
+                .and_then(|of| sorted.get(of.table))
+                .map_or(0, |&place| dim_of(place))
+        };
         let (embedding_dim, expected) = match model.bottom.last() {
-            Some(last) => (last.outputs, top_inputs(model.tables.len().saturating_add(1), last.outputs)),
+            Some(last) => {
+                (last.outputs, top_inputs(model.tables.len().saturating_add(1), last.outputs))
+            }
             None => (first_dim(), top_inputs(model.tables.len(), 0)),
         };
         for (position, &ModelTable { table, mean }) in model.tables.iter().enumerate() {
-            let missing = BlobError::ModelTable { position, found: u32::try_from(table).unwrap_or(u32::MAX) };
+            let missing =
+                BlobError::ModelTable { position, found: u32::try_from(table).unwrap_or(u32::MAX) };
             let &place = sorted.get(table).ok_or(missing)?;
             let found = self.tables.get(place as usize).map_or(0, |record| record.embedding_dim);
             if found as usize != embedding_dim {
@@ -360,7 +404,9 @@ impl Layout {
                 return Err(BlobError::LayerOrder { layer: position });
             }
             let outputs = is_last.then_some(1);
-            for (field, found, expected) in [("inputs", layer.inputs, inputs), ("outputs", layer.outputs, outputs)] {
+            for (field, found, expected) in
+                [("inputs", layer.inputs, inputs), ("outputs", layer.outputs, outputs)]
+            {
                 let in_range = (1..=MAX_LAYER_WIDTH).contains(&(found as u64));
                 if !in_range || expected.is_some_and(|expected| expected != found) {
                     let expected = expected.filter(|_| in_range).unwrap_or(0) as u64;
@@ -374,16 +420,31 @@ impl Layout {
         Ok(())
     }
 
-    fn push_layer(&mut self, position: usize, stack: Stack, layer: &LayerSpec, owner: usize) -> Result<(), BlobError> {
+    fn push_layer(
+        &mut self,
+        position: usize,
+        stack: Stack,
+        layer: &LayerSpec,
+        owner: usize,
+    ) -> Result<(), BlobError> {
         let &LayerSpec { inputs, outputs, activation, dtype } = layer;
         let first_section = self.sections.len() as u32;
         if !dtype.suits_cores() {
-            return Err(BlobError::SectionDtype { section: self.sections.len(), found: dtype as u32 });
+            return Err(BlobError::SectionDtype {
+                section: self.sections.len(),
+                found: dtype as u32,
+            });
         }
         let weights = Role::LayerWeights(position);
         self.push_section(owner, weights, Some(dtype), inputs as u64, dtype.bytes_of(outputs))?;
         if dtype == Dtype::I8 {
-            self.push_section(owner, Role::LayerScales(position), Some(Dtype::F32), outputs as u64, 4)?;
+            self.push_section(
+                owner,
+                Role::LayerScales(position),
+                Some(Dtype::F32),
+                outputs as u64,
+                4,
+            )?;
         }
         self.push_section(owner, Role::LayerBias(position), Some(Dtype::F32), outputs as u64, 4)?;
         self.layers.push(LayerRecord {
@@ -411,11 +472,20 @@ impl Layout {
                 check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
                 check_embedding_dim(embedding_dim as u64).map_err(wrong_shape)?;
                 record.kind = kind::DENSE;
-                self.push_section(position, Role::Rows, Some(dtype), num_embeddings, dtype.row_len(embedding_dim))?;
+                self.push_section(
+                    position,
+                    Role::Rows,
+                    Some(dtype),
+                    num_embeddings,
+                    dtype.row_len(embedding_dim),
+                )?;
                 (num_embeddings, embedding_dim)
             }
             WeightsSpec::Projected { projection, .. } if !projection.suits_projections() => {
-                return Err(BlobError::SectionDtype { section: self.sections.len(), found: projection as u32 });
+                return Err(BlobError::SectionDtype {
+                    section: self.sections.len(),
+                    found: projection as u32,
+                });
             }
             WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection } => {
                 check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
@@ -423,12 +493,30 @@ impl Layout {
                 check_embedding_dim(rank as u64).map_err(wrong_shape)?;
                 record.kind = kind::PROJECTED;
                 copy_prefix(&mut record.column_factors, &[rank as u32]);
-                self.push_section(position, Role::Rows, Some(dtype), num_embeddings, dtype.row_len(rank))?;
+                self.push_section(
+                    position,
+                    Role::Rows,
+                    Some(dtype),
+                    num_embeddings,
+                    dtype.row_len(rank),
+                )?;
                 let row_len = projection.bytes_of(embedding_dim);
-                self.push_section(position, Role::Projection, Some(projection), rank as u64, row_len)?;
+                self.push_section(
+                    position,
+                    Role::Projection,
+                    Some(projection),
+                    rank as u64,
+                    row_len,
+                )?;
                 (num_embeddings, embedding_dim)
             }
-            WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype } => {
+            WeightsSpec::QuotientRemainder {
+                num_embeddings,
+                num_remainders,
+                columns,
+                combine,
+                dtype,
+            } => {
                 check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
                 let (quotients, embedding_dim) =
                     combine.check(num_embeddings, num_remainders, columns).map_err(wrong_shape)?;
@@ -437,13 +525,28 @@ impl Layout {
                 record.combine = combine as u8;
                 copy_prefix(&mut record.row_factors, &[quotients, num_remainders]);
                 copy_prefix(&mut record.column_factors, &[first as u32, second as u32]);
-                self.push_section(position, Role::Rows, Some(dtype), quotients.into(), dtype.row_len(first))?;
+                self.push_section(
+                    position,
+                    Role::Rows,
+                    Some(dtype),
+                    quotients.into(),
+                    dtype.row_len(first),
+                )?;
                 let row_len = dtype.row_len(second);
-                self.push_section(position, Role::RemainderRows, Some(dtype), num_remainders.into(), row_len)?;
+                self.push_section(
+                    position,
+                    Role::RemainderRows,
+                    Some(dtype),
+                    num_remainders.into(),
+                    row_len,
+                )?;
                 (num_embeddings, embedding_dim)
             }
             WeightsSpec::Tt { dtype, .. } if !dtype.suits_cores() => {
-                return Err(BlobError::SectionDtype { section: self.sections.len(), found: dtype as u32 });
+                return Err(BlobError::SectionDtype {
+                    section: self.sections.len(),
+                    found: dtype as u32,
+                });
             }
             WeightsSpec::Tt { shape, dtype } => {
                 record.kind = kind::TT;
@@ -461,7 +564,13 @@ impl Layout {
                     let slice_len = dtype.bytes_of(shape.slice_len(k));
                     self.push_section(position, Role::Core(k), Some(dtype), p.into(), slice_len)?;
                     if dtype == Dtype::I8 {
-                        self.push_section(position, Role::Scales(k), Some(Dtype::F32), p.into(), 4)?;
+                        self.push_section(
+                            position,
+                            Role::Scales(k),
+                            Some(Dtype::F32),
+                            p.into(),
+                            4,
+                        )?;
                     }
                 }
                 (shape.num_embeddings(), shape.embedding_dim())
@@ -469,7 +578,11 @@ impl Layout {
         };
         if spec.num_prefixes > 0 {
             let WeightsSpec::Tt { shape, .. } = spec.weights else {
-                return Err(BlobError::Count { what: "prefixes", found: spec.num_prefixes, limit: 0 });
+                return Err(BlobError::Count {
+                    what: "prefixes",
+                    found: spec.num_prefixes,
+                    limit: 0,
+                });
             };
             if spec.num_prefixes > shape.num_prefixes() {
                 let limit = shape.num_prefixes();
@@ -478,7 +591,13 @@ impl Layout {
             let product_len = Dtype::F32.bytes_of(shape.prefix_len());
             let ids = [Role::PrefixIds, Role::PrefixIndex];
             self.push_ids(position, ids, spec.num_prefixes, shape.num_prefixes(), product_len)?;
-            self.push_section(position, Role::PrefixProducts, Some(Dtype::F32), spec.num_prefixes, product_len)?;
+            self.push_section(
+                position,
+                Role::PrefixProducts,
+                Some(Dtype::F32),
+                spec.num_prefixes,
+                product_len,
+            )?;
         }
         let (index_map, num_embeddings) = match spec.index_map {
             IndexMapSpec::Identity => (index_map::IDENTITY, num_rows),
@@ -489,7 +608,11 @@ impl Layout {
         if index_map != index_map::IDENTITY {
             check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
             if num_rows > num_embeddings {
-                return Err(BlobError::NumRows { table: position, found: num_rows, num_embeddings });
+                return Err(BlobError::NumRows {
+                    table: position,
+                    found: num_rows,
+                    num_embeddings,
+                });
             }
             record.num_rows = num_rows;
         }
@@ -501,7 +624,13 @@ impl Layout {
                 return Err(wrong_shape(ShapeError::NumEmbeddings { found: count }));
             }
             let row_len = dtype.row_len(embedding_dim);
-            self.push_ids(position, [Role::OverrideIds, Role::OverrideIndex], count, num_embeddings, row_len)?;
+            self.push_ids(
+                position,
+                [Role::OverrideIds, Role::OverrideIndex],
+                count,
+                num_embeddings,
+                row_len,
+            )?;
             self.push_section(position, Role::OverrideRows, Some(dtype), count, row_len)?;
         }
         record.num_embeddings = num_embeddings;
@@ -512,7 +641,8 @@ impl Layout {
         Ok(())
     }
 
-    /// A section of `count` ids below `limit`, and one of their index where it pays: each stands for `len` bytes.
+    /// A section of `count` ids below `limit`, and one of their index where it pays: each stands
+    /// for `len` bytes.
     fn push_ids(
         &mut self,
         table: usize,
@@ -540,9 +670,19 @@ impl Layout {
         let too_large = BlobError::Shape { table, error: ShapeError::TooLarge };
         let len = count.checked_mul(len as u64).ok_or(too_large)?;
         let (role_code, core) = role.codes();
-        let integers = if role == Role::RemappedRows { DTYPE_U32 } else { DTYPE_U64 };
+        let integers = if role == Role::RemappedRows {
+            DTYPE_U32
+        } else {
+            DTYPE_U64
+        };
         let dtype_code = dtype.map_or(integers, |dtype| dtype as u8);
-        let record = SectionRecord { len, role: role_code, core, dtype: dtype_code, ..SectionRecord::zeroed() };
+        let record = SectionRecord {
+            len,
+            role: role_code,
+            core,
+            dtype: dtype_code,
+            ..SectionRecord::zeroed()
+        };
         self.sections.push(record);
         self.plans.push(SectionPlan { table, role, dtype, offset: 0, len });
         Ok(())

@@ -1,9 +1,11 @@
-//! A cache of the rows that are asked for most, multiplied out, in memory that the caller lends (TT-Rec, section 4.3: a
-//! set-associative cache, least frequently used rows go, refreshed now and then).
+//! A cache of the rows that are asked for most, multiplied out, in memory that the caller lends
+//! (TT-Rec, section 4.3: a set-associative cache, least frequently used rows go, refreshed now and
+//! then).
 //!
-//! Unlike rows that a blob stores apart, what is kept here follows the traffic: [`RowCache::record`] counts, and
-//! [`RowCache::refresh`] brings in what is asked for often. In between, what is cached does not change, so that readers need
-//! no lock, and results do not depend on who asked before.
+//! Unlike rows that a blob stores apart, what is kept here follows the traffic:
+//! [`RowCache::record`] counts, and [`RowCache::refresh`] brings in what is asked for often. In
+//! between, what is cached does not change, so that readers need no lock, and results do not depend
+//! on who asked before.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -29,13 +31,18 @@ pub struct CacheStatistics {
 impl CacheStatistics {
     /// Hits per lookup: 0 to 1.
     pub fn hit_rate(&self) -> f64 {
-        if self.lookups == 0 { 0.0 } else { self.hits as f64 / self.lookups as f64 }
+        if self.lookups == 0 {
+            0.0
+        } else {
+            self.hits as f64 / self.lookups as f64
+        }
     }
 }
 
-/// Rows of one table by their indices, f32 and multiplied out, in memory that the caller lends. It serves lookups of every kind
-/// of table, and the bags of tensor trains. (Other bags are pooled as without it: of dense and of short rows, since nothing would
-/// be gained; of quotient and remainder rows, since a bag is not the sum of its rows.)
+/// Rows of one table by their indices, f32 and multiplied out, in memory that the caller lends. It
+/// serves lookups of every kind of table, and the bags of tensor trains. (Other bags are pooled as
+/// without it: of dense and of short rows, since nothing would be gained; of quotient and remainder
+/// rows, since a bag is not the sum of its rows.)
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, cache::RowCache};
@@ -65,8 +72,9 @@ pub struct RowCache<'m> {
 }
 
 impl<'m> RowCache<'m> {
-    /// An empty cache for `table`, of as many rows as `memory` has room for (see [`memory_len`](Self::memory_len)), in whole
-    /// sets of 32. What is in `memory` does not matter.
+    /// An empty cache for `table`, of as many rows as `memory` has room for (see
+    /// [`memory_len`](Self::memory_len)), in whole sets of 32. What is in `memory` does not
+    /// matter.
     ///
     /// # Errors
     /// [`LookupError::CacheLen`] if there is no room for a set.
@@ -78,14 +86,19 @@ impl<'m> RowCache<'m> {
         match (bytemuck::try_cast_slice_mut::<f32, Set>(sets), rows) {
             (Ok(sets), Some(rows)) if num_sets > 0 => {
                 sets.fill(Set::EMPTY);
-                Ok(Self { table: table.without_cache(), sets, rows, statistics: CacheStatistics::default() })
+                Ok(Self {
+                    table: table.without_cache(),
+                    sets,
+                    rows,
+                    statistics: CacheStatistics::default(),
+                })
             }
             _ => Err(LookupError::CacheLen { found, expected }),
         }
     }
 
-    /// The f32 elements of memory that hold at least `num_rows` rows of `table`: `embedding_dim` and 4 more for each row, in
-    /// whole sets of 32 rows.
+    /// The f32 elements of memory that hold at least `num_rows` rows of `table`: `embedding_dim`
+    /// and 4 more for each row, in whole sets of 32 rows.
     pub fn memory_len(table: &Table<'_>, num_rows: usize) -> usize {
         let of_set = WAYS.saturating_mul(table.embedding_dim()).saturating_add(SET_WORDS);
         num_rows.div_ceil(WAYS).saturating_mul(of_set)
@@ -101,8 +114,9 @@ impl<'m> RowCache<'m> {
         self.view().position(row).is_some()
     }
 
-    /// Counts requests for these rows: all that there are, or a fair sample. Indices that the table does not have, and rows
-    /// that its blob stores apart, do not count; rows from 2^32 - 1 on are never cached, and count as lookups alone.
+    /// Counts requests for these rows: all that there are, or a fair sample. Indices that the table
+    /// does not have, and rows that its blob stores apart, do not count; rows from 2^32 - 1 on
+    /// are never cached, and count as lookups alone.
     pub fn record<I: Index>(&mut self, indices: &[I]) {
         let num_sets = self.sets.len();
         for row in indices.iter().map(|index| index.to_u64()) {
@@ -118,9 +132,11 @@ impl<'m> RowCache<'m> {
         }
     }
 
-    /// Brings in what was asked for more often than what is there, and halves all counts, so that what was asked for long ago
-    /// weighs less and less: do so every few times [`capacity`](Self::capacity) lookups, since what is asked for less than once
-    /// in between is forgotten. Returns how many rows were brought in. `workspace` is that of [`Table::lookup`].
+    /// Brings in what was asked for more often than what is there, and halves all counts, so that
+    /// what was asked for long ago weighs less and less: do so every few times
+    /// [`capacity`](Self::capacity) lookups, since what is asked for less than once in between
+    /// is forgotten. Returns how many rows were brought in. `workspace` is that of
+    /// [`Table::lookup`].
     ///
     /// # Errors
     /// [`LookupError::WorkspaceLen`]; nothing has changed then.
@@ -128,10 +144,16 @@ impl<'m> RowCache<'m> {
         self.table.check_buffers(0, 0, workspace.len())?;
         let dim = self.table.embedding_dim();
         let mut brought_in = 0usize;
-        for (set, rows) in self.sets.iter_mut().zip(self.rows.chunks_exact_mut(WAYS.saturating_mul(dim).max(1))) {
+        for (set, rows) in self
+            .sets
+            .iter_mut()
+            .zip(self.rows.chunks_exact_mut(WAYS.saturating_mul(dim).max(1)))
+        {
             while let Some((way, from, row)) = set.best_exchange() {
-                let out = rows.chunks_exact_mut(dim.max(1)).nth(way).ok_or(LookupError::Inconsistent)?;
-                // As it is stored: bags add cached rows to others before they put their columns in order.
+                let out =
+                    rows.chunks_exact_mut(dim.max(1)).nth(way).ok_or(LookupError::Inconsistent)?;
+                // As it is stored: bags add cached rows to others before they put their columns in
+                // order.
                 let row = self.table.put_row(row.into(), out, workspace, Epilogue::Store);
                 row.ok_or(LookupError::Inconsistent)?;
                 set.exchange(way, from);
@@ -142,10 +164,11 @@ impl<'m> RowCache<'m> {
         Ok(brought_in)
     }
 
-    /// The table, looking for rows in the cache before it computes them. Lookups and maxima have the same bits; in the sums of
-    /// a tensor-train table cached rows are added before the others, as rows are that the blob stores apart
-    /// (`docs/numerics.md`). On another [tier](Table::with_tier), unless both fuse their multiply-adds, it looks them up
-    /// without the cache.
+    /// The table, looking for rows in the cache before it computes them. Lookups and maxima have
+    /// the same bits; in the sums of a tensor-train table cached rows are added before the
+    /// others, as rows are that the blob stores apart (`docs/numerics.md`). On another
+    /// [tier](Table::with_tier), unless both fuse their multiply-adds, it looks them up without
+    /// the cache.
     pub fn table(&self) -> Table<'_> {
         self.table.with_cache(self.view())
     }
@@ -154,7 +177,8 @@ impl<'m> RowCache<'m> {
         CachedRows { sets: self.sets, rows: self.rows }
     }
 
-    /// Recorded lookups and hits since the beginning, or since the last [`reset_statistics`](Self::reset_statistics).
+    /// Recorded lookups and hits since the beginning, or since the last
+    /// [`reset_statistics`](Self::reset_statistics).
     pub fn statistics(&self) -> CacheStatistics {
         self.statistics
     }

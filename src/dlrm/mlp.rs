@@ -7,7 +7,8 @@ use crate::{
 };
 use core::ops::Range;
 
-/// What comes after a layer's product. A sigmoid is not part of it: it ends the model, and a logit is asked for as well.
+/// What comes after a layer's product. A sigmoid is not part of it: it ends the model, and a logit
+/// is asked for as well.
 fn epilogue<'a>(layer: &Layer<'a>) -> Epilogue<'a> {
     let relu = layer.activation == Activation::Relu;
     Epilogue::Bias { scales: layer.scales, bias: layer.bias, relu }
@@ -21,7 +22,13 @@ pub(super) fn copy(from: &[f32], to: &mut [f32]) -> Option<()> {
 }
 
 /// `y[m x outputs] <- layer(x[m x inputs])`.
-pub(super) fn layer(tier: Tier, layer: &Layer<'_>, m: usize, x: &[f32], y: &mut [f32]) -> Option<()> {
+pub(super) fn layer(
+    tier: Tier,
+    layer: &Layer<'_>,
+    m: usize,
+    x: &[f32],
+    y: &mut [f32],
+) -> Option<()> {
     chain_step(tier, [m, layer.inputs, layer.outputs], x, layer.weights, y, epilogue(layer))
 }
 
@@ -31,8 +38,8 @@ pub(super) fn begin(tier: Tier, layer: &Layer<'_>, x: &[f32], y: &mut [f32]) -> 
     chain_step(tier, [1, x.len(), layer.outputs], x, weights, y, Epilogue::Store)
 }
 
-/// `y[m x outputs] <- layer([shared; x])`, the first `shared` inputs being the same in all rows and `base` what [`begin`] has
-/// made of them.
+/// `y[m x outputs] <- layer([shared; x])`, the first `shared` inputs being the same in all rows and
+/// `base` what [`begin`] has made of them.
 pub(super) fn resume(
     tier: Tier,
     layer: &Layer<'_>,
@@ -50,7 +57,8 @@ pub(super) fn resume(
     resume_rows(tier, [m, rest, n], x, weights, y, epilogue(layer))
 }
 
-/// Runs `layers` of a blob, one at least, on `x`, which is `m` rows; returns what the last one makes of it.
+/// Runs `layers` of a blob, one at least, on `x`, which is `m` rows; returns what the last one
+/// makes of it.
 pub(super) fn run<'b>(
     tier: Tier,
     blob: &Blob<'_>,

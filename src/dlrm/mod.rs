@@ -1,17 +1,20 @@
 //! The ranker: a blob's model, from dense features and bags of indices to scores.
 //!
-//! DLRM (Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019): a bottom
-//! perceptron makes a vector of a sample's dense features, each table a vector of its bag, the *interaction* the dot product of
-//! each pair of these vectors, and a top perceptron a score of the first vector and the products. Without dense features there is
+//! DLRM (Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
+//! Systems", 2019): a bottom perceptron makes a vector of a sample's dense features, each table a
+//! vector of its bag, the *interaction* the dot product of each pair of these vectors, and a top
+//! perceptron a score of the first vector and the products. Without dense features there is
 //! no bottom, and the score is one of the products alone: with two tables, a two-tower model.
 //!
-//! Samples go through in groups. The vectors of a group lie together, sample by sample, so that each table pools its bags of the
-//! whole group straight to where they belong; then the perceptrons take some samples at a time, so that what passes from layer to
-//! layer stays in the nearest caches while a layer's weights are read once for all of them.
+//! Samples go through in groups. The vectors of a group lie together, sample by sample, so that
+//! each table pools its bags of the whole group straight to where they belong; then the perceptrons
+//! take some samples at a time, so that what passes from layer to layer stays in the nearest caches
+//! while a layer's weights are read once for all of them.
 //!
-//! One user and many candidates ([`Ranker::rank`]) differ from a batch in what is there once: that is computed once, and so are
-//! the pairs of the vectors at the front that are all the user's, and the first top layer as far as it depends on these. Every
-//! sum is added up in the same order as ever, so that the scores are those of [`Ranker::score`] bit for bit.
+//! One user and many candidates ([`Ranker::rank`]) differ from a batch in what is there once: that
+//! is computed once, and so are the pairs of the vectors at the front that are all the user's, and
+//! the first top layer as far as it depends on these. Every sum is added up in the same order as
+//! ever, so that the scores are those of [`Ranker::score`] bit for bit.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -75,14 +78,19 @@ impl<'a> Blob<'a> {
         let mut ranker = Ranker {
             blob: *self,
             tier: Tier::best(),
-            num_dense: if num_bottom == 0 { 0 } else { self.layer(0).map_or(0, |layer| layer.inputs) },
+            num_dense: if num_bottom == 0 {
+                0
+            } else {
+                self.layer(0).map_or(0, |layer| layer.inputs)
+            },
             num_bottom,
             embedding_dim: self.model_dim(),
             first_outputs: top.outputs,
             width: self.layers().map(|layer| layer.outputs).fold(top.inputs, usize::max),
             table_workspace_len: 0,
         };
-        ranker.table_workspace_len = ranker.tables().map(|table| table.workspace_len()).max().unwrap_or(0);
+        ranker.table_workspace_len =
+            ranker.tables().map(|table| table.workspace_len()).max().unwrap_or(0);
         Ok(ranker)
     }
 }
@@ -154,7 +162,8 @@ impl<'a> Ranker<'a> {
     /// The tables, in the order in which [`score`](Self::score) takes their bags.
     pub fn tables(&self) -> impl Iterator<Item = Table<'a>> + use<'a> {
         let Self { blob, tier, .. } = *self;
-        blob.model_tables().filter_map(move |of| Some(Table::new(blob.table_data(of.table)?).with_tier(tier)))
+        blob.model_tables()
+            .filter_map(move |of| Some(Table::new(blob.table_data(of.table)?).with_tier(tier)))
     }
 
     /// What becomes of the rows of a bag of each of these tables: their sum, or their mean.
@@ -167,14 +176,15 @@ impl<'a> Ranker<'a> {
         self.blob.layers()
     }
 
-    /// The f32 elements of scratch that [`score`](Self::score) and [`rank`](Self::rank) need at least: they then take one sample
-    /// at a time.
+    /// The f32 elements of scratch that [`score`](Self::score) and [`rank`](Self::rank) need at
+    /// least: they then take one sample at a time.
     pub fn workspace_len(&self) -> usize {
         self.group_len(1).saturating_add(self.table_workspace_len)
     }
 
-    /// The f32 elements of scratch with which `num_samples` of one index per bag are scored fastest; it stops growing at some
-    /// hundred samples. Where bags have more indices, [tensor-train tables](Table::batch_workspace_len) can use more.
+    /// The f32 elements of scratch with which `num_samples` of one index per bag are scored
+    /// fastest; it stops growing at some hundred samples. Where bags have more indices,
+    /// [tensor-train tables](Table::batch_workspace_len) can use more.
     pub fn batch_workspace_len(&self, num_samples: usize) -> usize {
         let group = num_samples.clamp(1, GROUP);
         let tables = self.tables().map(|table| table.batch_workspace_len(group)).max().unwrap_or(0);
@@ -183,10 +193,15 @@ impl<'a> Ranker<'a> {
 
     /// Elements of everything but what the tables need, for groups of so many samples.
     fn group_len(&self, group: usize) -> usize {
-        let (vectors, scratch) =
-            (self.vectors_len(), dot_interaction_workspace_len(self.num_vectors(), self.embedding_dim));
+        let (vectors, scratch) = (
+            self.vectors_len(),
+            dot_interaction_workspace_len(self.num_vectors(), self.embedding_dim),
+        );
         let tile = group.min(TILE).saturating_mul(self.width).saturating_mul(2);
-        scratch.saturating_add(self.first_outputs).saturating_add(tile).saturating_add(group.saturating_mul(vectors))
+        scratch
+            .saturating_add(self.first_outputs)
+            .saturating_add(tile)
+            .saturating_add(group.saturating_mul(vectors))
     }
 
     /// Vectors of a sample: the bottom perceptron's, if there is one, and one of each table.
@@ -208,14 +223,16 @@ impl<'a> Ranker<'a> {
         self.num_vectors().saturating_mul(self.embedding_dim)
     }
 
-    /// Writes the score of each sample into `out`: a probability if the model ends in a sigmoid, as DLRM's do.
+    /// Writes the score of each sample into `out`: a probability if the model ends in a sigmoid, as
+    /// DLRM's do.
     ///
-    /// `dense` is `out.len() x num_dense`; `bags` holds a list for each of [`tables`](Self::tables), each with `out.len()` bags,
-    /// whose rows are summed or averaged as [`poolings`](Self::poolings) say (summed with the weights if there are any; those of
+    /// `dense` is `out.len() x num_dense`; `bags` holds a list for each of
+    /// [`tables`](Self::tables), each with `out.len()` bags, whose rows are summed or averaged
+    /// as [`poolings`](Self::poolings) say (summed with the weights if there are any; those of
     /// quotient-remainder tables as [`Table::bag`] pools them).
     /// `workspace` holds at least [`workspace_len`](Self::workspace_len) elements, and up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them make it faster. A sample's score depends neither on them nor on
-    /// the samples beside it.
+    /// [`batch_workspace_len`](Self::batch_workspace_len) of them make it faster. A sample's score
+    /// depends neither on them nor on the samples beside it.
     ///
     /// # Errors
     /// [`ScoreError`]: a wrong length, or an index out of range, which names the table. `out` is then as it was.
@@ -245,12 +262,13 @@ impl<'a> Ranker<'a> {
         self.run(dense, bags, false, out, workspace)
     }
 
-    /// Writes the score of each of one user's candidates into `out`, as [`score`](Self::score) would for samples that repeat the
-    /// user's part, bit for bit.
+    /// Writes the score of each of one user's candidates into `out`, as [`score`](Self::score)
+    /// would for samples that repeat the user's part, bit for bit.
     ///
-    /// What is the user's is given once: `dense` for one sample, and lists of one bag. What is the candidates' is given for each of
-    /// them: lists of `out.len()` bags, and `dense` if it depends on them. It is fastest where the user's tables come first in the
-    /// model: what the first top layer makes of the pairs among these is computed once, too.
+    /// What is the user's is given once: `dense` for one sample, and lists of one bag. What is the
+    /// candidates' is given for each of them: lists of `out.len()` bags, and `dense` if it
+    /// depends on them. It is fastest where the user's tables come first in the model: what the
+    /// first top layer makes of the pairs among these is computed once, too.
     ///
     /// ```
     /// use ttrec::{Bags, Blob};
@@ -304,7 +322,10 @@ impl<'a> Ranker<'a> {
         for (position, (of, bags)) in self.blob.model_tables().zip(bags).enumerate() {
             let wrong = |error| ScoreError::Table { table: position, error };
             if bags.len() != num_samples && !(sharing && bags.len() == 1) {
-                return Err(wrong(LookupError::NumBags { found: bags.len(), expected: num_samples }));
+                return Err(wrong(LookupError::NumBags {
+                    found: bags.len(),
+                    expected: num_samples,
+                }));
             }
             check_bags(bags, self.blob.num_embeddings(of.table), pooling(of)).map_err(wrong)?;
         }
@@ -322,11 +343,24 @@ impl<'a> Ranker<'a> {
         }
     }
 
-    fn put_logits<I: Index>(&self, batch: &Batch<'_, '_, I>, out: &mut [f32], workspace: &mut [f32]) -> Option<()> {
+    fn put_logits<I: Index>(
+        &self,
+        batch: &Batch<'_, '_, I>,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Option<()> {
         let mut buffers = self.divide(batch.num_samples, workspace)?;
         // What the first top layer takes of the leading vectors stands before all else.
-        let leading = if batch.one_dense { self.first_table().checked_add(batch.num_leading())? } else { 0 };
-        let shared_inputs = if leading == 0 { 0 } else { top_inputs(leading, self.direct_len()) };
+        let leading = if batch.one_dense {
+            self.first_table().checked_add(batch.num_leading())?
+        } else {
+            0
+        };
+        let shared_inputs = if leading == 0 {
+            0
+        } else {
+            top_inputs(leading, self.direct_len())
+        };
         let leading = if shared_inputs == 0 { 0 } else { leading };
         let group = buffers.group;
         for (at, out) in out.chunks_mut(group.max(1)).enumerate() {
@@ -338,7 +372,13 @@ impl<'a> Ranker<'a> {
             }
             for (at, out) in out.chunks_mut(buffers.tile.max(1)).enumerate() {
                 let first = at.checked_mul(buffers.tile)?;
-                self.put_top(first..first.checked_add(out.len())?, leading, shared_inputs, out, &mut buffers)?;
+                self.put_top(
+                    first..first.checked_add(out.len())?,
+                    leading,
+                    shared_inputs,
+                    out,
+                    &mut buffers,
+                )?;
             }
         }
         Some(())
@@ -362,11 +402,13 @@ impl<'a> Ranker<'a> {
         let (base, rest) = rest.split_at_mut_checked(self.first_outputs)?;
         let (even, rest) = rest.split_at_mut_checked(layer_len)?;
         let (odd, rest) = rest.split_at_mut_checked(layer_len)?;
-        let (features, tables) = rest.split_at_mut_checked(group.checked_mul(self.vectors_len())?)?;
+        let (features, tables) =
+            rest.split_at_mut_checked(group.checked_mul(self.vectors_len())?)?;
         Some(Buffers { interaction, base, layers: [even, odd], features, tables, group, tile })
     }
 
-    /// The vectors of `samples`. Those that all samples share are made with the first ones and then stay.
+    /// The vectors of `samples`. Those that all samples share are made with the first ones and then
+    /// stay.
     fn put_vectors<I: Index>(
         &self,
         batch: &Batch<'_, '_, I>,
@@ -388,9 +430,23 @@ impl<'a> Ranker<'a> {
             let first = position.checked_add(self.first_table())?.checked_mul(dim)?;
             if batch.num_samples == 1 || !batch.is_shared(position) {
                 let bags = bags.slice(samples.clone())?;
-                table.pool_strided(&bags, pooling, buffers.features, stride, first, buffers.tables)?;
+                table.pool_strided(
+                    &bags,
+                    pooling,
+                    buffers.features,
+                    stride,
+                    first,
+                    buffers.tables,
+                )?;
             } else if is_first {
-                table.pool_strided(bags, pooling, buffers.features, stride, first, buffers.tables)?;
+                table.pool_strided(
+                    bags,
+                    pooling,
+                    buffers.features,
+                    stride,
+                    first,
+                    buffers.tables,
+                )?;
                 repeat(buffers.features, stride, first, dim)?;
             }
         }
@@ -398,14 +454,22 @@ impl<'a> Ranker<'a> {
     }
 
     /// What the bottom perceptron makes of the dense features of `samples`.
-    fn put_dense(&self, dense: &[f32], samples: Range<usize>, buffers: &mut Buffers<'_>) -> Option<()> {
-        let dense = dense.get(samples.start.checked_mul(self.num_dense)?..samples.end.checked_mul(self.num_dense)?)?;
+    fn put_dense(
+        &self,
+        dense: &[f32],
+        samples: Range<usize>,
+        buffers: &mut Buffers<'_>,
+    ) -> Option<()> {
+        let dense = dense.get(
+            samples.start.checked_mul(self.num_dense)?..samples.end.checked_mul(self.num_dense)?,
+        )?;
         let (stride, dim) = (self.vectors_len(), self.embedding_dim);
         let mut rest = &mut *buffers.features;
         for dense in dense.chunks(buffers.tile.checked_mul(self.num_dense)?.max(1)) {
             let m = dense.len().checked_div(self.num_dense)?;
             let (tile, after) = rest.split_at_mut_checked(m.checked_mul(stride)?)?;
-            let mut vectors = mlp::run(self.tier, &self.blob, 0..self.num_bottom, m, dense, &mut buffers.layers)?;
+            let mut vectors =
+                mlp::run(self.tier, &self.blob, 0..self.num_bottom, m, dense, &mut buffers.layers)?;
             for to in tile.chunks_exact_mut(stride.max(1)) {
                 let (vector, others) = vectors.split_at_checked(dim)?;
                 copy(vector, to)?;
@@ -416,7 +480,8 @@ impl<'a> Ranker<'a> {
         Some(())
     }
 
-    /// What the first top layer makes of the `leading` vectors, which the first sample has as well as any.
+    /// What the first top layer makes of the `leading` vectors, which the first sample has as well
+    /// as any.
     fn put_base(&self, leading: usize, inputs: usize, buffers: &mut Buffers<'_>) -> Option<()> {
         let Buffers { interaction, base, layers: [x, _], features, .. } = buffers;
         let vectors = features.get(..leading.checked_mul(self.embedding_dim)?)?;
@@ -427,7 +492,8 @@ impl<'a> Ranker<'a> {
         mlp::begin(self.tier, &self.blob.layer(self.num_bottom)?, x, base)
     }
 
-    /// The logits of `samples` of the group, whose `leading` vectors make the first `shared_inputs` of the top's.
+    /// The logits of `samples` of the group, whose `leading` vectors make the first `shared_inputs`
+    /// of the top's.
     fn put_top(
         &self,
         samples: Range<usize>,
@@ -441,13 +507,22 @@ impl<'a> Ranker<'a> {
         let (m, stride) = (samples.len(), self.vectors_len());
         let first = self.blob.layer(self.num_bottom)?;
         let width = first.inputs.checked_sub(shared_inputs)?;
-        let features = features.get(samples.start.checked_mul(stride)?..samples.end.checked_mul(stride)?)?;
+        let features =
+            features.get(samples.start.checked_mul(stride)?..samples.end.checked_mul(stride)?)?;
         let mut rest = inputs.get_mut(..m.checked_mul(width)?)?;
         for vectors in features.chunks_exact(stride.max(1)) {
             let (x, after) = rest.split_at_mut_checked(width)?;
-            let (vector, pairs) = x.split_at_mut_checked(if leading == 0 { self.direct_len() } else { 0 })?;
+            let (vector, pairs) =
+                x.split_at_mut_checked(if leading == 0 { self.direct_len() } else { 0 })?;
             copy(vectors.get(..vector.len())?, vector)?;
-            dot_interaction_from(self.tier, vectors, self.num_vectors(), leading, pairs, interaction)?;
+            dot_interaction_from(
+                self.tier,
+                vectors,
+                self.num_vectors(),
+                leading,
+                pairs,
+                interaction,
+            )?;
             rest = after;
         }
         let x = inputs.get(..m.checked_mul(width)?)?;
@@ -468,7 +543,8 @@ fn pooling(of: ModelTable) -> Pooling {
     if of.mean { Pooling::Mean } else { Pooling::Sum }
 }
 
-/// Puts what is in the `len` elements from `first` on of the first run of `stride` at the same place of every other.
+/// Puts what is in the `len` elements from `first` on of the first run of `stride` at the same
+/// place of every other.
 fn repeat(features: &mut [f32], stride: usize, first: usize, len: usize) -> Option<()> {
     let (from, to) = features.split_at_mut_checked(stride)?;
     let from = from.get(first..)?.get(..len)?;

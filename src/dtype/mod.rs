@@ -1,7 +1,8 @@
 //! How a stored element becomes an f32, and an f32 a stored element.
 //!
-//! f32, f16 and bf16 are read where they lie. i8 needs a scale: a tensor-train slice has one (`x = scale * q`), a dense
-//! row has a scale and an offset (`x = scale * q + offset`) in front of its elements. So has a dense row of i4.
+//! f32, f16 and bf16 are read where they lie. i8 needs a scale: a tensor-train slice has one (`x =
+//! scale * q`), a dense row has a scale and an offset (`x = scale * q + offset`) in front of its
+//! elements. So has a dense row of i4.
 
 mod quantize;
 
@@ -62,7 +63,8 @@ impl Dtype {
         }
     }
 
-    /// Bytes before the elements of a dense row: scale and offset, as two f32 (i8) or two f16 (i4), little-endian.
+    /// Bytes before the elements of a dense row: scale and offset, as two f32 (i8) or two f16 (i4),
+    /// little-endian.
     pub fn row_header_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 0,
@@ -71,7 +73,8 @@ impl Dtype {
         }
     }
 
-    /// Bytes of one dense row of `embedding_dim` elements, with its scale and offset where it has them.
+    /// Bytes of one dense row of `embedding_dim` elements, with its scale and offset where it has
+    /// them.
     pub fn row_len(self, embedding_dim: usize) -> usize {
         self.bytes_of(embedding_dim).saturating_add(self.row_header_len())
     }
@@ -95,7 +98,8 @@ pub(crate) trait Weight: Copy + 'static {
     const SCALED: bool = false;
     /// Units before the elements of a dense row.
     const ROW_HEADER: usize = 0;
-    /// The first elements of `units`, before any scale, as many as the vector has lanes; zeros where there are fewer.
+    /// The first elements of `units`, before any scale, as many as the vector has lanes; zeros
+    /// where there are fewer.
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32;
     /// The same units, of any type.
     fn elements(units: &[Self]) -> Elements<'_>;
@@ -251,7 +255,8 @@ macro_rules! with_core_elements {
 pub(crate) use with_core_elements;
 
 impl<'a> Elements<'a> {
-    /// The bytes as elements of `dtype`; `None` when they are misaligned for it or not a whole number of elements.
+    /// The bytes as elements of `dtype`; `None` when they are misaligned for it or not a whole
+    /// number of elements.
     pub fn from_bytes(bytes: &'a [u8], dtype: Dtype) -> Option<Self> {
         Some(match dtype {
             Dtype::F32 => Self::F32(bytemuck::try_cast_slice(bytes).ok()?),
@@ -280,7 +285,11 @@ impl<'a> Elements<'a> {
 
     /// How many of them, as [`len`](Self::len) counts, hold `count` columns.
     pub(crate) fn units_of(&self, count: usize) -> usize {
-        if self.dtype() == Dtype::I4 { count.div_ceil(2) } else { count }
+        if self.dtype() == Dtype::I4 {
+            count.div_ceil(2)
+        } else {
+            count
+        }
     }
 
     /// Whether there are none.

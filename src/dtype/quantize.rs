@@ -7,8 +7,8 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum EncodeError {
-    /// A value is NaN or infinite, would become infinite in the narrower dtype, or is too far from its row's least to have
-    /// a scale.
+    /// A value is NaN or infinite, would become infinite in the narrower dtype, or is too far from
+    /// its row's least to have a scale.
     OutOfRange {
         /// Its position among the values given.
         position: usize,
@@ -42,24 +42,34 @@ impl fmt::Display for EncodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::OutOfRange { position, value, dtype } => {
-                write!(f, "value {value} at position {position} has no finite {} form", dtype.name())
+                write!(
+                    f,
+                    "value {value} at position {position} has no finite {} form",
+                    dtype.name()
+                )
             }
-            Self::NeedsScale { dtype } => write!(f, "{} values mean nothing without a scale", dtype.name()),
+            Self::NeedsScale { dtype } => {
+                write!(f, "{} values mean nothing without a scale", dtype.name())
+            }
             Self::BrokenRow { found, embedding_dim } => {
                 write!(f, "{found} values: expected a multiple of embedding_dim, {embedding_dim}")
             }
-            Self::OutputLen { found, expected } => write!(f, "output of {found} bytes: expected {expected}"),
+            Self::OutputLen { found, expected } => {
+                write!(f, "output of {found} bytes: expected {expected}")
+            }
         }
     }
 }
 
 impl core::error::Error for EncodeError {}
 
-/// Writes `values` one by one as f32, f16 or bf16 (round to nearest, ties to even) into `out`, [`Dtype::bytes_of`] them.
+/// Writes `values` one by one as f32, f16 or bf16 (round to nearest, ties to even) into `out`,
+/// [`Dtype::bytes_of`] them.
 ///
 /// # Errors
-/// [`EncodeError::OutOfRange`] for a value with no finite form; [`EncodeError::OutputLen`]; [`EncodeError::NeedsScale`] for
-/// i8 and i4, whose slices go through [`encode_slice`] and whose rows through [`encode_rows`].
+/// [`EncodeError::OutOfRange`] for a value with no finite form; [`EncodeError::OutputLen`];
+/// [`EncodeError::NeedsScale`] for i8 and i4, whose slices go through [`encode_slice`] and whose
+/// rows through [`encode_rows`].
 pub fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<(), EncodeError> {
     if matches!(dtype, Dtype::I8 | Dtype::I4) {
         return Err(EncodeError::NeedsScale { dtype });
@@ -77,8 +87,9 @@ pub fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<(), Encode
     Ok(())
 }
 
-/// Writes one tensor-train slice into `out` and returns its scale: 1 for f32, f16 and bf16, `max |x| / 127` for i8, where
-/// `x = scale * q` is then off by at most `scale / 2` (and the rounding of one f32 product).
+/// Writes one tensor-train slice into `out` and returns its scale: 1 for f32, f16 and bf16, `max
+/// |x| / 127` for i8, where `x = scale * q` is then off by at most `scale / 2` (and the rounding of
+/// one f32 product).
 ///
 /// # Errors
 /// As [`encode`]; slices cannot be i4.
@@ -96,12 +107,19 @@ pub fn encode_slice(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<f32,
     Ok(scale)
 }
 
-/// Writes the weights of a layer, `inputs x outputs`, row-major, into `out`, and what each column is to be multiplied by into
-/// `scales`, one per output: 1 for f32, f16 and bf16, `max |x| / 127` of the column for i8.
+/// Writes the weights of a layer, `inputs x outputs`, row-major, into `out`, and what each column
+/// is to be multiplied by into `scales`, one per output: 1 for f32, f16 and bf16, `max |x| / 127`
+/// of the column for i8.
 ///
 /// # Errors
-/// As [`encode_slice`]; [`EncodeError::BrokenRow`] where the values are not rows of as many columns as there are scales.
-pub fn encode_layer(values: &[f32], dtype: Dtype, out: &mut [u8], scales: &mut [f32]) -> Result<(), EncodeError> {
+/// As [`encode_slice`]; [`EncodeError::BrokenRow`] where the values are not rows of as many columns
+/// as there are scales.
+pub fn encode_layer(
+    values: &[f32],
+    dtype: Dtype,
+    out: &mut [u8],
+    scales: &mut [f32],
+) -> Result<(), EncodeError> {
     let outputs = scales.len();
     if outputs == 0 || !values.len().is_multiple_of(outputs) {
         return Err(EncodeError::BrokenRow { found: values.len(), embedding_dim: outputs });
@@ -114,7 +132,10 @@ pub fn encode_layer(values: &[f32], dtype: Dtype, out: &mut [u8], scales: &mut [
     check_finite(values, dtype)?;
     scales.fill(0.0);
     for row in values.chunks_exact(outputs) {
-        scales.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+        scales
+            .iter_mut()
+            .zip(row)
+            .for_each(|(largest, x)| *largest = largest.max(x.abs()));
     }
     scales.iter_mut().for_each(|largest| *largest = scale_of(*largest));
     for (row, out) in values.chunks_exact(outputs).zip(out.chunks_exact_mut(outputs)) {
@@ -125,22 +146,32 @@ pub fn encode_layer(values: &[f32], dtype: Dtype, out: &mut [u8], scales: &mut [
     Ok(())
 }
 
-/// The step of i8 values up to `largest`. It must be positive: where all values are zero (or all but) every q is 0 and any
-/// scale will do.
+/// The step of i8 values up to `largest`. It must be positive: where all values are zero (or all
+/// but) every q is 0 and any scale will do.
 fn scale_of(largest: f32) -> f32 {
-    if (largest / 127.0).is_normal() { largest / 127.0 } else { 1.0 }
+    if (largest / 127.0).is_normal() {
+        largest / 127.0
+    } else {
+        1.0
+    }
 }
 
 /// Writes dense rows of `embedding_dim` values into `out`, [`Dtype::row_len`] bytes each.
 ///
-/// An i8 or i4 row is `x = scale * q + offset` over the row's own range, `q` from -128 to 127 or from 0 to 15. An i8 element
-/// is off by at most `scale / 2` and f32 rounding, with `scale = (max - min) / 255` (or by the
-/// whole range, if that is below 255 times the least normal f32). An i4 row's scale and offset are f16:
-/// an element is off by at most `scale / 2 + 2^-11 (|offset| + 15 scale) + 2^-21`, with `scale = (max - min) / 15`.
+/// An i8 or i4 row is `x = scale * q + offset` over the row's own range, `q` from -128 to 127 or
+/// from 0 to 15. An i8 element is off by at most `scale / 2` and f32 rounding, with `scale = (max -
+/// min) / 255` (or by the whole range, if that is below 255 times the least normal f32). An i4
+/// row's scale and offset are f16: an element is off by at most `scale / 2 + 2^-11 (|offset| + 15
+/// scale) + 2^-21`, with `scale = (max - min) / 15`.
 ///
 /// # Errors
 /// As [`encode`], but i8 and i4 are at home here.
-pub fn encode_rows(values: &[f32], embedding_dim: usize, dtype: Dtype, out: &mut [u8]) -> Result<(), EncodeError> {
+pub fn encode_rows(
+    values: &[f32],
+    embedding_dim: usize,
+    dtype: Dtype,
+    out: &mut [u8],
+) -> Result<(), EncodeError> {
     if !matches!(dtype, Dtype::I8 | Dtype::I4) {
         return encode(values, dtype, out);
     }
@@ -164,8 +195,11 @@ pub fn encode_rows(values: &[f32], embedding_dim: usize, dtype: Dtype, out: &mut
         if dtype == Dtype::I8 {
             let step = (range / 255.0) as f32;
             // q = -128 stands for the smallest value; a row without a range is its offset.
-            let (scale, offset) =
-                if step.is_normal() { (step, (f64::from(low) + 128.0 * f64::from(step)) as f32) } else { (1.0, low) };
+            let (scale, offset) = if step.is_normal() {
+                (step, (f64::from(low) + 128.0 * f64::from(step)) as f32)
+            } else {
+                (1.0, low)
+            };
             scale_out.copy_from_slice(&scale.to_le_bytes());
             offset_out.copy_from_slice(&offset.to_le_bytes());
             for (&x, out) in row.iter().zip(elements) {
@@ -174,7 +208,8 @@ pub fn encode_rows(values: &[f32], embedding_dim: usize, dtype: Dtype, out: &mut
             }
         } else {
             let offset = f16::from_f32(low);
-            // A row without a range is its offset, whatever the scale; a range too small for f16 takes its least step.
+            // A row without a range is its offset, whatever the scale; a range too small for f16
+            // takes its least step.
             let scale = match f16::from_f64(range / 15.0) {
                 _ if range == 0.0 => f16::ONE,
                 scale if scale == f16::ZERO => f16::MIN_POSITIVE_SUBNORMAL,
@@ -198,13 +233,18 @@ fn steps(x: f32, scale: f32, offset: f32) -> f64 {
 }
 
 fn check_len(found: usize, expected: usize) -> Result<(), EncodeError> {
-    if found == expected { Ok(()) } else { Err(EncodeError::OutputLen { found, expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(EncodeError::OutputLen { found, expected })
+    }
 }
 
 fn check_finite(values: &[f32], dtype: Dtype) -> Result<(), EncodeError> {
     let fits = |&x: &f32| match dtype {
         Dtype::F32 | Dtype::I8 => x.is_finite(),
-        // The header of an i4 row is f16, and its offset and 15 steps may be as large as the values.
+        // The header of an i4 row is f16, and its offset and 15 steps may be as large as the
+        // values.
         Dtype::F16 | Dtype::I4 => f16::from_f32(x).is_finite(),
         Dtype::Bf16 => bf16::from_f32(x).is_finite(),
     };
@@ -251,13 +291,18 @@ mod tests {
 
     #[test]
     fn i4_rows_stay_within_their_bound() {
-        let values = [5.0f32, 5.25, 5.5, -60e3, 60e3, 0.1, 7.5, 7.5, 7.5, 1e-6, 0.0, -1e-6, 1000.0, 1000.5, 1001.0];
+        let values = [
+            5.0f32, 5.25, 5.5, -60e3, 60e3, 0.1, 7.5, 7.5, 7.5, 1e-6, 0.0, -1e-6, 1000.0, 1000.5,
+            1001.0,
+        ];
         let mut out = [0; 5 * 6];
         encode_rows(&values, 3, Dtype::I4, &mut out).unwrap();
         for (row, out) in values.chunks(3).zip(out.chunks(6)) {
             let header = |at: usize| f64::from(f16::from_le_bytes([out[at], out[at + 1]]).to_f32());
             let (scale, offset) = (header(0), header(2));
-            let bound = scale / 2.0 + f64::powi(2.0, -11) * (offset.abs() + 15.0 * scale) + f64::powi(2.0, -21);
+            let bound = scale / 2.0
+                + f64::powi(2.0, -11) * (offset.abs() + 15.0 * scale)
+                + f64::powi(2.0, -21);
             for (&x, q) in row.iter().zip([out[4] & 15, out[4] >> 4, out[5]]) {
                 let back = scale * f64::from(q) + offset;
                 assert!((back - f64::from(x)).abs() <= bound, "{x} became {back}, bound {bound}");
@@ -267,19 +312,30 @@ mod tests {
 
     #[test]
     fn quantised_values_need_a_scale() {
-        assert_eq!(encode(&[1.0], Dtype::I8, &mut [0]), Err(EncodeError::NeedsScale { dtype: Dtype::I8 }));
-        assert_eq!(encode_slice(&[1.0], Dtype::I4, &mut [0]), Err(EncodeError::NeedsScale { dtype: Dtype::I4 }));
+        assert_eq!(
+            encode(&[1.0], Dtype::I8, &mut [0]),
+            Err(EncodeError::NeedsScale { dtype: Dtype::I8 })
+        );
+        assert_eq!(
+            encode_slice(&[1.0], Dtype::I4, &mut [0]),
+            Err(EncodeError::NeedsScale { dtype: Dtype::I4 })
+        );
     }
 
     #[test]
     fn values_without_a_finite_form_are_refused_by_position() {
-        for (dtype, value) in
-            [(Dtype::F32, f32::NAN), (Dtype::F16, 65_520.0), (Dtype::Bf16, f32::MAX), (Dtype::I8, f32::NEG_INFINITY)]
-        {
+        for (dtype, value) in [
+            (Dtype::F32, f32::NAN),
+            (Dtype::F16, 65_520.0),
+            (Dtype::Bf16, f32::MAX),
+            (Dtype::I8, f32::NEG_INFINITY),
+        ] {
             let values = [0.0, 1.0, value];
             let mut out = [0; 3 * 4 + 8];
             let refused = |result: Result<(), EncodeError>| match result.unwrap_err() {
-                EncodeError::OutOfRange { position, dtype: d, .. } => assert_eq!((position, d), (2, dtype)),
+                EncodeError::OutOfRange { position, dtype: d, .. } => {
+                    assert_eq!((position, d), (2, dtype))
+                }
                 other => panic!("{other}"),
             };
             if dtype.suits_cores() {

@@ -1,12 +1,14 @@
 //! AVX2, FMA and F16C: eight lanes; the narrow form has four.
 
 use super::{
-    Avx2, FourLanes, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, padded, sealed::Sealed, with_features,
+    Avx2, FourLanes, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, padded,
+    sealed::Sealed, with_features,
 };
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
-/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what follows.
+/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what
+/// follows.
 macro_rules! avx2_features {
     ($callback:ident $($rest:tt)*) => {
         $callback! { ["avx2", "fma", "f16c"] $($rest)* }

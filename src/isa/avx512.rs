@@ -1,10 +1,15 @@
-//! AVX-512 (F, VL) with AVX2, FMA and F16C: sixteen lanes and thirty-two registers; the halves are AVX2's vectors.
+//! AVX-512 (F, VL) with AVX2, FMA and F16C: sixteen lanes and thirty-two registers; the halves are
+//! AVX2's vectors.
 
-use super::{Avx2, Avx512, Groups, Isa, MAX_GROUP, Op, avx2::Avx2Narrow, call_with_features, padded, with_features};
+use super::{
+    Avx2, Avx512, Groups, Isa, MAX_GROUP, Op, avx2::Avx2Narrow, call_with_features, padded,
+    with_features,
+};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
-/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what follows.
+/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what
+/// follows.
 macro_rules! avx512_features {
     ($callback:ident $($rest:tt)*) => {
         $callback! { ["avx512f", "avx512vl", "avx2", "fma", "f16c"] $($rest)* }
@@ -161,7 +166,12 @@ impl Groups for Fours {
     #[inline(always)]
     fn quads(self, [a, b, c, d]: &[[f32; 4]; MAX_GROUP]) -> __m512 {
         let narrow = Isa::narrow(self.0);
-        self.0.join_fours(narrow.load_f32(a), narrow.load_f32(b), narrow.load_f32(c), narrow.load_f32(d))
+        self.0.join_fours(
+            narrow.load_f32(a),
+            narrow.load_f32(b),
+            narrow.load_f32(c),
+            narrow.load_f32(d),
+        )
     }
 
     #[inline(always)]

@@ -15,7 +15,11 @@ struct Facts {
 pub(super) fn has(feature: &str) -> bool {
     use core::arch::x86_64::{__cpuid, __cpuid_count};
     let leaf1_ecx = __cpuid(1).ecx;
-    let leaf7_ebx = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
+    let leaf7_ebx = if __cpuid(0).eax >= 7 {
+        __cpuid_count(7, 0).ebx
+    } else {
+        0
+    };
     let osxsave = leaf1_ecx >> 27 & 1 == 1;
     supports(feature, Facts { leaf1_ecx, leaf7_ebx, xcr0: if osxsave { saved_state() } else { 0 } })
 }
@@ -23,8 +27,9 @@ pub(super) fn has(feature: &str) -> bool {
 /// Whether such a CPU and system support `feature`.
 #[cfg(target_arch = "x86_64")]
 fn supports(feature: &str, Facts { leaf1_ecx, leaf7_ebx, xcr0 }: Facts) -> bool {
-    // Intel SDM volume 2, CPUID: where a feature's bit is, and which register states (XCR0) the system must save for it:
-    // SSE and AVX, and for AVX-512 the masks and the wider and further registers too.
+    // Intel SDM volume 2, CPUID: where a feature's bit is, and which register states (XCR0) the
+    // system must save for it: SSE and AVX, and for AVX-512 the masks and the wider and further
+    // registers too.
     const AVX: u64 = 0b110;
     const AVX_512: u64 = 0b1110_0110;
     let (word, bit, states) = match feature {
@@ -50,7 +55,8 @@ fn saved_state() -> u64 {
     unsafe { xcr0() }
 }
 
-/// Whether the CPU supports `feature`: of those that the tiers name, `neon` is part of the baseline.
+/// Whether the CPU supports `feature`: of those that the tiers name, `neon` is part of the
+/// baseline.
 #[cfg(target_arch = "aarch64")]
 pub(super) fn has(feature: &str) -> bool {
     // But on targets without floating point registers.
@@ -72,11 +78,20 @@ mod tests {
             ("avx512vl", 0, 1 << 31, 0xE6),
         ] {
             assert!(supports(feature, all), "{feature}");
-            assert!(supports(feature, Facts { leaf1_ecx: leaf1, leaf7_ebx: leaf7, xcr0: states }), "{feature}");
+            assert!(
+                supports(feature, Facts { leaf1_ecx: leaf1, leaf7_ebx: leaf7, xcr0: states }),
+                "{feature}"
+            );
             let (leaf1_ecx, leaf7_ebx) = (!leaf1, !leaf7);
-            assert!(!supports(feature, Facts { leaf1_ecx, leaf7_ebx, xcr0: u64::MAX }), "{feature} without its bit");
+            assert!(
+                !supports(feature, Facts { leaf1_ecx, leaf7_ebx, xcr0: u64::MAX }),
+                "{feature} without its bit"
+            );
             for state in (0..8).map(|bit| 1 << bit).filter(|state| states & state != 0) {
-                assert!(!supports(feature, Facts { xcr0: !state, ..all }), "{feature} without state {state:#x}");
+                assert!(
+                    !supports(feature, Facts { xcr0: !state, ..all }),
+                    "{feature} without state {state:#x}"
+                );
             }
             assert!(!supports(feature, Facts { xcr0: 0, ..all }), "{feature} without XSAVE");
         }

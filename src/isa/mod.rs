@@ -1,13 +1,14 @@
 //! What the CPU can do: tiers, and tokens that prove them.
 //!
-//! A tier is a set of instructions with the few vector operations that the kernels are written in, one file each. Its
-//! token is a zero-sized value with a private field: only detection hands it out, or the token of a tier that names the
-//! same features and more, so whoever holds one may execute the tier's instructions. `for_each_tier!` is the one list of
-//! tiers; everything else derives from it. Kernels are written once, as an `Op` generic over `Isa`, and `Tier::run`
+//! A tier is a set of instructions with the few vector operations that the kernels are written in,
+//! one file each. Its token is a zero-sized value with a private field: only detection hands it
+//! out, or the token of a tier that names the same features and more, so whoever holds one may
+//! execute the tier's instructions. `for_each_tier!` is the one list of tiers; everything else
+//! derives from it. Kernels are written once, as an `Op` generic over `Isa`, and `Tier::run`
 //! compiles them for every tier.
 //!
-//! All `unsafe` of the crate is in this folder: the intrinsics, and the one call into a function that was compiled for more
-//! than the baseline.
+//! All `unsafe` of the crate is in this folder: the intrinsics, and the one call into a function
+//! that was compiled for more than the baseline.
 
 #![allow(unsafe_code)]
 
@@ -29,12 +30,13 @@ mod sealed {
     pub(crate) trait Sealed {}
 }
 
-/// The vector operations of a tier. Each is a few instructions when it is called from inside [`Tier::run`].
+/// The vector operations of a tier. Each is a few instructions when it is called from inside
+/// [`Tier::run`].
 pub(crate) trait Isa: Copy + Sealed {
     /// f32 lanes of a vector: 4, 8 or 16.
     const LANES: usize;
-    /// The tallest register tile of several vectors, in rows of the left operand: 1, 4 or 6. Tiles of one vector may have 8,
-    /// unless this is 1.
+    /// The tallest register tile of several vectors, in rows of the left operand: 1, 4 or 6. Tiles
+    /// of one vector may have 8, unless this is 1.
     const MAX_ROWS: usize;
     /// The most sums of a register tile: 24, 16, 12 or fewer.
     const MAX_SUMS: usize;
@@ -42,12 +44,13 @@ pub(crate) trait Isa: Copy + Sealed {
     const SMALL: bool;
     /// The widest register tile, in vectors: 1, 2 or 8.
     const MAX_VECTORS: usize;
-    /// Whether left operands are loaded four at a time ([`quad`](Self::quad)), because broadcasting one from memory would
-    /// take the multiply-add's pipes.
+    /// Whether left operands are loaded four at a time ([`quad`](Self::quad)), because broadcasting
+    /// one from memory would take the multiply-add's pipes.
     const QUADS: bool;
     /// A vector of f32.
     type F32: Copy;
-    /// Four f32 of a left operand, of which [`fma_lane`](Self::fma_lane) takes one: in a register, or where they are.
+    /// Four f32 of a left operand, of which [`fma_lane`](Self::fma_lane) takes one: in a register,
+    /// or where they are.
     type Quad<'q>: Copy;
     /// The same tier on vectors of half as many lanes, but four at least.
     type Half: Isa;
@@ -60,7 +63,8 @@ pub(crate) trait Isa: Copy + Sealed {
 
     /// Runs `op` in a function of its own, compiled for this tier.
     fn call<O: Op>(self, op: O) -> O::Output;
-    /// How many vectors wide a register tile should be for a left operand of `rows` rows: 8, 4, 3, 2 or 1.
+    /// How many vectors wide a register tile should be for a left operand of `rows` rows: 8, 4, 3,
+    /// 2 or 1.
     fn tile_vectors(rows: usize) -> usize;
     fn half(self) -> Self::Half;
     fn narrow(self) -> Self::Narrow;
@@ -91,7 +95,12 @@ pub(crate) trait Isa: Copy + Sealed {
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn quad(self, xs: &[f32; 4]) -> Self::Quad<'_>;
     /// `quad[LANE] * b + c`, as [`fma`](Self::fma).
-    fn fma_lane<const LANE: usize>(self, quad: Self::Quad<'_>, b: Self::F32, c: Self::F32) -> Self::F32;
+    fn fma_lane<const LANE: usize>(
+        self,
+        quad: Self::Quad<'_>,
+        b: Self::F32,
+        c: Self::F32,
+    ) -> Self::F32;
     /// Asks for the cache line at the start of `xs`; changes no result.
     fn prefetch<T>(self, xs: &[T]);
 }
@@ -102,7 +111,8 @@ pub(crate) trait FourLanes: Isa {
     fn transpose(self, rows: [Self::F32; 4]) -> [Self::F32; 4];
 }
 
-/// Vectors of several rows side by side: for right operands of few columns, which would leave most of a vector empty.
+/// Vectors of several rows side by side: for right operands of few columns, which would leave most
+/// of a vector empty.
 pub(crate) trait Groups: Copy {
     /// How many rows: [`MAX_GROUP`] at most.
     const ROWS: usize;
@@ -120,7 +130,12 @@ pub(crate) trait Groups: Copy {
     /// Four elements of the left operand of each row, for [`fma_lane`](Self::fma_lane).
     fn quads(self, rows: &[[f32; 4]; MAX_GROUP]) -> WideF32<Self>;
     /// In each row, element `LANE` of its quad, times `b`, plus `c`.
-    fn fma_lane<const LANE: usize>(self, quads: WideF32<Self>, b: WideF32<Self>, c: WideF32<Self>) -> WideF32<Self>;
+    fn fma_lane<const LANE: usize>(
+        self,
+        quads: WideF32<Self>,
+        b: WideF32<Self>,
+        c: WideF32<Self>,
+    ) -> WideF32<Self>;
 }
 
 /// The most rows that a vector has.
@@ -163,7 +178,8 @@ impl Groups for NoGroups {
 pub(crate) trait Op {
     /// What it returns.
     type Output;
-    /// The loop. Must be `#[inline(always)]`, as must all that it calls, to be compiled for the tier's instructions.
+    /// The loop. Must be `#[inline(always)]`, as must all that it calls, to be compiled for the
+    /// tier's instructions.
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
 
@@ -249,8 +265,9 @@ for_each_tier!(tiers);
 
 /// A set of instructions that this CPU is known to have.
 ///
-/// A [`Table`](crate::Table) uses the best; [`Table::with_tier`](crate::Table::with_tier) makes it use another. Tiers with
-/// fused multiply-add agree bit for bit; the scalar one differs by the rounding of its products.
+/// A [`Table`](crate::Table) uses the best; [`Table::with_tier`](crate::Table::with_tier) makes it
+/// use another. Tiers with fused multiply-add agree bit for bit; the scalar one differs by the
+/// rounding of its products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tier(Token);
 
@@ -304,7 +321,8 @@ macro_rules! call_with_features {
 #[allow(unused_imports, reason = "as above")]
 use call_with_features;
 
-/// Wraps intrinsics: each body is compiled with the tier's features, where value intrinsics are safe to call.
+/// Wraps intrinsics: each body is compiled with the tier's features, where value intrinsics are
+/// safe to call.
 #[allow(unused_macros, reason = "as above")]
 macro_rules! with_features {
     ($features:tt $( fn $name:ident(self $(, $arg:ident : $t:ty)*) -> $r:ty $body:block )*) => {

@@ -39,7 +39,9 @@ impl Isa for Neon {
     #[inline(always)]
     fn prefetch<T>(self, xs: &[T]) {
         // SAFETY: a prefetch of any address has no effect but on the cache.
-        unsafe { asm!("prfm pldl1keep, [{}]", in(reg) xs.as_ptr(), options(nostack, readonly, preserves_flags)) }
+        unsafe {
+            asm!("prfm pldl1keep, [{}]", in(reg) xs.as_ptr(), options(nostack, readonly, preserves_flags))
+        }
     }
 
     with_features! { ["neon"]
@@ -108,7 +110,12 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
-    fn fma_lane<const LANE: usize>(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+    fn fma_lane<const LANE: usize>(
+        self,
+        quad: float32x4_t,
+        b: float32x4_t,
+        c: float32x4_t,
+    ) -> float32x4_t {
         match LANE {
             0 => self.fma_lane_0(quad, b, c),
             1 => self.fma_lane_1(quad, b, c),

@@ -1,4 +1,5 @@
-//! The portable tier: four lanes of plain f32, unfused. Always compiled, always tested, and what a Cortex-M runs.
+//! The portable tier: four lanes of plain f32, unfused. Always compiled, always tested, and what a
+//! Cortex-M runs.
 
 use super::{FourLanes, Isa, NoGroups, Op, sealed::Sealed};
 use half::{bf16, f16};
@@ -87,7 +88,11 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     fn load_u4(self, xs: &[u8]) -> [f32; 4] {
-        let pair = xs.first_chunk::<2>().copied().or(xs.first().map(|&x| [x, 0])).unwrap_or_default();
+        let pair = xs
+            .first_chunk::<2>()
+            .copied()
+            .or(xs.first().map(|&x| [x, 0]))
+            .unwrap_or_default();
         let [low, high] = pair;
         [f32::from(low & 15), f32::from(low >> 4), f32::from(high & 15), f32::from(high >> 4)]
     }

@@ -10,12 +10,12 @@ use crate::{
 const BLOCK: usize = 4;
 /// Elements that fit the nearest cache, in whatever order they are written.
 const NEAR: usize = 1 << 13;
-/// Columns of larger ones that are finished before the next: a cache line of x, and as many of the outcome as the nearest cache
-/// has room for if they lie a power of two apart.
+/// Columns of larger ones that are finished before the next: a cache line of x, and as many of the
+/// outcome as the nearest cache has room for if they lie a power of two apart.
 const PANEL: usize = 16;
 
-/// `out[n x m] <- x[m x n]'`. With it, [`chain_step`] makes the products that gradients need: `g . G'` as
-/// `chain_step(g, G')`, and `X' . g` as `chain_step(X', g)`.
+/// `out[n x m] <- x[m x n]'`. With it, [`chain_step`] makes the products that gradients need: `g .
+/// G'` as `chain_step(g, G')`, and `X' . g` as `chain_step(X', g)`.
 ///
 /// `None`, with nothing done, unless `x` and `out` are `m n` long.
 pub fn transpose(tier: Tier, x: &[f32], n: usize, out: &mut [f32]) -> Option<()> {
@@ -41,11 +41,17 @@ impl Op for Transpose<'_, '_> {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
         // The scalar tier would rather be small than fast.
-        let (whole_rows, whole_columns) = if I::SMALL { (0, 0) } else { (m - m % BLOCK, n - n % BLOCK) };
+        let (whole_rows, whole_columns) = if I::SMALL {
+            (0, 0)
+        } else {
+            (m - m % BLOCK, n - n % BLOCK)
+        };
         let panel = if x.len() <= NEAR { n } else { PANEL };
         for first in (0..whole_columns).step_by(panel.max(1)) {
             let columns = first..whole_columns.min(first + panel);
-            for (rows, row) in x.chunks_exact(n.saturating_mul(BLOCK).max(1)).zip((0..).step_by(BLOCK)) {
+            for (rows, row) in
+                x.chunks_exact(n.saturating_mul(BLOCK).max(1)).zip((0..).step_by(BLOCK))
+            {
                 let mut rest = rows;
                 let mut blocks: [&[[f32; BLOCK]]; BLOCK] = [&[]; BLOCK];
                 for blocks in &mut blocks {
@@ -53,7 +59,9 @@ impl Op for Transpose<'_, '_> {
                     (*blocks, rest) = (row.get(columns.clone())?.as_chunks().0, after);
                 }
                 let [a, b, c, d] = blocks;
-                for ((((a, b), c), d), column) in a.iter().zip(b).zip(c).zip(d).zip((first..).step_by(BLOCK)) {
+                for ((((a, b), c), d), column) in
+                    a.iter().zip(b).zip(c).zip(d).zip((first..).step_by(BLOCK))
+                {
                     let block = [a, b, c, d].map(|row| isa.load_f32(row));
                     let to = out.get_mut(column * m + row..)?;
                     for (at, vector) in isa.transpose(block).into_iter().enumerate() {
@@ -74,13 +82,17 @@ impl Op for Transpose<'_, '_> {
     }
 }
 
-/// f32 elements of scratch that [`dot_interaction`] needs for `num_features` vectors of `dim` elements.
+/// f32 elements of scratch that [`dot_interaction`] needs for `num_features` vectors of `dim`
+/// elements.
 pub fn dot_interaction_workspace_len(num_features: usize, dim: usize) -> usize {
-    num_features.saturating_mul(dim).saturating_add(num_features.saturating_mul(num_features))
+    num_features
+        .saturating_mul(dim)
+        .saturating_add(num_features.saturating_mul(num_features))
 }
 
-/// DLRM's dot interaction of one sample: the dot product of each pair of `features` (`num_features x dim`), in the order
-/// (1,0), (2,0), (2,1), (3,0), ...: `num_features (num_features - 1) / 2` elements (DLRM, `interact_features`).
+/// DLRM's dot interaction of one sample: the dot product of each pair of `features` (`num_features
+/// x dim`), in the order (1,0), (2,0), (2,1), (3,0), ...: `num_features (num_features - 1) / 2`
+/// elements (DLRM, `interact_features`).
 ///
 /// `None`, with nothing done, if the lengths do not fit.
 pub fn dot_interaction(
@@ -93,7 +105,8 @@ pub fn dot_interaction(
     dot_interaction_from(tier, features, num_features, 0, out, workspace)
 }
 
-/// The same, but without the pairs among the `first` first features: those which stand before (`first`, 0).
+/// The same, but without the pairs among the `first` first features: those which stand before
+/// (`first`, 0).
 pub(crate) fn dot_interaction_from(
     tier: Tier,
     features: &[f32],
@@ -115,7 +128,8 @@ pub(crate) fn dot_interaction_from(
     let (columns, products) = workspace.split_at_mut_checked(features.len())?;
     transpose(tier, features, dim, columns)?;
     let rows = f.checked_sub(first)?;
-    let (features, products) = (features.get(first.checked_mul(dim)?..)?, products.get_mut(..rows.checked_mul(f)?)?);
+    let (features, products) =
+        (features.get(first.checked_mul(dim)?..)?, products.get_mut(..rows.checked_mul(f)?)?);
     chain_step(tier, [rows, dim, f], features, Elements::F32(columns), products, Epilogue::Store)?;
     let mut rest = out;
     for (row, products) in (first..).zip(products.chunks_exact(f)) {

@@ -1,14 +1,16 @@
-//! The few loops that everything is made of. Each is written once, generic over the tier ([`crate::isa`]) and the stored
-//! dtype, and checks its lengths at the door.
+//! The few loops that everything is made of. Each is written once, generic over the tier
+//! ([`crate::isa`]) and the stored dtype, and checks its lengths at the door.
 //!
-//! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with [`transpose`]) of the dot
-//!   interaction and of the gradients;
+//! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with
+//!   [`transpose`]) of the dot interaction and of the gradients;
 //! - [`widen`]: one stored row or slice;
-//! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): what a gradient does to a slice; `sgd_of_few`: what few rows of a
-//!   product do, in one pass;
-//! - `PoolRows`, `AddRows`, `GatherRows`: bags over dense rows, rows added here and there, rows put end to end.
+//! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): what a gradient does to a
+//!   slice; `sgd_of_few`: what few rows of a product do, in one pass;
+//! - `PoolRows`, `AddRows`, `GatherRows`: bags over dense rows, rows added here and there, rows put
+//!   end to end.
 //!
-//! [`crate::Table`] is the way to look rows up; these are public for benchmarks and for engines of one's own.
+//! [`crate::Table`] is the way to look rows up; these are public for benchmarks and for engines of
+//! one's own.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -42,11 +44,11 @@ pub enum Epilogue<'e> {
     StoreScaled(f32),
     /// It is added, times a weight.
     AddScaled(f32),
-    /// Times a scale, it is compared with what was there: the larger stays, and what was there where they do not compare (as
-    /// in `torch.nn.EmbeddingBag`).
+    /// Times a scale, it is compared with what was there: the larger stays, and what was there
+    /// where they do not compare (as in `torch.nn.EmbeddingBag`).
     MaxScaled(f32),
-    /// A linear layer's end: times its column's scale if there are any, plus its column's bias, and not below zero if `relu`,
-    /// it replaces what was there.
+    /// A linear layer's end: times its column's scale if there are any, plus its column's bias, and
+    /// not below zero if `relu`, it replaces what was there.
     Bias {
         /// One per output column, or none.
         scales: &'e [f32],
@@ -64,7 +66,9 @@ impl Epilogue<'_> {
     /// Whether it can end rows of `n` elements.
     fn fits(self, n: usize) -> bool {
         match self {
-            Self::Bias { scales, bias, .. } => bias.len() == n && (scales.is_empty() || scales.len() == n),
+            Self::Bias { scales, bias, .. } => {
+                bias.len() == n && (scales.is_empty() || scales.len() == n)
+            }
             _ => true,
         }
     }
@@ -82,8 +86,9 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Fills the columns of one row, `out` from `first` on, with what `compute` makes of them: in place where nothing
-    /// there is needed any more, else through a buffer, [`BUFFER`] columns at a time.
+    /// Fills the columns of one row, `out` from `first` on, with what `compute` makes of them: in
+    /// place where nothing there is needed any more, else through a buffer, [`BUFFER`] columns
+    /// at a time.
     fn apply(
         self,
         tier: Tier,

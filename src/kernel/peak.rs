@@ -5,8 +5,9 @@ use crate::isa::{Isa, Op, Tier};
 /// Sums kept apart, so that no multiply-add waits for another.
 const CHAINS: usize = 12;
 
-/// Runs `rounds` rounds of independent multiply-adds `s <- a * s + b` on vectors of the tier. Returns their number of
-/// floating-point operations (two each) and something that depends on every one of them.
+/// Runs `rounds` rounds of independent multiply-adds `s <- a * s + b` on vectors of the tier.
+/// Returns their number of floating-point operations (two each) and something that depends on every
+/// one of them.
 pub fn fma_chains(tier: Tier, rounds: u64, a: f32, b: f32) -> (u64, f32) {
     tier.run(FmaChains { rounds, a, b })
 }

@@ -8,9 +8,11 @@ use crate::{
 };
 use core::ops::Range;
 
-/// `out <- scale * stored + offset`, element by element: a slice, or a dense row without its header.
+/// `out <- scale * stored + offset`, element by element: a slice, or a dense row without its
+/// header.
 ///
-/// Takes the first `out.len()` elements; `None`, with nothing done, if there are fewer, or a bias of another length.
+/// Takes the first `out.len()` elements; `None`, with nothing done, if there are fewer, or a bias
+/// of another length.
 pub fn widen(
     tier: Tier,
     stored: Elements<'_>,
@@ -25,7 +27,15 @@ pub fn widen(
     if let Some(isa) = tier.scalar() {
         // The product of one row, which begins with the offset.
         let n = out.len();
-        return small_product(isa, [1, 1, n], &[scale], stored, Start::With(offset), (out, n), epilogue);
+        return small_product(
+            isa,
+            [1, 1, n],
+            &[scale],
+            stored,
+            Start::With(offset),
+            (out, n),
+            epilogue,
+        );
     }
     with_elements!(stored, stored => match epilogue {
         Epilogue::AddScaled(weight) => {
@@ -137,11 +147,17 @@ impl<W: Weight> Op for AddRows<'_, '_, W> {
                 prefetch_all(isa, nth_row(stored, row_stride, next.row)?, whole_lines);
             }
             let out = out.get_mut(job.out..)?.get_mut(..embedding_dim)?;
-            let (scale, offset, stored) = W::split_row_in(isa, nth_row(stored, row_stride, job.row)?)?;
+            let (scale, offset, stored) =
+                W::split_row_in(isa, nth_row(stored, row_stride, job.row)?)?;
             let weight = isa.splat(job.weight);
-            for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES / W::PER_UNIT)) {
+            for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES / W::PER_UNIT))
+            {
                 let stored = W::load(isa, units);
-                let value = if W::SCALED { isa.fma(scale, stored, offset) } else { stored };
+                let value = if W::SCALED {
+                    isa.fma(scale, stored, offset)
+                } else {
+                    stored
+                };
                 isa.store(isa.fma(weight, value, isa.load_f32(out)), out);
             }
         }
@@ -194,7 +210,8 @@ fn prefetch_all<I: Isa, T>(isa: I, xs: &[T], whole_lines: bool) {
     }
 }
 
-/// Whether rows of `row_stride` units fill cache lines: then each begins with one, since the first does.
+/// Whether rows of `row_stride` units fill cache lines: then each begins with one, since the first
+/// does.
 #[inline(always)]
 fn are_whole_lines<T>(row_stride: usize) -> bool {
     (row_stride * size_of::<T>()).is_multiple_of(CACHE_LINE)
@@ -214,7 +231,8 @@ impl Op for Prefetch<'_> {
     }
 }
 
-/// How many lookups ahead a row is asked for: enough to cover a memory access, few enough for the CPU's buffers.
+/// How many lookups ahead a row is asked for: enough to cover a memory access, few enough for the
+/// CPU's buffers.
 const AHEAD: usize = 32;
 /// Bytes that one prefetch brings.
 const CACHE_LINE: usize = 64;
@@ -229,8 +247,16 @@ impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
         for (bag, (start, end)) in bounds.enumerate() {
             let range = start.to_usize()?..end.to_usize()?;
             let column = self.columns(isa, bag, &range, 0)?;
-            let column = if I::LANES > 8 { self.columns(isa.half(), bag, &range, column)? } else { column };
-            let column = if I::LANES > 4 { self.columns(isa.narrow(), bag, &range, column)? } else { column };
+            let column = if I::LANES > 8 {
+                self.columns(isa.half(), bag, &range, column)?
+            } else {
+                column
+            };
+            let column = if I::LANES > 4 {
+                self.columns(isa.narrow(), bag, &range, column)?
+            } else {
+                column
+            };
             if column < self.embedding_dim {
                 let left = self.embedding_dim - column;
                 self.block::<_, 1>(isa.narrow(), bag, &range, column, left)?;
@@ -243,13 +269,23 @@ impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
 impl<W: Weight, X: Index> PoolRows<'_, W, X> {
     /// Whole vectors from `column` on; returns where they end.
     #[inline(always)]
-    fn columns<I: Isa>(&mut self, isa: I, bag: usize, range: &Range<usize>, mut column: usize) -> Option<usize> {
+    fn columns<I: Isa>(
+        &mut self,
+        isa: I,
+        bag: usize,
+        range: &Range<usize>,
+        mut column: usize,
+    ) -> Option<usize> {
         while self.embedding_dim - column >= I::LANES {
             let vectors = (self.embedding_dim - column) / I::LANES;
             column += match vectors {
-                8.. if I::MAX_VECTORS == 8 => self.block::<I, 8>(isa, bag, range, column, 8 * I::LANES)?,
+                8.. if I::MAX_VECTORS == 8 => {
+                    self.block::<I, 8>(isa, bag, range, column, 8 * I::LANES)?
+                }
                 4.. if I::LANES > 8 => self.block::<I, 4>(isa, bag, range, column, 4 * I::LANES)?,
-                2.. if I::MAX_VECTORS == 8 => self.block::<I, 2>(isa, bag, range, column, 2 * I::LANES)?,
+                2.. if I::MAX_VECTORS == 8 => {
+                    self.block::<I, 2>(isa, bag, range, column, 2 * I::LANES)?
+                }
                 _ => self.block::<I, 1>(isa, bag, range, column, I::LANES)?,
             };
         }
@@ -271,7 +307,8 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
                 Some(if at == 0 { row } else { isa.max(row, sum) })
             })?
         } else {
-            let weights = self.weights.map(|weights| weights.get(range.clone()).unwrap_or_default());
+            let weights =
+                self.weights.map(|weights| weights.get(range.clone()).unwrap_or_default());
             self.fold::<I, V>(isa, range, column, width, |sum, row, at| {
                 // Times one, a row is itself to the bit.
                 let weight = weights.map_or(Some(1.0), |weights| weights.get(at).copied())?;
@@ -307,7 +344,8 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
         for (at, index) in indices.iter().enumerate() {
             if let Some(next) = ahead.get(at)
                 && let Some(row) = self.row(next)
-                && let Some(block) = row.get(first..).and_then(|row| row.get(..W::ROW_HEADER + units))
+                && let Some(block) =
+                    row.get(first..).and_then(|row| row.get(..W::ROW_HEADER + units))
             {
                 prefetch_all(isa, block, whole_lines);
             }
@@ -315,7 +353,11 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
             let row = row.get(first..)?.get(..units)?;
             for (sum, units) in sums.iter_mut().zip(row.chunks(I::LANES / W::PER_UNIT)) {
                 let stored = W::load(isa, units);
-                let value = if W::SCALED { isa.fma(scale, stored, offset) } else { stored };
+                let value = if W::SCALED {
+                    isa.fma(scale, stored, offset)
+                } else {
+                    stored
+                };
                 *sum = combine(*sum, value, at)?;
             }
         }

@@ -1,9 +1,11 @@
-//! Steps of the optimisers, element by element over one slice: each product, sum, root and quotient rounded by itself, so
-//! that a step has the same bits on every tier (but for [`sgd_of_few`]). [`crate::train::Optimizer`] says what they are for.
+//! Steps of the optimisers, element by element over one slice: each product, sum, root and quotient
+//! rounded by itself, so that a step has the same bits on every tier (but for [`sgd_of_few`]).
+//! [`crate::train::Optimizer`] says what they are for.
 
 use crate::isa::{FourLanes, Isa, Op, Tier};
 
-/// Squares that are summed side by side, by position, before they are added up: a fixed order that every tier can follow.
+/// Squares that are summed side by side, by position, before they are added up: a fixed order that
+/// every tier can follow.
 const SUMS: usize = 16;
 
 /// `x <- x - learning_rate g`.
@@ -30,7 +32,8 @@ impl Op for Sgd<'_, '_> {
     }
 }
 
-/// `s <- s + g^2`, then `x <- x - learning_rate g / (sqrt(s) + epsilon)`; `sums` are as long as `values`.
+/// `s <- s + g^2`, then `x <- x - learning_rate g / (sqrt(s) + epsilon)`; `sums` are as long as
+/// `values`.
 pub fn adagrad(
     tier: Tier,
     [learning_rate, epsilon]: [f32; 2],
@@ -99,7 +102,8 @@ impl Op for MeanSquare<'_> {
 /// What an Adam step multiplies by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamFactors {
-    /// The learning rate with both corrections of bias: `learning_rate sqrt(1 - beta_2^t) / (1 - beta_1^t)`.
+    /// The learning rate with both corrections of bias: `learning_rate sqrt(1 - beta_2^t) / (1 -
+    /// beta_1^t)`.
     pub step_size: f32,
     /// `1 - beta_1`.
     pub mean: f32,
@@ -109,8 +113,8 @@ pub struct AdamFactors {
     pub epsilon: f32,
 }
 
-/// `m <- m + (1 - beta_1) (g - m)` and `v <- v + (1 - beta_2) (g^2 - v)`, then `x <- x - step_size m / (sqrt(v) + epsilon)`;
-/// `means` and `squares` are as long as `values`.
+/// `m <- m + (1 - beta_1) (g - m)` and `v <- v + (1 - beta_2) (g^2 - v)`, then `x <- x - step_size
+/// m / (sqrt(v) + epsilon)`; `means` and `squares` are as long as `values`.
 pub fn adam(
     tier: Tier,
     factors: AdamFactors,
@@ -119,7 +123,9 @@ pub fn adam(
     squares: &mut [f32],
     values: &mut [f32],
 ) -> Option<()> {
-    let fits = [gradient.len(), means.len(), squares.len()].iter().all(|&len| len == values.len());
+    let fits = [gradient.len(), means.len(), squares.len()]
+        .iter()
+        .all(|&len| len == values.len());
     fits.then(|| tier.run(Adam { factors, gradient, means, squares, values }))
 }
 
@@ -149,13 +155,16 @@ impl Op for Adam<'_, '_> {
 /// Rows that [`sgd_of_few`] takes at most.
 pub const FEW: usize = 4;
 
-/// The step of a slice G (`r x n`) that the `m` rows of `x` (`m x r`) were multiplied by, from the gradient `d` (`m x n`) of the
-/// products, and the gradient of the rows: `dx <- d . G'`, then `G <- G - learning_rate x' . d`. One pass over G, where few rows are
-/// not worth the transposes that products of many take.
+/// The step of a slice G (`r x n`) that the `m` rows of `x` (`m x r`) were multiplied by, from the
+/// gradient `d` (`m x n`) of the products, and the gradient of the rows: `dx <- d . G'`, then `G <-
+/// G - learning_rate x' . d`. One pass over G, where few rows are not worth the transposes that
+/// products of many take.
 ///
-/// Sums over columns are of sixteen, by their position, and then of these; so tiers that fuse agree.
+/// Sums over columns are of sixteen, by their position, and then of these; so tiers that fuse
+/// agree.
 ///
-/// `None`, with nothing done, if lengths contradict each other or there are no or more than [`FEW`] rows.
+/// `None`, with nothing done, if lengths contradict each other or there are no or more than [`FEW`]
+/// rows.
 pub fn sgd_of_few(
     tier: Tier,
     [m, r, n]: [usize; 3],
@@ -166,7 +175,11 @@ pub fn sgd_of_few(
     dx: &mut [f32],
 ) -> Option<()> {
     let [of_x, of_d, of_slice] = [(m, r), (m, n), (r, n)].map(|(a, b)| a.checked_mul(b));
-    let fits = x.len() == of_x? && d.len() == of_d? && slice.len() == of_slice? && dx.len() == x.len() && n > 0;
+    let fits = x.len() == of_x?
+        && d.len() == of_d?
+        && slice.len() == of_slice?
+        && dx.len() == x.len()
+        && n > 0;
     let step = SgdOfFew { r, n, learning_rate, x, d, slice, dx };
     match m {
         _ if !fits => None,
@@ -228,7 +241,8 @@ impl<const M: usize> Rows<'_, '_, M> {
     }
 }
 
-/// Rows `a` to `a + A` of G, of r: `d` are the rows of d, and what is left of them after whole chunks.
+/// Rows `a` to `a + A` of G, of r: `d` are the rows of d, and what is left of them after whole
+/// chunks.
 #[inline(always)]
 fn step_of_rows<I: Isa, const M: usize, const A: usize>(
     isa: I,
@@ -274,7 +288,14 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
                 for (to, (_, end)) in of_part.iter_mut().zip(d) {
                     *to = isa.load_f32(end.get(part..)?);
                 }
-                step_of_part(isa, factors, &of_part, chunk.get_mut(part..)?, sums, part / I::LANES)?;
+                step_of_part(
+                    isa,
+                    factors,
+                    &of_part,
+                    chunk.get_mut(part..)?,
+                    sums,
+                    part / I::LANES,
+                )?;
             }
             line.1.iter_mut().zip(chunk).for_each(|(to, from)| *to = from);
         }
@@ -287,7 +308,9 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
             }
         }
         let dx: &mut [f32; A] = dx.get_mut(m * r + a..)?.first_chunk_mut()?;
-        dx.iter_mut().zip(totals(isa.narrow(), of_row)).for_each(|(dx, total)| *dx = total);
+        dx.iter_mut()
+            .zip(totals(isa.narrow(), of_row))
+            .for_each(|(dx, total)| *dx = total);
     }
     Some(())
 }

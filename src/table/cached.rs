@@ -1,4 +1,5 @@
-//! Rows that are kept multiplied out, by the sets of a cache: what [`crate::cache::RowCache`] fills and lookups read.
+//! Rows that are kept multiplied out, by the sets of a cache: what [`crate::cache::RowCache`] fills
+//! and lookups read.
 
 /// Rows that a set holds.
 pub(crate) const WAYS: usize = 32;
@@ -42,9 +43,9 @@ impl Set {
     pub(crate) fn record(&mut self, row: u32) -> bool {
         let way = way_of(&self.rows, row);
         let known = way.unwrap_or_else(|| {
-            // Whoever is new takes over the count of the rarest, so that the count is never too low (the Space-Saving
-            // algorithm: Metwally, Agrawal and El Abbadi, "Efficient computation of frequent and top-k elements in data
-            // streams", 2005).
+            // Whoever is new takes over the count of the rarest, so that the count is never too low
+            // (the Space-Saving algorithm: Metwally, Agrawal and El Abbadi, "Efficient
+            // computation of frequent and top-k elements in data streams", 2005).
             (WAYS..KNOWN).min_by_key(|&way| self.counts.get(way)).unwrap_or(WAYS)
         });
         if let (Some(tag), Some(count)) = (self.rows.get_mut(known), self.counts.get_mut(known)) {
@@ -54,7 +55,8 @@ impl Set {
         way.is_some_and(|way| way < WAYS)
     }
 
-    /// A row that is asked for more often than one that is held: the way that it should take, where it is now, and the row.
+    /// A row that is asked for more often than one that is held: the way that it should take, where
+    /// it is now, and the row.
     pub(crate) fn best_exchange(&self) -> Option<(usize, usize, u32)> {
         let rarest = (0..WAYS).min_by_key(|&way| self.counts.get(way))?;
         let best = (WAYS..KNOWN).max_by_key(|&way| self.counts.get(way))?;
@@ -78,7 +80,10 @@ impl Set {
 #[inline(always)]
 fn way_of<const N: usize>(rows: &[u32; N], row: u32) -> Option<usize> {
     // Every row is looked at, so that the compiler can look at several at once.
-    let found = rows.iter().zip(1u32..).fold(0, |found, (&other, at)| found | if other == row { at } else { 0 });
+    let found = rows
+        .iter()
+        .zip(1u32..)
+        .fold(0, |found, (&other, at)| found | if other == row { at } else { 0 });
     found.checked_sub(1).map(|at| at as usize)
 }
 

@@ -51,7 +51,9 @@ impl<'a> Blob<'a> {
     /// Every table, in name order.
     pub fn tables(&self) -> impl Iterator<Item = Table<'a>> + use<'a> {
         let blob = *self;
-        (0..blob.num_tables()).filter_map(move |position| blob.table_data(position)).map(Table::new)
+        (0..blob.num_tables())
+            .filter_map(move |position| blob.table_data(position))
+            .map(Table::new)
     }
 }
 
@@ -106,7 +108,8 @@ impl<'a> Table<'a> {
         &self.data
     }
 
-    /// The f32 elements of scratch that [`lookup`](Self::lookup) and [`bag`](Self::bag) need: 0 for a dense table.
+    /// The f32 elements of scratch that [`lookup`](Self::lookup) and [`bag`](Self::bag) need: 0 for
+    /// a dense table.
     pub fn workspace_len(&self) -> usize {
         match &self.data.weights {
             Weights::Dense(_) => 0,
@@ -122,29 +125,44 @@ impl<'a> Table<'a> {
         alloc::vec![0.0; self.workspace_len()]
     }
 
-    /// Writes the row of index `row` into `out`, `embedding_dim` elements. `workspace` holds at least
-    /// [`workspace_len`](Self::workspace_len) elements; what they are before does not matter.
+    /// Writes the row of index `row` into `out`, `embedding_dim` elements. `workspace` holds at
+    /// least [`workspace_len`](Self::workspace_len) elements; what they are before does not
+    /// matter.
     ///
     /// # Errors
-    /// [`LookupError::IndexOutOfRange`], [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is then as it
-    /// was.
-    pub fn lookup(&self, row: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
+    /// [`LookupError::IndexOutOfRange`], [`LookupError::OutputLen`] or
+    /// [`LookupError::WorkspaceLen`]; `out` is then as it was.
+    pub fn lookup(
+        &self,
+        row: u64,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), LookupError> {
         self.check_row(row, 0)?;
         self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
         if let Some(shape) = self.columns_to_order() {
-            return self.put_row_in_order(shape, row, out, workspace).ok_or(LookupError::Inconsistent);
+            return self
+                .put_row_in_order(shape, row, out, workspace)
+                .ok_or(LookupError::Inconsistent);
         }
-        self.put_row(row, out, workspace, Epilogue::Store).ok_or(LookupError::Inconsistent)
+        self.put_row(row, out, workspace, Epilogue::Store)
+            .ok_or(LookupError::Inconsistent)
     }
 
     /// Writes the product of a prefix ([`TtShape::prefix`](crate::TtShape::prefix)) into `out`,
-    /// [`TtShape::prefix_len`](crate::TtShape::prefix_len) elements: what a blob may store of prefixes that are asked for
-    /// often. `workspace` is as for [`lookup`](Self::lookup).
+    /// [`TtShape::prefix_len`](crate::TtShape::prefix_len) elements: what a blob may store of
+    /// prefixes that are asked for often. `workspace` is as for [`lookup`](Self::lookup).
     ///
     /// # Errors
-    /// [`LookupError::PrefixOutOfRange`] for a prefix that the table does not have (only a tensor train has any),
-    /// [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is then as it was.
-    pub fn prefix_product(&self, prefix: u64, out: &mut [f32], workspace: &mut [f32]) -> Result<(), LookupError> {
+    /// [`LookupError::PrefixOutOfRange`] for a prefix that the table does not have (only a tensor
+    /// train has any), [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is
+    /// then as it was.
+    pub fn prefix_product(
+        &self,
+        prefix: u64,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), LookupError> {
         let refused = |num_prefixes| LookupError::PrefixOutOfRange { prefix, num_prefixes };
         let Weights::Tt(tt) = &self.data.weights else { return Err(refused(0)) };
         if prefix >= tt.shape.num_prefixes() {
@@ -152,7 +170,11 @@ impl<'a> Table<'a> {
         }
         self.check_buffers(out.len(), tt.shape.prefix_len(), workspace.len())?;
         let product = tt::prefix_product(self.tier, tt, &tt.shape.prefix_digits(prefix), workspace);
-        out.copy_from_slice(product.filter(|product| product.len() == out.len()).ok_or(LookupError::Inconsistent)?);
+        out.copy_from_slice(
+            product
+                .filter(|product| product.len() == out.len())
+                .ok_or(LookupError::Inconsistent)?,
+        );
         Ok(())
     }
 
@@ -165,7 +187,12 @@ impl<'a> Table<'a> {
         }
     }
 
-    pub(crate) fn check_buffers(&self, out: usize, expected_out: usize, workspace: usize) -> Result<(), LookupError> {
+    pub(crate) fn check_buffers(
+        &self,
+        out: usize,
+        expected_out: usize,
+        workspace: usize,
+    ) -> Result<(), LookupError> {
         if out != expected_out {
             return Err(LookupError::OutputLen { found: out, expected: expected_out });
         }
@@ -180,19 +207,28 @@ impl<'a> Table<'a> {
     #[inline(always)]
     pub(crate) fn columns_to_order(&self) -> Option<&TtShape> {
         match &self.data.weights {
-            Weights::Tt(tt) if tt.shape.column_order() == DigitOrder::LeastSignificantFirst => Some(&tt.shape),
+            Weights::Tt(tt) if tt.shape.column_order() == DigitOrder::LeastSignificantFirst => {
+                Some(&tt.shape)
+            }
             _ => None,
         }
     }
 
     #[inline(never)]
-    fn put_row_in_order(&self, shape: &TtShape, row: u64, out: &mut [f32], workspace: &mut [f32]) -> Option<()> {
+    fn put_row_in_order(
+        &self,
+        shape: &TtShape,
+        row: u64,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Option<()> {
         self.put_row(row, out, workspace, Epilogue::Store)?;
         put_columns_in_order(shape, out, workspace)
     }
 
-    /// Gives every element of the row of index `row`, as it is stored, to `epilogue`. The caller has checked row, `out` and
-    /// `workspace`; `None` would mean that the view contradicts itself.
+    /// Gives every element of the row of index `row`, as it is stored, to `epilogue`. The caller
+    /// has checked row, `out` and `workspace`; `None` would mean that the view contradicts
+    /// itself.
     pub(crate) fn put_row(
         &self,
         row: u64,
@@ -205,11 +241,18 @@ impl<'a> Table<'a> {
         }
         let row = self.row_of(row);
         match &self.data.weights {
-            Weights::Dense(rows) => dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue),
-            Weights::Tt(tt) => tt::put_row(self.tier, tt, row, out, workspace, epilogue),
-            Weights::Projected(table) => {
-                projected::put_row(self.tier, table, usize::try_from(row).ok()?, out, workspace, epilogue)
+            Weights::Dense(rows) => {
+                dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue)
             }
+            Weights::Tt(tt) => tt::put_row(self.tier, tt, row, out, workspace, epilogue),
+            Weights::Projected(table) => projected::put_row(
+                self.tier,
+                table,
+                usize::try_from(row).ok()?,
+                out,
+                workspace,
+                epilogue,
+            ),
             Weights::QuotientRemainder(table) => {
                 quotient_remainder::put_row(self.tier, table, row, out, workspace, epilogue)
             }
@@ -245,12 +288,23 @@ impl<'a> Table<'a> {
     }
 
     /// [`put_row`](Self::put_row) for a row that need not be computed.
-    pub(crate) fn put_stored_row(&self, stored: StoredRow, out: &mut [f32], epilogue: Epilogue<'_>) -> Option<()> {
+    pub(crate) fn put_stored_row(
+        &self,
+        stored: StoredRow,
+        out: &mut [f32],
+        epilogue: Epilogue<'_>,
+    ) -> Option<()> {
         match stored {
-            StoredRow::Apart(position) => {
-                dense::put_row(self.tier, &self.data.overrides.as_ref()?.rows, position, out, epilogue)
+            StoredRow::Apart(position) => dense::put_row(
+                self.tier,
+                &self.data.overrides.as_ref()?.rows,
+                position,
+                out,
+                epilogue,
+            ),
+            StoredRow::Cached(position) => {
+                dense::put_row(self.tier, &self.cached_rows()?, position, out, epilogue)
             }
-            StoredRow::Cached(position) => dense::put_row(self.tier, &self.cached_rows()?, position, out, epilogue),
         }
     }
 

@@ -25,15 +25,29 @@ pub(super) fn put_row(
     let parts = workspace.get_mut(..workspace_len(table))?;
     let (first, second) = parts.split_at_mut_checked(table.quotients.embedding_dim)?;
     let num_remainders = u64::from(table.num_remainders);
-    let (quotient, remainder) = (row.checked_div(num_remainders)?, row.checked_rem(num_remainders)?);
-    dense::put_row(tier, &table.quotients, usize::try_from(quotient).ok()?, first, Epilogue::Store)?;
-    dense::put_row(tier, &table.remainders, usize::try_from(remainder).ok()?, second, Epilogue::Store)?;
+    let (quotient, remainder) =
+        (row.checked_div(num_remainders)?, row.checked_rem(num_remainders)?);
+    dense::put_row(
+        tier,
+        &table.quotients,
+        usize::try_from(quotient).ok()?,
+        first,
+        Epilogue::Store,
+    )?;
+    dense::put_row(
+        tier,
+        &table.remainders,
+        usize::try_from(remainder).ok()?,
+        second,
+        Epilogue::Store,
+    )?;
     combine(table.combine, first, second);
     // Put end to end they stand as they should.
     widen(tier, Elements::F32(parts.get(..out.len())?), 1.0, -0.0, out, epilogue)
 }
 
-/// Makes one row (or several, end to end) of two, in `first`; those to be put end to end are so already.
+/// Makes one row (or several, end to end) of two, in `first`; those to be put end to end are so
+/// already.
 pub(crate) fn combine(how: Combine, first: &mut [f32], second: &[f32]) {
     let pairs = first.iter_mut().zip(second);
     match how {

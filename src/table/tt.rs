@@ -1,7 +1,9 @@
-//! Tensor-train rows: the chain `G_0[i_0] . G_1[i_1] ... G_{d-1}[i_{d-1}]`, multiplied out from the left.
+//! Tensor-train rows: the chain `G_0[i_0] . G_1[i_1] ... G_{d-1}[i_{d-1}]`, multiplied out from the
+//! left.
 //!
-//! `X_1 = G_0[i_0]` is `q_0 x r_1`; a step takes `X_k` (`q_0..q_{k-1} x r_k`) times `G_k[i_k]` (`r_k x q_k r_{k+1}`) and
-//! yields `X_{k+1}`, which is already row-major in the column digits. The last step writes the row.
+//! `X_1 = G_0[i_0]` is `q_0 x r_1`; a step takes `X_k` (`q_0..q_{k-1} x r_k`) times `G_k[i_k]`
+//! (`r_k x q_k r_{k+1}`) and yields `X_{k+1}`, which is already row-major in the column digits. The
+//! last step writes the row.
 
 use crate::{
     blob::TtCores,
@@ -11,19 +13,33 @@ use crate::{
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
 
-/// What a lookup or a bag needs at least: the partial products of one prefix, and the sum of some slices of the last core.
+/// What a lookup or a bag needs at least: the partial products of one prefix, and the sum of some
+/// slices of the last core.
 pub(super) fn workspace_len(shape: &TtShape) -> usize {
     let last = shape.num_cores().saturating_sub(1);
-    let len = shape.partial_len().saturating_mul(num_partials(shape)).saturating_add(shape.slice_len(last));
-    if shape.column_order() == DigitOrder::MostSignificantFirst { len } else { len.max(shape.embedding_dim()) }
+    let len = shape
+        .partial_len()
+        .saturating_mul(num_partials(shape))
+        .saturating_add(shape.slice_len(last));
+    if shape.column_order() == DigitOrder::MostSignificantFirst {
+        len
+    } else {
+        len.max(shape.embedding_dim())
+    }
 }
 
-/// Puts a row as the cores multiply it out, or a sum of such rows, in the order of its columns, where the least significant digit of
-/// a column is that of core 0. `scratch` has `embedding_dim` elements at least.
-pub(crate) fn put_columns_in_order(shape: &TtShape, row: &mut [f32], scratch: &mut [f32]) -> Option<()> {
+/// Puts a row as the cores multiply it out, or a sum of such rows, in the order of its columns,
+/// where the least significant digit of a column is that of core 0. `scratch` has `embedding_dim`
+/// elements at least.
+pub(crate) fn put_columns_in_order(
+    shape: &TtShape,
+    row: &mut [f32],
+    scratch: &mut [f32],
+) -> Option<()> {
     let stored = scratch.get_mut(..row.len())?;
     stored.iter_mut().zip(&*row).for_each(|(to, from)| *to = *from);
-    // Element (j_0, .., j_{d-1}) of q_0 x .. x q_{d-1} becomes (j_{d-1}, .., j_0): runs of q_0 are `stride` apart.
+    // Element (j_0, .., j_{d-1}) of q_0 x .. x q_{d-1} becomes (j_{d-1}, .., j_0): runs of q_0 are
+    // `stride` apart.
     let (first, others) = shape.column_factors().split_first()?;
     let stride = row.len().checked_div(*first as usize)?;
     let mut digits = [(0usize, 0usize, 0usize); MAX_CORES];
@@ -95,7 +111,8 @@ pub(super) fn prefix_product<'w>(
     for k in 1..shape.num_cores().checked_sub(1)? {
         let (r, n) = step_size(shape, k);
         let (from, to) = (x.get(..m.checked_mul(r)?)?, spare.get_mut(..m.checked_mul(n)?)?);
-        // Each slice's scale goes in with its own step, lest a product of many small ones underflow.
+        // Each slice's scale goes in with its own step, lest a product of many small ones
+        // underflow.
         let (slice, scale) = slice(tt, k, digits)?;
         chain_step(tier, [m, r, n], from, slice, to, Epilogue::Store.times(scale))?;
         core::mem::swap(&mut x, &mut spare);

@@ -1,7 +1,8 @@
 //! The backward pass of a tensor train's bags, and the step that it ends in.
 //!
-//! With the notation of [`crate::table`]: a row is `X_{d-1} . G_{d-1}[i_{d-1}]`, and `X_{k+1} = X_k . G_k[i_k]`. Let g be the
-//! row's gradient, read as `X_d` is, `(q_0 .. q_{d-2}) x q_{d-1}`. Then (TT-Rec, section 4.2; the chain rule)
+//! With the notation of [`crate::table`]: a row is `X_{d-1} . G_{d-1}[i_{d-1}]`, and `X_{k+1} = X_k
+//! . G_k[i_k]`. Let g be the row's gradient, read as `X_d` is, `(q_0 .. q_{d-2}) x q_{d-1}`. Then
+//! (TT-Rec, section 4.2; the chain rule)
 //!
 //! ```text
 //! dG_{d-1}[i_{d-1}] += X_{d-1}' . g       dX_{d-1} = g . G_{d-1}[i_{d-1}]'
@@ -9,17 +10,19 @@
 //! dG_0[i_0]         += dX_1
 //! ```
 //!
-//! All of it is linear in g, so gradients are summed before they are multiplied: those of one row first, then, as `dX_{d-1}`,
-//! those of one prefix. FBTT does this chain for every lookup (`tt_embeddings_cuda.cu`); here lookups are sorted by row, in
-//! the order of [`Digits::prefix_key`], so that prefixes with the same slice of the *middle* core, the last but one, stand
-//! together. That slice, which is the largest, is read once, its products are as tall as the prefixes are many, and its
-//! gradient is complete, and applied, before the next one begins: by SGD as it is multiplied out, where the products of one chunk
-//! are all there is. X is multiplied out again rather than kept from the forward
-//! pass: it stays in the nearest cache, where keeping it would take a trip to memory for every prefix.
+//! All of it is linear in g, so gradients are summed before they are multiplied: those of one row
+//! first, then, as `dX_{d-1}`, those of one prefix. FBTT does this chain for every lookup
+//! (`tt_embeddings_cuda.cu`); here lookups are sorted by row, in the order of
+//! [`Digits::prefix_key`], so that prefixes with the same slice of the *middle* core, the last but
+//! one, stand together. That slice, which is the largest, is read once, its products are as tall as
+//! the prefixes are many, and its gradient is complete, and applied, before the next one begins: by
+//! SGD as it is multiplied out, where the products of one chunk are all there is. X is multiplied
+//! out again rather than kept from the forward pass: it stays in the nearest cache, where keeping
+//! it would take a trip to memory for every prefix.
 //!
-//! Groups of middle slices are dealt out to *shards*, whose number and bounds depend on the batch alone. Shards run in
-//! parallel; each sums the gradients of the other cores by itself, and these sums are added in the order of the shards. So a
-//! step has the same bits on any number of threads.
+//! Groups of middle slices are dealt out to *shards*, whose number and bounds depend on the batch
+//! alone. Shards run in parallel; each sums the gradients of the other cores by itself, and these
+//! sums are added in the order of the shards. So a step has the same bits on any number of threads.
 
 use super::{
     lookups::Lookups,
@@ -138,7 +141,8 @@ impl Workspace {
         }
     }
 
-    /// Moves the cores by the gradient of the pooled rows of `bags`, which have been checked. `None` would be a defect.
+    /// Moves the cores by the gradient of the pooled rows of `bags`, which have been checked.
+    /// `None` would be a defect.
     #[expect(clippy::too_many_arguments, reason = "a table and a batch, in their parts")]
     pub(super) fn step(
         &mut self,
@@ -201,7 +205,9 @@ impl Workspace {
                 let (first, others) = shards.split_first_mut()?;
                 let sum = first.gradients[k].get_mut(slot * len..)?.get_mut(..len)?;
                 for other in others {
-                    sum.iter_mut().zip(&other.gradients[k][slot * len..]).for_each(|(sum, x)| *sum += x);
+                    sum.iter_mut()
+                        .zip(&other.gradients[k][slot * len..])
+                        .for_each(|(sum, x)| *sum += x);
                 }
                 if k == last {
                     transpose(tier, sum, shape.rank(last), &mut slice)?;
@@ -215,15 +221,22 @@ impl Workspace {
     }
 
     /// Sorts the lookups and says which rows, prefixes and slices there are.
-    fn plan(&mut self, shape: &TtShape, digits: &Digits, bags: &Bags<'_, u32>, pooling: Pooling) -> Option<()> {
+    fn plan(
+        &mut self,
+        shape: &TtShape,
+        digits: &Digits,
+        bags: &Bags<'_, u32>,
+        pooling: Pooling,
+    ) -> Option<()> {
         self.touched.iter_mut().for_each(Touched::clear);
         self.rows.clear();
         self.prefixes.clear();
         let p = *shape.row_factors().last()?;
         let (touched, lower) = self.touched.split_last_mut()?;
         let middle = lower.len().checked_sub(1)?;
-        self.lookups
-            .sort(bags, pooling, digits.num_prefixes() * p, |row| digits.prefix_key(row) * p + digits.last(row));
+        self.lookups.sort(bags, pooling, digits.num_prefixes() * p, |row| {
+            digits.prefix_key(row) * p + digits.last(row)
+        });
         let mut at = 0;
         while at < self.lookups.len() {
             let row = bags.indices()[self.lookups.lookup(at).position];
@@ -235,7 +248,8 @@ impl Workspace {
                     touched.touch(digit);
                 });
             }
-            self.rows.push(Row { first_lookup: at as u32, slot: touched.touch(digits.last(row)) });
+            self.rows
+                .push(Row { first_lookup: at as u32, slot: touched.touch(digits.last(row)) });
             at = self.lookups.end_of_key(at);
         }
         self.prefixes.push(Prefix { first_row: self.rows.len() as u32, key: u32::MAX });
@@ -243,19 +257,35 @@ impl Workspace {
         Some(())
     }
 
-    /// Transposes what is a right operand the other way round: slices, and the gradient of each bag.
-    fn transpose(&mut self, shape: &TtShape, tier: Tier, cores: &[Parameters], gradient: &[f32]) -> Option<()> {
+    /// Transposes what is a right operand the other way round: slices, and the gradient of each
+    /// bag.
+    fn transpose(
+        &mut self,
+        shape: &TtShape,
+        tier: Tier,
+        cores: &[Parameters],
+        gradient: &[f32],
+    ) -> Option<()> {
         let (last, dim) = (shape.num_cores().checked_sub(1)?, shape.embedding_dim());
         for k in (1..=last).filter(|&k| k + 1 != last) {
             let (len, (_, n)) = (shape.slice_len(k), step_size(shape, k));
             self.transposed[k].resize(self.touched[k].digits.len() * len, 0.0);
-            for (&digit, out) in self.touched[k].digits.iter().zip(self.transposed[k].chunks_exact_mut(len)) {
-                transpose(tier, cores[k].values().get(digit as usize * len..)?.get(..len)?, n, out)?;
+            for (&digit, out) in
+                self.touched[k].digits.iter().zip(self.transposed[k].chunks_exact_mut(len))
+            {
+                transpose(
+                    tier,
+                    cores[k].values().get(digit as usize * len..)?.get(..len)?,
+                    n,
+                    out,
+                )?;
             }
         }
         self.transposed_gradient.resize(gradient.len(), 0.0);
         let n = shape.column_factor(last);
-        for (g, out) in gradient.chunks_exact(dim).zip(self.transposed_gradient.chunks_exact_mut(dim)) {
+        for (g, out) in
+            gradient.chunks_exact(dim).zip(self.transposed_gradient.chunks_exact_mut(dim))
+        {
             transpose(tier, g, n, out)?;
         }
         Some(())
@@ -311,7 +341,8 @@ struct Shard {
     slice_gradient: Vec<f32>,
     /// Gradients of rows that are looked up more than once, and the same transposed.
     row_gradients: [Vec<f32>; 2],
-    /// The gradients of the touched slices of each core but the middle one; those of the last one transposed.
+    /// The gradients of the touched slices of each core but the middle one; those of the last one
+    /// transposed.
     gradients: Vec<Vec<f32>>,
 }
 
@@ -334,7 +365,9 @@ impl Shard {
         self.transposed_x.resize(chunk * shape.partial_len(), 0.0);
         self.transposed_slice.resize(shape.slice_len(middle), 0.0);
         self.slice_gradient.resize(shape.slice_len(middle), 0.0);
-        self.row_gradients.iter_mut().for_each(|rows| rows.resize(ROWS * shape.embedding_dim(), 0.0));
+        self.row_gradients
+            .iter_mut()
+            .for_each(|rows| rows.resize(ROWS * shape.embedding_dim(), 0.0));
         self.gradients.resize_with(shape.num_cores(), Vec::new);
         for (k, (gradients, touched)) in self.gradients.iter_mut().zip(batch.touched).enumerate() {
             gradients.clear();
@@ -361,7 +394,12 @@ impl Shard {
     }
 
     /// X_1 .. X_{d-1} of each prefix.
-    fn multiply_out(&mut self, batch: &Batch<'_>, digits: &[[u32; MAX_CORES]], slices: &Slices<'_>) -> Option<()> {
+    fn multiply_out(
+        &mut self,
+        batch: &Batch<'_>,
+        digits: &[[u32; MAX_CORES]],
+        slices: &Slices<'_>,
+    ) -> Option<()> {
         let (shape, tier, middle) = (batch.shape, batch.tier, batch.middle());
         // The middle core is the part of it that is this shard's.
         let mut local = [[0; MAX_CORES]; MAX_CHUNK];
@@ -388,11 +426,16 @@ impl Shard {
         let Self { x, d: [d, _], row_gradients: [row_gradients, transposed], gradients, .. } = self;
         d[..prefixes.len() * x_len].fill(0.0);
         let mut prefix = prefixes.start;
-        let rows = batch.prefixes[prefixes.start].first_row as usize..batch.prefixes[prefixes.end].first_row as usize;
+        let rows = batch.prefixes[prefixes.start].first_row as usize
+            ..batch.prefixes[prefixes.end].first_row as usize;
         for first in rows.clone().step_by(ROWS) {
             let these = first..(first + ROWS).min(rows.end);
-            let bounds = |row: usize| batch.rows[row].first_lookup as usize..batch.rows[row + 1].first_lookup as usize;
-            for (row, at) in these.clone().zip((0..).step_by(dim)).filter(|&(row, _)| bounds(row).len() > 1) {
+            let bounds = |row: usize| {
+                batch.rows[row].first_lookup as usize..batch.rows[row + 1].first_lookup as usize
+            };
+            for (row, at) in
+                these.clone().zip((0..).step_by(dim)).filter(|&(row, _)| bounds(row).len() > 1)
+            {
                 let sum = &mut row_gradients[at..at + dim];
                 sum.fill(0.0);
                 for lookup in bounds(row).map(|at| batch.lookups.lookup(at)) {
@@ -411,16 +454,31 @@ impl Shard {
                 let (g, g_transposed, scale) = if lookups.len() == 1 {
                     let lookup = batch.lookups.lookup(lookups.start);
                     let row = lookup.bag * dim..(lookup.bag + 1) * dim;
-                    (batch.gradient.get(row.clone())?, batch.transposed_gradient.get(row)?, lookup.scale)
+                    (
+                        batch.gradient.get(row.clone())?,
+                        batch.transposed_gradient.get(row)?,
+                        lookup.scale,
+                    )
                 } else {
                     let row = at * dim..(at + 1) * dim;
                     (row_gradients.get(row.clone())?, transposed.get(row)?, 1.0)
                 };
                 let slice = batch.rows[row].slot as usize * r * n;
                 let at_x = (prefix - prefixes.start) * x_len;
-                to_x[at] = Job { m, x: g, slice: batch.transposed[last].get(slice..)?.get(..r * n)?, out: at_x, scale };
-                to_slices[at] =
-                    Job { m: n, x: g_transposed, slice: x[last - 1].get(at_x..)?.get(..x_len)?, out: slice, scale };
+                to_x[at] = Job {
+                    m,
+                    x: g,
+                    slice: batch.transposed[last].get(slice..)?.get(..r * n)?,
+                    out: at_x,
+                    scale,
+                };
+                to_slices[at] = Job {
+                    m: n,
+                    x: g_transposed,
+                    slice: x[last - 1].get(at_x..)?.get(..x_len)?,
+                    out: slice,
+                    scale,
+                };
             }
             add_products(tier, [m, n, r], &to_x[..these.len()], d)?;
             add_products(tier, [n, m, r], &to_slices[..these.len()], &mut gradients[last])?;
@@ -428,8 +486,9 @@ impl Shard {
         Some(())
     }
 
-    /// From prefixes to core 0, and the step of each middle slice whose gradient is complete. Returns whether that of the
-    /// last one is not: whether the prefix after these has the same slice. `is_open` says so of the first one.
+    /// From prefixes to core 0, and the step of each middle slice whose gradient is complete.
+    /// Returns whether that of the last one is not: whether the prefix after these has the same
+    /// slice. `is_open` says so of the first one.
     fn step_back(
         &mut self,
         batch: &Batch<'_>,
@@ -440,7 +499,15 @@ impl Shard {
         mut is_open: bool,
     ) -> Option<bool> {
         let (shape, tier, middle) = (batch.shape, batch.tier, batch.middle());
-        let Self { x, d: [d, spare], transposed_x, transposed_slice, slice_gradient, gradients, .. } = self;
+        let Self {
+            x,
+            d: [d, spare],
+            transposed_x,
+            transposed_slice,
+            slice_gradient,
+            gradients,
+            ..
+        } = self;
         let (mut d, mut spare) = (d, spare);
         for k in (1..=middle).rev() {
             let (r, n) = step_size(shape, k);
@@ -452,7 +519,9 @@ impl Shard {
                 let d_next = d.get(first * m * n..)?.get(..rows * n)?;
                 let stays_open = k == middle && first + same == digits.len() && next == Some(digit);
                 // Where all of the slice's gradient is here, and can be added where it goes.
-                let rate = update.learning_rate_of_sum().filter(|_| k == middle && !is_open && !stays_open);
+                let rate = update
+                    .learning_rate_of_sum()
+                    .filter(|_| k == middle && !is_open && !stays_open);
                 if let Some(rate) = rate.filter(|_| rows <= FEW) {
                     let x = x[k - 1].get(first * m * r..)?.get(..rows * r)?;
                     let dx = spare.get_mut(first * m * r..)?.get_mut(..rows * r)?;
@@ -465,7 +534,8 @@ impl Shard {
                 let transposed_x = &mut transposed_x[..rows * r];
                 transpose(tier, x[k - 1].get(first * m * r..)?.get(..rows * r)?, r, transposed_x)?;
                 let slice = |slot: usize| slot * r * n..(slot + 1) * r * n;
-                let to_slice = |out| Job { m: r, x: &*transposed_x, slice: d_next, out, scale: 1.0 };
+                let to_slice =
+                    |out| Job { m: r, x: &*transposed_x, slice: d_next, out, scale: 1.0 };
                 let transposed_slice = if k < middle {
                     let at = slice(batch.touched[k].slot(digit));
                     add_products(tier, [r, rows, n], &[to_slice(at.start)], &mut gradients[k])?;
@@ -494,7 +564,13 @@ impl Shard {
                     is_open = stays_open;
                     &*transposed_slice
                 };
-                let to_x = Job { m: rows, x: d_next, slice: transposed_slice, out: first * m * r, scale: 1.0 };
+                let to_x = Job {
+                    m: rows,
+                    x: d_next,
+                    slice: transposed_slice,
+                    out: first * m * r,
+                    scale: 1.0,
+                };
                 store_products(tier, [n, r], &[to_x], spare)?;
                 first += same;
             }

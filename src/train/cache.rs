@@ -1,10 +1,12 @@
-//! Rows of a tensor train that are learned as they are, because they are asked for most (TT-Rec, section 4.3).
+//! Rows of a tensor train that are learned as they are, because they are asked for most (TT-Rec,
+//! section 4.3).
 //!
-//! Which ones is found out as [`RowCache`](crate::cache::RowCache) does it: a set-associative cache counts requests, and at
-//! certain steps the most frequent rows take the places of the least frequent ones. A row that enters begins as the cores have
-//! it. A row that leaves is *folded* into the cores: they are moved by gradient descent so that their row comes nearer to it.
-//! It never gets worse: a step that does not lessen the squared distance is taken back. What distance is left is lost, since a row
-//! of a tensor train cannot be set without its neighbours.
+//! Which ones is found out as [`RowCache`](crate::cache::RowCache) does it: a set-associative cache
+//! counts requests, and at certain steps the most frequent rows take the places of the least
+//! frequent ones. A row that enters begins as the cores have it. A row that leaves is *folded* into
+//! the cores: they are moved by gradient descent so that their row comes nearer to it.
+//! It never gets worse: a step that does not lessen the squared distance is taken back. What
+//! distance is left is lost, since a row of a tensor train cannot be set without its neighbours.
 
 use super::{Parameters, TrainError};
 use crate::{
@@ -40,7 +42,9 @@ impl CacheSpec {
     /// Whether rows enter and leave after step `steps`.
     fn is_due(&self, steps: u64) -> bool {
         let since = steps.checked_sub(self.warm_up.max(1));
-        since.is_some_and(|since| since == 0 || self.refresh > 0 && since.is_multiple_of(self.refresh))
+        since.is_some_and(|since| {
+            since == 0 || self.refresh > 0 && since.is_multiple_of(self.refresh)
+        })
     }
 }
 
@@ -71,7 +75,10 @@ impl Lookups {
 
     /// As bags that are to be summed.
     pub(super) fn bags(&self) -> Option<Bags<'_, u32>> {
-        Bags::new(&self.indices, &self.offsets).ok()?.with_per_sample_weights(&self.weights).ok()
+        Bags::new(&self.indices, &self.offsets)
+            .ok()?
+            .with_per_sample_weights(&self.weights)
+            .ok()
     }
 }
 
@@ -100,13 +107,21 @@ impl Cache {
         others.clear();
         for bag in 0..bags.len() {
             let range = bags.range(bag)?;
-            let mean = if pooling == Pooling::Mean { 1.0 / range.len() as f32 } else { 1.0 };
+            let mean = if pooling == Pooling::Mean {
+                1.0 / range.len() as f32
+            } else {
+                1.0
+            };
             for at in range {
                 let row = *bags.indices().get(at)?;
                 let position = CachedRows { sets, rows: &[] }.position(row.into());
-                let (to, index) = position.map_or((&mut *others, row), |position| (&mut *held, position as u32));
+                let (to, index) =
+                    position.map_or((&mut *others, row), |position| (&mut *held, position as u32));
                 to.indices.push(index);
-                to.weights.push(bags.per_sample_weights().map_or(Some(mean), |weights| weights.get(at).copied())?);
+                to.weights.push(
+                    bags.per_sample_weights()
+                        .map_or(Some(mean), |weights| weights.get(at).copied())?,
+                );
                 let set = set_of(row, sets.len());
                 sets.get_mut(set)?.record(row);
             }
@@ -151,25 +166,36 @@ impl Cache {
     /// The rows that are held, ascending, and the position of each.
     pub(super) fn rows(&self) -> Vec<(u64, usize)> {
         let row = |set: &Set, way: usize, first: usize| Some((set.row(way)?.into(), first + way));
-        let rows = |(set, first): (&Set, usize)| (0..WAYS).filter_map(|way| row(set, way, first)).collect();
-        let mut rows: Vec<_> = self.sets.iter().zip((0..).step_by(WAYS)).flat_map::<Vec<_>, _>(rows).collect();
+        let rows = |(set, first): (&Set, usize)| {
+            (0..WAYS).filter_map(|way| row(set, way, first)).collect()
+        };
+        let mut rows: Vec<_> =
+            self.sets.iter().zip((0..).step_by(WAYS)).flat_map::<Vec<_>, _>(rows).collect();
         rows.sort_unstable();
         rows
     }
 
     pub(super) fn counters(&self) -> Vec<u64> {
         let pairs: &[[u32; 2]] = bytemuck::cast_slice(&self.sets);
-        pairs.iter().map(|&[low, high]| u64::from(low) | u64::from(high) << 32).collect()
+        pairs
+            .iter()
+            .map(|&[low, high]| u64::from(low) | u64::from(high) << 32)
+            .collect()
     }
 
     /// Takes over what [`counters`](Self::counters) gave, of a table of `num_embeddings` rows.
-    pub(super) fn set_counters(&mut self, counters: &[u64], num_embeddings: u64) -> Result<(), TrainError> {
+    pub(super) fn set_counters(
+        &mut self,
+        counters: &[u64],
+        num_embeddings: u64,
+    ) -> Result<(), TrainError> {
         let words: &[u32] = bytemuck::cast_slice(counters);
         let sets: &[Set] = bytemuck::try_cast_slice(words).map_err(|_| TrainError::Counters)?;
         let is_possible = |(at, set): (usize, &Set)| {
             let mut rows: Vec<u32> = set.rows().collect();
             rows.sort_unstable();
-            let is_here = |&row: &u32| u64::from(row) < num_embeddings && set_of(row, sets.len()) == at;
+            let is_here =
+                |&row: &u32| u64::from(row) < num_embeddings && set_of(row, sets.len()) == at;
             rows.iter().all(is_here) && rows.is_sorted_by(|a, b| a < b)
         };
         if sets.len() != self.sets.len() || !sets.iter().enumerate().all(is_possible) {

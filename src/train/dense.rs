@@ -110,15 +110,23 @@ pub(super) fn rows_of(parameters: &Parameters) -> Rows<'_> {
 pub(super) fn check(num_embeddings: u64, embedding_dim: usize) -> Result<usize, TrainError> {
     check_num_embeddings(num_embeddings)?;
     check_embedding_dim(embedding_dim as u64)?;
-    let rows = u32::try_from(num_embeddings).map_err(|_| TrainError::TooManyRows { found: num_embeddings })?;
-    let len = (rows as usize).checked_mul(embedding_dim).filter(|&len| len <= isize::MAX as usize / size_of::<f32>());
+    let rows = u32::try_from(num_embeddings)
+        .map_err(|_| TrainError::TooManyRows { found: num_embeddings })?;
+    let len = (rows as usize)
+        .checked_mul(embedding_dim)
+        .filter(|&len| len <= isize::MAX as usize / size_of::<f32>());
     len.ok_or(TrainError::Shape(ShapeError::TooLarge))
 }
 
 impl Embedding for DenseTable {
     fn table(&self) -> Table<'_> {
         let [rows] = &self.rows;
-        view(Weights::Dense(rows_of(rows)), self.num_embeddings.into(), self.embedding_dim, self.tier)
+        view(
+            Weights::Dense(rows_of(rows)),
+            self.num_embeddings.into(),
+            self.embedding_dim,
+            self.tier,
+        )
     }
 
     fn step(

@@ -1,7 +1,10 @@
-//! DLRM, the whole model, as it learns (Naumov et al., "Deep learning recommendation model for personalization and
-//! recommendation systems", 2019; facebookresearch/dlrm).
+//! DLRM, the whole model, as it learns (Naumov et al., "Deep learning recommendation model for
+//! personalization and recommendation systems", 2019; facebookresearch/dlrm).
 
-use super::{Embedding, Linear, Optimizer, TrainError, initializer::Draws, lookups, mlp::Mlp, optimizer::Update};
+use super::{
+    Embedding, Linear, Optimizer, TrainError, initializer::Draws, lookups, mlp::Mlp,
+    optimizer::Update,
+};
 use crate::{
     Bags, LookupError, PoolTablesError, Pooling, Tier,
     dtype::Elements,
@@ -16,15 +19,17 @@ const SAMPLES: usize = 32;
 /// What a [`Dlrm`] is made of, beside its tables.
 #[derive(Clone, Debug)]
 pub struct DlrmSpec {
-    /// Dense features of a sample. Where there are none, there is no bottom MLP: vectors of the tables interact alone.
+    /// Dense features of a sample. Where there are none, there is no bottom MLP: vectors of the
+    /// tables interact alone.
     pub dense_dim: usize,
     /// Outputs of each layer of the bottom MLP; the last are as many as the tables' columns.
     pub bottom: Vec<usize>,
-    /// Outputs of each layer of the top MLP: 1 of the last. Without layers the logit is the dot product of two vectors (matrix
-    /// factorisation).
+    /// Outputs of each layer of the top MLP: 1 of the last. Without layers the logit is the dot
+    /// product of two vectors (matrix factorisation).
     pub top: Vec<usize>,
-    /// What moves the layers. [`Optimizer::RowWiseAdagrad`] is Adagrad there, as in DLRM, and [`Optimizer::Adam`] is
-    /// `torch.optim.Adam`, which adds its epsilon after the correction of bias.
+    /// What moves the layers. [`Optimizer::RowWiseAdagrad`] is Adagrad there, as in DLRM, and
+    /// [`Optimizer::Adam`] is `torch.optim.Adam`, which adds its epsilon after the correction
+    /// of bias.
     pub optimizer: Optimizer,
     /// Of the layers' first weights.
     pub seed: u64,
@@ -64,9 +69,10 @@ impl From<f64> for LearningRates {
     }
 }
 
-/// A DLRM that learns to tell clicks: dense features through a bottom MLP become a vector like those of the tables; the dot
-/// products of all pairs of vectors, (1,0), (2,0), (2,1), .., after the bottom MLP's output, go through a top MLP to one logit.
-/// The loss is the mean binary cross-entropy (`torch.nn.BCEWithLogitsLoss`).
+/// A DLRM that learns to tell clicks: dense features through a bottom MLP become a vector like
+/// those of the tables; the dot products of all pairs of vectors, (1,0), (2,0), (2,1), .., after
+/// the bottom MLP's output, go through a top MLP to one logit. The loss is the mean binary
+/// cross-entropy (`torch.nn.BCEWithLogitsLoss`).
 ///
 /// A step has the same bits on any number of threads.
 ///
@@ -118,7 +124,11 @@ struct Interaction {
 
 impl Interaction {
     fn new(dim: usize, num_tables: usize, has_bottom: bool) -> Self {
-        let (count, bottom_len) = if has_bottom { (num_tables + 1, dim) } else { (num_tables, 0) };
+        let (count, bottom_len) = if has_bottom {
+            (num_tables + 1, dim)
+        } else {
+            (num_tables, 0)
+        };
         Self { dim, bottom_len, count, width: bottom_len + count * count.saturating_sub(1) / 2 }
     }
 }
@@ -145,15 +155,16 @@ impl Dlrm {
     /// A model of drawn layers, the same ones for the same seed, and the given tables.
     ///
     /// # Errors
-    /// [`TrainError::NoFeatures`], [`TrainError::EmbeddingDim`], [`TrainError::MaxPooling`], [`TrainError::BottomMlp`],
-    /// [`TrainError::TopMlp`] or [`TrainError::LayerLen`].
+    /// [`TrainError::NoFeatures`], [`TrainError::EmbeddingDim`], [`TrainError::MaxPooling`],
+    /// [`TrainError::BottomMlp`], [`TrainError::TopMlp`] or [`TrainError::LayerLen`].
     pub fn new(spec: &DlrmSpec, features: Vec<Feature>) -> Result<Self, TrainError> {
         let DlrmSpec { dense_dim, bottom, top, optimizer, seed, tier } = spec;
         let dims = || features.iter().map(|feature| feature.table.table().embedding_dim());
         if (*dense_dim == 0) != bottom.is_empty() {
             return Err(TrainError::BottomMlp { dense_dim: *dense_dim, layers: bottom.len() });
         }
-        let embedding_dim = bottom.last().copied().or_else(|| dims().next()).ok_or(TrainError::NoFeatures)?;
+        let embedding_dim =
+            bottom.last().copied().or_else(|| dims().next()).ok_or(TrainError::NoFeatures)?;
         if let Some((table, found)) = dims().enumerate().find(|&(_, dim)| dim != embedding_dim) {
             return Err(TrainError::EmbeddingDim { table, found, expected: embedding_dim });
         }
@@ -181,7 +192,8 @@ impl Dlrm {
         })
     }
 
-    /// The logit of each sample, of which there are as many as `out` has elements. Its sigmoid is the probability of a click.
+    /// The logit of each sample, of which there are as many as `out` has elements. Its sigmoid is
+    /// the probability of a click.
     ///
     /// # Errors
     /// As [`step`](Self::step), but for labels.
@@ -192,12 +204,13 @@ impl Dlrm {
         Ok(())
     }
 
-    /// One step of all optimisers: learns from samples, of which there are as many as `labels`, each 0 to 1 (1 for a click).
-    /// Returns the mean loss before the step.
+    /// One step of all optimisers: learns from samples, of which there are as many as `labels`,
+    /// each 0 to 1 (1 for a click). Returns the mean loss before the step.
     ///
     /// # Errors
     /// [`TrainError`]: another number of tables, bags or dense features, bags that do not suit their table, a dense feature that
-    /// is not finite, a label that is not from 0 to 1 or a learning rate below 0. Nothing has changed then.
+    /// is not finite, a label that is not from 0 to 1 or a learning rate below 0. Nothing has
+    /// changed then.
     pub fn step(
         &mut self,
         batch: &Batch<'_>,
@@ -208,7 +221,10 @@ impl Dlrm {
             return Err(TrainError::Label { sample });
         }
         let rates = learning_rates.into();
-        if ![rates.layers, rates.tables].iter().all(|rate| (0.0..f64::INFINITY).contains(rate)) {
+        if ![rates.layers, rates.tables]
+            .iter()
+            .all(|rate| (0.0..f64::INFINITY).contains(rate))
+        {
             return Err(TrainError::LearningRate);
         }
         self.check(batch, labels.len())?;
@@ -216,12 +232,13 @@ impl Dlrm {
         let loss = self.loss(labels);
         self.steps += 1;
         let update = self.optimizer.dense_update(self.tier, rates.layers, self.steps);
-        self.backward(batch, labels.len(), rates.tables, &update).ok_or(LookupError::Inconsistent)??;
+        self.backward(batch, labels.len(), rates.tables, &update)
+            .ok_or(LookupError::Inconsistent)??;
         Ok(loss)
     }
 
-    /// The layers of the bottom MLP and then those of the top one, by DLRM's names: `bot_l.0`, `bot_l.2`, .., `top_l.0`, ..
-    /// (between two of them is a ReLU, which counts).
+    /// The layers of the bottom MLP and then those of the top one, by DLRM's names: `bot_l.0`,
+    /// `bot_l.2`, .., `top_l.0`, .. (between two of them is a ReLU, which counts).
     pub fn layers(&self) -> impl Iterator<Item = (String, &Linear)> {
         let name = |mlp: &'static str| move |(at, layer)| (layer_name(mlp, at), layer);
         let bottom = self.bottom.layers.iter().enumerate().map(name("bot_l"));
@@ -245,7 +262,8 @@ impl Dlrm {
         &mut self.features
     }
 
-    /// How many steps the layers have taken: a part of the state of [`Optimizer::Adam`]. Tables count their own.
+    /// How many steps the layers have taken: a part of the state of [`Optimizer::Adam`]. Tables
+    /// count their own.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -272,7 +290,9 @@ impl Dlrm {
             let (found, expected) = (bags.len(), samples);
             let error = if found != expected {
                 TrainError::Lookup(LookupError::NumBags { found, expected })
-            } else if let Err(error) = lookups::check_bags(&feature.table.table(), bags, feature.pooling) {
+            } else if let Err(error) =
+                lookups::check_bags(&feature.table.table(), bags, feature.pooling)
+            {
                 error
             } else {
                 continue;
@@ -292,10 +312,12 @@ impl Dlrm {
         let Buffers { tables, vectors, interactions, .. } = buffers;
         let pool = || {
             let tables = features.par_iter().zip(batch.bags).zip(&mut *tables);
-            tables.with_max_len(1).try_for_each(|((feature, bags), TableBuffers { pooled, workspace, .. })| {
-                pooled.resize(samples * dim, 0.0);
-                feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
-            })
+            tables.with_max_len(1).try_for_each(
+                |((feature, bags), TableBuffers { pooled, workspace, .. })| {
+                    pooled.resize(samples * dim, 0.0);
+                    feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
+                },
+            )
         };
         let (bottom, (prepared, pooled)) = rayon::join(
             || bottom.prepare(tier).and_then(|()| bottom.forward(tier, batch.dense, samples)),
@@ -306,10 +328,13 @@ impl Dlrm {
 
         vectors.resize(samples * count * dim, 0.0);
         interactions.resize(samples * width, 0.0);
-        let chunks = vectors.par_chunks_mut(SAMPLES * count * dim).zip(interactions.par_chunks_mut(SAMPLES * width));
+        let chunks = vectors
+            .par_chunks_mut(SAMPLES * count * dim)
+            .zip(interactions.par_chunks_mut(SAMPLES * width));
         chunks.enumerate().try_for_each(|(chunk, (vectors, interactions))| {
             let mut workspace = vec![0.0; dot_interaction_workspace_len(count, dim)];
-            let samples = vectors.chunks_exact_mut(count * dim).zip(interactions.chunks_exact_mut(width));
+            let samples =
+                vectors.chunks_exact_mut(count * dim).zip(interactions.chunks_exact_mut(width));
             for ((vectors, interactions), sample) in samples.zip(chunk * SAMPLES..) {
                 let (first, pairs) = interactions.split_at_mut_checked(bottom_len)?;
                 let rows = (bottom_len > 0).then_some(bottom).into_iter();
@@ -341,7 +366,8 @@ impl Dlrm {
         sum * scale
     }
 
-    /// From the gradient of the logits to the first layer, moving everything on the way. `None` would be a defect.
+    /// From the gradient of the logits to the first layer, moving everything on the way. `None`
+    /// would be a defect.
     fn backward(
         &mut self,
         batch: &Batch<'_>,
@@ -355,12 +381,17 @@ impl Dlrm {
         let d_interactions = top.backward(interactions, samples, true, update)?;
 
         d_vectors.resize(samples * count * dim, 0.0);
-        let chunks = vectors.par_chunks(SAMPLES * count * dim).zip(d_interactions.par_chunks(SAMPLES * width));
+        let chunks = vectors
+            .par_chunks(SAMPLES * count * dim)
+            .zip(d_interactions.par_chunks(SAMPLES * width));
         chunks.zip(d_vectors.par_chunks_mut(SAMPLES * count * dim)).try_for_each(
             |((vectors, d_interactions), d_vectors)| {
                 let mut d_products = vec![0.0; count * count];
-                let samples = vectors.chunks_exact(count * dim).zip(d_interactions.chunks_exact(width));
-                for ((vectors, d_interactions), d_vectors) in samples.zip(d_vectors.chunks_exact_mut(count * dim)) {
+                let samples =
+                    vectors.chunks_exact(count * dim).zip(d_interactions.chunks_exact(width));
+                for ((vectors, d_interactions), d_vectors) in
+                    samples.zip(d_vectors.chunks_exact_mut(count * dim))
+                {
                     let (d_first, d_pairs) = d_interactions.split_at_checked(bottom_len)?;
                     let pairs = (0..count).flat_map(|i| (0..i).map(move |j| (i, j)));
                     for ((i, j), &d) in pairs.zip(d_pairs) {
@@ -368,7 +399,14 @@ impl Dlrm {
                         d_products[j * count + i] = d;
                     }
                     let vectors = Elements::F32(vectors);
-                    chain_step(tier, [count, count, dim], &d_products, vectors, d_vectors, Epilogue::Store)?;
+                    chain_step(
+                        tier,
+                        [count, count, dim],
+                        &d_products,
+                        vectors,
+                        d_vectors,
+                        Epilogue::Store,
+                    )?;
                     d_vectors.iter_mut().zip(d_first).for_each(|(d, first)| *d += first);
                 }
                 Some(())
@@ -386,11 +424,13 @@ impl Dlrm {
             },
             || {
                 let tables = features.par_iter_mut().zip(batch.bags).zip(&mut *tables).enumerate();
-                tables.with_max_len(1).try_for_each(|(at, ((feature, bags), TableBuffers { gradient, .. }))| {
-                    gradient.resize(samples * dim, 0.0);
-                    gather(at + usize::from(bottom_len > 0), gradient);
-                    feature.table.step(bags, feature.pooling, gradient, rate)
-                })
+                tables.with_max_len(1).try_for_each(
+                    |(at, ((feature, bags), TableBuffers { gradient, .. }))| {
+                        gradient.resize(samples * dim, 0.0);
+                        gather(at + usize::from(bottom_len > 0), gradient);
+                        feature.table.step(bags, feature.pooling, gradient, rate)
+                    },
+                )
             },
         );
         bottom.map(|()| stepped)

@@ -9,9 +9,10 @@ use crate::{
 };
 use std::{boxed::Box, vec::Vec};
 
-/// A table of fewer rows than indices: index i is row i modulo the number of rows (the hashing trick: Weinberger et al.,
-/// "Feature hashing for large scale multitask learning", 2009). The rows are those of any other table, so of a tensor train
-/// as well. In a blob it is an [`IndexMapSpec::Modulo`](crate::blob::IndexMapSpec::Modulo).
+/// A table of fewer rows than indices: index i is row i modulo the number of rows (the hashing
+/// trick: Weinberger et al., "Feature hashing for large scale multitask learning", 2009). The rows
+/// are those of any other table, so of a tensor train as well. In a blob it is an
+/// [`IndexMapSpec::Modulo`](crate::blob::IndexMapSpec::Modulo).
 ///
 /// ```
 /// use ttrec::{TtShape, train::{Embedding, HashedTable, Initializer, Optimizer, TtTable}};
@@ -33,8 +34,8 @@ impl HashedTable {
     /// A table of `num_embeddings` indices over the rows of another.
     ///
     /// # Errors
-    /// [`TrainError::Shape`]; [`TrainError::NotHashable`] if there are fewer indices than rows, or if the rows are hashed
-    /// themselves, or some of them stored apart.
+    /// [`TrainError::Shape`]; [`TrainError::NotHashable`] if there are fewer indices than rows, or
+    /// if the rows are hashed themselves, or some of them stored apart.
     pub fn new(rows: Box<dyn Embedding>, num_embeddings: u64) -> Result<Self, TrainError> {
         check_num_embeddings(num_embeddings)?;
         let table = rows.table();
@@ -71,8 +72,10 @@ impl Embedding for HashedTable {
         lookups::check(&self.table(), bags, pooling, gradient)?;
         let num_rows = Divisor::new(self.num_rows);
         self.indices.clear();
-        self.indices.extend(bags.indices().iter().map(|&index| num_rows.divide_u64(index.into()).1));
-        self.rows.step(&bags.with_indices(&self.indices), pooling, gradient, learning_rate)
+        self.indices
+            .extend(bags.indices().iter().map(|&index| num_rows.divide_u64(index.into()).1));
+        self.rows
+            .step(&bags.with_indices(&self.indices), pooling, gradient, learning_rate)
     }
 
     fn parameters(&self) -> &[Parameters] {

@@ -1,16 +1,19 @@
-//! What a table is before it learns: seeded draws whose products have the variance that dense tables start with.
+//! What a table is before it learns: seeded draws whose products have the variance that dense
+//! tables start with.
 //!
-//! DLRM draws the rows of a dense table from U(-1/sqrt(N), 1/sqrt(N)), N rows, whose variance is 1/(3N); TT-Rec (section
-//! 3.2) asks the rows that the cores multiply out to to be N(0, 1/(3N)). Such an element is a sum of `r_1 .. r_{d-1}`
-//! products of d draws, so each draw has the standard deviation
+//! DLRM draws the rows of a dense table from U(-1/sqrt(N), 1/sqrt(N)), N rows, whose variance is
+//! 1/(3N); TT-Rec (section 3.2) asks the rows that the cores multiply out to to be N(0, 1/(3N)).
+//! Such an element is a sum of `r_1 .. r_{d-1}` products of d draws, so each draw has the standard
+//! deviation
 //!
 //! ```text
 //! (1/sqrt(3N) / sqrt(r_1 .. r_{d-1}))^(1/d)
 //! ```
 //!
-//! A product of d Gaussians has most of its mass near zero. The paper's *sampled Gaussian* therefore rejects what is
-//! near zero in each: |x| < 2 of a standard normal. What is left has the variance
-//! `1 + 2 phi(2) / (1 - Phi(2)) = 5.746`, by whose root it is divided. (FBTT's code has neither the ranks nor this root.)
+//! A product of d Gaussians has most of its mass near zero. The paper's *sampled Gaussian*
+//! therefore rejects what is near zero in each: |x| < 2 of a standard normal. What is left has the
+//! variance `1 + 2 phi(2) / (1 - Phi(2)) = 5.746`, by whose root it is divided. (FBTT's code has
+//! neither the ranks nor this root.)
 
 use crate::{blob::Combine, shape::TtShape};
 use rand_pcg::{
@@ -27,8 +30,8 @@ const KEPT_VARIANCE: f64 = 5.746_431_065_852_677;
 /// How elements are drawn. All have the same variance: 1/(3N) for an element of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Initializer {
-    /// Normal, without what is within two standard deviations of zero (TT-Rec, section 3.2). Of a dense table, as
-    /// [`Gaussian`](Self::Gaussian): there its purpose is gone.
+    /// Normal, without what is within two standard deviations of zero (TT-Rec, section 3.2). Of a
+    /// dense table, as [`Gaussian`](Self::Gaussian): there its purpose is gone.
     #[default]
     SampledGaussian,
     /// Normal.
@@ -41,9 +44,14 @@ impl Initializer {
     /// All cores, drawn one after another from one generator.
     pub(super) fn cores(self, shape: &TtShape, seed: u64) -> Vec<Vec<f32>> {
         let paths: f64 = shape.inner_ranks().iter().map(|&r| f64::from(r)).product();
-        let deviation = libm::pow(row_deviation(shape.num_embeddings()) / paths.sqrt(), 1.0 / shape.num_cores() as f64);
+        let deviation = libm::pow(
+            row_deviation(shape.num_embeddings()) / paths.sqrt(),
+            1.0 / shape.num_cores() as f64,
+        );
         let mut draws = Draws::new(seed);
-        (0..shape.num_cores()).map(|k| self.fill(&mut draws, deviation, shape.core_len(k) as usize)).collect()
+        (0..shape.num_cores())
+            .map(|k| self.fill(&mut draws, deviation, shape.core_len(k) as usize))
+            .collect()
     }
 
     /// The rows of a dense table.
@@ -51,9 +59,16 @@ impl Initializer {
         self.of_rows().fill(&mut Draws::new(seed), row_deviation(num_embeddings), len)
     }
 
-    /// The two parts of a quotient-remainder table, drawn one after another: what they make has the variance, be it a product
-    /// (which is a tensor train's as far as draws go), a sum or neither.
-    pub(super) fn parts(self, num_embeddings: u64, combine: Combine, lens: [usize; 2], seed: u64) -> [Vec<f32>; 2] {
+    /// The two parts of a quotient-remainder table, drawn one after another: what they make has the
+    /// variance, be it a product (which is a tensor train's as far as draws go), a sum or
+    /// neither.
+    pub(super) fn parts(
+        self,
+        num_embeddings: u64,
+        combine: Combine,
+        lens: [usize; 2],
+        seed: u64,
+    ) -> [Vec<f32>; 2] {
         let deviation = row_deviation(num_embeddings);
         let (initializer, deviation) = match combine {
             Combine::Mult => (self, deviation.sqrt()),
@@ -66,7 +81,11 @@ impl Initializer {
 
     /// What it is for numbers that are not multiplied.
     fn of_rows(self) -> Self {
-        if self == Self::SampledGaussian { Self::Gaussian } else { self }
+        if self == Self::SampledGaussian {
+            Self::Gaussian
+        } else {
+            self
+        }
     }
 
     fn fill(self, draws: &mut Draws, deviation: f64, len: usize) -> Vec<f32> {
@@ -103,8 +122,9 @@ impl Draws {
         radius * libm::cos(core::f64::consts::TAU * self.uniform())
     }
 
-    /// Standard normal, where that is not within [`KEPT`] of zero (Marsaglia, "Generating a variable from the tail of the
-    /// normal distribution", 1964): what rejecting would leave, of which there would be one draw in 22.
+    /// Standard normal, where that is not within [`KEPT`] of zero (Marsaglia, "Generating a
+    /// variable from the tail of the normal distribution", 1964): what rejecting would leave,
+    /// of which there would be one draw in 22.
     fn tail(&mut self) -> f64 {
         loop {
             let x = (KEPT * KEPT - 2.0 * libm::log(self.uniform())).sqrt();

@@ -25,7 +25,13 @@ pub(super) struct Lookup {
 
 impl Lookups {
     /// Sorts the lookups of `bags`, which have been checked, by `key`, below `limit`.
-    pub(super) fn sort(&mut self, bags: &Bags<'_, u32>, pooling: Pooling, limit: u32, key: impl Fn(u32) -> u32) {
+    pub(super) fn sort(
+        &mut self,
+        bags: &Bags<'_, u32>,
+        pooling: Pooling,
+        limit: u32,
+        key: impl Fn(u32) -> u32,
+    ) {
         let entry = |(index, position): (&u32, u64)| u64::from(key(*index)) << 32 | position;
         self.entries.clear();
         self.entries.extend(bags.indices().iter().zip(0u64..).map(entry));
@@ -37,7 +43,9 @@ impl Lookups {
         self.bag_of.clear();
         self.scales.clear();
         self.scales.extend_from_slice(bags.per_sample_weights().unwrap_or_default());
-        for (bag, lookups) in (0..bags.len()).zip(0u32..).filter_map(|(at, bag)| Some((bag, bags.range(at)?))) {
+        for (bag, lookups) in
+            (0..bags.len()).zip(0u32..).filter_map(|(at, bag)| Some((bag, bags.range(at)?)))
+        {
             self.bag_of.resize(lookups.end, bag);
             if pooling == Pooling::Mean {
                 self.scales.resize(lookups.end, 1.0 / lookups.len() as f32);
@@ -57,14 +65,21 @@ impl Lookups {
     /// Entry `at`.
     pub(super) fn lookup(&self, at: usize) -> Lookup {
         let position = self.entries[at] as u32 as usize;
-        let scale = if self.scales.is_empty() { 1.0 } else { self.scales[position] };
+        let scale = if self.scales.is_empty() {
+            1.0
+        } else {
+            self.scales[position]
+        };
         Lookup { position, bag: self.bag_of[position] as usize, scale }
     }
 
     /// The end of the entries that have the key of entry `at`.
     pub(super) fn end_of_key(&self, at: usize) -> usize {
         let key = self.key(at);
-        self.entries[at..].iter().position(|entry| (entry >> 32) as u32 != key).map_or(self.len(), |count| at + count)
+        self.entries[at..]
+            .iter()
+            .position(|entry| (entry >> 32) as u32 != key)
+            .map_or(self.len(), |count| at + count)
     }
 }
 
@@ -77,11 +92,19 @@ pub(super) fn check(
 ) -> Result<(), TrainError> {
     check_bags(table, bags, pooling)?;
     let (found, expected) = (gradient.len(), bags.len().saturating_mul(table.embedding_dim()));
-    if found == expected { Ok(()) } else { Err(TrainError::GradientLen { found, expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(TrainError::GradientLen { found, expected })
+    }
 }
 
 /// Refuses bags that a table cannot learn from.
-pub(super) fn check_bags(table: &Table<'_>, bags: &Bags<'_, u32>, pooling: Pooling) -> Result<(), TrainError> {
+pub(super) fn check_bags(
+    table: &Table<'_>,
+    bags: &Bags<'_, u32>,
+    pooling: Pooling,
+) -> Result<(), TrainError> {
     if pooling == Pooling::Max {
         return Err(TrainError::MaxPooling);
     }

@@ -1,15 +1,16 @@
 //! Linear layers that learn, one after another: DLRM's multilayer perceptrons.
 //!
-//! A layer of n outputs is `y = max(0, x . W' + b)`, the last one perhaps without the maximum; W is n x inputs, as in
-//! `torch.nn.Linear`. With dy for the gradient of what comes before the maximum:
+//! A layer of n outputs is `y = max(0, x . W' + b)`, the last one perhaps without the maximum; W is
+//! n x inputs, as in `torch.nn.Linear`. With dy for the gradient of what comes before the maximum:
 //!
 //! ```text
 //! dW = dy' . x    db = sum of dy's rows    dx = dy . W
 //! ```
 //!
-//! All three are products of [`chain_step`]'s, whose elements are chains of their own. Work is divided by rows of the outcome,
-//! of y and dx by samples and of dW by outputs: so nothing is summed in parts, and neither the bits of a step nor those of a
-//! sample depend on the number of threads.
+//! All three are products of [`chain_step`]'s, whose elements are chains of their own. Work is
+//! divided by rows of the outcome, of y and dx by samples and of dW by outputs: so nothing is
+//! summed in parts, and neither the bits of a step nor those of a sample depend on the number of
+//! threads.
 
 use super::{
     Optimizer, Parameters, TrainError,
@@ -52,8 +53,15 @@ struct Gradients {
 }
 
 impl Linear {
-    /// Weights from N(0, 2 / (inputs + outputs)) and biases from N(0, 1 / outputs), as DLRM's `create_mlp`.
-    fn new(inputs: usize, outputs: usize, relu: bool, optimizer: Optimizer, draws: &mut Draws) -> Self {
+    /// Weights from N(0, 2 / (inputs + outputs)) and biases from N(0, 1 / outputs), as DLRM's
+    /// `create_mlp`.
+    fn new(
+        inputs: usize,
+        outputs: usize,
+        relu: bool,
+        optimizer: Optimizer,
+        draws: &mut Draws,
+    ) -> Self {
         let mut normals = |count: usize, variance: f64| -> Vec<f32> {
             (0..count).map(|_| (draws.normal() * variance.sqrt()) as f32).collect()
         };
@@ -61,7 +69,8 @@ impl Linear {
         let biases = normals(outputs, 1.0 / outputs as f64);
         let parameters = [(weights, inputs), (biases, outputs)];
         Self {
-            parameters: parameters.map(|(values, slice_len)| Parameters::new(values, slice_len, optimizer.dense())),
+            parameters: parameters
+                .map(|(values, slice_len)| Parameters::new(values, slice_len, optimizer.dense())),
             relu,
             transposed: Vec::new(),
             outputs: Vec::new(),
@@ -123,8 +132,8 @@ impl Linear {
         multiply_rows(tier, [r, n], x, &self.transposed, &mut self.outputs, epilogue)
     }
 
-    /// Takes the gradient of the outputs in `d`, which it changes, writes that of the inputs to `d_inputs` if they are asked
-    /// for, and moves the weights.
+    /// Takes the gradient of the outputs in `d`, which it changes, writes that of the inputs to
+    /// `d_inputs` if they are asked for, and moves the weights.
     fn backward(
         &mut self,
         x: &[f32],
@@ -137,7 +146,9 @@ impl Linear {
         let [weights, biases] = &mut self.parameters;
         if self.relu {
             // Without a jump, which would be taken at random.
-            d.iter_mut().zip(&self.outputs).for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
+            d.iter_mut()
+                .zip(&self.outputs)
+                .for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
         }
         if samples == 0 {
             if let Some(d_inputs) = d_inputs {
@@ -145,7 +156,8 @@ impl Linear {
             }
             return Some(());
         }
-        let Gradients { outputs_transposed, weights: d_weights, biases: d_biases, ones } = &mut self.gradients;
+        let Gradients { outputs_transposed, weights: d_weights, biases: d_biases, ones } =
+            &mut self.gradients;
         let (inputs, prepared) = rayon::join(
             || match d_inputs {
                 Some(d_inputs) => {
@@ -158,19 +170,40 @@ impl Linear {
                 ones.resize(samples, 1.0);
                 d_biases.resize(n, 0.0);
                 outputs_transposed.resize(n * samples, 0.0);
-                chain_step(tier, [1, samples, n], ones, Elements::F32(d), d_biases, Epilogue::Store)?;
+                chain_step(
+                    tier,
+                    [1, samples, n],
+                    ones,
+                    Elements::F32(d),
+                    d_biases,
+                    Epilogue::Store,
+                )?;
                 biases.slices_mut().update(0, d_biases, update)?;
                 transpose(tier, d, n, outputs_transposed)
             },
         );
         inputs.and(prepared)?;
         d_weights.resize(n * r, 0.0);
-        let chunks = outputs_transposed.par_chunks(ROWS * samples).zip(d_weights.par_chunks_mut(ROWS * r));
-        chunks.zip(chunks_of(weights.slices_mut(), n)?).try_for_each(|((d, d_weights), mut slices)| {
-            chain_step(tier, [d.len() / samples, samples, r], d, Elements::F32(x), d_weights, Epilogue::Store)?;
-            let first = slices.first();
-            d_weights.chunks_exact(r).zip(first..).try_for_each(|(row, slice)| slices.update(slice, row, update))
-        })
+        let chunks = outputs_transposed
+            .par_chunks(ROWS * samples)
+            .zip(d_weights.par_chunks_mut(ROWS * r));
+        chunks.zip(chunks_of(weights.slices_mut(), n)?).try_for_each(
+            |((d, d_weights), mut slices)| {
+                chain_step(
+                    tier,
+                    [d.len() / samples, samples, r],
+                    d,
+                    Elements::F32(x),
+                    d_weights,
+                    Epilogue::Store,
+                )?;
+                let first = slices.first();
+                d_weights
+                    .chunks_exact(r)
+                    .zip(first..)
+                    .try_for_each(|(row, slice)| slices.update(slice, row, update))
+            },
+        )
     }
 }
 
@@ -196,7 +229,8 @@ fn multiply_rows(
     epilogue: Epilogue<'_>,
 ) -> Option<()> {
     let rows = x.par_chunks(ROWS * r).zip(out.par_chunks_mut(ROWS * n));
-    rows.map(|(x, out)| chain_step(tier, [out.len() / n, r, n], x, Elements::F32(g), out, epilogue)).collect()
+    rows.map(|(x, out)| chain_step(tier, [out.len() / n, r, n], x, Elements::F32(g), out, epilogue))
+        .collect()
 }
 
 /// Layers, each of which takes the outputs of the one before.
@@ -208,7 +242,8 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    /// Layers of `outputs`, the first one of `inputs`; the last one has a ReLU only with `last_relu`.
+    /// Layers of `outputs`, the first one of `inputs`; the last one has a ReLU only with
+    /// `last_relu`.
     pub(super) fn new(
         inputs: usize,
         outputs: &[usize],
@@ -223,19 +258,34 @@ impl Mlp {
         let mut layers = Vec::with_capacity(outputs.len());
         let mut from = inputs;
         for (at, &to) in outputs.iter().enumerate() {
-            layers.push(Linear::new(from, to, last_relu || at + 1 < outputs.len(), optimizer, draws));
+            layers.push(Linear::new(
+                from,
+                to,
+                last_relu || at + 1 < outputs.len(),
+                optimizer,
+                draws,
+            ));
             from = to;
         }
         Ok(Self { layers, d: Default::default() })
     }
 
-    /// What a [`forward`](Self::forward) pass needs to know of the weights: all that does not wait for its inputs.
+    /// What a [`forward`](Self::forward) pass needs to know of the weights: all that does not wait
+    /// for its inputs.
     pub(super) fn prepare(&mut self, tier: Tier) -> Option<()> {
-        self.layers.par_iter_mut().with_max_len(1).try_for_each(|layer| layer.transpose_weights(tier))
+        self.layers
+            .par_iter_mut()
+            .with_max_len(1)
+            .try_for_each(|layer| layer.transpose_weights(tier))
     }
 
     /// What comes out, a row for each sample; `x` itself if there are no layers.
-    pub(super) fn forward<'m>(&'m mut self, tier: Tier, x: &'m [f32], samples: usize) -> Option<&'m [f32]> {
+    pub(super) fn forward<'m>(
+        &'m mut self,
+        tier: Tier,
+        x: &'m [f32],
+        samples: usize,
+    ) -> Option<&'m [f32]> {
         for at in 0..self.layers.len() {
             let (before, rest) = self.layers.split_at_mut(at);
             let x = before.last().map_or(x, |layer| &layer.outputs);
@@ -250,7 +300,10 @@ impl Mlp {
     }
 
     /// Both at once.
-    pub(super) fn outputs_and_gradient<'m>(&'m mut self, x: &'m [f32]) -> (&'m [f32], &'m mut [f32]) {
+    pub(super) fn outputs_and_gradient<'m>(
+        &'m mut self,
+        x: &'m [f32],
+    ) -> (&'m [f32], &'m mut [f32]) {
         let Self { layers, d: [d, _] } = self;
         let outputs = layers.last().map_or(x, |layer| &layer.outputs);
         d.resize(outputs.len(), 0.0);
@@ -265,7 +318,13 @@ impl Mlp {
     }
 
     /// Moves all weights, and returns the gradient of `x` if it `is_wanted`.
-    pub(super) fn backward(&mut self, x: &[f32], samples: usize, is_wanted: bool, update: &Update) -> Option<&[f32]> {
+    pub(super) fn backward(
+        &mut self,
+        x: &[f32],
+        samples: usize,
+        is_wanted: bool,
+        update: &Update,
+    ) -> Option<&[f32]> {
         let [d, spare] = &mut self.d;
         for at in (0..self.layers.len()).rev() {
             let (before, rest) = self.layers.split_at_mut(at);

@@ -1,14 +1,18 @@
-//! Tables that learn (feature `train`): a forward pass on the crate's batch engine, a backward pass on its kernels, and an
-//! optimiser's step fused with it.
+//! Tables that learn (feature `train`): a forward pass on the crate's batch engine, a backward pass
+//! on its kernels, and an optimiser's step fused with it.
 //!
-//! [`Embedding`] is what a trainer holds, one for each feature: [`TtTable`], whose cores are learned (TT-Rec, MLSys 2021,
-//! sections 3 and 4), and what it is compared with: [`DenseTable`], [`QuotientRemainderTable`], and [`HashedTable`], whose rows
-//! may be a tensor train's. A step takes the gradient of the pooled rows, as the layers above hand it down, and moves the slices
-//! that the batch has touched ([`Optimizer`]), and no others. Where a table begins is an [`Initializer`]'s choice.
+//! [`Embedding`] is what a trainer holds, one for each feature: [`TtTable`], whose cores are
+//! learned (TT-Rec, MLSys 2021, sections 3 and 4), and what it is compared with: [`DenseTable`],
+//! [`QuotientRemainderTable`], and [`HashedTable`], whose rows may be a tensor train's. A step
+//! takes the gradient of the pooled rows, as the layers above hand it down, and moves the slices
+//! that the batch has touched ([`Optimizer`]), and no others. Where a table begins is an
+//! [`Initializer`]'s choice.
 //!
 //! [`Dlrm`] is a whole model: tables, the MLPs around them ([`Linear`]), and the loss.
 //!
-//! Steps of different tables are independent: [`Dlrm`] runs them in parallel. A large batch is besides divided within a step. Everything is the same, bit for bit, for a seed and a tier, on any number of threads.
+//! Steps of different tables are independent: [`Dlrm`] runs them in parallel. A large batch is
+//! besides divided within a step. Everything is the same, bit for bit, for a seed and a tier, on
+//! any number of threads.
 
 mod backward;
 mod cache;
@@ -41,7 +45,8 @@ use std::vec::Vec;
 
 /// A table that learns.
 pub trait Embedding: Send + Sync {
-    /// The table as it is now: to look rows up, and to be written into a blob ([`Table::data`]). Its name is empty.
+    /// The table as it is now: to look rows up, and to be written into a blob ([`Table::data`]).
+    /// Its name is empty.
     fn table(&self) -> Table<'_>;
 
     /// Pools each bag into one row of `out`, as [`Table::bag`] does. `workspace` grows as needed.
@@ -61,8 +66,8 @@ pub trait Embedding: Send + Sync {
         table.bag(bags, pooling, out, workspace)
     }
 
-    /// One step of the optimiser: `gradient`, `bags.len() x embedding_dim` elements, is that of the rows which
-    /// [`forward`](Self::forward) pooled from the same bags.
+    /// One step of the optimiser: `gradient`, `bags.len() x embedding_dim` elements, is that of the
+    /// rows which [`forward`](Self::forward) pooled from the same bags.
     ///
     /// # Errors
     /// [`TrainError`]: bags that do not suit the table, a gradient of another length, or max pooling. Nothing has changed
@@ -75,8 +80,9 @@ pub trait Embedding: Send + Sync {
         learning_rate: f64,
     ) -> Result<(), TrainError>;
 
-    /// What is learned, with the state of the optimiser: one for each core (and for the rows of a cache, if
-    /// there is one), for each part of a quotient-remainder table, or for all rows of a dense one.
+    /// What is learned, with the state of the optimiser: one for each core (and for the rows of a
+    /// cache, if there is one), for each part of a quotient-remainder table, or for all rows of
+    /// a dense one.
     fn parameters(&self) -> &[Parameters];
 
     /// The same, to be restored from a checkpoint.
@@ -88,8 +94,9 @@ pub trait Embedding: Send + Sync {
     /// The same, to be restored from a checkpoint.
     fn set_steps(&mut self, steps: u64);
 
-    /// Rows that are learned beside what [`table`](Self::table)'s [`data`](Table::data) holds: their ids, ascending, and the
-    /// position of each among the slices of the last of the [`parameters`](Self::parameters). A blob stores them apart
+    /// Rows that are learned beside what [`table`](Self::table)'s [`data`](Table::data) holds:
+    /// their ids, ascending, and the position of each among the slices of the last of the
+    /// [`parameters`](Self::parameters). A blob stores them apart
     /// ([`OverridesSpec`](crate::blob::OverridesSpec)). None but of a table with a cache.
     fn rows_apart(&self) -> Vec<(u64, usize)> {
         Vec::new()
@@ -105,13 +112,25 @@ pub trait Embedding: Send + Sync {
     /// # Errors
     /// [`TrainError::Counters`]: such as these are not a table's of this kind and size. Nothing has changed then.
     fn set_counters(&mut self, counters: &[u64]) -> Result<(), TrainError> {
-        if counters.is_empty() { Ok(()) } else { Err(TrainError::Counters) }
+        if counters.is_empty() {
+            Ok(())
+        } else {
+            Err(TrainError::Counters)
+        }
     }
 }
 
 /// A nameless table with a row of its own for each index.
 fn view(weights: Weights<'_>, num_embeddings: u64, embedding_dim: usize, tier: Tier) -> Table<'_> {
     let (num_rows, index_map) = (num_embeddings, IndexMap::Identity);
-    let data = TableData { name: "", num_embeddings, num_rows, embedding_dim, index_map, weights, overrides: None };
+    let data = TableData {
+        name: "",
+        num_embeddings,
+        num_rows,
+        embedding_dim,
+        index_map,
+        weights,
+        overrides: None,
+    };
     Table::new(data).with_tier(tier)
 }

@@ -1,4 +1,5 @@
-//! Optimisers, as `torch.optim` has them for sparse gradients: what a batch does not touch does not move.
+//! Optimisers, as `torch.optim` has them for sparse gradients: what a batch does not touch does not
+//! move.
 
 use super::TrainError;
 use crate::{
@@ -7,9 +8,10 @@ use crate::{
 };
 use std::{vec, vec::Vec};
 
-/// How values follow their gradient g, with the learning rate l of the step. The unit is a slice of a core, or a row of a
-/// dense table: a batch that looks up rows through a slice moves all of it, and the state that goes with it, even where g is
-/// zero; all other slices, and their states, stay as they are.
+/// How values follow their gradient g, with the learning rate l of the step. The unit is a slice of
+/// a core, or a row of a dense table: a batch that looks up rows through a slice moves all of it,
+/// and the state that goes with it, even where g is zero; all other slices, and their states, stay
+/// as they are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Optimizer {
     /// `x <- x - l g` (`torch.optim.SGD`).
@@ -19,15 +21,15 @@ pub enum Optimizer {
         /// 1e-10 in PyTorch.
         epsilon: f64,
     },
-    /// One s for a slice: `s <- s + mean(g^2)`, `x <- x - l g / (sqrt(s) + epsilon)` (FBGEMM's `EXACT_ROWWISE_ADAGRAD`,
-    /// DLRM's `RWSAdagrad`, with a slice for a row).
+    /// One s for a slice: `s <- s + mean(g^2)`, `x <- x - l g / (sqrt(s) + epsilon)` (FBGEMM's
+    /// `EXACT_ROWWISE_ADAGRAD`, DLRM's `RWSAdagrad`, with a slice for a row).
     RowWiseAdagrad {
         /// 1e-8 in FBGEMM, 1e-10 in DLRM.
         epsilon: f64,
     },
     /// `m <- m + (1 - b_1) (g - m)`, `v <- v + (1 - b_2) (g^2 - v)`,
-    /// `x <- x - l sqrt(1 - b_2^t) / (1 - b_1^t) m / (sqrt(v) + epsilon)`, t counting all steps of the table from 1
-    /// (`torch.optim.SparseAdam`).
+    /// `x <- x - l sqrt(1 - b_2^t) / (1 - b_1^t) m / (sqrt(v) + epsilon)`, t counting all steps of
+    /// the table from 1 (`torch.optim.SparseAdam`).
     Adam {
         /// b_1 and b_2: 0.9 and 0.999 in PyTorch.
         betas: [f64; 2],
@@ -54,7 +56,8 @@ impl Optimizer {
         }
     }
 
-    /// The same of what every batch moves whole, where there are no slices: DLRM's `RWSAdagrad` is Adagrad there.
+    /// The same of what every batch moves whole, where there are no slices: DLRM's `RWSAdagrad` is
+    /// Adagrad there.
     pub(super) fn dense(self) -> Self {
         match self {
             Self::RowWiseAdagrad { epsilon } => Self::Adagrad { epsilon },
@@ -62,8 +65,8 @@ impl Optimizer {
         }
     }
 
-    /// [`update`](Self::update) as PyTorch does it for dense gradients: `torch.optim.Adam` adds epsilon to the root of v
-    /// after it has corrected v, `SparseAdam` before.
+    /// [`update`](Self::update) as PyTorch does it for dense gradients: `torch.optim.Adam` adds
+    /// epsilon to the root of v after it has corrected v, `SparseAdam` before.
     pub(super) fn dense_update(self, tier: Tier, learning_rate: f64, step: u64) -> Update {
         let optimizer = match self.dense() {
             Self::Adam { betas: [mean, square], epsilon } => {
@@ -80,7 +83,9 @@ impl Optimizer {
         let rule = match self {
             Self::Sgd => Rule::Sgd(learning_rate as f32),
             Self::Adagrad { epsilon } => Rule::Adagrad([learning_rate as f32, epsilon as f32]),
-            Self::RowWiseAdagrad { epsilon } => Rule::RowWiseAdagrad([learning_rate as f32, epsilon as f32]),
+            Self::RowWiseAdagrad { epsilon } => {
+                Rule::RowWiseAdagrad([learning_rate as f32, epsilon as f32])
+            }
             Self::Adam { betas: [mean, square], epsilon } => {
                 let decayed = |beta: f64| 1.0 - libm::pow(beta, step as f64);
                 Rule::Adam(AdamFactors {
@@ -107,7 +112,8 @@ impl Update {
         self.tier
     }
 
-    /// What is to be multiplied with a gradient and taken from the values, if that is all there is to the step.
+    /// What is to be multiplied with a gradient and taken from the values, if that is all there is
+    /// to the step.
     pub(super) fn learning_rate_of_sum(&self) -> Option<f32> {
         match self.rule {
             Rule::Sgd(learning_rate) => Some(learning_rate),
@@ -145,7 +151,13 @@ impl<'p> Slices<'p> {
         let Self { slice_len, state_lens, .. } = self;
         Some((
             Self { first: self.first, slice_len, values, state_lens, state: [first, second] },
-            Self { first: at, slice_len, values: values_after, state_lens, state: [first_after, second_after] },
+            Self {
+                first: at,
+                slice_len,
+                values: values_after,
+                state_lens,
+                state: [first_after, second_after],
+            },
         ))
     }
 
@@ -214,7 +226,8 @@ impl Parameters {
         &mut self.values
     }
 
-    /// What the [`Optimizer`] keeps: nothing (SGD), s (Adagrad: per element, row-wise: per slice), or m and v (Adam).
+    /// What the [`Optimizer`] keeps: nothing (SGD), s (Adagrad: per element, row-wise: per slice),
+    /// or m and v (Adam).
     pub fn state(&self) -> [&[f32]; 2] {
         self.state.each_ref().map(Vec::as_slice)
     }
@@ -246,5 +259,9 @@ impl Parameters {
 /// Refuses values that are not as many as they should be.
 pub(super) fn check_values(core: usize, values: &[f32], expected: u64) -> Result<(), TrainError> {
     let found = values.len();
-    if found as u64 == expected { Ok(()) } else { Err(TrainError::ValuesLen { core, found, expected }) }
+    if found as u64 == expected {
+        Ok(())
+    } else {
+        Err(TrainError::ValuesLen { core, found, expected })
+    }
 }

@@ -15,9 +15,11 @@ use crate::{
 };
 use std::vec::Vec;
 
-/// A quotient-remainder table that learns (Shi et al., "Compositional embeddings using complementary partitions", 2019): row i is
-/// made of quotient row `i / num_remainders` and remainder row `i mod num_remainders`. As in DLRM, a bag's quotient rows are
-/// pooled, and its remainder rows, and then the two are combined. Each row of either part is a slice to the [`Optimizer`].
+/// A quotient-remainder table that learns (Shi et al., "Compositional embeddings using
+/// complementary partitions", 2019): row i is made of quotient row `i / num_remainders` and
+/// remainder row `i mod num_remainders`. As in DLRM, a bag's quotient rows are pooled, and its
+/// remainder rows, and then the two are combined. Each row of either part is a slice to the
+/// [`Optimizer`].
 ///
 /// ```
 /// use ttrec::{blob::Combine, train::{Embedding, Initializer, Optimizer, QuotientRemainderTable}};
@@ -52,8 +54,9 @@ struct Buffers {
 }
 
 impl QuotientRemainderTable {
-    /// A table of drawn rows: the same ones for the same seed. Elements of the rows that two make have the variance of a dense
-    /// table's. `columns` are those of the quotient rows and of the remainder rows: the same, unless they are put end to end.
+    /// A table of drawn rows: the same ones for the same seed. Elements of the rows that two make
+    /// have the variance of a dense table's. `columns` are those of the quotient rows and of
+    /// the remainder rows: the same, unless they are put end to end.
     ///
     /// # Errors
     /// [`TrainError::Shape`] or [`TrainError::TooManyRows`].
@@ -74,7 +77,8 @@ impl QuotientRemainderTable {
     /// A table of given quotient rows and remainder rows, one after another.
     ///
     /// # Errors
-    /// [`TrainError::Shape`], [`TrainError::TooManyRows`] or [`TrainError::ValuesLen`], whose core is the part.
+    /// [`TrainError::Shape`], [`TrainError::TooManyRows`] or [`TrainError::ValuesLen`], whose core
+    /// is the part.
     pub fn from_parts(
         num_embeddings: u64,
         num_remainders: u32,
@@ -94,7 +98,10 @@ impl QuotientRemainderTable {
             num_remainders,
             combine,
             embedding_dim,
-            parts: [Parameters::new(quotients, first, optimizer), Parameters::new(remainders, second, optimizer)],
+            parts: [
+                Parameters::new(quotients, first, optimizer),
+                Parameters::new(remainders, second, optimizer),
+            ],
             optimizer,
             steps: 0,
             tier: Tier::best(),
@@ -108,7 +115,13 @@ impl QuotientRemainderTable {
         Self { tier, ..self }
     }
 
-    fn apply(&mut self, bags: &Bags<'_, u32>, pooling: Pooling, gradient: &[f32], update: &Update) -> Option<()> {
+    fn apply(
+        &mut self,
+        bags: &Bags<'_, u32>,
+        pooling: Pooling,
+        gradient: &[f32],
+        update: &Update,
+    ) -> Option<()> {
         let Buffers { lookups, indices, pooled, gradients } = &mut self.buffers;
         let (num_remainders, dim) = (Divisor::new(self.num_remainders), self.embedding_dim);
         indices.iter_mut().for_each(Vec::clear);
@@ -159,7 +172,8 @@ fn check(
     check_num_embeddings(num_embeddings)?;
     let (num_quotients, embedding_dim) = combine.check(num_embeddings, num_remainders, columns)?;
     let [first, second] = columns;
-    let lens = [dense::check(num_quotients.into(), first)?, dense::check(num_remainders.into(), second)?];
+    let lens =
+        [dense::check(num_quotients.into(), first)?, dense::check(num_remainders.into(), second)?];
     Ok((lens, embedding_dim))
 }
 
@@ -185,7 +199,8 @@ impl Embedding for QuotientRemainderTable {
         lookups::check(&self.table(), bags, pooling, gradient)?;
         self.steps += 1;
         let update = self.optimizer.update(self.tier, learning_rate, self.steps);
-        self.apply(bags, pooling, gradient, &update).ok_or(TrainError::Lookup(LookupError::Inconsistent))
+        self.apply(bags, pooling, gradient, &update)
+            .ok_or(TrainError::Lookup(LookupError::Inconsistent))
     }
 
     fn parameters(&self) -> &[Parameters] {

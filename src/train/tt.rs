@@ -18,8 +18,8 @@ use crate::{
 };
 use std::{vec, vec::Vec};
 
-/// A tensor-train table that learns. Its forward pass is that of any [`Table`], with the same bits as in a blob; the backward
-/// pass is as `src/train/backward.rs` says.
+/// A tensor-train table that learns. Its forward pass is that of any [`Table`], with the same bits
+/// as in a blob; the backward pass is as `src/train/backward.rs` says.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, TtShape, train::{Embedding, Initializer, Optimizer, TtTable}};
@@ -56,18 +56,30 @@ impl TtTable {
     /// A table of drawn cores: the same ones for the same seed.
     ///
     /// # Errors
-    /// [`TrainError::TooManyRows`] where the row factors multiply to 2^32 or more; [`TrainError::ColumnOrder`].
-    pub fn new(shape: TtShape, initializer: Initializer, optimizer: Optimizer, seed: u64) -> Result<Self, TrainError> {
+    /// [`TrainError::TooManyRows`] where the row factors multiply to 2^32 or more;
+    /// [`TrainError::ColumnOrder`].
+    pub fn new(
+        shape: TtShape,
+        initializer: Initializer,
+        optimizer: Optimizer,
+        seed: u64,
+    ) -> Result<Self, TrainError> {
         // Before memory is asked for.
         check_shape(&shape)?;
         Self::from_cores(shape, initializer.cores(&shape, seed), optimizer)
     }
 
-    /// A table of given cores, for instance from a factorised dense table: slices `r_k x q_k x r_{k+1}`, one after another.
+    /// A table of given cores, for instance from a factorised dense table: slices `r_k x q_k x
+    /// r_{k+1}`, one after another.
     ///
     /// # Errors
-    /// [`TrainError::ColumnOrder`], [`TrainError::TooManyRows`], [`TrainError::CoreCount`] or [`TrainError::ValuesLen`].
-    pub fn from_cores(shape: TtShape, cores: Vec<Vec<f32>>, optimizer: Optimizer) -> Result<Self, TrainError> {
+    /// [`TrainError::ColumnOrder`], [`TrainError::TooManyRows`], [`TrainError::CoreCount`] or
+    /// [`TrainError::ValuesLen`].
+    pub fn from_cores(
+        shape: TtShape,
+        cores: Vec<Vec<f32>>,
+        optimizer: Optimizer,
+    ) -> Result<Self, TrainError> {
         let digits = check_shape(&shape)?;
         let (found, expected) = (cores.len(), shape.num_cores());
         if found != expected {
@@ -77,7 +89,9 @@ impl TtTable {
             check_values(k, core, shape.core_len(k))?;
         }
         let cores = cores.into_iter().enumerate();
-        let parameters = cores.map(|(k, core)| Parameters::new(core, shape.slice_len(k), optimizer)).collect();
+        let parameters = cores
+            .map(|(k, core)| Parameters::new(core, shape.slice_len(k), optimizer))
+            .collect();
         let (workspace, lookups) = (Workspace::new(&shape), Lookups::default());
         let (steps, tier, cache) = (0, Tier::best(), None);
         Ok(Self { shape, digits, parameters, cache, optimizer, steps, tier, workspace, lookups })
@@ -89,16 +103,20 @@ impl TtTable {
         Self { tier, ..self }
     }
 
-    /// The same table, with a cache (TT-Rec, section 4.3): after some steps the rows that were looked up most are learned as they
-    /// are, no longer through the cores, until others are looked up more. Rows that leave the cache are folded into the cores: by
-    /// gradient descent these come nearer to them. The rows of the cache are the last of
+    /// The same table, with a cache (TT-Rec, section 4.3): after some steps the rows that were
+    /// looked up most are learned as they are, no longer through the cores, until others are
+    /// looked up more. Rows that leave the cache are folded into the cores: by gradient descent
+    /// these come nearer to them. The rows of the cache are the last of
     /// [`parameters`](Embedding::parameters).
     ///
     /// # Errors
     /// [`TrainError::Shape`] if the cache is too large for memory.
     pub fn with_cache(mut self, spec: CacheSpec) -> Result<Self, TrainError> {
         let (cache, dim) = (Cache::new(spec), self.shape.embedding_dim());
-        let len = spec.capacity().checked_mul(dim).filter(|&len| len <= isize::MAX as usize / size_of::<f32>());
+        let len = spec
+            .capacity()
+            .checked_mul(dim)
+            .filter(|&len| len <= isize::MAX as usize / size_of::<f32>());
         let rows = vec![0.0; len.ok_or(TrainError::Shape(ShapeError::TooLarge))?];
         self.parameters.truncate(self.shape.num_cores());
         self.parameters.push(Parameters::new(rows, dim, self.optimizer));
@@ -131,8 +149,15 @@ impl TtTable {
         view(weights, self.shape.num_embeddings(), self.shape.embedding_dim(), self.tier)
     }
 
-    /// Moves the cores by the gradient of the rows of checked bags. `None` would be a defect, as below.
-    fn step_cores(&mut self, bags: &Bags<'_, u32>, pooling: Pooling, gradient: &[f32], update: &Update) -> Option<()> {
+    /// Moves the cores by the gradient of the rows of checked bags. `None` would be a defect, as
+    /// below.
+    fn step_cores(
+        &mut self,
+        bags: &Bags<'_, u32>,
+        pooling: Pooling,
+        gradient: &[f32],
+        update: &Update,
+    ) -> Option<()> {
         let Self { shape, digits, tier, parameters, workspace, .. } = self;
         let cores = parameters.get_mut(..shape.num_cores())?;
         workspace.step(shape, digits, *tier, cores, (bags, pooling), gradient, update)
@@ -153,14 +178,16 @@ impl TtTable {
         self.step_cores(&cache.others.bags()?, Pooling::Sum, gradient, update)?;
         let table = self.of_cores();
         let mut workspace = table.workspace();
-        let leaving =
-            cache.refresh(self.steps, &mut rows, |row, out| table.lookup(row.into(), out, &mut workspace).ok())?;
+        let leaving = cache.refresh(self.steps, &mut rows, |row, out| {
+            table.lookup(row.into(), out, &mut workspace).ok()
+        })?;
         self.parameters.push(rows);
         self.cache = Some(cache);
         self.fold(&leaving)
     }
 
-    /// Brings the cores nearer to rows that the cache no longer holds: gradient descent on half their squared distance.
+    /// Brings the cores nearer to rows that the cache no longer holds: gradient descent on half
+    /// their squared distance.
     fn fold(&mut self, leaving: &Leaving) -> Option<()> {
         let offsets = Vec::from_iter(0..=leaving.rows.len() as u32);
         let bags = Bags::new(&leaving.rows, &offsets).ok()?;
@@ -179,7 +206,12 @@ impl TtTable {
             }
             let cores = || self.parameters.iter().take(self.shape.num_cores());
             let before: Vec<Vec<f32>> = cores().map(|core| core.values().to_vec()).collect();
-            self.step_cores(&bags, Pooling::Sum, &gradient, &Optimizer::Sgd.update(self.tier, rate, 1))?;
+            self.step_cores(
+                &bags,
+                Pooling::Sum,
+                &gradient,
+                &Optimizer::Sgd.update(self.tier, rate, 1),
+            )?;
             let found = distance(self, &mut next)?;
             if found < least {
                 least = found;

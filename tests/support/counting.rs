@@ -1,4 +1,5 @@
-//! An allocator that counts its calls, for the tests that there are none: of those alone, since it is the whole program's.
+//! An allocator that counts its calls, for the tests that there are none: of those alone, since it
+//! is the whole program's.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -16,7 +17,8 @@ fn count() {
     CALLS.set(CALLS.get() + 1);
 }
 
-// SAFETY: every call is passed on to `System`, which upholds the contract; counting neither allocates nor unwinds.
+// SAFETY: every call is passed on to `System`, which upholds the contract; counting neither
+// allocates nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

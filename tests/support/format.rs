@@ -1,5 +1,5 @@
-//! Format version 1 once more: field positions, the directory as a naive reader sees it, CRC-32C, and the resealing of
-//! a head that was patched.
+//! Format version 1 once more: field positions, the directory as a naive reader sees it, CRC-32C,
+//! and the resealing of a head that was patched.
 
 use std::ops::Range;
 
@@ -218,7 +218,8 @@ pub(crate) fn bytes_of(dtype: u8, count: usize) -> usize {
     }
 }
 
-/// The dtype of a dense row's scale and of its offset, which stand before its elements; `None` if it has neither.
+/// The dtype of a dense row's scale and of its offset, which stand before its elements; `None` if
+/// it has neither.
 pub(crate) fn row_header(dtype: u8) -> Option<u8> {
     match dtype {
         DTYPE_I8 => Some(DTYPE_F32),
@@ -285,11 +286,13 @@ pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
         }
         table
     };
-    !bytes.iter().fold(!0, |crc: u32, &byte| (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)])
+    !bytes
+        .iter()
+        .fold(!0, |crc: u32, &byte| (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)])
 }
 
-/// Makes header and directory match their checksum again; `false` if the header's counts reach past the end, so that
-/// there is nothing to make match.
+/// Makes header and directory match their checksum again; `false` if the header's counts reach past
+/// the end, so that there is nothing to make match.
 pub(crate) fn reseal(bytes: &mut [u8]) -> bool {
     if bytes.len() < HEADER_LEN || head_len(bytes) > bytes.len() {
         return false;

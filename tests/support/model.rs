@@ -1,10 +1,11 @@
-//! A model's scores in f64 from a blob's raw bytes, with a bound on how far an f32 evaluation may be off: perceptrons and
-//! interaction by their definitions, rows by [`Reference`].
+//! A model's scores in f64 from a blob's raw bytes, with a bound on how far an f32 evaluation may
+//! be off: perceptrons and interaction by their definitions, rows by [`Reference`].
 
 use super::{
     format::{
-        DTYPE_F32, DTYPE_I8, LAYER_LEN, ROLE_LAYER_BIAS, ROLE_LAYER_SCALES, ROLE_LAYER_WEIGHTS, STACK_BOTTOM, Section,
-        is_mean, layer, layer_at, model_table, num_layers, num_model_tables, sections_of_layer, u32_at,
+        DTYPE_F32, DTYPE_I8, LAYER_LEN, ROLE_LAYER_BIAS, ROLE_LAYER_SCALES, ROLE_LAYER_WEIGHTS,
+        STACK_BOTTOM, Section, is_mean, layer, layer_at, model_table, num_layers, num_model_tables,
+        sections_of_layer, u32_at,
     },
     oracle::{Approx, Mode, Reference, element},
 };
@@ -37,7 +38,9 @@ pub(crate) struct Bag {
 
 impl<'a> Model<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        let tables = (0..num_model_tables(bytes)).map(|t| Reference::new(bytes, model_table(bytes, t))).collect();
+        let tables = (0..num_model_tables(bytes))
+            .map(|t| Reference::new(bytes, model_table(bytes, t)))
+            .collect();
         let layers = (0..num_layers(bytes)).map(|position| {
             let at = layer_at(bytes, position);
             let outputs = u32_at(bytes, at + layer::OUTPUTS) as usize;
@@ -70,7 +73,11 @@ impl<'a> Model<'a> {
     pub(crate) fn num_dense(&self) -> usize {
         let at = layer_at(self.bytes, 0);
         // Without a bottom there are none.
-        if self.layers[0].stack == STACK_BOTTOM { u32_at(self.bytes, at + layer::INPUTS) as usize } else { 0 }
+        if self.layers[0].stack == STACK_BOTTOM {
+            u32_at(self.bytes, at + layer::INPUTS) as usize
+        } else {
+            0
+        }
     }
 
     pub(crate) fn num_tables(&self) -> usize {
@@ -83,7 +90,8 @@ impl<'a> Model<'a> {
 
     /// Whether no number is so large or so small that f32 could not hold what is made of it.
     pub(crate) fn tame(&self) -> bool {
-        let numbers = |layer: &LayerReference| [&layer.weights[..], &layer.scales, &layer.bias].concat();
+        let numbers =
+            |layer: &LayerReference| [&layer.weights[..], &layer.scales, &layer.bias].concat();
         let tame = |x: f64| x == 0.0 || (1e-6..1e4).contains(&x.abs());
         self.tables.iter().all(Reference::tame) && self.layers.iter().flat_map(numbers).all(tame)
     }
@@ -93,8 +101,14 @@ impl<'a> Model<'a> {
         let has_bottom = self.num_dense() > 0;
         assert_eq!(dense.len(), self.num_dense());
         let x: Vec<Approx> = dense.iter().map(|&x| Approx::exact(x.into())).collect();
-        let mut vectors = if has_bottom { vec![self.perceptron(x, true)] } else { Vec::new() };
-        for (position, (table, Bag { indices, weights })) in self.tables.iter().zip(bags).enumerate() {
+        let mut vectors = if has_bottom {
+            vec![self.perceptron(x, true)]
+        } else {
+            Vec::new()
+        };
+        for (position, (table, Bag { indices, weights })) in
+            self.tables.iter().zip(bags).enumerate()
+        {
             vectors.push(match weights {
                 None if is_mean(self.bytes, position) => table.bag(indices, &[], Mode::Mean),
                 Some(weights) => table.bag(indices, weights, Mode::Weighted),
@@ -120,7 +134,11 @@ impl<'a> Model<'a> {
                 let sum = if layer.has_scales { scaled } else { sum };
                 let y = Approx::dot([(sum, 1.0), (Approx::exact(layer.bias[j]), 1.0)], 0);
                 // It moves by no more than what it is made of.
-                if layer.activation == 1 { Approx { value: y.value.max(0.0), ..y } } else { y }
+                if layer.activation == 1 {
+                    Approx { value: y.value.max(0.0), ..y }
+                } else {
+                    y
+                }
             };
             assert_eq!(x.len() * layer.outputs, layer.weights.len());
             x = (0..layer.outputs).map(output).collect();

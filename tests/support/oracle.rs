@@ -1,18 +1,20 @@
-//! The reference: rows and bags in f64 from a blob's raw bytes, by the definitions and nothing else, with a bound on
-//! how far an f32 evaluation may be off.
+//! The reference: rows and bags in f64 from a blob's raw bytes, by the definitions and nothing
+//! else, with a bound on how far an f32 evaluation may be off.
 //!
-//! The bound is a running error analysis. A sum of n products in f32, in any order, fused or not, passes each product
-//! through at most n roundings (its own, and n - 1 additions), so it is off by at most `gamma(n)` times the sum of the
-//! products' magnitudes, `gamma(n) = n u / (1 - n u)`, `u = 2^-24` = half of f32's epsilon; by what its inputs were
-//! off, times the other operand; and by 2^-149 for each product that underflows. There is no other constant in it.
+//! The bound is a running error analysis. A sum of n products in f32, in any order, fused or not,
+//! passes each product through at most n roundings (its own, and n - 1 additions), so it is off by
+//! at most `gamma(n)` times the sum of the products' magnitudes, `gamma(n) = n u / (1 - n u)`, `u =
+//! 2^-24` = half of f32's epsilon; by what its inputs were off, times the other operand; and by
+//! 2^-149 for each product that underflows. There is no other constant in it.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
 use super::format::{
-    COMBINE_CONCAT, COMBINE_MULT, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE, KIND_PROJECTED,
-    KIND_QUOTIENT_REMAINDER, KIND_TT, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_INDEX, ROLE_OVERRIDE_ROWS,
-    ROLE_PREFIX_IDS, ROLE_PREFIX_INDEX, ROLE_PREFIX_PRODUCTS, ROLE_PROJECTION, ROLE_REMAPPED_ROWS, ROLE_ROWS,
-    ROLE_SCALES, Section, bytes_of, row_header, row_len, sections_of, table, table_at, u16_at, u32_at, u64_at,
+    COMBINE_CONCAT, COMBINE_MULT, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE,
+    KIND_PROJECTED, KIND_QUOTIENT_REMAINDER, KIND_TT, ROLE_CORE, ROLE_OVERRIDE_IDS,
+    ROLE_OVERRIDE_INDEX, ROLE_OVERRIDE_ROWS, ROLE_PREFIX_IDS, ROLE_PREFIX_INDEX,
+    ROLE_PREFIX_PRODUCTS, ROLE_PROJECTION, ROLE_REMAPPED_ROWS, ROLE_ROWS, ROLE_SCALES, Section,
+    bytes_of, row_header, row_len, sections_of, table, table_at, u16_at, u32_at, u64_at,
 };
 
 /// A number, and how far an f32 evaluation of it may be off.
@@ -32,9 +34,10 @@ impl Approx {
         (f64::from(found) - self.value).abs() <= self.error
     }
 
-    /// A row's element whose last slice is summed with those of up to `count - 1` other lookups before it is multiplied:
-    /// each of the products that it is the sum of passes through `count` more roundings, and one more of scale times weight.
-    /// `magnitude` is the sum of the products' magnitudes.
+    /// A row's element whose last slice is summed with those of up to `count - 1` other lookups
+    /// before it is multiplied: each of the products that it is the sum of passes through
+    /// `count` more roundings, and one more of scale times weight. `magnitude` is the sum of
+    /// the products' magnitudes.
     pub(crate) fn summed_before(self, magnitude: f64, count: usize) -> Self {
         let more = gamma(count + 1);
         Self { error: self.error * (1.0 + more) + more * magnitude, ..self }
@@ -103,8 +106,13 @@ pub(crate) struct Reference<'a> {
 impl<'a> Reference<'a> {
     pub(crate) fn new(bytes: &'a [u8], position: usize) -> Self {
         let sections = sections_of(bytes, position);
-        let mut reference =
-            Self { bytes, at: table_at(position), sections, override_ids: Vec::new(), rows: RefCell::default() };
+        let mut reference = Self {
+            bytes,
+            at: table_at(position),
+            sections,
+            override_ids: Vec::new(),
+            rows: RefCell::default(),
+        };
         // Every row asks for them.
         reference.override_ids = reference.ids(ROLE_OVERRIDE_IDS);
         reference
@@ -147,7 +155,8 @@ impl<'a> Reference<'a> {
         match self.index_map() {
             0 => index,
             1 => index % self.num_rows(),
-            // What is out of range is the last row, as the library has it; `verify_payload` reports it.
+            // What is out of range is the last row, as the library has it; `verify_payload` reports
+            // it.
             _ => {
                 let (_, rows) = self.section(ROLE_REMAPPED_ROWS, 0).unwrap();
                 u64::from(u32_at(rows, 4 * index as usize)).min(self.num_rows() - 1)
@@ -175,7 +184,8 @@ impl<'a> Reference<'a> {
     }
 
     fn section(&self, role: u16, core: usize) -> Option<(u8, &'a [u8])> {
-        let section = self.sections.iter().find(|s| (s.role, usize::from(s.core)) == (role, core))?;
+        let section =
+            self.sections.iter().find(|s| (s.role, usize::from(s.core)) == (role, core))?;
         Some((section.dtype, &self.bytes[section.range()]))
     }
 
@@ -192,14 +202,22 @@ impl<'a> Reference<'a> {
     /// How many prefixes there are; 1 unless it is a tensor train.
     pub(crate) fn num_prefixes(&self) -> u64 {
         let d = u64::from(self.bytes[self.at + table::NUM_CORES]);
-        (1..d).map(|k| u64::from(u32_at(self.bytes, self.at + table::ROW_FACTORS + 4 * (k as usize - 1)))).product()
+        (1..d)
+            .map(|k| {
+                u64::from(u32_at(self.bytes, self.at + table::ROW_FACTORS + 4 * (k as usize - 1)))
+            })
+            .product()
     }
 
     /// The number of a row's prefix.
     pub(crate) fn prefix(&self, row: u64) -> u64 {
         let d = usize::from(self.bytes[self.at + table::NUM_CORES]);
         let last = u64::from(u32_at(self.bytes, self.at + table::ROW_FACTORS + 4 * (d - 1)));
-        if self.bytes[self.at + table::DIGIT_ORDER] == 1 { row % self.num_prefixes() } else { row / last }
+        if self.bytes[self.at + table::DIGIT_ORDER] == 1 {
+            row % self.num_prefixes()
+        } else {
+            row / last
+        }
     }
 
     fn ids(&self, role: u16) -> Vec<u64> {
@@ -207,21 +225,26 @@ impl<'a> Reference<'a> {
         (0..ids.len() / 8).map(|i| u64_at(ids, 8 * i)).collect()
     }
 
-    /// Whether all stored numbers are 0 or of a magnitude from 2^-18 to 2^18: far from under- and overflow in chains of
-    /// up to six cores, in whatever order they are multiplied.
+    /// Whether all stored numbers are 0 or of a magnitude from 2^-18 to 2^18: far from under- and
+    /// overflow in chains of up to six cores, in whatever order they are multiplied.
     pub(crate) fn tame(&self) -> bool {
         let tame = |x: f64| x == 0.0 || (2f64.powi(-18)..2f64.powi(18)).contains(&x.abs());
         self.sections.iter().all(|s| {
             let stored = &self.bytes[s.range()];
             match (s.role, s.dtype) {
                 (
-                    ROLE_OVERRIDE_IDS | ROLE_OVERRIDE_INDEX | ROLE_PREFIX_IDS | ROLE_PREFIX_INDEX | ROLE_REMAPPED_ROWS,
+                    ROLE_OVERRIDE_IDS | ROLE_OVERRIDE_INDEX | ROLE_PREFIX_IDS | ROLE_PREFIX_INDEX
+                    | ROLE_REMAPPED_ROWS,
                     _,
                 ) => true,
-                (ROLE_ROWS | ROLE_OVERRIDE_ROWS, dtype) if let Some(header) = row_header(dtype) => stored
-                    .chunks(row_len(dtype, self.columns_of(s.role, s.core)))
-                    .all(|row| tame(element(row, header, 0)) && tame(element(row, header, 1))),
-                (_, dtype) => (0..stored.len() / bytes_of(dtype, 1)).all(|i| tame(element(stored, dtype, i))),
+                (ROLE_ROWS | ROLE_OVERRIDE_ROWS, dtype) if let Some(header) = row_header(dtype) => {
+                    stored
+                        .chunks(row_len(dtype, self.columns_of(s.role, s.core)))
+                        .all(|row| tame(element(row, header, 0)) && tame(element(row, header, 1)))
+                }
+                (_, dtype) => {
+                    (0..stored.len() / bytes_of(dtype, 1)).all(|i| tame(element(stored, dtype, i)))
+                }
             }
         })
     }
@@ -231,8 +254,8 @@ impl<'a> Reference<'a> {
         self.row_and_magnitudes(row).into_iter().map(|(x, _)| x).collect()
     }
 
-    /// Row `row`, each element with the sum of the magnitudes of the products that its last step adds up; its own, if it
-    /// is stored.
+    /// Row `row`, each element with the sum of the magnitudes of the products that its last step
+    /// adds up; its own, if it is stored.
     pub(crate) fn row_and_magnitudes(&self, row: u64) -> Vec<(Approx, f64)> {
         if let Some(known) = self.rows.borrow().get(&row) {
             return known.clone();
@@ -253,8 +276,9 @@ impl<'a> Reference<'a> {
         self.in_column_order(stored.into_iter().map(|x| (x, x.value.abs())).collect())
     }
 
-    /// The elements of a row that is stored as its cores multiply out, in the order of its columns: column j of a table whose
-    /// column order is 1 has the digits `floor(j / (q_0 .. q_{k-1})) mod q_k`.
+    /// The elements of a row that is stored as its cores multiply out, in the order of its columns:
+    /// column j of a table whose column order is 1 has the digits `floor(j / (q_0 .. q_{k-1}))
+    /// mod q_k`.
     pub(crate) fn in_column_order<T: Copy>(&self, stored: Vec<T>) -> Vec<T> {
         if self.bytes[self.at + table::COLUMN_ORDER] == 0 {
             return stored;
@@ -262,17 +286,23 @@ impl<'a> Reference<'a> {
         let q = self.list(table::COLUMN_FACTORS, self.bytes[self.at + table::NUM_CORES].into());
         let place = |k: usize| q[k + 1..].iter().product::<usize>();
         let digit = |j: usize, k: usize| j / q[..k].iter().product::<usize>() % q[k];
-        (0..stored.len()).map(|j| stored[(0..q.len()).map(|k| digit(j, k) * place(k)).sum::<usize>()]).collect()
+        (0..stored.len())
+            .map(|j| stored[(0..q.len()).map(|k| digit(j, k) * place(k)).sum::<usize>()])
+            .collect()
     }
 
-    /// The short row of an index in a projected table, or the two rows in a quotient-remainder table.
+    /// The short row of an index in a projected table, or the two rows in a quotient-remainder
+    /// table.
     fn parts(&self, index: u64) -> Vec<Vec<Approx>> {
         let row = self.row_of(index) as usize;
         if self.kind() == KIND_PROJECTED {
             return vec![self.stored_row(ROLE_ROWS, 0, row)];
         }
         let num_remainders = self.list(table::ROW_FACTORS, 2)[1];
-        vec![self.stored_row(ROLE_ROWS, 0, row / num_remainders), self.stored_row(ROLE_ROWS, 1, row % num_remainders)]
+        vec![
+            self.stored_row(ROLE_ROWS, 0, row / num_remainders),
+            self.stored_row(ROLE_ROWS, 1, row % num_remainders),
+        ]
     }
 
     /// What a row, or a bag of rows, becomes of its parts.
@@ -282,28 +312,37 @@ impl<'a> Reference<'a> {
                 let (dtype, projection) = self.section(ROLE_PROJECTION, 0).unwrap();
                 let dim = self.embedding_dim();
                 let column = |j: usize| {
-                    short.iter().enumerate().map(move |(k, &x)| (x, element(projection, dtype, k * dim + j)))
+                    short
+                        .iter()
+                        .enumerate()
+                        .map(move |(k, &x)| (x, element(projection, dtype, k * dim + j)))
                 };
                 (0..dim).map(|j| Approx::dot(column(j), 0)).collect()
             }
             ([first, second], COMBINE_CONCAT) => [&first[..], second].concat(),
-            ([first, second], COMBINE_MULT) => first.iter().zip(second).map(|(&x, &y)| x.times(y)).collect(),
-            ([first, second], _) => {
-                first.iter().zip(second).map(|(&x, &y)| Approx::dot([(x, 1.0), (y, 1.0)], 0)).collect()
+            ([first, second], COMBINE_MULT) => {
+                first.iter().zip(second).map(|(&x, &y)| x.times(y)).collect()
             }
+            ([first, second], _) => first
+                .iter()
+                .zip(second)
+                .map(|(&x, &y)| Approx::dot([(x, 1.0), (y, 1.0)], 0))
+                .collect(),
             _ => panic!("{} parts", parts.len()),
         }
     }
 
-    /// One bag of these indices: parts are pooled apart and then put together, but for the maximum of projected rows; what is
-    /// stored apart comes in at the end.
+    /// One bag of these indices: parts are pooled apart and then put together, but for the maximum
+    /// of projected rows; what is stored apart comes in at the end.
     pub(crate) fn bag(&self, indices: &[u64], weights: &[f32], mode: Mode) -> Vec<Approx> {
         let dim = self.embedding_dim();
         let of_rows = |indices: &[u64], weights: &[f32], mode| {
             let rows: Vec<_> = indices.iter().map(|&index| self.row(index)).collect();
             pool(&rows.iter().map(|row| &row[..]).collect::<Vec<_>>(), weights, mode, dim)
         };
-        if matches!(self.kind(), KIND_DENSE | KIND_TT) || self.kind() == KIND_PROJECTED && mode == Mode::Max {
+        if matches!(self.kind(), KIND_DENSE | KIND_TT)
+            || self.kind() == KIND_PROJECTED && mode == Mode::Max
+        {
             return of_rows(indices, weights, mode);
         }
         if self.kind() == KIND_PROJECTED && mode == Mode::Mean && !indices.is_empty() {
@@ -311,7 +350,10 @@ impl<'a> Reference<'a> {
             return sums.map(|sum| Approx::dot([(sum, 1.0 / indices.len() as f64)], 0)).collect();
         }
         let ids = self.override_ids();
-        let lookups = indices.iter().copied().zip(weights.iter().copied().chain(std::iter::repeat(1.0)));
+        let lookups = indices
+            .iter()
+            .copied()
+            .zip(weights.iter().copied().chain(std::iter::repeat(1.0)));
         let (apart, others): (Vec<_>, Vec<_>) = lookups.partition(|(index, _)| ids.contains(index));
         let (apart, apart_weights): (Vec<u64>, Vec<f32>) = apart.into_iter().unzip();
         let (others, other_weights): (Vec<u64>, Vec<f32>) = others.into_iter().unzip();
@@ -331,15 +373,20 @@ impl<'a> Reference<'a> {
         let column = |j: usize| {
             let rows = apart.iter().map(|row| row[j]);
             match mode {
-                Mode::Max => {
-                    rows.fold(pooled[j], |a, b| Approx { value: a.value.max(b.value), error: a.error.max(b.error) })
-                }
+                Mode::Max => rows.fold(pooled[j], |a, b| Approx {
+                    value: a.value.max(b.value),
+                    error: a.error.max(b.error),
+                }),
                 Mode::Mean => {
-                    let sum = [(pooled[j], others.len() as f64)].into_iter().chain(rows.map(|x| (x, 1.0)));
+                    let sum = [(pooled[j], others.len() as f64)]
+                        .into_iter()
+                        .chain(rows.map(|x| (x, 1.0)));
                     Approx::dot([(Approx::dot(sum, 0), 1.0 / indices.len() as f64)], 0)
                 }
                 Mode::Sum | Mode::Weighted => {
-                    let weights = apart_weights.iter().map(|&w| if mode == Mode::Sum { 1.0 } else { f64::from(w) });
+                    let weights = apart_weights
+                        .iter()
+                        .map(|&w| if mode == Mode::Sum { 1.0 } else { f64::from(w) });
                     Approx::dot([(pooled[j], 1.0)].into_iter().chain(rows.zip(weights)), 0)
                 }
             }
@@ -351,18 +398,24 @@ impl<'a> Reference<'a> {
         let (dtype, bytes) = self.section(role, core).unwrap();
         let dim = self.columns_of(role, core as u8);
         let Some(header) = row_header(dtype) else {
-            return (0..dim).map(|j| Approx::exact(element(bytes, dtype, position * dim + j))).collect();
+            return (0..dim)
+                .map(|j| Approx::exact(element(bytes, dtype, position * dim + j)))
+                .collect();
         };
         let row = &bytes[position * row_len(dtype, dim)..][..row_len(dtype, dim)];
         let (scale, offset) = (element(row, header, 0), element(row, header, 1));
         let elements = &row[bytes_of(header, 2)..];
-        let decode =
-            |j| Approx::dot([(Approx::exact(element(elements, dtype, j)), scale), (Approx::exact(offset), 1.0)], 0);
+        let decode = |j| {
+            Approx::dot(
+                [(Approx::exact(element(elements, dtype, j)), scale), (Approx::exact(offset), 1.0)],
+                0,
+            )
+        };
         (0..dim).map(decode).collect()
     }
 
-    /// The sum over all a_1 to a_{d-1} of `G_0[i_0][0, j_0, a_1] G_1[i_1][a_1, j_1, a_2] .. G_{d-1}[..][a_{d-1}, ..]`:
-    /// one column j at a time, a vector times a matrix at a time.
+    /// The sum over all a_1 to a_{d-1} of `G_0[i_0][0, j_0, a_1] G_1[i_1][a_1, j_1, a_2] ..
+    /// G_{d-1}[..][a_{d-1}, ..]`: one column j at a time, a vector times a matrix at a time.
     fn tensor_train_row(&self, row: u64) -> Vec<(Approx, f64)> {
         let d = usize::from(self.bytes[self.at + table::NUM_CORES]);
         let (p, q) = (self.list(table::ROW_FACTORS, d), self.list(table::COLUMN_FACTORS, d));
@@ -373,22 +426,31 @@ impl<'a> Reference<'a> {
         let least_first = self.bytes[self.at + table::DIGIT_ORDER] == 1;
         let (mut slices, mut scale, mut num_scales) = (Vec::new(), 1.0, 0);
         for k in 0..d {
-            let place: usize = if least_first { p[..k].iter().product() } else { p[k + 1..].iter().product() };
+            let place: usize = if least_first {
+                p[..k].iter().product()
+            } else {
+                p[k + 1..].iter().product()
+            };
             let digit = row as usize / place % p[k];
             let (dtype, core) = self.section(ROLE_CORE, k).unwrap();
             let len = r[k] * q[k] * r[k + 1];
-            slices.push((0..len).map(|i| element(core, dtype, digit * len + i)).collect::<Vec<f64>>());
+            slices.push(
+                (0..len).map(|i| element(core, dtype, digit * len + i)).collect::<Vec<f64>>(),
+            );
             if dtype == DTYPE_I8 {
                 scale *= element(self.section(ROLE_SCALES, k).unwrap().1, DTYPE_F32, digit);
                 num_scales += 1;
             }
         }
         // A stored product stands for all steps but the last.
-        let stored = self.prefix_ids().iter().position(|&id| id == self.prefix(row)).map(|position| {
-            let len = q[..d - 1].iter().product::<usize>() * r[d - 1];
-            let (dtype, products) = self.section(ROLE_PREFIX_PRODUCTS, 0).unwrap();
-            (0..len).map(|i| element(products, dtype, position * len + i)).collect::<Vec<f64>>()
-        });
+        let stored =
+            self.prefix_ids().iter().position(|&id| id == self.prefix(row)).map(|position| {
+                let len = q[..d - 1].iter().product::<usize>() * r[d - 1];
+                let (dtype, products) = self.section(ROLE_PREFIX_PRODUCTS, 0).unwrap();
+                (0..len)
+                    .map(|i| element(products, dtype, position * len + i))
+                    .collect::<Vec<f64>>()
+            });
         if stored.is_some() {
             num_scales = num_scales.min(1);
             scale = self.section(ROLE_SCALES, d - 1).map_or(1.0, |(_, scales)| {
@@ -408,17 +470,27 @@ impl<'a> Reference<'a> {
                 for k in first..d {
                     let column = j / q[k + 1..].iter().product::<usize>() % q[k];
                     let entry = |a: usize, b: usize| slices[k][(a * q[k] + column) * r[k + 1] + b];
-                    magnitude = x.iter().enumerate().map(|(a, x)| (x.value.abs() + x.error) * entry(a, 0).abs()).sum();
+                    magnitude = x
+                        .iter()
+                        .enumerate()
+                        .map(|(a, x)| (x.value.abs() + x.error) * entry(a, 0).abs())
+                        .sum();
                     x = (0..r[k + 1])
                         .map(|b| match k {
                             // The first factor is read, not computed.
                             0 => Approx::exact(entry(0, b)),
-                            _ => Approx::dot(x.iter().enumerate().map(|(a, &x)| (x, entry(a, b))), 0),
+                            _ => {
+                                Approx::dot(x.iter().enumerate().map(|(a, &x)| (x, entry(a, b))), 0)
+                            }
                         })
                         .collect();
                 }
                 // All scales multiply the element once, wherever in the chain they went in.
-                let x = if num_scales == 0 { x[0] } else { Approx::dot([(x[0], scale)], num_scales - 1) };
+                let x = if num_scales == 0 {
+                    x[0]
+                } else {
+                    Approx::dot([(x[0], scale)], num_scales - 1)
+                };
                 (x, magnitude * scale)
             })
             .collect()
@@ -439,7 +511,12 @@ impl Mode {
 }
 
 /// One bag of `rows`, each of `embedding_dim` columns, with one weight per row.
-pub(crate) fn pool(rows: &[&[Approx]], weights: &[f32], mode: Mode, embedding_dim: usize) -> Vec<Approx> {
+pub(crate) fn pool(
+    rows: &[&[Approx]],
+    weights: &[f32],
+    mode: Mode,
+    embedding_dim: usize,
+) -> Vec<Approx> {
     let pool_column = |j: usize| {
         let column = rows.iter().map(|row| row[j]);
         match mode {
@@ -451,9 +528,9 @@ pub(crate) fn pool(rows: &[&[Approx]], weights: &[f32], mode: Mode, embedding_di
                 Approx::dot([(sum, 1.0 / rows.len() as f64)], 0)
             }
             // The largest moves by no more than the one that moves most.
-            Mode::Max => {
-                column.reduce(|a, b| Approx { value: a.value.max(b.value), error: a.error.max(b.error) }).unwrap()
-            }
+            Mode::Max => column
+                .reduce(|a, b| Approx { value: a.value.max(b.value), error: a.error.max(b.error) })
+                .unwrap(),
         }
     };
     (0..embedding_dim).map(pool_column).collect()

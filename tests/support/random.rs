@@ -1,5 +1,6 @@
-//! Random blobs: proptest draws what the tables are, a seed fills them with stored bits. Values never pass through the
-//! crate's encoders: any bit pattern that a writer could have produced may be there.
+//! Random blobs: proptest draws what the tables are, a seed fills them with stored bits. Values
+//! never pass through the crate's encoders: any bit pattern that a writer could have produced may
+//! be there.
 
 use super::rng::Rng;
 use proptest::{
@@ -10,8 +11,8 @@ use proptest::{
 use ttrec::{
     AlignedBuf, DigitOrder, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec, Role, SectionPlan,
-        TableSpec, WeightsSpec,
+        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec,
+        Role, SectionPlan, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
 };
@@ -19,9 +20,11 @@ use ttrec::{
 /// Which numbers a blob is filled with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Values {
-    /// Small integers, scales that are powers of two: every row and every small bag is exact in f32.
+    /// Small integers, scales that are powers of two: every row and every small bag is exact in
+    /// f32.
     Integers,
-    /// Zeros and magnitudes of 2^-10 to 2^4, far from under- and overflow in chains of up to six cores.
+    /// Zeros and magnitudes of 2^-10 to 2^4, far from under- and overflow in chains of up to six
+    /// cores.
     Reals,
 }
 
@@ -31,7 +34,12 @@ pub(crate) fn build(tables: &[TableSpec], seed: u64, values: Values) -> AlignedB
 }
 
 /// The same with a model around them.
-pub(crate) fn build_model(tables: &[TableSpec], model: Option<&ModelSpec>, seed: u64, values: Values) -> AlignedBuf {
+pub(crate) fn build_model(
+    tables: &[TableSpec],
+    model: Option<&ModelSpec>,
+    seed: u64,
+    values: Values,
+) -> AlignedBuf {
     // The ids of the section before, which an index follows.
     let mut ids = Vec::new();
     Layout::with_model(tables, model).unwrap().build(|section, out| {
@@ -39,7 +47,9 @@ pub(crate) fn build_model(tables: &[TableSpec], model: Option<&ModelSpec>, seed:
             return fill(section, 0, 0, &mut Rng::new(seed ^ section.offset), values, out);
         };
         let limit = match (section.role, table.weights) {
-            (Role::PrefixIds | Role::PrefixIndex, WeightsSpec::Tt { shape, .. }) => shape.num_prefixes(),
+            (Role::PrefixIds | Role::PrefixIndex, WeightsSpec::Tt { shape, .. }) => {
+                shape.num_prefixes()
+            }
             (Role::RemappedRows, _) => num_rows(&table.weights),
             _ => num_embeddings(table),
         };
@@ -55,7 +65,10 @@ pub(crate) fn build_model(tables: &[TableSpec], model: Option<&ModelSpec>, seed:
         let mut rng = Rng::new(seed ^ section.offset);
         fill(section, limit, columns, &mut rng, values, out);
         if matches!(section.role, Role::OverrideIds | Role::PrefixIds) {
-            ids = out.chunks_exact(8).map(|id| u64::from_le_bytes(id.try_into().unwrap())).collect();
+            ids = out
+                .chunks_exact(8)
+                .map(|id| u64::from_le_bytes(id.try_into().unwrap()))
+                .collect();
         }
     })
 }
@@ -72,8 +85,14 @@ pub(crate) fn num_rows(weights: &WeightsSpec) -> u64 {
 
 fn embedding_dim(weights: &WeightsSpec) -> usize {
     match *weights {
-        WeightsSpec::Dense { embedding_dim, .. } | WeightsSpec::Projected { embedding_dim, .. } => embedding_dim,
-        WeightsSpec::QuotientRemainder { columns: [first, second], combine: Combine::Concat, .. } => first + second,
+        WeightsSpec::Dense { embedding_dim, .. } | WeightsSpec::Projected { embedding_dim, .. } => {
+            embedding_dim
+        }
+        WeightsSpec::QuotientRemainder {
+            columns: [first, second],
+            combine: Combine::Concat,
+            ..
+        } => first + second,
         WeightsSpec::QuotientRemainder { columns, .. } => columns[0],
         WeightsSpec::Tt { shape, .. } => shape.embedding_dim(),
     }
@@ -82,7 +101,9 @@ fn embedding_dim(weights: &WeightsSpec) -> usize {
 fn num_embeddings(table: &TableSpec) -> u64 {
     match table.index_map {
         IndexMapSpec::Identity => num_rows(&table.weights),
-        IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings } => num_embeddings,
+        IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings } => {
+            num_embeddings
+        }
     }
 }
 
@@ -91,10 +112,13 @@ fn fill(plan: &SectionPlan, limit: u64, dim: usize, rng: &mut Rng, values: Value
     match (plan.role, plan.dtype) {
         (Role::OverrideIds | Role::PrefixIds, _) => {
             let ids = ascending_ids(rng, out.len() / 8, limit);
-            out.chunks_exact_mut(8).zip(ids).for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
+            out.chunks_exact_mut(8)
+                .zip(ids)
+                .for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
         }
         (Role::RemappedRows, _) => {
-            out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&(rng.below(limit) as u32).to_le_bytes()));
+            out.chunks_exact_mut(4)
+                .for_each(|out| out.copy_from_slice(&(rng.below(limit) as u32).to_le_bytes()));
         }
         (Role::Scales(_) | Role::LayerScales(_), _) => {
             out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&scale(rng, values)))
@@ -110,7 +134,8 @@ fn fill(plan: &SectionPlan, limit: u64, dim: usize, rng: &mut Rng, values: Value
             for row in out.chunks_exact_mut(4 + dim.div_ceil(2)) {
                 row[..2].copy_from_slice(&half_scale(rng, values));
                 row[2..4].copy_from_slice(&element(rng, Dtype::F16, values)[..2]);
-                // The upper half of the last byte of an odd row belongs to no column, and holds what it will.
+                // The upper half of the last byte of an odd row belongs to no column, and holds
+                // what it will.
                 row[4..].iter_mut().for_each(|out| *out = element(rng, Dtype::I4, values)[0]);
             }
         }
@@ -136,7 +161,9 @@ fn ascending_ids(rng: &mut Rng, count: usize, num_embeddings: u64) -> Vec<u64> {
 fn scale(rng: &mut Rng, values: Values) -> [u8; 4] {
     match values {
         Values::Integers => rng.pick(&[1.0f32, 2.0]),
-        Values::Reals => f32::from_bits((127 - 8 + rng.below(4) as u32) << 23 | rng.below(1 << 23) as u32),
+        Values::Reals => {
+            f32::from_bits((127 - 8 + rng.below(4) as u32) << 23 | rng.below(1 << 23) as u32)
+        }
     }
     .to_le_bytes()
 }
@@ -150,7 +177,8 @@ fn half_scale(rng: &mut Rng, values: Values) -> [u8; 2] {
     .to_le_bytes()
 }
 
-/// The stored bytes of one random element (of two, if they are i4); those past its size are not in use.
+/// The stored bytes of one random element (of two, if they are i4); those past its size are not in
+/// use.
 fn element(rng: &mut Rng, dtype: Dtype, values: Values) -> [u8; 4] {
     let bits = match (values, dtype) {
         (Values::Integers, Dtype::F32) => rng.pick(&[-1.0f32, 0.0, 1.0]).to_bits(),
@@ -182,12 +210,15 @@ pub(crate) fn dtype() -> impl Strategy<Value = Dtype> {
 /// What cores can be stored as.
 pub(crate) const CORE_DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
 
-/// Shapes of 2 to 6 cores, with unequal, odd and unit factors and ranks, partly filled, in both orders of the digits of rows and of columns.
-/// `max_rank` bounds the ranks and `max_dim` the columns.
+/// Shapes of 2 to 6 cores, with unequal, odd and unit factors and ranks, partly filled, in both
+/// orders of the digits of rows and of columns. `max_rank` bounds the ranks and `max_dim` the
+/// columns.
 pub(crate) fn tt_shape(max_rank: u32, max_dim: u32) -> impl Strategy<Value = TtShape> {
     let last_factor = prop_oneof![2 => 1u32..=5, 1 => select(&[8u32, 9, 16, 17, 64][..])];
-    let lists = (2usize..=6).prop_flat_map(move |d| (vec(1u32..=9, d), vec(1u32..=5, d - 1), vec(1..=max_rank, d - 1)));
-    const ORDERS: [DigitOrder; 2] = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
+    let lists = (2usize..=6)
+        .prop_flat_map(move |d| (vec(1u32..=9, d), vec(1u32..=5, d - 1), vec(1..=max_rank, d - 1)));
+    const ORDERS: [DigitOrder; 2] =
+        [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
     let orders = (select(&ORDERS[..]), select(&ORDERS[..]));
     let factors = (lists, last_factor, orders, 0u64..=u64::MAX);
     factors.prop_map(move |((p, mut q, r), last, (digits, columns), padding)| {
@@ -199,14 +230,21 @@ pub(crate) fn tt_shape(max_rank: u32, max_dim: u32) -> impl Strategy<Value = TtS
         }
         let rows: u64 = p.iter().map(|&p| u64::from(p)).product();
         let num_embeddings = rows - padding % rows.div_ceil(2);
-        TtShape::new(num_embeddings, &p, &q, &r).unwrap().with_digit_order(digits).with_column_order(columns)
+        TtShape::new(num_embeddings, &p, &q, &r)
+            .unwrap()
+            .with_digit_order(digits)
+            .with_column_order(columns)
     })
 }
 
 /// One to four tables of any kind under odd names, half of them with overrides.
 pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<TableSpec>> {
-    let names = ["a", "item", "Item", "emb_l.0.weight", "naïve·表", " \n", "\0", "../x", "%s{}"].map(String::from);
-    let names = names.into_iter().chain(["x".repeat(ttrec::blob::MAX_NAME_LEN)]).collect::<Vec<_>>();
+    let names = ["a", "item", "Item", "emb_l.0.weight", "naïve·表", " \n", "\0", "../x", "%s{}"]
+        .map(String::from);
+    let names = names
+        .into_iter()
+        .chain(["x".repeat(ttrec::blob::MAX_NAME_LEN)])
+        .collect::<Vec<_>>();
     let dense = (1u64..=40, 1usize..=70, dtype());
     let dense = dense.prop_map(|(num_embeddings, embedding_dim, dtype)| WeightsSpec::Dense {
         num_embeddings,
@@ -214,36 +252,48 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
         dtype,
     });
     let core_dtype = select(&CORE_DTYPES[..]);
-    let tt = (tt_shape(max_rank, max_dim), core_dtype).prop_map(|(shape, dtype)| WeightsSpec::Tt { shape, dtype });
+    let tt = (tt_shape(max_rank, max_dim), core_dtype)
+        .prop_map(|(shape, dtype)| WeightsSpec::Tt { shape, dtype });
     let projected = (1u64..=40, 1usize..=70, 1usize..=20, dtype(), select(&CORE_DTYPES[..3]));
-    let projected = projected.prop_map(|(num_embeddings, embedding_dim, rank, dtype, projection)| {
-        WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }
-    });
+    let projected =
+        projected.prop_map(|(num_embeddings, embedding_dim, rank, dtype, projection)| {
+            WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }
+        });
     let parts = (1u64..=40, 1u32..=9, 1usize..=40, 1usize..=30, select(&Combine::ALL[..]), dtype());
-    let parts = parts.prop_map(|(num_embeddings, num_remainders, first, second, combine, dtype)| {
-        let columns = [first, if combine == Combine::Concat { second } else { first }];
-        WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype }
-    });
+    let parts =
+        parts.prop_map(|(num_embeddings, num_remainders, first, second, combine, dtype)| {
+            let columns = [first, if combine == Combine::Concat { second } else { first }];
+            WeightsSpec::QuotientRemainder {
+                num_embeddings,
+                num_remainders,
+                columns,
+                combine,
+                dtype,
+            }
+        });
     let weights = prop_oneof![1 => dense, 2 => tt, 1 => projected, 1 => parts];
     let index_map = prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(2)];
     let table = (weights, (index_map, 0u64..=30), 0u64..=6, prop::option::of((1u64..=12, dtype())));
     (subsequence(names, 1..=4).prop_shuffle(), vec(table, 4)).prop_map(|(names, tables)| {
-        let specs = names.into_iter().zip(tables).map(|(name, (weights, (map, more), prefixes, overrides))| {
-            let num_prefixes = match weights {
-                WeightsSpec::Tt { shape, .. } => prefixes.min(shape.num_prefixes()),
-                _ => 0,
-            };
-            let indices = num_rows(&weights) + more;
-            let index_map = match map {
-                0 => IndexMapSpec::Identity,
-                1 => IndexMapSpec::Modulo { num_embeddings: indices },
-                _ => IndexMapSpec::Remapped { num_embeddings: indices },
-            };
-            let table = TableSpec { index_map, num_prefixes, ..TableSpec::new(name, weights) };
-            let limit = num_embeddings(&table);
-            let overrides = overrides.map(|(count, dtype)| OverridesSpec { count: count.min(limit), dtype });
-            TableSpec { overrides, ..table }
-        });
+        let specs = names.into_iter().zip(tables).map(
+            |(name, (weights, (map, more), prefixes, overrides))| {
+                let num_prefixes = match weights {
+                    WeightsSpec::Tt { shape, .. } => prefixes.min(shape.num_prefixes()),
+                    _ => 0,
+                };
+                let indices = num_rows(&weights) + more;
+                let index_map = match map {
+                    0 => IndexMapSpec::Identity,
+                    1 => IndexMapSpec::Modulo { num_embeddings: indices },
+                    _ => IndexMapSpec::Remapped { num_embeddings: indices },
+                };
+                let table = TableSpec { index_map, num_prefixes, ..TableSpec::new(name, weights) };
+                let limit = num_embeddings(&table);
+                let overrides = overrides
+                    .map(|(count, dtype)| OverridesSpec { count: count.min(limit), dtype });
+                TableSpec { overrides, ..table }
+            },
+        );
         specs.collect()
     })
 }
@@ -254,29 +304,48 @@ pub(crate) fn layers(widths: &[usize], dtype: Dtype, top: bool) -> Vec<LayerSpec
     let layer = |(position, pair): (usize, &[usize])| LayerSpec {
         inputs: pair[0],
         outputs: pair[1],
-        activation: if top && position == last { Activation::Sigmoid } else { Activation::Relu },
+        activation: if top && position == last {
+            Activation::Sigmoid
+        } else {
+            Activation::Relu
+        },
         dtype,
     };
     widths.windows(2).enumerate().map(layer).collect()
 }
 
-/// A model of `tables` (by position), every third of them averaged, whose rows have `bottom`'s last width, if there is a bottom; the
-/// top's first width follows.
-pub(crate) fn model(tables: &[usize], bottom: &[usize], hidden: &[usize], dtypes: [Dtype; 2]) -> ModelSpec {
+/// A model of `tables` (by position), every third of them averaged, whose rows have `bottom`'s last
+/// width, if there is a bottom; the top's first width follows.
+pub(crate) fn model(
+    tables: &[usize],
+    bottom: &[usize],
+    hidden: &[usize],
+    dtypes: [Dtype; 2],
+) -> ModelSpec {
     let num_vectors = tables.len() + usize::from(!bottom.is_empty());
-    let inputs = bottom.last().copied().unwrap_or(0) + num_vectors * num_vectors.saturating_sub(1) / 2;
+    let inputs =
+        bottom.last().copied().unwrap_or(0) + num_vectors * num_vectors.saturating_sub(1) / 2;
     let top = [&[inputs], hidden, &[1]].concat();
     // Some are averaged.
-    let tables = tables.iter().enumerate().map(|(t, &table)| ModelTable { table, mean: t % 3 == 1 }).collect();
-    ModelSpec { tables, bottom: layers(bottom, dtypes[0], false), top: layers(&top, dtypes[1], true) }
+    let tables = tables
+        .iter()
+        .enumerate()
+        .map(|(t, &table)| ModelTable { table, mean: t % 3 == 1 })
+        .collect();
+    ModelSpec {
+        tables,
+        bottom: layers(bottom, dtypes[0], false),
+        top: layers(&top, dtypes[1], true),
+    }
 }
 
-/// A few small blobs that together hold every representation in every dtype it can have, with and without overrides,
-/// in both orders of the digits of rows and of columns.
+/// A few small blobs that together hold every representation in every dtype it can have, with and
+/// without overrides, in both orders of the digits of rows and of columns.
 pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
     let shape = |n, p: &[u32], q: &[u32], r: &[u32]| TtShape::new(n, p, q, r).unwrap();
     let reversed = |shape: TtShape| shape.with_digit_order(DigitOrder::LeastSignificantFirst);
-    let columns_reversed = |shape: TtShape| shape.with_column_order(DigitOrder::LeastSignificantFirst);
+    let columns_reversed =
+        |shape: TtShape| shape.with_column_order(DigitOrder::LeastSignificantFirst);
     let tt = |name: &str, shape, dtype, overrides| TableSpec {
         overrides,
         ..TableSpec::new(name, WeightsSpec::Tt { shape, dtype })
@@ -285,34 +354,66 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
         overrides,
         ..TableSpec::new(name, WeightsSpec::Dense { num_embeddings, embedding_dim, dtype })
     };
-    let projected = |name: &str, num_embeddings, [rank, embedding_dim]: [usize; 2], dtype, projection| {
-        let weights = WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection };
-        TableSpec::new(name, weights)
-    };
+    let projected =
+        |name: &str, num_embeddings, [rank, embedding_dim]: [usize; 2], dtype, projection| {
+            let weights =
+                WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection };
+            TableSpec::new(name, weights)
+        };
     let parts = |name: &str, num_embeddings, num_remainders, columns, combine, dtype| {
-        let weights = WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype };
+        let weights = WeightsSpec::QuotientRemainder {
+            num_embeddings,
+            num_remainders,
+            columns,
+            combine,
+            dtype,
+        };
         TableSpec::new(name, weights)
     };
-    let modulo = |num_embeddings, table| TableSpec { index_map: IndexMapSpec::Modulo { num_embeddings }, ..table };
-    let remapped = |num_embeddings, table| TableSpec { index_map: IndexMapSpec::Remapped { num_embeddings }, ..table };
+    let modulo = |num_embeddings, table| TableSpec {
+        index_map: IndexMapSpec::Modulo { num_embeddings },
+        ..table
+    };
+    let remapped = |num_embeddings, table| TableSpec {
+        index_map: IndexMapSpec::Remapped { num_embeddings },
+        ..table
+    };
     let prefixed = |num_prefixes, table| TableSpec { num_prefixes, ..table };
     let rows = |count, dtype| Some(OverridesSpec { count, dtype });
     let blobs = [
         vec![
             dense("dense.f32", 7, 5, Dtype::F32, None),
             dense("dense.i8", 9, 3, Dtype::I8, rows(2, Dtype::F16)),
-            tt("tt.f32", shape(29, &[2, 3, 5], &[2, 1, 4], &[3, 2]), Dtype::F32, rows(3, Dtype::I8)),
+            tt(
+                "tt.f32",
+                shape(29, &[2, 3, 5], &[2, 1, 4], &[3, 2]),
+                Dtype::F32,
+                rows(3, Dtype::I8),
+            ),
         ],
         vec![
-            tt("tt.f16", reversed(shape(11, &[4, 3], &[3, 2], &[5])), Dtype::F16, rows(1, Dtype::Bf16)),
-            prefixed(3, tt("tt.i8", shape(16, &[2, 2, 2, 2], &[1, 2, 2, 9], &[2, 3, 2]), Dtype::I8, None)),
+            tt(
+                "tt.f16",
+                reversed(shape(11, &[4, 3], &[3, 2], &[5])),
+                Dtype::F16,
+                rows(1, Dtype::Bf16),
+            ),
+            prefixed(
+                3,
+                tt("tt.i8", shape(16, &[2, 2, 2, 2], &[1, 2, 2, 9], &[2, 3, 2]), Dtype::I8, None),
+            ),
         ],
         vec![
             dense("dense.bf16", 4, 1, Dtype::Bf16, rows(4, Dtype::F32)),
             dense("dense.f16", 3, 17, Dtype::F16, None),
             tt(
                 "tt.bf16",
-                columns_reversed(shape(60, &[2, 1, 2, 3, 1, 5], &[1, 2, 1, 1, 2, 2], &[1, 2, 3, 2, 2])),
+                columns_reversed(shape(
+                    60,
+                    &[2, 1, 2, 3, 1, 5],
+                    &[1, 2, 1, 1, 2, 2],
+                    &[1, 2, 3, 2, 2],
+                )),
                 Dtype::Bf16,
                 rows(5, Dtype::I4),
             ),
@@ -327,10 +428,16 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
             ),
         ],
         vec![dense("only", 1, 1, Dtype::I8, None)],
-        vec![dense("dense.i4", 8, 10, Dtype::I4, None), dense("dense.i4.odd", 5, 7, Dtype::I4, rows(2, Dtype::I4))],
+        vec![
+            dense("dense.i4", 8, 10, Dtype::I4, None),
+            dense("dense.i4.odd", 5, 7, Dtype::I4, rows(2, Dtype::I4)),
+        ],
         vec![
             projected("projected.f32", 9, [3, 8], Dtype::F32, Dtype::F32),
-            TableSpec { overrides: rows(2, Dtype::F16), ..projected("projected.i4", 7, [5, 6], Dtype::I4, Dtype::F16) },
+            TableSpec {
+                overrides: rows(2, Dtype::F16),
+                ..projected("projected.i4", 7, [5, 6], Dtype::I4, Dtype::F16)
+            },
             modulo(11, projected("projected.i8", 4, [1, 17], Dtype::I8, Dtype::Bf16)),
         ],
         vec![
@@ -342,7 +449,10 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
             remapped(13, parts("parts.mult", 8, 5, [3, 3], Combine::Mult, Dtype::F32)),
         ],
         vec![
-            TableSpec { overrides: rows(2, Dtype::F32), ..modulo(20, dense("hashed", 6, 5, Dtype::Bf16, None)) },
+            TableSpec {
+                overrides: rows(2, Dtype::F32),
+                ..modulo(20, dense("hashed", 6, 5, Dtype::Bf16, None))
+            },
             remapped(9, dense("remapped", 7, 9, Dtype::I8, None)),
             modulo(40, tt("tt.hashed", shape(11, &[4, 3], &[3, 2], &[5]), Dtype::F32, None)),
             prefixed(
@@ -359,7 +469,11 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
             ),
         ],
     ];
-    let mut blobs: Vec<_> = blobs.iter().zip(1..).map(|(tables, seed)| build(tables, seed, Values::Reals)).collect();
+    let mut blobs: Vec<_> = blobs
+        .iter()
+        .zip(1..)
+        .map(|(tables, seed)| build(tables, seed, Values::Reals))
+        .collect();
     let tables = [
         dense("d", 9, 4, Dtype::F16, None),
         tt("c", shape(29, &[2, 3, 5], &[2, 1, 2], &[3, 2]), Dtype::F32, rows(3, Dtype::F32)),
@@ -374,8 +488,16 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
     // Without dense features: several tables, and two with nothing but their product.
     let fourth = model(&[3, 0, 2], &[], &[5], [Dtype::F32, Dtype::F16]);
     let fifth = model(&[0, 1], &[], &[], [Dtype::I8; 2]);
-    let models = [(&tables[..], first), (&tables, second), (&tables[..1], third), (&tables, fourth), (&tables, fifth)];
+    let models = [
+        (&tables[..], first),
+        (&tables, second),
+        (&tables[..1], third),
+        (&tables, fourth),
+        (&tables, fifth),
+    ];
     let models = models.iter().zip(20..);
-    blobs.extend(models.map(|((tables, model), seed)| build_model(tables, Some(model), seed, Values::Reals)));
+    blobs.extend(
+        models.map(|((tables, model), seed)| build_model(tables, Some(model), seed, Values::Reals)),
+    );
     blobs
 }

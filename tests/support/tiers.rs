@@ -1,9 +1,11 @@
-//! The tiers to test: all that this CPU can run, held against what whoever started the tests expects.
+//! The tiers to test: all that this CPU can run, held against what whoever started the tests
+//! expects.
 
 use std::fmt::Debug;
 use ttrec::Tier;
 
-/// The tiers that this CPU can run, best first. If `EXPECT_ISA` is set, they must be exactly those it names.
+/// The tiers that this CPU can run, best first. If `EXPECT_ISA` is set, they must be exactly those
+/// it names.
 pub(crate) fn available() -> Vec<Tier> {
     let tiers: Vec<Tier> = Tier::available().collect();
     if let Ok(expected) = std::env::var("EXPECT_ISA") {
@@ -28,7 +30,11 @@ pub(crate) fn expect(found: &[&str], expected: &str) -> Result<(), String> {
     let mut names = found.to_vec();
     wanted.sort_unstable();
     names.sort_unstable();
-    if wanted == names { Ok(()) } else { Err(format!("EXPECT_ISA is {expected:?}, but the tiers are {found:?}")) }
+    if wanted == names {
+        Ok(())
+    } else {
+        Err(format!("EXPECT_ISA is {expected:?}, but the tiers are {found:?}"))
+    }
 }
 
 /// Whether the tier rounds `a * b + c` once.

@@ -17,13 +17,15 @@ pub(crate) struct BlobFile {
 impl BlobFile {
     /// Maps the file at `path`; [`blob`](Self::blob) parses it.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let bytes = Mapped::open(path).with_context(|| format!("{}: cannot open", path.display()))?;
+        let bytes =
+            Mapped::open(path).with_context(|| format!("{}: cannot open", path.display()))?;
         Ok(Self { path: path.to_owned(), bytes })
     }
 
     /// The parsed blob.
     pub(crate) fn blob(&self) -> Result<Blob<'_>> {
-        Blob::parse(self.bytes.as_ref()).with_context(|| format!("{}: not a usable blob", self.path.display()))
+        Blob::parse(self.bytes.as_ref())
+            .with_context(|| format!("{}: not a usable blob", self.path.display()))
     }
 
     /// The blob as it is.
@@ -39,13 +41,15 @@ impl BlobFile {
     /// The table called `name`; the error lists what there is.
     pub(crate) fn table<'b>(&self, blob: &Blob<'b>, name: &str) -> Result<Table<'b>> {
         let tier = tier()?;
-        blob.table(name).map(|table| table.with_tier(tier)).map_err(|error| match error {
-            BlobError::NoSuchTable => {
-                let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
-                anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
-            }
-            error => anyhow!(error).context(format!("{}: table {name:?}", self.path.display())),
-        })
+        blob.table(name)
+            .map(|table| table.with_tier(tier))
+            .map_err(|error| match error {
+                BlobError::NoSuchTable => {
+                    let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
+                    anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
+                }
+                error => anyhow!(error).context(format!("{}: table {name:?}", self.path.display())),
+            })
     }
 }
 
@@ -57,10 +61,15 @@ pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
         let error = blob.verify_table(position).err()?;
         Some(format!("table {:?}: {error}", table.name()))
     });
-    of_tables.or_else(|| (0..blob.num_layers()).find_map(|layer| blob.verify_layer(layer).err()).map(|e| e.to_string()))
+    of_tables.or_else(|| {
+        (0..blob.num_layers())
+            .find_map(|layer| blob.verify_layer(layer).err())
+            .map(|e| e.to_string())
+    })
 }
 
-/// Writes a blob of this layout to `path`, each section by `write_section`; returns its length in bytes.
+/// Writes a blob of this layout to `path`, each section by `write_section`; returns its length in
+/// bytes.
 pub(crate) fn write(
     path: &Path,
     mut layout: Layout,
@@ -73,7 +82,13 @@ pub(crate) fn write(
         let mut put = |bytes: &[u8]| Ok(output.write(|file| file.write_all(bytes))?);
         let mut sink = Sink { put: &mut put, checksum: SectionChecksum::new(), len: 0 };
         write_section(plan, &mut sink)?;
-        ensure!(sink.len == plan.len, "section {:?}: wrote {} of {} bytes", plan.role, sink.len, plan.len);
+        ensure!(
+            sink.len == plan.len,
+            "section {:?}: wrote {} of {} bytes",
+            plan.role,
+            sink.len,
+            plan.len
+        );
         layout.set_checksum(position, sink.finish()?);
     }
     output.overwrite_start(&layout.head())?;
@@ -90,8 +105,9 @@ pub(crate) fn build(
     let blob = layout.build(|plan, out| {
         let mut rest = out;
         let mut put = |bytes: &[u8]| {
-            let (to, left) =
-                std::mem::take(&mut rest).split_at_mut_checked(bytes.len()).context("a section is too long")?;
+            let (to, left) = std::mem::take(&mut rest)
+                .split_at_mut_checked(bytes.len())
+                .context("a section is too long")?;
             to.copy_from_slice(bytes);
             rest = left;
             Ok(())

@@ -42,8 +42,10 @@ impl FromStr for Budget {
         let (number, unit) = text.split_at(unit_at);
         let number: f64 = number.parse().map_err(|_| expected())?;
         let unit = unit.trim_start();
-        let (name, factor) =
-            UNITS.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(expected)?;
+        let (name, factor) = UNITS
+            .into_iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+            .ok_or_else(expected)?;
         match number * factor {
             _ if name == "%" && number > 0.0 && number.is_finite() => Ok(Self::Percent(number)),
             bytes if (1.0..u64::MAX as f64).contains(&bytes) => Ok(Self::Bytes(bytes as u64)),

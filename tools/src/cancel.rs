@@ -1,12 +1,13 @@
 //! Ctrl-C and termination: what was being written is removed, and the process ends.
 //!
-//! A thread of its own waits for the signal, so that it is answered at once, whatever the others are at: a long
-//! computation, a sync, a page fault. Nothing else needs to ask whether it was interrupted.
+//! A thread of its own waits for the signal, so that it is answered at once, whatever the others
+//! are at: a long computation, a sync, a page fault. Nothing else needs to ask whether it was
+//! interrupted.
 
 /// Starts to wait for SIGINT and SIGTERM.
 ///
-/// The first ends the process in order, with 128 and the signal's number as the exit code; a second one, should that take
-/// long (a disk that hangs), ends it where it stands.
+/// The first ends the process in order, with 128 and the signal's number as the exit code; a second
+/// one, should that take long (a disk that hangs), ends it where it stands.
 #[cfg(unix)]
 pub(crate) fn watch() -> std::io::Result<()> {
     use signal_hook::{
@@ -46,9 +47,13 @@ fn end(code: i32) -> ! {
     // Held to the end: nothing may take its place any more.
     let outputs = crate::output::abandon();
     let mut stderr = std::io::stderr().lock();
-    // Below the progress bar and the terminal's own ^C. Whoever does not listen any more need not hear it.
+    // Below the progress bar and the terminal's own ^C. Whoever does not listen any more need not
+    // hear it.
     let break_line = if stderr.is_terminal() { "\n" } else { "" };
-    let paths: String = outputs.places().map(|place| format!("; {} is as it was", place.display())).collect();
+    let paths: String = outputs
+        .places()
+        .map(|place| format!("; {} is as it was", place.display()))
+        .collect();
     let _ = writeln!(stderr, "{break_line}ttrec: interrupted{paths}");
     std::process::exit(code)
 }

@@ -21,15 +21,18 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::{Path, PathBuf};
 use ttrec::{
     BlobError,
-    blob::{self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    blob::{
+        self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec,
+    },
     dtype::{self, Dtype, EncodeError},
 };
 
 /// Turn a trained checkpoint into a blob.
 ///
-/// Which tensors become which tables is said by a spec, a TOML file with one `[[table]]` each. Without one, the tables that
-/// the checkpoint seems to hold are listed, as a spec to begin with; if there is just one, or they are those of a DLRM, and nothing
-/// is missing, they are converted: a DLRM whole, with its perceptrons, so that `ttrec score` and `ttrec rank` can run it.
+/// Which tensors become which tables is said by a spec, a TOML file with one `[[table]]` each.
+/// Without one, the tables that the checkpoint seems to hold are listed, as a spec to begin with;
+/// if there is just one, or they are those of a DLRM, and nothing is missing, they are converted: a
+/// DLRM whole, with its perceptrons, so that `ttrec score` and `ttrec rank` can run it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A spec:
@@ -51,28 +54,36 @@ Dialects:
   hetu       Hetu; never recognised by itself, as its keys are EL-Rec's
   tltorch    tensorly-torch (blocktt)
   t3nsor     t3nsor
-  dlrm       facebookresearch/dlrm: plain, quotient-remainder (`qr_operation` = \"mult\", \"add\" or \"concat\") and mixed
+  dlrm       facebookresearch/dlrm: plain, quotient-remainder (`qr_operation` = \"mult\", \"add\" \
+                        or \"concat\") and mixed
              dimension
   torchrec   TorchRec
   dense      one tensor of rows x columns
 
-A DLRM (its own names, or TorchRec's) becomes one with a [model] before the tables, which are then its own, in its order:
+A DLRM (its own names, or TorchRec's) becomes one with a [model] before the tables, which are then \
+                        its own, in its order:
   [model]
   dtype = \"f16\"                 # f32, f16, bf16, i8: of the layers' weights (default: f32)
-  prefix = \"model.\"             # what stands before bot_l.0.weight or dense_arch. (default: nothing)
+  prefix = \"model.\"             # what stands before bot_l.0.weight or dense_arch. (default: \
+                        nothing)
 
-A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or `tolerance` (relative error), and,
-if wanted, `row_factors`, `column_factors`, `sweeps` (refinements); or short rows and a projection with
-`representation = \"low-rank\"` and `rank` or `tolerance`. The rows of the former may be sorted first, so that those that share
-slices are alike, for four bytes an index: `row_order = \"similarity\"`, or \"frequency\" with --frequencies.
+A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or \
+                        `tolerance` (relative error), and,
+if wanted, `row_factors`, `column_factors`, `sweeps` (refinements); or short rows and a projection \
+                        with
+`representation = \"low-rank\"` and `rank` or `tolerance`. The rows of the former may be sorted \
+                        first, so that those that share
+slices are alike, for four bytes an index: `row_order = \"similarity\"`, or \"frequency\" with \
+                        --frequencies.
 
-A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its indices as `num_embeddings`,
+A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its \
+                        indices as `num_embeddings`,
 and its rows, if the checkpoint does not store them, as `num_rows`.
 
 No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts.")]
 pub(crate) struct Args {
-    /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or .npz; nothing in it is
-    /// executed
+    /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or
+    /// .npz; nothing in it is executed
     checkpoint: PathBuf,
     /// Where the blob goes; it appears whole or not at all
     #[arg(short, long, value_name = "BLOB")]
@@ -83,13 +94,15 @@ pub(crate) struct Args {
     /// What makes one row of two in DLRM's quotient-remainder tables, where the spec does not say
     #[arg(long, value_name = "OPERATION", value_parser = ["mult", "add", "concat"])]
     qr_operation: Option<String>,
-    /// How often each row is asked for, as `ttrec cache` reads it: a factorisation then counts a row's error by it
+    /// How often each row is asked for, as `ttrec cache` reads it: a factorisation then counts a
+    /// row's error by it
     #[arg(long, value_name = "FILE.npz")]
     frequencies: Option<PathBuf>,
     /// How much a factorisation may hold in memory: 2GiB, 500MB
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
     memory: u64,
-    /// Keep each finished factorisation in DIR until the blob is written: a conversion that was interrupted goes on from there
+    /// Keep each finished factorisation in DIR until the blob is written: a conversion that was
+    /// interrupted goes on from there
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
 }
@@ -103,8 +116,11 @@ pub(crate) fn memory_size(text: &str) -> Result<u64, String> {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let inputs: Vec<&Path> =
-        checkpoint.files().chain(args.spec.as_deref()).chain(args.frequencies.as_deref()).collect();
+    let inputs: Vec<&Path> = checkpoint
+        .files()
+        .chain(args.spec.as_deref())
+        .chain(args.frequencies.as_deref())
+        .collect();
     output::refuse_inputs(&args.output, &inputs)?;
     let (spec, origin) = match &args.spec {
         Some(path) => (Spec::read(path)?, path.display().to_string()),
@@ -113,23 +129,34 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             (only_tables(&checkpoint, operation)?, "what the checkpoint says of itself".to_owned())
         }
     };
-    let with_operation = |table| with_qr_operation(&checkpoint, table, args.qr_operation.as_deref());
+    let with_operation =
+        |table| with_qr_operation(&checkpoint, table, args.qr_operation.as_deref());
     let spec = Spec { tables: spec.tables.into_iter().map(with_operation).collect(), ..spec };
     let how = How {
         memory: args.memory,
         frequencies: args.frequencies.as_deref(),
         kept: args.resume.as_deref().map(Kept::open).transpose()?,
     };
-    let total_len = convert(&checkpoint, &spec, &args.output, &how).map_err(|error| name_input(error, &origin))?;
+    let total_len = convert(&checkpoint, &spec, &args.output, &how)
+        .map_err(|error| name_input(error, &origin))?;
     let tables = spec.tables.len();
-    let (s, model) = (if tables == 1 { "" } else { "s" }, if spec.model.is_some() { " and a model" } else { "" });
-    output::print(|out| writeln!(out, "{}: {tables} table{s}{model}, {total_len} bytes", args.output.display()))?;
+    let (s, model) = (
+        if tables == 1 { "" } else { "s" },
+        if spec.model.is_some() { " and a model" } else { "" },
+    );
+    output::print(|out| {
+        writeln!(out, "{}: {tables} table{s}{model}, {total_len} bytes", args.output.display())
+    })?;
     Ok(Outcome::Done)
 }
 
 /// Says where the facts came from, but leaves errors of writing as they are.
 fn name_input(error: anyhow::Error, origin: &str) -> anyhow::Error {
-    if error.is::<crate::output::WriteError>() { error } else { error.context(format!("with {origin}")) }
+    if error.is::<crate::output::WriteError>() {
+        error
+    } else {
+        error.context(format!("with {origin}"))
+    }
 }
 
 /// How dense tables are factorised.
@@ -149,8 +176,17 @@ impl Default for How<'_> {
 }
 
 /// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
-pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &How<'_>) -> Result<u64> {
-    let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table)).collect::<Result<Vec<_>>>()?;
+pub(crate) fn convert(
+    checkpoint: &Checkpoint,
+    spec: &Spec,
+    path: &Path,
+    how: &How<'_>,
+) -> Result<u64> {
+    let sources = spec
+        .tables
+        .iter()
+        .map(|table| Source::open(checkpoint, table))
+        .collect::<Result<Vec<_>>>()?;
     let model = spec.model.as_ref().map(|model| {
         let in_file = || format!("{}: [model]", checkpoint.path().display());
         let model = Model::open(checkpoint, model).with_context(in_file)?;
@@ -164,7 +200,9 @@ pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &H
     });
     let frequencies = frequencies.transpose()?;
     let tables = sources.into_iter().map(|source| {
-        let factorized = source.factorize(how, frequencies.as_ref()).map_err(|e| source.name_error(checkpoint, e))?;
+        let factorized = source
+            .factorize(how, frequencies.as_ref())
+            .map_err(|e| source.name_error(checkpoint, e))?;
         Ok(Table { source, factorized })
     });
     let tables = tables.collect::<Result<Vec<_>>>()?;
@@ -173,15 +211,20 @@ pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &H
     let layout = layout.map_err(|error| name_table(error, &tables))?;
 
     let len = blob_file::write(path, layout, |plan, sink| {
-        if let (Role::LayerWeights(layer) | Role::LayerScales(layer) | Role::LayerBias(layer), Some((model, _))) =
-            (plan.role, &model)
+        if let (
+            Role::LayerWeights(layer) | Role::LayerScales(layer) | Role::LayerBias(layer),
+            Some((model, _)),
+        ) = (plan.role, &model)
         {
             return model.write_section(layer, plan.role, sink).map_err(|error| {
                 if error.is::<crate::output::WriteError>() {
                     return error;
                 }
                 let (weight, _) = model.names(layer).unwrap_or_default();
-                error.context(format!("{}: the layer of tensor {weight:?}", checkpoint.path().display()))
+                error.context(format!(
+                    "{}: the layer of tensor {weight:?}",
+                    checkpoint.path().display()
+                ))
             });
         }
         let Table { source, factorized } = &tables[plan.table];
@@ -190,7 +233,11 @@ pub(crate) fn convert(checkpoint: &Checkpoint, spec: &Spec, path: &Path, how: &H
             None => source.write_section(plan, sink),
         };
         written.map_err(|error| {
-            if error.is::<crate::output::WriteError>() { error } else { source.name_error(checkpoint, error) }
+            if error.is::<crate::output::WriteError>() {
+                error
+            } else {
+                source.name_error(checkpoint, error)
+            }
         })
     })?;
     for key in tables.iter().filter_map(|table| table.factorized.as_ref()?.key.as_ref()) {
@@ -214,7 +261,9 @@ struct Done {
 impl Table<'_> {
     fn layout(&self) -> ttrec::blob::TableSpec {
         let spec = self.source.layout();
-        let (Some(Done { result, .. }), dtype) = (&self.factorized, self.source.dtype) else { return spec };
+        let (Some(Done { result, .. }), dtype) = (&self.factorized, self.source.dtype) else {
+            return spec;
+        };
         let index_map = match result {
             Factorized::Tt { places: Some(_), shape, .. } => {
                 IndexMapSpec::Remapped { num_embeddings: shape.num_embeddings() }
@@ -222,7 +271,9 @@ impl Table<'_> {
             _ => spec.index_map,
         };
         let weights = match result {
-            Factorized::Tt { shape, .. } => WeightsSpec::Tt { shape: *Direction::of(shape).stored(), dtype },
+            Factorized::Tt { shape, .. } => {
+                WeightsSpec::Tt { shape: *Direction::of(shape).stored(), dtype }
+            }
             &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
                 num_embeddings: self.source.weights.num_embeddings(),
                 embedding_dim: self.source.weights.embedding_dim(),
@@ -244,12 +295,19 @@ fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
         _ => None,
     };
     match (table, error) {
-        (Some(table), BlobError::NameOrder { .. }) => anyhow!("table {:?} is there twice", table.name),
+        (Some(table), BlobError::NameOrder { .. }) => {
+            anyhow!("table {:?} is there twice", table.name)
+        }
         (Some(table), BlobError::Name { .. }) => {
-            anyhow!("table {:?}: a name has 1 to {MAX_NAME_LEN} bytes, not {}", table.name, table.name.len())
+            anyhow!(
+                "table {:?}: a name has 1 to {MAX_NAME_LEN} bytes, not {}",
+                table.name,
+                table.name.len()
+            )
         }
         (Some(table), BlobError::ModelDim { found, expected, .. }) => anyhow!(
-            "table {:?}: embedding_dim {found}, but the model's bottom perceptron makes vectors of {expected}",
+            "table {:?}: embedding_dim {found}, but the model's bottom perceptron makes vectors \
+             of {expected}",
             table.name
         ),
         (Some(table), error) => anyhow!(error).context(format!("table {:?}", table.name)),
@@ -258,10 +316,17 @@ fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
 }
 
 impl Model<'_> {
-    pub(crate) fn write_section(&self, layer: usize, role: Role, sink: &mut Sink<'_>) -> Result<()> {
+    pub(crate) fn write_section(
+        &self,
+        layer: usize,
+        role: Role,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
         let (weights, bias) = self.read(layer)?;
         let no_finite_form = |error: EncodeError| match error {
-            EncodeError::OutOfRange { value, dtype, .. } => anyhow!("{value} has no finite {} form", dtype.name()),
+            EncodeError::OutOfRange { value, dtype, .. } => {
+                anyhow!("{value} has no finite {} form", dtype.name())
+            }
             error => anyhow!(error),
         };
         if let Role::LayerBias(_) = role {
@@ -271,8 +336,13 @@ impl Model<'_> {
         }
         let mut bytes = vec![0; self.dtype.bytes_of(weights.len())];
         let mut scales = bias;
-        dtype::encode_layer(&weights, self.dtype, &mut bytes, &mut scales).map_err(no_finite_form)?;
-        sink.put(if let Role::LayerWeights(_) = role { &bytes } else { bytemuck::cast_slice(&scales) })
+        dtype::encode_layer(&weights, self.dtype, &mut bytes, &mut scales)
+            .map_err(no_finite_form)?;
+        sink.put(if let Role::LayerWeights(_) = role {
+            &bytes
+        } else {
+            bytemuck::cast_slice(&scales)
+        })
     }
 }
 
@@ -283,24 +353,52 @@ impl Source<'_> {
             &Weights::Dense { num_embeddings, embedding_dim, .. } => {
                 (WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }, None)
             }
-            Weights::Tt { shape, overrides, .. } => {
-                (WeightsSpec::Tt { shape: *Direction::of(shape).stored(), dtype }, overrides.as_ref())
-            }
+            Weights::Tt { shape, overrides, .. } => (
+                WeightsSpec::Tt { shape: *Direction::of(shape).stored(), dtype },
+                overrides.as_ref(),
+            ),
             &Weights::Projected { num_embeddings, rank, embedding_dim, .. } => {
                 let projection = self.projection_dtype();
-                (WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }, None)
+                (
+                    WeightsSpec::Projected {
+                        num_embeddings,
+                        embedding_dim,
+                        rank,
+                        dtype,
+                        projection,
+                    },
+                    None,
+                )
             }
-            &Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, .. } => {
-                (WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype }, None)
-            }
+            &Weights::QuotientRemainder {
+                num_embeddings,
+                num_remainders,
+                columns,
+                combine,
+                ..
+            } => (
+                WeightsSpec::QuotientRemainder {
+                    num_embeddings,
+                    num_remainders,
+                    columns,
+                    combine,
+                    dtype,
+                },
+                None,
+            ),
         };
         // Overridden rows are the ones that training held to be worth their bytes: they stay exact.
-        let overrides = overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
+        let overrides =
+            overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
         let index_map = match self.hashed {
             Some(num_embeddings) => IndexMapSpec::Modulo { num_embeddings },
             None => IndexMapSpec::Identity,
         };
-        ttrec::blob::TableSpec { index_map, overrides, ..ttrec::blob::TableSpec::new(self.name.clone(), weights) }
+        ttrec::blob::TableSpec {
+            index_map,
+            overrides,
+            ..ttrec::blob::TableSpec::new(self.name.clone(), weights)
+        }
     }
 
     /// What the spec asks for, found or made, and told.
@@ -311,20 +409,28 @@ impl Source<'_> {
             return Ok(None);
         };
         let weighing = how.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
-        let key = how.kept.as_ref().map(|_| Key::new(tensor.file(), tensor.name(), request, weighing)).transpose()?;
-        let found =
-            how.kept.as_ref().zip(key.as_ref()).and_then(|(kept, key)| kept.find(key, num_embeddings, embedding_dim));
+        let key = how
+            .kept
+            .as_ref()
+            .map(|_| Key::new(tensor.file(), tensor.name(), request, weighing))
+            .transpose()?;
+        let found = how
+            .kept
+            .as_ref()
+            .zip(key.as_ref())
+            .and_then(|(kept, key)| kept.find(key, num_embeddings, embedding_dim));
         let result = match found {
             Some(found) => found,
             None => {
                 let weights = match frequencies.filter(|_| weighing.is_some()) {
-                    Some(frequencies) => {
-                        frequencies.of(&self.name)?.map(|counts| weights(&counts.read(num_embeddings)?, num_embeddings))
-                    }
+                    Some(frequencies) => frequencies
+                        .of(&self.name)?
+                        .map(|counts| weights(&counts.read(num_embeddings)?, num_embeddings)),
                     None => None,
                 };
                 let rows = TensorRows::new(tensor)?;
-                let result = request.run(&rows, weights.transpose()?.as_deref(), how.memory, &self.name)?;
+                let result =
+                    request.run(&rows, weights.transpose()?.as_deref(), how.memory, &self.name)?;
                 if let (Some(kept), Some(key)) = (&how.kept, &key) {
                     kept.keep(key, &result, embedding_dim)?;
                 }
@@ -340,17 +446,25 @@ impl Source<'_> {
         output::print(|out| match result {
             Factorized::Tt { shape, error, .. } => writeln!(
                 out,
-                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}: relative error {error:.3e}",
+                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}: \
+                 relative error {error:.3e}",
                 shape.row_factors(),
                 shape.column_factors(),
                 shape.inner_ranks()
             ),
-            Factorized::LowRank { rank, error, .. } => writeln!(out, "{name}: rank {rank}: relative error {error:.3e}"),
+            Factorized::LowRank { rank, error, .. } => {
+                writeln!(out, "{name}: rank {rank}: relative error {error:.3e}")
+            }
         })?;
         Ok(())
     }
 
-    fn write_factorized(&self, result: &Factorized, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
+    fn write_factorized(
+        &self,
+        result: &Factorized,
+        plan: &SectionPlan,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
         let failed = |error: EncodeError| anyhow!(error).context("after factorisation");
         match (plan.role, result, &self.weights) {
             (Role::Core(k) | Role::Scales(k), Factorized::Tt { shape, cores, .. }, _) => {
@@ -359,13 +473,18 @@ impl Source<'_> {
                 let mut bytes = vec![0; self.dtype.bytes_of(len)];
                 cores[direction.core(k)].chunks_exact(len).try_for_each(|slice| {
                     let slice = direction.slice(k, slice);
-                    let scale = dtype::encode_slice(&slice, self.dtype, &mut bytes).map_err(failed)?;
-                    sink.put(if let Role::Core(_) = plan.role { &bytes } else { bytemuck::bytes_of(&scale) })
+                    let scale =
+                        dtype::encode_slice(&slice, self.dtype, &mut bytes).map_err(failed)?;
+                    sink.put(if let Role::Core(_) = plan.role {
+                        &bytes
+                    } else {
+                        bytemuck::bytes_of(&scale)
+                    })
                 })
             }
-            (Role::RemappedRows, Factorized::Tt { places: Some(places), .. }, _) => {
-                places.chunks(1 << 16).try_for_each(|places| sink.put(bytemuck::cast_slice(places)))
-            }
+            (Role::RemappedRows, Factorized::Tt { places: Some(places), .. }, _) => places
+                .chunks(1 << 16)
+                .try_for_each(|places| sink.put(bytemuck::cast_slice(places))),
             (Role::Projection, Factorized::LowRank { rank, basis, .. }, _) => {
                 let dtype = self.projection_dtype();
                 let dim = basis.len() / rank;
@@ -376,7 +495,11 @@ impl Source<'_> {
                     sink.put(&bytes)
                 })
             }
-            (Role::Rows, Factorized::LowRank { rank, basis, .. }, Weights::Dense { num_embeddings, tensor, .. }) => {
+            (
+                Role::Rows,
+                Factorized::LowRank { rank, basis, .. },
+                Weights::Dense { num_embeddings, tensor, .. },
+            ) => {
                 let mut progress = Progress::new(&format!("{}: rows", self.name), *num_embeddings);
                 let mut bytes = Vec::new();
                 factorize::for_each_short_row(&TensorRows::new(tensor)?, basis, *rank, |short| {
@@ -423,7 +546,9 @@ impl Source<'_> {
                 self.for_each_slice(&Direction::of(shape), k, cores, |bytes, _| sink.put(bytes))
             }
             (Role::Scales(k), Weights::Tt { shape, cores, .. }) => {
-                self.for_each_slice(&Direction::of(shape), k, cores, |_, scale| sink.put(&scale.to_le_bytes()))
+                self.for_each_slice(&Direction::of(shape), k, cores, |_, scale| {
+                    sink.put(&scale.to_le_bytes())
+                })
             }
             (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
                 overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
@@ -448,7 +573,13 @@ impl Source<'_> {
         }
     }
 
-    fn write_rows(&self, tensor: &Tensor, rows: u64, embedding_dim: usize, sink: &mut Sink<'_>) -> Result<()> {
+    fn write_rows(
+        &self,
+        tensor: &Tensor,
+        rows: u64,
+        embedding_dim: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
         let at_once = (1 << 18) / embedding_dim as u64 + 1;
         let mut values = vec![0.0; at_once.min(rows) as usize * embedding_dim];
         let mut bytes = vec![0; at_once.min(rows) as usize * self.dtype.row_len(embedding_dim)];
@@ -470,13 +601,22 @@ impl Source<'_> {
     }
 
     /// The transpose of a linear layer's weights, which are outputs x inputs.
-    fn write_projection(&self, tensor: &Tensor, [outputs, inputs]: [usize; 2], sink: &mut Sink<'_>) -> Result<()> {
-        let mut values = zeros(outputs.checked_mul(inputs).context("a projection of too many numbers")?)?;
+    fn write_projection(
+        &self,
+        tensor: &Tensor,
+        [outputs, inputs]: [usize; 2],
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let mut values =
+            zeros(outputs.checked_mul(inputs).context("a projection of too many numbers")?)?;
         tensor.read_f32(0, &mut values)?;
         let dtype = self.projection_dtype();
         let (mut column, mut bytes) = (zeros(outputs)?, vec![0; dtype.bytes_of(outputs)]);
         for input in 0..inputs {
-            column.iter_mut().zip(values.chunks_exact(inputs)).for_each(|(to, row)| *to = row[input]);
+            column
+                .iter_mut()
+                .zip(values.chunks_exact(inputs))
+                .for_each(|(to, row)| *to = row[input]);
             dtype::encode(&column, dtype, &mut bytes)
                 .map_err(|error| place(error, tensor, |at| (at * inputs + input) as u64))?;
             sink.put(&bytes)?;
@@ -498,7 +638,9 @@ impl Source<'_> {
         for slice in 0..core.slices() {
             core.read(slice, &mut values)?;
             let scale = dtype::encode_slice(&direction.slice(k, &values), self.dtype, &mut bytes)
-                .map_err(|error| place(error, core.tensor, |at| core.position(slice, direction.element(k, at))))?;
+                .map_err(|error| {
+                place(error, core.tensor, |at| core.position(slice, direction.element(k, at)))
+            })?;
             put(&bytes, scale)?;
         }
         Ok(())
@@ -514,9 +656,16 @@ pub(crate) fn weights(counts: &[(u64, f64)], num_embeddings: u64) -> Result<Vec<
     Ok(weights)
 }
 
-/// Names the tensor and the place of a value that could not be encoded; `position` says where in the tensor it is.
-fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u64) -> anyhow::Error {
-    let EncodeError::OutOfRange { position: at, value, dtype } = error else { return anyhow!(error) };
+/// Names the tensor and the place of a value that could not be encoded; `position` says where in
+/// the tensor it is.
+fn place(
+    error: EncodeError,
+    tensor: &Tensor,
+    position: impl FnOnce(usize) -> u64,
+) -> anyhow::Error {
+    let EncodeError::OutOfRange { position: at, value, dtype } = error else {
+        return anyhow!(error);
+    };
     let mut rest = position(at);
     let mut index: Vec<u64> = Vec::new();
     for &extent in tensor.shape().iter().rev() {
@@ -525,21 +674,24 @@ fn place(error: EncodeError, tensor: &Tensor, position: impl FnOnce(usize) -> u6
     }
     index.reverse();
     let place = match tensor.shape() {
-        [_, _] | [1, _, _] => format!("row {}, column {}", index[index.len() - 2], index[index.len() - 1]),
+        [_, _] | [1, _, _] => {
+            format!("row {}, column {}", index[index.len() - 2], index[index.len() - 1])
+        }
         _ => format!("element {index:?}"),
     };
     anyhow!("tensor {:?}, {place}: {value} has no finite {} form", tensor.name(), dtype.name())
 }
 
-/// The spec for a checkpoint that holds one table, or one model, or tables that it says all about; otherwise an error that offers
-/// what there is.
+/// The spec for a checkpoint that holds one table, or one model, or tables that it says all about;
+/// otherwise an error that offers what there is.
 fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Spec> {
     let survey = Survey::of(checkpoint);
     let model = Model::around(&survey);
     let Survey { tables: found, refused, complete, .. } = survey;
     let path = checkpoint.path().display();
     if let Some(model) = model {
-        let with_operation = |table: &TableSpec| with_qr_operation(checkpoint, table.clone(), qr_operation);
+        let with_operation =
+            |table: &TableSpec| with_qr_operation(checkpoint, table.clone(), qr_operation);
         let tables: Vec<_> = found.iter().map(with_operation).collect();
         let spec = Spec { model: Some(model), tables };
         return match spec.tables.iter().find_map(|table| Source::open(checkpoint, table).err()) {
@@ -554,36 +706,64 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<&str>) -> Result<Sp
         return Ok(Spec { model, tables: found });
     }
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
-        let table = with_qr_operation(checkpoint, named_after_file(checkpoint, table), qr_operation);
+        let table =
+            with_qr_operation(checkpoint, named_after_file(checkpoint, table), qr_operation);
         match Source::open(checkpoint, &table) {
             Ok(_) => return Ok(Spec { model: None, tables: vec![table] }),
-            Err(error) => bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?),
+            Err(error) => {
+                bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?)
+            }
         }
     }
     let cannot: String = refused.iter().map(|(_, reason)| format!("\n  {reason}")).collect();
-    ensure!(!found.is_empty() || refused.is_empty(), "{path}: none of its tables can be converted:{cannot}");
+    ensure!(
+        !found.is_empty() || refused.is_empty(),
+        "{path}: none of its tables can be converted:{cannot}"
+    );
     ensure!(
         !found.is_empty(),
         "{path}: nothing looks like an embedding table; name one in a --spec. It holds:\n{}",
         list_tensors(checkpoint)
     );
-    let cannot = if refused.is_empty() { " ".to_owned() } else { format!(" Others cannot be converted:{cannot}\n") };
-    let (look, offer) = (if found.len() == 1 { "tensor looks" } else { "tensors look" }, offer(&found)?);
-    bail!("{path}: {} {look} like embedding tables.{cannot}Keep the ones you want in a --spec:\n\n{offer}", found.len())
+    let cannot = if refused.is_empty() {
+        " ".to_owned()
+    } else {
+        format!(" Others cannot be converted:{cannot}\n")
+    };
+    let (look, offer) = (
+        if found.len() == 1 {
+            "tensor looks"
+        } else {
+            "tensors look"
+        },
+        offer(&found)?,
+    );
+    bail!(
+        "{path}: {} {look} like embedding tables.{cannot}Keep the ones you want in a \
+         --spec:\n\n{offer}",
+        found.len()
+    )
 }
 
 /// The only table of a checkpoint; where an empty prefix gives it no name, it has that of the file.
 pub(crate) fn named_after_file(checkpoint: &Checkpoint, table: &TableSpec) -> TableSpec {
-    let file_name = || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let file_name =
+        || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let unnamed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
-    TableSpec { name: table.name.clone().or_else(|| file_name().filter(|_| unnamed)), ..table.clone() }
+    TableSpec {
+        name: table.name.clone().or_else(|| file_name().filter(|_| unnamed)),
+        ..table.clone()
+    }
 }
 
 fn offer(tables: &[TableSpec]) -> Result<String> {
-    toml::to_string(&Spec { model: None, tables: tables.to_vec() }).context("cannot write the offered spec")
+    toml::to_string(&Spec { model: None, tables: tables.to_vec() })
+        .context("cannot write the offered spec")
 }
 
 fn list_tensors(checkpoint: &Checkpoint) -> String {
-    let line = |t: &Tensor| format!("  {} {} {:?}\n", t.name().escape_debug(), t.element_type(), t.shape());
+    let line = |t: &Tensor| {
+        format!("  {} {} {:?}\n", t.name().escape_debug(), t.element_type(), t.shape())
+    };
     checkpoint.tensors().take(40).map(line).collect()
 }

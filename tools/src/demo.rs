@@ -19,7 +19,8 @@ const EXPECTED: &[u8] = include_bytes!("../tests/golden/fbtt_d3.expected.npz");
 /// The largest difference that f32 rounding explains, relative to the largest value.
 const TOLERANCE: f32 = 2e-6;
 
-/// Convert a bundled FBTT checkpoint and look rows up, beside the answers of the program that wrote it.
+/// Convert a bundled FBTT checkpoint and look rows up, beside the answers of the program that wrote
+/// it.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
@@ -34,7 +35,8 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     let expected_path = place("fbtt_d3.expected.npz", EXPECTED)?;
     let blob_path = directory.path().join("fbtt_d3.ttr");
 
-    let bytes = convert(&Checkpoint::open(&checkpoint)?, &Spec::parse(SPEC)?, &blob_path, &How::default())?;
+    let bytes =
+        convert(&Checkpoint::open(&checkpoint)?, &Spec::parse(SPEC)?, &blob_path, &How::default())?;
     let file = BlobFile::open(&blob_path)?;
     let blob = file.blob()?;
     let table = file.table(&blob, "item")?;
@@ -42,7 +44,8 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     let dense = table.num_embeddings() * table.embedding_dim() as u64 * 4;
     writeln!(
         out,
-        "converted fbtt_d3.safetensors: table \"item\", {} x {}, {bytes} bytes ({:.1}x smaller than dense f32)\n",
+        "converted fbtt_d3.safetensors: table \"item\", {} x {}, {bytes} bytes ({:.1}x smaller \
+         than dense f32)\n",
         table.num_embeddings(),
         table.embedding_dim(),
         dense as f64 / bytes as f64
@@ -51,14 +54,19 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     let expected = Checkpoint::open(&expected_path)?;
     let bags = BagsFile::read(&expected_path, false)?;
     let mut good = true;
-    for (mode, name) in [(Mode::Rows, "rows"), (Mode::Sum, "sum"), (Mode::Mean, "mean"), (Mode::Max, "max")] {
+    for (mode, name) in
+        [(Mode::Rows, "rows"), (Mode::Sum, "sum"), (Mode::Mean, "mean"), (Mode::Max, "max")]
+    {
         let ours = bags.look_up(&table, mode)?;
         let reference = expected.tensor(name).with_context(|| format!("no array {name:?}"))?;
         let mut theirs = vec![0.0; ours.len()];
         reference.read_f32(0, &mut theirs)?;
         if mode == Mode::Rows {
-            for (at, (a, b)) in
-                ours.chunks(table.embedding_dim()).zip(theirs.chunks(table.embedding_dim())).take(4).enumerate()
+            for (at, (a, b)) in ours
+                .chunks(table.embedding_dim())
+                .zip(theirs.chunks(table.embedding_dim()))
+                .take(4)
+                .enumerate()
             {
                 writeln!(out, "row {:>3}  ttrec {:>9.6?} ...", bags.indices()[at], &a[..5])?;
                 writeln!(out, "          FBTT {:>9.6?} ...", &b[..5])?;
@@ -66,14 +74,18 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
             writeln!(out)?;
         }
         let largest = theirs.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let difference = ours.iter().zip(&theirs).fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
+        let difference = ours
+            .iter()
+            .zip(&theirs)
+            .fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
         let agrees = difference <= TOLERANCE * largest;
         good &= agrees;
         let verdict = if agrees { "agree" } else { "DIFFER" };
         let count = ours.len() / table.embedding_dim();
         writeln!(
             out,
-            "{name:>4}: {count} x {} values {verdict} with FBTT: largest difference {:.1e} of the largest value",
+            "{name:>4}: {count} x {} values {verdict} with FBTT: largest difference {:.1e} of the \
+             largest value",
             table.embedding_dim(),
             difference / largest
         )?;

@@ -1,10 +1,11 @@
-//! From which end a tensor train is multiplied out: a blob's cores are multiplied from the left, so where the other way is less
-//! work they are written in reverse, each slice transposed.
+//! From which end a tensor train is multiplied out: a blob's cores are multiplied from the left, so
+//! where the other way is less work they are written in reverse, each slice transposed.
 
 use std::borrow::Cow;
 use ttrec::{DigitOrder, TtShape};
 
-/// What it takes to put a column of a bag in its place afterwards, in FLOP of the products that are saved for it.
+/// What it takes to put a column of a bag in its place afterwards, in FLOP of the products that are
+/// saved for it.
 const COLUMN_FLOPS: u64 = 100;
 
 /// A tensor train, and as what a blob has it.
@@ -17,8 +18,13 @@ pub(crate) struct Direction {
 impl Direction {
     pub(crate) fn of(given: &TtShape) -> Self {
         let placing = COLUMN_FLOPS * given.embedding_dim() as u64;
-        let saves = given.flops_right_to_left().saturating_add(placing) < given.flops_left_to_right();
-        let stored = if saves { given.reversed().unwrap_or(*given) } else { *given };
+        let saves =
+            given.flops_right_to_left().saturating_add(placing) < given.flops_left_to_right();
+        let stored = if saves {
+            given.reversed().unwrap_or(*given)
+        } else {
+            *given
+        };
         Self { given: *given, stored }
     }
 
@@ -33,7 +39,11 @@ impl Direction {
 
     /// The given core that is core k of the blob.
     pub(crate) fn core(&self, k: usize) -> usize {
-        if self.is_reversed() { self.given.num_cores() - 1 - k } else { k }
+        if self.is_reversed() {
+            self.given.num_cores() - 1 - k
+        } else {
+            k
+        }
     }
 
     /// Where in a slice of the given core that is core k of the blob the blob's element `at` is.
@@ -41,7 +51,8 @@ impl Direction {
         if !self.is_reversed() {
             return at;
         }
-        let (r, q, s) = (self.stored.rank(k), self.stored.column_factor(k), self.stored.rank(k + 1));
+        let (r, q, s) =
+            (self.stored.rank(k), self.stored.column_factor(k), self.stored.rank(k + 1));
         let (a, b, c) = (at / s / q, at / s % q, at % s);
         (c * q + b) * r + a
     }
@@ -67,6 +78,8 @@ pub(crate) fn in_stored_order<'r>(shape: &TtShape, row: &'r [f32]) -> Cow<'r, [f
         return Cow::Borrowed(row);
     }
     let mut stored = vec![0.0; row.len()];
-    row.iter().enumerate().for_each(|(column, &x)| stored[shape.position_of_column(column)] = x);
+    row.iter()
+        .enumerate()
+        .for_each(|(column, &x)| stored[shape.position_of_column(column)] = x);
     stored.into()
 }

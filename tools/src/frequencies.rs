@@ -41,7 +41,10 @@ impl Frequencies {
             let base = name.strip_suffix(INDICES).or_else(|| name.strip_suffix(COUNTS));
             if !has(name) && !base.is_some_and(has) {
                 let names = &tables[..tables.len().min(LISTED)];
-                bail!("{}: array {name:?} belongs to no table: expected names of {names:?}", path.display());
+                bail!(
+                    "{}: array {name:?} belongs to no table: expected names of {names:?}",
+                    path.display()
+                );
             }
         }
         Ok(Self { file, tables })
@@ -59,12 +62,22 @@ impl Frequencies {
         Ok(match (self.file.tensor(name), half(INDICES), half(COUNTS)) {
             (None, (_, None), (_, None)) => None,
             (Some(numbers), (_, None), (_, None)) => Some(Counts::Array { file, numbers }),
-            (None, (_, Some(indices)), (_, Some(counts))) => Some(Counts::Pair { file, indices, counts }),
+            (None, (_, Some(indices)), (_, Some(counts))) => {
+                Some(Counts::Pair { file, indices, counts })
+            }
             (Some(_), (indices, _), (counts, _)) => {
-                bail!("{}: array {name:?} beside {indices:?} or {counts:?}: expected one or the other", file.display())
+                bail!(
+                    "{}: array {name:?} beside {indices:?} or {counts:?}: expected one or the \
+                     other",
+                    file.display()
+                )
             }
             (None, (indices, _), (counts, there)) => {
-                let (found, missing) = if there.is_some() { (counts, indices) } else { (indices, counts) };
+                let (found, missing) = if there.is_some() {
+                    (counts, indices)
+                } else {
+                    (indices, counts)
+                };
                 bail!("{}: array {found:?} without {missing:?}: expected both", file.display())
             }
         })
@@ -72,7 +85,10 @@ impl Frequencies {
 
     /// The rows of `table` that are asked for at all, ascending, and how often, if that is known.
     pub(crate) fn rows(&self, table: &Table<'_>) -> Result<Option<Vec<(u64, f64)>>> {
-        let rows = self.of(table.name())?.map(|source| source.read(table.num_embeddings())).transpose()?;
+        let rows = self
+            .of(table.name())?
+            .map(|source| source.read(table.num_embeddings()))
+            .transpose()?;
         Ok(rows.filter(|rows| !rows.is_empty()))
     }
 
@@ -81,7 +97,8 @@ impl Frequencies {
         let arrays: Vec<&str> = self.file.tensors().map(Tensor::name).take(LISTED).collect();
         let tables = &tables[..tables.len().min(LISTED)];
         format!(
-            "{}: no frequencies for a tensor-train table: the blob's are {tables:?}, the arrays are {arrays:?}",
+            "{}: no frequencies for a tensor-train table: the blob's are {tables:?}, the arrays \
+             are {arrays:?}",
             self.file.path().display()
         )
     }
@@ -105,16 +122,24 @@ impl Counts<'_> {
             Self::Pair { file, indices, counts } => {
                 let (len, expected) = (vector_len(file, counts)?, vector_len(file, indices)?);
                 let (name, file) = (counts.name(), file.display());
-                ensure!(len == expected, "{file}: {name:?} has {len} numbers: expected {expected}, one per index");
+                ensure!(
+                    len == expected,
+                    "{file}: {name:?} has {len} numbers: expected {expected}, one per index"
+                );
                 let mut ids = vec![0; usize::try_from(len)?];
                 indices.read_i64(0, &mut ids)?;
                 let in_range = |id: i64| u64::try_from(id).is_ok_and(|id| id < num_embeddings);
                 if let Some(position) = ids.iter().position(|&id| !in_range(id)) {
                     let (name, last) = (indices.name(), num_embeddings - 1);
-                    bail!("{file}: {name}[{position}] is {}: expected a row, 0 to {last}", ids[position]);
+                    bail!(
+                        "{file}: {name}[{position}] is {}: expected a row, 0 to {last}",
+                        ids[position]
+                    );
                 }
                 let mut rows = Vec::new();
-                for_each_count(counts, &file, |at, count| rows.push((ids[at as usize].cast_unsigned(), count)))?;
+                for_each_count(counts, &file, |at, count| {
+                    rows.push((ids[at as usize].cast_unsigned(), count))
+                })?;
                 add_up(&mut rows);
                 Ok(rows)
             }
@@ -123,7 +148,11 @@ impl Counts<'_> {
 }
 
 /// Gives the numbers above 0, and their positions, to `put`.
-fn for_each_count(array: &Tensor, file: &std::path::Display<'_>, mut put: impl FnMut(u64, f64)) -> Result<()> {
+fn for_each_count(
+    array: &Tensor,
+    file: &std::path::Display<'_>,
+    mut put: impl FnMut(u64, f64),
+) -> Result<()> {
     let mut buffer = vec![0.0; 1 << 14];
     let mut start = 0;
     while start < array.len() {

@@ -154,7 +154,9 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                 num_embeddings: table.num_embeddings(),
                 embedding_dim: table.embedding_dim(),
                 bytes: blob.sections(position).map(|section| section.len).sum(),
-                dense_f32_bytes: table.num_embeddings().saturating_mul(table.embedding_dim() as u64 * 4),
+                dense_f32_bytes: table
+                    .num_embeddings()
+                    .saturating_mul(table.embedding_dim() as u64 * 4),
                 overrides: data.overrides.map_or(0, |overrides| overrides.ids.len()),
                 prefix_products: match &data.weights {
                     Weights::Tt(tt) => tt.prefixes.map_or(0, |prefixes| prefixes.ids.len()),
@@ -169,9 +171,10 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                 num_rows: data.num_rows,
                 tt,
                 projected: match &data.weights {
-                    Weights::Projected(table) => {
-                        Some(ProjectedSummary { rank: table.rank(), projection: table.projection.dtype().name() })
-                    }
+                    Weights::Projected(table) => Some(ProjectedSummary {
+                        rank: table.rank(),
+                        projection: table.projection.dtype().name(),
+                    }),
                     _ => None,
                 },
                 quotient_remainder: match &data.weights {
@@ -188,7 +191,9 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     BlobSummary {
         format_version: ttrec::blob::VERSION,
         bytes: blob.len() as u64,
-        dense_f32_bytes: tables.iter().fold(0, |sum, table| sum.saturating_add(table.dense_f32_bytes)),
+        dense_f32_bytes: tables
+            .iter()
+            .fold(0, |sum, table| sum.saturating_add(table.dense_f32_bytes)),
         model: blob.ranker().ok().map(|ranker| ModelSummary {
             num_dense: ranker.num_dense(),
             embedding_dim: ranker.embedding_dim(),
@@ -219,7 +224,11 @@ fn summarise_layer(blob: &Blob<'_>, position: usize, layer: &Layer<'_>) -> Layer
     }
 }
 
-fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummary) -> io::Result<()> {
+fn print(
+    out: &mut dyn Write,
+    path: std::path::Display<'_>,
+    summary: &BlobSummary,
+) -> io::Result<()> {
     let count = summary.tables.len();
     writeln!(
         out,
@@ -229,7 +238,13 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
         summary.bytes,
         summary.dense_f32_bytes as f64 / summary.bytes as f64
     )?;
-    let width = summary.tables.iter().map(|table| table.name.escape_debug().count()).max().unwrap_or(0).max(5);
+    let width = summary
+        .tables
+        .iter()
+        .map(|table| table.name.escape_debug().count())
+        .max()
+        .unwrap_or(0)
+        .max(5);
     writeln!(
         out,
         "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>8}  shape",
@@ -239,13 +254,18 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
         let (kind, shape) = match (&table.tt, &table.projected, &table.quotient_remainder) {
             (Some(tt), ..) => {
                 let reversed = tt.column_order != order(DigitOrder::MostSignificantFirst);
-                let shape = format!("p {:?} q {:?} ranks {:?}", tt.row_factors, tt.column_factors, tt.ranks);
+                let shape = format!(
+                    "p {:?} q {:?} ranks {:?}",
+                    tt.row_factors, tt.column_factors, tt.ranks
+                );
                 ("tt", if reversed { shape + ", cores reversed" } else { shape })
             }
             (_, Some(projected), _) => {
                 ("proj", format!("rank {}, projection {}", projected.rank, projected.projection))
             }
-            (.., Some(parts)) => ("qr", format!("{} of {} remainders", parts.operation, parts.num_remainders)),
+            (.., Some(parts)) => {
+                ("qr", format!("{} of {} remainders", parts.operation, parts.num_remainders))
+            }
             _ => ("dense", String::new()),
         };
         let map = match table.index_map {
@@ -254,8 +274,11 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, summary: &BlobSummar
         };
         let shape = shape + &map;
         let shape = shape.trim_start_matches(", ");
-        let overrides =
-            if table.overrides > 0 { format!(", {} rows overridden", table.overrides) } else { String::new() };
+        let overrides = if table.overrides > 0 {
+            format!(", {} rows overridden", table.overrides)
+        } else {
+            String::new()
+        };
         let products = match table.prefix_products {
             0 => String::new(),
             count => format!(", {count} prefix products"),
@@ -291,6 +314,7 @@ fn print_model(out: &mut dyn Write, model: &ModelSummary) -> io::Result<()> {
     for LayerSummary { stack, inputs, outputs, activation, dtype, bytes } in &model.layers {
         writeln!(out, "{stack:6} {inputs:>7} x {outputs:<7} {activation:7} {dtype:4} {bytes:>13}")?;
     }
-    let tables: Vec<String> = model.tables.iter().map(|name| name.escape_debug().to_string()).collect();
+    let tables: Vec<String> =
+        model.tables.iter().map(|name| name.escape_debug().to_string()).collect();
     writeln!(out, "tables in order: {}", tables.join(" "))
 }

@@ -17,9 +17,10 @@ use ttrec::{Bags, LookupError, Pooling, Table};
 
 /// Look rows up, or pool bags of them.
 ///
-/// The npz file holds `indices` and `offsets` as torch.nn.EmbeddingBag takes them with include_last_offset=True (bag b is
-/// `indices[offsets[b]..offsets[b + 1]]`), of any integer type, and with --weighted one `weights` per index. The output is a
-/// float32 .npy array: one row per index (rows) or per bag (sum, mean, max).
+/// The npz file holds `indices` and `offsets` as torch.nn.EmbeddingBag takes them with
+/// include_last_offset=True (bag b is `indices[offsets[b]..offsets[b + 1]]`), of any integer type,
+/// and with --weighted one `weights` per index. The output is a float32 .npy array: one row per
+/// index (rows) or per bag (sum, mean, max).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
@@ -99,10 +100,16 @@ impl BagsFile {
     }
 
     /// The bags of the arrays of these names in an open file.
-    pub(crate) fn of(file: &Checkpoint, [indices, offsets, weights]: [&str; 3], weighted: bool) -> Result<Self> {
+    pub(crate) fn of(
+        file: &Checkpoint,
+        [indices, offsets, weights]: [&str; 3],
+        weighted: bool,
+    ) -> Result<Self> {
         let path = file.path();
         let vector = |name: &str| -> Result<&Tensor> {
-            let array = file.tensor(name).with_context(|| format!("{}: no array {name:?}", path.display()))?;
+            let array = file
+                .tensor(name)
+                .with_context(|| format!("{}: no array {name:?}", path.display()))?;
             vector_len(path, array)?;
             Ok(array)
         };
@@ -111,7 +118,11 @@ impl BagsFile {
             let mut values = vec![0; usize::try_from(array.len())?];
             array.read_i64(0, &mut values)?;
             if let Some(position) = values.iter().position(|&value| value < 0) {
-                bail!("{}: {name}[{position}] is {}: expected 0 or more", path.display(), values[position]);
+                bail!(
+                    "{}: {name}[{position}] is {}: expected 0 or more",
+                    path.display(),
+                    values[position]
+                );
             }
             Ok(values.into_iter().map(i64::cast_unsigned).collect())
         };
@@ -123,12 +134,21 @@ impl BagsFile {
         } else {
             None
         };
-        Ok(Self { path: path.to_owned(), indices: integers(indices)?, offsets: integers(offsets)?, weights })
+        Ok(Self {
+            path: path.to_owned(),
+            indices: integers(indices)?,
+            offsets: integers(offsets)?,
+            weights,
+        })
     }
 
     /// One row per index or per bag, end to end.
     pub(crate) fn look_up(&self, table: &Table<'_>, mode: Mode) -> Result<Vec<f32>> {
-        let rows = if mode == Mode::Rows { self.indices.len() } else { self.offsets.len().saturating_sub(1) };
+        let rows = if mode == Mode::Rows {
+            self.indices.len()
+        } else {
+            self.offsets.len().saturating_sub(1)
+        };
         let out = zeros(rows.saturating_mul(table.embedding_dim()))?;
         let mut workspace = zeros(table.workspace_len())?;
         self.try_look_up(table, mode, out, &mut workspace)
@@ -187,14 +207,20 @@ impl BagsFile {
 /// The length of an array of the file at `path`, which must have one dimension.
 pub(crate) fn vector_len(path: &Path, array: &Tensor) -> Result<u64> {
     let (name, shape) = (array.name(), array.shape());
-    ensure!(shape.len() == 1, "{}: {name:?} has shape {shape:?}: expected one dimension", path.display());
+    ensure!(
+        shape.len() == 1,
+        "{}: {name:?} has shape {shape:?}: expected one dimension",
+        path.display()
+    );
     Ok(array.len())
 }
 
 /// `len` zeros, or an error where an allocation would end the process: lengths come from files.
 pub(crate) fn zeros(len: usize) -> Result<Vec<f32>> {
     let mut zeros = Vec::new();
-    zeros.try_reserve_exact(len).with_context(|| format!("{len} float32 elements do not fit in memory"))?;
+    zeros
+        .try_reserve_exact(len)
+        .with_context(|| format!("{len} float32 elements do not fit in memory"))?;
     zeros.resize(len, 0.0);
     Ok(zeros)
 }

@@ -1,4 +1,5 @@
-//! The `ttrec` command: turns trained checkpoints into blobs, and inspects, reads and verifies them.
+//! The `ttrec` command: turns trained checkpoints into blobs, and inspects, reads and verifies
+//! them.
 
 mod bench;
 mod blob_file;
@@ -36,11 +37,13 @@ use std::process::ExitCode;
 
 const AFTER_HELP: &str = "\
 Environment:
-  TTREC_ISA  the instructions to use, at or below the best that this CPU has: scalar, avx2, avx512, neon
+  TTREC_ISA  the instructions to use, at or below the best that this CPU has: scalar, avx2, \
+                          avx512, neon
 
 Exit codes:
   0  done
-  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo: answers differ
+  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo: \
+                          answers differ
   2  the command line was wrong
   3  an input was refused: a checkpoint, spec, blob or npz file
   4  the output could not be written; what stood there before is untouched
@@ -48,9 +51,10 @@ Exit codes:
 
 /// Tensor-train embedding tables for the edge: checkpoints in, one small blob out.
 ///
-/// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz). `convert` turns them into a blob, one flat file that
-/// the ttrec library reads in place. Begin with `ttrec demo`, or with `ttrec convert CHECKPOINT -o model.ttr`, which says
-/// what it finds in the checkpoint and what it still needs to know.
+/// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz). `convert` turns them into a
+/// blob, one flat file that the ttrec library reads in place. Begin with `ttrec demo`, or with
+/// `ttrec convert CHECKPOINT -o model.ttr`, which says what it finds in the checkpoint and what it
+/// still needs to know.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
@@ -116,5 +120,13 @@ fn main() -> ExitCode {
 /// Libraries' errors quote names from files as they are; these must not command the terminal.
 fn printable(text: &str) -> String {
     let harmless = |c: &char| !c.is_control() || *c == '\n';
-    text.chars().map(|c| if harmless(&c) { c.to_string() } else { c.escape_default().to_string() }).collect()
+    text.chars()
+        .map(|c| {
+            if harmless(&c) {
+                c.to_string()
+            } else {
+                c.escape_default().to_string()
+            }
+        })
+        .collect()
 }

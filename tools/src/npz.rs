@@ -10,7 +10,8 @@ use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 pub(crate) fn write_npy(path: &Path, shape: &[u64], values: &[f32]) -> Result<()> {
     let mut output = Output::create(path)?;
     output.write(|file| {
-        let mut npy = npyz::WriteOptions::new().default_dtype().shape(shape).writer(file).begin_nd()?;
+        let mut npy =
+            npyz::WriteOptions::new().default_dtype().shape(shape).writer(file).begin_nd()?;
         npy.extend(values.iter().copied())?;
         npy.finish()
     })?;
@@ -26,10 +27,21 @@ impl Npz {
     }
 
     /// Adds an array of this shape, row-major.
-    pub(crate) fn add<T: AutoSerialize + Copy>(&mut self, name: &str, shape: &[u64], values: &[T]) -> Result<()> {
-        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
+    pub(crate) fn add<T: AutoSerialize + Copy>(
+        &mut self,
+        name: &str,
+        shape: &[u64],
+        values: &[T],
+    ) -> Result<()> {
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .large_file(true);
         self.0.start_file(format!("{name}.npy"), options)?;
-        let mut npy = npyz::WriteOptions::new().default_dtype().shape(shape).writer(&mut self.0).begin_nd()?;
+        let mut npy = npyz::WriteOptions::new()
+            .default_dtype()
+            .shape(shape)
+            .writer(&mut self.0)
+            .begin_nd()?;
         npy.extend(values.iter().copied())?;
         Ok(npy.finish()?)
     }

@@ -17,7 +17,9 @@ pub(crate) struct WriteError {
 }
 
 /// Prints to standard output. A reader who closed it has seen enough: that is no error.
-pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
+pub(crate) fn print(
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), WriteError> {
     let mut out = io::stdout().lock();
     match write(&mut out).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -37,7 +39,8 @@ pub(crate) fn refuse_inputs(output: &Path, inputs: &[&Path]) -> anyhow::Result<(
     Ok(())
 }
 
-/// Where writing to `path` ends up: a link keeps pointing where it does, and what it points to is replaced.
+/// Where writing to `path` ends up: a link keeps pointing where it does, and what it points to is
+/// replaced.
 fn follow_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     // As many as Linux follows.
@@ -58,8 +61,8 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// The unfinished files of this process, each with the place it is meant for. Files are created and take their place under
-/// this lock, so that whoever holds it knows which of the two is there.
+/// The unfinished files of this process, each with the place it is meant for. Files are created and
+/// take their place under this lock, so that whoever holds it knows which of the two is there.
 static UNFINISHED: Mutex<Vec<(PathBuf, PathBuf)>> = Mutex::new(Vec::new());
 
 fn unfinished() -> MutexGuard<'static, Vec<(PathBuf, PathBuf)>> {
@@ -75,7 +78,8 @@ impl Drop for Entry {
     }
 }
 
-/// The outputs that were given up. While this is held, no file is created, and none takes its place.
+/// The outputs that were given up. While this is held, no file is created, and none takes its
+/// place.
 #[cfg(unix)]
 pub(crate) struct Abandoned(MutexGuard<'static, Vec<(PathBuf, PathBuf)>>);
 
@@ -105,7 +109,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Starts a file that will stand at `path`, beside it: in the same directory, so that the rename is atomic.
+    /// Starts a file that will stand at `path`, beside it: in the same directory, so that the
+    /// rename is atomic.
     pub(crate) fn create(path: &Path) -> Result<Self, WriteError> {
         let failed = |error| WriteError { path: path.to_owned(), error };
         let path = follow_links(path).map_err(failed)?;
@@ -134,7 +139,10 @@ impl Output {
     }
 
     /// Runs `write` on the file.
-    pub(crate) fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
+    pub(crate) fn write(
+        &mut self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
         write(&mut self.file).map_err(|error| WriteError { path: self.path.clone(), error })
     }
 
@@ -156,7 +164,8 @@ impl Output {
         file.persist(&path).map_err(|error| failed(error.error))?;
         unfinished.retain(|(file, _)| *file != entry.0);
         drop(unfinished);
-        // The rename itself lasts once its directory is synced; where directories cannot be opened, it is as safe as any.
+        // The rename itself lasts once its directory is synced; where directories cannot be opened,
+        // it is as safe as any.
         if let Ok(directory) = File::open(directory_of(&path)) {
             let _ = directory.sync_all();
         }

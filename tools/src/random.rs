@@ -1,4 +1,5 @@
-//! Reproducible pseudo-random numbers, each by its place in a stream: none depends on which were asked for before.
+//! Reproducible pseudo-random numbers, each by its place in a stream: none depends on which were
+//! asked for before.
 
 /// SplitMix64: the `position`th number of the stream `seed`.
 pub(crate) fn random(seed: u64, position: u64) -> u64 {
@@ -14,8 +15,8 @@ pub(crate) fn uniform(seed: u64, position: u64) -> f64 {
     (random(seed, position) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The same, an integer from 0 up to `limit` (Lemire, "Fast random integer generation in an interval", 2019; biased by less
-/// than limit / 2^64). 0 if there is none.
+/// The same, an integer from 0 up to `limit` (Lemire, "Fast random integer generation in an
+/// interval", 2019; biased by less than limit / 2^64). 0 if there is none.
 pub(crate) fn below(limit: u32, seed: u64, position: u64) -> u32 {
     ((u128::from(random(seed, position)) * u128::from(limit)) >> 64) as u32
 }

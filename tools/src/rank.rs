@@ -15,9 +15,10 @@ use ttrec::{Bags, Ranker};
 
 /// Rank candidates for one user with a blob's model.
 ///
-/// Both files are as `score` takes them. The user's holds one bag of each of the user's tables, and `dense` of one sample; the
-/// candidates' holds a bag for each candidate of all other tables (and `dense`, if it depends on them). What is the user's is
-/// computed once. Candidates are numbered from 0, in the order of their bags; of those that score the same, the first one comes first.
+/// Both files are as `score` takes them. The user's holds one bag of each of the user's tables, and
+/// `dense` of one sample; the candidates' holds a bag for each candidate of all other tables (and
+/// `dense`, if it depends on them). What is the user's is computed once. Candidates are numbered
+/// from 0, in the order of their bags; of those that score the same, the first one comes first.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
@@ -52,10 +53,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
-    let (user, candidates) = (Samples::read(&args.user, &ranker)?, Samples::read(&args.candidates, &ranker)?);
+    let (user, candidates) =
+        (Samples::read(&args.user, &ranker)?, Samples::read(&args.candidates, &ranker)?);
     let scores = rank(&ranker, &user, &candidates)?;
-    let mut places: Vec<Place> =
-        scores.iter().enumerate().map(|(candidate, &score)| Place { candidate, score }).collect();
+    let mut places: Vec<Place> = scores
+        .iter()
+        .enumerate()
+        .map(|(candidate, &score)| Place { candidate, score })
+        .collect();
     places.sort_by(|a, b| b.score.total_cmp(&a.score));
     places.truncate(args.top);
     if let Some(path) = &args.output {
@@ -66,7 +71,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             serde_json::to_writer_pretty(&mut out, &places)?;
             return writeln!(out);
         }
-        places.iter().try_for_each(|Place { candidate, score }| writeln!(out, "{candidate} {score}"))
+        places
+            .iter()
+            .try_for_each(|Place { candidate, score }| writeln!(out, "{candidate} {score}"))
     })?;
     Ok(Outcome::Done)
 }
@@ -78,17 +85,28 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
         match (of_user, of_candidates) {
             (Some(_), Some(_)) => {
                 let (user, candidates) = (user.path(), candidates.path());
-                anyhow::bail!("both {user} and {candidates} hold \"indices_{table}\": expected one of them to")
+                anyhow::bail!(
+                    "both {user} and {candidates} hold \"indices_{table}\": expected one of them \
+                     to"
+                )
             }
             (None, None) => Err(missing(candidates.path(), ranker, table)),
             (Some(bags), None) => {
-                ensure!(bags.len() == 1, "{}: {} bags of table {table}: expected one", user.path(), bags.len());
+                ensure!(
+                    bags.len() == 1,
+                    "{}: {} bags of table {table}: expected one",
+                    user.path(),
+                    bags.len()
+                );
                 Ok(bags)
             }
             (None, Some(bags)) => {
                 let expected = *num_candidates.get_or_insert(bags.len());
                 let (path, found) = (candidates.path(), bags.len());
-                ensure!(found == expected, "{path}: {found} bags of table {table}: expected {expected}, as before");
+                ensure!(
+                    found == expected,
+                    "{path}: {found} bags of table {table}: expected {expected}, as before"
+                );
                 Ok(bags)
             }
         }
@@ -99,7 +117,11 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
         (Some(_), Some(_)) => anyhow::bail!("both files hold \"dense\": expected one of them to"),
         (Some(dense), None) => {
             let (found, expected) = (dense.len(), ranker.num_dense());
-            ensure!(found == expected, "{}: {found} dense features: expected those of one sample", user.path());
+            ensure!(
+                found == expected,
+                "{}: {found} dense features: expected those of one sample",
+                user.path()
+            );
             dense
         }
         (None, Some(dense)) => {
@@ -111,6 +133,8 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
     let count = num_candidates.filter(|&count| count > 0);
     let mut out = zeros(count.with_context(|| format!("{}: no candidates", candidates.path()))?)?;
     let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
-    ranker.rank(dense, &bags, &mut out, &mut workspace).with_context(|| candidates.path().to_owned())?;
+    ranker
+        .rank(dense, &bags, &mut out, &mut workspace)
+        .with_context(|| candidates.path().to_owned())?;
     Ok(out)
 }

@@ -1,5 +1,6 @@
-//! Samples of a model in an npz file, as DLRM's inputs are: `dense`, samples x features, and for each table t of the model
-//! `indices_t` and `offsets_t`, the last one included, and perhaps `weights_t`.
+//! Samples of a model in an npz file, as DLRM's inputs are: `dense`, samples x features, and for
+//! each table t of the model `indices_t` and `offsets_t`, the last one included, and perhaps
+//! `weights_t`.
 
 use crate::{checkpoint::Checkpoint, lookup::BagsFile};
 use anyhow::{Context, Result, ensure};
@@ -21,7 +22,11 @@ impl Samples {
         let dense = file.tensor("dense").map(|array| {
             let (columns, shape) = (ranker.num_dense() as u64, array.shape());
             let fits = matches!(shape, [_, found] if *found == columns);
-            ensure!(fits, "{}: \"dense\" has shape {shape:?}: expected samples x {columns}", path.display());
+            ensure!(
+                fits,
+                "{}: \"dense\" has shape {shape:?}: expected samples x {columns}",
+                path.display()
+            );
             let mut values = crate::lookup::zeros(usize::try_from(array.len())?)?;
             array.read_f32(0, &mut values)?;
             Ok(values)
@@ -29,7 +34,8 @@ impl Samples {
         // A model of tables alone has none to give.
         let dense = dense.or_else(|| (ranker.num_dense() == 0).then(|| Ok(Vec::new())));
         let table = |t: usize| {
-            let [indices, offsets, weights] = ["indices", "offsets", "weights"].map(|name| format!("{name}_{t}"));
+            let [indices, offsets, weights] =
+                ["indices", "offsets", "weights"].map(|name| format!("{name}_{t}"));
             let weighted = file.tensor(&weights).is_some();
             let names = [&*indices, &*offsets, &*weights];
             file.tensor(&indices).map(|_| BagsFile::of(&file, names, weighted)).transpose()
@@ -67,5 +73,8 @@ impl Samples {
 /// The error for an input that no file has.
 pub(crate) fn missing(path: &str, ranker: &Ranker<'_>, table: usize) -> anyhow::Error {
     let name = ranker.tables().nth(table).map_or("", |table| table.name());
-    anyhow::anyhow!("{path}: no array \"indices_{table}\": the bags of table {name:?}, number {table} of the model")
+    anyhow::anyhow!(
+        "{path}: no array \"indices_{table}\": the bags of table {name:?}, number {table} of the \
+         model"
+    )
 }

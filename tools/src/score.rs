@@ -14,8 +14,9 @@ use ttrec::{Bags, Ranker};
 
 /// Score a batch of samples with a blob's model.
 ///
-/// The npz file holds `dense`, samples x features, if the model has any, and for each table of the model, in its order from 0, `indices_0` and `offsets_0`
-/// and so on, as torch.nn.EmbeddingBag takes them with include_last_offset=True, and perhaps `weights_0`. The output is a float32 .npy
+/// The npz file holds `dense`, samples x features, if the model has any, and for each table of the
+/// model, in its order from 0, `indices_0` and `offsets_0` and so on, as torch.nn.EmbeddingBag
+/// takes them with include_last_offset=True, and perhaps `weights_0`. The output is a float32 .npy
 /// array: one score per sample.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -38,7 +39,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
     let samples = Samples::read(&args.batch, &ranker)?;
-    let scores = score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
+    let scores =
+        score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
     write_npy(&args.output, &[scores.len() as u64], &scores)?;
     output::print(|out| writeln!(out, "{}: {} float32", args.output.display(), scores.len()))?;
     Ok(Outcome::Done)

@@ -1,4 +1,5 @@
-//! The spec: a TOML file that says which tensors become which tables, and what the checkpoint itself does not store.
+//! The spec: a TOML file that says which tensors become which tables, and what the checkpoint
+//! itself does not store.
 
 use crate::factorize::RowOrder;
 use anyhow::{Context, Result, ensure};
@@ -49,13 +50,15 @@ pub(crate) struct TableSpec {
     /// Which one, from 0, where FBTT's cores hold several tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) table: Option<u64>,
-    /// How the table is stored: `fbtt`, `dense` and so on; default: `dense` with `tensor`, else what the keys show.
+    /// How the table is stored: `fbtt`, `dense` and so on; default: `dense` with `tensor`, else
+    /// what the keys show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dialect: Option<String>,
     /// Rows; with `index_map`, indices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) num_embeddings: Option<u64>,
-    /// Which row an index stands for, if not its own: `modulo` for a hashed table, index modulo the number of rows.
+    /// Which row an index stands for, if not its own: `modulo` for a hashed table, index modulo
+    /// the number of rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) index_map: Option<String>,
     /// With `index_map`, the rows of the table, where the checkpoint does not store them.
@@ -85,7 +88,8 @@ pub(crate) struct TableSpec {
     /// Refinements of all cores after a factorisation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sweeps: Option<u32>,
-    /// What the rows of a factorised tensor train are sorted by first; default: they stay as they are.
+    /// What the rows of a factorised tensor train are sorted by first; default: they stay as they
+    /// are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) row_order: Option<RowOrder>,
     /// What becomes of the rows of a bag in a model; default: their sum.
@@ -119,8 +123,10 @@ pub(crate) enum Representation {
 impl Spec {
     /// Reads the spec at `path`.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
-        let spec = Self::parse(&text).with_context(|| format!("{}: not a usable spec", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read", path.display()))?;
+        let spec =
+            Self::parse(&text).with_context(|| format!("{}: not a usable spec", path.display()))?;
         Ok(spec)
     }
 
@@ -136,18 +142,25 @@ mod dtype_name {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use ttrec::dtype::Dtype;
 
-    pub(super) fn serialize<S: Serializer>(dtype: &Option<Dtype>, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        dtype: &Option<Dtype>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match dtype {
             Some(dtype) => to.serialize_str(dtype.name()),
             None => to.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Dtype>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Dtype>, D::Error> {
         let name = String::deserialize(from)?;
         match Dtype::from_name(&name) {
             Some(dtype) => Ok(Some(dtype)),
-            None => Err(D::Error::custom(format_args!("dtype {name:?}: expected f32, f16, bf16, i8 or i4"))),
+            None => Err(D::Error::custom(format_args!(
+                "dtype {name:?}: expected f32, f16, bf16, i8 or i4"
+            ))),
         }
     }
 }

@@ -12,7 +12,11 @@ use ttrec::{
 const NAME: &str = "trial";
 
 /// A blob of these rows, one after another, as `dtype`; `None` if some value has no finite form.
-pub(crate) fn rows(values: &[f32], embedding_dim: usize, dtype: Dtype) -> Result<Option<AlignedBuf>> {
+pub(crate) fn rows(
+    values: &[f32],
+    embedding_dim: usize,
+    dtype: Dtype,
+) -> Result<Option<AlignedBuf>> {
     let num_embeddings = (values.len() / embedding_dim) as u64;
     let mut encoded = Ok(());
     let blob = layout(WeightsSpec::Dense { num_embeddings, embedding_dim, dtype })?
@@ -24,8 +28,8 @@ pub(crate) fn rows(values: &[f32], embedding_dim: usize, dtype: Dtype) -> Result
     }
 }
 
-/// A blob of a tensor train whose slices, by core and number, are those that `read` gives, in `dtype`; `None` if that cannot
-/// hold them.
+/// A blob of a tensor train whose slices, by core and number, are those that `read` gives, in
+/// `dtype`; `None` if that cannot hold them.
 pub(crate) fn tensor_train(
     shape: TtShape,
     dtype: Dtype,
@@ -59,7 +63,11 @@ pub(crate) fn tensor_train(
 }
 
 /// The same of cores in memory, each its slices one after another.
-pub(crate) fn of_cores(shape: TtShape, dtype: Dtype, cores: &[Vec<f32>]) -> Result<Option<AlignedBuf>> {
+pub(crate) fn of_cores(
+    shape: TtShape,
+    dtype: Dtype,
+    cores: &[Vec<f32>],
+) -> Result<Option<AlignedBuf>> {
     tensor_train(shape, dtype, |k, slice, out| {
         let from = slice as usize * out.len();
         let slice = cores.get(k).and_then(|core| core.get(from..)?.get(..out.len()));
@@ -72,7 +80,8 @@ pub(crate) fn of_cores(shape: TtShape, dtype: Dtype, cores: &[Vec<f32>]) -> Resu
 pub(crate) fn layers(model: &Model<'_>, layout: &ModelSpec) -> Result<(AlignedBuf, u64)> {
     let embedding_dim = model.bottom.last().map_or(0, |linear| linear.outputs);
     let row = WeightsSpec::Dense { num_embeddings: 1, embedding_dim, dtype: Dtype::F32 };
-    let tables: Vec<_> = (0..layout.tables.len()).map(|at| TableSpec::new(at.to_string(), row)).collect();
+    let tables: Vec<_> =
+        (0..layout.tables.len()).map(|at| TableSpec::new(at.to_string(), row)).collect();
     let with_layers = Layout::with_model(&tables, Some(layout))?;
     // Their records end in the line of another one's, or begin a line more.
     let bytes = with_layers.total_len() - Layout::new(&tables)?.total_len() + ALIGNMENT as u64;

@@ -20,9 +20,10 @@ use ttrec::{Table, blob, dtype::Dtype};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
-/// With --against, each row is rebuilt from the blob and, in double precision, from the checkpoint's numbers as f32. Printed are the
-/// relative error of the table (Frobenius norm of the difference over that of the table) and the row that is furthest off
-/// (norm of its difference over the root mean square norm of the table's rows).
+/// With --against, each row is rebuilt from the blob and, in double precision, from the
+/// checkpoint's numbers as f32. Printed are the relative error of the table (Frobenius norm of the
+/// difference over that of the table) and the row that is furthest off (norm of its difference over
+/// the root mean square norm of the table's rows).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
@@ -33,11 +34,13 @@ pub(crate) struct Args {
     /// The spec that it was converted with; needed only where names and shapes leave a doubt
     #[arg(long, value_name = "SPEC.toml", requires = "against")]
     spec: Option<PathBuf>,
-    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row counted as often
+    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row
+    /// counted as often
     #[arg(long, value_name = "FILE.npz", requires = "against")]
     frequencies: Option<PathBuf>,
-    /// Exit with 1 if a table's relative error is above E [default: by dtype, for each core: f32 1e-6, f16 2^-11, bf16 2^-8,
-    /// i8 2e-2, i4 2e-1; where the blob has factors of a dense table, none but the spec's `tolerance`]
+    /// Exit with 1 if a table's relative error is above E [default: by dtype, for each core: f32
+    /// 1e-6, f16 2^-11, bf16 2^-8, i8 2e-2, i4 2e-1; where the blob has factors of a dense
+    /// table, none but the spec's `tolerance`]
     #[arg(long, value_name = "E", requires = "against")]
     max_error: Option<f64>,
     /// Print JSON
@@ -84,11 +87,19 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if let (None, Some(path)) = (&report.damage, &args.against) {
         let checkpoint = Checkpoint::open(path)?;
         let spec = args.spec.as_deref().map(Spec::read).transpose()?;
-        let frequencies = args.frequencies.as_deref().map(|path| Frequencies::of_blob(path, &blob)).transpose()?;
+        let frequencies = args
+            .frequencies
+            .as_deref()
+            .map(|path| Frequencies::of_blob(path, &blob))
+            .transpose()?;
         let tier = blob_file::tier()?;
         for table in blob.tables().map(|table| table.with_tier(tier)) {
             let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
-            let asked = frequencies.as_ref().map(|frequencies| frequencies.rows(&table)).transpose()?.flatten();
+            let asked = frequencies
+                .as_ref()
+                .map(|frequencies| frequencies.rows(&table))
+                .transpose()?
+                .flatten();
             let error = compare::compare(&table, &source, asked.as_deref())?;
             report.tables.push(TableReport {
                 name: table.name().to_owned(),
@@ -102,8 +113,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             let max_error = args.max_error.unwrap_or(rounding(layer.weights.dtype()));
             LayerReport { error, max_error }
         };
-        report.layers =
-            compare::layers(&checkpoint, spec.as_ref(), &blob)?.into_iter().zip(blob.layers()).map(layer).collect();
+        report.layers = compare::layers(&checkpoint, spec.as_ref(), &blob)?
+            .into_iter()
+            .zip(blob.layers())
+            .map(layer)
+            .collect();
     }
 
     output::print(|mut out| {
@@ -115,9 +129,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     })?;
     // Not `>`: an error that is not a number has to fail, too.
-    let within = |table: &TableReport| table.max_error.is_none_or(|max| table.error.relative_error <= max);
+    let within =
+        |table: &TableReport| table.max_error.is_none_or(|max| table.error.relative_error <= max);
     let layer_within = |layer: &LayerReport| layer.error.relative_error <= layer.max_error;
-    let good = report.damage.is_none() && report.tables.iter().all(within) && report.layers.iter().all(layer_within);
+    let good = report.damage.is_none()
+        && report.tables.iter().all(within)
+        && report.layers.iter().all(layer_within);
     Ok(if good { Outcome::Done } else { Outcome::Differs })
 }
 
@@ -131,12 +148,14 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
         let verdict = if relative_error <= max_error { "within" } else { "ABOVE" };
         writeln!(
             out,
-            "{}: {inputs} x {outputs}, {dtype}: relative error {relative_error:.3e} ({verdict} {max_error:.3e})",
+            "{}: {inputs} x {outputs}, {dtype}: relative error {relative_error:.3e} ({verdict} \
+             {max_error:.3e})",
             name.escape_debug()
         )?;
     }
     for table in &report.tables {
-        let Comparison { relative_error, largest_row_error, largest_row_error_at, .. } = table.error;
+        let Comparison { relative_error, largest_row_error, largest_row_error_at, .. } =
+            table.error;
         let verdict = match table.max_error {
             Some(max) if relative_error <= max => format!("within {max:.3e}"),
             Some(max) => format!("ABOVE {max:.3e}"),
@@ -154,7 +173,8 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
     Ok(())
 }
 
-/// Rounding each core once moves a row by about the unit roundoff; i8 depends on how the values spread.
+/// Rounding each core once moves a row by about the unit roundoff; i8 depends on how the values
+/// spread.
 fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
     let per_core = rounding(table.data().dtype());
     let rounding = match &table.data().weights {

@@ -17,13 +17,18 @@ use std::{
 };
 use support::{Dir, Elements, TTREC, golden, run, ttrec};
 
-const SPEC: &str = "[[table]]\nname = \"item\"\nnum_embeddings = 1000\ncolumn_factors = [4, 4, 4]\n";
+const SPEC: &str =
+    "[[table]]\nname = \"item\"\nnum_embeddings = 1000\ncolumn_factors = [4, 4, 4]\n";
 const OLD: &[u8] = b"what stood there before";
 
 /// Runs a shell script with `$TTREC` and these variables.
 fn shell(script: &str, variables: &[(&str, &Path)]) -> support::Run {
     let mut command = Command::new("sh");
-    command.arg("-c").arg(script).env("TTREC", TTREC).envs(variables.iter().copied());
+    command
+        .arg("-c")
+        .arg(script)
+        .env("TTREC", TTREC)
+        .envs(variables.iter().copied());
     run(command)
 }
 
@@ -38,7 +43,11 @@ fn directory() -> Dir {
     dir
 }
 
-fn variables<'a>(checkpoint: &'a Path, spec: &'a Path, blob: &'a Path) -> [(&'static str, &'a Path); 3] {
+fn variables<'a>(
+    checkpoint: &'a Path,
+    spec: &'a Path,
+    blob: &'a Path,
+) -> [(&'static str, &'a Path); 3] {
     [("CHECKPOINT", checkpoint), ("SPEC", spec), ("BLOB", blob)]
 }
 
@@ -54,7 +63,10 @@ fn large_checkpoint(dir: &Dir) -> std::path::PathBuf {
             (state >> 8) as f32 / (1 << 24) as f32 - 0.5
         })
         .collect();
-    support::write_safetensors(&path, &[("emb", safetensors::Dtype::F32, &[ROWS, COLUMNS], values[..].bytes())]);
+    support::write_safetensors(
+        &path,
+        &[("emb", safetensors::Dtype::F32, &[ROWS, COLUMNS], values[..].bytes())],
+    );
     path
 }
 
@@ -66,10 +78,19 @@ fn parts(dir: &Dir) -> Vec<String> {
 fn kill_9_leaves_the_old_blob_or_the_new_one() {
     let dir = Dir::new();
     let checkpoint = large_checkpoint(&dir);
-    let (blob, spec) = (dir.path("blob.ttr"), dir.file("spec.toml", "[[table]]\ntensor = \"emb\"\ndtype = \"f16\"\n"));
+    let (blob, spec) = (
+        dir.path("blob.ttr"),
+        dir.file("spec.toml", "[[table]]\ntensor = \"emb\"\ndtype = \"f16\"\n"),
+    );
     let command = || {
         let mut command = Command::new(TTREC);
-        command.arg("convert").arg(&checkpoint).arg("-o").arg(&blob).arg("--spec").arg(&spec);
+        command
+            .arg("convert")
+            .arg(&checkpoint)
+            .arg("-o")
+            .arg(&blob)
+            .arg("--spec")
+            .arg(&spec);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
     };
@@ -80,7 +101,8 @@ fn kill_9_leaves_the_old_blob_or_the_new_one() {
     ttrec!["verify", &blob, "--against", &checkpoint, "--spec", &spec].exits(0);
     assert!(parts(&dir).is_empty());
 
-    // The delays cover a whole run and a little more; if none of them hits the middle of it, another set follows.
+    // The delays cover a whole run and a little more; if none of them hits the middle of it,
+    // another set follows.
     let (mut midway, mut old_left, mut new_left) = (0, 0, 0);
     for (attempt, round) in (0..60).map(|attempt| (attempt, attempt / 15)) {
         if attempt >= 15 && midway > 0 {
@@ -108,7 +130,8 @@ fn kill_9_leaves_the_old_blob_or_the_new_one() {
         }
     }
     eprintln!(
-        "kill -9: {midway} runs hit with a part written; the old file was left {old_left} times, the new {new_left}"
+        "kill -9: {midway} runs hit with a part written; the old file was left {old_left} times, \
+         the new {new_left}"
     );
     assert!(midway > 0, "no kill came while the file was being written");
     // And what a killed run leaves behind is not in the way of the next one.
@@ -117,17 +140,32 @@ fn kill_9_leaves_the_old_blob_or_the_new_one() {
 }
 
 fn send(signal: &str, to: &Child) {
-    assert!(Command::new("kill").args(["-s", signal, &to.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-s", signal, &to.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
 fn an_interrupt_leaves_the_old_blob_and_nothing_else() {
     let dir = Dir::new();
     let checkpoint = large_checkpoint(&dir);
-    let (blob, spec) = (dir.path("blob.ttr"), dir.file("spec.toml", "[[table]]\ntensor = \"emb\"\ndtype = \"i8\"\n"));
+    let (blob, spec) = (
+        dir.path("blob.ttr"),
+        dir.file("spec.toml", "[[table]]\ntensor = \"emb\"\ndtype = \"i8\"\n"),
+    );
     let start = || {
         let mut command = Command::new(TTREC);
-        command.arg("convert").arg(&checkpoint).arg("-o").arg(&blob).arg("--spec").arg(&spec);
+        command
+            .arg("convert")
+            .arg(&checkpoint)
+            .arg("-o")
+            .arg(&blob)
+            .arg("--spec")
+            .arg(&spec);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let started = Instant::now();
@@ -156,10 +194,20 @@ fn an_interrupt_leaves_the_old_blob_and_nothing_else() {
             Some(0) => assert!(found == new),
             Some(code) => {
                 assert_eq!(code, 128 + number, "{stderr}");
-                assert!(stderr.starts_with("ttrec: interrupted") && stderr.lines().count() == 1, "{stderr}");
+                assert!(
+                    stderr.starts_with("ttrec: interrupted") && stderr.lines().count() == 1,
+                    "{stderr}"
+                );
                 // After the rename nothing is said about the path.
                 let untouched = stderr.contains(&format!("; {} is as it was", blob.display()));
-                assert!(if untouched { found == OLD } else { found == OLD || found == new }, "{stderr}");
+                assert!(
+                    if untouched {
+                        found == OLD
+                    } else {
+                        found == OLD || found == new
+                    },
+                    "{stderr}"
+                );
                 midway += usize::from(untouched && !part.is_empty());
             }
             // Before it listened.
@@ -169,7 +217,10 @@ fn an_interrupt_leaves_the_old_blob_and_nothing_else() {
             }
         }
     }
-    eprintln!("{midway} interrupts came while the file was being written; the longest took {longest:?} to end");
+    eprintln!(
+        "{midway} interrupts came while the file was being written; the longest took {longest:?} \
+         to end"
+    );
     assert!(midway > 0, "no interrupt came while the file was being written");
 }
 
@@ -180,7 +231,11 @@ fn a_call_that_blocks_is_interrupted_too() {
         let pipe = dir.path("pipe");
         assert_eq!(shell(r#"mkfifo "$PIPE""#, &[("PIPE", &pipe)]).code, Some(0));
         let mut command = Command::new(TTREC);
-        command.arg("convert").arg(golden("fbtt_d3.safetensors")).arg("-o").arg(dir.path("blob.ttr"));
+        command
+            .arg("convert")
+            .arg(golden("fbtt_d3.safetensors"))
+            .arg("-o")
+            .arg(dir.path("blob.ttr"));
         let child = command.arg("--spec").arg(&pipe).stderr(Stdio::piped()).spawn().unwrap();
         // Opens once there is a reader, who then waits for what never comes.
         let writer = fs::File::options().write(true).open(&pipe).unwrap();
@@ -202,9 +257,11 @@ fn assert_untouched(dir: &Dir, names: &[&str]) {
 
 #[test]
 fn a_file_size_limit_is_a_full_disk() {
-    // 46 KB into 8, 16, 32 KiB: fails in the first flush of the buffer. `ulimit -f` counts 512 bytes.
+    // 46 KB into 8, 16, 32 KiB: fails in the first flush of the buffer. `ulimit -f` counts 512
+    // bytes.
     let dir = directory();
-    let (checkpoint, spec, blob) = (golden("fbtt_d3.safetensors"), dir.path("spec.toml"), dir.path("blob.ttr"));
+    let (checkpoint, spec, blob) =
+        (golden("fbtt_d3.safetensors"), dir.path("spec.toml"), dir.path("blob.ttr"));
     for blocks in [0, 16, 32, 64] {
         let script = format!(r#"trap "" XFSZ; ulimit -f {blocks}; exec {CONVERT}"#);
         let run = shell(&script, &variables(&checkpoint, &spec, &blob)).exits(4);
@@ -214,10 +271,15 @@ fn a_file_size_limit_is_a_full_disk() {
     // And 1 MiB is filled in the middle of a larger one.
     let values = vec![0.5f32; 1 << 20];
     let large = dir.path("large.safetensors");
-    support::write_safetensors(&large, &[("emb", safetensors::Dtype::F32, &[1 << 14, 64], values[..].bytes())]);
+    support::write_safetensors(
+        &large,
+        &[("emb", safetensors::Dtype::F32, &[1 << 14, 64], values[..].bytes())],
+    );
     let dense = dir.file("dense.toml", "[[table]]\ntensor = \"emb\"\n");
     let script = format!(r#"trap "" XFSZ; ulimit -f 2048; exec {CONVERT}"#);
-    shell(&script, &variables(&large, &dense, &blob)).exits(4).says([blob.to_str().unwrap(), "cannot write"]);
+    shell(&script, &variables(&large, &dense, &blob))
+        .exits(4)
+        .says([blob.to_str().unwrap(), "cannot write"]);
     assert_untouched(&dir, &["blob.ttr", "dense.toml", "large.safetensors", "spec.toml"]);
 }
 
@@ -227,14 +289,14 @@ fn lookup_writes_atomically_too() {
     let blob = dir.convert(&golden("fbtt_d3.safetensors"), SPEC, "table.ttr");
     let bags = golden("fbtt_d3.expected.npz");
     let out = dir.path("blob.ttr");
-    let script =
-        r#"trap "" XFSZ; ulimit -f 16; exec "$TTREC" lookup "$BLOB" --table item --bags "$BAGS" --mode rows -o "$OUT""#;
+    let script = r#"trap "" XFSZ; ulimit -f 16; exec "$TTREC" lookup "$BLOB" --table item --bags "$BAGS" --mode rows -o "$OUT""#;
     let run = shell(script, &[("BLOB", &blob), ("BAGS", &bags), ("OUT", &out)]).exits(4);
     run.says([out.to_str().unwrap(), "cannot write"]);
     assert_untouched(&dir, &["blob.ttr", "spec.toml", "table.ttr", "table.ttr.toml"]);
 }
 
-/// A command that gives the rest of its command line a mount table of its own, where that is allowed.
+/// A command that gives the rest of its command line a mount table of its own, where that is
+/// allowed.
 fn private_mounts() -> Option<&'static str> {
     let found = ["unshare -m", "unshare -rm"].into_iter().find(|unshare| {
         let script = format!(r#"{unshare} sh -c 'mount -t tmpfs -o size=1m none "$DIR"'"#);
@@ -255,7 +317,10 @@ fn on_a_small_disk(unshare: &str, prepare: &str, dense: bool) {
     let (checkpoint, spec) = if dense {
         let values = vec![0.5f32; 1 << 20];
         let path = dir.path("large.safetensors");
-        support::write_safetensors(&path, &[("emb", safetensors::Dtype::F32, &[1 << 14, 64], values[..].bytes())]);
+        support::write_safetensors(
+            &path,
+            &[("emb", safetensors::Dtype::F32, &[1 << 14, 64], values[..].bytes())],
+        );
         (path, dir.file("dense.toml", "[[table]]\ntensor = \"emb\"\n"))
     } else {
         (golden("fbtt_d3.safetensors"), dir.path("spec.toml"))
@@ -270,8 +335,15 @@ fn on_a_small_disk(unshare: &str, prepare: &str, dense: bool) {
         exit $code"#
     );
     let mut command = Command::new("sh");
-    command.arg("-c").arg(format!(r#"{unshare} sh -c "$INNER""#)).env("INNER", inner).env("TTREC", TTREC);
-    command.env("DISK", &disk).env("OLD", &old).envs(variables(&checkpoint, &spec, &blob));
+    command
+        .arg("-c")
+        .arg(format!(r#"{unshare} sh -c "$INNER""#))
+        .env("INNER", inner)
+        .env("TTREC", TTREC);
+    command
+        .env("DISK", &disk)
+        .env("OLD", &old)
+        .envs(variables(&checkpoint, &spec, &blob));
     run(command).exits(4).says([blob.to_str().unwrap(), "cannot write"]);
 }
 
@@ -292,7 +364,9 @@ fn a_directory_that_takes_no_files_is_refused() {
     let dir = directory();
     let (checkpoint, spec) = (golden("fbtt_d3.safetensors"), dir.path("spec.toml"));
     for blob in ["/proc/ttrec-test.ttr", dir.path("missing/blob.ttr").to_str().unwrap()] {
-        ttrec!["convert", &checkpoint, "--spec", &spec, "-o", blob].exits(4).says([blob, "cannot write"]);
+        ttrec!["convert", &checkpoint, "--spec", &spec, "-o", blob]
+            .exits(4)
+            .says([blob, "cannot write"]);
         assert!(!Path::new(blob).exists());
     }
     assert_untouched(&dir, &["blob.ttr", "spec.toml"]);
@@ -301,7 +375,8 @@ fn a_directory_that_takes_no_files_is_refused() {
 #[test]
 fn directories_devices_and_pipes_are_no_outputs() {
     let dir = directory();
-    let (checkpoint, spec, pipe) = (golden("fbtt_d3.safetensors"), dir.path("spec.toml"), dir.path("pipe"));
+    let (checkpoint, spec, pipe) =
+        (golden("fbtt_d3.safetensors"), dir.path("spec.toml"), dir.path("pipe"));
     let refused = |blob: &Path| {
         let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", blob].exits(4);
         run.says([blob.to_str().unwrap().trim_end_matches('/'), "not a regular file"]);
@@ -333,20 +408,26 @@ fn no_input_is_replaced_by_an_output() {
     let blob = dir.path("model.ttr");
     ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
     symlink(&checkpoint, dir.path("link")).unwrap();
-    let inputs = [&checkpoint, &spec, &bags, &blob].map(|path| (path.clone(), fs::read(path).unwrap()));
+    let inputs =
+        [&checkpoint, &spec, &bags, &blob].map(|path| (path.clone(), fs::read(path).unwrap()));
     for output in ["checkpoint.safetensors", "link", "./checkpoint.safetensors", "spec.toml"] {
         let output = dir.path(output);
         let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &output].exits(3);
         run.says([output.to_str().unwrap(), "would replace an input"]);
     }
     for output in [&blob, &bags] {
-        let run = ttrec!["lookup", &blob, "--table", "t", "--bags", &bags, "--mode", "sum", "-o", output].exits(3);
+        let run =
+            ttrec!["lookup", &blob, "--table", "t", "--bags", &bags, "--mode", "sum", "-o", output]
+                .exits(3);
         run.says([output.to_str().unwrap(), "would replace an input"]);
     }
     for (path, bytes) in &inputs {
         assert!(fs::read(path).unwrap() == *bytes, "{}", path.display());
     }
-    assert_untouched(&dir, &["bags.npz", "blob.ttr", "checkpoint.safetensors", "link", "model.ttr", "spec.toml"]);
+    assert_untouched(
+        &dir,
+        &["bags.npz", "blob.ttr", "checkpoint.safetensors", "link", "model.ttr", "spec.toml"],
+    );
 }
 
 #[test]
@@ -354,20 +435,28 @@ fn a_link_to_nowhere_leads_where_it_says() {
     let dir = directory();
     symlink("new.ttr", dir.path("link.ttr")).unwrap();
     let checkpoint = golden("fbtt_d3.safetensors");
-    ttrec!["convert", &checkpoint, "--spec", dir.path("spec.toml"), "-o", dir.path("link.ttr")].exits(0);
+    ttrec!["convert", &checkpoint, "--spec", dir.path("spec.toml"), "-o", dir.path("link.ttr")]
+        .exits(0);
     assert!(fs::symlink_metadata(dir.path("link.ttr")).unwrap().is_symlink());
     assert!(fs::symlink_metadata(dir.path("new.ttr")).unwrap().is_file());
     symlink("round.ttr", dir.path("round.ttr")).unwrap();
-    ttrec!["convert", &checkpoint, "--spec", dir.path("spec.toml"), "-o", dir.path("round.ttr")].exits(4);
+    ttrec!["convert", &checkpoint, "--spec", dir.path("spec.toml"), "-o", dir.path("round.ttr")]
+        .exits(4);
 }
 
 #[test]
 fn the_umask_decides_the_mode() {
     let dir = directory();
-    let (checkpoint, spec, blob) = (golden("fbtt_d3.safetensors"), dir.path("spec.toml"), dir.path("new.ttr"));
+    let (checkpoint, spec, blob) =
+        (golden("fbtt_d3.safetensors"), dir.path("spec.toml"), dir.path("new.ttr"));
     for (umask, mode) in [("022", 0o644), ("027", 0o640), ("077", 0o600), ("002", 0o664)] {
-        shell(&format!("umask {umask}; exec {CONVERT}"), &variables(&checkpoint, &spec, &blob)).exits(0);
-        assert_eq!(fs::metadata(&blob).unwrap().permissions().mode() & 0o7777, mode, "umask {umask}");
+        shell(&format!("umask {umask}; exec {CONVERT}"), &variables(&checkpoint, &spec, &blob))
+            .exits(0);
+        assert_eq!(
+            fs::metadata(&blob).unwrap().permissions().mode() & 0o7777,
+            mode,
+            "umask {umask}"
+        );
         fs::remove_file(&blob).unwrap();
     }
 }
@@ -407,7 +496,10 @@ fn a_refused_input_leaves_no_trace() {
     let mut values = vec![0.25f32; 1 << 16];
     *values.last_mut().unwrap() = f32::NAN;
     let checkpoint = dir.path("nan.safetensors");
-    support::write_safetensors(&checkpoint, &[("emb", safetensors::Dtype::F32, &[1 << 12, 16], values[..].bytes())]);
+    support::write_safetensors(
+        &checkpoint,
+        &[("emb", safetensors::Dtype::F32, &[1 << 12, 16], values[..].bytes())],
+    );
     let run = ttrec!["convert", &checkpoint, "-o", dir.path("blob.ttr")].exits(3);
     run.says([checkpoint.to_str().unwrap(), "\"emb\"", "row 4095, column 15", "NaN"]);
     assert_untouched(&dir, &["blob.ttr", "nan.safetensors", "spec.toml"]);

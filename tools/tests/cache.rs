@@ -21,7 +21,19 @@ fn cache(dir: &Dir, blob: &Path, arrays: &[(&str, Vec<u8>)], budget: &str) -> Ru
     write_npz(&frequencies, arrays);
     let out = dir.path("out.ttr");
     // One lookup in a batch, so that nothing is shared.
-    ttrec!["cache", blob, "--frequencies", frequencies, "--budget", budget, "--batch", "1", "-o", out, "--json"]
+    ttrec![
+        "cache",
+        blob,
+        "--frequencies",
+        frequencies,
+        "--budget",
+        budget,
+        "--batch",
+        "1",
+        "-o",
+        out,
+        "--json"
+    ]
 }
 
 /// The same, done; what it says.
@@ -42,7 +54,10 @@ fn stored(path: &Path, table: &str) -> (Vec<u64>, Vec<u64>) {
     let blob = Blob::parse(&buf).unwrap();
     let table = *blob.table(table).unwrap().data();
     let Weights::Tt(tt) = table.weights else { panic!("a dense table") };
-    (table.overrides.map_or(vec![], |o| o.ids.to_vec()), tt.prefixes.map_or(vec![], |p| p.ids.to_vec()))
+    (
+        table.overrides.map_or(vec![], |o| o.ids.to_vec()),
+        tt.prefixes.map_or(vec![], |p| p.ids.to_vec()),
+    )
 }
 
 /// The bytes of every section of a table, but those that `cache` adds to.
@@ -50,13 +65,21 @@ fn sections(path: &Path, table: &str) -> Vec<Vec<u8>> {
     let buf = read(path);
     let blob = Blob::parse(&buf).unwrap();
     let sections = blob.sections(blob.position(table).unwrap());
-    let kept = sections.filter(|section| matches!(section.role, Role::Rows | Role::Core(_) | Role::Scales(_)));
-    kept.map(|section| buf[section.offset as usize..][..section.len as usize].to_vec()).collect()
+    let kept = sections
+        .filter(|section| matches!(section.role, Role::Rows | Role::Core(_) | Role::Scales(_)));
+    kept.map(|section| buf[section.offset as usize..][..section.len as usize].to_vec())
+        .collect()
 }
 
 /// What `lookup` gives for these bags of a table.
 #[track_caller]
-fn look_up(dir: &Dir, blob: &Path, table: &str, [indices, offsets]: [&[u64]; 2], mode: &str) -> Vec<f32> {
+fn look_up(
+    dir: &Dir,
+    blob: &Path,
+    table: &str,
+    [indices, offsets]: [&[u64]; 2],
+    mode: &str,
+) -> Vec<f32> {
     let (bags, out) = (dir.path("bags.npz"), dir.path("out.npy"));
     write_npz(&bags, &[("indices", vector(indices)), ("offsets", vector(offsets))]);
     ttrec!["lookup", blob, "--table", table, "--bags", bags, "--mode", mode, "-o", &out].exits(0);
@@ -83,7 +106,12 @@ fn assert_same_rows(dir: &Dir, [before, after]: [&Path; 2], table: &str, rows: u
 fn bytes(blob: &Path) -> Vec<u64> {
     let run = ttrec!["inspect", blob, "--json"].exits(0);
     let summary: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
-    summary["tables"].as_array().unwrap().iter().map(|table| table["bytes"].as_u64().unwrap()).collect()
+    summary["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|table| table["bytes"].as_u64().unwrap())
+        .collect()
 }
 
 fn random(state: &mut u32) -> f32 {
@@ -96,9 +124,10 @@ fn skewed(rows: u64) -> Vec<u32> {
     (0..rows).map(|row| (1_000_000 / (1 + row * 37 % rows).pow(2)) as u32).collect()
 }
 
-/// A blob of one table "t" of 64 rows whose prefixes are worth storing: p (2, 2, 16), q (2, 2, 2), ranks (256, 8).
-/// A lookup costs 2 x 256 x 2 x 8 x 2 = 16384 for its prefix and 4640 for its last step and planning, 21024. A stored prefix
-/// costs 4000 + 8 x 128 = 5024, which saves 11360 for 136 bytes; a stored row 4000 + 8 x 32 = 4256, which saves 16768 for 40.
+/// A blob of one table "t" of 64 rows whose prefixes are worth storing: p (2, 2, 16), q (2, 2, 2),
+/// ranks (256, 8). A lookup costs 2 x 256 x 2 x 8 x 2 = 16384 for its prefix and 4640 for its last
+/// step and planning, 21024. A stored prefix costs 4000 + 8 x 128 = 5024, which saves 11360 for 136
+/// bytes; a stored row 4000 + 8 x 32 = 4256, which saves 16768 for 40.
 fn small(dir: &Dir) -> PathBuf {
     let mut state = 1;
     let mut core = |p: usize, len: usize| {
@@ -108,10 +137,17 @@ fn small(dir: &Dir) -> PathBuf {
     let cores = [core(2, 2 * 256), core(2, 256 * 2 * 8), core(16, 8 * 2)];
     let checkpoint = dir.path("small.safetensors");
     let names = ["tt_cores.0", "tt_cores.1", "tt_cores.2"];
-    let tensors: Vec<_> =
-        names.into_iter().zip(&cores).map(|(name, (shape, bytes))| (name, F32, &shape[..], bytes.clone())).collect();
+    let tensors: Vec<_> = names
+        .into_iter()
+        .zip(&cores)
+        .map(|(name, (shape, bytes))| (name, F32, &shape[..], bytes.clone()))
+        .collect();
     write_safetensors(&checkpoint, &tensors);
-    dir.convert(&checkpoint, "[[table]]\nname = \"t\"\nnum_embeddings = 64\nranks = [256, 8]\n", "small.ttr")
+    dir.convert(
+        &checkpoint,
+        "[[table]]\nname = \"t\"\nnum_embeddings = 64\nranks = [256, 8]\n",
+        "small.ttr",
+    )
 }
 
 /// Counts of 64 rows: these, and 0 for the others.
@@ -121,7 +157,8 @@ fn counts(of: &[(std::ops::Range<usize>, f32)]) -> Vec<u8> {
     vector(&counts)
 }
 
-const ITEM: &str = "[[table]]\nname = \"item\"\nnum_embeddings = 1000\ncolumn_factors = [4, 4, 4]\n";
+const ITEM: &str =
+    "[[table]]\nname = \"item\"\nnum_embeddings = 1000\ncolumn_factors = [4, 4, 4]\n";
 
 /// A directory with `item.ttr`, converted from `fbtt_d3`.
 fn item() -> (Dir, PathBuf) {
@@ -134,9 +171,12 @@ fn item() -> (Dir, PathBuf) {
 
 #[test]
 fn rows_keep_their_bits_and_the_budget_is_kept() {
-    for (name, table, rows) in
-        [("fbtt_d2", "user", 5000), ("fbtt_d3", "item", 1000), ("fbtt_d4", "shop", 3000), ("fbtt_d3_cache", "ad", 4000)]
-    {
+    for (name, table, rows) in [
+        ("fbtt_d2", "user", 5000),
+        ("fbtt_d3", "item", 1000),
+        ("fbtt_d4", "shop", 3000),
+        ("fbtt_d3_cache", "ad", 4000),
+    ] {
         let spec = fs::read_to_string(golden(&format!("{name}.toml"))).unwrap();
         for dtype in ["f32", "f16", "i8"] {
             let dir = Dir::new();
@@ -172,7 +212,10 @@ fn the_rows_that_are_asked_for_are_stored_and_no_others() {
     let report = cached(&dir, &blob, &[("item", vector(&counts))], "1MiB");
     assert_eq!(stored(&dir.path("out.ttr"), "item"), (vec![3, 500, 999], vec![]));
     let table = &report["tables"][0];
-    assert_eq!((&table["rows"], &table["prefixes"], &table["bytes"]), (&3.into(), &0.into(), &(3 * 264).into()));
+    assert_eq!(
+        (&table["rows"], &table["prefixes"], &table["bytes"]),
+        (&3.into(), &0.into(), &(3 * 264).into())
+    );
     assert_eq!(table["served"]["by_row"], 1.0);
     assert_same_rows(&dir, [&blob, &dir.path("out.ttr")], "item", 1000);
     // Room for two of them: the most frequent.
@@ -181,7 +224,9 @@ fn the_rows_that_are_asked_for_are_stored_and_no_others() {
     // What f32 could not tell apart.
     let mut large = vec![0u64; 1000];
     (large[3], large[500]) = (1 << 24, (1 << 24) + 1);
-    for counts in [vector(&large), vector(&large.iter().map(|&count| count as f64).collect::<Vec<_>>())] {
+    for counts in
+        [vector(&large), vector(&large.iter().map(|&count| count as f64).collect::<Vec<_>>())]
+    {
         cached(&dir, &blob, &[("item", counts)], "264");
         assert_eq!(stored(&dir.path("out.ttr"), "item").0, [500]);
     }
@@ -190,7 +235,8 @@ fn the_rows_that_are_asked_for_are_stored_and_no_others() {
     equal[20..27].fill(2);
     cached(&dir, &blob, &[("item", vector(&equal))], "792");
     assert_eq!(stored(&dir.path("out.ttr"), "item").0, [20, 21, 22]);
-    // No room, nothing asked for, or too much else asked for, which would all be searched for in vain: as it was.
+    // No room, nothing asked for, or too much else asked for, which would all be searched for in
+    // vain: as it was.
     for (counts, budget) in [(vector(&counts), "263"), (vector(&[2u8; 1000]), "792")] {
         cached(&dir, &blob, &[("item", counts)], budget);
         assert!(fs::read(&blob).unwrap() == fs::read(dir.path("out.ttr")).unwrap());
@@ -204,7 +250,8 @@ fn the_rows_that_are_asked_for_are_stored_and_no_others() {
 fn rows_and_prefixes_compete_for_the_budget() {
     let dir = Dir::new();
     let (blob, out) = (small(&dir), dir.path("out.ttr"));
-    let share = |report: &serde_json::Value, of: &str| report["tables"][0]["served"][of].as_f64().unwrap();
+    let share =
+        |report: &serde_json::Value, of: &str| report["tables"][0]["served"][of].as_f64().unwrap();
 
     // Row 5, and the sixteen rows of prefix 1 that are worth 170,000 together but 16,000 each.
     let arrays = [("t", counts(&[(5..6, 100.0), (16..32, 1.0), (32..48, 0.25)]))];
@@ -215,7 +262,9 @@ fn rows_and_prefixes_compete_for_the_budget() {
         assert!((share(&report, of) - expected / 120.0).abs() < 1e-12, "{report}");
     }
     assert_same_rows(&dir, [&blob, &out], "t", 64);
-    ttrec!["inspect", &out].exits(0).prints(["1 rows overridden", "1 prefix products"]);
+    ttrec!["inspect", &out]
+        .exits(0)
+        .prints(["1 rows overridden", "1 prefix products"]);
 
     // One byte less: the prefix or four rows; the row is worth most.
     cached(&dir, &blob, &arrays, "175");
@@ -233,10 +282,16 @@ fn rows_and_prefixes_compete_for_the_budget() {
     cached(&dir, &blob, &arrays, "176");
     let once = dir.path("once.ttr");
     fs::rename(&out, &once).unwrap();
-    let report = cached(&dir, &once, &[("t", counts(&[(0..16, 1.0), (16..32, 1.0), (33..34, 90.0)]))], "176");
+    let report = cached(
+        &dir,
+        &once,
+        &[("t", counts(&[(0..16, 1.0), (16..32, 1.0), (33..34, 90.0)]))],
+        "176",
+    );
     assert_eq!(stored(&out, "t"), (vec![5, 33], vec![0, 1]));
     assert_eq!(report["tables"][0]["bytes"], 176);
-    // Of 90 lookups of a row, where as many rows are seen once as here, 0.75 are taken to be of others.
+    // Of 90 lookups of a row, where as many rows are seen once as here, 0.75 are taken to be of
+    // others.
     for (of, expected) in [("by_row", 90.25), ("by_prefix", 31.0), ("computed", 0.75)] {
         assert!((share(&report, of) - expected / 122.0).abs() < 1e-12, "{report}");
     }
@@ -247,8 +302,10 @@ fn rows_and_prefixes_compete_for_the_budget() {
 fn tables_share_the_budget_and_dense_ones_stay() {
     let dir = Dir::new();
     let spec = fs::read_to_string(golden("two_tables.toml")).unwrap();
-    let tt = "[[table]]\nname = \"more\"\nprefix = \"\"\nnum_embeddings = 4000\ncolumn_factors = [2, 2, 4]\n";
-    let blob = dir.convert(&golden("fbtt_d3_cache.safetensors"), &format!("{spec}\n{tt}"), "blob.ttr");
+    let tt = "[[table]]\nname = \"more\"\nprefix = \"\"\nnum_embeddings = 4000\ncolumn_factors = \
+              [2, 2, 4]\n";
+    let blob =
+        dir.convert(&golden("fbtt_d3_cache.safetensors"), &format!("{spec}\n{tt}"), "blob.ttr");
     let out = dir.path("out.ttr");
     let there = stored(&blob, "item").0;
     let free: Vec<u64> = (0..4000).filter(|row| !there.contains(row)).collect();
@@ -273,19 +330,22 @@ fn tables_share_the_budget_and_dense_ones_stay() {
         assert_same_rows(&dir, [&blob, &out], table, 4000);
     }
     let frequencies = dir.path("frequencies.npz");
-    ttrec!["cache", &blob, "--frequencies", frequencies, "--budget", "0.5KiB", "-o", &out].exits(0).prints([
-        "item: as it was",
-        "more: 7 rows and 0 prefixes added, 504 bytes",
-        "user: as it was",
-        "within a budget of 512",
-    ]);
+    ttrec!["cache", &blob, "--frequencies", frequencies, "--budget", "0.5KiB", "-o", &out]
+        .exits(0)
+        .prints([
+            "item: as it was",
+            "more: 7 rows and 0 prefixes added, 504 bytes",
+            "user: as it was",
+            "within a budget of 512",
+        ]);
 }
 
 #[test]
 fn rows_that_are_stored_already_stay_exact_and_free() {
     let dir = Dir::new();
     let spec = fs::read_to_string(golden("fbtt_d3_cache.toml")).unwrap();
-    let blob = dir.convert(&golden("fbtt_d3_cache.pt"), &format!("{spec}\ndtype = \"i8\"\n"), "blob.ttr");
+    let blob =
+        dir.convert(&golden("fbtt_d3_cache.pt"), &format!("{spec}\ndtype = \"i8\"\n"), "blob.ttr");
     let there = stored(&blob, "ad").0;
     assert_eq!(there.len(), 20);
     // They are asked for most, but take nothing of a budget of two rows.
@@ -297,7 +357,10 @@ fn rows_that_are_stored_already_stay_exact_and_free() {
     let mut expected = [&there[..], &[free[0] as u64, free[2] as u64]].concat();
     expected.sort();
     assert_eq!(stored(&dir.path("out.ttr"), "ad").0, expected);
-    assert_eq!((&report["tables"][0]["rows"], &report["tables"][0]["bytes"]), (&2.into(), &144.into()));
+    assert_eq!(
+        (&report["tables"][0]["rows"], &report["tables"][0]["bytes"]),
+        (&2.into(), &144.into())
+    );
     let served = report["tables"][0]["served"]["by_row"].as_f64().unwrap();
     assert!((served - 2050.0 / 2060.0).abs() < 1e-12, "{report}");
     assert_same_rows(&dir, [&blob, &dir.path("out.ttr")], "ad", 4000);
@@ -305,13 +368,17 @@ fn rows_that_are_stored_already_stay_exact_and_free() {
 
 #[test]
 fn narrow_rows_and_odd_products_keep_their_values() {
-    // What no converter writes: core 0 least significant, rows apart in every type, and products that no core gives.
+    // What no converter writes: core 0 least significant, rows apart in every type, and products
+    // that no core gives.
     let shape = TtShape::new(470, &[6, 5, 16], &[4, 2, 2], &[64, 16]).unwrap();
     let shape = shape.with_digit_order(DigitOrder::LeastSignificantFirst);
     let (rows, prefixes) = ([0u64, 7, 8, 469], [2u64, 29]);
     for dtype in Dtype::ALL {
-        let columns =
-            if (dtype as u8).is_multiple_of(2) { shape.digit_order() } else { shape.digit_order().reversed() };
+        let columns = if (dtype as u8).is_multiple_of(2) {
+            shape.digit_order()
+        } else {
+            shape.digit_order().reversed()
+        };
         let shape = shape.with_column_order(columns);
         let dir = Dir::new();
         let cores = if dtype == Dtype::I4 { Dtype::I8 } else { dtype };
@@ -321,7 +388,8 @@ fn narrow_rows_and_odd_products_keep_their_values() {
             ..TableSpec::new("t", WeightsSpec::Tt { shape, dtype: cores })
         };
         let mut state = 7;
-        let mut values = |len: usize| -> Vec<f32> { (0..len).map(|_| random(&mut state)).collect() };
+        let mut values =
+            |len: usize| -> Vec<f32> { (0..len).map(|_| random(&mut state)).collect() };
         let buf = Layout::new(&[spec]).unwrap().build(|plan, out| match plan.role {
             Role::Core(k) => {
                 for slice in out.chunks_exact_mut(cores.bytes_of(shape.slice_len(k))) {
@@ -360,13 +428,23 @@ fn pairs_of_indices_and_counts_say_the_same_as_arrays() {
     let expected = fs::read(dir.path("out.ttr")).unwrap();
     // In any order, in parts, and of any type.
     let indices: Vec<i32> = (0..1000).rev().chain(0..1000).collect();
-    let halves: Vec<f64> = indices.iter().map(|&row| f64::from(counts[row as usize]) / 2.0).collect();
-    cached(&dir, &blob, &[("item.indices", vector(&indices)), ("item.counts", vector(&halves))], "10KB");
+    let halves: Vec<f64> =
+        indices.iter().map(|&row| f64::from(counts[row as usize]) / 2.0).collect();
+    cached(
+        &dir,
+        &blob,
+        &[("item.indices", vector(&indices)), ("item.counts", vector(&halves))],
+        "10KB",
+    );
     assert!(fs::read(dir.path("out.ttr")).unwrap() == expected);
     let whole: Vec<i64> = counts.iter().map(|&count| count.into()).collect();
     for counts in [
         vector(&whole),
-        npy(">f8", &[1000], &counts.iter().flat_map(|&n| f64::from(n).to_be_bytes()).collect::<Vec<_>>()),
+        npy(
+            ">f8",
+            &[1000],
+            &counts.iter().flat_map(|&n| f64::from(n).to_be_bytes()).collect::<Vec<_>>(),
+        ),
     ] {
         cached(&dir, &blob, &[("item", counts)], "10KB");
         assert!(fs::read(dir.path("out.ttr")).unwrap() == expected);
@@ -400,13 +478,16 @@ fn refused(dir: &Dir, blob: &Path, arrays: &[(&str, Vec<u8>)], wanted: &[&str]) 
 #[test]
 fn frequencies_that_do_not_fit_are_named() {
     let (dir, blob) = item();
-    let refused = |arrays: &[(&str, Vec<u8>)], wanted: &[&str]| refused(&dir, &blob, arrays, wanted);
+    let refused =
+        |arrays: &[(&str, Vec<u8>)], wanted: &[&str]| refused(&dir, &blob, arrays, wanted);
     let array = |counts: &[f32]| [("item", vector(counts))];
     refused(&array(&[1.0; 999]), &["\"item\" has 999 numbers", "expected 1000"]);
     refused(&array(&[1.0; 1001]), &["1001", "1000"]);
     let square = npy("<f4", &[10, 100], &[1f32; 1000][..].bytes());
     refused(&[("item", square)], &["\"item\" has shape [10, 100]", "one dimension"]);
-    for (value, said) in [(f32::NAN, "NaN"), (-1.0, "-1"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+    for (value, said) in
+        [(f32::NAN, "NaN"), (-1.0, "-1"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")]
+    {
         let mut counts = [1.0; 1000];
         counts[444] = value;
         refused(&array(&counts), &[&format!("item[444] is {said}: expected 0 or more")]);
@@ -416,20 +497,33 @@ fn frequencies_that_do_not_fit_are_named() {
     counts[999] = -3;
     refused(&[("item", vector(&counts))], &["item[999] is -3"]);
     let known = ("item", vector(&[1u8; 1000]));
-    refused(&[known.clone(), ("itme", vector(&[1u8; 1000]))], &["\"itme\" belongs to no table", "\"item\""]);
+    refused(
+        &[known.clone(), ("itme", vector(&[1u8; 1000]))],
+        &["\"itme\" belongs to no table", "\"item\""],
+    );
     refused(&[("itme.indices", vector(&[1u8]))], &["\"itme.indices\" belongs to no table"]);
 
-    let pair = |indices: Vec<u8>, counts: Vec<u8>| [("item.indices", indices), ("item.counts", counts)];
-    refused(&pair(vector(&[5u64, 1000]), vector(&[1u8, 1])), &["item.indices[1] is 1000", "0 to 999"]);
+    let pair =
+        |indices: Vec<u8>, counts: Vec<u8>| [("item.indices", indices), ("item.counts", counts)];
+    refused(
+        &pair(vector(&[5u64, 1000]), vector(&[1u8, 1])),
+        &["item.indices[1] is 1000", "0 to 999"],
+    );
     refused(&pair(vector(&[-1i64]), vector(&[1u8])), &["item.indices[0] is -1"]);
     refused(
         &pair(vector(&[0u64, u64::MAX]), vector(&[1u8, 1])),
         &["item.indices", "element 1", "18446744073709551615"],
     );
     refused(&pair(vector(&[0f32, 0.5]), vector(&[1u8, 1])), &["item.indices", "element 1", "0.5"]);
-    refused(&pair(vector(&[5u64, 6]), vector(&[1u8])), &["\"item.counts\" has 1 numbers", "expected 2"]);
+    refused(
+        &pair(vector(&[5u64, 6]), vector(&[1u8])),
+        &["\"item.counts\" has 1 numbers", "expected 2"],
+    );
     refused(&pair(vector(&[5u64, 6]), vector(&[1f64, f64::NAN])), &["item.counts[1] is NaN"]);
-    refused(&pair(npy("<u8", &[], &[5u64][..].bytes()), vector(&[1u8])), &["item.indices", "one dimension"]);
+    refused(
+        &pair(npy("<u8", &[], &[5u64][..].bytes()), vector(&[1u8])),
+        &["item.indices", "one dimension"],
+    );
     let [indices, counts] = pair(vector(&[5u64]), vector(&[1u8]));
     refused(std::slice::from_ref(&indices), &["\"item.indices\" without \"item.counts\""]);
     refused(std::slice::from_ref(&counts), &["\"item.counts\" without \"item.indices\""]);
@@ -441,7 +535,12 @@ fn a_blob_without_a_tensor_train_that_is_asked_for_is_refused() {
     let dir = Dir::new();
     let spec = fs::read_to_string(golden("two_tables.toml")).unwrap();
     let blob = dir.convert(&golden("fbtt_d3_cache.safetensors"), &spec, "blob.ttr");
-    refused(&dir, &blob, &[("user", vector(&[1u8; 20]))], &["no frequencies", "[\"item\"]", "[\"user\"]"]);
+    refused(
+        &dir,
+        &blob,
+        &[("user", vector(&[1u8; 20]))],
+        &["no frequencies", "[\"item\"]", "[\"user\"]"],
+    );
 }
 
 #[test]
@@ -452,8 +551,12 @@ fn a_wrong_budget_is_a_wrong_command_line() {
         run.exits(2).says(["--budget", "28MiB"]);
     }
     assert!(!dir.path("out.ttr").exists());
-    ttrec!["cache", &blob, "--budget", "1%", "-o", dir.path("out.ttr")].exits(2).says(["--frequencies"]);
-    ttrec!["cache", "--help"].exits(0).prints(["item.indices", "item.counts", "padding", "1%"]);
+    ttrec!["cache", &blob, "--budget", "1%", "-o", dir.path("out.ttr")]
+        .exits(2)
+        .says(["--frequencies"]);
+    ttrec!["cache", "--help"]
+        .exits(0)
+        .prints(["item.indices", "item.counts", "padding", "1%"]);
     // Larger than any file: everything that is asked for.
     cached(&dir, &blob, &[("item", vector(&[1u8; 1000]))], "9000000000GB");
     assert_eq!(stored(&dir.path("out.ttr"), "item").0.len(), 1000);
@@ -494,7 +597,9 @@ fn inputs_are_neither_replaced_nor_trusted() {
     run(&out).exits(3).says([frequencies.to_str().unwrap(), ".npz"]);
     assert!(!out.exists());
     write_npz(&frequencies, &[("item", vector(&[1u8; 1000]))]);
-    run(&dir.path("missing/out.ttr")).exits(4).says(["missing/out.ttr", "cannot write"]);
+    run(&dir.path("missing/out.ttr"))
+        .exits(4)
+        .says(["missing/out.ttr", "cannot write"]);
     // What a run gives does not depend on the run.
     let outputs = [0, 1].map(|_| {
         run(&out).exits(0);

@@ -105,14 +105,16 @@ fn as_the_library_reads(path: &Path) -> Checkpoint {
         let bytes = expected.read().unwrap();
         match expected.dtype() {
             pytorch_reader::DType::F32 => {
-                let expected: Vec<f32> = bytes.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
+                let expected: Vec<f32> =
+                    bytes.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
                 assert_eq!(floats(tensor), expected, "{} {name}", path.display());
                 let mut streamed = vec![0.0; expected.len()];
                 tensor.stream_f32(0, &mut streamed).unwrap();
                 assert_eq!(streamed, expected, "{} {name}", path.display());
             }
             pytorch_reader::DType::I64 => {
-                let expected: Vec<i64> = bytes.as_chunks().0.iter().map(|&x| i64::from_le_bytes(x)).collect();
+                let expected: Vec<i64> =
+                    bytes.as_chunks().0.iter().map(|&x| i64::from_le_bytes(x)).collect();
                 assert_eq!(integers(tensor), expected, "{} {name}", path.display());
             }
             _ => {}
@@ -123,7 +125,14 @@ fn as_the_library_reads(path: &Path) -> Checkpoint {
 
 #[test]
 fn tensors_read_in_place_are_what_the_library_gathers() {
-    let golden = ["fbtt_d2.pt", "fbtt_d3.pt", "fbtt_d3_cache.pt", "fbtt_d4.pt", "tltorch_blocktt.pt", "t3nsor.pt"];
+    let golden = [
+        "fbtt_d2.pt",
+        "fbtt_d3.pt",
+        "fbtt_d3_cache.pt",
+        "fbtt_d4.pt",
+        "tltorch_blocktt.pt",
+        "t3nsor.pt",
+    ];
     let dlrm = ["dlrm_plain.pt", "dlrm_qr.pt", "dlrm_qradd.pt", "dlrm_md.pt"];
     let fixtures = ["views.pt", "legacy.pt"].map(fixture);
     for path in golden.into_iter().chain(dlrm).map(self::golden).chain(fixtures) {
@@ -133,7 +142,8 @@ fn tensors_read_in_place_are_what_the_library_gathers() {
 
 /// The opcodes by which `torch.save` writes six `f32` of storage `key`, or fewer of them.
 fn written(key: &str, offset: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
-    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let text =
+        |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
     let numbers = |numbers: &[u8]| {
         let numbers: Vec<u8> = numbers.iter().flat_map(|&n| [b'K', n]).collect();
         [b"(", &numbers[..], b"t"].concat()
@@ -153,13 +163,16 @@ fn written(key: &str, offset: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// What names say once, twice, in a memo, or in other ways than `torch.save` does: wherever a tensor is said to lie, it is the one
-/// that the library takes for it.
+/// What names say once, twice, in a memo, or in other ways than `torch.save` does: wherever a
+/// tensor is said to lie, it is the one that the library takes for it.
 #[test]
 fn no_pickle_leads_to_another_tensor_than_the_library_finds() {
     let key = |key: &str| [b"X", &(key.len() as u32).to_le_bytes()[..], key.as_bytes()].concat();
-    let (zero, one, tail) =
-        (written("0", 0, &[2, 3], &[3, 1]), written("1", 0, &[2, 3], &[3, 1]), written("1", 2, &[2, 2], &[2, 1]));
+    let (zero, one, tail) = (
+        written("0", 0, &[2, 3], &[3, 1]),
+        written("1", 0, &[2, 3], &[3, 1]),
+        written("1", 2, &[2, 2], &[2, 1]),
+    );
     // The same in opcodes of another protocol, which are left to the library.
     let other = tensor_pickle(&[2, 3], &[3, 1]);
     let other = other.strip_prefix(b"(dVw\n").unwrap().strip_suffix(b"s.").unwrap();
@@ -171,19 +184,33 @@ fn no_pickle_leads_to_another_tensor_than_the_library_finds() {
         ("an offset", vec![b"}", &w, &tail, b"s."]),
         ("another order", vec![b"}", &w, &transposed, b"s."]),
         ("an ordered dict", vec![b"ccollections\nOrderedDict\n)R(", &w, &one, &a, &tail, b"u."]),
-        ("its attributes", vec![b"ccollections\nOrderedDict\n)R(", &w, &one, b"u}", &a, b"K\x01sb."]),
+        (
+            "its attributes",
+            vec![b"ccollections\nOrderedDict\n)R(", &w, &one, b"u}", &a, b"K\x01sb."],
+        ),
         ("a state_dict", vec![b"}(", &epoch, b"K\x07", &state, b"}", &w, &one, b"su."]),
         ("dicts in dicts", vec![b"}", &a, b"}", &b, b"}", &w, &one, b"sss."]),
         ("a key twice", vec![b"}(", &w, &zero, &w, &one, b"u."]),
         ("a key again, in other words", vec![b"}(", &w, &one, &w, other, b"u."]),
         ("a key again, for a number", vec![b"}(", &w, &one, &a, &zero, &w, b"K\x01u."]),
-        ("a dict in the memo, and what it became", vec![b"}q\x00", &w, &one, b"s0}(", &a, b"h\x00", &b, &zero, b"u."]),
-        ("a dict given up for another", vec![b"}(", &ab, other, &a, b"}", &b, &one, b"s", &a, b"}u."]),
+        (
+            "a dict in the memo, and what it became",
+            vec![b"}q\x00", &w, &one, b"s0}(", &a, b"h\x00", &b, &zero, b"u."],
+        ),
+        (
+            "a dict given up for another",
+            vec![b"}(", &ab, other, &a, b"}", &b, &one, b"s", &a, b"}u."],
+        ),
         ("a tensor in the memo", vec![b"}(", &w, &one, b"q\x01", &a, b"h\x01u."]),
     ];
-    let storage = |start: u8| (0..6).flat_map(|i| f32::from(start + i).to_le_bytes()).collect::<Vec<u8>>();
+    let storage =
+        |start: u8| (0..6).flat_map(|i| f32::from(start + i).to_le_bytes()).collect::<Vec<u8>>();
     for (what, pickle) in pickles {
-        let members = [("x/data.pkl", &pickle.concat()[..]), ("x/data/0", &storage(0)), ("x/data/1", &storage(10))];
+        let members = [
+            ("x/data.pkl", &pickle.concat()[..]),
+            ("x/data/0", &storage(0)),
+            ("x/data/1", &storage(10)),
+        ];
         for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
             let file = file(&zip_of(method, &members));
             eprintln!("{what}, {method:?}");
@@ -196,14 +223,18 @@ fn no_pickle_leads_to_another_tensor_than_the_library_finds() {
 #[test]
 fn a_changed_byte_in_an_archive_is_noticed() {
     let names = ["fbtt_d3.pt", "tltorch_blocktt.pt", "dlrm_plain.pt", "dlrm_qr.pt"].map(golden);
-    for path in names.into_iter().chain(["views.pt", "arrays.npz", "arrays_compressed.npz"].map(fixture)) {
+    for path in names
+        .into_iter()
+        .chain(["views.pt", "arrays.npz", "arrays_compressed.npz"].map(fixture))
+    {
         let bytes = std::fs::read(&path).unwrap();
         let mut archive = zip::ZipArchive::new(std::io::Cursor::new(&bytes)).unwrap();
         let mut flipped = 0;
         for index in 0..archive.len() {
             let member = archive.by_index(index).unwrap();
             let name = member.name().unwrap().into_owned();
-            let (start, len) = (member.data_start().unwrap() as usize, member.compressed_size() as usize);
+            let (start, len) =
+                (member.data_start().unwrap() as usize, member.compressed_size() as usize);
             // `version` and the like are no tensors.
             if !(name.contains("/data/") || name.ends_with(".npy")) || len == 0 {
                 continue;
@@ -220,9 +251,15 @@ fn a_changed_byte_in_an_archive_is_noticed() {
 #[test]
 fn a_state_dict_lists_its_tensors_by_name() {
     let checkpoint = open(&golden("fbtt_d3.pt"));
-    let cores: Vec<_> = listing(&checkpoint).into_iter().filter(|(name, _)| name.starts_with("tt_cores.")).collect();
-    let expected: [(&str, &[u64]); 3] =
-        [("tt_cores.0", &[1, 10, 64]), ("tt_cores.1", &[1, 10, 1024]), ("tt_cores.2", &[1, 10, 64])];
+    let cores: Vec<_> = listing(&checkpoint)
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("tt_cores."))
+        .collect();
+    let expected: [(&str, &[u64]); 3] = [
+        ("tt_cores.0", &[1, 10, 64]),
+        ("tt_cores.1", &[1, 10, 1024]),
+        ("tt_cores.2", &[1, 10, 64]),
+    ];
     assert_eq!(cores, expected);
     assert_eq!(integers(checkpoint.tensor("L").unwrap()), [100, 10, 1]);
 }
@@ -230,7 +267,8 @@ fn a_state_dict_lists_its_tensors_by_name() {
 #[test]
 fn the_legacy_container_is_read_and_its_state_dict_unwrapped() {
     let checkpoint = open(&fixture("legacy.pt"));
-    let expected: [(&str, &[u64]); 3] = [("index", &[3]), ("optimizer.state.0.momentum", &[1]), ("weight", &[2, 3])];
+    let expected: [(&str, &[u64]); 3] =
+        [("index", &[3]), ("optimizer.state.0.momentum", &[1]), ("weight", &[2, 3])];
     assert_eq!(listing(&checkpoint), expected);
     assert_eq!(floats(checkpoint.tensor("weight").unwrap()), [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]);
     assert_eq!(integers(checkpoint.tensor("index").unwrap()), [-1, 1 << 62, 7]);
@@ -247,8 +285,9 @@ fn strided_views_decode_row_major() {
     assert_eq!(floats("expanded"), [4.5, 5.5, 4.5, 5.5]);
     assert_eq!(floats("scalar"), [5.5]);
     assert!(floats("empty").is_empty());
-    let permuted: Vec<f32> =
-        (0..4).flat_map(|i| (0..2).flat_map(move |j| (0..3).map(move |k| (i + 12 * j + 4 * k) as f32))).collect();
+    let permuted: Vec<f32> = (0..4)
+        .flat_map(|i| (0..2).flat_map(move |j| (0..3).map(move |k| (i + 12 * j + 4 * k) as f32)))
+        .collect();
     assert_eq!(floats("permuted"), permuted);
 }
 
@@ -256,7 +295,9 @@ fn strided_views_decode_row_major() {
 fn every_torch_element_type_decodes() {
     use ElementType::{Bf16, Bool, F16, F32, F64, I8, I16, I32, I64, U8};
     let checkpoint = open(&fixture("views.pt"));
-    for (index, expected) in [F32, F64, F16, Bf16, I64, I32, I16, I8, U8, Bool].into_iter().enumerate() {
+    for (index, expected) in
+        [F32, F64, F16, Bf16, I64, I32, I16, I8, U8, Bool].into_iter().enumerate()
+    {
         let tensor = checkpoint.tensor(&format!("types.{index}")).unwrap();
         assert_eq!(tensor.element_type(), expected);
         let values = if expected == Bool { [0, 1, 1, 0] } else { [0, 1, 2, 100] };
@@ -274,14 +315,20 @@ fn every_numpy_element_type_and_order_decodes() {
         for tensor in numbers {
             assert_eq!(tensor.shape(), [2, 3]);
             assert_eq!(integers(tensor), [0, 1, 2, 3, 4, 100], "{name} {}", tensor.name());
-            assert_eq!(floats(tensor), [0.0, 1.0, 2.0, 3.0, 4.0, 100.0], "{name} {}", tensor.name());
+            assert_eq!(
+                floats(tensor),
+                [0.0, 1.0, 2.0, 3.0, 4.0, 100.0],
+                "{name} {}",
+                tensor.name()
+            );
             types.push(format!("{} {}", tensor.name(), tensor.element_type()));
         }
         types.sort();
         assert_eq!(
             types.join(", "),
-            "be_f2 f16, be_f4 f32, be_f8 f64, be_i2 i16, be_i8 i64, be_u4 u32, le_f2 f16, le_f4 f32, le_f8 f64, \
-             le_i2 i16, le_i4 i32, le_i8 i64, le_u2 u16, le_u4 u32, le_u8 u64, ne_i1 i8, ne_u1 u8"
+            "be_f2 f16, be_f4 f32, be_f8 f64, be_i2 i16, be_i8 i64, be_u4 u32, le_f2 f16, le_f4 \
+             f32, le_f8 f64, le_i2 i16, le_i4 i32, le_i8 i64, le_u2 u16, le_u4 u32, le_u8 u64, \
+             ne_i1 i8, ne_u1 u8"
         );
         assert_eq!(integers(checkpoint.tensor("bool").unwrap()), [0, 1, 1, 1, 1, 1]);
         assert_eq!(floats(checkpoint.tensor("scalar").unwrap()), [2.5]);
@@ -309,7 +356,9 @@ fn a_npy_file_is_one_tensor_named_after_it() {
 
 #[test]
 fn chunks_join_to_the_whole_and_ranges_are_checked() {
-    for path in [golden("fbtt_d4.safetensors"), golden("fbtt_d4.pt"), fixture("arrays_compressed.npz")] {
+    for path in
+        [golden("fbtt_d4.safetensors"), golden("fbtt_d4.pt"), fixture("arrays_compressed.npz")]
+    {
         let checkpoint = open(&path);
         let tensor = checkpoint.tensors().max_by_key(|t| t.len()).unwrap();
         let whole = floats(tensor);
@@ -322,7 +371,12 @@ fn chunks_join_to_the_whole_and_ranges_are_checked() {
         for start in [tensor.len(), tensor.len() - 1, u64::MAX] {
             let error = tensor.read_f32(start, &mut [0.0; 2]).unwrap_err();
             assert!(matches!(error, CheckpointError::Tensor { .. }));
-            assert!(error.to_string().contains(&format!("`{}`: elements {start}..+2", tensor.name())), "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("`{}`: elements {start}..+2", tensor.name())),
+                "{error}"
+            );
         }
     }
 }
@@ -333,7 +387,12 @@ fn integers_are_exact_or_refused_with_their_position() {
         let bytes = safetensors(&[("t", dtype, "[2]", data)]);
         let file = file(&bytes);
         let mut out = [0; 2];
-        open(file.path()).tensor("t").unwrap().read_i64(0, &mut out).map(|()| out).map_err(|e| e.to_string())
+        open(file.path())
+            .tensor("t")
+            .unwrap()
+            .read_i64(0, &mut out)
+            .map(|()| out)
+            .map_err(|e| e.to_string())
     };
     let f64s = |values: [f64; 2]| values.map(f64::to_le_bytes).concat();
     assert_eq!(read("F64", &f64s([-3.0, 9_007_199_254_740_992.0])), Ok([-3, 1 << 53]));
@@ -366,7 +425,9 @@ fn safetensors(tensors: &[(&str, &str, &str, &[u8])]) -> Vec<u8> {
     let (mut entries, mut data) = (Vec::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {
         let (start, end) = (data.len(), data.len() + bytes.len());
-        entries.push(format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}"#));
+        entries.push(format!(
+            r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}"#
+        ));
         data.extend_from_slice(bytes);
     }
     safetensors_of(&format!("{{{}}}", entries.join(",")), &data)
@@ -378,13 +439,16 @@ fn safetensors_of(header: &str, data: &[u8]) -> Vec<u8> {
 
 fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
     let text = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n");
-    [b"\x93NUMPY\x01\x00".as_slice(), &(text.len() as u16).to_le_bytes(), text.as_bytes(), data].concat()
+    [b"\x93NUMPY\x01\x00".as_slice(), &(text.len() as u16).to_le_bytes(), text.as_bytes(), data]
+        .concat()
 }
 
 fn zip_of(method: CompressionMethod, members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut writer = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (name, data) in members {
-        writer.start_file(*name, SimpleFileOptions::default().compression_method(method)).unwrap();
+        writer
+            .start_file(*name, SimpleFileOptions::default().compression_method(method))
+            .unwrap();
         writer.write_all(data).unwrap();
     }
     writer.finish().unwrap().into_inner()
@@ -392,7 +456,10 @@ fn zip_of(method: CompressionMethod, members: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// A torch zip around this pickle and one storage of six `f32`.
 fn torch(pickle: &[u8]) -> Vec<u8> {
-    zip_of(CompressionMethod::Deflated, &[("archive/data.pkl", pickle), ("archive/data/0", &[0; 24])])
+    zip_of(
+        CompressionMethod::Deflated,
+        &[("archive/data.pkl", pickle), ("archive/data/0", &[0; 24])],
+    )
 }
 
 /// A pickle of `{"w": tensor}` over six `f32` with this shape and these strides.
@@ -402,8 +469,8 @@ fn tensor_pickle(shape: &[u64], stride: &[u64]) -> Vec<u8> {
         format!("({items}t")
     };
     format!(
-        "(dVw\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\ntQI0\n{}{}\
-         I00\n(dtRs.",
+        "(dVw\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\\
+         ntQI0\n{}{}I00\n(dtRs.",
         tuple(shape),
         tuple(stride)
     )
@@ -413,7 +480,9 @@ fn tensor_pickle(shape: &[u64], stride: &[u64]) -> Vec<u8> {
 /// Replaces `from` by `to`, of the same length, wherever it stands.
 fn replace_all(mut bytes: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
-    let at: Vec<_> = (0..bytes.len() - from.len()).filter(|&at| bytes[at..].starts_with(from)).collect();
+    let at: Vec<_> = (0..bytes.len() - from.len())
+        .filter(|&at| bytes[at..].starts_with(from))
+        .collect();
     assert!(!at.is_empty());
     for at in at {
         bytes[at..at + to.len()].copy_from_slice(to);
@@ -435,13 +504,19 @@ fn commands_in_pickles_do_not_run() {
 
 #[test]
 fn other_files_are_refused_with_what_was_expected() {
-    for bytes in [b"".as_slice(), b"x", b"hello, this is no checkpoint", &[0x80, 2, b'}', b'.'], &[0; 512]] {
+    for bytes in
+        [b"".as_slice(), b"x", b"hello, this is no checkpoint", &[0x80, 2, b'}', b'.'], &[0; 512]]
+    {
         assert_refused(
             bytes,
-            "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or .npz file",
+            "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or \
+             .npz file",
         );
     }
-    assert_refused(&zip_of(CompressionMethod::Stored, &[("a.txt", b"a")]), "expected data.pkl (torch) or .npy");
+    assert_refused(
+        &zip_of(CompressionMethod::Stored, &[("a.txt", b"a")]),
+        "expected data.pkl (torch) or .npy",
+    );
     assert!(matches!(Checkpoint::open(Path::new("no such file")), Err(CheckpointError::Io { .. })));
     let directory = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(directory.path()).err().unwrap().to_string();
@@ -453,7 +528,10 @@ fn other_files_are_refused_with_what_was_expected() {
 
 #[test]
 fn unsupported_element_types_are_refused_by_name() {
-    assert_refused(&safetensors(&[("t", "F8_E4M3", "[2]", &[0; 2])]), "`t`: element type F8_E4M3, expected");
+    assert_refused(
+        &safetensors(&[("t", "F8_E4M3", "[2]", &[0; 2])]),
+        "`t`: element type F8_E4M3, expected",
+    );
     assert_refused(&npy("'<c8'", "(1,)", &[0; 8]), "element type '<c8', expected");
     assert_refused(&npy("[('a', '<f4'), ('b', '<f4')]", "(1,)", &[0; 8]), "expected a plain one");
     let text = std::fs::read(fixture("text.npy")).unwrap();
@@ -485,7 +563,11 @@ fn equal_names_are_refused() {
 #[test]
 fn absurd_shapes_are_refused() {
     const HUGE: u64 = 1 << 63;
-    for shape in ["[9223372036854775808,9223372036854775808]", "[9223372036854775808,2]", "[18446744073709551615]"] {
+    for shape in [
+        "[9223372036854775808,9223372036854775808]",
+        "[9223372036854775808,2]",
+        "[18446744073709551615]",
+    ] {
         assert_refused(&safetensors(&[("t", "F32", shape, &[0; 4])]), "overflow");
         let shape = shape.replace('[', "(").replace(']', ",)");
         assert!(refusal(&npy("'<f4'", &shape, &[0; 4])).contains(": "));
@@ -533,9 +615,11 @@ fn zip_bombs_are_refused_before_they_expand() {
 fn pickle_bombs_are_refused_before_they_are_parsed() {
     let long = "x".repeat(200_000);
     let fetches = b"h\0".repeat(100_000);
-    let bomb = |memoized: &str| [b"(".as_slice(), memoized.as_bytes(), b"q\0", &fetches, b"l."].concat();
+    let bomb =
+        |memoized: &str| [b"(".as_slice(), memoized.as_bytes(), b"q\0", &fetches, b"l."].concat();
     let extents = format!("({}t", "K\x01".repeat(50_000));
-    let shape = format!("((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\ntQI0\n{extents}{extents}I00\n(dt");
+    let shape =
+        format!("((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\ntQI0\n{extents}{extents}I00\n(dt");
     for (what, pickle) in [
         ("class name", bomb(&format!("c{long}\nx\n"))),
         ("dict key", bomb(&format!("(V{long}\nNd"))),
@@ -552,8 +636,12 @@ fn pickle_bombs_are_refused_before_they_are_parsed() {
     // Tensors under a long path: short in the file, long by name.
     let tensor = tensor_pickle(&[2, 3], &[3, 1]);
     let tensor = &tensor[b"(dVw\n".len()..tensor.len() - b"s.".len()];
-    let members: Vec<u8> = (0..500).flat_map(|i| [format!("V{i}\n").as_bytes(), b"h\x01s"].concat()).collect();
-    let pickle = [b"(V_\n".as_slice(), tensor, b"q\x01dV", long.as_bytes(), b"\n(d", &members, b"s."].concat();
+    let members: Vec<u8> = (0..500)
+        .flat_map(|i| [format!("V{i}\n").as_bytes(), b"h\x01s"].concat())
+        .collect();
+    let pickle =
+        [b"(V_\n".as_slice(), tensor, b"q\x01dV", long.as_bytes(), b"\n(d", &members, b"s."]
+            .concat();
     assert_refused(&torch(&pickle), "tensor names beyond");
 }
 
@@ -605,12 +693,19 @@ fn exercise(bytes: &[u8]) -> bool {
 /// Every checkpoint that another program wrote, and files of all kinds of elements and orders.
 fn small_files() -> Vec<(PathBuf, Vec<u8>)> {
     let golden = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path());
-    let is_checkpoint = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "pt" || kind == "safetensors");
+    let is_checkpoint =
+        |path: &PathBuf| path.extension().is_some_and(|kind| kind == "pt" || kind == "safetensors");
     let mut golden: Vec<PathBuf> = golden.filter(is_checkpoint).collect();
     golden.sort();
     assert_eq!(golden.len(), 14, "{golden:?}");
-    let fixtures = ["legacy.pt", "views.pt", "arrays.npz", "arrays_compressed.npz", "fortran_be.npy"].map(fixture);
-    golden.into_iter().chain(fixtures).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    let fixtures =
+        ["legacy.pt", "views.pt", "arrays.npz", "arrays_compressed.npz", "fortran_be.npy"]
+            .map(fixture);
+    golden
+        .into_iter()
+        .chain(fixtures)
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
 }
 
 #[test]

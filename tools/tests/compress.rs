@@ -1,4 +1,5 @@
-//! Dense tables factorised by `ttrec convert`: what it tells is what `ttrec verify` measures, and nonsense is refused.
+//! Dense tables factorised by `ttrec convert`: what it tells is what `ttrec verify` measures, and
+//! nonsense is refused.
 
 mod support;
 
@@ -13,7 +14,9 @@ const COLUMNS: usize = 24;
 fn values() -> Vec<f32> {
     let value = |at: usize| {
         let (row, column) = ((at / COLUMNS) as f32, (at % COLUMNS) as f32);
-        (row * 0.013 + column * 0.4).sin() + 0.5 * (row * 0.11).cos() + 0.02 * ((at * 7919 % 1009) as f32 / 500.0 - 1.0)
+        (row * 0.013 + column * 0.4).sin()
+            + 0.5 * (row * 0.11).cos()
+            + 0.02 * ((at * 7919 % 1009) as f32 / 500.0 - 1.0)
     };
     (0..ROWS * COLUMNS).map(value).collect()
 }
@@ -31,7 +34,9 @@ fn spec(lines: &str) -> String {
 /// The number after "relative error ".
 #[track_caller]
 fn told(text: &str) -> f64 {
-    let (_, rest) = text.split_once("relative error ").unwrap_or_else(|| panic!("no error told: {text}"));
+    let (_, rest) = text
+        .split_once("relative error ")
+        .unwrap_or_else(|| panic!("no error told: {text}"));
     rest.split([' ', '\n', ',']).next().unwrap().parse().unwrap()
 }
 
@@ -40,7 +45,11 @@ fn what_convert_tells_is_what_verify_measures() {
     for (lines, below) in [
         ("representation = \"tt\"\nrank = 8", 0.1),
         ("representation = \"tt\"\nrank = 8\nsweeps = 0", 0.1),
-        ("representation = \"tt\"\nranks = [5, 9]\nrow_factors = [8, 8, 8]\ncolumn_factors = [2, 3, 4]", 0.1),
+        (
+            "representation = \"tt\"\nranks = [5, 9]\nrow_factors = [8, 8, 8]\ncolumn_factors = \
+             [2, 3, 4]",
+            0.1,
+        ),
         ("representation = \"tt\"\nranks = [12]", 0.1),
         ("representation = \"tt\"\ntolerance = 0.03", 0.03),
         ("representation = \"tt\"\nrank = 8\ndtype = \"f16\"", 0.1),
@@ -49,8 +58,10 @@ fn what_convert_tells_is_what_verify_measures() {
         ("representation = \"low-rank\"\nrank = 6\ndtype = \"i8\"", 0.1),
     ] {
         let dir = Dir::new();
-        let (checkpoint, spec, blob) = (checkpoint(&dir), dir.file("spec.toml", spec(lines)), dir.path("item.ttr"));
-        let told = told(&ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0).stdout);
+        let (checkpoint, spec, blob) =
+            (checkpoint(&dir), dir.file("spec.toml", spec(lines)), dir.path("item.ttr"));
+        let told =
+            told(&ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0).stdout);
         assert!(told > 1e-4 && told <= below, "{lines}: {told}");
         // Found by its shape, and by the spec: the same.
         let json = ttrec!["verify", &blob, "--against", &checkpoint, "--json"].exits(0).stdout;
@@ -69,7 +80,9 @@ fn what_convert_tells_is_what_verify_measures() {
             "factorised; for a verdict give --max-error"
         }]);
         ttrec!["verify", &blob, "--against", &checkpoint, "--max-error", "0.2"].exits(0);
-        ttrec!["verify", &blob, "--against", &checkpoint, "--max-error", "0.0001"].exits(1).prints(["ABOVE"]);
+        ttrec!["verify", &blob, "--against", &checkpoint, "--max-error", "0.0001"]
+            .exits(1)
+            .prints(["ABOVE"]);
     }
 }
 
@@ -80,7 +93,11 @@ fn sorted_rows_lose_less_and_are_found_again() {
     let sorted = values();
     let mut order: Vec<usize> = (0..ROWS).collect();
     order.sort_by_key(|row| (row * row * 31 + row * 17) % 1009);
-    let shuffled: Vec<f32> = order.iter().flat_map(|row| &sorted[row * COLUMNS..][..COLUMNS]).copied().collect();
+    let shuffled: Vec<f32> = order
+        .iter()
+        .flat_map(|row| &sorted[row * COLUMNS..][..COLUMNS])
+        .copied()
+        .collect();
     let checkpoint = dir.path("dense.safetensors");
     write_safetensors(&checkpoint, &[("emb.weight", F32, &[ROWS, COLUMNS], shuffled[..].bytes())]);
     // The rows in the order of `sorted` are asked for ever less.
@@ -89,8 +106,19 @@ fn sorted_rows_lose_less_and_are_found_again() {
     write_npz(&frequencies, &[("item", vector(&counts))]);
     let blob = dir.path("item.ttr");
     let error = |lines: &str| {
-        let spec = dir.file("spec.toml", spec(&format!("representation = \"tt\"\nrank = 8\n{lines}")));
-        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "--frequencies", &frequencies, "-o", &blob].exits(0);
+        let spec =
+            dir.file("spec.toml", spec(&format!("representation = \"tt\"\nrank = 8\n{lines}")));
+        let run = ttrec![
+            "convert",
+            &checkpoint,
+            "--spec",
+            &spec,
+            "--frequencies",
+            &frequencies,
+            "-o",
+            &blob
+        ]
+        .exits(0);
         let told = told(&run.stdout);
         let json = ttrec!["verify", &blob, "--against", &checkpoint, "--json"].exits(0).stdout;
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -106,7 +134,13 @@ fn sorted_rows_lose_less_and_are_found_again() {
         // The same, to the byte, whatever the number of threads.
         let first = fs::read(&blob).unwrap();
         let mut again = Command::new(TTREC);
-        again.arg("convert").arg(&checkpoint).arg("--spec").arg(dir.path("spec.toml")).arg("-o").arg(&blob);
+        again
+            .arg("convert")
+            .arg(&checkpoint)
+            .arg("--spec")
+            .arg(dir.path("spec.toml"))
+            .arg("-o")
+            .arg(&blob);
         again.arg("--frequencies").arg(&frequencies).env("RAYON_NUM_THREADS", "1");
         run(again).exits(0);
         assert!(fs::read(&blob).unwrap() == first, "{order}");
@@ -130,7 +164,10 @@ fn specs_that_make_no_sense_are_refused() {
         ("representation = \"tt\"\nranks = [4, 4, 4, 4, 4, 4, 4]", "8 cores"),
         ("representation = \"tt\"\nranks = []", "1 cores"),
         ("representation = \"tt\"\nrank = 4\nrow_factors = [7, 8, 8]", "448"),
-        ("representation = \"tt\"\nrank = 4\ncolumn_factors = [2, 2, 4]", "make 16 columns: the table has 24"),
+        (
+            "representation = \"tt\"\nrank = 4\ncolumn_factors = [2, 2, 4]",
+            "make 16 columns: the table has 24",
+        ),
         (
             "representation = \"tt\"\nrank = 4\nrow_factors = [30, 30]\ncolumn_factors = [2, 3, 4]",
             "`row_factors` [30, 30]",
@@ -138,8 +175,14 @@ fn specs_that_make_no_sense_are_refused() {
         ("representation = \"tt\"\nrank = 4\ndtype = \"i4\"", "dtype i4"),
         ("representation = \"low-rank\"\nrank = 25", "the table has 24 columns"),
         ("representation = \"low-rank\"\nrank = 4\nsweeps = 1", "`sweeps` does not go with"),
-        ("representation = \"low-rank\"\nrank = 4\nrow_factors = [8, 8, 8]", "`row_factors` does not go with"),
-        ("representation = \"low-rank\"\nrank = 4\nrow_order = \"similarity\"", "`row_order` does not go with"),
+        (
+            "representation = \"low-rank\"\nrank = 4\nrow_factors = [8, 8, 8]",
+            "`row_factors` does not go with",
+        ),
+        (
+            "representation = \"low-rank\"\nrank = 4\nrow_order = \"similarity\"",
+            "`row_order` does not go with",
+        ),
         ("row_order = \"similarity\"", "`row_order` does not go with"),
         ("representation = \"tt\"\nrank = 4\nrow_order = \"frequency\"", "no frequencies"),
         ("representation = \"tt\"\nrank = 4\nrow_order = \"random\"", "similarity"),
@@ -149,7 +192,8 @@ fn specs_that_make_no_sense_are_refused() {
     ] {
         let dir = Dir::new();
         let (checkpoint, spec) = (checkpoint(&dir), dir.file("spec.toml", spec(lines)));
-        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("item.ttr")].exits(3);
+        let run =
+            ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("item.ttr")].exits(3);
         assert!(run.stderr.contains(wanted), "{lines}: {run:#?}");
         assert_eq!(dir.names(), ["dense.safetensors", "spec.toml"], "{lines}");
     }
@@ -157,12 +201,16 @@ fn specs_that_make_no_sense_are_refused() {
 
 #[test]
 fn what_is_not_finite_is_named() {
-    for (lines, value) in [("tt", f32::NAN), ("tt", f32::INFINITY), ("low-rank", f32::NEG_INFINITY)] {
+    for (lines, value) in [("tt", f32::NAN), ("tt", f32::INFINITY), ("low-rank", f32::NEG_INFINITY)]
+    {
         let dir = Dir::new();
         let checkpoint = dir.path("dense.safetensors");
         let mut values = values();
         values[123 * COLUMNS + 7] = value;
-        write_safetensors(&checkpoint, &[("emb.weight", F32, &[ROWS, COLUMNS], values[..].bytes())]);
+        write_safetensors(
+            &checkpoint,
+            &[("emb.weight", F32, &[ROWS, COLUMNS], values[..].bytes())],
+        );
         let spec = dir.file("spec.toml", spec(&format!("representation = \"{lines}\"\nrank = 4")));
         ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("item.ttr")]
             .exits(3)
@@ -176,7 +224,8 @@ fn memory_is_bounded_and_the_error_says_what_it_takes() {
     let dir = Dir::new();
     let (checkpoint, blob) = (checkpoint(&dir), dir.path("item.ttr"));
     let spec = dir.file("spec.toml", spec("representation = \"tt\"\nrank = 4"));
-    let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--memory", "1KiB"].exits(3);
+    let run =
+        ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--memory", "1KiB"].exits(3);
     run.says(["too little memory", "bytes"]);
     for nonsense in ["0", "1%", "lots"] {
         ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--memory", nonsense].exits(2);
@@ -189,11 +238,18 @@ fn a_finished_factorisation_is_resumed_once() {
     let dir = Dir::new();
     let (checkpoint, kept, blob) = (checkpoint(&dir), dir.path("kept"), dir.path("item.ttr"));
     let sorted = "representation = \"tt\"\nrow_order = \"similarity\"\nrank = 6";
-    for lines in ["representation = \"tt\"\nrank = 6", sorted, "representation = \"low-rank\"\nrank = 6"] {
+    for lines in
+        ["representation = \"tt\"\nrank = 6", sorted, "representation = \"low-rank\"\nrank = 6"]
+    {
         let spec = dir.file("spec.toml", spec(lines));
         let nowhere = dir.path("nowhere").join("item.ttr");
         ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &nowhere, "--resume", &kept].exits(4);
-        let [file] = fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>().try_into().unwrap();
+        let [file] = fs::read_dir(&kept)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap();
         // A mark that only a file that is used leaves.
         let mut bytes = fs::read(&file).unwrap();
         let mark = b"\"error\":\"0.";
@@ -202,10 +258,12 @@ fn a_finished_factorisation_is_resumed_once() {
         fs::write(&file, bytes).unwrap();
         // Another request does not take it.
         let other = dir.file("other.toml", self::spec(&lines.replace('6', "5")));
-        let run = ttrec!["convert", &checkpoint, "--spec", &other, "-o", &blob, "--resume", &kept].exits(0);
+        let run = ttrec!["convert", &checkpoint, "--spec", &other, "-o", &blob, "--resume", &kept]
+            .exits(0);
         assert!(told(&run.stdout) < 0.5, "{run:#?}");
         assert!(file.exists());
-        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--resume", &kept].exits(0);
+        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--resume", &kept]
+            .exits(0);
         assert!(told(&run.stdout) >= 0.9, "{run:#?}");
         let resumed = fs::read(&blob).unwrap();
         assert_eq!(fs::read_dir(&kept).unwrap().count(), 0, "nothing needs it any more");
@@ -225,7 +283,14 @@ fn frequencies_draw_the_error_to_rows_that_are_rarely_asked_for() {
     write_npz(&frequencies, &[("item", vector(&counts))]);
     let error_of_hot_rows = |blob: PathBuf, extra: &[&str]| {
         let mut command = std::process::Command::new(support::TTREC);
-        command.arg("convert").arg(&checkpoint).arg("--spec").arg(&spec).arg("-o").arg(&blob).args(extra);
+        command
+            .arg("convert")
+            .arg(&checkpoint)
+            .arg("--spec")
+            .arg(&spec)
+            .arg("-o")
+            .arg(&blob)
+            .args(extra);
         support::run(command).exits(0);
         let bytes = ttrec::AlignedBuf::from_slice(&fs::read(&blob).unwrap());
         let parsed = ttrec::Blob::parse(&bytes).unwrap();
@@ -234,16 +299,32 @@ fn frequencies_draw_the_error_to_rows_that_are_rarely_asked_for() {
         let mut sum = 0.0;
         for i in (0..ROWS).filter(|&row| hot(row)) {
             table.lookup(i as u64, &mut row, &mut workspace).unwrap();
-            sum += row.iter().zip(&values[i * COLUMNS..]).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            sum += row
+                .iter()
+                .zip(&values[i * COLUMNS..])
+                .map(|(a, b)| f64::from(a - b).powi(2))
+                .sum::<f64>();
         }
         sum
     };
     let plain = error_of_hot_rows(dir.path("plain.ttr"), &[]);
-    let weighted = error_of_hot_rows(dir.path("weighted.ttr"), &["--frequencies", frequencies.to_str().unwrap()]);
+    let weighted = error_of_hot_rows(
+        dir.path("weighted.ttr"),
+        &["--frequencies", frequencies.to_str().unwrap()],
+    );
     assert!(weighted < 0.8 * plain, "{weighted} with frequencies, {plain} without");
 
     write_npz(&frequencies, &[("nobody", vector(&counts))]);
-    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("x.ttr"), "--frequencies", &frequencies]
-        .exits(3)
-        .says(["array \"nobody\" belongs to no table"]);
+    ttrec![
+        "convert",
+        &checkpoint,
+        "--spec",
+        &spec,
+        "-o",
+        dir.path("x.ttr"),
+        "--frequencies",
+        &frequencies
+    ]
+    .exits(3)
+    .says(["array \"nobody\" belongs to no table"]);
 }

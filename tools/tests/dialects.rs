@@ -1,4 +1,5 @@
-//! Dialects without a checkpoint of their own program at hand, by the formula of their layout; and what each dialect refuses.
+//! Dialects without a checkpoint of their own program at hand, by the formula of their layout; and
+//! what each dialect refuses.
 
 mod support;
 
@@ -14,7 +15,8 @@ const Q: [usize; 3] = [2, 3, 2];
 const RANKS: [usize; 4] = [1, 3, 2, 1];
 const ROWS: usize = 50;
 
-/// Element [a, b, c] of slice i of core k of a table: small integers, so that every product and sum is exact.
+/// Element [a, b, c] of slice i of core k of a table: small integers, so that every product and sum
+/// is exact.
 fn element(table: usize, k: usize, i: usize, a: usize, b: usize, c: usize) -> f32 {
     ((table * 5 + k * 3 + i * 7 + a * 11 + b * 13 + c * 17 + i * b + a * c) % 9) as f32 - 4.0
 }
@@ -90,10 +92,18 @@ fn expected(table: usize, digits: fn(usize) -> [usize; 3]) -> Vec<f64> {
 /// Two-dimensional cores with this prefix.
 fn write_el_rec(path: &Path, prefix: &str) {
     let cores: Vec<_> = (0..3)
-        .map(|k| (format!("{prefix}tt_cores.{k}"), [P[k], RANKS[k] * Q[k] * RANKS[k + 1]], flat_core(0, k)))
+        .map(|k| {
+            (
+                format!("{prefix}tt_cores.{k}"),
+                [P[k], RANKS[k] * Q[k] * RANKS[k + 1]],
+                flat_core(0, k),
+            )
+        })
         .collect();
-    let tensors: Vec<_> =
-        cores.iter().map(|(name, shape, values)| (name.as_str(), F32, &shape[..], values[..].bytes())).collect();
+    let tensors: Vec<_> = cores
+        .iter()
+        .map(|(name, shape, values)| (name.as_str(), F32, &shape[..], values[..].bytes()))
+        .collect();
     write_safetensors(path, &tensors);
 }
 
@@ -114,7 +124,12 @@ fn write_fbtt(path: &Path, tables: usize, more: &[(&str, safetensors::Dtype, &[u
 }
 
 /// Cores in four dimensions; `change` may spoil the shapes.
-fn write_blocks(path: &Path, stem: &str, change: impl Fn(&mut [[usize; 4]; 3]), values: impl Fn(usize) -> Vec<f32>) {
+fn write_blocks(
+    path: &Path,
+    stem: &str,
+    change: impl Fn(&mut [[usize; 4]; 3]),
+    values: impl Fn(usize) -> Vec<f32>,
+) {
     let mut shapes = [0, 1, 2].map(|k| [RANKS[k], P[k], Q[k], RANKS[k + 1]]);
     change(&mut shapes);
     let cores: Vec<_> = (0..3).map(|k| (format!("{stem}{k}"), values(k))).collect();
@@ -170,20 +185,46 @@ fn el_rec_cores_are_offered_once_and_asked_for_what_they_lack() {
     let dir = Dir::new();
     let checkpoint = dir.path("c.safetensors");
     write_el_rec(&checkpoint, "emb.");
-    let said =
-        refused_without_a_spec(&checkpoint, &["`num_embeddings` is missing: EL-Rec", "at most 60", "\"el-rec\""]);
+    let said = refused_without_a_spec(
+        &checkpoint,
+        &["`num_embeddings` is missing: EL-Rec", "at most 60", "\"el-rec\""],
+    );
     assert_eq!(said.matches("[[table]]").count(), 1, "{said}");
     let table = "[[table]]\nprefix = \"emb.\"\n";
-    refused(&checkpoint, &format!("{table}dialect = \"hetu\"\n"), &["Hetu does not store it", "at most 60"]);
-    refused(&checkpoint, &format!("{table}num_embeddings = 50\n"), &["`column_factors` or `ranks` is missing"]);
+    refused(
+        &checkpoint,
+        &format!("{table}dialect = \"hetu\"\n"),
+        &["Hetu does not store it", "at most 60"],
+    );
+    refused(
+        &checkpoint,
+        &format!("{table}num_embeddings = 50\n"),
+        &["`column_factors` or `ranks` is missing"],
+    );
     let full = format!("{table}num_embeddings = 50\nranks = [3, 2]\n");
     refused(&checkpoint, &format!("{full}row_factors = [3, 4, 6]\n"), &["[3, 4, 6]", "[3, 4, 5]"]);
-    refused(&checkpoint, &format!("{full}column_factors = [2, 3, 3]\n"), &["`column_factors` = [2, 3, 3]"]);
+    refused(
+        &checkpoint,
+        &format!("{full}column_factors = [2, 3, 3]\n"),
+        &["`column_factors` = [2, 3, 3]"],
+    );
     refused(&checkpoint, &full.replace("50", "61"), &["61 rows", "[3, 4, 5]"]);
-    refused(&checkpoint, &format!("{full}table = 0\n"), &["`table` does not go with dialect \"el-rec\""]);
-    refused(&checkpoint, &format!("{full}dialect = \"fbtt\"\n"), &["\"emb.tt_cores.0\" has shape [3, 6]"]);
+    refused(
+        &checkpoint,
+        &format!("{full}table = 0\n"),
+        &["`table` does not go with dialect \"el-rec\""],
+    );
+    refused(
+        &checkpoint,
+        &format!("{full}dialect = \"fbtt\"\n"),
+        &["\"emb.tt_cores.0\" has shape [3, 6]"],
+    );
     write_fbtt(&checkpoint, 1, &[]);
-    refused(&checkpoint, &format!("{full}dialect = \"el-rec\"\n"), &["\"emb.tt_cores.0\" has shape [1, 3, 6]"]);
+    refused(
+        &checkpoint,
+        &format!("{full}dialect = \"el-rec\"\n"),
+        &["\"emb.tt_cores.0\" has shape [1, 3, 6]"],
+    );
 }
 
 #[test]
@@ -193,8 +234,10 @@ fn one_table_of_several_in_fbtt_cores_is_picked() {
     write_fbtt(&checkpoint, 3, &[("emb.L", I64, &[3], [20i64, 5, 1].bytes())]);
     let facts = "num_embeddings = 50\nranks = [3, 2]\n";
     // Each is offered.
-    let said = refused_without_a_spec(&checkpoint, &["3 tensors", "table = 0", "table = 1", "table = 2"]);
-    let offer = said[said.find("[[table]]").unwrap()..].replace("[[table]]", &format!("[[table]]\n{facts}"));
+    let said =
+        refused_without_a_spec(&checkpoint, &["3 tensors", "table = 0", "table = 1", "table = 2"]);
+    let offer = said[said.find("[[table]]").unwrap()..]
+        .replace("[[table]]", &format!("[[table]]\n{facts}"));
     let blob = dir.convert(&checkpoint, &offer, "all.ttr");
     for table in 0..3 {
         let found = rows(&dir, &blob, &format!("emb.{table}"), ROWS);
@@ -207,7 +250,11 @@ fn one_table_of_several_in_fbtt_cores_is_picked() {
     // A cache would be shared by them.
     for (name, shape) in [("emb.hashtbl", &[2][..]), ("emb.cache_weight", &[1, 2])] {
         let dtype = if shape.len() == 1 { I64 } else { F32 };
-        let bytes = if shape.len() == 1 { [-1i64, -1].bytes() } else { [0.5f32, 0.5].bytes() };
+        let bytes = if shape.len() == 1 {
+            [-1i64, -1].bytes()
+        } else {
+            [0.5f32, 0.5].bytes()
+        };
         write_fbtt(&checkpoint, 3, &[(name, dtype, shape, bytes)]);
         refused(&checkpoint, &format!("{table}table = 1\n"), &[name, "a cache for 3 tables"]);
     }
@@ -226,7 +273,10 @@ fn cores_in_four_dimensions_multiply_to_the_rows_of_the_formula() {
         let dir = Dir::new();
         let checkpoint = dir.path("c.safetensors");
         write_blocks(&checkpoint, &format!("emb.{stem}"), |_| (), block_core);
-        let said = refused_without_a_spec(&checkpoint, &["`num_embeddings` is missing", "at most 60", dialect]);
+        let said = refused_without_a_spec(
+            &checkpoint,
+            &["`num_embeddings` is missing", "at most 60", dialect],
+        );
         assert_eq!(said.matches("[[table]]").count(), 1, "{said}");
         let spec = "[[table]]\nprefix = \"emb.\"\nnum_embeddings = 50\n";
         let blob = dir.convert(&checkpoint, spec, "blob.ttr");
@@ -236,13 +286,25 @@ fn cores_in_four_dimensions_multiply_to_the_rows_of_the_formula() {
             ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
         }
         // What contradicts the file.
-        refused(&checkpoint, &format!("{spec}row_factors = [3, 4, 4]\n"), &["[3, 4, 4]", "[3, 4, 5]"]);
-        refused(&checkpoint, &format!("{spec}column_factors = [2, 3, 3]\n"), &["[2, 3, 3]", "[2, 3, 2]"]);
+        refused(
+            &checkpoint,
+            &format!("{spec}row_factors = [3, 4, 4]\n"),
+            &["[3, 4, 4]", "[3, 4, 5]"],
+        );
+        refused(
+            &checkpoint,
+            &format!("{spec}column_factors = [2, 3, 3]\n"),
+            &["[2, 3, 3]", "[2, 3, 2]"],
+        );
         refused(&checkpoint, &format!("{spec}ranks = [3, 3]\n"), &["`ranks` is [3, 3]", "[3, 2]"]);
         refused(&checkpoint, &spec.replace("50", "61"), &["61 rows", "[3, 4, 5]"]);
         refused(&checkpoint, &format!("{spec}table = 0\n"), &["`table`", dialect]);
         let spec = &format!("{spec}dialect = {dialect:?}\n");
-        refused(&checkpoint, &spec.replace("emb.", "shop."), &[&format!("no tensor \"shop.{stem}0\"")]);
+        refused(
+            &checkpoint,
+            &spec.replace("emb.", "shop."),
+            &[&format!("no tensor \"shop.{stem}0\"")],
+        );
         // A value that cannot be stored is named by its place in the tensor.
         let bad = |k: usize| {
             let mut values = block_core(k);
@@ -253,12 +315,34 @@ fn cores_in_four_dimensions_multiply_to_the_rows_of_the_formula() {
             values
         };
         write_blocks(&checkpoint, &format!("emb.{stem}"), |_| (), bad);
-        refused(&checkpoint, spec, &[&format!("tensor \"emb.{stem}1\", element [2, 1, 0, 1]: NaN")]);
+        refused(
+            &checkpoint,
+            spec,
+            &[&format!("tensor \"emb.{stem}1\", element [2, 1, 0, 1]: NaN")],
+        );
         // Ranks that do not meet, or do not end in 1.
-        write_blocks(&checkpoint, &format!("emb.{stem}"), |shapes| shapes[1] = [2, 4, 3, 3], block_core);
-        refused(&checkpoint, spec, &[&format!("\"emb.{stem}1\" has shape [2, 4, 3, 3]"), "expected 3 first"]);
-        write_blocks(&checkpoint, &format!("emb.{stem}"), |shapes| shapes[2] = [2, 5, 1, 2], block_core);
-        refused(&checkpoint, spec, &[&format!("\"emb.{stem}2\" has shape [2, 5, 1, 2]"), "expected 1 last"]);
+        write_blocks(
+            &checkpoint,
+            &format!("emb.{stem}"),
+            |shapes| shapes[1] = [2, 4, 3, 3],
+            block_core,
+        );
+        refused(
+            &checkpoint,
+            spec,
+            &[&format!("\"emb.{stem}1\" has shape [2, 4, 3, 3]"), "expected 3 first"],
+        );
+        write_blocks(
+            &checkpoint,
+            &format!("emb.{stem}"),
+            |shapes| shapes[2] = [2, 5, 1, 2],
+            block_core,
+        );
+        refused(
+            &checkpoint,
+            spec,
+            &[&format!("\"emb.{stem}2\" has shape [2, 5, 1, 2]"), "expected 1 last"],
+        );
     }
 }
 
@@ -292,7 +376,10 @@ fn linear_layers_of_tensorly_torch_are_no_tables() {
         ("fc.bias", F32, &[900][..], bias[..].bytes()),
     ];
     write_safetensors(&checkpoint, &layer);
-    refused_without_a_spec(&checkpoint, &["none of its tables", "\"fc.bias\" makes \"fc.\" a linear layer"]);
+    refused_without_a_spec(
+        &checkpoint,
+        &["none of its tables", "\"fc.bias\" makes \"fc.\" a linear layer"],
+    );
     // Without a bias nothing tells, and the offer says so.
     write_safetensors(&checkpoint, &layer[..2]);
     refused_without_a_spec(
@@ -314,12 +401,25 @@ fn plain_dlrm_tables_come_out_bit_for_bit() {
         let mut bytes = Vec::new();
         let mut member = archive.by_name(&format!("dlrm_plain/data/{t}")).unwrap();
         std::io::Read::read_to_end(&mut member, &mut bytes).unwrap();
-        let tensor: Vec<f64> = bytes.as_chunks::<4>().0.iter().map(|&x| f64::from(f32::from_le_bytes(x))).collect();
+        let tensor: Vec<f64> = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&x| f64::from(f32::from_le_bytes(x)))
+            .collect();
         assert_eq!(rows(&dir, &blob, &format!("emb_l.{t}"), count), tensor, "{t}");
     }
     let table = "[[table]]\nprefix = \"emb_l.1.\"\n";
-    refused(&checkpoint, &format!("{table}num_embeddings = 7\n"), &["`num_embeddings` is 7", "1200 rows"]);
-    refused(&checkpoint, &format!("{table}ranks = [2]\n"), &["`ranks` does not go with dialect \"dlrm\""]);
+    refused(
+        &checkpoint,
+        &format!("{table}num_embeddings = 7\n"),
+        &["`num_embeddings` is 7", "1200 rows"],
+    );
+    refused(
+        &checkpoint,
+        &format!("{table}ranks = [2]\n"),
+        &["`ranks` does not go with dialect \"dlrm\""],
+    );
     refused(&checkpoint, &table.replace('1', "9"), &["\"emb_l.9.\""]);
     refused(&checkpoint, "[[table]]\nname = \"t\"\ndialect = \"dlrm\"\n", &["`prefix` is missing"]);
 }
@@ -329,7 +429,10 @@ fn quotient_remainder_tables_of_dlrm_are_offered_whole() {
     let says = ["`qr_operation` is missing", "[model]", "\"emb_l.0.\"", "\"emb_l.3.\""];
     let said = refused_without_a_spec(&golden("dlrm_qr.pt"), &says);
     assert_eq!(said.matches("[[table]]").count(), 4, "{said}");
-    assert!(!said.contains("weight_q") && !said.contains("bot_l") && !said.contains("top_l"), "{said}");
+    assert!(
+        !said.contains("weight_q") && !said.contains("bot_l") && !said.contains("top_l"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -352,24 +455,44 @@ fn torchrec_tables_are_called_by_their_names() {
         );
         let said = refused_without_a_spec(&checkpoint, &["2 tensors look", "torchrec"]);
         let blob = dir.convert(&checkpoint, &said[said.find("[[table]]").unwrap()..], "blob.ttr");
-        assert_eq!(rows(&dir, &blob, "t_cat_0", 6), a.iter().map(|&x| x.into()).collect::<Vec<f64>>());
+        assert_eq!(
+            rows(&dir, &blob, "t_cat_0", 6),
+            a.iter().map(|&x| x.into()).collect::<Vec<f64>>()
+        );
         assert_eq!(rows(&dir, &blob, "user", 4), b.iter().map(|&x| x.into()).collect::<Vec<f64>>());
         ttrec!["verify", &blob, "--against", &checkpoint, "--max-error", "0"].exits(0);
     }
-    write_safetensors(&checkpoint, &[("model.embedding_bags.t_cat_0.weight", F32, &[6, 2], a[..].bytes())]);
+    write_safetensors(
+        &checkpoint,
+        &[("model.embedding_bags.t_cat_0.weight", F32, &[6, 2], a[..].bytes())],
+    );
     let blob = dir.path("only.ttr");
     ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
     assert_eq!(rows(&dir, &blob, "t_cat_0", 6).len(), 12);
     let table = "[[table]]\nprefix = \"model.embedding_bags.t_cat_0.\"\n";
-    refused(&checkpoint, &format!("{table}num_embeddings = 5\n"), &["`num_embeddings` is 5", "6 rows"]);
-    refused(&checkpoint, &format!("{table}column_factors = [2]\n"), &["`column_factors`", "\"torchrec\""]);
+    refused(
+        &checkpoint,
+        &format!("{table}num_embeddings = 5\n"),
+        &["`num_embeddings` is 5", "6 rows"],
+    );
+    refused(
+        &checkpoint,
+        &format!("{table}column_factors = [2]\n"),
+        &["`column_factors`", "\"torchrec\""],
+    );
 }
 
 /// A tensor in each of two files, and an index of them.
 fn shards(dir: &Dir) -> PathBuf {
     let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
-    write_safetensors(&dir.path("a.safetensors"), &[("user.emb", F32, &[4, 3], values[..].bytes())]);
-    write_safetensors(&dir.path("b.safetensors"), &[("item.emb", F32, &[6, 2], values[..].bytes())]);
+    write_safetensors(
+        &dir.path("a.safetensors"),
+        &[("user.emb", F32, &[4, 3], values[..].bytes())],
+    );
+    write_safetensors(
+        &dir.path("b.safetensors"),
+        &[("item.emb", F32, &[6, 2], values[..].bytes())],
+    );
     dir.file(
         "model.safetensors.index.json",
         r#"{"metadata": {"total_size": 96},
@@ -391,7 +514,10 @@ fn safetensors_in_several_files_are_one_checkpoint() {
     let (listed, other) = ([0.5f32; 12], [0.25f32; 12]);
     write_safetensors(
         &dir.path("a.safetensors"),
-        &[("user.emb", F32, &[4, 3], listed[..].bytes()), ("other.emb", F32, &[4, 3], other[..].bytes())],
+        &[
+            ("user.emb", F32, &[4, 3], listed[..].bytes()),
+            ("other.emb", F32, &[4, 3], other[..].bytes()),
+        ],
     );
     let index = dir.file("short.json", r#"{"m"   :{},"weight_map":{"user.emb":"a.safetensors"}}"#);
     ttrec!["convert", &index, "-o", dir.path("one.ttr")].exits(0);
@@ -399,7 +525,9 @@ fn safetensors_in_several_files_are_one_checkpoint() {
     // A file that is read is not written.
     let spec = dir.file("one.toml", "[[table]]\ntensor = \"user.emb\"\n");
     let before = fs::read(dir.path("a.safetensors")).unwrap();
-    ttrec!["convert", &index, "--spec", &spec, "-o", dir.path("a.safetensors")].exits(3).says(["replace an input"]);
+    ttrec!["convert", &index, "--spec", &spec, "-o", dir.path("a.safetensors")]
+        .exits(3)
+        .says(["replace an input"]);
     assert!(fs::read(dir.path("a.safetensors")).unwrap() == before);
 }
 
@@ -430,23 +558,42 @@ fn an_index_that_lies_is_refused() {
         "a\0",
     ] {
         let text = serde_json::json!({ "weight_map": { "user.emb": file } }).to_string();
-        case(&text, &["`user.emb`", "model.safetensors.index.json", "bare name of a file beside the index"]);
+        case(
+            &text,
+            &["`user.emb`", "model.safetensors.index.json", "bare name of a file beside the index"],
+        );
     }
     let map = |entries: &str| format!("{{\"weight_map\": {{{entries}}}}}");
     case(&map(r#""user.emb": "c.safetensors""#), &["c.safetensors", "No such file"]);
     case(&map(r#""user.emb": "sub.safetensors""#), &["sub.safetensors", "not a regular file"]);
-    case(&map(r#""shop.emb": "a.safetensors""#), &["a.safetensors", "`shop.emb`", "not in the file"]);
-    case(&map(r#""user.emb": "b.safetensors""#), &["b.safetensors", "`user.emb`", "not in the file"]);
-    case(&map(r#""user.emb": "a.safetensors", "user.emb": "b.safetensors""#), &["two tensors named `user.emb`"]);
-    case(&map(r#""user.emb": "model.safetensors.index.json""#), &["model.safetensors.index.json", "header"]);
-    case(&map(r#""user.emb": 3"#), &["model.safetensors.index.json", "safetensors index", "string"]);
+    case(
+        &map(r#""shop.emb": "a.safetensors""#),
+        &["a.safetensors", "`shop.emb`", "not in the file"],
+    );
+    case(
+        &map(r#""user.emb": "b.safetensors""#),
+        &["b.safetensors", "`user.emb`", "not in the file"],
+    );
+    case(
+        &map(r#""user.emb": "a.safetensors", "user.emb": "b.safetensors""#),
+        &["two tensors named `user.emb`"],
+    );
+    case(
+        &map(r#""user.emb": "model.safetensors.index.json""#),
+        &["model.safetensors.index.json", "header"],
+    );
+    case(
+        &map(r#""user.emb": 3"#),
+        &["model.safetensors.index.json", "safetensors index", "string"],
+    );
     case("{}", &["safetensors index", "`weight_map`"]);
     case("{\"weight_map\": {}, \"weight_map\": {}}", &["duplicate field `weight_map`"]);
     case(&format!("{{\"weight_map\": {}", "[".repeat(100_000)), &["safetensors index"]);
     case("{\"weight_map\": {}}", &["nothing looks like"]);
     // The same tensor in the other file, too.
     let one = [0.5f32; 2];
-    let both = [("item.emb", F32, &[1, 2][..], one.bytes()), ("user.emb", F32, &[1, 2], one.bytes())];
+    let both =
+        [("item.emb", F32, &[1, 2][..], one.bytes()), ("user.emb", F32, &[1, 2], one.bytes())];
     write_safetensors(&dir.path("b.safetensors"), &both);
     let entries = r#""user.emb": "a.safetensors", "item.emb": "b.safetensors""#;
     case(&map(entries), &["b.safetensors", "`user.emb`", "\"a.safetensors\""]);

@@ -1,5 +1,5 @@
-//! Checkpoints made to mislead, through the whole command and in little memory: refused with the file's name, silently
-//! otherwise, and without a trace.
+//! Checkpoints made to mislead, through the whole command and in little memory: refused with the
+//! file's name, silently otherwise, and without a trace.
 
 #![cfg(unix)]
 
@@ -24,7 +24,13 @@ const MEMORY_FOR_PICKLES: u32 = 400_000;
 fn convert_within(memory: u32, dir: &Dir, checkpoint: &Path, spec: Option<&Path>) -> Run {
     let mut command = Command::new("sh");
     let script = format!(r#"ulimit -v {memory}; exec "$TTREC" convert "$@""#);
-    command.arg("-c").arg(script).arg("sh").arg(checkpoint).arg("-o").arg(dir.path("blob.ttr"));
+    command
+        .arg("-c")
+        .arg(script)
+        .arg("sh")
+        .arg(checkpoint)
+        .arg("-o")
+        .arg(dir.path("blob.ttr"));
     if let Some(spec) = spec {
         command.arg("--spec").arg(spec);
     }
@@ -47,7 +53,10 @@ fn refused_within(memory: u32, what: &str, bytes: &[u8], wanted: &str) {
     let dir = Dir::new();
     let checkpoint = dir.file("checkpoint", bytes);
     let run = convert_within(memory, &dir, &checkpoint, None);
-    assert!(run.stderr.contains(checkpoint.to_str().unwrap()) && run.stderr.contains(wanted), "{what}: {run:#?}");
+    assert!(
+        run.stderr.contains(checkpoint.to_str().unwrap()) && run.stderr.contains(wanted),
+        "{what}: {run:#?}"
+    );
     run.exits(3);
     assert_eq!(dir.names(), ["checkpoint"], "{what}");
 }
@@ -55,7 +64,9 @@ fn refused_within(memory: u32, what: &str, bytes: &[u8], wanted: &str) {
 fn zip_of(method: CompressionMethod, members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, data) in members {
-        writer.start_file(*name, SimpleFileOptions::default().compression_method(method)).unwrap();
+        writer
+            .start_file(*name, SimpleFileOptions::default().compression_method(method))
+            .unwrap();
         writer.write_all(data).unwrap();
     }
     writer.finish().unwrap().into_inner()
@@ -63,7 +74,10 @@ fn zip_of(method: CompressionMethod, members: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// A torch archive around this pickle and one storage of six f32.
 fn torch(pickle: &[u8]) -> Vec<u8> {
-    zip_of(CompressionMethod::Deflated, &[("archive/data.pkl", pickle), ("archive/data/0", &[0; 24])])
+    zip_of(
+        CompressionMethod::Deflated,
+        &[("archive/data.pkl", pickle), ("archive/data/0", &[0; 24])],
+    )
 }
 
 #[test]
@@ -78,9 +92,15 @@ fn pickles_that_call_something_call_nothing() {
         ("NEWOBJ", format!("\u{2}csubprocess\nPopen\n(V{touch}\nt\u{81}.")),
         (
             "copyreg",
-            format!("ccopyreg\n_reconstructor\n(csubprocess\nPopen\nc__builtin__\nobject\nNtR(dV{touch}\nNsb."),
+            format!(
+                "ccopyreg\n_reconstructor\n(csubprocess\nPopen\nc__builtin__\nobject\\
+                 nNtR(dV{touch}\nNsb."
+            ),
         ),
-        ("nested", format!("cbuiltins\nmap\n(cos\nsystem\n(lV{touch}\natRcbuiltins\nlist\n(g0\ntR.")),
+        (
+            "nested",
+            format!("cbuiltins\nmap\n(cos\nsystem\n(lV{touch}\natRcbuiltins\nlist\n(g0\ntR."),
+        ),
         ("a call in a dict key", format!("(dcos\nsystem\n(V{touch}\ntRNs.")),
         ("a storage of no class", format!("((Vstorage\ncos\nsystem\nV{touch}\nVcpu\nI6\ntQ.")),
     ] {
@@ -90,14 +110,17 @@ fn pickles_that_call_something_call_nothing() {
 
 #[test]
 fn pickle_bombs_take_neither_memory_nor_time() {
-    let many = |item: &str, count: usize| [b"(".as_slice(), &item.as_bytes().repeat(count), b"l."].concat();
-    let tensor = "ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\ntQI0\n(I2\nI3\nt\
-                  (I3\nI1\ntI00\n(dtR";
+    let many = |item: &str, count: usize| {
+        [b"(".as_slice(), &item.as_bytes().repeat(count), b"l."].concat()
+    };
+    let tensor = "ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\\
+                  nI6\ntQI0\n(I2\nI3\nt(I3\nI1\ntI00\n(dtR";
     let tensors = |count: usize| {
         let entries: String = (0..count).map(|i| format!("Vk{i}\n{tensor}")).collect();
         format!("({entries}d.").into_bytes()
     };
-    let refused = |what, bytes: &[u8], wanted| refused_within(MEMORY_FOR_PICKLES, what, bytes, wanted);
+    let refused =
+        |what, bytes: &[u8], wanted| refused_within(MEMORY_FOR_PICKLES, what, bytes, wanted);
     refused("constants", &torch(&many("N", 900_000)), "Expected a dictionary at the root");
     refused("more constants", &torch(&many("N", 8 << 20)), "parsing it takes over");
     refused("dicts", &torch(&many("}", 900_000)), "Expected a dictionary at the root");
@@ -109,7 +132,11 @@ fn pickle_bombs_take_neither_memory_nor_time() {
     );
     let memo = [b"(Vk\n(]]]]]]]]l".as_slice(), b"q\0", &b"h\0".repeat(200_000), b"l."].concat();
     refused("fetches", &torch(&memo), "parsing it takes over");
-    refused("nesting", &torch(&[b"(".repeat(500_000), b"l".repeat(500_000), b".".to_vec()].concat()), "");
+    refused(
+        "nesting",
+        &torch(&[b"(".repeat(500_000), b"l".repeat(500_000), b".".to_vec()].concat()),
+        "",
+    );
 }
 
 /// An archive of one deflated member, listed in the directory `times` times under other names.
@@ -135,9 +162,17 @@ fn overlapping(member: &[u8], times: usize) -> Vec<u8> {
 #[test]
 fn archives_do_not_expand_beyond_what_is_asked_for() {
     let array = |len: usize| support::npy("<f4", &[len / 40, 10], &vec![0; len]);
-    refused("70 MB of zeros", &zip_of(CompressionMethod::Deflated, &[("a.npy", &array(70_000_000))]), "declares 700");
+    refused(
+        "70 MB of zeros",
+        &zip_of(CompressionMethod::Deflated, &[("a.npy", &array(70_000_000))]),
+        "declares 700",
+    );
     // 60 GB in 60 KB, were all of them expanded.
-    refused("one member listed a thousand times", &overlapping(&array(60_000_000), 1000), "tensors look like");
+    refused(
+        "one member listed a thousand times",
+        &overlapping(&array(60_000_000), 1000),
+        "tensors look like",
+    );
 }
 
 /// A safetensors file with this header.
@@ -154,18 +189,47 @@ fn safetensors_that_contradict_themselves_are_refused() {
         ("overlap", [entry("a", "[2]", 0, 8), entry("b", "[2]", 4, 12)], "safetensors header"),
         ("a gap", [entry("a", "[1]", 0, 4), entry("b", "[1]", 8, 12)], "safetensors header"),
         ("one name", [entry("a", "[1]", 0, 4), entry("a", "[2]", 4, 12)], "two tensors named `a`"),
-        ("an end beyond the file", [entry("a", "[1]", 0, 4), entry("b", "[9]", 4, 40)], "safetensors header"),
-        ("an end before the start", [entry("a", "[3]", 12, 0), entry("b", "[0]", 0, 0)], "safetensors header"),
-        ("2^63 rows", [entry("a", "[9223372036854775808, 2]", 0, 12), entry("b", "[0]", 12, 12)], "safetensors header"),
-        ("2^64 - 1", [entry("a", "[18446744073709551615, 3]", 0, 12), entry("b", "[0]", 12, 12)], "safetensors header"),
-        ("a negative shape", [entry("a", "[-3]", 0, 12), entry("b", "[0]", 12, 12)], "safetensors header"),
+        (
+            "an end beyond the file",
+            [entry("a", "[1]", 0, 4), entry("b", "[9]", 4, 40)],
+            "safetensors header",
+        ),
+        (
+            "an end before the start",
+            [entry("a", "[3]", 12, 0), entry("b", "[0]", 0, 0)],
+            "safetensors header",
+        ),
+        (
+            "2^63 rows",
+            [entry("a", "[9223372036854775808, 2]", 0, 12), entry("b", "[0]", 12, 12)],
+            "safetensors header",
+        ),
+        (
+            "2^64 - 1",
+            [entry("a", "[18446744073709551615, 3]", 0, 12), entry("b", "[0]", 12, 12)],
+            "safetensors header",
+        ),
+        (
+            "a negative shape",
+            [entry("a", "[-3]", 0, 12), entry("b", "[0]", 12, 12)],
+            "safetensors header",
+        ),
     ] {
         refused(what, &safetensors(&format!("{{{}}}", entries.join(",")), &[0; 12]), wanted);
     }
-    let many: Vec<String> = (0..20_000).map(|i| entry(&format!("emb{i}"), "[0, 4]", 0, 0)).collect();
-    refused("20000 empty tables", &safetensors(&format!("{{{}}}", many.join(",")), &[]), "20000 tensors look like");
+    let many: Vec<String> =
+        (0..20_000).map(|i| entry(&format!("emb{i}"), "[0, 4]", 0, 0)).collect();
+    refused(
+        "20000 empty tables",
+        &safetensors(&format!("{{{}}}", many.join(",")), &[]),
+        "20000 tensors look like",
+    );
     let header = format!(r#"{{"__metadata__":{{"a":"{}"}}}}"#, "x".repeat(2 << 20));
-    refused("2 MB of metadata", &safetensors(&header, &[]), "nothing looks like an embedding table");
+    refused(
+        "2 MB of metadata",
+        &safetensors(&header, &[]),
+        "nothing looks like an embedding table",
+    );
     refused("a header of 17 MB", &safetensors(&" ".repeat(17 << 20), &[]), "");
 }
 
@@ -177,9 +241,13 @@ fn no_table_has_a_value_that_is_no_number() {
             let (checkpoint, mut values) = (dir.path("c.safetensors"), vec![0.25f32; 400]);
             values[7 * 20 + 13] = value;
             write_safetensors(&checkpoint, &[("emb", F32, &[20, 20], values[..].bytes())]);
-            let spec = dir.file("spec.toml", format!("[[table]]\ntensor = \"emb\"\ndtype = {dtype:?}\n"));
+            let spec =
+                dir.file("spec.toml", format!("[[table]]\ntensor = \"emb\"\ndtype = {dtype:?}\n"));
             let run = convert(&dir, &checkpoint, Some(&spec)).exits(3);
-            run.says(["tensor \"emb\", row 7, column 13", &format!("{value} has no finite {dtype} form")]);
+            run.says([
+                "tensor \"emb\", row 7, column 13",
+                &format!("{value} has no finite {dtype} form"),
+            ]);
             assert_eq!(dir.names(), ["c.safetensors", "spec.toml"]);
         }
     }
@@ -189,7 +257,13 @@ fn no_table_has_a_value_that_is_no_number() {
 fn names_command_neither_the_terminal_nor_the_file_system() {
     let dir = Dir::new();
     let checkpoint = dir.path("c.safetensors");
-    for name in ["\u{1b}]0;owned\u{7}\u{1b}[2Jemb", "emb\r\u{9b}31m", "../../emb", "/etc/emb", "emb\0\u{202e}"] {
+    for name in [
+        "\u{1b}]0;owned\u{7}\u{1b}[2Jemb",
+        "emb\r\u{9b}31m",
+        "../../emb",
+        "/etc/emb",
+        "emb\0\u{202e}",
+    ] {
         let values = [0.5f32; 64];
         write_safetensors(&checkpoint, &[(name, F32, &[32, 2], values[..].bytes())]);
         let harmless = |run: Run| {
@@ -203,12 +277,27 @@ fn names_command_neither_the_terminal_nor_the_file_system() {
         harmless(ttrec!["verify", &blob].exits(0));
         harmless(ttrec!["verify", &blob, "--against", &checkpoint].exits(0));
         harmless(
-            ttrec!["lookup", &blob, "--table", "x", "--bags", &checkpoint, "--mode", "sum", "-o", "x.npy"].exits(3),
+            ttrec![
+                "lookup",
+                &blob,
+                "--table",
+                "x",
+                "--bags",
+                &checkpoint,
+                "--mode",
+                "sum",
+                "-o",
+                "x.npy"
+            ]
+            .exits(3),
         );
         fs::remove_file(&blob).unwrap();
         // Errors name it, whoever finds them.
         let integers = safetensors(
-            &format!("{{{}:{{\"dtype\":\"F8_E4M3\",\"shape\":[1],\"data_offsets\":[0,1]}}}}", serde_json::json!(name)),
+            &format!(
+                "{{{}:{{\"dtype\":\"F8_E4M3\",\"shape\":[1],\"data_offsets\":[0,1]}}}}",
+                serde_json::json!(name)
+            ),
             &[0],
         );
         harmless(convert(&dir, &dir.file("f8.safetensors", integers), None).exits(3));
@@ -219,14 +308,19 @@ fn names_command_neither_the_terminal_nor_the_file_system() {
 #[test]
 fn damaged_checkpoints_keep_within_memory() {
     let (mut done, mut refused) = (0, 0);
-    let files = fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut files: Vec<String> = files.filter(|name| name.ends_with(".pt") || name.ends_with(".safetensors")).collect();
+    let files = fs::read_dir(golden(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut files: Vec<String> = files
+        .filter(|name| name.ends_with(".pt") || name.ends_with(".safetensors"))
+        .collect();
     files.sort();
     assert_eq!(files.len(), 14, "{files:?}");
     for name in files.iter().map(String::as_str) {
         let dir = Dir::new();
         let bytes = fs::read(golden(name)).unwrap();
-        let spec = golden(if name.starts_with("dlrm_qr") { "dlrm.toml" } else { name }).with_extension("toml");
+        let spec = golden(if name.starts_with("dlrm_qr") { "dlrm.toml" } else { name })
+            .with_extension("toml");
         let spec = Some(spec).filter(|spec| spec.exists());
         for k in 0..40 {
             let mut damaged = bytes.clone();
@@ -235,7 +329,11 @@ fn damaged_checkpoints_keep_within_memory() {
                 // The last bytes are the directory of an archive, the first a header.
                 _ => {
                     let from_end = k * 37 % 1500.min(bytes.len());
-                    let at = if k % 4 == 1 { from_end } else { bytes.len() - 1 - from_end };
+                    let at = if k % 4 == 1 {
+                        from_end
+                    } else {
+                        bytes.len() - 1 - from_end
+                    };
                     damaged[at] ^= 1 << (k % 8);
                 }
             }
@@ -247,7 +345,11 @@ fn damaged_checkpoints_keep_within_memory() {
                 _ => panic!("{name}, case {k}: {run:#?}"),
             }
             assert!(!run.stderr.contains("panicked"), "{name}, case {k}: {run:#?}");
-            let expected: &[&str] = if run.code == Some(0) { &["blob.ttr", name] } else { &[name] };
+            let expected: &[&str] = if run.code == Some(0) {
+                &["blob.ttr", name]
+            } else {
+                &[name]
+            };
             assert_eq!(dir.names(), expected, "case {k}");
             let _ = fs::remove_file(dir.path("blob.ttr"));
         }

@@ -1,5 +1,5 @@
-//! DLRM's quotient-remainder and mixed-dimension tables, and hashed ones: what `lookup` gives against the tensors themselves,
-//! worked out here in f64.
+//! DLRM's quotient-remainder and mixed-dimension tables, and hashed ones: what `lookup` gives
+//! against the tensors themselves, worked out here in f64.
 
 mod support;
 
@@ -15,10 +15,21 @@ struct Matrix {
 impl Matrix {
     /// Storage `number` of a golden checkpoint, which stores whole tensors one by one.
     fn stored(checkpoint: &str, number: usize, columns: usize) -> Self {
-        let mut archive = zip::ZipArchive::new(fs::File::open(golden(&format!("{checkpoint}.pt"))).unwrap()).unwrap();
+        let mut archive =
+            zip::ZipArchive::new(fs::File::open(golden(&format!("{checkpoint}.pt"))).unwrap())
+                .unwrap();
         let mut bytes = Vec::new();
-        archive.by_name(&format!("{checkpoint}/data/{number}")).unwrap().read_to_end(&mut bytes).unwrap();
-        let values = bytes.as_chunks::<4>().0.iter().map(|&x| f64::from(f32::from_le_bytes(x))).collect();
+        archive
+            .by_name(&format!("{checkpoint}/data/{number}"))
+            .unwrap()
+            .read_to_end(&mut bytes)
+            .unwrap();
+        let values = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&x| f64::from(f32::from_le_bytes(x)))
+            .collect();
         Self { columns, values }
     }
 
@@ -39,12 +50,17 @@ impl Reference {
         match self {
             Self::QuotientRemainder { parts: [first, second], num_remainders, multiply } => {
                 let pooled = |matrix: &Matrix, row: &dyn Fn(usize) -> usize| {
-                    let rows: Vec<&[f64]> = indices.iter().map(|&index| matrix.row(row(index as usize))).collect();
+                    let rows: Vec<&[f64]> =
+                        indices.iter().map(|&index| matrix.row(row(index as usize))).collect();
                     pool(&rows, weights, mode, matrix.columns)
                 };
                 let first = pooled(first, &|index| index / num_remainders);
                 let second = pooled(second, &|index| index % num_remainders);
-                first.iter().zip(second).map(|(x, y)| if *multiply { x * y } else { x + y }).collect()
+                first
+                    .iter()
+                    .zip(second)
+                    .map(|(x, y)| if *multiply { x * y } else { x + y })
+                    .collect()
             }
             Self::Projected { rows, projection } => {
                 let wide = |&index: &u64| -> Vec<f64> {
@@ -81,14 +97,23 @@ fn pool(rows: &[&[f64]], weights: &[f64], mode: &str, columns: usize) -> Vec<f64
 fn check(dir: &Dir, blob: &Path, table: &str, reference: &Reference, num_embeddings: u64) {
     let lengths = [1usize, 0, 3, 7, 2, 40, 0, 1];
     let mut offsets = vec![0u64];
-    lengths.iter().for_each(|&len| offsets.push(offsets[offsets.len() - 1] + len as u64));
+    lengths
+        .iter()
+        .for_each(|&len| offsets.push(offsets[offsets.len() - 1] + len as u64));
     let count = offsets[lengths.len()];
     let mut indices: Vec<u64> = (0..count).map(|at| at * 7919 % num_embeddings).collect();
     indices[0] = num_embeddings - 1;
     let weights: Vec<f32> = (0..count).map(|at| at as f32 % 5.0 - 1.75).collect();
     let exact: Vec<f64> = weights.iter().map(|&w| w.into()).collect();
     let (bags, out) = (dir.path("bags.npz"), dir.path("out.npy"));
-    write_npz(&bags, &[("indices", vector(&indices)), ("offsets", vector(&offsets)), ("weights", vector(&weights))]);
+    write_npz(
+        &bags,
+        &[
+            ("indices", vector(&indices)),
+            ("offsets", vector(&offsets)),
+            ("weights", vector(&weights)),
+        ],
+    );
     for mode in ["rows", "sum", "mean", "max", "weighted"] {
         let pooling = match mode {
             "weighted" => "sum",
@@ -109,7 +134,10 @@ fn check(dir: &Dir, blob: &Path, table: &str, reference: &Reference, num_embeddi
         support::run(command).exits(0);
         let found = parse_npy(&fs::read(&out).unwrap()).values;
         let expected: Vec<f64> = match mode {
-            "rows" => indices.iter().flat_map(|&index| reference.bag(&[index], &[1.0], "sum")).collect(),
+            "rows" => indices
+                .iter()
+                .flat_map(|&index| reference.bag(&[index], &[1.0], "sum"))
+                .collect(),
             _ => offsets
                 .windows(2)
                 .map(|ends| ends[0] as usize..ends[1] as usize)
@@ -130,21 +158,40 @@ fn quotient_remainder_tables_pool_as_dlrm_does() {
     let dir = Dir::new();
     for (name, operation) in [("dlrm_qr", "mult"), ("dlrm_qradd", "add")] {
         let checkpoint = golden(&format!("{name}.pt"));
-        let tables = (0..3).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n")).collect::<String>();
+        let tables = (0..3)
+            .map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n"))
+            .collect::<String>();
         // Once in the spec, once as a flag; one table of fewer rows than there are pairs.
-        let spec = tables.replace("0.\"\n", &format!("0.\"\nqr_operation = {operation:?}\nnum_embeddings = 4997\n"));
+        let spec = tables.replace(
+            "0.\"\n",
+            &format!("0.\"\nqr_operation = {operation:?}\nnum_embeddings = 4997\n"),
+        );
         let (spec, blob) = (dir.file("spec.toml", spec), dir.path("blob.ttr"));
-        ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--qr-operation", operation].exits(0);
-        ttrec!["verify", &blob, "--against", &checkpoint, "--spec", &spec].exits(3).says(["`qr_operation` is missing"]);
+        ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--qr-operation", operation]
+            .exits(0);
+        ttrec!["verify", &blob, "--against", &checkpoint, "--spec", &spec]
+            .exits(3)
+            .says(["`qr_operation` is missing"]);
         ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
-        ttrec!["inspect", &blob].exits(0).prints(["qr", &format!("{operation} of 4 remainders"), "4997"]);
+        ttrec!["inspect", &blob].exits(0).prints([
+            "qr",
+            &format!("{operation} of 4 remainders"),
+            "4997",
+        ]);
         for (t, num_embeddings) in [4997, 1200, 300].into_iter().enumerate() {
             let parts = [0, 1].map(|part| Matrix::stored(name, 2 * t + part, 16));
-            let reference = Reference::QuotientRemainder { parts, num_remainders: 4, multiply: operation == "mult" };
+            let reference = Reference::QuotientRemainder {
+                parts,
+                num_remainders: 4,
+                multiply: operation == "mult",
+            };
             check(&dir, &blob, &format!("emb_l.{t}"), &reference, num_embeddings);
         }
         for dtype in ["f16", "bf16", "i8", "i4"] {
-            let spec = format!("[[table]]\nprefix = \"emb_l.1.\"\nqr_operation = {operation:?}\ndtype = {dtype:?}\n");
+            let spec = format!(
+                "[[table]]\nprefix = \"emb_l.1.\"\nqr_operation = {operation:?}\ndtype = \
+                 {dtype:?}\n"
+            );
             let blob = dir.convert(&checkpoint, &spec, "blob.ttr");
             ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
         }
@@ -158,10 +205,18 @@ fn mixed_dimension_tables_are_projected() {
     let spec: String = (0..4).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n")).collect();
     let blob = dir.convert(&checkpoint, &spec, "blob.ttr");
     ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
-    ttrec!["inspect", &blob].exits(0).prints(["proj", "rank 8, projection f32", "dense"]);
+    ttrec!["inspect", &blob]
+        .exits(0)
+        .prints(["proj", "rank 8, projection f32", "dense"]);
     for (t, num_embeddings) in [5000, 1200].into_iter().enumerate() {
         let [rows, projection] = [0, 1].map(|part| Matrix::stored("dlrm_md", 2 * t + part, 8));
-        check(&dir, &blob, &format!("emb_l.{t}"), &Reference::Projected { rows, projection }, num_embeddings);
+        check(
+            &dir,
+            &blob,
+            &format!("emb_l.{t}"),
+            &Reference::Projected { rows, projection },
+            num_embeddings,
+        );
     }
     for (dtype, projection) in [("f16", "f16"), ("bf16", "bf16"), ("i8", "f16"), ("i4", "f16")] {
         let spec = format!("[[table]]\nprefix = \"emb_l.1.\"\ndtype = {dtype:?}\n");
@@ -200,7 +255,9 @@ fn facts_that_do_not_fit_a_dlrm_table_are_refused() {
         let values = parts.map(|shape| vec![0.5f32; shape.iter().product()]);
         let names = keys.map(|key| format!("emb_l.0.{key}"));
         let f32 = safetensors::Dtype::F32;
-        let tensors: Vec<_> = (0..2).map(|i| (names[i].as_str(), f32, parts[i], values[i][..].bytes())).collect();
+        let tensors: Vec<_> = (0..2)
+            .map(|i| (names[i].as_str(), f32, parts[i], values[i][..].bytes()))
+            .collect();
         write_safetensors(&checkpoint, &tensors);
     };
     // Columns that differ can only be put end to end, and need no one to say so.
@@ -218,28 +275,39 @@ fn facts_that_do_not_fit_a_dlrm_table_are_refused() {
 #[test]
 fn hashed_tables_take_indices_modulo_their_rows() {
     let dir = Dir::new();
-    let dense =
-        dir.file("table.npy", npy("<f4", &[50, 3], &(0..150).map(|x| x as f32).collect::<Vec<_>>()[..].bytes()));
+    let dense = dir.file(
+        "table.npy",
+        npy("<f4", &[50, 3], &(0..150).map(|x| x as f32).collect::<Vec<_>>()[..].bytes()),
+    );
     let fbtt = golden("fbtt_d3.safetensors");
     let facts = fs::read_to_string(golden("fbtt_d3.toml")).unwrap();
-    let hashed_fbtt =
-        facts.replace("num_embeddings = 1000", "num_embeddings = 70000\nindex_map = \"modulo\"\nnum_rows = 1000");
+    let hashed_fbtt = facts.replace(
+        "num_embeddings = 1000",
+        "num_embeddings = 70000\nindex_map = \"modulo\"\nnum_rows = 1000",
+    );
     assert_ne!(hashed_fbtt, facts);
     let (bags, out) = (dir.path("bags.npz"), dir.path("rows.npy"));
     let rows = |blob: &Path, table: &str, indices: &[u64]| {
-        write_npz(&bags, &[("indices", vector(indices)), ("offsets", vector(&[0, indices.len() as u64]))]);
+        write_npz(
+            &bags,
+            &[("indices", vector(indices)), ("offsets", vector(&[0, indices.len() as u64]))],
+        );
         ["rows", "sum", "max"].map(|mode| {
-            ttrec!["lookup", blob, "--table", table, "--bags", &bags, "--mode", mode, "-o", &out].exits(0);
+            ttrec!["lookup", blob, "--table", table, "--bags", &bags, "--mode", mode, "-o", &out]
+                .exits(0);
             parse_npy(&fs::read(&out).unwrap()).values
         })
     };
     let tensor = "[[table]]\nname = \"t\"\ntensor = \"table\"\n".to_owned();
     let hashed_dense = format!("{tensor}index_map = \"modulo\"\nnum_embeddings = 1000000\n");
-    for (table, checkpoint, plain, hashed, num_rows, last) in
-        [("t", &dense, &tensor, &hashed_dense, 50, 999_999), ("item", &fbtt, &facts, &hashed_fbtt, 1000, 69_999)]
-    {
-        let (plain, hashed_blob) =
-            (dir.convert(checkpoint, plain, "plain.ttr"), dir.convert(checkpoint, hashed, "hashed.ttr"));
+    for (table, checkpoint, plain, hashed, num_rows, last) in [
+        ("t", &dense, &tensor, &hashed_dense, 50, 999_999),
+        ("item", &fbtt, &facts, &hashed_fbtt, 1000, 69_999),
+    ] {
+        let (plain, hashed_blob) = (
+            dir.convert(checkpoint, plain, "plain.ttr"),
+            dir.convert(checkpoint, hashed, "hashed.ttr"),
+        );
         let indices: Vec<u64> = (0..300).map(|at| at * 7919 % last).chain([0, last]).collect();
         let by_row: Vec<u64> = indices.iter().map(|index| index % num_rows).collect();
         assert_eq!(rows(&hashed_blob, table, &indices), rows(&plain, table, &by_row));
@@ -250,17 +318,33 @@ fn hashed_tables_take_indices_modulo_their_rows() {
         let spec = dir.file("hashed.toml", hashed);
         ttrec!["verify", &hashed_blob, "--against", checkpoint, "--spec", spec].exits(0);
         write_npz(&bags, &[("indices", vector(&[last + 1])), ("offsets", vector(&[0u64, 1]))]);
-        ttrec!["lookup", &hashed_blob, "--table", table, "--bags", &bags, "--mode", "sum", "-o", &out]
-            .exits(3)
-            .says([format!("{}", last + 1)]);
+        ttrec![
+            "lookup",
+            &hashed_blob,
+            "--table",
+            table,
+            "--bags",
+            &bags,
+            "--mode",
+            "sum",
+            "-o",
+            &out
+        ]
+        .exits(3)
+        .says([format!("{}", last + 1)]);
     }
     let refused = |fields: &str, wanted: &[&str]| {
         let spec = dir.file("spec.toml", format!("{tensor}{fields}"));
-        ttrec!["convert", &dense, "--spec", spec, "-o", dir.path("none.ttr")].exits(3).says(wanted);
+        ttrec!["convert", &dense, "--spec", spec, "-o", dir.path("none.ttr")]
+            .exits(3)
+            .says(wanted);
     };
     refused("index_map = \"modulo\"\n", &["`num_embeddings` is missing"]);
     refused("index_map = \"hash\"\nnum_embeddings = 60\n", &["\"hash\"", "expected \"modulo\""]);
-    refused("index_map = \"modulo\"\nnum_embeddings = 49\n", &["`num_embeddings` is 49", "50 rows"]);
+    refused(
+        "index_map = \"modulo\"\nnum_embeddings = 49\n",
+        &["`num_embeddings` is 49", "50 rows"],
+    );
     refused("index_map = \"modulo\"\nnum_embeddings = 60\nnum_rows = 49\n", &["49", "50 rows"]);
     refused("num_rows = 50\n", &["`num_rows` goes with `index_map`"]);
 }

@@ -1,4 +1,5 @@
-//! Whole models: DLRM's checkpoints score as DLRM has scored them, and one user's candidates rank by these scores.
+//! Whole models: DLRM's checkpoints score as DLRM has scored them, and one user's candidates rank
+//! by these scores.
 
 mod support;
 
@@ -8,7 +9,10 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
 };
-use support::{Array, Dir, Elements, golden, npy, read_f32, read_npz, ttrec, vector, write_npz, write_safetensors};
+use support::{
+    Array, Dir, Elements, golden, npy, read_f32, read_npz, ttrec, vector, write_npz,
+    write_safetensors,
+};
 
 /// The tensors of `dlrm_plain.pt`, in the order of their storages.
 const PLAIN: [(&str, [usize; 2]); 14] = [
@@ -30,14 +34,23 @@ const PLAIN: [(&str, [usize; 2]); 14] = [
 
 /// Storage `number` of a golden checkpoint, which stores whole tensors one by one.
 fn stored(checkpoint: &str, number: usize) -> Vec<f32> {
-    let mut archive = zip::ZipArchive::new(fs::File::open(golden(&format!("{checkpoint}.pt"))).unwrap()).unwrap();
+    let mut archive =
+        zip::ZipArchive::new(fs::File::open(golden(&format!("{checkpoint}.pt"))).unwrap()).unwrap();
     let mut bytes = Vec::new();
-    archive.by_name(&format!("{checkpoint}/data/{number}")).unwrap().read_to_end(&mut bytes).unwrap();
+    archive
+        .by_name(&format!("{checkpoint}/data/{number}"))
+        .unwrap()
+        .read_to_end(&mut bytes)
+        .unwrap();
     bytes.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)).collect()
 }
 
 /// The tensors of `dlrm_plain.pt`, renamed.
-fn write_plain(path: &Path, rename: impl Fn(&str) -> String, change: impl Fn(&str, Vec<f32>) -> Vec<f32>) {
+fn write_plain(
+    path: &Path,
+    rename: impl Fn(&str) -> String,
+    change: impl Fn(&str, Vec<f32>) -> Vec<f32>,
+) {
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = PLAIN
         .iter()
         .enumerate()
@@ -46,8 +59,10 @@ fn write_plain(path: &Path, rename: impl Fn(&str) -> String, change: impl Fn(&st
             (rename(name), shape, change(name, stored("dlrm_plain", number))[..].bytes())
         })
         .collect();
-    let views: Vec<_> =
-        tensors.iter().map(|(name, shape, bytes)| (name.as_str(), F32, &shape[..], bytes.clone())).collect();
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| (name.as_str(), F32, &shape[..], bytes.clone()))
+        .collect();
     write_safetensors(path, &views);
 }
 
@@ -73,25 +88,40 @@ fn score(dir: &Dir, blob: &Path, batch: &Path, logits: bool) -> Vec<f32> {
 
 #[test]
 fn dlrm_checkpoints_score_as_dlrm_does() {
-    for (name, more) in
-        [("dlrm_plain", &[][..]), ("dlrm_qr", &["--qr-operation", "mult"]), ("dlrm_qradd", &["--qr-operation", "add"])]
-    {
+    for (name, more) in [
+        ("dlrm_plain", &[][..]),
+        ("dlrm_qr", &["--qr-operation", "mult"]),
+        ("dlrm_qradd", &["--qr-operation", "add"]),
+    ] {
         let dir = Dir::new();
         let blob = convert(&dir, &golden(&format!("{name}.pt")), more);
         let batch = golden(&format!("{name}.expected.npz"));
         let expected = read_npz(&batch);
         let found = score(&dir, &blob, &batch, true);
         assert_eq!(found.len(), 50);
-        for (sample, (&found, &expected)) in found.iter().zip(&expected["logit"].values).enumerate() {
+        for (sample, (&found, &expected)) in found.iter().zip(&expected["logit"].values).enumerate()
+        {
             let error = (f64::from(found) - expected).abs();
-            assert!(error <= 1e-5 * expected.abs(), "{name} sample {sample}: {found} for {expected}");
+            assert!(
+                error <= 1e-5 * expected.abs(),
+                "{name} sample {sample}: {found} for {expected}"
+            );
         }
-        for (&found, &expected) in score(&dir, &blob, &batch, false).iter().zip(&expected["prob"].values) {
+        for (&found, &expected) in
+            score(&dir, &blob, &batch, false).iter().zip(&expected["prob"].values)
+        {
             assert!((f64::from(found) - expected).abs() <= 1e-6, "{name}: {found} for {expected}");
         }
         let checkpoint = golden(&format!("{name}.pt"));
-        ttrec!["verify", &blob, "--against", checkpoint].exits(0).prints(["top_l.4.weight: 32 x 1", "within"]);
-        ttrec!["inspect", &blob].exits(0).prints(["13 dense features", "4 tables x 16", "sigmoid", "emb_l.3"]);
+        ttrec!["verify", &blob, "--against", checkpoint]
+            .exits(0)
+            .prints(["top_l.4.weight: 32 x 1", "within"]);
+        ttrec!["inspect", &blob].exits(0).prints([
+            "13 dense features",
+            "4 tables x 16",
+            "sigmoid",
+            "emb_l.3",
+        ]);
     }
 }
 
@@ -112,7 +142,10 @@ impl Matrix {
 
     /// This matrix times a vector.
     fn times(&self, x: &[f64]) -> Vec<f64> {
-        self.values.chunks(self.columns).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+        self.values
+            .chunks(self.columns)
+            .map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
+            .collect()
     }
 }
 
@@ -120,7 +153,11 @@ impl Matrix {
 fn mixed_dimension_logit(dense: &[f64], bags: &[Vec<usize>]) -> f64 {
     let linear = |number: usize, columns: usize, x: &[f64], relu: bool| -> Vec<f64> {
         let bias = Matrix::stored(number + 1, 1);
-        let sums = Matrix::stored(number, columns).times(x).into_iter().zip(bias.values).map(|(x, b)| x + b);
+        let sums = Matrix::stored(number, columns)
+            .times(x)
+            .into_iter()
+            .zip(bias.values)
+            .map(|(x, b)| x + b);
         sums.map(|x| if relu { x.max(0.0) } else { x }).collect()
     };
     let x = linear(8, 64, &linear(6, 13, dense, true), true);
@@ -138,7 +175,9 @@ fn mixed_dimension_logit(dense: &[f64], bags: &[Vec<usize>]) -> f64 {
     }
     let mut inputs = x;
     for i in 0..vectors.len() {
-        inputs.extend((0..i).map(|j| vectors[i].iter().zip(&vectors[j]).map(|(x, y)| x * y).sum::<f64>()));
+        inputs.extend(
+            (0..i).map(|j| vectors[i].iter().zip(&vectors[j]).map(|(x, y)| x * y).sum::<f64>()),
+        );
     }
     linear(14, 32, &linear(12, 64, &linear(10, 26, &inputs, true), true), false)[0]
 }
@@ -151,24 +190,37 @@ fn mixed_dimension_models_score_as_dlrm_defines_them() {
     let sizes = [5000, 1200, 300, 240];
     // Bags of 0 to 3.
     let bag = |sample: usize, table: usize| -> Vec<usize> {
-        (0..(sample + table) % 4).map(|k| (sample * 977 + table * 131 + k * 7919) % sizes[table]).collect()
+        (0..(sample + table) % 4)
+            .map(|k| (sample * 977 + table * 131 + k * 7919) % sizes[table])
+            .collect()
     };
     let mut arrays = vec![("dense".to_owned(), npy("<f4", &[6, 13], &dense[..].bytes()))];
     for table in 0..4 {
         let bags: Vec<Vec<usize>> = (0..6).map(|sample| bag(sample, table)).collect();
         let indices: Vec<i64> = bags.iter().flatten().map(|&index| index as i64).collect();
-        let offsets: Vec<i64> = (0..=6).map(|end| bags[..end].iter().map(Vec::len).sum::<usize>() as i64).collect();
+        let offsets: Vec<i64> = (0..=6)
+            .map(|end| bags[..end].iter().map(Vec::len).sum::<usize>() as i64)
+            .collect();
         arrays.push((format!("indices_{table}"), vector(&indices)));
         arrays.push((format!("offsets_{table}"), vector(&offsets)));
     }
     let batch = dir.path("batch.npz");
-    write_npz(&batch, &arrays.iter().map(|(name, npy)| (name.as_str(), npy.clone())).collect::<Vec<_>>());
+    write_npz(
+        &batch,
+        &arrays
+            .iter()
+            .map(|(name, npy)| (name.as_str(), npy.clone()))
+            .collect::<Vec<_>>(),
+    );
     let found = score(&dir, &blob, &batch, true);
     for (sample, (&found, dense)) in found.iter().zip(dense.chunks(13)).enumerate() {
         let dense: Vec<f64> = dense.iter().map(|&x| x.into()).collect();
         let bags: Vec<_> = (0..4).map(|table| bag(sample, table)).collect();
         let expected = mixed_dimension_logit(&dense, &bags);
-        assert!((f64::from(found) - expected).abs() <= 1e-5 * expected.abs(), "{sample}: {found} for {expected}");
+        assert!(
+            (f64::from(found) - expected).abs() <= 1e-5 * expected.abs(),
+            "{sample}: {found} for {expected}"
+        );
     }
     assert_eq!(found.len(), 6);
 }
@@ -191,7 +243,8 @@ fn safetensors_of_dlrm_and_torchrec_names_score_the_same() {
             "top_l.0" => "over_arch.model.0._mlp.0._linear".to_owned(),
             "top_l.2" => "over_arch.model.0._mlp.1._linear".to_owned(),
             "top_l.4" => "over_arch.model.1".to_owned(),
-            table => table.replace("emb_l.", "sparse_arch.embedding_bag_collection.embedding_bags.t_cat_"),
+            table => table
+                .replace("emb_l.", "sparse_arch.embedding_bag_collection.embedding_bags.t_cat_"),
         };
         format!("model.{path}.{key}")
     };
@@ -219,7 +272,9 @@ fn smaller_layers_and_tables_score_nearly_the_same() {
     let exact = read_npz(&batch)["logit"].values.clone();
     let mut sizes = Vec::new();
     for (dtype, tolerance) in [("f32", 1e-5), ("f16", 2e-3), ("bf16", 2e-2), ("i8", 3e-2)] {
-        let tables: String = (0..4).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\ndtype = \"f32\"\n")).collect();
+        let tables: String = (0..4)
+            .map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\ndtype = \"f32\"\n"))
+            .collect();
         let spec = format!("[model]\ndtype = \"{dtype}\"\n{tables}");
         let blob = dir.convert(&golden("dlrm_plain.pt"), &spec, &format!("{dtype}.ttr"));
         for (&found, expected) in score(&dir, &blob, &batch, true).iter().zip(&exact) {
@@ -228,7 +283,9 @@ fn smaller_layers_and_tables_score_nearly_the_same() {
                 "{dtype}: {found} for {expected}"
             );
         }
-        ttrec!["verify", &blob, "--against", golden("dlrm_plain.pt")].exits(0).prints([format!("32 x 1, {dtype}")]);
+        ttrec!["verify", &blob, "--against", golden("dlrm_plain.pt")]
+            .exits(0)
+            .prints([format!("32 x 1, {dtype}")]);
         sizes.push(fs::metadata(blob).unwrap().len());
     }
     assert!(sizes[0] > sizes[1] && sizes[1] == sizes[2] && sizes[2] > sizes[3], "{sizes:?}");
@@ -249,11 +306,16 @@ fn bags_of(
     table: usize,
     samples: std::ops::Range<usize>,
 ) -> [Vec<i64>; 2] {
-    let integers = |name: &str| -> Vec<i64> { batch[name].values.iter().map(|&x| x as i64).collect() };
-    let (indices, offsets) = (integers(&format!("indices_{table}")), integers(&format!("offsets_{table}")));
+    let integers =
+        |name: &str| -> Vec<i64> { batch[name].values.iter().map(|&x| x as i64).collect() };
+    let (indices, offsets) =
+        (integers(&format!("indices_{table}")), integers(&format!("offsets_{table}")));
     let offsets = &offsets[samples.start..=samples.end];
     let (start, end) = (offsets[0], offsets[offsets.len() - 1]);
-    [indices[start as usize..end as usize].to_vec(), offsets.iter().map(|offset| offset - start).collect()]
+    [
+        indices[start as usize..end as usize].to_vec(),
+        offsets.iter().map(|offset| offset - start).collect(),
+    ]
 }
 
 #[test]
@@ -263,8 +325,10 @@ fn candidates_rank_by_the_scores_of_a_batch() {
     let batch = read_npz(&golden("dlrm_plain.expected.npz"));
     let dense: Vec<f32> = batch["dense"].values[..13].iter().map(|&x| x as f32).collect();
     // Tables 0 and 1 are the user's.
-    let mut files = [vec![("dense".to_owned(), npy("<f4", &[1, 13], &dense[..].bytes()))], Vec::new()];
-    let mut whole = vec![("dense".to_owned(), npy("<f4", &[50, 13], &dense.repeat(50)[..].bytes()))];
+    let mut files =
+        [vec![("dense".to_owned(), npy("<f4", &[1, 13], &dense[..].bytes()))], Vec::new()];
+    let mut whole =
+        vec![("dense".to_owned(), npy("<f4", &[50, 13], &dense.repeat(50)[..].bytes()))];
     for table in 0..4 {
         let user = table < 2;
         let [indices, offsets] = bags_of(&batch, table, if user { 2..3 } else { 0..50 });
@@ -282,24 +346,46 @@ fn candidates_rank_by_the_scores_of_a_batch() {
     }
     let write = |name: &str, arrays: &[(String, Vec<u8>)]| {
         let path = dir.path(name);
-        write_npz(&path, &arrays.iter().map(|(name, npy)| (name.as_str(), npy.clone())).collect::<Vec<_>>());
+        write_npz(
+            &path,
+            &arrays
+                .iter()
+                .map(|(name, npy)| (name.as_str(), npy.clone()))
+                .collect::<Vec<_>>(),
+        );
         path
     };
     let (user, candidates) = (write("user.npz", &files[0]), write("candidates.npz", &files[1]));
     let expected = score(&dir, &blob, &write("whole.npz", &whole), false);
     let out = dir.path("all.npy");
-    let run = ttrec!["rank", &blob, "--user", &user, "--candidates", &candidates, "--top", "7", "-o", &out].exits(0);
+    let run = ttrec![
+        "rank",
+        &blob,
+        "--user",
+        &user,
+        "--candidates",
+        &candidates,
+        "--top",
+        "7",
+        "-o",
+        &out
+    ]
+    .exits(0);
     assert_eq!(read_f32(&out).1, expected);
     let mut order: Vec<usize> = (0..50).collect();
     order.sort_by(|&a, &b| expected[b].total_cmp(&expected[a]));
-    let lines: Vec<String> = order[..7].iter().map(|&at| format!("{at} {}", expected[at])).collect();
+    let lines: Vec<String> =
+        order[..7].iter().map(|&at| format!("{at} {}", expected[at])).collect();
     assert_eq!(run.stdout.lines().collect::<Vec<_>>(), lines);
 
     let refused = |user: &Path, candidates: &Path, says: &str| {
-        ttrec!["rank", &blob, "--user", user, "--candidates", candidates].exits(3).says([says]);
+        ttrec!["rank", &blob, "--user", user, "--candidates", candidates]
+            .exits(3)
+            .says([says]);
     };
     refused(&user, &user, "both");
-    let (no_dense, only_dense) = (write("no_dense.npz", &files[0][1..]), write("only_dense.npz", &files[0][..1]));
+    let (no_dense, only_dense) =
+        (write("no_dense.npz", &files[0][1..]), write("only_dense.npz", &files[0][..1]));
     refused(&no_dense, &candidates, "no array \"dense\"");
     refused(&only_dense, &candidates, "indices_0");
 }
@@ -316,12 +402,18 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
         assert!(!out.exists());
     };
     let dense = || npy("<f4", &[1, 13], &[0.5f32; 13][..].bytes());
-    refused(&[("dense", npy("<f4", &[1, 12], &[0.5f32; 12][..].bytes()))], &["\"dense\"", "[1, 12]", "samples x 13"]);
+    refused(
+        &[("dense", npy("<f4", &[1, 12], &[0.5f32; 12][..].bytes()))],
+        &["\"dense\"", "[1, 12]", "samples x 13"],
+    );
     refused(&[("dense", dense())], &["indices_0", "\"emb_l.0\""]);
     let mut arrays = vec![("dense", dense())];
-    for (indices, offsets) in
-        [("indices_0", "offsets_0"), ("indices_1", "offsets_1"), ("indices_2", "offsets_2"), ("indices_3", "offsets_3")]
-    {
+    for (indices, offsets) in [
+        ("indices_0", "offsets_0"),
+        ("indices_1", "offsets_1"),
+        ("indices_2", "offsets_2"),
+        ("indices_3", "offsets_3"),
+    ] {
         arrays.extend([(indices, vector(&[7i64])), (offsets, vector(&[0i64, 1]))]);
     }
     let with = |at: usize, array: Vec<u8>| {
@@ -336,7 +428,9 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
     let tables = dir.path("tables.ttr");
     let spec = dir.file("tables.toml", "[[table]]\nprefix = \"emb_l.3.\"\n");
     ttrec!["convert", golden("dlrm_plain.pt"), "--spec", spec, "-o", &tables].exits(0);
-    ttrec!["score", &tables, "--batch", golden("dlrm_plain.expected.npz"), "-o", &out].exits(3).says(["no model"]);
+    ttrec!["score", &tables, "--batch", golden("dlrm_plain.expected.npz"), "-o", &out]
+        .exits(3)
+        .says(["no model"]);
 }
 
 #[test]
@@ -349,12 +443,29 @@ fn models_that_contradict_themselves_are_refused() {
         assert!(!blob.exists());
     };
     let plain = golden("dlrm_plain.pt");
-    let tables =
-        |count: usize| -> String { (0..count).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n")).collect() };
-    refused(&plain, &format!("[model]\n{}", tables(3)), &["[model]", "top_l.0.weight", "26 inputs", "expected 22"]);
-    refused(&plain, &format!("[model]\nprefix = \"x.\"\n{}", tables(4)), &["no layers after prefix \"x.\""]);
-    refused(&plain, &format!("[model]\ndialect = \"x\"\n{}", tables(4)), &["dialect \"x\"", "dlrm", "torchrec"]);
-    refused(&plain, &format!("[model]\ndtype = \"i4\"\n{}", tables(4)), &["i4", "f32, f16, bf16 or i8"]);
+    let tables = |count: usize| -> String {
+        (0..count).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n")).collect()
+    };
+    refused(
+        &plain,
+        &format!("[model]\n{}", tables(3)),
+        &["[model]", "top_l.0.weight", "26 inputs", "expected 22"],
+    );
+    refused(
+        &plain,
+        &format!("[model]\nprefix = \"x.\"\n{}", tables(4)),
+        &["no layers after prefix \"x.\""],
+    );
+    refused(
+        &plain,
+        &format!("[model]\ndialect = \"x\"\n{}", tables(4)),
+        &["dialect \"x\"", "dlrm", "torchrec"],
+    );
+    refused(
+        &plain,
+        &format!("[model]\ndtype = \"i4\"\n{}", tables(4)),
+        &["i4", "f32, f16, bf16 or i8"],
+    );
     let md = golden("dlrm_md.pt");
     refused(
         &md,
@@ -371,9 +482,17 @@ fn models_that_contradict_themselves_are_refused() {
         }
         values
     });
-    refused(&large, &format!("[model]\ndtype = \"f16\"\n{}", tables(4)), &["top_l.2.weight", "1000000", "f16"]);
+    refused(
+        &large,
+        &format!("[model]\ndtype = \"f16\"\n{}", tables(4)),
+        &["top_l.2.weight", "1000000", "f16"],
+    );
     // Without an operation for its quotients and remainders, a model is offered as a spec.
-    ttrec!["convert", golden("dlrm_qr.pt"), "-o", &blob].exits(3).says(["qr_operation", "[model]", "[[table]]"]);
+    ttrec!["convert", golden("dlrm_qr.pt"), "-o", &blob].exits(3).says([
+        "qr_operation",
+        "[model]",
+        "[[table]]",
+    ]);
 }
 
 #[test]
@@ -384,12 +503,15 @@ fn a_blob_with_hot_rows_stored_keeps_its_model() {
     let spec = format!("[model]\ndtype = \"i8\"\n{first}{tables}");
     let blob = dir.convert(&golden("dlrm_plain.pt"), &spec, "model.ttr");
     let (counts, hot) = (dir.path("counts.npz"), dir.path("hot.ttr"));
-    let frequencies: Vec<i64> = (0..5000).map(|row| if row < 50 { 5000 / (row + 1) } else { 0 }).collect();
+    let frequencies: Vec<i64> =
+        (0..5000).map(|row| if row < 50 { 5000 / (row + 1) } else { 0 }).collect();
     write_npz(&counts, &[("emb_l.0", vector(&frequencies))]);
     ttrec!["cache", &blob, "--frequencies", &counts, "--budget", "20%", "-o", &hot].exits(0);
     assert!(fs::metadata(&hot).unwrap().len() > fs::metadata(&blob).unwrap().len());
     let batch = golden("dlrm_plain.expected.npz");
-    for (hot, before) in score(&dir, &hot, &batch, true).iter().zip(score(&dir, &blob, &batch, true)) {
+    for (hot, before) in
+        score(&dir, &hot, &batch, true).iter().zip(score(&dir, &blob, &batch, true))
+    {
         assert!((hot - before).abs() <= 1e-5 * before.abs(), "{hot} was {before}");
     }
 }
@@ -425,16 +547,21 @@ fn two_towers_score_the_product_of_their_rows() {
         ("offsets_1", each.clone()),
     ];
     write_npz(&batch, &arrays);
-    let expected: Vec<f32> = of_users.iter().zip(of_items).map(|(&user, item)| product(user, item)).collect();
+    let expected: Vec<f32> =
+        of_users.iter().zip(of_items).map(|(&user, item)| product(user, item)).collect();
     assert_eq!(score(&dir, &blob, &batch, true), expected);
     ttrec!["bench", &blob, "--batch", &batch, "--samples", "2"].exits(0);
 
     // One user and all items.
-    let (user, candidates, out) = (dir.path("user.npz"), dir.path("candidates.npz"), dir.path("ranked.npy"));
+    let (user, candidates, out) =
+        (dir.path("user.npz"), dir.path("candidates.npz"), dir.path("ranked.npy"));
     write_npz(&user, &[("indices_0", vector(&[6i64])), ("offsets_0", vector(&[0i64, 1]))]);
     write_npz(
         &candidates,
-        &[("indices_1", vector(&[0i64, 1, 2, 3, 4])), ("offsets_1", vector(&[0i64, 1, 2, 3, 4, 5]))],
+        &[
+            ("indices_1", vector(&[0i64, 1, 2, 3, 4])),
+            ("offsets_1", vector(&[0i64, 1, 2, 3, 4, 5])),
+        ],
     );
     ttrec!["rank", &blob, "--user", &user, "--candidates", &candidates, "-o", &out].exits(0);
     let sigmoid = |x: f32| 1.0 / (1.0 + (-f64::from(x)).exp());

@@ -15,7 +15,9 @@ use support::{Dir, TTREC, run, ttrec};
 
 /// SplitMix64 by position, from 0 up to 1.
 fn uniform(seed: u64, position: u64) -> f64 {
-    let z = seed.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(position.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let z = seed
+        .wrapping_mul(0xD134_2543_DE82_EF95)
+        .wrapping_add(position.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
     ((z ^ z >> 31) >> 11) as f64 / (1u64 << 53) as f64
@@ -24,14 +26,16 @@ fn uniform(seed: u64, position: u64) -> f64 {
 const USERS: u64 = 150;
 const ITEMS: u64 = 100;
 
-/// Examples whose clicks follow from a user, an item and a number; returns the AUC of the true odds.
+/// Examples whose clicks follow from a user, an item and a number; returns the AUC of the true
+/// odds.
 fn plant(path: &Path, count: u64, seed: u64) -> f64 {
     let taste = |kind: u64, who: u64, k: u64| 2.0 * uniform(kind, who * 7 + k) - 1.0;
     let mut text = String::from("click,age,user,item\n");
     let mut odds = Vec::new();
     for at in 0..count {
         let draw = |field: u64| uniform(seed, at * 5 + field);
-        let (user, item) = ((draw(0) * USERS as f64) as u64, (draw(1).powi(2) * ITEMS as f64) as u64);
+        let (user, item) =
+            ((draw(0) * USERS as f64) as u64, (draw(1).powi(2) * ITEMS as f64) as u64);
         let age = draw(2) * 4.0 - 2.0;
         let liking: f64 = (0..3).map(|k| taste(1, user, k) * taste(2, item, k)).sum();
         let logit = 3.0 * liking + 1.2 * age;
@@ -45,8 +49,15 @@ fn plant(path: &Path, count: u64, seed: u64) -> f64 {
 
 /// By counting all pairs.
 fn auc(scored: &[(f64, bool)]) -> f64 {
-    let of = |wanted: bool| scored.iter().filter(move |(_, click)| *click == wanted).map(|(score, _)| *score);
-    let won: f64 = of(true).map(|a| of(false).map(|b| f64::from(u8::from(a > b))).sum::<f64>()).sum();
+    let of = |wanted: bool| {
+        scored
+            .iter()
+            .filter(move |(_, click)| *click == wanted)
+            .map(|(score, _)| *score)
+    };
+    let won: f64 = of(true)
+        .map(|a| of(false).map(|b| f64::from(u8::from(a > b))).sum::<f64>())
+        .sum();
     won / (of(true).count() * of(false).count()) as f64
 }
 
@@ -64,8 +75,9 @@ categorical = ["user", "item"]
 /// A config; `model` and `train` are lines of these sections.
 fn config(model: &str, train: &str) -> String {
     format!(
-        "{DATA}\n[model]\nembedding_dim = 8\nbottom = [16, 8]\ntop = [16, 1]\n{model}\n\n[train]\noptimizer = \"adam\"\n\
-         learning_rate = 0.005\nbatch = 64\n{train}\n"
+        "{DATA}\n[model]\nembedding_dim = 8\nbottom = [16, 8]\ntop = [16, \
+         1]\n{model}\n\n[train]\noptimizer = \"adam\"\nlearning_rate = 0.005\nbatch = \
+         64\n{train}\n"
     )
 }
 
@@ -94,16 +106,37 @@ fn every_kind_of_table_learns_and_converts() {
     for (name, table, least) in [
         ("dense", "{ representation = \"dense\" }", 0.78),
         ("tt", "{ representation = \"tt\", rank = 12, scale = 10.0 }", 0.78),
-        ("tt-narrow", "{ representation = \"tt\", rank = 8, column_factors = [2, 1, 4], scale = 10.0 }", 0.7),
-        ("cached", "{ representation = \"tt\", rank = 4, cache = { rows = 40, warm_up = 50, refresh = 100 } }", 0.7),
+        (
+            "tt-narrow",
+            "{ representation = \"tt\", rank = 8, column_factors = [2, 1, 4], scale = 10.0 }",
+            0.7,
+        ),
+        (
+            "cached",
+            "{ representation = \"tt\", rank = 4, cache = { rows = 40, warm_up = 50, refresh = \
+             100 } }",
+            0.7,
+        ),
         ("hashed", "{ representation = \"hashed\", num_rows = 80 }", 0.7),
-        ("hashed-tt", "{ representation = \"hashed-tt\", share = 0.9, rank = 8, scale = 10.0 }", 0.7),
-        ("qr", "{ representation = \"quotient-remainder\", num_remainders = 10, operation = \"add\" }", 0.7),
+        (
+            "hashed-tt",
+            "{ representation = \"hashed-tt\", share = 0.9, rank = 8, scale = 10.0 }",
+            0.7,
+        ),
+        (
+            "qr",
+            "{ representation = \"quotient-remainder\", num_remainders = 10, operation = \"add\" }",
+            0.7,
+        ),
     ] {
         let text = config(&format!("table = {table}"), "epochs = 4");
         let toml = dir.file(&format!("{name}.toml"), text);
         let out = dir.path(name);
-        let run = ttrec!["train", &toml, "-o", &out].exits(0).prints(["epoch 4: loss", "held out: AUC", "test: AUC"]);
+        let run = ttrec!["train", &toml, "-o", &out].exits(0).prints([
+            "epoch 4: loss",
+            "held out: AUC",
+            "test: AUC",
+        ]);
         let best = out.join("best.safetensors");
         let (auc, log_loss) = (judged(&best, &root, "auc"), judged(&best, &root, "log_loss"));
         assert!((least..possible + 0.005).contains(&auc), "{name}: {auc} of {possible}");
@@ -124,21 +157,29 @@ fn every_kind_of_table_learns_and_converts() {
         let (found, wanted) = (support::read_f32(&scores).1, &support::read_npz(&samples)["prob"]);
         assert_eq!((found.len(), wanted.values.len()), (3000, 3000));
         for (sample, (found, wanted)) in found.iter().zip(&wanted.values).enumerate() {
-            assert!((f64::from(*found) - wanted).abs() <= 1e-6, "{name}, sample {sample}: {found} for {wanted}");
+            assert!(
+                (f64::from(*found) - wanted).abs() <= 1e-6,
+                "{name}, sample {sample}: {found} for {wanted}"
+            );
         }
         // What a cache holds at the end is apart in the blob.
         if name == "cached" {
             assert!(listed.contains("64 rows overridden"), "{listed}");
         }
         // The cores stand in the order that is less work: the wide factor last.
-        for (of, order) in [("tt", "least"), ("tt-narrow", "most")].into_iter().filter(|&(of, _)| of == name) {
+        for (of, order) in [("tt", "least"), ("tt-narrow", "most")]
+            .into_iter()
+            .filter(|&(of, _)| of == name)
+        {
             let orders = [("digit", order), ("column", "most")];
-            let orders = orders.map(|(what, order)| format!("\"{what}_order\": \"{order}_significant_first\""));
+            let orders = orders
+                .map(|(what, order)| format!("\"{what}_order\": \"{order}_significant_first\""));
             let json = ttrec!["inspect", &blob, "--json"].exits(0).prints(&orders).stdout;
             // The tensors say so to any spec.
             let table = &serde_json::from_str::<serde_json::Value>(&json).unwrap()["tables"][0];
             let spec = format!(
-                "[[table]]\nname = {}\nprefix = \"emb_l.0.\"\nnum_embeddings = {}\ncolumn_factors = {}\n",
+                "[[table]]\nname = {}\nprefix = \"emb_l.0.\"\nnum_embeddings = {}\ncolumn_factors \
+                 = {}\n",
                 table["name"], table["num_embeddings"], table["tt"]["column_factors"]
             );
             let one = dir.convert(&best, &spec, &format!("{of}-one.ttr"));
@@ -148,16 +189,32 @@ fn every_kind_of_table_learns_and_converts() {
         // And its frequencies suit them, where there is something to keep for them.
         if name == "tt" {
             let counts = out.join("frequencies.npz");
-            ttrec!["cache", &blob, "--frequencies", counts, "--budget", "8KiB", "-o", dir.path("cached.ttr")].exits(0);
+            ttrec![
+                "cache",
+                &blob,
+                "--frequencies",
+                counts,
+                "--budget",
+                "8KiB",
+                "-o",
+                dir.path("cached.ttr")
+            ]
+            .exits(0);
         }
     }
     let toml = dir.path("tt.toml");
     // Files that are named are judged as well, and are the same here.
     let best = dir.path("tt/best.safetensors");
     let run = ttrec!["eval", &best, "--data-dir", &root, "--data", dir.path("test.csv")].exits(0);
-    assert!(run.stdout.contains(&format!("AUC {:.5}", judged(&best, &root, "auc"))), "{}", run.stdout);
+    assert!(
+        run.stdout.contains(&format!("AUC {:.5}", judged(&best, &root, "auc"))),
+        "{}",
+        run.stdout
+    );
     // What is there is not written over by accident.
-    ttrec!["train", &toml, "-o", dir.path("tt")].exits(3).says(["it is there already", "--resume"]);
+    ttrec!["train", &toml, "-o", dir.path("tt")]
+        .exits(3)
+        .says(["it is there already", "--resume"]);
 }
 
 /// Everything that a finished run leaves.
@@ -166,7 +223,9 @@ fn left(directory: &Path) -> Vec<(String, Vec<u8>)> {
         .unwrap()
         .map(|entry| entry.unwrap())
         .filter(|entry| !entry.file_name().to_string_lossy().ends_with(".part"))
-        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).unwrap()))
+        .map(|entry| {
+            (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).unwrap())
+        })
         .collect();
     files.sort();
     files
@@ -181,14 +240,20 @@ fn kill_9_at_any_moment_changes_nothing() {
         ("adagrad", "{ representation = \"hashed\", num_rows = 50 }"),
     ] {
         let train = "epochs = 3\npatience = 2\ncheckpoint_every = 10\ndecay = 0.7\nseed = 9";
-        let text = config(&format!("table = {table}"), train).replace("\"adam\"", &format!("{optimizer:?}"));
+        let text = config(&format!("table = {table}"), train)
+            .replace("\"adam\"", &format!("{optimizer:?}"));
         let toml = dir.file("config.toml", text);
         let whole = dir.path(&format!("{optimizer}-whole"));
         let started = Instant::now();
         ttrec!["train", &toml, "-o", &whole].exits(0);
         let whole_time = started.elapsed();
         let expected = left(&whole);
-        assert_eq!(expected.len(), 6, "{:?}", expected.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        assert_eq!(
+            expected.len(),
+            6,
+            "{:?}",
+            expected.iter().map(|(name, _)| name).collect::<Vec<_>>()
+        );
 
         // Delays that differ, so that kills come while it reads, learns, judges and writes.
         let (mut kills, mut midway) = (0, 0);
@@ -201,7 +266,9 @@ fn kill_9_at_any_moment_changes_nothing() {
         };
         for attempt in 0..12u64 {
             let mut child = command().spawn().unwrap();
-            thread::sleep(whole_time.mul_f64(0.05 + 0.35 * uniform(11, attempt)) + Duration::from_millis(3));
+            thread::sleep(
+                whole_time.mul_f64(0.05 + 0.35 * uniform(11, attempt)) + Duration::from_millis(3),
+            );
             if child.try_wait().unwrap().is_some() {
                 break;
             }
@@ -222,11 +289,15 @@ fn kill_9_at_any_moment_changes_nothing() {
 }
 
 /// Rows enter the cache, and soon others take their places.
-const CACHED: &str = "{ representation = \"tt\", rank = 4, cache = { share = 0.2, warm_up = 20, refresh = 15 } }";
+const CACHED: &str =
+    "{ representation = \"tt\", rank = 4, cache = { share = 0.2, warm_up = 20, refresh = 15 } }";
 
 /// The integers of a tensor.
 fn integers(bytes: &[u8]) -> Vec<i64> {
-    bytes.chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
+    bytes
+        .chunks_exact(8)
+        .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
+        .collect()
 }
 
 #[test]
@@ -236,13 +307,19 @@ fn a_checkpoint_has_the_cache_as_fbtt_has_it() {
     ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
     let checkpoint = dir.path("a/checkpoint.safetensors");
     let all = tensors(&checkpoint);
-    let find = |name: &str| &all.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("{name}")).1;
+    let find = |name: &str| {
+        &all.iter()
+            .find(|(found, _)| found == name)
+            .unwrap_or_else(|| panic!("{name}"))
+            .1
+    };
     let rows = integers(find("emb_l.1.hashtbl"));
     // 20 of 101 items, in one set of 32 places.
     assert_eq!((rows.len(), find("emb_l.1.cache_weight").len()), (32, 32 * 8 * 4));
     let held: Vec<i64> = rows.iter().copied().filter(|&row| row >= 0).collect();
     assert!(held.len() > 20 && held.iter().all(|&row| row < 101), "{rows:?}");
-    for (place, (row, state)) in rows.iter().zip(integers(find("emb_l.1.cache_state"))).enumerate() {
+    for (place, (row, state)) in rows.iter().zip(integers(find("emb_l.1.cache_state"))).enumerate()
+    {
         assert_eq!(state, if *row < 0 { -1 } else { place as i64 });
     }
     // Its optimiser's state and its counts are there too, and needed.
@@ -250,7 +327,8 @@ fn a_checkpoint_has_the_cache_as_fbtt_has_it() {
         assert!(find(&format!("opt_state_dict.{name}")).iter().any(|&byte| byte != 0), "{name}");
     }
 
-    // The blob has those rows, and none of them is lost: it is compared with the checkpoint row by row.
+    // The blob has those rows, and none of them is lost: it is compared with the checkpoint row by
+    // row.
     let blob = dir.path("a.ttr");
     ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
     ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
@@ -260,7 +338,10 @@ fn a_checkpoint_has_the_cache_as_fbtt_has_it() {
 fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: Vec<_> = file.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec())).collect();
+    let mut tensors: Vec<_> = file
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view.data().to_vec()))
+        .collect();
     tensors.sort();
     tensors
 }
@@ -269,7 +350,10 @@ fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
 fn what_is_learned_depends_on_neither_threads_nor_where_it_stopped() {
     let (dir, _) = planted(3000);
     let with = |name: &str, train: &str| -> PathBuf {
-        let toml = dir.file(&format!("{name}.toml"), config("table = { representation = \"tt\", rank = 4 }", train));
+        let toml = dir.file(
+            &format!("{name}.toml"),
+            config("table = { representation = \"tt\", rank = 4 }", train),
+        );
         ttrec!["train", &toml, "-o", dir.path(name)].exits(0);
         dir.path(name).join("checkpoint.safetensors")
     };
@@ -284,7 +368,8 @@ fn what_is_learned_depends_on_neither_threads_nor_where_it_stopped() {
     ttrec!["train", dir.path("one.toml"), "-o", dir.path("longer"), "--resume"].exits(0);
     assert_eq!(tensors(&first), expected);
     // But not with another model.
-    let toml = dir.file("model.toml", config("table = { representation = \"tt\", rank = 5 }", "epochs = 3"));
+    let toml = dir
+        .file("model.toml", config("table = { representation = \"tt\", rank = 5 }", "epochs = 3"));
     let run = ttrec!["train", &toml, "-o", dir.path("longer"), "--resume"].exits(3);
     run.says(["longer/checkpoint.safetensors", "another config"]);
     assert_eq!(tensors(&first), expected);
@@ -306,8 +391,11 @@ fn learning_ends_when_it_no_longer_helps() {
     assert!(epochs < 60 && epochs == best + 3, "{epochs} epochs, the best {best}");
     let curves = fs::read_to_string(dir.path("a/curves.csv")).unwrap();
     assert_eq!(curves.lines().count(), epochs + 1);
-    let losses: Vec<f64> =
-        curves.lines().skip(1).map(|line| line.split(',').nth(4).unwrap().parse().unwrap()).collect();
+    let losses: Vec<f64> = curves
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').nth(4).unwrap().parse().unwrap())
+        .collect();
     assert!(losses.iter().all(|loss| *loss >= losses[best - 1]), "{losses:?}, the best {best}");
     let picture = fs::read_to_string(dir.path("a/curves.svg")).unwrap();
     assert!(picture.starts_with("<svg") && picture.contains("log-loss") && picture.contains("AUC"));
@@ -318,9 +406,12 @@ fn learning_ends_when_it_no_longer_helps() {
 fn a_full_disk_leaves_the_old_checkpoint() {
     let (dir, _) = planted(2000);
     let wide = |train: &str| {
-        config("", train).replace("embedding_dim = 8", "embedding_dim = 32").replace("[16, 8]", "[16, 32]")
+        config("", train)
+            .replace("embedding_dim = 8", "embedding_dim = 32")
+            .replace("[16, 8]", "[16, 32]")
     };
-    let (short, long) = (dir.file("short.toml", wide("epochs = 1")), dir.file("long.toml", wide("epochs = 2")));
+    let (short, long) =
+        (dir.file("short.toml", wide("epochs = 1")), dir.file("long.toml", wide("epochs = 2")));
     let out = dir.path("out");
     ttrec!["train", &short, "-o", &out].exits(0);
     let before = left(&out);
@@ -329,7 +420,12 @@ fn a_full_disk_leaves_the_old_checkpoint() {
     assert!(fs::metadata(&checkpoint).unwrap().len() > 64 << 10);
     let mut command = Command::new("sh");
     let script = r#"trap "" XFSZ; ulimit -f 64; exec "$TTREC" train "$LONG" -o "$OUT" --resume"#;
-    command.arg("-c").arg(script).env("TTREC", TTREC).env("LONG", &long).env("OUT", &out);
+    command
+        .arg("-c")
+        .arg(script)
+        .env("TTREC", TTREC)
+        .env("LONG", &long)
+        .env("OUT", &out);
     run(command).exits(4).says(["safetensors", "cannot write"]);
     for (name, bytes) in left(&out).iter().filter(|(name, _)| name.ends_with("safetensors")) {
         assert!(before.iter().any(|(old, old_bytes)| old == name && old_bytes == bytes), "{name}");
@@ -355,7 +451,11 @@ fn mistakes_of_a_config_are_named() {
     for (from, to, wanted) in [
         ("epochs = 1", "epoch = 1", &["bad.toml", "unknown field `epoch`"][..]),
         ("embedding_dim = 8", "", &["bad.toml", "missing field `embedding_dim`"]),
-        ("embedding_dim = 8", "embedding_dim = 4294967291", &["`embedding_dim` is 4294967291", "1 to 65536"]),
+        (
+            "embedding_dim = 8",
+            "embedding_dim = 4294967291",
+            &["`embedding_dim` is 4294967291", "1 to 65536"],
+        ),
         ("\"csv\"", "\"xml\"", &["unknown variant `xml`", "`criteo`"]),
         ("\"adam\"", "\"adamw\"", &["unknown variant `adamw`", "`row-wise-adagrad`"]),
         ("0.005", "-1", &["`learning_rate` is -1: expected more than 0"]),
@@ -364,7 +464,11 @@ fn mistakes_of_a_config_are_named() {
         ("epochs = 1", "epochs = 0", &["`epochs` is 0"]),
         ("epochs = 1", "epochs = 1\nthreads = 0", &["`threads` is 0"]),
         ("valid_fraction = 0.1", "valid_fraction = 1.0", &["`valid_fraction` is 1"]),
-        ("valid_fraction = 0.1", "valid_fraction = 0.1\nvalid = [\"test.csv\"]", &["expected one of the two"]),
+        (
+            "valid_fraction = 0.1",
+            "valid_fraction = 0.1\nvalid = [\"test.csv\"]",
+            &["expected one of the two"],
+        ),
         ("\"item\"]", "\"itme\"]", &["train.csv: no column \"itme\"", "\"item\""]),
         ("\"item\"]", "\"user\"]", &["`categorical` has \"user\" twice"]),
         ("train.csv", "trian.csv", &["trian.csv: cannot open"]),
@@ -376,13 +480,21 @@ fn mistakes_of_a_config_are_named() {
             &["\"uzer\", which is no feature", "\"user\""],
         ),
         ("[train]", "table = { representation = \"tt\" }\n[train]", &["missing field `rank`"]),
-        ("[train]", "table = { representation = \"tt\", rank = 0 }\n[train]", &["\"user\"", "`rank` is 0"]),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 0 }\n[train]",
+            &["\"user\"", "`rank` is 0"],
+        ),
         (
             "[train]",
             "table = { representation = \"tt\", rank = 2, column_factors = [2, 2, 3] }\n[train]",
             &["\"user\"", "[2, 2, 3]", "8"],
         ),
-        ("[train]", "table = { representation = \"tt\", rank = 2, cores = 9 }\n[train]", &["9 cores"]),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 2, cores = 9 }\n[train]",
+            &["9 cores"],
+        ),
         (
             "[train]",
             "table = { representation = \"tt\", rank = 2, cache = { warm_up = 9 } }\n[train]",
@@ -398,7 +510,11 @@ fn mistakes_of_a_config_are_named() {
             "table = { representation = \"hashed\", bytes = 3 }\n[train]",
             &["3 bytes: expected at least one row"],
         ),
-        ("[train]", "table = { representation = \"quotient-remainder\", bytes = 100 }\n[train]", &["3 rows fit"]),
+        (
+            "[train]",
+            "table = { representation = \"quotient-remainder\", bytes = 100 }\n[train]",
+            &["3 rows fit"],
+        ),
         ("[train]", "table = { representation = \"low\" }\n[train]", &["unknown variant `low`"]),
         ("valid_fraction = 0.1", "max_bad_fraction = 2.0", &["`max_bad_fraction` is 2"]),
     ] {
@@ -409,8 +525,11 @@ fn mistakes_of_a_config_are_named() {
         &["`patience` goes with examples that are held out"],
     );
     // A rate that is too high is said to be one.
-    let (toml, out) = (dir.file("high.toml", change("0.005", "1e30").replace("adam", "sgd")), dir.path("high"));
-    ttrec!["train", &toml, "-o", &out].exits(3).says(["the loss is", "a smaller `learning_rate`"]);
+    let (toml, out) =
+        (dir.file("high.toml", change("0.005", "1e30").replace("adam", "sgd")), dir.path("high"));
+    ttrec!["train", &toml, "-o", &out]
+        .exits(3)
+        .says(["the loss is", "a smaller `learning_rate`"]);
     // What is no checkpoint of this kind, or is damaged, is refused.
     let run = ttrec!["eval", support::golden("fbtt_d3.safetensors")].exits(3);
     run.says(["not a checkpoint of `ttrec train`"]);
@@ -424,7 +543,11 @@ fn bad_lines_are_told_and_too_many_end_it() {
     fs::write(dir.path("train.csv"), &text).unwrap();
     let toml = dir.file("a.toml", config("", "epochs = 1"));
     let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
-    run.says(["2 of 3002 rows are bad", "train.csv: line 3002: field 2 is \"abc\"", "line 3003: 2 fields, expected 4"]);
+    run.says([
+        "2 of 3002 rows are bad",
+        "train.csv: line 3002: field 2 is \"abc\"",
+        "line 3003: 2 fields, expected 4",
+    ]);
     text.push_str("1,1\n1,1\n");
     fs::write(dir.path("train.csv"), &text).unwrap();
     let run = ttrec!["train", &toml, "-o", dir.path("b")].exits(3);
@@ -447,16 +570,22 @@ representations = [
 "#;
     let toml = dir.file("sweep.toml", config("", "epochs = 3") + sweep);
     let out = dir.path("sweep");
-    let first = ttrec!["sweep", &toml, "-o", &out].exits(0).says(["dense", "more than the budget"]);
+    let first = ttrec!["sweep", &toml, "-o", &out]
+        .exits(0)
+        .says(["dense", "more than the budget"]);
     // Two rates with one seed, and the better one with the other.
     assert_eq!(first.stdout.matches("learning rate 0.0001, seed 1").count(), 2);
     assert_eq!(first.stdout.matches("learning rate 0.01, seed 2").count(), 2);
     assert_eq!(first.stdout.matches(", seed ").count(), 6);
-    let (csv, table) =
-        (fs::read(out.join("results.csv")).unwrap(), fs::read_to_string(out.join("results.md")).unwrap());
+    let (csv, table) = (
+        fs::read(out.join("results.csv")).unwrap(),
+        fs::read_to_string(out.join("results.md")).unwrap(),
+    );
     assert!(first.stdout.ends_with(&table) && table.contains("± "), "{table}");
     assert!(
-        table.lines().count() == 4 && table.contains("| tt rank 4 |") && table.contains("0.01 (at the edge)"),
+        table.lines().count() == 4
+            && table.contains("| tt rank 4 |")
+            && table.contains("0.01 (at the edge)"),
         "{table}"
     );
     let text = String::from_utf8(csv.clone()).unwrap();

@@ -1,5 +1,5 @@
-//! Entry points that a firmware in C would call. `.ci/no-panic/check` links them for a Cortex-M4F and looks at the symbols:
-//! neither panics nor their messages may be reachable from here.
+//! Entry points that a firmware in C would call. `.ci/no-panic/check` links them for a Cortex-M4F
+//! and looks at the symbols: neither panics nor their messages may be reachable from here.
 
 #![no_std]
 
@@ -9,7 +9,8 @@ use ttrec::{Bags, Blob, Pooling, Ranker, Table};
 /// Parses the blob and finds table `name`.
 ///
 /// # Safety
-/// `blob` and `name` are readable for their lengths, `blob` for as long as `table` is used; `table` is writable.
+/// `blob` and `name` are readable for their lengths, `blob` for as long as `table` is used; `table`
+/// is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_parse(
     blob: *const u8,
@@ -106,7 +107,11 @@ pub unsafe extern "C" fn ttrec_bag(
 /// # Safety
 /// `blob` is readable for its length, for as long as `ranker` is used; `ranker` is writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ttrec_parse_ranker(blob: *const u8, blob_len: usize, ranker: *mut c_void) -> bool {
+pub unsafe extern "C" fn ttrec_parse_ranker(
+    blob: *const u8,
+    blob_len: usize,
+    ranker: *mut c_void,
+) -> bool {
     // SAFETY: the caller's promise.
     let blob: &'static [u8] = unsafe { slice::from_raw_parts(blob, blob_len) };
     let Ok(found) = Blob::parse(blob).and_then(|blob| blob.ranker()) else { return false };
@@ -115,7 +120,8 @@ pub unsafe extern "C" fn ttrec_parse_ranker(blob: *const u8, blob_len: usize, ra
     true
 }
 
-/// Scores samples of one index per table, given table by table; or, if `dense` is of one sample, that user's candidates.
+/// Scores samples of one index per table, given table by table; or, if `dense` is of one sample,
+/// that user's candidates.
 ///
 /// # Safety
 /// `ranker` was filled by [`ttrec_parse_ranker`]; the other pointers are valid for their lengths.
@@ -155,8 +161,8 @@ pub unsafe extern "C" fn ttrec_score(
     }
 }
 
-/// Where every panic ends. It takes the message, so that link-time optimisation cannot drop the formatting of a panic that
-/// stayed, and is never inlined, so that its name shows up.
+/// Where every panic ends. It takes the message, so that link-time optimisation cannot drop the
+/// formatting of a panic that stayed, and is never inlined, so that its name shows up.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ttrec_panicked(info: *const c_void) -> ! {

@@ -1,7 +1,8 @@
-//! The handles: an open blob with the bytes that it lies in, and its tables and its model, read once.
+//! The handles: an open blob with the bytes that it lies in, and its tables and its model, read
+//! once.
 //!
-//! A blob borrows from its bytes, and a handle holds both. So what is borrowed is kept as `'static` in private fields, and leaves
-//! this file only for as long as the handle is.
+//! A blob borrows from its bytes, and a handle holds both. So what is borrowed is kept as `'static`
+//! in private fields, and leaves this file only for as long as the handle is.
 
 use super::{Caller, Given, span};
 use crate::status::Error;
@@ -41,7 +42,8 @@ pub struct ttrec_ranker {
     blob: Blob<'static>,
 }
 
-/// The bytes of a blob: where they are does not change when this value moves, nor do they while it lives.
+/// The bytes of a blob: where they are does not change when this value moves, nor do they while it
+/// lives.
 #[derive(Debug)]
 pub(crate) enum Bytes {
     /// The caller's.
@@ -75,14 +77,18 @@ impl Given<'_> {
     pub(crate) fn lent(&self, ptr: *const c_void, len: usize) -> Result<Bytes, Error<'static>> {
         // No bytes are nowhere, and not misaligned.
         let nowhere = ptr::without_provenance(ALIGNMENT);
-        let ptr = if span(ptr.cast::<u8>(), len, "bytes")?.is_some() { ptr.cast() } else { nowhere };
+        let ptr = if span(ptr.cast::<u8>(), len, "bytes")?.is_some() {
+            ptr.cast()
+        } else {
+            nowhere
+        };
         Ok(Bytes::Lent(Lent { ptr, len }))
     }
 
     /// The bytes of a file, mapped.
     pub(crate) fn map(&self, file: &File) -> io::Result<Bytes> {
-        // SAFETY: by the promise the file does not change while the blob is open. (If it does, values change, and a file cut
-        // short ends the process: docs/security.md.)
+        // SAFETY: by the promise the file does not change while the blob is open. (If it does,
+        // values change, and a file cut short ends the process: docs/security.md.)
         let map = unsafe { Mmap::map(file) }?;
         Ok(Bytes::Mapped(map))
     }
@@ -93,7 +99,8 @@ impl Bytes {
     pub(crate) fn copied(bytes: &[u8]) -> Result<Self, Error<'static>> {
         let mut buf: Vec<u8> = Vec::new();
         let no_memory = |_| Error::Memory { bytes: bytes.len() };
-        buf.try_reserve_exact(bytes.len().saturating_add(ALIGNMENT)).map_err(no_memory)?;
+        buf.try_reserve_exact(bytes.len().saturating_add(ALIGNMENT))
+            .map_err(no_memory)?;
         let start = buf.as_ptr().align_offset(ALIGNMENT);
         buf.resize(start, 0);
         buf.extend_from_slice(bytes);
@@ -113,16 +120,20 @@ impl ttrec_blob {
     /// Parses `bytes` and keeps them.
     pub(crate) fn open(bytes: Bytes) -> Result<Self, Error<'static>> {
         let (ptr, len) = bytes.place();
-        // SAFETY: that many bytes are there, and they neither move nor change while `bytes` lives. This handle keeps it, lends
-        // what it borrows for no longer than itself, and drops it last.
+        // SAFETY: that many bytes are there, and they neither move nor change while `bytes` lives.
+        // This handle keeps it, lends what it borrows for no longer than itself, and drops
+        // it last.
         let borrowed: &'static [u8] = unsafe { slice::from_raw_parts(ptr, len) };
         let blob = Blob::parse(borrowed)?;
         let mut tables = Vec::new();
-        let no_memory = |_| Error::Memory { bytes: blob.num_tables().saturating_mul(size_of::<ttrec_table>()) };
+        let no_memory =
+            |_| Error::Memory { bytes: blob.num_tables().saturating_mul(size_of::<ttrec_table>()) };
         tables.try_reserve_exact(blob.num_tables()).map_err(no_memory)?;
         tables.extend(blob.tables().map(ttrec_table::new));
         let tables = Arc::new(tables);
-        let ranker = blob.ranker().map(|ranker| ttrec_ranker { ranker, tables: tables.clone(), blob });
+        let ranker =
+            blob.ranker()
+                .map(|ranker| ttrec_ranker { ranker, tables: tables.clone(), blob });
         Ok(Self { blob, tables, ranker, _bytes: bytes })
     }
 
@@ -132,7 +143,8 @@ impl ttrec_blob {
             return Ok(());
         }
         span(blob, 1, "blob")?;
-        // SAFETY: by the promise it is open, so it came from a box and was not given back before, and nobody uses it.
+        // SAFETY: by the promise it is open, so it came from a box and was not given back before,
+        // and nobody uses it.
         drop(unsafe { Box::from_raw(blob) });
         Ok(())
     }
@@ -144,7 +156,9 @@ impl ttrec_blob {
     pub(crate) fn table<'c>(&'c self, name: &'c CStr) -> Result<&'c ttrec_table, Error<'c>> {
         let name = name.to_str().map_err(|_| Error::NameNotUtf8)?;
         let position = self.blob.position(name);
-        position.and_then(|position| self.tables.get(position)).ok_or(Error::NoSuchTable { name })
+        position
+            .and_then(|position| self.tables.get(position))
+            .ok_or(Error::NoSuchTable { name })
     }
 
     /// Its model, if it has one.

@@ -1,4 +1,5 @@
-//! What the tests through the C entry points share: a handle that closes itself, and calls with canaries around their outputs.
+//! What the tests through the C entry points share: a handle that closes itself, and calls with
+//! canaries around their outputs.
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![allow(
@@ -61,7 +62,9 @@ impl Open {
     }
 
     pub(crate) fn borrowed(bytes: &[u8]) -> Result<Self, ttrec_status> {
-        Self::by(|blob| unsafe { ttrec_blob_open_borrowed(bytes.as_ptr().cast(), bytes.len(), blob) })
+        Self::by(|blob| unsafe {
+            ttrec_blob_open_borrowed(bytes.as_ptr().cast(), bytes.len(), blob)
+        })
     }
 
     pub(crate) fn copied(bytes: &[u8]) -> Result<Self, ttrec_status> {
@@ -76,14 +79,19 @@ impl Open {
     pub(crate) fn table(&self, name: &str) -> *const ttrec_table {
         let name = CString::new(name).unwrap();
         let mut table = ptr::null();
-        assert_eq!(unsafe { ttrec_blob_table(self.0, name.as_ptr(), &mut table) }, ttrec_status::Ok);
+        assert_eq!(
+            unsafe { ttrec_blob_table(self.0, name.as_ptr(), &mut table) },
+            ttrec_status::Ok
+        );
         table
     }
 
     pub(crate) fn tables(&self) -> Vec<*const ttrec_table> {
         let len = unsafe { ttrec_blob_num_tables(self.0) };
         assert!(unsafe { ttrec_blob_table_at(self.0, len) }.is_null());
-        (0..len).map(|position| unsafe { ttrec_blob_table_at(self.0, position) }).collect()
+        (0..len)
+            .map(|position| unsafe { ttrec_blob_table_at(self.0, position) })
+            .collect()
     }
 
     pub(crate) fn ranker(&self) -> Result<*const ttrec_ranker, ttrec_status> {
@@ -123,8 +131,8 @@ pub(crate) fn workspace_len(table: *const ttrec_table) -> usize {
     unsafe { ttrec_table_workspace_len(table) }
 }
 
-/// What `call` writes to an output of `len` floats with a workspace of `workspace_len`: nothing beside them, and nothing at all
-/// if it fails.
+/// What `call` writes to an output of `len` floats with a workspace of `workspace_len`: nothing
+/// beside them, and nothing at all if it fails.
 pub(crate) fn output(
     len: usize,
     workspace_len: usize,
@@ -132,10 +140,17 @@ pub(crate) fn output(
 ) -> Result<Vec<f32>, ttrec_status> {
     let mut out = vec![SENTINEL; len + 2 * MARGIN];
     let mut workspace = vec![SENTINEL; workspace_len + 2 * MARGIN];
-    let status = call(out[MARGIN..].as_mut_ptr(), len, workspace[MARGIN..].as_mut_ptr(), workspace_len);
+    let status =
+        call(out[MARGIN..].as_mut_ptr(), len, workspace[MARGIN..].as_mut_ptr(), workspace_len);
     let untouched = |floats: &[f32]| floats.iter().all(|&x| x == SENTINEL);
-    assert!(untouched(&out[..MARGIN]) && untouched(&out[MARGIN + len..]), "wrote beside the output");
-    assert!(untouched(&workspace[..MARGIN]) && untouched(&workspace[MARGIN + workspace_len..]), "beside the workspace");
+    assert!(
+        untouched(&out[..MARGIN]) && untouched(&out[MARGIN + len..]),
+        "wrote beside the output"
+    );
+    assert!(
+        untouched(&workspace[..MARGIN]) && untouched(&workspace[MARGIN + workspace_len..]),
+        "beside the workspace"
+    );
     if status == ttrec_status::Ok {
         return Ok(out[MARGIN..][..len].to_vec());
     }
@@ -150,7 +165,11 @@ pub(crate) fn lookup(table: *const ttrec_table, index: u64) -> Result<Vec<f32>, 
     })
 }
 
-pub(crate) fn bag(table: *const ttrec_table, bags: &ttrec_bags, pooling: u32) -> Result<Vec<f32>, ttrec_status> {
+pub(crate) fn bag(
+    table: *const ttrec_table,
+    bags: &ttrec_bags,
+    pooling: u32,
+) -> Result<Vec<f32>, ttrec_status> {
     let len = bags.num_bags.saturating_mul(dim(table)).min(1 << 20);
     output(len, workspace_len(table), |out, len, workspace, workspace_len| unsafe {
         ttrec_table_bag(table, bags, pooling, out, len, workspace, workspace_len)
@@ -180,7 +199,17 @@ pub(crate) fn scored(
 ) -> Result<Vec<f32>, ttrec_status> {
     let enough = unsafe { ttrec_ranker_workspace_len(ranker) };
     output(num_samples, enough, |out, len, workspace, workspace_len| unsafe {
-        scorer(ranker, dense.as_ptr(), dense.len(), bags.as_ptr(), bags.len(), out, len, workspace, workspace_len)
+        scorer(
+            ranker,
+            dense.as_ptr(),
+            dense.len(),
+            bags.as_ptr(),
+            bags.len(),
+            out,
+            len,
+            workspace,
+            workspace_len,
+        )
     })
 }
 
@@ -196,15 +225,35 @@ impl Deref for Lent<'_> {
     }
 }
 
-pub(crate) fn u32_bags<'a>(indices: &'a [u32], offsets: &'a [u32], weights: Option<&'a [f32]>) -> Lent<'a> {
+pub(crate) fn u32_bags<'a>(
+    indices: &'a [u32],
+    offsets: &'a [u32],
+    weights: Option<&'a [f32]>,
+) -> Lent<'a> {
     let weights = weights.map_or(ptr::null(), <[f32]>::as_ptr);
-    let bags = ttrec_bags_u32(indices.as_ptr(), indices.len(), offsets.as_ptr(), offsets.len() - 1, weights);
+    let bags = ttrec_bags_u32(
+        indices.as_ptr(),
+        indices.len(),
+        offsets.as_ptr(),
+        offsets.len() - 1,
+        weights,
+    );
     Lent(bags, PhantomData)
 }
 
-pub(crate) fn i64_bags<'a>(indices: &'a [i64], offsets: &'a [i64], weights: Option<&'a [f32]>) -> Lent<'a> {
+pub(crate) fn i64_bags<'a>(
+    indices: &'a [i64],
+    offsets: &'a [i64],
+    weights: Option<&'a [f32]>,
+) -> Lent<'a> {
     let weights = weights.map_or(ptr::null(), <[f32]>::as_ptr);
-    let bags = ttrec_bags_i64(indices.as_ptr(), indices.len(), offsets.as_ptr(), offsets.len() - 1, weights);
+    let bags = ttrec_bags_i64(
+        indices.as_ptr(),
+        indices.len(),
+        offsets.as_ptr(),
+        offsets.len() - 1,
+        weights,
+    );
     Lent(bags, PhantomData)
 }
 

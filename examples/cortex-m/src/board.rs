@@ -37,7 +37,8 @@ fn print() -> Result<(), Refused> {
     let mut err = hio::hstderr().map_err(|()| Refused)?;
     let mut say = |number: u32, what: &str| {
         let (digits, start) = decimal(number);
-        err.write_all(digits.get(start..).unwrap_or_default()).and_then(|()| err.write_all(what.as_bytes()))
+        err.write_all(digits.get(start..).unwrap_or_default())
+            .and_then(|()| err.write_all(what.as_bytes()))
     };
     let start = now();
     cortex_m::asm::delay(LOOPS);
@@ -52,8 +53,9 @@ fn print() -> Result<(), Refused> {
 }
 
 const TIMER_MAX: u32 = 0xff_ffff;
-/// A loop of two instructions, so many times, tells how many instructions the timer's unit is. (That is a constant where
-/// instructions are all that time is made of, as with QEMU's `-icount`; a real board has a cycle counter.)
+/// A loop of two instructions, so many times, tells how many instructions the timer's unit is.
+/// (That is a constant where instructions are all that time is made of, as with QEMU's `-icount`; a
+/// real board has a cycle counter.)
 const LOOPS: u32 = 1_000_000;
 
 /// The timer counts down.

@@ -30,8 +30,12 @@ pub fn run(model: &[u8], mut show: impl FnMut(f32)) -> Result<(), Refused> {
     let bags = Bags::new(&INDICES, &OFFSETS).map_err(|_| Refused)?.in_index_order();
     let weighted = bags.with_per_sample_weights(&WEIGHTS).map_err(|_| Refused)?;
     let mut pooled = [0.0; DIM * (OFFSETS.len() - 1)];
-    for (bags, pooling) in [(bags, Pooling::Sum), (bags, Pooling::Mean), (bags, Pooling::Max), (weighted, Pooling::Sum)]
-    {
+    for (bags, pooling) in [
+        (bags, Pooling::Sum),
+        (bags, Pooling::Mean),
+        (bags, Pooling::Max),
+        (weighted, Pooling::Sum),
+    ] {
         table.bag(&bags, pooling, &mut pooled, &mut workspace).map_err(|_| Refused)?;
         pooled.iter().for_each(|&x| show(x));
     }

@@ -10,10 +10,12 @@ const BATCH: usize = 8;
 /// Scratch for samples one by one, and then some.
 const WORKSPACE: usize = 1024;
 /// A user: the features, and a row of each of the first two tables.
-const DENSE: [f32; NUM_DENSE] = [0.2, 0.7, 0.1, 0.0, 0.9, 0.4, 0.3, 0.5, 0.6, 0.8, 0.25, 0.75, 0.35];
+const DENSE: [f32; NUM_DENSE] =
+    [0.2, 0.7, 0.1, 0.0, 0.9, 0.4, 0.3, 0.5, 0.6, 0.8, 0.25, 0.75, 0.35];
 const USER: [[u32; 1]; 2] = [[4742], [986]];
 /// Candidates: a row of each of the other two.
-const CANDIDATES: [[u32; BATCH]; 2] = [[7, 299, 0, 42, 128, 5, 76, 210], [0, 39, 1, 20, 7, 7, 13, 31]];
+const CANDIDATES: [[u32; BATCH]; 2] =
+    [[7, 299, 0, 42, 128, 5, 76, 210], [0, 39, 1, 20, 7, 7, 13, 31]];
 const ONE: [u32; 2] = [0, 1];
 const EACH: [u32; BATCH + 1] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 /// A batch of two samples: in each table a bag of three rows, and one of none.
@@ -21,7 +23,10 @@ const SEVERAL: [[u32; 3]; NUM_TABLES] = [[0, 4999, 4742], [1, 1, 1199], [42, 7, 
 const SEVERAL_OFFSETS: [u32; 3] = [0, 3, 3];
 
 /// What scoring takes, for the board to tell.
-#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "a host's figures would say nothing of the board's"))]
+#[cfg_attr(
+    not(target_os = "none"),
+    allow(dead_code, reason = "a host's figures would say nothing of the board's")
+)]
 pub struct Used {
     /// Bytes of scratch, at least and as given.
     pub workspace: [usize; 2],
@@ -30,7 +35,11 @@ pub struct Used {
 }
 
 /// Gives every logit and score to `show`, in order; `now` tells the time in units of its own.
-pub fn run(model: &[u8], now: impl Fn() -> u32, mut show: impl FnMut(f32)) -> Result<Used, Refused> {
+pub fn run(
+    model: &[u8],
+    now: impl Fn() -> u32,
+    mut show: impl FnMut(f32),
+) -> Result<Used, Refused> {
     let blob = Blob::parse(model).map_err(|_| Refused)?;
     // The board has this tier only. A host's better ones round each multiply-add once, not twice.
     let scalar = Tier::from_name("scalar").ok_or(Refused)?;
@@ -42,7 +51,9 @@ pub fn run(model: &[u8], now: impl Fn() -> u32, mut show: impl FnMut(f32)) -> Re
     let sample = [first, second, one(&CANDIDATES[0][..1])?, one(&CANDIDATES[1][..1])?];
     let mut logit = [0.0];
     let start = now();
-    ranker.logits(&DENSE, &sample, &mut logit, &mut workspace).map_err(|_| Refused)?;
+    ranker
+        .logits(&DENSE, &sample, &mut logit, &mut workspace)
+        .map_err(|_| Refused)?;
     let of_sample = now().wrapping_sub(start);
     show(logit[0]);
 
@@ -58,11 +69,17 @@ pub fn run(model: &[u8], now: impl Fn() -> u32, mut show: impl FnMut(f32)) -> Re
     let [a, b, c, d] = &SEVERAL;
     let bags = [several(a)?, several(b)?, several(c)?, several(d)?];
     let mut dense = [0.0; 2 * NUM_DENSE];
-    dense.iter_mut().zip(DENSE.iter().chain(&DENSE)).for_each(|(to, x)| *to = 1.0 - x);
+    dense
+        .iter_mut()
+        .zip(DENSE.iter().chain(&DENSE))
+        .for_each(|(to, x)| *to = 1.0 - x);
     let mut logits = [0.0; 2];
     ranker.logits(&dense, &bags, &mut logits, &mut workspace).map_err(|_| Refused)?;
     logits.iter().for_each(|&x| show(x));
 
     let bytes = |len: usize| len.saturating_mul(size_of::<f32>());
-    Ok(Used { workspace: [bytes(ranker.workspace_len()), bytes(WORKSPACE)], time: [of_sample, of_candidates] })
+    Ok(Used {
+        workspace: [bytes(ranker.workspace_len()), bytes(WORKSPACE)],
+        time: [of_sample, of_candidates],
+    })
 }

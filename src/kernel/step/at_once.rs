@@ -1,4 +1,5 @@
-//! Several products of few rows at once, so that there are enough sums to hide a multiply-add's latency.
+//! Several products of few rows at once, so that there are enough sums to hide a multiply-add's
+//! latency.
 
 use super::{Job, Product, tile::load_row};
 use crate::{
@@ -11,7 +12,9 @@ pub(super) struct JobsAtOnce<'p, 's, 'o, W, const M: usize, const V: usize, cons
     pub(super) product: &'p mut Product<'s, 'o, W>,
 }
 
-impl<'s, W: Weight, const M: usize, const V: usize, const J: usize> Op for JobsAtOnce<'_, 's, '_, W, M, V, J> {
+impl<'s, W: Weight, const M: usize, const V: usize, const J: usize> Op
+    for JobsAtOnce<'_, 's, '_, W, M, V, J>
+{
     /// The jobs that are left.
     type Output = Option<&'s [Job<'s, W>]>;
 
@@ -46,7 +49,8 @@ impl<'s, W: Weight, const M: usize, const V: usize, const J: usize> Op for JobsA
             }
             for j in 0..J {
                 let scale = isa.splat(group[j].scale);
-                let mut out = self.product.out.get_mut(group[j].out..)?.get_mut(..M * V * I::LANES)?;
+                let mut out =
+                    self.product.out.get_mut(group[j].out..)?.get_mut(..M * V * I::LANES)?;
                 for sum in sums[j].as_flattened() {
                     let (these, after) = out.split_at_mut_checked(I::LANES)?;
                     out = after;

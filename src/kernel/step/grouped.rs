@@ -19,7 +19,11 @@ impl<W: Weight, const C: usize, const ADD: bool> Op for FewColumns<'_, '_, '_, W
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Option<()> {
-        if C == 8 { self.in_groups(isa.eights()?) } else { self.in_groups(isa.fours()?) }
+        if C == 8 {
+            self.in_groups(isa.eights()?)
+        } else {
+            self.in_groups(isa.fours()?)
+        }
     }
 }
 
@@ -31,10 +35,18 @@ impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, AD
             let mut row = rows.start;
             while row < rows.end {
                 row += match (rows.end - row).div_ceil(G::ROWS) {
-                    7.. => grouped_tile::<G, W, C, 8, ADD>(groups, product, job, row, rows.end, column)?,
-                    3.. => grouped_tile::<G, W, C, 4, ADD>(groups, product, job, row, rows.end, column)?,
-                    2 => grouped_tile::<G, W, C, 2, ADD>(groups, product, job, row, rows.end, column)?,
-                    _ => grouped_tile::<G, W, C, 1, ADD>(groups, product, job, row, rows.end, column)?,
+                    7.. => grouped_tile::<G, W, C, 8, ADD>(
+                        groups, product, job, row, rows.end, column,
+                    )?,
+                    3.. => grouped_tile::<G, W, C, 4, ADD>(
+                        groups, product, job, row, rows.end, column,
+                    )?,
+                    2 => grouped_tile::<G, W, C, 2, ADD>(
+                        groups, product, job, row, rows.end, column,
+                    )?,
+                    _ => grouped_tile::<G, W, C, 1, ADD>(
+                        groups, product, job, row, rows.end, column,
+                    )?,
                 };
             }
         }
@@ -42,8 +54,8 @@ impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, AD
     }
 }
 
-/// As many rows from `row` on as `N` vectors hold, as far as `end`; returns how many. Where there are fewer, the last one is
-/// computed again.
+/// As many rows from `row` on as `N` vectors hold, as far as `end`; returns how many. Where there
+/// are fewer, the last one is computed again.
 #[inline(always)]
 fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD: bool>(
     groups: G,
@@ -83,7 +95,10 @@ fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD:
     for a in 0..N {
         for (of, sum) in groups.parts(sums[a]).into_iter().enumerate().take(G::ROWS) {
             if G::ROWS * a + of < count {
-                let out = product.out.get_mut(first + (G::ROWS * a + of) * product.stride..)?.get_mut(..C)?;
+                let out = product
+                    .out
+                    .get_mut(first + (G::ROWS * a + of) * product.stride..)?
+                    .get_mut(..C)?;
                 narrow.store(finished::<_, W, ADD>(narrow, scale, sum, out), out);
             }
         }
@@ -91,7 +106,8 @@ fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD:
     Some(count)
 }
 
-/// Adds the products of the `K <= 4` elements from `k` on of each row, and of as many rows of `slice`, to the sums.
+/// Adds the products of the `K <= 4` elements from `k` on of each row, and of as many rows of
+/// `slice`, to the sums.
 #[inline(always)]
 fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: usize>(
     groups: G,
@@ -104,7 +120,8 @@ fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: us
 ) -> Option<()> {
     let mut rhs = [groups.wide().splat(0.0); K];
     for lane in 0..K {
-        rhs[lane] = groups.repeat(W::load(groups.narrow(), slice.get(lane * n + column..)?.get(..C)?));
+        rhs[lane] =
+            groups.repeat(W::load(groups.narrow(), slice.get(lane * n + column..)?.get(..C)?));
     }
     for a in 0..N {
         let mut quads = [[0.0; 4]; MAX_GROUP];
@@ -113,9 +130,21 @@ fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: us
         }
         let quads = groups.quads(&quads);
         let sum = groups.fma_lane::<0>(quads, rhs[0], sums[a]);
-        let sum = if K > 1 { groups.fma_lane::<1>(quads, rhs[1 % K], sum) } else { sum };
-        let sum = if K > 2 { groups.fma_lane::<2>(quads, rhs[2 % K], sum) } else { sum };
-        sums[a] = if K > 3 { groups.fma_lane::<3>(quads, rhs[3 % K], sum) } else { sum };
+        let sum = if K > 1 {
+            groups.fma_lane::<1>(quads, rhs[1 % K], sum)
+        } else {
+            sum
+        };
+        let sum = if K > 2 {
+            groups.fma_lane::<2>(quads, rhs[2 % K], sum)
+        } else {
+            sum
+        };
+        sums[a] = if K > 3 {
+            groups.fma_lane::<3>(quads, rhs[3 % K], sum)
+        } else {
+            sum
+        };
     }
     Some(())
 }
@@ -158,7 +187,14 @@ fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
 
 /// `J` jobs at a time, with rows for `N` vectors; returns those that are left.
 #[inline(always)]
-fn grouped_jobs_at_once<'s, G: Groups, W: Weight, const C: usize, const J: usize, const N: usize>(
+fn grouped_jobs_at_once<
+    's,
+    G: Groups,
+    W: Weight,
+    const C: usize,
+    const J: usize,
+    const N: usize,
+>(
     groups: G,
     product: &mut Product<'s, '_, W>,
 ) -> Option<&'s [Job<'s, W>]> {

@@ -1,9 +1,10 @@
 //! The matrix product `X . G`, a register tile at a time.
 //!
-//! Each element of the product is one chain `s <- s + x_k * g_k`, k ascending from 0, whatever tile it falls in: its bits
-//! depend neither on the number of rows nor on its neighbours.
+//! Each element of the product is one chain `s <- s + x_k * g_k`, k ascending from 0, whatever tile
+//! it falls in: its bits depend neither on the number of rows nor on its neighbours.
 
-// Tiles are arrays of constant size, indexed by loops that unroll; slices, whose lengths the compiler cannot see, are not.
+// Tiles are arrays of constant size, indexed by loops that unroll; slices, whose lengths the
+// compiler cannot see, are not.
 #![allow(clippy::indexing_slicing, clippy::needless_range_loop)]
 
 mod at_once;
@@ -22,8 +23,9 @@ use grouped::{FewColumns, GroupedJobs};
 pub(super) use small::{Start, product as small_product};
 use tile::Strip;
 
-/// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a linear layer whose weights
-/// are stored inputs x outputs. i8 elements are taken as they are: scales belong to the epilogue.
+/// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a
+/// linear layer whose weights are stored inputs x outputs. i8 elements are taken as they are:
+/// scales belong to the epilogue.
 ///
 /// `None`, with nothing done, if the lengths do not fit `[m, r, n]`, if r is 0, or for i4.
 pub fn chain_step(
@@ -34,7 +36,9 @@ pub fn chain_step(
     out: &mut [f32],
     epilogue: Epilogue<'_>,
 ) -> Option<()> {
-    let fits = m.checked_mul(r)? == x.len() && r.checked_mul(n)? == slice.len() && m.checked_mul(n)? == out.len();
+    let fits = m.checked_mul(r)? == x.len()
+        && r.checked_mul(n)? == slice.len()
+        && m.checked_mul(n)? == out.len();
     if !(fits && epilogue.fits(n) && r > 0 && slice.dtype().suits_cores()) {
         return None;
     }
@@ -63,7 +67,9 @@ fn step<W: Weight>(
         Epilogue::Store => store(1.0, out),
         Epilogue::StoreScaled(scale) if W::SCALED => store(scale, out),
         Epilogue::MaxScaled(_) => row_by_row(tier, [r, n], x, slice, out, epilogue),
-        Epilogue::AddScaled(scale) => add_products(tier, [m, r, n], &[Job { m, x, slice, out: 0, scale }], out),
+        Epilogue::AddScaled(scale) => {
+            add_products(tier, [m, r, n], &[Job { m, x, slice, out: 0, scale }], out)
+        }
         Epilogue::StoreScaled(_) | Epilogue::Bias { .. } => {
             store(1.0, &mut *out)?;
             out.chunks_exact_mut(n.max(1)).for_each(|row| epilogue.finish(tier, row));
@@ -72,7 +78,8 @@ fn step<W: Weight>(
     }
 }
 
-/// A product whose elements are combined with what is there, which must stay until they are known: row by row.
+/// A product whose elements are combined with what is there, which must stay until they are known:
+/// row by row.
 fn row_by_row<W: Weight>(
     tier: Tier,
     [r, n]: [usize; 2],
@@ -85,7 +92,18 @@ fn row_by_row<W: Weight>(
         let jobs = &[Job { m: 1, x: x.get(row * r..)?.get(..r)?, slice, out: 0, scale: 1.0 }];
         epilogue.apply(tier, 0, out, |columns, out| {
             let (first, end, stride) = (columns.start, columns.end, out.len());
-            tier.run(Product { jobs, m: 1, r, n, first, end, out, stride, add: false, resume: false })
+            tier.run(Product {
+                jobs,
+                m: 1,
+                r,
+                n,
+                first,
+                end,
+                out,
+                stride,
+                add: false,
+                resume: false,
+            })
         })?;
     }
     Some(())
@@ -107,7 +125,8 @@ impl<W> Job<'_, W> {
     pub(crate) const EMPTY: Self = Self { m: 0, x: &[], slice: &[], out: 0, scale: 1.0 };
 }
 
-/// Products of any numbers of rows, each replacing what is there. `None` if anything is out of bounds.
+/// Products of any numbers of rows, each replacing what is there. `None` if anything is out of
+/// bounds.
 pub(crate) fn store_products<W: Weight>(
     tier: Tier,
     [r, n]: [usize; 2],
@@ -143,7 +162,8 @@ impl<W: Weight> Op for StoreProducts<'_, '_, W> {
     }
 }
 
-/// `x[m x r] . slice[r x n]`, row i replacing what is at `i * stride`. `None` if anything is out of bounds.
+/// `x[m x r] . slice[r x n]`, row i replacing what is at `i * stride`. `None` if anything is out of
+/// bounds.
 pub(crate) fn store_rows(
     tier: Tier,
     [m, r, n]: [usize; 3],
@@ -153,7 +173,15 @@ pub(crate) fn store_rows(
     stride: usize,
 ) -> Option<()> {
     if let Some(isa) = tier.scalar() {
-        return small_product(isa, [m, r, n], x, slice, Start::With(0.0), (out, stride), Epilogue::Store);
+        return small_product(
+            isa,
+            [m, r, n],
+            x,
+            slice,
+            Start::With(0.0),
+            (out, stride),
+            Epilogue::Store,
+        );
     }
     with_core_elements!(slice, slice => {
         let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
@@ -161,9 +189,9 @@ pub(crate) fn store_rows(
     })?
 }
 
-/// `x[m x r] . slice[r x n]`, where what is in `out` are the elements of a product whose chains these go on with: as if its
-/// columns, and rows, had stood before those of `x`, and `slice`. What comes of it replaces them as `epilogue` says. `None` if
-/// anything is out of bounds.
+/// `x[m x r] . slice[r x n]`, where what is in `out` are the elements of a product whose chains
+/// these go on with: as if its columns, and rows, had stood before those of `x`, and `slice`. What
+/// comes of it replaces them as `epilogue` says. `None` if anything is out of bounds.
 pub(crate) fn resume_rows(
     tier: Tier,
     [m, r, n]: [usize; 3],
@@ -185,7 +213,8 @@ pub(crate) fn resume_rows(
     Some(())
 }
 
-/// Products of `m` rows each, added to what is there, one job after the other. `None` if anything is out of bounds.
+/// Products of `m` rows each, added to what is there, one job after the other. `None` if anything
+/// is out of bounds.
 pub(crate) fn add_products<W: Weight>(
     tier: Tier,
     [m, r, n]: [usize; 3],
@@ -198,8 +227,9 @@ pub(crate) fn add_products<W: Weight>(
     tier.run(Product::whole(jobs, [m, r, n], out, true))
 }
 
-/// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out` on becomes row i of column
-/// `first + j`, times its scale if the dtype has one; or, with `add`, has that times the scale added to it.
+/// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out`
+/// on becomes row i of column `first + j`, times its scale if the dtype has one; or, with `add`,
+/// has that times the scale added to it.
 struct Product<'s, 'o, W> {
     jobs: &'s [Job<'s, W>],
     m: usize,
@@ -257,14 +287,15 @@ impl<W: Weight> Op for Product<'_, '_, W> {
 }
 
 impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
-    /// Of all columns. Only such a product may add: several jobs at once take it that their rows lie end to end.
+    /// Of all columns. Only such a product may add: several jobs at once take it that their rows
+    /// lie end to end.
     #[inline(always)]
     fn whole(jobs: &'s [Job<'s, W>], [m, r, n]: [usize; 3], out: &'o mut [f32], add: bool) -> Self {
         Self { jobs, m, r, n, first: 0, end: n, out, stride: n, add, resume: false }
     }
 
-    /// Does as many jobs as can be done several at once: those of few rows and columns, which have too few sums to hide a
-    /// multiply-add's latency. Returns the others.
+    /// Does as many jobs as can be done several at once: those of few rows and columns, which have
+    /// too few sums to hide a multiply-add's latency. Returns the others.
     #[inline(always)]
     fn several_at_once<I: Isa>(&mut self, isa: I) -> Option<&'s [Job<'s, W>]> {
         macro_rules! at_once {
@@ -275,7 +306,8 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         if isa.fours().is_some() && self.n == 4 {
             self.jobs = isa.call(GroupedJobs::<'_, '_, '_, W, 4> { product: &mut *self })?;
             if isa.half().fours().is_some() {
-                self.jobs = isa.half().call(GroupedJobs::<'_, '_, '_, W, 4> { product: &mut *self })?;
+                self.jobs =
+                    isa.half().call(GroupedJobs::<'_, '_, '_, W, 4> { product: &mut *self })?;
             }
             return Some(self.jobs);
         }
@@ -298,7 +330,13 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
 
     /// Whole vectors from `column` on, for `rows` rows at a time; returns where they end.
     #[inline(always)]
-    fn vectors<I: Isa>(&mut self, isa: I, rows: usize, range: Range<usize>, mut column: usize) -> Option<usize> {
+    fn vectors<I: Isa>(
+        &mut self,
+        isa: I,
+        rows: usize,
+        range: Range<usize>,
+        mut column: usize,
+    ) -> Option<usize> {
         let widest = I::tile_vectors(rows);
         while self.end - column >= I::LANES {
             let left = (self.end - column) / I::LANES;
@@ -319,7 +357,12 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
 
     /// The last `WIDTH` columns, fewer than any vector has lanes.
     #[inline(always)]
-    fn partial<I: Isa, const WIDTH: usize>(&mut self, isa: I, range: Range<usize>, column: usize) -> Option<()> {
+    fn partial<I: Isa, const WIDTH: usize>(
+        &mut self,
+        isa: I,
+        range: Range<usize>,
+        column: usize,
+    ) -> Option<()> {
         let fours = range.start + range.len() / 4 * 4;
         for (rows, range) in [(4, range.start..fours), (1, fours..range.end)] {
             self.strip::<_, WIDTH>(isa.narrow(), rows, 1, range, column..column + WIDTH)?;
@@ -327,9 +370,15 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         Some(())
     }
 
-    /// `C` columns from `column` on, if there are as many, several rows to a vector; returns where they end.
+    /// `C` columns from `column` on, if there are as many, several rows to a vector; returns where
+    /// they end.
     #[inline(always)]
-    fn few_columns<I: Isa, const C: usize>(&mut self, isa: I, rows: Range<usize>, column: usize) -> Option<usize> {
+    fn few_columns<I: Isa, const C: usize>(
+        &mut self,
+        isa: I,
+        rows: Range<usize>,
+        column: usize,
+    ) -> Option<usize> {
         if self.end - column < C {
             return Some(column);
         }
@@ -341,7 +390,8 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         Some(column + C)
     }
 
-    /// The given rows and columns in tiles of `height x vectors`, or of `WIDTH` columns unless that is 0.
+    /// The given rows and columns in tiles of `height x vectors`, or of `WIDTH` columns unless that
+    /// is 0.
     #[inline(always)]
     fn strip<I: Isa, const WIDTH: usize>(
         &mut self,
@@ -354,8 +404,16 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         macro_rules! strip {
             ($M:literal, $V:literal) => {
                 match self.add {
-                    false => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, false> { product: self, rows, columns }),
-                    true => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, true> { product: self, rows, columns }),
+                    false => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, false> {
+                        product: self,
+                        rows,
+                        columns,
+                    }),
+                    true => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, true> {
+                        product: self,
+                        rows,
+                        columns,
+                    }),
                 }
             };
         }
@@ -387,17 +445,25 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
     }
 }
 
-/// How many rows the next tiles take, and where they end: so that no tile has too few sums to hide a multiply-add's
-/// latency, and none more than there are registers.
+/// How many rows the next tiles take, and where they end: so that no tile has too few sums to hide
+/// a multiply-add's latency, and none more than there are registers.
 #[inline(always)]
 fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
     let left = m - row;
     // Tiles of one vector can be taller.
-    let tallest = if columns < 2 * I::LANES && I::MAX_ROWS > 1 { 8 } else { I::MAX_ROWS };
+    let tallest = if columns < 2 * I::LANES && I::MAX_ROWS > 1 {
+        8
+    } else {
+        I::MAX_ROWS
+    };
     if left > tallest + 2 || left == tallest {
         let tiles = divide(left, tallest);
         // Two tiles of middling height at the end, rather than one tall and one flat.
-        let blocks = if matches!(left - tiles * tallest, 1 | 2) { tiles - 1 } else { tiles };
+        let blocks = if matches!(left - tiles * tallest, 1 | 2) {
+            tiles - 1
+        } else {
+            tiles
+        };
         return (tallest, row + tallest * blocks);
     }
     let rows = match left {
@@ -410,8 +476,8 @@ fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
     (rows.min(tallest), row + rows.min(tallest))
 }
 
-/// `n / tile`, for the heights and widths that tiles have: a division by a number that the compiler cannot see takes as long
-/// as a small tile.
+/// `n / tile`, for the heights and widths that tiles have: a division by a number that the compiler
+/// cannot see takes as long as a small tile.
 #[inline(always)]
 fn divide(n: usize, tile: usize) -> usize {
     match tile {

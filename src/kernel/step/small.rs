@@ -1,5 +1,6 @@
-//! The product where code should rather be small than fast: on the scalar tier, which is what a microcontroller runs from its
-//! flash. One function for every stored type, every beginning and every end of a chain.
+//! The product where code should rather be small than fast: on the scalar tier, which is what a
+//! microcontroller runs from its flash. One function for every stored type, every beginning and
+//! every end of a chain.
 
 use super::Job;
 use crate::{
@@ -21,7 +22,8 @@ pub(in crate::kernel) enum Start {
     Resume,
 }
 
-/// `x[m x r] . slice[r x n]`, row i given to `epilogue` at `i * stride`: of i4 one row only. `None` if anything is out of bounds.
+/// `x[m x r] . slice[r x n]`, row i given to `epilogue` at `i * stride`: of i4 one row only. `None`
+/// if anything is out of bounds.
 #[inline(never)]
 pub(in crate::kernel) fn product(
     isa: Scalar,
@@ -41,10 +43,14 @@ pub(in crate::kernel) fn product(
         for (out, first) in out.chunks_mut(VECTORS * LANES).zip((0..).step_by(VECTORS * LANES)) {
             let start = match start {
                 Start::With(value) => [isa.splat(value); VECTORS],
-                Start::Resume => [isa.load_f32(out), isa.load_f32(out.get(LANES..).unwrap_or_default())],
+                Start::Resume => {
+                    [isa.load_f32(out), isa.load_f32(out.get(LANES..).unwrap_or_default())]
+                }
             };
             let sums = with_elements!(slice, slice => chains(isa, x, slice, n, first, start))?;
-            for ((out, sum), column) in out.chunks_mut(LANES).zip(sums).zip((first..).step_by(LANES)) {
+            for ((out, sum), column) in
+                out.chunks_mut(LANES).zip(sums).zip((first..).step_by(LANES))
+            {
                 isa.store(epilogue.combine(isa, sum, column, out), out);
             }
         }
@@ -66,12 +72,14 @@ fn chains<W: Weight>(
         let units = slice.get((k * n + first) / W::PER_UNIT..)?;
         let x = isa.splat(x);
         left = isa.fma(W::load(isa, units), x, left);
-        right = isa.fma(W::load(isa, units.get(LANES / W::PER_UNIT..).unwrap_or_default()), x, right);
+        right =
+            isa.fma(W::load(isa, units.get(LANES / W::PER_UNIT..).unwrap_or_default()), x, right);
     }
     Some([left, right])
 }
 
-/// Each job's product, given to what `epilogue` makes of its scale. `None` if anything is out of bounds.
+/// Each job's product, given to what `epilogue` makes of its scale. `None` if anything is out of
+/// bounds.
 pub(super) fn products<W: Weight>(
     isa: Scalar,
     [r, n]: [usize; 2],
@@ -81,6 +89,14 @@ pub(super) fn products<W: Weight>(
 ) -> Option<()> {
     jobs.iter().try_for_each(|job| {
         let out = (out.get_mut(job.out..)?, n);
-        product(isa, [job.m, r, n], job.x, W::elements(job.slice), Start::With(0.0), out, epilogue(job.scale))
+        product(
+            isa,
+            [job.m, r, n],
+            job.x,
+            W::elements(job.slice),
+            Start::With(0.0),
+            out,
+            epilogue(job.scale),
+        )
     })
 }

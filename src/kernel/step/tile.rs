@@ -7,9 +7,18 @@ use crate::{
 };
 use core::ops::Range;
 
-/// Tiles of `M` rows and `V` vectors (or `WIDTH` columns, unless that is 0), over ranges of rows and columns that they fill
-/// exactly.
-pub(super) struct Strip<'p, 's, 'o, W, const M: usize, const V: usize, const WIDTH: usize, const ADD: bool> {
+/// Tiles of `M` rows and `V` vectors (or `WIDTH` columns, unless that is 0), over ranges of rows
+/// and columns that they fill exactly.
+pub(super) struct Strip<
+    'p,
+    's,
+    'o,
+    W,
+    const M: usize,
+    const V: usize,
+    const WIDTH: usize,
+    const ADD: bool,
+> {
     pub(super) product: &'p mut Product<'s, 'o, W>,
     pub(super) rows: Range<usize>,
     pub(super) columns: Range<usize>,
@@ -75,7 +84,8 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         for a in 0..M {
             (quads[a], lhs[a]) = lhs[a].as_chunks();
         }
-        // What holds of the first block holds of all: asked here, one by one, it is not asked again in the loop.
+        // What holds of the first block holds of all: asked here, one by one, it is not asked again
+        // in the loop.
         let block = slice.get(..4 * n)?;
         part(block, column, width)?;
         part(block, n + column, width)?;
@@ -92,8 +102,18 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
             slice = rest;
             multiply_add::<I, W, M, V, 0>(isa, &lhs, part(block, column, width)?, &mut sums);
             multiply_add::<I, W, M, V, 1>(isa, &lhs, part(block, n + column, width)?, &mut sums);
-            multiply_add::<I, W, M, V, 2>(isa, &lhs, part(block, 2 * n + column, width)?, &mut sums);
-            multiply_add::<I, W, M, V, 3>(isa, &lhs, part(block, 3 * n + column, width)?, &mut sums);
+            multiply_add::<I, W, M, V, 2>(
+                isa,
+                &lhs,
+                part(block, 2 * n + column, width)?,
+                &mut sums,
+            );
+            multiply_add::<I, W, M, V, 3>(
+                isa,
+                &lhs,
+                part(block, 3 * n + column, width)?,
+                &mut sums,
+            );
         }
     }
     let rest = if I::QUADS { r % 4 } else { r };
@@ -130,7 +150,12 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
 
 /// What becomes of a finished chain.
 #[inline(always)]
-pub(super) fn finished<I: Isa, W: Weight, const ADD: bool>(isa: I, scale: I::F32, sum: I::F32, out: &[f32]) -> I::F32 {
+pub(super) fn finished<I: Isa, W: Weight, const ADD: bool>(
+    isa: I,
+    scale: I::F32,
+    sum: I::F32,
+    out: &[f32],
+) -> I::F32 {
     if ADD {
         isa.fma(scale, sum, isa.load_f32(out))
     } else if W::SCALED {

@@ -1,13 +1,18 @@
-//! Batches of bags, tensor trains beside dense tables: does a ranker pay for the memory that it saves?
+//! Batches of bags, tensor trains beside dense tables: does a ranker pay for the memory that it
+//! saves?
 //!
-//! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets, W6 has the column factors of
-//! `ttrec train`. A tensor train's rows are sorted by frequency, as training can do at no cost; a dense table's rows lie as they come.
+//! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets, W6
+//! has the column factors of `ttrec train`. A tensor train's rows are sorted by frequency, as
+//! training can do at no cost; a dense table's rows lie as they come.
 
 use super::{
     contents::build,
     reference::Stored,
     roofline::{Caches, Pass, Roofline},
-    tables::{BAG, BAGS, BATCHES, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS, dense_rows, dense_table, tt_table},
+    tables::{
+        BAG, BAGS, BATCHES, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS, dense_rows, dense_table,
+        tt_table,
+    },
     traffic::{Ids, Run, Traffic},
 };
 use crate::{
@@ -28,8 +33,8 @@ use ttrec::{
 
 /// The rank of workloads that come in one rank only, as do those with a cache.
 const RANK: u32 = 32;
-/// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks that its tables have
-/// (docs/quality.md).
+/// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks
+/// that its tables have (docs/quality.md).
 const LEARNED: [u32; 3] = [2, 1, 32];
 const LEARNED_RANKS: [u32; 3] = [8, 16, 32];
 /// Lookups in one batch, to see whether time grows with them.
@@ -48,8 +53,10 @@ const KAGGLE_TT: [(u64, [u32; 3]); 7] = [
     (286_181, [53, 72, 75]),
     (142_572, [50, 52, 55]),
 ];
-const KAGGLE_DENSE: [u64; 19] =
-    [1460, 583, 305, 24, 12_517, 633, 3, 93_145, 5683, 3194, 27, 14_992, 10, 5652, 2173, 4, 18, 15, 105];
+const KAGGLE_DENSE: [u64; 19] = [
+    1460, 583, 305, 24, 12_517, 633, 3, 93_145, 5683, 3194, 27, 14_992, 10, 5652, 2173, 4, 18, 15,
+    105,
+];
 const KAGGLE_DIM: usize = 16;
 const KAGGLE_COLUMN_FACTORS: [u32; 3] = [2, 2, 4];
 const KAGGLE_BATCHES: [usize; 3] = [1, 128, 2048];
@@ -88,7 +95,8 @@ pub(super) struct Measured {
 struct Extent {
     batches: usize,
     bags: usize,
-    /// Samples of W4, whatever the batch, so that no dense row of a small batch waits in a cache for the next pass.
+    /// Samples of W4, whatever the batch, so that no dense row of a small batch waits in a cache
+    /// for the next pass.
     samples: usize,
     /// Bytes of a dense table for each that may be cached.
     dense_bytes_per_cached: u64,
@@ -104,20 +112,28 @@ pub(super) fn measure(
     let extent = if quick {
         Extent { batches: 1, bags: 25, samples: 256, dense_bytes_per_cached: 10_000 }
     } else {
-        Extent { batches: BATCHES, bags: BAGS, samples: BATCHES * 2048, dense_bytes_per_cached: 100 }
+        Extent {
+            batches: BATCHES,
+            bags: BAGS,
+            samples: BATCHES * 2048,
+            dense_bytes_per_cached: 100,
+        }
     };
     let progress = Progress::new("workloads", 37 + u64::from(retail.is_some()));
     let mut suite = Suite { roofline, extent, measured: Vec::new(), progress };
     suite.fbtt(dense_rows("dense tables have", ROWS, DIM, quick, notes))?;
     let kaggle = KAGGLE_TT.iter().map(|(rows, _)| rows).chain(&KAGGLE_DENSE).sum();
     suite.kaggle(
-        dense_rows("the dense tables of W4 have together", kaggle, KAGGLE_DIM, quick, notes) as f64 / kaggle as f64,
+        dense_rows("the dense tables of W4 have together", kaggle, KAGGLE_DIM, quick, notes) as f64
+            / kaggle as f64,
     )?;
     match retail {
-        Some(file) => {
-            suite.retail(file, if quick { 1 } else { usize::MAX }).with_context(|| file.path().display().to_string())?
-        }
-        None => notes.push("W5, a retailer's baskets, was left out: --retail says where they are".to_owned()),
+        Some(file) => suite
+            .retail(file, if quick { 1 } else { usize::MAX })
+            .with_context(|| file.path().display().to_string())?,
+        None => notes.push(
+            "W5, a retailer's baskets, was left out: --retail says where they are".to_owned(),
+        ),
     }
     suite.few_lookups()?;
     suite.growth()?;
@@ -157,22 +173,35 @@ impl Suite<'_> {
                     let bytes = ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached;
                     let earlier = [Traffic::draw(ids, ROWS, 3, [EARLIER * batches, bags, BAG])];
                     let cached = tt.cached(&earlier, bags * BAG, bytes)?;
-                    self.beside_dense(&format!("{name}-cached"), [&cached, &dense], [&traffic, &scattered])?;
+                    self.beside_dense(
+                        &format!("{name}-cached"),
+                        [&cached, &dense],
+                        [&traffic, &scattered],
+                    )?;
                     let (models, name) = ([&tt, &dense], format!("{name}-lfu"));
-                    self.cached_beside_dense(&name, models, [&traffic, &scattered], &earlier[0], bytes)?;
+                    self.cached_beside_dense(
+                        &name,
+                        models,
+                        [&traffic, &scattered],
+                        &earlier[0],
+                        bytes,
+                    )?;
                 }
             }
         }
         Ok(())
     }
 
-    /// W4: one lookup in each of many tables for each sample, and the same with dense tables of `fraction` of their rows.
+    /// W4: one lookup in each of many tables for each sample, and the same with dense tables of
+    /// `fraction` of their rows.
     fn kaggle(&mut self, fraction: f64) -> Result<()> {
         let tier = self.roofline.tier();
         // In name order, which the order of tables is.
         let name = |at: usize| format!("c{at:02}");
-        let all_rows: Vec<u64> = KAGGLE_TT.iter().map(|(rows, _)| *rows).chain(KAGGLE_DENSE).collect();
-        let dense_rows: Vec<u64> = all_rows.iter().map(|&rows| ((rows as f64 * fraction) as u64).max(1)).collect();
+        let all_rows: Vec<u64> =
+            KAGGLE_TT.iter().map(|(rows, _)| *rows).chain(KAGGLE_DENSE).collect();
+        let dense_rows: Vec<u64> =
+            all_rows.iter().map(|&rows| ((rows as f64 * fraction) as u64).max(1)).collect();
         let dense_spec = |(at, &rows)| dense_table(name(at), rows, KAGGLE_DIM, Dtype::F32);
         let dense = Model::new(dense_rows.iter().enumerate().map(dense_spec).collect(), tier)?;
         let bytes = all_rows.iter().sum::<u64>() * Dtype::F32.row_len(KAGGLE_DIM) as u64;
@@ -186,10 +215,19 @@ impl Suite<'_> {
             let cached = match rank {
                 16 => {
                     let draw = |(&(rows, _), seed)| {
-                        Traffic::draw(Ids::ZipfSorted, rows, seed, [EARLIER, self.extent.samples, 1])
+                        Traffic::draw(
+                            Ids::ZipfSorted,
+                            rows,
+                            seed,
+                            [EARLIER, self.extent.samples, 1],
+                        )
                     };
                     let earlier: Vec<_> = KAGGLE_TT.iter().zip(100..).map(draw).collect();
-                    Some(tt.cached(&earlier, KAGGLE_BATCHES[1], bytes / self.extent.dense_bytes_per_cached)?)
+                    Some(tt.cached(
+                        &earlier,
+                        KAGGLE_BATCHES[1],
+                        bytes / self.extent.dense_bytes_per_cached,
+                    )?)
                 }
                 _ => None,
             };
@@ -197,15 +235,24 @@ impl Suite<'_> {
                 let batches = (self.extent.samples / bags).max(1);
                 let (mut traffic, mut scattered) = (Vec::new(), Vec::new());
                 for (at, (&rows, &dense_rows)) in all_rows.iter().zip(&dense_rows).enumerate() {
-                    let sorted = Traffic::draw(Ids::ZipfSorted, rows, at as u64, [batches, bags, 1]);
+                    let sorted =
+                        Traffic::draw(Ids::ZipfSorted, rows, at as u64, [batches, bags, 1]);
                     scattered.push(sorted.scattered(dense_rows));
                     // Where both are dense they are the same.
-                    traffic.push(if at < KAGGLE_TT.len() { sorted } else { sorted.scattered(rows) });
+                    traffic.push(if at < KAGGLE_TT.len() {
+                        sorted
+                    } else {
+                        sorted.scattered(rows)
+                    });
                 }
                 let name = format!("W4-R{rank}-B{bags}");
                 self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
                 if let Some(cached) = cached.as_ref().filter(|_| bags > 1) {
-                    self.beside_dense(&format!("{name}-cached"), [cached, &dense], [&traffic, &scattered])?;
+                    self.beside_dense(
+                        &format!("{name}-cached"),
+                        [cached, &dense],
+                        [&traffic, &scattered],
+                    )?;
                 }
             }
         }
@@ -217,7 +264,8 @@ impl Suite<'_> {
         let tier = self.roofline.tier();
         let shape = TtShape::new(RETAIL_ROWS, &RETAIL_ROW_FACTORS, &COLUMN_FACTORS[0], &[16, 16])?;
         let tt = Model::new(vec![tt_table("item".to_owned(), shape, Dtype::F32)], tier)?;
-        let dense = Model::new(vec![dense_table("item".to_owned(), RETAIL_ROWS, DIM, Dtype::F32)], tier)?;
+        let dense =
+            Model::new(vec![dense_table("item".to_owned(), RETAIL_ROWS, DIM, Dtype::F32)], tier)?;
         let traffic = [Traffic::from_file(file, batches, BAGS)?];
         let scattered = traffic.each_ref().map(|traffic| traffic.scattered(RETAIL_ROWS));
         self.beside_dense("W5-R16", [&tt, &dense], [&traffic, &scattered])
@@ -242,11 +290,16 @@ impl Suite<'_> {
             table.lookup(id.into(), &mut row, &mut workspace)?;
             bare.put_row(position, &mut bare_row).context("operands do not fit")?;
             stored.check_row(&name, id.into(), &row)?;
-            ensure!(row == bare_row, "{name}: the kernels by themselves give another row; nothing was timed");
+            ensure!(
+                row == bare_row,
+                "{name}: the kernels by themselves give another row; nothing was timed"
+            );
         }
 
         let one_by_one = Pass::new(rows.len(), |mut range| {
-            range.try_for_each(|at| table.lookup(rows[at].into(), black_box(&mut row), &mut workspace))
+            range.try_for_each(|at| {
+                table.lookup(rows[at].into(), black_box(&mut row), &mut workspace)
+            })
         });
         let kernels = Pass::new(rows.len(), |mut range| {
             let done = range.try_for_each(|at| bare.put_row(at, black_box(&mut bare_row)));
@@ -278,16 +331,22 @@ impl Suite<'_> {
 
     /// W1 with other numbers of lookups.
     fn growth(&mut self) -> Result<()> {
-        let model = Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, self.roofline.tier())?;
-        let draw = |lookups| [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.batches, lookups / BAG, BAG])];
+        let model =
+            Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, self.roofline.tier())?;
+        let draw = |lookups| {
+            [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.batches, lookups / BAG, BAG])]
+        };
         let traffic = GROWTH.map(draw);
-        let [small, medium, large] = traffic.each_ref().map(|traffic| Run::new(model.tables()?, traffic));
+        let [small, medium, large] =
+            traffic.each_ref().map(|traffic| Run::new(model.tables()?, traffic));
         let mut runs = [small?, medium?, large?];
         for (run, lookups) in runs.iter_mut().zip(GROWTH) {
             run.check(&format!("growth-{lookups}"), &model.buf)?;
         }
         let [small, medium, large] = &mut runs;
-        let seconds = self.roofline.fastest(Caches::Warm, [small.pass(), medium.pass(), large.pass()])?;
+        let seconds = self
+            .roofline
+            .fastest(Caches::Warm, [small.pass(), medium.pass(), large.pass()])?;
         for ((run, lookups), seconds) in runs.iter().zip(GROWTH).zip(seconds) {
             self.push(Measured {
                 name: format!("growth-{lookups}"),
@@ -303,7 +362,12 @@ impl Suite<'_> {
     }
 
     /// Times `tt` and `dense` by turns.
-    fn beside_dense(&mut self, name: &str, [tt, dense]: [&Model; 2], traffic: [&[Traffic]; 2]) -> Result<()> {
+    fn beside_dense(
+        &mut self,
+        name: &str,
+        [tt, dense]: [&Model; 2],
+        traffic: [&[Traffic]; 2],
+    ) -> Result<()> {
         let measured = self.tables_beside_dense(name, (tt, tt.tables()?), dense, traffic)?;
         self.push(measured);
         Ok(())
@@ -401,26 +465,33 @@ impl Model {
     /// Of multiplying out a row, if there is one table and it is a tensor train.
     fn flops(&self) -> Option<f64> {
         match self.specs.as_slice() {
-            [TableSpec { weights: WeightsSpec::Tt { shape, .. }, .. }] => Some(shape.flops_left_to_right() as f64),
+            [TableSpec { weights: WeightsSpec::Tt { shape, .. }, .. }] => {
+                Some(shape.flops_left_to_right() as f64)
+            }
             _ => None,
         }
     }
 
-    /// The same tables, with what earlier traffic, one kind for each of the first tables, makes worth storing in `bytes`: as
-    /// `ttrec cache` writes them.
+    /// The same tables, with what earlier traffic, one kind for each of the first tables, makes
+    /// worth storing in `bytes`: as `ttrec cache` writes them.
     fn cached(&self, earlier: &[Traffic], batch_lookups: usize, bytes: u64) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (plain, cached) = (folder.path().join("plain.ttr"), folder.path().join("cached.ttr"));
         fs::write(&plain, &*self.buf)?;
         let file = BlobFile::open(&plain)?;
-        let tables: Vec<_> = file.blob()?.tables().map(|table| table.with_tier(self.tier)).collect();
+        let tables: Vec<_> =
+            file.blob()?.tables().map(|table| table.with_tier(self.tier)).collect();
         let demands = tables.iter().enumerate().map(|(position, table)| {
             let Weights::Tt(tt) = &table.data().weights else { return None };
             Some(Demand::new(table, tt, earlier.get(position)?.frequencies(), batch_lookups as u64))
         });
         let demands: Vec<_> = demands.collect();
         cache::store(&cached, &file, &tables, &demands, bytes)?;
-        Ok(Self { specs: self.specs.clone(), buf: AlignedBuf::from_slice(&fs::read(&cached)?), tier: self.tier })
+        Ok(Self {
+            specs: self.specs.clone(),
+            buf: AlignedBuf::from_slice(&fs::read(&cached)?),
+            tier: self.tier,
+        })
     }
 }
 
@@ -449,10 +520,14 @@ impl<'a> Bare<'a> {
         let cores: [&[f32]; 3] = cores?.try_into().ok()?;
         let slice = |row: u32, k: usize| {
             let len = shape.slice_len(k);
-            cores[k].chunks_exact(len).nth(shape.digits(row.into())[k] as usize).map(Elements::F32)
+            cores[k]
+                .chunks_exact(len)
+                .nth(shape.digits(row.into())[k] as usize)
+                .map(Elements::F32)
         };
         let slices = rows.iter().map(|&row| Some([slice(row, 0)?, slice(row, 1)?, slice(row, 2)?]));
-        let partials = [shape.slice_len(0), shape.column_factor(0) * shape.slice_len(1) / shape.rank(1)];
+        let partials =
+            [shape.slice_len(0), shape.column_factor(0) * shape.slice_len(1) / shape.rank(1)];
         Some(Self {
             tier: table.tier(),
             shape,
@@ -464,7 +539,8 @@ impl<'a> Bare<'a> {
     /// Multiplies out the row of a lookup.
     fn put_row(&mut self, lookup: usize, out: &mut [f32]) -> Option<()> {
         let Self { tier, shape, slices, partials: [x, y] } = self;
-        let ([g0, g1, g2], q, r) = (slices.get(lookup)?, |k| shape.column_factor(k), |k| shape.rank(k));
+        let ([g0, g1, g2], q, r) =
+            (slices.get(lookup)?, |k| shape.column_factor(k), |k| shape.rank(k));
         widen(*tier, *g0, 1.0, -0.0, x, Epilogue::Store)?;
         chain_step(*tier, [q(0), r(1), q(1) * r(2)], x, *g1, y, Epilogue::Store)?;
         chain_step(*tier, [q(0) * q(1), r(2), q(2)], y, *g2, out, Epilogue::Store)

@@ -9,8 +9,8 @@ use ttrec::{
     dtype::Dtype,
 };
 
-/// Fills `out` with elements of `dtype`. Floats have any sign and mantissa and are between 1/8 and 2: no sum of products
-/// of theirs comes near the ends of f32, where arithmetic may be slower.
+/// Fills `out` with elements of `dtype`. Floats have any sign and mantissa and are between 1/8 and
+/// 2: no sum of products of theirs comes near the ends of f32, where arithmetic may be slower.
 pub(super) fn fill_elements(dtype: Dtype, seed: u64, out: &mut [u8]) {
     let (mask, exponent) = match dtype {
         Dtype::F32 => (0x80FF_FFFF_80FF_FFFF, 0x3F00_0000_3F00_0000),
@@ -24,7 +24,8 @@ pub(super) fn fill_elements(dtype: Dtype, seed: u64, out: &mut [u8]) {
     }
 }
 
-/// Fills `out` with dense rows of `dim` elements: each i8 and i4 row with a scale and an offset of its own.
+/// Fills `out` with dense rows of `dim` elements: each i8 and i4 row with a scale and an offset of
+/// its own.
 pub(super) fn fill_rows(dtype: Dtype, dim: usize, seed: u64, out: &mut [u8]) {
     fill_elements(dtype, seed, out);
     if dtype.row_header_len() == 0 {
@@ -45,7 +46,9 @@ pub(super) fn fill_rows(dtype: Dtype, dim: usize, seed: u64, out: &mut [u8]) {
 /// A blob of these tables.
 pub(super) fn build(tables: &[TableSpec]) -> Result<AlignedBuf> {
     Ok(Layout::new(tables)?.build(|plan, out| match (plan.role, &tables[plan.table].weights) {
-        (Role::Rows, WeightsSpec::Dense { embedding_dim, dtype, .. }) => fill_rows(*dtype, *embedding_dim, 1, out),
+        (Role::Rows, WeightsSpec::Dense { embedding_dim, dtype, .. }) => {
+            fill_rows(*dtype, *embedding_dim, 1, out)
+        }
         (Role::Core(k), WeightsSpec::Tt { dtype, .. }) => fill_elements(*dtype, k as u64, out),
         (_, _) => fill_elements(Dtype::F32, 9, out),
     }))

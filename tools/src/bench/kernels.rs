@@ -54,7 +54,8 @@ pub(super) fn measure(roofline: &mut Roofline, quick: bool) -> Result<Vec<(Strin
             kernel.calls *= 2;
         }
     }
-    // Round after round over all of them, so that a busy moment of the machine spoils none entirely.
+    // Round after round over all of them, so that a busy moment of the machine spoils none
+    // entirely.
     let mut progress = Progress::new("kernels", rounds);
     for _ in 0..rounds {
         for kernel in &mut kernels {
@@ -64,8 +65,13 @@ pub(super) fn measure(roofline: &mut Roofline, quick: bool) -> Result<Vec<(Strin
         }
         progress.add(1);
     }
-    let flops = |kernel: &Kernel| 2.0 * kernel.size.iter().product::<usize>() as f64 / kernel.seconds_per_call;
-    Ok(kernels.into_iter().map(|kernel| (kernel.name.clone(), flops(&kernel))).collect())
+    let flops = |kernel: &Kernel| {
+        2.0 * kernel.size.iter().product::<usize>() as f64 / kernel.seconds_per_call
+    };
+    Ok(kernels
+        .into_iter()
+        .map(|kernel| (kernel.name.clone(), flops(&kernel)))
+        .collect())
 }
 
 impl Kernel {
@@ -97,7 +103,11 @@ impl Kernel {
             let (i, j) = (at / n, at % n);
             let g = |k| element(self.dtype, &self.slice, k * n + j);
             let product = |k| scale * element(Dtype::F32, &self.x, i * r + k) * g(k);
-            let before = if self.adds { element(Dtype::F32, &self.out, at) } else { 0.0 };
+            let before = if self.adds {
+                element(Dtype::F32, &self.out, at)
+            } else {
+                0.0
+            };
             expected.push(before + (0..r).map(product).sum::<f64>());
             magnitude.push(before.abs() + (0..r).map(|k| product(k).abs()).sum::<f64>());
         }

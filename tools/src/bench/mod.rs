@@ -1,9 +1,10 @@
-//! `ttrec bench`: how fast the kernels and tables are here, beside what the core and its memory can do at best, and batches
-//! of bags beside dense tables. For devices where criterion cannot go; `benches/` is its counterpart for a developer's
-//! machine.
+//! `ttrec bench`: how fast the kernels and tables are here, beside what the core and its memory can
+//! do at best, and batches of bags beside dense tables. For devices where criterion cannot go;
+//! `benches/` is its counterpart for a developer's machine.
 //!
-//! One thread. Nothing is timed before its answer has been compared with a plain f64 loop. Times are the least of several
-//! repetitions, part by part of what is timed, and the peak is measured between them, so that a change of frequency hits both.
+//! One thread. Nothing is timed before its answer has been compared with a plain f64 loop. Times
+//! are the least of several repetitions, part by part of what is timed, and the peak is measured
+//! between them, so that a change of frequency hits both.
 
 mod batch;
 mod contents;
@@ -33,12 +34,13 @@ use std::{
 
 /// Measure kernels, tables and batches on this device, or a blob of your own.
 ///
-/// Prints a roofline (the core's multiply-add peak and its memory bandwidth, both measured in this run, on one thread) and
-/// what fraction of it each kernel and table reaches; batches of bags are measured beside dense f32 tables. Answers are
-/// checked before anything is timed. Takes a few minutes and up to half of the available memory.
+/// Prints a roofline (the core's multiply-add peak and its memory bandwidth, both measured in this
+/// run, on one thread) and what fraction of it each kernel and table reaches; batches of bags are
+/// measured beside dense f32 tables. Answers are checked before anything is timed. Takes a few
+/// minutes and up to half of the available memory.
 ///
-/// With a blob and a file of bags, as `ttrec lookup` takes them, it measures these instead: all bags as one batch. With a blob and a
-/// file of samples, it measures the blob's model.
+/// With a blob and a file of bags, as `ttrec lookup` takes them, it measures these instead: all
+/// bags as one batch. With a blob and a file of samples, it measures the blob's model.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob to measure, in place of the suites
@@ -65,7 +67,8 @@ pub(crate) struct Args {
     /// What to measure; default: everything
     #[arg(long, value_enum)]
     suite: Option<Suite>,
-    /// A retailer's baskets for the batch suite, as offsets and items (FIMI's retail data, which is not bundled)
+    /// A retailer's baskets for the batch suite, as offsets and items (FIMI's retail data, which
+    /// is not bundled)
     #[arg(long, value_name = "FILE.npz")]
     retail: Option<PathBuf>,
     /// Print JSON instead of tables
@@ -184,28 +187,45 @@ struct OwnFigure {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let tier = blob_file::tier()?;
     let model = args.blob.as_ref().zip(args.batch.as_ref());
-    let model = model.map(|(blob, batch)| Ok::<_, anyhow::Error>((BlobFile::open(blob)?, batch))).transpose()?;
+    let model = model
+        .map(|(blob, batch)| Ok::<_, anyhow::Error>((BlobFile::open(blob)?, batch)))
+        .transpose()?;
     let own = match (&args.blob, &args.bags) {
-        (Some(blob), Some(bags)) => Some((BlobFile::open(blob)?, BagsFile::read(bags, args.weighted)?)),
+        (Some(blob), Some(bags)) => {
+            Some((BlobFile::open(blob)?, BagsFile::read(bags, args.weighted)?))
+        }
         _ => None,
     };
-    let retail = args.retail.as_deref().map(|path| BagsFile::read_arrays(path, "items", false)).transpose()?;
+    let retail = args
+        .retail
+        .as_deref()
+        .map(|path| BagsFile::read_arrays(path, "items", false))
+        .transpose()?;
     let wants = |suite| args.blob.is_none() && args.suite.is_none_or(|wanted| wanted == suite);
     let mut roofline = Roofline::new(tier, args.quick)?;
     let mut notes = roofline.notes();
-    let kernels = if wants(Suite::Kernels) { kernels::measure(&mut roofline, args.quick)? } else { Vec::new() };
-    let tables =
-        if wants(Suite::Tables) { tables::measure(&mut roofline, args.quick, &mut notes)? } else { Vec::new() };
+    let kernels = if wants(Suite::Kernels) {
+        kernels::measure(&mut roofline, args.quick)?
+    } else {
+        Vec::new()
+    };
+    let tables = if wants(Suite::Tables) {
+        tables::measure(&mut roofline, args.quick, &mut notes)?
+    } else {
+        Vec::new()
+    };
     let workloads = if wants(Suite::Batch) {
         batch::measure(&mut roofline, args.quick, retail.as_ref(), &mut notes)?
     } else {
         Vec::new()
     };
-    let measure_own = |(blob, bags)| own::measure(&mut roofline, blob, args.table.as_deref(), bags, args.mode);
+    let measure_own =
+        |(blob, bags)| own::measure(&mut roofline, blob, args.table.as_deref(), bags, args.mode);
     let own = own.as_ref().map(|(blob, bags)| (blob, bags)).map(measure_own).transpose()?;
 
-    let measure_model =
-        |(blob, batch): &(BlobFile, &PathBuf)| model::measure(&mut roofline, blob, batch, args.samples as usize);
+    let measure_model = |(blob, batch): &(BlobFile, &PathBuf)| {
+        model::measure(&mut roofline, blob, batch, args.samples as usize)
+    };
     let model = model.as_ref().map(measure_model).transpose()?;
 
     let (peak, memory) = (roofline.flops(), roofline.bytes_per_second());
@@ -223,7 +243,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         memory_fraction: table.bytes.map(|bytes| bytes / table.seconds / memory),
     });
     let workloads = workloads.into_iter().map(|workload| {
-        let beside = |wanted| workload.beside.filter(|(found, _)| *found == wanted).map(|(_, seconds)| seconds * 1e9);
+        let beside = |wanted| {
+            workload
+                .beside
+                .filter(|(found, _)| *found == wanted)
+                .map(|(_, seconds)| seconds * 1e9)
+        };
         let ns_per_lookup = workload.seconds * 1e9;
         WorkloadFigure {
             tier: tier.name(),
@@ -283,7 +308,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     let Report { tier, fma_peak_gflops, memory_gbps, .. } = report;
-    writeln!(out, "{tier}, one thread: multiply-adds {fma_peak_gflops:.1} GFLOP/s, memory {memory_gbps:.1} GB/s")?;
+    writeln!(
+        out,
+        "{tier}, one thread: multiply-adds {fma_peak_gflops:.1} GFLOP/s, memory {memory_gbps:.1} \
+         GB/s"
+    )?;
     for note in &report.notes {
         writeln!(out, "note: {note}")?;
     }
@@ -295,7 +324,9 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     }
     if !report.tables.is_empty() {
         writeln!(out, "\n{:28} {:>9} {:>8} {:>9}", "table", "ns/lookup", "of peak", "of memory")?;
-        for TableFigure { name, ns_per_lookup, peak_fraction, memory_fraction, .. } in &report.tables {
+        for TableFigure { name, ns_per_lookup, peak_fraction, memory_fraction, .. } in
+            &report.tables
+        {
             let (peak, memory) = (fraction(peak_fraction), fraction(memory_fraction));
             writeln!(out, "{name:28} {ns_per_lookup:>9.1} {peak:>8} {memory:>9}")?;
         }
@@ -318,20 +349,41 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
                 Some((what, ns)) => (format!("{what:6} {ns:>9.1}"), Some(ns_per_lookup / ns)),
                 None => (String::new(), None),
             };
-            let (peak, times, cold) = (fraction(peak_fraction), fraction(&times), fraction(&workload.cold_times_dense));
-            writeln!(out, "{name:28} {ns_per_lookup:>9.1} {peak:>8}  {beside:16} {times:>6} {cold:>12}")?;
+            let (peak, times, cold) =
+                (fraction(peak_fraction), fraction(&times), fraction(&workload.cold_times_dense));
+            writeln!(
+                out,
+                "{name:28} {ns_per_lookup:>9.1} {peak:>8}  {beside:16} {times:>6} {cold:>12}"
+            )?;
         }
     }
     if let Some(own) = &report.own {
-        let OwnFigure { table, bags, lookups, ns_per_lookup, ns_per_bag, peak_fraction, workspace_bytes, .. } = own;
+        let OwnFigure {
+            table,
+            bags,
+            lookups,
+            ns_per_lookup,
+            ns_per_bag,
+            peak_fraction,
+            workspace_bytes,
+            ..
+        } = own;
         // Names are the blob's: they must not command the terminal.
         let table = table.escape_debug();
-        writeln!(out, "\n{table}: {bags} bags, {lookups} lookups, {workspace_bytes} bytes of workspace")?;
-        let peak = peak_fraction.map_or(String::new(), |fraction| format!(", {fraction:.2} of peak"));
+        writeln!(
+            out,
+            "\n{table}: {bags} bags, {lookups} lookups, {workspace_bytes} bytes of workspace"
+        )?;
+        let peak =
+            peak_fraction.map_or(String::new(), |fraction| format!(", {fraction:.2} of peak"));
         writeln!(out, "{ns_per_lookup:.1} ns/lookup, {ns_per_bag:.1} ns/bag{peak}")?;
     }
-    if let Some(ModelFigure { samples, batch, us_per_sample, workspace_bytes, .. }) = &report.model {
-        writeln!(out, "\n{samples} samples, {batch} at a time, {workspace_bytes} bytes of workspace")?;
+    if let Some(ModelFigure { samples, batch, us_per_sample, workspace_bytes, .. }) = &report.model
+    {
+        writeln!(
+            out,
+            "\n{samples} samples, {batch} at a time, {workspace_bytes} bytes of workspace"
+        )?;
         writeln!(out, "{us_per_sample:.2} us/sample")?;
     }
     Ok(())

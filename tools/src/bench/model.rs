@@ -39,7 +39,8 @@ pub(super) fn measure(
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?.with_tier(roofline.tier());
     let samples = Samples::read(path, &ranker)?;
-    measure_samples(roofline, file.bytes(), &blob, &ranker, &samples, batch).with_context(|| samples.path().to_owned())
+    measure_samples(roofline, file.bytes(), &blob, &ranker, &samples, batch)
+        .with_context(|| samples.path().to_owned())
 }
 
 fn measure_samples(
@@ -54,7 +55,10 @@ fn measure_samples(
     let all = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let all: Vec<Bags<'_, u64>> = (0..ranker.num_tables()).map(all).collect::<Result<_>>()?;
     let count = samples.count(ranker)?;
-    ensure!(all.iter().all(|bags| bags.len() == count), "not one bag of each table for each of {count} samples");
+    ensure!(
+        all.iter().all(|bags| bags.len() == count),
+        "not one bag of each table for each of {count} samples"
+    );
     let batches = count / batch;
     ensure!(batches > 0, "{count} samples: expected a batch of {batch} at least");
     // Lists of their own for each batch, batch after batch.
@@ -116,10 +120,14 @@ fn plain(
     sample: usize,
 ) -> Result<f64> {
     let stack = |stack, x: Vec<f64>| {
-        ranker.layers().filter(|layer| layer.stack == stack).fold(x, |x, layer| perceptron(&layer, &x))
+        ranker
+            .layers()
+            .filter(|layer| layer.stack == stack)
+            .fold(x, |x, layer| perceptron(&layer, &x))
     };
     let dense = &dense[sample * ranker.num_dense()..][..ranker.num_dense()];
-    let bottom = (ranker.num_dense() > 0).then(|| stack(Stack::Bottom, dense.iter().map(|&x| x.into()).collect()));
+    let bottom = (ranker.num_dense() > 0)
+        .then(|| stack(Stack::Bottom, dense.iter().map(|&x| x.into()).collect()));
     let mut vectors = Vec::from_iter(bottom);
     for ((table, pooling), bags) in ranker.tables().zip(ranker.poolings()).zip(bags) {
         let stored = Stored::new(bytes, *blob, table.name())?;
@@ -136,7 +144,11 @@ fn plain(
         }
         vectors.push(sum);
     }
-    let mut x = if ranker.num_dense() > 0 { vectors[0].clone() } else { Vec::new() };
+    let mut x = if ranker.num_dense() > 0 {
+        vectors[0].clone()
+    } else {
+        Vec::new()
+    };
     for (i, a) in vectors.iter().enumerate() {
         x.extend(vectors[..i].iter().map(|b| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()));
     }
@@ -152,10 +164,18 @@ fn perceptron(layer: &Layer<'_>, x: &[f64]) -> Vec<f64> {
         Elements::I4(_) => Vec::new(),
     };
     let output = |j: usize| {
-        let sum: f64 = x.iter().zip(weights.iter().skip(j).step_by(layer.outputs)).map(|(x, w)| x * w).sum();
+        let sum: f64 = x
+            .iter()
+            .zip(weights.iter().skip(j).step_by(layer.outputs))
+            .map(|(x, w)| x * w)
+            .sum();
         let scale = layer.scales.get(j).map_or(1.0, |&scale| scale.into());
         let y = sum * scale + f64::from(layer.bias[j]);
-        if layer.activation == Activation::Relu { y.max(0.0) } else { y }
+        if layer.activation == Activation::Relu {
+            y.max(0.0)
+        } else {
+            y
+        }
     };
     (0..layer.outputs).map(output).collect()
 }

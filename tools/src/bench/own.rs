@@ -35,7 +35,9 @@ pub(super) fn measure(
     let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
     let name = match (name, names.as_slice()) {
         (Some(name), _) | (None, &[name]) => name,
-        (None, _) => bail!("{}: which table? --table takes one of {names:?}", blob_file.path().display()),
+        (None, _) => {
+            bail!("{}: which table? --table takes one of {names:?}", blob_file.path().display())
+        }
     };
     let table = blob_file.table(&blob, name)?;
     measure_table(roofline, blob_file.bytes(), table, file, mode)

@@ -1,5 +1,5 @@
-//! What an answer must be: a plain f64 loop over the bytes of a blob, by `docs/format.md` alone, that shares no code with
-//! what it checks.
+//! What an answer must be: a plain f64 loop over the bytes of a blob, by `docs/format.md` alone,
+//! that shares no code with what it checks.
 
 use super::traffic::Batch;
 use anyhow::{Context, Result, ensure};
@@ -24,7 +24,8 @@ pub(super) struct Stored<'b> {
     data: TableData<'b>,
 }
 
-/// A row or a bag of rows, and the sums of the absolute values of its elements' terms, which roundings are relative to.
+/// A row or a bag of rows, and the sums of the absolute values of its elements' terms, which
+/// roundings are relative to.
 pub(super) struct Row {
     elements: Vec<f64>,
     magnitudes: Vec<f64>,
@@ -47,14 +48,19 @@ impl<'b> Stored<'b> {
     pub(super) fn section(&self, role: Role) -> Result<(Dtype, &'b [u8])> {
         let section = self.blob.sections(self.position).find(|section| section.role == role);
         let section = section.with_context(|| format!("no section {role:?}"))?;
-        let bytes = self.bytes.get(section.offset as usize..).and_then(|rest| rest.get(..section.len as usize));
+        let bytes = self
+            .bytes
+            .get(section.offset as usize..)
+            .and_then(|rest| rest.get(..section.len as usize));
         Ok((section.dtype.unwrap_or(Dtype::F32), bytes.context("a section is outside the blob")?))
     }
 
     pub(super) fn row(&self, row: u64) -> Result<Row> {
         let stored = self.row_as_stored(row)?;
         let Weights::Tt(tt) = &self.data.weights else { return Ok(stored) };
-        let in_place = |row: Vec<f64>| (0..row.len()).map(|column| row[tt.shape.position_of_column(column)]).collect();
+        let in_place = |row: Vec<f64>| {
+            (0..row.len()).map(|column| row[tt.shape.position_of_column(column)]).collect()
+        };
         Ok(Row { elements: in_place(stored.elements), magnitudes: in_place(stored.magnitudes) })
     }
 
@@ -64,7 +70,9 @@ impl<'b> Stored<'b> {
         }
         let stored = self.row_of(row)?;
         match &self.data.weights {
-            Weights::Dense(_) => self.dense_row(Role::Rows, self.data.embedding_dim, stored as usize),
+            Weights::Dense(_) => {
+                self.dense_row(Role::Rows, self.data.embedding_dim, stored as usize)
+            }
             Weights::Tt(tt) => self.tt_row(&tt.shape, stored),
             Weights::Projected(table) => {
                 let short = self.dense_row(Role::Rows, table.rank(), stored as usize)?;
@@ -72,11 +80,16 @@ impl<'b> Stored<'b> {
                 let dim = self.data.embedding_dim;
                 let product = |x: &[f64], of: fn(f64) -> f64| -> Vec<f64> {
                     let terms = |j: usize| {
-                        x.iter().enumerate().map(move |(k, x)| x * of(element(dtype, projection, k * dim + j)))
+                        x.iter()
+                            .enumerate()
+                            .map(move |(k, x)| x * of(element(dtype, projection, k * dim + j)))
                     };
                     (0..dim).map(|j| terms(j).sum()).collect()
                 };
-                Ok(Row { elements: product(&short.elements, |g| g), magnitudes: product(&short.magnitudes, f64::abs) })
+                Ok(Row {
+                    elements: product(&short.elements, |g| g),
+                    magnitudes: product(&short.magnitudes, f64::abs),
+                })
             }
             Weights::QuotientRemainder(table) => {
                 let [first, second] = self.parts(table, row)?;
@@ -97,7 +110,8 @@ impl<'b> Stored<'b> {
             IndexMap::Modulo => index % self.data.num_rows,
             IndexMap::Remapped(_) => {
                 let (_, rows) = self.section(Role::RemappedRows)?;
-                let row = rows.as_chunks::<4>().0.get(index as usize).context("an index has no row")?;
+                let row =
+                    rows.as_chunks::<4>().0.get(index as usize).context("an index has no row")?;
                 u32::from_le_bytes(*row).into()
             }
         })
@@ -141,7 +155,11 @@ impl<'b> Stored<'b> {
             let (r, n) = (shape.rank(k), shape.slice_len(k) / shape.rank(k));
             let step = |x: &[f64], of: fn(f64) -> f64| -> Vec<f64> {
                 let product = |i: usize, j: usize| {
-                    (0..r).map(|at| x[i * r + at] * of(scale * element(dtype, core, start + at * n + j))).sum()
+                    (0..r)
+                        .map(|at| {
+                            x[i * r + at] * of(scale * element(dtype, core, start + at * n + j))
+                        })
+                        .sum()
                 };
                 (0..x.len() / r * n).map(|at| product(at / n, at % n)).collect()
             };
@@ -166,7 +184,12 @@ impl<'b> Stored<'b> {
         check(&format!("{name}, row {row}"), found, &elements, &magnitudes, self.terms())
     }
 
-    fn bag<I: Index>(&self, batch: &Batch<'_, I>, range: std::ops::Range<usize>, pooling: Pooling) -> Result<Row> {
+    fn bag<I: Index>(
+        &self,
+        batch: &Batch<'_, I>,
+        range: std::ops::Range<usize>,
+        pooling: Pooling,
+    ) -> Result<Row> {
         let dim = self.data.embedding_dim;
         let lookups = range.map(|position| {
             let weight = batch.weights.map_or(1.0, |weights| f64::from(weights[position]));
@@ -176,7 +199,8 @@ impl<'b> Stored<'b> {
             let rows = lookups.map(|(index, weight)| Ok((self.row(index)?, weight)));
             return Ok(pool(rows.collect::<Result<_>>()?, dim, pooling));
         };
-        // Each part is pooled by itself; rows that are stored apart count as a bag's others, which come first.
+        // Each part is pooled by itself; rows that are stored apart count as a bag's others, which
+        // come first.
         let (mut parts, mut apart) = ([Vec::new(), Vec::new()], Vec::new());
         for (index, weight) in lookups {
             if self.position_apart(index).is_some() {
@@ -192,7 +216,11 @@ impl<'b> Stored<'b> {
         let second = pool(second, table.remainders.embedding_dim, pooling);
         let mut others = combine(table.combine, first, second);
         if apart.is_empty() || count == 0 {
-            return Ok(if apart.is_empty() { others } else { pool(apart, dim, pooling) });
+            return Ok(if apart.is_empty() {
+                others
+            } else {
+                pool(apart, dim, pooling)
+            });
         }
         let of_all = (apart.len() + count) as f64;
         if pooling == Pooling::Max {
@@ -201,12 +229,19 @@ impl<'b> Stored<'b> {
         }
         let is_mean = pooling == Pooling::Mean;
         if is_mean {
-            others.elements.iter_mut().chain(&mut others.magnitudes).for_each(|mean| *mean *= count as f64);
+            others
+                .elements
+                .iter_mut()
+                .chain(&mut others.magnitudes)
+                .for_each(|mean| *mean *= count as f64);
         }
         apart.push((others, 1.0));
         let mut sum = pool(apart, dim, Pooling::Sum);
         if is_mean {
-            sum.elements.iter_mut().chain(&mut sum.magnitudes).for_each(|sum| *sum /= of_all);
+            sum.elements
+                .iter_mut()
+                .chain(&mut sum.magnitudes)
+                .for_each(|sum| *sum /= of_all);
         }
         Ok(sum)
     }
@@ -220,12 +255,22 @@ impl<'b> Stored<'b> {
         out: &[f32],
     ) -> Result<()> {
         let mut lookups = 0;
-        for (bag, (ends, out)) in
-            batch.offsets.windows(2).zip(out.chunks(self.data.embedding_dim)).take(SAMPLE).enumerate()
+        for (bag, (ends, out)) in batch
+            .offsets
+            .windows(2)
+            .zip(out.chunks(self.data.embedding_dim))
+            .take(SAMPLE)
+            .enumerate()
         {
             let range = ends[0].to_u64() as usize..ends[1].to_u64() as usize;
             let Row { elements, magnitudes } = self.bag(batch, range.clone(), pooling)?;
-            check(&format!("{name}, bag {bag}"), out, &elements, &magnitudes, 2 * range.len() + self.terms())?;
+            check(
+                &format!("{name}, bag {bag}"),
+                out,
+                &elements,
+                &magnitudes,
+                2 * range.len() + self.terms(),
+            )?;
             lookups += range.len();
             if lookups > SAMPLE_LOOKUPS {
                 break;
@@ -266,7 +311,10 @@ fn combine(how: Combine, first: Row, second: Row) -> Row {
             Combine::Concat => a.into_iter().chain(b).collect(),
         }
     };
-    Row { elements: both(first.elements, second.elements), magnitudes: both(first.magnitudes, second.magnitudes) }
+    Row {
+        elements: both(first.elements, second.elements),
+        magnitudes: both(first.magnitudes, second.magnitudes),
+    }
 }
 
 fn digits(shape: &TtShape, mut row: u64) -> Vec<usize> {
@@ -297,16 +345,34 @@ pub(super) fn element(dtype: Dtype, stored: &[u8], at: usize) -> f64 {
     }
 }
 
-/// Refuses `found` where it is further from `expected` than `terms` roundings of f32 can take a sum whose terms have
-/// absolute values that add up to `magnitude`. Says nothing of what f32 cannot hold.
-pub(super) fn check(name: &str, found: &[f32], expected: &[f64], magnitudes: &[f64], terms: usize) -> Result<()> {
+/// Refuses `found` where it is further from `expected` than `terms` roundings of f32 can take a sum
+/// whose terms have absolute values that add up to `magnitude`. Says nothing of what f32 cannot
+/// hold.
+pub(super) fn check(
+    name: &str,
+    found: &[f32],
+    expected: &[f64],
+    magnitudes: &[f64],
+    terms: usize,
+) -> Result<()> {
     let rounding = (terms + 4) as f64 * f64::from(f32::EPSILON);
-    for (((at, &found), expected), &magnitude) in found.iter().enumerate().zip(expected).zip(magnitudes) {
-        let close = (f64::from(found) - expected).abs() <= rounding * magnitude + f64::from(f32::MIN_POSITIVE);
+    for (((at, &found), expected), &magnitude) in
+        found.iter().enumerate().zip(expected).zip(magnitudes)
+    {
+        let close = (f64::from(found) - expected).abs()
+            <= rounding * magnitude + f64::from(f32::MIN_POSITIVE);
         // NaN compares with nothing.
         let holds = magnitude < f64::from(f32::MAX);
-        ensure!(close || !holds, "{name}: wrong answer: element {at} is {found}, not {expected}; nothing was timed");
+        ensure!(
+            close || !holds,
+            "{name}: wrong answer: element {at} is {found}, not {expected}; nothing was timed"
+        );
     }
-    ensure!(found.len() == expected.len(), "{name}: {} elements, not {}", found.len(), expected.len());
+    ensure!(
+        found.len() == expected.len(),
+        "{name}: {} elements, not {}",
+        found.len(),
+        expected.len()
+    );
     Ok(())
 }

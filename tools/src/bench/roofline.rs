@@ -1,4 +1,5 @@
-//! The roofline: what this core and its memory can do at best, measured again and again during a run.
+//! The roofline: what this core and its memory can do at best, measured again and again during a
+//! run.
 
 use crate::random::random;
 use anyhow::{Result, ensure};
@@ -28,7 +29,10 @@ pub(super) struct Pass<'p> {
 
 impl<'p> Pass<'p> {
     /// `run` does some of `len` things.
-    pub(super) fn new(len: usize, run: impl FnMut(Range<usize>) -> Result<(), LookupError> + 'p) -> Self {
+    pub(super) fn new(
+        len: usize,
+        run: impl FnMut(Range<usize>) -> Result<(), LookupError> + 'p,
+    ) -> Self {
         Self { len, run: Box::new(run) }
     }
 
@@ -80,11 +84,25 @@ impl Roofline {
             word.copy_from_slice(&(value as f32).to_le_bytes());
         }
         let passes = if quick { 2 } else { 7 };
-        let mut roofline = Self { tier, passes, fma_rounds: 100, buffer, usual_len, flops: 0.0, bytes_per_second: 0.0 };
+        let mut roofline = Self {
+            tier,
+            passes,
+            fma_rounds: 100,
+            buffer,
+            usual_len,
+            flops: 0.0,
+            bytes_per_second: 0.0,
+        };
         // Sums of so few ones, zeros and minus ones are exact in any order.
-        ensure!(read_all(tier, roofline.floats()) as i64 == sum, "memory: wrong answer; nothing was timed");
+        ensure!(
+            read_all(tier, roofline.floats()) as i64 == sum,
+            "memory: wrong answer; nothing was timed"
+        );
         // s <- s / 2 + 1 ends at 2; the answer is the sum of the twelve chains and another 1.
-        ensure!(fma_chains(tier, 100, 0.5, 1.0).1 == 25.0, "multiply-adds: wrong answer; nothing was timed");
+        ensure!(
+            fma_chains(tier, 100, 0.5, 1.0).1 == 25.0,
+            "multiply-adds: wrong answer; nothing was timed"
+        );
         let fma = |rounds| time(|| _ = black_box(fma_chains(tier, black_box(rounds), 0.5, 1.0)));
         while fma(roofline.fma_rounds) < 200e-6 {
             roofline.fma_rounds *= 2;
@@ -98,7 +116,10 @@ impl Roofline {
     pub(super) fn notes(&self) -> Vec<String> {
         let short = (self.buffer.len() < self.usual_len).then(|| {
             let (found, usual) = (self.buffer.len() / MIB, self.usual_len / MIB);
-            format!("memory bandwidth is that of {found} MiB, for want of {usual} MiB: caches may have helped")
+            format!(
+                "memory bandwidth is that of {found} MiB, for want of {usual} MiB: caches may \
+                 have helped"
+            )
         });
         short.into_iter().collect()
     }
@@ -106,7 +127,9 @@ impl Roofline {
     /// A fraction of a millisecond of multiply-adds.
     pub(super) fn measure_flops(&mut self) {
         let mut flops = 0;
-        let seconds = time(|| flops = black_box(fma_chains(self.tier, black_box(self.fma_rounds), 0.5, 1.0)).0);
+        let seconds = time(|| {
+            flops = black_box(fma_chains(self.tier, black_box(self.fma_rounds), 0.5, 1.0)).0
+        });
         self.flops = self.flops.max(flops as f64 / seconds);
     }
 
@@ -116,9 +139,13 @@ impl Roofline {
         self.bytes_per_second = self.bytes_per_second.max(self.buffer.len() as f64 / seconds);
     }
 
-    /// The least seconds that each of `runs` takes, part by part, of several passes over all of them in turn: so they see
-    /// the same machine, and the multiply-adds of the roofline too.
-    pub(super) fn fastest<const N: usize>(&mut self, caches: Caches, mut runs: [Pass<'_>; N]) -> Result<[f64; N]> {
+    /// The least seconds that each of `runs` takes, part by part, of several passes over all of
+    /// them in turn: so they see the same machine, and the multiply-adds of the roofline too.
+    pub(super) fn fastest<const N: usize>(
+        &mut self,
+        caches: Caches,
+        mut runs: [Pass<'_>; N],
+    ) -> Result<[f64; N]> {
         let mut least = runs.each_ref().map(|run| vec![f64::INFINITY; run.parts()]);
         let mut calls = [1; N];
         // One more: the first shows how often the others call.
@@ -177,10 +204,13 @@ pub(super) fn available_memory() -> usize {
     kib.map_or(1024 * MIB, |kib| kib.saturating_mul(1024))
 }
 
-/// Bytes of the largest cache that the first core sees; a generous guess where the system does not say.
+/// Bytes of the largest cache that the first core sees; a generous guess where the system does not
+/// say.
 fn largest_cache() -> usize {
     let sizes = (0..8).filter_map(|index| {
-        let size = fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
+        let size =
+            fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size"))
+                .ok()?;
         Some(size.trim().strip_suffix('K')?.parse::<usize>().ok()? * 1024)
     });
     sizes.max().unwrap_or(32 * MIB).max(8 * MIB)

@@ -43,11 +43,21 @@ struct Extent {
 }
 
 /// Every table of the suite. What is smaller than usual goes into `notes`.
-pub(super) fn measure(roofline: &mut Roofline, quick: bool, notes: &mut Vec<String>) -> Result<Vec<Measured>> {
+pub(super) fn measure(
+    roofline: &mut Roofline,
+    quick: bool,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Measured>> {
     let rows = dense_rows("dense tables have", ROWS, DIM, quick, notes);
-    let extent = if quick { Extent { bags: 50, tt_batches: 1 } } else { Extent { bags: BAGS, tt_batches: 2 } };
+    let extent = if quick {
+        Extent { bags: 50, tt_batches: 1 }
+    } else {
+        Extent { bags: BAGS, tt_batches: 2 }
+    };
     let dense = [Dtype::F32, Dtype::F16, Dtype::I8, Dtype::I4];
-    let mut tables = Vec::from(dense.map(|dtype| dense_table(format!("dense-{}", dtype.name()), rows, DIM, dtype)));
+    let mut tables = Vec::from(
+        dense.map(|dtype| dense_table(format!("dense-{}", dtype.name()), rows, DIM, dtype)),
+    );
     for (q, rank, dtype) in COLUMN_FACTORS
         .iter()
         .flat_map(|q| RANKS.map(|rank| (q, rank)))
@@ -66,7 +76,12 @@ pub(super) fn measure(roofline: &mut Roofline, quick: bool, notes: &mut Vec<Stri
     Ok(measured)
 }
 
-pub(super) fn dense_table(name: String, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
+pub(super) fn dense_table(
+    name: String,
+    num_embeddings: u64,
+    embedding_dim: usize,
+    dtype: Dtype,
+) -> TableSpec {
     TableSpec::new(name, WeightsSpec::Dense { num_embeddings, embedding_dim, dtype })
 }
 
@@ -74,11 +89,21 @@ pub(super) fn tt_table(name: String, shape: TtShape, dtype: Dtype) -> TableSpec 
     TableSpec::new(name, WeightsSpec::Tt { shape, dtype })
 }
 
-/// How many f32 rows of `dim` columns to measure instead of `usual`; if they are fewer, a note says so.
-pub(super) fn dense_rows(what: &str, usual: u64, dim: usize, quick: bool, notes: &mut Vec<String>) -> u64 {
+/// How many f32 rows of `dim` columns to measure instead of `usual`; if they are fewer, a note says
+/// so.
+pub(super) fn dense_rows(
+    what: &str,
+    usual: u64,
+    dim: usize,
+    quick: bool,
+    notes: &mut Vec<String>,
+) -> u64 {
     let fits = (available_memory() / 2 / Dtype::F32.row_len(dim)).max(1) as u64;
-    let (limit, why) =
-        if quick && fits > 200_000 { (200_000, "to be quick") } else { (fits, "to fit half of the available memory") };
+    let (limit, why) = if quick && fits > 200_000 {
+        (200_000, "to be quick")
+    } else {
+        (fits, "to fit half of the available memory")
+    };
     if limit < usual {
         let note = format!("{what} {limit} rows, not {usual}, {why}");
         if !notes.contains(&note) {
@@ -97,9 +122,12 @@ fn measure_table(
     let buf = build(std::slice::from_ref(&spec))?;
     let table = Blob::parse(&buf)?.table(&spec.name)?.with_tier(roofline.tier());
     let (flops, bytes, batches, ids) = match spec.weights {
-        WeightsSpec::Tt { shape, .. } => {
-            (Some(shape.flops_left_to_right() as f64), None, extent.tt_batches, &[Ids::Uniform, Ids::ZipfSorted][..])
-        }
+        WeightsSpec::Tt { shape, .. } => (
+            Some(shape.flops_left_to_right() as f64),
+            None,
+            extent.tt_batches,
+            &[Ids::Uniform, Ids::ZipfSorted][..],
+        ),
         WeightsSpec::Dense { dtype, .. }
         | WeightsSpec::Projected { dtype, .. }
         | WeightsSpec::QuotientRemainder { dtype, .. } => {

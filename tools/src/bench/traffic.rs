@@ -72,27 +72,45 @@ pub(super) struct Traffic {
 
 impl Traffic {
     /// `batches` batches of `bags` bags of `lookups` lookups each, from a table of `rows` rows.
-    pub(super) fn draw(ids: Ids, rows: u64, seed: u64, [batches, bags, lookups]: [usize; 3]) -> Self {
+    pub(super) fn draw(
+        ids: Ids,
+        rows: u64,
+        seed: u64,
+        [batches, bags, lookups]: [usize; 3],
+    ) -> Self {
         let len = bags * lookups;
         Self {
-            indices: (0..(batches * len) as u64).map(|position| ids.draw(rows, random(seed, position))).collect(),
+            indices: (0..(batches * len) as u64)
+                .map(|position| ids.draw(rows, random(seed, position)))
+                .collect(),
             offsets: (0..=bags).map(|bag| (bag * lookups) as u32).collect(),
-            batches: (0..batches).map(|batch| [batch * len..(batch + 1) * len, 0..bags + 1]).collect(),
+            batches: (0..batches)
+                .map(|batch| [batch * len..(batch + 1) * len, 0..bags + 1])
+                .collect(),
         }
     }
 
-    /// The bags of a file in their order, in at most `batches` batches of `bags` of them; a rest is left out.
+    /// The bags of a file in their order, in at most `batches` batches of `bags` of them; a rest is
+    /// left out.
     pub(super) fn from_file(file: &BagsFile, batches: usize, bags: usize) -> Result<Self> {
         let all = file.offsets(Mode::Sum);
         file.bags(&all)?;
-        let indices: Result<Vec<u32>, _> = file.indices().iter().map(|&index| u32::try_from(index)).collect();
-        let mut traffic =
-            Self { indices: indices.context("an index is too large")?, offsets: Vec::new(), batches: Vec::new() };
+        let indices: Result<Vec<u32>, _> =
+            file.indices().iter().map(|&index| u32::try_from(index)).collect();
+        let mut traffic = Self {
+            indices: indices.context("an index is too large")?,
+            offsets: Vec::new(),
+            batches: Vec::new(),
+        };
         for batch in 0..batches {
-            let Some(offsets) = all.get(batch * bags..).and_then(|rest| rest.get(..=bags)) else { break };
+            let Some(offsets) = all.get(batch * bags..).and_then(|rest| rest.get(..=bags)) else {
+                break;
+            };
             let (first, last, start) = (offsets[0], offsets[bags], traffic.offsets.len());
             traffic.offsets.extend(offsets.iter().map(|offset| (offset - first) as u32));
-            traffic.batches.push([first as usize..last as usize, start..traffic.offsets.len()]);
+            traffic
+                .batches
+                .push([first as usize..last as usize, start..traffic.offsets.len()]);
         }
         ensure!(!traffic.batches.is_empty(), "fewer than {bags} bags");
         Ok(traffic)
@@ -168,7 +186,8 @@ impl<'a, I: Index> Run<'a, I> {
                     None => list,
                 });
                 lookups += indices.len();
-                pooled_len = pooled_len.saturating_add(list.len().saturating_mul(table.embedding_dim()));
+                pooled_len =
+                    pooled_len.saturating_add(list.len().saturating_mul(table.embedding_dim()));
                 workspace_len = table.batch_workspace_len(indices.len()).max(workspace_len);
             }
             out_len = pooled_len.max(out_len);
@@ -181,7 +200,8 @@ impl<'a, I: Index> Run<'a, I> {
 
     /// The same with the least workspace that the tables can do with.
     pub(super) fn with_least_workspace(mut self) -> Self {
-        self.workspace.truncate(self.tables.iter().map(Table::workspace_len).max().unwrap_or(0));
+        self.workspace
+            .truncate(self.tables.iter().map(Table::workspace_len).max().unwrap_or(0));
         self
     }
 
@@ -201,7 +221,12 @@ impl<'a, I: Index> Run<'a, I> {
         let mut out = &self.out[..];
         for ((table, bags), batch) in self.tables.iter().zip(&self.bags).zip(&self.first) {
             let (pooled, rest) = out.split_at(bags.len() * table.embedding_dim());
-            Stored::new(bytes, blob, table.name())?.check_bags(name, batch, self.pooling, pooled)?;
+            Stored::new(bytes, blob, table.name())?.check_bags(
+                name,
+                batch,
+                self.pooling,
+                pooled,
+            )?;
             out = rest;
         }
         Ok(())

@@ -1,15 +1,18 @@
 //! Which rows and prefix products are worth their bytes.
 //!
-//! Time is modelled in floating-point operations. A lookup costs [`PLANNING`] and its last step. Its prefix is multiplied
-//! out, or if it is stored found and read, [`SEARCHING`] and [`READING`] a byte, once for all lookups of a batch that share
-//! it: so what is asked for often is cheap already, and prefixes of the middle gain most. A stored row is found and read,
-//! too. Where a table has stored rows, or products, the others are searched for in vain, so that it may do better without.
-//! What is best for the bytes cannot be seen from rows and prefixes one by one, for each makes the other less useful: so
-//! several shares of the budget are tried for the rows, and the best of them is kept.
+//! Time is modelled in floating-point operations. A lookup costs [`PLANNING`] and its last step.
+//! Its prefix is multiplied out, or if it is stored found and read, [`SEARCHING`] and [`READING`] a
+//! byte, once for all lookups of a batch that share it: so what is asked for often is cheap
+//! already, and prefixes of the middle gain most. A stored row is found and read, too. Where a
+//! table has stored rows, or products, the others are searched for in vain, so that it may do
+//! better without. What is best for the bytes cannot be seen from rows and prefixes one by one, for
+//! each makes the other less useful: so several shares of the budget are tried for the rows, and
+//! the best of them is kept.
 //!
-//! Counts of a log say too much of rows that are rare: most of those seen once will not be seen again. So a constant is taken
-//! off each (absolute discounting: Ney, Essen and Kneser, "On structuring probabilistic dependences in stochastic language
-//! modelling", 1994), which others of the same prefix get.
+//! Counts of a log say too much of rows that are rare: most of those seen once will not be seen
+//! again. So a constant is taken off each (absolute discounting: Ney, Essen and Kneser, "On
+//! structuring probabilistic dependences in stochastic language modelling", 1994), which others of
+//! the same prefix get.
 
 use crate::frequencies::add_up;
 use crate::progress::Progress;
@@ -23,7 +26,8 @@ use ttrec::{
 
 /// To find out which slices a row needs, and which lookups share them.
 const PLANNING: f64 = 4000.0;
-/// To look for a row or a product among those that are stored, which is paid by those that are not, too.
+/// To look for a row or a product among those that are stored, which is paid by those that are not,
+/// too.
 const SEARCHING: f64 = 4000.0;
 /// Columns of the last step's slices whose sums leave a multiply-add unit half idle.
 const NARROW: f64 = 8.0;
@@ -66,8 +70,14 @@ pub(super) struct Served {
 }
 
 impl<'a> Demand<'a> {
-    /// `rows` ascend, and are asked for more often than never. Lookups come in batches of `batch_lookups`.
-    pub(crate) fn new(table: &Table<'a>, tt: &TtCores<'a>, mut rows: Vec<(u64, f64)>, batch_lookups: u64) -> Self {
+    /// `rows` ascend, and are asked for more often than never. Lookups come in batches of
+    /// `batch_lookups`.
+    pub(crate) fn new(
+        table: &Table<'a>,
+        tt: &TtCores<'a>,
+        mut rows: Vec<(u64, f64)>,
+        batch_lookups: u64,
+    ) -> Self {
         let total: f64 = rows.iter().map(|(_, frequency)| frequency).sum();
         let discount = discount(&rows);
         let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
@@ -79,7 +89,16 @@ impl<'a> Demand<'a> {
         });
         let prefixes = tt.prefixes.map_or(&[][..], |prefixes| prefixes.ids);
         let per_batch = total / batch_lookups.max(1) as f64;
-        Self { table: *table, shape: tt.shape, prefixes, rows, stored_rows: there.len(), stored, discount, per_batch }
+        Self {
+            table: *table,
+            shape: tt.shape,
+            prefixes,
+            rows,
+            stored_rows: there.len(),
+            stored,
+            discount,
+            per_batch,
+        }
     }
 
     /// The bytes that `count` more rows take.
@@ -90,7 +109,12 @@ impl<'a> Demand<'a> {
 
     /// The bytes that the products of `count` more prefixes take.
     pub(super) fn bytes_of_products(&self, count: usize) -> u64 {
-        bytes_of(self.prefixes.len(), count, Dtype::F32.bytes_of(self.shape.prefix_len()), self.shape.num_prefixes())
+        bytes_of(
+            self.prefixes.len(),
+            count,
+            Dtype::F32.bytes_of(self.shape.prefix_len()),
+            self.shape.num_prefixes(),
+        )
     }
 
     /// What the table would take as dense f32.
@@ -151,28 +175,37 @@ impl<'a> Demand<'a> {
     fn row_savings(&self) -> impl Iterator<Item = (u64, f64)> {
         let stored = SEARCHING + READING * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64;
         let prefixes = self.demand_by_prefix(&[]);
-        let (last_step, product, stored_product) = (self.last_step(), self.product(), self.stored_product());
+        let (last_step, product, stored_product) =
+            (self.last_step(), self.product(), self.stored_product());
         self.rows.iter().map(move |&(row, frequency)| {
             let prefix = self.prefix(row);
             let of_prefix = prefixes.binary_search_by_key(&prefix, |(prefix, _)| *prefix);
             let of_prefix = of_prefix.map_or(frequency, |at| prefixes[at].1);
-            let before = if self.has_prefix(prefix) { stored_product } else { product };
+            let before = if self.has_prefix(prefix) {
+                stored_product
+            } else {
+                product
+            };
             let share = before * self.uses(of_prefix) / of_prefix;
             (row, (frequency - self.discount) * (last_step + share - stored))
         })
     }
 
-    /// What searching costs the lookups that do not find their rows, once these are the first to be stored.
+    /// What searching costs the lookups that do not find their rows, once these are the first to be
+    /// stored.
     fn vain_row_searches(&self, rows: &[u64]) -> f64 {
         if self.stored_rows > 0 || rows.is_empty() {
             return 0.0;
         }
         let is_stored = |row: &u64| rows.binary_search(row).is_ok();
-        let vain = |&(row, frequency): &(u64, f64)| if is_stored(&row) { self.discount } else { frequency };
+        let vain = |&(row, frequency): &(u64, f64)| {
+            if is_stored(&row) { self.discount } else { frequency }
+        };
         SEARCHING * self.rows.iter().map(vain).sum::<f64>()
     }
 
-    /// What searching costs the prefixes that are not found, once these are the first to be stored beside `rows`.
+    /// What searching costs the prefixes that are not found, once these are the first to be stored
+    /// beside `rows`.
     fn vain_prefix_searches(&self, rows: &[u64], prefixes: &[u64]) -> f64 {
         if !self.prefixes.is_empty() || prefixes.is_empty() {
             return 0.0;
@@ -182,7 +215,8 @@ impl<'a> Demand<'a> {
         SEARCHING * vain.map(|(_, frequency)| self.uses(frequency)).sum::<f64>()
     }
 
-    /// What it saves to store the product of each prefix, once these rows, some of its own, are stored.
+    /// What it saves to store the product of each prefix, once these rows, some of its own, are
+    /// stored.
     fn product_savings(&self, rows: &[u64]) -> impl Iterator<Item = (u64, f64)> {
         let saving = (self.product() - self.stored_product()).max(0.0);
         let prefixes = self.demand_by_prefix(rows).into_iter();
@@ -191,12 +225,17 @@ impl<'a> Demand<'a> {
             .map(move |(prefix, frequency)| (prefix, self.uses(frequency) * saving))
     }
 
-    /// How often each prefix is needed, once these rows, some of its own, are stored; by prefix, ascending.
+    /// How often each prefix is needed, once these rows, some of its own, are stored; by prefix,
+    /// ascending.
     fn demand_by_prefix(&self, rows: &[u64]) -> Vec<(u64, f64)> {
         let mut stored = rows.iter().peekable();
         let mut prefixes: Vec<(u64, f64)> = Vec::new();
         for &(row, frequency) in &self.rows {
-            let left = if stored.next_if_eq(&&row).is_some() { self.discount } else { frequency };
+            let left = if stored.next_if_eq(&&row).is_some() {
+                self.discount
+            } else {
+                frequency
+            };
             let prefix = self.prefix(row);
             match prefixes.last_mut() {
                 Some((last, sum)) if *last == prefix => *sum += left,
@@ -208,13 +247,15 @@ impl<'a> Demand<'a> {
     }
 }
 
-/// The bytes of `count` items of `len` bytes, with their ids, beside those that are `there`; ids are below `limit`.
+/// The bytes of `count` items of `len` bytes, with their ids, beside those that are `there`; ids
+/// are below `limit`.
 fn bytes_of(there: usize, count: usize, len: usize, limit: u64) -> u64 {
     let index = |count: usize| blob::id_index_len(count as u64, limit, len);
     (ID_LEN + len as u64) * count as u64 + index(there + count) - index(there)
 }
 
-/// What is to be taken off each of these frequencies: of counts, by how many of them are 1 and 2; else nothing.
+/// What is to be taken off each of these frequencies: of counts, by how many of them are 1 and 2;
+/// else nothing.
 fn discount(rows: &[(u64, f64)]) -> f64 {
     let are = |count: f64| rows.iter().filter(|(_, frequency)| *frequency == count).count() as f64;
     if rows.iter().any(|(_, frequency)| frequency.fract() != 0.0) || are(1.0) == 0.0 {
@@ -252,16 +293,22 @@ struct Taken {
 pub(super) fn choose(tables: &[Option<Demand<'_>>], budget: u64) -> Choice {
     let items = rank(tables, budget, Demand::bytes_of_rows, |_, table| table.row_savings());
     let mut progress = Progress::new("rows and prefixes", PARTS + 1);
-    let mut best = Choice { rows: vec![Vec::new(); tables.len()], prefixes: vec![Vec::new(); tables.len()] };
+    let mut best =
+        Choice { rows: vec![Vec::new(); tables.len()], prefixes: vec![Vec::new(); tables.len()] };
     let mut most = 0.0;
     for parts in 0..=PARTS {
         let share = (u128::from(budget) * u128::from(parts) / u128::from(PARTS)) as u64;
-        let rows = take(tables, &items, share, Demand::bytes_of_rows, |_, demand, rows| demand.vain_row_searches(rows));
-        let left = budget - rows.iter().map(|rows| rows.bytes).sum::<u64>();
-        let items = rank(tables, left, Demand::bytes_of_products, |at, table| table.product_savings(&rows[at].ids));
-        let prefixes = take(tables, &items, left, Demand::bytes_of_products, |at, demand, prefixes| {
-            demand.vain_prefix_searches(&rows[at].ids, prefixes)
+        let rows = take(tables, &items, share, Demand::bytes_of_rows, |_, demand, rows| {
+            demand.vain_row_searches(rows)
         });
+        let left = budget - rows.iter().map(|rows| rows.bytes).sum::<u64>();
+        let items = rank(tables, left, Demand::bytes_of_products, |at, table| {
+            table.product_savings(&rows[at].ids)
+        });
+        let prefixes =
+            take(tables, &items, left, Demand::bytes_of_products, |at, demand, prefixes| {
+                demand.vain_prefix_searches(&rows[at].ids, prefixes)
+            });
         let saving = rows.iter().chain(&prefixes).map(|taken| taken.saving).sum();
         if saving > most {
             most = saving;
@@ -304,7 +351,8 @@ fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
     items
 }
 
-/// Takes what fits, best first; by table, and nothing of a table where that costs more than it saves.
+/// Takes what fits, best first; by table, and nothing of a table where that costs more than it
+/// saves.
 fn take<'a>(
     tables: &[Option<Demand<'a>>],
     items: &[Item],

@@ -23,17 +23,18 @@ use std::{
 use ttrec::{
     Blob, Table,
     blob::{
-        self, IndexMap, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Prefixes, Role, SectionPlan, Stack,
-        TableSpec, Weights, WeightsSpec,
+        self, IndexMap, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Prefixes, Role,
+        SectionPlan, Stack, TableSpec, Weights, WeightsSpec,
     },
     dtype::Dtype,
 };
 
 /// Store the rows and partial products that are asked for most beside a blob's tensor-train tables.
 ///
-/// The new blob holds all that BLOB holds, and for its tensor-train tables hot rows, multiplied out, and products of hot
-/// prefixes (what rows with the same digits but for the last one have in common), so that lookups need not compute them.
-/// Rows keep their values bit for bit. Which rows and prefixes save most time per byte is estimated from the frequencies.
+/// The new blob holds all that BLOB holds, and for its tensor-train tables hot rows, multiplied
+/// out, and products of hot prefixes (what rows with the same digits but for the last one have in
+/// common), so that lookups need not compute them. Rows keep their values bit for bit. Which rows
+/// and prefixes save most time per byte is estimated from the frequencies.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Frequencies:
@@ -45,7 +46,8 @@ Budget:
   It bounds the bytes added for all tables together: 8 for the id of each row or prefix, its f32
   elements, and an index of the ids (a sixth of a byte for each row or prefix that the table has,
   where 256 or more are stored and it pays). The file grows by no more than that, but for directory
-  records and padding, and for rows that BLOB itself stores apart in a narrower type than f32: where rows are added beside
+  records and padding, and for rows that BLOB itself stores apart in a narrower type than f32: \
+                        where rows are added beside
   them, these become f32.")]
 pub(crate) struct Args {
     /// A blob
@@ -53,7 +55,8 @@ pub(crate) struct Args {
     /// How often each row is asked for
     #[arg(long, value_name = "FILE.npz")]
     frequencies: PathBuf,
-    /// How many bytes to add: 28MiB, 500KB, 1234, or 1% (of what the tables that have frequencies would take as dense f32)
+    /// How many bytes to add: 28MiB, 500KB, 1234, or 1% (of what the tables that have frequencies
+    /// would take as dense f32)
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     budget: Budget,
     /// How many lookups in a table come in a batch: what they share is computed once
@@ -106,9 +109,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             name: table.name().to_owned(),
             rows: rows.len(),
             prefixes: prefixes.len(),
-            bytes: demand
-                .as_ref()
-                .map_or(0, |demand| demand.bytes_of_rows(rows.len()) + demand.bytes_of_products(prefixes.len())),
+            bytes: demand.as_ref().map_or(0, |demand| {
+                demand.bytes_of_rows(rows.len()) + demand.bytes_of_products(prefixes.len())
+            }),
             served: demand.as_ref().map(|demand| demand.served(rows, prefixes)),
         }
     });
@@ -130,8 +133,8 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
         match served {
             Some(Served { by_row, by_prefix, computed }) => writeln!(
                 out,
-                "{name}: {rows} rows and {prefixes} prefixes added, {bytes} bytes; of the lookups {:.1}% find their row, \
-                 {:.1}% their prefix, {:.1}% are computed",
+                "{name}: {rows} rows and {prefixes} prefixes added, {bytes} bytes; of the lookups \
+                 {:.1}% find their row, {:.1}% their prefix, {:.1}% are computed",
                 by_row * 100.0,
                 by_prefix * 100.0,
                 computed * 100.0
@@ -140,11 +143,19 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
         }
     }
     let added: u64 = report.tables.iter().map(|table| table.bytes).sum();
-    writeln!(out, "{path}: {} bytes, {added} of them added within a budget of {}", report.bytes, report.budget)
+    writeln!(
+        out,
+        "{path}: {} bytes, {added} of them added within a budget of {}",
+        report.bytes, report.budget
+    )
 }
 
 /// By table; `None` for those that are left as they are.
-fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies, batch: u64) -> Result<Vec<Option<Demand<'a>>>> {
+fn demands<'a>(
+    tables: &[Table<'a>],
+    frequencies: &Frequencies,
+    batch: u64,
+) -> Result<Vec<Option<Demand<'a>>>> {
     let demand = |table: &Table<'a>| -> Result<Option<Demand<'a>>> {
         let Some(source) = frequencies.of(table.name())? else { return Ok(None) };
         let Weights::Tt(tt) = &table.data().weights else { return Ok(None) };
@@ -159,8 +170,8 @@ fn demands<'a>(tables: &[Table<'a>], frequencies: &Frequencies, batch: u64) -> R
     Ok(demands)
 }
 
-/// Writes the blob of `file`, which holds `tables`, once more to `path`, with what is best stored in `budget` bytes; returns
-/// what that is, and the length of the new blob in bytes.
+/// Writes the blob of `file`, which holds `tables`, once more to `path`, with what is best stored
+/// in `budget` bytes; returns what that is, and the length of the new blob in bytes.
 pub(crate) fn store(
     path: &Path,
     file: &BlobFile,
@@ -178,15 +189,20 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
     let blob = file.blob()?;
     // What sections of ids will hold; where nothing is added the sections stay as they are.
     let union = |there: &[u64], added: &[u64]| {
-        let mut ids = if added.is_empty() { Vec::new() } else { [there, added].concat() };
+        let mut ids = if added.is_empty() {
+            Vec::new()
+        } else {
+            [there, added].concat()
+        };
         ids.sort_unstable();
         ids
     };
     let rows = |(table, added): (&Table<'_>, &Vec<u64>)| {
         union(table.data().overrides.map_or(&[], |overrides| overrides.ids), added)
     };
-    let prefixes =
-        |(table, added): (&Table<'_>, &Vec<u64>)| union(prefixes(table).map_or(&[], |there| there.ids), added);
+    let prefixes = |(table, added): (&Table<'_>, &Vec<u64>)| {
+        union(prefixes(table).map_or(&[], |there| there.ids), added)
+    };
     let rows: Vec<Vec<u64>> = tables.iter().zip(&choice.rows).map(rows).collect();
     let prefixes: Vec<Vec<u64>> = tables.iter().zip(&choice.prefixes).map(prefixes).collect();
     let specs = tables.iter().zip(rows.iter().zip(&prefixes));
@@ -200,19 +216,30 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
         if plan.table == tables.len() {
             return sink.put(section(file, &blob, plan)?);
         }
-        let (table, rows, prefixes) = (&tables[plan.table], &rows[plan.table], &prefixes[plan.table]);
+        let (table, rows, prefixes) =
+            (&tables[plan.table], &rows[plan.table], &prefixes[plan.table]);
         match plan.role {
             Role::OverrideIds if !rows.is_empty() => sink.put(bytemuck::cast_slice(rows)),
             Role::OverrideIndex => {
                 let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
-                write_index(if rows.is_empty() { there } else { rows }, table.num_embeddings(), sink)
+                write_index(
+                    if rows.is_empty() { there } else { rows },
+                    table.num_embeddings(),
+                    sink,
+                )
             }
             Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink),
             Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
             Role::PrefixIndex => {
-                let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
+                let Weights::Tt(tt) = &table.data().weights else {
+                    bail!("a dense table has no prefixes")
+                };
                 let there = tt.prefixes.map_or(&[][..], |there| there.ids);
-                write_index(if prefixes.is_empty() { there } else { prefixes }, tt.shape.num_prefixes(), sink)
+                write_index(
+                    if prefixes.is_empty() { there } else { prefixes },
+                    tt.shape.num_prefixes(),
+                    sink,
+                )
             }
             Role::PrefixProducts if !prefixes.is_empty() => write_products(table, prefixes, sink),
             _ => sink.put(section(file, &blob, plan)?),
@@ -233,7 +260,11 @@ fn model(blob: &Blob<'_>) -> Option<ModelSpec> {
         of_stack.map(layer).collect()
     };
     let tables = blob.model_tables().collect();
-    (blob.num_layers() > 0).then(|| ModelSpec { tables, bottom: layers(Stack::Bottom), top: layers(Stack::Top) })
+    (blob.num_layers() > 0).then(|| ModelSpec {
+        tables,
+        bottom: layers(Stack::Bottom),
+        top: layers(Stack::Top),
+    })
 }
 
 fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
@@ -261,7 +292,10 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
         },
         Weights::QuotientRemainder(parts) => {
             // The format allows it, the writer does not.
-            ensure!(parts.remainders.dtype() == dtype, "its two parts differ in type: expected one for both");
+            ensure!(
+                parts.remainders.dtype() == dtype,
+                "its two parts differ in type: expected one for both"
+            );
             WeightsSpec::QuotientRemainder {
                 num_embeddings: data.num_rows,
                 num_remainders: parts.num_remainders,
@@ -273,12 +307,18 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
         Weights::Tt(tt) => {
             let mut cores = tt.cores[..tt.shape.num_cores()].iter();
             // The format allows it, the writer does not.
-            ensure!(cores.all(|core| core.slices.dtype() == dtype), "its cores differ in type: expected one for all");
+            ensure!(
+                cores.all(|core| core.slices.dtype() == dtype),
+                "its cores differ in type: expected one for all"
+            );
             WeightsSpec::Tt { shape: tt.shape, dtype }
         }
     };
     let overrides = match (rows, data.overrides) {
-        (0, there) => there.map(|there| OverridesSpec { count: there.ids.len() as u64, dtype: there.rows.dtype() }),
+        (0, there) => there.map(|there| OverridesSpec {
+            count: there.ids.len() as u64,
+            dtype: there.rows.dtype(),
+        }),
         (count, _) => Some(OverridesSpec { count: count as u64, dtype: Dtype::F32 }),
     };
     let num_prefixes = match num_prefixes {
@@ -320,11 +360,16 @@ fn write_products(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result
     let mut progress = Progress::new(&format!("{}: prefixes", table.name()), ids.len() as u64);
     ids.iter().try_for_each(|&id| {
         progress.add(1);
-        // One that is there stays, lest a row change its bits: another machine may have rounded it otherwise.
+        // One that is there stays, lest a row change its bits: another machine may have rounded it
+        // otherwise.
         if let Some(there) = tt.prefixes
             && let Ok(position) = there.ids.binary_search(&id)
         {
-            let product = there.products.chunks_exact(len).nth(position).context("a prefix product is missing")?;
+            let product = there
+                .products
+                .chunks_exact(len)
+                .nth(position)
+                .context("a prefix product is missing")?;
             return sink.put(bytemuck::cast_slice(product));
         }
         table.prefix_product(id, &mut product, &mut workspace)?;
@@ -339,5 +384,8 @@ fn section<'b>(file: &'b BlobFile, blob: &Blob<'_>, plan: &SectionPlan) -> Resul
     let section = sections.find(|section| section.role == plan.role);
     let section = section.with_context(|| format!("no section {:?}", plan.role))?;
     let (start, len) = (usize::try_from(section.offset)?, usize::try_from(section.len)?);
-    file.bytes().get(start..).and_then(|rest| rest.get(..len)).context("a section is outside the blob")
+    file.bytes()
+        .get(start..)
+        .and_then(|rest| rest.get(..len))
+        .context("a section is outside the blob")
 }

@@ -23,8 +23,8 @@ pub(super) struct Archive {
 
 /// A member may decompress to this much, however small it is ...
 const FREE_SIZE: u64 = 64 << 20;
-/// ... and beyond it to this many times its compressed size. Trained weights hardly compress; deflate
-/// reaches 1000 on a bomb.
+/// ... and beyond it to this many times its compressed size. Trained weights hardly compress;
+/// deflate reaches 1000 on a bomb.
 const MAX_RATIO: u64 = 100;
 
 /// Opens the archive and refuses what could mislead a reader of its members: two of one name,
@@ -33,8 +33,11 @@ pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError
     let malformed = |e: ZipError| CheckpointError::file(path, format!("zip archive: {e}"));
     let members = ZipArchive::new(Cursor::new(map.clone())).map_err(malformed)?;
     // Decoded as pytorch-reader decodes them: an extra field may give a member another name.
-    let names: Vec<String> =
-        members.file_names().map(|name| name.map(Cow::into_owned)).collect::<Result<_, _>>().map_err(malformed)?;
+    let names: Vec<String> = members
+        .file_names()
+        .map(|name| name.map(Cow::into_owned))
+        .collect::<Result<_, _>>()
+        .map_err(malformed)?;
     if members.has_duplicate_names() {
         let reason = "zip archive: two members of one name, expected distinct names";
         return Err(CheckpointError::file(path, reason));
@@ -45,7 +48,9 @@ pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError
         let (size, packed) = (member.size(), member.compressed_size());
         let limit = match member.compression() {
             CompressionMethod::Stored => Some(packed.min(file_len)),
-            CompressionMethod::Deflated if packed <= file_len => Some(FREE_SIZE.max(packed.saturating_mul(MAX_RATIO))),
+            CompressionMethod::Deflated if packed <= file_len => {
+                Some(FREE_SIZE.max(packed.saturating_mul(MAX_RATIO)))
+            }
             _ => None,
         };
         let reason = match limit {
@@ -56,7 +61,8 @@ pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError
                  if it is genuine, save it uncompressed"
             ),
             None => format!(
-                "{packed} bytes compressed by {:?} in a file of {file_len}, expected stored or deflated",
+                "{packed} bytes compressed by {:?} in a file of {file_len}, expected stored or \
+                 deflated",
                 member.compression()
             ),
         };
@@ -71,14 +77,18 @@ pub(super) fn read(members: &mut Members, index: usize) -> Result<Vec<u8>, Strin
     let size = member.size();
     let mut bytes = Vec::new();
     // One byte more than declared, so that reading on to the end verifies the checksum.
-    member.take(size.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    member
+        .take(size.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|e| e.to_string())?;
     if bytes.len() as u64 != size {
         return Err(format!("{} or more bytes, expected {size}", bytes.len()));
     }
     Ok(bytes)
 }
 
-/// A member that lies in the file as it is: which bytes those are, and their checksum, if one was computed.
+/// A member that lies in the file as it is: which bytes those are, and their checksum, if one was
+/// computed.
 #[derive(Clone)]
 pub(super) struct Stored {
     pub(super) range: Range<usize>,
@@ -86,7 +96,11 @@ pub(super) struct Stored {
 }
 
 /// The member, if it is not compressed.
-pub(super) fn stored(map: &Mapped, members: &mut Members, index: usize) -> Result<Option<Stored>, String> {
+pub(super) fn stored(
+    map: &Mapped,
+    members: &mut Members,
+    index: usize,
+) -> Result<Option<Stored>, String> {
     let member = members.by_index(index).map_err(|e| e.to_string())?;
     let (size, crc32) = (member.size(), member.crc32());
     if member.compression() != CompressionMethod::Stored || member.compressed_size() != size {

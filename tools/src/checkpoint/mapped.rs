@@ -19,24 +19,27 @@ impl Mapped {
             return Err(io::Error::other("not a regular file"));
         }
         let file = File::open(path)?;
-        // SAFETY: the mapping is read-only, and what is borrowed from it is plain old data, for which every
-        // value is valid, or text that was checked to be UTF-8. What cannot be ruled out is another process
-        // writing to the file meanwhile: values and text then change under us, and a file cut short ends
-        // this process with SIGBUS. docs/security.md says that a mapped file must not change; the
-        // alternative is to load gigabytes of table.
+        // SAFETY: the mapping is read-only, and what is borrowed from it is plain old data, for
+        // which every value is valid, or text that was checked to be UTF-8. What cannot be
+        // ruled out is another process writing to the file meanwhile: values and text then
+        // change under us, and a file cut short ends this process with SIGBUS.
+        // docs/security.md says that a mapped file must not change; the alternative is to
+        // load gigabytes of table.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Self(Arc::new((map, file))))
     }
 
-    /// Fills `out` from byte `start` on without touching the mapping, whose pages would count as this process's memory
-    /// for as long as they are cached.
+    /// Fills `out` from byte `start` on without touching the mapping, whose pages would count as
+    /// this process's memory for as long as they are cached.
     pub(super) fn read_at(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
         #[cfg(unix)]
         return std::os::unix::fs::FileExt::read_exact_at(&self.0.1, out, start);
         #[cfg(not(unix))]
         {
             let rest = usize::try_from(start).ok().and_then(|start| self.0.0.get(start..));
-            let bytes = rest.and_then(|rest| rest.get(..out.len())).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let bytes = rest
+                .and_then(|rest| rest.get(..out.len()))
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
             out.copy_from_slice(bytes);
             Ok(())
         }
@@ -49,7 +52,8 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// Bytes of the file whose CRC-32 is known. They are compared with it once, when the first of them is asked for.
+/// Bytes of the file whose CRC-32 is known. They are compared with it once, when the first of them
+/// is asked for.
 pub(super) struct Checked {
     map: Mapped,
     range: Range<usize>,
@@ -71,10 +75,16 @@ impl Checked {
         let (mut hasher, mut block) = (crc32fast::Hasher::new(), vec![0; 1 << 18]);
         for start in self.range.clone().step_by(block.len()) {
             let len = block.len().min(self.range.end - start);
-            self.map.read_at(start as u64, &mut block[..len]).map_err(|error| format!("cannot read: {error}"))?;
+            self.map
+                .read_at(start as u64, &mut block[..len])
+                .map_err(|error| format!("cannot read: {error}"))?;
             hasher.update(&block[..len]);
         }
         let found = hasher.finalize();
-        if found == self.crc32 { Ok(()) } else { Err(format!("checksum {found:08x}, expected {:08x}", self.crc32)) }
+        if found == self.crc32 {
+            Ok(())
+        } else {
+            Err(format!("checksum {found:08x}, expected {:08x}", self.crc32))
+        }
     }
 }

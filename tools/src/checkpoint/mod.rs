@@ -1,5 +1,5 @@
-//! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch `.pt`/`.pth` (zip and legacy), `.npy`
-//! and `.npz`, told apart by content.
+//! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
+//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, told apart by content.
 //!
 //! A checkpoint is hostile until proven otherwise. Every declared size is checked against the bytes
 //! that are there before anything is allocated from it, compressed data must keep to a ratio (see
@@ -62,15 +62,20 @@ impl CheckpointError {
     }
 
     fn tensor(path: &Path, tensor: &str, reason: impl ToString) -> Self {
-        Self::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), reason: reason.to_string() }
+        Self::Tensor {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            reason: reason.to_string(),
+        }
     }
 }
 
 /// An open checkpoint.
 ///
-/// Data that lies in the file in the order of rows is decoded from a mapping of the file, or read as it is asked for, and never
-/// loaded: `.safetensors`, `.npy`, uncompressed `.npz`, and the tensors of a `state_dict` in a `.pt` file. Others (compressed
-/// ones, transposed views, legacy `.pt` files) are decoded whole on first use; those used last are kept, up to 256 MiB or one
+/// Data that lies in the file in the order of rows is decoded from a mapping of the file, or read
+/// as it is asked for, and never loaded: `.safetensors`, `.npy`, uncompressed `.npz`, and the
+/// tensors of a `state_dict` in a `.pt` file. Others (compressed ones, transposed views, legacy
+/// `.pt` files) are decoded whole on first use; those used last are kept, up to 256 MiB or one
 /// tensor. Where the container has checksums, a tensor's is compared before anything of it is used.
 pub(crate) struct Checkpoint {
     path: Arc<Path>,
@@ -85,9 +90,10 @@ impl Checkpoint {
     /// Opens the checkpoint at `path`; its content decides which container it is.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let path: Arc<Path> = path.into();
-        let map = Mapped::open(&path).map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
-        let (list, metadata) =
-            contain(|| read(&path, map)).unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
+        let map = Mapped::open(&path)
+            .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
+        let (list, metadata) = contain(|| read(&path, map))
+            .unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
         let mut tensors = BTreeMap::new();
         for tensor in list {
             let name = tensor.name().to_owned();
@@ -153,8 +159,8 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<(Vec<Tensor>, Metadata), Checkp
     let reason = if bytes.get(257..262) == Some(b"ustar") {
         "a torch checkpoint in tar form (before 2017), expected one saved again by a newer torch"
     } else {
-        "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or .npz file, found none of \
-         their signatures"
+        "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or .npz \
+         file, found none of their signatures"
     };
     Err(CheckpointError::file(path, reason))
 }
@@ -166,8 +172,8 @@ thread_local! {
 
 /// Runs the parsing of hostile bytes; a panic becomes an error, without a word on stderr.
 ///
-/// Some libraries multiply or add declared sizes unchecked (npyz the shape, safetensors the end of the
-/// data), which panics when overflow checks are on, and none promises not to panic at all.
+/// Some libraries multiply or add declared sizes unchecked (npyz the shape, safetensors the end of
+/// the data), which panics when overflow checks are on, and none promises not to panic at all.
 fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     // The error says it all; a panic's own message and backtrace would only alarm.
@@ -184,8 +190,10 @@ fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
     let outcome = panic::catch_unwind(AssertUnwindSafe(parse));
     CONTAINED.set(outer);
     outcome.map_err(|panic| {
-        let message =
-            panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let message = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         format!("malformed: {}", message.unwrap_or("the parser failed"))
     })
 }

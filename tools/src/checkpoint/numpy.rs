@@ -15,8 +15,8 @@ pub(super) const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// numpy itself refuses longer header texts.
 const MAX_HEADER: usize = 10_000;
-/// A plain header opens one dict and one tuple. The parser takes exponential time in nested braces, and
-/// structured types, which nest, are not tensors.
+/// A plain header opens one dict and one tuple. The parser takes exponential time in nested braces,
+/// and structured types, which nest, are not tensors.
 const MAX_BRACKETS: usize = 4;
 
 /// What a `.npy` header says.
@@ -110,12 +110,14 @@ pub(super) fn read_npz(
         let Some(name) = npyz::npz::array_name_from_file_name(file_name) else {
             continue;
         };
-        let (header, stored) =
-            member_header(map, &mut members, index).map_err(|reason| CheckpointError::tensor(path, name, reason))?;
+        let (header, stored) = member_header(map, &mut members, index)
+            .map_err(|reason| CheckpointError::tensor(path, name, reason))?;
         let data = match stored {
-            Some(Stored { range, checked }) => {
-                Data::Mapped(map.clone(), range.start.saturating_add(header.len)..range.end, checked)
-            }
+            Some(Stored { range, checked }) => Data::Mapped(
+                map.clone(),
+                range.start.saturating_add(header.len)..range.end,
+                checked,
+            ),
             None => {
                 let (members, header_len) = (members.clone(), header.len);
                 let load = move || {
@@ -137,22 +139,40 @@ pub(super) fn read_npz(
 }
 
 /// The header of a member and, if it is stored as it is, the bytes of the file it occupies.
-fn member_header(map: &Mapped, members: &mut Members, index: usize) -> Result<(Header, Option<Stored>), String> {
+fn member_header(
+    map: &Mapped,
+    members: &mut Members,
+    index: usize,
+) -> Result<(Header, Option<Stored>), String> {
     let stored = archive::stored(map, members, index)?;
     let member = members.by_index(index).map_err(|e| e.to_string())?;
     let size = member.size();
     let mut start = Vec::new();
-    member.take(12 + MAX_HEADER as u64).read_to_end(&mut start).map_err(|e| e.to_string())?;
+    member
+        .take(12 + MAX_HEADER as u64)
+        .read_to_end(&mut start)
+        .map_err(|e| e.to_string())?;
     let header = Header::parse(&start)?;
     // Before anything is decompressed for it, a shape must fit the size the member declares.
-    let declared = header.shape.iter().try_fold(header.element_type.size(), |len, &d| len.checked_mul(d));
+    let declared = header
+        .shape
+        .iter()
+        .try_fold(header.element_type.size(), |len, &d| len.checked_mul(d));
     if declared.and_then(|len| len.checked_add(header.len as u64)) != Some(size) {
-        return Err(format!("shape {:?} of {} does not fit its {size} bytes", header.shape, header.element_type));
+        return Err(format!(
+            "shape {:?} of {} does not fit its {size} bytes",
+            header.shape, header.element_type
+        ));
     }
     Ok((header, stored))
 }
 
-fn tensor(path: &Arc<Path>, name: String, header: Header, data: Data) -> Result<Tensor, CheckpointError> {
+fn tensor(
+    path: &Arc<Path>,
+    name: String,
+    header: Header,
+    data: Data,
+) -> Result<Tensor, CheckpointError> {
     let Header { element_type, shape, layout, .. } = header;
     Tensor::new(path, name, element_type, shape, layout, data)
 }

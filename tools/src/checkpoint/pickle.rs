@@ -1,12 +1,15 @@
-//! The cost of unpickling, found without unpickling, and where the tensors lie, which pytorch-reader keeps to itself.
+//! The cost of unpickling, found without unpickling, and where the tensors lie, which
+//! pytorch-reader keeps to itself.
 //!
-//! pytorch-reader copies an object on every fetch from the memo. It limits what copying may cost, but
-//! does not count class names, dict keys, storage keys and tensor shapes: a file of 3 MB that memoizes
-//! one of 1 MB and fetches it a million times asks for a terabyte. Nor does it bound what a compressed
-//! run of one-byte opcodes expands to. So the opcodes are first run over sizes instead of objects.
+//! pytorch-reader copies an object on every fetch from the memo. It limits what copying may cost,
+//! but does not count class names, dict keys, storage keys and tensor shapes: a file of 3 MB that
+//! memoizes one of 1 MB and fetches it a million times asks for a terabyte. Nor does it bound what
+//! a compressed run of one-byte opcodes expands to. So the opcodes are first run over sizes instead
+//! of objects.
 //!
-//! A size has with it what the object is, where that leads to a tensor: of all that a pickle can say, the few calls with which
-//! `torch.save` writes a `state_dict`. Nothing is nested in these, so that nothing is deep.
+//! A size has with it what the object is, where that leads to a tensor: of all that a pickle can
+//! say, the few calls with which `torch.save` writes a `state_dict`. Nothing is nested in these, so
+//! that nothing is deep.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -32,13 +35,22 @@ pub(super) struct Place {
 /// The places of tensors, by the keys that lead to them, joined by dots.
 pub(super) type Places = BTreeMap<String, Rc<Place>>;
 
-/// Refuses `bytes` unless it starts with `count` pickles that can be parsed within [`BUDGET`]; the tensors that the last of them
-/// is seen to place somewhere. What is said twice, or in other ways than the usual ones, is not among them.
+/// Refuses `bytes` unless it starts with `count` pickles that can be parsed within [`BUDGET`]; the
+/// tensors that the last of them is seen to place somewhere. What is said twice, or in other ways
+/// than the usual ones, is not among them.
 pub(super) fn check(bytes: &[u8], count: usize) -> Result<Places, String> {
-    let mut machine = Machine { rest: bytes, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), cost: 0 };
+    let mut machine = Machine {
+        rest: bytes,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        cost: 0,
+    };
     let mut places = Places::new();
     for _ in 0..count {
-        machine.run().ok_or("pickle: expected well-formed opcodes up to the end of its object")?;
+        machine
+            .run()
+            .ok_or("pickle: expected well-formed opcodes up to the end of its object")?;
         if machine.cost > BUDGET {
             return Err(format!("pickle: parsing it takes over {BUDGET} bytes"));
         }
@@ -99,7 +111,9 @@ impl<'a> What<'a> {
     fn persistent(id: &Self) -> Self {
         match id {
             Self::Tuple(id) => match id[..] {
-                [Self::Text(b"storage"), Self::Class(..), Self::Text(key), ..] => Self::Storage(key),
+                [Self::Text(b"storage"), Self::Class(..), Self::Text(key), ..] => {
+                    Self::Storage(key)
+                }
                 _ => Self::Unknown,
             },
             _ => Self::Unknown,
@@ -108,17 +122,29 @@ impl<'a> What<'a> {
 
     fn call(function: &Self, arguments: &Self) -> Self {
         match (function, arguments) {
-            (Self::Class(b"collections", b"OrderedDict"), Self::Numbers(none)) if none.is_empty() => {
+            (Self::Class(b"collections", b"OrderedDict"), Self::Numbers(none))
+                if none.is_empty() =>
+            {
                 Self::Dict(Rc::default())
             }
-            (Self::Class(b"torch._utils", b"_rebuild_tensor_v2"), Self::Tuple(arguments)) => match &arguments[..] {
-                [Self::Storage(key), Self::Number(offset), Self::Numbers(shape), Self::Numbers(strides), ..] => {
-                    let Ok(storage) = String::from_utf8(key.to_vec()) else { return Self::Unknown };
-                    let (shape, strides) = (shape.to_vec(), strides.to_vec());
-                    Self::Tensor(Rc::new(Place { storage, offset: *offset, shape, strides }))
+            (Self::Class(b"torch._utils", b"_rebuild_tensor_v2"), Self::Tuple(arguments)) => {
+                match &arguments[..] {
+                    [
+                        Self::Storage(key),
+                        Self::Number(offset),
+                        Self::Numbers(shape),
+                        Self::Numbers(strides),
+                        ..,
+                    ] => {
+                        let Ok(storage) = String::from_utf8(key.to_vec()) else {
+                            return Self::Unknown;
+                        };
+                        let (shape, strides) = (shape.to_vec(), strides.to_vec());
+                        Self::Tensor(Rc::new(Place { storage, offset: *offset, shape, strides }))
+                    }
+                    _ => Self::Unknown,
                 }
-                _ => Self::Unknown,
-            },
+            }
             _ => Self::Unknown,
         }
     }
@@ -130,7 +156,10 @@ impl<'a> What<'a> {
         for (name, place) in &*entries {
             found.entry(name).and_modify(|found| *found = None).or_insert(place.as_ref());
         }
-        found.into_iter().filter_map(|(name, place)| Some((name.to_owned(), Rc::clone(place?)))).collect()
+        found
+            .into_iter()
+            .filter_map(|(name, place)| Some((name.to_owned(), Rc::clone(place?))))
+            .collect()
     }
 }
 
@@ -286,7 +315,14 @@ impl<'a> Machine<'a> {
     fn value(&mut self, width: usize) -> Option<()> {
         let bytes = self.take(width)?;
         // J is signed.
-        self.push(0, if width == 4 { number(bytes) } else { What::Number(little_endian(bytes)) });
+        self.push(
+            0,
+            if width == 4 {
+                number(bytes)
+            } else {
+                What::Number(little_endian(bytes))
+            },
+        );
         Some(())
     }
 
@@ -327,7 +363,11 @@ impl<'a> Machine<'a> {
         self.pop(self.stack.len().checked_sub(mark)?)
     }
 
-    fn combine(&mut self, count: usize, into: impl FnOnce(Vec<What<'a>>) -> What<'a>) -> Option<()> {
+    fn combine(
+        &mut self,
+        count: usize,
+        into: impl FnOnce(Vec<What<'a>>) -> What<'a>,
+    ) -> Option<()> {
         let (content, items) = self.pop(count)?;
         self.push(content, into(items));
         Some(())

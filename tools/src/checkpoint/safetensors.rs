@@ -18,9 +18,14 @@ use super::{CheckpointError, ElementType, Metadata, Tensor};
 const MAX_HEADER: usize = 16 << 20;
 
 /// The tensors, and the texts that the header has beside them.
-pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
+pub(super) fn read(
+    path: &Arc<Path>,
+    map: &Mapped,
+) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
     let bytes = map.as_ref();
-    let malformed = |reason: &dyn fmt::Display| CheckpointError::file(path, format!("safetensors header: {reason}"));
+    let malformed = |reason: &dyn fmt::Display| {
+        CheckpointError::file(path, format!("safetensors header: {reason}"))
+    };
     let header_len = bytes
         .first_chunk()
         .and_then(|&len| usize::try_from(u64::from_le_bytes(len)).ok())
@@ -37,7 +42,10 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<(Vec<Tensor>, Metad
         .into_iter()
         .map(|(name, info)| {
             let element_type = element_type(info.dtype).ok_or_else(|| {
-                let reason = format!("element type {}, expected float, integer or bool of 8 to 64 bits", info.dtype);
+                let reason = format!(
+                    "element type {}, expected float, integer or bool of 8 to 64 bits",
+                    info.dtype
+                );
                 CheckpointError::tensor(path, &name, reason)
             })?;
             let (start, end) = info.data_offsets;
@@ -48,7 +56,15 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<(Vec<Tensor>, Metad
             Tensor::new(path, name.clone(), element_type, shape, layout, data)
         })
         .collect::<Result<_, _>>()?;
-    Ok((tensors, metadata.metadata().iter().flatten().map(|(key, text)| (key.clone(), text.clone())).collect()))
+    Ok((
+        tensors,
+        metadata
+            .metadata()
+            .iter()
+            .flatten()
+            .map(|(key, text)| (key.clone(), text.clone()))
+            .collect(),
+    ))
 }
 
 fn element_type(dtype: Dtype) -> Option<ElementType> {
@@ -88,7 +104,10 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Distinct<V> {
                 let mut entries = BTreeMap::new();
                 while let Some((key, value)) = map.next_entry::<String, V>()? {
                     if entries.contains_key(&key) {
-                        return Err(A::Error::custom(format_args!("two tensors named `{}`", key.escape_debug())));
+                        return Err(A::Error::custom(format_args!(
+                            "two tensors named `{}`",
+                            key.escape_debug()
+                        )));
                     }
                     entries.insert(key, value);
                 }

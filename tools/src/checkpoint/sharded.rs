@@ -1,5 +1,5 @@
-//! Safetensors in several files: an index (`model.safetensors.index.json`) says which of the files beside it holds which
-//! tensor.
+//! Safetensors in several files: an index (`model.safetensors.index.json`) says which of the files
+//! beside it holds which tensor.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -21,14 +21,16 @@ struct Index {
     weight_map: Distinct<String>,
 }
 
-/// Whether a file that starts with `bytes` is a JSON object. A safetensors file may begin with a brace or a space, too, but
-/// its first eight bytes are the length of a header, which is never so long that none of them is zero.
+/// Whether a file that starts with `bytes` is a JSON object. A safetensors file may begin with a
+/// brace or a space, too, but its first eight bytes are the length of a header, which is never so
+/// long that none of them is zero.
 pub(super) fn is_index(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{") && !bytes.iter().take(8).any(|&b| b == 0)
 }
 
 pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
-    let malformed = |reason: String| CheckpointError::file(path, format!("safetensors index: {reason}"));
+    let malformed =
+        |reason: String| CheckpointError::file(path, format!("safetensors index: {reason}"));
     let bytes = map.as_ref();
     if bytes.len() > MAX_INDEX {
         return Err(malformed(format!("{} bytes, expected at most {MAX_INDEX}", bytes.len())));
@@ -38,8 +40,10 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
     let mut listed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (tensor, file) in &places {
         // The index must not lead to files elsewhere.
-        if Path::new(file).file_name() != Some(OsStr::new(file)) || file.contains(['/', '\\', '\0']) {
-            let reason = format!("is in file {file:?}, expected the bare name of a file beside the index");
+        if Path::new(file).file_name() != Some(OsStr::new(file)) || file.contains(['/', '\\', '\0'])
+        {
+            let reason =
+                format!("is in file {file:?}, expected the bare name of a file beside the index");
             return Err(CheckpointError::tensor(path, tensor, reason));
         }
         listed.entry(file).or_default().push(tensor);
@@ -47,7 +51,8 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
     let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
     for (file, names) in &listed {
         let shard: Arc<Path> = path.with_file_name(file).into();
-        let map = Mapped::open(&shard).map_err(|error| CheckpointError::Io { path: shard.to_path_buf(), error })?;
+        let map = Mapped::open(&shard)
+            .map_err(|error| CheckpointError::Io { path: shard.to_path_buf(), error })?;
         for tensor in safetensors::read(&shard, &map)?.0 {
             match places.get(tensor.name()) {
                 // The index decides what the checkpoint holds.
@@ -56,7 +61,8 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
                     tensors.insert(tensor.name().to_owned(), tensor);
                 }
                 Some(place) => {
-                    let reason = format!("the index says that it is in {place:?}, expected it there alone");
+                    let reason =
+                        format!("the index says that it is in {place:?}, expected it there alone");
                     return Err(CheckpointError::tensor(&shard, tensor.name(), reason));
                 }
             }

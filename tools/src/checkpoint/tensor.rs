@@ -91,14 +91,18 @@ pub(super) enum Data {
     /// In place, in the mapped file; sound if what holds them is.
     Mapped(Mapped, Range<usize>, Option<Arc<Checked>>),
     /// Produced by `load` on first use and kept in `cache` for the calls that follow.
-    Decoded { cache: Arc<Cache>, id: usize, load: Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync> },
+    Decoded {
+        cache: Arc<Cache>,
+        id: usize,
+        load: Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>,
+    },
 }
 
 /// Bytes of the tensors decoded last.
 ///
 /// Consumers read a tensor in small chunks and several tensors in turns, so whole tensors are kept;
-/// those least recently used go once more than [`Cache::CAPACITY`] is held, so that a converter which
-/// walks all tables of a model never holds the whole model.
+/// those least recently used go once more than [`Cache::CAPACITY`] is held, so that a converter
+/// which walks all tables of a model never holds the whole model.
 #[derive(Default)]
 pub(super) struct Cache(Mutex<VecDeque<(usize, Arc<Vec<u8>>)>>);
 
@@ -106,7 +110,11 @@ impl Cache {
     /// A tensor larger than this is kept alone.
     const CAPACITY: usize = 256 << 20;
 
-    fn get(&self, id: usize, load: impl FnOnce() -> Result<Vec<u8>, String>) -> Result<Arc<Vec<u8>>, String> {
+    fn get(
+        &self,
+        id: usize,
+        load: impl FnOnce() -> Result<Vec<u8>, String>,
+    ) -> Result<Arc<Vec<u8>>, String> {
         // No code path leaves the queue half updated, so a poisoned lock is still sound.
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = match kept.iter().position(|(held, _)| *held == id) {
@@ -171,13 +179,15 @@ impl Tensor {
         data: Data,
     ) -> Result<Self, CheckpointError> {
         let len = shape.iter().try_fold(1_u64, |len, &d| len.checked_mul(d));
-        let byte_len =
-            len.and_then(|len| len.checked_mul(element_type.size())).and_then(|bytes| usize::try_from(bytes).ok());
+        let byte_len = len
+            .and_then(|len| len.checked_mul(element_type.size()))
+            .and_then(|bytes| usize::try_from(bytes).ok());
         let (Some(len), Some(byte_len)) = (len, byte_len) else {
             let reason = format!("shape {shape:?} of {element_type} exceeds the address space");
             return Err(CheckpointError::tensor(file, &name, reason));
         };
-        let tensor = Self { file: Arc::clone(file), name, element_type, shape, len, byte_len, layout, data };
+        let tensor =
+            Self { file: Arc::clone(file), name, element_type, shape, len, byte_len, layout, data };
         if let Data::Mapped(map, range, _) = &tensor.data {
             let held = map.as_ref().get(range.clone()).map_or(0, <[u8]>::len);
             tensor.check_byte_len(held)?;
@@ -215,24 +225,31 @@ impl Tensor {
         self.byte_len
     }
 
-    /// Decodes elements `start..start + out.len()` in row-major order, whatever order the file holds
-    /// them in, rounding to the nearest `f32`.
+    /// Decodes elements `start..start + out.len()` in row-major order, whatever order the file
+    /// holds them in, rounding to the nearest `f32`.
     pub(crate) fn read_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
         decode_floats!(self, None, start, out, f32)
     }
 
-    /// As [`read_f32`](Self::read_f32), for who walks a whole table and must not have it in memory: a mapped file is read
-    /// rather than looked at.
+    /// As [`read_f32`](Self::read_f32), for who walks a whole table and must not have it in memory:
+    /// a mapped file is read rather than looked at.
     pub(crate) fn stream_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
-        let Data::Mapped(map, range, checked) = &self.data else { return self.read_f32(start, out) };
-        if self.layout.column_major || start.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
+        let Data::Mapped(map, range, checked) = &self.data else {
+            return self.read_f32(start, out);
+        };
+        if self.layout.column_major
+            || start.checked_add(out.len() as u64).is_none_or(|end| end > self.len)
+        {
             return self.read_f32(start, out);
         }
         self.check(checked.as_deref())?;
         let size = self.element_type.size();
         let place = range.start as u64 + start * size;
         let failed = |error: std::io::Error| self.error(format!("cannot read: {error}"));
-        if self.element_type == ElementType::F32 && !self.layout.big_endian && cfg!(target_endian = "little") {
+        if self.element_type == ElementType::F32
+            && !self.layout.big_endian
+            && cfg!(target_endian = "little")
+        {
             return map.read_at(place, bytemuck::cast_slice_mut(out)).map_err(failed);
         }
         let mut bytes = vec![0; out.len() * size as usize];
@@ -269,9 +286,9 @@ impl Tensor {
         }
     }
 
-    /// Fills `out` from the `N`-byte elements at `start`; `convert` gets little-endian bytes and, for
-    /// a value it cannot represent, says what it found. A window holds the bytes of just these elements, in the order of
-    /// rows.
+    /// Fills `out` from the `N`-byte elements at `start`; `convert` gets little-endian bytes and,
+    /// for a value it cannot represent, says what it found. A window holds the bytes of just
+    /// these elements, in the order of rows.
     fn decode<const N: usize, T>(
         &self,
         window: Option<&[u8]>,
@@ -281,7 +298,11 @@ impl Tensor {
     ) -> Result<(), CheckpointError> {
         let end = start.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > self.len) {
-            return Err(self.error(format!("elements {start}..+{} asked for, but it holds {}", out.len(), self.len)));
+            return Err(self.error(format!(
+                "elements {start}..+{} asked for, but it holds {}",
+                out.len(),
+                self.len
+            )));
         }
         if out.is_empty() {
             return Ok(());
@@ -293,7 +314,9 @@ impl Tensor {
             convert(raw).map_err(|found| self.error(format!("element {position} is {found}")))
         };
         if let Some(window) = window {
-            for ((slot, position), &raw) in out.iter_mut().zip(start..).zip(window.as_chunks::<N>().0) {
+            for ((slot, position), &raw) in
+                out.iter_mut().zip(start..).zip(window.as_chunks::<N>().0)
+            {
                 *slot = convert(position, raw)?;
             }
             return Ok(());
@@ -318,7 +341,9 @@ impl Tensor {
             }
         } else {
             // `start` is below `len`, whose byte length fits `usize`.
-            for ((slot, position), &raw) in out.iter_mut().zip(start..).zip(&elements[start as usize..]) {
+            for ((slot, position), &raw) in
+                out.iter_mut().zip(start..).zip(&elements[start as usize..])
+            {
                 *slot = convert(position, raw)?;
             }
         }

@@ -1,9 +1,9 @@
 //! torch checkpoints: the zip container of torch 1.6 and later, and the pickle stream before it.
 //!
 //! pytorch-reader interprets the pickle without running any of it and gathers strided views into
-//! row-major order. What it lacks is done here: the cost of the pickle is bounded before it is parsed,
-//! tensors of equal names are refused, and those that lie in the file as they are read there, as they are asked for:
-//! pytorch-reader reads a tensor as a whole.
+//! row-major order. What it lacks is done here: the cost of the pickle is bounded before it is
+//! parsed, tensors of equal names are refused, and those that lie in the file as they are read
+//! there, as they are asked for: pytorch-reader reads a tensor as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,26 +18,30 @@ use super::pickle::Place;
 use super::tensor::{Cache, Data, Layout};
 use super::{CheckpointError, ElementType, Tensor, contain, pickle};
 
-/// An expanded view (stride 0) is larger than its storage. A tensor may take as much as the whole file
-/// and this beyond.
+/// An expanded view (stride 0) is larger than its storage. A tensor may take as much as the whole
+/// file and this beyond.
 const MAX_EXPANSION: usize = 64 << 20;
 
-/// Bytes of all tensor names together: a name is the path through nested dicts, so a small pickle can
-/// spell very long ones.
+/// Bytes of all tensor names together: a name is the path through nested dicts, so a small pickle
+/// can spell very long ones.
 const MAX_NAMES: usize = 64 << 20;
 
 /// The magic number 0x1950a86a20f9469cfc6c of a legacy file, in binary and in text pickles.
-const LEGACY_MAGIC: [&[u8]; 2] = [b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", b"119547037146038801333356"];
+const LEGACY_MAGIC: [&[u8]; 2] =
+    [b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", b"119547037146038801333356"];
 
 /// Whether a zip member of this name is the pickle of a torch checkpoint.
 pub(super) fn is_pickle_member(name: &str) -> bool {
-    name.strip_suffix("data.pkl").is_some_and(|root| root.is_empty() || root.ends_with('/'))
+    name.strip_suffix("data.pkl")
+        .is_some_and(|root| root.is_empty() || root.ends_with('/'))
 }
 
 /// Whether a file that starts with `bytes` is a legacy checkpoint.
 pub(super) fn is_legacy(bytes: &[u8]) -> bool {
     let start = &bytes[..bytes.len().min(64)];
-    LEGACY_MAGIC.iter().any(|magic| start.windows(magic.len()).any(|window| window == *magic))
+    LEGACY_MAGIC
+        .iter()
+        .any(|magic| start.windows(magic.len()).any(|window| window == *magic))
 }
 
 pub(super) fn read_zip(
@@ -53,7 +57,11 @@ pub(super) fn read_zip(
         placed.push((name.strip_suffix("data.pkl").unwrap_or_default(), places));
     }
     // Which of several pickles counts is for the reader to say.
-    let (root, places) = if placed.len() == 1 { placed.remove(0) } else { Default::default() };
+    let (root, places) = if placed.len() == 1 {
+        placed.remove(0)
+    } else {
+        Default::default()
+    };
     let mut storages = Storages { map, members, root, found: BTreeMap::new() };
     read(path, map, |name, element_type, shape| {
         let place = places.get(name).filter(|place| place.shape == shape)?;
@@ -78,7 +86,11 @@ struct Storages<'m> {
 
 impl Storages<'_> {
     /// The bytes of the tensor at `place`, if they follow each other in the order of rows.
-    fn find(&mut self, place: &Place, element_type: ElementType) -> Option<(Range<usize>, Option<Arc<Checked>>)> {
+    fn find(
+        &mut self,
+        place: &Place,
+        element_type: ElementType,
+    ) -> Option<(Range<usize>, Option<Arc<Checked>>)> {
         let Self { map, members, root, found } = self;
         let stored = found.entry(place.storage.clone()).or_insert_with(|| {
             let index = members.index_for_name(&format!("{root}data/{}", place.storage))?;
@@ -86,7 +98,8 @@ impl Storages<'_> {
         });
         let Stored { range, checked } = stored.as_ref()?;
         let elements = row_major(&place.shape, &place.strides)?;
-        let bytes = |elements: u64| usize::try_from(elements.checked_mul(element_type.size())?).ok();
+        let bytes =
+            |elements: u64| usize::try_from(elements.checked_mul(element_type.size())?).ok();
         let start = range.start.checked_add(bytes(place.offset)?)?;
         let end = start.checked_add(bytes(elements)?)?;
         (end <= range.end).then(|| (start..end, checked.clone()))
@@ -115,7 +128,9 @@ fn read(
     let file_len = map.as_ref().len();
     let limit = file_len.saturating_add(MAX_EXPANSION);
     let root = PytorchReader::read_pickle_data(path, None).map_err(malformed)?;
-    Names::default().collect(&root, &mut String::new()).map_err(|reason| CheckpointError::file(path, reason))?;
+    Names::default()
+        .collect(&root, &mut String::new())
+        .map_err(|reason| CheckpointError::file(path, reason))?;
     drop(root);
 
     let cache = Arc::new(Cache::default());
@@ -134,17 +149,23 @@ fn read(
                 None => name,
             };
             let (layout, data) = match found {
-                Some((range, checked)) => (Layout::ROW_MAJOR_LE, Data::Mapped(map.clone(), range, checked)),
+                Some((range, checked)) => {
+                    (Layout::ROW_MAJOR_LE, Data::Mapped(map.clone(), range, checked))
+                }
                 None => {
                     let load = Box::new(move || contain(&load)?.map_err(|e| e.to_string()));
                     // The reader gives native order.
-                    let layout = Layout { big_endian: cfg!(target_endian = "big"), column_major: false };
+                    let layout =
+                        Layout { big_endian: cfg!(target_endian = "big"), column_major: false };
                     (layout, Data::Decoded { cache: Arc::clone(&cache), id, load })
                 }
             };
             let tensor = Tensor::new(path, name, element_type, shape, layout, data)?;
             if tensor.byte_len() > limit {
-                let reason = format!("{} bytes in a file of {file_len}, expected at most {limit}", tensor.byte_len());
+                let reason = format!(
+                    "{} bytes in a file of {file_len}, expected at most {limit}",
+                    tensor.byte_len()
+                );
                 return Err(CheckpointError::tensor(path, tensor.name(), reason));
             }
             Ok(tensor)
@@ -197,7 +218,10 @@ impl Names {
                     return Err(format!("tensor names beyond {MAX_NAMES} bytes in all"));
                 }
                 if !self.seen.insert(path.clone()) {
-                    return Err(format!("two tensors named `{}`, expected one", path.escape_debug()));
+                    return Err(format!(
+                        "two tensors named `{}`, expected one",
+                        path.escape_debug()
+                    ));
                 }
             }
             _ => {}

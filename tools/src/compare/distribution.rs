@@ -1,4 +1,5 @@
-//! How errors are distributed over many rows, in memory that does not grow with them: counts in 64 steps per factor of two.
+//! How errors are distributed over many rows, in memory that does not grow with them: counts in 64
+//! steps per factor of two.
 
 use std::ops::Range;
 
@@ -55,17 +56,22 @@ impl Distribution {
         at.map_or(f64::INFINITY, |at| (start(at) + start(at + 1)) / 2.0)
     }
 
-    /// The counts of numbers above zero in at most `count` bars of one width on a logarithmic scale; numbers are divided
-    /// by `unit`.
+    /// The counts of numbers above zero in at most `count` bars of one width on a logarithmic
+    /// scale; numbers are divided by `unit`.
     pub(super) fn bars(&self, count: usize, unit: f64) -> Vec<Bar> {
         let taken = |&count: &u64| count > 0;
-        let (Some(first), Some(last)) = (self.steps.iter().position(taken), self.steps.iter().rposition(taken)) else {
+        let (Some(first), Some(last)) =
+            (self.steps.iter().position(taken), self.steps.iter().rposition(taken))
+        else {
             return Vec::new();
         };
         let width = (last + 1 - first).div_ceil(count.max(1));
         let bars = self.steps[first..=last].chunks(width).zip((first..).step_by(width));
-        bars.map(|(steps, at)| Bar { errors: start(at) / unit..start(at + width) / unit, count: steps.iter().sum() })
-            .collect()
+        bars.map(|(steps, at)| Bar {
+            errors: start(at) / unit..start(at + width) / unit,
+            count: steps.iter().sum(),
+        })
+        .collect()
     }
 }
 
@@ -88,7 +94,8 @@ mod tests {
     fn quantiles_are_within_a_step() {
         let mut distribution = Distribution::new();
         (1..=1000).for_each(|i| distribution.add(f64::from(i) * 1e-3));
-        for (share, expected) in [(0.001, 0.001), (0.5, 0.5), (0.9, 0.9), (0.99, 0.99), (1.0, 1.0)] {
+        for (share, expected) in [(0.001, 0.001), (0.5, 0.5), (0.9, 0.9), (0.99, 0.99), (1.0, 1.0)]
+        {
             let found = distribution.quantile(share);
             assert!((found / expected - 1.0).abs() < 0.01, "{share}: {found}");
         }
@@ -106,7 +113,8 @@ mod tests {
             let bars = distribution.bars(count, 2.0);
             assert!(bars.len() <= count, "{count}: {}", bars.len());
             for bar in &bars {
-                let within = numbers.iter().filter(|&&x| bar.errors.contains(&(x / 2.0))).count() as u64;
+                let within =
+                    numbers.iter().filter(|&&x| bar.errors.contains(&(x / 2.0))).count() as u64;
                 assert_eq!(bar.count, within, "{count}: {:?}", bar.errors);
             }
             assert_eq!(bars.iter().map(|bar| bar.count).sum::<u64>(), 500);
@@ -118,7 +126,14 @@ mod tests {
     fn extremes_have_a_place() {
         let mut distribution = Distribution::new();
         assert_eq!(distribution.bars(10, 1.0), []);
-        for x in [0.0, 1e-300, f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX) * 256.0, f64::INFINITY, f64::NAN] {
+        for x in [
+            0.0,
+            1e-300,
+            f64::from(f32::MIN_POSITIVE),
+            f64::from(f32::MAX) * 256.0,
+            f64::INFINITY,
+            f64::NAN,
+        ] {
             distribution.add(x);
         }
         assert_eq!(distribution.zeros(), 2);

@@ -39,7 +39,11 @@ impl Sums {
 }
 
 /// Every layer of the blob against that of the checkpoint's model, which the spec may name.
-pub(crate) fn layers(checkpoint: &Checkpoint, spec: Option<&Spec>, blob: &Blob<'_>) -> Result<Vec<LayerComparison>> {
+pub(crate) fn layers(
+    checkpoint: &Checkpoint,
+    spec: Option<&Spec>,
+    blob: &Blob<'_>,
+) -> Result<Vec<LayerComparison>> {
     if blob.num_layers() == 0 {
         return Ok(Vec::new());
     }
@@ -48,7 +52,10 @@ pub(crate) fn layers(checkpoint: &Checkpoint, spec: Option<&Spec>, blob: &Blob<'
         Some(model) => model,
         None => match &Model::detect(checkpoint)[..] {
             [model] => model.clone(),
-            found => bail!("{path}: {} models there, the blob has one: give a --spec with [model]", found.len()),
+            found => bail!(
+                "{path}: {} models there, the blob has one: give a --spec with [model]",
+                found.len()
+            ),
         },
     };
     let model = Model::open(checkpoint, &found).with_context(|| format!("{path}: [model]"))?;
@@ -59,7 +66,10 @@ pub(crate) fn layers(checkpoint: &Checkpoint, spec: Option<&Spec>, blob: &Blob<'
 pub(crate) fn layers_of(model: &Model<'_>, blob: &Blob<'_>) -> Result<Vec<LayerComparison>> {
     let count = model.layers().count();
     ensure!(count == blob.num_layers(), "{count} layers, but the blob has {}", blob.num_layers());
-    blob.layers().enumerate().map(|(position, layer)| compare(model, blob, position, &layer)).collect()
+    blob.layers()
+        .enumerate()
+        .map(|(position, layer)| compare(model, blob, position, &layer))
+        .collect()
 }
 
 /// The relative error of all layers together, and the square of their norm.
@@ -68,7 +78,12 @@ pub(crate) fn together(layers: &[LayerComparison]) -> (f64, f64) {
     (super::ratio(sums.difference, sums.norm), sums.norm)
 }
 
-fn compare(model: &Model<'_>, blob: &Blob<'_>, position: usize, layer: &Layer<'_>) -> Result<LayerComparison> {
+fn compare(
+    model: &Model<'_>,
+    blob: &Blob<'_>,
+    position: usize,
+    layer: &Layer<'_>,
+) -> Result<LayerComparison> {
     let (weights, bias) = model.read(position)?;
     let name = model.names(position).map_or("", |(weight, _)| weight);
     ensure!(
@@ -77,7 +92,9 @@ fn compare(model: &Model<'_>, blob: &Blob<'_>, position: usize, layer: &Layer<'_
     );
     let scale = |j: usize| layer.scales.get(j).map_or(1.0, |&scale| f64::from(scale));
     let ours = widened(layer.weights).into_iter().enumerate();
-    let ours = ours.map(|(at, w)| w * scale(at % layer.outputs)).chain(layer.bias.iter().map(|&x| x.into()));
+    let ours = ours
+        .map(|(at, w)| w * scale(at % layer.outputs))
+        .chain(layer.bias.iter().map(|&x| x.into()));
     let theirs = weights.iter().chain(&bias).map(|&x| f64::from(x));
     let squares = |(a, b): (f64, f64)| Sums { difference: (a - b).powi(2), norm: b * b };
     let sums = ours.zip(theirs).map(squares).fold(Sums::default(), Sums::add);

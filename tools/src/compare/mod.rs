@@ -1,7 +1,9 @@
-//! How far a blob's tables are from the checkpoint they came from, row by row, and its layers: what `verify` and `report` say of it.
+//! How far a blob's tables are from the checkpoint they came from, row by row, and its layers: what
+//! `verify` and `report` say of it.
 //!
-//! Each row is looked up in the blob as a user would, and rebuilt from the checkpoint in double precision. All cores share
-//! the rows; sums are added up in the order of the rows, so that the result does not depend on how many cores there are.
+//! Each row is looked up in the blob as a user would, and rebuilt from the checkpoint in double
+//! precision. All cores share the rows; sums are added up in the order of the rows, so that the
+//! result does not depend on how many cores there are.
 
 mod distribution;
 mod layers;
@@ -29,8 +31,8 @@ const AT_ONCE: usize = 1 << 16;
 /// How many of the worst rows are kept.
 const WORST: usize = 10;
 
-/// How far a table is from its source. A row's error is the norm of its difference over the root mean square norm of the
-/// table's rows; the table's error is the same for the whole.
+/// How far a table is from its source. A row's error is the norm of its difference over the root
+/// mean square norm of the table's rows; the table's error is the same for the whole.
 #[derive(Serialize)]
 pub(crate) struct Comparison {
     pub(crate) relative_error: f64,
@@ -94,8 +96,8 @@ impl Comparison {
     }
 }
 
-/// Compares every row of `table` with the one of `source`; `frequencies` are those of the rows that are asked for at all,
-/// ascending.
+/// Compares every row of `table` with the one of `source`; `frequencies` are those of the rows that
+/// are asked for at all, ascending.
 pub(crate) fn compare(
     table: &Table<'_>,
     source: &Source<'_>,
@@ -104,11 +106,20 @@ pub(crate) fn compare(
     let (rows, columns) = (table.num_embeddings(), table.embedding_dim());
     let at_once = (AT_ONCE / columns + 1) as u64;
     let progress = Progress::new(&format!("{}: rows", table.name()), rows);
-    let ranking = Mutex::new(Ranking { distribution: Distribution::new(), worst: Vec::new(), progress });
+    let ranking =
+        Mutex::new(Ranking { distribution: Distribution::new(), worst: Vec::new(), progress });
     let workspace = zeros(table.workspace_len())?;
-    let buffers =
-        || (Reference::new(source), vec![0.0; columns], workspace.clone(), vec![0.0; at_once as usize * columns]);
-    let part = |buffers: &mut (Reference<'_, '_>, Vec<f32>, Vec<f32>, Vec<f64>), part: u64| -> Result<Sums> {
+    let buffers = || {
+        (
+            Reference::new(source),
+            vec![0.0; columns],
+            workspace.clone(),
+            vec![0.0; at_once as usize * columns],
+        )
+    };
+    let part = |buffers: &mut (Reference<'_, '_>, Vec<f32>, Vec<f32>, Vec<f64>),
+                part: u64|
+     -> Result<Sums> {
         let (reference, ours, workspace, theirs) = buffers;
         let first = part * at_once;
         let count = at_once.min(rows - first);
@@ -119,7 +130,8 @@ pub(crate) fn compare(
         let mut compared = Vec::with_capacity(count as usize);
         for (row, theirs) in (first..).zip(theirs.chunks_exact(columns)) {
             table.lookup(row, ours, workspace)?;
-            let difference: f64 = ours.iter().zip(theirs).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
+            let difference: f64 =
+                ours.iter().zip(theirs).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
             let norm: f64 = theirs.iter().map(|x| x * x).sum();
             let weight = weight(row);
             sums.add(&Sums {
@@ -133,21 +145,29 @@ pub(crate) fn compare(
         ranking.lock().unwrap_or_else(PoisonError::into_inner).add(compared);
         Ok(sums)
     };
-    let parts: Vec<Sums> =
-        (0..rows.div_ceil(at_once)).into_par_iter().map_init(buffers, part).collect::<Result<_>>()?;
+    let parts: Vec<Sums> = (0..rows.div_ceil(at_once))
+        .into_par_iter()
+        .map_init(buffers, part)
+        .collect::<Result<_>>()?;
     let mut sums = Sums::default();
     parts.iter().for_each(|part| sums.add(part));
 
-    let Ranking { distribution, mut worst, .. } = ranking.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Ranking { distribution, mut worst, .. } =
+        ranking.into_inner().unwrap_or_else(PoisonError::into_inner);
     // A table of zeros has no scale of its own: its error is absolute.
-    let row_norm = if sums.norm > 0.0 { (sums.norm / rows as f64).sqrt() } else { 1.0 };
+    let row_norm = if sums.norm > 0.0 {
+        (sums.norm / rows as f64).sqrt()
+    } else {
+        1.0
+    };
     worst.iter_mut().for_each(|worst| worst.error /= row_norm);
     let largest = worst[0];
     // The distribution is known to within its steps, the largest error to the last bit.
     let quantile = |share| f64::min(distribution.quantile(share) / row_norm, largest.error);
     Ok(Comparison {
         relative_error: ratio(sums.difference, sums.norm),
-        weighted_relative_error: frequencies.map(|_| ratio(sums.weighted_difference, sums.weighted_norm)),
+        weighted_relative_error: frequencies
+            .map(|_| ratio(sums.weighted_difference, sums.weighted_norm)),
         largest_row_error: largest.error,
         largest_row_error_at: largest.row,
         row_error_quantiles: Quantiles {

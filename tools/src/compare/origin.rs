@@ -1,4 +1,5 @@
-//! Where in a checkpoint a blob's table came from: as the spec says, or else by what the blob knows of the table.
+//! Where in a checkpoint a blob's table came from: as the spec says, or else by what the blob knows
+//! of the table.
 
 use crate::{
     checkpoint::Checkpoint,
@@ -9,7 +10,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use ttrec::{DigitOrder, Table, TtShape, blob, dtype::Dtype};
 
 /// The table of the checkpoint that `table` was converted from.
-pub(crate) fn origin<'c>(checkpoint: &'c Checkpoint, spec: Option<&Spec>, table: &Table<'_>) -> Result<Source<'c>> {
+pub(crate) fn origin<'c>(
+    checkpoint: &'c Checkpoint,
+    spec: Option<&Spec>,
+    table: &Table<'_>,
+) -> Result<Source<'c>> {
     match spec {
         Some(spec) => by_spec(checkpoint, spec, table),
         None => by_shape(checkpoint, table),
@@ -18,7 +23,8 @@ pub(crate) fn origin<'c>(checkpoint: &'c Checkpoint, spec: Option<&Spec>, table:
 
 /// Whether the blob has factors of what is a dense table in the checkpoint.
 pub(crate) fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
-    let factors = matches!(table.data().weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
+    let factors =
+        matches!(table.data().weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
     factors && matches!(source.weights, Weights::Dense { .. })
 }
 
@@ -29,20 +35,28 @@ fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Re
             return if fits(&source, table) {
                 Ok(source)
             } else {
-                Err(anyhow!("table {:?}: its shape in the blob is not the one of the spec", table.name()))
+                Err(anyhow!(
+                    "table {:?}: its shape in the blob is not the one of the spec",
+                    table.name()
+                ))
             };
         }
     }
     bail!("table {:?} of the blob is not in the spec", table.name())
 }
 
-/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the only one of that shape.
+/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the
+/// only one of that shape.
 fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
     let mut fitting: Vec<Source<'c>> = Vec::new();
-    let found = Survey::of(checkpoint).tables.into_iter().chain(dense_by_name(checkpoint, table));
+    let found = Survey::of(checkpoint)
+        .tables
+        .into_iter()
+        .chain(dense_by_name(checkpoint, table));
     // As the checkpoint has it rather than factors of what it has.
-    let (as_is, dense): (Vec<_>, Vec<_>) =
-        found.map(|found| (complete(found.clone(), table), before_factors(found, table))).unzip();
+    let (as_is, dense): (Vec<_>, Vec<_>) = found
+        .map(|found| (complete(found.clone(), table), before_factors(found, table)))
+        .unzip();
     for spec in as_is.into_iter().chain(dense.into_iter().flatten()) {
         let same_name = table_name(&spec).as_deref() == Some(table.name());
         let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
@@ -93,7 +107,8 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
         blob::Weights::Tt(tt) => {
             let shape = as_given(&tt.shape);
             TableSpec {
-                // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant digit.
+                // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant
+                // digit.
                 dialect: match (shape.digit_order(), facts.dialect.as_deref()) {
                     (DigitOrder::LeastSignificantFirst, Some("el-rec")) => Some("hetu".to_owned()),
                     _ => facts.dialect.clone(),
@@ -107,7 +122,8 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
     }
 }
 
-/// A found table as the dense one that the blob may have factors of; nothing if the blob's is no such table.
+/// A found table as the dense one that the blob may have factors of; nothing if the blob's is no
+/// such table.
 fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
     let data = table.data();
     let factors = matches!(data.weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
@@ -134,13 +150,14 @@ fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
             blob::Weights::QuotientRemainder(found),
         ) => {
             let found_columns = [found.quotients.embedding_dim, found.remainders.embedding_dim];
-            (num_remainders, combine, columns) == (&found.num_remainders, &found.combine, &found_columns)
+            (num_remainders, combine, columns)
+                == (&found.num_remainders, &found.combine, &found_columns)
         }
         _ => is_factorized(source, table),
     };
     let same_map = source.hashed.is_some() == matches!(data.index_map, blob::IndexMap::Modulo);
     let same_rows = source.hashed.is_none() || weights.num_embeddings() == data.num_rows;
-    let same_size =
-        source.num_embeddings() == table.num_embeddings() && weights.embedding_dim() == table.embedding_dim();
+    let same_size = source.num_embeddings() == table.num_embeddings()
+        && weights.embedding_dim() == table.embedding_dim();
     same_kind && same_map && same_rows && same_size
 }

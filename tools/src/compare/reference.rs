@@ -1,5 +1,5 @@
-//! Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the library's kernels, over
-//! slices that are read when they are needed.
+//! Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the
+//! library's kernels, over slices that are read when they are needed.
 
 use crate::{
     checkpoint::Tensor,
@@ -70,12 +70,18 @@ impl<'w, 'c> Reference<'w, 'c> {
                 for (out, row) in out.chunks_exact_mut(columns).zip(rows.chunks_exact(*rank)) {
                     // The checkpoint's projection is embedding_dim x rank.
                     for (out, weights) in out.iter_mut().zip(self.projection.chunks_exact(*rank)) {
-                        *out = row.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                        *out = row
+                            .iter()
+                            .zip(weights)
+                            .map(|(&x, &w)| f64::from(x) * f64::from(w))
+                            .sum();
                     }
                 }
                 Ok(())
             }
-            Weights::QuotientRemainder { tensors, num_remainders, combine, columns: parts, .. } => {
+            Weights::QuotientRemainder {
+                tensors, num_remainders, combine, columns: parts, ..
+            } => {
                 let divisor = u64::from(*num_remainders);
                 for (row, out) in (first..).zip(out.chunks_exact_mut(columns)) {
                     let (first, rest) = out.split_at_mut(parts[0]);
@@ -106,7 +112,13 @@ impl<'w, 'c> Reference<'w, 'c> {
         }
     }
 
-    fn multiply(&mut self, shape: &TtShape, cores: &[Core<'_>], row: u64, out: &mut [f64]) -> Result<()> {
+    fn multiply(
+        &mut self,
+        shape: &TtShape,
+        cores: &[Core<'_>],
+        row: u64,
+        out: &mut [f64],
+    ) -> Result<()> {
         // The row index in mixed radix; digits come off its low end.
         let mut rest = row;
         let mut digits = vec![0; cores.len()];
@@ -151,7 +163,13 @@ impl<'w, 'c> Reference<'w, 'c> {
 }
 
 /// `count` rows of `columns` from `first` on.
-fn read<'b>(tensor: &Tensor, first: u64, count: usize, columns: usize, buffer: &'b mut Vec<f32>) -> Result<&'b [f32]> {
+fn read<'b>(
+    tensor: &Tensor,
+    first: u64,
+    count: usize,
+    columns: usize,
+    buffer: &'b mut Vec<f32>,
+) -> Result<&'b [f32]> {
     buffer.resize(count * columns, 0.0);
     tensor.read_f32(first * columns as u64, buffer)?;
     Ok(buffer)

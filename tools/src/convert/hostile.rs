@@ -1,5 +1,5 @@
-//! Damaged checkpoints through all of `convert`: whatever comes in, a sound blob or an error comes out, soon, and nothing
-//! is left beside it.
+//! Damaged checkpoints through all of `convert`: whatever comes in, a sound blob or an error comes
+//! out, soon, and nothing is left beside it.
 
 use super::{How, Model, convert, only_tables};
 use crate::{
@@ -20,8 +20,12 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// Every checkpoint of the test directories, and the spec beside it, if there is one.
 fn checkpoints() -> Vec<(PathBuf, Option<Spec>)> {
-    let files = ["golden", "data"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(dir));
-    let files = files.iter().flat_map(|dir| fs::read_dir(dir).unwrap()).map(|entry| entry.unwrap().path());
+    let files =
+        ["golden", "data"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(dir));
+    let files = files
+        .iter()
+        .flat_map(|dir| fs::read_dir(dir).unwrap())
+        .map(|entry| entry.unwrap().path());
     let is_checkpoint = |path: &PathBuf| {
         let extension = path.extension().unwrap_or_default();
         ["pt", "safetensors", "npz", "npy"].iter().any(|known| extension == *known)
@@ -39,14 +43,21 @@ fn checkpoints() -> Vec<(PathBuf, Option<Spec>)> {
     found
 }
 
-/// What is asked of a checkpoint, whatever became of it: the spec it was made for, all tables that it seems to hold, and
-/// every matrix as a dense table.
+/// What is asked of a checkpoint, whatever became of it: the spec it was made for, all tables that
+/// it seems to hold, and every matrix as a dense table.
 fn specs(checkpoint: &Checkpoint, made_for: Option<&Spec>) -> Vec<Spec> {
-    let facts = |found: TableSpec| TableSpec { num_embeddings: found.num_embeddings.or(Some(1000)), ..found };
-    let named = |(k, found): (usize, TableSpec)| TableSpec { name: Some(format!("t{k:04}")), ..found };
+    let facts = |found: TableSpec| TableSpec {
+        num_embeddings: found.num_embeddings.or(Some(1000)),
+        ..found
+    };
+    let named =
+        |(k, found): (usize, TableSpec)| TableSpec { name: Some(format!("t{k:04}")), ..found };
     let found: Vec<TableSpec> = Survey::of(checkpoint).tables;
     let trains = found.iter().filter(|found| found.tensor.is_none()).cloned().map(facts);
-    let matrices = checkpoint.tensors().filter(|tensor| tensor.shape().len() == 2).map(Tensor::name);
+    let matrices = checkpoint
+        .tensors()
+        .filter(|tensor| tensor.shape().len() == 2)
+        .map(Tensor::name);
     let dense = matrices.map(|name| TableSpec {
         tensor: Some(name.to_owned()),
         dialect: Some("dense".to_owned()),
@@ -55,8 +66,10 @@ fn specs(checkpoint: &Checkpoint, made_for: Option<&Spec>) -> Vec<Spec> {
     });
     let lists: [Vec<TableSpec>; 3] = [found.clone(), trains.collect(), dense.collect()];
     let offered = lists.into_iter().filter(|tables| !tables.is_empty());
-    let offered =
-        offered.map(|tables| Spec { model: None, tables: tables.into_iter().enumerate().map(named).collect() });
+    let offered = offered.map(|tables| Spec {
+        model: None,
+        tables: tables.into_iter().enumerate().map(named).collect(),
+    });
     // The first is of all tables; a model is one around them.
     let whole = Model::detect(checkpoint).into_iter().next();
     let whole = whole.map(|model| Spec { model: Some(model), tables: found });
@@ -88,7 +101,8 @@ fn exercise(path: &Path, made_for: Option<&Spec>, what: &dyn Fn() -> String) -> 
                     Ok(len) => {
                         let file = BlobFile::open(&output).unwrap();
                         assert_eq!(file.bytes().len() as u64, len, "{}", what());
-                        let blob = file.blob().unwrap_or_else(|error| panic!("{}: {error:#}", what()));
+                        let blob =
+                            file.blob().unwrap_or_else(|error| panic!("{}: {error:#}", what()));
                         assert_eq!(blob_file::damage(&blob), None, "{}", what());
                         fs::remove_file(&output).unwrap();
                         made += 1;
@@ -126,7 +140,8 @@ fn damaged_checkpoints_give_a_sound_blob_or_an_error() {
         let mut run = |bytes: &[u8], what: &dyn Fn() -> String| {
             fs::write(&damaged, bytes).unwrap();
             cases += 1;
-            blobs += exercise(&damaged, spec.as_ref(), &|| format!("{}, {}", path.display(), what()));
+            blobs +=
+                exercise(&damaged, spec.as_ref(), &|| format!("{}, {}", path.display(), what()));
         };
         run(&bytes, &|| "whole".to_owned());
         for len in (0..bytes.len()).step_by((bytes.len() / 100).max(1)) {

@@ -1,10 +1,11 @@
-//! Who took what, without a word on what was left: the examples are what was taken, labelled 1, and beside each of them others
-//! that are drawn from all there is, labelled 0.
+//! Who took what, without a word on what was left: the examples are what was taken, labelled 1, and
+//! beside each of them others that are drawn from all there is, labelled 0.
 //!
 //! What an item is taken from is its *context*: a user, or the items before it in a session.
 
 use super::{
-    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, order, vocabulary::Categories,
+    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, order,
+    vocabulary::Categories,
 };
 use crate::{
     checkpoint::{Checkpoint, Tensor},
@@ -22,7 +23,8 @@ use ttrec::Pooling;
 /// Counts of so many are held in memory.
 const MAX_INDICES: u32 = 1 << 28;
 
-/// Pairs of users and items, in an npz file of `train_user`, `train_item`, `test_user`, `test_item`.
+/// Pairs of users and items, in an npz file of `train_user`, `train_item`, `test_user`,
+/// `test_item`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Interactions {
@@ -33,13 +35,15 @@ pub(crate) struct Interactions {
     valid_fraction: f64,
     #[serde(default)]
     order: Order,
-    /// Whether examples have a dense number, which is 1: its vector's products with the others are what each has by itself.
+    /// Whether examples have a dense number, which is 1: its vector's products with the others are
+    /// what each has by itself.
     #[serde(default)]
     constant: bool,
 }
 
-/// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`, each but the first to be told
-/// from those before it; to be judged by, `test_target[s]` from all of `test_items[test_offsets[s]..test_offsets[s + 1]]`.
+/// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`, each
+/// but the first to be told from those before it; to be judged by, `test_target[s]` from all of
+/// `test_items[test_offsets[s]..test_offsets[s + 1]]`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sessions {
@@ -50,7 +54,8 @@ pub(crate) struct Sessions {
     valid_fraction: f64,
     #[serde(default)]
     order: Order,
-    /// Whether examples have a dense number, which is 1: its vector's products with the others are what each has by itself.
+    /// Whether examples have a dense number, which is 1: its vector's products with the others are
+    /// what each has by itself.
     #[serde(default)]
     constant: bool,
     /// How many items before one count.
@@ -75,7 +80,8 @@ enum Order {
     Frequency,
     /// Its own.
     Given,
-    /// Those that are taken alike stand together, which a tensor train's digits can say: such rows share slices.
+    /// Those that are taken alike stand together, which a tensor train's digits can say: such rows
+    /// share slices.
     CoOccurrence,
 }
 
@@ -116,7 +122,11 @@ impl Interactions {
             let [users, items] = [format!("{part}_user"), format!("{part}_item")];
             let (contexts, items) = (indices(&file, &users)?, indices(&file, &items)?);
             let (users, len) = (contexts.len(), items.len());
-            ensure!(users == len, "{}: {users} of {part}_user, but {len} of {part}_item", path.display());
+            ensure!(
+                users == len,
+                "{}: {users} of {part}_user, but {len} of {part}_item",
+                path.display()
+            );
             let spans = (0..len as u32).map(|at| at..at + 1).collect();
             Ok(Events { items, contexts, spans })
         };
@@ -140,10 +150,16 @@ impl Sessions {
             let starts = indices(&file, offsets)?;
             let rise = starts.first() == Some(&0) && starts.is_sorted();
             let all = rise && starts.last().is_some_and(|&end| end as usize == items.len());
-            ensure!(all, "{}: {offsets:?}: expected to rise from 0 to {}, all items", path.display(), items.len());
+            ensure!(
+                all,
+                "{}: {offsets:?}: expected to rise from 0 to {}, all items",
+                path.display(),
+                items.len()
+            );
             Ok(starts.windows(2).map(|pair| pair[0]..pair[1]).collect())
         };
-        let recent = |span: Range<u32>| span.start.max(span.end.saturating_sub(self.history))..span.end;
+        let recent =
+            |span: Range<u32>| span.start.max(span.end.saturating_sub(self.history))..span.end;
 
         let contexts = indices(&file, "items")?;
         let sessions = ranges("offsets", &contexts)?;
@@ -160,7 +176,11 @@ impl Sessions {
         let (contexts, items) = (indices(&file, "test_items")?, indices(&file, "test_target")?);
         let sessions = ranges("test_offsets", &contexts)?;
         let (found, expected) = (items.len(), sessions.len());
-        ensure!(found == expected, "{}: {found} of test_target: expected {expected}, one per session", path.display());
+        ensure!(
+            found == expected,
+            "{}: {found} of test_target: expected {expected}, one per session",
+            path.display()
+        );
         let test = Events { items, contexts, spans: sessions.into_iter().map(recent).collect() };
         let sampling = Sampling {
             negatives: self.negatives,
@@ -175,14 +195,19 @@ impl Sessions {
 /// An array of indices.
 fn indices(file: &Checkpoint, name: &str) -> Result<Vec<u32>> {
     let path = file.path();
-    let array: &Tensor = file.tensor(name).with_context(|| format!("{}: no array {name:?}", path.display()))?;
+    let array: &Tensor = file
+        .tensor(name)
+        .with_context(|| format!("{}: no array {name:?}", path.display()))?;
     let mut values = vec![0; usize::try_from(vector_len(path, array)?)?];
     array.read_i64(0, &mut values)?;
     let place = |at: usize, value: i64| {
         format!("{}: {name}[{at}] is {value}: expected 0 to {}", path.display(), MAX_INDICES - 1)
     };
     let index = |(at, &value): (usize, &i64)| {
-        u32::try_from(value).ok().filter(|&value| value < MAX_INDICES).with_context(|| place(at, value))
+        u32::try_from(value)
+            .ok()
+            .filter(|&value| value < MAX_INDICES)
+            .with_context(|| place(at, value))
     };
     values.iter().enumerate().map(index).collect()
 }
@@ -196,21 +221,26 @@ impl Sampled {
         &Sampling { negatives, valid_fraction, order, constant }: &Sampling,
     ) -> Result<Self> {
         check_share("valid_fraction", valid_fraction)?;
-        ensure!(negatives > 0, "`negatives` is 0: expected at least 1, as all that was taken is labelled 1");
+        ensure!(
+            negatives > 0,
+            "`negatives` is 0: expected at least 1, as all that was taken is labelled 1"
+        );
         ensure!(
             train.contexts.len().max(test.contexts.len()) < u32::MAX as usize,
             "{}: more than 2^32 events",
             path.display()
         );
         let held_out = |at: &u32| uniform(FIXED, u64::from(*at)) < valid_fraction;
-        let (valid, learned): (Vec<u32>, Vec<u32>) = (0..train.items.len() as u32).partition(held_out);
+        let (valid, learned): (Vec<u32>, Vec<u32>) =
+            (0..train.items.len() as u32).partition(held_out);
 
-        let count = |all: fn(&mut Events) -> &mut Vec<u32>, train: &mut Events, test: &mut Events| {
-            let largest = all(train).iter().chain(all(test).iter()).max().copied().unwrap_or(0);
-            let mut counts = vec![0u64; largest as usize + 1];
-            all(train).iter().for_each(|&value| counts[value as usize] += 1);
-            counts
-        };
+        let count =
+            |all: fn(&mut Events) -> &mut Vec<u32>, train: &mut Events, test: &mut Events| {
+                let largest = all(train).iter().chain(all(test).iter()).max().copied().unwrap_or(0);
+                let mut counts = vec![0u64; largest as usize + 1];
+                all(train).iter().for_each(|&value| counts[value as usize] += 1);
+                counts
+            };
         let (of_contexts, of_items) = (
             count(|events| &mut events.contexts, &mut train, &mut test),
             count(|events| &mut events.items, &mut train, &mut test),
@@ -222,8 +252,12 @@ impl Sampled {
         };
         let by_number = match order {
             // The vocabulary says it.
-            _ if vocabulary.is_some() => [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect()),
-            Order::Given => [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect()),
+            _ if vocabulary.is_some() => {
+                [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect())
+            }
+            Order::Given => {
+                [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect())
+            }
             Order::Frequency => [by_frequency(&of_contexts), by_frequency(&of_items)],
             Order::CoOccurrence => {
                 // Of what is there to learn from.
@@ -232,30 +266,41 @@ impl Sampled {
                     let contexts = &train.contexts[span.start as usize..span.end as usize];
                     contexts.iter().map(move |&context| (context, event))
                 });
-                let pairs: Vec<_> = pairs.map(|(context, event)| [context, train.items[event as usize]]).collect();
+                let pairs: Vec<_> =
+                    pairs.map(|(context, event)| [context, train.items[event as usize]]).collect();
                 order::by_co_occurrence(&pairs, [&of_contexts, &of_items])
             }
         };
-        let categories = |at: usize, name: &str, counts: Vec<u64>| -> Result<(Categories, Vec<u32>)> {
-            let by_number: &[u32] = &by_number[at];
-            let counted = by_number.iter().map(|&value| counts[value as usize]).collect();
-            let made = Categories::integers(name.to_owned(), by_number, counted);
-            // What a model has learned from stays as it was.
-            let kept = vocabulary.as_ref().map_or(Ok(made.clone()), |kept| {
-                let found = kept.features().get(at).filter(|found| found.name() == name && found.len() == made.len());
-                found.cloned().with_context(|| format!("{}: other {name}s than the model has learned", path.display()))
-            })?;
-            let mut numbers = vec![u32::MAX; counts.len()];
-            for (value, number) in kept.values().iter().zip(0..) {
-                let value = std::str::from_utf8(value).ok().and_then(|value| value.parse::<usize>().ok());
-                let place = value.and_then(|value| numbers.get_mut(value));
-                *place.with_context(|| format!("vocabulary: number {number} of {name:?}: expected an index"))? = number;
-            }
-            if let Some(value) = numbers.iter().position(|&number| number == u32::MAX) {
-                bail!("vocabulary: {name:?} has no number for {value}");
-            }
-            Ok((kept, numbers))
-        };
+        let categories =
+            |at: usize, name: &str, counts: Vec<u64>| -> Result<(Categories, Vec<u32>)> {
+                let by_number: &[u32] = &by_number[at];
+                let counted = by_number.iter().map(|&value| counts[value as usize]).collect();
+                let made = Categories::integers(name.to_owned(), by_number, counted);
+                // What a model has learned from stays as it was.
+                let kept = vocabulary.as_ref().map_or(Ok(made.clone()), |kept| {
+                    let found = kept
+                        .features()
+                        .get(at)
+                        .filter(|found| found.name() == name && found.len() == made.len());
+                    found.cloned().with_context(|| {
+                        format!("{}: other {name}s than the model has learned", path.display())
+                    })
+                })?;
+                let mut numbers = vec![u32::MAX; counts.len()];
+                for (value, number) in kept.values().iter().zip(0..) {
+                    let value = std::str::from_utf8(value)
+                        .ok()
+                        .and_then(|value| value.parse::<usize>().ok());
+                    let place = value.and_then(|value| numbers.get_mut(value));
+                    *place.with_context(|| {
+                        format!("vocabulary: number {number} of {name:?}: expected an index")
+                    })? = number;
+                }
+                if let Some(value) = numbers.iter().position(|&number| number == u32::MAX) {
+                    bail!("vocabulary: {name:?} has no number for {value}");
+                }
+                Ok((kept, numbers))
+            };
 
         let (contexts, numbers) = categories(0, names[0], of_contexts)?;
         for value in train.contexts.iter_mut().chain(&mut test.contexts) {
@@ -311,7 +356,8 @@ impl Dataset for Sampled {
     fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
         ensure!(self.has(split), "{}: nothing to {} with", self.path.display(), split.name());
         let (events, chosen) = self.events(split);
-        let mut order = chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec);
+        let mut order =
+            chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec);
         let seed = if split == Split::Train { seed } else { FIXED };
         if split == Split::Train {
             // Fisher and Yates.
@@ -339,13 +385,18 @@ impl Pass for Drawn<'_> {
         let Batch { features: bags, labels, dense } = batch;
         let [contexts, items] = &mut bags[..] else { return Ok(()) };
         for _ in 0..count {
-            let (position, drawn) = (self.at / (u64::from(*negatives) + 1), self.at % (u64::from(*negatives) + 1));
-            let Some(event) = usize::try_from(position).ok().and_then(|position| self.order.get(position)) else {
+            let (position, drawn) =
+                (self.at / (u64::from(*negatives) + 1), self.at % (u64::from(*negatives) + 1));
+            let Some(event) =
+                usize::try_from(position).ok().and_then(|position| self.order.get(position))
+            else {
                 break;
             };
             let event = *event as usize;
             let span = self.events.spans[event].clone();
-            contexts.indices.extend_from_slice(&self.events.contexts[span.start as usize..span.end as usize]);
+            contexts
+                .indices
+                .extend_from_slice(&self.events.contexts[span.start as usize..span.end as usize]);
             contexts.end_bag();
             let drawn = (drawn > 0).then(|| below(features[1].num_embeddings, self.seed, self.at));
             items.indices.push(drawn.unwrap_or(self.events.items[event]));

@@ -1,7 +1,8 @@
-//! Labelled examples to learn from and to be judged by: batches of dense numbers, bags of indices and labels.
+//! Labelled examples to learn from and to be judged by: batches of dense numbers, bags of indices
+//! and labels.
 //!
-//! A [`Dataset`] gives its examples split by split in passes. What a pass gives depends on its seed and nothing else, so
-//! that a pass can be taken up again at any example.
+//! A [`Dataset`] gives its examples split by split in passes. What a pass gives depends on its seed
+//! and nothing else, so that a pass can be taken up again at any example.
 
 mod events;
 mod gzip;
@@ -39,13 +40,21 @@ pub(crate) enum Config {
 }
 
 impl Config {
-    /// Opens the data, whose paths are in `directory`. Categories are numbered as `vocabulary` says, or by a pass over the
-    /// examples to learn from.
-    pub(crate) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Box<dyn Dataset + Sync>> {
+    /// Opens the data, whose paths are in `directory`. Categories are numbered as `vocabulary`
+    /// says, or by a pass over the examples to learn from.
+    pub(crate) fn open(
+        &self,
+        directory: &Path,
+        vocabulary: Option<Vocabulary>,
+    ) -> Result<Box<dyn Dataset + Sync>> {
         Ok(match self {
             Self::Criteo(config) => Box::new(config.open(directory, vocabulary)?),
-            Self::Csv(config) => Box::new(config.open(directory, vocabulary, records::Container::Text)?),
-            Self::Parquet(config) => Box::new(config.open(directory, vocabulary, records::Container::Parquet)?),
+            Self::Csv(config) => {
+                Box::new(config.open(directory, vocabulary, records::Container::Text)?)
+            }
+            Self::Parquet(config) => {
+                Box::new(config.open(directory, vocabulary, records::Container::Parquet)?)
+            }
             Self::Interactions(config) => Box::new(config.open(directory, vocabulary)?),
             Self::Sessions(config) => Box::new(config.open(directory, vocabulary)?),
         })
@@ -56,8 +65,10 @@ impl Config {
         match &mut self {
             Self::Criteo(config) => config.test = files,
             Self::Csv(config) | Self::Parquet(config) => config.test = files,
-            Self::Interactions(events::Interactions { path, .. }) | Self::Sessions(events::Sessions { path, .. }) => {
-                let [file] = <[PathBuf; 1]>::try_from(files).ok().context("expected one npz file")?;
+            Self::Interactions(events::Interactions { path, .. })
+            | Self::Sessions(events::Sessions { path, .. }) => {
+                let [file] =
+                    <[PathBuf; 1]>::try_from(files).ok().context("expected one npz file")?;
                 *path = file;
             }
         }
@@ -164,7 +175,8 @@ impl FeatureBags {
         let before = self.indices.len();
         self.indices.extend_from_slice(&other.indices);
         u32::try_from(self.indices.len()).context("too many indices of one feature")?;
-        self.offsets.extend(other.offsets.iter().skip(1).map(|offset| before as u32 + offset));
+        self.offsets
+            .extend(other.offsets.iter().skip(1).map(|offset| before as u32 + offset));
         Ok(())
     }
 
@@ -203,7 +215,10 @@ impl Batch {
         }
         self.dense.extend_from_slice(&other.dense);
         self.labels.extend_from_slice(&other.labels);
-        self.features.iter_mut().zip(&other.features).try_for_each(|(bags, other)| bags.append(other))
+        self.features
+            .iter_mut()
+            .zip(&other.features)
+            .try_for_each(|(bags, other)| bags.append(other))
     }
 
     /// Writes them as `ttrec score` takes them, their labels, and what a model thinks of them.
@@ -232,5 +247,6 @@ fn locate(directory: &Path, path: &Path) -> PathBuf {
     directory.join(path)
 }
 
-/// The seed of what is the same in every run: what is held out, and what the examples of the test are.
+/// The seed of what is the same in every run: what is held out, and what the examples of the test
+/// are.
 const FIXED: u64 = 0x7474_7265_6300;

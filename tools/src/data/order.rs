@@ -1,8 +1,9 @@
 //! An order of rows in which those that are taken alike stand together.
 //!
-//! Each side of the pairs gets coordinates: the leading singular vectors of the matrix of pairs, divided by the roots of
-//! both sides' counts (Dhillon, "Co-clustering documents and words using bipartite spectral graph partitioning", 2001). Rows are
-//! then halved along the axis in which their coordinates differ most, and each half again, down to [`LEAF`] rows; these
+//! Each side of the pairs gets coordinates: the leading singular vectors of the matrix of pairs,
+//! divided by the roots of both sides' counts (Dhillon, "Co-clustering documents and words using
+//! bipartite spectral graph partitioning", 2001). Rows are then halved along the axis in which
+//! their coordinates differ most, and each half again, down to [`LEAF`] rows; these
 //! stand by frequency.
 
 use crate::random::uniform;
@@ -22,9 +23,13 @@ type Coordinates = [f32; COORDINATES];
 pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<u32>; 2] {
     let mut degrees = counts.map(|counts| vec![0u32; counts.len()]);
     for pair in pairs {
-        degrees.iter_mut().zip(pair).for_each(|(degrees, &row)| degrees[row as usize] += 1);
+        degrees
+            .iter_mut()
+            .zip(pair)
+            .for_each(|(degrees, &row)| degrees[row as usize] += 1);
     }
-    let scales = degrees.map(|degrees| degrees.iter().map(|&n| 1.0 / (n.max(1) as f32).sqrt()).collect::<Vec<_>>());
+    let scales = degrees
+        .map(|degrees| degrees.iter().map(|&n| 1.0 / (n.max(1) as f32).sqrt()).collect::<Vec<_>>());
     let draw = |at: u64| (uniform(at, 0) - 0.5) as f32;
     let mut right: Vec<Coordinates> = (0..counts[1].len() as u64)
         .map(|row| std::array::from_fn(|k| draw(row * COORDINATES as u64 + k as u64)))
@@ -33,14 +38,17 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
     for _ in 0..ROUNDS {
         orthonormalize(&mut right);
         multiply(pairs, [&scales[1], &scales[0]], |[l, r]| (r, l), &right, &mut left);
-        // What both sides share less of counts for less: their singular values stay with the vectors.
+        // What both sides share less of counts for less: their singular values stay with the
+        // vectors.
         let scaled = left.clone();
         orthonormalize(&mut left);
         multiply(pairs, [&scales[0], &scales[1]], |[l, r]| (l, r), &left, &mut right);
         left = scaled;
     }
     let order = |mut rows: Vec<Coordinates>, scales: &[f32], counts: &[u64]| {
-        rows.iter_mut().zip(scales).for_each(|(row, scale)| row.iter_mut().for_each(|x| *x *= scale));
+        rows.iter_mut()
+            .zip(scales)
+            .for_each(|(row, scale)| row.iter_mut().for_each(|x| *x *= scale));
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
         halve(&rows, counts, &mut order);
         order
@@ -85,7 +93,13 @@ fn halve(rows: &[Coordinates], counts: &[u64], order: &mut [u32]) {
         return;
     }
     let axis = main_axis(rows, order);
-    let place = |row: u32| rows[row as usize].iter().zip(&axis).map(|(x, a)| f64::from(*x) * a).sum::<f64>();
+    let place = |row: u32| {
+        rows[row as usize]
+            .iter()
+            .zip(&axis)
+            .map(|(x, a)| f64::from(*x) * a)
+            .sum::<f64>()
+    };
     order.sort_by(|&a, &b| place(a).total_cmp(&place(b)).then(a.cmp(&b)));
     let (low, high) = order.split_at_mut(order.len() / 2);
     halve(rows, counts, low);
@@ -96,19 +110,26 @@ fn halve(rows: &[Coordinates], counts: &[u64], order: &mut [u32]) {
 fn main_axis(rows: &[Coordinates], order: &[u32]) -> [f64; COORDINATES] {
     let mut mean = [0.0; COORDINATES];
     for &row in order {
-        mean.iter_mut().zip(&rows[row as usize]).for_each(|(sum, &x)| *sum += f64::from(x) / order.len() as f64);
+        mean.iter_mut()
+            .zip(&rows[row as usize])
+            .for_each(|(sum, &x)| *sum += f64::from(x) / order.len() as f64);
     }
     let mut covariance = [[0.0; COORDINATES]; COORDINATES];
     for &row in order {
-        let centered: [f64; COORDINATES] = std::array::from_fn(|k| f64::from(rows[row as usize][k]) - mean[k]);
+        let centered: [f64; COORDINATES] =
+            std::array::from_fn(|k| f64::from(rows[row as usize][k]) - mean[k]);
         for (i, line) in covariance.iter_mut().enumerate().skip(1) {
-            line.iter_mut().enumerate().skip(1).for_each(|(j, sum)| *sum += centered[i] * centered[j]);
+            line.iter_mut()
+                .enumerate()
+                .skip(1)
+                .for_each(|(j, sum)| *sum += centered[i] * centered[j]);
         }
     }
     let mut axis = [1.0; COORDINATES];
     for _ in 0..AXIS_ROUNDS {
-        let product: [f64; COORDINATES] =
-            std::array::from_fn(|i| covariance[i].iter().zip(&axis).map(|(c, a)| c * a).sum::<f64>());
+        let product: [f64; COORDINATES] = std::array::from_fn(|i| {
+            covariance[i].iter().zip(&axis).map(|(c, a)| c * a).sum::<f64>()
+        });
         let norm = product.iter().map(|x| x * x).sum::<f64>().sqrt();
         if norm == 0.0 {
             break;
@@ -125,13 +146,15 @@ mod tests {
 
     #[test]
     fn groups_that_take_alike_stand_together() {
-        // 8 groups of 64 users and 64 items, scattered; a user takes from its own group nine times in ten.
+        // 8 groups of 64 users and 64 items, scattered; a user takes from its own group nine times
+        // in ten.
         let group = |side: u64, row: u64| row * [37, 141][side as usize] % 512 / 64;
         let pairs: Vec<[u32; 2]> = (0..60_000u64)
             .filter_map(|at| {
                 let [user, item] = [0, 1].map(|field| random(9, 3 * at + field) % 512);
                 let alike = group(0, user) == group(1, item);
-                (alike || random(9, 3 * at + 2).is_multiple_of(63)).then_some([user as u32, item as u32])
+                (alike || random(9, 3 * at + 2).is_multiple_of(63))
+                    .then_some([user as u32, item as u32])
             })
             .collect();
         let counts = vec![1u64; 512];
@@ -140,9 +163,9 @@ mod tests {
             let mut all = order.clone();
             all.sort_unstable();
             assert!(all.into_iter().eq(0..512));
-            let same = order
-                .windows(2)
-                .filter(|pair| group(side as u64, pair[0].into()) == group(side as u64, pair[1].into()));
+            let same = order.windows(2).filter(|pair| {
+                group(side as u64, pair[0].into()) == group(side as u64, pair[1].into())
+            });
             // By chance one neighbour in 8 is of the same group.
             assert!(same.clone().count() > 400, "{}", same.count());
         }

@@ -50,13 +50,18 @@ impl Records {
             let mut find = |name: &String| -> Result<usize> {
                 let mut found = schema.get_fields().iter().filter(|field| field.name() == name);
                 let missing = || {
-                    let names: Vec<_> = schema.get_fields().iter().map(|field| field.name()).take(60).collect();
+                    let names: Vec<_> =
+                        schema.get_fields().iter().map(|field| field.name()).take(60).collect();
                     format!("no column {name:?}: it has {names:?}")
                 };
                 let field = found.next().with_context(missing)?;
                 ensure!(found.next().is_none(), "two columns {name:?}");
-                let is_one = field.is_primitive() && field.get_basic_info().repetition() != Repetition::REPEATED;
-                ensure!(is_one, "column {name:?} holds lists or groups: expected a value in each row");
+                let is_one = field.is_primitive()
+                    && field.get_basic_info().repetition() != Repetition::REPEATED;
+                ensure!(
+                    is_one,
+                    "column {name:?} holds lists or groups: expected a value in each row"
+                );
                 let known = fields.iter().position(|known: &Arc<Type>| known.name() == name);
                 Ok(known.unwrap_or_else(|| {
                     fields.push(field.clone());
@@ -65,7 +70,8 @@ impl Records {
             };
             let label = find(&names.label)?;
             let dense = names.dense.iter().map(&mut find).collect::<Result<Vec<_>>>()?;
-            let categorical = names.categorical.iter().map(&mut find).collect::<Result<Vec<_>>>()?;
+            let categorical =
+                names.categorical.iter().map(&mut find).collect::<Result<Vec<_>>>()?;
             let projection = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
             let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection))?;
             Ok((rows, label, dense, categorical))
@@ -77,7 +83,8 @@ impl Records {
     /// Takes the fields of a record; what is wrong with it otherwise.
     fn parse(&mut self, record: &Record, row: &mut Row) -> Result<(), String> {
         let fields: Vec<(&String, &Field)> = record.get_column_iter().collect();
-        let field = |at: usize| fields.get(at).copied().ok_or_else(|| "fields are missing".to_owned());
+        let field =
+            |at: usize| fields.get(at).copied().ok_or_else(|| "fields are missing".to_owned());
         row.clear();
         let (name, label) = field(self.label)?;
         row.label = number(label)
@@ -146,7 +153,9 @@ fn number(value: &Field) -> Option<f32> {
 impl Rows for Records {
     fn next(&mut self, row: &mut Row) -> Result<Found> {
         let rows = &mut self.rows;
-        let Some(record) = guarded(|| Ok(rows.next().transpose()?)).with_context(|| self.place.clone())? else {
+        let Some(record) =
+            guarded(|| Ok(rows.next().transpose()?)).with_context(|| self.place.clone())?
+        else {
             return Ok(Found::End);
         };
         self.count += 1;

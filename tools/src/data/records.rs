@@ -1,7 +1,8 @@
-//! Examples that stand in files, one a row: streamed in the order of the files, whatever their length.
+//! Examples that stand in files, one a row: streamed in the order of the files, whatever their
+//! length.
 //!
-//! The categories of a column are numbered by a pass over the rows to learn from, or hashed. A row that cannot be read is left
-//! out and counted; too many of them are an error.
+//! The categories of a column are numbered by a pass over the rows to learn from, or hashed. A row
+//! that cannot be read is left out and counted; too many of them are an error.
 
 use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate,
@@ -17,8 +18,9 @@ use std::{
 };
 use ttrec::Pooling;
 
-/// Criteo's click logs, plain or through gzip: a label, 13 integers and 26 categories, between tabs. Integers become
-/// log(1 + max(x, 0)), as in DLRM; what is missing is 0, or a category of its own.
+/// Criteo's click logs, plain or through gzip: a label, 13 integers and 26 categories, between
+/// tabs. Integers become log(1 + max(x, 0)), as in DLRM; what is missing is 0, or a category of its
+/// own.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Criteo {
@@ -176,7 +178,10 @@ impl Encoding {
         match self.separator {
             None => put(value),
             Some(separator) => {
-                value.split(|&byte| byte == separator).filter(|value| !value.is_empty()).for_each(put);
+                value
+                    .split(|&byte| byte == separator)
+                    .filter(|value| !value.is_empty())
+                    .for_each(put);
             }
         }
     }
@@ -233,7 +238,8 @@ impl Criteo {
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
         };
-        let (layout, encodings) = ((Container::Text, layout), (1..=categories).map(encoding).collect());
+        let (layout, encodings) =
+            ((Container::Text, layout), (1..=categories).map(encoding).collect());
         Records::open(directory, vocabulary, layout, integers, encodings, &common)
     }
 }
@@ -245,12 +251,14 @@ impl Columns {
         vocabulary: Option<Vocabulary>,
         container: Container,
     ) -> Result<Records> {
-        ensure!(container == Container::Text || self.delimiter.is_none(), "`delimiter` is of text: expected none");
+        ensure!(
+            container == Container::Text || self.delimiter.is_none(),
+            "`delimiter` is of text: expected none"
+        );
         let byte = |field: &str, character: char| {
-            u8::try_from(character)
-                .ok()
-                .filter(u8::is_ascii)
-                .with_context(|| format!("`{field}` is {character:?}: expected one ASCII character"))
+            u8::try_from(character).ok().filter(u8::is_ascii).with_context(|| {
+                format!("`{field}` is {character:?}: expected one ASCII character")
+            })
         };
         let encodings = self.categorical.iter().map(|column| {
             let (name, hash_rows, separator, pooling) = match column.clone() {
@@ -281,7 +289,14 @@ impl Columns {
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
         };
-        Records::open(directory, vocabulary, (container, layout), self.dense.len(), encodings, &common)
+        Records::open(
+            directory,
+            vocabulary,
+            (container, layout),
+            self.dense.len(),
+            encodings,
+            &common,
+        )
     }
 }
 
@@ -297,13 +312,23 @@ impl Records {
         let &Common { files, valid_fraction, min_count, max_rows, max_bad_fraction } = common;
         check_share("valid_fraction", valid_fraction)?;
         let range = 0.0..=1.0;
-        ensure!(range.contains(&max_bad_fraction), "`max_bad_fraction` is {max_bad_fraction}: expected 0 to 1");
+        ensure!(
+            range.contains(&max_bad_fraction),
+            "`max_bad_fraction` is {max_bad_fraction}: expected 0 to 1"
+        );
         ensure!(!encodings.is_empty(), "`categorical` is empty: expected at least one column");
         ensure!(!files[0].is_empty(), "`train` is empty: expected at least one file");
-        ensure!(files[1].is_empty() || valid_fraction == 0.0, "`valid` and `valid_fraction`: expected one of the two");
+        ensure!(
+            files[1].is_empty() || valid_fraction == 0.0,
+            "`valid` and `valid_fraction`: expected one of the two"
+        );
         ensure!(max_rows != Some(0), "`max_rows` is 0: expected at least 1");
         for encoding in &encodings {
-            ensure!(encoding.hash_rows != Some(0), "`hash_rows` of {:?} is 0: expected at least 1", encoding.name);
+            ensure!(
+                encoding.hash_rows != Some(0),
+                "`hash_rows` of {:?} is 0: expected at least 1",
+                encoding.name
+            );
             let same = encodings.iter().filter(|other| other.name == encoding.name).count();
             ensure!(same == 1, "`categorical` has {:?} twice", encoding.name);
         }
@@ -325,7 +350,10 @@ impl Records {
             Some(kept) => {
                 let names = kept.features().iter().map(Categories::name);
                 let expected = records.encodings.iter().map(|encoding| encoding.name.as_str());
-                ensure!(names.eq(expected), "other columns of categories than the model has learned");
+                ensure!(
+                    names.eq(expected),
+                    "other columns of categories than the model has learned"
+                );
                 kept
             }
             None => records.count(min_count, max_rows)?,
@@ -334,7 +362,13 @@ impl Records {
             let (name, pooling) = (encoding.name.clone(), encoding.pooling);
             Feature { name, num_embeddings: categories.len(), pooling }
         };
-        records.features = records.vocabulary.features().iter().zip(&records.encodings).map(feature).collect();
+        records.features = records
+            .vocabulary
+            .features()
+            .iter()
+            .zip(&records.encodings)
+            .map(feature)
+            .collect();
         Ok(records)
     }
 
@@ -369,10 +403,14 @@ impl Records {
         let mut pass = Stream::new(self, Split::Train);
         let mut progress = Progress::new("vocabulary: rows", 0);
         while pass.advance()? {
-            for ((value, encoding), count) in pass.row.values().zip(&self.encodings).zip(&mut counts) {
+            for ((value, encoding), count) in
+                pass.row.values().zip(&self.encodings).zip(&mut counts)
+            {
                 encoding.for_each(value, |value| match count {
                     Count::Values(counter) => counter.add(value),
-                    Count::Hashed(rows, counts) => *counts.entry(hash(value, *rows)).or_default() += 1,
+                    Count::Hashed(rows, counts) => {
+                        *counts.entry(hash(value, *rows)).or_default() += 1
+                    }
                 });
             }
             progress.add(1);
@@ -383,7 +421,9 @@ impl Records {
         }
         let features = self.encodings.iter().zip(counts).map(|(encoding, count)| match count {
             Count::Values(counter) => counter.finish(&encoding.name, min_count, max_rows),
-            Count::Hashed(rows, counts) => Ok(Categories::hashed(encoding.name.clone(), rows, counts)),
+            Count::Hashed(rows, counts) => {
+                Ok(Categories::hashed(encoding.name.clone(), rows, counts))
+            }
         });
         Ok(Vocabulary::new(features.collect::<Result<_>>()?))
     }
@@ -502,7 +542,10 @@ impl<'r> Stream<'r> {
         let most = self.records.max_bad_fraction;
         if self.bad as f64 > most * self.rows as f64 {
             let complaint = self.complaint().unwrap_or_default();
-            bail!("{complaint}\nexpected at most {} % of them to be bad (`max_bad_fraction`)", most * 100.0);
+            bail!(
+                "{complaint}\nexpected at most {} % of them to be bad (`max_bad_fraction`)",
+                most * 100.0
+            );
         }
         Ok(())
     }
@@ -517,7 +560,8 @@ impl Pass for Stream<'_> {
             batch.dense.extend_from_slice(&self.row.dense);
             let columns = self.row.values().zip(encodings).zip(vocabulary.features());
             for (((value, encoding), categories), bags) in columns.zip(&mut batch.features) {
-                encoding.for_each(value, |value| bags.indices.push(encoding.number(value, categories)));
+                encoding
+                    .for_each(value, |value| bags.indices.push(encoding.number(value, categories)));
                 bags.end_bag();
             }
         }

@@ -43,7 +43,11 @@ fn criteo_lines(count: u64) -> Vec<Vec<String>> {
             0 => String::new(),
             value => format!("{:08x}", value * value * 77_777_777 + field),
         };
-        [label].into_iter().chain((1..=13).map(integer)).chain((14..40).map(category)).collect()
+        [label]
+            .into_iter()
+            .chain((1..=13).map(integer))
+            .chain((14..40).map(category))
+            .collect()
     };
     (0..count).map(line).collect()
 }
@@ -58,7 +62,8 @@ fn write_gzip(path: &Path, text: &str) {
 fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let lines = criteo_lines(300);
-    let text = |delimiter: &str| lines.iter().map(|line| line.join(delimiter) + "\n").collect::<String>();
+    let text =
+        |delimiter: &str| lines.iter().map(|line| line.join(delimiter) + "\n").collect::<String>();
     fs::write(dir.path().join("plain.tsv"), text("\t")).unwrap();
     write_gzip(&dir.path().join("log.gz"), &text("\t"));
     let names: Vec<String> = ["label".to_owned()]
@@ -72,7 +77,8 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
         "format = \"criteo\"\ntrain = [\"plain.tsv\"]".to_owned(),
         "format = \"criteo\"\ntrain = [\"log.gz\"]".to_owned(),
         format!(
-            "format = \"csv\"\ntrain = [\"log.csv\"]\nlabel = \"label\"\ndense = {}\ncategorical = {}\nlog1p = true",
+            "format = \"csv\"\ntrain = [\"log.csv\"]\nlabel = \"label\"\ndense = {}\ncategorical \
+             = {}\nlog1p = true",
             quoted(&names[1..14]),
             quoted(&names[14..])
         ),
@@ -91,7 +97,10 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
         assert_eq!(batch.labels[row], line[0].parse::<f32>().unwrap());
         for (field, &found) in line[1..14].iter().zip(&batch.dense[row * 13..]) {
             let value = field.parse::<f32>().unwrap_or(0.0).max(0.0);
-            assert!((f64::from(found) - f64::from(value).ln_1p()).abs() < 1e-6, "{field:?}: {found}");
+            assert!(
+                (f64::from(found) - f64::from(value).ln_1p()).abs() < 1e-6,
+                "{field:?}: {found}"
+            );
         }
         for (column, bags) in batch.features.iter().enumerate() {
             let index = bags.bags().unwrap().indices()[row];
@@ -102,7 +111,8 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
             let mut distinct = values.clone();
             distinct.sort_unstable();
             distinct.dedup();
-            let before = distinct.iter().filter(|other| (count(own), **other) < (count(other), own));
+            let before =
+                distinct.iter().filter(|other| (count(own), **other) < (count(other), own));
             assert_eq!(index as usize, before.count(), "line {at}, column {column}");
         }
     }
@@ -111,10 +121,11 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
 #[test]
 fn rare_and_unknown_values_are_others() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("train.csv"), "y,c\n1,b\n0,a\n1,b\n0,c\n1,a\n0,\"d\"\"\n,\"\n1,b\n").unwrap();
+    fs::write(dir.path().join("train.csv"), "y,c\n1,b\n0,a\n1,b\n0,c\n1,a\n0,\"d\"\"\n,\"\n1,b\n")
+        .unwrap();
     fs::write(dir.path().join("test.csv"), "y,c\n1,zzz\n0,b\n1,c\n").unwrap();
-    let source =
-        "format = \"csv\"\ntrain = [\"train.csv\"]\ntest = [\"test.csv\"]\nlabel = \"y\"\ncategorical = [\"c\"]\n";
+    let source = "format = \"csv\"\ntrain = [\"train.csv\"]\ntest = [\"test.csv\"]\nlabel = \
+                  \"y\"\ncategorical = [\"c\"]\n";
     let indices = |source: &str, split: Split| {
         let dataset = open(dir.path(), source).unwrap();
         let batch = &batches(&*dataset, split, 0, 100)[0];
@@ -124,7 +135,10 @@ fn rare_and_unknown_values_are_others() {
     assert_eq!(indices(source, Split::Train), (5, vec![0, 1, 0, 2, 1, 3, 0]));
     assert_eq!(indices(source, Split::Test), (5, vec![4, 0, 2]));
     assert_eq!(indices(&format!("{source}min_count = 2"), Split::Test), (3, vec![2, 0, 2]));
-    assert_eq!(indices(&format!("{source}max_rows = 2"), Split::Train), (2, vec![0, 1, 0, 1, 1, 1, 0]));
+    assert_eq!(
+        indices(&format!("{source}max_rows = 2"), Split::Train),
+        (2, vec![0, 1, 0, 1, 1, 1, 0])
+    );
     assert_eq!(indices(&format!("{source}max_rows = 1"), Split::Train), (1, vec![0; 7]));
 
     // What is written is read again, and is what frequencies are read from.
@@ -138,18 +152,26 @@ fn rare_and_unknown_values_are_others() {
     dataset.vocabulary().write_frequencies(&counts).unwrap();
     Checkpoint::open(&counts).unwrap();
     let frequencies = Frequencies::open(&counts, vec!["c".to_owned()]).unwrap();
-    assert_eq!(frequencies.of("c").unwrap().unwrap().read(3).unwrap(), [(0, 3.0), (1, 2.0), (2, 2.0)]);
+    assert_eq!(
+        frequencies.of("c").unwrap().unwrap().read(3).unwrap(),
+        [(0, 3.0), (1, 2.0), (2, 2.0)]
+    );
 }
 
 #[test]
 fn bags_are_split_hashed_and_pooled() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("a.csv"), "y;x;tags;site\n1;2.5;a b;s\n0;;;t\n0.5;-3;b  b;s\n").unwrap();
-    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = [\"x\"]\ndelimiter = \";\"\n\
-        categorical = [{ name = \"tags\", separator = \" \", pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\n";
+    fs::write(dir.path().join("a.csv"), "y;x;tags;site\n1;2.5;a b;s\n0;;;t\n0.5;-3;b  b;s\n")
+        .unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
+                  [\"x\"]\ndelimiter = \";\"\ncategorical = [{ name = \"tags\", separator = \" \
+                  \", pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\n";
     let dataset = open(dir.path(), source).unwrap();
     let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
-    assert_eq!((&batch.dense[..], &batch.labels[..]), (&[2.5, 0.0, -3.0][..], &[1.0, 0.0, 0.5][..]));
+    assert_eq!(
+        (&batch.dense[..], &batch.labels[..]),
+        (&[2.5, 0.0, -3.0][..], &[1.0, 0.0, 0.5][..])
+    );
     let tags = batch.features[0].bags().unwrap();
     assert_eq!(tags.indices(), [1, 0, 0, 0]);
     assert_eq!(batch.features[0].offsets, [0, 2, 2, 4]);
@@ -164,7 +186,8 @@ fn bags_are_split_hashed_and_pooled() {
     // Of hashes, those that occur.
     assert_eq!(dataset.vocabulary().features()[1].len(), 3);
     dataset.vocabulary().write_frequencies(&counts).unwrap();
-    let frequencies = Frequencies::open(&counts, vec!["tags".to_owned(), "site".to_owned()]).unwrap();
+    let frequencies =
+        Frequencies::open(&counts, vec!["tags".to_owned(), "site".to_owned()]).unwrap();
     let mut expected = [(u64::from(site[0]), 2.0), (u64::from(site[1]), 1.0)];
     expected.sort_by_key(|(number, _)| *number);
     assert_eq!(frequencies.of("site").unwrap().unwrap().read(3).unwrap(), expected);
@@ -179,13 +202,21 @@ fn bags_are_split_hashed_and_pooled() {
 fn bad_lines_are_left_out_and_named_and_too_many_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut lines = vec!["1,2,a"; 2000];
-    let bad =
-        [(10, "2,2,a"), (20, "1,x,a"), (30, "1,2"), (40, "1,2,a,b"), (50, "nan,2,a"), (60, "1,inf,a"), (70, ",1,a")];
+    let bad = [
+        (10, "2,2,a"),
+        (20, "1,x,a"),
+        (30, "1,2"),
+        (40, "1,2,a,b"),
+        (50, "nan,2,a"),
+        (60, "1,inf,a"),
+        (70, ",1,a"),
+    ];
     for (at, line) in bad {
         lines[at] = line;
     }
     fs::write(dir.path().join("a.csv"), format!("y,x,c\n{}\n", lines.join("\n"))).unwrap();
-    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = [\"x\"]\ncategorical = [\"c\"]\n";
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
+                  [\"x\"]\ncategorical = [\"c\"]\n";
     let error = open(dir.path(), source).err().unwrap().to_string();
     // The header is line 1.
     for part in [
@@ -213,7 +244,10 @@ fn a_damaged_file_is_an_error_and_not_an_end() {
     write_gzip(&dir.path().join("whole.gz"), &text);
     let bytes = fs::read(dir.path().join("whole.gz")).unwrap();
     fs::write(dir.path().join("cut.gz"), &bytes[..bytes.len() / 2]).unwrap();
-    let error = open(dir.path(), "format = \"criteo\"\ntrain = [\"cut.gz\"]\nmax_bad_fraction = 1.0").err().unwrap();
+    let error =
+        open(dir.path(), "format = \"criteo\"\ntrain = [\"cut.gz\"]\nmax_bad_fraction = 1.0")
+            .err()
+            .unwrap();
     assert!(format!("{error:#}").contains("cut.gz"), "{error:#}");
     let error = open(dir.path(), "format = \"criteo\"\ntrain = [\"none.gz\"]").err().unwrap();
     assert!(format!("{error:#}").contains("none.gz: cannot open"), "{error:#}");
@@ -224,9 +258,15 @@ fn what_is_held_out_is_not_learned_from() {
     let dir = tempfile::tempdir().unwrap();
     let lines: String = (0..5000).map(|at| format!("1,{at}\n")).collect();
     fs::write(dir.path().join("a.csv"), format!("y,x\n{lines}")).unwrap();
-    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = [\"x\"]\ncategorical = [\"y\"]\nvalid_fraction = 0.2";
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
+                  [\"x\"]\ncategorical = [\"y\"]\nvalid_fraction = 0.2";
     let dataset = open(dir.path(), source).unwrap();
-    let all = |split| batches(&*dataset, split, 0, 77).into_iter().flat_map(|batch| batch.dense).collect::<Vec<f32>>();
+    let all = |split| {
+        batches(&*dataset, split, 0, 77)
+            .into_iter()
+            .flat_map(|batch| batch.dense)
+            .collect::<Vec<f32>>()
+    };
     let (train, valid) = (all(Split::Train), all(Split::Valid));
     assert!((900..1100).contains(&valid.len()), "{}", valid.len());
     let mut both = [train, valid].concat();
@@ -239,7 +279,9 @@ fn write_npz(path: &Path, arrays: &[(&str, &[u32])]) {
     use npyz::WriterBuilder;
     let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
     for (name, values) in arrays {
-        archive.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+        archive
+            .start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default())
+            .unwrap();
         let options = npyz::WriteOptions::new().default_dtype().shape(&[values.len() as u64]);
         let mut npy = options.writer(&mut archive).begin_nd().unwrap();
         npy.extend(values.iter().copied()).unwrap();
@@ -255,14 +297,21 @@ fn interactions_come_once_each_beside_what_is_drawn() {
     let items: Vec<u32> = (0..1000).map(|at| random(2, at) as u32 % 90).collect();
     write_npz(
         &dir.path().join("a.npz"),
-        &[("train_user", &users), ("train_item", &items), ("test_user", &[49]), ("test_item", &[89])],
+        &[
+            ("train_user", &users),
+            ("train_item", &items),
+            ("test_user", &[49]),
+            ("test_item", &[89]),
+        ],
     );
-    let source = "format = \"interactions\"\npath = \"a.npz\"\nnegatives = 3\nvalid_fraction = 0.1\norder = \"given\"";
+    let source = "format = \"interactions\"\npath = \"a.npz\"\nnegatives = 3\nvalid_fraction = \
+                  0.1\norder = \"given\"";
     let dataset = open(dir.path(), source).unwrap();
     let pairs = |split: Split, seed: u64, wanted: f32| -> Vec<(u32, u32)> {
         let all = batches(&*dataset, split, seed, 64);
         let pairs = all.iter().flat_map(|batch| {
-            let [user, item] = [0, 1].map(|at| batch.features[at].bags().unwrap().indices().to_vec());
+            let [user, item] =
+                [0, 1].map(|at| batch.features[at].bags().unwrap().indices().to_vec());
             user.into_iter().zip(item).zip(batch.labels.clone())
         });
         pairs.filter(|(_, label)| *label == wanted).map(|(pair, _)| pair).collect()
@@ -274,16 +323,26 @@ fn interactions_come_once_each_beside_what_is_drawn() {
     expected.sort_unstable();
     assert_eq!(both, expected);
     assert_ne!(pairs(Split::Train, 2, 1.0), train, "another seed, the same order");
-    assert_eq!(pairs(Split::Valid, 1, 0.0), pairs(Split::Valid, 2, 0.0), "what is held out is always the same");
+    assert_eq!(
+        pairs(Split::Valid, 1, 0.0),
+        pairs(Split::Valid, 2, 0.0),
+        "what is held out is always the same"
+    );
 
     // Three negatives stand after each, of the same user; items are drawn evenly.
     let drawn = pairs(Split::Train, 1, 0.0);
     assert_eq!(drawn.len(), 3 * train.len());
-    assert!(drawn.chunks(3).zip(&train).all(|(three, (user, _))| three.iter().all(|(other, _)| other == user)));
+    assert!(
+        drawn
+            .chunks(3)
+            .zip(&train)
+            .all(|(three, (user, _))| three.iter().all(|(other, _)| other == user))
+    );
     let mut counts = [0u32; 90];
     drawn.iter().for_each(|(_, item)| counts[*item as usize] += 1);
     let expected = drawn.len() as f64 / 90.0;
-    let chi_square: f64 = counts.iter().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
+    let chi_square: f64 =
+        counts.iter().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
     // 89 degrees of freedom: above 150 once in 20,000.
     assert!(chi_square < 150.0, "{chi_square}");
 
@@ -309,7 +368,14 @@ fn rows_by_frequency_are_the_same_pairs_renamed() {
         &[("train_user", &users), ("train_item", &items), ("test_user", &[4]), ("test_item", &[2])],
     );
     let dataset = open(dir.path(), "format = \"interactions\"\npath = \"a.npz\"").unwrap();
-    assert_eq!(dataset.features().iter().map(|feature| feature.num_embeddings).collect::<Vec<_>>(), [6, 4]);
+    assert_eq!(
+        dataset
+            .features()
+            .iter()
+            .map(|feature| feature.num_embeddings)
+            .collect::<Vec<_>>(),
+        [6, 4]
+    );
     // Users 5, 2, 0, and then those that are not there: 1, 3, 4. Items 1, 3, 0, 2.
     let test = &batches(&*dataset, Split::Test, 0, 10)[0];
     assert_eq!(test.features[0].bags().unwrap().indices(), [5, 5]);
@@ -338,9 +404,13 @@ fn sessions_tell_an_item_from_those_before_it() {
     let taken = |split: Split| {
         let batch = batches(&*dataset, split, 5, 100).remove(0);
         let [history, item] = [0, 1].map(|at| &batch.features[at]);
-        let bag = |at: usize| history.indices[history.offsets[at] as usize..history.offsets[at + 1] as usize].to_vec();
-        let mut taken: Vec<(Vec<u32>, u32)> =
-            (0..batch.len()).filter(|&at| batch.labels[at] == 1.0).map(|at| (bag(at), item.indices[at])).collect();
+        let bag = |at: usize| {
+            history.indices[history.offsets[at] as usize..history.offsets[at + 1] as usize].to_vec()
+        };
+        let mut taken: Vec<(Vec<u32>, u32)> = (0..batch.len())
+            .filter(|&at| batch.labels[at] == 1.0)
+            .map(|at| (bag(at), item.indices[at]))
+            .collect();
         taken.sort();
         taken
     };
@@ -348,9 +418,12 @@ fn sessions_tell_an_item_from_those_before_it() {
     assert_eq!(taken(Split::Train), expected);
     assert_eq!(taken(Split::Test), [(vec![2, 3], 4)]);
 
-    for (name, values) in
-        [("offsets", &[0, 8][..]), ("offsets", &[1, 7]), ("offsets", &[0, 5, 4, 7]), ("test_target", &[1, 2])]
-    {
+    for (name, values) in [
+        ("offsets", &[0, 8][..]),
+        ("offsets", &[1, 7]),
+        ("offsets", &[0, 5, 4, 7]),
+        ("test_target", &[1, 2]),
+    ] {
         let arrays = arrays.map(|(other, old)| (other, if other == name { values } else { old }));
         write_npz(&path, &arrays);
         let error = open(dir.path(), source).err().unwrap().to_string();

@@ -46,18 +46,27 @@ impl Lines {
         let place = path.display().to_string();
         let mut builder = csv::ReaderBuilder::new();
         let with_header = layout.names.is_some();
-        builder.delimiter(layout.delimiter).flexible(true).has_headers(with_header).quoting(with_header);
+        builder
+            .delimiter(layout.delimiter)
+            .flexible(true)
+            .has_headers(with_header)
+            .quoting(with_header);
         let mut csv = builder.from_reader(gzip::open(path)?);
         let [integers, hashes] = CRITEO;
         let (width, label, dense, categorical) = match &layout.names {
-            None => {
-                (1 + integers + hashes, 0, (1..=integers).collect(), (1 + integers..1 + integers + hashes).collect())
-            }
+            None => (
+                1 + integers + hashes,
+                0,
+                (1..=integers).collect(),
+                (1 + integers..1 + integers + hashes).collect(),
+            ),
             Some(names) => {
                 let header = csv.byte_headers().with_context(|| place.clone())?.clone();
                 let find = |name: &String| -> Result<usize> {
-                    let mut found = header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
-                    let missing = || format!("{place}: no column {name:?}: it has {:?}", lossy(&header));
+                    let mut found =
+                        header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
+                    let missing =
+                        || format!("{place}: no column {name:?}: it has {:?}", lossy(&header));
                     let (_, at) = found.next().with_context(missing)?;
                     ensure!(found.next().is_none(), "{place}: two columns {name:?}");
                     Ok(at)
@@ -79,16 +88,27 @@ impl Lines {
         let field = |at: usize| self.record.get(at).unwrap_or_default();
         let number = |at: usize, what: &str| -> Result<f32, String> {
             let text = std::str::from_utf8(field(at)).ok().map(str::trim);
-            let value = text.and_then(|text| text.parse::<f32>().ok()).filter(|value| value.is_finite());
-            value.ok_or_else(|| format!("field {} is {:?}: expected {what}", at + 1, lossy_field(field(at))))
+            let value =
+                text.and_then(|text| text.parse::<f32>().ok()).filter(|value| value.is_finite());
+            value.ok_or_else(|| {
+                format!("field {} is {:?}: expected {what}", at + 1, lossy_field(field(at)))
+            })
         };
         row.clear();
         row.label = number(self.label, "a label, 0 to 1")?;
         if !(0.0..=1.0).contains(&row.label) {
-            return Err(format!("field {} is {}: expected a label, 0 to 1", self.label + 1, row.label));
+            return Err(format!(
+                "field {} is {}: expected a label, 0 to 1",
+                self.label + 1,
+                row.label
+            ));
         }
         for &at in &self.dense {
-            let value = if field(at).is_empty() { 0.0 } else { number(at, "a number")? };
+            let value = if field(at).is_empty() {
+                0.0
+            } else {
+                number(at, "a number")?
+            };
             row.dense.push(if self.log1p { value.max(0.0).ln_1p() } else { value });
         }
         for &at in &self.categorical {
@@ -108,12 +128,18 @@ fn lossy(record: &csv::ByteRecord) -> Vec<String> {
 
 impl Rows for Lines {
     fn next(&mut self, row: &mut Row) -> Result<Found> {
-        if !self.csv.read_byte_record(&mut self.record).with_context(|| self.place.clone())? {
+        if !self
+            .csv
+            .read_byte_record(&mut self.record)
+            .with_context(|| self.place.clone())?
+        {
             return Ok(Found::End);
         }
         Ok(match self.parse(row) {
             Ok(()) => Found::Row,
-            Err(reason) => Found::Bad { line: self.record.position().map_or(0, csv::Position::line), reason },
+            Err(reason) => {
+                Found::Bad { line: self.record.position().map_or(0, csv::Position::line), reason }
+            }
         })
     }
 }

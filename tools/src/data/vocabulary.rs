@@ -1,4 +1,5 @@
-//! Categories and their numbers: for each feature, the values that the examples to learn from have, the most frequent first.
+//! Categories and their numbers: for each feature, the values that the examples to learn from have,
+//! the most frequent first.
 //!
 //! A value that is not among them has the last number, "other", where there is one.
 
@@ -54,17 +55,26 @@ impl Counter {
         }
     }
 
-    /// Numbers the values that are there at least `min_count` times, at most `max_rows` numbers with the one of others.
-    pub(super) fn finish(self, name: &str, min_count: u64, max_rows: Option<u32>) -> Result<Categories> {
+    /// Numbers the values that are there at least `min_count` times, at most `max_rows` numbers
+    /// with the one of others.
+    pub(super) fn finish(
+        self,
+        name: &str,
+        min_count: u64,
+        max_rows: Option<u32>,
+    ) -> Result<Categories> {
         let mut counted: Vec<_> = self.0.into_iter().collect();
-        // What is as frequent stands in the order of bytes, so that numbers are the same wherever they are made.
+        // What is as frequent stands in the order of bytes, so that numbers are the same wherever
+        // they are made.
         counted.sort_unstable_by(|(a, m), (b, n)| n.cmp(m).then_with(|| a.cmp(b)));
         let frequent = counted.partition_point(|(_, count)| *count >= min_count);
         let most = max_rows.unwrap_or(u32::MAX).max(1) as usize - 1;
-        let others = counted.split_off(frequent.min(most)).into_iter().map(|(_, count)| count).sum();
+        let others =
+            counted.split_off(frequent.min(most)).into_iter().map(|(_, count)| count).sum();
         let (values, mut counts): (Vec<_>, Vec<_>) = counted.into_iter().unzip();
         counts.push(others);
-        Categories { name: name.to_owned(), values, counts, others: true, ..Categories::default() }.with_numbers()
+        Categories { name: name.to_owned(), values, counts, others: true, ..Categories::default() }
+            .with_numbers()
     }
 }
 
@@ -99,7 +109,10 @@ impl Categories {
 
     /// The number of a value: that of others if it has none.
     pub(super) fn number(&self, value: &[u8]) -> u32 {
-        self.numbers.get(value).copied().unwrap_or(self.counts.len().saturating_sub(1) as u32)
+        self.numbers
+            .get(value)
+            .copied()
+            .unwrap_or(self.counts.len().saturating_sub(1) as u32)
     }
 
     pub(super) fn values(&self) -> &[Box<[u8]>] {
@@ -120,8 +133,9 @@ impl Vocabulary {
         &self.features
     }
 
-    /// Writes `feature,number,value,count` lines; what has a number of its own has no value. Of a feature whose numbers are hashes
-    /// one says how many there are, and the others are of those that occur.
+    /// Writes `feature,number,value,count` lines; what has a number of its own has no value. Of a
+    /// feature whose numbers are hashes one says how many there are, and the others are of
+    /// those that occur.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut output = Output::create(path)?;
         output.write(|out| {
@@ -129,7 +143,12 @@ impl Vocabulary {
             csv.write_record(["feature", "number", "value", "count"])?;
             for Categories { name, values, counts, others, hashed, .. } in &self.features {
                 if let Some(Hashed { rows, counts }) = hashed {
-                    csv.write_record([name, ROWS, &rows.to_string(), &counts.values().sum::<u64>().to_string()])?;
+                    csv.write_record([
+                        name,
+                        ROWS,
+                        &rows.to_string(),
+                        &counts.values().sum::<u64>().to_string(),
+                    ])?;
                     for (number, count) in counts {
                         csv.write_record([name, &number.to_string(), "", &count.to_string()])?;
                     }
@@ -137,8 +156,17 @@ impl Vocabulary {
                 for (number, count) in counts.iter().enumerate() {
                     let value = values.get(number).map_or(&b""[..], |value| value);
                     let of_others = *others && number + 1 == counts.len();
-                    let number = if of_others { OTHERS.to_owned() } else { number.to_string() };
-                    csv.write_record([name.as_bytes(), number.as_bytes(), value, count.to_string().as_bytes()])?;
+                    let number = if of_others {
+                        OTHERS.to_owned()
+                    } else {
+                        number.to_string()
+                    };
+                    csv.write_record([
+                        name.as_bytes(),
+                        number.as_bytes(),
+                        value,
+                        count.to_string().as_bytes(),
+                    ])?;
                 }
             }
             csv.flush()
@@ -153,7 +181,8 @@ impl Vocabulary {
         let (mut features, mut record) = (Vec::<Categories>::new(), csv::ByteRecord::new());
         while csv.read_byte_record(&mut record).with_context(place)? {
             let line = record.position().map_or(0, csv::Position::line);
-            let malformed = || format!("{}: line {line}: expected feature,number,value,count", path.display());
+            let malformed =
+                || format!("{}: line {line}: expected feature,number,value,count", path.display());
             let text = |at: usize| record.get(at).and_then(|field| std::str::from_utf8(field).ok());
             let name = text(0).with_context(malformed)?;
             let count = text(3).and_then(|count| count.parse().ok()).with_context(malformed)?;
@@ -161,9 +190,15 @@ impl Vocabulary {
                 features.push(Categories { name: name.to_owned(), ..Categories::default() });
             }
             let feature = features.last_mut().with_context(malformed)?;
-            ensure!(!feature.others, "{}: line {line}: a number after that of {OTHERS:?}", path.display());
+            ensure!(
+                !feature.others,
+                "{}: line {line}: a number after that of {OTHERS:?}",
+                path.display()
+            );
             if let Some(Hashed { rows, counts }) = &mut feature.hashed {
-                let number = text(1).and_then(|number| number.parse().ok()).filter(|number: &u32| *number < *rows);
+                let number = text(1)
+                    .and_then(|number| number.parse().ok())
+                    .filter(|number: &u32| *number < *rows);
                 let number = number.with_context(malformed)?;
                 ensure!(counts.insert(number, count).is_none(), malformed());
                 continue;
@@ -184,8 +219,8 @@ impl Vocabulary {
         Ok(Self { features: features.with_context(place)? })
     }
 
-    /// Writes how often each number is there, as `--frequencies` takes it: an array for each feature, or, where they are hashes, those
-    /// that occur and an array of their counts.
+    /// Writes how often each number is there, as `--frequencies` takes it: an array for each
+    /// feature, or, where they are hashes, those that occur and an array of their counts.
     pub(crate) fn write_frequencies(&self, path: &Path) -> Result<()> {
         let mut file = Npz::new();
         for Categories { name, counts, hashed, .. } in &self.features {

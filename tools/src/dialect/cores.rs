@@ -1,4 +1,5 @@
-//! Cores: how the slices of a tensor train lie in tensors, and how the facts of a spec complete their shapes.
+//! Cores: how the slices of a tensor train lie in tensors, and how the facts of a spec complete
+//! their shapes.
 
 use super::{require, require_float};
 use crate::{
@@ -11,8 +12,8 @@ use ttrec::{
     shape::{MAX_CORES, MAX_RANK},
 };
 
-/// One core: slice i is `runs` runs of `run` elements of the tensor, the first of them at `start + i * run`, each of them
-/// `stride` after the one before.
+/// One core: slice i is `runs` runs of `run` elements of the tensor, the first of them at `start +
+/// i * run`, each of them `stride` after the one before.
 #[derive(Clone, Copy)]
 pub(crate) struct Core<'c> {
     pub(crate) tensor: &'c Tensor,
@@ -47,7 +48,10 @@ impl<'c> Core<'c> {
 
     /// Where in the tensor element `at` of a slice is.
     pub(crate) fn position(&self, slice: u64, at: usize) -> u64 {
-        self.start + slice * self.run as u64 + (at / self.run) as u64 * self.stride + (at % self.run) as u64
+        self.start
+            + slice * self.run as u64
+            + (at / self.run) as u64 * self.stride
+            + (at % self.run) as u64
     }
 
     /// Reads a slice, row-major.
@@ -82,18 +86,27 @@ pub(super) fn row_factors(cores: &[&Tensor], slices: &[u64], spec: &TableSpec) -
     };
     let factors = cores.iter().zip(slices).map(factor).collect::<Result<Vec<_>>>()?;
     if let Some(given) = &spec.row_factors {
-        ensure!(*given == factors, "`row_factors` is {given:?}, but the cores have {factors:?} slices");
+        ensure!(
+            *given == factors,
+            "`row_factors` is {given:?}, but the cores have {factors:?} slices"
+        );
     }
     Ok(factors)
 }
 
 /// The shape, if the spec says how many rows it has; `who` is the program that does not.
-pub(super) fn shape(who: &str, row_factors: &[u32], split: Result<Split>, spec: &TableSpec) -> Result<TtShape> {
+pub(super) fn shape(
+    who: &str,
+    row_factors: &[u32],
+    split: Result<Split>,
+    spec: &TableSpec,
+) -> Result<TtShape> {
     let Some(num_embeddings) = spec.num_embeddings else {
         let rows: u64 = row_factors.iter().fold(1, |rows: u64, &p| rows.saturating_mul(p.into()));
         let also = split.err().map(|error| format!("; and {error}")).unwrap_or_default();
         bail!(
-            "`num_embeddings` is missing: {who} does not store it (at most {rows} for row factors {row_factors:?}){also}"
+            "`num_embeddings` is missing: {who} does not store it (at most {rows} for row factors \
+             {row_factors:?}){also}"
         );
     };
     let Split { column_factors, ranks } = split?;
@@ -101,7 +114,8 @@ pub(super) fn shape(who: &str, row_factors: &[u32], split: Result<Split>, spec: 
         .with_context(|| format!("{num_embeddings} rows in cores of {row_factors:?} slices"))
 }
 
-/// The table of cores `{stem}{k}` of `r_k x p_k x q_k x r_{k+1}`; all of the shape is theirs but the number of rows.
+/// The table of cores `{stem}{k}` of `r_k x p_k x q_k x r_{k+1}`; all of the shape is theirs but
+/// the number of rows.
 pub(super) fn open_blocks<'c>(
     checkpoint: &'c Checkpoint,
     stem: &str,
@@ -117,7 +131,11 @@ pub(super) fn open_blocks<'c>(
         let &[rank, rows, columns, right] = shape else {
             bail!("tensor {name:?} has shape {shape:?}: expected r_k x p_k x q_k x r_k+1");
         };
-        ensure!(rank == left, "tensor {name:?} has shape {shape:?}: expected {left} first, the rank between the cores");
+        ensure!(
+            rank == left,
+            "tensor {name:?} has shape {shape:?}: expected {left} first, the rank between the \
+             cores"
+        );
         left = right;
         let too_large = || format!("tensor {name:?} has shape {shape:?}: too large");
         slices.push(rows);
@@ -125,19 +143,27 @@ pub(super) fn open_blocks<'c>(
         if k + 1 < tensors.len() {
             split.ranks.push(u32::try_from(right).with_context(too_large)?);
         } else {
-            ensure!(right == 1, "tensor {name:?} has shape {shape:?}: expected 1 last, as it is the last core");
+            ensure!(
+                right == 1,
+                "tensor {name:?} has shape {shape:?}: expected 1 last, as it is the last core"
+            );
         }
     }
     let row_factors = row_factors(&tensors, &slices, spec)?;
-    for (field, given, found) in
-        [("column_factors", &spec.column_factors, &split.column_factors), ("ranks", &spec.ranks, &split.ranks)]
-    {
+    for (field, given, found) in [
+        ("column_factors", &spec.column_factors, &split.column_factors),
+        ("ranks", &spec.ranks, &split.ranks),
+    ] {
         if let Some(given) = given {
             ensure!(given == found, "`{field}` is {given:?}, but the cores have {found:?}");
         }
     }
     let shape = shape(who, &row_factors, Ok(split), spec)?;
-    let cores = tensors.iter().enumerate().map(|(k, tensor)| Core::block(tensor, &shape, k)).collect();
+    let cores = tensors
+        .iter()
+        .enumerate()
+        .map(|(k, tensor)| Core::block(tensor, &shape, k))
+        .collect();
     Ok((shape, cores))
 }
 
@@ -148,15 +174,23 @@ pub(super) struct Split {
     ranks: Vec<u32>,
 }
 
-/// Finds the column factors and ranks with `r_k q_k r_{k+1}` equal to each slice's length that agree with the spec and
-/// with `embedding_dim`; there must be exactly one.
-pub(super) fn split_slices(slice_lens: &[u64], spec: &TableSpec, embedding_dim: Option<u64>) -> Result<Split> {
+/// Finds the column factors and ranks with `r_k q_k r_{k+1}` equal to each slice's length that
+/// agree with the spec and with `embedding_dim`; there must be exactly one.
+pub(super) fn split_slices(
+    slice_lens: &[u64],
+    spec: &TableSpec,
+    embedding_dim: Option<u64>,
+) -> Result<Split> {
     let d = slice_lens.len();
     if let Some(given) = &spec.column_factors {
         ensure!(given.len() == d, "`column_factors` is {given:?}: expected {d}, one per core");
     }
     if let Some(given) = &spec.ranks {
-        ensure!(given.len() + 1 == d, "`ranks` is {given:?}: expected {}, the inner ranks of {d} cores", d - 1);
+        ensure!(
+            given.len() + 1 == d,
+            "`ranks` is {given:?}: expected {}, the inner ranks of {d} cores",
+            d - 1
+        );
     }
     let mut search = Search { slice_lens, spec, embedding_dim, found: Vec::new(), budget: 1 << 16 };
     search.extend(&Split { column_factors: Vec::new(), ranks: Vec::new() });
@@ -166,22 +200,30 @@ pub(super) fn split_slices(slice_lens: &[u64], spec: &TableSpec, embedding_dim: 
             "no split of slices of {slice_lens:?} elements (r_k q_k r_k+1) fits{}{}{}",
             given("column_factors", &spec.column_factors),
             given("ranks", &spec.ranks),
-            embedding_dim.map(|n| format!(", {n} columns as in cache_weight")).unwrap_or_default()
+            embedding_dim
+                .map(|n| format!(", {n} columns as in cache_weight"))
+                .unwrap_or_default()
         ),
         [a, b, ..] => bail!(
-            "`column_factors` or `ranks` is missing: slices of {slice_lens:?} elements could be {:?} with ranks {:?}, or \
-             {:?} with ranks {:?}, and so on",
+            "`column_factors` or `ranks` is missing: slices of {slice_lens:?} elements could be \
+             {:?} with ranks {:?}, or {:?} with ranks {:?}, and so on",
             a.column_factors,
             a.ranks,
             b.column_factors,
             b.ranks
         ),
-        _ => bail!("`column_factors` or `ranks` is missing: slices of {slice_lens:?} elements split in too many ways"),
+        _ => bail!(
+            "`column_factors` or `ranks` is missing: slices of {slice_lens:?} elements split in \
+             too many ways"
+        ),
     }
 }
 
 fn given(field: &str, value: &Option<Vec<u32>>) -> String {
-    value.as_ref().map(|value| format!(", `{field}` = {value:?}")).unwrap_or_default()
+    value
+        .as_ref()
+        .map(|value| format!(", `{field}` = {value:?}"))
+        .unwrap_or_default()
 }
 
 /// A search over all splits that stops once two are found, or its budget of steps is spent.
@@ -197,7 +239,8 @@ impl Search<'_> {
     /// Extends `split` by core k = `split.column_factors.len()` in every way.
     fn extend(&mut self, split: &Split) {
         let k = split.column_factors.len();
-        let columns: u64 = split.column_factors.iter().fold(1, |n: u64, &q| n.saturating_mul(q.into()));
+        let columns: u64 =
+            split.column_factors.iter().fold(1, |n: u64, &q| n.saturating_mul(q.into()));
         if self.embedding_dim.is_some_and(|dim| !dim.is_multiple_of(columns)) {
             return;
         }
@@ -213,7 +256,11 @@ impl Search<'_> {
         }
         let rest = slice_len / left;
         let last = k + 1 == self.slice_lens.len();
-        let rank_fixed = if last { Some(1) } else { self.spec.ranks.as_ref().map(|ranks| u64::from(ranks[k])) };
+        let rank_fixed = if last {
+            Some(1)
+        } else {
+            self.spec.ranks.as_ref().map(|ranks| u64::from(ranks[k]))
+        };
         let factor_fixed = self.spec.column_factors.as_ref().map(|factors| u64::from(factors[k]));
         // Either is a divisor of `rest` and decides the other.
         let ranks = match (rank_fixed, factor_fixed) {
@@ -223,7 +270,9 @@ impl Search<'_> {
             (None, None) => 1..=rest.min(MAX_RANK),
         };
         for rank in ranks.filter(|&rank| rank > 0 && rest.is_multiple_of(rank)) {
-            let (Ok(factor), Ok(next)) = (u32::try_from(rest / rank), u32::try_from(rank)) else { continue };
+            let (Ok(factor), Ok(next)) = (u32::try_from(rest / rank), u32::try_from(rank)) else {
+                continue;
+            };
             if factor_fixed.is_some_and(|fixed| fixed != u64::from(factor)) {
                 continue;
             }
@@ -245,9 +294,17 @@ impl Search<'_> {
 mod tests {
     use super::*;
 
-    fn split(slice_lens: &[u64], q: Option<&[u32]>, r: Option<&[u32]>, dim: Option<u64>) -> Result<Split> {
-        let spec =
-            TableSpec { column_factors: q.map(<[u32]>::to_vec), ranks: r.map(<[u32]>::to_vec), ..TableSpec::default() };
+    fn split(
+        slice_lens: &[u64],
+        q: Option<&[u32]>,
+        r: Option<&[u32]>,
+        dim: Option<u64>,
+    ) -> Result<Split> {
+        let spec = TableSpec {
+            column_factors: q.map(<[u32]>::to_vec),
+            ranks: r.map(<[u32]>::to_vec),
+            ..TableSpec::default()
+        };
         split_slices(slice_lens, &spec, dim)
     }
 
@@ -267,14 +324,22 @@ mod tests {
         // 7 = q0 r1 and 11 = r1 q1 leave only r1 = 1.
         let only = Split { column_factors: vec![7, 11], ranks: vec![1] };
         assert_eq!(split(&[7, 11], None, None, None).unwrap(), only);
-        // 6 = q0 r1 and 4 = r1 q1: 24 columns with r1 = 1, 6 with r1 = 2; the cache's width decides.
+        // 6 = q0 r1 and 4 = r1 q1: 24 columns with r1 = 1, 6 with r1 = 2; the cache's width
+        // decides.
         assert!(split(&[6, 4], None, None, None).is_err());
-        assert_eq!(split(&[6, 4], None, None, Some(6)).unwrap(), Split { column_factors: vec![3, 2], ranks: vec![2] });
+        assert_eq!(
+            split(&[6, 4], None, None, Some(6)).unwrap(),
+            Split { column_factors: vec![3, 2], ranks: vec![2] }
+        );
     }
 
     #[test]
     fn a_contradiction_is_refused() {
-        for (q, r) in [(Some(&[4, 4, 3][..]), None), (Some(&[4, 4, 4]), Some(&[16, 8][..])), (Some(&[0, 4, 4]), None)] {
+        for (q, r) in [
+            (Some(&[4, 4, 3][..]), None),
+            (Some(&[4, 4, 4]), Some(&[16, 8][..])),
+            (Some(&[0, 4, 4]), None),
+        ] {
             let error = split(&[64, 1024, 64], q, r, None).unwrap_err().to_string();
             assert!(error.contains("no split of slices"), "{error}");
         }

@@ -16,19 +16,29 @@ impl Dialect for Dense {
 
     fn detect(&self, survey: &mut Survey<'_>) {
         for tensor in survey.free().into_iter().filter(|tensor| looks_like_a_table(tensor)) {
-            survey.offer(TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() });
+            survey.offer(TableSpec {
+                tensor: Some(tensor.name().to_owned()),
+                ..TableSpec::default()
+            });
         }
     }
 
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
         refuse(spec.prefix.is_some(), "prefix", self.name())?;
-        let name = spec.tensor.as_ref().context("`tensor` is missing: the full name of the dense tensor")?;
+        let name = spec
+            .tensor
+            .as_ref()
+            .context("`tensor` is missing: the full name of the dense tensor")?;
         table(require(checkpoint, name)?, self.name(), spec)
     }
 }
 
 /// The dense table that is this tensor.
-pub(super) fn table<'c>(tensor: &'c Tensor, dialect: &str, spec: &TableSpec) -> Result<Weights<'c>> {
+pub(super) fn table<'c>(
+    tensor: &'c Tensor,
+    dialect: &str,
+    spec: &TableSpec,
+) -> Result<Weights<'c>> {
     refuse(spec.table.is_some(), "table", dialect)?;
     // Of the train it becomes, if it does.
     if spec.representation != Some(Representation::Tt) {
@@ -44,11 +54,13 @@ pub(super) fn table<'c>(tensor: &'c Tensor, dialect: &str, spec: &TableSpec) -> 
     if let Some(given) = spec.num_embeddings {
         ensure!(given == rows, "`num_embeddings` is {given}, but tensor {name:?} has {rows} rows");
     }
-    let embedding_dim = usize::try_from(columns).with_context(|| format!("tensor {name:?}: {columns} columns"))?;
+    let embedding_dim =
+        usize::try_from(columns).with_context(|| format!("tensor {name:?}: {columns} columns"))?;
     Ok(Weights::Dense { num_embeddings: rows, embedding_dim, tensor })
 }
 
-/// A guess for the offer: two-dimensional floats that are called an embedding, or are far taller than wide.
+/// A guess for the offer: two-dimensional floats that are called an embedding, or are far taller
+/// than wide.
 fn looks_like_a_table(tensor: &Tensor) -> bool {
     let &[rows, columns] = tensor.shape() else { return false };
     let float = !matches!(

@@ -1,8 +1,9 @@
-//! facebookresearch/dlrm: table t is `emb_l.{t}.weight`, rows by columns; or quotient-remainder (`weight_q`, `weight_r`), or of
-//! mixed dimension (`embs.weight`, and `proj.weight` that widens its rows; without one, they are as wide as the others).
+//! facebookresearch/dlrm: table t is `emb_l.{t}.weight`, rows by columns; or quotient-remainder
+//! (`weight_q`, `weight_r`), or of mixed dimension (`embs.weight`, and `proj.weight` that widens
+//! its rows; without one, they are as wide as the others).
 //!
-//! It stores neither what makes one row of a quotient and a remainder row, nor how many rows such a table has: as many as there
-//! are pairs, unless the spec says less.
+//! It stores neither what makes one row of a quotient and a remainder row, nor how many rows such a
+//! table has: as many as there are pairs, unless the spec says less.
 
 use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require, require_float};
 use crate::{
@@ -29,11 +30,13 @@ impl Dialect for Dlrm {
                 prefixes.insert(prefix);
             }
         }
-        // Weights of the two perceptrons, and what the optimizer keeps for each table, can look like tables.
+        // Weights of the two perceptrons, and what the optimizer keeps for each table, can look
+        // like tables.
         for tensor in survey.free() {
             let name = tensor.name();
-            let of_a_model =
-                ["bot_l.", "top_l."].iter().any(|part| model(name, part).is_some_and(|m| models.contains(m)));
+            let of_a_model = ["bot_l.", "top_l."]
+                .iter()
+                .any(|part| model(name, part).is_some_and(|m| models.contains(m)));
             if of_a_model || !models.is_empty() && name.starts_with("opt_state_dict.") {
                 survey.take(name);
             }
@@ -52,7 +55,10 @@ impl Dialect for Dlrm {
 
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
         refuse(spec.tensor.is_some(), "tensor", self.name())?;
-        let prefix = spec.prefix.as_deref().context("`prefix` is missing: the table's, such as \"emb_l.0.\"")?;
+        let prefix = spec
+            .prefix
+            .as_deref()
+            .context("`prefix` is missing: the table's, such as \"emb_l.0.\"")?;
         match Parts::of(checkpoint, prefix)? {
             Parts::Whole(tensor) => dense::table(tensor, self.name(), spec),
             Parts::MixedDimension { rows, projection } => mixed_dimension(rows, projection, spec),
@@ -63,7 +69,9 @@ impl Dialect for Dlrm {
 
 /// What stands before `part` in a tensor's name: nothing, or the path of the model.
 fn model<'n>(name: &'n str, part: &str) -> Option<&'n str> {
-    name.find(part).map(|at| &name[..at]).filter(|model| model.is_empty() || model.ends_with('.'))
+    name.find(part)
+        .map(|at| &name[..at])
+        .filter(|model| model.is_empty() || model.ends_with('.'))
 }
 
 /// The prefixes of the model and of the table that a tensor belongs to.
@@ -90,14 +98,21 @@ impl<'c> Parts<'c> {
             return Ok(Self::QuotientRemainder([require("weight_q")?, require("weight_r")?]));
         }
         if tensor("proj.weight").is_some() {
-            return Ok(Self::MixedDimension { rows: require("embs.weight")?, projection: require("proj.weight")? });
+            return Ok(Self::MixedDimension {
+                rows: require("embs.weight")?,
+                projection: require("proj.weight")?,
+            });
         }
         Ok(Self::Whole(tensor("embs.weight").map_or_else(|| require("weight"), Ok)?))
     }
 }
 
 /// Rows of `rank` columns, and a linear layer that widens them.
-fn mixed_dimension<'c>(rows: &'c Tensor, projection: &'c Tensor, spec: &TableSpec) -> Result<Weights<'c>> {
+fn mixed_dimension<'c>(
+    rows: &'c Tensor,
+    projection: &'c Tensor,
+    spec: &TableSpec,
+) -> Result<Weights<'c>> {
     let table = dense::table(rows, "dlrm", spec)?;
     let (num_embeddings, rank) = (table.num_embeddings(), table.embedding_dim());
     require_float(projection)?;
@@ -106,31 +121,33 @@ fn mixed_dimension<'c>(rows: &'c Tensor, projection: &'c Tensor, spec: &TableSpe
         [columns, found] if found == rank as u64 => usize::try_from(columns).ok(),
         _ => None,
     };
-    let embedding_dim = embedding_dim
-        .with_context(|| format!("tensor {name:?} has shape {shape:?}: expected embedding_dim x {rank}"))?;
+    let embedding_dim = embedding_dim.with_context(|| {
+        format!("tensor {name:?} has shape {shape:?}: expected embedding_dim x {rank}")
+    })?;
     Ok(Weights::Projected { num_embeddings, rank, embedding_dim, tensor: rows, projection })
 }
 
 /// Row i is made of row i / c of the quotients and row i mod c of the c remainders.
 fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<Weights<'c>> {
     // Its own facts are not those of either tensor.
-    let part = |tensor| dense::table(tensor, "dlrm", &TableSpec { num_embeddings: None, ..spec.clone() });
+    let part =
+        |tensor| dense::table(tensor, "dlrm", &TableSpec { num_embeddings: None, ..spec.clone() });
     let [quotients, remainders] = [part(tensors[0])?, part(tensors[1])?];
     let (rows, columns) = (
         [quotients.num_embeddings(), remainders.num_embeddings()],
         [quotients.embedding_dim(), remainders.embedding_dim()],
     );
     let num_remainders = u32::try_from(rows[1]).ok().filter(|&rows| rows > 0);
-    let num_remainders = num_remainders.with_context(|| format!("tensor {:?}: {} rows", tensors[1].name(), rows[1]))?;
+    let num_remainders = num_remainders
+        .with_context(|| format!("tensor {:?}: {} rows", tensors[1].name(), rows[1]))?;
     let combine = match (&spec.qr_operation, columns[0] == columns[1]) {
-        (Some(name), _) => {
-            Combine::from_name(name).with_context(|| format!("qr_operation {name:?}: expected mult, add or concat"))?
-        }
+        (Some(name), _) => Combine::from_name(name)
+            .with_context(|| format!("qr_operation {name:?}: expected mult, add or concat"))?,
         // Only rows that are put end to end may differ in length.
         (None, false) => Combine::Concat,
         (None, true) => bail!(
-            "`qr_operation` is missing: how its quotient and remainder rows, of {} columns each, become one: give mult, add or \
-             concat there or as --qr-operation",
+            "`qr_operation` is missing: how its quotient and remainder rows, of {} columns each, \
+             become one: give mult, add or concat there or as --qr-operation",
             columns[0]
         ),
     };
@@ -147,7 +164,8 @@ fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<
     let num_embeddings = spec.num_embeddings.unwrap_or(most);
     ensure!(
         num_embeddings.div_ceil(rows[1]) == rows[0],
-        "`num_embeddings` is {num_embeddings}, but {} quotient and {} remainder rows are for up to {most}",
+        "`num_embeddings` is {num_embeddings}, but {} quotient and {} remainder rows are for up \
+         to {most}",
         rows[0],
         rows[1]
     );

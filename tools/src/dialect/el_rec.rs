@@ -1,5 +1,5 @@
-//! EL-Rec: `tt_cores.{k}` of `p_k x (r_k q_k r_{k+1})`, slices row-major, core 0 most significant: FBTT's cores without the
-//! dimension of tables.
+//! EL-Rec: `tt_cores.{k}` of `p_k x (r_k q_k r_{k+1})`, slices row-major, core 0 most significant:
+//! FBTT's cores without the dimension of tables.
 
 use super::{
     Dialect, Survey, Weights,
@@ -41,11 +41,16 @@ pub(super) fn open<'c>(
 ) -> Result<Weights<'c>> {
     refuse(spec.tensor.is_some(), "tensor", dialect)?;
     refuse(spec.table.is_some(), "table", dialect)?;
-    let tensors = numbered(checkpoint, &format!("{}tt_cores.", spec.prefix.as_deref().unwrap_or_default()))?;
+    let tensors =
+        numbered(checkpoint, &format!("{}tt_cores.", spec.prefix.as_deref().unwrap_or_default()))?;
     let (mut slices, mut slice_lens) = (Vec::new(), Vec::new());
     for core in &tensors {
         let &[rows, slice_len] = core.shape() else {
-            bail!("tensor {:?} has shape {:?}: expected p_k x (r_k q_k r_k+1)", core.name(), core.shape());
+            bail!(
+                "tensor {:?} has shape {:?}: expected p_k x (r_k q_k r_k+1)",
+                core.name(),
+                core.shape()
+            );
         };
         slices.push(rows);
         slice_lens.push(slice_len);
@@ -53,6 +58,10 @@ pub(super) fn open<'c>(
     let row_factors = cores::row_factors(&tensors, &slices, spec)?;
     let split = split_slices(&slice_lens, spec, None);
     let shape = cores::shape(program, &row_factors, split, spec)?.with_digit_order(order);
-    let cores = tensors.iter().enumerate().map(|(k, tensor)| Core::flat(tensor, 0, &shape, k)).collect();
+    let cores = tensors
+        .iter()
+        .enumerate()
+        .map(|(k, tensor)| Core::flat(tensor, 0, &shape, k))
+        .collect();
     Ok(Weights::Tt { shape, cores, overrides: None })
 }

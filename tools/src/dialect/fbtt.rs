@@ -1,6 +1,8 @@
-//! FBTT (facebookresearch/FBTT-Embedding, `TTEmbeddingBag`): `tt_cores.{k}` of `tables x p_k x (r_k q_k r_{k+1})`,
-//! slices row-major, core 0 most significant; `L` holds the strides of a row's digits, and may say otherwise. Rows of the trained cache are never written back to
-//! the cores: slot s of `hashtbl` overrides row `hashtbl[s]` by `cache_weight[cache_state[s]]`, unless either is -1.
+//! FBTT (facebookresearch/FBTT-Embedding, `TTEmbeddingBag`): `tt_cores.{k}` of `tables x p_k x (r_k
+//! q_k r_{k+1})`, slices row-major, core 0 most significant; `L` holds the strides of a row's
+//! digits, and may say otherwise. Rows of the trained cache are never written back to the cores:
+//! slot s of `hashtbl` overrides row `hashtbl[s]` by `cache_weight[cache_state[s]]`, unless either
+//! is -1.
 
 use super::{
     Dialect, Overrides, Survey, Weights,
@@ -34,7 +36,14 @@ impl Dialect for Fbtt {
             };
             survey.take_numbered(&format!("{prefix}tt_cores."));
             survey.take_numbered(&format!("{prefix}optimizer_state.optimizer_state"));
-            for beside in ["L", "hashtbl", "cache_state", "cache_freq", "cache_weight", "cache_optimizer_state"] {
+            for beside in [
+                "L",
+                "hashtbl",
+                "cache_state",
+                "cache_freq",
+                "cache_weight",
+                "cache_optimizer_state",
+            ] {
                 survey.take(&format!("{prefix}{beside}"));
             }
             let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
@@ -61,10 +70,16 @@ impl Dialect for Fbtt {
         for core in &tensors {
             let (name, shape) = (core.name(), core.shape());
             let &[stacked, rows, slice_len] = shape else {
-                bail!("tensor {name:?} has shape {shape:?}: expected tables x p_k x (r_k q_k r_k+1)");
+                bail!(
+                    "tensor {name:?} has shape {shape:?}: expected tables x p_k x (r_k q_k r_k+1)"
+                );
             };
             let first = *tables.get_or_insert(stacked);
-            ensure!(stacked == first, "tensor {name:?} holds {stacked} tables, but {:?} {first}", tensors[0].name());
+            ensure!(
+                stacked == first,
+                "tensor {name:?} holds {stacked} tables, but {:?} {first}",
+                tensors[0].name()
+            );
             slices.push(rows);
             slice_lens.push(slice_len);
         }
@@ -72,9 +87,15 @@ impl Dialect for Fbtt {
         let table = match spec.table {
             Some(table) => table,
             None if tables == 1 => 0,
-            None => bail!("`table` is missing: tensor {:?} holds {tables} tables", tensors[0].name()),
+            None => {
+                bail!("`table` is missing: tensor {:?} holds {tables} tables", tensors[0].name())
+            }
         };
-        ensure!(table < tables, "`table` is {table}, but tensor {:?} holds {tables}: expected less", tensors[0].name());
+        ensure!(
+            table < tables,
+            "`table` is {table}, but tensor {:?} holds {tables}: expected less",
+            tensors[0].name()
+        );
         let row_factors = cores::row_factors(&tensors, &slices, spec)?;
         let order = match checkpoint.tensor(&key("L")) {
             Some(strides) => digit_order(strides, &row_factors)?,
@@ -83,14 +104,21 @@ impl Dialect for Fbtt {
         if tables > 1 {
             for name in ["hashtbl", "cache_state", "cache_weight"] {
                 let empty = checkpoint.tensor(&key(name)).is_none_or(|tensor| tensor.len() == 0);
-                ensure!(empty, "tensor {:?}: a cache for {tables} tables at once cannot be converted", key(name));
+                ensure!(
+                    empty,
+                    "tensor {:?}: a cache for {tables} tables at once cannot be converted",
+                    key(name)
+                );
             }
         }
         let cache = checkpoint.tensor(&key("cache_weight")).filter(|_| tables == 1);
         let embedding_dim = match cache.map(|cache| cache.shape()) {
             None => None,
             Some(&[_, columns]) => Some(columns),
-            Some(shape) => bail!("tensor {:?} has shape {shape:?}: expected rows x columns", key("cache_weight")),
+            Some(shape) => bail!(
+                "tensor {:?} has shape {shape:?}: expected rows x columns",
+                key("cache_weight")
+            ),
         };
         let split = split_slices(&slice_lens, spec, embedding_dim);
         let shape = cores::shape("FBTT", &row_factors, split, spec)?.with_digit_order(order);
@@ -103,7 +131,9 @@ impl Dialect for Fbtt {
             None => None,
         };
         // Within the tensor, as `table` is below its first extent.
-        let core = |(k, tensor): (usize, &&'c Tensor)| Core::flat(tensor, table * (tensor.len() / tables), &shape, k);
+        let core = |(k, tensor): (usize, &&'c Tensor)| {
+            Core::flat(tensor, table * (tensor.len() / tables), &shape, k)
+        };
         let cores = tensors.iter().enumerate().map(core).collect();
         Ok(Weights::Tt { shape, cores, overrides })
     }
@@ -125,7 +155,8 @@ fn digit_order(tensor: &Tensor, row_factors: &[u32]) -> Result<DigitOrder> {
         Some(0) => Ok(most),
         Some(_) => Ok(least),
         None => bail!(
-            "tensor {name:?} is {found:?}: expected the digit strides {:?} of {row_factors:?}, or {:?}",
+            "tensor {name:?} is {found:?}: expected the digit strides {:?} of {row_factors:?}, or \
+             {:?}",
             expected[0],
             expected[1]
         ),
@@ -149,7 +180,12 @@ pub(crate) fn digit_strides(row_factors: &[u32], order: DigitOrder) -> Vec<i64> 
 }
 
 /// The rows that the trained cache overrides, in ascending order.
-fn read_cache<'c>(slots: &Tensor, states: &Tensor, cache: &'c Tensor, rows: u64) -> Result<Option<Overrides<'c>>> {
+fn read_cache<'c>(
+    slots: &Tensor,
+    states: &Tensor,
+    cache: &'c Tensor,
+    rows: u64,
+) -> Result<Option<Overrides<'c>>> {
     require_float(cache)?;
     ensure!(
         slots.len() == states.len(),
@@ -173,10 +209,13 @@ fn read_cache<'c>(slots: &Tensor, states: &Tensor, cache: &'c Tensor, rows: u64)
                 continue;
             }
             let id = u64::try_from(row).ok().filter(|&id| id < rows);
-            let id = id.with_context(|| format!("tensor {:?}, slot {slot}: row {row} of {rows}", slots.name()))?;
+            let id = id.with_context(|| {
+                format!("tensor {:?}, slot {slot}: row {row} of {rows}", slots.name())
+            })?;
             let at = u64::try_from(state).ok().filter(|&at| at < cached);
-            let at =
-                at.with_context(|| format!("tensor {:?}, slot {slot}: cached row {state} of {cached}", states.name()))?;
+            let at = at.with_context(|| {
+                format!("tensor {:?}, slot {slot}: cached row {state} of {cached}", states.name())
+            })?;
             ids.push((id, at));
         }
     }

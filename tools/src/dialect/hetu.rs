@@ -1,4 +1,5 @@
-//! Hetu: EL-Rec's cores, but core 0 takes the least significant digit. No key tells, so only the spec can.
+//! Hetu: EL-Rec's cores, but core 0 takes the least significant digit. No key tells, so only the
+//! spec can.
 
 use super::{Dialect, Survey, Weights, el_rec};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};

@@ -1,8 +1,9 @@
 //! Dialects: how each training program lays a table out in its checkpoints.
 //!
-//! A dialect finds its tables in a checkpoint ([`Dialect::detect`]) and, with the facts of a spec, turns one into a
-//! [`Source`] ([`Dialect::open`]): a shape and readers of rows or slices. What the file does not say and the spec does not
-//! give is named in the error; what contradicts the file is refused.
+//! A dialect finds its tables in a checkpoint ([`Dialect::detect`]) and, with the facts of a spec,
+//! turns one into a [`Source`] ([`Dialect::open`]): a shape and readers of rows or slices. What the
+//! file does not say and the spec does not give is named in the error; what contradicts the file is
+//! refused.
 
 mod cores;
 mod dense;
@@ -82,12 +83,16 @@ impl<'c> Survey<'c> {
 
     /// The tensors that nobody has taken yet.
     fn free(&self) -> Vec<&'c Tensor> {
-        self.checkpoint.tensors().filter(|tensor| !self.taken.contains(tensor.name())).collect()
+        self.checkpoint
+            .tensors()
+            .filter(|tensor| !self.taken.contains(tensor.name()))
+            .collect()
     }
 
     /// The free tensors whose names end in `key`, with what stands before it.
     fn first_cores(&self, key: &str) -> Vec<(&'c str, &'c Tensor)> {
-        let prefix = |tensor: &'c Tensor| tensor.name().strip_suffix(key).map(|prefix| (prefix, tensor));
+        let prefix =
+            |tensor: &'c Tensor| tensor.name().strip_suffix(key).map(|prefix| (prefix, tensor));
         self.free().into_iter().filter_map(prefix).collect()
     }
 
@@ -117,7 +122,8 @@ impl<'c> Survey<'c> {
     }
 
     fn refuse(&mut self, spec: TableSpec, reason: String) {
-        self.refused.push((TableSpec { dialect: Some(self.dialect.to_owned()), ..spec }, reason));
+        self.refused
+            .push((TableSpec { dialect: Some(self.dialect.to_owned()), ..spec }, reason));
     }
 }
 
@@ -144,7 +150,8 @@ pub(crate) enum Weights<'c> {
         cores: Vec<Core<'c>>,
         overrides: Option<Overrides<'c>>,
     },
-    /// A row is its row of `tensor` times the transpose of `projection`, which is `embedding_dim x rank`.
+    /// A row is its row of `tensor` times the transpose of `projection`, which is `embedding_dim x
+    /// rank`.
     Projected {
         num_embeddings: u64,
         rank: usize,
@@ -172,7 +179,8 @@ impl<'c> Source<'c> {
     /// The table that `spec` describes.
     pub(crate) fn open(checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Self> {
         let what = || toml::to_string(spec).unwrap_or_default().trim_end().replace('\n', ", ");
-        let name = table_name(spec).with_context(|| format!("`name` is missing in [[table]] {{ {} }}", what()))?;
+        let name = table_name(spec)
+            .with_context(|| format!("`name` is missing in [[table]] {{ {} }}", what()))?;
         let (weights, hashed) = pick(checkpoint, spec)
             .and_then(|dialect| open_mapped(dialect, checkpoint, spec))
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
@@ -181,13 +189,19 @@ impl<'c> Source<'c> {
                 Request::of_dense(spec, *num_embeddings, *embedding_dim)
             }
             Weights::Tt { .. } => Request::of_factors(spec, Representation::Tt).map(|()| None),
-            Weights::Projected { .. } => Request::of_factors(spec, Representation::LowRank).map(|()| None),
-            Weights::QuotientRemainder { .. } => Request::of_factors(spec, Representation::Dense).map(|()| None),
+            Weights::Projected { .. } => {
+                Request::of_factors(spec, Representation::LowRank).map(|()| None)
+            }
+            Weights::QuotientRemainder { .. } => {
+                Request::of_factors(spec, Representation::Dense).map(|()| None)
+            }
         };
-        let factorize = factorize.with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        let factorize = factorize
+            .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
         let stored = weights.tensors()[0].element_type();
         ensure!(
-            spec.dtype.is_some() || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
+            spec.dtype.is_some()
+                || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
             "{}: table {name:?}: its tensors differ in type: give `dtype`",
             checkpoint.path().display()
         );
@@ -197,13 +211,17 @@ impl<'c> Source<'c> {
             (None, ElementType::F16) => Dtype::F16,
             (None, ElementType::Bf16) => Dtype::Bf16,
             (None, other) => bail!(
-                "{}: table {name:?}: its numbers are {other}: give `dtype` (f32, f16, bf16, i8 or i4)",
+                "{}: table {name:?}: its numbers are {other}: give `dtype` (f32, f16, bf16, i8 or \
+                 i4)",
                 checkpoint.path().display()
             ),
         };
         ensure!(
             dtype.suits_cores()
-                || !matches!((&weights, &factorize), (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))),
+                || !matches!(
+                    (&weights, &factorize),
+                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))
+                ),
             "{}: table {name:?}: dtype {} is for dense tables, not for the cores of a tensor train",
             checkpoint.path().display(),
             dtype.name()
@@ -218,23 +236,32 @@ impl<'c> Source<'c> {
 
     /// The row of an index.
     pub(crate) fn row_of(&self, index: u64) -> u64 {
-        if self.hashed.is_some() { index % self.weights.num_embeddings().max(1) } else { index }
+        if self.hashed.is_some() {
+            index % self.weights.num_embeddings().max(1)
+        } else {
+            index
+        }
     }
 }
 
-/// The table that `spec` describes, and its number of indices if they are hashed: dialects know of rows alone.
+/// The table that `spec` describes, and its number of indices if they are hashed: dialects know of
+/// rows alone.
 fn open_mapped<'c>(
     dialect: &dyn Dialect,
     checkpoint: &'c Checkpoint,
     spec: &TableSpec,
 ) -> Result<(Weights<'c>, Option<u64>)> {
     let Some(index_map) = &spec.index_map else {
-        ensure!(spec.num_rows.is_none(), "`num_rows` goes with `index_map`: without one it is `num_embeddings`");
+        ensure!(
+            spec.num_rows.is_none(),
+            "`num_rows` goes with `index_map`: without one it is `num_embeddings`"
+        );
         return Ok((open_rows(dialect, checkpoint, spec)?, None));
     };
     ensure!(index_map == "modulo", "index_map {index_map:?}: expected \"modulo\"");
-    let num_embeddings =
-        spec.num_embeddings.context("`num_embeddings` is missing: with `index_map`, how many indices")?;
+    let num_embeddings = spec
+        .num_embeddings
+        .context("`num_embeddings` is missing: with `index_map`, how many indices")?;
     let rows = TableSpec { num_embeddings: spec.num_rows, ..spec.clone() };
     let weights = open_rows(dialect, checkpoint, &rows);
     let weights = if spec.num_rows.is_some() {
@@ -250,18 +277,36 @@ fn open_mapped<'c>(
     Ok((weights, Some(num_embeddings)))
 }
 
-fn open_rows<'c>(dialect: &dyn Dialect, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
+fn open_rows<'c>(
+    dialect: &dyn Dialect,
+    checkpoint: &'c Checkpoint,
+    spec: &TableSpec,
+) -> Result<Weights<'c>> {
     let weights = dialect.open(checkpoint, spec)?;
     if !matches!(weights, Weights::QuotientRemainder { .. }) {
-        ensure!(spec.qr_operation.is_none(), "`qr_operation` goes with quotient-remainder tables alone");
+        ensure!(
+            spec.qr_operation.is_none(),
+            "`qr_operation` goes with quotient-remainder tables alone"
+        );
     }
     Ok(weights)
 }
 
-/// The table with an operation for its quotients and remainders, if it has such and the spec does not say.
-pub(crate) fn with_qr_operation(checkpoint: &Checkpoint, spec: TableSpec, operation: Option<&str>) -> TableSpec {
-    let is_qr = spec.prefix.as_ref().is_some_and(|prefix| checkpoint.tensor(&format!("{prefix}weight_q")).is_some());
-    let qr_operation = spec.qr_operation.clone().or_else(|| operation.filter(|_| is_qr).map(str::to_owned));
+/// The table with an operation for its quotients and remainders, if it has such and the spec does
+/// not say.
+pub(crate) fn with_qr_operation(
+    checkpoint: &Checkpoint,
+    spec: TableSpec,
+    operation: Option<&str>,
+) -> TableSpec {
+    let is_qr = spec
+        .prefix
+        .as_ref()
+        .is_some_and(|prefix| checkpoint.tensor(&format!("{prefix}weight_q")).is_some());
+    let qr_operation = spec
+        .qr_operation
+        .clone()
+        .or_else(|| operation.filter(|_| is_qr).map(str::to_owned));
     TableSpec { qr_operation, ..spec }
 }
 
@@ -277,8 +322,12 @@ impl<'c> Weights<'c> {
 
     pub(crate) fn embedding_dim(&self) -> usize {
         match self {
-            Self::Dense { embedding_dim, .. } | Self::Projected { embedding_dim, .. } => *embedding_dim,
-            Self::QuotientRemainder { columns: [first, second], combine: Combine::Concat, .. } => first + second,
+            Self::Dense { embedding_dim, .. } | Self::Projected { embedding_dim, .. } => {
+                *embedding_dim
+            }
+            Self::QuotientRemainder {
+                columns: [first, second], combine: Combine::Concat, ..
+            } => first + second,
             Self::QuotientRemainder { columns: [first, _], .. } => *first,
             Self::Tt { shape, .. } => shape.embedding_dim(),
         }
@@ -286,16 +335,22 @@ impl<'c> Weights<'c> {
 
     /// The bytes that the checkpoint has for this table.
     pub(crate) fn checkpoint_bytes(&self) -> u64 {
-        let bytes = |tensor: &Tensor, elements: u64| elements.saturating_mul(tensor.element_type().size());
+        let bytes =
+            |tensor: &Tensor, elements: u64| elements.saturating_mul(tensor.element_type().size());
         match self {
             Self::Dense { tensor, .. } => bytes(tensor, tensor.len()),
             Self::Projected { tensor, projection, .. } => {
                 bytes(tensor, tensor.len()) + bytes(projection, projection.len())
             }
-            Self::QuotientRemainder { tensors, .. } => tensors.iter().map(|tensor| bytes(tensor, tensor.len())).sum(),
+            Self::QuotientRemainder { tensors, .. } => {
+                tensors.iter().map(|tensor| bytes(tensor, tensor.len())).sum()
+            }
             Self::Tt { cores, overrides, .. } => {
-                let of_core = |core: &Core<'_>| bytes(core.tensor, core.slices() * core.slice_len() as u64);
-                let rows = |o: &Overrides<'_>| bytes(o.tensor, o.ids.len() as u64 * self.embedding_dim() as u64);
+                let of_core =
+                    |core: &Core<'_>| bytes(core.tensor, core.slices() * core.slice_len() as u64);
+                let rows = |o: &Overrides<'_>| {
+                    bytes(o.tensor, o.ids.len() as u64 * self.embedding_dim() as u64)
+                };
                 cores.iter().map(of_core).sum::<u64>() + overrides.as_ref().map_or(0, rows)
             }
         }
@@ -324,12 +379,15 @@ fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialec
     let by_name = |name: &str| DIALECTS.iter().copied().find(|dialect| dialect.name() == name);
     if let Some(name) = &spec.dialect {
         let known: Vec<&str> = DIALECTS.iter().map(|dialect| dialect.name()).collect();
-        return by_name(name).with_context(|| format!("dialect {name:?}: expected one of {known:?}"));
+        return by_name(name)
+            .with_context(|| format!("dialect {name:?}: expected one of {known:?}"));
     }
     let survey = Survey::of(checkpoint);
     if let Some(tensor) = &spec.tensor {
         // Half of a table is not a table, unless `dialect` insists.
-        let part = |(whole, _): &&(TableSpec, String)| whole.prefix.as_ref().is_some_and(|p| tensor.starts_with(p));
+        let part = |(whole, _): &&(TableSpec, String)| {
+            whole.prefix.as_ref().is_some_and(|p| tensor.starts_with(p))
+        };
         if let Some((_, reason)) = survey.refused.iter().find(part) {
             bail!("{reason}");
         }
@@ -337,10 +395,16 @@ fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialec
     }
     let prefix = spec.prefix.as_deref().unwrap_or_default();
     let refused = survey.refused.iter().map(|(spec, _)| spec);
-    let found = survey.tables.iter().chain(refused).find(|found| found.prefix.as_deref() == Some(prefix));
-    found
-        .and_then(|found| by_name(found.dialect.as_deref()?))
-        .with_context(|| format!("no dialect recognises the keys after prefix {prefix:?}: give `tensor`, or `dialect`"))
+    let found = survey
+        .tables
+        .iter()
+        .chain(refused)
+        .find(|found| found.prefix.as_deref() == Some(prefix));
+    found.and_then(|found| by_name(found.dialect.as_deref()?)).with_context(|| {
+        format!(
+            "no dialect recognises the keys after prefix {prefix:?}: give `tensor`, or `dialect`"
+        )
+    })
 }
 
 /// The tensor called `name`, or an error that names near ones.
@@ -369,6 +433,10 @@ fn refuse(given: bool, field: &str, dialect: &str) -> Result<()> {
 fn require_float(tensor: &Tensor) -> Result<()> {
     use ElementType::{Bf16, F16, F32, F64};
     let found = tensor.element_type();
-    ensure!(matches!(found, F64 | F32 | F16 | Bf16), "tensor {:?} is {found}: expected a float type", tensor.name());
+    ensure!(
+        matches!(found, F64 | F32 | F16 | Bf16),
+        "tensor {:?} is {found}: expected a float type",
+        tensor.name()
+    );
     Ok(())
 }

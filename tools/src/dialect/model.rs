@@ -1,4 +1,5 @@
-//! Models: the two perceptrons around a checkpoint's tables, as DLRM and TorchRec name their layers.
+//! Models: the two perceptrons around a checkpoint's tables, as DLRM and TorchRec name their
+//! layers.
 
 use super::{Survey, require_float};
 use crate::{
@@ -14,7 +15,8 @@ use ttrec::{
 /// How a training program lays models out.
 pub(super) struct Naming {
     pub(super) dialect: &'static str,
-    /// What stands before the layers of the bottom perceptron, which may be missing, and of the top one.
+    /// What stands before the layers of the bottom perceptron, which may be missing, and of the
+    /// top one.
     stacks: [&'static str; 2],
     pairs: Pairs,
     /// What stands before tensors that make it another model, and what that is.
@@ -69,7 +71,8 @@ impl<'c> Model<'c> {
     pub(crate) fn detect(checkpoint: &'c Checkpoint) -> Vec<ModelSpec> {
         let mut found = Vec::new();
         for Naming { dialect, stacks: [bottom, top], .. } in &NAMINGS {
-            let prefix_of = |t: &'c Tensor| prefix(t.name(), bottom).or_else(|| prefix(t.name(), top));
+            let prefix_of =
+                |t: &'c Tensor| prefix(t.name(), bottom).or_else(|| prefix(t.name(), top));
             let mut prefixes: Vec<&str> = checkpoint.tensors().filter_map(prefix_of).collect();
             prefixes.sort_unstable();
             prefixes.dedup();
@@ -84,47 +87,68 @@ impl<'c> Model<'c> {
         found
     }
 
-    /// The whole model, if the checkpoint is one and leaves nothing open: its tables are in order, and all of them can be read.
+    /// The whole model, if the checkpoint is one and leaves nothing open: its tables are in order,
+    /// and all of them can be read.
     fn whole(survey: &Survey<'c>) -> Option<ModelSpec> {
         let [model] = &Self::detect(survey.checkpoint)[..] else { return None };
         let prefix = model.prefix.as_deref().unwrap_or_default();
         let of_model = |table: &TableSpec| {
-            table.dialect == model.dialect && table.prefix.as_deref().is_some_and(|table| table.starts_with(prefix))
+            table.dialect == model.dialect
+                && table.prefix.as_deref().is_some_and(|table| table.starts_with(prefix))
         };
-        let numbered =
-            survey.tables.iter().zip(0u64..).all(|(table, expected)| number(table.prefix.as_deref()) == Some(expected));
+        let numbered = survey
+            .tables
+            .iter()
+            .zip(0u64..)
+            .all(|(table, expected)| number(table.prefix.as_deref()) == Some(expected));
         let all = survey.refused.is_empty() && survey.tables.iter().all(of_model) && numbered;
         (all && !survey.tables.is_empty()).then(|| model.clone())
     }
 
-    /// The model around the tables of a checkpoint that leaves nothing open, or says itself what its tables are.
+    /// The model around the tables of a checkpoint that leaves nothing open, or says itself what
+    /// its tables are.
     pub(crate) fn around(survey: &Survey<'c>) -> Option<ModelSpec> {
-        if survey.complete { Self::detect(survey.checkpoint).into_iter().next() } else { Self::whole(survey) }
+        if survey.complete {
+            Self::detect(survey.checkpoint).into_iter().next()
+        } else {
+            Self::whole(survey)
+        }
     }
 
     /// The model that `spec` describes.
     pub(crate) fn open(checkpoint: &'c Checkpoint, spec: &ModelSpec) -> Result<Self> {
         let prefix = spec.prefix.as_deref().unwrap_or_default();
         let naming = match spec.dialect.as_deref() {
-            Some(name) => NAMINGS.iter().find(|naming| naming.dialect == name).with_context(|| {
-                let known = NAMINGS.map(|naming| naming.dialect);
-                format!("dialect {name:?}: expected one of {known:?}")
-            })?,
+            Some(name) => {
+                NAMINGS.iter().find(|naming| naming.dialect == name).with_context(|| {
+                    let known = NAMINGS.map(|naming| naming.dialect);
+                    format!("dialect {name:?}: expected one of {known:?}")
+                })?
+            }
             None => {
                 let has = |naming: &&Naming| {
-                    naming.stacks.iter().any(|stack| !layers(checkpoint, &format!("{prefix}{stack}")).is_empty())
+                    naming
+                        .stacks
+                        .iter()
+                        .any(|stack| !layers(checkpoint, &format!("{prefix}{stack}")).is_empty())
                 };
                 NAMINGS.iter().find(has).with_context(|| {
                     format!(
-                        "no layers after prefix {prefix:?}: expected {prefix}bot_l.0.weight or {prefix}dense_arch..."
+                        "no layers after prefix {prefix:?}: expected {prefix}bot_l.0.weight or \
+                         {prefix}dense_arch..."
                     )
                 })?
             }
         };
         for (key, what) in naming.others {
             let prefix = format!("{prefix}{key}");
-            if let Some(tensor) = checkpoint.tensors().find(|tensor| tensor.name().starts_with(&prefix)) {
-                bail!("tensor {:?}: {what}: expected a model without, whose pairs are multiplied", tensor.name());
+            if let Some(tensor) =
+                checkpoint.tensors().find(|tensor| tensor.name().starts_with(&prefix))
+            {
+                bail!(
+                    "tensor {:?}: {what}: expected a model without, whose pairs are multiplied",
+                    tensor.name()
+                );
             }
         }
         let [bottom, top] = naming.stacks.map(|stack| {
@@ -135,7 +159,10 @@ impl<'c> Model<'c> {
                 !names.is_empty() || stack == naming.stacks[0],
                 "no tensor {stem}*.weight: expected the layers of a perceptron"
             );
-            names.into_iter().map(|name| Linear::open(checkpoint, &name)).collect::<Result<Vec<_>>>()
+            names
+                .into_iter()
+                .map(|name| Linear::open(checkpoint, &name))
+                .collect::<Result<Vec<_>>>()
         });
         let dtype = spec.dtype.unwrap_or(Dtype::F32);
         ensure!(dtype.suits_cores(), "dtype {}: layers are f32, f16, bf16 or i8", dtype.name());
@@ -147,8 +174,8 @@ impl<'c> Model<'c> {
         self.bottom.iter().chain(&self.top)
     }
 
-    /// As the blob has it, around these tables, in this order. DLRM's and TorchRec's layers are followed by ReLU, but for the
-    /// last, whose sigmoid TorchRec leaves to the loss.
+    /// As the blob has it, around these tables, in this order. DLRM's and TorchRec's layers are
+    /// followed by ReLU, but for the last, whose sigmoid TorchRec leaves to the loss.
     pub(crate) fn layout(&self, tables: &[TableSpec]) -> Result<blob::ModelSpec> {
         let num_tables = tables.len();
         let last = self.top.len() - 1;
@@ -164,30 +191,47 @@ impl<'c> Model<'c> {
                 let expected = embedding_dim + num_vectors * num_vectors.saturating_sub(1) / 2;
                 ensure!(
                     linear.inputs == expected,
-                    "tensor {:?} takes {} inputs: expected {expected}, a vector of {embedding_dim} (0 without a bottom perceptron) and \
-                     the products of each pair among it and those of {num_tables} tables",
+                    "tensor {:?} takes {} inputs: expected {expected}, a vector of \
+                     {embedding_dim} (0 without a bottom perceptron) and the products of each \
+                     pair among it and those of {num_tables} tables",
                     linear.weight.name(),
                     linear.inputs
                 );
             } else if let Some(expected) = inputs {
                 ensure!(
                     linear.inputs == expected,
-                    "tensor {:?} takes {} inputs: expected the {expected} outputs of the layer before",
+                    "tensor {:?} takes {} inputs: expected the {expected} outputs of the layer \
+                     before",
                     linear.weight.name(),
                     linear.inputs
                 );
             }
             inputs = Some(linear.outputs);
         }
-        ensure!(inputs == Some(1), "the top perceptron has {} outputs: expected 1", inputs.unwrap_or(0));
+        ensure!(
+            inputs == Some(1),
+            "the top perceptron has {} outputs: expected 1",
+            inputs.unwrap_or(0)
+        );
         let top = self.top.iter().enumerate();
-        let of_model =
-            |(table, spec): (usize, &TableSpec)| ModelTable { table, mean: spec.pooling == Some(Pooling::Mean) };
+        let of_model = |(table, spec): (usize, &TableSpec)| ModelTable {
+            table,
+            mean: spec.pooling == Some(Pooling::Mean),
+        };
         Ok(blob::ModelSpec {
             tables: tables.iter().enumerate().map(of_model).collect(),
             bottom: self.bottom.iter().map(|linear| layer(linear, Activation::Relu)).collect(),
             top: top
-                .map(|(at, linear)| layer(linear, if at == last { Activation::Sigmoid } else { Activation::Relu }))
+                .map(|(at, linear)| {
+                    layer(
+                        linear,
+                        if at == last {
+                            Activation::Sigmoid
+                        } else {
+                            Activation::Relu
+                        },
+                    )
+                })
                 .collect(),
         })
     }
@@ -196,12 +240,20 @@ impl<'c> Model<'c> {
     pub(crate) fn read(&self, layer: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let linear = self.layers().nth(layer).context("no such layer")?;
         let (inputs, outputs) = (linear.inputs, linear.outputs);
-        let mut weights = crate::lookup::zeros(inputs.checked_mul(outputs).context("a layer of too many weights")?)?;
+        let mut weights = crate::lookup::zeros(
+            inputs.checked_mul(outputs).context("a layer of too many weights")?,
+        )?;
         linear.weight.read_f32(0, &mut weights)?;
         let mut transposed = crate::lookup::zeros(weights.len())?;
-        let from = if layer == self.bottom.len() { self.input_order(inputs) } else { (0..inputs).collect() };
+        let from = if layer == self.bottom.len() {
+            self.input_order(inputs)
+        } else {
+            (0..inputs).collect()
+        };
         for (to, from) in transposed.chunks_exact_mut(outputs).zip(from) {
-            to.iter_mut().zip(weights.chunks_exact(inputs)).for_each(|(to, row)| *to = row[from]);
+            to.iter_mut()
+                .zip(weights.chunks_exact(inputs))
+                .for_each(|(to, row)| *to = row[from]);
         }
         let mut bias = vec![0.0; outputs];
         linear.bias.read_f32(0, &mut bias)?;
@@ -223,12 +275,16 @@ impl<'c> Model<'c> {
     /// The bytes that the checkpoint has for a layer.
     pub(crate) fn checkpoint_bytes(&self, layer: usize) -> u64 {
         let bytes = |tensor: &Tensor| tensor.len().saturating_mul(tensor.element_type().size());
-        self.layers().nth(layer).map_or(0, |linear| bytes(linear.weight).saturating_add(bytes(linear.bias)))
+        self.layers()
+            .nth(layer)
+            .map_or(0, |linear| bytes(linear.weight).saturating_add(bytes(linear.bias)))
     }
 
     /// The names of a layer's tensors.
     pub(crate) fn names(&self, layer: usize) -> Option<(&'c str, &'c str)> {
-        self.layers().nth(layer).map(|linear| (linear.weight.name(), linear.bias.name()))
+        self.layers()
+            .nth(layer)
+            .map(|linear| (linear.weight.name(), linear.bias.name()))
     }
 }
 
@@ -236,16 +292,28 @@ impl<'c> Linear<'c> {
     fn open(checkpoint: &'c Checkpoint, name: &str) -> Result<Self> {
         let bias = format!("{}bias", name.strip_suffix("weight").unwrap_or(name));
         let weight = checkpoint.tensor(name).with_context(|| format!("no tensor {name:?}"))?;
-        let bias = checkpoint.tensor(&bias).with_context(|| format!("no tensor {bias:?}: expected a bias"))?;
+        let bias = checkpoint
+            .tensor(&bias)
+            .with_context(|| format!("no tensor {bias:?}: expected a bias"))?;
         require_float(weight)?;
         require_float(bias)?;
         let (&[outputs, inputs], shape) = (weight.shape(), bias.shape()) else {
             bail!("tensor {name:?} has shape {:?}: expected outputs x inputs", weight.shape());
         };
-        ensure!(shape == [outputs], "tensor {:?} has shape {shape:?}: expected [{outputs}]", bias.name());
-        let width = |n: u64| usize::try_from(n).ok().filter(|&n| n as u64 <= blob::MAX_LAYER_WIDTH && n > 0);
+        ensure!(
+            shape == [outputs],
+            "tensor {:?} has shape {shape:?}: expected [{outputs}]",
+            bias.name()
+        );
+        let width = |n: u64| {
+            usize::try_from(n).ok().filter(|&n| n as u64 <= blob::MAX_LAYER_WIDTH && n > 0)
+        };
         let (Some(outputs), Some(inputs)) = (width(outputs), width(inputs)) else {
-            bail!("tensor {name:?} has shape {:?}: expected 1 to {} each", weight.shape(), blob::MAX_LAYER_WIDTH);
+            bail!(
+                "tensor {name:?} has shape {:?}: expected 1 to {} each",
+                weight.shape(),
+                blob::MAX_LAYER_WIDTH
+            );
         };
         Ok(Self { weight, bias, inputs, outputs })
     }
@@ -254,14 +322,18 @@ impl<'c> Linear<'c> {
 /// The weights of the layers whose names begin with `stem`, in order: numbers count as numbers.
 fn layers(checkpoint: &Checkpoint, stem: &str) -> Vec<String> {
     let of_stack = checkpoint.tensors().map(Tensor::name);
-    let mut names: Vec<&str> = of_stack.filter(|name| name.starts_with(stem) && name.ends_with(".weight")).collect();
+    let mut names: Vec<&str> = of_stack
+        .filter(|name| name.starts_with(stem) && name.ends_with(".weight"))
+        .collect();
     names.sort_by_cached_key(|name| natural(name));
     names.into_iter().map(str::to_owned).collect()
 }
 
 /// What stands before `part` in a tensor's name: nothing, or the path of the model.
 fn prefix<'n>(name: &'n str, part: &str) -> Option<&'n str> {
-    name.find(part).map(|at| &name[..at]).filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+    name.find(part)
+        .map(|at| &name[..at])
+        .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
 }
 
 /// A key that sorts names as people do: runs of digits by the numbers they are.

@@ -1,4 +1,5 @@
-//! t3nsor (`TTEmbedding`): `parameters.{k}` of `r_k x p_k x q_k x r_{k+1}`, core 0 most significant.
+//! t3nsor (`TTEmbedding`): `parameters.{k}` of `r_k x p_k x q_k x r_{k+1}`, core 0 most
+//! significant.
 
 use super::{Dialect, Survey, Weights, tltorch};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};

@@ -1,5 +1,7 @@
-//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of `r_k x p_k x q_k x r_{k+1}`, core 0 most
-//! significant. A `FactorizedLinear` has the same keys, and mostly a `bias` that tells. Factors of its other kinds (CP, Tucker) have the same names, but not four dimensions.
+//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of `r_k x p_k x q_k
+//! x r_{k+1}`, core 0 most significant. A `FactorizedLinear` has the same keys, and mostly a `bias`
+//! that tells. Factors of its other kinds (CP, Tucker) have the same names, but not four
+//! dimensions.
 
 use super::{Dialect, Survey, Weights, cores, refuse};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
@@ -20,7 +22,10 @@ impl Dialect for Tltorch {
             let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
             let bias = format!("{prefix}bias");
             if survey.take(&bias) {
-                survey.refuse(spec, format!("tensor {bias:?} makes {prefix:?} a linear layer, not an embedding"));
+                survey.refuse(
+                    spec,
+                    format!("tensor {bias:?} makes {prefix:?} a linear layer, not an embedding"),
+                );
                 continue;
             }
             match first.shape() {
@@ -30,7 +35,8 @@ impl Dialect for Tltorch {
                     survey.refuse(
                         spec,
                         format!(
-                            "tensor {name:?} has shape {shape:?}: of tensorly-torch, only blocktt can be converted"
+                            "tensor {name:?} has shape {shape:?}: of tensorly-torch, only blocktt \
+                             can be converted"
                         ),
                     );
                 }
@@ -39,8 +45,10 @@ impl Dialect for Tltorch {
     }
 
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
-        // Shown where `num_embeddings` is asked for: when a table is offered, and nothing in the file is sure about it.
-        let program = "tensorly-torch (if it is an embedding: a linear layer without a bias has the same keys)";
+        // Shown where `num_embeddings` is asked for: when a table is offered, and nothing in the
+        // file is sure about it.
+        let program = "tensorly-torch (if it is an embedding: a linear layer without a bias has \
+                       the same keys)";
         open(checkpoint, STEM, program, self.name(), spec)
     }
 }

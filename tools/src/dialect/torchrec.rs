@@ -1,4 +1,5 @@
-//! TorchRec (`EmbeddingBagCollection`): the table called NAME is `...embedding_bags.NAME.weight`, rows by columns.
+//! TorchRec (`EmbeddingBagCollection`): the table called NAME is `...embedding_bags.NAME.weight`,
+//! rows by columns.
 
 use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require};
 use crate::{
@@ -10,7 +11,8 @@ use anyhow::{Context, Result};
 pub(super) struct Torchrec;
 
 /// What TorchRec's models (DLRM, DeepFM) and its `MLP` call the dense layers.
-const PERCEPTRONS: [&str; 6] = ["dense_arch", "inter_arch", "over_arch", "_mlp", "bottom_mlp", "top_mlp"];
+const PERCEPTRONS: [&str; 6] =
+    ["dense_arch", "inter_arch", "over_arch", "_mlp", "bottom_mlp", "top_mlp"];
 
 impl Dialect for Torchrec {
     fn name(&self) -> &'static str {
@@ -19,7 +21,8 @@ impl Dialect for Torchrec {
 
     fn detect(&self, survey: &mut Survey<'_>) {
         let mut found = false;
-        // In the order of their numbers, if they have any; which other order a model has is not stored.
+        // In the order of their numbers, if they have any; which other order a model has is not
+        // stored.
         let mut tensors = survey.free();
         tensors.sort_by_cached_key(|tensor| natural(tensor.name()));
         for tensor in tensors {
@@ -31,7 +34,8 @@ impl Dialect for Torchrec {
             }
         }
         // The perceptrons beside the tables have weights that can look like tables.
-        let of_a_perceptron = |tensor: &&Tensor| tensor.name().split('.').any(|part| PERCEPTRONS.contains(&part));
+        let of_a_perceptron =
+            |tensor: &&Tensor| tensor.name().split('.').any(|part| PERCEPTRONS.contains(&part));
         for tensor in survey.free().into_iter().filter(|tensor| found && of_a_perceptron(tensor)) {
             survey.take(tensor.name());
         }
@@ -40,7 +44,8 @@ impl Dialect for Torchrec {
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
         refuse(spec.tensor.is_some(), "tensor", self.name())?;
         let prefix = spec.prefix.as_deref();
-        let prefix = prefix.context("`prefix` is missing: the table's, such as \"embedding_bags.t_cat_0.\"")?;
+        let prefix = prefix
+            .context("`prefix` is missing: the table's, such as \"embedding_bags.t_cat_0.\"")?;
         dense::table(require(checkpoint, &format!("{prefix}weight"))?, self.name(), spec)
     }
 }
@@ -49,6 +54,7 @@ impl Dialect for Torchrec {
 fn parse(tensor: &str) -> Option<(&str, &str)> {
     let prefix = tensor.strip_suffix("weight")?;
     let (path, table) = prefix.strip_suffix('.')?.rsplit_once("embedding_bags.")?;
-    let whole = (path.is_empty() || path.ends_with('.')) && !table.is_empty() && !table.contains('.');
+    let whole =
+        (path.is_empty() || path.ends_with('.')) && !table.is_empty() && !table.contains('.');
     whole.then_some((prefix, table))
 }

@@ -1,4 +1,5 @@
-//! `ttrec train`: a safetensors file whose metadata say what its tables are, each as another dialect would find it.
+//! `ttrec train`: a safetensors file whose metadata say what its tables are, each as another
+//! dialect would find it.
 
 use super::{Dialect, Survey, Weights};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
@@ -22,13 +23,19 @@ impl Dialect for Trained {
     }
 
     fn detect(&self, survey: &mut Survey<'_>) {
-        let facts = survey.checkpoint.metadata(FACTS).and_then(|text| serde_json::from_str::<Facts>(text).ok());
+        let facts = survey
+            .checkpoint
+            .metadata(FACTS)
+            .and_then(|text| serde_json::from_str::<Facts>(text).ok());
         if let Some(Facts { tables }) = facts.filter(|facts| !facts.tables.is_empty()) {
             survey.offer_all(tables);
         }
     }
 
     fn open<'c>(&self, _: &'c Checkpoint, _: &TableSpec) -> Result<Weights<'c>> {
-        bail!("`dialect` is \"ttrec\": such a checkpoint names the dialect of each table itself: expected that one")
+        bail!(
+            "`dialect` is \"ttrec\": such a checkpoint names the dialect of each table itself: \
+             expected that one"
+        )
     }
 }

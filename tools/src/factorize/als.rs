@@ -1,10 +1,12 @@
 //! Refinement of a tensor train by alternating least squares, weighted by row.
 //!
-//! With all cores but one fixed the error is quadratic in that one, and its slices do not meet in it: slice i_k answers for the
-//! rows with this digit alone. For a row with products L to the left (a x r_k) and R to the right (r_{k+1} x b) the part of
-//! the row with column digit j is approximated by `L X_j R`. The normal equations of X_j,
-//! `sum w L^T L X_j R R^T = sum w L^T E_j R^T`, have (r_k r_{k+1})^2 numbers: they are never formed, but solved by conjugate
-//! gradients from the slice as it is. A slice is replaced only by one of less error, so that the whole never gets worse.
+//! With all cores but one fixed the error is quadratic in that one, and its slices do not meet in
+//! it: slice i_k answers for the rows with this digit alone. For a row with products L to the left
+//! (a x r_k) and R to the right (r_{k+1} x b) the part of the row with column digit j is
+//! approximated by `L X_j R`. The normal equations of X_j, `sum w L^T L X_j R R^T = sum w L^T E_j
+//! R^T`, have (r_k r_{k+1})^2 numbers: they are never formed, but solved by conjugate
+//! gradients from the slice as it is. A slice is replaced only by one of less error, so that the
+//! whole never gets worse.
 
 use super::{
     Rows,
@@ -44,7 +46,8 @@ impl Als<'_> {
     /// Refines all cores `sweeps` times, or until a sweep gains nothing.
     pub(super) fn refine(&self, cores: &mut Vec<Mat<f64>>, sweeps: u32) -> Result<Option<Squares>> {
         let d = cores.len();
-        let mut progress = Progress::new(&format!("{}: refinement", self.name), u64::from(sweeps) * d as u64);
+        let mut progress =
+            Progress::new(&format!("{}: refinement", self.name), u64::from(sweeps) * d as u64);
         let mut best: Option<Squares> = None;
         for _ in 0..sweeps {
             let mut next = cores.clone();
@@ -57,7 +60,8 @@ impl Als<'_> {
                     orthonormal_to_the_left(&mut next, k);
                 }
             }
-            // Rounding has the last word: where it has eaten the gain, the sweep before was as good.
+            // Rounding has the last word: where it has eaten the gain, the sweep before was as
+            // good.
             let sound = squares.error >= -ROUNDING * squares.norm;
             if !sound || best.is_some_and(|best| squares.error >= best.error) {
                 break;
@@ -75,10 +79,12 @@ impl Als<'_> {
         let (ranks, q_k) = ((rank(cores, k), cores[k].ncols()), q[k] as usize);
         let sides = (product(&p[..k]), product(&p[k + 1..]));
         let widths = (product(&q[..k]), product(&q[k + 1..]));
-        let needed = 4 * (sides.0 * widths.0 * ranks.0) as u64 + 4 * (sides.1 * widths.1 * ranks.1) as u64;
+        let needed =
+            4 * (sides.0 * widths.0 * ranks.0) as u64 + 4 * (sides.1 * widths.1 * ranks.1) as u64;
         ensure!(
             needed <= self.memory,
-            "too little memory: a sweep over core {k} needs {needed} bytes; `sweeps = 0` needs none"
+            "too little memory: a sweep over core {k} needs {needed} bytes; `sweeps = 0` needs \
+             none"
         );
         let step = Step {
             als: self,
@@ -142,7 +148,9 @@ struct Step<'a> {
 impl Step<'_> {
     fn slice(&self, core: &Mat<f64>, i: usize) -> Vec<f64> {
         let rows = self.q * self.ranks.0;
-        (0..rows * self.ranks.1).map(|at| core[(i * rows + at / self.ranks.1, at % self.ranks.1)]).collect()
+        (0..rows * self.ranks.1)
+            .map(|at| core[(i * rows + at / self.ranks.1, at % self.ranks.1)])
+            .collect()
     }
 
     fn solve(&self, slices: Range<usize>, old: Vec<Vec<f64>>) -> Result<Vec<(Vec<f64>, Squares)>> {
@@ -171,7 +179,14 @@ impl Step<'_> {
                 self.als.rows.read(row as u64, &mut values)?;
                 for (values, rows) in pieces(&values, dim, row - first, self.sides.1) {
                     let normal = &mut normals[rows.start / self.sides.1];
-                    self.add(normal, lambda, rows.start % self.sides.1, first + rows.start, values, &mut scratch);
+                    self.add(
+                        normal,
+                        lambda,
+                        rows.start % self.sides.1,
+                        first + rows.start,
+                        values,
+                        &mut scratch,
+                    );
                 }
                 row += count;
             }
@@ -198,12 +213,17 @@ impl Step<'_> {
         let mut grams = Vec::new();
         for lambda in first..self.sides.0 {
             let there = num_embeddings.saturating_sub((lambda * self.p + slice) * self.sides.1);
-            grams.extend(gram(&self.right[there.min(self.sides.1) * b * t..], t).into_iter().map(|x| -x as f32));
+            grams.extend(
+                gram(&self.right[there.min(self.sides.1) * b * t..], t)
+                    .into_iter()
+                    .map(|x| -x as f32),
+            );
         }
         Matrix::Products { common: Some(common), first, grams }
     }
 
-    /// Adds rows of one slice that stand together, the first of them with combination `rho` on the right.
+    /// Adds rows of one slice that stand together, the first of them with combination `rho` on the
+    /// right.
     fn add(
         &self,
         normal: &mut Normal<'_>,
@@ -218,7 +238,8 @@ impl Step<'_> {
         let weights = self.als.weights.map(|weights| &weights[row..row + rows]);
         let weight = |at: usize| weights.map_or(1.0, |weights| weights[at]);
         let left = &self.left[lambda * a * r..][..a * r];
-        let right = MatRef::from_row_major_slice(&self.right[rho * b * t..][..rows * b * t], rows * b, t);
+        let right =
+            MatRef::from_row_major_slice(&self.right[rho * b * t..][..rows * b * t], rows * b, t);
 
         // The rows side by side, (a, j) x (row, b), and times R^T.
         let Scratch { wide, product } = scratch;
@@ -226,9 +247,13 @@ impl Step<'_> {
         wide.resize(height * rows * b, 0.0);
         for (at, values) in values.chunks(height * b).enumerate() {
             for (values, wide) in values.chunks(b).zip(wide.chunks_mut(rows * b)) {
-                wide[at * b..][..b].iter_mut().zip(values).for_each(|(to, &x)| *to = weight(at) * x);
+                wide[at * b..][..b]
+                    .iter_mut()
+                    .zip(values)
+                    .for_each(|(to, &x)| *to = weight(at) * x);
             }
-            normal.norm += f64::from(weight(at)) * values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            normal.norm += f64::from(weight(at))
+                * values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
         }
         product.resize(height * t, 0.0);
         multiply(MatRef::from_row_major_slice(wide, height, rows * b), right, product);
@@ -254,8 +279,15 @@ impl Step<'_> {
                     (0..t).for_each(|s| wide[s * rows * b + at] = weight(at / b) * column[s]);
                 }
                 product.resize(t * t, 0.0);
-                multiply(MatRef::from_row_major_slice(wide, t, rows * b), right, &mut product[..t * t]);
-                grams[lambda * t * t..][..t * t].iter_mut().zip(&*product).for_each(|(sum, x)| *sum += x);
+                multiply(
+                    MatRef::from_row_major_slice(wide, t, rows * b),
+                    right,
+                    &mut product[..t * t],
+                );
+                grams[lambda * t * t..][..t * t]
+                    .iter_mut()
+                    .zip(&*product)
+                    .for_each(|(sum, x)| *sum += x);
             }
             Matrix::Dense(matrix) => {
                 let weight = f64::from((0..rows).map(weight).sum::<f32>());
@@ -285,8 +317,14 @@ fn multiply(a: MatRef<'_, f32>, b: MatRef<'_, f32>, out: &mut [f32]) {
     matmul(out, Accum::Replace, a, b, 1.0, Par::Seq);
 }
 
-/// Splits rows, the first of which is number `first`, where a slice of `run` rows ends; with the range of their numbers.
-fn pieces(values: &[f32], dim: usize, first: usize, run: usize) -> impl Iterator<Item = (&[f32], Range<usize>)> {
+/// Splits rows, the first of which is number `first`, where a slice of `run` rows ends; with the
+/// range of their numbers.
+fn pieces(
+    values: &[f32],
+    dim: usize,
+    first: usize,
+    run: usize,
+) -> impl Iterator<Item = (&[f32], Range<usize>)> {
     let rows = values.len() / dim;
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -306,7 +344,9 @@ fn gram(vectors: &[f32], n: usize) -> Vec<f64> {
     let mut sums = vec![0.0; n * n];
     sums.par_chunks_mut(n).enumerate().for_each(|(s, sums)| {
         for vector in vectors.chunks(n) {
-            sums.iter_mut().zip(vector).for_each(|(sum, &x)| *sum += f64::from(vector[s]) * f64::from(x));
+            sums.iter_mut()
+                .zip(vector)
+                .for_each(|(sum, &x)| *sum += f64::from(vector[s]) * f64::from(x));
         }
     });
     sums
@@ -328,7 +368,10 @@ fn left_products(cores: &[Mat<f64>], q: &[u32]) -> Vec<f32> {
             for x in product.chunks(r) {
                 for j in 0..q {
                     out.extend((0..t).map(|t| {
-                        let terms = x.iter().enumerate().map(|(s, &x)| f64::from(x) * core[((i * q + j) * r + s, t)]);
+                        let terms = x
+                            .iter()
+                            .enumerate()
+                            .map(|(s, &x)| f64::from(x) * core[((i * q + j) * r + s, t)]);
                         terms.sum::<f64>() as f32
                     }));
                 }
@@ -345,7 +388,8 @@ fn left_products(cores: &[Mat<f64>], q: &[u32]) -> Vec<f32> {
     products
 }
 
-/// For each combination of the digits of the cores right of core k, the first digit slowest, (columns) x r_{k+1}.
+/// For each combination of the digits of the cores right of core k, the first digit slowest,
+/// (columns) x r_{k+1}.
 fn right_products(cores: &[Mat<f64>], k: usize, q: &[u32]) -> Vec<f32> {
     let mut products = vec![1.0f32];
     let mut columns = 1;
@@ -358,8 +402,10 @@ fn right_products(cores: &[Mat<f64>], k: usize, q: &[u32]) -> Vec<f32> {
                 for j in 0..q {
                     for x in product.chunks(t) {
                         out.extend((0..r).map(|s| {
-                            let terms =
-                                x.iter().enumerate().map(|(t, &x)| f64::from(x) * core[((i * q + j) * r + s, t)]);
+                            let terms = x
+                                .iter()
+                                .enumerate()
+                                .map(|(t, &x)| f64::from(x) * core[((i * q + j) * r + s, t)]);
                             terms.sum::<f64>() as f32
                         }));
                     }

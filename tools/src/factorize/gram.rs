@@ -1,7 +1,9 @@
-//! Gram matrices `A A^T` of matrices that come in blocks of columns, and their leading eigenvectors.
+//! Gram matrices `A A^T` of matrices that come in blocks of columns, and their leading
+//! eigenvectors.
 //!
-//! Products of a few hundred columns are summed in f32, at the speed of the CPU's widest vectors; these sums are added in
-//! f64. So what rounding adds is that of a short f32 sum, however long the table, and it does not drift.
+//! Products of a few hundred columns are summed in f32, at the speed of the CPU's widest vectors;
+//! these sums are added in f64. So what rounding adds is that of a short f32 sum, however long the
+//! table, and it does not drift.
 
 use anyhow::{Result, anyhow};
 use faer::{Accum, Mat, MatRef, Par, Side, linalg::matmul::matmul};
@@ -12,8 +14,8 @@ const TILE: usize = 128;
 /// Columns that are summed in f32.
 const DEPTH: usize = 512;
 
-/// The lower triangle of a Gram matrix, in tiles, each of which only one thread at a time adds to: the order of every sum is
-/// that of the columns, whatever the number of threads.
+/// The lower triangle of a Gram matrix, in tiles, each of which only one thread at a time adds to:
+/// the order of every sum is that of the columns, whatever the number of threads.
 pub(super) struct Gram {
     n: usize,
     tiles: Vec<Tile>,
@@ -33,9 +35,13 @@ impl Gram {
 
     pub(super) fn new(n: usize) -> Self {
         let starts = || (0..n).step_by(TILE);
-        let tile =
-            |row: usize, column: usize| Tile { row, column, sum: Mat::zeros(TILE.min(n - row), TILE.min(n - column)) };
-        let tiles = starts().flat_map(|row| starts().filter(move |&c| c <= row).map(move |c| (row, c)));
+        let tile = |row: usize, column: usize| Tile {
+            row,
+            column,
+            sum: Mat::zeros(TILE.min(n - row), TILE.min(n - column)),
+        };
+        let tiles =
+            starts().flat_map(|row| starts().filter(move |&c| c <= row).map(move |c| (row, c)));
         Self { n, tiles: tiles.map(|(row, column)| tile(row, column)).collect() }
     }
 
@@ -51,7 +57,9 @@ impl Gram {
                 matmul(product.as_mut(), Accum::Replace, a, b.transpose(), 1.0, Par::Seq);
                 for column in 0..columns {
                     let sums = tile.sum.col_as_slice_mut(column);
-                    sums.iter_mut().zip(product.col_as_slice(column)).for_each(|(sum, &x)| *sum += f64::from(x));
+                    sums.iter_mut()
+                        .zip(product.col_as_slice(column))
+                        .for_each(|(sum, &x)| *sum += f64::from(x));
                 }
             }
         });
@@ -61,7 +69,8 @@ impl Gram {
     pub(super) fn eigen(self) -> Result<Eigen> {
         let mut full = Mat::zeros(self.n, self.n);
         for tile in &self.tiles {
-            full.submatrix_mut(tile.row, tile.column, tile.sum.nrows(), tile.sum.ncols()).copy_from(&tile.sum);
+            full.submatrix_mut(tile.row, tile.column, tile.sum.nrows(), tile.sum.ncols())
+                .copy_from(&tile.sum);
         }
         drop(self.tiles);
         eigen(full.as_ref())
@@ -81,7 +90,9 @@ pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<Eigen> {
     // One thread: how faer splits its work depends on their number, and with it the rounding.
     faer::set_global_parallelism(Par::Seq);
     let n = matrix.nrows();
-    let found = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| anyhow!("the eigenvalues did not converge"))?;
+    let found = matrix
+        .self_adjoint_eigen(Side::Lower)
+        .map_err(|_| anyhow!("the eigenvalues did not converge"))?;
     let values = (0..n).rev().map(|i| found.S().column_vector()[i].max(0.0)).collect();
     let vectors = found.U();
     let vectors = Mat::from_fn(n, n, |i, j| vectors[(i, n - 1 - j)]);

@@ -13,8 +13,8 @@ use std::{
 };
 use ttrec::TtShape;
 
-/// A directory of them, one safetensors file each. A file is used only if it says that it was made of the same tensor of the
-/// same file, by the same request and with the same frequencies.
+/// A directory of them, one safetensors file each. A file is used only if it says that it was made
+/// of the same tensor of the same file, by the same request and with the same frequencies.
 pub(crate) struct Kept {
     directory: PathBuf,
 }
@@ -26,12 +26,24 @@ pub(crate) struct Key {
 
 impl Key {
     /// Of a tensor of a file, and of what is asked of it.
-    pub(crate) fn new(file: &Path, tensor: &str, request: &Request, frequencies: Option<&Path>) -> Result<Self> {
+    pub(crate) fn new(
+        file: &Path,
+        tensor: &str,
+        request: &Request,
+        frequencies: Option<&Path>,
+    ) -> Result<Self> {
         let identity = |path: &Path| -> Result<serde_json::Value> {
             let place = fs::canonicalize(path)?;
             let metadata = fs::metadata(&place)?;
-            let modified = metadata.modified()?.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-            Ok(serde_json::json!([place.display().to_string(), metadata.len(), modified.to_string()]))
+            let modified = metadata
+                .modified()?
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_nanos());
+            Ok(serde_json::json!([
+                place.display().to_string(),
+                metadata.len(),
+                modified.to_string()
+            ]))
         };
         let frequencies = frequencies.map(identity).transpose()?;
         // A later version may factorise otherwise.
@@ -52,7 +64,8 @@ type Array<'a> = (String, Vec<usize>, &'a [f32]);
 impl Kept {
     /// Opens the directory, which need not be there yet.
     pub(crate) fn open(directory: &Path) -> Result<Self> {
-        fs::create_dir_all(directory).with_context(|| format!("{}: cannot create", directory.display()))?;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("{}: cannot create", directory.display()))?;
         Ok(Self { directory: directory.to_owned() })
     }
 
@@ -63,7 +76,12 @@ impl Kept {
     }
 
     /// The factorisation of this key, if one is there and whole.
-    pub(crate) fn find(&self, key: &Key, num_embeddings: u64, embedding_dim: usize) -> Option<Factorized> {
+    pub(crate) fn find(
+        &self,
+        key: &Key,
+        num_embeddings: u64,
+        embedding_dim: usize,
+    ) -> Option<Factorized> {
         let bytes = fs::read(self.path(key)).ok()?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
         let metadata = metadata.metadata().as_ref()?;
@@ -96,7 +114,8 @@ impl Kept {
             elements.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect::<Vec<_>>()
         });
         let in_place = places.as_ref().is_none_or(|places| {
-            places.len() as u64 == num_embeddings && places.iter().all(|&place| u64::from(place) < num_embeddings)
+            places.len() as u64 == num_embeddings
+                && places.iter().all(|&place| u64::from(place) < num_embeddings)
         });
         let fits = cores.iter().enumerate().all(|(k, core)| core.len() as u64 == shape.core_len(k));
         let fits = fits && in_place && shape.embedding_dim() == embedding_dim;
@@ -104,7 +123,12 @@ impl Kept {
     }
 
     /// Keeps a factorisation.
-    pub(crate) fn keep(&self, key: &Key, factorized: &Factorized, embedding_dim: usize) -> Result<()> {
+    pub(crate) fn keep(
+        &self,
+        key: &Key,
+        factorized: &Factorized,
+        embedding_dim: usize,
+    ) -> Result<()> {
         let (arrays, error): (Vec<Array<'_>>, f64) = match factorized {
             Factorized::LowRank { rank, basis, error } => {
                 (vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())], *error)
@@ -120,23 +144,37 @@ impl Kept {
                     ]
                 };
                 let arrays = cores.iter().enumerate();
-                (arrays.map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice())).collect(), *error)
+                (
+                    arrays
+                        .map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice()))
+                        .collect(),
+                    *error,
+                )
             }
         };
-        let bytes: Vec<Vec<u8>> =
-            arrays.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+        let bytes: Vec<Vec<u8>> = arrays
+            .iter()
+            .map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect())
+            .collect();
         let places = match factorized {
-            Factorized::Tt { places: Some(places), .. } => places.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Factorized::Tt { places: Some(places), .. } => {
+                places.iter().flat_map(|x| x.to_le_bytes()).collect()
+            }
             _ => Vec::new(),
         };
-        let places =
-            (!places.is_empty()).then(|| Ok((PLACES, TensorView::new(Dtype::U32, vec![places.len() / 4], &places)?)));
+        let places = (!places.is_empty())
+            .then(|| Ok((PLACES, TensorView::new(Dtype::U32, vec![places.len() / 4], &places)?)));
         let views = arrays
             .iter()
             .zip(&bytes)
-            .map(|((name, shape, _), bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+            .map(|((name, shape, _), bytes)| {
+                Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?))
+            })
             .chain(places);
-        let metadata = HashMap::from([("key".to_owned(), key.text.clone()), ("error".to_owned(), error.to_string())]);
+        let metadata = HashMap::from([
+            ("key".to_owned(), key.text.clone()),
+            ("error".to_owned(), error.to_string()),
+        ]);
         let file = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?;
         let mut output = Output::create(&self.path(key))?;
         output.write(|to| to.write_all(&file))?;

@@ -1,4 +1,5 @@
-//! Low rank: rows of r columns and an r x embedding_dim projection, from the spectrum of the columns' Gram matrix.
+//! Low rank: rows of r columns and an r x embedding_dim projection, from the spectrum of the
+//! columns' Gram matrix.
 
 use super::{
     Rows,
@@ -48,29 +49,36 @@ impl LowRank {
 
     /// The smallest rank, at least 1, whose relative error is at most `tolerance`.
     pub(crate) fn rank_for(&self, tolerance: f64) -> usize {
-        (1..self.energies().len()).find(|&rank| self.error_at(rank) <= tolerance).unwrap_or(self.energies().len())
+        (1..self.energies().len())
+            .find(|&rank| self.error_at(rank) <= tolerance)
+            .unwrap_or(self.energies().len())
     }
 
-    /// V, `embedding_dim x rank`, row-major: the directions in which the table is largest, the largest first.
+    /// V, `embedding_dim x rank`, row-major: the directions in which the table is largest, the
+    /// largest first.
     pub(crate) fn directions(&self, rank: usize) -> Vec<f32> {
         let vectors = &self.spectrum.vectors;
         let (dim, rank) = (vectors.nrows(), rank.min(vectors.ncols()));
         (0..dim * rank).map(|at| vectors[(at / rank, at % rank)] as f32).collect()
     }
 
-    /// V M, `embedding_dim x rank`, row-major, with the [`mixing`] matrix M: the rows of the table times it are the rows to
-    /// store, and its transpose is the projection.
+    /// V M, `embedding_dim x rank`, row-major, with the [`mixing`] matrix M: the rows of the table
+    /// times it are the rows to store, and its transpose is the projection.
     pub(crate) fn basis(&self, rank: usize) -> Vec<f32> {
         let rank = rank.min(self.spectrum.vectors.ncols());
         let mixing = mixing(rank);
-        let mixed = self.spectrum.vectors.subcols(0, rank) * MatRef::from_row_major_slice(&mixing, rank, rank);
-        (0..mixed.nrows() * rank).map(|at| mixed[(at / rank, at % rank)] as f32).collect()
+        let mixed = self.spectrum.vectors.subcols(0, rank)
+            * MatRef::from_row_major_slice(&mixing, rank, rank);
+        (0..mixed.nrows() * rank)
+            .map(|at| mixed[(at / rank, at % rank)] as f32)
+            .collect()
     }
 }
 
-/// An orthogonal matrix, `rank x rank`, row-major, that spreads each direction over all columns: the discrete Hartley
-/// transform. Along the directions themselves the first columns of a short row are far larger than the last ones, which one
-/// scale for the row then rounds coarsely; mixed, all are alike.
+/// An orthogonal matrix, `rank x rank`, row-major, that spreads each direction over all columns:
+/// the discrete Hartley transform. Along the directions themselves the first columns of a short row
+/// are far larger than the last ones, which one scale for the row then rounds coarsely; mixed, all
+/// are alike.
 pub(crate) fn mixing(rank: usize) -> Vec<f64> {
     let element = |at: usize| {
         let (i, j) = (at / rank, at % rank);
@@ -98,12 +106,15 @@ pub(crate) fn for_each_short_row(
         rows.read(first, &mut block)?;
         // Rows as columns: both are contiguous.
         let of_threads = count.div_ceil(16);
-        short.par_chunks_mut(of_threads * rank).zip(block.par_chunks(of_threads * dim)).for_each(|(short, block)| {
-            let count = short.len() / rank;
-            let block = MatRef::from_column_major_slice(block, dim, count);
-            let short = MatMut::from_column_major_slice_mut(short, rank, count);
-            matmul(short, Accum::Replace, basis.transpose(), block, 1.0, Par::Seq);
-        });
+        short
+            .par_chunks_mut(of_threads * rank)
+            .zip(block.par_chunks(of_threads * dim))
+            .for_each(|(short, block)| {
+                let count = short.len() / rank;
+                let block = MatRef::from_column_major_slice(block, dim, count);
+                let short = MatMut::from_column_major_slice_mut(short, rank, count);
+                matmul(short, Accum::Replace, basis.transpose(), block, 1.0, Par::Seq);
+            });
         put(&short)?;
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! Factorisation: a dense table into a tensor train or a low-rank product, streamed.
 //!
-//! The table is never held: it is read in blocks of rows, once for the Gram matrix of its first unfolding and once to project
-//! it on what that matrix says is worth keeping. What is left is small, and all ranks below the first analysis's come from
-//! it without touching the table again. `docs/compress.md` has the passes, their memory and their precision.
+//! The table is never held: it is read in blocks of rows, once for the Gram matrix of its first
+//! unfolding and once to project it on what that matrix says is worth keeping. What is left is
+//! small, and all ranks below the first analysis's come from it without touching the table again.
+//! `docs/compress.md` has the passes, their memory and their precision.
 
 mod als;
 mod gram;

@@ -1,6 +1,7 @@
 //! The normal equations of one slice of a core, and the way down to their solution.
 
-/// `sum w L^T L X_j R R^T = sum w L^T E_j R^T`, j for j: the left side as it is applied to a slice, and the right side.
+/// `sum w L^T L X_j R R^T = sum w L^T E_j R^T`, j for j: the left side as it is applied to a slice,
+/// and the right side.
 pub(super) struct Normal<'s> {
     /// L for each combination of digits on the left, a x r.
     pub(super) left: &'s [f32],
@@ -16,8 +17,9 @@ pub(super) struct Normal<'s> {
 
 /// A normal matrix.
 pub(super) enum Matrix<'s> {
-    /// `(sum L^T L) X (sum R R^T)` over all combinations, if rows weigh the same; and for each combination on the left from
-    /// `first` on what is added to it or, where rows are padding, taken from it: `L^T L X M`, M being t x t.
+    /// `(sum L^T L) X (sum R R^T)` over all combinations, if rows weigh the same; and for each
+    /// combination on the left from `first` on what is added to it or, where rows are padding,
+    /// taken from it: `L^T L X M`, M being t x t.
     Products { common: Option<&'s Grams>, first: usize, grams: Vec<f32> },
     /// `sum w L^T L`, where nothing is on the right: r x r.
     Dense(Vec<f64>),
@@ -29,21 +31,26 @@ pub(super) struct Grams {
     pub(super) right: Vec<f64>,
 }
 
-/// Steps of conjugate gradients: they stop earlier once the residual's square is this much smaller than at first.
+/// Steps of conjugate gradients: they stop earlier once the residual's square is this much smaller
+/// than at first.
 const STEPS: usize = 40;
 const SMALLER: f64 = 1e-12;
-/// How much of a matrix's scale holds a slice where it is: what few rows or none decide does not drift.
+/// How much of a matrix's scale holds a slice where it is: what few rows or none decide does not
+/// drift.
 const HOLD: f64 = 1e-5;
 
 impl Normal<'_> {
-    /// Conjugate gradients from `old`. A better slice, or `old` if none was found; and the error that is left, squared.
+    /// Conjugate gradients from `old`. A better slice, or `old` if none was found; and the error
+    /// that is left, squared.
     pub(super) fn descend(&self, old: Vec<f64>) -> (Vec<f64>, f64) {
         let mut product = vec![0.0; old.len()];
         self.apply(&old, &mut product);
-        let start: Vec<f64> = self.target.iter().zip(&product).map(|(target, p)| target - p).collect();
+        let start: Vec<f64> =
+            self.target.iter().zip(&product).map(|(target, p)| target - p).collect();
         let before = self.norm - dot(&old, &self.target) - dot(&old, &start);
 
-        // The change of the slice; small, so that the change of the error is not a difference of large numbers.
+        // The change of the slice; small, so that the change of the error is not a difference of
+        // large numbers.
         let mut change = vec![0.0; old.len()];
         let mut residual = start.clone();
         let mut direction = start.clone();
@@ -70,7 +77,10 @@ impl Normal<'_> {
             add(length, &direction, &mut change);
             add(-length, &product, &mut residual);
             let next = dot(&residual, &residual);
-            direction.iter_mut().zip(&residual).for_each(|(d, r)| *d = r + next / square * *d);
+            direction
+                .iter_mut()
+                .zip(&residual)
+                .for_each(|(d, r)| *d = r + next / square * *d);
             square = next;
         }
         self.apply(&change, &mut product);
@@ -104,18 +114,24 @@ impl Normal<'_> {
                 for (left, out) in common.left.chunks(r).zip(out.chunks_mut(t)) {
                     half.fill(0.0);
                     left.iter().zip(x.chunks(t)).for_each(|(&l, x)| add(l, x, &mut half));
-                    half.iter().zip(common.right.chunks(t)).for_each(|(&h, right)| add(h, right, out));
+                    half.iter()
+                        .zip(common.right.chunks(t))
+                        .for_each(|(&h, right)| add(h, right, out));
                 }
             }
             for (left, gram) in self.left.chunks(a * r).skip(first).zip(grams.chunks(t * t)) {
                 for left in left.chunks(r) {
                     half.fill(0.0);
                     whole.fill(0.0);
-                    left.iter().zip(x.chunks(t)).for_each(|(&l, x)| add(f64::from(l), x, &mut half));
+                    left.iter()
+                        .zip(x.chunks(t))
+                        .for_each(|(&l, x)| add(f64::from(l), x, &mut half));
                     for (&h, gram) in half.iter().zip(gram.chunks(t)) {
                         whole.iter_mut().zip(gram).for_each(|(w, &g)| *w += h * f64::from(g));
                     }
-                    left.iter().zip(out.chunks_mut(t)).for_each(|(&l, out)| add(f64::from(l), &whole, out));
+                    left.iter()
+                        .zip(out.chunks_mut(t))
+                        .for_each(|(&l, out)| add(f64::from(l), &whole, out));
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! Rows in another order: a tensor train shares a slice among all rows that have a digit in common, so it loses less where
-//! those are alike. The blob then carries the row of each index.
+//! Rows in another order: a tensor train shares a slice among all rows that have a digit in common,
+//! so it loses less where those are alike. The blob then carries the row of each index.
 
 use super::{LowRank, Rows, for_each_short_row, gram::Gram};
 use anyhow::{Context, Result, ensure};
@@ -25,8 +25,8 @@ const ALONE: usize = 1 << 12;
 pub(super) struct Order(Vec<u32>);
 
 impl Order {
-    /// The order of these rows for a tensor train of these row factors. `frequencies`, of which there is one for each row, are
-    /// needed for [`RowOrder::Frequency`].
+    /// The order of these rows for a tensor train of these row factors. `frequencies`, of which
+    /// there is one for each row, are needed for [`RowOrder::Frequency`].
     pub(super) fn of(
         order: RowOrder,
         row_factors: &[u32],
@@ -36,9 +36,9 @@ impl Order {
         name: &str,
     ) -> Result<Self> {
         match order {
-            RowOrder::Frequency => Self::by_frequency(
-                frequencies.context("`row_order` is \"frequency\", but no frequencies of the table are given")?,
-            ),
+            RowOrder::Frequency => Self::by_frequency(frequencies.context(
+                "`row_order` is \"frequency\", but no frequencies of the table are given",
+            )?),
             // Rows that share a prefix are neighbours.
             RowOrder::Similarity => {
                 let run = row_factors.last().map_or(1, |&run| run as usize);
@@ -54,9 +54,9 @@ impl Order {
         Ok(Self(order))
     }
 
-    /// Halves the table, again and again, across the direction in which its rows differ most, down to runs of `run` rows
-    /// (a principal-direction tree: Verma, Kpotufe and Dasgupta, "Which spatial partition trees are adaptive to intrinsic
-    /// dimension?", 2009).
+    /// Halves the table, again and again, across the direction in which its rows differ most, down
+    /// to runs of `run` rows (a principal-direction tree: Verma, Kpotufe and Dasgupta, "Which
+    /// spatial partition trees are adaptive to intrinsic dimension?", 2009).
     fn by_similarity(rows: &dyn Rows, run: usize, memory: u64, name: &str) -> Result<Self> {
         let directions = DIRECTIONS.min(rows.embedding_dim());
         // A few numbers for each row, and where they stand.
@@ -87,7 +87,11 @@ impl Order {
 }
 
 fn numbers(rows: u64) -> Result<Vec<u32>> {
-    ensure!(rows <= u64::from(u32::MAX), "`row_order` is for tables of at most {} rows: this has {rows}", u32::MAX);
+    ensure!(
+        rows <= u64::from(u32::MAX),
+        "`row_order` is for tables of at most {} rows: this has {rows}",
+        u32::MAX
+    );
     Ok((0..rows as u32).collect())
 }
 
@@ -113,7 +117,9 @@ impl Points<'_> {
         let mut block = Vec::new();
         for rows in rows.chunks(ALONE) {
             block.clear();
-            let centred = |&row: &u32| self.of(row).iter().zip(&mean).map(|(&x, &mean)| (f64::from(x) - mean) as f32);
+            let centred = |&row: &u32| {
+                self.of(row).iter().zip(&mean).map(|(&x, &mean)| (f64::from(x) - mean) as f32)
+            };
             block.extend(rows.iter().flat_map(centred));
             gram.add(MatRef::from_column_major_slice(&block, n, rows.len()));
         }

@@ -24,7 +24,11 @@ impl<'c> TensorRows<'c> {
     /// The rows of `tensor`, which must be a matrix.
     pub(crate) fn new(tensor: &'c Tensor) -> Result<Self> {
         let &[rows, columns] = tensor.shape() else {
-            bail!("tensor {:?} has shape {:?}: expected rows x columns", tensor.name(), tensor.shape());
+            bail!(
+                "tensor {:?} has shape {:?}: expected rows x columns",
+                tensor.name(),
+                tensor.shape()
+            );
         };
         Ok(Self { tensor, num_embeddings: rows, embedding_dim: usize::try_from(columns)? })
     }
@@ -43,8 +47,13 @@ impl Rows for TensorRows<'_> {
         self.tensor.stream_f32(first * self.embedding_dim as u64, out)?;
         match out.iter().position(|x| !x.is_finite()) {
             Some(at) => {
-                let (row, column) = (first + (at / self.embedding_dim) as u64, at % self.embedding_dim);
-                bail!("tensor {:?}, row {row}, column {column}: {} cannot be factorised", self.tensor.name(), out[at]);
+                let (row, column) =
+                    (first + (at / self.embedding_dim) as u64, at % self.embedding_dim);
+                bail!(
+                    "tensor {:?}, row {row}, column {column}: {} cannot be factorised",
+                    self.tensor.name(),
+                    out[at]
+                );
             }
             None => Ok(()),
         }

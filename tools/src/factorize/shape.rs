@@ -9,12 +9,26 @@ pub(crate) struct Factors {
     pub(crate) columns: Vec<u32>,
 }
 
-/// Row factors near the d-th root of `num_embeddings`, ascending, with as little padding as factors that near can have, and
-/// column factors with the widest one last.
-pub(crate) fn suggest_shape(num_embeddings: u64, embedding_dim: usize, d: usize) -> Result<Factors> {
-    ensure!((2..=ttrec::shape::MAX_CORES).contains(&d), "{d} cores: expected 2 to {}", ttrec::shape::MAX_CORES);
-    ensure!(num_embeddings > 0 && embedding_dim > 0, "a table of {num_embeddings} x {embedding_dim} has no factors");
-    Ok(Factors { rows: row_factors(num_embeddings, d)?, columns: column_factors(embedding_dim, d)? })
+/// Row factors near the d-th root of `num_embeddings`, ascending, with as little padding as factors
+/// that near can have, and column factors with the widest one last.
+pub(crate) fn suggest_shape(
+    num_embeddings: u64,
+    embedding_dim: usize,
+    d: usize,
+) -> Result<Factors> {
+    ensure!(
+        (2..=ttrec::shape::MAX_CORES).contains(&d),
+        "{d} cores: expected 2 to {}",
+        ttrec::shape::MAX_CORES
+    );
+    ensure!(
+        num_embeddings > 0 && embedding_dim > 0,
+        "a table of {num_embeddings} x {embedding_dim} has no factors"
+    );
+    Ok(Factors {
+        rows: row_factors(num_embeddings, d)?,
+        columns: column_factors(embedding_dim, d)?,
+    })
 }
 
 fn row_factors(num_embeddings: u64, d: usize) -> Result<Vec<u32>> {
@@ -64,12 +78,16 @@ fn column_factors(embedding_dim: usize, d: usize) -> Result<Vec<u32>> {
     Ok(factors)
 }
 
-/// Column factors for tables that are learned, which rank best, byte for byte, in docs/quality.md: the least prime factor last, with the
-/// least significant digit, all else first, so that rows that stand together have nearly all of their columns in common.
+/// Column factors for tables that are learned, which rank best, byte for byte, in docs/quality.md:
+/// the least prime factor last, with the least significant digit, all else first, so that rows that
+/// stand together have nearly all of their columns in common.
 pub(crate) fn widest_first(embedding_dim: usize, d: usize) -> Vec<u32> {
     let dim = embedding_dim as u32;
     let divides = |q: &u32| dim.is_multiple_of(*q);
-    let last = (2..).take_while(|&q| u64::from(q) * u64::from(q) <= dim.into()).find(divides).unwrap_or(1);
+    let last = (2..)
+        .take_while(|&q| u64::from(q) * u64::from(q) <= dim.into())
+        .find(divides)
+        .unwrap_or(1);
     let mut factors = vec![1; d];
     if let [first, .., end] = &mut factors[..] {
         (*first, *end) = (dim / last, last);
@@ -83,9 +101,14 @@ mod tests {
 
     #[test]
     fn all_columns_but_a_prime_go_first() {
-        for (dim, factors) in
-            [(32, [16, 1, 2]), (15, [5, 1, 3]), (9, [3, 1, 3]), (2, [2, 1, 1]), (17, [17, 1, 1]), (1, [1, 1, 1])]
-        {
+        for (dim, factors) in [
+            (32, [16, 1, 2]),
+            (15, [5, 1, 3]),
+            (9, [3, 1, 3]),
+            (2, [2, 1, 1]),
+            (17, [17, 1, 1]),
+            (1, [1, 1, 1]),
+        ] {
             assert_eq!(widest_first(dim, 3), factors);
         }
         assert_eq!(widest_first(64, 2), [32, 2]);
@@ -100,7 +123,10 @@ mod tests {
                 assert!(covered >= rows);
                 assert!(factors.rows.is_sorted() && factors.columns.is_sorted());
                 if rows > 3000 && d <= 3 {
-                    assert!((covered - rows) as f64 <= 0.05 * rows as f64, "{rows} rows, {d} cores: {factors:?}");
+                    assert!(
+                        (covered - rows) as f64 <= 0.05 * rows as f64,
+                        "{rows} rows, {d} cores: {factors:?}"
+                    );
                     assert!(factors.rows[d - 1] <= 2 * factors.rows[0], "{factors:?}");
                 }
             }

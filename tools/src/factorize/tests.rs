@@ -38,7 +38,8 @@ pub(super) fn noise(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// The first rows of the table that cores of `p_k x r_k x q_k x r_{k+1}` multiply out to, digit by digit.
+/// The first rows of the table that cores of `p_k x r_k x q_k x r_{k+1}` multiply out to, digit by
+/// digit.
 fn expand(cores: &[Vec<f32>], factors: &Factors, rows: usize) -> Vec<f64> {
     let d = cores.len();
     let mut out = Vec::new();
@@ -55,9 +56,9 @@ fn expand(cores: &[Vec<f32>], factors: &Factors, rows: usize) -> Vec<f64> {
             let slice_len = core.len() / factors.rows[k] as usize;
             let n = slice_len / left;
             let slice = &core[digits[k] * slice_len..][..slice_len];
-            let products = x
-                .chunks(left)
-                .flat_map(|x| (0..n).map(|j| (0..left).map(|s| x[s] * f64::from(slice[s * n + j])).sum()));
+            let products = x.chunks(left).flat_map(|x| {
+                (0..n).map(|j| (0..left).map(|s| x[s] * f64::from(slice[s * n + j])).sum())
+            });
             x = products.collect();
             left = n / factors.columns[k] as usize;
         }
@@ -67,13 +68,14 @@ fn expand(cores: &[Vec<f32>], factors: &Factors, rows: usize) -> Vec<f64> {
 }
 
 fn relative_error(table: &Table, ours: &[f64]) -> f64 {
-    let difference: f64 = table.values.iter().zip(ours).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum();
+    let difference: f64 =
+        table.values.iter().zip(ours).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum();
     let norm: f64 = table.values.iter().map(|&a| f64::from(a).powi(2)).sum();
     (difference / norm).sqrt()
 }
 
-/// TT-SVD as it is defined: dense SVDs of the whole unfoldings. Its error at these ranks, and the sum of the squares of the
-/// parts of the true singular values past them, both relative.
+/// TT-SVD as it is defined: dense SVDs of the whole unfoldings. Its error at these ranks, and the
+/// sum of the squares of the parts of the true singular values past them, both relative.
 fn oracle(table: &Table, factors: &Factors, ranks: &[u32]) -> (f64, f64) {
     let (p, q) = (&factors.rows, &factors.columns);
     let d = p.len();
@@ -106,7 +108,9 @@ fn oracle(table: &Table, factors: &Factors, ranks: &[u32]) -> (f64, f64) {
         rank = (ranks[k - 1] as usize).min(values.nrows());
         error += (rank..values.nrows()).map(|i| values[i] * values[i]).sum::<f64>();
         let rest = svd.V().nrows();
-        carry = (0..rank * rest).map(|at| values[at / rest] * svd.V()[(at % rest, at / rest)]).collect();
+        carry = (0..rank * rest)
+            .map(|at| values[at / rest] * svd.V()[(at % rest, at / rest)])
+            .collect();
     }
     ((error / norm).sqrt(), (bound / norm).sqrt())
 }
@@ -137,10 +141,16 @@ fn cases() -> Vec<(Factors, usize, Vec<u32>)> {
 #[test]
 fn a_tensor_train_is_found_again() {
     for (factors, rows, ranks) in cases() {
-        let all: Vec<usize> = [1].into_iter().chain(ranks.iter().map(|&r| r as usize)).chain([1]).collect();
+        let all: Vec<usize> =
+            [1].into_iter().chain(ranks.iter().map(|&r| r as usize)).chain([1]).collect();
         let d = ranks.len() + 1;
         let cores: Vec<Vec<f32>> = (0..d)
-            .map(|k| noise(k as u64 + 7, factors.rows[k] as usize * all[k] * factors.columns[k] as usize * all[k + 1]))
+            .map(|k| {
+                noise(
+                    k as u64 + 7,
+                    factors.rows[k] as usize * all[k] * factors.columns[k] as usize * all[k + 1],
+                )
+            })
             .collect();
         let columns: u32 = factors.columns.iter().product();
         let values = expand(&cores, &factors, factors.rows.iter().product::<u32>() as usize);
@@ -161,7 +171,9 @@ fn the_error_is_that_of_plain_tt_svd() {
     for (factors, rows, ranks) in cases() {
         let columns: u32 = factors.columns.iter().product();
         let table = Table { columns: columns as usize, values: noise(3, rows * columns as usize) };
-        for ranks in [ranks.clone(), ranks.iter().map(|r| r / 2 + 1).collect(), vec![1; ranks.len()]] {
+        for ranks in
+            [ranks.clone(), ranks.iter().map(|r| r / 2 + 1).collect(), vec![1; ranks.len()]]
+        {
             let (plain, bound) = oracle(&table, &factors, &ranks);
             for max_rank in [*ranks.iter().max().unwrap() as usize, 1000] {
                 let options = Options { max_rank, ..Options::default() };
@@ -171,13 +183,21 @@ fn the_error_is_that_of_plain_tt_svd() {
                 // Padded rows count in what is told.
                 let padded = rows < factors.rows.iter().product::<u32>() as usize;
                 // An estimate, as `refine` says.
-                let off = if factors.rows.len() > 3 && max_rank != 1000 { 0.01 * measured } else { 1e-5 };
+                let off = if factors.rows.len() > 3 && max_rank != 1000 {
+                    0.01 * measured
+                } else {
+                    1e-5
+                };
                 assert!(
                     measured < told + off && (padded || told < measured + off),
                     "{factors:?} {ranks:?}: {told}, measured {measured}"
                 );
-                assert!(measured <= bound + 1e-6, "{factors:?} {ranks:?}: {measured} above the bound {bound}");
-                // A basis found for larger ranks at one bond is not quite the best for smaller ones at another.
+                assert!(
+                    measured <= bound + 1e-6,
+                    "{factors:?} {ranks:?}: {measured} above the bound {bound}"
+                );
+                // A basis found for larger ranks at one bond is not quite the best for smaller ones
+                // at another.
                 let slack = if max_rank == 1000 { 1e-5 } else { 0.02 * plain };
                 assert!(told <= plain + slack, "{factors:?} {ranks:?}: {told}, plain {plain}");
             }
@@ -185,7 +205,8 @@ fn the_error_is_that_of_plain_tt_svd() {
     }
 }
 
-/// The weighted squared error of cores, relative to the weighted squares of the table, the root of both.
+/// The weighted squared error of cores, relative to the weighted squares of the table, the root of
+/// both.
 fn weighted_error(table: &Table, weights: &[f32], ours: &[f64]) -> f64 {
     let (mut difference, mut norm) = (0.0, 0.0);
     for (i, (&a, b)) in table.values.iter().zip(ours).enumerate() {
@@ -206,17 +227,27 @@ fn sweeps_never_make_it_worse_and_follow_the_weights() {
         let uneven: Vec<f32> = (0..rows).map(|row| [0.0, 1.0, 1.0, 30.0][row * 7 % 4]).collect();
         let found = TtSvd::analyse(&table, &factors, &Options::default()).unwrap();
         for weights in [vec![1.0; rows], uneven] {
-            let mut last = weighted_error(&table, &weights, &expand(&at(&found, &ranks, &table).cores, &factors, rows));
+            let mut last = weighted_error(
+                &table,
+                &weights,
+                &expand(&at(&found, &ranks, &table).cores, &factors, rows),
+            );
             let first = last;
             for sweeps in 1..4 {
-                let refined = found.refine(&ranks, &table, Some(&weights), sweeps, &Options::default()).unwrap();
-                let measured = weighted_error(&table, &weights, &expand(&refined.cores, &factors, rows));
+                let refined = found
+                    .refine(&ranks, &table, Some(&weights), sweeps, &Options::default())
+                    .unwrap();
+                let measured =
+                    weighted_error(&table, &weights, &expand(&refined.cores, &factors, rows));
                 assert!(
                     (measured - refined.error).abs() < 1e-4,
                     "{factors:?} {ranks:?}: {} told, {measured}",
                     refined.error
                 );
-                assert!(measured <= last + 1e-6, "{factors:?} {ranks:?}, sweep {sweeps}: {last} became {measured}");
+                assert!(
+                    measured <= last + 1e-6,
+                    "{factors:?} {ranks:?}, sweep {sweeps}: {last} became {measured}"
+                );
                 last = measured;
             }
             if weights.contains(&30.0) {
@@ -232,8 +263,11 @@ fn no_weights_are_equal_weights() {
     let columns = factors.columns.iter().product::<u32>() as usize;
     let table = Table { columns, values: noise(6, rows * columns) };
     let found = TtSvd::analyse(&table, &factors, &Options::default()).unwrap();
-    let [none, ones] = [None, Some(vec![1.0; rows])]
-        .map(|weights| found.refine(&ranks, &table, weights.as_deref(), 2, &Options::default()).unwrap());
+    let [none, ones] = [None, Some(vec![1.0; rows])].map(|weights| {
+        found
+            .refine(&ranks, &table, weights.as_deref(), 2, &Options::default())
+            .unwrap()
+    });
     assert!((none.error - ones.error).abs() < 1e-5, "{} without, {} with", none.error, ones.error);
     let [none, ones] = [none, ones].map(|refined| expand(&refined.cores, &factors, rows));
     assert!(none.iter().zip(&ones).all(|(a, b)| (a - b).abs() < 1e-3));
@@ -246,7 +280,9 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let cores = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let found = TtSvd::analyse(&table, &factors, &Options { max_rank: 12, ..Options::default() }).unwrap();
+            let found =
+                TtSvd::analyse(&table, &factors, &Options { max_rank: 12, ..Options::default() })
+                    .unwrap();
             let refined = found.refine(&[7, 9], &table, None, 1, &Options::default()).unwrap();
             let low = LowRank::analyse(&table, DEFAULT_MEMORY, "table").unwrap();
             (at(&found, &[7, 9], &table).cores, refined.cores, low.basis(5))
@@ -261,7 +297,10 @@ fn low_rank_is_the_svd() {
     let (rows, columns, rank) = (300, 20, 6);
     // Of rank 20, falling off.
     let mut values = noise(9, rows * columns);
-    values.iter_mut().enumerate().for_each(|(at, x)| *x *= 1.0 / (1 + at % columns) as f32);
+    values
+        .iter_mut()
+        .enumerate()
+        .for_each(|(at, x)| *x *= 1.0 / (1 + at % columns) as f32);
     let table = Table { columns, values };
     let found = LowRank::analyse(&table, DEFAULT_MEMORY, "table").unwrap();
     let full = Mat::from_fn(rows, columns, |i, j| f64::from(table.values[i * columns + j]));
@@ -276,13 +315,19 @@ fn low_rank_is_the_svd() {
         Ok(())
     })
     .unwrap();
-    let back =
-        |i: usize, j: usize| (0..rank).map(|s| f64::from(short[i * rank + s]) * f64::from(basis[j * rank + s])).sum();
+    let back = |i: usize, j: usize| {
+        (0..rank)
+            .map(|s| f64::from(short[i * rank + s]) * f64::from(basis[j * rank + s]))
+            .sum()
+    };
     let ours: Vec<f64> = (0..rows * columns).map(|at| back(at / columns, at % columns)).collect();
     let measured = relative_error(&table, &ours);
     let tail = |from: usize| singular.iter().skip(from).map(|v| v * v).sum::<f64>();
     let best = (tail(rank) / tail(0)).sqrt();
-    assert!((measured - best).abs() < 1e-5 && (found.error_at(rank) - best).abs() < 1e-5, "{measured}, best {best}");
+    assert!(
+        (measured - best).abs() < 1e-5 && (found.error_at(rank) - best).abs() < 1e-5,
+        "{measured}, best {best}"
+    );
     assert_eq!(found.rank_for(best * 1.001), rank);
     assert_eq!(found.rank_for(1e-9), columns);
 }
@@ -292,18 +337,29 @@ fn mixed_directions_are_orthonormal_and_alike() {
     let (rows, columns) = (500, 24);
     let mut values = noise(3, rows * columns);
     // The first direction is a hundred times as long as the last.
-    values.iter_mut().enumerate().for_each(|(at, x)| *x *= 0.01f32.powf((at % columns) as f32 / columns as f32));
-    let found = LowRank::analyse(&Table { columns, values: values.clone() }, DEFAULT_MEMORY, "table").unwrap();
+    values
+        .iter_mut()
+        .enumerate()
+        .for_each(|(at, x)| *x *= 0.01f32.powf((at % columns) as f32 / columns as f32));
+    let found =
+        LowRank::analyse(&Table { columns, values: values.clone() }, DEFAULT_MEMORY, "table")
+            .unwrap();
     for rank in [1, 2, 3, 7, 16, 23, 24] {
         let basis = found.basis(rank);
         for (s, t) in (0..rank).flat_map(|s| (0..rank).map(move |t| (s, t))) {
-            let dot: f64 = basis.chunks(rank).map(|row| f64::from(row[s]) * f64::from(row[t])).sum();
+            let dot: f64 =
+                basis.chunks(rank).map(|row| f64::from(row[s]) * f64::from(row[t])).sum();
             assert!((dot - f64::from(s == t)).abs() < 1e-6, "rank {rank}: {s} {t}: {dot}");
         }
         let mut sizes = vec![0.0; rank];
         for row in values.chunks(columns) {
             for (s, size) in sizes.iter_mut().enumerate() {
-                *size += row.iter().zip(basis.chunks(rank)).map(|(x, row)| x * row[s]).sum::<f32>().powi(2);
+                *size += row
+                    .iter()
+                    .zip(basis.chunks(rank))
+                    .map(|(x, row)| x * row[s])
+                    .sum::<f32>()
+                    .powi(2);
             }
         }
         let largest = sizes.iter().fold(0f32, |largest, &size| largest.max(size));
@@ -317,16 +373,19 @@ fn ranks_keep_the_tolerance() {
     let factors = factors(&[6, 7, 8], &[2, 2, 4]);
     // Smooth, so that ranks matter.
     let value = |at: usize| {
-        ((at / 16) as f32 * 0.05 + (at % 16) as f32 * 0.7).sin() + 0.1 * ((at * at % 97) as f32 * 0.3).cos()
+        ((at / 16) as f32 * 0.05 + (at % 16) as f32 * 0.7).sin()
+            + 0.1 * ((at * at % 97) as f32 * 0.3).cos()
     };
     let table = Table { columns: 16, values: (0..330 * 16).map(value).collect() };
     let mut last = u32::MAX;
     for tolerance in [0.01, 0.05, 0.2, 0.6] {
         for analysed in [None, Some(tolerance)] {
-            let options = Options { max_rank: usize::MAX, tolerance: analysed, ..Options::default() };
+            let options =
+                Options { max_rank: usize::MAX, tolerance: analysed, ..Options::default() };
             let found = TtSvd::analyse(&table, &factors, &options).unwrap();
             let ranks = found.ranks_for(tolerance).unwrap();
-            let measured = relative_error(&table, &expand(&at(&found, &ranks, &table).cores, &factors, 330));
+            let measured =
+                relative_error(&table, &expand(&at(&found, &ranks, &table).cores, &factors, 330));
             assert!(measured <= tolerance, "{tolerance}: {ranks:?} give {measured}");
             if analysed.is_none() {
                 assert!(ranks.iter().sum::<u32>() < last, "{tolerance}: {ranks:?}");
@@ -334,7 +393,8 @@ fn ranks_keep_the_tolerance() {
             }
         }
     }
-    let found = TtSvd::analyse(&table, &factors, &Options { max_rank: 2, ..Options::default() }).unwrap();
+    let found =
+        TtSvd::analyse(&table, &factors, &Options { max_rank: 2, ..Options::default() }).unwrap();
     assert_eq!(found.ranks_for(0.01), None);
 }
 
@@ -343,8 +403,10 @@ fn too_little_memory_says_how_much_it_takes() {
     let factors = factors(&[20, 17, 19], &[2, 3, 4]);
     let table = Table { columns: 24, values: noise(8, 6300 * 24) };
     for memory in [1000, 100_000] {
-        let error =
-            TtSvd::analyse(&table, &factors, &Options { memory, ..Options::default() }).err().unwrap().to_string();
+        let error = TtSvd::analyse(&table, &factors, &Options { memory, ..Options::default() })
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("too little memory") && error.contains("bytes"), "{error}");
     }
 }
@@ -372,6 +434,9 @@ fn f32_blocks_are_as_good_as_f64() {
     for (k, (found, expected)) in found.iter().zip(&expected).enumerate() {
         // What docs/compress.md promises: squares to 1e-7 of the largest.
         let square = expected * expected;
-        assert!((found - square).abs() < 1e-7 * largest, "{k}: {found}, {square}, largest {largest}");
+        assert!(
+            (found - square).abs() < 1e-7 * largest,
+            "{k}: {found}, {square}, largest {largest}"
+        );
     }
 }

@@ -4,10 +4,12 @@ use super::gram::eigen;
 use anyhow::{Result, anyhow};
 use faer::{Mat, MatRef};
 
-/// Cores as matrices: core k has a row for each (i_k, j_k, s), s < r_k the fastest, and a column for each t < r_{k+1}.
+/// Cores as matrices: core k has a row for each (i_k, j_k, s), s < r_k the fastest, and a column
+/// for each t < r_{k+1}.
 ///
-/// Canonical: the columns of every core but the last are orthonormal, and what the cores to the right of a bond multiply out
-/// to has orthogonal rows, whose squared norms are the bond's energies, descending.
+/// Canonical: the columns of every core but the last are orthonormal, and what the cores to the
+/// right of a bond multiply out to has orthogonal rows, whose squared norms are the bond's
+/// energies, descending.
 pub(super) struct Train {
     pub(super) cores: Vec<Mat<f64>>,
     /// One list per bond.
@@ -41,13 +43,16 @@ impl Train {
     pub(super) fn truncate(&self, ranks: &[usize]) -> Result<(Vec<Mat<f64>>, f64)> {
         let tail = |energies: &[f64], rank: usize| energies.iter().skip(rank).sum::<f64>();
         let mut error = tail(&self.energies[0], ranks[0]);
-        let mut cores = vec![self.cores[0].subcols(0, ranks[0].min(self.cores[0].ncols())).to_owned()];
+        let mut cores =
+            vec![self.cores[0].subcols(0, ranks[0].min(self.cores[0].ncols())).to_owned()];
         // What the left cores so far make of the old basis of the bond.
         let mut change = Mat::<f64>::identity(cores[0].ncols(), self.cores[0].ncols());
         for (k, &rank) in ranks.iter().enumerate().skip(1) {
             let core = multiply_left(change.as_ref(), self.cores[k].as_ref());
             let roots: Vec<f64> = self.energies[k].iter().map(|energy| energy.sqrt()).collect();
-            let svd = weigh(core.as_ref(), &roots).thin_svd().map_err(|_| anyhow!("the SVD did not converge"))?;
+            let svd = weigh(core.as_ref(), &roots)
+                .thin_svd()
+                .map_err(|_| anyhow!("the SVD did not converge"))?;
             let values = svd.S().column_vector();
             let rank = rank.min(values.nrows());
             error += (rank..values.nrows()).map(|i| values[i] * values[i]).sum::<f64>();
@@ -73,14 +78,16 @@ pub(super) fn orthonormal_to_the_right(cores: &mut [Mat<f64>]) {
     for k in (1..cores.len()).rev() {
         let (rank, columns) = (cores[k - 1].ncols(), cores[k].ncols());
         let core = &cores[k];
-        let wide =
-            Mat::from_fn(core.nrows() / rank * columns, rank, |at, s| core[(at / columns * rank + s, at % columns)]);
+        let wide = Mat::from_fn(core.nrows() / rank * columns, rank, |at, s| {
+            core[(at / columns * rank + s, at % columns)]
+        });
         let qr = wide.qr();
         let rows = qr.compute_thin_Q();
         let rank = rows.ncols();
         cores[k - 1] = &cores[k - 1] * qr.thin_R().transpose();
-        cores[k] =
-            Mat::from_fn(rows.nrows() / columns * rank, columns, |row, t| rows[(row / rank * columns + t, row % rank)]);
+        cores[k] = Mat::from_fn(rows.nrows() / columns * rank, columns, |row, t| {
+            rows[(row / rank * columns + t, row % rank)]
+        });
     }
 }
 

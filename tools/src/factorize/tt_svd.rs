@@ -1,7 +1,8 @@
 //! TT-SVD (Oseledets 2011) of a table that is read in blocks.
 //!
-//! The rows of the first unfolding are the digits (i_0, j_0): few. Their Gram matrix, one pass, gives the basis of the first
-//! core; the table projected on it, a second pass, is small enough to hold, and the other cores come from it.
+//! The rows of the first unfolding are the digits (i_0, j_0): few. Their Gram matrix, one pass,
+//! gives the basis of the first core; the table projected on it, a second pass, is small enough to
+//! hold, and the other cores come from it.
 
 use super::{
     DEFAULT_MEMORY, Rows,
@@ -21,7 +22,8 @@ use rayon::prelude::*;
 pub(crate) struct Options {
     /// The largest rank of any bond.
     pub(crate) max_rank: usize,
-    /// The relative error that the cores may have at all: ranks that it does not need are not kept.
+    /// The relative error that the cores may have at all: ranks that it does not need are not
+    /// kept.
     pub(crate) tolerance: Option<f64>,
     /// Bytes to hold at most.
     pub(crate) memory: u64,
@@ -53,9 +55,10 @@ pub(crate) struct Refined {
     pub(crate) cores: Vec<Vec<f32>>,
     /// The relative error (Frobenius), weighted if there were weights.
     ///
-    /// Without sweeps never weighted, and where the factors make more rows than the table has an upper bound: what those
-    /// rows become counts. For ranks below those of an analysis that was itself cut short it is an estimate then, mostly to
-    /// a hundredth: the errors of both cuts are taken to be orthogonal, which they are unless the second one turns what the
+    /// Without sweeps never weighted, and where the factors make more rows than the table has an
+    /// upper bound: what those rows become counts. For ranks below those of an analysis that
+    /// was itself cut short it is an estimate then, mostly to a hundredth: the errors of both
+    /// cuts are taken to be orthogonal, which they are unless the second one turns what the
     /// first one kept.
     pub(crate) error: f64,
 }
@@ -64,7 +67,8 @@ impl TtSvd {
     /// Reads the table twice.
     ///
     /// # Errors
-    /// When the factors do not cover the table, it holds what is not finite, or the memory is too little.
+    /// When the factors do not cover the table, it holds what is not finite, or the memory is too
+    /// little.
     pub(crate) fn analyse(rows: &dyn Rows, factors: &Factors, options: &Options) -> Result<Self> {
         let (p, q) = (&factors.rows, &factors.columns);
         let d = p.len();
@@ -100,7 +104,9 @@ impl TtSvd {
         let spectrum = gram.eigen()?;
         let total: f64 = spectrum.values.iter().sum();
         // Each bond may spend its share of the error.
-        let spend = options.tolerance.map_or(0.0, |tolerance| tolerance * tolerance * total / (d - 1) as f64);
+        let spend = options
+            .tolerance
+            .map_or(0.0, |tolerance| tolerance * tolerance * total / (d - 1) as f64);
         let pick = |spectrum: &Eigen| rank_within(&spectrum.values, spend).min(options.max_rank);
 
         let rank = pick(&spectrum);
@@ -136,7 +142,9 @@ impl TtSvd {
                 let mut next = vec![0.0; rank * width];
                 for (at, out) in next.chunks_mut(rest).enumerate() {
                     let (x, s) = (at / rank, at % rank);
-                    out.iter_mut().enumerate().for_each(|(column, out)| *out = projected[(s, x * rest + column)]);
+                    out.iter_mut()
+                        .enumerate()
+                        .for_each(|(column, out)| *out = projected[(s, x * rest + column)]);
                 }
                 carry = next;
             }
@@ -158,29 +166,34 @@ impl TtSvd {
         self.train.energies.iter().map(|energies| energies.len() as u32).collect()
     }
 
-    /// A relative error that no train of these inner ranks is below: each bond alone leaves out so much of its unfolding, and the
-    /// worst of them has its share at least of what they all leave out.
+    /// A relative error that no train of these inner ranks is below: each bond alone leaves out so
+    /// much of its unfolding, and the worst of them has its share at least of what they all
+    /// leave out.
     pub(crate) fn least_error(&self, ranks: &[u32]) -> f64 {
-        let tail = |(energies, &rank): (&Vec<f64>, &u32)| energies.iter().skip(rank as usize).sum::<f64>();
+        let tail =
+            |(energies, &rank): (&Vec<f64>, &u32)| energies.iter().skip(rank as usize).sum::<f64>();
         let tails: Vec<f64> = self.train.energies.iter().zip(ranks).map(tail).collect();
         let share = (self.base + tails.iter().sum::<f64>()) / tails.len().max(1) as f64;
         self.relative(tails.into_iter().fold(share, f64::max))
     }
 
-    /// The smallest inner ranks whose error bound keeps the tolerance, an equal share for each bond.
+    /// The smallest inner ranks whose error bound keeps the tolerance, an equal share for each
+    /// bond.
     pub(crate) fn ranks_for(&self, tolerance: f64) -> Option<Vec<u32>> {
         let spend = tolerance * tolerance * self.total - self.base;
         let share = spend / self.train.energies.len() as f64;
-        (spend >= 0.0).then(|| self.train.energies.iter().map(|e| rank_within(e, share) as u32).collect())
+        (spend >= 0.0)
+            .then(|| self.train.energies.iter().map(|e| rank_within(e, share) as u32).collect())
     }
 
-    /// The cores at these inner ranks, each as its slices one after another: `p_k x r_k x q_k x r_{k+1}`.
+    /// The cores at these inner ranks, each as its slices one after another: `p_k x r_k x q_k x
+    /// r_{k+1}`.
     pub(crate) fn cores(&self, ranks: &[u32]) -> Result<Vec<Vec<f32>>> {
         Ok(self.slices(&self.truncate(ranks)?.0))
     }
 
-    /// The cores at these inner ranks, refined on the table in `sweeps` sweeps, with each row's error times its weight. Without
-    /// sweeps the table is not read.
+    /// The cores at these inner ranks, refined on the table in `sweeps` sweeps, with each row's
+    /// error times its weight. Without sweeps the table is not read.
     pub(crate) fn refine(
         &self,
         ranks: &[u32],
@@ -209,7 +222,8 @@ impl TtSvd {
             let (q, right) = (q as usize, core.ncols());
             let slices = core.nrows() / (q * left);
             let element = |at: usize| {
-                let (t, j, s, i) = (at % right, at / right % q, at / right / q % left, at / right / q / left);
+                let (t, j, s, i) =
+                    (at % right, at / right % q, at / right / q % left, at / right / q / left);
                 core[((i * q + j) * left + s, t)] as f32
             };
             out.push((0..slices * left * q * right).map(element).collect());
@@ -220,16 +234,24 @@ impl TtSvd {
 
     fn truncate(&self, ranks: &[u32]) -> Result<(Vec<Mat<f64>>, f64)> {
         let bonds = self.train.energies.len();
-        ensure!(ranks.len() == bonds && !ranks.contains(&0), "ranks {ranks:?}: expected {bonds}, each at least 1");
+        ensure!(
+            ranks.len() == bonds && !ranks.contains(&0),
+            "ranks {ranks:?}: expected {bonds}, each at least 1"
+        );
         self.train.truncate(&ranks.iter().map(|&r| r as usize).collect::<Vec<_>>())
     }
 
     fn relative(&self, error: f64) -> f64 {
-        if self.total > 0.0 { (error.max(0.0) / self.total).sqrt() } else { 0.0 }
+        if self.total > 0.0 {
+            (error.max(0.0) / self.total).sqrt()
+        } else {
+            0.0
+        }
     }
 }
 
-/// How many of these energies, descending, to keep so that the others sum to at most `spend`; at least one.
+/// How many of these energies, descending, to keep so that the others sum to at most `spend`; at
+/// least one.
 fn rank_within(energies: &[f64], spend: f64) -> usize {
     let mut tail = 0.0;
     let dropped = energies.iter().rev().take_while(|&&energy| {
@@ -239,7 +261,8 @@ fn rank_within(energies: &[f64], spend: f64) -> usize {
     (energies.len() - dropped.count()).max(1)
 }
 
-/// The table on this basis of the first unfolding's rows: a row for each (i_1, j_1, s), s the fastest, row-major.
+/// The table on this basis of the first unfolding's rows: a row for each (i_1, j_1, s), s the
+/// fastest, row-major.
 fn project(
     unfolding: &Unfolding<'_>,
     basis: MatRef<'_, f64>,
@@ -251,7 +274,10 @@ fn project(
     let (height, rank, width) = (basis.nrows(), basis.ncols(), unfolding.width());
     let rest = width / q1;
     let needed = (p1 * width) as u64 * rank as u64 * 4;
-    ensure!(needed <= options.memory, "too little memory: the table at rank {rank} needs {needed} bytes");
+    ensure!(
+        needed <= options.memory,
+        "too little memory: the table at rank {rank} needs {needed} bytes"
+    );
     let basis = to_f32(basis);
     let mut carry = vec![0.0; p1 * width * rank];
     let mut progress = Progress::new(&format!("{}: projection", options.name), p1 as u64);
@@ -263,7 +289,14 @@ fn project(
         let to = &mut carry[start * width * rank..slabs.end * width * rank];
         to.par_chunks_mut(rank * rest).enumerate().for_each(|(x, to)| {
             let to = faer::MatMut::from_row_major_slice_mut(to, rank, rest);
-            matmul(to, Accum::Replace, basis.transpose(), matrix.subcols(x * rest, rest), 1.0, Par::Seq);
+            matmul(
+                to,
+                Accum::Replace,
+                basis.transpose(),
+                matrix.subcols(x * rest, rest),
+                1.0,
+                Par::Seq,
+            );
         });
     }
     Ok(carry)

@@ -1,4 +1,5 @@
-//! The first unfolding of a table: a row for each (i_0, j_0), a column for each of the other digits.
+//! The first unfolding of a table: a row for each (i_0, j_0), a column for each of the other
+//! digits.
 
 use super::Rows;
 use anyhow::Result;
@@ -12,7 +13,8 @@ pub(super) struct Unfolding<'r> {
     q: Vec<usize>,
     /// Rows of the table per value of i_1: `p_2 .. p_{d-1}`.
     run: usize,
-    /// For each piece of `q_{d-1}` neighbours in the columns of one value of i_1, its place in `run` rows.
+    /// For each piece of `q_{d-1}` neighbours in the columns of one value of i_1, its place in
+    /// `run` rows.
     pieces: Vec<usize>,
 }
 
@@ -28,8 +30,12 @@ impl<'r> Unfolding<'r> {
             // The digit j_{d-1} stays a run.
             let column_digits = if k + 1 == d { 1 } else { q[k] };
             let append = |&(row, column): &(usize, usize)| {
-                (0..row_digits * column_digits)
-                    .map(move |x| (row * row_digits + x / column_digits, column * column_digits + x % column_digits))
+                (0..row_digits * column_digits).map(move |x| {
+                    (
+                        row * row_digits + x / column_digits,
+                        column * column_digits + x % column_digits,
+                    )
+                })
             };
             places = places.iter().flat_map(append).collect();
         }
@@ -66,23 +72,30 @@ impl<'r> Unfolding<'r> {
         let width = count * self.width();
         out.clear();
         out.resize(self.height() * width, 0.0);
-        out.par_chunks_mut(q0 * width).enumerate().try_for_each_init(Vec::new, |values, (i0, out)| {
-            let first = ((i0 * self.p[1] + slabs.start) * self.run) as u64;
-            let there = self.rows.num_embeddings().saturating_sub(first).min((count * self.run) as u64) as usize;
-            values.clear();
-            values.resize(count * self.run * dim, 0.0);
-            if there > 0 {
-                self.rows.read(first, &mut values[..there * dim])?;
-            }
-            for (j0, out) in out.chunks_mut(width).enumerate() {
-                for (slab, out) in values.chunks(self.run * dim).zip(out.chunks_mut(self.width())) {
-                    let slab = &slab[j0 * (dim / q0)..];
-                    for (&piece, out) in self.pieces.iter().zip(out.chunks_mut(last)) {
-                        out.copy_from_slice(&slab[piece..piece + last]);
+        out.par_chunks_mut(q0 * width).enumerate().try_for_each_init(
+            Vec::new,
+            |values, (i0, out)| {
+                let first = ((i0 * self.p[1] + slabs.start) * self.run) as u64;
+                let there =
+                    self.rows.num_embeddings().saturating_sub(first).min((count * self.run) as u64)
+                        as usize;
+                values.clear();
+                values.resize(count * self.run * dim, 0.0);
+                if there > 0 {
+                    self.rows.read(first, &mut values[..there * dim])?;
+                }
+                for (j0, out) in out.chunks_mut(width).enumerate() {
+                    for (slab, out) in
+                        values.chunks(self.run * dim).zip(out.chunks_mut(self.width()))
+                    {
+                        let slab = &slab[j0 * (dim / q0)..];
+                        for (&piece, out) in self.pieces.iter().zip(out.chunks_mut(last)) {
+                            out.copy_from_slice(&slab[piece..piece + last]);
+                        }
                     }
                 }
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+        )
     }
 }

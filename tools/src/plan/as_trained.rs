@@ -1,5 +1,6 @@
-//! Tables that were trained small: tensor trains, projected, quotient-remainder and hashed ones. They stay what they are; the
-//! stored type of their numbers is all there is to choose. Each type is tried as `convert` would write it.
+//! Tables that were trained small: tensor trains, projected, quotient-remainder and hashed ones.
+//! They stay what they are; the stored type of their numbers is all there is to choose. Each type
+//! is tried as `convert` would write it.
 
 use super::{
     candidate::{Candidate, Candidates, Options, Representation, bytes, most_rows},
@@ -28,12 +29,17 @@ pub(super) fn candidates(
     let layout = source.layout();
     let (len, memory) = (Layout::new(std::slice::from_ref(&layout))?.total_len(), options.memory);
     // The table as f32, and once more as another type.
-    ensure!(len.saturating_mul(2) <= memory, "too little memory: {} bytes are needed", len.saturating_mul(2));
+    ensure!(
+        len.saturating_mul(2) <= memory,
+        "too little memory: {} bytes are needed",
+        len.saturating_mul(2)
+    );
     let exact = build(source)?;
     let exact = Blob::parse(&exact)?;
     let exact = exact.table(&source.name)?;
     let (num_embeddings, embedding_dim) = (exact.num_embeddings(), exact.embedding_dim());
-    let sample = Sample::draw(num_embeddings, most_rows(embedding_dim, options), options.frequencies);
+    let sample =
+        Sample::draw(num_embeddings, most_rows(embedding_dim, options), options.frequencies);
     let norm = |row: &[f32], _: &[f32]| squared_norm(row);
     let energy = sum(&sample, [&exact, &exact], norm)?;
 
@@ -61,16 +67,31 @@ pub(super) fn candidates(
     list.sort_by_key(|candidate| candidate.bytes);
     let (name, trains) = (source.name.clone(), Vec::new());
     let (rows_measured, complete) = (sample.ids.len(), sample.complete);
-    Ok(Candidates { name, num_embeddings, embedding_dim, list, energy, rows_measured, complete, trains })
+    Ok(Candidates {
+        name,
+        num_embeddings,
+        embedding_dim,
+        list,
+        energy,
+        rows_measured,
+        complete,
+        trains,
+    })
 }
 
 /// A blob of this table alone.
 fn build(source: &Source<'_>) -> Result<AlignedBuf> {
-    blob_file::build(Layout::new(&[source.layout()])?, |plan, sink| source.write_section(plan, sink))
+    blob_file::build(Layout::new(&[source.layout()])?, |plan, sink| {
+        source.write_section(plan, sink)
+    })
 }
 
 /// The weighted sum, over the rows of the sample, of what `of` says of their two forms.
-fn sum(sample: &Sample, tables: [&Table<'_>; 2], of: impl Fn(&[f32], &[f32]) -> f64 + Sync) -> Result<f64> {
+fn sum(
+    sample: &Sample,
+    tables: [&Table<'_>; 2],
+    of: impl Fn(&[f32], &[f32]) -> f64 + Sync,
+) -> Result<f64> {
     let chunks: Vec<_> = sample.ids.chunks(CHUNK).zip(sample.weights.chunks(CHUNK)).collect();
     let sum = |&(ids, weights): &(&[u64], &[f64])| -> Result<f64> {
         let mut rows = tables.map(|table| vec![0.0; table.embedding_dim()]);
@@ -91,7 +112,9 @@ fn sum(sample: &Sample, tables: [&Table<'_>; 2], of: impl Fn(&[f32], &[f32]) -> 
 /// What a table is, in words, and how long a lookup takes.
 fn what(table: &Table<'_>) -> (&'static str, f64) {
     match &table.data().weights {
-        Weights::Dense(rows) => ("hashed rows", cost::dense(rows.dtype().row_len(rows.embedding_dim))),
+        Weights::Dense(rows) => {
+            ("hashed rows", cost::dense(rows.dtype().row_len(rows.embedding_dim)))
+        }
         Weights::Tt(tt) => ("tensor train", cost::tensor_train(&tt.shape)),
         Weights::Projected(projected) => {
             let (rank, dim) = (projected.rank(), table.embedding_dim());
@@ -101,7 +124,9 @@ fn what(table: &Table<'_>) -> (&'static str, f64) {
             let rows = [&both.quotients, &both.remainders];
             (
                 "quotient-remainder rows",
-                rows.map(|rows| cost::dense(rows.dtype().row_len(rows.embedding_dim))).iter().sum(),
+                rows.map(|rows| cost::dense(rows.dtype().row_len(rows.embedding_dim)))
+                    .iter()
+                    .sum(),
             )
         }
     }

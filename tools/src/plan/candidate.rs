@@ -1,4 +1,5 @@
-//! Candidates: the ways to store a table that `convert` can write, each with its bytes, its error and its time.
+//! Candidates: the ways to store a table that `convert` can write, each with its bytes, its error
+//! and its time.
 
 use super::{
     as_trained, cost, low_rank,
@@ -40,7 +41,8 @@ pub(crate) struct Candidate {
     pub(crate) dtype: Dtype,
     /// What `convert` makes of it.
     pub(crate) layout: ttrec::blob::TableSpec,
-    /// What it adds to a blob: sections, padding, directory; the last rounded up to a line of the alignment.
+    /// What it adds to a blob: sections, padding, directory; the last rounded up to a line of the
+    /// alignment.
     pub(crate) bytes: u64,
     /// Relative (Frobenius), by frequency if there are any.
     pub(crate) error: f64,
@@ -74,7 +76,8 @@ pub(crate) struct Candidates {
     pub(crate) rows_measured: usize,
     /// Whether these are all that weigh anything.
     pub(crate) complete: bool,
-    /// Bytes of tensor trains, and what error they have at least: of shapes and ranks that were looked at, worth storing or not.
+    /// Bytes of tensor trains, and what error they have at least: of shapes and ranks that were
+    /// looked at, worth storing or not.
     pub(crate) trains: Vec<(u64, f64)>,
 }
 
@@ -134,7 +137,15 @@ impl Context<'_> {
         };
         let layout = ttrec::blob::TableSpec::new(self.name, weights);
         let bytes = bytes(&layout)?;
-        Ok(Candidate { spec, representation, dtype, layout, bytes, error: self.relative(squared_error), nanoseconds })
+        Ok(Candidate {
+            spec,
+            representation,
+            dtype,
+            layout,
+            bytes,
+            error: self.relative(squared_error),
+            nanoseconds,
+        })
     }
 
     pub(super) fn relative(&self, squared_error: f64) -> f64 {
@@ -154,7 +165,11 @@ pub(super) fn head_bytes() -> Result<u64> {
 }
 
 /// Every way to store the table that `found` describes.
-pub(crate) fn candidates(checkpoint: &Checkpoint, found: &TableSpec, options: &Options<'_>) -> Result<Candidates> {
+pub(crate) fn candidates(
+    checkpoint: &Checkpoint,
+    found: &TableSpec,
+    options: &Options<'_>,
+) -> Result<Candidates> {
     let source = Source::open(checkpoint, &TableSpec { dtype: Some(Dtype::F32), ..found.clone() })?;
     let place = || format!("{}: table {:?}", checkpoint.path().display(), source.name);
     match (&source.weights, source.hashed) {
@@ -172,9 +187,15 @@ pub(super) fn most_rows(columns: usize, options: &Options<'_>) -> usize {
 }
 
 /// Every way to store a table of these rows.
-pub(super) fn of_dense(name: &str, found: &TableSpec, rows: &dyn Rows, options: &Options<'_>) -> Result<Candidates> {
+pub(super) fn of_dense(
+    name: &str,
+    found: &TableSpec,
+    rows: &dyn Rows,
+    options: &Options<'_>,
+) -> Result<Candidates> {
     let (num_embeddings, embedding_dim) = (rows.num_embeddings(), rows.embedding_dim());
-    let sample = Sample::draw(num_embeddings, most_rows(embedding_dim, options), options.frequencies);
+    let sample =
+        Sample::draw(num_embeddings, most_rows(embedding_dim, options), options.frequencies);
     let values = sample.read(rows)?;
     let energy = sample.sum(&values, squared_norm);
     let context = Context { name, found, options, sample: &sample, values: &values, energy };

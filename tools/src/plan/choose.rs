@@ -1,8 +1,10 @@
-//! Which candidate each table takes, so that the model has the least squared error in the bytes there are.
+//! Which candidate each table takes, so that the model has the least squared error in the bytes
+//! there are.
 //!
-//! Tables are taken one after another. Of all choices for those so far only those are kept that no other beats in bytes and
-//! error: so the choice is exact while they are few, for a single table always. Where they grow too many, the budget is
-//! divided in narrow bands and the best of each is kept; what that leaves unused is spent on single tables at the end.
+//! Tables are taken one after another. Of all choices for those so far only those are kept that no
+//! other beats in bytes and error: so the choice is exact while they are few, for a single table
+//! always. Where they grow too many, the budget is divided in narrow bands and the best of each is
+//! kept; what that leaves unused is spent on single tables at the end.
 
 use std::cmp::Ordering;
 
@@ -27,7 +29,9 @@ impl Item {
     }
 
     fn by_error(&self, other: &Self) -> Ordering {
-        self.error.total_cmp(&other.error).then(self.nanoseconds.total_cmp(&other.nanoseconds))
+        self.error
+            .total_cmp(&other.error)
+            .then(self.nanoseconds.total_cmp(&other.nanoseconds))
     }
 }
 
@@ -53,7 +57,8 @@ struct State {
     before: usize,
 }
 
-/// The candidate of each table, in at most `capacity` bytes together; `None` if they do not fit however they are chosen.
+/// The candidate of each table, in at most `capacity` bytes together; `None` if they do not fit
+/// however they are chosen.
 pub(super) fn choose(tables: &[Vec<Item>], capacity: u64) -> Option<Vec<usize>> {
     let fronts: Vec<Vec<usize>> = tables.iter().map(|items| front(items)).collect();
     let least = |at: usize| fronts[at].first().map(|&first| tables[at][first].bytes);
@@ -85,10 +90,13 @@ pub(super) fn choose(tables: &[Vec<Item>], capacity: u64) -> Option<Vec<usize>> 
 /// Every state with every candidate that still fits, as far as it is worth keeping.
 fn extend(states: &[State], items: &[Item], front: &[usize], capacity: u64) -> Vec<State> {
     let low = states.iter().map(|state| state.sum.bytes).min().unwrap_or(0);
-    let band =
-        |bytes: u64| (u128::from(bytes - low) * (KEPT as u128 - 1) / u128::from((capacity - low).max(1))) as usize;
+    let band = |bytes: u64| {
+        (u128::from(bytes - low) * (KEPT as u128 - 1) / u128::from((capacity - low).max(1)))
+            as usize
+    };
     let few = states.len().saturating_mul(front.len()) <= COMPARED;
-    let (mut all, mut bands): (Vec<State>, Vec<Option<State>>) = (Vec::new(), vec![None; if few { 0 } else { KEPT }]);
+    let (mut all, mut bands): (Vec<State>, Vec<Option<State>>) =
+        (Vec::new(), vec![None; if few { 0 } else { KEPT }]);
     let keep = |bands: &mut Vec<Option<State>>, state: State| {
         let place = &mut bands[band(state.sum.bytes)];
         if place.is_none_or(|there| state.sum.by_error(&there.sum) == Ordering::Less) {
@@ -98,14 +106,22 @@ fn extend(states: &[State], items: &[Item], front: &[usize], capacity: u64) -> V
     for (before, state) in states.iter().enumerate() {
         for &taken in front {
             let item = &items[taken];
-            let Some(bytes) = state.sum.bytes.checked_add(item.bytes).filter(|&bytes| bytes <= capacity) else { break };
+            let Some(bytes) =
+                state.sum.bytes.checked_add(item.bytes).filter(|&bytes| bytes <= capacity)
+            else {
+                break;
+            };
             let error = state.sum.error + item.error;
             let nanoseconds = state.sum.nanoseconds + item.nanoseconds;
             let state = State { sum: Item { bytes, error, nanoseconds }, taken, before };
             if few { all.push(state) } else { keep(&mut bands, state) }
         }
     }
-    let mut kept = if few { unbeaten(all) } else { unbeaten(bands.into_iter().flatten().collect()) };
+    let mut kept = if few {
+        unbeaten(all)
+    } else {
+        unbeaten(bands.into_iter().flatten().collect())
+    };
     if kept.len() > KEPT {
         let mut bands = vec![None; KEPT];
         kept.iter().for_each(|&state| keep(&mut bands, state));
@@ -160,7 +176,8 @@ mod tests {
     fn brute_force(tables: &[Vec<Item>], capacity: u64) -> Option<f64> {
         let Some((first, rest)) = tables.split_first() else { return Some(0.0) };
         let fitting = first.iter().filter(|item| item.bytes <= capacity);
-        let sums = fitting.filter_map(|item| Some(item.error + brute_force(rest, capacity - item.bytes)?));
+        let sums =
+            fitting.filter_map(|item| Some(item.error + brute_force(rest, capacity - item.bytes)?));
         sums.min_by(f64::total_cmp)
     }
 
@@ -201,15 +218,18 @@ mod tests {
         assert!(fitting > 500 && too_large > 100, "{fitting} {too_large}");
     }
 
-    /// Thirty tables of three hundred candidates on curves of falling error: what a Lagrange multiplier finds is beyond reach of
-    /// any choice, so that being near it is being near the best.
+    /// Thirty tables of three hundred candidates on curves of falling error: what a Lagrange
+    /// multiplier finds is beyond reach of any choice, so that being near it is being near the
+    /// best.
     #[test]
     fn many_candidates_come_near_the_best() {
         let mut state = 3;
         let tables: Vec<Vec<Item>> = (0..30)
             .map(|table| {
                 let scale = 1.5f64.powi(table % 11) * (1 + random(&mut state) % 9) as f64;
-                (1..=300u64).map(|k| item(64 * k * (1 + table as u64), scale / k as f64, 1.0)).collect()
+                (1..=300u64)
+                    .map(|k| item(64 * k * (1 + table as u64), scale / k as f64, 1.0))
+                    .collect()
             })
             .collect();
         let total: u64 = tables.iter().map(|items| items[299].bytes).sum();
@@ -218,23 +238,36 @@ mod tests {
             let taken = choose(&tables, capacity).unwrap();
             let found = sum(&tables, &taken);
             assert!(found.bytes <= capacity);
-            // For any price of a byte, the least sum of error and price bounds the least error from below.
+            // For any price of a byte, the least sum of error and price bounds the least error from
+            // below.
             let bound = (0..400).map(|step| {
                 let price = 1e-7 * 1.06f64.powi(step);
                 let least = |items: &Vec<Item>| {
-                    items.iter().map(|item| item.error + price * item.bytes as f64).fold(f64::INFINITY, f64::min)
+                    items
+                        .iter()
+                        .map(|item| item.error + price * item.bytes as f64)
+                        .fold(f64::INFINITY, f64::min)
                 };
                 tables.iter().map(least).sum::<f64>() - price * capacity as f64
             });
             let bound = bound.fold(0.0, f64::max);
-            assert!(found.error >= bound * 0.999_999 && found.error <= bound * 1.02, "{} {bound}", found.error);
+            assert!(
+                found.error >= bound * 0.999_999 && found.error <= bound * 1.02,
+                "{} {bound}",
+                found.error
+            );
         }
     }
 
     #[test]
     fn what_is_beaten_is_never_taken() {
-        let items =
-            [item(64, 5.0, 1.0), item(64, 5.0, 0.5), item(128, 5.0, 0.1), item(128, 4.0, 9.0), item(192, 6.0, 0.1)];
+        let items = [
+            item(64, 5.0, 1.0),
+            item(64, 5.0, 0.5),
+            item(128, 5.0, 0.1),
+            item(128, 4.0, 9.0),
+            item(192, 6.0, 0.1),
+        ];
         assert_eq!(front(&items), [1, 3]);
         assert_eq!(choose(&[items.to_vec()], 1000), Some(vec![3]));
         assert_eq!(choose(&[items.to_vec()], 127), Some(vec![1]));

@@ -1,5 +1,5 @@
-//! Low rank: short rows and a projection. The spectrum of the columns says what a rank leaves out, and rows that are
-//! projected and encoded what rounding adds.
+//! Low rank: short rows and a projection. The spectrum of the columns says what a rank leaves out,
+//! and rows that are projected and encoded what rounding adds.
 
 use super::{
     candidate::{Candidate, Context, Representation},
@@ -40,11 +40,13 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
     let few = Sample::draw(n, ROUNDED, context.options.frequencies);
     let projected = project(&few.read(rows)?, &directions);
     let rounded_energy = few.sum(&projected, squared_norm).max(f64::MIN_POSITIVE);
-    // What rounding adds, of the whole, at some ranks: by stored type of the short rows, and by the projection.
+    // What rounding adds, of the whole, at some ranks: by stored type of the short rows, and by the
+    // projection.
     let mut rounding: [Vec<(f64, f64)>; DTYPES.len()] = Default::default();
     for rank in grid(ranks) {
         let short = mix(&projected, rank);
-        let projection = f64::from(rank as u32).recip() * projection_error(&spectrum.basis(rank), rank)?;
+        let projection =
+            f64::from(rank as u32).recip() * projection_error(&spectrum.basis(rank), rank)?;
         let projection = projection * few.sum(&short, squared_norm);
         for (dtype, points) in DTYPES.into_iter().zip(&mut rounding) {
             if let Some(error) = few.coding_error(&short, rank, dtype)? {
@@ -59,7 +61,8 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
         // Above the last point values have no finite form in this type.
         for rank in (1..=ranks).take_while(|&rank| rank as f64 <= last) {
             kept += energies[rank - 1];
-            let squared = (context.energy - kept).max(0.0) + interpolate(&points, rank as f64) * context.energy;
+            let squared = (context.energy - kept).max(0.0)
+                + interpolate(&points, rank as f64) * context.energy;
             let weights = WeightsSpec::Projected {
                 num_embeddings: n,
                 embedding_dim: columns,
@@ -68,7 +71,12 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
                 projection: PROJECTION,
             };
             let nanoseconds = cost::low_rank(dtype.row_len(rank), rank, columns);
-            found.push(context.candidate(Representation::LowRank { rank }, weights, squared, nanoseconds)?);
+            found.push(context.candidate(
+                Representation::LowRank { rank },
+                weights,
+                squared,
+                nanoseconds,
+            )?);
         }
     }
     Ok(found)
@@ -86,25 +94,35 @@ fn projection_error(basis: &[f32], rank: usize) -> Result<f64> {
 /// Short rows as `convert` stores them.
 fn mix(projected: &Matrix, rank: usize) -> Matrix {
     let mixing: Vec<f32> = mixing(rank).into_iter().map(|x| x as f32).collect();
-    let directions: Vec<f32> =
-        projected.values.chunks_exact(projected.columns).flat_map(|row| &row[..rank]).copied().collect();
+    let directions: Vec<f32> = projected
+        .values
+        .chunks_exact(projected.columns)
+        .flat_map(|row| &row[..rank])
+        .copied()
+        .collect();
     project(&Matrix { values: directions, columns: rank }, &mixing)
 }
 
 /// Ranks to measure: each about an eighth above the one before it.
 fn grid(ranks: usize) -> Vec<usize> {
-    let mut grid: Vec<usize> =
-        std::iter::successors(Some(1), |&rank| Some(rank + rank / 8 + 1)).take_while(|&rank| rank < ranks).collect();
+    let mut grid: Vec<usize> = std::iter::successors(Some(1), |&rank| Some(rank + rank / 8 + 1))
+        .take_while(|&rank| rank < ranks)
+        .collect();
     grid.push(ranks);
     grid
 }
 
-/// The value at `x` on straight lines between these points, which ascend and reach from below it to above.
+/// The value at `x` on straight lines between these points, which ascend and reach from below it to
+/// above.
 fn interpolate(points: &[(f64, f64)], x: f64) -> f64 {
     let above = points.partition_point(|&(at, _)| at < x).min(points.len() - 1);
     let (b, b_value) = points[above];
     let (a, a_value) = points[above.saturating_sub(1)];
-    if b > a { a_value + (b_value - a_value) * (x - a) / (b - a) } else { b_value }
+    if b > a {
+        a_value + (b_value - a_value) * (x - a) / (b - a)
+    } else {
+        b_value
+    }
 }
 
 fn encoded_error(row: &[f32], bytes: &[u8]) -> Result<f64> {
@@ -112,14 +130,19 @@ fn encoded_error(row: &[f32], bytes: &[u8]) -> Result<f64> {
         [low, high] => Ok(f64::from(dtype::f16::from_le_bytes([low, high]))),
         _ => bail!("a projection of another type than f16"),
     };
-    row.iter().zip(bytes.chunks(2)).map(|(&x, bytes)| Ok((stored(bytes)? - f64::from(x)).powi(2))).sum()
+    row.iter()
+        .zip(bytes.chunks(2))
+        .map(|(&x, bytes)| Ok((stored(bytes)? - f64::from(x)).powi(2)))
+        .sum()
 }
 
 /// These rows on the basis, `columns x columns`, row-major.
 fn project(rows: &Matrix, basis: &[f32]) -> Matrix {
     let columns = rows.columns;
     let mut values = vec![0.0; rows.values.len()];
-    let chunks = values.par_chunks_mut(CHUNK * columns).zip(rows.values.par_chunks(CHUNK * columns));
+    let chunks = values
+        .par_chunks_mut(CHUNK * columns)
+        .zip(rows.values.par_chunks(CHUNK * columns));
     chunks.for_each(|(out, rows)| multiply(rows, basis, columns, out));
     Matrix { values, columns }
 }
@@ -127,13 +150,16 @@ fn project(rows: &Matrix, basis: &[f32]) -> Matrix {
 /// The weighted squared norm of each column of these rows on the basis.
 fn column_energies(sample: &Sample, rows: &Matrix, basis: &[f32]) -> Vec<f64> {
     let columns = rows.columns;
-    let chunks: Vec<_> = rows.values.chunks(CHUNK * columns).zip(sample.weights.chunks(CHUNK)).collect();
+    let chunks: Vec<_> =
+        rows.values.chunks(CHUNK * columns).zip(sample.weights.chunks(CHUNK)).collect();
     let sums = chunks.par_iter().map_init(Vec::new, |out, (rows, weights)| {
         out.resize(rows.len(), 0.0);
         multiply(rows, basis, columns, out);
         let mut sums = vec![0.0; columns];
         for (row, weight) in out.chunks_exact(columns).zip(*weights) {
-            sums.iter_mut().zip(row).for_each(|(sum, &y)| *sum += weight * f64::from(y).powi(2));
+            sums.iter_mut()
+                .zip(row)
+                .for_each(|(sum, &y)| *sum += weight * f64::from(y).powi(2));
         }
         sums
     });
@@ -146,5 +172,12 @@ fn multiply(rows: &[f32], basis: &[f32], columns: usize, out: &mut [f32]) {
     let count = rows.len() / columns;
     let rows = MatRef::from_row_major_slice(rows, count, columns);
     let basis = MatRef::from_row_major_slice(basis, columns, columns);
-    matmul(MatMut::from_row_major_slice_mut(out, count, columns), Accum::Replace, rows, basis, 1.0, Par::Seq);
+    matmul(
+        MatMut::from_row_major_slice_mut(out, count, columns),
+        Accum::Replace,
+        rows,
+        basis,
+        1.0,
+        Par::Seq,
+    );
 }

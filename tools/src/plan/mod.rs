@@ -1,4 +1,5 @@
-//! `ttrec plan`: which representation, shape and rank each table of a checkpoint takes in a budget, as a spec for `convert`.
+//! `ttrec plan`: which representation, shape and rank each table of a checkpoint takes in a budget,
+//! as a spec for `convert`.
 
 mod as_trained;
 mod candidate;
@@ -35,26 +36,34 @@ use ttrec::{
     dtype::Dtype,
 };
 
-/// Choose how to store each table of a checkpoint, by error, bytes and time, and write the spec that `convert` takes.
+/// Choose how to store each table of a checkpoint, by error, bytes and time, and write the spec
+/// that `convert` takes.
 ///
-/// Every table is tried as rows of each stored type, as short rows with a projection (low rank), and as tensor trains of several
-/// shapes and ranks; one that was trained small stays what it is, in each stored type. The layers of a model are f32 or f16. Of
-/// all choices within the budget the one with the least squared error is taken.
+/// Every table is tried as rows of each stored type, as short rows with a projection (low rank),
+/// and as tensor trains of several shapes and ranks; one that was trained small stays what it is,
+/// in each stored type. The layers of a model are f32 or f16. Of all choices within the budget the
+/// one with the least squared error is taken.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Errors are relative, by Frobenius norm, as `ttrec verify` finds them. Those of very large tables are measured on a sample of
-rows, and the plan says so. With --frequencies a row counts as often as it is asked for; `convert` needs the same file then.
+Errors are relative, by Frobenius norm, as `ttrec verify` finds them. Those of very large tables \
+                        are measured on a sample of
+rows, and the plan says so. With --frequencies a row counts as often as it is asked for; `convert` \
+                        needs the same file then.
 
-Hashed and quotient-remainder tables have to be trained: they are not made of others. Neither is a projection that was
+Hashed and quotient-remainder tables have to be trained: they are not made of others. Neither is a \
+                        projection that was
 trained, or a tensor train, changed but for the type of its numbers.")]
 #[command(group = clap::ArgGroup::new("bound").required(true).multiple(true).args(["budget", "max_error"]))]
 pub(crate) struct Args {
-    /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or .npz
+    /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or
+    /// .npz
     checkpoint: PathBuf,
-    /// The most that the blob may take: 8MiB, 500KB, 1234, or 12% (of what its tables and layers take as f32)
+    /// The most that the blob may take: 8MiB, 500KB, 1234, or 12% (of what its tables and layers
+    /// take as f32)
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     budget: Option<Budget>,
-    /// The most error that any table may have, and the layers together, 0 to 1: without --budget, the smallest blob within it
+    /// The most error that any table may have, and the layers together, 0 to 1: without --budget,
+    /// the smallest blob within it
     #[arg(long, value_name = "E", value_parser = share, allow_negative_numbers = true)]
     max_error: Option<f64>,
     /// The longest that a lookup in any table may take, alone, as estimated
@@ -63,14 +72,15 @@ pub(crate) struct Args {
     /// How often each row is asked for, as `ttrec cache` takes it
     #[arg(long, value_name = "FILE.npz")]
     frequencies: Option<PathBuf>,
-    /// The tables, what the checkpoint does not say of them, and the model around them [default: all that look like embedding
-    /// tables, and the layers if it is a DLRM]
+    /// The tables, what the checkpoint does not say of them, and the model around them [default:
+    /// all that look like embedding tables, and the layers if it is a DLRM]
     #[arg(long, value_name = "SPEC.toml")]
     spec: Option<PathBuf>,
     /// What makes one row of two in DLRM's quotient-remainder tables
     #[arg(long, value_name = "OPERATION", value_parser = ["mult", "add", "concat"])]
     qr_operation: Option<String>,
-    /// The stored type of a model's layers: f32, f16, bf16, i8 [default: f32 or f16, whichever leaves less error in all]
+    /// The stored type of a model's layers: f32, f16, bf16, i8 [default: f32 or f16, whichever
+    /// leaves less error in all]
     #[arg(long, value_name = "DTYPE", value_parser = layer_dtype)]
     layers: Option<Dtype>,
     /// How much to hold in memory
@@ -86,7 +96,11 @@ pub(crate) struct Args {
 
 fn share(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "expected a number from 0 to 1".to_owned())?;
-    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("expected a number from 0 to 1".to_owned()) }
+    if (0.0..=1.0).contains(&number) {
+        Ok(number)
+    } else {
+        Err("expected a number from 0 to 1".to_owned())
+    }
 }
 
 fn layer_dtype(text: &str) -> Result<Dtype, String> {
@@ -96,7 +110,11 @@ fn layer_dtype(text: &str) -> Result<Dtype, String> {
 
 fn positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "expected a number above 0".to_owned())?;
-    if number > 0.0 && number.is_finite() { Ok(number) } else { Err("expected a number above 0".to_owned()) }
+    if number > 0.0 && number.is_finite() {
+        Ok(number)
+    } else {
+        Err("expected a number above 0".to_owned())
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -105,14 +123,28 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let inputs: Vec<&Path> = checkpoint.files().chain(more).collect();
     output::refuse_inputs(&args.output, &inputs)?;
     let Spec { model, tables: found } = what_to_plan(&checkpoint, args)?;
-    let sources = found.iter().map(|found| Source::open(&checkpoint, found)).collect::<Result<Vec<_>>>();
-    let sources = sources.context("tables, and what the checkpoint does not say of them, can be named in a --spec")?;
-    let layers = model.map(|model| Layers::of(&checkpoint, &model, &found, args.memory)).transpose()?;
-    let f32_bytes = sources.iter().map(|source| f32_bytes(source.num_embeddings(), source.weights.embedding_dim()));
-    let f32_bytes = f32_bytes.sum::<f64>() + layers.as_ref().map_or(0.0, |layers| layers.f32_bytes as f64);
+    let sources = found
+        .iter()
+        .map(|found| Source::open(&checkpoint, found))
+        .collect::<Result<Vec<_>>>();
+    let sources = sources.context(
+        "tables, and what the checkpoint does not say of them, can be named in a --spec",
+    )?;
+    let layers = model
+        .map(|model| Layers::of(&checkpoint, &model, &found, args.memory))
+        .transpose()?;
+    let f32_bytes = sources
+        .iter()
+        .map(|source| f32_bytes(source.num_embeddings(), source.weights.embedding_dim()));
+    let f32_bytes =
+        f32_bytes.sum::<f64>() + layers.as_ref().map_or(0.0, |layers| layers.f32_bytes as f64);
     let budget = args.budget.map(|budget| budget.bytes(f32_bytes));
     let names = sources.iter().map(|source| source.name.clone()).collect();
-    let frequencies = args.frequencies.as_deref().map(|path| Frequencies::open(path, names)).transpose()?;
+    let frequencies = args
+        .frequencies
+        .as_deref()
+        .map(|path| Frequencies::open(path, names))
+        .transpose()?;
 
     let of_layers = layers.iter().flat_map(|layers| &layers.list).map(|stored| stored.bytes);
     let layer_bytes = of_layers.min().unwrap_or(0);
@@ -128,7 +160,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     // Tables are looked at one after another, so that no more than the candidates of all are held.
     let mut tables = Vec::new();
     for (found, source) in found.iter().zip(&sources) {
-        let counts = frequencies.as_ref().map(|frequencies| frequencies.of(&source.name)).transpose()?.flatten();
+        let counts = frequencies
+            .as_ref()
+            .map(|frequencies| frequencies.of(&source.name))
+            .transpose()?
+            .flatten();
         let asked = counts.map(|counts| counts.read(source.num_embeddings())).transpose()?;
         let options = Options {
             frequencies: asked.as_deref().filter(|asked| !asked.is_empty()),
@@ -155,7 +191,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// What a plan takes of a dense table as its budget grows: by bytes, those candidates that none beats in bytes and error.
+/// What a plan takes of a dense table as its budget grows: by bytes, those candidates that none
+/// beats in bytes and error.
 pub(crate) fn curve(name: &str, rows: &dyn Rows, memory: u64) -> Result<Vec<Candidate>> {
     let options = Options { frequencies: None, memory, most_bytes: u64::MAX };
     let list = candidate::of_dense(name, &TableSpec::default(), rows, &options)?.list;
@@ -176,7 +213,10 @@ fn what_to_plan(checkpoint: &Checkpoint, args: &Args) -> Result<Spec> {
             if let Some((_, reason)) = refused.first() {
                 bail!("{path}: {reason}; name the tables to plan in a --spec");
             }
-            ensure!(!tables.is_empty(), "{path}: nothing looks like an embedding table; name one in a --spec");
+            ensure!(
+                !tables.is_empty(),
+                "{path}: nothing looks like an embedding table; name one in a --spec"
+            );
             let tables = match tables.as_slice() {
                 [only] => vec![convert::named_after_file(checkpoint, only)],
                 _ => tables,
@@ -184,10 +224,16 @@ fn what_to_plan(checkpoint: &Checkpoint, args: &Args) -> Result<Spec> {
             Spec { model, tables }
         }
     };
-    ensure!(model.is_some() || args.layers.is_none(), "{path}: --layers: there is no model around the tables");
+    ensure!(
+        model.is_some() || args.layers.is_none(),
+        "{path}: --layers: there is no model around the tables"
+    );
     let model = model.map(|model| ModelSpec { dtype: args.layers.or(model.dtype), ..model });
     let operation = args.qr_operation.as_deref();
-    let tables = tables.into_iter().map(|table| with_qr_operation(checkpoint, table, operation)).collect();
+    let tables = tables
+        .into_iter()
+        .map(|table| with_qr_operation(checkpoint, table, operation))
+        .collect();
     Ok(Spec { model, tables })
 }
 
@@ -213,20 +259,27 @@ fn choose<'t>(
         };
         let list: Vec<&Candidate> = table.list.iter().filter(within).collect();
         let name = &table.name;
-        ensure!(!list.is_empty(), "{path}: table {name:?}: nothing keeps --max-error and --max-nanoseconds");
+        ensure!(
+            !list.is_empty(),
+            "{path}: table {name:?}: nothing keeps --max-error and --max-nanoseconds"
+        );
         allowed.push(list);
     }
     let within = |stored: &&Stored| args.max_error.is_none_or(|most| stored.error <= most);
-    let stored: Vec<&Stored> = layers.iter().flat_map(|layers| &layers.list).filter(within).collect();
+    let stored: Vec<&Stored> =
+        layers.iter().flat_map(|layers| &layers.list).filter(within).collect();
     ensure!(layers.is_none() || !stored.is_empty(), "{path}: its layers do not keep --max-error");
     // Without a budget, bytes are all that is left to save.
-    let squared = |error: f64, energy: f64| if budget.is_some() { error.powi(2) * energy } else { 0.0 };
+    let squared =
+        |error: f64, energy: f64| if budget.is_some() { error.powi(2) * energy } else { 0.0 };
     let item = |table: &Candidates, candidate: &Candidate| Item {
         bytes: candidate.bytes,
         error: squared(candidate.error, table.energy),
         nanoseconds: candidate.nanoseconds,
     };
-    let of_table = |(table, list): (&Candidates, &Vec<&Candidate>)| list.iter().map(|c| item(table, c)).collect();
+    let of_table = |(table, list): (&Candidates, &Vec<&Candidate>)| {
+        list.iter().map(|c| item(table, c)).collect()
+    };
     let of_layers = |layers: &Layers| {
         let item = |stored: &&Stored| Item {
             bytes: stored.bytes,
@@ -235,7 +288,8 @@ fn choose<'t>(
         };
         stored.iter().map(item).collect()
     };
-    let items: Vec<Vec<Item>> = tables.iter().zip(&allowed).map(of_table).chain(layers.map(of_layers)).collect();
+    let items: Vec<Vec<Item>> =
+        tables.iter().zip(&allowed).map(of_table).chain(layers.map(of_layers)).collect();
     let head = candidate::head_bytes()?;
     let budget = budget.unwrap_or(u64::MAX);
     // A blob is a whole number of lines.
@@ -243,7 +297,11 @@ fn choose<'t>(
     let taken = capacity.and_then(|capacity| choose::choose(&items, capacity));
     let taken = taken.with_context(|| {
         let least = |items: &[Vec<Item>]| {
-            items.iter().filter_map(|items| items.iter().map(|item| item.bytes).min()).sum::<u64>() + head
+            items
+                .iter()
+                .filter_map(|items| items.iter().map(|item| item.bytes).min())
+                .sum::<u64>()
+                + head
         };
         let of = match layers {
             Some(_) => format!("its tables and layers take {} bytes at least", least(&items)),
@@ -320,7 +378,9 @@ impl Point {
         let (representation, shape, ranks) = match &candidate.representation {
             Representation::Dense => ("dense", None, None),
             Representation::LowRank { rank } => ("low-rank", None, Some(vec![*rank as u32])),
-            Representation::Tt { shape, .. } => ("tt", Some(shape), Some(shape.inner_ranks().to_vec())),
+            Representation::Tt { shape, .. } => {
+                ("tt", Some(shape), Some(shape.inner_ranks().to_vec()))
+            }
             Representation::AsTrained { what } => (*what, None, None),
         };
         Self {
@@ -337,16 +397,27 @@ impl Point {
 }
 
 impl Plan {
-    fn new(tables: &[Candidates], layers: Option<&Layers>, chosen: &Chosen<'_>, budget: Option<u64>) -> Result<Self> {
+    fn new(
+        tables: &[Candidates],
+        layers: Option<&Layers>,
+        chosen: &Chosen<'_>,
+        budget: Option<u64>,
+    ) -> Result<Self> {
         let layers = layers.zip(chosen.layers);
-        let errors = tables.iter().zip(&chosen.tables).map(|(table, chosen)| (chosen.error, table.energy));
+        let errors = tables
+            .iter()
+            .zip(&chosen.tables)
+            .map(|(table, chosen)| (chosen.error, table.energy));
         let errors = errors.chain(layers.map(|(layers, stored)| (stored.error, layers.energy)));
-        let (squared, energy) =
-            errors.fold((0.0, 0.0), |sums, (error, energy)| (sums.0 + error.powi(2) * energy, sums.1 + energy));
-        let layouts: Vec<_> = chosen.tables.iter().map(|candidate| candidate.layout.clone()).collect();
+        let (squared, energy) = errors.fold((0.0, 0.0), |sums, (error, energy)| {
+            (sums.0 + error.powi(2) * energy, sums.1 + energy)
+        });
+        let layouts: Vec<_> =
+            chosen.tables.iter().map(|candidate| candidate.layout.clone()).collect();
         let f32_bytes = tables.iter().map(Candidates::f32_bytes).sum::<f64>() as u64;
         let table = |(table, chosen): (&Candidates, &&Candidate)| {
-            let item = |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
+            let item =
+                |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
             let items: Vec<Item> = table.list.iter().map(item).collect();
             TablePlan {
                 name: table.name.clone(),
@@ -357,14 +428,22 @@ impl Plan {
                 rows_measured: table.rows_measured,
                 outcome: words::outcome(table, chosen),
                 why: words::reason(table, chosen),
-                candidates: choose::front(&items).into_iter().map(|at| Point::new(&table.list[at])).collect(),
+                candidates: choose::front(&items)
+                    .into_iter()
+                    .map(|at| Point::new(&table.list[at]))
+                    .collect(),
             }
         };
         Ok(Self {
             budget,
-            bytes: Layout::with_model(&layouts, layers.map(|(_, stored)| &stored.layout))?.total_len(),
+            bytes: Layout::with_model(&layouts, layers.map(|(_, stored)| &stored.layout))?
+                .total_len(),
             f32_bytes: f32_bytes + layers.map_or(0, |(layers, _)| layers.f32_bytes),
-            error: if energy > 0.0 { (squared / energy).sqrt() } else { squared.sqrt() },
+            error: if energy > 0.0 {
+                (squared / energy).sqrt()
+            } else {
+                squared.sqrt()
+            },
             layers: layers.map(|(layers, stored)| LayersPlan {
                 count: layers.count,
                 f32_bytes: layers.f32_bytes,

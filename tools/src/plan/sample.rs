@@ -1,7 +1,8 @@
 //! The rows that errors are measured on: all of a table that fits, else some of it.
 //!
-//! Without frequencies each row weighs 1. With them, a row weighs as often as it is asked for, so that a table's rows weigh 1
-//! on average; a sample is then drawn in proportion to them, as what is asked for often decides the error.
+//! Without frequencies each row weighs 1. With them, a row weighs as often as it is asked for, so
+//! that a table's rows weigh 1 on average; a sample is then drawn in proportion to them, as what is
+//! asked for often decides the error.
 
 use crate::{factorize::Rows, trial};
 use anyhow::Result;
@@ -27,16 +28,25 @@ impl Sample {
             let complete = num_embeddings <= most as u64;
             let count = if complete { num_embeddings } else { most as u64 };
             // The middle of each of `count` equal parts.
-            let id = |k: u64| ((u128::from(2 * k + 1) * u128::from(num_embeddings)) / u128::from(2 * count)) as u64;
+            let id = |k: u64| {
+                ((u128::from(2 * k + 1) * u128::from(num_embeddings)) / u128::from(2 * count))
+                    as u64
+            };
             let weight = rows / count as f64;
-            return Self { ids: (0..count).map(id).collect(), weights: vec![weight; count as usize], complete };
+            return Self {
+                ids: (0..count).map(id).collect(),
+                weights: vec![weight; count as usize],
+                complete,
+            };
         };
         let total: f64 = asked.iter().map(|(_, frequency)| frequency).sum();
         if asked.len() <= most {
-            let (ids, weights) = asked.iter().map(|&(id, frequency)| (id, frequency / total * rows)).unzip();
+            let (ids, weights) =
+                asked.iter().map(|&(id, frequency)| (id, frequency / total * rows)).unzip();
             return Self { ids, weights, complete: true };
         }
-        // Equal steps through the frequencies laid end to end: a row is met as often as it is asked for.
+        // Equal steps through the frequencies laid end to end: a row is met as often as it is asked
+        // for.
         let step = total / most as f64;
         let (mut ids, mut weights, mut end, mut met) = (Vec::new(), Vec::new(), 0.0, 0);
         for &(id, frequency) in asked {
@@ -57,7 +67,10 @@ impl Sample {
     pub(super) fn read(&self, rows: &dyn Rows) -> Result<Matrix> {
         let columns = rows.embedding_dim();
         let mut values = vec![0.0; self.ids.len() * columns];
-        self.ids.iter().zip(values.chunks_exact_mut(columns)).try_for_each(|(&id, row)| rows.read(id, row))?;
+        self.ids
+            .iter()
+            .zip(values.chunks_exact_mut(columns))
+            .try_for_each(|(&id, row)| rows.read(id, row))?;
         Ok(Matrix { values, columns })
     }
 
@@ -67,12 +80,25 @@ impl Sample {
         self.weights.iter().zip(rows).map(|(weight, row)| weight * of(row)).sum()
     }
 
-    /// The weighted squared error that the first `columns` columns have once they are stored as dense rows of `dtype`; `None`
-    /// if some value has no finite form.
-    pub(super) fn coding_error(&self, matrix: &Matrix, columns: usize, dtype: Dtype) -> Result<Option<f64>> {
-        let chunks: Vec<_> = self.weights.chunks(CHUNK).zip(matrix.values.chunks(CHUNK * matrix.columns)).collect();
+    /// The weighted squared error that the first `columns` columns have once they are stored as
+    /// dense rows of `dtype`; `None` if some value has no finite form.
+    pub(super) fn coding_error(
+        &self,
+        matrix: &Matrix,
+        columns: usize,
+        dtype: Dtype,
+    ) -> Result<Option<f64>> {
+        let chunks: Vec<_> = self
+            .weights
+            .chunks(CHUNK)
+            .zip(matrix.values.chunks(CHUNK * matrix.columns))
+            .collect();
         let error = |&(weights, values): &(&[f64], &[f32])| -> Result<Option<f64>> {
-            let rows: Vec<f32> = values.chunks_exact(matrix.columns).flat_map(|row| &row[..columns]).copied().collect();
+            let rows: Vec<f32> = values
+                .chunks_exact(matrix.columns)
+                .flat_map(|row| &row[..columns])
+                .copied()
+                .collect();
             let Some(blob) = trial::rows(&rows, columns, dtype)? else { return Ok(None) };
             let table = trial::table(&blob)?;
             let (mut stored, mut workspace) = (vec![0.0; columns], table.workspace());

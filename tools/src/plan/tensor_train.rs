@@ -1,7 +1,8 @@
 //! Tensor trains of a dense table, in a few shapes and many ranks.
 //!
-//! The spectra of the unfoldings say at no cost what error any train of given ranks has at least. Where rows that are stored
-//! otherwise, in as many bytes, have less, no train is made. Else it is made, refined as `convert` refines it, and looked up.
+//! The spectra of the unfoldings say at no cost what error any train of given ranks has at least.
+//! Where rows that are stored otherwise, in as many bytes, have less, no train is made. Else it is
+//! made, refined as `convert` refines it, and looked up.
 
 use super::{
     candidate::{Candidate, Context, Representation, bytes},
@@ -21,7 +22,8 @@ use ttrec::{
 
 /// The stored types that are tried for cores.
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::I8];
-/// The most rows of a first unfolding: the eigenvectors of more take too long for what they may bring.
+/// The most rows of a first unfolding: the eigenvectors of more take too long for what they may
+/// bring.
 const MAX_HEIGHT: u64 = 512;
 /// The largest rank: trains of more are seldom smaller than quantised rows, and never faster.
 const MAX_RANK: usize = 256;
@@ -35,7 +37,8 @@ const LOOKED_UP: usize = 4096;
 /// The bytes of a train, and the error that it has at least.
 type Bound = (u64, f64);
 
-/// The trains that may be worth storing, and for all that were looked at their bytes and the error that they have at least.
+/// The trains that may be worth storing, and for all that were looked at their bytes and the error
+/// that they have at least.
 pub(super) fn candidates(
     context: &Context<'_>,
     rows: &dyn Rows,
@@ -49,18 +52,22 @@ pub(super) fn candidates(
         let Some(options) = options(context, rows, &factors) else { continue };
         let train = TtSvd::analyse(rows, &factors, &options)?;
         for ranks in ranks(context, rows.num_embeddings(), &train)? {
-            let shape = TtShape::new(rows.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
+            let shape =
+                TtShape::new(rows.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
             let least = train.least_error(&ranks);
-            let bytes = |dtype| bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }));
+            let bytes =
+                |dtype| bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }));
             bounds.push((bytes(Dtype::I8)?, least));
-            // With frequencies, what a train has at least is not known: it may do better on what is asked for.
+            // With frequencies, what a train has at least is not known: it may do better on what is
+            // asked for.
             let margin = if weights.is_some() { 0.5 } else { 1.0 };
             // Of the smallest trains the least is known that a table can take.
             let smallest = ranks.iter().all(|&rank| rank == 1);
             let mut dtypes = Vec::new();
             for dtype in DTYPES {
                 let bytes = bytes(dtype)?;
-                let beaten = |other: &Candidate| other.bytes <= bytes && other.error <= least * margin;
+                let beaten =
+                    |other: &Candidate| other.bytes <= bytes && other.error <= least * margin;
                 if (bytes <= context.options.most_bytes || smallest) && !others.iter().any(beaten) {
                     dtypes.push(dtype);
                 }
@@ -70,13 +77,20 @@ pub(super) fn candidates(
             }
             let sweeps = sweeps(rows, &shape);
             let refined = train.refine(&ranks, rows, weights.as_deref(), sweeps, &options)?;
-            let shape = TtShape::new(rows.num_embeddings(), &factors.rows, &factors.columns, &refined.ranks)?;
+            let shape = TtShape::new(
+                rows.num_embeddings(),
+                &factors.rows,
+                &factors.columns,
+                &refined.ranks,
+            )?;
             let Some(exact) = looked_up.error(shape, &refined.cores, Dtype::F32)? else { continue };
             for dtype in dtypes {
                 let Some(error) = looked_up.error(shape, &refined.cores, dtype)? else { continue };
                 let squared = match weights {
                     // All rows say what the train misses, some of them what rounding adds.
-                    None if refined.error > SURE => refined.error.powi(2) + (error - exact).max(0.0),
+                    None if refined.error > SURE => {
+                        refined.error.powi(2) + (error - exact).max(0.0)
+                    }
                     _ => error,
                 };
                 found.push(context.candidate(
@@ -93,7 +107,10 @@ pub(super) fn candidates(
 
 /// A weight for each row, as `convert` weighs them.
 fn weights(context: &Context<'_>, num_embeddings: u64) -> Result<Option<Vec<f32>>> {
-    let weights = context.options.frequencies.map(|counts| crate::convert::weights(counts, num_embeddings));
+    let weights = context
+        .options
+        .frequencies
+        .map(|counts| crate::convert::weights(counts, num_embeddings));
     weights.transpose()
 }
 
@@ -109,7 +126,8 @@ fn shapes(num_embeddings: u64, embedding_dim: usize) -> Vec<Factors> {
         shapes.extend([suggested, narrow]);
     }
     shapes.retain(|factors| {
-        u64::from(factors.rows[0]) * u64::from(factors.columns[0]) <= MAX_HEIGHT && factors.rows.iter().all(|&p| p > 1)
+        u64::from(factors.rows[0]) * u64::from(factors.columns[0]) <= MAX_HEIGHT
+            && factors.rows.iter().all(|&p| p > 1)
     });
     shapes.dedup();
     shapes
@@ -130,24 +148,31 @@ fn options(context: &Context<'_>, rows: &dyn Rows, factors: &Factors) -> Option<
     })
 }
 
-/// How often a train is refined: not where it is nearly as large as the table, so that there is nothing to gain, nor where it
-/// takes minutes.
+/// How often a train is refined: not where it is nearly as large as the table, so that there is
+/// nothing to gain, nor where it takes minutes.
 fn sweeps(rows: &dyn Rows, shape: &TtShape) -> u32 {
     let elements = rows.num_embeddings().saturating_mul(rows.embedding_dim() as u64);
-    if elements <= REFINED && shape.num_parameters() <= elements / 4 { DEFAULT_SWEEPS } else { 0 }
+    if elements <= REFINED && shape.num_parameters() <= elements / 4 {
+        DEFAULT_SWEEPS
+    } else {
+        0
+    }
 }
 
-/// Ranks to look at: all bonds alike, half as much again each time, and in each stored type the largest that fit the bytes.
+/// Ranks to look at: all bonds alike, half as much again each time, and in each stored type the
+/// largest that fit the bytes.
 fn ranks(context: &Context<'_>, num_embeddings: u64, train: &TtSvd) -> Result<Vec<Vec<u32>>> {
     let (factors, most) = (train.factors(), train.max_ranks());
     let largest = most.iter().copied().max().unwrap_or(1);
     let alike = |rank: u32| most.iter().map(|&most| rank.min(most)).collect::<Vec<_>>();
     let fits = |rank: u32, dtype| -> Result<bool> {
         let shape = TtShape::new(num_embeddings, &factors.rows, &factors.columns, &alike(rank))?;
-        Ok(bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }))? <= context.options.most_bytes)
+        Ok(bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }))?
+            <= context.options.most_bytes)
     };
-    let mut ranks: Vec<u32> =
-        std::iter::successors(Some(1), |&rank| Some(rank + rank / 2 + 1)).take_while(|&rank| rank < largest).collect();
+    let mut ranks: Vec<u32> = std::iter::successors(Some(1), |&rank| Some(rank + rank / 2 + 1))
+        .take_while(|&rank| rank < largest)
+        .collect();
     ranks.push(largest);
     for dtype in DTYPES {
         let (mut low, mut high) = (0, largest + 1);

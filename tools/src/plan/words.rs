@@ -35,7 +35,8 @@ pub(crate) fn shortly(candidate: &Candidate) -> String {
 pub(super) fn outcome(table: &Candidates, chosen: &Candidate) -> String {
     let Candidates { name, num_embeddings, embedding_dim, .. } = table;
     format!(
-        "{}: {num_embeddings} x {embedding_dim}, {} as f32 -> {}, {} ({}), {}, about {} ns a lookup",
+        "{}: {num_embeddings} x {embedding_dim}, {} as f32 -> {}, {} ({}), {}, about {} ns a \
+         lookup",
         name.escape_debug(),
         size(table.f32_bytes()),
         describe(chosen),
@@ -78,11 +79,18 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     if chosen.error == 0.0 && matches!(chosen.representation, Representation::Dense) {
         sentences.push("There is room for it as it is.".to_owned());
     }
-    let is_train = |candidate: &Candidate| matches!(candidate.representation, Representation::Tt { .. });
-    let family = |candidate: &Candidate| (std::mem::discriminant(&candidate.representation), candidate.dtype);
+    let is_train =
+        |candidate: &Candidate| matches!(candidate.representation, Representation::Tt { .. });
+    let family = |candidate: &Candidate| {
+        (std::mem::discriminant(&candidate.representation), candidate.dtype)
+    };
     // The best of each other family, in no more bytes.
     let mut rivals: Vec<&Candidate> = Vec::new();
-    for rival in table.list.iter().filter(|rival| rival.bytes <= chosen.bytes && family(rival) != family(chosen)) {
+    for rival in table
+        .list
+        .iter()
+        .filter(|rival| rival.bytes <= chosen.bytes && family(rival) != family(chosen))
+    {
         match rivals.iter_mut().find(|there| family(there) == family(rival)) {
             Some(there) if rival.error < there.error => *there = rival,
             Some(_) => {}
@@ -100,9 +108,15 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
                 .map(|rival| format!("{} {}", describe(rival), have(rival.error))),
         );
     }
-    let best_train =
-        rivals.iter().find(|rival| is_train(rival)).map(|rival| format!("a tensor train has {}", error(rival.error)));
-    let least = table.trains.iter().filter(|(bytes, _)| *bytes <= chosen.bytes).map(|(_, error)| *error);
+    let best_train = rivals
+        .iter()
+        .find(|rival| is_train(rival))
+        .map(|rival| format!("a tensor train has {}", error(rival.error)));
+    let least = table
+        .trains
+        .iter()
+        .filter(|(bytes, _)| *bytes <= chosen.bytes)
+        .map(|(_, error)| *error);
     let least = least.min_by(f64::total_cmp).filter(|&least| least > chosen.error);
     let at_least = least.map(|least| format!("a tensor train has at least {}", error(least)));
     if !is_train(chosen) && chosen.error > 0.0 {
@@ -126,11 +140,16 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     let fast = fast.filter(|rows| rows.nanoseconds <= chosen.nanoseconds / 10.0);
     if let Some(fast) = fast.min_by(|a, b| a.error.total_cmp(&b.error)) {
         let (what, error, time) = (describe(fast), error(fast.error), fast.nanoseconds.round());
-        sentences.push(format!("Ten times as fast are {what}, with {error} in about {time} ns (--max-nanoseconds)."));
+        sentences.push(format!(
+            "Ten times as fast are {what}, with {error} in about {time} ns (--max-nanoseconds)."
+        ));
     }
     // The smallest plain rows that are better, for whoever can spare the bytes.
-    if let Some(next) =
-        table.list.iter().filter(plain).find(|next| next.bytes > chosen.bytes && next.error < chosen.error)
+    if let Some(next) = table
+        .list
+        .iter()
+        .filter(plain)
+        .find(|next| next.bytes > chosen.bytes && next.error < chosen.error)
     {
         sentences.push(format!(
             "{} would take {} ({}) and {}.",
@@ -149,7 +168,11 @@ fn have(relative: f64) -> String {
 
 /// "error 12 %".
 pub(super) fn error(relative: f64) -> String {
-    if relative == 0.0 { "no error".to_owned() } else { format!("error {} %", significant(relative * 100.0)) }
+    if relative == 0.0 {
+        "no error".to_owned()
+    } else {
+        format!("error {} %", significant(relative * 100.0))
+    }
 }
 
 /// "5.63 MB".
@@ -192,9 +215,14 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         assert_eq!(error(0.0), "no error");
-        for (relative, words) in
-            [(0.1149, "11"), (0.0996, "10"), (0.00123, "0.12"), (1.0, "100"), (0.0949, "9.5"), (2e-6, "0.00020")]
-        {
+        for (relative, words) in [
+            (0.1149, "11"),
+            (0.0996, "10"),
+            (0.00123, "0.12"),
+            (1.0, "100"),
+            (0.0949, "9.5"),
+            (2e-6, "0.00020"),
+        ] {
             assert_eq!(error(relative), format!("error {words} %"));
         }
         for (bytes, words) in [

@@ -1,6 +1,6 @@
-//! What else a table could be stored as, how many bytes that takes and what it loses: found by storing its rows so, and
-//! reading them again. Beside what was settled beforehand, so that reports compare, there is what `plan` takes in fewer and fewer
-//! bytes.
+//! What else a table could be stored as, how many bytes that takes and what it loses: found by
+//! storing its rows so, and reading them again. Beside what was settled beforehand, so that reports
+//! compare, there is what `plan` takes in fewer and fewer bytes.
 
 use super::sample::Sample;
 use crate::{
@@ -63,7 +63,8 @@ pub(super) fn alternatives(
     let weights = &source.weights;
     let mut families = vec![Family { kind: Kind::Dense, candidates: dense(weights, sample)? }];
     if let Some(spectrum) = spectrum {
-        families.push(Family { kind: Kind::LowRank, candidates: low_rank(weights, sample, spectrum)? });
+        families
+            .push(Family { kind: Kind::LowRank, candidates: low_rank(weights, sample, spectrum)? });
     }
     let trains = match weights {
         Weights::Tt { .. } => cores(weights, sample)?,
@@ -72,21 +73,28 @@ pub(super) fn alternatives(
         _ => Vec::new(),
     };
     families.push(Family { kind: Kind::TensorTrain, candidates: trains });
-    if let (Weights::Dense { tensor, .. }, None, true) = (weights, source.hashed, sample.is_whole()) {
-        families.push(Family { kind: Kind::Planned, candidates: planned(&source.name, &TensorRows::new(tensor)?)? });
+    if let (Weights::Dense { tensor, .. }, None, true) = (weights, source.hashed, sample.is_whole())
+    {
+        families.push(Family {
+            kind: Kind::Planned,
+            candidates: planned(&source.name, &TensorRows::new(tensor)?)?,
+        });
     }
     families.retain(|family| !family.candidates.is_empty());
-    families.iter_mut().for_each(|family| family.candidates.sort_by_key(|candidate| candidate.bytes));
+    families
+        .iter_mut()
+        .for_each(|family| family.candidates.sort_by_key(|candidate| candidate.bytes));
     Ok(families)
 }
 
-/// What `plan` takes, down to 1/64 of the f32 bytes; those candidates are listed that a half, a quarter, and so on would bring, but
-/// for dense rows, which have a family of their own.
+/// What `plan` takes, down to 1/64 of the f32 bytes; those candidates are listed that a half, a
+/// quarter, and so on would bring, but for dense rows, which have a family of their own.
 fn planned(name: &str, rows: &dyn Rows) -> Result<Vec<Candidate>> {
     // A table that is too large for it, or holds what is no number, has none.
     let Ok(curve) = plan::curve(name, rows, DEFAULT_MEMORY) else { return Ok(Vec::new()) };
     let f32_bytes = plan::f32_bytes(rows.num_embeddings(), rows.embedding_dim());
-    let within = |part: i32| curve.iter().rposition(|c| c.bytes as f64 <= f32_bytes / f64::from(1 << part));
+    let within =
+        |part: i32| curve.iter().rposition(|c| c.bytes as f64 <= f32_bytes / f64::from(1 << part));
     let listed: Vec<usize> = (1..=6).filter_map(within).collect();
     let smallest = listed.last().copied().unwrap_or(0);
     let candidate = |(at, c): (usize, &plan::Candidate)| {
@@ -111,7 +119,8 @@ fn dense(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
         norm += rows.iter().map(|x| x * x).sum::<f64>();
         differences.par_iter_mut().zip(Dtype::ALL).try_for_each(|(sum, dtype)| {
             if let Some(before) = *sum {
-                *sum = stored_difference(rows, columns, dtype)?.map(|difference| before + difference);
+                *sum =
+                    stored_difference(rows, columns, dtype)?.map(|difference| before + difference);
             }
             Ok(())
         })
@@ -123,11 +132,19 @@ fn dense(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
     Ok(Dtype::ALL.into_iter().zip(differences).filter_map(candidate).collect())
 }
 
-/// Rows of fewer columns in i8, and a projection in f16. The directions are orthonormal: what is lost in these columns is
-/// lost in the rows.
-fn low_rank(weights: &Weights<'_>, sample: &Sample<'_, '_>, spectrum: &LowRank) -> Result<Vec<Candidate>> {
+/// Rows of fewer columns in i8, and a projection in f16. The directions are orthonormal: what is
+/// lost in these columns is lost in the rows.
+fn low_rank(
+    weights: &Weights<'_>,
+    sample: &Sample<'_, '_>,
+    spectrum: &LowRank,
+) -> Result<Vec<Candidate>> {
     let columns = sample.embedding_dim();
-    let mut ranks: Vec<usize> = [16, 8, 4, 2].map(|part| columns / part).into_iter().filter(|&rank| rank > 0).collect();
+    let mut ranks: Vec<usize> = [16, 8, 4, 2]
+        .map(|part| columns / part)
+        .into_iter()
+        .filter(|&rank| rank > 0)
+        .collect();
     ranks.dedup();
     let Some(&largest) = ranks.last() else { return Ok(Vec::new()) };
     let basis: Vec<f64> = spectrum.directions(largest).into_iter().map(f64::from).collect();
@@ -136,9 +153,11 @@ fn low_rank(weights: &Weights<'_>, sample: &Sample<'_, '_>, spectrum: &LowRank) 
         let projected = project(rows, columns, &basis, largest);
         differences.par_iter_mut().zip(&ranks).try_for_each(|(sum, &rank)| {
             if let Some(before) = *sum {
-                let rows: Vec<f64> = projected.chunks_exact(largest).flat_map(|row| &row[..rank]).copied().collect();
+                let rows: Vec<f64> =
+                    projected.chunks_exact(largest).flat_map(|row| &row[..rank]).copied().collect();
                 let rows = project(&rows, rank, &mixing(rank), rank);
-                *sum = stored_difference(&rows, rank, Dtype::I8)?.map(|difference| before + difference);
+                *sum = stored_difference(&rows, rank, Dtype::I8)?
+                    .map(|difference| before + difference);
             }
             Ok(())
         })
@@ -202,9 +221,15 @@ fn cores(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
         })?;
         blobs.extend(stored.map(|blob| (dtype.name().to_owned(), blob)));
     }
-    let apart = |row: u64| overrides.as_ref().is_some_and(|o| o.ids.binary_search_by_key(&row, |(id, _)| *id).is_ok());
+    let apart = |row: u64| {
+        overrides
+            .as_ref()
+            .is_some_and(|o| o.ids.binary_search_by_key(&row, |(id, _)| *id).is_ok())
+    };
     let columns = sample.embedding_dim();
-    let bytes = overrides.as_ref().map_or(0, |o| o.ids.len() * (size_of::<u64>() + Dtype::F32.row_len(columns)));
+    let bytes = overrides
+        .as_ref()
+        .map_or(0, |o| o.ids.len() * (size_of::<u64>() + Dtype::F32.row_len(columns)));
     measure(&blobs, sample, bytes as u64, apart)
 }
 
@@ -221,7 +246,8 @@ fn measure(
     sample.for_each_block(|first, rows| {
         norm += rows.iter().map(|x| x * x).sum::<f64>();
         let ids = (first..).map(|position| sample.row(position));
-        let block: Vec<(u64, &[f64])> = ids.zip(rows.chunks_exact(columns)).filter(|(id, _)| !apart(*id)).collect();
+        let block: Vec<(u64, &[f64])> =
+            ids.zip(rows.chunks_exact(columns)).filter(|(id, _)| !apart(*id)).collect();
         differences.par_iter_mut().zip(trains).try_for_each(|(sum, (_, blob))| {
             *sum += difference(blob, &block)?;
             Ok(())

@@ -1,5 +1,5 @@
-//! `ttrec report`: what a conversion cost, as a page for people. `verify --json` and `inspect --json` say the same to
-//! programs.
+//! `ttrec report`: what a conversion cost, as a page for people. `verify --json` and `inspect
+//! --json` say the same to programs.
 
 mod alternatives;
 mod numbers;
@@ -25,10 +25,12 @@ use anyhow::{Result, bail};
 use sample::Sample;
 use std::path::{Path, PathBuf};
 
-/// Write a page that says what a conversion cost: bytes, errors, and what else could have been had for the bytes.
+/// Write a page that says what a conversion cost: bytes, errors, and what else could have been had
+/// for the bytes.
 ///
-/// The page is one file that needs no network and no script. Every row and layer is compared with the checkpoint, as `verify` does.
-/// Alternatives are tried on all rows too, or, for a large table, on a part of them, which the page then says.
+/// The page is one file that needs no network and no script. Every row and layer is compared with
+/// the checkpoint, as `verify` does. Alternatives are tried on all rows too, or, for a large table,
+/// on a part of them, which the page then says.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
@@ -39,7 +41,8 @@ pub(crate) struct Args {
     /// The spec that it was converted with; needed only where names and shapes leave a doubt
     #[arg(long, value_name = "SPEC.toml")]
     spec: Option<PathBuf>,
-    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row counted as often
+    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row
+    /// counted as often
     #[arg(long, value_name = "FILE.npz")]
     frequencies: Option<PathBuf>,
     /// Where the page goes; it appears whole or not at all
@@ -73,14 +76,22 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         bail!("{}: damaged: {damage}", args.blob.display());
     }
     let spec = args.spec.as_deref().map(Spec::read).transpose()?;
-    let frequencies = args.frequencies.as_deref().map(|path| Frequencies::of_blob(path, &blob)).transpose()?;
+    let frequencies = args
+        .frequencies
+        .as_deref()
+        .map(|path| Frequencies::of_blob(path, &blob))
+        .transpose()?;
     let tier = blob_file::tier()?;
 
     let mut tables = Vec::new();
     for (table, summary) in blob.tables().zip(inspect::summarise(&blob).tables) {
         let table = table.with_tier(tier);
         let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
-        let asked = frequencies.as_ref().map(|frequencies| frequencies.rows(&table)).transpose()?.flatten();
+        let asked = frequencies
+            .as_ref()
+            .map(|frequencies| frequencies.rows(&table))
+            .transpose()?
+            .flatten();
         let comparison = compare::compare(&table, &source, asked.as_deref())?;
         tables.push(study(summary, &source, comparison)?);
     }
@@ -91,16 +102,24 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output.write(|file| file.write_all(page.as_bytes()))?;
     output.commit()?;
     let (count, path) = (tables.len(), args.output.display());
-    output::print(|out| writeln!(out, "{path}: {count} table{}", if count == 1 { "" } else { "s" }))?;
+    output::print(|out| {
+        writeln!(out, "{path}: {count} table{}", if count == 1 { "" } else { "s" })
+    })?;
     Ok(Outcome::Done)
 }
 
 /// Bytes of all layers, in the checkpoint and in the blob.
 fn layer_bytes(layers: &[LayerComparison]) -> [u64; 2] {
-    layers.iter().fold([0, 0], |[before, after], layer| [before + layer.checkpoint_bytes, after + layer.bytes])
+    layers.iter().fold([0, 0], |[before, after], layer| {
+        [before + layer.checkpoint_bytes, after + layer.bytes]
+    })
 }
 
-fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> Result<TableReport> {
+fn study(
+    summary: TableSummary,
+    source: &Source<'_>,
+    comparison: Comparison,
+) -> Result<TableReport> {
     let (weights, sample) = (&source.weights, Sample::of(source));
     // A table that is too wide for a spectrum, or holds what is no number, has a page without one.
     let spectrum = LowRank::analyse(&sample, DEFAULT_MEMORY, &summary.name).ok();
@@ -113,7 +132,10 @@ fn study(summary: TableSummary, source: &Source<'_>, comparison: Comparison) -> 
             Weights::QuotientRemainder { .. } => "quotient_remainder",
         },
         comparison,
-        energy: spectrum.as_ref().map(|spectrum| cumulative(spectrum.energies())).unwrap_or_default(),
+        energy: spectrum
+            .as_ref()
+            .map(|spectrum| cumulative(spectrum.energies()))
+            .unwrap_or_default(),
         families: alternatives::alternatives(source, &sample, spectrum.as_ref())?,
         sampled: (!sample.is_whole()).then(|| sample.num_embeddings()),
         summary,

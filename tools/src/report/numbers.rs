@@ -10,7 +10,11 @@ pub(super) fn bytes(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes}\u{a0}B") } else { format!("{}\u{a0}{}", three_digits(value), units[unit]) }
+    if unit == 0 {
+        format!("{bytes}\u{a0}B")
+    } else {
+        format!("{}\u{a0}{}", three_digits(value), units[unit])
+    }
 }
 
 /// `11.4 %`; what is not zero does not look like zero.
@@ -34,22 +38,38 @@ pub(super) fn percent(share: f64) -> String {
 
 /// `7.8x`.
 pub(super) fn times(ratio: f64) -> String {
-    if ratio < 10.0 { format!("{ratio:.1}x") } else { format!("{}x", three_digits(ratio)) }
+    if ratio < 10.0 {
+        format!("{ratio:.1}x")
+    } else {
+        format!("{}x", three_digits(ratio))
+    }
 }
 
 /// `30,522`.
 pub(super) fn count(count: u64) -> String {
     let digits = count.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .filter_map(|group| std::str::from_utf8(group).ok())
+        .collect();
     groups.join(",")
 }
 
 /// The same without zeros that say nothing, for the ticks of a plot: `20 MB` for `20.0 MB`.
 pub(super) fn tick(text: &str) -> String {
     let (number, unit) = text.split_once('\u{a0}').unwrap_or((text, ""));
-    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number };
-    if unit.is_empty() { number.to_owned() } else { format!("{number}\u{a0}{unit}") }
+    let number = if number.contains('.') {
+        number.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        number
+    };
+    if unit.is_empty() {
+        number.to_owned()
+    } else {
+        format!("{number}\u{a0}{unit}")
+    }
 }
 
 /// Three significant digits of a number from 1 on, and all digits before the point.
@@ -64,7 +84,13 @@ mod tests {
 
     #[test]
     fn numbers_are_short_and_never_round_to_nothing() {
-        let expected = [(0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (46_881_792, "46.9 MB"), (999_600, "1.00 MB")];
+        let expected = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.00 KB"),
+            (46_881_792, "46.9 MB"),
+            (999_600, "1.00 MB"),
+        ];
         for (number, text) in expected {
             assert_eq!(bytes(number).replace('\u{a0}', " "), text);
         }
@@ -83,15 +109,21 @@ mod tests {
         for (number, text) in expected {
             assert_eq!(percent(number).replace('\u{a0}', " "), text, "{number}");
         }
-        for (text, expected) in
-            [("20.0\u{a0}MB", "20\u{a0}MB"), ("100\u{a0}%", "100\u{a0}%"), ("0.010\u{a0}%", "0.01\u{a0}%")]
-        {
+        for (text, expected) in [
+            ("20.0\u{a0}MB", "20\u{a0}MB"),
+            ("100\u{a0}%", "100\u{a0}%"),
+            ("0.010\u{a0}%", "0.01\u{a0}%"),
+        ] {
             assert_eq!(tick(text), expected);
         }
-        for (number, text) in [(0.98, "1.0x"), (7.82, "7.8x"), (12.34, "12.3x"), (123.4, "123x"), (12345.6, "12346x")] {
+        for (number, text) in
+            [(0.98, "1.0x"), (7.82, "7.8x"), (12.34, "12.3x"), (123.4, "123x"), (12345.6, "12346x")]
+        {
             assert_eq!(times(number), text);
         }
-        for (number, text) in [(0, "0"), (999, "999"), (30_522, "30,522"), (11_000_000, "11,000,000")] {
+        for (number, text) in
+            [(0, "0"), (999, "999"), (30_522, "30,522"), (11_000_000, "11,000,000")]
+        {
             assert_eq!(count(number), text);
         }
     }

@@ -1,5 +1,6 @@
-//! The page. maud escapes every text and attribute, so that a name stays a name; the page's policy forbids scripts and
-//! requests besides. Numbers that a program may want stand, unrounded, in `data` elements.
+//! The page. maud escapes every text and attribute, so that a name stays a name; the page's policy
+//! forbids scripts and requests besides. Numbers that a program may want stand, unrounded, in
+//! `data` elements.
 
 use super::{
     TableReport, layer_bytes,
@@ -24,9 +25,14 @@ pub(super) fn page(
     tables: &[TableReport],
     layers: &[LayerComparison],
 ) -> String {
-    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let name =
+        |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let before = tables.iter().map(|table| table.before).sum::<u64>() + layer_bytes(layers)[0];
-    let what = if layers.is_empty() { "tables" } else { "tables and layers" };
+    let what = if layers.is_empty() {
+        "tables"
+    } else {
+        "tables and layers"
+    };
     let ratio = before as f64 / blob_bytes as f64;
     html! {
         (DOCTYPE)
@@ -90,7 +96,11 @@ fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
     let [layers_before, layers_after] = layer_bytes(layers);
     let mut sizes: Vec<Size<'_>> = tables
         .iter()
-        .map(|table| Size { name: &table.summary.name, before: table.before, after: table.summary.bytes })
+        .map(|table| Size {
+            name: &table.summary.name,
+            before: table.before,
+            after: table.summary.bytes,
+        })
         .collect();
     if !layers.is_empty() {
         sizes.push(Size { name: "layers", before: layers_before, after: layers_after });
@@ -233,13 +243,22 @@ fn list(numbers: &[u32]) -> String {
 fn tradeoff(table: &TableReport) -> Markup {
     let series = |family: &'_ super::Family| {
         let candidates = family.candidates.iter();
-        let text = |c: &super::alternatives::Candidate| if c.listed { c.representation.clone() } else { String::new() };
+        let text = |c: &super::alternatives::Candidate| {
+            if c.listed {
+                c.representation.clone()
+            } else {
+                String::new()
+            }
+        };
         let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: text(c) });
         Series { class: family.kind.class(), points: points.collect() }
     };
     let series: Vec<Series<'_>> = table.families.iter().map(series).collect();
-    let own =
-        Point { bytes: table.summary.bytes, error: table.comparison.relative_error, text: "this blob".to_owned() };
+    let own = Point {
+        bytes: table.summary.bytes,
+        error: table.comparison.relative_error,
+        text: "this blob".to_owned(),
+    };
     html! {
         figure {
             h3 { "Error against bytes" }
@@ -349,7 +368,8 @@ fn worst_rows(i: usize, table: &TableReport) -> Markup {
 }
 
 fn energy(table: &TableReport) -> Markup {
-    let directions = |wanted: f64| table.energy.iter().position(|&share| share >= wanted).map_or(0, |at| at + 1);
+    let directions =
+        |wanted: f64| table.energy.iter().position(|&share| share >= wanted).map_or(0, |at| at + 1);
     html! {
         figure {
             h3 { "Singular-value energy" }

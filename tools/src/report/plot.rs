@@ -1,5 +1,5 @@
-//! Plots as inline SVG, by hand rather than by a plotting library: colours and fonts are the page's (CSS classes, so that
-//! they follow the reader's theme), and text keeps its size on a phone.
+//! Plots as inline SVG, by hand rather than by a plotting library: colours and fonts are the page's
+//! (CSS classes, so that they follow the reader's theme), and text keeps its size on a phone.
 
 use super::numbers;
 use crate::compare::Bar;
@@ -57,24 +57,45 @@ impl Scale {
 
     /// Where a value is; one that is beyond the scale is at its end.
     fn at(&self, value: f64) -> f64 {
-        let position = |x: f64| if self.logarithmic { x.max(f64::MIN_POSITIVE).ln() } else { x };
+        let position = |x: f64| {
+            if self.logarithmic {
+                x.max(f64::MIN_POSITIVE).ln()
+            } else {
+                x
+            }
+        };
         let (start, end) = (position(self.values.start), position(self.values.end));
-        let share = if end > start { ((position(value) - start) / (end - start)).clamp(0.0, 1.0) } else { 0.5 };
+        let share = if end > start {
+            ((position(value) - start) / (end - start)).clamp(0.0, 1.0)
+        } else {
+            0.5
+        };
         self.places.start + share * (self.places.end - self.places.start)
     }
 
     /// Round values within the scale, `count` or not many more.
     fn ticks(&self, count: usize) -> Vec<f64> {
-        if self.logarithmic { self.decades(count) } else { self.steps(count) }
+        if self.logarithmic {
+            self.decades(count)
+        } else {
+            self.steps(count)
+        }
     }
 
     fn steps(&self, count: usize) -> Vec<f64> {
         let rough = (self.values.end - self.values.start) / count as f64;
         let power = 10_f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|x| x * power).into_iter().find(|&step| step >= rough * 0.999);
+        let step = [1.0, 2.0, 5.0, 10.0]
+            .map(|x| x * power)
+            .into_iter()
+            .find(|&step| step >= rough * 0.999);
         let step = step.unwrap_or(rough);
         let first = (self.values.start / step).ceil() as i64;
-        (first..).map(|i| i as f64 * step).take_while(|&x| x <= self.values.end * (1.0 + 1e-9)).take(50).collect()
+        (first..)
+            .map(|i| i as f64 * step)
+            .take_while(|&x| x <= self.values.end * (1.0 + 1e-9))
+            .take(50)
+            .collect()
     }
 
     fn decades(&self, count: usize) -> Vec<f64> {
@@ -83,10 +104,16 @@ impl Scale {
         let within = |x: &f64| (self.values.start * 0.999..=self.values.end * 1.001).contains(x);
         let of = |digits: &[f64], every: i32| -> Vec<f64> {
             let powers = (low..=high).filter(|power| power.rem_euclid(every) == 0);
-            powers.flat_map(|power| digits.iter().map(move |digit| digit * 10_f64.powi(power))).filter(within).collect()
+            powers
+                .flat_map(|power| digits.iter().map(move |digit| digit * 10_f64.powi(power)))
+                .filter(within)
+                .collect()
         };
-        let fine =
-            [(&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0][..], 1), (&[1.0, 2.0, 5.0], 1), (&[1.0, 3.0], 1)];
+        let fine = [
+            (&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0][..], 1),
+            (&[1.0, 2.0, 5.0], 1),
+            (&[1.0, 3.0], 1),
+        ];
         let coarse = [1, 2, 3, 4, 6, 10, 20, 50].map(|every| (&[1.0][..], every));
         let mut choices = fine.into_iter().chain(coarse).map(|(digits, every)| of(digits, every));
         choices.find(|ticks| ticks.len() <= count).unwrap_or_default()
@@ -108,7 +135,11 @@ fn y_places() -> Range<f64> {
 }
 
 impl Axes {
-    fn draw(&self, x: (&[f64], &dyn Fn(f64) -> String, &str), y: (&[f64], &dyn Fn(f64) -> String, &str)) -> Markup {
+    fn draw(
+        &self,
+        x: (&[f64], &dyn Fn(f64) -> String, &str),
+        y: (&[f64], &dyn Fn(f64) -> String, &str),
+    ) -> Markup {
         let (x_ticks, x_text, x_title) = x;
         let (y_ticks, y_text, y_title) = y;
         let bottom = HEIGHT - BOTTOM;
@@ -145,7 +176,12 @@ pub(super) struct Size<'a> {
 pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
     const ROW: f64 = 46.0;
     const VALUE: f64 = 58.0;
-    let all = || tables.iter().flat_map(|size| [size.before, size.after]).map(|bytes| bytes.max(1) as f64);
+    let all = || {
+        tables
+            .iter()
+            .flat_map(|size| [size.before, size.after])
+            .map(|bytes| bytes.max(1) as f64)
+    };
     let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(1.0, f64::max));
     let places = 0.0..WIDTH - VALUE;
     let logarithmic = most / least > 50.0;
@@ -186,7 +222,8 @@ fn shorten(name: &str, limit: usize) -> String {
         return name.to_owned();
     }
     let kept = limit - 1;
-    let (head, tail) = (&characters[..kept / 2], &characters[characters.len() - kept.div_ceil(2)..]);
+    let (head, tail) =
+        (&characters[..kept / 2], &characters[characters.len() - kept.div_ceil(2)..]);
     head.iter().chain(&['…']).chain(tail).collect()
 }
 
@@ -198,9 +235,14 @@ pub(super) fn histogram(bars: &[Bar], marks: &[f64], label: &str) -> Markup {
     let axes = Axes { x, y: Scale::linear(0.0..most as f64 * 1.05, y_places()) };
     let whole = |x: f64| {
         let count = x as u64;
-        if count >= 10_000 { format!("{}k", count / 1000) } else { numbers::count(count) }
+        if count >= 10_000 {
+            format!("{}k", count / 1000)
+        } else {
+            numbers::count(count)
+        }
     };
-    let y_ticks: Vec<f64> = axes.y.ticks(4).into_iter().filter(|tick| tick.fract() == 0.0).collect();
+    let y_ticks: Vec<f64> =
+        axes.y.ticks(4).into_iter().filter(|tick| tick.fract() == 0.0).collect();
     let content = html! {
         (axes.draw((&axes.x.ticks(5), &|x| numbers::tick(&numbers::percent(x)), "error of a row"), (&y_ticks, &whole, "rows")))
         @for bar in bars.iter().filter(|bar| bar.count > 0) {
@@ -215,16 +257,23 @@ pub(super) fn histogram(bars: &[Bar], marks: &[f64], label: &str) -> Markup {
     svg(label, HEIGHT, &content)
 }
 
-/// The share that the first 1, 2, ... directions hold, beside what they would hold if all held the same.
+/// The share that the first 1, 2, ... directions hold, beside what they would hold if all held the
+/// same.
 pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
     let n = cumulative.len() as f64;
-    let axes = Axes { x: Scale::linear(0.0..n, x_places()), y: Scale::linear(0.0..1.0, y_places()) };
+    let axes =
+        Axes { x: Scale::linear(0.0..n, x_places()), y: Scale::linear(0.0..1.0, y_places()) };
     // No more points than the picture has pixels.
     let every = cumulative.len().div_ceil(WIDTH as usize);
-    let points = cumulative.iter().zip(1..).filter(|(_, i)| i % every == 0 || *i == cumulative.len());
+    let points = cumulative
+        .iter()
+        .zip(1..)
+        .filter(|(_, i)| i % every == 0 || *i == cumulative.len());
     let mut path = format!("M{} {}", LEFT, HEIGHT - BOTTOM);
     for (&share, i) in points {
-        path.push_str(&html! { "L" (N(axes.x.at(i as f64))) " " (N(axes.y.at(share))) }.into_string());
+        path.push_str(
+            &html! { "L" (N(axes.x.at(i as f64))) " " (N(axes.y.at(share))) }.into_string(),
+        );
     }
     let closed = html! { (path) "L" (N(axes.x.at(n))) " " (N(HEIGHT - BOTTOM)) "Z" }.into_string();
     let percent = |share: f64| format!("{:.0} %", share * 100.0);
@@ -261,7 +310,11 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
     const HEIGHT: f64 = 250.0;
     let points = || series.iter().flat_map(|series| &series.points).chain([own]);
     let bytes = || points().map(|point| point.bytes.max(1) as f64);
-    let errors = || points().map(|point| point.error).filter(|error| *error >= LEAST_ERROR && error.is_finite());
+    let errors = || {
+        points()
+            .map(|point| point.error)
+            .filter(|error| *error >= LEAST_ERROR && error.is_finite())
+    };
     let least_bytes = bytes().fold(f64::INFINITY, f64::min);
     let most_bytes = bytes().fold(1.0, f64::max);
     let least = errors().fold(1.0, f64::min);
@@ -344,7 +397,10 @@ pub(crate) struct Picture {
 
 /// Lines from 0 on; those without points are left out.
 pub(crate) fn lines(lines: &[Line], x_title: &str, y_title: &str) -> Picture {
-    let end = lines.iter().flat_map(|line| &line.points).fold(0.0, |end: f64, (x, _)| end.max(*x));
+    let end = lines
+        .iter()
+        .flat_map(|line| &line.points)
+        .fold(0.0, |end: f64, (x, _)| end.max(*x));
     lines_over(lines, Scale::linear(0.0..end, x_places()), &|x| format!("{x}"), x_title, y_title)
 }
 
@@ -356,11 +412,23 @@ pub(crate) fn lines_over_bytes(lines: &[Line], y_title: &str) -> Picture {
     lines_over(lines, scale, &|x| numbers::tick(&numbers::bytes(x as u64)), "bytes", y_title)
 }
 
-fn lines_over(lines: &[Line], x: Scale, x_text: &dyn Fn(f64) -> String, x_title: &str, y_title: &str) -> Picture {
+fn lines_over(
+    lines: &[Line],
+    x: Scale,
+    x_text: &dyn Fn(f64) -> String,
+    x_title: &str,
+    y_title: &str,
+) -> Picture {
     let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
     let lines = || lines.iter().filter(|line| line.points.iter().any(finite));
-    let ys = || lines().flat_map(|line| &line.points).filter(|point| finite(point)).map(|(_, y)| *y);
-    let (least, most) = (ys().fold(f64::INFINITY, f64::min), ys().fold(f64::NEG_INFINITY, f64::max));
+    let ys = || {
+        lines()
+            .flat_map(|line| &line.points)
+            .filter(|point| finite(point))
+            .map(|(_, y)| *y)
+    };
+    let (least, most) =
+        (ys().fold(f64::INFINITY, f64::min), ys().fold(f64::NEG_INFINITY, f64::max));
     if least > most {
         return Picture { content: html! {}, height: 0.0 };
     }
@@ -414,9 +482,12 @@ fn legend(names: impl Iterator<Item = usize>) -> (Vec<(f64, f64)>, f64) {
 
 /// Pictures one below another, as a file of their own that follows its reader's theme.
 pub(crate) fn page(pictures: &[Picture]) -> String {
-    let pictures: Vec<&Picture> = pictures.iter().filter(|picture| !picture.content.0.is_empty()).collect();
+    let pictures: Vec<&Picture> =
+        pictures.iter().filter(|picture| !picture.content.0.is_empty()).collect();
     const BETWEEN: f64 = 14.0;
-    let height = |count: usize| pictures[..count].iter().map(|picture| picture.height + BETWEEN).sum::<f64>();
+    let height = |count: usize| {
+        pictures[..count].iter().map(|picture| picture.height + BETWEEN).sum::<f64>()
+    };
     let whole = height(pictures.len()).max(BETWEEN);
     html! {
         svg xmlns="http://www.w3.org/2000/svg" viewBox={ "-6 -6 " (N(WIDTH + 12.0)) " " (N(whole)) } width="704" {
@@ -430,9 +501,14 @@ pub(crate) fn page(pictures: &[Picture]) -> String {
     .into_string()
 }
 
-/// The points that lose least of those with as many bytes, so that a line through them does not turn back.
+/// The points that lose least of those with as many bytes, so that a line through them does not
+/// turn back.
 fn frontier(points: &[Point]) -> impl Iterator<Item = &Point> {
-    let alike = |point: &Point| points.iter().any(|other| other.bytes == point.bytes && other.error < point.error);
+    let alike = |point: &Point| {
+        points
+            .iter()
+            .any(|other| other.bytes == point.bytes && other.error < point.error)
+    };
     points.iter().filter(move |point| !alike(point))
 }
 
@@ -441,8 +517,14 @@ fn around((x, y): (f64, f64), radius: f64) -> [f64; 4] {
     [x - radius, y - radius, x + radius, y + radius]
 }
 
-/// A place beside a point where a text covers nothing; where there is none, the table under the plot has to do.
-fn label_at((x, y): (f64, f64), bottom: f64, text: &str, taken: &mut Vec<[f64; 4]>) -> Option<(f64, f64)> {
+/// A place beside a point where a text covers nothing; where there is none, the table under the
+/// plot has to do.
+fn label_at(
+    (x, y): (f64, f64),
+    bottom: f64,
+    text: &str,
+    taken: &mut Vec<[f64; 4]>,
+) -> Option<(f64, f64)> {
     let width = text.chars().count() as f64 * CHARACTER;
     let left = x - 9.0 - width;
     let middle = x - width / 2.0;
@@ -482,7 +564,11 @@ mod tests {
         assert_eq!(ticks(1e-4..1.0, 5).len(), 5);
         for (low, high) in [(1.0, 1.5), (0.011, 0.019), (1e3, 1e9), (1e-30, 1e30), (5.0, 6.0)] {
             let ticks = ticks(low..high, 5);
-            assert!(ticks.len() <= 5 && ticks.iter().all(|tick| (low * 0.99..high * 1.01).contains(tick)), "{ticks:?}");
+            assert!(
+                ticks.len() <= 5
+                    && ticks.iter().all(|tick| (low * 0.99..high * 1.01).contains(tick)),
+                "{ticks:?}"
+            );
         }
     }
 

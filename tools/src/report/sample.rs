@@ -1,4 +1,5 @@
-//! The rows that a report studies: all, or for a large table runs of them, evenly spread, so that it takes seconds.
+//! The rows that a report studies: all, or for a large table runs of them, evenly spread, so that
+//! it takes seconds.
 
 use crate::{
     compare::Reference,
@@ -44,8 +45,12 @@ impl<'w, 'c> Sample<'w, 'c> {
         (u128::from(run) * u128::from(all) / u128::from(self.runs)) as u64 * RUN + at
     }
 
-    /// Gives the rows, as many at once as memory is meant to hold, and the position of the first of them to `visit`.
-    pub(super) fn for_each_block(&self, mut visit: impl FnMut(u64, &[f64]) -> Result<()>) -> Result<()> {
+    /// Gives the rows, as many at once as memory is meant to hold, and the position of the first of
+    /// them to `visit`.
+    pub(super) fn for_each_block(
+        &self,
+        mut visit: impl FnMut(u64, &[f64]) -> Result<()>,
+    ) -> Result<()> {
         let columns = self.embedding_dim();
         let at_once = (AT_ONCE / columns as u64).max(RUN).next_multiple_of(RUN);
         let rows = self.num_embeddings();
@@ -75,9 +80,14 @@ impl<'w, 'c> Sample<'w, 'c> {
 impl Rows for Sample<'_, '_> {
     /// Of the sample, not of the table.
     fn num_embeddings(&self) -> u64 {
-        // Only the last run of a table can be shorter than the others, and it is in the sample if all are.
+        // Only the last run of a table can be shorter than the others, and it is in the sample if
+        // all are.
         let rows = self.weights().num_embeddings();
-        if self.runs == rows.div_ceil(RUN) { rows } else { self.runs * RUN }
+        if self.runs == rows.div_ceil(RUN) {
+            rows
+        } else {
+            self.runs * RUN
+        }
     }
 
     fn embedding_dim(&self) -> usize {

@@ -42,8 +42,12 @@ impl Family {
 pub(super) fn representation(table: &TableReport) -> String {
     let summary = &table.summary;
     match (&summary.tt, &summary.projected) {
-        (Some(tt), _) => format!("tensor train, {} cores in {}", tt.row_factors.len(), summary.dtype),
-        (_, Some(projected)) => format!("{} rows of rank {}, and a projection", summary.dtype, projected.rank),
+        (Some(tt), _) => {
+            format!("tensor train, {} cores in {}", tt.row_factors.len(), summary.dtype)
+        }
+        (_, Some(projected)) => {
+            format!("{} rows of rank {}, and a projection", summary.dtype, projected.rank)
+        }
         _ => format!("{} {}", summary.representation.replace('_', " "), summary.dtype),
     }
 }
@@ -59,7 +63,8 @@ pub(super) fn verdict(table: &TableReport) -> String {
 
 fn lost(table: &TableReport) -> String {
     let error = table.comparison.relative_error;
-    let (summary, ratio) = (&table.summary, times(table.before as f64 / table.summary.bytes as f64));
+    let (summary, ratio) =
+        (&table.summary, times(table.before as f64 / table.summary.bytes as f64));
     if error == 0.0 {
         return format!("Nothing is lost at {ratio}: every row has the checkpoint's values.");
     }
@@ -67,11 +72,18 @@ fn lost(table: &TableReport) -> String {
         return format!("Nothing is lost at {ratio} but the rounding of f32 arithmetic.");
     }
     let keep = if summary.projected.is_some() { "keep" } else { "keeps" };
-    let kept = format!("{} {keep} {} error at {ratio}.", representation_start(table), percent(error));
+    let kept =
+        format!("{} {keep} {} error at {ratio}.", representation_start(table), percent(error));
     match summary.representation {
         made if made == table.trained_as => {}
-        "tt" => return format!("{kept} It was not trained as a tensor train: these ranks cannot hold all of it."),
-        "projected" => return format!("{kept} Lost is what lies outside the few directions that were kept."),
+        "tt" => {
+            return format!(
+                "{kept} It was not trained as a tensor train: these ranks cannot hold all of it."
+            );
+        }
+        "projected" => {
+            return format!("{kept} Lost is what lies outside the few directions that were kept.");
+        }
         _ => return kept,
     }
     let parts = if summary.tt.is_some() { "slice" } else { "row" };
@@ -98,13 +110,21 @@ fn representation_start(table: &TableReport) -> String {
 /// What another representation would have done, honestly.
 fn instead(table: &TableReport) -> String {
     let (own_bytes, own_error) = (table.summary.bytes, table.comparison.relative_error);
-    let all = || table.families.iter().flat_map(|family| family.candidates.iter().map(move |c| (family, c)));
-    // Of those that take no more bytes, the one that loses least; differences of a few hundredths are none.
+    let all = || {
+        table
+            .families
+            .iter()
+            .flat_map(|family| family.candidates.iter().map(move |c| (family, c)))
+    };
+    // Of those that take no more bytes, the one that loses least; differences of a few hundredths
+    // are none.
     let better = all()
         .filter(|(_, c)| c.bytes <= own_bytes && c.error < own_error * 0.95 && own_error >= 1e-6)
         .min_by(|(_, a), (_, b)| a.error.total_cmp(&b.error));
     let smaller = all()
-        .filter(|(_, c)| (c.bytes as f64) < own_bytes as f64 * 0.95 && c.error <= own_error.max(1e-6) * 1.05)
+        .filter(|(_, c)| {
+            (c.bytes as f64) < own_bytes as f64 * 0.95 && c.error <= own_error.max(1e-6) * 1.05
+        })
         .min_by_key(|(_, c)| c.bytes);
     match (better, smaller) {
         (Some((family, c)), _) => format!(
@@ -121,14 +141,18 @@ fn instead(table: &TableReport) -> String {
 }
 
 fn weighted(table: &TableReport) -> Option<String> {
-    let (weighted, plain) = (table.comparison.weighted_relative_error?, table.comparison.relative_error);
+    let (weighted, plain) =
+        (table.comparison.weighted_relative_error?, table.comparison.relative_error);
     let how = match weighted / plain {
         _ if plain == 0.0 => return None,
         ratio if ratio > 1.1 => "rows that are asked for often lose more than others",
         ratio if ratio < 0.9 => "rows that are asked for often lose less than others",
         _ => "rows that are asked for often lose as much as others",
     };
-    Some(format!("Counted as often as rows are asked for, the error is {}: {how}.", percent(weighted)))
+    Some(format!(
+        "Counted as often as rows are asked for, the error is {}: {how}.",
+        percent(weighted)
+    ))
 }
 
 fn spectrum(table: &TableReport) -> Option<String> {
@@ -151,5 +175,8 @@ fn capital(text: &str) -> String {
         return text.to_owned();
     }
     let mut characters = text.chars();
-    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+    characters
+        .next()
+        .map(|first| first.to_uppercase().chain(characters).collect())
+        .unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! `ttrec sweep`: the same model with its tables stored in many ways, each with the learning rate that suits it.
+//! `ttrec sweep`: the same model with its tables stored in many ways, each with the learning rate
+//! that suits it.
 
 mod results;
 
@@ -19,11 +20,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Learn a model with its tables in many representations, and compare: AUC and log-loss against bytes.
+/// Learn a model with its tables in many representations, and compare: AUC and log-loss against
+/// bytes.
 ///
-/// Each representation is learned with every learning rate, and the rate whose model tells the examples held out best is
-/// learned with all seeds. The examples of the test decide nothing. Runs that are finished are not run again, so that an
-/// interrupted sweep goes on where it was.
+/// Each representation is learned with every learning rate, and the rate whose model tells the
+/// examples held out best is learned with all seeds. The examples of the test decide nothing. Runs
+/// that are finished are not run again, so that an interrupted sweep goes on where it was.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A config is one of `ttrec train`, and:
@@ -39,7 +41,8 @@ A config is one of `ttrec train`, and:
 pub(crate) struct Args {
     /// What is compared, and how it is learned
     config: PathBuf,
-    /// Where results.csv, results.md, results.svg and a directory for each run go; made if it is not there
+    /// Where results.csv, results.md, results.svg and a directory for each run go; made if it is
+    /// not there
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Where the paths of the config begin; default: the config's directory
@@ -80,7 +83,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let sweep = Prepared::new(&config).with_context(|| args.config.display().to_string())?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| train::directory_of(&args.config));
     let place = Place::new(&args.output)?;
-    let kept = if place.vocabulary().exists() { Some(Vocabulary::read(&place.vocabulary())?) } else { None };
+    let kept = if place.vocabulary().exists() {
+        Some(Vocabulary::read(&place.vocabulary())?)
+    } else {
+        None
+    };
     let is_new = kept.is_none();
     let dataset = config.data.open(&data_dir, kept)?;
     if is_new {
@@ -88,7 +95,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     ensure!(
         sweep.rates.len() == 1 || dataset.has(Split::Valid),
-        "several `learning_rates` go with examples that are held out: give `valid_fraction` or `valid`"
+        "several `learning_rates` go with examples that are held out: give `valid_fraction` or \
+         `valid`"
     );
 
     let mut results = Vec::new();
@@ -103,11 +111,18 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
         let run = |rate: f64, seed: u64| {
             let finished = finish(&with(rate, seed), bytes, &*dataset, &args.output, &name)?;
-            Ok(RunResult { name: name.clone(), kind: representation.kind(), rate, seed, report: finished.report })
+            Ok(RunResult {
+                name: name.clone(),
+                kind: representation.kind(),
+                rate,
+                seed,
+                report: finished.report,
+            })
         };
         let (&first, others) = config.sweep.seeds.split_first().context("`seeds` is empty")?;
         let tuned = sweep.rates.iter().map(|&rate| run(rate, first)).collect::<Result<Vec<_>>>()?;
-        let rate = results::best_rate(&tuned, config.train.select).unwrap_or(config.train.learning_rate);
+        let rate =
+            results::best_rate(&tuned, config.train.select).unwrap_or(config.train.learning_rate);
         results.extend(tuned);
         for &seed in others {
             results.push(run(rate, seed)?);
@@ -136,10 +151,15 @@ impl<'c> Prepared<'c> {
             ensure!(!representations[..at].contains(one), "`representations` has {one} twice");
         }
         let budget = budget.as_ref().map(|text| {
-            crate::convert::memory_size(text).map_err(|reason| anyhow::anyhow!("`budget` is {text:?}: {reason}"))
+            crate::convert::memory_size(text)
+                .map_err(|reason| anyhow::anyhow!("`budget` is {text:?}: {reason}"))
         });
         let default = vec![config.train.learning_rate];
-        let rates = if learning_rates.is_empty() { default } else { learning_rates.clone() };
+        let rates = if learning_rates.is_empty() {
+            default
+        } else {
+            learning_rates.clone()
+        };
         let prepared = Self { config, rates, budget: budget.transpose()? };
         for &rate in &prepared.rates {
             prepared.config(&representations[0], rate, seeds[0]).check()?;
@@ -156,14 +176,23 @@ impl<'c> Prepared<'c> {
 }
 
 /// Runs what is not finished yet, with tables of `bytes`.
-fn finish(config: &Config, bytes: u64, dataset: &(dyn Dataset + Sync), output: &Path, name: &str) -> Result<Finished> {
+fn finish(
+    config: &Config,
+    bytes: u64,
+    dataset: &(dyn Dataset + Sync),
+    output: &Path,
+    name: &str,
+) -> Result<Finished> {
     let Train { learning_rate, seed, .. } = config.train;
     let plain = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
     let directory = output.join(format!("{plain}-rate-{learning_rate}-seed-{seed}"));
     let path = directory.join("result.json");
-    let found = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Finished>(&text).ok());
+    let found = fs::read(&path)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Finished>(&text).ok());
     // The shapes that a config leaves open may have changed.
-    let is_same = |finished: &Finished| finished.config == *config && finished.report.bytes[0] == bytes;
+    let is_same =
+        |finished: &Finished| finished.config == *config && finished.report.bytes[0] == bytes;
     if let Some(finished) = found.filter(is_same) {
         return Ok(finished);
     }
@@ -174,7 +203,9 @@ fn finish(config: &Config, bytes: u64, dataset: &(dyn Dataset + Sync), output: &
         learner = Learner::new(config, dataset, &place)?;
     }
     let report = learner.run(false)?;
-    output::print(|out| writeln!(out, "{name}, learning rate {learning_rate}, seed {seed}: {report}"))?;
+    output::print(|out| {
+        writeln!(out, "{name}, learning rate {learning_rate}, seed {seed}: {report}")
+    })?;
     let finished = Finished { config: config.clone(), report };
     let mut output = Output::create(&path)?;
     output.write(|out| Ok(serde_json::to_writer_pretty(out, &finished)?))?;

@@ -26,7 +26,9 @@ pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
         (Some(best), Some(other)) => other.is_better_than(&best, select),
         (best, other) => best.is_none() && other.is_some(),
     };
-    let best = tuned.iter().reduce(|best, other| if better(best, other) { other } else { best });
+    let best = tuned
+        .iter()
+        .reduce(|best, other| if better(best, other) { other } else { best });
     best.map(|result| result.rate)
 }
 
@@ -54,7 +56,8 @@ fn summaries(results: &[RunResult], select: Select) -> impl Iterator<Item = Summ
             kind: first.kind,
             bytes: first.report.bytes,
             rate,
-            at_the_edge: tuned > 1 && (rates().all(|other| other >= rate) || rates().all(|other| other <= rate)),
+            at_the_edge: tuned > 1
+                && (rates().all(|other| other >= rate) || rates().all(|other| other <= rate)),
             runs: chosen.map(|run| &run.report).collect(),
         })
     })
@@ -79,8 +82,8 @@ impl Summary<'_> {
 /// A table in Markdown: a row for each representation.
 pub(super) fn table(results: &[RunResult], select: Select) -> String {
     let mut text = String::from(
-        "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|\n",
+        "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy \
+         |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for summary in summaries(results, select) {
         let [bytes, dense] = summary.bytes;
@@ -90,7 +93,8 @@ pub(super) fn table(results: &[RunResult], select: Select) -> String {
             None => "none".to_owned(),
         };
         let edge = if summary.at_the_edge { " (at the edge)" } else { "" };
-        let (auc, log_loss, accuracy) = (number(|q| q.auc), number(|q| Some(q.log_loss)), number(|q| Some(q.accuracy)));
+        let (auc, log_loss, accuracy) =
+            (number(|q| q.auc), number(|q| Some(q.log_loss)), number(|q| Some(q.accuracy)));
         let _ = writeln!(
             text,
             "| {} | {bytes} | {:.1} | {}{edge} | {} | {auc} | {log_loss} | {accuracy} |",
@@ -107,18 +111,31 @@ pub(super) fn table(results: &[RunResult], select: Select) -> String {
 fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
     let mut csv = csv::Writer::from_writer(Vec::new());
     let of_quality = ["auc", "log_loss", "accuracy", "calibration"];
-    let names = ["tables", "bytes", "dense_bytes", "learning_rate", "seed", "epoch"].map(str::to_owned);
-    let judged =
-        ["valid", "test"].iter().flat_map(|split| of_quality.iter().map(move |what| format!("{split}_{what}")));
+    let names =
+        ["tables", "bytes", "dense_bytes", "learning_rate", "seed", "epoch"].map(str::to_owned);
+    let judged = ["valid", "test"]
+        .iter()
+        .flat_map(|split| of_quality.iter().map(move |what| format!("{split}_{what}")));
     csv.write_record(names.into_iter().chain(judged))?;
     for RunResult { name, rate, seed, report, .. } in results {
         let [bytes, dense] = report.bytes;
-        let facts =
-            [bytes.to_string(), dense.to_string(), rate.to_string(), seed.to_string(), report.epoch.to_string()];
-        let known = |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
+        let facts = [
+            bytes.to_string(),
+            dense.to_string(),
+            rate.to_string(),
+            seed.to_string(),
+            report.epoch.to_string(),
+        ];
+        let known =
+            |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
         let numbers = [report.valid, report.test].into_iter().flat_map(|quality| {
             let of = |number: fn(Quality) -> Option<f64>| known(quality.and_then(number));
-            [of(|q| q.auc), of(|q| Some(q.log_loss)), of(|q| Some(q.accuracy)), of(|q| q.calibration)]
+            [
+                of(|q| q.auc),
+                of(|q| Some(q.log_loss)),
+                of(|q| Some(q.accuracy)),
+                of(|q| q.calibration),
+            ]
         });
         csv.write_record([name.clone()].into_iter().chain(facts).chain(numbers))?;
     }
@@ -128,12 +145,17 @@ fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
 /// AUC and log-loss against bytes, a line for each kind of table.
 fn picture(results: &[RunResult], select: Select) -> String {
     let summaries: Vec<Summary<'_>> = summaries(results, select).collect();
-    let kinds =
-        || summaries.iter().zip(0..).filter(|(summary, at)| summaries[..*at].iter().all(|s| s.kind != summary.kind));
+    let kinds = || {
+        summaries
+            .iter()
+            .zip(0..)
+            .filter(|(summary, at)| summaries[..*at].iter().all(|s| s.kind != summary.kind))
+    };
     let lines = |number: fn(&Quality) -> Option<f64>| -> Vec<Line> {
         let line = |((summary, _), class): ((&Summary<'_>, usize), &&'static str)| {
             let alike = summaries.iter().filter(|other| other.kind == summary.kind);
-            let point = |summary: &Summary<'_>| Some((summary.bytes[0] as f64, summary.of(number)?.0));
+            let point =
+                |summary: &Summary<'_>| Some((summary.bytes[0] as f64, summary.of(number)?.0));
             let mut points: Vec<_> = alike.filter_map(point).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             Line { name: summary.kind.to_owned(), class, points }

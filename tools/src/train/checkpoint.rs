@@ -1,7 +1,9 @@
-//! Checkpoints: everything that learning goes on from, in one safetensors file that `ttrec convert` takes as it is.
+//! Checkpoints: everything that learning goes on from, in one safetensors file that `ttrec convert`
+//! takes as it is.
 //!
-//! Parameters have DLRM's names, those of a tensor train and of its cache FBTT's keys; what the optimiser keeps of a tensor is
-//! `opt_state_dict.{tensor}.{0 or 1}`. The metadata have one entry, [`FACTS`], a JSON object.
+//! Parameters have DLRM's names, those of a tensor train and of its cache FBTT's keys; what the
+//! optimiser keeps of a tensor is `opt_state_dict.{tensor}.{0 or 1}`. The metadata have one entry,
+//! [`FACTS`], a JSON object.
 
 use super::{config::Config, tables::Planned};
 use crate::{
@@ -89,15 +91,24 @@ impl<'m> Part<'m> {
 
     fn integers(name: String, values: impl Iterator<Item = i64>) -> Self {
         let bytes: Vec<u8> = values.flat_map(i64::to_le_bytes).collect();
-        Self { name, shape: vec![bytes.len() / size_of::<i64>()], dtype: Dtype::I64, bytes: bytes.into() }
+        Self {
+            name,
+            shape: vec![bytes.len() / size_of::<i64>()],
+            dtype: Dtype::I64,
+            bytes: bytes.into(),
+        }
     }
 
     /// A tensor, and what the optimiser keeps of it.
     fn learned(name: String, shape: Vec<usize>, parameters: &'m Parameters) -> Vec<Self> {
         let kept = parameters.state().into_iter().zip(0..).filter(|(state, _)| !state.is_empty());
-        let kept = kept.map(|(state, at)| Self::floats(state_name(&name, at), vec![state.len()], state));
+        let kept =
+            kept.map(|(state, at)| Self::floats(state_name(&name, at), vec![state.len()], state));
         let kept: Vec<_> = kept.collect();
-        [Self::floats(name, shape, parameters.values())].into_iter().chain(kept).collect()
+        [Self::floats(name, shape, parameters.values())]
+            .into_iter()
+            .chain(kept)
+            .collect()
     }
 }
 
@@ -110,7 +121,13 @@ fn counters_name(table: usize) -> String {
 }
 
 /// Writes everything to `path`, whole or not at all.
-pub(crate) fn write(path: &Path, model: &Dlrm, tables: &[Planned], config: &Config, progress: &Progress) -> Result<()> {
+pub(crate) fn write(
+    path: &Path,
+    model: &Dlrm,
+    tables: &[Planned],
+    config: &Config,
+    progress: &Progress,
+) -> Result<()> {
     let mut parts = Vec::new();
     for (layer, linear) in model.layers() {
         let shapes = [vec![linear.outputs(), linear.inputs()], vec![linear.outputs()]];
@@ -119,21 +136,29 @@ pub(crate) fn write(path: &Path, model: &Dlrm, tables: &[Planned], config: &Conf
         }
     }
     for ((feature, planned), number) in model.features().iter().zip(tables).zip(0..) {
-        for ((name, shape), parameters) in planned.tensors(number).into_iter().zip(feature.table.parameters()) {
+        for ((name, shape), parameters) in
+            planned.tensors(number).into_iter().zip(feature.table.parameters())
+        {
             parts.extend(Part::learned(name, shape, parameters));
         }
         let strides = planned.strides(number);
         parts.extend(strides.map(|(name, strides)| Part::integers(name, strides.into_iter())));
         let counters = feature.table.counters();
         if !counters.is_empty() {
-            parts.push(Part::integers(counters_name(number), counters.into_iter().map(u64::cast_signed)));
+            parts.push(Part::integers(
+                counters_name(number),
+                counters.into_iter().map(u64::cast_signed),
+            ));
         }
-        if let (Some([rows, places]), Some(cached)) = (planned.cache_keys(number), feature.table.parameters().last()) {
+        if let (Some([rows, places]), Some(cached)) =
+            (planned.cache_keys(number), feature.table.parameters().last())
+        {
             let mut row_of = vec![-1; cached.values().len() / cached.slice_len().max(1)];
             for (row, place) in feature.table.rows_apart() {
                 row_of[place] = row.cast_signed();
             }
-            let place_of = row_of.iter().zip(0..).map(|(&row, place)| if row < 0 { -1 } else { place });
+            let place_of =
+                row_of.iter().zip(0..).map(|(&row, place)| if row < 0 { -1 } else { place });
             parts.push(Part::integers(places, place_of));
             parts.push(Part::integers(rows, row_of.into_iter()));
         }
@@ -141,7 +166,9 @@ pub(crate) fn write(path: &Path, model: &Dlrm, tables: &[Planned], config: &Conf
     // Wider elements first, so that each is aligned.
     parts.sort_by_key(|part| std::cmp::Reverse(part.dtype));
 
-    let steps = [model.steps()].into_iter().chain(model.features().iter().map(|feature| feature.table.steps()));
+    let steps = [model.steps()]
+        .into_iter()
+        .chain(model.features().iter().map(|feature| feature.table.steps()));
     let facts = Facts {
         version: VERSION,
         tables: tables.iter().zip(0..).map(|(planned, number)| planned.spec(number)).collect(),
@@ -154,7 +181,10 @@ pub(crate) fn write(path: &Path, model: &Dlrm, tables: &[Planned], config: &Conf
     let infos = parts.iter().map(|part| {
         let start = end;
         end += part.bytes.len();
-        (part.name.clone(), TensorInfo { dtype: part.dtype, shape: part.shape.clone(), data_offsets: (start, end) })
+        (
+            part.name.clone(),
+            TensorInfo { dtype: part.dtype, shape: part.shape.clone(), data_offsets: (start, end) },
+        )
     });
     let metadata = Metadata::new(Some(metadata), infos.collect())?;
     let mut header = serde_json::to_vec(&metadata)?;
@@ -180,9 +210,11 @@ impl Learned {
         let file = Checkpoint::open(path)?;
         let place = || path.display().to_string();
         let text = file.metadata(FACTS);
-        let text =
-            text.with_context(|| format!("{}: not a checkpoint of `ttrec train`: no {FACTS:?} in it", place()))?;
-        let facts: Facts = serde_json::from_str(text).with_context(|| format!("{}: {FACTS:?}", place()))?;
+        let text = text.with_context(|| {
+            format!("{}: not a checkpoint of `ttrec train`: no {FACTS:?} in it", place())
+        })?;
+        let facts: Facts =
+            serde_json::from_str(text).with_context(|| format!("{}: {FACTS:?}", place()))?;
         let found = facts.version;
         ensure!(found == VERSION, "{}: version {found} of the layout: expected {VERSION}", place());
         facts.config.check().with_context(place)?;
@@ -202,12 +234,16 @@ impl Learned {
                 self.read_parameters(&format!("{layer}.{key}"), parameters)?;
             }
         }
-        let wrong_steps = || format!("{}: {} counts of steps", self.file.path().display(), self.facts.steps.len());
+        let wrong_steps = || {
+            format!("{}: {} counts of steps", self.file.path().display(), self.facts.steps.len())
+        };
         let mut steps = self.facts.steps.iter().copied();
         ensure!(self.facts.steps.len() == tables.len() + 1, wrong_steps());
         model.set_steps(steps.next().with_context(wrong_steps)?);
         for ((feature, planned), number) in model.features_mut().iter_mut().zip(tables).zip(0..) {
-            for ((name, _), parameters) in planned.tensors(number).iter().zip(feature.table.parameters_mut()) {
+            for ((name, _), parameters) in
+                planned.tensors(number).iter().zip(feature.table.parameters_mut())
+            {
                 self.read_parameters(name, parameters)?;
             }
             feature.table.set_steps(steps.next().with_context(wrong_steps)?);
@@ -216,7 +252,8 @@ impl Learned {
                 let mut counters = vec![0; usize::try_from(tensor.len())?];
                 tensor.read_i64(0, &mut counters)?;
                 let counters: Vec<u64> = counters.into_iter().map(i64::cast_unsigned).collect();
-                let place = || format!("{}: tensor {:?}", self.file.path().display(), tensor.name());
+                let place =
+                    || format!("{}: tensor {:?}", self.file.path().display(), tensor.name());
                 feature.table.set_counters(&counters).with_context(place)?;
             }
         }
@@ -225,20 +262,30 @@ impl Learned {
 
     fn read_parameters(&self, name: &str, parameters: &mut Parameters) -> Result<()> {
         self.read(name, parameters.values_mut())?;
-        for (state, at) in parameters.state_mut().into_iter().zip(0..).filter(|(state, _)| !state.is_empty()) {
+        for (state, at) in parameters
+            .state_mut()
+            .into_iter()
+            .zip(0..)
+            .filter(|(state, _)| !state.is_empty())
+        {
             self.read(&state_name(name, at), state)?;
         }
         Ok(())
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.file.tensor(name).with_context(|| format!("{}: no tensor {name:?}", self.file.path().display()))
+        self.file
+            .tensor(name)
+            .with_context(|| format!("{}: no tensor {name:?}", self.file.path().display()))
     }
 
     fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let (path, tensor) = (self.file.path().display(), self.tensor(name)?);
         let (found, expected) = (tensor.len(), out.len());
-        ensure!(found == expected as u64, "{path}: tensor {name:?} has {found} elements: expected {expected}");
+        ensure!(
+            found == expected as u64,
+            "{path}: tensor {name:?} has {found} elements: expected {expected}"
+        );
         Ok(tensor.read_f32(0, out)?)
     }
 }

@@ -27,7 +27,8 @@ pub(crate) struct Model {
     /// Outputs of each layer of the bottom MLP.
     #[serde(default)]
     pub(crate) bottom: Vec<usize>,
-    /// Outputs of each layer of the top MLP; without any, the logit is the dot product of two vectors.
+    /// Outputs of each layer of the top MLP; without any, the logit is the dot product of two
+    /// vectors.
     #[serde(default)]
     pub(crate) top: Vec<usize>,
     /// What tables are that are not named in `tables`.
@@ -314,7 +315,8 @@ const MAX_BATCH: usize = 1 << 24;
 
 /// Reads a TOML file of any of this command's kinds.
 pub(crate) fn read<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{}: cannot read", path.display()))?;
     toml::from_str(&text).with_context(|| format!("{}: not a usable config", path.display()))
 }
 
@@ -328,8 +330,12 @@ impl Config {
 
     /// Refuses numbers with which nothing can be learned.
     pub(crate) fn check(&self) -> Result<()> {
-        let Train { learning_rate, layers_learning_rate, decay, batch, epochs, threads, .. } = self.train;
-        let rates = [("learning_rate", Some(learning_rate)), ("layers_learning_rate", layers_learning_rate)];
+        let Train { learning_rate, layers_learning_rate, decay, batch, epochs, threads, .. } =
+            self.train;
+        let rates = [
+            ("learning_rate", Some(learning_rate)),
+            ("layers_learning_rate", layers_learning_rate),
+        ];
         for (field, rate) in rates.into_iter().chain([("decay", Some(decay))]) {
             if let Some(rate) = rate.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
                 bail!("`{field}` is {rate}: expected more than 0");
@@ -339,11 +345,15 @@ impl Config {
         ensure!(epochs > 0, "`epochs` is 0: expected at least 1");
         ensure!((1..=1024).contains(&threads), "`threads` is {threads}: expected 1 to 1024");
         let (dim, most) = (self.model.embedding_dim, MAX_EMBEDDING_DIM);
-        ensure!((1..=most as usize).contains(&dim), "`embedding_dim` is {dim}: expected 1 to {most}");
+        ensure!(
+            (1..=most as usize).contains(&dim),
+            "`embedding_dim` is {dim}: expected 1 to {most}"
+        );
         Ok(())
     }
 
-    /// Whether what one has learned can be learned on by the other: they differ in nothing but how long it takes.
+    /// Whether what one has learned can be learned on by the other: they differ in nothing but how
+    /// long it takes.
     pub(crate) fn continues(&self, before: &Self) -> bool {
         let Train { threads, epochs, checkpoint_every, .. } = before.train;
         let same = Train { threads, epochs, checkpoint_every, ..self.train.clone() };

@@ -12,14 +12,22 @@ use std::path::Path;
 pub(super) fn write(csv: &Path, svg: &Path, points: &[Point]) -> Result<()> {
     let mut output = Output::create(csv)?;
     output.write(|out| {
-        writeln!(out, "epoch,step,learning_rate,loss,valid_log_loss,valid_auc,valid_accuracy,valid_calibration")?;
+        writeln!(
+            out,
+            "epoch,step,learning_rate,loss,valid_log_loss,valid_auc,valid_accuracy,\
+             valid_calibration"
+        )?;
         points.iter().try_for_each(|Point { epoch, step, learning_rate, loss, valid }| {
-            let known = |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
+            let known =
+                |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
             let log_loss = known(valid.map(|valid| valid.log_loss));
             let auc = known(valid.and_then(|valid| valid.auc));
             let accuracy = known(valid.map(|valid| valid.accuracy));
             let calibration = known(valid.and_then(|valid| valid.calibration));
-            writeln!(out, "{epoch},{step},{learning_rate},{loss},{log_loss},{auc},{accuracy},{calibration}")
+            writeln!(
+                out,
+                "{epoch},{step},{learning_rate},{loss},{log_loss},{auc},{accuracy},{calibration}"
+            )
         })
     })?;
     output.commit()?;
@@ -31,18 +39,24 @@ pub(super) fn write(csv: &Path, svg: &Path, points: &[Point]) -> Result<()> {
 
 fn picture(points: &[Point]) -> String {
     // In epochs; how many steps one has is known from its last point.
-    let steps = |epoch: u32| points.iter().filter(|point| point.epoch == epoch).map(|point| point.step).max();
+    let steps = |epoch: u32| {
+        points.iter().filter(|point| point.epoch == epoch).map(|point| point.step).max()
+    };
     let at = |point: &Point| {
-        let whole =
-            steps(point.epoch).unwrap_or(1).max(points.iter().map(|point| point.step).max().unwrap_or(1)).max(1);
+        let whole = steps(point.epoch)
+            .unwrap_or(1)
+            .max(points.iter().map(|point| point.step).max().unwrap_or(1))
+            .max(1);
         f64::from(point.epoch - 1) + point.step as f64 / whole as f64
     };
-    let line = |name: &'static str, class: &'static str, value: &dyn Fn(&Point) -> Option<f64>| Line {
-        name: name.to_owned(),
-        class,
-        points: points.iter().filter_map(|point| Some((at(point), value(point)?))).collect(),
-    };
-    let of_valid = |value: fn(Quality) -> Option<f64>| move |point: &Point| point.valid.and_then(value);
+    let line =
+        |name: &'static str, class: &'static str, value: &dyn Fn(&Point) -> Option<f64>| Line {
+            name: name.to_owned(),
+            class,
+            points: points.iter().filter_map(|point| Some((at(point), value(point)?))).collect(),
+        };
+    let of_valid =
+        |value: fn(Quality) -> Option<f64>| move |point: &Point| point.valid.and_then(value);
     let losses = [
         line("learned from", "dense", &|point| Some(point.loss)),
         line("held out", "tt", &of_valid(|valid| Some(valid.log_loss))),

@@ -16,8 +16,8 @@ use std::path::PathBuf;
 
 /// Judge a learned model: AUC, log-loss, accuracy and calibration.
 ///
-/// The checkpoint of `ttrec train` says itself what the model is and which data it was learned from; its vocabulary.csv
-/// stands beside it.
+/// The checkpoint of `ttrec train` says itself what the model is and which data it was learned
+/// from; its vocabulary.csv stands beside it.
 #[derive(clap::Args)]
 pub(crate) struct EvalArgs {
     /// checkpoint.safetensors or best.safetensors
@@ -74,7 +74,8 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     learned.restore(&mut model, &tables)?;
     let mut samples = Batch::default();
     let keep = |batch: &Batch| args.samples.iter().try_for_each(|_| samples.append(batch));
-    let (scores, complaint) = threads(args.threads.into())?.install(|| score(&mut model, &*dataset, split, keep))?;
+    let (scores, complaint) =
+        threads(args.threads.into())?.install(|| score(&mut model, &*dataset, split, keep))?;
     if let Some(complaint) = complaint {
         eprintln!("ttrec: {complaint}");
     }

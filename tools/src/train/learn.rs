@@ -1,7 +1,7 @@
 //! The way from a config to a model: epochs of steps, with checkpoints between them.
 //!
-//! What is learned depends on the config and the data alone. A checkpoint holds all that the rest of the way depends on, so
-//! that whoever goes on from one arrives at the same bits.
+//! What is learned depends on the config and the data alone. A checkpoint holds all that the rest
+//! of the way depends on, so that whoever goes on from one arrives at the same bits.
 
 use super::{
     checkpoint::{self, Best, Learned, Point, Progress},
@@ -78,9 +78,17 @@ pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
     let tables = tables::plan(&config.model, dataset.features())?;
     let optimizer = config.train.optimizer.optimizer();
     let seed = |part: u64| random(config.train.seed, part);
-    let features = tables.iter().zip(dataset.features()).zip(1..).map(|((planned, feature), part)| {
-        Ok(Feature { table: planned.build(optimizer, seed(part))?, pooling: feature.pooling })
-    });
+    let features =
+        tables
+            .iter()
+            .zip(dataset.features())
+            .zip(1..)
+            .map(|((planned, feature), part)| {
+                Ok(Feature {
+                    table: planned.build(optimizer, seed(part))?,
+                    pooling: feature.pooling,
+                })
+            });
     let spec = DlrmSpec {
         dense_dim: dataset.dense_dim(),
         bottom: config.model.bottom.clone(),
@@ -94,8 +102,15 @@ pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
 }
 
 /// Gives `run` the model's view of a batch.
-fn with_view<T>(batch: &Batch, run: impl FnOnce(&train::Batch<'_>) -> Result<T, train::TrainError>) -> Result<T> {
-    let bags = batch.features.iter().map(|feature| feature.bags()).collect::<Result<Vec<Bags<'_, u32>>, _>>()?;
+fn with_view<T>(
+    batch: &Batch,
+    run: impl FnOnce(&train::Batch<'_>) -> Result<T, train::TrainError>,
+) -> Result<T> {
+    let bags = batch
+        .features
+        .iter()
+        .map(|feature| feature.bags())
+        .collect::<Result<Vec<Bags<'_, u32>>, _>>()?;
     Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
 }
 
@@ -110,7 +125,8 @@ pub(super) fn score(
     mut each: impl FnMut(&Batch) -> Result<()>,
 ) -> Result<(Scores, Option<String>)> {
     let mut pass = dataset.pass(split, 0)?;
-    let mut bar = Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
+    let mut bar =
+        Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
     let (mut scores, mut batch) = (Scores::default(), Batch::default());
     loop {
         pass.next(SCORED, &mut batch)?;
@@ -128,12 +144,19 @@ pub(super) fn score(
 
 /// Threads to learn with.
 pub(super) fn threads(count: usize) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new().num_threads(count).build().context("cannot start threads")
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .build()
+        .context("cannot start threads")
 }
 
 impl<'d> Learner<'d> {
     /// A model that has learned nothing.
-    pub(crate) fn new(config: &Config, dataset: &'d (dyn Dataset + Sync), place: &Place) -> Result<Self> {
+    pub(crate) fn new(
+        config: &Config,
+        dataset: &'d (dyn Dataset + Sync),
+        place: &Place,
+    ) -> Result<Self> {
         ensure!(
             config.train.patience.is_none() || dataset.has(Split::Valid),
             "`patience` goes with examples that are held out: give `valid_fraction` or `valid`"
@@ -155,7 +178,8 @@ impl<'d> Learner<'d> {
         let learned = Learned::open(&self.place.checkpoint())?;
         ensure!(
             learned.facts.config.continues(&self.config),
-            "{}: it was learned with another config: only `epochs`, `threads` and `checkpoint_every` may differ",
+            "{}: it was learned with another config: only `epochs`, `threads` and \
+             `checkpoint_every` may differ",
             self.place.checkpoint().display()
         );
         learned.restore(&mut self.model, &self.tables)?;
@@ -178,7 +202,10 @@ impl<'d> Learner<'d> {
     fn has_given_up(&self) -> bool {
         let Progress { epoch, best, .. } = &self.progress;
         let last = best.as_ref().map_or(0, |best| best.epoch);
-        self.config.train.patience.is_some_and(|patience| epoch.saturating_sub(last) > patience)
+        self.config
+            .train
+            .patience
+            .is_some_and(|patience| epoch.saturating_sub(last) > patience)
     }
 
     fn rates(&self) -> LearningRates {
@@ -195,8 +222,10 @@ impl<'d> Learner<'d> {
         let dataset = self.dataset;
         let mut pass = dataset.pass(Split::Train, random(random(seed, u64::MAX), epoch.into()))?;
         let done = self.progress.step.saturating_mul(size as u64);
-        let mut bar =
-            Bar::new(&format!("epoch {} of {epochs}", epoch + 1), dataset.num_examples(Split::Train).unwrap_or(0));
+        let mut bar = Bar::new(
+            &format!("epoch {} of {epochs}", epoch + 1),
+            dataset.num_examples(Split::Train).unwrap_or(0),
+        );
         pass.skip(done)?;
         bar.add(done);
         let mut batch = Batch::default();
@@ -235,8 +264,11 @@ impl<'d> Learner<'d> {
     fn point(&mut self, learning_rate: f64, valid: Option<Quality>) {
         let Progress { epoch, step, examples, loss, points, .. } = &mut self.progress;
         // Nothing has been learned since the last one, which was put at the very end.
-        let loss =
-            if *examples == 0 { points.last().map_or(0.0, |point| point.loss) } else { *loss / *examples as f64 };
+        let loss = if *examples == 0 {
+            points.last().map_or(0.0, |point| point.loss)
+        } else {
+            *loss / *examples as f64
+        };
         points.push(Point { epoch: *epoch + 1, step: *step, learning_rate, loss, valid });
         (self.progress.examples, self.progress.loss) = (0, 0.0);
     }
@@ -251,13 +283,17 @@ impl<'d> Learner<'d> {
         let select = self.config.train.select;
         let Progress { epoch, step, best, points, .. } = &mut self.progress;
         (*epoch, *step) = (*epoch + 1, 0);
-        let better = valid.filter(|valid| best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality, select)));
+        let better = valid.filter(|valid| {
+            best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality, select))
+        });
         if let Some(quality) = better {
             *best = Some(Best { epoch: *epoch, quality });
         }
         if let Some(point) = points.last().filter(|_| tell) {
             output::print(|out| match &point.valid {
-                Some(valid) => writeln!(out, "epoch {epoch}: loss {:.5}, held out: {valid}", point.loss),
+                Some(valid) => {
+                    writeln!(out, "epoch {epoch}: loss {:.5}, held out: {valid}", point.loss)
+                }
                 None => writeln!(out, "epoch {epoch}: loss {:.5}", point.loss),
             })?;
         }
@@ -269,7 +305,13 @@ impl<'d> Learner<'d> {
     }
 
     fn write(&self, file: impl Fn(&Place) -> PathBuf) -> Result<()> {
-        checkpoint::write(&file(&self.place), &self.model, &self.tables, &self.config, &self.progress)
+        checkpoint::write(
+            &file(&self.place),
+            &self.model,
+            &self.tables,
+            &self.config,
+            &self.progress,
+        )
     }
 
     fn checkpoint(&self) -> Result<()> {
@@ -279,11 +321,17 @@ impl<'d> Learner<'d> {
 
     /// How good the model that counts is: the best by the examples held out, or the last.
     fn report(mut self) -> Result<Report> {
-        if self.progress.best.as_ref().is_some_and(|best| best.epoch != self.progress.epoch) {
+        if self
+            .progress
+            .best
+            .as_ref()
+            .is_some_and(|best| best.epoch != self.progress.epoch)
+        {
             Learned::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }
         let Progress { epoch, best, .. } = &self.progress;
-        let (epoch, valid) = best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
+        let (epoch, valid) =
+            best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
         let test = if self.dataset.has(Split::Test) {
             Some(score(&mut self.model, self.dataset, Split::Test, |_| Ok(()))?.0.quality())
         } else {
@@ -297,11 +345,14 @@ impl<'d> Learner<'d> {
 impl fmt::Display for Quality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { examples, auc, log_loss, accuracy, calibration } = self;
-        let known = |number: &Option<f64>| number.map_or_else(|| "none".to_owned(), |number| format!("{number:.5}"));
+        let known = |number: &Option<f64>| {
+            number.map_or_else(|| "none".to_owned(), |number| format!("{number:.5}"))
+        };
         let (auc, calibration) = (known(auc), known(calibration));
         write!(
             f,
-            "AUC {auc}, log-loss {log_loss:.5}, accuracy {accuracy:.5}, calibration {calibration}, {examples} examples"
+            "AUC {auc}, log-loss {log_loss:.5}, accuracy {accuracy:.5}, calibration \
+             {calibration}, {examples} examples"
         )
     }
 }
@@ -310,7 +361,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [bytes, dense] = self.bytes;
         let ratio = dense as f64 / bytes.max(1) as f64;
-        write!(f, "epoch {}: tables of {bytes} bytes, {ratio:.1} times smaller than dense", self.epoch)?;
+        write!(
+            f,
+            "epoch {}: tables of {bytes} bytes, {ratio:.1} times smaller than dense",
+            self.epoch
+        )?;
         for (what, quality) in [("held out", &self.valid), ("test", &self.test)] {
             if let Some(quality) = quality {
                 write!(f, "\n{what}: {quality}")?;

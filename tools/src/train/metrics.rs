@@ -14,8 +14,8 @@ pub(crate) struct Scores {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Quality {
     pub(crate) examples: u64,
-    /// The probability that an example labelled 1 has a higher score than one labelled 0, ties counting half. `None` if there are
-    /// no two such.
+    /// The probability that an example labelled 1 has a higher score than one labelled 0, ties
+    /// counting half. `None` if there are no two such.
     pub(crate) auc: Option<f64>,
     /// Mean binary cross-entropy, in nats.
     pub(crate) log_loss: f64,
@@ -45,9 +45,16 @@ impl Scores {
 
     pub(crate) fn quality(&self) -> Quality {
         let Self { logits, labels } = self;
-        let pairs = || logits.iter().zip(labels).map(|(&logit, &label)| (f64::from(logit), f64::from(label)));
+        let pairs = || {
+            logits
+                .iter()
+                .zip(labels)
+                .map(|(&logit, &label)| (f64::from(logit), f64::from(label)))
+        };
         let count = logits.len().max(1) as f64;
-        let loss = |(logit, label): (f64, f64)| logit.max(0.0) - logit * label + (-logit.abs()).exp().ln_1p();
+        let loss = |(logit, label): (f64, f64)| {
+            logit.max(0.0) - logit * label + (-logit.abs()).exp().ln_1p()
+        };
         let right = pairs().filter(|(logit, label)| (*logit > 0.0) == (*label > 0.5)).count();
         let probabilities: f64 = pairs().map(|(logit, _)| probability(logit)).sum();
         let clicks: f64 = pairs().map(|(_, label)| label).sum();
@@ -60,10 +67,11 @@ impl Scores {
         }
     }
 
-    /// By sorting: each label counts for the positives what it is, and for the negatives what it lacks of 1. With labels of 0
-    /// and 1 all sums are of whole and half numbers, and exact.
+    /// By sorting: each label counts for the positives what it is, and for the negatives what it
+    /// lacks of 1. With labels of 0 and 1 all sums are of whole and half numbers, and exact.
     fn auc(&self) -> Option<f64> {
-        let mut order: Vec<(f32, f32)> = self.logits.iter().copied().zip(self.labels.iter().copied()).collect();
+        let mut order: Vec<(f32, f32)> =
+            self.logits.iter().copied().zip(self.labels.iter().copied()).collect();
         order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         let (mut below, mut positives, mut pairs) = (0.0, 0.0, 0.0);
         // What is equal, 0 and -0 as well, is a tie.
@@ -86,7 +94,8 @@ mod tests {
     #[test]
     fn auc_is_what_counting_all_pairs_gives() {
         for (count, values) in [(1, 1), (2, 1), (50, 3), (300, 7), (300, 100_000)] {
-            let logits: Vec<f32> = (0..count).map(|i| (random(1, i) % values) as f32 - 3.0).collect();
+            let logits: Vec<f32> =
+                (0..count).map(|i| (random(1, i) % values) as f32 - 3.0).collect();
             let labels: Vec<f32> = (0..count).map(|i| (random(2, i) % 2) as f32).collect();
             let (mut won, mut pairs) = (0.0, 0.0);
             for (a, _) in logits.iter().zip(&labels).filter(|(_, label)| **label == 1.0) {
@@ -108,7 +117,8 @@ mod tests {
 
     #[test]
     fn the_rest_is_by_definition() {
-        let scores = Scores { logits: vec![0.0, 2.0, -1.0, 800.0], labels: vec![0.0, 1.0, 1.0, 1.0] };
+        let scores =
+            Scores { logits: vec![0.0, 2.0, -1.0, 800.0], labels: vec![0.0, 1.0, 1.0, 1.0] };
         let Quality { examples, log_loss, accuracy, calibration, .. } = scores.quality();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let loss = -(0.5f64.ln() + sigmoid(2.0).ln() + sigmoid(-1.0).ln()) / 4.0;

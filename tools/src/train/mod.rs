@@ -1,7 +1,7 @@
 //! `ttrec train`: a DLRM, its tables stored as they will be, learned from examples.
 //!
-//! An output directory holds `checkpoint.safetensors`, written again and again, `best.safetensors` if examples are held out,
-//! `vocabulary.csv`, `frequencies.npz`, `curves.csv` and `curves.svg`.
+//! An output directory holds `checkpoint.safetensors`, written again and again, `best.safetensors`
+//! if examples are held out, `vocabulary.csv`, `frequencies.npz`, `curves.csv` and `curves.svg`.
 
 mod checkpoint;
 pub(crate) mod config;
@@ -29,8 +29,9 @@ pub(crate) use tables::{Planned, plan};
 
 /// Learn a ranking model, its tables as tensor trains or otherwise.
 ///
-/// The model is a DLRM: dense numbers go through a bottom MLP, categories through tables, and the products of all pairs of
-/// these vectors through a top MLP to one probability. `ttrec convert DIR/best.safetensors -o model.ttr` makes a blob of it.
+/// The model is a DLRM: dense numbers go through a bottom MLP, categories through tables, and the
+/// products of all pairs of these vectors through a top MLP to one probability. `ttrec convert
+/// DIR/best.safetensors -o model.ttr` makes a blob of it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A config:
@@ -44,11 +45,13 @@ A config:
   embedding_dim = 16
   bottom = [512, 256, 64, 16]   # outputs of each layer; the last is as wide as a table
   top = [512, 256, 1]
-  table = { representation = \"tt\", rank = 32 }   # or dense, hashed, hashed-tt, quotient-remainder
+  table = { representation = \"tt\", rank = 32 }   # or dense, hashed, hashed-tt, \
+                        quotient-remainder
   dense_below = 10000           # smaller tables are dense
 
   [model.tables]
-  C3 = { representation = \"tt\", rank = 16, cache = { rows = 512, warm_up = 1000, refresh = 5000 } }
+  C3 = { representation = \"tt\", rank = 16, cache = { rows = 512, warm_up = 1000, refresh = 5000 \
+                        } }
 
   [train]
   optimizer = \"adagrad\"         # or sgd, row-wise-adagrad, adam
@@ -92,8 +95,17 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// Opens the data; the vocabulary is the one that was written before, or is made and written.
-fn open_data(config: &Config, data_dir: &Path, place: &Place, resume: bool) -> Result<Box<dyn Dataset + Sync>> {
-    let kept = if resume && place.vocabulary().exists() { Some(Vocabulary::read(&place.vocabulary())?) } else { None };
+fn open_data(
+    config: &Config,
+    data_dir: &Path,
+    place: &Place,
+    resume: bool,
+) -> Result<Box<dyn Dataset + Sync>> {
+    let kept = if resume && place.vocabulary().exists() {
+        Some(Vocabulary::read(&place.vocabulary())?)
+    } else {
+        None
+    };
     let is_new = kept.is_none();
     let dataset = config.data.open(data_dir, kept)?;
     if is_new {
@@ -110,7 +122,8 @@ pub(crate) fn directory_of(config: &Path) -> PathBuf {
 
 impl Place {
     pub(crate) fn new(directory: &Path) -> Result<Self> {
-        fs::create_dir_all(directory).with_context(|| format!("{}: cannot make it", directory.display()))?;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("{}: cannot make it", directory.display()))?;
         Ok(Self(directory.to_owned()))
     }
 }

@@ -1,6 +1,8 @@
 //! The tables of a model: what a config makes of each feature.
 
-use super::config::{Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt};
+use super::config::{
+    Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt,
+};
 use crate::{
     data::Feature,
     dialect::digit_strides,
@@ -12,8 +14,8 @@ use ttrec::{
     Pooling, TtShape,
     blob::Combine,
     train::{
-        CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer, QuotientRemainderTable, TrainError,
-        TtTable,
+        CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer,
+        QuotientRemainderTable, TrainError, TtTable,
     },
 };
 
@@ -39,15 +41,24 @@ enum Stored {
 
 /// Plans the tables of all features.
 pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> {
-    if let Some(name) = model.tables.keys().find(|name| features.iter().all(|feature| feature.name != **name)) {
+    if let Some(name) = model
+        .tables
+        .keys()
+        .find(|name| features.iter().all(|feature| feature.name != **name))
+    {
         let names: Vec<_> = features.iter().map(|feature| &feature.name).take(40).collect();
         bail!("`tables` has {name:?}, which is no feature: expected one of {names:?}");
     }
     let one = |feature: &Feature| {
         let dense = Representation::default();
         let small = feature.num_embeddings < model.dense_below;
-        let chosen = model.tables.get(&feature.name).unwrap_or(if small { &dense } else { &model.table });
-        Planned::new(feature, model.embedding_dim, chosen).with_context(|| format!("table {:?}", feature.name))
+        let chosen =
+            model
+                .tables
+                .get(&feature.name)
+                .unwrap_or(if small { &dense } else { &model.table });
+        Planned::new(feature, model.embedding_dim, chosen)
+            .with_context(|| format!("table {:?}", feature.name))
     };
     features.iter().map(one).collect()
 }
@@ -59,23 +70,51 @@ impl Planned {
             Representation::Dense(_) => (None, Stored::Dense),
             Representation::Tt(tt) => (None, train_of(tt, num_embeddings, dim)?),
             Representation::Hashed(Hashed { num_rows, bytes, like_rank }) => {
-                let rows = fitting_rows(*num_rows, *bytes, *like_rank, num_embeddings, dim, "num_rows")?;
+                let rows =
+                    fitting_rows(*num_rows, *bytes, *like_rank, num_embeddings, dim, "num_rows")?;
                 // More rows than indices would be rows that nobody asks for.
                 (Some(rows.min(num_embeddings)), Stored::Dense)
             }
-            Representation::HashedTt(HashedTt { num_rows, share, rank, cores, initializer, scale }) => {
+            Representation::HashedTt(HashedTt {
+                num_rows,
+                share,
+                rank,
+                cores,
+                initializer,
+                scale,
+            }) => {
                 let rows = rows_or_share(*num_rows, *share, num_embeddings, "num_rows")?;
                 let (row_factors, column_factors, rank, cores) = (None, None, *rank, *cores);
                 let (initializer, scale) = (*initializer, *scale);
-                let tt = Tt { rank, cores, row_factors, column_factors, initializer, scale, cache: None };
+                let tt = Tt {
+                    rank,
+                    cores,
+                    row_factors,
+                    column_factors,
+                    initializer,
+                    scale,
+                    cache: None,
+                };
                 (Some(rows), train_of(&tt, rows, dim)?)
             }
-            Representation::QuotientRemainder(QuotientRemainder { num_remainders, bytes, like_rank, operation }) => {
+            Representation::QuotientRemainder(QuotientRemainder {
+                num_remainders,
+                bytes,
+                like_rank,
+                operation,
+            }) => {
                 let num_remainders = match num_remainders {
                     Some(0) => bail!("`num_remainders` is 0: expected at least 1"),
                     Some(remainders) => *remainders,
                     None => {
-                        let rows = fitting_rows(None, *bytes, *like_rank, num_embeddings, dim, "num_remainders")?;
+                        let rows = fitting_rows(
+                            None,
+                            *bytes,
+                            *like_rank,
+                            num_embeddings,
+                            dim,
+                            "num_remainders",
+                        )?;
                         fewest_remainders(num_embeddings, rows)?
                     }
                 };
@@ -98,7 +137,10 @@ impl Planned {
             Stored::Dense => rows.saturating_mul(row),
             Stored::Tt { shape, cache, .. } => {
                 let cached = cache.map_or(0, |cache| (cache.capacity() as u64).saturating_mul(row));
-                shape.num_parameters().saturating_mul(size_of::<f32>() as u64).saturating_add(cached)
+                shape
+                    .num_parameters()
+                    .saturating_mul(size_of::<f32>() as u64)
+                    .saturating_add(cached)
             }
             Stored::QuotientRemainder { num_remainders, .. } => {
                 let remainders = u64::from(*num_remainders);
@@ -109,7 +151,8 @@ impl Planned {
 
     /// What a dense one would take.
     pub(crate) fn dense_bytes(&self) -> u64 {
-        u64::from(self.num_embeddings).saturating_mul(self.embedding_dim as u64 * size_of::<f32>() as u64)
+        u64::from(self.num_embeddings)
+            .saturating_mul(self.embedding_dim as u64 * size_of::<f32>() as u64)
     }
 
     /// Makes the table, its values drawn.
@@ -118,27 +161,32 @@ impl Planned {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let build = || -> Result<Box<dyn Embedding>, TrainError> {
             let table: Box<dyn Embedding> = match &self.stored {
-                Stored::Dense => Box::new(DenseTable::new(rows, dim, Initializer::Uniform, optimizer, seed)?),
+                Stored::Dense => {
+                    Box::new(DenseTable::new(rows, dim, Initializer::Uniform, optimizer, seed)?)
+                }
                 Stored::Tt { shape, initializer, scale, cache } => {
                     let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
                     // A row is a product of one slice of each core.
                     let of_core = scale.powf(1.0 / shape.num_cores() as f64) as f32;
-                    let values = table.parameters_mut().iter_mut().flat_map(|core| core.values_mut());
+                    let values =
+                        table.parameters_mut().iter_mut().flat_map(|core| core.values_mut());
                     values.for_each(|value| *value *= of_core);
                     Box::new(match cache {
                         Some(cache) => table.with_cache(*cache)?,
                         None => table,
                     })
                 }
-                Stored::QuotientRemainder { num_remainders, combine } => Box::new(QuotientRemainderTable::new(
-                    rows,
-                    *num_remainders,
-                    [dim, dim],
-                    *combine,
-                    Initializer::Uniform,
-                    optimizer,
-                    seed,
-                )?),
+                Stored::QuotientRemainder { num_remainders, combine } => {
+                    Box::new(QuotientRemainderTable::new(
+                        rows,
+                        *num_remainders,
+                        [dim, dim],
+                        *combine,
+                        Initializer::Uniform,
+                        optimizer,
+                        seed,
+                    )?)
+                }
             };
             Ok(match self.hashed {
                 Some(_) => Box::new(HashedTable::new(table, self.num_embeddings.into())?),
@@ -152,7 +200,8 @@ impl Planned {
     pub(crate) fn tensors(&self, number: usize) -> Vec<(String, Vec<usize>)> {
         let prefix = prefix(number);
         let rows = self.hashed.unwrap_or(self.num_embeddings) as usize;
-        let matrix = |key: &str, rows: usize| (format!("{prefix}{key}"), vec![rows, self.embedding_dim]);
+        let matrix =
+            |key: &str, rows: usize| (format!("{prefix}{key}"), vec![rows, self.embedding_dim]);
         match &self.stored {
             Stored::Dense => vec![matrix("weight", rows)],
             Stored::Tt { shape, cache, .. } => {
@@ -164,22 +213,29 @@ impl Planned {
             }
             Stored::QuotientRemainder { num_remainders, .. } => {
                 let remainders = *num_remainders as usize;
-                vec![matrix("weight_q", rows.div_ceil(remainders.max(1))), matrix("weight_r", remainders)]
+                vec![
+                    matrix("weight_q", rows.div_ceil(remainders.max(1))),
+                    matrix("weight_r", remainders),
+                ]
             }
         }
     }
 
-    /// FBTT's names for the row of each place of the cache, and for the place where it stands, as table `number`; none without
-    /// a cache.
+    /// FBTT's names for the row of each place of the cache, and for the place where it stands, as
+    /// table `number`; none without a cache.
     pub(crate) fn cache_keys(&self, number: usize) -> Option<[String; 2]> {
         let is_cached = matches!(&self.stored, Stored::Tt { cache: Some(_), .. });
         is_cached.then(|| ["hashtbl", "cache_state"].map(|key| format!("{}{key}", prefix(number))))
     }
 
-    /// FBTT's name for the strides of a row's digits, as table `number`, and them; none if it is no tensor train.
+    /// FBTT's name for the strides of a row's digits, as table `number`, and them; none if it is no
+    /// tensor train.
     pub(crate) fn strides(&self, number: usize) -> Option<(String, Vec<i64>)> {
         let Stored::Tt { shape, .. } = &self.stored else { return None };
-        Some((format!("{}L", prefix(number)), digit_strides(shape.row_factors(), shape.digit_order())))
+        Some((
+            format!("{}L", prefix(number)),
+            digit_strides(shape.row_factors(), shape.digit_order()),
+        ))
     }
 
     /// How a converter finds and reads it, as table `number`.
@@ -204,9 +260,11 @@ impl Planned {
                 ranks: Some(shape.inner_ranks().to_vec()),
                 ..spec
             },
-            Stored::QuotientRemainder { combine, .. } => {
-                TableSpec { dialect: dialect("dlrm"), qr_operation: Some(combine.name().to_owned()), ..spec }
-            }
+            Stored::QuotientRemainder { combine, .. } => TableSpec {
+                dialect: dialect("dlrm"),
+                qr_operation: Some(combine.name().to_owned()),
+                ..spec
+            },
         }
     }
 }
@@ -225,11 +283,21 @@ fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
         let rows = rows_or_share(rows, share, num_embeddings, "rows").context("`cache`")?;
         Ok::<_, anyhow::Error>(CacheSpec { rows, warm_up, refresh })
     });
-    Ok(Stored::Tt { shape, initializer: tt.initializer.initializer(), scale, cache: cache.transpose()? })
+    Ok(Stored::Tt {
+        shape,
+        initializer: tt.initializer.initializer(),
+        scale,
+        cache: cache.transpose()?,
+    })
 }
 
 /// Rows of a table, given as they are or as a share of its indices, than which they are no more.
-fn rows_or_share(rows: Option<u32>, share: Option<f64>, num_embeddings: u32, field: &str) -> Result<u32> {
+fn rows_or_share(
+    rows: Option<u32>,
+    share: Option<f64>,
+    num_embeddings: u32,
+    field: &str,
+) -> Result<u32> {
     let rows = match (rows, share) {
         (Some(rows), None) => rows,
         (None, Some(share)) if share > 0.0 => (f64::from(num_embeddings) * share).ceil() as u32,
@@ -247,9 +315,15 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     let column_factors = tt.column_factors.clone().unwrap_or_else(|| widest_first(dim, tt.cores));
     ensure!(tt.rank > 0, "`rank` is 0: expected at least 1");
     // No unfolding has a higher rank than it has rows or columns.
-    let sides: Vec<u64> = row_factors.iter().zip(&column_factors).map(|(&p, &q)| u64::from(p) * u64::from(q)).collect();
-    let product = |sides: &[u64]| sides.iter().fold(1u64, |product, &side| product.saturating_mul(side));
-    let rank = |k: usize| u64::from(tt.rank).min(product(&sides[..k])).min(product(&sides[k..])) as u32;
+    let sides: Vec<u64> = row_factors
+        .iter()
+        .zip(&column_factors)
+        .map(|(&p, &q)| u64::from(p) * u64::from(q))
+        .collect();
+    let product =
+        |sides: &[u64]| sides.iter().fold(1u64, |product, &side| product.saturating_mul(side));
+    let rank =
+        |k: usize| u64::from(tt.rank).min(product(&sides[..k])).min(product(&sides[k..])) as u32;
     let ranks: Vec<u32> = (1..sides.len()).map(rank).collect();
     let shape = TtShape::new(rows, &row_factors, &column_factors, &ranks)?;
     ensure!(
@@ -258,7 +332,11 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     );
     // No column of what is learned has a place of its own, so the cores may stand either way.
     let reversed = shape.reversed()?.with_column_order(shape.column_order());
-    Ok(if reversed.flops_left_to_right() < shape.flops_left_to_right() { reversed } else { shape })
+    Ok(if reversed.flops_left_to_right() < shape.flops_left_to_right() {
+        reversed
+    } else {
+        shape
+    })
 }
 
 /// The rows that a table is given, or that fit into bytes.
@@ -282,16 +360,21 @@ fn fitting_rows(
     Ok(u32::try_from(fitting).unwrap_or(u32::MAX))
 }
 
-/// What a tensor train of a rank takes, with the factors that it has unless a config says otherwise.
+/// What a tensor train of a rank takes, with the factors that it has unless a config says
+/// otherwise.
 fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
     let (row_factors, column_factors, initializer) = (None, None, Draw::default());
-    let tt = Tt { rank, cores: 3, row_factors, column_factors, initializer, scale: 1.0, cache: None };
-    Ok(tt_shape(&tt, num_embeddings, dim)?.num_parameters().saturating_mul(size_of::<f32>() as u64))
+    let tt =
+        Tt { rank, cores: 3, row_factors, column_factors, initializer, scale: 1.0, cache: None };
+    Ok(tt_shape(&tt, num_embeddings, dim)?
+        .num_parameters()
+        .saturating_mul(size_of::<f32>() as u64))
 }
 
 /// The fewest remainder rows that leave room for the quotient rows among `rows`.
 fn fewest_remainders(num_embeddings: u32, rows: u32) -> Result<u32> {
-    let total = |remainders: u32| u64::from(num_embeddings.div_ceil(remainders)) + u64::from(remainders);
+    let total =
+        |remainders: u32| u64::from(num_embeddings.div_ceil(remainders)) + u64::from(remainders);
     let root = f64::from(num_embeddings).sqrt().ceil() as u32;
     let found = (1..=root.max(1)).find(|&remainders| total(remainders) <= rows.into());
     found.with_context(|| {

@@ -74,10 +74,13 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(name)
 }
 
-/// A file of published tables, which are too large to bundle: `None`, said aloud, if it is not there.
+/// A file of published tables, which are too large to bundle: `None`, said aloud, if it is not
+/// there.
 pub(crate) fn data(name: &str) -> Option<PathBuf> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
-    let path = env::var_os("TTREC_DATA").map_or_else(|| PathBuf::from(default), PathBuf::from).join(name);
+    let path = env::var_os("TTREC_DATA")
+        .map_or_else(|| PathBuf::from(default), PathBuf::from)
+        .join(name);
     if path.is_file() {
         return Some(path);
     }
@@ -111,7 +114,9 @@ pub(crate) fn parse_npy(bytes: &[u8]) -> Array {
     let values = match npy.dtype().descr().as_str() {
         "'<f4'" => npy.into_vec::<f32>().map(|values| values.into_iter().map(f64::from).collect()),
         "'<f8'" => npy.into_vec::<f64>(),
-        "'<i8'" => npy.into_vec::<i64>().map(|values| values.into_iter().map(|value| value as f64).collect()),
+        "'<i8'" => npy
+            .into_vec::<i64>()
+            .map(|values| values.into_iter().map(|value| value as f64).collect()),
         "'<u4'" => npy.into_vec::<u32>().map(|values| values.into_iter().map(f64::from).collect()),
         other => panic!("element type {other}"),
     };
@@ -128,7 +133,8 @@ pub(crate) fn read_f32(path: &Path) -> (Vec<u64>, Vec<f32>) {
 
 /// Every array of a `.npz` file.
 pub(crate) fn read_npz(path: &Path) -> BTreeMap<String, Array> {
-    let mut archive = ZipArchive::new(fs::File::open(path).expect("an npz file")).expect("a zip archive");
+    let mut archive =
+        ZipArchive::new(fs::File::open(path).expect("an npz file")).expect("a zip archive");
     let mut arrays = BTreeMap::new();
     for position in 0..archive.len() {
         let mut member = archive.by_index(position).expect("a member");
@@ -190,9 +196,15 @@ pub(crate) fn write_npz(path: &Path, arrays: &[(&str, Vec<u8>)]) {
 }
 
 /// Writes a `.safetensors` file of tensors: name, type, shape and bytes.
-pub(crate) fn write_safetensors(path: &Path, tensors: &[(&str, safetensors::Dtype, &[usize], Vec<u8>)]) {
+pub(crate) fn write_safetensors(
+    path: &Path,
+    tensors: &[(&str, safetensors::Dtype, &[usize], Vec<u8>)],
+) {
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        (*name, safetensors::tensor::TensorView::new(*dtype, shape.to_vec(), bytes).expect("a tensor"))
+        (
+            *name,
+            safetensors::tensor::TensorView::new(*dtype, shape.to_vec(), bytes).expect("a tensor"),
+        )
     });
     safetensors::serialize_to_file(views, None, path).expect("a new file");
 }
@@ -219,8 +231,9 @@ impl Dir {
     /// The names of all files, sorted.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.path()).expect("the directory");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }

@@ -13,32 +13,45 @@ use ::parquet::{
 };
 use std::{fs, path::Path, sync::Arc};
 
-/// Rows of a label, a number, a text and an integer; without a value, the second and third are null.
+/// Rows of a label, a number, a text and an integer; without a value, the second and third are
+/// null.
 type ParquetRow = (i32, Option<f64>, Option<String>, i64);
 
 /// Writes a row group for each slice of rows.
 fn write_parquet(path: &Path, groups: &[&[ParquetRow]], compression: Codec) {
-    let schema = "message m { REQUIRED INT32 y; OPTIONAL INT96 unread; OPTIONAL DOUBLE x; OPTIONAL BYTE_ARRAY c (UTF8);
+    let schema = "message m { REQUIRED INT32 y; OPTIONAL INT96 unread; OPTIONAL DOUBLE x; \
+                  OPTIONAL BYTE_ARRAY c (UTF8);
         REQUIRED INT64 n; REPEATED INT32 list; }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
-    let mut file = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
+    let mut file =
+        SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
     for rows in groups {
         let mut group = file.next_row_group().unwrap();
         let nulls = vec![0; rows.len()];
-        let known =
-            |is_there: fn(&ParquetRow) -> bool| rows.iter().map(|row| i16::from(is_there(row))).collect::<Vec<_>>();
+        let known = |is_there: fn(&ParquetRow) -> bool| {
+            rows.iter().map(|row| i16::from(is_there(row))).collect::<Vec<_>>()
+        };
         let labels: Vec<i32> = rows.iter().map(|row| row.0).collect();
         let xs: Vec<f64> = rows.iter().filter_map(|row| row.1).collect();
-        let texts: Vec<ByteArray> = rows.iter().filter_map(|row| Some(row.2.as_deref()?.into())).collect();
+        let texts: Vec<ByteArray> =
+            rows.iter().filter_map(|row| Some(row.2.as_deref()?.into())).collect();
         let integers: Vec<i64> = rows.iter().map(|row| row.3).collect();
         for at in 0.. {
             let Some(mut column) = group.next_column().unwrap() else { break };
             match at {
                 0 => column.typed::<Int32Type>().write_batch(&labels, None, None),
                 1 => column.typed::<Int96Type>().write_batch(&[], Some(&nulls), None),
-                2 => column.typed::<DoubleType>().write_batch(&xs, Some(&known(|row| row.1.is_some())), None),
-                3 => column.typed::<ByteArrayType>().write_batch(&texts, Some(&known(|row| row.2.is_some())), None),
+                2 => column.typed::<DoubleType>().write_batch(
+                    &xs,
+                    Some(&known(|row| row.1.is_some())),
+                    None,
+                ),
+                3 => column.typed::<ByteArrayType>().write_batch(
+                    &texts,
+                    Some(&known(|row| row.2.is_some())),
+                    None,
+                ),
                 4 => column.typed::<Int64Type>().write_batch(&integers, None, None),
                 _ => column.typed::<Int32Type>().write_batch(&[], Some(&nulls), Some(&nulls)),
             }
@@ -50,8 +63,8 @@ fn write_parquet(path: &Path, groups: &[&[ParquetRow]], compression: Codec) {
     file.close().unwrap();
 }
 
-const COLUMNS: &str = "label = \"y\"\ndense = [\"x\"]\nlog1p = true\nvalid_fraction = 0.2\n\
-                       categorical = [\"n\", { name = \"c\", separator = \" \" }]\n";
+const COLUMNS: &str = "label = \"y\"\ndense = [\"x\"]\nlog1p = true\nvalid_fraction = \
+                       0.2\ncategorical = [\"n\", { name = \"c\", separator = \" \" }]\n";
 
 #[test]
 fn parquet_is_read_as_csv_is() {
@@ -71,12 +84,18 @@ fn parquet_is_read_as_csv_is() {
         let x = x.map_or_else(String::new, |x| x.to_string());
         format!("{n},{},{x},{y}\n", c.as_deref().unwrap_or_default())
     };
-    fs::write(dir.path().join("a.csv"), "n,c,x,y\n".to_owned() + &rows.iter().map(line).collect::<String>()).unwrap();
-    let expected = open(dir.path(), &format!("format = \"csv\"\ntrain = [\"a.csv\"]\n{COLUMNS}")).unwrap();
+    fs::write(
+        dir.path().join("a.csv"),
+        "n,c,x,y\n".to_owned() + &rows.iter().map(line).collect::<String>(),
+    )
+    .unwrap();
+    let expected =
+        open(dir.path(), &format!("format = \"csv\"\ntrain = [\"a.csv\"]\n{COLUMNS}")).unwrap();
     for compression in [Codec::UNCOMPRESSED, Codec::SNAPPY, Codec::GZIP(Default::default())] {
         write_parquet(&dir.path().join("a.parquet"), &[&rows[..300], &rows[300..650]], compression);
         write_parquet(&dir.path().join("b.parquet"), &[&rows[650..]], compression);
-        let source = format!("format = \"parquet\"\ntrain = [\"a.parquet\", \"b.parquet\"]\n{COLUMNS}");
+        let source =
+            format!("format = \"parquet\"\ntrain = [\"a.parquet\", \"b.parquet\"]\n{COLUMNS}");
         let dataset = open(dir.path(), &source).unwrap();
         assert_eq!(dataset.vocabulary(), expected.vocabulary());
         for split in [Split::Train, Split::Valid] {
@@ -89,14 +108,21 @@ fn parquet_is_read_as_csv_is() {
 
 #[test]
 fn a_file_of_pyarrow_is_read() {
-    // pyarrow 26: pages of version 2, Snappy, dictionaries, two row groups, and a column of lists that nobody asks for.
+    // pyarrow 26: pages of version 2, Snappy, dictionaries, two row groups, and a column of lists
+    // that nobody asks for.
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("a.csv"), "n,c,x,y\n7,a,0.5,1\n8,b c,,0\n7,,3,1\n9,\u{e9},-1,1\n8,a,2.25,0\n7,,8,0\n")
-        .unwrap();
+    fs::write(
+        dir.path().join("a.csv"),
+        "n,c,x,y\n7,a,0.5,1\n8,b c,,0\n7,,3,1\n9,\u{e9},-1,1\n8,a,2.25,0\n7,,8,0\n",
+    )
+    .unwrap();
     let columns = "label = \"y\"\ndense = [\"x\"]\ncategorical = [\"c\", \"n\"]";
-    let expected = open(dir.path(), &format!("format = \"csv\"\ntrain = [\"a.csv\"]\n{columns}")).unwrap();
-    let found = open(&golden, &format!("format = \"parquet\"\ntrain = [\"pyarrow.parquet\"]\n{columns}")).unwrap();
+    let expected =
+        open(dir.path(), &format!("format = \"csv\"\ntrain = [\"a.csv\"]\n{columns}")).unwrap();
+    let found =
+        open(&golden, &format!("format = \"parquet\"\ntrain = [\"pyarrow.parquet\"]\n{columns}"))
+            .unwrap();
     assert_eq!(found.vocabulary(), expected.vocabulary());
     let batches = |dataset: &dyn Dataset| batches(dataset, Split::Train, 0, 10);
     assert_eq!(batches(&*found)[0].len(), 6);
@@ -107,20 +133,34 @@ fn a_file_of_pyarrow_is_read() {
 fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.parquet");
-    let rows: Vec<ParquetRow> =
-        (0..40).map(|at| (1 + i32::from(at == 7), Some(1.5), Some("a".to_owned()), at)).collect();
+    let rows: Vec<ParquetRow> = (0..40)
+        .map(|at| (1 + i32::from(at == 7), Some(1.5), Some("a".to_owned()), at))
+        .collect();
     write_parquet(&path, &[&rows], Codec::SNAPPY);
-    let config = |columns: &str| format!("format = \"parquet\"\ntrain = [\"a.parquet\"]\n{columns}");
+    let config =
+        |columns: &str| format!("format = \"parquet\"\ntrain = [\"a.parquet\"]\n{columns}");
     let refused = |text: &str, wanted: &[&str]| {
-        let error = format!("{:#}", open(dir.path(), text).err().unwrap_or_else(|| panic!("{text}")));
-        wanted.iter().for_each(|wanted| assert!(error.contains(wanted), "{error}: no {wanted:?}"));
+        let error =
+            format!("{:#}", open(dir.path(), text).err().unwrap_or_else(|| panic!("{text}")));
+        wanted
+            .iter()
+            .for_each(|wanted| assert!(error.contains(wanted), "{error}: no {wanted:?}"));
     };
-    refused(&config(COLUMNS), &["1 of 40 rows are bad", "a.parquet: row 8: \"y\" is 2: expected a label, 0 to 1"]);
+    refused(
+        &config(COLUMNS),
+        &["1 of 40 rows are bad", "a.parquet: row 8: \"y\" is 2: expected a label, 0 to 1"],
+    );
     let ok = config(COLUMNS) + "max_bad_fraction = 0.1\n";
     assert!(open(dir.path(), &ok).is_ok());
-    refused(&ok.replace("\"n\"", "\"m\""), &["a.parquet: no column \"m\": it has [\"y\", \"unread\", \"x\""]);
+    refused(
+        &ok.replace("\"n\"", "\"m\""),
+        &["a.parquet: no column \"m\": it has [\"y\", \"unread\", \"x\""],
+    );
     refused(&ok.replace("\"n\"", "\"list\""), &["column \"list\" holds lists"]);
-    refused(&ok.replace("[\"n\", ", "[\"x\", "), &["\"x\" is 1.5: expected text or a whole number"]);
+    refused(
+        &ok.replace("[\"n\", ", "[\"x\", "),
+        &["\"x\" is 1.5: expected text or a whole number"],
+    );
     refused(&(ok.clone() + "delimiter = \";\"\n"), &["`delimiter` is of text"]);
 
     // Damage of any kind ends in an error or in rows, never in a panic.
