@@ -247,6 +247,20 @@ macro_rules! tiers {
                 }
             }
 
+            /// Runs `op`, compiled for this tier, or returns `None` on the scalar tier: for loops
+            /// that the scalar tier never runs, so that no code is generated for it.
+            #[inline]
+            #[allow(unused_variables, reason = "on architectures with the scalar tier alone")]
+            pub(crate) fn run_vector<O: Op>(self, op: O) -> Option<O::Output> {
+                match self.0 {
+                    $(
+                        #[$cfg]
+                        Token::$Token(token) => Some(token.call(op)),
+                    )*
+                    Token::Scalar(_) => None,
+                }
+            }
+
             /// Runs `op`, compiled for this tier.
             #[inline]
             pub(crate) fn run<O: Op>(self, op: O) -> O::Output {

@@ -61,7 +61,7 @@ fn step<W: Weight>(
     }
     let store = |scale, out| {
         let jobs = &[Job { m, x, slice, out: 0, scale }];
-        tier.run(Product::whole(jobs, [m, r, n], out, false))
+        tier.run_vector(Product::whole(jobs, [m, r, n], out, false)).flatten()
     };
     match epilogue {
         Epilogue::Store => store(1.0, out),
@@ -92,7 +92,7 @@ fn row_by_row<W: Weight>(
         let jobs = &[Job { m: 1, x: x.get(row * r..)?.get(..r)?, slice, out: 0, scale: 1.0 }];
         epilogue.apply(tier, 0, out, |columns, out| {
             let (first, end, stride) = (columns.start, columns.end, out.len());
-            tier.run(Product {
+            tier.run_vector(Product {
                 jobs,
                 m: 1,
                 r,
@@ -104,6 +104,7 @@ fn row_by_row<W: Weight>(
                 add: false,
                 resume: false,
             })
+            .flatten()
         })?;
     }
     Some(())
@@ -138,7 +139,7 @@ pub(crate) fn store_products<W: Weight>(
             Epilogue::Store.times(if W::SCALED { scale } else { 1.0 })
         });
     }
-    tier.run(StoreProducts { jobs, r, n, out })
+    tier.run_vector(StoreProducts { jobs, r, n, out }).flatten()
 }
 
 struct StoreProducts<'s, 'o, W> {
@@ -185,7 +186,7 @@ pub(crate) fn store_rows(
     }
     with_core_elements!(slice, slice => {
         let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
-        tier.run(Product { stride, ..Product::whole(jobs, [m, r, n], out, false) })
+        tier.run_vector(Product { stride, ..Product::whole(jobs, [m, r, n], out, false) }).flatten()
     })?
 }
 
@@ -206,7 +207,7 @@ pub(crate) fn resume_rows(
     if r > 0 {
         with_core_elements!(slice, slice => {
             let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
-            tier.run(Product { resume: true, ..Product::whole(jobs, [m, r, n], &mut *out, false) })
+            tier.run_vector(Product { resume: true, ..Product::whole(jobs, [m, r, n], &mut *out, false) }).flatten()
         })??;
     }
     out.chunks_exact_mut(n.max(1)).for_each(|row| epilogue.finish(tier, row));
@@ -224,7 +225,7 @@ pub(crate) fn add_products<W: Weight>(
     if let Some(isa) = tier.scalar() {
         return small::products(isa, [r, n], jobs, out, Epilogue::AddScaled);
     }
-    tier.run(Product::whole(jobs, [m, r, n], out, true))
+    tier.run_vector(Product::whole(jobs, [m, r, n], out, true)).flatten()
 }
 
 /// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out`
@@ -417,28 +418,43 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
                 }
             };
         }
-        let whole = WIDTH == 0 && I::MAX_ROWS > 1;
-        let wide = WIDTH == 0 && I::MAX_VECTORS == 8;
-        let pair = WIDTH == 0 && I::MAX_VECTORS >= 2;
         match (height, vectors) {
-            (1, 8) if wide => strip!(1, 8),
-            (1, 4) if wide => strip!(1, 4),
-            (2, 4) if wide => strip!(2, 4),
-            (3, 4) if wide && I::MAX_SUMS >= 16 => strip!(3, 4),
-            (4, 4) if wide && I::MAX_SUMS >= 16 => strip!(4, 4),
-            (6, 4) if wide && I::MAX_SUMS == 24 => strip!(6, 4),
-            (3, 3) if wide && I::MAX_SUMS == 12 => strip!(3, 3),
-            (4, 3) if wide && I::MAX_SUMS == 12 => strip!(4, 3),
-            (1, 2) if pair => strip!(1, 2),
-            (2, 2) if pair && whole => strip!(2, 2),
-            (3, 2) if pair && whole => strip!(3, 2),
-            (4, 2) if pair && whole => strip!(4, 2),
-            (6, 2) if pair && I::MAX_ROWS == 6 => strip!(6, 2),
-            (2, _) if whole => strip!(2, 1),
-            (3, _) if whole => strip!(3, 1),
-            (6, _) if whole => strip!(6, 1),
-            (8, _) if whole => strip!(8, 1),
-            (4, _) if I::MAX_ROWS > 1 => strip!(4, 1),
+            (1, 8) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(1, 8),
+            (1, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(1, 4),
+            (2, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(2, 4),
+            (3, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS >= 16 } => {
+                strip!(3, 4)
+            }
+            (4, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS >= 16 } => {
+                strip!(4, 4)
+            }
+            (6, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 24 } => {
+                strip!(6, 4)
+            }
+            (3, 3) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 12 } => {
+                strip!(3, 3)
+            }
+            (4, 3) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 12 } => {
+                strip!(4, 3)
+            }
+            (1, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 } => strip!(1, 2),
+            (2, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
+                strip!(2, 2)
+            }
+            (3, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
+                strip!(3, 2)
+            }
+            (4, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
+                strip!(4, 2)
+            }
+            (6, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS == 6 } => {
+                strip!(6, 2)
+            }
+            (2, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(2, 1),
+            (3, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(3, 1),
+            (6, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(6, 1),
+            (8, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(8, 1),
+            (4, _) if const { I::MAX_ROWS > 1 } => strip!(4, 1),
             // A tier without taller tiles goes row by row.
             _ => strip!(1, 1),
         }
