@@ -20,7 +20,7 @@ OFFSETS = torch.arange(0, BAGS * BAG, BAG)
 
 
 def draw(ids, generator):
-    """The ids of one batch, as `tools/src/bench/traffic.rs` draws them."""
+    """The ids of one batch, as `tools/cli/src/bench/traffic.rs` draws them."""
     uniform = generator.random(BAGS * BAG)
     if ids == "uniform":
         return (uniform * ROWS).astype(np.int64)

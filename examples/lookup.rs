@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let bags = Bags::new(&[42u32, 7, 999], &[0, 2, 3])?; // rows 42 and 7, then row 999
     let mut pooled = vec![0.0; bags.len() * item.embedding_dim()];
-    item.bag(&bags, Pooling::Mean, &mut pooled, &mut workspace)?;
+    item.pool(&bags, Pooling::Mean, &mut pooled, &mut workspace)?;
 
     println!("{row:?}\n{pooled:?}");
     Ok(())

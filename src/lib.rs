@@ -19,7 +19,7 @@
 //!
 //! let bags = Bags::new(&[42u32, 7, 999], &[0, 2, 3])?; // rows 42 and 7; row 999
 //! let mut pooled = [0.0; 2 * 16];
-//! item.bag(&bags, Pooling::Mean, &mut pooled, &mut workspace)?;
+//! item.pool(&bags, Pooling::Mean, &mut pooled, &mut workspace)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

@@ -1,7 +1,8 @@
 //! Parsing, looking up and pooling allocate nothing.
 
-#[path = "support/counting.rs"]
+#[path = "it/support/counting.rs"]
 mod counting;
+#[path = "it/support/mod.rs"]
 mod support;
 
 use counting::allocator_calls;
@@ -47,13 +48,17 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
             let indices = indices.map(|index| index as u32);
             let narrow = Bags::new(&indices, &[0, 2, 2, 4]).unwrap();
             for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
-                table.bag(&wide, pooling, &mut out[..3 * dim], &mut workspace).unwrap();
-                table.bag(&narrow, pooling, &mut out[..3 * dim], &mut workspace).unwrap();
+                table.pool(&wide, pooling, &mut out[..3 * dim], &mut workspace).unwrap();
+                table.pool(&narrow, pooling, &mut out[..3 * dim], &mut workspace).unwrap();
             }
             let weighted = narrow.with_per_sample_weights(&[0.5, 1.0, 1.5, 2.0]).unwrap();
-            table.bag(&weighted, Pooling::Sum, &mut out[..3 * dim], &mut workspace).unwrap();
+            table
+                .pool(&weighted, Pooling::Sum, &mut out[..3 * dim], &mut workspace)
+                .unwrap();
             assert!(
-                table.bag(&weighted, Pooling::Max, &mut out[..3 * dim], &mut workspace).is_err()
+                table
+                    .pool(&weighted, Pooling::Max, &mut out[..3 * dim], &mut workspace)
+                    .is_err()
             );
             // Enough lookups to be sorted every way there is, in one go or, with the least
             // workspace, in several.
@@ -69,9 +74,9 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
             ] {
                 let workspace = &mut workspace[..workspace_len];
                 for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
-                    table.bag(&batch, pooling, &mut out[..3 * dim], workspace).unwrap();
+                    table.pool(&batch, pooling, &mut out[..3 * dim], workspace).unwrap();
                     table
-                        .bag(&batch.in_index_order(), pooling, &mut out[..3 * dim], workspace)
+                        .pool(&batch.sequential(), pooling, &mut out[..3 * dim], workspace)
                         .unwrap();
                 }
             }

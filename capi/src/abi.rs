@@ -546,7 +546,7 @@ fn bag<'c, I: BagIndex>(
 ) -> Result<(), Error<'c>> {
     let refused = |error| bags::refused::<I>(table.name(), error);
     let bags = bags.read::<I>(given)?.map_err(refused)?;
-    table.bag(&bags, pooling, out, workspace).map_err(refused)
+    table.pool(&bags, pooling, out, workspace).map_err(refused)
 }
 
 fn pool<'c, I: BagIndex>(

@@ -6,8 +6,9 @@
     reason = "calls of the C ABI, with pointers of live vectors"
 )]
 
-#[path = "../../tests/support/counting.rs"]
+#[path = "../../tests/it/support/counting.rs"]
 mod counting;
+#[path = "it/support/mod.rs"]
 mod support;
 
 use counting::allocator_calls;

@@ -186,7 +186,7 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
     let bags = Bags::new(&indices, &offsets).expect("72 lookups");
     let mut out = vec![POISON; bags.len() * dim];
     table
-        .bag(&bags, Pooling::Sum, &mut out, &mut vec![POISON; table.batch_workspace_len(72)])
+        .pool(&bags, Pooling::Sum, &mut out, &mut vec![POISON; table.batch_workspace_len(72)])
         .expect("rows in range");
     for (found, bounds) in out.chunks_exact(dim).zip(offsets.windows(2)) {
         let indices = &indices[bounds[0] as usize..bounds[1] as usize];
@@ -206,14 +206,14 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
     let pool = |table: &Table<'_>, bags: &Bags<'_, u64>, workspace_len: usize| {
         let mut out = vec![POISON; bags.len() * dim];
         table
-            .bag(bags, Pooling::Sum, &mut out, &mut vec![POISON; workspace_len])
+            .pool(bags, Pooling::Sum, &mut out, &mut vec![POISON; workspace_len])
             .expect("rows in range");
         out
     };
     let (least, most) = (table.workspace_len(), table.batch_workspace_len(72));
     assert_same(
-        &pool(&cached, &bags.in_index_order(), least),
-        &pool(table, &bags.in_index_order(), least),
+        &pool(&cached, &bags.sequential(), least),
+        &pool(table, &bags.sequential(), least),
     );
     assert_same(&pool(&cached, &bags, least), &pool(&cached, &bags, most));
 }
@@ -273,7 +273,7 @@ fn bag(
         bags = bags.with_per_sample_weights(weights)?;
     }
     let mut out = vec![POISON; bags.len() * table.embedding_dim()];
-    let result = table.bag(&bags, pooling, &mut out, &mut vec![POISON; table.workspace_len()]);
+    let result = table.pool(&bags, pooling, &mut out, &mut vec![POISON; table.workspace_len()]);
     if result.is_err() {
         assert!(out.iter().all(|&x| x == POISON), "a refused bag wrote");
     }

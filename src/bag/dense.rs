@@ -250,7 +250,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
             } else {
                 None
             },
-            in_index_order: false,
+            sequential: false,
         };
         if num_bags > 0 {
             pool_dense(self.table.tier(), rows, &bags, self.pooling, out, stride)?;

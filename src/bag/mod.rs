@@ -42,7 +42,7 @@ const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width =
 /// let item = blob.table("item")?;
 /// let bags = Bags::new(&[3u32, 7, 7, 1], &[0, 2, 2, 4])?; // three bags, the second one empty
 /// let mut out = vec![0.0; bags.len() * item.embedding_dim()];
-/// item.bag(&bags, Pooling::Sum, &mut out, &mut vec![0.0; item.workspace_len()])?;
+/// item.pool(&bags, Pooling::Sum, &mut out, &mut vec![0.0; item.workspace_len()])?;
 /// # assert!(out[..item.embedding_dim()].iter().any(|&x| x != 0.0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -51,7 +51,7 @@ pub struct Bags<'a, I = u32> {
     indices: &'a [I],
     offsets: &'a [I],
     per_sample_weights: Option<&'a [f32]>,
-    in_index_order: bool,
+    sequential: bool,
 }
 
 impl<'a, I: Index> Bags<'a, I> {
@@ -74,7 +74,7 @@ impl<'a, I: Index> Bags<'a, I> {
         if floor != num_indices as u64 {
             return Err(wrong(last, floor));
         }
-        Ok(Self { indices, offsets, per_sample_weights: None, in_index_order: false })
+        Ok(Self { indices, offsets, per_sample_weights: None, sequential: false })
     }
 
     /// The same bags with one weight per index, for [`Pooling::Sum`].
@@ -95,8 +95,8 @@ impl<'a, I: Index> Bags<'a, I> {
     /// plain loop would: slower, but whatever others the table stores apart, and without
     /// looking into a [cache](crate::cache).
     #[must_use]
-    pub fn in_index_order(self) -> Self {
-        Self { in_index_order: true, ..self }
+    pub fn sequential(self) -> Self {
+        Self { sequential: true, ..self }
     }
 
     /// Number of bags.
@@ -165,7 +165,7 @@ impl Table<'_> {
     /// # Errors
     /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace length, or weights with
     /// another pooling than sum. `out` is then as it was.
-    pub fn bag<I: Index>(
+    pub fn pool<I: Index>(
         &self,
         bags: &Bags<'_, I>,
         pooling: Pooling,
@@ -176,10 +176,11 @@ impl Table<'_> {
         self.check_buffers(out.len(), bags.len().saturating_mul(embedding_dim), workspace.len())?;
         self.check_bags(bags, pooling)?;
         let mut out = Output { rows: out, stride: embedding_dim, first: 0, embedding_dim };
-        self.pool(bags, pooling, &mut out, workspace).ok_or(LookupError::Inconsistent)
+        self.pool_into(bags, pooling, &mut out, workspace)
+            .ok_or(LookupError::Inconsistent)
     }
 
-    /// The f32 elements of workspace with which [`bag`](Self::bag) is fastest, if all bags together
+    /// The f32 elements of workspace with which [`pool`](Self::pool) is fastest, if all bags together
     /// have `num_lookups` indices: at least [`workspace_len`](Self::workspace_len). It stops
     /// growing at some 16,000 lookups.
     pub fn batch_workspace_len(&self, num_lookups: usize) -> usize {
@@ -223,11 +224,11 @@ impl Table<'_> {
         workspace: &mut [f32],
     ) -> Option<()> {
         let mut out = Output { rows, stride, first, embedding_dim: self.embedding_dim() };
-        self.pool(bags, pooling, &mut out, workspace)
+        self.pool_into(bags, pooling, &mut out, workspace)
     }
 
     /// Pools checked bags. `None` if the view contradicts itself.
-    fn pool<I: Index>(
+    fn pool_into<I: Index>(
         &self,
         bags: &Bags<'_, I>,
         pooling: Pooling,
@@ -254,7 +255,7 @@ impl Table<'_> {
         if bags.is_empty() {
             return Some(());
         }
-        if bags.in_index_order && self.has_cache() {
+        if bags.sequential && self.has_cache() {
             return self.without_cache().pool_stored(bags, pooling, out, workspace);
         }
         match &self.data().weights {
@@ -272,7 +273,7 @@ impl Table<'_> {
                     _ => PoolParts::new(self, bags, pooling).pool_mapped(rows, out),
                 }
             }
-            Weights::Projected(table) if !bags.in_index_order && pooling != Pooling::Max => {
+            Weights::Projected(table) if !bags.sequential && pooling != Pooling::Max => {
                 PoolParts::new(self, bags, Pooling::Sum).pool_projected(
                     table,
                     pooling == Pooling::Mean,
@@ -285,7 +286,7 @@ impl Table<'_> {
             }
             Weights::Tt(tt)
                 if PLANS_BATCHES
-                    && !bags.in_index_order
+                    && !bags.sequential
                     && pooling != Pooling::Max
                     && bags.indices.len() > 1 =>
             {
@@ -408,7 +409,7 @@ fn pool_dense<I: Index>(
 /// ```
 ///
 /// # Errors
-/// [`PoolTablesError`]: whatever [`Table::bag`] would refuse, and different numbers of bags. `out` is then as it was.
+/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. `out` is then as it was.
 pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
     tables: &[(T, Bags<'_, I>)],
     pooling: Pooling,
@@ -441,7 +442,7 @@ pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
         let embedding_dim = table.embedding_dim();
         let mut out = Output { rows: &mut *out, stride, first, embedding_dim };
         table
-            .pool(bags, pooling, &mut out, workspace)
+            .pool_into(bags, pooling, &mut out, workspace)
             .ok_or(at(position)(LookupError::Inconsistent))?;
         first = first.saturating_add(embedding_dim);
     }

@@ -57,7 +57,7 @@ impl CacheStatistics {
 /// cache.refresh(&mut workspace)?; // every now and then
 /// let item = cache.table(); // looks rows up in the cache first
 /// let mut out = vec![0.0; 2 * item.embedding_dim()];
-/// item.bag(&Bags::new(&indices, &offsets)?, Pooling::Sum, &mut out, &mut workspace)?;
+/// item.pool(&Bags::new(&indices, &offsets)?, Pooling::Sum, &mut out, &mut workspace)?;
 ///
 /// cache.record(&indices);
 /// assert_eq!(cache.statistics().hits, 5);

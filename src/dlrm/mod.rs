@@ -229,7 +229,7 @@ impl<'a> Ranker<'a> {
     /// `dense` is `out.len() x num_dense`; `bags` holds a list for each of
     /// [`tables`](Self::tables), each with `out.len()` bags, whose rows are summed or averaged
     /// as [`poolings`](Self::poolings) say (summed with the weights if there are any; those of
-    /// quotient-remainder tables as [`Table::bag`] pools them).
+    /// quotient-remainder tables as [`Table::pool`] pools them).
     /// `workspace` holds at least [`workspace_len`](Self::workspace_len) elements, and up to
     /// [`batch_workspace_len`](Self::batch_workspace_len) of them make it faster. A sample's score
     /// depends neither on them nor on the samples beside it.

@@ -108,7 +108,7 @@ impl<'a> Table<'a> {
         &self.data
     }
 
-    /// The f32 elements of scratch that [`lookup`](Self::lookup) and [`bag`](Self::bag) need: 0 for
+    /// The f32 elements of scratch that [`lookup`](Self::lookup) and [`pool`](Self::pool) need: 0 for
     /// a dense table.
     pub fn workspace_len(&self) -> usize {
         match &self.data.weights {

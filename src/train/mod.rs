@@ -49,10 +49,10 @@ pub trait Embedding: Send + Sync {
     /// Its name is empty.
     fn table(&self) -> Table<'_>;
 
-    /// Pools each bag into one row of `out`, as [`Table::bag`] does. `workspace` grows as needed.
+    /// Pools each bag into one row of `out`, as [`Table::pool`] does. `workspace` grows as needed.
     ///
     /// # Errors
-    /// As [`Table::bag`].
+    /// As [`Table::pool`].
     fn forward(
         &self,
         bags: &Bags<'_, u32>,
@@ -63,7 +63,7 @@ pub trait Embedding: Send + Sync {
         let table = self.table();
         let len = table.batch_workspace_len(bags.indices().len()).max(table.workspace_len());
         workspace.resize(workspace.len().max(len), 0.0);
-        table.bag(bags, pooling, out, workspace)
+        table.pool(bags, pooling, out, workspace)
     }
 
     /// One step of the optimiser: `gradient`, `bags.len() x embedding_dim` elements, is that of the

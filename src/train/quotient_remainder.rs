@@ -136,7 +136,7 @@ impl QuotientRemainderTable {
                 let num_rows = part.values().len().checked_div(dim)? as u64;
                 pooled.resize(bags.len() * dim, 0.0);
                 let table = view(Weights::Dense(rows_of(part)), num_rows, dim, self.tier);
-                table.bag(&bags.with_indices(indices), pooling, pooled, &mut []).ok()?;
+                table.pool(&bags.with_indices(indices), pooling, pooled, &mut []).ok()?;
             }
         }
         let first_columns = self.parts[0].slice_len();

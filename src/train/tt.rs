@@ -194,7 +194,7 @@ impl TtTable {
         let mut workspace = self.of_cores().batch_workspace(leaving.rows.len());
         let mut gradient = vec![0.0; leaving.values.len()];
         let mut distance = |table: &Self, gradient: &mut [f32]| -> Option<f64> {
-            table.of_cores().bag(&bags, Pooling::Sum, gradient, &mut workspace).ok()?;
+            table.of_cores().pool(&bags, Pooling::Sum, gradient, &mut workspace).ok()?;
             gradient.iter_mut().zip(&leaving.values).for_each(|(g, x)| *g -= x);
             Some(gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum())
         };

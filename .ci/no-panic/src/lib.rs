@@ -99,7 +99,7 @@ pub unsafe extern "C" fn ttrec_bag(
             Err(_) => return false,
         }
     }
-    table.bag(&bags, pooling, out, workspace).is_ok()
+    table.pool(&bags, pooling, out, workspace).is_ok()
 }
 
 /// Parses the blob and finds its model.

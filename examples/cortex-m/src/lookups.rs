@@ -27,7 +27,7 @@ pub fn run(model: &[u8], mut show: impl FnMut(f32)) -> Result<(), Refused> {
     }
 
     // The order that a board takes anyway; a host would plan the batch.
-    let bags = Bags::new(&INDICES, &OFFSETS).map_err(|_| Refused)?.in_index_order();
+    let bags = Bags::new(&INDICES, &OFFSETS).map_err(|_| Refused)?.sequential();
     let weighted = bags.with_per_sample_weights(&WEIGHTS).map_err(|_| Refused)?;
     let mut pooled = [0.0; DIM * (OFFSETS.len() - 1)];
     for (bags, pooling) in [
@@ -36,7 +36,7 @@ pub fn run(model: &[u8], mut show: impl FnMut(f32)) -> Result<(), Refused> {
         (bags, Pooling::Max),
         (weighted, Pooling::Sum),
     ] {
-        table.bag(&bags, pooling, &mut pooled, &mut workspace).map_err(|_| Refused)?;
+        table.pool(&bags, pooling, &mut pooled, &mut workspace).map_err(|_| Refused)?;
         pooled.iter().for_each(|&x| show(x));
     }
     Ok(())

@@ -1,0 +1,503 @@
+//! Projected and quotient-remainder tables, and mapped ones of every kind: bags agree with the f64
+//! oracle at sizes around the edges of tiles and of what is done at once, and their bits depend on
+//! nothing but the bag.
+
+use crate::support::{
+    format::{self, ROLE_REMAPPED_ROWS, section, section_at, sections_of},
+    oracle::{Mode, Reference},
+    random::{CORE_DTYPES, Values, build, num_rows},
+    rng::Rng,
+    tiers,
+};
+use ttrec::{
+    AlignedBuf, Bags, Blob, Pooling, Table, TtShape,
+    blob::{Combine, IndexMapSpec, Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
+    cache::RowCache,
+    dtype::Dtype,
+};
+
+/// Columns around the edges of tiles.
+const SIZES: [usize; 10] = [1, 2, 3, 4, 7, 8, 16, 17, 33, 64];
+
+/// Bags, empty ones among them, and one that is longer than what is looked up at once.
+struct Batch {
+    indices: Vec<u64>,
+    offsets: Vec<u64>,
+    weights: Vec<f32>,
+}
+
+impl Batch {
+    fn draw(lengths: &[usize], num_embeddings: u64, rng: &mut Rng) -> Self {
+        let mut batch = Self { indices: vec![], offsets: vec![0], weights: vec![] };
+        for &len in lengths {
+            batch.indices.extend((0..len).map(|_| rng.below(num_embeddings)));
+            batch.weights.extend((0..len).map(|_| rng.below(9) as f32 / 4.0 - 1.0));
+            batch.offsets.push(batch.indices.len() as u64);
+        }
+        batch
+    }
+
+    fn pool(&self, table: &Table<'_>, mode: Mode, workspace_len: usize) -> Vec<f32> {
+        self.pool_as(table, mode, workspace_len, |bags| bags)
+    }
+
+    fn pool_as(
+        &self,
+        table: &Table<'_>,
+        mode: Mode,
+        workspace_len: usize,
+        change: impl Fn(Bags<'_, u64>) -> Bags<'_, u64>,
+    ) -> Vec<f32> {
+        let (bags, pooling) = self.bags(mode);
+        let mut out = vec![f32::NAN; bags.len() * table.embedding_dim()];
+        table
+            .pool(&change(bags), pooling, &mut out, &mut vec![f32::NAN; workspace_len])
+            .unwrap();
+        out
+    }
+
+    fn bags(&self, mode: Mode) -> (Bags<'_, u64>, Pooling) {
+        let bags = Bags::new(&self.indices, &self.offsets).unwrap();
+        match mode {
+            Mode::Sum => (bags, Pooling::Sum),
+            Mode::Weighted => (bags.with_per_sample_weights(&self.weights).unwrap(), Pooling::Sum),
+            Mode::Mean => (bags, Pooling::Mean),
+            Mode::Max => (bags, Pooling::Max),
+        }
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.offsets.windows(2).map(|offsets| offsets[0] as usize..offsets[1] as usize)
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+fn projected(
+    num_embeddings: u64,
+    [rank, embedding_dim]: [usize; 2],
+    dtype: Dtype,
+    projection: Dtype,
+) -> WeightsSpec {
+    WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }
+}
+
+fn parts(
+    num_embeddings: u64,
+    num_remainders: u32,
+    columns: [usize; 2],
+    combine: Combine,
+    dtype: Dtype,
+) -> WeightsSpec {
+    WeightsSpec::QuotientRemainder { num_embeddings, num_remainders, columns, combine, dtype }
+}
+
+fn overridden(count: u64, weights: WeightsSpec) -> TableSpec {
+    let overrides = (count > 0).then_some(OverridesSpec { count, dtype: Dtype::F32 });
+    TableSpec { overrides, ..TableSpec::new("t", weights) }
+}
+
+/// Rows and bags on every tier, with every workspace that makes a difference, by the oracle.
+fn check_by_the_oracle(spec: TableSpec, seed: u64) {
+    let buf = build(&[spec], seed, Values::Reals);
+    let blob = Blob::parse(&buf).unwrap();
+    blob.verify_payload().unwrap();
+    let reference = Reference::new(&buf, 0);
+    let mut rng = Rng::new(seed);
+    let table = blob.table("t").unwrap();
+    let n = table.num_embeddings();
+    let batch = Batch::draw(&[1, 0, 3, 2, 0, 40, 5], n, &mut rng);
+    let what = || format!("{:?} {:?}", table.data().weights, table.data().index_map);
+    for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
+        let tier = table.tier().name();
+        for index in [0, n / 2, n - 1] {
+            let mut row = vec![f32::NAN; table.embedding_dim()];
+            table
+                .lookup(index, &mut row, &mut vec![f32::NAN; table.workspace_len()])
+                .unwrap();
+            for (x, y) in row.iter().zip(reference.row(index)) {
+                assert!(y.admits(*x), "{tier} row {index}: {x} for {y:?} of {}", what());
+            }
+        }
+        for mode in Mode::ALL {
+            let found = batch.pool(&table, mode, table.workspace_len());
+            for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
+                let expected = reference.bag(
+                    &batch.indices[range.clone()],
+                    &batch.weights[range.clone()],
+                    mode,
+                );
+                for (x, y) in found.iter().zip(expected) {
+                    assert!(y.admits(*x), "{tier} {mode:?} {range:?}: {x} for {y:?} of {}", what());
+                }
+            }
+            for len in [
+                table.workspace_len() + 1,
+                3 * table.workspace_len(),
+                table.batch_workspace_len(51),
+            ] {
+                assert_eq!(
+                    bits(&batch.pool(&table, mode, len)),
+                    bits(&found),
+                    "{tier} {mode:?} workspace of {len}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn projected_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
+    for (i, rank) in SIZES.into_iter().enumerate() {
+        for (j, dim) in SIZES.into_iter().enumerate() {
+            let dtype = Dtype::ALL[(i + j) % 5];
+            let weights = projected(37, [rank, dim], dtype, CORE_DTYPES[(i + 2 * j) % 3]);
+            check_by_the_oracle(overridden([0, 5][(i + j) % 2], weights), (i * 10 + j) as u64);
+        }
+    }
+}
+
+#[test]
+fn quotient_remainder_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
+    for (i, first) in SIZES.into_iter().enumerate() {
+        for (j, combine) in Combine::ALL.into_iter().enumerate() {
+            for (k, num_remainders) in [1, 4, 37, 50].into_iter().enumerate() {
+                let columns = [
+                    first,
+                    if combine == Combine::Concat {
+                        SIZES[(i + k) % 10]
+                    } else {
+                        first
+                    },
+                ];
+                let weights =
+                    parts(37, num_remainders, columns, combine, Dtype::ALL[(i + j + k) % 5]);
+                check_by_the_oracle(
+                    overridden([0, 7][(i + k) % 2], weights),
+                    (i * 100 + j * 10 + k) as u64,
+                );
+            }
+        }
+    }
+}
+
+/// Tables of every kind, of 37 rows.
+fn kinds() -> Vec<WeightsSpec> {
+    let shape = |p: &[u32], q: &[u32], r: &[u32]| TtShape::new(37, p, q, r).unwrap();
+    let dense = |dtype| WeightsSpec::Dense { num_embeddings: 37, embedding_dim: 19, dtype };
+    let mut kinds = Dtype::ALL.map(dense).to_vec();
+    kinds.extend([
+        WeightsSpec::Tt { shape: shape(&[3, 4, 5], &[2, 2, 4], &[5, 3]), dtype: Dtype::F32 },
+        WeightsSpec::Tt { shape: shape(&[7, 6], &[4, 4], &[4]), dtype: Dtype::I8 },
+        projected(37, [6, 21], Dtype::F16, Dtype::F32),
+        parts(37, 5, [12, 12], Combine::Mult, Dtype::F32),
+        parts(37, 8, [12, 12], Combine::Add, Dtype::I8),
+        parts(37, 6, [9, 4], Combine::Concat, Dtype::F32),
+    ]);
+    kinds
+}
+
+/// The same table without an index map.
+fn unmapped(buf: &[u8], weights: WeightsSpec) -> AlignedBuf {
+    let mut sections = sections_of(buf, 0)
+        .into_iter()
+        .filter(|section| section.role != ROLE_REMAPPED_ROWS);
+    Layout::new(&[TableSpec::new("t", weights)]).unwrap().build(|_, out| {
+        out.copy_from_slice(&buf[sections.next().unwrap().range()]);
+    })
+}
+
+#[test]
+fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
+    for weights in kinds() {
+        for index_map in [
+            IndexMapSpec::Modulo { num_embeddings: 1000 },
+            IndexMapSpec::Modulo { num_embeddings: 1 << 40 },
+            IndexMapSpec::Remapped { num_embeddings: 90 },
+        ] {
+            let buf =
+                build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
+            let plain = unmapped(&buf, weights);
+            let reference = Reference::new(&buf, 0);
+            let mut rng = Rng::new(7);
+            let mapped = Blob::parse(&buf).unwrap().table("t").unwrap();
+            assert_eq!(mapped.data().num_rows, num_rows(&weights));
+            let mut lengths = vec![3, 0, 700, 256, 1, 0];
+            lengths.extend([2; 70]);
+            let batch = Batch::draw(&lengths, mapped.num_embeddings(), &mut rng);
+            let rows: Vec<u64> =
+                batch.indices.iter().map(|&index| reference.row_of(index)).collect();
+            let by_row = Batch {
+                indices: rows,
+                offsets: batch.offsets.clone(),
+                weights: batch.weights.clone(),
+            };
+            for tier in tiers::available() {
+                let mapped = mapped.with_tier(tier);
+                let plain = Blob::parse(&plain).unwrap().table("t").unwrap().with_tier(tier);
+                let mut workspace = mapped.workspace();
+                for (&index, &row) in batch.indices.iter().zip(&by_row.indices).take(40) {
+                    let (mut found, mut expected) =
+                        (vec![0.0; mapped.embedding_dim()], vec![1.0; plain.embedding_dim()]);
+                    mapped.lookup(index, &mut found, &mut workspace).unwrap();
+                    plain.lookup(row, &mut expected, &mut workspace).unwrap();
+                    assert_eq!(bits(&found), bits(&expected));
+                }
+                for mode in Mode::ALL {
+                    for len in
+                        [mapped.workspace_len(), mapped.batch_workspace_len(batch.indices.len())]
+                    {
+                        let (found, expected) =
+                            (batch.pool(&mapped, mode, len), by_row.pool(&plain, mode, len));
+                        assert_eq!(
+                            bits(&found),
+                            bits(&expected),
+                            "{} {mode:?} {index_map:?} {weights:?}",
+                            tier.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_of_a_bag_depend_neither_on_the_batch_nor_on_the_workspace() {
+    let maps = [
+        IndexMapSpec::Identity,
+        IndexMapSpec::Modulo { num_embeddings: 61 },
+        IndexMapSpec::Remapped { num_embeddings: 61 },
+    ];
+    for (i, weights) in kinds().into_iter().enumerate() {
+        let weights_spec = weights;
+        for index_map in maps {
+            let spec = TableSpec { index_map, ..overridden([0, 9][i % 2], weights) };
+            let buf = build(&[spec], 11, Values::Reals);
+            let table = Blob::parse(&buf).unwrap().table("t").unwrap();
+            // More bags than are done at once, more lookups than are, and bags that are longer.
+            let mut lengths: Vec<usize> = (0..150).map(|bag| bag % 4).collect();
+            lengths.extend([300, 0, 256, 255, 257]);
+            let batch = Batch::draw(&lengths, table.num_embeddings(), &mut Rng::new(3));
+            for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
+                for mode in Mode::ALL {
+                    let len = table.workspace_len();
+                    let together = batch.pool(&table, mode, len);
+                    assert_eq!(
+                        bits(&batch.pool(&table, mode, table.batch_workspace_len(1 << 20))),
+                        bits(&together)
+                    );
+                    for (range, together) in
+                        batch.ranges().zip(together.chunks(table.embedding_dim()))
+                    {
+                        let indices = batch.indices[range.clone()].to_vec();
+                        let weights = batch.weights[range.clone()].to_vec();
+                        let alone =
+                            Batch { offsets: vec![0, indices.len() as u64], indices, weights };
+                        assert_eq!(
+                            bits(&alone.pool(&table, mode, len)),
+                            bits(together),
+                            "{mode:?} {range:?} {weights_spec:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_cache_changes_no_lookup_and_no_bag_but_by_the_order_of_sums() {
+    for weights in kinds() {
+        let spec = TableSpec {
+            index_map: IndexMapSpec::Modulo { num_embeddings: 64 },
+            ..overridden(4, weights)
+        };
+        let buf = build(&[spec], 2, Values::Reals);
+        let reference = Reference::new(&buf, 0);
+        let table = Blob::parse(&buf).unwrap().table("t").unwrap();
+        for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
+            let mut memory = vec![0.0; RowCache::memory_len(&table, 32)];
+            let mut cache = RowCache::new(&table, &mut memory).unwrap();
+            let indices: Vec<u64> = (0..64).collect();
+            (0..3).for_each(|_| cache.record(&indices));
+            let mut workspace = table.workspace();
+            assert!(cache.refresh(&mut workspace).unwrap() > 16);
+            let cached = cache.table();
+            for &index in &indices {
+                let (mut found, mut expected) =
+                    (vec![0.0; table.embedding_dim()], vec![1.0; table.embedding_dim()]);
+                cached.lookup(index, &mut found, &mut workspace).unwrap();
+                table.lookup(index, &mut expected, &mut workspace).unwrap();
+                assert_eq!(bits(&found), bits(&expected));
+            }
+            let batch = Batch::draw(&[5, 0, 60, 1], 64, &mut Rng::new(1));
+            for mode in Mode::ALL {
+                let len = table.workspace_len();
+                let found = batch.pool(&cached, mode, len);
+                for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
+                    let expected = reference.bag(
+                        &batch.indices[range.clone()],
+                        &batch.weights[range.clone()],
+                        mode,
+                    );
+                    for (x, y) in found.iter().zip(expected) {
+                        // Last slices of a tensor train are summed first where that is less work.
+                        let slack = if matches!(weights, WeightsSpec::Tt { .. }) {
+                            1e-4
+                        } else {
+                            0.0
+                        };
+                        let admits = (f64::from(*x) - y.value).abs()
+                            <= y.error + slack * y.value.abs().max(1e-3);
+                        assert!(admits, "{mode:?}: {x} for {y:?} of {weights:?}");
+                    }
+                }
+                let in_order =
+                    |table: &Table<'_>| batch.pool_as(table, mode, len, |bags| bags.sequential());
+                assert_eq!(
+                    bits(&in_order(&cached)),
+                    bits(&in_order(&table)),
+                    "{mode:?} {weights:?}"
+                );
+                if !matches!(weights, WeightsSpec::Tt { .. }) {
+                    let plain = batch.pool(&table, mode, len);
+                    assert_eq!(bits(&found), bits(&plain), "{mode:?} {weights:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_in_index_order_are_what_a_plain_loop_over_lookups_adds() {
+    for weights in kinds()
+        .into_iter()
+        .filter(|weights| !matches!(weights, WeightsSpec::QuotientRemainder { .. }))
+    {
+        let buf = build(&[overridden(6, weights)], 9, Values::Reals);
+        let table = Blob::parse(&buf).unwrap().table("t").unwrap();
+        let batch = Batch::draw(&[9, 0, 2, 30], 37, &mut Rng::new(8));
+        for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
+            let found =
+                batch.pool_as(&table, Mode::Max, table.workspace_len(), |bags| bags.sequential());
+            for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
+                let mut expected: Option<Vec<f32>> = None;
+                for &index in &batch.indices[range] {
+                    let mut row = vec![0.0; table.embedding_dim()];
+                    table.lookup(index, &mut row, &mut table.workspace()).unwrap();
+                    let larger = |largest: Vec<f32>| {
+                        largest.iter().zip(&row).map(|(a, b)| a.max(*b)).collect()
+                    };
+                    expected = Some(expected.map_or_else(|| row.clone(), larger));
+                }
+                assert_eq!(found, expected.unwrap_or(vec![0.0; table.embedding_dim()]));
+            }
+        }
+    }
+}
+
+#[test]
+fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
+    for weights in kinds() {
+        let index_map = IndexMapSpec::Remapped { num_embeddings: 50 };
+        let mut buf =
+            build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
+        let rows = sections_of(&buf, 0)
+            .into_iter()
+            .find(|section| section.role == ROLE_REMAPPED_ROWS)
+            .unwrap();
+        for (index, row) in [(3, 37u32), (4, u32::MAX)] {
+            format::put(&mut buf, rows.offset + 4 * index, &row.to_le_bytes());
+        }
+        // Another that is the last row anyway.
+        format::put(&mut buf, rows.offset + 4 * 5, &36u32.to_le_bytes());
+        format::reseal_section(&mut buf, rows.position);
+        let blob = Blob::parse(&buf).unwrap();
+        assert_eq!(
+            blob.verify_payload(),
+            Err(ttrec::BlobError::RemappedRow { table: 0, position: 3 })
+        );
+        for table in tiers::available()
+            .into_iter()
+            .map(|tier| blob.table("t").unwrap().with_tier(tier))
+        {
+            let row = |index: u64| {
+                let mut row = vec![f32::NAN; table.embedding_dim()];
+                table.lookup(index, &mut row, &mut table.workspace()).unwrap();
+                row
+            };
+            assert_eq!(bits(&row(3)), bits(&row(5)));
+            assert_eq!(bits(&row(4)), bits(&row(5)));
+            let batch = |indices: [u64; 3]| Batch {
+                indices: indices.to_vec(),
+                offsets: vec![0, 2, 3],
+                weights: vec![1.0, 0.5, 2.0],
+            };
+            for mode in Mode::ALL {
+                let pool =
+                    |indices| bits(&batch(indices).pool(&table, mode, table.workspace_len()));
+                assert_eq!(pool([3, 0, 4]), pool([5, 0, 5]), "{mode:?} {weights:?}");
+            }
+        }
+    }
+}
+
+/// DLRM pools each part with the weights and then combines: a product of sums, not a sum of
+/// products.
+#[test]
+fn quotient_remainder_bags_combine_after_pooling() {
+    let weights = |combine| parts(4, 2, [1, 1], combine, Dtype::F32);
+    let values = |role| match role {
+        Role::Rows => [2.0f32, 3.0],
+        _ => [5.0, 7.0],
+    };
+    for (combine, row, sum, weighted, max) in [
+        (
+            Combine::Mult,
+            vec![21.0],
+            vec![5.0 * 12.0],
+            vec![(4.0 - 3.0) * (10.0 - 7.0)],
+            vec![3.0 * 7.0],
+        ),
+        (Combine::Add, vec![10.0], vec![5.0 + 12.0], vec![1.0 + 3.0], vec![3.0 + 7.0]),
+        (Combine::Concat, vec![3.0, 7.0], vec![5.0, 12.0], vec![1.0, 3.0], vec![3.0, 7.0]),
+    ] {
+        let buf =
+            Layout::new(&[TableSpec::new("t", weights(combine))])
+                .unwrap()
+                .build(|plan, out| {
+                    out.copy_from_slice(&values(plan.role).map(f32::to_le_bytes).concat());
+                });
+        for tier in tiers::available() {
+            let table = Blob::parse(&buf).unwrap().table("t").unwrap().with_tier(tier);
+            let (mut out, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
+            // Row 3 is quotient row 1 and remainder row 1; rows 0 and 3 take one of each.
+            table.lookup(3, &mut out, &mut workspace).unwrap();
+            assert_eq!(out, row);
+            let bags = Bags::new(&[0u32, 3], &[0, 2]).unwrap();
+            table.pool(&bags, Pooling::Sum, &mut out, &mut workspace).unwrap();
+            assert_eq!(out, sum);
+            table.pool(&bags, Pooling::Max, &mut out, &mut workspace).unwrap();
+            assert_eq!(out, max);
+            let bags = bags.with_per_sample_weights(&[2.0, -1.0]).unwrap();
+            table.pool(&bags, Pooling::Sum, &mut out, &mut workspace).unwrap();
+            assert_eq!(out, weighted);
+        }
+    }
+}
+
+/// A part of a blob that these tests lay out has the record that the page says it has.
+#[test]
+fn the_second_part_is_field_one_of_core() {
+    let buf = build(
+        &[TableSpec::new("t", parts(9, 4, [3, 3], Combine::Add, Dtype::F16))],
+        1,
+        Values::Integers,
+    );
+    let cores: Vec<u8> =
+        (0..2).map(|position| buf[section_at(&buf, position) + section::CORE]).collect();
+    assert_eq!(cores, [0, 1]);
+}

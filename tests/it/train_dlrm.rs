@@ -1,0 +1,946 @@
+//! Whole models that learn: their gradients against central differences, their steps against
+//! PyTorch's, and what is promised of threads and checkpoints.
+//!
+//! The oracle is the loss of a model by its definition, on plain lists, in f64 and in dual numbers,
+//! which carry the derivative by one parameter along. It shares nothing with the crate; its
+//! derivatives are held against central differences first.
+
+use crate::support::{rng::Rng, tiers};
+use std::{
+    collections::BTreeMap,
+    iter::zip,
+    ops::{Add, Mul},
+};
+use ttrec::{
+    Bags, Blob, LookupError, PoolTablesError, Pooling, Tier, TtShape,
+    blob::{Combine, IndexMap, IndexMapSpec, Layout, Role, TableSpec, Weights, WeightsSpec},
+    dtype::{self, Dtype},
+    train::{
+        Batch, CacheSpec, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable, Initializer,
+        LearningRates, Optimizer, QuotientRemainderTable, TrainError, TtTable,
+    },
+};
+
+// The oracle.
+
+/// f64, or a dual number.
+trait Number: Copy + Add<Output = Self> + Mul<Output = Self> + From<f64> {
+    fn value(self) -> f64;
+    /// ln(1 + e^x).
+    fn softplus(self) -> Self;
+}
+
+impl Number for f64 {
+    fn value(self) -> f64 {
+        self
+    }
+
+    fn softplus(self) -> f64 {
+        self.max(0.0) + (-self.abs()).exp().ln_1p()
+    }
+}
+
+/// A value and its derivative.
+#[derive(Clone, Copy)]
+struct Dual(f64, f64);
+
+impl From<f64> for Dual {
+    fn from(x: f64) -> Self {
+        Self(x, 0.0)
+    }
+}
+
+impl Add for Dual {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0, self.1 + other.1)
+    }
+}
+
+impl Mul for Dual {
+    type Output = Self;
+    fn mul(self, other: Self) -> Self {
+        Self(self.0 * other.0, self.0 * other.1 + self.1 * other.0)
+    }
+}
+
+impl Number for Dual {
+    fn value(self) -> f64 {
+        self.0
+    }
+
+    fn softplus(self) -> Self {
+        Self(self.0.softplus(), self.1 / (1.0 + (-self.0).exp()))
+    }
+}
+
+fn dot<T: Number>(xs: &[T], ys: &[T]) -> T {
+    zip(xs, ys).fold(T::from(0.0), |sum, (&x, &y)| sum + x * y)
+}
+
+/// A table as it is defined.
+#[derive(Clone, Debug)]
+enum Table {
+    Dense { rows: u64 },
+    Tt { p: Vec<u32>, q: Vec<u32>, ranks: Vec<u32>, rows: u64, cache: Option<CacheSpec> },
+    Hashed { table: Box<Table>, indices: u64 },
+    QuotientRemainder { rows: u64, remainders: u32, columns: [usize; 2], combine: Combine },
+}
+
+impl Table {
+    fn num_embeddings(&self) -> u64 {
+        match self {
+            Self::Dense { rows } | Self::Tt { rows, .. } | Self::QuotientRemainder { rows, .. } => {
+                *rows
+            }
+            Self::Hashed { indices, .. } => *indices,
+        }
+    }
+
+    /// The pooled rows of a bag of indices and factors.
+    fn pool<T: Number>(&self, parameters: &[Vec<T>], dim: usize, bag: &[(u64, f64)]) -> Vec<T> {
+        let sum = |dim: usize, row: &dyn Fn(u64) -> Vec<T>| {
+            bag.iter().fold(vec![T::from(0.0); dim], |sum, &(index, factor)| {
+                zip(sum, row(index)).map(|(sum, x)| sum + x * T::from(factor)).collect()
+            })
+        };
+        match self {
+            Self::Dense { .. } => {
+                sum(dim, &|row| parameters[0][row as usize * dim..][..dim].to_vec())
+            }
+            Self::Hashed { table, .. } => {
+                let rows = table.num_embeddings();
+                let bag: Vec<_> =
+                    bag.iter().map(|&(index, factor)| (index % rows, factor)).collect();
+                table.pool(parameters, dim, &bag)
+            }
+            Self::QuotientRemainder { remainders, columns: [first, second], combine, .. } => {
+                let m = u64::from(*remainders);
+                let part = |part: usize, dim: usize, row: &dyn Fn(u64) -> u64| {
+                    sum(dim, &|index| parameters[part][row(index) as usize * dim..][..dim].to_vec())
+                };
+                let (first, second) =
+                    (part(0, *first, &|row| row / m), part(1, *second, &|row| row % m));
+                match combine {
+                    Combine::Mult => zip(first, second).map(|(x, y)| x * y).collect(),
+                    Combine::Add => zip(first, second).map(|(x, y)| x + y).collect(),
+                    Combine::Concat => [first, second].concat(),
+                }
+            }
+            Self::Tt { p, q, ranks, .. } => sum(dim, &|row| {
+                let mut x = vec![T::from(1.0)];
+                for k in 0..p.len() {
+                    let rank = |k: usize| {
+                        if k == 0 || k == p.len() {
+                            1
+                        } else {
+                            ranks[k - 1] as usize
+                        }
+                    };
+                    let (r, n) = (rank(k), q[k] as usize * rank(k + 1));
+                    let digit = row / p[k + 1..].iter().map(|&p| u64::from(p)).product::<u64>()
+                        % u64::from(p[k]);
+                    let slice = &parameters[k][digit as usize * r * n..][..r * n];
+                    let column =
+                        |j: usize| (0..r).map(move |a| slice[a * n + j]).collect::<Vec<T>>();
+                    x = x
+                        .chunks(r)
+                        .flat_map(|x| (0..n).map(|j| dot(x, &column(j))).collect::<Vec<T>>())
+                        .collect();
+                }
+                x
+            }),
+        }
+    }
+
+    /// The same as a table of the crate.
+    fn build(
+        &self,
+        parameters: &[Vec<f32>],
+        dim: usize,
+        optimizer: Optimizer,
+        tier: Tier,
+    ) -> Box<dyn Embedding> {
+        let values = |at: usize| parameters[at].clone();
+        match self {
+            Self::Dense { rows } => Box::new(
+                DenseTable::from_rows(*rows, dim, values(0), optimizer).unwrap().with_tier(tier),
+            ),
+            Self::Tt { p, q, ranks, rows, cache } => {
+                let shape = TtShape::new(*rows, p, q, ranks).unwrap();
+                let table = TtTable::from_cores(shape, parameters.to_vec(), optimizer)
+                    .unwrap()
+                    .with_tier(tier);
+                Box::new(match cache {
+                    Some(cache) => table.with_cache(*cache).unwrap(),
+                    None => table,
+                })
+            }
+            Self::Hashed { table, indices } => Box::new(
+                HashedTable::new(table.build(parameters, dim, optimizer, tier), *indices).unwrap(),
+            ),
+            &Self::QuotientRemainder { rows, remainders, columns, combine } => {
+                let parts = [values(0), values(1)];
+                let table = QuotientRemainderTable::from_parts(
+                    rows, remainders, columns, combine, parts, optimizer,
+                )
+                .unwrap();
+                Box::new(table.with_tier(tier))
+            }
+        }
+    }
+
+    /// Elements of each of its parameters.
+    fn lens(&self, dim: usize) -> Vec<usize> {
+        match self {
+            Self::Dense { rows } => vec![*rows as usize * dim],
+            Self::Hashed { table, .. } => table.lens(dim),
+            Self::QuotientRemainder { rows, remainders, columns: [first, second], .. } => {
+                vec![
+                    rows.div_ceil((*remainders).into()) as usize * first,
+                    *remainders as usize * second,
+                ]
+            }
+            Self::Tt { p, q, ranks, .. } => {
+                let ranks: Vec<u32> = [&[1][..], ranks, &[1]].concat();
+                (0..p.len()).map(|k| (p[k] * ranks[k] * q[k] * ranks[k + 1]) as usize).collect()
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Sum,
+    Mean,
+    Weighted,
+}
+
+/// A model as it is defined: parameters are lists, of the bottom MLP, the top one, then the tables.
+#[derive(Clone, Debug)]
+struct Model {
+    dense_dim: usize,
+    dim: usize,
+    bottom: Vec<usize>,
+    top: Vec<usize>,
+    tables: Vec<(Table, Mode)>,
+}
+
+/// What a step learns from, owned.
+#[derive(Clone, Debug)]
+struct Samples {
+    dense: Vec<f32>,
+    labels: Vec<f32>,
+    /// Of each table: indices, offsets and weights.
+    bags: Vec<(Vec<u32>, Vec<u32>, Vec<f32>)>,
+}
+
+impl Samples {
+    fn bags(&self, model: &Model) -> Vec<Bags<'_, u32>> {
+        let bags =
+            zip(&self.bags, &model.tables).map(|((indices, offsets, weights), (_, mode))| {
+                let bags = Bags::new(indices, offsets).unwrap();
+                if *mode == Mode::Weighted {
+                    bags.with_per_sample_weights(weights).unwrap()
+                } else {
+                    bags
+                }
+            });
+        bags.collect()
+    }
+
+    fn draw(rng: &mut Rng, model: &Model, count: usize) -> Self {
+        let bags = model.tables.iter().map(|(table, _)| {
+            let (mut indices, mut offsets) = (Vec::new(), vec![0]);
+            for _ in 0..count {
+                for _ in 0..rng.below(4) {
+                    let seen = rng.one_in(3) && !indices.is_empty();
+                    indices.push(if seen {
+                        rng.pick(&indices)
+                    } else {
+                        rng.below(table.num_embeddings()) as u32
+                    });
+                }
+                offsets.push(indices.len() as u32);
+            }
+            let weights = indices.iter().map(|_| real(rng)).collect();
+            (indices, offsets, weights)
+        });
+        let bags = bags.collect();
+        Self {
+            dense: (0..count * model.dense_dim).map(|_| real(rng)).collect(),
+            labels: (0..count).map(|_| rng.below(2) as f32).collect(),
+            bags,
+        }
+    }
+}
+
+impl Model {
+    fn mlp_inputs(&self) -> [usize; 2] {
+        let bottom = if self.dense_dim > 0 { self.dim } else { 0 };
+        let vectors = self.tables.len() + usize::from(self.dense_dim > 0);
+        [self.dense_dim, bottom + vectors * (vectors - 1) / 2]
+    }
+
+    fn lens(&self) -> Vec<usize> {
+        let [dense_dim, interactions] = self.mlp_inputs();
+        let mut lens = Vec::new();
+        for (mut inputs, outputs) in [(dense_dim, &self.bottom), (interactions, &self.top)] {
+            for &outputs in outputs {
+                lens.extend([inputs * outputs, outputs]);
+                inputs = outputs;
+            }
+        }
+        lens.extend(self.tables.iter().flat_map(|(table, _)| table.lens(self.dim)));
+        lens
+    }
+
+    fn draw(&self, rng: &mut Rng) -> Vec<Vec<f32>> {
+        self.lens()
+            .into_iter()
+            .map(|len| (0..len).map(|_| real(rng) * 0.6).collect())
+            .collect()
+    }
+
+    /// The logit of each sample.
+    fn logits<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> Vec<T> {
+        let mlp = |parameters: &[Vec<T>], mut x: Vec<T>, last_relu: bool| {
+            for (at, pair) in parameters.chunks(2).enumerate() {
+                let [weights, biases] = pair else { panic!("weights and biases") };
+                let is_relu = last_relu || at + 1 < parameters.len() / 2;
+                let rows = zip(weights.chunks(x.len()), biases);
+                let y = rows.map(|(w, &b)| dot(w, &x) + b);
+                x = y.map(|y| if is_relu && y.value() <= 0.0 { T::from(0.0) } else { y }).collect();
+            }
+            x
+        };
+        let (bottom, rest) = parameters.split_at(2 * self.bottom.len());
+        let (top, mut rest) = rest.split_at(2 * self.top.len());
+        let mut tables = Vec::new();
+        for (table, _) in &self.tables {
+            let (these, after) = rest.split_at(table.lens(self.dim).len());
+            tables.push(these);
+            rest = after;
+        }
+        let one = |sample: usize| {
+            let mut vectors: Vec<Vec<T>> = Vec::new();
+            if self.dense_dim > 0 {
+                let dense = &samples.dense[sample * self.dense_dim..][..self.dense_dim];
+                vectors.push(mlp(bottom, dense.iter().map(|&x| T::from(x.into())).collect(), true));
+            }
+            let mut interactions = vectors.concat();
+            for ((table, mode), (parameters, (indices, offsets, weights))) in
+                zip(&self.tables, zip(&tables, &samples.bags))
+            {
+                let range = offsets[sample] as usize..offsets[sample + 1] as usize;
+                let count = range.len() as f64;
+                let bag = range.map(|at| match mode {
+                    Mode::Sum => (indices[at].into(), 1.0),
+                    Mode::Mean => (indices[at].into(), 1.0 / count),
+                    Mode::Weighted => (indices[at].into(), weights[at].into()),
+                });
+                vectors.push(table.pool(parameters, self.dim, &bag.collect::<Vec<_>>()));
+            }
+            for i in 0..vectors.len() {
+                interactions.extend((0..i).map(|j| dot(&vectors[i], &vectors[j])));
+            }
+            mlp(top, interactions, false)[0]
+        };
+        (0..samples.labels.len()).map(one).collect()
+    }
+
+    fn loss<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> T {
+        let logits = self.logits(parameters, samples);
+        let count = logits.len() as f64;
+        zip(logits, &samples.labels).fold(T::from(0.0), |sum, (z, &label)| {
+            sum + (z.softplus() + z * T::from(-f64::from(label))) * T::from(1.0 / count)
+        })
+    }
+
+    /// The same as a model of the crate.
+    fn build(&self, parameters: &[Vec<f32>], optimizer: Optimizer, tier: Tier) -> Dlrm {
+        let mut rest = &parameters[2 * (self.bottom.len() + self.top.len())..];
+        let features = self.tables.iter().map(|(table, mode)| {
+            let (these, after) = rest.split_at(table.lens(self.dim).len());
+            rest = after;
+            let pooling = if *mode == Mode::Mean {
+                Pooling::Mean
+            } else {
+                Pooling::Sum
+            };
+            Feature { table: table.build(these, self.dim, optimizer, tier), pooling }
+        });
+        let mut model = Dlrm::new(&self.spec(optimizer, tier), features.collect()).unwrap();
+        let layers = model.layers_mut().flat_map(|(_, layer)| layer.parameters_mut());
+        for ((_, to), from) in zip(layers, parameters) {
+            to.values_mut().copy_from_slice(from);
+        }
+        model
+    }
+
+    fn spec(&self, optimizer: Optimizer, tier: Tier) -> DlrmSpec {
+        let (bottom, top) = (self.bottom.clone(), self.top.clone());
+        DlrmSpec { dense_dim: self.dense_dim, bottom, top, optimizer, seed: 1, tier }
+    }
+}
+
+fn real(rng: &mut Rng) -> f32 {
+    rng.below(1 << 20) as f32 / (1 << 19) as f32 - 1.0
+}
+
+/// All parameters, in the order of [`Model`]; after a tensor train's cores the rows of its cache.
+fn values(model: &Dlrm) -> Vec<Vec<f32>> {
+    let layers = model
+        .layers()
+        .flat_map(|(_, layer)| layer.parameters())
+        .map(|(_, parameters)| parameters);
+    let tables = model.features().iter().flat_map(|feature| feature.table.parameters());
+    layers.chain(tables).map(|parameters| parameters.values().to_vec()).collect()
+}
+
+fn bits(xs: &[f32]) -> Vec<u32> {
+    xs.iter().map(|x| x.to_bits()).collect()
+}
+
+/// With every kind of table and pooling, with and without dense features, deep and as shallow as it
+/// gets.
+fn models() -> Vec<Model> {
+    use Mode::{Mean, Sum, Weighted};
+    let tt = |rows| Table::Tt {
+        p: vec![3, 2, 4],
+        q: vec![1, 2, 2],
+        ranks: vec![2, 3],
+        rows,
+        cache: None,
+    };
+    let two = |rows| Table::Tt { p: vec![4, 3], q: vec![2, 2], ranks: vec![2], rows, cache: None };
+    let qr = |combine| {
+        let columns = if combine == Combine::Concat { [1, 3] } else { [4, 4] };
+        Table::QuotientRemainder { rows: 11, remainders: 4, columns, combine }
+    };
+    let hashed = |table: Table| Table::Hashed { table: Box::new(table), indices: 40 };
+    let all = vec![
+        (Table::Dense { rows: 9 }, Sum),
+        (tt(22), Mean),
+        (hashed(two(11)), Weighted),
+        (qr(Combine::Mult), Weighted),
+        (qr(Combine::Add), Mean),
+        (qr(Combine::Concat), Sum),
+        (hashed(Table::Dense { rows: 7 }), Mean),
+    ];
+    let of_one = |mode| vec![(tt(24), mode), (qr(Combine::Mult), mode)];
+    let model = |dense_dim, bottom: &[usize], top: &[usize], tables| Model {
+        dense_dim,
+        dim: 4,
+        bottom: bottom.to_vec(),
+        top: top.to_vec(),
+        tables,
+    };
+    vec![
+        model(3, &[5, 4], &[6, 3, 1], all.clone()),
+        model(0, &[], &[5, 1], all),
+        model(2, &[4], &[1], of_one(Sum)),
+        model(2, &[4], &[2, 1], of_one(Mean)),
+        model(0, &[], &[], of_one(Weighted)),
+        model(3, &[4], &[3, 1], vec![]),
+    ]
+}
+
+// Gradients.
+
+#[test]
+fn gradients_of_every_parameter_agree_with_central_differences() {
+    const STEP: f64 = 1e-4;
+    let mut compared = 0;
+    for (seed, model) in
+        (0..2).flat_map(|seed| models().into_iter().map(move |model| (seed, model)))
+    {
+        let mut rng = Rng::new(seed);
+        let samples = Samples::draw(&mut rng, &model, 13);
+        let parameters = model.draw(&mut rng);
+        let wide: Vec<Vec<f64>> =
+            parameters.iter().map(|xs| xs.iter().map(|&x| x.into()).collect()).collect();
+        let duals: Vec<Vec<Dual>> =
+            wide.iter().map(|xs| xs.iter().map(|&x| x.into()).collect()).collect();
+        let derivative = |list: usize, at: usize| {
+            let mut duals = duals.clone();
+            duals[list][at].1 = 1.0;
+            model.loss(&duals, &samples).1
+        };
+        let expected: Vec<Vec<f64>> = wide
+            .iter()
+            .enumerate()
+            .map(|(k, xs)| (0..xs.len()).map(|at| derivative(k, at)).collect())
+            .collect();
+        let largest = expected.iter().flatten().fold(0.0, |max: f64, g| max.max(g.abs()));
+
+        // The oracle against differences of its loss, of the fourth order.
+        for (list, expected) in expected.iter().enumerate() {
+            for (at, &expected) in expected.iter().enumerate() {
+                let moved = |by: f64| {
+                    let mut moved = wide.clone();
+                    moved[list][at] += by * STEP;
+                    model.loss(&moved, &samples)
+                };
+                let difference =
+                    (8.0 * (moved(1.0) - moved(-1.0)) - (moved(2.0) - moved(-2.0))) / (12.0 * STEP);
+                let bound = 1e-6 * expected.abs() + 1e-9 * largest;
+                assert!(
+                    (difference - expected).abs() <= bound,
+                    "{list} {at}: {difference}, {expected}, {model:?}"
+                );
+            }
+        }
+
+        // The crate against the oracle: a step of SGD with rate 1 is the gradient.
+        for tier in tiers::available() {
+            let mut learned = model.build(&parameters, Optimizer::Sgd, tier);
+            let bags = samples.bags(&model);
+            let batch = Batch { dense: &samples.dense, bags: &bags };
+            let mut logits = vec![f32::NAN; samples.labels.len()];
+            learned.logits(&batch, &mut logits).unwrap();
+            for (found, expected) in zip(logits, model.logits(&wide, &samples)) {
+                assert!(
+                    (f64::from(found) - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+                    "{found} {expected}"
+                );
+            }
+            let loss = learned.step(&batch, &samples.labels, 1.0).unwrap();
+            assert!((loss - model.loss(&wide, &samples)).abs() < 1e-5, "{loss}");
+            for (list, (before, after)) in zip(&parameters, values(&learned)).enumerate() {
+                for (at, (before, after)) in zip(before, after).enumerate() {
+                    let (found, expected) =
+                        (f64::from(*before) - f64::from(after), expected[list][at]);
+                    // The last: what it moved from and to is rounded.
+                    let rounded = f64::from(f32::EPSILON) * f64::from(before.abs());
+                    let bound = 1e-3 * expected.abs() + 1e-6 * largest + rounded;
+                    assert!(
+                        (found - expected).abs() <= bound,
+                        "{tier:?} {list} {at}: {found} {expected} {model:?}"
+                    );
+                    compared += u32::from(expected != 0.0);
+                }
+            }
+        }
+    }
+    assert!(compared > 2000, "{compared}");
+}
+
+// PyTorch.
+
+#[test]
+fn two_steps_agree_with_pytorch() {
+    let text = include_str!("../golden/train/dlrm.txt");
+    let lines: BTreeMap<&str, Vec<&str>> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            line.split_once(' ')
+                .map_or((line, vec![]), |(name, values)| (name, values.split(' ').collect()))
+        })
+        .collect();
+    let floats =
+        |name: &str| -> Vec<f32> { lines[name].iter().map(|x| x.parse().unwrap()).collect() };
+    let integers =
+        |name: &str| -> Vec<u32> { lines[name].iter().map(|x| x.parse().unwrap()).collect() };
+    // As `make_dlrm.py` has it.
+    let model = Model {
+        dense_dim: 3,
+        dim: 4,
+        bottom: vec![6, 4],
+        top: vec![5, 1],
+        tables: vec![
+            (
+                Table::Tt {
+                    p: vec![3, 2, 4],
+                    q: vec![1, 2, 2],
+                    ranks: vec![2, 3],
+                    rows: 22,
+                    cache: None,
+                },
+                Mode::Sum,
+            ),
+            (Table::Dense { rows: 9 }, Mode::Mean),
+            (
+                Table::QuotientRemainder {
+                    rows: 11,
+                    remainders: 4,
+                    columns: [4, 4],
+                    combine: Combine::Mult,
+                },
+                Mode::Weighted,
+            ),
+        ],
+    };
+    let lists = |when: &str| -> Vec<Vec<f32>> {
+        (0..model.lens().len()).map(|list| floats(&format!("{when}.{list}"))).collect()
+    };
+    let before = lists("before");
+    let rates = LearningRates { layers: 0.05, tables: 0.2 };
+    for (name, optimizer) in [
+        ("sgd", Optimizer::Sgd),
+        ("adagrad", Optimizer::ADAGRAD),
+        ("row_wise_adagrad", Optimizer::RowWiseAdagrad { epsilon: 1e-10 }),
+        ("adam", Optimizer::ADAM),
+    ] {
+        for tier in tiers::available() {
+            let mut learned = model.build(&before, optimizer, tier);
+            for step in 0..2 {
+                let bags = (0..3).map(|table| {
+                    let [indices, offsets] =
+                        ["indices", "offsets"].map(|of| integers(&format!("{of}.{step}.{table}")));
+                    (indices, offsets, floats(&format!("weights.{step}.{table}")))
+                });
+                let bags = bags.collect();
+                let (dense, labels) =
+                    (floats(&format!("dense.{step}")), floats(&format!("labels.{step}")));
+                let samples = Samples { dense, labels, bags };
+                let bags = samples.bags(&model);
+                let batch = Batch { dense: &samples.dense, bags: &bags };
+                let loss = learned.step(&batch, &samples.labels, rates).unwrap();
+                let expected = f64::from(floats(&format!("loss.{name}"))[step]);
+                assert!(
+                    (loss - expected).abs() < 2e-6 * expected.max(1.0),
+                    "{name} {tier:?}: {loss} {expected}"
+                );
+            }
+            for (list, (found, expected)) in zip(values(&learned), lists(name)).enumerate() {
+                for (at, (found, expected)) in zip(found, expected).enumerate() {
+                    let error = (found - expected).abs();
+                    assert!(
+                        error <= 1e-5 * expected.abs().max(1.0),
+                        "{name} {tier:?} {list} {at}: {found} {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+// Promises.
+
+/// A model whose batches are large enough to be divided everywhere.
+fn large() -> (Model, Vec<Samples>) {
+    let cache = Some(CacheSpec { rows: 64, warm_up: 2, refresh: 3 });
+    let model = Model {
+        dense_dim: 5,
+        dim: 8,
+        bottom: vec![70, 8],
+        top: vec![40, 33, 1],
+        tables: vec![
+            (
+                Table::Tt {
+                    p: vec![9, 8, 7],
+                    q: vec![2, 2, 2],
+                    ranks: vec![8, 5],
+                    rows: 500,
+                    cache,
+                },
+                Mode::Sum,
+            ),
+            (Table::Dense { rows: 300 }, Mode::Mean),
+            (
+                Table::QuotientRemainder {
+                    rows: 99,
+                    remainders: 10,
+                    columns: [8, 8],
+                    combine: Combine::Mult,
+                },
+                Mode::Weighted,
+            ),
+        ],
+    };
+    let samples = [1500, 1, 40, 333].iter().enumerate();
+    let samples = samples
+        .map(|(seed, &count)| Samples::draw(&mut Rng::new(seed as u64), &model, count))
+        .collect();
+    (model, samples)
+}
+
+fn train(learned: &mut Dlrm, model: &Model, samples: &[Samples]) -> Vec<u64> {
+    let step = |samples: &Samples| {
+        let bags = samples.bags(model);
+        let loss =
+            learned.step(&Batch { dense: &samples.dense, bags: &bags }, &samples.labels, 0.1);
+        loss.unwrap().to_bits()
+    };
+    samples.iter().map(step).collect()
+}
+
+const OPTIMIZERS: [Optimizer; 4] =
+    [Optimizer::Sgd, Optimizer::ADAGRAD, Optimizer::ROW_WISE_ADAGRAD, Optimizer::ADAM];
+
+#[test]
+fn a_step_has_the_same_bits_on_any_number_of_threads() {
+    let (model, samples) = large();
+    for optimizer in OPTIMIZERS {
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut learned = model.build(&model.draw(&mut Rng::new(1)), optimizer, Tier::best());
+            let losses = pool.install(|| train(&mut learned, &model, &samples));
+            (losses, bits(&values(&learned).concat()))
+        };
+        let alone = run(1);
+        for threads in [2, 3, 8] {
+            assert!(run(threads) == alone, "{optimizer:?}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn what_is_restored_goes_on_to_the_bit() {
+    let (model, samples) = large();
+    for optimizer in OPTIMIZERS {
+        let new = |seed| model.build(&model.draw(&mut Rng::new(seed)), optimizer, Tier::best());
+        let (mut learned, mut restored) = (new(1), new(2));
+        train(&mut learned, &model, &samples);
+        let layers = zip(restored.layers_mut(), learned.layers());
+        let layers = layers.flat_map(|((to_name, to), (name, from))| {
+            assert_eq!(to_name, name);
+            zip(to.parameters_mut(), from.parameters()).map(|((_, to), (_, from))| (to, from))
+        });
+        layers.for_each(|(to, from)| restore(to, from));
+        restored.set_steps(learned.steps());
+        for (to, from) in zip(restored.features_mut(), learned.features()) {
+            zip(to.table.parameters_mut(), from.table.parameters())
+                .for_each(|(to, from)| restore(to, from));
+            to.table.set_steps(from.table.steps());
+            to.table.set_counters(&from.table.counters()).unwrap();
+        }
+        assert_eq!(
+            train(&mut learned, &model, &samples),
+            train(&mut restored, &model, &samples),
+            "{optimizer:?}"
+        );
+        assert_eq!(
+            bits(&values(&learned).concat()),
+            bits(&values(&restored).concat()),
+            "{optimizer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
+    let (mut rng, model) = (Rng::new(3), models().remove(0));
+    let mut learned = model.build(&model.draw(&mut rng), Optimizer::ADAGRAD, Tier::best());
+    train(&mut learned, &model, &[Samples::draw(&mut rng, &model, 30)]);
+    let specs: Vec<TableSpec> = zip(learned.features(), "abcdefg".chars())
+        .map(|(feature, name)| {
+            let table = feature.table.table();
+            let (dtype, data) = (Dtype::F32, table.data());
+            let weights = match data.weights {
+                Weights::Dense(rows) => WeightsSpec::Dense {
+                    num_embeddings: data.num_rows,
+                    embedding_dim: rows.embedding_dim,
+                    dtype,
+                },
+                Weights::Tt(tt) => WeightsSpec::Tt { shape: tt.shape, dtype },
+                Weights::QuotientRemainder(table) => WeightsSpec::QuotientRemainder {
+                    num_embeddings: data.num_rows,
+                    num_remainders: table.num_remainders,
+                    columns: [table.quotients.embedding_dim, table.remainders.embedding_dim],
+                    combine: table.combine,
+                    dtype,
+                },
+                other => panic!("{other:?}"),
+            };
+            let index_map = match data.index_map {
+                IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings: data.num_embeddings },
+                _ => IndexMapSpec::Identity,
+            };
+            TableSpec { index_map, ..TableSpec::new(name, weights) }
+        })
+        .collect();
+    let blob = Layout::new(&specs).unwrap().build(|section, out| {
+        let part = match section.role {
+            Role::Core(k) => k,
+            Role::RemainderRows => 1,
+            _ => 0,
+        };
+        let parameters = &learned.features()[section.table].table.parameters()[part];
+        dtype::encode(parameters.values(), Dtype::F32, out).unwrap();
+    });
+    let blob = Blob::parse(&blob).unwrap();
+    let samples = Samples::draw(&mut rng, &model, 50);
+    for ((stored, feature), bags) in
+        zip(zip(blob.tables(), learned.features()), samples.bags(&model))
+    {
+        let mut out = [[f32::NAN; 50 * 4]; 2];
+        stored
+            .pool(&bags, feature.pooling, &mut out[0], &mut stored.batch_workspace(200))
+            .unwrap();
+        feature
+            .table
+            .forward(&bags, feature.pooling, &mut out[1], &mut Vec::new())
+            .unwrap();
+        assert_eq!(bits(&out[0]), bits(&out[1]), "{}", stored.name());
+        assert!(out[0].iter().any(|&x| x != 0.0));
+        assert_eq!(stored.num_embeddings(), feature.table.table().num_embeddings());
+    }
+}
+
+fn restore(to: &mut ttrec::train::Parameters, from: &ttrec::train::Parameters) {
+    assert_eq!(to.slice_len(), from.slice_len());
+    to.values_mut().copy_from_slice(from.values());
+    zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
+}
+
+#[test]
+fn layers_have_dlrms_names_shapes_and_first_weights() {
+    let model = Model {
+        dense_dim: 200,
+        dim: 100,
+        bottom: vec![300, 100],
+        top: vec![250, 1],
+        tables: vec![],
+    };
+    let learned = Dlrm::new(&model.spec(Optimizer::Sgd, Tier::best()), vec![]).unwrap();
+    let found: Vec<_> = learned
+        .layers()
+        .map(|(name, layer)| (name, layer.inputs(), layer.outputs(), layer.relu()))
+        .collect();
+    let expected = [
+        ("bot_l.0", 200, 300, true),
+        ("bot_l.2", 300, 100, true),
+        ("top_l.0", 100, 250, true),
+        ("top_l.2", 250, 1, false),
+    ];
+    assert_eq!(
+        found,
+        expected.map(|(name, inputs, outputs, relu)| (name.to_owned(), inputs, outputs, relu))
+    );
+    let mean_square =
+        |xs: &[f32]| xs.iter().map(|x| f64::from(x * x)).sum::<f64>() / xs.len() as f64;
+    let first = learned.layers().next().unwrap().1;
+    assert!((mean_square(first.weights().values()) * 250.0 - 1.0).abs() < 0.03);
+    assert!((mean_square(first.biases().values()) * 300.0 - 1.0).abs() < 0.25);
+}
+
+#[test]
+fn a_model_learns_what_a_teacher_knows() {
+    let (model, _) = large();
+    let teacher: Vec<Vec<f64>> = model
+        .draw(&mut Rng::new(5))
+        .iter()
+        .map(|xs| xs.iter().map(|&x| 2.0 * f64::from(x)).collect())
+        .collect();
+    let mut rng = Rng::new(6);
+    for (optimizer, rate) in zip(OPTIMIZERS, [0.1, 0.05, 0.05, 0.01]) {
+        let mut learned = model.build(&model.draw(&mut Rng::new(7)), optimizer, Tier::best());
+        let mut losses = Vec::new();
+        for _ in 0..300 {
+            let mut samples = Samples::draw(&mut rng, &model, 100);
+            let logits = model.logits(&teacher, &samples);
+            zip(&mut samples.labels, logits)
+                .for_each(|(label, z)| *label = f32::from(u8::from(z > 0.0)));
+            let bags = samples.bags(&model);
+            let batch = Batch { dense: &samples.dense, bags: &bags };
+            losses.push(learned.step(&batch, &samples.labels, rate).unwrap());
+        }
+        let [first, last] =
+            [&losses[..10], &losses[290..]].map(|losses| losses.iter().sum::<f64>() / 10.0);
+        println!("{optimizer:?}: {first:.3} to {last:.3}");
+        assert!(last < 0.75 * first, "{optimizer:?}: {first} to {last}");
+    }
+}
+
+// Refusals.
+
+#[test]
+fn every_refusal_has_its_own_error_and_changes_nothing() {
+    let table = |dim| -> Feature {
+        let table = DenseTable::new(5, dim, Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
+        Feature { table: Box::new(table), pooling: Pooling::Sum }
+    };
+    let new = |dense_dim, bottom: &[usize], top: &[usize], features| {
+        let model =
+            Model { dense_dim, dim: 0, bottom: bottom.to_vec(), top: top.to_vec(), tables: vec![] };
+        Dlrm::new(&model.spec(Optimizer::ADAM, Tier::best()), features)
+    };
+    let refused = |dense_dim, bottom: &[usize], top: &[usize], features| {
+        new(dense_dim, bottom, top, features).map(|_| ()).unwrap_err()
+    };
+    assert_eq!(refused(0, &[], &[1], vec![]), TrainError::NoFeatures);
+    assert_eq!(
+        refused(0, &[4], &[1], vec![table(4)]),
+        TrainError::BottomMlp { dense_dim: 0, layers: 1 }
+    );
+    assert_eq!(
+        refused(3, &[], &[1], vec![table(4)]),
+        TrainError::BottomMlp { dense_dim: 3, layers: 0 }
+    );
+    let other_dim = |table, found| TrainError::EmbeddingDim { table, found, expected: 4 };
+    assert_eq!(refused(3, &[4], &[1], vec![table(4), table(5)]), other_dim(1, 5));
+    assert_eq!(refused(0, &[], &[1], vec![table(4), table(5)]), other_dim(1, 5));
+    assert_eq!(refused(3, &[4], &[2], vec![table(4)]), TrainError::TopMlp { found: 2 });
+    assert_eq!(refused(3, &[4], &[], vec![table(4)]), TrainError::TopMlp { found: 5 });
+    let layer_len = |found| TrainError::LayerLen { found, limit: 1 << 16 };
+    assert_eq!(refused(3, &[0, 4], &[1], vec![table(4)]), layer_len(0));
+    assert_eq!(refused(1 << 17, &[4], &[1], vec![table(4)]), layer_len(1 << 17));
+    // One vector, which has nothing to interact with.
+    assert_eq!(refused(0, &[], &[1], vec![table(4)]), layer_len(0));
+    let max = Feature { pooling: Pooling::Max, ..table(4) };
+    assert_eq!(refused(3, &[4], &[1], vec![max]), TrainError::MaxPooling);
+
+    let hashed = |rows: u64, indices| {
+        let table = DenseTable::new(rows, 4, Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
+        HashedTable::new(Box::new(table), indices)
+    };
+    let not_hashable =
+        |num_rows, num_embeddings| TrainError::NotHashable { num_rows, num_embeddings };
+    assert_eq!(hashed(5, 4).map(|_| ()).unwrap_err(), not_hashable(5, 4));
+    let twice = HashedTable::new(Box::new(hashed(5, 9).unwrap()), 20);
+    assert_eq!(twice.map(|_| ()).unwrap_err(), not_hashable(5, 20));
+    let parts = [vec![0.0; 12], vec![0.0; 15]];
+    let parts =
+        QuotientRemainderTable::from_parts(11, 4, [4, 4], Combine::Add, parts, Optimizer::Sgd);
+    assert_eq!(
+        parts.map(|_| ()).unwrap_err(),
+        TrainError::ValuesLen { core: 1, found: 15, expected: 16 }
+    );
+
+    let mut model = new(2, &[4], &[3, 1], vec![table(4), table(4)]).unwrap();
+    let before = values(&model);
+    let good = Bags::new(&[1u32, 4], &[0, 2]).unwrap();
+    let outside = Bags::new(&[1u32, 5], &[0, 2]).unwrap();
+    let two = Bags::new(&[1u32, 4], &[0, 1, 2]).unwrap();
+    let mut step = |dense: &[f32], bags: &[Bags<'_, u32>], labels: &[f32]| {
+        model.step(&Batch { dense, bags }, labels, 0.1).unwrap_err()
+    };
+    let in_table = |table, error| TrainError::Table(PoolTablesError { table, error });
+    assert_eq!(
+        step(&[0.0; 3], &[good, good], &[1.0]),
+        TrainError::DenseLen { found: 3, expected: 2 }
+    );
+    assert_eq!(
+        step(&[0.0, f32::NAN], &[good, good], &[1.0]),
+        TrainError::DenseFeature { position: 1 }
+    );
+    assert_eq!(step(&[0.0; 2], &[good], &[1.0]), TrainError::NumTables { found: 1, expected: 2 });
+    let num_bags = LookupError::NumBags { found: 2, expected: 1 };
+    assert_eq!(step(&[0.0; 2], &[good, two], &[1.0]), in_table(1, num_bags));
+    let out_of_range = LookupError::IndexOutOfRange { position: 1, index: 5, num_embeddings: 5 };
+    assert_eq!(step(&[0.0; 2], &[good, outside], &[1.0]), in_table(1, out_of_range));
+    for label in [-0.1, 1.5, f32::NAN] {
+        assert_eq!(step(&[0.0; 2], &[good, good], &[label]), TrainError::Label { sample: 0 });
+    }
+    for rate in [-0.1, f64::NAN, f64::INFINITY] {
+        let batch = Batch { dense: &[0.0; 2], bags: &[good, good] };
+        for rates in [
+            LearningRates { layers: rate, tables: 0.1 },
+            LearningRates { layers: 0.1, tables: rate },
+        ] {
+            assert_eq!(model.step(&batch, &[1.0], rates), Err(TrainError::LearningRate));
+        }
+    }
+    assert_eq!(
+        (values(&model), model.steps(), model.features()[0].table.steps()),
+        (before.clone(), 0, 0)
+    );
+
+    // No samples are a step like any other.
+    let none = Bags::new(&[], &[0]).unwrap();
+    assert_eq!(model.step(&Batch { dense: &[], bags: &[none, none] }, &[], 0.1), Ok(0.0));
+    assert_eq!((values(&model), model.steps()), (before, 1));
+}

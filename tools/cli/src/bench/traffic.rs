@@ -1,0 +1,251 @@
+//! Batches of bags, and passes over them.
+
+use super::{reference::Stored, roofline::Pass};
+use crate::{
+    frequencies::add_up,
+    lookup::{BagsFile, Mode, zeros},
+    random::random,
+};
+use anyhow::{Context, Result, ensure};
+use std::{hint::black_box, ops::Range};
+use ttrec::{Bags, Blob, LookupError, Pooling, Table, bag::Index};
+
+/// How row numbers are drawn.
+#[derive(Clone, Copy)]
+pub(super) enum Ids {
+    Uniform,
+    /// By Zipf's law with exponent 1.05; popular rows lie anywhere.
+    Zipf,
+    /// The same; popular rows lie together, as in a table sorted by frequency.
+    ZipfSorted,
+}
+
+impl Ids {
+    pub(super) const ALL: [Self; 3] = [Self::Uniform, Self::Zipf, Self::ZipfSorted];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Zipf => "zipf",
+            Self::ZipfSorted => "zipf-sorted",
+        }
+    }
+
+    fn draw(self, rows: u64, random: u64) -> u32 {
+        // 53 bits: every f64 from 0 up to 1.
+        let uniform = (random >> 11) as f64 / (1u64 << 53) as f64;
+        let rank = || {
+            let exponent = 1.0 - 1.05;
+            let whole = (rows as f64).powf(exponent) - 1.0;
+            ((uniform * whole + 1.0).powf(1.0 / exponent) as u64).saturating_sub(1)
+        };
+        let row = match self {
+            Self::Uniform => (uniform * rows as f64) as u64,
+            Self::Zipf => scatter(rank(), rows),
+            Self::ZipfSorted => rank(),
+        };
+        row.min(rows - 1) as u32
+    }
+}
+
+/// Where row `row` of a table that is sorted by frequency lies in one of `rows` rows that is not.
+fn scatter(row: u64, rows: u64) -> u64 {
+    row * 2_654_435_761 % rows
+}
+
+/// Bags as they come in: `torch.nn.EmbeddingBag`'s arguments.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a, I> {
+    pub(super) indices: &'a [I],
+    pub(super) offsets: &'a [I],
+    pub(super) weights: Option<&'a [f32]>,
+}
+
+/// Batches of bags for one table.
+#[derive(Clone)]
+pub(super) struct Traffic {
+    indices: Vec<u32>,
+    offsets: Vec<u32>,
+    /// The indices and offsets of each batch.
+    batches: Vec<[Range<usize>; 2]>,
+}
+
+impl Traffic {
+    /// `batches` batches of `bags` bags of `lookups` lookups each, from a table of `rows` rows.
+    pub(super) fn draw(
+        ids: Ids,
+        rows: u64,
+        seed: u64,
+        [batches, bags, lookups]: [usize; 3],
+    ) -> Self {
+        let len = bags * lookups;
+        Self {
+            indices: (0..(batches * len) as u64)
+                .map(|position| ids.draw(rows, random(seed, position)))
+                .collect(),
+            offsets: (0..=bags).map(|bag| (bag * lookups) as u32).collect(),
+            batches: (0..batches)
+                .map(|batch| [batch * len..(batch + 1) * len, 0..bags + 1])
+                .collect(),
+        }
+    }
+
+    /// The bags of a file in their order, in at most `batches` batches of `bags` of them; a rest is
+    /// left out.
+    pub(super) fn from_file(file: &BagsFile, batches: usize, bags: usize) -> Result<Self> {
+        let all = file.offsets(Mode::Sum);
+        file.bags(&all)?;
+        let indices: Result<Vec<u32>, _> =
+            file.indices().iter().map(|&index| u32::try_from(index)).collect();
+        let mut traffic = Self {
+            indices: indices.context("an index is too large")?,
+            offsets: Vec::new(),
+            batches: Vec::new(),
+        };
+        for batch in 0..batches {
+            let Some(offsets) = all.get(batch * bags..).and_then(|rest| rest.get(..=bags)) else {
+                break;
+            };
+            let (first, last, start) = (offsets[0], offsets[bags], traffic.offsets.len());
+            traffic.offsets.extend(offsets.iter().map(|offset| (offset - first) as u32));
+            traffic
+                .batches
+                .push([first as usize..last as usize, start..traffic.offsets.len()]);
+        }
+        ensure!(!traffic.batches.is_empty(), "fewer than {bags} bags");
+        Ok(traffic)
+    }
+
+    /// The same lookups of a table of `rows` rows that is not sorted by frequency.
+    pub(super) fn scattered(&self, rows: u64) -> Self {
+        let indices = self.indices.iter().map(|&row| scatter(row.into(), rows) as u32).collect();
+        Self { indices, ..self.clone() }
+    }
+
+    pub(super) fn indices(&self) -> &[u32] {
+        &self.indices
+    }
+
+    /// The rows that are asked for, ascending, and how often.
+    pub(super) fn frequencies(&self) -> Vec<(u64, f64)> {
+        let mut counts = self.indices.iter().map(|&row| (row.into(), 1.0)).collect();
+        add_up(&mut counts);
+        counts
+    }
+
+    fn batches(&self) -> impl Iterator<Item = Batch<'_, u32>> {
+        self.batches.iter().map(|[indices, offsets]| Batch {
+            indices: &self.indices[indices.clone()],
+            offsets: &self.offsets[offsets.clone()],
+            weights: None,
+        })
+    }
+}
+
+/// Tables and batches for them: all that a pass needs.
+pub(super) struct Run<'a, I = u32> {
+    tables: Vec<Table<'a>>,
+    /// One for each table, batch after batch.
+    bags: Vec<Bags<'a, I>>,
+    first: Vec<Batch<'a, I>>,
+    pooling: Pooling,
+    lookups: usize,
+    /// The pooled rows of a batch, table after table.
+    out: Vec<f32>,
+    workspace: Vec<f32>,
+}
+
+impl<'a> Run<'a> {
+    /// Sums the bags of as many batches as all tables have.
+    pub(super) fn new(tables: Vec<Table<'a>>, traffic: &'a [Traffic]) -> Result<Self> {
+        let mut streams: Vec<_> = traffic.iter().map(Traffic::batches).collect();
+        let mut batches = Vec::new();
+        while let Some(batch) = streams.iter_mut().map(Iterator::next).collect::<Option<Vec<_>>>() {
+            batches.push(batch);
+        }
+        Self::of_batches(tables, batches, Pooling::Sum)
+    }
+}
+
+impl<'a, I: Index> Run<'a, I> {
+    /// Each of `batches` has one list of bags for each table.
+    pub(super) fn of_batches(
+        tables: Vec<Table<'a>>,
+        batches: Vec<Vec<Batch<'a, I>>>,
+        pooling: Pooling,
+    ) -> Result<Self> {
+        let (mut lookups, mut out_len, mut workspace_len) = (0, 0, 0);
+        let mut bags = Vec::new();
+        for batch in &batches {
+            ensure!(batch.len() == tables.len(), "not one list of bags for each table");
+            let mut pooled_len = 0usize;
+            for (table, Batch { indices, offsets, weights }) in tables.iter().zip(batch) {
+                let list = Bags::new(indices, offsets)?;
+                bags.push(match weights {
+                    Some(weights) => list.with_per_sample_weights(weights)?,
+                    None => list,
+                });
+                lookups += indices.len();
+                pooled_len =
+                    pooled_len.saturating_add(list.len().saturating_mul(table.embedding_dim()));
+                workspace_len = table.batch_workspace_len(indices.len()).max(workspace_len);
+            }
+            out_len = pooled_len.max(out_len);
+        }
+        ensure!(lookups > 0, "no lookups, so none to time");
+        let first = batches.into_iter().next().unwrap_or_default();
+        let (out, workspace) = (zeros(out_len)?, zeros(workspace_len)?);
+        Ok(Self { tables, bags, first, pooling, lookups, out, workspace })
+    }
+
+    /// The same with the least workspace that the tables can do with.
+    pub(super) fn with_least_workspace(mut self) -> Self {
+        self.workspace
+            .truncate(self.tables.iter().map(Table::workspace_len).max().unwrap_or(0));
+        self
+    }
+
+    /// Lookups of a pass.
+    pub(super) fn lookups(&self) -> usize {
+        self.lookups
+    }
+
+    pub(super) fn workspace_bytes(&self) -> usize {
+        size_of_val(&self.workspace[..])
+    }
+
+    /// Compares the first batch with a plain loop over `blob`, where the tables are.
+    pub(super) fn check(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let blob = Blob::parse(bytes)?;
+        self.pool(0)?;
+        let mut out = &self.out[..];
+        for ((table, bags), batch) in self.tables.iter().zip(&self.bags).zip(&self.first) {
+            let (pooled, rest) = out.split_at(bags.len() * table.embedding_dim());
+            Stored::new(bytes, blob, table.name())?.check_bags(
+                name,
+                batch,
+                self.pooling,
+                pooled,
+            )?;
+            out = rest;
+        }
+        Ok(())
+    }
+
+    /// Every batch once.
+    pub(super) fn pass(&mut self) -> Pass<'_> {
+        let batches = self.bags.len() / self.tables.len();
+        Pass::new(batches, |mut range| range.try_for_each(|batch| self.pool(batch)))
+    }
+
+    fn pool(&mut self, batch: usize) -> Result<(), LookupError> {
+        let mut out = &mut self.out[..];
+        for (table, bags) in self.tables.iter().zip(&self.bags[batch * self.tables.len()..]) {
+            let (pooled, rest) = out.split_at_mut(bags.len() * table.embedding_dim());
+            table.pool(black_box(bags), self.pooling, pooled, &mut self.workspace)?;
+            out = rest;
+        }
+        black_box(&mut self.out);
+        Ok(())
+    }
+}

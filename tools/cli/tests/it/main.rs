@@ -1,0 +1,22 @@
+//! The integration tests of the command, one module a subject.
+
+mod support;
+
+#[cfg(unix)]
+mod atomic;
+mod bench;
+mod cache;
+mod checkpoint;
+mod cli;
+mod compress;
+mod dialects;
+mod direction;
+mod golden;
+#[cfg(unix)]
+mod hostile;
+mod plan;
+mod real_tables;
+mod report;
+mod representations;
+mod score;
+mod train;

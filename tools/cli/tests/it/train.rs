@@ -1,0 +1,609 @@
+//! Learning, from files of examples to a judged model, and whatever interrupts it.
+
+use crate::support::{Dir, TTREC, run, ttrec};
+use safetensors::SafeTensors;
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// SplitMix64 by position, from 0 up to 1.
+fn uniform(seed: u64, position: u64) -> f64 {
+    let z = seed
+        .wrapping_mul(0xD134_2543_DE82_EF95)
+        .wrapping_add(position.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ z >> 31) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+const USERS: u64 = 150;
+const ITEMS: u64 = 100;
+
+/// Examples whose clicks follow from a user, an item and a number; returns the AUC of the true
+/// odds.
+fn plant(path: &Path, count: u64, seed: u64) -> f64 {
+    let taste = |kind: u64, who: u64, k: u64| 2.0 * uniform(kind, who * 7 + k) - 1.0;
+    let mut text = String::from("click,age,user,item\n");
+    let mut odds = Vec::new();
+    for at in 0..count {
+        let draw = |field: u64| uniform(seed, at * 5 + field);
+        let (user, item) =
+            ((draw(0) * USERS as f64) as u64, (draw(1).powi(2) * ITEMS as f64) as u64);
+        let age = draw(2) * 4.0 - 2.0;
+        let liking: f64 = (0..3).map(|k| taste(1, user, k) * taste(2, item, k)).sum();
+        let logit = 3.0 * liking + 1.2 * age;
+        let click = draw(3) < 1.0 / (1.0 + (-logit).exp());
+        odds.push((logit, click));
+        writeln!(text, "{},{age:.3},u{user},i{item}", u8::from(click)).unwrap();
+    }
+    fs::write(path, text).unwrap();
+    auc(&odds)
+}
+
+/// By counting all pairs.
+fn auc(scored: &[(f64, bool)]) -> f64 {
+    let of = |wanted: bool| {
+        scored
+            .iter()
+            .filter(move |(_, click)| *click == wanted)
+            .map(|(score, _)| *score)
+    };
+    let won: f64 = of(true)
+        .map(|a| of(false).map(|b| f64::from(u8::from(a > b))).sum::<f64>())
+        .sum();
+    won / (of(true).count() * of(false).count()) as f64
+}
+
+const DATA: &str = r#"
+[data]
+format = "csv"
+train = ["train.csv"]
+test = ["test.csv"]
+valid_fraction = 0.1
+label = "click"
+dense = ["age"]
+categorical = ["user", "item"]
+"#;
+
+/// A config; `model` and `train` are lines of these sections.
+fn config(model: &str, train: &str) -> String {
+    format!(
+        "{DATA}\n[model]\nembedding_dim = 8\nbottom = [16, 8]\ntop = [16, \
+         1]\n{model}\n\n[train]\noptimizer = \"adam\"\nlearning_rate = 0.005\nbatch = \
+         64\n{train}\n"
+    )
+}
+
+/// A directory with planted examples, and the AUC that nothing exceeds but by luck.
+fn planted(count: u64) -> (Dir, f64) {
+    let dir = Dir::new();
+    plant(&dir.path("train.csv"), count, 3);
+    let best = plant(&dir.path("test.csv"), 3000, 4);
+    (dir, best)
+}
+
+/// A number of what `ttrec eval --json` prints.
+#[track_caller]
+fn judged(checkpoint: &Path, data_dir: &Path, what: &str) -> f64 {
+    let run = ttrec!["eval", checkpoint, "--data-dir", data_dir, "--json"].exits(0);
+    let value: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    value[what].as_f64().unwrap()
+}
+
+#[test]
+fn every_kind_of_table_learns_and_converts() {
+    let (dir, possible) = planted(30_000);
+    let root = dir.path("");
+    assert!((0.8..0.9).contains(&possible), "{possible}");
+    // Beside the AUC, what is least of it for half of it to be learned.
+    for (name, table, least) in [
+        ("dense", "{ representation = \"dense\" }", 0.78),
+        ("tt", "{ representation = \"tt\", rank = 12, scale = 10.0 }", 0.78),
+        (
+            "tt-narrow",
+            "{ representation = \"tt\", rank = 8, column_factors = [2, 1, 4], scale = 10.0 }",
+            0.7,
+        ),
+        (
+            "cached",
+            "{ representation = \"tt\", rank = 4, cache = { rows = 40, warm_up = 50, refresh = \
+             100 } }",
+            0.7,
+        ),
+        ("hashed", "{ representation = \"hashed\", num_rows = 80 }", 0.7),
+        (
+            "hashed-tt",
+            "{ representation = \"hashed-tt\", share = 0.9, rank = 8, scale = 10.0 }",
+            0.7,
+        ),
+        (
+            "qr",
+            "{ representation = \"quotient-remainder\", num_remainders = 10, operation = \"add\" }",
+            0.7,
+        ),
+    ] {
+        let text = config(&format!("table = {table}"), "epochs = 4");
+        let toml = dir.file(&format!("{name}.toml"), text);
+        let out = dir.path(name);
+        let run = ttrec!["train", &toml, "-o", &out].exits(0).prints([
+            "epoch 4: loss",
+            "held out: AUC",
+            "test: AUC",
+        ]);
+        let best = out.join("best.safetensors");
+        let (auc, log_loss) = (judged(&best, &root, "auc"), judged(&best, &root, "log_loss"));
+        assert!((least..possible + 0.005).contains(&auc), "{name}: {auc} of {possible}");
+        assert!((0.3..0.65).contains(&log_loss), "{name}: {log_loss}");
+        assert!((0.9..1.1).contains(&judged(&best, &root, "calibration")), "{name}");
+        assert!(run.stdout.contains(&format!("test: AUC {auc:.5}")), "{name}: {}", run.stdout);
+
+        // All of its tables, without a spec.
+        let blob = dir.path(&format!("{name}.ttr"));
+        let tables = ttrec!["convert", &best, "-o", &blob].exits(0);
+        assert!(tables.stdout.contains("2 tables"), "{}", tables.stdout);
+        let listed = ttrec!["inspect", &blob].exits(0).stdout;
+        assert!(listed.contains("user") && listed.contains("item"), "{listed}");
+        // The blob's ranker scores as the trainer does.
+        let (samples, scores) = (dir.path("samples.npz"), dir.path("scores.npy"));
+        ttrec!["eval", &best, "--data-dir", &root, "--samples", &samples].exits(0);
+        ttrec!["score", &blob, "--batch", &samples, "-o", &scores].exits(0);
+        let (found, wanted) =
+            (crate::support::read_f32(&scores).1, &crate::support::read_npz(&samples)["prob"]);
+        assert_eq!((found.len(), wanted.values.len()), (3000, 3000));
+        for (sample, (found, wanted)) in found.iter().zip(&wanted.values).enumerate() {
+            assert!(
+                (f64::from(*found) - wanted).abs() <= 1e-6,
+                "{name}, sample {sample}: {found} for {wanted}"
+            );
+        }
+        // What a cache holds at the end is apart in the blob.
+        if name == "cached" {
+            assert!(listed.contains("64 rows overridden"), "{listed}");
+        }
+        // The cores stand in the order that is less work: the wide factor last.
+        for (of, order) in [("tt", "least"), ("tt-narrow", "most")]
+            .into_iter()
+            .filter(|&(of, _)| of == name)
+        {
+            let orders = [("digit", order), ("column", "most")];
+            let orders = orders
+                .map(|(what, order)| format!("\"{what}_order\": \"{order}_significant_first\""));
+            let json = ttrec!["inspect", &blob, "--json"].exits(0).prints(&orders).stdout;
+            // The tensors say so to any spec.
+            let table = &serde_json::from_str::<serde_json::Value>(&json).unwrap()["tables"][0];
+            let spec = format!(
+                "[[table]]\nname = {}\nprefix = \"emb_l.0.\"\nnum_embeddings = {}\ncolumn_factors \
+                 = {}\n",
+                table["name"], table["num_embeddings"], table["tt"]["column_factors"]
+            );
+            let one = dir.convert(&best, &spec, &format!("{of}-one.ttr"));
+            ttrec!["inspect", &one, "--json"].exits(0).prints(&orders);
+            ttrec!["verify", &one, "--against", &best].exits(0);
+        }
+        // And its frequencies suit them, where there is something to keep for them.
+        if name == "tt" {
+            let counts = out.join("frequencies.npz");
+            ttrec![
+                "cache",
+                &blob,
+                "--frequencies",
+                counts,
+                "--budget",
+                "8KiB",
+                "-o",
+                dir.path("cached.ttr")
+            ]
+            .exits(0);
+        }
+    }
+    let toml = dir.path("tt.toml");
+    // Files that are named are judged as well, and are the same here.
+    let best = dir.path("tt/best.safetensors");
+    let run = ttrec!["eval", &best, "--data-dir", &root, "--data", dir.path("test.csv")].exits(0);
+    assert!(
+        run.stdout.contains(&format!("AUC {:.5}", judged(&best, &root, "auc"))),
+        "{}",
+        run.stdout
+    );
+    // What is there is not written over by accident.
+    ttrec!["train", &toml, "-o", dir.path("tt")]
+        .exits(3)
+        .says(["it is there already", "--resume"]);
+}
+
+/// Everything that a finished run leaves.
+fn left(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| !entry.file_name().to_string_lossy().ends_with(".part"))
+        .map(|entry| {
+            (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn kill_9_at_any_moment_changes_nothing() {
+    let (dir, _) = planted(6000);
+    for (optimizer, table) in [
+        ("adam", "{ representation = \"tt\", rank = 4 }"),
+        ("row-wise-adagrad", CACHED),
+        ("adagrad", "{ representation = \"hashed\", num_rows = 50 }"),
+    ] {
+        let train = "epochs = 3\npatience = 2\ncheckpoint_every = 10\ndecay = 0.7\nseed = 9";
+        let text = config(&format!("table = {table}"), train)
+            .replace("\"adam\"", &format!("{optimizer:?}"));
+        let toml = dir.file("config.toml", text);
+        let whole = dir.path(&format!("{optimizer}-whole"));
+        let started = Instant::now();
+        ttrec!["train", &toml, "-o", &whole].exits(0);
+        let whole_time = started.elapsed();
+        let expected = left(&whole);
+        assert_eq!(
+            expected.len(),
+            6,
+            "{:?}",
+            expected.iter().map(|(name, _)| name).collect::<Vec<_>>()
+        );
+
+        // Delays that differ, so that kills come while it reads, learns, judges and writes.
+        let (mut kills, mut midway) = (0, 0);
+        let broken = dir.path(&format!("{optimizer}-broken"));
+        let command = || {
+            let mut command = Command::new(TTREC);
+            command.args(["train", "--resume", "-o"]).arg(&broken).arg(&toml);
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        for attempt in 0..12u64 {
+            let mut child = command().spawn().unwrap();
+            thread::sleep(
+                whole_time.mul_f64(0.05 + 0.35 * uniform(11, attempt)) + Duration::from_millis(3),
+            );
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            midway += u32::from(broken.join("checkpoint.safetensors").exists());
+        }
+        let status = command().status().unwrap();
+        assert!(status.success(), "{status}");
+        eprintln!("{optimizer}: {kills} kills, {midway} of them with a checkpoint to go on from");
+        assert!(midway > 0, "no kill came between the first checkpoint and the end");
+        for ((name, found), (expected_name, expected)) in left(&broken).iter().zip(&expected) {
+            assert_eq!(name, expected_name);
+            assert!(found == expected, "{optimizer}: {name} differs");
+        }
+    }
+}
+
+/// Rows enter the cache, and soon others take their places.
+const CACHED: &str =
+    "{ representation = \"tt\", rank = 4, cache = { share = 0.2, warm_up = 20, refresh = 15 } }";
+
+/// The integers of a tensor.
+fn integers(bytes: &[u8]) -> Vec<i64> {
+    bytes
+        .chunks_exact(8)
+        .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_checkpoint_has_the_cache_as_fbtt_has_it() {
+    let (dir, _) = planted(3000);
+    let toml = dir.file("a.toml", config(&format!("table = {CACHED}"), "epochs = 1"));
+    ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
+    let checkpoint = dir.path("a/checkpoint.safetensors");
+    let all = tensors(&checkpoint);
+    let find = |name: &str| {
+        &all.iter()
+            .find(|(found, _)| found == name)
+            .unwrap_or_else(|| panic!("{name}"))
+            .1
+    };
+    let rows = integers(find("emb_l.1.hashtbl"));
+    // 20 of 101 items, in one set of 32 places.
+    assert_eq!((rows.len(), find("emb_l.1.cache_weight").len()), (32, 32 * 8 * 4));
+    let held: Vec<i64> = rows.iter().copied().filter(|&row| row >= 0).collect();
+    assert!(held.len() > 20 && held.iter().all(|&row| row < 101), "{rows:?}");
+    for (place, (row, state)) in rows.iter().zip(integers(find("emb_l.1.cache_state"))).enumerate()
+    {
+        assert_eq!(state, if *row < 0 { -1 } else { place as i64 });
+    }
+    // Its optimiser's state and its counts are there too, and needed.
+    for name in ["emb_l.1.cache_weight.0", "emb_l.1.cache_weight.1", "emb_l.1.counters"] {
+        assert!(find(&format!("opt_state_dict.{name}")).iter().any(|&byte| byte != 0), "{name}");
+    }
+
+    // The blob has those rows, and none of them is lost: it is compared with the checkpoint row by
+    // row.
+    let blob = dir.path("a.ttr");
+    ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
+    ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
+}
+
+/// The tensors of a checkpoint, without what it says of how it was made.
+fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = file
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view.data().to_vec()))
+        .collect();
+    tensors.sort();
+    tensors
+}
+
+#[test]
+fn what_is_learned_depends_on_neither_threads_nor_where_it_stopped() {
+    let (dir, _) = planted(3000);
+    let with = |name: &str, train: &str| -> PathBuf {
+        let toml = dir.file(
+            &format!("{name}.toml"),
+            config("table = { representation = \"tt\", rank = 4 }", train),
+        );
+        ttrec!["train", &toml, "-o", dir.path(name)].exits(0);
+        dir.path(name).join("checkpoint.safetensors")
+    };
+    let expected = tensors(&with("one", "epochs = 2"));
+    assert!(expected.len() > 20, "parameters and what Adam keeps");
+    assert_eq!(tensors(&with("two", "epochs = 2\nthreads = 3\ncheckpoint_every = 7")), expected);
+    assert_ne!(tensors(&with("other", "epochs = 2\nseed = 1")), expected);
+
+    // One epoch, and then another.
+    let first = with("longer", "epochs = 1");
+    assert_ne!(tensors(&first), expected);
+    ttrec!["train", dir.path("one.toml"), "-o", dir.path("longer"), "--resume"].exits(0);
+    assert_eq!(tensors(&first), expected);
+    // But not with another model.
+    let toml = dir
+        .file("model.toml", config("table = { representation = \"tt\", rank = 5 }", "epochs = 3"));
+    let run = ttrec!["train", &toml, "-o", dir.path("longer"), "--resume"].exits(3);
+    run.says(["longer/checkpoint.safetensors", "another config"]);
+    assert_eq!(tensors(&first), expected);
+}
+
+#[test]
+fn learning_ends_when_it_no_longer_helps() {
+    let (dir, _) = planted(1500);
+    // Far too few examples for so many parameters: what is held out soon gets worse.
+    let toml = dir.file("a.toml", config("", "epochs = 60\npatience = 2").replace("0.005", "0.02"));
+    let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
+    let epochs = run.stdout.lines().filter(|line| line.contains(": loss ")).count();
+    let best: usize = run.stdout.lines().find(|line| line.contains("tables of")).unwrap()[6..]
+        .split(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(epochs < 60 && epochs == best + 3, "{epochs} epochs, the best {best}");
+    let curves = fs::read_to_string(dir.path("a/curves.csv")).unwrap();
+    assert_eq!(curves.lines().count(), epochs + 1);
+    let losses: Vec<f64> = curves
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').nth(4).unwrap().parse().unwrap())
+        .collect();
+    assert!(losses.iter().all(|loss| *loss >= losses[best - 1]), "{losses:?}, the best {best}");
+    let picture = fs::read_to_string(dir.path("a/curves.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("log-loss") && picture.contains("AUC"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_old_checkpoint() {
+    let (dir, _) = planted(2000);
+    let wide = |train: &str| {
+        config("", train)
+            .replace("embedding_dim = 8", "embedding_dim = 32")
+            .replace("[16, 8]", "[16, 32]")
+    };
+    let (short, long) =
+        (dir.file("short.toml", wide("epochs = 1")), dir.file("long.toml", wide("epochs = 2")));
+    let out = dir.path("out");
+    ttrec!["train", &short, "-o", &out].exits(0);
+    let before = left(&out);
+    let checkpoint = out.join("checkpoint.safetensors");
+    // The curves fit into 32 KiB, the checkpoint does not.
+    assert!(fs::metadata(&checkpoint).unwrap().len() > 64 << 10);
+    let mut command = Command::new("sh");
+    let script = r#"trap "" XFSZ; ulimit -f 64; exec "$TTREC" train "$LONG" -o "$OUT" --resume"#;
+    command
+        .arg("-c")
+        .arg(script)
+        .env("TTREC", TTREC)
+        .env("LONG", &long)
+        .env("OUT", &out);
+    run(command).exits(4).says(["safetensors", "cannot write"]);
+    for (name, bytes) in left(&out).iter().filter(|(name, _)| name.ends_with("safetensors")) {
+        assert!(before.iter().any(|(old, old_bytes)| old == name && old_bytes == bytes), "{name}");
+    }
+    // And goes on once there is room.
+    ttrec!["train", &long, "-o", &out, "--resume"].exits(0);
+    ttrec!["train", &long, "-o", dir.path("whole")].exits(0);
+    assert_eq!(tensors(&checkpoint), tensors(&dir.path("whole/checkpoint.safetensors")));
+}
+
+#[test]
+fn mistakes_of_a_config_are_named() {
+    let (dir, _) = planted(200);
+    let good = config("", "epochs = 1");
+    let refused = |text: String, wanted: &[&str]| {
+        assert_ne!(text, good);
+        let toml = dir.file("bad.toml", text);
+        let run = ttrec!["train", &toml, "-o", dir.path("out")].exits(3);
+        assert!(!dir.path("out/checkpoint.safetensors").exists());
+        run.says(wanted.iter().copied());
+    };
+    let change = |from: &str, to: &str| good.replace(from, to);
+    for (from, to, wanted) in [
+        ("epochs = 1", "epoch = 1", &["bad.toml", "unknown field `epoch`"][..]),
+        ("embedding_dim = 8", "", &["bad.toml", "missing field `embedding_dim`"]),
+        (
+            "embedding_dim = 8",
+            "embedding_dim = 4294967291",
+            &["`embedding_dim` is 4294967291", "1 to 65536"],
+        ),
+        ("\"csv\"", "\"xml\"", &["unknown variant `xml`", "`criteo`"]),
+        ("\"adam\"", "\"adamw\"", &["unknown variant `adamw`", "`row-wise-adagrad`"]),
+        ("0.005", "-1", &["`learning_rate` is -1: expected more than 0"]),
+        ("0.005", "nan", &["`learning_rate` is NaN"]),
+        ("batch = 64", "batch = 0", &["`batch` is 0"]),
+        ("epochs = 1", "epochs = 0", &["`epochs` is 0"]),
+        ("epochs = 1", "epochs = 1\nthreads = 0", &["`threads` is 0"]),
+        ("valid_fraction = 0.1", "valid_fraction = 1.0", &["`valid_fraction` is 1"]),
+        (
+            "valid_fraction = 0.1",
+            "valid_fraction = 0.1\nvalid = [\"test.csv\"]",
+            &["expected one of the two"],
+        ),
+        ("\"item\"]", "\"itme\"]", &["train.csv: no column \"itme\"", "\"item\""]),
+        ("\"item\"]", "\"user\"]", &["`categorical` has \"user\" twice"]),
+        ("train.csv", "trian.csv", &["trian.csv: cannot open"]),
+        ("[16, 8]", "[16, 9]", &["[model]", "rows of 8 columns, expected 9"]),
+        ("top = [16, 1]", "top = [16]", &["[model]", "top MLP with 16 outputs"]),
+        (
+            "[train]",
+            "[model.tables]\nuzer = { representation = \"dense\" }\n[train]",
+            &["\"uzer\", which is no feature", "\"user\""],
+        ),
+        ("[train]", "table = { representation = \"tt\" }\n[train]", &["missing field `rank`"]),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 0 }\n[train]",
+            &["\"user\"", "`rank` is 0"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 2, column_factors = [2, 2, 3] }\n[train]",
+            &["\"user\"", "[2, 2, 3]", "8"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 2, cores = 9 }\n[train]",
+            &["9 cores"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 2, cache = { warm_up = 9 } }\n[train]",
+            &["`cache`", "expected `rows` or `share`"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"hashed\" }\n[train]",
+            &["expected one of `num_rows`, `bytes` and `like_rank`"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"hashed\", bytes = 3 }\n[train]",
+            &["3 bytes: expected at least one row"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"quotient-remainder\", bytes = 100 }\n[train]",
+            &["3 rows fit"],
+        ),
+        ("[train]", "table = { representation = \"low\" }\n[train]", &["unknown variant `low`"]),
+        ("valid_fraction = 0.1", "max_bad_fraction = 2.0", &["`max_bad_fraction` is 2"]),
+    ] {
+        refused(change(from, to), wanted);
+    }
+    refused(
+        change("valid_fraction = 0.1", "") + "patience = 1\n",
+        &["`patience` goes with examples that are held out"],
+    );
+    // A rate that is too high is said to be one.
+    let (toml, out) =
+        (dir.file("high.toml", change("0.005", "1e30").replace("adam", "sgd")), dir.path("high"));
+    ttrec!["train", &toml, "-o", &out]
+        .exits(3)
+        .says(["the loss is", "a smaller `learning_rate`"]);
+    // What is no checkpoint of this kind, or is damaged, is refused.
+    let run = ttrec!["eval", crate::support::golden("fbtt_d3.safetensors")].exits(3);
+    run.says(["not a checkpoint of `ttrec train`"]);
+}
+
+#[test]
+fn bad_lines_are_told_and_too_many_end_it() {
+    let (dir, _) = planted(3000);
+    let mut text = fs::read_to_string(dir.path("train.csv")).unwrap();
+    text.push_str("1,abc,u1,i1\n1,1\n");
+    fs::write(dir.path("train.csv"), &text).unwrap();
+    let toml = dir.file("a.toml", config("", "epochs = 1"));
+    let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
+    run.says([
+        "2 of 3002 rows are bad",
+        "train.csv: line 3002: field 2 is \"abc\"",
+        "line 3003: 2 fields, expected 4",
+    ]);
+    text.push_str("1,1\n1,1\n");
+    fs::write(dir.path("train.csv"), &text).unwrap();
+    let run = ttrec!["train", &toml, "-o", dir.path("b")].exits(3);
+    run.says(["4 of 3004 rows are bad", "max_bad_fraction"]);
+}
+
+#[test]
+fn a_sweep_tunes_each_representation_and_runs_nothing_twice() {
+    let (dir, possible) = planted(8000);
+    let sweep = r#"
+[sweep]
+seeds = [1, 2]
+learning_rates = [0.0001, 0.01]
+budget = "7000"
+representations = [
+    { representation = "dense" },
+    { representation = "tt", rank = 4 },
+    { representation = "hashed", like_rank = 4 },
+]
+"#;
+    let toml = dir.file("sweep.toml", config("", "epochs = 3") + sweep);
+    let out = dir.path("sweep");
+    let first = ttrec!["sweep", &toml, "-o", &out]
+        .exits(0)
+        .says(["dense", "more than the budget"]);
+    // Two rates with one seed, and the better one with the other.
+    assert_eq!(first.stdout.matches("learning rate 0.0001, seed 1").count(), 2);
+    assert_eq!(first.stdout.matches("learning rate 0.01, seed 2").count(), 2);
+    assert_eq!(first.stdout.matches(", seed ").count(), 6);
+    let (csv, table) = (
+        fs::read(out.join("results.csv")).unwrap(),
+        fs::read_to_string(out.join("results.md")).unwrap(),
+    );
+    assert!(first.stdout.ends_with(&table) && table.contains("± "), "{table}");
+    assert!(
+        table.lines().count() == 4
+            && table.contains("| tt rank 4 |")
+            && table.contains("0.01 (at the edge)"),
+        "{table}"
+    );
+    let text = String::from_utf8(csv.clone()).unwrap();
+    assert_eq!(text.lines().count(), 7, "{text}");
+    let field = |line: &str, name: &str| -> f64 {
+        let at = text.lines().next().unwrap().split(',').position(|other| other == name).unwrap();
+        line.split(',').nth(at).unwrap().parse().unwrap()
+    };
+    for line in text.lines().skip(1) {
+        assert!((0.4..possible).contains(&field(line, "test_auc")), "{line}");
+        assert!(field(line, "bytes") <= 7000.0, "{line}");
+    }
+    assert!(fs::read_to_string(out.join("results.svg")).unwrap().contains("hashed"));
+
+    // Again: nothing is left to do. And with a run taken away, that one.
+    let again = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    assert_eq!(again.stdout, table);
+    fs::remove_file(out.join("tt-rank-4-rate-0.01-seed-2/result.json")).unwrap();
+    let again = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    assert_eq!(again.stdout.matches(", seed ").count(), 1);
+    assert!(fs::read(out.join("results.csv")).unwrap() == csv);
+}
