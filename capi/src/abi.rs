@@ -331,7 +331,7 @@ pub unsafe extern "C" fn ttrec_table_bag(
                 bag::<u32>(table, &bags, &given, pooling, out, workspace)
             }
             Some(ttrec_index_type::I64) => {
-                bag::<u64>(table, &bags, &given, pooling, out, workspace)
+                bag::<i64>(table, &bags, &given, pooling, out, workspace)
             }
             None => Err(Error::IndexType { found: bags.index_type }),
         }
@@ -366,7 +366,7 @@ pub unsafe extern "C" fn ttrec_pool_tables(
                 pool::<u32>(tables, bags, &given, pooling, out, workspace)
             }
             Some(ttrec_index_type::I64) => {
-                pool::<u64>(tables, bags, &given, pooling, out, workspace)
+                pool::<i64>(tables, bags, &given, pooling, out, workspace)
             }
             None => Err(Error::IndexType { found: bags[0].index_type }),
         }
@@ -544,7 +544,7 @@ fn bag<'c, I: BagIndex>(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), Error<'c>> {
-    let refused = |error| bags::refused::<I>(table.name(), error);
+    let refused = |error| bags::refused(table.name(), error);
     let bags = bags.read::<I>(given)?.map_err(refused)?;
     table.pool(&bags, pooling, out, workspace).map_err(refused)
 }
@@ -557,9 +557,9 @@ fn pool<'c, I: BagIndex>(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), Error<'c>> {
-    let mut list = SmallVec::<[(&Table<'_>, Bags<'_, I>); 32]>::new();
+    let mut list = SmallVec::<[(&Table<'_>, Bags<'_>); 32]>::new();
     let no_memory = |_| Error::Memory {
-        bytes: tables.len().saturating_mul(size_of::<(&Table<'_>, Bags<'_, I>)>()),
+        bytes: tables.len().saturating_mul(size_of::<(&Table<'_>, Bags<'_>)>()),
     };
     list.try_reserve_exact(tables.len()).map_err(no_memory)?;
     for (position, (&table, bags)) in tables.iter().zip(bags).enumerate() {
@@ -569,11 +569,11 @@ fn pool<'c, I: BagIndex>(
         }
         list.push((
             table,
-            bags.read(given)?.map_err(|error| bags::refused::<I>(table.name(), error))?,
+            bags.read::<I>(given)?.map_err(|error| bags::refused(table.name(), error))?,
         ));
     }
     pool_tables(&list, pooling, out, workspace).map_err(|error| match list.get(error.table) {
-        Some((table, _)) => bags::refused::<I>(table.name(), error.error),
+        Some((table, _)) => bags::refused(table.name(), error.error),
         None => Error::NoTables(error.error),
     })
 }
@@ -611,7 +611,7 @@ fn score<'c>(
             score_bags::<u32>(ranker, scoring, dense, bags, &given, out, workspace)
         }
         Some(ttrec_index_type::I64) => {
-            score_bags::<u64>(ranker, scoring, dense, bags, &given, out, workspace)
+            score_bags::<i64>(ranker, scoring, dense, bags, &given, out, workspace)
         }
         None => Err(Error::IndexType { found: bags[0].index_type }),
     }
@@ -628,18 +628,21 @@ fn score_bags<'c, I: BagIndex>(
 ) -> Result<(), Error<'c>> {
     let refused = |error| match error {
         ScoreError::Table { table, error } => {
-            bags::refused::<I>(ranker.table(table).map_or("", |table| table.table().name()), error)
+            bags::refused(ranker.table(table).map_or("", |table| table.table().name()), error)
         }
         error => Error::Score(error),
     };
-    let mut list = SmallVec::<[Bags<'_, I>; 32]>::new();
+    let mut list = SmallVec::<[Bags<'_>; 32]>::new();
     let no_memory = |_| Error::Memory { bytes: size_of_val(bags) };
     list.try_reserve_exact(bags.len()).map_err(no_memory)?;
     for (table, bags) in bags.iter().enumerate() {
         if bags.index_type() != Some(I::TYPE) {
             return Err(Error::MixedIndexTypes { position: table });
         }
-        list.push(bags.read(given)?.map_err(|error| refused(ScoreError::Table { table, error }))?);
+        list.push(
+            bags.read::<I>(given)?
+                .map_err(|error| refused(ScoreError::Table { table, error }))?,
+        );
     }
     let ranker = ranker.ranker();
     match scoring {

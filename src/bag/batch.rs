@@ -19,10 +19,11 @@
               constructor has checked"
 )]
 
-use super::{Bags, Index, digits::Digits, divide, sort::sort};
+use super::{Bags, digits::Digits, divide, sort::sort};
 use crate::{
     blob::{Core, TtCores},
     dtype::{Elements, Weight, with_core_elements, with_elements},
+    index::{Indices, with_integers},
     isa::Tier,
     kernel::{
         AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step,
@@ -158,8 +159,8 @@ impl Buffers<'_> {
 /// Some lookups of a batch: entries are `prefix key << 32 | position`, positions counted from
 /// `start`.
 #[derive(Clone, Copy)]
-struct Segment<'s, X> {
-    indices: &'s [X],
+struct Segment<'s> {
+    indices: Indices<'s>,
     row_of: RowOf<'s>,
     weights: Option<&'s [f32]>,
     bags: BagOf<'s>,
@@ -172,7 +173,7 @@ enum BagOf<'s> {
     Each(&'s [u32]),
 }
 
-impl<X: Index> Segment<'_, X> {
+impl Segment<'_> {
     /// The lookup's position in the segment.
     #[inline(always)]
     fn position(entry: u64) -> usize {
@@ -185,10 +186,10 @@ impl<X: Index> Segment<'_, X> {
     }
 
     #[inline(always)]
-    fn row_of_index(&self, index: &X) -> u32 {
+    fn row_of_index(&self, index: u64) -> u32 {
         match self.row_of {
-            RowOf::Identity => index.to_u64() as u32,
-            _ => mapped_row(&self.row_of, index.to_u64()),
+            RowOf::Identity => index as u32,
+            _ => mapped_row(&self.row_of, index),
         }
     }
 
@@ -236,11 +237,7 @@ pub(super) struct Pool<'t, 'a> {
 
 impl<'t, 'a> Pool<'t, 'a> {
     /// `None` if the rows of the table, the lookups or the bags do not fit 32 bits.
-    pub(super) fn new<X: Index>(
-        table: &'t Table<'a>,
-        tt: &'t TtCores<'a>,
-        bags: &Bags<'_, X>,
-    ) -> Option<Self> {
+    pub(super) fn new(table: &'t Table<'a>, tt: &'t TtCores<'a>, bags: &Bags<'_>) -> Option<Self> {
         u32::try_from(bags.indices.len().max(bags.len())).ok()?;
         let last = tt.shape.num_cores().checked_sub(1)?;
         let n = tt.shape.column_factor(last);
@@ -257,9 +254,9 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Sums or averages each bag. `None` if lengths contradict each other.
-    pub(super) fn pool<X: Index>(
+    pub(super) fn pool(
         &self,
-        bags: &Bags<'_, X>,
+        bags: &Bags<'_>,
         mean: bool,
         out: &mut Output<'_>,
         workspace: &mut [f32],
@@ -275,7 +272,7 @@ impl<'t, 'a> Pool<'t, 'a> {
             out.fill_zero(first..end)?;
             let lookups = bags.range(first)?.start..bags.range(end - 1)?.end;
             let mut segment = Segment {
-                indices: bags.indices.get(lookups.clone())?,
+                indices: bags.indices.slice(lookups.clone())?,
                 row_of: self.row_of,
                 weights: match bags.per_sample_weights {
                     Some(weights) => Some(weights.get(lookups.clone())?),
@@ -310,12 +307,7 @@ impl<'t, 'a> Pool<'t, 'a> {
 
     /// The end of the bags that are sorted together with bag `first`: as many whole ones as there
     /// is room for, or one.
-    fn segment_end<X: Index>(
-        &self,
-        bags: &Bags<'_, X>,
-        first: usize,
-        buffers: &Buffers<'_>,
-    ) -> Option<usize> {
+    fn segment_end(&self, bags: &Bags<'_>, first: usize, buffers: &Buffers<'_>) -> Option<usize> {
         let start = bags.range(first)?.start;
         let room = buffers.entries.len().min(buffers.bag_of.len());
         let mut end = first + 1;
@@ -326,9 +318,9 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Adds up the bags of a segment.
-    fn pool_segment<X: Index>(
+    fn pool_segment(
         &self,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         out: &mut Output<'_>,
         buffers: &mut Buffers<'_>,
     ) -> Option<()> {
@@ -380,31 +372,37 @@ impl<'t, 'a> Pool<'t, 'a> {
     /// Gives the entries of lookups whose rows are not stored to `take`; stored ones are added to
     /// their bags, if `out` is there.
     #[inline(always)]
-    fn each_entry<X: Index>(
+    fn each_entry(
         &self,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         mut out: Option<&mut Output<'_>>,
         mut take: impl FnMut(u64) -> Option<()>,
     ) -> Option<()> {
-        let entry = |index: &X, position: u32| {
+        let entry = |index: u64, position: u32| {
             u64::from(self.digits.prefix_key(segment.row_of_index(index))) << 32
                 | u64::from(position)
         };
         if !self.table.has_stored_rows() {
-            let mut lookups = segment.indices.iter().zip(0u32..);
-            return lookups.try_for_each(|(index, position)| take(entry(index, position)));
+            return with_integers!(segment.indices, indices => {
+                let mut lookups = indices.iter().zip(0u32..);
+                lookups.try_for_each(|(&index, position)| take(entry(index.into(), position)))
+            });
         }
         let mut jobs = [AddRow::EMPTY; ROWS];
         let mut count = 0;
         let mut are_cached = false;
-        for (indices, start) in segment.indices.chunks(SOUGHT).zip((0u32..).step_by(SOUGHT)) {
+        for (start, base) in
+            (0..segment.indices.len()).step_by(SOUGHT).zip((0u32..).step_by(SOUGHT))
+        {
+            let indices =
+                segment.indices.slice(start..segment.indices.len().min(start + SOUGHT))?;
             // All first, so that none waits in vain for what becomes of the one before it.
             let mut stored = [None; SOUGHT];
             stored
                 .iter_mut()
-                .zip(indices)
-                .for_each(|(to, index)| *to = self.table.stored_row(index.to_u64()));
-            for ((index, stored), position) in indices.iter().zip(stored).zip(start..) {
+                .zip(indices.iter())
+                .for_each(|(to, index)| *to = self.table.stored_row(index));
+            for ((index, stored), position) in indices.iter().zip(stored).zip(base..) {
                 let Some(stored) = stored else {
                     take(entry(index, position))?;
                     continue;
@@ -450,9 +448,9 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Adds the first `count` entries, which are sorted.
-    fn multiply_out<X: Index>(
+    fn multiply_out(
         &self,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         count: usize,
         out: &mut Output<'_>,
         buffers: &mut Buffers<'_>,
@@ -502,7 +500,7 @@ impl<'t, 'a> Pool<'t, 'a> {
 
     /// The product of a lookup's prefix, if it is stored.
     #[inline(always)]
-    fn stored_product<X: Index>(&self, segment: &Segment<'_, X>, entry: u64) -> Option<&'a [f32]> {
+    fn stored_product(&self, segment: &Segment<'_>, entry: u64) -> Option<&'a [f32]> {
         let prefixes = self.tt.prefixes.as_ref()?;
         let [m, r, _] = self.last_step;
         prefixes.product(self.digits.prefix(segment.row(entry)?).into(), m * r)
@@ -513,11 +511,11 @@ impl<'t, 'a> Pool<'t, 'a> {
         clippy::too_many_arguments,
         reason = "what the loop over chunks has, and nothing that belongs together"
     )]
-    fn last_step<W: Weight, X: Index>(
+    fn last_step<W: Weight>(
         &self,
         slices: &[W],
         core: &Core<'_>,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         prefixes: &[Prefix<'_>],
         x: &[f32],
         last_slice: &mut [f32],

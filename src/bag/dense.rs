@@ -10,10 +10,11 @@
     reason = "counts and positions of what is in memory, and quotients of rows"
 )]
 
-use super::{Bags, Index, batch::Output, divide, pool_bag, pool_dense};
+use super::{Bags, batch::Output, divide, pool_bag, pool_dense};
 use crate::{
     blob::{Combine, Projected, QuotientRemainder, Rows},
     divisor::Divisor,
+    index::Indices,
     kernel::{Epilogue, Pooling, store_rows},
     table::{StoredRow, Table, dense, index_map::RowOf, quotient_remainder::combine},
 };
@@ -31,10 +32,10 @@ pub(super) fn best_workspace_len(len: usize, num_lookups: usize) -> usize {
 }
 
 /// Bags whose rows are pooled apart from what the blob stores apart.
-pub(super) struct PoolParts<'t, 'a, 'b, I> {
+pub(super) struct PoolParts<'t, 'a, 'b> {
     table: &'t Table<'a>,
     row_of: RowOf<'a>,
-    bags: &'t Bags<'b, I>,
+    bags: &'t Bags<'b>,
     pooling: Pooling,
 }
 
@@ -63,8 +64,8 @@ struct Part<'o> {
     stride: usize,
 }
 
-impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
-    pub(super) fn new(table: &'t Table<'a>, bags: &'t Bags<'b, I>, pooling: Pooling) -> Self {
+impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
+    pub(super) fn new(table: &'t Table<'a>, bags: &'t Bags<'b>, pooling: Pooling) -> Self {
         Self { table, row_of: RowOf::new(table.data()), bags, pooling }
     }
 
@@ -231,8 +232,8 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
             if range.end - start > LOOKUPS {
                 break;
             }
-            for (index, position) in self.bags.indices.get(range.clone())?.iter().zip(range) {
-                let Some(row) = row_of(index.to_u64()) else { continue };
+            for (index, position) in self.bags.indices.slice(range.clone())?.iter().zip(range) {
+                let Some(row) = row_of(index) else { continue };
                 *indices.get_mut(count)? = row as u32;
                 if let Some(from) = self.bags.per_sample_weights {
                     *weights.get_mut(count)? = *from.get(position)?;
@@ -243,8 +244,9 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
             num_bags += 1;
         }
         let bags = Bags {
-            indices: indices.get(..count)?,
-            offsets: offsets.get(..=num_bags)?,
+            indices: Indices::U32(indices.get(..count)?),
+            offsets: Indices::U32(offsets.get(..=num_bags)?),
+            is_signed: false,
             per_sample_weights: if self.bags.per_sample_weights.is_some() {
                 Some(weights.get(..count)?)
             } else {
@@ -265,9 +267,9 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         }
         for bag in bags {
             let range = self.bags.range(bag)?;
-            let indices = self.bags.indices.get(range.clone())?;
-            let apart = |index: &I| self.table.position_apart(index.to_u64());
-            let num_apart = indices.iter().filter(|index| apart(index).is_some()).count();
+            let indices = self.bags.indices.slice(range.clone())?;
+            let apart = |index: u64| self.table.position_apart(index);
+            let num_apart = indices.iter().filter(|&index| apart(index).is_some()).count();
             if num_apart == 0 {
                 continue;
             }

@@ -3,7 +3,7 @@
 use super::{Epilogue, Start, small_product};
 use crate::{
     dtype::{Elements, Weight, with_elements},
-    index::Index,
+    index::{Indices, Integer},
     isa::{Isa, Op, Tier},
 };
 use core::ops::Range;
@@ -103,7 +103,7 @@ pub(crate) struct PoolRows<'s, W, X> {
     pub(crate) embedding_dim: usize,
     /// Bag b is `indices[offsets[b]..offsets[b + 1]]`.
     pub(crate) indices: &'s [X],
-    pub(crate) offsets: &'s [X],
+    pub(crate) offsets: Indices<'s>,
     pub(crate) weights: Option<&'s [f32]>,
     pub(crate) pooling: Pooling,
     /// Pooled rows, the next one `out_stride` further.
@@ -237,15 +237,14 @@ const AHEAD: usize = 32;
 /// Bytes that one prefetch brings.
 const CACHE_LINE: usize = 64;
 
-impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
+impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
     /// `None` if a bag or a row is not where it should be.
     type Output = Option<()>;
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) -> Option<()> {
-        let bounds = self.offsets.iter().zip(self.offsets.iter().skip(1));
-        for (bag, (start, end)) in bounds.enumerate() {
-            let range = start.to_usize()?..end.to_usize()?;
+        for bag in 0..self.offsets.len().saturating_sub(1) {
+            let range = self.offsets.range(bag)?;
             let column = self.columns(isa, bag, &range, 0)?;
             let column = if I::LANES > 8 {
                 self.columns(isa.half(), bag, &range, column)?
@@ -266,7 +265,7 @@ impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
     }
 }
 
-impl<W: Weight, X: Index> PoolRows<'_, W, X> {
+impl<W: Weight, X: Integer> PoolRows<'_, W, X> {
     /// Whole vectors from `column` on; returns where they end.
     #[inline(always)]
     fn columns<I: Isa>(
