@@ -180,7 +180,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         part: Part<'_>,
     ) -> Option<()> {
         let row_of = |index: u64| {
-            if self.table.position_apart(index).is_some() {
+            if self.table.override_position(index).is_some() {
                 None
             } else {
                 Some(row_part.of(self.row_of.row(index)))
@@ -266,7 +266,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         for bag in bags {
             let range = self.bags.range(bag)?;
             let indices = self.bags.indices.get(range.clone())?;
-            let apart = |index: &I| self.table.position_apart(index.to_u64());
+            let apart = |index: &I| self.table.override_position(index.to_u64());
             let num_apart = indices.iter().filter(|index| apart(index).is_some()).count();
             if num_apart == 0 {
                 continue;
@@ -287,7 +287,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
                     (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
                     (_, None) => Epilogue::AddScaled(1.0),
                 };
-                self.table.put_stored_row(StoredRow::Apart(row), out, epilogue)?;
+                self.table.put_stored_row(StoredRow::Override(row), out, epilogue)?;
                 are_none = false;
             }
             if self.pooling == Pooling::Mean {
