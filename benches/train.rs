@@ -79,10 +79,10 @@ fn check(workload: &Workload, ids: &[u32]) {
     let [q0, q1, q2] = [0, 1, 2].map(|k| shape.column_factor(k));
     let [r1, r2] = [1, 2].map(|k| shape.rank(k));
     let dim = shape.embedding_dim();
-    let mine = shape.digits(ids[0].into());
+    let mine: Vec<u32> = shape.digits(ids[0].into()).collect();
     let mut expected: Vec<Vec<f64>> = (0..3).map(|k| vec![0.0; shape.slice_len(k)]).collect();
     for (at, &id) in ids.iter().enumerate() {
-        let digits = shape.digits(id.into());
+        let digits: Vec<u32> = shape.digits(id.into()).collect();
         let g = &gradient[at / workload.bag * dim..][..dim];
         let [s0, s1, s2] = [0, 1, 2]
             .map(|k| &before[k][digits[k] as usize * shape.slice_len(k)..][..shape.slice_len(k)]);

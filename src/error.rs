@@ -8,7 +8,7 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShapeError {
-    /// The number of cores is outside `2..=`[`MAX_CORES`](crate::shape::MAX_CORES).
+    /// The number of cores is outside `2..=`[`MAX_CORES`](crate::limits::MAX_CORES).
     CoreCount {
         /// Cores asked for.
         found: usize,
@@ -33,7 +33,7 @@ pub enum ShapeError {
         /// The largest value allowed; the smallest is 1.
         limit: u64,
     },
-    /// `num_embeddings` is zero or above [`MAX_NUM_EMBEDDINGS`](crate::shape::MAX_NUM_EMBEDDINGS).
+    /// `num_embeddings` is zero or above [`MAX_NUM_EMBEDDINGS`](crate::limits::MAX_NUM_EMBEDDINGS).
     NumEmbeddings {
         /// Rows asked for.
         found: u64,
@@ -46,7 +46,7 @@ pub enum ShapeError {
         num_embeddings: u64,
     },
     /// `embedding_dim` (the product of the column factors) is zero or above
-    /// [`MAX_EMBEDDING_DIM`](crate::shape::MAX_EMBEDDING_DIM).
+    /// [`MAX_EMBEDDING_DIM`](crate::limits::MAX_EMBEDDING_DIM).
     EmbeddingDim {
         /// Columns asked for, saturated.
         found: u64,
@@ -111,7 +111,7 @@ impl core::error::Error for ShapeError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BlobError {
-    /// The buffer does not start on a multiple of [`ALIGNMENT`](crate::blob::ALIGNMENT) bytes.
+    /// The buffer does not start on a multiple of [`ALIGNMENT`](crate::limits::ALIGNMENT) bytes.
     Misaligned {
         /// How many bytes past the last aligned address it starts.
         excess: usize,
@@ -256,7 +256,7 @@ pub enum BlobError {
         field: &'static str,
         /// The width found.
         found: u32,
-        /// The width needed; 0 where it is 1 to [`MAX_LAYER_WIDTH`](crate::blob::MAX_LAYER_WIDTH).
+        /// The width needed; 0 where it is 1 to [`MAX_LAYER_WIDTH`](crate::limits::MAX_LAYER_WIDTH).
         expected: u64,
     },
     /// The layers are not those of a bottom perceptron and then those of a top one, or a sigmoid is

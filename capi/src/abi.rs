@@ -236,7 +236,7 @@ pub unsafe extern "C" fn ttrec_table_workspace_len(table: *const ttrec_table) ->
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().workspace_len())
+        Ok(caller.reads().handle(table, "table")?.table().workspace_len(1))
     })
 }
 
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn ttrec_table_batch_workspace_len(
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().batch_workspace_len(num_lookups))
+        Ok(caller.reads().handle(table, "table")?.table().workspace_len(num_lookups))
     })
 }
 
@@ -444,7 +444,7 @@ pub unsafe extern "C" fn ttrec_ranker_workspace_len(ranker: *const ttrec_ranker)
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len())
+        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len(1))
     })
 }
 
@@ -458,11 +458,7 @@ pub unsafe extern "C" fn ttrec_ranker_batch_workspace_len(
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller
-            .reads()
-            .handle(ranker, "ranker")?
-            .ranker()
-            .batch_workspace_len(num_samples))
+        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len(num_samples))
     })
 }
 

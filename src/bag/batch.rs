@@ -410,7 +410,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 let Some(out) = &mut out else { continue };
                 let (row, is_cached) = match stored {
                     StoredRow::Cached(row) => (row, true),
-                    StoredRow::Apart(row) => (row, false),
+                    StoredRow::Override(row) => (row, false),
                 };
                 if count == ROWS || is_cached != are_cached {
                     self.add_stored(are_cached, jobs.get(..count)?, out)?;
@@ -428,7 +428,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Adds rows that are cached, or else stored apart, to their bags.
+    /// Adds rows that are cached, or else overrides, to their bags.
     fn add_stored(&self, are_cached: bool, jobs: &[AddRow], out: &mut Output<'_>) -> Option<()> {
         let overrides = self.table.data().overrides.as_ref().map(|overrides| overrides.rows);
         let Some(rows) = (if are_cached {
@@ -574,7 +574,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                     let scale = segment.weight(entry)? * core.scale(digit)?;
                     widen(self.tier, slice, 1.0, -0.0, last_slice, Epilogue::AddScaled(scale))?;
                 }
-                let slice = Elements::F32(last_slice);
+                let slice = Elements::from_f32(last_slice);
                 chain_step(
                     self.tier,
                     [m, r, n],

@@ -181,7 +181,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         part: Part<'_>,
     ) -> Option<()> {
         let row_of = |index: u64| {
-            if self.table.position_apart(index).is_some() {
+            if self.table.override_position(index).is_some() {
                 None
             } else {
                 Some(row_part.of(self.row_of.row(index)))
@@ -268,7 +268,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         for bag in bags {
             let range = self.bags.range(bag)?;
             let indices = self.bags.indices.slice(range.clone())?;
-            let apart = |index: u64| self.table.position_apart(index);
+            let apart = |index: u64| self.table.override_position(index);
             let num_apart = indices.iter().filter(|&index| apart(index).is_some()).count();
             if num_apart == 0 {
                 continue;
@@ -289,7 +289,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                     (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
                     (_, None) => Epilogue::AddScaled(1.0),
                 };
-                self.table.put_stored_row(StoredRow::Apart(row), out, epilogue)?;
+                self.table.put_stored_row(StoredRow::Override(row), out, epilogue)?;
                 are_none = false;
             }
             if self.pooling == Pooling::Mean {

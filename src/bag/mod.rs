@@ -43,7 +43,7 @@ const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width =
 /// let item = blob.table("item")?;
 /// let bags = Bags::new(&[3u32, 7, 7, 1], &[0, 2, 2, 4])?; // three bags, the second one empty
 /// let mut out = vec![0.0; bags.len() * item.embedding_dim()];
-/// item.pool(&bags, Pooling::Sum, &mut out, &mut vec![0.0; item.workspace_len()])?;
+/// item.pool(&bags, Pooling::Sum, &mut out, &mut vec![0.0; item.workspace_len(1)])?;
 /// # assert!(out[..item.embedding_dim()].iter().any(|&x| x != 0.0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -196,10 +196,10 @@ fn first_wrong_offset<X: Integer>(offsets: &[X], ceiling: u64) -> Option<usize> 
 
 impl Table<'_> {
     /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace`
-    /// holds at least [`workspace_len`](Self::workspace_len) elements; with up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, bags get faster unless the table
-    /// is dense. (On 32-bit boards without an operating system a tensor train's do not: there
-    /// rows are taken one by one, which needs less code.)
+    /// has at least [`workspace_len(1)`](Self::workspace_len) elements; up to
+    /// `workspace_len(bags.num_indices())` elements make it faster. (On 32-bit boards without an
+    /// operating system the bags of a tensor train are no faster: there rows are computed one by
+    /// one, which needs less code.)
     ///
     /// Bags of a quotient-remainder table are pooled as DLRM pools them: the two parts apart, each
     /// with the weights if there are any, and then combined. Where the parts are multiplied,
@@ -210,7 +210,7 @@ impl Table<'_> {
     ///
     /// # Errors
     /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace length, or weights with
-    /// another pooling than sum. `out` is then as it was.
+    /// another pooling than sum. On error `out` is left unmodified.
     pub fn pool(
         &self,
         bags: &Bags<'_>,
@@ -226,27 +226,17 @@ impl Table<'_> {
             .ok_or(LookupError::Inconsistent)
     }
 
-    /// The f32 elements of workspace with which [`pool`](Self::pool) is fastest, if all bags together
-    /// have `num_lookups` indices: at least [`workspace_len`](Self::workspace_len). It stops
-    /// growing at some 16,000 lookups.
-    pub fn batch_workspace_len(&self, num_lookups: usize) -> usize {
+    /// The workspace with which bags of `num_lookups` indices, more than one, are pooled fastest.
+    pub(crate) fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
             Weights::Tt(tt) if PLANS_BATCHES => batch::best_workspace_len(&tt.shape, num_lookups),
-            Weights::Tt(_) => self.workspace_len(),
+            Weights::Tt(_) => 0,
             Weights::Projected(table) => dense::best_workspace_len(table.rank(), num_lookups),
             Weights::QuotientRemainder(table) => {
-                let len = dense::best_workspace_len(table.remainders.embedding_dim, num_lookups);
-                len.max(self.workspace_len())
+                dense::best_workspace_len(table.remainders.embedding_dim, num_lookups)
             }
         }
-    }
-
-    /// A workspace for batches of up to `num_lookups` indices:
-    /// [`batch_workspace_len`](Self::batch_workspace_len) zeros on the heap.
-    #[cfg(feature = "alloc")]
-    pub fn batch_workspace(&self, num_lookups: usize) -> alloc::vec::Vec<f32> {
-        alloc::vec![0.0; self.batch_workspace_len(num_lookups)]
     }
 
     /// Refuses indices out of range, and weights with another pooling than sum.
@@ -440,9 +430,9 @@ fn pool_dense(
 /// table goes to row b of `out`, `num_bags x (sum of embedding_dim)`, those of the first table
 /// first (the layout of TorchRec's `KeyedTensor`).
 ///
-/// Tables (or references to them) may differ in everything but the number of bags. `workspace`
-/// holds as much as the one that needs the most ([`Table::workspace_len`], or better
-/// [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also split them over threads.
+/// Tables (or references to them) may differ in everything but the number of bags. `workspace` has
+/// as many elements as the table that needs the most ([`Table::workspace_len`]). Tables are
+/// `Sync`: a caller may also split them over threads.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, bag::pool_tables};
@@ -451,7 +441,7 @@ fn pool_dense(
 /// let two = Bags::new(&[3u32, 7, 12], &[0, 2, 3])?;
 /// let width = item.embedding_dim() + user.embedding_dim();
 /// let mut out = vec![0.0; two.len() * width];
-/// let mut workspace = vec![0.0; item.workspace_len().max(user.workspace_len())];
+/// let mut workspace = vec![0.0; item.workspace_len(1).max(user.workspace_len(1))];
 /// pool_tables(&[(item, two), (user, two)], Pooling::Sum, &mut out, &mut workspace)?;
 /// # let mut row = vec![0.0; user.embedding_dim()];
 /// # user.lookup(12, &mut row, &mut workspace)?;
@@ -460,7 +450,8 @@ fn pool_dense(
 /// ```
 ///
 /// # Errors
-/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. `out` is then as it was.
+/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. On
+/// error `out` is left unmodified.
 #[inline]
 pub fn pool_tables<'t, T: Borrow<Table<'t>>>(
     tables: &[(T, Bags<'_>)],

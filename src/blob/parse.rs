@@ -562,10 +562,9 @@ impl<'a> SectionCursor<'_, 'a> {
     /// `count` f32.
     pub(super) fn floats(&mut self, role: Role, count: u64) -> Result<&'a [f32], BlobError> {
         let section = self.section;
-        match self.elements(role, count, 1)? {
-            Elements::F32(floats) => Ok(floats),
-            other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),
-        }
+        let floats = self.elements(role, count, 1)?;
+        let found = floats.dtype() as u32;
+        floats.as_f32().ok_or(BlobError::SectionDtype { section, found })
     }
 
     fn rows(
@@ -579,7 +578,7 @@ impl<'a> SectionCursor<'_, 'a> {
     }
 
     fn cores(&mut self, shape: TtShape) -> Result<TtCores<'a>, BlobError> {
-        let mut cores = [Core { slices: Elements::F32(&[]), scales: &[] }; MAX_CORES];
+        let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
         for (k, (core, &p)) in cores.iter_mut().zip(shape.row_factors()).enumerate() {
             core.slices = self.elements(Role::Core(k), p.into(), shape.slice_len(k))?;
             if core.slices.dtype() == Dtype::I8 {
@@ -599,10 +598,9 @@ impl<'a> SectionCursor<'_, 'a> {
         let index = self.id_index(Role::PrefixIndex, shape.num_prefixes())?;
         let section = self.section;
         let products = self.elements(Role::PrefixProducts, ids.len() as u64, shape.prefix_len())?;
-        match products {
-            Elements::F32(products) => Ok(Some(Prefixes { ids, products, index })),
-            other => Err(BlobError::SectionDtype { section, found: other.dtype() as u32 }),
-        }
+        let found = products.dtype() as u32;
+        let products = products.as_f32().ok_or(BlobError::SectionDtype { section, found })?;
+        Ok(Some(Prefixes { ids, products, index }))
     }
 
     /// Overrides, if the table has sections left.

@@ -13,15 +13,18 @@ struct Facts {
 /// Whether CPU and operating system both support `feature`.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn has(feature: &str) -> bool {
-    use core::arch::x86_64::{__cpuid, __cpuid_count};
-    let leaf1_ecx = __cpuid(1).ecx;
-    let leaf7_ebx = if __cpuid(0).eax >= 7 {
-        __cpuid_count(7, 0).ebx
-    } else {
-        0
-    };
+    let leaf1_ecx = cpuid(1).ecx;
+    let leaf7_ebx = if cpuid(0).eax >= 7 { cpuid(7).ebx } else { 0 };
     let osxsave = leaf1_ecx >> 27 & 1 == 1;
     supports(feature, Facts { leaf1_ecx, leaf7_ebx, xcr0: if osxsave { saved_state() } else { 0 } })
+}
+
+/// Sub-leaf 0 of a leaf of CPUID.
+#[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe, reason = "CPUID became safe to call after Rust 1.89")]
+fn cpuid(leaf: u32) -> core::arch::x86_64::CpuidResult {
+    // SAFETY: every x86-64 CPU has CPUID.
+    unsafe { core::arch::x86_64::__cpuid_count(leaf, 0) }
 }
 
 /// Whether such a CPU and system support `feature`.

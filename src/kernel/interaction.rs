@@ -130,7 +130,14 @@ pub(crate) fn dot_interaction_from(
     let rows = f.checked_sub(first)?;
     let (features, products) =
         (features.get(first.checked_mul(dim)?..)?, products.get_mut(..rows.checked_mul(f)?)?);
-    chain_step(tier, [rows, dim, f], features, Elements::F32(columns), products, Epilogue::Store)?;
+    chain_step(
+        tier,
+        [rows, dim, f],
+        features,
+        Elements::from_f32(columns),
+        products,
+        Epilogue::Store,
+    )?;
     let mut rest = out;
     for (row, products) in (first..).zip(products.chunks_exact(f)) {
         let (out, after) = rest.split_at_mut_checked(row)?;

@@ -439,7 +439,7 @@ impl Shard {
                 let sum = &mut row_gradients[at..at + dim];
                 sum.fill(0.0);
                 for lookup in bounds(row).map(|at| batch.lookups.lookup(at)) {
-                    let gradient = Elements::F32(&batch.gradient[lookup.bag * dim..][..dim]);
+                    let gradient = Elements::from_f32(&batch.gradient[lookup.bag * dim..][..dim]);
                     widen(tier, gradient, 1.0, -0.0, sum, Epilogue::AddScaled(lookup.scale))?;
                 }
                 transpose(tier, sum, n, &mut transposed[at..at + dim])?;
@@ -583,7 +583,7 @@ impl Shard {
             } else {
                 let at = batch.touched[0].slot(digits[0]) * len;
                 let sum = gradients[0].get_mut(at..)?.get_mut(..len)?;
-                widen(tier, Elements::F32(d), 1.0, -0.0, sum, Epilogue::AddScaled(1.0))?;
+                widen(tier, Elements::from_f32(d), 1.0, -0.0, sum, Epilogue::AddScaled(1.0))?;
             }
         }
         Some(is_open)

@@ -151,7 +151,7 @@ impl Cache {
         for (set, first) in self.sets.iter_mut().zip((0..).step_by(WAYS)) {
             while let Some((way, from, row)) = set.best_exchange() {
                 let values = rows.reset_slice(first + way)?;
-                if let Some(old) = set.row(way) {
+                if let Some(old) = set.index(way) {
                     leaving.rows.push(old);
                     leaving.values.extend_from_slice(values);
                 }
@@ -165,7 +165,7 @@ impl Cache {
 
     /// The rows that are held, ascending, and the position of each.
     pub(super) fn rows(&self) -> Vec<(u64, usize)> {
-        let row = |set: &Set, way: usize, first: usize| Some((set.row(way)?.into(), first + way));
+        let row = |set: &Set, way: usize, first: usize| Some((set.index(way)?.into(), first + way));
         let rows = |(set, first): (&Set, usize)| {
             (0..WAYS).filter_map(|way| row(set, way, first)).collect()
         };
@@ -192,7 +192,7 @@ impl Cache {
         let words: &[u32] = bytemuck::cast_slice(counters);
         let sets: &[Set] = bytemuck::try_cast_slice(words).map_err(|_| TrainError::Counters)?;
         let is_possible = |(at, set): (usize, &Set)| {
-            let mut rows: Vec<u32> = set.rows().collect();
+            let mut rows: Vec<u32> = set.indices().collect();
             rows.sort_unstable();
             let is_here =
                 |&row: &u32| u64::from(row) < num_embeddings && set_of(row, sets.len()) == at;

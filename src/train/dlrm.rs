@@ -398,7 +398,7 @@ impl Dlrm {
                         d_products[i * count + j] = d;
                         d_products[j * count + i] = d;
                     }
-                    let vectors = Elements::F32(vectors);
+                    let vectors = Elements::from_f32(vectors);
                     chain_step(
                         tier,
                         [count, count, dim],

@@ -61,7 +61,7 @@ pub trait Embedding: Send + Sync {
         workspace: &mut Vec<f32>,
     ) -> Result<(), LookupError> {
         let table = self.table();
-        let len = table.batch_workspace_len(bags.num_indices()).max(table.workspace_len());
+        let len = table.workspace_len(bags.num_indices());
         workspace.resize(workspace.len().max(len), 0.0);
         table.pool(bags, pooling, out, workspace)
     }

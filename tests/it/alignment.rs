@@ -12,7 +12,7 @@ static TEXTS: [&AlignedBytes; 3] = [
 ];
 
 fn is_aligned(bytes: &[u8]) -> bool {
-    bytes.as_ptr().addr().is_multiple_of(ttrec::blob::ALIGNMENT)
+    bytes.as_ptr().addr().is_multiple_of(ttrec::limits::ALIGNMENT)
 }
 
 #[test]

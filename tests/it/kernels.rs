@@ -15,6 +15,7 @@ use crate::support::{
     rng::Rng,
     tiers::{self, fuses},
 };
+use half::{bf16, f16};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
@@ -22,7 +23,7 @@ use std::{
 };
 use ttrec::{
     Bags, Blob, Pooling, Tier,
-    dtype::{Dtype, Elements, bf16, f16},
+    dtype::{Dtype, Elements},
     kernel::{self, Epilogue},
 };
 
@@ -33,7 +34,7 @@ macro_rules! kernels {
             $(#[$cfg])?
             #[test]
             fn $name() {
-                run(stringify!($name), &$dtypes, $check);
+                run(stringify!($name), $dtypes, $check);
             }
         )+
 
@@ -41,8 +42,8 @@ macro_rules! kernels {
     };
 }
 
-const F32: [Dtype; 1] = [Dtype::F32];
-const CORES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
+const F32: &[Dtype] = &[Dtype::F32];
+const CORES: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
 
 kernels! {
     chain_step CORES, check_chain_step;
@@ -267,7 +268,7 @@ impl Stored {
             Dtype::Bf16 => (0..count)
                 .flat_map(|_| bf16::from_f32(numbers.draw(rng, dtype)).to_le_bytes())
                 .collect(),
-            Dtype::I8 | Dtype::I4 => (0..dtype.bytes_of(count)).map(|_| rng.next() as u8).collect(),
+            _ => (0..dtype.bytes_of(count)).map(|_| rng.next() as u8).collect(),
         };
         let mut bytes = vec![u64::MAX; (stored.len() + dtype.bytes_of(1) * skip).div_ceil(8)];
         let all: &mut [u8] = bytemuck::cast_slice_mut(&mut bytes);
@@ -980,7 +981,7 @@ fn check_gradients(cases: &mut Cases) {
             let mut transposed = vec![f32::NAN; n * r];
             kernel::transpose(tier, &slice, n, &mut transposed).ok_or("refused")?;
             let mut out = Guarded::new(&before_x);
-            let rhs = Elements::F32(&transposed);
+            let rhs = Elements::from_f32(&transposed);
             kernel::chain_step(tier, [m, n, r], &g, rhs, out.out(), Epilogue::Store)
                 .ok_or("refused")?;
             let expected: Vec<Expected> = (0..m * r)
@@ -993,8 +994,15 @@ fn check_gradients(cases: &mut Cases) {
             kernel::transpose(tier, &x, r, &mut transposed).ok_or("refused")?;
             let mut out = Guarded::new(&before_slice);
             let add = Epilogue::AddScaled(1.0);
-            kernel::chain_step(tier, [r, m, n], &transposed, Elements::F32(&g), out.out(), add)
-                .ok_or("refused")?;
+            kernel::chain_step(
+                tier,
+                [r, m, n],
+                &transposed,
+                Elements::from_f32(&g),
+                out.out(),
+                add,
+            )
+            .ok_or("refused")?;
             let sum = |at: usize| {
                 let column: Vec<f32> = x[at / n..].iter().step_by(r).copied().collect();
                 let product = dot(fused, &column, g[at % n..].iter().step_by(n).copied());

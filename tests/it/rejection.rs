@@ -11,10 +11,11 @@ use crate::support::{
 use ttrec::{
     AlignedBuf, Blob, BlobError, ShapeError, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, MAX_LAYERS, MAX_MODEL_TABLES,
-        MAX_NAME_LEN, MAX_TABLES, ModelSpec, OverridesSpec, Role, TableSpec, WeightsSpec,
+        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Role,
+        TableSpec, WeightsSpec,
     },
     dtype::Dtype,
+    limits::{MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES},
 };
 
 fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
@@ -1122,7 +1123,7 @@ fn indices_that_have_an_id_elsewhere_or_not_at_all() {
             }
             // A lookup may get a wrong row, but gets one.
             let table = blob.table("a").unwrap();
-            let (mut row, mut workspace) = ([0.0; 16], table.workspace());
+            let (mut row, mut workspace) = ([0.0; 16], vec![0.0; table.workspace_len(1)]);
             (0..2000).for_each(|id| table.lookup(id, &mut row, &mut workspace).unwrap());
         }
     }

@@ -768,7 +768,7 @@ fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
     {
         let mut out = [[f32::NAN; 50 * 4]; 2];
         stored
-            .pool(&bags, feature.pooling, &mut out[0], &mut stored.batch_workspace(200))
+            .pool(&bags, feature.pooling, &mut out[0], &mut vec![0.0; stored.workspace_len(200)])
             .unwrap();
         feature
             .table

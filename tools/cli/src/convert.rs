@@ -21,10 +21,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::{Path, PathBuf};
 use ttrec::{
     BlobError,
-    blob::{
-        self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec,
-    },
+    blob::{self, IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
+    limits::MAX_NAME_LEN,
 };
 
 /// Turn a trained checkpoint into a blob.
@@ -517,7 +516,7 @@ impl Source<'_> {
     fn projection_dtype(&self) -> Dtype {
         match self.dtype {
             Dtype::F32 | Dtype::Bf16 => self.dtype,
-            Dtype::F16 | Dtype::I8 | Dtype::I4 => Dtype::F16,
+            _ => Dtype::F16,
         }
     }
 

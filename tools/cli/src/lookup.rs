@@ -150,7 +150,7 @@ impl BagsFile {
             self.offsets.len().saturating_sub(1)
         };
         let out = zeros(rows.saturating_mul(table.embedding_dim()))?;
-        let mut workspace = zeros(table.workspace_len())?;
+        let mut workspace = zeros(table.workspace_len(1))?;
         self.try_look_up(table, mode, out, &mut workspace)
             .with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))
     }

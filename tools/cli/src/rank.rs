@@ -132,7 +132,7 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
     };
     let count = num_candidates.filter(|&count| count > 0);
     let mut out = zeros(count.with_context(|| format!("{}: no candidates", candidates.path()))?)?;
-    let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
+    let mut workspace = zeros(ranker.workspace_len(out.len()))?;
     ranker
         .rank(dense, &bags, &mut out, &mut workspace)
         .with_context(|| candidates.path().to_owned())?;

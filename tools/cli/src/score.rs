@@ -52,7 +52,7 @@ fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32
     let bags: Vec<Bags<'_>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
     let mut out = zeros(samples.count(ranker)?)?;
     ensure!(!out.is_empty(), "no samples");
-    let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
+    let mut workspace = zeros(ranker.workspace_len(out.len()))?;
     if logits {
         ranker.logits(dense, &bags, &mut out, &mut workspace)?;
     } else {

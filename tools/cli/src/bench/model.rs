@@ -14,7 +14,6 @@ use std::hint::black_box;
 use ttrec::{
     Bags, Blob, LookupError, Pooling, Ranker,
     blob::{Activation, Layer, Stack},
-    dtype::Elements,
 };
 
 /// Samples that are compared.
@@ -81,7 +80,7 @@ fn measure_samples(
             None => list,
         });
     }
-    let mut workspace = zeros(ranker.batch_workspace_len(batch))?;
+    let mut workspace = zeros(ranker.workspace_len(batch))?;
     let mut out = zeros(batch)?;
     let of_batch = |at: usize| {
         let bags = &lists[at * all.len()..][..all.len()];
@@ -160,13 +159,9 @@ fn plain(
 }
 
 fn perceptron(layer: &Layer<'_>, x: &[f64]) -> Vec<f64> {
-    let weights: Vec<f64> = match layer.weights {
-        Elements::F32(weights) => weights.iter().map(|&w| w.into()).collect(),
-        Elements::F16(weights) => weights.iter().map(|w| w.to_f64()).collect(),
-        Elements::Bf16(weights) => weights.iter().map(|w| w.to_f64()).collect(),
-        Elements::I8(weights) => weights.iter().map(|&w| w.into()).collect(),
-        Elements::I4(_) => Vec::new(),
-    };
+    let weights = layer.weights;
+    let weights: Vec<f64> =
+        (0..weights.len()).filter_map(|at| weights.get(at)).map(f64::from).collect();
     let output = |j: usize| {
         let sum: f64 = x
             .iter()

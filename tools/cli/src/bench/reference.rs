@@ -341,7 +341,7 @@ pub(super) fn element(dtype: Dtype, stored: &[u8], at: usize) -> f64 {
         Dtype::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).into(),
         Dtype::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).into(),
         Dtype::I8 => bytes[0].cast_signed().into(),
-        Dtype::I4 => (bytes[0] >> (at % 2 * 4) & 15).into(),
+        _ => (bytes[0] >> (at % 2 * 4) & 15).into(),
     }
 }
 

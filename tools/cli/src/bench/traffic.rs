@@ -188,7 +188,7 @@ impl<'a, I: Index + Into<u64>> Run<'a, I> {
                 lookups += indices.len();
                 pooled_len =
                     pooled_len.saturating_add(list.len().saturating_mul(table.embedding_dim()));
-                workspace_len = table.batch_workspace_len(indices.len()).max(workspace_len);
+                workspace_len = table.workspace_len(indices.len()).max(workspace_len);
             }
             out_len = pooled_len.max(out_len);
         }
@@ -201,7 +201,7 @@ impl<'a, I: Index + Into<u64>> Run<'a, I> {
     /// The same with the least workspace that the tables can do with.
     pub(super) fn with_least_workspace(mut self) -> Self {
         self.workspace
-            .truncate(self.tables.iter().map(Table::workspace_len).max().unwrap_or(0));
+            .truncate(self.tables.iter().map(|table| table.workspace_len(1)).max().unwrap_or(0));
         self
     }
 
