@@ -452,8 +452,8 @@ fn column_counts() -> impl Iterator<Item = usize> + Clone {
 
 /// Every number of rows with every number of columns, each pair with a quarter of the ranks, and
 /// each of the four dtypes with another quarter: in every dtype every rank meets every number of
-/// rows and of columns, and all dtypes together have every combination. And more rows, where several
-/// share a vector.
+/// rows and of columns, and all dtypes together have every combination. And more rows, where
+/// several share a vector.
 fn product_sizes(dtype: Dtype) -> impl Iterator<Item = [usize; 3]> {
     let quarter = CORES.iter().position(|&core| core == dtype).unwrap();
     let pairs = row_counts()
