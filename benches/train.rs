@@ -1,6 +1,6 @@
 //! A step of training beside the forward pass alone, one thread: FBTT's benchmark shape at rank 32
 //! (11,000,000 x 64, 512 bags of 20 uniform ids), and the largest table of Criteo Kaggle (128 bags
-//! of 1) in two shapes. SGD. `cargo bench --features train --bench train`.
+//! of 1) in two shapes. SGD. `cargo bench -p ttrec-benches --bench train`.
 //!
 //! Gradients are compared with plain f64 loops before anything is timed. "elem" counts lookups.
 

@@ -211,10 +211,7 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
         out
     };
     let (least, most) = (table.workspace_len(1), table.workspace_len(72));
-    assert_same(
-        &pool(&cached, &bags.sequential(), least),
-        &pool(table, &bags.sequential(), least),
-    );
+    assert_same(&pool(&cached, &bags.sequential(), least), &pool(table, &bags.sequential(), least));
     assert_same(&pool(&cached, &bags, least), &pool(&cached, &bags, most));
 }
 

@@ -394,11 +394,9 @@ impl<'a> TensorTrain<'a> {
     /// `x . slice` with as many rows as `x` has.
     fn product(&self, x: &[f32], slice: &[f32], r: usize) -> Vec<f32> {
         let n = slice.len() / r;
-        let mut out = Vec::new();
-        for x in x.chunks(r) {
-            out.extend((0..n).map(|j| {
-                (0..r).fold(0.0, |sum, a| self.multiply_add(x[a], slice[a * n + j], sum))
-            }));
+        let mut out = vec![0.0; x.len() / r * n];
+        for (x, out) in x.chunks(r).zip(out.chunks_mut(n)) {
+            x.iter().zip(slice.chunks(n)).for_each(|(&x, slice)| self.add(out, x, slice));
         }
         out
     }
@@ -666,7 +664,9 @@ fn bags_and_batches_of_more_than_are_sorted_together_have_the_same_bits() {
             assert!(sums > 100);
             let (least, best) = (table.workspace_len(1), table.workspace_len(batch.indices.len()));
             assert_eq!(best, table.workspace_len(usize::MAX));
-            for len in [least, least + 1000, least + 3333, best / 2, best] {
+            // With the least workspace a large bag is read thousands of times: once is enough.
+            let lens = [least, least + 1000, least + 3333, best / 2, best];
+            for len in lens.into_iter().skip(usize::from(case > 0)) {
                 let found = batch.pool(&table, Mode::Weighted, len, len % 2 == 1);
                 assert_same_bits(&found, &expected, &batch, &(table.tier().name(), case, len));
             }
@@ -702,14 +702,10 @@ fn compare_with_the_oracle(values: Values, sizes: &[usize], check: impl Fn(f32, 
             for bag in 0..batch.len() {
                 let (indices, weights) = batch.bag(bag);
                 let most = tt.most_of_a_prefix(indices);
-                let terms: Vec<Vec<Approx>> = indices
+                let rows: Vec<&[_]> = indices.iter().map(|row| &rows[row][..]).collect();
+                let terms: Vec<Vec<Approx>> = rows
                     .iter()
-                    .map(|row| {
-                        rows[row]
-                            .iter()
-                            .map(|&(x, magnitude)| x.summed_before(magnitude, most))
-                            .collect()
-                    })
+                    .map(|row| row.iter().map(|&(x, size)| x.summed_before(size, most)).collect())
                     .collect();
                 let terms: Vec<&[Approx]> = terms.iter().map(|row| &row[..]).collect();
                 let expected = oracle::pool(&terms, weights, mode, dim);
@@ -726,8 +722,7 @@ fn compare_with_the_oracle(values: Values, sizes: &[usize], check: impl Fn(f32, 
                             1.0
                         }
                     };
-                    let size =
-                        (0..indices.len()).map(|i| weight(i) * rows[&indices[i]][column].1).sum();
+                    let size = (0..rows.len()).map(|i| weight(i) * rows[i][column].1).sum();
                     for (_, found) in &found {
                         check(found[bag * dim + column], expected[column], size);
                     }

@@ -71,7 +71,14 @@ fn distance(xs: &[f32], ys: &[f32]) -> f64 {
 
 /// Requests of which a few rows have the most.
 fn skewed(rng: &mut Rng, count: usize) -> Vec<u32> {
-    (0..count).map(|_| if rng.one_in(2) { rng.below(25) * 17 } else { rng.below(ROWS) } as u32).collect()
+    let row = |rng: &mut Rng| {
+        if rng.one_in(2) {
+            rng.below(25) * 17
+        } else {
+            rng.below(ROWS)
+        }
+    };
+    (0..count).map(|_| row(rng) as u32).collect()
 }
 
 #[test]
