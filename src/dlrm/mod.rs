@@ -1,20 +1,20 @@
 //! The ranker: a blob's model, from dense features and bags of indices to scores.
 //!
 //! DLRM (Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
-//! Systems", 2019): a bottom perceptron makes a vector of a sample's dense features, each table a
-//! vector of its bag, the *interaction* the dot product of each pair of these vectors, and a top
-//! perceptron a score of the first vector and the products. Without dense features there is
-//! no bottom, and the score is one of the products alone: with two tables, a two-tower model.
+//! Systems", 2019): a bottom perceptron computes a vector from a sample's dense features, and each
+//! table a vector from its bag. The *interaction* is the dot product of each pair of these vectors.
+//! A top perceptron computes the score from the bottom's vector and the dot products. A model
+//! without dense features has no bottom: with two tables it is a two-tower model.
 //!
-//! Samples go through in groups. The vectors of a group lie together, sample by sample, so that
-//! each table pools its bags of the whole group straight to where they belong; then the perceptrons
-//! take some samples at a time, so that what passes from layer to layer stays in the nearest caches
-//! while a layer's weights are read once for all of them.
+//! Samples are scored in groups. The vectors of a group lie together, sample by sample, and each
+//! table pools its bags of the whole group straight into its places there. The perceptrons then take
+//! tiles of samples: a tile is small enough for its activations to stay in the nearest caches, and
+//! large enough to read a layer's weights once for many samples.
 //!
-//! One user and many candidates ([`Ranker::rank`]) differ from a batch in what is there once: that
-//! is computed once, and so are the pairs of the vectors at the front that are all the user's, and
-//! the first top layer as far as it depends on these. Every sum is added up in the same order as
-//! ever, so that the scores are those of [`Ranker::score`] bit for bit.
+//! [`Ranker::rank`] scores one user's candidates. It computes once what all candidates share: the
+//! user's vectors, the interactions among those that come first, and the products of these
+//! interactions in the first top layer. Every sum keeps its order, so that the scores are those of
+//! [`Ranker::score`] bit for bit.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -31,7 +31,7 @@ use crate::{
 use core::ops::Range;
 use mlp::copy;
 
-/// Samples whose vectors are made together.
+/// Samples whose vectors are computed together.
 const GROUP: usize = 256;
 /// Samples that pass through a perceptron together.
 const TILE: usize = 64;
@@ -61,9 +61,9 @@ pub struct Ranker<'a> {
     embedding_dim: usize,
     /// Outputs of the first top layer.
     first_outputs: usize,
-    /// The widest that anything between two layers is.
+    /// The largest width of a layer's inputs or outputs.
     width: usize,
-    /// The most that one of the tables needs.
+    /// The least workspace with which every table can pool.
     table_workspace_len: usize,
 }
 
@@ -95,12 +95,12 @@ impl<'a> Blob<'a> {
     }
 }
 
-/// What a batch is made of, checked.
+/// The checked arguments of a batch.
 struct Batch<'s, 'b> {
     dense: &'s [f32],
     bags: &'s [Bags<'b>],
     num_samples: usize,
-    /// Whether the dense features are those of one sample, and so those of all.
+    /// Whether all samples share the dense features of one.
     one_dense: bool,
 }
 
@@ -120,9 +120,9 @@ impl Batch<'_, '_> {
 struct Buffers<'w> {
     /// For the interaction of one sample.
     interaction: &'w mut [f32],
-    /// What the first top layer makes of what all samples share.
+    /// The first top layer's sums over the inputs that all samples share.
     base: &'w mut [f32],
-    /// What passes from layer to layer, back and forth.
+    /// Inputs and outputs of a layer, in turn.
     layers: [&'w mut [f32]; 2],
     /// The vectors of a group.
     features: &'w mut [f32],
@@ -541,7 +541,7 @@ impl<'a> Ranker<'a> {
     }
 }
 
-/// What becomes of the rows of a bag.
+/// The pooling of a table of the model.
 fn pooling(of: ModelTable) -> Pooling {
     if of.mean { Pooling::Mean } else { Pooling::Sum }
 }
