@@ -41,7 +41,7 @@ impl Op for Transpose<'_, '_> {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
         // The scalar tier would rather be small than fast.
-        let (whole_rows, whole_columns) = if I::SMALL {
+        let (whole_rows, whole_columns) = if I::TILES.is_empty() {
             (0, 0)
         } else {
             (m - m % BLOCK, n - n % BLOCK)

@@ -28,7 +28,7 @@ pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
 pub use rows::{Pooling, widen};
 pub use step::chain_step;
 pub(crate) use step::{Job, add_products, resume_rows, store_products, store_rows};
-use step::{Start, small_product};
+use step::{Start, small_product, widest};
 #[cfg(feature = "train")]
 pub use update::{AdamFactors, FEW, adagrad, adam, row_wise_adagrad, sgd, sgd_of_few};
 

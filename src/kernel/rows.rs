@@ -1,6 +1,6 @@
 //! Dense rows: one widened, or many pooled straight into registers.
 
-use super::{Epilogue, Start, small_product};
+use super::{Epilogue, Start, small_product, widest};
 use crate::{
     dtype::{Elements, Weight, with_elements},
     index::{Indices, Integer},
@@ -278,11 +278,11 @@ impl<W: Weight, X: Integer> PoolRows<'_, W, X> {
         while self.embedding_dim - column >= I::LANES {
             let vectors = (self.embedding_dim - column) / I::LANES;
             column += match vectors {
-                8.. if I::MAX_VECTORS == 8 => {
+                8.. if const { widest(I::TILES, 1) == 8 } => {
                     self.block::<I, 8>(isa, bag, range, column, 8 * I::LANES)?
                 }
                 4.. if I::LANES > 8 => self.block::<I, 4>(isa, bag, range, column, 4 * I::LANES)?,
-                2.. if I::MAX_VECTORS == 8 => {
+                2.. if const { widest(I::TILES, 1) >= 2 } => {
                     self.block::<I, 2>(isa, bag, range, column, 2 * I::LANES)?
                 }
                 _ => self.block::<I, 1>(isa, bag, range, column, I::LANES)?,

@@ -338,7 +338,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         range: Range<usize>,
         mut column: usize,
     ) -> Option<usize> {
-        let widest = I::tile_vectors(rows);
+        let widest = tile_vectors::<I>(rows);
         while self.end - column >= I::LANES {
             let left = (self.end - column) / I::LANES;
             let tiles = divide(left, widest);
@@ -418,46 +418,69 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
                 }
             };
         }
-        match (height, vectors) {
-            (1, 8) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(1, 8),
-            (1, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(1, 4),
-            (2, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(2, 4),
-            (3, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS >= 16 } => {
-                strip!(3, 4)
-            }
-            (4, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS >= 16 } => {
-                strip!(4, 4)
-            }
-            (6, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 24 } => {
-                strip!(6, 4)
-            }
-            (3, 3) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 12 } => {
-                strip!(3, 3)
-            }
-            (4, 3) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 12 } => {
-                strip!(4, 3)
-            }
-            (1, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 } => strip!(1, 2),
-            (2, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
-                strip!(2, 2)
-            }
-            (3, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
-                strip!(3, 2)
-            }
-            (4, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
-                strip!(4, 2)
-            }
-            (6, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS == 6 } => {
-                strip!(6, 2)
-            }
-            (2, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(2, 1),
-            (3, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(3, 1),
-            (6, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(6, 1),
-            (8, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(8, 1),
-            (4, _) if const { I::MAX_ROWS > 1 } => strip!(4, 1),
-            // A tier without taller tiles goes row by row.
-            _ => strip!(1, 1),
+        macro_rules! tiles {
+            ($($M:literal x $V:literal)+) => {
+                match (height, vectors) {
+                    // A constant condition, so that no code is generated for the other tiles.
+                    $(($M, $V) if const { is_used(I::TILES, [$M, $V], WIDTH) } => strip!($M, $V),)+
+                    _ => None,
+                }
+            };
         }
+        tiles! {
+            1 x 8  1 x 4  1 x 2  1 x 1
+            2 x 4  2 x 2  2 x 1
+            3 x 4  3 x 3  3 x 2  3 x 1
+            4 x 4  4 x 3  4 x 2  4 x 1
+            6 x 4  6 x 2  6 x 1
+            8 x 1
+        }
+    }
+}
+
+/// Whether a tier with these `tiles` ever runs one of this size. The last `width` columns, unless
+/// that is 0, take tiles of one vector, and of four rows or one.
+const fn is_used(tiles: &[[usize; 2]], [rows, vectors]: [usize; 2], width: usize) -> bool {
+    let widest = widest(tiles, rows);
+    let is_for_ends = vectors == 1 && (rows == 4 || rows == 1);
+    (width == 0 || is_for_ends)
+        && (vectors == widest || vectors < widest && vectors.is_power_of_two())
+}
+
+/// How many vectors wide a tier's `tiles` of so many rows are; 0 if it has none.
+pub(super) const fn widest(tiles: &[[usize; 2]], rows: usize) -> usize {
+    match tiles {
+        [] => 0,
+        [[height, vectors], ..] if *height == rows => *vectors,
+        [_, others @ ..] => widest(others, rows),
+    }
+}
+
+/// The most rows of a tier's `tiles` of at least `vectors` vectors.
+const fn tallest(tiles: &[[usize; 2]], vectors: usize) -> usize {
+    match tiles {
+        [] => 0,
+        [[rows, width], others @ ..] => {
+            let of_others = tallest(others, vectors);
+            if *width >= vectors && *rows > of_others {
+                *rows
+            } else {
+                of_others
+            }
+        }
+    }
+}
+
+/// The widest tile of so many rows, for the heights that [`next_rows`] gives.
+#[inline(always)]
+fn tile_vectors<I: Isa>(rows: usize) -> usize {
+    match rows {
+        1 => const { widest(I::TILES, 1) },
+        2 => const { widest(I::TILES, 2) },
+        3 => const { widest(I::TILES, 3) },
+        4 => const { widest(I::TILES, 4) },
+        6 => const { widest(I::TILES, 6) },
+        _ => const { widest(I::TILES, 8) },
     }
 }
 
@@ -466,11 +489,11 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
 #[inline(always)]
 fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
     let left = m - row;
-    // Tiles of one vector can be taller.
-    let tallest = if columns < 2 * I::LANES && I::MAX_ROWS > 1 {
-        8
+    // Tiles of one vector may be taller.
+    let tallest = if columns < 2 * I::LANES {
+        const { tallest(I::TILES, 1) }
     } else {
-        I::MAX_ROWS
+        const { tallest(I::TILES, 2) }
     };
     if left > tallest + 2 || left == tallest {
         let tiles = divide(left, tallest);
