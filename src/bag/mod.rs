@@ -2,21 +2,23 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-mod batch;
-mod dense;
+mod chain;
 mod digits;
+mod parts;
+pub(crate) mod pooling;
 mod sort;
 
-pub use crate::{index::Index, kernel::Pooling};
+pub use crate::index::Index;
+pub use pooling::Pooling;
 #[cfg(feature = "train")]
 pub(crate) use {
-    batch::{MAX_CHUNK, gather, step},
+    chain::{MAX_CHUNK, gather, step},
     digits::Digits,
     sort::sort,
 };
 
-use batch::{Output, Pool};
-use dense::PoolParts;
+use chain::{Output, Pool};
+use parts::PoolParts;
 
 use crate::{
     blob::{IndexMap, Rows, Weights},
@@ -29,9 +31,9 @@ use crate::{
 };
 use core::borrow::Borrow;
 
-/// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system,
-/// whose flash is dearer than the time: it takes three quarters as much code again as parsing and
-/// pooling row by row.
+/// Whether the lookups of a batch are planned together. Not on 32-bit boards without an
+/// operating system, where code size matters more than speed: the planner needs three quarters of
+/// the code that parsing and pooling row by row need together.
 const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
 
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
@@ -209,8 +211,8 @@ impl Table<'_> {
     /// so its bits depend neither on the batch that it came in nor on the workspace.
     ///
     /// # Errors
-    /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace length, or weights with
-    /// another pooling than sum. `out` is then as it was.
+    /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace
+    /// length, or weights with another pooling than sum. On error `out` is left unmodified.
     pub fn pool(
         &self,
         bags: &Bags<'_>,
@@ -226,17 +228,17 @@ impl Table<'_> {
             .ok_or(LookupError::Inconsistent)
     }
 
-    /// The f32 elements of workspace with which [`pool`](Self::pool) is fastest, if all bags together
-    /// have `num_lookups` indices: at least [`workspace_len`](Self::workspace_len). It stops
+    /// The f32 elements of workspace with which [`pool`](Self::pool) is fastest, if all bags
+    /// together have `num_lookups` indices: at least [`workspace_len`](Self::workspace_len). It stops
     /// growing at some 16,000 lookups.
     pub fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
-            Weights::Tt(tt) if PLANS_BATCHES => batch::best_workspace_len(&tt.shape, num_lookups),
+            Weights::Tt(tt) if PLANS_BATCHES => chain::best_workspace_len(&tt.shape, num_lookups),
             Weights::Tt(_) => self.workspace_len(),
-            Weights::Projected(table) => dense::best_workspace_len(table.rank(), num_lookups),
+            Weights::Projected(table) => parts::best_workspace_len(table.rank(), num_lookups),
             Weights::QuotientRemainder(table) => {
-                let len = dense::best_workspace_len(table.remainders.embedding_dim, num_lookups);
+                let len = parts::best_workspace_len(table.remainders.embedding_dim, num_lookups);
                 len.max(self.workspace_len())
             }
         }
@@ -301,7 +303,7 @@ impl Table<'_> {
             return self.without_cache().pool_stored(bags, pooling, out, workspace);
         }
         match &self.data().weights {
-            // The scalar tier would rather be small than fast.
+            // The scalar tier prefers small code: it pools row by row.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
                 match self.data().index_map {
                     IndexMap::Identity => pool_dense(
@@ -460,7 +462,8 @@ fn pool_dense(
 /// ```
 ///
 /// # Errors
-/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. `out` is then as it was.
+/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. On
+/// error `out` is left unmodified.
 #[inline]
 pub fn pool_tables<'t, T: Borrow<Table<'t>>>(
     tables: &[(T, Bags<'_>)],

@@ -73,6 +73,8 @@ impl Isa for Neon {
 
         fn load_u4(self, xs: &[u8]) -> float32x4_t {
             let word = vdupq_n_u32(u32::from(u16::from_le_bytes(padded(xs))));
+            // NEON shifts right by shifting left by less than 0. The shifts 0, -4 and -8, -12, as pairs
+            // of two's complement, the first in the low half.
             let shifts = vcombine_s32(vcreate_s32(0xFFFF_FFFC_0000_0000), vcreate_s32(0xFFFF_FFF4_FFFF_FFF8));
             vcvtq_f32_u32(vandq_u32(vshlq_u32(word, shifts), vdupq_n_u32(15)))
         }
