@@ -2,21 +2,23 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-mod batch;
-mod dense;
+mod chain;
 mod digits;
+mod parts;
+pub(crate) mod pooling;
 mod sort;
 
-pub use crate::{index::Index, kernel::Pooling};
+pub use crate::index::Index;
+pub use pooling::Pooling;
 #[cfg(feature = "train")]
 pub(crate) use {
-    batch::{MAX_CHUNK, gather, step},
+    chain::{MAX_CHUNK, gather, step},
     digits::Digits,
     sort::sort,
 };
 
-use batch::{Output, Pool};
-use dense::PoolParts;
+use chain::{Output, Pool};
+use parts::PoolParts;
 
 use crate::{
     blob::{IndexMap, Rows, Weights},
@@ -29,9 +31,9 @@ use crate::{
 };
 use core::borrow::Borrow;
 
-/// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system,
-/// whose flash is dearer than the time: it takes three quarters as much code again as parsing and
-/// pooling row by row.
+/// Whether the lookups of a batch are planned together. Not on 32-bit boards without an
+/// operating system, where code size matters more than speed: the planner needs three quarters of
+/// the code that parsing and pooling row by row need together.
 const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
 
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
@@ -209,8 +211,8 @@ impl Table<'_> {
     /// so its bits depend neither on the batch that it came in nor on the workspace.
     ///
     /// # Errors
-    /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace length, or weights with
-    /// another pooling than sum. On error `out` is left unmodified.
+    /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace
+    /// length, or weights with another pooling than sum. On error `out` is left unmodified.
     pub fn pool(
         &self,
         bags: &Bags<'_>,
@@ -230,11 +232,11 @@ impl Table<'_> {
     pub(crate) fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
-            Weights::Tt(tt) if PLANS_BATCHES => batch::best_workspace_len(&tt.shape, num_lookups),
+            Weights::Tt(tt) if PLANS_BATCHES => chain::best_workspace_len(&tt.shape, num_lookups),
             Weights::Tt(_) => 0,
-            Weights::Projected(table) => dense::best_workspace_len(table.rank(), num_lookups),
+            Weights::Projected(table) => parts::best_workspace_len(table.rank(), num_lookups),
             Weights::QuotientRemainder(table) => {
-                dense::best_workspace_len(table.remainders.embedding_dim, num_lookups)
+                parts::best_workspace_len(table.remainders.embedding_dim, num_lookups)
             }
         }
     }
@@ -291,7 +293,7 @@ impl Table<'_> {
             return self.without_cache().pool_stored(bags, pooling, out, workspace);
         }
         match &self.data().weights {
-            // The scalar tier would rather be small than fast.
+            // The scalar tier prefers small code: it pools row by row.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
                 match self.data().index_map {
                     IndexMap::Identity => pool_dense(

@@ -21,11 +21,11 @@
 mod mlp;
 
 use crate::{
-    bag::{Bags, check_bags},
+    bag::{Bags, Pooling, check_bags},
     blob::{Activation, Blob, Layer, ModelTable, Stack, top_inputs},
     error::{BlobError, LookupError, ScoreError},
     isa::Tier,
-    kernel::{Pooling, dot_interaction_from, dot_interaction_workspace_len},
+    kernel::{dot_interaction_from, dot_interaction_workspace_len},
     table::Table,
 };
 use core::ops::Range;

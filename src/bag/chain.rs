@@ -34,27 +34,30 @@ use crate::{
 };
 use core::ops::Range;
 
-/// Lookups that are sorted together: more would share little more, and their memory would no longer
-/// fit a cache.
+/// The most lookups that are sorted together. Their entries take 20 bytes each, so 320 KiB: they
+/// stay in the second cache, and more lookups would share few more prefixes.
 const MAX_LOOKUPS: usize = 1 << 14;
-/// Lookups that are sorted on the stack, where the workspace has no room for more.
+/// Lookups that are sorted on the stack, where the workspace has room for no more.
 const FEW_LOOKUPS: usize = 32;
-/// Lookups of one prefix in one bag whose last slices are summed together at most: half of
-/// [`FEW_LOOKUPS`], which is the least that is left of a bag's lookups when there is no room for
-/// all of them.
+/// The most lookups of one prefix in one bag whose last slices are summed together. A bag with more
+/// lookups than there is room for keeps at least half of [`FEW_LOOKUPS`] when it makes room, and
+/// the bits of its sum must not depend on that.
 const MAX_SUMMED: usize = FEW_LOOKUPS / 2;
-/// Prefixes of a chunk at most.
+/// The most prefixes of a chunk: their operands are on the stack.
 pub(crate) const MAX_CHUNK: usize = 32;
-/// Bytes of their products, so that they and a slice fit the nearest cache.
+/// Bytes of a chunk's partial products: half of a first cache of 32 KiB, so that the slice that
+/// they are multiplied by has room too.
 const CHUNK_BYTES: usize = 16 << 10;
-/// Products that are handed to a kernel together.
-const JOBS: usize = 32;
-/// Lookups whose rows are sought together among those that are stored.
+/// Products that a kernel gets together; as many as a chunk has prefixes.
+const JOBS: usize = MAX_CHUNK;
+/// Lookups that are searched for among the stored rows before any is used, so that their cache
+/// misses overlap.
 const SOUGHT: usize = 32;
-/// Rows that are: many, since each asks for one of those behind it.
+/// Stored rows that are added together: several times as many as [`AddRows`] prefetches ahead,
+/// since the first of each such batch are not prefetched.
 const ROWS: usize = 128;
 
-/// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster.
+/// The f32 elements of workspace with which a batch of `num_lookups` is fastest.
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
     let partials = shape
         .partial_len()
@@ -76,8 +79,8 @@ fn best_chunk(shape: &TtShape) -> usize {
     (CHUNK_BYTES / bytes).clamp(1, MAX_CHUNK)
 }
 
-/// Where pooled rows go: that of bag b to the `embedding_dim` elements of `rows` from `b * stride +
-/// first` on.
+/// The output: the pooled row of bag b goes to the `embedding_dim` elements of `rows` from
+/// `b * stride + first` on.
 pub(super) struct Output<'o> {
     pub(super) rows: &'o mut [f32],
     pub(super) stride: usize,
@@ -107,14 +110,14 @@ impl Output<'_> {
     }
 }
 
-/// A caller's workspace, divided.
+/// The parts of a caller's workspace.
 struct Buffers<'w> {
     /// The sum of some last slices.
     last_slice: &'w mut [f32],
     /// Partial products of a chunk, used in turn.
     partials: [&'w mut [f32]; 2],
     chunk: usize,
-    /// Lookups to be sorted, and room to move them to.
+    /// Lookups to sort, and room to move them to.
     entries: &'w mut [u64],
     spare: &'w mut [u64],
     /// The bag of each lookup of a segment.
@@ -208,7 +211,7 @@ impl Segment<'_> {
     }
 }
 
-/// Out of the loops of tables whose indices are their rows, which would otherwise be slower.
+/// Not inlined: the loops over tables without an index map would be slower.
 #[inline(never)]
 fn mapped_row(row_of: &RowOf<'_>, index: u64) -> u32 {
     row_of.row(index) as u32
@@ -218,7 +221,7 @@ fn mapped_row(row_of: &RowOf<'_>, index: u64) -> u32 {
 #[derive(Clone, Copy)]
 struct Prefix<'e> {
     lookups: &'e [u64],
-    /// Its product, where it need not be computed.
+    /// Its product, if the table stores it.
     stored: Option<&'e [f32]>,
 }
 
@@ -281,7 +284,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 bags: BagOf::One(first),
             };
             if end - first > 1 {
-                // Out of the buffers while the segment borrows it.
+                // Taken out of the buffers while the segment borrows it.
                 let bag_of = core::mem::take(&mut buffers.bag_of);
                 let mut rest = &mut *bag_of;
                 for bag in first..end {
@@ -369,8 +372,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Gives the entries of lookups whose rows are not stored to `take`; stored ones are added to
-    /// their bags, if `out` is there.
+    /// Gives the entries of lookups whose rows are not stored to `take`. Adds stored rows to their
+    /// bags, if there is `out`.
     #[inline(always)]
     fn each_entry(
         &self,
@@ -396,7 +399,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         {
             let indices =
                 segment.indices.slice(start..segment.indices.len().min(start + SOUGHT))?;
-            // All first, so that none waits in vain for what becomes of the one before it.
+            // Search for all first, so that cache misses overlap.
             let mut stored = [None; SOUGHT];
             stored
                 .iter_mut()
@@ -481,7 +484,9 @@ impl<'t, 'a> Pool<'t, 'a> {
             }
             let (prefixes, to_compute) = (prefixes.get(..length)?, to_compute.get(..computed)?);
             let (shape, core) = (&self.tt.shape, self.tt.cores.first()?);
-            with_core_elements!(core.slices, slices => gather(self.tier, shape, slices, core.scales, to_compute, even))??;
+            with_core_elements!(core.slices, slices => {
+                gather(self.tier, shape, slices, core.scales, to_compute, even)
+            })??;
             let (mut x, mut spare) = (&mut *even, &mut *odd);
             for k in 1..shape.num_cores() - 1 {
                 let core = self.tt.cores.get(k)?;
@@ -640,8 +645,8 @@ pub(crate) fn step<W: Weight>(
     store_products(tier, [r, n], jobs.get(..count)?, out)
 }
 
-/// How many of some sorted entries would be summed with others, if there are more of the last one's
-/// prefix.
+/// How many of the last of some sorted entries would be summed with entries that are still to come,
+/// if more of the last prefix come.
 fn unfinished(entries: &[u64]) -> usize {
     let prefix = |entry: &u64| entry >> 32;
     let last = entries.last().map(prefix);

@@ -10,23 +10,23 @@
     reason = "counts and positions of what is in memory, and quotients of rows"
 )]
 
-use super::{Bags, batch::Output, divide, pool_bag, pool_dense};
+use super::{Bags, Pooling, chain::Output, divide, pool_bag, pool_dense};
 use crate::{
     blob::{Combine, Projected, QuotientRemainder, Rows},
     divisor::Divisor,
     index::Indices,
-    kernel::{Epilogue, Pooling, store_rows},
+    kernel::{Epilogue, store_rows},
     table::{StoredRow, Table, dense, index_map::RowOf, quotient_remainder::combine},
 };
 use core::ops::Range;
 
-/// Lookups whose rows are on the stack.
+/// The most lookups whose rows are put on the stack: 2 KiB with their weights.
 const LOOKUPS: usize = 256;
-/// Bags of these at most.
+/// The most bags of these lookups.
 const BAGS: usize = 64;
 
-/// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster, if each bag
-/// takes `len` of them.
+/// The f32 elements of workspace with which a batch of `num_lookups` is fastest, if each bag takes
+/// `len` of them.
 pub(super) fn best_workspace_len(len: usize, num_lookups: usize) -> usize {
     len.saturating_mul(num_lookups.clamp(1, BAGS))
 }
@@ -69,7 +69,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         Self { table, row_of: RowOf::new(table.data()), bags, pooling }
     }
 
-    /// A dense table, whose rows are all where they should be.
+    /// A dense table without overrides.
     pub(super) fn pool_mapped(&self, rows: &Rows<'_>, out: &mut Output<'_>) -> Option<()> {
         let part = Part { stride: out.stride, out: out.rows.get_mut(out.first..)? };
         self.pool_part(rows, 0..self.bags.len(), RowPart::Whole, part)
@@ -153,7 +153,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         })
     }
 
-    /// Gives `pool` as many bags at a time as `workspace` has `len` elements for, and those.
+    /// Calls `pool` with as many bags at a time as `workspace` has `len` elements for.
     fn for_some(
         &self,
         len: usize,
@@ -187,7 +187,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                 Some(row_part.of(self.row_of.row(index)))
             }
         };
-        // The scalar tier would rather be small than fast.
+        // The scalar tier prefers small code: it pools row by row.
         let several =
             !self.table.tier().is_scalar() && u32::try_from(self.table.data().num_rows).is_ok();
         let Part { out, stride } = part;
