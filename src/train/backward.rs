@@ -33,7 +33,10 @@ use crate::{
     Tier, TtShape,
     bag::{Digits, MAX_CHUNK, gather, step},
     dtype::Elements,
-    kernel::{Epilogue, FEW, Job, add_products, sgd_of_few, store_products, transpose, widen},
+    kernel::{
+        Consistent, Dims, Epilogue, FEW, Job, add_products, sgd_of_few, store_products, transpose,
+        widen,
+    },
     shape::MAX_CORES,
     table::step_size,
 };
@@ -153,7 +156,7 @@ impl Backward {
         shape: &TtShape,
         cores: &mut [Parameters],
         step: &Step<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         self.group(shape, step)?;
         self.transpose(shape, cores, step)?;
         let middle = shape.num_cores().checked_sub(2)?;
@@ -207,7 +210,7 @@ impl Backward {
         cores: &mut [Parameters],
         num_shards: usize,
         update: &Update,
-    ) -> Option<()> {
+    ) -> Consistent {
         let last = shape.num_cores().checked_sub(1)?;
         let shards = self.shards.get_mut(..num_shards)?;
         let mut slice = Vec::new();
@@ -234,7 +237,7 @@ impl Backward {
     }
 
     /// Sorts the lookups, and groups them into rows, prefixes and slices.
-    fn group(&mut self, shape: &TtShape, step: &Step<'_>) -> Option<()> {
+    fn group(&mut self, shape: &TtShape, step: &Step<'_>) -> Consistent {
         let (bags, digits) = (step.bags, &self.digits);
         self.touched.iter_mut().for_each(Touched::clear);
         self.rows.clear();
@@ -268,7 +271,7 @@ impl Backward {
 
     /// Transposes what the products need the other way round: the touched slices that are right
     /// operands as `G_k'`, and the gradient of each bag, which is a left operand as `dX_d'`.
-    fn transpose(&mut self, shape: &TtShape, cores: &[Parameters], step: &Step<'_>) -> Option<()> {
+    fn transpose(&mut self, shape: &TtShape, cores: &[Parameters], step: &Step<'_>) -> Consistent {
         let (tier, gradient) = (step.update.tier(), step.gradient);
         let (last, dim) = (shape.num_cores().checked_sub(1)?, shape.embedding_dim());
         for k in (1..=last).filter(|&k| k + 1 != last) {
@@ -412,7 +415,7 @@ impl Shard {
         batch: &Inputs<'_>,
         prefixes: Range<usize>,
         middle_core: &mut Middle<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let (shape, middle) = (batch.shape, batch.middle());
         let chunk = (CHUNK_BYTES / (shape.partial_len() * size_of::<f32>())).clamp(1, MAX_CHUNK);
         self.x.resize_with(middle + 1, Vec::new);
@@ -456,7 +459,7 @@ impl Shard {
         batch: &Inputs<'_>,
         chunk: &Chunk<'_>,
         slices: &Slices<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let (shape, tier, middle) = (batch.shape, batch.tier, batch.middle());
         // `slices` begins with the shard's first slice of the middle core.
         let mut local = [[0; MAX_CORES]; MAX_CHUNK];
@@ -480,7 +483,7 @@ impl Shard {
     /// - `dX_{d-1} += g . G'`, `m x n . n x r`;
     /// - `dG' += g' . X_{d-1}`, `n x m . m x r`: the transpose of dG, because X_{d-1} is then a
     ///   right operand in the layout in which it was computed.
-    fn backward_to_prefixes(&mut self, batch: &Inputs<'_>, chunk: &Chunk<'_>) -> Option<()> {
+    fn backward_to_prefixes(&mut self, batch: &Inputs<'_>, chunk: &Chunk<'_>) -> Consistent {
         let prefixes = chunk.prefixes.clone();
         let (shape, tier, dim) = (batch.shape, batch.tier, batch.shape.embedding_dim());
         let last = shape.num_cores() - 1;
@@ -543,8 +546,13 @@ impl Shard {
                     scale,
                 };
             }
-            add_products(tier, [m, n, r], &to_x[..these.len()], d)?;
-            add_products(tier, [n, m, r], &to_slices[..these.len()], &mut gradients[last])?;
+            add_products(tier, Dims { m, r: n, n: r }, &to_x[..these.len()], d)?;
+            add_products(
+                tier,
+                Dims { m: n, r: m, n: r },
+                &to_slices[..these.len()],
+                &mut gradients[last],
+            )?;
         }
         Some(())
     }
@@ -556,7 +564,7 @@ impl Shard {
         batch: &Inputs<'_>,
         chunk: &Chunk<'_>,
         middle: &mut Middle<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let digits = chunk.digits;
         for k in (1..=batch.middle()).rev() {
             let ((r, n), (_, m)) = (step_size(batch.shape, k), batch.partial(k));
@@ -589,7 +597,7 @@ impl Shard {
     }
 
     /// Both products of a slice below the middle core; the gradient goes to the shard's sums.
-    fn lower_slice(&mut self, batch: &Inputs<'_>, run: &Run) -> Option<()> {
+    fn lower_slice(&mut self, batch: &Inputs<'_>, run: &Run) -> Consistent {
         let Self { x, d: [d, dx], transposed_x, gradients, .. } = self;
         let &Run { k, rows, r, n, .. } = run;
         let d = d.get(run.d())?;
@@ -597,7 +605,7 @@ impl Shard {
         transpose(batch.tier, x[k - 1].get(run.x())?, r, transposed_x)?;
         let at = run.slice(batch.touched[k].slot(run.digit));
         let job = run.slice_gradient(transposed_x, d, at.start);
-        add_products(batch.tier, [r, rows, n], &[job], &mut gradients[k])?;
+        add_products(batch.tier, Dims { m: r, r: rows, n }, &[job], &mut gradients[k])?;
         input_gradient(batch.tier, run, d, &batch.transposed[k][at], dx)
     }
 
@@ -609,7 +617,7 @@ impl Shard {
         run: &Run,
         middle: &mut Middle<'_>,
         stays_open: bool,
-    ) -> Option<()> {
+    ) -> Consistent {
         let Self { x, d: [d, dx], transposed_x, transposed_slice, slice_gradient, .. } = self;
         let (tier, update, &Run { k, rows, r, n, .. }) = (batch.tier, &batch.update, run);
         let Middle { slices, is_open } = middle;
@@ -621,7 +629,7 @@ impl Shard {
         if let Some(rate) = rate.filter(|_| rows <= FEW) {
             let (x, dx) = (x[k - 1].get(run.x())?, dx.get_mut(run.x())?);
             let slice = slices.values_mut().get_mut(at)?;
-            return sgd_of_few(tier, [rows, r, n], rate, x, d, slice, dx);
+            return sgd_of_few(tier, Dims { m: rows, r, n }, rate, x, d, slice, dx);
         }
         let transposed_x = &mut transposed_x[..rows * r];
         transpose(tier, x[k - 1].get(run.x())?, r, transposed_x)?;
@@ -631,13 +639,13 @@ impl Shard {
         }
         if let Some(rate) = rate {
             let job = Job { scale: -rate, ..run.slice_gradient(transposed_x, d, at.start) };
-            add_products(tier, [r, rows, n], &[job], slices.values_mut())?;
+            add_products(tier, Dims { m: r, r: rows, n }, &[job], slices.values_mut())?;
         } else {
             let job = run.slice_gradient(transposed_x, d, 0);
             if *is_open {
-                add_products(tier, [r, rows, n], &[job], slice_gradient)?;
+                add_products(tier, Dims { m: r, r: rows, n }, &[job], slice_gradient)?;
             } else {
-                store_products(tier, [rows, n], &[job], slice_gradient)?;
+                store_products(tier, rows, n, &[job], slice_gradient)?;
             }
             if !stays_open {
                 slices.update(run.digit as usize, slice_gradient, update)?;
@@ -655,8 +663,8 @@ fn input_gradient(
     d: &[f32],
     transposed_slice: &[f32],
     dx: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let &Run { rows, r, n, .. } = run;
     let job = Job { m: rows, x: d, slice: transposed_slice, out: run.x().start, scale: 1.0 };
-    store_products(tier, [n, r], &[job], dx)
+    store_products(tier, n, r, &[job], dx)
 }

@@ -11,6 +11,7 @@
 use super::{Parameters, TrainError};
 use crate::{
     Bags, Pooling,
+    kernel::Consistent,
     table::cached::{CachedRows, Set, WAYS, set_of},
 };
 use std::{vec, vec::Vec};
@@ -105,7 +106,7 @@ impl Cache {
     }
 
     /// Counts the lookups of checked `bags`, and divides them into `held` and `others`.
-    pub(super) fn divide(&mut self, bags: &Bags<'_>, pooling: Pooling) -> Option<()> {
+    pub(super) fn divide(&mut self, bags: &Bags<'_>, pooling: Pooling) -> Consistent {
         let Self { sets, held, others, .. } = self;
         held.clear();
         others.clear();
@@ -141,7 +142,7 @@ impl Cache {
         &mut self,
         steps: u64,
         rows: &mut Parameters,
-        mut row_of: impl FnMut(u32, &mut [f32]) -> Option<()>,
+        mut row_of: impl FnMut(u32, &mut [f32]) -> Consistent,
     ) -> Option<Leaving> {
         let mut leaving = Leaving { rows: Vec::new(), values: Vec::new() };
         if !self.spec.is_due(steps) {

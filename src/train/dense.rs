@@ -10,7 +10,7 @@ use crate::{
     ShapeError, Table, Tier,
     blob::{Rows, Weights},
     dtype::Elements,
-    kernel::{Epilogue, widen},
+    kernel::{Consistent, Epilogue, widen},
     shape::{check_embedding_dim, check_num_embeddings},
 };
 use std::{vec, vec::Vec};
@@ -91,7 +91,7 @@ pub(super) fn step_rows(
     rows: &mut Parameters,
     lookups: &mut SortedLookups,
     step: &Step<'_>,
-) -> Option<()> {
+) -> Consistent {
     let (dim, tier) = (rows.slice_len(), step.update.tier());
     let num_rows = rows.values().len().checked_div(dim)?;
     lookups.sort(step.bags, step.pooling, num_rows as u32, |row| row);
@@ -136,7 +136,7 @@ impl Sealed for DenseTable {
         &mut self.state
     }
 
-    fn apply(&mut self, step: &Step<'_>) -> Option<()> {
+    fn apply(&mut self, step: &Step<'_>) -> Consistent {
         let State { parameters, lookups, .. } = &mut self.state;
         step_rows(parameters.first_mut()?, lookups, step)
     }

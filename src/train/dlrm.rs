@@ -8,7 +8,9 @@ use super::{
 use crate::{
     Bags, LookupError, PoolTablesError, Pooling, Tier,
     dtype::Elements,
-    kernel::{Epilogue, chain_step, dot_interaction, dot_interaction_workspace_len},
+    kernel::{
+        Consistent, Dims, Epilogue, chain_step, dot_interaction, dot_interaction_workspace_len,
+    },
 };
 use rayon::prelude::*;
 use std::{boxed::Box, format, string::String, vec, vec::Vec};
@@ -317,7 +319,7 @@ impl Dlrm {
 
     /// Computes the logits, which are then the outputs of the top MLP. `None` is a defect of this
     /// crate.
-    fn forward(&mut self, batch: &Batch<'_>, samples: usize) -> Option<()> {
+    fn forward(&mut self, batch: &Batch<'_>, samples: usize) -> Consistent {
         let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
         let Buffers { tables, vectors, interactions, .. } = buffers;
@@ -415,7 +417,7 @@ impl Dlrm {
                     let vectors = Elements::from_f32(vectors);
                     chain_step(
                         tier,
-                        [count, count, dim],
+                        Dims { m: count, r: count, n: dim },
                         &d_products,
                         vectors,
                         d_vectors,

@@ -8,6 +8,7 @@ use crate::{
     Table,
     blob::{IndexMap, TableData},
     divisor::Divisor,
+    kernel::Consistent,
     shape::check_num_embeddings,
 };
 use std::{boxed::Box, vec::Vec};
@@ -78,7 +79,7 @@ impl Sealed for HashedTable {
         self.rows.state_mut()
     }
 
-    fn apply(&mut self, step: &Step<'_>) -> Option<()> {
+    fn apply(&mut self, step: &Step<'_>) -> Consistent {
         let (bags, num_rows) = (step.bags, Divisor::new(self.num_rows));
         self.indices.clear();
         self.indices.extend(bags.indices().map(|index| num_rows.divide_u64(index).1));

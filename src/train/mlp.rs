@@ -21,7 +21,7 @@ use super::{
 use crate::{
     Tier,
     dtype::Elements,
-    kernel::{Epilogue, chain_step, transpose},
+    kernel::{Consistent, Dims, Epilogue, chain_step, transpose},
 };
 use rayon::prelude::*;
 use std::vec::Vec;
@@ -119,18 +119,18 @@ impl Linear {
     }
 
     /// Computes the W' that [`forward`](Self::forward) multiplies by. W must not change in between.
-    fn transpose_weights(&mut self, tier: Tier) -> Option<()> {
+    fn transpose_weights(&mut self, tier: Tier) -> Consistent {
         let [weights, _] = &self.parameters;
         self.transposed.resize(weights.values().len(), 0.0);
         transpose(tier, weights.values(), weights.slice_len(), &mut self.transposed)
     }
 
-    fn forward(&mut self, tier: Tier, x: &[f32], samples: usize) -> Option<()> {
+    fn forward(&mut self, tier: Tier, x: &[f32], samples: usize) -> Consistent {
         let (r, n) = (self.inputs(), self.outputs());
         let [_, biases] = &self.parameters;
         self.outputs.resize(samples * n, 0.0);
         let epilogue = Epilogue::Bias { scales: &[], bias: biases.values(), relu: self.relu };
-        multiply_rows(tier, [r, n], x, &self.transposed, &mut self.outputs, epilogue)
+        multiply_rows(tier, r, n, x, &self.transposed, &mut self.outputs, epilogue)
     }
 
     /// Moves W and b by the gradient dy of the outputs in `d`, which becomes dz, and writes dx to
@@ -142,7 +142,7 @@ impl Linear {
         d: &mut [f32],
         d_inputs: Option<&mut Vec<f32>>,
         update: &Update,
-    ) -> Option<()> {
+    ) -> Consistent {
         let (r, n, tier) = (self.inputs(), self.outputs(), update.tier());
         let [weights, biases] = &mut self.parameters;
         if self.relu {
@@ -163,7 +163,7 @@ impl Linear {
             || match d_inputs {
                 Some(d_inputs) => {
                     d_inputs.resize(samples * r, 0.0);
-                    multiply_rows(tier, [n, r], d, weights.values(), d_inputs, Epilogue::Store)
+                    multiply_rows(tier, n, r, d, weights.values(), d_inputs, Epilogue::Store)
                 }
                 None => Some(()),
             },
@@ -173,7 +173,7 @@ impl Linear {
                 outputs_transposed.resize(n * samples, 0.0);
                 chain_step(
                     tier,
-                    [1, samples, n],
+                    Dims { m: 1, r: samples, n },
                     ones,
                     Elements::from_f32(d),
                     d_biases,
@@ -192,7 +192,7 @@ impl Linear {
             |((d, d_weights), mut slices)| {
                 chain_step(
                     tier,
-                    [d.len() / samples, samples, r],
+                    Dims { m: d.len() / samples, r: samples, n: r },
                     d,
                     Elements::from_f32(x),
                     d_weights,
@@ -223,15 +223,16 @@ fn chunks_of(mut slices: Slices<'_>, count: usize) -> Option<Vec<Slices<'_>>> {
 /// `out <- x . g`, where g is `r x n`. Threads divide the rows.
 fn multiply_rows(
     tier: Tier,
-    [r, n]: [usize; 2],
+    r: usize,
+    n: usize,
     x: &[f32],
     g: &[f32],
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     let rows = x.par_chunks(ROWS * r).zip(out.par_chunks_mut(ROWS * n));
     rows.map(|(x, out)| {
-        chain_step(tier, [out.len() / n, r, n], x, Elements::from_f32(g), out, epilogue)
+        chain_step(tier, Dims { m: out.len() / n, r, n }, x, Elements::from_f32(g), out, epilogue)
     })
     .collect()
 }
@@ -274,7 +275,7 @@ impl Mlp {
     }
 
     /// The part of a [`forward`](Self::forward) pass that does not need its inputs.
-    pub(super) fn prepare(&mut self, tier: Tier) -> Option<()> {
+    pub(super) fn prepare(&mut self, tier: Tier) -> Consistent {
         self.layers
             .par_iter_mut()
             .with_max_len(1)

@@ -3,7 +3,7 @@
 
 use crate::{
     isa::Tier,
-    kernel::{AdamFactors, adagrad, adam, row_wise_adagrad, sgd},
+    kernel::{AdamFactors, Consistent, adagrad, adam, row_wise_adagrad, sgd},
 };
 use std::{vec, vec::Vec};
 
@@ -174,7 +174,7 @@ impl<'p> Slices<'p> {
     }
 
     /// Moves slice `slice` by its `gradient`. `None` if it is not among these.
-    pub(super) fn update(&mut self, slice: usize, gradient: &[f32], update: &Update) -> Option<()> {
+    pub(super) fn update(&mut self, slice: usize, gradient: &[f32], update: &Update) -> Consistent {
         let at = slice.checked_sub(self.first)?;
         let values = self.values.get_mut(at * self.slice_len..)?.get_mut(..self.slice_len)?;
         let ([first, second], [first_len, second_len]) = (&mut self.state, self.state_lens);

@@ -10,6 +10,7 @@ use crate::{
     Table, Tier,
     blob::{Combine, QuotientRemainder, Weights},
     divisor::Divisor,
+    kernel::Consistent,
     shape::check_num_embeddings,
 };
 use std::vec::Vec;
@@ -154,7 +155,7 @@ impl Sealed for QuotientRemainderTable {
     /// With Q and R for the pooled quotient and remainder rows of a bag and g for the gradient of
     /// their combination: Q * R has `dQ = g * R` and `dR = g * Q`, Q + R has `dQ = dR = g`, and for
     /// Q beside R the columns of g are divided.
-    fn apply(&mut self, step: &Step<'_>) -> Option<()> {
+    fn apply(&mut self, step: &Step<'_>) -> Consistent {
         let PartBuffers { indices, pooled, gradients } = &mut self.buffers;
         let State { parameters, lookups, tier, .. } = &mut self.state;
         let QuotientRemainderShape { num_remainders, combine, columns, .. } = self.shape;

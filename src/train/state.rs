@@ -1,7 +1,7 @@
 //! What all trainable tables share: their parameters, and what a step is made of.
 
 use super::{Optimizer, Parameters, TrainError, cache::Cache, lookups::SortedLookups};
-use crate::{Bags, Pooling, Tier, train::optimizer::Update};
+use crate::{Bags, Pooling, Tier, kernel::Consistent, train::optimizer::Update};
 use std::vec::Vec;
 
 /// Seals [`Embedding`](super::Embedding) and [`Checkpointed`].
@@ -14,7 +14,7 @@ pub trait Sealed {
 
     /// Moves the parameters by one checked step. `None` is a defect of this crate.
     #[doc(hidden)]
-    fn apply(&mut self, step: &Step<'_>) -> Option<()>;
+    fn apply(&mut self, step: &Step<'_>) -> Consistent;
 }
 
 /// The parameters of a table, and what its steps need besides.

@@ -13,6 +13,7 @@ use crate::{
     bag::Digits,
     blob::{Core, TtCores, Weights},
     dtype::Elements,
+    kernel::Consistent,
     shape::MAX_CORES,
 };
 use std::{vec, vec::Vec};
@@ -134,14 +135,14 @@ impl TtTable {
         view(weights, self.shape.num_embeddings(), self.shape.embedding_dim(), *tier)
     }
 
-    fn step_cores(&mut self, step: &Step<'_>) -> Option<()> {
+    fn step_cores(&mut self, step: &Step<'_>) -> Consistent {
         let cores = self.state.parameters.get_mut(..self.shape.num_cores())?;
         self.backward.step(&self.shape, cores, step)
     }
 
     /// Moves the rows of the cache, and the cores by the gradient of all other rows; then the cache
     /// may exchange rows.
-    fn step_cached(&mut self, mut cache: Cache, step: &Step<'_>) -> Option<()> {
+    fn step_cached(&mut self, mut cache: Cache, step: &Step<'_>) -> Consistent {
         cache.divide(step.bags, step.pooling)?;
         let mut rows = self.state.parameters.pop()?;
         let (held, others) = (cache.held.bags()?, cache.others.bags()?);
@@ -162,7 +163,7 @@ impl TtTable {
     /// Moves the cores towards rows that have left the cache: gradient descent on half the sum of
     /// squared distances. A step that does not lessen the sum is undone, and the next one is a
     /// quarter as long; after a step that does, the next one is twice as long.
-    fn fold(&mut self, leaving: &Leaving) -> Option<()> {
+    fn fold(&mut self, leaving: &Leaving) -> Consistent {
         let offsets = Vec::from_iter(0..=leaving.rows.len() as u32);
         let bags = Bags::new(&leaving.rows, &offsets).ok()?;
         let mut workspace = vec![0.0; self.of_cores().workspace_len(leaving.rows.len())];
@@ -216,7 +217,7 @@ impl Sealed for TtTable {
         &mut self.state
     }
 
-    fn apply(&mut self, step: &Step<'_>) -> Option<()> {
+    fn apply(&mut self, step: &Step<'_>) -> Consistent {
         match self.state.cache.take() {
             Some(cache) => self.step_cached(cache, step),
             None => self.step_cores(step),
