@@ -1,4 +1,4 @@
-//! Bags as C hands them over, and as the library takes them.
+//! Bags as C passes them, converted to the library's.
 
 use crate::{
     boundary::{Given, Plain},
@@ -7,15 +7,15 @@ use crate::{
 use std::ffi::c_void;
 use ttrec::{Bags, LookupError, Pooling, bag::Index};
 
-/// How the rows of a bag become one, as in torch.nn.EmbeddingBag.
+/// How the rows of a bag are pooled into one, as in torch.nn.EmbeddingBag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ttrec_pooling {
-    /// Their sum, each row times its weight if there are any.
+    /// The sum, of rows times weights if there are weights.
     Sum = 0,
-    /// Their sum divided by their number; no weights.
+    /// The sum divided by the number of rows. Takes no weights.
     Mean = 1,
-    /// The largest of each column; no weights.
+    /// The largest value of each column. Takes no weights.
     Max = 2,
 }
 
@@ -29,28 +29,28 @@ pub enum ttrec_index_type {
     I64 = 1,
 }
 
-/// Bags of indices, in torch.nn.EmbeddingBag's form with include_last_offset=True: bag b is
+/// Bags of indices, as torch.nn.EmbeddingBag takes them with include_last_offset=True: bag b is
 /// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64()
-/// make one.
+/// fill this struct.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ttrec_bags {
-    /// A ttrec_index_type: that of `indices` and `offsets`.
+    /// A ttrec_index_type, the type of `indices` and `offsets`.
     pub index_type: u32,
-    /// `num_indices` integers, bag after bag.
+    /// The indices, bag after bag.
     pub indices: *const c_void,
-    /// How many.
+    /// The number of indices.
     pub num_indices: usize,
-    /// `num_bags + 1` integers: the first 0, the last `num_indices`, none below the one before it.
+    /// `num_bags + 1` offsets. They start at 0, never decrease, and end at `num_indices`.
     pub offsets: *const c_void,
-    /// How many bags.
+    /// The number of bags.
     pub num_bags: usize,
-    /// One weight per index, for TTREC_POOLING_SUM; or null.
+    /// A weight for each index, for TTREC_POOLING_SUM only; or null.
     pub per_sample_weights: *const f32,
 }
 
-/// An integer type that bags may have here. An i64 is read as a u64: what is negative is then
-/// larger than any table.
+/// An integer type that the library reads indices as. An i64 is read as a u64: a negative index is
+/// then out of range for every table, and [`refused`] reports it as the negative number.
 pub(crate) trait BagIndex: Index + Plain {
     const TYPE: ttrec_index_type;
 }
@@ -76,14 +76,20 @@ impl ttrec_pooling {
 }
 
 impl ttrec_bags {
-    pub(crate) fn index_type(&self) -> Option<ttrec_index_type> {
+    pub(crate) fn index_type(&self) -> Result<ttrec_index_type, Error<'static>> {
         [ttrec_index_type::U32, ttrec_index_type::I64]
             .into_iter()
             .find(|&known| known as u32 == self.index_type)
+            .ok_or(Error::IndexType { found: self.index_type })
     }
 
-    /// The bags, whose integers are of type `I`; or, if their memory is right, what the library has
-    /// against them.
+    /// The index type of the first bags, which all others must have too.
+    pub(crate) fn index_type_of_all(all: &[Self]) -> Result<ttrec_index_type, Error<'static>> {
+        all.first().map_or(Ok(ttrec_index_type::U32), Self::index_type)
+    }
+
+    /// The library's bags over the same arrays. The outer error is about the arrays' memory, the
+    /// inner one about their values.
     pub(crate) fn read<'c, I: BagIndex>(
         &self,
         given: &Given<'c>,
@@ -103,7 +109,7 @@ impl ttrec_bags {
     }
 }
 
-/// Why bags of `I` were refused by the table of this name.
+/// The error for bags of `I` that the table called `table` refuses.
 pub(crate) fn refused<I: BagIndex>(table: &str, error: LookupError) -> Error<'_> {
     match error {
         LookupError::IndexOutOfRange { position, index, .. }

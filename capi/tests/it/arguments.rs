@@ -1,10 +1,10 @@
-//! Arguments through the C entry points: each that is wrong is refused by its status, and outputs
-//! stay as they were; right ones have the library's bits.
+//! Arguments of the C functions: each wrong one is refused with its status, and leaves the outputs
+//! unmodified; with correct ones the results have the library's bits.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
-    reason = "calls of the C ABI, with pointers of live vectors or on purpose wrong"
+    reason = "calls of the C ABI, with pointers to live vectors, or deliberately wrong ones"
 )]
 
 use crate::support::{
@@ -24,7 +24,7 @@ const POOLINGS: [(u32, Pooling); 3] = [
     (ttrec_pooling::Max as u32, Pooling::Max),
 ];
 
-/// `found` is a failure of this status, whose text says this.
+/// `found` is a failure with this status, and its message contains `said`.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(found: Result<T, Status>, status: Status, said: &str) {
     assert_eq!(found.unwrap_err(), status, "{}", last_error());
@@ -36,7 +36,7 @@ fn status(status: Status) -> Result<(), Status> {
 }
 
 #[test]
-fn versions_are_told() {
+fn versions_are_reported() {
     assert_eq!(ttrec_abi_version(), TTREC_ABI_VERSION);
     assert_eq!(text(ttrec_version_string()), env!("CARGO_PKG_VERSION"));
     assert_eq!(text(ttrec_tier_name()), ttrec::Tier::best().name());
@@ -146,7 +146,7 @@ fn misaligned_pointers_are_refused() {
     for by in 1..64 {
         let whole = |size: usize| by % size == 0;
         let shifted = |ptr: *mut f32| ptr.wrapping_byte_add(by);
-        // Of one element more, so that what is aligned is right.
+        // Longer by 16 elements, so that a shift by whole elements stays within the memory.
         let call = |shift_out: bool, shift_workspace: bool| {
             output(
                 dim(item) + 16,
