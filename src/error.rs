@@ -524,6 +524,13 @@ pub enum LookupError {
         /// Rows of the table.
         num_embeddings: u64,
     },
+    /// An index of a signed type is negative.
+    NegativeIndex {
+        /// Its position in `indices`.
+        position: usize,
+        /// The index.
+        index: i64,
+    },
     /// The output is not `bags x embedding_dim` (or `embedding_dim`) long.
     OutputLen {
         /// Elements given.
@@ -554,6 +561,13 @@ pub enum LookupError {
     },
     /// `offsets` is empty; it holds one more element than there are bags.
     OffsetsEmpty,
+    /// An offset of a signed type is negative.
+    NegativeOffset {
+        /// Its position in `offsets`.
+        position: usize,
+        /// The offset.
+        offset: i64,
+    },
     /// `offsets` does not start at 0, falls, or does not end at the number of indices.
     Offsets {
         /// Position of the first offset that is wrong.
@@ -593,6 +607,9 @@ impl fmt::Display for LookupError {
                     "index {index} at position {position}: the table has {num_embeddings} rows"
                 )
             }
+            Self::NegativeIndex { position, index } => {
+                write!(f, "index {index} at position {position} is negative")
+            }
             Self::OutputLen { found, expected } => {
                 write!(f, "output of {found} elements: expected {expected}")
             }
@@ -609,6 +626,9 @@ impl fmt::Display for LookupError {
                 f,
                 "offsets is empty: expected one more than there are bags, starting with 0"
             ),
+            Self::NegativeOffset { position, offset } => {
+                write!(f, "offset {offset} at position {position} is negative")
+            }
             Self::Offsets { position, found, num_indices } => write!(
                 f,
                 "offset {found} at position {position}: offsets start at 0, never fall and end at \

@@ -9,7 +9,7 @@
 )]
 
 use crate::{
-    bags::{self, BagIndex, ttrec_bags, ttrec_index_type, ttrec_pooling},
+    bags::{ttrec_bags, ttrec_index_type, ttrec_pooling},
     boundary::{
         Bytes, Caller, Given, Promise, answer, answer_or, ttrec_blob, ttrec_ranker, ttrec_table,
     },
@@ -25,7 +25,7 @@ use std::{
     ptr,
     sync::OnceLock,
 };
-use ttrec::{Bags, LookupError, Pooling, ScoreError, Table, Tier, bag::pool_tables};
+use ttrec::{Bags, LookupError, Ranker, ScoreError, Tier, bag::pool_tables};
 
 /// The caller's promise, which every exported function needs. A macro, so that each makes it for
 /// its own caller, but for one reason that is written once.
@@ -33,16 +33,6 @@ macro_rules! promise {
     () => {
         // SAFETY: the header requires it of the caller.
         unsafe { Promise::of_the_caller() }
-    };
-}
-
-/// Calls `$function` for the integer type that this `index_type` stands for.
-macro_rules! with_index_type {
-    ($index_type:expr, $function:ident($($argument:expr),*)) => {
-        match $index_type? {
-            ttrec_index_type::U32 => $function::<u32>($($argument),*),
-            ttrec_index_type::I64 => $function::<u64>($($argument),*),
-        }
     };
 }
 
@@ -287,9 +277,11 @@ pub unsafe extern "C" fn ttrec_table_bag(
     answer(promise!(), |caller| {
         let (out, workspace, given) = caller.writes((out, out_len), (workspace, workspace_len))?;
         let table = given.handle(table, "table")?.table();
+        let refused = |error| Error::Lookup { table: table.name(), error };
         let bags = given.copy(bags, "bags")?;
         let pooling = ttrec_pooling::of(pooling)?;
-        with_index_type!(bags.index_type(), pool(table, &bags, &given, pooling, out, workspace))
+        let bags = bags.read(&given)?.map_err(refused)?;
+        table.pool(&bags, pooling, out, workspace).map_err(refused)
     })
 }
 
@@ -314,10 +306,15 @@ pub unsafe extern "C" fn ttrec_pool_tables(
         let tables = given.slice(tables, num_tables, "tables")?;
         let bags = given.slice(bags, num_tables, "bags")?;
         let pooling = ttrec_pooling::of(pooling)?;
-        with_index_type!(
-            ttrec_bags::index_type_of_all(bags),
-            pool_all(tables, bags, &given, pooling, out, workspace)
-        )
+        let pairs = read_all(bags, &given, |position, bags| {
+            let table = given.handle(tables[position], "table")?.table();
+            let refused = |error| Error::Lookup { table: table.name(), error };
+            Ok((table, bags.map_err(refused)?))
+        })?;
+        pool_tables(&pairs, pooling, out, workspace).map_err(|error| match pairs.get(error.table) {
+            Some((table, _)) => Error::Lookup { table: table.name(), error: error.error },
+            None => Error::NoTables(error.error),
+        })
     })
 }
 
@@ -408,7 +405,7 @@ pub unsafe extern "C" fn ttrec_ranker_score(
 ) -> ttrec_status {
     let inputs = Inputs { dense: (dense, dense_len), bags: (bags, num_tables) };
     let outputs = ((out, out_len), (workspace, workspace_len));
-    answer(promise!(), |caller| score(caller, ranker, Scoring::Score, inputs, outputs))
+    answer(promise!(), |caller| score(caller, ranker, Ranker::score, inputs, outputs))
 }
 
 /// As ttrec_ranker_score(), but without the sigmoid at the end.
@@ -426,7 +423,7 @@ pub unsafe extern "C" fn ttrec_ranker_logits(
 ) -> ttrec_status {
     let inputs = Inputs { dense: (dense, dense_len), bags: (bags, num_tables) };
     let outputs = ((out, out_len), (workspace, workspace_len));
-    answer(promise!(), |caller| score(caller, ranker, Scoring::Logits, inputs, outputs))
+    answer(promise!(), |caller| score(caller, ranker, Ranker::logits, inputs, outputs))
 }
 
 /// Writes the score of each of one user's `out_len` candidates to `out`. Features of the user are
@@ -449,7 +446,7 @@ pub unsafe extern "C" fn ttrec_ranker_rank(
 ) -> ttrec_status {
     let inputs = Inputs { dense: (dense, dense_len), bags: (bags, num_tables) };
     let outputs = ((out, out_len), (workspace, workspace_len));
-    answer(promise!(), |caller| score(caller, ranker, Scoring::Rank, inputs, outputs))
+    answer(promise!(), |caller| score(caller, ranker, Ranker::rank, inputs, outputs))
 }
 
 /// Writes the handle of the blob that `read` opens.
@@ -475,44 +472,9 @@ fn get<H: 'static, T: Default>(
     answer_or(T::default(), promise, |caller| Ok(number(caller.reads().handle(handle, name)?)))
 }
 
-fn pool<'c, I: BagIndex>(
-    table: &'c Table<'c>,
-    bags: &ttrec_bags,
-    given: &Given<'c>,
-    pooling: Pooling,
-    out: &mut [f32],
-    workspace: &mut [f32],
-) -> Result<(), Error<'c>> {
-    let refused = |error| bags::refused::<I>(table.name(), error);
-    let bags = bags.read::<I>(given)?.map_err(refused)?;
-    table.pool(&bags, pooling, out, workspace).map_err(refused)
-}
-
-fn pool_all<'c, I: BagIndex>(
-    tables: &[*const ttrec_table],
-    bags: &[ttrec_bags],
-    given: &Given<'c>,
-    pooling: Pooling,
-    out: &mut [f32],
-    workspace: &mut [f32],
-) -> Result<(), Error<'c>> {
-    let pairs = read_all::<I, _>(bags, given, |position, bags| {
-        let table = given.handle(tables[position], "table")?.table();
-        Ok((table, bags.map_err(|error| bags::refused::<I>(table.name(), error))?))
-    })?;
-    pool_tables(&pairs, pooling, out, workspace).map_err(|error| match pairs.get(error.table) {
-        Some((table, _)) => bags::refused::<I>(table.name(), error.error),
-        None => Error::NoTables(error.error),
-    })
-}
-
-/// What to compute from samples.
-#[derive(Clone, Copy)]
-enum Scoring {
-    Score,
-    Logits,
-    Rank,
-}
+/// A method of the ranker.
+type Scoring<'c> =
+    fn(&Ranker<'c>, &[f32], &[Bags<'_>], &mut [f32], &mut [f32]) -> Result<(), ScoreError>;
 
 /// A pointer to an array, and the array's length.
 type Array<P> = (P, usize);
@@ -526,7 +488,7 @@ struct Inputs {
 fn score<'c>(
     caller: Caller<'c>,
     ranker: *const ttrec_ranker,
-    scoring: Scoring,
+    scoring: Scoring<'c>,
     Inputs { dense: (dense, dense_len), bags: (bags, num_tables) }: Inputs,
     (out, workspace): (Array<*mut f32>, Array<*mut f32>),
 ) -> Result<(), Error<'c>> {
@@ -538,53 +500,33 @@ fn score<'c>(
     }
     let dense = given.slice(dense, dense_len, "dense")?;
     let bags = given.slice(bags, num_tables, "bags")?;
-    with_index_type!(
-        ttrec_bags::index_type_of_all(bags),
-        score_bags(ranker, scoring, dense, bags, &given, out, workspace)
-    )
-}
-
-fn score_bags<'c, I: BagIndex>(
-    ranker: &'c ttrec_ranker,
-    scoring: Scoring,
-    dense: &[f32],
-    bags: &[ttrec_bags],
-    given: &Given<'c>,
-    out: &mut [f32],
-    workspace: &mut [f32],
-) -> Result<(), Error<'c>> {
     let refused = |error| match error {
         ScoreError::Table { table, error } => {
-            bags::refused::<I>(ranker.table(table).map_or("", |table| table.table().name()), error)
+            let table = ranker.table(table).map_or("", |table| table.table().name());
+            Error::Lookup { table, error }
         }
         error => Error::Score(error),
     };
-    let bags = read_all::<I, _>(bags, given, |table, bags| {
+    let bags = read_all(bags, &given, |table, bags| {
         bags.map_err(|error| refused(ScoreError::Table { table, error }))
     })?;
-    let ranker = ranker.ranker();
-    match scoring {
-        Scoring::Score => ranker.score(dense, &bags, out, workspace),
-        Scoring::Logits => ranker.logits(dense, &bags, out, workspace),
-        Scoring::Rank => ranker.rank(dense, &bags, out, workspace),
-    }
-    .map_err(refused)
+    scoring(ranker.ranker(), dense, &bags, out, workspace).map_err(refused)
 }
 
 /// What `make` makes of the bags of each table. Allocates only for more than 32 tables.
-fn read_all<'c, I: BagIndex, T>(
+fn read_all<'c, T>(
     bags: &[ttrec_bags],
     given: &Given<'c>,
-    make: impl Fn(usize, Result<Bags<'c, I>, LookupError>) -> Result<T, Error<'c>>,
+    make: impl Fn(usize, Result<Bags<'c>, LookupError>) -> Result<T, Error<'c>>,
 ) -> Result<SmallVec<[T; 32]>, Error<'c>> {
     let mut list = SmallVec::new();
     let no_memory = |_| Error::Memory { bytes: bags.len().saturating_mul(size_of::<T>()) };
     list.try_reserve_exact(bags.len()).map_err(no_memory)?;
-    for (position, bags) in bags.iter().enumerate() {
-        if bags.index_type != I::TYPE as u32 {
+    for (position, these) in bags.iter().enumerate() {
+        if these.index_type != bags[0].index_type {
             return Err(Error::MixedIndexTypes { position });
         }
-        list.push(make(position, bags.read(given)?)?);
+        list.push(make(position, these.read(given)?)?);
     }
     Ok(list)
 }

@@ -49,20 +49,6 @@ pub struct ttrec_bags {
     pub per_sample_weights: *const f32,
 }
 
-/// An integer type that the library reads indices as. An i64 is read as a u64: a negative index is
-/// then out of range for every table, and [`refused`] reports it as the negative number.
-pub(crate) trait BagIndex: Index + Plain {
-    const TYPE: ttrec_index_type;
-}
-
-impl BagIndex for u32 {
-    const TYPE: ttrec_index_type = ttrec_index_type::U32;
-}
-
-impl BagIndex for u64 {
-    const TYPE: ttrec_index_type = ttrec_index_type::I64;
-}
-
 impl ttrec_pooling {
     /// The pooling with this number.
     pub(crate) fn of(number: u32) -> Result<Pooling, Error<'static>> {
@@ -76,24 +62,23 @@ impl ttrec_pooling {
 }
 
 impl ttrec_bags {
-    pub(crate) fn index_type(&self) -> Result<ttrec_index_type, Error<'static>> {
-        [ttrec_index_type::U32, ttrec_index_type::I64]
-            .into_iter()
-            .find(|&known| known as u32 == self.index_type)
-            .ok_or(Error::IndexType { found: self.index_type })
-    }
-
-    /// The index type of the first bags, which all others must have too.
-    pub(crate) fn index_type_of_all(all: &[Self]) -> Result<ttrec_index_type, Error<'static>> {
-        all.first().map_or(Ok(ttrec_index_type::U32), Self::index_type)
-    }
-
     /// The library's bags over the same arrays. The outer error is about the arrays' memory, the
     /// inner one about their values.
-    pub(crate) fn read<'c, I: BagIndex>(
+    pub(crate) fn read<'c>(
         &self,
         given: &Given<'c>,
-    ) -> Result<Result<Bags<'c, I>, LookupError>, Error<'c>> {
+    ) -> Result<Result<Bags<'c>, LookupError>, Error<'c>> {
+        match self.index_type {
+            n if n == ttrec_index_type::U32 as u32 => self.read_as::<u32>(given),
+            n if n == ttrec_index_type::I64 as u32 => self.read_as::<i64>(given),
+            found => Err(Error::IndexType { found }),
+        }
+    }
+
+    fn read_as<'c, I: Index + Plain>(
+        &self,
+        given: &Given<'c>,
+    ) -> Result<Result<Bags<'c>, LookupError>, Error<'c>> {
         let num_offsets = self
             .num_bags
             .checked_add(1)
@@ -106,17 +91,5 @@ impl ttrec_bags {
         let weights =
             given.slice(self.per_sample_weights, self.num_indices, "per_sample_weights")?;
         Ok(Bags::new(indices, offsets).and_then(|bags| bags.with_per_sample_weights(weights)))
-    }
-}
-
-/// The error for bags of `I` that the table called `table` refuses.
-pub(crate) fn refused<I: BagIndex>(table: &str, error: LookupError) -> Error<'_> {
-    match error {
-        LookupError::IndexOutOfRange { position, index, .. }
-            if I::TYPE == ttrec_index_type::I64 && index.cast_signed() < 0 =>
-        {
-            Error::NegativeIndex { table, position, index: index.cast_signed() }
-        }
-        error => Error::Lookup { table, error },
     }
 }

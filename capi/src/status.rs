@@ -82,8 +82,6 @@ pub(crate) enum Error<'c> {
     TablePosition { position: usize, num_tables: usize },
     #[error("table {table:?}: {error}")]
     Lookup { table: &'c str, error: LookupError },
-    #[error("table {table:?}: index {index} at position {position} is negative")]
-    NegativeIndex { table: &'c str, position: usize, index: i64 },
     #[error("no tables: {0}")]
     NoTables(LookupError),
     #[error("the model has no table {position}: it has {num_tables}")]
@@ -113,7 +111,6 @@ impl Error<'_> {
             | Self::NameNotUtf8
             | Self::TablePosition { .. }
             | Self::ModelTable { .. } => ttrec_status::NoSuchTable,
-            Self::NegativeIndex { .. } => ttrec_status::IndexOutOfRange,
             Self::Lookup { error, .. } | Self::NoTables(error) => of_lookup(*error),
             Self::Score(error) => of_score(*error),
             Self::Panic => ttrec_status::Internal,
@@ -139,9 +136,13 @@ fn of_blob(error: BlobError) -> ttrec_status {
 
 fn of_lookup(error: LookupError) -> ttrec_status {
     match error {
-        LookupError::IndexOutOfRange { .. } => ttrec_status::IndexOutOfRange,
+        LookupError::IndexOutOfRange { .. } | LookupError::NegativeIndex { .. } => {
+            ttrec_status::IndexOutOfRange
+        }
         LookupError::OutputLen { .. } | LookupError::WorkspaceLen { .. } => ttrec_status::Length,
-        LookupError::OffsetsEmpty | LookupError::Offsets { .. } => ttrec_status::Offsets,
+        LookupError::OffsetsEmpty
+        | LookupError::NegativeOffset { .. }
+        | LookupError::Offsets { .. } => ttrec_status::Offsets,
         LookupError::WeightsLen { .. } => ttrec_status::Length,
         LookupError::NumBags { .. } => ttrec_status::NumBags,
         LookupError::Inconsistent => ttrec_status::Internal,

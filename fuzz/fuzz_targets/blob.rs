@@ -88,7 +88,7 @@ fn use_ranker(ranker: &Ranker<'_>, noise: &[u8]) {
         .iter()
         .map(|indices| Bags::new(indices, &[0, 2, 2, 3]).expect("three bags"))
         .collect();
-    let score = |dense: &[f32], bags: &[Bags<'_, u64>], count, len| {
+    let score = |dense: &[f32], bags: &[Bags<'_>], count, len| {
         let mut out = vec![POISON; count];
         ranker
             .logits(dense, bags, &mut out, &mut vec![POISON; len])
@@ -203,7 +203,7 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
     for &row in &indices[..8] {
         assert_same(&lookup(&cached, row), &lookup(table, row));
     }
-    let pool = |table: &Table<'_>, bags: &Bags<'_, u64>, workspace_len: usize| {
+    let pool = |table: &Table<'_>, bags: &Bags<'_>, workspace_len: usize| {
         let mut out = vec![POISON; bags.len() * dim];
         table
             .pool(bags, Pooling::Sum, &mut out, &mut vec![POISON; workspace_len])

@@ -11,7 +11,7 @@
 
 use crate::{
     error::LookupError,
-    index::Index,
+    index::{Index, Indices},
     kernel::Epilogue,
     table::{
         Table,
@@ -117,9 +117,14 @@ impl<'m> RowCache<'m> {
     /// Counts requests for these rows: all that there are, or a fair sample. Indices that the table
     /// does not have, and rows that its blob stores apart, do not count; rows from 2^32 - 1 on
     /// are never cached, and count as lookups alone.
+    #[inline]
     pub fn record<I: Index>(&mut self, indices: &[I]) {
+        self.record_all(I::erase(indices));
+    }
+
+    fn record_all(&mut self, indices: Indices<'_>) {
         let num_sets = self.sets.len();
-        for row in indices.iter().map(|index| index.to_u64()) {
+        for row in indices.iter() {
             let stored_apart = self.table.position_apart(row).is_some();
             if row >= self.table.num_embeddings() || stored_apart {
                 continue;

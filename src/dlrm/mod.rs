@@ -21,11 +21,11 @@
 mod mlp;
 
 use crate::{
-    bag::{Bags, Index, check_bags},
+    bag::{Bags, Pooling, check_bags},
     blob::{Activation, Blob, Layer, ModelTable, Stack, top_inputs},
     error::{BlobError, LookupError, ScoreError},
     isa::Tier,
-    kernel::{Pooling, dot_interaction_from, dot_interaction_workspace_len},
+    kernel::{dot_interaction_from, dot_interaction_workspace_len},
     table::Table,
 };
 use core::ops::Range;
@@ -96,15 +96,15 @@ impl<'a> Blob<'a> {
 }
 
 /// What a batch is made of, checked.
-struct Batch<'s, 'b, I> {
+struct Batch<'s, 'b> {
     dense: &'s [f32],
-    bags: &'s [Bags<'b, I>],
+    bags: &'s [Bags<'b>],
     num_samples: usize,
     /// Whether the dense features are those of one sample, and so those of all.
     one_dense: bool,
 }
 
-impl<I: Index> Batch<'_, '_, I> {
+impl Batch<'_, '_> {
     /// Whether table `table` has one bag for all samples.
     fn is_shared(&self, table: usize) -> bool {
         self.bags.get(table).is_some_and(|bags| bags.len() == 1)
@@ -236,10 +236,10 @@ impl<'a> Ranker<'a> {
     ///
     /// # Errors
     /// [`ScoreError`]: a wrong length, or an index out of range, which names the table. `out` is then as it was.
-    pub fn score<I: Index>(
+    pub fn score(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Result<(), ScoreError> {
@@ -252,10 +252,10 @@ impl<'a> Ranker<'a> {
     ///
     /// # Errors
     /// As [`score`](Self::score).
-    pub fn logits<I: Index>(
+    pub fn logits(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Result<(), ScoreError> {
@@ -285,10 +285,10 @@ impl<'a> Ranker<'a> {
     ///
     /// # Errors
     /// As [`score`](Self::score).
-    pub fn rank<I: Index>(
+    pub fn rank(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Result<(), ScoreError> {
@@ -298,10 +298,10 @@ impl<'a> Ranker<'a> {
     }
 
     /// The logits. `sharing`: what is given for one sample is that of all.
-    fn run<I: Index>(
+    fn run(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         sharing: bool,
         out: &mut [f32],
         workspace: &mut [f32],
@@ -343,9 +343,9 @@ impl<'a> Ranker<'a> {
         }
     }
 
-    fn put_logits<I: Index>(
+    fn put_logits(
         &self,
-        batch: &Batch<'_, '_, I>,
+        batch: &Batch<'_, '_>,
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Option<()> {
@@ -409,9 +409,9 @@ impl<'a> Ranker<'a> {
 
     /// The vectors of `samples`. Those that all samples share are made with the first ones and then
     /// stay.
-    fn put_vectors<I: Index>(
+    fn put_vectors(
         &self,
-        batch: &Batch<'_, '_, I>,
+        batch: &Batch<'_, '_>,
         samples: Range<usize>,
         buffers: &mut Buffers<'_>,
     ) -> Option<()> {

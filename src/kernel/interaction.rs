@@ -40,8 +40,8 @@ impl Op for Transpose<'_, '_> {
     fn run<I: Isa>(self, isa: I) -> Option<()> {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
-        // The scalar tier would rather be small than fast.
-        let (whole_rows, whole_columns) = if I::SMALL {
+        // A tier without register tiles prefers small code: it transposes one by one.
+        let (whole_rows, whole_columns) = if I::TILES.is_empty() {
             (0, 0)
         } else {
             (m - m % BLOCK, n - n % BLOCK)

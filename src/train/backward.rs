@@ -150,7 +150,7 @@ impl Workspace {
         digits: &Digits,
         tier: Tier,
         cores: &mut [Parameters],
-        (bags, pooling): (&Bags<'_, u32>, Pooling),
+        (bags, pooling): (&Bags<'_>, Pooling),
         gradient: &[f32],
         update: &Update,
     ) -> Option<()> {
@@ -225,7 +225,7 @@ impl Workspace {
         &mut self,
         shape: &TtShape,
         digits: &Digits,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
     ) -> Option<()> {
         self.touched.iter_mut().for_each(Touched::clear);
@@ -239,7 +239,7 @@ impl Workspace {
         });
         let mut at = 0;
         while at < self.lookups.len() {
-            let row = bags.indices()[self.lookups.lookup(at).position];
+            let row = bags.index(self.lookups.lookup(at).position)? as u32;
             let key = digits.prefix_key(row);
             if self.prefixes.last().is_none_or(|last| last.key != key) {
                 self.prefixes.push(Prefix { first_row: self.rows.len() as u32, key });

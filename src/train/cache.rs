@@ -74,7 +74,7 @@ impl Lookups {
     }
 
     /// As bags that are to be summed.
-    pub(super) fn bags(&self) -> Option<Bags<'_, u32>> {
+    pub(super) fn bags(&self) -> Option<Bags<'_>> {
         Bags::new(&self.indices, &self.offsets)
             .ok()?
             .with_per_sample_weights(&self.weights)
@@ -101,7 +101,7 @@ impl Cache {
     }
 
     /// Counts the lookups of checked `bags`, and tells those of rows that are held from the others.
-    pub(super) fn divide(&mut self, bags: &Bags<'_, u32>, pooling: Pooling) -> Option<()> {
+    pub(super) fn divide(&mut self, bags: &Bags<'_>, pooling: Pooling) -> Option<()> {
         let Self { sets, held, others, .. } = self;
         held.clear();
         others.clear();
@@ -113,7 +113,7 @@ impl Cache {
                 1.0
             };
             for at in range {
-                let row = *bags.indices().get(at)?;
+                let row = bags.index(at)? as u32;
                 let position = CachedRows { sets, rows: &[] }.position(row.into());
                 let (to, index) =
                     position.map_or((&mut *others, row), |position| (&mut *held, position as u32));
@@ -133,7 +133,7 @@ impl Cache {
     }
 
     /// The lookups of rows that are held, by their positions.
-    pub(super) fn held(&self) -> Option<Bags<'_, u32>> {
+    pub(super) fn held(&self) -> Option<Bags<'_>> {
         self.held.bags()
     }
 

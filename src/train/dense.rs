@@ -77,7 +77,7 @@ impl DenseTable {
 pub(super) fn step_rows(
     rows: &mut Parameters,
     lookups: &mut Lookups,
-    bags: &Bags<'_, u32>,
+    bags: &Bags<'_>,
     pooling: Pooling,
     gradient: &[f32],
     update: &Update,
@@ -131,7 +131,7 @@ impl Embedding for DenseTable {
 
     fn step(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,

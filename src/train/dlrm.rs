@@ -51,7 +51,7 @@ pub struct Batch<'b> {
     /// Samples x `dense_dim`, row-major.
     pub dense: &'b [f32],
     /// For each table, a bag for each sample.
-    pub bags: &'b [Bags<'b, u32>],
+    pub bags: &'b [Bags<'b>],
 }
 
 /// The learning rates of a step; made of one number, both.

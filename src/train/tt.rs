@@ -153,7 +153,7 @@ impl TtTable {
     /// below.
     fn step_cores(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         update: &Update,
@@ -167,7 +167,7 @@ impl TtTable {
     fn step_cached(
         &mut self,
         mut cache: Cache,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         update: &Update,
@@ -237,7 +237,7 @@ impl Embedding for TtTable {
 
     fn step(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,

@@ -647,6 +647,37 @@ fn offsets_that_are_no_offsets_are_refused() {
 }
 
 #[test]
+fn signed_indices_and_offsets_are_those_of_their_unsigned_type_unless_they_are_negative() {
+    let buf = two_kinds();
+    for table in tables_on_every_tier(&buf) {
+        let pool = |bags: &Bags<'_>| {
+            let mut out = [0.0; 8];
+            let pooled = table.pool(bags, Pooling::Sum, &mut out, &mut table.workspace());
+            pooled.map(|()| out)
+        };
+        let unsigned = pool(&Bags::new(&[3u32, 0, 5], &[0, 2, 3]).unwrap());
+        assert!(unsigned.is_ok());
+        assert_eq!(pool(&Bags::new(&[3i32, 0, 5], &[0, 2, 3]).unwrap()), unsigned);
+        assert_eq!(pool(&Bags::new(&[3i64, 0, 5], &[0, 2, 3]).unwrap()), unsigned);
+        let negative = |index| Err(LookupError::NegativeIndex { position: 1, index });
+        assert_eq!(pool(&Bags::new(&[3i32, -7, 5], &[0, 2, 3]).unwrap()), negative(-7));
+        assert_eq!(pool(&Bags::new(&[3, i64::MIN, 5], &[0, 2, 3]).unwrap()), negative(i64::MIN));
+        let far = i32::MAX as u64;
+        assert_eq!(
+            pool(&Bags::new(&[3, i32::MAX, 5], &[0, 2, 3]).unwrap()),
+            Err(LookupError::IndexOutOfRange {
+                position: 1,
+                index: far,
+                num_embeddings: table.num_embeddings()
+            })
+        );
+    }
+    let negative = LookupError::NegativeOffset { position: 1, offset: -1 };
+    assert_eq!(Bags::new(&[0i32, 1], &[0, -1, 2]).unwrap_err(), negative);
+    assert_eq!(Bags::new(&[0i64, 1], &[0, -1, 2]).unwrap_err(), negative);
+}
+
+#[test]
 fn no_bags_need_no_output() {
     let buf = two_kinds();
     for table in tables_on_every_tier(&buf) {

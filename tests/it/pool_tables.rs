@@ -61,7 +61,7 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
 fn no_bags_of_several_tables_need_no_output() {
     for buf in one_of_each() {
         let tables: Vec<Table<'_>> = Blob::parse(&buf).unwrap().tables().collect();
-        let none = Bags::<u32>::new(&[], &[0]).unwrap();
+        let none = Bags::new(&[], &[0u32]).unwrap();
         let lists: Vec<_> = tables.iter().map(|table| (*table, none)).collect();
         let workspace_len = tables.iter().map(Table::workspace_len).max().unwrap();
         pool_tables(&lists, Pooling::Sum, &mut [], &mut vec![0.0; workspace_len]).unwrap();
@@ -109,5 +109,5 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
         LookupError::IndexOutOfRange { position: 0, index: n, num_embeddings: n }
     );
     assert!(error.to_string().starts_with("table 1: index "), "{error}");
-    pool_tables::<&Table<'_>, u32>(&[], Pooling::Sum, &mut [], &mut []).unwrap();
+    pool_tables::<&Table<'_>>(&[], Pooling::Sum, &mut [], &mut []).unwrap();
 }

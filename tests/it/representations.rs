@@ -46,7 +46,7 @@ impl Batch {
         table: &Table<'_>,
         mode: Mode,
         workspace_len: usize,
-        change: impl Fn(Bags<'_, u64>) -> Bags<'_, u64>,
+        change: impl Fn(Bags<'_>) -> Bags<'_>,
     ) -> Vec<f32> {
         let (bags, pooling) = self.bags(mode);
         let mut out = vec![f32::NAN; bags.len() * table.embedding_dim()];
@@ -56,7 +56,7 @@ impl Batch {
         out
     }
 
-    fn bags(&self, mode: Mode) -> (Bags<'_, u64>, Pooling) {
+    fn bags(&self, mode: Mode) -> (Bags<'_>, Pooling) {
         let bags = Bags::new(&self.indices, &self.offsets).unwrap();
         match mode {
             Mode::Sum => (bags, Pooling::Sum),

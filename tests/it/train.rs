@@ -47,7 +47,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn bags(&self) -> Bags<'_, u32> {
+    fn bags(&self) -> Bags<'_> {
         let bags = Bags::new(&self.indices, &self.offsets).unwrap();
         if self.mode == Mode::Weighted {
             bags.with_per_sample_weights(&self.weights).unwrap()

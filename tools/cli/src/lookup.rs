@@ -180,7 +180,7 @@ impl BagsFile {
     }
 
     /// The bags between these offsets.
-    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s, u64>, LookupError> {
+    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s>, LookupError> {
         let bags = Bags::new(&self.indices, offsets)?;
         match &self.weights {
             Some(weights) => bags.with_per_sample_weights(weights),
@@ -189,7 +189,7 @@ impl BagsFile {
     }
 
     /// The bags as the file has them.
-    pub(crate) fn all(&self) -> Result<Bags<'_, u64>, LookupError> {
+    pub(crate) fn all(&self) -> Result<Bags<'_>, LookupError> {
         self.bags(&self.offsets)
     }
 

@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec<f32>> {
     let mut num_candidates = None;
-    let bag = |table: usize| -> Result<Bags<'_, u64>> {
+    let bag = |table: usize| -> Result<Bags<'_>> {
         let (of_user, of_candidates) = (user.bags(table)?, candidates.bags(table)?);
         match (of_user, of_candidates) {
             (Some(_), Some(_)) => {

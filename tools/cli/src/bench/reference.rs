@@ -184,7 +184,7 @@ impl<'b> Stored<'b> {
         check(&format!("{name}, row {row}"), found, &elements, &magnitudes, self.terms())
     }
 
-    fn bag<I: Index>(
+    fn bag<I: Index + Into<u64>>(
         &self,
         batch: &Batch<'_, I>,
         range: std::ops::Range<usize>,
@@ -193,7 +193,7 @@ impl<'b> Stored<'b> {
         let dim = self.data.embedding_dim;
         let lookups = range.map(|position| {
             let weight = batch.weights.map_or(1.0, |weights| f64::from(weights[position]));
-            (batch.indices[position].to_u64(), weight)
+            (batch.indices[position].into(), weight)
         });
         let Weights::QuotientRemainder(table) = &self.data.weights else {
             let rows = lookups.map(|(index, weight)| Ok((self.row(index)?, weight)));
@@ -247,7 +247,7 @@ impl<'b> Stored<'b> {
     }
 
     /// Compares the first bags of a batch.
-    pub(super) fn check_bags<I: Index>(
+    pub(super) fn check_bags<I: Index + Into<u64>>(
         &self,
         name: &str,
         batch: &Batch<'_, I>,
@@ -262,7 +262,7 @@ impl<'b> Stored<'b> {
             .take(SAMPLE)
             .enumerate()
         {
-            let range = ends[0].to_u64() as usize..ends[1].to_u64() as usize;
+            let range = ends[0].into() as usize..ends[1].into() as usize;
             let Row { elements, magnitudes } = self.bag(batch, range.clone(), pooling)?;
             check(
                 &format!("{name}, bag {bag}"),

@@ -146,7 +146,7 @@ impl Traffic {
 pub(super) struct Run<'a, I = u32> {
     tables: Vec<Table<'a>>,
     /// One for each table, batch after batch.
-    bags: Vec<Bags<'a, I>>,
+    bags: Vec<Bags<'a>>,
     first: Vec<Batch<'a, I>>,
     pooling: Pooling,
     lookups: usize,
@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
     }
 }
 
-impl<'a, I: Index> Run<'a, I> {
+impl<'a, I: Index + Into<u64>> Run<'a, I> {
     /// Each of `batches` has one list of bags for each table.
     pub(super) fn of_batches(
         tables: Vec<Table<'a>>,

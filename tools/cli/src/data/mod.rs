@@ -180,7 +180,7 @@ impl FeatureBags {
         Ok(())
     }
 
-    pub(crate) fn bags(&self) -> Result<Bags<'_, u32>, LookupError> {
+    pub(crate) fn bags(&self) -> Result<Bags<'_>, LookupError> {
         Bags::new(&self.indices, &self.offsets)
     }
 }
