@@ -163,6 +163,10 @@ enum ttrec_index_type
      * int64_t
      */
     TTREC_INDEX_TYPE_I64 = 1,
+    /**
+     * int32_t
+     */
+    TTREC_INDEX_TYPE_I32 = 2,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -189,8 +193,8 @@ typedef struct ttrec_table ttrec_table;
 
 /**
  * Bags of indices, as torch.nn.EmbeddingBag takes them with include_last_offset=True: bag b is
- * `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64()
- * fill this struct.
+ * `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32(), ttrec_bags_i64()
+ * and ttrec_bags_i32() fill this struct.
  */
 typedef struct {
     /**
@@ -350,6 +354,15 @@ ttrec_bags ttrec_bags_u32(const uint32_t *indices,
 ttrec_bags ttrec_bags_i64(const int64_t *indices,
                           size_t num_indices,
                           const int64_t *offsets,
+                          size_t num_bags,
+                          const float *per_sample_weights);
+
+/**
+ * The same for arrays of int32_t.
+ */
+ttrec_bags ttrec_bags_i32(const int32_t *indices,
+                          size_t num_indices,
+                          const int32_t *offsets,
                           size_t num_bags,
                           const float *per_sample_weights);
 

@@ -70,6 +70,11 @@ public:
         : bags_(ttrec_bags_i64(indices.data(), indices.size(), offsets.data(),
                                num_bags(offsets.size()),
                                weights(per_sample_weights, indices.size()))) {}
+    Bags(Borrowed<std::int32_t> indices, Borrowed<std::int32_t> offsets,
+         const std::vector<float> *per_sample_weights = nullptr)
+        : bags_(ttrec_bags_i32(indices.data(), indices.size(), offsets.data(),
+                               num_bags(offsets.size()),
+                               weights(per_sample_weights, indices.size()))) {}
     /// For arrays that are not vectors: see ttrec_bags_u32() and ttrec_bags_i64().
     explicit Bags(const ttrec_bags &bags) : bags_(bags) {}
 

@@ -260,6 +260,20 @@ pub extern "C" fn ttrec_bags_i64(
     ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
 }
 
+/// The same for arrays of int32_t.
+#[unsafe(no_mangle)]
+pub extern "C" fn ttrec_bags_i32(
+    indices: *const i32,
+    num_indices: usize,
+    offsets: *const i32,
+    num_bags: usize,
+    per_sample_weights: *const f32,
+) -> ttrec_bags {
+    let (indices, offsets) = (indices.cast(), offsets.cast());
+    let index_type = ttrec_index_type::I32 as u32;
+    ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
+}
+
 /// Pools each bag into a row of `out`; the row of an empty bag is zeros. `pooling` is a
 /// ttrec_pooling, `out_len` is num_bags * ttrec_table_embedding_dim(). `workspace_len` is at least
 /// ttrec_table_workspace_len(); ttrec_table_batch_workspace_len() is fastest. The rows do not

@@ -27,11 +27,13 @@ pub enum ttrec_index_type {
     U32 = 0,
     /// int64_t
     I64 = 1,
+    /// int32_t
+    I32 = 2,
 }
 
 /// Bags of indices, as torch.nn.EmbeddingBag takes them with include_last_offset=True: bag b is
-/// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64()
-/// fill this struct.
+/// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32(), ttrec_bags_i64()
+/// and ttrec_bags_i32() fill this struct.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ttrec_bags {
@@ -71,6 +73,7 @@ impl ttrec_bags {
         match self.index_type {
             n if n == ttrec_index_type::U32 as u32 => self.read_as::<u32>(given),
             n if n == ttrec_index_type::I64 as u32 => self.read_as::<i64>(given),
+            n if n == ttrec_index_type::I32 as u32 => self.read_as::<i32>(given),
             found => Err(Error::IndexType { found }),
         }
     }

@@ -59,7 +59,7 @@ pub(crate) enum Error<'c> {
     Overlap { what: &'static str },
     #[error("pooling {found}: expected a ttrec_pooling, 0 (sum), 1 (mean) or 2 (max)")]
     Pooling { found: u32 },
-    #[error("index_type {found}: expected a ttrec_index_type, 0 (u32) or 1 (i64)")]
+    #[error("index_type {found}: expected a ttrec_index_type, 0 (u32), 1 (i64) or 2 (i32)")]
     IndexType { found: u32 },
     #[error("bags {position}: another index_type than bags 0: expected the same for all tables")]
     MixedIndexTypes { position: usize },

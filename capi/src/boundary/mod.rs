@@ -50,6 +50,8 @@ pub(crate) unsafe trait Plain: Copy + 'static {}
 // SAFETY: integers.
 unsafe impl Plain for u8 {}
 // SAFETY: integers.
+unsafe impl Plain for i32 {}
+// SAFETY: integers.
 unsafe impl Plain for u32 {}
 // SAFETY: integers.
 unsafe impl Plain for i64 {}

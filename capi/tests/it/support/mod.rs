@@ -259,6 +259,22 @@ pub(crate) fn i64_bags<'a>(
     Lent(bags, PhantomData)
 }
 
+pub(crate) fn i32_bags<'a>(
+    indices: &'a [i32],
+    offsets: &'a [i32],
+    weights: Option<&'a [f32]>,
+) -> Lent<'a> {
+    let weights = weights.map_or(ptr::null(), <[f32]>::as_ptr);
+    let bags = ttrec_bags_i32(
+        indices.as_ptr(),
+        indices.len(),
+        offsets.as_ptr(),
+        offsets.len() - 1,
+        weights,
+    );
+    Lent(bags, PhantomData)
+}
+
 /// Equal to the bit, except that all NaNs are equal.
 pub(crate) fn assert_same(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
