@@ -1042,7 +1042,7 @@ mod updates {
     use super::{Cases, Guarded, Numbers, refused, same_bits};
     use ttrec::{
         Tier,
-        kernel::{self, AdamFactors},
+        kernel::{self, AdamFactors, Dims},
     };
 
     #[derive(Clone, Copy, Debug, PartialEq)]
