@@ -1,10 +1,9 @@
 //! `ttrec rank`: one user's candidates, the best ones first.
 
 use crate::{
-    Outcome,
     blob_file::BlobFile,
-    lookup::zeros,
     npz::write_npy,
+    outcome::Outcome,
     output,
     samples::{Samples, missing},
 };
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::path::PathBuf;
 use ttrec::{Bags, Ranker};
+use ttrec_convert::zeros;
 
 /// Rank candidates for one user with a blob's model.
 ///

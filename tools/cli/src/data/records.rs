@@ -9,7 +9,7 @@ use super::{
     text::{CRITEO, Layout, Lines, Names},
     vocabulary::{Categories, Counter},
 };
-use crate::{progress::Progress, random::uniform};
+use crate::{progress::Bar, random::uniform};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -401,7 +401,7 @@ impl Records {
         };
         let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
         let mut pass = Stream::new(self, Split::Train);
-        let mut progress = Progress::new("vocabulary: rows", 0);
+        let mut progress = Bar::new("vocabulary: rows", 0);
         while pass.advance()? {
             for ((value, encoding), count) in
                 pass.row.values().zip(&self.encodings).zip(&mut counts)

@@ -1,10 +1,11 @@
 //! What examples are read, against what was written.
 
 use super::{Batch, Config, Dataset, Split, Vocabulary};
-use crate::{checkpoint::Checkpoint, frequencies::Frequencies, random::random};
+use crate::random::random;
 use flate2::{Compression, write::GzEncoder};
 use std::{fs, io::Write, path::Path};
 use ttrec::Pooling;
+use ttrec_convert::{Checkpoint, Frequencies};
 
 #[cfg(feature = "parquet")]
 mod parquet;

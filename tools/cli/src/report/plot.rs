@@ -2,9 +2,10 @@
 //! (CSS classes, so that they follow the reader's theme), and text keeps its size on a phone.
 
 use super::numbers;
-use crate::compare::Bar;
+
 use maud::{Markup, Render, html};
 use std::ops::Range;
+use ttrec_convert::compare::Bar;
 
 /// Units of the picture, which are about pixels on a phone.
 const WIDTH: f64 = 340.0;

@@ -4,8 +4,8 @@
 mod results;
 
 use crate::{
-    Outcome,
     data::{self, Dataset, Split, Vocabulary},
+    outcome::Outcome,
     output::{self, Output},
     train::{
         self, Learner, Place, Report,
@@ -151,7 +151,7 @@ impl<'c> Prepared<'c> {
             ensure!(!representations[..at].contains(one), "`representations` has {one} twice");
         }
         let budget = budget.as_ref().map(|text| {
-            crate::convert::memory_size(text)
+            ttrec_convert::memory_size(text)
                 .map_err(|reason| anyhow::anyhow!("`budget` is {text:?}: {reason}"))
         });
         let default = vec![config.train.learning_rate];

@@ -6,12 +6,7 @@
 //! [`FACTS`], a JSON object.
 
 use super::{config::Config, tables::Planned};
-use crate::{
-    checkpoint::{Checkpoint, Tensor},
-    dialect::FACTS,
-    output::Output,
-    spec::TableSpec,
-};
+use crate::output::Output;
 use anyhow::{Context, Result, ensure};
 use safetensors::{
     Dtype,
@@ -20,6 +15,7 @@ use safetensors::{
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, collections::HashMap, path::Path};
 use ttrec::train::{Dlrm, Parameters};
+use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS};
 
 /// What a checkpoint says besides its numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

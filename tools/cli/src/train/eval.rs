@@ -6,8 +6,8 @@ use super::{
     learn::{build, score, threads},
 };
 use crate::{
-    Outcome,
     data::{Batch, Split, Vocabulary},
+    outcome::Outcome,
     output,
 };
 use anyhow::{Context, Result, ensure};

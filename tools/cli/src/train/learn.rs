@@ -14,7 +14,7 @@ use crate::{
     blob_file,
     data::{Batch, Dataset, Split},
     output,
-    progress::Progress as Bar,
+    progress::Bar,
     random::random,
 };
 use anyhow::{Context, Result, ensure};

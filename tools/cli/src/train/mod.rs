@@ -12,8 +12,8 @@ mod metrics;
 mod tables;
 
 use crate::{
-    Outcome,
     data::{Dataset, Vocabulary},
+    outcome::Outcome,
     output,
 };
 use anyhow::{Context, Result, ensure};

@@ -3,12 +3,7 @@
 use super::config::{
     Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt,
 };
-use crate::{
-    data::Feature,
-    dialect::digit_strides,
-    factorize::{suggest_shape, widest_first},
-    spec::{self, TableSpec},
-};
+use crate::data::Feature;
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
@@ -17,6 +12,11 @@ use ttrec::{
         CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer,
         QuotientRemainderTable, TrainError, TtTable,
     },
+};
+use ttrec_convert::{
+    shape::{suggest_shape, widest_first},
+    spec::{self, IndexMapping, TableSpec},
+    trained::digit_strides,
 };
 
 /// A table before it is made.
@@ -245,7 +245,7 @@ impl Planned {
             name: Some(self.name.clone()),
             prefix: Some(prefix(number)),
             num_embeddings: Some(self.num_embeddings.into()),
-            index_map: self.hashed.map(|_| "modulo".to_owned()),
+            index_map: self.hashed.map(|_| IndexMapping::Modulo),
             num_rows: self.hashed.map(|_| rows),
             pooling: (self.pooling == Pooling::Mean).then_some(spec::Pooling::Mean),
             ..TableSpec::default()
@@ -260,11 +260,9 @@ impl Planned {
                 ranks: Some(shape.inner_ranks().to_vec()),
                 ..spec
             },
-            Stored::QuotientRemainder { combine, .. } => TableSpec {
-                dialect: dialect("dlrm"),
-                qr_operation: Some(combine.name().to_owned()),
-                ..spec
-            },
+            Stored::QuotientRemainder { combine, .. } => {
+                TableSpec { dialect: dialect("dlrm"), qr_operation: Some(*combine), ..spec }
+            }
         }
     }
 }
