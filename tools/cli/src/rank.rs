@@ -41,7 +41,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Place {
+struct Ranked {
     candidate: usize,
     score: f32,
 }
@@ -56,10 +56,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let (user, candidates) =
         (Samples::read(&args.user, &ranker)?, Samples::read(&args.candidates, &ranker)?);
     let scores = rank(&ranker, &user, &candidates)?;
-    let mut places: Vec<Place> = scores
+    let mut places: Vec<Ranked> = scores
         .iter()
         .enumerate()
-        .map(|(candidate, &score)| Place { candidate, score })
+        .map(|(candidate, &score)| Ranked { candidate, score })
         .collect();
     places.sort_by(|a, b| b.score.total_cmp(&a.score));
     places.truncate(args.top);
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
         places
             .iter()
-            .try_for_each(|Place { candidate, score }| writeln!(out, "{candidate} {score}"))
+            .try_for_each(|Ranked { candidate, score }| writeln!(out, "{candidate} {score}"))
     })?;
     Ok(Outcome::Done)
 }

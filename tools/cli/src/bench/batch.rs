@@ -146,7 +146,8 @@ impl Suite<'_> {
     /// W1 to W3 and W6: one large table, and a dense one of `rows` rows.
     fn fbtt(&mut self, rows: u64) -> Result<()> {
         let tier = self.roofline.tier();
-        let dense = Model::new(vec![dense_table("dense".to_owned(), rows, DIM, Dtype::F32)], tier)?;
+        let dense =
+            BenchModel::new(vec![dense_table("dense".to_owned(), rows, DIM, Dtype::F32)], tier)?;
         let [cubic, wide] = COLUMN_FACTORS;
         let [most, least] = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
         for (name, q, order, ranks, ids) in [
@@ -162,7 +163,7 @@ impl Suite<'_> {
             let scattered = traffic.each_ref().map(|traffic| traffic.scattered(rows));
             for rank in ranks {
                 let name = format!("{name}-R{rank}");
-                let tt = Model::fbtt(&q, order, rank, tier)?;
+                let tt = BenchModel::fbtt(&q, order, rank, tier)?;
                 self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
                 if rank == RANK && !matches!(ids, Ids::Uniform) {
                     let bytes = ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached;
@@ -198,7 +199,7 @@ impl Suite<'_> {
         let dense_rows: Vec<u64> =
             all_rows.iter().map(|&rows| ((rows as f64 * fraction) as u64).max(1)).collect();
         let dense_spec = |(at, &rows)| dense_table(name(at), rows, KAGGLE_DIM, Dtype::F32);
-        let dense = Model::new(dense_rows.iter().enumerate().map(dense_spec).collect(), tier)?;
+        let dense = BenchModel::new(dense_rows.iter().enumerate().map(dense_spec).collect(), tier)?;
         let bytes = all_rows.iter().sum::<u64>() * Dtype::F32.row_len(KAGGLE_DIM) as u64;
         for rank in [16, 32] {
             let mut specs: Vec<TableSpec> = all_rows.iter().enumerate().map(dense_spec).collect();
@@ -206,7 +207,7 @@ impl Suite<'_> {
                 let shape = TtShape::new(*rows, p, &KAGGLE_COLUMN_FACTORS, &[rank, rank])?;
                 *spec = tt_table(spec.name.clone(), shape, Dtype::F32);
             }
-            let tt = Model::new(specs, tier)?;
+            let tt = BenchModel::new(specs, tier)?;
             let cached = match rank {
                 16 => {
                     let draw = |(&(rows, _), seed)| {
@@ -258,9 +259,11 @@ impl Suite<'_> {
     fn retail(&mut self, file: &BagsFile, batches: usize) -> Result<()> {
         let tier = self.roofline.tier();
         let shape = TtShape::new(RETAIL_ROWS, &RETAIL_ROW_FACTORS, &COLUMN_FACTORS[0], &[16, 16])?;
-        let tt = Model::new(vec![tt_table("item".to_owned(), shape, Dtype::F32)], tier)?;
-        let dense =
-            Model::new(vec![dense_table("item".to_owned(), RETAIL_ROWS, DIM, Dtype::F32)], tier)?;
+        let tt = BenchModel::new(vec![tt_table("item".to_owned(), shape, Dtype::F32)], tier)?;
+        let dense = BenchModel::new(
+            vec![dense_table("item".to_owned(), RETAIL_ROWS, DIM, Dtype::F32)],
+            tier,
+        )?;
         let traffic = [Traffic::from_file(file, batches, BAGS)?];
         let scattered = traffic.each_ref().map(|traffic| traffic.scattered(RETAIL_ROWS));
         self.beside_dense("W5-R16", [&tt, &dense], [&traffic, &scattered])
@@ -269,7 +272,7 @@ impl Suite<'_> {
     /// One lookup alone beside the kernels that it calls, and one bag alone beside its lookups.
     fn few_lookups(&mut self) -> Result<()> {
         let tier = self.roofline.tier();
-        let model = Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, tier)?;
+        let model = BenchModel::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, tier)?;
         let table = model.table(0)?;
         let traffic = [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.bags, 1, BAG])];
         let rows = traffic[0].indices();
@@ -327,8 +330,12 @@ impl Suite<'_> {
 
     /// W1 with other numbers of lookups.
     fn growth(&mut self) -> Result<()> {
-        let model =
-            Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, self.roofline.tier())?;
+        let model = BenchModel::fbtt(
+            &COLUMN_FACTORS[0],
+            DigitOrder::default(),
+            RANK,
+            self.roofline.tier(),
+        )?;
         let draw = |lookups| {
             [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.batches, lookups / BAG, BAG])]
         };
@@ -361,7 +368,7 @@ impl Suite<'_> {
     fn beside_dense(
         &mut self,
         name: &str,
-        [tt, dense]: [&Model; 2],
+        [tt, dense]: [&BenchModel; 2],
         traffic: [&[Traffic]; 2],
     ) -> Result<()> {
         let measured = self.tables_beside_dense(name, (tt, tt.tables()?), dense, traffic)?;
@@ -373,7 +380,7 @@ impl Suite<'_> {
     fn cached_beside_dense(
         &mut self,
         name: &str,
-        [tt, dense]: [&Model; 2],
+        [tt, dense]: [&BenchModel; 2],
         traffic: [&[Traffic]; 2],
         earlier: &Traffic,
         bytes: u64,
@@ -405,8 +412,8 @@ impl Suite<'_> {
     fn tables_beside_dense(
         &mut self,
         name: &str,
-        (tt, tables): (&Model, Vec<Table<'_>>),
-        dense: &Model,
+        (tt, tables): (&BenchModel, Vec<Table<'_>>),
+        dense: &BenchModel,
         traffic: [&[Traffic]; 2],
     ) -> Result<BatchTiming> {
         let mut run = Run::new(tables, traffic[0])?;
@@ -435,13 +442,13 @@ impl Suite<'_> {
 }
 
 /// Tables, and the blob that holds them.
-struct Model {
+struct BenchModel {
     specs: Vec<TableSpec>,
     buf: AlignedBuf,
     tier: Tier,
 }
 
-impl Model {
+impl BenchModel {
     fn new(specs: Vec<TableSpec>, tier: Tier) -> Result<Self> {
         Ok(Self { buf: build(&specs)?, specs, tier })
     }

@@ -86,7 +86,7 @@ enum Suite {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct BenchReport {
     tier: &'static str,
     fma_peak_gflops: f64,
     memory_gbps: f64,
@@ -284,7 +284,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         us_per_sample: model.seconds * 1e6 / model.samples as f64,
         workspace_bytes: model.workspace_bytes,
     });
-    let report = Report {
+    let report = BenchReport {
         tier: tier.name(),
         fma_peak_gflops: peak / 1e9,
         memory_gbps: memory / 1e9,
@@ -306,8 +306,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
-    let Report { tier, fma_peak_gflops, memory_gbps, .. } = report;
+fn print(out: &mut dyn Write, report: &BenchReport) -> io::Result<()> {
+    let BenchReport { tier, fma_peak_gflops, memory_gbps, .. } = report;
     writeln!(
         out,
         "{tier}, one thread: multiply-adds {fma_peak_gflops:.1} GFLOP/s, memory {memory_gbps:.1} \

@@ -277,18 +277,11 @@ fn what_is_held_out_is_not_learned_from() {
 
 /// Writes an npz of u32 arrays.
 fn write_npz(path: &Path, arrays: &[(&str, &[u32])]) {
-    use npyz::WriterBuilder;
-    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    let mut file = crate::npz::Npz::new();
     for (name, values) in arrays {
-        archive
-            .start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default())
-            .unwrap();
-        let options = npyz::WriteOptions::new().default_dtype().shape(&[values.len() as u64]);
-        let mut npy = options.writer(&mut archive).begin_nd().unwrap();
-        npy.extend(values.iter().copied()).unwrap();
-        npy.finish().unwrap();
+        file.add(name, &[values.len() as u64], values).unwrap();
     }
-    archive.finish().unwrap();
+    file.write(path).unwrap();
 }
 
 #[test]

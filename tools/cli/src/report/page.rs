@@ -5,7 +5,7 @@
 use super::{
     TableReport, explain, layer_bytes,
     numbers::{bytes, count, percent, times},
-    plot::{self, Point, Series, Size},
+    plot::{self, PlotPoint, Series, Size},
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use std::path::Path;
@@ -253,11 +253,12 @@ fn tradeoff(table: &TableReport) -> Markup {
                 String::new()
             }
         };
-        let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: text(c) });
+        let points =
+            candidates.map(|c| PlotPoint { bytes: c.bytes, error: c.error, text: text(c) });
         Series { class: explain::class(family.kind), points: points.collect() }
     };
     let series: Vec<Series<'_>> = table.families.iter().map(series).collect();
-    let own = Point {
+    let own = PlotPoint {
         bytes: table.summary.bytes,
         error: table.comparison.relative_error,
         text: "this blob".to_owned(),

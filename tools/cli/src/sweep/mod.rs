@@ -8,7 +8,7 @@ use crate::{
     outcome::Outcome,
     output::{self, Output},
     train::{
-        self, Learner, Place, Report,
+        self, Learner, OutputDirectory, TrainReport,
         config::{Config, Model, Representation, Train},
     },
 };
@@ -75,14 +75,14 @@ struct Sweep {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Finished {
     config: Config,
-    report: Report,
+    report: TrainReport,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let config: SweepConfig = train::config::read(&args.config)?;
     let sweep = Prepared::new(&config).with_context(|| args.config.display().to_string())?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| train::directory_of(&args.config));
-    let place = Place::new(&args.output)?;
+    let place = OutputDirectory::new(&args.output)?;
     let kept = if place.vocabulary().exists() {
         Some(Vocabulary::read(&place.vocabulary())?)
     } else {
@@ -196,7 +196,7 @@ fn finish(
     if let Some(finished) = found.filter(is_same) {
         return Ok(finished);
     }
-    let place = Place::new(&directory)?;
+    let place = OutputDirectory::new(&directory)?;
     let mut learner = Learner::new(config, dataset, &place)?;
     if place.checkpoint().exists() && learner.resume().is_err() {
         // Another run's, or none at all.

@@ -29,11 +29,11 @@ pub(crate) struct Planned {
     hashed: Option<u32>,
     /// What becomes of the rows of a bag.
     pooling: Pooling,
-    stored: Stored,
+    stored: TrainedForm,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Stored {
+enum TrainedForm {
     Dense,
     Tt { shape: TtShape, initializer: Initializer, scale: f64, cache: Option<CacheSpec> },
     QuotientRemainder { num_remainders: u32, combine: Combine },
@@ -67,13 +67,13 @@ impl Planned {
     fn new(feature: &Feature, dim: usize, representation: &Representation) -> Result<Self> {
         let num_embeddings = feature.num_embeddings;
         let (hashed, stored) = match representation {
-            Representation::Dense(_) => (None, Stored::Dense),
+            Representation::Dense(_) => (None, TrainedForm::Dense),
             Representation::Tt(tt) => (None, train_of(tt, num_embeddings, dim)?),
             Representation::Hashed(Hashed { num_rows, bytes, like_rank }) => {
                 let rows =
                     fitting_rows(*num_rows, *bytes, *like_rank, num_embeddings, dim, "num_rows")?;
                 // More rows than indices would be rows that nobody asks for.
-                (Some(rows.min(num_embeddings)), Stored::Dense)
+                (Some(rows.min(num_embeddings)), TrainedForm::Dense)
             }
             Representation::HashedTt(HashedTt {
                 num_rows,
@@ -122,7 +122,7 @@ impl Planned {
                     Operation::Mult => Combine::Mult,
                     Operation::Add => Combine::Add,
                 };
-                (None, Stored::QuotientRemainder { num_remainders, combine })
+                (None, TrainedForm::QuotientRemainder { num_remainders, combine })
             }
         };
         let (name, embedding_dim, pooling) = (feature.name.clone(), dim, feature.pooling);
@@ -134,15 +134,15 @@ impl Planned {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let row = self.embedding_dim as u64 * size_of::<f32>() as u64;
         match &self.stored {
-            Stored::Dense => rows.saturating_mul(row),
-            Stored::Tt { shape, cache, .. } => {
+            TrainedForm::Dense => rows.saturating_mul(row),
+            TrainedForm::Tt { shape, cache, .. } => {
                 let cached = cache.map_or(0, |cache| (cache.capacity() as u64).saturating_mul(row));
                 shape
                     .num_parameters()
                     .saturating_mul(size_of::<f32>() as u64)
                     .saturating_add(cached)
             }
-            Stored::QuotientRemainder { num_remainders, .. } => {
+            TrainedForm::QuotientRemainder { num_remainders, .. } => {
                 let remainders = u64::from(*num_remainders);
                 (rows.div_ceil(remainders.max(1)) + remainders).saturating_mul(row)
             }
@@ -161,10 +161,10 @@ impl Planned {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let build = || -> Result<Box<dyn Embedding>, TrainError> {
             let table: Box<dyn Embedding> = match &self.stored {
-                Stored::Dense => {
+                TrainedForm::Dense => {
                     Box::new(DenseTable::new(rows, dim, Initializer::Uniform, optimizer, seed)?)
                 }
-                Stored::Tt { shape, initializer, scale, cache } => {
+                TrainedForm::Tt { shape, initializer, scale, cache } => {
                     let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
                     // A row is a product of one slice of each core.
                     let of_core = scale.powf(1.0 / shape.num_cores() as f64) as f32;
@@ -176,7 +176,7 @@ impl Planned {
                         None => table,
                     })
                 }
-                Stored::QuotientRemainder { num_remainders, combine } => {
+                TrainedForm::QuotientRemainder { num_remainders, combine } => {
                     Box::new(QuotientRemainderTable::new(
                         rows,
                         *num_remainders,
@@ -203,15 +203,15 @@ impl Planned {
         let matrix =
             |key: &str, rows: usize| (format!("{prefix}{key}"), vec![rows, self.embedding_dim]);
         match &self.stored {
-            Stored::Dense => vec![matrix("weight", rows)],
-            Stored::Tt { shape, cache, .. } => {
+            TrainedForm::Dense => vec![matrix("weight", rows)],
+            TrainedForm::Tt { shape, cache, .. } => {
                 let core = |(k, &slices): (usize, &u32)| {
                     (format!("{prefix}tt_cores.{k}"), vec![1, slices as usize, shape.slice_len(k)])
                 };
                 let cached = cache.map(|cache| matrix("cache_weight", cache.capacity()));
                 shape.row_factors().iter().enumerate().map(core).chain(cached).collect()
             }
-            Stored::QuotientRemainder { num_remainders, .. } => {
+            TrainedForm::QuotientRemainder { num_remainders, .. } => {
                 let remainders = *num_remainders as usize;
                 vec![
                     matrix("weight_q", rows.div_ceil(remainders.max(1))),
@@ -224,14 +224,14 @@ impl Planned {
     /// FBTT's names for the row of each place of the cache, and for the place where it stands, as
     /// table `number`; none without a cache.
     pub(crate) fn cache_keys(&self, number: usize) -> Option<[String; 2]> {
-        let is_cached = matches!(&self.stored, Stored::Tt { cache: Some(_), .. });
+        let is_cached = matches!(&self.stored, TrainedForm::Tt { cache: Some(_), .. });
         is_cached.then(|| ["hashtbl", "cache_state"].map(|key| format!("{}{key}", prefix(number))))
     }
 
     /// FBTT's name for the strides of a row's digits, as table `number`, and them; none if it is no
     /// tensor train.
     pub(crate) fn strides(&self, number: usize) -> Option<(String, Vec<i64>)> {
-        let Stored::Tt { shape, .. } = &self.stored else { return None };
+        let TrainedForm::Tt { shape, .. } = &self.stored else { return None };
         Some((
             format!("{}L", prefix(number)),
             digit_strides(shape.row_factors(), shape.digit_order()),
@@ -252,15 +252,15 @@ impl Planned {
         };
         let dialect = |name: &str| Some(name.to_owned());
         match &self.stored {
-            Stored::Dense => TableSpec { dialect: dialect("dlrm"), ..spec },
-            Stored::Tt { shape, .. } => TableSpec {
+            TrainedForm::Dense => TableSpec { dialect: dialect("dlrm"), ..spec },
+            TrainedForm::Tt { shape, .. } => TableSpec {
                 dialect: dialect("fbtt"),
                 row_factors: Some(shape.row_factors().to_vec()),
                 column_factors: Some(shape.column_factors().to_vec()),
                 ranks: Some(shape.inner_ranks().to_vec()),
                 ..spec
             },
-            Stored::QuotientRemainder { combine, .. } => {
+            TrainedForm::QuotientRemainder { combine, .. } => {
                 TableSpec { dialect: dialect("dlrm"), qr_operation: Some(*combine), ..spec }
             }
         }
@@ -272,7 +272,7 @@ fn prefix(number: usize) -> String {
     format!("emb_l.{number}.")
 }
 
-fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
+fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TrainedForm> {
     let scale = tt.scale;
     ensure!(scale > 0.0 && scale.is_finite(), "`scale` is {scale}: expected more than 0");
     let shape = tt_shape(tt, num_embeddings, dim)?;
@@ -281,7 +281,7 @@ fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
         let rows = rows_or_share(rows, share, num_embeddings, "rows").context("`cache`")?;
         Ok::<_, anyhow::Error>(CacheSpec { rows, warm_up, refresh })
     });
-    Ok(Stored::Tt {
+    Ok(TrainedForm::Tt {
         shape,
         initializer: tt.initializer.initializer(),
         scale,

@@ -90,7 +90,7 @@ pub(super) fn read(members: &mut Members, index: usize) -> Result<Vec<u8>, Strin
 /// A member that lies in the file as it is: which bytes those are, and their checksum, if one was
 /// computed.
 #[derive(Clone)]
-pub(super) struct Stored {
+pub(super) struct StoredMember {
     pub(super) range: Range<usize>,
     pub(super) checked: Option<Arc<Checked>>,
 }
@@ -100,7 +100,7 @@ pub(super) fn stored(
     map: &Mapped,
     members: &mut Members,
     index: usize,
-) -> Result<Option<Stored>, String> {
+) -> Result<Option<StoredMember>, String> {
     let member = members.by_index(index).map_err(|e| e.to_string())?;
     let (size, crc32) = (member.size(), member.crc32());
     if member.compression() != CompressionMethod::Stored || member.compressed_size() != size {
@@ -113,5 +113,5 @@ pub(super) fn stored(
     });
     // `torch.save` can be told to leave checksums out: they are 0 then.
     let checked = |range: &Range<usize>| Arc::new(Checked::new(map, range.clone(), crc32));
-    Ok(range.map(|range| Stored { checked: (crc32 != 0).then(|| checked(&range)), range }))
+    Ok(range.map(|range| StoredMember { checked: (crc32 != 0).then(|| checked(&range)), range }))
 }

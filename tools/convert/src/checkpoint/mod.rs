@@ -172,7 +172,7 @@ thread_local! {
 
 /// Runs the parsing of hostile bytes; a panic becomes an error, without a word on stderr.
 ///
-/// Some libraries multiply or add declared sizes unchecked (npyz the shape, safetensors the end of
+/// Some libraries multiply or add declared sizes unchecked (safetensors the end of
 /// the data), which panics when overflow checks are on, and none promises not to panic at all.
 fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();

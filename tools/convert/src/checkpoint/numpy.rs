@@ -4,26 +4,21 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
-
-use super::archive::{self, Archive, Members, Stored};
+use super::archive::{self, Archive, Members, StoredMember};
 use super::mapped::Mapped;
-use super::tensor::{Cache, Data, Layout};
+use super::tensor::{Data, DecodedCache, ElementLayout};
 use super::{CheckpointError, ElementType, Tensor, contain};
 
 pub(super) const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// numpy itself refuses longer header texts.
 const MAX_HEADER: usize = 10_000;
-/// A plain header opens one dict and one tuple. The parser takes exponential time in nested braces,
-/// and structured types, which nest, are not tensors.
-const MAX_BRACKETS: usize = 4;
 
 /// What a `.npy` header says.
 struct Header {
     element_type: ElementType,
     shape: Vec<u64>,
-    layout: Layout,
+    layout: ElementLayout,
     /// Bytes before the elements.
     len: usize,
 }
@@ -46,47 +41,135 @@ impl Header {
         }
         let len = prefix + text_len;
         let header = start.get(..len).ok_or(expected)?;
-        if header.iter().filter(|b| b"([{".contains(b)).count() > MAX_BRACKETS {
-            return Err("structured element type, expected a plain one".to_owned());
-        }
-        let header = NpyHeader::from_reader(header).map_err(|e| format!(".npy header: {e}"))?;
-        let dtype = header.dtype();
-        let (element_type, big_endian) = match &dtype {
-            DType::Plain(plain) => {
-                let big_endian = plain.endianness() == Endianness::Big;
-                element_type(plain.type_char(), plain.size_field()).zip(Some(big_endian))
-            }
-            DType::Array(..) | DType::Record(_) => None,
-        }
-        .ok_or_else(|| {
-            let found = dtype.descr();
-            format!("element type {found}, expected float, integer or bool of at most 64 bits")
+        let text = str::from_utf8(&header[prefix..]).map_err(|_| expected)?;
+        let Dict { descr, fortran_order, shape } = Dict::parse(text)?;
+        let (element_type, big_endian) = element_type(&descr).ok_or_else(|| {
+            let found = descr.escape_debug();
+            format!("element type '{found}', expected float, integer or bool of at most 64 bits")
         })?;
+        let layout = ElementLayout { big_endian, column_major: fortran_order };
+        Ok(Self { element_type, shape, layout, len })
+    }
+}
+
+/// The type of a `descr` such as `<f4`, and whether its bytes are big-endian.
+fn element_type(descr: &str) -> Option<(ElementType, bool)> {
+    let (order, kind) = descr.split_at_checked(1)?;
+    let element_type = match kind {
+        "f8" => ElementType::F64,
+        "f4" => ElementType::F32,
+        "f2" => ElementType::F16,
+        "i8" => ElementType::I64,
+        "i4" => ElementType::I32,
+        "i2" => ElementType::I16,
+        "i1" => ElementType::I8,
+        "u8" => ElementType::U64,
+        "u4" => ElementType::U32,
+        "u2" => ElementType::U16,
+        "u1" => ElementType::U8,
+        "b1" => ElementType::Bool,
+        _ => return None,
+    };
+    match order {
+        "<" => Some((element_type, false)),
+        ">" => Some((element_type, true)),
+        // Single bytes have no order.
+        "|" if element_type.size() == 1 => Some((element_type, false)),
+        _ => None,
+    }
+}
+
+/// The text of a header: a Python dict of three entries, in any order.
+struct Dict {
+    descr: String,
+    fortran_order: bool,
+    shape: Vec<u64>,
+}
+
+impl Dict {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (mut descr, mut fortran_order, mut shape) = (None, None, None);
+        let mut rest = Literal(text);
+        rest.expect("{")?;
+        while rest.expect("}").is_err() {
+            let key = rest.string()?;
+            rest.expect(":")?;
+            match key {
+                "descr" => descr = Some(rest.descr()?.to_owned()),
+                "fortran_order" => fortran_order = Some(rest.bool()?),
+                "shape" => shape = Some(rest.shape()?),
+                _ => return Err(format!(".npy header: key {key:?}")),
+            }
+            if rest.expect(",").is_err() {
+                rest.expect("}")?;
+                break;
+            }
+        }
+        let missing = |key: &str| format!(".npy header: no key {key:?}");
         Ok(Self {
-            element_type,
-            shape: header.shape().to_vec(),
-            layout: Layout { big_endian, column_major: header.order() == Order::Fortran },
-            len,
+            descr: descr.ok_or_else(|| missing("descr"))?,
+            fortran_order: fortran_order.ok_or_else(|| missing("fortran_order"))?,
+            shape: shape.ok_or_else(|| missing("shape"))?,
         })
     }
 }
 
-fn element_type(kind: TypeChar, size: u64) -> Option<ElementType> {
-    Some(match (kind, size) {
-        (TypeChar::Float, 8) => ElementType::F64,
-        (TypeChar::Float, 4) => ElementType::F32,
-        (TypeChar::Float, 2) => ElementType::F16,
-        (TypeChar::Int, 8) => ElementType::I64,
-        (TypeChar::Int, 4) => ElementType::I32,
-        (TypeChar::Int, 2) => ElementType::I16,
-        (TypeChar::Int, 1) => ElementType::I8,
-        (TypeChar::Uint, 8) => ElementType::U64,
-        (TypeChar::Uint, 4) => ElementType::U32,
-        (TypeChar::Uint, 2) => ElementType::U16,
-        (TypeChar::Uint, 1) => ElementType::U8,
-        (TypeChar::Bool, 1) => ElementType::Bool,
-        _ => return None,
-    })
+/// What is left of a header's text.
+struct Literal<'t>(&'t str);
+
+impl<'t> Literal<'t> {
+    fn expect(&mut self, wanted: &str) -> Result<(), String> {
+        match self.0.trim_start().strip_prefix(wanted) {
+            Some(rest) => self.0 = rest,
+            None => return Err(format!(".npy header: expected {wanted:?}")),
+        }
+        Ok(())
+    }
+
+    /// Without escapes: neither keys nor types have any.
+    fn string(&mut self) -> Result<&'t str, String> {
+        let expected = || ".npy header: expected a string".to_owned();
+        let text = self.0.trim_start();
+        let quote = text.chars().next().filter(|c| "'\"".contains(*c)).ok_or_else(expected)?;
+        let (string, rest) = text[1..].split_once(quote).ok_or_else(expected)?;
+        self.0 = rest;
+        Ok(string)
+    }
+
+    fn descr(&mut self) -> Result<&'t str, String> {
+        self.string()
+            .map_err(|_| "structured element type, expected a plain one".to_owned())
+    }
+
+    fn bool(&mut self) -> Result<bool, String> {
+        let is_true = self.expect("True").is_ok();
+        if !is_true {
+            self.expect("False")?;
+        }
+        Ok(is_true)
+    }
+
+    fn shape(&mut self) -> Result<Vec<u64>, String> {
+        let mut shape = Vec::new();
+        self.expect("(")?;
+        while self.expect(")").is_err() {
+            let text = self.0.trim_start();
+            let end = text.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(text.len());
+            let (extent, rest) = text.split_at(end);
+            if extent.starts_with('-') {
+                return Err(format!(".npy header: negative extent {extent}"));
+            }
+            let extent = extent.parse();
+            shape.push(extent.map_err(|error| format!(".npy header: an extent: {error}"))?);
+            // Python 2 wrote long integers with an L.
+            self.0 = rest.strip_prefix('L').unwrap_or(rest);
+            if self.expect(",").is_err() {
+                self.expect(")")?;
+                break;
+            }
+        }
+        Ok(shape)
+    }
 }
 
 /// The array of a `.npy` file, named after the file.
@@ -104,16 +187,16 @@ pub(super) fn read_npz(
     map: &Mapped,
     Archive { mut members, names }: Archive,
 ) -> Result<Vec<Tensor>, CheckpointError> {
-    let cache = Arc::new(Cache::default());
+    let cache = Arc::new(DecodedCache::default());
     let mut tensors = Vec::new();
     for (index, file_name) in names.iter().enumerate() {
-        let Some(name) = npyz::npz::array_name_from_file_name(file_name) else {
+        let Some(name) = file_name.strip_suffix(".npy") else {
             continue;
         };
         let (header, stored) = member_header(map, &mut members, index)
             .map_err(|reason| CheckpointError::tensor(path, name, reason))?;
         let data = match stored {
-            Some(Stored { range, checked }) => Data::Mapped(
+            Some(StoredMember { range, checked }) => Data::Mapped(
                 map.clone(),
                 range.start.saturating_add(header.len)..range.end,
                 checked,
@@ -143,7 +226,7 @@ fn member_header(
     map: &Mapped,
     members: &mut Members,
     index: usize,
-) -> Result<(Header, Option<Stored>), String> {
+) -> Result<(Header, Option<StoredMember>), String> {
     let stored = archive::stored(map, members, index)?;
     let member = members.by_index(index).map_err(|e| e.to_string())?;
     let size = member.size();

@@ -22,7 +22,7 @@ const OBJECT: u64 = 128;
 
 /// Where a tensor's elements lie.
 #[derive(Debug, PartialEq)]
-pub(super) struct Place {
+pub(super) struct Location {
     /// The name of its storage.
     pub(super) storage: String,
     /// Elements before its first one.
@@ -33,7 +33,7 @@ pub(super) struct Place {
 }
 
 /// The places of tensors, by the keys that lead to them, joined by dots.
-pub(super) type Places = BTreeMap<String, Rc<Place>>;
+pub(super) type Places = BTreeMap<String, Rc<Location>>;
 
 /// Refuses `bytes` unless it starts with `count` pickles that can be parsed within [`BUDGET`]; the
 /// tensors that the last of them is seen to place somewhere. What is said twice, or in other ways
@@ -90,12 +90,12 @@ enum What<'a> {
     Numbers(Rc<[u64]>),
     Tuple(Rc<[What<'a>]>),
     Storage(&'a [u8]),
-    Tensor(Rc<Place>),
+    Tensor(Rc<Location>),
     /// Tensors by their keys, and as `None` what else has a key.
     Dict(Rc<Vec<Entry>>),
 }
 
-type Entry = (Rc<str>, Option<Rc<Place>>);
+type Entry = (Rc<str>, Option<Rc<Location>>);
 
 impl<'a> What<'a> {
     fn tuple(items: Vec<What<'a>>) -> Self {
@@ -140,7 +140,7 @@ impl<'a> What<'a> {
                             return Self::Unknown;
                         };
                         let (shape, strides) = (shape.to_vec(), strides.to_vec());
-                        Self::Tensor(Rc::new(Place { storage, offset: *offset, shape, strides }))
+                        Self::Tensor(Rc::new(Location { storage, offset: *offset, shape, strides }))
                     }
                     _ => Self::Unknown,
                 }
@@ -152,7 +152,7 @@ impl<'a> What<'a> {
     /// The tensors of a dict, but those whose key is there twice.
     fn places(self) -> Places {
         let Self::Dict(entries) = self else { return Places::new() };
-        let mut found: BTreeMap<&str, Option<&Rc<Place>>> = BTreeMap::new();
+        let mut found: BTreeMap<&str, Option<&Rc<Location>>> = BTreeMap::new();
         for (name, place) in &*entries {
             found.entry(name).and_modify(|found| *found = None).or_insert(place.as_ref());
         }

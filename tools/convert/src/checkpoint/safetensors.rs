@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::mapped::Mapped;
-use super::tensor::{Data, Layout};
+use super::tensor::{Data, ElementLayout};
 use super::{CheckpointError, ElementType, Metadata, Tensor};
 
 /// Parsing the header takes up to some 15 times its size; 16 MiB describe over 100,000 tensors.
@@ -52,7 +52,7 @@ pub(super) fn read(
             let range = data_start.saturating_add(start)..data_start.saturating_add(end);
             let shape = info.shape.iter().map(|&extent| extent as u64).collect();
             let data = Data::Mapped(map.clone(), range, None);
-            let layout = Layout::ROW_MAJOR_LE;
+            let layout = ElementLayout::ROW_MAJOR_LE;
             Tensor::new(path, name.clone(), element_type, shape, layout, data)
         })
         .collect::<Result<_, _>>()?;

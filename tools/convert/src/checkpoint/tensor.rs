@@ -76,13 +76,13 @@ impl fmt::Display for ElementType {
 
 /// How the elements lie in the tensor's bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Layout {
+pub(super) struct ElementLayout {
     pub(super) big_endian: bool,
     /// First dimension fastest (numpy's Fortran order).
     pub(super) column_major: bool,
 }
 
-impl Layout {
+impl ElementLayout {
     pub(super) const ROW_MAJOR_LE: Self = Self { big_endian: false, column_major: false };
 }
 
@@ -92,7 +92,7 @@ pub(super) enum Data {
     Mapped(Mapped, Range<usize>, Option<Arc<Checked>>),
     /// Produced by `load` on first use and kept in `cache` for the calls that follow.
     Decoded {
-        cache: Arc<Cache>,
+        cache: Arc<DecodedCache>,
         id: usize,
         load: Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>,
     },
@@ -104,9 +104,9 @@ pub(super) enum Data {
 /// those least recently used go once more than [`Cache::CAPACITY`] is held, so that a converter
 /// which walks all tables of a model never holds the whole model.
 #[derive(Default)]
-pub(super) struct Cache(Mutex<VecDeque<(usize, Arc<Vec<u8>>)>>);
+pub(super) struct DecodedCache(Mutex<VecDeque<(usize, Arc<Vec<u8>>)>>);
 
-impl Cache {
+impl DecodedCache {
     /// A tensor larger than this is kept alone.
     const CAPACITY: usize = 256 << 20;
 
@@ -142,7 +142,7 @@ pub struct Tensor {
     shape: Vec<u64>,
     len: u64,
     byte_len: usize,
-    layout: Layout,
+    layout: ElementLayout,
     data: Data,
 }
 
@@ -175,7 +175,7 @@ impl Tensor {
         name: String,
         element_type: ElementType,
         shape: Vec<u64>,
-        layout: Layout,
+        layout: ElementLayout,
         data: Data,
     ) -> Result<Self, CheckpointError> {
         let len = shape.iter().try_fold(1_u64, |len, &d| len.checked_mul(d));

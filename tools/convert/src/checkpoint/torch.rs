@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use pytorch_reader::{DType, PickleValue, PytorchReader};
 
-use super::archive::{self, Archive, Members, Stored};
+use super::archive::{self, Archive, Members, StoredMember};
 use super::mapped::{Checked, Mapped};
-use super::pickle::Place;
-use super::tensor::{Cache, Data, Layout};
+use super::pickle::Location;
+use super::tensor::{Data, DecodedCache, ElementLayout};
 use super::{CheckpointError, ElementType, Tensor, contain, pickle};
 
 /// An expanded view (stride 0) is larger than its storage. A tensor may take as much as the whole
@@ -81,14 +81,14 @@ struct Storages<'m> {
     members: Members,
     /// What stands before the names of all members.
     root: &'m str,
-    found: BTreeMap<String, Option<Stored>>,
+    found: BTreeMap<String, Option<StoredMember>>,
 }
 
 impl Storages<'_> {
     /// The bytes of the tensor at `place`, if they follow each other in the order of rows.
     fn find(
         &mut self,
-        place: &Place,
+        place: &Location,
         element_type: ElementType,
     ) -> Option<(Range<usize>, Option<Arc<Checked>>)> {
         let Self { map, members, root, found } = self;
@@ -96,7 +96,7 @@ impl Storages<'_> {
             let index = members.index_for_name(&format!("{root}data/{}", place.storage))?;
             archive::stored(map, members, index).ok().flatten()
         });
-        let Stored { range, checked } = stored.as_ref()?;
+        let StoredMember { range, checked } = stored.as_ref()?;
         let elements = row_major(&place.shape, &place.strides)?;
         let bytes =
             |elements: u64| usize::try_from(elements.checked_mul(element_type.size())?).ok();
@@ -133,7 +133,7 @@ fn read(
         .map_err(|reason| CheckpointError::file(path, reason))?;
     drop(root);
 
-    let cache = Arc::new(Cache::default());
+    let cache = Arc::new(DecodedCache::default());
     let tensors = PytorchReader::new(path).map_err(malformed)?.into_tensors();
     tensors
         .into_values()
@@ -150,13 +150,15 @@ fn read(
             };
             let (layout, data) = match found {
                 Some((range, checked)) => {
-                    (Layout::ROW_MAJOR_LE, Data::Mapped(map.clone(), range, checked))
+                    (ElementLayout::ROW_MAJOR_LE, Data::Mapped(map.clone(), range, checked))
                 }
                 None => {
                     let load = Box::new(move || contain(&load)?.map_err(|e| e.to_string()));
                     // The reader gives native order.
-                    let layout =
-                        Layout { big_endian: cfg!(target_endian = "big"), column_major: false };
+                    let layout = ElementLayout {
+                        big_endian: cfg!(target_endian = "big"),
+                        column_major: false,
+                    };
                     (layout, Data::Decoded { cache: Arc::clone(&cache), id, load })
                 }
             };

@@ -18,7 +18,7 @@ pub(super) struct Distribution {
 
 /// A bar of a histogram.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Bar {
+pub struct HistogramBar {
     /// The errors that it counts.
     pub errors: Range<f64>,
     /// How many rows.
@@ -59,7 +59,7 @@ impl Distribution {
 
     /// The counts of numbers above zero in at most `count` bars of one width on a logarithmic
     /// scale; numbers are divided by `unit`.
-    pub(super) fn bars(&self, count: usize, unit: f64) -> Vec<Bar> {
+    pub(super) fn bars(&self, count: usize, unit: f64) -> Vec<HistogramBar> {
         let taken = |&count: &u64| count > 0;
         let (Some(first), Some(last)) =
             (self.steps.iter().position(taken), self.steps.iter().rposition(taken))
@@ -68,7 +68,7 @@ impl Distribution {
         };
         let width = (last + 1 - first).div_ceil(count.max(1));
         let bars = self.steps[first..=last].chunks(width).zip((first..).step_by(width));
-        bars.map(|(steps, at)| Bar {
+        bars.map(|(steps, at)| HistogramBar {
             errors: start(at) / unit..start(at + width) / unit,
             count: steps.iter().sum(),
         })

@@ -29,16 +29,16 @@ pub struct LayerComparison {
     pub relative_error: f64,
     /// The squares that it is the ratio of.
     #[serde(skip)]
-    sums: Sums,
+    sums: LayerSums,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Sums {
+struct LayerSums {
     difference: f64,
     norm: f64,
 }
 
-impl Sums {
+impl LayerSums {
     fn add(self, other: Self) -> Self {
         Self { difference: self.difference + other.difference, norm: self.norm + other.norm }
     }
@@ -92,7 +92,7 @@ pub(crate) fn layers_of(model: &Model<'_>, blob: &Blob<'_>) -> Result<Vec<LayerC
 
 /// The relative error of all layers together, and the square of their norm.
 pub(crate) fn together(layers: &[LayerComparison]) -> (f64, f64) {
-    let sums = layers.iter().fold(Sums::default(), |sums, layer| sums.add(layer.sums));
+    let sums = layers.iter().fold(LayerSums::default(), |sums, layer| sums.add(layer.sums));
     (super::ratio(sums.difference, sums.norm), sums.norm)
 }
 
@@ -119,8 +119,8 @@ fn compare(
         .map(|(at, w)| w * scale(at % layer.outputs))
         .chain(layer.bias.iter().map(|&x| x.into()));
     let theirs = weights.iter().chain(&bias).map(|&x| f64::from(x));
-    let squares = |(a, b): (f64, f64)| Sums { difference: (a - b).powi(2), norm: b * b };
-    let sums = ours.zip(theirs).map(squares).fold(Sums::default(), Sums::add);
+    let squares = |(a, b): (f64, f64)| LayerSums { difference: (a - b).powi(2), norm: b * b };
+    let sums = ours.zip(theirs).map(squares).fold(LayerSums::default(), LayerSums::add);
     Ok(LayerComparison {
         name: name.to_owned(),
         dtype: layer.weights.dtype().name(),

@@ -10,7 +10,7 @@ mod layers;
 mod origin;
 mod reference;
 
-pub use distribution::Bar;
+pub use distribution::HistogramBar;
 pub use layers::{LayerComparison, layers, relative_error};
 pub(crate) use layers::{layers_of, together};
 pub use origin::{is_factorized, origin};
@@ -103,7 +103,7 @@ struct Ranking<'p> {
 
 impl Comparison {
     /// How many rows have which error, in at most `count` bars.
-    pub fn bars(&self, count: usize) -> Vec<Bar> {
+    pub fn bars(&self, count: usize) -> Vec<HistogramBar> {
         self.distribution.bars(count, self.row_norm)
     }
 

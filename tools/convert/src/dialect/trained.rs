@@ -11,7 +11,7 @@ pub const FACTS: &str = "ttrec";
 
 /// What of it concerns a converter.
 #[derive(Deserialize)]
-struct Facts {
+struct TrainedTables {
     tables: Vec<TableSpec>,
 }
 
@@ -26,8 +26,8 @@ impl Dialect for Trained {
         let facts = survey
             .checkpoint
             .metadata(FACTS)
-            .and_then(|text| serde_json::from_str::<Facts>(text).ok());
-        if let Some(Facts { tables }) = facts.filter(|facts| !facts.tables.is_empty()) {
+            .and_then(|text| serde_json::from_str::<TrainedTables>(text).ok());
+        if let Some(TrainedTables { tables }) = facts.filter(|facts| !facts.tables.is_empty()) {
             survey.offer_all(tables);
         }
     }

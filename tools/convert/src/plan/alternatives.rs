@@ -150,7 +150,7 @@ fn planned(name: &str, rows: &dyn Rows, progress: &dyn Progress) -> Result<Vec<A
             name: Some(explain::describe(c).trim_start_matches("a ").to_owned()),
             bytes: layout.sections().iter().map(|section| section.len).sum(),
             error: c.error,
-            listed: listed.contains(&at) && c.representation != candidate::Representation::Dense,
+            listed: listed.contains(&at) && c.representation != candidate::Form::Dense,
         })
     };
     curve.iter().enumerate().skip(smallest).map(candidate).collect()

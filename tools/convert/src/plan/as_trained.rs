@@ -3,7 +3,7 @@
 //! is tried as `convert` would write it.
 
 use super::{
-    candidate::{Candidate, Candidates, Representation, Search, bytes, most_rows},
+    candidate::{Candidate, Candidates, Form, Search, bytes, most_rows},
     cost,
     sample::{Sample, squared_distance, squared_norm},
 };
@@ -56,7 +56,7 @@ pub(super) fn candidates(
         let (what, nanoseconds) = what(&table);
         list.push(Candidate {
             spec,
-            representation: Representation::AsTrained { what },
+            representation: Form::AsTrained { what },
             dtype,
             bytes: bytes(&stored.layout())?,
             layout: stored.layout(),

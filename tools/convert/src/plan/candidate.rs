@@ -33,7 +33,7 @@ pub(crate) struct Search<'o> {
 pub(crate) struct Candidate {
     /// What `convert` has to be told.
     pub(crate) spec: TableSpec,
-    pub(crate) representation: Representation,
+    pub(crate) representation: Form,
     pub(crate) dtype: Dtype,
     /// What `convert` makes of it.
     pub(crate) layout: ttrec::blob::TableSpec,
@@ -48,7 +48,7 @@ pub(crate) struct Candidate {
 
 /// What a candidate stores.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Representation {
+pub(crate) enum Form {
     /// Rows as they are.
     Dense,
     /// Short rows and a projection.
@@ -109,7 +109,7 @@ impl Context<'_> {
     /// The candidate that is stored as `weights` and has this squared error on the sample.
     pub(super) fn candidate(
         &self,
-        representation: Representation,
+        representation: Form,
         weights: WeightsSpec,
         squared_error: f64,
         nanoseconds: f64,
@@ -120,13 +120,13 @@ impl Context<'_> {
         | WeightsSpec::QuotientRemainder { dtype, .. }) = weights;
         let found = TableSpec { dtype: Some(dtype), ..self.found.clone() };
         let spec = match &representation {
-            Representation::Dense | Representation::AsTrained { .. } => found,
-            Representation::LowRank { rank } => TableSpec {
+            Form::Dense | Form::AsTrained { .. } => found,
+            Form::LowRank { rank } => TableSpec {
                 representation: Some(spec::Representation::LowRank),
                 rank: Some(u32::try_from(*rank)?),
                 ..found
             },
-            Representation::Tt { shape, sweeps } => TableSpec {
+            Form::Tt { shape, sweeps } => TableSpec {
                 representation: Some(spec::Representation::Tt),
                 row_factors: Some(shape.row_factors().to_vec()),
                 column_factors: Some(shape.column_factors().to_vec()),

@@ -2,7 +2,7 @@
 
 use super::{
     as_trained,
-    candidate::{Candidate, Candidates, Context, Representation, Search, most_rows},
+    candidate::{Candidate, Candidates, Context, Form, Search, most_rows},
     choose::{Item, front},
     cost, low_rank,
     sample::{Sample, squared_norm},
@@ -69,7 +69,7 @@ pub(super) fn of_dense(
         let Some(error) = sample.coding_error(&values, embedding_dim, dtype)? else { continue };
         let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };
         let nanoseconds = cost::dense(dtype.row_len(embedding_dim));
-        list.push(context.candidate(Representation::Dense, weights, error, nanoseconds)?);
+        list.push(context.candidate(Form::Dense, weights, error, nanoseconds)?);
     }
     list.extend(low_rank::candidates(&context, rows)?);
     let (trains, bounds) = tensor_train::candidates(&context, rows, &list)?;

@@ -1,7 +1,7 @@
 //! What the plan says of each table: what it takes, what that costs, and why nothing else.
 
 use super::{
-    candidate::{Candidate, Candidates, Representation},
+    candidate::{Candidate, Candidates, Form},
     layers::{Layers, StoredLayers},
 };
 
@@ -9,12 +9,12 @@ use super::{
 pub(crate) fn describe(candidate: &Candidate) -> String {
     let dtype = candidate.dtype.name();
     match &candidate.representation {
-        Representation::Dense => format!("{dtype} rows"),
-        Representation::LowRank { rank } => format!("{dtype} rows of rank {rank}"),
-        Representation::Tt { shape, .. } => {
+        Form::Dense => format!("{dtype} rows"),
+        Form::LowRank { rank } => format!("{dtype} rows of rank {rank}"),
+        Form::Tt { shape, .. } => {
             format!("a tensor train of ranks {:?} in {dtype}", shape.inner_ranks())
         }
-        Representation::AsTrained { what } => format!("its {what} in {dtype}"),
+        Form::AsTrained { what } => format!("its {what} in {dtype}"),
     }
 }
 
@@ -22,12 +22,12 @@ pub(crate) fn describe(candidate: &Candidate) -> String {
 pub(crate) fn shortly(candidate: &Candidate) -> String {
     let dtype = candidate.dtype.name();
     match &candidate.representation {
-        Representation::Dense => dtype.to_owned(),
-        Representation::LowRank { rank } => format!("{dtype} rank {rank}"),
-        Representation::Tt { shape, .. } => {
+        Form::Dense => dtype.to_owned(),
+        Form::LowRank { rank } => format!("{dtype} rank {rank}"),
+        Form::Tt { shape, .. } => {
             format!("{dtype} R {}", shape.inner_ranks().iter().max().unwrap_or(&1))
         }
-        Representation::AsTrained { what } => format!("{what} {dtype}"),
+        Form::AsTrained { what } => format!("{what} {dtype}"),
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) fn layers(layers: &Layers, stored: &StoredLayers) -> String {
 /// Why it is this one: sentences.
 pub(super) fn reason(table: &Candidates, chosen: &Candidate) -> String {
     let mut sentences = match chosen.representation {
-        Representation::AsTrained { what } => {
+        Form::AsTrained { what } => {
             vec![format!("It was trained as {what} and stays so; only its numbers are rounded.")]
         }
         _ => beside(table, chosen),
@@ -76,11 +76,10 @@ pub(super) fn reason(table: &Candidates, chosen: &Candidate) -> String {
 /// What other representations would cost.
 fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     let mut sentences = Vec::new();
-    if chosen.error == 0.0 && matches!(chosen.representation, Representation::Dense) {
+    if chosen.error == 0.0 && matches!(chosen.representation, Form::Dense) {
         sentences.push("There is room for it as it is.".to_owned());
     }
-    let is_train =
-        |candidate: &Candidate| matches!(candidate.representation, Representation::Tt { .. });
+    let is_train = |candidate: &Candidate| matches!(candidate.representation, Form::Tt { .. });
     let family = |candidate: &Candidate| {
         (std::mem::discriminant(&candidate.representation), candidate.dtype)
     };
@@ -134,7 +133,7 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     if is_train(chosen) {
         sentences.push("No rows do as well as a tensor train here.".to_owned());
     }
-    let plain = |candidate: &&Candidate| matches!(candidate.representation, Representation::Dense);
+    let plain = |candidate: &&Candidate| matches!(candidate.representation, Form::Dense);
     // For whoever would rather have it sooner.
     let fast = table.list.iter().filter(plain).filter(|rows| rows.bytes <= chosen.bytes);
     let fast = fast.filter(|rows| rows.nanoseconds <= chosen.nanoseconds / 10.0);

@@ -2,7 +2,7 @@
 //! and rows that are projected and encoded what rounding adds.
 
 use super::{
-    candidate::{Candidate, Context, Representation},
+    candidate::{Candidate, Context, Form},
     cost,
     sample::{Matrix, Sample, squared_norm},
 };
@@ -71,12 +71,7 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
                 projection: PROJECTION,
             };
             let nanoseconds = cost::low_rank(dtype.row_len(rank), rank, columns);
-            found.push(context.candidate(
-                Representation::LowRank { rank },
-                weights,
-                squared,
-                nanoseconds,
-            )?);
+            found.push(context.candidate(Form::LowRank { rank }, weights, squared, nanoseconds)?);
         }
     }
     Ok(found)

@@ -27,7 +27,7 @@ use crate::{
     spec::{ModelSpec, Spec, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
-use candidate::{Candidate, Candidates, Representation, Search, f32_bytes, head_bytes};
+use candidate::{Candidate, Candidates, Form, Search, f32_bytes, head_bytes};
 use choose::Item;
 use enumerate::candidates;
 use layers::{Layers, StoredLayers};
@@ -329,12 +329,10 @@ pub struct Point {
 impl Point {
     fn new(candidate: &Candidate) -> Self {
         let (representation, shape, ranks) = match &candidate.representation {
-            Representation::Dense => ("dense", None, None),
-            Representation::LowRank { rank } => ("low-rank", None, Some(vec![*rank as u32])),
-            Representation::Tt { shape, .. } => {
-                ("tt", Some(shape), Some(shape.inner_ranks().to_vec()))
-            }
-            Representation::AsTrained { what } => (*what, None, None),
+            Form::Dense => ("dense", None, None),
+            Form::LowRank { rank } => ("low-rank", None, Some(vec![*rank as u32])),
+            Form::Tt { shape, .. } => ("tt", Some(shape), Some(shape.inner_ranks().to_vec())),
+            Form::AsTrained { what } => (*what, None, None),
         };
         Self {
             representation,

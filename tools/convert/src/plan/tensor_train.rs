@@ -5,7 +5,7 @@
 //! made, refined as `convert` refines it, and looked up.
 
 use super::{
-    candidate::{Candidate, Context, Representation, bytes},
+    candidate::{Candidate, Context, Form, bytes},
     cost,
     sample::{Matrix, Sample, squared_distance, squared_norm},
 };
@@ -94,7 +94,7 @@ pub(super) fn candidates(
                     _ => error,
                 };
                 found.push(context.candidate(
-                    Representation::Tt { shape, sweeps },
+                    Form::Tt { shape, sweeps },
                     WeightsSpec::Tt { shape, dtype },
                     squared * context.energy,
                     cost::tensor_train(&shape),
