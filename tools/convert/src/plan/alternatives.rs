@@ -6,20 +6,18 @@ use super::{
     candidate::{self, f32_bytes},
     enumerate::curve,
     explain,
+    low_rank::{mix, project},
     runs::Runs,
+    sample::{Matrix, Sample, squared_norm},
 };
 use crate::{
     dialect::{Source, Weights},
     error::Error,
-    factorize::{
-        DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TensorRows, TtSvd, mixing, suggest_shape,
-    },
+    factorize::{DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TensorRows, TtSvd, suggest_shape},
     in_memory,
     progress::Progress,
 };
 use anyhow::{Context, Result};
-use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
-use rayon::prelude::*;
 use ttrec::{AlignedBuf, Blob, TtShape, blob::Layout, dtype::Dtype};
 
 /// Larger trains are not stored once more for each dtype.
@@ -107,15 +105,16 @@ fn families(
     progress: &dyn Progress,
 ) -> Result<Vec<Family>> {
     let weights = &source.weights;
-    let mut families = vec![Family { kind: Kind::Dense, candidates: dense(weights, sample)? }];
+    let rows = Measured::read(sample)?;
+    let mut families = vec![Family { kind: Kind::Dense, candidates: dense(weights, &rows)? }];
     if let Some(spectrum) = spectrum {
         families
-            .push(Family { kind: Kind::LowRank, candidates: low_rank(weights, sample, spectrum)? });
+            .push(Family { kind: Kind::LowRank, candidates: low_rank(weights, &rows, spectrum)? });
     }
     let trains = match weights {
-        Weights::Tt { .. } => cores(weights, sample)?,
+        Weights::Tt { .. } => cores(weights, &rows)?,
         // Ranks of a part of the rows say nothing about those of the whole.
-        Weights::Dense { .. } if sample.is_whole() && spectrum.is_some() => factorised(sample)?,
+        Weights::Dense { .. } if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
         _ => Vec::new(),
     };
     families.push(Family { kind: Kind::TensorTrain, candidates: trains });
@@ -157,88 +156,52 @@ fn planned(name: &str, rows: &dyn Rows, progress: &dyn Progress) -> Result<Vec<A
 }
 
 /// Dense rows of every dtype that can hold them.
-fn dense(weights: &Weights<'_>, sample: &Runs<'_, '_>) -> Result<Vec<Alternative>> {
-    let columns = sample.embedding_dim();
-    let mut norm = 0.0;
-    let mut differences = vec![Some(0.0); Dtype::ALL.len()];
-    sample.for_each_block(|_, rows| {
-        norm += rows.iter().map(|x| x * x).sum::<f64>();
-        differences.par_iter_mut().zip(Dtype::ALL).try_for_each(|(sum, dtype)| {
-            if let Some(before) = *sum {
-                *sum =
-                    stored_difference(rows, columns, dtype)?.map(|difference| before + difference);
-            }
-            Ok(())
-        })
-    })?;
-    let candidate = |(dtype, difference): (Dtype, Option<f64>)| {
+fn dense(weights: &Weights<'_>, rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
+    let columns = rows.values.columns;
+    let mut found = Vec::new();
+    for dtype in Dtype::ALL {
+        let Some(error) = rows.sample.coding_error(&rows.values, columns, dtype)? else { continue };
         let bytes = weights.num_embeddings().saturating_mul(dtype.row_len(columns) as u64);
-        Some(Alternative::new(dtype.name().to_owned(), bytes, relative(difference?, norm)))
-    };
-    Ok(Dtype::ALL.into_iter().zip(differences).filter_map(candidate).collect())
+        found.push(Alternative::new(dtype.name().to_owned(), bytes, rows.relative(error)));
+    }
+    Ok(found)
 }
 
 /// Rows of fewer columns in i8, and a projection in f16. The directions are orthonormal: what is
 /// lost in these columns is lost in the rows.
 fn low_rank(
     weights: &Weights<'_>,
-    sample: &Runs<'_, '_>,
+    rows: &Measured<'_, '_>,
     spectrum: &LowRank,
 ) -> Result<Vec<Alternative>> {
-    let columns = sample.embedding_dim();
+    let columns = rows.values.columns;
     let mut ranks: Vec<usize> = [16, 8, 4, 2]
         .map(|part| columns / part)
         .into_iter()
         .filter(|&rank| rank > 0)
         .collect();
     ranks.dedup();
-    let Some(&largest) = ranks.last() else { return Ok(Vec::new()) };
-    let basis: Vec<f64> = spectrum.directions(largest).into_iter().map(f64::from).collect();
-    let mut differences = vec![Some(0.0); ranks.len()];
-    sample.for_each_block(|_, rows| {
-        let projected = project(rows, columns, &basis, largest);
-        differences.par_iter_mut().zip(&ranks).try_for_each(|(sum, &rank)| {
-            if let Some(before) = *sum {
-                let rows: Vec<f64> =
-                    projected.chunks_exact(largest).flat_map(|row| &row[..rank]).copied().collect();
-                let rows = project(&rows, rank, &mixing(rank), rank);
-                *sum = stored_difference(&rows, rank, Dtype::I8)?
-                    .map(|difference| before + difference);
-            }
-            Ok(())
-        })
-    })?;
-    let norm: f64 = spectrum.energies().iter().sum();
-    let candidate = |(&rank, rounding): (&usize, Option<f64>)| {
-        let rows = weights.num_embeddings().saturating_mul(Dtype::I8.row_len(rank) as u64);
+    let projected = project(&rows.values, &spectrum.directions(columns));
+    let mut found = Vec::new();
+    for rank in ranks {
+        let short = mix(&projected, rank);
+        let Some(rounding) = rows.sample.coding_error(&short, rank, Dtype::I8)? else { continue };
         let left_out: f64 = spectrum.energies()[rank..].iter().sum();
-        let bytes = rows.saturating_add(Dtype::F16.bytes_of(rank * columns) as u64);
-        Some(Alternative::new(format!("rank {rank}"), bytes, relative(rounding? + left_out, norm)))
-    };
-    Ok(ranks.iter().zip(differences).filter_map(candidate).collect())
-}
-
-/// `rows` times a basis of `rank` directions, both row-major.
-fn project(rows: &[f64], columns: usize, basis: &[f64], rank: usize) -> Vec<f64> {
-    let count = rows.len() / columns;
-    let mut out = vec![0.0; count * rank];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut out, count, rank),
-        Accum::Replace,
-        MatRef::from_row_major_slice(rows, count, columns),
-        MatRef::from_row_major_slice(basis, columns, rank),
-        1.0,
-        Par::rayon(0),
-    );
-    out
+        let short_rows = weights.num_embeddings().saturating_mul(Dtype::I8.row_len(rank) as u64);
+        let bytes = short_rows.saturating_add(Dtype::F16.bytes_of(rank * columns) as u64);
+        let error = rows.relative(rounding + left_out);
+        found.push(Alternative::new(format!("rank {rank}"), bytes, error));
+    }
+    Ok(found)
 }
 
 /// Tensor trains of a dense table, at several ranks, with f16 cores.
-fn factorised(sample: &Runs<'_, '_>) -> Result<Vec<Alternative>> {
-    let factors = suggest_shape(sample.num_embeddings(), sample.embedding_dim(), 3)?;
+fn factorised(rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
+    let runs = rows.runs;
+    let factors = suggest_shape(runs.num_embeddings(), runs.embedding_dim(), 3)?;
     let limits = Limits { max_rank: RANKS[RANKS.len() - 1] as usize, ..Limits::default() };
     // A table that is too large for it in this memory, or holds what is no number, has none.
-    let Ok(svd) = TtSvd::analyse(sample, &factors, &limits) else { return Ok(Vec::new()) };
+    let Ok(svd) = TtSvd::analyse(runs, &factors, &limits) else { return Ok(Vec::new()) };
     let mut trains: Vec<(String, AlignedBuf)> = Vec::new();
     let mut largest = None;
     for rank in RANKS {
@@ -246,16 +209,16 @@ fn factorised(sample: &Runs<'_, '_>) -> Result<Vec<Alternative>> {
         if largest.replace(ranks.clone()).as_ref() == Some(&ranks) {
             break;
         }
-        let shape = TtShape::new(sample.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
+        let shape = TtShape::new(runs.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
         let cores = svd.cores(&ranks)?;
         let stored = in_memory::of_cores(shape, Dtype::F16, &cores)?;
         trains.extend(stored.map(|blob| (format!("R {rank}"), blob)));
     }
-    measure(&trains, sample, 0, |_| false)
+    rows.trains(&trains, 0, |_| false)
 }
 
 /// The same cores in every dtype that suits them; rows that are stored apart stay exact.
-fn cores(weights: &Weights<'_>, sample: &Runs<'_, '_>) -> Result<Vec<Alternative>> {
+fn cores(weights: &Weights<'_>, rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
     let Weights::Tt { shape, cores, overrides } = weights else { return Ok(Vec::new()) };
     if shape.num_parameters() > MAX_PARAMETERS {
         return Ok(Vec::new());
@@ -272,60 +235,46 @@ fn cores(weights: &Weights<'_>, sample: &Runs<'_, '_>) -> Result<Vec<Alternative
             .as_ref()
             .is_some_and(|o| o.ids.binary_search_by_key(&row, |(id, _)| *id).is_ok())
     };
-    let columns = sample.embedding_dim();
+    let columns = rows.values.columns;
     let bytes = overrides
         .as_ref()
         .map_or(0, |o| o.ids.len() * (size_of::<u64>() + Dtype::F32.row_len(columns)));
-    measure(&blobs, sample, bytes as u64, apart)
+    rows.trains(&blobs, bytes as u64, apart)
 }
 
-/// What tensor trains lose of the rows but those that are stored apart, which take `bytes` more.
-fn measure(
-    trains: &[(String, AlignedBuf)],
-    sample: &Runs<'_, '_>,
-    bytes: u64,
-    apart: impl Fn(u64) -> bool,
-) -> Result<Vec<Alternative>> {
-    let columns = sample.embedding_dim();
-    let mut norm = 0.0;
-    let mut differences = vec![0.0; trains.len()];
-    sample.for_each_block(|first, rows| {
-        norm += rows.iter().map(|x| x * x).sum::<f64>();
-        let ids = (first..).map(|position| sample.row(position));
-        let block: Vec<(u64, &[f64])> =
-            ids.zip(rows.chunks_exact(columns)).filter(|(id, _)| !apart(*id)).collect();
-        differences.par_iter_mut().zip(trains).try_for_each(|(sum, (_, blob))| {
-            *sum += difference(blob, &block)?;
-            Ok(())
-        })
-    })?;
-    let candidate = |((representation, blob), difference): (&(String, AlignedBuf), f64)| {
-        let stored: u64 = Blob::parse(blob)?.sections(0).map(|section| section.len).sum();
-        Ok(Alternative::new(representation.clone(), stored + bytes, relative(difference, norm)))
-    };
-    trains.iter().zip(differences).map(candidate).collect()
+/// The rows that alternatives are measured on.
+struct Measured<'w, 'c> {
+    runs: &'w Runs<'w, 'c>,
+    sample: Sample,
+    values: Matrix,
+    energy: f64,
 }
 
-/// The squared difference that storing these rows as `dtype` makes; `None` if it cannot hold them.
-fn stored_difference(rows: &[f64], columns: usize, dtype: Dtype) -> Result<Option<f64>> {
-    let narrow: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
-    let Some(blob) = in_memory::rows(&narrow, columns, dtype)? else { return Ok(None) };
-    let rows: Vec<(u64, &[f64])> = (0..).zip(rows.chunks_exact(columns)).collect();
-    Ok(Some(difference(&blob, &rows)?))
-}
-
-/// The squared difference between these rows and those of the blob's table.
-fn difference(blob: &[u8], rows: &[(u64, &[f64])]) -> Result<f64> {
-    let table = in_memory::table(blob)?;
-    let (mut ours, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
-    let mut sum = 0.0;
-    for (id, theirs) in rows {
-        table.lookup(*id, &mut ours, &mut workspace)?;
-        sum += ours.iter().zip(*theirs).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum::<f64>();
+impl<'w, 'c> Measured<'w, 'c> {
+    fn read(runs: &'w Runs<'w, 'c>) -> Result<Self> {
+        let sample = Sample::all(runs.num_embeddings());
+        let values = sample.read(runs)?;
+        let energy = sample.sum(&values, squared_norm);
+        Ok(Self { runs, sample, values, energy })
     }
-    Ok(sum)
-}
 
-fn relative(difference: f64, norm: f64) -> f64 {
-    (difference / if norm > 0.0 { norm } else { 1.0 }).sqrt()
+    fn relative(&self, squared_error: f64) -> f64 {
+        (squared_error / if self.energy > 0.0 { self.energy } else { 1.0 }).sqrt()
+    }
+
+    /// What tensor trains lose of the rows but those that are stored apart, which take `bytes` more.
+    fn trains(
+        &self,
+        trains: &[(String, AlignedBuf)],
+        bytes: u64,
+        apart: impl Fn(u64) -> bool + Sync,
+    ) -> Result<Vec<Alternative>> {
+        let row_of = |position| Some(self.runs.row(position)).filter(|&row| !apart(row));
+        let alternative = |(representation, blob): &(String, AlignedBuf)| {
+            let error = self.sample.lookup_error(&self.values, blob, row_of)?;
+            let stored: u64 = Blob::parse(blob)?.sections(0).map(|section| section.len).sum();
+            Ok(Alternative::new(representation.clone(), stored + bytes, self.relative(error)))
+        };
+        trains.iter().map(alternative).collect()
+    }
 }

@@ -87,7 +87,7 @@ fn projection_error(basis: &[f32], rank: usize) -> Result<f64> {
 }
 
 /// Short rows as `convert` stores them.
-fn mix(projected: &Matrix, rank: usize) -> Matrix {
+pub(super) fn mix(projected: &Matrix, rank: usize) -> Matrix {
     let mixing: Vec<f32> = mixing(rank).into_iter().map(|x| x as f32).collect();
     let directions: Vec<f32> = projected
         .values
@@ -132,7 +132,7 @@ fn encoded_error(row: &[f32], bytes: &[u8]) -> Result<f64> {
 }
 
 /// These rows on the basis, `columns x columns`, row-major.
-fn project(rows: &Matrix, basis: &[f32]) -> Matrix {
+pub(super) fn project(rows: &Matrix, basis: &[f32]) -> Matrix {
     let columns = rows.columns;
     let mut values = vec![0.0; rows.values.len()];
     let chunks = values

@@ -13,8 +13,6 @@ use rayon::prelude::*;
 const RUN: u64 = 64;
 /// Elements that are studied at most.
 const LIMIT: u64 = 1 << 25;
-/// Elements that are held at once.
-const AT_ONCE: u64 = 1 << 20;
 
 pub(super) struct Runs<'w, 'c> {
     source: &'w Source<'c>,
@@ -43,24 +41,6 @@ impl<'w, 'c> Runs<'w, 'c> {
         let (run, at) = (position / RUN, position % RUN);
         // In 128 bits the product cannot overflow.
         (u128::from(run) * u128::from(all) / u128::from(self.runs)) as u64 * RUN + at
-    }
-
-    /// Gives the rows, as many at once as memory is meant to hold, and the position of the first of
-    /// them to `visit`.
-    pub(super) fn for_each_block(
-        &self,
-        mut visit: impl FnMut(u64, &[f64]) -> Result<()>,
-    ) -> Result<()> {
-        let columns = self.embedding_dim();
-        let at_once = (AT_ONCE / columns as u64).max(RUN).next_multiple_of(RUN);
-        let rows = self.num_embeddings();
-        let mut block = Vec::new();
-        for first in (0..rows).step_by(at_once as usize) {
-            block.resize(at_once.min(rows - first) as usize * columns, 0.0);
-            self.read_wide(first, &mut block)?;
-            visit(first, &block)?;
-        }
-        Ok(())
     }
 
     fn read_wide(&self, first: u64, out: &mut [f64]) -> Result<()> {

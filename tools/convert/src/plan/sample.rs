@@ -11,6 +11,10 @@ use ttrec::dtype::Dtype;
 
 /// Rows that are encoded and decoded at once.
 const CHUNK: usize = 256;
+/// Rows that one thread looks up in a trial.
+const LOOKED_UP: usize = 4096;
+/// Elements that are read at once.
+const AT_ONCE: usize = 1 << 20;
 
 /// Rows of a table, and how much each of them weighs.
 pub(super) struct Sample {
@@ -63,10 +67,23 @@ impl Sample {
         Self { ids, weights, complete: false }
     }
 
+    /// Every row, once.
+    pub(super) fn all(num_embeddings: u64) -> Self {
+        let (ids, weights) = (0..num_embeddings).map(|id| (id, 1.0)).unzip();
+        Self { ids, weights, complete: true }
+    }
+
     /// Reads the rows, one after another.
     pub(super) fn read(&self, rows: &dyn Rows) -> Result<Matrix> {
         let columns = rows.embedding_dim();
         let mut values = vec![0.0; self.ids.len() * columns];
+        if self.ids.len() as u64 == rows.num_embeddings() {
+            let block = (AT_ONCE / columns).max(1) * columns;
+            for (at, values) in values.chunks_mut(block).enumerate() {
+                rows.read((at * block / columns) as u64, values)?;
+            }
+            return Ok(Matrix { values, columns });
+        }
         self.ids
             .iter()
             .zip(values.chunks_exact_mut(columns))
@@ -112,6 +129,38 @@ impl Sample {
         // Summed in the order of the rows, whatever the number of threads.
         let sums = chunks.par_iter().map(error).collect::<Result<Vec<_>>>()?;
         Ok(sums.into_iter().sum())
+    }
+}
+
+impl Sample {
+    /// The weighted squared error that the rows have once they are looked up in a trial; `row_of`
+    /// says which row of the trial an id is, or that it is exact elsewhere.
+    pub(super) fn lookup_error(
+        &self,
+        matrix: &Matrix,
+        trial: &[u8],
+        row_of: impl Fn(u64) -> Option<u64> + Sync,
+    ) -> Result<f64> {
+        let table = in_memory::table(trial)?;
+        let chunks: Vec<_> = self
+            .ids
+            .chunks(LOOKED_UP)
+            .zip(self.weights.chunks(LOOKED_UP))
+            .zip(matrix.values.chunks(LOOKED_UP * matrix.columns))
+            .collect();
+        let error = |&((ids, weights), values): &((&[u64], &[f64]), &[f32])| -> Result<f64> {
+            let (mut row, mut workspace) = (vec![0.0; matrix.columns], table.workspace());
+            let mut sum = 0.0;
+            for ((&id, weight), wanted) in
+                ids.iter().zip(weights).zip(values.chunks_exact(matrix.columns))
+            {
+                let Some(id) = row_of(id) else { continue };
+                table.lookup(id, &mut row, &mut workspace)?;
+                sum += weight * squared_distance(wanted, &row);
+            }
+            Ok(sum)
+        };
+        Ok(chunks.par_iter().map(error).collect::<Result<Vec<_>>>()?.iter().sum())
     }
 }
 

@@ -7,7 +7,7 @@
 use super::{
     candidate::{Candidate, Context, Form, bytes},
     cost,
-    sample::{Matrix, Sample, squared_distance, squared_norm},
+    sample::{Matrix, Sample, squared_norm},
 };
 use crate::{
     factorize::{DEFAULT_SWEEPS, Factors, Limits, Rows, TtSvd, suggest_shape},
@@ -198,15 +198,8 @@ impl LookedUp {
     /// The relative squared error of these cores once they are stored as `dtype`, if they can be.
     fn error(&self, shape: TtShape, cores: &[Vec<f32>], dtype: Dtype) -> Result<Option<f64>> {
         let Some(blob) = in_memory::of_cores(shape, dtype, cores)? else { return Ok(None) };
-        let table = in_memory::table(&blob)?;
-        let (mut row, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
-        let (mut error, mut norm) = (0.0, 0.0);
-        let rows = self.values.values.chunks_exact(self.values.columns);
-        for ((&id, weight), wanted) in self.sample.ids.iter().zip(&self.sample.weights).zip(rows) {
-            table.lookup(id, &mut row, &mut workspace)?;
-            error += weight * squared_distance(wanted, &row);
-            norm += weight * squared_norm(wanted);
-        }
+        let error = self.sample.lookup_error(&self.values, &blob, Some)?;
+        let norm = self.sample.sum(&self.values, squared_norm);
         Ok(Some(if norm > 0.0 { error / norm } else { 0.0 }))
     }
 }
