@@ -545,7 +545,8 @@ fn bag<'c, I: BagIndex>(
     workspace: &mut [f32],
 ) -> Result<(), Error<'c>> {
     let refused = |error| bags::refused::<I>(table.name(), error);
-    let bags = bags.read::<I>(given)?.map_err(refused)?;
+    let bags = bags.read::<I>(given)?;
+    let bags = bags.map_err(|error| Error::Bags { table: table.name(), error })?;
     table.pool(&bags, pooling, out, workspace).map_err(refused)
 }
 
@@ -569,12 +570,14 @@ fn pool<'c, I: BagIndex>(
         }
         list.push((
             table,
-            bags.read(given)?.map_err(|error| bags::refused::<I>(table.name(), error))?,
+            bags.read(given)?.map_err(|error| Error::Bags { table: table.name(), error })?,
         ));
     }
-    pool_tables(&list, pooling, out, workspace).map_err(|error| match list.get(error.table) {
-        Some((table, _)) => bags::refused::<I>(table.name(), error.error),
-        None => Error::NoTables(error.error),
+    pool_tables(&list, pooling, out, workspace).map_err(|error| {
+        match error.table.and_then(|table| list.get(table)) {
+            Some((table, _)) => bags::refused::<I>(table.name(), error.error),
+            None => Error::Tables(error.error),
+        }
     })
 }
 
@@ -626,10 +629,9 @@ fn score_bags<'c, I: BagIndex>(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), Error<'c>> {
+    let name = |table| ranker.table(table).map_or("", |table| table.table().name());
     let refused = |error| match error {
-        ScoreError::Table { table, error } => {
-            bags::refused::<I>(ranker.table(table).map_or("", |table| table.table().name()), error)
-        }
+        ScoreError::Table { table, error } => bags::refused::<I>(name(table), error),
         error => Error::Score(error),
     };
     let mut list = SmallVec::<[Bags<'_, I>; 32]>::new();
@@ -639,7 +641,8 @@ fn score_bags<'c, I: BagIndex>(
         if bags.index_type() != Some(I::TYPE) {
             return Err(Error::MixedIndexTypes { position: table });
         }
-        list.push(bags.read(given)?.map_err(|error| refused(ScoreError::Table { table, error }))?);
+        let bags = bags.read(given)?;
+        list.push(bags.map_err(|error| Error::Bags { table: name(table), error })?);
     }
     let ranker = ranker.ranker();
     match scoring {

@@ -5,7 +5,7 @@ use crate::{
     status::Error,
 };
 use std::ffi::c_void;
-use ttrec::{Bags, LookupError, Pooling, bag::Index};
+use ttrec::{Bags, BagsError, LookupError, Pooling, bag::Index};
 
 /// How the rows of a bag become one, as in torch.nn.EmbeddingBag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl ttrec_bags {
     pub(crate) fn read<'c, I: BagIndex>(
         &self,
         given: &Given<'c>,
-    ) -> Result<Result<Bags<'c, I>, LookupError>, Error<'c>> {
+    ) -> Result<Result<Bags<'c, I>, BagsError>, Error<'c>> {
         let num_offsets = self
             .num_bags
             .checked_add(1)

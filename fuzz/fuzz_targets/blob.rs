@@ -165,10 +165,9 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
         && offsets.last().is_some_and(|&last| last == indices.len() as u64);
     assert_eq!(Bags::new(&indices, &offsets).is_ok(), well_formed);
     let in_range = indices.iter().all(|&index| index < rows);
-    assert_eq!(
-        bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(),
-        well_formed && in_range
-    );
+    if well_formed {
+        assert_eq!(bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(), in_range);
+    }
 }
 
 /// More lookups than are sorted by insertion, of few prefixes and of any: a bag is the same in a
@@ -268,9 +267,9 @@ fn bag(
     weights: Option<&[f32]>,
     pooling: Pooling,
 ) -> Result<Vec<f32>, LookupError> {
-    let mut bags = Bags::new(indices, offsets)?;
+    let mut bags = Bags::new(indices, offsets).expect("valid offsets");
     if let Some(weights) = weights {
-        bags = bags.with_per_sample_weights(weights)?;
+        bags = bags.with_per_sample_weights(weights).expect("a weight each");
     }
     let mut out = vec![POISON; bags.len() * table.embedding_dim()];
     let result = table.pool(&bags, pooling, &mut out, &mut vec![POISON; table.workspace_len()]);

@@ -5,9 +5,11 @@
 mod batch;
 mod dense;
 mod digits;
+mod error;
 mod sort;
 
 pub use crate::{index::Index, kernel::Pooling};
+pub use error::{BagsError, PoolTablesError};
 #[cfg(feature = "train")]
 pub(crate) use {
     batch::{MAX_CHUNK, gather, step},
@@ -21,10 +23,9 @@ use dense::PoolParts;
 use crate::{
     blob::{IndexMap, Rows, Weights},
     dtype::with_elements,
-    error::{LookupError, PoolTablesError},
     isa::Tier,
     kernel::{Epilogue, PoolRows},
-    table::{Table, put_columns_in_order},
+    table::{LookupError, Table, put_columns_in_order},
 };
 use core::borrow::Borrow;
 
@@ -59,10 +60,10 @@ impl<'a, I: Index> Bags<'a, I> {
     /// `indices.len()`.
     ///
     /// # Errors
-    /// [`LookupError::OffsetsEmpty`] or [`LookupError::Offsets`].
-    pub fn new(indices: &'a [I], offsets: &'a [I]) -> Result<Self, LookupError> {
+    /// [`BagsError::OffsetsEmpty`] or [`BagsError::Offsets`].
+    pub fn new(indices: &'a [I], offsets: &'a [I]) -> Result<Self, BagsError> {
         let num_indices = indices.len();
-        let wrong = |position, found| LookupError::Offsets { position, found, num_indices };
+        let wrong = |position, found| BagsError::Offsets { position, found, num_indices };
         let mut floor = 0;
         for (position, offset) in offsets.iter().map(|offset| offset.to_u64()).enumerate() {
             if offset < floor || offset > num_indices as u64 || (position == 0 && offset != 0) {
@@ -70,7 +71,7 @@ impl<'a, I: Index> Bags<'a, I> {
             }
             floor = offset;
         }
-        let last = offsets.len().checked_sub(1).ok_or(LookupError::OffsetsEmpty)?;
+        let last = offsets.len().checked_sub(1).ok_or(BagsError::OffsetsEmpty)?;
         if floor != num_indices as u64 {
             return Err(wrong(last, floor));
         }
@@ -80,10 +81,10 @@ impl<'a, I: Index> Bags<'a, I> {
     /// The same bags with one weight per index, for [`Pooling::Sum`].
     ///
     /// # Errors
-    /// [`LookupError::WeightsLen`].
-    pub fn with_per_sample_weights(self, weights: &'a [f32]) -> Result<Self, LookupError> {
+    /// [`BagsError::WeightsLen`].
+    pub fn with_per_sample_weights(self, weights: &'a [f32]) -> Result<Self, BagsError> {
         if weights.len() != self.indices.len() {
-            return Err(LookupError::WeightsLen {
+            return Err(BagsError::WeightsLen {
                 found: weights.len(),
                 expected: self.indices.len(),
             });
@@ -416,14 +417,15 @@ pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), PoolTablesError> {
-    let at = |table| move |error| PoolTablesError { table, error };
+    let at = |table| move |error| PoolTablesError { table: Some(table), error };
     let num_bags = tables.first().map_or(0, |(_, bags)| bags.len());
     let stride = tables
         .iter()
         .fold(0usize, |width, (table, _)| width.saturating_add(table.borrow().embedding_dim()));
     let expected = num_bags.saturating_mul(stride);
     if out.len() != expected {
-        return Err(at(0)(LookupError::OutputLen { found: out.len(), expected }));
+        let error = LookupError::OutputLen { found: out.len(), expected };
+        return Err(PoolTablesError { table: None, error });
     }
     for (position, (table, bags)) in tables.iter().enumerate() {
         let table = table.borrow();

@@ -8,6 +8,7 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod error;
 mod id_index;
 mod model;
 mod parse;
@@ -19,6 +20,9 @@ pub use crate::limits::{
     ALIGNMENT, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, VERSION,
 };
 #[cfg(feature = "alloc")]
+pub use error::LayoutError;
+pub use error::{BlobError, Location, Rule};
+#[cfg(feature = "alloc")]
 pub use id_index::{id_index, id_index_len};
 pub(crate) use model::top_inputs;
 pub use model::{Activation, Layer, ModelTable, Stack};
@@ -29,11 +33,12 @@ pub use writer::{
 };
 
 use crate::{
+    codes::codes,
     dtype::{Dtype, Elements, Nibbles, Weight},
-    error::ShapeError,
-    shape::{MAX_CORES, MAX_ROW_FACTOR, TtShape, check_embedding_dim, check_factors},
+    shape::{MAX_CORES, MAX_ROW_FACTOR, ShapeError, TtShape, check_embedding_dim, check_factors},
 };
 use id_index::Line;
+use parse::Sections;
 use record::{LayerRecord, SectionRecord, TableRecord};
 
 /// A parsed blob: a borrowed buffer whose directory has been checked.
@@ -185,28 +190,9 @@ pub enum Combine {
     Concat = 3,
 }
 
+codes!(Combine: Mult "mult", Add "add", Concat "concat");
+
 impl Combine {
-    /// Every way, in the order of their codes.
-    pub const ALL: [Self; 3] = [Self::Mult, Self::Add, Self::Concat];
-
-    /// The name used in specs and listings: `mult`, `add`, `concat`, as in DLRM.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mult => "mult",
-            Self::Add => "add",
-            Self::Concat => "concat",
-        }
-    }
-
-    /// The way with this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|combine| combine.name() == name)
-    }
-
-    fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|&combine| combine as u8 == code)
-    }
-
     /// How many quotient rows `num_rows` rows have, and the columns of the rows that two of
     /// `columns` become.
     pub(crate) fn check(
@@ -433,32 +419,28 @@ impl<'a> Blob<'a> {
         self.tables.len()
     }
 
-    /// Bytes of the whole blob.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Whether the blob has no bytes: never.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+    /// The bytes of the blob.
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// The table at `position`, in name order; `None` past the last.
-    pub fn table_data(&self, position: usize) -> Option<TableData<'a>> {
-        self.read_table(position).ok()
+    pub(crate) fn table_data(&self, position: usize) -> Option<TableData<'a>> {
+        self.read_table(position, self.tables.get(position)?).ok()
     }
 
     /// The position of the table called `name`.
-    pub fn position(&self, name: &str) -> Option<usize> {
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
         self.tables
             .binary_search_by(|record| self.name_bytes(record).cmp(name.as_bytes()))
             .ok()
     }
 
     /// The sections of the table at `position`, in file order.
-    pub fn sections(&self, position: usize) -> impl Iterator<Item = Section> + '_ {
-        let owned = self.tables.get(position).and_then(|table| self.owned_sections(table));
-        owned.unwrap_or_default().iter().filter_map(Section::read)
+    pub(crate) fn sections(&self, position: usize) -> impl Iterator<Item = Section> + use<'a> {
+        let record = self.tables.get(position);
+        let sections = record.and_then(|record| self.sections_of_table(position, record).ok());
+        sections.into_iter().flat_map(Sections::iter)
     }
 }
 

@@ -10,11 +10,10 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::{
-    error::LookupError,
     index::Index,
     kernel::Epilogue,
     table::{
-        Table,
+        LookupError, Table,
         cached::{CachedRows, SET_WORDS, Set, WAYS, known, set_of},
     },
 };

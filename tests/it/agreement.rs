@@ -13,7 +13,7 @@ use proptest::{
 };
 use std::cell::Cell;
 use ttrec::{
-    AlignedBuf, Bags, Blob, LookupError, Pooling, Table, Tier, TtShape,
+    AlignedBuf, Bags, BagsError, Blob, LookupError, Pooling, Table, Tier, TtShape,
     blob::{Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
 };
@@ -628,10 +628,9 @@ fn offsets_that_are_no_offsets_are_refused() {
         }
         wide.unwrap_err()
     };
-    let wrong =
-        |position, found, num_indices| LookupError::Offsets { position, found, num_indices };
-    assert_eq!(refused(0, &[]), LookupError::OffsetsEmpty);
-    assert_eq!(refused(3, &[]), LookupError::OffsetsEmpty);
+    let wrong = |position, found, num_indices| BagsError::Offsets { position, found, num_indices };
+    assert_eq!(refused(0, &[]), BagsError::OffsetsEmpty);
+    assert_eq!(refused(3, &[]), BagsError::OffsetsEmpty);
     assert_eq!(refused(3, &[1, 3]), wrong(0, 1, 3), "does not start at 0");
     assert_eq!(refused(3, &[0, 2, 1, 3]), wrong(2, 1, 3), "falls");
     assert_eq!(refused(3, &[0, 4]), wrong(1, 4, 3), "ends past the last index");
@@ -665,7 +664,7 @@ fn weights_are_one_per_index_and_for_sums_only() {
     let bags = Bags::new(&[0u32, 1, 2], &[0, 1, 3]).unwrap();
     for found in [0, 1, 2, 4] {
         let error = bags.with_per_sample_weights(&vec![1.0; found]).unwrap_err();
-        assert_eq!(error, LookupError::WeightsLen { found, expected: 3 });
+        assert_eq!(error, BagsError::WeightsLen { found, expected: 3 });
     }
     let weighted = bags.with_per_sample_weights(&[1.0, 2.0, 3.0]).unwrap();
     let buf = two_kinds();

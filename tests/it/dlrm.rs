@@ -10,7 +10,7 @@ use crate::support::{
     tiers,
 };
 use ttrec::{
-    AlignedBuf, Bags, Blob, BlobError, LookupError, Ranker, ScoreError, TtShape,
+    AlignedBuf, Bags, Blob, LookupError, NoModel, Ranker, ScoreError, TtShape,
     blob::{Combine, TableSpec, WeightsSpec},
     dtype::Dtype,
 };
@@ -338,6 +338,6 @@ fn wrong_arguments_are_refused_and_nothing_is_written() {
     assert_eq!(try_both(26, &[good; 3], len - 1), both(wrong));
     assert_eq!(
         Blob::parse(&random::build(&[], 1, Values::Reals)).unwrap().ranker().map(drop),
-        Err(BlobError::NoModel)
+        Err(NoModel)
     );
 }

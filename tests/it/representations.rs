@@ -11,7 +11,9 @@ use crate::support::{
 };
 use ttrec::{
     AlignedBuf, Bags, Blob, Pooling, Table, TtShape,
-    blob::{Combine, IndexMapSpec, Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
+    blob::{
+        Combine, IndexMapSpec, Layout, Location, OverridesSpec, Role, Rule, TableSpec, WeightsSpec,
+    },
     cache::RowCache,
     dtype::Dtype,
 };
@@ -162,7 +164,7 @@ fn projected_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
 #[test]
 fn quotient_remainder_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
     for (i, first) in SIZES.into_iter().enumerate() {
-        for (j, combine) in Combine::ALL.into_iter().enumerate() {
+        for (j, combine) in Combine::ALL.iter().copied().enumerate() {
             for (k, num_remainders) in [1, 4, 37, 50].into_iter().enumerate() {
                 let columns = [
                     first,
@@ -416,10 +418,9 @@ fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
         format::put(&mut buf, rows.offset + 4 * 5, &36u32.to_le_bytes());
         format::reseal_section(&mut buf, rows.position);
         let blob = Blob::parse(&buf).unwrap();
-        assert_eq!(
-            blob.verify_payload(),
-            Err(ttrec::BlobError::RemappedRow { table: 0, position: 3 })
-        );
+        let error = blob.verify_payload().unwrap_err();
+        let at = Location::Element { section: rows.position, position: 3 };
+        assert_eq!((error.location(), error.rule()), (at, Rule::RemappedRow));
         for table in tiers::available()
             .into_iter()
             .map(|tier| blob.table("t").unwrap().with_tier(tier))

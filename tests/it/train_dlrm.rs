@@ -908,7 +908,7 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     let mut step = |dense: &[f32], bags: &[Bags<'_, u32>], labels: &[f32]| {
         model.step(&Batch { dense, bags }, labels, 0.1).unwrap_err()
     };
-    let in_table = |table, error| TrainError::Table(PoolTablesError { table, error });
+    let in_table = |table, error| TrainError::Table(PoolTablesError { table: Some(table), error });
     assert_eq!(
         step(&[0.0; 3], &[good, good], &[1.0]),
         TrainError::DenseLen { found: 3, expected: 2 }

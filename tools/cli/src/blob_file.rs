@@ -4,7 +4,7 @@ use crate::{checkpoint::Mapped, output::Output, progress::Progress};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::path::{Path, PathBuf};
 use ttrec::{
-    AlignedBuf, Blob, BlobError, Table, Tier,
+    AlignedBuf, Blob, NoSuchTable, Table, Tier,
     blob::{ALIGNMENT, Layout, SectionChecksum, SectionPlan},
 };
 
@@ -41,31 +41,22 @@ impl BlobFile {
     /// The table called `name`; the error lists what there is.
     pub(crate) fn table<'b>(&self, blob: &Blob<'b>, name: &str) -> Result<Table<'b>> {
         let tier = tier()?;
-        blob.table(name)
-            .map(|table| table.with_tier(tier))
-            .map_err(|error| match error {
-                BlobError::NoSuchTable => {
-                    let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
-                    anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
-                }
-                error => anyhow!(error).context(format!("{}: table {name:?}", self.path.display())),
-            })
+        blob.table(name).map(|table| table.with_tier(tier)).map_err(|NoSuchTable| {
+            let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
+            anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
+        })
     }
 }
 
 /// Reads the whole payload: what is wrong with it, if anything is.
 pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
     let mut progress = Progress::new("checksums", (blob.num_tables() + blob.num_layers()) as u64);
-    let of_tables = blob.tables().enumerate().find_map(|(position, table)| {
+    let of_tables = blob.tables().find_map(|table| {
         progress.add(1);
-        let error = blob.verify_table(position).err()?;
+        let error = table.verify().err()?;
         Some(format!("table {:?}: {error}", table.name()))
     });
-    of_tables.or_else(|| {
-        (0..blob.num_layers())
-            .find_map(|layer| blob.verify_layer(layer).err())
-            .map(|e| e.to_string())
-    })
+    of_tables.or_else(|| blob.verify_model().err().map(|error| error.to_string()))
 }
 
 /// Writes a blob of this layout to `path`, each section by `write_section`; returns its length in

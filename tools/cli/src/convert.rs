@@ -20,10 +20,7 @@ use crate::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::{Path, PathBuf};
 use ttrec::{
-    BlobError,
-    blob::{
-        self, IndexMapSpec, Layout, MAX_NAME_LEN, OverridesSpec, Role, SectionPlan, WeightsSpec,
-    },
+    blob::{self, IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
 };
 
@@ -208,7 +205,7 @@ pub(crate) fn convert(
     let tables = tables.collect::<Result<Vec<_>>>()?;
     let layouts: Vec<_> = tables.iter().map(Table::layout).collect();
     let layout = Layout::with_model(&layouts, model.as_ref().map(|(_, layout)| layout));
-    let layout = layout.map_err(|error| name_table(error, &tables))?;
+    let layout = layout?;
 
     let len = blob_file::write(path, layout, |plan, sink| {
         if let (
@@ -283,35 +280,6 @@ impl Table<'_> {
             },
         };
         ttrec::blob::TableSpec { weights, index_map, ..spec }
-    }
-}
-
-fn name_table(error: BlobError, tables: &[Table<'_>]) -> anyhow::Error {
-    let table = match error {
-        BlobError::Name { table }
-        | BlobError::NameOrder { table }
-        | BlobError::Shape { table, .. }
-        | BlobError::ModelDim { table, .. } => tables.get(table).map(|table| &table.source),
-        _ => None,
-    };
-    match (table, error) {
-        (Some(table), BlobError::NameOrder { .. }) => {
-            anyhow!("table {:?} is there twice", table.name)
-        }
-        (Some(table), BlobError::Name { .. }) => {
-            anyhow!(
-                "table {:?}: a name has 1 to {MAX_NAME_LEN} bytes, not {}",
-                table.name,
-                table.name.len()
-            )
-        }
-        (Some(table), BlobError::ModelDim { found, expected, .. }) => anyhow!(
-            "table {:?}: embedding_dim {found}, but the model's bottom perceptron makes vectors \
-             of {expected}",
-            table.name
-        ),
-        (Some(table), error) => anyhow!(error).context(format!("table {:?}", table.name)),
-        (None, error) => anyhow!(error),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 use ttrec::{
     Blob, DigitOrder,
-    blob::{IndexMap, Layer, Stack, Weights},
+    blob::{IndexMap, Layer, Weights},
 };
 
 /// Show what a blob holds.
@@ -127,8 +127,7 @@ fn order(order: DigitOrder) -> &'static str {
 pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
         .tables()
-        .enumerate()
-        .map(|(position, table)| {
+        .map(|table| {
             let data = table.data();
             let tt = match &data.weights {
                 Weights::Dense(_) | Weights::Projected(_) | Weights::QuotientRemainder(_) => None,
@@ -153,7 +152,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                 dtype: data.dtype().name(),
                 num_embeddings: table.num_embeddings(),
                 embedding_dim: table.embedding_dim(),
-                bytes: blob.sections(position).map(|section| section.len).sum(),
+                bytes: table.sections().map(|section| section.len).sum(),
                 dense_f32_bytes: table
                     .num_embeddings()
                     .saturating_mul(table.embedding_dim() as u64 * 4),
@@ -190,7 +189,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
         .collect();
     BlobSummary {
         format_version: ttrec::blob::VERSION,
-        bytes: blob.len() as u64,
+        bytes: blob.as_bytes().len() as u64,
         dense_f32_bytes: tables
             .iter()
             .fold(0, |sum, table| sum.saturating_add(table.dense_f32_bytes)),
@@ -212,10 +211,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
 
 fn summarise_layer(blob: &Blob<'_>, position: usize, layer: &Layer<'_>) -> LayerSummary {
     LayerSummary {
-        stack: match layer.stack {
-            Stack::Bottom => "bottom",
-            Stack::Top => "top",
-        },
+        stack: layer.stack.name(),
         inputs: layer.inputs,
         outputs: layer.outputs,
         activation: layer.activation.name(),

@@ -13,7 +13,7 @@ use std::{
     borrow::Cow,
     path::{Path, PathBuf},
 };
-use ttrec::{Bags, LookupError, Pooling, Table};
+use ttrec::{Bags, BagsError, Pooling, Table};
 
 /// Look rows up, or pool bags of them.
 ///
@@ -161,7 +161,7 @@ impl BagsFile {
         mode: Mode,
         mut out: Vec<f32>,
         workspace: &mut [f32],
-    ) -> Result<Vec<f32>, LookupError> {
+    ) -> Result<Vec<f32>> {
         table.pool(&self.bags(&self.offsets(mode))?, mode.pooling(), &mut out, workspace)?;
         Ok(out)
     }
@@ -180,7 +180,7 @@ impl BagsFile {
     }
 
     /// The bags between these offsets.
-    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s, u64>, LookupError> {
+    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s, u64>, BagsError> {
         let bags = Bags::new(&self.indices, offsets)?;
         match &self.weights {
             Some(weights) => bags.with_per_sample_weights(weights),
@@ -189,7 +189,7 @@ impl BagsFile {
     }
 
     /// The bags as the file has them.
-    pub(crate) fn all(&self) -> Result<Bags<'_, u64>, LookupError> {
+    pub(crate) fn all(&self) -> Result<Bags<'_, u64>, BagsError> {
         self.bags(&self.offsets)
     }
 

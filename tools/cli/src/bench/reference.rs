@@ -5,7 +5,7 @@ use super::traffic::Batch;
 use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
 use ttrec::{
-    Blob, DigitOrder, Pooling, TtShape,
+    Blob, DigitOrder, Pooling, Table, TtShape,
     bag::Index,
     blob::{Combine, IndexMap, QuotientRemainder, Role, TableData, Weights},
     dtype::Dtype,
@@ -19,8 +19,7 @@ const SAMPLE_LOOKUPS: usize = 1_000;
 /// One table of a blob, as it is stored.
 pub(super) struct Stored<'b> {
     bytes: &'b [u8],
-    blob: Blob<'b>,
-    position: usize,
+    table: Table<'b>,
     data: TableData<'b>,
 }
 
@@ -39,14 +38,13 @@ impl Row {
 
 impl<'b> Stored<'b> {
     pub(super) fn new(bytes: &'b [u8], blob: Blob<'b>, table: &str) -> Result<Self> {
-        let position = blob.position(table).context("a table is missing")?;
-        let data = blob.table_data(position).context("a table is missing")?;
-        Ok(Self { bytes, blob, position, data })
+        let table = blob.table(table)?;
+        Ok(Self { bytes, table, data: *table.data() })
     }
 
     /// The bytes of a section and the type of their elements; f32 for ids, which have none.
     pub(super) fn section(&self, role: Role) -> Result<(Dtype, &'b [u8])> {
-        let section = self.blob.sections(self.position).find(|section| section.role == role);
+        let section = self.table.sections().find(|section| section.role == role);
         let section = section.with_context(|| format!("no section {role:?}"))?;
         let bytes = self
             .bytes

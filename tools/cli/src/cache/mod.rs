@@ -380,7 +380,8 @@ fn write_products(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result
 /// A section as it is in the blob.
 fn section<'b>(file: &'b BlobFile, blob: &Blob<'_>, plan: &SectionPlan) -> Result<&'b [u8]> {
     let of_layers = || (0..blob.num_layers()).flat_map(|layer| blob.layer_sections(layer));
-    let mut sections = blob.sections(plan.table).chain(of_layers());
+    let table = blob.tables().nth(plan.table);
+    let mut sections = table.into_iter().flat_map(|table| table.sections()).chain(of_layers());
     let section = sections.find(|section| section.role == plan.role);
     let section = section.with_context(|| format!("no section {:?}", plan.role))?;
     let (start, len) = (usize::try_from(section.offset)?, usize::try_from(section.len)?);

@@ -19,7 +19,7 @@ use crate::npz::Npz;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use ttrec::{Bags, LookupError, Pooling};
+use ttrec::{Bags, BagsError, Pooling};
 
 pub(crate) use vocabulary::Vocabulary;
 
@@ -180,7 +180,7 @@ impl FeatureBags {
         Ok(())
     }
 
-    pub(crate) fn bags(&self) -> Result<Bags<'_, u32>, LookupError> {
+    pub(crate) fn bags(&self) -> Result<Bags<'_, u32>, BagsError> {
         Bags::new(&self.indices, &self.offsets)
     }
 }

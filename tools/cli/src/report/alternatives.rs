@@ -254,7 +254,8 @@ fn measure(
         })
     })?;
     let candidate = |((representation, blob), difference): (&(String, AlignedBuf), f64)| {
-        let stored: u64 = Blob::parse(blob)?.sections(0).map(|section| section.len).sum();
+        let tables = Blob::parse(blob)?.tables();
+        let stored: u64 = tables.flat_map(|t| t.sections()).map(|section| section.len).sum();
         Ok(Candidate::new(representation.clone(), stored + bytes, relative(difference, norm)))
     };
     trains.iter().zip(differences).map(candidate).collect()

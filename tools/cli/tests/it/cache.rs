@@ -64,7 +64,7 @@ fn stored(path: &Path, table: &str) -> (Vec<u64>, Vec<u64>) {
 fn sections(path: &Path, table: &str) -> Vec<Vec<u8>> {
     let buf = read(path);
     let blob = Blob::parse(&buf).unwrap();
-    let sections = blob.sections(blob.position(table).unwrap());
+    let sections = blob.table(table).unwrap().sections();
     let kept = sections
         .filter(|section| matches!(section.role, Role::Rows | Role::Core(_) | Role::Scales(_)));
     kept.map(|section| buf[section.offset as usize..][..section.len as usize].to_vec())
