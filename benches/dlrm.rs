@@ -58,7 +58,7 @@ fn dlrm(c: &mut Criterion) {
             let offsets: Vec<u32> = (0..=count as u32).collect();
             let bags: Vec<_> =
                 indices.iter().map(|indices| Bags::new(indices, &offsets).unwrap()).collect();
-            let mut workspace = vec![0.0; ranker.batch_workspace_len(count)];
+            let mut workspace = vec![0.0; ranker.workspace_len(count)];
             let mut scores = vec![0.0; count];
             ranker.logits(&dense, &bags, &mut scores, &mut workspace).unwrap();
             let scalar = ranker.with_tier(Tier::from_name("scalar").unwrap());

@@ -1,5 +1,5 @@
-//! Chain steps with operands in the nearest cache, on every tier, of every dtype of a core. `cargo
-//! bench --bench kernels`.
+//! Chain steps with operands in the nearest cache, on every tier, of every dtype of a core.
+//! `cargo bench -p ttrec-benches --bench kernels`.
 //!
 //! Answers are compared with a plain f64 loop before anything is timed. "elem" counts
 //! floating-point operations.

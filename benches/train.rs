@@ -1,6 +1,6 @@
 //! A step of training beside the forward pass alone, one thread: FBTT's benchmark shape at rank 32
 //! (11,000,000 x 64, 512 bags of 20 uniform ids), and the largest table of Criteo Kaggle (128 bags
-//! of 1) in two shapes. SGD. `cargo bench --features train --bench train`.
+//! of 1) in two shapes. SGD. `cargo bench -p ttrec-benches --bench train`.
 //!
 //! Gradients are compared with plain f64 loops before anything is timed. "elem" counts lookups.
 
@@ -79,10 +79,10 @@ fn check(workload: &Workload, ids: &[u32]) {
     let [q0, q1, q2] = [0, 1, 2].map(|k| shape.column_factor(k));
     let [r1, r2] = [1, 2].map(|k| shape.rank(k));
     let dim = shape.embedding_dim();
-    let mine = shape.digits(ids[0].into());
+    let mine: Vec<u32> = shape.digits(ids[0].into()).collect();
     let mut expected: Vec<Vec<f64>> = (0..3).map(|k| vec![0.0; shape.slice_len(k)]).collect();
     for (at, &id) in ids.iter().enumerate() {
-        let digits = shape.digits(id.into());
+        let digits: Vec<u32> = shape.digits(id.into()).collect();
         let g = &gradient[at / workload.bag * dim..][..dim];
         let [s0, s1, s2] = [0, 1, 2]
             .map(|k| &before[k][digits[k] as usize * shape.slice_len(k)..][..shape.slice_len(k)]);

@@ -1,7 +1,7 @@
 //! A step of a whole DLRM of the shapes of Criteo Kaggle: 13 dense features, 26 tables of 16
 //! columns, bottom MLP 13-512-256-64-16, top MLP 512-256-1, batches of 128, ids by Zipf's law
 //! (1.05) with the most frequent first, SGD. Its seven largest tables are tensor trains of rank 32,
-//! or all are dense; on one thread and on two. `cargo bench --features train --bench train_dlrm`;
+//! or all are dense; on one thread and on two. `cargo bench -p ttrec-benches --bench train_dlrm`;
 //! the dense tables take 2.2 GB.
 //!
 //! What matters is a ratio of models of which one waits for memory, so they take turns. That each

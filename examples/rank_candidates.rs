@@ -1,6 +1,6 @@
 //! One user's candidates, scored by the model of a blob, the best ones first.
 
-use ttrec::{AlignedBytes, Bags, Blob, include_blob};
+use ttrec::{AlignedBytes, Bags, Blob, Workspace, include_blob};
 
 static MODEL: &AlignedBytes = include_blob!("../tests/golden/dlrm.ttr"); // or mmap a file
 
@@ -20,8 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bags = [first, second, Bags::new(&items, &offsets)?, Bags::new(&shelves, &offsets)?];
 
     let mut scores = [0.0; 40];
-    let mut workspace = vec![0.0; ranker.batch_workspace_len(scores.len())]; // or a static array: nothing is allocated
-    ranker.rank(&dense, &bags, &mut scores, &mut workspace)?;
+    let mut workspace = Workspace::new(); // or any `&mut [f32]`: scoring allocates nothing
+    ranker.rank(&dense, &bags, &mut scores, workspace.for_ranker(&ranker, bags[2].len()))?;
 
     let mut best: Vec<usize> = (0..scores.len()).collect();
     best.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));

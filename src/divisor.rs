@@ -1,4 +1,4 @@
-//! Division by a number that is known long before what it divides: without a division for each.
+//! Division of many numbers by one: a multiplication for each.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
@@ -42,7 +42,7 @@ impl Divisor {
     #[inline(always)]
     pub(crate) fn divide(self, n: u32) -> (u32, u32) {
         let quotient = if cfg!(not(target_pointer_width = "64")) {
-            // Whose multiplication of 64 bits by 64 is slower than its division of 32 by 32.
+            // There a multiplication of 64 bits by 64 takes longer than a division of 32 by 32.
             n.checked_div(self.by).unwrap_or(0)
         } else if self.reciprocal == 0 {
             n

@@ -1,37 +1,121 @@
 //! Tensor-train embedding tables (TT-Rec) for the edge.
 //!
-//! Recommendation models are mostly embedding tables: gigabytes of rows, looked up a few at a time.
-//! [TT-Rec](https://arxiv.org/abs/2101.11714) stores a table as a *tensor train* of small cores, 4 to 220 times smaller,
-//! and rebuilds rows on demand. This crate looks rows up and pools them straight from one flat
-//! file, the *blob*, where it lies: in flash, in the binary, or memory-mapped. It is `no_std` and
-//! allocates nothing on the way to a row.
+//! Recommendation models are mostly embedding tables: gigabytes of rows, of which a request looks up
+//! a few. [TT-Rec](https://arxiv.org/abs/2101.11714) stores a table as a *tensor train* of small
+//! cores, 4 to 220 times smaller, and computes rows on demand. This crate looks up rows and pools
+//! them from one flat file, the *blob*, in place: in flash, in the binary, or memory-mapped. It is
+//! `no_std`, and lookups do not allocate.
+//!
+//! Blobs are written by the command `ttrec convert` from PyTorch checkpoints, or with
+//! [`blob::Layout`]. Besides tensor trains, a blob stores dense tables (f32 to 4 bits), tables of
+//! low rank, hashed and quotient-remainder tables, and the layers of a DLRM.
+//!
+//! # Walkthrough
 //!
 //! ```
-//! use ttrec::{AlignedBytes, Bags, Blob, Pooling, include_blob};
+//! use ttrec::{AlignedBytes, Bags, Blob, Pooling, Workspace, include_blob};
 //!
+//! // A blob in the binary. `Blob::parse` checks the directory and reads nothing else.
 //! static MODEL: &AlignedBytes = include_blob!("../tests/golden/two_tables.ttr");
-//!
-//! let blob = Blob::parse(MODEL)?; // touches the directory only
+//! let blob = Blob::parse(MODEL)?;
 //! let item = blob.table("item")?;
-//! let mut workspace = [0.0; 144]; // item.workspace_len()
-//! let mut row = [0.0; 16]; // item.embedding_dim()
-//! item.lookup(42, &mut row, &mut workspace)?;
+//! assert_eq!((item.num_embeddings(), item.embedding_dim()), (1000, 16));
 //!
-//! let bags = Bags::new(&[42u32, 7, 999], &[0, 2, 3])?; // rows 42 and 7; row 999
+//! // The row of index 42.
+//! let mut workspace = Workspace::new();
+//! let mut row = [0.0; 16];
+//! item.lookup(42, &mut row, workspace.for_table(&item, 1))?;
+//!
+//! // Two bags, as `torch.nn.EmbeddingBag` takes them: indices 42 and 7, and index 999.
+//! let bags = Bags::new(&[42u32, 7, 999], &[0, 2, 3])?;
 //! let mut pooled = [0.0; 2 * 16];
-//! item.pool(&bags, Pooling::Mean, &mut pooled, &mut workspace)?;
+//! item.pool(&bags, Pooling::Mean, &mut pooled, workspace.for_table(&item, 3))?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The way of a lookup through the modules: bytes, [`blob`], [`table`], [`bag`], [`kernel`]s over
-//! [`isa`] and [`dtype`], a row. The best instructions that the CPU has are found at run time.
+//! [`bag::pool_tables`] pools the bags of several tables, [`Ranker`] computes the scores of a blob's
+//! model, and [`cache::RowCache`] keeps the most frequently requested rows of a table.
+//!
+//! # What a tensor train is
+//!
+//! A table of N rows and D columns is factorised as N <= p_0 p_1 .. p_{d-1} and
+//! D = q_0 q_1 .. q_{d-1}, for d of 2 to 6. *Core* k is a stack of p_k *slices* of r_k x q_k x
+//! r_{k+1} numbers; the r_k are the *ranks*, and r_0 = r_d = 1. The digits i_0, .., i_{d-1} of
+//! row i in the mixed radix p choose one slice of each core, and the row is their product:
+//!
+//! ```text
+//! row(i)[j] = G_0[i_0][j_0] . G_1[i_1][j_1] . .. . G_{d-1}[i_{d-1}][j_{d-1}]
+//! ```
+//!
+//! where j_0, .., j_{d-1} are the digits of column j in the mixed radix q, and G_k\[i_k\]\[j_k\] is an
+//! r_k x r_{k+1} matrix. 11,000,000 rows of 64 columns in three cores of rank 32 have 983,040 numbers
+//! instead of 704,000,000. [`TtShape`] computes such sizes. The product of a row's first d - 1 slices
+//! is that of its *prefix*: rows with the same prefix share it, which makes bags faster than lookups.
+//!
+//! # Blobs and alignment
+//!
+//! A blob is little-endian: a header, a directory of tables and sections, and the sections, each at
+//! a multiple of [`limits::ALIGNMENT`] (64) bytes. Numbers are read in place, so the blob's first
+//! byte must be at a multiple of 64 too. [`include_blob!`] and [`AlignedBuf`] align it; a memory
+//! mapping begins on a page, which is aligned. `docs/format.md` specifies the format.
+//!
+//! # Workspaces
+//!
+//! A lookup or a bag needs scratch memory for partial products: a *workspace*, which the caller
+//! lends. Any `&mut [f32]` will do, whatever its values are.
+//!
+//! - [`Table::workspace_len(1)`](Table::workspace_len) elements are enough for every call.
+//! - [`Table::workspace_len(n)`](Table::workspace_len) elements make bags of n indices together
+//!   fastest. More than that is not used.
+//! - [`Ranker::workspace_len`] counts samples in the same way.
+//! - With the feature `alloc`, [`Workspace`] is one that grows to the length needed. Without it, use
+//!   an array: its length can be a constant, found once with `ttrec inspect`.
+//!
+//! # Threads
+//!
+//! [`Blob`], [`Table`], [`Ranker`] and [`Bags`] are views that are `Copy`, `Send` and `Sync`, and
+//! nothing takes a lock: share them, and give each thread its own output and workspace. The library
+//! starts no threads, but for the feature `train`, which uses rayon.
+//!
+//! # What is bit-exact
+//!
+//! The best instructions of the CPU are found at run time ([`Tier`]). The AVX-512, AVX2 and NEON
+//! tiers compute the same bits; the scalar tier rounds products separately. A row's bits depend on
+//! the table and the tier alone. A bag's bits depend on that bag, not on the batch, the workspace or
+//! the thread. `docs/numerics.md` states the order of every sum, and bounds the error of each dtype.
+//!
+//! # Panics and errors
+//!
+//! The lookup path (parsing, lookups, bags and scores) does not allocate and cannot panic: a check
+//! links it for Cortex-M and finds no call to the panic handler. A blob is validated when it is
+//! parsed; later calls fail only for their own arguments: an index out of range, or a wrong length.
+//! On error the output is left unmodified. Errors are `Copy`.
 //!
 //! # Features
-//! - `std` (default): `alloc`, and faster checksums. The lookup path is the same.
-//! - `alloc`: the blob [writer](blob::Layout), [`AlignedBuf`], and owned workspaces.
-//! - `train`: `std`, and tables that learn, in the module `train`.
+//!
+//! - `std` (default): `alloc`, and faster checksums ([`Blob::verify_payload`]). Lookups are the same.
+//! - `alloc`: the blob writer ([`blob::Layout`]), [`AlignedBuf`] and [`Workspace`].
+//! - `train`: `std`, and trainable tables in the module `train`.
+//!
+//! # Versions
+//!
+//! The minimum supported Rust version is 1.89, the first with AVX-512 intrinsics. Raising it is a
+//! minor release. Blobs of format version 1 stay readable in all releases.
+//!
+//! The public API follows semantic versioning, except for
+//!
+//! - the module `kernel`, and everything else that is `#[doc(hidden)]`: it is public for benchmarks;
+//! - the module `train`, until 1.0.
+//!
+//! # Security
+//!
+//! Blobs and arguments may be hostile: for any bytes, parsing and lookups return a result or an
+//! error, within the buffers that they are given. Checksums find accidents, not forgeries: sign blobs
+//! that come over a network. All `unsafe` code is in the module [`isa`]. `docs/security.md` says what
+//! is guaranteed and what is not.
 
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)] // but in `isa`
 
 #[cfg(target_endian = "big")]
@@ -52,12 +136,15 @@ pub mod dlrm;
 pub mod dtype;
 mod index;
 pub mod isa;
+#[doc(hidden)]
 pub mod kernel;
-mod limits;
+pub mod limits;
 pub mod shape;
 pub mod table;
 #[cfg(feature = "train")]
 pub mod train;
+#[cfg(feature = "alloc")]
+mod workspace;
 
 #[cfg(feature = "alloc")]
 pub use aligned::AlignedBuf;
@@ -68,3 +155,5 @@ pub use dlrm::{NoModel, Ranker, ScoreError};
 pub use isa::Tier;
 pub use shape::{DigitOrder, ShapeError, TtShape};
 pub use table::{LookupError, NoSuchTable, Table};
+#[cfg(feature = "alloc")]
+pub use workspace::Workspace;

@@ -6,7 +6,7 @@
 //! (TT-Rec, section 3; `r_0 = r_d = 1`).
 
 use crate::codes::codes;
-pub use crate::limits::{
+pub(crate) use crate::limits::{
     MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS, MAX_RANK, MAX_ROW_FACTOR,
 };
 use core::fmt;
@@ -66,7 +66,7 @@ impl TtShape {
     /// ```
     /// let shape = ttrec::TtShape::new(11_000_000, &[200, 220, 250], &[4, 4, 4], &[32, 32])?;
     /// assert_eq!(shape.embedding_dim(), 64);
-    /// assert_eq!(shape.digits(54_999), [0, 219, 249, 0, 0, 0]);
+    /// assert!(shape.digits(54_999).eq([0, 219, 249]));
     /// # Ok::<(), ttrec::ShapeError>(())
     /// ```
     ///
@@ -150,8 +150,8 @@ impl TtShape {
     }
 
     /// The same table with its cores in reverse, each slice `r_k x q_k x r_{k+1}` then transposed
-    /// to `r_{k+1} x q_k x r_k`: to multiply these out from the left is to multiply the others
-    /// out from the right.
+    /// to `r_{k+1} x q_k x r_k`: multiplying these from the left is multiplying the originals
+    /// from the right.
     ///
     /// ```
     /// # use ttrec::TtShape;
@@ -200,12 +200,12 @@ impl TtShape {
         (parameters <= limit).then_some(())
     }
 
-    /// Rows of the table.
+    /// Number of rows of the table.
     pub fn num_embeddings(&self) -> u64 {
         self.num_embeddings
     }
 
-    /// Columns of the table: the product of the column factors.
+    /// Number of columns of the table: the product of the column factors.
     pub fn embedding_dim(&self) -> usize {
         self.column_factors().iter().map(|&q| q as usize).product()
     }
@@ -235,15 +235,15 @@ impl TtShape {
         self.digit_order
     }
 
-    /// Which core the least significant digit of a column belongs to. What cores multiply out to
-    /// has that of the last core; with [`DigitOrder::LeastSignificantFirst`] its elements have
-    /// yet to be put in order, which [`Table`](crate::Table) does.
+    /// Which core the least significant digit of a column belongs to. In the product of the cores
+    /// it is that of the last core; with [`DigitOrder::LeastSignificantFirst`],
+    /// [`Table`](crate::Table) reorders the product's elements.
     pub fn column_order(&self) -> DigitOrder {
         self.column_order
     }
 
-    /// Where in a row as the cores multiply it out column `column` is: there too, unless the least
-    /// significant digit of a [column](Self::column_order) is that of core 0.
+    /// The position of column `column` in a row as the product of the cores has it: `column`, unless
+    /// the [column order](Self::column_order) is least significant first.
     pub fn position_of_column(&self, column: usize) -> usize {
         if self.column_order == DigitOrder::MostSignificantFirst {
             return column;
@@ -266,26 +266,31 @@ impl TtShape {
         self.column_factors.get(k).map_or(1, |&q| q as usize)
     }
 
-    /// Elements of one slice of core k: `r_k q_k r_{k+1}`.
+    /// Number of elements of a slice of core k: `r_k q_k r_{k+1}`.
     pub fn slice_len(&self, k: usize) -> usize {
         self.rank(k) * self.column_factor(k) * self.rank(k + 1)
     }
 
-    /// Elements of core k: `p_k r_k q_k r_{k+1}`.
+    /// Number of elements of core k: `p_k r_k q_k r_{k+1}`.
     pub fn core_len(&self, k: usize) -> u64 {
         self.row_factors.get(k).map_or(0, |&p| u64::from(p)) * self.slice_len(k) as u64
     }
 
-    /// Elements of all cores.
+    /// Number of elements of all cores.
     pub fn num_parameters(&self) -> u64 {
         (0..self.num_cores).map(|k| self.core_len(k)).sum()
     }
 
-    /// The digits of `row` in mixed radix p, one per core; entries past d are 0.
+    /// The digits of `row` in mixed radix p, one per core.
     ///
     /// `i_k = floor(row / prod_{m>k} p_m) mod p_k`, or `m<k` for
     /// [`DigitOrder::LeastSignificantFirst`].
-    pub fn digits(&self, row: u64) -> [u32; MAX_CORES] {
+    pub fn digits(&self, row: u64) -> impl Iterator<Item = u32> + use<> {
+        self.padded_digits(row).into_iter().take(self.num_cores)
+    }
+
+    /// The same; entries past d are 0.
+    pub(crate) fn padded_digits(&self, row: u64) -> [u32; MAX_CORES] {
         let mut digits = [0; MAX_CORES];
         let pairs = digits.iter_mut().zip(&self.row_factors).take(self.num_cores);
         match self.digit_order {
@@ -295,7 +300,7 @@ impl TtShape {
         digits
     }
 
-    /// How many prefixes there are: `p_0 .. p_{d-2}`.
+    /// Number of prefixes: `p_0 .. p_{d-2}`.
     pub fn num_prefixes(&self) -> u64 {
         let inner = self.row_factors.iter().take(self.num_cores.saturating_sub(1));
         inner.map(|&p| u64::from(p)).product()
@@ -315,13 +320,13 @@ impl TtShape {
         }
     }
 
-    /// The digits of a prefix, as [`digits`](Self::digits) has them, the last one 0.
+    /// The digits of a prefix, as [`padded_digits`](Self::padded_digits), the last one 0.
     pub(crate) fn prefix_digits(&self, prefix: u64) -> [u32; MAX_CORES] {
         match self.digit_order {
             DigitOrder::MostSignificantFirst => {
-                self.digits(prefix.saturating_mul(self.last_row_factor()))
+                self.padded_digits(prefix.saturating_mul(self.last_row_factor()))
             }
-            DigitOrder::LeastSignificantFirst => self.digits(prefix),
+            DigitOrder::LeastSignificantFirst => self.padded_digits(prefix),
         }
     }
 
@@ -329,7 +334,8 @@ impl TtShape {
         self.row_factors().last().map_or(1, |&p| p.into())
     }
 
-    /// Elements of a prefix's product, `q_0 .. q_{d-2} x r_{d-1}`: what the last step multiplies.
+    /// Number of elements of a prefix's product, `q_0 .. q_{d-2} x r_{d-1}`: the left operand of the
+    /// last step.
     pub fn prefix_len(&self) -> usize {
         self.prefix_len
     }
@@ -366,8 +372,8 @@ impl TtShape {
         flops
     }
 
-    /// Elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d): what a lookup
-    /// must hold between two steps.
+    /// Number of elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d), which a
+    /// lookup holds between two steps.
     pub fn partial_len(&self) -> usize {
         self.partial_len
     }
@@ -542,7 +548,7 @@ mod tests {
             TtShape::new(7 * 5 * 3 * 2 - 1, &[7, 5, 3, 2], &[1, 2, 1, 3], &[1, 5, 2]).unwrap();
         let reversed = shape.with_digit_order(DigitOrder::LeastSignificantFirst);
         for row in 0..shape.num_embeddings() {
-            let (most, least) = (shape.digits(row), reversed.digits(row));
+            let (most, least) = (shape.padded_digits(row), reversed.padded_digits(row));
             let recompose = |order: [usize; 4], digits: [u32; MAX_CORES]| {
                 order.iter().fold(0, |row, &k| {
                     row * u64::from(shape.row_factors()[k]) + u64::from(digits[k])
@@ -575,9 +581,9 @@ mod tests {
         assert_eq!(reversed.num_parameters(), shape.num_parameters());
         assert_eq!(reversed.flops_left_to_right(), shape.flops_right_to_left());
         for row in 0..shape.num_embeddings() {
-            let mut digits = shape.digits(row);
+            let mut digits = shape.padded_digits(row);
             digits[..3].reverse();
-            assert_eq!(reversed.digits(row), digits);
+            assert_eq!(reversed.padded_digits(row), digits);
         }
         // Column 5 a + c has the digits (a, 0, c); its cores in reverse put it at (c, 0, a) of 5 x
         // 1 x 2.
@@ -592,7 +598,10 @@ mod tests {
     fn the_largest_table_is_accepted_and_its_last_row_has_digits() {
         let shape =
             TtShape::new(1 << 40, &[1 << 14, 1 << 13, 1 << 13], &[1, 1, 1], &[1, 1]).unwrap();
-        assert_eq!(shape.digits((1 << 40) - 1)[..3], [(1 << 14) - 1, (1 << 13) - 1, (1 << 13) - 1]);
+        assert_eq!(
+            shape.padded_digits((1 << 40) - 1)[..3],
+            [(1 << 14) - 1, (1 << 13) - 1, (1 << 13) - 1]
+        );
     }
 
     #[test]

@@ -68,9 +68,9 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
             cache.record(&many);
             cache.refresh(&mut workspace).unwrap();
             for (table, workspace_len) in [
-                (table, table.workspace_len()),
-                (table, table.batch_workspace_len(many.len())),
-                (cache.table(), table.batch_workspace_len(many.len())),
+                (table, table.workspace_len(1)),
+                (table, table.workspace_len(many.len())),
+                (cache.table(), table.workspace_len(many.len())),
             ] {
                 let workspace = &mut workspace[..workspace_len];
                 for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
@@ -87,7 +87,7 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
                 let bags = [Bags::new(&[0u64, 1, 2], &[0, 1, 1, 3]).unwrap(); 8];
                 let bags = &bags[..ranker.num_tables()];
                 let (dense, scores) = (&DENSE[..3 * ranker.num_dense()], &mut out[..3]);
-                for len in [ranker.workspace_len(), ranker.batch_workspace_len(3)] {
+                for len in [ranker.workspace_len(1), ranker.workspace_len(3)] {
                     ranker.score(dense, bags, scores, &mut workspace[..len]).unwrap();
                     ranker.logits(dense, bags, scores, &mut workspace[..len]).unwrap();
                     ranker

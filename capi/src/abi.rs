@@ -236,7 +236,7 @@ pub unsafe extern "C" fn ttrec_table_workspace_len(table: *const ttrec_table) ->
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().workspace_len())
+        Ok(caller.reads().handle(table, "table")?.table().workspace_len(1))
     })
 }
 
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn ttrec_table_batch_workspace_len(
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().batch_workspace_len(num_lookups))
+        Ok(caller.reads().handle(table, "table")?.table().workspace_len(num_lookups))
     })
 }
 
@@ -331,7 +331,7 @@ pub unsafe extern "C" fn ttrec_table_bag(
                 bag::<u32>(table, &bags, &given, pooling, out, workspace)
             }
             Some(ttrec_index_type::I64) => {
-                bag::<u64>(table, &bags, &given, pooling, out, workspace)
+                bag::<i64>(table, &bags, &given, pooling, out, workspace)
             }
             None => Err(Error::IndexType { found: bags.index_type }),
         }
@@ -366,7 +366,7 @@ pub unsafe extern "C" fn ttrec_pool_tables(
                 pool::<u32>(tables, bags, &given, pooling, out, workspace)
             }
             Some(ttrec_index_type::I64) => {
-                pool::<u64>(tables, bags, &given, pooling, out, workspace)
+                pool::<i64>(tables, bags, &given, pooling, out, workspace)
             }
             None => Err(Error::IndexType { found: bags[0].index_type }),
         }
@@ -444,7 +444,7 @@ pub unsafe extern "C" fn ttrec_ranker_workspace_len(ranker: *const ttrec_ranker)
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len())
+        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len(1))
     })
 }
 
@@ -458,11 +458,7 @@ pub unsafe extern "C" fn ttrec_ranker_batch_workspace_len(
     // SAFETY: the header asks it of the caller.
     let promise = unsafe { Promise::of_the_caller() };
     answer_or(0, promise, |caller| {
-        Ok(caller
-            .reads()
-            .handle(ranker, "ranker")?
-            .ranker()
-            .batch_workspace_len(num_samples))
+        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len(num_samples))
     })
 }
 
@@ -544,7 +540,7 @@ fn bag<'c, I: BagIndex>(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), Error<'c>> {
-    let refused = |error| bags::refused::<I>(table.name(), error);
+    let refused = |error| bags::refused(table.name(), error);
     let bags = bags.read::<I>(given)?;
     let bags = bags.map_err(|error| Error::Bags { table: table.name(), error })?;
     table.pool(&bags, pooling, out, workspace).map_err(refused)
@@ -558,9 +554,9 @@ fn pool<'c, I: BagIndex>(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), Error<'c>> {
-    let mut list = SmallVec::<[(&Table<'_>, Bags<'_, I>); 32]>::new();
+    let mut list = SmallVec::<[(&Table<'_>, Bags<'_>); 32]>::new();
     let no_memory = |_| Error::Memory {
-        bytes: tables.len().saturating_mul(size_of::<(&Table<'_>, Bags<'_, I>)>()),
+        bytes: tables.len().saturating_mul(size_of::<(&Table<'_>, Bags<'_>)>()),
     };
     list.try_reserve_exact(tables.len()).map_err(no_memory)?;
     for (position, (&table, bags)) in tables.iter().zip(bags).enumerate() {
@@ -570,12 +566,13 @@ fn pool<'c, I: BagIndex>(
         }
         list.push((
             table,
-            bags.read(given)?.map_err(|error| Error::Bags { table: table.name(), error })?,
+            bags.read::<I>(given)?
+                .map_err(|error| Error::Bags { table: table.name(), error })?,
         ));
     }
     pool_tables(&list, pooling, out, workspace).map_err(|error| {
         match error.table.and_then(|table| list.get(table)) {
-            Some((table, _)) => bags::refused::<I>(table.name(), error.error),
+            Some((table, _)) => bags::refused(table.name(), error.error),
             None => Error::Tables(error.error),
         }
     })
@@ -614,7 +611,7 @@ fn score<'c>(
             score_bags::<u32>(ranker, scoring, dense, bags, &given, out, workspace)
         }
         Some(ttrec_index_type::I64) => {
-            score_bags::<u64>(ranker, scoring, dense, bags, &given, out, workspace)
+            score_bags::<i64>(ranker, scoring, dense, bags, &given, out, workspace)
         }
         None => Err(Error::IndexType { found: bags[0].index_type }),
     }
@@ -631,17 +628,17 @@ fn score_bags<'c, I: BagIndex>(
 ) -> Result<(), Error<'c>> {
     let name = |table| ranker.table(table).map_or("", |table| table.table().name());
     let refused = |error| match error {
-        ScoreError::Table { table, error } => bags::refused::<I>(name(table), error),
+        ScoreError::Table { table, error } => bags::refused(name(table), error),
         error => Error::Score(error),
     };
-    let mut list = SmallVec::<[Bags<'_, I>; 32]>::new();
+    let mut list = SmallVec::<[Bags<'_>; 32]>::new();
     let no_memory = |_| Error::Memory { bytes: size_of_val(bags) };
     list.try_reserve_exact(bags.len()).map_err(no_memory)?;
     for (table, bags) in bags.iter().enumerate() {
         if bags.index_type() != Some(I::TYPE) {
             return Err(Error::MixedIndexTypes { position: table });
         }
-        let bags = bags.read(given)?;
+        let bags = bags.read::<I>(given)?;
         list.push(bags.map_err(|error| Error::Bags { table: name(table), error })?);
     }
     let ranker = ranker.ranker();

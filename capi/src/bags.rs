@@ -49,8 +49,7 @@ pub struct ttrec_bags {
     pub per_sample_weights: *const f32,
 }
 
-/// An integer type that bags may have here. An i64 is read as a u64: what is negative is then
-/// larger than any table.
+/// An integer type that bags may have here.
 pub(crate) trait BagIndex: Index + Plain {
     const TYPE: ttrec_index_type;
 }
@@ -59,7 +58,7 @@ impl BagIndex for u32 {
     const TYPE: ttrec_index_type = ttrec_index_type::U32;
 }
 
-impl BagIndex for u64 {
+impl BagIndex for i64 {
     const TYPE: ttrec_index_type = ttrec_index_type::I64;
 }
 
@@ -87,7 +86,7 @@ impl ttrec_bags {
     pub(crate) fn read<'c, I: BagIndex>(
         &self,
         given: &Given<'c>,
-    ) -> Result<Result<Bags<'c, I>, BagsError>, Error<'c>> {
+    ) -> Result<Result<Bags<'c>, BagsError>, Error<'c>> {
         let num_offsets = self
             .num_bags
             .checked_add(1)
@@ -103,13 +102,11 @@ impl ttrec_bags {
     }
 }
 
-/// Why bags of `I` were refused by the table of this name.
-pub(crate) fn refused<I: BagIndex>(table: &str, error: LookupError) -> Error<'_> {
+/// Why bags were refused by the table of this name.
+pub(crate) fn refused(table: &str, error: LookupError) -> Error<'_> {
     match error {
-        LookupError::IndexOutOfRange { position, index, .. }
-            if I::TYPE == ttrec_index_type::I64 && index.cast_signed() < 0 =>
-        {
-            Error::NegativeIndex { table, position, index: index.cast_signed() }
+        LookupError::NegativeIndex { position, index } => {
+            Error::NegativeIndex { table, position, index }
         }
         error => Error::Lookup { table, error },
     }

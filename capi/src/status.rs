@@ -152,7 +152,9 @@ fn of_blob(error: BlobError) -> ttrec_status {
 
 fn of_lookup(error: LookupError) -> ttrec_status {
     match error {
-        LookupError::IndexOutOfRange { .. } => ttrec_status::IndexOutOfRange,
+        LookupError::IndexOutOfRange { .. } | LookupError::NegativeIndex { .. } => {
+            ttrec_status::IndexOutOfRange
+        }
         LookupError::OutputLen { .. } | LookupError::WorkspaceLen { .. } => ttrec_status::Length,
         LookupError::NumBags { .. } => ttrec_status::NumBags,
         LookupError::Inconsistent => ttrec_status::Internal,

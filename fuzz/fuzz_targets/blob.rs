@@ -55,13 +55,13 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
             Weights::Tt(tt) => tt.shape.flops_left_to_right(),
             Weights::Projected(projected) => 2 * projected.projection.len() as u64,
         };
-        if work.max(table.workspace_len() as u64).max(table.embedding_dim() as u64) <= MAX_WORK {
+        if work.max(table.workspace_len(1) as u64).max(table.embedding_dim() as u64) <= MAX_WORK {
             use_table(&table, noise);
         }
     }
     if let Ok(ranker) = blob.ranker() {
         let work = ranker.layers().map(|layer| layer.weights.len() as u64).sum::<u64>();
-        if work.max(ranker.workspace_len() as u64) <= MAX_WORK {
+        if work.max(ranker.workspace_len(1) as u64) <= MAX_WORK {
             use_ranker(&ranker, noise);
         }
     }
@@ -88,16 +88,16 @@ fn use_ranker(ranker: &Ranker<'_>, noise: &[u8]) {
         .iter()
         .map(|indices| Bags::new(indices, &[0, 2, 2, 3]).expect("three bags"))
         .collect();
-    let score = |dense: &[f32], bags: &[Bags<'_, u64>], count, len| {
+    let score = |dense: &[f32], bags: &[Bags<'_>], count, len| {
         let mut out = vec![POISON; count];
         ranker
             .logits(dense, bags, &mut out, &mut vec![POISON; len])
             .expect("good arguments");
         out
     };
-    let least = ranker.workspace_len();
+    let least = ranker.workspace_len(1);
     let found = score(&dense, &bags, 3, least);
-    assert_same(&found, &score(&dense, &bags, 3, ranker.batch_workspace_len(3)));
+    assert_same(&found, &score(&dense, &bags, 3, ranker.workspace_len(3)));
     let first: Vec<_> = indices
         .iter()
         .map(|indices| Bags::new(&indices[..2], &[0, 2]).expect("a bag"))
@@ -185,7 +185,7 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
     let bags = Bags::new(&indices, &offsets).expect("72 lookups");
     let mut out = vec![POISON; bags.len() * dim];
     table
-        .pool(&bags, Pooling::Sum, &mut out, &mut vec![POISON; table.batch_workspace_len(72)])
+        .pool(&bags, Pooling::Sum, &mut out, &mut vec![POISON; table.workspace_len(72)])
         .expect("rows in range");
     for (found, bounds) in out.chunks_exact(dim).zip(offsets.windows(2)) {
         let indices = &indices[bounds[0] as usize..bounds[1] as usize];
@@ -197,23 +197,20 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
     let mut memory = vec![POISON; RowCache::memory_len(table, 1)];
     let mut cache = RowCache::new(table, &mut memory).expect("memory for a set");
     cache.record(&indices);
-    cache.refresh(&mut table.workspace()).expect("a workspace");
+    cache.refresh(&mut vec![0.0; table.workspace_len(1)]).expect("a workspace");
     let cached = cache.table();
     for &row in &indices[..8] {
         assert_same(&lookup(&cached, row), &lookup(table, row));
     }
-    let pool = |table: &Table<'_>, bags: &Bags<'_, u64>, workspace_len: usize| {
+    let pool = |table: &Table<'_>, bags: &Bags<'_>, workspace_len: usize| {
         let mut out = vec![POISON; bags.len() * dim];
         table
             .pool(bags, Pooling::Sum, &mut out, &mut vec![POISON; workspace_len])
             .expect("rows in range");
         out
     };
-    let (least, most) = (table.workspace_len(), table.batch_workspace_len(72));
-    assert_same(
-        &pool(&cached, &bags.sequential(), least),
-        &pool(table, &bags.sequential(), least),
-    );
+    let (least, most) = (table.workspace_len(1), table.workspace_len(72));
+    assert_same(&pool(&cached, &bags.sequential(), least), &pool(table, &bags.sequential(), least));
     assert_same(&pool(&cached, &bags, least), &pool(&cached, &bags, most));
 }
 
@@ -221,7 +218,7 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
 fn refusals(table: &Table<'_>) {
     let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
     let mut out = vec![POISON; dim + 1];
-    let mut workspace = table.workspace();
+    let mut workspace = vec![0.0; table.workspace_len(1)];
     for row in [rows, u64::MAX] {
         let error = table.lookup(row, &mut out[..dim], &mut workspace);
         assert_eq!(
@@ -252,7 +249,7 @@ fn refusals(table: &Table<'_>) {
 fn lookup(table: &Table<'_>, row: u64) -> Vec<f32> {
     let [first, second] = [0.0, POISON].map(|before| {
         let mut out = vec![before; table.embedding_dim()];
-        let mut workspace = vec![before; table.workspace_len()];
+        let mut workspace = vec![before; table.workspace_len(1)];
         table.lookup(row, &mut out, &mut workspace).expect("a row in range");
         out
     });
@@ -272,7 +269,7 @@ fn bag(
         bags = bags.with_per_sample_weights(weights).expect("a weight each");
     }
     let mut out = vec![POISON; bags.len() * table.embedding_dim()];
-    let result = table.pool(&bags, pooling, &mut out, &mut vec![POISON; table.workspace_len()]);
+    let result = table.pool(&bags, pooling, &mut out, &mut vec![POISON; table.workspace_len(1)]);
     if result.is_err() {
         assert!(out.iter().all(|&x| x == POISON), "a refused bag wrote");
     }

@@ -138,7 +138,7 @@ mod tests {
                 assert_eq!(digits.num_prefixes(), num_prefixes);
                 let mut prefixes = Vec::new();
                 for row in 0..shape.num_embeddings() as u32 {
-                    let expected = shape.digits(row.into());
+                    let expected = shape.padded_digits(row.into());
                     assert_eq!(digits.last(row), expected[prefix_len]);
                     assert_eq!(u64::from(digits.prefix(row)), shape.prefix(row.into()));
                     let key = digits.prefix_key(row);

@@ -2,36 +2,39 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-mod batch;
-mod dense;
+mod chain;
 mod digits;
 mod error;
+mod parts;
+pub(crate) mod pooling;
 mod sort;
 
-pub use crate::{index::Index, kernel::Pooling};
+pub use crate::index::Index;
 pub use error::{BagsError, PoolTablesError};
+pub use pooling::Pooling;
 #[cfg(feature = "train")]
 pub(crate) use {
-    batch::{MAX_CHUNK, gather, step},
+    chain::{MAX_CHUNK, gather, step},
     digits::Digits,
     sort::sort,
 };
 
-use batch::{Output, Pool};
-use dense::PoolParts;
+use chain::{Output, Pool};
+use parts::PoolParts;
 
 use crate::{
     blob::{IndexMap, Rows, Weights},
     dtype::with_elements,
+    index::{Indices, Integer, with_integers},
     isa::Tier,
     kernel::{Epilogue, PoolRows},
     table::{LookupError, Table, put_columns_in_order},
 };
 use core::borrow::Borrow;
 
-/// Whether the lookups of a batch are planned together. Not on 32-bit boards without a system,
-/// whose flash is dearer than the time: it takes three quarters as much code again as parsing and
-/// pooling row by row.
+/// Whether the lookups of a batch are planned together. Not on 32-bit boards without an
+/// operating system, where code size matters more than speed: the planner needs three quarters of
+/// the code that parsing and pooling row by row need together.
 const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
 
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
@@ -43,39 +46,62 @@ const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width =
 /// let item = blob.table("item")?;
 /// let bags = Bags::new(&[3u32, 7, 7, 1], &[0, 2, 2, 4])?; // three bags, the second one empty
 /// let mut out = vec![0.0; bags.len() * item.embedding_dim()];
-/// item.pool(&bags, Pooling::Sum, &mut out, &mut vec![0.0; item.workspace_len()])?;
+/// item.pool(&bags, Pooling::Sum, &mut out, &mut vec![0.0; item.workspace_len(1)])?;
 /// # assert!(out[..item.embedding_dim()].iter().any(|&x| x != 0.0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
-pub struct Bags<'a, I = u32> {
-    indices: &'a [I],
-    offsets: &'a [I],
+pub struct Bags<'a> {
+    indices: Indices<'a>,
+    offsets: Indices<'a>,
+    /// Whether the caller's integers are signed.
+    is_signed: bool,
     per_sample_weights: Option<&'a [f32]>,
     sequential: bool,
 }
 
-impl<'a, I: Index> Bags<'a, I> {
+impl<'a> Bags<'a> {
     /// `offsets.len() - 1` bags of `indices`. Offsets start at 0, never fall, and end at
     /// `indices.len()`.
     ///
     /// # Errors
-    /// [`BagsError::OffsetsEmpty`] or [`BagsError::Offsets`].
-    pub fn new(indices: &'a [I], offsets: &'a [I]) -> Result<Self, BagsError> {
+    /// [`BagsError::OffsetsEmpty`], [`BagsError::NegativeOffset`] or [`BagsError::Offsets`].
+    #[inline]
+    pub fn new<I: Index>(indices: &'a [I], offsets: &'a [I]) -> Result<Self, BagsError> {
+        Self::erased(I::erase(indices), I::erase(offsets), I::IS_SIGNED)
+    }
+
+    fn erased(
+        indices: Indices<'a>,
+        offsets: Indices<'a>,
+        is_signed: bool,
+    ) -> Result<Self, BagsError> {
         let num_indices = indices.len();
-        let wrong = |position, found| BagsError::Offsets { position, found, num_indices };
-        let mut floor = 0;
-        for (position, offset) in offsets.iter().map(|offset| offset.to_u64()).enumerate() {
-            if offset < floor || offset > num_indices as u64 || (position == 0 && offset != 0) {
-                return Err(wrong(position, offset));
-            }
-            floor = offset;
-        }
         let last = offsets.len().checked_sub(1).ok_or(BagsError::OffsetsEmpty)?;
-        if floor != num_indices as u64 {
-            return Err(wrong(last, floor));
+        let ceiling = offsets.first_negative(is_signed).saturating_sub(1).min(num_indices as u64);
+        let wrong = with_integers!(offsets, offsets => first_wrong_offset(offsets, ceiling));
+        match wrong {
+            Some(position) => Err(match offsets.negative(position) {
+                Some(offset) if is_signed => BagsError::NegativeOffset { position, offset },
+                _ => BagsError::Offsets {
+                    position,
+                    found: offsets.get(position).unwrap_or_default(),
+                    num_indices,
+                },
+            }),
+            None if offsets.get(last) != Some(num_indices as u64) => Err(BagsError::Offsets {
+                position: last,
+                found: offsets.get(last).unwrap_or_default(),
+                num_indices,
+            }),
+            None => Ok(Self {
+                indices,
+                offsets,
+                is_signed,
+                per_sample_weights: None,
+                sequential: false,
+            }),
         }
-        Ok(Self { indices, offsets, per_sample_weights: None, sequential: false })
     }
 
     /// The same bags with one weight per index, for [`Pooling::Sum`].
@@ -110,15 +136,21 @@ impl<'a, I: Index> Bags<'a, I> {
         self.len() == 0
     }
 
-    /// All indices, bag after bag.
-    pub fn indices(&self) -> &'a [I] {
-        self.indices
+    /// Number of indices in all bags together.
+    pub fn num_indices(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// All indices, bag after bag. A negative one, which every table refuses, is here the integer
+    /// of the same bits.
+    pub fn indices(&self) -> impl ExactSizeIterator<Item = u64> + Clone + 'a {
+        self.indices.iter()
     }
 
     /// Where each bag begins among the [`indices`](Self::indices), and the end of the last: one
     /// more than bags.
-    pub fn offsets(&self) -> &'a [I] {
-        self.offsets
+    pub fn offsets(&self) -> impl ExactSizeIterator<Item = u64> + Clone + 'a {
+        self.offsets.iter()
     }
 
     /// The weight of each index, if there are any.
@@ -126,35 +158,51 @@ impl<'a, I: Index> Bags<'a, I> {
         self.per_sample_weights
     }
 
+    /// The index at a position in [`indices`](Self::indices).
+    #[cfg(feature = "train")]
+    pub(crate) fn index(&self, position: usize) -> Option<u64> {
+        self.indices.get(position)
+    }
+
     /// Some of the bags.
     pub(crate) fn slice(&self, bags: core::ops::Range<usize>) -> Option<Self> {
-        let offsets = self.offsets.get(bags.start..=bags.end)?;
+        let offsets = self.offsets.slice(bags.start..bags.end.checked_add(1)?)?;
         Some(Self { offsets, ..*self })
     }
 
     /// The same bags of other indices, as many.
     #[cfg(feature = "train")]
-    pub(crate) fn with_indices<'b>(&self, indices: &'b [I]) -> Bags<'b, I>
+    pub(crate) fn with_indices<'b>(&self, indices: &'b [u32]) -> Bags<'b>
     where
         'a: 'b,
     {
         debug_assert_eq!(indices.len(), self.indices.len());
-        Bags { indices, ..*self }
+        Bags { indices: Indices::U32(indices), is_signed: false, ..*self }
     }
 
     /// A bag's positions in `indices`.
     pub(crate) fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
-        let [start, end] = self.offsets.get(bag..)?.first_chunk()?;
-        Some(start.to_usize()?..end.to_usize()?)
+        self.offsets.range(bag)
     }
+}
+
+/// The first of `offsets` that is below the one before it (for the first: not 0) or above
+/// `ceiling`.
+fn first_wrong_offset<X: Integer>(offsets: &[X], ceiling: u64) -> Option<usize> {
+    let mut range = 0..=0;
+    offsets.iter().position(|offset| {
+        let is_right = range.contains(&offset.to_u64());
+        range = offset.to_u64()..=ceiling;
+        !is_right
+    })
 }
 
 impl Table<'_> {
     /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace`
-    /// holds at least [`workspace_len`](Self::workspace_len) elements; with up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them, bags get faster unless the table
-    /// is dense. (On 32-bit boards without an operating system a tensor train's do not: there
-    /// rows are taken one by one, which needs less code.)
+    /// has at least [`workspace_len(1)`](Self::workspace_len) elements; up to
+    /// `workspace_len(bags.num_indices())` elements make it faster. (On 32-bit boards without an
+    /// operating system the bags of a tensor train are no faster: there rows are computed one by
+    /// one, which needs less code.)
     ///
     /// Bags of a quotient-remainder table are pooled as DLRM pools them: the two parts apart, each
     /// with the weights if there are any, and then combined. Where the parts are multiplied,
@@ -164,11 +212,11 @@ impl Table<'_> {
     /// so its bits depend neither on the batch that it came in nor on the workspace.
     ///
     /// # Errors
-    /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace length, or weights with
-    /// another pooling than sum. `out` is then as it was.
-    pub fn pool<I: Index>(
+    /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace
+    /// length, or weights with another pooling than sum. On error `out` is left unmodified.
+    pub fn pool(
         &self,
-        bags: &Bags<'_, I>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         out: &mut [f32],
         workspace: &mut [f32],
@@ -181,43 +229,29 @@ impl Table<'_> {
             .ok_or(LookupError::Inconsistent)
     }
 
-    /// The f32 elements of workspace with which [`pool`](Self::pool) is fastest, if all bags together
-    /// have `num_lookups` indices: at least [`workspace_len`](Self::workspace_len). It stops
-    /// growing at some 16,000 lookups.
-    pub fn batch_workspace_len(&self, num_lookups: usize) -> usize {
+    /// The workspace with which bags of `num_lookups` indices, more than one, are pooled fastest.
+    pub(crate) fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
-            Weights::Tt(tt) if PLANS_BATCHES => batch::best_workspace_len(&tt.shape, num_lookups),
-            Weights::Tt(_) => self.workspace_len(),
-            Weights::Projected(table) => dense::best_workspace_len(table.rank(), num_lookups),
+            Weights::Tt(tt) if PLANS_BATCHES => chain::best_workspace_len(&tt.shape, num_lookups),
+            Weights::Tt(_) => 0,
+            Weights::Projected(table) => parts::best_workspace_len(table.rank(), num_lookups),
             Weights::QuotientRemainder(table) => {
-                let len = dense::best_workspace_len(table.remainders.embedding_dim, num_lookups);
-                len.max(self.workspace_len())
+                parts::best_workspace_len(table.remainders.embedding_dim, num_lookups)
             }
         }
     }
 
-    /// A workspace for batches of up to `num_lookups` indices:
-    /// [`batch_workspace_len`](Self::batch_workspace_len) zeros on the heap.
-    #[cfg(feature = "alloc")]
-    pub fn batch_workspace(&self, num_lookups: usize) -> alloc::vec::Vec<f32> {
-        alloc::vec![0.0; self.batch_workspace_len(num_lookups)]
-    }
-
     /// Refuses indices out of range, and weights with another pooling than sum.
-    pub(crate) fn check_bags<I: Index>(
-        &self,
-        bags: &Bags<'_, I>,
-        pooling: Pooling,
-    ) -> Result<(), LookupError> {
+    pub(crate) fn check_bags(&self, bags: &Bags<'_>, pooling: Pooling) -> Result<(), LookupError> {
         check_bags(bags, self.num_embeddings(), pooling)
     }
 
     /// Pools checked bags: the row of bag b goes to the `embedding_dim` elements of `rows` from `b
     /// * stride + first` on.
-    pub(crate) fn pool_strided<I: Index>(
+    pub(crate) fn pool_strided(
         &self,
-        bags: &Bags<'_, I>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         rows: &mut [f32],
         stride: usize,
@@ -229,9 +263,9 @@ impl Table<'_> {
     }
 
     /// Pools checked bags. `None` if the view contradicts itself.
-    fn pool_into<I: Index>(
+    fn pool_into(
         &self,
-        bags: &Bags<'_, I>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         out: &mut Output<'_>,
         workspace: &mut [f32],
@@ -246,9 +280,9 @@ impl Table<'_> {
     }
 
     /// The same with rows as they are stored, by whichever way is the fastest for this table.
-    fn pool_stored<I: Index>(
+    fn pool_stored(
         &self,
-        bags: &Bags<'_, I>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         out: &mut Output<'_>,
         workspace: &mut [f32],
@@ -260,7 +294,7 @@ impl Table<'_> {
             return self.without_cache().pool_stored(bags, pooling, out, workspace);
         }
         match &self.data().weights {
-            // The scalar tier would rather be small than fast.
+            // The scalar tier prefers small code: it pools row by row.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
                 match self.data().index_map {
                     IndexMap::Identity => pool_dense(
@@ -301,9 +335,9 @@ impl Table<'_> {
     }
 
     /// Pools bags row by row, in the order of their indices.
-    fn pool_in_order<I: Index>(
+    fn pool_in_order(
         &self,
-        bags: &Bags<'_, I>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         out: &mut Output<'_>,
         workspace: &mut [f32],
@@ -319,27 +353,32 @@ impl Table<'_> {
 
 /// Refuses indices that a table of so many does not have, and weights with another pooling than
 /// sum.
-pub(crate) fn check_bags<I: Index>(
-    bags: &Bags<'_, I>,
+pub(crate) fn check_bags(
+    bags: &Bags<'_>,
     num_embeddings: u64,
     pooling: Pooling,
 ) -> Result<(), LookupError> {
     if bags.per_sample_weights.is_some() && pooling != Pooling::Sum {
         return Err(LookupError::WeightsPooling);
     }
-    match bags.indices.iter().position(|index| index.to_u64() >= num_embeddings) {
-        Some(position) => {
-            let index = bags.indices.get(position).map_or(0, |index| index.to_u64());
-            Err(LookupError::IndexOutOfRange { position, index, num_embeddings })
+    let limit = num_embeddings.min(bags.indices.first_negative(bags.is_signed));
+    let out_of_range = with_integers!(bags.indices, indices => {
+        indices.iter().position(|index| index.to_u64() >= limit)
+    });
+    let Some(position) = out_of_range else { return Ok(()) };
+    Err(match bags.indices.negative(position) {
+        Some(index) if bags.is_signed => LookupError::NegativeIndex { position, index },
+        _ => {
+            let index = bags.indices.get(position).unwrap_or_default();
+            LookupError::IndexOutOfRange { position, index, num_embeddings }
         }
-        None => Ok(()),
-    }
+    })
 }
 
 /// Pools one bag row by row, in the order of its indices: `put` gives the row of an index to an
 /// epilogue, or says that it is not part of the bag.
-fn pool_bag<I: Index>(
-    bags: &Bags<'_, I>,
+fn pool_bag(
+    bags: &Bags<'_>,
     bag: usize,
     pooling: Pooling,
     out: &mut [f32],
@@ -354,7 +393,7 @@ fn pool_bag<I: Index>(
             (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
             (_, None) => Epilogue::AddScaled(1.0),
         };
-        if put(bags.indices.get(position)?.to_u64(), out, epilogue)? {
+        if put(bags.indices.get(position)?, out, epilogue)? {
             count = count.saturating_add(1);
         }
     }
@@ -364,25 +403,29 @@ fn pool_bag<I: Index>(
     Some(())
 }
 
-/// Pools bags of dense rows that are all there, the next bag's `out_stride` further.
-fn pool_dense<I: Index>(
+/// Pools bags of dense rows that are all there, the next bag's `out_stride` further, on a tier
+/// other than the scalar one.
+fn pool_dense(
     tier: Tier,
     rows: &Rows<'_>,
-    bags: &Bags<'_, I>,
+    bags: &Bags<'_>,
     pooling: Pooling,
     out: &mut [f32],
     out_stride: usize,
 ) -> Option<()> {
-    with_elements!(rows.elements, stored => tier.run(PoolRows {
-        stored,
-        row_stride: rows.row_stride(),
-        embedding_dim: rows.embedding_dim,
-        indices: bags.indices,
-        offsets: bags.offsets,
-        weights: bags.per_sample_weights,
-        pooling,
-        out,
-        out_stride,
+    // As much code again for each type, but converting each index first would take more time.
+    with_integers!(bags.indices, indices => with_elements!(rows.elements, stored => {
+        tier.run_vector(PoolRows {
+            stored,
+            row_stride: rows.row_stride(),
+            embedding_dim: rows.embedding_dim,
+            indices,
+            offsets: bags.offsets,
+            weights: bags.per_sample_weights,
+            pooling,
+            out,
+            out_stride,
+        })?
     }))
 }
 
@@ -390,9 +433,9 @@ fn pool_dense<I: Index>(
 /// table goes to row b of `out`, `num_bags x (sum of embedding_dim)`, those of the first table
 /// first (the layout of TorchRec's `KeyedTensor`).
 ///
-/// Tables (or references to them) may differ in everything but the number of bags. `workspace`
-/// holds as much as the one that needs the most ([`Table::workspace_len`], or better
-/// [`Table::batch_workspace_len`]). Tables are `Sync`: a caller may also split them over threads.
+/// Tables (or references to them) may differ in everything but the number of bags. `workspace` has
+/// as many elements as the table that needs the most ([`Table::workspace_len`]). Tables are
+/// `Sync`: a caller may also split them over threads.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, bag::pool_tables};
@@ -401,7 +444,7 @@ fn pool_dense<I: Index>(
 /// let two = Bags::new(&[3u32, 7, 12], &[0, 2, 3])?;
 /// let width = item.embedding_dim() + user.embedding_dim();
 /// let mut out = vec![0.0; two.len() * width];
-/// let mut workspace = vec![0.0; item.workspace_len().max(user.workspace_len())];
+/// let mut workspace = vec![0.0; item.workspace_len(1).max(user.workspace_len(1))];
 /// pool_tables(&[(item, two), (user, two)], Pooling::Sum, &mut out, &mut workspace)?;
 /// # let mut row = vec![0.0; user.embedding_dim()];
 /// # user.lookup(12, &mut row, &mut workspace)?;
@@ -410,25 +453,40 @@ fn pool_dense<I: Index>(
 /// ```
 ///
 /// # Errors
-/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. `out` is then as it was.
-pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
-    tables: &[(T, Bags<'_, I>)],
+/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. On
+/// error `out` is left unmodified.
+#[inline]
+pub fn pool_tables<'t, T: Borrow<Table<'t>>>(
+    tables: &[(T, Bags<'_>)],
     pooling: Pooling,
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Result<(), PoolTablesError> {
+    let nth = |position: usize| tables.get(position).map(|(table, bags)| (table.borrow(), bags));
+    pool_each_table(&nth, pooling, out, workspace)
+}
+
+/// A table with its bags, by their position in a list.
+type NthTable<'s, 't> = dyn Fn(usize) -> Option<(&'s Table<'t>, &'s Bags<'s>)> + 's;
+
+/// [`pool_tables`], whatever holds the tables.
+fn pool_each_table<'s>(
+    nth: &NthTable<'s, '_>,
+    pooling: Pooling,
+    out: &mut [f32],
+    workspace: &mut [f32],
+) -> Result<(), PoolTablesError> {
+    let tables = || (0..).map_while(nth).zip(0..);
     let at = |table| move |error| PoolTablesError { table: Some(table), error };
-    let num_bags = tables.first().map_or(0, |(_, bags)| bags.len());
-    let stride = tables
-        .iter()
-        .fold(0usize, |width, (table, _)| width.saturating_add(table.borrow().embedding_dim()));
+    let num_bags = nth(0).map_or(0, |(_, bags)| bags.len());
+    let stride =
+        tables().fold(0usize, |width, ((table, _), _)| width.saturating_add(table.embedding_dim()));
     let expected = num_bags.saturating_mul(stride);
     if out.len() != expected {
         let error = LookupError::OutputLen { found: out.len(), expected };
         return Err(PoolTablesError { table: None, error });
     }
-    for (position, (table, bags)) in tables.iter().enumerate() {
-        let table = table.borrow();
+    for ((table, bags), position) in tables() {
         if bags.len() != num_bags {
             return Err(at(position)(LookupError::NumBags {
                 found: bags.len(),
@@ -439,8 +497,7 @@ pub fn pool_tables<'t, T: Borrow<Table<'t>>, I: Index>(
         table.check_bags(bags, pooling).map_err(at(position))?;
     }
     let mut first = 0usize;
-    for (position, (table, bags)) in tables.iter().enumerate() {
-        let table = table.borrow();
+    for ((table, bags), position) in tables() {
         let embedding_dim = table.embedding_dim();
         let mut out = Output { rows: &mut *out, stride, first, embedding_dim };
         table

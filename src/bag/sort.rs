@@ -1,10 +1,14 @@
-//! Sorting lookups in place of a caller's memory: the standard library's sorts may panic or
-//! allocate.
+//! Sorting lookups by prefix, within the caller's memory.
+//!
+//! `sort_unstable` would do without memory too, but its code can panic (if an order is not total),
+//! which the lookup path must not even link, and it compares: a radix sort of keys below a known
+//! limit takes one pass for each 8 bits that the limit has, two for most tables.
 
-/// Bits of a key that one pass of the radix sort looks at.
+/// Bits of the key that one pass sorts by: 256 counters of 4 bytes fit the nearest cache with room
+/// for a cache line of each bucket.
 const RADIX_BITS: u32 = 8;
 const BUCKETS: usize = 1 << RADIX_BITS;
-/// Up to so many, moving one after the other into place is faster than counting.
+/// Up to this number, insertion sort is faster: a counting pass begins with 256 counters.
 const FEW: usize = 48;
 
 /// Sorts `entries`, whose low 32 bits are their order among equals, by their high 32 bits, all

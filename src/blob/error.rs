@@ -96,7 +96,7 @@ macro_rules! rules {
 }
 
 rules! { found, expected;
-    /// The buffer starts on a multiple of [`ALIGNMENT`](crate::blob::ALIGNMENT) bytes.
+    /// The buffer starts on a multiple of [`ALIGNMENT`](crate::limits::ALIGNMENT) bytes.
     Alignment "starts {found} bytes past a multiple of {expected}: align it as mmap, \
         include_blob! and AlignedBuf do"
     /// The buffer holds the header and the directory.
@@ -114,21 +114,21 @@ rules! { found, expected;
     /// Header and directory, or a section with its padding, match their checksum.
     Checksum "the bytes have checksum {found:#010x}: expected {expected:#010x}"
 
-    /// A blob has no more tables than [`MAX_TABLES`](crate::blob::MAX_TABLES).
+    /// A blob has no more tables than [`MAX_TABLES`](crate::limits::MAX_TABLES).
     NumTables "num_tables is {found}: expected at most {expected}"
     /// A blob has no more sections than its tables and layers can own.
     NumSections "num_sections is {found}: expected at most {expected}"
     /// The names take no more bytes than those of so many tables can.
     NamesLen "names_len is {found}: expected at most {expected}"
-    /// A model has no more layers than [`MAX_LAYERS`](crate::blob::MAX_LAYERS).
+    /// A model has no more layers than [`MAX_LAYERS`](crate::limits::MAX_LAYERS).
     NumLayers "num_layers is {found}: expected at most {expected}"
-    /// A model has no more tables than [`MAX_MODEL_TABLES`](crate::blob::MAX_MODEL_TABLES), and
+    /// A model has no more tables than [`MAX_MODEL_TABLES`](crate::limits::MAX_MODEL_TABLES), and
     /// without layers none.
     NumModelTables "num_model_tables is {found}: expected at most {expected}"
     /// The interaction is known, and there is one with layers only.
     Interaction "interaction {found}: expected {expected}; a newer ttrec may have written this blob"
 
-    /// A name has 1 to [`MAX_NAME_LEN`](crate::blob::MAX_NAME_LEN) bytes.
+    /// A name has 1 to [`MAX_NAME_LEN`](crate::limits::MAX_NAME_LEN) bytes.
     NameLen "the name has {found} bytes: expected 1 to {expected}"
     /// A name starts where the name before it ends.
     NameOffset "the name starts at byte {found} of the names: expected {expected}"
@@ -192,9 +192,9 @@ rules! { found, expected;
     /// The activation of a layer is known.
     Activation "activation {found}: expected 0 to {expected}; a newer ttrec may have written this \
         blob"
-    /// A layer has 1 to [`MAX_LAYER_WIDTH`](crate::blob::MAX_LAYER_WIDTH) inputs.
+    /// A layer has 1 to [`MAX_LAYER_WIDTH`](crate::limits::MAX_LAYER_WIDTH) inputs.
     Inputs "inputs is {found}: expected 1 to {expected}"
-    /// A layer has 1 to [`MAX_LAYER_WIDTH`](crate::blob::MAX_LAYER_WIDTH) outputs.
+    /// A layer has 1 to [`MAX_LAYER_WIDTH`](crate::limits::MAX_LAYER_WIDTH) outputs.
     Outputs "outputs is {found}: expected 1 to {expected}"
     /// A layer takes what the layers and tables before it make.
     InputWidth "inputs is {found}: the layers and tables before it make {expected}"

@@ -16,7 +16,7 @@ mod record;
 #[cfg(feature = "alloc")]
 mod writer;
 
-pub use crate::limits::{
+pub(crate) use crate::limits::{
     ALIGNMENT, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, VERSION,
 };
 #[cfg(feature = "alloc")]
@@ -34,7 +34,7 @@ pub use writer::{
 
 use crate::{
     codes::codes,
-    dtype::{Dtype, Elements, Nibbles, Weight},
+    dtype::{Dtype, Elements},
     shape::{MAX_CORES, MAX_ROW_FACTOR, ShapeError, TtShape, check_embedding_dim, check_factors},
 };
 use id_index::Line;
@@ -288,18 +288,7 @@ impl<'a> Rows<'a> {
 
     /// Scale, offset and elements of the row at `position`.
     pub(crate) fn row(&self, position: usize) -> Option<(f32, f32, Elements<'a>)> {
-        Some(match self.elements.chunk(position, self.row_stride())? {
-            Elements::I8(row) => {
-                let (scale, offset, row) = i8::split_row(row)?;
-                (scale, offset, Elements::I8(row))
-            }
-            Elements::I4(row) => {
-                let (scale, offset, row) = Nibbles::split_row(row)?;
-                (scale, offset, Elements::I4(row))
-            }
-            // Minus zero leaves every value as it is, minus zero among them.
-            row => (1.0, -0.0, row),
-        })
+        self.elements.chunk(position, self.row_stride())?.split_row()
     }
 
     /// The stored type.

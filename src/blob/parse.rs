@@ -650,10 +650,8 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         len: usize,
     ) -> Result<&'a [f32], BlobError> {
         let at = Location::Section(self.sections.first.saturating_add(self.taken));
-        match self.elements(role, count, len)? {
-            Elements::F32(floats) => Ok(floats),
-            other => Err(wrong_dtype(at, role, other.dtype() as u8)),
-        }
+        let floats = self.elements(role, count, len)?;
+        floats.as_f32().ok_or(wrong_dtype(at, role, floats.dtype() as u8))
     }
 
     fn rows(
@@ -667,7 +665,7 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
     }
 
     fn cores(&mut self, shape: TtShape) -> Result<TtCores<'a>, BlobError> {
-        let mut cores = [Core { slices: Elements::F32(&[]), scales: &[] }; MAX_CORES];
+        let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
         for (k, (core, &p)) in cores.iter_mut().zip(shape.row_factors()).enumerate() {
             core.slices = self.elements(Role::Core(k), p.into(), shape.slice_len(k))?;
             if core.slices.dtype() == Dtype::I8 {

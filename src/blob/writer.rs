@@ -181,7 +181,7 @@ pub struct SectionPlan {
 /// let blob = Blob::parse(&buf)?;
 /// let mut row = [0.0; 4];
 /// let user = blob.table("user")?;
-/// user.lookup(5, &mut row, &mut user.workspace())?; // digits (1, 2): [3, 4]' . [3, 30]
+/// user.lookup(5, &mut row, &mut vec![0.0; user.workspace_len(1)])?; // digits (1, 2): [3, 4]' . [3, 30]
 /// assert_eq!(row, [9.0, 90.0, 12.0, 120.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -1,34 +1,37 @@
-//! A cache of the rows that are asked for most, multiplied out, in memory that the caller lends
-//! (TT-Rec, section 4.3: a set-associative cache, least frequently used rows go, refreshed now and
-//! then).
+//! A cache of the most frequently requested rows, multiplied out, in memory that the caller lends
+//! (TT-Rec, section 4.3: a set-associative cache that evicts the least frequently used rows and is
+//! refreshed at intervals).
 //!
-//! Unlike rows that a blob stores apart, what is kept here follows the traffic:
-//! [`RowCache::record`] counts, and [`RowCache::refresh`] brings in what is asked for often. In
-//! between, what is cached does not change, so that readers need no lock, and results do not depend
-//! on who asked before.
+//! Unlike the overrides of a blob, the cached rows follow the traffic: [`RowCache::record`] counts
+//! requests, and [`RowCache::refresh`] loads the rows that are requested often. Between two
+//! refreshes the cached rows do not change, so that readers need no lock, and results do not depend
+//! on earlier requests.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod policy;
+
 use crate::{
-    index::Index,
+    index::{Index, Indices},
     kernel::Epilogue,
     table::{
         LookupError, Table,
-        cached::{CachedRows, SET_WORDS, Set, WAYS, known, set_of},
+        cached::{CachedRows, SET_WORDS, Set, WAYS, cacheable, set_of},
     },
 };
 
-/// How often a [`RowCache`] had what it was asked for.
+/// Hits and lookups of a [`RowCache`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CacheStatistics {
-    /// Recorded lookups, but of rows that the blob stores apart.
+    /// Recorded lookups. Indices with an override do not count.
     pub lookups: u64,
-    /// Those whose rows were cached.
+    /// Recorded lookups whose rows were cached.
     pub hits: u64,
 }
 
 impl CacheStatistics {
-    /// Hits per lookup: 0 to 1.
+    /// Hits per lookup, 0 to 1; 0 without lookups.
     pub fn hit_rate(&self) -> f64 {
         if self.lookups == 0 {
             0.0
@@ -38,23 +41,24 @@ impl CacheStatistics {
     }
 }
 
-/// Rows of one table by their indices, f32 and multiplied out, in memory that the caller lends. It
-/// serves lookups of every kind of table, and the bags of tensor trains. (Other bags are pooled as
-/// without it: of dense and of short rows, since nothing would be gained; of quotient and remainder
-/// rows, since a bag is not the sum of its rows.)
+/// Rows of one table by their indices, f32 and multiplied out, in memory that the caller lends.
+///
+/// The cache serves lookups in tables of every representation, and bags of tensor-train tables.
+/// Other bags are pooled as without a cache: dense and projected tables would gain nothing, and a
+/// bag of a quotient-remainder table is not the sum of its rows.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, cache::RowCache};
 /// # let blob = ttrec::Blob::parse(ttrec::include_blob!("../../tests/golden/two_tables.ttr"))?;
 /// # let item = blob.table("item")?;
 /// # let (indices, offsets) = ([3u32, 7, 7, 7, 1], [0, 2, 5]);
-/// let mut workspace = vec![0.0; item.workspace_len()];
+/// let mut workspace = vec![0.0; item.workspace_len(indices.len())];
 /// let mut memory = vec![0.0; RowCache::memory_len(&item, 100)]; // room for 100 rows or more
 /// let mut cache = RowCache::new(&item, &mut memory)?;
 ///
-/// cache.record(&indices); // of every request, or of a sample of them
-/// cache.refresh(&mut workspace)?; // every now and then
-/// let item = cache.table(); // looks rows up in the cache first
+/// cache.record(&indices); // of every request, or of a random sample of requests
+/// cache.refresh(&mut workspace)?; // at intervals
+/// let item = cache.table(); // its lookups read the cached rows
 /// let mut out = vec![0.0; 2 * item.embedding_dim()];
 /// item.pool(&Bags::new(&indices, &offsets)?, Pooling::Sum, &mut out, &mut workspace)?;
 ///
@@ -72,11 +76,11 @@ pub struct RowCache<'m> {
 
 impl<'m> RowCache<'m> {
     /// An empty cache for `table`, of as many rows as `memory` has room for (see
-    /// [`memory_len`](Self::memory_len)), in whole sets of 32. What is in `memory` does not
+    /// [`memory_len`](Self::memory_len)), in whole sets of 32. The values in `memory` do not
     /// matter.
     ///
     /// # Errors
-    /// [`LookupError::CacheLen`] if there is no room for a set.
+    /// [`LookupError::CacheLen`] if `memory` has no room for a set.
     pub fn new(table: &Table<'m>, memory: &'m mut [f32]) -> Result<Self, LookupError> {
         let (found, expected) = (memory.len(), Self::memory_len(table, 1));
         let num_sets = found.checked_div(expected).unwrap_or(0);
@@ -96,78 +100,87 @@ impl<'m> RowCache<'m> {
         }
     }
 
-    /// The f32 elements of memory that hold at least `num_rows` rows of `table`: `embedding_dim`
-    /// and 4 more for each row, in whole sets of 32 rows.
+    /// Number of f32 elements of memory for at least `num_rows` rows of `table`: `embedding_dim + 4`
+    /// for each row, in whole sets of 32 rows.
     pub fn memory_len(table: &Table<'_>, num_rows: usize) -> usize {
         let of_set = WAYS.saturating_mul(table.embedding_dim()).saturating_add(SET_WORDS);
         num_rows.div_ceil(WAYS).saturating_mul(of_set)
     }
 
-    /// Rows that it has room for.
+    /// Number of rows that the cache has room for.
     pub fn capacity(&self) -> usize {
         self.sets.len().saturating_mul(WAYS)
     }
 
-    /// Whether `row` is cached.
-    pub fn contains(&self, row: u64) -> bool {
-        self.view().position(row).is_some()
+    /// Whether the row of `index` is cached.
+    pub fn contains(&self, index: u64) -> bool {
+        self.view().position(index).is_some()
     }
 
-    /// Counts requests for these rows: all that there are, or a fair sample. Indices that the table
-    /// does not have, and rows that its blob stores apart, do not count; rows from 2^32 - 1 on
-    /// are never cached, and count as lookups alone.
+    /// Counts requests for these indices: all requests, or a random sample of them. Indices that the
+    /// table does not have, and indices with an override, do not count. Indices from 2^32 - 1 on
+    /// count as lookups, but are never cached.
+    #[inline]
     pub fn record<I: Index>(&mut self, indices: &[I]) {
+        self.record_all(I::erase(indices));
+    }
+
+    fn record_all(&mut self, indices: Indices<'_>) {
         let num_sets = self.sets.len();
-        for row in indices.iter().map(|index| index.to_u64()) {
-            let stored_apart = self.table.position_apart(row).is_some();
-            if row >= self.table.num_embeddings() || stored_apart {
+        for index in indices.iter() {
+            let is_override = self.table.override_position(index).is_some();
+            if index >= self.table.num_embeddings() || is_override {
                 continue;
             }
             self.statistics.lookups = self.statistics.lookups.saturating_add(1);
-            let Some(row) = known(row) else { continue };
-            if let Some(set) = self.sets.get_mut(set_of(row, num_sets)) {
-                self.statistics.hits = self.statistics.hits.saturating_add(set.record(row).into());
+            let Some(index) = cacheable(index) else { continue };
+            if let Some(set) = self.sets.get_mut(set_of(index, num_sets)) {
+                let hit = set.record(index);
+                self.statistics.hits = self.statistics.hits.saturating_add(hit.into());
             }
         }
     }
 
-    /// Brings in what was asked for more often than what is there, and halves all counts, so that
-    /// what was asked for long ago weighs less and less: do so every few times
-    /// [`capacity`](Self::capacity) lookups, since what is asked for less than once in between
-    /// is forgotten. Returns how many rows were brought in. `workspace` is that of
-    /// [`Table::lookup`].
+    /// Replaces cached rows by rows that were requested more often, and halves all counts, so that
+    /// old requests weigh less and less. Returns the number of rows that were replaced. `workspace`
+    /// is as for [`Table::lookup`].
+    ///
+    /// A good interval is a few times [`capacity`](Self::capacity) recorded lookups: a row that is
+    /// requested less than once in an interval is forgotten.
     ///
     /// # Errors
-    /// [`LookupError::WorkspaceLen`]; nothing has changed then.
+    /// [`LookupError::WorkspaceLen`]. On error the cache is left unmodified.
     pub fn refresh(&mut self, workspace: &mut [f32]) -> Result<usize, LookupError> {
         self.table.check_buffers(0, 0, workspace.len())?;
         let dim = self.table.embedding_dim();
-        let mut brought_in = 0usize;
+        let mut replaced = 0usize;
         for (set, rows) in self
             .sets
             .iter_mut()
             .zip(self.rows.chunks_exact_mut(WAYS.saturating_mul(dim).max(1)))
         {
-            while let Some((way, from, row)) = set.best_exchange() {
+            while let Some((way, from, index)) = set.best_exchange() {
                 let out =
                     rows.chunks_exact_mut(dim.max(1)).nth(way).ok_or(LookupError::Inconsistent)?;
-                // As it is stored: bags add cached rows to others before they put their columns in
-                // order.
-                let row = self.table.put_row(row.into(), out, workspace, Epilogue::Store);
-                row.ok_or(LookupError::Inconsistent)?;
+                // With the columns in the order in which they are stored: bags add cached rows to
+                // other rows before they put the columns of the sum in order.
+                self.table
+                    .put_row(index.into(), out, workspace, Epilogue::Store)
+                    .ok_or(LookupError::Inconsistent)?;
                 set.exchange(way, from);
-                brought_in = brought_in.saturating_add(1);
+                replaced = replaced.saturating_add(1);
             }
             set.halve_counts();
         }
-        Ok(brought_in)
+        Ok(replaced)
     }
 
-    /// The table, looking for rows in the cache before it computes them. Lookups and maxima have
-    /// the same bits; in the sums of a tensor-train table cached rows are added before the
-    /// others, as rows are that the blob stores apart (`docs/numerics.md`). On another
-    /// [tier](Table::with_tier), unless both fuse their multiply-adds, it looks them up without
-    /// the cache.
+    /// The table, whose lookups read the rows that are cached and compute the others.
+    ///
+    /// Lookups and maxima have the same bits as without a cache. In the sums of a tensor-train table
+    /// cached rows are added before the others, as overrides are (`docs/numerics.md`).
+    /// [`Table::with_tier`] drops the cache where the bits of the two tiers differ: if one of them
+    /// is the scalar tier.
     pub fn table(&self) -> Table<'_> {
         self.table.with_cache(self.view())
     }
@@ -176,8 +189,8 @@ impl<'m> RowCache<'m> {
         CachedRows { sets: self.sets, rows: self.rows }
     }
 
-    /// Recorded lookups and hits since the beginning, or since the last
-    /// [`reset_statistics`](Self::reset_statistics).
+    /// Recorded lookups and hits since the cache was made or
+    /// [`reset_statistics`](Self::reset_statistics) was called.
     pub fn statistics(&self) -> CacheStatistics {
         self.statistics
     }

@@ -1,20 +1,20 @@
 //! The ranker: a blob's model, from dense features and bags of indices to scores.
 //!
 //! DLRM (Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
-//! Systems", 2019): a bottom perceptron makes a vector of a sample's dense features, each table a
-//! vector of its bag, the *interaction* the dot product of each pair of these vectors, and a top
-//! perceptron a score of the first vector and the products. Without dense features there is
-//! no bottom, and the score is one of the products alone: with two tables, a two-tower model.
+//! Systems", 2019): a bottom perceptron computes a vector from a sample's dense features, and each
+//! table a vector from its bag. The *interaction* is the dot product of each pair of these vectors.
+//! A top perceptron computes the score from the bottom's vector and the dot products. A model
+//! without dense features has no bottom: with two tables it is a two-tower model.
 //!
-//! Samples go through in groups. The vectors of a group lie together, sample by sample, so that
-//! each table pools its bags of the whole group straight to where they belong; then the perceptrons
-//! take some samples at a time, so that what passes from layer to layer stays in the nearest caches
-//! while a layer's weights are read once for all of them.
+//! Samples are scored in groups. The vectors of a group lie together, sample by sample, and each
+//! table pools its bags of the whole group straight into its places there. The perceptrons then take
+//! tiles of samples: a tile is small enough for its activations to stay in the nearest caches, and
+//! large enough to read a layer's weights once for many samples.
 //!
-//! One user and many candidates ([`Ranker::rank`]) differ from a batch in what is there once: that
-//! is computed once, and so are the pairs of the vectors at the front that are all the user's, and
-//! the first top layer as far as it depends on these. Every sum is added up in the same order as
-//! ever, so that the scores are those of [`Ranker::score`] bit for bit.
+//! [`Ranker::rank`] scores one user's candidates. It computes once what all candidates share: the
+//! user's vectors, the interactions among those that come first, and the products of these
+//! interactions in the first top layer. Every sum keeps its order, so that the scores are those of
+//! [`Ranker::score`] bit for bit.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -24,16 +24,16 @@ mod mlp;
 pub use error::{NoModel, ScoreError};
 
 use crate::{
-    bag::{Bags, Index, check_bags},
+    bag::{Bags, Pooling, check_bags},
     blob::{Activation, Blob, Layer, Stack, top_inputs},
     isa::Tier,
-    kernel::{Pooling, dot_interaction_from, dot_interaction_workspace_len},
+    kernel::{dot_interaction_from, dot_interaction_workspace_len},
     table::{LookupError, Table},
 };
 use core::ops::Range;
 use mlp::copy;
 
-/// Samples whose vectors are made together.
+/// Samples whose vectors are computed together.
 const GROUP: usize = 256;
 /// Samples that pass through a perceptron together.
 const TILE: usize = 64;
@@ -41,15 +41,15 @@ const TILE: usize = 64;
 /// A view of a blob's model. Cheap to copy, `Send` and `Sync`; scoring allocates nothing.
 ///
 /// ```
-/// use ttrec::{Bags, Blob};
+/// use ttrec::{Bags, Blob, Workspace};
 /// # let blob = Blob::parse(ttrec::include_blob!("../../tests/golden/dlrm.ttr"))?;
 /// let ranker = blob.ranker()?;
 /// let dense = vec![0.5; 2 * ranker.num_dense()]; // two samples
-/// let one_each = Bags::new(&[3u32, 7], &[0, 1, 2])?; // rows 3 and 7
+/// let one_each = Bags::new(&[3u32, 7], &[0, 1, 2])?; // indices 3 and 7
 /// let bags = vec![one_each; ranker.num_tables()];
 /// let mut scores = [0.0; 2];
-/// let mut workspace = vec![0.0; ranker.batch_workspace_len(2)];
-/// ranker.score(&dense, &bags, &mut scores, &mut workspace)?;
+/// let mut workspace = Workspace::new();
+/// ranker.score(&dense, &bags, &mut scores, workspace.for_ranker(&ranker, 2))?;
 /// assert!(scores.iter().all(|score| (0.0..1.0).contains(score)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -63,9 +63,9 @@ pub struct Ranker<'a> {
     embedding_dim: usize,
     /// Outputs of the first top layer.
     first_outputs: usize,
-    /// The widest that anything between two layers is.
+    /// The largest width of a layer's inputs or outputs.
     width: usize,
-    /// The most that one of the tables needs.
+    /// The least workspace with which every table can pool.
     table_workspace_len: usize,
 }
 
@@ -92,21 +92,21 @@ impl<'a> Blob<'a> {
             table_workspace_len: 0,
         };
         ranker.table_workspace_len =
-            ranker.tables().map(|table| table.workspace_len()).max().unwrap_or(0);
+            ranker.tables().map(|table| table.least_workspace_len()).max().unwrap_or(0);
         Ok(ranker)
     }
 }
 
-/// What a batch is made of, checked.
-struct Batch<'s, 'b, I> {
+/// The checked arguments of a batch.
+struct Batch<'s, 'b> {
     dense: &'s [f32],
-    bags: &'s [Bags<'b, I>],
+    bags: &'s [Bags<'b>],
     num_samples: usize,
-    /// Whether the dense features are those of one sample, and so those of all.
+    /// Whether all samples share the dense features of one.
     one_dense: bool,
 }
 
-impl<I: Index> Batch<'_, '_, I> {
+impl Batch<'_, '_> {
     /// Whether table `table` has one bag for all samples.
     fn is_shared(&self, table: usize) -> bool {
         self.bags.get(table).is_some_and(|bags| bags.len() == 1)
@@ -122,9 +122,9 @@ impl<I: Index> Batch<'_, '_, I> {
 struct Buffers<'w> {
     /// For the interaction of one sample.
     interaction: &'w mut [f32],
-    /// What the first top layer makes of what all samples share.
+    /// The first top layer's sums over the inputs that all samples share.
     base: &'w mut [f32],
-    /// What passes from layer to layer, back and forth.
+    /// Inputs and outputs of a layer, in turn.
     layers: [&'w mut [f32]; 2],
     /// The vectors of a group.
     features: &'w mut [f32],
@@ -146,17 +146,17 @@ impl<'a> Ranker<'a> {
         self.tier
     }
 
-    /// Dense features of a sample.
+    /// Number of dense features of a sample.
     pub fn num_dense(&self) -> usize {
         self.num_dense
     }
 
-    /// Tables that the model looks up.
+    /// Number of tables that the model looks up.
     pub fn num_tables(&self) -> usize {
         self.blob.num_model_tables()
     }
 
-    /// Columns of each of them.
+    /// Number of elements of a row, the same for every table.
     pub fn embedding_dim(&self) -> usize {
         self.embedding_dim
     }
@@ -168,29 +168,27 @@ impl<'a> Ranker<'a> {
             .filter_map(move |of| Some(blob.table_at(of.table)?.with_tier(tier)))
     }
 
-    /// What becomes of the rows of a bag of each of these tables: their sum, or their mean.
+    /// How each of these tables pools a bag: by sum or by mean.
     pub fn poolings(&self) -> impl Iterator<Item = Pooling> + use<'a> {
         self.blob.model_tables().map(|of| of.pooling)
     }
 
-    /// The layers, those of the bottom perceptron first.
+    /// The layers: first those of the bottom perceptron, then those of the top one.
     pub fn layers(&self) -> impl Iterator<Item = Layer<'a>> + use<'a> {
         self.blob.layers()
     }
 
-    /// The f32 elements of scratch that [`score`](Self::score) and [`rank`](Self::rank) need at
-    /// least: they then take one sample at a time.
-    pub fn workspace_len(&self) -> usize {
-        self.group_len(1).saturating_add(self.table_workspace_len)
-    }
-
-    /// The f32 elements of scratch with which `num_samples` of one index per bag are scored
-    /// fastest; it stops growing at some hundred samples. Where bags have more indices,
-    /// [tensor-train tables](Table::batch_workspace_len) can use more.
-    pub fn batch_workspace_len(&self, num_samples: usize) -> usize {
+    /// Number of f32 elements of workspace with which `num_samples` samples of one index per bag are
+    /// scored fastest. It stops growing at some hundred samples. Where bags have more indices,
+    /// [tensor-train tables](Table::workspace_len) can use more.
+    ///
+    /// [`score`](Self::score), [`logits`](Self::logits) and [`rank`](Self::rank) accept any workspace
+    /// of at least `workspace_len(1)` elements, whatever the number of samples. The length changes
+    /// the speed, never the scores.
+    pub fn workspace_len(&self, num_samples: usize) -> usize {
         let group = num_samples.clamp(1, GROUP);
-        let tables = self.tables().map(|table| table.batch_workspace_len(group)).max().unwrap_or(0);
-        self.group_len(group).saturating_add(tables.max(self.table_workspace_len))
+        let tables = self.tables().map(|table| table.workspace_len(group)).max().unwrap_or(0);
+        self.group_len(group).saturating_add(tables)
     }
 
     /// Elements of everything but what the tables need, for groups of so many samples.
@@ -226,22 +224,23 @@ impl<'a> Ranker<'a> {
     }
 
     /// Writes the score of each sample into `out`: a probability if the model ends in a sigmoid, as
-    /// DLRM's do.
+    /// DLRMs do.
     ///
     /// `dense` is `out.len() x num_dense`; `bags` holds a list for each of
     /// [`tables`](Self::tables), each with `out.len()` bags, whose rows are summed or averaged
     /// as [`poolings`](Self::poolings) say (summed with the weights if there are any; those of
     /// quotient-remainder tables as [`Table::pool`] pools them).
-    /// `workspace` holds at least [`workspace_len`](Self::workspace_len) elements, and up to
-    /// [`batch_workspace_len`](Self::batch_workspace_len) of them make it faster. A sample's score
-    /// depends neither on them nor on the samples beside it.
+    /// `workspace` has at least [`workspace_len(1)`](Self::workspace_len) elements; up to
+    /// `workspace_len(out.len())` elements make it faster. A sample's score depends neither on its
+    /// length nor on the other samples.
     ///
     /// # Errors
-    /// [`ScoreError`]: a wrong length, or an index out of range, which names the table. `out` is then as it was.
-    pub fn score<I: Index>(
+    /// [`ScoreError`]: a wrong length, or an index out of range, in which case the error names the
+    /// table. On error `out` is left unmodified.
+    pub fn score(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Result<(), ScoreError> {
@@ -250,14 +249,15 @@ impl<'a> Ranker<'a> {
         Ok(())
     }
 
-    /// [`score`](Self::score) without the sigmoid at the end: what DLRM's last linear layer makes.
+    /// As [`score`](Self::score), but without the sigmoid at the end: the output of the model's last
+    /// linear layer.
     ///
     /// # Errors
     /// As [`score`](Self::score).
-    pub fn logits<I: Index>(
+    pub fn logits(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Result<(), ScoreError> {
@@ -267,30 +267,33 @@ impl<'a> Ranker<'a> {
     /// Writes the score of each of one user's candidates into `out`, as [`score`](Self::score)
     /// would for samples that repeat the user's part, bit for bit.
     ///
-    /// What is the user's is given once: `dense` for one sample, and lists of one bag. What is the
-    /// candidates' is given for each of them: lists of `out.len()` bags, and `dense` if it
-    /// depends on them. It is fastest where the user's tables come first in the model: what the
-    /// first top layer makes of the pairs among these is computed once, too.
+    /// What belongs to the user is given once: `dense` for one sample, and lists of one bag. What
+    /// belongs to the candidates is given for each of them: lists of `out.len()` bags, and `dense`
+    /// for `out.len()` samples if it depends on the candidate. Ranking is fastest where the user's
+    /// tables come first in the model: the first top layer's product with the interactions among
+    /// these tables is then computed once.
     ///
     /// ```
-    /// use ttrec::{Bags, Blob};
+    /// use ttrec::{Bags, Blob, Workspace};
     /// # let blob = Blob::parse(ttrec::include_blob!("../../tests/golden/dlrm.ttr"))?;
     /// let ranker = blob.ranker()?;
     /// let user = Bags::new(&[3u32, 7, 11], &[0, 3])?; // one bag
     /// let candidates = Bags::new(&[0u32, 1, 2, 3, 4], &[0, 1, 2, 3, 4, 5])?; // five
     /// let dense = vec![0.5; ranker.num_dense()];
-    /// let bags: Vec<_> = (0..ranker.num_tables()).map(|table| if table == 0 { user } else { candidates }).collect();
+    /// let mut bags = vec![candidates; ranker.num_tables()];
+    /// bags[0] = user;
     /// let mut scores = [0.0; 5];
-    /// ranker.rank(&dense, &bags, &mut scores, &mut vec![0.0; ranker.batch_workspace_len(5)])?;
+    /// let mut workspace = Workspace::new();
+    /// ranker.rank(&dense, &bags, &mut scores, workspace.for_ranker(&ranker, 5))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     /// As [`score`](Self::score).
-    pub fn rank<I: Index>(
+    pub fn rank(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Result<(), ScoreError> {
@@ -300,10 +303,10 @@ impl<'a> Ranker<'a> {
     }
 
     /// The logits. `sharing`: what is given for one sample is that of all.
-    fn run<I: Index>(
+    fn run(
         &self,
         dense: &[f32],
-        bags: &[Bags<'_, I>],
+        bags: &[Bags<'_>],
         sharing: bool,
         out: &mut [f32],
         workspace: &mut [f32],
@@ -317,7 +320,7 @@ impl<'a> Ranker<'a> {
         if bags.len() != self.num_tables() {
             return Err(ScoreError::BagLists { found: bags.len(), expected: self.num_tables() });
         }
-        let expected = self.workspace_len();
+        let expected = self.workspace_len(1);
         if workspace.len() < expected {
             return Err(ScoreError::WorkspaceLen { found: workspace.len(), expected });
         }
@@ -345,9 +348,9 @@ impl<'a> Ranker<'a> {
         }
     }
 
-    fn put_logits<I: Index>(
+    fn put_logits(
         &self,
-        batch: &Batch<'_, '_, I>,
+        batch: &Batch<'_, '_>,
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Option<()> {
@@ -411,9 +414,9 @@ impl<'a> Ranker<'a> {
 
     /// The vectors of `samples`. Those that all samples share are made with the first ones and then
     /// stay.
-    fn put_vectors<I: Index>(
+    fn put_vectors(
         &self,
-        batch: &Batch<'_, '_, I>,
+        batch: &Batch<'_, '_>,
         samples: Range<usize>,
         buffers: &mut Buffers<'_>,
     ) -> Option<()> {

@@ -9,11 +9,12 @@ mod quantize;
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
-pub use half::{bf16, f16};
+pub(crate) use half::{bf16, f16};
 pub use quantize::{EncodeError, encode, encode_layer, encode_rows, encode_slice};
 
 /// The type of a stored element. The discriminants are the codes of `docs/format.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum Dtype {
     /// IEEE 754 binary32.
@@ -30,7 +31,7 @@ pub enum Dtype {
 
 impl Dtype {
     /// Every dtype, in the order of their codes.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::I8, Self::I4];
+    pub const ALL: &[Self] = &[Self::F32, Self::F16, Self::Bf16, Self::I8, Self::I4];
 
     /// The name used in specs and listings: `f32`, `f16`, `bf16`, `i8`, `i4`.
     pub fn name(self) -> &'static str {
@@ -45,15 +46,15 @@ impl Dtype {
 
     /// The dtype with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
+        Self::ALL.iter().copied().find(|dtype| dtype.name() == name)
     }
 
     /// The dtype with this code in a blob.
-    pub fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|&dtype| dtype as u8 == code)
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|&dtype| dtype as u8 == code)
     }
 
-    /// Bytes of `count` elements: an odd one of i4 takes a whole byte.
+    /// Number of bytes of `count` elements. An odd last element of i4 takes a whole byte.
     pub fn bytes_of(self, count: usize) -> usize {
         match self {
             Self::F32 => count.saturating_mul(4),
@@ -63,8 +64,8 @@ impl Dtype {
         }
     }
 
-    /// Bytes before the elements of a dense row: scale and offset, as two f32 (i8) or two f16 (i4),
-    /// little-endian.
+    /// Number of bytes before the elements of a dense row: scale and offset, as two f32 (i8) or two
+    /// f16 (i4), little-endian.
     pub fn row_header_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 0,
@@ -73,18 +74,18 @@ impl Dtype {
         }
     }
 
-    /// Bytes of one dense row of `embedding_dim` elements, with its scale and offset where it has
-    /// them.
+    /// Number of bytes of a dense row of `embedding_dim` elements, including its scale and offset if
+    /// the dtype has them.
     pub fn row_len(self, embedding_dim: usize) -> usize {
         self.bytes_of(embedding_dim).saturating_add(self.row_header_len())
     }
 
-    /// Whether the projection of a projected table can be stored so.
+    /// Whether the projection of a projected table can be stored in this dtype.
     pub fn suits_projections(self) -> bool {
         self.row_header_len() == 0
     }
 
-    /// Whether tensor-train slices, or the weights of a layer, can be stored so.
+    /// Whether tensor-train slices and the weights of a layer can be stored in this dtype.
     pub fn suits_cores(self) -> bool {
         self != Self::I4
     }
@@ -120,7 +121,7 @@ pub(crate) trait Weight: Copy + 'static {
 /// Two unsigned half-bytes: the low one is the element of the even column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
-pub struct Nibbles(pub u8);
+pub(crate) struct Nibbles(u8);
 
 impl Weight for f32 {
     const PER_UNIT: usize = 1;
@@ -130,7 +131,7 @@ impl Weight for f32 {
     }
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
-        Elements::F32(units)
+        Elements(Values::F32(units))
     }
 }
 
@@ -142,7 +143,7 @@ impl Weight for f16 {
     }
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
-        Elements::F16(units)
+        Elements(Values::F16(units))
     }
 }
 
@@ -154,7 +155,7 @@ impl Weight for bf16 {
     }
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
-        Elements::Bf16(units)
+        Elements(Values::Bf16(units))
     }
 }
 
@@ -168,7 +169,7 @@ impl Weight for i8 {
     }
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
-        Elements::I8(units)
+        Elements(Values::I8(units))
     }
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
@@ -189,7 +190,7 @@ impl Weight for Nibbles {
     }
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
-        Elements::I4(units)
+        Elements(Values::I4(units))
     }
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
@@ -213,28 +214,27 @@ impl Weight for Nibbles {
 
 /// A run of stored elements, borrowed from the blob.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Elements<'a> {
-    /// [`Dtype::F32`]
+pub struct Elements<'a>(pub(crate) Values<'a>);
+
+/// The elements of [`Elements`], by their types.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Values<'a> {
     F32(&'a [f32]),
-    /// [`Dtype::F16`]
     F16(&'a [f16]),
-    /// [`Dtype::Bf16`]
     Bf16(&'a [bf16]),
-    /// [`Dtype::I8`]
     I8(&'a [i8]),
-    /// [`Dtype::I4`]
     I4(&'a [Nibbles]),
 }
 
 /// Runs one expression, generic over the stored type, on whichever slice an [`Elements`] holds.
 macro_rules! with_elements {
     ($elements:expr, $slice:ident => $body:expr) => {
-        match $elements {
-            $crate::dtype::Elements::F32($slice) => $body,
-            $crate::dtype::Elements::F16($slice) => $body,
-            $crate::dtype::Elements::Bf16($slice) => $body,
-            $crate::dtype::Elements::I8($slice) => $body,
-            $crate::dtype::Elements::I4($slice) => $body,
+        match $elements.0 {
+            $crate::dtype::Values::F32($slice) => $body,
+            $crate::dtype::Values::F16($slice) => $body,
+            $crate::dtype::Values::Bf16($slice) => $body,
+            $crate::dtype::Values::I8($slice) => $body,
+            $crate::dtype::Values::I4($slice) => $body,
         }
     };
 }
@@ -243,47 +243,83 @@ pub(crate) use with_elements;
 /// The same for the elements of a core, which are never i4: `None` if they are.
 macro_rules! with_core_elements {
     ($elements:expr, $slice:ident => $body:expr) => {
-        match $elements {
-            $crate::dtype::Elements::F32($slice) => Some($body),
-            $crate::dtype::Elements::F16($slice) => Some($body),
-            $crate::dtype::Elements::Bf16($slice) => Some($body),
-            $crate::dtype::Elements::I8($slice) => Some($body),
-            $crate::dtype::Elements::I4(_) => None,
+        match $elements.0 {
+            $crate::dtype::Values::F32($slice) => Some($body),
+            $crate::dtype::Values::F16($slice) => Some($body),
+            $crate::dtype::Values::Bf16($slice) => Some($body),
+            $crate::dtype::Values::I8($slice) => Some($body),
+            $crate::dtype::Values::I4(_) => None,
         }
     };
 }
 pub(crate) use with_core_elements;
 
+impl<'a> From<&'a [f32]> for Elements<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self::from_f32(values)
+    }
+}
+
 impl<'a> Elements<'a> {
-    /// The bytes as elements of `dtype`; `None` when they are misaligned for it or not a whole
-    /// number of elements.
-    pub fn from_bytes(bytes: &'a [u8], dtype: Dtype) -> Option<Self> {
-        Some(match dtype {
-            Dtype::F32 => Self::F32(bytemuck::try_cast_slice(bytes).ok()?),
-            Dtype::F16 => Self::F16(bytemuck::try_cast_slice(bytes).ok()?),
-            Dtype::Bf16 => Self::Bf16(bytemuck::try_cast_slice(bytes).ok()?),
-            Dtype::I8 => Self::I8(bytemuck::cast_slice(bytes)),
-            Dtype::I4 => Self::I4(bytemuck::cast_slice(bytes)),
-        })
+    /// Elements of [`Dtype::F32`].
+    pub const fn from_f32(values: &'a [f32]) -> Self {
+        Self(Values::F32(values))
     }
 
-    /// Which dtype they have.
+    /// The bytes as elements of `dtype`, or `None` if they are misaligned for it or not a whole
+    /// number of elements.
+    pub fn from_bytes(bytes: &'a [u8], dtype: Dtype) -> Option<Self> {
+        Some(Self(match dtype {
+            Dtype::F32 => Values::F32(bytemuck::try_cast_slice(bytes).ok()?),
+            Dtype::F16 => Values::F16(bytemuck::try_cast_slice(bytes).ok()?),
+            Dtype::Bf16 => Values::Bf16(bytemuck::try_cast_slice(bytes).ok()?),
+            Dtype::I8 => Values::I8(bytemuck::cast_slice(bytes)),
+            Dtype::I4 => Values::I4(bytemuck::cast_slice(bytes)),
+        }))
+    }
+
+    /// The stored type.
     pub fn dtype(&self) -> Dtype {
-        match self {
-            Self::F32(_) => Dtype::F32,
-            Self::F16(_) => Dtype::F16,
-            Self::Bf16(_) => Dtype::Bf16,
-            Self::I8(_) => Dtype::I8,
-            Self::I4(_) => Dtype::I4,
+        match self.0 {
+            Values::F32(_) => Dtype::F32,
+            Values::F16(_) => Dtype::F16,
+            Values::Bf16(_) => Dtype::Bf16,
+            Values::I8(_) => Dtype::I8,
+            Values::I4(_) => Dtype::I4,
         }
     }
 
-    /// Number of elements; of bytes if they are i4.
+    /// The elements, if they are stored as f32.
+    pub fn as_f32(&self) -> Option<&'a [f32]> {
+        match self.0 {
+            Values::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The bytes of the elements.
+    pub fn as_bytes(&self) -> &'a [u8] {
+        with_elements!(self, elements => bytemuck::cast_slice(elements))
+    }
+
+    /// Element `position`, widened, before any scale or offset; `None` past the end. The elements of
+    /// [`Dtype::I4`] have no position here, since rows begin on whole bytes.
+    pub fn get(&self, position: usize) -> Option<f32> {
+        match self.0 {
+            Values::F32(values) => values.get(position).copied(),
+            Values::F16(values) => values.get(position).map(|x| x.to_f32_const()),
+            Values::Bf16(values) => values.get(position).map(|x| x.to_f32_const()),
+            Values::I8(values) => values.get(position).map(|&x| x.into()),
+            Values::I4(_) => None,
+        }
+    }
+
+    /// Number of elements, or of bytes if they are i4.
     pub fn len(&self) -> usize {
         with_elements!(self, elements => elements.len())
     }
 
-    /// How many of them, as [`len`](Self::len) counts, hold `count` columns.
+    /// Number of units, as [`len`](Self::len) counts them, that hold `count` columns.
     pub(crate) fn units_of(&self, count: usize) -> usize {
         if self.dtype() == Dtype::I4 {
             count.div_ceil(2)
@@ -303,14 +339,24 @@ impl<'a> Elements<'a> {
         self.range(start..start.checked_add(len)?)
     }
 
+    /// The scale, the offset and the elements of a dense row.
+    #[inline(always)]
+    pub(crate) fn split_row(&self) -> Option<(f32, f32, Self)> {
+        fn split<W: Weight>(row: &[W]) -> Option<(f32, f32, Elements<'_>)> {
+            let (scale, offset, row) = W::split_row(row)?;
+            Some((scale, offset, W::elements(row)))
+        }
+        with_elements!(self, row => split(row))
+    }
+
     /// Elements (bytes, if they are i4) in this range.
     pub(crate) fn range(&self, range: core::ops::Range<usize>) -> Option<Self> {
-        Some(match self {
-            Self::F32(elements) => Self::F32(elements.get(range)?),
-            Self::F16(elements) => Self::F16(elements.get(range)?),
-            Self::Bf16(elements) => Self::Bf16(elements.get(range)?),
-            Self::I8(elements) => Self::I8(elements.get(range)?),
-            Self::I4(elements) => Self::I4(elements.get(range)?),
-        })
+        Some(Self(match self.0 {
+            Values::F32(elements) => Values::F32(elements.get(range)?),
+            Values::F16(elements) => Values::F16(elements.get(range)?),
+            Values::Bf16(elements) => Values::Bf16(elements.get(range)?),
+            Values::I8(elements) => Values::I8(elements.get(range)?),
+            Values::I4(elements) => Values::I4(elements.get(range)?),
+        }))
     }
 }

@@ -10,19 +10,19 @@ pub enum EncodeError {
     /// A value is NaN or infinite, would become infinite in the narrower dtype, or is too far from
     /// its row's least to have a scale.
     OutOfRange {
-        /// Its position among the values given.
+        /// The position of the value in the input.
         position: usize,
         /// The value.
         value: f32,
-        /// The dtype asked for.
+        /// The requested dtype.
         dtype: Dtype,
     },
-    /// i8 and i4 values mean nothing without a scale.
+    /// Values of i8 and i4 need a scale, which [`encode`] does not store.
     NeedsScale {
-        /// The dtype asked for.
+        /// The requested dtype.
         dtype: Dtype,
     },
-    /// The values do not fill their last row.
+    /// The number of values is not a multiple of the row length.
     BrokenRow {
         /// Values given.
         found: usize,
@@ -63,8 +63,8 @@ impl fmt::Display for EncodeError {
 
 impl core::error::Error for EncodeError {}
 
-/// Writes `values` one by one as f32, f16 or bf16 (round to nearest, ties to even) into `out`,
-/// [`Dtype::bytes_of`] them.
+/// Writes `values` as f32, f16 or bf16 (round to nearest, ties to even) into `out`, which has
+/// [`Dtype::bytes_of`] `values.len()` bytes.
 ///
 /// # Errors
 /// [`EncodeError::OutOfRange`] for a value with no finite form; [`EncodeError::OutputLen`];

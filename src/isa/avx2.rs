@@ -1,19 +1,11 @@
 //! AVX2, FMA and F16C: eight lanes; the narrow form has four.
 
 use super::{
-    Avx2, FourLanes, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, padded,
+    Avx2, FourLanes, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, features, padded,
     sealed::Sealed, with_features,
 };
 use core::arch::x86_64::*;
 use half::{bf16, f16};
-
-/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what
-/// follows.
-macro_rules! avx2_features {
-    ($callback:ident $($rest:tt)*) => {
-        $callback! { ["avx2", "fma", "f16c"] $($rest)* }
-    };
-}
 
 /// The same tier on 128-bit vectors.
 #[derive(Clone, Copy, Debug)]
@@ -23,10 +15,8 @@ impl Sealed for Avx2Narrow {}
 
 impl Isa for Avx2 {
     const LANES: usize = 8;
-    const MAX_ROWS: usize = 6;
-    const MAX_VECTORS: usize = 8;
-    const MAX_SUMS: usize = 12;
-    const SMALL: bool = false;
+    // Sixteen registers: twelve sums, the rest for operands.
+    const TILES: &'static [[usize; 2]] = &[[1, 8], [2, 4], [3, 3], [4, 3], [6, 2], [8, 1]];
     const QUADS: bool = false;
     type F32 = __m256;
     type Quad<'q> = &'q [f32; 4];
@@ -35,18 +25,7 @@ impl Isa for Avx2 {
     type Fours = Self;
     type Eights = NoGroups;
 
-    avx2_features! { call_with_features }
-
-    // Sixteen registers: twelve sums, the rest for operands.
-    #[inline(always)]
-    fn tile_vectors(rows: usize) -> usize {
-        match rows {
-            0 | 1 => 8,
-            2 => 4,
-            3 | 4 => 3,
-            _ => 2,
-        }
-    }
+    features! { avx2 call_with_features }
 
     #[inline(always)]
     fn fours(self) -> Option<Self> {
@@ -78,7 +57,7 @@ impl Isa for Avx2 {
         prefetch(xs);
     }
 
-    avx2_features! { with_features
+    features! { avx2 with_features
         fn splat(self, x: f32) -> __m256 { _mm256_set1_ps(x) }
 
         fn load_f32(self, xs: &[f32]) -> __m256 {
@@ -166,7 +145,7 @@ impl Groups for Avx2 {
         self.fma(a, b, c)
     }
 
-    avx2_features! { with_features
+    features! { avx2 with_features
         fn repeat(self, v: __m128) -> __m256 { _mm256_set_m128(v, v) }
 
         fn parts(self, v: __m256) -> [__m128; MAX_GROUP] {
@@ -177,7 +156,7 @@ impl Groups for Avx2 {
 }
 
 impl Avx2 {
-    avx2_features! { with_features
+    features! { avx2 with_features
         fn join(self, low: __m128, high: __m128) -> __m256 { _mm256_set_m128(high, low) }
         fn lane_0(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x00>(v) }
         fn lane_1(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x55>(v) }
@@ -188,10 +167,8 @@ impl Avx2 {
 
 impl Isa for Avx2Narrow {
     const LANES: usize = 4;
-    const MAX_ROWS: usize = 6;
-    const MAX_VECTORS: usize = 1;
-    const MAX_SUMS: usize = 8;
-    const SMALL: bool = false;
+    // For the ends of rows alone.
+    const TILES: &'static [[usize; 2]] = &[[1, 1], [4, 1]];
     const QUADS: bool = false;
     type F32 = __m128;
     type Quad<'q> = &'q [f32; 4];
@@ -200,12 +177,7 @@ impl Isa for Avx2Narrow {
     type Fours = NoGroups;
     type Eights = NoGroups;
 
-    avx2_features! { call_with_features }
-
-    #[inline(always)]
-    fn tile_vectors(_: usize) -> usize {
-        1
-    }
+    features! { avx2 call_with_features }
 
     #[inline(always)]
     fn half(self) -> Self {
@@ -232,7 +204,7 @@ impl Isa for Avx2Narrow {
         prefetch(xs);
     }
 
-    avx2_features! { with_features
+    features! { avx2 with_features
         fn splat(self, x: f32) -> __m128 { _mm_set1_ps(x) }
 
         fn load_f32(self, xs: &[f32]) -> __m128 {
@@ -289,7 +261,7 @@ impl Isa for Avx2Narrow {
 }
 
 impl FourLanes for Avx2Narrow {
-    avx2_features! { with_features
+    features! { avx2 with_features
         fn transpose(self, rows: [__m128; 4]) -> [__m128; 4] {
             let [a, b, c, d] = rows;
             let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));

@@ -2,24 +2,17 @@
 //! AVX2's vectors.
 
 use super::{
-    Avx2, Avx512, Groups, Isa, MAX_GROUP, Op, avx2::Avx2Narrow, call_with_features, padded,
-    with_features,
+    Avx2, Avx512, Groups, Isa, MAX_GROUP, Op, avx2::Avx2Narrow, call_with_features, features,
+    includes, padded, with_features,
 };
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
-/// Gives `$callback` the features that the token proves, as `for_each_tier!` lists them, and what
-/// follows.
-macro_rules! avx512_features {
-    ($callback:ident $($rest:tt)*) => {
-        $callback! { ["avx512f", "avx512vl", "avx2", "fma", "f16c"] $($rest)* }
-    };
-}
-
 impl Avx512 {
-    /// Every tier's token is proof of what it names; this one's names AVX2's features too.
     #[inline(always)]
     fn avx2(self) -> Avx2 {
+        // What makes this token a proof of AVX2's features.
+        const { assert!(includes(Avx512::FEATURES, Avx2::FEATURES)) };
         Avx2(())
     }
 }
@@ -32,10 +25,8 @@ fn mask(len: usize) -> __mmask16 {
 
 impl Isa for Avx512 {
     const LANES: usize = 16;
-    const MAX_ROWS: usize = 6;
-    const MAX_VECTORS: usize = 8;
-    const MAX_SUMS: usize = 24;
-    const SMALL: bool = false;
+    // Thirty-two registers: twenty-four sums, the rest for operands.
+    const TILES: &'static [[usize; 2]] = &[[1, 8], [2, 4], [3, 4], [4, 4], [6, 4], [8, 1]];
     const QUADS: bool = false;
     type F32 = __m512;
     type Quad<'q> = &'q [f32; 4];
@@ -44,13 +35,7 @@ impl Isa for Avx512 {
     type Fours = Fours;
     type Eights = Eights;
 
-    avx512_features! { call_with_features }
-
-    // Thirty-two registers: twenty-four sums, the rest for operands.
-    #[inline(always)]
-    fn tile_vectors(rows: usize) -> usize {
-        if rows == 1 { 8 } else { 4 }
-    }
+    features! { avx512 call_with_features }
 
     #[inline(always)]
     fn fours(self) -> Option<Fours> {
@@ -87,7 +72,7 @@ impl Isa for Avx512 {
         self.avx2().prefetch(xs);
     }
 
-    avx512_features! { with_features
+    features! { avx512 with_features
         fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }
 
         fn load_f32(self, xs: &[f32]) -> __m512 {
@@ -179,7 +164,7 @@ impl Groups for Fours {
         self.0.fma(self.0.lane::<LANE>(quads), b, c)
     }
 
-    avx512_features! { with_features
+    features! { avx512 with_features
         fn repeat(self, v: __m128) -> __m512 { _mm512_broadcast_f32x4(v) }
 
         fn parts(self, v: __m512) -> [__m128; MAX_GROUP] {
@@ -223,7 +208,7 @@ impl Groups for Eights {
         self.0.fma(self.0.lane::<LANE>(quads), b, c)
     }
 
-    avx512_features! { with_features
+    features! { avx512 with_features
         fn repeat(self, v: __m256) -> __m512 { _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(v))) }
 
         fn parts(self, v: __m512) -> [__m256; MAX_GROUP] {
@@ -246,7 +231,7 @@ impl Avx512 {
         }
     }
 
-    avx512_features! { with_features
+    features! { avx512 with_features
         fn join_fours(self, a: __m128, b: __m128, c: __m128, d: __m128) -> __m512 {
             let v = _mm512_insertf32x4::<1>(_mm512_castps128_ps512(a), b);
             _mm512_insertf32x4::<3>(_mm512_insertf32x4::<2>(v, c), d)

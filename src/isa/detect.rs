@@ -1,6 +1,6 @@
 //! Which tiers this CPU can run: CPUID and XCR0 by hand, so that it works without `std`.
 
-/// What the CPU and the system say of themselves.
+/// What CPUID and XCR0 report.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 struct Facts {
@@ -13,25 +13,29 @@ struct Facts {
 /// Whether CPU and operating system both support `feature`.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn has(feature: &str) -> bool {
-    use core::arch::x86_64::{__cpuid, __cpuid_count};
-    let leaf1_ecx = __cpuid(1).ecx;
-    let leaf7_ebx = if __cpuid(0).eax >= 7 {
-        __cpuid_count(7, 0).ebx
-    } else {
-        0
-    };
+    let leaf1_ecx = cpuid(1).ecx;
+    let leaf7_ebx = if cpuid(0).eax >= 7 { cpuid(7).ebx } else { 0 };
     let osxsave = leaf1_ecx >> 27 & 1 == 1;
     supports(feature, Facts { leaf1_ecx, leaf7_ebx, xcr0: if osxsave { saved_state() } else { 0 } })
+}
+
+/// Sub-leaf 0 of a leaf of CPUID.
+#[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe, reason = "CPUID became safe to call after Rust 1.89")]
+fn cpuid(leaf: u32) -> core::arch::x86_64::CpuidResult {
+    // SAFETY: every x86-64 CPU has CPUID.
+    unsafe { core::arch::x86_64::__cpuid_count(leaf, 0) }
 }
 
 /// Whether such a CPU and system support `feature`.
 #[cfg(target_arch = "x86_64")]
 fn supports(feature: &str, Facts { leaf1_ecx, leaf7_ebx, xcr0 }: Facts) -> bool {
-    // Intel SDM volume 2, CPUID: where a feature's bit is, and which register states (XCR0) the
-    // system must save for it: SSE and AVX, and for AVX-512 the masks and the wider and further
-    // registers too.
-    const AVX: u64 = 0b110;
-    const AVX_512: u64 = 0b1110_0110;
+    // Where CPUID has a feature's bit: Intel SDM volume 2, CPUID. Which register states the system
+    // must save in a context switch, or the registers' contents would be lost: volume 1, 13.1.
+    // XCR0 has a bit for each: 1 XMM (SSE), 2 the upper halves of YMM (AVX), 5 the mask registers,
+    // 6 the upper halves of ZMM0 to ZMM15, 7 ZMM16 to ZMM31.
+    const AVX: u64 = 1 << 1 | 1 << 2;
+    const AVX_512: u64 = AVX | 1 << 5 | 1 << 6 | 1 << 7;
     let (word, bit, states) = match feature {
         "fma" => (leaf1_ecx, 12, AVX),
         "f16c" => (leaf1_ecx, 29, AVX),

@@ -2,10 +2,13 @@
 //!
 //! A tier is a set of instructions with the few vector operations that the kernels are written in,
 //! one file each. Its token is a zero-sized value with a private field: only detection hands it
-//! out, or the token of a tier that names the same features and more, so whoever holds one may
-//! execute the tier's instructions. `for_each_tier!` is the one list of tiers; everything else
-//! derives from it. Kernels are written once, as an `Op` generic over `Isa`, and `Tier::run`
-//! compiles them for every tier.
+//! out, or the token of a tier that has all of its features (which is checked at compile time). So
+//! code that holds a token may execute the tier's instructions. `for_each_tier!` is the one list of
+//! tiers and their features; detection, tokens and the files' `features!` are made from it. Kernels
+//! are written once, as an `Op` generic over `Isa`, and `Tier::run` compiles them for every tier.
+//!
+//! To add a tier: its line in `for_each_tier!`, a file with its `Isa`, and, on a new architecture,
+//! its features in `detect`.
 //!
 //! All `unsafe` of the crate is in this folder: the intrinsics, and the one call into a function
 //! that was compiled for more than the baseline.
@@ -35,15 +38,11 @@ mod sealed {
 pub(crate) trait Isa: Copy + Sealed {
     /// f32 lanes of a vector: 4, 8 or 16.
     const LANES: usize;
-    /// The tallest register tile of several vectors, in rows of the left operand: 1, 4 or 6. Tiles
-    /// of one vector may have 8, unless this is 1.
-    const MAX_ROWS: usize;
-    /// The most sums of a register tile: 24, 16, 12 or fewer.
-    const MAX_SUMS: usize;
-    /// Whether code should rather be small than fast.
-    const SMALL: bool;
-    /// The widest register tile, in vectors: 1, 2 or 8.
-    const MAX_VECTORS: usize;
+    /// The register tiles of the matrix product: how many vectors wide those of 1, 2, 3, 4, 6 and 8
+    /// rows are. Where columns are left, the same rows have tiles of 4, 2 and 1 vectors too.
+    /// `kernel::product` derives the sizes. A tier without tiles takes loops that are small rather
+    /// than fast.
+    const TILES: &'static [[usize; 2]];
     /// Whether left operands are loaded four at a time ([`quad`](Self::quad)), because broadcasting
     /// one from memory would take the multiply-add's pipes.
     const QUADS: bool;
@@ -63,9 +62,6 @@ pub(crate) trait Isa: Copy + Sealed {
 
     /// Runs `op` in a function of its own, compiled for this tier.
     fn call<O: Op>(self, op: O) -> O::Output;
-    /// How many vectors wide a register tile should be for a left operand of `rows` rows: 8, 4, 3,
-    /// 2 or 1.
-    fn tile_vectors(rows: usize) -> usize;
     fn half(self) -> Self::Half;
     fn narrow(self) -> Self::Narrow;
     #[inline(always)]
@@ -183,10 +179,11 @@ pub(crate) trait Op {
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
 
-/// Every tier above the scalar one, best first: module, token, name, features. THE one list.
+/// Every tier above the scalar one, best first: module, token, name, features. This is the only
+/// list of them.
 macro_rules! for_each_tier {
     ($callback:ident) => {
-        $callback! {
+        $callback! { ($)
             #[cfg(target_arch = "x86_64")]  avx512 Avx512 "avx512" ["avx512f", "avx512vl", "avx2", "fma", "f16c"];
             #[cfg(target_arch = "x86_64")]  avx2 Avx2 "avx2" ["avx2", "fma", "f16c"];
             #[cfg(target_arch = "aarch64")] neon Neon "neon" ["neon"];
@@ -195,7 +192,7 @@ macro_rules! for_each_tier {
 }
 
 macro_rules! tiers {
-    ($( #[$cfg:meta] $module:ident $Token:ident $name:literal [$($feature:literal),+]; )*) => {
+    (($d:tt) $( #[$cfg:meta] $module:ident $Token:ident $name:literal [$($feature:literal),+]; )*) => {
         $(
             #[doc = concat!("Proof that the CPU has ", $($feature, " "),+)]
             #[$cfg]
@@ -204,7 +201,21 @@ macro_rules! tiers {
 
             #[$cfg]
             impl Sealed for $Token {}
+
+            #[$cfg]
+            impl $Token {
+                const FEATURES: &'static [&'static str] = &[$($feature),+];
+            }
         )*
+
+        /// `features! { module callback ... }` gives `callback!` the features of the tier of this
+        /// module, and what follows.
+        #[allow(unused_macros, reason = "on architectures with the scalar tier alone")]
+        macro_rules! features {
+            $( ($module $d callback:ident $d ($d rest:tt)*) => { $d callback! { [$($feature),+] $d ($d rest)* } }; )*
+        }
+        #[allow(unused_imports, reason = "as above")]
+        use features;
 
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         enum Token {
@@ -228,7 +239,7 @@ macro_rules! tiers {
                 if known != 0 {
                     return known;
                 }
-                let tiers = [$( #[$cfg] ($(detect::has($feature))&&+), )* true].into_iter().enumerate();
+                let tiers = [$( #[$cfg] $Token::FEATURES.iter().all(|feature| detect::has(feature)), )* true].into_iter().enumerate();
                 let available = tiers.fold(0, |bits, (position, is_there)| bits | u8::from(is_there) << position);
                 AVAILABLE.store(available, Ordering::Relaxed);
                 available
@@ -316,8 +327,30 @@ impl Tier {
     }
 }
 
+/// Whether all of `some` are among `all`.
+#[cfg(target_arch = "x86_64")]
+const fn includes(all: &[&str], some: &[&str]) -> bool {
+    const fn is_same(a: &[u8], b: &[u8]) -> bool {
+        match (a, b) {
+            ([], []) => true,
+            ([a, rest @ ..], [b, others @ ..]) => *a == *b && is_same(rest, others),
+            _ => false,
+        }
+    }
+    const fn is_among(all: &[&str], one: &str) -> bool {
+        match all {
+            [] => false,
+            [first, rest @ ..] => is_same(first.as_bytes(), one.as_bytes()) || is_among(rest, one),
+        }
+    }
+    match some {
+        [] => true,
+        [first, rest @ ..] => is_among(all, first) && includes(all, rest),
+    }
+}
+
 /// [`Isa::call`] for a tier with these features.
-#[allow(unused_macros, reason = "architectures without a tier of their own have no use for it")]
+#[allow(unused_macros, reason = "on architectures with the scalar tier alone")]
 macro_rules! call_with_features {
     ([$($feature:literal),+]) => {
         #[inline(always)]

@@ -1,15 +1,15 @@
 //! NEON (Advanced SIMD), part of aarch64's baseline: four lanes.
 
-use super::{FourLanes, Isa, Neon, NoGroups, Op, call_with_features, padded, with_features};
+use super::{
+    FourLanes, Isa, Neon, NoGroups, Op, call_with_features, features, padded, with_features,
+};
 use core::arch::{aarch64::*, asm};
 use half::{bf16, f16};
 
 impl Isa for Neon {
     const LANES: usize = 4;
-    const MAX_ROWS: usize = 4;
-    const MAX_VECTORS: usize = 8;
-    const MAX_SUMS: usize = 16;
-    const SMALL: bool = false;
+    // Thirty-two registers: sixteen sums, a quad per row, and the right operand.
+    const TILES: &'static [[usize; 2]] = &[[1, 8], [2, 4], [3, 4], [4, 4], [6, 1], [8, 1]];
     const QUADS: bool = true;
     type F32 = float32x4_t;
     type Quad<'q> = float32x4_t;
@@ -18,13 +18,7 @@ impl Isa for Neon {
     type Fours = NoGroups;
     type Eights = NoGroups;
 
-    call_with_features!(["neon"]);
-
-    // Thirty-two registers: sixteen sums, a quad per row, and the right operand.
-    #[inline(always)]
-    fn tile_vectors(rows: usize) -> usize {
-        if rows <= 1 { 8 } else { 4 }
-    }
+    features! { neon call_with_features }
 
     #[inline(always)]
     fn half(self) -> Self {
@@ -44,7 +38,7 @@ impl Isa for Neon {
         }
     }
 
-    with_features! { ["neon"]
+    features! { neon with_features
         fn splat(self, x: f32) -> float32x4_t { vdupq_n_f32(x) }
 
         fn load_f32(self, xs: &[f32]) -> float32x4_t {
@@ -79,6 +73,8 @@ impl Isa for Neon {
 
         fn load_u4(self, xs: &[u8]) -> float32x4_t {
             let word = vdupq_n_u32(u32::from(u16::from_le_bytes(padded(xs))));
+            // NEON shifts right by shifting left by less than 0. The shifts 0, -4 and -8, -12, as pairs
+            // of two's complement, the first in the low half.
             let shifts = vcombine_s32(vcreate_s32(0xFFFF_FFFC_0000_0000), vcreate_s32(0xFFFF_FFF4_FFFF_FFF8));
             vcvtq_f32_u32(vandq_u32(vshlq_u32(word, shifts), vdupq_n_u32(15)))
         }
@@ -126,7 +122,7 @@ impl Isa for Neon {
 }
 
 impl FourLanes for Neon {
-    with_features! { ["neon"]
+    features! { neon with_features
         fn transpose(self, rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
             let [a, b, c, d] = rows;
             let pairs = [vtrn1q_f32(a, b), vtrn2q_f32(a, b), vtrn1q_f32(c, d), vtrn2q_f32(c, d)];
@@ -138,7 +134,7 @@ impl FourLanes for Neon {
 }
 
 impl Neon {
-    with_features! { ["neon"]
+    features! { neon with_features
         fn fma_lane_0(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_laneq_f32::<0>(c, b, quad) }
         fn fma_lane_1(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_laneq_f32::<1>(c, b, quad) }
         fn fma_lane_2(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_laneq_f32::<2>(c, b, quad) }

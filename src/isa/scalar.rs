@@ -36,10 +36,7 @@ fn zip(a: [f32; 4], b: [f32; 4], f: impl Fn(f32, f32) -> f32) -> [f32; 4] {
 
 impl Isa for Scalar {
     const LANES: usize = 4;
-    const MAX_ROWS: usize = 1;
-    const MAX_VECTORS: usize = 2;
-    const MAX_SUMS: usize = 2;
-    const SMALL: bool = true;
+    const TILES: &'static [[usize; 2]] = &[];
     const QUADS: bool = false;
     type F32 = [f32; 4];
     type Quad<'q> = &'q [f32; 4];
@@ -53,10 +50,6 @@ impl Isa for Scalar {
         op.run(self)
     }
 
-    #[inline(always)]
-    fn tile_vectors(_: usize) -> usize {
-        2
-    }
     #[inline(always)]
     fn half(self) -> Self {
         self

@@ -40,8 +40,8 @@ impl Op for Transpose<'_, '_> {
     fn run<I: Isa>(self, isa: I) -> Option<()> {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
-        // The scalar tier would rather be small than fast.
-        let (whole_rows, whole_columns) = if I::SMALL {
+        // A tier without register tiles prefers small code: it transposes one by one.
+        let (whole_rows, whole_columns) = if I::TILES.is_empty() {
             (0, 0)
         } else {
             (m - m % BLOCK, n - n % BLOCK)
@@ -130,7 +130,14 @@ pub(crate) fn dot_interaction_from(
     let rows = f.checked_sub(first)?;
     let (features, products) =
         (features.get(first.checked_mul(dim)?..)?, products.get_mut(..rows.checked_mul(f)?)?);
-    chain_step(tier, [rows, dim, f], features, Elements::F32(columns), products, Epilogue::Store)?;
+    chain_step(
+        tier,
+        [rows, dim, f],
+        features,
+        Elements::from_f32(columns),
+        products,
+        Epilogue::Store,
+    )?;
     let mut rest = out;
     for (row, products) in (first..).zip(products.chunks_exact(f)) {
         let (out, after) = rest.split_at_mut_checked(row)?;

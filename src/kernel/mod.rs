@@ -1,54 +1,52 @@
 //! The few loops that everything is made of. Each is written once, generic over the tier
-//! ([`crate::isa`]) and the stored dtype, and checks its lengths at the door.
+//! ([`crate::isa`]) and the stored dtype, and validates lengths on entry.
 //!
 //! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with
 //!   [`transpose`]) of the dot interaction and of the gradients;
 //! - [`widen`]: one stored row or slice;
-//! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): what a gradient does to a
-//!   slice; `sgd_of_few`: what few rows of a product do, in one pass;
-//! - `PoolRows`, `AddRows`, `GatherRows`: bags over dense rows, rows added here and there, rows put
-//!   end to end.
+//! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): the update of a slice by its
+//!   gradient; `sgd_of_few`: gradients and update of a slice for few rows, in one pass;
+//! - `PoolRows`, `AddRows`, `GatherRows`: bags of dense rows, rows added at given places, rows
+//!   copied one after another.
 //!
-//! [`crate::Table`] is the way to look rows up; these are public for benchmarks and for engines of
-//! one's own.
+//! Use [`crate::Table`] to look rows up; these are public for benchmarks and for custom engines.
 
 #![deny(clippy::indexing_slicing)]
 
 mod interaction;
-mod peak;
+mod product;
+mod roofline;
 mod rows;
-mod step;
 #[cfg(feature = "train")]
 mod update;
 
 pub(crate) use interaction::dot_interaction_from;
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
-pub use peak::{fma_chains, read_all};
+pub use product::chain_step;
+pub(crate) use product::{Job, add_products, resume_rows, store_products, store_rows};
+use product::{Start, scalar_product, widest};
+pub use roofline::{fma_chains, read_all};
+pub use rows::widen;
 pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
-pub use rows::{Pooling, widen};
-pub use step::chain_step;
-pub(crate) use step::{Job, add_products, resume_rows, store_products, store_rows};
-use step::{Start, small_product};
 #[cfg(feature = "train")]
 pub use update::{AdamFactors, FEW, adagrad, adam, row_wise_adagrad, sgd, sgd_of_few};
 
 use crate::isa::{Isa, Op, Tier};
 use core::ops::Range;
 
-/// What becomes of a finished element.
+/// How a computed element is combined with the element of the output.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue<'e> {
-    /// It replaces what was there.
+    /// `out = x`
     Store,
-    /// It replaces what was there, times a scale.
+    /// `out = scale * x`
     StoreScaled(f32),
-    /// It is added, times a weight.
+    /// `out += weight * x`
     AddScaled(f32),
-    /// Times a scale, it is compared with what was there: the larger stays, and what was there
-    /// where they do not compare (as in `torch.nn.EmbeddingBag`).
+    /// `out = max(out, scale * x)`; if either is NaN, `out` stays (as in `torch.nn.EmbeddingBag`).
     MaxScaled(f32),
-    /// A linear layer's end: times its column's scale if there are any, plus its column's bias, and
-    /// not below zero if `relu`, it replaces what was there.
+    /// The end of a linear layer: `out = scale * x + bias`, with the scale and bias of the column,
+    /// and at least 0 if `relu`.
     Bias {
         /// One per output column, or none.
         scales: &'e [f32],
@@ -59,7 +57,7 @@ pub enum Epilogue<'e> {
     },
 }
 
-/// Elements that wait in a buffer until they can be combined with what is there.
+/// Elements that are computed into a buffer before they are combined with the output.
 const BUFFER: usize = 64;
 
 impl Epilogue<'_> {
@@ -73,7 +71,8 @@ impl Epilogue<'_> {
         }
     }
 
-    /// The same, of elements that are to be multiplied by `scale` first: of an i8 slice.
+    /// The same epilogue for elements that must be multiplied by `scale` first, as those of an i8
+    /// slice must.
     pub(crate) fn times(self, scale: f32) -> Self {
         match self {
             Self::Store if scale == 1.0 => self,
@@ -86,9 +85,8 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Fills the columns of one row, `out` from `first` on, with what `compute` makes of them: in
-    /// place where nothing there is needed any more, else through a buffer, [`BUFFER`] columns
-    /// at a time.
+    /// Computes the columns of one row, `out` from column `first` on: in place if the epilogue
+    /// overwrites them, else [`BUFFER`] columns at a time through a buffer.
     fn apply(
         self,
         tier: Tier,
@@ -108,7 +106,7 @@ impl Epilogue<'_> {
         Some(())
     }
 
-    /// What becomes of a vector of elements in the columns from `column` on, where `out` is.
+    /// Combines a vector of elements, of the columns from `column` on, with `out`.
     #[inline(always)]
     fn combine<I: Isa>(self, isa: I, v: I::F32, column: usize, out: &[f32]) -> I::F32 {
         match self {
@@ -127,7 +125,7 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Puts what is in `row` back where it is, as finished elements.
+    /// Applies the epilogue to a row that was computed in place.
     pub(crate) fn finish(self, tier: Tier, row: &mut [f32]) {
         let mut buffer = [0.0; BUFFER];
         for (out, column) in row.chunks_mut(BUFFER).zip((0..).step_by(BUFFER)) {
@@ -138,7 +136,7 @@ impl Epilogue<'_> {
     }
 }
 
-/// Combines finished `values` with what is in `out`, in columns from `column`.
+/// Combines `values` with `out`, whose first column is `column`.
 struct Combine<'s> {
     values: &'s [f32],
     column: usize,

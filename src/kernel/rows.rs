@@ -1,9 +1,10 @@
 //! Dense rows: one widened, or many pooled straight into registers.
 
-use super::{Epilogue, Start, small_product};
+use super::{Epilogue, Start, scalar_product, widest};
 use crate::{
+    bag::pooling::Pooling,
     dtype::{Elements, Weight, with_elements},
-    index::Index,
+    index::{Indices, Integer},
     isa::{Isa, Op, Tier},
 };
 use core::ops::Range;
@@ -27,7 +28,7 @@ pub fn widen(
     if let Some(isa) = tier.scalar() {
         // The product of one row, which begins with the offset.
         let n = out.len();
-        return small_product(
+        return scalar_product(
             isa,
             [1, 1, n],
             &[scale],
@@ -83,18 +84,6 @@ impl<W: Weight> Op for Widen<'_, '_, W> {
     }
 }
 
-/// How the rows of a bag become one. An empty bag is zeros.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pooling {
-    /// The sum of the rows, each times its weight if there are `per_sample_weights`.
-    #[default]
-    Sum,
-    /// The sum divided by the number of rows.
-    Mean,
-    /// The largest of each column.
-    Max,
-}
-
 /// Bags over dense rows, row by row straight into registers.
 pub(crate) struct PoolRows<'s, W, X> {
     /// All rows, `row_stride` units each.
@@ -103,7 +92,7 @@ pub(crate) struct PoolRows<'s, W, X> {
     pub(crate) embedding_dim: usize,
     /// Bag b is `indices[offsets[b]..offsets[b + 1]]`.
     pub(crate) indices: &'s [X],
-    pub(crate) offsets: &'s [X],
+    pub(crate) offsets: Indices<'s>,
     pub(crate) weights: Option<&'s [f32]>,
     pub(crate) pooling: Pooling,
     /// Pooled rows, the next one `out_stride` further.
@@ -111,7 +100,7 @@ pub(crate) struct PoolRows<'s, W, X> {
     pub(crate) out_stride: usize,
 }
 
-/// Rows added one by one to wherever each goes, in turn.
+/// Rows added one by one, each to its place in the output.
 pub(crate) struct AddRows<'s, 'o, W> {
     /// All rows, `row_stride` units each.
     pub(crate) stored: &'s [W],
@@ -135,7 +124,7 @@ impl AddRow {
 }
 
 impl<W: Weight> Op for AddRows<'_, '_, W> {
-    /// `None` if a row is not where it should be.
+    /// `None` if a row is out of bounds.
     type Output = Option<()>;
 
     #[inline(always)]
@@ -176,7 +165,7 @@ pub(crate) struct GatherRows<'s, 'o, W, R> {
 }
 
 impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
-    /// `None` if a row is not where it should be.
+    /// `None` if a row is out of bounds.
     type Output = Option<()>;
 
     #[inline(always)]
@@ -195,11 +184,11 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
 
 #[inline(always)]
 fn nth_row<W>(stored: &[W], row_stride: usize, row: usize) -> Option<&[W]> {
-    // It does not wrap: whoever asks has checked that there is such a row.
+    // The multiplication does not wrap: the caller has checked that there is such a row.
     stored.get(row.wrapping_mul(row_stride)..)?.get(..row_stride)
 }
 
-/// Asks for all of `xs`, which may begin anywhere in a cache line unless `whole_lines`.
+/// Prefetches all of `xs`, which may begin anywhere in a cache line unless `whole_lines`.
 #[inline(always)]
 fn prefetch_all<I: Isa, T>(isa: I, xs: &[T], whole_lines: bool) {
     for line in xs.chunks(CACHE_LINE / size_of::<T>()) {
@@ -217,7 +206,7 @@ fn are_whole_lines<T>(row_stride: usize) -> bool {
     (row_stride * size_of::<T>()).is_multiple_of(CACHE_LINE)
 }
 
-/// Asks for all of `xs`, so that it is near when it is read; changes no result.
+/// Prefetches all of `xs`.
 pub(crate) struct Prefetch<'s> {
     pub(crate) xs: &'s [f32],
 }
@@ -231,21 +220,20 @@ impl Op for Prefetch<'_> {
     }
 }
 
-/// How many lookups ahead a row is asked for: enough to cover a memory access, few enough for the
-/// CPU's buffers.
+/// How many lookups ahead a row is prefetched: enough to hide a memory access (some 100 ns), few
+/// enough for the CPU's line fill buffers.
 const AHEAD: usize = 32;
 /// Bytes that one prefetch brings.
 const CACHE_LINE: usize = 64;
 
-impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
-    /// `None` if a bag or a row is not where it should be.
+impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
+    /// `None` if a bag or a row is out of bounds.
     type Output = Option<()>;
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) -> Option<()> {
-        let bounds = self.offsets.iter().zip(self.offsets.iter().skip(1));
-        for (bag, (start, end)) in bounds.enumerate() {
-            let range = start.to_usize()?..end.to_usize()?;
+        for bag in 0..self.offsets.len().saturating_sub(1) {
+            let range = self.offsets.range(bag)?;
             let column = self.columns(isa, bag, &range, 0)?;
             let column = if I::LANES > 8 {
                 self.columns(isa.half(), bag, &range, column)?
@@ -266,7 +254,7 @@ impl<W: Weight, X: Index> Op for PoolRows<'_, W, X> {
     }
 }
 
-impl<W: Weight, X: Index> PoolRows<'_, W, X> {
+impl<W: Weight, X: Integer> PoolRows<'_, W, X> {
     /// Whole vectors from `column` on; returns where they end.
     #[inline(always)]
     fn columns<I: Isa>(
@@ -279,11 +267,11 @@ impl<W: Weight, X: Index> PoolRows<'_, W, X> {
         while self.embedding_dim - column >= I::LANES {
             let vectors = (self.embedding_dim - column) / I::LANES;
             column += match vectors {
-                8.. if I::MAX_VECTORS == 8 => {
+                8.. if const { widest(I::TILES, 1) == 8 } => {
                     self.block::<I, 8>(isa, bag, range, column, 8 * I::LANES)?
                 }
                 4.. if I::LANES > 8 => self.block::<I, 4>(isa, bag, range, column, 4 * I::LANES)?,
-                2.. if I::MAX_VECTORS == 8 => {
+                2.. if const { widest(I::TILES, 1) >= 2 } => {
                     self.block::<I, 2>(isa, bag, range, column, 2 * I::LANES)?
                 }
                 _ => self.block::<I, 1>(isa, bag, range, column, I::LANES)?,

@@ -1,4 +1,4 @@
-//! Dense rows: widened where they lie.
+//! Dense rows, widened in place.
 
 use crate::{
     blob::Rows,

@@ -1,4 +1,4 @@
-//! From an index to the row that is stored for it, many times over.
+//! From an index to the number of its stored row.
 
 use crate::{
     blob::{IndexMap, TableData},
@@ -10,7 +10,7 @@ use crate::{
 pub(crate) enum RowOf<'a> {
     Identity,
     Modulo(Divisor),
-    /// By as many rows as no 32-bit number of them can be.
+    /// Modulo 2^32 rows or more.
     ModuloLarge(u64),
     /// The row of each index, and the table's last row.
     Remapped(&'a [u32], u64),
@@ -26,7 +26,7 @@ impl<'a> RowOf<'a> {
         }
     }
 
-    /// The row of an index that the table has: below `num_rows`, whatever lies in the payload.
+    /// The row of an index that is in range. It is below `num_rows`, whatever the payload says.
     #[inline(always)]
     pub(crate) fn row(&self, index: u64) -> u64 {
         match *self {

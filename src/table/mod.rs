@@ -1,4 +1,4 @@
-//! A table: rows on demand, whatever it is stored as.
+//! A table: rows by their indices, in any representation.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -25,6 +25,30 @@ use crate::{
 };
 
 /// A view of one table in a blob. Cheap to copy, `Send` and `Sync`; a lookup allocates nothing.
+///
+/// ```
+/// use ttrec::{Bags, Blob, Pooling, Workspace};
+/// # let bytes = ttrec::include_blob!("../../tests/golden/two_tables.ttr");
+/// let blob = Blob::parse(bytes)?;
+/// let item = blob.table("item")?;
+/// let dim = item.embedding_dim();
+///
+/// // One row.
+/// let mut workspace = Workspace::new();
+/// let mut row = vec![0.0; dim];
+/// item.lookup(42, &mut row, workspace.for_table(&item, 1))?;
+///
+/// // Three bags, pooled into three rows: indices 3 and 7, none, and 1.
+/// let bags = Bags::new(&[3u32, 7, 1], &[0, 2, 2, 3])?;
+/// let mut pooled = vec![0.0; bags.len() * dim];
+/// item.pool(&bags, Pooling::Sum, &mut pooled, workspace.for_table(&item, 3))?;
+/// assert!(pooled[dim..2 * dim].iter().all(|&x| x == 0.0));
+///
+/// // An index that the table does not have is an error, and leaves the output unmodified.
+/// let error = item.lookup(1_000_000, &mut row, workspace.for_table(&item, 1)).unwrap_err();
+/// assert!(error.to_string().contains("index 1000000"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a> {
     data: TableData<'a>,
@@ -34,12 +58,11 @@ pub struct Table<'a> {
     origin: Option<(Blob<'a>, usize)>,
 }
 
-/// Where a row lies that need not be computed: its position there.
+/// Where a row that need not be computed is stored, and its position there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StoredRow {
     Cached(usize),
-    /// In the blob, beside what the table is stored as.
-    Apart(usize),
+    Override(usize),
 }
 
 impl<'a> Blob<'a> {
@@ -71,7 +94,7 @@ impl<'a> Table<'a> {
         Self { data, tier: Tier::best(), cache: None, origin: None }
     }
 
-    /// The same table, with rows that may be read instead of computed.
+    /// The same table, whose lookups read the rows that `cache` has.
     pub(crate) fn with_cache<'c>(self, cache: CachedRows<'c>) -> Table<'c>
     where
         'a: 'c,
@@ -79,10 +102,11 @@ impl<'a> Table<'a> {
         Table { cache: Some(cache), ..self }
     }
 
-    /// The same table, looked up with the instructions of `tier`.
+    /// The same table, whose lookups use the instructions of `tier`.
     #[must_use]
     pub fn with_tier(self, tier: Tier) -> Self {
-        // Cached rows have the bits of the tier that filled them, and those that fuse agree.
+        // Cached rows have the bits of the tier that computed them. All tiers but the scalar one
+        // compute the same bits.
         let cache = self.cache.filter(|_| tier.is_scalar() == self.tier.is_scalar());
         Self { tier, cache, ..self }
     }
@@ -92,27 +116,28 @@ impl<'a> Table<'a> {
         self.tier
     }
 
-    /// Its name.
+    /// The name of the table in its blob.
     pub fn name(&self) -> &'a str {
         self.data.name
     }
 
-    /// Indices that it has rows for.
+    /// Number of indices that can be looked up: valid ones are `0..num_embeddings`.
     pub fn num_embeddings(&self) -> u64 {
         self.data.num_embeddings
     }
 
-    /// Columns.
+    /// Number of elements of a row.
     pub fn embedding_dim(&self) -> usize {
         self.data.embedding_dim
     }
 
-    /// The stored row that `index` stands for: some row, if the table does not have the index.
+    /// The number of the stored row that the table's index map gives for `index`. For an index that
+    /// is out of range the result is unspecified.
     pub fn row_of(&self, index: u64) -> u64 {
         RowOf::new(&self.data).row(index)
     }
 
-    /// What the table is stored as.
+    /// The table's representation and its stored numbers.
     pub fn data(&self) -> &TableData<'a> {
         &self.data
     }
@@ -130,9 +155,23 @@ impl<'a> Table<'a> {
         self.origin.map_or(Ok(()), |(blob, position)| blob.verify_table(position))
     }
 
-    /// The f32 elements of scratch that [`lookup`](Self::lookup) and [`pool`](Self::pool) need: 0 for
-    /// a dense table.
-    pub fn workspace_len(&self) -> usize {
+    /// Number of f32 elements of workspace with which [`pool`](Self::pool) is fastest, if all bags
+    /// together have `num_lookups` indices. It stops growing at some 16,000 lookups.
+    ///
+    /// [`lookup`](Self::lookup) and [`pool`](Self::pool) accept any workspace of at least
+    /// `workspace_len(1)` elements, which is 0 for a dense table; [`lookup`](Self::lookup) needs no
+    /// more. The length changes the speed, never the result.
+    pub fn workspace_len(&self, num_lookups: usize) -> usize {
+        let least = self.least_workspace_len();
+        if num_lookups > 1 {
+            least.max(self.batch_workspace_len(num_lookups))
+        } else {
+            least
+        }
+    }
+
+    /// `workspace_len(1)`.
+    pub(crate) fn least_workspace_len(&self) -> usize {
         match &self.data.weights {
             Weights::Dense(_) => 0,
             Weights::Tt(tt) => tt::workspace_len(&tt.shape),
@@ -141,44 +180,37 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A workspace for this table: [`workspace_len`](Self::workspace_len) zeros on the heap.
-    #[cfg(feature = "alloc")]
-    pub fn workspace(&self) -> alloc::vec::Vec<f32> {
-        alloc::vec![0.0; self.workspace_len()]
-    }
-
-    /// Writes the row of index `row` into `out`, `embedding_dim` elements. `workspace` holds at
-    /// least [`workspace_len`](Self::workspace_len) elements; what they are before does not
-    /// matter.
+    /// Writes the row of `index` into `out`, which has `embedding_dim` elements. `workspace` has at
+    /// least [`workspace_len(1)`](Self::workspace_len) elements; their values do not matter.
     ///
     /// # Errors
     /// [`LookupError::IndexOutOfRange`], [`LookupError::OutputLen`] or
-    /// [`LookupError::WorkspaceLen`]; `out` is then as it was.
+    /// [`LookupError::WorkspaceLen`]. On error `out` is left unmodified.
     pub fn lookup(
         &self,
-        row: u64,
+        index: u64,
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Result<(), LookupError> {
-        self.check_row(row, 0)?;
+        self.check_index(index)?;
         self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
         if let Some(shape) = self.columns_to_order() {
             return self
-                .put_row_in_order(shape, row, out, workspace)
+                .put_row_in_order(shape, index, out, workspace)
                 .ok_or(LookupError::Inconsistent);
         }
-        self.put_row(row, out, workspace, Epilogue::Store)
+        self.put_row(index, out, workspace, Epilogue::Store)
             .ok_or(LookupError::Inconsistent)
     }
 
     /// Writes the product of a prefix ([`TtShape::prefix`](crate::TtShape::prefix)) into `out`,
-    /// [`TtShape::prefix_len`](crate::TtShape::prefix_len) elements: what a blob may store of
-    /// prefixes that are asked for often. `workspace` is as for [`lookup`](Self::lookup).
+    /// which has [`TtShape::prefix_len`](crate::TtShape::prefix_len) elements. A blob may store the
+    /// products of frequently requested prefixes. `workspace` is as for [`lookup`](Self::lookup).
     ///
     /// # Errors
     /// [`LookupError::PrefixOutOfRange`] for a prefix that the table does not have (only a tensor
-    /// train has any), [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]; `out` is
-    /// then as it was.
+    /// train has any), [`LookupError::OutputLen`] or [`LookupError::WorkspaceLen`]. On error `out`
+    /// is left unmodified.
     pub fn prefix_product(
         &self,
         prefix: u64,
@@ -200,12 +232,12 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    pub(crate) fn check_row(&self, row: u64, position: usize) -> Result<(), LookupError> {
+    fn check_index(&self, index: u64) -> Result<(), LookupError> {
         let num_embeddings = self.num_embeddings();
-        if row < num_embeddings {
+        if index < num_embeddings {
             Ok(())
         } else {
-            Err(LookupError::IndexOutOfRange { position, index: row, num_embeddings })
+            Err(LookupError::IndexOutOfRange { position: 0, index, num_embeddings })
         }
     }
 
@@ -218,7 +250,7 @@ impl<'a> Table<'a> {
         if out != expected_out {
             return Err(LookupError::OutputLen { found: out, expected: expected_out });
         }
-        let expected = self.workspace_len();
+        let expected = self.least_workspace_len();
         if workspace < expected {
             return Err(LookupError::WorkspaceLen { found: workspace, expected });
         }
@@ -240,28 +272,28 @@ impl<'a> Table<'a> {
     fn put_row_in_order(
         &self,
         shape: &TtShape,
-        row: u64,
+        index: u64,
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Option<()> {
-        self.put_row(row, out, workspace, Epilogue::Store)?;
+        self.put_row(index, out, workspace, Epilogue::Store)?;
         put_columns_in_order(shape, out, workspace)
     }
 
-    /// Gives every element of the row of index `row`, as it is stored, to `epilogue`. The caller
-    /// has checked row, `out` and `workspace`; `None` would mean that the view contradicts
-    /// itself.
+    /// Gives every element of the row of `index` to `epilogue`, with the columns in the order in
+    /// which they are stored. The caller has checked `index`, `out` and `workspace`; `None` would
+    /// mean that the view contradicts itself.
     pub(crate) fn put_row(
         &self,
-        row: u64,
+        index: u64,
         out: &mut [f32],
         workspace: &mut [f32],
         epilogue: Epilogue<'_>,
     ) -> Option<()> {
-        if let Some(stored) = self.stored_row(row) {
+        if let Some(stored) = self.stored_row(index) {
             return self.put_stored_row(stored, out, epilogue);
         }
-        let row = self.row_of(row);
+        let row = self.row_of(index);
         match &self.data.weights {
             Weights::Dense(rows) => {
                 dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue)
@@ -294,19 +326,19 @@ impl<'a> Table<'a> {
         self.cache.is_some() || self.data.overrides.is_some()
     }
 
-    /// Where the row of index `row` lies, if it need not be computed.
+    /// Where the row of `index` is stored, if it need not be computed.
     #[inline(always)]
-    pub(crate) fn stored_row(&self, row: u64) -> Option<StoredRow> {
-        if let Some(position) = self.position_apart(row) {
-            return Some(StoredRow::Apart(position));
+    pub(crate) fn stored_row(&self, index: u64) -> Option<StoredRow> {
+        if let Some(position) = self.override_position(index) {
+            return Some(StoredRow::Override(position));
         }
-        self.cache.as_ref()?.position(row).map(StoredRow::Cached)
+        self.cache.as_ref()?.position(index).map(StoredRow::Cached)
     }
 
-    /// The position of the row of index `row` among those that the blob stores apart, if it does.
+    /// The position of the override of `index`, if it has one.
     #[inline(always)]
-    pub(crate) fn position_apart(&self, row: u64) -> Option<usize> {
-        self.data.overrides.as_ref()?.position(row)
+    pub(crate) fn override_position(&self, index: u64) -> Option<usize> {
+        self.data.overrides.as_ref()?.position(index)
     }
 
     /// [`put_row`](Self::put_row) for a row that need not be computed.
@@ -317,7 +349,7 @@ impl<'a> Table<'a> {
         epilogue: Epilogue<'_>,
     ) -> Option<()> {
         match stored {
-            StoredRow::Apart(position) => dense::put_row(
+            StoredRow::Override(position) => dense::put_row(
                 self.tier,
                 &self.data.overrides.as_ref()?.rows,
                 position,
@@ -332,7 +364,7 @@ impl<'a> Table<'a> {
 
     /// All cached rows.
     pub(crate) fn cached_rows(&self) -> Option<Rows<'a>> {
-        let elements = Elements::F32(self.cache.as_ref()?.rows);
+        let elements = Elements::from_f32(self.cache.as_ref()?.rows);
         Some(Rows { elements, embedding_dim: self.data.embedding_dim })
     }
 }

@@ -1,4 +1,4 @@
-//! Projected rows: a short row, widened by a matrix that all rows share.
+//! Projected rows: a short row times a matrix that all rows share.
 
 use super::dense;
 use crate::{

@@ -8,7 +8,7 @@ use crate::{
     kernel::{Epilogue, widen},
 };
 
-/// What a lookup needs: both rows.
+/// The length for a lookup: both rows.
 pub(super) fn workspace_len(table: &QuotientRemainder<'_>) -> usize {
     table.quotients.embedding_dim.saturating_add(table.remainders.embedding_dim)
 }
@@ -42,12 +42,11 @@ pub(super) fn put_row(
         Epilogue::Store,
     )?;
     combine(table.combine, first, second);
-    // Put end to end they stand as they should.
-    widen(tier, Elements::F32(parts.get(..out.len())?), 1.0, -0.0, out, epilogue)
+    // Concatenated rows are in their places already.
+    widen(tier, Elements::from_f32(parts.get(..out.len())?), 1.0, -0.0, out, epilogue)
 }
 
-/// Makes one row (or several, end to end) of two, in `first`; those to be put end to end are so
-/// already.
+/// Combines two rows (or several, end to end) in `first`. Rows to be concatenated are already.
 pub(crate) fn combine(how: Combine, first: &mut [f32], second: &[f32]) {
     let pairs = first.iter_mut().zip(second);
     match how {

@@ -13,7 +13,7 @@ use crate::{
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
 
-/// What a lookup or a bag needs at least: the partial products of one prefix, and the sum of some
+/// The least length for a lookup or a bag: the partial products of one prefix, and the sum of some
 /// slices of the last core.
 pub(super) fn workspace_len(shape: &TtShape) -> usize {
     let last = shape.num_cores().saturating_sub(1);
@@ -28,9 +28,9 @@ pub(super) fn workspace_len(shape: &TtShape) -> usize {
     }
 }
 
-/// Puts a row as the cores multiply it out, or a sum of such rows, in the order of its columns,
-/// where the least significant digit of a column is that of core 0. `scratch` has `embedding_dim`
-/// elements at least.
+/// Puts a product of the cores, or a sum of such products, in the order of its columns, if the least
+/// significant digit of a column is that of core 0. `scratch` has at least `embedding_dim`
+/// elements.
 pub(crate) fn put_columns_in_order(
     shape: &TtShape,
     row: &mut [f32],
@@ -65,7 +65,7 @@ pub(crate) fn put_columns_in_order(
     Some(())
 }
 
-/// How many partial products are kept, used in turn: one is enough for two cores.
+/// How many partial products a lookup holds, used in turn: one is enough for two cores.
 pub(crate) fn num_partials(shape: &TtShape) -> usize {
     if shape.num_cores() > 2 { 2 } else { 1 }
 }
@@ -81,7 +81,7 @@ pub(super) fn put_row(
 ) -> Option<()> {
     let shape = &tt.shape;
     let last = shape.num_cores().checked_sub(1)?;
-    let digits = shape.digits(row);
+    let digits = shape.padded_digits(row);
     let stored = match &tt.prefixes {
         Some(prefixes) => prefixes.product(shape.prefix(row), shape.prefix_len()),
         None => None,
@@ -96,7 +96,7 @@ pub(super) fn put_row(
     chain_step(tier, [m, r, n], x, slice, out, epilogue.times(scale))
 }
 
-/// What the first d - 1 of a row's slices multiply out to, somewhere in the workspace.
+/// The product of the first d - 1 of a row's slices, somewhere in the workspace.
 pub(super) fn prefix_product<'w>(
     tier: Tier,
     tt: &TtCores<'_>,
@@ -111,8 +111,8 @@ pub(super) fn prefix_product<'w>(
     for k in 1..shape.num_cores().checked_sub(1)? {
         let (r, n) = step_size(shape, k);
         let (from, to) = (x.get(..m.checked_mul(r)?)?, spare.get_mut(..m.checked_mul(n)?)?);
-        // Each slice's scale goes in with its own step, lest a product of many small ones
-        // underflow.
+        // Each slice's scale goes in with its own step, so that a product of many small scales
+        // does not underflow.
         let (slice, scale) = slice(tt, k, digits)?;
         chain_step(tier, [m, r, n], from, slice, to, Epilogue::Store.times(scale))?;
         core::mem::swap(&mut x, &mut spare);

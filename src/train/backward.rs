@@ -150,7 +150,7 @@ impl Workspace {
         digits: &Digits,
         tier: Tier,
         cores: &mut [Parameters],
-        (bags, pooling): (&Bags<'_, u32>, Pooling),
+        (bags, pooling): (&Bags<'_>, Pooling),
         gradient: &[f32],
         update: &Update,
     ) -> Option<()> {
@@ -225,7 +225,7 @@ impl Workspace {
         &mut self,
         shape: &TtShape,
         digits: &Digits,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
     ) -> Option<()> {
         self.touched.iter_mut().for_each(Touched::clear);
@@ -239,7 +239,7 @@ impl Workspace {
         });
         let mut at = 0;
         while at < self.lookups.len() {
-            let row = bags.indices()[self.lookups.lookup(at).position];
+            let row = bags.index(self.lookups.lookup(at).position)? as u32;
             let key = digits.prefix_key(row);
             if self.prefixes.last().is_none_or(|last| last.key != key) {
                 self.prefixes.push(Prefix { first_row: self.rows.len() as u32, key });
@@ -439,7 +439,7 @@ impl Shard {
                 let sum = &mut row_gradients[at..at + dim];
                 sum.fill(0.0);
                 for lookup in bounds(row).map(|at| batch.lookups.lookup(at)) {
-                    let gradient = Elements::F32(&batch.gradient[lookup.bag * dim..][..dim]);
+                    let gradient = Elements::from_f32(&batch.gradient[lookup.bag * dim..][..dim]);
                     widen(tier, gradient, 1.0, -0.0, sum, Epilogue::AddScaled(lookup.scale))?;
                 }
                 transpose(tier, sum, n, &mut transposed[at..at + dim])?;
@@ -583,7 +583,7 @@ impl Shard {
             } else {
                 let at = batch.touched[0].slot(digits[0]) * len;
                 let sum = gradients[0].get_mut(at..)?.get_mut(..len)?;
-                widen(tier, Elements::F32(d), 1.0, -0.0, sum, Epilogue::AddScaled(1.0))?;
+                widen(tier, Elements::from_f32(d), 1.0, -0.0, sum, Epilogue::AddScaled(1.0))?;
             }
         }
         Some(is_open)

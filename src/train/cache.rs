@@ -74,7 +74,7 @@ impl Lookups {
     }
 
     /// As bags that are to be summed.
-    pub(super) fn bags(&self) -> Option<Bags<'_, u32>> {
+    pub(super) fn bags(&self) -> Option<Bags<'_>> {
         Bags::new(&self.indices, &self.offsets)
             .ok()?
             .with_per_sample_weights(&self.weights)
@@ -101,7 +101,7 @@ impl Cache {
     }
 
     /// Counts the lookups of checked `bags`, and tells those of rows that are held from the others.
-    pub(super) fn divide(&mut self, bags: &Bags<'_, u32>, pooling: Pooling) -> Option<()> {
+    pub(super) fn divide(&mut self, bags: &Bags<'_>, pooling: Pooling) -> Option<()> {
         let Self { sets, held, others, .. } = self;
         held.clear();
         others.clear();
@@ -113,7 +113,7 @@ impl Cache {
                 1.0
             };
             for at in range {
-                let row = *bags.indices().get(at)?;
+                let row = bags.index(at)? as u32;
                 let position = CachedRows { sets, rows: &[] }.position(row.into());
                 let (to, index) =
                     position.map_or((&mut *others, row), |position| (&mut *held, position as u32));
@@ -133,7 +133,7 @@ impl Cache {
     }
 
     /// The lookups of rows that are held, by their positions.
-    pub(super) fn held(&self) -> Option<Bags<'_, u32>> {
+    pub(super) fn held(&self) -> Option<Bags<'_>> {
         self.held.bags()
     }
 
@@ -151,7 +151,7 @@ impl Cache {
         for (set, first) in self.sets.iter_mut().zip((0..).step_by(WAYS)) {
             while let Some((way, from, row)) = set.best_exchange() {
                 let values = rows.reset_slice(first + way)?;
-                if let Some(old) = set.row(way) {
+                if let Some(old) = set.index(way) {
                     leaving.rows.push(old);
                     leaving.values.extend_from_slice(values);
                 }
@@ -165,7 +165,7 @@ impl Cache {
 
     /// The rows that are held, ascending, and the position of each.
     pub(super) fn rows(&self) -> Vec<(u64, usize)> {
-        let row = |set: &Set, way: usize, first: usize| Some((set.row(way)?.into(), first + way));
+        let row = |set: &Set, way: usize, first: usize| Some((set.index(way)?.into(), first + way));
         let rows = |(set, first): (&Set, usize)| {
             (0..WAYS).filter_map(|way| row(set, way, first)).collect()
         };
@@ -192,7 +192,7 @@ impl Cache {
         let words: &[u32] = bytemuck::cast_slice(counters);
         let sets: &[Set] = bytemuck::try_cast_slice(words).map_err(|_| TrainError::Counters)?;
         let is_possible = |(at, set): (usize, &Set)| {
-            let mut rows: Vec<u32> = set.rows().collect();
+            let mut rows: Vec<u32> = set.indices().collect();
             rows.sort_unstable();
             let is_here =
                 |&row: &u32| u64::from(row) < num_embeddings && set_of(row, sets.len()) == at;

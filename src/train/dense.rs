@@ -77,7 +77,7 @@ impl DenseTable {
 pub(super) fn step_rows(
     rows: &mut Parameters,
     lookups: &mut Lookups,
-    bags: &Bags<'_, u32>,
+    bags: &Bags<'_>,
     pooling: Pooling,
     gradient: &[f32],
     update: &Update,
@@ -92,7 +92,7 @@ pub(super) fn step_rows(
         let end = lookups.end_of_key(at);
         sum.fill(0.0);
         for lookup in (at..end).map(|at| lookups.lookup(at)) {
-            let gradient = Elements::F32(gradient.get(lookup.bag * dim..)?.get(..dim)?);
+            let gradient = Elements::from_f32(gradient.get(lookup.bag * dim..)?.get(..dim)?);
             widen(tier, gradient, 1.0, -0.0, &mut sum, Epilogue::AddScaled(lookup.scale))?;
         }
         rows.update(lookups.key(at) as usize, &sum, update)?;
@@ -103,7 +103,10 @@ pub(super) fn step_rows(
 
 /// Slices, as rows to be looked up.
 pub(super) fn rows_of(parameters: &Parameters) -> Rows<'_> {
-    Rows { elements: Elements::F32(parameters.values()), embedding_dim: parameters.slice_len() }
+    Rows {
+        elements: Elements::from_f32(parameters.values()),
+        embedding_dim: parameters.slice_len(),
+    }
 }
 
 /// Elements of all rows.
@@ -131,7 +134,7 @@ impl Embedding for DenseTable {
 
     fn step(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,

@@ -51,7 +51,7 @@ pub struct Batch<'b> {
     /// Samples x `dense_dim`, row-major.
     pub dense: &'b [f32],
     /// For each table, a bag for each sample.
-    pub bags: &'b [Bags<'b, u32>],
+    pub bags: &'b [Bags<'b>],
 }
 
 /// The learning rates of a step; made of one number, both.
@@ -400,7 +400,7 @@ impl Dlrm {
                         d_products[i * count + j] = d;
                         d_products[j * count + i] = d;
                     }
-                    let vectors = Elements::F32(vectors);
+                    let vectors = Elements::from_f32(vectors);
                     chain_step(
                         tier,
                         [count, count, dim],

@@ -64,7 +64,7 @@ impl Embedding for HashedTable {
 
     fn step(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,
@@ -72,8 +72,7 @@ impl Embedding for HashedTable {
         lookups::check(&self.table(), bags, pooling, gradient)?;
         let num_rows = Divisor::new(self.num_rows);
         self.indices.clear();
-        self.indices
-            .extend(bags.indices().iter().map(|&index| num_rows.divide_u64(index.into()).1));
+        self.indices.extend(bags.indices().map(|index| num_rows.divide_u64(index).1));
         self.rows
             .step(&bags.with_indices(&self.indices), pooling, gradient, learning_rate)
     }

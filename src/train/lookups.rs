@@ -27,14 +27,14 @@ impl Lookups {
     /// Sorts the lookups of `bags`, which have been checked, by `key`, below `limit`.
     pub(super) fn sort(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         limit: u32,
         key: impl Fn(u32) -> u32,
     ) {
-        let entry = |(index, position): (&u32, u64)| u64::from(key(*index)) << 32 | position;
+        let entry = |(index, position)| u64::from(key(index as u32)) << 32 | position;
         self.entries.clear();
-        self.entries.extend(bags.indices().iter().zip(0u64..).map(entry));
+        self.entries.extend(bags.indices().zip(0u64..).map(entry));
         self.spare.resize(self.entries.len(), 0);
         if sort(&mut self.entries, &mut self.spare, limit) {
             core::mem::swap(&mut self.entries, &mut self.spare);
@@ -86,7 +86,7 @@ impl Lookups {
 /// Refuses bags, or a gradient, that a table cannot learn from.
 pub(super) fn check(
     table: &Table<'_>,
-    bags: &Bags<'_, u32>,
+    bags: &Bags<'_>,
     pooling: Pooling,
     gradient: &[f32],
 ) -> Result<(), TrainError> {
@@ -102,13 +102,13 @@ pub(super) fn check(
 /// Refuses bags that a table cannot learn from.
 pub(super) fn check_bags(
     table: &Table<'_>,
-    bags: &Bags<'_, u32>,
+    bags: &Bags<'_>,
     pooling: Pooling,
 ) -> Result<(), TrainError> {
     if pooling == Pooling::Max {
         return Err(TrainError::MaxPooling);
     }
-    let longest = bags.indices().len().max(bags.len());
+    let longest = bags.num_indices().max(bags.len());
     if u32::try_from(longest).is_err() {
         return Err(TrainError::BatchLen { found: longest });
     }

@@ -174,7 +174,7 @@ impl Linear {
                     tier,
                     [1, samples, n],
                     ones,
-                    Elements::F32(d),
+                    Elements::from_f32(d),
                     d_biases,
                     Epilogue::Store,
                 )?;
@@ -193,7 +193,7 @@ impl Linear {
                     tier,
                     [d.len() / samples, samples, r],
                     d,
-                    Elements::F32(x),
+                    Elements::from_f32(x),
                     d_weights,
                     Epilogue::Store,
                 )?;
@@ -229,8 +229,10 @@ fn multiply_rows(
     epilogue: Epilogue<'_>,
 ) -> Option<()> {
     let rows = x.par_chunks(ROWS * r).zip(out.par_chunks_mut(ROWS * n));
-    rows.map(|(x, out)| chain_step(tier, [out.len() / n, r, n], x, Elements::F32(g), out, epilogue))
-        .collect()
+    rows.map(|(x, out)| {
+        chain_step(tier, [out.len() / n, r, n], x, Elements::from_f32(g), out, epilogue)
+    })
+    .collect()
 }
 
 /// Layers, each of which takes the outputs of the one before.

@@ -56,13 +56,13 @@ pub trait Embedding: Send + Sync {
     /// As [`Table::pool`].
     fn forward(
         &self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         out: &mut [f32],
         workspace: &mut Vec<f32>,
     ) -> Result<(), LookupError> {
         let table = self.table();
-        let len = table.batch_workspace_len(bags.indices().len()).max(table.workspace_len());
+        let len = table.workspace_len(bags.num_indices());
         workspace.resize(workspace.len().max(len), 0.0);
         table.pool(bags, pooling, out, workspace)
     }
@@ -75,7 +75,7 @@ pub trait Embedding: Send + Sync {
     /// then.
     fn step(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,

@@ -117,7 +117,7 @@ impl QuotientRemainderTable {
 
     fn apply(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         update: &Update,
@@ -126,8 +126,8 @@ impl QuotientRemainderTable {
         let (num_remainders, dim) = (Divisor::new(self.num_remainders), self.embedding_dim);
         indices.iter_mut().for_each(Vec::clear);
         let [quotients, remainders] = &mut *indices;
-        for &index in bags.indices() {
-            let (quotient, remainder) = num_remainders.divide_u64(index.into());
+        for index in bags.indices() {
+            let (quotient, remainder) = num_remainders.divide_u64(index);
             quotients.push(quotient as u32);
             remainders.push(remainder);
         }
@@ -191,7 +191,7 @@ impl Embedding for QuotientRemainderTable {
 
     fn step(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,

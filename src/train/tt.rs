@@ -141,9 +141,9 @@ fn check_shape(shape: &TtShape) -> Result<Digits, TrainError> {
 impl TtTable {
     /// What the cores say, without the cache.
     fn of_cores(&self) -> Table<'_> {
-        let mut cores = [Core { slices: Elements::F32(&[]), scales: &[] }; MAX_CORES];
+        let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
         for (to, core) in cores.iter_mut().zip(&self.parameters).take(self.shape.num_cores()) {
-            to.slices = Elements::F32(core.values());
+            to.slices = Elements::from_f32(core.values());
         }
         let weights = Weights::Tt(TtCores { shape: self.shape, cores, prefixes: None });
         view(weights, self.shape.num_embeddings(), self.shape.embedding_dim(), self.tier)
@@ -153,7 +153,7 @@ impl TtTable {
     /// below.
     fn step_cores(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         update: &Update,
@@ -167,7 +167,7 @@ impl TtTable {
     fn step_cached(
         &mut self,
         mut cache: Cache,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         update: &Update,
@@ -177,7 +177,7 @@ impl TtTable {
         step_rows(&mut rows, &mut self.lookups, &cache.held()?, Pooling::Sum, gradient, update)?;
         self.step_cores(&cache.others.bags()?, Pooling::Sum, gradient, update)?;
         let table = self.of_cores();
-        let mut workspace = table.workspace();
+        let mut workspace = vec![0.0; table.workspace_len(1)];
         let leaving = cache.refresh(self.steps, &mut rows, |row, out| {
             table.lookup(row.into(), out, &mut workspace).ok()
         })?;
@@ -191,7 +191,7 @@ impl TtTable {
     fn fold(&mut self, leaving: &Leaving) -> Option<()> {
         let offsets = Vec::from_iter(0..=leaving.rows.len() as u32);
         let bags = Bags::new(&leaving.rows, &offsets).ok()?;
-        let mut workspace = self.of_cores().batch_workspace(leaving.rows.len());
+        let mut workspace = vec![0.0; self.of_cores().workspace_len(leaving.rows.len())];
         let mut gradient = vec![0.0; leaving.values.len()];
         let mut distance = |table: &Self, gradient: &mut [f32]| -> Option<f64> {
             table.of_cores().pool(&bags, Pooling::Sum, gradient, &mut workspace).ok()?;
@@ -237,7 +237,7 @@ impl Embedding for TtTable {
 
     fn step(
         &mut self,
-        bags: &Bags<'_, u32>,
+        bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,

@@ -23,7 +23,9 @@ const SENTINEL: f32 = -7.0e37;
 
 fn lookup(table: &Table<'_>, row: u64) -> Vec<f32> {
     let mut out = vec![SENTINEL; table.embedding_dim()];
-    table.lookup(row, &mut out, &mut vec![f32::NAN; table.workspace_len()]).unwrap();
+    table
+        .lookup(row, &mut out, &mut vec![f32::NAN; table.workspace_len(1)])
+        .unwrap();
     out
 }
 
@@ -50,11 +52,11 @@ fn bag(
     }
     let mut out = vec![SENTINEL; len];
     table
-        .pool(&wide, pooling, &mut out, &mut vec![f32::NAN; table.workspace_len()])
+        .pool(&wide, pooling, &mut out, &mut vec![f32::NAN; table.workspace_len(1)])
         .unwrap();
     let mut again = vec![f32::NAN; len];
     table
-        .pool(&thin, pooling, &mut again, &mut vec![f32::INFINITY; table.workspace_len()])
+        .pool(&thin, pooling, &mut again, &mut vec![f32::INFINITY; table.workspace_len(1)])
         .unwrap();
     assert_eq!(bits(&out), bits(&again), "u64 and u32 indices");
     out
@@ -434,7 +436,7 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
     let mut rng = Rng::new(5);
     let values: Vec<f32> =
         (0..600).map(|_| (rng.below(1 << 20) as f32 / 1e5 - 5.0) * 0.37).collect();
-    for dtype in Dtype::ALL {
+    for &dtype in Dtype::ALL {
         let buf = {
             let weights = WeightsSpec::Dense { num_embeddings: 30, embedding_dim: 20, dtype };
             let dense = TableSpec::new("dense", weights);
@@ -503,6 +505,7 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
                             f64::from(range) * (0.5 / steps + 4.0 * 2f64.powi(-24))
                                 + f64::from(x.abs()) * 2f64.powi(-23)
                         }
+                        _ => unreachable!(),
                     };
                     assert!(
                         error <= bound,
@@ -541,7 +544,9 @@ fn rows_out_of_range_are_refused_and_nothing_is_written() {
     for table in tables_on_every_tier(&buf) {
         for index in [6, 7, 8, u64::from(u32::MAX), 1 << 32, (1 << 32) + 1, u64::MAX] {
             let expected = LookupError::IndexOutOfRange { position: 0, index, num_embeddings: 6 };
-            assert_refused(4, expected, |out| table.lookup(index, out, &mut table.workspace()));
+            assert_refused(4, expected, |out| {
+                table.lookup(index, out, &mut vec![0.0; table.workspace_len(1)])
+            });
         }
     }
 }
@@ -563,7 +568,7 @@ fn an_index_out_of_range_at_any_position_of_a_bag_is_named_and_nothing_is_writte
                     let expected =
                         LookupError::IndexOutOfRange { position, index: bad, num_embeddings: 6 };
                     assert_refused(12, expected, |out| {
-                        table.pool(&bags, pooling, out, &mut table.workspace())
+                        table.pool(&bags, pooling, out, &mut vec![0.0; table.workspace_len(1)])
                     });
                 }
                 let Ok(bad) = u32::try_from(bad) else { continue };
@@ -573,7 +578,7 @@ fn an_index_out_of_range_at_any_position_of_a_bag_is_named_and_nothing_is_writte
                 let expected =
                     LookupError::IndexOutOfRange { position, index: bad.into(), num_embeddings: 6 };
                 assert_refused(12, expected, |out| {
-                    table.pool(&bags, Pooling::Sum, out, &mut table.workspace())
+                    table.pool(&bags, Pooling::Sum, out, &mut vec![0.0; table.workspace_len(1)])
                 });
             }
         }
@@ -586,13 +591,15 @@ fn outputs_of_the_wrong_length_are_refused_and_nothing_is_written() {
     for table in tables_on_every_tier(&buf) {
         for found in [0, 3, 5, 8] {
             let expected = LookupError::OutputLen { found, expected: 4 };
-            assert_refused(found, expected, |out| table.lookup(0, out, &mut table.workspace()));
+            assert_refused(found, expected, |out| {
+                table.lookup(0, out, &mut vec![0.0; table.workspace_len(1)])
+            });
         }
         let bags = Bags::new(&[0u32, 1, 2], &[0, 1, 3]).unwrap();
         for found in [0, 4, 7, 9, 12] {
             let expected = LookupError::OutputLen { found, expected: 8 };
             assert_refused(found, expected, |out| {
-                table.pool(&bags, Pooling::Sum, out, &mut table.workspace())
+                table.pool(&bags, Pooling::Sum, out, &mut vec![0.0; table.workspace_len(1)])
             });
         }
     }
@@ -602,9 +609,9 @@ fn outputs_of_the_wrong_length_are_refused_and_nothing_is_written() {
 fn short_workspaces_are_refused_and_nothing_is_written() {
     let buf = two_kinds();
     let blob = Blob::parse(&buf).unwrap();
-    assert_eq!(blob.table("dense").unwrap().workspace_len(), 0);
+    assert_eq!(blob.table("dense").unwrap().workspace_len(1), 0);
     let table = blob.table("tt").unwrap();
-    let expected = table.workspace_len();
+    let expected = table.workspace_len(1);
     assert!(expected > 0);
     let bags = Bags::new(&[0u32], &[0, 1]).unwrap();
     for found in 0..expected {
@@ -646,15 +653,49 @@ fn offsets_that_are_no_offsets_are_refused() {
 }
 
 #[test]
+fn signed_indices_and_offsets_are_those_of_their_unsigned_type_unless_they_are_negative() {
+    let buf = two_kinds();
+    for table in tables_on_every_tier(&buf) {
+        let pool = |bags: &Bags<'_>| {
+            let mut out = [0.0; 8];
+            let pooled =
+                table.pool(bags, Pooling::Sum, &mut out, &mut vec![0.0; table.workspace_len(1)]);
+            pooled.map(|()| out)
+        };
+        let unsigned = pool(&Bags::new(&[3u32, 0, 5], &[0, 2, 3]).unwrap());
+        assert!(unsigned.is_ok());
+        assert_eq!(pool(&Bags::new(&[3i32, 0, 5], &[0, 2, 3]).unwrap()), unsigned);
+        assert_eq!(pool(&Bags::new(&[3i64, 0, 5], &[0, 2, 3]).unwrap()), unsigned);
+        let negative = |index| Err(LookupError::NegativeIndex { position: 1, index });
+        assert_eq!(pool(&Bags::new(&[3i32, -7, 5], &[0, 2, 3]).unwrap()), negative(-7));
+        assert_eq!(pool(&Bags::new(&[3, i64::MIN, 5], &[0, 2, 3]).unwrap()), negative(i64::MIN));
+        let far = i32::MAX as u64;
+        assert_eq!(
+            pool(&Bags::new(&[3, i32::MAX, 5], &[0, 2, 3]).unwrap()),
+            Err(LookupError::IndexOutOfRange {
+                position: 1,
+                index: far,
+                num_embeddings: table.num_embeddings()
+            })
+        );
+    }
+    let negative = BagsError::NegativeOffset { position: 1, offset: -1 };
+    assert_eq!(Bags::new(&[0i32, 1], &[0, -1, 2]).unwrap_err(), negative);
+    assert_eq!(Bags::new(&[0i64, 1], &[0, -1, 2]).unwrap_err(), negative);
+}
+
+#[test]
 fn no_bags_need_no_output() {
     let buf = two_kinds();
     for table in tables_on_every_tier(&buf) {
         let bags = Bags::new(&[], &[0u32]).unwrap();
         assert!(bags.is_empty());
-        table.pool(&bags, Pooling::Max, &mut [], &mut table.workspace()).unwrap();
+        table
+            .pool(&bags, Pooling::Max, &mut [], &mut vec![0.0; table.workspace_len(1)])
+            .unwrap();
         let expected = LookupError::OutputLen { found: 4, expected: 0 };
         assert_refused(4, expected, |out| {
-            table.pool(&bags, Pooling::Max, out, &mut table.workspace())
+            table.pool(&bags, Pooling::Max, out, &mut vec![0.0; table.workspace_len(1)])
         });
     }
 }
@@ -670,8 +711,9 @@ fn weights_are_one_per_index_and_for_sums_only() {
     let buf = two_kinds();
     for table in tables_on_every_tier(&buf) {
         for pooling in [Pooling::Mean, Pooling::Max] {
-            let refused =
-                |out: &mut [f32]| table.pool(&weighted, pooling, out, &mut table.workspace());
+            let refused = |out: &mut [f32]| {
+                table.pool(&weighted, pooling, out, &mut vec![0.0; table.workspace_len(1)])
+            };
             assert_refused(8, LookupError::WeightsPooling, refused);
         }
     }

@@ -12,7 +12,7 @@ static TEXTS: [&AlignedBytes; 3] = [
 ];
 
 fn is_aligned(bytes: &[u8]) -> bool {
-    bytes.as_ptr().addr().is_multiple_of(ttrec::blob::ALIGNMENT)
+    bytes.as_ptr().addr().is_multiple_of(ttrec::limits::ALIGNMENT)
 }
 
 #[test]
@@ -63,5 +63,5 @@ fn heap_buffers_of_every_length_are_aligned_zeroed_and_writable_to_the_end() {
 #[test]
 fn a_blob_parses_from_a_heap_copy() {
     let buf = ttrec::AlignedBuf::from_slice(BLOB);
-    assert_eq!(ttrec::Blob::parse(&buf).unwrap().len(), BLOB.len());
+    assert_eq!(ttrec::Blob::parse(&buf).unwrap().as_bytes().len(), BLOB.len());
 }

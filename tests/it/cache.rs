@@ -51,7 +51,9 @@ fn storing_apart(buf: &[u8], weights: WeightsSpec, rows: &[u64], tier: Tier) -> 
             Role::OverrideRows => {
                 let mut row_out = vec![0.0; table.embedding_dim()];
                 for (out, &row) in out.chunks_exact_mut(4 * table.embedding_dim()).zip(rows) {
-                    table.lookup(row, &mut row_out, &mut table.workspace()).unwrap();
+                    table
+                        .lookup(row, &mut row_out, &mut vec![0.0; table.workspace_len(1)])
+                        .unwrap();
                     out.chunks_exact_mut(4)
                         .zip(&row_out)
                         .for_each(|(out, x)| out.copy_from_slice(&x.to_le_bytes()));
@@ -78,7 +80,7 @@ fn pool(
     let bags = if sequential { bags.sequential() } else { bags };
     let mut out = vec![f32::NAN; bags.len() * table.embedding_dim()];
     table
-        .pool(&bags, pooling, &mut out, &mut table.batch_workspace(indices.len()))
+        .pool(&bags, pooling, &mut out, &mut vec![0.0; table.workspace_len(indices.len())])
         .unwrap();
     out.iter().map(|x| x.to_bits()).collect()
 }
@@ -107,7 +109,7 @@ fn results_have_the_bits_of_rows_stored_apart_and_in_index_order_of_no_cache() {
             for _ in 0..4 {
                 let indices: Vec<u64> = (0..500).map(|_| skewed(&mut rng, n)).collect();
                 cache.record(&indices);
-                cache.refresh(&mut plain.workspace()).unwrap();
+                cache.refresh(&mut vec![0.0; plain.workspace_len(1)]).unwrap();
             }
             let rows: Vec<u64> = (0..n).filter(|&row| cache.contains(row)).collect();
             assert_eq!(rows.len(), 3 * SET, "all of it is in use");
@@ -140,8 +142,10 @@ fn results_have_the_bits_of_rows_stored_apart_and_in_index_order_of_no_cache() {
             let (mut found, mut expected) =
                 (vec![0.0; plain.embedding_dim()], vec![0.0; plain.embedding_dim()]);
             for row in 0..n {
-                cached.lookup(row, &mut found, &mut plain.workspace()).unwrap();
-                plain.lookup(row, &mut expected, &mut plain.workspace()).unwrap();
+                cached.lookup(row, &mut found, &mut vec![0.0; plain.workspace_len(1)]).unwrap();
+                plain
+                    .lookup(row, &mut expected, &mut vec![0.0; plain.workspace_len(1)])
+                    .unwrap();
                 assert_eq!(found, expected, "row {row}");
             }
         }
@@ -159,7 +163,7 @@ fn rows_stored_apart_are_never_cached_and_keep_their_place_in_a_sum() {
     let all: Vec<u64> = (0..990).collect();
     cache.record(&all);
     assert_eq!(cache.statistics().lookups, 990 - 200);
-    cache.refresh(&mut table.workspace()).unwrap();
+    cache.refresh(&mut vec![0.0; table.workspace_len(1)]).unwrap();
     assert!(stored.iter().all(|&row| !cache.contains(row)));
     assert!(all.iter().filter(|&&row| cache.contains(row)).count() > 300);
 
@@ -195,7 +199,7 @@ fn another_tier_looks_into_a_cache_if_its_rows_have_the_same_bits() {
             let mut memory = vec![0.0; RowCache::memory_len(&table, 2000)];
             let mut cache = RowCache::new(&table, &mut memory).unwrap();
             cache.record(&all);
-            cache.refresh(&mut table.workspace()).unwrap();
+            cache.refresh(&mut vec![0.0; table.workspace_len(1)]).unwrap();
             for tier in Tier::available() {
                 let (cached, plain) = (cache.table().with_tier(tier), of_blob.with_tier(tier));
                 assert_eq!(
@@ -205,8 +209,10 @@ fn another_tier_looks_into_a_cache_if_its_rows_have_the_same_bits() {
                 );
                 let (mut found, mut expected) = ([0.0; 16], [0.0; 16]);
                 for row in 0..990 {
-                    cached.lookup(row, &mut found, &mut plain.workspace()).unwrap();
-                    plain.lookup(row, &mut expected, &mut plain.workspace()).unwrap();
+                    cached.lookup(row, &mut found, &mut vec![0.0; plain.workspace_len(1)]).unwrap();
+                    plain
+                        .lookup(row, &mut expected, &mut vec![0.0; plain.workspace_len(1)])
+                        .unwrap();
                     assert_eq!(
                         found, expected,
                         "row {row}, filled by {filled_by:?}, read by {tier:?}"
@@ -231,14 +237,19 @@ fn the_last_row_that_has_a_place_in_a_set_is_cached_and_those_after_it_are_not()
     let rows = [0, last, last + 1, last + 2, (1 << 33) - 1];
     for _ in 0..3 {
         cache.record(&rows);
-        cache.refresh(&mut table.workspace()).unwrap();
+        cache.refresh(&mut vec![0.0; table.workspace_len(1)]).unwrap();
     }
     assert_eq!(rows.map(|row| cache.contains(row)), [true, true, false, false, false]);
     assert_eq!((cache.statistics().lookups, cache.statistics().hits), (15, 4));
     let (mut found, mut expected) = ([0.0], [0.0]);
     for row in rows {
-        cache.table().lookup(row, &mut found, &mut table.workspace()).unwrap();
-        table.lookup(row, &mut expected, &mut table.workspace()).unwrap();
+        cache
+            .table()
+            .lookup(row, &mut found, &mut vec![0.0; table.workspace_len(1)])
+            .unwrap();
+        table
+            .lookup(row, &mut expected, &mut vec![0.0; table.workspace_len(1)])
+            .unwrap();
         assert_eq!(found, expected, "row {row}");
     }
 }
@@ -357,11 +368,11 @@ fn memory_and_workspace_are_checked_and_unknown_rows_ignored() {
     assert_eq!(cache.statistics().lookups, 0);
     assert_eq!(cache.statistics().hit_rate(), 0.0);
     cache.record(&[1u32, 1]);
-    let expected = table.workspace_len();
+    let expected = table.workspace_len(1);
     let short = cache.refresh(&mut vec![0.0; expected - 1]);
     assert_eq!(short, Err(LookupError::WorkspaceLen { found: expected - 1, expected }));
     assert!(!cache.contains(1));
-    assert_eq!(cache.refresh(&mut table.workspace()), Ok(1));
+    assert_eq!(cache.refresh(&mut vec![0.0; table.workspace_len(1)]), Ok(1));
     assert!(
         cache.contains(1)
             && !cache.contains(990)

@@ -178,7 +178,7 @@ fn logits_agree_with_the_oracle_on_every_tier() {
         let mut found = Vec::new();
         for tier in tiers::available() {
             let ranker = Blob::parse(blob).unwrap().ranker().unwrap().with_tier(tier);
-            let logits = samples.logits(&ranker, ranker.batch_workspace_len(9));
+            let logits = samples.logits(&ranker, ranker.workspace_len(9));
             for (sample, (&x, y)) in logits.iter().zip(&expected).enumerate() {
                 assert!(
                     y.admits(x),
@@ -205,11 +205,9 @@ fn a_score_depends_neither_on_the_batch_nor_on_the_workspace() {
             // More than a tile, and than a group.
             for count in [1, 2, 65, 300] {
                 let samples = Samples::random(&model, count, &mut rng);
-                let best = samples.logits(&ranker, ranker.batch_workspace_len(count));
-                let least = ranker.workspace_len();
-                for len in
-                    [least, least + 1, least + 1000, ranker.batch_workspace_len(7).max(least)]
-                {
+                let best = samples.logits(&ranker, ranker.workspace_len(count));
+                let least = ranker.workspace_len(1);
+                for len in [least, least + 1, least + 1000, ranker.workspace_len(7).max(least)] {
                     assert_eq!(samples.logits(&ranker, len), best, "{} of {len}", tier.name());
                 }
                 for sample in [0, count / 2, count - 1] {
@@ -263,9 +261,9 @@ fn candidates_score_as_in_a_batch_bit_for_bit() {
                 let tables = samples.by_table(num_tables);
                 let all: Vec<_> = tables.iter().map(TableBags::bags).collect();
                 let mut expected = vec![SENTINEL; count];
-                let mut workspace = vec![f32::NAN; ranker.batch_workspace_len(count)];
+                let mut workspace = vec![f32::NAN; ranker.workspace_len(count)];
                 ranker.score(&samples.dense, &all, &mut expected, &mut workspace).unwrap();
-                for len in [ranker.workspace_len(), workspace.len()] {
+                for len in [ranker.workspace_len(1), workspace.len()] {
                     let mut found = vec![SENTINEL; count];
                     ranker.rank(dense, &bags, &mut found, &mut vec![f32::NAN; len]).unwrap();
                     assert_eq!(
@@ -292,7 +290,7 @@ fn wrong_arguments_are_refused_and_nothing_is_written() {
     let one = Bags::new(&[0u32], &[0, 1]).unwrap();
     let three = Bags::new(&[0u32], &[0, 0, 1, 1]).unwrap();
     let far = Bags::new(&[0u32, 27], &[0, 1, 2]).unwrap();
-    let len = ranker.workspace_len();
+    let len = ranker.workspace_len(1);
     let try_both = |dense: usize, bags: &[Bags<'_>], workspace: usize| {
         let mut results = Vec::new();
         for rank in [false, true] {

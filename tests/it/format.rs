@@ -188,7 +188,7 @@ fn a_reader_written_from_the_page_agrees_with_the_library() {
             (table.num_embeddings(), table.embedding_dim()),
             (record.number("num_embeddings"), columns)
         );
-        let (mut row, mut workspace) = (vec![0.0; columns], vec![0.0; table.workspace_len()]);
+        let (mut row, mut workspace) = (vec![0.0; columns], vec![0.0; table.workspace_len(1)]);
         for index in 0..table.num_embeddings() {
             table.lookup(index, &mut row, &mut workspace).unwrap();
             let expected = row_of(index);
@@ -306,7 +306,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
         let table = blob.tables().nth(position).unwrap();
         let mut row = vec![0.0; columns];
         for index in 0..record.number("num_embeddings") {
-            table.lookup(index, &mut row, &mut vec![0.0; table.workspace_len()]).unwrap();
+            table.lookup(index, &mut row, &mut vec![0.0; table.workspace_len(1)]).unwrap();
             // Small integers: exact.
             assert_eq!(
                 row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(),
@@ -444,7 +444,7 @@ fn a_model_is_read_by_the_page_too() {
         let bags = indices.each_ref().map(|indices| Bags::new(indices, &[0, 2]).unwrap());
         let mut score = [0.0];
         ranker
-            .score(&dense, &bags, &mut score, &mut vec![0.0; ranker.workspace_len()])
+            .score(&dense, &bags, &mut score, &mut vec![0.0; ranker.workspace_len(1)])
             .unwrap();
         assert!((f64::from(score[0]) - expected).abs() <= 1e-6, "{} for {expected}", score[0]);
         scores.insert(score[0].to_bits());

@@ -31,7 +31,7 @@ fn every_row_agrees_with_the_oracle() {
         let reference = Reference::new(TWO_TABLES, position);
         assert_eq!(table.name(), format::name_of(TWO_TABLES, position));
         let dim = table.embedding_dim();
-        let mut workspace = vec![f32::NAN; table.workspace_len()];
+        let mut workspace = vec![f32::NAN; table.workspace_len(1)];
         let mut previous = vec![Approx::default(); dim];
         let mut told_apart = 0;
         for row in 0..table.num_embeddings() {
@@ -78,7 +78,7 @@ fn bags_agree_with_the_oracle_in_every_mode() {
         let bags = Bags::new(&indices, &offsets).unwrap();
         let weighted = bags.with_per_sample_weights(&weights).unwrap();
         let mut out = vec![f32::NAN; bags.len() * dim];
-        let mut workspace = vec![f32::NAN; table.workspace_len()];
+        let mut workspace = vec![f32::NAN; table.workspace_len(1)];
         for mode in Mode::ALL {
             let (bags, pooling) = match mode {
                 Mode::Sum => (bags, Pooling::Sum),
@@ -112,7 +112,7 @@ fn rows_past_the_last_are_refused_and_nothing_is_written() {
     for table in Blob::parse(TWO_TABLES).unwrap().tables() {
         let num_embeddings = table.num_embeddings();
         let mut out = vec![-1.5; table.embedding_dim()];
-        let mut workspace = vec![0.0; table.workspace_len()];
+        let mut workspace = vec![0.0; table.workspace_len(1)];
         let expected = Err(LookupError::IndexOutOfRange {
             position: 0,
             index: num_embeddings,

@@ -418,7 +418,7 @@ fn check(
                 assert_eq!(bits(&lookup(&table, row)), bits(&lookup(&before, row)), "row {row}");
             }
             seen.same_table_same_bits += 1;
-        } else if table.workspace_len() <= MAX_SCRATCH {
+        } else if table.workspace_len(1) <= MAX_SCRATCH {
             check_by_the_oracle(&table, &Reference::new(mutant, position), rng, seen);
         }
     }
@@ -494,7 +494,7 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
             (table.num_embeddings(), table.embedding_dim()),
             (num_embeddings, reference.embedding_dim())
         );
-        if table.workspace_len() > MAX_SCRATCH {
+        if table.workspace_len(1) > MAX_SCRATCH {
             seen.too_large += 1;
             continue;
         }
@@ -504,24 +504,31 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
         let mut out = vec![SENTINEL; 3 * dim];
         for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
             let bags = Bags::new(&rows, &offsets).unwrap();
-            table.pool(&bags, pooling, &mut out, &mut table.workspace()).unwrap();
+            table
+                .pool(&bags, pooling, &mut out, &mut vec![0.0; table.workspace_len(1)])
+                .unwrap();
             assert!(out[dim..2 * dim].iter().all(|x| x.to_bits() == 0), "the empty bag");
         }
         let weights = vec![0.5; rows.len()];
         let weighted =
             Bags::new(&rows, &offsets).unwrap().with_per_sample_weights(&weights).unwrap();
-        table.pool(&weighted, Pooling::Sum, &mut out, &mut table.workspace()).unwrap();
+        table
+            .pool(&weighted, Pooling::Sum, &mut out, &mut vec![0.0; table.workspace_len(1)])
+            .unwrap();
         check_batch(&table, &rows);
 
         for index in [num_embeddings, num_embeddings + rng.below(1 << 41), u64::MAX] {
             let mut out = vec![SENTINEL; dim];
             let expected =
                 |position| LookupError::IndexOutOfRange { position, index, num_embeddings };
-            assert_eq!(table.lookup(index, &mut out, &mut table.workspace()), Err(expected(0)));
+            assert_eq!(
+                table.lookup(index, &mut out, &mut vec![0.0; table.workspace_len(1)]),
+                Err(expected(0))
+            );
             let indices = [rows[0], index];
             let bags = Bags::new(&indices, &[0, 2]).unwrap();
             assert_eq!(
-                table.pool(&bags, Pooling::Sum, &mut out, &mut table.workspace()),
+                table.pool(&bags, Pooling::Sum, &mut out, &mut vec![0.0; table.workspace_len(1)]),
                 Err(expected(1))
             );
             assert!(out.iter().all(|&x| x == SENTINEL));
@@ -538,7 +545,7 @@ fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut S
         return;
     }
     let ranker = blob.ranker().unwrap().with_tier(rng.pick(&tiers::available()));
-    if ranker.workspace_len() > MAX_SCRATCH {
+    if ranker.workspace_len(1) > MAX_SCRATCH {
         seen.too_large += 1;
         return;
     }
@@ -554,8 +561,8 @@ fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut S
             .unwrap();
         out
     };
-    let found = score(ranker.workspace_len());
-    let again = score(ranker.batch_workspace_len(2).min(MAX_SCRATCH));
+    let found = score(ranker.workspace_len(1));
+    let again = score(ranker.workspace_len(2).min(MAX_SCRATCH));
     assert!(
         found
             .iter()
@@ -588,8 +595,7 @@ fn check_batch(table: &Table<'_>, rows: &[u64]) {
             .unwrap();
         out
     };
-    let (least, best) =
-        (pool(table.workspace_len()), pool(table.batch_workspace_len(indices.len())));
+    let (least, best) = (pool(table.workspace_len(1)), pool(table.workspace_len(indices.len())));
     // Of a NaN, only that it is one.
     let same = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
     assert!(least.iter().zip(&best).all(same), "{least:?} is not {best:?}");
@@ -613,7 +619,9 @@ fn sample_rows(table: &Table<'_>, reference: &Reference<'_>, rng: &mut Rng) -> V
 
 fn lookup(table: &Table<'_>, row: u64) -> Vec<f32> {
     let mut out = vec![SENTINEL; table.embedding_dim()];
-    table.lookup(row, &mut out, &mut vec![f32::NAN; table.workspace_len()]).unwrap();
+    table
+        .lookup(row, &mut out, &mut vec![f32::NAN; table.workspace_len(1)])
+        .unwrap();
     out
 }
 

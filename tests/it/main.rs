@@ -1,5 +1,5 @@
-//! The integration tests of the library, one module a subject. `tests/no_alloc.rs` has a binary of its
-//! own, since it replaces the global allocator.
+//! The integration tests of the library, one module a subject. `tests/no_alloc.rs` has a binary of
+//! its own, since it replaces the global allocator.
 
 mod support;
 

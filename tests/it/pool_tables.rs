@@ -32,11 +32,8 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
             let together: Vec<_> =
                 tables.iter().enumerate().map(|(t, table)| (table, bags(t))).collect();
             let width: usize = tables.iter().map(Table::embedding_dim).sum();
-            let workspace_len = tables
-                .iter()
-                .map(|table| table.batch_workspace_len(2 * NUM_BAGS))
-                .max()
-                .unwrap();
+            let workspace_len =
+                tables.iter().map(|table| table.workspace_len(2 * NUM_BAGS)).max().unwrap();
             for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
                 let mut out = vec![SENTINEL; NUM_BAGS * width];
                 pool_tables(&together, pooling, &mut out, &mut vec![f32::NAN; workspace_len])
@@ -45,7 +42,9 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
                 for (table, bags) in &together {
                     let dim = table.embedding_dim();
                     let mut alone = vec![f32::NAN; NUM_BAGS * dim];
-                    table.pool(bags, pooling, &mut alone, &mut table.workspace()).unwrap();
+                    table
+                        .pool(bags, pooling, &mut alone, &mut vec![0.0; table.workspace_len(1)])
+                        .unwrap();
                     for (row, alone) in out.chunks_exact(width).zip(alone.chunks_exact(dim)) {
                         assert_eq!(row[first..first + dim], *alone, "{} {pooling:?}", table.name());
                     }
@@ -61,9 +60,9 @@ fn tables_pooled_together_have_the_bits_they_have_alone() {
 fn no_bags_of_several_tables_need_no_output() {
     for buf in one_of_each() {
         let tables: Vec<Table<'_>> = Blob::parse(&buf).unwrap().tables().collect();
-        let none = Bags::<u32>::new(&[], &[0]).unwrap();
+        let none = Bags::new(&[], &[0u32]).unwrap();
         let lists: Vec<_> = tables.iter().map(|table| (*table, none)).collect();
-        let workspace_len = tables.iter().map(Table::workspace_len).max().unwrap();
+        let workspace_len = tables.iter().map(|table| table.workspace_len(1)).max().unwrap();
         pool_tables(&lists, Pooling::Sum, &mut [], &mut vec![0.0; workspace_len]).unwrap();
     }
 }
@@ -73,7 +72,7 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
     let blobs = one_of_each();
     let blob = Blob::parse(&blobs[0]).unwrap();
     let (first, tt) = (blob.tables().next().unwrap(), blob.tables().last().unwrap());
-    assert!(tt.workspace_len() > 0, "a tensor train comes last");
+    assert!(tt.workspace_len(1) > 0, "a tensor train comes last");
     let width = first.embedding_dim() + tt.embedding_dim();
     let refused = |lists: [&[u64]; 2], offsets: [&[u64]; 2], out_len, workspace_len| {
         let bags = |t: usize| Bags::new(lists[t], offsets[t]).unwrap();
@@ -85,7 +84,7 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
         assert!(out.iter().all(|&x| x == SENTINEL), "{error}");
         error
     };
-    let enough = tt.workspace_len();
+    let enough = tt.workspace_len(1);
     let error = refused([&[0, 1], &[0]], [&[0, 1, 2], &[0, 1]], 2 * width, enough);
     assert_eq!(
         error,
@@ -109,5 +108,5 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
         LookupError::IndexOutOfRange { position: 0, index: n, num_embeddings: n }
     );
     assert!(error.to_string().starts_with("table 1: index "), "{error}");
-    pool_tables::<&Table<'_>, u32>(&[], Pooling::Sum, &mut [], &mut []).unwrap();
+    pool_tables::<&Table<'_>>(&[], Pooling::Sum, &mut [], &mut []).unwrap();
 }

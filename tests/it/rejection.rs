@@ -15,10 +15,10 @@ use ttrec::{
         Location::{
             self, Buffer, Element, Header, Layer, Model, ModelTable, Names, Section, Table,
         },
-        MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES, ModelSpec, OverridesSpec, Role,
-        Rule, TableSpec, WeightsSpec,
+        ModelSpec, OverridesSpec, Role, Rule, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
+    limits::{MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES},
 };
 
 fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
@@ -1114,7 +1114,7 @@ fn indices_of_another_dtype_length_or_place() {
         parse(&buf).unwrap_err()
     };
     for (section, role, len) in [
-        (PREFIX_INDEX, format::ROLE_PREFIX_INDEX, 128),
+        (PREFIX_INDEX, format::ROLE_PREFIX_INDEX, 128u64),
         (OVERRIDE_INDEX, format::ROLE_OVERRIDE_INDEX, 384),
     ] {
         for found in 1..=5 {
@@ -1156,7 +1156,7 @@ fn indices_that_have_an_id_elsewhere_or_not_at_all() {
             );
             // A lookup may get a wrong row, but gets one.
             let table = blob.table("a").unwrap();
-            let (mut row, mut workspace) = ([0.0; 16], table.workspace());
+            let (mut row, mut workspace) = ([0.0; 16], vec![0.0; table.workspace_len(1)]);
             (0..2000).for_each(|id| table.lookup(id, &mut row, &mut workspace).unwrap());
         }
     }
@@ -1249,7 +1249,7 @@ fn stored_rows_of_mapped_tables_that_are_none_or_more_than_indices() {
 
 #[test]
 fn stored_rows_of_tables_without_a_map() {
-    for (table, num_embeddings) in [(PROJECTED, 6), (PARTS, 11)] {
+    for (table, num_embeddings) in [(PROJECTED, 6u64), (PARTS, 11)] {
         let expected = (Table(table), Rule::NumRowsUnmapped, num_embeddings, 0);
         assert_eq!(newer_table(table, table::NUM_ROWS, &num_embeddings.to_le_bytes()), expected);
     }

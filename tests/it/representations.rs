@@ -48,7 +48,7 @@ impl Batch {
         table: &Table<'_>,
         mode: Mode,
         workspace_len: usize,
-        change: impl Fn(Bags<'_, u64>) -> Bags<'_, u64>,
+        change: impl Fn(Bags<'_>) -> Bags<'_>,
     ) -> Vec<f32> {
         let (bags, pooling) = self.bags(mode);
         let mut out = vec![f32::NAN; bags.len() * table.embedding_dim()];
@@ -58,7 +58,7 @@ impl Batch {
         out
     }
 
-    fn bags(&self, mode: Mode) -> (Bags<'_, u64>, Pooling) {
+    fn bags(&self, mode: Mode) -> (Bags<'_>, Pooling) {
         let bags = Bags::new(&self.indices, &self.offsets).unwrap();
         match mode {
             Mode::Sum => (bags, Pooling::Sum),
@@ -117,14 +117,14 @@ fn check_by_the_oracle(spec: TableSpec, seed: u64) {
         for index in [0, n / 2, n - 1] {
             let mut row = vec![f32::NAN; table.embedding_dim()];
             table
-                .lookup(index, &mut row, &mut vec![f32::NAN; table.workspace_len()])
+                .lookup(index, &mut row, &mut vec![f32::NAN; table.workspace_len(1)])
                 .unwrap();
             for (x, y) in row.iter().zip(reference.row(index)) {
                 assert!(y.admits(*x), "{tier} row {index}: {x} for {y:?} of {}", what());
             }
         }
         for mode in Mode::ALL {
-            let found = batch.pool(&table, mode, table.workspace_len());
+            let found = batch.pool(&table, mode, table.workspace_len(1));
             for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
                 let expected = reference.bag(
                     &batch.indices[range.clone()],
@@ -135,11 +135,9 @@ fn check_by_the_oracle(spec: TableSpec, seed: u64) {
                     assert!(y.admits(*x), "{tier} {mode:?} {range:?}: {x} for {y:?} of {}", what());
                 }
             }
-            for len in [
-                table.workspace_len() + 1,
-                3 * table.workspace_len(),
-                table.batch_workspace_len(51),
-            ] {
+            for len in
+                [table.workspace_len(1) + 1, 3 * table.workspace_len(1), table.workspace_len(51)]
+            {
                 assert_eq!(
                     bits(&batch.pool(&table, mode, len)),
                     bits(&found),
@@ -189,7 +187,7 @@ fn quotient_remainder_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
 fn kinds() -> Vec<WeightsSpec> {
     let shape = |p: &[u32], q: &[u32], r: &[u32]| TtShape::new(37, p, q, r).unwrap();
     let dense = |dtype| WeightsSpec::Dense { num_embeddings: 37, embedding_dim: 19, dtype };
-    let mut kinds = Dtype::ALL.map(dense).to_vec();
+    let mut kinds = Dtype::ALL.iter().copied().map(dense).collect::<Vec<_>>();
     kinds.extend([
         WeightsSpec::Tt { shape: shape(&[3, 4, 5], &[2, 2, 4], &[5, 3]), dtype: Dtype::F32 },
         WeightsSpec::Tt { shape: shape(&[7, 6], &[4, 4], &[4]), dtype: Dtype::I8 },
@@ -239,7 +237,7 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
             for tier in tiers::available() {
                 let mapped = mapped.with_tier(tier);
                 let plain = Blob::parse(&plain).unwrap().table("t").unwrap().with_tier(tier);
-                let mut workspace = mapped.workspace();
+                let mut workspace = vec![0.0; mapped.workspace_len(1)];
                 for (&index, &row) in batch.indices.iter().zip(&by_row.indices).take(40) {
                     let (mut found, mut expected) =
                         (vec![0.0; mapped.embedding_dim()], vec![1.0; plain.embedding_dim()]);
@@ -248,8 +246,7 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
                     assert_eq!(bits(&found), bits(&expected));
                 }
                 for mode in Mode::ALL {
-                    for len in
-                        [mapped.workspace_len(), mapped.batch_workspace_len(batch.indices.len())]
+                    for len in [mapped.workspace_len(1), mapped.workspace_len(batch.indices.len())]
                     {
                         let (found, expected) =
                             (batch.pool(&mapped, mode, len), by_row.pool(&plain, mode, len));
@@ -285,10 +282,10 @@ fn bits_of_a_bag_depend_neither_on_the_batch_nor_on_the_workspace() {
             let batch = Batch::draw(&lengths, table.num_embeddings(), &mut Rng::new(3));
             for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
                 for mode in Mode::ALL {
-                    let len = table.workspace_len();
+                    let len = table.workspace_len(1);
                     let together = batch.pool(&table, mode, len);
                     assert_eq!(
-                        bits(&batch.pool(&table, mode, table.batch_workspace_len(1 << 20))),
+                        bits(&batch.pool(&table, mode, table.workspace_len(1 << 20))),
                         bits(&together)
                     );
                     for (range, together) in
@@ -325,7 +322,7 @@ fn a_row_cache_changes_no_lookup_and_no_bag_but_by_the_order_of_sums() {
             let mut cache = RowCache::new(&table, &mut memory).unwrap();
             let indices: Vec<u64> = (0..64).collect();
             (0..3).for_each(|_| cache.record(&indices));
-            let mut workspace = table.workspace();
+            let mut workspace = vec![0.0; table.workspace_len(1)];
             assert!(cache.refresh(&mut workspace).unwrap() > 16);
             let cached = cache.table();
             for &index in &indices {
@@ -337,7 +334,7 @@ fn a_row_cache_changes_no_lookup_and_no_bag_but_by_the_order_of_sums() {
             }
             let batch = Batch::draw(&[5, 0, 60, 1], 64, &mut Rng::new(1));
             for mode in Mode::ALL {
-                let len = table.workspace_len();
+                let len = table.workspace_len(1);
                 let found = batch.pool(&cached, mode, len);
                 for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
                     let expected = reference.bag(
@@ -384,12 +381,12 @@ fn rows_in_index_order_are_what_a_plain_loop_over_lookups_adds() {
         let batch = Batch::draw(&[9, 0, 2, 30], 37, &mut Rng::new(8));
         for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
             let found =
-                batch.pool_as(&table, Mode::Max, table.workspace_len(), |bags| bags.sequential());
+                batch.pool_as(&table, Mode::Max, table.workspace_len(1), |bags| bags.sequential());
             for (range, found) in batch.ranges().zip(found.chunks(table.embedding_dim())) {
                 let mut expected: Option<Vec<f32>> = None;
                 for &index in &batch.indices[range] {
                     let mut row = vec![0.0; table.embedding_dim()];
-                    table.lookup(index, &mut row, &mut table.workspace()).unwrap();
+                    table.lookup(index, &mut row, &mut vec![0.0; table.workspace_len(1)]).unwrap();
                     let larger = |largest: Vec<f32>| {
                         largest.iter().zip(&row).map(|(a, b)| a.max(*b)).collect()
                     };
@@ -427,7 +424,7 @@ fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
         {
             let row = |index: u64| {
                 let mut row = vec![f32::NAN; table.embedding_dim()];
-                table.lookup(index, &mut row, &mut table.workspace()).unwrap();
+                table.lookup(index, &mut row, &mut vec![0.0; table.workspace_len(1)]).unwrap();
                 row
             };
             assert_eq!(bits(&row(3)), bits(&row(5)));
@@ -439,7 +436,7 @@ fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
             };
             for mode in Mode::ALL {
                 let pool =
-                    |indices| bits(&batch(indices).pool(&table, mode, table.workspace_len()));
+                    |indices| bits(&batch(indices).pool(&table, mode, table.workspace_len(1)));
                 assert_eq!(pool([3, 0, 4]), pool([5, 0, 5]), "{mode:?} {weights:?}");
             }
         }
@@ -474,7 +471,8 @@ fn quotient_remainder_bags_combine_after_pooling() {
                 });
         for tier in tiers::available() {
             let table = Blob::parse(&buf).unwrap().table("t").unwrap().with_tier(tier);
-            let (mut out, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
+            let (mut out, mut workspace) =
+                (vec![0.0; table.embedding_dim()], vec![0.0; table.workspace_len(1)]);
             // Row 3 is quotient row 1 and remainder row 1; rows 0 and 3 take one of each.
             table.lookup(3, &mut out, &mut workspace).unwrap();
             assert_eq!(out, row);

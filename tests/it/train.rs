@@ -47,7 +47,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn bags(&self) -> Bags<'_, u32> {
+    fn bags(&self) -> Bags<'_> {
         let bags = Bags::new(&self.indices, &self.offsets).unwrap();
         if self.mode == Mode::Weighted {
             bags.with_per_sample_weights(&self.weights).unwrap()
@@ -746,13 +746,13 @@ fn a_blob_of_learned_cores_gives_the_same_rows_to_the_bit() {
             (blob.table(name).unwrap(), Batch::draw(&mut rng, 60, 30, Mode::Mean));
         let mut out = vec![f32::NAN; batch.num_bags() * 64];
         stored
-            .pool(&batch.bags(), Pooling::Mean, &mut out, &mut stored.batch_workspace(100))
+            .pool(&batch.bags(), Pooling::Mean, &mut out, &mut vec![0.0; stored.workspace_len(100)])
             .unwrap();
         assert_eq!(bits(&out), bits(&forward(&**table, &batch)));
         for row in 0..60 {
             let mut rows = [[f32::NAN; 64]; 2];
             for (table, row_of) in zip([stored, table.table()], &mut rows) {
-                table.lookup(row, row_of, &mut table.workspace()).unwrap();
+                table.lookup(row, row_of, &mut vec![0.0; table.workspace_len(1)]).unwrap();
             }
             assert_eq!(bits(&rows[0]), bits(&rows[1]), "{name} row {row}");
         }
@@ -821,7 +821,8 @@ fn rows_begin_with_the_variance_of_a_dense_table() {
             let mean_square = (0..40).map(|seed| {
                 let table = TtTable::new(shape, initializer, Optimizer::Sgd, seed).unwrap();
                 let table = table.table();
-                let (mut row, mut workspace, mut sum) = ([0.0; 64], table.workspace(), 0.0);
+                let (mut row, mut workspace, mut sum) =
+                    ([0.0; 64], vec![0.0; table.workspace_len(1)], 0.0);
                 for index in (0..n).step_by(7) {
                     table.lookup(index, &mut row, &mut workspace).unwrap();
                     sum += row.iter().map(|x| f64::from(x * x)).sum::<f64>() / 64.0;

@@ -40,7 +40,7 @@ fn reals(rng: &mut Rng, count: usize) -> Vec<f32> {
 fn row(table: &dyn Embedding, index: u64) -> Vec<f32> {
     let table = table.table();
     let mut row = vec![f32::NAN; DIM];
-    table.lookup(index, &mut row, &mut table.workspace()).unwrap();
+    table.lookup(index, &mut row, &mut vec![0.0; table.workspace_len(1)]).unwrap();
     row
 }
 
@@ -71,7 +71,14 @@ fn distance(xs: &[f32], ys: &[f32]) -> f64 {
 
 /// Requests of which a few rows have the most.
 fn skewed(rng: &mut Rng, count: usize) -> Vec<u32> {
-    (0..count).map(|_| if rng.one_in(2) { rng.below(25) * 17 } else { rng.below(ROWS) } as u32).collect()
+    let row = |rng: &mut Rng| {
+        if rng.one_in(2) {
+            rng.below(25) * 17
+        } else {
+            rng.below(ROWS)
+        }
+    };
+    (0..count).map(|_| row(rng) as u32).collect()
 }
 
 #[test]
@@ -275,14 +282,14 @@ fn a_blob_has_the_rows_apart_and_gives_the_same_bits() {
     for pooling in [Pooling::Sum, Pooling::Mean] {
         let mut out = [[f32::NAN; 5 * DIM]; 2];
         stored
-            .pool(&bags, pooling, &mut out[0], &mut stored.batch_workspace(300))
+            .pool(&bags, pooling, &mut out[0], &mut vec![0.0; stored.workspace_len(300)])
             .unwrap();
         table.forward(&bags, pooling, &mut out[1], &mut Vec::new()).unwrap();
         assert_eq!(out[0].map(f32::to_bits), out[1].map(f32::to_bits));
     }
     let mut found = [f32::NAN; DIM];
     for id in 0..ROWS {
-        stored.lookup(id, &mut found, &mut stored.workspace()).unwrap();
+        stored.lookup(id, &mut found, &mut vec![0.0; stored.workspace_len(1)]).unwrap();
         assert_eq!(found.to_vec(), row(&table, id));
     }
 }

@@ -236,7 +236,7 @@ struct Samples {
 }
 
 impl Samples {
-    fn bags(&self, model: &Model) -> Vec<Bags<'_, u32>> {
+    fn bags(&self, model: &Model) -> Vec<Bags<'_>> {
         let bags =
             zip(&self.bags, &model.tables).map(|((indices, offsets, weights), (_, mode))| {
                 let bags = Bags::new(indices, offsets).unwrap();
@@ -768,7 +768,7 @@ fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
     {
         let mut out = [[f32::NAN; 50 * 4]; 2];
         stored
-            .pool(&bags, feature.pooling, &mut out[0], &mut stored.batch_workspace(200))
+            .pool(&bags, feature.pooling, &mut out[0], &mut vec![0.0; stored.workspace_len(200)])
             .unwrap();
         feature
             .table
@@ -905,7 +905,7 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     let good = Bags::new(&[1u32, 4], &[0, 2]).unwrap();
     let outside = Bags::new(&[1u32, 5], &[0, 2]).unwrap();
     let two = Bags::new(&[1u32, 4], &[0, 1, 2]).unwrap();
-    let mut step = |dense: &[f32], bags: &[Bags<'_, u32>], labels: &[f32]| {
+    let mut step = |dense: &[f32], bags: &[Bags<'_>], labels: &[f32]| {
         model.step(&Batch { dense, bags }, labels, 0.1).unwrap_err()
     };
     let in_table = |table, error| TrainError::Table(PoolTablesError { table: Some(table), error });
@@ -940,7 +940,7 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     );
 
     // No samples are a step like any other.
-    let none = Bags::new(&[], &[0]).unwrap();
+    let none = Bags::new(&[], &[0u32]).unwrap();
     assert_eq!(model.step(&Batch { dense: &[], bags: &[none, none] }, &[], 0.1), Ok(0.0));
     assert_eq!((values(&model), model.steps()), (before, 1));
 }

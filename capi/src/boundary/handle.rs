@@ -13,7 +13,7 @@ use std::{
     io, ptr, slice,
     sync::Arc,
 };
-use ttrec::{Blob, BlobError, NoModel, Ranker, Table, blob::ALIGNMENT};
+use ttrec::{Blob, BlobError, NoModel, Ranker, Table, limits::ALIGNMENT};
 
 /// An open blob. Nothing in it changes while it is open.
 #[derive(Debug)]

@@ -52,7 +52,7 @@ unsafe impl Plain for u8 {}
 // SAFETY: integers.
 unsafe impl Plain for u32 {}
 // SAFETY: integers.
-unsafe impl Plain for u64 {}
+unsafe impl Plain for i64 {}
 // SAFETY: every pattern is a float, if not a number.
 unsafe impl Plain for f32 {}
 // SAFETY: raw pointers promise nothing.

@@ -478,7 +478,7 @@ fn bags_have_the_librarys_bits_whatever_type_their_indices_have() {
                 }
                 let mut out = vec![0.0; bags.len() * expected.embedding_dim()];
                 expected
-                    .pool(&bags, pooling, &mut out, &mut expected.batch_workspace(200))
+                    .pool(&bags, pooling, &mut out, &mut vec![0.0; expected.workspace_len(200)])
                     .unwrap();
                 assert!(out.iter().any(|&x| x != 0.0));
                 assert_same(
@@ -515,7 +515,7 @@ fn tables_pooled_together_have_the_librarys_bits() {
             .map(|(table, list)| (table, Bags::new(list, &[0, 1, 3]).unwrap()))
             .collect();
         let width: usize = rust.iter().map(|table| table.embedding_dim()).sum();
-        let enough = rust.iter().map(|table| table.workspace_len()).max().unwrap();
+        let enough = rust.iter().map(|table| table.workspace_len(1)).max().unwrap();
         let mut expected = vec![0.0; 2 * width];
         pool_tables(&together, Pooling::Mean, &mut expected, &mut vec![0.0; enough]).unwrap();
         let call =

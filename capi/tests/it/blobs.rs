@@ -27,14 +27,16 @@ fn assert_answers(open: &Open) {
         assert_eq!(text(unsafe { ttrec_table_name(table) }), expected.name());
         assert_eq!(open.table(expected.name()), table);
         assert_eq!(num_embeddings(table), expected.num_embeddings());
-        assert_eq!(workspace_len(table), expected.workspace_len());
+        assert_eq!(workspace_len(table), expected.workspace_len(1));
         for n in [0, 1, 100, 100_000, usize::MAX] {
             let len = unsafe { ttrec_table_batch_workspace_len(table, n) };
-            assert_eq!(len, expected.batch_workspace_len(n));
+            assert_eq!(len, expected.workspace_len(n));
         }
         let mut row = vec![0.0; dim(table)];
         for index in 0..expected.num_embeddings() {
-            expected.lookup(index, &mut row, &mut expected.workspace()).unwrap();
+            expected
+                .lookup(index, &mut row, &mut vec![0.0; expected.workspace_len(1)])
+                .unwrap();
             assert_same(&lookup(table, index).unwrap(), &row);
         }
     }

@@ -111,7 +111,7 @@ fn expected() -> (Vec<f32>, usize, Vec<f32>, usize) {
     let blob = Blob::parse(TWO_TABLES).unwrap();
     let item = blob.table("item").unwrap();
     let dim = item.embedding_dim();
-    let mut workspace = item.workspace();
+    let mut workspace = vec![0.0; item.workspace_len(1)];
     let mut rows = vec![0.0; 3 * dim];
     item.lookup(42, &mut rows[..dim], &mut workspace).unwrap();
     let bags = Bags::new(&[42u32, 7, 999], &[0, 2, 3]).unwrap();
@@ -178,7 +178,7 @@ fn expected_scores() -> (Vec<f32>, f32) {
     let blob = Blob::parse(DLRM).unwrap();
     let ranker = blob.ranker().unwrap();
     let dense = [0.2, 0.7, 0.1, 0.0, 0.9, 0.4, 0.3, 0.5, 0.6, 0.8, 0.25, 0.75, 0.35];
-    let mut workspace = vec![0.0; ranker.batch_workspace_len(1)];
+    let mut workspace = vec![0.0; ranker.workspace_len(1)];
     let score = |i: u32| {
         let (indices, mut score, mut logit) = ([4742, 986, i * 7 % 300, i], [0.0], [0.0]);
         let bags = indices

@@ -96,7 +96,7 @@ fn expected(
 ) -> Vec<f32> {
     let bags: Vec<_> = lists.iter().map(Lists::rust).collect();
     let (mut out, mut workspace) =
-        (vec![SENTINEL; num_samples], vec![0.0; ranker.batch_workspace_len(num_samples)]);
+        (vec![SENTINEL; num_samples], vec![0.0; ranker.workspace_len(num_samples)]);
     let done: Result<(), ScoreError> = match scorer {
         0 => ranker.score(dense, &bags, &mut out, &mut workspace),
         1 => ranker.logits(dense, &bags, &mut out, &mut workspace),
@@ -122,12 +122,9 @@ fn a_model_is_described_and_scored_as_by_the_library() {
             assert_eq!(ttrec_ranker_num_dense(ranker), 13);
             assert_eq!(ttrec_ranker_num_tables(ranker), 4);
             assert_eq!(ttrec_ranker_embedding_dim(ranker), 16);
-            assert_eq!(ttrec_ranker_workspace_len(ranker), rust.workspace_len());
+            assert_eq!(ttrec_ranker_workspace_len(ranker), rust.workspace_len(1));
             for n in [0, 1, 100, 100_000, usize::MAX] {
-                assert_eq!(
-                    ttrec_ranker_batch_workspace_len(ranker, n),
-                    rust.batch_workspace_len(n)
-                );
+                assert_eq!(ttrec_ranker_batch_workspace_len(ranker, n), rust.workspace_len(n));
             }
             for (position, table) in rust.tables().enumerate() {
                 let found = ttrec_ranker_table_at(ranker, position);

@@ -79,7 +79,7 @@ pub fn run(
 
     let bytes = |len: usize| len.saturating_mul(size_of::<f32>());
     Ok(Used {
-        workspace: [bytes(ranker.workspace_len()), bytes(WORKSPACE)],
+        workspace: [bytes(ranker.workspace_len(1)), bytes(WORKSPACE)],
         time: [of_sample, of_candidates],
     })
 }

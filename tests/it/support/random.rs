@@ -199,12 +199,13 @@ fn element(rng: &mut Rng, dtype: Dtype, values: Values) -> [u8; 4] {
             let sign = rng.below(2) << exponent_bits;
             ((sign | exponent) << fraction_bits | rng.below(1 << fraction_bits)) as u32
         }
+        (Values::Integers, _) => unreachable!(),
     };
     bits.to_le_bytes()
 }
 
 pub(crate) fn dtype() -> impl Strategy<Value = Dtype> {
-    select(&Dtype::ALL[..])
+    select(Dtype::ALL)
 }
 
 /// What cores can be stored as.
@@ -243,7 +244,7 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
         .map(String::from);
     let names = names
         .into_iter()
-        .chain(["x".repeat(ttrec::blob::MAX_NAME_LEN)])
+        .chain(["x".repeat(ttrec::limits::MAX_NAME_LEN)])
         .collect::<Vec<_>>();
     let dense = (1u64..=40, 1usize..=70, dtype());
     let dense = dense.prop_map(|(num_embeddings, embedding_dim, dtype)| WeightsSpec::Dense {

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use std::path::{Path, PathBuf};
 use ttrec::{
     AlignedBuf, Blob, NoSuchTable, Table, Tier,
-    blob::{ALIGNMENT, Layout, SectionChecksum, SectionPlan},
+    blob::{Layout, SectionChecksum, SectionPlan},
+    limits::ALIGNMENT,
 };
 
 /// A mapped blob file.

@@ -485,7 +485,7 @@ impl Source<'_> {
     fn projection_dtype(&self) -> Dtype {
         match self.dtype {
             Dtype::F32 | Dtype::Bf16 => self.dtype,
-            Dtype::F16 | Dtype::I8 | Dtype::I4 => Dtype::F16,
+            _ => Dtype::F16,
         }
     }
 

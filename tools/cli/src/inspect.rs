@@ -161,7 +161,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                     Weights::Tt(tt) => tt.prefixes.map_or(0, |prefixes| prefixes.ids.len()),
                     _ => 0,
                 },
-                workspace_len: table.workspace_len(),
+                workspace_len: table.workspace_len(1),
                 index_map: match data.index_map {
                     IndexMap::Identity => "identity",
                     IndexMap::Modulo => "modulo",
@@ -188,7 +188,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
         })
         .collect();
     BlobSummary {
-        format_version: ttrec::blob::VERSION,
+        format_version: ttrec::limits::VERSION,
         bytes: blob.as_bytes().len() as u64,
         dense_f32_bytes: tables
             .iter()
@@ -203,7 +203,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                 .enumerate()
                 .map(|(position, layer)| summarise_layer(blob, position, &layer))
                 .collect(),
-            workspace_len: ranker.workspace_len(),
+            workspace_len: ranker.workspace_len(1),
         }),
         tables,
     }

@@ -150,7 +150,7 @@ impl BagsFile {
             self.offsets.len().saturating_sub(1)
         };
         let out = zeros(rows.saturating_mul(table.embedding_dim()))?;
-        let mut workspace = zeros(table.workspace_len())?;
+        let mut workspace = zeros(table.workspace_len(1))?;
         self.try_look_up(table, mode, out, &mut workspace)
             .with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))
     }
@@ -180,7 +180,7 @@ impl BagsFile {
     }
 
     /// The bags between these offsets.
-    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s, u64>, BagsError> {
+    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s>, BagsError> {
         let bags = Bags::new(&self.indices, offsets)?;
         match &self.weights {
             Some(weights) => bags.with_per_sample_weights(weights),
@@ -189,7 +189,7 @@ impl BagsFile {
     }
 
     /// The bags as the file has them.
-    pub(crate) fn all(&self) -> Result<Bags<'_, u64>, BagsError> {
+    pub(crate) fn all(&self) -> Result<Bags<'_>, BagsError> {
         self.bags(&self.offsets)
     }
 

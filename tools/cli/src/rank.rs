@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec<f32>> {
     let mut num_candidates = None;
-    let bag = |table: usize| -> Result<Bags<'_, u64>> {
+    let bag = |table: usize| -> Result<Bags<'_>> {
         let (of_user, of_candidates) = (user.bags(table)?, candidates.bags(table)?);
         match (of_user, of_candidates) {
             (Some(_), Some(_)) => {
@@ -132,7 +132,7 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
     };
     let count = num_candidates.filter(|&count| count > 0);
     let mut out = zeros(count.with_context(|| format!("{}: no candidates", candidates.path()))?)?;
-    let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
+    let mut workspace = zeros(ranker.workspace_len(out.len()))?;
     ranker
         .rank(dense, &bags, &mut out, &mut workspace)
         .with_context(|| candidates.path().to_owned())?;

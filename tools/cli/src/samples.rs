@@ -58,7 +58,7 @@ impl Samples {
     }
 
     /// The bags of table `table` of the model, if they are there.
-    pub(crate) fn bags(&self, table: usize) -> Result<Option<Bags<'_, u64>>> {
+    pub(crate) fn bags(&self, table: usize) -> Result<Option<Bags<'_>>> {
         let Some(Some(bags)) = self.tables.get(table) else { return Ok(None) };
         let all = bags.all().with_context(|| format!("{}: offsets_{table}", self.path))?;
         Ok(Some(all))

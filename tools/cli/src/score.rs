@@ -49,10 +49,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32>> {
     let dense = samples.dense().context("no array \"dense\"")?;
     let bag = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
-    let bags: Vec<Bags<'_, u64>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
+    let bags: Vec<Bags<'_>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
     let mut out = zeros(samples.count(ranker)?)?;
     ensure!(!out.is_empty(), "no samples");
-    let mut workspace = zeros(ranker.batch_workspace_len(out.len()))?;
+    let mut workspace = zeros(ranker.workspace_len(out.len()))?;
     if logits {
         ranker.logits(dense, &bags, &mut out, &mut workspace)?;
     } else {

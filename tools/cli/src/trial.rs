@@ -4,8 +4,9 @@ use crate::{blob_file, dialect::Model};
 use anyhow::{Context, Result};
 use ttrec::{
     AlignedBuf, Blob, Table, TtShape,
-    blob::{ALIGNMENT, Layout, ModelSpec, Role, TableSpec, WeightsSpec},
+    blob::{Layout, ModelSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
+    limits::ALIGNMENT,
 };
 
 /// What the table of a blob made here is called.

@@ -196,6 +196,6 @@ fn rounding(dtype: Dtype) -> f64 {
         Dtype::F16 => f64::powi(2.0, -11),
         Dtype::Bf16 => f64::powi(2.0, -8),
         Dtype::I8 => 2e-2,
-        Dtype::I4 => 2e-1,
+        _ => 2e-1,
     }
 }

@@ -283,7 +283,8 @@ impl Suite<'_> {
 
         let name = format!("single-R{RANK}");
         let mut bare = Bare::new(&table, rows).context("not a tensor train of three f32 cores")?;
-        let (mut workspace, mut row, mut bare_row) = (table.workspace(), [0.0; DIM], [0.0; DIM]);
+        let (mut workspace, mut row, mut bare_row) =
+            (vec![0.0; table.workspace_len(1)], [0.0; DIM], [0.0; DIM]);
         let workspace_bytes = size_of_val(&workspace[..]);
         let stored = Stored::new(&model.buf, Blob::parse(&model.buf)?, table.name())?;
         for (position, &id) in rows.iter().enumerate().take(BAG) {
@@ -383,7 +384,7 @@ impl Suite<'_> {
         bytes: u64,
     ) -> Result<()> {
         let table = tt.table(0)?;
-        let mut workspace = table.workspace();
+        let mut workspace = vec![0.0; table.workspace_len(1)];
         let mut memory = vec![0.0; bytes as usize / size_of::<f32>()];
         let mut cache = RowCache::new(&table, &mut memory)?;
         for indices in earlier.indices().chunks(1 << 16) {
@@ -510,20 +511,15 @@ impl<'a> Bare<'a> {
     fn new(table: &Table<'a>, rows: &[u32]) -> Option<Self> {
         let Weights::Tt(tt) = &table.data().weights else { return None };
         let shape = tt.shape;
-        let cores: Option<Vec<&[f32]>> = tt.cores[..shape.num_cores()]
-            .iter()
-            .map(|core| match core.slices {
-                Elements::F32(slices) => Some(slices),
-                _ => None,
-            })
-            .collect();
+        let cores: Option<Vec<&[f32]>> =
+            tt.cores[..shape.num_cores()].iter().map(|core| core.slices.as_f32()).collect();
         let cores: [&[f32]; 3] = cores?.try_into().ok()?;
         let slice = |row: u32, k: usize| {
             let len = shape.slice_len(k);
             cores[k]
                 .chunks_exact(len)
-                .nth(shape.digits(row.into())[k] as usize)
-                .map(Elements::F32)
+                .nth(shape.digits(row.into()).nth(k)? as usize)
+                .map(Elements::from_f32)
         };
         let slices = rows.iter().map(|&row| Some([slice(row, 0)?, slice(row, 1)?, slice(row, 2)?]));
         let partials =

@@ -16,7 +16,7 @@ pub(super) fn fill_elements(dtype: Dtype, seed: u64, out: &mut [u8]) {
         Dtype::F32 => (0x80FF_FFFF_80FF_FFFF, 0x3F00_0000_3F00_0000),
         Dtype::F16 => (0xBFFF_BFFF_BFFF_BFFF, 0x3000_3000_3000_3000),
         Dtype::Bf16 => (0x80FF_80FF_80FF_80FF, 0x3F00_3F00_3F00_3F00),
-        Dtype::I8 | Dtype::I4 => (u64::MAX, 0),
+        _ => (u64::MAX, 0),
     };
     for (word, position) in out.chunks_mut(8).zip(0..) {
         let bytes = (random(seed, position) & mask | exponent).to_le_bytes();

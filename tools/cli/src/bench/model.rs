@@ -14,7 +14,6 @@ use std::hint::black_box;
 use ttrec::{
     Bags, Blob, LookupError, Pooling, Ranker,
     blob::{Activation, Layer, Stack},
-    dtype::Elements,
 };
 
 /// Samples that are compared.
@@ -53,7 +52,7 @@ fn measure_samples(
 ) -> Result<Measured> {
     let dense = samples.dense().context("no array \"dense\"")?;
     let all = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
-    let all: Vec<Bags<'_, u64>> = (0..ranker.num_tables()).map(all).collect::<Result<_>>()?;
+    let all: Vec<Bags<'_>> = (0..ranker.num_tables()).map(all).collect::<Result<_>>()?;
     let count = samples.count(ranker)?;
     ensure!(
         all.iter().all(|bags| bags.len() == count),
@@ -62,24 +61,26 @@ fn measure_samples(
     let batches = count / batch;
     ensure!(batches > 0, "{count} samples: expected a batch of {batch} at least");
     // Lists of their own for each batch, batch after batch.
+    let indices: Vec<Vec<u64>> = all.iter().map(|bags| bags.indices().collect()).collect();
+    let ends: Vec<Vec<u64>> = all.iter().map(|bags| bags.offsets().collect()).collect();
     let mut offsets = Vec::new();
     for start in (0..batches * batch).step_by(batch) {
-        for bags in &all {
-            let of_batch = &bags.offsets()[start..=start + batch];
+        for ends in &ends {
+            let of_batch = &ends[start..=start + batch];
             offsets.push(of_batch.iter().map(|offset| offset - of_batch[0]).collect::<Vec<_>>());
         }
     }
     let mut lists = Vec::new();
     for (offsets, at) in offsets.iter().zip(0..) {
-        let (bags, start) = (&all[at % all.len()], at / all.len() * batch);
-        let range = bags.offsets()[start] as usize..bags.offsets()[start + batch] as usize;
-        let list = Bags::new(&bags.indices()[range.clone()], offsets)?;
-        lists.push(match bags.per_sample_weights() {
+        let (table, start) = (at % all.len(), at / all.len() * batch);
+        let range = ends[table][start] as usize..ends[table][start + batch] as usize;
+        let list = Bags::new(&indices[table][range.clone()], offsets)?;
+        lists.push(match all[table].per_sample_weights() {
             Some(weights) => list.with_per_sample_weights(&weights[range])?,
             None => list,
         });
     }
-    let mut workspace = zeros(ranker.batch_workspace_len(batch))?;
+    let mut workspace = zeros(ranker.workspace_len(batch))?;
     let mut out = zeros(batch)?;
     let of_batch = |at: usize| {
         let bags = &lists[at * all.len()..][..all.len()];
@@ -115,7 +116,7 @@ fn plain(
     bytes: &[u8],
     blob: &Blob<'_>,
     ranker: &Ranker<'_>,
-    bags: &[Bags<'_, u64>],
+    bags: &[Bags<'_>],
     dense: &[f32],
     sample: usize,
 ) -> Result<f64> {
@@ -131,12 +132,14 @@ fn plain(
     let mut vectors = Vec::from_iter(bottom);
     for ((table, pooling), bags) in ranker.tables().zip(ranker.poolings()).zip(bags) {
         let stored = Stored::new(bytes, *blob, table.name())?;
-        let range = bags.offsets()[sample] as usize..bags.offsets()[sample + 1] as usize;
+        let start = bags.offsets().nth(sample).unwrap_or(0) as usize;
+        let end = bags.offsets().nth(sample + 1).unwrap_or(0) as usize;
+        let range = start..end;
         let mut sum = vec![0.0; ranker.embedding_dim()];
         let count = range.len().max(1) as f64;
-        for at in range {
+        for (at, index) in range.clone().zip(bags.indices().skip(range.start)) {
             let weight = bags.per_sample_weights().map_or(1.0, |weights| weights[at].into());
-            let row = stored.row(bags.indices()[at])?;
+            let row = stored.row(index)?;
             sum.iter_mut().zip(row.elements()).for_each(|(sum, x)| *sum += weight * x);
         }
         if pooling == Pooling::Mean {
@@ -156,13 +159,9 @@ fn plain(
 }
 
 fn perceptron(layer: &Layer<'_>, x: &[f64]) -> Vec<f64> {
-    let weights: Vec<f64> = match layer.weights {
-        Elements::F32(weights) => weights.iter().map(|&w| w.into()).collect(),
-        Elements::F16(weights) => weights.iter().map(|w| w.to_f64()).collect(),
-        Elements::Bf16(weights) => weights.iter().map(|w| w.to_f64()).collect(),
-        Elements::I8(weights) => weights.iter().map(|&w| w.into()).collect(),
-        Elements::I4(_) => Vec::new(),
-    };
+    let weights = layer.weights;
+    let weights: Vec<f64> =
+        (0..weights.len()).filter_map(|at| weights.get(at)).map(f64::from).collect();
     let output = |j: usize| {
         let sum: f64 = x
             .iter()

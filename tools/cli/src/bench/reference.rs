@@ -182,7 +182,7 @@ impl<'b> Stored<'b> {
         check(&format!("{name}, row {row}"), found, &elements, &magnitudes, self.terms())
     }
 
-    fn bag<I: Index>(
+    fn bag<I: Index + Into<u64>>(
         &self,
         batch: &Batch<'_, I>,
         range: std::ops::Range<usize>,
@@ -191,7 +191,7 @@ impl<'b> Stored<'b> {
         let dim = self.data.embedding_dim;
         let lookups = range.map(|position| {
             let weight = batch.weights.map_or(1.0, |weights| f64::from(weights[position]));
-            (batch.indices[position].to_u64(), weight)
+            (batch.indices[position].into(), weight)
         });
         let Weights::QuotientRemainder(table) = &self.data.weights else {
             let rows = lookups.map(|(index, weight)| Ok((self.row(index)?, weight)));
@@ -245,7 +245,7 @@ impl<'b> Stored<'b> {
     }
 
     /// Compares the first bags of a batch.
-    pub(super) fn check_bags<I: Index>(
+    pub(super) fn check_bags<I: Index + Into<u64>>(
         &self,
         name: &str,
         batch: &Batch<'_, I>,
@@ -260,7 +260,7 @@ impl<'b> Stored<'b> {
             .take(SAMPLE)
             .enumerate()
         {
-            let range = ends[0].to_u64() as usize..ends[1].to_u64() as usize;
+            let range = ends[0].into() as usize..ends[1].into() as usize;
             let Row { elements, magnitudes } = self.bag(batch, range.clone(), pooling)?;
             check(
                 &format!("{name}, bag {bag}"),
@@ -339,7 +339,7 @@ pub(super) fn element(dtype: Dtype, stored: &[u8], at: usize) -> f64 {
         Dtype::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).into(),
         Dtype::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).into(),
         Dtype::I8 => bytes[0].cast_signed().into(),
-        Dtype::I4 => (bytes[0] >> (at % 2 * 4) & 15).into(),
+        _ => (bytes[0] >> (at % 2 * 4) & 15).into(),
     }
 }
 

@@ -146,7 +146,7 @@ impl Traffic {
 pub(super) struct Run<'a, I = u32> {
     tables: Vec<Table<'a>>,
     /// One for each table, batch after batch.
-    bags: Vec<Bags<'a, I>>,
+    bags: Vec<Bags<'a>>,
     first: Vec<Batch<'a, I>>,
     pooling: Pooling,
     lookups: usize,
@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
     }
 }
 
-impl<'a, I: Index> Run<'a, I> {
+impl<'a, I: Index + Into<u64>> Run<'a, I> {
     /// Each of `batches` has one list of bags for each table.
     pub(super) fn of_batches(
         tables: Vec<Table<'a>>,
@@ -188,7 +188,7 @@ impl<'a, I: Index> Run<'a, I> {
                 lookups += indices.len();
                 pooled_len =
                     pooled_len.saturating_add(list.len().saturating_mul(table.embedding_dim()));
-                workspace_len = table.batch_workspace_len(indices.len()).max(workspace_len);
+                workspace_len = table.workspace_len(indices.len()).max(workspace_len);
             }
             out_len = pooled_len.max(out_len);
         }
@@ -201,7 +201,7 @@ impl<'a, I: Index> Run<'a, I> {
     /// The same with the least workspace that the tables can do with.
     pub(super) fn with_least_workspace(mut self) -> Self {
         self.workspace
-            .truncate(self.tables.iter().map(Table::workspace_len).max().unwrap_or(0));
+            .truncate(self.tables.iter().map(|table| table.workspace_len(1)).max().unwrap_or(0));
         self
     }
 

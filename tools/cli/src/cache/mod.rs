@@ -341,7 +341,7 @@ fn write_index(ids: &[u64], limit: u64, sink: &mut Sink<'_>) -> Result<()> {
 
 /// Rows as lookups give them, those that are stored apart among them.
 fn write_rows(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()> {
-    let (mut row, mut workspace) = (zeros(table.embedding_dim())?, zeros(table.workspace_len())?);
+    let (mut row, mut workspace) = (zeros(table.embedding_dim())?, zeros(table.workspace_len(1))?);
     let mut progress = Progress::new(&format!("{}: rows", table.name()), ids.len() as u64);
     ids.iter().try_for_each(|&id| {
         table.lookup(id, &mut row, &mut workspace)?;
@@ -356,7 +356,7 @@ fn write_rows(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()>
 fn write_products(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()> {
     let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
     let len = tt.shape.prefix_len();
-    let (mut product, mut workspace) = (zeros(len)?, zeros(table.workspace_len())?);
+    let (mut product, mut workspace) = (zeros(len)?, zeros(table.workspace_len(1))?);
     let mut progress = Progress::new(&format!("{}: prefixes", table.name()), ids.len() as u64);
     ids.iter().try_for_each(|&id| {
         progress.add(1);

@@ -110,13 +110,7 @@ fn compare(
     })
 }
 
-/// Stored elements without their scales; none of i4, which layers are not.
+/// Stored elements without their scales.
 fn widened(elements: Elements<'_>) -> Vec<f64> {
-    match elements {
-        Elements::F32(xs) => xs.iter().map(|&x| x.into()).collect(),
-        Elements::F16(xs) => xs.iter().map(|&x| x.to_f64()).collect(),
-        Elements::Bf16(xs) => xs.iter().map(|&x| x.to_f64()).collect(),
-        Elements::I8(xs) => xs.iter().map(|&x| x.into()).collect(),
-        Elements::I4(_) => Vec::new(),
-    }
+    (0..elements.len()).filter_map(|at| elements.get(at)).map(f64::from).collect()
 }

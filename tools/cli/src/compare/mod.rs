@@ -108,7 +108,7 @@ pub(crate) fn compare(
     let progress = Progress::new(&format!("{}: rows", table.name()), rows);
     let ranking =
         Mutex::new(Ranking { distribution: Distribution::new(), worst: Vec::new(), progress });
-    let workspace = zeros(table.workspace_len())?;
+    let workspace = zeros(table.workspace_len(1))?;
     let buffers = || {
         (
             Reference::new(source),

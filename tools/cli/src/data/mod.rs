@@ -180,7 +180,7 @@ impl FeatureBags {
         Ok(())
     }
 
-    pub(crate) fn bags(&self) -> Result<Bags<'_, u32>, BagsError> {
+    pub(crate) fn bags(&self) -> Result<Bags<'_>, BagsError> {
         Bags::new(&self.indices, &self.offsets)
     }
 }

@@ -103,7 +103,7 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
             );
         }
         for (column, bags) in batch.features.iter().enumerate() {
-            let index = bags.bags().unwrap().indices()[row];
+            let index = bags.indices[row];
             // As many values are more frequent, or as frequent and smaller.
             let values: Vec<&String> = lines.iter().map(|line| &line[14 + column]).collect();
             let count = |value: &String| values.iter().filter(|other| **other == value).count();
@@ -129,7 +129,7 @@ fn rare_and_unknown_values_are_others() {
     let indices = |source: &str, split: Split| {
         let dataset = open(dir.path(), source).unwrap();
         let batch = &batches(&*dataset, split, 0, 100)[0];
-        (dataset.features()[0].num_embeddings, batch.features[0].bags().unwrap().indices().to_vec())
+        (dataset.features()[0].num_embeddings, batch.features[0].indices.clone())
     };
     // b, a, c and d stand in the order of counts and then of bytes.
     assert_eq!(indices(source, Split::Train), (5, vec![0, 1, 0, 2, 1, 3, 0]));
@@ -172,12 +172,11 @@ fn bags_are_split_hashed_and_pooled() {
         (&batch.dense[..], &batch.labels[..]),
         (&[2.5, 0.0, -3.0][..], &[1.0, 0.0, 0.5][..])
     );
-    let tags = batch.features[0].bags().unwrap();
-    assert_eq!(tags.indices(), [1, 0, 0, 0]);
+    assert_eq!(batch.features[0].indices, [1, 0, 0, 0]);
     assert_eq!(batch.features[0].offsets, [0, 2, 2, 4]);
     // FNV-1a of "s" is 0xaf63ee4c86020b22, of "t" 0xaf63e94c860202a3.
     let site = [0xaf63_ee4c_8602_0b22_u64 % 3, 0xaf63_e94c_8602_02a3 % 3].map(|hash| hash as u32);
-    assert_eq!(batch.features[1].bags().unwrap().indices(), [site[0], site[1], site[0]]);
+    assert_eq!(batch.features[1].indices, [site[0], site[1], site[0]]);
     let pooling: Vec<Pooling> = dataset.features().iter().map(|feature| feature.pooling).collect();
     assert_eq!(pooling, [Pooling::Mean, Pooling::Sum]);
     let (vocabulary, counts) = (dir.path().join("vocabulary.csv"), dir.path().join("counts.npz"));
@@ -310,8 +309,7 @@ fn interactions_come_once_each_beside_what_is_drawn() {
     let pairs = |split: Split, seed: u64, wanted: f32| -> Vec<(u32, u32)> {
         let all = batches(&*dataset, split, seed, 64);
         let pairs = all.iter().flat_map(|batch| {
-            let [user, item] =
-                [0, 1].map(|at| batch.features[at].bags().unwrap().indices().to_vec());
+            let [user, item] = [0, 1].map(|at| batch.features[at].indices.clone());
             user.into_iter().zip(item).zip(batch.labels.clone())
         });
         pairs.filter(|(_, label)| *label == wanted).map(|(pair, _)| pair).collect()
@@ -378,8 +376,8 @@ fn rows_by_frequency_are_the_same_pairs_renamed() {
     );
     // Users 5, 2, 0, and then those that are not there: 1, 3, 4. Items 1, 3, 0, 2.
     let test = &batches(&*dataset, Split::Test, 0, 10)[0];
-    assert_eq!(test.features[0].bags().unwrap().indices(), [5, 5]);
-    assert_eq!(test.features[1].bags().unwrap().indices()[0], 3);
+    assert_eq!(test.features[0].indices, [5, 5]);
+    assert_eq!(test.features[1].indices[0], 3);
     let path = dir.path().join("vocabulary.csv");
     dataset.vocabulary().write(&path).unwrap();
     let again = config("format = \"interactions\"\npath = \"a.npz\"");

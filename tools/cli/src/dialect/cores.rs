@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     TtShape,
-    shape::{MAX_CORES, MAX_RANK},
+    limits::{MAX_CORES, MAX_RANK},
 };
 
 /// One core: slice i is `runs` runs of `run` elements of the tensor, the first of them at `start +

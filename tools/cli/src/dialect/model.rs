@@ -310,13 +310,15 @@ impl<'c> Linear<'c> {
             bias.name()
         );
         let width = |n: u64| {
-            usize::try_from(n).ok().filter(|&n| n as u64 <= blob::MAX_LAYER_WIDTH && n > 0)
+            usize::try_from(n)
+                .ok()
+                .filter(|&n| n as u64 <= ttrec::limits::MAX_LAYER_WIDTH && n > 0)
         };
         let (Some(outputs), Some(inputs)) = (width(outputs), width(inputs)) else {
             bail!(
                 "tensor {name:?} has shape {:?}: expected 1 to {} each",
                 weight.shape(),
-                blob::MAX_LAYER_WIDTH
+                ttrec::limits::MAX_LAYER_WIDTH
             );
         };
         Ok(Self { weight, bias, inputs, outputs })

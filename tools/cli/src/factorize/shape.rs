@@ -17,9 +17,9 @@ pub(crate) fn suggest_shape(
     d: usize,
 ) -> Result<Factors> {
     ensure!(
-        (2..=ttrec::shape::MAX_CORES).contains(&d),
+        (2..=ttrec::limits::MAX_CORES).contains(&d),
         "{d} cores: expected 2 to {}",
-        ttrec::shape::MAX_CORES
+        ttrec::limits::MAX_CORES
     );
     ensure!(
         num_embeddings > 0 && embedding_dim > 0,

@@ -44,7 +44,7 @@ pub(super) fn candidates(
     let energy = sum(&sample, [&exact, &exact], norm)?;
 
     let mut list = Vec::new();
-    for dtype in Dtype::ALL {
+    for &dtype in Dtype::ALL {
         let spec = TableSpec { dtype: Some(dtype), ..found.clone() };
         // Cores are never i4.
         let Ok(stored) = Source::open(checkpoint, &spec) else { continue };
@@ -95,7 +95,7 @@ fn sum(
     let chunks: Vec<_> = sample.ids.chunks(CHUNK).zip(sample.weights.chunks(CHUNK)).collect();
     let sum = |&(ids, weights): &(&[u64], &[f64])| -> Result<f64> {
         let mut rows = tables.map(|table| vec![0.0; table.embedding_dim()]);
-        let mut workspaces = tables.map(Table::workspace);
+        let mut workspaces = tables.map(|table| vec![0.0; table.workspace_len(1)]);
         let mut sum = 0.0;
         for (&id, weight) in ids.iter().zip(weights) {
             for ((table, row), workspace) in tables.iter().zip(&mut rows).zip(&mut workspaces) {

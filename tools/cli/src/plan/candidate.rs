@@ -201,7 +201,7 @@ pub(super) fn of_dense(
     let context = Context { name, found, options, sample: &sample, values: &values, energy };
 
     let mut list = Vec::new();
-    for dtype in Dtype::ALL {
+    for &dtype in Dtype::ALL {
         // Values that have no finite form in this type rule it out.
         let Some(error) = sample.coding_error(&values, embedding_dim, dtype)? else { continue };
         let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };

@@ -127,7 +127,7 @@ fn interpolate(points: &[(f64, f64)], x: f64) -> f64 {
 
 fn encoded_error(row: &[f32], bytes: &[u8]) -> Result<f64> {
     let stored = |bytes: &[u8]| match *bytes {
-        [low, high] => Ok(f64::from(dtype::f16::from_le_bytes([low, high]))),
+        [low, high] => Ok(f64::from(half::f16::from_le_bytes([low, high]))),
         _ => bail!("a projection of another type than f16"),
     };
     row.iter()

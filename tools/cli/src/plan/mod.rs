@@ -31,10 +31,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
 };
-use ttrec::{
-    blob::{ALIGNMENT, Layout},
-    dtype::Dtype,
-};
+use ttrec::{blob::Layout, dtype::Dtype, limits::ALIGNMENT};
 
 /// Choose how to store each table of a checkpoint, by error, bytes and time, and write the spec
 /// that `convert` takes.

@@ -101,7 +101,8 @@ impl Sample {
                 .collect();
             let Some(blob) = trial::rows(&rows, columns, dtype)? else { return Ok(None) };
             let table = trial::table(&blob)?;
-            let (mut stored, mut workspace) = (vec![0.0; columns], table.workspace());
+            let (mut stored, mut workspace) =
+                (vec![0.0; columns], vec![0.0; table.workspace_len(1)]);
             let mut sum = 0.0;
             for (at, (row, weight)) in rows.chunks_exact(columns).zip(weights).enumerate() {
                 table.lookup(at as u64, &mut stored, &mut workspace)?;

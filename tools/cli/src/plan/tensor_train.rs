@@ -200,7 +200,8 @@ impl Looked {
     fn error(&self, shape: TtShape, cores: &[Vec<f32>], dtype: Dtype) -> Result<Option<f64>> {
         let Some(blob) = trial::of_cores(shape, dtype, cores)? else { return Ok(None) };
         let table = trial::table(&blob)?;
-        let (mut row, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
+        let (mut row, mut workspace) =
+            (vec![0.0; table.embedding_dim()], vec![0.0; table.workspace_len(1)]);
         let (mut error, mut norm) = (0.0, 0.0);
         let rows = self.values.values.chunks_exact(self.values.columns);
         for ((&id, weight), wanted) in self.sample.ids.iter().zip(&self.sample.weights).zip(rows) {

@@ -117,7 +117,7 @@ fn dense(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
     let mut differences = vec![Some(0.0); Dtype::ALL.len()];
     sample.for_each_block(|_, rows| {
         norm += rows.iter().map(|x| x * x).sum::<f64>();
-        differences.par_iter_mut().zip(Dtype::ALL).try_for_each(|(sum, dtype)| {
+        differences.par_iter_mut().zip(Dtype::ALL).try_for_each(|(sum, &dtype)| {
             if let Some(before) = *sum {
                 *sum =
                     stored_difference(rows, columns, dtype)?.map(|difference| before + difference);
@@ -129,7 +129,7 @@ fn dense(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
         let bytes = weights.num_embeddings().saturating_mul(dtype.row_len(columns) as u64);
         Some(Candidate::new(dtype.name().to_owned(), bytes, relative(difference?, norm)))
     };
-    Ok(Dtype::ALL.into_iter().zip(differences).filter_map(candidate).collect())
+    Ok(Dtype::ALL.iter().copied().zip(differences).filter_map(candidate).collect())
 }
 
 /// Rows of fewer columns in i8, and a projection in f16. The directions are orthonormal: what is
@@ -215,7 +215,7 @@ fn cores(weights: &Weights<'_>, sample: &Sample<'_, '_>) -> Result<Vec<Candidate
         return Ok(Vec::new());
     }
     let mut blobs = Vec::new();
-    for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.suits_cores()) {
+    for dtype in Dtype::ALL.iter().copied().filter(|dtype| dtype.suits_cores()) {
         let stored = trial::tensor_train(*shape, dtype, |k, slice, out| {
             Ok(cores.get(k).context("a core is missing")?.read(slice, out)?)
         })?;
@@ -272,7 +272,8 @@ fn stored_difference(rows: &[f64], columns: usize, dtype: Dtype) -> Result<Optio
 /// The squared difference between these rows and those of the blob's table.
 fn difference(blob: &[u8], rows: &[(u64, &[f64])]) -> Result<f64> {
     let table = trial::table(blob)?;
-    let (mut ours, mut workspace) = (vec![0.0; table.embedding_dim()], table.workspace());
+    let (mut ours, mut workspace) =
+        (vec![0.0; table.embedding_dim()], vec![0.0; table.workspace_len(1)]);
     let mut sum = 0.0;
     for (id, theirs) in rows {
         table.lookup(*id, &mut ours, &mut workspace)?;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, path::Path};
 use ttrec::{
-    shape::MAX_EMBEDDING_DIM,
+    limits::MAX_EMBEDDING_DIM,
     train::{Initializer, Optimizer},
 };
 

@@ -110,7 +110,7 @@ fn with_view<T>(
         .features
         .iter()
         .map(|feature| feature.bags())
-        .collect::<Result<Vec<Bags<'_, u32>>, _>>()?;
+        .collect::<Result<Vec<Bags<'_>>, _>>()?;
     Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
 }
 

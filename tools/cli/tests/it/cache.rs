@@ -373,7 +373,7 @@ fn narrow_rows_and_odd_products_keep_their_values() {
     let shape = TtShape::new(470, &[6, 5, 16], &[4, 2, 2], &[64, 16]).unwrap();
     let shape = shape.with_digit_order(DigitOrder::LeastSignificantFirst);
     let (rows, prefixes) = ([0u64, 7, 8, 469], [2u64, 29]);
-    for dtype in Dtype::ALL {
+    for &dtype in Dtype::ALL {
         let columns = if (dtype as u8).is_multiple_of(2) {
             shape.digit_order()
         } else {

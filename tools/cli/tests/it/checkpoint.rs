@@ -543,7 +543,8 @@ fn equal_names_are_refused() {
     let same = ("t", "F32", "[1]", [0; 4].as_slice());
     assert_refused(&safetensors(&[same, same]), "two tensors named `t`");
     // The same bytes under two types: nothing but the name gives it away.
-    let header = r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"t":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
+    let header = r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+        "t":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
     assert_refused(&safetensors_of(header, &[0; 4]), "two tensors named `t`");
 
     let array = npy("'<f4'", "(1,)", &[0; 4]);

@@ -293,7 +293,8 @@ fn frequencies_draw_the_error_to_rows_that_are_rarely_asked_for() {
         let bytes = ttrec::AlignedBuf::from_slice(&fs::read(&blob).unwrap());
         let parsed = ttrec::Blob::parse(&bytes).unwrap();
         let table = parsed.table("item").unwrap();
-        let (mut row, mut workspace, values) = ([0.0; COLUMNS], table.workspace(), values());
+        let (mut row, mut workspace, values) =
+            ([0.0; COLUMNS], vec![0.0; table.workspace_len(1)], values());
         let mut sum = 0.0;
         for i in (0..ROWS).filter(|&row| hot(row)) {
             table.lookup(i as u64, &mut row, &mut workspace).unwrap();

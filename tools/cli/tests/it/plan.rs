@@ -644,7 +644,7 @@ fn edges_are_planned() {
 /// in these bytes.
 #[track_caller]
 fn assert_planned(file: &str, name: &str) {
-    let Some(checkpoint) = data(file) else { return };
+    let checkpoint = data(file);
     let dir = Dir::new();
     let (plan, spec) = plan(&dir, &checkpoint, &["--budget", "12%"]);
     assert!(number(&plan["bytes"]) <= number(&plan["budget"]));
@@ -669,11 +669,13 @@ fn assert_planned(file: &str, name: &str) {
 }
 
 #[test]
+#[ignore = "needs TTREC_DATA: published tables"]
 fn minilm_is_planned() {
     assert_planned("minilm-l6-v2.safetensors", "embeddings.word_embeddings.weight");
 }
 
 #[test]
+#[ignore = "needs TTREC_DATA: published tables"]
 fn wordllama_is_planned() {
     assert_planned("wordllama-256.safetensors", "embedding.weight");
 }

@@ -19,10 +19,11 @@
               constructor has checked"
 )]
 
-use super::{Bags, Index, digits::Digits, divide, sort::sort};
+use super::{Bags, digits::Digits, divide, sort::sort};
 use crate::{
     blob::{Core, TtCores},
     dtype::{Elements, Weight, with_core_elements, with_elements},
+    index::{Indices, with_integers},
     isa::Tier,
     kernel::{
         AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step,
@@ -33,27 +34,30 @@ use crate::{
 };
 use core::ops::Range;
 
-/// Lookups that are sorted together: more would share little more, and their memory would no longer
-/// fit a cache.
+/// The most lookups that are sorted together. Their entries take 20 bytes each, so 320 KiB: they
+/// stay in the second cache, and more lookups would share few more prefixes.
 const MAX_LOOKUPS: usize = 1 << 14;
-/// Lookups that are sorted on the stack, where the workspace has no room for more.
+/// Lookups that are sorted on the stack, where the workspace has room for no more.
 const FEW_LOOKUPS: usize = 32;
-/// Lookups of one prefix in one bag whose last slices are summed together at most: half of
-/// [`FEW_LOOKUPS`], which is the least that is left of a bag's lookups when there is no room for
-/// all of them.
+/// The most lookups of one prefix in one bag whose last slices are summed together. A bag with more
+/// lookups than there is room for keeps at least half of [`FEW_LOOKUPS`] when it makes room, and
+/// the bits of its sum must not depend on that.
 const MAX_SUMMED: usize = FEW_LOOKUPS / 2;
-/// Prefixes of a chunk at most.
+/// The most prefixes of a chunk: their operands are on the stack.
 pub(crate) const MAX_CHUNK: usize = 32;
-/// Bytes of their products, so that they and a slice fit the nearest cache.
+/// Bytes of a chunk's partial products: half of a first cache of 32 KiB, so that the slice that
+/// they are multiplied by has room too.
 const CHUNK_BYTES: usize = 16 << 10;
-/// Products that are handed to a kernel together.
-const JOBS: usize = 32;
-/// Lookups whose rows are sought together among those that are stored.
+/// Products that a kernel gets together; as many as a chunk has prefixes.
+const JOBS: usize = MAX_CHUNK;
+/// Lookups that are searched for among the stored rows before any is used, so that their cache
+/// misses overlap.
 const SOUGHT: usize = 32;
-/// Rows that are: many, since each asks for one of those behind it.
+/// Stored rows that are added together: several times as many as [`AddRows`] prefetches ahead,
+/// since the first of each such batch are not prefetched.
 const ROWS: usize = 128;
 
-/// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster.
+/// The f32 elements of workspace with which a batch of `num_lookups` is fastest.
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
     let partials = shape
         .partial_len()
@@ -75,8 +79,8 @@ fn best_chunk(shape: &TtShape) -> usize {
     (CHUNK_BYTES / bytes).clamp(1, MAX_CHUNK)
 }
 
-/// Where pooled rows go: that of bag b to the `embedding_dim` elements of `rows` from `b * stride +
-/// first` on.
+/// The output: the pooled row of bag b goes to the `embedding_dim` elements of `rows` from
+/// `b * stride + first` on.
 pub(super) struct Output<'o> {
     pub(super) rows: &'o mut [f32],
     pub(super) stride: usize,
@@ -106,14 +110,14 @@ impl Output<'_> {
     }
 }
 
-/// A caller's workspace, divided.
+/// The parts of a caller's workspace.
 struct Buffers<'w> {
     /// The sum of some last slices.
     last_slice: &'w mut [f32],
     /// Partial products of a chunk, used in turn.
     partials: [&'w mut [f32]; 2],
     chunk: usize,
-    /// Lookups to be sorted, and room to move them to.
+    /// Lookups to sort, and room to move them to.
     entries: &'w mut [u64],
     spare: &'w mut [u64],
     /// The bag of each lookup of a segment.
@@ -158,8 +162,8 @@ impl Buffers<'_> {
 /// Some lookups of a batch: entries are `prefix key << 32 | position`, positions counted from
 /// `start`.
 #[derive(Clone, Copy)]
-struct Segment<'s, X> {
-    indices: &'s [X],
+struct Segment<'s> {
+    indices: Indices<'s>,
     row_of: RowOf<'s>,
     weights: Option<&'s [f32]>,
     bags: BagOf<'s>,
@@ -172,7 +176,7 @@ enum BagOf<'s> {
     Each(&'s [u32]),
 }
 
-impl<X: Index> Segment<'_, X> {
+impl Segment<'_> {
     /// The lookup's position in the segment.
     #[inline(always)]
     fn position(entry: u64) -> usize {
@@ -185,10 +189,10 @@ impl<X: Index> Segment<'_, X> {
     }
 
     #[inline(always)]
-    fn row_of_index(&self, index: &X) -> u32 {
+    fn row_of_index(&self, index: u64) -> u32 {
         match self.row_of {
-            RowOf::Identity => index.to_u64() as u32,
-            _ => mapped_row(&self.row_of, index.to_u64()),
+            RowOf::Identity => index as u32,
+            _ => mapped_row(&self.row_of, index),
         }
     }
 
@@ -207,7 +211,7 @@ impl<X: Index> Segment<'_, X> {
     }
 }
 
-/// Out of the loops of tables whose indices are their rows, which would otherwise be slower.
+/// Not inlined: the loops over tables without an index map would be slower.
 #[inline(never)]
 fn mapped_row(row_of: &RowOf<'_>, index: u64) -> u32 {
     row_of.row(index) as u32
@@ -217,7 +221,7 @@ fn mapped_row(row_of: &RowOf<'_>, index: u64) -> u32 {
 #[derive(Clone, Copy)]
 struct Prefix<'e> {
     lookups: &'e [u64],
-    /// Its product, where it need not be computed.
+    /// Its product, if the table stores it.
     stored: Option<&'e [f32]>,
 }
 
@@ -236,11 +240,7 @@ pub(super) struct Pool<'t, 'a> {
 
 impl<'t, 'a> Pool<'t, 'a> {
     /// `None` if the rows of the table, the lookups or the bags do not fit 32 bits.
-    pub(super) fn new<X: Index>(
-        table: &'t Table<'a>,
-        tt: &'t TtCores<'a>,
-        bags: &Bags<'_, X>,
-    ) -> Option<Self> {
+    pub(super) fn new(table: &'t Table<'a>, tt: &'t TtCores<'a>, bags: &Bags<'_>) -> Option<Self> {
         u32::try_from(bags.indices.len().max(bags.len())).ok()?;
         let last = tt.shape.num_cores().checked_sub(1)?;
         let n = tt.shape.column_factor(last);
@@ -257,9 +257,9 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Sums or averages each bag. `None` if lengths contradict each other.
-    pub(super) fn pool<X: Index>(
+    pub(super) fn pool(
         &self,
-        bags: &Bags<'_, X>,
+        bags: &Bags<'_>,
         mean: bool,
         out: &mut Output<'_>,
         workspace: &mut [f32],
@@ -275,7 +275,7 @@ impl<'t, 'a> Pool<'t, 'a> {
             out.fill_zero(first..end)?;
             let lookups = bags.range(first)?.start..bags.range(end - 1)?.end;
             let mut segment = Segment {
-                indices: bags.indices.get(lookups.clone())?,
+                indices: bags.indices.slice(lookups.clone())?,
                 row_of: self.row_of,
                 weights: match bags.per_sample_weights {
                     Some(weights) => Some(weights.get(lookups.clone())?),
@@ -284,7 +284,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 bags: BagOf::One(first),
             };
             if end - first > 1 {
-                // Out of the buffers while the segment borrows it.
+                // Taken out of the buffers while the segment borrows it.
                 let bag_of = core::mem::take(&mut buffers.bag_of);
                 let mut rest = &mut *bag_of;
                 for bag in first..end {
@@ -310,12 +310,7 @@ impl<'t, 'a> Pool<'t, 'a> {
 
     /// The end of the bags that are sorted together with bag `first`: as many whole ones as there
     /// is room for, or one.
-    fn segment_end<X: Index>(
-        &self,
-        bags: &Bags<'_, X>,
-        first: usize,
-        buffers: &Buffers<'_>,
-    ) -> Option<usize> {
+    fn segment_end(&self, bags: &Bags<'_>, first: usize, buffers: &Buffers<'_>) -> Option<usize> {
         let start = bags.range(first)?.start;
         let room = buffers.entries.len().min(buffers.bag_of.len());
         let mut end = first + 1;
@@ -326,9 +321,9 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Adds up the bags of a segment.
-    fn pool_segment<X: Index>(
+    fn pool_segment(
         &self,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         out: &mut Output<'_>,
         buffers: &mut Buffers<'_>,
     ) -> Option<()> {
@@ -377,34 +372,40 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Gives the entries of lookups whose rows are not stored to `take`; stored ones are added to
-    /// their bags, if `out` is there.
+    /// Gives the entries of lookups whose rows are not stored to `take`. Adds stored rows to their
+    /// bags, if there is `out`.
     #[inline(always)]
-    fn each_entry<X: Index>(
+    fn each_entry(
         &self,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         mut out: Option<&mut Output<'_>>,
         mut take: impl FnMut(u64) -> Option<()>,
     ) -> Option<()> {
-        let entry = |index: &X, position: u32| {
+        let entry = |index: u64, position: u32| {
             u64::from(self.digits.prefix_key(segment.row_of_index(index))) << 32
                 | u64::from(position)
         };
         if !self.table.has_stored_rows() {
-            let mut lookups = segment.indices.iter().zip(0u32..);
-            return lookups.try_for_each(|(index, position)| take(entry(index, position)));
+            return with_integers!(segment.indices, indices => {
+                let mut lookups = indices.iter().zip(0u32..);
+                lookups.try_for_each(|(&index, position)| take(entry(index.into(), position)))
+            });
         }
         let mut jobs = [AddRow::EMPTY; ROWS];
         let mut count = 0;
         let mut are_cached = false;
-        for (indices, start) in segment.indices.chunks(SOUGHT).zip((0u32..).step_by(SOUGHT)) {
-            // All first, so that none waits in vain for what becomes of the one before it.
+        for (start, base) in
+            (0..segment.indices.len()).step_by(SOUGHT).zip((0u32..).step_by(SOUGHT))
+        {
+            let indices =
+                segment.indices.slice(start..segment.indices.len().min(start + SOUGHT))?;
+            // Search for all first, so that cache misses overlap.
             let mut stored = [None; SOUGHT];
             stored
                 .iter_mut()
-                .zip(indices)
-                .for_each(|(to, index)| *to = self.table.stored_row(index.to_u64()));
-            for ((index, stored), position) in indices.iter().zip(stored).zip(start..) {
+                .zip(indices.iter())
+                .for_each(|(to, index)| *to = self.table.stored_row(index));
+            for ((index, stored), position) in indices.iter().zip(stored).zip(base..) {
                 let Some(stored) = stored else {
                     take(entry(index, position))?;
                     continue;
@@ -412,7 +413,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 let Some(out) = &mut out else { continue };
                 let (row, is_cached) = match stored {
                     StoredRow::Cached(row) => (row, true),
-                    StoredRow::Apart(row) => (row, false),
+                    StoredRow::Override(row) => (row, false),
                 };
                 if count == ROWS || is_cached != are_cached {
                     self.add_stored(are_cached, jobs.get(..count)?, out)?;
@@ -430,7 +431,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Adds rows that are cached, or else stored apart, to their bags.
+    /// Adds rows that are cached, or else overrides, to their bags.
     fn add_stored(&self, are_cached: bool, jobs: &[AddRow], out: &mut Output<'_>) -> Option<()> {
         let overrides = self.table.data().overrides.as_ref().map(|overrides| overrides.rows);
         let Some(rows) = (if are_cached {
@@ -450,9 +451,9 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Adds the first `count` entries, which are sorted.
-    fn multiply_out<X: Index>(
+    fn multiply_out(
         &self,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         count: usize,
         out: &mut Output<'_>,
         buffers: &mut Buffers<'_>,
@@ -483,7 +484,9 @@ impl<'t, 'a> Pool<'t, 'a> {
             }
             let (prefixes, to_compute) = (prefixes.get(..length)?, to_compute.get(..computed)?);
             let (shape, core) = (&self.tt.shape, self.tt.cores.first()?);
-            with_core_elements!(core.slices, slices => gather(self.tier, shape, slices, core.scales, to_compute, even))??;
+            with_core_elements!(core.slices, slices => {
+                gather(self.tier, shape, slices, core.scales, to_compute, even)
+            })??;
             let (mut x, mut spare) = (&mut *even, &mut *odd);
             for k in 1..shape.num_cores() - 1 {
                 let core = self.tt.cores.get(k)?;
@@ -502,7 +505,7 @@ impl<'t, 'a> Pool<'t, 'a> {
 
     /// The product of a lookup's prefix, if it is stored.
     #[inline(always)]
-    fn stored_product<X: Index>(&self, segment: &Segment<'_, X>, entry: u64) -> Option<&'a [f32]> {
+    fn stored_product(&self, segment: &Segment<'_>, entry: u64) -> Option<&'a [f32]> {
         let prefixes = self.tt.prefixes.as_ref()?;
         let [m, r, _] = self.last_step;
         prefixes.product(self.digits.prefix(segment.row(entry)?).into(), m * r)
@@ -513,11 +516,11 @@ impl<'t, 'a> Pool<'t, 'a> {
         clippy::too_many_arguments,
         reason = "what the loop over chunks has, and nothing that belongs together"
     )]
-    fn last_step<W: Weight, X: Index>(
+    fn last_step<W: Weight>(
         &self,
         slices: &[W],
         core: &Core<'_>,
-        segment: &Segment<'_, X>,
+        segment: &Segment<'_>,
         prefixes: &[Prefix<'_>],
         x: &[f32],
         last_slice: &mut [f32],
@@ -576,7 +579,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                     let scale = segment.weight(entry)? * core.scale(digit)?;
                     widen(self.tier, slice, 1.0, -0.0, last_slice, Epilogue::AddScaled(scale))?;
                 }
-                let slice = Elements::F32(last_slice);
+                let slice = Elements::from_f32(last_slice);
                 chain_step(
                     self.tier,
                     [m, r, n],
@@ -642,8 +645,8 @@ pub(crate) fn step<W: Weight>(
     store_products(tier, [r, n], jobs.get(..count)?, out)
 }
 
-/// How many of some sorted entries would be summed with others, if there are more of the last one's
-/// prefix.
+/// How many of the last of some sorted entries would be summed with entries that are still to come,
+/// if more of the last prefix come.
 fn unfinished(entries: &[u64]) -> usize {
     let prefix = |entry: &u64| entry >> 32;
     let last = entries.last().map(prefix);

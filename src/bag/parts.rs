@@ -10,31 +10,32 @@
     reason = "counts and positions of what is in memory, and quotients of rows"
 )]
 
-use super::{Bags, Index, batch::Output, divide, pool_bag, pool_dense};
+use super::{Bags, Pooling, chain::Output, divide, pool_bag, pool_dense};
 use crate::{
     blob::{Combine, Projected, QuotientRemainder, Rows},
     divisor::Divisor,
-    kernel::{Epilogue, Pooling, store_rows},
+    index::Indices,
+    kernel::{Epilogue, store_rows},
     table::{StoredRow, Table, dense, index_map::RowOf, quotient_remainder::combine},
 };
 use core::ops::Range;
 
-/// Lookups whose rows are on the stack.
+/// The most lookups whose rows are put on the stack: 2 KiB with their weights.
 const LOOKUPS: usize = 256;
-/// Bags of these at most.
+/// The most bags of these lookups.
 const BAGS: usize = 64;
 
-/// f32 elements of workspace beyond which a batch of `num_lookups` gets no faster, if each bag
-/// takes `len` of them.
+/// The f32 elements of workspace with which a batch of `num_lookups` is fastest, if each bag takes
+/// `len` of them.
 pub(super) fn best_workspace_len(len: usize, num_lookups: usize) -> usize {
     len.saturating_mul(num_lookups.clamp(1, BAGS))
 }
 
 /// Bags whose rows are pooled apart from what the blob stores apart.
-pub(super) struct PoolParts<'t, 'a, 'b, I> {
+pub(super) struct PoolParts<'t, 'a, 'b> {
     table: &'t Table<'a>,
     row_of: RowOf<'a>,
-    bags: &'t Bags<'b, I>,
+    bags: &'t Bags<'b>,
     pooling: Pooling,
 }
 
@@ -63,12 +64,12 @@ struct Part<'o> {
     stride: usize,
 }
 
-impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
-    pub(super) fn new(table: &'t Table<'a>, bags: &'t Bags<'b, I>, pooling: Pooling) -> Self {
+impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
+    pub(super) fn new(table: &'t Table<'a>, bags: &'t Bags<'b>, pooling: Pooling) -> Self {
         Self { table, row_of: RowOf::new(table.data()), bags, pooling }
     }
 
-    /// A dense table, whose rows are all where they should be.
+    /// A dense table without overrides.
     pub(super) fn pool_mapped(&self, rows: &Rows<'_>, out: &mut Output<'_>) -> Option<()> {
         let part = Part { stride: out.stride, out: out.rows.get_mut(out.first..)? };
         self.pool_part(rows, 0..self.bags.len(), RowPart::Whole, part)
@@ -152,7 +153,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         })
     }
 
-    /// Gives `pool` as many bags at a time as `workspace` has `len` elements for, and those.
+    /// Calls `pool` with as many bags at a time as `workspace` has `len` elements for.
     fn for_some(
         &self,
         len: usize,
@@ -180,13 +181,13 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         part: Part<'_>,
     ) -> Option<()> {
         let row_of = |index: u64| {
-            if self.table.position_apart(index).is_some() {
+            if self.table.override_position(index).is_some() {
                 None
             } else {
                 Some(row_part.of(self.row_of.row(index)))
             }
         };
-        // The scalar tier would rather be small than fast.
+        // The scalar tier prefers small code: it pools row by row.
         let several =
             !self.table.tier().is_scalar() && u32::try_from(self.table.data().num_rows).is_ok();
         let Part { out, stride } = part;
@@ -231,8 +232,8 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
             if range.end - start > LOOKUPS {
                 break;
             }
-            for (index, position) in self.bags.indices.get(range.clone())?.iter().zip(range) {
-                let Some(row) = row_of(index.to_u64()) else { continue };
+            for (index, position) in self.bags.indices.slice(range.clone())?.iter().zip(range) {
+                let Some(row) = row_of(index) else { continue };
                 *indices.get_mut(count)? = row as u32;
                 if let Some(from) = self.bags.per_sample_weights {
                     *weights.get_mut(count)? = *from.get(position)?;
@@ -243,8 +244,9 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
             num_bags += 1;
         }
         let bags = Bags {
-            indices: indices.get(..count)?,
-            offsets: offsets.get(..=num_bags)?,
+            indices: Indices::U32(indices.get(..count)?),
+            offsets: Indices::U32(offsets.get(..=num_bags)?),
+            is_signed: false,
             per_sample_weights: if self.bags.per_sample_weights.is_some() {
                 Some(weights.get(..count)?)
             } else {
@@ -265,9 +267,9 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
         }
         for bag in bags {
             let range = self.bags.range(bag)?;
-            let indices = self.bags.indices.get(range.clone())?;
-            let apart = |index: &I| self.table.position_apart(index.to_u64());
-            let num_apart = indices.iter().filter(|index| apart(index).is_some()).count();
+            let indices = self.bags.indices.slice(range.clone())?;
+            let apart = |index: u64| self.table.override_position(index);
+            let num_apart = indices.iter().filter(|&index| apart(index).is_some()).count();
             if num_apart == 0 {
                 continue;
             }
@@ -287,7 +289,7 @@ impl<'t, 'a, 'b, I: Index> PoolParts<'t, 'a, 'b, I> {
                     (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
                     (_, None) => Epilogue::AddScaled(1.0),
                 };
-                self.table.put_stored_row(StoredRow::Apart(row), out, epilogue)?;
+                self.table.put_stored_row(StoredRow::Override(row), out, epilogue)?;
                 are_none = false;
             }
             if self.pooling == Pooling::Mean {

@@ -84,8 +84,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         for a in 0..M {
             (quads[a], lhs[a]) = lhs[a].as_chunks();
         }
-        // What holds of the first block holds of all: asked here, one by one, it is not asked again
-        // in the loop.
+        // All blocks are as long as the first: checked here, the bounds need no check in the loop.
         let block = slice.get(..4 * n)?;
         part(block, column, width)?;
         part(block, n + column, width)?;
@@ -94,7 +93,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         'blocks: for k in 0.. {
             let mut lhs = [isa.quad(&[0.0; 4]); M];
             for a in 0..M {
-                // All rows end here; a loop that counted to `r / 4` would ask twice.
+                // All rows end together; a loop that counted to `r / 4` would check twice.
                 let Some(quad) = quads[a].get(k) else { break 'blocks };
                 lhs[a] = isa.quad(quad);
             }
@@ -119,7 +118,8 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     let rest = if I::QUADS { r % 4 } else { r };
     if rest > 0 && column <= n && width <= n - column {
         let mut k = 0;
-        // A loop that never runs no times: the sums stay in the registers they start in.
+        // do-while: LLVM then keeps the accumulators in registers. With a loop that may run no times
+        // it spills them on NEON (`.ci/neon-pipes` checks it).
         loop {
             let (row, after) = slice.split_at_checked(n)?;
             slice = after;
@@ -148,7 +148,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     Some(())
 }
 
-/// What becomes of a finished chain.
+/// The element that a finished chain gives.
 #[inline(always)]
 pub(super) fn finished<I: Isa, W: Weight, const ADD: bool>(
     isa: I,

@@ -2,14 +2,46 @@
 //!
 //! Each element of the product is one chain `s <- s + x_k * g_k`, k ascending from 0, whatever tile
 //! it falls in: its bits depend neither on the number of rows nor on its neighbours.
+//!
+//! # How large a tile is
+//!
+//! A tile of M rows and V vectors keeps M V sums in registers. For each k it loads V vectors of G
+//! and M elements of X, and does M V multiply-adds.
+//!
+//! - A multiply-add has a latency of 4 cycles, and a core starts 2 of them in a cycle (Zen,
+//!   Skylake, Cortex-A76). A sum cannot go on before its last multiply-add is done, so 4 x 2 = 8
+//!   sums must be in flight to keep the core busy.
+//! - A core also loads 2 operands in a cycle, so M + V should not exceed M V: a flat or a narrow
+//!   tile waits for loads. The more sums a tile has, the fewer loads each multiply-add needs.
+//! - Sums, V vectors of G and the broadcast elements of X (one; on NEON four of each row, since a
+//!   broadcast from memory would take the multiply-add's pipes) must fit the registers: 16 with
+//!   AVX2, 32 with AVX-512 and NEON.
+//!
+//! Vectors of the widest tile by its rows, and its sums ([`Isa::TILES`]):
+//!
+//! | rows    | 1      | 2     | 3      | 4      | 6      | 8     |
+//! |---------|--------|-------|--------|--------|--------|-------|
+//! | AVX-512 | 8 (8)  | 4 (8) | 4 (12) | 4 (16) | 4 (24) | 1 (8) |
+//! | AVX2    | 8 (8)  | 4 (8) | 3 (9)  | 3 (12) | 2 (12) | 1 (8) |
+//! | NEON    | 8 (8)  | 4 (8) | 4 (12) | 4 (16) | 1 (6)  | 1 (8) |
+//!
+//! Where fewer columns are left, narrower tiles of the same rows take them. Tiles of 8 rows are for
+//! products of a single vector, where the height alone has to make up the 8 sums.
+//!
+//! Other numbers of rows are divided so that no tile is flat ([`next_rows`]): 5 rows are 3 + 2 and
+//! not 4 + 1, 7 are 4 + 3 and not 6 + 1, 8 are 4 + 4 and not 6 + 2, 9 are 6 + 3. With more rows,
+//! tiles of the tallest height are followed by such a pair.
+//!
+//! Products of few rows *and* few columns have too few sums whatever the tile: `multi_job` and
+//! `grouped` compute several products, or several rows of a vector, side by side.
 
 // Tiles are arrays of constant size, indexed by loops that unroll; slices, whose lengths the
 // compiler cannot see, are not.
 #![allow(clippy::indexing_slicing, clippy::needless_range_loop)]
 
-mod at_once;
 mod grouped;
-mod small;
+mod multi_job;
+mod scalar;
 mod tile;
 
 use super::Epilogue;
@@ -17,10 +49,10 @@ use crate::{
     dtype::{Elements, Weight, with_core_elements},
     isa::{Isa, Op, Tier},
 };
-use at_once::JobsAtOnce;
 use core::ops::Range;
 use grouped::{FewColumns, GroupedJobs};
-pub(super) use small::{Start, product as small_product};
+use multi_job::MultiJob;
+pub(super) use scalar::{Start, product as scalar_product};
 use tile::Strip;
 
 /// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a
@@ -43,7 +75,7 @@ pub fn chain_step(
         return None;
     }
     if let Some(isa) = tier.scalar() {
-        return small_product(isa, [m, r, n], x, slice, Start::With(0.0), (out, n), epilogue);
+        return scalar_product(isa, [m, r, n], x, slice, Start::With(0.0), (out, n), epilogue);
     }
     with_core_elements!(slice, slice => step(tier, [m, r, n], x, slice, out, epilogue))?
 }
@@ -135,7 +167,7 @@ pub(crate) fn store_products<W: Weight>(
     out: &mut [f32],
 ) -> Option<()> {
     if let Some(isa) = tier.scalar() {
-        return small::products(isa, [r, n], jobs, out, |scale| {
+        return scalar::products(isa, [r, n], jobs, out, |scale| {
             Epilogue::Store.times(if W::SCALED { scale } else { 1.0 })
         });
     }
@@ -174,7 +206,7 @@ pub(crate) fn store_rows(
     stride: usize,
 ) -> Option<()> {
     if let Some(isa) = tier.scalar() {
-        return small_product(
+        return scalar_product(
             isa,
             [m, r, n],
             x,
@@ -191,8 +223,8 @@ pub(crate) fn store_rows(
 }
 
 /// `x[m x r] . slice[r x n]`, where what is in `out` are the elements of a product whose chains
-/// these go on with: as if its columns, and rows, had stood before those of `x`, and `slice`. What
-/// comes of it replaces them as `epilogue` says. `None` if anything is out of bounds.
+/// these continue: as if its columns, and rows, came before those of `x`, and `slice`. `epilogue`
+/// says how the result replaces them. `None` if anything is out of bounds.
 pub(crate) fn resume_rows(
     tier: Tier,
     [m, r, n]: [usize; 3],
@@ -202,12 +234,13 @@ pub(crate) fn resume_rows(
     epilogue: Epilogue<'_>,
 ) -> Option<()> {
     if let Some(isa) = tier.scalar() {
-        return small_product(isa, [m, r, n], x, slice, Start::Resume, (out, n), epilogue);
+        return scalar_product(isa, [m, r, n], x, slice, Start::Resume, (out, n), epilogue);
     }
     if r > 0 {
         with_core_elements!(slice, slice => {
             let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
-            tier.run_vector(Product { resume: true, ..Product::whole(jobs, [m, r, n], &mut *out, false) }).flatten()
+            let product = Product::whole(jobs, [m, r, n], &mut *out, false);
+            tier.run_vector(Product { resume: true, ..product }).flatten()
         })??;
     }
     out.chunks_exact_mut(n.max(1)).for_each(|row| epilogue.finish(tier, row));
@@ -223,7 +256,7 @@ pub(crate) fn add_products<W: Weight>(
     out: &mut [f32],
 ) -> Option<()> {
     if let Some(isa) = tier.scalar() {
-        return small::products(isa, [r, n], jobs, out, Epilogue::AddScaled);
+        return scalar::products(isa, [r, n], jobs, out, Epilogue::AddScaled);
     }
     tier.run_vector(Product::whole(jobs, [m, r, n], out, true)).flatten()
 }
@@ -241,7 +274,7 @@ struct Product<'s, 'o, W> {
     out: &'o mut [f32],
     stride: usize,
     add: bool,
-    /// Whether what is there are the sums to begin with.
+    /// Whether the sums begin with the elements of the output.
     resume: bool,
 }
 
@@ -259,7 +292,7 @@ impl<W: Weight> Op for Product<'_, '_, W> {
             let (rows, end) = next_rows::<I>(row, self.m, self.end - self.first);
             let mut column = self.vectors(isa, rows, row..end, self.first)?;
             if self.resume {
-                // Vectors of several rows cannot be loaded where they are to begin with.
+                // Grouped rows have no load of the sums to begin with.
                 while self.end - column >= 4 {
                     self.partial::<I, 4>(isa, row..end, column)?;
                     column += 4;
@@ -268,7 +301,7 @@ impl<W: Weight> Op for Product<'_, '_, W> {
                 column = self.few_columns::<I, 8>(isa, row..end, column)?;
             }
             if !self.resume && isa.fours().is_some() {
-                // Too few sums, where half as many rows to a vector would give twice as many.
+                // Vectors of half as many rows give twice as many sums, which few rows need.
                 column = if isa.half().fours().is_some() && end - row < 32 {
                     self.few_columns::<I::Half, 4>(isa.half(), row..end, column)?
                 } else {
@@ -288,20 +321,20 @@ impl<W: Weight> Op for Product<'_, '_, W> {
 }
 
 impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
-    /// Of all columns. Only such a product may add: several jobs at once take it that their rows
-    /// lie end to end.
+    /// All columns of the product. Only such a product may add: computing several jobs at once
+    /// relies on rows that lie end to end.
     #[inline(always)]
     fn whole(jobs: &'s [Job<'s, W>], [m, r, n]: [usize; 3], out: &'o mut [f32], add: bool) -> Self {
         Self { jobs, m, r, n, first: 0, end: n, out, stride: n, add, resume: false }
     }
 
-    /// Does as many jobs as can be done several at once: those of few rows and columns, which have
-    /// too few sums to hide a multiply-add's latency. Returns the others.
+    /// Computes the jobs that can be computed several at once: those of few rows and columns, which
+    /// have too few sums to hide a multiply-add's latency. Returns the others.
     #[inline(always)]
     fn several_at_once<I: Isa>(&mut self, isa: I) -> Option<&'s [Job<'s, W>]> {
-        macro_rules! at_once {
+        macro_rules! multi_job {
             ($M:literal, $V:literal, $J:literal) => {
-                isa.call(JobsAtOnce::<'_, '_, '_, W, $M, $V, $J> { product: self })
+                isa.call(MultiJob::<'_, '_, '_, W, $M, $V, $J> { product: self })
             };
         }
         if isa.fours().is_some() && self.n == 4 {
@@ -320,11 +353,11 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         }
         // Eight sums: more would need more addresses than there are registers.
         match (self.m, self.n / I::LANES) {
-            (1, 1) => at_once!(1, 1, 8),
-            (2, 1) => at_once!(2, 1, 4),
-            (4, 1) => at_once!(4, 1, 2),
-            (1, 2) => at_once!(1, 2, 4),
-            (2, 2) => at_once!(2, 2, 2),
+            (1, 1) => multi_job!(1, 1, 8),
+            (2, 1) => multi_job!(2, 1, 4),
+            (4, 1) => multi_job!(4, 1, 2),
+            (1, 2) => multi_job!(1, 2, 4),
+            (2, 2) => multi_job!(2, 2, 2),
             _ => Some(self.jobs),
         }
     }
@@ -338,7 +371,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         range: Range<usize>,
         mut column: usize,
     ) -> Option<usize> {
-        let widest = I::tile_vectors(rows);
+        let widest = tile_vectors::<I>(rows);
         while self.end - column >= I::LANES {
             let left = (self.end - column) / I::LANES;
             let tiles = divide(left, widest);
@@ -418,63 +451,86 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
                 }
             };
         }
-        match (height, vectors) {
-            (1, 8) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(1, 8),
-            (1, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(1, 4),
-            (2, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 } => strip!(2, 4),
-            (3, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS >= 16 } => {
-                strip!(3, 4)
-            }
-            (4, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS >= 16 } => {
-                strip!(4, 4)
-            }
-            (6, 4) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 24 } => {
-                strip!(6, 4)
-            }
-            (3, 3) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 12 } => {
-                strip!(3, 3)
-            }
-            (4, 3) if const { WIDTH == 0 && I::MAX_VECTORS == 8 && I::MAX_SUMS == 12 } => {
-                strip!(4, 3)
-            }
-            (1, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 } => strip!(1, 2),
-            (2, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
-                strip!(2, 2)
-            }
-            (3, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
-                strip!(3, 2)
-            }
-            (4, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS > 1 } => {
-                strip!(4, 2)
-            }
-            (6, 2) if const { WIDTH == 0 && I::MAX_VECTORS >= 2 && I::MAX_ROWS == 6 } => {
-                strip!(6, 2)
-            }
-            (2, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(2, 1),
-            (3, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(3, 1),
-            (6, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(6, 1),
-            (8, _) if const { WIDTH == 0 && I::MAX_ROWS > 1 } => strip!(8, 1),
-            (4, _) if const { I::MAX_ROWS > 1 } => strip!(4, 1),
-            // A tier without taller tiles goes row by row.
-            _ => strip!(1, 1),
+        macro_rules! tiles {
+            ($($M:literal x $V:literal)+) => {
+                match (height, vectors) {
+                    // A constant condition, so that no code is generated for the other tiles.
+                    $(($M, $V) if const { is_used(I::TILES, [$M, $V], WIDTH) } => strip!($M, $V),)+
+                    _ => None,
+                }
+            };
+        }
+        tiles! {
+            1 x 8  1 x 4  1 x 2  1 x 1
+            2 x 4  2 x 2  2 x 1
+            3 x 4  3 x 3  3 x 2  3 x 1
+            4 x 4  4 x 3  4 x 2  4 x 1
+            6 x 4  6 x 2  6 x 1
+            8 x 1
         }
     }
 }
 
-/// How many rows the next tiles take, and where they end: so that no tile has too few sums to hide
-/// a multiply-add's latency, and none more than there are registers.
+/// Whether a tier with these `tiles` ever runs one of this size. The last `width` columns, unless
+/// that is 0, take tiles of one vector, and of four rows or one.
+const fn is_used(tiles: &[[usize; 2]], [rows, vectors]: [usize; 2], width: usize) -> bool {
+    let widest = widest(tiles, rows);
+    let is_for_ends = vectors == 1 && (rows == 4 || rows == 1);
+    (width == 0 || is_for_ends)
+        && (vectors == widest || vectors < widest && vectors.is_power_of_two())
+}
+
+/// How many vectors wide a tier's `tiles` of so many rows are; 0 if it has none.
+pub(super) const fn widest(tiles: &[[usize; 2]], rows: usize) -> usize {
+    match tiles {
+        [] => 0,
+        [[height, vectors], ..] if *height == rows => *vectors,
+        [_, others @ ..] => widest(others, rows),
+    }
+}
+
+/// The most rows of a tier's `tiles` of at least `vectors` vectors.
+const fn tallest(tiles: &[[usize; 2]], vectors: usize) -> usize {
+    match tiles {
+        [] => 0,
+        [[rows, width], others @ ..] => {
+            let of_others = tallest(others, vectors);
+            if *width >= vectors && *rows > of_others {
+                *rows
+            } else {
+                of_others
+            }
+        }
+    }
+}
+
+/// The widest tile of so many rows, for the heights that [`next_rows`] gives.
+#[inline(always)]
+fn tile_vectors<I: Isa>(rows: usize) -> usize {
+    match rows {
+        1 => const { widest(I::TILES, 1) },
+        2 => const { widest(I::TILES, 2) },
+        3 => const { widest(I::TILES, 3) },
+        4 => const { widest(I::TILES, 4) },
+        6 => const { widest(I::TILES, 6) },
+        _ => const { widest(I::TILES, 8) },
+    }
+}
+
+/// How many rows each of the next tiles has, and where the last of them ends, as the module's
+/// documentation derives it. `columns` are those of the product.
 #[inline(always)]
 fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
     let left = m - row;
-    // Tiles of one vector can be taller.
-    let tallest = if columns < 2 * I::LANES && I::MAX_ROWS > 1 {
-        8
+    // Tiles of one vector may be taller.
+    let tallest = if columns < 2 * I::LANES {
+        const { tallest(I::TILES, 1) }
     } else {
-        I::MAX_ROWS
+        const { tallest(I::TILES, 2) }
     };
     if left > tallest + 2 || left == tallest {
         let tiles = divide(left, tallest);
-        // Two tiles of middling height at the end, rather than one tall and one flat.
+        // Rather than leave one or two rows, give up a tall tile: two of middling height follow.
         let blocks = if matches!(left - tiles * tallest, 1 | 2) {
             tiles - 1
         } else {

@@ -1,6 +1,5 @@
-//! The product where code should rather be small than fast: on the scalar tier, which is what a
-//! microcontroller runs from its flash. One function for every stored type, every beginning and
-//! every end of a chain.
+//! The product on the scalar tier, which a microcontroller runs from its flash: code that is small
+//! rather than fast. One function serves every dtype, start and epilogue.
 
 use super::Job;
 use crate::{

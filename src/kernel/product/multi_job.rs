@@ -8,12 +8,12 @@ use crate::{
 };
 
 /// Products of `M` rows and `V` vectors each, added `J` at once.
-pub(super) struct JobsAtOnce<'p, 's, 'o, W, const M: usize, const V: usize, const J: usize> {
+pub(super) struct MultiJob<'p, 's, 'o, W, const M: usize, const V: usize, const J: usize> {
     pub(super) product: &'p mut Product<'s, 'o, W>,
 }
 
 impl<'s, W: Weight, const M: usize, const V: usize, const J: usize> Op
-    for JobsAtOnce<'_, 's, '_, W, M, V, J>
+    for MultiJob<'_, 's, '_, W, M, V, J>
 {
     /// The jobs that are left.
     type Output = Option<&'s [Job<'s, W>]>;
