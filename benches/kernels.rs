@@ -9,7 +9,7 @@ use std::hint::black_box;
 use ttrec::{
     AlignedBuf, Tier,
     dtype::{Dtype, Elements, encode_slice},
-    kernel::{Epilogue, chain_step},
+    kernel::{Dims, Epilogue, chain_step},
 };
 
 const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
@@ -29,6 +29,7 @@ fn bench(
     let mut group = criterion.benchmark_group(group);
     for &size @ [m, r, n] in sizes {
         let (x, g) = (values(m * r, 1), values(r * n, 2));
+        let dims = Dims { m, r, n };
         for &dtype in dtypes {
             let mut stored = AlignedBuf::zeroed(dtype.bytes_of(r * n));
             let scale = encode_slice(&g, dtype, &mut stored).expect("values that every dtype has");
@@ -40,7 +41,7 @@ fn bench(
             };
             for tier in Tier::available() {
                 let mut out = vec![0.0; m * n];
-                chain_step(tier, size, &x, slice, &mut out, epilogue).expect("lengths fit");
+                chain_step(tier, dims, &x, slice, &mut out, epilogue).expect("lengths fit");
                 for (at, &found) in out.iter().enumerate() {
                     let product = |k| f64::from(x[at / n * r + k]) * f64::from(g[k * n + at % n]);
                     let expected: f64 = (0..r).map(product).sum();
@@ -58,7 +59,7 @@ fn bench(
                         bencher.iter(|| {
                             chain_step(
                                 tier,
-                                size,
+                                dims,
                                 black_box(&x),
                                 slice,
                                 black_box(&mut out),

@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use ttrec::{
     Bags, Pooling, TtShape,
-    train::{Embedding, Initializer, Optimizer, TtTable},
+    train::{Checkpointed, Embedding, Initializer, Optimizer, TtTable},
 };
 
 /// Batches in rotation.

@@ -11,7 +11,8 @@ use std::{hint::black_box, time::Instant};
 use ttrec::{
     Bags, DigitOrder, Pooling, Tier, TtShape,
     train::{
-        Batch, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, Initializer, Optimizer, TtTable,
+        Batch, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, Initializer, Optimizer,
+        TtTable,
     },
 };
 
@@ -76,8 +77,9 @@ fn model(columns: Option<Columns>) -> Dlrm {
                         .expect("a table"),
                 )
             } else {
+                let shape = DenseShape { num_embeddings: rows, embedding_dim: DIM };
                 Box::new(
-                    DenseTable::new(rows, DIM, Initializer::Uniform, Optimizer::Sgd, seed)
+                    DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, seed)
                         .expect("a table"),
                 )
             };

@@ -13,14 +13,15 @@ static void check(ttrec_status status) {
 int main(int argc, char **argv) {
     ttrec_blob *blob;
     const ttrec_table *item;
-    check(ttrec_blob_open(argc > 1 ? argv[1] : "model.ttr", &blob)); /* maps the file, reads its directory only */
+    /* Maps the file, and reads only its directory. */
+    check(ttrec_blob_open(argc > 1 ? argv[1] : "model.ttr", &blob));
     check(ttrec_blob_table(blob, "item", &item));
 
     size_t dim = ttrec_table_embedding_dim(item), len = ttrec_table_batch_workspace_len(item, 3);
     float *rows = malloc(3 * dim * sizeof *rows), *workspace = malloc(len * sizeof *workspace);
     check(ttrec_table_lookup(item, 42, rows, dim, workspace, len));
 
-    const uint32_t indices[] = {42, 7, 999}, offsets[] = {0, 2, 3}; /* rows 42 and 7, then row 999 */
+    const uint32_t indices[] = {42, 7, 999}, offsets[] = {0, 2, 3}; /* bags {42, 7} and {999} */
     ttrec_bags bags = ttrec_bags_u32(indices, 3, offsets, 2, NULL);
     check(ttrec_table_bag(item, &bags, TTREC_POOLING_MEAN, rows + dim, 2 * dim, workspace, len));
 

@@ -1,4 +1,4 @@
-// The same as lookup.c in C++17, with two tables pooled at once, and an error caught.
+// The same as lookup.c in C++17. It also pools two tables together, and catches an error.
 
 #include <cstdint>
 #include <cstdio>
@@ -7,13 +7,14 @@
 #include <vector>
 
 static void print(const std::vector<float> &rows, std::size_t dim) {
-    for (std::size_t i = 0; i < rows.size(); i++) std::printf("%.9g%c", rows[i], (i + 1) % dim ? ' ' : '\n');
+    for (std::size_t i = 0; i < rows.size(); i++)
+        std::printf("%.9g%c", rows[i], (i + 1) % dim ? ' ' : '\n');
 }
 
 int main(int argc, char **argv) try {
     const ttrec::Blob blob = ttrec::Blob::map(argc > 1 ? argv[1] : "model.ttr");
     const ttrec::Table item = blob.table("item");
-    ttrec::Workspace workspace; // grows to what is asked of it: one per thread
+    ttrec::Workspace workspace; // grows as needed; one per thread
 
     print(item.lookup(42, workspace), item.embedding_dim());
 
@@ -24,7 +25,8 @@ int main(int argc, char **argv) try {
     const ttrec::Table user = blob.table("user");
     const std::vector<std::int64_t> users{4, 0, 19};
     const std::vector<ttrec::Pooled> features{{item, bags}, {user, ttrec::Bags(users, offsets)}};
-    print(ttrec::pool_tables(features, TTREC_POOLING_SUM, workspace), item.embedding_dim() + user.embedding_dim());
+    print(ttrec::pool_tables(features, TTREC_POOLING_SUM, workspace),
+          item.embedding_dim() + user.embedding_dim());
 
     try {
         item.lookup(item.num_embeddings(), workspace);

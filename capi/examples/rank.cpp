@@ -1,4 +1,4 @@
-// The same as rank.c in C++17, with the model described, its logits, and an error caught.
+// The same as rank.c in C++17. It also describes the model, prints logits, and catches an error.
 
 #include <algorithm>
 #include <cstdint>
@@ -7,32 +7,35 @@
 #include <vector>
 
 static void print(const std::vector<float> &scores) {
-    for (std::size_t i = 0; i < scores.size(); i++) std::printf("%.9g%c", scores[i], i + 1 < scores.size() ? ' ' : '\n');
+    for (std::size_t i = 0; i < scores.size(); i++)
+        std::printf("%.9g%c", scores[i], i + 1 < scores.size() ? ' ' : '\n');
 }
 
 int main(int argc, char **argv) try {
     const ttrec::Blob blob = ttrec::Blob::map(argc > 1 ? argv[1] : "model.ttr");
     const ttrec::Ranker ranker = blob.ranker();
-    ttrec::Workspace workspace; // grows to what is asked of it: one per thread
+    ttrec::Workspace workspace; // grows as needed; one per thread
 
-    // The user: dense features, and a bag of one row for each of the first two tables.
-    const std::vector<float> dense{.2f, .7f, .1f, 0, .9f, .4f, .3f, .5f, .6f, .8f, .25f, .75f, .35f};
+    // The user: dense features, and a bag of one index for each of the first two tables.
+    const std::vector<float> dense{.2f, .7f, .1f, 0,    .9f,  .4f, .3f,
+                                   .5f, .6f, .8f, .25f, .75f, .35f};
     const std::vector<std::int64_t> first{4742}, second{986}, one{0, 1};
 
-    // The candidates: for each a bag of one row of the other two.
+    // Each candidate: a bag of one index for each of the other two tables.
     std::vector<std::int64_t> items, shelves, offsets{0};
     for (std::int64_t i = 0; i < 40; i++) {
         items.push_back(i * 7 % 300);
         shelves.push_back(i);
         offsets.push_back(i + 1);
     }
-    const std::vector<ttrec::Bags> bags{{first, one}, {second, one}, {items, offsets}, {shelves, offsets}};
+    const std::vector<ttrec::Bags> bags{
+        {first, one}, {second, one}, {items, offsets}, {shelves, offsets}};
     const std::vector<float> scores = ranker.rank(dense, bags, items.size(), workspace);
     const auto best = std::max_element(scores.begin(), scores.end());
     std::printf("%d %.9g\n", static_cast<int>(best - scores.begin()), *best);
     print(scores);
 
-    // A batch: here of the user and the first candidate alone.
+    // A batch of one sample: the user with the first candidate.
     const std::vector<std::int64_t> item{items[0]}, shelf{shelves[0]};
     const std::vector<ttrec::Bags> sample{{first, one}, {second, one}, {item, one}, {shelf, one}};
     print(ranker.score(dense, sample, workspace));

@@ -1,7 +1,12 @@
-// ttrec from C++17: the handles of ttrec.h that close themselves, statuses as exceptions, rows and scores as vectors.
+// ttrec for C++17: handles that close themselves, exceptions for statuses, vectors for rows and
+// scores.
 //
-// What writes into memory of the caller's is a call away: handles convert to those of ttrec.h. A Blob may be used by any number of
-// threads, a Workspace by one at a time. Tables, Rankers and Bags are views, of an open Blob and of the caller's arrays.
+// A Blob owns its memory. Tables and Rankers are views of an open Blob, Bags views of the caller's
+// vectors. A view of a temporary would outlive it: making one does not compile. Any number of
+// threads may use a Blob and its views at the same time, each thread with a Workspace of its own.
+//
+// The methods allocate the vectors that they return. To write into memory of your own, call the
+// functions of ttrec.h: the classes convert to its types.
 
 #ifndef TTREC_HPP
 #define TTREC_HPP
@@ -11,6 +16,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -18,7 +24,7 @@
 
 namespace ttrec {
 
-/// What a function of ttrec.h did not do, and why.
+/// A call of ttrec.h that failed: its status and its message.
 class Error : public std::runtime_error {
 public:
     Error(ttrec_status status, const char *what) : std::runtime_error(what), status_(status) {}
@@ -33,42 +39,66 @@ inline void check(ttrec_status status) {
     if (status != TTREC_STATUS_OK) throw Error(status, ttrec_last_error());
 }
 
-/// Memory for lookups: grows to what is asked of it, and is kept.
+/// Memory for lookups, pooling and scoring, which grow it as they need. Reuse it.
 using Workspace = std::vector<float>;
 
-/// Bags over indices and offsets (one more than there are bags), and one weight per index if any, which are the caller's.
+/// A pointer to a vector of the caller's, which must outlive it. A temporary would not.
+template <class T> class Borrowed {
+public:
+    Borrowed(const std::vector<T> &list) noexcept : list_(&list) {}
+    Borrowed(const std::vector<T> &&temporary) = delete;
+    Borrowed(std::initializer_list<T> temporary) = delete;
+
+    const T *data() const noexcept { return list_->data(); }
+    std::size_t size() const noexcept { return list_->size(); }
+
+private:
+    const std::vector<T> *list_;
+};
+
+/// A view of indices and offsets, which outlive it: bag b is indices[offsets[b]] to
+/// indices[offsets[b + 1] - 1]. `per_sample_weights`, if any, has one weight per index.
 class Bags {
 public:
-    Bags(const std::vector<std::uint32_t> &indices, const std::vector<std::uint32_t> &offsets,
+    Bags(Borrowed<std::uint32_t> indices, Borrowed<std::uint32_t> offsets,
          const std::vector<float> *per_sample_weights = nullptr)
-        : bags_(ttrec_bags_u32(indices.data(), indices.size(), offsets.data(), num_bags(offsets.size()),
+        : bags_(ttrec_bags_u32(indices.data(), indices.size(), offsets.data(),
+                               num_bags(offsets.size()),
                                weights(per_sample_weights, indices.size()))) {}
-    Bags(const std::vector<std::int64_t> &indices, const std::vector<std::int64_t> &offsets,
+    Bags(Borrowed<std::int64_t> indices, Borrowed<std::int64_t> offsets,
          const std::vector<float> *per_sample_weights = nullptr)
-        : bags_(ttrec_bags_i64(indices.data(), indices.size(), offsets.data(), num_bags(offsets.size()),
+        : bags_(ttrec_bags_i64(indices.data(), indices.size(), offsets.data(),
+                               num_bags(offsets.size()),
                                weights(per_sample_weights, indices.size()))) {}
-    /// Bags of ttrec.h.
+    Bags(Borrowed<std::int32_t> indices, Borrowed<std::int32_t> offsets,
+         const std::vector<float> *per_sample_weights = nullptr)
+        : bags_(ttrec_bags_i32(indices.data(), indices.size(), offsets.data(),
+                               num_bags(offsets.size()),
+                               weights(per_sample_weights, indices.size()))) {}
+    /// For arrays that are not vectors: see ttrec_bags_u32() and ttrec_bags_i64().
     explicit Bags(const ttrec_bags &bags) : bags_(bags) {}
 
     std::size_t size() const noexcept { return bags_.num_bags; }
     std::size_t num_lookups() const noexcept { return bags_.num_indices; }
-    operator const ttrec_bags &() const noexcept { return bags_; }
+    operator ttrec_bags() const noexcept { return bags_; }
 
 private:
     static std::size_t num_bags(std::size_t num_offsets) {
-        if (num_offsets == 0) throw Error(TTREC_STATUS_OFFSETS, "offsets is empty: expected one more than there are bags");
+        if (num_offsets == 0)
+            throw Error(TTREC_STATUS_OFFSETS, "no offsets: expected one more than bags");
         return num_offsets - 1;
     }
     static const float *weights(const std::vector<float> *weights, std::size_t num_indices) {
         if (weights == nullptr) return nullptr;
-        if (weights->size() != num_indices) throw Error(TTREC_STATUS_LENGTH, "expected one weight per index");
+        if (weights->size() != num_indices)
+            throw Error(TTREC_STATUS_LENGTH, "per_sample_weights: expected one weight per index");
         return weights->data();
     }
 
     ttrec_bags bags_;
 };
 
-/// A table of an open Blob.
+/// A view of a table of an open Blob.
 class Table {
 public:
     explicit Table(const ttrec_table *table) : table_(table) {}
@@ -77,22 +107,26 @@ public:
     std::uint64_t num_embeddings() const noexcept { return ttrec_table_num_embeddings(table_); }
     std::size_t embedding_dim() const noexcept { return ttrec_table_embedding_dim(table_); }
 
+    /// The row of `index`.
     std::vector<float> lookup(std::uint64_t index, Workspace &workspace) const {
         reserve(workspace, 0);
         std::vector<float> row(embedding_dim());
-        check(ttrec_table_lookup(table_, index, row.data(), row.size(), workspace.data(), workspace.size()));
+        check(ttrec_table_lookup(table_, index, row.data(), row.size(), workspace.data(),
+                                 workspace.size()));
         return row;
     }
 
+    /// One pooled row for each bag.
     std::vector<float> bag(const Bags &bags, ttrec_pooling pooling, Workspace &workspace) const {
         reserve(workspace, bags.num_lookups());
         std::vector<float> rows(bags.size() * embedding_dim());
-        const ttrec_bags &of_c = bags;
-        check(ttrec_table_bag(table_, &of_c, pooling, rows.data(), rows.size(), workspace.data(), workspace.size()));
+        const ttrec_bags of_c = bags;
+        check(ttrec_table_bag(table_, &of_c, pooling, rows.data(), rows.size(), workspace.data(),
+                              workspace.size()));
         return rows;
     }
 
-    /// Lets `workspace` grow to what is best for `num_lookups`.
+    /// Grows `workspace` to the size with which `num_lookups` lookups are fastest.
     void reserve(Workspace &workspace, std::size_t num_lookups) const {
         const std::size_t best = std::max(ttrec_table_workspace_len(table_),
                                           ttrec_table_batch_workspace_len(table_, num_lookups));
@@ -111,8 +145,10 @@ struct Pooled {
     Bags bags;
 };
 
-/// Pools the bags of several tables into one row for each bag, those of the first table first.
-inline std::vector<float> pool_tables(const std::vector<Pooled> &features, ttrec_pooling pooling, Workspace &workspace) {
+/// Pools the bags of several tables. Row b is the pooled row of bag b of the first table, then that
+/// of the second, and so on.
+inline std::vector<float> pool_tables(const std::vector<Pooled> &features, ttrec_pooling pooling,
+                                      Workspace &workspace) {
     std::vector<const ttrec_table *> tables;
     std::vector<ttrec_bags> bags;
     std::size_t width = 0;
@@ -123,12 +159,12 @@ inline std::vector<float> pool_tables(const std::vector<Pooled> &features, ttrec
         feature.table.reserve(workspace, feature.bags.num_lookups());
     }
     std::vector<float> rows(features.empty() ? 0 : features.front().bags.size() * width);
-    check(ttrec_pool_tables(tables.data(), bags.data(), tables.size(), pooling, rows.data(), rows.size(),
-                            workspace.data(), workspace.size()));
+    check(ttrec_pool_tables(tables.data(), bags.data(), tables.size(), pooling, rows.data(),
+                            rows.size(), workspace.data(), workspace.size()));
     return rows;
 }
 
-/// The model of an open Blob.
+/// A view of the model of an open Blob.
 class Ranker {
 public:
     explicit Ranker(const ttrec_ranker *ranker) : ranker_(ranker) {}
@@ -137,30 +173,36 @@ public:
     std::size_t num_tables() const noexcept { return ttrec_ranker_num_tables(ranker_); }
     std::size_t embedding_dim() const noexcept { return ttrec_ranker_embedding_dim(ranker_); }
 
-    /// In the order in which their bags are given.
+    /// The model's tables, in the order in which score() takes their bags.
     std::vector<Table> tables() const {
         std::vector<Table> tables;
-        for (std::size_t i = 0; i < num_tables(); i++) tables.emplace_back(ttrec_ranker_table_at(ranker_, i));
+        for (std::size_t i = 0; i < num_tables(); i++)
+            tables.emplace_back(ttrec_ranker_table_at(ranker_, i));
         return tables;
     }
 
-    /// The score of each sample: `dense` has num_dense() floats of each, `bags` a list for each table with one bag of each.
-    std::vector<float> score(const std::vector<float> &dense, const std::vector<Bags> &bags, Workspace &workspace) const {
+    /// The score of each sample. `dense` has num_dense() floats per sample, bags[t] one bag per
+    /// sample of tables()[t].
+    std::vector<float> score(const std::vector<float> &dense, const std::vector<Bags> &bags,
+                             Workspace &workspace) const {
         return scored(ttrec_ranker_score, dense, bags, num_samples(dense, bags), workspace);
     }
 
-    /// The same without the sigmoid at the end.
-    std::vector<float> logits(const std::vector<float> &dense, const std::vector<Bags> &bags, Workspace &workspace) const {
+    /// As score(), but without the sigmoid at the end.
+    std::vector<float> logits(const std::vector<float> &dense, const std::vector<Bags> &bags,
+                              Workspace &workspace) const {
         return scored(ttrec_ranker_logits, dense, bags, num_samples(dense, bags), workspace);
     }
 
-    /// The score of each of one user's candidates: what is the user's is given once, what is the candidates' for each of them.
-    std::vector<float> rank(const std::vector<float> &dense, const std::vector<Bags> &bags, std::size_t num_candidates,
-                            Workspace &workspace) const {
+    /// The score of each of one user's candidates. The user's features are given once, the
+    /// candidates' for each candidate: see ttrec_ranker_rank().
+    std::vector<float> rank(const std::vector<float> &dense, const std::vector<Bags> &bags,
+                            std::size_t num_candidates, Workspace &workspace) const {
         return scored(ttrec_ranker_rank, dense, bags, num_candidates, workspace);
     }
 
-    /// Lets `workspace` grow to what is best for `num_samples` of one index per bag.
+    /// Grows `workspace` to the size with which `num_samples` samples of one index per bag are
+    /// scored fastest.
     void reserve(Workspace &workspace, std::size_t num_samples) const {
         const std::size_t best = ttrec_ranker_batch_workspace_len(ranker_, num_samples);
         if (workspace.size() < best) workspace.resize(best);
@@ -174,20 +216,22 @@ private:
         return dense.size() / std::max<std::size_t>(num_dense(), 1);
     }
 
-    std::vector<float> scored(decltype(&ttrec_ranker_score) scoring, const std::vector<float> &dense,
-                              const std::vector<Bags> &bags, std::size_t num_samples, Workspace &workspace) const {
+    std::vector<float> scored(decltype(&ttrec_ranker_score) scoring,
+                              const std::vector<float> &dense, const std::vector<Bags> &bags,
+                              std::size_t num_samples, Workspace &workspace) const {
         reserve(workspace, num_samples);
         const std::vector<ttrec_bags> of_c(bags.begin(), bags.end());
         std::vector<float> scores(num_samples);
-        check(scoring(ranker_, dense.data(), dense.size(), of_c.data(), of_c.size(), scores.data(), scores.size(),
-                      workspace.data(), workspace.size()));
+        check(scoring(ranker_, dense.data(), dense.size(), of_c.data(), of_c.size(), scores.data(),
+                      scores.size(), workspace.data(), workspace.size()));
         return scores;
     }
 
     const ttrec_ranker *ranker_;
 };
 
-/// An open blob, closed when it goes.
+/// An open blob, which the destructor closes. Its tables and its ranker must not be used
+/// afterwards. To get one, the Blob must have a name: Blob::map(path).table(name) does not compile.
 class Blob {
 public:
     /// Maps the file at `path`, which must not change while the blob is open.
@@ -196,44 +240,49 @@ public:
         check(ttrec_blob_open(path.c_str(), &blob));
         return Blob(blob);
     }
-    /// Uses bytes of the caller's, from a multiple of 64 on, which must outlive the blob.
+    /// Uses the `len` bytes at `bytes`, a multiple of 64, which must outlive the blob.
     static Blob borrow(const void *bytes, std::size_t len) {
         ttrec_blob *blob = nullptr;
         check(ttrec_blob_open_borrowed(bytes, len, &blob));
         return Blob(blob);
     }
-    /// Copies bytes.
+    /// Copies the `len` bytes at `bytes`.
     static Blob copy(const void *bytes, std::size_t len) {
         ttrec_blob *blob = nullptr;
         check(ttrec_blob_open_copied(bytes, len, &blob));
         return Blob(blob);
     }
 
-    Table table(const std::string &name) const {
+    /// The table called `name`.
+    Table table(const std::string &name) const & {
         const ttrec_table *table = nullptr;
         check(ttrec_blob_table(blob_.get(), name.c_str(), &table));
         return Table(table);
     }
+    Table table(const std::string &name) const && = delete;
 
-    /// All of them, in the order of their names.
-    std::vector<Table> tables() const {
+    /// All tables, in the order of their names.
+    std::vector<Table> tables() const & {
         std::vector<Table> tables;
         for (std::size_t i = 0; i < ttrec_blob_num_tables(blob_.get()); i++)
             tables.emplace_back(ttrec_blob_table_at(blob_.get(), i));
         return tables;
     }
+    std::vector<Table> tables() const && = delete;
 
-    /// Its model; throws if it has tables only.
-    Ranker ranker() const {
+    /// The model. Throws if the blob has only tables.
+    Ranker ranker() const & {
         const ttrec_ranker *ranker = nullptr;
         check(ttrec_blob_ranker(blob_.get(), &ranker));
         return Ranker(ranker);
     }
+    Ranker ranker() const && = delete;
 
-    /// Throws unless the whole blob matches its checksums.
+    /// Reads the whole blob, and throws unless it matches its checksums.
     void verify_payload() const { check(ttrec_blob_verify_payload(blob_.get())); }
 
-    operator const ttrec_blob *() const noexcept { return blob_.get(); }
+    operator const ttrec_blob *() const & noexcept { return blob_.get(); }
+    operator const ttrec_blob *() const && = delete;
 
 private:
     struct Close {

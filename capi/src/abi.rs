@@ -1,15 +1,15 @@
-//! The functions of the header, in its order. Each vouches for its caller, and is a few lines of
-//! safe code in `boundary::answer`.
+//! The exported functions, in the header's order. Each makes its caller's promise, and leaves the
+//! rest to safe code behind the boundary.
 //!
-//! The documentation is written for C, where cbindgen copies it to.
+//! The documentation of each function is written for C: cbindgen copies it to the header.
 
 #![allow(
     clippy::missing_safety_doc,
-    reason = "said once for all of them, at the head of the header"
+    reason = "the head of the header states the requirements once, for all functions"
 )]
 
 use crate::{
-    bags::{self, BagIndex, ttrec_bags, ttrec_index_type, ttrec_pooling},
+    bags::{ttrec_bags, ttrec_index_type, ttrec_pooling},
     boundary::{
         Bytes, Caller, Given, Promise, answer, answer_or, ttrec_blob, ttrec_ranker, ttrec_table,
     },
@@ -25,31 +25,40 @@ use std::{
     ptr,
     sync::OnceLock,
 };
-use ttrec::{Bags, Pooling, ScoreError, Table, Tier, bag::pool_tables};
+use ttrec::{Bags, BagsError, Ranker, ScoreError, Tier, bag::pool_tables};
 
-/// The version of this interface. It changes when a program that was compiled with an older header
-/// would no longer work.
+/// The caller's promise, which every exported function needs. A macro, so that each makes it for
+/// its own caller, but for one reason that is written once.
+macro_rules! promise {
+    () => {
+        // SAFETY: the header requires it of the caller.
+        unsafe { Promise::of_the_caller() }
+    };
+}
+
+/// The version of this interface. It changes when programs compiled with an older header would no
+/// longer work.
 pub const TTREC_ABI_VERSION: u32 = 1;
 
-/// The TTREC_ABI_VERSION of the library that runs: to be compared with the header's.
+/// The TTREC_ABI_VERSION of the loaded library. Compare it with the header's.
 #[unsafe(no_mangle)]
 pub extern "C" fn ttrec_abi_version() -> u32 {
     TTREC_ABI_VERSION
 }
 
-/// The library's version, such as "0.1.0". The string lives forever.
+/// The library's version, such as "0.1.0". The string is static.
 #[unsafe(no_mangle)]
 pub extern "C" fn ttrec_version_string() -> *const c_char {
     const VERSION: &CStr =
         match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
             Ok(version) => version,
-            Err(_) => panic!("a version has no zeros in it"),
+            Err(_) => panic!("a version contains no zero byte"),
         };
     VERSION.as_ptr()
 }
 
-/// The instructions that lookups use, the best that this CPU has: "scalar", "avx2", "avx512" or
-/// "neon", perhaps others later. The string lives forever.
+/// The instruction set that lookups use, the best that this CPU has: "scalar", "avx2", "avx512" or
+/// "neon"; a later version may add others. The string is static.
 #[unsafe(no_mangle)]
 pub extern "C" fn ttrec_tier_name() -> *const c_char {
     static NAME: OnceLock<CString> = OnceLock::new();
@@ -57,125 +66,93 @@ pub extern "C" fn ttrec_tier_name() -> *const c_char {
         .as_ptr()
 }
 
-/// What went wrong in the last call of this thread that failed, in English and UTF-8; empty if none
-/// did. Calls that succeed leave it alone. The string lives until the next call of this thread that
-/// fails, and no longer than the thread.
+/// The message of this thread's last failed call, in English and UTF-8; empty if no call has
+/// failed. Successful calls do not change it. The string lives until the thread's next failed call,
+/// or until the thread ends.
 #[unsafe(no_mangle)]
 pub extern "C" fn ttrec_last_error() -> *const c_char {
     last_error::get()
 }
 
-/// Opens the blob in the file at `path` (UTF-8 on Windows) by mapping it: that reads a page or two,
-/// whatever its size. The file must not be changed or cut short while the blob is open; replace it
-/// by renaming another over it. `*blob` is to be closed with ttrec_blob_close().
+/// Opens the blob in the file at `path` (UTF-8 on Windows). The file is mapped, so that opening
+/// reads a page or two, whatever the file's size. Do not change or shorten the file while the blob
+/// is open; to replace it, rename another file over it. Close `*blob` with ttrec_blob_close().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_open(
     path: *const c_char,
     blob: *mut *mut ttrec_blob,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
-        let given = caller.reads();
-        let place = given.place(blob, "blob")?;
-        let path = path_of(given.text(path, "path")?)?;
+    open(promise!(), blob, |given| {
+        let path = path_of(given.c_str(path, "path")?)?;
         let at_path = |error| Error::File { path: path.display().to_string(), error };
         // A directory cannot be mapped, and opening a pipe waits for its writer.
         if !path.metadata().map_err(at_path)?.is_file() {
             return Err(at_path(io::Error::other("not a regular file")));
         }
         let bytes = File::open(path).and_then(|file| given.map(&file)).map_err(at_path)?;
-        let opened = ttrec_blob::open(bytes).map_err(|error| match error {
+        ttrec_blob::open(bytes).map_err(|error| match error {
             Error::Blob(error) => Error::BlobFile { path: path.display().to_string(), error },
             error => error,
-        })?;
-        place.put(Box::into_raw(Box::new(opened)));
-        Ok(())
+        })
     })
 }
 
-/// Opens the blob that lies in the `len` bytes from `bytes` on, a multiple of 64, without copying
-/// them: the caller keeps them, unchanged, until the blob is closed. `*blob` is to be closed with
-/// ttrec_blob_close().
+/// Opens the blob in the `len` bytes at `bytes`, without copying them. `bytes` is a multiple of 64;
+/// keep the bytes, unchanged, until the blob is closed. Close `*blob` with ttrec_blob_close().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_open_borrowed(
     bytes: *const c_void,
     len: usize,
     blob: *mut *mut ttrec_blob,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
-        let given = caller.reads();
-        let place = given.place(blob, "blob")?;
-        let opened = ttrec_blob::open(given.lent(bytes, len)?)?;
-        place.put(Box::into_raw(Box::new(opened)));
-        Ok(())
-    })
+    open(promise!(), blob, |given| ttrec_blob::open(given.borrowed(bytes, len)?))
 }
 
-/// Opens a copy of the blob that lies in the `len` bytes from `bytes` on, which may start anywhere
-/// and are not needed afterwards. `*blob` is to be closed with ttrec_blob_close().
+/// Opens a copy of the blob in the `len` bytes at `bytes`, which need no alignment and may be freed
+/// afterwards. Close `*blob` with ttrec_blob_close().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_open_copied(
     bytes: *const c_void,
     len: usize,
     blob: *mut *mut ttrec_blob,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
-        let given = caller.reads();
-        let place = given.place(blob, "blob")?;
-        let opened =
-            ttrec_blob::open(Bytes::copied(given.slice(bytes.cast::<u8>(), len, "bytes")?)?)?;
-        place.put(Box::into_raw(Box::new(opened)));
-        Ok(())
+    open(promise!(), blob, |given| {
+        ttrec_blob::open(Bytes::copied(given.slice(bytes.cast::<u8>(), len, "bytes")?)?)
     })
 }
 
-/// Closes a blob. Its tables, their names, its ranker and the handle itself are gone then: no other
-/// thread may be using them. Null is nothing to close.
+/// Closes a blob, and frees the handle. Its tables, their names and its ranker end with it: no
+/// thread may use them any more. Does nothing if `blob` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_close(blob: *mut ttrec_blob) {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or((), promise, |caller| ttrec_blob::close(caller, blob));
+    answer_or((), promise!(), |caller| ttrec_blob::close(caller, blob));
 }
 
-/// Compares the whole blob with its checksums, and checks that what they cover makes sense; opening
-/// does neither. It reads everything. It finds accidents: whoever changes a blob on purpose changes
-/// its checksums too.
+/// Reads the whole blob, which opening does not: compares it with its checksums, and checks that
+/// the values are valid. This finds accidental damage, not forgery, since checksums can be forged
+/// too.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_verify_payload(blob: *const ttrec_blob) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| Ok(caller.reads().handle(blob, "blob")?.verify_payload()?))
+    answer(promise!(), |caller| Ok(caller.reads().handle(blob, "blob")?.verify_payload()?))
 }
 
-/// Number of tables; 0 if `blob` is null.
+/// The number of tables. 0 if `blob` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_num_tables(blob: *const ttrec_blob) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| Ok(caller.reads().handle(blob, "blob")?.tables().len()))
+    get(promise!(), (blob, "blob"), |blob| blob.tables().len())
 }
 
-/// The table at `position`, in the order of their names, from 0 on; null past the last one, or if
-/// `blob` is null. It lives until the blob is closed.
+/// The table at `position`, from 0, in the order of the tables' names. Null if there is no such
+/// table, or if `blob` is null. The table lives until the blob is closed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_table_at(
     blob: *const ttrec_blob,
     position: usize,
 ) -> *const ttrec_table {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(ptr::null(), promise, |caller| {
+    answer_or(ptr::null(), promise!(), |caller| {
         let tables = caller.reads().handle(blob, "blob")?.tables();
-        let table = tables
-            .get(position)
-            .ok_or(Error::TablePosition { position, num_tables: tables.len() })?;
-        Ok(ptr::from_ref(table))
+        let missing = Error::TablePosition { position, num_tables: tables.len() };
+        Ok(ptr::from_ref(tables.get(position).ok_or(missing)?))
     })
 }
 
@@ -186,76 +163,56 @@ pub unsafe extern "C" fn ttrec_blob_table(
     name: *const c_char,
     table: *mut *const ttrec_table,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
+    answer(promise!(), |caller| {
         let given = caller.reads();
         let blob = given.handle(blob, "blob")?;
-        let name = given.text(name, "name")?;
-        given.place(table, "table")?.put(blob.table(name)?);
+        let name = given.c_str(name, "name")?;
+        given.slot(table, "table")?.put(blob.table(name)?);
         Ok(())
     })
 }
 
-/// The table's name, in UTF-8; null if `table` is null. It lives until the blob is closed. (A name
-/// may hold a zero, and is cut there: such a table is found by its position only.)
+/// The table's name, in UTF-8. Null if `table` is null. The string lives until the blob is closed.
+/// (A name that contains a zero byte ends there; ttrec_blob_table_at() finds such a table.)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_name(table: *const ttrec_table) -> *const c_char {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(ptr::null(), promise, |caller| {
+    answer_or(ptr::null(), promise!(), |caller| {
         Ok(caller.reads().handle(table, "table")?.name().as_ptr())
     })
 }
 
-/// Number of rows: indices are below it. 0 if `table` is null.
+/// The number of embeddings: valid indices are less than it. 0 if `table` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_num_embeddings(table: *const ttrec_table) -> u64 {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().num_embeddings())
-    })
+    get(promise!(), (table, "table"), |table| table.table().num_embeddings())
 }
 
-/// Floats of a row. 0 if `table` is null.
+/// The number of floats in a row. 0 if `table` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_embedding_dim(table: *const ttrec_table) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().embedding_dim())
-    })
+    get(promise!(), (table, "table"), |table| table.table().embedding_dim())
 }
 
-/// Floats of workspace that a lookup or bags of this table need at least; it may be 0, and is if
-/// `table` is null. A blob that is not trusted may ask for much: see what is ready to be spent
-/// before allocating it.
+/// The number of floats that the workspace of this table needs at least. It may be 0, and is 0 if
+/// `table` is null. A blob from an untrusted source may ask for a lot: compare the number with a
+/// limit before you allocate.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_workspace_len(table: *const ttrec_table) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().workspace_len(1))
-    })
+    get(promise!(), (table, "table"), |table| table.table().workspace_len(1))
 }
 
-/// Floats of workspace with which bags of this table are fastest, if all of them together have
-/// `num_lookups` indices: at least ttrec_table_workspace_len(). 0 if `table` is null.
+/// The number of floats of workspace with which bags that have `num_lookups` indices in total are
+/// pooled fastest: at least ttrec_table_workspace_len(). 0 if `table` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_batch_workspace_len(
     table: *const ttrec_table,
     num_lookups: usize,
 ) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(table, "table")?.table().workspace_len(num_lookups))
-    })
+    get(promise!(), (table, "table"), |table| table.table().workspace_len(num_lookups))
 }
 
-/// Writes row `index` to `out`: `out_len` is ttrec_table_embedding_dim(). `workspace` has at least
-/// ttrec_table_workspace_len() floats.
+/// Writes the row of `index` to `out`. `out_len` is ttrec_table_embedding_dim(), `workspace_len` at
+/// least ttrec_table_workspace_len().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_lookup(
     table: *const ttrec_table,
@@ -265,9 +222,7 @@ pub unsafe extern "C" fn ttrec_table_lookup(
     workspace: *mut f32,
     workspace_len: usize,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
+    answer(promise!(), |caller| {
         let (out, workspace, given) = caller.writes((out, out_len), (workspace, workspace_len))?;
         let table = given.handle(table, "table")?.table();
         table
@@ -276,8 +231,8 @@ pub unsafe extern "C" fn ttrec_table_lookup(
     })
 }
 
-/// `num_bags` bags of `num_indices` uint32_t, with or without (null) weights: fills a ttrec_bags,
-/// which points to them.
+/// A ttrec_bags of these arrays of uint32_t, which it points to: `num_indices` indices and
+/// `num_bags + 1` offsets. `per_sample_weights` may be null.
 #[unsafe(no_mangle)]
 pub extern "C" fn ttrec_bags_u32(
     indices: *const u32,
@@ -291,7 +246,7 @@ pub extern "C" fn ttrec_bags_u32(
     ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
 }
 
-/// The same of int64_t, as PyTorch has them.
+/// The same for arrays of int64_t, PyTorch's default index type.
 #[unsafe(no_mangle)]
 pub extern "C" fn ttrec_bags_i64(
     indices: *const i64,
@@ -305,10 +260,24 @@ pub extern "C" fn ttrec_bags_i64(
     ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
 }
 
-/// Pools each bag into a row of `out`: `out_len` is num_bags * ttrec_table_embedding_dim(), and
-/// `pooling` a ttrec_pooling. An empty bag is zeros. `workspace` has at least
-/// ttrec_table_workspace_len() floats, and better ttrec_table_batch_workspace_len(): what is
-/// written does not depend on it.
+/// The same for arrays of int32_t.
+#[unsafe(no_mangle)]
+pub extern "C" fn ttrec_bags_i32(
+    indices: *const i32,
+    num_indices: usize,
+    offsets: *const i32,
+    num_bags: usize,
+    per_sample_weights: *const f32,
+) -> ttrec_bags {
+    let (indices, offsets) = (indices.cast(), offsets.cast());
+    let index_type = ttrec_index_type::I32 as u32;
+    ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
+}
+
+/// Pools each bag into a row of `out`; the row of an empty bag is zeros. `pooling` is a
+/// ttrec_pooling, `out_len` is num_bags * ttrec_table_embedding_dim(). `workspace_len` is at least
+/// ttrec_table_workspace_len(); ttrec_table_batch_workspace_len() is fastest. The rows do not
+/// depend on it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_bag(
     table: *const ttrec_table,
@@ -319,30 +288,23 @@ pub unsafe extern "C" fn ttrec_table_bag(
     workspace: *mut f32,
     workspace_len: usize,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
+    answer(promise!(), |caller| {
         let (out, workspace, given) = caller.writes((out, out_len), (workspace, workspace_len))?;
         let table = given.handle(table, "table")?.table();
+        let refused = |error| Error::Lookup { table: table.name(), error };
         let bags = given.copy(bags, "bags")?;
         let pooling = ttrec_pooling::of(pooling)?;
-        match bags.index_type() {
-            Some(ttrec_index_type::U32) => {
-                bag::<u32>(table, &bags, &given, pooling, out, workspace)
-            }
-            Some(ttrec_index_type::I64) => {
-                bag::<i64>(table, &bags, &given, pooling, out, workspace)
-            }
-            None => Err(Error::IndexType { found: bags.index_type }),
-        }
+        let bags = bags.read(&given)?;
+        let bags = bags.map_err(|error| Error::Bags { table: table.name(), error })?;
+        table.pool(&bags, pooling, out, workspace).map_err(refused)
     })
 }
 
-/// Pools the bags of several tables: `bags[t]` are those of `tables[t]`, for `num_tables` of each.
-/// All have the same number of bags and the same index_type. Row b of `out` has what the bags b
-/// come to, those of `tables[0]` first: `out_len` is num_bags times the sum of all
-/// ttrec_table_embedding_dim(). `workspace` is as for the table that needs the most. Allocates
-/// nothing for up to 32 tables, and a short list for more.
+/// Pools the bags of `num_tables` tables: `bags[t]` are the bags of `tables[t]`. All have the same
+/// number of bags and the same index_type. Row b of `out` is the pooled row of bag b of
+/// `tables[0]`, then that of `tables[1]`, and so on: `out_len` is num_bags times the sum of all
+/// ttrec_table_embedding_dim(). `workspace_len` is enough for each of the tables. Up to 32 tables
+/// allocate nothing, more allocate a list of them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_pool_tables(
     tables: *const *const ttrec_table,
@@ -354,121 +316,98 @@ pub unsafe extern "C" fn ttrec_pool_tables(
     workspace: *mut f32,
     workspace_len: usize,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
+    answer(promise!(), |caller| {
         let (out, workspace, given) = caller.writes((out, out_len), (workspace, workspace_len))?;
         let tables = given.slice(tables, num_tables, "tables")?;
         let bags = given.slice(bags, num_tables, "bags")?;
         let pooling = ttrec_pooling::of(pooling)?;
-        match bags.first().map_or(Some(ttrec_index_type::U32), ttrec_bags::index_type) {
-            Some(ttrec_index_type::U32) => {
-                pool::<u32>(tables, bags, &given, pooling, out, workspace)
+        let pairs = read_all(bags, &given, |position, bags| {
+            let table = given.handle(tables[position], "table")?.table();
+            let refused = |error| Error::Bags { table: table.name(), error };
+            Ok((table, bags.map_err(refused)?))
+        })?;
+        pool_tables(&pairs, pooling, out, workspace).map_err(|error| {
+            match error.table.and_then(|table| pairs.get(table)) {
+                Some((table, _)) => Error::Lookup { table: table.name(), error: error.error },
+                None => Error::Tables(error.error),
             }
-            Some(ttrec_index_type::I64) => {
-                pool::<i64>(tables, bags, &given, pooling, out, workspace)
-            }
-            None => Err(Error::IndexType { found: bags[0].index_type }),
-        }
+        })
     })
 }
 
-/// The blob's model: TTREC_STATUS_NO_MODEL if it has tables only. `*ranker` lives until the blob is
-/// closed.
+/// The blob's model, or TTREC_STATUS_NO_MODEL if the blob has only tables. `*ranker` lives until
+/// the blob is closed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_blob_ranker(
     blob: *const ttrec_blob,
     ranker: *mut *const ttrec_ranker,
 ) -> ttrec_status {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| {
+    answer(promise!(), |caller| {
         let given = caller.reads();
         let found = given.handle(blob, "blob")?.ranker()?;
-        given.place(ranker, "ranker")?.put(found);
+        given.slot(ranker, "ranker")?.put(found);
         Ok(())
     })
 }
 
-/// Dense features of a sample. 0 if `ranker` is null.
+/// The number of dense features of a sample. 0 if `ranker` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_num_dense(ranker: *const ttrec_ranker) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(ranker, "ranker")?.ranker().num_dense())
-    })
+    get(promise!(), (ranker, "ranker"), |ranker| ranker.ranker().num_dense())
 }
 
-/// Tables that the model looks up, which may be fewer than the blob has. 0 if `ranker` is null.
+/// The number of tables of the model; the blob may have more. 0 if `ranker` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_num_tables(ranker: *const ttrec_ranker) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(ranker, "ranker")?.ranker().num_tables())
-    })
+    get(promise!(), (ranker, "ranker"), |ranker| ranker.ranker().num_tables())
 }
 
-/// The table whose bags are at `position` of what is scored, from 0 on: the order is the model's.
-/// Null past the last one, or if `ranker` is null. It is one of the blob's, and lives until that is
-/// closed.
+/// The model's table at `position`, from 0, in the order in which ttrec_ranker_score() takes bags.
+/// Null if there is no such table, or if `ranker` is null. It is one of the blob's tables, and
+/// lives until the blob is closed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_table_at(
     ranker: *const ttrec_ranker,
     position: usize,
 ) -> *const ttrec_table {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(ptr::null(), promise, |caller| {
+    answer_or(ptr::null(), promise!(), |caller| {
         let ranker = caller.reads().handle(ranker, "ranker")?;
-        let num_tables = ranker.ranker().num_tables();
-        Ok(ptr::from_ref(ranker.table(position).ok_or(Error::ModelTable { position, num_tables })?))
+        let missing = Error::ModelTable { position, num_tables: ranker.ranker().num_tables() };
+        Ok(ptr::from_ref(ranker.table(position).ok_or(missing)?))
     })
 }
 
-/// Floats of a row of each of them. 0 if `ranker` is null.
+/// The number of floats in a row of each of the model's tables. 0 if `ranker` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_embedding_dim(ranker: *const ttrec_ranker) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(ranker, "ranker")?.ranker().embedding_dim())
-    })
+    get(promise!(), (ranker, "ranker"), |ranker| ranker.ranker().embedding_dim())
 }
 
-/// Floats of workspace that scoring needs at least; 0 if `ranker` is null. A blob that is not
-/// trusted may ask for much: see what is ready to be spent before allocating it.
+/// The number of floats of workspace that scoring needs at least. 0 if `ranker` is null. A blob
+/// from an untrusted source may ask for a lot: compare the number with a limit before you allocate.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_workspace_len(ranker: *const ttrec_ranker) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len(1))
-    })
+    get(promise!(), (ranker, "ranker"), |ranker| ranker.ranker().workspace_len(1))
 }
 
-/// Floats of workspace with which `num_samples` of one index per bag are scored fastest: at least
-/// ttrec_ranker_workspace_len(). It stops growing at some hundred samples. 0 if `ranker` is null.
+/// The number of floats of workspace with which `num_samples` samples of one index per bag are
+/// scored fastest: at least ttrec_ranker_workspace_len(). It stops growing at some hundred samples.
+/// 0 if `ranker` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_batch_workspace_len(
     ranker: *const ttrec_ranker,
     num_samples: usize,
 ) -> usize {
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer_or(0, promise, |caller| {
-        Ok(caller.reads().handle(ranker, "ranker")?.ranker().workspace_len(num_samples))
-    })
+    get(promise!(), (ranker, "ranker"), |ranker| ranker.ranker().workspace_len(num_samples))
 }
 
 /// Writes the score of each of `out_len` samples to `out`: a probability if the model ends in a
-/// sigmoid, as DLRM's do. `dense` has `dense_len` = out_len * ttrec_ranker_num_dense() floats,
-/// sample after sample. `bags[t]` are those of ttrec_ranker_table_at(t): one for each sample, whose
-/// rows the model sums or averages; `num_tables` is ttrec_ranker_num_tables(), and all have the
-/// same index_type. `workspace` has at least ttrec_ranker_workspace_len() floats, and better
-/// ttrec_ranker_batch_workspace_len(): a score depends neither on it nor on the samples beside it.
-/// Allocates nothing for up to 32 tables, and a short list for more.
+/// sigmoid, as DLRMs do. `dense` has the dense features, sample after sample: `dense_len` is
+/// out_len * ttrec_ranker_num_dense(). `bags[t]` has one bag for each sample, of
+/// ttrec_ranker_table_at(t); the model sums or averages the rows of a bag. `num_tables` is
+/// ttrec_ranker_num_tables(), and all bags have the same index_type. `workspace_len` is at least
+/// ttrec_ranker_workspace_len(); ttrec_ranker_batch_workspace_len() is fastest. A score depends
+/// neither on it nor on the other samples. Up to 32 tables allocate nothing, more allocate a list.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_score(
     ranker: *const ttrec_ranker,
@@ -481,14 +420,12 @@ pub unsafe extern "C" fn ttrec_ranker_score(
     workspace: *mut f32,
     workspace_len: usize,
 ) -> ttrec_status {
-    let (dense, bags) = ((dense, dense_len), (bags, num_tables));
-    let (out, workspace) = ((out, out_len), (workspace, workspace_len));
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| score(caller, ranker, Scoring::Score, dense, bags, out, workspace))
+    let inputs = Inputs { dense: (dense, dense_len), bags: (bags, num_tables) };
+    let outputs = ((out, out_len), (workspace, workspace_len));
+    answer(promise!(), |caller| score(caller, ranker, Ranker::score, inputs, outputs))
 }
 
-/// The same without the sigmoid at the end.
+/// As ttrec_ranker_score(), but without the sigmoid at the end.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_logits(
     ranker: *const ttrec_ranker,
@@ -501,18 +438,17 @@ pub unsafe extern "C" fn ttrec_ranker_logits(
     workspace: *mut f32,
     workspace_len: usize,
 ) -> ttrec_status {
-    let (dense, bags) = ((dense, dense_len), (bags, num_tables));
-    let (out, workspace) = ((out, out_len), (workspace, workspace_len));
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| score(caller, ranker, Scoring::Logits, dense, bags, out, workspace))
+    let inputs = Inputs { dense: (dense, dense_len), bags: (bags, num_tables) };
+    let outputs = ((out, out_len), (workspace, workspace_len));
+    answer(promise!(), |caller| score(caller, ranker, Ranker::logits, inputs, outputs))
 }
 
-/// Writes the score of each of `out_len` candidates of one user to `out`, as ttrec_ranker_score()
-/// would for samples that repeat the user's part, bit for bit. What is the user's is given once:
-/// `dense` of one sample, and bags of which there is one. What is the candidates' is given for
-/// each: bags of which there are out_len, and `dense` if it depends on them. It is fastest where
-/// the user's tables come first in the model.
+/// Writes the score of each of one user's `out_len` candidates to `out`. Features of the user are
+/// given once: as `dense` of one sample, and as bags[t] of one bag. Features of the candidates are
+/// given for each candidate: as bags[t] of out_len bags, and, if they include dense features, as
+/// `dense` of out_len samples. The scores are, bit for bit, those that ttrec_ranker_score() gives
+/// when the user's features are repeated for each candidate. It is fastest if the user's tables
+/// come first in the model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_ranker_rank(
     ranker: *const ttrec_ranker,
@@ -525,78 +461,53 @@ pub unsafe extern "C" fn ttrec_ranker_rank(
     workspace: *mut f32,
     workspace_len: usize,
 ) -> ttrec_status {
-    let (dense, bags) = ((dense, dense_len), (bags, num_tables));
-    let (out, workspace) = ((out, out_len), (workspace, workspace_len));
-    // SAFETY: the header asks it of the caller.
-    let promise = unsafe { Promise::of_the_caller() };
-    answer(promise, |caller| score(caller, ranker, Scoring::Rank, dense, bags, out, workspace))
+    let inputs = Inputs { dense: (dense, dense_len), bags: (bags, num_tables) };
+    let outputs = ((out, out_len), (workspace, workspace_len));
+    answer(promise!(), |caller| score(caller, ranker, Ranker::rank, inputs, outputs))
 }
 
-fn bag<'c, I: BagIndex>(
-    table: &'c Table<'c>,
-    bags: &ttrec_bags,
-    given: &Given<'c>,
-    pooling: Pooling,
-    out: &mut [f32],
-    workspace: &mut [f32],
-) -> Result<(), Error<'c>> {
-    let refused = |error| bags::refused(table.name(), error);
-    let bags = bags.read::<I>(given)?;
-    let bags = bags.map_err(|error| Error::Bags { table: table.name(), error })?;
-    table.pool(&bags, pooling, out, workspace).map_err(refused)
-}
-
-fn pool<'c, I: BagIndex>(
-    tables: &[*const ttrec_table],
-    bags: &[ttrec_bags],
-    given: &Given<'c>,
-    pooling: Pooling,
-    out: &mut [f32],
-    workspace: &mut [f32],
-) -> Result<(), Error<'c>> {
-    let mut list = SmallVec::<[(&Table<'_>, Bags<'_>); 32]>::new();
-    let no_memory = |_| Error::Memory {
-        bytes: tables.len().saturating_mul(size_of::<(&Table<'_>, Bags<'_>)>()),
-    };
-    list.try_reserve_exact(tables.len()).map_err(no_memory)?;
-    for (position, (&table, bags)) in tables.iter().zip(bags).enumerate() {
-        let table = given.handle(table, "table")?.table();
-        if bags.index_type() != Some(I::TYPE) {
-            return Err(Error::MixedIndexTypes { position });
-        }
-        list.push((
-            table,
-            bags.read::<I>(given)?
-                .map_err(|error| Error::Bags { table: table.name(), error })?,
-        ));
-    }
-    pool_tables(&list, pooling, out, workspace).map_err(|error| {
-        match error.table.and_then(|table| list.get(table)) {
-            Some((table, _)) => bags::refused(table.name(), error.error),
-            None => Error::Tables(error.error),
-        }
+/// Writes the handle of the blob that `read` opens.
+fn open(
+    promise: Promise,
+    blob: *mut *mut ttrec_blob,
+    read: impl for<'c> FnOnce(&Given<'c>) -> Result<ttrec_blob, Error<'c>>,
+) -> ttrec_status {
+    answer(promise, |caller| {
+        let given = caller.reads();
+        let slot = given.slot(blob, "blob")?;
+        slot.put(Box::into_raw(Box::new(read(&given)?)));
+        Ok(())
     })
 }
 
-/// What is made of samples.
-#[derive(Clone, Copy)]
-enum Scoring {
-    Score,
-    Logits,
-    Rank,
+/// A number that a handle has; 0 if the handle is null.
+fn get<H: 'static, T: Default>(
+    promise: Promise,
+    (handle, name): (*const H, &'static str),
+    number: impl FnOnce(&H) -> T,
+) -> T {
+    answer_or(T::default(), promise, |caller| Ok(number(caller.reads().handle(handle, name)?)))
 }
 
-/// Floats or structs of the caller's, and how many.
+/// A method of the ranker.
+type Scoring<'c> =
+    fn(&Ranker<'c>, &[f32], &[Bags<'_>], &mut [f32], &mut [f32]) -> Result<(), ScoreError>;
+
+/// A pointer to an array, and the array's length.
 type Array<P> = (P, usize);
+
+/// What is scored.
+struct Inputs {
+    dense: Array<*const f32>,
+    bags: Array<*const ttrec_bags>,
+}
 
 fn score<'c>(
     caller: Caller<'c>,
     ranker: *const ttrec_ranker,
-    scoring: Scoring,
-    (dense, dense_len): Array<*const f32>,
-    (bags, num_tables): Array<*const ttrec_bags>,
-    out: Array<*mut f32>,
-    workspace: Array<*mut f32>,
+    scoring: Scoring<'c>,
+    Inputs { dense: (dense, dense_len), bags: (bags, num_tables) }: Inputs,
+    (out, workspace): (Array<*mut f32>, Array<*mut f32>),
 ) -> Result<(), Error<'c>> {
     let (out, workspace, given) = caller.writes(out, workspace)?;
     let ranker = given.handle(ranker, "ranker")?;
@@ -606,48 +517,33 @@ fn score<'c>(
     }
     let dense = given.slice(dense, dense_len, "dense")?;
     let bags = given.slice(bags, num_tables, "bags")?;
-    match bags.first().map_or(Some(ttrec_index_type::U32), ttrec_bags::index_type) {
-        Some(ttrec_index_type::U32) => {
-            score_bags::<u32>(ranker, scoring, dense, bags, &given, out, workspace)
-        }
-        Some(ttrec_index_type::I64) => {
-            score_bags::<i64>(ranker, scoring, dense, bags, &given, out, workspace)
-        }
-        None => Err(Error::IndexType { found: bags[0].index_type }),
-    }
-}
-
-fn score_bags<'c, I: BagIndex>(
-    ranker: &'c ttrec_ranker,
-    scoring: Scoring,
-    dense: &[f32],
-    bags: &[ttrec_bags],
-    given: &Given<'c>,
-    out: &mut [f32],
-    workspace: &mut [f32],
-) -> Result<(), Error<'c>> {
     let name = |table| ranker.table(table).map_or("", |table| table.table().name());
     let refused = |error| match error {
-        ScoreError::Table { table, error } => bags::refused(name(table), error),
+        ScoreError::Table { table, error } => Error::Lookup { table: name(table), error },
         error => Error::Score(error),
     };
-    let mut list = SmallVec::<[Bags<'_>; 32]>::new();
-    let no_memory = |_| Error::Memory { bytes: size_of_val(bags) };
+    let bags = read_all(bags, &given, |table, bags| {
+        bags.map_err(|error| Error::Bags { table: name(table), error })
+    })?;
+    scoring(ranker.ranker(), dense, &bags, out, workspace).map_err(refused)
+}
+
+/// What `make` makes of the bags of each table. Allocates only for more than 32 tables.
+fn read_all<'c, T>(
+    bags: &[ttrec_bags],
+    given: &Given<'c>,
+    make: impl Fn(usize, Result<Bags<'c>, BagsError>) -> Result<T, Error<'c>>,
+) -> Result<SmallVec<[T; 32]>, Error<'c>> {
+    let mut list = SmallVec::new();
+    let no_memory = |_| Error::Memory { bytes: bags.len().saturating_mul(size_of::<T>()) };
     list.try_reserve_exact(bags.len()).map_err(no_memory)?;
-    for (table, bags) in bags.iter().enumerate() {
-        if bags.index_type() != Some(I::TYPE) {
-            return Err(Error::MixedIndexTypes { position: table });
+    for (position, these) in bags.iter().enumerate() {
+        if these.index_type != bags[0].index_type {
+            return Err(Error::MixedIndexTypes { position });
         }
-        let bags = bags.read::<I>(given)?;
-        list.push(bags.map_err(|error| Error::Bags { table: name(table), error })?);
+        list.push(make(position, these.read(given)?)?);
     }
-    let ranker = ranker.ranker();
-    match scoring {
-        Scoring::Score => ranker.score(dense, &list, out, workspace),
-        Scoring::Logits => ranker.logits(dense, &list, out, workspace),
-        Scoring::Rank => ranker.rank(dense, &list, out, workspace),
-    }
-    .map_err(refused)
+    Ok(list)
 }
 
 #[cfg(unix)]

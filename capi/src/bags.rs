@@ -1,21 +1,21 @@
-//! Bags as C hands them over, and as the library takes them.
+//! Bags as C passes them, converted to the library's.
 
 use crate::{
     boundary::{Given, Plain},
     status::Error,
 };
 use std::ffi::c_void;
-use ttrec::{Bags, BagsError, LookupError, Pooling, bag::Index};
+use ttrec::{Bags, BagsError, Pooling, bag::Index};
 
-/// How the rows of a bag become one, as in torch.nn.EmbeddingBag.
+/// How the rows of a bag are pooled into one, as in torch.nn.EmbeddingBag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ttrec_pooling {
-    /// Their sum, each row times its weight if there are any.
+    /// The sum, of rows times weights if there are weights.
     Sum = 0,
-    /// Their sum divided by their number; no weights.
+    /// The sum divided by the number of rows. Takes no weights.
     Mean = 1,
-    /// The largest of each column; no weights.
+    /// The largest value of each column. Takes no weights.
     Max = 2,
 }
 
@@ -27,39 +27,28 @@ pub enum ttrec_index_type {
     U32 = 0,
     /// int64_t
     I64 = 1,
+    /// int32_t
+    I32 = 2,
 }
 
-/// Bags of indices, in torch.nn.EmbeddingBag's form with include_last_offset=True: bag b is
-/// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32() and ttrec_bags_i64()
-/// make one.
+/// Bags of indices, as torch.nn.EmbeddingBag takes them with include_last_offset=True: bag b is
+/// `indices[offsets[b]]` to `indices[offsets[b + 1] - 1]`. ttrec_bags_u32(), ttrec_bags_i64()
+/// and ttrec_bags_i32() fill this struct.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ttrec_bags {
-    /// A ttrec_index_type: that of `indices` and `offsets`.
+    /// A ttrec_index_type, the type of `indices` and `offsets`.
     pub index_type: u32,
-    /// `num_indices` integers, bag after bag.
+    /// The indices, bag after bag.
     pub indices: *const c_void,
-    /// How many.
+    /// The number of indices.
     pub num_indices: usize,
-    /// `num_bags + 1` integers: the first 0, the last `num_indices`, none below the one before it.
+    /// `num_bags + 1` offsets. They start at 0, never decrease, and end at `num_indices`.
     pub offsets: *const c_void,
-    /// How many bags.
+    /// The number of bags.
     pub num_bags: usize,
-    /// One weight per index, for TTREC_POOLING_SUM; or null.
+    /// A weight for each index, for TTREC_POOLING_SUM only; or null.
     pub per_sample_weights: *const f32,
-}
-
-/// An integer type that bags may have here.
-pub(crate) trait BagIndex: Index + Plain {
-    const TYPE: ttrec_index_type;
-}
-
-impl BagIndex for u32 {
-    const TYPE: ttrec_index_type = ttrec_index_type::U32;
-}
-
-impl BagIndex for i64 {
-    const TYPE: ttrec_index_type = ttrec_index_type::I64;
 }
 
 impl ttrec_pooling {
@@ -75,15 +64,21 @@ impl ttrec_pooling {
 }
 
 impl ttrec_bags {
-    pub(crate) fn index_type(&self) -> Option<ttrec_index_type> {
-        [ttrec_index_type::U32, ttrec_index_type::I64]
-            .into_iter()
-            .find(|&known| known as u32 == self.index_type)
+    /// The library's bags over the same arrays. The outer error is about the arrays' memory, the
+    /// inner one about their values.
+    pub(crate) fn read<'c>(
+        &self,
+        given: &Given<'c>,
+    ) -> Result<Result<Bags<'c>, BagsError>, Error<'c>> {
+        match self.index_type {
+            n if n == ttrec_index_type::U32 as u32 => self.read_as::<u32>(given),
+            n if n == ttrec_index_type::I64 as u32 => self.read_as::<i64>(given),
+            n if n == ttrec_index_type::I32 as u32 => self.read_as::<i32>(given),
+            found => Err(Error::IndexType { found }),
+        }
     }
 
-    /// The bags, whose integers are of type `I`; or, if their memory is right, what the library has
-    /// against them.
-    pub(crate) fn read<'c, I: BagIndex>(
+    fn read_as<'c, I: Index + Plain>(
         &self,
         given: &Given<'c>,
     ) -> Result<Result<Bags<'c>, BagsError>, Error<'c>> {
@@ -99,15 +94,5 @@ impl ttrec_bags {
         let weights =
             given.slice(self.per_sample_weights, self.num_indices, "per_sample_weights")?;
         Ok(Bags::new(indices, offsets).and_then(|bags| bags.with_per_sample_weights(weights)))
-    }
-}
-
-/// Why bags were refused by the table of this name.
-pub(crate) fn refused(table: &str, error: LookupError) -> Error<'_> {
-    match error {
-        LookupError::NegativeIndex { position, index } => {
-            Error::NegativeIndex { table, position, index }
-        }
-        error => Error::Lookup { table, error },
     }
 }

@@ -1,21 +1,21 @@
-//! The text of each thread's last failure, in memory of its own: to keep one allocates nothing, so
-//! that a failure for want of memory has a text too.
+//! The message of each thread's last failure, in memory that the thread always has: keeping a
+//! message allocates nothing, so that running out of memory has a message too.
 
 use crate::status::Error;
 use std::{cell::RefCell, ffi::c_char, io::Write, str};
 
-/// Bytes of a text, with the zero at its end; what is longer is cut.
+/// Bytes of a message with the zero byte at its end. Longer messages are cut.
 const LEN: usize = 1024;
 
 thread_local! {
     static TEXT: RefCell<[u8; LEN]> = const { RefCell::new([0; LEN]) };
 }
 
-/// Keeps the text of `error`.
+/// Keeps the message of `error`.
 pub(crate) fn set(error: &Error<'_>) {
     TEXT.with_borrow_mut(|text| {
         let mut room = &mut text[..LEN - 1];
-        // Fails where the text is longer than the room.
+        // Fails if the message is too long; what fits is kept.
         let _ = write!(room, "{error}");
         let written = LEN - 1 - room.len();
         let whole = match str::from_utf8(&text[..written]) {
@@ -26,7 +26,7 @@ pub(crate) fn set(error: &Error<'_>) {
     });
 }
 
-/// The text that was kept last: UTF-8 with a zero at its end. The next failure of this thread
+/// The message that was kept last, in UTF-8 with a zero byte at its end. The thread's next failure
 /// overwrites it.
 pub(crate) fn get() -> *const c_char {
     TEXT.with(|text| text.as_ptr().cast::<c_char>().cast_const())

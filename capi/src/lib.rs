@@ -1,18 +1,18 @@
-//! ttrec from C and C++: a blob is opened once, and then any number of threads look rows up in it,
-//! pool bags and score samples.
+//! The C and C++ interface of ttrec: a program opens a blob once, and then any number of threads
+//! look up rows in it, pool bags and score samples.
 //!
-//! `include/ttrec.h`, made of [`abi`] and the types beside it, is the reference; a test keeps it in
-//! step. The way of a call: an entry point of [`abi`], `boundary`, which turns pointers into
-//! references after checking what can be checked, the Rust library, and a status, with a text that
-//! `last_error` keeps.
+//! The reference is `include/ttrec.h`. cbindgen generates it from [`abi`] and the public types; a
+//! test fails if it is out of date. A call enters at a function of [`abi`]. `boundary` checks the
+//! pointers and turns them into references, the Rust library does the work, and the call returns a
+//! status. If it fails, `last_error` keeps the message.
 //!
-//! Unsafe operations are in `boundary` alone. [`abi`] has the attributes that export its functions,
-//! which count as unsafe code, and vouches for its callers' promise, once per function.
+//! All unsafe operations are in `boundary`, except one: [`abi`] makes the promise of its callers.
+//! It also has the attributes that export its functions, which count as unsafe code.
 
 #![deny(unsafe_code)]
-#![allow(non_camel_case_types, reason = "types have the names that they have in the header")]
+#![allow(non_camel_case_types, reason = "types have the same names as in the header")]
 
-#[allow(unsafe_code, reason = "exported names, and the promise of those who call them")]
+#[allow(unsafe_code, reason = "exported names, and the promise of their callers")]
 pub mod abi;
 mod bags;
 #[allow(unsafe_code, reason = "pointers from C")]

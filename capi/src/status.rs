@@ -1,78 +1,76 @@
-//! What a call says to C: a status for the program, a text for who reads its log.
+//! What a failed call reports: a status for the program, and a message for its log.
 
 use std::io;
 use ttrec::{BagsError, BlobError, LookupError, NoModel, ScoreError, blob::Rule};
 
-/// What came of a call. TTREC_STATUS_OK is 0; a later version may add others.
+/// The result of a call. TTREC_STATUS_OK is 0. A later version may add other statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub enum ttrec_status {
-    /// It is done.
+    /// The call succeeded.
     Ok = 0,
-    /// A pointer is null that must not be.
+    /// A pointer is null, but must not be.
     Null = 1,
-    /// A pointer is not aligned for what it points to, or a blob's bytes do not start on a multiple
-    /// of 64.
+    /// A pointer is not aligned for its type, or the address of a blob is not a multiple of 64.
     Misaligned = 2,
-    /// A length is not the one that is needed, or longer than memory can be.
+    /// A length is wrong, or larger than the address space.
     Length = 3,
-    /// Memory that is written overlaps other memory of the call.
+    /// An output overlaps other memory that was passed.
     Overlap = 4,
-    /// A pooling or index type is none of those there are, or they do not go together.
+    /// A pooling or index type is unknown, or cannot be combined with another argument.
     Argument = 5,
-    /// A file cannot be opened or mapped.
+    /// A file could not be opened or mapped.
     Io = 6,
-    /// Memory ran out.
+    /// Memory could not be allocated.
     Memory = 7,
-    /// The bytes are not a blob at all.
+    /// The bytes are not a ttrec blob.
     NotABlob = 8,
-    /// The blob is of a version, or has a kind of table, that this library does not know.
+    /// The blob's version, or the kind of one of its tables or layers, is unknown to this library.
     Unsupported = 9,
-    /// The blob is shorter or longer than it says.
+    /// The blob is shorter or longer than its header says.
     Truncated = 10,
-    /// The blob contradicts itself or does not match its checksums.
+    /// The blob is invalid, or does not match its checksums.
     Corrupt = 11,
     /// No table has this name.
     NoSuchTable = 12,
-    /// An index is negative or not below num_embeddings.
+    /// An index is negative, or not less than num_embeddings.
     IndexOutOfRange = 13,
-    /// Offsets do not start at 0, fall, or do not end at the number of indices.
+    /// Offsets do not start at 0, decrease, or do not end at the number of indices.
     Offsets = 14,
-    /// Tables that are pooled together do not have the same number of bags, or those of a model not
-    /// one for each sample.
+    /// Tables that are pooled together have different numbers of bags, or a table of a model does
+    /// not have one bag for each sample.
     NumBags = 15,
-    /// A defect of this library, caught at its boundary: please report it. Outputs may have been
-    /// written.
+    /// A bug in this library: please report it. Outputs may have been written.
     Internal = 16,
-    /// The blob has tables only.
+    /// The blob has no model, only tables.
     NoModel = 17,
 }
 
-/// Why a call failed, with the names that it was about.
+/// Why a call failed. Borrows the names in its message, so that a failure allocates nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error<'c> {
     #[error("{what} is null")]
     Null { what: &'static str },
     #[error("{what} is not aligned to {alignment} bytes")]
     Misaligned { what: &'static str, alignment: usize },
-    #[error("{what}: {len} elements do not fit the address space")]
+    #[error("{what}: {len} elements are more than the address space holds")]
     TooLong { what: &'static str, len: usize },
-    #[error("{what} overlaps memory that the call writes")]
+    #[error("{what} overlaps an output of the call")]
     Overlap { what: &'static str },
     #[error("pooling {found}: expected a ttrec_pooling, 0 (sum), 1 (mean) or 2 (max)")]
     Pooling { found: u32 },
-    #[error("index_type {found}: expected a ttrec_index_type, 0 (u32) or 1 (i64)")]
+    #[error("index_type {found}: expected a ttrec_index_type, 0 (u32), 1 (i64) or 2 (i32)")]
     IndexType { found: u32 },
-    #[error("the bags of table {position} have another index_type than those of table 0")]
+    #[error("bags {position}: another index_type than bags 0: expected the same for all tables")]
     MixedIndexTypes { position: usize },
     #[cfg(not(unix))]
-    #[error("path is not UTF-8")]
+    #[error("path is not valid UTF-8")]
     PathNotUtf8,
     #[error("{path}: {error}")]
     File { path: String, error: io::Error },
     #[error("{path}: not a usable blob: {error}")]
     BlobFile { path: String, error: BlobError },
-    #[error("no memory for {bytes} bytes")]
+    #[error("could not allocate {bytes} bytes")]
     Memory { bytes: usize },
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -80,14 +78,12 @@ pub(crate) enum Error<'c> {
     NoModel(#[from] NoModel),
     #[error("no table {name:?}")]
     NoSuchTable { name: &'c str },
-    #[error("no table has a name that is not UTF-8")]
+    #[error("no table has this name: it is not valid UTF-8")]
     NameNotUtf8,
     #[error("no table {position}: the blob has {num_tables}")]
     TablePosition { position: usize, num_tables: usize },
     #[error("table {table:?}: {error}")]
     Lookup { table: &'c str, error: LookupError },
-    #[error("table {table:?}: index {index} at position {position} is negative")]
-    NegativeIndex { table: &'c str, position: usize, index: i64 },
     #[error("table {table:?}: {error}")]
     Bags { table: &'c str, error: BagsError },
     #[error(transparent)]
@@ -96,7 +92,7 @@ pub(crate) enum Error<'c> {
     ModelTable { position: usize, num_tables: usize },
     #[error(transparent)]
     Score(ScoreError),
-    #[error("the library panicked: please report this")]
+    #[error("the library panicked: please report this bug")]
     Panic,
 }
 
@@ -120,7 +116,6 @@ impl Error<'_> {
             | Self::NameNotUtf8
             | Self::TablePosition { .. }
             | Self::ModelTable { .. } => ttrec_status::NoSuchTable,
-            Self::NegativeIndex { .. } => ttrec_status::IndexOutOfRange,
             Self::Lookup { error, .. } | Self::Tables(error) => of_lookup(*error),
             Self::Bags { error: BagsError::WeightsLen { .. }, .. } => ttrec_status::Length,
             Self::Bags { .. } => ttrec_status::Offsets,
@@ -158,8 +153,7 @@ fn of_lookup(error: LookupError) -> ttrec_status {
         LookupError::OutputLen { .. } | LookupError::WorkspaceLen { .. } => ttrec_status::Length,
         LookupError::NumBags { .. } => ttrec_status::NumBags,
         LookupError::Inconsistent => ttrec_status::Internal,
-        // Weights with another pooling than sum, and whatever a later library finds wrong with
-        // arguments.
+        // Weights with mean or max pooling, and errors that a later version of the library adds.
         _ => ttrec_status::Argument,
     }
 }

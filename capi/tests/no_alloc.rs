@@ -3,7 +3,7 @@
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
-    reason = "calls of the C ABI, with pointers of live vectors"
+    reason = "calls of the C ABI, with pointers to live vectors"
 )]
 
 #[path = "../../tests/it/support/counting.rs"]

@@ -26,8 +26,8 @@ use crate::{
     index::{Indices, with_integers},
     isa::Tier,
     kernel::{
-        AddRow, AddRows, Epilogue, GatherRows, Job, Prefetch, add_products, chain_step,
-        store_products, widen,
+        AddRow, AddRows, Consistent, Dims, Epilogue, GatherRows, Job, Prefetch, add_products,
+        chain_step, store_products, widen,
     },
     shape::{MAX_CORES, TtShape},
     table::{StoredRow, Table, index_map::RowOf, num_partials, step_size},
@@ -93,7 +93,7 @@ impl Output<'_> {
         bag * self.stride + self.first
     }
 
-    fn fill_zero(&mut self, bags: Range<usize>) -> Option<()> {
+    fn fill_zero(&mut self, bags: Range<usize>) -> Consistent {
         if self.stride == self.embedding_dim {
             self.rows.get_mut(self.start(bags.start)..self.start(bags.end))?.fill(0.0);
         } else {
@@ -232,8 +232,8 @@ pub(super) struct Pool<'t, 'a> {
     row_of: RowOf<'a>,
     digits: Digits,
     tier: Tier,
-    /// Rows and columns of the last step's left operand, and columns of its slices.
-    last_step: [usize; 3],
+    /// The sizes of the last step of one lookup.
+    last_step: Dims,
     /// The least number of a bag's lookups of one prefix whose last slices are summed first.
     pool_slices_from: usize,
 }
@@ -251,7 +251,7 @@ impl<'t, 'a> Pool<'t, 'a> {
             row_of: RowOf::new(table.data()),
             digits: Digits::new(&tt.shape)?,
             tier: table.tier(),
-            last_step: [m, tt.shape.rank(last), n],
+            last_step: Dims { m, r: tt.shape.rank(last), n },
             pool_slices_from: pool_slices_from(m),
         })
     }
@@ -263,7 +263,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         mean: bool,
         out: &mut Output<'_>,
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         let mut buffers = Buffers::new(&self.tt.shape, bags.indices.len(), workspace)?;
         let mut few = [0; FEW_LOOKUPS];
         if buffers.entries.len() < FEW_LOOKUPS {
@@ -326,7 +326,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         segment: &Segment<'_>,
         out: &mut Output<'_>,
         buffers: &mut Buffers<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         if segment.indices.len() <= buffers.entries.len() {
             let mut count = 0;
             self.each_entry(segment, Some(out), |entry| {
@@ -379,8 +379,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         &self,
         segment: &Segment<'_>,
         mut out: Option<&mut Output<'_>>,
-        mut take: impl FnMut(u64) -> Option<()>,
-    ) -> Option<()> {
+        mut take: impl FnMut(u64) -> Consistent,
+    ) -> Consistent {
         let entry = |index: u64, position: u32| {
             u64::from(self.digits.prefix_key(segment.row_of_index(index))) << 32
                 | u64::from(position)
@@ -432,7 +432,7 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Adds rows that are cached, or else overrides, to their bags.
-    fn add_stored(&self, are_cached: bool, jobs: &[AddRow], out: &mut Output<'_>) -> Option<()> {
+    fn add_stored(&self, are_cached: bool, jobs: &[AddRow], out: &mut Output<'_>) -> Consistent {
         let overrides = self.table.data().overrides.as_ref().map(|overrides| overrides.rows);
         let Some(rows) = (if are_cached {
             self.table.cached_rows()
@@ -457,7 +457,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         count: usize,
         out: &mut Output<'_>,
         buffers: &mut Buffers<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let entries = buffers.entries.get(..count)?;
         let [even, odd] = &mut buffers.partials;
         let (even, odd, last_slice) = (&mut **even, &mut **odd, &mut *buffers.last_slice);
@@ -507,7 +507,7 @@ impl<'t, 'a> Pool<'t, 'a> {
     #[inline(always)]
     fn stored_product(&self, segment: &Segment<'_>, entry: u64) -> Option<&'a [f32]> {
         let prefixes = self.tt.prefixes.as_ref()?;
-        let [m, r, _] = self.last_step;
+        let Dims { m, r, .. } = self.last_step;
         prefixes.product(self.digits.prefix(segment.row(entry)?).into(), m * r)
     }
 
@@ -525,8 +525,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         x: &[f32],
         last_slice: &mut [f32],
         out: &mut Output<'_>,
-    ) -> Option<()> {
-        let [m, r, n] = self.last_step;
+    ) -> Consistent {
+        let Dims { m, r, n } = self.last_step;
         let mut jobs = [Job::EMPTY; JOBS];
         let mut count = 0;
         let mut computed = x.chunks_exact((m * r).max(1));
@@ -564,13 +564,13 @@ impl<'t, 'a> Pool<'t, 'a> {
                     };
                     count += 1;
                     if count == JOBS {
-                        add_products(self.tier, [m, r, n], &jobs, out.rows)?;
+                        add_products(self.tier, Dims { m, r, n }, &jobs, out.rows)?;
                         count = 0;
                     }
                     continue;
                 }
                 // In the order of the entries: what comes before must be added before.
-                add_products(self.tier, [m, r, n], jobs.get(..count)?, out.rows)?;
+                add_products(self.tier, Dims { m, r, n }, jobs.get(..count)?, out.rows)?;
                 count = 0;
                 last_slice.fill(0.0);
                 for &entry in these {
@@ -582,7 +582,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 let slice = Elements::from_f32(last_slice);
                 chain_step(
                     self.tier,
-                    [m, r, n],
+                    Dims { m, r, n },
                     x,
                     slice,
                     out.row(bag)?,
@@ -590,7 +590,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 )?;
             }
         }
-        add_products(self.tier, [m, r, n], jobs.get(..count)?, out.rows)
+        add_products(self.tier, Dims { m, r, n }, jobs.get(..count)?, out.rows)
     }
 }
 
@@ -602,7 +602,7 @@ pub(crate) fn gather<W: Weight>(
     scales: &[f32],
     prefixes: &[[u32; MAX_CORES]],
     out: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let rows = prefixes.iter().map(|&[digit, ..]| digit as usize);
     tier.run(GatherRows { stored, scales, len: shape.slice_len(0), rows, out })
 }
@@ -619,7 +619,7 @@ pub(crate) fn step<W: Weight>(
     prefixes: &[[u32; MAX_CORES]],
     x: &[f32],
     out: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let (r, n) = step_size(shape, k);
     let m = shape.column_factors().get(..k)?.iter().map(|&q| q as usize).product::<usize>();
     let mut jobs = [Job::EMPTY; JOBS];
@@ -642,7 +642,7 @@ pub(crate) fn step<W: Weight>(
         count += 1;
         first += same;
     }
-    store_products(tier, [r, n], jobs.get(..count)?, out)
+    store_products(tier, r, n, jobs.get(..count)?, out)
 }
 
 /// How many of the last of some sorted entries would be summed with entries that are still to come,

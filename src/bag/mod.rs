@@ -27,7 +27,7 @@ use crate::{
     dtype::with_elements,
     index::{Indices, Integer, with_integers},
     isa::Tier,
-    kernel::{Epilogue, PoolRows},
+    kernel::{Consistent, Epilogue, PoolRows},
     table::{LookupError, Table, put_columns_in_order},
 };
 use core::borrow::Borrow;
@@ -257,7 +257,7 @@ impl Table<'_> {
         stride: usize,
         first: usize,
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         let mut out = Output { rows, stride, first, embedding_dim: self.embedding_dim() };
         self.pool_into(bags, pooling, &mut out, workspace)
     }
@@ -269,7 +269,7 @@ impl Table<'_> {
         pooling: Pooling,
         out: &mut Output<'_>,
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         self.pool_stored(bags, pooling, out, workspace)?;
         // Once for each bag, whatever is in it.
         match self.columns_to_order() {
@@ -286,7 +286,7 @@ impl Table<'_> {
         pooling: Pooling,
         out: &mut Output<'_>,
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         if bags.is_empty() {
             return Some(());
         }
@@ -341,7 +341,7 @@ impl Table<'_> {
         pooling: Pooling,
         out: &mut Output<'_>,
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         (0..bags.len()).try_for_each(|bag| {
             pool_bag(bags, bag, pooling, out.row(bag)?, |index, out, epilogue| {
                 self.put_row(index, out, workspace, epilogue)?;
@@ -383,7 +383,7 @@ fn pool_bag(
     pooling: Pooling,
     out: &mut [f32],
     mut put: impl FnMut(u64, &mut [f32], Epilogue<'_>) -> Option<bool>,
-) -> Option<()> {
+) -> Consistent {
     out.fill(0.0);
     let mut count = 0usize;
     for position in bags.range(bag)? {
@@ -412,7 +412,7 @@ fn pool_dense(
     pooling: Pooling,
     out: &mut [f32],
     out_stride: usize,
-) -> Option<()> {
+) -> Consistent {
     // As much code again for each type, but converting each index first would take more time.
     with_integers!(bags.indices, indices => with_elements!(rows.elements, stored => {
         tier.run_vector(PoolRows {

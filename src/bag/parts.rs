@@ -15,7 +15,7 @@ use crate::{
     blob::{Combine, Projected, QuotientRemainder, Rows},
     divisor::Divisor,
     index::Indices,
-    kernel::{Epilogue, store_rows},
+    kernel::{Consistent, Dims, Epilogue, store_rows},
     table::{StoredRow, Table, dense, index_map::RowOf, quotient_remainder::combine},
 };
 use core::ops::Range;
@@ -70,7 +70,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
     }
 
     /// A dense table without overrides.
-    pub(super) fn pool_mapped(&self, rows: &Rows<'_>, out: &mut Output<'_>) -> Option<()> {
+    pub(super) fn pool_mapped(&self, rows: &Rows<'_>, out: &mut Output<'_>) -> Consistent {
         let part = Part { stride: out.stride, out: out.rows.get_mut(out.first..)? };
         self.pool_part(rows, 0..self.bags.len(), RowPart::Whole, part)
     }
@@ -82,7 +82,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         mean: bool,
         out: &mut Output<'_>,
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         let rank = table.rank();
         self.for_some(rank, workspace, |range, short| {
             let (num_bags, stride) = (range.len(), out.stride);
@@ -93,7 +93,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                 Part { out: short, stride: rank },
             )?;
             let wide = out.rows.get_mut(out.start(range.start)..)?;
-            let size = [num_bags, rank, out.embedding_dim];
+            let size = Dims { m: num_bags, r: rank, n: out.embedding_dim };
             store_rows(
                 self.table.tier(),
                 size,
@@ -121,7 +121,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         table: &QuotientRemainder<'_>,
         out: &mut Output<'_>,
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         let num_remainders = Divisor::new(table.num_remainders);
         let (quotient, remainder) =
             (RowPart::Quotient(num_remainders), RowPart::Remainder(num_remainders));
@@ -158,8 +158,8 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         &self,
         len: usize,
         workspace: &mut [f32],
-        mut pool: impl FnMut(Range<usize>, &mut [f32]) -> Option<()>,
-    ) -> Option<()> {
+        mut pool: impl FnMut(Range<usize>, &mut [f32]) -> Consistent,
+    ) -> Consistent {
         let at_once = workspace.len().checked_div(len)?.clamp(1, BAGS);
         let workspace = workspace.get_mut(..at_once * len)?;
         let mut first = 0;
@@ -179,7 +179,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         bags: Range<usize>,
         row_part: RowPart,
         part: Part<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let row_of = |index: u64| {
             if self.table.override_position(index).is_some() {
                 None
@@ -261,7 +261,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
     }
 
     /// Brings the rows that are stored apart into bags that have been pooled without them.
-    fn add_rows_apart(&self, bags: Range<usize>, out: &mut Output<'_>) -> Option<()> {
+    fn add_rows_apart(&self, bags: Range<usize>, out: &mut Output<'_>) -> Consistent {
         if self.table.data().overrides.is_none() {
             return Some(());
         }

@@ -3,7 +3,7 @@
 use crate::{
     blob::{Activation, Blob, Layer},
     isa::Tier,
-    kernel::{Epilogue, chain_step, resume_rows},
+    kernel::{Consistent, Dims, Epilogue, chain_step, resume_rows},
 };
 use core::ops::Range;
 
@@ -15,7 +15,7 @@ fn epilogue<'a>(layer: &Layer<'a>) -> Epilogue<'a> {
 }
 
 /// Puts `from` at the start of `to`: `copy_from_slice` would bring the text of a panic with it.
-pub(super) fn copy(from: &[f32], to: &mut [f32]) -> Option<()> {
+pub(super) fn copy(from: &[f32], to: &mut [f32]) -> Consistent {
     let to = to.get_mut(..from.len())?;
     to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
     Some(())
@@ -28,14 +28,21 @@ pub(super) fn layer(
     m: usize,
     x: &[f32],
     y: &mut [f32],
-) -> Option<()> {
-    chain_step(tier, [m, layer.inputs, layer.outputs], x, layer.weights, y, epilogue(layer))
+) -> Consistent {
+    chain_step(
+        tier,
+        Dims { m, r: layer.inputs, n: layer.outputs },
+        x,
+        layer.weights,
+        y,
+        epilogue(layer),
+    )
 }
 
 /// The product of a layer's first `x.len()` inputs alone, for [`resume`] to go on with.
-pub(super) fn begin(tier: Tier, layer: &Layer<'_>, x: &[f32], y: &mut [f32]) -> Option<()> {
+pub(super) fn begin(tier: Tier, layer: &Layer<'_>, x: &[f32], y: &mut [f32]) -> Consistent {
     let weights = layer.weights.range(0..x.len().checked_mul(layer.outputs)?)?;
-    chain_step(tier, [1, x.len(), layer.outputs], x, weights, y, Epilogue::Store)
+    chain_step(tier, Dims { m: 1, r: x.len(), n: layer.outputs }, x, weights, y, Epilogue::Store)
 }
 
 /// `y[m x outputs] <- layer([shared; x])`, the first `shared` inputs being the same in all rows and
@@ -48,13 +55,13 @@ pub(super) fn resume(
     m: usize,
     x: &[f32],
     y: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let (n, rest) = (layer.outputs, layer.inputs.checked_sub(shared)?);
     let weights = layer.weights.range(shared.checked_mul(n)?..layer.inputs.checked_mul(n)?)?;
     for y in y.chunks_exact_mut(n.max(1)) {
         copy(base.get(..n)?, y)?;
     }
-    resume_rows(tier, [m, rest, n], x, weights, y, epilogue(layer))
+    resume_rows(tier, Dims { m, r: rest, n }, x, weights, y, epilogue(layer))
 }
 
 /// Runs `layers` of a blob, one at least, on `x`, which is `m` rows; returns what the last one

@@ -27,7 +27,7 @@ use crate::{
     bag::{Bags, Pooling, check_bags},
     blob::{Activation, Blob, Layer, Stack, top_inputs},
     isa::Tier,
-    kernel::{dot_interaction_from, dot_interaction_workspace_len},
+    kernel::{Consistent, dot_interaction_from, dot_interaction_workspace_len},
     table::{LookupError, Table},
 };
 use core::ops::Range;
@@ -353,7 +353,7 @@ impl<'a> Ranker<'a> {
         batch: &Batch<'_, '_>,
         out: &mut [f32],
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         let mut buffers = self.divide(batch.num_samples, workspace)?;
         // What the first top layer takes of the leading vectors stands before all else.
         let leading = if batch.one_dense {
@@ -419,7 +419,7 @@ impl<'a> Ranker<'a> {
         batch: &Batch<'_, '_>,
         samples: Range<usize>,
         buffers: &mut Buffers<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let (stride, dim) = (self.vectors_len(), self.embedding_dim);
         let is_first = samples.start == 0;
         if self.num_bottom == 0 {
@@ -464,7 +464,7 @@ impl<'a> Ranker<'a> {
         dense: &[f32],
         samples: Range<usize>,
         buffers: &mut Buffers<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let dense = dense.get(
             samples.start.checked_mul(self.num_dense)?..samples.end.checked_mul(self.num_dense)?,
         )?;
@@ -487,7 +487,7 @@ impl<'a> Ranker<'a> {
 
     /// What the first top layer makes of the `leading` vectors, which the first sample has as well
     /// as any.
-    fn put_base(&self, leading: usize, inputs: usize, buffers: &mut Buffers<'_>) -> Option<()> {
+    fn put_base(&self, leading: usize, inputs: usize, buffers: &mut Buffers<'_>) -> Consistent {
         let Buffers { interaction, base, layers: [x, _], features, .. } = buffers;
         let vectors = features.get(..leading.checked_mul(self.embedding_dim)?)?;
         let x = x.get_mut(..inputs)?;
@@ -506,7 +506,7 @@ impl<'a> Ranker<'a> {
         shared_inputs: usize,
         out: &mut [f32],
         buffers: &mut Buffers<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         let Buffers { interaction, base, layers, features, .. } = buffers;
         let [inputs, outputs] = layers;
         let (m, stride) = (samples.len(), self.vectors_len());
@@ -545,7 +545,7 @@ impl<'a> Ranker<'a> {
 
 /// Puts what is in the `len` elements from `first` on of the first run of `stride` at the same
 /// place of every other.
-fn repeat(features: &mut [f32], stride: usize, first: usize, len: usize) -> Option<()> {
+fn repeat(features: &mut [f32], stride: usize, first: usize, len: usize) -> Consistent {
     let (from, to) = features.split_at_mut_checked(stride)?;
     let from = from.get(first..)?.get(..len)?;
     for to in to.chunks_exact_mut(stride.max(1)) {

@@ -4,6 +4,7 @@ use super::{Epilogue, chain_step};
 use crate::{
     dtype::Elements,
     isa::{FourLanes, Isa, Op, Tier},
+    kernel::{Consistent, Dims},
 };
 
 /// Rows and columns that are transposed together, in registers.
@@ -18,7 +19,7 @@ const PANEL: usize = 16;
 /// G'` as `chain_step(g, G')`, and `X' . g` as `chain_step(X', g)`.
 ///
 /// `None`, with nothing done, unless `x` and `out` are `m n` long.
-pub fn transpose(tier: Tier, x: &[f32], n: usize, out: &mut [f32]) -> Option<()> {
+pub fn transpose(tier: Tier, x: &[f32], n: usize, out: &mut [f32]) -> Consistent {
     let m = x.len().checked_div(n)?;
     if m.checked_mul(n)? != x.len() || x.len() != out.len() {
         return None;
@@ -34,10 +35,10 @@ struct Transpose<'s, 'o> {
 }
 
 impl Op for Transpose<'_, '_> {
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Option<()> {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
         // A tier without register tiles prefers small code: it transposes one by one.
@@ -101,7 +102,7 @@ pub fn dot_interaction(
     num_features: usize,
     out: &mut [f32],
     workspace: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     dot_interaction_from(tier, features, num_features, 0, out, workspace)
 }
 
@@ -114,7 +115,7 @@ pub(crate) fn dot_interaction_from(
     first: usize,
     out: &mut [f32],
     workspace: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let f = num_features;
     let dim = features.len().checked_div(f)?;
     let pairs = |f: usize| Some(f.checked_mul(f.saturating_sub(1))? / 2);
@@ -132,7 +133,7 @@ pub(crate) fn dot_interaction_from(
         (features.get(first.checked_mul(dim)?..)?, products.get_mut(..rows.checked_mul(f)?)?);
     chain_step(
         tier,
-        [rows, dim, f],
+        Dims { m: rows, r: dim, n: f },
         features,
         Elements::from_f32(columns),
         products,

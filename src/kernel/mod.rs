@@ -35,6 +35,24 @@ use crate::isa::{Isa, Op, Tier};
 use core::ops::Range;
 
 /// How a computed element is combined with the element of the output.
+/// The result of a step whose arguments were checked before it: `None` means that they contradict
+/// each other, which is a defect of the caller in this crate and never the fault of a blob or of a
+/// user's arguments. Public functions turn it into an error that says so (`Inconsistent`).
+///
+/// It is an `Option` because nearly all of its sources are slices' `get`, which `?` then passes on.
+pub type Consistent<T = ()> = Option<T>;
+
+/// The sizes of a product `x[m x r] . g[r x n]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dims {
+    /// Rows of the left operand and of the product.
+    pub m: usize,
+    /// Columns of the left operand, rows of the right one: the length of each chain.
+    pub r: usize,
+    /// Columns of the right operand and of the product.
+    pub n: usize,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue<'e> {
     /// `out = x`
@@ -92,8 +110,8 @@ impl Epilogue<'_> {
         tier: Tier,
         first: usize,
         out: &mut [f32],
-        mut compute: impl FnMut(Range<usize>, &mut [f32]) -> Option<()>,
-    ) -> Option<()> {
+        mut compute: impl FnMut(Range<usize>, &mut [f32]) -> Consistent,
+    ) -> Consistent {
         if self == Self::Store {
             return compute(first..first.checked_add(out.len())?, out);
         }

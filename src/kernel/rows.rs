@@ -6,6 +6,7 @@ use crate::{
     dtype::{Elements, Weight, with_elements},
     index::{Indices, Integer},
     isa::{Isa, Op, Tier},
+    kernel::{Consistent, Dims},
 };
 use core::ops::Range;
 
@@ -21,7 +22,7 @@ pub fn widen(
     offset: f32,
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     if stored.len() < stored.units_of(out.len()) || !epilogue.fits(out.len()) {
         return None;
     }
@@ -30,7 +31,7 @@ pub fn widen(
         let n = out.len();
         return scalar_product(
             isa,
-            [1, 1, n],
+            Dims { m: 1, r: 1, n },
             &[scale],
             stored,
             Start::With(offset),
@@ -125,10 +126,10 @@ impl AddRow {
 
 impl<W: Weight> Op for AddRows<'_, '_, W> {
     /// `None` if a row is out of bounds.
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Option<()> {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self { stored, row_stride, embedding_dim, jobs, out } = self;
         let whole_lines = are_whole_lines::<W>(row_stride);
         for (at, job) in jobs.iter().enumerate() {
@@ -166,10 +167,10 @@ pub(crate) struct GatherRows<'s, 'o, W, R> {
 
 impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
     /// `None` if a row is out of bounds.
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Option<()> {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         for (row, out) in self.rows.zip(self.out.chunks_exact_mut(self.len.max(1))) {
             let stored = nth_row(self.stored, self.len, row)?;
             let scale = isa.splat(if W::SCALED { *self.scales.get(row)? } else { 1.0 });
@@ -228,10 +229,10 @@ const CACHE_LINE: usize = 64;
 
 impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
     /// `None` if a bag or a row is out of bounds.
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(mut self, isa: I) -> Option<()> {
+    fn run<I: Isa>(mut self, isa: I) -> Consistent {
         for bag in 0..self.offsets.len().saturating_sub(1) {
             let range = self.offsets.range(bag)?;
             let column = self.columns(isa, bag, &range, 0)?;

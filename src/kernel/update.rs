@@ -3,6 +3,7 @@
 //! [`crate::train::Optimizer`] says what they are for.
 
 use crate::isa::{FourLanes, Isa, Op, Tier};
+use crate::kernel::{Consistent, Dims};
 
 /// Squares that are summed side by side, by position, before they are added up: a fixed order that
 /// every tier can follow.
@@ -11,7 +12,7 @@ const SUMS: usize = 16;
 /// `x <- x - learning_rate g`.
 ///
 /// `None`, with nothing done, unless `gradient` is as long as `values`; so for all that follow.
-pub fn sgd(tier: Tier, learning_rate: f32, gradient: &[f32], values: &mut [f32]) -> Option<()> {
+pub fn sgd(tier: Tier, learning_rate: f32, gradient: &[f32], values: &mut [f32]) -> Consistent {
     (gradient.len() == values.len()).then(|| tier.run(Sgd { learning_rate, gradient, values }))
 }
 
@@ -40,7 +41,7 @@ pub fn adagrad(
     gradient: &[f32],
     sums: &mut [f32],
     values: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let fits = gradient.len() == values.len() && sums.len() == values.len();
     fits.then(|| tier.run(Adagrad { learning_rate, epsilon, gradient, sums, values }))
 }
@@ -72,7 +73,7 @@ pub fn row_wise_adagrad(
     gradient: &[f32],
     sum: &mut f32,
     values: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     if gradient.len() != values.len() {
         return None;
     }
@@ -122,7 +123,7 @@ pub fn adam(
     means: &mut [f32],
     squares: &mut [f32],
     values: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let fits = [gradient.len(), means.len(), squares.len()]
         .iter()
         .all(|&len| len == values.len());
@@ -167,13 +168,13 @@ pub const FEW: usize = 4;
 /// rows.
 pub fn sgd_of_few(
     tier: Tier,
-    [m, r, n]: [usize; 3],
+    Dims { m, r, n }: Dims,
     learning_rate: f32,
     x: &[f32],
     d: &[f32],
     slice: &mut [f32],
     dx: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let [of_x, of_d, of_slice] = [(m, r), (m, n), (r, n)].map(|(a, b)| a.checked_mul(b));
     let fits = x.len() == of_x?
         && d.len() == of_d?
@@ -204,10 +205,10 @@ struct SgdOfFew<'s, 'v> {
 struct Rows<'s, 'v, const M: usize>(SgdOfFew<'s, 'v>);
 
 impl<const M: usize> Op for Rows<'_, '_, M> {
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Option<()> {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         // As many rows of G side by side as there are registers for.
         match (I::LANES, M) {
             (SUMS, ..=2) => self.in_blocks::<I, 4>(isa),
@@ -219,7 +220,7 @@ impl<const M: usize> Op for Rows<'_, '_, M> {
 
 impl<const M: usize> Rows<'_, '_, M> {
     #[inline(always)]
-    fn in_blocks<I: Isa, const A: usize>(self, isa: I) -> Option<()> {
+    fn in_blocks<I: Isa, const A: usize>(self, isa: I) -> Consistent {
         let SgdOfFew { r, n, learning_rate, x, d, slice, dx } = self.0;
         let mut rows = [(&[][..], [0.0; SUMS]); M];
         for ((whole, end), d) in rows.iter_mut().zip(d.chunks_exact(n)) {
@@ -252,7 +253,7 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
     d: &[(&[[f32; SUMS]], [f32; SUMS]); M],
     mut block: &mut [f32],
     dx: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let mut factors = [[isa.splat(0.0); M]; A];
     for m in 0..M {
         let x: &[f32; A] = x.get(m * r + a..)?.first_chunk()?;
@@ -327,7 +328,7 @@ fn step_of_part<I: Isa, const M: usize>(
     values: &mut [f32],
     sums: &mut [[I::F32; MAX_PARTS]; M],
     part: usize,
-) -> Option<()> {
+) -> Consistent {
     let old = isa.load_f32(values);
     let mut new = old;
     for ((d, sums), factor) in d.iter().zip(sums).zip(factors) {

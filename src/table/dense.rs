@@ -3,7 +3,7 @@
 use crate::{
     blob::Rows,
     isa::Tier,
-    kernel::{Epilogue, widen},
+    kernel::{Consistent, Epilogue, widen},
 };
 
 /// Gives every element of stored row `position` to `epilogue`.
@@ -13,7 +13,7 @@ pub(crate) fn put_row(
     position: usize,
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     let (scale, offset, row) = rows.row(position)?;
     widen(tier, row, scale, offset, out, epilogue)
 }

@@ -20,7 +20,7 @@ use crate::{
     blob::{Blob, BlobError, Rows, Section, TableData, Weights},
     dtype::Elements,
     isa::Tier,
-    kernel::Epilogue,
+    kernel::{Consistent, Epilogue},
     shape::{DigitOrder, TtShape},
 };
 
@@ -275,7 +275,7 @@ impl<'a> Table<'a> {
         index: u64,
         out: &mut [f32],
         workspace: &mut [f32],
-    ) -> Option<()> {
+    ) -> Consistent {
         self.put_row(index, out, workspace, Epilogue::Store)?;
         put_columns_in_order(shape, out, workspace)
     }
@@ -289,7 +289,7 @@ impl<'a> Table<'a> {
         out: &mut [f32],
         workspace: &mut [f32],
         epilogue: Epilogue<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         if let Some(stored) = self.stored_row(index) {
             return self.put_stored_row(stored, out, epilogue);
         }
@@ -347,7 +347,7 @@ impl<'a> Table<'a> {
         stored: StoredRow,
         out: &mut [f32],
         epilogue: Epilogue<'_>,
-    ) -> Option<()> {
+    ) -> Consistent {
         match stored {
             StoredRow::Override(position) => dense::put_row(
                 self.tier,

@@ -4,7 +4,7 @@ use super::dense;
 use crate::{
     blob::Projected,
     isa::Tier,
-    kernel::{Epilogue, chain_step},
+    kernel::{Consistent, Dims, Epilogue, chain_step},
 };
 
 /// Gives every element of row `row` to `epilogue`.
@@ -15,8 +15,15 @@ pub(super) fn put_row(
     out: &mut [f32],
     workspace: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     let short = workspace.get_mut(..table.rank())?;
     dense::put_row(tier, &table.rows, row, short, Epilogue::Store)?;
-    chain_step(tier, [1, table.rank(), out.len()], short, table.projection, out, epilogue)
+    chain_step(
+        tier,
+        Dims { m: 1, r: table.rank(), n: out.len() },
+        short,
+        table.projection,
+        out,
+        epilogue,
+    )
 }

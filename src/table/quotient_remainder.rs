@@ -5,7 +5,7 @@ use crate::{
     blob::{Combine, QuotientRemainder},
     dtype::Elements,
     isa::Tier,
-    kernel::{Epilogue, widen},
+    kernel::{Consistent, Epilogue, widen},
 };
 
 /// The length for a lookup: both rows.
@@ -21,7 +21,7 @@ pub(super) fn put_row(
     out: &mut [f32],
     workspace: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     let parts = workspace.get_mut(..workspace_len(table))?;
     let (first, second) = parts.split_at_mut_checked(table.quotients.embedding_dim)?;
     let num_remainders = u64::from(table.num_remainders);

@@ -9,7 +9,7 @@ use crate::{
     blob::TtCores,
     dtype::Elements,
     isa::Tier,
-    kernel::{Epilogue, chain_step, widen},
+    kernel::{Consistent, Dims, Epilogue, chain_step, widen},
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
 
@@ -35,7 +35,7 @@ pub(crate) fn put_columns_in_order(
     shape: &TtShape,
     row: &mut [f32],
     scratch: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     let stored = scratch.get_mut(..row.len())?;
     stored.iter_mut().zip(&*row).for_each(|(to, from)| *to = *from);
     // Element (j_0, .., j_{d-1}) of q_0 x .. x q_{d-1} becomes (j_{d-1}, .., j_0): runs of q_0 are
@@ -78,7 +78,7 @@ pub(super) fn put_row(
     out: &mut [f32],
     workspace: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     let shape = &tt.shape;
     let last = shape.num_cores().checked_sub(1)?;
     let digits = shape.padded_digits(row);
@@ -93,7 +93,7 @@ pub(super) fn put_row(
     let (slice, scale) = slice(tt, last, &digits)?;
     let (r, n) = step_size(shape, last);
     let m = shape.prefix_len().checked_div(r)?;
-    chain_step(tier, [m, r, n], x, slice, out, epilogue.times(scale))
+    chain_step(tier, Dims { m, r, n }, x, slice, out, epilogue.times(scale))
 }
 
 /// The product of the first d - 1 of a row's slices, somewhere in the workspace.
@@ -114,7 +114,7 @@ pub(super) fn prefix_product<'w>(
         // Each slice's scale goes in with its own step, so that a product of many small scales
         // does not underflow.
         let (slice, scale) = slice(tt, k, digits)?;
-        chain_step(tier, [m, r, n], from, slice, to, Epilogue::Store.times(scale))?;
+        chain_step(tier, Dims { m, r, n }, from, slice, to, Epilogue::Store.times(scale))?;
         core::mem::swap(&mut x, &mut spare);
         m = m.checked_mul(shape.column_factor(k))?;
     }

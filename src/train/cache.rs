@@ -1,36 +1,37 @@
-//! Rows of a tensor train that are learned as they are, because they are asked for most (TT-Rec,
-//! section 4.3).
+//! The rows of a tensor train that are learned as rows of f32, because they are looked up most
+//! (TT-Rec, section 4.3).
 //!
-//! Which ones is found out as [`RowCache`](crate::cache::RowCache) does it: a set-associative cache
-//! counts requests, and at certain steps the most frequent rows take the places of the least
-//! frequent ones. A row that enters begins as the cores have it. A row that leaves is *folded* into
-//! the cores: they are moved by gradient descent so that their row comes nearer to it.
-//! It never gets worse: a step that does not lessen the squared distance is taken back. What
-//! distance is left is lost, since a row of a tensor train cannot be set without its neighbours.
+//! As in [`RowCache`](crate::cache::RowCache), a set-associative cache counts lookups, and at
+//! certain steps the most frequent rows take the places of the least frequent ones. A row that
+//! enters starts with the values that the cores give it. A row that leaves is *folded* into the
+//! cores: gradient descent moves them so that their own row comes nearer to it. A step that does
+//! not lessen the squared distance is undone, so folding never makes the cores worse. The distance
+//! that remains is lost, since the cores cannot change one row without others.
 
 use super::{Parameters, TrainError};
 use crate::{
     Bags, Pooling,
+    kernel::Consistent,
     table::cached::{CachedRows, Set, WAYS, set_of},
 };
 use std::{vec, vec::Vec};
 
-/// Steps of gradient descent that are tried for rows that leave.
+/// Steps of gradient descent for the rows that leave the cache at one refresh.
 pub(super) const FOLDING_STEPS: usize = 24;
 
-/// The cache of a [`TtTable`](super::TtTable): how many rows, and when they change.
+/// The cache of a [`TtTable`](super::TtTable): its size, and when its rows change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSpec {
-    /// Rows that it has room for at least.
+    /// The least number of rows that the cache has room for.
     pub rows: u32,
-    /// Steps before the first rows enter.
+    /// Steps after which the first rows enter.
     pub warm_up: u64,
-    /// Steps from then on between changes; 0 for none.
+    /// Steps between later changes; with 0 there are none.
     pub refresh: u64,
 }
 
 impl CacheSpec {
-    /// Rows that it has room for: they come in sets of 32.
+    /// Rows that the cache has room for: `rows`, rounded up to whole sets of 32.
     pub fn capacity(&self) -> usize {
         self.num_sets() * WAYS
     }
@@ -52,20 +53,23 @@ impl CacheSpec {
 pub(super) struct Cache {
     spec: CacheSpec,
     sets: Vec<Set>,
-    /// Lookups of rows that are held, by their positions, and lookups of others.
-    held: Lookups,
-    pub(super) others: Lookups,
+    /// Rows of the table.
+    num_embeddings: u64,
+    /// The lookups of the rows in the cache, by their positions in it.
+    pub(super) held: LookupList,
+    /// The lookups of all other rows.
+    pub(super) others: LookupList,
 }
 
-/// Some lookups of a batch, kept for their memory.
+/// Some lookups of a batch. Steps reuse its memory.
 #[derive(Debug, Default)]
-pub(super) struct Lookups {
+pub(super) struct LookupList {
     indices: Vec<u32>,
     offsets: Vec<u32>,
     weights: Vec<f32>,
 }
 
-impl Lookups {
+impl LookupList {
     fn clear(&mut self) {
         self.indices.clear();
         self.offsets.clear();
@@ -73,7 +77,7 @@ impl Lookups {
         self.weights.clear();
     }
 
-    /// As bags that are to be summed.
+    /// As bags to be summed: `weights` include what mean pooling divides by.
     pub(super) fn bags(&self) -> Option<Bags<'_>> {
         Bags::new(&self.indices, &self.offsets)
             .ok()?
@@ -82,26 +86,27 @@ impl Lookups {
     }
 }
 
-/// Rows that leave.
+/// Rows that leave the cache.
 pub(super) struct Leaving {
     pub(super) rows: Vec<u32>,
-    /// As they were learned, one after another.
+    /// Their learned values, row-major.
     pub(super) values: Vec<f32>,
 }
 
 impl Cache {
-    pub(super) fn new(spec: CacheSpec) -> Self {
-        let sets = vec![Set::EMPTY; spec.num_sets()];
-        Self { spec, sets, held: Lookups::default(), others: Lookups::default() }
+    /// An empty cache for a table of `num_embeddings` rows.
+    pub(super) fn new(spec: CacheSpec, num_embeddings: u64) -> Self {
+        let (sets, held) = (vec![Set::EMPTY; spec.num_sets()], LookupList::default());
+        Self { spec, sets, num_embeddings, held, others: LookupList::default() }
     }
 
-    /// What lookups read before they compute.
+    /// The rows, for lookups that read them instead of the cores.
     pub(super) fn view<'c>(&'c self, rows: &'c Parameters) -> CachedRows<'c> {
         CachedRows { sets: &self.sets, rows: rows.values() }
     }
 
-    /// Counts the lookups of checked `bags`, and tells those of rows that are held from the others.
-    pub(super) fn divide(&mut self, bags: &Bags<'_>, pooling: Pooling) -> Option<()> {
+    /// Counts the lookups of checked `bags`, and divides them into `held` and `others`.
+    pub(super) fn divide(&mut self, bags: &Bags<'_>, pooling: Pooling) -> Consistent {
         let Self { sets, held, others, .. } = self;
         held.clear();
         others.clear();
@@ -132,17 +137,12 @@ impl Cache {
         Some(())
     }
 
-    /// The lookups of rows that are held, by their positions.
-    pub(super) fn held(&self) -> Option<Bags<'_>> {
-        self.held.bags()
-    }
-
-    /// Lets rows enter and leave, if it is time. `row_of` computes a row from the cores.
+    /// Exchanges rows if they are due after step `steps`. `row_of` computes a row from the cores.
     pub(super) fn refresh(
         &mut self,
         steps: u64,
         rows: &mut Parameters,
-        mut row_of: impl FnMut(u32, &mut [f32]) -> Option<()>,
+        mut row_of: impl FnMut(u32, &mut [f32]) -> Consistent,
     ) -> Option<Leaving> {
         let mut leaving = Leaving { rows: Vec::new(), values: Vec::new() };
         if !self.spec.is_due(steps) {
@@ -163,7 +163,7 @@ impl Cache {
         Some(leaving)
     }
 
-    /// The rows that are held, ascending, and the position of each.
+    /// The rows in the cache, ascending, and the position of each in it.
     pub(super) fn rows(&self) -> Vec<(u64, usize)> {
         let row = |set: &Set, way: usize, first: usize| Some((set.index(way)?.into(), first + way));
         let rows = |(set, first): (&Set, usize)| {
@@ -183,19 +183,15 @@ impl Cache {
             .collect()
     }
 
-    /// Takes over what [`counters`](Self::counters) gave, of a table of `num_embeddings` rows.
-    pub(super) fn set_counters(
-        &mut self,
-        counters: &[u64],
-        num_embeddings: u64,
-    ) -> Result<(), TrainError> {
+    /// Restores what [`counters`](Self::counters) returned.
+    pub(super) fn set_counters(&mut self, counters: &[u64]) -> Result<(), TrainError> {
         let words: &[u32] = bytemuck::cast_slice(counters);
         let sets: &[Set] = bytemuck::try_cast_slice(words).map_err(|_| TrainError::Counters)?;
         let is_possible = |(at, set): (usize, &Set)| {
             let mut rows: Vec<u32> = set.indices().collect();
             rows.sort_unstable();
             let is_here =
-                |&row: &u32| u64::from(row) < num_embeddings && set_of(row, sets.len()) == at;
+                |&row: &u32| u64::from(row) < self.num_embeddings && set_of(row, sets.len()) == at;
             rows.iter().all(is_here) && rows.is_sorted_by(|a, b| a < b)
         };
         if sets.len() != self.sets.len() || !sets.iter().enumerate().all(is_possible) {

@@ -1,14 +1,16 @@
-//! DLRM, the whole model, as it learns (Naumov et al., "Deep learning recommendation model for
+//! Trainable DLRMs: the whole model (Naumov et al., "Deep learning recommendation model for
 //! personalization and recommendation systems", 2019; facebookresearch/dlrm).
 
 use super::{
-    Embedding, Linear, Optimizer, TrainError, initializer::Draws, lookups, mlp::Mlp,
-    optimizer::Update,
+    Embedding, Linear, Optimizer, Quantity, TrainError, Unsupported, initializer::Draws, lookups,
+    mlp::Mlp, optimizer::Update,
 };
 use crate::{
     Bags, LookupError, PoolTablesError, Pooling, Tier,
     dtype::Elements,
-    kernel::{Epilogue, chain_step, dot_interaction, dot_interaction_workspace_len},
+    kernel::{
+        Consistent, Dims, Epilogue, chain_step, dot_interaction, dot_interaction_workspace_len,
+    },
 };
 use rayon::prelude::*;
 use std::{boxed::Box, format, string::String, vec, vec::Vec};
@@ -16,50 +18,50 @@ use std::{boxed::Box, format, string::String, vec, vec::Vec};
 /// Samples whose interaction one thread computes together.
 const SAMPLES: usize = 32;
 
-/// What a [`Dlrm`] is made of, beside its tables.
+/// The parts of a [`Dlrm`] besides its tables.
 #[derive(Clone, Debug)]
 pub struct DlrmSpec {
-    /// Dense features of a sample. Where there are none, there is no bottom MLP: vectors of the
-    /// tables interact alone.
+    /// Dense features of a sample. With 0 there is no bottom MLP: only the tables' vectors
+    /// interact.
     pub dense_dim: usize,
-    /// Outputs of each layer of the bottom MLP; the last are as many as the tables' columns.
+    /// Outputs of each layer of the bottom MLP; the last layer has `embedding_dim` outputs.
     pub bottom: Vec<usize>,
-    /// Outputs of each layer of the top MLP: 1 of the last. Without layers the logit is the dot
-    /// product of two vectors (matrix factorisation).
+    /// Outputs of each layer of the top MLP; the last layer has 1 output, the logit. Without layers
+    /// the logit is the dot product of two vectors (matrix factorisation).
     pub top: Vec<usize>,
-    /// What moves the layers. [`Optimizer::RowWiseAdagrad`] is Adagrad there, as in DLRM, and
-    /// [`Optimizer::Adam`] is `torch.optim.Adam`, which adds its epsilon after the correction
-    /// of bias.
+    /// The optimiser of the layers. For them, [`Optimizer::RowWiseAdagrad`] is Adagrad, as in
+    /// DLRM, and [`Optimizer::Adam`] is `torch.optim.Adam`, which adds its epsilon after the
+    /// correction of bias.
     pub optimizer: Optimizer,
-    /// Of the layers' first weights.
+    /// The seed of the layers' first weights.
     pub seed: u64,
-    /// Instructions of the layers and the interaction; tables have their own.
+    /// The instructions of the layers and the interaction; each table has its own.
     pub tier: Tier,
 }
 
-/// A table of a [`Dlrm`], and how the rows of its bags become one.
+/// A categorical feature of a [`Dlrm`]: its table, and how the rows of a bag become one.
 pub struct Feature {
     /// The table.
     pub table: Box<dyn Embedding>,
-    /// Sum or mean.
+    /// Sum or mean; max cannot be trained.
     pub pooling: Pooling,
 }
 
-/// Samples: their dense features, and their bags of each table.
+/// Samples: their dense features, and their bags for each table.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'b> {
     /// Samples x `dense_dim`, row-major.
     pub dense: &'b [f32],
-    /// For each table, a bag for each sample.
+    /// One `Bags` for each table, with one bag for each sample.
     pub bags: &'b [Bags<'b>],
 }
 
-/// The learning rates of a step; made of one number, both.
+/// The learning rates of a step. A number converts into the same rate for both.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LearningRates {
-    /// Of the MLPs.
+    /// The rate of the MLPs' layers.
     pub layers: f64,
-    /// Of the tables.
+    /// The rate of the tables.
     pub tables: f64,
 }
 
@@ -69,17 +71,22 @@ impl From<f64> for LearningRates {
     }
 }
 
-/// A DLRM that learns to tell clicks: dense features through a bottom MLP become a vector like
-/// those of the tables; the dot products of all pairs of vectors, (1,0), (2,0), (2,1), .., after
-/// the bottom MLP's output, go through a top MLP to one logit. The loss is the mean binary
-/// cross-entropy (`torch.nn.BCEWithLogitsLoss`).
+/// A trainable DLRM, which predicts clicks. The bottom MLP turns the dense features of a sample
+/// into a vector, and the tables turn its categorical features into one vector each. All have
+/// `embedding_dim` elements. The interaction is the bottom MLP's vector followed by the dot
+/// products of all pairs of vectors, (1,0), (2,0), (2,1), ... The top MLP turns it into one logit.
+/// The loss is the mean binary cross-entropy (`torch.nn.BCEWithLogitsLoss`).
 ///
 /// A step has the same bits on any number of threads.
 ///
 /// ```
-/// use ttrec::{Bags, Pooling, Tier, train::{Batch, DenseTable, Dlrm, DlrmSpec, Feature, Initializer, Optimizer}};
+/// use ttrec::{
+///     Bags, Pooling, Tier,
+///     train::{Batch, DenseShape, DenseTable, Dlrm, DlrmSpec, Feature, Initializer, Optimizer},
+/// };
 ///
-/// let table = DenseTable::new(100, 4, Initializer::Uniform, Optimizer::Sgd, 1)?;
+/// let shape = DenseShape { num_embeddings: 100, embedding_dim: 4 };
+/// let table = DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, 1)?;
 /// let features = vec![Feature { table: Box::new(table), pooling: Pooling::Sum }];
 /// let spec = DlrmSpec {
 ///     dense_dim: 2,
@@ -92,8 +99,11 @@ impl From<f64> for LearningRates {
 /// let mut model = Dlrm::new(&spec, features)?;
 /// let bags = [Bags::new(&[7u32, 42, 99], &[0, 2, 3])?];
 /// let batch = Batch { dense: &[0.5, 1.0, -1.0, 0.0], bags: &bags };
-/// let losses: Vec<f64> = (0..100).map(|_| model.step(&batch, &[1.0, 0.0], 0.1)).collect::<Result<_, _>>()?;
-/// assert!(losses[99] < losses[0] / 2.0);
+/// let first = model.step(&batch, &[1.0, 0.0], 0.1)?;
+/// for _ in 0..98 {
+///     model.step(&batch, &[1.0, 0.0], 0.1)?;
+/// }
+/// assert!(model.step(&batch, &[1.0, 0.0], 0.1)? < first / 2.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Dlrm {
@@ -102,23 +112,23 @@ pub struct Dlrm {
     bottom: Mlp,
     top: Mlp,
     features: Vec<Feature>,
-    /// Steps of the layers.
+    /// Steps that the layers have taken.
     steps: u64,
     optimizer: Optimizer,
     tier: Tier,
     buffers: Buffers,
 }
 
-/// Sizes of what interacts.
+/// The sizes of the interaction.
 #[derive(Clone, Copy)]
 struct Interaction {
     /// Elements of a vector.
     dim: usize,
-    /// The same if one of the vectors is the bottom MLP's, else 0.
+    /// `dim` if one of the vectors is the bottom MLP's, else 0.
     bottom_len: usize,
-    /// Vectors of a sample.
+    /// Number of vectors of a sample.
     count: usize,
-    /// Elements that come out: the bottom MLP's vector, and a product for each pair.
+    /// Elements of the result: the bottom MLP's vector, and a dot product for each pair.
     width: usize,
 }
 
@@ -133,13 +143,13 @@ impl Interaction {
     }
 }
 
-/// What is kept from step to step, for its memory.
+/// Memory that steps reuse.
 #[derive(Default)]
 struct Buffers {
     tables: Vec<TableBuffers>,
     /// The vectors of each sample: samples x vectors x `embedding_dim`.
     vectors: Vec<f32>,
-    /// What goes into the top MLP.
+    /// The inputs of the top MLP: samples x `width`.
     interactions: Vec<f32>,
     d_vectors: Vec<f32>,
 }
@@ -152,30 +162,36 @@ struct TableBuffers {
 }
 
 impl Dlrm {
-    /// A model of drawn layers, the same ones for the same seed, and the given tables.
+    /// A model of the given tables, and of layers whose weights are drawn: the same values for the
+    /// same seed.
     ///
     /// # Errors
-    /// [`TrainError::NoFeatures`], [`TrainError::EmbeddingDim`], [`TrainError::MaxPooling`],
-    /// [`TrainError::BottomMlp`], [`TrainError::TopMlp`] or [`TrainError::LayerLen`].
+    /// [`TrainError::Unsupported`] for a model that cannot be trained; [`Quantity::Columns`] for a
+    /// table of another `embedding_dim`, [`Quantity::Outputs`] for a top MLP that does not end in
+    /// one output, and [`Quantity::LayerWidth`].
     pub fn new(spec: &DlrmSpec, features: Vec<Feature>) -> Result<Self, TrainError> {
         let DlrmSpec { dense_dim, bottom, top, optimizer, seed, tier } = spec;
         let dims = || features.iter().map(|feature| feature.table.table().embedding_dim());
         if (*dense_dim == 0) != bottom.is_empty() {
-            return Err(TrainError::BottomMlp { dense_dim: *dense_dim, layers: bottom.len() });
+            let (dense_dim, layers) = (*dense_dim, bottom.len());
+            return Err(TrainError::Unsupported(Unsupported::BottomMlp { dense_dim, layers }));
         }
-        let embedding_dim =
-            bottom.last().copied().or_else(|| dims().next()).ok_or(TrainError::NoFeatures)?;
-        if let Some((table, found)) = dims().enumerate().find(|&(_, dim)| dim != embedding_dim) {
-            return Err(TrainError::EmbeddingDim { table, found, expected: embedding_dim });
+        let embedding_dim = bottom
+            .last()
+            .copied()
+            .or_else(|| dims().next())
+            .ok_or(TrainError::Unsupported(Unsupported::NoFeatures))?;
+        for (table, dim) in dims().enumerate() {
+            Quantity::Columns(table).check(dim, embedding_dim as u64)?;
         }
         if features.iter().any(|feature| feature.pooling == Pooling::Max) {
-            return Err(TrainError::MaxPooling);
+            return Err(TrainError::Unsupported(Unsupported::MaxPooling));
         }
         let interaction = Interaction::new(embedding_dim, features.len(), *dense_dim > 0);
-        match top.last().copied().unwrap_or(interaction.width) {
-            1 => {}
-            found => return Err(TrainError::TopMlp { found }),
+        if *dense_dim == 0 && features.len() == 1 {
+            return Err(TrainError::Unsupported(Unsupported::NoInteraction));
         }
+        Quantity::Outputs.check(top.last().copied().unwrap_or(interaction.width), 1)?;
         let mut draws = Draws::new(*seed);
         let mut buffers = Buffers::default();
         buffers.tables.resize_with(features.len(), TableBuffers::default);
@@ -192,11 +208,11 @@ impl Dlrm {
         })
     }
 
-    /// The logit of each sample, of which there are as many as `out` has elements. Its sigmoid is
-    /// the probability of a click.
+    /// Writes the logit of each sample to `out`, which has as many elements as the batch has
+    /// samples. The sigmoid of a logit is the probability of a click.
     ///
     /// # Errors
-    /// As [`step`](Self::step), but for labels.
+    /// As [`step`](Self::step), except those of labels and learning rates.
     pub fn logits(&mut self, batch: &Batch<'_>, out: &mut [f32]) -> Result<(), TrainError> {
         self.check(batch, out.len())?;
         self.forward(batch, out.len()).ok_or(LookupError::Inconsistent)?;
@@ -204,13 +220,14 @@ impl Dlrm {
         Ok(())
     }
 
-    /// One step of all optimisers: learns from samples, of which there are as many as `labels`,
-    /// each 0 to 1 (1 for a click). Returns the mean loss before the step.
+    /// Takes one step of all optimisers, and returns the mean loss before it. Each sample has one
+    /// label from 0 to 1 (1 for a click).
     ///
     /// # Errors
-    /// [`TrainError`]: another number of tables, bags or dense features, bags that do not suit their table, a dense feature that
-    /// is not finite, a label that is not from 0 to 1 or a learning rate below 0. Nothing has
-    /// changed then.
+    /// [`TrainError`] for another number of lists of bags, bags or dense features than the samples
+    /// need, bags that do not suit their table, a dense feature that is not finite, a label that is
+    /// not from 0 to 1, or a learning rate that is negative or not finite. Nothing has changed
+    /// then.
     pub fn step(
         &mut self,
         batch: &Batch<'_>,
@@ -237,55 +254,50 @@ impl Dlrm {
         Ok(loss)
     }
 
-    /// The layers of the bottom MLP and then those of the top one, by DLRM's names: `bot_l.0`,
-    /// `bot_l.2`, .., `top_l.0`, .. (between two of them is a ReLU, which counts).
+    /// The layers of the bottom MLP, then those of the top MLP, with DLRM's names: `bot_l.0`,
+    /// `bot_l.2`, .., `top_l.0`, .. (DLRM counts the ReLU after each layer).
     pub fn layers(&self) -> impl Iterator<Item = (String, &Linear)> {
         let name = |mlp: &'static str| move |(at, layer)| (layer_name(mlp, at), layer);
         let bottom = self.bottom.layers.iter().enumerate().map(name("bot_l"));
         bottom.chain(self.top.layers.iter().enumerate().map(name("top_l")))
     }
 
-    /// The same, to be restored from a checkpoint.
+    /// As [`layers`](Self::layers), mutable, to restore them from a checkpoint.
     pub fn layers_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear)> {
         let name = |mlp: &'static str| move |(at, layer)| (layer_name(mlp, at), layer);
         let bottom = self.bottom.layers.iter_mut().enumerate().map(name("bot_l"));
         bottom.chain(self.top.layers.iter_mut().enumerate().map(name("top_l")))
     }
 
-    /// The tables, in the order in which they were given: DLRM's `emb_l.0`, `emb_l.1`, ..
+    /// The tables, in the order given to [`new`](Self::new): DLRM's `emb_l.0`, `emb_l.1`, ..
     pub fn features(&self) -> &[Feature] {
         &self.features
     }
 
-    /// The same, to be restored from a checkpoint.
+    /// As [`features`](Self::features), mutable, to restore them from a checkpoint.
     pub fn features_mut(&mut self) -> &mut [Feature] {
         &mut self.features
     }
 
-    /// How many steps the layers have taken: a part of the state of [`Optimizer::Adam`]. Tables
-    /// count their own.
+    /// Number of steps that the layers have taken, on which [`Optimizer::Adam`] depends. Each table
+    /// counts its own.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The same, to be restored from a checkpoint.
+    /// Restores the number of steps.
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
     }
 
-    /// Refuses what the model cannot take.
+    /// Refuses batches that do not suit the model.
     fn check(&self, batch: &Batch<'_>, samples: usize) -> Result<(), TrainError> {
-        let (found, expected) = (batch.dense.len(), samples.saturating_mul(self.dense_dim));
-        if found != expected {
-            return Err(TrainError::DenseLen { found, expected });
-        }
+        let expected = samples.saturating_mul(self.dense_dim) as u64;
+        Quantity::DenseFeatures.check(batch.dense.len(), expected)?;
         if let Some(position) = batch.dense.iter().position(|x| !x.is_finite()) {
             return Err(TrainError::DenseFeature { position });
         }
-        let (found, expected) = (batch.bags.len(), self.features.len());
-        if found != expected {
-            return Err(TrainError::NumTables { found, expected });
-        }
+        Quantity::BagLists.check(batch.bags.len(), self.features.len() as u64)?;
         for (table, (bags, feature)) in batch.bags.iter().zip(&self.features).enumerate() {
             let (found, expected) = (bags.len(), samples);
             let error = if found != expected {
@@ -307,8 +319,9 @@ impl Dlrm {
         Ok(())
     }
 
-    /// Up to the logits, which stay where the top MLP has its outputs. `None` would be a defect.
-    fn forward(&mut self, batch: &Batch<'_>, samples: usize) -> Option<()> {
+    /// Computes the logits, which are then the outputs of the top MLP. `None` is a defect of this
+    /// crate.
+    fn forward(&mut self, batch: &Batch<'_>, samples: usize) -> Consistent {
         let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
         let Buffers { tables, vectors, interactions, .. } = buffers;
@@ -352,14 +365,15 @@ impl Dlrm {
         top.forward(tier, interactions, samples).map(|_| ())
     }
 
-    /// The mean loss; leaves its gradient where the top MLP looks for it.
+    /// The mean loss. Its gradient with respect to a logit, `(sigmoid(logit) - label) / samples`,
+    /// goes where the top MLP's backward pass reads it.
     fn loss(&mut self, labels: &[f32]) -> f64 {
         let scale = 1.0 / labels.len().max(1) as f64;
         let (logits, gradient) = self.top.outputs_and_gradient(&self.buffers.interactions);
         let mut sum = 0.0;
         for ((d, &logit), &label) in gradient.iter_mut().zip(logits).zip(labels) {
             let (logit, label) = (f64::from(logit), f64::from(label));
-            // It is at most 1, so that nothing overflows.
+            // log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), where no exponential overflows.
             let e = libm::exp(-logit.abs());
             sum += logit.max(0.0) - logit * label + libm::log1p(e);
             let probability = if logit >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
@@ -368,8 +382,10 @@ impl Dlrm {
         sum * scale
     }
 
-    /// From the gradient of the logits to the first layer, moving everything on the way. `None`
-    /// would be a defect.
+    /// Computes all gradients, from the logits to the first layers, and moves layers and tables.
+    /// With V for the `count x dim` vectors of a sample and P for the symmetric `count x count`
+    /// matrix of the gradients of their dot products (0 on the diagonal), `dV = P . V`. `None` is a
+    /// defect of this crate.
     fn backward(
         &mut self,
         batch: &Batch<'_>,
@@ -403,7 +419,7 @@ impl Dlrm {
                     let vectors = Elements::from_f32(vectors);
                     chain_step(
                         tier,
-                        [count, count, dim],
+                        Dims { m: count, r: count, n: dim },
                         &d_products,
                         vectors,
                         d_vectors,

@@ -1,189 +1,204 @@
-//! Why a table or a model refused what it was given.
+//! Why a trainable table or model refused its arguments.
 
 use crate::{LookupError, PoolTablesError, ShapeError};
 use core::fmt;
 
-/// Why a table could not be made to learn, or learn from a batch. Nothing has changed then.
+/// Why a trainable table or model could not be built, or could not learn from a batch. Nothing has
+/// changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// The bags do not suit the table, or each other.
+    /// The bags do not suit the table, or contradict themselves.
     Lookup(LookupError),
-    /// The shape cannot be.
+    /// The bags of one table of a model do not suit it, or are not as many as the samples.
+    Table(PoolTablesError),
+    /// The shape cannot exist.
     Shape(ShapeError),
-    /// The least significant digit of a column belongs to core 0
-    /// ([`TtShape::column_order`](crate::TtShape::column_order)).
-    ColumnOrder,
-    /// More rows, padded ones of a tensor train included, than fit 32 bits.
-    TooManyRows {
-        /// Rows asked for, saturated.
+    /// There are more or fewer of something than expected.
+    Count {
+        /// What was counted.
+        of: Quantity,
+        /// How many there are.
         found: u64,
-    },
-    /// The gradient is not `bags x embedding_dim` long.
-    GradientLen {
-        /// Elements given.
-        found: usize,
-        /// Elements needed.
-        expected: usize,
-    },
-    /// [`Pooling::Max`](crate::Pooling::Max): sums and means are learned here.
-    MaxPooling,
-    /// More lookups or bags than fit 32 bits.
-    BatchLen {
-        /// How many.
-        found: usize,
-    },
-    /// Another number of cores than the shape's.
-    CoreCount {
-        /// Cores given.
-        found: usize,
-        /// Cores of the shape.
-        expected: usize,
-    },
-    /// Values of a core or of a dense table are not as many as its shape says.
-    ValuesLen {
-        /// Which core; 0 for a dense table.
-        core: usize,
-        /// Elements given.
-        found: usize,
-        /// Elements needed.
+        /// How many are expected.
         expected: u64,
     },
-    /// A table whose rows hashed indices cannot share.
-    NotHashable {
-        /// Its rows.
-        num_rows: u64,
-        /// Indices that were to share them.
-        num_embeddings: u64,
+    /// There are none of something, or more than a limit.
+    Limit {
+        /// What was counted.
+        of: Quantity,
+        /// How many there are; a number of rows is saturated.
+        found: u64,
+        /// The most that there may be.
+        limit: u64,
     },
-    /// A model has neither dense features nor tables.
-    NoFeatures,
-    /// The rows of a table are not as long as the other vectors of its model.
-    EmbeddingDim {
-        /// Position of the table.
-        table: usize,
-        /// Its columns.
-        found: usize,
-        /// Those of the others: the bottom MLP's outputs, or the first table's columns.
-        expected: usize,
-    },
-    /// A bottom MLP without dense features, or dense features without a bottom MLP.
-    BottomMlp {
-        /// Dense features.
-        dense_dim: usize,
-        /// Layers.
-        layers: usize,
-    },
-    /// The top MLP does not end in one output. (Without layers: the interaction does not.)
-    TopMlp {
-        /// Outputs.
-        found: usize,
-    },
-    /// A layer with no, or too many, inputs or outputs.
-    LayerLen {
-        /// How many.
-        found: usize,
-        /// The most allowed.
-        limit: usize,
-    },
-    /// Dense features are not `samples x dense_dim`.
-    DenseLen {
-        /// Elements given.
-        found: usize,
-        /// Elements needed.
-        expected: usize,
-    },
+    /// This crate does not train such tables or models.
+    Unsupported(Unsupported),
     /// A dense feature is not finite.
     DenseFeature {
-        /// Its position among all of the batch.
+        /// Its position in [`Batch::dense`](super::Batch::dense).
         position: usize,
     },
-    /// Bags for another number of tables than the model has.
-    NumTables {
-        /// Tables that bags are given for.
-        found: usize,
-        /// Tables of the model.
-        expected: usize,
-    },
-    /// The bags of a table do not suit it, or are not as many as the samples.
-    Table(PoolTablesError),
-    /// What was counted elsewhere does not suit the table.
-    Counters,
-    /// A learning rate is below 0 or not finite.
-    LearningRate,
     /// A label is not from 0 to 1.
     Label {
         /// Position of its sample.
         sample: usize,
     },
+    /// A learning rate is negative or not finite.
+    LearningRate,
+    /// The counters to be restored are not those of a table of this kind and size.
+    Counters,
+}
+
+/// What [`TrainError`] counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Quantity {
+    /// Rows of a table, including the padding rows of a tensor train.
+    Rows,
+    /// Cores of a tensor train.
+    Cores,
+    /// Values of the parameters at this position ([`Checkpointed`](super::Checkpointed)).
+    Values(usize),
+    /// Elements of the gradient of pooled rows: bags times `embedding_dim`.
+    Gradient,
+    /// Lookups or bags of a batch.
+    Lookups,
+    /// Dense features of a batch: samples times `dense_dim`.
+    DenseFeatures,
+    /// Lists of bags in a batch: one for each table of the model.
+    BagLists,
+    /// Columns of the table at this position in a model, all of whose vectors are equally long.
+    Columns(usize),
+    /// Inputs or outputs of a layer.
+    LayerWidth,
+    /// Outputs of a model.
+    Outputs,
+}
+
+/// What cannot be trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// [`Pooling::Max`](crate::Pooling::Max).
+    MaxPooling,
+    /// A tensor train whose core 0 has the least significant digit of a column
+    /// ([`TtShape::column_order`](crate::TtShape::column_order)).
+    ColumnOrder,
+    /// Fewer hashed indices than rows, or rows that are hashed themselves or have a cache.
+    HashedRows {
+        /// Rows of the table.
+        num_rows: u64,
+        /// Indices that share the rows.
+        num_embeddings: u64,
+    },
+    /// A model without dense features and without tables.
+    NoFeatures,
+    /// A model whose only vector has nothing to interact with: one table, no dense features.
+    NoInteraction,
+    /// Dense features without a bottom MLP, or a bottom MLP without dense features.
+    BottomMlp {
+        /// Dense features of a sample.
+        dense_dim: usize,
+        /// Layers of the bottom MLP.
+        layers: usize,
+    },
+}
+
+impl Quantity {
+    pub(super) fn check(self, found: usize, expected: u64) -> Result<(), TrainError> {
+        match found as u64 {
+            found if found == expected => Ok(()),
+            found => Err(TrainError::Count { of: self, found, expected }),
+        }
+    }
+
+    /// Why the expected number is that, at the end of a message.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::BagLists => ", one for each table of the model",
+            Self::Columns(_) => ", as in the other vectors of the model",
+            Self::Outputs => ", the logit",
+            _ => "",
+        }
+    }
+
+    pub(super) fn above(self, found: u64, limit: u64) -> TrainError {
+        TrainError::Limit { of: self, found, limit }
+    }
 }
 
 impl fmt::Display for TrainError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
+        match self {
             Self::Lookup(error) => write!(f, "{error}"),
+            Self::Table(error) => write!(f, "{error}"),
             Self::Shape(error) => write!(f, "{error}"),
-            Self::ColumnOrder => {
-                write!(
-                    f,
-                    "columns whose least significant digit is core 0's: expected the last core's"
-                )
+            Self::Count { of, found, expected } => {
+                write!(f, "{found} {of}: expected {expected}{}", of.reason())
             }
-            Self::TooManyRows { found } => {
-                write!(f, "{found} rows, padding included: at most 2^32 - 1 can be trained")
-            }
-            Self::GradientLen { found, expected } => {
-                write!(f, "gradient of {found} elements: expected {expected}")
-            }
-            Self::MaxPooling => write!(f, "max pooling cannot be trained: sum and mean can"),
-            Self::BatchLen { found } => {
-                write!(f, "{found} lookups or bags in a batch: at most 2^32 - 1")
-            }
-            Self::CoreCount { found, expected } => {
-                write!(f, "{found} cores: the shape has {expected}")
-            }
-            Self::ValuesLen { core, found, expected } => {
-                write!(f, "core {core}: {found} values, expected {expected}")
-            }
-            Self::NotHashable { num_rows, num_embeddings } => write!(
-                f,
-                "{num_embeddings} hashed indices over {num_rows} rows: at least as many are \
-                 needed, and a row for each index of the table below, none stored apart"
-            ),
-            Self::NoFeatures => write!(f, "a model without dense features and without tables"),
-            Self::EmbeddingDim { table, found, expected } => {
-                write!(
-                    f,
-                    "table {table}: rows of {found} columns, expected {expected} as other vectors \
-                     have"
-                )
-            }
-            Self::BottomMlp { dense_dim, layers } => {
-                write!(
-                    f,
-                    "bottom MLP of {layers} layers for {dense_dim} dense features: either both \
-                     are 0 or neither"
-                )
-            }
-            Self::TopMlp { found } => {
-                write!(f, "top MLP with {found} outputs: expected 1, the logit")
-            }
-            Self::LayerLen { found, limit } => {
-                write!(f, "layer with {found} inputs or outputs: expected 1 to {limit}")
-            }
-            Self::DenseLen { found, expected } => {
-                write!(f, "{found} dense features: expected {expected}")
-            }
+            Self::Limit { of, found, limit } => write!(f, "{found} {of}: expected 1 to {limit}"),
+            Self::Unsupported(what) => write!(f, "{what}"),
             Self::DenseFeature { position } => {
                 write!(f, "dense feature {position} of the batch is not finite")
             }
-            Self::NumTables { found, expected } => {
-                write!(f, "bags for {found} tables: the model has {expected}")
+            Self::Label { sample } => {
+                write!(f, "the label of sample {sample} is out of range: expected 0 to 1")
             }
-            Self::Table(error) => write!(f, "{error}"),
-            Self::Counters => write!(f, "counters are not those of a table of this kind and size"),
-            Self::LearningRate => write!(f, "a learning rate is below 0 or not finite"),
-            Self::Label { sample } => write!(f, "label of sample {sample}: expected 0 to 1"),
+            Self::LearningRate => {
+                write!(f, "a learning rate is negative or not finite: expected 0 or more")
+            }
+            Self::Counters => {
+                write!(f, "the counters are those of a table of another kind, size or cache")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows => write!(f, "rows, including padding"),
+            Self::Cores => write!(f, "cores"),
+            Self::Values(part) => write!(f, "values for parameters {part}"),
+            Self::Gradient => write!(f, "elements in the gradient"),
+            Self::Lookups => write!(f, "lookups or bags in a batch"),
+            Self::DenseFeatures => write!(f, "dense features in the batch"),
+            Self::BagLists => write!(f, "lists of bags"),
+            Self::Columns(table) => write!(f, "columns in table {table}"),
+            Self::LayerWidth => write!(f, "inputs or outputs of a layer"),
+            Self::Outputs => write!(f, "outputs of the model"),
+        }
+    }
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MaxPooling => write!(f, "max pooling cannot be trained: use sum or mean"),
+            Self::ColumnOrder => write!(
+                f,
+                "core 0 has the least significant digit of a column: only tensor trains whose last \
+                 core has it can be trained"
+            ),
+            Self::HashedRows { num_rows, num_embeddings } => write!(
+                f,
+                "{num_embeddings} hashed indices over {num_rows} rows: a hashed table needs at \
+                 least as many indices as rows, over a table that has no cache and is not hashed"
+            ),
+            Self::NoFeatures => {
+                write!(f, "the model has no features: add a table or dense features")
+            }
+            Self::NoInteraction => write!(
+                f,
+                "the interaction of one table without a bottom MLP has 0 outputs: add a table or \
+                 dense features"
+            ),
+            Self::BottomMlp { dense_dim, layers } => write!(
+                f,
+                "{dense_dim} dense features and {layers} layers in the bottom MLP: give both or \
+                 neither"
+            ),
         }
     }
 }

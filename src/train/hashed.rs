@@ -1,18 +1,22 @@
-//! A hashed table that learns: indices share rows.
+//! Trainable hashed tables, whose indices share rows.
 
-use super::{Embedding, Parameters, TrainError, lookups};
+use super::{
+    Embedding, TrainError, Unsupported,
+    state::{Sealed, State, Step},
+};
 use crate::{
-    Bags, Pooling, Table,
+    Table,
     blob::{IndexMap, TableData},
     divisor::Divisor,
+    kernel::Consistent,
     shape::check_num_embeddings,
 };
 use std::{boxed::Box, vec::Vec};
 
-/// A table of fewer rows than indices: index i is row i modulo the number of rows (the hashing
-/// trick: Weinberger et al., "Feature hashing for large scale multitask learning", 2009). The rows
-/// are those of any other table, so of a tensor train as well. In a blob it is an
-/// [`IndexMapSpec::Modulo`](crate::blob::IndexMapSpec::Modulo).
+/// A trainable table with fewer rows than indices: index i has row i modulo the number of rows (the
+/// hashing trick: Weinberger et al., "Feature hashing for large scale multitask learning", 2009).
+/// The rows are those of another table, of a tensor train for instance. A blob stores such a table
+/// with [`IndexMapSpec::Modulo`](crate::blob::IndexMapSpec::Modulo).
 ///
 /// ```
 /// use ttrec::{TtShape, train::{Embedding, HashedTable, Initializer, Optimizer, TtTable}};
@@ -31,11 +35,11 @@ pub struct HashedTable {
 }
 
 impl HashedTable {
-    /// A table of `num_embeddings` indices over the rows of another.
+    /// A table of `num_embeddings` indices over the rows of `rows`.
     ///
     /// # Errors
-    /// [`TrainError::Shape`]; [`TrainError::NotHashable`] if there are fewer indices than rows, or
-    /// if the rows are hashed themselves, or some of them stored apart.
+    /// [`TrainError::Shape`]; [`Unsupported::HashedRows`] if there are fewer indices than rows, or
+    /// if `rows` is hashed itself or has a cache.
     pub fn new(rows: Box<dyn Embedding>, num_embeddings: u64) -> Result<Self, TrainError> {
         check_num_embeddings(num_embeddings)?;
         let table = rows.table();
@@ -45,11 +49,14 @@ impl HashedTable {
             Ok(num_rows) if is_plain && data.num_rows <= num_embeddings => {
                 Ok(Self { rows, num_embeddings, num_rows, indices: Vec::new() })
             }
-            _ => Err(TrainError::NotHashable { num_rows: data.num_rows, num_embeddings }),
+            _ => Err(TrainError::Unsupported(Unsupported::HashedRows {
+                num_rows: data.num_rows,
+                num_embeddings,
+            })),
         }
     }
 
-    /// The table whose rows they are.
+    /// The table whose rows the indices share.
     pub fn rows(&self) -> &dyn Embedding {
         &*self.rows
     }
@@ -61,43 +68,21 @@ impl Embedding for HashedTable {
         let (num_embeddings, index_map) = (self.num_embeddings, IndexMap::Modulo);
         Table::new(TableData { num_embeddings, index_map, ..*rows.data() }).with_tier(rows.tier())
     }
+}
 
-    fn step(
-        &mut self,
-        bags: &Bags<'_>,
-        pooling: Pooling,
-        gradient: &[f32],
-        learning_rate: f64,
-    ) -> Result<(), TrainError> {
-        lookups::check(&self.table(), bags, pooling, gradient)?;
-        let num_rows = Divisor::new(self.num_rows);
+impl Sealed for HashedTable {
+    fn state(&self) -> &State {
+        self.rows.state()
+    }
+
+    fn state_mut(&mut self) -> &mut State {
+        self.rows.state_mut()
+    }
+
+    fn apply(&mut self, step: &Step<'_>) -> Consistent {
+        let (bags, num_rows) = (step.bags, Divisor::new(self.num_rows));
         self.indices.clear();
         self.indices.extend(bags.indices().map(|index| num_rows.divide_u64(index).1));
-        self.rows
-            .step(&bags.with_indices(&self.indices), pooling, gradient, learning_rate)
-    }
-
-    fn parameters(&self) -> &[Parameters] {
-        self.rows.parameters()
-    }
-
-    fn parameters_mut(&mut self) -> &mut [Parameters] {
-        self.rows.parameters_mut()
-    }
-
-    fn steps(&self) -> u64 {
-        self.rows.steps()
-    }
-
-    fn set_steps(&mut self, steps: u64) {
-        self.rows.set_steps(steps);
-    }
-
-    fn counters(&self) -> Vec<u64> {
-        self.rows.counters()
-    }
-
-    fn set_counters(&mut self, counters: &[u64]) -> Result<(), TrainError> {
-        self.rows.set_counters(counters)
+        self.rows.apply(&Step { bags: &bags.with_indices(&self.indices), ..*step })
     }
 }

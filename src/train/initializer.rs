@@ -1,19 +1,19 @@
-//! What a table is before it learns: seeded draws whose products have the variance that dense
-//! tables start with.
+//! The first values of a table: seeded draws whose products have the variance with which dense
+//! tables start.
 //!
-//! DLRM draws the rows of a dense table from U(-1/sqrt(N), 1/sqrt(N)), N rows, whose variance is
-//! 1/(3N); TT-Rec (section 3.2) asks the rows that the cores multiply out to to be N(0, 1/(3N)).
-//! Such an element is a sum of `r_1 .. r_{d-1}` products of d draws, so each draw has the standard
-//! deviation
+//! DLRM draws the rows of a dense table of N rows from U(-1/sqrt(N), 1/sqrt(N)), whose variance is
+//! 1/(3N). TT-Rec (section 3.2) wants the same of rows that are products of cores: N(0, 1/(3N)).
+//! Each of their elements is a sum of `r_1 .. r_{d-1}` products of d draws, so each draw has the
+//! standard deviation
 //!
 //! ```text
 //! (1/sqrt(3N) / sqrt(r_1 .. r_{d-1}))^(1/d)
 //! ```
 //!
 //! A product of d Gaussians has most of its mass near zero. The paper's *sampled Gaussian*
-//! therefore rejects what is near zero in each: |x| < 2 of a standard normal. What is left has the
-//! variance `1 + 2 phi(2) / (1 - Phi(2)) = 5.746`, by whose root it is divided. (FBTT's code has
-//! neither the ranks nor this root.)
+//! therefore rejects each draw with |x| < 2 of a standard normal. The draws that remain have the
+//! variance `1 + 2 phi(2) / (1 - Phi(2)) = 5.746` and are divided by its root. (FBTT's code takes
+//! neither the ranks nor this root into account.)
 
 use crate::{blob::Combine, shape::TtShape};
 use rand_pcg::{
@@ -27,16 +27,18 @@ const KEPT: f64 = 2.0;
 /// The variance of a standard normal beyond [`KEPT`].
 const KEPT_VARIANCE: f64 = 5.746_431_065_852_677;
 
-/// How elements are drawn. All have the same variance: 1/(3N) for an element of a row.
+/// How the first values of a table are drawn. With each, an element of a row has the variance
+/// 1/(3N), where N is `num_embeddings`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Initializer {
-    /// Normal, without what is within two standard deviations of zero (TT-Rec, section 3.2). Of a
-    /// dense table, as [`Gaussian`](Self::Gaussian): there its purpose is gone.
+    /// Normal, without draws within two standard deviations of zero (TT-Rec, section 3.2). For
+    /// rows that are not products, as [`Gaussian`](Self::Gaussian).
     #[default]
     SampledGaussian,
     /// Normal.
     Gaussian,
-    /// Uniform: DLRM's choice for a dense table.
+    /// Uniform, as DLRM draws dense tables.
     Uniform,
 }
 
@@ -59,9 +61,8 @@ impl Initializer {
         self.of_rows().fill(&mut Draws::new(seed), row_deviation(num_embeddings), len)
     }
 
-    /// The two parts of a quotient-remainder table, drawn one after another: what they make has the
-    /// variance, be it a product (which is a tensor train's as far as draws go), a sum or
-    /// neither.
+    /// The two parts of a quotient-remainder table, drawn one after another. Their product (as of
+    /// two cores of rank 1), sum or concatenation has the variance 1/(3N).
     pub(super) fn parts(
         self,
         num_embeddings: u64,
@@ -79,7 +80,7 @@ impl Initializer {
         lens.map(|len| initializer.fill(&mut draws, deviation, len))
     }
 
-    /// What it is for numbers that are not multiplied.
+    /// The initialiser of elements that are not multiplied with others.
     fn of_rows(self) -> Self {
         if self == Self::SampledGaussian {
             Self::Gaussian
@@ -98,12 +99,12 @@ impl Initializer {
     }
 }
 
-/// The standard deviation that elements of rows have.
+/// The standard deviation of an element of a row.
 fn row_deviation(num_embeddings: u64) -> f64 {
     1.0 / (3.0 * num_embeddings as f64).sqrt()
 }
 
-/// Draws that are the same wherever the seed is: `libm`'s functions, not the platform's.
+/// Draws that a seed determines on every platform: they use `libm`, not the platform's functions.
 pub(super) struct Draws(Pcg64);
 
 impl Draws {
@@ -111,7 +112,7 @@ impl Draws {
         Self(Pcg64::seed_from_u64(seed))
     }
 
-    /// Between 0 and 1, neither of which it is.
+    /// Uniform between 0 and 1, both excluded.
     fn uniform(&mut self) -> f64 {
         ((self.0.next_u64() >> 12) as f64 + 0.5) / (1u64 << 52) as f64
     }
@@ -122,9 +123,9 @@ impl Draws {
         radius * libm::cos(core::f64::consts::TAU * self.uniform())
     }
 
-    /// Standard normal, where that is not within [`KEPT`] of zero (Marsaglia, "Generating a
-    /// variable from the tail of the normal distribution", 1964): what rejecting would leave,
-    /// of which there would be one draw in 22.
+    /// Standard normal outside of [`KEPT`] standard deviations (Marsaglia, "Generating a variable
+    /// from the tail of the normal distribution", 1964). Rejection of plain draws would have the
+    /// same distribution, but keep one draw in 22.
     fn tail(&mut self) -> f64 {
         loop {
             let x = (KEPT * KEPT - 2.0 * libm::log(self.uniform())).sqrt();

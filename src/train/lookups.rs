@@ -1,21 +1,21 @@
-//! The lookups of a batch, in an order in which those that share something stand together.
+//! The lookups of a batch, sorted so that lookups of the same row or prefix are adjacent.
 
-use super::TrainError;
+use super::{Quantity, TrainError, Unsupported};
 use crate::{Bags, Pooling, Table, bag::sort};
 use std::vec::Vec;
 
-/// Lookups sorted by key, and by position among equals. Kept from step to step for its memory.
+/// Lookups sorted by key, those of equal keys by position. Steps reuse its memory.
 #[derive(Debug, Default)]
-pub(super) struct Lookups {
+pub(super) struct SortedLookups {
     /// `key << 32 | position`.
     entries: Vec<u64>,
     spare: Vec<u64>,
     bag_of: Vec<u32>,
-    /// What each lookup's row is multiplied by in its bag; empty if by 1.
+    /// The factor of each lookup's row in its bag; empty if all factors are 1.
     scales: Vec<f32>,
 }
 
-/// One lookup: what its bag's gradient is multiplied by to become its row's.
+/// One lookup. The gradient of its row is `scale` times the gradient of its bag.
 #[derive(Clone, Copy)]
 pub(super) struct Lookup {
     pub(super) position: usize,
@@ -23,8 +23,8 @@ pub(super) struct Lookup {
     pub(super) scale: f32,
 }
 
-impl Lookups {
-    /// Sorts the lookups of `bags`, which have been checked, by `key`, below `limit`.
+impl SortedLookups {
+    /// Sorts the lookups of checked `bags` by the `key` of their row, which is below `limit`.
     pub(super) fn sort(
         &mut self,
         bags: &Bags<'_>,
@@ -91,12 +91,8 @@ pub(super) fn check(
     gradient: &[f32],
 ) -> Result<(), TrainError> {
     check_bags(table, bags, pooling)?;
-    let (found, expected) = (gradient.len(), bags.len().saturating_mul(table.embedding_dim()));
-    if found == expected {
-        Ok(())
-    } else {
-        Err(TrainError::GradientLen { found, expected })
-    }
+    let expected = bags.len().saturating_mul(table.embedding_dim());
+    Quantity::Gradient.check(gradient.len(), expected as u64)
 }
 
 /// Refuses bags that a table cannot learn from.
@@ -106,11 +102,11 @@ pub(super) fn check_bags(
     pooling: Pooling,
 ) -> Result<(), TrainError> {
     if pooling == Pooling::Max {
-        return Err(TrainError::MaxPooling);
+        return Err(TrainError::Unsupported(Unsupported::MaxPooling));
     }
     let longest = bags.num_indices().max(bags.len());
     if u32::try_from(longest).is_err() {
-        return Err(TrainError::BatchLen { found: longest });
+        return Err(Quantity::Lookups.above(longest as u64, u32::MAX.into()));
     }
     Ok(table.check_bags(bags, pooling)?)
 }

@@ -1,49 +1,50 @@
-//! Linear layers that learn, one after another: DLRM's multilayer perceptrons.
+//! Trainable linear layers in a row: DLRM's multilayer perceptrons.
 //!
-//! A layer of n outputs is `y = max(0, x . W' + b)`, the last one perhaps without the maximum; W is
-//! n x inputs, as in `torch.nn.Linear`. With dy for the gradient of what comes before the maximum:
+//! A layer of n outputs is `y = max(0, z)` with `z = x . W' + b`, or `y = z` without a ReLU. x is
+//! `samples x inputs` and W is `n x inputs`, as in `torch.nn.Linear`. With dz for the gradient of
+//! z, `samples x n`:
 //!
 //! ```text
-//! dW = dy' . x    db = sum of dy's rows    dx = dy . W
+//! dW = dz' . x    db = sum of dz's rows = 1' . dz    dx = dz . W
 //! ```
 //!
-//! All three are products of [`chain_step`]'s, whose elements are chains of their own. Work is
-//! divided by rows of the outcome, of y and dx by samples and of dW by outputs: so nothing is
-//! summed in parts, and neither the bits of a step nor those of a sample depend on the number of
-//! threads.
+//! [`chain_step`] computes all three: each element of a product is one chain of sums. Threads
+//! divide the rows of a product: those of y and dx are samples, those of dW outputs. So no element
+//! is summed in parts, and neither the bits of a step nor those of a sample depend on the number
+//! of threads.
 
 use super::{
-    Optimizer, Parameters, TrainError,
+    Optimizer, Parameters, Quantity, TrainError,
     initializer::Draws,
     optimizer::{Slices, Update},
 };
 use crate::{
     Tier,
     dtype::Elements,
-    kernel::{Epilogue, chain_step, transpose},
+    kernel::{Consistent, Dims, Epilogue, chain_step, transpose},
 };
 use rayon::prelude::*;
 use std::vec::Vec;
 
-/// Rows of an outcome that one thread computes together.
+/// Rows of a product that one thread computes together.
 const ROWS: usize = 32;
 /// The largest number of inputs or outputs of a layer.
 const MAX_LAYER_LEN: usize = 1 << 16;
 
-/// A linear layer that learns: `torch.nn.Linear`.
+/// A trainable linear layer, `torch.nn.Linear`, and the ReLU after it if it has one.
 #[derive(Debug)]
 pub struct Linear {
-    /// Outputs x inputs, and a number for each output.
+    /// W (outputs x inputs) and b (one for each output).
     parameters: [Parameters; 2],
     relu: bool,
-    /// The weights, inputs x outputs.
+    /// W', inputs x outputs.
     transposed: Vec<f32>,
-    /// One row for each sample of the last forward pass.
+    /// y of the last forward pass, samples x outputs.
     outputs: Vec<f32>,
     gradients: Gradients,
 }
 
-/// Of the last backward pass, kept for their memory.
+/// dz', dW and db of a backward pass. Steps reuse their memory.
 #[derive(Debug, Default)]
 struct Gradients {
     outputs_transposed: Vec<f32>,
@@ -78,22 +79,22 @@ impl Linear {
         }
     }
 
-    /// How many inputs it has.
+    /// Number of inputs.
     pub fn inputs(&self) -> usize {
         self.weights().slice_len()
     }
 
-    /// How many outputs it has.
+    /// Number of outputs.
     pub fn outputs(&self) -> usize {
         self.biases().values().len()
     }
 
-    /// Whether what is below zero becomes zero.
+    /// Whether a ReLU follows.
     pub fn relu(&self) -> bool {
         self.relu
     }
 
-    /// W, outputs x inputs.
+    /// W, outputs x inputs, row-major.
     pub fn weights(&self) -> &Parameters {
         let [weights, _] = &self.parameters;
         weights
@@ -105,35 +106,35 @@ impl Linear {
         biases
     }
 
-    /// W and b, by the names that PyTorch gives them: `weight` and `bias`.
+    /// W and b, by PyTorch's names: `weight` and `bias`.
     pub fn parameters(&self) -> [(&'static str, &Parameters); 2] {
         let [weights, biases] = &self.parameters;
         [("weight", weights), ("bias", biases)]
     }
 
-    /// The same, to be restored from a checkpoint.
+    /// As [`parameters`](Self::parameters), mutable, to restore them from a checkpoint.
     pub fn parameters_mut(&mut self) -> [(&'static str, &mut Parameters); 2] {
         let [weights, biases] = &mut self.parameters;
         [("weight", weights), ("bias", biases)]
     }
 
-    /// What [`forward`](Self::forward) multiplies by, unless the weights have changed since.
-    fn transpose_weights(&mut self, tier: Tier) -> Option<()> {
+    /// Computes the W' that [`forward`](Self::forward) multiplies by. W must not change in between.
+    fn transpose_weights(&mut self, tier: Tier) -> Consistent {
         let [weights, _] = &self.parameters;
         self.transposed.resize(weights.values().len(), 0.0);
         transpose(tier, weights.values(), weights.slice_len(), &mut self.transposed)
     }
 
-    fn forward(&mut self, tier: Tier, x: &[f32], samples: usize) -> Option<()> {
+    fn forward(&mut self, tier: Tier, x: &[f32], samples: usize) -> Consistent {
         let (r, n) = (self.inputs(), self.outputs());
         let [_, biases] = &self.parameters;
         self.outputs.resize(samples * n, 0.0);
         let epilogue = Epilogue::Bias { scales: &[], bias: biases.values(), relu: self.relu };
-        multiply_rows(tier, [r, n], x, &self.transposed, &mut self.outputs, epilogue)
+        multiply_rows(tier, r, n, x, &self.transposed, &mut self.outputs, epilogue)
     }
 
-    /// Takes the gradient of the outputs in `d`, which it changes, writes that of the inputs to
-    /// `d_inputs` if they are asked for, and moves the weights.
+    /// Moves W and b by the gradient dy of the outputs in `d`, which becomes dz, and writes dx to
+    /// `d_inputs`. `x` are the inputs of the last forward pass.
     fn backward(
         &mut self,
         x: &[f32],
@@ -141,11 +142,11 @@ impl Linear {
         d: &mut [f32],
         d_inputs: Option<&mut Vec<f32>>,
         update: &Update,
-    ) -> Option<()> {
+    ) -> Consistent {
         let (r, n, tier) = (self.inputs(), self.outputs(), update.tier());
         let [weights, biases] = &mut self.parameters;
         if self.relu {
-            // Without a jump, which would be taken at random.
+            // dz = dy where z > 0, else 0, without a branch, which could not be predicted.
             d.iter_mut()
                 .zip(&self.outputs)
                 .for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
@@ -162,7 +163,7 @@ impl Linear {
             || match d_inputs {
                 Some(d_inputs) => {
                     d_inputs.resize(samples * r, 0.0);
-                    multiply_rows(tier, [n, r], d, weights.values(), d_inputs, Epilogue::Store)
+                    multiply_rows(tier, n, r, d, weights.values(), d_inputs, Epilogue::Store)
                 }
                 None => Some(()),
             },
@@ -172,7 +173,7 @@ impl Linear {
                 outputs_transposed.resize(n * samples, 0.0);
                 chain_step(
                     tier,
-                    [1, samples, n],
+                    Dims { m: 1, r: samples, n },
                     ones,
                     Elements::from_f32(d),
                     d_biases,
@@ -191,7 +192,7 @@ impl Linear {
             |((d, d_weights), mut slices)| {
                 chain_step(
                     tier,
-                    [d.len() / samples, samples, r],
+                    Dims { m: d.len() / samples, r: samples, n: r },
                     d,
                     Elements::from_f32(x),
                     d_weights,
@@ -207,7 +208,7 @@ impl Linear {
     }
 }
 
-/// Slices in parts of [`ROWS`].
+/// Divides slices into parts of [`ROWS`].
 fn chunks_of(mut slices: Slices<'_>, count: usize) -> Option<Vec<Slices<'_>>> {
     let mut chunks = Vec::with_capacity(count.div_ceil(ROWS));
     for at in (ROWS..count).step_by(ROWS) {
@@ -219,33 +220,34 @@ fn chunks_of(mut slices: Slices<'_>, count: usize) -> Option<Vec<Slices<'_>>> {
     Some(chunks)
 }
 
-/// `out <- x . g`, g being r x n, the rows divided among threads.
+/// `out <- x . g`, where g is `r x n`. Threads divide the rows.
 fn multiply_rows(
     tier: Tier,
-    [r, n]: [usize; 2],
+    r: usize,
+    n: usize,
     x: &[f32],
     g: &[f32],
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     let rows = x.par_chunks(ROWS * r).zip(out.par_chunks_mut(ROWS * n));
     rows.map(|(x, out)| {
-        chain_step(tier, [out.len() / n, r, n], x, Elements::from_f32(g), out, epilogue)
+        chain_step(tier, Dims { m: out.len() / n, r, n }, x, Elements::from_f32(g), out, epilogue)
     })
     .collect()
 }
 
-/// Layers, each of which takes the outputs of the one before.
+/// Layers, each of which takes the outputs of the layer before.
 #[derive(Debug)]
 pub(super) struct Mlp {
     pub(super) layers: Vec<Linear>,
-    /// Gradients of outputs and inputs, which change their places from layer to layer.
+    /// dy and dx of a layer, which swap from layer to layer.
     d: [Vec<f32>; 2],
 }
 
 impl Mlp {
-    /// Layers of `outputs`, the first one of `inputs`; the last one has a ReLU only with
-    /// `last_relu`.
+    /// Layers with these outputs, the first of which has `inputs` inputs. The last layer has a ReLU
+    /// only with `last_relu`.
     pub(super) fn new(
         inputs: usize,
         outputs: &[usize],
@@ -255,7 +257,7 @@ impl Mlp {
     ) -> Result<Self, TrainError> {
         let mut lens = outputs.iter().chain(outputs.first().map(|_| &inputs));
         if let Some(&found) = lens.find(|&&len| len == 0 || len > MAX_LAYER_LEN) {
-            return Err(TrainError::LayerLen { found, limit: MAX_LAYER_LEN });
+            return Err(Quantity::LayerWidth.above(found as u64, MAX_LAYER_LEN as u64));
         }
         let mut layers = Vec::with_capacity(outputs.len());
         let mut from = inputs;
@@ -272,16 +274,15 @@ impl Mlp {
         Ok(Self { layers, d: Default::default() })
     }
 
-    /// What a [`forward`](Self::forward) pass needs to know of the weights: all that does not wait
-    /// for its inputs.
-    pub(super) fn prepare(&mut self, tier: Tier) -> Option<()> {
+    /// The part of a [`forward`](Self::forward) pass that does not need its inputs.
+    pub(super) fn prepare(&mut self, tier: Tier) -> Consistent {
         self.layers
             .par_iter_mut()
             .with_max_len(1)
             .try_for_each(|layer| layer.transpose_weights(tier))
     }
 
-    /// What comes out, a row for each sample; `x` itself if there are no layers.
+    /// The outputs of the last layer, samples x outputs; `x` itself if there are no layers.
     pub(super) fn forward<'m>(
         &'m mut self,
         tier: Tier,
@@ -296,12 +297,12 @@ impl Mlp {
         Some(self.outputs(x))
     }
 
-    /// The outputs of the last forward pass, of `x`.
+    /// The outputs of the last forward pass, whose inputs were `x`.
     pub(super) fn outputs<'m>(&'m self, x: &'m [f32]) -> &'m [f32] {
         self.layers.last().map_or(x, |layer| &layer.outputs)
     }
 
-    /// Both at once.
+    /// The outputs of the last forward pass, and room for their gradient.
     pub(super) fn outputs_and_gradient<'m>(
         &'m mut self,
         x: &'m [f32],
@@ -312,14 +313,14 @@ impl Mlp {
         (outputs, d)
     }
 
-    /// Room for the gradient of the outputs, where [`backward`](Self::backward) looks for it.
+    /// Room for the gradient of the outputs, which [`backward`](Self::backward) reads.
     pub(super) fn gradient_mut(&mut self, len: usize) -> &mut [f32] {
         let [d, _] = &mut self.d;
         d.resize(len, 0.0);
         d
     }
 
-    /// Moves all weights, and returns the gradient of `x` if it `is_wanted`.
+    /// Moves all layers, and returns the gradient of `x` if it `is_wanted`.
     pub(super) fn backward(
         &mut self,
         x: &[f32],

@@ -1,18 +1,20 @@
-//! Tables that learn (feature `train`): a forward pass on the crate's batch engine, a backward pass
-//! on its kernels, and an optimiser's step fused with it.
+//! Trainable tables and models (feature `train`): a forward pass on the crate's pooling engine, a
+//! backward pass on its kernels, and optimisers whose step is fused with the backward pass.
 //!
-//! [`Embedding`] is what a trainer holds, one for each feature: [`TtTable`], whose cores are
-//! learned (TT-Rec, MLSys 2021, sections 3 and 4), and what it is compared with: [`DenseTable`],
-//! [`QuotientRemainderTable`], and [`HashedTable`], whose rows may be a tensor train's. A step
-//! takes the gradient of the pooled rows, as the layers above hand it down, and moves the slices
-//! that the batch has touched ([`Optimizer`]), and no others. Where a table begins is an
-//! [`Initializer`]'s choice.
+//! **This module is exempt from semantic versioning until version 1.0**: any release may change it.
 //!
-//! [`Dlrm`] is a whole model: tables, the MLPs around them ([`Linear`]), and the loss.
+//! [`Embedding`] is a trainable table. [`TtTable`] learns the cores of a tensor train (TT-Rec,
+//! MLSys 2021, sections 3 and 4). [`DenseTable`], [`QuotientRemainderTable`] and [`HashedTable`]
+//! are what tensor trains are compared with; a hashed table's rows may be a tensor train's. An
+//! [`Initializer`] draws the first values of a table, and an [`Optimizer`] moves them. A step takes
+//! the gradient of the pooled rows and moves the slices that the batch looked up, no others.
 //!
-//! Steps of different tables are independent: [`Dlrm`] runs them in parallel. A large batch is
-//! besides divided within a step. Everything is the same, bit for bit, for a seed and a tier, on
-//! any number of threads.
+//! [`Checkpointed`] is what a checkpoint has to keep of a table. [`Dlrm`] is a whole model: tables,
+//! the MLPs around them ([`Linear`]), and the loss.
+//!
+//! Steps of different tables are independent, and [`Dlrm`] runs them in parallel. A large batch is
+//! also divided within a step. For a seed and a [`Tier`], all results have the same bits on any
+//! number of threads.
 
 mod backward;
 mod cache;
@@ -25,32 +27,36 @@ mod lookups;
 mod mlp;
 mod optimizer;
 mod quotient_remainder;
+mod state;
 mod tt;
 
 pub use cache::CacheSpec;
-pub use dense::DenseTable;
+pub use dense::{DenseShape, DenseTable};
 pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};
-pub use error::TrainError;
+pub use error::{Quantity, TrainError, Unsupported};
 pub use hashed::HashedTable;
 pub use initializer::Initializer;
 pub use mlp::Linear;
 pub use optimizer::{Optimizer, Parameters};
-pub use quotient_remainder::QuotientRemainderTable;
+pub use quotient_remainder::{QuotientRemainderShape, QuotientRemainderTable};
+pub use state::Checkpointed;
 pub use tt::TtTable;
 
 use crate::{
     Bags, LookupError, Pooling, Table, Tier,
     blob::{IndexMap, TableData, Weights},
 };
+use state::Step;
 use std::vec::Vec;
 
-/// A table that learns.
-pub trait Embedding: Send + Sync {
-    /// The table as it is now: to look rows up, and to be written into a blob ([`Table::data`]).
-    /// Its name is empty.
+/// A trainable table. This trait is sealed: the tables of this module implement it.
+pub trait Embedding: Checkpointed + Send + Sync {
+    /// The table with its current values, to look rows up and to write it into a blob
+    /// ([`Table::data`]). Its name is empty.
     fn table(&self) -> Table<'_>;
 
-    /// Pools each bag into one row of `out`, as [`Table::pool`] does. `workspace` grows as needed.
+    /// Pools each bag into one row of `out` (`bags.len() x embedding_dim`), as [`Table::pool`]
+    /// does. `workspace` grows as needed.
     ///
     /// # Errors
     /// As [`Table::pool`].
@@ -67,61 +73,28 @@ pub trait Embedding: Send + Sync {
         table.pool(bags, pooling, out, workspace)
     }
 
-    /// One step of the optimiser: `gradient`, `bags.len() x embedding_dim` elements, is that of the
-    /// rows which [`forward`](Self::forward) pooled from the same bags.
+    /// Takes one step of the optimiser. `gradient` (`bags.len() x embedding_dim`) is the gradient
+    /// of the loss with respect to the rows that [`forward`](Self::forward) pools from `bags`.
     ///
     /// # Errors
-    /// [`TrainError`]: bags that do not suit the table, a gradient of another length, or max pooling. Nothing has changed
-    /// then.
+    /// [`TrainError::Lookup`] for bags that do not suit the table, [`TrainError::Count`] for a
+    /// gradient of another length, [`TrainError::Limit`] for more than 2^32 - 1 lookups or bags,
+    /// and [`Unsupported::MaxPooling`]. Nothing has changed then.
     fn step(
         &mut self,
         bags: &Bags<'_>,
         pooling: Pooling,
         gradient: &[f32],
         learning_rate: f64,
-    ) -> Result<(), TrainError>;
-
-    /// What is learned, with the state of the optimiser: one for each core (and for the rows of a
-    /// cache, if there is one), for each part of a quotient-remainder table, or for all rows of
-    /// a dense one.
-    fn parameters(&self) -> &[Parameters];
-
-    /// The same, to be restored from a checkpoint.
-    fn parameters_mut(&mut self) -> &mut [Parameters];
-
-    /// How many steps have been taken: a part of the state of [`Optimizer::Adam`].
-    fn steps(&self) -> u64;
-
-    /// The same, to be restored from a checkpoint.
-    fn set_steps(&mut self, steps: u64);
-
-    /// Rows that are learned beside what [`table`](Self::table)'s [`data`](Table::data) holds:
-    /// their ids, ascending, and the position of each among the slices of the last of the
-    /// [`parameters`](Self::parameters). A blob stores them apart
-    /// ([`OverridesSpec`](crate::blob::OverridesSpec)). None but of a table with a cache.
-    fn rows_apart(&self) -> Vec<(u64, usize)> {
-        Vec::new()
-    }
-
-    /// What a checkpoint keeps besides: nothing but of a table that counts what it is asked for.
-    fn counters(&self) -> Vec<u64> {
-        Vec::new()
-    }
-
-    /// The same, to be restored from a checkpoint.
-    ///
-    /// # Errors
-    /// [`TrainError::Counters`]: such as these are not a table's of this kind and size. Nothing has changed then.
-    fn set_counters(&mut self, counters: &[u64]) -> Result<(), TrainError> {
-        if counters.is_empty() {
-            Ok(())
-        } else {
-            Err(TrainError::Counters)
-        }
+    ) -> Result<(), TrainError> {
+        lookups::check(&self.table(), bags, pooling, gradient)?;
+        let update = self.state_mut().next_update(learning_rate);
+        let done = self.apply(&Step { bags, pooling, gradient, update });
+        done.ok_or(TrainError::Lookup(LookupError::Inconsistent))
     }
 }
 
-/// A nameless table with a row of its own for each index.
+/// A nameless table with a row for each index.
 fn view(weights: Weights<'_>, num_embeddings: u64, embedding_dim: usize, tier: Tier) -> Table<'_> {
     let (num_rows, index_map) = (num_embeddings, IndexMap::Identity);
     let data = TableData {

@@ -1,18 +1,17 @@
-//! Optimisers, as `torch.optim` has them for sparse gradients: what a batch does not touch does not
-//! move.
+//! Optimisers, as in `torch.optim` for sparse gradients: slices that a batch does not look up stay
+//! unchanged.
 
-use super::TrainError;
 use crate::{
     isa::Tier,
-    kernel::{AdamFactors, adagrad, adam, row_wise_adagrad, sgd},
+    kernel::{AdamFactors, Consistent, adagrad, adam, row_wise_adagrad, sgd},
 };
 use std::{vec, vec::Vec};
 
-/// How values follow their gradient g, with the learning rate l of the step. The unit is a slice of
-/// a core, or a row of a dense table: a batch that looks up rows through a slice moves all of it,
-/// and the state that goes with it, even where g is zero; all other slices, and their states, stay
-/// as they are.
+/// How a step moves values x by their gradient g, with learning rate l. The unit is a slice of a
+/// core, or a row of a dense table. A batch that looks up rows through a slice moves the whole
+/// slice and its state, even where g is zero; all other slices and their states stay unchanged.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Optimizer {
     /// `x <- x - l g` (`torch.optim.SGD`).
     Sgd,
@@ -46,7 +45,7 @@ impl Optimizer {
     /// [`Adam`](Self::Adam) with PyTorch's numbers.
     pub const ADAM: Self = Self::Adam { betas: [0.9, 0.999], epsilon: 1e-8 };
 
-    /// How many numbers of state a slice of `slice_len` elements has, in each of two arrays.
+    /// How many numbers each of the two state arrays has for a slice of `slice_len` elements.
     pub(super) fn state_lens(self, slice_len: usize) -> [usize; 2] {
         match self {
             Self::Sgd => [0, 0],
@@ -56,8 +55,8 @@ impl Optimizer {
         }
     }
 
-    /// The same of what every batch moves whole, where there are no slices: DLRM's `RWSAdagrad` is
-    /// Adagrad there.
+    /// The optimiser of layers, which every batch moves whole: DLRM's `RWSAdagrad` is Adagrad for
+    /// dense gradients.
     pub(super) fn dense(self) -> Self {
         match self {
             Self::RowWiseAdagrad { epsilon } => Self::Adagrad { epsilon },
@@ -78,7 +77,7 @@ impl Optimizer {
         optimizer.update(tier, learning_rate, step)
     }
 
-    /// What it does in step `step`, counted from 1.
+    /// Step number `step`, counted from 1.
     pub(super) fn update(self, tier: Tier, learning_rate: f64, step: u64) -> Update {
         let rule = match self {
             Self::Sgd => Rule::Sgd(learning_rate as f32),
@@ -112,8 +111,8 @@ impl Update {
         self.tier
     }
 
-    /// What is to be multiplied with a gradient and taken from the values, if that is all there is
-    /// to the step.
+    /// The l of `x <- x - l g`, if the step is only that: then parts of g can be subtracted as they
+    /// are computed, with no sum in between.
     pub(super) fn learning_rate_of_sum(&self) -> Option<f32> {
         match self.rule {
             Rule::Sgd(learning_rate) => Some(learning_rate),
@@ -130,7 +129,7 @@ enum Rule {
     Adam(AdamFactors),
 }
 
-/// What an optimiser moves, or a part of it: slices of equal length, and what it keeps of each.
+/// Some slices of [`Parameters`], to be moved, with their state.
 pub(super) struct Slices<'p> {
     /// Number of the first slice.
     first: usize,
@@ -141,7 +140,7 @@ pub(super) struct Slices<'p> {
 }
 
 impl<'p> Slices<'p> {
-    /// Those before slice `at`, and the others.
+    /// The slices before slice `at`, and those from `at` on.
     pub(super) fn split_at(self, at: usize) -> Option<(Self, Self)> {
         let count = at.checked_sub(self.first)?;
         let (values, values_after) = self.values.split_at_mut_checked(count * self.slice_len)?;
@@ -170,13 +169,12 @@ impl<'p> Slices<'p> {
         self.values
     }
 
-    /// The same, where a step is more than a slice's [`update`](Self::update).
     pub(super) fn values_mut(&mut self) -> &mut [f32] {
         self.values
     }
 
-    /// Moves slice `slice` by its gradient.
-    pub(super) fn update(&mut self, slice: usize, gradient: &[f32], update: &Update) -> Option<()> {
+    /// Moves slice `slice` by its `gradient`. `None` if it is not among these.
+    pub(super) fn update(&mut self, slice: usize, gradient: &[f32], update: &Update) -> Consistent {
         let at = slice.checked_sub(self.first)?;
         let values = self.values.get_mut(at * self.slice_len..)?.get_mut(..self.slice_len)?;
         let ([first, second], [first_len, second_len]) = (&mut self.state, self.state_lens);
@@ -193,7 +191,8 @@ impl<'p> Slices<'p> {
     }
 }
 
-/// A core, or the rows of a dense table, with the state of its optimiser: what a checkpoint keeps.
+/// The values of a core, of the rows of a table or of a layer, with the state of their optimiser:
+/// what a checkpoint keeps.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     slice_len: usize,
@@ -211,7 +210,7 @@ impl Parameters {
         Self { slice_len, values, state_lens, state }
     }
 
-    /// Elements of a slice of a core, or of a row.
+    /// Elements of a slice: of a slice of a core, of a row, or of all biases of a layer.
     pub fn slice_len(&self) -> usize {
         self.slice_len
     }
@@ -221,23 +220,23 @@ impl Parameters {
         &self.values
     }
 
-    /// The same, to be restored.
+    /// As [`values`](Self::values), mutable, to restore them.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }
 
-    /// What the [`Optimizer`] keeps: nothing (SGD), s (Adagrad: per element, row-wise: per slice),
-    /// or m and v (Adam).
+    /// The state of the [`Optimizer`]: empty (SGD), s (Adagrad: one for each element, row-wise
+    /// Adagrad: one for each slice), or m and v (Adam: one for each element).
     pub fn state(&self) -> [&[f32]; 2] {
         self.state.each_ref().map(Vec::as_slice)
     }
 
-    /// The same, to be restored.
+    /// As [`state`](Self::state), mutable, to restore it.
     pub fn state_mut(&mut self) -> [&mut [f32]; 2] {
         self.state.each_mut().map(Vec::as_mut_slice)
     }
 
-    /// Forgets the state of a slice, and returns its values, to be replaced.
+    /// Sets the state of a slice to 0, and returns its values, to be replaced.
     pub(super) fn reset_slice(&mut self, slice: usize) -> Option<&mut [f32]> {
         for (state, len) in self.state.iter_mut().zip(self.state_lens) {
             state.get_mut(slice * len..)?.get_mut(..len)?.fill(0.0);
@@ -253,15 +252,5 @@ impl Parameters {
             state_lens: self.state_lens,
             state: self.state.each_mut().map(Vec::as_mut_slice),
         }
-    }
-}
-
-/// Refuses values that are not as many as they should be.
-pub(super) fn check_values(core: usize, values: &[f32], expected: u64) -> Result<(), TrainError> {
-    let found = values.len();
-    if found as u64 == expected {
-        Ok(())
-    } else {
-        Err(TrainError::ValuesLen { core, found, expected })
     }
 }

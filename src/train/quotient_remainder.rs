@@ -1,129 +1,166 @@
-//! A quotient-remainder table that learns: rows made of two.
+//! Trainable quotient-remainder tables, whose rows combine two.
 
 use super::{
-    Embedding, Initializer, Optimizer, Parameters, TrainError,
-    dense::{self, rows_of, step_rows},
-    lookups::{self, Lookups},
-    optimizer::{Update, check_values},
+    DenseShape, Embedding, Initializer, Optimizer, Parameters, Quantity, TrainError,
+    dense::{rows_of, step_rows},
+    state::{Sealed, State, Step},
     view,
 };
 use crate::{
-    Bags, LookupError, Pooling, Table, Tier,
+    Table, Tier,
     blob::{Combine, QuotientRemainder, Weights},
     divisor::Divisor,
+    kernel::Consistent,
     shape::check_num_embeddings,
 };
 use std::vec::Vec;
 
-/// A quotient-remainder table that learns (Shi et al., "Compositional embeddings using
-/// complementary partitions", 2019): row i is made of quotient row `i / num_remainders` and
-/// remainder row `i mod num_remainders`. As in DLRM, a bag's quotient rows are pooled, and its
-/// remainder rows, and then the two are combined. Each row of either part is a slice to the
-/// [`Optimizer`].
+/// The shape of a [`QuotientRemainderTable`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotientRemainderShape {
+    /// Indices that can be looked up.
+    pub num_embeddings: u64,
+    /// Remainder rows. There are `ceil(num_embeddings / num_remainders)` quotient rows.
+    pub num_remainders: u32,
+    /// Elements of a quotient row and of a remainder row: both are `embedding_dim`, or with
+    /// [`Combine::Concat`] their sum is.
+    pub columns: [usize; 2],
+    /// How a quotient row and a remainder row become one.
+    pub combine: Combine,
+}
+
+impl QuotientRemainderShape {
+    /// Elements of both parts, and `embedding_dim`.
+    fn check(&self) -> Result<([usize; 2], usize), TrainError> {
+        let Self { num_embeddings, num_remainders, columns, combine } = *self;
+        check_num_embeddings(num_embeddings)?;
+        let (num_quotients, dim) = combine.check(num_embeddings, num_remainders, columns)?;
+        let len = |num_rows: u32, embedding_dim| {
+            DenseShape { num_embeddings: num_rows.into(), embedding_dim }.check()
+        };
+        let [first, second] = columns;
+        Ok(([len(num_quotients, first)?, len(num_remainders, second)?], dim))
+    }
+}
+
+/// A trainable quotient-remainder table (Shi et al., "Compositional embeddings using complementary
+/// partitions", 2019): row i combines quotient row `i / num_remainders` and remainder row `i mod
+/// num_remainders`. As in DLRM, the quotient rows of a bag are pooled, then its remainder rows, and
+/// the two results are combined. Each row of either part is a slice for the [`Optimizer`].
 ///
 /// ```
-/// use ttrec::{blob::Combine, train::{Embedding, Initializer, Optimizer, QuotientRemainderTable}};
+/// use ttrec::{
+///     blob::Combine,
+///     train::{
+///         Checkpointed, Initializer, Optimizer, QuotientRemainderShape, QuotientRemainderTable,
+///     },
+/// };
 ///
-/// let (initializer, optimizer) = (Initializer::Uniform, Optimizer::ADAGRAD);
-/// let table = QuotientRemainderTable::new(1_000_000, 1000, [8, 8], Combine::Mult, initializer, optimizer, 1)?;
-/// assert_eq!(table.parameters().iter().map(|part| part.values().len()).sum::<usize>(), 2 * 1000 * 8);
+/// let shape = QuotientRemainderShape {
+///     num_embeddings: 1_000_000,
+///     num_remainders: 1000,
+///     columns: [8, 8],
+///     combine: Combine::Mult,
+/// };
+/// let table = QuotientRemainderTable::new(shape, Initializer::Uniform, Optimizer::ADAGRAD, 1)?;
+/// let lens = table.parameters().iter().map(|part| part.values().len());
+/// assert_eq!(lens.sum::<usize>(), 2 * 1000 * 8);
 /// # Ok::<(), ttrec::train::TrainError>(())
 /// ```
 #[derive(Debug)]
 pub struct QuotientRemainderTable {
-    num_embeddings: u64,
-    num_remainders: u32,
-    combine: Combine,
+    shape: QuotientRemainderShape,
     embedding_dim: usize,
-    /// Quotient rows, and remainder rows.
-    parts: [Parameters; 2],
-    optimizer: Optimizer,
-    steps: u64,
-    tier: Tier,
-    buffers: Buffers,
+    /// Its parameters are the quotient rows and the remainder rows.
+    state: State,
+    buffers: PartBuffers,
 }
 
-/// What is kept from step to step, for its memory.
+/// Memory that steps reuse: of each, the quotients' and the remainders'.
 #[derive(Debug, Default)]
-struct Buffers {
-    lookups: Lookups,
-    /// The quotients of the indices, and the remainders; so of all that follows.
+struct PartBuffers {
     indices: [Vec<u32>; 2],
     pooled: [Vec<f32>; 2],
     gradients: [Vec<f32>; 2],
 }
 
 impl QuotientRemainderTable {
-    /// A table of drawn rows: the same ones for the same seed. Elements of the rows that two make
-    /// have the variance of a dense table's. `columns` are those of the quotient rows and of
-    /// the remainder rows: the same, unless they are put end to end.
+    /// A table whose rows `initializer` draws: the same values for the same seed. Elements of the
+    /// combined rows have the variance that a dense table's have.
     ///
     /// # Errors
-    /// [`TrainError::Shape`] or [`TrainError::TooManyRows`].
+    /// [`TrainError::Shape`].
     pub fn new(
-        num_embeddings: u64,
-        num_remainders: u32,
-        columns: [usize; 2],
-        combine: Combine,
+        shape: QuotientRemainderShape,
         initializer: Initializer,
         optimizer: Optimizer,
         seed: u64,
     ) -> Result<Self, TrainError> {
-        let (lens, _) = check(num_embeddings, num_remainders, columns, combine)?;
-        let parts = initializer.parts(num_embeddings, combine, lens, seed);
-        Self::from_parts(num_embeddings, num_remainders, columns, combine, parts, optimizer)
+        let (lens, _) = shape.check()?;
+        let parts = initializer.parts(shape.num_embeddings, shape.combine, lens, seed);
+        Self::from_parts(shape, parts, optimizer)
     }
 
-    /// A table of given quotient rows and remainder rows, one after another.
+    /// A table of given quotient rows and remainder rows, each row-major.
     ///
     /// # Errors
-    /// [`TrainError::Shape`], [`TrainError::TooManyRows`] or [`TrainError::ValuesLen`], whose core
-    /// is the part.
+    /// As [`new`](Self::new); [`Quantity::Values`] for another number of
+    /// values in a part.
     pub fn from_parts(
-        num_embeddings: u64,
-        num_remainders: u32,
-        columns: [usize; 2],
-        combine: Combine,
+        shape: QuotientRemainderShape,
         parts: [Vec<f32>; 2],
         optimizer: Optimizer,
     ) -> Result<Self, TrainError> {
-        let (lens, embedding_dim) = check(num_embeddings, num_remainders, columns, combine)?;
+        let (lens, embedding_dim) = shape.check()?;
         for (part, (values, len)) in parts.iter().zip(lens).enumerate() {
-            check_values(part, values, len as u64)?;
+            Quantity::Values(part).check(values.len(), len as u64)?;
         }
-        let [quotients, remainders] = parts;
-        let [first, second] = columns;
-        Ok(Self {
-            num_embeddings,
-            num_remainders,
-            combine,
-            embedding_dim,
-            parts: [
-                Parameters::new(quotients, first, optimizer),
-                Parameters::new(remainders, second, optimizer),
-            ],
-            optimizer,
-            steps: 0,
-            tier: Tier::best(),
-            buffers: Buffers::default(),
-        })
+        let parts = parts.into_iter().zip(shape.columns);
+        let parts = parts.map(|(values, columns)| Parameters::new(values, columns, optimizer));
+        let state = State::new(parts.collect(), optimizer);
+        Ok(Self { shape, embedding_dim, state, buffers: PartBuffers::default() })
     }
 
     /// The same table, with the instructions of `tier`.
     #[must_use]
-    pub fn with_tier(self, tier: Tier) -> Self {
-        Self { tier, ..self }
+    pub fn with_tier(mut self, tier: Tier) -> Self {
+        self.state.tier = tier;
+        self
+    }
+}
+
+impl Embedding for QuotientRemainderTable {
+    fn table(&self) -> Table<'_> {
+        let QuotientRemainderShape { num_embeddings, num_remainders, combine, .. } = self.shape;
+        let State { parameters, tier, .. } = &self.state;
+        let weights = Weights::QuotientRemainder(QuotientRemainder {
+            quotients: rows_of(&parameters[0]),
+            remainders: rows_of(&parameters[1]),
+            num_remainders,
+            combine,
+        });
+        view(weights, num_embeddings, self.embedding_dim, *tier)
+    }
+}
+
+impl Sealed for QuotientRemainderTable {
+    fn state(&self) -> &State {
+        &self.state
     }
 
-    fn apply(
-        &mut self,
-        bags: &Bags<'_>,
-        pooling: Pooling,
-        gradient: &[f32],
-        update: &Update,
-    ) -> Option<()> {
-        let Buffers { lookups, indices, pooled, gradients } = &mut self.buffers;
-        let (num_remainders, dim) = (Divisor::new(self.num_remainders), self.embedding_dim);
+    fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// With Q and R for the pooled quotient and remainder rows of a bag and g for the gradient of
+    /// their combination: Q * R has `dQ = g * R` and `dR = g * Q`, Q + R has `dQ = dR = g`, and for
+    /// Q beside R the columns of g are divided.
+    fn apply(&mut self, step: &Step<'_>) -> Consistent {
+        let PartBuffers { indices, pooled, gradients } = &mut self.buffers;
+        let State { parameters, lookups, tier, .. } = &mut self.state;
+        let QuotientRemainderShape { num_remainders, combine, columns, .. } = self.shape;
+        let (dim, &Step { bags, pooling, gradient, .. }) = (self.embedding_dim, step);
+        let num_remainders = Divisor::new(num_remainders);
         indices.iter_mut().for_each(Vec::clear);
         let [quotients, remainders] = &mut *indices;
         for index in bags.indices() {
@@ -131,91 +168,35 @@ impl QuotientRemainderTable {
             quotients.push(quotient as u32);
             remainders.push(remainder);
         }
-        if self.combine == Combine::Mult {
-            for ((part, indices), pooled) in self.parts.iter().zip(&*indices).zip(&mut *pooled) {
+        if combine == Combine::Mult {
+            for ((part, indices), pooled) in parameters.iter().zip(&*indices).zip(&mut *pooled) {
                 let num_rows = part.values().len().checked_div(dim)? as u64;
                 pooled.resize(bags.len() * dim, 0.0);
-                let table = view(Weights::Dense(rows_of(part)), num_rows, dim, self.tier);
+                let table = view(Weights::Dense(rows_of(part)), num_rows, dim, *tier);
                 table.pool(&bags.with_indices(indices), pooling, pooled, &mut []).ok()?;
             }
         }
-        let first_columns = self.parts[0].slice_len();
-        // What each part's pooled rows are multiplied by: those of the other.
         let [first, second] = &*pooled;
-        for (at, (to, by)) in gradients.iter_mut().zip([second, first]).enumerate() {
+        let ranges = [0..columns[0], columns[0]..dim];
+        for ((to, other), range) in gradients.iter_mut().zip([second, first]).zip(ranges) {
             to.clear();
-            match self.combine {
-                Combine::Mult => to.extend(gradient.iter().zip(by).map(|(g, x)| g * x)),
+            match combine {
+                Combine::Mult => to.extend(gradient.iter().zip(other).map(|(g, x)| g * x)),
                 Combine::Add => to.extend(gradient),
                 Combine::Concat => {
-                    let columns = if at == 0 { 0..first_columns } else { first_columns..dim };
                     for row in gradient.chunks_exact(dim) {
-                        to.extend_from_slice(row.get(columns.clone())?);
+                        to.extend_from_slice(row.get(range.clone())?);
                     }
                 }
             }
         }
-        for ((part, indices), gradient) in self.parts.iter_mut().zip(&*indices).zip(&*gradients) {
-            step_rows(part, lookups, &bags.with_indices(indices), pooling, gradient, update)?;
+        for ((part, indices), gradient) in parameters.iter_mut().zip(&*indices).zip(&*gradients) {
+            step_rows(
+                part,
+                lookups,
+                &Step { bags: &bags.with_indices(indices), gradient, ..*step },
+            )?;
         }
         Some(())
-    }
-}
-
-/// Elements of both parts, and columns of the rows that they make.
-fn check(
-    num_embeddings: u64,
-    num_remainders: u32,
-    columns: [usize; 2],
-    combine: Combine,
-) -> Result<([usize; 2], usize), TrainError> {
-    check_num_embeddings(num_embeddings)?;
-    let (num_quotients, embedding_dim) = combine.check(num_embeddings, num_remainders, columns)?;
-    let [first, second] = columns;
-    let lens =
-        [dense::check(num_quotients.into(), first)?, dense::check(num_remainders.into(), second)?];
-    Ok((lens, embedding_dim))
-}
-
-impl Embedding for QuotientRemainderTable {
-    fn table(&self) -> Table<'_> {
-        let [quotients, remainders] = &self.parts;
-        let weights = Weights::QuotientRemainder(QuotientRemainder {
-            quotients: rows_of(quotients),
-            remainders: rows_of(remainders),
-            num_remainders: self.num_remainders,
-            combine: self.combine,
-        });
-        view(weights, self.num_embeddings, self.embedding_dim, self.tier)
-    }
-
-    fn step(
-        &mut self,
-        bags: &Bags<'_>,
-        pooling: Pooling,
-        gradient: &[f32],
-        learning_rate: f64,
-    ) -> Result<(), TrainError> {
-        lookups::check(&self.table(), bags, pooling, gradient)?;
-        self.steps += 1;
-        let update = self.optimizer.update(self.tier, learning_rate, self.steps);
-        self.apply(bags, pooling, gradient, &update)
-            .ok_or(TrainError::Lookup(LookupError::Inconsistent))
-    }
-
-    fn parameters(&self) -> &[Parameters] {
-        &self.parts
-    }
-
-    fn parameters_mut(&mut self) -> &mut [Parameters] {
-        &mut self.parts
-    }
-
-    fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    fn set_steps(&mut self, steps: u64) {
-        self.steps = steps;
     }
 }

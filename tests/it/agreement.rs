@@ -659,7 +659,7 @@ fn signed_indices_and_offsets_are_those_of_their_unsigned_type_unless_they_are_n
         let pool = |bags: &Bags<'_>| {
             let mut out = [0.0; 8];
             let pooled =
-                table.pool(bags, Pooling::Sum, &mut out, &mut vec![0.0; table.workspace_len(1)]);
+                table.pool(bags, Pooling::Sum, &mut out, &mut vec![0.0; table.workspace_len(3)]);
             pooled.map(|()| out)
         };
         let unsigned = pool(&Bags::new(&[3u32, 0, 5], &[0, 2, 3]).unwrap());

@@ -24,7 +24,7 @@ use std::{
 use ttrec::{
     Bags, Blob, Pooling, Tier,
     dtype::{Dtype, Elements},
-    kernel::{self, Epilogue},
+    kernel::{self, Dims, Epilogue},
 };
 
 /// Makes a test of each kernel, and the list of their names.
@@ -524,8 +524,15 @@ fn check_product(
             for (which, epilogue) in epilogues.into_iter().enumerate() {
                 let run = || {
                     let mut out = Guarded::new(&before);
-                    kernel::chain_step(tier, [m, r, n], x, slice.elements(), out.out(), epilogue)
-                        .ok_or("refused")?;
+                    kernel::chain_step(
+                        tier,
+                        Dims { m, r, n },
+                        x,
+                        slice.elements(),
+                        out.out(),
+                        epilogue,
+                    )
+                    .ok_or("refused")?;
                     let found = out.finish()?;
                     let finished = products.iter().zip(&before).enumerate();
                     let expected: Vec<Expected> = finished
@@ -540,7 +547,7 @@ fn check_product(
                         let x = &x[row * r..][..r];
                         kernel::chain_step(
                             tier,
-                            [1, r, n],
+                            Dims { m: 1, r, n },
                             x,
                             slice.elements(),
                             &mut alone,
@@ -591,12 +598,16 @@ fn products_of_the_wrong_lengths_are_refused() {
                         4 => Epilogue::Bias { scales: &[], bias: &bias[..len], relu: true },
                         _ => Epilogue::Bias { scales: &bias[..len], bias: &bias[..n], relu: true },
                     };
-                    let call = |sizes, x_len: usize, slice: usize, out_len: usize, bias_len| {
+                    let call = |[m, r, n]: [usize; 3],
+                                x_len: usize,
+                                slice: usize,
+                                out_len: usize,
+                                bias_len| {
                         refused(&before[..out_len], |out| {
                             let slice = slices[slice].elements();
                             kernel::chain_step(
                                 tier,
-                                sizes,
+                                Dims { m, r, n },
                                 &x[..x_len],
                                 slice,
                                 out,
@@ -630,7 +641,7 @@ fn products_of_the_wrong_lengths_are_refused() {
                     refused(&before[..m * n], |out| {
                         kernel::chain_step(
                             tier,
-                            [m, 0, n],
+                            Dims { m, r: 0, n },
                             &[],
                             nothing.elements(),
                             out,
@@ -642,7 +653,7 @@ fn products_of_the_wrong_lengths_are_refused() {
                     refused(&before[..m * n], |out| {
                         kernel::chain_step(
                             tier,
-                            [m, r, n],
+                            Dims { m, r, n },
                             &x[..m * r],
                             nibbles.elements(),
                             out,
@@ -992,7 +1003,7 @@ fn check_gradients(cases: &mut Cases) {
             kernel::transpose(tier, &slice, n, &mut transposed).ok_or("refused")?;
             let mut out = Guarded::new(&before_x);
             let rhs = Elements::from_f32(&transposed);
-            kernel::chain_step(tier, [m, n, r], &g, rhs, out.out(), Epilogue::Store)
+            kernel::chain_step(tier, Dims { m, r: n, n: r }, &g, rhs, out.out(), Epilogue::Store)
                 .ok_or("refused")?;
             let expected: Vec<Expected> = (0..m * r)
                 .map(|at| dot(fused, &g[at / r * n..][..n], slice[at % r * n..].iter().copied()))
@@ -1006,7 +1017,7 @@ fn check_gradients(cases: &mut Cases) {
             let add = Epilogue::AddScaled(1.0);
             kernel::chain_step(
                 tier,
-                [r, m, n],
+                Dims { m: r, r: m, n },
                 &transposed,
                 Elements::from_f32(&g),
                 out.out(),
@@ -1031,7 +1042,7 @@ mod updates {
     use super::{Cases, Guarded, Numbers, refused, same_bits};
     use ttrec::{
         Tier,
-        kernel::{self, AdamFactors},
+        kernel::{self, AdamFactors, Dims},
     };
 
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -1095,7 +1106,7 @@ mod updates {
                 let step = |tier| -> Result<[Vec<f32>; 2], String> {
                     let (mut slice, mut dx) =
                         (Guarded::new(&slice), Guarded::new(&vec![f32::NAN; m * r]));
-                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice.out(), dx.out())
+                    kernel::sgd_of_few(tier, Dims { m, r, n }, RATE, &x, &d, slice.out(), dx.out())
                         .ok_or("refused")?;
                     Ok([slice.finish()?, dx.finish()?])
                 };
@@ -1133,35 +1144,51 @@ mod updates {
                 }
                 let mut dx = vec![0.0; m * r];
                 refused(&slice, |slice| {
-                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x[1..], &d, slice, &mut dx)
+                    kernel::sgd_of_few(tier, Dims { m, r, n }, RATE, &x[1..], &d, slice, &mut dx)
                 })?;
                 refused(&slice, |slice| {
-                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d[1..], slice, &mut dx)
+                    kernel::sgd_of_few(tier, Dims { m, r, n }, RATE, &x, &d[1..], slice, &mut dx)
                 })?;
                 refused(&slice, |slice| {
-                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx[1..])
+                    kernel::sgd_of_few(tier, Dims { m, r, n }, RATE, &x, &d, slice, &mut dx[1..])
                 })?;
                 refused(&slice[1..], |slice| {
-                    kernel::sgd_of_few(tier, [m, r, n], RATE, &x, &d, slice, &mut dx)
+                    kernel::sgd_of_few(tier, Dims { m, r, n }, RATE, &x, &d, slice, &mut dx)
                 })
             });
         }
         cases.case("no row, and too many", |_| {
             refused(&[0.0], |slice| {
-                kernel::sgd_of_few(tier, [0, 1, 1], RATE, &[], &[], slice, &mut [])
+                kernel::sgd_of_few(tier, Dims { m: 0, r: 1, n: 1 }, RATE, &[], &[], slice, &mut [])
             })?;
             // Sizes that are 0 modulo the address space.
             let around = usize::MAX / 4 + 1;
             refused(&[], |slice| {
-                kernel::sgd_of_few(tier, [4, around, 4], RATE, &[], &[0.0; 16], slice, &mut [])
+                kernel::sgd_of_few(
+                    tier,
+                    Dims { m: 4, r: around, n: 4 },
+                    RATE,
+                    &[],
+                    &[0.0; 16],
+                    slice,
+                    &mut [],
+                )
             })?;
-            kernel::sgd_of_few(tier, [1, 0, 1], RATE, &[], &[0.0], &mut [], &mut [])
-                .ok_or("nothing to do is done")?;
+            kernel::sgd_of_few(
+                tier,
+                Dims { m: 1, r: 0, n: 1 },
+                RATE,
+                &[],
+                &[0.0],
+                &mut [],
+                &mut [],
+            )
+            .ok_or("nothing to do is done")?;
             let many = [0.0; kernel::FEW + 1];
             refused(&[0.0], |slice| {
                 kernel::sgd_of_few(
                     tier,
-                    [many.len(), 1, 1],
+                    Dims { m: many.len(), r: 1, n: 1 },
                     RATE,
                     &many,
                     &many,

@@ -1,4 +1,4 @@
-//! Tables that learn: their gradients against central differences, their steps against PyTorch's,
+//! Trainable tables: their gradients against central differences, their steps against PyTorch's,
 //! and what is promised of threads, checkpoints and blobs.
 //!
 //! The oracle works in f64 on plain lists, by the definition of a row and its partial derivatives;
@@ -13,7 +13,10 @@ use ttrec::{
     Bags, Blob, DigitOrder, LookupError, Pooling, ShapeError, Tier, TtShape,
     blob::{Layout, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
-    train::{DenseTable, Embedding, Initializer, Optimizer, TrainError, TtTable},
+    train::{
+        Checkpointed, DenseShape, DenseTable, Embedding, Initializer, Optimizer, Quantity,
+        TrainError, TtTable, Unsupported,
+    },
 };
 
 // The oracle.
@@ -303,6 +306,7 @@ impl Stepper {
                             let correction = (1.0 - b2.powi(self.steps)).sqrt();
                             *x -= learning_rate * mean * correction / (v[at].sqrt() + epsilon);
                         }
+                        other => panic!("{other:?} has no oracle"),
                     }
                 }
             }
@@ -363,13 +367,18 @@ fn num_embeddings(model: &Model) -> u64 {
     }
 }
 
+fn dense(num_embeddings: u64, embedding_dim: usize) -> DenseShape {
+    DenseShape { num_embeddings, embedding_dim }
+}
+
 /// The same as a table of the crate.
 fn build(model: &Model, optimizer: Optimizer, tier: Tier) -> Box<dyn Embedding> {
     let narrow = |xs: &Vec<f64>| xs.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     match model {
         Model::Dense { dim, rows } => {
-            let table = DenseTable::from_rows(num_embeddings(model), *dim, narrow(rows), optimizer)
-                .unwrap();
+            let table =
+                DenseTable::from_rows(dense(num_embeddings(model), *dim), narrow(rows), optimizer)
+                    .unwrap();
             Box::new(table.with_tier(tier))
         }
         Model::Tt { shape, cores } => {
@@ -616,7 +625,7 @@ fn steps_agree_with_pytorch() {
                     let rows = all("before").remove(0);
                     let dim = rows.len() / num_embeddings as usize;
                     Box::new(
-                        DenseTable::from_rows(num_embeddings, dim, rows, optimizer)
+                        DenseTable::from_rows(dense(num_embeddings, dim), rows, optimizer)
                             .unwrap()
                             .with_tier(tier),
                     )
@@ -718,7 +727,7 @@ fn a_blob_of_learned_cores_gives_the_same_rows_to_the_bit() {
     let mut rng = Rng::new(4);
     let mut tables: [Box<dyn Embedding>; 2] = [
         Box::new(TtTable::new(shape, Initializer::SampledGaussian, Optimizer::ADAGRAD, 1).unwrap()),
-        Box::new(DenseTable::new(60, 64, Initializer::Uniform, Optimizer::ADAM, 1).unwrap()),
+        Box::new(DenseTable::new(dense(60, 64), Initializer::Uniform, Optimizer::ADAM, 1).unwrap()),
     ];
     for table in &mut tables {
         for _ in 0..5 {
@@ -772,7 +781,9 @@ fn what_is_restored_goes_on_to_the_bit() {
                 Box::new(
                     TtTable::new(shape, Initializer::SampledGaussian, optimizer, seed).unwrap(),
                 ),
-                Box::new(DenseTable::new(58, 6, Initializer::Gaussian, optimizer, seed).unwrap()),
+                Box::new(
+                    DenseTable::new(dense(58, 6), Initializer::Gaussian, optimizer, seed).unwrap(),
+                ),
             ]
         };
         for (mut table, mut restored) in zip(new(1), new(2)) {
@@ -833,8 +844,8 @@ fn rows_begin_with_the_variance_of_a_dense_table() {
             println!("{initializer:?} {p:?}: {ratio:.3}");
             assert!((ratio - 1.0).abs() < 0.1, "{initializer:?} {shape:?}: {ratio} times 1/(3N)");
         }
-        let dense = DenseTable::new(900, 64, initializer, Optimizer::Sgd, 1).unwrap();
-        let values = dense.parameters()[0].values();
+        let table = DenseTable::new(dense(900, 64), initializer, Optimizer::Sgd, 1).unwrap();
+        let values = table.parameters()[0].values();
         let ratio =
             values.iter().map(|x| f64::from(x * x)).sum::<f64>() / values.len() as f64 * 2700.0;
         assert!((ratio - 1.0).abs() < 0.03, "{initializer:?} dense: {ratio} times 1/(3N)");
@@ -874,32 +885,34 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     let small = shape(11, &[3, 4], &[2, 3], &[2]);
     let new = |shape| TtTable::new(shape, Initializer::Gaussian, Optimizer::ADAM, 1).map(|_| ());
     let huge = shape(1 << 33, &[1 << 16, 1 << 17], &[1, 1], &[1]);
-    assert_eq!(new(huge), Err(TrainError::TooManyRows { found: 1 << 33 }));
+    let (found, limit) = (1 << 33, u32::MAX.into());
+    let too_many_rows = TrainError::Limit { of: Quantity::Rows, found, limit };
+    assert_eq!(new(huge), Err(too_many_rows));
     let columns_reversed = small.with_column_order(DigitOrder::LeastSignificantFirst);
-    assert_eq!(new(columns_reversed), Err(TrainError::ColumnOrder));
+    assert_eq!(new(columns_reversed), Err(TrainError::Unsupported(Unsupported::ColumnOrder)));
+    let count = |of, found, expected| TrainError::Count { of, found, expected };
     let from = |cores: Vec<Vec<f32>>| {
         TtTable::from_cores(small, cores, Optimizer::Sgd).map(|_| ()).unwrap_err()
     };
-    assert_eq!(from(vec![vec![0.0; 12]]), TrainError::CoreCount { found: 1, expected: 2 });
-    let values_len = |core, found, expected| TrainError::ValuesLen { core, found, expected };
-    assert_eq!(from(vec![vec![0.0; 12], vec![0.0; 25]]), values_len(1, 25, 24));
-    assert_eq!(from(vec![vec![], vec![0.0; 24]]), values_len(0, 0, 12));
-    let dense = |n, dim| {
-        DenseTable::new(n, dim, Initializer::Uniform, Optimizer::Sgd, 1)
+    assert_eq!(from(vec![vec![0.0; 12]]), count(Quantity::Cores, 1, 2));
+    assert_eq!(from(vec![vec![0.0; 12], vec![0.0; 25]]), count(Quantity::Values(1), 25, 24));
+    assert_eq!(from(vec![vec![], vec![0.0; 24]]), count(Quantity::Values(0), 0, 12));
+    let refused = |n, dim| {
+        DenseTable::new(dense(n, dim), Initializer::Uniform, Optimizer::Sgd, 1)
             .map(|_| ())
             .unwrap_err()
     };
-    assert_eq!(dense(0, 4), TrainError::Shape(ShapeError::NumEmbeddings { found: 0 }));
-    assert_eq!(dense(4, 0), TrainError::Shape(ShapeError::EmbeddingDim { found: 0 }));
-    assert_eq!(dense(1 << 33, 4), TrainError::TooManyRows { found: 1 << 33 });
-    let rows = DenseTable::from_rows(4, 2, vec![0.0; 7], Optimizer::Sgd)
+    assert_eq!(refused(0, 4), TrainError::Shape(ShapeError::NumEmbeddings { found: 0 }));
+    assert_eq!(refused(4, 0), TrainError::Shape(ShapeError::EmbeddingDim { found: 0 }));
+    assert_eq!(refused(1 << 33, 4), too_many_rows);
+    let rows = DenseTable::from_rows(dense(4, 2), vec![0.0; 7], Optimizer::Sgd)
         .map(|_| ())
         .unwrap_err();
-    assert_eq!(rows, values_len(0, 7, 8));
+    assert_eq!(rows, count(Quantity::Values(0), 7, 8));
 
     let tables: [Box<dyn Embedding>; 2] = [
         Box::new(TtTable::new(small, Initializer::Gaussian, Optimizer::ADAM, 1).unwrap()),
-        Box::new(DenseTable::new(11, 6, Initializer::Gaussian, Optimizer::ADAM, 1).unwrap()),
+        Box::new(DenseTable::new(dense(11, 6), Initializer::Gaussian, Optimizer::ADAM, 1).unwrap()),
     ];
     for mut table in tables {
         let before = values(&*table);
@@ -908,8 +921,8 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
         let weighted = good.with_per_sample_weights(&[1.0, 2.0]).unwrap();
         let mut step =
             |bags, pooling, len| table.step(bags, pooling, &vec![1.0; len], 0.1).unwrap_err();
-        assert_eq!(step(&good, Pooling::Max, 6), TrainError::MaxPooling);
-        assert_eq!(step(&good, Pooling::Sum, 7), TrainError::GradientLen { found: 7, expected: 6 });
+        assert_eq!(step(&good, Pooling::Max, 6), TrainError::Unsupported(Unsupported::MaxPooling));
+        assert_eq!(step(&good, Pooling::Sum, 7), count(Quantity::Gradient, 7, 6));
         assert_eq!(
             step(&weighted, Pooling::Mean, 6),
             TrainError::Lookup(LookupError::WeightsPooling)

@@ -1,4 +1,4 @@
-//! Tensor trains that learn with a cache (TT-Rec, section 4.3): which rows are held, how they and
+//! Trainable tensor trains with a cache (TT-Rec, section 4.3): which rows are held, how they and
 //! the cores move, what becomes of rows that leave, and that neither checkpoints nor blobs lose any
 //! of it.
 
@@ -9,7 +9,8 @@ use ttrec::{
     blob::{Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
     train::{
-        CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer, TrainError, TtTable,
+        CacheSpec, Checkpointed, DenseShape, DenseTable, Embedding, HashedTable, Initializer,
+        Optimizer, TrainError, TtTable, Unsupported,
     },
 };
 
@@ -45,7 +46,7 @@ fn row(table: &dyn Embedding, index: u64) -> Vec<f32> {
 }
 
 fn held(table: &TtTable) -> BTreeMap<u64, Vec<f32>> {
-    let rows = table.rows_apart();
+    let rows = table.overrides();
     assert!(rows.is_sorted_by(|a, b| a.0 < b.0));
     let values = table.parameters().last().unwrap().values();
     rows.into_iter()
@@ -71,14 +72,14 @@ fn distance(xs: &[f32], ys: &[f32]) -> f64 {
 
 /// Requests of which a few rows have the most.
 fn skewed(rng: &mut Rng, count: usize) -> Vec<u32> {
-    let row = |rng: &mut Rng| {
+    let mut one = || {
         if rng.one_in(2) {
             rng.below(25) * 17
         } else {
             rng.below(ROWS)
         }
     };
-    (0..count).map(|_| row(rng) as u32).collect()
+    (0..count).map(|_| one() as u32).collect()
 }
 
 #[test]
@@ -256,7 +257,7 @@ fn what_is_restored_goes_on_to_the_bit() {
 }
 
 #[test]
-fn a_blob_has_the_rows_apart_and_gives_the_same_bits() {
+fn a_blob_has_the_overrides_and_gives_the_same_bits() {
     let mut table = cached(Optimizer::ADAGRAD, 64, 3, 2);
     let mut rng = Rng::new(6);
     for _ in 0..10 {
@@ -323,12 +324,13 @@ fn counters_of_another_table_are_refused() {
     swapped.rotate_left(good.len() / 2);
     refused(&mut table, &swapped);
     refused(&mut plain(Optimizer::Sgd, 1), &good);
-    let mut dense = DenseTable::new(9, 4, Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
+    let shape = DenseShape { num_embeddings: 9, embedding_dim: 4 };
+    let mut dense = DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
     refused(&mut dense, &good);
     assert_eq!(dense.set_counters(&[]), Ok(()));
 
     let hashed =
         HashedTable::new(Box::new(plain(Optimizer::Sgd, 1).with_cache(spec).unwrap()), 1000);
-    let refused = TrainError::NotHashable { num_rows: ROWS, num_embeddings: 1000 };
-    assert_eq!(hashed.map(|_| ()).unwrap_err(), refused);
+    let refused = Unsupported::HashedRows { num_rows: ROWS, num_embeddings: 1000 };
+    assert_eq!(hashed.map(|_| ()).unwrap_err(), TrainError::Unsupported(refused));
 }

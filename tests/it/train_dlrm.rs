@@ -16,8 +16,9 @@ use ttrec::{
     blob::{Combine, IndexMap, IndexMapSpec, Layout, Role, TableSpec, Weights, WeightsSpec},
     dtype::{self, Dtype},
     train::{
-        Batch, CacheSpec, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable, Initializer,
-        LearningRates, Optimizer, QuotientRemainderTable, TrainError, TtTable,
+        Batch, CacheSpec, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable,
+        Initializer, LearningRates, Optimizer, Quantity, QuotientRemainderShape,
+        QuotientRemainderTable, TrainError, TtTable, Unsupported,
     },
 };
 
@@ -164,7 +165,9 @@ impl Table {
         let values = |at: usize| parameters[at].clone();
         match self {
             Self::Dense { rows } => Box::new(
-                DenseTable::from_rows(*rows, dim, values(0), optimizer).unwrap().with_tier(tier),
+                DenseTable::from_rows(dense(*rows, dim), values(0), optimizer)
+                    .unwrap()
+                    .with_tier(tier),
             ),
             Self::Tt { p, q, ranks, rows, cache } => {
                 let shape = TtShape::new(*rows, p, q, ranks).unwrap();
@@ -180,11 +183,11 @@ impl Table {
                 HashedTable::new(table.build(parameters, dim, optimizer, tier), *indices).unwrap(),
             ),
             &Self::QuotientRemainder { rows, remainders, columns, combine } => {
+                let (num_embeddings, num_remainders) = (rows, remainders);
+                let shape =
+                    QuotientRemainderShape { num_embeddings, num_remainders, columns, combine };
                 let parts = [values(0), values(1)];
-                let table = QuotientRemainderTable::from_parts(
-                    rows, remainders, columns, combine, parts, optimizer,
-                )
-                .unwrap();
+                let table = QuotientRemainderTable::from_parts(shape, parts, optimizer).unwrap();
                 Box::new(table.with_tier(tier))
             }
         }
@@ -847,10 +850,15 @@ fn a_model_learns_what_a_teacher_knows() {
 
 // Refusals.
 
+fn dense(num_embeddings: u64, embedding_dim: usize) -> DenseShape {
+    DenseShape { num_embeddings, embedding_dim }
+}
+
 #[test]
 fn every_refusal_has_its_own_error_and_changes_nothing() {
     let table = |dim| -> Feature {
-        let table = DenseTable::new(5, dim, Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
+        let table =
+            DenseTable::new(dense(5, dim), Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
         Feature { table: Box::new(table), pooling: Pooling::Sum }
     };
     let new = |dense_dim, bottom: &[usize], top: &[usize], features| {
@@ -861,44 +869,51 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     let refused = |dense_dim, bottom: &[usize], top: &[usize], features| {
         new(dense_dim, bottom, top, features).map(|_| ()).unwrap_err()
     };
-    assert_eq!(refused(0, &[], &[1], vec![]), TrainError::NoFeatures);
+    assert_eq!(refused(0, &[], &[1], vec![]), TrainError::Unsupported(Unsupported::NoFeatures));
     assert_eq!(
         refused(0, &[4], &[1], vec![table(4)]),
-        TrainError::BottomMlp { dense_dim: 0, layers: 1 }
+        TrainError::Unsupported(Unsupported::BottomMlp { dense_dim: 0, layers: 1 })
     );
     assert_eq!(
         refused(3, &[], &[1], vec![table(4)]),
-        TrainError::BottomMlp { dense_dim: 3, layers: 0 }
+        TrainError::Unsupported(Unsupported::BottomMlp { dense_dim: 3, layers: 0 })
     );
-    let other_dim = |table, found| TrainError::EmbeddingDim { table, found, expected: 4 };
+    let count = |of, found, expected| TrainError::Count { of, found, expected };
+    let other_dim = |table, found| count(Quantity::Columns(table), found, 4);
     assert_eq!(refused(3, &[4], &[1], vec![table(4), table(5)]), other_dim(1, 5));
     assert_eq!(refused(0, &[], &[1], vec![table(4), table(5)]), other_dim(1, 5));
-    assert_eq!(refused(3, &[4], &[2], vec![table(4)]), TrainError::TopMlp { found: 2 });
-    assert_eq!(refused(3, &[4], &[], vec![table(4)]), TrainError::TopMlp { found: 5 });
-    let layer_len = |found| TrainError::LayerLen { found, limit: 1 << 16 };
+    assert_eq!(refused(3, &[4], &[2], vec![table(4)]), count(Quantity::Outputs, 2, 1));
+    assert_eq!(refused(3, &[4], &[], vec![table(4)]), count(Quantity::Outputs, 5, 1));
+    let layer_len = |found| TrainError::Limit { of: Quantity::LayerWidth, found, limit: 1 << 16 };
     assert_eq!(refused(3, &[0, 4], &[1], vec![table(4)]), layer_len(0));
     assert_eq!(refused(1 << 17, &[4], &[1], vec![table(4)]), layer_len(1 << 17));
     // One vector, which has nothing to interact with.
-    assert_eq!(refused(0, &[], &[1], vec![table(4)]), layer_len(0));
+    let lonely = TrainError::Unsupported(Unsupported::NoInteraction);
+    assert_eq!(refused(0, &[], &[1], vec![table(4)]), lonely);
+    assert_eq!(refused(0, &[], &[], vec![table(4)]), lonely);
     let max = Feature { pooling: Pooling::Max, ..table(4) };
-    assert_eq!(refused(3, &[4], &[1], vec![max]), TrainError::MaxPooling);
+    assert_eq!(refused(3, &[4], &[1], vec![max]), TrainError::Unsupported(Unsupported::MaxPooling));
 
     let hashed = |rows: u64, indices| {
-        let table = DenseTable::new(rows, 4, Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
+        let table =
+            DenseTable::new(dense(rows, 4), Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
         HashedTable::new(Box::new(table), indices)
     };
-    let not_hashable =
-        |num_rows, num_embeddings| TrainError::NotHashable { num_rows, num_embeddings };
+    let not_hashable = |num_rows, num_embeddings| {
+        TrainError::Unsupported(Unsupported::HashedRows { num_rows, num_embeddings })
+    };
     assert_eq!(hashed(5, 4).map(|_| ()).unwrap_err(), not_hashable(5, 4));
     let twice = HashedTable::new(Box::new(hashed(5, 9).unwrap()), 20);
     assert_eq!(twice.map(|_| ()).unwrap_err(), not_hashable(5, 20));
     let parts = [vec![0.0; 12], vec![0.0; 15]];
-    let parts =
-        QuotientRemainderTable::from_parts(11, 4, [4, 4], Combine::Add, parts, Optimizer::Sgd);
-    assert_eq!(
-        parts.map(|_| ()).unwrap_err(),
-        TrainError::ValuesLen { core: 1, found: 15, expected: 16 }
-    );
+    let shape = QuotientRemainderShape {
+        num_embeddings: 11,
+        num_remainders: 4,
+        columns: [4, 4],
+        combine: Combine::Add,
+    };
+    let parts = QuotientRemainderTable::from_parts(shape, parts, Optimizer::Sgd);
+    assert_eq!(parts.map(|_| ()).unwrap_err(), count(Quantity::Values(1), 15, 16));
 
     let mut model = new(2, &[4], &[3, 1], vec![table(4), table(4)]).unwrap();
     let before = values(&model);
@@ -909,15 +924,12 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
         model.step(&Batch { dense, bags }, labels, 0.1).unwrap_err()
     };
     let in_table = |table, error| TrainError::Table(PoolTablesError { table: Some(table), error });
-    assert_eq!(
-        step(&[0.0; 3], &[good, good], &[1.0]),
-        TrainError::DenseLen { found: 3, expected: 2 }
-    );
+    assert_eq!(step(&[0.0; 3], &[good, good], &[1.0]), count(Quantity::DenseFeatures, 3, 2));
     assert_eq!(
         step(&[0.0, f32::NAN], &[good, good], &[1.0]),
         TrainError::DenseFeature { position: 1 }
     );
-    assert_eq!(step(&[0.0; 2], &[good], &[1.0]), TrainError::NumTables { found: 1, expected: 2 });
+    assert_eq!(step(&[0.0; 2], &[good], &[1.0]), count(Quantity::BagLists, 1, 2));
     let num_bags = LookupError::NumBags { found: 2, expected: 1 };
     assert_eq!(step(&[0.0; 2], &[good, two], &[1.0]), in_table(1, num_bags));
     let out_of_range = LookupError::IndexOutOfRange { position: 1, index: 5, num_embeddings: 5 };

@@ -1,8 +1,8 @@
-//! The handles: an open blob with the bytes that it lies in, and its tables and its model, read
-//! once.
+//! The handles: an open blob with its bytes, and its tables and its model, read once.
 //!
-//! A blob borrows from its bytes, and a handle holds both. So what is borrowed is kept as `'static`
-//! in private fields, and leaves this file only for as long as the handle is.
+//! A blob borrows from its bytes, and the handle holds both. So the handle keeps the borrowing
+//! values as `'static` in private fields, and lends them to the rest of the package for no longer
+//! than the handle itself is borrowed.
 
 use super::{Caller, Given, span};
 use crate::status::Error;
@@ -18,7 +18,7 @@ use ttrec::{Blob, BlobError, NoModel, Ranker, Table, limits::ALIGNMENT};
 /// An open blob. Nothing in it changes while it is open.
 #[derive(Debug)]
 pub struct ttrec_blob {
-    // Before the bytes that they borrow from, since fields are dropped in this order.
+    // These borrow from the bytes, so they come first: fields are dropped in order.
     blob: Blob<'static>,
     tables: Arc<Vec<ttrec_table>>,
     ranker: Result<ttrec_ranker, NoModel>,
@@ -36,59 +36,60 @@ pub struct ttrec_table {
 #[derive(Debug)]
 pub struct ttrec_ranker {
     ranker: Ranker<'static>,
-    /// All of the blob's.
+    /// All tables of the blob.
     tables: Arc<Vec<ttrec_table>>,
-    /// Which says where the model's are among them.
+    /// Tells which of the tables are the model's.
     blob: Blob<'static>,
 }
 
-/// The bytes of a blob: where they are does not change when this value moves, nor do they while it
-/// lives.
+/// The bytes of a blob. They do not change while this value lives, and stay where they are when it
+/// moves.
 #[derive(Debug)]
 pub(crate) enum Bytes {
-    /// The caller's.
-    Lent(Lent),
-    /// On the heap, from an aligned position on.
-    Copied { buf: Vec<u8>, start: usize },
-    /// A file's.
+    Borrowed(Borrowed),
+    /// The copy is `buf[start..]`: a vector of bytes has no alignment of its own.
+    Copied {
+        buf: Vec<u8>,
+        start: usize,
+    },
     Mapped(Mmap),
 }
 
 /// Bytes that the caller keeps for as long as the blob is open.
 #[derive(Debug)]
-pub(crate) struct Lent {
+pub(crate) struct Borrowed {
     ptr: *const u8,
     len: usize,
 }
 
-// SAFETY: they are only read, whichever thread does.
-unsafe impl Send for Lent {}
-// SAFETY: they are only read, however many threads do.
-unsafe impl Sync for Lent {}
+// SAFETY: the bytes are only read.
+unsafe impl Send for Borrowed {}
+// SAFETY: the bytes are only read.
+unsafe impl Sync for Borrowed {}
 
-/// Any number of threads may use one handle.
+/// The header allows any number of threads to use one handle.
 const _: () = {
     const fn shared<T: Send + Sync>() {}
     shared::<ttrec_blob>();
 };
 
 impl Given<'_> {
-    /// The bytes of a blob that the caller keeps.
-    pub(crate) fn lent(&self, ptr: *const c_void, len: usize) -> Result<Bytes, Error<'static>> {
-        // No bytes are nowhere, and not misaligned.
+    /// Bytes that the caller keeps until the blob is closed.
+    pub(crate) fn borrowed(&self, ptr: *const c_void, len: usize) -> Result<Bytes, Error<'static>> {
+        // Where there are no bytes the pointer may be null or misaligned, which a slice may not be.
         let nowhere = ptr::without_provenance(ALIGNMENT);
         let ptr = if span(ptr.cast::<u8>(), len, "bytes")?.is_some() {
             ptr.cast()
         } else {
             nowhere
         };
-        Ok(Bytes::Lent(Lent { ptr, len }))
+        Ok(Bytes::Borrowed(Borrowed { ptr, len }))
     }
 
     /// The bytes of a file, mapped.
     pub(crate) fn map(&self, file: &File) -> io::Result<Bytes> {
-        // SAFETY: by the promise the file does not change while the blob is open. (If it does,
-        // values change, and a file cut short ends the process: docs/security.md.)
+        // SAFETY: by the promise the file does not change while the blob is open. (If it did,
+        // values would change, or, if it was shortened, the process end: see docs/security.md.)
         let map = unsafe { Mmap::map(file) }?;
         Ok(Bytes::Mapped(map))
     }
@@ -107,9 +108,9 @@ impl Bytes {
         Ok(Self::Copied { buf, start })
     }
 
-    fn place(&self) -> (*const u8, usize) {
+    fn as_raw(&self) -> (*const u8, usize) {
         match self {
-            Self::Lent(lent) => (lent.ptr, lent.len),
+            Self::Borrowed(borrowed) => (borrowed.ptr, borrowed.len),
             Self::Copied { buf, start } => (buf[*start..].as_ptr(), buf.len() - start),
             Self::Mapped(map) => (map.as_ptr(), map.len()),
         }
@@ -119,10 +120,10 @@ impl Bytes {
 impl ttrec_blob {
     /// Parses `bytes` and keeps them.
     pub(crate) fn open(bytes: Bytes) -> Result<Self, Error<'static>> {
-        let (ptr, len) = bytes.place();
-        // SAFETY: that many bytes are there, and they neither move nor change while `bytes` lives.
-        // This handle keeps it, lends what it borrows for no longer than itself, and drops
-        // it last.
+        let (ptr, len) = bytes.as_raw();
+        // SAFETY: `bytes` has this many bytes, which neither move nor change while it lives. The
+        // handle keeps it, lends nothing that borrows from it for longer than itself, and drops it
+        // last.
         let borrowed: &'static [u8] = unsafe { slice::from_raw_parts(ptr, len) };
         let blob = Blob::parse(borrowed)?;
         let mut tables = Vec::new();
@@ -137,14 +138,14 @@ impl ttrec_blob {
         Ok(Self { blob, tables, ranker, _bytes: bytes })
     }
 
-    /// Gives a handle back, which `Box::into_raw` made.
+    /// Frees a handle that `Box::into_raw` made.
     pub(crate) fn close(_: Caller<'_>, blob: *mut Self) -> Result<(), Error<'static>> {
         if blob.is_null() {
             return Ok(());
         }
         span(blob, 1, "blob")?;
-        // SAFETY: by the promise it is open, so it came from a box and was not given back before,
-        // and nobody uses it.
+        // SAFETY: by the promise it is open: it came from a box, was not closed before, and no
+        // other thread uses it.
         drop(unsafe { Box::from_raw(blob) });
         Ok(())
     }
@@ -161,7 +162,6 @@ impl ttrec_blob {
         table.ok_or(Error::NoSuchTable { name })
     }
 
-    /// Its model, if it has one.
     pub(crate) fn ranker(&self) -> Result<&ttrec_ranker, NoModel> {
         self.ranker.as_ref().map_err(|&error| error)
     }
@@ -181,7 +181,7 @@ impl ttrec_table {
         &self.table
     }
 
-    /// Its name, up to the first zero if there is one.
+    /// The table's name, up to its first zero byte.
     pub(crate) fn name(&self) -> &CStr {
         &self.name
     }
@@ -192,7 +192,7 @@ impl ttrec_ranker {
         &self.ranker
     }
 
-    /// The table whose bags are at `position` of a list.
+    /// The model's table at `position`.
     pub(crate) fn table(&self, position: usize) -> Option<&ttrec_table> {
         self.tables.get(self.blob.model_tables().nth(position)?.table)
     }

@@ -1,10 +1,10 @@
-//! The boundary: pointers from C become references, after all that can be checked has been, and an
-//! error or a panic becomes a status. Every unsafe operation of the package is in this folder.
+//! The boundary: turns pointers from C into references, after checking what can be checked, and
+//! errors and panics into statuses. Every unsafe operation of the package is in this folder.
 //!
-//! An entry point vouches for its caller with a [`Promise`]. In exchange [`answer`] hands out a
-//! [`Caller`], whose safe functions turn its pointers into references that cannot outlive the call.
-//! The order in which they can be had rules out that memory is read as one thing and written as
-//! another: first what the call writes, then, each checked against that, what it reads.
+//! An exported function makes a [`Promise`] for its caller. For the promise, [`answer`] gives a
+//! [`Caller`], whose safe methods turn the caller's pointers into references that cannot outlive
+//! the call. A `Caller` first gives up what the call writes, and then a [`Given`], which compares
+//! everything that the call reads with it. So no memory is both read and written.
 
 mod handle;
 
@@ -23,20 +23,20 @@ use std::{
     slice,
 };
 
-/// That the caller of an entry point keeps to the header.
+/// The caller of an exported function keeps to the header.
 pub(crate) struct Promise(());
 
-/// Who calls, for the time 'c of the call.
+/// The caller; the call lasts for 'c.
 pub(crate) struct Caller<'c>(PhantomData<&'c ()>);
 
-/// What the caller lets be read, apart from what is `written`.
+/// What the caller gives to be read. None of it may overlap the ranges that are `written`.
 pub(crate) struct Given<'c> {
     written: [Range<usize>; 2],
     caller: PhantomData<&'c ()>,
 }
 
-/// Where a result goes.
-pub(crate) struct Place<'c, T> {
+/// Memory for a result.
+pub(crate) struct Slot<'c, T> {
     ptr: *mut T,
     caller: PhantomData<&'c ()>,
 }
@@ -44,16 +44,18 @@ pub(crate) struct Place<'c, T> {
 /// Types of which every pattern of bits is a value.
 ///
 /// # Safety
-/// That must be so.
+/// Every pattern of bits is a value.
 pub(crate) unsafe trait Plain: Copy + 'static {}
 
 // SAFETY: integers.
 unsafe impl Plain for u8 {}
 // SAFETY: integers.
+unsafe impl Plain for i32 {}
+// SAFETY: integers.
 unsafe impl Plain for u32 {}
 // SAFETY: integers.
 unsafe impl Plain for i64 {}
-// SAFETY: every pattern is a float, if not a number.
+// SAFETY: every pattern is a float; some are NaN.
 unsafe impl Plain for f32 {}
 // SAFETY: raw pointers promise nothing.
 unsafe impl<T: 'static> Plain for *const T {}
@@ -61,22 +63,20 @@ unsafe impl<T: 'static> Plain for *const T {}
 unsafe impl Plain for crate::ttrec_bags {}
 
 impl Promise {
-    /// The entry point's caller promises what the header asks for.
+    /// The exported function's caller promises what the header requires.
     ///
-    /// # Safety
-    /// Each pointer that is given to the [`Caller`] is null, or as long as the call lasts
-    /// - leads to a string with a zero at its end, a handle that is open, or as many elements as
-    ///   are said to be there, or room for one result: memory that may be read, and written where
-    ///   the call writes;
-    /// - and nobody else writes there meanwhile, nor reads what the call writes.
+    /// # Safety Each pointer that is passed to the [`Caller`] is null, or points to a string that
+    /// ends with a zero byte, an open handle, as many elements as its length says, or memory for
+    /// one result. During the call the memory can be read, and can be written where the call
+    /// writes; no other thread writes to it, or reads what the call writes.
     ///
-    /// And the bytes of an open blob do not change, nor does the file that it is mapped from.
+    /// The bytes of an open blob, or the file that they are mapped from, do not change.
     pub(crate) unsafe fn of_the_caller() -> Self {
         Self(())
     }
 }
 
-/// What `call` comes to, as a status.
+/// Runs `call`, and returns its status.
 pub(crate) fn answer(
     promise: Promise,
     call: impl for<'c> FnOnce(Caller<'c>) -> Result<(), Error<'c>>,
@@ -87,7 +87,7 @@ pub(crate) fn answer(
     }
 }
 
-/// What `call` comes to, as a value.
+/// Runs `call`, and returns its value, or `otherwise` if it fails.
 pub(crate) fn answer_or<T>(
     otherwise: T,
     promise: Promise,
@@ -96,7 +96,7 @@ pub(crate) fn answer_or<T>(
     guard(promise, call).unwrap_or(otherwise)
 }
 
-/// Keeps the text of what went wrong, a panic among it, and returns its status.
+/// Runs `call`. Keeps the message of an error or a panic for ttrec_last_error().
 fn guard<T>(
     Promise(()): Promise,
     call: impl for<'c> FnOnce(Caller<'c>) -> Result<T, Error<'c>>,
@@ -105,13 +105,13 @@ fn guard<T>(
         last_error::set(error);
         error.status()
     };
-    // What the call has left half done is the caller's output alone; handles do not change.
+    // Unwind safe: a call changes no handle, so a panic can leave only the outputs incomplete.
     let result =
         catch_unwind(AssertUnwindSafe(|| call(Caller(PhantomData)).map_err(|error| fail(&error))));
     result.unwrap_or_else(|_panic| Err(fail(&Error::Panic)))
 }
 
-/// The addresses of `len` elements from `ptr` on; `None` if there are none.
+/// The addresses of `len` elements at `ptr`; `None` if `len` is 0.
 fn span<T>(
     ptr: *const T,
     len: usize,
@@ -134,12 +134,12 @@ fn span<T>(
 }
 
 impl<'c> Caller<'c> {
-    /// A call that writes results to a [`Place`] at most.
+    /// For a call that writes nothing, or only to a [`Slot`].
     pub(crate) fn reads(self) -> Given<'c> {
         Given { written: [0..0, 0..0], caller: PhantomData }
     }
 
-    /// A call that writes to `out` and `workspace`, floats and how many. They may be uninitialised.
+    /// For a call that writes to `out` and `workspace`, which may be uninitialised.
     pub(crate) fn writes(
         self,
         (out, out_len): (*mut f32, usize),
@@ -149,13 +149,12 @@ impl<'c> Caller<'c> {
         let mut slice_mut =
             |at: usize, ptr: *mut f32, len, what| -> Result<&'c mut [f32], Error<'c>> {
                 let Some(span) = span(ptr, len, what)? else { return Ok(&mut []) };
-                given.check_apart(&span, what)?;
+                given.check_overlap(&span, what)?;
                 given.written[at] = span;
-                // SAFETY: `span` has seen that it is not null, aligned, and not too long. By the
-                // promise it may be read and written, and nobody else does; this
-                // call does not either, since what `given` hands out lies apart. The floats may be
-                // uninitialised memory in the eyes of C, but what comes from beyond the boundary
-                // has some value.
+                // SAFETY: `span` has checked that it is not null, aligned, and not too long. By the
+                // promise it can be read and written, and no other thread does; nor does this call
+                // through another reference, since `given` refuses what overlaps it. Memory that C
+                // did not initialise has arbitrary values here, since the compiler cannot see C.
                 Ok(unsafe { slice::from_raw_parts_mut(ptr, len) })
             };
         let out = slice_mut(0, out, out_len, "out")?;
@@ -165,7 +164,8 @@ impl<'c> Caller<'c> {
 }
 
 impl<'c> Given<'c> {
-    fn check_apart(&self, span: &Range<usize>, what: &'static str) -> Result<(), Error<'c>> {
+    /// Refuses what overlaps memory that the call writes.
+    fn check_overlap(&self, span: &Range<usize>, what: &'static str) -> Result<(), Error<'c>> {
         let overlaps =
             |written: &Range<usize>| span.start < written.end && written.start < span.end;
         if self.written.iter().any(overlaps) {
@@ -175,7 +175,7 @@ impl<'c> Given<'c> {
         }
     }
 
-    /// `len` elements; none may be at null.
+    /// `len` elements at `ptr`, which may be null if `len` is 0.
     pub(crate) fn slice<T: Plain>(
         &self,
         ptr: *const T,
@@ -183,9 +183,9 @@ impl<'c> Given<'c> {
         what: &'static str,
     ) -> Result<&'c [T], Error<'c>> {
         let Some(span) = span(ptr, len, what)? else { return Ok(&[]) };
-        self.check_apart(&span, what)?;
-        // SAFETY: `span` has seen that it is not null, aligned, and not too long; any bits are a
-        // `T`. By the promise it may be read, and nobody writes there, nor does this call.
+        self.check_overlap(&span, what)?;
+        // SAFETY: `span` has checked that it is not null, aligned, and not too long; any bits are a
+        // `T`. By the promise it can be read and no other thread writes to it, nor does this call.
         Ok(unsafe { slice::from_raw_parts(ptr, len) })
     }
 
@@ -194,41 +194,41 @@ impl<'c> Given<'c> {
         Ok(self.slice(ptr, 1, what)?[0])
     }
 
-    /// What a handle stands for.
+    /// The value behind a handle.
     pub(crate) fn handle<T>(&self, ptr: *const T, what: &'static str) -> Result<&'c T, Error<'c>> {
         if let Some(span) = span(ptr, 1, what)? {
-            self.check_apart(&span, what)?;
+            self.check_overlap(&span, what)?;
         }
-        // SAFETY: not null and aligned, and by the promise an open handle, which nobody changes.
+        // SAFETY: not null and aligned, and by the promise an open handle, which never changes.
         Ok(unsafe { &*ptr })
     }
 
     /// A string.
-    pub(crate) fn text(
+    pub(crate) fn c_str(
         &self,
         ptr: *const c_char,
         what: &'static str,
     ) -> Result<&'c CStr, Error<'c>> {
         span(ptr, 1, what)?;
-        // SAFETY: not null; by the promise it ends with a zero, and nobody changes it.
+        // SAFETY: not null; by the promise it ends with a zero byte and does not change.
         Ok(unsafe { CStr::from_ptr(ptr) })
     }
 
-    /// Room for a result.
-    pub(crate) fn place<T>(
+    /// Memory for a result.
+    pub(crate) fn slot<T>(
         &self,
         ptr: *mut T,
         what: &'static str,
-    ) -> Result<Place<'c, T>, Error<'c>> {
+    ) -> Result<Slot<'c, T>, Error<'c>> {
         span(ptr, 1, what)?;
-        Ok(Place { ptr, caller: PhantomData })
+        Ok(Slot { ptr, caller: PhantomData })
     }
 }
 
-impl<T> Place<'_, T> {
+impl<T> Slot<'_, T> {
     pub(crate) fn put(self, value: T) {
-        // SAFETY: not null and aligned; by the promise it has room for a `T`. Nothing that was
-        // borrowed for this call is used after its result is put.
+        // SAFETY: not null and aligned; by the promise a `T` can be written to it. It may overlap
+        // what the call has borrowed, but a call uses nothing after it has put its result.
         unsafe { self.ptr.write(value) };
     }
 }

@@ -1,14 +1,14 @@
-//! Arguments through the C entry points: each that is wrong is refused by its status, and outputs
-//! stay as they were; right ones have the library's bits.
+//! Arguments of the C functions: each wrong one is refused with its status, and leaves the outputs
+//! unmodified; with correct ones the results have the library's bits.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
-    reason = "calls of the C ABI, with pointers of live vectors or on purpose wrong"
+    reason = "calls of the C ABI, with pointers to live vectors, or deliberately wrong ones"
 )]
 
 use crate::support::{
-    Open, SENTINEL, TWO_TABLES, assert_same, bag, dim, i64_bags, last_error, lookup,
+    Open, SENTINEL, TWO_TABLES, assert_same, bag, dim, i32_bags, i64_bags, last_error, lookup,
     num_embeddings, output, text, u32_bags, workspace_len,
 };
 use std::{ffi::CString, mem, ptr};
@@ -24,7 +24,7 @@ const POOLINGS: [(u32, Pooling); 3] = [
     (ttrec_pooling::Max as u32, Pooling::Max),
 ];
 
-/// `found` is a failure of this status, whose text says this.
+/// `found` is a failure with this status, and its message contains `said`.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(found: Result<T, Status>, status: Status, said: &str) {
     assert_eq!(found.unwrap_err(), status, "{}", last_error());
@@ -36,7 +36,7 @@ fn status(status: Status) -> Result<(), Status> {
 }
 
 #[test]
-fn versions_are_told() {
+fn versions_are_reported() {
     assert_eq!(ttrec_abi_version(), TTREC_ABI_VERSION);
     assert_eq!(text(ttrec_version_string()), env!("CARGO_PKG_VERSION"));
     assert_eq!(text(ttrec_tier_name()), ttrec::Tier::best().name());
@@ -146,7 +146,7 @@ fn misaligned_pointers_are_refused() {
     for by in 1..64 {
         let whole = |size: usize| by % size == 0;
         let shifted = |ptr: *mut f32| ptr.wrapping_byte_add(by);
-        // Of one element more, so that what is aligned is right.
+        // Longer by 16 elements, so that a shift by whole elements stays within the memory.
         let call = |shift_out: bool, shift_workspace: bool| {
             output(
                 dim(item) + 16,
@@ -370,7 +370,6 @@ fn numbers_that_name_no_pooling_or_type_are_refused() {
             "index_type",
         );
     }
-    refused(bag(item, &ttrec_bags { index_type: 2, ..*bags }, SUM), Status::Argument, "index_type");
     for (pooling, _) in &POOLINGS[1..] {
         let weighted = u32_bags(&[1, 2], &[0, 2], Some(&[1.0, 2.0]));
         refused(
@@ -427,6 +426,14 @@ fn indices_and_offsets_out_of_range_are_refused() {
                     &said,
                 );
             }
+            for wrong in [-1, i32::MIN, -row.cast_signed()] {
+                let said = format!("index {wrong} at position 1 is negative");
+                refused(
+                    bag(table, &i32_bags(&[0, wrong], &[0, 2], None), pooling),
+                    Status::IndexOutOfRange,
+                    &said,
+                );
+            }
             for wrong in [rows as i64, i64::MAX, 1 << 32] {
                 let said = format!("index {wrong} at position 0");
                 refused(
@@ -467,6 +474,8 @@ fn bags_have_the_librarys_bits_whatever_type_their_indices_have() {
             (0..200).map(|i| if i == 100 { f32::NAN } else { i as f32 - 50.5 }).collect();
         let wide = |narrow: &[u32]| narrow.iter().map(|&x| i64::from(x)).collect::<Vec<_>>();
         let (wide_indices, wide_offsets) = (wide(&indices), wide(&offsets));
+        let signed_indices: Vec<i32> = indices.iter().map(|index| index.cast_signed()).collect();
+        let signed_offsets = offsets.map(u32::cast_signed);
         for (number, pooling) in POOLINGS {
             for weights in [None, Some(&weights[..])] {
                 let mut bags = Bags::new(&indices, &offsets).unwrap();
@@ -483,6 +492,11 @@ fn bags_have_the_librarys_bits_whatever_type_their_indices_have() {
                 assert!(out.iter().any(|&x| x != 0.0));
                 assert_same(
                     &bag(table, &u32_bags(&indices, &offsets, weights), number).unwrap(),
+                    &out,
+                );
+                assert_same(
+                    &bag(table, &i32_bags(&signed_indices, &signed_offsets, weights), number)
+                        .unwrap(),
                     &out,
                 );
                 assert_same(

@@ -1,10 +1,10 @@
-//! Blobs through the C entry points: what is no blob, or no longer one, is refused by a status and
-//! leaves no handle; what opens answers as the Rust library does.
+//! Blobs through the C functions: damaged blobs are refused with a status and leave no handle; the
+//! others give what the Rust library gives.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
-    reason = "calls of the C ABI, with pointers of live vectors or on purpose wrong"
+    reason = "calls of the C ABI, with pointers to live vectors, or deliberately wrong ones"
 )]
 
 use crate::support::{

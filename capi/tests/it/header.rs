@@ -1,4 +1,4 @@
-//! `include/ttrec.h` is what cbindgen makes of the source.
+//! `include/ttrec.h` is what cbindgen generates from the source.
 
 use std::{env, fs, path::Path};
 
@@ -24,9 +24,9 @@ fn the_header_is_in_step_with_the_source() {
     let kept = fs::read_to_string(&path).unwrap();
     assert!(
         kept == made,
-        "{} is not what cbindgen makes of the source: run\n    UPDATE_HEADER=1 cargo test -p \
-         ttrec-capi --test header\nand look at what changed: another signature or struct needs \
-         another TTREC_ABI_VERSION",
+        "{} is not what cbindgen generates from the source: run\n    UPDATE_HEADER=1 cargo test \
+         -p ttrec-capi --test it header\nand see what changed: a change of a signature or a struct \
+         needs another TTREC_ABI_VERSION",
         path.display()
     );
 }

@@ -7,5 +7,6 @@ mod arguments;
 mod blobs;
 mod examples;
 mod header;
+mod lifetimes;
 mod ranker;
 mod threads;

@@ -1,10 +1,10 @@
-//! Models through the C entry points: scores have the library's bits; wrong arguments are refused
-//! by their status, and outputs stay as they were.
+//! Models through the C functions: scores have the library's bits. Wrong arguments are refused with
+//! their status, and leave the outputs unmodified.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
-    reason = "calls of the C ABI, with pointers of live vectors or on purpose wrong"
+    reason = "calls of the C ABI, with pointers to live vectors, or deliberately wrong ones"
 )]
 
 use crate::support::{
@@ -17,7 +17,7 @@ use ttrec_capi::{abi::*, ttrec_bags, ttrec_ranker, ttrec_status as Status};
 
 const SCORERS: [Scorer; 3] = [ttrec_ranker_score, ttrec_ranker_logits, ttrec_ranker_rank];
 
-/// `found` is a failure of this status, whose text says this.
+/// `found` is a failure with this status, and its message contains `said`.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(found: Result<T, Status>, status: Status, said: &str) {
     assert_eq!(found.unwrap_err(), status, "{}", last_error());
@@ -230,7 +230,7 @@ fn misaligned_pointers_are_refused() {
     let (dense, bags) = three();
     for scorer in SCORERS {
         for by in 1..mem::align_of::<ttrec_bags>() {
-            // Rooms of some elements more, which what is aligned may reach.
+            // Longer by some elements, so that a shift by whole elements stays within the memory.
             let call = |what: &str| {
                 let shift = |name: &str| if name == what { by } else { 0 };
                 output(8, enough + 8, |out, _, workspace, _| unsafe {

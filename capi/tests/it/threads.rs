@@ -6,7 +6,7 @@
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
-    reason = "calls of the C ABI, with pointers of live vectors"
+    reason = "calls of the C ABI, with pointers to live vectors"
 )]
 
 use crate::support::{DLRM, Open, TWO_TABLES, dim, num_embeddings, u32_bags, workspace_len};
@@ -120,7 +120,7 @@ fn read(open: &Open, expected: &[Vec<Vec<u32>>], thread: u64, lookups: u64) -> u
                 assert!(same, "row {row}: {out:?}");
                 count += 1;
             }
-            // A failure here is nobody else's.
+            // The message is that of this thread's own failure.
             assert!(crate::support::lookup(table, rows + thread).is_err());
             assert!(crate::support::last_error().contains(&format!("index {} at", rows + thread)));
         }

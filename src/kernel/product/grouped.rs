@@ -4,6 +4,7 @@ use super::{Job, Product, tile::finished};
 use crate::{
     dtype::Weight,
     isa::{Groups, Isa, MAX_GROUP, Op, WideF32},
+    kernel::Consistent,
 };
 use core::ops::Range;
 
@@ -15,10 +16,10 @@ pub(super) struct FewColumns<'p, 's, 'o, W, const C: usize, const ADD: bool> {
 }
 
 impl<W: Weight, const C: usize, const ADD: bool> Op for FewColumns<'_, '_, '_, W, C, ADD> {
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Option<()> {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         if C == 8 {
             self.in_groups(isa.eights()?)
         } else {
@@ -29,7 +30,7 @@ impl<W: Weight, const C: usize, const ADD: bool> Op for FewColumns<'_, '_, '_, W
 
 impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, ADD> {
     #[inline(always)]
-    fn in_groups<G: Groups>(self, groups: G) -> Option<()> {
+    fn in_groups<G: Groups>(self, groups: G) -> Consistent {
         let Self { product, rows, column } = self;
         for job in product.jobs {
             let mut row = rows.start;
@@ -117,7 +118,7 @@ fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: us
     n: usize,
     column: usize,
     sums: &mut [WideF32<G>; N],
-) -> Option<()> {
+) -> Consistent {
     let mut rhs = [groups.wide().splat(0.0); K];
     for lane in 0..K {
         rhs[lane] =

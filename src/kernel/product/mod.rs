@@ -48,6 +48,7 @@ use super::Epilogue;
 use crate::{
     dtype::{Elements, Weight, with_core_elements},
     isa::{Isa, Op, Tier},
+    kernel::{Consistent, Dims},
 };
 use core::ops::Range;
 use grouped::{FewColumns, GroupedJobs};
@@ -62,12 +63,12 @@ use tile::Strip;
 /// `None`, with nothing done, if the lengths do not fit `[m, r, n]`, if r is 0, or for i4.
 pub fn chain_step(
     tier: Tier,
-    [m, r, n]: [usize; 3],
+    Dims { m, r, n }: Dims,
     x: &[f32],
     slice: Elements<'_>,
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     let fits = m.checked_mul(r)? == x.len()
         && r.checked_mul(n)? == slice.len()
         && m.checked_mul(n)? == out.len();
@@ -75,32 +76,40 @@ pub fn chain_step(
         return None;
     }
     if let Some(isa) = tier.scalar() {
-        return scalar_product(isa, [m, r, n], x, slice, Start::With(0.0), (out, n), epilogue);
+        return scalar_product(
+            isa,
+            Dims { m, r, n },
+            x,
+            slice,
+            Start::With(0.0),
+            (out, n),
+            epilogue,
+        );
     }
-    with_core_elements!(slice, slice => step(tier, [m, r, n], x, slice, out, epilogue))?
+    with_core_elements!(slice, slice => step(tier, Dims { m, r, n }, x, slice, out, epilogue))?
 }
 
 fn step<W: Weight>(
     tier: Tier,
-    [m, r, n]: [usize; 3],
+    Dims { m, r, n }: Dims,
     x: &[f32],
     slice: &[W],
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     if m == 0 || n == 0 {
         return Some(());
     }
     let store = |scale, out| {
         let jobs = &[Job { m, x, slice, out: 0, scale }];
-        tier.run_vector(Product::whole(jobs, [m, r, n], out, false)).flatten()
+        tier.run_vector(Product::whole(jobs, Dims { m, r, n }, out, false)).flatten()
     };
     match epilogue {
         Epilogue::Store => store(1.0, out),
         Epilogue::StoreScaled(scale) if W::SCALED => store(scale, out),
-        Epilogue::MaxScaled(_) => row_by_row(tier, [r, n], x, slice, out, epilogue),
+        Epilogue::MaxScaled(_) => row_by_row(tier, r, n, x, slice, out, epilogue),
         Epilogue::AddScaled(scale) => {
-            add_products(tier, [m, r, n], &[Job { m, x, slice, out: 0, scale }], out)
+            add_products(tier, Dims { m, r, n }, &[Job { m, x, slice, out: 0, scale }], out)
         }
         Epilogue::StoreScaled(_) | Epilogue::Bias { .. } => {
             store(1.0, &mut *out)?;
@@ -114,12 +123,13 @@ fn step<W: Weight>(
 /// row by row.
 fn row_by_row<W: Weight>(
     tier: Tier,
-    [r, n]: [usize; 2],
+    r: usize,
+    n: usize,
     x: &[f32],
     slice: &[W],
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     for (row, out) in out.chunks_exact_mut(n.max(1)).enumerate() {
         let jobs = &[Job { m: 1, x: x.get(row * r..)?.get(..r)?, slice, out: 0, scale: 1.0 }];
         epilogue.apply(tier, 0, out, |columns, out| {
@@ -162,12 +172,13 @@ impl<W> Job<'_, W> {
 /// bounds.
 pub(crate) fn store_products<W: Weight>(
     tier: Tier,
-    [r, n]: [usize; 2],
+    r: usize,
+    n: usize,
     jobs: &[Job<'_, W>],
     out: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     if let Some(isa) = tier.scalar() {
-        return scalar::products(isa, [r, n], jobs, out, |scale| {
+        return scalar::products(isa, r, n, jobs, out, |scale| {
             Epilogue::Store.times(if W::SCALED { scale } else { 1.0 })
         });
     }
@@ -182,14 +193,14 @@ struct StoreProducts<'s, 'o, W> {
 }
 
 impl<W: Weight> Op for StoreProducts<'_, '_, W> {
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Option<()> {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self { jobs, r, n, out } = self;
         for job in jobs {
             let jobs = core::slice::from_ref(job);
-            Product::whole(jobs, [job.m, r, n], &mut *out, false).run(isa)?;
+            Product::whole(jobs, Dims { m: job.m, r, n }, &mut *out, false).run(isa)?;
         }
         Some(())
     }
@@ -199,16 +210,16 @@ impl<W: Weight> Op for StoreProducts<'_, '_, W> {
 /// bounds.
 pub(crate) fn store_rows(
     tier: Tier,
-    [m, r, n]: [usize; 3],
+    Dims { m, r, n }: Dims,
     x: &[f32],
     slice: Elements<'_>,
     out: &mut [f32],
     stride: usize,
-) -> Option<()> {
+) -> Consistent {
     if let Some(isa) = tier.scalar() {
         return scalar_product(
             isa,
-            [m, r, n],
+            Dims { m, r, n },
             x,
             slice,
             Start::With(0.0),
@@ -218,7 +229,7 @@ pub(crate) fn store_rows(
     }
     with_core_elements!(slice, slice => {
         let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
-        tier.run_vector(Product { stride, ..Product::whole(jobs, [m, r, n], out, false) }).flatten()
+        tier.run_vector(Product { stride, ..Product::whole(jobs, Dims { m, r, n }, out, false) }).flatten()
     })?
 }
 
@@ -227,19 +238,19 @@ pub(crate) fn store_rows(
 /// says how the result replaces them. `None` if anything is out of bounds.
 pub(crate) fn resume_rows(
     tier: Tier,
-    [m, r, n]: [usize; 3],
+    Dims { m, r, n }: Dims,
     x: &[f32],
     slice: Elements<'_>,
     out: &mut [f32],
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     if let Some(isa) = tier.scalar() {
-        return scalar_product(isa, [m, r, n], x, slice, Start::Resume, (out, n), epilogue);
+        return scalar_product(isa, Dims { m, r, n }, x, slice, Start::Resume, (out, n), epilogue);
     }
     if r > 0 {
         with_core_elements!(slice, slice => {
             let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
-            let product = Product::whole(jobs, [m, r, n], &mut *out, false);
+            let product = Product::whole(jobs, Dims { m, r, n }, &mut *out, false);
             tier.run_vector(Product { resume: true, ..product }).flatten()
         })??;
     }
@@ -251,14 +262,14 @@ pub(crate) fn resume_rows(
 /// is out of bounds.
 pub(crate) fn add_products<W: Weight>(
     tier: Tier,
-    [m, r, n]: [usize; 3],
+    Dims { m, r, n }: Dims,
     jobs: &[Job<'_, W>],
     out: &mut [f32],
-) -> Option<()> {
+) -> Consistent {
     if let Some(isa) = tier.scalar() {
-        return scalar::products(isa, [r, n], jobs, out, Epilogue::AddScaled);
+        return scalar::products(isa, r, n, jobs, out, Epilogue::AddScaled);
     }
-    tier.run_vector(Product::whole(jobs, [m, r, n], out, true)).flatten()
+    tier.run_vector(Product::whole(jobs, Dims { m, r, n }, out, true)).flatten()
 }
 
 /// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out`
@@ -280,10 +291,10 @@ struct Product<'s, 'o, W> {
 
 impl<W: Weight> Op for Product<'_, '_, W> {
     /// `None` if anything is out of bounds.
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(mut self, isa: I) -> Option<()> {
+    fn run<I: Isa>(mut self, isa: I) -> Consistent {
         if self.add {
             self.jobs = self.several_at_once(isa)?;
         }
@@ -324,7 +335,12 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
     /// All columns of the product. Only such a product may add: computing several jobs at once
     /// relies on rows that lie end to end.
     #[inline(always)]
-    fn whole(jobs: &'s [Job<'s, W>], [m, r, n]: [usize; 3], out: &'o mut [f32], add: bool) -> Self {
+    fn whole(
+        jobs: &'s [Job<'s, W>],
+        Dims { m, r, n }: Dims,
+        out: &'o mut [f32],
+        add: bool,
+    ) -> Self {
         Self { jobs, m, r, n, first: 0, end: n, out, stride: n, add, resume: false }
     }
 
@@ -396,7 +412,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         isa: I,
         range: Range<usize>,
         column: usize,
-    ) -> Option<()> {
+    ) -> Consistent {
         let fours = range.start + range.len() / 4 * 4;
         for (rows, range) in [(4, range.start..fours), (1, fours..range.end)] {
             self.strip::<_, WIDTH>(isa.narrow(), rows, 1, range, column..column + WIDTH)?;
@@ -434,7 +450,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         vectors: usize,
         rows: Range<usize>,
         columns: Range<usize>,
-    ) -> Option<()> {
+    ) -> Consistent {
         macro_rules! strip {
             ($M:literal, $V:literal) => {
                 match self.add {

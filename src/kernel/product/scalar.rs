@@ -5,7 +5,7 @@ use super::Job;
 use crate::{
     dtype::{Elements, Weight, with_elements},
     isa::{Isa, Scalar},
-    kernel::Epilogue,
+    kernel::{Consistent, Dims, Epilogue},
 };
 
 const LANES: usize = Scalar::LANES;
@@ -26,13 +26,13 @@ pub(in crate::kernel) enum Start {
 #[inline(never)]
 pub(in crate::kernel) fn product(
     isa: Scalar,
-    [m, r, n]: [usize; 3],
+    Dims { m, r, n }: Dims,
     x: &[f32],
     slice: Elements<'_>,
     start: Start,
     (out, stride): (&mut [f32], usize),
     epilogue: Epilogue<'_>,
-) -> Option<()> {
+) -> Consistent {
     if slice.len() < slice.units_of(r.checked_mul(n)?) {
         return None;
     }
@@ -81,16 +81,17 @@ fn chains<W: Weight>(
 /// bounds.
 pub(super) fn products<W: Weight>(
     isa: Scalar,
-    [r, n]: [usize; 2],
+    r: usize,
+    n: usize,
     jobs: &[Job<'_, W>],
     out: &mut [f32],
     epilogue: impl Fn(f32) -> Epilogue<'static>,
-) -> Option<()> {
+) -> Consistent {
     jobs.iter().try_for_each(|job| {
         let out = (out.get_mut(job.out..)?, n);
         product(
             isa,
-            [job.m, r, n],
+            Dims { m: job.m, r, n },
             job.x,
             W::elements(job.slice),
             Start::With(0.0),

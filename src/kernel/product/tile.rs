@@ -4,6 +4,7 @@ use super::{Job, Product};
 use crate::{
     dtype::Weight,
     isa::{Isa, Op},
+    kernel::Consistent,
 };
 use core::ops::Range;
 
@@ -27,10 +28,10 @@ pub(super) struct Strip<
 impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: bool> Op
     for Strip<'_, '_, '_, W, M, V, WIDTH, ADD>
 {
-    type Output = Option<()>;
+    type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Option<()> {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         let jobs = self.product.jobs;
         for job in jobs {
             // The right operand stays in the nearest cache while the rows go by.
@@ -61,7 +62,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     row: usize,
     column: usize,
     width: usize,
-) -> Option<()> {
+) -> Consistent {
     let (r, n) = (product.r, product.n);
     let mut lhs: [&[f32]; M] = [&[]; M];
     let mut x = job.x.get(row * r..)?;

@@ -1,13 +1,14 @@
-//! What the tests through the C entry points share: a handle that closes itself, and calls with
-//! canaries around their outputs.
+//! Shared by the tests of the C functions: a handle that closes itself, and calls with canaries
+//! around their outputs.
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![allow(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
-    reason = "calls of the C ABI, with pointers of live vectors or on purpose wrong"
+    reason = "calls of the C ABI, with pointers to live vectors, or deliberately wrong ones"
 )]
 
+pub(crate) mod compiler;
 #[path = "../../../../tests/it/support/format.rs"]
 pub(crate) mod format;
 #[path = "../../../../tests/it/support/rng.rs"]
@@ -132,8 +133,8 @@ pub(crate) fn workspace_len(table: *const ttrec_table) -> usize {
     unsafe { ttrec_table_workspace_len(table) }
 }
 
-/// What `call` writes to an output of `len` floats with a workspace of `workspace_len`: nothing
-/// beside them, and nothing at all if it fails.
+/// What `call` writes to an output of `len` floats, with a workspace of `workspace_len`. Nothing
+/// around them may change, and nothing at all if the call fails.
 pub(crate) fn output(
     len: usize,
     workspace_len: usize,
@@ -146,11 +147,11 @@ pub(crate) fn output(
     let untouched = |floats: &[f32]| floats.iter().all(|&x| x == SENTINEL);
     assert!(
         untouched(&out[..MARGIN]) && untouched(&out[MARGIN + len..]),
-        "wrote beside the output"
+        "wrote around the output"
     );
     assert!(
         untouched(&workspace[..MARGIN]) && untouched(&workspace[MARGIN + workspace_len..]),
-        "beside the workspace"
+        "wrote around the workspace"
     );
     if status == ttrec_status::Ok {
         return Ok(out[MARGIN..][..len].to_vec());
@@ -258,7 +259,23 @@ pub(crate) fn i64_bags<'a>(
     Lent(bags, PhantomData)
 }
 
-/// Equal to the bit, but for what kind of NaN.
+pub(crate) fn i32_bags<'a>(
+    indices: &'a [i32],
+    offsets: &'a [i32],
+    weights: Option<&'a [f32]>,
+) -> Lent<'a> {
+    let weights = weights.map_or(ptr::null(), <[f32]>::as_ptr);
+    let bags = ttrec_bags_i32(
+        indices.as_ptr(),
+        indices.len(),
+        offsets.as_ptr(),
+        offsets.len() - 1,
+        weights,
+    );
+    Lent(bags, PhantomData)
+}
+
+/// Equal to the bit, except that all NaNs are equal.
 pub(crate) fn assert_same(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     for (x, y) in found.iter().zip(expected) {

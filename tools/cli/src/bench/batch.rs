@@ -28,7 +28,7 @@ use ttrec::{
     blob::{TableSpec, Weights, WeightsSpec},
     cache::RowCache,
     dtype::{Dtype, Elements},
-    kernel::{Epilogue, chain_step, widen},
+    kernel::{Dims, Epilogue, chain_step, widen},
 };
 
 /// The rank of workloads that come in one rank only, as do those with a cache.
@@ -538,7 +538,7 @@ impl<'a> Bare<'a> {
         let ([g0, g1, g2], q, r) =
             (slices.get(lookup)?, |k| shape.column_factor(k), |k| shape.rank(k));
         widen(*tier, *g0, 1.0, -0.0, x, Epilogue::Store)?;
-        chain_step(*tier, [q(0), r(1), q(1) * r(2)], x, *g1, y, Epilogue::Store)?;
-        chain_step(*tier, [q(0) * q(1), r(2), q(2)], y, *g2, out, Epilogue::Store)
+        chain_step(*tier, Dims { m: q(0), r: r(1), n: q(1) * r(2) }, x, *g1, y, Epilogue::Store)?;
+        chain_step(*tier, Dims { m: q(0) * q(1), r: r(2), n: q(2) }, y, *g2, out, Epilogue::Store)
     }
 }

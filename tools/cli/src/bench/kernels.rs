@@ -11,7 +11,7 @@ use std::hint::black_box;
 use ttrec::{
     AlignedBuf, Tier,
     dtype::{Dtype, Elements},
-    kernel::{Epilogue, chain_step},
+    kernel::{Dims, Epilogue, chain_step},
 };
 
 /// Chain steps of every dtype: m, r, n.
@@ -134,7 +134,8 @@ impl Kernel {
         };
         let slice = Elements::from_bytes(&self.slice, self.dtype)?;
         let (x, out) = (bytemuck::cast_slice(&self.x), bytemuck::cast_slice_mut(&mut self.out));
-        chain_step(tier, self.size, black_box(x), black_box(slice), out, epilogue)
+        let [m, r, n] = self.size;
+        chain_step(tier, Dims { m, r, n }, black_box(x), black_box(slice), out, epilogue)
     }
 
     fn scale(&self) -> f32 {

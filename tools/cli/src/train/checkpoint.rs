@@ -154,7 +154,7 @@ pub(crate) fn write(
             (planned.cache_keys(number), feature.table.parameters().last())
         {
             let mut row_of = vec![-1; cached.values().len() / cached.slice_len().max(1)];
-            for (row, place) in feature.table.rows_apart() {
+            for (row, place) in feature.table.overrides() {
                 row_of[place] = row.cast_signed();
             }
             let place_of =

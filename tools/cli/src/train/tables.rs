@@ -14,8 +14,8 @@ use ttrec::{
     Pooling, TtShape,
     blob::Combine,
     train::{
-        CacheSpec, DenseTable, Embedding, HashedTable, Initializer, Optimizer,
-        QuotientRemainderTable, TrainError, TtTable,
+        CacheSpec, Checkpointed, DenseShape, DenseTable, Embedding, HashedTable, Initializer,
+        Optimizer, QuotientRemainderShape, QuotientRemainderTable, TrainError, TtTable,
     },
 };
 
@@ -162,7 +162,8 @@ impl Planned {
         let build = || -> Result<Box<dyn Embedding>, TrainError> {
             let table: Box<dyn Embedding> = match &self.stored {
                 Stored::Dense => {
-                    Box::new(DenseTable::new(rows, dim, Initializer::Uniform, optimizer, seed)?)
+                    let shape = DenseShape { num_embeddings: rows, embedding_dim: dim };
+                    Box::new(DenseTable::new(shape, Initializer::Uniform, optimizer, seed)?)
                 }
                 Stored::Tt { shape, initializer, scale, cache } => {
                     let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
@@ -177,15 +178,14 @@ impl Planned {
                     })
                 }
                 Stored::QuotientRemainder { num_remainders, combine } => {
-                    Box::new(QuotientRemainderTable::new(
-                        rows,
-                        *num_remainders,
-                        [dim, dim],
-                        *combine,
-                        Initializer::Uniform,
-                        optimizer,
-                        seed,
-                    )?)
+                    let shape = QuotientRemainderShape {
+                        num_embeddings: rows,
+                        num_remainders: *num_remainders,
+                        columns: [dim, dim],
+                        combine: *combine,
+                    };
+                    let initializer = Initializer::Uniform;
+                    Box::new(QuotientRemainderTable::new(shape, initializer, optimizer, seed)?)
                 }
             };
             Ok(match self.hashed {
