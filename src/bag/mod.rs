@@ -23,11 +23,11 @@ use chain::{Output, Pool};
 use parts::PoolParts;
 
 use crate::{
-    blob::{IndexMap, Rows, Weights},
     dtype::with_elements,
     index::{Indices, Integer, with_integers},
     isa::Tier,
     kernel::{Consistent, Epilogue, PoolRows},
+    repr::{IndexMap, Rows, Weights},
     table::{LookupError, Table, put_columns_in_order},
 };
 use core::borrow::Borrow;

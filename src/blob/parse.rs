@@ -3,11 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    ALIGNMENT, Blob, BlobError, Checksum, Combine, Core, IndexMap, MAX_LAYERS, MAX_MODEL_TABLES,
-    MAX_NAME_LEN, MAX_TABLES, Overrides, Prefixes, Projected, QuotientRemainder, Role, Rows,
-    Section, TableData, TtCores, VERSION, Weights, align_up, directory_checksum,
+    ALIGNMENT, Blob, BlobError, Checksum, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
+    Role, Section, VERSION, align_up, directory_checksum,
     error::{Location, Rule},
-    id_index::{self, Line},
     record::{
         DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
         TableRecord, index_map, kind,
@@ -15,6 +13,11 @@ use super::{
 };
 use crate::{
     dtype::{Dtype, Elements},
+    repr::{
+        Combine, Core, IndexMap, Overrides, Prefixes, Projected, QuotientRemainder, Rows,
+        TableData, TtCores, Weights,
+        id_index::{self, Line},
+    },
     shape::{
         DigitOrder, MAX_CORES, ShapeError, TtShape, check_embedding_dim, check_num_embeddings,
     },
@@ -488,7 +491,7 @@ fn check_ids(section: usize, ids: &[u64], index: &[Line], limit: u64) -> Result<
         if id < floor || id >= limit {
             return Err(BlobError::new(at, Rule::Ids, id, limit));
         }
-        if !index.is_empty() && id_index::position(index, id) != Some(position) {
+        if !index.is_empty() && id_index::position_in(index, id) != Some(position) {
             return Err(BlobError::new(at, Rule::IdIndex, id, limit));
         }
         floor = id.saturating_add(1);

@@ -3,8 +3,8 @@
 //! checksums.
 
 use super::{
-    Activation, Checksum, Combine, LayoutError, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES,
-    MAX_NAME_LEN, MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum, id_index_len,
+    Activation, Checksum, LayoutError, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
+    MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum,
     model::{ModelTable, top_inputs},
     record::{
         DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     AlignedBuf,
     dtype::Dtype,
+    repr::{Combine, id_index_len},
     shape::{TtShape, check_embedding_dim, check_num_embeddings},
 };
 use alloc::{string::String, vec::Vec};
@@ -48,7 +49,7 @@ impl TableSpec {
     }
 }
 
-/// The index map of a table to be written ([`IndexMap`](super::IndexMap)).
+/// The index map of a table to be written ([`IndexMap`](crate::repr::IndexMap)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IndexMapSpec {
     /// Index i is row i.
@@ -86,7 +87,7 @@ pub enum WeightsSpec {
         /// Stored type of the slices.
         dtype: Dtype,
     },
-    /// Short rows, and a matrix that widens them ([`Projected`](super::Projected)).
+    /// Short rows, and a matrix that widens them ([`Projected`](crate::repr::Projected)).
     Projected {
         /// Rows.
         num_embeddings: u64,
@@ -99,7 +100,7 @@ pub enum WeightsSpec {
         /// Stored type of the projection: f32, f16 or bf16.
         projection: Dtype,
     },
-    /// Quotient and remainder rows ([`QuotientRemainder`](super::QuotientRemainder)).
+    /// Quotient and remainder rows ([`QuotientRemainder`](crate::repr::QuotientRemainder)).
     QuotientRemainder {
         /// Rows.
         num_embeddings: u64,

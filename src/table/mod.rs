@@ -17,10 +17,11 @@ use index_map::RowOf;
 pub(crate) use tt::{num_partials, put_columns_in_order, step_size};
 
 use crate::{
-    blob::{Blob, BlobError, Rows, Section, TableData, Weights},
+    blob::{Blob, BlobError, Section},
     dtype::Elements,
     isa::Tier,
     kernel::{Consistent, Epilogue},
+    repr::{Rows, TableData, Weights},
     shape::{DigitOrder, TtShape},
 };
 

@@ -11,8 +11,9 @@ use crate::support::{
 };
 use ttrec::{
     AlignedBuf, Bags, Blob, LookupError, NoModel, Ranker, ScoreError, TtShape,
-    blob::{Combine, TableSpec, WeightsSpec},
+    blob::{TableSpec, WeightsSpec},
     dtype::Dtype,
+    repr::Combine,
 };
 
 const SENTINEL: f32 = -7.0e37;

@@ -208,8 +208,9 @@ fn a_reader_written_from_the_page_agrees_with_the_library() {
 #[test]
 fn newer_kinds_and_maps_are_read_by_the_page_too() {
     use ttrec::{
-        blob::{Combine, IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
+        blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
         dtype::Dtype::F32,
+        repr::Combine,
     };
 
     let mut tables = vec![TableSpec::new(

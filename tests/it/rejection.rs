@@ -11,7 +11,7 @@ use crate::support::{
 use ttrec::{
     AlignedBuf, Blob, BlobError, NoSuchTable, ShapeError, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, LayoutError,
+        Activation, IndexMapSpec, LayerSpec, Layout, LayoutError,
         Location::{
             self, Buffer, Element, Header, Layer, Model, ModelTable, Names, Section, Table,
         },
@@ -19,6 +19,7 @@ use ttrec::{
     },
     dtype::Dtype,
     limits::{MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES},
+    repr::Combine,
 };
 
 fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {

@@ -11,11 +11,10 @@ use crate::support::{
 };
 use ttrec::{
     AlignedBuf, Bags, Blob, Pooling, Table, TtShape,
-    blob::{
-        Combine, IndexMapSpec, Layout, Location, OverridesSpec, Role, Rule, TableSpec, WeightsSpec,
-    },
+    blob::{IndexMapSpec, Layout, Location, OverridesSpec, Role, Rule, TableSpec, WeightsSpec},
     cache::RowCache,
     dtype::Dtype,
+    repr::Combine,
 };
 
 /// Columns around the edges of tiles.
@@ -111,7 +110,7 @@ fn check_by_the_oracle(spec: TableSpec, seed: u64) {
     let table = blob.table("t").unwrap();
     let n = table.num_embeddings();
     let batch = Batch::draw(&[1, 0, 3, 2, 0, 40, 5], n, &mut rng);
-    let what = || format!("{:?} {:?}", table.data().weights, table.data().index_map);
+    let what = || format!("{:?} {:?}", table.data().weights(), table.data().index_map());
     for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
         let tier = table.tier().name();
         for index in [0, n / 2, n - 1] {
@@ -223,7 +222,7 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
             let reference = Reference::new(&buf, 0);
             let mut rng = Rng::new(7);
             let mapped = Blob::parse(&buf).unwrap().table("t").unwrap();
-            assert_eq!(mapped.data().num_rows, num_rows(&weights));
+            assert_eq!(mapped.data().num_rows(), num_rows(&weights));
             let mut lengths = vec![3, 0, 700, 256, 1, 0];
             lengths.extend([2; 70]);
             let batch = Batch::draw(&lengths, mapped.num_embeddings(), &mut rng);

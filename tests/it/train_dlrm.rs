@@ -13,8 +13,9 @@ use std::{
 };
 use ttrec::{
     Bags, Blob, LookupError, PoolTablesError, Pooling, Tier, TtShape,
-    blob::{Combine, IndexMap, IndexMapSpec, Layout, Role, TableSpec, Weights, WeightsSpec},
+    blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
+    repr::{Combine, IndexMap, Weights},
     train::{
         Batch, CacheSpec, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable,
         Initializer, LearningRates, Optimizer, Quantity, QuotientRemainderShape,
@@ -126,6 +127,7 @@ impl Table {
                     Combine::Mult => zip(first, second).map(|(x, y)| x * y).collect(),
                     Combine::Add => zip(first, second).map(|(x, y)| x + y).collect(),
                     Combine::Concat => [first, second].concat(),
+                    other => panic!("{other:?} has no reference"),
                 }
             }
             Self::Tt { p, q, ranks, .. } => sum(dim, &|row| {
@@ -732,24 +734,27 @@ fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
         .map(|(feature, name)| {
             let table = feature.table.table();
             let (dtype, data) = (Dtype::F32, table.data());
-            let weights = match data.weights {
+            let weights = match data.weights() {
                 Weights::Dense(rows) => WeightsSpec::Dense {
-                    num_embeddings: data.num_rows,
-                    embedding_dim: rows.embedding_dim,
+                    num_embeddings: data.num_rows(),
+                    embedding_dim: rows.embedding_dim(),
                     dtype,
                 },
-                Weights::Tt(tt) => WeightsSpec::Tt { shape: tt.shape, dtype },
+                Weights::Tt(tt) => WeightsSpec::Tt { shape: *tt.shape(), dtype },
                 Weights::QuotientRemainder(table) => WeightsSpec::QuotientRemainder {
-                    num_embeddings: data.num_rows,
-                    num_remainders: table.num_remainders,
-                    columns: [table.quotients.embedding_dim, table.remainders.embedding_dim],
-                    combine: table.combine,
+                    num_embeddings: data.num_rows(),
+                    num_remainders: table.num_remainders(),
+                    columns: [
+                        table.quotients().embedding_dim(),
+                        table.remainders().embedding_dim(),
+                    ],
+                    combine: table.combine(),
                     dtype,
                 },
                 other => panic!("{other:?}"),
             };
-            let index_map = match data.index_map {
-                IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings: data.num_embeddings },
+            let index_map = match data.index_map() {
+                IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings: data.num_embeddings() },
                 _ => IndexMapSpec::Identity,
             };
             TableSpec { index_map, ..TableSpec::new(name, weights) }

@@ -11,10 +11,11 @@ use proptest::{
 use ttrec::{
     AlignedBuf, DigitOrder, Pooling, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec,
-        Role, SectionPlan, TableSpec, WeightsSpec,
+        Activation, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec, Role,
+        SectionPlan, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
+    repr::Combine,
 };
 
 /// Which numbers a blob is filled with.

@@ -20,8 +20,9 @@ use crate::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::{Path, PathBuf};
 use ttrec::{
-    blob::{self, IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    blob::{IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
+    repr,
 };
 
 /// Turn a trained checkpoint into a blob.
@@ -523,7 +524,7 @@ impl Source<'_> {
             }
             (Role::OverrideIndex, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
                 let ids: Vec<u64> = overrides.ids.iter().map(|(id, _)| *id).collect();
-                blob::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
+                repr::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
             }
             (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
                 let direction = Direction::of(shape);

@@ -7,10 +7,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{
-    Blob, DigitOrder,
-    blob::{IndexMap, Layer, Weights},
-};
+use ttrec::{Blob, DigitOrder, blob::Layer, repr::Weights};
 
 /// Show what a blob holds.
 ///
@@ -116,39 +113,27 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn order(order: DigitOrder) -> &'static str {
-    match order {
-        DigitOrder::MostSignificantFirst => "most_significant_first",
-        DigitOrder::LeastSignificantFirst => "least_significant_first",
-    }
-}
-
 /// What the directory says.
 pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
         .tables()
         .map(|table| {
             let data = table.data();
-            let tt = match &data.weights {
-                Weights::Dense(_) | Weights::Projected(_) | Weights::QuotientRemainder(_) => None,
+            let tt = match data.weights() {
                 Weights::Tt(tt) => Some(TtSummary {
-                    row_factors: tt.shape.row_factors().to_vec(),
-                    column_factors: tt.shape.column_factors().to_vec(),
-                    ranks: tt.shape.inner_ranks().to_vec(),
-                    digit_order: order(tt.shape.digit_order()),
-                    column_order: order(tt.shape.column_order()),
-                    num_parameters: tt.shape.num_parameters(),
-                    flops_per_row: tt.shape.flops_left_to_right(),
+                    row_factors: tt.shape().row_factors().to_vec(),
+                    column_factors: tt.shape().column_factors().to_vec(),
+                    ranks: tt.shape().inner_ranks().to_vec(),
+                    digit_order: tt.shape().digit_order().name(),
+                    column_order: tt.shape().column_order().name(),
+                    num_parameters: tt.shape().num_parameters(),
+                    flops_per_row: tt.shape().flops_left_to_right(),
                 }),
+                _ => None,
             };
             TableSummary {
                 name: table.name().to_owned(),
-                representation: match &data.weights {
-                    Weights::Dense(_) => "dense",
-                    Weights::Tt(_) => "tt",
-                    Weights::Projected(_) => "projected",
-                    Weights::QuotientRemainder(_) => "quotient_remainder",
-                },
+                representation: data.weights().name(),
                 dtype: data.dtype().name(),
                 num_embeddings: table.num_embeddings(),
                 embedding_dim: table.embedding_dim(),
@@ -156,31 +141,30 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                 dense_f32_bytes: table
                     .num_embeddings()
                     .saturating_mul(table.embedding_dim() as u64 * 4),
-                overrides: data.overrides.map_or(0, |overrides| overrides.ids.len()),
-                prefix_products: match &data.weights {
-                    Weights::Tt(tt) => tt.prefixes.map_or(0, |prefixes| prefixes.ids.len()),
+                overrides: data.overrides().map_or(0, |overrides| overrides.ids().len()),
+                prefix_products: match data.weights() {
+                    Weights::Tt(tt) => tt.prefixes().map_or(0, |prefixes| prefixes.ids().len()),
                     _ => 0,
                 },
                 workspace_len: table.workspace_len(1),
-                index_map: match data.index_map {
-                    IndexMap::Identity => "identity",
-                    IndexMap::Modulo => "modulo",
-                    IndexMap::Remapped(_) => "remapped",
-                },
-                num_rows: data.num_rows,
+                index_map: data.index_map().name(),
+                num_rows: data.num_rows(),
                 tt,
-                projected: match &data.weights {
+                projected: match data.weights() {
                     Weights::Projected(table) => Some(ProjectedSummary {
                         rank: table.rank(),
-                        projection: table.projection.dtype().name(),
+                        projection: table.projection().dtype().name(),
                     }),
                     _ => None,
                 },
-                quotient_remainder: match &data.weights {
+                quotient_remainder: match data.weights() {
                     Weights::QuotientRemainder(table) => Some(QuotientRemainderSummary {
-                        operation: table.combine.name(),
-                        num_remainders: table.num_remainders,
-                        columns: [table.quotients.embedding_dim, table.remainders.embedding_dim],
+                        operation: table.combine().name(),
+                        num_remainders: table.num_remainders(),
+                        columns: [
+                            table.quotients().embedding_dim(),
+                            table.remainders().embedding_dim(),
+                        ],
                     }),
                     _ => None,
                 },
@@ -249,7 +233,7 @@ fn print(
     for table in &summary.tables {
         let (kind, shape) = match (&table.tt, &table.projected, &table.quotient_remainder) {
             (Some(tt), ..) => {
-                let reversed = tt.column_order != order(DigitOrder::MostSignificantFirst);
+                let reversed = tt.column_order != DigitOrder::MostSignificantFirst.name();
                 let shape = format!(
                     "p {:?} q {:?} ranks {:?}",
                     tt.row_factors, tt.column_factors, tt.ranks

@@ -16,7 +16,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{Table, blob, dtype::Dtype};
+use ttrec::{Table, blob, dtype::Dtype, repr};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -177,10 +177,10 @@ fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> 
 /// spread.
 fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
     let per_core = rounding(table.data().dtype());
-    let rounding = match &table.data().weights {
-        blob::Weights::Dense(_) => per_core,
-        blob::Weights::Projected(_) | blob::Weights::QuotientRemainder(_) => 2.0 * per_core,
-        blob::Weights::Tt(tt) => per_core * tt.shape.num_cores() as f64,
+    let rounding = match table.data().weights() {
+        repr::Weights::Projected(_) | repr::Weights::QuotientRemainder(_) => 2.0 * per_core,
+        repr::Weights::Tt(tt) => per_core * tt.shape().num_cores() as f64,
+        _ => per_core,
     };
     if compare::is_factorized(source, table) {
         source.factorize.as_ref()?.tolerance().map(|tolerance| tolerance + rounding)

@@ -2,13 +2,14 @@
 //! that shares no code with what it checks.
 
 use super::traffic::Batch;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use ttrec::{
     Blob, DigitOrder, Pooling, Table, TtShape,
     bag::Index,
-    blob::{Combine, IndexMap, QuotientRemainder, Role, TableData, Weights},
+    blob::Role,
     dtype::Dtype,
+    repr::{Combine, IndexMap, QuotientRemainder, TableData, Weights},
 };
 
 /// Bags of a batch that are compared.
@@ -55,27 +56,29 @@ impl<'b> Stored<'b> {
 
     pub(super) fn row(&self, row: u64) -> Result<Row> {
         let stored = self.row_as_stored(row)?;
-        let Weights::Tt(tt) = &self.data.weights else { return Ok(stored) };
+        let Weights::Tt(tt) = self.data.weights() else { return Ok(stored) };
         let in_place = |row: Vec<f64>| {
-            (0..row.len()).map(|column| row[tt.shape.position_of_column(column)]).collect()
+            (0..row.len())
+                .map(|column| row[tt.shape().position_of_column(column)])
+                .collect()
         };
         Ok(Row { elements: in_place(stored.elements), magnitudes: in_place(stored.magnitudes) })
     }
 
     fn row_as_stored(&self, row: u64) -> Result<Row> {
         if let Some(position) = self.position_apart(row) {
-            return self.dense_row(Role::OverrideRows, self.data.embedding_dim, position);
+            return self.dense_row(Role::OverrideRows, self.data.embedding_dim(), position);
         }
         let stored = self.row_of(row)?;
-        match &self.data.weights {
+        match self.data.weights() {
             Weights::Dense(_) => {
-                self.dense_row(Role::Rows, self.data.embedding_dim, stored as usize)
+                self.dense_row(Role::Rows, self.data.embedding_dim(), stored as usize)
             }
-            Weights::Tt(tt) => self.tt_row(&tt.shape, stored),
+            Weights::Tt(tt) => self.tt_row(tt.shape(), stored),
             Weights::Projected(table) => {
                 let short = self.dense_row(Role::Rows, table.rank(), stored as usize)?;
                 let (dtype, projection) = self.section(Role::Projection)?;
-                let dim = self.data.embedding_dim;
+                let dim = self.data.embedding_dim();
                 let product = |x: &[f64], of: fn(f64) -> f64| -> Vec<f64> {
                     let terms = |j: usize| {
                         x.iter()
@@ -91,8 +94,9 @@ impl<'b> Stored<'b> {
             }
             Weights::QuotientRemainder(table) => {
                 let [first, second] = self.parts(table, row)?;
-                Ok(combine(table.combine, first, second))
+                Ok(combine(table.combine(), first, second))
             }
+            other => bail!("a {} table has no reference", other.name()),
         }
     }
 
@@ -103,22 +107,23 @@ impl<'b> Stored<'b> {
 
     /// The stored row of an index.
     fn row_of(&self, index: u64) -> Result<u64> {
-        Ok(match self.data.index_map {
+        Ok(match self.data.index_map() {
             IndexMap::Identity => index,
-            IndexMap::Modulo => index % self.data.num_rows,
+            IndexMap::Modulo => index % self.data.num_rows(),
             IndexMap::Remapped(_) => {
                 let (_, rows) = self.section(Role::RemappedRows)?;
                 let row =
                     rows.as_chunks::<4>().0.get(index as usize).context("an index has no row")?;
                 u32::from_le_bytes(*row).into()
             }
+            other => bail!("the index map {} has no reference", other.name()),
         })
     }
 
     /// The two rows that the row of an index is made of.
     fn parts(&self, table: &QuotientRemainder<'_>, index: u64) -> Result<[Row; 2]> {
-        let (row, num_remainders) = (self.row_of(index)?, u64::from(table.num_remainders));
-        let columns = [table.quotients.embedding_dim, table.remainders.embedding_dim];
+        let (row, num_remainders) = (self.row_of(index)?, u64::from(table.num_remainders()));
+        let columns = [table.quotients().embedding_dim(), table.remainders().embedding_dim()];
         Ok([
             self.dense_row(Role::Rows, columns[0], (row / num_remainders) as usize)?,
             self.dense_row(Role::RemainderRows, columns[1], (row % num_remainders) as usize)?,
@@ -168,11 +173,11 @@ impl<'b> Stored<'b> {
 
     /// How many roundings a row's elements have seen.
     fn terms(&self) -> usize {
-        match &self.data.weights {
-            Weights::Dense(_) => 0,
-            Weights::Tt(tt) => tt.shape.inner_ranks().iter().sum::<u32>() as usize,
+        match self.data.weights() {
+            Weights::Tt(tt) => tt.shape().inner_ranks().iter().sum::<u32>() as usize,
             Weights::Projected(table) => table.rank() + 2,
             Weights::QuotientRemainder(_) => 2,
+            _ => 0,
         }
     }
 
@@ -188,12 +193,12 @@ impl<'b> Stored<'b> {
         range: std::ops::Range<usize>,
         pooling: Pooling,
     ) -> Result<Row> {
-        let dim = self.data.embedding_dim;
+        let dim = self.data.embedding_dim();
         let lookups = range.map(|position| {
             let weight = batch.weights.map_or(1.0, |weights| f64::from(weights[position]));
             (batch.indices[position].into(), weight)
         });
-        let Weights::QuotientRemainder(table) = &self.data.weights else {
+        let Weights::QuotientRemainder(table) = self.data.weights() else {
             let rows = lookups.map(|(index, weight)| Ok((self.row(index)?, weight)));
             return Ok(pool(rows.collect::<Result<_>>()?, dim, pooling));
         };
@@ -210,9 +215,9 @@ impl<'b> Stored<'b> {
             }
         }
         let (count, [first, second]) = (parts[0].len(), parts);
-        let first = pool(first, table.quotients.embedding_dim, pooling);
-        let second = pool(second, table.remainders.embedding_dim, pooling);
-        let mut others = combine(table.combine, first, second);
+        let first = pool(first, table.quotients().embedding_dim(), pooling);
+        let second = pool(second, table.remainders().embedding_dim(), pooling);
+        let mut others = combine(table.combine(), first, second);
         if apart.is_empty() || count == 0 {
             return Ok(if apart.is_empty() {
                 others
@@ -256,7 +261,7 @@ impl<'b> Stored<'b> {
         for (bag, (ends, out)) in batch
             .offsets
             .windows(2)
-            .zip(out.chunks(self.data.embedding_dim))
+            .zip(out.chunks(self.data.embedding_dim()))
             .take(SAMPLE)
             .enumerate()
         {
@@ -306,7 +311,7 @@ fn combine(how: Combine, first: Row, second: Row) -> Row {
         match how {
             Combine::Mult => a.iter().zip(b).map(|(a, b)| a * b).collect(),
             Combine::Add => a.iter().zip(b).map(|(a, b)| a + b).collect(),
-            Combine::Concat => a.into_iter().chain(b).collect(),
+            _ => a.into_iter().chain(b).collect(),
         }
     };
     Row {

@@ -23,10 +23,11 @@ use std::{
 use ttrec::{
     Blob, Table,
     blob::{
-        self, IndexMap, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Prefixes, Role,
-        SectionPlan, Stack, TableSpec, Weights, WeightsSpec,
+        self, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, Stack,
+        TableSpec, WeightsSpec,
     },
     dtype::Dtype,
+    repr::{self, IndexMap, Prefixes, Weights},
 };
 
 /// Store the rows and partial products that are asked for most beside a blob's tensor-train tables.
@@ -158,12 +159,12 @@ fn demands<'a>(
 ) -> Result<Vec<Option<Demand<'a>>>> {
     let demand = |table: &Table<'a>| -> Result<Option<Demand<'a>>> {
         let Some(source) = frequencies.of(table.name())? else { return Ok(None) };
-        let Weights::Tt(tt) = &table.data().weights else { return Ok(None) };
+        let Weights::Tt(tt) = table.data().weights() else { return Ok(None) };
         Ok(Some(Demand::new(table, tt, source.read(table.num_embeddings())?, batch)))
     };
     let demands = tables.iter().map(demand).collect::<Result<Vec<_>>>()?;
     if demands.iter().all(Option::is_none) {
-        let is_tt = |table: &&Table<'_>| matches!(table.data().weights, Weights::Tt(_));
+        let is_tt = |table: &&Table<'_>| matches!(table.data().weights(), Weights::Tt(_));
         let names: Vec<&str> = tables.iter().filter(is_tt).map(Table::name).collect();
         bail!(frequencies.none_fit(&names));
     }
@@ -198,10 +199,10 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
         ids
     };
     let rows = |(table, added): (&Table<'_>, &Vec<u64>)| {
-        union(table.data().overrides.map_or(&[], |overrides| overrides.ids), added)
+        union(table.data().overrides().map_or(&[], |overrides| overrides.ids()), added)
     };
     let prefixes = |(table, added): (&Table<'_>, &Vec<u64>)| {
-        union(prefixes(table).map_or(&[], |there| there.ids), added)
+        union(prefixes(table).map_or(&[], |there| there.ids()), added)
     };
     let rows: Vec<Vec<u64>> = tables.iter().zip(&choice.rows).map(rows).collect();
     let prefixes: Vec<Vec<u64>> = tables.iter().zip(&choice.prefixes).map(prefixes).collect();
@@ -221,7 +222,7 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
         match plan.role {
             Role::OverrideIds if !rows.is_empty() => sink.put(bytemuck::cast_slice(rows)),
             Role::OverrideIndex => {
-                let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
+                let there = table.data().overrides().map_or(&[][..], |overrides| overrides.ids());
                 write_index(
                     if rows.is_empty() { there } else { rows },
                     table.num_embeddings(),
@@ -231,13 +232,13 @@ fn write(path: &Path, file: &BlobFile, tables: &[Table<'_>], choice: &Choice) ->
             Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink),
             Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
             Role::PrefixIndex => {
-                let Weights::Tt(tt) = &table.data().weights else {
+                let Weights::Tt(tt) = table.data().weights() else {
                     bail!("a dense table has no prefixes")
                 };
-                let there = tt.prefixes.map_or(&[][..], |there| there.ids);
+                let there = tt.prefixes().map_or(&[][..], |there| there.ids());
                 write_index(
                     if prefixes.is_empty() { there } else { prefixes },
-                    tt.shape.num_prefixes(),
+                    tt.shape().num_prefixes(),
                     sink,
                 )
             }
@@ -268,8 +269,8 @@ fn model(blob: &Blob<'_>) -> Option<ModelSpec> {
 }
 
 fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
-    match &table.data().weights {
-        Weights::Tt(tt) => tt.prefixes,
+    match table.data().weights() {
+        Weights::Tt(tt) => tt.prefixes(),
         _ => None,
     }
 }
@@ -278,65 +279,67 @@ fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
 fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec> {
     let data = table.data();
     let dtype = data.dtype();
-    let weights = match &data.weights {
+    let weights = match data.weights() {
         Weights::Dense(rows) => {
-            let (num_embeddings, embedding_dim) = (data.num_rows, rows.embedding_dim);
+            let (num_embeddings, embedding_dim) = (data.num_rows(), rows.embedding_dim());
             WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }
         }
         Weights::Projected(projected) => WeightsSpec::Projected {
-            num_embeddings: data.num_rows,
-            embedding_dim: data.embedding_dim,
+            num_embeddings: data.num_rows(),
+            embedding_dim: data.embedding_dim(),
             rank: projected.rank(),
             dtype,
-            projection: projected.projection.dtype(),
+            projection: projected.projection().dtype(),
         },
         Weights::QuotientRemainder(parts) => {
             // The format allows it, the writer does not.
             ensure!(
-                parts.remainders.dtype() == dtype,
+                parts.remainders().dtype() == dtype,
                 "its two parts differ in type: expected one for both"
             );
             WeightsSpec::QuotientRemainder {
-                num_embeddings: data.num_rows,
-                num_remainders: parts.num_remainders,
-                columns: [parts.quotients.embedding_dim, parts.remainders.embedding_dim],
-                combine: parts.combine,
+                num_embeddings: data.num_rows(),
+                num_remainders: parts.num_remainders(),
+                columns: [parts.quotients().embedding_dim(), parts.remainders().embedding_dim()],
+                combine: parts.combine(),
                 dtype,
             }
         }
         Weights::Tt(tt) => {
-            let mut cores = tt.cores[..tt.shape.num_cores()].iter();
+            let mut cores = tt.cores().iter();
             // The format allows it, the writer does not.
             ensure!(
-                cores.all(|core| core.slices.dtype() == dtype),
+                cores.all(|core| core.slices().dtype() == dtype),
                 "its cores differ in type: expected one for all"
             );
-            WeightsSpec::Tt { shape: tt.shape, dtype }
+            WeightsSpec::Tt { shape: *tt.shape(), dtype }
         }
+        other => bail!("a {} table cannot be written", other.name()),
     };
-    let overrides = match (rows, data.overrides) {
+    let overrides = match (rows, data.overrides()) {
         (0, there) => there.map(|there| OverridesSpec {
-            count: there.ids.len() as u64,
-            dtype: there.rows.dtype(),
+            count: there.ids().len() as u64,
+            dtype: there.rows().dtype(),
         }),
         (count, _) => Some(OverridesSpec { count: count as u64, dtype: Dtype::F32 }),
     };
     let num_prefixes = match num_prefixes {
-        0 => prefixes(table).map_or(0, |there| there.ids.len()),
+        0 => prefixes(table).map_or(0, |there| there.ids().len()),
         count => count,
     };
-    let num_embeddings = data.num_embeddings;
-    let index_map = match data.index_map {
+    let num_embeddings = data.num_embeddings();
+    let index_map = match data.index_map() {
         IndexMap::Identity => IndexMapSpec::Identity,
         IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
         IndexMap::Remapped(_) => IndexMapSpec::Remapped { num_embeddings },
+        other => bail!("the index map {} cannot be written", other.name()),
     };
     let num_prefixes = num_prefixes as u64;
     Ok(TableSpec { index_map, num_prefixes, overrides, ..TableSpec::new(table.name(), weights) })
 }
 
 fn write_index(ids: &[u64], limit: u64, sink: &mut Sink<'_>) -> Result<()> {
-    blob::id_index(ids, limit).try_for_each(|line| sink.put(&line))
+    repr::id_index(ids, limit).try_for_each(|line| sink.put(&line))
 }
 
 /// Rows as lookups give them, those that are stored apart among them.
@@ -346,27 +349,27 @@ fn write_rows(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()>
     ids.iter().try_for_each(|&id| {
         table.lookup(id, &mut row, &mut workspace)?;
         progress.add(1);
-        match &table.data().weights {
-            Weights::Tt(tt) => sink.put(bytemuck::cast_slice(&in_stored_order(&tt.shape, &row))),
+        match table.data().weights() {
+            Weights::Tt(tt) => sink.put(bytemuck::cast_slice(&in_stored_order(&tt.shape(), &row))),
             _ => sink.put(bytemuck::cast_slice(&row)),
         }
     })
 }
 
 fn write_products(table: &Table<'_>, ids: &[u64], sink: &mut Sink<'_>) -> Result<()> {
-    let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
-    let len = tt.shape.prefix_len();
+    let Weights::Tt(tt) = table.data().weights() else { bail!("a dense table has no prefixes") };
+    let len = tt.shape().prefix_len();
     let (mut product, mut workspace) = (zeros(len)?, zeros(table.workspace_len(1))?);
     let mut progress = Progress::new(&format!("{}: prefixes", table.name()), ids.len() as u64);
     ids.iter().try_for_each(|&id| {
         progress.add(1);
         // One that is there stays, lest a row change its bits: another machine may have rounded it
         // otherwise.
-        if let Some(there) = tt.prefixes
-            && let Ok(position) = there.ids.binary_search(&id)
+        if let Some(there) = tt.prefixes()
+            && let Ok(position) = there.ids().binary_search(&id)
         {
             let product = there
-                .products
+                .products()
                 .chunks_exact(len)
                 .nth(position)
                 .context("a prefix product is missing")?;

@@ -28,7 +28,7 @@ pub(crate) use fbtt::digit_strides;
 pub(crate) use model::Model;
 use std::collections::BTreeSet;
 pub(crate) use trained::FACTS;
-use ttrec::{TtShape, blob::Combine, dtype::Dtype};
+use ttrec::{TtShape, dtype::Dtype, repr::Combine};
 
 /// Every dialect, the more telling ones first.
 const DIALECTS: &[&dyn Dialect] = &[

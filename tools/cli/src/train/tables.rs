@@ -12,7 +12,7 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
-    blob::Combine,
+    repr::Combine,
     train::{
         CacheSpec, Checkpointed, DenseShape, DenseTable, Embedding, HashedTable, Initializer,
         Optimizer, QuotientRemainderShape, QuotientRemainderTable, TrainError, TtTable,
