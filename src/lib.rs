@@ -130,15 +130,16 @@ mod aligned;
 pub mod bag;
 pub mod blob;
 pub mod cache;
+mod codes;
 mod divisor;
 pub mod dlrm;
 pub mod dtype;
-mod error;
 mod index;
 pub mod isa;
 #[doc(hidden)]
 pub mod kernel;
 pub mod limits;
+pub mod repr;
 pub mod shape;
 pub mod table;
 #[cfg(feature = "train")]
@@ -149,12 +150,11 @@ mod workspace;
 #[cfg(feature = "alloc")]
 pub use aligned::AlignedBuf;
 pub use aligned::AlignedBytes;
-pub use bag::{Bags, Pooling};
-pub use blob::Blob;
-pub use dlrm::Ranker;
-pub use error::{BlobError, LookupError, PoolTablesError, ScoreError, ShapeError};
+pub use bag::{Bags, BagsError, PoolTablesError, Pooling};
+pub use blob::{Blob, BlobError};
+pub use dlrm::{NoModel, Ranker, ScoreError};
 pub use isa::Tier;
-pub use shape::{DigitOrder, TtShape};
-pub use table::Table;
+pub use shape::{DigitOrder, ShapeError, TtShape};
+pub use table::{LookupError, NoSuchTable, Table};
 #[cfg(feature = "alloc")]
 pub use workspace::Workspace;

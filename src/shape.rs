@@ -5,20 +5,27 @@
 //! the table is the product of one slice per core, chosen by the digits of i in the mixed radix `p`
 //! (TT-Rec, section 3; `r_0 = r_d = 1`).
 
-use crate::error::ShapeError;
+use crate::codes::codes;
 pub(crate) use crate::limits::{
     MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS, MAX_RANK, MAX_ROW_FACTOR,
 };
+use core::fmt;
 
 /// Which core the least significant digit of a row's index, or of a column's, belongs to.
+/// The discriminants are the codes of `docs/format.md`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
 pub enum DigitOrder {
     /// Core 0 takes the most significant digit (FBTT, EL-Rec, tensorly-torch, t3nsor).
     #[default]
-    MostSignificantFirst,
+    MostSignificantFirst = 0,
     /// Core 0 takes the least significant digit (Hetu).
-    LeastSignificantFirst,
+    LeastSignificantFirst = 1,
 }
+
+codes!(DigitOrder:
+    MostSignificantFirst "most_significant_first",
+    LeastSignificantFirst "least_significant_first");
 
 impl DigitOrder {
     /// The order with cores in reverse.
@@ -418,6 +425,105 @@ fn split_digits<'s>(row: u64, pairs: impl Iterator<Item = (&'s mut u32, &'s u32)
         rest /= p;
     }
 }
+
+/// Why a [`TtShape`](crate::TtShape) was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// The number of cores is outside `2..=`[`MAX_CORES`](MAX_CORES).
+    CoreCount {
+        /// Cores asked for.
+        found: usize,
+    },
+    /// `row_factors`, `column_factors` and inner `ranks` do not describe the same number of cores.
+    Lengths {
+        /// Number of row factors (d).
+        row_factors: usize,
+        /// Number of column factors, which must be d.
+        column_factors: usize,
+        /// Number of inner ranks, which must be d - 1.
+        ranks: usize,
+    },
+    /// A factor or rank is zero or above its limit.
+    Factor {
+        /// `"row factor"`, `"column factor"` or `"rank"`.
+        what: &'static str,
+        /// Position in its list.
+        position: usize,
+        /// The value given.
+        found: u64,
+        /// The largest value allowed; the smallest is 1.
+        limit: u64,
+    },
+    /// `num_embeddings` is zero or above [`MAX_NUM_EMBEDDINGS`](MAX_NUM_EMBEDDINGS).
+    NumEmbeddings {
+        /// Rows asked for.
+        found: u64,
+    },
+    /// The product of the row factors is smaller than `num_embeddings`, or above 2^48.
+    RowFactors {
+        /// Product of the row factors, saturated.
+        product: u64,
+        /// Rows that it must hold.
+        num_embeddings: u64,
+    },
+    /// `embedding_dim` (the product of the column factors) is zero or above
+    /// [`MAX_EMBEDDING_DIM`](MAX_EMBEDDING_DIM).
+    EmbeddingDim {
+        /// Columns asked for, saturated.
+        found: u64,
+    },
+    /// The two parts of a quotient-remainder table do not make rows of `embedding_dim` columns for
+    /// all of its rows.
+    QuotientRemainder {
+        /// Quotient and remainder rows: `ceil(num_rows / remainder rows)` of the former, 1 to 2^31
+        /// - 1 of each.
+        rows: [u32; 2],
+        /// Their columns: `embedding_dim` both, or in sum if they are put end to end.
+        columns: [usize; 2],
+    },
+    /// The table, one slice or the lookup's scratch would not fit this machine's address space.
+    TooLarge,
+}
+
+impl fmt::Display for ShapeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::CoreCount { found } => {
+                write!(f, "{found} cores: a tensor train has 2 to {MAX_CORES}")
+            }
+            Self::Lengths { row_factors, column_factors, ranks } => write!(
+                f,
+                "{row_factors} row factors, {column_factors} column factors and {ranks} inner \
+                 ranks: d cores need d, d and d - 1"
+            ),
+            Self::Factor { what, position, found, limit } => {
+                write!(f, "{what} {position} is {found}: expected 1 to {limit}")
+            }
+            Self::NumEmbeddings { found } => {
+                write!(f, "num_embeddings is {found}: expected 1 to {MAX_NUM_EMBEDDINGS}")
+            }
+            Self::RowFactors { product, num_embeddings } => write!(
+                f,
+                "the row factors multiply to {product}: expected at least num_embeddings = \
+                 {num_embeddings} and at most 2^48"
+            ),
+            Self::EmbeddingDim { found } => {
+                write!(f, "embedding_dim is {found}: expected 1 to {MAX_EMBEDDING_DIM}")
+            }
+            Self::QuotientRemainder { rows: [quotients, remainders], columns: [first, second] } => {
+                write!(
+                    f,
+                    "{quotients} x {first} quotient and {remainders} x {second} remainder rows do \
+                     not combine to rows of embedding_dim columns, one for each of num_rows"
+                )
+            }
+            Self::TooLarge => write!(f, "the table does not fit this machine's address space"),
+        }
+    }
+}
+
+impl core::error::Error for ShapeError {}
 
 #[cfg(test)]
 mod tests {

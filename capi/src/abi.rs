@@ -25,7 +25,7 @@ use std::{
     ptr,
     sync::OnceLock,
 };
-use ttrec::{Bags, LookupError, Ranker, ScoreError, Tier, bag::pool_tables};
+use ttrec::{Bags, BagsError, Ranker, ScoreError, Tier, bag::pool_tables};
 
 /// The caller's promise, which every exported function needs. A macro, so that each makes it for
 /// its own caller, but for one reason that is written once.
@@ -294,7 +294,8 @@ pub unsafe extern "C" fn ttrec_table_bag(
         let refused = |error| Error::Lookup { table: table.name(), error };
         let bags = given.copy(bags, "bags")?;
         let pooling = ttrec_pooling::of(pooling)?;
-        let bags = bags.read(&given)?.map_err(refused)?;
+        let bags = bags.read(&given)?;
+        let bags = bags.map_err(|error| Error::Bags { table: table.name(), error })?;
         table.pool(&bags, pooling, out, workspace).map_err(refused)
     })
 }
@@ -322,12 +323,14 @@ pub unsafe extern "C" fn ttrec_pool_tables(
         let pooling = ttrec_pooling::of(pooling)?;
         let pairs = read_all(bags, &given, |position, bags| {
             let table = given.handle(tables[position], "table")?.table();
-            let refused = |error| Error::Lookup { table: table.name(), error };
+            let refused = |error| Error::Bags { table: table.name(), error };
             Ok((table, bags.map_err(refused)?))
         })?;
-        pool_tables(&pairs, pooling, out, workspace).map_err(|error| match pairs.get(error.table) {
-            Some((table, _)) => Error::Lookup { table: table.name(), error: error.error },
-            None => Error::NoTables(error.error),
+        pool_tables(&pairs, pooling, out, workspace).map_err(|error| {
+            match error.table.and_then(|table| pairs.get(table)) {
+                Some((table, _)) => Error::Lookup { table: table.name(), error: error.error },
+                None => Error::Tables(error.error),
+            }
         })
     })
 }
@@ -514,15 +517,13 @@ fn score<'c>(
     }
     let dense = given.slice(dense, dense_len, "dense")?;
     let bags = given.slice(bags, num_tables, "bags")?;
+    let name = |table| ranker.table(table).map_or("", |table| table.table().name());
     let refused = |error| match error {
-        ScoreError::Table { table, error } => {
-            let table = ranker.table(table).map_or("", |table| table.table().name());
-            Error::Lookup { table, error }
-        }
+        ScoreError::Table { table, error } => Error::Lookup { table: name(table), error },
         error => Error::Score(error),
     };
     let bags = read_all(bags, &given, |table, bags| {
-        bags.map_err(|error| refused(ScoreError::Table { table, error }))
+        bags.map_err(|error| Error::Bags { table: name(table), error })
     })?;
     scoring(ranker.ranker(), dense, &bags, out, workspace).map_err(refused)
 }
@@ -531,7 +532,7 @@ fn score<'c>(
 fn read_all<'c, T>(
     bags: &[ttrec_bags],
     given: &Given<'c>,
-    make: impl Fn(usize, Result<Bags<'c>, LookupError>) -> Result<T, Error<'c>>,
+    make: impl Fn(usize, Result<Bags<'c>, BagsError>) -> Result<T, Error<'c>>,
 ) -> Result<SmallVec<[T; 32]>, Error<'c>> {
     let mut list = SmallVec::new();
     let no_memory = |_| Error::Memory { bytes: bags.len().saturating_mul(size_of::<T>()) };

@@ -5,7 +5,7 @@ use crate::{
     status::Error,
 };
 use std::ffi::c_void;
-use ttrec::{Bags, LookupError, Pooling, bag::Index};
+use ttrec::{Bags, BagsError, Pooling, bag::Index};
 
 /// How the rows of a bag are pooled into one, as in torch.nn.EmbeddingBag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl ttrec_bags {
     pub(crate) fn read<'c>(
         &self,
         given: &Given<'c>,
-    ) -> Result<Result<Bags<'c>, LookupError>, Error<'c>> {
+    ) -> Result<Result<Bags<'c>, BagsError>, Error<'c>> {
         match self.index_type {
             n if n == ttrec_index_type::U32 as u32 => self.read_as::<u32>(given),
             n if n == ttrec_index_type::I64 as u32 => self.read_as::<i64>(given),
@@ -81,7 +81,7 @@ impl ttrec_bags {
     fn read_as<'c, I: Index + Plain>(
         &self,
         given: &Given<'c>,
-    ) -> Result<Result<Bags<'c>, LookupError>, Error<'c>> {
+    ) -> Result<Result<Bags<'c>, BagsError>, Error<'c>> {
         let num_offsets = self
             .num_bags
             .checked_add(1)

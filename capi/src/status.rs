@@ -1,7 +1,7 @@
 //! What a failed call reports: a status for the program, and a message for its log.
 
 use std::io;
-use ttrec::{BlobError, LookupError, ScoreError};
+use ttrec::{BagsError, BlobError, LookupError, NoModel, ScoreError, blob::Rule};
 
 /// The result of a call. TTREC_STATUS_OK is 0. A later version may add other statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +74,8 @@ pub(crate) enum Error<'c> {
     Memory { bytes: usize },
     #[error(transparent)]
     Blob(#[from] BlobError),
+    #[error(transparent)]
+    NoModel(#[from] NoModel),
     #[error("no table {name:?}")]
     NoSuchTable { name: &'c str },
     #[error("no table has this name: it is not valid UTF-8")]
@@ -82,8 +84,10 @@ pub(crate) enum Error<'c> {
     TablePosition { position: usize, num_tables: usize },
     #[error("table {table:?}: {error}")]
     Lookup { table: &'c str, error: LookupError },
-    #[error("no tables: {0}")]
-    NoTables(LookupError),
+    #[error("table {table:?}: {error}")]
+    Bags { table: &'c str, error: BagsError },
+    #[error(transparent)]
+    Tables(LookupError),
     #[error("the model has no table {position}: it has {num_tables}")]
     ModelTable { position: usize, num_tables: usize },
     #[error(transparent)]
@@ -107,11 +111,14 @@ impl Error<'_> {
             Self::PathNotUtf8 => ttrec_status::Io,
             Self::Memory { .. } => ttrec_status::Memory,
             Self::Blob(error) | Self::BlobFile { error, .. } => of_blob(*error),
+            Self::NoModel(NoModel) => ttrec_status::NoModel,
             Self::NoSuchTable { .. }
             | Self::NameNotUtf8
             | Self::TablePosition { .. }
             | Self::ModelTable { .. } => ttrec_status::NoSuchTable,
-            Self::Lookup { error, .. } | Self::NoTables(error) => of_lookup(*error),
+            Self::Lookup { error, .. } | Self::Tables(error) => of_lookup(*error),
+            Self::Bags { error: BagsError::WeightsLen { .. }, .. } => ttrec_status::Length,
+            Self::Bags { .. } => ttrec_status::Offsets,
             Self::Score(error) => of_score(*error),
             Self::Panic => ttrec_status::Internal,
         }
@@ -119,17 +126,21 @@ impl Error<'_> {
 }
 
 fn of_blob(error: BlobError) -> ttrec_status {
-    match error {
-        BlobError::Misaligned { .. } => ttrec_status::Misaligned,
-        BlobError::Magic => ttrec_status::NotABlob,
-        BlobError::Version { .. }
-        | BlobError::Flags { .. }
-        | BlobError::TableCode { .. }
-        | BlobError::LayerCode { .. }
-        | BlobError::Interaction { .. } => ttrec_status::Unsupported,
-        BlobError::Truncated { .. } | BlobError::TotalLength { .. } => ttrec_status::Truncated,
-        BlobError::NoSuchTable => ttrec_status::NoSuchTable,
-        BlobError::NoModel => ttrec_status::NoModel,
+    match error.rule() {
+        Rule::Alignment => ttrec_status::Misaligned,
+        Rule::Magic => ttrec_status::NotABlob,
+        Rule::Version
+        | Rule::Flags
+        | Rule::Kind
+        | Rule::IndexMap
+        | Rule::Layout
+        | Rule::DigitOrder
+        | Rule::ColumnOrder
+        | Rule::Combine
+        | Rule::Stack
+        | Rule::Activation
+        | Rule::Interaction => ttrec_status::Unsupported,
+        Rule::Truncated | Rule::TotalLen | Rule::BlobEnd => ttrec_status::Truncated,
         _ => ttrec_status::Corrupt,
     }
 }
@@ -140,10 +151,6 @@ fn of_lookup(error: LookupError) -> ttrec_status {
             ttrec_status::IndexOutOfRange
         }
         LookupError::OutputLen { .. } | LookupError::WorkspaceLen { .. } => ttrec_status::Length,
-        LookupError::OffsetsEmpty
-        | LookupError::NegativeOffset { .. }
-        | LookupError::Offsets { .. } => ttrec_status::Offsets,
-        LookupError::WeightsLen { .. } => ttrec_status::Length,
         LookupError::NumBags { .. } => ttrec_status::NumBags,
         LookupError::Inconsistent => ttrec_status::Internal,
         // Weights with mean or max pooling, and errors that a later version of the library adds.

@@ -8,7 +8,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use ttrec::{
-    AlignedBuf, Bags, Blob, LookupError, Pooling, Ranker, Table, blob::Weights, cache::RowCache,
+    AlignedBuf, Bags, Blob, LookupError, Pooling, Ranker, Table, repr::Weights, cache::RowCache,
 };
 
 #[path = "../reseal.rs"]
@@ -43,17 +43,17 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
     }
     assert_eq!(blob.tables().count(), blob.num_tables());
     let mut previous = "";
-    for (position, table) in blob.tables().enumerate() {
+    for table in blob.tables() {
         assert!(previous < table.name(), "names are not in order");
         previous = table.name();
-        assert_eq!(blob.position(table.name()), Some(position));
-        for section in blob.sections(position) {
+        assert_eq!(blob.table(table.name()).map(|same| same.name()), Ok(table.name()));
+        for section in table.sections() {
             assert!(section.offset + section.len <= buf.len() as u64);
         }
-        let work = match &table.data().weights {
-            Weights::Dense(_) | Weights::QuotientRemainder(_) => 0,
-            Weights::Tt(tt) => tt.shape.flops_left_to_right(),
-            Weights::Projected(projected) => 2 * projected.projection.len() as u64,
+        let work = match table.data().weights() {
+            Weights::Tt(tt) => tt.shape().flops_left_to_right(),
+            Weights::Projected(projected) => 2 * projected.projection().len() as u64,
+            _ => 0,
         };
         if work.max(table.workspace_len(1) as u64).max(table.embedding_dim() as u64) <= MAX_WORK {
             use_table(&table, noise);
@@ -123,7 +123,7 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
     let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
     assert!(rows > 0 && dim > 0);
 
-    let overridden = table.data().overrides.and_then(|overrides| overrides.ids.first().copied());
+    let overridden = table.data().overrides().and_then(|overrides| overrides.ids().first().copied());
     for row in [0, rows / 2, rows - 1, overridden.unwrap_or(0).min(rows - 1)] {
         let expected = lookup(table, row);
         // Of one bag of one row, sum, mean and max are the row.
@@ -165,10 +165,9 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
         && offsets.last().is_some_and(|&last| last == indices.len() as u64);
     assert_eq!(Bags::new(&indices, &offsets).is_ok(), well_formed);
     let in_range = indices.iter().all(|&index| index < rows);
-    assert_eq!(
-        bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(),
-        well_formed && in_range
-    );
+    if well_formed {
+        assert_eq!(bag(table, &indices, &offsets, None, Pooling::Mean).is_ok(), in_range);
+    }
 }
 
 /// More lookups than are sorted by insertion, of few prefixes and of any: a bag is the same in a
@@ -265,9 +264,9 @@ fn bag(
     weights: Option<&[f32]>,
     pooling: Pooling,
 ) -> Result<Vec<f32>, LookupError> {
-    let mut bags = Bags::new(indices, offsets)?;
+    let mut bags = Bags::new(indices, offsets).expect("valid offsets");
     if let Some(weights) = weights {
-        bags = bags.with_per_sample_weights(weights)?;
+        bags = bags.with_per_sample_weights(weights).expect("a weight each");
     }
     let mut out = vec![POISON; bags.len() * table.embedding_dim()];
     let result = table.pool(&bags, pooling, &mut out, &mut vec![POISON; table.workspace_len(1)]);

@@ -21,7 +21,6 @@
 
 use super::{Bags, digits::Digits, divide, sort::sort};
 use crate::{
-    blob::{Core, TtCores},
     dtype::{Elements, Weight, with_core_elements, with_elements},
     index::{Indices, with_integers},
     isa::Tier,
@@ -29,6 +28,7 @@ use crate::{
         AddRow, AddRows, Consistent, Dims, Epilogue, GatherRows, Job, Prefetch, add_products,
         chain_step, store_products, widen,
     },
+    repr::{Core, TtCores},
     shape::{MAX_CORES, TtShape},
     table::{StoredRow, Table, index_map::RowOf, num_partials, step_size},
 };

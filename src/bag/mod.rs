@@ -4,11 +4,13 @@
 
 mod chain;
 mod digits;
+mod error;
 mod parts;
 pub(crate) mod pooling;
 mod sort;
 
 pub use crate::index::Index;
+pub use error::{BagsError, PoolTablesError};
 pub use pooling::Pooling;
 #[cfg(feature = "train")]
 pub(crate) use {
@@ -21,13 +23,12 @@ use chain::{Output, Pool};
 use parts::PoolParts;
 
 use crate::{
-    blob::{IndexMap, Rows, Weights},
     dtype::with_elements,
-    error::{LookupError, PoolTablesError},
     index::{Indices, Integer, with_integers},
     isa::Tier,
     kernel::{Consistent, Epilogue, PoolRows},
-    table::{Table, put_columns_in_order},
+    repr::{IndexMap, Rows, Weights},
+    table::{LookupError, Table, put_columns_in_order},
 };
 use core::borrow::Borrow;
 
@@ -64,9 +65,9 @@ impl<'a> Bags<'a> {
     /// `indices.len()`.
     ///
     /// # Errors
-    /// [`LookupError::OffsetsEmpty`], [`LookupError::NegativeOffset`] or [`LookupError::Offsets`].
+    /// [`BagsError::OffsetsEmpty`], [`BagsError::NegativeOffset`] or [`BagsError::Offsets`].
     #[inline]
-    pub fn new<I: Index>(indices: &'a [I], offsets: &'a [I]) -> Result<Self, LookupError> {
+    pub fn new<I: Index>(indices: &'a [I], offsets: &'a [I]) -> Result<Self, BagsError> {
         Self::erased(I::erase(indices), I::erase(offsets), I::IS_SIGNED)
     }
 
@@ -74,21 +75,21 @@ impl<'a> Bags<'a> {
         indices: Indices<'a>,
         offsets: Indices<'a>,
         is_signed: bool,
-    ) -> Result<Self, LookupError> {
+    ) -> Result<Self, BagsError> {
         let num_indices = indices.len();
-        let last = offsets.len().checked_sub(1).ok_or(LookupError::OffsetsEmpty)?;
+        let last = offsets.len().checked_sub(1).ok_or(BagsError::OffsetsEmpty)?;
         let ceiling = offsets.first_negative(is_signed).saturating_sub(1).min(num_indices as u64);
         let wrong = with_integers!(offsets, offsets => first_wrong_offset(offsets, ceiling));
         match wrong {
             Some(position) => Err(match offsets.negative(position) {
-                Some(offset) if is_signed => LookupError::NegativeOffset { position, offset },
-                _ => LookupError::Offsets {
+                Some(offset) if is_signed => BagsError::NegativeOffset { position, offset },
+                _ => BagsError::Offsets {
                     position,
                     found: offsets.get(position).unwrap_or_default(),
                     num_indices,
                 },
             }),
-            None if offsets.get(last) != Some(num_indices as u64) => Err(LookupError::Offsets {
+            None if offsets.get(last) != Some(num_indices as u64) => Err(BagsError::Offsets {
                 position: last,
                 found: offsets.get(last).unwrap_or_default(),
                 num_indices,
@@ -106,10 +107,10 @@ impl<'a> Bags<'a> {
     /// The same bags with one weight per index, for [`Pooling::Sum`].
     ///
     /// # Errors
-    /// [`LookupError::WeightsLen`].
-    pub fn with_per_sample_weights(self, weights: &'a [f32]) -> Result<Self, LookupError> {
+    /// [`BagsError::WeightsLen`].
+    pub fn with_per_sample_weights(self, weights: &'a [f32]) -> Result<Self, BagsError> {
         if weights.len() != self.indices.len() {
-            return Err(LookupError::WeightsLen {
+            return Err(BagsError::WeightsLen {
                 found: weights.len(),
                 expected: self.indices.len(),
             });
@@ -476,13 +477,14 @@ fn pool_each_table<'s>(
     workspace: &mut [f32],
 ) -> Result<(), PoolTablesError> {
     let tables = || (0..).map_while(nth).zip(0..);
-    let at = |table| move |error| PoolTablesError { table, error };
+    let at = |table| move |error| PoolTablesError { table: Some(table), error };
     let num_bags = nth(0).map_or(0, |(_, bags)| bags.len());
     let stride =
         tables().fold(0usize, |width, ((table, _), _)| width.saturating_add(table.embedding_dim()));
     let expected = num_bags.saturating_mul(stride);
     if out.len() != expected {
-        return Err(at(0)(LookupError::OutputLen { found: out.len(), expected }));
+        let error = LookupError::OutputLen { found: out.len(), expected };
+        return Err(PoolTablesError { table: None, error });
     }
     for ((table, bags), position) in tables() {
         if bags.len() != num_bags {

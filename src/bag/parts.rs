@@ -12,10 +12,10 @@
 
 use super::{Bags, Pooling, chain::Output, divide, pool_bag, pool_dense};
 use crate::{
-    blob::{Combine, Projected, QuotientRemainder, Rows},
     divisor::Divisor,
     index::Indices,
     kernel::{Consistent, Dims, Epilogue, store_rows},
+    repr::{Combine, Projected, QuotientRemainder, Rows},
     table::{StoredRow, Table, dense, index_map::RowOf, quotient_remainder::combine},
 };
 use core::ops::Range;

@@ -3,18 +3,21 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    Blob, MAX_LAYER_WIDTH, Role, Section,
-    parse::SectionCursor,
-    record::{LayerRecord, SectionRecord},
+    Blob, BlobError, MAX_LAYER_WIDTH, Role, Section,
+    error::{Location, Rule},
+    parse::{SectionCursor, Sections},
+    record::LayerRecord,
 };
 use crate::{
+    Pooling,
+    codes::codes,
     dtype::{Dtype, Elements},
-    error::BlobError,
 };
 
 /// Which of a model's two perceptrons a layer belongs to. The discriminants are the codes of
 /// `docs/format.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum Stack {
     /// Of dense features; as wide as a row at its end.
@@ -25,6 +28,7 @@ pub enum Stack {
 
 /// What follows the linear part of a layer. The discriminants are the codes of `docs/format.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum Activation {
     /// Nothing.
@@ -35,50 +39,37 @@ pub enum Activation {
     Sigmoid = 2,
 }
 
-impl Activation {
-    /// The name used in listings: `none`, `relu`, `sigmoid`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Relu => "relu",
-            Self::Sigmoid => "sigmoid",
-        }
-    }
-
-    fn from_code(code: u8) -> Option<Self> {
-        [Self::None, Self::Relu, Self::Sigmoid]
-            .into_iter()
-            .find(|&activation| activation as u8 == code)
-    }
-}
+codes!(Stack: Bottom "bottom", Top "top");
+codes!(Activation: None "none", Relu "relu", Sigmoid "sigmoid");
 
 /// A table that the model looks up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelTable {
     /// Its position among the tables.
     pub table: usize,
-    /// Whether the rows of a bag are averaged, and not summed.
-    pub mean: bool,
+    /// How a bag is pooled: by [`Pooling::Sum`] or [`Pooling::Mean`].
+    pub pooling: Pooling,
 }
 
-/// The bit of a model's table that says [`ModelTable::mean`].
+/// The bit of a model's table for the mean of a bag.
 const MEAN: u32 = 1 << 31;
 
 impl From<usize> for ModelTable {
-    /// The table at this position, its rows summed.
+    /// The table at this position, whose bags are summed.
     fn from(table: usize) -> Self {
-        Self { table, mean: false }
+        Self { table, pooling: Pooling::Sum }
     }
 }
 
 impl ModelTable {
     fn from_code(code: u32) -> Self {
-        Self { table: (code & !MEAN) as usize, mean: code & MEAN != 0 }
+        let pooling = if code & MEAN != 0 { Pooling::Mean } else { Pooling::Sum };
+        Self { table: (code & !MEAN) as usize, pooling }
     }
 
     #[cfg(feature = "alloc")]
-    pub(super) fn code(place: u32, mean: bool) -> u32 {
-        place | if mean { MEAN } else { 0 }
+    pub(super) fn code(place: u32, pooling: Pooling) -> u32 {
+        place | if pooling == Pooling::Mean { MEAN } else { 0 }
     }
 }
 
@@ -117,7 +108,7 @@ impl<'a> Blob<'a> {
 
     /// The layer at `position`; `None` past the last.
     pub fn layer(&self, position: usize) -> Option<Layer<'a>> {
-        self.read_layer(position).ok()
+        self.read_layer(position, self.layers.get(position)?).ok()
     }
 
     /// Every layer, in order.
@@ -138,98 +129,95 @@ impl<'a> Blob<'a> {
 
     /// The sections of the layer at `position`, in file order.
     pub fn layer_sections(&self, position: usize) -> impl Iterator<Item = Section> + '_ {
-        let owned = self.layers.get(position).and_then(|layer| self.sections_of_layer(layer));
-        owned.unwrap_or_default().iter().filter_map(Section::read)
+        let record = self.layers.get(position);
+        let sections = record.and_then(|record| self.sections_of_layer(position, record).ok());
+        sections.into_iter().flat_map(Sections::iter)
     }
 
-    pub(super) fn sections_of_layer(&self, record: &LayerRecord) -> Option<&'a [SectionRecord]> {
-        self.section_range(record.first_section, record.num_sections)
-    }
-
-    /// The layer at `position`, its sections checked against its widths.
-    pub(super) fn read_layer(&self, layer: usize) -> Result<Layer<'a>, BlobError> {
-        let record = self.layers.get(layer).ok_or(BlobError::NoModel)?;
-        let unknown = |field, found: u8| BlobError::LayerCode { layer, field, found };
-        let stack = match record.stack {
-            1 => Stack::Bottom,
-            2 => Stack::Top,
-            found => return Err(unknown("stack", found)),
-        };
+    /// The layer at `layer`, its sections checked against its widths.
+    pub(super) fn read_layer(
+        &self,
+        layer: usize,
+        record: &LayerRecord,
+    ) -> Result<Layer<'a>, BlobError> {
+        let at = Location::Layer(layer);
+        let unknown = |rule, found: u8| BlobError::new(at, rule, found.into(), 2);
+        let stack = Stack::from_code(record.stack).ok_or(unknown(Rule::Stack, record.stack))?;
         let activation = Activation::from_code(record.activation)
-            .ok_or(unknown("activation", record.activation))?;
+            .ok_or(unknown(Rule::Activation, record.activation))?;
         if record.reserved != [0; 14] {
-            return Err(BlobError::Reserved { what: "layer", position: layer });
+            return Err(BlobError::at(at, Rule::Reserved));
         }
-        for (field, found) in [("inputs", record.inputs), ("outputs", record.outputs)] {
+        for (rule, found) in [(Rule::Inputs, record.inputs), (Rule::Outputs, record.outputs)] {
             if !(1..=MAX_LAYER_WIDTH).contains(&found.into()) {
-                return Err(BlobError::LayerWidth { layer, field, found, expected: 0 });
+                return Err(BlobError::new(at, rule, found.into(), MAX_LAYER_WIDTH));
             }
         }
-        let owner = BlobError::LayerSections { layer };
-        let rest = self.sections_of_layer(record).ok_or(owner)?;
-        let mut sections =
-            SectionCursor { blob: self, owner, section: record.first_section as usize, rest };
+        let mut sections = SectionCursor::new(self, at, self.sections_of_layer(layer, record)?);
         let (inputs, outputs) = (record.inputs as usize, record.outputs as usize);
         let weights =
             sections.elements(Role::LayerWeights(layer), record.inputs.into(), outputs)?;
         let scales = if weights.dtype() == Dtype::I8 {
-            sections.floats(Role::LayerScales(layer), outputs as u64)?
+            sections.floats(Role::LayerScales(layer), outputs as u64, 1)?
         } else {
             &[]
         };
-        let bias = sections.floats(Role::LayerBias(layer), outputs as u64)?;
-        if !sections.rest.is_empty() {
-            return Err(owner);
-        }
+        let bias = sections.floats(Role::LayerBias(layer), outputs as u64, 1)?;
+        sections.finish()?;
         Ok(Layer { stack, inputs, outputs, activation, weights, scales, bias })
     }
 
     /// The model as a whole: its tables, and how its layers follow each other.
     pub(super) fn check_model(&self) -> Result<(), BlobError> {
-        let mut tables = self.model_tables().enumerate();
-        if let Some((position, ModelTable { table, .. })) =
-            tables.find(|(_, of)| of.table >= self.num_tables())
-        {
-            return Err(BlobError::ModelTable { position, found: table as u32 });
+        for (position, ModelTable { table, .. }) in self.model_tables().enumerate() {
+            if table >= self.num_tables() {
+                let (found, expected) = (table as u64, self.num_tables() as u64);
+                let at = Location::ModelTable(position);
+                return Err(BlobError::new(at, Rule::ModelTable, found, expected));
+            }
         }
-        let Some(last) = self.layers.len().checked_sub(1) else { return Ok(()) };
+        let num_tables = self.model_tables.len();
         let mut before: Option<Layer<'_>> = None;
-        for position in 0..self.layers.len() {
-            let layer = self.read_layer(position)?;
+        for (position, record) in self.layers.iter().enumerate() {
+            let at = Location::Layer(position);
+            let layer = self.read_layer(position, record)?;
             let expected = match (before, layer.stack) {
                 (None, Stack::Bottom) => layer.inputs,
-                (None, Stack::Top) if self.model_tables.len() > 1 => {
+                (None, Stack::Top) if num_tables > 1 => {
                     self.check_embedding_dims(self.model_dim())?;
-                    top_inputs(self.model_tables.len(), 0)
+                    top_inputs(num_tables, 0)
+                }
+                (None, Stack::Top) => {
+                    let found = num_tables as u64;
+                    return Err(BlobError::new(Location::Model, Rule::NoBottom, found, 2));
                 }
                 (Some(Layer { stack: Stack::Bottom, outputs, .. }), Stack::Top) => {
                     self.check_embedding_dims(outputs)?;
-                    top_inputs(self.model_tables.len().saturating_add(1), outputs)
+                    top_inputs(num_tables.saturating_add(1), outputs)
                 }
-                (Some(before), stack) if before.stack == stack => before.outputs,
-                _ => return Err(BlobError::LayerOrder { layer: position }),
+                (Some(Layer { stack: Stack::Top, .. }), Stack::Bottom) => {
+                    return Err(BlobError::at(at, Rule::StackOrder));
+                }
+                (Some(before), _) => before.outputs,
             };
             if layer.inputs != expected {
-                let (found, expected) = (layer.inputs as u32, expected as u64);
-                return Err(BlobError::LayerWidth {
-                    layer: position,
-                    field: "inputs",
-                    found,
-                    expected,
-                });
+                let (found, expected) = (layer.inputs as u64, expected as u64);
+                return Err(BlobError::new(at, Rule::InputWidth, found, expected));
             }
-            if layer.activation == Activation::Sigmoid && position != last {
-                return Err(BlobError::LayerOrder { layer: position });
+            let is_last = position.saturating_add(1) == self.layers.len();
+            if layer.activation == Activation::Sigmoid && !is_last {
+                return Err(BlobError::at(at, Rule::Sigmoid));
+            }
+            if layer.stack == Stack::Top && is_last && layer.outputs != 1 {
+                return Err(BlobError::new(at, Rule::OutputWidth, layer.outputs as u64, 1));
             }
             before = Some(layer);
         }
         match before {
-            Some(Layer { stack: Stack::Top, outputs: 1, .. }) => Ok(()),
-            Some(Layer { stack: Stack::Top, outputs, .. }) => {
-                let found = outputs as u32;
-                Err(BlobError::LayerWidth { layer: last, field: "outputs", found, expected: 1 })
+            Some(Layer { stack: Stack::Bottom, .. }) => {
+                Err(BlobError::at(Location::Model, Rule::NoTop))
             }
-            _ => Err(BlobError::LayerOrder { layer: self.layers.len() }),
+            _ => Ok(()),
         }
     }
 
@@ -256,7 +244,8 @@ impl<'a> Blob<'a> {
             if found as usize == expected {
                 Ok(())
             } else {
-                Err(BlobError::ModelDim { table, found, expected })
+                let at = Location::Table(table);
+                Err(BlobError::new(at, Rule::ModelDim, found.into(), expected as u64))
             }
         })
     }

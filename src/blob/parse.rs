@@ -3,10 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    ALIGNMENT, Blob, Checksum, Combine, Core, IndexMap, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
-    MAX_TABLES, Overrides, Prefixes, Projected, QuotientRemainder, Role, Rows, TableData, TtCores,
-    VERSION, Weights, align_up, directory_checksum,
-    id_index::{self, Line},
+    ALIGNMENT, Blob, BlobError, Checksum, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
+    Role, Section, VERSION, align_up, directory_checksum,
+    error::{Location, Rule},
     record::{
         DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
         TableRecord, index_map, kind,
@@ -14,8 +13,14 @@ use super::{
 };
 use crate::{
     dtype::{Dtype, Elements},
-    error::{BlobError, ShapeError},
-    shape::{DigitOrder, MAX_CORES, TtShape, check_embedding_dim, check_num_embeddings},
+    repr::{
+        Combine, Core, IndexMap, Overrides, Prefixes, Projected, QuotientRemainder, Rows,
+        TableData, TtCores, Weights,
+        id_index::{self, Line},
+    },
+    shape::{
+        DigitOrder, MAX_CORES, ShapeError, TtShape, check_embedding_dim, check_num_embeddings,
+    },
 };
 
 /// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides.
@@ -34,42 +39,51 @@ impl<'a> Blob<'a> {
     /// # Errors
     /// A [`BlobError`] that says which field of which record was wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
-        match bytes.as_ptr().addr() % ALIGNMENT {
-            0 => {}
-            excess => return Err(BlobError::Misaligned { excess }),
-        }
+        let at_header =
+            |rule, found, expected| BlobError::new(Location::Header, rule, found, expected);
         let len = bytes.len() as u64;
-        let truncated = |needed: u64| BlobError::Truncated { len, needed };
+        let at_buffer =
+            |rule, found, expected| BlobError::new(Location::Buffer, rule, found, expected);
+        let excess = bytes.as_ptr().addr() % ALIGNMENT;
+        if excess != 0 {
+            return Err(at_buffer(Rule::Alignment, excess as u64, ALIGNMENT as u64));
+        }
+        let truncated = |needed: u64| at_buffer(Rule::Truncated, len, needed);
         let (header, rest) = bytes
             .split_at_checked(size_of::<Header>())
             .ok_or(truncated(size_of::<Header>() as u64))?;
-        let header: &Header = bytemuck::try_from_bytes(header).map_err(|_| BlobError::Magic)?;
+        let magic = BlobError::at(Location::Header, Rule::Magic);
+        let header: &Header = bytemuck::try_from_bytes(header).map_err(|_| magic)?;
         if header.magic != MAGIC {
-            return Err(BlobError::Magic);
+            return Err(magic);
         }
         if header.version != VERSION {
-            return Err(BlobError::Version { found: header.version });
+            return Err(at_header(Rule::Version, header.version.into(), VERSION.into()));
         }
         if header.flags != 0 {
-            return Err(BlobError::Flags { found: header.flags });
+            return Err(at_header(Rule::Flags, header.flags.into(), 0));
         }
         if header.reserved != [0; 15] {
-            return Err(BlobError::Reserved { what: "header", position: 0 });
+            return Err(BlobError::at(Location::Header, Rule::Reserved));
         }
         if header.total_len != len {
-            return Err(BlobError::TotalLength { declared: header.total_len, actual: len });
+            return Err(at_buffer(Rule::TotalLen, len, header.total_len));
         }
 
-        let num_tables = check_count("tables", header.num_tables, MAX_TABLES)?;
-        let num_layers = check_count("layers", header.num_layers, MAX_LAYERS)?;
+        let check_count = |rule, found: u32, limit: usize| match found as usize {
+            count if count <= limit => Ok(count),
+            _ => Err(at_header(rule, found.into(), limit as u64)),
+        };
+        let num_tables = check_count(Rule::NumTables, header.num_tables, MAX_TABLES)?;
+        let num_layers = check_count(Rule::NumLayers, header.num_layers, MAX_LAYERS)?;
         let num_model_tables =
-            check_count("tables of the model", header.num_model_tables, MAX_MODEL_TABLES)?;
+            check_count(Rule::NumModelTables, header.num_model_tables, MAX_MODEL_TABLES)?;
         let max_sections = num_tables
             .saturating_mul(MAX_SECTIONS_PER_TABLE)
             .saturating_add(num_layers.saturating_mul(MAX_SECTIONS_PER_LAYER));
-        let num_sections = check_count("sections", header.num_sections, max_sections)?;
-        let names_len =
-            check_count("name bytes", header.names_len, num_tables.saturating_mul(MAX_NAME_LEN))?;
+        let num_sections = check_count(Rule::NumSections, header.num_sections, max_sections)?;
+        let max_names_len = num_tables.saturating_mul(MAX_NAME_LEN);
+        let names_len = check_count(Rule::NamesLen, header.names_len, max_names_len)?;
         let tables_len = num_tables.saturating_mul(size_of::<TableRecord>());
         let sections_len = num_sections.saturating_mul(size_of::<SectionRecord>());
         let layers_len = num_layers.saturating_mul(size_of::<LayerRecord>());
@@ -81,11 +95,18 @@ impl<'a> Blob<'a> {
         let directory = rest.get(..directory_len).ok_or(truncated(needed))?;
         let computed = directory_checksum(header, directory);
         if computed != header.checksum {
-            return Err(BlobError::DirectoryChecksum { stored: header.checksum, computed });
+            return Err(at_header(Rule::Checksum, computed.into(), header.checksum.into()));
         }
-        match (num_layers, header.interaction, num_model_tables) {
-            (0, 0, 0) | (1.., INTERACTION_DOT, _) => {}
-            (_, found, _) => return Err(BlobError::Interaction { found }),
+        let interaction = if num_layers == 0 { 0 } else { INTERACTION_DOT };
+        if header.interaction != interaction {
+            return Err(at_header(
+                Rule::Interaction,
+                header.interaction.into(),
+                interaction.into(),
+            ));
+        }
+        if num_layers == 0 && num_model_tables > 0 {
+            return Err(at_header(Rule::NumModelTables, num_model_tables as u64, 0));
         }
 
         let (tables, after) = directory.split_at_checked(tables_len).ok_or(truncated(needed))?;
@@ -95,7 +116,7 @@ impl<'a> Blob<'a> {
             after.split_at_checked(model_tables_len).ok_or(truncated(needed))?;
         let (names, padding) = after.split_at_checked(names_len).ok_or(truncated(needed))?;
         if padding.iter().any(|&byte| byte != 0) {
-            return Err(BlobError::Reserved { what: "names", position: 0 });
+            return Err(BlobError::at(Location::Names, Rule::Reserved));
         }
         let blob = Self {
             bytes,
@@ -107,8 +128,8 @@ impl<'a> Blob<'a> {
         };
         blob.check_names()?;
         blob.check_sections(needed)?;
-        for table in 0..num_tables {
-            blob.read_table(table)?;
+        for (table, record) in blob.tables.iter().enumerate() {
+            blob.read_table(table, record)?;
         }
         blob.check_model()?;
         Ok(blob)
@@ -119,55 +140,33 @@ impl<'a> Blob<'a> {
     /// and in range. Reads the whole blob.
     ///
     /// # Errors
-    /// [`BlobError::PayloadChecksum`], [`BlobError::Scale`], [`BlobError::PrefixIds`] or
-    /// [`BlobError::OverrideIds`] for the first table that fails; [`BlobError::LayerChecksum`]
-    /// or [`BlobError::LayerScale`] for the first layer.
+    /// A [`BlobError`] for the first section of the first table, or else layer, that fails.
     pub fn verify_payload(&self) -> Result<(), BlobError> {
         (0..self.num_tables()).try_for_each(|table| self.verify_table(table))?;
-        (0..self.num_layers()).try_for_each(|layer| self.verify_layer(layer))
+        self.verify_model()
     }
 
-    /// [`verify_payload`](Self::verify_payload) for the layer at one position.
+    /// [`verify_payload`](Self::verify_payload) for the layers of the model only.
     ///
     /// # Errors
-    /// [`BlobError::LayerChecksum`], [`BlobError::LayerScale`]; [`BlobError::NoModel`] past the
-    /// last.
-    pub fn verify_layer(&self, layer: usize) -> Result<(), BlobError> {
-        let record = self.layers.get(layer).ok_or(BlobError::NoModel)?;
-        let owned = self.sections_of_layer(record).ok_or(BlobError::LayerSections { layer })?;
-        for (section, record) in (record.first_section as usize..).zip(owned) {
-            if !self.matches_checksum(record) {
-                return Err(BlobError::LayerChecksum { layer, section });
-            }
-        }
-        match first_bad_scale(self.read_layer(layer)?.scales) {
-            Some(position) => Err(BlobError::LayerScale { layer, position }),
-            None => Ok(()),
-        }
+    /// A [`BlobError`] for the first section that fails.
+    pub fn verify_model(&self) -> Result<(), BlobError> {
+        self.layers.iter().enumerate().try_for_each(|(layer, record)| {
+            let sections = self.sections_of_layer(layer, record)?;
+            self.verify_checksums(sections)?;
+            let scales = sections.find(Role::LayerScales(layer));
+            check_scales(scales, self.read_layer(layer, record)?.scales)
+        })
     }
 
     /// [`verify_payload`](Self::verify_payload) for the table at one position.
-    ///
-    /// # Errors
-    /// The same; [`BlobError::NoSuchTable`] past the last.
-    pub fn verify_table(&self, table: usize) -> Result<(), BlobError> {
-        let record = self.tables.get(table).ok_or(BlobError::NoSuchTable)?;
-        let owned = self.owned_sections(record).ok_or(BlobError::SectionOwner { table })?;
-        let numbered = || (record.first_section as usize..).zip(owned);
-        for (section, record) in numbered() {
-            if !self.matches_checksum(record) {
-                return Err(BlobError::PayloadChecksum { table, section });
-            }
-        }
-
-        let data = self.read_table(table)?;
-        let section_of = |role: Role| {
-            numbered()
-                .find(|(_, s)| (s.role, s.core) == role.codes())
-                .map_or(0, |(section, _)| section)
-        };
+    pub(crate) fn verify_table(&self, table: usize) -> Result<(), BlobError> {
+        let Some(record) = self.tables.get(table) else { return Ok(()) };
+        let sections = self.sections_of_table(table, record)?;
+        self.verify_checksums(sections)?;
+        let data = self.read_table(table, record)?;
         let check_rows = |rows: &Rows<'_>, role: Role| match rows.first_bad_header() {
-            Some(position) => Err(BlobError::Scale { table, section: section_of(role), position }),
+            Some(position) => Err(bad_scale(sections.find(role), position)),
             None => Ok(()),
         };
         match &data.weights {
@@ -180,31 +179,25 @@ impl<'a> Blob<'a> {
             }
             Weights::Tt(tt) => {
                 for (k, core) in tt.cores.iter().enumerate() {
-                    if let Some(position) = first_bad_scale(core.scales) {
-                        let section = section_of(Role::Scales(k));
-                        return Err(BlobError::Scale { table, section, position: position as u64 });
-                    }
+                    check_scales(sections.find(Role::Scales(k)), core.scales)?;
                 }
-                if let Some(prefixes) = &tt.prefixes
-                    && let Some(position) =
-                        first_bad_id(prefixes.ids, prefixes.index, tt.shape.num_prefixes())
-                {
-                    return Err(BlobError::PrefixIds { table, position });
+                if let Some(Prefixes { ids, index, .. }) = tt.prefixes {
+                    let section = sections.find(Role::PrefixIds);
+                    check_ids(section, ids, index, tt.shape.num_prefixes())?;
                 }
             }
         }
         if let IndexMap::Remapped(rows) = data.index_map
-            && let Some(position) = rows.iter().position(|&row| u64::from(row) >= data.num_rows)
+            && let Some((position, &row)) =
+                rows.iter().enumerate().find(|&(_, &row)| u64::from(row) >= data.num_rows)
         {
-            return Err(BlobError::RemappedRow { table, position });
+            let section = sections.find(Role::RemappedRows);
+            let at = Location::Element { section, position: position as u64 };
+            return Err(BlobError::new(at, Rule::RemappedRow, row.into(), data.num_rows));
         }
-        if let Some(overrides) = &data.overrides {
-            check_rows(&overrides.rows, Role::OverrideRows)?;
-            if let Some(position) =
-                first_bad_id(overrides.ids, overrides.index, data.num_embeddings)
-            {
-                return Err(BlobError::OverrideIds { table, position });
-            }
+        if let Some(Overrides { ids, index, rows }) = &data.overrides {
+            check_rows(rows, Role::OverrideRows)?;
+            check_ids(sections.find(Role::OverrideIds), ids, index, data.num_embeddings)?;
         }
         Ok(())
     }
@@ -215,21 +208,55 @@ impl<'a> Blob<'a> {
         self.names.get(range).unwrap_or_default()
     }
 
-    pub(super) fn owned_sections(&self, record: &TableRecord) -> Option<&'a [SectionRecord]> {
-        self.section_range(record.first_section, record.num_sections)
+    /// The sections of the table at `table`.
+    pub(super) fn sections_of_table(
+        &self,
+        table: usize,
+        record: &TableRecord,
+    ) -> Result<Sections<'a>, BlobError> {
+        self.sections_from(Location::Table(table), record.first_section, record.num_sections)
     }
 
-    pub(super) fn section_range(&self, first: u32, count: u32) -> Option<&'a [SectionRecord]> {
-        let first = first as usize;
-        self.sections.get(first..first.checked_add(count as usize)?)
+    /// The sections of the layer at `layer`.
+    pub(super) fn sections_of_layer(
+        &self,
+        layer: usize,
+        record: &LayerRecord,
+    ) -> Result<Sections<'a>, BlobError> {
+        self.sections_from(Location::Layer(layer), record.first_section, record.num_sections)
     }
 
-    fn matches_checksum(&self, record: &SectionRecord) -> bool {
-        let padded = align_up(record.len).map(|len| SectionRecord { len, ..*record });
-        padded.and_then(|padded| self.section_bytes(&padded)).is_some_and(|bytes| {
+    fn sections_from(
+        &self,
+        at: Location,
+        first: u32,
+        count: u32,
+    ) -> Result<Sections<'a>, BlobError> {
+        let (first, count) = (first as usize, count as usize);
+        let end = first.saturating_add(count);
+        match self.sections.get(first..end) {
+            Some(records) => Ok(Sections { first, records }),
+            None => {
+                let (found, expected) = (end as u64, self.sections.len() as u64);
+                Err(BlobError::new(at, Rule::LastSection, found, expected))
+            }
+        }
+    }
+
+    fn verify_checksums(&self, sections: Sections<'a>) -> Result<(), BlobError> {
+        sections.numbered().try_for_each(|(section, record)| {
             let mut checksum = Checksum::new();
-            checksum.update(bytes);
-            checksum.finish() == record.checksum
+            let padded = align_up(record.len).map(|len| SectionRecord { len, ..*record });
+            let bytes = padded.and_then(|padded| self.section_bytes(&padded));
+            checksum.update(bytes.unwrap_or_default());
+            match checksum.finish() {
+                computed if computed == record.checksum => Ok(()),
+                computed => {
+                    let (found, expected) = (computed.into(), record.checksum.into());
+                    let at = Location::Section(section);
+                    Err(BlobError::new(at, Rule::Checksum, found, expected))
+                }
+            }
         })
     }
 
@@ -244,92 +271,113 @@ impl<'a> Blob<'a> {
         let mut end = 0usize;
         let mut previous: &[u8] = &[];
         for (table, record) in self.tables.iter().enumerate() {
+            let wrong = |rule, found, expected: usize| {
+                BlobError::new(Location::Table(table), rule, found, expected as u64)
+            };
+            let (offset, len) = (record.name_offset as usize, record.name_len as usize);
+            if !(1..=MAX_NAME_LEN).contains(&len) {
+                return Err(wrong(Rule::NameLen, len as u64, MAX_NAME_LEN));
+            }
+            if offset != end {
+                return Err(wrong(Rule::NameOffset, offset as u64, end));
+            }
+            end = end.saturating_add(len);
             let name = self.name_bytes(record);
-            let fits =
-                (1..=MAX_NAME_LEN).contains(&name.len()) && name.len() == record.name_len as usize;
-            if !fits || record.name_offset as usize != end || core::str::from_utf8(name).is_err() {
-                return Err(BlobError::Name { table });
+            if name.len() != len {
+                return Err(wrong(Rule::NameEnd, end as u64, self.names.len()));
+            }
+            if core::str::from_utf8(name).is_err() {
+                return Err(BlobError::at(Location::Table(table), Rule::NameUtf8));
             }
             if previous >= name {
-                return Err(BlobError::NameOrder { table });
+                return Err(BlobError::at(Location::Table(table), Rule::NameOrder));
             }
             previous = name;
-            end = end.saturating_add(name.len());
         }
         if end == self.names.len() {
             Ok(())
         } else {
-            Err(BlobError::Name { table: self.tables.len() })
+            let (found, expected) = (end as u64, self.names.len() as u64);
+            Err(BlobError::new(Location::Names, Rule::NamesEnd, found, expected))
         }
     }
 
     /// Sections lie end to end, each rounded up to the alignment, from the directory's end to the
     /// blob's, and belong to the tables, and then the layers, in turn.
     fn check_sections(&self, directory_end: u64) -> Result<(), BlobError> {
-        let mut expected = directory_end;
+        let len = self.bytes.len() as u64;
+        let mut end = directory_end;
         for (section, record) in self.sections.iter().enumerate() {
+            let at = Location::Section(section);
             if record.reserved != [0; 8] {
-                return Err(BlobError::Reserved { what: "section", position: section });
+                return Err(BlobError::at(at, Rule::Reserved));
             }
-            if record.offset != expected {
-                return Err(BlobError::SectionOffset { section, found: record.offset, expected });
+            if record.offset != end {
+                return Err(BlobError::new(at, Rule::Offset, record.offset, end));
             }
-            let end = expected.checked_add(record.len).and_then(align_up);
-            expected = end
-                .filter(|&end| record.len > 0 && end <= self.bytes.len() as u64)
-                .ok_or(BlobError::SectionLength { section, found: record.len, expected: 0 })?;
+            if record.len == 0 {
+                return Err(BlobError::at(at, Rule::Empty));
+            }
+            let left = len.saturating_sub(end);
+            end = end
+                .checked_add(record.len)
+                .and_then(align_up)
+                .filter(|&end| end <= len)
+                .ok_or(BlobError::new(at, Rule::End, record.len, left))?;
         }
-        if expected != self.bytes.len() as u64 {
-            return Err(BlobError::TotalLength {
-                declared: self.bytes.len() as u64,
-                actual: expected,
-            });
+        if end != len {
+            return Err(BlobError::new(Location::Buffer, Rule::BlobEnd, end, len));
         }
         let mut next = 0usize;
-        for (table, record) in self.tables.iter().enumerate() {
-            if record.first_section as usize != next || self.owned_sections(record).is_none() {
-                return Err(BlobError::SectionOwner { table });
+        let mut check = |at, first: u32, sections: Result<Sections<'_>, BlobError>| {
+            if first as usize != next {
+                return Err(BlobError::new(at, Rule::FirstSection, first.into(), next as u64));
             }
-            next = next.saturating_add(record.num_sections as usize);
+            next = next.saturating_add(sections?.records.len());
+            Ok(())
+        };
+        for (table, record) in self.tables.iter().enumerate() {
+            let sections = self.sections_of_table(table, record);
+            check(Location::Table(table), record.first_section, sections)?;
         }
         for (layer, record) in self.layers.iter().enumerate() {
-            if record.first_section as usize != next || self.sections_of_layer(record).is_none() {
-                return Err(BlobError::LayerSections { layer });
-            }
-            next = next.saturating_add(record.num_sections as usize);
+            let sections = self.sections_of_layer(layer, record);
+            check(Location::Layer(layer), record.first_section, sections)?;
         }
         if next == self.sections.len() {
             Ok(())
         } else {
-            Err(BlobError::SectionOwner { table: self.tables.len() })
+            Err(BlobError::at(Location::Section(next), Rule::Owner))
         }
     }
 
     /// The table at `table`, with every number of its record and sections checked against its
     /// shape.
-    pub(super) fn read_table(&self, table: usize) -> Result<TableData<'a>, BlobError> {
-        let record = self.tables.get(table).ok_or(BlobError::NoSuchTable)?;
-        let unknown = |field, found: u32| BlobError::TableCode { table, field, found };
+    pub(super) fn read_table(
+        &self,
+        table: usize,
+        record: &TableRecord,
+    ) -> Result<TableData<'a>, BlobError> {
+        let at = Location::Table(table);
+        let unknown =
+            |rule, found: u32, limit: u32| BlobError::new(at, rule, found.into(), limit.into());
         if !(kind::DENSE..=kind::QUOTIENT_REMAINDER).contains(&record.kind) {
-            return Err(unknown("kind", record.kind.into()));
+            let limit = kind::QUOTIENT_REMAINDER;
+            return Err(unknown(Rule::Kind, record.kind.into(), limit.into()));
         }
         if record.index_map > index_map::REMAPPED {
-            return Err(unknown("index map", record.index_map.into()));
+            let limit = index_map::REMAPPED;
+            return Err(unknown(Rule::IndexMap, record.index_map.into(), limit.into()));
         }
         if record.layout != 0 {
-            return Err(unknown("layout", record.layout.into()));
+            return Err(unknown(Rule::Layout, record.layout.into(), 0));
         }
+        let reserved = BlobError::at(at, Rule::Reserved);
         if record.reserved_tail != [0; 16] {
-            return Err(BlobError::Reserved { what: "table", position: table });
+            return Err(reserved);
         }
-        let wrong_shape = |error: ShapeError| BlobError::Shape { table, error };
-        let owner = BlobError::SectionOwner { table };
-        let mut sections = SectionCursor {
-            blob: self,
-            owner,
-            section: record.first_section as usize,
-            rest: self.owned_sections(record).ok_or(owner)?,
-        };
+        let wrong_shape = |error: ShapeError| BlobError::at(at, Rule::Shape(error));
+        let mut sections = SectionCursor::new(self, at, self.sections_of_table(table, record)?);
 
         let num_embeddings = record.num_embeddings;
         let embedding_dim = record.embedding_dim as usize;
@@ -342,26 +390,29 @@ impl<'a> Blob<'a> {
             {
                 found
             }
-            (_, found) => return Err(BlobError::NumRows { table, found, num_embeddings }),
+            (index_map::IDENTITY, found) => {
+                return Err(BlobError::new(at, Rule::NumRowsUnmapped, found, 0));
+            }
+            (_, found) => return Err(BlobError::new(at, Rule::NumRows, found, num_embeddings)),
         };
         if record.kind != kind::TT
             && (record.num_cores, record.digit_order, record.column_order, record.inner_ranks)
                 != (0, 0, 0, [0; 5])
             || record.kind != kind::QUOTIENT_REMAINDER && record.combine != 0
         {
-            return Err(BlobError::Reserved { what: "table", position: table });
+            return Err(reserved);
         }
         let shape_fields = (record.row_factors, record.column_factors);
         let weights = match record.kind {
             kind::DENSE => {
                 if shape_fields != ([0; 6], [0; 6]) {
-                    return Err(BlobError::Reserved { what: "table", position: table });
+                    return Err(reserved);
                 }
                 Weights::Dense(sections.rows(Role::Rows, num_rows, embedding_dim)?)
             }
             kind::PROJECTED => {
                 let ([0, 0, 0, 0, 0, 0], [rank, 0, 0, 0, 0, 0]) = shape_fields else {
-                    return Err(BlobError::Reserved { what: "table", position: table });
+                    return Err(reserved);
                 };
                 check_embedding_dim(rank.into()).map_err(wrong_shape)?;
                 let rows = sections.rows(Role::Rows, num_rows, rank as usize)?;
@@ -372,10 +423,13 @@ impl<'a> Blob<'a> {
                 let ([quotients, num_remainders, 0, 0, 0, 0], [first, second, 0, 0, 0, 0]) =
                     shape_fields
                 else {
-                    return Err(BlobError::Reserved { what: "table", position: table });
+                    return Err(reserved);
                 };
-                let combine = Combine::from_code(record.combine)
-                    .ok_or(unknown("combine", record.combine.into()))?;
+                let combine = Combine::from_code(record.combine).ok_or(unknown(
+                    Rule::Combine,
+                    record.combine.into(),
+                    3,
+                ))?;
                 let columns = [first as usize, second as usize];
                 let expected =
                     combine.check(num_rows, num_remainders, columns).map_err(wrong_shape)?;
@@ -396,7 +450,7 @@ impl<'a> Blob<'a> {
                 })
             }
             _ => {
-                let shape = read_shape(table, num_rows, record, unknown, wrong_shape)?;
+                let shape = read_shape(at, num_rows, record)?;
                 if shape.embedding_dim() != embedding_dim {
                     return Err(wrong_shape(ShapeError::EmbeddingDim {
                         found: record.embedding_dim.into(),
@@ -413,11 +467,9 @@ impl<'a> Blob<'a> {
             ),
         };
         let overrides = sections.overrides(num_embeddings, embedding_dim)?;
-        if !sections.rest.is_empty() {
-            return Err(owner);
-        }
-        let name =
-            core::str::from_utf8(self.name_bytes(record)).map_err(|_| BlobError::Name { table })?;
+        sections.finish()?;
+        let name = core::str::from_utf8(self.name_bytes(record))
+            .map_err(|_| BlobError::at(at, Rule::NameUtf8))?;
         Ok(TableData {
             name,
             num_embeddings,
@@ -430,48 +482,41 @@ impl<'a> Blob<'a> {
     }
 }
 
-/// The first of these ids that is not above the one before it and below `limit`, or that the index
-/// does not have there.
-fn first_bad_id(ids: &[u64], index: &[Line], limit: u64) -> Option<usize> {
+/// Refuses ids that are not above the one before them and below `limit`, or that the index has
+/// elsewhere.
+fn check_ids(section: usize, ids: &[u64], index: &[Line], limit: u64) -> Result<(), BlobError> {
     let mut floor = 0;
-    ids.iter().enumerate().position(|(position, &id)| {
-        let bad = id < floor
-            || id >= limit
-            || !index.is_empty() && id_index::position(index, id) != Some(position);
+    for (position, &id) in ids.iter().enumerate() {
+        let at = Location::Element { section, position: position as u64 };
+        if id < floor || id >= limit {
+            return Err(BlobError::new(at, Rule::Ids, id, limit));
+        }
+        if !index.is_empty() && id_index::position_in(index, id) != Some(position) {
+            return Err(BlobError::new(at, Rule::IdIndex, id, limit));
+        }
         floor = id.saturating_add(1);
-        bad
-    })
-}
-
-/// The first scale that is not finite and positive.
-fn first_bad_scale(scales: &[f32]) -> Option<usize> {
-    scales.iter().position(|scale| !(scale.is_finite() && *scale > 0.0))
-}
-
-fn check_count(what: &'static str, found: u32, limit: usize) -> Result<usize, BlobError> {
-    let found = found as usize;
-    if found <= limit {
-        Ok(found)
-    } else {
-        Err(BlobError::Count { what, found: found as u64, limit: limit as u64 })
     }
+    Ok(())
+}
+
+/// Refuses scales that are not finite and positive.
+fn check_scales(section: usize, scales: &[f32]) -> Result<(), BlobError> {
+    let bad = scales.iter().position(|scale| !(scale.is_finite() && *scale > 0.0));
+    bad.map_or(Ok(()), |position| Err(bad_scale(section, position as u64)))
+}
+
+fn bad_scale(section: usize, position: u64) -> BlobError {
+    BlobError::at(Location::Element { section, position }, Rule::Scale)
 }
 
 /// The shape in a tensor-train table's record; list entries past d cores must be zero.
-fn read_shape(
-    table: usize,
-    num_rows: u64,
-    record: &TableRecord,
-    unknown: impl Fn(&'static str, u32) -> BlobError,
-    wrong_shape: impl Fn(ShapeError) -> BlobError,
-) -> Result<TtShape, BlobError> {
-    let order = |field, code| match code {
-        0 => Ok(DigitOrder::MostSignificantFirst),
-        1 => Ok(DigitOrder::LeastSignificantFirst),
-        found => Err(unknown(field, u32::from(found))),
+fn read_shape(at: Location, num_rows: u64, record: &TableRecord) -> Result<TtShape, BlobError> {
+    let wrong_shape = |error| BlobError::at(at, Rule::Shape(error));
+    let order = |rule, code: u8| {
+        DigitOrder::from_code(code).ok_or(BlobError::new(at, rule, code.into(), 1))
     };
-    let digit_order = order("digit order", record.digit_order)?;
-    let column_order = order("column order", record.column_order)?;
+    let digit_order = order(Rule::DigitOrder, record.digit_order)?;
+    let column_order = order(Rule::ColumnOrder, record.column_order)?;
     let d = usize::from(record.num_cores);
     let wrong_count = || wrong_shape(ShapeError::CoreCount { found: d });
     let (row_factors, row_rest) = record.row_factors.split_at_checked(d).ok_or_else(wrong_count)?;
@@ -480,57 +525,98 @@ fn read_shape(
     let inner = d.checked_sub(1).ok_or_else(wrong_count)?;
     let (ranks, rank_rest) = record.inner_ranks.split_at_checked(inner).ok_or_else(wrong_count)?;
     if row_rest.iter().chain(column_rest).chain(rank_rest).any(|&n| n != 0) {
-        return Err(BlobError::Reserved { what: "table", position: table });
+        return Err(BlobError::at(at, Rule::Reserved));
     }
     let shape = TtShape::new(num_rows, row_factors, column_factors, ranks).map_err(wrong_shape)?;
     Ok(shape.with_digit_order(digit_order).with_column_order(column_order))
 }
 
+/// The sections of a table or layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sections<'a> {
+    /// The number of the first one.
+    first: usize,
+    pub(super) records: &'a [SectionRecord],
+}
+
+impl<'a> Sections<'a> {
+    /// The sections, in file order.
+    pub(super) fn iter(self) -> impl Iterator<Item = Section> + use<'a> {
+        self.records.iter().filter_map(Section::read)
+    }
+
+    fn numbered(self) -> impl Iterator<Item = (usize, &'a SectionRecord)> {
+        (self.first..).zip(self.records)
+    }
+
+    /// The number of the section with this role, which is there.
+    fn find(self, role: Role) -> usize {
+        let found = self.numbered().find(|(_, record)| (record.role, record.core) == role.codes());
+        found.map_or(self.first, |(section, _)| section)
+    }
+}
+
 /// Takes the sections of a table or layer one by one, each with the role and length that it needs
 /// next.
 pub(super) struct SectionCursor<'b, 'a> {
-    pub(super) blob: &'b Blob<'a>,
-    /// What there is to say where they end too soon.
-    pub(super) owner: BlobError,
-    pub(super) section: usize,
-    pub(super) rest: &'a [SectionRecord],
+    blob: &'b Blob<'a>,
+    /// The table or layer.
+    at: Location,
+    sections: Sections<'a>,
+    /// How many were taken.
+    taken: usize,
 }
 
-impl<'a> SectionCursor<'_, 'a> {
+impl<'b, 'a> SectionCursor<'b, 'a> {
+    pub(super) fn new(blob: &'b Blob<'a>, at: Location, sections: Sections<'a>) -> Self {
+        Self { blob, at, sections, taken: 0 }
+    }
+
+    fn next(&self) -> Option<&'a SectionRecord> {
+        self.sections.records.get(self.taken)
+    }
+
+    /// Refuses sections that were not taken.
+    pub(super) fn finish(&self) -> Result<(), BlobError> {
+        match self.sections.records.len() {
+            len if len == self.taken => Ok(()),
+            len => Err(BlobError::new(self.at, Rule::ExtraSection, len as u64, self.taken as u64)),
+        }
+    }
+
     /// Whether the next section has this role.
     fn next_is(&self, role: Role) -> bool {
-        self.rest.first().is_some_and(|next| (next.role, next.core) == role.codes())
+        self.next().is_some_and(|next| (next.role, next.core) == role.codes())
     }
 
     /// The next section, which must have this role.
-    fn take(&mut self, role: Role) -> Result<(usize, &'a SectionRecord), BlobError> {
-        let (record, rest) = self.rest.split_first().ok_or(self.owner)?;
-        let section = self.section;
-        if (record.role, record.core) != role.codes() {
-            return Err(BlobError::SectionRole { section, found: record.role.into() });
+    fn take(&mut self, role: Role) -> Result<(Location, &'a SectionRecord), BlobError> {
+        let taken = self.taken as u64;
+        let at = Location::Section(self.sections.first.saturating_add(self.taken));
+        self.taken = self.taken.saturating_add(1);
+        let missing = BlobError::new(self.at, Rule::MissingSection, taken, self.taken as u64);
+        let record = self.sections.records.get(taken as usize).ok_or(missing)?;
+        let (code, core) = role.codes();
+        if record.role != code {
+            return Err(BlobError::new(at, Rule::Role, record.role.into(), code.into()));
         }
-        self.rest = rest;
-        self.section = section.saturating_add(1);
-        Ok((section, record))
+        if record.core != core {
+            return Err(BlobError::new(at, Rule::Core, record.core.into(), core.into()));
+        }
+        Ok((at, record))
     }
 
     /// The bytes of a section that must hold `count` runs of `len` bytes.
     fn bytes(
         &self,
-        section: usize,
+        at: Location,
         record: &SectionRecord,
         count: u64,
         len: usize,
     ) -> Result<&'a [u8], BlobError> {
         let expected = count.saturating_mul(len as u64);
-        if record.len != expected {
-            return Err(BlobError::SectionLength { section, found: record.len, expected });
-        }
-        self.blob.section_bytes(record).ok_or(BlobError::SectionLength {
-            section,
-            found: record.len,
-            expected,
-        })
+        let bytes = self.blob.section_bytes(record).filter(|_| record.len == expected);
+        bytes.ok_or(BlobError::new(at, Rule::Len, record.len, expected))
     }
 
     /// `count` runs of `len` stored elements, or as many dense rows if the role is one of rows.
@@ -540,8 +626,8 @@ impl<'a> SectionCursor<'_, 'a> {
         count: u64,
         len: usize,
     ) -> Result<Elements<'a>, BlobError> {
-        let (section, record) = self.take(role)?;
-        let wrong_dtype = BlobError::SectionDtype { section, found: record.dtype.into() };
+        let (at, record) = self.take(role)?;
+        let wrong_dtype = wrong_dtype(at, role, record.dtype);
         let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
         let suits = match role {
             Role::Core(_) | Role::LayerWeights(_) => dtype.suits_cores(),
@@ -555,16 +641,20 @@ impl<'a> SectionCursor<'_, 'a> {
             Role::Rows | Role::RemainderRows | Role::OverrideRows => dtype.row_len(len),
             _ => dtype.bytes_of(len),
         };
-        let bytes = self.bytes(section, record, count, len)?;
+        let bytes = self.bytes(at, record, count, len)?;
         Elements::from_bytes(bytes, dtype).ok_or(wrong_dtype)
     }
 
-    /// `count` f32.
-    pub(super) fn floats(&mut self, role: Role, count: u64) -> Result<&'a [f32], BlobError> {
-        let section = self.section;
-        let floats = self.elements(role, count, 1)?;
-        let found = floats.dtype() as u32;
-        floats.as_f32().ok_or(BlobError::SectionDtype { section, found })
+    /// `count` runs of `len` f32.
+    pub(super) fn floats(
+        &mut self,
+        role: Role,
+        count: u64,
+        len: usize,
+    ) -> Result<&'a [f32], BlobError> {
+        let at = Location::Section(self.sections.first.saturating_add(self.taken));
+        let floats = self.elements(role, count, len)?;
+        floats.as_f32().ok_or(wrong_dtype(at, role, floats.dtype() as u8))
     }
 
     fn rows(
@@ -582,7 +672,7 @@ impl<'a> SectionCursor<'_, 'a> {
         for (k, (core, &p)) in cores.iter_mut().zip(shape.row_factors()).enumerate() {
             core.slices = self.elements(Role::Core(k), p.into(), shape.slice_len(k))?;
             if core.slices.dtype() == Dtype::I8 {
-                core.scales = self.floats(Role::Scales(k), p.into())?;
+                core.scales = self.floats(Role::Scales(k), p.into(), 1)?;
             }
         }
         let prefixes = self.prefixes(&shape)?;
@@ -596,10 +686,7 @@ impl<'a> SectionCursor<'_, 'a> {
         }
         let ids = self.ids(Role::PrefixIds, shape.num_prefixes())?;
         let index = self.id_index(Role::PrefixIndex, shape.num_prefixes())?;
-        let section = self.section;
-        let products = self.elements(Role::PrefixProducts, ids.len() as u64, shape.prefix_len())?;
-        let found = products.dtype() as u32;
-        let products = products.as_f32().ok_or(BlobError::SectionDtype { section, found })?;
+        let products = self.floats(Role::PrefixProducts, ids.len() as u64, shape.prefix_len())?;
         Ok(Some(Prefixes { ids, products, index }))
     }
 
@@ -609,7 +696,7 @@ impl<'a> SectionCursor<'_, 'a> {
         num_embeddings: u64,
         embedding_dim: usize,
     ) -> Result<Option<Overrides<'a>>, BlobError> {
-        if self.rest.is_empty() {
+        if self.next().is_none() {
             return Ok(None);
         }
         let ids = self.ids(Role::OverrideIds, num_embeddings)?;
@@ -630,17 +717,15 @@ impl<'a> SectionCursor<'_, 'a> {
         dtype: u8,
         count: impl Fn(u64) -> u64,
     ) -> Result<&'a [T], BlobError> {
-        let (section, record) = self.take(role)?;
+        let (at, record) = self.take(role)?;
         if record.dtype != dtype {
-            return Err(BlobError::SectionDtype { section, found: record.dtype.into() });
+            return Err(wrong_dtype(at, role, record.dtype));
         }
-        let found = record.len.checked_div(size_of::<T>() as u64).unwrap_or(0);
-        let bytes = self.bytes(section, record, count(found), size_of::<T>())?;
-        bytemuck::try_cast_slice(bytes).map_err(|_| BlobError::SectionLength {
-            section,
-            found: record.len,
-            expected: 0,
-        })
+        let room = record.len.checked_div(size_of::<T>() as u64).unwrap_or(0);
+        let (count, len) = (count(room), size_of::<T>());
+        let bytes = self.bytes(at, record, count, len)?;
+        let wrong_len = BlobError::new(at, Rule::Len, record.len, count.saturating_mul(len as u64));
+        bytemuck::try_cast_slice(bytes).map_err(|_| wrong_len)
     }
 
     /// The index of ids below `limit`, if it comes next.
@@ -648,15 +733,14 @@ impl<'a> SectionCursor<'_, 'a> {
         if !self.next_is(role) {
             return Ok(&[]);
         }
-        let (section, record) = self.take(role)?;
-        if record.dtype != DTYPE_U64 {
-            return Err(BlobError::SectionDtype { section, found: record.dtype.into() });
-        }
-        let expected = id_index::byte_len(limit);
-        let wrong_len = BlobError::SectionLength { section, found: record.len, expected };
-        let bytes = self.bytes(section, record, expected, 1)?;
-        bytemuck::try_cast_slice(bytes).map_err(|_| wrong_len)
+        let lines = limit.div_ceil(id_index::IDS_PER_LINE);
+        self.numbers(role, DTYPE_U64, |_| lines)
     }
+}
+
+/// A section whose dtype is unknown, or not allowed for its role.
+fn wrong_dtype(at: Location, role: Role, found: u8) -> BlobError {
+    BlobError::new(at, Rule::Dtype, found.into(), role.codes().0.into())
 }
 
 impl Rows<'_> {

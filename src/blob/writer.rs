@@ -3,8 +3,8 @@
 //! checksums.
 
 use super::{
-    Activation, Checksum, Combine, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
-    MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum, id_index_len,
+    Activation, Checksum, LayoutError, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
+    MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum,
     model::{ModelTable, top_inputs},
     record::{
         DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
@@ -14,8 +14,8 @@ use super::{
 use crate::{
     AlignedBuf,
     dtype::Dtype,
-    error::{BlobError, ShapeError},
-    shape::{DigitOrder, TtShape, check_embedding_dim, check_num_embeddings},
+    repr::{Combine, id_index_len},
+    shape::{TtShape, check_embedding_dim, check_num_embeddings},
 };
 use alloc::{string::String, vec::Vec};
 use bytemuck::Zeroable;
@@ -49,7 +49,7 @@ impl TableSpec {
     }
 }
 
-/// The index map of a table to be written ([`IndexMap`](super::IndexMap)).
+/// The index map of a table to be written ([`IndexMap`](crate::repr::IndexMap)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IndexMapSpec {
     /// Index i is row i.
@@ -87,7 +87,7 @@ pub enum WeightsSpec {
         /// Stored type of the slices.
         dtype: Dtype,
     },
-    /// Short rows, and a matrix that widens them ([`Projected`](super::Projected)).
+    /// Short rows, and a matrix that widens them ([`Projected`](crate::repr::Projected)).
     Projected {
         /// Rows.
         num_embeddings: u64,
@@ -100,7 +100,7 @@ pub enum WeightsSpec {
         /// Stored type of the projection: f32, f16 or bf16.
         projection: Dtype,
     },
-    /// Quotient and remainder rows ([`QuotientRemainder`](super::QuotientRemainder)).
+    /// Quotient and remainder rows ([`QuotientRemainder`](crate::repr::QuotientRemainder)).
     QuotientRemainder {
         /// Rows.
         num_embeddings: u64,
@@ -201,24 +201,24 @@ impl Layout {
     /// Lays out these tables; they may come in any order.
     ///
     /// # Errors
-    /// [`BlobError`]: a name that is empty, too long or there twice, a shape that cannot be, i4 cores, a projection that is
-    /// i8 or i4, more rows or overrides than indices, more prefix products than prefixes (of which
-    /// only a tensor train has any), too many tables or bytes.
-    pub fn new(tables: &[TableSpec]) -> Result<Self, BlobError> {
+    /// [`LayoutError`]: a name that is empty, too long or a duplicate, a shape that cannot be, i4
+    /// cores, a projection that is i8 or i4, more rows or overrides than indices, more prefix
+    /// products than prefixes (of which only a tensor train has any), too many tables or bytes.
+    pub fn new(tables: &[TableSpec]) -> Result<Self, LayoutError> {
         Self::with_model(tables, None)
     }
 
     /// The same, with a model around the tables.
     ///
     /// # Errors
-    /// Also [`BlobError::LayerWidth`], [`BlobError::LayerOrder`], [`BlobError::ModelTable`],
-    /// [`BlobError::ModelDim`], [`BlobError::SectionDtype`] for i4 weights, and
-    /// [`BlobError::Count`] for too many layers or tables of the model. A table is named by its
-    /// position among those given.
-    pub fn with_model(tables: &[TableSpec], model: Option<&ModelSpec>) -> Result<Self, BlobError> {
+    /// [`LayoutError`]: also layers that do not fit each other or the tables, i4 weights, and too
+    /// many layers or tables of the model.
+    pub fn with_model(
+        tables: &[TableSpec],
+        model: Option<&ModelSpec>,
+    ) -> Result<Self, LayoutError> {
         if tables.len() > MAX_TABLES {
-            let (found, limit) = (tables.len() as u64, MAX_TABLES as u64);
-            return Err(BlobError::Count { what: "tables", found, limit });
+            return Err(LayoutError::NumTables { found: tables.len() });
         }
         let mut by_name: Vec<(usize, &TableSpec)> = tables.iter().enumerate().collect();
         by_name.sort_by(|a, b| a.1.name.cmp(&b.1.name));
@@ -239,14 +239,14 @@ impl Layout {
         }
         for (position, spec) in by_name {
             if !(1..=MAX_NAME_LEN).contains(&spec.name.len()) {
-                return Err(BlobError::Name { table: position });
+                return Err(LayoutError::Name { table: spec.name.clone() });
             }
             if layout
                 .tables
                 .last()
                 .is_some_and(|last| layout.name(last) == spec.name.as_bytes())
             {
-                return Err(BlobError::NameOrder { table: position });
+                return Err(LayoutError::DuplicateName { table: spec.name.clone() });
             }
             layout.push_table(position, spec)?;
         }
@@ -254,12 +254,12 @@ impl Layout {
             layout.push_model(model, &sorted)?;
         }
 
-        let too_large = BlobError::Shape { table: 0, error: ShapeError::TooLarge };
-        let mut offset = align_up(layout.head_len()).ok_or(too_large)?;
+        let mut offset = align_up(layout.head_len()).ok_or(LayoutError::TooLarge)?;
         for (record, plan) in layout.sections.iter_mut().zip(&mut layout.plans) {
             record.offset = offset;
             plan.offset = offset;
-            offset = offset.checked_add(record.len).and_then(align_up).ok_or(too_large)?;
+            offset =
+                offset.checked_add(record.len).and_then(align_up).ok_or(LayoutError::TooLarge)?;
         }
         layout.header.total_len = offset;
         layout.header.num_tables = layout.tables.len() as u32;
@@ -327,7 +327,7 @@ impl Layout {
 
     fn name(&self, record: &TableRecord) -> &[u8] {
         let (_, rest) = self.names.split_at(record.name_offset as usize);
-        rest
+        rest.split_at(record.name_len as usize).0
     }
 
     fn head_len(&self) -> u64 {
@@ -348,20 +348,21 @@ impl Layout {
     }
 
     /// `sorted` says where each of the tables given went.
-    fn push_model(&mut self, model: &ModelSpec, sorted: &[u32]) -> Result<(), BlobError> {
+    fn push_model(&mut self, model: &ModelSpec, sorted: &[u32]) -> Result<(), LayoutError> {
         let num_layers = model.bottom.len().saturating_add(model.top.len());
-        for (what, found, limit) in [
-            ("layers", num_layers, MAX_LAYERS),
-            ("tables of the model", model.tables.len(), MAX_MODEL_TABLES),
-        ] {
-            if found > limit {
-                return Err(BlobError::Count { what, found: found as u64, limit: limit as u64 });
-            }
+        if num_layers > MAX_LAYERS {
+            return Err(LayoutError::NumLayers { found: num_layers });
+        }
+        let num_tables = model.tables.len();
+        if num_tables > MAX_MODEL_TABLES {
+            return Err(LayoutError::NumModelTables { found: num_tables });
+        }
+        if model.top.is_empty() {
+            return Err(LayoutError::NoTop);
         }
         // Without a bottom, pairs of tables are all that there is.
-        if model.top.is_empty() || model.bottom.is_empty() && model.tables.len() < 2 {
-            let layer = if model.top.is_empty() { num_layers } else { 0 };
-            return Err(BlobError::LayerOrder { layer });
+        if model.bottom.is_empty() && num_tables < 2 {
+            return Err(LayoutError::NoBottom { num_tables });
         }
         let dim_of = |place: u32| {
             self.tables
@@ -381,15 +382,17 @@ impl Layout {
             }
             None => (first_dim(), top_inputs(model.tables.len(), 0)),
         };
-        for (position, &ModelTable { table, mean }) in model.tables.iter().enumerate() {
+        for (position, &ModelTable { table, pooling }) in model.tables.iter().enumerate() {
             let missing =
-                BlobError::ModelTable { position, found: u32::try_from(table).unwrap_or(u32::MAX) };
+                LayoutError::ModelTable { position, found: table, num_tables: sorted.len() };
             let &place = sorted.get(table).ok_or(missing)?;
-            let found = self.tables.get(place as usize).map_or(0, |record| record.embedding_dim);
-            if found as usize != embedding_dim {
-                return Err(BlobError::ModelDim { table, found, expected: embedding_dim });
+            let found = dim_of(place);
+            if found != embedding_dim {
+                let name = self.tables.get(place as usize).map(|record| self.name(record));
+                let table = String::from_utf8_lossy(name.unwrap_or_default()).into_owned();
+                return Err(LayoutError::ModelDim { table, found, expected: embedding_dim });
             }
-            self.model_tables.push(ModelTable::code(place, mean));
+            self.model_tables.push(ModelTable::code(place, pooling));
         }
         self.header.interaction = INTERACTION_DOT;
         let mut inputs = None;
@@ -401,17 +404,17 @@ impl Layout {
             }
             let is_last = position.saturating_add(1) == num_layers;
             if layer.activation == Activation::Sigmoid && !is_last {
-                return Err(BlobError::LayerOrder { layer: position });
+                return Err(LayoutError::Sigmoid { layer: position });
             }
             let outputs = is_last.then_some(1);
             for (field, found, expected) in
                 [("inputs", layer.inputs, inputs), ("outputs", layer.outputs, outputs)]
             {
-                let in_range = (1..=MAX_LAYER_WIDTH).contains(&(found as u64));
-                if !in_range || expected.is_some_and(|expected| expected != found) {
-                    let expected = expected.filter(|_| in_range).unwrap_or(0) as u64;
-                    let found = u32::try_from(found).unwrap_or(u32::MAX);
-                    return Err(BlobError::LayerWidth { layer: position, field, found, expected });
+                if !(1..=MAX_LAYER_WIDTH).contains(&(found as u64)) {
+                    return Err(LayoutError::LayerWidth { layer: position, field, found });
+                }
+                if let Some(expected) = expected.filter(|&expected| expected != found) {
+                    return Err(LayoutError::LayerFit { layer: position, field, found, expected });
                 }
             }
             self.push_layer(position, stack, layer, sorted.len())?;
@@ -426,14 +429,11 @@ impl Layout {
         stack: Stack,
         layer: &LayerSpec,
         owner: usize,
-    ) -> Result<(), BlobError> {
+    ) -> Result<(), LayoutError> {
         let &LayerSpec { inputs, outputs, activation, dtype } = layer;
         let first_section = self.sections.len() as u32;
         if !dtype.suits_cores() {
-            return Err(BlobError::SectionDtype {
-                section: self.sections.len(),
-                found: dtype as u32,
-            });
+            return Err(LayoutError::LayerDtype { layer: position, found: dtype });
         }
         let weights = Role::LayerWeights(position);
         self.push_section(owner, weights, Some(dtype), inputs as u64, dtype.bytes_of(outputs))?;
@@ -459,8 +459,9 @@ impl Layout {
         Ok(())
     }
 
-    fn push_table(&mut self, position: usize, spec: &TableSpec) -> Result<(), BlobError> {
-        let wrong_shape = |error| BlobError::Shape { table: position, error };
+    fn push_table(&mut self, position: usize, spec: &TableSpec) -> Result<(), LayoutError> {
+        let table = || spec.name.clone();
+        let wrong_shape = |error| LayoutError::Shape { table: table(), error };
         let mut record = TableRecord {
             name_offset: self.names.len() as u32,
             name_len: spec.name.len() as u32,
@@ -482,10 +483,7 @@ impl Layout {
                 (num_embeddings, embedding_dim)
             }
             WeightsSpec::Projected { projection, .. } if !projection.suits_projections() => {
-                return Err(BlobError::SectionDtype {
-                    section: self.sections.len(),
-                    found: projection as u32,
-                });
+                return Err(LayoutError::Dtype { table: table(), found: projection });
             }
             WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection } => {
                 check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
@@ -543,20 +541,13 @@ impl Layout {
                 (num_embeddings, embedding_dim)
             }
             WeightsSpec::Tt { dtype, .. } if !dtype.suits_cores() => {
-                return Err(BlobError::SectionDtype {
-                    section: self.sections.len(),
-                    found: dtype as u32,
-                });
+                return Err(LayoutError::Dtype { table: table(), found: dtype });
             }
             WeightsSpec::Tt { shape, dtype } => {
                 record.kind = kind::TT;
                 record.num_cores = shape.num_cores() as u8;
-                let code = |order| match order {
-                    DigitOrder::MostSignificantFirst => 0,
-                    DigitOrder::LeastSignificantFirst => 1,
-                };
-                record.digit_order = code(shape.digit_order());
-                record.column_order = code(shape.column_order());
+                record.digit_order = shape.digit_order() as u8;
+                record.column_order = shape.column_order() as u8;
                 copy_prefix(&mut record.row_factors, shape.row_factors());
                 copy_prefix(&mut record.column_factors, shape.column_factors());
                 copy_prefix(&mut record.inner_ranks, shape.inner_ranks());
@@ -577,16 +568,12 @@ impl Layout {
             }
         };
         if spec.num_prefixes > 0 {
-            let WeightsSpec::Tt { shape, .. } = spec.weights else {
-                return Err(BlobError::Count {
-                    what: "prefixes",
-                    found: spec.num_prefixes,
-                    limit: 0,
-                });
-            };
-            if spec.num_prefixes > shape.num_prefixes() {
-                let limit = shape.num_prefixes();
-                return Err(BlobError::Count { what: "prefixes", found: spec.num_prefixes, limit });
+            let found = spec.num_prefixes;
+            let wrong =
+                |num_prefixes| LayoutError::NumPrefixes { table: table(), found, num_prefixes };
+            let WeightsSpec::Tt { shape, .. } = spec.weights else { return Err(wrong(0)) };
+            if found > shape.num_prefixes() {
+                return Err(wrong(shape.num_prefixes()));
             }
             let product_len = Dtype::F32.bytes_of(shape.prefix_len());
             let ids = [Role::PrefixIds, Role::PrefixIndex];
@@ -608,11 +595,8 @@ impl Layout {
         if index_map != index_map::IDENTITY {
             check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
             if num_rows > num_embeddings {
-                return Err(BlobError::NumRows {
-                    table: position,
-                    found: num_rows,
-                    num_embeddings,
-                });
+                let table = table();
+                return Err(LayoutError::NumRows { table, found: num_rows, num_embeddings });
             }
             record.num_rows = num_rows;
         }
@@ -621,7 +605,8 @@ impl Layout {
         }
         if let Some(OverridesSpec { count, dtype }) = spec.overrides {
             if count == 0 || count > num_embeddings {
-                return Err(wrong_shape(ShapeError::NumEmbeddings { found: count }));
+                let table = table();
+                return Err(LayoutError::NumOverrides { table, found: count, num_embeddings });
             }
             let row_len = dtype.row_len(embedding_dim);
             self.push_ids(
@@ -650,7 +635,7 @@ impl Layout {
         count: u64,
         limit: u64,
         len: usize,
-    ) -> Result<(), BlobError> {
+    ) -> Result<(), LayoutError> {
         self.push_section(table, ids, None, count, 8)?;
         match id_index_len(count, limit, len) {
             0 => Ok(()),
@@ -666,9 +651,8 @@ impl Layout {
         dtype: Option<Dtype>,
         count: u64,
         len: usize,
-    ) -> Result<(), BlobError> {
-        let too_large = BlobError::Shape { table, error: ShapeError::TooLarge };
-        let len = count.checked_mul(len as u64).ok_or(too_large)?;
+    ) -> Result<(), LayoutError> {
+        let len = count.checked_mul(len as u64).ok_or(LayoutError::TooLarge)?;
         let (role_code, core) = role.codes();
         let integers = if role == Role::RemappedRows {
             DTYPE_U32

@@ -12,11 +12,10 @@
 mod policy;
 
 use crate::{
-    error::LookupError,
     index::{Index, Indices},
     kernel::Epilogue,
     table::{
-        Table,
+        LookupError, Table,
         cached::{CachedRows, SET_WORDS, Set, WAYS, cacheable, set_of},
     },
 };

@@ -18,15 +18,17 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod error;
 mod mlp;
+
+pub use error::{NoModel, ScoreError};
 
 use crate::{
     bag::{Bags, Pooling, check_bags},
-    blob::{Activation, Blob, Layer, ModelTable, Stack, top_inputs},
-    error::{BlobError, LookupError, ScoreError},
+    blob::{Activation, Blob, Layer, Stack, top_inputs},
     isa::Tier,
     kernel::{Consistent, dot_interaction_from, dot_interaction_workspace_len},
-    table::Table,
+    table::{LookupError, Table},
 };
 use core::ops::Range;
 use mlp::copy;
@@ -71,10 +73,10 @@ impl<'a> Blob<'a> {
     /// The blob's model.
     ///
     /// # Errors
-    /// [`BlobError::NoModel`]: it has tables only.
-    pub fn ranker(&self) -> Result<Ranker<'a>, BlobError> {
+    /// [`NoModel`]: it has tables only.
+    pub fn ranker(&self) -> Result<Ranker<'a>, NoModel> {
         let num_bottom = self.layers().take_while(|layer| layer.stack == Stack::Bottom).count();
-        let top = self.layer(num_bottom).ok_or(BlobError::NoModel)?;
+        let top = self.layer(num_bottom).ok_or(NoModel)?;
         let mut ranker = Ranker {
             blob: *self,
             tier: Tier::best(),
@@ -163,12 +165,12 @@ impl<'a> Ranker<'a> {
     pub fn tables(&self) -> impl Iterator<Item = Table<'a>> + use<'a> {
         let Self { blob, tier, .. } = *self;
         blob.model_tables()
-            .filter_map(move |of| Some(Table::new(blob.table_data(of.table)?).with_tier(tier)))
+            .filter_map(move |of| Some(blob.table_at(of.table)?.with_tier(tier)))
     }
 
     /// How each of these tables pools a bag: by sum or by mean.
     pub fn poolings(&self) -> impl Iterator<Item = Pooling> + use<'a> {
-        self.blob.model_tables().map(pooling)
+        self.blob.model_tables().map(|of| of.pooling)
     }
 
     /// The layers: first those of the bottom perceptron, then those of the top one.
@@ -330,7 +332,7 @@ impl<'a> Ranker<'a> {
                     expected: num_samples,
                 }));
             }
-            check_bags(bags, self.blob.num_embeddings(of.table), pooling(of)).map_err(wrong)?;
+            check_bags(bags, self.blob.num_embeddings(of.table), of.pooling).map_err(wrong)?;
         }
         // A batch of one shares nothing worth the trouble.
         let one_dense = one_dense && num_samples > 1;
@@ -539,11 +541,6 @@ impl<'a> Ranker<'a> {
         let logits = mlp::run_on(self.tier, &self.blob, rest, m, first.outputs, [outputs, inputs])?;
         copy(logits.get(..m)?, out)
     }
-}
-
-/// The pooling of a table of the model.
-fn pooling(of: ModelTable) -> Pooling {
-    if of.mean { Pooling::Mean } else { Pooling::Sum }
 }
 
 /// Puts what is in the `len` elements from `first` on of the first run of `stride` at the same

@@ -1,9 +1,9 @@
 //! Dense rows, widened in place.
 
 use crate::{
-    blob::Rows,
     isa::Tier,
     kernel::{Consistent, Epilogue, widen},
+    repr::Rows,
 };
 
 /// Gives every element of stored row `position` to `epilogue`.

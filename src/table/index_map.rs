@@ -1,8 +1,8 @@
 //! From an index to the number of its stored row.
 
 use crate::{
-    blob::{IndexMap, TableData},
     divisor::Divisor,
+    repr::{IndexMap, TableData},
 };
 
 /// The index map of one table.

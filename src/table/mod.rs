@@ -4,21 +4,24 @@
 
 pub(crate) mod cached;
 pub(crate) mod dense;
+mod error;
 pub(crate) mod index_map;
 mod projected;
 pub(crate) mod quotient_remainder;
 mod tt;
+
+pub use error::{LookupError, NoSuchTable};
 
 use cached::CachedRows;
 use index_map::RowOf;
 pub(crate) use tt::{num_partials, put_columns_in_order, step_size};
 
 use crate::{
-    blob::{Blob, Rows, TableData, Weights},
+    blob::{Blob, BlobError, Section},
     dtype::Elements,
-    error::{BlobError, LookupError},
     isa::Tier,
     kernel::{Consistent, Epilogue},
+    repr::{Rows, TableData, Weights},
     shape::{DigitOrder, TtShape},
 };
 
@@ -52,6 +55,8 @@ pub struct Table<'a> {
     data: TableData<'a>,
     tier: Tier,
     cache: Option<CachedRows<'a>>,
+    /// The blob, and the table's position in it, unless the table is being trained.
+    origin: Option<(Blob<'a>, usize)>,
 }
 
 /// Where a row that need not be computed is stored, and its position there.
@@ -65,24 +70,29 @@ impl<'a> Blob<'a> {
     /// The table called `name`.
     ///
     /// # Errors
-    /// [`BlobError::NoSuchTable`].
-    pub fn table(&self, name: &str) -> Result<Table<'a>, BlobError> {
-        let position = self.position(name).ok_or(BlobError::NoSuchTable)?;
-        self.table_data(position).map(Table::new).ok_or(BlobError::NoSuchTable)
+    /// [`NoSuchTable`].
+    pub fn table(&self, name: &str) -> Result<Table<'a>, NoSuchTable> {
+        self.position(name)
+            .and_then(|position| self.table_at(position))
+            .ok_or(NoSuchTable)
+    }
+
+    /// The table at `position`, in name order.
+    pub(crate) fn table_at(&self, position: usize) -> Option<Table<'a>> {
+        let table = Table::new(self.table_data(position)?);
+        Some(Table { origin: Some((*self, position)), ..table })
     }
 
     /// Every table, in name order.
     pub fn tables(&self) -> impl Iterator<Item = Table<'a>> + use<'a> {
         let blob = *self;
-        (0..blob.num_tables())
-            .filter_map(move |position| blob.table_data(position))
-            .map(Table::new)
+        (0..blob.num_tables()).filter_map(move |position| blob.table_at(position))
     }
 }
 
 impl<'a> Table<'a> {
     pub(crate) fn new(data: TableData<'a>) -> Self {
-        Self { data, tier: Tier::best(), cache: None }
+        Self { data, tier: Tier::best(), cache: None, origin: None }
     }
 
     /// The same table, whose lookups read the rows that `cache` has.
@@ -131,6 +141,19 @@ impl<'a> Table<'a> {
     /// The table's representation and its stored numbers.
     pub fn data(&self) -> &TableData<'a> {
         &self.data
+    }
+
+    /// The sections of the blob that hold the table, in file order.
+    pub fn sections(&self) -> impl Iterator<Item = Section> + use<'a> {
+        self.origin.into_iter().flat_map(|(blob, position)| blob.sections(position))
+    }
+
+    /// As [`Blob::verify_payload`], but for this table only.
+    ///
+    /// # Errors
+    /// A [`BlobError`] for the first section that fails.
+    pub fn verify(&self) -> Result<(), BlobError> {
+        self.origin.map_or(Ok(()), |(blob, position)| blob.verify_table(position))
     }
 
     /// Number of f32 elements of workspace with which [`pool`](Self::pool) is fastest, if all bags

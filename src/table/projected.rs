@@ -2,9 +2,9 @@
 
 use super::dense;
 use crate::{
-    blob::Projected,
     isa::Tier,
     kernel::{Consistent, Dims, Epilogue, chain_step},
+    repr::Projected,
 };
 
 /// Gives every element of row `row` to `epilogue`.

@@ -2,10 +2,10 @@
 
 use super::dense;
 use crate::{
-    blob::{Combine, QuotientRemainder},
     dtype::Elements,
     isa::Tier,
     kernel::{Consistent, Epilogue, widen},
+    repr::{Combine, QuotientRemainder},
 };
 
 /// The length for a lookup: both rows.

@@ -6,10 +6,10 @@
 //! last step writes the row.
 
 use crate::{
-    blob::TtCores,
     dtype::Elements,
     isa::Tier,
     kernel::{Consistent, Dims, Epilogue, chain_step, widen},
+    repr::TtCores,
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
 

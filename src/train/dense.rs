@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     ShapeError, Table, Tier,
-    blob::{Rows, Weights},
     dtype::Elements,
     kernel::{Consistent, Epilogue, widen},
+    repr::{Rows, Weights},
     shape::{check_embedding_dim, check_num_embeddings},
 };
 use std::{vec, vec::Vec};

@@ -310,7 +310,9 @@ impl Dlrm {
                 continue;
             };
             return Err(match error {
-                TrainError::Lookup(error) => TrainError::Table(PoolTablesError { table, error }),
+                TrainError::Lookup(error) => {
+                    TrainError::Table(PoolTablesError { table: Some(table), error })
+                }
                 error => error,
             });
         }

@@ -6,9 +6,9 @@ use super::{
 };
 use crate::{
     Table,
-    blob::{IndexMap, TableData},
     divisor::Divisor,
     kernel::Consistent,
+    repr::{IndexMap, TableData},
     shape::check_num_embeddings,
 };
 use std::{boxed::Box, vec::Vec};

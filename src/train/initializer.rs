@@ -15,7 +15,7 @@
 //! variance `1 + 2 phi(2) / (1 - Phi(2)) = 5.746` and are divided by its root. (FBTT's code takes
 //! neither the ranks nor this root into account.)
 
-use crate::{blob::Combine, shape::TtShape};
+use crate::{repr::Combine, shape::TtShape};
 use rand_pcg::{
     Pcg64,
     rand_core::{Rng, SeedableRng},

@@ -44,7 +44,7 @@ pub use tt::TtTable;
 
 use crate::{
     Bags, LookupError, Pooling, Table, Tier,
-    blob::{IndexMap, TableData, Weights},
+    repr::{IndexMap, TableData, Weights},
 };
 use state::Step;
 use std::vec::Vec;

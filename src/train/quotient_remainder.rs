@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     Table, Tier,
-    blob::{Combine, QuotientRemainder, Weights},
     divisor::Divisor,
     kernel::Consistent,
+    repr::{Combine, QuotientRemainder, Weights},
     shape::check_num_embeddings,
 };
 use std::vec::Vec;
@@ -50,7 +50,7 @@ impl QuotientRemainderShape {
 ///
 /// ```
 /// use ttrec::{
-///     blob::Combine,
+///     repr::Combine,
 ///     train::{
 ///         Checkpointed, Initializer, Optimizer, QuotientRemainderShape, QuotientRemainderTable,
 ///     },

@@ -11,9 +11,9 @@ use super::{
 use crate::{
     Bags, DigitOrder, Pooling, Table, Tier, TtShape,
     bag::Digits,
-    blob::{Core, TtCores, Weights},
     dtype::Elements,
     kernel::Consistent,
+    repr::{Core, TtCores, Weights},
     shape::MAX_CORES,
 };
 use std::{vec, vec::Vec};

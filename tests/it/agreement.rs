@@ -13,7 +13,7 @@ use proptest::{
 };
 use std::cell::Cell;
 use ttrec::{
-    AlignedBuf, Bags, Blob, LookupError, Pooling, Table, Tier, TtShape,
+    AlignedBuf, Bags, BagsError, Blob, LookupError, Pooling, Table, Tier, TtShape,
     blob::{Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
 };
@@ -635,10 +635,9 @@ fn offsets_that_are_no_offsets_are_refused() {
         }
         wide.unwrap_err()
     };
-    let wrong =
-        |position, found, num_indices| LookupError::Offsets { position, found, num_indices };
-    assert_eq!(refused(0, &[]), LookupError::OffsetsEmpty);
-    assert_eq!(refused(3, &[]), LookupError::OffsetsEmpty);
+    let wrong = |position, found, num_indices| BagsError::Offsets { position, found, num_indices };
+    assert_eq!(refused(0, &[]), BagsError::OffsetsEmpty);
+    assert_eq!(refused(3, &[]), BagsError::OffsetsEmpty);
     assert_eq!(refused(3, &[1, 3]), wrong(0, 1, 3), "does not start at 0");
     assert_eq!(refused(3, &[0, 2, 1, 3]), wrong(2, 1, 3), "falls");
     assert_eq!(refused(3, &[0, 4]), wrong(1, 4, 3), "ends past the last index");
@@ -680,7 +679,7 @@ fn signed_indices_and_offsets_are_those_of_their_unsigned_type_unless_they_are_n
             })
         );
     }
-    let negative = LookupError::NegativeOffset { position: 1, offset: -1 };
+    let negative = BagsError::NegativeOffset { position: 1, offset: -1 };
     assert_eq!(Bags::new(&[0i32, 1], &[0, -1, 2]).unwrap_err(), negative);
     assert_eq!(Bags::new(&[0i64, 1], &[0, -1, 2]).unwrap_err(), negative);
 }
@@ -706,7 +705,7 @@ fn weights_are_one_per_index_and_for_sums_only() {
     let bags = Bags::new(&[0u32, 1, 2], &[0, 1, 3]).unwrap();
     for found in [0, 1, 2, 4] {
         let error = bags.with_per_sample_weights(&vec![1.0; found]).unwrap_err();
-        assert_eq!(error, LookupError::WeightsLen { found, expected: 3 });
+        assert_eq!(error, BagsError::WeightsLen { found, expected: 3 });
     }
     let weighted = bags.with_per_sample_weights(&[1.0, 2.0, 3.0]).unwrap();
     let buf = two_kinds();

@@ -63,5 +63,5 @@ fn heap_buffers_of_every_length_are_aligned_zeroed_and_writable_to_the_end() {
 #[test]
 fn a_blob_parses_from_a_heap_copy() {
     let buf = ttrec::AlignedBuf::from_slice(BLOB);
-    assert_eq!(ttrec::Blob::parse(&buf).unwrap().len(), BLOB.len());
+    assert_eq!(ttrec::Blob::parse(&buf).unwrap().as_bytes().len(), BLOB.len());
 }

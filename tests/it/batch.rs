@@ -771,7 +771,13 @@ fn prefix_products_stored_by_the_tier_that_reads_them_change_no_bits() {
         let plain = build(&[spec(0)], 1, Values::Reals);
         for table in on_every_tier(&plain) {
             let (mut workspace, len) = (vec![0.0; table.workspace_len(1)], shape.prefix_len());
-            let sections = Blob::parse(&plain).unwrap().sections(0).collect::<Vec<_>>();
+            let sections = Blob::parse(&plain)
+                .unwrap()
+                .tables()
+                .next()
+                .unwrap()
+                .sections()
+                .collect::<Vec<_>>();
             let stored = Layout::new(&[spec(shape.num_prefixes())]).unwrap().build(|plan, out| {
                 match plan.role {
                     Role::PrefixIds => {

@@ -157,7 +157,7 @@ fn rows_stored_apart_are_never_cached_and_keep_their_place_in_a_sum() {
     let weights = tt(990, &[10, 10, 10], &[2, 2, 4], &[5, 6], Dtype::F32);
     let buf = blob_of(weights, 200);
     let table = Blob::parse(&buf).unwrap().table("t").unwrap();
-    let stored: Vec<u64> = table.data().overrides.unwrap().ids.to_vec();
+    let stored: Vec<u64> = table.data().overrides().unwrap().ids().to_vec();
     let mut memory = vec![0.0; RowCache::memory_len(&table, 500)];
     let mut cache = RowCache::new(&table, &mut memory).unwrap();
     let all: Vec<u64> = (0..990).collect();

@@ -10,9 +10,10 @@ use crate::support::{
     tiers,
 };
 use ttrec::{
-    AlignedBuf, Bags, Blob, BlobError, LookupError, Ranker, ScoreError, TtShape,
-    blob::{Combine, TableSpec, WeightsSpec},
+    AlignedBuf, Bags, Blob, LookupError, NoModel, Ranker, ScoreError, TtShape,
+    blob::{TableSpec, WeightsSpec},
     dtype::Dtype,
+    repr::Combine,
 };
 
 const SENTINEL: f32 = -7.0e37;
@@ -336,6 +337,6 @@ fn wrong_arguments_are_refused_and_nothing_is_written() {
     assert_eq!(try_both(26, &[good; 3], len - 1), both(wrong));
     assert_eq!(
         Blob::parse(&random::build(&[], 1, Values::Reals)).unwrap().ranker().map(drop),
-        Err(BlobError::NoModel)
+        Err(NoModel)
     );
 }

@@ -208,8 +208,9 @@ fn a_reader_written_from_the_page_agrees_with_the_library() {
 #[test]
 fn newer_kinds_and_maps_are_read_by_the_page_too() {
     use ttrec::{
-        blob::{Combine, IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
+        blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
         dtype::Dtype::F32,
+        repr::Combine,
     };
 
     let mut tables = vec![TableSpec::new(
@@ -222,7 +223,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
             projection: F32,
         },
     )];
-    for combine in Combine::ALL {
+    for &combine in Combine::ALL {
         let columns = [4, if combine == Combine::Concat { 2 } else { 4 }];
         let weights = WeightsSpec::QuotientRemainder {
             num_embeddings: 10,
@@ -324,7 +325,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
 #[test]
 fn a_model_is_read_by_the_page_too() {
     use ttrec::{
-        Bags,
+        Bags, Pooling,
         blob::{
             Activation, LayerSpec, Layout, ModelSpec, ModelTable, Role, TableSpec, WeightsSpec,
         },
@@ -340,7 +341,7 @@ fn a_model_is_read_by_the_page_too() {
         dtype,
     };
     let model = ModelSpec {
-        tables: vec![0.into(), ModelTable { table: 2, mean: true }],
+        tables: vec![0.into(), ModelTable { table: 2, pooling: Pooling::Mean }],
         bottom: vec![layer(3, 4, F32), layer(4, 2, I8)],
         top: vec![
             layer(5, 3, I8),

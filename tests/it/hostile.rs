@@ -12,7 +12,7 @@
 //!   that holds together. Then a table whose record (names aside) and bytes are as before answers
 //!   with the same bits as before; any other answers what its new directory says, by the oracle.
 //!
-//! And of every mutant that parses: its sections lie end to end and cover the blob, `verify_table`
+//! And of every mutant that parses: its sections lie end to end and cover the blob, `Table::verify`
 //! says what a naive reading of checksums, scales, offsets and ids says, rows out of range are
 //! refused, by name, and leave the output as it was, and every other lookup and bag succeeds.
 //!
@@ -28,7 +28,13 @@ use crate::support::{
     tiers,
 };
 use std::collections::BTreeSet;
-use ttrec::{AlignedBuf, Bags, Blob, BlobError, LookupError, Pooling, Table};
+use ttrec::{
+    AlignedBuf, Bags, Blob, BlobError, LookupError, NoModel, Pooling, Table,
+    blob::{
+        Location::{self, Element, Section},
+        Rule,
+    },
+};
 
 const SENTINEL: f32 = -7.0e37;
 /// A forged shape may ask for scratch far larger than its blob; this is what a careful caller
@@ -97,28 +103,39 @@ fn mutants_are_refused_or_answer_as_before_or_as_forged() {
     );
     // Forged heads reach every check behind the checksum.
     for reason in [
-        "Count",
+        "Activation",
+        "Core",
+        "Dtype",
+        "Empty",
+        "ExtraSection",
+        "FirstSection",
         "Flags",
+        "IndexMap",
+        "InputWidth",
+        "Inputs",
         "Interaction",
-        "LayerCode",
-        "LayerOrder",
-        "LayerSections",
-        "LayerWidth",
+        "Kind",
+        "LastSection",
+        "Layout",
+        "Len",
         "Magic",
+        "MissingSection",
         "ModelDim",
         "ModelTable",
-        "Name",
+        "NameLen",
+        "NameOffset",
         "NameOrder",
+        "NumLayers",
         "NumRows",
+        "NumSections",
+        "NumTables",
+        "Offset",
         "Reserved",
-        "SectionDtype",
-        "SectionLength",
-        "SectionOffset",
-        "SectionOwner",
-        "SectionRole",
+        "Role",
         "Shape",
-        "TableCode",
-        "TotalLength",
+        "Sigmoid",
+        "Stack",
+        "TotalLen",
         "Truncated",
         "Version",
     ] {
@@ -339,8 +356,8 @@ fn check(
 ) {
     let parsed = Blob::parse(mutant);
     if let Err(error) = parsed {
-        let debug = format!("{error:?}");
-        errors.insert(debug.split([' ', '{']).next().unwrap().to_string());
+        let rule = format!("{:?}", error.rule());
+        errors.insert(rule.split(['(', ' ', '{']).next().unwrap().to_string());
         assert!(!error.to_string().is_empty());
     }
     let head = format::head_len(original);
@@ -370,21 +387,8 @@ fn check(
             mutant[range.clone()] != original[range]
         });
         let section = changed.expect("the payload is nothing but sections");
-        let owns =
-            |&table: &usize| sections_of(original, table).iter().any(|s| s.position == section);
-        let expected = match (0..before.num_tables()).find(owns) {
-            Some(table) => BlobError::PayloadChecksum { table, section },
-            None => {
-                let owns = |&layer: &usize| {
-                    sections_of_layer(original, layer).iter().any(|s| s.position == section)
-                };
-                BlobError::LayerChecksum {
-                    layer: (0..before.num_layers()).find(owns).unwrap(),
-                    section,
-                }
-            }
-        };
-        assert_eq!(blob.verify_payload(), Err(expected));
+        let found = blob.verify_payload().unwrap_err();
+        assert_eq!((found.location(), found.rule()), (Section(section), Rule::Checksum));
     } else {
         seen.forged_and_parsed += 1;
     }
@@ -406,7 +410,7 @@ fn check(
                 after == before
             };
             if same_padding {
-                assert_eq!(blob.verify_table(position), Ok(()));
+                assert_eq!(table.verify(), Ok(()));
                 seen.other_tables_same += 1;
             }
             let before = before.table(format::name_of(original, position)).unwrap().with_tier(tier);
@@ -438,20 +442,21 @@ fn meaning(bytes: &[u8], position: usize) -> impl PartialEq + use<'_> {
 /// Holds of every mutant that parses.
 fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut Seen) {
     let mut end = format::head_len(mutant) as u64;
-    for position in 0..blob.num_tables() {
-        for section in blob.sections(position) {
+    for (position, table) in blob.tables().enumerate() {
+        for section in table.sections() {
             assert_eq!(section.offset, end);
             assert!(section.len > 0);
             end = (section.offset + section.len).next_multiple_of(format::ALIGNMENT as u64);
         }
         let expected = naive_verification(mutant, position);
-        assert_eq!(blob.verify_table(position), expected);
+        assert_eq!(refusal(table.verify()), expected);
         *(if expected.is_ok() {
             &mut seen.verified
         } else {
             &mut seen.not_verified
         }) += 1;
     }
+    let mut model = Ok(());
     for position in 0..blob.num_layers() {
         for section in blob.layer_sections(position) {
             assert_eq!(section.offset, end);
@@ -468,15 +473,16 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
                 !(scale > 0.0 && scale.is_finite())
             })
         });
-        let expected = match (damaged, bad_scale) {
-            (Some(section), _) => {
-                Err(BlobError::LayerChecksum { layer: position, section: section.position })
+        model = model.and(match (damaged, bad_scale) {
+            (Some(section), _) => Err((Section(section.position), Rule::Checksum)),
+            (None, Some(position)) => {
+                let section = scales.unwrap().position;
+                Err((Element { section, position: position as u64 }, Rule::Scale))
             }
-            (None, Some(scale)) => Err(BlobError::LayerScale { layer: position, position: scale }),
             (None, None) => Ok(()),
-        };
-        assert_eq!(blob.verify_layer(position), expected);
+        });
     }
+    assert_eq!(refusal(blob.verify_model()), model);
     assert_eq!(end, mutant.len() as u64);
     check_model(mutant, blob, rng, seen);
 
@@ -535,7 +541,7 @@ fn check_parsed(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut 
 /// it reads is tame.
 fn check_model(mutant: &AlignedBuf, blob: &Blob<'_>, rng: &mut Rng, seen: &mut Seen) {
     if blob.num_layers() == 0 {
-        assert_eq!(blob.ranker().map(drop), Err(BlobError::NoModel));
+        assert_eq!(blob.ranker().map(drop), Err(NoModel));
         return;
     }
     let ranker = blob.ranker().unwrap().with_tier(rng.pick(&tiers::available()));
@@ -652,12 +658,17 @@ fn check_by_the_oracle(
     }
 }
 
-/// `verify_table`, from the format's description.
-fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
+/// Where a rule does not hold, and which one.
+fn refusal(result: Result<(), BlobError>) -> Result<(), (Location, Rule)> {
+    result.map_err(|error| (error.location(), error.rule()))
+}
+
+/// `Table::verify`, from the format's description.
+fn naive_verification(bytes: &[u8], table: usize) -> Result<(), (Location, Rule)> {
     let sections = sections_of(bytes, table);
     for s in &sections {
         if format::crc32c(&bytes[s.padded_range()]) != s.checksum {
-            return Err(BlobError::PayloadChecksum { table, section: s.position });
+            return Err((Section(s.position), Rule::Checksum));
         }
     }
     let num_embeddings = Reference::new(bytes, table).num_embeddings();
@@ -679,18 +690,24 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), BlobError> {
             _ => None,
         };
         if let Some(position) = bad {
-            return Err(BlobError::Scale { table, section: s.position, position: position as u64 });
+            let at = Element { section: s.position, position: position as u64 };
+            return Err((at, Rule::Scale));
         }
     }
     let reference = Reference::new(bytes, table);
     let bad = |ids: &[u64], limit| {
         (0..ids.len()).find(|&i| ids[i] >= limit || (i > 0 && ids[i - 1] >= ids[i]))
     };
+    let refused = |role, rule, position: Option<usize>| {
+        let position = position? as u64;
+        let section = sections.iter().find(|s| s.role == role)?.position;
+        Some((Element { section, position }, rule))
+    };
     let prefixes = bad(&reference.prefix_ids(), reference.num_prefixes());
-    let prefixes = prefixes.map(|position| BlobError::PrefixIds { table, position });
+    let prefixes = refused(format::ROLE_PREFIX_IDS, Rule::Ids, prefixes);
     let overrides = bad(reference.override_ids(), num_embeddings);
-    let overrides = overrides.map(|position| BlobError::OverrideIds { table, position });
+    let overrides = refused(format::ROLE_OVERRIDE_IDS, Rule::Ids, overrides);
     let remapped = reference.remapped_rows().iter().position(|&row| row >= reference.num_rows());
-    let remapped = remapped.map(|position| BlobError::RemappedRow { table, position });
+    let remapped = refused(format::ROLE_REMAPPED_ROWS, Rule::RemappedRow, remapped);
     prefixes.or(remapped).or(overrides).map_or(Ok(()), Err)
 }

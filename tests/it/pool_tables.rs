@@ -88,7 +88,7 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
     let error = refused([&[0, 1], &[0]], [&[0, 1, 2], &[0, 1]], 2 * width, enough);
     assert_eq!(
         error,
-        PoolTablesError { table: 1, error: LookupError::NumBags { found: 1, expected: 2 } }
+        PoolTablesError { table: Some(1), error: LookupError::NumBags { found: 1, expected: 2 } }
     );
     let error = refused([&[0], &[0]], [&[0, 1], &[0, 1]], width + 1, enough);
     assert_eq!(error.error, LookupError::OutputLen { found: width + 1, expected: width });
@@ -96,13 +96,13 @@ fn whatever_is_wrong_with_a_table_is_said_and_nothing_is_written() {
     assert_eq!(
         error,
         PoolTablesError {
-            table: 1,
+            table: Some(1),
             error: LookupError::WorkspaceLen { found: enough - 1, expected: enough }
         }
     );
     let n = tt.num_embeddings();
     let error = refused([&[0], &[n]], [&[0, 1], &[0, 1]], width, enough);
-    assert_eq!(error.table, 1);
+    assert_eq!(error.table, Some(1));
     assert_eq!(
         error.error,
         LookupError::IndexOutOfRange { position: 0, index: n, num_embeddings: n }

@@ -9,13 +9,17 @@ use crate::support::{
     random::{Values, build, build_model, model},
 };
 use ttrec::{
-    AlignedBuf, Blob, BlobError, ShapeError, TtShape,
+    AlignedBuf, Blob, BlobError, NoSuchTable, ShapeError, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Role,
-        TableSpec, WeightsSpec,
+        Activation, IndexMapSpec, LayerSpec, Layout, LayoutError,
+        Location::{
+            self, Buffer, Element, Header, Layer, Model, ModelTable, Names, Section, Table,
+        },
+        ModelSpec, OverridesSpec, Role, Rule, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
     limits::{MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES},
+    repr::Combine,
 };
 
 fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
@@ -66,35 +70,63 @@ fn sample() -> AlignedBuf {
     buf
 }
 
-fn parse(bytes: &[u8]) -> Result<(), BlobError> {
-    Blob::parse(bytes).map(|_| ())
+/// Where a rule does not hold, which one, what was found, and what was expected.
+type Refusal = (Location, Rule, u64, u64);
+
+/// A refusal that is about no number.
+fn broken(location: Location, rule: Rule) -> Refusal {
+    (location, rule, 0, 0)
+}
+
+fn refusal(result: Result<(), BlobError>) -> Result<(), Refusal> {
+    result.map_err(|error| (error.location(), error.rule(), error.found(), error.expected()))
+}
+
+fn parse(bytes: &[u8]) -> Result<(), Refusal> {
+    refusal(Blob::parse(bytes).map(drop))
+}
+
+fn verify(bytes: &[u8]) -> Result<(), Refusal> {
+    refusal(Blob::parse(bytes).unwrap().verify_payload())
+}
+
+/// The refusal of a section whose bytes changed.
+fn bad_checksum(bytes: &[u8], section: usize) -> Refusal {
+    let format::Section { checksum, .. } = format::Section::read(bytes, section);
+    let range = format::Section::read(bytes, section).padded_range();
+    let found = format::crc32c(&bytes[range]);
+    (Section(section), Rule::Checksum, found.into(), checksum.into())
 }
 
 /// Patches, reseals and parses `sample()`.
-fn patched(patch: impl FnOnce(&mut AlignedBuf)) -> BlobError {
+fn patched(patch: impl FnOnce(&mut AlignedBuf)) -> Refusal {
     let mut buf = sample();
     patch(&mut buf);
     assert!(reseal(&mut buf));
     parse(&buf).unwrap_err()
 }
 
-fn with_header(field: usize, value: &[u8]) -> BlobError {
+fn with_header(field: usize, value: &[u8]) -> Refusal {
     patched(|buf| put(buf, field, value))
 }
 
-fn with_table(position: usize, field: usize, value: &[u8]) -> BlobError {
+fn with_table(position: usize, field: usize, value: &[u8]) -> Refusal {
     patched(|buf| put(buf, table_at(position) + field, value))
 }
 
-fn with_section(position: usize, field: usize, value: &[u8]) -> BlobError {
+fn with_section(position: usize, field: usize, value: &[u8]) -> Refusal {
     patched(|buf| {
         let at = section_at(buf, position) + field;
         put(buf, at, value);
     })
 }
 
-fn shape_error(position: usize, error: ShapeError) -> BlobError {
-    BlobError::Shape { table: position, error }
+fn shape_error(position: usize, error: ShapeError) -> Refusal {
+    broken(Table(position), Rule::Shape(error))
+}
+
+fn bad_shape(table: &str, error: ShapeError) -> LayoutError {
+    LayoutError::Shape { table: table.into(), error }
 }
 
 // Buffer and header.
@@ -105,7 +137,10 @@ fn misaligned_buffers() {
     let mut buf = AlignedBuf::zeroed(valid.len() + 64);
     for excess in 1..64 {
         buf[excess..][..valid.len()].copy_from_slice(&valid);
-        assert_eq!(parse(&buf[excess..][..valid.len()]), Err(BlobError::Misaligned { excess }));
+        assert_eq!(
+            parse(&buf[excess..][..valid.len()]),
+            Err((Buffer, Rule::Alignment, excess as u64, 64))
+        );
     }
     buf[64..].copy_from_slice(&valid);
     assert_eq!(parse(&buf[64..]), Ok(()));
@@ -115,7 +150,7 @@ fn misaligned_buffers() {
 fn truncated_header() {
     let valid = sample();
     for len in 0..format::HEADER_LEN {
-        let expected = BlobError::Truncated { len: len as u64, needed: 64 };
+        let expected = (Buffer, Rule::Truncated, len as u64, 64);
         assert_eq!(parse(&valid[..len]), Err(expected));
     }
 }
@@ -124,7 +159,7 @@ fn truncated_header() {
 fn bytes_cut_off_anywhere() {
     let valid = sample();
     for len in format::HEADER_LEN..valid.len() {
-        let expected = BlobError::TotalLength { declared: valid.len() as u64, actual: len as u64 };
+        let expected = (Buffer, Rule::TotalLen, len as u64, valid.len() as u64);
         assert_eq!(parse(&valid[..len]), Err(expected));
     }
 }
@@ -136,7 +171,7 @@ fn bytes_appended() {
         let mut longer = AlignedBuf::zeroed(valid.len() + more);
         longer[..valid.len()].copy_from_slice(&valid);
         let (declared, actual) = (valid.len() as u64, longer.len() as u64);
-        assert_eq!(parse(&longer), Err(BlobError::TotalLength { declared, actual }));
+        assert_eq!(parse(&longer), Err((Buffer, Rule::TotalLen, actual, declared)));
     }
 }
 
@@ -147,7 +182,7 @@ fn truncated_directory_whose_header_admits_it() {
     for len in format::HEADER_LEN as u64..needed {
         let mut cut = AlignedBuf::from_slice(&valid[..len as usize]);
         put(&mut cut, header::TOTAL_LEN, &len.to_le_bytes());
-        assert_eq!(parse(&cut), Err(BlobError::Truncated { len, needed }));
+        assert_eq!(parse(&cut), Err((Buffer, Rule::Truncated, len, needed)));
     }
 }
 
@@ -157,13 +192,13 @@ fn directory_counts_that_reach_past_the_end() {
     put(&mut buf, header::NUM_TABLES, &(MAX_TABLES as u32).to_le_bytes());
     let needed =
         (64 + MAX_TABLES * 128 + NUM_SECTIONS * 32 + NAMES.len()).next_multiple_of(64) as u64;
-    assert_eq!(parse(&buf), Err(BlobError::Truncated { len: buf.len() as u64, needed }));
+    assert_eq!(parse(&buf), Err((Buffer, Rule::Truncated, buf.len() as u64, needed)));
 }
 
 #[test]
 fn wrong_magic() {
     for position in 0..8 {
-        assert_eq!(patched(|buf| buf[position] ^= 0x20), BlobError::Magic);
+        assert_eq!(patched(|buf| buf[position] ^= 0x20), broken(Header, Rule::Magic));
     }
 }
 
@@ -172,7 +207,7 @@ fn unknown_version() {
     for found in [0, 2, 1 << 8, 1 << 24, u32::MAX] {
         assert_eq!(
             with_header(header::VERSION, &found.to_le_bytes()),
-            BlobError::Version { found }
+            (Header, Rule::Version, found.into(), 1)
         );
     }
 }
@@ -180,14 +215,17 @@ fn unknown_version() {
 #[test]
 fn unknown_flags() {
     for found in (0..32).map(|bit| 1u32 << bit) {
-        assert_eq!(with_header(header::FLAGS, &found.to_le_bytes()), BlobError::Flags { found });
+        assert_eq!(
+            with_header(header::FLAGS, &found.to_le_bytes()),
+            (Header, Rule::Flags, found.into(), 0)
+        );
     }
 }
 
 #[test]
 fn reserved_header_bytes() {
     for position in header::RESERVED..format::HEADER_LEN {
-        let expected = BlobError::Reserved { what: "header", position: 0 };
+        let expected = broken(Header, Rule::Reserved);
         assert_eq!(with_header(position, &[1]), expected);
     }
 }
@@ -196,7 +234,7 @@ fn reserved_header_bytes() {
 fn wrong_total_length() {
     let actual = sample().len() as u64;
     for declared in [0, 1, actual - 1, actual + 1, actual + 64, u64::MAX] {
-        let expected = BlobError::TotalLength { declared, actual };
+        let expected = (Buffer, Rule::TotalLen, actual, declared);
         assert_eq!(with_header(header::TOTAL_LEN, &declared.to_le_bytes()), expected);
     }
 }
@@ -206,7 +244,7 @@ fn too_many_tables() {
     for found in [MAX_TABLES as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_TABLES, &found.to_le_bytes());
-        let expected = BlobError::Count { what: "tables", found: found.into(), limit: 1 << 16 };
+        let expected = (Header, Rule::NumTables, found.into(), 1 << 16);
         assert_eq!(parse(&buf), Err(expected));
     }
 }
@@ -218,10 +256,7 @@ fn more_sections_than_the_tables_can_have() {
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_SECTIONS, &found.to_le_bytes());
-        assert_eq!(
-            parse(&buf),
-            Err(BlobError::Count { what: "sections", found: found.into(), limit })
-        );
+        assert_eq!(parse(&buf), Err((Header, Rule::NumSections, found.into(), limit)));
     }
 }
 
@@ -231,10 +266,7 @@ fn more_name_bytes_than_the_tables_can_have() {
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NAMES_LEN, &found.to_le_bytes());
-        assert_eq!(
-            parse(&buf),
-            Err(BlobError::Count { what: "name bytes", found: found.into(), limit })
-        );
+        assert_eq!(parse(&buf), Err((Header, Rule::NamesLen, found.into(), limit)));
     }
 }
 
@@ -248,13 +280,12 @@ fn directory_checksum() {
         let mut sealed = buf.clone();
         assert!(reseal(&mut sealed));
         let computed = format::u32_at(&sealed, header::CHECKSUM);
-        assert_eq!(parse(&buf), Err(BlobError::DirectoryChecksum { stored, computed }));
+        assert_eq!(parse(&buf), Err((Header, Rule::Checksum, computed.into(), stored.into())));
     }
     for bit in 0..32 {
         let mut buf = valid.clone();
         buf[header::CHECKSUM + bit / 8] ^= 1 << (bit % 8);
-        let expected =
-            BlobError::DirectoryChecksum { stored: stored ^ (1 << bit), computed: stored };
+        let expected = (Header, Rule::Checksum, stored.into(), (stored ^ (1 << bit)).into());
         assert_eq!(parse(&buf), Err(expected));
     }
 }
@@ -267,14 +298,17 @@ fn padding_after_the_names() {
     let end = format::names_at(&valid) + NAMES.len();
     assert!(end < format::head_len(&valid));
     for position in end..format::head_len(&valid) {
-        let expected = BlobError::Reserved { what: "names", position: 0 };
+        let expected = broken(Names, Rule::Reserved);
         assert_eq!(patched(|buf| buf[position] = 1), expected);
     }
 }
 
 #[test]
 fn empty_name() {
-    assert_eq!(with_table(TT, table::NAME_LEN, &0u32.to_le_bytes()), BlobError::Name { table: TT });
+    assert_eq!(
+        with_table(TT, table::NAME_LEN, &0u32.to_le_bytes()),
+        (Table(TT), Rule::NameLen, 0, 1024)
+    );
 }
 
 #[test]
@@ -284,17 +318,18 @@ fn name_longer_than_the_limit() {
     assert_eq!(parse(&buf), Ok(()));
     put(&mut buf, table_at(0) + table::NAME_LEN, &(MAX_NAME_LEN as u32 + 1).to_le_bytes());
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err(BlobError::Name { table: 0 }));
+    assert_eq!(parse(&buf), Err((Table(0), Rule::NameLen, 1025, 1024)));
 }
 
 #[test]
 fn name_past_the_end_of_the_names() {
-    for len in [b"d.tt.i8".len() as u32 + 1, 1024, u32::MAX] {
-        assert_eq!(
-            with_table(TT_I8, table::NAME_LEN, &len.to_le_bytes()),
-            BlobError::Name { table: TT_I8 }
-        );
+    let start = NAMES.len() as u64 - 7;
+    for len in [b"d.tt.i8".len() as u32 + 1, 1024] {
+        let expected = (Table(TT_I8), Rule::NameEnd, start + u64::from(len), NAMES.len() as u64);
+        assert_eq!(with_table(TT_I8, table::NAME_LEN, &len.to_le_bytes()), expected);
     }
+    let expected = (Table(TT_I8), Rule::NameLen, u32::MAX.into(), 1024);
+    assert_eq!(with_table(TT_I8, table::NAME_LEN, &u32::MAX.to_le_bytes()), expected);
 }
 
 #[test]
@@ -302,7 +337,7 @@ fn name_that_does_not_start_where_the_one_before_ends() {
     let end = b"a.dense".len() as u32;
     for offset in [0, end - 1, end + 1, u32::MAX] {
         let found = with_table(DENSE_I8, table::NAME_OFFSET, &offset.to_le_bytes());
-        assert_eq!(found, BlobError::Name { table: DENSE_I8 });
+        assert_eq!(found, (Table(DENSE_I8), Rule::NameOffset, offset.into(), end.into()));
     }
 }
 
@@ -310,7 +345,7 @@ fn name_that_does_not_start_where_the_one_before_ends() {
 fn name_that_is_not_utf8() {
     let at = format::names_at(&sample());
     for byte in [0x80, 0xc3, 0xff] {
-        assert_eq!(patched(|buf| buf[at + 3] = byte), BlobError::Name { table: DENSE });
+        assert_eq!(patched(|buf| buf[at + 3] = byte), broken(Table(DENSE), Rule::NameUtf8));
     }
 }
 
@@ -318,13 +353,14 @@ fn name_that_is_not_utf8() {
 fn name_bytes_left_over() {
     let shorter = b"d.tt.i".len() as u32;
     let found = with_table(TT_I8, table::NAME_LEN, &shorter.to_le_bytes());
-    assert_eq!(found, BlobError::Name { table: NUM_TABLES });
+    let len = NAMES.len() as u64;
+    assert_eq!(found, (Names, Rule::NamesEnd, len - 1, len));
 }
 
 #[test]
 fn names_that_do_not_ascend() {
     let at = format::names_at(&sample());
-    assert_eq!(patched(|buf| buf[at] = b'c'), BlobError::NameOrder { table: DENSE_I8 });
+    assert_eq!(patched(|buf| buf[at] = b'c'), broken(Table(DENSE_I8), Rule::NameOrder));
 }
 
 #[test]
@@ -333,7 +369,7 @@ fn name_that_is_there_twice() {
     let at = format::names_at(&buf) + 3;
     buf[at] = b'1';
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err(BlobError::NameOrder { table: 1 }));
+    assert_eq!(parse(&buf), Err(broken(Table(1), Rule::NameOrder)));
 }
 
 // Sections as such.
@@ -342,7 +378,7 @@ fn name_that_is_there_twice() {
 fn reserved_section_bytes() {
     for position in 0..NUM_SECTIONS {
         for byte in section::RESERVED..format::SECTION_LEN {
-            let expected = BlobError::Reserved { what: "section", position };
+            let expected = broken(Section(position), Rule::Reserved);
             assert_eq!(with_section(position, byte, &[0x80]), expected);
         }
     }
@@ -354,7 +390,7 @@ fn section_that_does_not_start_where_the_one_before_ends() {
     for position in 0..NUM_SECTIONS {
         let expected = format::Section::read(&valid, position).offset as u64;
         for found in [0, expected - 64, expected + 1, expected + 64, u64::MAX] {
-            let error = BlobError::SectionOffset { section: position, found, expected };
+            let error = (Section(position), Rule::Offset, found, expected);
             assert_eq!(with_section(position, section::OFFSET, &found.to_le_bytes()), error);
         }
     }
@@ -363,7 +399,7 @@ fn section_that_does_not_start_where_the_one_before_ends() {
 #[test]
 fn empty_section() {
     for position in 0..NUM_SECTIONS {
-        let expected = BlobError::SectionLength { section: position, found: 0, expected: 0 };
+        let expected = broken(Section(position), Rule::Empty);
         assert_eq!(with_section(position, section::LEN, &0u64.to_le_bytes()), expected);
     }
 }
@@ -375,7 +411,7 @@ fn section_past_the_end_of_the_blob() {
         let rest = (valid.len() - format::Section::read(&valid, position).offset) as u64;
         // The last two overflow: the sum with the offset, and its rounding up.
         for found in [rest + 1, u64::MAX / 2, u64::MAX, u64::MAX - (valid.len() as u64 - rest)] {
-            let expected = BlobError::SectionLength { section: position, found, expected: 0 };
+            let expected = (Section(position), Rule::End, found, rest);
             assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), expected);
         }
     }
@@ -391,7 +427,7 @@ fn bytes_after_the_last_section() {
         put(&mut buf, header::TOTAL_LEN, &declared.to_le_bytes());
         assert!(reseal(&mut buf));
         let actual = valid.len() as u64;
-        assert_eq!(parse(&buf), Err(BlobError::TotalLength { declared, actual }));
+        assert_eq!(parse(&buf), Err((Buffer, Rule::BlobEnd, actual, declared)));
     }
 }
 
@@ -400,7 +436,7 @@ fn bytes_after_the_last_section() {
 #[test]
 fn table_that_does_not_own_the_next_section() {
     for found in [0, 2, u32::MAX] {
-        let expected = BlobError::SectionOwner { table: DENSE_I8 };
+        let expected = (Table(DENSE_I8), Rule::FirstSection, found.into(), 1);
         assert_eq!(with_table(DENSE_I8, table::FIRST_SECTION, &found.to_le_bytes()), expected);
     }
 }
@@ -409,7 +445,8 @@ fn table_that_does_not_own_the_next_section() {
 fn table_that_owns_sections_past_the_last() {
     let count = format::sections_of(&sample(), TT_I8).len() as u32;
     for found in [count + 1, u32::MAX] {
-        let expected = BlobError::SectionOwner { table: TT_I8 };
+        let end = 7 + u64::from(found);
+        let expected = (Table(TT_I8), Rule::LastSection, end, NUM_SECTIONS as u64);
         assert_eq!(with_table(TT_I8, table::NUM_SECTIONS, &found.to_le_bytes()), expected);
     }
 }
@@ -418,11 +455,11 @@ fn table_that_owns_sections_past_the_last() {
 fn section_that_no_table_owns() {
     let count = format::sections_of(&sample(), TT_I8).len() as u32;
     let found = with_table(TT_I8, table::NUM_SECTIONS, &(count - 1).to_le_bytes());
-    assert_eq!(found, BlobError::SectionOwner { table: NUM_TABLES });
+    assert_eq!(found, broken(Section(NUM_SECTIONS - 1), Rule::Owner));
 }
 
 /// `sample()` with the border between the sections of tables `position` and `position + 1` moved.
-fn border_moved(position: usize, by: i32) -> BlobError {
+fn border_moved(position: usize, by: i32) -> Refusal {
     patched(|buf| {
         let mut add = |at: usize, by: i32| {
             let value = format::u32_at(buf, at).checked_add_signed(by).unwrap();
@@ -436,17 +473,17 @@ fn border_moved(position: usize, by: i32) -> BlobError {
 
 #[test]
 fn table_without_sections() {
-    assert_eq!(border_moved(DENSE, -1), BlobError::SectionOwner { table: DENSE });
+    assert_eq!(border_moved(DENSE, -1), (Table(DENSE), Rule::MissingSection, 0, 1));
 }
 
 #[test]
 fn overrides_without_rows() {
-    assert_eq!(border_moved(DENSE_I8, -1), BlobError::SectionOwner { table: DENSE_I8 });
+    assert_eq!(border_moved(DENSE_I8, -1), (Table(DENSE_I8), Rule::MissingSection, 2, 3));
 }
 
 #[test]
 fn tensor_train_without_its_last_core() {
-    assert_eq!(border_moved(TT, -1), BlobError::SectionOwner { table: TT });
+    assert_eq!(border_moved(TT, -1), (Table(TT), Rule::MissingSection, 2, 3));
 }
 
 #[test]
@@ -465,18 +502,18 @@ fn i8_core_without_scales() {
         put(&mut buf, table_at(position) + field, &value.to_le_bytes());
     }
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err(BlobError::SectionOwner { table: 0 }));
+    assert_eq!(parse(&buf), Err((Table(0), Rule::MissingSection, 3, 4)));
 }
 
 #[test]
 fn table_with_a_section_after_its_overrides() {
-    assert_eq!(border_moved(DENSE_I8, 1), BlobError::SectionOwner { table: DENSE_I8 });
+    assert_eq!(border_moved(DENSE_I8, 1), (Table(DENSE_I8), Rule::ExtraSection, 4, 3));
 }
 
 #[test]
 fn dense_table_with_another_tables_section_instead_of_overrides() {
     let found = border_moved(DENSE, 1);
-    assert_eq!(found, BlobError::SectionRole { section: 1, found: format::ROLE_ROWS.into() });
+    assert_eq!(found, (Section(1), Rule::Role, format::ROLE_ROWS.into(), 4));
 }
 
 // Table records.
@@ -484,7 +521,7 @@ fn dense_table_with_another_tables_section_instead_of_overrides() {
 #[test]
 fn unknown_index_map() {
     for found in 3..=u8::MAX {
-        let expected = BlobError::TableCode { table: TT, field: "index map", found: found.into() };
+        let expected = (Table(TT), Rule::IndexMap, found.into(), 2);
         assert_eq!(with_table(TT, table::INDEX_MAP, &[found]), expected);
     }
 }
@@ -492,7 +529,7 @@ fn unknown_index_map() {
 #[test]
 fn unknown_layout() {
     for found in 1..=u8::MAX {
-        let expected = BlobError::TableCode { table: DENSE, field: "layout", found: found.into() };
+        let expected = (Table(DENSE), Rule::Layout, found.into(), 0);
         assert_eq!(with_table(DENSE, table::LAYOUT, &[found]), expected);
     }
 }
@@ -500,17 +537,18 @@ fn unknown_layout() {
 #[test]
 fn unknown_kind() {
     for found in [0, 5, 0x0101, u16::MAX] {
-        let expected = BlobError::TableCode { table: TT_I8, field: "kind", found: found.into() };
+        let expected = (Table(TT_I8), Rule::Kind, found.into(), 4);
         assert_eq!(with_table(TT_I8, table::KIND, &found.to_le_bytes()), expected);
     }
 }
 
 #[test]
 fn unknown_orders_of_digits() {
-    for (at, field) in [(table::DIGIT_ORDER, "digit order"), (table::COLUMN_ORDER, "column order")]
+    for (at, rule) in
+        [(table::DIGIT_ORDER, Rule::DigitOrder), (table::COLUMN_ORDER, Rule::ColumnOrder)]
     {
         for found in 2..=u8::MAX {
-            let expected = BlobError::TableCode { table: TT, field, found: found.into() };
+            let expected = (Table(TT), rule, found.into(), 1);
             assert_eq!(with_table(TT, at, &[found]), expected);
         }
     }
@@ -522,10 +560,7 @@ fn reserved_table_bytes() {
         let bytes = table::RESERVED_TAIL..format::TABLE_LEN;
         assert_eq!(bytes.len(), 16);
         for byte in bytes {
-            assert_eq!(
-                with_table(position, byte, &[1]),
-                BlobError::Reserved { what: "table", position }
-            );
+            assert_eq!(with_table(position, byte, &[1]), broken(Table(position), Rule::Reserved));
         }
     }
 }
@@ -535,7 +570,7 @@ fn dense_table_with_a_tensor_train_shape() {
     let fields = [table::NUM_CORES, table::DIGIT_ORDER, table::COMBINE, table::COLUMN_ORDER];
     let fields = fields.into_iter().chain(table::ROW_FACTORS..table::NUM_ROWS);
     for byte in fields {
-        let expected = BlobError::Reserved { what: "table", position: DENSE };
+        let expected = broken(Table(DENSE), Rule::Reserved);
         assert_eq!(with_table(DENSE, byte, &[1]), expected);
     }
 }
@@ -590,11 +625,11 @@ fn list_entries_past_the_cores() {
         [(table::ROW_FACTORS, 3..6), (table::COLUMN_FACTORS, 3..6), (table::INNER_RANKS, 2..5)];
     for (list, unused) in entries {
         for entry in unused {
-            let expected = BlobError::Reserved { what: "table", position: TT };
+            let expected = broken(Table(TT), Rule::Reserved);
             assert_eq!(with_table(TT, list + 4 * entry, &1u32.to_le_bytes()), expected);
         }
     }
-    let expected = BlobError::Reserved { what: "table", position: TT };
+    let expected = broken(Table(TT), Rule::Reserved);
     assert_eq!(with_table(TT, table::NUM_CORES, &[2]), expected, "a core too few");
 }
 
@@ -660,7 +695,7 @@ fn section_with_another_role_than_its_place_needs() {
         let role = format::Section::read(&valid, position).role;
         for found in [0, 1, 2, 3, 4, 5, 6, 0x0100 | role, u16::MAX] {
             if found != role {
-                let expected = BlobError::SectionRole { section: position, found: found.into() };
+                let expected = (Section(position), Rule::Role, found.into(), role.into());
                 assert_eq!(with_section(position, section::ROLE, &found.to_le_bytes()), expected);
             }
         }
@@ -671,9 +706,9 @@ fn section_with_another_role_than_its_place_needs() {
 fn section_of_another_core_than_its_place_needs() {
     let valid = sample();
     for position in 0..NUM_SECTIONS {
-        let format::Section { role, core, .. } = format::Section::read(&valid, position);
+        let core = format::Section::read(&valid, position).core;
         for found in [core ^ 1, 6, 255] {
-            let expected = BlobError::SectionRole { section: position, found: role.into() };
+            let expected = (Section(position), Rule::Core, found.into(), core.into());
             assert_eq!(with_section(position, section::CORE, &[found]), expected);
         }
     }
@@ -683,13 +718,13 @@ fn section_of_another_core_than_its_place_needs() {
 fn unknown_dtype() {
     let valid = sample();
     for position in 0..NUM_SECTIONS {
-        let ids = format::Section::read(&valid, position).role == format::ROLE_OVERRIDE_IDS;
+        let role = format::Section::read(&valid, position).role;
         for found in [0, 6, 0x3f, 0x41, 0xff] {
-            let expected = BlobError::SectionDtype { section: position, found: found.into() };
+            let expected = (Section(position), Rule::Dtype, found.into(), role.into());
             assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
         }
-        if !ids {
-            let expected = BlobError::SectionDtype { section: position, found: 0x40 };
+        if role != format::ROLE_OVERRIDE_IDS {
+            let expected = (Section(position), Rule::Dtype, 0x40, role.into());
             assert_eq!(with_section(position, section::DTYPE, &[format::DTYPE_U64]), expected);
         }
     }
@@ -699,7 +734,7 @@ fn unknown_dtype() {
 fn override_ids_that_are_no_ids() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
     for found in 1..=5 {
-        let expected = BlobError::SectionDtype { section: position, found: found.into() };
+        let expected = (Section(position), Rule::Dtype, found.into(), 4);
         assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
     }
 }
@@ -713,7 +748,7 @@ fn cores_that_are_i4() {
     let cores: Vec<_> = cores.filter(|s| s.role == format::ROLE_CORE).collect();
     assert_eq!(cores.len(), 5);
     for core in cores {
-        let expected = BlobError::SectionDtype { section: core.position, found: 5 };
+        let expected = (Section(core.position), Rule::Dtype, 5, 2);
         assert_eq!(with_section(core.position, section::DTYPE, &[format::DTYPE_I4]), expected);
     }
 }
@@ -729,7 +764,7 @@ fn scales_that_are_not_f32() {
             buf[at + section::DTYPE] = dtype;
             put(buf, at + section::LEN, &(6 * size as u64).to_le_bytes());
         });
-        assert_eq!(found, BlobError::SectionDtype { section: position, found: dtype.into() });
+        assert_eq!(found, (Section(position), Rule::Dtype, dtype.into(), 3));
     }
 }
 
@@ -747,7 +782,7 @@ fn section_lengths_that_the_shape_does_not_need() {
         assert_eq!(others.clone().count(), 64);
         for found in others.filter(|&other| other != len) {
             let (found, expected) = (found as u64, len as u64);
-            let error = BlobError::SectionLength { section: position, found, expected };
+            let error = (Section(position), Rule::Len, found, expected);
             assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), error);
         }
     }
@@ -755,18 +790,18 @@ fn section_lengths_that_the_shape_does_not_need() {
 
 #[test]
 fn dtype_whose_elements_do_not_fill_the_section() {
-    let expected = BlobError::SectionLength { section: 0, found: 6 * 5 * 4, expected: 6 * 5 * 2 };
+    let expected = (Section(0), Rule::Len, 6 * 5 * 4, 6 * 5 * 2);
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_F16]), expected);
-    let expected = BlobError::SectionLength { section: 0, found: 6 * 5 * 4, expected: 6 * (8 + 5) };
+    let expected = (Section(0), Rule::Len, 6 * 5 * 4, 6 * (8 + 5));
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_I8]), expected);
     // Five half-bytes take three bytes.
-    let expected = BlobError::SectionLength { section: 0, found: 6 * 5 * 4, expected: 6 * (4 + 3) };
+    let expected = (Section(0), Rule::Len, 6 * 5 * 4, 6 * (4 + 3));
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_I4]), expected);
 }
 
 #[test]
 fn row_count_that_the_rows_do_not_fill() {
-    let expected = BlobError::SectionLength { section: 0, found: 120, expected: 140 };
+    let expected = (Section(0), Rule::Len, 120, 140);
     assert_eq!(with_table(DENSE, table::NUM_EMBEDDINGS, &7u64.to_le_bytes()), expected);
 }
 
@@ -774,8 +809,7 @@ fn row_count_that_the_rows_do_not_fill() {
 fn override_ids_of_which_one_is_cut() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
     for found in [1u64, 7, 9, 23, 25] {
-        let expected =
-            BlobError::SectionLength { section: position, found, expected: found / 8 * 8 };
+        let expected = (Section(position), Rule::Len, found, found / 8 * 8);
         assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), expected);
     }
 }
@@ -787,7 +821,7 @@ fn more_override_ids_than_rows() {
     let at = section_at(&buf, 1);
     put(&mut buf, at + section::LEN, &32u64.to_le_bytes());
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err(BlobError::SectionLength { section: 1, found: 32, expected: 24 }));
+    assert_eq!(parse(&buf), Err((Section(1), Rule::Len, 32, 24)));
 }
 
 #[test]
@@ -795,7 +829,7 @@ fn override_ids_that_are_not_as_many_as_the_rows() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
     for ids in [1u64, 2, 4, 8] {
         let (found, expected) = (3 * (8 + 4), ids * (8 + 4));
-        let error = BlobError::SectionLength { section: position + 1, found, expected };
+        let error = (Section(position + 1), Rule::Len, found, expected);
         assert_eq!(with_section(position, section::LEN, &(ids * 8).to_le_bytes()), error);
     }
 }
@@ -807,13 +841,9 @@ fn no_such_table() {
     let buf = sample();
     let blob = Blob::parse(&buf).unwrap();
     for name in ["", "a", "a.dens", "a.dense\0", "A.DENSE", "e", "a.denseb.dense.i8"] {
-        assert_eq!(blob.table(name).map(|_| ()), Err(BlobError::NoSuchTable), "{name:?}");
+        assert_eq!(blob.table(name).map(|_| ()), Err(NoSuchTable), "{name:?}");
     }
     assert!(blob.table("a.dense").is_ok());
-    assert_eq!(blob.verify_table(NUM_TABLES), Err(BlobError::NoSuchTable));
-    assert_eq!(blob.verify_table(usize::MAX), Err(BlobError::NoSuchTable));
-    assert!(blob.table_data(NUM_TABLES).is_none());
-    assert_eq!(blob.sections(NUM_TABLES).count(), 0);
 }
 
 #[test]
@@ -836,23 +866,23 @@ fn payload_checksum() {
                 let mut buf = valid.clone();
                 buf[at] ^= 1 << (at % 8);
                 let blob = Blob::parse(&buf).unwrap();
-                let expected =
-                    Err(BlobError::PayloadChecksum { table: position, section: owned.position });
-                assert_eq!(blob.verify_payload(), expected);
-                assert_eq!(blob.verify_table(position), expected);
-                assert_eq!(blob.verify_table((position + 1) % NUM_TABLES), Ok(()));
+                let expected = Err(bad_checksum(&buf, owned.position));
+                let verify = |table| refusal(blob.tables().nth(table).unwrap().verify());
+                assert_eq!(refusal(blob.verify_payload()), expected);
+                assert_eq!(verify(position), expected);
+                assert_eq!(verify((position + 1) % NUM_TABLES), Ok(()));
             }
         }
     }
 }
 
 /// `sample()` with `value` at byte `at` of section `position`, checksums and all.
-fn with_payload(position: usize, at: usize, value: &[u8]) -> Result<(), BlobError> {
+fn with_payload(position: usize, at: usize, value: &[u8]) -> Result<(), Refusal> {
     let mut buf = sample();
     let start = format::Section::read(&buf, position).offset;
     put(&mut buf, start + at, value);
     reseal_section(&mut buf, position);
-    Blob::parse(&buf).unwrap().verify_payload()
+    verify(&buf)
 }
 
 const BAD_SCALES: [f32; 8] =
@@ -868,7 +898,7 @@ fn scale_of_a_slice() {
         let section = scales[role_index].position;
         for slice in 0..slices {
             for scale in BAD_SCALES {
-                let expected = BlobError::Scale { table: TT_I8, section, position: slice as u64 };
+                let expected = broken(Element { section, position: slice as u64 }, Rule::Scale);
                 assert_eq!(
                     with_payload(section, 4 * slice, &scale.to_le_bytes()),
                     Err(expected),
@@ -886,7 +916,7 @@ fn scale_or_offset_of_a_dense_or_override_row() {
         let section = section_of(DENSE_I8, role);
         for row in 0..rows {
             let at = row * (8 + 4);
-            let expected = BlobError::Scale { table: DENSE_I8, section, position: row as u64 };
+            let expected = broken(Element { section, position: row as u64 }, Rule::Scale);
             for scale in BAD_SCALES {
                 assert_eq!(
                     with_payload(section, at, &scale.to_le_bytes()),
@@ -921,10 +951,10 @@ fn scale_or_offset_of_an_i4_row() {
                 let start = format::Section::read(&buf, section).offset;
                 put(&mut buf, start + at, &value.to_le_bytes());
                 reseal_section(&mut buf, section);
-                Blob::parse(&buf).unwrap().verify_payload()
+                self::verify(&buf)
             };
             for row in 0..rows {
-                let expected = Err(BlobError::Scale { table: 0, section, position: row as u64 });
+                let expected = Err(broken(Element { section, position: row as u64 }, Rule::Scale));
                 for scale in bad {
                     assert_eq!(verify(row * row_len, scale), expected, "scale {scale:#x}");
                 }
@@ -946,7 +976,7 @@ fn scale_or_offset_of_an_i4_row() {
 }
 
 /// `sample()` with these override ids (of a table of nine rows).
-fn with_ids(ids: [u64; 3]) -> Result<(), BlobError> {
+fn with_ids(ids: [u64; 3]) -> Result<(), Refusal> {
     with_payload(
         section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS),
         0,
@@ -954,30 +984,30 @@ fn with_ids(ids: [u64; 3]) -> Result<(), BlobError> {
     )
 }
 
+/// The refusal of one of these ids.
+fn bad_id(position: u64, id: u64) -> Result<(), Refusal> {
+    let section = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
+    Err((Element { section, position }, Rule::Ids, id, 9))
+}
+
 #[test]
 fn override_ids_that_descend() {
-    assert_eq!(with_ids([5, 3, 8]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 1 }));
-    assert_eq!(with_ids([1, 8, 7]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 }));
+    assert_eq!(with_ids([5, 3, 8]), bad_id(1, 3));
+    assert_eq!(with_ids([1, 8, 7]), bad_id(2, 7));
     assert_eq!(with_ids([0, 7, 8]), Ok(()));
 }
 
 #[test]
 fn override_ids_that_are_there_twice() {
-    assert_eq!(with_ids([0, 0, 1]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 1 }));
-    assert_eq!(with_ids([2, 4, 4]), Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 }));
+    assert_eq!(with_ids([0, 0, 1]), bad_id(1, 0));
+    assert_eq!(with_ids([2, 4, 4]), bad_id(2, 4));
 }
 
 #[test]
 fn override_ids_of_rows_that_do_not_exist() {
     for bad in [9, 1 << 32, u64::MAX] {
-        assert_eq!(
-            with_ids([0, 1, bad]),
-            Err(BlobError::OverrideIds { table: DENSE_I8, position: 2 })
-        );
-        assert_eq!(
-            with_ids([bad, 1, 2]),
-            Err(BlobError::OverrideIds { table: DENSE_I8, position: 0 })
-        );
+        assert_eq!(with_ids([0, 1, bad]), bad_id(2, bad));
+        assert_eq!(with_ids([bad, 1, 2]), bad_id(0, bad));
     }
 }
 
@@ -998,7 +1028,7 @@ fn with_prefixes() -> AlignedBuf {
 }
 
 /// Patches, reseals and parses `with_prefixes()`.
-fn patched_prefixes(position: usize, field: usize, value: &[u8]) -> BlobError {
+fn patched_prefixes(position: usize, field: usize, value: &[u8]) -> Refusal {
     let mut buf = with_prefixes();
     let at = section_at(&buf, position);
     put(&mut buf, at + field, value);
@@ -1009,11 +1039,11 @@ fn patched_prefixes(position: usize, field: usize, value: &[u8]) -> BlobError {
 #[test]
 fn prefix_ids_that_are_no_ids_or_too_many_or_cut() {
     for found in 1..=5 {
-        let expected = BlobError::SectionDtype { section: 3, found: found.into() };
+        let expected = (Section(3), Rule::Dtype, found.into(), 6);
         assert_eq!(patched_prefixes(3, section::DTYPE, &[found]), expected);
     }
     for (found, expected) in [(15u64, 8), (17, 16), (56, 48)] {
-        let expected = BlobError::SectionLength { section: 3, found, expected };
+        let expected = (Section(3), Rule::Len, found, expected);
         assert_eq!(patched_prefixes(3, section::LEN, &found.to_le_bytes()), expected);
     }
 }
@@ -1021,7 +1051,7 @@ fn prefix_ids_that_are_no_ids_or_too_many_or_cut() {
 #[test]
 fn prefix_products_that_are_not_f32_or_not_as_many_as_the_ids() {
     // Six rows of three: 72 bytes each.
-    let expected = BlobError::SectionLength { section: 4, found: 144, expected: 72 };
+    let expected = (Section(4), Rule::Len, 144, 72);
     assert_eq!(patched_prefixes(3, section::LEN, &8u64.to_le_bytes()), expected);
     let mut buf = with_prefixes();
     let at = section_at(&buf, 4);
@@ -1031,28 +1061,28 @@ fn prefix_products_that_are_not_f32_or_not_as_many_as_the_ids() {
     assert!(reseal(&mut buf));
     assert!(matches!(
         parse(&buf),
-        Err(BlobError::SectionOffset { section: 5, .. }
-            | BlobError::SectionDtype { section: 4, .. })
+        Err((Section(5), Rule::Offset, ..) | (Section(4), Rule::Dtype, ..))
     ));
 }
 
 #[test]
 fn prefix_ids_without_products_or_in_another_place() {
-    let unexpected = |section, found: u16| BlobError::SectionRole { section, found: found.into() };
-    assert_eq!(patched_prefixes(4, section::ROLE, &5u16.to_le_bytes()), unexpected(4, 5));
-    assert_eq!(patched_prefixes(5, section::ROLE, &6u16.to_le_bytes()), unexpected(5, 6));
-    assert_eq!(patched_prefixes(3, section::CORE, &[1]), unexpected(3, 6));
+    let role = |section, found: u16| patched_prefixes(section, section::ROLE, &found.to_le_bytes());
+    assert_eq!(role(4, 5), (Section(4), Rule::Role, 5, 7));
+    assert_eq!(role(5, 6), (Section(5), Rule::Role, 6, 4));
+    // Not what may come next: overrides are then expected.
+    assert_eq!(patched_prefixes(3, section::CORE, &[1]), (Section(3), Rule::Role, 6, 4));
 }
 
 #[test]
 fn prefix_ids_that_descend_are_there_twice_or_do_not_exist() {
-    for (ids, position) in [([3u64, 2], 1), ([2, 2], 1), ([0, 6], 1), ([u64::MAX, 1], 0)] {
+    for (ids, position) in [([3u64, 2], 1), ([2, 2], 1), ([0, 6], 1), ([u64::MAX, 1], 0usize)] {
         let mut buf = with_prefixes();
         let at = format::Section::read(&buf, 3).offset;
         put(&mut buf, at, &ids.map(u64::to_le_bytes).concat());
         format::reseal_section(&mut buf, 3);
-        let found = Blob::parse(&buf).unwrap().verify_payload();
-        assert_eq!(found, Err(BlobError::PrefixIds { table: 0, position }), "{ids:?}");
+        let place = Element { section: 3, position: position as u64 };
+        assert_eq!(verify(&buf), Err((place, Rule::Ids, ids[position], 6)), "{ids:?}");
     }
 }
 
@@ -1084,21 +1114,25 @@ fn indices_of_another_dtype_length_or_place() {
         assert!(reseal(&mut buf));
         parse(&buf).unwrap_err()
     };
-    for (section, len) in [(PREFIX_INDEX, 128), (OVERRIDE_INDEX, 384)] {
+    for (section, role, len) in [
+        (PREFIX_INDEX, format::ROLE_PREFIX_INDEX, 128u64),
+        (OVERRIDE_INDEX, format::ROLE_OVERRIDE_INDEX, 384),
+    ] {
         for found in 1..=5 {
-            let expected = BlobError::SectionDtype { section, found: found.into() };
+            let expected = (Section(section), Rule::Dtype, found.into(), role.into());
             assert_eq!(patched(section, section::DTYPE, &[found]), expected);
         }
         for found in [len - 1, len - 63] {
-            let expected = BlobError::SectionLength { section, found, expected: len };
+            let expected = (Section(section), Rule::Len, found, len);
             assert_eq!(patched(section, section::LEN, &found.to_le_bytes()), expected);
         }
     }
-    // Each where the other belongs.
-    for (section, role) in
-        [(PREFIX_INDEX, format::ROLE_OVERRIDE_INDEX), (OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX)]
-    {
-        let expected = BlobError::SectionRole { section, found: role.into() };
+    // Each where the other belongs: products or rows are then expected.
+    for (section, role, needed) in [
+        (PREFIX_INDEX, format::ROLE_OVERRIDE_INDEX, format::ROLE_PREFIX_PRODUCTS),
+        (OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX, format::ROLE_OVERRIDE_ROWS),
+    ] {
+        let expected = (Section(section), Rule::Role, role.into(), needed.into());
         assert_eq!(patched(section, section::ROLE, &role.to_le_bytes()), expected);
     }
 }
@@ -1114,13 +1148,13 @@ fn indices_that_have_an_id_elsewhere_or_not_at_all() {
             buf[at] ^= value;
             reseal_section(&mut buf, section);
             let blob = Blob::parse(&buf).unwrap();
-            let found = blob.verify_payload();
-            match section {
-                PREFIX_INDEX => {
-                    assert!(matches!(found, Err(BlobError::PrefixIds { .. })), "{found:?}")
-                }
-                _ => assert!(matches!(found, Err(BlobError::OverrideIds { .. })), "{found:?}"),
-            }
+            let found = blob.verify_payload().unwrap_err();
+            let ids = section - 1;
+            assert_eq!(found.rule(), Rule::IdIndex);
+            assert!(
+                matches!(found.location(), Element { section, .. } if section == ids),
+                "{found:?}"
+            );
             // A lookup may get a wrong row, but gets one.
             let table = blob.table("a").unwrap();
             let (mut row, mut workspace) = ([0.0; 16], vec![0.0; table.workspace_len(1)]);
@@ -1183,18 +1217,18 @@ fn newer() -> AlignedBuf {
 }
 
 /// Patches, reseals and parses `newer()`.
-fn newer_patched(patch: impl FnOnce(&mut AlignedBuf)) -> BlobError {
+fn newer_patched(patch: impl FnOnce(&mut AlignedBuf)) -> Refusal {
     let mut buf = newer();
     patch(&mut buf);
     assert!(reseal(&mut buf));
     parse(&buf).unwrap_err()
 }
 
-fn newer_table(position: usize, field: usize, value: &[u8]) -> BlobError {
+fn newer_table(position: usize, field: usize, value: &[u8]) -> Refusal {
     newer_patched(|buf| put(buf, table_at(position) + field, value))
 }
 
-fn newer_section(position: usize, field: usize, value: &[u8]) -> BlobError {
+fn newer_section(position: usize, field: usize, value: &[u8]) -> Refusal {
     newer_patched(|buf| {
         let at = section_at(buf, position) + field;
         put(buf, at, value);
@@ -1205,42 +1239,39 @@ fn newer_section(position: usize, field: usize, value: &[u8]) -> BlobError {
 fn stored_rows_of_mapped_tables_that_are_none_or_more_than_indices() {
     for (table, num_embeddings) in [(HASHED, 9), (REMAPPED, 6)] {
         for found in [0, num_embeddings + 1, u64::MAX] {
-            let expected = BlobError::NumRows { table, found, num_embeddings };
+            let expected = (Table(table), Rule::NumRows, found, num_embeddings);
             assert_eq!(newer_table(table, table::NUM_ROWS, &found.to_le_bytes()), expected);
         }
         // Another number is one, but not that of the rows that are there.
         let found = newer_table(table, table::NUM_ROWS, &3u64.to_le_bytes());
-        assert!(matches!(found, BlobError::SectionLength { .. }), "{found:?}");
+        assert!(matches!(found, (Section(_), Rule::Len, ..)), "{found:?}");
     }
 }
 
 #[test]
 fn stored_rows_of_tables_without_a_map() {
-    for (table, num_embeddings) in [(PROJECTED, 6), (PARTS, 11)] {
-        let expected = BlobError::NumRows { table, found: num_embeddings, num_embeddings };
+    for (table, num_embeddings) in [(PROJECTED, 6u64), (PARTS, 11)] {
+        let expected = (Table(table), Rule::NumRowsUnmapped, num_embeddings, 0);
         assert_eq!(newer_table(table, table::NUM_ROWS, &num_embeddings.to_le_bytes()), expected);
     }
-    let expected = BlobError::NumRows { table: REMAPPED, found: 4, num_embeddings: 6 };
+    let expected = (Table(REMAPPED), Rule::NumRowsUnmapped, 4, 0);
     assert_eq!(newer_table(REMAPPED, table::INDEX_MAP, &[0]), expected);
 }
 
 #[test]
 fn row_numbers_that_are_missing_in_excess_or_not_u32() {
     // A map that has none, on a table that brings them, and the other way round.
-    assert_eq!(
-        newer_table(REMAPPED, table::INDEX_MAP, &[1]),
-        BlobError::SectionRole { section: 8, found: 9 }
-    );
+    assert_eq!(newer_table(REMAPPED, table::INDEX_MAP, &[1]), (Section(8), Rule::Role, 9, 4));
     assert_eq!(
         newer_table(HASHED, table::INDEX_MAP, &[2]),
-        BlobError::SectionOwner { table: HASHED }
+        (Table(HASHED), Rule::MissingSection, 1, 2)
     );
     for found in [format::DTYPE_F32, format::DTYPE_U64, 0] {
-        let expected = BlobError::SectionDtype { section: 8, found: found.into() };
+        let expected = (Section(8), Rule::Dtype, found.into(), 9);
         assert_eq!(newer_section(8, section::DTYPE, &[found]), expected);
     }
     for found in [20u64, 23, 28] {
-        let expected = BlobError::SectionLength { section: 8, found, expected: 24 };
+        let expected = (Section(8), Rule::Len, found, 24);
         assert_eq!(newer_section(8, section::LEN, &found.to_le_bytes()), expected);
     }
 }
@@ -1252,14 +1283,14 @@ fn rows_of_remapped_indices_that_do_not_exist() {
         let at = format::Section::read(&buf, 8).offset + 4 * position;
         put(&mut buf, at, &bad.to_le_bytes());
         reseal_section(&mut buf, 8);
-        let expected = Err(BlobError::RemappedRow { table: REMAPPED, position });
-        assert_eq!(Blob::parse(&buf).unwrap().verify_payload(), expected);
+        let place = Element { section: 8, position: position as u64 };
+        assert_eq!(verify(&buf), Err((place, Rule::RemappedRow, bad.into(), 4)));
     }
 }
 
 #[test]
 fn shape_fields_that_projected_tables_do_not_have() {
-    let expected = BlobError::Reserved { what: "table", position: PROJECTED };
+    let expected = broken(Table(PROJECTED), Rule::Reserved);
     for (field, value) in [
         (table::NUM_CORES, &[2][..]),
         (table::DIGIT_ORDER, &[1]),
@@ -1280,31 +1311,28 @@ fn ranks_that_are_no_number_of_columns_or_not_those_of_the_rows() {
         let expected = shape_error(PROJECTED, ShapeError::EmbeddingDim { found: found.into() });
         assert_eq!(newer_table(PROJECTED, table::COLUMN_FACTORS, &found.to_le_bytes()), expected);
     }
-    let expected = BlobError::SectionLength { section: 1, found: 6 * 11, expected: 6 * 12 };
+    let expected = (Section(1), Rule::Len, 6 * 11, 6 * 12);
     assert_eq!(newer_table(PROJECTED, table::COLUMN_FACTORS, &4u32.to_le_bytes()), expected);
 }
 
 #[test]
 fn projections_that_are_missing_of_another_size_or_have_scales() {
-    assert_eq!(
-        newer_section(2, section::ROLE, &[1]),
-        BlobError::SectionRole { section: 2, found: 1 }
-    );
+    assert_eq!(newer_section(2, section::ROLE, &[1]), (Section(2), Rule::Role, 1, 8));
     for found in [format::DTYPE_I8, format::DTYPE_I4, format::DTYPE_U64, 9] {
-        let expected = BlobError::SectionDtype { section: 2, found: found.into() };
+        let expected = (Section(2), Rule::Dtype, found.into(), 8);
         assert_eq!(newer_section(2, section::DTYPE, &[found]), expected);
     }
-    let expected = BlobError::SectionLength { section: 2, found: 22, expected: 24 };
+    let expected = (Section(2), Rule::Len, 22, 24);
     assert_eq!(newer_section(2, section::LEN, &22u64.to_le_bytes()), expected);
 }
 
 #[test]
 fn unknown_combinations_and_shape_fields_that_quotient_remainder_tables_do_not_have() {
     for found in [0, 4, 255] {
-        let expected = BlobError::TableCode { table: PARTS, field: "combine", found: found.into() };
+        let expected = (Table(PARTS), Rule::Combine, found.into(), 3);
         assert_eq!(newer_table(PARTS, table::COMBINE, &[found]), expected);
     }
-    let expected = BlobError::Reserved { what: "table", position: PARTS };
+    let expected = broken(Table(PARTS), Rule::Reserved);
     for (field, value) in [
         (table::NUM_CORES, &[2][..]),
         (table::DIGIT_ORDER, &[1]),
@@ -1358,31 +1386,19 @@ fn parts_that_do_not_make_the_rows_of_the_table() {
 
 #[test]
 fn parts_that_are_missing_or_in_another_place() {
-    assert_eq!(
-        newer_section(4, section::CORE, &[0]),
-        BlobError::SectionRole { section: 4, found: 1 }
-    );
-    assert_eq!(
-        newer_section(3, section::CORE, &[1]),
-        BlobError::SectionRole { section: 3, found: 1 }
-    );
-    assert_eq!(
-        newer_section(3, section::CORE, &[2]),
-        BlobError::SectionRole { section: 3, found: 1 }
-    );
+    assert_eq!(newer_section(4, section::CORE, &[0]), (Section(4), Rule::Core, 0, 1));
+    assert_eq!(newer_section(3, section::CORE, &[1]), (Section(3), Rule::Core, 1, 0));
+    assert_eq!(newer_section(3, section::CORE, &[2]), (Section(3), Rule::Core, 2, 0));
 }
 
 #[test]
 fn scales_of_short_rows_and_of_parts() {
-    for (table, section, row_len) in
-        [(PROJECTED, 1, 11), (PARTS, 3, 13), (PARTS, 4, 13), (CONCAT, 6, 11)]
-    {
+    for (section, row_len) in [(1, 11), (3, 13), (4, 13), (6, 11)] {
         let mut buf = newer();
         let at = format::Section::read(&buf, section).offset + row_len;
         put(&mut buf, at, &0f32.to_le_bytes());
         reseal_section(&mut buf, section);
-        let expected = Err(BlobError::Scale { table, section, position: 1 });
-        assert_eq!(Blob::parse(&buf).unwrap().verify_payload(), expected);
+        assert_eq!(verify(&buf), Err(broken(Element { section, position: 1 }, Rule::Scale)));
     }
 }
 
@@ -1413,12 +1429,12 @@ fn writer_refuses_more_rows_than_indices() {
         assert!(Layout::new(&[table(4)]).is_ok());
         assert_eq!(
             refused(&[table(3)]),
-            BlobError::NumRows { table: 0, found: 4, num_embeddings: 3 }
+            LayoutError::NumRows { table: "a".into(), found: 4, num_embeddings: 3 }
         );
         for found in [0, (1 << 40) + 1] {
             assert_eq!(
                 refused(&[table(found)]),
-                shape_error(0, ShapeError::NumEmbeddings { found })
+                bad_shape("a", ShapeError::NumEmbeddings { found })
             );
         }
     }
@@ -1427,11 +1443,11 @@ fn writer_refuses_more_rows_than_indices() {
 #[test]
 fn writer_refuses_projections_with_scales_and_ranks_that_are_none() {
     for dtype in [Dtype::I8, Dtype::I4] {
-        let expected = BlobError::SectionDtype { section: 0, found: dtype as u32 };
+        let expected = LayoutError::Dtype { table: "a".into(), found: dtype };
         assert_eq!(refused(&[TableSpec::new("a", projected(4, [2, 2], dtype))]), expected);
     }
     for found in [0, (1 << 16) + 1] {
-        let expected = shape_error(0, ShapeError::EmbeddingDim { found: found as u64 });
+        let expected = bad_shape("a", ShapeError::EmbeddingDim { found: found as u64 });
         assert_eq!(refused(&[TableSpec::new("a", projected(4, [found, 2], Dtype::F32))]), expected);
         assert_eq!(refused(&[TableSpec::new("a", projected(4, [2, found], Dtype::F32))]), expected);
     }
@@ -1441,10 +1457,10 @@ fn writer_refuses_projections_with_scales_and_ranks_that_are_none() {
 fn writer_refuses_parts_that_do_not_fit_each_other() {
     let refused = |weights| refused(&[TableSpec::new("a", weights)]);
     let expected =
-        |columns| shape_error(0, ShapeError::QuotientRemainder { rows: [3, 2], columns });
+        |columns| bad_shape("a", ShapeError::QuotientRemainder { rows: [3, 2], columns });
     assert_eq!(refused(parts(5, 2, [2, 3], Combine::Mult)), expected([2, 3]));
     assert_eq!(refused(parts(5, 2, [0, 3], Combine::Concat)), expected([0, 3]));
-    let expected = shape_error(0, ShapeError::EmbeddingDim { found: 65_537 });
+    let expected = bad_shape("a", ShapeError::EmbeddingDim { found: 65_537 });
     assert_eq!(refused(parts(5, 2, [65_536, 1], Combine::Concat)), expected);
     let factor = |position, found| ShapeError::Factor {
         what: "row factor",
@@ -1452,10 +1468,10 @@ fn writer_refuses_parts_that_do_not_fit_each_other() {
         found,
         limit: i32::MAX as u64,
     };
-    assert_eq!(refused(parts(5, 0, [1, 1], Combine::Add)), shape_error(0, factor(1, 0)));
+    assert_eq!(refused(parts(5, 0, [1, 1], Combine::Add)), bad_shape("a", factor(1, 0)));
     assert_eq!(
         refused(parts(1 << 40, 1, [1, 1], Combine::Add)),
-        shape_error(0, factor(0, u32::MAX.into()))
+        bad_shape("a", factor(0, u32::MAX.into()))
     );
 }
 
@@ -1467,48 +1483,50 @@ fn writer_refuses_more_prefixes_than_there_are() {
     for found in [7, u64::MAX] {
         assert_eq!(
             refused(&[table(found)]),
-            BlobError::Count { what: "prefixes", found, limit: 6 }
+            LayoutError::NumPrefixes { table: "a".into(), found, num_prefixes: 6 }
         );
     }
     let table = TableSpec { num_prefixes: 1, ..dense("a", 4, 4, Dtype::F32) };
-    assert_eq!(refused(&[table]), BlobError::Count { what: "prefixes", found: 1, limit: 0 });
+    let expected = LayoutError::NumPrefixes { table: "a".into(), found: 1, num_prefixes: 0 };
+    assert_eq!(refused(&[table]), expected);
 }
 
-fn refused(tables: &[TableSpec]) -> BlobError {
+fn refused(tables: &[TableSpec]) -> LayoutError {
     Layout::new(tables).map(|_| ()).unwrap_err()
 }
 
 #[test]
 fn writer_refuses_an_empty_name() {
     let tables = [dense("a", 1, 1, Dtype::F32), dense("", 1, 1, Dtype::F32)];
-    assert_eq!(refused(&tables), BlobError::Name { table: 1 });
+    assert_eq!(refused(&tables), LayoutError::Name { table: String::new() });
 }
 
 #[test]
 fn writer_refuses_a_name_longer_than_the_limit() {
     let named = |len| [dense(&"é".repeat(len / 2), 1, 1, Dtype::F32)];
-    assert_eq!(refused(&named(MAX_NAME_LEN + 2)), BlobError::Name { table: 0 });
+    let table = "é".repeat(MAX_NAME_LEN / 2 + 1);
+    assert_eq!(refused(&named(MAX_NAME_LEN + 2)), LayoutError::Name { table });
     assert!(Layout::new(&named(MAX_NAME_LEN)).is_ok());
 }
 
 #[test]
 fn writer_refuses_a_name_that_is_there_twice() {
     let tables = ["b", "a", "c", "a"].map(|name| dense(name, 1, 1, Dtype::F32));
-    assert_eq!(refused(&tables), BlobError::NameOrder { table: 3 });
+    assert_eq!(refused(&tables), LayoutError::DuplicateName { table: "a".into() });
 }
 
 #[test]
 fn writer_refuses_impossible_row_counts() {
     for found in [0, (1 << 40) + 1] {
         let tables = [dense("b", 1, 1, Dtype::F32), dense("a", found, 1, Dtype::I8)];
-        assert_eq!(refused(&tables), shape_error(1, ShapeError::NumEmbeddings { found }));
+        assert_eq!(refused(&tables), bad_shape("a", ShapeError::NumEmbeddings { found }));
     }
 }
 
 #[test]
 fn writer_refuses_impossible_column_counts() {
     for found in [0, (1 << 16) + 1, usize::MAX] {
-        let expected = shape_error(0, ShapeError::EmbeddingDim { found: found as u64 });
+        let expected = bad_shape("a", ShapeError::EmbeddingDim { found: found as u64 });
         assert_eq!(refused(&[dense("a", 1, found, Dtype::I8)]), expected);
     }
 }
@@ -1518,7 +1536,8 @@ fn writer_refuses_overrides_of_no_rows_or_more_than_there_are() {
     let shape = TtShape::new(5, &[2, 3], &[1, 2], &[1]).unwrap();
     for table in [dense("a", 5, 2, Dtype::F32), tt("a", shape, Dtype::F32)] {
         for found in [0, 6, u64::MAX] {
-            let expected = shape_error(0, ShapeError::NumEmbeddings { found });
+            let expected =
+                LayoutError::NumOverrides { table: "a".into(), found, num_embeddings: 5 };
             assert_eq!(refused(&[overridden(table.clone(), found, Dtype::F32)]), expected);
         }
         assert!(Layout::new(&[overridden(table, 5, Dtype::F32)]).is_ok());
@@ -1528,9 +1547,8 @@ fn writer_refuses_overrides_of_no_rows_or_more_than_there_are() {
 #[test]
 fn writer_refuses_i4_cores() {
     let shape = TtShape::new(5, &[2, 3], &[1, 2], &[1]).unwrap();
-    // In the name's order, one dense section comes before the cores.
     let tables = [tt("b", shape, Dtype::I4), dense("a", 1, 1, Dtype::I4)];
-    assert_eq!(refused(&tables), BlobError::SectionDtype { section: 1, found: 5 });
+    assert_eq!(refused(&tables), LayoutError::Dtype { table: "b".into(), found: Dtype::I4 });
     assert!(Layout::new(&[overridden(tt("b", shape, Dtype::I8), 2, Dtype::I4)]).is_ok());
 }
 
@@ -1538,8 +1556,7 @@ fn writer_refuses_i4_cores() {
 fn writer_refuses_too_many_tables() {
     let mut tables: Vec<TableSpec> =
         (0..=MAX_TABLES).map(|i| dense(&i.to_string(), 1, 1, Dtype::F32)).collect();
-    let expected =
-        BlobError::Count { what: "tables", found: MAX_TABLES as u64 + 1, limit: MAX_TABLES as u64 };
+    let expected = LayoutError::NumTables { found: MAX_TABLES + 1 };
     assert_eq!(refused(&tables), expected);
     tables.pop();
     let buf = Layout::new(&tables).unwrap().build(|_, out| out.fill(0));
@@ -1555,7 +1572,7 @@ fn writer_refuses_more_bytes_than_an_offset_can_count() {
             .collect()
     };
     assert!(Layout::new(&tables(63)).is_ok());
-    assert_eq!(refused(&tables(64)), shape_error(0, ShapeError::TooLarge));
+    assert_eq!(refused(&tables(64)), LayoutError::TooLarge);
 }
 
 // Models.
@@ -1584,14 +1601,14 @@ fn ranker_model() -> ModelSpec {
 }
 
 /// Patches, reseals and parses `ranker()`.
-fn patched_ranker(patch: impl FnOnce(&mut AlignedBuf)) -> BlobError {
+fn patched_ranker(patch: impl FnOnce(&mut AlignedBuf)) -> Refusal {
     let mut buf = ranker();
     patch(&mut buf);
     assert!(reseal(&mut buf));
     parse(&buf).unwrap_err()
 }
 
-fn with_layer(position: usize, field: usize, value: &[u8]) -> BlobError {
+fn with_layer(position: usize, field: usize, value: &[u8]) -> Refusal {
     patched_ranker(|buf| {
         let at = layer_at(buf, position) + field;
         put(buf, at, value);
@@ -1600,14 +1617,14 @@ fn with_layer(position: usize, field: usize, value: &[u8]) -> BlobError {
 
 #[test]
 fn too_many_layers_or_model_tables() {
-    for (field, what, limit) in [
-        (header::NUM_LAYERS, "layers", MAX_LAYERS as u32),
-        (header::NUM_MODEL_TABLES, "tables of the model", MAX_MODEL_TABLES as u32),
+    for (field, rule, limit) in [
+        (header::NUM_LAYERS, Rule::NumLayers, MAX_LAYERS as u32),
+        (header::NUM_MODEL_TABLES, Rule::NumModelTables, MAX_MODEL_TABLES as u32),
     ] {
         for found in [limit + 1, u32::MAX] {
             let mut buf = ranker();
             put(&mut buf, field, &found.to_le_bytes());
-            let expected = BlobError::Count { what, found: found.into(), limit: limit.into() };
+            let expected = (Header, rule, found.into(), limit.into());
             assert_eq!(parse(&buf), Err(expected));
         }
     }
@@ -1617,7 +1634,7 @@ fn too_many_layers_or_model_tables() {
 fn more_sections_than_tables_and_layers_can_have() {
     let mut buf = ranker();
     put(&mut buf, header::NUM_SECTIONS, &51u32.to_le_bytes());
-    let expected = BlobError::Count { what: "sections", found: 51, limit: 2 * 19 + 4 * 3 };
+    let expected = (Header, Rule::NumSections, 51, 2 * 19 + 4 * 3);
     assert_eq!(parse(&buf), Err(expected));
 }
 
@@ -1629,7 +1646,7 @@ fn layer_records_that_reach_past_the_end() {
     put(&mut buf, header::TOTAL_LEN, &len.to_le_bytes());
     let needed = format::head_len(&buf) as u64;
     let cut = AlignedBuf::from_slice(&buf[..len as usize]);
-    assert_eq!(parse(&cut), Err(BlobError::Truncated { len, needed }));
+    assert_eq!(parse(&cut), Err((Buffer, Rule::Truncated, len, needed)));
 }
 
 #[test]
@@ -1637,21 +1654,21 @@ fn interactions_that_are_unknown_or_without_layers() {
     for found in [0, 2, 255] {
         assert_eq!(
             patched_ranker(|buf| buf[header::INTERACTION] = found),
-            BlobError::Interaction { found }
+            (Header, Rule::Interaction, found.into(), 1)
         );
     }
-    assert_eq!(with_header(header::INTERACTION, &[1]), BlobError::Interaction { found: 1 });
-    assert_eq!(with_header(header::NUM_MODEL_TABLES, &[1]), BlobError::Interaction { found: 0 });
+    assert_eq!(with_header(header::INTERACTION, &[1]), (Header, Rule::Interaction, 1, 0));
+    assert_eq!(with_header(header::NUM_MODEL_TABLES, &[1]), (Header, Rule::NumModelTables, 1, 0));
 }
 
 #[test]
 fn unknown_stacks_and_activations() {
     for found in [0, 3, 255] {
-        let expected = BlobError::LayerCode { layer: 1, field: "stack", found };
+        let expected = (Layer(1), Rule::Stack, found.into(), 2);
         assert_eq!(with_layer(1, layer::STACK, &[found]), expected);
     }
     for found in [3, 255] {
-        let expected = BlobError::LayerCode { layer: 2, field: "activation", found };
+        let expected = (Layer(2), Rule::Activation, found.into(), 2);
         assert_eq!(with_layer(2, layer::ACTIVATION, &[found]), expected);
     }
 }
@@ -1659,15 +1676,15 @@ fn unknown_stacks_and_activations() {
 #[test]
 fn reserved_layer_bytes() {
     for byte in layer::RESERVED..format::LAYER_LEN {
-        assert_eq!(with_layer(3, byte, &[1]), BlobError::Reserved { what: "layer", position: 3 });
+        assert_eq!(with_layer(3, byte, &[1]), broken(Layer(3), Rule::Reserved));
     }
 }
 
 #[test]
 fn layers_of_no_width_or_too_much() {
-    for (at, field) in [(layer::INPUTS, "inputs"), (layer::OUTPUTS, "outputs")] {
+    for (at, rule) in [(layer::INPUTS, Rule::Inputs), (layer::OUTPUTS, Rule::Outputs)] {
         for found in [0, (1 << 20) + 1, u32::MAX] {
-            let expected = BlobError::LayerWidth { layer: 0, field, found, expected: 0 };
+            let expected = (Layer(0), rule, found.into(), 1 << 20);
             assert_eq!(with_layer(0, at, &found.to_le_bytes()), expected);
         }
     }
@@ -1683,10 +1700,7 @@ fn layers_that_do_not_fit_what_is_before_them() {
             let at = layer_at(buf, position);
             put(buf, at + layer::INPUTS, &found.to_le_bytes());
         });
-        assert_eq!(
-            error,
-            BlobError::LayerWidth { layer: position, field: "inputs", found, expected }
-        );
+        assert_eq!(error, (Layer(position), Rule::InputWidth, found.into(), expected));
     }
     // One output more, of the last layer and of the bottom's.
     let more_outputs = |position: usize, outputs: u32, lens: &[(usize, u64)]| {
@@ -1699,9 +1713,9 @@ fn layers_that_do_not_fit_what_is_before_them() {
             put(buf, at + layer::OUTPUTS, &outputs.to_le_bytes());
         })
     };
-    let expected = BlobError::LayerWidth { layer: 3, field: "outputs", found: 2, expected: 1 };
+    let expected = (Layer(3), Rule::OutputWidth, 2, 1);
     assert_eq!(more_outputs(3, 2, &[(9, 48), (10, 8)]), expected);
-    let expected = BlobError::ModelDim { table: 1, found: 4, expected: 5 };
+    let expected = (Table(1), Rule::ModelDim, 4, 5);
     assert_eq!(more_outputs(1, 5, &[(4, 25), (5, 20), (6, 20)]), expected);
 }
 
@@ -1713,23 +1727,23 @@ fn model_tables_that_are_not_there() {
             let at = format::model_table_at(buf, 1);
             put(buf, at, &found.to_le_bytes());
         });
-        assert_eq!(error, BlobError::ModelTable { position: 1, found });
+        assert_eq!(error, (ModelTable(1), Rule::ModelTable, found.into(), 2));
     }
 }
 
 #[test]
 fn perceptrons_out_of_order_or_missing() {
     // A top alone takes nothing but the products of tables, here one.
-    let too_wide = BlobError::LayerWidth { layer: 0, field: "inputs", found: 3, expected: 1 };
+    let too_wide = (Layer(0), Rule::InputWidth, 3, 1);
     assert_eq!(with_layer(0, layer::STACK, &[format::STACK_TOP]), too_wide);
     assert_eq!(
         with_layer(3, layer::STACK, &[format::STACK_BOTTOM]),
-        BlobError::LayerOrder { layer: 3 }
+        broken(Layer(3), Rule::StackOrder)
     );
     for position in 0..3 {
         assert_eq!(
             with_layer(position, layer::ACTIVATION, &[2]),
-            BlobError::LayerOrder { layer: position }
+            broken(Layer(position), Rule::Sigmoid)
         );
     }
     // And there is no such product of one table, or none.
@@ -1739,7 +1753,7 @@ fn perceptrons_out_of_order_or_missing() {
         let at = layer_at(&buf, 0);
         buf[at + layer::STACK] = format::STACK_TOP;
         assert!(reseal(&mut buf));
-        assert_eq!(parse(&buf), Err(BlobError::LayerOrder { layer: 0 }));
+        assert_eq!(parse(&buf), Err((Model, Rule::NoBottom, tables.len() as u64, 2)));
     }
     let mut buf =
         build_model(&[], Some(&model(&[], &[6, 1], &[1], [Dtype::F32; 2])), 1, Values::Reals);
@@ -1748,21 +1762,29 @@ fn perceptrons_out_of_order_or_missing() {
         buf[at + layer::STACK] = format::STACK_BOTTOM;
     }
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err(BlobError::LayerOrder { layer: 3 }));
+    assert_eq!(parse(&buf), Err(broken(Model, Rule::NoTop)));
 }
 
 #[test]
 fn layers_that_do_not_own_their_sections() {
     let number = |position, field, value: u32| with_layer(position, field, &value.to_le_bytes());
     for found in [0, 1, 3, u32::MAX] {
-        assert_eq!(number(0, layer::FIRST_SECTION, found), BlobError::LayerSections { layer: 0 });
+        let expected = (Layer(0), Rule::FirstSection, found.into(), 2);
+        assert_eq!(number(0, layer::FIRST_SECTION, found), expected);
     }
-    for (found, layer) in [(1, 1), (3, 1), (10, 0), (u32::MAX, 0)] {
-        assert_eq!(number(0, layer::NUM_SECTIONS, found), BlobError::LayerSections { layer });
+    for found in [1, 3] {
+        let expected = (Layer(1), Rule::FirstSection, 4, 2 + u64::from(found));
+        assert_eq!(number(0, layer::NUM_SECTIONS, found), expected);
     }
-    assert_eq!(number(3, layer::NUM_SECTIONS, 1), BlobError::SectionOwner { table: 2 });
+    for found in [10, u32::MAX] {
+        let expected = (Layer(0), Rule::LastSection, 2 + u64::from(found), 11);
+        assert_eq!(number(0, layer::NUM_SECTIONS, found), expected);
+    }
+    assert_eq!(number(3, layer::NUM_SECTIONS, 1), broken(Section(10), Rule::Owner));
     // One too few or too many, made up for by the next layer.
-    for (position, count, next) in [(0, 3u32, 2u32), (1, 2, 3)] {
+    for (position, count, next, rule, expected) in
+        [(0, 3u32, 2u32, Rule::ExtraSection, 2), (1, 2, 3, Rule::MissingSection, 3)]
+    {
         let error = patched_ranker(|buf| {
             let at = layer_at(buf, position);
             let first = format::u32_at(buf, at + layer::FIRST_SECTION) + count;
@@ -1770,12 +1792,12 @@ fn layers_that_do_not_own_their_sections() {
             put(buf, at + format::LAYER_LEN + layer::FIRST_SECTION, &first.to_le_bytes());
             put(buf, at + format::LAYER_LEN + layer::NUM_SECTIONS, &next.to_le_bytes());
         });
-        assert_eq!(error, BlobError::LayerSections { layer: position });
+        assert_eq!(error, (Layer(position), rule, count.into(), expected));
     }
 }
 
 /// Patches a section's record, reseals and parses `ranker()`.
-fn with_layer_section(position: usize, fields: &[(usize, &[u8])]) -> BlobError {
+fn with_layer_section(position: usize, fields: &[(usize, &[u8])]) -> Refusal {
     patched_ranker(|buf| {
         let at = section_at(buf, position);
         fields.iter().for_each(|(field, value)| put(buf, at + field, value));
@@ -1786,33 +1808,27 @@ fn with_layer_section(position: usize, fields: &[(usize, &[u8])]) -> BlobError {
 fn layer_sections_of_another_role_layer_dtype_or_length() {
     let role =
         |section, role: u16| with_layer_section(section, &[(section::ROLE, &role.to_le_bytes())]);
-    assert_eq!(role(2, format::ROLE_ROWS), BlobError::SectionRole { section: 2, found: 1 });
-    assert_eq!(
-        role(3, format::ROLE_LAYER_SCALES),
-        BlobError::SectionRole { section: 3, found: 13 }
-    );
-    assert_eq!(role(5, format::ROLE_LAYER_BIAS), BlobError::SectionRole { section: 5, found: 14 });
-    assert_eq!(
-        with_layer_section(2, &[(section::CORE, &[1])]),
-        BlobError::SectionRole { section: 2, found: 12 }
-    );
+    assert_eq!(role(2, format::ROLE_ROWS), (Section(2), Rule::Role, 1, 12));
+    assert_eq!(role(3, format::ROLE_LAYER_SCALES), (Section(3), Rule::Role, 13, 14));
+    assert_eq!(role(5, format::ROLE_LAYER_BIAS), (Section(5), Rule::Role, 14, 13));
+    assert_eq!(with_layer_section(2, &[(section::CORE, &[1])]), (Section(2), Rule::Core, 1, 0));
     for found in [0, format::DTYPE_I4, format::DTYPE_U64, format::DTYPE_U32] {
-        let expected = BlobError::SectionDtype { section: 2, found: found.into() };
+        let expected = (Section(2), Rule::Dtype, found.into(), 12);
         assert_eq!(with_layer_section(2, &[(section::DTYPE, &[found])]), expected);
     }
     // Scales and biases are f32, whatever their length.
-    for (section, count) in [(3, 5u64), (5, 4), (6, 4)] {
+    for (section, role, count) in [(3, 14, 5u64), (5, 13, 4), (6, 14, 4)] {
         let error = with_layer_section(
             section,
             &[(section::DTYPE, &[2]), (section::LEN, &(2 * count).to_le_bytes())],
         );
-        assert_eq!(error, BlobError::SectionDtype { section, found: 2 });
+        assert_eq!(error, (Section(section), Rule::Dtype, 2, role));
         let (found, expected) = (4 * count + 4, 4 * count);
         let error = with_layer_section(section, &[(section::LEN, &found.to_le_bytes())]);
-        assert_eq!(error, BlobError::SectionLength { section, found, expected });
+        assert_eq!(error, (Section(section), Rule::Len, found, expected));
     }
     let error = with_layer_section(2, &[(section::LEN, &59u64.to_le_bytes())]);
-    assert_eq!(error, BlobError::SectionLength { section: 2, found: 59, expected: 60 });
+    assert_eq!(error, (Section(2), Rule::Len, 59, 60));
 }
 
 #[test]
@@ -1821,22 +1837,21 @@ fn layers_whose_payload_changed_or_has_bad_scales() {
         let mut buf = ranker();
         let range = format::Section::read(&buf, position).padded_range();
         buf[range.start] ^= 1;
-        let layer = [0, 0, 1, 1, 1, 2, 2, 3, 3][position - 2];
         let blob = Blob::parse(&buf).unwrap();
-        let expected = Err(BlobError::LayerChecksum { layer, section: position });
-        assert_eq!((blob.verify_payload(), blob.verify_layer(layer)), (expected, expected));
-        assert_eq!(blob.verify_layer((layer + 1) % 4), Ok(()));
+        let expected = Err(bad_checksum(&buf, position));
+        assert_eq!(refusal(blob.verify_payload()), expected);
+        assert_eq!(refusal(blob.verify_model()), expected);
+        assert!(blob.tables().all(|table| table.verify().is_ok()));
     }
     for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         let mut buf = ranker();
         let start = format::Section::read(&buf, 5).offset;
         put(&mut buf, start + 8, &scale.to_le_bytes());
         reseal_section(&mut buf, 5);
-        let expected = Err(BlobError::LayerScale { layer: 1, position: 2 });
-        assert_eq!(Blob::parse(&buf).unwrap().verify_payload(), expected);
+        let expected = broken(Element { section: 5, position: 2 }, Rule::Scale);
+        assert_eq!(verify(&buf), Err(expected));
     }
     let buf = ranker();
-    assert_eq!(Blob::parse(&buf).unwrap().verify_layer(4), Err(BlobError::NoModel));
     assert!(Blob::parse(&buf).unwrap().layer(4).is_none());
 }
 
@@ -1847,48 +1862,48 @@ fn models_that_cannot_be_written() {
         change(&mut spec);
         Layout::with_model(&ranker_tables(), Some(&spec)).map(drop).unwrap_err()
     };
-    let width =
-        |layer, field, found, expected| BlobError::LayerWidth { layer, field, found, expected };
-    assert_eq!(refused(&|spec| spec.bottom.clear()), width(0, "inputs", 7, 1));
+    let width = |layer, field, found| LayoutError::LayerWidth { layer, field, found };
+    let fit =
+        |layer, field, found, expected| LayoutError::LayerFit { layer, field, found, expected };
+    assert_eq!(refused(&|spec| spec.bottom.clear()), fit(0, "inputs", 7, 1));
     for count in [0, 1] {
         let alone = |spec: &mut ModelSpec| {
             spec.bottom.clear();
             spec.tables.truncate(count);
         };
-        assert_eq!(refused(&alone), BlobError::LayerOrder { layer: 0 });
+        assert_eq!(refused(&alone), LayoutError::NoBottom { num_tables: count });
     }
-    assert_eq!(refused(&|spec| spec.top.clear()), BlobError::LayerOrder { layer: 2 });
+    assert_eq!(refused(&|spec| spec.top.clear()), LayoutError::NoTop);
     assert_eq!(
         refused(&|spec| spec.bottom[1].activation = Activation::Sigmoid),
-        BlobError::LayerOrder { layer: 1 }
+        LayoutError::Sigmoid { layer: 1 }
     );
-    assert_eq!(refused(&|spec| spec.bottom[0].inputs = 0), width(0, "inputs", 0, 0));
-    assert_eq!(refused(&|spec| spec.bottom[0].outputs = 1 << 21), width(0, "outputs", 1 << 21, 0));
-    assert_eq!(refused(&|spec| spec.bottom[1].inputs = 4), width(1, "inputs", 4, 5));
-    assert_eq!(refused(&|spec| spec.top[0].inputs = 8), width(2, "inputs", 8, 7));
-    assert_eq!(refused(&|spec| spec.top[1].outputs = 2), width(3, "outputs", 2, 1));
-    let table = BlobError::ModelDim { table: 0, found: 4, expected: 3 };
+    assert_eq!(refused(&|spec| spec.bottom[0].inputs = 0), width(0, "inputs", 0));
+    assert_eq!(refused(&|spec| spec.bottom[0].outputs = 1 << 21), width(0, "outputs", 1 << 21));
+    assert_eq!(refused(&|spec| spec.bottom[1].inputs = 4), fit(1, "inputs", 4, 5));
+    assert_eq!(refused(&|spec| spec.top[0].inputs = 8), fit(2, "inputs", 8, 7));
+    assert_eq!(refused(&|spec| spec.top[1].outputs = 2), fit(3, "outputs", 2, 1));
+    let table = LayoutError::ModelDim { table: "t.b".into(), found: 4, expected: 3 };
     assert_eq!(refused(&|spec| spec.bottom[1].outputs = 3), table);
     assert_eq!(
         refused(&|spec| spec.tables[1].table = 2),
-        BlobError::ModelTable { position: 1, found: 2 }
+        LayoutError::ModelTable { position: 1, found: 2, num_tables: 2 }
     );
-    let dtype = BlobError::SectionDtype { section: 8, found: 5 };
+    let dtype = LayoutError::LayerDtype { layer: 3, found: Dtype::I4 };
     assert_eq!(refused(&|spec| spec.top[1].dtype = Dtype::I4), dtype);
-    let count = |what, found, limit| BlobError::Count { what, found, limit };
     assert_eq!(
         refused(&|spec| spec.tables = vec![spec.tables[0]; 1025]),
-        count("tables of the model", 1025, 1024)
+        LayoutError::NumModelTables { found: 1025 }
     );
     let same = LayerSpec { inputs: 3, outputs: 3, activation: Activation::Relu, dtype: Dtype::F32 };
-    assert_eq!(refused(&|spec| spec.bottom = vec![same; 63]), count("layers", 65, 64));
+    assert_eq!(refused(&|spec| spec.bottom = vec![same; 63]), LayoutError::NumLayers { found: 65 });
 }
 
 #[test]
 fn tables_of_other_widths_without_a_bottom() {
     let tables = [dense("t.a", 9, 4, Dtype::F32), dense("t.b", 6, 3, Dtype::F32)];
     let spec = model(&[0, 1], &[], &[6], [Dtype::F32; 2]);
-    let expected = BlobError::ModelDim { table: 1, found: 3, expected: 4 };
+    let expected = LayoutError::ModelDim { table: "t.b".into(), found: 3, expected: 4 };
     assert_eq!(Layout::with_model(&tables, Some(&spec)).map(drop), Err(expected));
     // The same in a blob: of two tables as wide as each other, the model's second one is exchanged
     // for another.
@@ -1902,5 +1917,5 @@ fn tables_of_other_widths_without_a_bottom() {
     let at = format::model_table_at(&buf, 1);
     put(&mut buf, at, &2u32.to_le_bytes());
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err(BlobError::ModelDim { table: 2, found: 3, expected: 4 }));
+    assert_eq!(parse(&buf), Err((Table(2), Rule::ModelDim, 3, 4)));
 }

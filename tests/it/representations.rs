@@ -11,9 +11,10 @@ use crate::support::{
 };
 use ttrec::{
     AlignedBuf, Bags, Blob, Pooling, Table, TtShape,
-    blob::{Combine, IndexMapSpec, Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
+    blob::{IndexMapSpec, Layout, Location, OverridesSpec, Role, Rule, TableSpec, WeightsSpec},
     cache::RowCache,
     dtype::Dtype,
+    repr::Combine,
 };
 
 /// Columns around the edges of tiles.
@@ -109,7 +110,7 @@ fn check_by_the_oracle(spec: TableSpec, seed: u64) {
     let table = blob.table("t").unwrap();
     let n = table.num_embeddings();
     let batch = Batch::draw(&[1, 0, 3, 2, 0, 40, 5], n, &mut rng);
-    let what = || format!("{:?} {:?}", table.data().weights, table.data().index_map);
+    let what = || format!("{:?} {:?}", table.data().weights(), table.data().index_map());
     for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
         let tier = table.tier().name();
         for index in [0, n / 2, n - 1] {
@@ -160,7 +161,7 @@ fn projected_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
 #[test]
 fn quotient_remainder_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
     for (i, first) in SIZES.into_iter().enumerate() {
-        for (j, combine) in Combine::ALL.into_iter().enumerate() {
+        for (j, combine) in Combine::ALL.iter().copied().enumerate() {
             for (k, num_remainders) in [1, 4, 37, 50].into_iter().enumerate() {
                 let columns = [
                     first,
@@ -221,7 +222,7 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
             let reference = Reference::new(&buf, 0);
             let mut rng = Rng::new(7);
             let mapped = Blob::parse(&buf).unwrap().table("t").unwrap();
-            assert_eq!(mapped.data().num_rows, num_rows(&weights));
+            assert_eq!(mapped.data().num_rows(), num_rows(&weights));
             let mut lengths = vec![3, 0, 700, 256, 1, 0];
             lengths.extend([2; 70]);
             let batch = Batch::draw(&lengths, mapped.num_embeddings(), &mut rng);
@@ -413,10 +414,9 @@ fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
         format::put(&mut buf, rows.offset + 4 * 5, &36u32.to_le_bytes());
         format::reseal_section(&mut buf, rows.position);
         let blob = Blob::parse(&buf).unwrap();
-        assert_eq!(
-            blob.verify_payload(),
-            Err(ttrec::BlobError::RemappedRow { table: 0, position: 3 })
-        );
+        let error = blob.verify_payload().unwrap_err();
+        let at = Location::Element { section: rows.position, position: 3 };
+        assert_eq!((error.location(), error.rule()), (at, Rule::RemappedRow));
         for table in tiers::available()
             .into_iter()
             .map(|tier| blob.table("t").unwrap().with_tier(tier))

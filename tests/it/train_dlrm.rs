@@ -13,8 +13,9 @@ use std::{
 };
 use ttrec::{
     Bags, Blob, LookupError, PoolTablesError, Pooling, Tier, TtShape,
-    blob::{Combine, IndexMap, IndexMapSpec, Layout, Role, TableSpec, Weights, WeightsSpec},
+    blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
+    repr::{Combine, IndexMap, Weights},
     train::{
         Batch, CacheSpec, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable,
         Initializer, LearningRates, Optimizer, Quantity, QuotientRemainderShape,
@@ -126,6 +127,7 @@ impl Table {
                     Combine::Mult => zip(first, second).map(|(x, y)| x * y).collect(),
                     Combine::Add => zip(first, second).map(|(x, y)| x + y).collect(),
                     Combine::Concat => [first, second].concat(),
+                    other => panic!("{other:?} has no reference"),
                 }
             }
             Self::Tt { p, q, ranks, .. } => sum(dim, &|row| {
@@ -732,24 +734,27 @@ fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
         .map(|(feature, name)| {
             let table = feature.table.table();
             let (dtype, data) = (Dtype::F32, table.data());
-            let weights = match data.weights {
+            let weights = match data.weights() {
                 Weights::Dense(rows) => WeightsSpec::Dense {
-                    num_embeddings: data.num_rows,
-                    embedding_dim: rows.embedding_dim,
+                    num_embeddings: data.num_rows(),
+                    embedding_dim: rows.embedding_dim(),
                     dtype,
                 },
-                Weights::Tt(tt) => WeightsSpec::Tt { shape: tt.shape, dtype },
+                Weights::Tt(tt) => WeightsSpec::Tt { shape: *tt.shape(), dtype },
                 Weights::QuotientRemainder(table) => WeightsSpec::QuotientRemainder {
-                    num_embeddings: data.num_rows,
-                    num_remainders: table.num_remainders,
-                    columns: [table.quotients.embedding_dim, table.remainders.embedding_dim],
-                    combine: table.combine,
+                    num_embeddings: data.num_rows(),
+                    num_remainders: table.num_remainders(),
+                    columns: [
+                        table.quotients().embedding_dim(),
+                        table.remainders().embedding_dim(),
+                    ],
+                    combine: table.combine(),
                     dtype,
                 },
                 other => panic!("{other:?}"),
             };
-            let index_map = match data.index_map {
-                IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings: data.num_embeddings },
+            let index_map = match data.index_map() {
+                IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings: data.num_embeddings() },
                 _ => IndexMapSpec::Identity,
             };
             TableSpec { index_map, ..TableSpec::new(name, weights) }
@@ -923,7 +928,7 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     let mut step = |dense: &[f32], bags: &[Bags<'_>], labels: &[f32]| {
         model.step(&Batch { dense, bags }, labels, 0.1).unwrap_err()
     };
-    let in_table = |table, error| TrainError::Table(PoolTablesError { table, error });
+    let in_table = |table, error| TrainError::Table(PoolTablesError { table: Some(table), error });
     assert_eq!(step(&[0.0; 3], &[good, good], &[1.0]), count(Quantity::DenseFeatures, 3, 2));
     assert_eq!(
         step(&[0.0, f32::NAN], &[good, good], &[1.0]),

@@ -13,7 +13,7 @@ use std::{
     io, ptr, slice,
     sync::Arc,
 };
-use ttrec::{Blob, BlobError, Ranker, Table, limits::ALIGNMENT};
+use ttrec::{Blob, BlobError, NoModel, Ranker, Table, limits::ALIGNMENT};
 
 /// An open blob. Nothing in it changes while it is open.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct ttrec_blob {
     // These borrow from the bytes, so they come first: fields are dropped in order.
     blob: Blob<'static>,
     tables: Arc<Vec<ttrec_table>>,
-    ranker: Result<ttrec_ranker, BlobError>,
+    ranker: Result<ttrec_ranker, NoModel>,
     _bytes: Bytes,
 }
 
@@ -156,13 +156,13 @@ impl ttrec_blob {
 
     pub(crate) fn table<'c>(&'c self, name: &'c CStr) -> Result<&'c ttrec_table, Error<'c>> {
         let name = name.to_str().map_err(|_| Error::NameNotUtf8)?;
-        let position = self.blob.position(name);
-        position
-            .and_then(|position| self.tables.get(position))
-            .ok_or(Error::NoSuchTable { name })
+        // Tables are in the byte order of their names.
+        let position = self.tables.binary_search_by(|table| table.table.name().cmp(name));
+        let table = position.ok().and_then(|position| self.tables.get(position));
+        table.ok_or(Error::NoSuchTable { name })
     }
 
-    pub(crate) fn ranker(&self) -> Result<&ttrec_ranker, BlobError> {
+    pub(crate) fn ranker(&self) -> Result<&ttrec_ranker, NoModel> {
         self.ranker.as_ref().map_err(|&error| error)
     }
 

@@ -9,12 +9,13 @@ use proptest::{
     sample::{select, subsequence},
 };
 use ttrec::{
-    AlignedBuf, DigitOrder, TtShape,
+    AlignedBuf, DigitOrder, Pooling, TtShape,
     blob::{
-        Activation, Combine, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec,
-        Role, SectionPlan, TableSpec, WeightsSpec,
+        Activation, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec, Role,
+        SectionPlan, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
+    repr::Combine,
 };
 
 /// Which numbers a blob is filled with.
@@ -260,7 +261,7 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
         projected.prop_map(|(num_embeddings, embedding_dim, rank, dtype, projection)| {
             WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, projection }
         });
-    let parts = (1u64..=40, 1u32..=9, 1usize..=40, 1usize..=30, select(&Combine::ALL[..]), dtype());
+    let parts = (1u64..=40, 1u32..=9, 1usize..=40, 1usize..=30, select(Combine::ALL), dtype());
     let parts =
         parts.prop_map(|(num_embeddings, num_remainders, first, second, combine, dtype)| {
             let columns = [first, if combine == Combine::Concat { second } else { first }];
@@ -331,7 +332,10 @@ pub(crate) fn model(
     let tables = tables
         .iter()
         .enumerate()
-        .map(|(t, &table)| ModelTable { table, mean: t % 3 == 1 })
+        .map(|(t, &table)| ModelTable {
+            table,
+            pooling: if t % 3 == 1 { Pooling::Mean } else { Pooling::Sum },
+        })
         .collect();
     ModelSpec {
         tables,

@@ -6,7 +6,7 @@ use std::{
     borrow::Cow,
     path::{Path, PathBuf},
 };
-use ttrec::{Bags, LookupError, Pooling, Table};
+use ttrec::{Bags, BagsError, Pooling, Table};
 use ttrec_convert::{Checkpoint, checkpoint::Tensor, zeros};
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -101,20 +101,13 @@ impl BagsFile {
         } else {
             self.offsets.len().saturating_sub(1)
         };
-        let out = zeros(rows.saturating_mul(table.embedding_dim()))?;
+        let mut out = zeros(rows.saturating_mul(table.embedding_dim()))?;
         let mut workspace = zeros(table.workspace_len(1))?;
-        self.try_look_up(table, mode, out, &mut workspace)
-            .with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))
-    }
-
-    fn try_look_up(
-        &self,
-        table: &Table<'_>,
-        mode: Mode,
-        mut out: Vec<f32>,
-        workspace: &mut [f32],
-    ) -> Result<Vec<f32>, LookupError> {
-        table.pool(&self.bags(&self.offsets(mode))?, mode.pooling(), &mut out, workspace)?;
+        let mut pooled = || -> Result<()> {
+            let offsets = self.offsets(mode);
+            Ok(table.pool(&self.bags(&offsets)?, mode.pooling(), &mut out, &mut workspace)?)
+        };
+        pooled().with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))?;
         Ok(out)
     }
 
@@ -132,7 +125,7 @@ impl BagsFile {
     }
 
     /// The bags between these offsets.
-    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s>, LookupError> {
+    pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s>, BagsError> {
         let bags = Bags::new(&self.indices, offsets)?;
         match &self.weights {
             Some(weights) => bags.with_per_sample_weights(weights),
@@ -141,7 +134,7 @@ impl BagsFile {
     }
 
     /// The bags as the file has them.
-    pub(crate) fn all(&self) -> Result<Bags<'_>, LookupError> {
+    pub(crate) fn all(&self) -> Result<Bags<'_>, BagsError> {
         self.bags(&self.offsets)
     }
 

@@ -3,7 +3,7 @@
 use crate::progress::Bar;
 use anyhow::{Context, Result, anyhow};
 use std::path::{Path, PathBuf};
-use ttrec::{Blob, BlobError, Table, Tier};
+use ttrec::{Blob, NoSuchTable, Table, Tier};
 use ttrec_convert::checkpoint::Mapped;
 
 /// A mapped blob file.
@@ -39,31 +39,22 @@ impl BlobFile {
     /// The table called `name`; the error lists what there is.
     pub(crate) fn table<'b>(&self, blob: &Blob<'b>, name: &str) -> Result<Table<'b>> {
         let tier = tier()?;
-        blob.table(name)
-            .map(|table| table.with_tier(tier))
-            .map_err(|error| match error {
-                BlobError::NoSuchTable => {
-                    let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
-                    anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
-                }
-                error => anyhow!(error).context(format!("{}: table {name:?}", self.path.display())),
-            })
+        blob.table(name).map(|table| table.with_tier(tier)).map_err(|NoSuchTable| {
+            let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
+            anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
+        })
     }
 }
 
 /// Reads the whole payload: what is wrong with it, if anything is.
 pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
     let mut progress = Bar::new("checksums", (blob.num_tables() + blob.num_layers()) as u64);
-    let of_tables = blob.tables().enumerate().find_map(|(position, table)| {
+    let of_tables = blob.tables().find_map(|table| {
         progress.add(1);
-        let error = blob.verify_table(position).err()?;
+        let error = table.verify().err()?;
         Some(format!("table {:?}: {error}", table.name()))
     });
-    of_tables.or_else(|| {
-        (0..blob.num_layers())
-            .find_map(|layer| blob.verify_layer(layer).err())
-            .map(|e| e.to_string())
-    })
+    of_tables.or_else(|| blob.verify_model().err().map(|error| error.to_string()))
 }
 
 /// The instructions to use: the best that this CPU has, or the tier that `TTREC_ISA` names.

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
-use ttrec::blob::Combine;
+use ttrec::repr::Combine;
 use ttrec_convert::{
     Checkpoint, Options, ResumeCache, Spec, convert, detect, memory_size, with_qr_operation,
 };

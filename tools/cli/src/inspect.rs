@@ -8,9 +8,10 @@ use std::{
     path::PathBuf,
 };
 use ttrec::{
-    Blob, DigitOrder,
-    blob::{IndexMap, Layer, Stack, Weights},
+    Blob,
+    blob::Layer,
     dtype::Dtype,
+    repr::{IndexMap, Weights},
 };
 use ttrec_convert::StoredAs;
 
@@ -57,15 +58,6 @@ pub(crate) struct LayerSummary {
     bytes: u64,
 }
 
-/// Which row an index stands for.
-#[derive(Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum RowMap {
-    Identity,
-    Modulo,
-    Remapped,
-}
-
 #[derive(Serialize)]
 pub(crate) struct TableSummary {
     pub(crate) name: String,
@@ -79,7 +71,7 @@ pub(crate) struct TableSummary {
     pub(crate) overrides: usize,
     pub(crate) prefix_products: usize,
     pub(crate) workspace_len: usize,
-    index_map: RowMap,
+    index_map: &'static str,
     pub(crate) num_rows: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tt: Option<TtSummary>,
@@ -132,67 +124,58 @@ fn dtype_name<S: Serializer>(dtype: &Dtype, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(dtype.name())
 }
 
-fn order(order: DigitOrder) -> &'static str {
-    match order {
-        DigitOrder::MostSignificantFirst => "most_significant_first",
-        DigitOrder::LeastSignificantFirst => "least_significant_first",
-    }
-}
-
 /// What the directory says.
 pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
         .tables()
-        .enumerate()
-        .map(|(position, table)| {
+        .map(|table| {
             let data = table.data();
-            let tt = match &data.weights {
-                Weights::Dense(_) | Weights::Projected(_) | Weights::QuotientRemainder(_) => None,
+            let tt = match data.weights() {
                 Weights::Tt(tt) => Some(TtSummary {
-                    row_factors: tt.shape.row_factors().to_vec(),
-                    column_factors: tt.shape.column_factors().to_vec(),
-                    ranks: tt.shape.inner_ranks().to_vec(),
-                    digit_order: order(tt.shape.digit_order()),
-                    column_order: order(tt.shape.column_order()),
-                    num_parameters: tt.shape.num_parameters(),
-                    flops_per_row: tt.shape.flops_left_to_right(),
+                    row_factors: tt.shape().row_factors().to_vec(),
+                    column_factors: tt.shape().column_factors().to_vec(),
+                    ranks: tt.shape().inner_ranks().to_vec(),
+                    digit_order: tt.shape().digit_order().name(),
+                    column_order: tt.shape().column_order().name(),
+                    num_parameters: tt.shape().num_parameters(),
+                    flops_per_row: tt.shape().flops_left_to_right(),
                 }),
+                _ => None,
             };
             TableSummary {
                 name: table.name().to_owned(),
-                representation: StoredAs::of(&data.weights),
+                representation: StoredAs::of(data.weights()),
                 dtype: data.dtype(),
                 num_embeddings: table.num_embeddings(),
                 embedding_dim: table.embedding_dim(),
-                bytes: blob.sections(position).map(|section| section.len).sum(),
+                bytes: table.sections().map(|section| section.len).sum(),
                 dense_f32_bytes: table
                     .num_embeddings()
                     .saturating_mul(table.embedding_dim() as u64 * 4),
-                overrides: data.overrides.map_or(0, |overrides| overrides.ids.len()),
-                prefix_products: match &data.weights {
-                    Weights::Tt(tt) => tt.prefixes.map_or(0, |prefixes| prefixes.ids.len()),
+                overrides: data.overrides().map_or(0, |overrides| overrides.ids().len()),
+                prefix_products: match data.weights() {
+                    Weights::Tt(tt) => tt.prefixes().map_or(0, |prefixes| prefixes.ids().len()),
                     _ => 0,
                 },
                 workspace_len: table.workspace_len(1),
-                index_map: match data.index_map {
-                    IndexMap::Identity => RowMap::Identity,
-                    IndexMap::Modulo => RowMap::Modulo,
-                    IndexMap::Remapped(_) => RowMap::Remapped,
-                },
-                num_rows: data.num_rows,
+                index_map: data.index_map().name(),
+                num_rows: data.num_rows(),
                 tt,
-                projected: match &data.weights {
+                projected: match data.weights() {
                     Weights::Projected(table) => Some(ProjectedSummary {
                         rank: table.rank(),
-                        projection: table.projection.dtype().name(),
+                        projection: table.projection().dtype().name(),
                     }),
                     _ => None,
                 },
-                quotient_remainder: match &data.weights {
+                quotient_remainder: match data.weights() {
                     Weights::QuotientRemainder(table) => Some(QuotientRemainderSummary {
-                        operation: table.combine.name(),
-                        num_remainders: table.num_remainders,
-                        columns: [table.quotients.embedding_dim, table.remainders.embedding_dim],
+                        operation: table.combine().name(),
+                        num_remainders: table.num_remainders(),
+                        columns: [
+                            table.quotients().embedding_dim(),
+                            table.remainders().embedding_dim(),
+                        ],
                     }),
                     _ => None,
                 },
@@ -201,7 +184,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
         .collect();
     BlobSummary {
         format_version: ttrec::limits::VERSION,
-        bytes: blob.len() as u64,
+        bytes: blob.as_bytes().len() as u64,
         dense_f32_bytes: tables
             .iter()
             .fold(0, |sum, table| sum.saturating_add(table.dense_f32_bytes)),
@@ -223,10 +206,7 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
 
 fn summarise_layer(blob: &Blob<'_>, position: usize, layer: &Layer<'_>) -> LayerSummary {
     LayerSummary {
-        stack: match layer.stack {
-            Stack::Bottom => "bottom",
-            Stack::Top => "top",
-        },
+        stack: layer.stack.name(),
         inputs: layer.inputs,
         outputs: layer.outputs,
         activation: layer.activation.name(),
@@ -264,7 +244,7 @@ fn print(
     for table in &summary.tables {
         let (kind, shape) = match (&table.tt, &table.projected, &table.quotient_remainder) {
             (Some(tt), ..) => {
-                let reversed = tt.column_order != order(DigitOrder::MostSignificantFirst);
+                let reversed = tt.column_order != DigitOrder::MostSignificantFirst.name();
                 let shape = format!(
                     "p {:?} q {:?} ranks {:?}",
                     tt.row_factors, tt.column_factors, tt.ranks
@@ -279,10 +259,10 @@ fn print(
             }
             _ => ("dense", String::new()),
         };
-        let map = match table.index_map {
-            RowMap::Identity => String::new(),
-            RowMap::Modulo => format!(", modulo of {} rows", table.num_rows),
-            RowMap::Remapped => format!(", remapped of {} rows", table.num_rows),
+        let map = if table.index_map == IndexMap::Identity.name() {
+            String::new()
+        } else {
+            format!(", {} of {} rows", table.index_map, table.num_rows)
         };
         let shape = shape + &map;
         let shape = shape.trim_start_matches(", ");

@@ -12,7 +12,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
 };
-use ttrec::{blob::Combine, dtype::Dtype};
+use ttrec::{dtype::Dtype, repr::Combine};
 use ttrec_convert::{
     Budget, Checkpoint, Spec, memory_size,
     plan::{self, Bounds, Plan},

@@ -12,7 +12,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{Table, blob, dtype::Dtype};
+use ttrec::{Table, dtype::Dtype, repr};
 use ttrec_convert::{
     Checkpoint, Frequencies, Source, Spec,
     compare::{self, Comparison, LayerComparison},
@@ -110,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
                 max_error: args.max_error.or_else(|| default_max_error(&source, &table)),
             });
         }
-        let layer = |(error, layer): (LayerComparison, blob::Layer<'_>)| {
+        let layer = |(error, layer): (LayerComparison, ttrec::blob::Layer<'_>)| {
             let max_error = args.max_error.unwrap_or(rounding(layer.weights.dtype()));
             VerifiedLayer { error, max_error }
         };
@@ -182,10 +182,10 @@ fn print(
 /// spread.
 fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
     let per_core = rounding(table.data().dtype());
-    let rounding = match &table.data().weights {
-        blob::Weights::Dense(_) => per_core,
-        blob::Weights::Projected(_) | blob::Weights::QuotientRemainder(_) => 2.0 * per_core,
-        blob::Weights::Tt(tt) => per_core * tt.shape.num_cores() as f64,
+    let rounding = match table.data().weights() {
+        repr::Weights::Projected(_) | repr::Weights::QuotientRemainder(_) => 2.0 * per_core,
+        repr::Weights::Tt(tt) => per_core * tt.shape().num_cores() as f64,
+        _ => per_core,
     };
     if compare::is_factorized(source, table) {
         source.tolerance().map(|tolerance| tolerance + rounding)

@@ -18,10 +18,10 @@ use std::{
     path::Path,
 };
 use ttrec::{
-    AlignedBuf, BlobError,
-    blob::{self, Combine, IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    AlignedBuf,
+    blob::{IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
-    limits::MAX_NAME_LEN,
+    repr,
 };
 
 /// How [`convert`] factorises dense tables.
@@ -100,7 +100,7 @@ impl<'c> Conversion<'c> {
         let tables = tables.collect::<Result<Vec<_>>>()?;
         let layouts: Vec<_> = tables.iter().map(ConvertedTable::layout).collect();
         let layout = Layout::with_model(&layouts, model.as_ref().map(|(_, layout)| layout));
-        let layout = layout.map_err(|error| name_table(error, &tables))?;
+        let layout = layout?;
         let model = model.map(|(model, _)| model);
         Ok(Self { checkpoint, tables, model, layout, resume: options.resume, progress })
     }
@@ -213,35 +213,6 @@ impl ConvertedTable<'_> {
             },
         };
         ttrec::blob::TableSpec { weights, index_map, ..spec }
-    }
-}
-
-fn name_table(error: BlobError, tables: &[ConvertedTable<'_>]) -> anyhow::Error {
-    let table = match error {
-        BlobError::Name { table }
-        | BlobError::NameOrder { table }
-        | BlobError::Shape { table, .. }
-        | BlobError::ModelDim { table, .. } => tables.get(table).map(|table| &table.source),
-        _ => None,
-    };
-    match (table, error) {
-        (Some(table), BlobError::NameOrder { .. }) => {
-            anyhow!("table {:?} is there twice", table.name)
-        }
-        (Some(table), BlobError::Name { .. }) => {
-            anyhow!(
-                "table {:?}: a name has 1 to {MAX_NAME_LEN} bytes, not {}",
-                table.name,
-                table.name.len()
-            )
-        }
-        (Some(table), BlobError::ModelDim { found, expected, .. }) => anyhow!(
-            "table {:?}: embedding_dim {found}, but the model's bottom perceptron makes vectors \
-             of {expected}",
-            table.name
-        ),
-        (Some(table), error) => anyhow!(error).context(format!("table {:?}", table.name)),
-        (None, error) => anyhow!(error),
     }
 }
 
@@ -497,7 +468,7 @@ impl Source<'_> {
             }
             (Role::OverrideIndex, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
                 let ids: Vec<u64> = overrides.ids.iter().map(|(id, _)| *id).collect();
-                blob::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
+                repr::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
             }
             (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
                 let direction = ContractionOrder::of(shape);
@@ -630,11 +601,11 @@ fn place(
 ///
 /// # Errors
 /// If the checkpoint holds anything else: the text offers a spec to begin with.
-pub fn detect(checkpoint: &Checkpoint, qr_operation: Option<Combine>) -> Result<Spec, Error> {
+pub fn detect(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> Result<Spec, Error> {
     Ok(only_tables(checkpoint, qr_operation)?)
 }
 
-fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<Combine>) -> Result<Spec> {
+fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> Result<Spec> {
     let survey = Survey::of(checkpoint);
     let model = Model::around(&survey);
     let Survey { tables: found, refused, complete, .. } = survey;

@@ -5,7 +5,7 @@ use crate::error::Error;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use ttrec::{blob::Combine, dtype::Dtype};
+use ttrec::{dtype::Dtype, repr::Combine};
 
 /// A whole spec file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -170,7 +170,7 @@ impl Spec {
 mod by_name {
     use super::IndexMapping;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use ttrec::{blob::Combine, dtype::Dtype};
+    use ttrec::{dtype::Dtype, repr::Combine};
 
     pub(super) trait Named: Copy {
         const FIELD: &'static str;

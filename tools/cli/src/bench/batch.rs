@@ -19,10 +19,11 @@ use anyhow::{Context, Result, ensure};
 use std::{hint::black_box, ops::Range};
 use ttrec::{
     AlignedBuf, Blob, DigitOrder, LookupError, Table, Tier, TtShape,
-    blob::{TableSpec, Weights, WeightsSpec},
+    blob::{TableSpec, WeightsSpec},
     cache::RowCache,
     dtype::{Dtype, Elements},
     kernel::{Dims, Epilogue, chain_step, widen},
+    repr::Weights,
 };
 use ttrec_convert::cache::{self, Demand};
 
@@ -485,7 +486,7 @@ impl BenchModel {
         let blob = Blob::parse(&self.buf)?;
         let tables: Vec<_> = blob.tables().map(|table| table.with_tier(self.tier)).collect();
         let demands = tables.iter().enumerate().map(|(position, table)| {
-            let Weights::Tt(tt) = &table.data().weights else { return None };
+            let Weights::Tt(tt) = table.data().weights() else { return None };
             Some(Demand::new(table, tt, earlier.get(position)?.frequencies(), batch_lookups as u64))
         });
         let demands: Vec<_> = demands.collect();
@@ -508,10 +509,10 @@ struct Bare<'a> {
 impl<'a> Bare<'a> {
     /// `None` if the table is not a tensor train of three f32 cores.
     fn new(table: &Table<'a>, rows: &[u32]) -> Option<Self> {
-        let Weights::Tt(tt) = &table.data().weights else { return None };
-        let shape = tt.shape;
+        let Weights::Tt(tt) = table.data().weights() else { return None };
+        let shape = *tt.shape();
         let cores: Option<Vec<&[f32]>> =
-            tt.cores[..shape.num_cores()].iter().map(|core| core.slices.as_f32()).collect();
+            tt.cores().iter().map(|core| core.slices().as_f32()).collect();
         let cores: [&[f32]; 3] = cores?.try_into().ok()?;
         let slice = |row: u32, k: usize| {
             let len = shape.slice_len(k);

@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use std::{hint::black_box, ops::Range};
-use ttrec::{Bags, LookupError, Pooling, Table, Tier};
+use ttrec::{Bags, BagsError, LookupError, Pooling, Table, Tier};
 use ttrec_convert::{add_up, zeros};
 
 /// How row numbers are drawn.
@@ -125,7 +125,7 @@ impl Traffic {
         counts
     }
 
-    fn batches(&self) -> Result<Vec<Bags<'_>>, LookupError> {
+    fn batches(&self) -> Result<Vec<Bags<'_>>, BagsError> {
         let batch = |[indices, offsets]: &[Range<usize>; 2]| {
             Bags::new(&self.indices[indices.clone()], &self.offsets[offsets.clone()])
         };

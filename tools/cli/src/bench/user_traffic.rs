@@ -9,7 +9,7 @@ use crate::{
     blob_file::BlobFile,
 };
 use anyhow::{Context, Result, bail};
-use ttrec::{Table, blob::Weights};
+use ttrec::{Table, repr::Weights};
 
 /// What was measured of a table and a file of bags.
 pub(super) struct UserTiming {
@@ -59,8 +59,8 @@ fn measure_table(
         bags: offsets.len().saturating_sub(1),
         lookups: run.lookups(),
         seconds,
-        flops: match &table.data().weights {
-            Weights::Tt(tt) => Some(tt.shape.flops_left_to_right() as f64),
+        flops: match table.data().weights() {
+            Weights::Tt(tt) => Some(tt.shape().flops_left_to_right() as f64),
             _ => None,
         },
         workspace_bytes: run.workspace_bytes(),

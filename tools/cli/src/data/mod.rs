@@ -20,7 +20,7 @@ use crate::npz::Npz;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use ttrec::{Bags, LookupError, Pooling};
+use ttrec::{Bags, BagsError, Pooling};
 
 pub(crate) use vocabulary::Vocabulary;
 
@@ -181,7 +181,7 @@ impl FeatureBags {
         Ok(())
     }
 
-    pub(crate) fn bags(&self) -> Result<Bags<'_>, LookupError> {
+    pub(crate) fn bags(&self) -> Result<Bags<'_>, BagsError> {
         Bags::new(&self.indices, &self.offsets)
     }
 }

@@ -93,7 +93,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         tables.push(study(summary, &source, comparison, &progress)?);
     }
     let layers = compare::layers(&checkpoint, spec.as_ref(), &blob)?;
-    let page = page::page(&args.blob, &args.against, blob.len() as u64, &tables, &layers);
+    let page =
+        page::page(&args.blob, &args.against, blob.as_bytes().len() as u64, &tables, &layers);
 
     let mut output = Output::create(&args.output)?;
     output.write(|file| file.write_all(page.as_bytes()))?;

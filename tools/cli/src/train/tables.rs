@@ -7,7 +7,7 @@ use crate::data::Feature;
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
-    blob::Combine,
+    repr::Combine,
     train::{
         CacheSpec, Checkpointed, DenseShape, DenseTable, Embedding, HashedTable, Initializer,
         Optimizer, QuotientRemainderShape, QuotientRemainderTable, TrainError, TtTable,

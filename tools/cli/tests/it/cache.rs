@@ -11,8 +11,9 @@ use std::{
 };
 use ttrec::{
     AlignedBuf, Blob, DigitOrder, TtShape,
-    blob::{Layout, OverridesSpec, Role, TableSpec, Weights, WeightsSpec},
+    blob::{Layout, OverridesSpec, Role, TableSpec, WeightsSpec},
     dtype::{Dtype, encode, encode_rows, encode_slice},
+    repr::Weights,
 };
 
 /// Runs `cache` on `blob` with these arrays as frequencies; the new blob is `out.ttr`.
@@ -53,10 +54,10 @@ fn stored(path: &Path, table: &str) -> (Vec<u64>, Vec<u64>) {
     let buf = read(path);
     let blob = Blob::parse(&buf).unwrap();
     let table = *blob.table(table).unwrap().data();
-    let Weights::Tt(tt) = table.weights else { panic!("a dense table") };
+    let Weights::Tt(tt) = table.weights() else { panic!("a dense table") };
     (
-        table.overrides.map_or(vec![], |o| o.ids.to_vec()),
-        tt.prefixes.map_or(vec![], |p| p.ids.to_vec()),
+        table.overrides().map_or(vec![], |o| o.ids().to_vec()),
+        tt.prefixes().map_or(vec![], |p| p.ids().to_vec()),
     )
 }
 
@@ -64,7 +65,7 @@ fn stored(path: &Path, table: &str) -> (Vec<u64>, Vec<u64>) {
 fn sections(path: &Path, table: &str) -> Vec<Vec<u8>> {
     let buf = read(path);
     let blob = Blob::parse(&buf).unwrap();
-    let sections = blob.sections(blob.position(table).unwrap());
+    let sections = blob.table(table).unwrap().sections();
     let kept = sections
         .filter(|section| matches!(section.role, Role::Rows | Role::Core(_) | Role::Scales(_)));
     kept.map(|section| buf[section.offset as usize..][..section.len as usize].to_vec())

@@ -330,7 +330,7 @@ fn a_dense_tensor_must_be_a_table_of_floats() {
 
 #[test]
 fn two_tables_of_one_name_are_refused() {
-    refused(&d3(), &format!("{ITEM}{ITEM}"), &["table \"item\" is there twice"]);
+    refused(&d3(), &format!("{ITEM}{ITEM}"), &["duplicate table name \"item\""]);
 }
 
 #[test]

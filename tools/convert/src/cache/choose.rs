@@ -20,8 +20,8 @@ use serde::Serialize;
 use std::cmp::Ordering;
 use ttrec::{
     Table, TtShape,
-    blob::{self, TtCores},
     dtype::Dtype,
+    repr::{self, TtCores},
 };
 
 /// To find out which slices a row needs, and which lookups share them.
@@ -85,18 +85,18 @@ impl<'a> Demand<'a> {
     ) -> Self {
         let total: f64 = rows.iter().map(|(_, frequency)| frequency).sum();
         let discount = discount(&rows);
-        let there = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
+        let there = table.data().overrides().map_or(&[][..], |overrides| overrides.ids());
         let mut stored = 0.0;
         rows.retain(|(row, frequency)| {
             let is_stored = there.binary_search(row).is_ok();
             stored += if is_stored { *frequency } else { 0.0 };
             !is_stored
         });
-        let prefixes = tt.prefixes.map_or(&[][..], |prefixes| prefixes.ids);
+        let prefixes = tt.prefixes().map_or(&[][..], |prefixes| prefixes.ids());
         let per_batch = total / batch_lookups.max(1) as f64;
         Self {
             table: *table,
-            shape: tt.shape,
+            shape: *tt.shape(),
             prefixes,
             rows,
             stored_rows: there.len(),
@@ -255,7 +255,7 @@ impl<'a> Demand<'a> {
 /// The bytes of `count` items of `len` bytes, with their ids, beside those that are `there`; ids
 /// are below `limit`.
 fn bytes_of(there: usize, count: usize, len: usize, limit: u64) -> u64 {
-    let index = |count: usize| blob::id_index_len(count as u64, limit, len);
+    let index = |count: usize| repr::id_index_len(count as u64, limit, len);
     (ID_LEN + len as u64) * count as u64 + index(there + count) - index(there)
 }
 

@@ -17,10 +17,11 @@ use std::io::{Seek, Write};
 use ttrec::{
     AlignedBuf, Blob, Table,
     blob::{
-        self, IndexMap, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Prefixes, Role,
-        SectionPlan, Stack, TableSpec, Weights, WeightsSpec,
+        self, IndexMapSpec, LayerSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, Stack,
+        TableSpec, WeightsSpec,
     },
     dtype::Dtype,
+    repr::{self, IndexMap, Prefixes, Weights},
 };
 
 /// What the frequencies say of each table; `None` for tables that have none, or are no tensor
@@ -76,12 +77,12 @@ fn try_demands<'a>(
 ) -> Result<Vec<Option<Demand<'a>>>> {
     let demand = |table: &Table<'a>| -> Result<Option<Demand<'a>>> {
         let Some(source) = frequencies.of(table.name())? else { return Ok(None) };
-        let Weights::Tt(tt) = &table.data().weights else { return Ok(None) };
+        let Weights::Tt(tt) = table.data().weights() else { return Ok(None) };
         Ok(Some(Demand::new(table, tt, source.read(table.num_embeddings())?, batch)))
     };
     let demands = tables.iter().map(demand).collect::<Result<Vec<_>>>()?;
     if demands.iter().all(Option::is_none) {
-        let is_tt = |table: &&Table<'_>| matches!(table.data().weights, Weights::Tt(_));
+        let is_tt = |table: &&Table<'_>| matches!(table.data().weights(), Weights::Tt(_));
         let names: Vec<&str> = tables.iter().filter(is_tt).map(Table::name).collect();
         bail!(frequencies.none_fit(&names));
     }
@@ -118,10 +119,10 @@ impl<'e> Enlarged<'e> {
             ids
         };
         let rows = |(table, added): (&Table<'_>, &Vec<u64>)| {
-            union(table.data().overrides.map_or(&[], |overrides| overrides.ids), added)
+            union(table.data().overrides().map_or(&[], |overrides| overrides.ids()), added)
         };
         let prefixes = |(table, added): (&Table<'_>, &Vec<u64>)| {
-            union(prefixes(table).map_or(&[], |existing| existing.ids), added)
+            union(prefixes(table).map_or(&[], |existing| existing.ids()), added)
         };
         let rows: Vec<Vec<u64>> = tables.iter().zip(&choice.rows).map(rows).collect();
         let prefixes: Vec<Vec<u64>> = tables.iter().zip(&choice.prefixes).map(prefixes).collect();
@@ -144,7 +145,8 @@ impl<'e> Enlarged<'e> {
         match plan.role {
             Role::OverrideIds if !rows.is_empty() => sink.put(bytemuck::cast_slice(rows)),
             Role::OverrideIndex => {
-                let existing = table.data().overrides.map_or(&[][..], |overrides| overrides.ids);
+                let existing =
+                    table.data().overrides().map_or(&[][..], |overrides| overrides.ids());
                 write_index(
                     if rows.is_empty() { existing } else { rows },
                     table.num_embeddings(),
@@ -154,13 +156,13 @@ impl<'e> Enlarged<'e> {
             Role::OverrideRows if !rows.is_empty() => write_rows(table, rows, sink, self.progress),
             Role::PrefixIds if !prefixes.is_empty() => sink.put(bytemuck::cast_slice(prefixes)),
             Role::PrefixIndex => {
-                let Weights::Tt(tt) = &table.data().weights else {
+                let Weights::Tt(tt) = table.data().weights() else {
                     bail!("a dense table has no prefixes")
                 };
-                let existing = tt.prefixes.map_or(&[][..], |existing| existing.ids);
+                let existing = tt.prefixes().map_or(&[][..], |existing| existing.ids());
                 write_index(
                     if prefixes.is_empty() { existing } else { prefixes },
-                    tt.shape.num_prefixes(),
+                    tt.shape().num_prefixes(),
                     sink,
                 )
             }
@@ -175,7 +177,8 @@ impl<'e> Enlarged<'e> {
     fn section(&self, plan: &SectionPlan) -> Result<&'e [u8]> {
         let blob = &self.blob;
         let of_layers = || (0..blob.num_layers()).flat_map(|layer| blob.layer_sections(layer));
-        let mut sections = blob.sections(plan.table).chain(of_layers());
+        let table = blob.tables().nth(plan.table);
+        let mut sections = table.into_iter().flat_map(|table| table.sections()).chain(of_layers());
         let section = sections.find(|section| section.role == plan.role);
         let section = section.with_context(|| format!("no section {:?}", plan.role))?;
         let (start, len) = (usize::try_from(section.offset)?, usize::try_from(section.len)?);
@@ -207,8 +210,8 @@ fn model(blob: &Blob<'_>) -> Option<ModelSpec> {
 }
 
 fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
-    match &table.data().weights {
-        Weights::Tt(tt) => tt.prefixes,
+    match table.data().weights() {
+        Weights::Tt(tt) => tt.prefixes(),
         _ => None,
     }
 }
@@ -217,65 +220,67 @@ fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
 fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec> {
     let data = table.data();
     let dtype = data.dtype();
-    let weights = match &data.weights {
+    let weights = match data.weights() {
         Weights::Dense(rows) => {
-            let (num_embeddings, embedding_dim) = (data.num_rows, rows.embedding_dim);
+            let (num_embeddings, embedding_dim) = (data.num_rows(), rows.embedding_dim());
             WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }
         }
         Weights::Projected(projected) => WeightsSpec::Projected {
-            num_embeddings: data.num_rows,
-            embedding_dim: data.embedding_dim,
+            num_embeddings: data.num_rows(),
+            embedding_dim: data.embedding_dim(),
             rank: projected.rank(),
             dtype,
-            projection: projected.projection.dtype(),
+            projection: projected.projection().dtype(),
         },
         Weights::QuotientRemainder(parts) => {
             // The format allows it, the writer does not.
             ensure!(
-                parts.remainders.dtype() == dtype,
+                parts.remainders().dtype() == dtype,
                 "its two parts differ in type: expected one for both"
             );
             WeightsSpec::QuotientRemainder {
-                num_embeddings: data.num_rows,
-                num_remainders: parts.num_remainders,
-                columns: [parts.quotients.embedding_dim, parts.remainders.embedding_dim],
-                combine: parts.combine,
+                num_embeddings: data.num_rows(),
+                num_remainders: parts.num_remainders(),
+                columns: [parts.quotients().embedding_dim(), parts.remainders().embedding_dim()],
+                combine: parts.combine(),
                 dtype,
             }
         }
         Weights::Tt(tt) => {
-            let mut cores = tt.cores[..tt.shape.num_cores()].iter();
+            let mut cores = tt.cores().iter();
             // The format allows it, the writer does not.
             ensure!(
-                cores.all(|core| core.slices.dtype() == dtype),
+                cores.all(|core| core.slices().dtype() == dtype),
                 "its cores differ in type: expected one for all"
             );
-            WeightsSpec::Tt { shape: tt.shape, dtype }
+            WeightsSpec::Tt { shape: *tt.shape(), dtype }
         }
+        other => bail!("a {} table cannot be written", other.name()),
     };
-    let overrides = match (rows, data.overrides) {
+    let overrides = match (rows, data.overrides()) {
         (0, there) => there.map(|there| OverridesSpec {
-            count: there.ids.len() as u64,
-            dtype: there.rows.dtype(),
+            count: there.ids().len() as u64,
+            dtype: there.rows().dtype(),
         }),
         (count, _) => Some(OverridesSpec { count: count as u64, dtype: Dtype::F32 }),
     };
     let num_prefixes = match num_prefixes {
-        0 => prefixes(table).map_or(0, |there| there.ids.len()),
+        0 => prefixes(table).map_or(0, |there| there.ids().len()),
         count => count,
     };
-    let num_embeddings = data.num_embeddings;
-    let index_map = match data.index_map {
+    let num_embeddings = data.num_embeddings();
+    let index_map = match data.index_map() {
         IndexMap::Identity => IndexMapSpec::Identity,
         IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
         IndexMap::Remapped(_) => IndexMapSpec::Remapped { num_embeddings },
+        other => bail!("the index map {} cannot be written", other.name()),
     };
     let num_prefixes = num_prefixes as u64;
     Ok(TableSpec { index_map, num_prefixes, overrides, ..TableSpec::new(table.name(), weights) })
 }
 
 fn write_index(ids: &[u64], limit: u64, sink: &mut Sink<'_>) -> Result<()> {
-    blob::id_index(ids, limit).try_for_each(|line| sink.put(&line))
+    repr::id_index(ids, limit).try_for_each(|line| sink.put(&line))
 }
 
 /// Rows as lookups give them, those that are stored apart among them.
@@ -290,8 +295,8 @@ fn write_rows(
     ids.iter().try_for_each(|&id| {
         table.lookup(id, &mut row, &mut workspace)?;
         step.add(1);
-        match &table.data().weights {
-            Weights::Tt(tt) => sink.put(bytemuck::cast_slice(&in_stored_order(&tt.shape, &row))),
+        match table.data().weights() {
+            Weights::Tt(tt) => sink.put(bytemuck::cast_slice(&in_stored_order(tt.shape(), &row))),
             _ => sink.put(bytemuck::cast_slice(&row)),
         }
     })
@@ -303,19 +308,19 @@ fn write_products(
     sink: &mut Sink<'_>,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let Weights::Tt(tt) = &table.data().weights else { bail!("a dense table has no prefixes") };
-    let len = tt.shape.prefix_len();
+    let Weights::Tt(tt) = table.data().weights() else { bail!("a dense table has no prefixes") };
+    let len = tt.shape().prefix_len();
     let (mut product, mut workspace) = (zeros(len)?, zeros(table.workspace_len(1))?);
     let step = Step::new(progress, &format!("{}: prefixes", table.name()), ids.len() as u64);
     ids.iter().try_for_each(|&id| {
         step.add(1);
         // One that is there stays, lest a row change its bits: another machine may have rounded it
         // otherwise.
-        if let Some(there) = tt.prefixes
-            && let Ok(position) = there.ids.binary_search(&id)
+        if let Some(there) = tt.prefixes()
+            && let Ok(position) = there.ids().binary_search(&id)
         {
             let product = there
-                .products
+                .products()
                 .chunks_exact(len)
                 .nth(position)
                 .context("a prefix product is missing")?;

@@ -8,7 +8,7 @@ use crate::{
     spec::{IndexMapping, Spec, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail};
-use ttrec::{DigitOrder, Table, TtShape, blob, dtype::Dtype};
+use ttrec::{DigitOrder, Table, TtShape, dtype::Dtype, repr};
 
 /// The table of the checkpoint that `table` was converted from.
 ///
@@ -28,7 +28,7 @@ pub fn origin<'c>(
 /// Whether the blob has factors of what is a dense table in the checkpoint.
 pub fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
     let factors =
-        matches!(table.data().weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
+        matches!(table.data().weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
     factors && matches!(source.weights, Weights::Dense { .. })
 }
 
@@ -95,21 +95,21 @@ fn dense_by_name(checkpoint: &Checkpoint, table: &Table<'_>) -> Option<TableSpec
 /// A found table with the facts that the blob adds.
 fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
     let data = table.data();
-    let hashed = matches!(data.index_map, blob::IndexMap::Modulo);
+    let hashed = matches!(data.index_map(), repr::IndexMap::Modulo);
     let facts = TableSpec {
         num_embeddings: Some(table.num_embeddings()),
         index_map: hashed.then_some(IndexMapping::Modulo),
-        num_rows: hashed.then_some(data.num_rows),
+        num_rows: hashed.then_some(data.num_rows()),
         dtype: Some(data.dtype()),
         ..found
     };
-    match &data.weights {
-        blob::Weights::Dense(_) | blob::Weights::Projected(_) => facts,
-        blob::Weights::QuotientRemainder(parts) => {
-            TableSpec { qr_operation: Some(parts.combine), ..facts }
+    match data.weights() {
+        repr::Weights::Dense(_) | repr::Weights::Projected(_) => facts,
+        repr::Weights::QuotientRemainder(parts) => {
+            TableSpec { qr_operation: Some(parts.combine()), ..facts }
         }
-        blob::Weights::Tt(tt) => {
-            let shape = as_given(&tt.shape);
+        repr::Weights::Tt(tt) => {
+            let shape = as_given(tt.shape());
             TableSpec {
                 // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant
                 // digit.
@@ -123,6 +123,7 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
                 ..facts
             }
         }
+        _ => facts,
     }
 }
 
@@ -130,8 +131,8 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
 /// such table.
 fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
     let data = table.data();
-    let factors = matches!(data.weights, blob::Weights::Tt(_) | blob::Weights::Projected(_));
-    let own_rows = !matches!(data.index_map, blob::IndexMap::Modulo);
+    let factors = matches!(data.weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
+    let own_rows = !matches!(data.index_map(), repr::IndexMap::Modulo);
     (factors && own_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
 }
 
@@ -145,22 +146,23 @@ fn as_given(stored: &TtShape) -> TtShape {
 
 fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
     let (weights, data) = (&source.weights, table.data());
-    let same_kind = match (weights, &data.weights) {
-        (Weights::Dense { .. }, blob::Weights::Dense(_)) => true,
-        (Weights::Tt { shape, .. }, blob::Weights::Tt(tt)) => *shape == as_given(&tt.shape),
-        (Weights::Projected { rank, .. }, blob::Weights::Projected(found)) => *rank == found.rank(),
+    let same_kind = match (weights, data.weights()) {
+        (Weights::Dense { .. }, repr::Weights::Dense(_)) => true,
+        (Weights::Tt { shape, .. }, repr::Weights::Tt(tt)) => *shape == as_given(tt.shape()),
+        (Weights::Projected { rank, .. }, repr::Weights::Projected(found)) => *rank == found.rank(),
         (
             Weights::QuotientRemainder { num_remainders, combine, columns, .. },
-            blob::Weights::QuotientRemainder(found),
+            repr::Weights::QuotientRemainder(found),
         ) => {
-            let found_columns = [found.quotients.embedding_dim, found.remainders.embedding_dim];
+            let found_columns =
+                [found.quotients().embedding_dim(), found.remainders().embedding_dim()];
             (num_remainders, combine, columns)
-                == (&found.num_remainders, &found.combine, &found_columns)
+                == (&found.num_remainders(), &found.combine(), &found_columns)
         }
         _ => is_factorized(source, table),
     };
-    let same_map = source.hashed.is_some() == matches!(data.index_map, blob::IndexMap::Modulo);
-    let same_rows = source.hashed.is_none() || weights.num_embeddings() == data.num_rows;
+    let same_map = source.hashed.is_some() == matches!(data.index_map(), repr::IndexMap::Modulo);
+    let same_rows = source.hashed.is_none() || weights.num_embeddings() == data.num_rows();
     let same_size = source.num_embeddings() == table.num_embeddings()
         && weights.embedding_dim() == table.embedding_dim();
     same_kind && same_map && same_rows && same_size

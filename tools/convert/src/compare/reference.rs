@@ -7,7 +7,7 @@ use crate::{
     dialect::{Core, Overrides, Source, Weights},
 };
 use anyhow::Result;
-use ttrec::{DigitOrder, TtShape, blob::Combine};
+use ttrec::{DigitOrder, TtShape, repr::Combine};
 
 /// Reads rows of a table; each thread has its own.
 pub(crate) struct Reference<'w, 'c> {
@@ -91,7 +91,7 @@ impl<'w, 'c> Reference<'w, 'c> {
                     match combine {
                         Combine::Mult => pairs.for_each(|(x, &y)| *x *= f64::from(y)),
                         Combine::Add => pairs.for_each(|(x, &y)| *x += f64::from(y)),
-                        Combine::Concat => widen(second, rest),
+                        _ => widen(second, rest),
                     }
                 }
                 Ok(())

@@ -12,7 +12,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
-use ttrec::blob::Combine;
+use ttrec::repr::Combine;
 
 pub(super) struct Dlrm;
 

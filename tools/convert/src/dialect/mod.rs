@@ -28,7 +28,7 @@ pub use fbtt::digit_strides;
 pub(crate) use model::Model;
 use std::collections::BTreeSet;
 pub use trained::FACTS;
-use ttrec::{TtShape, blob::Combine, dtype::Dtype};
+use ttrec::{TtShape, dtype::Dtype, repr::Combine};
 
 /// Every dialect, the more telling ones first.
 const DIALECTS: &[&dyn Dialect] = &[
@@ -150,16 +150,19 @@ pub enum StoredAs {
     Projected,
     /// Quotient and remainder rows.
     QuotientRemainder,
+    /// A form that this version does not know.
+    Other,
 }
 
 impl StoredAs {
     /// What a table of a blob is stored as.
-    pub fn of(weights: &ttrec::blob::Weights<'_>) -> Self {
+    pub fn of(weights: &ttrec::repr::Weights<'_>) -> Self {
         match weights {
-            ttrec::blob::Weights::Dense(_) => Self::Dense,
-            ttrec::blob::Weights::Tt(_) => Self::Tt,
-            ttrec::blob::Weights::Projected(_) => Self::Projected,
-            ttrec::blob::Weights::QuotientRemainder(_) => Self::QuotientRemainder,
+            ttrec::repr::Weights::Dense(_) => Self::Dense,
+            ttrec::repr::Weights::Tt(_) => Self::Tt,
+            ttrec::repr::Weights::Projected(_) => Self::Projected,
+            ttrec::repr::Weights::QuotientRemainder(_) => Self::QuotientRemainder,
+            _ => Self::Other,
         }
     }
 
@@ -170,6 +173,7 @@ impl StoredAs {
             Self::Tt => "tt",
             Self::Projected => "projected",
             Self::QuotientRemainder => "quotient_remainder",
+            Self::Other => "other",
         }
     }
 }

@@ -216,7 +216,11 @@ impl<'c> Model<'c> {
         let top = self.top.iter().enumerate();
         let of_model = |(table, spec): (usize, &TableSpec)| ModelTable {
             table,
-            mean: spec.pooling == Some(Pooling::Mean),
+            pooling: if spec.pooling == Some(Pooling::Mean) {
+                ttrec::Pooling::Mean
+            } else {
+                ttrec::Pooling::Sum
+            },
         };
         Ok(blob::ModelSpec {
             tables: tables.iter().enumerate().map(of_model).collect(),

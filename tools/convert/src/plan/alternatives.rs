@@ -272,7 +272,11 @@ impl<'w, 'c> Measured<'w, 'c> {
         let row_of = |position| Some(self.runs.row(position)).filter(|&row| !apart(row));
         let alternative = |(representation, blob): &(String, AlignedBuf)| {
             let error = self.sample.lookup_error(&self.values, blob, row_of)?;
-            let stored: u64 = Blob::parse(blob)?.sections(0).map(|section| section.len).sum();
+            let stored: u64 = Blob::parse(blob)?
+                .tables()
+                .flat_map(|table| table.sections())
+                .map(|section| section.len)
+                .sum();
             Ok(Alternative::new(representation.clone(), stored + bytes, self.relative(error)))
         };
         trains.iter().map(alternative).collect()

@@ -10,11 +10,7 @@ use super::{
 use crate::{checkpoint::Checkpoint, dialect::Source, sink, spec::TableSpec};
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
-use ttrec::{
-    AlignedBuf, Blob, Table,
-    blob::{Layout, Weights},
-    dtype::Dtype,
-};
+use ttrec::{AlignedBuf, Blob, Table, blob::Layout, dtype::Dtype, repr::Weights};
 
 /// Rows that one thread looks up at once.
 const CHUNK: usize = 256;
@@ -111,23 +107,24 @@ fn sum(
 
 /// What a table is, in words, and how long a lookup takes.
 fn what(table: &Table<'_>) -> (&'static str, f64) {
-    match &table.data().weights {
+    match table.data().weights() {
         Weights::Dense(rows) => {
-            ("hashed rows", cost::dense(rows.dtype().row_len(rows.embedding_dim)))
+            ("hashed rows", cost::dense(rows.dtype().row_len(rows.embedding_dim())))
         }
-        Weights::Tt(tt) => ("tensor train", cost::tensor_train(&tt.shape)),
+        Weights::Tt(tt) => ("tensor train", cost::tensor_train(tt.shape())),
         Weights::Projected(projected) => {
             let (rank, dim) = (projected.rank(), table.embedding_dim());
-            ("projected rows", cost::low_rank(projected.rows.dtype().row_len(rank), rank, dim))
+            ("projected rows", cost::low_rank(projected.rows().dtype().row_len(rank), rank, dim))
         }
         Weights::QuotientRemainder(both) => {
-            let rows = [&both.quotients, &both.remainders];
+            let rows = [both.quotients(), both.remainders()];
             (
                 "quotient-remainder rows",
-                rows.map(|rows| cost::dense(rows.dtype().row_len(rows.embedding_dim)))
+                rows.map(|rows| cost::dense(rows.dtype().row_len(rows.embedding_dim())))
                     .iter()
                     .sum(),
             )
         }
+        other => (other.name(), 0.0),
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Line {
 
 /// The position of `id`, if it is there; any, if the lines are not those of the ids.
 #[inline]
-pub(crate) fn position(lines: &[Line], id: u64) -> Option<usize> {
+pub(crate) fn position_in(lines: &[Line], id: u64) -> Option<usize> {
     let line = lines.get(usize::try_from(id / IDS_PER_LINE).ok()?)?;
     let bit = id % IDS_PER_LINE;
     let at = (bit / 64) as usize;
@@ -32,6 +32,27 @@ pub(crate) fn position(lines: &[Line], id: u64) -> Option<usize> {
     let of_word = (word & mask.wrapping_sub(1)).count_ones();
     let position = line.before.wrapping_add((*before).into()).wrapping_add(of_word) as usize;
     (word & mask != 0).then_some(position)
+}
+
+/// The position of `id` among ascending `ids`, which may have an index.
+#[inline]
+pub(crate) fn position(ids: &[u64], index: &[Line], id: u64) -> Option<usize> {
+    if !index.is_empty() {
+        // It came with the payload, so it may be wrong; but so may the ids.
+        return position_in(index, id).filter(|&position| position < ids.len());
+    }
+    let (first, last) = (ids.first()?, ids.last()?);
+    if id < *first || id > *last {
+        return None;
+    }
+    // Of a table that is sorted by frequency, those asked for often are the first ones: a guess
+    // that is often right.
+    let guess = usize::try_from(id.wrapping_sub(*first)).ok()?;
+    if ids.get(guess) == Some(&id) {
+        Some(guess)
+    } else {
+        ids.binary_search(&id).ok()
+    }
 }
 
 /// Bytes of the index that the writer gives to `count` ids below `limit`, each of which stands for
@@ -52,8 +73,8 @@ pub(crate) fn byte_len(limit: u64) -> u64 {
     limit.div_ceil(IDS_PER_LINE).saturating_mul(size_of::<Line>() as u64)
 }
 
-/// What a section of role [`OverrideIndex`](super::Role::OverrideIndex) or
-/// [`PrefixIndex`](super::Role::PrefixIndex) holds, 64 bytes at a time: where each of `ids` stands,
+/// What a section of role [`OverrideIndex`](crate::blob::Role::OverrideIndex) or
+/// [`PrefixIndex`](crate::blob::Role::PrefixIndex) holds, 64 bytes at a time: where each of `ids` stands,
 /// which ascend and are below `limit`, the number of rows or prefixes.
 #[cfg(feature = "alloc")]
 pub fn id_index(ids: &[u64], limit: u64) -> impl Iterator<Item = [u8; 64]> {
@@ -105,12 +126,12 @@ mod tests {
             assert_eq!(size_of_val(&lines[..]) as u64, byte_len(limit));
             for id in 0..limit + 1000 {
                 assert_eq!(
-                    position(&lines, id),
+                    position_in(&lines, id),
                     ids.iter().position(|&there| there == id),
                     "{id} of {limit}"
                 );
             }
-            assert_eq!(position(&lines, u64::MAX), None);
+            assert_eq!(position_in(&lines, u64::MAX), None);
         }
     }
 }

@@ -1,0 +1,147 @@
+//! What a table is stored as.
+//!
+//! An index stands for a stored row by the [`IndexMap`]: itself, `index mod num_rows`, or whatever
+//! a list says. [`Weights`] make the row, in one of four representations:
+//!
+//! - *dense*: row i as it is, with a scale and an offset if its elements are i8 or i4;
+//! - *tensor train*: `G_0[i_0] G_1[i_1] .. G_{d-1}[i_{d-1}]`, one slice of each core, by the digits
+//!   of i ([`TtShape`](crate::TtShape));
+//! - *projected*: a short row times a matrix that all rows share;
+//! - *quotient-remainder*: the product, the sum or the concatenation of row `i / n` of one table and
+//!   row `i mod n` of another, of n rows.
+//!
+//! [`Overrides`] replace the rows of some indices. These are views: of a blob's bytes, or of a table
+//! that is being trained.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+pub(crate) mod id_index;
+mod overrides;
+mod projected;
+mod quotient_remainder;
+mod rows;
+mod tt;
+
+#[cfg(feature = "alloc")]
+pub use id_index::{id_index, id_index_len};
+pub use overrides::Overrides;
+pub use projected::Projected;
+pub use quotient_remainder::{Combine, QuotientRemainder};
+pub use rows::Rows;
+pub use tt::{Core, Prefixes, TtCores};
+
+use crate::dtype::Dtype;
+
+/// One table as it is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct TableData<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) num_embeddings: u64,
+    pub(crate) embedding_dim: usize,
+    pub(crate) index_map: IndexMap<'a>,
+    pub(crate) num_rows: u64,
+    pub(crate) weights: Weights<'a>,
+    pub(crate) overrides: Option<Overrides<'a>>,
+}
+
+impl<'a> TableData<'a> {
+    /// The table's name, unique in its blob.
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Number of indices that can be looked up; valid ones are `0..n`.
+    pub fn num_embeddings(&self) -> u64 {
+        self.num_embeddings
+    }
+
+    /// Elements per row.
+    pub fn embedding_dim(&self) -> usize {
+        self.embedding_dim
+    }
+
+    /// Which stored row an index stands for.
+    pub fn index_map(&self) -> IndexMap<'a> {
+        self.index_map
+    }
+
+    /// Rows that [`weights`](Self::weights) have: `num_embeddings` with [`IndexMap::Identity`], or
+    /// fewer.
+    pub fn num_rows(&self) -> u64 {
+        self.num_rows
+    }
+
+    /// The stored numbers.
+    pub fn weights(&self) -> &Weights<'a> {
+        &self.weights
+    }
+
+    /// What replaces the rows of some indices.
+    pub fn overrides(&self) -> Option<Overrides<'a>> {
+        self.overrides
+    }
+
+    /// The stored type: of the rows (of a quotient-remainder table, the quotient ones), or of the
+    /// first core.
+    pub fn dtype(&self) -> Dtype {
+        match &self.weights {
+            Weights::Dense(rows)
+            | Weights::Projected(Projected { rows, .. })
+            | Weights::QuotientRemainder(QuotientRemainder { quotients: rows, .. }) => rows.dtype(),
+            Weights::Tt(tt) => tt.cores.first().map_or(Dtype::F32, |core| core.slices.dtype()),
+        }
+    }
+}
+
+/// The representations a table can have.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a view without an allocator has no box to put it in"
+)]
+pub enum Weights<'a> {
+    /// Every row as it is.
+    Dense(Rows<'a>),
+    /// Cores of a tensor train.
+    Tt(TtCores<'a>),
+    /// Short rows, and a matrix that widens them.
+    Projected(Projected<'a>),
+    /// Two dense tables, of whose rows each row is made.
+    QuotientRemainder(QuotientRemainder<'a>),
+}
+
+impl Weights<'_> {
+    /// The name used in specs and listings.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense",
+            Self::Tt(_) => "tt",
+            Self::Projected(_) => "projected",
+            Self::QuotientRemainder(_) => "quotient_remainder",
+        }
+    }
+}
+
+/// From an index to the row that is stored for it.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug)]
+pub enum IndexMap<'a> {
+    /// Index i is row i.
+    Identity,
+    /// Index i is row `i mod num_rows`: a hashed table.
+    Modulo,
+    /// The row of each index, in the order of the indices (FBGEMM's `index_remappings`).
+    Remapped(&'a [u32]),
+}
+
+impl IndexMap<'_> {
+    /// The name used in specs and listings.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Modulo => "modulo",
+            Self::Remapped(_) => "remapped",
+        }
+    }
+}
