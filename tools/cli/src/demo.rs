@@ -1,16 +1,15 @@
 //! `ttrec demo`: the whole way on a bundled checkpoint, with nothing else at hand.
 
 use crate::{
-    Outcome,
+    bags_file::{BagsFile, Mode},
     blob_file::BlobFile,
-    checkpoint::Checkpoint,
-    convert::{How, convert},
-    lookup::{BagsFile, Mode},
+    convert,
+    outcome::Outcome,
     output,
-    spec::Spec,
 };
 use anyhow::{Context, Result};
 use std::{fs, io::Write};
+use ttrec_convert::{Checkpoint, Options, Spec};
 
 const CHECKPOINT: &[u8] = include_bytes!("../tests/golden/fbtt_d3.safetensors");
 const SPEC: &str = include_str!("../tests/golden/fbtt_d3.toml");
@@ -35,8 +34,12 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     let expected_path = place("fbtt_d3.expected.npz", EXPECTED)?;
     let blob_path = directory.path().join("fbtt_d3.ttr");
 
-    let bytes =
-        convert(&Checkpoint::open(&checkpoint)?, &Spec::parse(SPEC)?, &blob_path, &How::default())?;
+    let bytes = convert::write(
+        &Checkpoint::open(&checkpoint)?,
+        &Spec::from_toml(SPEC)?,
+        &Options::default(),
+        &blob_path,
+    )?;
     let file = BlobFile::open(&blob_path)?;
     let blob = file.blob()?;
     let table = file.table(&blob, "item")?;

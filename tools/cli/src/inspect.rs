@@ -1,13 +1,19 @@
 //! `ttrec inspect`: what a blob holds, from its directory alone.
 
-use crate::{Outcome, blob_file::BlobFile, output};
+use crate::{blob_file::BlobFile, outcome::Outcome, output};
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use ttrec::{Blob, DigitOrder, blob::Layer, repr::Weights};
+use ttrec::{
+    Blob, DigitOrder,
+    blob::Layer,
+    dtype::Dtype,
+    repr::{IndexMap, Weights},
+};
+use ttrec_convert::StoredAs;
 
 /// Show what a blob holds.
 ///
@@ -52,11 +58,21 @@ pub(crate) struct LayerSummary {
     bytes: u64,
 }
 
+/// Which row an index stands for.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum RowMap {
+    Identity,
+    Modulo,
+    Remapped,
+}
+
 #[derive(Serialize)]
 pub(crate) struct TableSummary {
     pub(crate) name: String,
-    pub(crate) representation: &'static str,
-    pub(crate) dtype: &'static str,
+    pub(crate) representation: StoredAs,
+    #[serde(serialize_with = "dtype_name")]
+    pub(crate) dtype: Dtype,
     pub(crate) num_embeddings: u64,
     pub(crate) embedding_dim: usize,
     pub(crate) bytes: u64,
@@ -64,7 +80,7 @@ pub(crate) struct TableSummary {
     pub(crate) overrides: usize,
     pub(crate) prefix_products: usize,
     pub(crate) workspace_len: usize,
-    pub(crate) index_map: &'static str,
+    index_map: RowMap,
     pub(crate) num_rows: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tt: Option<TtSummary>,
@@ -113,6 +129,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+fn dtype_name<S: Serializer>(dtype: &Dtype, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(dtype.name())
+}
+
 /// What the directory says.
 pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
@@ -133,8 +153,8 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
             };
             TableSummary {
                 name: table.name().to_owned(),
-                representation: data.weights().name(),
-                dtype: data.dtype().name(),
+                representation: StoredAs::of(data.weights()),
+                dtype: data.dtype(),
                 num_embeddings: table.num_embeddings(),
                 embedding_dim: table.embedding_dim(),
                 bytes: table.sections().map(|section| section.len).sum(),
@@ -147,7 +167,12 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                     _ => 0,
                 },
                 workspace_len: table.workspace_len(1),
-                index_map: data.index_map().name(),
+                index_map: match data.index_map() {
+                    IndexMap::Identity => RowMap::Identity,
+                    IndexMap::Modulo => RowMap::Modulo,
+                    IndexMap::Remapped(_) => RowMap::Remapped,
+                    other => unreachable!("a table that is {}", other.name()),
+                },
                 num_rows: data.num_rows(),
                 tt,
                 projected: match data.weights() {
@@ -249,8 +274,9 @@ fn print(
             _ => ("dense", String::new()),
         };
         let map = match table.index_map {
-            "identity" => String::new(),
-            map => format!(", {map} of {} rows", table.num_rows),
+            RowMap::Identity => String::new(),
+            RowMap::Modulo => format!(", modulo of {} rows", table.num_rows),
+            RowMap::Remapped => format!(", remapped of {} rows", table.num_rows),
         };
         let shape = shape + &map;
         let shape = shape.trim_start_matches(", ");
@@ -271,7 +297,7 @@ fn print(
             table.num_embeddings,
             table.embedding_dim,
             kind,
-            table.dtype,
+            table.dtype.name(),
             table.bytes,
             table.dense_f32_bytes as f64 / table.bytes as f64,
         )?;

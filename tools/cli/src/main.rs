@@ -1,38 +1,35 @@
 //! The `ttrec` command: turns trained checkpoints into blobs, and inspects, reads and verifies
 //! them.
 
+mod bags_file;
 mod bench;
 mod blob_file;
-mod budget;
 mod cache;
 mod cancel;
-mod checkpoint;
-mod compare;
+mod completions;
 mod convert;
 mod data;
 mod demo;
-mod dialect;
-mod direction;
-mod factorize;
-mod frequencies;
 mod inspect;
 mod lookup;
+mod man;
 mod npz;
+mod outcome;
 mod output;
 mod plan;
 mod progress;
 mod random;
 mod rank;
 mod report;
+mod resume;
 mod samples;
 mod score;
-mod spec;
 mod sweep;
 mod train;
-mod trial;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use outcome::Outcome;
 use std::process::ExitCode;
 
 const AFTER_HELP: &str = "\
@@ -78,12 +75,8 @@ enum Command {
     Eval(train::EvalArgs),
     Sweep(sweep::Args),
     Demo(demo::Args),
-}
-
-/// How a command that ran to its end came out.
-enum Outcome {
-    Done,
-    Differs,
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -106,6 +99,8 @@ fn main() -> ExitCode {
         Command::Eval(args) => train::evaluate(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -117,7 +112,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Libraries' errors quote names from files as they are; these must not command the terminal.
+/// Errors of libraries quote names from files: escaped, so that names cannot inject terminal control
+/// sequences.
 fn printable(text: &str) -> String {
     let harmless = |c: &char| !c.is_control() || *c == '\n';
     text.chars()

@@ -2,20 +2,50 @@
 
 use crate::output::Output;
 use anyhow::Result;
-use npyz::{AutoSerialize, WriterBuilder};
-use std::{io::Cursor, path::Path};
+use bytemuck::NoUninit;
+use std::{
+    io::{self, Cursor, Write},
+    path::Path,
+};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+/// A number that an array can hold.
+pub(crate) trait Number: NoUninit {
+    /// numpy's name of the type, without the order of its bytes.
+    const NAME: &str;
+}
+
+impl Number for f32 {
+    const NAME: &str = "f4";
+}
+
+impl Number for u32 {
+    const NAME: &str = "u4";
+}
+
+impl Number for u64 {
+    const NAME: &str = "u8";
+}
 
 /// Writes a .npy array of this shape, row-major.
 pub(crate) fn write_npy(path: &Path, shape: &[u64], values: &[f32]) -> Result<()> {
     let mut output = Output::create(path)?;
-    output.write(|file| {
-        let mut npy =
-            npyz::WriteOptions::new().default_dtype().shape(shape).writer(file).begin_nd()?;
-        npy.extend(values.iter().copied())?;
-        npy.finish()
-    })?;
+    output.write(|file| write_array(file, shape, values))?;
     Ok(output.commit()?)
+}
+
+fn write_array<T: Number>(out: &mut dyn Write, shape: &[u64], values: &[T]) -> io::Result<()> {
+    let order = if cfg!(target_endian = "little") { '<' } else { '>' };
+    let shape: String = shape.iter().map(|extent| format!("{extent}, ")).collect();
+    let mut dict =
+        format!("{{'descr': '{order}{}', 'fortran_order': False, 'shape': ({shape}), }}", T::NAME);
+    // Version 1.0; the data begin at a multiple of 64 bytes.
+    let len = (10 + dict.len() + 1).next_multiple_of(64);
+    dict += &" ".repeat(len - 10 - dict.len() - 1);
+    out.write_all(b"\x93NUMPY\x01\x00")?;
+    out.write_all(&((len - 10) as u16).to_le_bytes())?;
+    writeln!(out, "{dict}")?;
+    out.write_all(bytemuck::cast_slice(values))
 }
 
 /// Arrays, gathered in memory.
@@ -27,23 +57,12 @@ impl Npz {
     }
 
     /// Adds an array of this shape, row-major.
-    pub(crate) fn add<T: AutoSerialize + Copy>(
-        &mut self,
-        name: &str,
-        shape: &[u64],
-        values: &[T],
-    ) -> Result<()> {
+    pub(crate) fn add<T: Number>(&mut self, name: &str, shape: &[u64], values: &[T]) -> Result<()> {
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)
             .large_file(true);
         self.0.start_file(format!("{name}.npy"), options)?;
-        let mut npy = npyz::WriteOptions::new()
-            .default_dtype()
-            .shape(shape)
-            .writer(&mut self.0)
-            .begin_nd()?;
-        npy.extend(values.iter().copied())?;
-        Ok(npy.finish()?)
+        Ok(write_array(&mut self.0, shape, values)?)
     }
 
     /// Writes the file.

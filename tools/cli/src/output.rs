@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Seek, SeekFrom, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -14,6 +14,37 @@ use tempfile::NamedTempFile;
 pub(crate) struct WriteError {
     path: PathBuf,
     error: io::Error,
+}
+
+impl WriteError {
+    pub(crate) fn new(path: &Path, error: io::Error) -> Self {
+        Self { path: path.to_owned(), error }
+    }
+}
+
+/// Writes a file at `path`, whole or not at all, with what `ttrec-convert` writes to it.
+pub(crate) fn write<T>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<NamedTempFile>) -> Result<T, ttrec_convert::Error>,
+) -> anyhow::Result<T> {
+    let mut output = Output::create(path)?;
+    let written = write(&mut output.file).map_err(|error| match error {
+        ttrec_convert::Error::Output(error) => WriteError::new(&output.path, error).into(),
+        error => anyhow::Error::from(error),
+    })?;
+    output.commit()?;
+    Ok(written)
+}
+
+/// The error of a conversion that could not keep a factorisation, or of one that was refused.
+pub(crate) fn resumed(error: ttrec_convert::Error) -> anyhow::Error {
+    match error {
+        ttrec_convert::Error::Output(error) => match error.downcast::<WriteError>() {
+            Ok(error) => error.into(),
+            Err(error) => error.into(),
+        },
+        error => error.into(),
+    }
 }
 
 /// Prints to standard output. A reader who closed it has seen enough: that is no error.
@@ -144,14 +175,6 @@ impl Output {
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), WriteError> {
         write(&mut self.file).map_err(|error| WriteError { path: self.path.clone(), error })
-    }
-
-    /// Writes `bytes` over the start of the file.
-    pub(crate) fn overwrite_start(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let Self { path, file, .. } = self;
-        file.seek(SeekFrom::Start(0))
-            .and_then(|_| file.write_all(bytes))
-            .map_err(|error| WriteError { path: path.clone(), error })
     }
 
     /// Syncs the file and puts it in its place.

@@ -1,10 +1,14 @@
-//! A progress bar on a terminal, for what takes longer than a second.
+//! Progress of long work: a bar on a terminal after the first second, and notes on standard output.
 
+use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 /// Counts steps; shows a bar after the first second if stderr is a terminal.
-pub(crate) struct Progress {
+pub(crate) struct Bar {
     bar: ProgressBar,
     style: ProgressStyle,
     started: Instant,
@@ -12,12 +16,12 @@ pub(crate) struct Progress {
     shown: bool,
 }
 
-impl Progress {
+impl Bar {
     /// `total` steps of `what`, such as "item: rows".
     pub(crate) fn new(what: &str, total: u64) -> Self {
         let template = "{msg} {wide_bar} {human_pos}/{human_len} ({eta} left)";
         let style = ProgressStyle::with_template(template).expect("a fixed template");
-        // It names tables, and these must not command the terminal.
+        // Escaped, so that names cannot inject terminal control sequences.
         let bar = ProgressBar::hidden().with_message(what.escape_debug().to_string());
         bar.set_length(total);
         Self { bar, style, started: Instant::now(), done: 0, shown: false }
@@ -37,8 +41,39 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// What `ttrec-convert` reports, shown to the user.
+#[derive(Default)]
+pub(crate) struct Terminal(Mutex<Option<Bar>>);
+
+impl Terminal {
+    fn set(&self, bar: Option<Bar>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+    }
+}
+
+impl ttrec_convert::Progress for Terminal {
+    fn begin(&self, what: &str, len: u64) {
+        self.set(Some(Bar::new(what, len)));
+    }
+
+    fn advance(&self, units: u64) {
+        if let Some(bar) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            bar.add(units);
+        }
+    }
+
+    fn finish(&self) {
+        self.set(None);
+    }
+
+    fn note(&self, text: &str) {
+        // The command's own last line fails as well, and then ends it.
+        let _ = output::print(|out| writeln!(out, "{text}"));
     }
 }

@@ -1,10 +1,9 @@
 //! `ttrec rank`: one user's candidates, the best ones first.
 
 use crate::{
-    Outcome,
     blob_file::BlobFile,
-    lookup::zeros,
     npz::write_npy,
+    outcome::Outcome,
     output,
     samples::{Samples, missing},
 };
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::path::PathBuf;
 use ttrec::{Bags, Ranker};
+use ttrec_convert::zeros;
 
 /// Rank candidates for one user with a blob's model.
 ///
@@ -41,7 +41,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Place {
+struct Ranked {
     candidate: usize,
     score: f32,
 }
@@ -56,10 +56,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let (user, candidates) =
         (Samples::read(&args.user, &ranker)?, Samples::read(&args.candidates, &ranker)?);
     let scores = rank(&ranker, &user, &candidates)?;
-    let mut places: Vec<Place> = scores
+    let mut places: Vec<Ranked> = scores
         .iter()
         .enumerate()
-        .map(|(candidate, &score)| Place { candidate, score })
+        .map(|(candidate, &score)| Ranked { candidate, score })
         .collect();
     places.sort_by(|a, b| b.score.total_cmp(&a.score));
     places.truncate(args.top);
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
         places
             .iter()
-            .try_for_each(|Place { candidate, score }| writeln!(out, "{candidate} {score}"))
+            .try_for_each(|Ranked { candidate, score }| writeln!(out, "{candidate} {score}"))
     })?;
     Ok(Outcome::Done)
 }

@@ -2,10 +2,11 @@
 //! each table t of the model `indices_t` and `offsets_t`, the last one included, and perhaps
 //! `weights_t`.
 
-use crate::{checkpoint::Checkpoint, lookup::BagsFile};
+use crate::bags_file::BagsFile;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use ttrec::{Bags, Ranker};
+use ttrec_convert::Checkpoint;
 
 /// What one file says of the samples.
 pub(crate) struct Samples {
@@ -27,7 +28,7 @@ impl Samples {
                 "{}: \"dense\" has shape {shape:?}: expected samples x {columns}",
                 path.display()
             );
-            let mut values = crate::lookup::zeros(usize::try_from(array.len())?)?;
+            let mut values = ttrec_convert::zeros(usize::try_from(array.len())?)?;
             array.read_f32(0, &mut values)?;
             Ok(values)
         });

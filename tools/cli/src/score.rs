@@ -1,16 +1,16 @@
 //! `ttrec score`: the scores of a batch of samples.
 
 use crate::{
-    Outcome,
     blob_file::{self, BlobFile},
-    lookup::zeros,
     npz::write_npy,
+    outcome::Outcome,
     output,
     samples::{Samples, missing},
 };
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use ttrec::{Bags, Ranker};
+use ttrec_convert::zeros;
 
 /// Score a batch of samples with a blob's model.
 ///

@@ -1,14 +1,10 @@
 //! `ttrec verify`: is the blob whole, and how far is it from the checkpoint it came from?
 
 use crate::{
-    Outcome,
     blob_file::{self, BlobFile},
-    checkpoint::Checkpoint,
-    compare::{self, Comparison, LayerComparison},
-    dialect::Source,
-    frequencies::Frequencies,
+    outcome::Outcome,
     output,
-    spec::Spec,
+    progress::Terminal,
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -17,6 +13,10 @@ use std::{
     path::PathBuf,
 };
 use ttrec::{Table, blob, dtype::Dtype, repr};
+use ttrec_convert::{
+    Checkpoint, Frequencies, Source, Spec,
+    compare::{self, Comparison, LayerComparison},
+};
 
 /// Check a blob: its checksums, and with --against its every row.
 ///
@@ -49,24 +49,24 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct VerifyReport {
     payload: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<String>,
-    tables: Vec<TableReport>,
+    tables: Vec<VerifiedTable>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    layers: Vec<LayerReport>,
+    layers: Vec<VerifiedLayer>,
 }
 
 #[derive(Serialize)]
-struct LayerReport {
+struct VerifiedLayer {
     #[serde(flatten)]
     error: LayerComparison,
     max_error: f64,
 }
 
 #[derive(Serialize)]
-struct TableReport {
+struct VerifiedTable {
     name: String,
     dtype: &'static str,
     num_embeddings: u64,
@@ -82,26 +82,27 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let blob = file.blob()?;
     let damage = blob_file::damage(&blob);
     let payload = if damage.is_some() { "damaged" } else { "ok" };
-    let mut report = Report { payload, damage, tables: Vec::new(), layers: Vec::new() };
+    let mut report = VerifyReport { payload, damage, tables: Vec::new(), layers: Vec::new() };
 
     if let (None, Some(path)) = (&report.damage, &args.against) {
         let checkpoint = Checkpoint::open(path)?;
-        let spec = args.spec.as_deref().map(Spec::read).transpose()?;
+        let spec = args.spec.as_deref().map(Spec::open).transpose()?;
         let frequencies = args
             .frequencies
             .as_deref()
-            .map(|path| Frequencies::of_blob(path, &blob))
+            .map(|path| Frequencies::open(path, blob.tables().map(|table| table.name())))
             .transpose()?;
         let tier = blob_file::tier()?;
+        let progress = Terminal::default();
         for table in blob.tables().map(|table| table.with_tier(tier)) {
             let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
             let asked = frequencies
                 .as_ref()
-                .map(|frequencies| frequencies.rows(&table))
+                .map(|frequencies| frequencies.rows(table.name(), table.num_embeddings()))
                 .transpose()?
                 .flatten();
-            let error = compare::compare(&table, &source, asked.as_deref())?;
-            report.tables.push(TableReport {
+            let error = compare::compare(&table, &source, asked.as_deref(), &progress)?;
+            report.tables.push(VerifiedTable {
                 name: table.name().to_owned(),
                 dtype: table.data().dtype().name(),
                 num_embeddings: table.num_embeddings(),
@@ -111,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
         let layer = |(error, layer): (LayerComparison, blob::Layer<'_>)| {
             let max_error = args.max_error.unwrap_or(rounding(layer.weights.dtype()));
-            LayerReport { error, max_error }
+            VerifiedLayer { error, max_error }
         };
         report.layers = compare::layers(&checkpoint, spec.as_ref(), &blob)?
             .into_iter()
@@ -130,20 +131,24 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     })?;
     // Not `>`: an error that is not a number has to fail, too.
     let within =
-        |table: &TableReport| table.max_error.is_none_or(|max| table.error.relative_error <= max);
-    let layer_within = |layer: &LayerReport| layer.error.relative_error <= layer.max_error;
+        |table: &VerifiedTable| table.max_error.is_none_or(|max| table.error.relative_error <= max);
+    let layer_within = |layer: &VerifiedLayer| layer.error.relative_error <= layer.max_error;
     let good = report.damage.is_none()
         && report.tables.iter().all(within)
         && report.layers.iter().all(layer_within);
     Ok(if good { Outcome::Done } else { Outcome::Differs })
 }
 
-fn print(out: &mut dyn Write, path: std::path::Display<'_>, report: &Report) -> io::Result<()> {
+fn print(
+    out: &mut dyn Write,
+    path: std::path::Display<'_>,
+    report: &VerifyReport,
+) -> io::Result<()> {
     match &report.damage {
         Some(damage) => writeln!(out, "{path}: damaged: {damage}")?,
         None => writeln!(out, "{path}: every checksum matches")?,
     }
-    for LayerReport { error, max_error } in &report.layers {
+    for VerifiedLayer { error, max_error } in &report.layers {
         let LayerComparison { name, dtype, inputs, outputs, relative_error, .. } = error;
         let verdict = if relative_error <= max_error { "within" } else { "ABOVE" };
         writeln!(
@@ -183,7 +188,7 @@ fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
         _ => per_core,
     };
     if compare::is_factorized(source, table) {
-        source.factorize.as_ref()?.tolerance().map(|tolerance| tolerance + rounding)
+        source.tolerance().map(|tolerance| tolerance + rounding)
     } else {
         Some(rounding)
     }

@@ -6,23 +6,17 @@
 //! training can do at no cost; a dense table's rows lie as they come.
 
 use super::{
-    contents::build,
-    reference::Stored,
+    payload::build,
     roofline::{Caches, Pass, Roofline},
     tables::{
         BAG, BAGS, BATCHES, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS, dense_rows, dense_table,
         tt_table,
     },
-    traffic::{Ids, Run, Traffic},
+    traffic::{Ids, Run, Traffic, compare, scalar},
 };
-use crate::{
-    blob_file::BlobFile,
-    cache::{self, Demand},
-    lookup::BagsFile,
-    progress::Progress,
-};
+use crate::{bags_file::BagsFile, progress::Bar};
 use anyhow::{Context, Result, ensure};
-use std::{fs, hint::black_box, ops::Range};
+use std::{hint::black_box, ops::Range};
 use ttrec::{
     AlignedBuf, Blob, DigitOrder, LookupError, Table, Tier, TtShape,
     blob::{TableSpec, WeightsSpec},
@@ -31,6 +25,7 @@ use ttrec::{
     kernel::{Dims, Epilogue, chain_step, widen},
     repr::Weights,
 };
+use ttrec_convert::cache::{self, Demand};
 
 /// The rank of workloads that come in one rank only, as do those with a cache.
 const RANK: u32 = 32;
@@ -67,7 +62,7 @@ const RETAIL_ROW_FACTORS: [u32; 3] = [26, 26, 25];
 
 /// What a workload is measured beside.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Yardstick {
+pub(super) enum Baseline {
     /// Dense f32 tables, same lookups.
     Dense,
     /// The kernels that one lookup calls.
@@ -77,14 +72,14 @@ pub(super) enum Yardstick {
 }
 
 /// What was measured of one workload.
-pub(super) struct Measured {
+pub(super) struct BatchTiming {
     pub(super) name: String,
     /// Per looked-up row.
     pub(super) seconds: f64,
     /// Of multiplying out one row by itself, where all lookups are of one tensor train.
     pub(super) flops: Option<f64>,
     /// And the yardstick's seconds per looked-up row.
-    pub(super) beside: Option<(Yardstick, f64)>,
+    pub(super) beside: Option<(Baseline, f64)>,
     /// Both again, with nothing of them in the caches.
     pub(super) cold: Option<[f64; 2]>,
     /// A row cache's hit rate, and its seconds to record one lookup.
@@ -109,7 +104,7 @@ pub(super) fn measure(
     quick: bool,
     retail: Option<&BagsFile>,
     notes: &mut Vec<String>,
-) -> Result<Vec<Measured>> {
+) -> Result<Vec<BatchTiming>> {
     let extent = if quick {
         Extent { batches: 1, bags: 25, samples: 256, dense_bytes_per_cached: 10_000 }
     } else {
@@ -120,7 +115,7 @@ pub(super) fn measure(
             dense_bytes_per_cached: 100,
         }
     };
-    let progress = Progress::new("workloads", 37 + u64::from(retail.is_some()));
+    let progress = Bar::new("workloads", 37 + u64::from(retail.is_some()));
     let mut suite = Suite { roofline, extent, measured: Vec::new(), progress };
     suite.fbtt(dense_rows("dense tables have", ROWS, DIM, quick, notes))?;
     let kaggle = KAGGLE_TT.iter().map(|(rows, _)| rows).chain(&KAGGLE_DENSE).sum();
@@ -144,15 +139,16 @@ pub(super) fn measure(
 struct Suite<'r> {
     roofline: &'r mut Roofline,
     extent: Extent,
-    measured: Vec<Measured>,
-    progress: Progress,
+    measured: Vec<BatchTiming>,
+    progress: Bar,
 }
 
 impl Suite<'_> {
     /// W1 to W3 and W6: one large table, and a dense one of `rows` rows.
     fn fbtt(&mut self, rows: u64) -> Result<()> {
         let tier = self.roofline.tier();
-        let dense = Model::new(vec![dense_table("dense".to_owned(), rows, DIM, Dtype::F32)], tier)?;
+        let dense =
+            BenchModel::new(vec![dense_table("dense".to_owned(), rows, DIM, Dtype::F32)], tier)?;
         let [cubic, wide] = COLUMN_FACTORS;
         let [most, least] = [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
         for (name, q, order, ranks, ids) in [
@@ -168,7 +164,7 @@ impl Suite<'_> {
             let scattered = traffic.each_ref().map(|traffic| traffic.scattered(rows));
             for rank in ranks {
                 let name = format!("{name}-R{rank}");
-                let tt = Model::fbtt(&q, order, rank, tier)?;
+                let tt = BenchModel::fbtt(&q, order, rank, tier)?;
                 self.beside_dense(&name, [&tt, &dense], [&traffic, &scattered])?;
                 if rank == RANK && !matches!(ids, Ids::Uniform) {
                     let bytes = ROWS * Dtype::F32.row_len(DIM) as u64 / dense_bytes_per_cached;
@@ -204,7 +200,7 @@ impl Suite<'_> {
         let dense_rows: Vec<u64> =
             all_rows.iter().map(|&rows| ((rows as f64 * fraction) as u64).max(1)).collect();
         let dense_spec = |(at, &rows)| dense_table(name(at), rows, KAGGLE_DIM, Dtype::F32);
-        let dense = Model::new(dense_rows.iter().enumerate().map(dense_spec).collect(), tier)?;
+        let dense = BenchModel::new(dense_rows.iter().enumerate().map(dense_spec).collect(), tier)?;
         let bytes = all_rows.iter().sum::<u64>() * Dtype::F32.row_len(KAGGLE_DIM) as u64;
         for rank in [16, 32] {
             let mut specs: Vec<TableSpec> = all_rows.iter().enumerate().map(dense_spec).collect();
@@ -212,7 +208,7 @@ impl Suite<'_> {
                 let shape = TtShape::new(*rows, p, &KAGGLE_COLUMN_FACTORS, &[rank, rank])?;
                 *spec = tt_table(spec.name.clone(), shape, Dtype::F32);
             }
-            let tt = Model::new(specs, tier)?;
+            let tt = BenchModel::new(specs, tier)?;
             let cached = match rank {
                 16 => {
                     let draw = |(&(rows, _), seed)| {
@@ -264,9 +260,11 @@ impl Suite<'_> {
     fn retail(&mut self, file: &BagsFile, batches: usize) -> Result<()> {
         let tier = self.roofline.tier();
         let shape = TtShape::new(RETAIL_ROWS, &RETAIL_ROW_FACTORS, &COLUMN_FACTORS[0], &[16, 16])?;
-        let tt = Model::new(vec![tt_table("item".to_owned(), shape, Dtype::F32)], tier)?;
-        let dense =
-            Model::new(vec![dense_table("item".to_owned(), RETAIL_ROWS, DIM, Dtype::F32)], tier)?;
+        let tt = BenchModel::new(vec![tt_table("item".to_owned(), shape, Dtype::F32)], tier)?;
+        let dense = BenchModel::new(
+            vec![dense_table("item".to_owned(), RETAIL_ROWS, DIM, Dtype::F32)],
+            tier,
+        )?;
         let traffic = [Traffic::from_file(file, batches, BAGS)?];
         let scattered = traffic.each_ref().map(|traffic| traffic.scattered(RETAIL_ROWS));
         self.beside_dense("W5-R16", [&tt, &dense], [&traffic, &scattered])
@@ -275,23 +273,24 @@ impl Suite<'_> {
     /// One lookup alone beside the kernels that it calls, and one bag alone beside its lookups.
     fn few_lookups(&mut self) -> Result<()> {
         let tier = self.roofline.tier();
-        let model = Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, tier)?;
+        let model = BenchModel::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, tier)?;
         let table = model.table(0)?;
         let traffic = [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.bags, 1, BAG])];
         let rows = traffic[0].indices();
         let mut bags = Run::new(vec![table], &traffic)?;
-        bags.check(&format!("bag{BAG}-R{RANK}"), &model.buf)?;
+        bags.check(&format!("bag{BAG}-R{RANK}"))?;
 
         let name = format!("single-R{RANK}");
         let mut bare = Bare::new(&table, rows).context("not a tensor train of three f32 cores")?;
         let (mut workspace, mut row, mut bare_row) =
             (vec![0.0; table.workspace_len(1)], [0.0; DIM], [0.0; DIM]);
         let workspace_bytes = size_of_val(&workspace[..]);
-        let stored = Stored::new(&model.buf, Blob::parse(&model.buf)?, table.name())?;
+        let (plain, mut expected) = (table.with_tier(scalar()?), [0.0; DIM]);
         for (position, &id) in rows.iter().enumerate().take(BAG) {
             table.lookup(id.into(), &mut row, &mut workspace)?;
             bare.put_row(position, &mut bare_row).context("operands do not fit")?;
-            stored.check_row(&name, id.into(), &row)?;
+            plain.lookup(id.into(), &mut expected, &mut workspace)?;
+            compare(&name, &row, &expected)?;
             ensure!(
                 row == bare_row,
                 "{name}: the kernels by themselves give another row; nothing was timed"
@@ -310,20 +309,20 @@ impl Suite<'_> {
         let seconds = self.roofline.fastest(Caches::Warm, [one_by_one, kernels, bags.pass()])?;
         let [single, kernels, bag] = seconds.map(|seconds| seconds / rows.len() as f64);
         let flops = model.flops();
-        self.push(Measured {
+        self.push(BatchTiming {
             name,
             seconds: single,
             flops,
-            beside: Some((Yardstick::Bare, kernels)),
+            beside: Some((Baseline::Bare, kernels)),
             cold: None,
             cache: None,
             workspace_bytes,
         });
-        self.push(Measured {
+        self.push(BatchTiming {
             name: format!("bag{BAG}-R{RANK}"),
             seconds: bag,
             flops,
-            beside: Some((Yardstick::Single, single)),
+            beside: Some((Baseline::Single, single)),
             cold: None,
             cache: None,
             workspace_bytes: bags.workspace_bytes(),
@@ -333,8 +332,12 @@ impl Suite<'_> {
 
     /// W1 with other numbers of lookups.
     fn growth(&mut self) -> Result<()> {
-        let model =
-            Model::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, self.roofline.tier())?;
+        let model = BenchModel::fbtt(
+            &COLUMN_FACTORS[0],
+            DigitOrder::default(),
+            RANK,
+            self.roofline.tier(),
+        )?;
         let draw = |lookups| {
             [Traffic::draw(Ids::Uniform, ROWS, 2, [self.extent.batches, lookups / BAG, BAG])]
         };
@@ -343,14 +346,14 @@ impl Suite<'_> {
             traffic.each_ref().map(|traffic| Run::new(model.tables()?, traffic));
         let mut runs = [small?, medium?, large?];
         for (run, lookups) in runs.iter_mut().zip(GROWTH) {
-            run.check(&format!("growth-{lookups}"), &model.buf)?;
+            run.check(&format!("growth-{lookups}"))?;
         }
         let [small, medium, large] = &mut runs;
         let seconds = self
             .roofline
             .fastest(Caches::Warm, [small.pass(), medium.pass(), large.pass()])?;
         for ((run, lookups), seconds) in runs.iter().zip(GROWTH).zip(seconds) {
-            self.push(Measured {
+            self.push(BatchTiming {
                 name: format!("growth-{lookups}"),
                 seconds: seconds / run.lookups() as f64,
                 flops: model.flops(),
@@ -367,7 +370,7 @@ impl Suite<'_> {
     fn beside_dense(
         &mut self,
         name: &str,
-        [tt, dense]: [&Model; 2],
+        [tt, dense]: [&BenchModel; 2],
         traffic: [&[Traffic]; 2],
     ) -> Result<()> {
         let measured = self.tables_beside_dense(name, (tt, tt.tables()?), dense, traffic)?;
@@ -379,7 +382,7 @@ impl Suite<'_> {
     fn cached_beside_dense(
         &mut self,
         name: &str,
-        [tt, dense]: [&Model; 2],
+        [tt, dense]: [&BenchModel; 2],
         traffic: [&[Traffic]; 2],
         earlier: &Traffic,
         bytes: u64,
@@ -401,50 +404,53 @@ impl Suite<'_> {
             Ok(())
         });
         let [seconds] = self.roofline.fastest(Caches::Warm, [Pass::new(indices.len(), record)])?;
-        self.push(Measured { cache: Some([hit_rate, seconds / indices.len() as f64]), ..measured });
+        self.push(BatchTiming {
+            cache: Some([hit_rate, seconds / indices.len() as f64]),
+            ..measured
+        });
         Ok(())
     }
 
     fn tables_beside_dense(
         &mut self,
         name: &str,
-        (tt, tables): (&Model, Vec<Table<'_>>),
-        dense: &Model,
+        (tt, tables): (&BenchModel, Vec<Table<'_>>),
+        dense: &BenchModel,
         traffic: [&[Traffic]; 2],
-    ) -> Result<Measured> {
+    ) -> Result<BatchTiming> {
         let mut run = Run::new(tables, traffic[0])?;
         let mut beside = Run::new(dense.tables()?, traffic[1])?;
-        run.check(name, &tt.buf)?;
-        beside.check(&format!("{name}, dense"), &dense.buf)?;
+        run.check(name)?;
+        beside.check(&format!("{name}, dense"))?;
         let lookups = run.lookups() as f64;
         let cold = self.roofline.fastest(Caches::Cold, [run.pass(), beside.pass()])?;
         let warm = self.roofline.fastest(Caches::Warm, [run.pass(), beside.pass()])?;
         let [seconds, dense_seconds] = warm.map(|seconds| seconds / lookups);
-        Ok(Measured {
+        Ok(BatchTiming {
             name: name.to_owned(),
             seconds,
             flops: tt.flops(),
-            beside: Some((Yardstick::Dense, dense_seconds)),
+            beside: Some((Baseline::Dense, dense_seconds)),
             cold: Some(cold.map(|seconds| seconds / lookups)),
             cache: None,
             workspace_bytes: run.workspace_bytes(),
         })
     }
 
-    fn push(&mut self, measured: Measured) {
+    fn push(&mut self, measured: BatchTiming) {
         self.measured.push(measured);
         self.progress.add(1);
     }
 }
 
 /// Tables, and the blob that holds them.
-struct Model {
+struct BenchModel {
     specs: Vec<TableSpec>,
     buf: AlignedBuf,
     tier: Tier,
 }
 
-impl Model {
+impl BenchModel {
     fn new(specs: Vec<TableSpec>, tier: Tier) -> Result<Self> {
         Ok(Self { buf: build(&specs)?, specs, tier })
     }
@@ -477,23 +483,16 @@ impl Model {
     /// The same tables, with what earlier traffic, one kind for each of the first tables, makes
     /// worth storing in `bytes`: as `ttrec cache` writes them.
     fn cached(&self, earlier: &[Traffic], batch_lookups: usize, bytes: u64) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let (plain, cached) = (folder.path().join("plain.ttr"), folder.path().join("cached.ttr"));
-        fs::write(&plain, &*self.buf)?;
-        let file = BlobFile::open(&plain)?;
-        let tables: Vec<_> =
-            file.blob()?.tables().map(|table| table.with_tier(self.tier)).collect();
+        let blob = Blob::parse(&self.buf)?;
+        let tables: Vec<_> = blob.tables().map(|table| table.with_tier(self.tier)).collect();
         let demands = tables.iter().enumerate().map(|(position, table)| {
             let Weights::Tt(tt) = table.data().weights() else { return None };
             Some(Demand::new(table, tt, earlier.get(position)?.frequencies(), batch_lookups as u64))
         });
         let demands: Vec<_> = demands.collect();
-        cache::store(&cached, &file, &tables, &demands, bytes)?;
-        Ok(Self {
-            specs: self.specs.clone(),
-            buf: AlignedBuf::from_slice(&fs::read(&cached)?),
-            tier: self.tier,
-        })
+        let choice = cache::choose(&demands, bytes, &());
+        let buf = cache::to_blob(&self.buf, &tables, &choice, &())?;
+        Ok(Self { specs: self.specs.clone(), buf, tier: self.tier })
     }
 }
 

@@ -1,11 +1,11 @@
 //! The kernels by themselves, with operands in the nearest cache, aligned as in a blob.
 
 use super::{
-    contents::fill_elements,
-    reference::{check, element},
+    payload::fill_elements,
     roofline::{Roofline, time},
+    traffic::{compare, scalar},
 };
-use crate::progress::Progress;
+use crate::progress::Bar;
 use anyhow::{Context, Result};
 use std::hint::black_box;
 use ttrec::{
@@ -22,6 +22,8 @@ const FLAT: [[usize; 3]; 3] = [[4, 32, 128], [2, 32, 64], [5, 33, 129]];
 const LAST: [usize; 4] = [4, 8, 16, 64];
 /// An i8 slice's scale; a table's steps multiply by it.
 const SCALE: f32 = 1.0 / 64.0;
+/// Of the call that is checked.
+const WEIGHT: f32 = -1.5;
 
 struct Kernel {
     name: String,
@@ -56,7 +58,7 @@ pub(super) fn measure(roofline: &mut Roofline, quick: bool) -> Result<Vec<(Strin
     }
     // Round after round over all of them, so that a busy moment of the machine spoils none
     // entirely.
-    let mut progress = Progress::new("kernels", rounds);
+    let mut progress = Bar::new("kernels", rounds);
     for _ in 0..rounds {
         for kernel in &mut kernels {
             roofline.measure_flops();
@@ -94,25 +96,14 @@ impl Kernel {
         }
     }
 
+    /// Compares one call with one of the scalar tier.
     fn check(&mut self, tier: Tier) -> Result<()> {
-        let [m, r, n] = self.size;
-        let weight = -1.5;
-        let scale = f64::from(if self.adds { weight } else { self.scale() });
-        let (mut expected, mut magnitude) = (Vec::new(), Vec::new());
-        for at in 0..m * n {
-            let (i, j) = (at / n, at % n);
-            let g = |k| element(self.dtype, &self.slice, k * n + j);
-            let product = |k| scale * element(Dtype::F32, &self.x, i * r + k) * g(k);
-            let before = if self.adds {
-                element(Dtype::F32, &self.out, at)
-            } else {
-                0.0
-            };
-            expected.push(before + (0..r).map(product).sum::<f64>());
-            magnitude.push(before.abs() + (0..r).map(|k| product(k).abs()).sum::<f64>());
-        }
-        self.call(tier, weight).with_context(|| format!("{}: refused", self.name))?;
-        check(&self.name, bytemuck::cast_slice(&self.out), &expected, &magnitude, r)
+        let before = AlignedBuf::from_slice(&self.out);
+        self.call(scalar()?, WEIGHT)
+            .with_context(|| format!("{}: refused", self.name))?;
+        let expected = std::mem::replace(&mut self.out, before);
+        self.call(tier, WEIGHT).with_context(|| format!("{}: refused", self.name))?;
+        compare(&self.name, bytemuck::cast_slice(&self.out), bytemuck::cast_slice(&expected))
     }
 
     /// Seconds for `calls` calls.

@@ -7,23 +7,22 @@
 //! between them, so that a change of frequency hits both.
 
 mod batch;
-mod contents;
 mod kernels;
 mod model;
-mod own;
-mod reference;
+mod payload;
 mod roofline;
 mod tables;
 mod traffic;
+mod user_traffic;
 
 use crate::{
-    Outcome,
+    bags_file::{BagsFile, Mode},
     blob_file::{self, BlobFile},
-    lookup::{BagsFile, Mode},
+    outcome::Outcome,
     output,
 };
 use anyhow::Result;
-use batch::Yardstick;
+use batch::Baseline;
 use clap::ValueEnum;
 use roofline::Roofline;
 use serde::Serialize;
@@ -87,7 +86,7 @@ enum Suite {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct BenchReport {
     tier: &'static str,
     fma_peak_gflops: f64,
     memory_gbps: f64,
@@ -219,8 +218,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     } else {
         Vec::new()
     };
-    let measure_own =
-        |(blob, bags)| own::measure(&mut roofline, blob, args.table.as_deref(), bags, args.mode);
+    let measure_own = |(blob, bags)| {
+        user_traffic::measure(&mut roofline, blob, args.table.as_deref(), bags, args.mode)
+    };
     let own = own.as_ref().map(|(blob, bags)| (blob, bags)).map(measure_own).transpose()?;
 
     let measure_model = |(blob, batch): &(BlobFile, &PathBuf)| {
@@ -254,13 +254,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             tier: tier.name(),
             ns_per_lookup,
             peak_fraction: workload.flops.map(|flops| flops / workload.seconds / peak),
-            dense_ns_per_lookup: beside(Yardstick::Dense),
-            times_dense: beside(Yardstick::Dense).map(|dense| ns_per_lookup / dense),
+            dense_ns_per_lookup: beside(Baseline::Dense),
+            times_dense: beside(Baseline::Dense).map(|dense| ns_per_lookup / dense),
             cold_ns_per_lookup: workload.cold.map(|[seconds, _]| seconds * 1e9),
             cold_dense_ns_per_lookup: workload.cold.map(|[_, dense]| dense * 1e9),
             cold_times_dense: workload.cold.map(|[seconds, dense]| seconds / dense),
-            bare_ns_per_lookup: beside(Yardstick::Bare),
-            single_ns_per_lookup: beside(Yardstick::Single),
+            bare_ns_per_lookup: beside(Baseline::Bare),
+            single_ns_per_lookup: beside(Baseline::Single),
             hit_rate: workload.cache.map(|[hit_rate, _]| hit_rate),
             record_ns_per_lookup: workload.cache.map(|[_, seconds]| seconds * 1e9),
             workspace_bytes: workload.workspace_bytes,
@@ -284,7 +284,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         us_per_sample: model.seconds * 1e6 / model.samples as f64,
         workspace_bytes: model.workspace_bytes,
     });
-    let report = Report {
+    let report = BenchReport {
         tier: tier.name(),
         fma_peak_gflops: peak / 1e9,
         memory_gbps: memory / 1e9,
@@ -306,8 +306,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
-    let Report { tier, fma_peak_gflops, memory_gbps, .. } = report;
+fn print(out: &mut dyn Write, report: &BenchReport) -> io::Result<()> {
+    let BenchReport { tier, fma_peak_gflops, memory_gbps, .. } = report;
     writeln!(
         out,
         "{tier}, one thread: multiply-adds {fma_peak_gflops:.1} GFLOP/s, memory {memory_gbps:.1} \

@@ -1,26 +1,26 @@
 //! `ttrec bench BLOB --batch`: a user's own model and samples.
 
 use super::{
-    reference::Stored,
     roofline::{Caches, Pass, Roofline},
+    traffic::scalar,
 };
 use crate::{
     blob_file::BlobFile,
-    lookup::zeros,
     samples::{Samples, missing},
 };
 use anyhow::{Context, Result, ensure};
 use std::hint::black_box;
 use ttrec::{
-    Bags, Blob, LookupError, Pooling, Ranker,
+    Bags, LookupError, Pooling, Ranker,
     blob::{Activation, Layer, Stack},
 };
+use ttrec_convert::zeros;
 
 /// Samples that are compared.
 const CHECKED: usize = 8;
 
 /// What was measured of a model.
-pub(super) struct Measured {
+pub(super) struct ModelTiming {
     pub(super) samples: usize,
     pub(super) batch: usize,
     /// Of scoring all samples, batch by batch.
@@ -34,22 +34,19 @@ pub(super) fn measure(
     file: &BlobFile,
     path: &std::path::Path,
     batch: usize,
-) -> Result<Measured> {
+) -> Result<ModelTiming> {
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?.with_tier(roofline.tier());
     let samples = Samples::read(path, &ranker)?;
-    measure_samples(roofline, file.bytes(), &blob, &ranker, &samples, batch)
-        .with_context(|| samples.path().to_owned())
+    measure_samples(roofline, &ranker, &samples, batch).with_context(|| samples.path().to_owned())
 }
 
 fn measure_samples(
     roofline: &mut Roofline,
-    bytes: &[u8],
-    blob: &Blob<'_>,
     ranker: &Ranker<'_>,
     samples: &Samples,
     batch: usize,
-) -> Result<Measured> {
+) -> Result<ModelTiming> {
     let dense = samples.dense().context("no array \"dense\"")?;
     let all = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let all: Vec<Bags<'_>> = (0..ranker.num_tables()).map(all).collect::<Result<_>>()?;
@@ -90,7 +87,7 @@ fn measure_samples(
     let (first_dense, first_bags) = of_batch(0);
     ranker.logits(first_dense, first_bags, &mut out, &mut workspace)?;
     for (sample, &found) in out.iter().enumerate().take(CHECKED) {
-        let expected = plain(bytes, blob, ranker, &all, dense, sample)?;
+        let expected = plain(ranker, &all, dense, sample)?;
         let error = (f64::from(found) - expected).abs();
         ensure!(
             error <= 1e-3 * expected.abs().max(1.0),
@@ -108,18 +105,11 @@ fn measure_samples(
         })
     });
     let [seconds] = roofline.fastest(Caches::Warm, [pass])?;
-    Ok(Measured { samples: batches * batch, batch, seconds, workspace_bytes })
+    Ok(ModelTiming { samples: batches * batch, batch, seconds, workspace_bytes })
 }
 
-/// The logit of a sample, by definition.
-fn plain(
-    bytes: &[u8],
-    blob: &Blob<'_>,
-    ranker: &Ranker<'_>,
-    bags: &[Bags<'_>],
-    dense: &[f32],
-    sample: usize,
-) -> Result<f64> {
+/// The logit of a sample, by definition, from rows of the scalar tier.
+fn plain(ranker: &Ranker<'_>, bags: &[Bags<'_>], dense: &[f32], sample: usize) -> Result<f64> {
     let stack = |stack, x: Vec<f64>| {
         ranker
             .layers()
@@ -131,16 +121,17 @@ fn plain(
         .then(|| stack(Stack::Bottom, dense.iter().map(|&x| x.into()).collect()));
     let mut vectors = Vec::from_iter(bottom);
     for ((table, pooling), bags) in ranker.tables().zip(ranker.poolings()).zip(bags) {
-        let stored = Stored::new(bytes, *blob, table.name())?;
+        let table = table.with_tier(scalar()?);
+        let (mut row, mut workspace) =
+            (vec![0.0; table.embedding_dim()], vec![0.0; table.workspace_len(1)]);
         let start = bags.offsets().nth(sample).unwrap_or(0) as usize;
         let end = bags.offsets().nth(sample + 1).unwrap_or(0) as usize;
-        let range = start..end;
         let mut sum = vec![0.0; ranker.embedding_dim()];
-        let count = range.len().max(1) as f64;
-        for (at, index) in range.clone().zip(bags.indices().skip(range.start)) {
+        let count = (end - start).max(1) as f64;
+        for (at, index) in (start..end).zip(bags.indices().skip(start)) {
             let weight = bags.per_sample_weights().map_or(1.0, |weights| weights[at].into());
-            let row = stored.row(index)?;
-            sum.iter_mut().zip(row.elements()).for_each(|(sum, x)| *sum += weight * x);
+            table.lookup(index, &mut row, &mut workspace)?;
+            sum.iter_mut().zip(&row).for_each(|(sum, &x)| *sum += weight * f64::from(x));
         }
         if pooling == Pooling::Mean {
             sum.iter_mut().for_each(|sum| *sum /= count);

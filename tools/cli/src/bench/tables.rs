@@ -1,11 +1,11 @@
 //! Bags over whole tables of FBTT's benchmark shape, as a ranker looks them up.
 
 use super::{
-    contents::build,
+    payload::build,
     roofline::{Caches, Roofline, available_memory},
     traffic::{Ids, Run, Traffic},
 };
-use crate::progress::Progress;
+use crate::progress::Bar;
 use anyhow::Result;
 use ttrec::{
     Blob, TtShape,
@@ -25,7 +25,7 @@ pub(super) const COLUMN_FACTORS: [[u32; 3]; 2] = [[4, 4, 4], [2, 2, 16]];
 pub(super) const RANKS: [u32; 3] = [16, 32, 64];
 
 /// What was measured of one table.
-pub(super) struct Measured {
+pub(super) struct TableTiming {
     pub(super) name: String,
     /// Per looked-up row.
     pub(super) seconds: f64,
@@ -47,7 +47,7 @@ pub(super) fn measure(
     roofline: &mut Roofline,
     quick: bool,
     notes: &mut Vec<String>,
-) -> Result<Vec<Measured>> {
+) -> Result<Vec<TableTiming>> {
     let rows = dense_rows("dense tables have", ROWS, DIM, quick, notes);
     let extent = if quick {
         Extent { bags: 50, tt_batches: 1 }
@@ -68,7 +68,7 @@ pub(super) fn measure(
     }
 
     let mut measured = Vec::new();
-    let mut progress = Progress::new("tables", tables.len() as u64);
+    let mut progress = Bar::new("tables", tables.len() as u64);
     for table in tables {
         measure_table(roofline, &extent, table, &mut measured)?;
         progress.add(1);
@@ -117,7 +117,7 @@ fn measure_table(
     roofline: &mut Roofline,
     extent: &Extent,
     spec: TableSpec,
-    measured: &mut Vec<Measured>,
+    measured: &mut Vec<TableTiming>,
 ) -> Result<()> {
     let buf = build(std::slice::from_ref(&spec))?;
     let table = Blob::parse(&buf)?.table(&spec.name)?.with_tier(roofline.tier());
@@ -138,12 +138,12 @@ fn measure_table(
         let name = format!("{}-{}", spec.name, ids.name());
         let traffic = [Traffic::draw(*ids, table.num_embeddings(), 2, [batches, extent.bags, BAG])];
         let mut run = Run::new(vec![table], &traffic)?.with_least_workspace();
-        run.check(&name, &buf)?;
+        run.check(&name)?;
         if bytes.is_some() {
             roofline.measure_memory();
         }
         let [seconds] = roofline.fastest(Caches::Warm, [run.pass()])?;
-        measured.push(Measured { name, seconds: seconds / run.lookups() as f64, flops, bytes });
+        measured.push(TableTiming { name, seconds: seconds / run.lookups() as f64, flops, bytes });
     }
     Ok(())
 }

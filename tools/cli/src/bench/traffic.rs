@@ -1,14 +1,14 @@
 //! Batches of bags, and passes over them.
 
-use super::{reference::Stored, roofline::Pass};
+use super::roofline::Pass;
 use crate::{
-    frequencies::add_up,
-    lookup::{BagsFile, Mode, zeros},
+    bags_file::{BagsFile, Mode},
     random::random,
 };
 use anyhow::{Context, Result, ensure};
 use std::{hint::black_box, ops::Range};
-use ttrec::{Bags, Blob, LookupError, Pooling, Table, bag::Index};
+use ttrec::{Bags, BagsError, LookupError, Pooling, Table, Tier};
+use ttrec_convert::{add_up, zeros};
 
 /// How row numbers are drawn.
 #[derive(Clone, Copy)]
@@ -51,14 +51,6 @@ impl Ids {
 /// Where row `row` of a table that is sorted by frequency lies in one of `rows` rows that is not.
 fn scatter(row: u64, rows: u64) -> u64 {
     row * 2_654_435_761 % rows
-}
-
-/// Bags as they come in: `torch.nn.EmbeddingBag`'s arguments.
-#[derive(Clone, Copy)]
-pub(super) struct Batch<'a, I> {
-    pub(super) indices: &'a [I],
-    pub(super) offsets: &'a [I],
-    pub(super) weights: Option<&'a [f32]>,
 }
 
 /// Batches of bags for one table.
@@ -133,21 +125,19 @@ impl Traffic {
         counts
     }
 
-    fn batches(&self) -> impl Iterator<Item = Batch<'_, u32>> {
-        self.batches.iter().map(|[indices, offsets]| Batch {
-            indices: &self.indices[indices.clone()],
-            offsets: &self.offsets[offsets.clone()],
-            weights: None,
-        })
+    fn batches(&self) -> Result<Vec<Bags<'_>>, BagsError> {
+        let batch = |[indices, offsets]: &[Range<usize>; 2]| {
+            Bags::new(&self.indices[indices.clone()], &self.offsets[offsets.clone()])
+        };
+        self.batches.iter().map(batch).collect()
     }
 }
 
 /// Tables and batches for them: all that a pass needs.
-pub(super) struct Run<'a, I = u32> {
+pub(super) struct Run<'a> {
     tables: Vec<Table<'a>>,
     /// One for each table, batch after batch.
     bags: Vec<Bags<'a>>,
-    first: Vec<Batch<'a, I>>,
     pooling: Pooling,
     lookups: usize,
     /// The pooled rows of a batch, table after table.
@@ -158,44 +148,34 @@ pub(super) struct Run<'a, I = u32> {
 impl<'a> Run<'a> {
     /// Sums the bags of as many batches as all tables have.
     pub(super) fn new(tables: Vec<Table<'a>>, traffic: &'a [Traffic]) -> Result<Self> {
-        let mut streams: Vec<_> = traffic.iter().map(Traffic::batches).collect();
-        let mut batches = Vec::new();
-        while let Some(batch) = streams.iter_mut().map(Iterator::next).collect::<Option<Vec<_>>>() {
-            batches.push(batch);
-        }
-        Self::of_batches(tables, batches, Pooling::Sum)
+        let streams = traffic.iter().map(Traffic::batches).collect::<Result<Vec<_>, _>>()?;
+        let count = streams.iter().map(Vec::len).min().unwrap_or(0);
+        let bags = (0..count).flat_map(|batch| streams.iter().map(move |bags| bags[batch]));
+        Self::of_bags(tables, bags.collect(), Pooling::Sum)
     }
-}
 
-impl<'a, I: Index + Into<u64>> Run<'a, I> {
-    /// Each of `batches` has one list of bags for each table.
-    pub(super) fn of_batches(
+    /// `bags` has one list for each table, batch after batch.
+    pub(super) fn of_bags(
         tables: Vec<Table<'a>>,
-        batches: Vec<Vec<Batch<'a, I>>>,
+        bags: Vec<Bags<'a>>,
         pooling: Pooling,
     ) -> Result<Self> {
         let (mut lookups, mut out_len, mut workspace_len) = (0, 0, 0);
-        let mut bags = Vec::new();
-        for batch in &batches {
+        for batch in bags.chunks(tables.len()) {
             ensure!(batch.len() == tables.len(), "not one list of bags for each table");
             let mut pooled_len = 0usize;
-            for (table, Batch { indices, offsets, weights }) in tables.iter().zip(batch) {
-                let list = Bags::new(indices, offsets)?;
-                bags.push(match weights {
-                    Some(weights) => list.with_per_sample_weights(weights)?,
-                    None => list,
-                });
-                lookups += indices.len();
+            for (table, bags) in tables.iter().zip(batch) {
+                let len = bags.num_indices();
+                lookups += len;
                 pooled_len =
-                    pooled_len.saturating_add(list.len().saturating_mul(table.embedding_dim()));
-                workspace_len = table.workspace_len(indices.len()).max(workspace_len);
+                    pooled_len.saturating_add(bags.len().saturating_mul(table.embedding_dim()));
+                workspace_len = table.workspace_len(len).max(workspace_len);
             }
             out_len = pooled_len.max(out_len);
         }
-        ensure!(lookups > 0, "no lookups, so none to time");
-        let first = batches.into_iter().next().unwrap_or_default();
+        ensure!(lookups > 0, "the request file contains no lookups");
         let (out, workspace) = (zeros(out_len)?, zeros(workspace_len)?);
-        Ok(Self { tables, bags, first, pooling, lookups, out, workspace })
+        Ok(Self { tables, bags, pooling, lookups, out, workspace })
     }
 
     /// The same with the least workspace that the tables can do with.
@@ -214,19 +194,18 @@ impl<'a, I: Index + Into<u64>> Run<'a, I> {
         size_of_val(&self.workspace[..])
     }
 
-    /// Compares the first batch with a plain loop over `blob`, where the tables are.
-    pub(super) fn check(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let blob = Blob::parse(bytes)?;
+    /// Compares the first batch with what the scalar tier makes of it, row by row: the tests of the
+    /// library hold that to a reference in double precision.
+    pub(super) fn check(&mut self, name: &str) -> Result<()> {
         self.pool(0)?;
         let mut out = &self.out[..];
-        for ((table, bags), batch) in self.tables.iter().zip(&self.bags).zip(&self.first) {
+        for (table, bags) in self.tables.iter().zip(&self.bags) {
             let (pooled, rest) = out.split_at(bags.len() * table.embedding_dim());
-            Stored::new(bytes, blob, table.name())?.check_bags(
-                name,
-                batch,
-                self.pooling,
-                pooled,
-            )?;
+            let plain = table.with_tier(scalar()?);
+            let (mut expected, mut workspace) =
+                (zeros(pooled.len())?, vec![0.0; plain.workspace_len(1)]);
+            plain.pool(&bags.sequential(), self.pooling, &mut expected, &mut workspace)?;
+            compare(name, pooled, &expected)?;
             out = rest;
         }
         Ok(())
@@ -248,4 +227,23 @@ impl<'a, I: Index + Into<u64>> Run<'a, I> {
         black_box(&mut self.out);
         Ok(())
     }
+}
+
+/// The tier without vector instructions.
+pub(super) fn scalar() -> Result<Tier> {
+    Tier::from_name("scalar").context("no scalar tier")
+}
+
+/// Refuses `found` where it is further from `expected` than the order of f32 sums explains. Says
+/// nothing of what f32 cannot hold.
+pub(super) fn compare(name: &str, found: &[f32], expected: &[f32]) -> Result<()> {
+    let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    for (at, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let holds = expected.is_finite() && largest.is_finite();
+        ensure!(
+            !holds || (found - expected).abs() <= 1e-4 * largest + f32::MIN_POSITIVE,
+            "{name}: wrong answer: element {at} is {found}, not {expected}; nothing was timed"
+        );
+    }
+    Ok(())
 }

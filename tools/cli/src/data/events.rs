@@ -7,11 +7,7 @@ use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, order,
     vocabulary::Categories,
 };
-use crate::{
-    checkpoint::{Checkpoint, Tensor},
-    lookup::vector_len,
-    random::{below, random, uniform},
-};
+use crate::random::{below, random, uniform};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -19,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use ttrec::Pooling;
+use ttrec_convert::{Checkpoint, checkpoint::Tensor};
 
 /// Counts of so many are held in memory.
 const MAX_INDICES: u32 = 1 << 28;
@@ -198,7 +195,7 @@ fn indices(file: &Checkpoint, name: &str) -> Result<Vec<u32>> {
     let array: &Tensor = file
         .tensor(name)
         .with_context(|| format!("{}: no array {name:?}", path.display()))?;
-    let mut values = vec![0; usize::try_from(vector_len(path, array)?)?];
+    let mut values = vec![0; usize::try_from(array.vector_len()?)?];
     array.read_i64(0, &mut values)?;
     let place = |at: usize, value: i64| {
         format!("{}: {name}[{at}] is {value}: expected 0 to {}", path.display(), MAX_INDICES - 1)

@@ -10,6 +10,7 @@ mod order;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod records;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod text;

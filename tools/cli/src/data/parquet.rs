@@ -1,9 +1,6 @@
 //! Rows of Apache Parquet files: columns by their names, plain or compressed with Snappy or gzip.
 
-use super::{
-    records::{Found, Row, Rows},
-    text::Names,
-};
+use super::rows::{ColumnNames, Example, RowOutcome, RowReader};
 use anyhow::{Context, Result, bail, ensure};
 use parquet::{
     basic::Repetition,
@@ -39,7 +36,7 @@ fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl Records {
-    pub(super) fn open(path: &Path, names: &Names, log1p: bool) -> Result<Self> {
+    pub(super) fn open(path: &Path, names: &ColumnNames, log1p: bool) -> Result<Self> {
         let place = path.display().to_string();
         let file = File::open(path).with_context(|| format!("{place}: cannot open"))?;
         let opened = guarded(|| {
@@ -81,7 +78,7 @@ impl Records {
     }
 
     /// Takes the fields of a record; what is wrong with it otherwise.
-    fn parse(&mut self, record: &Record, row: &mut Row) -> Result<(), String> {
+    fn parse(&mut self, record: &Record, row: &mut Example) -> Result<(), String> {
         let fields: Vec<(&String, &Field)> = record.get_column_iter().collect();
         let field =
             |at: usize| fields.get(at).copied().ok_or_else(|| "fields are missing".to_owned());
@@ -150,18 +147,18 @@ fn number(value: &Field) -> Option<f32> {
     number.is_finite().then_some(number)
 }
 
-impl Rows for Records {
-    fn next(&mut self, row: &mut Row) -> Result<Found> {
+impl RowReader for Records {
+    fn next(&mut self, row: &mut Example) -> Result<RowOutcome> {
         let rows = &mut self.rows;
         let Some(record) =
             guarded(|| Ok(rows.next().transpose()?)).with_context(|| self.place.clone())?
         else {
-            return Ok(Found::End);
+            return Ok(RowOutcome::End);
         };
         self.count += 1;
         Ok(match self.parse(&record, row) {
-            Ok(()) => Found::Row,
-            Err(reason) => Found::Bad { line: self.count, reason },
+            Ok(()) => RowOutcome::Row,
+            Err(reason) => RowOutcome::Bad { line: self.count, reason },
         })
     }
 }

@@ -6,10 +6,11 @@
 
 use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate,
-    text::{CRITEO, Layout, Lines, Names},
+    rows::{ColumnNames, Example, RowOutcome, RowReader},
+    text::{CRITEO, LineLayout, Lines},
     vocabulary::{Categories, Counter},
 };
-use crate::{progress::Progress, random::uniform};
+use crate::{progress::Bar, random::uniform};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -109,55 +110,7 @@ fn default_max_bad_fraction() -> f64 {
     1e-3
 }
 
-/// One example, as it is read.
-#[derive(Debug, Default)]
-pub(super) struct Row {
-    pub(super) label: f32,
-    pub(super) dense: Vec<f32>,
-    values: Vec<u8>,
-    ends: Vec<usize>,
-}
-
-impl Row {
-    pub(super) fn clear(&mut self) {
-        self.dense.clear();
-        self.values.clear();
-        self.ends.clear();
-    }
-
-    /// The value of the next column of categories.
-    pub(super) fn push(&mut self, value: &[u8]) {
-        self.values.extend_from_slice(value);
-        self.ends.push(self.values.len());
-    }
-
-    fn values(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = [0].into_iter().chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, &end)| &self.values[start..end])
-    }
-}
-
-/// What reading a row came to.
-pub(super) enum Found {
-    Row,
-    /// It is not one; the line (of text) or row, from 1, and why.
-    Bad {
-        line: u64,
-        reason: String,
-    },
-    End,
-}
-
-/// The rows of a file.
-pub(super) trait Rows {
-    /// Reads the next one.
-    ///
-    /// # Errors
-    /// Nothing more can be read.
-    fn next(&mut self, row: &mut Row) -> Result<Found>;
-}
-
-/// What files are, with the [`Layout`] of what is in them.
+/// What files are, with the [`LineLayout`] of what is in them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Container {
     Text,
@@ -203,7 +156,7 @@ fn hash(value: &[u8], rows: u32) -> u32 {
 /// Files of rows.
 pub(crate) struct Records {
     container: Container,
-    layout: Layout,
+    layout: LineLayout,
     dense_dim: usize,
     encodings: Vec<Encoding>,
     /// To learn from, held out, and to be judged by.
@@ -230,7 +183,7 @@ impl Criteo {
             Encoding { name: format!("C{at}"), hash_rows, separator, pooling }
         };
         let [integers, categories] = CRITEO;
-        let layout = Layout { names: None, delimiter: b'\t', log1p: true };
+        let layout = LineLayout { names: None, delimiter: b'\t', log1p: true };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
@@ -275,13 +228,13 @@ impl Columns {
             Ok(Encoding { name, hash_rows, separator, pooling })
         });
         let encodings = encodings.collect::<Result<Vec<_>>>()?;
-        let names = Names {
+        let names = ColumnNames {
             label: self.label.clone(),
             dense: self.dense.clone(),
             categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
         };
         let delimiter = byte("delimiter", self.delimiter.unwrap_or(','))?;
-        let layout = Layout { names: Some(names), delimiter, log1p: self.log1p };
+        let layout = LineLayout { names: Some(names), delimiter, log1p: self.log1p };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
@@ -304,7 +257,7 @@ impl Records {
     fn open(
         directory: &Path,
         vocabulary: Option<Vocabulary>,
-        (container, layout): (Container, Layout),
+        (container, layout): (Container, LineLayout),
         dense_dim: usize,
         encodings: Vec<Encoding>,
         common: &Common<'_>,
@@ -373,16 +326,19 @@ impl Records {
     }
 
     #[cfg(feature = "parquet")]
-    fn open_parquet(&self, path: &Path, names: &Names) -> Result<Box<dyn Rows>> {
+    fn open_parquet(&self, path: &Path, names: &ColumnNames) -> Result<Box<dyn RowReader>> {
         Ok(Box::new(super::parquet::Records::open(path, names, self.layout.log1p)?))
     }
 
     #[cfg(not(feature = "parquet"))]
-    fn open_parquet(&self, path: &Path, _: &Names) -> Result<Box<dyn Rows>> {
-        bail!("{}: this `ttrec` was built without its feature `parquet`", path.display())
+    fn open_parquet(&self, path: &Path, _: &ColumnNames) -> Result<Box<dyn RowReader>> {
+        bail!(
+            "{}: this `ttrec` was built without Parquet: build it with `--features parquet`",
+            path.display()
+        )
     }
 
-    fn open_file(&self, path: &Path) -> Result<Box<dyn Rows>> {
+    fn open_file(&self, path: &Path) -> Result<Box<dyn RowReader>> {
         match (self.container, &self.layout.names) {
             (Container::Parquet, Some(names)) => self.open_parquet(path, names),
             _ => Ok(Box::new(Lines::open(path, &self.layout)?)),
@@ -401,7 +357,7 @@ impl Records {
         };
         let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
         let mut pass = Stream::new(self, Split::Train);
-        let mut progress = Progress::new("vocabulary: rows", 0);
+        let mut progress = Bar::new("vocabulary: rows", 0);
         while pass.advance()? {
             for ((value, encoding), count) in
                 pass.row.values().zip(&self.encodings).zip(&mut counts)
@@ -470,8 +426,8 @@ struct Stream<'r> {
     records: &'r Records,
     split: Split,
     files: std::slice::Iter<'r, PathBuf>,
-    open: Option<(&'r Path, Box<dyn Rows>)>,
-    row: Row,
+    open: Option<(&'r Path, Box<dyn RowReader>)>,
+    row: Example,
     rows: u64,
     bad: u64,
     named: Vec<String>,
@@ -485,7 +441,7 @@ impl<'r> Stream<'r> {
             Split::Valid => &records.files[1],
             Split::Test => &records.files[2],
         };
-        let (files, row, named) = (files.iter(), Row::default(), Vec::new());
+        let (files, row, named) = (files.iter(), Example::default(), Vec::new());
         Self { records, split, files, open: None, row, rows: 0, bad: 0, named }
     }
 
@@ -503,12 +459,12 @@ impl<'r> Stream<'r> {
                 }
             };
             let found = rows.next(&mut self.row)?;
-            if matches!(found, Found::End) {
+            if matches!(found, RowOutcome::End) {
                 self.open = None;
                 continue;
             }
             self.rows += 1;
-            if let Found::Bad { line, reason } = found {
+            if let RowOutcome::Bad { line, reason } = found {
                 self.bad += 1;
                 if self.named.len() < NAMED {
                     let unit = match self.records.container {

@@ -1,10 +1,11 @@
 //! What examples are read, against what was written.
 
 use super::{Batch, Config, Dataset, Split, Vocabulary};
-use crate::{checkpoint::Checkpoint, frequencies::Frequencies, random::random};
+use crate::random::random;
 use flate2::{Compression, write::GzEncoder};
 use std::{fs, io::Write, path::Path};
 use ttrec::Pooling;
+use ttrec_convert::{Checkpoint, Frequencies};
 
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -151,11 +152,8 @@ fn rare_and_unknown_values_are_others() {
     assert_eq!(batches(&*again, Split::Test, 0, 2), batches(&*dataset, Split::Test, 0, 2));
     dataset.vocabulary().write_frequencies(&counts).unwrap();
     Checkpoint::open(&counts).unwrap();
-    let frequencies = Frequencies::open(&counts, vec!["c".to_owned()]).unwrap();
-    assert_eq!(
-        frequencies.of("c").unwrap().unwrap().read(3).unwrap(),
-        [(0, 3.0), (1, 2.0), (2, 2.0)]
-    );
+    let frequencies = Frequencies::open(&counts, ["c"]).unwrap();
+    assert_eq!(frequencies.rows("c", 3).unwrap().unwrap(), [(0, 3.0), (1, 2.0), (2, 2.0)]);
 }
 
 #[test]
@@ -185,11 +183,10 @@ fn bags_are_split_hashed_and_pooled() {
     // Of hashes, those that occur.
     assert_eq!(dataset.vocabulary().features()[1].len(), 3);
     dataset.vocabulary().write_frequencies(&counts).unwrap();
-    let frequencies =
-        Frequencies::open(&counts, vec!["tags".to_owned(), "site".to_owned()]).unwrap();
+    let frequencies = Frequencies::open(&counts, ["tags", "site"]).unwrap();
     let mut expected = [(u64::from(site[0]), 2.0), (u64::from(site[1]), 1.0)];
     expected.sort_by_key(|(number, _)| *number);
-    assert_eq!(frequencies.of("site").unwrap().unwrap().read(3).unwrap(), expected);
+    assert_eq!(frequencies.rows("site", 3).unwrap().unwrap(), expected);
     let written = fs::read_to_string(&vocabulary).unwrap();
     for bad in ["site,3,,1", "site,x,,1", &format!("site,{},,1", site[0]), "site,rows,4,1"] {
         fs::write(&vocabulary, format!("{written}{bad}\n")).unwrap();
@@ -275,18 +272,11 @@ fn what_is_held_out_is_not_learned_from() {
 
 /// Writes an npz of u32 arrays.
 fn write_npz(path: &Path, arrays: &[(&str, &[u32])]) {
-    use npyz::WriterBuilder;
-    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    let mut file = crate::npz::Npz::new();
     for (name, values) in arrays {
-        archive
-            .start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default())
-            .unwrap();
-        let options = npyz::WriteOptions::new().default_dtype().shape(&[values.len() as u64]);
-        let mut npy = options.writer(&mut archive).begin_nd().unwrap();
-        npy.extend(values.iter().copied()).unwrap();
-        npy.finish().unwrap();
+        file.add(name, &[values.len() as u64], values).unwrap();
     }
-    archive.finish().unwrap();
+    file.write(path).unwrap();
 }
 
 #[test]

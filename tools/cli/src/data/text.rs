@@ -2,27 +2,19 @@
 
 use super::{
     gzip,
-    records::{Found, Row, Rows},
+    rows::{ColumnNames, Example, RowOutcome, RowReader},
 };
 use anyhow::{Context, Result, ensure};
 use std::{io::Read, path::Path};
 
 /// How the fields of a line are read.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
+pub(super) struct LineLayout {
     /// `None`: fields are where Criteo has them, and nothing is quoted.
-    pub(super) names: Option<Names>,
+    pub(super) names: Option<ColumnNames>,
     pub(super) delimiter: u8,
     /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
     pub(super) log1p: bool,
-}
-
-/// Which columns of the header are what.
-#[derive(Clone, Debug)]
-pub(super) struct Names {
-    pub(super) label: String,
-    pub(super) dense: Vec<String>,
-    pub(super) categorical: Vec<String>,
 }
 
 /// Criteo's integers and categories.
@@ -42,7 +34,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn open(path: &Path, layout: &Layout) -> Result<Self> {
+    pub(super) fn open(path: &Path, layout: &LineLayout) -> Result<Self> {
         let place = path.display().to_string();
         let mut builder = csv::ReaderBuilder::new();
         let with_header = layout.names.is_some();
@@ -80,7 +72,7 @@ impl Lines {
     }
 
     /// Takes the fields of the record apart; what is wrong with it otherwise.
-    fn parse(&self, row: &mut Row) -> Result<(), String> {
+    fn parse(&self, row: &mut Example) -> Result<(), String> {
         let (found, expected) = (self.record.len(), self.width);
         if found != expected {
             return Err(format!("{found} fields, expected {expected}"));
@@ -126,20 +118,21 @@ fn lossy(record: &csv::ByteRecord) -> Vec<String> {
     record.iter().take(60).map(lossy_field).collect()
 }
 
-impl Rows for Lines {
-    fn next(&mut self, row: &mut Row) -> Result<Found> {
+impl RowReader for Lines {
+    fn next(&mut self, row: &mut Example) -> Result<RowOutcome> {
         if !self
             .csv
             .read_byte_record(&mut self.record)
             .with_context(|| self.place.clone())?
         {
-            return Ok(Found::End);
+            return Ok(RowOutcome::End);
         }
         Ok(match self.parse(row) {
-            Ok(()) => Found::Row,
-            Err(reason) => {
-                Found::Bad { line: self.record.position().map_or(0, csv::Position::line), reason }
-            }
+            Ok(()) => RowOutcome::Row,
+            Err(reason) => RowOutcome::Bad {
+                line: self.record.position().map_or(0, csv::Position::line),
+                reason,
+            },
         })
     }
 }

@@ -1,29 +1,25 @@
 //! `ttrec report`: what a conversion cost, as a page for people. `verify --json` and `inspect
 //! --json` say the same to programs.
 
-mod alternatives;
+mod explain;
 mod numbers;
 mod page;
 pub(crate) mod plot;
-mod sample;
-mod words;
 
 use crate::{
-    Outcome,
     blob_file::{self, BlobFile},
-    checkpoint::Checkpoint,
-    compare::{self, Comparison, LayerComparison},
-    dialect::{Source, Weights},
-    factorize::{DEFAULT_MEMORY, LowRank, Rows},
-    frequencies::Frequencies,
     inspect::{self, TableSummary},
+    outcome::Outcome,
     output::{self, Output},
-    spec::Spec,
+    progress::Terminal,
 };
-use alternatives::Family;
 use anyhow::{Result, bail};
-use sample::Sample;
 use std::path::{Path, PathBuf};
+use ttrec_convert::{
+    Checkpoint, Frequencies, Source, Spec, StoredAs,
+    compare::{self, Comparison, LayerComparison},
+    plan::{self, Family},
+};
 
 /// Write a page that says what a conversion cost: bytes, errors, and what else could have been had
 /// for the bytes.
@@ -55,8 +51,8 @@ struct TableReport {
     summary: TableSummary,
     /// Bytes that the checkpoint has for it.
     before: u64,
-    /// Its representation in the checkpoint, as `TableSummary` names it.
-    trained_as: &'static str,
+    /// What the checkpoint has it as.
+    trained_as: StoredAs,
     comparison: Comparison,
     /// The share that the first 1, 2, ... directions hold.
     energy: Vec<f64>,
@@ -75,13 +71,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if let Some(damage) = blob_file::damage(&blob) {
         bail!("{}: damaged: {damage}", args.blob.display());
     }
-    let spec = args.spec.as_deref().map(Spec::read).transpose()?;
+    let spec = args.spec.as_deref().map(Spec::open).transpose()?;
     let frequencies = args
         .frequencies
         .as_deref()
-        .map(|path| Frequencies::of_blob(path, &blob))
+        .map(|path| Frequencies::open(path, blob.tables().map(|table| table.name())))
         .transpose()?;
     let tier = blob_file::tier()?;
+    let progress = Terminal::default();
 
     let mut tables = Vec::new();
     for (table, summary) in blob.tables().zip(inspect::summarise(&blob).tables) {
@@ -89,11 +86,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
         let asked = frequencies
             .as_ref()
-            .map(|frequencies| frequencies.rows(&table))
+            .map(|frequencies| frequencies.rows(table.name(), table.num_embeddings()))
             .transpose()?
             .flatten();
-        let comparison = compare::compare(&table, &source, asked.as_deref())?;
-        tables.push(study(summary, &source, comparison)?);
+        let comparison = compare::compare(&table, &source, asked.as_deref(), &progress)?;
+        tables.push(study(summary, &source, comparison, &progress)?);
     }
     let layers = compare::layers(&checkpoint, spec.as_ref(), &blob)?;
     let page =
@@ -120,25 +117,16 @@ fn study(
     summary: TableSummary,
     source: &Source<'_>,
     comparison: Comparison,
+    progress: &Terminal,
 ) -> Result<TableReport> {
-    let (weights, sample) = (&source.weights, Sample::of(source));
-    // A table that is too wide for a spectrum, or holds what is no number, has a page without one.
-    let spectrum = LowRank::analyse(&sample, DEFAULT_MEMORY, &summary.name).ok();
+    let alternatives = plan::alternatives(source, progress)?;
     Ok(TableReport {
-        before: weights.checkpoint_bytes(),
-        trained_as: match weights {
-            Weights::Dense { .. } => "dense",
-            Weights::Tt { .. } => "tt",
-            Weights::Projected { .. } => "projected",
-            Weights::QuotientRemainder { .. } => "quotient_remainder",
-        },
+        before: source.checkpoint_bytes(),
+        trained_as: source.stored_as(),
         comparison,
-        energy: spectrum
-            .as_ref()
-            .map(|spectrum| cumulative(spectrum.energies()))
-            .unwrap_or_default(),
-        families: alternatives::alternatives(source, &sample, spectrum.as_ref())?,
-        sampled: (!sample.is_whole()).then(|| sample.num_embeddings()),
+        energy: cumulative(&alternatives.energies),
+        families: alternatives.families,
+        sampled: alternatives.rows_measured,
         summary,
     })
 }

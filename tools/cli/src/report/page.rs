@@ -3,14 +3,17 @@
 //! `data` elements.
 
 use super::{
-    TableReport, layer_bytes,
+    TableReport, explain, layer_bytes,
     numbers::{bytes, count, percent, times},
-    plot::{self, Point, Series, Size},
-    words,
+    plot::{self, PlotPoint, Series, Size},
 };
-use crate::compare::{self, LayerComparison};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use std::path::Path;
+use ttrec_convert::{
+    StoredAs,
+    compare::{self, LayerComparison},
+    plan::{Alternative, Family},
+};
 
 const STYLE: &str = include_str!("style.css");
 /// How many tables the plot of sizes shows.
@@ -138,7 +141,7 @@ fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
                                 td.number { (bytes(layers_before)) }
                                 td.number { (bytes(layers_after)) }
                                 td.number { (times(layers_before as f64 / layers_after as f64)) }
-                                td.number { (percent(compare::together(layers).0)) }
+                                td.number { (percent(compare::relative_error(layers))) }
                             } }
                         }
                     }
@@ -158,7 +161,7 @@ fn section(i: usize, table: &TableReport) -> Markup {
         section.card id={ "table-" (i) } {
             h2.name { (summary.name) }
             p.kind {
-                (count(summary.num_embeddings)) " x " (count(summary.embedding_dim as u64)) ", " (words::representation(table))
+                (count(summary.num_embeddings)) " x " (count(summary.embedding_dim as u64)) ", " (explain::representation(table))
                 @if let Some(tt) = &summary.tt {
                     br; "row factors " (list(&tt.row_factors)) ", column factors " (list(&tt.column_factors)) ", ranks "
                     (list(&tt.ranks))
@@ -166,7 +169,7 @@ fn section(i: usize, table: &TableReport) -> Markup {
                 @if summary.overrides > 0 { br; (count(summary.overrides as u64)) " rows stored apart" }
                 @if summary.prefix_products > 0 { br; (count(summary.prefix_products as u64)) " prefix products stored" }
             }
-            p.verdict { (words::verdict(table)) }
+            p.verdict { (explain::verdict(table)) }
             dl.facts {
                 (fact("Checkpoint", &data(&id("checkpoint-bytes"), table.before as f64, &bytes(table.before))))
                 (fact("Blob", &data(&id("bytes"), summary.bytes as f64, &bytes(summary.bytes))))
@@ -191,7 +194,7 @@ fn section(i: usize, table: &TableReport) -> Markup {
                 p.note {
                     "Alternatives and energy are those of " (count(rows)) " of the " (count(summary.num_embeddings))
                     " rows, evenly spread; errors of the blob are those of all rows."
-                    @if table.trained_as != "tt" { " Tensor trains were not tried, as a part of the rows says nothing of them." }
+                    @if table.trained_as != StoredAs::Tt { " Tensor trains were not tried, as a part of the rows says nothing of them." }
                 }
             }
         }
@@ -201,7 +204,7 @@ fn section(i: usize, table: &TableReport) -> Markup {
 /// The perceptrons of the model.
 fn layer_section(layers: &[LayerComparison]) -> Markup {
     let [before, after] = layer_bytes(layers);
-    let (ratio, error) = (before as f64 / after as f64, compare::together(layers).0);
+    let (ratio, error) = (before as f64 / after as f64, compare::relative_error(layers));
     html! {
         section.card #layers {
             h2 { "Layers" }
@@ -241,20 +244,21 @@ fn list(numbers: &[u32]) -> String {
 }
 
 fn tradeoff(table: &TableReport) -> Markup {
-    let series = |family: &'_ super::Family| {
+    let series = |family: &'_ Family| {
         let candidates = family.candidates.iter();
-        let text = |c: &super::alternatives::Candidate| {
+        let text = |c: &Alternative| {
             if c.listed {
                 c.representation.clone()
             } else {
                 String::new()
             }
         };
-        let points = candidates.map(|c| Point { bytes: c.bytes, error: c.error, text: text(c) });
-        Series { class: family.kind.class(), points: points.collect() }
+        let points =
+            candidates.map(|c| PlotPoint { bytes: c.bytes, error: c.error, text: text(c) });
+        Series { class: explain::class(family.kind), points: points.collect() }
     };
     let series: Vec<Series<'_>> = table.families.iter().map(series).collect();
-    let own = Point {
+    let own = PlotPoint {
         bytes: table.summary.bytes,
         error: table.comparison.relative_error,
         text: "this blob".to_owned(),
@@ -265,7 +269,7 @@ fn tradeoff(table: &TableReport) -> Markup {
             (plot::tradeoff(&series, &own, "Relative error against bytes of this table and of alternatives"))
             figcaption {
                 (key("own", "this blob"))
-                @for family in &table.families { (key(family.kind.class(), family.kind.name())) }
+                @for family in &table.families { (key(explain::class(family.kind), explain::kind(family.kind))) }
             }
         }
     }
@@ -280,8 +284,8 @@ fn alternatives(i: usize, table: &TableReport) -> Markup {
     }
     let mut rows: Vec<Row> = Vec::new();
     for family in &table.families {
-        let row = |c: &super::alternatives::Candidate| Row {
-            name: family.name(c),
+        let row = |c: &Alternative| Row {
+            name: explain::name(family, c),
             bytes: c.bytes,
             error: c.error,
             own: false,

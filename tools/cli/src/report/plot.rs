@@ -2,9 +2,10 @@
 //! (CSS classes, so that they follow the reader's theme), and text keeps its size on a phone.
 
 use super::numbers;
-use crate::compare::Bar;
+
 use maud::{Markup, Render, html};
 use std::ops::Range;
+use ttrec_convert::compare::HistogramBar;
 
 /// Units of the picture, which are about pixels on a phone.
 const WIDTH: f64 = 340.0;
@@ -228,7 +229,7 @@ fn shorten(name: &str, limit: usize) -> String {
 }
 
 /// How many rows have which error; `marks` are drawn as lines.
-pub(super) fn histogram(bars: &[Bar], marks: &[f64], label: &str) -> Markup {
+pub(super) fn histogram(bars: &[HistogramBar], marks: &[f64], label: &str) -> Markup {
     let (Some(first), Some(last)) = (bars.first(), bars.last()) else { return html! {} };
     let most = bars.iter().map(|bar| bar.count).max().unwrap_or(1);
     let x = Scale::logarithmic(first.errors.start..last.errors.end, x_places());
@@ -293,10 +294,10 @@ pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
 pub(super) struct Series<'a> {
     /// The class of its points and its line.
     pub(super) class: &'a str,
-    pub(super) points: Vec<Point>,
+    pub(super) points: Vec<PlotPoint>,
 }
 
-pub(super) struct Point {
+pub(super) struct PlotPoint {
     pub(super) bytes: u64,
     pub(super) error: f64,
     pub(super) text: String,
@@ -306,7 +307,7 @@ pub(super) struct Point {
 const LEAST_ERROR: f64 = 1e-5;
 
 /// Errors against bytes, both logarithmic; `own` is the blob's.
-pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Markup {
+pub(super) fn tradeoff(series: &[Series<'_>], own: &PlotPoint, label: &str) -> Markup {
     const HEIGHT: f64 = 250.0;
     let points = || series.iter().flat_map(|series| &series.points).chain([own]);
     let bytes = || points().map(|point| point.bytes.max(1) as f64);
@@ -323,7 +324,7 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &Point, label: &str) -> Marku
     let most = errors().fold(1.0, f64::max);
     let x = Scale::logarithmic(least_bytes * 0.8..most_bytes * 1.3, x_places());
     let y = Scale::logarithmic(floor..most * 1.2, HEIGHT - BOTTOM..TOP);
-    let place = |point: &Point| (x.at(point.bytes as f64), y.at(point.error));
+    let place = |point: &PlotPoint| (x.at(point.bytes as f64), y.at(point.error));
 
     let named = || points().filter(|point| !point.text.is_empty());
     let mut taken: Vec<[f64; 4]> = named().map(|point| around(place(point), 5.0)).collect();
@@ -503,8 +504,8 @@ pub(crate) fn page(pictures: &[Picture]) -> String {
 
 /// The points that lose least of those with as many bytes, so that a line through them does not
 /// turn back.
-fn frontier(points: &[Point]) -> impl Iterator<Item = &Point> {
-    let alike = |point: &Point| {
+fn frontier(points: &[PlotPoint]) -> impl Iterator<Item = &PlotPoint> {
+    let alike = |point: &PlotPoint| {
         points
             .iter()
             .any(|other| other.bytes == point.bytes && other.error < point.error)

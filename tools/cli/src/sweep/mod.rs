@@ -4,11 +4,11 @@
 mod results;
 
 use crate::{
-    Outcome,
     data::{self, Dataset, Split, Vocabulary},
+    outcome::Outcome,
     output::{self, Output},
     train::{
-        self, Learner, Place, Report,
+        self, Learner, OutputDirectory, TrainReport,
         config::{Config, Model, Representation, Train},
     },
 };
@@ -75,14 +75,14 @@ struct Sweep {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Finished {
     config: Config,
-    report: Report,
+    report: TrainReport,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let config: SweepConfig = train::config::read(&args.config)?;
     let sweep = Prepared::new(&config).with_context(|| args.config.display().to_string())?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| train::directory_of(&args.config));
-    let place = Place::new(&args.output)?;
+    let place = OutputDirectory::new(&args.output)?;
     let kept = if place.vocabulary().exists() {
         Some(Vocabulary::read(&place.vocabulary())?)
     } else {
@@ -151,7 +151,7 @@ impl<'c> Prepared<'c> {
             ensure!(!representations[..at].contains(one), "`representations` has {one} twice");
         }
         let budget = budget.as_ref().map(|text| {
-            crate::convert::memory_size(text)
+            ttrec_convert::memory_size(text)
                 .map_err(|reason| anyhow::anyhow!("`budget` is {text:?}: {reason}"))
         });
         let default = vec![config.train.learning_rate];
@@ -196,7 +196,7 @@ fn finish(
     if let Some(finished) = found.filter(is_same) {
         return Ok(finished);
     }
-    let place = Place::new(&directory)?;
+    let place = OutputDirectory::new(&directory)?;
     let mut learner = Learner::new(config, dataset, &place)?;
     if place.checkpoint().exists() && learner.resume().is_err() {
         // Another run's, or none at all.

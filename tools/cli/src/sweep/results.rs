@@ -3,7 +3,7 @@
 use crate::{
     output::Output,
     report::plot::{self, Line},
-    train::{Quality, Report, config::Select},
+    train::{Quality, TrainReport, config::Select},
 };
 use anyhow::Result;
 use std::{fmt::Write as _, path::Path};
@@ -16,7 +16,7 @@ pub(super) struct RunResult {
     pub(super) kind: &'static str,
     pub(super) rate: f64,
     pub(super) seed: u64,
-    pub(super) report: Report,
+    pub(super) report: TrainReport,
 }
 
 /// The rate whose model was best by the examples held out; the first where none are.
@@ -41,7 +41,7 @@ struct Summary<'r> {
     rate: f64,
     /// Whether it was the least or the largest of those tried, so that one beyond might be better.
     at_the_edge: bool,
-    runs: Vec<&'r Report>,
+    runs: Vec<&'r TrainReport>,
 }
 
 fn summaries(results: &[RunResult], select: Select) -> impl Iterator<Item = Summary<'_>> {
@@ -74,7 +74,7 @@ fn mean_and_spread(numbers: impl Iterator<Item = f64> + Clone) -> Option<(f64, f
 impl Summary<'_> {
     /// Of the examples to be judged by; of those held out where there are none.
     fn of(&self, number: fn(&Quality) -> Option<f64>) -> Option<(f64, f64)> {
-        let judged = |report: &&Report| report.test.or(report.valid).as_ref().and_then(number);
+        let judged = |report: &&TrainReport| report.test.or(report.valid).as_ref().and_then(number);
         mean_and_spread(self.runs.iter().filter_map(judged))
     }
 }

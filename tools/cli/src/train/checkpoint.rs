@@ -6,12 +6,7 @@
 //! [`FACTS`], a JSON object.
 
 use super::{config::Config, tables::Planned};
-use crate::{
-    checkpoint::{Checkpoint, Tensor},
-    dialect::FACTS,
-    output::Output,
-    spec::TableSpec,
-};
+use crate::output::Output;
 use anyhow::{Context, Result, ensure};
 use safetensors::{
     Dtype,
@@ -20,6 +15,7 @@ use safetensors::{
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, collections::HashMap, path::Path};
 use ttrec::train::{Dlrm, Parameters};
+use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS};
 
 /// What a checkpoint says besides its numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,7 +27,7 @@ pub(crate) struct Facts {
     /// What became a checkpoint.
     pub(crate) config: Config,
     /// How far it has come.
-    pub(crate) progress: Progress,
+    pub(crate) progress: TrainProgress,
     /// Steps of the layers and of each table.
     steps: Vec<u64>,
 }
@@ -40,7 +36,7 @@ const VERSION: u32 = 1;
 
 /// How far learning has come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Progress {
+pub(crate) struct TrainProgress {
     /// Epochs that are done.
     pub(crate) epoch: u32,
     /// Steps that are done of the next.
@@ -48,14 +44,14 @@ pub(crate) struct Progress {
     /// Of the examples since the last point: how many, and the sum of their losses.
     pub(crate) examples: u64,
     pub(crate) loss: f64,
-    pub(crate) points: Vec<Point>,
+    pub(crate) points: Vec<CurvePoint>,
     /// The epoch after which the examples held out were told best, from 1.
     pub(crate) best: Option<Best>,
 }
 
 /// A point of the curves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Point {
+pub(crate) struct CurvePoint {
     pub(crate) epoch: u32,
     pub(crate) step: u64,
     pub(crate) learning_rate: f64,
@@ -126,7 +122,7 @@ pub(crate) fn write(
     model: &Dlrm,
     tables: &[Planned],
     config: &Config,
-    progress: &Progress,
+    progress: &TrainProgress,
 ) -> Result<()> {
     let mut parts = Vec::new();
     for (layer, linear) in model.layers() {

@@ -1,6 +1,6 @@
 //! The curves of learning, as numbers and as a picture.
 
-use super::{checkpoint::Point, metrics::Quality};
+use super::{checkpoint::CurvePoint, metrics::Quality};
 use crate::{
     output::Output,
     report::plot::{self, Line},
@@ -9,7 +9,7 @@ use anyhow::Result;
 use std::path::Path;
 
 /// Writes both.
-pub(super) fn write(csv: &Path, svg: &Path, points: &[Point]) -> Result<()> {
+pub(super) fn write(csv: &Path, svg: &Path, points: &[CurvePoint]) -> Result<()> {
     let mut output = Output::create(csv)?;
     output.write(|out| {
         writeln!(
@@ -17,7 +17,7 @@ pub(super) fn write(csv: &Path, svg: &Path, points: &[Point]) -> Result<()> {
             "epoch,step,learning_rate,loss,valid_log_loss,valid_auc,valid_accuracy,\
              valid_calibration"
         )?;
-        points.iter().try_for_each(|Point { epoch, step, learning_rate, loss, valid }| {
+        points.iter().try_for_each(|CurvePoint { epoch, step, learning_rate, loss, valid }| {
             let known =
                 |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
             let log_loss = known(valid.map(|valid| valid.log_loss));
@@ -37,26 +37,27 @@ pub(super) fn write(csv: &Path, svg: &Path, points: &[Point]) -> Result<()> {
     Ok(output.commit()?)
 }
 
-fn picture(points: &[Point]) -> String {
+fn picture(points: &[CurvePoint]) -> String {
     // In epochs; how many steps one has is known from its last point.
     let steps = |epoch: u32| {
         points.iter().filter(|point| point.epoch == epoch).map(|point| point.step).max()
     };
-    let at = |point: &Point| {
+    let at = |point: &CurvePoint| {
         let whole = steps(point.epoch)
             .unwrap_or(1)
             .max(points.iter().map(|point| point.step).max().unwrap_or(1))
             .max(1);
         f64::from(point.epoch - 1) + point.step as f64 / whole as f64
     };
-    let line =
-        |name: &'static str, class: &'static str, value: &dyn Fn(&Point) -> Option<f64>| Line {
-            name: name.to_owned(),
-            class,
-            points: points.iter().filter_map(|point| Some((at(point), value(point)?))).collect(),
-        };
+    let line = |name: &'static str,
+                class: &'static str,
+                value: &dyn Fn(&CurvePoint) -> Option<f64>| Line {
+        name: name.to_owned(),
+        class,
+        points: points.iter().filter_map(|point| Some((at(point), value(point)?))).collect(),
+    };
     let of_valid =
-        |value: fn(Quality) -> Option<f64>| move |point: &Point| point.valid.and_then(value);
+        |value: fn(Quality) -> Option<f64>| move |point: &CurvePoint| point.valid.and_then(value);
     let losses = [
         line("learned from", "dense", &|point| Some(point.loss)),
         line("held out", "tt", &of_valid(|valid| Some(valid.log_loss))),

@@ -1,13 +1,13 @@
 //! `ttrec eval`: how good a checkpoint's model is.
 
 use super::{
-    Place,
+    OutputDirectory,
     checkpoint::Learned,
     learn::{build, score, threads},
 };
 use crate::{
-    Outcome,
     data::{Batch, Split, Vocabulary},
+    outcome::Outcome,
     output,
 };
 use anyhow::{Context, Result, ensure};
@@ -55,7 +55,7 @@ enum WhichSplit {
 pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     let learned = Learned::open(&args.checkpoint)?;
     let config = &learned.facts.config;
-    let beside = Place(super::directory_of(&args.checkpoint));
+    let beside = OutputDirectory(super::directory_of(&args.checkpoint));
     let vocabulary = Vocabulary::read(&beside.vocabulary())?;
     let split = match args.split {
         WhichSplit::Test => Split::Test,

@@ -4,7 +4,7 @@
 //! of the way depends on, so that whoever goes on from one arrives at the same bits.
 
 use super::{
-    checkpoint::{self, Best, Learned, Point, Progress},
+    checkpoint::{self, Best, CurvePoint, Learned, TrainProgress},
     config::{Config, Train},
     curves,
     metrics::{Quality, Scores},
@@ -14,7 +14,7 @@ use crate::{
     blob_file,
     data::{Batch, Dataset, Split},
     output,
-    progress::Progress as Bar,
+    progress::Bar,
     random::random,
 };
 use anyhow::{Context, Result, ensure};
@@ -27,9 +27,9 @@ use ttrec::{
 
 /// The files of an output directory.
 #[derive(Clone, Debug)]
-pub(crate) struct Place(pub(super) PathBuf);
+pub(crate) struct OutputDirectory(pub(super) PathBuf);
 
-impl Place {
+impl OutputDirectory {
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.0.join("checkpoint.safetensors")
     }
@@ -55,16 +55,16 @@ impl Place {
 pub(crate) struct Learner<'d> {
     config: Config,
     dataset: &'d (dyn Dataset + Sync),
-    place: Place,
+    place: OutputDirectory,
     tables: Vec<Planned>,
     model: Dlrm,
-    progress: Progress,
+    progress: TrainProgress,
     threads: rayon::ThreadPool,
 }
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Report {
+pub(crate) struct TrainReport {
     /// Bytes of the tables, and of dense ones.
     pub(crate) bytes: [u64; 2],
     /// The epoch, from 1, whose model counts.
@@ -155,7 +155,7 @@ impl<'d> Learner<'d> {
     pub(crate) fn new(
         config: &Config,
         dataset: &'d (dyn Dataset + Sync),
-        place: &Place,
+        place: &OutputDirectory,
     ) -> Result<Self> {
         ensure!(
             config.train.patience.is_none() || dataset.has(Split::Valid),
@@ -168,7 +168,7 @@ impl<'d> Learner<'d> {
             place: place.clone(),
             tables,
             model,
-            progress: Progress::default(),
+            progress: TrainProgress::default(),
             threads: threads(config.train.threads)?,
         })
     }
@@ -188,7 +188,7 @@ impl<'d> Learner<'d> {
     }
 
     /// Learns to the end, and scores the examples to be judged by.
-    pub(crate) fn run(mut self, tell: bool) -> Result<Report> {
+    pub(crate) fn run(mut self, tell: bool) -> Result<TrainReport> {
         let threads = std::mem::replace(&mut self.threads, self::threads(1)?);
         threads.install(|| {
             while self.progress.epoch < self.config.train.epochs && !self.has_given_up() {
@@ -200,7 +200,7 @@ impl<'d> Learner<'d> {
 
     /// Whether the last epochs have not made it better.
     fn has_given_up(&self) -> bool {
-        let Progress { epoch, best, .. } = &self.progress;
+        let TrainProgress { epoch, best, .. } = &self.progress;
         let last = best.as_ref().map_or(0, |best| best.epoch);
         self.config
             .train
@@ -262,14 +262,14 @@ impl<'d> Learner<'d> {
 
     /// Ends a stretch of the loss's curve.
     fn point(&mut self, learning_rate: f64, valid: Option<Quality>) {
-        let Progress { epoch, step, examples, loss, points, .. } = &mut self.progress;
+        let TrainProgress { epoch, step, examples, loss, points, .. } = &mut self.progress;
         // Nothing has been learned since the last one, which was put at the very end.
         let loss = if *examples == 0 {
             points.last().map_or(0.0, |point| point.loss)
         } else {
             *loss / *examples as f64
         };
-        points.push(Point { epoch: *epoch + 1, step: *step, learning_rate, loss, valid });
+        points.push(CurvePoint { epoch: *epoch + 1, step: *step, learning_rate, loss, valid });
         (self.progress.examples, self.progress.loss) = (0, 0.0);
     }
 
@@ -281,7 +281,7 @@ impl<'d> Learner<'d> {
         };
         self.point(learning_rate, valid);
         let select = self.config.train.select;
-        let Progress { epoch, step, best, points, .. } = &mut self.progress;
+        let TrainProgress { epoch, step, best, points, .. } = &mut self.progress;
         (*epoch, *step) = (*epoch + 1, 0);
         let better = valid.filter(|valid| {
             best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality, select))
@@ -299,12 +299,12 @@ impl<'d> Learner<'d> {
         }
         // In this order: whoever goes on from the checkpoint before comes by here again.
         if better.is_some() {
-            self.write(Place::best)?;
+            self.write(OutputDirectory::best)?;
         }
         self.checkpoint()
     }
 
-    fn write(&self, file: impl Fn(&Place) -> PathBuf) -> Result<()> {
+    fn write(&self, file: impl Fn(&OutputDirectory) -> PathBuf) -> Result<()> {
         checkpoint::write(
             &file(&self.place),
             &self.model,
@@ -316,11 +316,11 @@ impl<'d> Learner<'d> {
 
     fn checkpoint(&self) -> Result<()> {
         curves::write(&self.place.curves("csv"), &self.place.curves("svg"), &self.progress.points)?;
-        self.write(Place::checkpoint)
+        self.write(OutputDirectory::checkpoint)
     }
 
     /// How good the model that counts is: the best by the examples held out, or the last.
-    fn report(mut self) -> Result<Report> {
+    fn report(mut self) -> Result<TrainReport> {
         if self
             .progress
             .best
@@ -329,7 +329,7 @@ impl<'d> Learner<'d> {
         {
             Learned::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }
-        let Progress { epoch, best, .. } = &self.progress;
+        let TrainProgress { epoch, best, .. } = &self.progress;
         let (epoch, valid) =
             best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
         let test = if self.dataset.has(Split::Test) {
@@ -338,7 +338,12 @@ impl<'d> Learner<'d> {
             None
         };
         let sum = |bytes: fn(&Planned) -> u64| self.tables.iter().map(bytes).sum();
-        Ok(Report { bytes: [sum(Planned::bytes), sum(Planned::dense_bytes)], epoch, valid, test })
+        Ok(TrainReport {
+            bytes: [sum(Planned::bytes), sum(Planned::dense_bytes)],
+            epoch,
+            valid,
+            test,
+        })
     }
 }
 
@@ -357,7 +362,7 @@ impl fmt::Display for Quality {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for TrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [bytes, dense] = self.bytes;
         let ratio = dense as f64 / bytes.max(1) as f64;

@@ -12,14 +12,14 @@ mod metrics;
 mod tables;
 
 use crate::{
-    Outcome,
     data::{Dataset, Vocabulary},
+    outcome::Outcome,
     output,
 };
 use anyhow::{Context, Result, ensure};
 use config::Config;
 pub(crate) use eval::{EvalArgs, evaluate};
-pub(crate) use learn::{Learner, Place, Report};
+pub(crate) use learn::{Learner, OutputDirectory, TrainReport};
 pub(crate) use metrics::Quality;
 use std::{
     fs,
@@ -78,7 +78,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let config = Config::read(&args.config)?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| directory_of(&args.config));
-    let place = Place::new(&args.output)?;
+    let place = OutputDirectory::new(&args.output)?;
     ensure!(
         args.resume || !place.checkpoint().exists(),
         "{}: it is there already: give --resume to go on from it, or another directory",
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 fn open_data(
     config: &Config,
     data_dir: &Path,
-    place: &Place,
+    place: &OutputDirectory,
     resume: bool,
 ) -> Result<Box<dyn Dataset + Sync>> {
     let kept = if resume && place.vocabulary().exists() {
@@ -120,7 +120,7 @@ pub(crate) fn directory_of(config: &Path) -> PathBuf {
     config.parent().map(Path::to_owned).unwrap_or_default()
 }
 
-impl Place {
+impl OutputDirectory {
     pub(crate) fn new(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory)
             .with_context(|| format!("{}: cannot make it", directory.display()))?;

@@ -3,12 +3,7 @@
 use super::config::{
     Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt,
 };
-use crate::{
-    data::Feature,
-    dialect::digit_strides,
-    factorize::{suggest_shape, widest_first},
-    spec::{self, TableSpec},
-};
+use crate::data::Feature;
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
@@ -17,6 +12,11 @@ use ttrec::{
         CacheSpec, Checkpointed, DenseShape, DenseTable, Embedding, HashedTable, Initializer,
         Optimizer, QuotientRemainderShape, QuotientRemainderTable, TrainError, TtTable,
     },
+};
+use ttrec_convert::{
+    shape::{suggest_shape, widest_first},
+    spec::{self, IndexMapping, TableSpec},
+    trained::digit_strides,
 };
 
 /// A table before it is made.
@@ -29,11 +29,11 @@ pub(crate) struct Planned {
     hashed: Option<u32>,
     /// What becomes of the rows of a bag.
     pooling: Pooling,
-    stored: Stored,
+    stored: TrainedForm,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Stored {
+enum TrainedForm {
     Dense,
     Tt { shape: TtShape, initializer: Initializer, scale: f64, cache: Option<CacheSpec> },
     QuotientRemainder { num_remainders: u32, combine: Combine },
@@ -67,13 +67,13 @@ impl Planned {
     fn new(feature: &Feature, dim: usize, representation: &Representation) -> Result<Self> {
         let num_embeddings = feature.num_embeddings;
         let (hashed, stored) = match representation {
-            Representation::Dense(_) => (None, Stored::Dense),
+            Representation::Dense(_) => (None, TrainedForm::Dense),
             Representation::Tt(tt) => (None, train_of(tt, num_embeddings, dim)?),
             Representation::Hashed(Hashed { num_rows, bytes, like_rank }) => {
                 let rows =
                     fitting_rows(*num_rows, *bytes, *like_rank, num_embeddings, dim, "num_rows")?;
                 // More rows than indices would be rows that nobody asks for.
-                (Some(rows.min(num_embeddings)), Stored::Dense)
+                (Some(rows.min(num_embeddings)), TrainedForm::Dense)
             }
             Representation::HashedTt(HashedTt {
                 num_rows,
@@ -122,7 +122,7 @@ impl Planned {
                     Operation::Mult => Combine::Mult,
                     Operation::Add => Combine::Add,
                 };
-                (None, Stored::QuotientRemainder { num_remainders, combine })
+                (None, TrainedForm::QuotientRemainder { num_remainders, combine })
             }
         };
         let (name, embedding_dim, pooling) = (feature.name.clone(), dim, feature.pooling);
@@ -134,15 +134,15 @@ impl Planned {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let row = self.embedding_dim as u64 * size_of::<f32>() as u64;
         match &self.stored {
-            Stored::Dense => rows.saturating_mul(row),
-            Stored::Tt { shape, cache, .. } => {
+            TrainedForm::Dense => rows.saturating_mul(row),
+            TrainedForm::Tt { shape, cache, .. } => {
                 let cached = cache.map_or(0, |cache| (cache.capacity() as u64).saturating_mul(row));
                 shape
                     .num_parameters()
                     .saturating_mul(size_of::<f32>() as u64)
                     .saturating_add(cached)
             }
-            Stored::QuotientRemainder { num_remainders, .. } => {
+            TrainedForm::QuotientRemainder { num_remainders, .. } => {
                 let remainders = u64::from(*num_remainders);
                 (rows.div_ceil(remainders.max(1)) + remainders).saturating_mul(row)
             }
@@ -161,11 +161,11 @@ impl Planned {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let build = || -> Result<Box<dyn Embedding>, TrainError> {
             let table: Box<dyn Embedding> = match &self.stored {
-                Stored::Dense => {
+                TrainedForm::Dense => {
                     let shape = DenseShape { num_embeddings: rows, embedding_dim: dim };
                     Box::new(DenseTable::new(shape, Initializer::Uniform, optimizer, seed)?)
                 }
-                Stored::Tt { shape, initializer, scale, cache } => {
+                TrainedForm::Tt { shape, initializer, scale, cache } => {
                     let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
                     // A row is a product of one slice of each core.
                     let of_core = scale.powf(1.0 / shape.num_cores() as f64) as f32;
@@ -177,7 +177,7 @@ impl Planned {
                         None => table,
                     })
                 }
-                Stored::QuotientRemainder { num_remainders, combine } => {
+                TrainedForm::QuotientRemainder { num_remainders, combine } => {
                     let shape = QuotientRemainderShape {
                         num_embeddings: rows,
                         num_remainders: *num_remainders,
@@ -203,15 +203,15 @@ impl Planned {
         let matrix =
             |key: &str, rows: usize| (format!("{prefix}{key}"), vec![rows, self.embedding_dim]);
         match &self.stored {
-            Stored::Dense => vec![matrix("weight", rows)],
-            Stored::Tt { shape, cache, .. } => {
+            TrainedForm::Dense => vec![matrix("weight", rows)],
+            TrainedForm::Tt { shape, cache, .. } => {
                 let core = |(k, &slices): (usize, &u32)| {
                     (format!("{prefix}tt_cores.{k}"), vec![1, slices as usize, shape.slice_len(k)])
                 };
                 let cached = cache.map(|cache| matrix("cache_weight", cache.capacity()));
                 shape.row_factors().iter().enumerate().map(core).chain(cached).collect()
             }
-            Stored::QuotientRemainder { num_remainders, .. } => {
+            TrainedForm::QuotientRemainder { num_remainders, .. } => {
                 let remainders = *num_remainders as usize;
                 vec![
                     matrix("weight_q", rows.div_ceil(remainders.max(1))),
@@ -224,14 +224,14 @@ impl Planned {
     /// FBTT's names for the row of each place of the cache, and for the place where it stands, as
     /// table `number`; none without a cache.
     pub(crate) fn cache_keys(&self, number: usize) -> Option<[String; 2]> {
-        let is_cached = matches!(&self.stored, Stored::Tt { cache: Some(_), .. });
+        let is_cached = matches!(&self.stored, TrainedForm::Tt { cache: Some(_), .. });
         is_cached.then(|| ["hashtbl", "cache_state"].map(|key| format!("{}{key}", prefix(number))))
     }
 
     /// FBTT's name for the strides of a row's digits, as table `number`, and them; none if it is no
     /// tensor train.
     pub(crate) fn strides(&self, number: usize) -> Option<(String, Vec<i64>)> {
-        let Stored::Tt { shape, .. } = &self.stored else { return None };
+        let TrainedForm::Tt { shape, .. } = &self.stored else { return None };
         Some((
             format!("{}L", prefix(number)),
             digit_strides(shape.row_factors(), shape.digit_order()),
@@ -245,26 +245,24 @@ impl Planned {
             name: Some(self.name.clone()),
             prefix: Some(prefix(number)),
             num_embeddings: Some(self.num_embeddings.into()),
-            index_map: self.hashed.map(|_| "modulo".to_owned()),
+            index_map: self.hashed.map(|_| IndexMapping::Modulo),
             num_rows: self.hashed.map(|_| rows),
             pooling: (self.pooling == Pooling::Mean).then_some(spec::Pooling::Mean),
             ..TableSpec::default()
         };
         let dialect = |name: &str| Some(name.to_owned());
         match &self.stored {
-            Stored::Dense => TableSpec { dialect: dialect("dlrm"), ..spec },
-            Stored::Tt { shape, .. } => TableSpec {
+            TrainedForm::Dense => TableSpec { dialect: dialect("dlrm"), ..spec },
+            TrainedForm::Tt { shape, .. } => TableSpec {
                 dialect: dialect("fbtt"),
                 row_factors: Some(shape.row_factors().to_vec()),
                 column_factors: Some(shape.column_factors().to_vec()),
                 ranks: Some(shape.inner_ranks().to_vec()),
                 ..spec
             },
-            Stored::QuotientRemainder { combine, .. } => TableSpec {
-                dialect: dialect("dlrm"),
-                qr_operation: Some(combine.name().to_owned()),
-                ..spec
-            },
+            TrainedForm::QuotientRemainder { combine, .. } => {
+                TableSpec { dialect: dialect("dlrm"), qr_operation: Some(*combine), ..spec }
+            }
         }
     }
 }
@@ -274,7 +272,7 @@ fn prefix(number: usize) -> String {
     format!("emb_l.{number}.")
 }
 
-fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
+fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TrainedForm> {
     let scale = tt.scale;
     ensure!(scale > 0.0 && scale.is_finite(), "`scale` is {scale}: expected more than 0");
     let shape = tt_shape(tt, num_embeddings, dim)?;
@@ -283,7 +281,7 @@ fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<Stored> {
         let rows = rows_or_share(rows, share, num_embeddings, "rows").context("`cache`")?;
         Ok::<_, anyhow::Error>(CacheSpec { rows, warm_up, refresh })
     });
-    Ok(Stored::Tt {
+    Ok(TrainedForm::Tt {
         shape,
         initializer: tt.initializer.initializer(),
         scale,

@@ -83,6 +83,35 @@ fn help_says_the_exit_codes() {
 }
 
 #[test]
+fn every_shell_has_completions() {
+    for (shell, sign) in [
+        ("bash", "complete -F _ttrec"),
+        ("zsh", "#compdef ttrec"),
+        ("fish", "complete -c ttrec"),
+        ("powershell", "Register-ArgumentCompleter"),
+        ("elvish", "edit:completion"),
+    ] {
+        ttrec!["completions", shell].exits(0).prints([sign, "convert", "max-error"]);
+    }
+    ttrec!["completions", "tcsh"].exits(2).says(["tcsh", "bash"]);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    ttrec!["man"].exits(0).prints([".TH ttrec 1", "ttrec\\-convert(1)"]);
+    let dir = Dir::new();
+    let pages = dir.path("man1");
+    ttrec!["man", &pages].exits(0).prints(["pages"]);
+    for (page, sign) in
+        [("ttrec.1", "Exit codes"), ("ttrec-convert.1", "qr\\-operation"), ("ttrec-man.1", "DIR")]
+    {
+        let text = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".TH") && text.contains(sign), "{page}: {text}");
+    }
+    assert!(fs::read_dir(&pages).unwrap().count() > 14);
+}
+
+#[test]
 fn a_wrong_command_line_exits_with_2() {
     let (_dir, blob) = item();
     crate::support::run(Command::new(TTREC)).exits(2);

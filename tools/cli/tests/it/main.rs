@@ -6,7 +6,6 @@ mod support;
 mod atomic;
 mod bench;
 mod cache;
-mod checkpoint;
 mod cli;
 mod compress;
 mod dialects;

@@ -1,0 +1,194 @@
+//! What the numbers of a table mean, in a few sentences.
+
+use super::{
+    TableReport,
+    numbers::{bytes, percent, times},
+};
+use ttrec::dtype::Dtype;
+use ttrec_convert::{
+    StoredAs,
+    plan::{Alternative, Family, Kind},
+};
+
+pub(super) fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Dense => "dense",
+        Kind::LowRank => "low rank",
+        Kind::TensorTrain => "tensor train",
+        _ => "what plan takes",
+    }
+}
+
+/// The name of a kind's points and lines in the style.
+pub(super) fn class(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Dense => "dense",
+        Kind::LowRank => "low",
+        Kind::TensorTrain => "tt",
+        _ => "best",
+    }
+}
+
+/// An alternative's whole name.
+pub(super) fn name(family: &Family, alternative: &Alternative) -> String {
+    match (&alternative.name, family.kind) {
+        (Some(name), _) => name.clone(),
+        (None, Kind::LowRank) => format!("low-{}", alternative.representation),
+        (None, other) => format!("{} {}", kind(other), alternative.representation),
+    }
+}
+
+/// What the table is stored as.
+pub(super) fn representation(table: &TableReport) -> String {
+    let summary = &table.summary;
+    match (&summary.tt, &summary.projected) {
+        (Some(tt), _) => {
+            format!("tensor train, {} cores in {}", tt.row_factors.len(), summary.dtype.name())
+        }
+        (_, Some(projected)) => {
+            format!("{} rows of rank {}, and a projection", summary.dtype.name(), projected.rank)
+        }
+        _ => {
+            format!("{} {}", summary.representation.name().replace('_', " "), summary.dtype.name())
+        }
+    }
+}
+
+/// What was lost, and why.
+pub(super) fn verdict(table: &TableReport) -> String {
+    [Some(lost(table)), Some(instead(table)), weighted(table), spectrum(table)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn lost(table: &TableReport) -> String {
+    let error = table.comparison.relative_error;
+    let (summary, ratio) =
+        (&table.summary, times(table.before as f64 / table.summary.bytes as f64));
+    if error == 0.0 {
+        return format!("Nothing is lost at {ratio}: every row has the checkpoint's values.");
+    }
+    if error < 1e-6 {
+        return format!("Nothing is lost at {ratio} but the rounding of f32 arithmetic.");
+    }
+    let keep = if summary.projected.is_some() { "keep" } else { "keeps" };
+    let kept =
+        format!("{} {keep} {} error at {ratio}.", representation_start(table), percent(error));
+    match summary.representation {
+        made if made == table.trained_as => {}
+        StoredAs::Tt => {
+            return format!(
+                "{kept} It was not trained as a tensor train: these ranks cannot hold all of it."
+            );
+        }
+        StoredAs::Projected => {
+            return format!("{kept} Lost is what lies outside the few directions that were kept.");
+        }
+        _ => return kept,
+    }
+    let parts = if summary.tt.is_some() { "slice" } else { "row" };
+    match summary.dtype {
+        Dtype::F16 => format!("{kept} Lost is what rounding to 11 significant bits takes away."),
+        Dtype::Bf16 => format!("{kept} Lost is what rounding to 8 significant bits takes away."),
+        Dtype::I8 => {
+            format!("{kept} Lost is what rounding to 256 steps for each {parts} takes away.")
+        }
+        Dtype::I4 => {
+            format!("{kept} Lost is what rounding to 16 steps for each {parts} takes away.")
+        }
+        _ => kept,
+    }
+}
+
+fn representation_start(table: &TableReport) -> String {
+    match (&table.summary.tt, &table.summary.projected) {
+        (Some(_), _) => format!("A tensor train in {}", table.summary.dtype.name()),
+        (_, Some(projected)) => {
+            format!("{} rows of rank {}", table.summary.dtype.name(), projected.rank)
+        }
+        _ => match table.summary.representation {
+            StoredAs::Dense => table.summary.dtype.name().to_owned(),
+            other => capital(&format!(
+                "{} {}",
+                other.name().replace('_', " "),
+                table.summary.dtype.name()
+            )),
+        },
+    }
+}
+
+/// What another representation would have done, honestly.
+fn instead(table: &TableReport) -> String {
+    let (own_bytes, own_error) = (table.summary.bytes, table.comparison.relative_error);
+    let all = || {
+        table
+            .families
+            .iter()
+            .flat_map(|family| family.candidates.iter().map(move |c| (family, c)))
+    };
+    // Of those that take no more bytes, the one that loses least; differences of a few hundredths
+    // are none.
+    let better = all()
+        .filter(|(_, c)| c.bytes <= own_bytes && c.error < own_error * 0.95 && own_error >= 1e-6)
+        .min_by(|(_, a), (_, b)| a.error.total_cmp(&b.error));
+    let smaller = all()
+        .filter(|(_, c)| {
+            (c.bytes as f64) < own_bytes as f64 * 0.95 && c.error <= own_error.max(1e-6) * 1.05
+        })
+        .min_by_key(|(_, c)| c.bytes);
+    match (better, smaller) {
+        (Some((family, c)), _) => format!(
+            "{} would keep {} error in {}: less, for no more bytes.",
+            capital(&name(family, c)),
+            percent(c.error),
+            bytes(c.bytes)
+        ),
+        (None, Some((family, c))) => {
+            format!("{} would be as exact in {}.", capital(&name(family, c)), bytes(c.bytes))
+        }
+        (None, None) => "Nothing else that was tried has less error in as few bytes.".to_owned(),
+    }
+}
+
+fn weighted(table: &TableReport) -> Option<String> {
+    let (weighted, plain) =
+        (table.comparison.weighted_relative_error?, table.comparison.relative_error);
+    let how = match weighted / plain {
+        _ if plain == 0.0 => return None,
+        ratio if ratio > 1.1 => "rows that are asked for often lose more than others",
+        ratio if ratio < 0.9 => "rows that are asked for often lose less than others",
+        _ => "rows that are asked for often lose as much as others",
+    };
+    Some(format!(
+        "Counted as often as rows are asked for, the error is {}: {how}.",
+        percent(weighted)
+    ))
+}
+
+fn spectrum(table: &TableReport) -> Option<String> {
+    let all = table.energy.len();
+    let most = table.energy.iter().position(|&share| share >= 0.9)? + 1;
+    if all < 2 {
+        return None;
+    }
+    let why = match most as f64 / all as f64 {
+        share if share > 0.5 => ", so a low rank loses much",
+        share if share < 0.2 => ", so a low rank loses little",
+        _ => "",
+    };
+    Some(format!("{most} of its {all} directions hold 90\u{a0}% of its energy{why}."))
+}
+
+/// A sentence begins with it; names of types stay as they are.
+fn capital(text: &str) -> String {
+    if text.chars().nth(1).is_some_and(|second| second.is_ascii_digit()) {
+        return text.to_owned();
+    }
+    let mut characters = text.chars();
+    characters
+        .next()
+        .map(|first| first.to_uppercase().chain(characters).collect())
+        .unwrap_or_default()
+}

@@ -1,0 +1,45 @@
+//! Finished factorisations in a directory, for `ttrec convert --resume`.
+
+use crate::output::Output;
+use anyhow::{Context, Result};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    path::{Path, PathBuf},
+};
+use ttrec_convert::ResumeCache;
+
+/// A directory with one file for each factorisation.
+pub(crate) struct ResumeDirectory(PathBuf);
+
+impl ResumeDirectory {
+    /// Opens the directory, and makes it if it does not exist.
+    pub(crate) fn open(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("{}: cannot create", directory.display()))?;
+        Ok(Self(directory.to_owned()))
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        self.0.join(format!("{:016x}.safetensors", hasher.finish()))
+    }
+}
+
+impl ResumeCache for ResumeDirectory {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        fs::read(self.path(key)).ok()
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut output = Output::create(&self.path(key)).map_err(io::Error::other)?;
+        output.write(|file| file.write_all(bytes)).map_err(io::Error::other)?;
+        output.commit().map_err(io::Error::other)
+    }
+
+    fn remove(&self, key: &str) {
+        let _ = fs::remove_file(self.path(key));
+    }
+}

@@ -1,0 +1,94 @@
+//! Read-only memory mapping of a whole file.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use memmap2::Mmap;
+
+/// A mapped file; clones share the mapping.
+#[derive(Clone)]
+pub struct Mapped(Arc<(Mmap, File)>);
+
+impl Mapped {
+    /// Maps the file at `path`.
+    ///
+    /// # Errors
+    /// If it is not a regular file, or cannot be opened or mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        // A directory cannot be mapped, and opening a pipe waits for its writer.
+        if !path.metadata()?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let file = File::open(path)?;
+        // SAFETY: the mapping is read-only, and what is borrowed from it is plain old data, for
+        // which every value is valid, or text that was checked to be UTF-8. What cannot be
+        // ruled out is another process writing to the file meanwhile: values and text then
+        // change under us, and a file cut short ends this process with SIGBUS.
+        // docs/security.md says that a mapped file must not change; the alternative is to
+        // load gigabytes of table.
+        let map = unsafe { Mmap::map(&file) }?;
+        Ok(Self(Arc::new((map, file))))
+    }
+
+    /// Fills `out` from byte `start` on without touching the mapping, whose pages would count as
+    /// this process's memory for as long as they are cached.
+    pub(super) fn read_at(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_exact_at(&self.0.1, out, start);
+        #[cfg(not(unix))]
+        {
+            let rest = usize::try_from(start).ok().and_then(|start| self.0.0.get(start..));
+            let bytes = rest
+                .and_then(|rest| rest.get(..out.len()))
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
+            out.copy_from_slice(bytes);
+            Ok(())
+        }
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.0
+    }
+}
+
+/// Bytes of the file whose CRC-32 is known. They are compared with it once, when the first of them
+/// is asked for.
+pub(super) struct Checked {
+    map: Mapped,
+    range: Range<usize>,
+    crc32: u32,
+    found: OnceLock<Result<(), String>>,
+}
+
+impl Checked {
+    pub(super) fn new(map: &Mapped, range: Range<usize>, crc32: u32) -> Self {
+        Self { map: map.clone(), range, crc32, found: OnceLock::new() }
+    }
+
+    /// What is wrong with them, if anything is.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.found.get_or_init(|| self.compare()).clone()
+    }
+
+    fn compare(&self) -> Result<(), String> {
+        let (mut hasher, mut block) = (crc32fast::Hasher::new(), vec![0; 1 << 18]);
+        for start in self.range.clone().step_by(block.len()) {
+            let len = block.len().min(self.range.end - start);
+            self.map
+                .read_at(start as u64, &mut block[..len])
+                .map_err(|error| format!("cannot read: {error}"))?;
+            hasher.update(&block[..len]);
+        }
+        let found = hasher.finalize();
+        if found == self.crc32 {
+            Ok(())
+        } else {
+            Err(format!("checksum {found:08x}, expected {:08x}", self.crc32))
+        }
+    }
+}

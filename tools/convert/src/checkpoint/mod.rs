@@ -1,0 +1,199 @@
+//! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
+//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, told apart by content.
+//!
+//! A checkpoint is hostile until proven otherwise. Every declared size is checked against the bytes
+//! that are there before anything is allocated from it, compressed data must keep to a ratio (see
+//! `archive`), a pickle is costed before it is parsed (see `pickle`), and no reader used here can
+//! execute anything a file asks for.
+
+mod archive;
+mod mapped;
+mod numpy;
+mod pickle;
+mod safetensors;
+mod sharded;
+mod tensor;
+mod torch;
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Once};
+
+pub use mapped::Mapped;
+pub use tensor::{ElementType, Tensor};
+
+/// Why a checkpoint cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file cannot be opened or mapped.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The container is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// One tensor or member is not what it should be, or was asked for what it does not hold.
+    #[error("{}: `{}`: {reason}", path.display(), tensor.escape_debug())]
+    Tensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor or member.
+        tensor: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+}
+
+impl CheckpointError {
+    fn file(path: &Path, reason: impl ToString) -> Self {
+        Self::File { path: path.to_owned(), reason: reason.to_string() }
+    }
+
+    fn tensor(path: &Path, tensor: &str, reason: impl ToString) -> Self {
+        Self::Tensor {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// An open checkpoint.
+///
+/// Data that lies in the file in the order of rows is decoded from a mapping of the file, or read
+/// as it is asked for, and never loaded: `.safetensors`, `.npy`, uncompressed `.npz`, and the
+/// tensors of a `state_dict` in a `.pt` file. Others (compressed ones, transposed views, legacy
+/// `.pt` files) are decoded whole on first use; those used last are kept, up to 256 MiB or one
+/// tensor. Where the container has checksums, a tensor's is compared before anything of it is used.
+pub struct Checkpoint {
+    path: Arc<Path>,
+    tensors: BTreeMap<String, Tensor>,
+    metadata: Metadata,
+}
+
+/// Texts by name: a safetensors file may have some beside its tensors.
+type Metadata = BTreeMap<String, String>;
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`; its content decides which container it is.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let path: Arc<Path> = path.into();
+        let map = Mapped::open(&path)
+            .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
+        let (list, metadata) = contain(|| read(&path, map))
+            .unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
+        let mut tensors = BTreeMap::new();
+        for tensor in list {
+            let name = tensor.name().to_owned();
+            if tensors.insert(name.clone(), tensor).is_some() {
+                let reason = "two tensors of this name, expected one";
+                return Err(CheckpointError::tensor(&path, &name, reason));
+            }
+        }
+        Ok(Self { path, tensors, metadata })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every file that it is read from.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let shards: BTreeSet<&Path> = self.tensors.values().map(Tensor::file).collect();
+        [self.path()].into_iter().chain(shards)
+    }
+
+    /// All tensors in name order.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.tensors.values()
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// The text called `name` that the file has beside its tensors.
+    pub fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.get(name).map(String::as_str)
+    }
+}
+
+/// Reads the tensor list of the container found in `map`.
+fn read(path: &Arc<Path>, map: Mapped) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
+    let alone = |tensors| (tensors, Metadata::new());
+    let bytes = map.as_ref();
+    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
+        let archive = archive::open(path, &map)?;
+        if archive.names.iter().any(|name| torch::is_pickle_member(name)) {
+            return torch::read_zip(path, &map, archive).map(alone);
+        }
+        return numpy::read_npz(path, &map, archive).map(alone);
+    }
+    if bytes.starts_with(numpy::MAGIC) {
+        return numpy::read_npy(path, &map).map(alone);
+    }
+    if sharded::is_index(bytes) {
+        return sharded::read(path, &map).map(alone);
+    }
+    // The length of the JSON header, then its opening brace.
+    if bytes.get(8) == Some(&b'{') {
+        return safetensors::read(path, &map);
+    }
+    if torch::is_legacy(bytes) {
+        return torch::read_legacy(path, &map).map(alone);
+    }
+    let reason = if bytes.get(257..262) == Some(b"ustar") {
+        "a torch checkpoint in tar form (before 2017), expected one saved again by a newer torch"
+    } else {
+        "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or .npz \
+         file, found none of their signatures"
+    };
+    Err(CheckpointError::file(path, reason))
+}
+
+thread_local! {
+    /// Whether this thread is within [`contain`].
+    static CONTAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs the parsing of hostile bytes; a panic becomes an error, without a word on stderr.
+///
+/// Some libraries multiply or add declared sizes unchecked (safetensors the end of
+/// the data), which panics when overflow checks are on, and none promises not to panic at all.
+fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    // The error says it all; a panic's own message and backtrace would only alarm.
+    HOOK.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !CONTAINED.get() {
+                report(info);
+            }
+        }));
+    });
+    let outer = CONTAINED.replace(true);
+    // What a panic may leave half done is dropped with the closure.
+    let outcome = panic::catch_unwind(AssertUnwindSafe(parse));
+    CONTAINED.set(outer);
+    outcome.map_err(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        format!("malformed: {}", message.unwrap_or("the parser failed"))
+    })
+}

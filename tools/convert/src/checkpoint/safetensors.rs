@@ -1,0 +1,120 @@
+//! The safetensors container: a JSON header, then the tensors back to back.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use super::mapped::Mapped;
+use super::tensor::{Data, ElementLayout};
+use super::{CheckpointError, ElementType, Metadata, Tensor};
+
+/// Parsing the header takes up to some 15 times its size; 16 MiB describe over 100,000 tensors.
+const MAX_HEADER: usize = 16 << 20;
+
+/// The tensors, and the texts that the header has beside them.
+pub(super) fn read(
+    path: &Arc<Path>,
+    map: &Mapped,
+) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
+    let bytes = map.as_ref();
+    let malformed = |reason: &dyn fmt::Display| {
+        CheckpointError::file(path, format!("safetensors header: {reason}"))
+    };
+    let header_len = bytes
+        .first_chunk()
+        .and_then(|&len| usize::try_from(u64::from_le_bytes(len)).ok())
+        .filter(|&len| len <= MAX_HEADER)
+        .ok_or_else(|| malformed(&format_args!("expected at most {MAX_HEADER} bytes")))?;
+    let data_start = 8 + header_len;
+    let header = bytes.get(8..data_start).ok_or_else(|| malformed(&"longer than the file"))?;
+    // The library keeps the last of two equal names without a word.
+    serde_json::from_slice::<Distinct<IgnoredAny>>(header).map_err(|e| malformed(&e))?;
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(&e))?;
+
+    let tensors = metadata.tensors();
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, info)| {
+            let element_type = element_type(info.dtype).ok_or_else(|| {
+                let reason = format!(
+                    "element type {}, expected float, integer or bool of 8 to 64 bits",
+                    info.dtype
+                );
+                CheckpointError::tensor(path, &name, reason)
+            })?;
+            let (start, end) = info.data_offsets;
+            let range = data_start.saturating_add(start)..data_start.saturating_add(end);
+            let shape = info.shape.iter().map(|&extent| extent as u64).collect();
+            let data = Data::Mapped(map.clone(), range, None);
+            let layout = ElementLayout::ROW_MAJOR_LE;
+            Tensor::new(path, name.clone(), element_type, shape, layout, data)
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((
+        tensors,
+        metadata
+            .metadata()
+            .iter()
+            .flatten()
+            .map(|(key, text)| (key.clone(), text.clone()))
+            .collect(),
+    ))
+}
+
+fn element_type(dtype: Dtype) -> Option<ElementType> {
+    Some(match dtype {
+        Dtype::F64 => ElementType::F64,
+        Dtype::F32 => ElementType::F32,
+        Dtype::F16 => ElementType::F16,
+        Dtype::BF16 => ElementType::Bf16,
+        Dtype::I64 => ElementType::I64,
+        Dtype::I32 => ElementType::I32,
+        Dtype::I16 => ElementType::I16,
+        Dtype::I8 => ElementType::I8,
+        Dtype::U64 => ElementType::U64,
+        Dtype::U32 => ElementType::U32,
+        Dtype::U16 => ElementType::U16,
+        Dtype::U8 => ElementType::U8,
+        Dtype::BOOL => ElementType::Bool,
+        _ => return None,
+    })
+}
+
+/// A JSON object whose keys, names of tensors, differ.
+pub(super) struct Distinct<V>(pub(super) BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Distinct<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = Distinct<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of distinct tensor names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Distinct<V>, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, V>()? {
+                    if entries.contains_key(&key) {
+                        return Err(A::Error::custom(format_args!(
+                            "two tensors named `{}`",
+                            key.escape_debug()
+                        )));
+                    }
+                    entries.insert(key, value);
+                }
+                Ok(Distinct(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}

@@ -1,0 +1,168 @@
+//! Where in a checkpoint a blob's table came from: as the spec says, or else by what the blob knows
+//! of the table.
+
+use crate::{
+    checkpoint::Checkpoint,
+    dialect::{Source, Survey, Weights, table_name},
+    error::Error,
+    spec::{IndexMapping, Spec, TableSpec},
+};
+use anyhow::{Context, Result, anyhow, bail};
+use ttrec::{DigitOrder, Table, TtShape, dtype::Dtype, repr};
+
+/// The table of the checkpoint that `table` was converted from.
+///
+/// # Errors
+/// If `spec` has no such table, or without a spec if none or several fit.
+pub fn origin<'c>(
+    checkpoint: &'c Checkpoint,
+    spec: Option<&Spec>,
+    table: &Table<'_>,
+) -> Result<Source<'c>, Error> {
+    Ok(match spec {
+        Some(spec) => by_spec(checkpoint, spec, table),
+        None => by_shape(checkpoint, table),
+    }?)
+}
+
+/// Whether the blob has factors of what is a dense table in the checkpoint.
+pub fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
+    let factors =
+        matches!(table.data().weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
+    factors && matches!(source.weights, Weights::Dense { .. })
+}
+
+fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
+    for candidate in &spec.tables {
+        let source = Source::open(checkpoint, candidate)?;
+        if source.name == table.name() {
+            return if fits(&source, table) {
+                Ok(source)
+            } else {
+                Err(anyhow!(
+                    "table {:?}: its shape in the blob is not the one of the spec",
+                    table.name()
+                ))
+            };
+        }
+    }
+    bail!("table {:?} of the blob is not in the spec", table.name())
+}
+
+/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the
+/// only one of that shape.
+fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
+    let mut fitting: Vec<Source<'c>> = Vec::new();
+    let found = Survey::of(checkpoint)
+        .tables
+        .into_iter()
+        .chain(dense_by_name(checkpoint, table));
+    // As the checkpoint has it rather than factors of what it has.
+    let (as_is, dense): (Vec<_>, Vec<_>) = found
+        .map(|found| (complete(found.clone(), table), before_factors(found, table)))
+        .unzip();
+    for spec in as_is.into_iter().chain(dense.into_iter().flatten()) {
+        let same_name = table_name(&spec).as_deref() == Some(table.name());
+        let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
+        let Ok(source) = Source::open(checkpoint, &spec) else { continue };
+        if !fits(&source, table) {
+            continue;
+        }
+        if same_name {
+            return Ok(source);
+        }
+        // One tensor may have been found in two ways.
+        let first = |source: &Source<'_>| source.weights.tensors()[0].name().to_owned();
+        if fitting.iter().all(|other| first(other) != first(&source)) {
+            fitting.push(source);
+        }
+    }
+    let path = checkpoint.path().display();
+    match fitting.len() {
+        1 => fitting.pop().context("one table fits"),
+        0 => bail!("{path}: nothing there fits table {:?} of the blob: give --spec", table.name()),
+        n => bail!("{path}: {n} tensors fit table {:?} of the blob: give --spec", table.name()),
+    }
+}
+
+/// A tensor of the table's very name, should nothing about it look like a table.
+fn dense_by_name(checkpoint: &Checkpoint, table: &Table<'_>) -> Option<TableSpec> {
+    checkpoint
+        .tensor(table.name())
+        .map(|tensor| TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() })
+}
+
+/// A found table with the facts that the blob adds.
+fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
+    let data = table.data();
+    let hashed = matches!(data.index_map(), repr::IndexMap::Modulo);
+    let facts = TableSpec {
+        num_embeddings: Some(table.num_embeddings()),
+        index_map: hashed.then_some(IndexMapping::Modulo),
+        num_rows: hashed.then_some(data.num_rows()),
+        dtype: Some(data.dtype()),
+        ..found
+    };
+    match data.weights() {
+        repr::Weights::QuotientRemainder(parts) => {
+            TableSpec { qr_operation: Some(parts.combine()), ..facts }
+        }
+        repr::Weights::Tt(tt) => {
+            let shape = as_given(tt.shape());
+            TableSpec {
+                // Hetu's keys are EL-Rec's, but only Hetu's core 0 takes the least significant
+                // digit.
+                dialect: match (shape.digit_order(), facts.dialect.as_deref()) {
+                    (DigitOrder::LeastSignificantFirst, Some("el-rec")) => Some("hetu".to_owned()),
+                    _ => facts.dialect.clone(),
+                },
+                row_factors: Some(shape.row_factors().to_vec()),
+                column_factors: Some(shape.column_factors().to_vec()),
+                ranks: Some(shape.inner_ranks().to_vec()),
+                ..facts
+            }
+        }
+        _ => facts,
+    }
+}
+
+/// A found table as the dense one that the blob may have factors of; nothing if the blob's is no
+/// such table.
+fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
+    let data = table.data();
+    let factors = matches!(data.weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
+    let own_rows = !matches!(data.index_map(), repr::IndexMap::Modulo);
+    (factors && own_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
+}
+
+/// The shape before its cores were reversed, if they were.
+fn as_given(stored: &TtShape) -> TtShape {
+    match stored.column_order() {
+        DigitOrder::MostSignificantFirst => *stored,
+        DigitOrder::LeastSignificantFirst => stored.reversed().unwrap_or(*stored),
+    }
+}
+
+fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
+    let (weights, data) = (&source.weights, table.data());
+    let same_kind = match (weights, data.weights()) {
+        (Weights::Dense { .. }, repr::Weights::Dense(_)) => true,
+        (Weights::Tt { shape, .. }, repr::Weights::Tt(tt)) => *shape == as_given(tt.shape()),
+        (Weights::Projected { rank, .. }, repr::Weights::Projected(found)) => *rank == found.rank(),
+        (
+            Weights::QuotientRemainder { num_remainders, combine, columns, .. },
+            repr::Weights::QuotientRemainder(found),
+        ) => {
+            let found_columns =
+                [found.quotients().embedding_dim(), found.remainders().embedding_dim()];
+            (num_remainders, combine, columns)
+                == (&found.num_remainders(), &found.combine(), &found_columns)
+        }
+        _ => is_factorized(source, table),
+    };
+    let same_map = source.hashed.is_some() == matches!(data.index_map(), repr::IndexMap::Modulo);
+    let same_rows = source.hashed.is_none() || weights.num_embeddings() == data.num_rows();
+    let same_size = source.num_embeddings() == table.num_embeddings()
+        && weights.embedding_dim() == table.embedding_dim();
+    same_kind && same_map && same_rows && same_size
+}

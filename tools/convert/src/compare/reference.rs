@@ -1,0 +1,186 @@
+//! Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the
+//! library's kernels, over slices that are read when they are needed.
+
+use crate::{
+    allocate::zeros,
+    checkpoint::Tensor,
+    dialect::{Core, Overrides, Source, Weights},
+};
+use anyhow::Result;
+use ttrec::{DigitOrder, TtShape, repr::Combine};
+
+/// Reads rows of a table; each thread has its own.
+pub(crate) struct Reference<'w, 'c> {
+    source: &'w Source<'c>,
+    buffer: Vec<f32>,
+    /// The projection of a projected table, once it is needed.
+    projection: Vec<f32>,
+    chain: Vec<Link>,
+}
+
+/// One core's part of the row at hand, kept for the next row, which often shares it.
+#[derive(Default)]
+struct Link {
+    digit: Option<u64>,
+    slice: Vec<f64>,
+    /// Of the slices up to this one.
+    product: Vec<f64>,
+}
+
+impl<'w, 'c> Reference<'w, 'c> {
+    pub(crate) fn new(source: &'w Source<'c>) -> Self {
+        let links = match &source.weights {
+            Weights::Tt { cores, .. } => cores.len(),
+            _ => 0,
+        };
+        Self {
+            source,
+            buffer: Vec::new(),
+            projection: Vec::new(),
+            chain: (0..links).map(|_| Link::default()).collect(),
+        }
+    }
+
+    /// Reads the rows of the indices from `first` on, as many as `out` holds.
+    pub(crate) fn rows(&mut self, first: u64, out: &mut [f64]) -> Result<()> {
+        if self.source.hashed.is_none() {
+            return self.stored_rows(first, out);
+        }
+        let columns = self.source.weights.embedding_dim();
+        (first..)
+            .zip(out.chunks_exact_mut(columns))
+            .try_for_each(|(index, out)| self.stored_rows(self.source.row_of(index), out))
+    }
+
+    fn stored_rows(&mut self, first: u64, out: &mut [f64]) -> Result<()> {
+        let columns = self.source.weights.embedding_dim();
+        match &self.source.weights {
+            Weights::Dense { tensor, .. } => {
+                self.buffer.resize(out.len(), 0.0);
+                tensor.stream_f32(first * columns as u64, &mut self.buffer)?;
+                widen(&self.buffer, out);
+                Ok(())
+            }
+            Weights::Projected { tensor, projection, rank, .. } => {
+                if self.projection.is_empty() {
+                    self.projection = zeros(rank * columns)?;
+                    projection.read_f32(0, &mut self.projection)?;
+                }
+                let rows = read(tensor, first, out.len() / columns, *rank, &mut self.buffer)?;
+                for (out, row) in out.chunks_exact_mut(columns).zip(rows.chunks_exact(*rank)) {
+                    // The checkpoint's projection is embedding_dim x rank.
+                    for (out, weights) in out.iter_mut().zip(self.projection.chunks_exact(*rank)) {
+                        *out = row
+                            .iter()
+                            .zip(weights)
+                            .map(|(&x, &w)| f64::from(x) * f64::from(w))
+                            .sum();
+                    }
+                }
+                Ok(())
+            }
+            Weights::QuotientRemainder {
+                tensors, num_remainders, combine, columns: parts, ..
+            } => {
+                let divisor = u64::from(*num_remainders);
+                for (row, out) in (first..).zip(out.chunks_exact_mut(columns)) {
+                    let (first, rest) = out.split_at_mut(parts[0]);
+                    widen(read(tensors[0], row / divisor, 1, parts[0], &mut self.buffer)?, first);
+                    let second = read(tensors[1], row % divisor, 1, parts[1], &mut self.buffer)?;
+                    let pairs = first.iter_mut().zip(second);
+                    match combine {
+                        Combine::Mult => pairs.for_each(|(x, &y)| *x *= f64::from(y)),
+                        Combine::Add => pairs.for_each(|(x, &y)| *x += f64::from(y)),
+                        _ => widen(second, rest),
+                    }
+                }
+                Ok(())
+            }
+            Weights::Tt { shape, cores, overrides } => {
+                (first..).zip(out.chunks_exact_mut(columns)).try_for_each(|(row, out)| {
+                    match overrides.as_ref().and_then(|overrides| position(overrides, row)) {
+                        Some((overrides, at)) => {
+                            self.buffer.resize(columns, 0.0);
+                            overrides.tensor.read_f32(at * columns as u64, &mut self.buffer)?;
+                            widen(&self.buffer, out);
+                            Ok(())
+                        }
+                        None => self.multiply(shape, cores, row, out),
+                    }
+                })
+            }
+        }
+    }
+
+    fn multiply(
+        &mut self,
+        shape: &TtShape,
+        cores: &[Core<'_>],
+        row: u64,
+        out: &mut [f64],
+    ) -> Result<()> {
+        // The row index in mixed radix; digits come off its low end.
+        let mut rest = row;
+        let mut digits = vec![0; cores.len()];
+        let mut take = |(digit, &p): (&mut u64, &u32)| {
+            *digit = rest % u64::from(p);
+            rest /= u64::from(p);
+        };
+        let pairs = digits.iter_mut().zip(shape.row_factors());
+        match shape.digit_order() {
+            DigitOrder::MostSignificantFirst => pairs.rev().for_each(&mut take),
+            DigitOrder::LeastSignificantFirst => pairs.for_each(&mut take),
+        }
+        let mut changed = false;
+        for (k, core) in cores.iter().enumerate() {
+            let (before, from_here) = self.chain.split_at_mut(k);
+            let link = &mut from_here[0];
+            if link.digit != Some(digits[k]) {
+                link.digit = None;
+                self.buffer.resize(core.slice_len(), 0.0);
+                core.read(digits[k], &mut self.buffer)?;
+                link.slice = self.buffer.iter().copied().map(f64::from).collect();
+                link.digit = Some(digits[k]);
+                changed = true;
+            }
+            if changed {
+                let left = before.last().map_or(&[1.0][..], |before| &before.product);
+                let (r, n) = (shape.rank(k), shape.column_factor(k) * shape.rank(k + 1));
+                link.product.clear();
+                link.product.resize(left.len() / r * n, 0.0);
+                for (left, product) in left.chunks_exact(r).zip(link.product.chunks_exact_mut(n)) {
+                    for (a, row) in left.iter().zip(link.slice.chunks_exact(n)) {
+                        product.iter_mut().zip(row).for_each(|(product, b)| *product += a * b);
+                    }
+                }
+            }
+        }
+        if let Some(last) = self.chain.last() {
+            out.copy_from_slice(&last.product);
+        }
+        Ok(())
+    }
+}
+
+/// `count` rows of `columns` from `first` on.
+fn read<'b>(
+    tensor: &Tensor,
+    first: u64,
+    count: usize,
+    columns: usize,
+    buffer: &'b mut Vec<f32>,
+) -> Result<&'b [f32]> {
+    buffer.resize(count * columns, 0.0);
+    tensor.read_f32(first * columns as u64, buffer)?;
+    Ok(buffer)
+}
+
+fn widen(from: &[f32], to: &mut [f64]) {
+    to.iter_mut().zip(from).for_each(|(to, &from)| *to = from.into());
+}
+
+/// Where an overridden row is.
+fn position<'o, 'c>(overrides: &'o Overrides<'c>, row: u64) -> Option<(&'o Overrides<'c>, u64)> {
+    let at = overrides.ids.binary_search_by_key(&row, |(id, _)| *id).ok()?;
+    Some((overrides, overrides.ids[at].1))
+}

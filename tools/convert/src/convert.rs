@@ -1,0 +1,679 @@
+//! A checkpoint's tables, or its whole model, into a blob.
+
+use crate::{
+    allocate::zeros,
+    checkpoint::{Checkpoint, Tensor},
+    contraction_order::ContractionOrder,
+    dialect::{Core, Model, Source, Survey, Weights, named_after_file, table_with_qr_operation},
+    error::{Error, OutputError},
+    factorize::{self, Factorized, Job, Key, Request, ResumeCache, TensorRows},
+    frequencies::Frequencies,
+    progress::{Progress, Step},
+    sink::{self, Sink},
+    spec::{Spec, TableSpec},
+};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::{
+    io::{Seek, Write},
+    path::Path,
+};
+use ttrec::{
+    AlignedBuf,
+    blob::{IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    dtype::{self, Dtype, EncodeError},
+    repr::{self, Combine},
+};
+
+/// How [`convert`] factorises dense tables.
+#[derive(Clone, Copy)]
+pub struct Options<'o> {
+    /// The most bytes of memory that a factorisation holds.
+    pub memory: u64,
+    /// A file of [`Frequencies`]: a row's error counts as often as the row is looked up.
+    pub frequencies: Option<&'o Path>,
+    /// Keeps finished factorisations, so that an interrupted conversion can continue.
+    pub resume: Option<&'o dyn ResumeCache>,
+}
+
+impl Default for Options<'_> {
+    /// 512 MiB, and nothing else.
+    fn default() -> Self {
+        Self { memory: factorize::DEFAULT_MEMORY, frequencies: None, resume: None }
+    }
+}
+
+/// Opens the tables of `spec`, factorises those for which it says so, and lays the blob out.
+///
+/// The numbers of all other tables are read when the blob is written.
+///
+/// # Errors
+/// If `spec` does not fit the checkpoint, or a table cannot be factorised as it asks.
+pub fn convert<'c>(
+    checkpoint: &'c Checkpoint,
+    spec: &Spec,
+    options: &Options<'c>,
+    progress: &'c dyn Progress,
+) -> Result<Conversion<'c>, Error> {
+    Ok(Conversion::new(checkpoint, spec, options, progress)?)
+}
+
+/// A blob that is ready to be written.
+pub struct Conversion<'c> {
+    checkpoint: &'c Checkpoint,
+    tables: Vec<ConvertedTable<'c>>,
+    model: Option<Model<'c>>,
+    layout: Layout,
+    resume: Option<&'c dyn ResumeCache>,
+    progress: &'c dyn Progress,
+}
+
+impl<'c> Conversion<'c> {
+    fn new(
+        checkpoint: &'c Checkpoint,
+        spec: &Spec,
+        options: &Options<'c>,
+        progress: &'c dyn Progress,
+    ) -> Result<Self> {
+        let sources = spec
+            .tables
+            .iter()
+            .map(|table| Source::open(checkpoint, table))
+            .collect::<Result<Vec<_>>>()?;
+        let model = spec.model.as_ref().map(|model| {
+            let in_file = || format!("{}: [model]", checkpoint.path().display());
+            let model = Model::open(checkpoint, model).with_context(in_file)?;
+            let layout = model.layout(&spec.tables).with_context(in_file)?;
+            Ok::<_, anyhow::Error>((model, layout))
+        });
+        let model = model.transpose()?;
+        let frequencies = options.frequencies.map(|path| {
+            let names = sources.iter().map(|source| source.name.clone()).collect();
+            Frequencies::read(path, names)
+        });
+        let frequencies = frequencies.transpose()?;
+        let tables = sources.into_iter().map(|source| {
+            let factorized = source
+                .factorize(options, frequencies.as_ref(), progress)
+                .map_err(|e| source.name_error(checkpoint, e))?;
+            Ok(ConvertedTable { source, factorized })
+        });
+        let tables = tables.collect::<Result<Vec<_>>>()?;
+        let layouts: Vec<_> = tables.iter().map(ConvertedTable::layout).collect();
+        let layout = Layout::with_model(&layouts, model.as_ref().map(|(_, layout)| layout));
+        let layout = layout?;
+        let model = model.map(|(model, _)| model);
+        Ok(Self { checkpoint, tables, model, layout, resume: options.resume, progress })
+    }
+
+    /// The length of the blob in bytes.
+    pub fn total_len(&self) -> u64 {
+        self.layout.total_len()
+    }
+
+    /// Writes the blob, streaming its tables from the checkpoint.
+    ///
+    /// # Errors
+    /// If `out` fails ([`Error::Output`]), or the checkpoint holds a value that has no finite form
+    /// in the type to store.
+    pub fn write(&self, out: &mut (impl Write + Seek)) -> Result<(), Error> {
+        let section = |plan: &SectionPlan, sink: &mut Sink<'_>| self.write_section(plan, sink);
+        Ok(sink::write(out, self.layout.clone(), section)?)
+    }
+
+    /// The blob in memory.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), but for `out`.
+    pub fn to_blob(&self) -> Result<AlignedBuf, Error> {
+        let section = |plan: &SectionPlan, sink: &mut Sink<'_>| self.write_section(plan, sink);
+        Ok(sink::build(self.layout.clone(), section)?)
+    }
+
+    /// Removes from [`Options::resume`] what it keeps for this conversion: call it once the blob
+    /// is safe.
+    pub fn forget(&self) {
+        let keys = self.tables.iter().filter_map(|table| table.factorized.as_ref()?.key.as_ref());
+        for (resume, key) in
+            self.resume.iter().flat_map(|resume| keys.clone().map(move |k| (resume, k)))
+        {
+            resume.remove(key.text());
+        }
+    }
+
+    fn write_section(&self, plan: &SectionPlan, sink: &mut Sink<'_>) -> Result<()> {
+        if let (
+            Role::LayerWeights(layer) | Role::LayerScales(layer) | Role::LayerBias(layer),
+            Some(model),
+        ) = (plan.role, &self.model)
+        {
+            return model.write_section(layer, plan.role, sink).map_err(|error| {
+                if error.is::<OutputError>() {
+                    return error;
+                }
+                let (weight, _) = model.names(layer).unwrap_or_default();
+                error.context(format!(
+                    "{}: the layer of tensor {weight:?}",
+                    self.checkpoint.path().display()
+                ))
+            });
+        }
+        let ConvertedTable { source, factorized } = &self.tables[plan.table];
+        let written = match factorized {
+            Some(factorized) => {
+                source.write_factorized(&factorized.result, plan, sink, self.progress)
+            }
+            None => source.write_section(plan, sink, self.progress),
+        };
+        written.map_err(|error| {
+            if error.is::<OutputError>() {
+                error
+            } else {
+                source.name_error(self.checkpoint, error)
+            }
+        })
+    }
+}
+
+/// A table, and what a factorisation made of it, if the spec asked for one.
+struct ConvertedTable<'c> {
+    source: Source<'c>,
+    factorized: Option<FinishedFactorization>,
+}
+
+/// A finished factorisation, and what it is kept by.
+struct FinishedFactorization {
+    result: Factorized,
+    key: Option<Key>,
+}
+
+impl ConvertedTable<'_> {
+    fn layout(&self) -> ttrec::blob::TableSpec {
+        let spec = self.source.layout();
+        let (Some(FinishedFactorization { result, .. }), dtype) =
+            (&self.factorized, self.source.dtype)
+        else {
+            return spec;
+        };
+        let index_map = match result {
+            Factorized::Tt { places: Some(_), shape, .. } => {
+                IndexMapSpec::Remapped { num_embeddings: shape.num_embeddings() }
+            }
+            _ => spec.index_map,
+        };
+        let weights = match result {
+            Factorized::Tt { shape, .. } => {
+                WeightsSpec::Tt { shape: *ContractionOrder::of(shape).stored(), dtype }
+            }
+            &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
+                num_embeddings: self.source.weights.num_embeddings(),
+                embedding_dim: self.source.weights.embedding_dim(),
+                rank,
+                dtype,
+                projection: self.source.projection_dtype(),
+            },
+        };
+        ttrec::blob::TableSpec { weights, index_map, ..spec }
+    }
+}
+
+impl Model<'_> {
+    pub(crate) fn write_section(
+        &self,
+        layer: usize,
+        role: Role,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let (weights, bias) = self.read(layer)?;
+        let no_finite_form = |error: EncodeError| match error {
+            EncodeError::OutOfRange { value, dtype, .. } => {
+                anyhow!("{value} has no finite {} form", dtype.name())
+            }
+            error => anyhow!(error),
+        };
+        if let Role::LayerBias(_) = role {
+            let mut bytes = vec![0; Dtype::F32.bytes_of(bias.len())];
+            dtype::encode(&bias, Dtype::F32, &mut bytes).map_err(no_finite_form)?;
+            return sink.put(&bytes);
+        }
+        let mut bytes = vec![0; self.dtype.bytes_of(weights.len())];
+        let mut scales = bias;
+        dtype::encode_layer(&weights, self.dtype, &mut bytes, &mut scales)
+            .map_err(no_finite_form)?;
+        sink.put(if let Role::LayerWeights(_) = role {
+            &bytes
+        } else {
+            bytemuck::cast_slice(&scales)
+        })
+    }
+}
+
+impl Source<'_> {
+    pub(crate) fn layout(&self) -> ttrec::blob::TableSpec {
+        let dtype = self.dtype;
+        let (weights, overrides) = match &self.weights {
+            &Weights::Dense { num_embeddings, embedding_dim, .. } => {
+                (WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }, None)
+            }
+            Weights::Tt { shape, overrides, .. } => (
+                WeightsSpec::Tt { shape: *ContractionOrder::of(shape).stored(), dtype },
+                overrides.as_ref(),
+            ),
+            &Weights::Projected { num_embeddings, rank, embedding_dim, .. } => {
+                let projection = self.projection_dtype();
+                (
+                    WeightsSpec::Projected {
+                        num_embeddings,
+                        embedding_dim,
+                        rank,
+                        dtype,
+                        projection,
+                    },
+                    None,
+                )
+            }
+            &Weights::QuotientRemainder {
+                num_embeddings,
+                num_remainders,
+                columns,
+                combine,
+                ..
+            } => (
+                WeightsSpec::QuotientRemainder {
+                    num_embeddings,
+                    num_remainders,
+                    columns,
+                    combine,
+                    dtype,
+                },
+                None,
+            ),
+        };
+        // Overridden rows are the ones that training held to be worth their bytes: they stay exact.
+        let overrides =
+            overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
+        let index_map = match self.hashed {
+            Some(num_embeddings) => IndexMapSpec::Modulo { num_embeddings },
+            None => IndexMapSpec::Identity,
+        };
+        ttrec::blob::TableSpec {
+            index_map,
+            overrides,
+            ..ttrec::blob::TableSpec::new(self.name.clone(), weights)
+        }
+    }
+
+    /// Factorises the table as the spec asks, or takes the result that an interrupted conversion
+    /// kept, and notes the error.
+    fn factorize(
+        &self,
+        options: &Options<'_>,
+        frequencies: Option<&Frequencies>,
+        progress: &dyn Progress,
+    ) -> Result<Option<FinishedFactorization>> {
+        let (Some(request), &Weights::Dense { num_embeddings, embedding_dim, tensor }) =
+            (&self.factorize, &self.weights)
+        else {
+            return Ok(None);
+        };
+        let weighing = options.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
+        let key = options
+            .resume
+            .map(|_| Key::new(tensor.file(), tensor.name(), request, weighing))
+            .transpose()?;
+        let found = options.resume.zip(key.as_ref()).and_then(|(resume, key)| {
+            key.parse(&resume.get(key.text())?, num_embeddings, embedding_dim)
+        });
+        let result = match found {
+            Some(found) => found,
+            None => {
+                let weights = match frequencies.filter(|_| weighing.is_some()) {
+                    Some(frequencies) => frequencies
+                        .of(&self.name)?
+                        .map(|counts| weights(&counts.read(num_embeddings)?, num_embeddings)),
+                    None => None,
+                };
+                let rows = TensorRows::new(tensor)?;
+                let weights = weights.transpose()?;
+                let job = Job { memory: options.memory, name: &self.name, progress };
+                let result = request.run(&rows, weights.as_deref(), &job)?;
+                if let (Some(resume), Some(key)) = (options.resume, &key) {
+                    resume
+                        .put(key.text(), &key.bytes(&result, embedding_dim)?)
+                        .map_err(OutputError)?;
+                }
+                result
+            }
+        };
+        progress.note(&self.summary(&result));
+        Ok(Some(FinishedFactorization { result, key }))
+    }
+
+    fn summary(&self, result: &Factorized) -> String {
+        let name = self.name.escape_debug();
+        match result {
+            Factorized::Tt { shape, error, .. } => format!(
+                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}: \
+                 relative error {error:.3e}",
+                shape.row_factors(),
+                shape.column_factors(),
+                shape.inner_ranks()
+            ),
+            Factorized::LowRank { rank, error, .. } => {
+                format!("{name}: rank {rank}: relative error {error:.3e}")
+            }
+        }
+    }
+
+    fn write_factorized(
+        &self,
+        result: &Factorized,
+        plan: &SectionPlan,
+        sink: &mut Sink<'_>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let failed = |error: EncodeError| anyhow!(error).context("after factorisation");
+        match (plan.role, result, &self.weights) {
+            (Role::Core(k) | Role::Scales(k), Factorized::Tt { shape, cores, .. }, _) => {
+                let direction = ContractionOrder::of(shape);
+                let len = direction.stored().slice_len(k);
+                let mut bytes = vec![0; self.dtype.bytes_of(len)];
+                cores[direction.core(k)].chunks_exact(len).try_for_each(|slice| {
+                    let slice = direction.slice(k, slice);
+                    let scale =
+                        dtype::encode_slice(&slice, self.dtype, &mut bytes).map_err(failed)?;
+                    sink.put(if let Role::Core(_) = plan.role {
+                        &bytes
+                    } else {
+                        bytemuck::bytes_of(&scale)
+                    })
+                })
+            }
+            (Role::RemappedRows, Factorized::Tt { places: Some(places), .. }, _) => places
+                .chunks(1 << 16)
+                .try_for_each(|places| sink.put(bytemuck::cast_slice(places))),
+            (Role::Projection, Factorized::LowRank { rank, basis, .. }, _) => {
+                let dtype = self.projection_dtype();
+                let dim = basis.len() / rank;
+                let mut bytes = vec![0; dtype.bytes_of(dim)];
+                (0..*rank).try_for_each(|s| {
+                    let row: Vec<f32> = basis.chunks_exact(*rank).map(|column| column[s]).collect();
+                    dtype::encode(&row, dtype, &mut bytes).map_err(failed)?;
+                    sink.put(&bytes)
+                })
+            }
+            (
+                Role::Rows,
+                Factorized::LowRank { rank, basis, .. },
+                Weights::Dense { num_embeddings, tensor, .. },
+            ) => {
+                let step = Step::new(progress, &format!("{}: rows", self.name), *num_embeddings);
+                let mut bytes = Vec::new();
+                factorize::for_each_short_row(&TensorRows::new(tensor)?, basis, *rank, |short| {
+                    bytes.resize(short.len() / rank * self.dtype.row_len(*rank), 0);
+                    dtype::encode_rows(short, *rank, self.dtype, &mut bytes).map_err(failed)?;
+                    step.add((short.len() / rank) as u64);
+                    sink.put(&bytes)
+                })
+            }
+            (role, ..) => bail!("no data for section {role:?}"),
+        }
+    }
+
+    /// A projection is small, and all rows depend on it: it is never narrower than 16 bits.
+    fn projection_dtype(&self) -> Dtype {
+        match self.dtype {
+            Dtype::F32 | Dtype::Bf16 => self.dtype,
+            _ => Dtype::F16,
+        }
+    }
+
+    fn name_error(&self, checkpoint: &Checkpoint, error: anyhow::Error) -> anyhow::Error {
+        error.context(format!("{}: table {:?}", checkpoint.path().display(), self.name))
+    }
+
+    pub(crate) fn write_section(
+        &self,
+        plan: &SectionPlan,
+        sink: &mut Sink<'_>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        match (plan.role, &self.weights) {
+            (Role::Rows, &Weights::Dense { num_embeddings, embedding_dim, tensor }) => {
+                self.write_rows(tensor, num_embeddings, embedding_dim, sink, progress)
+            }
+            (Role::Rows, &Weights::Projected { num_embeddings, rank, tensor, .. }) => {
+                self.write_rows(tensor, num_embeddings, rank, sink, progress)
+            }
+            (Role::Projection, &Weights::Projected { rank, embedding_dim, projection, .. }) => {
+                self.write_projection(projection, [embedding_dim, rank], sink)
+            }
+            (Role::Rows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
+                self.write_rows(tensors[0], tensors[0].shape()[0], columns[0], sink, progress)
+            }
+            (Role::RemainderRows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
+                self.write_rows(tensors[1], tensors[1].shape()[0], columns[1], sink, progress)
+            }
+            (Role::Core(k), Weights::Tt { shape, cores, .. }) => {
+                self.for_each_slice(&ContractionOrder::of(shape), k, cores, |bytes, _| {
+                    sink.put(bytes)
+                })
+            }
+            (Role::Scales(k), Weights::Tt { shape, cores, .. }) => {
+                self.for_each_slice(&ContractionOrder::of(shape), k, cores, |_, scale| {
+                    sink.put(&scale.to_le_bytes())
+                })
+            }
+            (Role::OverrideIds, Weights::Tt { overrides: Some(overrides), .. }) => {
+                overrides.ids.iter().try_for_each(|(id, _)| sink.put(&id.to_le_bytes()))
+            }
+            (Role::OverrideIndex, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
+                let ids: Vec<u64> = overrides.ids.iter().map(|(id, _)| *id).collect();
+                repr::id_index(&ids, shape.num_embeddings()).try_for_each(|line| sink.put(&line))
+            }
+            (Role::OverrideRows, Weights::Tt { shape, overrides: Some(overrides), .. }) => {
+                let direction = ContractionOrder::of(shape);
+                let mut row = vec![0.0; shape.embedding_dim()];
+                let mut bytes = vec![0; Dtype::F32.row_len(row.len())];
+                overrides.ids.iter().try_for_each(|&(_, position)| {
+                    let start = position * row.len() as u64;
+                    overrides.tensor.read_f32(start, &mut row)?;
+                    dtype::encode_rows(&row, row.len(), Dtype::F32, &mut bytes)
+                        .map_err(|error| place(error, overrides.tensor, |at| start + at as u64))?;
+                    sink.put(bytemuck::cast_slice(&direction.row(&row)))
+                })
+            }
+            (role, _) => bail!("no data for section {role:?}"),
+        }
+    }
+
+    fn write_rows(
+        &self,
+        tensor: &Tensor,
+        rows: u64,
+        embedding_dim: usize,
+        sink: &mut Sink<'_>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let at_once = (1 << 18) / embedding_dim as u64 + 1;
+        let mut values = vec![0.0; at_once.min(rows) as usize * embedding_dim];
+        let mut bytes = vec![0; at_once.min(rows) as usize * self.dtype.row_len(embedding_dim)];
+        let step = Step::new(progress, &format!("{}: rows", self.name), rows);
+        let mut row = 0;
+        while row < rows {
+            let count = at_once.min(rows - row);
+            let values = &mut values[..count as usize * embedding_dim];
+            let bytes = &mut bytes[..count as usize * self.dtype.row_len(embedding_dim)];
+            let start = row * embedding_dim as u64;
+            tensor.stream_f32(start, values)?;
+            dtype::encode_rows(values, embedding_dim, self.dtype, bytes)
+                .map_err(|error| place(error, tensor, |at| start + at as u64))?;
+            sink.put(bytes)?;
+            row += count;
+            step.add(count);
+        }
+        Ok(())
+    }
+
+    /// The transpose of a linear layer's weights, which are outputs x inputs.
+    fn write_projection(
+        &self,
+        tensor: &Tensor,
+        [outputs, inputs]: [usize; 2],
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let mut values =
+            zeros(outputs.checked_mul(inputs).context("a projection of too many numbers")?)?;
+        tensor.read_f32(0, &mut values)?;
+        let dtype = self.projection_dtype();
+        let (mut column, mut bytes) = (zeros(outputs)?, vec![0; dtype.bytes_of(outputs)]);
+        for input in 0..inputs {
+            column
+                .iter_mut()
+                .zip(values.chunks_exact(inputs))
+                .for_each(|(to, row)| *to = row[input]);
+            dtype::encode(&column, dtype, &mut bytes)
+                .map_err(|error| place(error, tensor, |at| (at * inputs + input) as u64))?;
+            sink.put(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Gives each slice of core k, encoded, and its scale to `put`.
+    fn for_each_slice(
+        &self,
+        direction: &ContractionOrder,
+        k: usize,
+        cores: &[Core<'_>],
+        mut put: impl FnMut(&[u8], f32) -> Result<()>,
+    ) -> Result<()> {
+        let core = &cores[direction.core(k)];
+        let mut values = vec![0.0; core.slice_len()];
+        let mut bytes = vec![0; self.dtype.bytes_of(values.len())];
+        for slice in 0..core.slices() {
+            core.read(slice, &mut values)?;
+            let scale = dtype::encode_slice(&direction.slice(k, &values), self.dtype, &mut bytes)
+                .map_err(|error| {
+                place(error, core.tensor, |at| core.position(slice, direction.element(k, at)))
+            })?;
+            put(&bytes, scale)?;
+        }
+        Ok(())
+    }
+}
+
+/// A weight for each row: its count and one more, so that no row is free to become anything.
+pub(crate) fn weights(counts: &[(u64, f64)], num_embeddings: u64) -> Result<Vec<f32>> {
+    let mut weights = vec![1.0; usize::try_from(num_embeddings)?];
+    for &(row, count) in counts {
+        weights[row as usize] += count as f32;
+    }
+    Ok(weights)
+}
+
+/// Names the tensor and the place of a value that could not be encoded; `position` says where in
+/// the tensor it is.
+fn place(
+    error: EncodeError,
+    tensor: &Tensor,
+    position: impl FnOnce(usize) -> u64,
+) -> anyhow::Error {
+    let EncodeError::OutOfRange { position: at, value, dtype } = error else {
+        return anyhow!(error);
+    };
+    let mut rest = position(at);
+    let mut index: Vec<u64> = Vec::new();
+    for &extent in tensor.shape().iter().rev() {
+        index.push(rest % extent);
+        rest /= extent;
+    }
+    index.reverse();
+    let place = match tensor.shape() {
+        [_, _] | [1, _, _] => {
+            format!("row {}, column {}", index[index.len() - 2], index[index.len() - 1])
+        }
+        _ => format!("element {index:?}"),
+    };
+    anyhow!("tensor {:?}, {place}: {value} has no finite {} form", tensor.name(), dtype.name())
+}
+
+/// The spec for a checkpoint that holds one table, or one model, or says itself what all its tables
+/// are. `qr_operation` is for quotient-remainder tables.
+///
+/// # Errors
+/// If the checkpoint holds anything else: the text offers a spec to begin with.
+pub fn detect(checkpoint: &Checkpoint, qr_operation: Option<Combine>) -> Result<Spec, Error> {
+    Ok(only_tables(checkpoint, qr_operation)?)
+}
+
+fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<Combine>) -> Result<Spec> {
+    let survey = Survey::of(checkpoint);
+    let model = Model::around(&survey);
+    let Survey { tables: found, refused, complete, .. } = survey;
+    let path = checkpoint.path().display();
+    if let Some(model) = model {
+        let with_operation =
+            |table: &TableSpec| table_with_qr_operation(checkpoint, table.clone(), qr_operation);
+        let tables: Vec<_> = found.iter().map(with_operation).collect();
+        let spec = Spec { model: Some(model), tables };
+        return match spec.tables.iter().find_map(|table| Source::open(checkpoint, table).err()) {
+            None => Ok(spec),
+            Some(error) => {
+                let offer = toml::to_string(&spec).context("cannot write the offered spec")?;
+                bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{offer}")
+            }
+        };
+    }
+    if complete {
+        return Ok(Spec { model, tables: found });
+    }
+    if let ([table], []) = (found.as_slice(), refused.as_slice()) {
+        let table =
+            table_with_qr_operation(checkpoint, named_after_file(checkpoint, table), qr_operation);
+        match Source::open(checkpoint, &table) {
+            Ok(_) => return Ok(Spec { model: None, tables: vec![table] }),
+            Err(error) => {
+                bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?)
+            }
+        }
+    }
+    let cannot: String = refused.iter().map(|(_, reason)| format!("\n  {reason}")).collect();
+    ensure!(
+        !found.is_empty() || refused.is_empty(),
+        "{path}: none of its tables can be converted:{cannot}"
+    );
+    ensure!(
+        !found.is_empty(),
+        "{path}: nothing looks like an embedding table; name one in a --spec. It holds:\n{}",
+        list_tensors(checkpoint)
+    );
+    let cannot = if refused.is_empty() {
+        " ".to_owned()
+    } else {
+        format!(" Others cannot be converted:{cannot}\n")
+    };
+    let (look, offer) = (
+        if found.len() == 1 {
+            "tensor looks"
+        } else {
+            "tensors look"
+        },
+        offer(&found)?,
+    );
+    bail!(
+        "{path}: {} {look} like embedding tables.{cannot}Keep the ones you want in a \
+         --spec:\n\n{offer}",
+        found.len()
+    )
+}
+
+fn offer(tables: &[TableSpec]) -> Result<String> {
+    toml::to_string(&Spec { model: None, tables: tables.to_vec() })
+        .context("cannot write the offered spec")
+}
+
+fn list_tensors(checkpoint: &Checkpoint) -> String {
+    let line = |t: &Tensor| {
+        format!("  {} {} {:?}\n", t.name().escape_debug(), t.element_type(), t.shape())
+    };
+    checkpoint.tensors().take(40).map(line).collect()
+}

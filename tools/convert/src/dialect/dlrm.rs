@@ -1,0 +1,172 @@
+//! facebookresearch/dlrm: table t is `emb_l.{t}.weight`, rows by columns; or quotient-remainder
+//! (`weight_q`, `weight_r`), or of mixed dimension (`embs.weight`, and `proj.weight` that widens
+//! its rows; without one, they are as wide as the others).
+//!
+//! It stores neither what makes one row of a quotient and a remainder row, nor how many rows such a
+//! table has: as many as there are pairs, unless the spec says less.
+
+use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require, require_float};
+use crate::{
+    checkpoint::{Checkpoint, Tensor},
+    spec::TableSpec,
+};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeSet;
+use ttrec::repr::Combine;
+
+pub(super) struct Dlrm;
+
+impl Dialect for Dlrm {
+    fn name(&self) -> &'static str {
+        "dlrm"
+    }
+
+    fn detect(&self, survey: &mut Survey<'_>) {
+        let (mut models, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
+        for tensor in survey.free() {
+            if let Some((model, prefix)) = parse(tensor.name()) {
+                survey.take(tensor.name());
+                models.insert(model);
+                prefixes.insert(prefix);
+            }
+        }
+        // Weights of the two perceptrons, and what the optimizer keeps for each table, can look
+        // like tables.
+        for tensor in survey.free() {
+            let name = tensor.name();
+            let of_a_model = ["bot_l.", "top_l."]
+                .iter()
+                .any(|part| model(name, part).is_some_and(|m| models.contains(m)));
+            if of_a_model || !models.is_empty() && name.starts_with("opt_state_dict.") {
+                survey.take(name);
+            }
+        }
+        // As the model counts them.
+        let mut prefixes: Vec<&str> = prefixes.into_iter().collect();
+        prefixes.sort_by_cached_key(|prefix| natural(prefix));
+        for prefix in prefixes {
+            let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
+            match Parts::of(survey.checkpoint, prefix) {
+                Ok(_) => survey.offer(spec),
+                Err(error) => survey.refuse(spec, error.to_string()),
+            }
+        }
+    }
+
+    fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
+        refuse(spec.tensor.is_some(), "tensor", self.name())?;
+        let prefix = spec
+            .prefix
+            .as_deref()
+            .context("`prefix` is missing: the table's, such as \"emb_l.0.\"")?;
+        match Parts::of(checkpoint, prefix)? {
+            Parts::Whole(tensor) => dense::table(tensor, self.name(), spec),
+            Parts::MixedDimension { rows, projection } => mixed_dimension(rows, projection, spec),
+            Parts::QuotientRemainder(tensors) => quotient_remainder(tensors, spec),
+        }
+    }
+}
+
+/// What stands before `part` in a tensor's name: nothing, or the path of the model.
+fn model<'n>(name: &'n str, part: &str) -> Option<&'n str> {
+    name.find(part)
+        .map(|at| &name[..at])
+        .filter(|model| model.is_empty() || model.ends_with('.'))
+}
+
+/// The prefixes of the model and of the table that a tensor belongs to.
+fn parse(name: &str) -> Option<(&str, &str)> {
+    let model = model(name, "emb_l.")?;
+    let (table, key) = name[model.len()..].strip_prefix("emb_l.")?.split_once('.')?;
+    let number = !table.is_empty() && table.bytes().all(|b| b.is_ascii_digit());
+    let known = ["weight", "weight_q", "weight_r", "embs.weight", "proj.weight"].contains(&key);
+    (number && known).then(|| (model, &name[..name.len() - key.len()]))
+}
+
+/// The tensors of one table.
+enum Parts<'c> {
+    Whole(&'c Tensor),
+    MixedDimension { rows: &'c Tensor, projection: &'c Tensor },
+    QuotientRemainder([&'c Tensor; 2]),
+}
+
+impl<'c> Parts<'c> {
+    fn of(checkpoint: &'c Checkpoint, prefix: &str) -> Result<Self> {
+        let tensor = |key: &str| checkpoint.tensor(&format!("{prefix}{key}"));
+        let require = |key: &str| require(checkpoint, &format!("{prefix}{key}"));
+        if tensor("weight_q").is_some() || tensor("weight_r").is_some() {
+            return Ok(Self::QuotientRemainder([require("weight_q")?, require("weight_r")?]));
+        }
+        if tensor("proj.weight").is_some() {
+            return Ok(Self::MixedDimension {
+                rows: require("embs.weight")?,
+                projection: require("proj.weight")?,
+            });
+        }
+        Ok(Self::Whole(tensor("embs.weight").map_or_else(|| require("weight"), Ok)?))
+    }
+}
+
+/// Rows of `rank` columns, and a linear layer that widens them.
+fn mixed_dimension<'c>(
+    rows: &'c Tensor,
+    projection: &'c Tensor,
+    spec: &TableSpec,
+) -> Result<Weights<'c>> {
+    let table = dense::table(rows, "dlrm", spec)?;
+    let (num_embeddings, rank) = (table.num_embeddings(), table.embedding_dim());
+    require_float(projection)?;
+    let (name, shape) = (projection.name(), projection.shape());
+    let embedding_dim = match *shape {
+        [columns, found] if found == rank as u64 => usize::try_from(columns).ok(),
+        _ => None,
+    };
+    let embedding_dim = embedding_dim.with_context(|| {
+        format!("tensor {name:?} has shape {shape:?}: expected embedding_dim x {rank}")
+    })?;
+    Ok(Weights::Projected { num_embeddings, rank, embedding_dim, tensor: rows, projection })
+}
+
+/// Row i is made of row i / c of the quotients and row i mod c of the c remainders.
+fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<Weights<'c>> {
+    // Its own facts are not those of either tensor.
+    let part =
+        |tensor| dense::table(tensor, "dlrm", &TableSpec { num_embeddings: None, ..spec.clone() });
+    let [quotients, remainders] = [part(tensors[0])?, part(tensors[1])?];
+    let (rows, columns) = (
+        [quotients.num_embeddings(), remainders.num_embeddings()],
+        [quotients.embedding_dim(), remainders.embedding_dim()],
+    );
+    let num_remainders = u32::try_from(rows[1]).ok().filter(|&rows| rows > 0);
+    let num_remainders = num_remainders
+        .with_context(|| format!("tensor {:?}: {} rows", tensors[1].name(), rows[1]))?;
+    let combine = match (spec.qr_operation, columns[0] == columns[1]) {
+        (Some(combine), _) => combine,
+        // Only rows that are put end to end may differ in length.
+        (None, false) => Combine::Concat,
+        (None, true) => bail!(
+            "`qr_operation` is missing: how its quotient and remainder rows, of {} columns each, \
+             become one: give mult, add or concat there or as --qr-operation",
+            columns[0]
+        ),
+    };
+    ensure!(
+        combine == Combine::Concat || columns[0] == columns[1],
+        "`qr_operation` is {:?}, but tensors {:?} and {:?} have {} and {} columns",
+        combine.name(),
+        tensors[0].name(),
+        tensors[1].name(),
+        columns[0],
+        columns[1]
+    );
+    let most = rows[0].checked_mul(rows[1]).context("more rows than a table may have")?;
+    let num_embeddings = spec.num_embeddings.unwrap_or(most);
+    ensure!(
+        num_embeddings.div_ceil(rows[1]) == rows[0],
+        "`num_embeddings` is {num_embeddings}, but {} quotient and {} remainder rows are for up \
+         to {most}",
+        rows[0],
+        rows[1]
+    );
+    Ok(Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, tensors })
+}

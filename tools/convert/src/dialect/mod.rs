@@ -1,0 +1,517 @@
+//! Dialects: how each training program lays a table out in its checkpoints.
+//!
+//! A dialect finds its tables in a checkpoint ([`Dialect::detect`]) and, with the facts of a spec,
+//! turns one into a [`Source`] ([`Dialect::open`]): a shape and readers of rows or slices. What the
+//! file does not say and the spec does not give is named in the error; what contradicts the file is
+//! refused.
+
+mod cores;
+mod dense;
+mod dlrm;
+mod el_rec;
+mod fbtt;
+mod hetu;
+mod model;
+mod t3nsor;
+mod tltorch;
+mod torchrec;
+mod trained;
+
+use crate::{
+    checkpoint::{Checkpoint, ElementType, Tensor},
+    factorize::Request,
+    spec::{IndexMapping, Representation, Spec, TableSpec},
+};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+pub(crate) use cores::Core;
+pub use fbtt::digit_strides;
+pub(crate) use model::Model;
+use std::collections::BTreeSet;
+pub use trained::FACTS;
+use ttrec::{TtShape, dtype::Dtype, repr::Combine};
+
+/// Every dialect, the more telling ones first.
+const DIALECTS: &[&dyn Dialect] = &[
+    &trained::Trained,
+    &fbtt::Fbtt,
+    &el_rec::ElRec,
+    &hetu::Hetu,
+    &tltorch::Tltorch,
+    &t3nsor::T3nsor,
+    &dlrm::Dlrm,
+    &torchrec::Torchrec,
+    &dense::Dense,
+];
+
+/// One way to lay out a table.
+pub(crate) trait Dialect {
+    /// Its name in specs.
+    fn name(&self) -> &'static str;
+    /// Adds the tables that look like this dialect's, as far as a spec would need to name them.
+    fn detect(&self, survey: &mut Survey<'_>);
+    /// The table that `spec` describes.
+    fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>>;
+}
+
+/// What the dialects recognise in a checkpoint, one after another.
+pub(crate) struct Survey<'c> {
+    checkpoint: &'c Checkpoint,
+    /// The dialect at work.
+    dialect: &'static str,
+    /// Tables that can be converted.
+    pub(crate) tables: Vec<TableSpec>,
+    /// Tables that cannot, each with the reason.
+    pub(crate) refused: Vec<(TableSpec, String)>,
+    /// Whether the checkpoint itself says that these are all of its tables.
+    pub(crate) complete: bool,
+    /// Tensors that a dialect knows as its own, so that no later one takes them for tables.
+    taken: BTreeSet<&'c str>,
+}
+
+impl<'c> Survey<'c> {
+    /// Asks every dialect.
+    pub(crate) fn of(checkpoint: &'c Checkpoint) -> Self {
+        let (tables, refused) = (Vec::new(), Vec::new());
+        let taken = BTreeSet::new();
+        let mut survey = Self { checkpoint, dialect: "", tables, refused, complete: false, taken };
+        for dialect in DIALECTS {
+            survey.dialect = dialect.name();
+            dialect.detect(&mut survey);
+        }
+        survey
+    }
+
+    /// The tensors that nobody has taken yet.
+    fn free(&self) -> Vec<&'c Tensor> {
+        self.checkpoint
+            .tensors()
+            .filter(|tensor| !self.taken.contains(tensor.name()))
+            .collect()
+    }
+
+    /// The free tensors whose names end in `key`, with what stands before it.
+    fn first_cores(&self, key: &str) -> Vec<(&'c str, &'c Tensor)> {
+        let prefix =
+            |tensor: &'c Tensor| tensor.name().strip_suffix(key).map(|prefix| (prefix, tensor));
+        self.free().into_iter().filter_map(prefix).collect()
+    }
+
+    fn take(&mut self, name: &str) -> bool {
+        let tensor = self.checkpoint.tensor(name);
+        self.taken.extend(tensor.map(Tensor::name));
+        tensor.is_some()
+    }
+
+    /// Takes `{stem}0`, `{stem}1` and so on.
+    fn take_numbered(&mut self, stem: &str) {
+        let mut k = 0;
+        while self.take(&format!("{stem}{k}")) {
+            k += 1;
+        }
+    }
+
+    fn offer(&mut self, spec: TableSpec) {
+        self.tables.push(TableSpec { dialect: Some(self.dialect.to_owned()), ..spec });
+    }
+
+    /// All tables of a checkpoint that says all about them itself.
+    fn offer_all(&mut self, specs: Vec<TableSpec>) {
+        self.complete = true;
+        self.taken.extend(self.checkpoint.tensors().map(Tensor::name));
+        self.tables = specs;
+    }
+
+    fn refuse(&mut self, spec: TableSpec, reason: String) {
+        self.refused
+            .push((TableSpec { dialect: Some(self.dialect.to_owned()), ..spec }, reason));
+    }
+}
+
+/// A table of a checkpoint, ready to be read.
+pub struct Source<'c> {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) weights: Weights<'c>,
+    /// The number of indices, if row `index mod rows` is that of each.
+    pub(crate) hashed: Option<u64>,
+    /// What is to become of the rows, if they do not stay as they are.
+    pub(crate) factorize: Option<Request>,
+}
+
+/// What a table is stored as, in a checkpoint or a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoredAs {
+    /// Rows.
+    Dense,
+    /// The cores of a tensor train.
+    Tt,
+    /// Short rows and a projection.
+    Projected,
+    /// Quotient and remainder rows.
+    QuotientRemainder,
+}
+
+impl StoredAs {
+    /// What a table of a blob is stored as.
+    pub fn of(weights: &ttrec::repr::Weights<'_>) -> Self {
+        match weights {
+            ttrec::repr::Weights::Dense(_) => Self::Dense,
+            ttrec::repr::Weights::Tt(_) => Self::Tt,
+            ttrec::repr::Weights::Projected(_) => Self::Projected,
+            ttrec::repr::Weights::QuotientRemainder(_) => Self::QuotientRemainder,
+            other => unreachable!("a {} table", other.name()),
+        }
+    }
+
+    /// Its name, as programs write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Tt => "tt",
+            Self::Projected => "projected",
+            Self::QuotientRemainder => "quotient_remainder",
+        }
+    }
+}
+
+/// The numbers of a table, where they are.
+pub(crate) enum Weights<'c> {
+    Dense {
+        num_embeddings: u64,
+        embedding_dim: usize,
+        tensor: &'c Tensor,
+    },
+    Tt {
+        shape: TtShape,
+        cores: Vec<Core<'c>>,
+        overrides: Option<Overrides<'c>>,
+    },
+    /// A row is its row of `tensor` times the transpose of `projection`, which is `embedding_dim x
+    /// rank`.
+    Projected {
+        num_embeddings: u64,
+        rank: usize,
+        embedding_dim: usize,
+        tensor: &'c Tensor,
+        projection: &'c Tensor,
+    },
+    /// Quotient and remainder rows.
+    QuotientRemainder {
+        num_embeddings: u64,
+        num_remainders: u32,
+        columns: [usize; 2],
+        combine: Combine,
+        tensors: [&'c Tensor; 2],
+    },
+}
+
+/// Rows that were trained apart: row `ids[i].0` is row `ids[i].1` of `tensor`; ids ascend.
+pub(crate) struct Overrides<'c> {
+    pub(crate) ids: Vec<(u64, u64)>,
+    pub(crate) tensor: &'c Tensor,
+}
+
+impl<'c> Source<'c> {
+    /// The table that `spec` describes.
+    pub(crate) fn open(checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Self> {
+        let what = || toml::to_string(spec).unwrap_or_default().trim_end().replace('\n', ", ");
+        let name = table_name(spec)
+            .with_context(|| format!("`name` is missing in [[table]] {{ {} }}", what()))?;
+        let (weights, hashed) = pick(checkpoint, spec)
+            .and_then(|dialect| open_mapped(dialect, checkpoint, spec))
+            .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        let factorize = match &weights {
+            Weights::Dense { num_embeddings, embedding_dim, .. } => {
+                Request::of_dense(spec, *num_embeddings, *embedding_dim)
+            }
+            Weights::Tt { .. } => Request::of_factors(spec, Representation::Tt).map(|()| None),
+            Weights::Projected { .. } => {
+                Request::of_factors(spec, Representation::LowRank).map(|()| None)
+            }
+            Weights::QuotientRemainder { .. } => {
+                Request::of_factors(spec, Representation::Dense).map(|()| None)
+            }
+        };
+        let factorize = factorize
+            .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        let stored = weights.tensors()[0].element_type();
+        ensure!(
+            spec.dtype.is_some()
+                || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
+            "{}: table {name:?}: its tensors differ in type: give `dtype`",
+            checkpoint.path().display()
+        );
+        let dtype = match (spec.dtype, stored) {
+            (Some(dtype), _) => dtype,
+            (None, ElementType::F32) => Dtype::F32,
+            (None, ElementType::F16) => Dtype::F16,
+            (None, ElementType::Bf16) => Dtype::Bf16,
+            (None, other) => bail!(
+                "{}: table {name:?}: its numbers are {other}: give `dtype` (f32, f16, bf16, i8 or \
+                 i4)",
+                checkpoint.path().display()
+            ),
+        };
+        ensure!(
+            dtype.suits_cores()
+                || !matches!(
+                    (&weights, &factorize),
+                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))
+                ),
+            "{}: table {name:?}: dtype {} is for dense tables, not for the cores of a tensor train",
+            checkpoint.path().display(),
+            dtype.name()
+        );
+        Ok(Self { name, dtype, weights, hashed, factorize })
+    }
+
+    /// The table's name in the blob.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the checkpoint has it as.
+    pub fn stored_as(&self) -> StoredAs {
+        match self.weights {
+            Weights::Dense { .. } => StoredAs::Dense,
+            Weights::Tt { .. } => StoredAs::Tt,
+            Weights::Projected { .. } => StoredAs::Projected,
+            Weights::QuotientRemainder { .. } => StoredAs::QuotientRemainder,
+        }
+    }
+
+    /// The relative error that the spec allows its factorisation, if it says so.
+    pub fn tolerance(&self) -> Option<f64> {
+        self.factorize.as_ref()?.tolerance()
+    }
+
+    /// The bytes that the checkpoint has for the table.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        self.weights.checkpoint_bytes()
+    }
+
+    /// Indices, of which several may stand for a row.
+    pub fn num_embeddings(&self) -> u64 {
+        self.hashed.unwrap_or(self.weights.num_embeddings())
+    }
+
+    /// The row of an index.
+    pub(crate) fn row_of(&self, index: u64) -> u64 {
+        if self.hashed.is_some() {
+            index % self.weights.num_embeddings().max(1)
+        } else {
+            index
+        }
+    }
+}
+
+/// The table that `spec` describes, and its number of indices if they are hashed: dialects know of
+/// rows alone.
+fn open_mapped<'c>(
+    dialect: &dyn Dialect,
+    checkpoint: &'c Checkpoint,
+    spec: &TableSpec,
+) -> Result<(Weights<'c>, Option<u64>)> {
+    let Some(IndexMapping::Modulo) = spec.index_map else {
+        ensure!(
+            spec.num_rows.is_none(),
+            "`num_rows` goes with `index_map`: without one it is `num_embeddings`"
+        );
+        return Ok((open_rows(dialect, checkpoint, spec)?, None));
+    };
+    let num_embeddings = spec
+        .num_embeddings
+        .context("`num_embeddings` is missing: with `index_map`, how many indices")?;
+    let rows = TableSpec { num_embeddings: spec.num_rows, ..spec.clone() };
+    let weights = open_rows(dialect, checkpoint, &rows);
+    let weights = if spec.num_rows.is_some() {
+        weights?
+    } else {
+        weights.context("with `index_map`, the number of rows is given as `num_rows`")?
+    };
+    let num_rows = weights.num_embeddings();
+    ensure!(
+        num_embeddings >= num_rows,
+        "`num_embeddings` is {num_embeddings}: expected at least one for each of {num_rows} rows"
+    );
+    Ok((weights, Some(num_embeddings)))
+}
+
+fn open_rows<'c>(
+    dialect: &dyn Dialect,
+    checkpoint: &'c Checkpoint,
+    spec: &TableSpec,
+) -> Result<Weights<'c>> {
+    let weights = dialect.open(checkpoint, spec)?;
+    if !matches!(weights, Weights::QuotientRemainder { .. }) {
+        ensure!(
+            spec.qr_operation.is_none(),
+            "`qr_operation` goes with quotient-remainder tables alone"
+        );
+    }
+    Ok(weights)
+}
+
+/// The table with an operation for its quotients and remainders, if it has such and the spec does
+/// not say.
+pub(crate) fn table_with_qr_operation(
+    checkpoint: &Checkpoint,
+    spec: TableSpec,
+    operation: Option<Combine>,
+) -> TableSpec {
+    let is_qr = spec
+        .prefix
+        .as_ref()
+        .is_some_and(|prefix| checkpoint.tensor(&format!("{prefix}weight_q")).is_some());
+    let qr_operation = spec.qr_operation.or(operation.filter(|_| is_qr));
+    TableSpec { qr_operation, ..spec }
+}
+
+/// The only table of a checkpoint; where an empty prefix gives it no name, it has that of the file.
+pub(crate) fn named_after_file(checkpoint: &Checkpoint, table: &TableSpec) -> TableSpec {
+    let file_name =
+        || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let unnamed = table.prefix.as_ref().is_some_and(|prefix| prefix.is_empty());
+    TableSpec {
+        name: table.name.clone().or_else(|| file_name().filter(|_| unnamed)),
+        ..table.clone()
+    }
+}
+
+/// The spec with `operation` for those of its quotient-remainder tables that have none.
+pub fn with_qr_operation(checkpoint: &Checkpoint, spec: Spec, operation: Option<Combine>) -> Spec {
+    let with_operation = |table| table_with_qr_operation(checkpoint, table, operation);
+    Spec { tables: spec.tables.into_iter().map(with_operation).collect(), ..spec }
+}
+
+impl<'c> Weights<'c> {
+    pub(crate) fn num_embeddings(&self) -> u64 {
+        match self {
+            Self::Dense { num_embeddings, .. }
+            | Self::Projected { num_embeddings, .. }
+            | Self::QuotientRemainder { num_embeddings, .. } => *num_embeddings,
+            Self::Tt { shape, .. } => shape.num_embeddings(),
+        }
+    }
+
+    pub(crate) fn embedding_dim(&self) -> usize {
+        match self {
+            Self::Dense { embedding_dim, .. } | Self::Projected { embedding_dim, .. } => {
+                *embedding_dim
+            }
+            Self::QuotientRemainder {
+                columns: [first, second], combine: Combine::Concat, ..
+            } => first + second,
+            Self::QuotientRemainder { columns: [first, _], .. } => *first,
+            Self::Tt { shape, .. } => shape.embedding_dim(),
+        }
+    }
+
+    /// The bytes that the checkpoint has for this table.
+    pub(crate) fn checkpoint_bytes(&self) -> u64 {
+        let bytes =
+            |tensor: &Tensor, elements: u64| elements.saturating_mul(tensor.element_type().size());
+        match self {
+            Self::Dense { tensor, .. } => bytes(tensor, tensor.len()),
+            Self::Projected { tensor, projection, .. } => {
+                bytes(tensor, tensor.len()) + bytes(projection, projection.len())
+            }
+            Self::QuotientRemainder { tensors, .. } => {
+                tensors.iter().map(|tensor| bytes(tensor, tensor.len())).sum()
+            }
+            Self::Tt { cores, overrides, .. } => {
+                let of_core =
+                    |core: &Core<'_>| bytes(core.tensor, core.slices() * core.slice_len() as u64);
+                let rows = |o: &Overrides<'_>| {
+                    bytes(o.tensor, o.ids.len() as u64 * self.embedding_dim() as u64)
+                };
+                cores.iter().map(of_core).sum::<u64>() + overrides.as_ref().map_or(0, rows)
+            }
+        }
+    }
+
+    pub(crate) fn tensors(&self) -> Vec<&'c Tensor> {
+        match self {
+            Self::Dense { tensor, .. } => vec![*tensor],
+            Self::Projected { tensor, projection, .. } => vec![*tensor, *projection],
+            Self::QuotientRemainder { tensors, .. } => tensors.to_vec(),
+            Self::Tt { cores, .. } => cores.iter().map(|core| core.tensor).collect(),
+        }
+    }
+}
+
+/// The name in the blob: as given, or what the spec calls the table otherwise.
+pub(crate) fn table_name(spec: &TableSpec) -> Option<String> {
+    let given = spec.name.clone().or_else(|| spec.tensor.clone());
+    given
+        .or_else(|| spec.prefix.as_ref().map(|prefix| prefix.trim_end_matches('.').to_owned()))
+        .filter(|n| !n.is_empty())
+}
+
+/// The dialect that a spec names, or the one that its keys imply.
+fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialect> {
+    let by_name = |name: &str| DIALECTS.iter().copied().find(|dialect| dialect.name() == name);
+    if let Some(name) = &spec.dialect {
+        let known: Vec<&str> = DIALECTS.iter().map(|dialect| dialect.name()).collect();
+        return by_name(name)
+            .with_context(|| format!("dialect {name:?}: expected one of {known:?}"));
+    }
+    let survey = Survey::of(checkpoint);
+    if let Some(tensor) = &spec.tensor {
+        // Half of a table is not a table, unless `dialect` insists.
+        let part = |(whole, _): &&(TableSpec, String)| {
+            whole.prefix.as_ref().is_some_and(|p| tensor.starts_with(p))
+        };
+        if let Some((_, reason)) = survey.refused.iter().find(part) {
+            bail!("{reason}");
+        }
+        return by_name("dense").context("no dialect reads `tensor`");
+    }
+    let prefix = spec.prefix.as_deref().unwrap_or_default();
+    let refused = survey.refused.iter().map(|(spec, _)| spec);
+    let found = survey
+        .tables
+        .iter()
+        .chain(refused)
+        .find(|found| found.prefix.as_deref() == Some(prefix));
+    found.and_then(|found| by_name(found.dialect.as_deref()?)).with_context(|| {
+        format!(
+            "no dialect recognises the keys after prefix {prefix:?}: give `tensor`, or `dialect`"
+        )
+    })
+}
+
+/// The tensor called `name`, or an error that names near ones.
+fn require<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c Tensor> {
+    checkpoint.tensor(name).ok_or_else(|| {
+        let near: Vec<&str> = checkpoint
+            .tensors()
+            .map(Tensor::name)
+            .filter(|n| ["emb", "core", "factor", "parameters"].iter().any(|part| n.contains(part)))
+            .take(8)
+            .collect();
+        anyhow!(
+            "no tensor {name:?} in the checkpoint (it has {} others, such as {near:?})",
+            checkpoint.tensors().count()
+        )
+    })
+}
+
+/// Refuses a field of the spec that the dialect has no use for.
+fn refuse(given: bool, field: &str, dialect: &str) -> Result<()> {
+    ensure!(!given, "`{field}` does not go with dialect {dialect:?}");
+    Ok(())
+}
+
+/// Refuses tensors that do not hold real numbers.
+fn require_float(tensor: &Tensor) -> Result<()> {
+    use ElementType::{Bf16, F16, F32, F64};
+    let found = tensor.element_type();
+    ensure!(
+        matches!(found, F64 | F32 | F16 | Bf16),
+        "tensor {:?} is {found}: expected a float type",
+        tensor.name()
+    );
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! Factorisation: a dense table into a tensor train or a low-rank product, streamed.
+//!
+//! The table is never held: it is read in blocks of rows, once for the Gram matrix of its first
+//! unfolding and once to project it on what that matrix says is worth keeping. What is left is
+//! small, and all ranks below the first analysis's come from it without touching the table again.
+//! `docs/compress.md` has the passes, their memory and their precision.
+
+mod als;
+mod gram;
+mod low_rank;
+mod normal;
+mod order;
+mod request;
+mod resume;
+mod rows;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod train;
+mod tt_svd;
+mod unfolding;
+
+pub(crate) use low_rank::{LowRank, for_each_short_row, mixing};
+pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
+pub(crate) use resume::Key;
+pub use resume::ResumeCache;
+pub(crate) use rows::{Rows, TensorRows};
+pub use shape::{Factors, suggest_shape, widest_first};
+pub(crate) use tt_svd::{Limits, TtSvd};
+
+use crate::progress::Progress;
+
+/// What a factorisation may hold in memory unless told otherwise, in bytes.
+pub(crate) const DEFAULT_MEMORY: u64 = 512 << 20;
+
+/// What is common to all steps of a factorisation.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'j> {
+    /// The table's name, for progress.
+    pub(crate) name: &'j str,
+    /// The most bytes of memory to hold.
+    pub(crate) memory: u64,
+    pub(crate) progress: &'j dyn Progress,
+}
+
+impl Default for Job<'_> {
+    fn default() -> Self {
+        Self { name: "table", memory: DEFAULT_MEMORY, progress: &() }
+    }
+}

@@ -1,0 +1,251 @@
+//! What a spec asks of a dense table: a tensor train or a low-rank product, and how exact.
+
+use super::{
+    Factors, Job, Limits, LowRank, Rows, TtSvd,
+    order::{Order, Ordered},
+    suggest_shape,
+};
+use crate::spec::{Representation, RowOrder, TableSpec};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use ttrec::TtShape;
+
+/// Refinements that a spec need not ask for: the first one brings most of the gain.
+pub(crate) const DEFAULT_SWEEPS: u32 = 1;
+
+/// A checked request.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) enum Request {
+    /// A tensor train.
+    Tt {
+        row_order: Option<RowOrder>,
+        row_factors: Vec<u32>,
+        column_factors: Vec<u32>,
+        ranks: Option<Vec<u32>>,
+        target: Target,
+        sweeps: u32,
+    },
+    /// Short rows and a projection.
+    LowRank { target: Target },
+}
+
+/// How far to go: at least one of them is there.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Target {
+    /// No rank above this one.
+    pub(crate) rank: Option<u32>,
+    /// No more error than this.
+    pub(crate) tolerance: Option<f64>,
+}
+
+/// What came of it, and its relative error (Frobenius), weighted if there were weights.
+pub(crate) enum Factorized {
+    /// Each core as its slices one after another; `places`, if the rows stand in another order, has
+    /// the row of each index.
+    Tt { shape: TtShape, cores: Vec<Vec<f32>>, places: Option<Vec<u32>>, error: f64 },
+    /// `basis` is `embedding_dim x rank`, row-major, its columns orthonormal.
+    LowRank { rank: usize, basis: Vec<f32>, error: f64 },
+}
+
+impl Request {
+    /// What `spec` asks of a dense table, if anything.
+    pub(crate) fn of_dense(
+        spec: &TableSpec,
+        num_embeddings: u64,
+        embedding_dim: usize,
+    ) -> Result<Option<Self>> {
+        match spec.representation {
+            None | Some(Representation::Dense) => {
+                refuse(spec, "a table that stays dense")?;
+                Ok(None)
+            }
+            Some(Representation::Tt) => tt(spec, num_embeddings, embedding_dim).map(Some),
+            Some(Representation::LowRank) => low_rank(spec, embedding_dim).map(Some),
+        }
+    }
+
+    /// Refuses what cannot be asked of a table that is not dense, but the representation that it
+    /// `is`.
+    pub(crate) fn of_factors(spec: &TableSpec, is: Representation) -> Result<()> {
+        if let Some(other) = spec.representation.filter(|&asked| asked != is) {
+            bail!(
+                "`representation` is {other:?}, but the checkpoint has it as {is:?}: only dense \
+                 tables are factorised"
+            );
+        }
+        refuse(spec, "a table that the checkpoint does not have as a dense one")
+    }
+
+    /// The error that was asked for, if one was.
+    pub(crate) fn tolerance(&self) -> Option<f64> {
+        match self {
+            Self::Tt { target, .. } | Self::LowRank { target } => target.tolerance,
+        }
+    }
+
+    /// Factorises `rows`; `weights`, one per row, say how much each row's error counts in the
+    /// refinement.
+    pub(crate) fn run(
+        &self,
+        rows: &dyn Rows,
+        weights: Option<&[f32]>,
+        job: &Job<'_>,
+    ) -> Result<Factorized> {
+        match self {
+            Self::LowRank { target: Target { rank, tolerance } } => {
+                let found = LowRank::analyse(rows, job)?;
+                let within = tolerance.map_or(usize::MAX, |tolerance| found.rank_for(tolerance));
+                let rank = within
+                    .min(rank.map_or(usize::MAX, |rank| rank as usize))
+                    .min(rows.embedding_dim());
+                Ok(Factorized::LowRank {
+                    rank,
+                    basis: found.basis(rank),
+                    error: found.error_at(rank),
+                })
+            }
+            Self::Tt { row_order, row_factors, column_factors, ranks, target, sweeps } => {
+                let order = row_order
+                    .map(|order| Order::of(order, row_factors, rows, weights, job))
+                    .transpose()?;
+                let sorted = order
+                    .as_ref()
+                    .map(|order| (Ordered { rows, order }, weights.map(|w| order.sorted(w))));
+                let (rows, weights) = match &sorted {
+                    Some((rows, weights)) => (rows as &dyn Rows, weights.as_deref()),
+                    None => (rows, weights),
+                };
+                let largest =
+                    ranks.as_ref().and_then(|ranks| ranks.iter().max()).or(target.rank.as_ref());
+                let limits = Limits {
+                    max_rank: largest.map_or(usize::MAX, |&rank| rank as usize),
+                    tolerance: target.tolerance,
+                    job: *job,
+                };
+                let factors =
+                    Factors { rows: row_factors.clone(), columns: column_factors.clone() };
+                let found = TtSvd::analyse(rows, &factors, &limits)?;
+                let within = || target.tolerance.and_then(|tolerance| found.ranks_for(tolerance));
+                let ranks = ranks.clone().or_else(within).unwrap_or_else(|| found.max_ranks());
+                let refined = found.refine(&ranks, rows, weights, *sweeps, &limits)?;
+                let shape = TtShape::new(
+                    rows.num_embeddings(),
+                    row_factors,
+                    column_factors,
+                    &refined.ranks,
+                )?;
+                let places = order.map(|order| order.places());
+                Ok(Factorized::Tt { shape, cores: refined.cores, places, error: refined.error })
+            }
+        }
+    }
+}
+
+fn refuse(spec: &TableSpec, what: &str) -> Result<()> {
+    ensure!(
+        spec.row_order.is_none(),
+        "`row_order` does not go with {what}: it is for dense tables that become tensor trains \
+         (representation \"tt\")"
+    );
+    let given = [
+        ("rank", spec.rank.is_some()),
+        ("tolerance", spec.tolerance.is_some()),
+        ("sweeps", spec.sweeps.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((field, _)) => bail!(
+            "`{field}` does not go with {what}: it is for representation \"tt\" or \"low-rank\""
+        ),
+        None => Ok(()),
+    }
+}
+
+fn target(spec: &TableSpec) -> Result<Target> {
+    if let Some(tolerance) = spec.tolerance {
+        ensure!(
+            tolerance > 0.0 && tolerance < 1.0,
+            "`tolerance` is {tolerance}: expected above 0 and below 1"
+        );
+    }
+    ensure!(spec.rank != Some(0), "`rank` is 0: expected at least 1");
+    Ok(Target { rank: spec.rank, tolerance: spec.tolerance })
+}
+
+fn low_rank(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
+    let target = target(spec)?;
+    ensure!(
+        spec.sweeps.is_none(),
+        "`sweeps` does not go with representation \"low-rank\", whose error is the least there is"
+    );
+    ensure!(
+        spec.row_order.is_none(),
+        "`row_order` does not go with representation \"low-rank\", to which the order of the rows \
+         is all the same"
+    );
+    ensure!(
+        target.rank.is_some() || target.tolerance.is_some(),
+        "`rank` or `tolerance` is missing"
+    );
+    if let Some(rank) = target.rank {
+        ensure!(
+            rank as usize <= embedding_dim,
+            "`rank` is {rank}: the table has {embedding_dim} columns"
+        );
+    }
+    Ok(Request::LowRank { target })
+}
+
+fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Request> {
+    let target = target(spec)?;
+    ensure!(
+        spec.ranks.is_some() || target.rank.is_some() || target.tolerance.is_some(),
+        "`rank`, `ranks` or `tolerance` is missing"
+    );
+    ensure!(
+        spec.ranks.is_none() || spec.rank.is_none(),
+        "`rank` and `ranks` are both given: expected one of them"
+    );
+    ensure!(
+        spec.ranks.is_none() || spec.tolerance.is_none(),
+        "`ranks` and `tolerance` are both given: expected one of them"
+    );
+    let lengths = [&spec.row_factors, &spec.column_factors].map(|list| list.as_ref().map(Vec::len));
+    let of_ranks = spec.ranks.as_ref().map(|ranks| ranks.len().saturating_add(1));
+    let d = lengths.into_iter().chain([of_ranks]).flatten().next().unwrap_or(3);
+    let suggested = suggest_shape(num_embeddings, embedding_dim, d)?;
+    let row_factors = spec.row_factors.clone().unwrap_or(suggested.rows);
+    let column_factors = spec.column_factors.clone().unwrap_or(suggested.columns);
+    // Without ranks of its own the shape is checked as far as it goes.
+    let ranks = spec
+        .ranks
+        .clone()
+        .unwrap_or_else(|| vec![1; row_factors.len().saturating_sub(1)]);
+    let shape =
+        TtShape::new(num_embeddings, &row_factors, &column_factors, &ranks).with_context(|| {
+            format!(
+                "`row_factors` {row_factors:?}, `column_factors` {column_factors:?}, ranks \
+                 {ranks:?}"
+            )
+        })?;
+    ensure!(
+        shape.embedding_dim() == embedding_dim,
+        "`column_factors` {column_factors:?} make {} columns: the table has {embedding_dim}",
+        shape.embedding_dim()
+    );
+    let side = |cores: std::ops::Range<usize>| {
+        cores.fold(1u64, |n, k| {
+            n.saturating_mul(u64::from(row_factors[k]))
+                .saturating_mul(column_factors[k].into())
+        })
+    };
+    for (k, &rank) in ranks.iter().enumerate() {
+        let most = side(0..k + 1).min(side(k + 1..row_factors.len()));
+        ensure!(
+            u64::from(rank) <= most,
+            "`ranks` is {ranks:?}: that of bond {k} can be {most} at most"
+        );
+    }
+    let sweeps = spec.sweeps.unwrap_or(DEFAULT_SWEEPS);
+    let (row_order, ranks) = (spec.row_order, spec.ranks.clone());
+    Ok(Request::Tt { row_order, row_factors, column_factors, ranks, target, sweeps })
+}

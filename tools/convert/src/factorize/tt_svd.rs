@@ -1,0 +1,328 @@
+//! TT-SVD (Oseledets 2011) of a table that is read in blocks.
+//!
+//! The rows of the first unfolding are the digits (i_0, j_0): few. Their Gram matrix, one pass,
+//! gives the basis of the first core; the table projected on it, a second pass, is small enough to
+//! hold, and the other cores come from it.
+
+use super::{
+    Job, Rows,
+    als::{Als, Squares},
+    gram::{Eigen, Gram},
+    shape::Factors,
+    train::Train,
+    unfolding::Unfolding,
+};
+use crate::progress::Step;
+use anyhow::{Result, ensure};
+use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
+use rayon::prelude::*;
+
+/// How far an analysis goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits<'l> {
+    /// The largest rank of any bond.
+    pub(crate) max_rank: usize,
+    /// The relative error that the cores may have at all: ranks that it does not need are not
+    /// kept.
+    pub(crate) tolerance: Option<f64>,
+    pub(crate) job: Job<'l>,
+}
+
+impl Default for Limits<'_> {
+    fn default() -> Self {
+        Self { max_rank: 128, tolerance: None, job: Job::default() }
+    }
+}
+
+/// A table as a tensor train of the largest ranks asked for: the ones below come from it alone.
+pub(crate) struct TtSvd {
+    factors: Factors,
+    /// Squared norm of the table.
+    total: f64,
+    /// Squared error of the train.
+    base: f64,
+    train: Train,
+}
+
+/// Refined cores.
+pub(crate) struct Refined {
+    /// The inner ranks: those asked for, or less where the cores have no use for more.
+    pub(crate) ranks: Vec<u32>,
+    /// Each as its slices one after another.
+    pub(crate) cores: Vec<Vec<f32>>,
+    /// The relative error (Frobenius), weighted if there were weights.
+    ///
+    /// Without sweeps never weighted, and where the factors make more rows than the table has an
+    /// upper bound: what those rows become counts. For ranks below those of an analysis that
+    /// was itself cut short it is an estimate then, mostly to a hundredth: the errors of both
+    /// cuts are taken to be orthogonal, which they are unless the second one turns what the
+    /// first one kept.
+    pub(crate) error: f64,
+}
+
+impl TtSvd {
+    /// Reads the table twice.
+    ///
+    /// # Errors
+    /// When the factors do not cover the table, it holds what is not finite, or the memory is too
+    /// little.
+    pub(crate) fn analyse(rows: &dyn Rows, factors: &Factors, limits: &Limits<'_>) -> Result<Self> {
+        let (p, q) = (&factors.rows, &factors.columns);
+        let d = p.len();
+        // The ranks of a shape to check are not known yet.
+        ttrec::TtShape::new(rows.num_embeddings(), p, q, &vec![1; d.saturating_sub(1)])?;
+        let dim: usize = q.iter().map(|&q| q as usize).product();
+        ensure!(
+            dim == rows.embedding_dim(),
+            "column factors {q:?} make {dim} columns: the table has {}",
+            rows.embedding_dim()
+        );
+        ensure!(limits.max_rank > 0, "rank 0: expected at least 1");
+
+        let unfolding = Unfolding::new(rows, p, q);
+        let height = unfolding.height();
+        let needed = Gram::bytes(height);
+        ensure!(
+            needed <= limits.job.memory,
+            "too little memory: {height} rows of the first unfolding need {needed} bytes"
+        );
+        let at_once = unfolding.at_once((limits.job.memory / 8).min(64 << 20));
+        let p1 = p[1] as usize;
+        let mut block = Vec::new();
+
+        let mut gram = Gram::new(height);
+        let step =
+            Step::new(limits.job.progress, &format!("{}: Gram matrix", limits.job.name), p1 as u64);
+        for start in (0..p1).step_by(at_once) {
+            let slabs = start..p1.min(start + at_once);
+            step.add(slabs.len() as u64);
+            unfolding.read(slabs, &mut block)?;
+            gram.add(row_major(&block, height));
+        }
+        let spectrum = gram.eigen()?;
+        let total: f64 = spectrum.values.iter().sum();
+        // Each bond may spend its share of the error.
+        let spend = limits
+            .tolerance
+            .map_or(0.0, |tolerance| tolerance * tolerance * total / (d - 1) as f64);
+        let pick = |spectrum: &Eigen| rank_within(&spectrum.values, spend).min(limits.max_rank);
+
+        let rank = pick(&spectrum);
+        let mut base: f64 = spectrum.values[rank..].iter().sum();
+        let basis = spectrum.vectors.subcols(0, rank).to_owned();
+        let mut carry = project(&unfolding, basis.as_ref(), at_once, &mut block, limits)?;
+        drop(block);
+        let mut cores = vec![basis];
+
+        for k in 1..d - 1 {
+            let height = p[k] as usize * q[k] as usize * cores[k - 1].ncols();
+            let matrix = row_major(&carry, height);
+            let width = matrix.ncols();
+            let on_the_right = k + 2 == d && width < height;
+            let needed = Gram::bytes(width.min(height)) + carry.len() as u64 * 4;
+            ensure!(
+                needed <= limits.job.memory,
+                "too little memory: core {k} needs {needed} bytes"
+            );
+            let mut gram = Gram::new(if on_the_right { width } else { height });
+            gram.add(if on_the_right { matrix.transpose() } else { matrix });
+            let spectrum = gram.eigen()?;
+            let rank = pick(&spectrum);
+            base += spectrum.values[rank..].iter().sum::<f64>();
+            let basis = spectrum.vectors.subcols(0, rank).to_owned();
+            if on_the_right {
+                cores.push(widen(times(matrix, to_f32(basis.as_ref()).as_ref()).as_ref()));
+                // Rows (i, j, s) with one column.
+                let last = Mat::from_fn(width * rank, 1, |row, _| basis[(row / rank, row % rank)]);
+                cores.push(last);
+            } else {
+                let projected = times(to_f32(basis.as_ref()).transpose(), matrix);
+                cores.push(basis);
+                let width_next = p[k + 1] as usize * q[k + 1] as usize;
+                let rest = width / width_next;
+                let mut next = vec![0.0; rank * width];
+                for (at, out) in next.chunks_mut(rest).enumerate() {
+                    let (x, s) = (at / rank, at % rank);
+                    out.iter_mut()
+                        .enumerate()
+                        .for_each(|(column, out)| *out = projected[(s, x * rest + column)]);
+                }
+                carry = next;
+            }
+        }
+        if cores.len() < d {
+            cores.push(Mat::from_fn(carry.len(), 1, |row, _| f64::from(carry[row])));
+        }
+        drop(carry);
+        Ok(Self { factors: factors.clone(), total, base, train: Train::new(cores)? })
+    }
+
+    /// The factors of the shape.
+    pub(crate) fn factors(&self) -> &Factors {
+        &self.factors
+    }
+
+    /// The largest inner ranks that there are cores for.
+    pub(crate) fn max_ranks(&self) -> Vec<u32> {
+        self.train.energies.iter().map(|energies| energies.len() as u32).collect()
+    }
+
+    /// A relative error that no train of these inner ranks is below: each bond alone leaves out so
+    /// much of its unfolding, and the worst of them has its share at least of what they all
+    /// leave out.
+    pub(crate) fn least_error(&self, ranks: &[u32]) -> f64 {
+        let tail =
+            |(energies, &rank): (&Vec<f64>, &u32)| energies.iter().skip(rank as usize).sum::<f64>();
+        let tails: Vec<f64> = self.train.energies.iter().zip(ranks).map(tail).collect();
+        let share = (self.base + tails.iter().sum::<f64>()) / tails.len().max(1) as f64;
+        self.relative(tails.into_iter().fold(share, f64::max))
+    }
+
+    /// The smallest inner ranks whose error bound keeps the tolerance, an equal share for each
+    /// bond.
+    pub(crate) fn ranks_for(&self, tolerance: f64) -> Option<Vec<u32>> {
+        let spend = tolerance * tolerance * self.total - self.base;
+        let share = spend / self.train.energies.len() as f64;
+        (spend >= 0.0)
+            .then(|| self.train.energies.iter().map(|e| rank_within(e, share) as u32).collect())
+    }
+
+    /// The cores at these inner ranks, each as its slices one after another: `p_k x r_k x q_k x
+    /// r_{k+1}`.
+    pub(crate) fn cores(&self, ranks: &[u32]) -> Result<Vec<Vec<f32>>> {
+        Ok(self.slices(&self.truncate(ranks)?.0))
+    }
+
+    /// The cores at these inner ranks, refined on the table in `sweeps` sweeps, with each row's
+    /// error times its weight. Without sweeps the table is not read.
+    pub(crate) fn refine(
+        &self,
+        ranks: &[u32],
+        rows: &dyn Rows,
+        weights: Option<&[f32]>,
+        sweeps: u32,
+        limits: &Limits<'_>,
+    ) -> Result<Refined> {
+        let (mut cores, added) = self.truncate(ranks)?;
+        let als = Als { rows, weights, factors: &self.factors, job: limits.job };
+        let squares = als.refine(&mut cores, sweeps)?;
+        let error = match squares {
+            Some(Squares { norm, error }) if norm > 0.0 => (error.max(0.0) / norm).sqrt(),
+            Some(_) => 0.0,
+            // No sweeps, or none that gained anything.
+            None => self.relative(self.base + added),
+        };
+        let ranks = cores[..cores.len() - 1].iter().map(|core| core.ncols() as u32).collect();
+        Ok(Refined { ranks, cores: self.slices(&cores), error })
+    }
+
+    fn slices(&self, cores: &[Mat<f64>]) -> Vec<Vec<f32>> {
+        let mut left = 1;
+        let mut out = Vec::new();
+        for (core, &q) in cores.iter().zip(&self.factors.columns) {
+            let (q, right) = (q as usize, core.ncols());
+            let slices = core.nrows() / (q * left);
+            let element = |at: usize| {
+                let (t, j, s, i) =
+                    (at % right, at / right % q, at / right / q % left, at / right / q / left);
+                core[((i * q + j) * left + s, t)] as f32
+            };
+            out.push((0..slices * left * q * right).map(element).collect());
+            left = right;
+        }
+        out
+    }
+
+    fn truncate(&self, ranks: &[u32]) -> Result<(Vec<Mat<f64>>, f64)> {
+        let bonds = self.train.energies.len();
+        ensure!(
+            ranks.len() == bonds && !ranks.contains(&0),
+            "ranks {ranks:?}: expected {bonds}, each at least 1"
+        );
+        self.train.truncate(&ranks.iter().map(|&r| r as usize).collect::<Vec<_>>())
+    }
+
+    fn relative(&self, error: f64) -> f64 {
+        if self.total > 0.0 {
+            (error.max(0.0) / self.total).sqrt()
+        } else {
+            0.0
+        }
+    }
+}
+
+/// How many of these energies, descending, to keep so that the others sum to at most `spend`; at
+/// least one.
+fn rank_within(energies: &[f64], spend: f64) -> usize {
+    let mut tail = 0.0;
+    let dropped = energies.iter().rev().take_while(|&&energy| {
+        tail += energy;
+        tail <= spend
+    });
+    (energies.len() - dropped.count()).max(1)
+}
+
+/// The table on this basis of the first unfolding's rows: a row for each (i_1, j_1, s), s the
+/// fastest, row-major.
+fn project(
+    unfolding: &Unfolding<'_>,
+    basis: MatRef<'_, f64>,
+    at_once: usize,
+    block: &mut Vec<f32>,
+    limits: &Limits<'_>,
+) -> Result<Vec<f32>> {
+    let (p1, q1) = unfolding.second();
+    let (height, rank, width) = (basis.nrows(), basis.ncols(), unfolding.width());
+    let rest = width / q1;
+    let needed = (p1 * width) as u64 * rank as u64 * 4;
+    ensure!(
+        needed <= limits.job.memory,
+        "too little memory: the table at rank {rank} needs {needed} bytes"
+    );
+    let basis = to_f32(basis);
+    let mut carry = vec![0.0; p1 * width * rank];
+    let step =
+        Step::new(limits.job.progress, &format!("{}: projection", limits.job.name), p1 as u64);
+    for start in (0..p1).step_by(at_once) {
+        let slabs = start..p1.min(start + at_once);
+        step.add(slabs.len() as u64);
+        unfolding.read(slabs.clone(), block)?;
+        let matrix = row_major(block, height);
+        let to = &mut carry[start * width * rank..slabs.end * width * rank];
+        to.par_chunks_mut(rank * rest).enumerate().for_each(|(x, to)| {
+            let to = faer::MatMut::from_row_major_slice_mut(to, rank, rest);
+            matmul(
+                to,
+                Accum::Replace,
+                basis.transpose(),
+                matrix.subcols(x * rest, rest),
+                1.0,
+                Par::Seq,
+            );
+        });
+    }
+    Ok(carry)
+}
+
+fn row_major(values: &[f32], rows: usize) -> MatRef<'_, f32> {
+    MatRef::from_row_major_slice(values, rows, values.len() / rows)
+}
+
+fn to_f32(matrix: MatRef<'_, f64>) -> Mat<f32> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] as f32)
+}
+
+fn widen(matrix: MatRef<'_, f32>) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]))
+}
+
+/// A product, its columns shared among the threads.
+fn times(a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Mat<f32> {
+    const AT_ONCE: usize = 512;
+    let mut out = Mat::zeros(a.nrows(), b.ncols());
+    out.as_mut().par_col_chunks_mut(AT_ONCE).enumerate().for_each(|(i, out)| {
+        let columns = out.ncols();
+        matmul(out, Accum::Replace, a, b.subcols(i * AT_ONCE, columns), 1.0, Par::Seq);
+    });
+    out
+}

@@ -1,0 +1,281 @@
+//! What else a table could be stored as, how many bytes that takes and what it loses: found by
+//! storing its rows so, and reading them again. Beside what was settled beforehand, so that reports
+//! compare, there is what `plan` takes in fewer and fewer bytes.
+
+use super::{
+    candidate::{self, f32_bytes},
+    enumerate::curve,
+    explain,
+    low_rank::{mix, project},
+    runs::Runs,
+    sample::{Matrix, Sample, squared_norm},
+};
+use crate::{
+    dialect::{Source, Weights},
+    error::Error,
+    factorize::{DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TensorRows, TtSvd, suggest_shape},
+    in_memory,
+    progress::Progress,
+};
+use anyhow::{Context, Result};
+use ttrec::{AlignedBuf, Blob, TtShape, blob::Layout, dtype::Dtype};
+
+/// Larger trains are not stored once more for each dtype.
+const MAX_PARAMETERS: u64 = 1 << 26;
+/// Of the tensor trains that a dense table is made into.
+const RANKS: [u32; 4] = [8, 16, 32, 64];
+
+/// A way to store a table.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Alternative {
+    /// In a few words, such as "i8" or "rank 96".
+    pub representation: String,
+    /// Whole, where the family's name and these few words are not.
+    pub name: Option<String>,
+    /// What it takes in a blob.
+    pub bytes: u64,
+    /// Relative, over all rows.
+    pub error: f64,
+    /// Whether it is one of the few that are worth a line of text.
+    pub listed: bool,
+}
+
+impl Alternative {
+    fn new(representation: String, bytes: u64, error: f64) -> Self {
+        Self { representation, name: None, bytes, error, listed: true }
+    }
+}
+
+/// Alternatives that differ in one setting.
+#[non_exhaustive]
+pub struct Family {
+    /// What they are stored as.
+    pub kind: Kind,
+    /// By bytes, ascending.
+    pub candidates: Vec<Alternative>,
+}
+
+/// What a table can be stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Rows of each stored type.
+    Dense,
+    /// Short rows and a projection.
+    LowRank,
+    /// A tensor train.
+    TensorTrain,
+    /// What [`plan`](super::plan()) chooses in fewer and fewer bytes.
+    Planned,
+}
+
+/// What else a table could be stored as, and how its rows spread.
+#[non_exhaustive]
+pub struct Alternatives {
+    /// The squared singular values of the table, descending; empty if it is too wide for them, or
+    /// holds values that are not finite.
+    pub energies: Vec<f64>,
+    /// What was measured.
+    pub families: Vec<Family>,
+    /// How many rows that was measured on, if not on all.
+    pub rows_measured: Option<u64>,
+}
+
+/// Stores the rows of `source`, or of a large table some of them, in several other ways.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn alternatives(source: &Source<'_>, progress: &dyn Progress) -> Result<Alternatives, Error> {
+    let sample = Runs::of(source);
+    let job = Job { name: source.name(), memory: DEFAULT_MEMORY, progress };
+    let spectrum = LowRank::analyse(&sample, &job).ok();
+    Ok(Alternatives {
+        energies: spectrum.as_ref().map_or(Vec::new(), |spectrum| spectrum.energies().to_vec()),
+        families: families(source, &sample, spectrum.as_ref(), progress)?,
+        rows_measured: (!sample.is_whole()).then(|| sample.num_embeddings()),
+    })
+}
+
+/// All families that can hold this table.
+fn families(
+    source: &Source<'_>,
+    sample: &Runs<'_, '_>,
+    spectrum: Option<&LowRank>,
+    progress: &dyn Progress,
+) -> Result<Vec<Family>> {
+    let weights = &source.weights;
+    let rows = Measured::read(sample)?;
+    let mut families = vec![Family { kind: Kind::Dense, candidates: dense(weights, &rows)? }];
+    if let Some(spectrum) = spectrum {
+        families
+            .push(Family { kind: Kind::LowRank, candidates: low_rank(weights, &rows, spectrum)? });
+    }
+    let trains = match weights {
+        Weights::Tt { .. } => cores(weights, &rows)?,
+        // Ranks of a part of the rows say nothing about those of the whole.
+        Weights::Dense { .. } if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
+        _ => Vec::new(),
+    };
+    families.push(Family { kind: Kind::TensorTrain, candidates: trains });
+    if let (Weights::Dense { tensor, .. }, None, true) = (weights, source.hashed, sample.is_whole())
+    {
+        families.push(Family {
+            kind: Kind::Planned,
+            candidates: planned(&source.name, &TensorRows::new(tensor)?, progress)?,
+        });
+    }
+    families.retain(|family| !family.candidates.is_empty());
+    families
+        .iter_mut()
+        .for_each(|family| family.candidates.sort_by_key(|candidate| candidate.bytes));
+    Ok(families)
+}
+
+/// What `plan` takes, down to 1/64 of the f32 bytes; those candidates are listed that a half, a
+/// quarter, and so on would bring, but for dense rows, which have a family of their own.
+fn planned(name: &str, rows: &dyn Rows, progress: &dyn Progress) -> Result<Vec<Alternative>> {
+    // A table that is too large for it, or holds what is no number, has none.
+    let Ok(curve) = curve(name, rows, DEFAULT_MEMORY, progress) else { return Ok(Vec::new()) };
+    let f32_bytes = f32_bytes(rows.num_embeddings(), rows.embedding_dim());
+    let within =
+        |part: i32| curve.iter().rposition(|c| c.bytes as f64 <= f32_bytes / f64::from(1 << part));
+    let listed: Vec<usize> = (1..=6).filter_map(within).collect();
+    let smallest = listed.last().copied().unwrap_or(0);
+    let candidate = |(at, c): (usize, &candidate::Candidate)| {
+        let layout = Layout::new(std::slice::from_ref(&c.layout))?;
+        Ok(Alternative {
+            representation: explain::shortly(c),
+            name: Some(explain::describe(c).trim_start_matches("a ").to_owned()),
+            bytes: layout.sections().iter().map(|section| section.len).sum(),
+            error: c.error,
+            listed: listed.contains(&at) && c.representation != candidate::Form::Dense,
+        })
+    };
+    curve.iter().enumerate().skip(smallest).map(candidate).collect()
+}
+
+/// Dense rows of every dtype that can hold them.
+fn dense(weights: &Weights<'_>, rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
+    let columns = rows.values.columns;
+    let mut found = Vec::new();
+    for &dtype in Dtype::ALL {
+        let Some(error) = rows.sample.coding_error(&rows.values, columns, dtype)? else { continue };
+        let bytes = weights.num_embeddings().saturating_mul(dtype.row_len(columns) as u64);
+        found.push(Alternative::new(dtype.name().to_owned(), bytes, rows.relative(error)));
+    }
+    Ok(found)
+}
+
+/// Rows of fewer columns in i8, and a projection in f16. The directions are orthonormal: what is
+/// lost in these columns is lost in the rows.
+fn low_rank(
+    weights: &Weights<'_>,
+    rows: &Measured<'_, '_>,
+    spectrum: &LowRank,
+) -> Result<Vec<Alternative>> {
+    let columns = rows.values.columns;
+    let mut ranks: Vec<usize> = [16, 8, 4, 2]
+        .map(|part| columns / part)
+        .into_iter()
+        .filter(|&rank| rank > 0)
+        .collect();
+    ranks.dedup();
+    let projected = project(&rows.values, &spectrum.directions(columns));
+    let mut found = Vec::new();
+    for rank in ranks {
+        let short = mix(&projected, rank);
+        let Some(rounding) = rows.sample.coding_error(&short, rank, Dtype::I8)? else { continue };
+        let left_out: f64 = spectrum.energies()[rank..].iter().sum();
+        let short_rows = weights.num_embeddings().saturating_mul(Dtype::I8.row_len(rank) as u64);
+        let bytes = short_rows.saturating_add(Dtype::F16.bytes_of(rank * columns) as u64);
+        let error = rows.relative(rounding + left_out);
+        found.push(Alternative::new(format!("rank {rank}"), bytes, error));
+    }
+    Ok(found)
+}
+
+/// Tensor trains of a dense table, at several ranks, with f16 cores.
+fn factorised(rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
+    let runs = rows.runs;
+    let factors = suggest_shape(runs.num_embeddings(), runs.embedding_dim(), 3)?;
+    let limits = Limits { max_rank: RANKS[RANKS.len() - 1] as usize, ..Limits::default() };
+    // A table that is too large for it in this memory, or holds what is no number, has none.
+    let Ok(svd) = TtSvd::analyse(runs, &factors, &limits) else { return Ok(Vec::new()) };
+    let mut trains: Vec<(String, AlignedBuf)> = Vec::new();
+    let mut largest = None;
+    for rank in RANKS {
+        let ranks: Vec<u32> = svd.max_ranks().iter().map(|&most| rank.min(most)).collect();
+        if largest.replace(ranks.clone()).as_ref() == Some(&ranks) {
+            break;
+        }
+        let shape = TtShape::new(runs.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
+        let cores = svd.cores(&ranks)?;
+        let stored = in_memory::of_cores(shape, Dtype::F16, &cores)?;
+        trains.extend(stored.map(|blob| (format!("R {rank}"), blob)));
+    }
+    rows.trains(&trains, 0, |_| false)
+}
+
+/// The same cores in every dtype that suits them; rows that are stored apart stay exact.
+fn cores(weights: &Weights<'_>, rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
+    let Weights::Tt { shape, cores, overrides } = weights else { return Ok(Vec::new()) };
+    if shape.num_parameters() > MAX_PARAMETERS {
+        return Ok(Vec::new());
+    }
+    let mut blobs = Vec::new();
+    for dtype in Dtype::ALL.iter().copied().filter(|dtype| dtype.suits_cores()) {
+        let stored = in_memory::tensor_train(*shape, dtype, |k, slice, out| {
+            Ok(cores.get(k).context("a core is missing")?.read(slice, out)?)
+        })?;
+        blobs.extend(stored.map(|blob| (dtype.name().to_owned(), blob)));
+    }
+    let apart = |row: u64| {
+        overrides
+            .as_ref()
+            .is_some_and(|o| o.ids.binary_search_by_key(&row, |(id, _)| *id).is_ok())
+    };
+    let columns = rows.values.columns;
+    let bytes = overrides
+        .as_ref()
+        .map_or(0, |o| o.ids.len() * (size_of::<u64>() + Dtype::F32.row_len(columns)));
+    rows.trains(&blobs, bytes as u64, apart)
+}
+
+/// The rows that alternatives are measured on.
+struct Measured<'w, 'c> {
+    runs: &'w Runs<'w, 'c>,
+    sample: Sample,
+    values: Matrix,
+    energy: f64,
+}
+
+impl<'w, 'c> Measured<'w, 'c> {
+    fn read(runs: &'w Runs<'w, 'c>) -> Result<Self> {
+        let sample = Sample::all(runs.num_embeddings());
+        let values = sample.read(runs)?;
+        let energy = sample.sum(&values, squared_norm);
+        Ok(Self { runs, sample, values, energy })
+    }
+
+    fn relative(&self, squared_error: f64) -> f64 {
+        (squared_error / if self.energy > 0.0 { self.energy } else { 1.0 }).sqrt()
+    }
+
+    /// What tensor trains lose of the rows but those that are stored apart, which take `bytes` more.
+    fn trains(
+        &self,
+        trains: &[(String, AlignedBuf)],
+        bytes: u64,
+        apart: impl Fn(u64) -> bool + Sync,
+    ) -> Result<Vec<Alternative>> {
+        let row_of = |position| Some(self.runs.row(position)).filter(|&row| !apart(row));
+        let alternative = |(representation, blob): &(String, AlignedBuf)| {
+            let error = self.sample.lookup_error(&self.values, blob, row_of)?;
+            let tables = Blob::parse(blob)?.tables();
+            let stored: u64 = tables.flat_map(|t| t.sections()).map(|section| section.len).sum();
+            Ok(Alternative::new(representation.clone(), stored + bytes, self.relative(error)))
+        };
+        trains.iter().map(alternative).collect()
+    }
+}

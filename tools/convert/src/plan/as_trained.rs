@@ -1,0 +1,130 @@
+//! Tables that were trained small: tensor trains, projected, quotient-remainder and hashed ones.
+//! They stay what they are; the stored type of their numbers is all there is to choose. Each type
+//! is tried as `convert` would write it.
+
+use super::{
+    candidate::{Candidate, Candidates, Form, Search, bytes, most_rows},
+    cost,
+    sample::{Sample, squared_distance, squared_norm},
+};
+use crate::{checkpoint::Checkpoint, dialect::Source, sink, spec::TableSpec};
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+use ttrec::{AlignedBuf, Blob, Table, blob::Layout, dtype::Dtype, repr::Weights};
+
+/// Rows that one thread looks up at once.
+const CHUNK: usize = 256;
+
+/// The table, which is `source` as f32, in each stored type.
+pub(super) fn candidates(
+    checkpoint: &Checkpoint,
+    source: &Source<'_>,
+    found: &TableSpec,
+    options: &Search<'_>,
+) -> Result<Candidates> {
+    let layout = source.layout();
+    let (len, memory) = (Layout::new(std::slice::from_ref(&layout))?.total_len(), options.memory);
+    // The table as f32, and once more as another type.
+    ensure!(
+        len.saturating_mul(2) <= memory,
+        "too little memory: {} bytes are needed",
+        len.saturating_mul(2)
+    );
+    let exact = build(source)?;
+    let exact = Blob::parse(&exact)?;
+    let exact = exact.table(&source.name)?;
+    let (num_embeddings, embedding_dim) = (exact.num_embeddings(), exact.embedding_dim());
+    let sample =
+        Sample::draw(num_embeddings, most_rows(embedding_dim, options), options.frequencies);
+    let norm = |row: &[f32], _: &[f32]| squared_norm(row);
+    let energy = sum(&sample, [&exact, &exact], norm)?;
+
+    let mut list = Vec::new();
+    for &dtype in Dtype::ALL {
+        let spec = TableSpec { dtype: Some(dtype), ..found.clone() };
+        // Cores are never i4.
+        let Ok(stored) = Source::open(checkpoint, &spec) else { continue };
+        // f32 could be built: what fails now are values that have no finite form in this type.
+        let Ok(blob) = build(&stored) else { continue };
+        let blob = Blob::parse(&blob)?;
+        let table = blob.table(&source.name)?;
+        let error = sum(&sample, [&exact, &table], squared_distance)?;
+        let (what, nanoseconds) = what(&table);
+        list.push(Candidate {
+            spec,
+            representation: Form::AsTrained { what },
+            dtype,
+            bytes: bytes(&stored.layout())?,
+            layout: stored.layout(),
+            error: (error / if energy > 0.0 { energy } else { 1.0 }).sqrt(),
+            nanoseconds,
+        });
+    }
+    list.sort_by_key(|candidate| candidate.bytes);
+    let (name, trains) = (source.name.clone(), Vec::new());
+    let (rows_measured, complete) = (sample.ids.len(), sample.complete);
+    Ok(Candidates {
+        name,
+        num_embeddings,
+        embedding_dim,
+        list,
+        energy,
+        rows_measured,
+        complete,
+        trains,
+    })
+}
+
+/// A blob of this table alone.
+fn build(source: &Source<'_>) -> Result<AlignedBuf> {
+    sink::build(Layout::new(&[source.layout()])?, |plan, sink| {
+        source.write_section(plan, sink, &())
+    })
+}
+
+/// The weighted sum, over the rows of the sample, of what `of` says of their two forms.
+fn sum(
+    sample: &Sample,
+    tables: [&Table<'_>; 2],
+    of: impl Fn(&[f32], &[f32]) -> f64 + Sync,
+) -> Result<f64> {
+    let chunks: Vec<_> = sample.ids.chunks(CHUNK).zip(sample.weights.chunks(CHUNK)).collect();
+    let sum = |&(ids, weights): &(&[u64], &[f64])| -> Result<f64> {
+        let mut rows = tables.map(|table| vec![0.0; table.embedding_dim()]);
+        let mut workspaces = tables.map(|table| vec![0.0; table.workspace_len(1)]);
+        let mut sum = 0.0;
+        for (&id, weight) in ids.iter().zip(weights) {
+            for ((table, row), workspace) in tables.iter().zip(&mut rows).zip(&mut workspaces) {
+                table.lookup(id, row, workspace)?;
+            }
+            sum += weight * of(&rows[0], &rows[1]);
+        }
+        Ok(sum)
+    };
+    // In the order of the rows, whatever the number of threads.
+    Ok(chunks.par_iter().map(sum).collect::<Result<Vec<_>>>()?.iter().sum())
+}
+
+/// What a table is, in words, and how long a lookup takes.
+fn what(table: &Table<'_>) -> (&'static str, f64) {
+    match table.data().weights() {
+        Weights::Dense(rows) => {
+            ("hashed rows", cost::dense(rows.dtype().row_len(rows.embedding_dim())))
+        }
+        Weights::Tt(tt) => ("tensor train", cost::tensor_train(tt.shape())),
+        Weights::Projected(projected) => {
+            let (rank, dim) = (projected.rank(), table.embedding_dim());
+            ("projected rows", cost::low_rank(projected.rows().dtype().row_len(rank), rank, dim))
+        }
+        Weights::QuotientRemainder(both) => {
+            let rows = [both.quotients(), both.remainders()];
+            (
+                "quotient-remainder rows",
+                rows.map(|rows| cost::dense(rows.dtype().row_len(rows.embedding_dim())))
+                    .iter()
+                    .sum(),
+            )
+        }
+        other => (other.name(), 0.0),
+    }
+}

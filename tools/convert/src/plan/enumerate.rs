@@ -1,0 +1,89 @@
+//! All candidates of a table.
+
+use super::{
+    as_trained,
+    candidate::{Candidate, Candidates, Context, Form, Search, most_rows},
+    choose::{Item, front},
+    cost, low_rank,
+    sample::{Sample, squared_norm},
+    tensor_train,
+};
+use crate::{
+    checkpoint::Checkpoint,
+    dialect::{Source, Weights},
+    factorize::{Rows, TensorRows},
+    progress::Progress,
+    spec::TableSpec,
+};
+use anyhow::{Context as _, Result};
+use ttrec::{blob::WeightsSpec, dtype::Dtype};
+
+/// What a plan takes of a dense table as its budget grows: by bytes, those candidates that none
+/// beats in bytes and error.
+pub(super) fn curve(
+    name: &str,
+    rows: &dyn Rows,
+    memory: u64,
+    progress: &dyn Progress,
+) -> Result<Vec<Candidate>> {
+    let options = Search { frequencies: None, memory, most_bytes: u64::MAX, progress };
+    let list = of_dense(name, &TableSpec::default(), rows, &options)?.list;
+    let item = |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
+    let items: Vec<Item> = list.iter().map(item).collect();
+    Ok(front(&items).into_iter().map(|at| list[at].clone()).collect())
+}
+
+/// Every way to store the table that `found` describes.
+pub(crate) fn candidates(
+    checkpoint: &Checkpoint,
+    found: &TableSpec,
+    options: &Search<'_>,
+) -> Result<Candidates> {
+    let source = Source::open(checkpoint, &TableSpec { dtype: Some(Dtype::F32), ..found.clone() })?;
+    let place = || format!("{}: table {:?}", checkpoint.path().display(), source.name);
+    match (&source.weights, source.hashed) {
+        (Weights::Dense { tensor, .. }, None) => {
+            of_dense(&source.name, found, &TensorRows::new(tensor)?, options).with_context(place)
+        }
+        _ => as_trained::candidates(checkpoint, &source, found, options).with_context(place),
+    }
+}
+
+/// Every way to store a table of these rows.
+pub(super) fn of_dense(
+    name: &str,
+    found: &TableSpec,
+    rows: &dyn Rows,
+    options: &Search<'_>,
+) -> Result<Candidates> {
+    let (num_embeddings, embedding_dim) = (rows.num_embeddings(), rows.embedding_dim());
+    let sample =
+        Sample::draw(num_embeddings, most_rows(embedding_dim, options), options.frequencies);
+    let values = sample.read(rows)?;
+    let energy = sample.sum(&values, squared_norm);
+    let context = Context { name, found, options, sample: &sample, values: &values, energy };
+
+    let mut list = Vec::new();
+    for &dtype in Dtype::ALL {
+        // Values that have no finite form in this type rule it out.
+        let Some(error) = sample.coding_error(&values, embedding_dim, dtype)? else { continue };
+        let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };
+        let nanoseconds = cost::dense(dtype.row_len(embedding_dim));
+        list.push(context.candidate(Form::Dense, weights, error, nanoseconds)?);
+    }
+    list.extend(low_rank::candidates(&context, rows)?);
+    let (trains, bounds) = tensor_train::candidates(&context, rows, &list)?;
+    list.extend(trains);
+    list.sort_by_key(|candidate| candidate.bytes);
+    let (rows_measured, complete) = (sample.ids.len(), sample.complete);
+    Ok(Candidates {
+        name: name.to_owned(),
+        num_embeddings,
+        embedding_dim,
+        list,
+        energy,
+        rows_measured,
+        complete,
+        trains: bounds,
+    })
+}

@@ -1,0 +1,451 @@
+//! Which representation, shape and rank each table of a checkpoint takes in a budget, as a spec for
+//! [`convert`](crate::convert).
+
+mod alternatives;
+mod as_trained;
+mod candidate;
+mod choose;
+mod cost;
+mod enumerate;
+mod explain;
+mod layers;
+mod low_rank;
+mod runs;
+mod sample;
+mod tensor_train;
+
+pub use alternatives::{Alternative, Alternatives, Family, Kind, alternatives};
+pub use explain::size;
+
+use crate::{
+    budget::Budget,
+    checkpoint::Checkpoint,
+    dialect::{Model, Source, Survey, named_after_file},
+    error::Error,
+    frequencies::Frequencies,
+    progress::Progress,
+    spec::{ModelSpec, Spec, TableSpec},
+};
+use anyhow::{Context, Result, bail, ensure};
+use candidate::{Candidate, Candidates, Form, Search, f32_bytes, head_bytes};
+use choose::Item;
+use enumerate::candidates;
+use layers::{Layers, StoredLayers};
+use serde::Serialize;
+use std::path::Path;
+use ttrec::{blob::Layout, limits::ALIGNMENT};
+
+/// What a plan has to keep.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds<'b> {
+    /// The most that the blob may take; without one the plan is the smallest that keeps the others.
+    pub budget: Option<Budget>,
+    /// The most relative error of any table, and of all layers together.
+    pub max_error: Option<f64>,
+    /// The longest that a lookup in any table may take, as estimated.
+    pub max_nanoseconds: Option<f64>,
+    /// A file of [`Frequencies`]: a row's error counts as often as the row is looked up.
+    pub frequencies: Option<&'b Path>,
+    /// The most bytes of memory to hold.
+    pub memory: u64,
+}
+
+/// The tables of a checkpoint, and the model around them, as far as their names show them.
+///
+/// # Errors
+/// If no table is found, or one that cannot be converted.
+pub fn detect(checkpoint: &Checkpoint) -> Result<Spec, Error> {
+    Ok(try_detect(checkpoint)?)
+}
+
+/// Chooses how to store each table of `spec`: of all choices within `bounds` the one with the least
+/// squared error.
+///
+/// # Errors
+/// If `spec` does not fit the checkpoint, or nothing is within `bounds`.
+pub fn plan(
+    checkpoint: &Checkpoint,
+    spec: &Spec,
+    bounds: &Bounds<'_>,
+    progress: &dyn Progress,
+) -> Result<Plan, Error> {
+    Ok(try_plan(checkpoint, spec, bounds, progress)?)
+}
+
+fn try_detect(checkpoint: &Checkpoint) -> Result<Spec> {
+    let path = checkpoint.path().display();
+    let survey = Survey::of(checkpoint);
+    let model = Model::around(&survey);
+    let Survey { tables, refused, .. } = survey;
+    if let Some((_, reason)) = refused.first() {
+        bail!("{path}: {reason}; name the tables to plan in a --spec");
+    }
+    ensure!(
+        !tables.is_empty(),
+        "{path}: nothing looks like an embedding table; name one in a --spec"
+    );
+    let tables = match tables.as_slice() {
+        [only] => vec![named_after_file(checkpoint, only)],
+        _ => tables,
+    };
+    Ok(Spec { model, tables })
+}
+
+fn try_plan(
+    checkpoint: &Checkpoint,
+    spec: &Spec,
+    bounds: &Bounds<'_>,
+    progress: &dyn Progress,
+) -> Result<Plan> {
+    let Spec { model, tables: found } = spec;
+    let sources = found
+        .iter()
+        .map(|found| Source::open(checkpoint, found))
+        .collect::<Result<Vec<_>>>();
+    let sources = sources.context(
+        "tables, and what the checkpoint does not say of them, can be named in a --spec",
+    )?;
+    let layers = model
+        .as_ref()
+        .map(|model| Layers::of(checkpoint, model, found, bounds.memory))
+        .transpose()?;
+    let f32_bytes = sources
+        .iter()
+        .map(|source| f32_bytes(source.num_embeddings(), source.weights.embedding_dim()));
+    let f32_bytes =
+        f32_bytes.sum::<f64>() + layers.as_ref().map_or(0.0, |layers| layers.f32_bytes as f64);
+    let budget = bounds.budget.map(|budget| budget.bytes(f32_bytes));
+    let names = sources.iter().map(|source| source.name.clone()).collect();
+    let frequencies = bounds.frequencies.map(|path| Frequencies::read(path, names)).transpose()?;
+
+    let of_layers = layers.iter().flat_map(|layers| &layers.list).map(|stored| stored.bytes);
+    let layer_bytes = of_layers.min().unwrap_or(0);
+    // Before the tables are measured, which takes longer.
+    let (least, given) = (layer_bytes + head_bytes()?, budget.unwrap_or(u64::MAX));
+    ensure!(
+        given >= least,
+        "{}: budget of {} is too small: the model's layers alone need {least} bytes",
+        checkpoint.path().display(),
+        size(given as f64)
+    );
+
+    // Tables are looked at one after another, so that no more than the candidates of all are held.
+    let mut tables = Vec::new();
+    for (found, source) in found.iter().zip(&sources) {
+        let counts = frequencies
+            .as_ref()
+            .map(|frequencies| frequencies.of(&source.name))
+            .transpose()?
+            .flatten();
+        let asked = counts.map(|counts| counts.read(source.num_embeddings())).transpose()?;
+        let search = Search {
+            frequencies: asked.as_deref().filter(|asked| !asked.is_empty()),
+            memory: bounds.memory,
+            most_bytes: budget.map_or(u64::MAX, |budget| budget.saturating_sub(layer_bytes)),
+            progress,
+        };
+        tables.push(candidates(checkpoint, found, &search)?);
+    }
+    let chosen = choose(checkpoint, &tables, layers.as_ref(), budget, bounds)?;
+    Plan::new(&tables, layers.as_ref(), &chosen, budget)
+}
+
+/// What is taken: a candidate for each table, and the layers in one type.
+struct Chosen<'t> {
+    tables: Vec<&'t Candidate>,
+    layers: Option<&'t StoredLayers>,
+}
+
+fn choose<'t>(
+    checkpoint: &Checkpoint,
+    tables: &'t [Candidates],
+    layers: Option<&'t Layers>,
+    budget: Option<u64>,
+    bounds: &Bounds<'_>,
+) -> Result<Chosen<'t>> {
+    let path = checkpoint.path().display();
+    let mut allowed: Vec<Vec<&Candidate>> = Vec::new();
+    for table in tables {
+        let within = |candidate: &&Candidate| {
+            bounds.max_error.is_none_or(|most| candidate.error <= most)
+                && bounds.max_nanoseconds.is_none_or(|most| candidate.nanoseconds <= most)
+        };
+        let list: Vec<&Candidate> = table.list.iter().filter(within).collect();
+        let name = &table.name;
+        ensure!(
+            !list.is_empty(),
+            "{path}: table {name:?}: no representation meets --max-error and --max-nanoseconds"
+        );
+        allowed.push(list);
+    }
+    let within = |stored: &&StoredLayers| bounds.max_error.is_none_or(|most| stored.error <= most);
+    let stored: Vec<&StoredLayers> =
+        layers.iter().flat_map(|layers| &layers.list).filter(within).collect();
+    ensure!(layers.is_none() || !stored.is_empty(), "{path}: its layers do not keep --max-error");
+    // Without a budget, bytes are all that is left to save.
+    let squared =
+        |error: f64, energy: f64| if budget.is_some() { error.powi(2) * energy } else { 0.0 };
+    let item = |table: &Candidates, candidate: &Candidate| Item {
+        bytes: candidate.bytes,
+        error: squared(candidate.error, table.energy),
+        nanoseconds: candidate.nanoseconds,
+    };
+    let of_table = |(table, list): (&Candidates, &Vec<&Candidate>)| {
+        list.iter().map(|c| item(table, c)).collect()
+    };
+    let of_layers = |layers: &Layers| {
+        let item = |stored: &&StoredLayers| Item {
+            bytes: stored.bytes,
+            error: squared(stored.error, layers.energy),
+            nanoseconds: 0.0,
+        };
+        stored.iter().map(item).collect()
+    };
+    let items: Vec<Vec<Item>> =
+        tables.iter().zip(&allowed).map(of_table).chain(layers.map(of_layers)).collect();
+    let head = head_bytes()?;
+    let budget = budget.unwrap_or(u64::MAX);
+    // A blob is a whole number of lines.
+    let capacity = (budget - budget % ALIGNMENT as u64).checked_sub(head);
+    let taken = capacity.and_then(|capacity| choose::choose(&items, capacity));
+    let taken = taken.with_context(|| {
+        let least = |items: &[Vec<Item>]| {
+            items
+                .iter()
+                .filter_map(|items| items.iter().map(|item| item.bytes).min())
+                .sum::<u64>()
+                + head
+        };
+        let of = match layers {
+            Some(_) => "tables and layers",
+            None => "tables",
+        };
+        let least = least(&items);
+        format!(
+            "{path}: budget of {} is too small: its {of} need {least} bytes",
+            size(budget as f64)
+        )
+    })?;
+    Ok(Chosen {
+        layers: stored.get(taken.get(tables.len()).copied().unwrap_or(0)).copied(),
+        tables: allowed.iter().zip(taken).map(|(list, taken)| list[taken]).collect(),
+    })
+}
+
+/// What each table becomes, what that costs, and what else was measured.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The most bytes that the blob may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u64>,
+    /// The length of the whole blob.
+    pub bytes: u64,
+    /// What its tables and layers take as f32.
+    pub f32_bytes: u64,
+    /// The relative error of all tables and layers together.
+    pub error: f64,
+    /// The layers of the model, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<LayersPlan>,
+    /// The tables, in the order of the spec.
+    pub tables: Vec<TablePlan>,
+}
+
+/// What the layers of a model become.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct LayersPlan {
+    /// How many there are.
+    pub count: usize,
+    /// What they take as f32.
+    pub f32_bytes: u64,
+    /// The name of their type in the blob.
+    pub dtype: &'static str,
+    /// What they add to the blob.
+    pub bytes: u64,
+    /// Their relative error, of all together.
+    pub error: f64,
+    /// All this in a line of text.
+    #[serde(skip)]
+    pub outcome: String,
+    #[serde(skip)]
+    spec: ModelSpec,
+}
+
+/// What a table becomes.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct TablePlan {
+    /// The table's name.
+    pub name: String,
+    /// The number of indices.
+    pub num_embeddings: u64,
+    /// The elements of a row.
+    pub embedding_dim: usize,
+    /// What the table takes as f32.
+    pub f32_bytes: u64,
+    /// What was chosen.
+    #[serde(flatten)]
+    pub chosen: Point,
+    /// The rows that errors were measured on.
+    pub rows_measured: usize,
+    /// What was chosen, in a line of text.
+    #[serde(skip)]
+    pub outcome: String,
+    /// Why: some sentences, or none.
+    pub why: String,
+    /// The candidates that none beats in bytes and error, by bytes.
+    pub candidates: Vec<Point>,
+    #[serde(skip)]
+    spec: TableSpec,
+}
+
+/// A candidate in numbers.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct Point {
+    /// `dense`, `low-rank`, `tt`, or what the checkpoint has.
+    pub representation: &'static str,
+    /// The name of the stored type.
+    pub dtype: &'static str,
+    /// The rank of short rows, or the inner ranks of a tensor train.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Vec<u32>>,
+    /// The row factors of a tensor train.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row_factors: Option<Vec<u32>>,
+    /// The column factors of a tensor train.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column_factors: Option<Vec<u32>>,
+    /// What it adds to the blob.
+    pub bytes: u64,
+    /// Its relative error.
+    pub error: f64,
+    /// How long a lookup takes, as estimated.
+    pub nanoseconds: f64,
+}
+
+impl Point {
+    fn new(candidate: &Candidate) -> Self {
+        let (representation, shape, ranks) = match &candidate.representation {
+            Form::Dense => ("dense", None, None),
+            Form::LowRank { rank } => ("low-rank", None, Some(vec![*rank as u32])),
+            Form::Tt { shape, .. } => ("tt", Some(shape), Some(shape.inner_ranks().to_vec())),
+            Form::AsTrained { what } => (*what, None, None),
+        };
+        Self {
+            representation,
+            dtype: candidate.dtype.name(),
+            ranks,
+            row_factors: shape.map(|shape| shape.row_factors().to_vec()),
+            column_factors: shape.map(|shape| shape.column_factors().to_vec()),
+            bytes: candidate.bytes,
+            error: candidate.error,
+            nanoseconds: candidate.nanoseconds,
+        }
+    }
+}
+
+impl Plan {
+    fn new(
+        tables: &[Candidates],
+        layers: Option<&Layers>,
+        chosen: &Chosen<'_>,
+        budget: Option<u64>,
+    ) -> Result<Self> {
+        let layers = layers.zip(chosen.layers);
+        let errors = tables
+            .iter()
+            .zip(&chosen.tables)
+            .map(|(table, chosen)| (chosen.error, table.energy));
+        let errors = errors.chain(layers.map(|(layers, stored)| (stored.error, layers.energy)));
+        let (squared, energy) = errors.fold((0.0, 0.0), |sums, (error, energy)| {
+            (sums.0 + error.powi(2) * energy, sums.1 + energy)
+        });
+        let layouts: Vec<_> =
+            chosen.tables.iter().map(|candidate| candidate.layout.clone()).collect();
+        let f32_bytes = tables.iter().map(Candidates::f32_bytes).sum::<f64>() as u64;
+        let table = |(table, chosen): (&Candidates, &&Candidate)| {
+            let item =
+                |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
+            let items: Vec<Item> = table.list.iter().map(item).collect();
+            TablePlan {
+                name: table.name.clone(),
+                num_embeddings: table.num_embeddings,
+                embedding_dim: table.embedding_dim,
+                f32_bytes: table.f32_bytes() as u64,
+                chosen: Point::new(chosen),
+                rows_measured: table.rows_measured,
+                outcome: explain::outcome(table, chosen),
+                why: explain::reason(table, chosen),
+                spec: chosen.spec.clone(),
+                candidates: choose::front(&items)
+                    .into_iter()
+                    .map(|at| Point::new(&table.list[at]))
+                    .collect(),
+            }
+        };
+        Ok(Self {
+            budget,
+            bytes: Layout::with_model(&layouts, layers.map(|(_, stored)| &stored.layout))?
+                .total_len(),
+            f32_bytes: f32_bytes + layers.map_or(0, |(layers, _)| layers.f32_bytes),
+            error: if energy > 0.0 {
+                (squared / energy).sqrt()
+            } else {
+                squared.sqrt()
+            },
+            layers: layers.map(|(layers, stored)| LayersPlan {
+                count: layers.count,
+                f32_bytes: layers.f32_bytes,
+                dtype: stored.dtype.name(),
+                bytes: stored.bytes,
+                error: stored.error,
+                outcome: explain::layers(layers, stored),
+                spec: stored.spec.clone(),
+            }),
+            tables: tables.iter().zip(&chosen.tables).map(table).collect(),
+        })
+    }
+
+    /// The spec to convert with.
+    pub fn spec(&self) -> Spec {
+        Spec {
+            model: self.layers.as_ref().map(|layers| layers.spec.clone()),
+            tables: self.tables.iter().map(|table| table.spec.clone()).collect(),
+        }
+    }
+
+    /// The spec as TOML, with the reason above each part; `title` is what was planned.
+    ///
+    /// # Errors
+    /// If a part has no form in TOML.
+    pub fn to_toml(&self, title: &str) -> Result<String, Error> {
+        let mut text = format!("# {}: {}\n", title.escape_debug(), self.summary());
+        let write = |spec: &Spec| {
+            toml::to_string(spec)
+                .map_err(|error| Error::Input(format!("cannot write the spec: {error}")))
+        };
+        if let Some(layers) = &self.layers {
+            text += &format!("\n# {}\n", layers.outcome);
+            text += &write(&Spec { model: Some(layers.spec.clone()), tables: Vec::new() })?;
+        }
+        for table in &self.tables {
+            text += &format!("\n# {}\n", table.outcome);
+            if !table.why.is_empty() {
+                text += &format!("# {}\n", table.why);
+            }
+            text += &write(&Spec { model: None, tables: vec![table.spec.clone()] })?;
+        }
+        Ok(text)
+    }
+
+    /// Bytes and error of the whole, in a line of text.
+    pub fn summary(&self) -> String {
+        let budget = self.budget.map(|budget| format!(" of {budget}")).unwrap_or_default();
+        let times = self.f32_bytes as f64 / self.bytes as f64;
+        let error = explain::error(self.error);
+        format!("{} bytes{budget}, {times:.1}x less than f32, {error}", self.bytes)
+    }
+}
