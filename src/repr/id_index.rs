@@ -69,7 +69,8 @@ pub fn id_index_len(count: u64, limit: u64, item_len: usize) -> u64 {
 }
 
 /// Bytes of the lines for ids below `limit`.
-pub(crate) fn byte_len(limit: u64) -> u64 {
+#[cfg(feature = "alloc")]
+fn byte_len(limit: u64) -> u64 {
     limit.div_ceil(IDS_PER_LINE).saturating_mul(size_of::<Line>() as u64)
 }
 

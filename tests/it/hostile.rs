@@ -107,7 +107,6 @@ fn mutants_are_refused_or_answer_as_before_or_as_forged() {
         "Core",
         "Dtype",
         "Empty",
-        "ExtraSection",
         "FirstSection",
         "Flags",
         "IndexMap",

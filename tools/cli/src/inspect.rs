@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 use ttrec::{
-    Blob,
+    Blob, DigitOrder,
     blob::Layer,
     dtype::Dtype,
     repr::{IndexMap, Weights},

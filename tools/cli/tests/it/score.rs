@@ -421,6 +421,9 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
         arrays
     };
     refused(&with(7, vector(&[40i64])), &["batch.npz", "table 3", "index 40", "40 rows"]);
+    // The whole sentence, once.
+    let once = ttrec!["score", &blob, "--batch", dir.path("batch.npz"), "-o", &out].exits(3);
+    assert_eq!(once.stderr.matches("index 40").count(), 1, "{once:#?}");
     refused(&with(7, vector(&[-1i64])), &["indices_3[0]"]);
     refused(&with(8, vector(&[0i64, 2])), &["offsets_3"]);
     refused(&with(8, vector(&[0i64, 0, 1])), &["table 3", "2 bags"]);

@@ -216,10 +216,9 @@ impl<'c> Model<'c> {
         let top = self.top.iter().enumerate();
         let of_model = |(table, spec): (usize, &TableSpec)| ModelTable {
             table,
-            pooling: if spec.pooling == Some(Pooling::Mean) {
-                ttrec::Pooling::Mean
-            } else {
-                ttrec::Pooling::Sum
+            pooling: match spec.pooling {
+                Some(Pooling::Mean) => ttrec::Pooling::Mean,
+                Some(Pooling::Sum) | None => ttrec::Pooling::Sum,
             },
         };
         Ok(blob::ModelSpec {
