@@ -177,7 +177,7 @@ fn the_error_is_that_of_plain_tt_svd() {
             let (plain, bound) = oracle(&table, &factors, &ranks);
             for max_rank in [*ranks.iter().max().unwrap() as usize, 1000] {
                 let limits = Limits { max_rank, ..Limits::default() };
-                let found = TtSvd::analyse(&table, &factors, &options).unwrap();
+                let found = TtSvd::analyse(&table, &factors, &limits).unwrap();
                 let Refined { cores, error: told, .. } = at(&found, &ranks, &table);
                 let measured = relative_error(&table, &expand(&cores, &factors, rows));
                 // Padded rows count in what is told.
@@ -282,7 +282,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
                 TtSvd::analyse(&table, &factors, &Limits { max_rank: 12, ..Limits::default() })
                     .unwrap();
             let refined = found.refine(&[7, 9], &table, None, 1, &Limits::default()).unwrap();
-            let low = LowRank::analyse(&table, DEFAULT_MEMORY, "table").unwrap();
+            let low = LowRank::analyse(&table, &Job::default()).unwrap();
             (at(&found, &[7, 9], &table).cores, refined.cores, low.basis(5))
         })
     };
@@ -300,7 +300,7 @@ fn low_rank_is_the_svd() {
         .enumerate()
         .for_each(|(at, x)| *x *= 1.0 / (1 + at % columns) as f32);
     let table = Table { columns, values };
-    let found = LowRank::analyse(&table, DEFAULT_MEMORY, "table").unwrap();
+    let found = LowRank::analyse(&table, &Job::default()).unwrap();
     let full = Mat::from_fn(rows, columns, |i, j| f64::from(table.values[i * columns + j]));
     let singular = full.singular_values().unwrap();
     for (energy, value) in found.energies().iter().zip(&singular) {
@@ -340,8 +340,7 @@ fn mixed_directions_are_orthonormal_and_alike() {
         .enumerate()
         .for_each(|(at, x)| *x *= 0.01f32.powf((at % columns) as f32 / columns as f32));
     let found =
-        LowRank::analyse(&Table { columns, values: values.clone() }, DEFAULT_MEMORY, "table")
-            .unwrap();
+        LowRank::analyse(&Table { columns, values: values.clone() }, &Job::default()).unwrap();
     for rank in [1, 2, 3, 7, 16, 23, 24] {
         let basis = found.basis(rank);
         for (s, t) in (0..rank).flat_map(|s| (0..rank).map(move |t| (s, t))) {
@@ -379,7 +378,7 @@ fn ranks_keep_the_tolerance() {
     for tolerance in [0.01, 0.05, 0.2, 0.6] {
         for analysed in [None, Some(tolerance)] {
             let limits = Limits { max_rank: usize::MAX, tolerance: analysed, ..Limits::default() };
-            let found = TtSvd::analyse(&table, &factors, &options).unwrap();
+            let found = TtSvd::analyse(&table, &factors, &limits).unwrap();
             let ranks = found.ranks_for(tolerance).unwrap();
             let measured =
                 relative_error(&table, &expand(&at(&found, &ranks, &table).cores, &factors, 330));
@@ -400,10 +399,14 @@ fn too_little_memory_says_how_much_it_takes() {
     let factors = factors(&[20, 17, 19], &[2, 3, 4]);
     let table = Table { columns: 24, values: noise(8, 6300 * 24) };
     for memory in [1000, 100_000] {
-        let error = TtSvd::analyse(&table, &factors, &Limits { memory, ..Limits::default() })
-            .err()
-            .unwrap()
-            .to_string();
+        let error = TtSvd::analyse(
+            &table,
+            &factors,
+            &Limits { job: Job { memory, ..Job::default() }, ..Limits::default() },
+        )
+        .err()
+        .unwrap()
+        .to_string();
         assert!(error.contains("too little memory") && error.contains("bytes"), "{error}");
     }
 }
