@@ -53,7 +53,7 @@ Exit codes:
 /// `ttrec convert CHECKPOINT -o model.ttr`, which says what it finds in the checkpoint and what it
 /// still needs to know.
 #[derive(Parser)]
-#[command(version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "ttrec", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -89,8 +89,8 @@ fn pickles_that_call_something_call_nothing() {
         (
             "copyreg",
             format!(
-                "ccopyreg\n_reconstructor\n(csubprocess\nPopen\nc__builtin__\nobject\\
-                 nNtR(dV{touch}\nNsb."
+                "ccopyreg\n_reconstructor\n(csubprocess\nPopen\nc__builtin__\nobject\n\
+                  NtR(dV{touch}\nNsb."
             ),
         ),
         (
@@ -109,8 +109,8 @@ fn pickle_bombs_take_neither_memory_nor_time() {
     let many = |item: &str, count: usize| {
         [b"(".as_slice(), &item.as_bytes().repeat(count), b"l."].concat()
     };
-    let tensor = "ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\\
-                  nI6\ntQI0\n(I2\nI3\nt(I3\nI1\ntI00\n(dtR";
+    let tensor = "ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\n\
+                  I6\ntQI0\n(I2\nI3\nt(I3\nI1\ntI00\n(dtR";
     let tensors = |count: usize| {
         let entries: String = (0..count).map(|i| format!("Vk{i}\n{tensor}")).collect();
         format!("({entries}d.").into_bytes()

@@ -473,10 +473,10 @@ fn a_budget_below_the_layers_is_refused_with_the_least_that_would_do() {
             .unwrap_or_else(|| panic!("no {before:?}: {run:#?}"));
         rest.split(' ').next().unwrap().parse().unwrap()
     };
-    let layers = least("2KB", "2.00 kB are too few: its layers alone take ");
-    let all = least(&layers.to_string(), "its tables and layers take ");
+    let layers = least("2KB", "budget of 2.00 kB is too small: the model's layers alone need ");
+    let all = least(&layers.to_string(), "its tables and layers need ");
     assert!(layers > 2 * 5777 && all > layers, "{layers} {all}");
-    assert_eq!(least(&(all - 1).to_string(), "its tables and layers take "), all);
+    assert_eq!(least(&(all - 1).to_string(), "its tables and layers need "), all);
     assert!(!spec.exists());
     let (plan, spec) = plan(&dir, &checkpoint, &["--budget", &all.to_string()]);
     assert!(number(&plan["bytes"]) <= all as f64);
@@ -583,10 +583,10 @@ fn nonsense_is_refused() {
     }
     ttrec!["plan", &checkpoint, "--budget", "700", "-o", &spec]
         .exits(3)
-        .says(["too few", "bytes at least"]);
+        .says(["too small", "bytes"]);
     ttrec!["plan", &checkpoint, "--budget", "1", "-o", &spec]
         .exits(3)
-        .says(["too few", "bytes at least"]);
+        .says(["too small", "bytes"]);
     let run =
         ttrec!["plan", &checkpoint, "--max-error", "0", "--max-nanoseconds", "1", "-o", &spec];
     run.exits(3).says(["nothing keeps --max-error and --max-nanoseconds"]);

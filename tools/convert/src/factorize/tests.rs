@@ -399,8 +399,14 @@ fn too_little_memory_says_how_much_it_takes() {
     let factors = factors(&[20, 17, 19], &[2, 3, 4]);
     let table = Table { columns: 24, values: noise(8, 6300 * 24) };
     for memory in [1000, 100_000] {
-        let limits = Limits { job: Job { memory, ..Job::default() }, ..Limits::default() };
-        let error = TtSvd::analyse(&table, &factors, &limits).err().unwrap().to_string();
+        let error = TtSvd::analyse(
+            &table,
+            &factors,
+            &Limits { job: Job { memory, ..Job::default() }, ..Limits::default() },
+        )
+        .err()
+        .unwrap()
+        .to_string();
         assert!(error.contains("too little memory") && error.contains("bytes"), "{error}");
     }
 }

@@ -465,8 +465,8 @@ fn tensor_pickle(shape: &[u64], stride: &[u64]) -> Vec<u8> {
         format!("({items}t")
     };
     format!(
-        "(dVw\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\\
-         ntQI0\n{}{}I00\n(dtRs.",
+        "(dVw\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\n\
+                  tQI0\n{}{}I00\n(dtRs.",
         tuple(shape),
         tuple(stride)
     )
