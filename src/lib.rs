@@ -139,6 +139,7 @@ pub mod isa;
 #[doc(hidden)]
 pub mod kernel;
 pub mod limits;
+mod pooling;
 pub mod repr;
 pub mod shape;
 pub mod table;

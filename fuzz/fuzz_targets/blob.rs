@@ -8,7 +8,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use ttrec::{
-    AlignedBuf, Bags, Blob, LookupError, Pooling, Ranker, Table, repr::Weights, cache::RowCache,
+    AlignedBuf, Bags, Blob, LookupError, Pooling, Ranker, Table, cache::RowCache, repr::Weights,
 };
 
 #[path = "../reseal.rs"]
@@ -123,7 +123,8 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
     let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
     assert!(rows > 0 && dim > 0);
 
-    let overridden = table.data().overrides().and_then(|overrides| overrides.ids().first().copied());
+    let overridden =
+        table.data().overrides().and_then(|overrides| overrides.ids().first().copied());
     for row in [0, rows / 2, rows - 1, overridden.unwrap_or(0).min(rows - 1)] {
         let expected = lookup(table, row);
         // Of one bag of one row, sum, mean and max are the row.

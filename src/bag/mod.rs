@@ -6,12 +6,11 @@ mod chain;
 mod digits;
 mod error;
 mod parts;
-pub(crate) mod pooling;
 mod sort;
 
 pub use crate::index::Index;
+pub use crate::pooling::Pooling;
 pub use error::{BagsError, PoolTablesError};
-pub use pooling::Pooling;
 #[cfg(feature = "train")]
 pub(crate) use {
     chain::{MAX_CHUNK, gather, step},

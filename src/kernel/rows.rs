@@ -2,11 +2,11 @@
 
 use super::{Epilogue, Start, scalar_product, widest};
 use crate::{
-    bag::pooling::Pooling,
     dtype::{Elements, Weight, with_elements},
     index::{Indices, Integer},
     isa::{Isa, Op, Tier},
     kernel::{Consistent, Dims},
+    pooling::Pooling,
 };
 use core::ops::Range;
 
