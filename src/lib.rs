@@ -1,7 +1,7 @@
 //! Tensor-train embedding tables (TT-Rec) for the edge.
 //!
-//! Recommendation models are mostly embedding tables: gigabytes of rows, of which a request looks up
-//! a few. [TT-Rec](https://arxiv.org/abs/2101.11714) stores a table as a *tensor train* of small
+//! Recommendation models are mostly embedding tables: gigabytes of rows, of which a request looks
+//! up a few. [TT-Rec](https://arxiv.org/abs/2101.11714) stores a table as a *tensor train* of small
 //! cores, 4 to 220 times smaller, and computes rows on demand. This crate looks up rows and pools
 //! them from one flat file, the *blob*, in place: in flash, in the binary, or memory-mapped. It is
 //! `no_std`, and lookups do not allocate.
@@ -33,8 +33,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`bag::pool_tables`] pools the bags of several tables, [`Ranker`] computes the scores of a blob's
-//! model, and [`cache::RowCache`] keeps the most frequently requested rows of a table.
+//! [`bag::pool_tables`] pools the bags of several tables, [`Ranker`] computes the scores of a
+//! blob's model, and [`cache::RowCache`] keeps the most frequently requested rows of a table.
 //!
 //! # What a tensor train is
 //!
@@ -47,10 +47,11 @@
 //! row(i)[j] = G_0[i_0][j_0] . G_1[i_1][j_1] . .. . G_{d-1}[i_{d-1}][j_{d-1}]
 //! ```
 //!
-//! where j_0, .., j_{d-1} are the digits of column j in the mixed radix q, and G_k\[i_k\]\[j_k\] is an
-//! r_k x r_{k+1} matrix. 11,000,000 rows of 64 columns in three cores of rank 32 have 983,040 numbers
-//! instead of 704,000,000. [`TtShape`] computes such sizes. The product of a row's first d - 1 slices
-//! is that of its *prefix*: rows with the same prefix share it, which makes bags faster than lookups.
+//! where j_0, .., j_{d-1} are the digits of column j in the mixed radix q, and G_k\[i_k\]\[j_k\] is
+//! an r_k x r_{k+1} matrix. 11,000,000 rows of 64 columns in three cores of rank 32 have 983,040
+//! numbers instead of 704,000,000. [`TtShape`] computes such sizes. The product of a row's first d
+//! - 1 slices is that of its *prefix*: rows with the same prefix share it, which makes bags faster
+//! than lookups.
 //!
 //! # Blobs and alignment
 //!
@@ -68,8 +69,8 @@
 //! - [`Table::workspace_len(n)`](Table::workspace_len) elements make bags of n indices together
 //!   fastest. More than that is not used.
 //! - [`Ranker::workspace_len`] counts samples in the same way.
-//! - With the feature `alloc`, [`Workspace`] is one that grows to the length needed. Without it, use
-//!   an array: its length can be a constant, found once with `ttrec inspect`.
+//! - With the feature `alloc`, [`Workspace`] is one that grows to the length needed. Without it,
+//!   use an array: its length can be a constant, found once with `ttrec inspect`.
 //!
 //! # Threads
 //!
@@ -81,8 +82,9 @@
 //!
 //! The best instructions of the CPU are found at run time ([`Tier`]). The AVX-512, AVX2 and NEON
 //! tiers compute the same bits; the scalar tier rounds products separately. A row's bits depend on
-//! the table and the tier alone. A bag's bits depend on that bag, not on the batch, the workspace or
-//! the thread. `docs/numerics.md` states the order of every sum, and bounds the error of each dtype.
+//! the table and the tier alone. A bag's bits depend on that bag, not on the batch, the workspace
+//! or the thread. `docs/numerics.md` states the order of every sum, and bounds the error of each
+//! dtype.
 //!
 //! # Panics and errors
 //!
@@ -93,7 +95,8 @@
 //!
 //! # Features
 //!
-//! - `std` (default): `alloc`, and faster checksums ([`Blob::verify_payload`]). Lookups are the same.
+//! - `std` (default): `alloc`, and faster checksums ([`Blob::verify_payload`]). Lookups are the
+//!   same.
 //! - `alloc`: the blob writer ([`blob::Layout`]), [`AlignedBuf`] and [`Workspace`].
 //! - `train`: `std`, and trainable tables in the module `train`.
 //!
@@ -104,15 +107,16 @@
 //!
 //! The public API follows semantic versioning, except for
 //!
-//! - the module `kernel`, and everything else that is `#[doc(hidden)]`: it is public for benchmarks;
+//! - the module `kernel`, and everything else that is `#[doc(hidden)]`: it is public for
+//!   benchmarks;
 //! - the module `train`, until 1.0.
 //!
 //! # Security
 //!
 //! Blobs and arguments may be hostile: for any bytes, parsing and lookups return a result or an
-//! error, within the buffers that they are given. Checksums find accidents, not forgeries: sign blobs
-//! that come over a network. All `unsafe` code is in the module [`isa`]. `docs/security.md` says what
-//! is guaranteed and what is not.
+//! error, within the buffers that they are given. Checksums find accidents, not forgeries: sign
+//! blobs that come over a network. All `unsafe` code is in the module [`isa`]. `docs/security.md`
+//! says what is guaranteed and what is not.
 
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
