@@ -157,7 +157,8 @@ impl TtShape {
     /// # use ttrec::TtShape;
     /// let wide_first = TtShape::new(1_000_000, &[100, 100, 100], &[8, 4, 2], &[16, 32])?;
     /// let reversed = wide_first.reversed()?;
-    /// assert_eq!((reversed.column_factors(), reversed.inner_ranks()), (&[2, 4, 8][..], &[32, 16][..]));
+    /// assert_eq!(reversed.column_factors(), [2, 4, 8]);
+    /// assert_eq!(reversed.inner_ranks(), [32, 16]);
     /// assert_eq!(reversed.flops_left_to_right(), wide_first.flops_right_to_left());
     /// # Ok::<(), ttrec::ShapeError>(())
     /// ```
@@ -242,8 +243,8 @@ impl TtShape {
         self.column_order
     }
 
-    /// The position of column `column` in a row as the product of the cores has it: `column`, unless
-    /// the [column order](Self::column_order) is least significant first.
+    /// The position of column `column` in a row as the product of the cores has it: `column`,
+    /// unless the [column order](Self::column_order) is least significant first.
     pub fn position_of_column(&self, column: usize) -> usize {
         if self.column_order == DigitOrder::MostSignificantFirst {
             return column;
@@ -334,8 +335,8 @@ impl TtShape {
         self.row_factors().last().map_or(1, |&p| p.into())
     }
 
-    /// Number of elements of a prefix's product, `q_0 .. q_{d-2} x r_{d-1}`: the left operand of the
-    /// last step.
+    /// Number of elements of a prefix's product, `q_0 .. q_{d-2} x r_{d-1}`: the left operand of
+    /// the last step.
     pub fn prefix_len(&self) -> usize {
         self.prefix_len
     }
@@ -343,37 +344,29 @@ impl TtShape {
     /// Multiply-adds, counted as two, of one row multiplied out from core 0: `sum_k 2
     /// (q_0..q_{k-1}) r_k q_k r_{k+1}`. For d = 3, `2 q_0 q_1 r_2 (r_1 + q_2)`. Saturates.
     pub fn flops_left_to_right(&self) -> u64 {
-        let mut columns = 1u64;
-        let mut flops = 0u64;
-        for k in 0..self.num_cores {
-            if k > 0 {
-                flops = flops.saturating_add(
-                    columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64),
-                );
-            }
-            columns = columns.saturating_mul(self.column_factor(k) as u64);
-        }
-        flops
+        self.flops(0..self.num_cores)
     }
 
     /// The same from the last core: `sum_k 2 r_k q_k r_{k+1} (q_{k+1}..q_{d-1})`. For d = 3,
     /// `2 q_1 q_2 r_1 (r_2 + q_0)`. Saturates.
     pub fn flops_right_to_left(&self) -> u64 {
-        let mut columns = 1u64;
-        let mut flops = 0u64;
-        for k in (0..self.num_cores).rev() {
-            if k + 1 < self.num_cores {
-                flops = flops.saturating_add(
-                    columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64),
-                );
+        self.flops((0..self.num_cores).rev())
+    }
+
+    fn flops(&self, cores: impl Iterator<Item = usize>) -> u64 {
+        let (mut columns, mut flops) = (1u64, 0u64);
+        for (step, k) in cores.enumerate() {
+            if step > 0 {
+                let step_flops = columns.saturating_mul(2).saturating_mul(self.slice_len(k) as u64);
+                flops = flops.saturating_add(step_flops);
             }
             columns = columns.saturating_mul(self.column_factor(k) as u64);
         }
         flops
     }
 
-    /// Number of elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d), which a
-    /// lookup holds between two steps.
+    /// Number of elements of the largest partial product `X_k` (`q_0..q_{k-1} x r_k`, k < d), which
+    /// a lookup holds between two steps.
     pub fn partial_len(&self) -> usize {
         self.partial_len
     }

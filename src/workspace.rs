@@ -4,8 +4,8 @@ use crate::{dlrm::Ranker, table::Table};
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
 
-/// Scratch memory for lookups, bags and scores, on the heap. It grows to the largest length that was
-/// asked for and never shrinks, so that one workspace for each thread serves every table, and
+/// Scratch memory for lookups, bags and scores, on the heap. It grows to the largest length that
+/// was asked for and never shrinks, so that one workspace for each thread serves every table, and
 /// allocates nothing after the largest request.
 ///
 /// ```

@@ -52,7 +52,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 const JOBS: usize = MAX_CHUNK;
 /// Lookups that are searched for among the stored rows before any is used, so that their cache
 /// misses overlap.
-const SOUGHT: usize = 32;
+const SEARCHED: usize = 32;
 /// Stored rows that are added together: several times as many as [`AddRows`] prefetches ahead,
 /// since the first of each such batch are not prefetched.
 const ROWS: usize = 128;
@@ -288,8 +288,8 @@ impl<'t, 'a> Pool<'t, 'a> {
                 let bag_of = core::mem::take(&mut buffers.bag_of);
                 let mut rest = &mut *bag_of;
                 for bag in first..end {
-                    let (of_bag, after) = rest.split_at_mut_checked(bags.range(bag)?.len())?;
-                    of_bag.iter_mut().for_each(|to| *to = bag as u32);
+                    let (bag_lookups, after) = rest.split_at_mut_checked(bags.range(bag)?.len())?;
+                    bag_lookups.iter_mut().for_each(|to| *to = bag as u32);
                     rest = after;
                 }
                 segment.bags = BagOf::Each(bag_of);
@@ -395,12 +395,12 @@ impl<'t, 'a> Pool<'t, 'a> {
         let mut count = 0;
         let mut are_cached = false;
         for (start, base) in
-            (0..segment.indices.len()).step_by(SOUGHT).zip((0u32..).step_by(SOUGHT))
+            (0..segment.indices.len()).step_by(SEARCHED).zip((0u32..).step_by(SEARCHED))
         {
             let indices =
-                segment.indices.slice(start..segment.indices.len().min(start + SOUGHT))?;
+                segment.indices.slice(start..segment.indices.len().min(start + SEARCHED))?;
             // Search for all first, so that cache misses overlap.
-            let mut stored = [None; SOUGHT];
+            let mut stored = [None; SEARCHED];
             stored
                 .iter_mut()
                 .zip(indices.iter())
@@ -475,7 +475,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 if let Some(xs) = stored {
                     self.tier.run(Prefetch { xs });
                 } else {
-                    *to_compute.get_mut(computed)? = self.digits.of_prefix(key);
+                    *to_compute.get_mut(computed)? = self.digits.prefix_digits(key);
                     computed += 1;
                 }
                 *prefix = Prefix { lookups, stored };

@@ -74,7 +74,7 @@ impl Digits {
 
     /// The digits `i_0 .. i_{d-2}` of the prefix with this key; 0 after them.
     #[inline(always)]
-    pub(crate) fn of_prefix(&self, key: u32) -> [u32; MAX_CORES] {
+    pub(crate) fn prefix_digits(&self, key: u32) -> [u32; MAX_CORES] {
         let mut digits = [0; MAX_CORES];
         let mut rest = key;
         for (digit, p) in digits.iter_mut().zip(self.inner()) {
@@ -142,7 +142,7 @@ mod tests {
                     assert_eq!(digits.last(row), expected[prefix_len]);
                     assert_eq!(u64::from(digits.prefix(row)), shape.prefix(row.into()));
                     let key = digits.prefix_key(row);
-                    assert_eq!(digits.of_prefix(key)[..prefix_len], expected[..prefix_len]);
+                    assert_eq!(digits.prefix_digits(key)[..prefix_len], expected[..prefix_len]);
                     prefixes.push((
                         expected[..prefix_len].iter().rev().copied().collect::<Vec<_>>(),
                         key,

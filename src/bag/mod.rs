@@ -27,7 +27,7 @@ use crate::{
     isa::Tier,
     kernel::{Consistent, Epilogue, PoolRows},
     repr::{IndexMap, Rows, Weights},
-    table::{LookupError, Table, put_columns_in_order},
+    table::{LookupError, Table, reorder_columns},
 };
 use core::borrow::Borrow;
 
@@ -222,7 +222,7 @@ impl Table<'_> {
     ) -> Result<(), LookupError> {
         let embedding_dim = self.embedding_dim();
         self.check_buffers(out.len(), bags.len().saturating_mul(embedding_dim), workspace.len())?;
-        self.check_bags(bags, pooling)?;
+        check_bags(bags, self.num_embeddings(), pooling)?;
         let mut out = Output { rows: out, stride: embedding_dim, first: 0, embedding_dim };
         self.pool_into(bags, pooling, &mut out, workspace)
             .ok_or(LookupError::Inconsistent)
@@ -239,11 +239,6 @@ impl Table<'_> {
                 parts::best_workspace_len(table.remainders.embedding_dim, num_lookups)
             }
         }
-    }
-
-    /// Refuses indices out of range, and weights with another pooling than sum.
-    pub(crate) fn check_bags(&self, bags: &Bags<'_>, pooling: Pooling) -> Result<(), LookupError> {
-        check_bags(bags, self.num_embeddings(), pooling)
     }
 
     /// Pools checked bags: the row of bag b goes to the `embedding_dim` elements of `rows` from `b
@@ -273,8 +268,9 @@ impl Table<'_> {
         // Once for each bag, whatever is in it.
         match self.columns_to_order() {
             None => Some(()),
-            Some(shape) => (0..bags.len())
-                .try_for_each(|bag| put_columns_in_order(shape, out.row(bag)?, workspace)),
+            Some(shape) => {
+                (0..bags.len()).try_for_each(|bag| reorder_columns(shape, out.row(bag)?, workspace))
+            }
         }
     }
 
@@ -343,7 +339,7 @@ impl Table<'_> {
     ) -> Consistent {
         (0..bags.len()).try_for_each(|bag| {
             pool_bag(bags, bag, pooling, out.row(bag)?, |index, out, epilogue| {
-                self.put_row(index, out, workspace, epilogue)?;
+                self.write_row(index, out, workspace, epilogue)?;
                 Some(true)
             })
         })
@@ -493,7 +489,7 @@ fn pool_each_table<'s>(
             }));
         }
         table.check_buffers(0, 0, workspace.len()).map_err(at(position))?;
-        table.check_bags(bags, pooling).map_err(at(position))?;
+        check_bags(bags, table.num_embeddings(), pooling).map_err(at(position))?;
     }
     let mut first = 0usize;
     for ((table, bags), position) in tables() {

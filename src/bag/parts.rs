@@ -49,7 +49,7 @@ enum RowPart {
 
 impl RowPart {
     #[inline(always)]
-    fn of(self, row: u64) -> u64 {
+    fn row(self, row: u64) -> u64 {
         match self {
             Self::Whole => row,
             Self::Quotient(by) => by.divide_u64(row).0,
@@ -102,7 +102,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                 wide,
                 stride,
             )?;
-            self.add_rows_apart(range.clone(), out)?;
+            self.add_overrides(range.clone(), out)?;
             for bag in range {
                 match self.bags.range(bag)?.len() {
                     // Zeros, whatever lies in the projection.
@@ -149,7 +149,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                     combine(table.combine, out.row(bag)?, second);
                 }
             }
-            self.add_rows_apart(range, out)
+            self.add_overrides(range, out)
         })
     }
 
@@ -184,7 +184,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             if self.table.override_position(index).is_some() {
                 None
             } else {
-                Some(row_part.of(self.row_of.row(index)))
+                Some(row_part.row(self.row_of.row(index)))
             }
         };
         // The scalar tier prefers small code: it pools row by row.
@@ -205,7 +205,13 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             let out = out.get_mut(..rows.embedding_dim)?;
             pool_bag(self.bags, first, self.pooling, out, |index, out, epilogue| {
                 let Some(row) = row_of(index) else { return Some(false) };
-                dense::put_row(self.table.tier(), rows, usize::try_from(row).ok()?, out, epilogue)?;
+                dense::write_row(
+                    self.table.tier(),
+                    rows,
+                    usize::try_from(row).ok()?,
+                    out,
+                    epilogue,
+                )?;
                 Some(true)
             })?;
             done += 1;
@@ -261,20 +267,21 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
     }
 
     /// Brings the rows that are stored apart into bags that have been pooled without them.
-    fn add_rows_apart(&self, bags: Range<usize>, out: &mut Output<'_>) -> Consistent {
+    fn add_overrides(&self, bags: Range<usize>, out: &mut Output<'_>) -> Consistent {
         if self.table.data().overrides.is_none() {
             return Some(());
         }
         for bag in bags {
             let range = self.bags.range(bag)?;
             let indices = self.bags.indices.slice(range.clone())?;
-            let apart = |index: u64| self.table.override_position(index);
-            let num_apart = indices.iter().filter(|&index| apart(index).is_some()).count();
-            if num_apart == 0 {
+            let override_of = |index: u64| self.table.override_position(index);
+            let num_overrides =
+                indices.iter().filter(|&index| override_of(index).is_some()).count();
+            if num_overrides == 0 {
                 continue;
             }
             let out = out.row(bag)?;
-            let others = range.len() - num_apart;
+            let others = range.len() - num_overrides;
             let mut are_none = others == 0;
             if self.pooling == Pooling::Mean && !are_none {
                 out.iter_mut().for_each(|mean| *mean *= others as f32);
@@ -282,14 +289,14 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                 out.fill(0.0);
             }
             for (index, position) in indices.iter().zip(range.clone()) {
-                let Some(row) = apart(index) else { continue };
+                let Some(row) = override_of(index) else { continue };
                 let epilogue = match (self.pooling, self.bags.per_sample_weights) {
                     (Pooling::Max, _) if are_none => Epilogue::Store,
                     (Pooling::Max, _) => Epilogue::MaxScaled(1.0),
                     (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
                     (_, None) => Epilogue::AddScaled(1.0),
                 };
-                self.table.put_stored_row(StoredRow::Override(row), out, epilogue)?;
+                self.table.write_stored_row(StoredRow::Override(row), out, epilogue)?;
                 are_none = false;
             }
             if self.pooling == Pooling::Mean {

@@ -175,14 +175,16 @@ pub struct SectionPlan {
 ///
 /// let shape = TtShape::new(6, &[2, 3], &[2, 2], &[1])?;
 /// let weights = WeightsSpec::Tt { shape, dtype: Dtype::F32 };
-/// let buf = Layout::new(&[TableSpec::new("user", weights)])?.build(|section, out| match section.role {
+/// let layout = Layout::new(&[TableSpec::new("user", weights)])?;
+/// let buf = layout.build(|section, out| match section.role {
 ///     Role::Core(0) => dtype::encode(&[1.0, 2.0, 3.0, 4.0], Dtype::F32, out).unwrap(),
 ///     _ => dtype::encode(&[1.0, 10.0, 2.0, 20.0, 3.0, 30.0], Dtype::F32, out).unwrap(),
 /// });
 /// let blob = Blob::parse(&buf)?;
 /// let mut row = [0.0; 4];
 /// let user = blob.table("user")?;
-/// user.lookup(5, &mut row, &mut vec![0.0; user.workspace_len(1)])?; // digits (1, 2): [3, 4]' . [3, 30]
+/// user.lookup(5, &mut row, &mut vec![0.0; user.workspace_len(1)])?;
+/// // Row 5 has the digits (1, 2): the product of the column [3, 4] and the row [3, 30].
 /// assert_eq!(row, [9.0, 90.0, 12.0, 120.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -100,11 +100,11 @@ impl<'m> RowCache<'m> {
         }
     }
 
-    /// Number of f32 elements of memory for at least `num_rows` rows of `table`: `embedding_dim + 4`
-    /// for each row, in whole sets of 32 rows.
+    /// Number of f32 elements of memory for at least `num_rows` rows of `table`: `embedding_dim +
+    /// 4` for each row, in whole sets of 32 rows.
     pub fn memory_len(table: &Table<'_>, num_rows: usize) -> usize {
-        let of_set = WAYS.saturating_mul(table.embedding_dim()).saturating_add(SET_WORDS);
-        num_rows.div_ceil(WAYS).saturating_mul(of_set)
+        let set_len = WAYS.saturating_mul(table.embedding_dim()).saturating_add(SET_WORDS);
+        num_rows.div_ceil(WAYS).saturating_mul(set_len)
     }
 
     /// Number of rows that the cache has room for.
@@ -117,9 +117,9 @@ impl<'m> RowCache<'m> {
         self.view().position(index).is_some()
     }
 
-    /// Counts requests for these indices: all requests, or a random sample of them. Indices that the
-    /// table does not have, and indices with an override, do not count. Indices from 2^32 - 1 on
-    /// count as lookups, but are never cached.
+    /// Counts requests for these indices: all requests, or a random sample of them. Indices that
+    /// the table does not have, and indices with an override, do not count. Indices from 2^32 - 1
+    /// on count as lookups, but are never cached.
     #[inline]
     pub fn record<I: Index>(&mut self, indices: &[I]) {
         self.record_all(I::erase(indices));
@@ -165,7 +165,7 @@ impl<'m> RowCache<'m> {
                 // With the columns in the order in which they are stored: bags add cached rows to
                 // other rows before they put the columns of the sum in order.
                 self.table
-                    .put_row(index.into(), out, workspace, Epilogue::Store)
+                    .write_row(index.into(), out, workspace, Epilogue::Store)
                     .ok_or(LookupError::Inconsistent)?;
                 set.exchange(way, from);
                 replaced = replaced.saturating_add(1);
@@ -177,8 +177,8 @@ impl<'m> RowCache<'m> {
 
     /// The table, whose lookups read the rows that are cached and compute the others.
     ///
-    /// Lookups and maxima have the same bits as without a cache. In the sums of a tensor-train table
-    /// cached rows are added before the others, as overrides are (`docs/numerics.md`).
+    /// Lookups and maxima have the same bits as without a cache. In the sums of a tensor-train
+    /// table cached rows are added before the others, as overrides are (`docs/numerics.md`).
     /// [`Table::with_tier`] drops the cache where the bits of the two tiers differ: if one of them
     /// is the scalar tier.
     pub fn table(&self) -> Table<'_> {

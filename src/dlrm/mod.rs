@@ -7,9 +7,9 @@
 //! without dense features has no bottom: with two tables it is a two-tower model.
 //!
 //! Samples are scored in groups. The vectors of a group lie together, sample by sample, and each
-//! table pools its bags of the whole group straight into its places there. The perceptrons then take
-//! tiles of samples: a tile is small enough for its activations to stay in the nearest caches, and
-//! large enough to read a layer's weights once for many samples.
+//! table pools its bags of the whole group straight into its places there. The perceptrons then
+//! take tiles of samples: a tile is small enough for its activations to stay in the nearest caches,
+//! and large enough to read a layer's weights once for many samples.
 //!
 //! [`Ranker::rank`] scores one user's candidates. It computes once what all candidates share: the
 //! user's vectors, the interactions among those that come first, and the products of these
@@ -107,11 +107,6 @@ struct Batch<'s, 'b> {
 }
 
 impl Batch<'_, '_> {
-    /// Whether table `table` has one bag for all samples.
-    fn is_shared(&self, table: usize) -> bool {
-        self.bags.get(table).is_some_and(|bags| bags.len() == 1)
-    }
-
     /// How many tables, from the first one on, have one bag for all samples.
     fn num_leading(&self) -> usize {
         self.bags.iter().take_while(|bags| bags.len() == 1).count()
@@ -178,13 +173,13 @@ impl<'a> Ranker<'a> {
         self.blob.layers()
     }
 
-    /// Number of f32 elements of workspace with which `num_samples` samples of one index per bag are
-    /// scored fastest. It stops growing at some hundred samples. Where bags have more indices,
+    /// Number of f32 elements of workspace with which `num_samples` samples of one index per bag
+    /// are scored fastest. It stops growing at some hundred samples. Where bags have more indices,
     /// [tensor-train tables](Table::workspace_len) can use more.
     ///
-    /// [`score`](Self::score), [`logits`](Self::logits) and [`rank`](Self::rank) accept any workspace
-    /// of at least `workspace_len(1)` elements, whatever the number of samples. The length changes
-    /// the speed, never the scores.
+    /// [`score`](Self::score), [`logits`](Self::logits) and [`rank`](Self::rank) accept any
+    /// workspace of at least `workspace_len(1)` elements, whatever the number of samples. The
+    /// length changes the speed, never the scores.
     pub fn workspace_len(&self, num_samples: usize) -> usize {
         let group = num_samples.clamp(1, GROUP);
         let tables = self.tables().map(|table| table.workspace_len(group)).max().unwrap_or(0);
@@ -249,8 +244,8 @@ impl<'a> Ranker<'a> {
         Ok(())
     }
 
-    /// As [`score`](Self::score), but without the sigmoid at the end: the output of the model's last
-    /// linear layer.
+    /// As [`score`](Self::score), but without the sigmoid at the end: the output of the model's
+    /// last linear layer.
     ///
     /// # Errors
     /// As [`score`](Self::score).
@@ -337,7 +332,7 @@ impl<'a> Ranker<'a> {
         // A batch of one shares nothing worth the trouble.
         let one_dense = one_dense && num_samples > 1;
         let batch = Batch { dense, bags, num_samples, one_dense };
-        self.put_logits(&batch, out, workspace).ok_or(ScoreError::Inconsistent)
+        self.write_logits(&batch, out, workspace).ok_or(ScoreError::Inconsistent)
     }
 
     /// What the model's last activation makes of logits.
@@ -348,7 +343,7 @@ impl<'a> Ranker<'a> {
         }
     }
 
-    fn put_logits(
+    fn write_logits(
         &self,
         batch: &Batch<'_, '_>,
         out: &mut [f32],
@@ -371,13 +366,13 @@ impl<'a> Ranker<'a> {
         for (at, out) in out.chunks_mut(group.max(1)).enumerate() {
             let first = at.checked_mul(group)?;
             let samples = first..first.checked_add(out.len())?;
-            self.put_vectors(batch, samples, &mut buffers)?;
+            self.write_vectors(batch, samples, &mut buffers)?;
             if first == 0 && leading > 0 {
-                self.put_base(leading, shared_inputs, &mut buffers)?;
+                self.write_base(leading, shared_inputs, &mut buffers)?;
             }
             for (at, out) in out.chunks_mut(buffers.tile.max(1)).enumerate() {
                 let first = at.checked_mul(buffers.tile)?;
-                self.put_top(
+                self.write_top(
                     first..first.checked_add(out.len())?,
                     leading,
                     shared_inputs,
@@ -414,7 +409,7 @@ impl<'a> Ranker<'a> {
 
     /// The vectors of `samples`. Those that all samples share are made with the first ones and then
     /// stay.
-    fn put_vectors(
+    fn write_vectors(
         &self,
         batch: &Batch<'_, '_>,
         samples: Range<usize>,
@@ -425,41 +420,30 @@ impl<'a> Ranker<'a> {
         if self.num_bottom == 0 {
             // Tables alone.
         } else if !batch.one_dense {
-            self.put_dense(batch.dense, samples.clone(), buffers)?;
+            self.write_dense(batch.dense, samples.clone(), buffers)?;
         } else if is_first {
-            self.put_dense(batch.dense, 0..1, buffers)?;
+            self.write_dense(batch.dense, 0..1, buffers)?;
             repeat(buffers.features, stride, 0, dim)?;
         }
         let tables = self.tables().zip(self.poolings());
         for (position, ((table, pooling), bags)) in tables.zip(batch.bags).enumerate() {
             let first = position.checked_add(self.first_table())?.checked_mul(dim)?;
-            if batch.num_samples == 1 || !batch.is_shared(position) {
-                let bags = bags.slice(samples.clone())?;
-                table.pool_strided(
-                    &bags,
-                    pooling,
-                    buffers.features,
-                    stride,
-                    first,
-                    buffers.tables,
-                )?;
-            } else if is_first {
-                table.pool_strided(
-                    bags,
-                    pooling,
-                    buffers.features,
-                    stride,
-                    first,
-                    buffers.tables,
-                )?;
-                repeat(buffers.features, stride, first, dim)?;
+            let is_shared = batch.num_samples > 1 && bags.len() == 1;
+            if is_shared && !is_first {
+                continue;
+            }
+            let bags = if is_shared { *bags } else { bags.slice(samples.clone())? };
+            let (vectors, workspace) = (&mut *buffers.features, &mut *buffers.tables);
+            table.pool_strided(&bags, pooling, vectors, stride, first, workspace)?;
+            if is_shared {
+                repeat(vectors, stride, first, dim)?;
             }
         }
         Some(())
     }
 
     /// What the bottom perceptron makes of the dense features of `samples`.
-    fn put_dense(
+    fn write_dense(
         &self,
         dense: &[f32],
         samples: Range<usize>,
@@ -487,7 +471,7 @@ impl<'a> Ranker<'a> {
 
     /// What the first top layer makes of the `leading` vectors, which the first sample has as well
     /// as any.
-    fn put_base(&self, leading: usize, inputs: usize, buffers: &mut Buffers<'_>) -> Consistent {
+    fn write_base(&self, leading: usize, inputs: usize, buffers: &mut Buffers<'_>) -> Consistent {
         let Buffers { interaction, base, layers: [x, _], features, .. } = buffers;
         let vectors = features.get(..leading.checked_mul(self.embedding_dim)?)?;
         let x = x.get_mut(..inputs)?;
@@ -499,7 +483,7 @@ impl<'a> Ranker<'a> {
 
     /// The logits of `samples` of the group, whose `leading` vectors make the first `shared_inputs`
     /// of the top's.
-    fn put_top(
+    fn write_top(
         &self,
         samples: Range<usize>,
         leading: usize,

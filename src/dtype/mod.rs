@@ -6,7 +6,7 @@
 
 mod quantize;
 
-use crate::isa::Isa;
+use crate::{codes::codes, isa::Isa};
 use bytemuck::{Pod, Zeroable};
 
 pub(crate) use half::{bf16, f16};
@@ -29,31 +29,9 @@ pub enum Dtype {
     I4 = 5,
 }
 
+codes!(Dtype: F32 "f32", F16 "f16", Bf16 "bf16", I8 "i8", I4 "i4");
+
 impl Dtype {
-    /// Every dtype, in the order of their codes.
-    pub const ALL: &[Self] = &[Self::F32, Self::F16, Self::Bf16, Self::I8, Self::I4];
-
-    /// The name used in specs and listings: `f32`, `f16`, `bf16`, `i8`, `i4`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::I8 => "i8",
-            Self::I4 => "i4",
-        }
-    }
-
-    /// The dtype with this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|dtype| dtype.name() == name)
-    }
-
-    /// The dtype with this code in a blob.
-    pub(crate) fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.iter().copied().find(|&dtype| dtype as u8 == code)
-    }
-
     /// Number of bytes of `count` elements. An odd last element of i4 takes a whole byte.
     pub fn bytes_of(self, count: usize) -> usize {
         match self {
@@ -74,8 +52,8 @@ impl Dtype {
         }
     }
 
-    /// Number of bytes of a dense row of `embedding_dim` elements, including its scale and offset if
-    /// the dtype has them.
+    /// Number of bytes of a dense row of `embedding_dim` elements, including its scale and offset
+    /// if the dtype has them.
     pub fn row_len(self, embedding_dim: usize) -> usize {
         self.bytes_of(embedding_dim).saturating_add(self.row_header_len())
     }
@@ -254,12 +232,6 @@ macro_rules! with_core_elements {
 }
 pub(crate) use with_core_elements;
 
-impl<'a> From<&'a [f32]> for Elements<'a> {
-    fn from(values: &'a [f32]) -> Self {
-        Self::from_f32(values)
-    }
-}
-
 impl<'a> Elements<'a> {
     /// Elements of [`Dtype::F32`].
     pub const fn from_f32(values: &'a [f32]) -> Self {
@@ -302,8 +274,8 @@ impl<'a> Elements<'a> {
         with_elements!(self, elements => bytemuck::cast_slice(elements))
     }
 
-    /// Element `position`, widened, before any scale or offset; `None` past the end. The elements of
-    /// [`Dtype::I4`] have no position here, since rows begin on whole bytes.
+    /// Element `position`, widened, before any scale or offset; `None` past the end. The elements
+    /// of [`Dtype::I4`] have no position here, since rows begin on whole bytes.
     pub fn get(&self, position: usize) -> Option<f32> {
         match self.0 {
             Values::F32(values) => values.get(position).copied(),

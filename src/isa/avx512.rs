@@ -79,7 +79,8 @@ impl Isa for Avx512 {
             match xs.first_chunk::<16>() {
                 // SAFETY: `xs` is 16 readable f32; the load may be unaligned.
                 Some(xs) => unsafe { _mm512_loadu_ps(xs.as_ptr()) },
-                // SAFETY: only the lanes of the mask are read, and `xs` has as many; the load may be unaligned.
+                // SAFETY: only the lanes of the mask are read, and `xs` has as many; the load may
+                // be unaligned.
                 None => unsafe { _mm512_maskz_loadu_ps(mask(xs.len()), xs.as_ptr()) },
             }
         }
@@ -115,7 +116,8 @@ impl Isa for Avx512 {
             match out.first_chunk_mut::<16>() {
                 // SAFETY: `out` is 16 writable f32; the store may be unaligned.
                 Some(out) => unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) },
-                // SAFETY: only the lanes of the mask are written, and `out` has as many; the store may be unaligned.
+                // SAFETY: only the lanes of the mask are written, and `out` has as many; the store
+                // may be unaligned.
                 None => unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask(out.len()), v) },
             }
         }
@@ -209,7 +211,9 @@ impl Groups for Eights {
     }
 
     features! { avx512 with_features
-        fn repeat(self, v: __m256) -> __m512 { _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(v))) }
+        fn repeat(self, v: __m256) -> __m512 {
+            _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(v)))
+        }
 
         fn parts(self, v: __m512) -> [__m256; MAX_GROUP] {
             let v = _mm512_castps_pd(v);

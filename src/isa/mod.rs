@@ -184,15 +184,20 @@ pub(crate) trait Op {
 macro_rules! for_each_tier {
     ($callback:ident) => {
         $callback! { ($)
-            #[cfg(target_arch = "x86_64")]  avx512 Avx512 "avx512" ["avx512f", "avx512vl", "avx2", "fma", "f16c"];
-            #[cfg(target_arch = "x86_64")]  avx2 Avx2 "avx2" ["avx2", "fma", "f16c"];
-            #[cfg(target_arch = "aarch64")] neon Neon "neon" ["neon"];
+            #[cfg(target_arch = "x86_64")]
+            avx512 Avx512 "avx512" ["avx512f", "avx512vl", "avx2", "fma", "f16c"];
+            #[cfg(target_arch = "x86_64")]
+            avx2 Avx2 "avx2" ["avx2", "fma", "f16c"];
+            #[cfg(target_arch = "aarch64")]
+            neon Neon "neon" ["neon"];
         }
     };
 }
 
 macro_rules! tiers {
-    (($d:tt) $( #[$cfg:meta] $module:ident $Token:ident $name:literal [$($feature:literal),+]; )*) => {
+    (($d:tt) $(
+        #[$cfg:meta] $module:ident $Token:ident $name:literal [$($feature:literal),+];
+    )*) => {
         $(
             #[doc = concat!("Proof that the CPU has ", $($feature, " "),+)]
             #[$cfg]
@@ -212,7 +217,9 @@ macro_rules! tiers {
         /// module, and what follows.
         #[allow(unused_macros, reason = "on architectures with the scalar tier alone")]
         macro_rules! features {
-            $( ($module $d callback:ident $d ($d rest:tt)*) => { $d callback! { [$($feature),+] $d ($d rest)* } }; )*
+            $( ($module $d callback:ident $d ($d rest:tt)*) => {
+                $d callback! { [$($feature),+] $d ($d rest)* }
+            }; )*
         }
         #[allow(unused_imports, reason = "as above")]
         use features;
@@ -224,23 +231,26 @@ macro_rules! tiers {
         }
 
         impl Token {
-            /// The tiers that this CPU can run, best first: `position` counts all of this architecture.
+            /// The tier at this position among all of this architecture, best first, if the CPU
+            /// can run it.
             fn detect(position: u8) -> Option<Self> {
-                let mut tiers = [$( #[$cfg] Self::$Token($Token(())), )* Self::Scalar(Scalar)].into_iter();
+                let tiers = [$( #[$cfg] Self::$Token($Token(())), )* Self::Scalar(Scalar)];
                 let is_available = Self::available() >> position & 1 == 1;
-                tiers.nth(position.into()).filter(|_| is_available)
+                tiers.get(usize::from(position)).copied().filter(|_| is_available)
             }
 
-            /// A bit for each position. The CPU is asked once: in a virtual machine it takes microseconds to answer.
+            /// A bit for each position. The CPU is asked once: in a virtual machine CPUID takes
+            /// microseconds.
             fn available() -> u8 {
-                /// The scalar tier's bit is always set once it is known.
+                /// 0 until the CPU has been asked, since the scalar tier's bit is always set.
                 static AVAILABLE: AtomicU8 = AtomicU8::new(0);
                 let known = AVAILABLE.load(Ordering::Relaxed);
                 if known != 0 {
                     return known;
                 }
-                let tiers = [$( #[$cfg] $Token::FEATURES.iter().all(|feature| detect::has(feature)), )* true].into_iter().enumerate();
-                let available = tiers.fold(0, |bits, (position, is_there)| bits | u8::from(is_there) << position);
+                let runs = [$( #[$cfg] $Token::FEATURES.iter().all(|&f| detect::has(f)), )* true];
+                let available =
+                    runs.into_iter().rev().fold(0, |bits, runs| bits << 1 | u8::from(runs));
                 AVAILABLE.store(available, Ordering::Relaxed);
                 available
             }

@@ -34,7 +34,11 @@ impl Isa for Neon {
     fn prefetch<T>(self, xs: &[T]) {
         // SAFETY: a prefetch of any address has no effect but on the cache.
         unsafe {
-            asm!("prfm pldl1keep, [{}]", in(reg) xs.as_ptr(), options(nostack, readonly, preserves_flags))
+            asm!(
+                "prfm pldl1keep, [{}]",
+                in(reg) xs.as_ptr(),
+                options(nostack, readonly, preserves_flags)
+            )
         }
     }
 
@@ -53,8 +57,16 @@ impl Isa for Neon {
             let bits = unsafe { vld1_u16(xs.as_ptr().cast()) };
             let widened: float32x4_t;
             // The intrinsic waits for a stable f16; the instruction is part of the baseline.
-            // SAFETY: FCVTL reads and writes these two registers, and may set a status flag, which is not said to be kept.
-            unsafe { asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) widened, in(vreg) bits, options(pure, nomem, nostack)) };
+            // SAFETY: FCVTL reads and writes these two registers, and may set a status flag, which
+            // the options do not promise to preserve.
+            unsafe {
+                asm!(
+                    "fcvtl {:v}.4s, {:v}.4h",
+                    out(vreg) widened,
+                    in(vreg) bits,
+                    options(pure, nomem, nostack)
+                )
+            };
             widened
         }
 
@@ -73,9 +85,10 @@ impl Isa for Neon {
 
         fn load_u4(self, xs: &[u8]) -> float32x4_t {
             let word = vdupq_n_u32(u32::from(u16::from_le_bytes(padded(xs))));
-            // NEON shifts right by shifting left by less than 0. The shifts 0, -4 and -8, -12, as pairs
-            // of two's complement, the first in the low half.
-            let shifts = vcombine_s32(vcreate_s32(0xFFFF_FFFC_0000_0000), vcreate_s32(0xFFFF_FFF4_FFFF_FFF8));
+            // NEON shifts right by shifting left by less than 0. The shifts 0, -4 and -8, -12, as
+            // pairs of two's complement, the first in the low half.
+            let (low, high) = (0xFFFF_FFFC_0000_0000, 0xFFFF_FFF4_FFFF_FFF8);
+            let shifts = vcombine_s32(vcreate_s32(low), vcreate_s32(high));
             vcvtq_f32_u32(vandq_u32(vshlq_u32(word, shifts), vdupq_n_u32(15)))
         }
 
@@ -92,12 +105,16 @@ impl Isa for Neon {
             }
         }
 
-        fn fma(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_f32(c, a, b) }
+        fn fma(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+            vfmaq_f32(c, a, b)
+        }
         fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t { vaddq_f32(a, b) }
         fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t { vmulq_f32(a, b) }
         fn div(self, a: float32x4_t, b: float32x4_t) -> float32x4_t { vdivq_f32(a, b) }
         // Not FMAX, which would spread NaN.
-        fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t { vbslq_f32(vcgtq_f32(a, b), a, b) }
+        fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            vbslq_f32(vcgtq_f32(a, b), a, b)
+        }
     }
 
     #[inline(always)]
@@ -127,7 +144,12 @@ impl FourLanes for Neon {
             let [a, b, c, d] = rows;
             let pairs = [vtrn1q_f32(a, b), vtrn2q_f32(a, b), vtrn1q_f32(c, d), vtrn2q_f32(c, d)];
             let [ab, ab_odd, cd, cd_odd] = pairs.map(|pair| vreinterpretq_f64_f32(pair));
-            let rows = [vtrn1q_f64(ab, cd), vtrn1q_f64(ab_odd, cd_odd), vtrn2q_f64(ab, cd), vtrn2q_f64(ab_odd, cd_odd)];
+            let rows = [
+                vtrn1q_f64(ab, cd),
+                vtrn1q_f64(ab_odd, cd_odd),
+                vtrn2q_f64(ab, cd),
+                vtrn2q_f64(ab_odd, cd_odd),
+            ];
             rows.map(|row| vreinterpretq_f32_f64(row))
         }
     }
@@ -135,9 +157,17 @@ impl FourLanes for Neon {
 
 impl Neon {
     features! { neon with_features
-        fn fma_lane_0(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_laneq_f32::<0>(c, b, quad) }
-        fn fma_lane_1(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_laneq_f32::<1>(c, b, quad) }
-        fn fma_lane_2(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_laneq_f32::<2>(c, b, quad) }
-        fn fma_lane_3(self, quad: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_laneq_f32::<3>(c, b, quad) }
+        fn fma_lane_0(self, q: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+            vfmaq_laneq_f32::<0>(c, b, q)
+        }
+        fn fma_lane_1(self, q: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+            vfmaq_laneq_f32::<1>(c, b, q)
+        }
+        fn fma_lane_2(self, q: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+            vfmaq_laneq_f32::<2>(c, b, q)
+        }
+        fn fma_lane_3(self, q: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+            vfmaq_laneq_f32::<3>(c, b, q)
+        }
     }
 }

@@ -175,10 +175,10 @@ pub fn sgd_of_few(
     slice: &mut [f32],
     dx: &mut [f32],
 ) -> Consistent {
-    let [of_x, of_d, of_slice] = [(m, r), (m, n), (r, n)].map(|(a, b)| a.checked_mul(b));
-    let fits = x.len() == of_x?
-        && d.len() == of_d?
-        && slice.len() == of_slice?
+    let [x_len, d_len, slice_len] = [(m, r), (m, n), (r, n)].map(|(a, b)| a.checked_mul(b));
+    let fits = x.len() == x_len?
+        && d.len() == d_len?
+        && slice.len() == slice_len?
         && dx.len() == x.len()
         && n > 0;
     let step = SgdOfFew { r, n, learning_rate, x, d, slice, dx };
@@ -270,13 +270,13 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
     let whole = d.first().map_or(0, |(whole, _)| whole.len());
     for at in 0..whole {
         for part in (0..SUMS).step_by(I::LANES) {
-            let mut of_part = [isa.splat(0.0); M];
-            for (to, (whole, _)) in of_part.iter_mut().zip(d) {
+            let mut d_part = [isa.splat(0.0); M];
+            for (to, (whole, _)) in d_part.iter_mut().zip(d) {
                 *to = isa.load_f32(whole.get(at)?.get(part..)?);
             }
             for ((line, factors), sums) in lines.iter_mut().zip(&factors).zip(&mut sums) {
                 let values = line.0.get_mut(at)?.get_mut(part..)?;
-                step_of_part(isa, factors, &of_part, values, sums, part / I::LANES)?;
+                step_of_part(isa, factors, &d_part, values, sums, part / I::LANES)?;
             }
         }
     }
@@ -285,32 +285,25 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
             let mut chunk = [0.0; SUMS];
             chunk.iter_mut().zip(&*line.1).for_each(|(to, from)| *to = *from);
             for part in (0..SUMS).step_by(I::LANES) {
-                let mut of_part = [isa.splat(0.0); M];
-                for (to, (_, end)) in of_part.iter_mut().zip(d) {
+                let mut d_part = [isa.splat(0.0); M];
+                for (to, (_, end)) in d_part.iter_mut().zip(d) {
                     *to = isa.load_f32(end.get(part..)?);
                 }
-                step_of_part(
-                    isa,
-                    factors,
-                    &of_part,
-                    chunk.get_mut(part..)?,
-                    sums,
-                    part / I::LANES,
-                )?;
+                step_of_part(isa, factors, &d_part, chunk.get_mut(part..)?, sums, part / I::LANES)?;
             }
             line.1.iter_mut().zip(chunk).for_each(|(to, from)| *to = from);
         }
     }
     for m in 0..M {
-        let mut of_row = [[0.0; SUMS]; 4];
-        for (to, sums) in of_row.iter_mut().zip(&sums) {
+        let mut row_sums = [[0.0; SUMS]; 4];
+        for (to, sums) in row_sums.iter_mut().zip(&sums) {
             for (to, sum) in to.chunks_exact_mut(I::LANES).zip(sums.get(m)?) {
                 isa.store(*sum, to);
             }
         }
         let dx: &mut [f32; A] = dx.get_mut(m * r + a..)?.first_chunk_mut()?;
         dx.iter_mut()
-            .zip(totals(isa.narrow(), of_row))
+            .zip(totals(isa.narrow(), row_sums))
             .for_each(|(dx, total)| *dx = total);
     }
     Some(())

@@ -29,8 +29,8 @@ pub(crate) fn position_in(lines: &[Line], id: u64) -> Option<usize> {
     let (word, before) = (line.words.get(at)?, line.before_word.get(at)?);
     let mask = 1u64.wrapping_shl((bit % 64) as u32);
     // Counted in any case: a jump that is taken at random costs more.
-    let of_word = (word & mask.wrapping_sub(1)).count_ones();
-    let position = line.before.wrapping_add((*before).into()).wrapping_add(of_word) as usize;
+    let before_in_word = (word & mask.wrapping_sub(1)).count_ones();
+    let position = line.before.wrapping_add((*before).into()).wrapping_add(before_in_word) as usize;
     (word & mask != 0).then_some(position)
 }
 
@@ -75,8 +75,8 @@ fn byte_len(limit: u64) -> u64 {
 }
 
 /// What a section of role [`OverrideIndex`](crate::blob::Role::OverrideIndex) or
-/// [`PrefixIndex`](crate::blob::Role::PrefixIndex) holds, 64 bytes at a time: where each of `ids` stands,
-/// which ascend and are below `limit`, the number of rows or prefixes.
+/// [`PrefixIndex`](crate::blob::Role::PrefixIndex) holds, 64 bytes at a time: where each of `ids`
+/// stands, which ascend and are below `limit`, the number of rows or prefixes.
 #[cfg(feature = "alloc")]
 pub fn id_index(ids: &[u64], limit: u64) -> impl Iterator<Item = [u8; 64]> {
     lines(ids, limit).map(bytemuck::cast)
@@ -88,21 +88,21 @@ fn lines(ids: &[u64], limit: u64) -> impl Iterator<Item = Line> {
     let mut before = 0u32;
     (0..limit.div_ceil(IDS_PER_LINE)).map(move |number| {
         let first = number.saturating_mul(IDS_PER_LINE);
-        let of_line = rest.partition_point(|&id| id.saturating_sub(first) < IDS_PER_LINE);
-        let (ids, after) = rest.split_at_checked(of_line).unwrap_or((rest, &[]));
+        let count = rest.partition_point(|&id| id.saturating_sub(first) < IDS_PER_LINE);
+        let (ids, after) = rest.split_at_checked(count).unwrap_or((rest, &[]));
         let mut line = Line { before, ..Line::default() };
         for bit in ids.iter().map(|id| id.saturating_sub(first)) {
             if let Some(word) = line.words.get_mut((bit / 64) as usize) {
                 *word |= 1 << (bit % 64);
             }
         }
-        let mut of_words = 0u16;
+        let mut before_in_line = 0u16;
         for (to, word) in line.before_word.iter_mut().zip(&line.words) {
-            *to = of_words;
-            of_words = of_words.saturating_add(word.count_ones() as u16);
+            *to = before_in_line;
+            before_in_line = before_in_line.saturating_add(word.count_ones() as u16);
         }
         rest = after;
-        before = before.saturating_add(of_words.into());
+        before = before.saturating_add(before_in_line.into());
         line
     })
 }

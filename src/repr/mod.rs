@@ -7,11 +7,11 @@
 //! - *tensor train*: `G_0[i_0] G_1[i_1] .. G_{d-1}[i_{d-1}]`, one slice of each core, by the digits
 //!   of i ([`TtShape`](crate::TtShape));
 //! - *projected*: a short row times a matrix that all rows share;
-//! - *quotient-remainder*: the product, the sum or the concatenation of row `i / n` of one table and
-//!   row `i mod n` of another, of n rows.
+//! - *quotient-remainder*: the product, the sum or the concatenation of row `i / n` of one table
+//!   and row `i mod n` of another, of n rows.
 //!
-//! [`Overrides`] replace the rows of some indices. These are views: of a blob's bytes, or of a table
-//! that is being trained.
+//! [`Overrides`] replace the rows of some indices. These are views: of a blob's bytes, or of a
+//! table that is being trained.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -32,7 +32,7 @@ pub use tt::{Core, Prefixes, TtCores};
 
 use crate::dtype::Dtype;
 
-/// One table as it is stored.
+/// What a [`Table`](crate::Table) is stored as: its index map, weights and overrides.
 #[derive(Clone, Copy, Debug)]
 pub struct TableData<'a> {
     pub(crate) name: &'a str,
@@ -45,21 +45,6 @@ pub struct TableData<'a> {
 }
 
 impl<'a> TableData<'a> {
-    /// The table's name, unique in its blob.
-    pub fn name(&self) -> &'a str {
-        self.name
-    }
-
-    /// Number of indices that can be looked up; valid ones are `0..n`.
-    pub fn num_embeddings(&self) -> u64 {
-        self.num_embeddings
-    }
-
-    /// Elements per row.
-    pub fn embedding_dim(&self) -> usize {
-        self.embedding_dim
-    }
-
     /// Which stored row an index stands for.
     pub fn index_map(&self) -> IndexMap<'a> {
         self.index_map

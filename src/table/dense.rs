@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Gives every element of stored row `position` to `epilogue`.
-pub(crate) fn put_row(
+pub(crate) fn write_row(
     tier: Tier,
     rows: &Rows<'_>,
     position: usize,

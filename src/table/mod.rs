@@ -14,7 +14,7 @@ pub use error::{LookupError, NoSuchTable};
 
 use cached::CachedRows;
 use index_map::RowOf;
-pub(crate) use tt::{num_partials, put_columns_in_order, step_size};
+pub(crate) use tt::{num_partials, reorder_columns, step_size};
 
 use crate::{
     blob::{Blob, BlobError, Section},
@@ -197,10 +197,10 @@ impl<'a> Table<'a> {
         self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
         if let Some(shape) = self.columns_to_order() {
             return self
-                .put_row_in_order(shape, index, out, workspace)
+                .write_row_in_order(shape, index, out, workspace)
                 .ok_or(LookupError::Inconsistent);
         }
-        self.put_row(index, out, workspace, Epilogue::Store)
+        self.write_row(index, out, workspace, Epilogue::Store)
             .ok_or(LookupError::Inconsistent)
     }
 
@@ -270,21 +270,21 @@ impl<'a> Table<'a> {
     }
 
     #[inline(never)]
-    fn put_row_in_order(
+    fn write_row_in_order(
         &self,
         shape: &TtShape,
         index: u64,
         out: &mut [f32],
         workspace: &mut [f32],
     ) -> Consistent {
-        self.put_row(index, out, workspace, Epilogue::Store)?;
-        put_columns_in_order(shape, out, workspace)
+        self.write_row(index, out, workspace, Epilogue::Store)?;
+        reorder_columns(shape, out, workspace)
     }
 
     /// Gives every element of the row of `index` to `epilogue`, with the columns in the order in
     /// which they are stored. The caller has checked `index`, `out` and `workspace`; `None` would
     /// mean that the view contradicts itself.
-    pub(crate) fn put_row(
+    pub(crate) fn write_row(
         &self,
         index: u64,
         out: &mut [f32],
@@ -292,15 +292,15 @@ impl<'a> Table<'a> {
         epilogue: Epilogue<'_>,
     ) -> Consistent {
         if let Some(stored) = self.stored_row(index) {
-            return self.put_stored_row(stored, out, epilogue);
+            return self.write_stored_row(stored, out, epilogue);
         }
         let row = self.row_of(index);
         match &self.data.weights {
             Weights::Dense(rows) => {
-                dense::put_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue)
+                dense::write_row(self.tier, rows, usize::try_from(row).ok()?, out, epilogue)
             }
-            Weights::Tt(tt) => tt::put_row(self.tier, tt, row, out, workspace, epilogue),
-            Weights::Projected(table) => projected::put_row(
+            Weights::Tt(tt) => tt::write_row(self.tier, tt, row, out, workspace, epilogue),
+            Weights::Projected(table) => projected::write_row(
                 self.tier,
                 table,
                 usize::try_from(row).ok()?,
@@ -309,7 +309,7 @@ impl<'a> Table<'a> {
                 epilogue,
             ),
             Weights::QuotientRemainder(table) => {
-                quotient_remainder::put_row(self.tier, table, row, out, workspace, epilogue)
+                quotient_remainder::write_row(self.tier, table, row, out, workspace, epilogue)
             }
         }
     }
@@ -342,15 +342,15 @@ impl<'a> Table<'a> {
         self.data.overrides.as_ref()?.position(index)
     }
 
-    /// [`put_row`](Self::put_row) for a row that need not be computed.
-    pub(crate) fn put_stored_row(
+    /// [`write_row`](Self::write_row) for a row that need not be computed.
+    pub(crate) fn write_stored_row(
         &self,
         stored: StoredRow,
         out: &mut [f32],
         epilogue: Epilogue<'_>,
     ) -> Consistent {
         match stored {
-            StoredRow::Override(position) => dense::put_row(
+            StoredRow::Override(position) => dense::write_row(
                 self.tier,
                 &self.data.overrides.as_ref()?.rows,
                 position,
@@ -358,7 +358,7 @@ impl<'a> Table<'a> {
                 epilogue,
             ),
             StoredRow::Cached(position) => {
-                dense::put_row(self.tier, &self.cached_rows()?, position, out, epilogue)
+                dense::write_row(self.tier, &self.cached_rows()?, position, out, epilogue)
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Gives every element of row `row` to `epilogue`.
-pub(super) fn put_row(
+pub(super) fn write_row(
     tier: Tier,
     table: &Projected<'_>,
     row: usize,
@@ -17,7 +17,7 @@ pub(super) fn put_row(
     epilogue: Epilogue<'_>,
 ) -> Consistent {
     let short = workspace.get_mut(..table.rank())?;
-    dense::put_row(tier, &table.rows, row, short, Epilogue::Store)?;
+    dense::write_row(tier, &table.rows, row, short, Epilogue::Store)?;
     chain_step(
         tier,
         Dims { m: 1, r: table.rank(), n: out.len() },

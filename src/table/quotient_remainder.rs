@@ -14,7 +14,7 @@ pub(super) fn workspace_len(table: &QuotientRemainder<'_>) -> usize {
 }
 
 /// Gives every element of row `row` to `epilogue`.
-pub(super) fn put_row(
+pub(super) fn write_row(
     tier: Tier,
     table: &QuotientRemainder<'_>,
     row: u64,
@@ -27,14 +27,14 @@ pub(super) fn put_row(
     let num_remainders = u64::from(table.num_remainders);
     let (quotient, remainder) =
         (row.checked_div(num_remainders)?, row.checked_rem(num_remainders)?);
-    dense::put_row(
+    dense::write_row(
         tier,
         &table.quotients,
         usize::try_from(quotient).ok()?,
         first,
         Epilogue::Store,
     )?;
-    dense::put_row(
+    dense::write_row(
         tier,
         &table.remainders,
         usize::try_from(remainder).ok()?,

@@ -28,39 +28,20 @@ pub(super) fn workspace_len(shape: &TtShape) -> usize {
     }
 }
 
-/// Puts a product of the cores, or a sum of such products, in the order of its columns, if the least
-/// significant digit of a column is that of core 0. `scratch` has at least `embedding_dim`
+/// Puts a product of the cores, or a sum of such products, in the order of its columns, if the
+/// least significant digit of a column is that of core 0. `scratch` has at least `embedding_dim`
 /// elements.
-pub(crate) fn put_columns_in_order(
-    shape: &TtShape,
-    row: &mut [f32],
-    scratch: &mut [f32],
-) -> Consistent {
+pub(crate) fn reorder_columns(shape: &TtShape, row: &mut [f32], scratch: &mut [f32]) -> Consistent {
     let stored = scratch.get_mut(..row.len())?;
     stored.iter_mut().zip(&*row).for_each(|(to, from)| *to = *from);
-    // Element (j_0, .., j_{d-1}) of q_0 x .. x q_{d-1} becomes (j_{d-1}, .., j_0): runs of q_0 are
-    // `stride` apart.
-    let (first, others) = shape.column_factors().split_first()?;
-    let stride = row.len().checked_div(*first as usize)?;
-    let mut digits = [(0usize, 0usize, 0usize); MAX_CORES];
-    let mut step = stride;
-    for (to, &q) in digits.iter_mut().zip(others) {
-        step = step.checked_div(q as usize)?;
-        *to = (0, q as usize, step);
-    }
-    let mut at = 0usize;
-    for run in row.chunks_exact_mut((*first as usize).max(1)) {
-        let from = stored.get(at..)?.iter().step_by(stride.max(1));
-        run.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-        for (digit, q, step) in digits.iter_mut().take(others.len()) {
-            *digit = digit.wrapping_add(1);
-            at = at.wrapping_add(*step);
-            if *digit < *q {
-                break;
-            }
-            at = at.wrapping_sub(q.wrapping_mul(*step));
-            *digit = 0;
-        }
+    // Column (j_0, .., j_{d-1}) is stored at (j_0, .., j_{d-1}) of q_0 x .. x q_{d-1}, row-major,
+    // but counts j_0 fastest: q_0 adjacent columns are stored `stride` elements apart.
+    let q = shape.column_factor(0).max(1);
+    let stride = row.len().checked_div(q)?.max(1);
+    for (run, columns) in row.chunks_exact_mut(q).enumerate() {
+        let first = shape.position_of_column(run.wrapping_mul(q));
+        let from = stored.get(first..)?.iter().step_by(stride);
+        columns.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
     }
     Some(())
 }
@@ -71,7 +52,7 @@ pub(crate) fn num_partials(shape: &TtShape) -> usize {
 }
 
 /// Gives every element of row `row` to `epilogue`.
-pub(super) fn put_row(
+pub(super) fn write_row(
     tier: Tier,
     tt: &TtCores<'_>,
     row: u64,

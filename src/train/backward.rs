@@ -254,7 +254,7 @@ impl Backward {
             let key = digits.prefix_key(row);
             if self.prefixes.last().is_none_or(|last| last.key != key) {
                 self.prefixes.push(PrefixGroup { first_row: self.rows.len() as u32, key });
-                let digits = digits.of_prefix(key);
+                let digits = digits.prefix_digits(key);
                 lower.iter_mut().zip(digits).take(middle).for_each(|(touched, digit)| {
                     touched.touch(digit);
                 });
@@ -302,7 +302,7 @@ impl Backward {
         let mut first = 0;
         let count = self.prefixes.len() - 1;
         for at in 1..=count {
-            let digit = |at: usize| self.digits.of_prefix(self.prefixes[at].key)[middle];
+            let digit = |at: usize| self.digits.prefix_digits(self.prefixes[at].key)[middle];
             let is_long = || self.prefixes[at].first_row - self.prefixes[first].first_row >= least;
             if at == count || is_long() && digit(at) != digit(at - 1) {
                 ranges.push(first..at);
@@ -316,7 +316,7 @@ impl Backward {
 impl Inputs<'_> {
     /// Digit k of the prefix at this position.
     fn digit(&self, prefix: usize, k: usize) -> u32 {
-        self.digits.of_prefix(self.prefixes[prefix].key)[k]
+        self.digits.prefix_digits(self.prefixes[prefix].key)[k]
     }
 
     /// The elements and the rows of X_k, which is `(q_0 .. q_{k-1}) x r_k`.
@@ -440,7 +440,7 @@ impl Shard {
             let these = first..(first + chunk).min(prefixes.end);
             let mut digits = [[0; MAX_CORES]; MAX_CHUNK];
             for (to, prefix) in digits.iter_mut().zip(&batch.prefixes[these.clone()]) {
-                *to = batch.digits.of_prefix(prefix.key);
+                *to = batch.digits.prefix_digits(prefix.key);
             }
             // The prefix after the last one of a shard has another shard's slice.
             let next = (these.end < prefixes.end).then(|| batch.digit(these.end, middle));

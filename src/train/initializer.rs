@@ -58,7 +58,7 @@ impl Initializer {
 
     /// The rows of a dense table.
     pub(super) fn rows(self, num_embeddings: u64, len: usize, seed: u64) -> Vec<f32> {
-        self.of_rows().fill(&mut Draws::new(seed), row_deviation(num_embeddings), len)
+        self.for_rows().fill(&mut Draws::new(seed), row_deviation(num_embeddings), len)
     }
 
     /// The two parts of a quotient-remainder table, drawn one after another. Their product (as of
@@ -73,15 +73,15 @@ impl Initializer {
         let deviation = row_deviation(num_embeddings);
         let (initializer, deviation) = match combine {
             Combine::Mult => (self, deviation.sqrt()),
-            Combine::Add => (self.of_rows(), deviation / 2.0f64.sqrt()),
-            Combine::Concat => (self.of_rows(), deviation),
+            Combine::Add => (self.for_rows(), deviation / 2.0f64.sqrt()),
+            Combine::Concat => (self.for_rows(), deviation),
         };
         let mut draws = Draws::new(seed);
         lens.map(|len| initializer.fill(&mut draws, deviation, len))
     }
 
     /// The initialiser of elements that are not multiplied with others.
-    fn of_rows(self) -> Self {
+    fn for_rows(self) -> Self {
         if self == Self::SampledGaussian {
             Self::Gaussian
         } else {

@@ -1,7 +1,10 @@
 //! The lookups of a batch, sorted so that lookups of the same row or prefix are adjacent.
 
 use super::{Quantity, TrainError, Unsupported};
-use crate::{Bags, Pooling, Table, bag::sort};
+use crate::{
+    Bags, Pooling, Table,
+    bag::{self, sort},
+};
 use std::vec::Vec;
 
 /// Lookups sorted by key, those of equal keys by position. Steps reuse its memory.
@@ -108,5 +111,5 @@ pub(super) fn check_bags(
     if u32::try_from(longest).is_err() {
         return Err(Quantity::Lookups.above(longest as u64, u32::MAX.into()));
     }
-    Ok(table.check_bags(bags, pooling)?)
+    Ok(bag::check_bags(bags, table.num_embeddings(), pooling)?)
 }

@@ -125,7 +125,7 @@ fn check_shape(shape: &TtShape) -> Result<Digits, TrainError> {
 
 impl TtTable {
     /// The cores' own rows, without the cache's.
-    fn of_cores(&self) -> Table<'_> {
+    fn core_table(&self) -> Table<'_> {
         let State { parameters, tier, .. } = &self.state;
         let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
         for (to, core) in cores.iter_mut().zip(parameters).take(self.shape.num_cores()) {
@@ -150,7 +150,7 @@ impl TtTable {
         let summed = Step { pooling: Pooling::Sum, ..*step };
         step_rows(&mut rows, &mut self.state.lookups, &Step { bags: &held, ..summed })?;
         self.step_cores(&Step { bags: &others, ..summed })?;
-        let table = self.of_cores();
+        let table = self.core_table();
         let mut workspace = vec![0.0; table.workspace_len(1)];
         let leaving = cache.refresh(self.state.steps, &mut rows, |row, out| {
             table.lookup(row.into(), out, &mut workspace).ok()
@@ -166,10 +166,10 @@ impl TtTable {
     fn fold(&mut self, leaving: &Leaving) -> Consistent {
         let offsets = Vec::from_iter(0..=leaving.rows.len() as u32);
         let bags = Bags::new(&leaving.rows, &offsets).ok()?;
-        let mut workspace = vec![0.0; self.of_cores().workspace_len(leaving.rows.len())];
+        let mut workspace = vec![0.0; self.core_table().workspace_len(leaving.rows.len())];
         let mut gradient = vec![0.0; leaving.values.len()];
         let mut distance = |table: &Self, gradient: &mut [f32]| -> Option<f64> {
-            table.of_cores().pool(&bags, Pooling::Sum, gradient, &mut workspace).ok()?;
+            table.core_table().pool(&bags, Pooling::Sum, gradient, &mut workspace).ok()?;
             gradient.iter_mut().zip(&leaving.values).for_each(|(g, x)| *g -= x);
             Some(gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum())
         };
@@ -202,8 +202,8 @@ impl TtTable {
 impl Embedding for TtTable {
     fn table(&self) -> Table<'_> {
         match (&self.state.cache, self.state.parameters.last()) {
-            (Some(cache), Some(rows)) => self.of_cores().with_cache(cache.view(rows)),
-            _ => self.of_cores(),
+            (Some(cache), Some(rows)) => self.core_table().with_cache(cache.view(rows)),
+            _ => self.core_table(),
         }
     }
 }

@@ -754,7 +754,7 @@ fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
                 other => panic!("{other:?}"),
             };
             let index_map = match data.index_map() {
-                IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings: data.num_embeddings() },
+                IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings: table.num_embeddings() },
                 _ => IndexMapSpec::Identity,
             };
             TableSpec { index_map, ..TableSpec::new(name, weights) }

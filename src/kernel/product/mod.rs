@@ -134,19 +134,8 @@ fn row_by_row<W: Weight>(
         let jobs = &[Job { m: 1, x: x.get(row * r..)?.get(..r)?, slice, out: 0, scale: 1.0 }];
         epilogue.apply(tier, 0, out, |columns, out| {
             let (first, end, stride) = (columns.start, columns.end, out.len());
-            tier.run_vector(Product {
-                jobs,
-                m: 1,
-                r,
-                n,
-                first,
-                end,
-                out,
-                stride,
-                add: false,
-                resume: false,
-            })
-            .flatten()
+            let whole = Product::whole(jobs, Dims { m: 1, r, n }, out, false);
+            tier.run_vector(Product { first, end, stride, ..whole }).flatten()
         })?;
     }
     Some(())
@@ -229,7 +218,8 @@ pub(crate) fn store_rows(
     }
     with_core_elements!(slice, slice => {
         let jobs = &[Job { m, x, slice, out: 0, scale: 1.0 }];
-        tier.run_vector(Product { stride, ..Product::whole(jobs, Dims { m, r, n }, out, false) }).flatten()
+        let whole = Product::whole(jobs, Dims { m, r, n }, out, false);
+        tier.run_vector(Product { stride, ..whole }).flatten()
     })?
 }
 
@@ -510,11 +500,11 @@ const fn tallest(tiles: &[[usize; 2]], vectors: usize) -> usize {
     match tiles {
         [] => 0,
         [[rows, width], others @ ..] => {
-            let of_others = tallest(others, vectors);
-            if *width >= vectors && *rows > of_others {
+            let other_rows = tallest(others, vectors);
+            if *width >= vectors && *rows > other_rows {
                 *rows
             } else {
-                of_others
+                other_rows
             }
         }
     }

@@ -119,8 +119,8 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     let rest = if I::QUADS { r % 4 } else { r };
     if rest > 0 && column <= n && width <= n - column {
         let mut k = 0;
-        // do-while: LLVM then keeps the accumulators in registers. With a loop that may run no times
-        // it spills them on NEON (`.ci/neon-pipes` checks it).
+        // do-while: LLVM then keeps the accumulators in registers. With a loop that may run no
+        // times it spills them on NEON (`.ci/neon-pipes` checks it).
         loop {
             let (row, after) = slice.split_at_checked(n)?;
             slice = after;

@@ -227,7 +227,7 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
         }
         Weights::Projected(projected) => WeightsSpec::Projected {
             num_embeddings: data.num_rows(),
-            embedding_dim: data.embedding_dim(),
+            embedding_dim: table.embedding_dim(),
             rank: projected.rank(),
             dtype,
             projection: projected.projection().dtype(),
@@ -268,7 +268,7 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
         0 => prefixes(table).map_or(0, |there| there.ids().len()),
         count => count,
     };
-    let num_embeddings = data.num_embeddings();
+    let num_embeddings = table.num_embeddings();
     let index_map = match data.index_map() {
         IndexMap::Identity => IndexMapSpec::Identity,
         IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
