@@ -91,7 +91,9 @@
 //! The lookup path (parsing, lookups, bags and scores) does not allocate and cannot panic: a check
 //! links it for Cortex-M and finds no call to the panic handler. A blob is validated when it is
 //! parsed; later calls fail only for their own arguments: an index out of range, or a wrong length.
-//! On error the output is left unmodified. Errors are `Copy`.
+//! On error the output is left unmodified. Errors are `Copy`, except the blob writer's. Every
+//! error displays as one complete sentence, which includes that of an inner error, and has no
+//! [`source`](core::error::Error::source): a chain of errors prints nothing twice.
 //!
 //! # Features
 //!

@@ -85,7 +85,10 @@ macro_rules! rules {
         impl fmt::Display for BlobError {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let Self { at, rule, found: $found, expected: $expected } = self;
-                write!(f, "{at}: ")?;
+                // Bytes without the magic have no header.
+                if *rule != Rule::Magic {
+                    write!(f, "{at}: ")?;
+                }
                 match rule {
                     Rule::Shape(error) => error.fmt(f),
                     $(Rule::$rule => write!(f, $text),)*

@@ -74,6 +74,7 @@ impl ModelTable {
 }
 
 /// One layer as it lies in a blob: `activation(x . weights * scales + bias)`.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
     /// The perceptron it belongs to.

@@ -50,6 +50,7 @@ impl TableSpec {
 }
 
 /// The index map of a table to be written ([`IndexMap`](crate::repr::IndexMap)).
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IndexMapSpec {
     /// Index i is row i.
@@ -69,6 +70,7 @@ pub enum IndexMapSpec {
 
 /// The representation of a table to be written. `num_embeddings` is the number of its rows, each of
 /// which may stand for several indices ([`IndexMapSpec`]).
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub enum WeightsSpec {
     /// Rows as they are.
@@ -115,7 +117,19 @@ pub enum WeightsSpec {
     },
 }
 
-/// How many rows are stored apart, and as what.
+impl WeightsSpec {
+    /// The stored type of the rows, the cores or both parts.
+    pub fn dtype(&self) -> Dtype {
+        match *self {
+            Self::Dense { dtype, .. }
+            | Self::Tt { dtype, .. }
+            | Self::Projected { dtype, .. }
+            | Self::QuotientRemainder { dtype, .. } => dtype,
+        }
+    }
+}
+
+/// How many overrides a table has, and their dtype.
 #[derive(Clone, Copy, Debug)]
 pub struct OverridesSpec {
     /// How many rows: 1 to `num_embeddings`.
@@ -151,6 +165,7 @@ pub struct LayerSpec {
 }
 
 /// Where one section goes and what it must hold.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SectionPlan {
     /// Position of the table among those given to [`Layout::new`]; the number of tables if it is a

@@ -81,6 +81,7 @@ pub(crate) fn num_rows(weights: &WeightsSpec) -> u64 {
         | WeightsSpec::Projected { num_embeddings, .. }
         | WeightsSpec::QuotientRemainder { num_embeddings, .. } => num_embeddings,
         WeightsSpec::Tt { shape, .. } => shape.num_embeddings(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -96,6 +97,7 @@ fn embedding_dim(weights: &WeightsSpec) -> usize {
         } => first + second,
         WeightsSpec::QuotientRemainder { columns, .. } => columns[0],
         WeightsSpec::Tt { shape, .. } => shape.embedding_dim(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -105,6 +107,7 @@ fn num_embeddings(table: &TableSpec) -> u64 {
         IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings } => {
             num_embeddings
         }
+        other => panic!("{other:?}"),
     }
 }
 

@@ -114,11 +114,7 @@ impl Context<'_> {
         squared_error: f64,
         nanoseconds: f64,
     ) -> Result<Candidate> {
-        let (WeightsSpec::Dense { dtype, .. }
-        | WeightsSpec::Tt { dtype, .. }
-        | WeightsSpec::Projected { dtype, .. }
-        | WeightsSpec::QuotientRemainder { dtype, .. }) = weights;
-        let found = TableSpec { dtype: Some(dtype), ..self.found.clone() };
+        let found = TableSpec { dtype: Some(weights.dtype()), ..self.found.clone() };
         let spec = match &representation {
             Form::Dense | Form::AsTrained { .. } => found,
             Form::LowRank { rank } => TableSpec {
@@ -140,7 +136,7 @@ impl Context<'_> {
         Ok(Candidate {
             spec,
             representation,
-            dtype,
+            dtype: weights.dtype(),
             layout,
             bytes,
             error: self.relative(squared_error),
