@@ -1,4 +1,4 @@
-//! Bags of an npz file, as `torch.nn.EmbeddingBag` takes them.
+//! Bags of an npz file, in the format of `torch.nn.EmbeddingBag`.
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -13,16 +13,16 @@ use ttrec_convert::{Checkpoint, checkpoint::Tensor, zeros};
 pub(crate) enum Mode {
     /// One row per index
     Rows,
-    /// Their sum
+    /// Sum
     Sum,
-    /// Their mean
+    /// Mean
     Mean,
-    /// The largest of each column
+    /// Maximum of each column
     Max,
 }
 
 impl Mode {
-    /// Rows are bags of one; the largest of one row is the row, bit for bit.
+    /// [`Mode::Rows`] pools bags of one index: the maximum of one row is that row, bit for bit.
     pub(crate) fn pooling(self) -> Pooling {
         match self {
             Self::Sum => Pooling::Sum,
@@ -46,7 +46,7 @@ impl BagsFile {
         Self::read_arrays(path, "indices", weighted)
     }
 
-    /// The same where the indices have another name.
+    /// Like [`read`](Self::read), but the indices are the array `indices`.
     pub(crate) fn read_arrays(path: &Path, indices: &str, weighted: bool) -> Result<Self> {
         Self::of(&Checkpoint::open(path)?, [indices, "offsets", "weights"], weighted)
     }
@@ -61,7 +61,7 @@ impl BagsFile {
         let vector = |name: &str| -> Result<&Tensor> {
             let array = file
                 .tensor(name)
-                .with_context(|| format!("{}: no array {name:?}", path.display()))?;
+                .with_context(|| format!("{}: array {name:?} is missing", path.display()))?;
             array.vector_len()?;
             Ok(array)
         };
@@ -111,7 +111,6 @@ impl BagsFile {
         Ok(out)
     }
 
-    /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -138,7 +137,6 @@ impl BagsFile {
         self.bags(&self.offsets)
     }
 
-    /// The indices of all bags.
     pub(crate) fn indices(&self) -> &[u64] {
         &self.indices
     }

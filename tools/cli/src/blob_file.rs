@@ -1,4 +1,4 @@
-//! A blob on disk: mapped, parsed, and named in every error.
+//! A mapped blob file, named in every error.
 
 use crate::progress::Bar;
 use anyhow::{Context, Result, anyhow};
@@ -23,30 +23,28 @@ impl BlobFile {
     /// The parsed blob.
     pub(crate) fn blob(&self) -> Result<Blob<'_>> {
         Blob::parse(self.bytes.as_ref())
-            .with_context(|| format!("{}: not a usable blob", self.path.display()))
+            .with_context(|| format!("{}: invalid blob", self.path.display()))
     }
 
-    /// The blob as it is.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.as_ref()
     }
 
-    /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The table called `name`; the error lists what there is.
+    /// The table called `name`; the error lists the tables of the blob.
     pub(crate) fn table<'b>(&self, blob: &Blob<'b>, name: &str) -> Result<Table<'b>> {
         let tier = tier()?;
         blob.table(name).map(|table| table.with_tier(tier)).map_err(|NoSuchTable| {
             let names: Vec<&str> = blob.tables().map(|table| table.name()).collect();
-            anyhow!("{}: no table {name:?}: it has {names:?}", self.path.display())
+            anyhow!("{}: has no table {name:?}; its tables are {names:?}", self.path.display())
         })
     }
 }
 
-/// Reads the whole payload: what is wrong with it, if anything is.
+/// Reads the whole payload; returns a description of the first damage.
 pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
     let mut progress = Bar::new("checksums", (blob.num_tables() + blob.num_layers()) as u64);
     let of_tables = blob.tables().find_map(|table| {
@@ -57,12 +55,12 @@ pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
     of_tables.or_else(|| blob.verify_model().err().map(|error| error.to_string()))
 }
 
-/// The instructions to use: the best that this CPU has, or the tier that `TTREC_ISA` names.
+/// The instruction set to use: the best one of this CPU, or the tier that `TTREC_ISA` names.
 pub(crate) fn tier() -> Result<Tier> {
     let Some(name) = std::env::var_os("TTREC_ISA") else { return Ok(Tier::best()) };
     let tier = name.to_str().and_then(Tier::from_name);
     tier.ok_or_else(|| {
         let names: Vec<&str> = Tier::available().map(Tier::name).collect();
-        anyhow!("TTREC_ISA={}: this CPU has {names:?}", name.display())
+        anyhow!("TTREC_ISA is {}: expected one of {names:?}, which this CPU has", name.display())
     })
 }

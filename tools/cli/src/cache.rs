@@ -1,4 +1,4 @@
-//! `ttrec cache`: rows and prefix products that are looked up often, stored in a blob.
+//! `ttrec cache`: stores the most frequent rows and prefix products in a blob.
 
 use crate::{
     blob_file::{self, BlobFile},
@@ -18,40 +18,38 @@ use ttrec_convert::{
     cache::{self, Demand, Hits},
 };
 
-/// Store the rows and partial products that are asked for most beside a blob's tensor-train tables.
+/// Add the most frequent rows and partial products to a blob's tensor-train tables.
 ///
-/// The new blob holds all that BLOB holds, and for its tensor-train tables hot rows, multiplied
-/// out, and products of hot prefixes (what rows with the same digits but for the last one have in
-/// common), so that lookups need not compute them. Rows keep their values bit for bit. Which rows
-/// and prefixes save most time per byte is estimated from the frequencies.
+/// The new blob is BLOB plus, for its tensor-train tables, the most frequent rows and the products
+/// of the most frequent prefixes (the part that rows with equal digits except the last share), so
+/// that lookups do not compute them. The values of rows do not change. `cache` estimates from the
+/// frequencies which rows and prefixes save most time per byte.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Frequencies:
   For a table \"item\" either an array \"item\" of num_embeddings numbers (counts or frequencies),
   or \"item.indices\" and \"item.counts\" of one length, as numpy.unique(log, return_counts=True)
-  gives them. Tables without either, and dense tables, are left as they are.
+  returns them. Other tables, and dense tables, are not changed.
 
 Budget:
-  It bounds the bytes added for all tables together: 8 for the id of each row or prefix, its f32
+  It limits the bytes added to all tables together: 8 for the id of each row or prefix, its f32
   elements, and an index of the ids (a sixth of a byte for each row or prefix that the table has,
-  where 256 or more are stored and it pays). The file grows by no more than that, but for directory
-  records and padding, and for rows that BLOB itself stores apart in a narrower type than f32: \
-                        where rows are added beside
-  them, these become f32.")]
+  where 256 or more are stored and the index pays). The file grows by at most that, plus directory
+  records and padding. If BLOB has overrides in a type narrower than f32 and rows are added to the
+  same table, those become f32 and add bytes too.")]
 pub(crate) struct Args {
     /// A blob
     blob: PathBuf,
-    /// How often each row is asked for
+    /// How often each row occurs
     #[arg(long, value_name = "FILE.npz")]
     frequencies: PathBuf,
-    /// How many bytes to add: 28MiB, 500KB, 1234, or 1% (of what the tables that have frequencies
-    /// would take as dense f32)
+    /// Bytes to add: 28MiB, 500KB, 1234, or 1% (of the tables that have frequencies, as dense f32)
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     budget: Budget,
-    /// How many lookups in a table come in a batch: what they share is computed once
+    /// Lookups per table in a typical batch; a batch computes shared products once
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u64).range(1..))]
     batch: u64,
-    /// Where the new blob goes; it appears whole or not at all
+    /// The blob to write; it is replaced only when complete
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Print JSON
@@ -73,7 +71,7 @@ struct Additions {
     rows: usize,
     prefixes: usize,
     bytes: u64,
-    /// `None`: it has no frequencies, or is dense.
+    /// `None` if the table has no frequencies, or is dense.
     #[serde(rename = "served", skip_serializing_if = "Option::is_none")]
     hits: Option<Hits>,
 }
@@ -135,8 +133,8 @@ fn print(
         match hits {
             Some(Hits { by_row, by_prefix, computed }) => writeln!(
                 out,
-                "{name}: {rows} rows and {prefixes} prefixes added, {bytes} bytes; of the lookups \
-                 {:.1}% find their row, {:.1}% their prefix, {:.1}% are computed",
+                "{name}: {rows} rows and {prefixes} prefixes added, {bytes} bytes; {:.1}% of \
+                 lookups find their row stored, {:.1}% their prefix; {:.1}% are computed",
                 by_row * 100.0,
                 by_prefix * 100.0,
                 computed * 100.0
@@ -145,9 +143,5 @@ fn print(
         }
     }
     let added: u64 = report.tables.iter().map(|table| table.bytes).sum();
-    writeln!(
-        out,
-        "{path}: {} bytes, {added} of them added within a budget of {}",
-        report.bytes, report.budget
-    )
+    writeln!(out, "{path}: {} bytes, {added} of them new (budget {})", report.bytes, report.budget)
 }

@@ -1,13 +1,12 @@
-//! Ctrl-C and termination: what was being written is removed, and the process ends.
+//! Ctrl-C and termination: removes unfinished outputs and ends the process.
 //!
-//! A thread of its own waits for the signal, so that it is answered at once, whatever the others
-//! are at: a long computation, a sync, a page fault. Nothing else needs to ask whether it was
-//! interrupted.
+//! A separate thread waits for the signal, so that the process ends at once during a long
+//! computation, a sync or a page fault, and no other code polls for it.
 
 /// Starts to wait for SIGINT and SIGTERM.
 ///
-/// The first ends the process in order, with 128 and the signal's number as the exit code; a second
-/// one, should that take long (a disk that hangs), ends it where it stands.
+/// The first signal removes the unfinished outputs and exits with 128 + the signal's number. A
+/// second signal exits immediately, in case the first exit hangs on a disk.
 #[cfg(unix)]
 pub(crate) fn watch() -> std::io::Result<()> {
     use signal_hook::{
@@ -22,7 +21,7 @@ pub(crate) fn watch() -> std::io::Result<()> {
 
     let ending = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // In this order: the signal that sets the flag must not find it set.
+        // In this order, so that the first signal does not find its own flag set.
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&ending))?;
         flag::register(signal, Arc::clone(&ending))?;
     }
@@ -35,7 +34,7 @@ pub(crate) fn watch() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Elsewhere the system's own way of ending a process stands; an unfinished file may stay behind.
+/// Does nothing: other systems end the process by default, and may leave an unfinished file.
 #[cfg(not(unix))]
 pub(crate) fn watch() -> std::io::Result<()> {
     Ok(())
@@ -44,15 +43,14 @@ pub(crate) fn watch() -> std::io::Result<()> {
 #[cfg(unix)]
 fn end(code: i32) -> ! {
     use std::io::{IsTerminal, Write};
-    // Held to the end: nothing may take its place any more.
+    // Held until the exit, so that no other thread renames an output now.
     let outputs = crate::output::abandon();
     let mut stderr = std::io::stderr().lock();
-    // Below the progress bar and the terminal's own ^C. Whoever does not listen any more need not
-    // hear it.
+    // On a line below the progress bar and the terminal's ^C.
     let break_line = if stderr.is_terminal() { "\n" } else { "" };
     let paths: String = outputs
         .places()
-        .map(|place| format!("; {} is as it was", place.display()))
+        .map(|place| format!("; {} was not modified", place.display()))
         .collect();
     let _ = writeln!(stderr, "{break_line}ttrec: interrupted{paths}");
     std::process::exit(code)

@@ -1,11 +1,11 @@
-//! `ttrec completions`: what a shell completes after `ttrec`.
+//! `ttrec completions`: shell completions.
 
 use crate::{outcome::Outcome, output};
 use anyhow::Result;
 use clap::Command;
 use clap_complete::Shell;
 
-/// Print the completions of a shell: source them, or put them where the shell looks.
+/// Print the completions of a shell: source them, or save them where the shell looks.
 ///
 /// bash: ~/.local/share/bash-completion/completions/ttrec; zsh: a file _ttrec in a directory of
 /// $fpath; fish: ~/.config/fish/completions/ttrec.fish.

@@ -16,85 +16,81 @@ use ttrec_convert::{
 
 /// Turn a trained checkpoint into a blob.
 ///
-/// Which tensors become which tables is said by a spec, a TOML file with one `[[table]]` each.
-/// Without one, the tables that the checkpoint seems to hold are listed, as a spec to begin with;
-/// if there is just one, or they are those of a DLRM, and nothing is missing, they are converted: a
-/// DLRM whole, with its perceptrons, so that `ttrec score` and `ttrec rank` can run it.
+/// A spec, a TOML file with one `[[table]]` for each table, says which tensors to convert and how
+/// to store them. Without a spec, `convert` lists the tables that it finds, as a spec to complete.
+/// If it finds exactly one table, or a whole DLRM, and nothing is missing, it converts that. A DLRM
+/// includes its MLPs, so that `ttrec score` and `ttrec rank` can run it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A spec:
   [[table]]
   name = \"item\"                 # in the blob
-  prefix = \"emb.item.\"          # what stands before the dialect's own keys (default: nothing)
-  dialect = \"fbtt\"              # or another (default: as the keys show)
+  prefix = \"emb.item.\"          # the prefix of the dialect's own keys (default: empty)
+  dialect = \"fbtt\"              # or another (default: detected from the keys)
   num_embeddings = 1000         # FBTT does not store it
-  column_factors = [4, 4, 4]    # nor these; `ranks` (the inner ones) would do as well
-  dtype = \"f16\"                 # f32, f16, bf16, i8; i4 if dense (default: as in the checkpoint)
+  column_factors = [4, 4, 4]    # nor these; set `ranks` (the inner ranks) instead if you know them
+  dtype = \"f16\"                 # f32, f16, bf16, i8, and i4 for dense rows (default: the
+                                # checkpoint's type)
 
   [[table]]
   name = \"word\"
   tensor = \"embeddings.word_embeddings.weight\"   # a dense tensor, by its full name
 
 Dialects:
-  fbtt       FBTT; `table = 1` picks the second of several tables in one set of cores
+  fbtt       FBTT; `table = 1` selects the second of several tables in one set of cores
   el-rec     EL-Rec
-  hetu       Hetu; never recognised by itself, as its keys are EL-Rec's
+  hetu       Hetu; never detected, because its keys are those of EL-Rec
   tltorch    tensorly-torch (blocktt)
   t3nsor     t3nsor
-  dlrm       facebookresearch/dlrm: plain, quotient-remainder (`qr_operation` = \"mult\", \"add\" \
-                        or \"concat\") and mixed
-             dimension
+  dlrm       facebookresearch/dlrm: plain, quotient-remainder (`qr_operation` = \"mult\", \"add\" or
+             \"concat\") and mixed dimension
   torchrec   TorchRec
   dense      one tensor of rows x columns
 
-A DLRM (its own names, or TorchRec's) becomes one with a [model] before the tables, which are then \
-                        its own, in its order:
+To convert a DLRM (named as in DLRM or TorchRec) with its MLPs, put a [model] before the tables,
+and list the tables in the model's order:
   [model]
-  dtype = \"f16\"                 # f32, f16, bf16, i8: of the layers' weights (default: f32)
-  prefix = \"model.\"             # what stands before bot_l.0.weight or dense_arch. (default: \
-                        nothing)
+  dtype = \"f16\"                 # of the layers' weights: f32, f16, bf16, i8 (default: f32)
+  prefix = \"model.\"             # the prefix of bot_l.0.weight or dense_arch. (default: empty)
 
-A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or \
-                        `tolerance` (relative error), and,
-if wanted, `row_factors`, `column_factors`, `sweeps` (refinements); or short rows and a projection \
-                        with
-`representation = \"low-rank\"` and `rank` or `tolerance`. The rows of the former may be sorted \
-                        first, so that those that share
-slices are alike, for four bytes an index: `row_order = \"similarity\"`, or \"frequency\" with \
-                        --frequencies.
+A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or
+`tolerance` (relative error), and optionally `row_factors`, `column_factors` and `sweeps`
+(refinements); or short rows with a projection, with `representation = \"low-rank\"` and `rank` or
+`tolerance`. `row_order = \"similarity\"` (or \"frequency\", with --frequencies) sorts the rows of a
+tensor train first, so that rows that share slices are alike; it costs four bytes an index.
 
-A hashed table, whose index i stands for row i modulo its rows, has `index_map = \"modulo\"`, its \
-                        indices as `num_embeddings`,
-and its rows, if the checkpoint does not store them, as `num_rows`.
+A hashed table (index i is row i modulo the rows) has `index_map = \"modulo\"`, the number of indices
+in `num_embeddings` and, if the checkpoint does not store it, the number of rows in `num_rows`.
 
-No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts.")]
+No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts. docs/spec.md
+lists every key.")]
 pub(crate) struct Args {
-    /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or
-    /// .npz; nothing in it is executed
+    /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
+    /// .npy or .npz. Nothing in it is executed
     checkpoint: PathBuf,
-    /// Where the blob goes; it appears whole or not at all
+    /// The blob to write; it is replaced only when complete
     #[arg(short, long, value_name = "BLOB")]
     output: PathBuf,
-    /// Which tensors become which tables
+    /// A spec of the tensors to convert
     #[arg(long, value_name = "SPEC.toml")]
     spec: Option<PathBuf>,
-    /// What makes one row of two in DLRM's quotient-remainder tables, where the spec does not say
+    /// How DLRM's quotient and remainder rows are combined, for tables without `qr_operation` in
+    /// the spec
     #[arg(long, value_name = "OPERATION", value_parser = operation())]
     qr_operation: Option<Combine>,
-    /// How often each row is asked for, as `ttrec cache` reads it: a factorisation then counts a
-    /// row's error by it
+    /// How often each row occurs, in the format of `ttrec cache`: weighs the errors of rows in a
+    /// factorisation
     #[arg(long, value_name = "FILE.npz")]
     frequencies: Option<PathBuf>,
-    /// How much a factorisation may hold in memory: 2GiB, 500MB
+    /// Memory limit of a factorisation, such as 2GiB or 500MB
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
     memory: u64,
-    /// Keep each finished factorisation in DIR until the blob is written: a conversion that was
-    /// interrupted goes on from there
+    /// Keep finished factorisations in DIR until the blob is written, and reuse them after an
+    /// interruption
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
 }
 
-/// The operations of quotient-remainder tables, by name.
 pub(crate) fn operation() -> impl TypedValueParser<Value = Combine> {
     PossibleValuesParser::new(["mult", "add", "concat"])
         .try_map(|name| Combine::from_name(&name).ok_or("expected mult, add or concat"))
@@ -149,7 +145,7 @@ pub(crate) fn write(
     Ok(conversion.total_len())
 }
 
-/// Says where the facts came from, but leaves errors of writing as they are.
+/// Names the spec in the errors of a conversion; errors of writing name the output already.
 fn name_input(error: anyhow::Error, origin: &str) -> anyhow::Error {
     if error.is::<WriteError>() {
         error

@@ -1,4 +1,4 @@
-//! `ttrec demo`: the whole way on a bundled checkpoint, with nothing else at hand.
+//! `ttrec demo`: converts a bundled checkpoint and checks the result.
 
 use crate::{
     bags_file::{BagsFile, Mode},
@@ -18,13 +18,12 @@ const EXPECTED: &[u8] = include_bytes!("../tests/golden/fbtt_d3.expected.npz");
 /// The largest difference that f32 rounding explains, relative to the largest value.
 const TOLERANCE: f32 = 2e-6;
 
-/// Convert a bundled FBTT checkpoint and look rows up, beside the answers of the program that wrote
-/// it.
+/// Convert a bundled FBTT checkpoint and compare its rows with FBTT's own results.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
 pub(crate) fn run(_: &Args) -> Result<Outcome> {
-    let directory = tempfile::tempdir().context("no temporary directory")?;
+    let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
     let place = |name: &str, bytes: &[u8]| -> Result<std::path::PathBuf> {
         let path = directory.path().join(name);
         fs::write(&path, bytes).with_context(|| format!("{}: cannot write", path.display()))?;
@@ -61,7 +60,12 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
         [(Mode::Rows, "rows"), (Mode::Sum, "sum"), (Mode::Mean, "mean"), (Mode::Max, "max")]
     {
         let ours = bags.look_up(&table, mode)?;
-        let reference = expected.tensor(name).with_context(|| format!("no array {name:?}"))?;
+        let reference = expected.tensor(name).with_context(|| {
+            format!(
+                "array {name:?} is \
+                                                                       missing"
+            )
+        })?;
         let mut theirs = vec![0.0; ours.len()];
         reference.read_f32(0, &mut theirs)?;
         if mode == Mode::Rows {
@@ -87,8 +91,8 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
         let count = ours.len() / table.embedding_dim();
         writeln!(
             out,
-            "{name:>4}: {count} x {} values {verdict} with FBTT: largest difference {:.1e} of the \
-             largest value",
+            "{name:>4}: {count} x {} values {verdict} with FBTT: largest difference {:.1e} \
+             (relative to the largest value)",
             table.embedding_dim(),
             difference / largest
         )?;

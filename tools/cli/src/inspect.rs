@@ -1,4 +1,4 @@
-//! `ttrec inspect`: what a blob holds, from its directory alone.
+//! `ttrec inspect`: prints the directory of a blob.
 
 use crate::{blob_file::BlobFile, outcome::Outcome, output};
 use anyhow::Result;
@@ -17,7 +17,7 @@ use ttrec_convert::StoredAs;
 
 /// Show what a blob holds.
 ///
-/// Reads the header and the directory only, however large the blob is. `verify` reads the rest.
+/// Reads only the header and the directory. `verify` reads everything.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
@@ -84,7 +84,7 @@ pub(crate) struct TableSummary {
 #[derive(Serialize)]
 pub(crate) struct ProjectedSummary {
     pub(crate) rank: usize,
-    /// The dtype of the matrix.
+    /// The name of the matrix's type.
     projection: &'static str,
 }
 
@@ -124,7 +124,6 @@ fn dtype_name<S: Serializer>(dtype: &Dtype, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(dtype.name())
 }
 
-/// What the directory says.
 pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
     let tables: Vec<TableSummary> = blob
         .tables()
@@ -267,7 +266,7 @@ fn print(
         let shape = shape + &map;
         let shape = shape.trim_start_matches(", ");
         let overrides = if table.overrides > 0 {
-            format!(", {} rows overridden", table.overrides)
+            format!(", {} overridden rows", table.overrides)
         } else {
             String::new()
         };
@@ -278,7 +277,7 @@ fn print(
         writeln!(
             out,
             "{:width$}  {:>13} x {:<5} {:5} {:4} {:>13} {:>7.1}x  {shape}{overrides}{products}",
-            // Names are the blob's: they must not command the terminal.
+            // Escaped, so that names cannot inject terminal control sequences.
             table.name.escape_debug().to_string(),
             table.num_embeddings,
             table.embedding_dim,

@@ -10,29 +10,29 @@ use crate::{
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Look rows up, or pool bags of them.
+/// Look up rows, or pool bags of rows.
 ///
-/// The npz file holds `indices` and `offsets` as torch.nn.EmbeddingBag takes them with
+/// The npz file holds `indices` and `offsets` in the format of torch.nn.EmbeddingBag with
 /// include_last_offset=True (bag b is `indices[offsets[b]..offsets[b + 1]]`), of any integer type,
-/// and with --weighted one `weights` per index. The output is a float32 .npy array: one row per
-/// index (rows) or per bag (sum, mean, max).
+/// and with --weighted one element of `weights` per index. The output is a float32 .npy array: one
+/// row per index (rows) or per bag (sum, mean, max).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
     blob: PathBuf,
-    /// Which of its tables
+    /// The table
     #[arg(long, value_name = "NAME")]
     table: String,
-    /// indices, offsets and perhaps weights
+    /// indices, offsets and, with --weighted, weights
     #[arg(long, value_name = "FILE.npz")]
     bags: PathBuf,
-    /// What becomes of the rows of a bag; an empty bag is zeros
+    /// How to pool the rows of a bag; an empty bag gives zeros
     #[arg(long, value_enum)]
     mode: Mode,
     /// Multiply each row by its weight; with --mode sum
     #[arg(long)]
     weighted: bool,
-    /// Where the .npy array goes
+    /// The .npy array to write
     #[arg(short, long, value_name = "OUT.npy")]
     output: PathBuf,
 }

@@ -34,24 +34,24 @@ use std::process::ExitCode;
 
 const AFTER_HELP: &str = "\
 Environment:
-  TTREC_ISA  the instructions to use, at or below the best that this CPU has: scalar, avx2, \
-                          avx512, neon
+  TTREC_ISA  the instruction set to use: scalar, avx2, avx512 or neon (default: the best one of
+             this CPU)
 
 Exit codes:
   0  done
-  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo: \
-                          answers differ
-  2  the command line was wrong
+  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo:
+     the results differ
+  2  invalid command line
   3  an input was refused: a checkpoint, spec, blob or npz file
-  4  the output could not be written; what stood there before is untouched
-  130, 143  interrupted (Ctrl-C) or terminated; an output is what it was before";
+  4  the output could not be written; an existing output is not modified
+  130, 143  interrupted (Ctrl-C) or terminated; outputs are not modified";
 
 /// Tensor-train embedding tables for the edge: checkpoints in, one small blob out.
 ///
 /// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz). `convert` turns them into a
-/// blob, one flat file that the ttrec library reads in place. Begin with `ttrec demo`, or with
-/// `ttrec convert CHECKPOINT -o model.ttr`, which says what it finds in the checkpoint and what it
-/// still needs to know.
+/// blob, one flat file that the ttrec library reads in place. Start with `ttrec demo`, or with
+/// `ttrec convert CHECKPOINT -o model.ttr`, which lists the tables that it finds and the facts that
+/// are missing.
 #[derive(Parser)]
 #[command(name = "ttrec", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {

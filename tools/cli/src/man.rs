@@ -12,7 +12,7 @@ use std::{fs, path::PathBuf};
 /// Write the manual pages: ttrec.1, and ttrec-convert.1 and so on, one for each command.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Where they go, such as ~/.local/share/man/man1; made if it does not exist [default: print
+    /// Directory for the pages, such as ~/.local/share/man/man1; created if missing [default: print
     /// ttrec.1]
     #[arg(value_name = "DIR")]
     directory: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! Numbers as an array in a .npy file, or as named ones in an npz file.
+//! Writes arrays to .npy and .npz files.
 
 use crate::output::Output;
 use anyhow::Result;
@@ -11,7 +11,7 @@ use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 /// A number that an array can hold.
 pub(crate) trait Number: NoUninit {
-    /// numpy's name of the type, without the order of its bytes.
+    /// numpy's name of the type, without the byte order.
     const NAME: &str;
 }
 
@@ -48,7 +48,7 @@ fn write_array<T: Number>(out: &mut dyn Write, shape: &[u64], values: &[T]) -> i
     out.write_all(bytemuck::cast_slice(values))
 }
 
-/// Arrays, gathered in memory.
+/// An npz file, built in memory.
 pub(crate) struct Npz(ZipWriter<Cursor<Vec<u8>>>);
 
 impl Npz {
@@ -65,7 +65,6 @@ impl Npz {
         Ok(write_array(&mut self.0, shape, values)?)
     }
 
-    /// Writes the file.
     pub(crate) fn write(self, path: &Path) -> Result<()> {
         let file = self.0.finish()?;
         let mut output = Output::create(path)?;

@@ -1,9 +1,9 @@
 //! The outcome of a command that completed.
 
-/// Which exit code it has.
+/// The exit code of a command that completed.
 pub(crate) enum Outcome {
-    /// 0.
+    /// Exit code 0.
     Done,
-    /// 1: what was compared differs.
+    /// Exit code 1: the comparison found a difference.
     Differs,
 }

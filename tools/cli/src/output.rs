@@ -1,4 +1,4 @@
-//! Output files, whole or not at all: written beside their place, synced, and renamed into it.
+//! Atomic output files: written to a temporary file in the same directory, synced, and renamed.
 
 use std::{
     fs::{self, File},
@@ -8,7 +8,7 @@ use std::{
 };
 use tempfile::NamedTempFile;
 
-/// An output file could not be written; the path holds what it held before.
+/// An output file could not be written; an existing file at `path` is not modified.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: cannot write: {error}", path.display())]
 pub(crate) struct WriteError {
@@ -22,7 +22,7 @@ impl WriteError {
     }
 }
 
-/// Writes a file at `path`, whole or not at all, with what `ttrec-convert` writes to it.
+/// Runs a writer of `ttrec-convert` on an [`Output`] at `path`, and commits it.
 pub(crate) fn write<T>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<NamedTempFile>) -> Result<T, ttrec_convert::Error>,
@@ -36,7 +36,8 @@ pub(crate) fn write<T>(
     Ok(written)
 }
 
-/// The error of a conversion that could not keep a factorisation, or of one that was refused.
+/// Restores the [`WriteError`] of a resume directory from the error of `ttrec-convert`, for its
+/// exit code.
 pub(crate) fn resumed(error: ttrec_convert::Error) -> anyhow::Error {
     match error {
         ttrec_convert::Error::Output(error) => match error.downcast::<WriteError>() {
@@ -47,7 +48,7 @@ pub(crate) fn resumed(error: ttrec_convert::Error) -> anyhow::Error {
     }
 }
 
-/// Prints to standard output. A reader who closed it has seen enough: that is no error.
+/// Prints to standard output. A closed pipe (`| head`) is not an error.
 pub(crate) fn print(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), WriteError> {
@@ -65,16 +66,15 @@ pub(crate) fn refuse_inputs(output: &Path, inputs: &[&Path]) -> anyhow::Result<(
     let Ok(place) = output.canonicalize() else { return Ok(()) };
     for input in inputs {
         let same = input.canonicalize().is_ok_and(|input| input == place);
-        anyhow::ensure!(!same, "{}: the output would replace an input", output.display());
+        anyhow::ensure!(!same, "{}: is an input: choose another output", output.display());
     }
     Ok(())
 }
 
-/// Where writing to `path` ends up: a link keeps pointing where it does, and what it points to is
-/// replaced.
+/// The target of `path` if it is a symbolic link: the target is replaced, and the link stays.
 fn follow_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
-    // As many as Linux follows.
+    // Linux follows at most 40 links.
     for _ in 0..40 {
         match fs::read_link(&path) {
             Ok(target) => path = path.parent().unwrap_or(Path::new("")).join(target),
@@ -84,7 +84,7 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many links"))
 }
 
-/// The directory that `path` is in; a bare name is in the current one.
+/// The parent directory of `path`; for a bare name the current directory.
 fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -92,15 +92,15 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// The unfinished files of this process, each with the place it is meant for. Files are created and
-/// take their place under this lock, so that whoever holds it knows which of the two is there.
+/// The unfinished files of this process, each with its final path. Files are created and renamed
+/// under this lock, so that the holder of the lock sees either the temporary or the final file.
 static UNFINISHED: Mutex<Vec<(PathBuf, PathBuf)>> = Mutex::new(Vec::new());
 
 fn unfinished() -> MutexGuard<'static, Vec<(PathBuf, PathBuf)>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An entry of [`UNFINISHED`], there for as long as this is.
+/// Removes a file's entry from [`UNFINISHED`] when dropped.
 struct Entry(PathBuf);
 
 impl Drop for Entry {
@@ -109,8 +109,7 @@ impl Drop for Entry {
     }
 }
 
-/// The outputs that were given up. While this is held, no file is created, and none takes its
-/// place.
+/// The abandoned outputs. While this is held, no output is created or renamed.
 #[cfg(unix)]
 pub(crate) struct Abandoned(MutexGuard<'static, Vec<(PathBuf, PathBuf)>>);
 
@@ -118,39 +117,43 @@ pub(crate) struct Abandoned(MutexGuard<'static, Vec<(PathBuf, PathBuf)>>);
 #[cfg(unix)]
 pub(crate) fn abandon() -> Abandoned {
     let files = unfinished();
-    // What cannot be removed stays, as after a kill.
+    // A file that cannot be removed stays, as after SIGKILL.
     files.iter().for_each(|(file, _)| drop(fs::remove_file(file)));
     Abandoned(files)
 }
 
 #[cfg(unix)]
 impl Abandoned {
-    /// Where they would have stood.
+    /// The final paths of the outputs.
     pub(crate) fn places(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|(_, place)| place.as_path())
     }
 }
 
-/// A file that takes its place only when [`commit`](Self::commit) succeeds.
+/// An output file that appears at its path only when [`commit`](Self::commit) succeeds.
 pub(crate) struct Output {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
-    // After `file`, so that it goes once the file is removed.
+    // Declared after `file`, so that it is dropped after the file is removed.
     entry: Entry,
 }
 
 impl Output {
-    /// Starts a file that will stand at `path`, beside it: in the same directory, so that the
-    /// rename is atomic.
+    /// Creates the temporary file in the directory of `path`, so that the rename is atomic.
     pub(crate) fn create(path: &Path) -> Result<Self, WriteError> {
         let failed = |error| WriteError { path: path.to_owned(), error };
         let path = follow_links(path).map_err(failed)?;
         if let Ok(metadata) = fs::metadata(&path)
             && !metadata.is_file()
         {
-            return Err(failed(io::Error::other("it exists and is not a regular file")));
+            return Err(failed(io::Error::other("exists and is not a regular file")));
         }
-        let name = path.file_name().ok_or_else(|| failed(io::Error::other("it names no file")))?;
+        let name = path.file_name().ok_or_else(|| {
+            failed(io::Error::other(
+                "is not the name of a \
+                                                                           file",
+            ))
+        })?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");
@@ -158,7 +161,7 @@ impl Output {
         builder.prefix(&prefix).suffix(".part");
         #[cfg(unix)]
         {
-            // As any new file: the umask decides, not tempfile's owner-only default.
+            // tempfile's default is owner-only; with 0o666 the umask decides, as for any new file.
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
@@ -169,7 +172,6 @@ impl Output {
         Ok(Self { path, file: BufWriter::with_capacity(1 << 20, file), entry })
     }
 
-    /// Runs `write` on the file.
     pub(crate) fn write(
         &mut self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -177,7 +179,7 @@ impl Output {
         write(&mut self.file).map_err(|error| WriteError { path: self.path.clone(), error })
     }
 
-    /// Syncs the file and puts it in its place.
+    /// Syncs the file and renames it to its path.
     pub(crate) fn commit(self) -> Result<(), WriteError> {
         let Self { path, file, entry } = self;
         let failed = |error| WriteError { path: path.clone(), error };
@@ -187,8 +189,7 @@ impl Output {
         file.persist(&path).map_err(|error| failed(error.error))?;
         unfinished.retain(|(file, _)| *file != entry.0);
         drop(unfinished);
-        // The rename itself lasts once its directory is synced; where directories cannot be opened,
-        // it is as safe as any.
+        // The rename is durable once the directory is synced. Some systems cannot open directories.
         if let Ok(directory) = File::open(directory_of(&path)) {
             let _ = directory.sync_all();
         }

@@ -1,5 +1,5 @@
-//! `ttrec plan`: which representation, shape and rank each table of a checkpoint takes in a budget,
-//! as a spec for `convert`.
+//! `ttrec plan`: chooses a representation, a shape and ranks for each table of a checkpoint within
+//! a budget, and writes the spec for `convert`.
 
 use crate::{
     convert::operation,
@@ -8,6 +8,7 @@ use crate::{
     progress::Terminal,
 };
 use anyhow::{Result, ensure};
+use clap::ArgGroup;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
@@ -20,60 +21,60 @@ use ttrec_convert::{
     with_qr_operation,
 };
 
-/// Choose how to store each table of a checkpoint, by error, bytes and time, and write the spec
-/// that `convert` takes.
+/// Choose how to store each table of a checkpoint within a budget, and write the spec for
+/// `convert`.
 ///
-/// Every table is tried as rows of each stored type, as short rows with a projection (low rank),
-/// and as tensor trains of several shapes and ranks; one that was trained small stays what it is,
-/// in each stored type. The layers of a model are f32 or f16. Of all choices within the budget the
-/// one with the least squared error is taken.
+/// Dense tables are tried as rows of each type, as short rows with a projection (low rank), and as
+/// tensor trains of several shapes and ranks. A table that was trained as a tensor train,
+/// projected, hashed or quotient-remainder table keeps its representation; only its type changes.
+/// The layers of a model are f32 or f16. `plan` takes the choice with the smallest squared error
+/// that fits the budget.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Errors are relative, by Frobenius norm, as `ttrec verify` finds them. Those of very large tables \
-                        are measured on a sample of
-rows, and the plan says so. With --frequencies a row counts as often as it is asked for; `convert` \
-                        needs the same file then.
+Errors are relative, by Frobenius norm, as `ttrec verify` prints them. Errors of very large tables
+are measured on a sample of rows, and the plan says so. With --frequencies, rows weigh as often as
+they occur; pass the same file to `convert`.
 
-Hashed and quotient-remainder tables have to be trained: they are not made of others. Neither is a \
-                        projection that was
-trained, or a tensor train, changed but for the type of its numbers.")]
-#[command(group = clap::ArgGroup::new("bound").required(true).multiple(true).args(["budget", "max_error"]))]
+Dense tables are never made hashed or quotient-remainder tables: those have to be trained. Trained
+projections and tensor trains keep their shape; only the type of their numbers changes.")]
+#[command(group = ArgGroup::new("bound")
+    .required(true).multiple(true).args(["budget", "max_error"]))]
 pub(crate) struct Args {
-    /// .safetensors, or the .safetensors.index.json of several, torch .pt (zip or legacy), .npy or
-    /// .npz
+    /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
+    /// .npy or .npz
     checkpoint: PathBuf,
-    /// The most that the blob may take: 8MiB, 500KB, 1234, or 12% (of what its tables and layers
-    /// take as f32)
+    /// The largest size of the blob: 8MiB, 500KB, 1234 (bytes), or 12% (of its tables and layers as
+    /// f32)
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     budget: Option<Budget>,
-    /// The most error that any table may have, and the layers together, 0 to 1: without --budget,
-    /// the smallest blob within it
+    /// The largest relative error, 0 to 1, of each table and of the layers together. Without
+    /// --budget, `plan` makes the smallest blob within this error
     #[arg(long, value_name = "E", value_parser = share, allow_negative_numbers = true)]
     max_error: Option<f64>,
-    /// The longest that a lookup in any table may take, alone, as estimated
+    /// The longest estimated time of a single lookup, in any table
     #[arg(long, value_name = "NS", value_parser = positive, allow_negative_numbers = true)]
     max_nanoseconds: Option<f64>,
-    /// How often each row is asked for, as `ttrec cache` takes it
+    /// How often each row occurs, in the format of `ttrec cache`: weighs the errors of rows
     #[arg(long, value_name = "FILE.npz")]
     frequencies: Option<PathBuf>,
-    /// The tables, what the checkpoint does not say of them, and the model around them [default:
-    /// all that look like embedding tables, and the layers if it is a DLRM]
+    /// A spec of the tables and the model [default: every tensor that looks like an embedding
+    /// table, and the layers of a DLRM]
     #[arg(long, value_name = "SPEC.toml")]
     spec: Option<PathBuf>,
-    /// What makes one row of two in DLRM's quotient-remainder tables
+    /// How DLRM's quotient and remainder rows are combined
     #[arg(long, value_name = "OPERATION", value_parser = operation())]
     qr_operation: Option<Combine>,
-    /// The stored type of a model's layers: f32, f16, bf16, i8 [default: f32 or f16, whichever
-    /// leaves less error in all]
+    /// The stored type of a model's layers: f32, f16, bf16 or i8 [default: f32 or f16, the one that
+    /// gives the smaller total error]
     #[arg(long, value_name = "DTYPE", value_parser = layer_dtype)]
     layers: Option<Dtype>,
-    /// How much to hold in memory
+    /// Memory limit, such as 2GiB or 500MB
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
     memory: u64,
-    /// Where the spec goes
+    /// The spec to write
     #[arg(short, long, value_name = "SPEC.toml")]
     output: PathBuf,
-    /// Print JSON, with all candidates that are best for their bytes
+    /// Print JSON, with every candidate that no other one beats in both bytes and error
     #[arg(long)]
     json: bool,
 }
@@ -112,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     ensure!(
         model.is_some() || args.layers.is_none(),
-        "{}: --layers: there is no model around the tables",
+        "{}: --layers: the checkpoint has no model",
         checkpoint.path().display()
     );
     let model = model.map(|model| ModelSpec { dtype: args.layers.or(model.dtype), ..model });

@@ -1,4 +1,4 @@
-//! Progress of long work: a bar on a terminal after the first second, and notes on standard output.
+//! Progress bars on a terminal, and notes on standard output.
 
 use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,7 +27,7 @@ impl Bar {
         Self { bar, style, started: Instant::now(), done: 0, shown: false }
     }
 
-    /// `steps` more are done.
+    /// Adds `steps` finished steps.
     pub(crate) fn add(&mut self, steps: u64) {
         self.done += steps;
         if !self.shown && self.started.elapsed() > Duration::from_secs(1) {
@@ -47,7 +47,7 @@ impl Drop for Bar {
     }
 }
 
-/// What `ttrec-convert` reports, shown to the user.
+/// Shows the progress and the notes of `ttrec-convert`.
 #[derive(Default)]
 pub(crate) struct Terminal(Mutex<Option<Bar>>);
 
@@ -73,7 +73,7 @@ impl ttrec_convert::Progress for Terminal {
     }
 
     fn note(&self, text: &str) {
-        // The command's own last line fails as well, and then ends it.
+        // If standard output fails, the command's last line fails too, and reports it.
         let _ = output::print(|out| writeln!(out, "{text}"));
     }
 }

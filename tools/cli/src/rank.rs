@@ -15,27 +15,27 @@ use ttrec_convert::zeros;
 
 /// Rank candidates for one user with a blob's model.
 ///
-/// Both files are as `score` takes them. The user's holds one bag of each of the user's tables, and
-/// `dense` of one sample; the candidates' holds a bag for each candidate of all other tables (and
-/// `dense`, if it depends on them). What is the user's is computed once. Candidates are numbered
-/// from 0, in the order of their bags; of those that score the same, the first one comes first.
+/// Both files have the format of `score`. The user's file has one bag for each table of user
+/// features, and `dense` of one sample. The candidates' file has one bag per candidate for each
+/// other table (and `dense`, if it differs by candidate). The user's part is computed once.
+/// Candidates are numbered from 0 in the order of their bags; equal scores keep that order.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
     blob: PathBuf,
-    /// What is the user's
+    /// The user's bags and dense features
     #[arg(long, value_name = "FILE.npz")]
     user: PathBuf,
-    /// What is the candidates'
+    /// The candidates' bags
     #[arg(long, value_name = "FILE.npz")]
     candidates: PathBuf,
-    /// How many to print
+    /// How many candidates to print
     #[arg(long, value_name = "K", default_value_t = 10)]
     top: usize,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Where the scores of all candidates go, in their order
+    /// Also write the scores of all candidates, in their order
     #[arg(short, long, value_name = "OUT.npy")]
     output: Option<PathBuf>,
 }
@@ -86,15 +86,14 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
             (Some(_), Some(_)) => {
                 let (user, candidates) = (user.path(), candidates.path());
                 anyhow::bail!(
-                    "both {user} and {candidates} hold \"indices_{table}\": expected one of them \
-                     to"
+                    "\"indices_{table}\" is in both {user} and {candidates}: put it in one"
                 )
             }
             (None, None) => Err(missing(candidates.path(), ranker, table)),
             (Some(bags), None) => {
                 ensure!(
                     bags.len() == 1,
-                    "{}: {} bags of table {table}: expected one",
+                    "{}: table {table} has {} bags: a user has one",
                     user.path(),
                     bags.len()
                 );
@@ -105,7 +104,7 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
                 let (path, found) = (candidates.path(), bags.len());
                 ensure!(
                     found == expected,
-                    "{path}: {found} bags of table {table}: expected {expected}, as before"
+                    "{path}: table {table} has {found} bags, but earlier tables have {expected}"
                 );
                 Ok(bags)
             }
@@ -114,12 +113,17 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
     let bags: Vec<_> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
     let dense = match (user.dense(), candidates.dense()) {
         (Some(_), Some(_)) if ranker.num_dense() == 0 => &[],
-        (Some(_), Some(_)) => anyhow::bail!("both files hold \"dense\": expected one of them to"),
+        (Some(_), Some(_)) => anyhow::bail!(
+            "\"dense\" is in both {} and {}: put it in \
+                                             one",
+            user.path(),
+            candidates.path()
+        ),
         (Some(dense), None) => {
             let (found, expected) = (dense.len(), ranker.num_dense());
             ensure!(
                 found == expected,
-                "{}: {found} dense features: expected those of one sample",
+                "{}: \"dense\" has {found} elements: expected {expected}, one sample",
                 user.path()
             );
             dense
@@ -128,10 +132,16 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
             num_candidates.get_or_insert(dense.len() / ranker.num_dense().max(1));
             dense
         }
-        (None, None) => anyhow::bail!("{}: no array \"dense\"", user.path()),
+        (None, None) => anyhow::bail!("{}: array \"dense\" is missing", user.path()),
     };
     let count = num_candidates.filter(|&count| count > 0);
-    let mut out = zeros(count.with_context(|| format!("{}: no candidates", candidates.path()))?)?;
+    let mut out = zeros(count.with_context(|| {
+        format!(
+            "{}: the file has no \
+                                                       candidates",
+            candidates.path()
+        )
+    })?)?;
     let mut workspace = zeros(ranker.workspace_len(out.len()))?;
     ranker
         .rank(dense, &bags, &mut out, &mut workspace)

@@ -1,6 +1,5 @@
-//! Samples of a model in an npz file, as DLRM's inputs are: `dense`, samples x features, and for
-//! each table t of the model `indices_t` and `offsets_t`, the last one included, and perhaps
-//! `weights_t`.
+//! Samples of a model in an npz file: `dense`, samples x features, and for each table t of the
+//! model `indices_t`, `offsets_t` (the last offset included) and optionally `weights_t`.
 
 use crate::bags_file::BagsFile;
 use anyhow::{Context, Result, ensure};
@@ -8,7 +7,7 @@ use std::path::Path;
 use ttrec::{Bags, Ranker};
 use ttrec_convert::Checkpoint;
 
-/// What one file says of the samples.
+/// The arrays of one file. `rank` spreads the inputs over two files, so each may be missing.
 pub(crate) struct Samples {
     path: String,
     dense: Option<Vec<f32>>,
@@ -17,7 +16,7 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
-    /// Reads whatever of a model's inputs is there.
+    /// Reads those of the model's inputs that the file has.
     pub(crate) fn read(path: &Path, ranker: &Ranker<'_>) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let dense = file.tensor("dense").map(|array| {
@@ -32,7 +31,7 @@ impl Samples {
             array.read_f32(0, &mut values)?;
             Ok(values)
         });
-        // A model of tables alone has none to give.
+        // A model without dense features needs no array.
         let dense = dense.or_else(|| (ranker.num_dense() == 0).then(|| Ok(Vec::new())));
         let table = |t: usize| {
             let [indices, offsets, weights] =
@@ -45,12 +44,12 @@ impl Samples {
         Ok(Self { path: path.display().to_string(), dense: dense.transpose()?, tables })
     }
 
-    /// The dense features, if they are there.
+    /// The dense features, if the file has them.
     pub(crate) fn dense(&self) -> Option<&[f32]> {
         self.dense.as_deref()
     }
 
-    /// How many samples the dense features are of, or without any the first table's bags.
+    /// The number of samples of the dense features, or of table 0's bags if there are none.
     pub(crate) fn count(&self, ranker: &Ranker<'_>) -> Result<usize> {
         match self.dense().unwrap_or_default().len().checked_div(ranker.num_dense()) {
             Some(count) => Ok(count),
@@ -58,24 +57,23 @@ impl Samples {
         }
     }
 
-    /// The bags of table `table` of the model, if they are there.
+    /// The bags of the model's table `table`, if the file has them.
     pub(crate) fn bags(&self, table: usize) -> Result<Option<Bags<'_>>> {
         let Some(Some(bags)) = self.tables.get(table) else { return Ok(None) };
         let all = bags.all().with_context(|| format!("{}: offsets_{table}", self.path))?;
         Ok(Some(all))
     }
 
-    /// Where they are.
     pub(crate) fn path(&self) -> &str {
         &self.path
     }
 }
 
-/// The error for an input that no file has.
+/// The error for bags that no file has.
 pub(crate) fn missing(path: &str, ranker: &Ranker<'_>, table: usize) -> anyhow::Error {
     let name = ranker.tables().nth(table).map_or("", |table| table.name());
     anyhow::anyhow!(
-        "{path}: no array \"indices_{table}\": the bags of table {name:?}, number {table} of the \
-         model"
+        "{path}: array \"indices_{table}\" is missing: the bags of the model's table {table}, \
+         {name:?}"
     )
 }

@@ -14,10 +14,10 @@ use ttrec_convert::zeros;
 
 /// Score a batch of samples with a blob's model.
 ///
-/// The npz file holds `dense`, samples x features, if the model has any, and for each table of the
-/// model, in its order from 0, `indices_0` and `offsets_0` and so on, as torch.nn.EmbeddingBag
-/// takes them with include_last_offset=True, and perhaps `weights_0`. The output is a float32 .npy
-/// array: one score per sample.
+/// The npz file holds `dense` (samples x features), unless the model has no dense features, and
+/// `indices_T`, `offsets_T` and optionally `weights_T` for each table T of the model, from 0 in the
+/// order that `ttrec inspect` lists, in the format of torch.nn.EmbeddingBag with
+/// include_last_offset=True. The output is a float32 .npy array: one score per sample.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
@@ -25,10 +25,10 @@ pub(crate) struct Args {
     /// The samples
     #[arg(long, value_name = "FILE.npz")]
     batch: PathBuf,
-    /// Scores before the sigmoid
+    /// Write the scores before the sigmoid
     #[arg(long)]
     logits: bool,
-    /// Where the .npy array goes
+    /// The .npy array to write
     #[arg(short, long, value_name = "OUT.npy")]
     output: PathBuf,
 }
@@ -47,11 +47,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 }
 
 fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32>> {
-    let dense = samples.dense().context("no array \"dense\"")?;
+    let dense = samples.dense().context("array \"dense\" is missing")?;
     let bag = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let bags: Vec<Bags<'_>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;
     let mut out = zeros(samples.count(ranker)?)?;
-    ensure!(!out.is_empty(), "no samples");
+    ensure!(!out.is_empty(), "the file has no samples");
     let mut workspace = zeros(ranker.workspace_len(out.len()))?;
     if logits {
         ranker.logits(dense, &bags, &mut out, &mut workspace)?;
@@ -62,7 +62,6 @@ fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32
 }
 
 impl BlobFile {
-    /// The blob's model.
     pub(crate) fn ranker<'b>(&self, blob: &ttrec::Blob<'b>) -> Result<Ranker<'b>> {
         let ranker = blob.ranker().with_context(|| format!("{}", self.path().display()))?;
         Ok(ranker.with_tier(blob_file::tier()?))

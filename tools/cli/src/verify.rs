@@ -1,4 +1,4 @@
-//! `ttrec verify`: is the blob whole, and how far is it from the checkpoint it came from?
+//! `ttrec verify`: checks a blob's checksums, and compares it with its checkpoint.
 
 use crate::{
     blob_file::{self, BlobFile},
@@ -18,12 +18,12 @@ use ttrec_convert::{
     compare::{self, Comparison, LayerComparison},
 };
 
-/// Check a blob: its checksums, and with --against its every row.
+/// Check a blob's checksums, and with --against every row.
 ///
 /// With --against, each row is rebuilt from the blob and, in double precision, from the
-/// checkpoint's numbers as f32. Printed are the relative error of the table (Frobenius norm of the
-/// difference over that of the table) and the row that is furthest off (norm of its difference over
-/// the root mean square norm of the table's rows).
+/// checkpoint's numbers as f32. Prints the relative error of each table (Frobenius norm of the
+/// difference over that of the table) and the row with the largest error (norm of its difference
+/// over the root mean square norm of the table's rows).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
@@ -31,16 +31,16 @@ pub(crate) struct Args {
     /// The checkpoint that it was converted from
     #[arg(long, value_name = "CHECKPOINT")]
     against: Option<PathBuf>,
-    /// The spec that it was converted with; needed only where names and shapes leave a doubt
+    /// The spec of the conversion; needed only if names and shapes are ambiguous
     #[arg(long, value_name = "SPEC.toml", requires = "against")]
     spec: Option<PathBuf>,
-    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row
-    /// counted as often
+    /// How often each row occurs, in the format of `ttrec cache`: also prints the error weighted by
+    /// frequency
     #[arg(long, value_name = "FILE.npz", requires = "against")]
     frequencies: Option<PathBuf>,
-    /// Exit with 1 if a table's relative error is above E [default: by dtype, for each core: f32
-    /// 1e-6, f16 2^-11, bf16 2^-8, i8 2e-2, i4 2e-1; where the blob has factors of a dense
-    /// table, none but the spec's `tolerance`]
+    /// Exit with code 1 if a relative error exceeds E [default: by type, times the number of cores:
+    /// f32 1e-6, f16 2^-11, bf16 2^-8, i8 2e-2, i4 2e-1; for factorised dense tables the spec's
+    /// `tolerance`, if any]
     #[arg(long, value_name = "E", requires = "against")]
     max_error: Option<f64>,
     /// Print JSON
@@ -72,7 +72,7 @@ struct VerifiedTable {
     num_embeddings: u64,
     #[serde(flatten)]
     error: Comparison,
-    /// `None`: the error of a factorisation was a choice, and nobody said which.
+    /// `None` for a factorised table if neither the spec nor the command line sets a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_error: Option<f64>,
 }
@@ -129,7 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             print(out, file.path().display(), &report)
         }
     })?;
-    // Not `>`: an error that is not a number has to fail, too.
+    // `<=` also fails an error that is NaN.
     let within =
         |table: &VerifiedTable| table.max_error.is_none_or(|max| table.error.relative_error <= max);
     let layer_within = |layer: &VerifiedLayer| layer.error.relative_error <= layer.max_error;
@@ -164,7 +164,7 @@ fn print(
         let verdict = match table.max_error {
             Some(max) if relative_error <= max => format!("within {max:.3e}"),
             Some(max) => format!("ABOVE {max:.3e}"),
-            None => "factorised; for a verdict give --max-error".to_owned(),
+            None => "factorised: pass --max-error to check the error".to_owned(),
         };
         writeln!(
             out,

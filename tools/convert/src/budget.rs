@@ -1,4 +1,4 @@
-//! Sizes of the command line: how many bytes something may take.
+//! Sizes on the command line.
 
 use std::str::FromStr;
 
@@ -15,17 +15,17 @@ const UNITS: [(&str, f64); 9] = [
     ("%", 0.0),
 ];
 
-/// A size as the command line gives it.
+/// A size on the command line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
-    /// This many bytes.
+    /// A number of bytes.
     Bytes(u64),
-    /// This share, 0 to 100 or more, of a whole that the caller knows.
+    /// A percentage, possibly above 100, of a total that the caller knows.
     Percent(f64),
 }
 
 impl Budget {
-    /// In bytes, if `dense` bytes are the whole.
+    /// The size in bytes, if the total is `dense` bytes.
     pub fn bytes(self, dense: f64) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -56,10 +56,10 @@ impl FromStr for Budget {
     }
 }
 
-/// Reads a size that is not a share: `512MiB`.
+/// Parses a size that is not a percentage, such as `512MiB`.
 ///
 /// # Errors
-/// If it is none; the text says what was expected.
+/// If `text` is not a size; the error says what was expected.
 pub fn memory_size(text: &str) -> Result<u64, String> {
     match text.parse()? {
         Budget::Bytes(bytes) => Ok(bytes),

@@ -1,4 +1,4 @@
-//! A checkpoint's tables, or its whole model, into a blob.
+//! Converts a checkpoint's tables, or its whole model, to a blob.
 
 use crate::{
     allocate::zeros,
@@ -27,27 +27,27 @@ use ttrec::{
 /// How [`convert`] factorises dense tables.
 #[derive(Clone, Copy)]
 pub struct Options<'o> {
-    /// The most bytes of memory that a factorisation holds.
+    /// The memory limit of a factorisation in bytes.
     pub memory: u64,
-    /// A file of [`Frequencies`]: a row's error counts as often as the row is looked up.
+    /// A file of [`Frequencies`], which weigh the errors of rows.
     pub frequencies: Option<&'o Path>,
     /// Keeps finished factorisations, so that an interrupted conversion can continue.
     pub resume: Option<&'o dyn ResumeCache>,
 }
 
 impl Default for Options<'_> {
-    /// 512 MiB, and nothing else.
+    /// A memory limit of 512 MiB, without frequencies and resume.
     fn default() -> Self {
         Self { memory: factorize::DEFAULT_MEMORY, frequencies: None, resume: None }
     }
 }
 
-/// Opens the tables of `spec`, factorises those for which it says so, and lays the blob out.
+/// Opens the tables of `spec`, factorises those that it says, and lays the blob out.
 ///
 /// The numbers of all other tables are read when the blob is written.
 ///
 /// # Errors
-/// If `spec` does not fit the checkpoint, or a table cannot be factorised as it asks.
+/// If `spec` does not fit the checkpoint, or a table cannot be factorised as it says.
 pub fn convert<'c>(
     checkpoint: &'c Checkpoint,
     spec: &Spec,
@@ -113,8 +113,7 @@ impl<'c> Conversion<'c> {
     /// Writes the blob, streaming its tables from the checkpoint.
     ///
     /// # Errors
-    /// If `out` fails ([`Error::Output`]), or the checkpoint holds a value that has no finite form
-    /// in the type to store.
+    /// If `out` fails ([`Error::Output`]), or a value of the checkpoint overflows the stored type.
     pub fn write(&self, out: &mut (impl Write + Seek)) -> Result<(), Error> {
         let section = |plan: &SectionPlan, sink: &mut Sink<'_>| self.write_section(plan, sink);
         Ok(sink::write(out, self.layout.clone(), section)?)
@@ -123,14 +122,14 @@ impl<'c> Conversion<'c> {
     /// The blob in memory.
     ///
     /// # Errors
-    /// As [`write`](Self::write), but for `out`.
+    /// As [`write`](Self::write), except for `out`.
     pub fn to_blob(&self) -> Result<AlignedBuf, Error> {
         let section = |plan: &SectionPlan, sink: &mut Sink<'_>| self.write_section(plan, sink);
         Ok(sink::build(self.layout.clone(), section)?)
     }
 
-    /// Removes from [`Options::resume`] what it keeps for this conversion: call it once the blob
-    /// is safe.
+    /// Removes the factorisations of this conversion from [`Options::resume`]: call it once the
+    /// blob is safe.
     pub fn forget(&self) {
         let keys = self.tables.iter().filter_map(|table| table.factorized.as_ref()?.key.as_ref());
         for (resume, key) in
@@ -174,13 +173,13 @@ impl<'c> Conversion<'c> {
     }
 }
 
-/// A table, and what a factorisation made of it, if the spec asked for one.
+/// A table, and its factorisation, if the spec requests one.
 struct ConvertedTable<'c> {
     source: Source<'c>,
     factorized: Option<FinishedFactorization>,
 }
 
-/// A finished factorisation, and what it is kept by.
+/// A finished factorisation, and its key in [`Options::resume`].
 struct FinishedFactorization {
     result: Factorized,
     key: Option<Key>,
@@ -226,7 +225,7 @@ impl Model<'_> {
         let (weights, bias) = self.read(layer)?;
         let no_finite_form = |error: EncodeError| match error {
             EncodeError::OutOfRange { value, dtype, .. } => {
-                anyhow!("{value} has no finite {} form", dtype.name())
+                anyhow!("{value} does not fit in {}", dtype.name())
             }
             error => anyhow!(error),
         };
@@ -288,7 +287,7 @@ impl Source<'_> {
                 None,
             ),
         };
-        // Overridden rows are the ones that training held to be worth their bytes: they stay exact.
+        // Training chose the overridden rows as worth their bytes: they stay exact.
         let overrides =
             overrides.map(|o| OverridesSpec { count: o.ids.len() as u64, dtype: Dtype::F32 });
         let index_map = match self.hashed {
@@ -302,8 +301,8 @@ impl Source<'_> {
         }
     }
 
-    /// Factorises the table as the spec asks, or takes the result that an interrupted conversion
-    /// kept, and notes the error.
+    /// Factorises the table as the spec says, or reuses the result of an interrupted conversion,
+    /// and notes the error.
     fn factorize(
         &self,
         options: &Options<'_>,
@@ -419,7 +418,7 @@ impl Source<'_> {
         }
     }
 
-    /// A projection is small, and all rows depend on it: it is never narrower than 16 bits.
+    /// A projection is small and affects all rows: it is never narrower than 16 bits.
     fn projection_dtype(&self) -> Dtype {
         match self.dtype {
             Dtype::F32 | Dtype::Bf16 => self.dtype,
@@ -522,7 +521,7 @@ impl Source<'_> {
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let mut values =
-            zeros(outputs.checked_mul(inputs).context("a projection of too many numbers")?)?;
+            zeros(outputs.checked_mul(inputs).context("the projection is too large")?)?;
         tensor.read_f32(0, &mut values)?;
         let dtype = self.projection_dtype();
         let (mut column, mut bytes) = (zeros(outputs)?, vec![0; dtype.bytes_of(outputs)]);
@@ -538,7 +537,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Gives each slice of core k, encoded, and its scale to `put`.
+    /// Calls `put` with each encoded slice of core k and its scale.
     fn for_each_slice(
         &self,
         direction: &ContractionOrder,
@@ -561,7 +560,7 @@ impl Source<'_> {
     }
 }
 
-/// A weight for each row: its count and one more, so that no row is free to become anything.
+/// The weight of each row: its count plus one, so that rows that do not occur are approximated too.
 pub(crate) fn weights(counts: &[(u64, f64)], num_embeddings: u64) -> Result<Vec<f32>> {
     let mut weights = vec![1.0; usize::try_from(num_embeddings)?];
     for &(row, count) in counts {
@@ -570,8 +569,8 @@ pub(crate) fn weights(counts: &[(u64, f64)], num_embeddings: u64) -> Result<Vec<
     Ok(weights)
 }
 
-/// Names the tensor and the place of a value that could not be encoded; `position` says where in
-/// the tensor it is.
+/// Names the tensor and the position of a value that cannot be encoded; `position` maps it to the
+/// tensor.
 fn place(
     error: EncodeError,
     tensor: &Tensor,
@@ -593,14 +592,14 @@ fn place(
         }
         _ => format!("element {index:?}"),
     };
-    anyhow!("tensor {:?}, {place}: {value} has no finite {} form", tensor.name(), dtype.name())
+    anyhow!("tensor {:?}, {place}: {value} does not fit in {}", tensor.name(), dtype.name())
 }
 
-/// The spec for a checkpoint that holds one table, or one model, or says itself what all its tables
-/// are. `qr_operation` is for quotient-remainder tables.
+/// The spec of a checkpoint with one table or one model, or whose metadata lists its tables.
+/// `qr_operation` is for quotient-remainder tables.
 ///
 /// # Errors
-/// If the checkpoint holds anything else: the text offers a spec to begin with.
+/// If the checkpoint holds anything else: the text has a spec to complete.
 pub fn detect(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> Result<Spec, Error> {
     Ok(only_tables(checkpoint, qr_operation)?)
 }
@@ -619,7 +618,7 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
             None => Ok(spec),
             Some(error) => {
                 let offer = toml::to_string(&spec).context("cannot write the offered spec")?;
-                bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{offer}")
+                bail!("{error:#}\n\nComplete this spec and pass it with --spec:\n\n{offer}")
             }
         };
     }
@@ -632,7 +631,11 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
         match Source::open(checkpoint, &table) {
             Ok(_) => return Ok(Spec { model: None, tables: vec![table] }),
             Err(error) => {
-                bail!("{error:#}\n\nComplete this and give it as --spec:\n\n{}", offer(&[table])?)
+                bail!(
+                    "{error:#}\n\nComplete this spec and pass it with \
+                       --spec:\n\n{}",
+                    offer(&[table])?
+                )
             }
         }
     }
@@ -643,7 +646,8 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
     );
     ensure!(
         !found.is_empty(),
-        "{path}: nothing looks like an embedding table; name one in a --spec. It holds:\n{}",
+        "{path}: no tensor looks like an embedding table: name one in a --spec. The checkpoint \
+         has:\n{}",
         list_tensors(checkpoint)
     );
     let cannot = if refused.is_empty() {
@@ -651,18 +655,11 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
     } else {
         format!(" Others cannot be converted:{cannot}\n")
     };
-    let (look, offer) = (
-        if found.len() == 1 {
-            "tensor looks"
-        } else {
-            "tensors look"
-        },
-        offer(&found)?,
-    );
+    let (count, offer) = (found.len(), offer(&found)?);
+    let s = if count == 1 { "" } else { "s" };
     bail!(
-        "{path}: {} {look} like embedding tables.{cannot}Keep the ones you want in a \
-         --spec:\n\n{offer}",
-        found.len()
+        "{path}: found {count} embedding table{s}.{cannot}Put those that you want into a spec and \
+         pass it with --spec:\n\n{offer}"
     )
 }
 

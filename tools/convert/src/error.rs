@@ -4,11 +4,11 @@ use std::io;
 
 /// Why a checkpoint could not be converted, planned or compared.
 ///
-/// Its text is the whole sentence, with the file and the table.
+/// Its text names the file and the table.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// An input was refused: what was found, where, and what was expected.
+    /// An input was refused; the text says what was found, where, and what was expected.
     Input(String),
     /// The output could not be written.
     Output(io::Error),
@@ -25,7 +25,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A failure of the writer that the caller gave.
+/// A failure of the caller's writer.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write: {0}")]
 pub(crate) struct OutputError(pub(crate) io::Error);

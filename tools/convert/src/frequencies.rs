@@ -1,4 +1,4 @@
-//! How often rows are asked for: the arrays of an npz file.
+//! How often rows occur: the arrays of an npz file.
 
 use crate::{
     checkpoint::{Checkpoint, Tensor},
@@ -9,10 +9,10 @@ use std::path::Path;
 
 const INDICES: &str = ".indices";
 const COUNTS: &str = ".counts";
-/// How many names an error lists.
+/// The most names that an error lists.
 const LISTED: usize = 40;
 
-/// The arrays, each of which belongs to a table.
+/// The frequencies of tables.
 pub struct Frequencies {
     file: Checkpoint,
     tables: Vec<String>,
@@ -44,7 +44,7 @@ impl Frequencies {
             if !has(name) && !base.is_some_and(has) {
                 let names = &tables[..tables.len().min(LISTED)];
                 bail!(
-                    "{}: array {name:?} belongs to no table: expected names of {names:?}",
+                    "{}: array {name:?} has the name of no table: expected {names:?}",
                     path.display()
                 );
             }
@@ -52,12 +52,12 @@ impl Frequencies {
         Ok(Self { file, tables })
     }
 
-    /// Those of the table called `name`, if it has any.
+    /// The frequencies of the table called `name`, if the file has any.
     pub(crate) fn of(&self, name: &str) -> Result<Option<Counts<'_>>> {
         let file = self.file.path();
         let half = |suffix: &str| {
             let name = format!("{name}{suffix}");
-            // An array with the full name of a table is that table's.
+            // An array with the name of a table belongs to that table, whatever its suffix.
             let array = self.file.tensor(&name).filter(|_| !self.tables.contains(&name));
             (name, array)
         };
@@ -69,18 +69,17 @@ impl Frequencies {
             }
             (Some(_), (indices, _), (counts, _)) => {
                 bail!(
-                    "{}: array {name:?} beside {indices:?} or {counts:?}: expected one or the \
-                     other",
+                    "{}: has both {name:?} and {indices:?} or {counts:?}: keep one of the two",
                     file.display()
                 )
             }
-            (None, (indices, _), (counts, there)) => {
-                let (found, missing) = if there.is_some() {
+            (None, (indices, _), (counts, found)) => {
+                let (found, missing) = if found.is_some() {
                     (counts, indices)
                 } else {
                     (indices, counts)
                 };
-                bail!("{}: array {found:?} without {missing:?}: expected both", file.display())
+                bail!("{}: has array {found:?} but not {missing:?}", file.display())
             }
         })
     }
@@ -95,20 +94,20 @@ impl Frequencies {
         Ok(rows.filter(|rows| !rows.is_empty()))
     }
 
-    /// Says that no array belongs to one of these tables, the only ones that could use it.
+    /// The error if no array belongs to one of the tensor-train tables.
     pub(crate) fn none_fit(&self, tables: &[&str]) -> String {
         let arrays: Vec<&str> = self.file.tensors().map(Tensor::name).take(LISTED).collect();
         let tables = &tables[..tables.len().min(LISTED)];
         format!(
-            "{}: no frequencies for a tensor-train table: the blob's are {tables:?}, the arrays \
-             are {arrays:?}",
+            "{}: no array has the name of a tensor-train table: the tables are {tables:?}, the \
+             arrays {arrays:?}",
             self.file.path().display()
         )
     }
 }
 
 impl Counts<'_> {
-    /// The rows, of `num_embeddings`, that are asked for at all, ascending, and how often.
+    /// The rows that occur, ascending, and how often; `num_embeddings` is the number of rows.
     pub(crate) fn read(&self, num_embeddings: u64) -> Result<Vec<(u64, f64)>> {
         match *self {
             Self::Array { file, numbers } => {
@@ -150,7 +149,7 @@ impl Counts<'_> {
     }
 }
 
-/// Gives the numbers above 0, and their positions, to `put`.
+/// Calls `put` with the positive numbers and their positions.
 fn for_each_count(
     array: &Tensor,
     file: &std::path::Display<'_>,
@@ -165,7 +164,7 @@ fn for_each_count(
         for (&number, position) in numbers.iter().zip(start..) {
             let name = array.name();
             ensure!(
-                // Sums and products of these stay finite, too.
+                // With finite f32 numbers, sums and products in f64 stay finite.
                 (0.0..=f64::from(f32::MAX)).contains(&number),
                 "{file}: {name}[{position}] is {number}: expected 0 or more, and finite in f32"
             );
@@ -178,7 +177,7 @@ fn for_each_count(
     Ok(())
 }
 
-/// Sorts frequencies by their ids and adds up those of the same one.
+/// Sorts frequencies by id, and adds up those of equal ids.
 pub fn add_up(frequencies: &mut Vec<(u64, f64)>) {
     frequencies.sort_by_key(|(id, _)| *id);
     frequencies.dedup_by(|(next, frequency), (id, sum)| {

@@ -1,5 +1,4 @@
-//! Damaged checkpoints through all of `convert`: whatever comes in, a sound blob or an error comes
-//! out, soon.
+//! Damaged checkpoints through `convert`: each gives a valid blob or an error, within a time limit.
 
 use crate::{
     checkpoint::{Checkpoint, Tensor},
@@ -16,10 +15,10 @@ use std::{
 };
 use ttrec::{AlignedBuf, Blob, dtype::Dtype};
 
-/// No file here takes a sound converter a tenth of it.
+/// Ten times the time that any of these files takes.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Every checkpoint of the test directories, and the spec beside it, if there is one.
+/// Every checkpoint of the test directories, with its spec, if there is one.
 fn checkpoints() -> Vec<(PathBuf, Option<Spec>)> {
     let files = ["../cli/tests/golden", "tests/data"]
         .map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir));
@@ -44,8 +43,8 @@ fn checkpoints() -> Vec<(PathBuf, Option<Spec>)> {
     found
 }
 
-/// What is asked of a checkpoint, whatever became of it: the spec it was made for, all tables that
-/// it seems to hold, and every matrix as a dense table.
+/// The specs to try on a checkpoint: its own, one of all tables that it seems to hold, and every
+/// matrix as a dense table.
 fn specs(checkpoint: &Checkpoint, made_for: Option<&Spec>) -> Vec<Spec> {
     let facts = |found: TableSpec| TableSpec {
         num_embeddings: found.num_embeddings.or(Some(1000)),
@@ -71,18 +70,18 @@ fn specs(checkpoint: &Checkpoint, made_for: Option<&Spec>) -> Vec<Spec> {
         model: None,
         tables: tables.into_iter().enumerate().map(named).collect(),
     });
-    // The first is of all tables; a model is one around them.
+    // The first one has all tables, and the model if there is one.
     let whole = Model::detect(checkpoint).into_iter().next();
     let whole = whole.map(|model| Spec { model: Some(model), tables: found });
     made_for.cloned().into_iter().chain(whole).chain(offered).collect()
 }
 
-/// Where syncing costs nothing, if there is such a place.
+/// A directory in memory, if there is one.
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// Converts the file at `path` in every way; how many blobs came of it.
+/// Converts the file at `path` with all specs; returns the number of blobs.
 fn exercise(path: &Path, made_for: Option<&Spec>, what: &dyn Fn() -> String) -> usize {
     let started = Instant::now();
     let mut made = 0;
@@ -153,7 +152,7 @@ fn damaged_checkpoints_give_a_sound_blob_or_an_error() {
             let mut flipped = bytes.clone();
             let mut flips = Vec::new();
             for _ in 0..=round % 4 {
-                // Headers stand at either end, and only they can mislead.
+                // Headers are at the start or the end, and only they can mislead.
                 let at = match round % 3 {
                     0 => random.below(bytes.len()),
                     1 => random.below(bytes.len().min(1500)),

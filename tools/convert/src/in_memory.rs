@@ -1,4 +1,4 @@
-//! A table, or a model's layers, stored in memory for a moment, to see what that loses.
+//! Blobs of a table or of layers in memory, to measure their error.
 
 use crate::{dialect::Model, sink};
 use anyhow::{Context, Result};
@@ -9,10 +9,10 @@ use ttrec::{
     limits::ALIGNMENT,
 };
 
-/// What the table of a blob made here is called.
+/// The name of the table in these blobs.
 const NAME: &str = "trial";
 
-/// A blob of these rows, one after another, as `dtype`; `None` if some value has no finite form.
+/// A blob of these rows, one after another, as `dtype`; `None` if a value overflows.
 pub(crate) fn rows(
     values: &[f32],
     embedding_dim: usize,
@@ -29,8 +29,8 @@ pub(crate) fn rows(
     }
 }
 
-/// A blob of a tensor train whose slices, by core and number, are those that `read` gives, in
-/// `dtype`; `None` if that cannot hold them.
+/// A blob of a tensor train in `dtype`, whose slices `read` returns by core and number; `None` if a
+/// value overflows.
 pub(crate) fn tensor_train(
     shape: TtShape,
     dtype: Dtype,
@@ -63,7 +63,7 @@ pub(crate) fn tensor_train(
     Ok(holds.then_some(blob))
 }
 
-/// The same of cores in memory, each its slices one after another.
+/// The same for cores in memory, each its slices one after another.
 pub(crate) fn of_cores(
     shape: TtShape,
     dtype: Dtype,
@@ -84,7 +84,7 @@ pub(crate) fn layers(model: &Model<'_>, layout: &ModelSpec) -> Result<(AlignedBu
     let tables: Vec<_> =
         (0..layout.tables.len()).map(|at| TableSpec::new(at.to_string(), row)).collect();
     let with_layers = Layout::with_model(&tables, Some(layout))?;
-    // Their records end in the line of another one's, or begin a line more.
+    // Their records may end in the same 64-byte line as others.
     let bytes = with_layers.total_len() - Layout::new(&tables)?.total_len() + ALIGNMENT as u64;
     let blob = sink::build(with_layers, |plan, sink| match plan.role {
         Role::LayerWeights(layer) | Role::LayerScales(layer) | Role::LayerBias(layer) => {

@@ -1,19 +1,19 @@
-//! Trained embedding tables to blobs of [`ttrec`]: the library under the command `ttrec`.
+//! Converts trained embedding tables to blobs of [`ttrec`]: the library of the command `ttrec`.
 //!
-//! A [`Checkpoint`] is a file of named tensors: `.safetensors` (one file, or several with an index),
-//! torch `.pt`, `.npy` or `.npz`. It is mapped, not loaded, and treated as hostile: nothing in it is
-//! executed, and every declared size is checked. A [`Spec`] says which tensors become which tables;
-//! [`detect`] makes one of what the names show. [`convert()`] opens the tables, factorises the dense
-//! ones for which the spec asks so, and gives a [`Conversion`], which streams the blob to a file or
-//! builds it in memory.
+//! A [`Checkpoint`] is a file of named tensors: `.safetensors` (one file, or several with an
+//! index), torch `.pt`, `.npy` or `.npz`. It is mapped, not loaded, and treated as hostile: nothing
+//! in it is executed, and every declared size is checked. A [`Spec`] says which tensors to convert
+//! and how to store them; [`detect`] makes one from the names of the tensors. [`convert()`] opens
+//! the tables, factorises dense ones as the spec says, and returns a [`Conversion`], which streams
+//! the blob to a file or builds it in memory.
 //!
-//! [`plan()`] chooses for each table a representation, ranks and a type within a budget, and
-//! gives the spec. [`compare`] measures a blob against its checkpoint. [`cache`] stores rows and
-//! products that are looked up often.
+//! [`plan()`] chooses a representation, ranks and a type for each table within a budget, and
+//! returns the spec. [`compare`] compares a blob with its checkpoint. [`cache`] adds the most
+//! frequent rows and products to a blob.
 //!
-//! Nothing here prints, and nothing listens for signals: progress and notes go to a [`Progress`],
-//! of which `()` ignores everything. Work uses the threads of the current rayon pool; results do not
-//! depend on their number.
+//! This crate does not print and does not handle signals: progress and notes go to a [`Progress`];
+//! `()` ignores them. Work uses the threads of the current rayon pool; results do not depend on
+//! their number.
 //!
 //! # Example
 //!
@@ -78,7 +78,7 @@ pub mod shape {
     pub use crate::factorize::{Factors, suggest_shape, widest_first};
 }
 
-/// The parts of a checkpoint that `ttrec train` writes, and [`convert`] reads.
+/// Parts of the format of `ttrec train`'s checkpoints.
 pub mod trained {
     pub use crate::dialect::{FACTS, digit_strides};
 }

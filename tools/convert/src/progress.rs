@@ -1,23 +1,23 @@
-//! Progress of long work, handed to whoever called.
+//! Progress of long work.
 
-/// Receives the progress of long work. One step of work is at hand at a time.
+/// Receives the progress of long work, one step at a time.
 ///
-/// Every method does nothing unless it is implemented; `()` implements none.
+/// The default methods do nothing, and `()` implements none.
 pub trait Progress: Sync {
-    /// `len` units of `what`, such as `item: rows`, begin. `what` contains names from files.
+    /// A step of `len` units begins. `what`, such as `item: rows`, contains names from files.
     fn begin(&self, what: &str, len: u64) {
         let _ = (what, len);
     }
 
-    /// `units` more are done. Called from several threads.
+    /// `units` more are finished. Called from several threads.
     fn advance(&self, units: u64) {
         let _ = units;
     }
 
-    /// What began last has ended, complete or not.
+    /// The current step has ended, complete or not.
     fn finish(&self) {}
 
-    /// One line of text about a result. Names from files are escaped in it.
+    /// A line of text about a result, in which names from files are escaped.
     fn note(&self, text: &str) {
         let _ = text;
     }

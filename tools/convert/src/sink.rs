@@ -1,4 +1,4 @@
-//! A blob written section by section, to a file or to memory.
+//! Writes a blob section by section, to a file or to memory.
 
 use crate::error::OutputError;
 use anyhow::{Context, Result, ensure};
@@ -11,7 +11,7 @@ use ttrec::{
 
 /// Writes a blob of this layout to `out`, each section by `write_section`.
 ///
-/// The head holds the sections' checksums: zeros keep its place until they are known.
+/// The head holds the sections' checksums, so zeros are written first.
 pub(crate) fn write(
     out: &mut (impl Write + Seek),
     mut layout: Layout,
@@ -72,7 +72,6 @@ pub(crate) struct Sink<'o> {
 }
 
 impl Sink<'_> {
-    /// Writes the next bytes.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.checksum.update(bytes);
         self.len += bytes.len() as u64;

@@ -1,7 +1,7 @@
-//! The spec: a TOML file that says which tensors become which tables, and what the checkpoint
-//! itself does not store.
+//! The spec: a TOML file that says which tensors to convert, how to store them, and the facts that
+//! the checkpoint does not store.
 
-use crate::error::Error;
+use crate::{dialect::table_name, error::Error};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -11,7 +11,7 @@ use ttrec::{dtype::Dtype, repr::Combine};
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// The model around the tables, which are then its own, in their order.
+    /// The model, whose tables are those of the spec in their order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelSpec>,
     /// One `[[table]]` each.
@@ -23,10 +23,10 @@ pub struct Spec {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// What stands before the names of its layers.
+    /// The prefix of the names of its layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// How the layers are named: `dlrm` or `torchrec`; default: as the names show.
+    /// The naming of the layers: `dlrm` or `torchrec`; default: detected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dialect: Option<String>,
     /// The stored type of the layers' weights; default: f32.
@@ -34,7 +34,7 @@ pub struct ModelSpec {
     pub dtype: Option<Dtype>,
 }
 
-/// One `[[table]]`. What is unambiguous in the checkpoint may be left out.
+/// One `[[table]]`. Facts that are unambiguous in the checkpoint may be omitted.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableSpec {
@@ -44,27 +44,27 @@ pub struct TableSpec {
     /// The full name of a dense tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<String>,
-    /// What stands before the dialect's own keys.
+    /// The prefix of the dialect's own keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// Which one, from 0, where FBTT's cores hold several tables.
+    /// The number of the table, from 0, if FBTT's cores hold several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<u64>,
-    /// How the table is stored: `fbtt`, `dense` and so on; default: `dense` with `tensor`, else
-    /// what the keys show.
+    /// The layout in the checkpoint: `fbtt`, `dense` and so on; default: `dense` with `tensor`,
+    /// else detected from the keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dialect: Option<String>,
-    /// Rows; with `index_map`, indices.
+    /// The number of rows; with `index_map`, of indices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_embeddings: Option<u64>,
-    /// Which row an index stands for, if not its own: `modulo` for a hashed table, index modulo
-    /// the number of rows.
+    /// The map from indices to rows: `modulo` for a hashed table, index modulo the number of rows;
+    /// default: each index is a row.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "by_name")]
     pub index_map: Option<IndexMapping>,
-    /// With `index_map`, the rows of the table, where the checkpoint does not store them.
+    /// With `index_map`, the number of rows, if the checkpoint does not store it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_rows: Option<u64>,
-    /// What makes one row of two in a quotient-remainder table: `mult`, `add` or `concat`.
+    /// How quotient and remainder rows are combined: `mult`, `add` or `concat`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "by_name")]
     pub qr_operation: Option<Combine>,
     /// p, one per core.
@@ -76,23 +76,22 @@ pub struct TableSpec {
     /// The inner ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranks: Option<Vec<u32>>,
-    /// What the table becomes; default: as the checkpoint has it.
+    /// The representation in the blob; default: that of the checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub representation: Option<Representation>,
     /// The rank of a low-rank table, or the largest of a factorised tensor train.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
-    /// The relative error (Frobenius) that picks ranks.
+    /// The relative error (Frobenius) that determines the ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<f64>,
     /// Refinements of all cores after a factorisation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweeps: Option<u32>,
-    /// What the rows of a factorised tensor train are sorted by first; default: they stay as they
-    /// are.
+    /// The order into which a factorisation to a tensor train sorts the rows; default: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_order: Option<RowOrder>,
-    /// What becomes of the rows of a bag in a model; default: their sum.
+    /// How a model pools the rows of a bag; default: their sum. Needs `[model]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
     /// The stored type in the blob; default: the checkpoint's own.
@@ -100,17 +99,17 @@ pub struct TableSpec {
     pub dtype: Option<Dtype>,
 }
 
-/// What a table is sorted by before it becomes a tensor train.
+/// The order of the rows of a tensor train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RowOrder {
-    /// The rows that are asked for most come first.
+    /// The most frequent rows come first.
     Frequency,
-    /// Rows that are alike stand together.
+    /// Similar rows are neighbours.
     Similarity,
 }
 
-/// Which row an index stands for, if not its own.
+/// A map from indices to rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IndexMapping {
@@ -118,7 +117,7 @@ pub enum IndexMapping {
     Modulo,
 }
 
-/// What a model makes of the rows of a bag.
+/// How a model pools the rows of a bag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pooling {
@@ -128,11 +127,11 @@ pub enum Pooling {
     Mean,
 }
 
-/// What a table is stored as.
+/// A representation in the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Representation {
-    /// Rows as they are.
+    /// One stored row for each row.
     Dense,
     /// A tensor train.
     Tt,
@@ -144,29 +143,38 @@ impl Spec {
     /// Reads the spec at `path`.
     ///
     /// # Errors
-    /// If the file cannot be read, or is no spec.
+    /// If the file cannot be read, or is not a spec.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{}: cannot read", path.display()))?;
-        Ok(Self::parse(&text).with_context(|| format!("{}: not a usable spec", path.display()))?)
+        Ok(Self::parse(&text).with_context(|| format!("{}: invalid spec", path.display()))?)
     }
 
     /// Reads a spec from its text.
     ///
     /// # Errors
-    /// If it is no TOML, has unknown fields, or neither a table nor a model.
+    /// If it is not TOML, has unknown fields, neither a table nor a model, or a `pooling` without a
+    /// model.
     pub fn from_toml(text: &str) -> Result<Self, Error> {
         Ok(Self::parse(text)?)
     }
 
     fn parse(text: &str) -> Result<Self> {
         let spec: Self = toml::from_str(text)?;
-        ensure!(!spec.tables.is_empty() || spec.model.is_some(), "it has no [[table]]");
+        ensure!(!spec.tables.is_empty() || spec.model.is_some(), "has no [[table]]");
+        if let Some(table) = spec.tables.iter().find(|table| table.pooling.is_some()) {
+            ensure!(
+                spec.model.is_some(),
+                "table {:?}: `pooling` applies only to the tables of a model: remove it, or add \
+                 [model]",
+                table_name(table).unwrap_or_default()
+            );
+        }
         Ok(spec)
     }
 }
 
-/// Enums that specs write by a name of the field's own, with an error that lists the names.
+/// Serialises enums by name, with an error that lists the names.
 mod by_name {
     use super::IndexMapping;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -1,9 +1,8 @@
-//! Batches of bags, tensor trains beside dense tables: does a ranker pay for the memory that it
-//! saves?
+//! Batches of bags: compares tensor trains with dense tables, as rankers use them.
 //!
 //! W1 to W3 are FBTT's benchmark shape, W4 is a ranker for Criteo Kaggle, W5 is real baskets, W6
-//! has the column factors of `ttrec train`. A tensor train's rows are sorted by frequency, as
-//! training can do at no cost; a dense table's rows lie as they come.
+//! has the column factors of `ttrec train`. The rows of tensor trains are sorted by frequency,
+//! which costs training nothing; the rows of dense tables are not.
 
 use super::{
     payload::build,
@@ -27,7 +26,7 @@ use ttrec::{
 };
 use ttrec_convert::cache::{self, Demand};
 
-/// The rank of workloads that come in one rank only, as do those with a cache.
+/// The rank of workloads that are measured at one rank only, and of those with a cache.
 const RANK: u32 = 32;
 /// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks
 /// that its tables have (docs/quality.md).
@@ -36,7 +35,7 @@ const LEARNED_RANKS: [u32; 3] = [8, 16, 32];
 /// Lookups in one batch, to see whether time grows with them.
 const GROWTH: [usize; 3] = [1_000, 10_000, 100_000];
 
-/// Traffic that caches have seen before, in multiples of what they are measured with.
+/// The traffic that fills the caches first, in multiples of the measured traffic.
 const EARLIER: usize = 3;
 
 /// Criteo Kaggle's seven largest tables and their row factors, and the rows of the nineteen others.
@@ -60,7 +59,7 @@ const KAGGLE_BATCHES: [usize; 3] = [1, 128, 2048];
 const RETAIL_ROWS: u64 = 16_470;
 const RETAIL_ROW_FACTORS: [u32; 3] = [26, 26, 25];
 
-/// What a workload is measured beside.
+/// The baseline of a workload.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Baseline {
     /// Dense f32 tables, same lookups.
@@ -71,34 +70,35 @@ pub(super) enum Baseline {
     Single,
 }
 
-/// What was measured of one workload.
+/// The measurement of one workload.
 pub(super) struct BatchTiming {
     pub(super) name: String,
-    /// Per looked-up row.
+    /// Seconds per lookup.
     pub(super) seconds: f64,
-    /// Of multiplying out one row by itself, where all lookups are of one tensor train.
+    /// Floating-point operations of computing one row alone, if all lookups are of one tensor
+    /// train.
     pub(super) flops: Option<f64>,
-    /// And the yardstick's seconds per looked-up row.
+    /// The baseline and its seconds per lookup.
     pub(super) beside: Option<(Baseline, f64)>,
-    /// Both again, with nothing of them in the caches.
+    /// Both times again, with cold caches.
     pub(super) cold: Option<[f64; 2]>,
     /// A row cache's hit rate, and its seconds to record one lookup.
     pub(super) cache: Option<[f64; 2]>,
     pub(super) workspace_bytes: usize,
 }
 
-/// How much is measured.
+/// The size of the suite.
 struct Extent {
     batches: usize,
     bags: usize,
-    /// Samples of W4, whatever the batch, so that no dense row of a small batch waits in a cache
-    /// for the next pass.
+    /// Samples of W4 for every batch size, so that caches do not keep the dense rows of a small
+    /// batch until the next pass.
     samples: usize,
-    /// Bytes of a dense table for each that may be cached.
+    /// The ratio of a dense table's bytes to those of its cache.
     dense_bytes_per_cached: u64,
 }
 
-/// Every workload. What is smaller than usual goes into `notes`.
+/// Measures every workload. Reduced and skipped ones are added to `notes`.
 pub(super) fn measure(
     roofline: &mut Roofline,
     quick: bool,
@@ -127,9 +127,9 @@ pub(super) fn measure(
         Some(file) => suite
             .retail(file, if quick { 1 } else { usize::MAX })
             .with_context(|| file.path().display().to_string())?,
-        None => notes.push(
-            "W5, a retailer's baskets, was left out: --retail says where they are".to_owned(),
-        ),
+        None => {
+            notes.push("skipped W5 (a retailer's baskets): pass its file with --retail".to_owned())
+        }
     }
     suite.few_lookups()?;
     suite.growth()?;
@@ -235,7 +235,7 @@ impl Suite<'_> {
                     let sorted =
                         Traffic::draw(Ids::ZipfSorted, rows, at as u64, [batches, bags, 1]);
                     scattered.push(sorted.scattered(dense_rows));
-                    // Where both are dense they are the same.
+                    // The small tables are dense in both models.
                     traffic.push(if at < KAGGLE_TT.len() {
                         sorted
                     } else {
@@ -270,7 +270,7 @@ impl Suite<'_> {
         self.beside_dense("W5-R16", [&tt, &dense], [&traffic, &scattered])
     }
 
-    /// One lookup alone beside the kernels that it calls, and one bag alone beside its lookups.
+    /// One lookup against the kernels that it calls, and one bag against its lookups.
     fn few_lookups(&mut self) -> Result<()> {
         let tier = self.roofline.tier();
         let model = BenchModel::fbtt(&COLUMN_FACTORS[0], DigitOrder::default(), RANK, tier)?;
@@ -293,7 +293,8 @@ impl Suite<'_> {
             compare(&name, &row, &expected)?;
             ensure!(
                 row == bare_row,
-                "{name}: the kernels by themselves give another row; nothing was timed"
+                "{name}: the kernels give another row (this is a bug in ttrec): nothing was \
+                 measured"
             );
         }
 
@@ -378,7 +379,7 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// The same with a cache of `bytes`, which has seen other traffic of the kind.
+    /// The same with a cache of `bytes`, filled by other traffic of the same kind.
     fn cached_beside_dense(
         &mut self,
         name: &str,
@@ -470,7 +471,7 @@ impl BenchModel {
         Ok(Blob::parse(&self.buf)?.table(&spec.name)?.with_tier(self.tier))
     }
 
-    /// Of multiplying out a row, if there is one table and it is a tensor train.
+    /// Floating-point operations of a row, if there is one table and it is a tensor train.
     fn flops(&self) -> Option<f64> {
         match self.specs.as_slice() {
             [TableSpec { weights: WeightsSpec::Tt { shape, .. }, .. }] => {
@@ -480,8 +481,8 @@ impl BenchModel {
         }
     }
 
-    /// The same tables, with what earlier traffic, one kind for each of the first tables, makes
-    /// worth storing in `bytes`: as `ttrec cache` writes them.
+    /// The same tables with `bytes` of rows and prefix products that `ttrec cache` chooses for
+    /// earlier traffic; `traffic` has one kind for each of the first tables.
     fn cached(&self, earlier: &[Traffic], batch_lookups: usize, bytes: u64) -> Result<Self> {
         let blob = Blob::parse(&self.buf)?;
         let tables: Vec<_> = blob.tables().map(|table| table.with_tier(self.tier)).collect();
@@ -496,7 +497,7 @@ impl BenchModel {
     }
 }
 
-/// The kernels that a lookup calls, with nothing around them.
+/// The kernels that a lookup calls, without the code around them.
 struct Bare<'a> {
     tier: Tier,
     shape: TtShape,

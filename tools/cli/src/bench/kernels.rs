@@ -1,4 +1,4 @@
-//! The kernels by themselves, with operands in the nearest cache, aligned as in a blob.
+//! The kernels alone, with operands in the L1 cache, aligned as in a blob.
 
 use super::{
     payload::fill_elements,
@@ -14,15 +14,15 @@ use ttrec::{
     kernel::{Dims, Epilogue, chain_step},
 };
 
-/// Chain steps of every dtype: m, r, n.
+/// Chain steps that are measured with every dtype: m, r, n.
 const TALL: [[usize; 3]; 3] = [[24, 32, 128], [24, 64, 256], [24, 16, 64]];
-/// And of f32 alone.
+/// Chain steps that are measured with f32 only.
 const FLAT: [[usize; 3]; 3] = [[4, 32, 128], [2, 32, 64], [5, 33, 129]];
 /// Widths of the last step, which adds to a bag.
 const LAST: [usize; 4] = [4, 8, 16, 64];
-/// An i8 slice's scale; a table's steps multiply by it.
+/// The scale of i8 slices, by which steps multiply.
 const SCALE: f32 = 1.0 / 64.0;
-/// Of the call that is checked.
+/// The weight in the checked call.
 const WEIGHT: f32 = -1.5;
 
 struct Kernel {
@@ -33,13 +33,13 @@ struct Kernel {
     x: AlignedBuf,
     slice: AlignedBuf,
     out: AlignedBuf,
-    /// Calls in one measurement.
+    /// The number of calls in one measurement.
     calls: u32,
-    /// Of the fastest measurement.
+    /// The seconds of the fastest measurement.
     seconds_per_call: f64,
 }
 
-/// Each kernel's name and floating-point operations per second.
+/// Measures each kernel: its name and floating-point operations per second.
 pub(super) fn measure(roofline: &mut Roofline, quick: bool) -> Result<Vec<(String, f64)>> {
     let (rounds, burst) = if quick { (5, 50e-6) } else { (150, 500e-6) };
     let tier = roofline.tier();
@@ -56,8 +56,7 @@ pub(super) fn measure(roofline: &mut Roofline, quick: bool) -> Result<Vec<(Strin
             kernel.calls *= 2;
         }
     }
-    // Round after round over all of them, so that a busy moment of the machine spoils none
-    // entirely.
+    // Rounds over all kernels, so that a busy moment of the machine spoils no kernel entirely.
     let mut progress = Bar::new("kernels", rounds);
     for _ in 0..rounds {
         for kernel in &mut kernels {
@@ -96,13 +95,19 @@ impl Kernel {
         }
     }
 
-    /// Compares one call with one of the scalar tier.
+    /// Compares one call with the scalar tier.
     fn check(&mut self, tier: Tier) -> Result<()> {
         let before = AlignedBuf::from_slice(&self.out);
         self.call(scalar()?, WEIGHT)
-            .with_context(|| format!("{}: refused", self.name))?;
+            .with_context(|| format!("{}: the operands were refused", self.name))?;
         let expected = std::mem::replace(&mut self.out, before);
-        self.call(tier, WEIGHT).with_context(|| format!("{}: refused", self.name))?;
+        self.call(tier, WEIGHT).with_context(|| {
+            format!(
+                "{}: the operands were \
+                                                         refused",
+                self.name
+            )
+        })?;
         compare(&self.name, bytemuck::cast_slice(&self.out), bytemuck::cast_slice(&expected))
     }
 
@@ -110,7 +115,7 @@ impl Kernel {
     fn time(&mut self, tier: Tier) -> f64 {
         time(|| {
             for call in 0..self.calls {
-                // What one adds the next takes away, so that sums stay small.
+                // Signs alternate, so that sums stay small.
                 let weight = if call % 2 == 0 { 1.0 } else { -1.0 };
                 black_box(self.call(tier, black_box(weight)));
             }

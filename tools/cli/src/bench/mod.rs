@@ -1,10 +1,10 @@
-//! `ttrec bench`: how fast the kernels and tables are here, beside what the core and its memory can
-//! do at best, and batches of bags beside dense tables. For devices where criterion cannot go;
-//! `benches/` is its counterpart for a developer's machine.
+//! `ttrec bench`: measures kernels and tables against the peak of the core and its memory, and
+//! batches of bags against dense tables. It is for devices on which criterion does not run;
+//! `benches/` is for developers.
 //!
-//! One thread. Nothing is timed before its answer has been compared with a plain f64 loop. Times
-//! are the least of several repetitions, part by part of what is timed, and the peak is measured
-//! between them, so that a change of frequency hits both.
+//! It uses one thread. Each result is checked before it is timed. A time is the sum, over the parts
+//! of a pass, of the least time of each part in several repetitions. The peak is measured between
+//! repetitions, so that a change of clock frequency affects both.
 
 mod batch;
 mod kernels;
@@ -31,39 +31,39 @@ use std::{
     path::PathBuf,
 };
 
-/// Measure kernels, tables and batches on this device, or a blob of your own.
+/// Measure kernels, tables, batches or a blob on this device.
 ///
 /// Prints a roofline (the core's multiply-add peak and its memory bandwidth, both measured in this
-/// run, on one thread) and what fraction of it each kernel and table reaches; batches of bags are
-/// measured beside dense f32 tables. Answers are checked before anything is timed. Takes a few
+/// run, on one thread) and the fraction of it that each kernel and table reaches. Batches of bags
+/// are compared with dense f32 tables. Results are checked before they are timed. Takes a few
 /// minutes and up to half of the available memory.
 ///
-/// With a blob and a file of bags, as `ttrec lookup` takes them, it measures these instead: all
+/// With a blob and a file of bags in the format of `ttrec lookup`, it measures these instead, all
 /// bags as one batch. With a blob and a file of samples, it measures the blob's model.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A blob to measure, in place of the suites
+    /// A blob to measure instead of the suites
     #[arg(requires = "own", conflicts_with_all = ["suite", "retail"])]
     blob: Option<PathBuf>,
-    /// indices, offsets and perhaps weights
+    /// indices, offsets and, with --weighted, weights
     #[arg(long, value_name = "FILE.npz", requires = "blob", group = "own")]
     bags: Option<PathBuf>,
-    /// Samples for the blob's model, as `ttrec score` takes them
+    /// Samples for the blob's model, in the format of `ttrec score`
     #[arg(long, value_name = "FILE.npz", requires = "blob", group = "own")]
     batch: Option<PathBuf>,
-    /// How many of these to score at a time
+    /// Samples to score at a time
     #[arg(long, value_name = "N", default_value_t = 128, requires = "batch", value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
-    /// Which of the blob's tables; not needed if there is one
+    /// The table; may be omitted if the blob has only one
     #[arg(long, value_name = "NAME", requires = "blob")]
     table: Option<String>,
-    /// What becomes of the rows of a bag
+    /// How to pool the rows of a bag
     #[arg(long, value_enum, default_value = "sum", requires = "blob")]
     mode: Mode,
     /// Multiply each row by its weight; with --mode sum
     #[arg(long, requires = "blob")]
     weighted: bool,
-    /// What to measure; default: everything
+    /// The suite to measure [default: all]
     #[arg(long, value_enum)]
     suite: Option<Suite>,
     /// A retailer's baskets for the batch suite, as offsets and items (FIMI's retail data, which
@@ -73,7 +73,7 @@ pub(crate) struct Args {
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
-    /// Smaller tables and fewer repetitions: a few seconds, rougher figures
+    /// Smaller tables and fewer repetitions: takes seconds, less precise
     #[arg(long)]
     quick: bool,
 }
@@ -90,7 +90,7 @@ struct BenchReport {
     tier: &'static str,
     fma_peak_gflops: f64,
     memory_gbps: f64,
-    /// What was made smaller than usual, and why.
+    /// Measurements that were reduced or skipped, and the reason.
     notes: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kernels: Vec<KernelFigure>,
@@ -108,7 +108,7 @@ struct BenchReport {
 struct ModelFigure {
     tier: &'static str,
     samples: usize,
-    /// Samples that are scored together.
+    /// The number of samples that are scored together.
     batch: usize,
     us_per_sample: f64,
     workspace_bytes: usize,
@@ -127,10 +127,10 @@ struct TableFigure {
     name: String,
     tier: &'static str,
     ns_per_lookup: f64,
-    /// Of the multiply-add peak, by the operations of multiplying each row out by itself.
+    /// The fraction of the multiply-add peak, by the operations of computing each row alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_fraction: Option<f64>,
-    /// Of the memory bandwidth; above 1 where caches hold the rows.
+    /// The fraction of the memory bandwidth; above 1 if caches hold the rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_fraction: Option<f64>,
 }
@@ -140,28 +140,28 @@ struct WorkloadFigure {
     name: String,
     tier: &'static str,
     ns_per_lookup: f64,
-    /// Of the multiply-add peak, by the operations of multiplying each row out by itself.
+    /// The fraction of the multiply-add peak, by the operations of computing each row alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_fraction: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dense_ns_per_lookup: Option<f64>,
-    /// How much longer it takes than the dense tables.
+    /// The time as a multiple of the dense tables' time.
     #[serde(skip_serializing_if = "Option::is_none")]
     times_dense: Option<f64>,
-    /// The same three with nothing in the caches when a pass over all batches begins.
+    /// The same three with cold caches at the start of a pass over all batches.
     #[serde(skip_serializing_if = "Option::is_none")]
     cold_ns_per_lookup: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cold_dense_ns_per_lookup: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cold_times_dense: Option<f64>,
-    /// Of the kernels that a lookup calls, by themselves.
+    /// The time of the kernels that a lookup calls, alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     bare_ns_per_lookup: Option<f64>,
-    /// Of the same lookups one by one.
+    /// The time of the same lookups one by one.
     #[serde(skip_serializing_if = "Option::is_none")]
     single_ns_per_lookup: Option<f64>,
-    /// How often a row cache had the row, and what it costs to record a lookup.
+    /// The hit rate of a row cache, and the time to record a lookup.
     #[serde(skip_serializing_if = "Option::is_none")]
     hit_rate: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,7 +177,7 @@ struct OwnFigure {
     lookups: usize,
     ns_per_lookup: f64,
     ns_per_bag: f64,
-    /// Of the multiply-add peak, by the operations of multiplying each row out by itself.
+    /// The fraction of the multiply-add peak, by the operations of computing each row alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_fraction: Option<f64>,
     workspace_bytes: usize,
@@ -339,12 +339,12 @@ fn print(out: &mut dyn Write, report: &BenchReport) -> io::Result<()> {
         )?;
         for workload in &report.workloads {
             let WorkloadFigure { name, ns_per_lookup, peak_fraction, .. } = workload;
-            let yardsticks = [
+            let baselines = [
                 ("dense", workload.dense_ns_per_lookup),
                 ("bare", workload.bare_ns_per_lookup),
                 ("single", workload.single_ns_per_lookup),
             ];
-            let beside = yardsticks.into_iter().find_map(|(what, ns)| Some((what, ns?)));
+            let beside = baselines.into_iter().find_map(|(what, ns)| Some((what, ns?)));
             let (beside, times) = match beside {
                 Some((what, ns)) => (format!("{what:6} {ns:>9.1}"), Some(ns_per_lookup / ns)),
                 None => (String::new(), None),
@@ -368,7 +368,7 @@ fn print(out: &mut dyn Write, report: &BenchReport) -> io::Result<()> {
             workspace_bytes,
             ..
         } = own;
-        // Names are the blob's: they must not command the terminal.
+        // Escaped, so that names cannot inject terminal control sequences.
         let table = table.escape_debug();
         writeln!(
             out,

@@ -1,4 +1,4 @@
-//! `ttrec bench BLOB --batch`: a user's own model and samples.
+//! `ttrec bench BLOB --batch`: measures a model of the user.
 
 use super::{
     roofline::{Caches, Pass, Roofline},
@@ -16,19 +16,19 @@ use ttrec::{
 };
 use ttrec_convert::zeros;
 
-/// Samples that are compared.
+/// The number of samples that are checked.
 const CHECKED: usize = 8;
 
-/// What was measured of a model.
+/// The measurement of a model.
 pub(super) struct ModelTiming {
     pub(super) samples: usize,
     pub(super) batch: usize,
-    /// Of scoring all samples, batch by batch.
+    /// Seconds to score all samples, batch by batch.
     pub(super) seconds: f64,
     pub(super) workspace_bytes: usize,
 }
 
-/// Scores the samples of the file at `path`, `batch` of them at a time; a rest is left out.
+/// Scores the samples of the file at `path`, `batch` of them at a time; the remainder is skipped.
 pub(super) fn measure(
     roofline: &mut Roofline,
     file: &BlobFile,
@@ -47,17 +47,17 @@ fn measure_samples(
     samples: &Samples,
     batch: usize,
 ) -> Result<ModelTiming> {
-    let dense = samples.dense().context("no array \"dense\"")?;
+    let dense = samples.dense().context("array \"dense\" is missing")?;
     let all = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let all: Vec<Bags<'_>> = (0..ranker.num_tables()).map(all).collect::<Result<_>>()?;
     let count = samples.count(ranker)?;
     ensure!(
         all.iter().all(|bags| bags.len() == count),
-        "not one bag of each table for each of {count} samples"
+        "each table needs {count} bags, one for each sample"
     );
     let batches = count / batch;
-    ensure!(batches > 0, "{count} samples: expected a batch of {batch} at least");
-    // Lists of their own for each batch, batch after batch.
+    ensure!(batches > 0, "the file has {count} samples, but --samples is {batch}");
+    // Each batch needs its own offsets.
     let indices: Vec<Vec<u64>> = all.iter().map(|bags| bags.indices().collect()).collect();
     let ends: Vec<Vec<u64>> = all.iter().map(|bags| bags.offsets().collect()).collect();
     let mut offsets = Vec::new();
@@ -91,7 +91,8 @@ fn measure_samples(
         let error = (f64::from(found) - expected).abs();
         ensure!(
             error <= 1e-3 * expected.abs().max(1.0),
-            "sample {sample}: logit {found}, a plain loop makes {expected}; nothing was timed"
+            "sample {sample}: wrong result (this is a bug in ttrec): logit {found}, expected \
+             {expected}; nothing was measured"
         );
     }
 
@@ -108,13 +109,13 @@ fn measure_samples(
     Ok(ModelTiming { samples: batches * batch, batch, seconds, workspace_bytes })
 }
 
-/// The logit of a sample, by definition, from rows of the scalar tier.
+/// The logit of a sample by plain loops, from rows of the scalar tier.
 fn plain(ranker: &Ranker<'_>, bags: &[Bags<'_>], dense: &[f32], sample: usize) -> Result<f64> {
     let stack = |stack, x: Vec<f64>| {
         ranker
             .layers()
             .filter(|layer| layer.stack == stack)
-            .fold(x, |x, layer| perceptron(&layer, &x))
+            .fold(x, |x, layer| mlp_layer(&layer, &x))
     };
     let dense = &dense[sample * ranker.num_dense()..][..ranker.num_dense()];
     let bottom = (ranker.num_dense() > 0)
@@ -149,7 +150,7 @@ fn plain(ranker: &Ranker<'_>, bags: &[Bags<'_>], dense: &[f32], sample: usize) -
     stack(Stack::Top, x).first().copied().context("a model without outputs")
 }
 
-fn perceptron(layer: &Layer<'_>, x: &[f64]) -> Vec<f64> {
+fn mlp_layer(layer: &Layer<'_>, x: &[f64]) -> Vec<f64> {
     let weights = layer.weights;
     let weights: Vec<f64> =
         (0..weights.len()).filter_map(|at| weights.get(at)).map(f64::from).collect();

@@ -9,8 +9,9 @@ use ttrec::{
     dtype::Dtype,
 };
 
-/// Fills `out` with elements of `dtype`. Floats have any sign and mantissa and are between 1/8 and
-/// 2: no sum of products of theirs comes near the ends of f32, where arithmetic may be slower.
+/// Fills `out` with elements of `dtype`. Floats have random signs and mantissas and magnitudes from
+/// 1/8 to 2: sums of their products stay far from subnormal and infinite numbers, with which
+/// arithmetic may be slower.
 pub(super) fn fill_elements(dtype: Dtype, seed: u64, out: &mut [u8]) {
     let (mask, exponent) = match dtype {
         Dtype::F32 => (0x80FF_FFFF_80FF_FFFF, 0x3F00_0000_3F00_0000),

@@ -1,5 +1,4 @@
-//! The roofline: what this core and its memory can do at best, measured again and again during a
-//! run.
+//! The roofline: the peak of this core and its memory, measured repeatedly during a run.
 
 use crate::random::random;
 use anyhow::{Result, ensure};
@@ -15,20 +14,20 @@ use ttrec::{
 };
 
 const MIB: usize = 1 << 20;
-/// Seconds of a pass at least: a shorter one is repeated.
+/// The least seconds of a pass: a shorter one is repeated.
 const BURST: f64 = 2e-3;
 
-/// Parts of a pass, each timed by itself: an interruption spoils one of them, and not all.
+/// The parts of a pass, each timed separately, so that an interruption spoils only one of them.
 const PARTS: usize = 20;
 
-/// Something to be timed, a part after another.
+/// Work that is timed in parts.
 pub(super) struct Pass<'p> {
     len: usize,
     run: Box<dyn FnMut(Range<usize>) -> Result<(), LookupError> + 'p>,
 }
 
 impl<'p> Pass<'p> {
-    /// `run` does some of `len` things.
+    /// `run` does a range of `len` units of work.
     pub(super) fn new(
         len: usize,
         run: impl FnMut(Range<usize>) -> Result<(), LookupError> + 'p,
@@ -40,7 +39,7 @@ impl<'p> Pass<'p> {
         self.len.clamp(1, PARTS)
     }
 
-    /// Seconds that a part takes.
+    /// The seconds of a part.
     fn time(&mut self, part: usize) -> Result<f64> {
         let range = self.len * part / self.parts()..self.len * (part + 1) / self.parts();
         let mut result = Ok(());
@@ -50,19 +49,19 @@ impl<'p> Pass<'p> {
     }
 }
 
-/// What the caches hold of a pass when it begins.
+/// The contents of the caches at the start of a pass.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Caches {
-    /// What the pass before it, which was the same, has left there.
+    /// As the previous, equal pass left them.
     Warm,
-    /// Nothing: something larger than any cache has been read.
+    /// None of the pass's data: a buffer larger than any cache has been read.
     Cold,
 }
 
 /// The best rates seen so far.
 pub(super) struct Roofline {
     tier: Tier,
-    /// Of what is timed; the fastest counts.
+    /// Multiply-adds between the timed parts; the fastest counts.
     passes: u32,
     fma_rounds: u64,
     /// Larger than any cache.
@@ -93,15 +92,15 @@ impl Roofline {
             flops: 0.0,
             bytes_per_second: 0.0,
         };
-        // Sums of so few ones, zeros and minus ones are exact in any order.
+        // Sums of ones, zeros and minus ones of this length are exact in any order.
         ensure!(
             read_all(tier, roofline.floats()) as i64 == sum,
-            "memory: wrong answer; nothing was timed"
+            "memory: wrong result (this is a bug in ttrec): nothing was measured"
         );
-        // s <- s / 2 + 1 ends at 2; the answer is the sum of the twelve chains and another 1.
+        // s <- s / 2 + 1 converges to 2; the result is the sum of the twelve chains, plus 1.
         ensure!(
             fma_chains(tier, 100, 0.5, 1.0).1 == 25.0,
-            "multiply-adds: wrong answer; nothing was timed"
+            "multiply-adds: wrong result (this is a bug in ttrec): nothing was measured"
         );
         let fma = |rounds| time(|| _ = black_box(fma_chains(tier, black_box(rounds), 0.5, 1.0)));
         while fma(roofline.fma_rounds) < 200e-6 {
@@ -112,19 +111,19 @@ impl Roofline {
         Ok(roofline)
     }
 
-    /// What could not be measured as usual.
+    /// Notes on measurements with a smaller buffer.
     pub(super) fn notes(&self) -> Vec<String> {
         let short = (self.buffer.len() < self.usual_len).then(|| {
             let (found, usual) = (self.buffer.len() / MIB, self.usual_len / MIB);
             format!(
-                "memory bandwidth is that of {found} MiB, for want of {usual} MiB: caches may \
-                 have helped"
+                "measured memory bandwidth on {found} MiB, because {usual} MiB are not \
+                 available: caches may have helped"
             )
         });
         short.into_iter().collect()
     }
 
-    /// A fraction of a millisecond of multiply-adds.
+    /// Measures a fraction of a millisecond of multiply-adds.
     pub(super) fn measure_flops(&mut self) {
         let mut flops = 0;
         let seconds = time(|| {
@@ -133,14 +132,15 @@ impl Roofline {
         self.flops = self.flops.max(flops as f64 / seconds);
     }
 
-    /// The whole buffer, once.
+    /// Reads the whole buffer once.
     pub(super) fn measure_memory(&mut self) {
         let seconds = time(|| _ = black_box(read_all(self.tier, self.floats())));
         self.bytes_per_second = self.bytes_per_second.max(self.buffer.len() as f64 / seconds);
     }
 
-    /// The least seconds that each of `runs` takes, part by part, of several passes over all of
-    /// them in turn: so they see the same machine, and the multiply-adds of the roofline too.
+    /// The seconds of each of `runs`: for each part the least of several passes. The passes
+    /// alternate between the runs and the multiply-adds of the roofline, so that all are measured
+    /// in the same state of the machine.
     pub(super) fn fastest<const N: usize>(
         &mut self,
         caches: Caches,
@@ -148,7 +148,7 @@ impl Roofline {
     ) -> Result<[f64; N]> {
         let mut least = runs.each_ref().map(|run| vec![f64::INFINITY; run.parts()]);
         let mut calls = [1; N];
-        // One more: the first shows how often the others call.
+        // One more pass: the first one decides how often the others repeat.
         for pass in 0..=self.passes {
             self.measure_flops();
             for ((run, calls), least) in runs.iter_mut().zip(&mut calls).zip(&mut least) {
@@ -175,7 +175,7 @@ impl Roofline {
         self.tier
     }
 
-    /// Floating-point operations per second at best: two for each multiply-add.
+    /// Peak floating-point operations per second, two for each multiply-add.
     pub(super) fn flops(&self) -> f64 {
         self.flops
     }
@@ -189,14 +189,14 @@ impl Roofline {
     }
 }
 
-/// Seconds that `work` takes; never none.
+/// The seconds that `work` takes, never 0.
 pub(super) fn time(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
     start.elapsed().max(Duration::from_nanos(1)).as_secs_f64()
 }
 
-/// Bytes that can be had without swapping; a guess where the system does not say.
+/// The available bytes of memory; a guess if the system does not report them.
 pub(super) fn available_memory() -> usize {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
@@ -204,8 +204,7 @@ pub(super) fn available_memory() -> usize {
     kib.map_or(1024 * MIB, |kib| kib.saturating_mul(1024))
 }
 
-/// Bytes of the largest cache that the first core sees; a generous guess where the system does not
-/// say.
+/// The bytes of the largest cache of core 0; a generous guess if the system does not report them.
 fn largest_cache() -> usize {
     let sizes = (0..8).filter_map(|index| {
         let size =

@@ -1,4 +1,4 @@
-//! Bags over whole tables of FBTT's benchmark shape, as a ranker looks them up.
+//! Bags over tables of FBTT's benchmark shape, in batches as of a ranker.
 
 use super::{
     payload::build,
@@ -17,32 +17,32 @@ pub(super) const ROWS: u64 = 11_000_000;
 pub(super) const DIM: usize = 64;
 pub(super) const BAGS: usize = 512;
 pub(super) const BAG: usize = 20;
-/// Batches in rotation: together their dense f32 rows are larger than most caches.
+/// The number of batches: together their dense f32 rows are larger than most caches.
 pub(super) const BATCHES: usize = 20;
 
 pub(super) const ROW_FACTORS: [u32; 3] = [200, 220, 250];
 pub(super) const COLUMN_FACTORS: [[u32; 3]; 2] = [[4, 4, 4], [2, 2, 16]];
 pub(super) const RANKS: [u32; 3] = [16, 32, 64];
 
-/// What was measured of one table.
+/// The measurement of one table.
 pub(super) struct TableTiming {
     pub(super) name: String,
-    /// Per looked-up row.
+    /// Seconds per lookup.
     pub(super) seconds: f64,
-    /// Of multiplying out one row by itself, if it is a tensor train's.
+    /// Floating-point operations of computing one row alone, for a tensor train.
     pub(super) flops: Option<f64>,
-    /// Of one stored row, if it is a dense table's.
+    /// Bytes of one stored row, for a dense table.
     pub(super) bytes: Option<f64>,
 }
 
-/// How much is measured.
+/// The size of the suite.
 struct Extent {
     bags: usize,
-    /// Batches of a tensor train, whose cores stay in a cache whatever the rows.
+    /// Batches of a tensor train, whose cores stay in the caches for any rows.
     tt_batches: usize,
 }
 
-/// Every table of the suite. What is smaller than usual goes into `notes`.
+/// Measures every table of the suite. Reduced tables are added to `notes`.
 pub(super) fn measure(
     roofline: &mut Roofline,
     quick: bool,
@@ -89,8 +89,7 @@ pub(super) fn tt_table(name: String, shape: TtShape, dtype: Dtype) -> TableSpec 
     TableSpec::new(name, WeightsSpec::Tt { shape, dtype })
 }
 
-/// How many f32 rows of `dim` columns to measure instead of `usual`; if they are fewer, a note says
-/// so.
+/// The number of f32 rows of `dim` columns to measure, at most `usual`; adds a note if it is less.
 pub(super) fn dense_rows(
     what: &str,
     usual: u64,
@@ -105,7 +104,7 @@ pub(super) fn dense_rows(
         (fits, "to fit half of the available memory")
     };
     if limit < usual {
-        let note = format!("{what} {limit} rows, not {usual}, {why}");
+        let note = format!("{what} {limit} rows instead of {usual}, {why}");
         if !notes.contains(&note) {
             notes.push(note);
         }
@@ -128,11 +127,7 @@ fn measure_table(
             extent.tt_batches,
             &[Ids::Uniform, Ids::ZipfSorted][..],
         ),
-        WeightsSpec::Dense { dtype, .. }
-        | WeightsSpec::Projected { dtype, .. }
-        | WeightsSpec::QuotientRemainder { dtype, .. } => {
-            (None, Some(dtype.row_len(DIM) as f64), BATCHES, &Ids::ALL[..])
-        }
+        weights => (None, Some(weights.dtype().row_len(DIM) as f64), BATCHES, &Ids::ALL[..]),
     };
     for ids in ids {
         let name = format!("{}-{}", spec.name, ids.name());

@@ -14,9 +14,9 @@ use ttrec_convert::{add_up, zeros};
 #[derive(Clone, Copy)]
 pub(super) enum Ids {
     Uniform,
-    /// By Zipf's law with exponent 1.05; popular rows lie anywhere.
+    /// By Zipf's law with exponent 1.05; popular rows are scattered.
     Zipf,
-    /// The same; popular rows lie together, as in a table sorted by frequency.
+    /// The same; popular rows come first, as in a table sorted by frequency.
     ZipfSorted,
 }
 
@@ -48,7 +48,7 @@ impl Ids {
     }
 }
 
-/// Where row `row` of a table that is sorted by frequency lies in one of `rows` rows that is not.
+/// Maps row `row` of a table sorted by frequency to one of an unsorted table of `rows` rows.
 fn scatter(row: u64, rows: u64) -> u64 {
     row * 2_654_435_761 % rows
 }
@@ -82,8 +82,8 @@ impl Traffic {
         }
     }
 
-    /// The bags of a file in their order, in at most `batches` batches of `bags` of them; a rest is
-    /// left out.
+    /// The bags of a file in their order, in at most `batches` batches of `bags` bags; the
+    /// remainder is skipped.
     pub(super) fn from_file(file: &BagsFile, batches: usize, bags: usize) -> Result<Self> {
         let all = file.offsets(Mode::Sum);
         file.bags(&all)?;
@@ -108,7 +108,7 @@ impl Traffic {
         Ok(traffic)
     }
 
-    /// The same lookups of a table of `rows` rows that is not sorted by frequency.
+    /// The same lookups in a table of `rows` rows that is not sorted by frequency.
     pub(super) fn scattered(&self, rows: u64) -> Self {
         let indices = self.indices.iter().map(|&row| scatter(row.into(), rows) as u32).collect();
         Self { indices, ..self.clone() }
@@ -118,7 +118,7 @@ impl Traffic {
         &self.indices
     }
 
-    /// The rows that are asked for, ascending, and how often.
+    /// The rows that occur, ascending, and how often.
     pub(super) fn frequencies(&self) -> Vec<(u64, f64)> {
         let mut counts = self.indices.iter().map(|&row| (row.into(), 1.0)).collect();
         add_up(&mut counts);
@@ -133,10 +133,10 @@ impl Traffic {
     }
 }
 
-/// Tables and batches for them: all that a pass needs.
+/// Tables, batches and buffers of a pass.
 pub(super) struct Run<'a> {
     tables: Vec<Table<'a>>,
-    /// One for each table, batch after batch.
+    /// The bags of each table, batch after batch.
     bags: Vec<Bags<'a>>,
     pooling: Pooling,
     lookups: usize,
@@ -178,14 +178,14 @@ impl<'a> Run<'a> {
         Ok(Self { tables, bags, pooling, lookups, out, workspace })
     }
 
-    /// The same with the least workspace that the tables can do with.
+    /// The same with the smallest workspace that the tables accept.
     pub(super) fn with_least_workspace(mut self) -> Self {
         self.workspace
             .truncate(self.tables.iter().map(|table| table.workspace_len(1)).max().unwrap_or(0));
         self
     }
 
-    /// Lookups of a pass.
+    /// The number of lookups of a pass.
     pub(super) fn lookups(&self) -> usize {
         self.lookups
     }
@@ -194,8 +194,8 @@ impl<'a> Run<'a> {
         size_of_val(&self.workspace[..])
     }
 
-    /// Compares the first batch with what the scalar tier makes of it, row by row: the tests of the
-    /// library hold that to a reference in double precision.
+    /// Compares the first batch with the scalar tier, row by row. The library's tests compare that
+    /// tier with a reference in double precision.
     pub(super) fn check(&mut self, name: &str) -> Result<()> {
         self.pool(0)?;
         let mut out = &self.out[..];
@@ -211,7 +211,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Every batch once.
+    /// Pools every batch once.
     pub(super) fn pass(&mut self) -> Pass<'_> {
         let batches = self.bags.len() / self.tables.len();
         Pass::new(batches, |mut range| range.try_for_each(|batch| self.pool(batch)))
@@ -234,15 +234,16 @@ pub(super) fn scalar() -> Result<Tier> {
     Tier::from_name("scalar").context("no scalar tier")
 }
 
-/// Refuses `found` where it is further from `expected` than the order of f32 sums explains. Says
-/// nothing of what f32 cannot hold.
+/// Refuses `found` if it differs from `expected` by more than the order of f32 sums explains.
+/// Accepts anything where f32 overflows.
 pub(super) fn compare(name: &str, found: &[f32], expected: &[f32]) -> Result<()> {
     let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     for (at, (&found, &expected)) in found.iter().zip(expected).enumerate() {
         let holds = expected.is_finite() && largest.is_finite();
         ensure!(
             !holds || (found - expected).abs() <= 1e-4 * largest + f32::MIN_POSITIVE,
-            "{name}: wrong answer: element {at} is {found}, not {expected}; nothing was timed"
+            "{name}: wrong result (this is a bug in ttrec): element {at} is {found}, not \
+             {expected}; nothing was measured"
         );
     }
     Ok(())

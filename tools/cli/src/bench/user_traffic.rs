@@ -1,4 +1,4 @@
-//! `ttrec bench BLOB --bags`: a user's own table and traffic.
+//! `ttrec bench BLOB --bags`: measures a table and traffic of the user.
 
 use super::{
     roofline::{Caches, Roofline},
@@ -11,14 +11,14 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use ttrec::{Table, repr::Weights};
 
-/// What was measured of a table and a file of bags.
+/// The measurement of a table and a file of bags.
 pub(super) struct UserTiming {
     pub(super) table: String,
     pub(super) bags: usize,
     pub(super) lookups: usize,
-    /// Of pooling all bags.
+    /// Seconds to pool all bags.
     pub(super) seconds: f64,
-    /// Of multiplying out one row by itself, if it is a tensor train's.
+    /// Floating-point operations of computing one row alone, for a tensor train.
     pub(super) flops: Option<f64>,
     pub(super) workspace_bytes: usize,
 }
@@ -36,7 +36,11 @@ pub(super) fn measure(
     let name = match (name, names.as_slice()) {
         (Some(name), _) | (None, &[name]) => name,
         (None, _) => {
-            bail!("{}: which table? --table takes one of {names:?}", blob_file.path().display())
+            bail!(
+                "{}: the blob has several tables: pass --table with one of \
+                   {names:?}",
+                blob_file.path().display()
+            )
         }
     };
     let table = blob_file.table(&blob, name)?;

@@ -1,7 +1,7 @@
-//! Who took what, without a word on what was left: the examples are what was taken, labelled 1, and
-//! beside each of them others that are drawn from all there is, labelled 0.
+//! Implicit feedback with sampled negatives: each interaction is an example labelled 1, followed by
+//! examples with randomly drawn items, labelled 0.
 //!
-//! What an item is taken from is its *context*: a user, or the items before it in a session.
+//! The *context* of an item is a user, or the items before it in a session.
 
 use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, order,
@@ -17,7 +17,7 @@ use std::{
 use ttrec::Pooling;
 use ttrec_convert::{Checkpoint, checkpoint::Tensor};
 
-/// Counts of so many are held in memory.
+/// A limit on indices, because a count for each is held in memory.
 const MAX_INDICES: u32 = 1 << 28;
 
 /// Pairs of users and items, in an npz file of `train_user`, `train_item`, `test_user`,
@@ -32,15 +32,15 @@ pub(crate) struct Interactions {
     valid_fraction: f64,
     #[serde(default)]
     order: Order,
-    /// Whether examples have a dense number, which is 1: its vector's products with the others are
-    /// what each has by itself.
+    /// Whether examples have one dense feature, the constant 1: the products of its vector with the
+    /// others are biases of the rows.
     #[serde(default)]
     constant: bool,
 }
 
-/// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`, each
-/// but the first to be told from those before it; to be judged by, `test_target[s]` from all of
-/// `test_items[test_offsets[s]..test_offsets[s + 1]]`.
+/// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`; each
+/// item but the first is predicted from those before it. The test predicts `test_target[s]` from
+/// all of `test_items[test_offsets[s]..test_offsets[s + 1]]`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sessions {
@@ -51,11 +51,11 @@ pub(crate) struct Sessions {
     valid_fraction: f64,
     #[serde(default)]
     order: Order,
-    /// Whether examples have a dense number, which is 1: its vector's products with the others are
-    /// what each has by itself.
+    /// Whether examples have one dense feature, the constant 1: the products of its vector with the
+    /// others are biases of the rows.
     #[serde(default)]
     constant: bool,
-    /// How many items before one count.
+    /// The number of preceding items in a context.
     #[serde(default = "default_history")]
     history: u32,
 }
@@ -68,21 +68,20 @@ fn default_history() -> u32 {
     20
 }
 
-/// Which row an index of the file has.
+/// The order of the rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Order {
     /// The most frequent first.
     #[default]
     Frequency,
-    /// Its own.
+    /// The indices of the file.
     Given,
-    /// Those that are taken alike stand together, which a tensor train's digits can say: such rows
-    /// share slices.
+    /// Rows with similar interactions are neighbours, so that they share slices of a tensor train.
     CoOccurrence,
 }
 
-/// What is drawn, and from where.
+/// How examples are drawn.
 struct Sampling {
     negatives: u32,
     valid_fraction: f64,
@@ -98,12 +97,12 @@ pub(crate) struct Sampled {
     negatives: u32,
     constant: bool,
     train: Events,
-    /// Numbers of the events of `train` that are there to learn from, and that are held out.
+    /// The events of `train` in the training split, and in the validation split.
     parts: [Vec<u32>; 2],
     test: Events,
 }
 
-/// Event e is that `items[e]` was taken from `contexts[spans[e]]`.
+/// Event e is the interaction of item `items[e]` with the context `contexts[spans[e]]`.
 #[derive(Default)]
 struct Events {
     items: Vec<u32>,
@@ -121,7 +120,7 @@ impl Interactions {
             let (users, len) = (contexts.len(), items.len());
             ensure!(
                 users == len,
-                "{}: {users} of {part}_user, but {len} of {part}_item",
+                "{}: `{part}_user` has {users} elements, but `{part}_item` has {len}",
                 path.display()
             );
             let spans = (0..len as u32).map(|at| at..at + 1).collect();
@@ -149,7 +148,7 @@ impl Sessions {
             let all = rise && starts.last().is_some_and(|&end| end as usize == items.len());
             ensure!(
                 all,
-                "{}: {offsets:?}: expected to rise from 0 to {}, all items",
+                "{}: array {offsets:?} must ascend from 0 to {}, the number of items",
                 path.display(),
                 items.len()
             );
@@ -175,7 +174,7 @@ impl Sessions {
         let (found, expected) = (items.len(), sessions.len());
         ensure!(
             found == expected,
-            "{}: {found} of test_target: expected {expected}, one per session",
+            "{}: `test_target` has {found} elements: expected {expected}, one for each session",
             path.display()
         );
         let test = Events { items, contexts, spans: sessions.into_iter().map(recent).collect() };
@@ -194,7 +193,7 @@ fn indices(file: &Checkpoint, name: &str) -> Result<Vec<u32>> {
     let path = file.path();
     let array: &Tensor = file
         .tensor(name)
-        .with_context(|| format!("{}: no array {name:?}", path.display()))?;
+        .with_context(|| format!("{}: array {name:?} is missing", path.display()))?;
     let mut values = vec![0; usize::try_from(array.vector_len()?)?];
     array.read_i64(0, &mut values)?;
     let place = |at: usize, value: i64| {
@@ -220,7 +219,7 @@ impl Sampled {
         check_share("valid_fraction", valid_fraction)?;
         ensure!(
             negatives > 0,
-            "`negatives` is 0: expected at least 1, as all that was taken is labelled 1"
+            "`negatives` is 0: expected at least 1, because every example in the file is labelled 1"
         );
         ensure!(
             train.contexts.len().max(test.contexts.len()) < u32::MAX as usize,
@@ -248,7 +247,7 @@ impl Sampled {
             values
         };
         let by_number = match order {
-            // The vocabulary says it.
+            // The vocabulary has the order.
             _ if vocabulary.is_some() => {
                 [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect())
             }
@@ -257,7 +256,7 @@ impl Sampled {
             }
             Order::Frequency => [by_frequency(&of_contexts), by_frequency(&of_items)],
             Order::CoOccurrence => {
-                // Of what is there to learn from.
+                // The pairs of the training split.
                 let pairs = learned.iter().flat_map(|&event| {
                     let span = train.spans[event as usize].clone();
                     let contexts = &train.contexts[span.start as usize..span.end as usize];
@@ -273,14 +272,20 @@ impl Sampled {
                 let by_number: &[u32] = &by_number[at];
                 let counted = by_number.iter().map(|&value| counts[value as usize]).collect();
                 let made = Categories::integers(name.to_owned(), by_number, counted);
-                // What a model has learned from stays as it was.
+                // A trained model keeps its vocabulary.
                 let kept = vocabulary.as_ref().map_or(Ok(made.clone()), |kept| {
                     let found = kept
                         .features()
                         .get(at)
                         .filter(|found| found.name() == name && found.len() == made.len());
                     found.cloned().with_context(|| {
-                        format!("{}: other {name}s than the model has learned", path.display())
+                        format!(
+                            "{}: {} {name}s, but the model was trained on \
+                                 {}",
+                            path.display(),
+                            made.len(),
+                            kept.features().get(at).map_or(0, Categories::len)
+                        )
                     })
                 })?;
                 let mut numbers = vec![u32::MAX; counts.len()];
@@ -351,7 +356,7 @@ impl Dataset for Sampled {
     }
 
     fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
-        ensure!(self.has(split), "{}: nothing to {} with", self.path.display(), split.name());
+        ensure!(self.has(split), "{}: the {} split is empty", self.path.display(), split.name());
         let (events, chosen) = self.events(split);
         let mut order =
             chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec);
@@ -366,7 +371,7 @@ impl Dataset for Sampled {
     }
 }
 
-/// Example `e` of a pass is about event `order[e / (negatives + 1)]`.
+/// A pass; example `e` is of event `order[e / (negatives + 1)]`.
 struct Drawn<'d> {
     dataset: &'d Sampled,
     events: &'d Events,

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// Opens a file to read it from the start, through gzip if it begins as one.
+/// Opens a file, through gzip if it starts with the magic number of gzip.
 pub(super) fn open(path: &Path) -> Result<Box<dyn Read>> {
     let file = File::open(path).with_context(|| format!("{}: cannot open", path.display()))?;
     let mut file = BufReader::with_capacity(1 << 18, file);

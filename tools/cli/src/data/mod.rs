@@ -1,8 +1,8 @@
-//! Labelled examples to learn from and to be judged by: batches of dense numbers, bags of indices
-//! and labels.
+//! Labelled examples for training and evaluation: batches of dense numbers, bags of indices, and
+//! labels.
 //!
-//! A [`Dataset`] gives its examples split by split in passes. What a pass gives depends on its seed
-//! and nothing else, so that a pass can be taken up again at any example.
+//! A [`Dataset`] gives its examples in passes over a split. A pass depends only on its seed, so
+//! that it can be resumed at any example.
 
 mod events;
 mod gzip;
@@ -34,15 +34,15 @@ pub(crate) enum Config {
     Csv(records::Columns),
     /// Apache Parquet.
     Parquet(records::Columns),
-    /// Who took what.
+    /// Pairs of users and items.
     Interactions(events::Interactions),
-    /// What followed on what.
+    /// Sequences of items.
     Sessions(events::Sessions),
 }
 
 impl Config {
-    /// Opens the data, whose paths are in `directory`. Categories are numbered as `vocabulary`
-    /// says, or by a pass over the examples to learn from.
+    /// Opens the data, whose paths start in `directory`. Categories are numbered by `vocabulary`,
+    /// or by a pass over the training examples.
     pub(crate) fn open(
         &self,
         directory: &Path,
@@ -61,7 +61,7 @@ impl Config {
         })
     }
 
-    /// The same, to be judged by other files.
+    /// The same config with other test files.
     pub(crate) fn with_test(mut self, files: Vec<PathBuf>) -> Result<Self> {
         match &mut self {
             Self::Criteo(config) => config.test = files,
@@ -77,23 +77,23 @@ impl Config {
     }
 }
 
-/// A feature that a table is for.
+/// A categorical feature, which has one table.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Feature {
     pub(crate) name: String,
     pub(crate) num_embeddings: u32,
-    /// What becomes of the rows of a bag.
+    /// How the rows of a bag are pooled.
     pub(crate) pooling: Pooling,
 }
 
-/// Which examples.
+/// A split of the examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Split {
-    /// To learn from.
+    /// The training split.
     Train,
-    /// Held out of those: to choose by.
+    /// The validation split: chooses epochs and learning rates.
     Valid,
-    /// To be judged by, once.
+    /// The test split: evaluated once.
     Test,
 }
 
@@ -145,7 +145,7 @@ pub(crate) trait Pass {
     /// As [`next`](Self::next).
     fn skip(&mut self, count: u64) -> Result<()>;
 
-    /// What was left out up to here, in words.
+    /// A sentence about the rows skipped so far, if any.
     fn complaint(&self) -> Option<String> {
         None
     }
@@ -155,7 +155,7 @@ pub(crate) trait Pass {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct FeatureBags {
     indices: Vec<u32>,
-    /// One more than bags.
+    /// One more than the number of bags.
     offsets: Vec<u32>,
 }
 
@@ -166,12 +166,12 @@ impl FeatureBags {
         self.offsets.push(0);
     }
 
-    /// Ends a bag with the indices that were put since the last.
+    /// Ends a bag: it has the indices added since the last bag.
     fn end_bag(&mut self) {
         self.offsets.push(self.indices.len() as u32);
     }
 
-    /// Puts the bags of another behind its own.
+    /// Appends the bags of `other`.
     fn append(&mut self, other: &Self) -> Result<()> {
         let before = self.indices.len();
         self.indices.extend_from_slice(&other.indices);
@@ -209,7 +209,7 @@ impl Batch {
         self.labels.len()
     }
 
-    /// Puts the examples of another, which has the same features, behind its own.
+    /// Appends the examples of `other`, which has the same features.
     pub(crate) fn append(&mut self, other: &Self) -> Result<()> {
         if self.len() == 0 {
             self.clear(other.features.len());
@@ -222,7 +222,8 @@ impl Batch {
             .try_for_each(|(bags, other)| bags.append(other))
     }
 
-    /// Writes them as `ttrec score` takes them, their labels, and what a model thinks of them.
+    /// Writes the examples in the format of `ttrec score`, with their labels and a model's
+    /// probabilities.
     pub(crate) fn write(&self, path: &Path, probabilities: &[f32]) -> Result<()> {
         let count = self.len() as u64;
         let mut file = Npz::new();
@@ -237,17 +238,15 @@ impl Batch {
     }
 }
 
-/// The share of the examples to learn from that is held out of them.
+/// Checks the share of the training examples that become the validation split.
 fn check_share(field: &str, share: f64) -> Result<()> {
     ensure!((0.0..1.0).contains(&share), "`{field}` is {share}: expected 0 to less than 1");
     Ok(())
 }
 
-/// Where a path of a config leads.
 fn locate(directory: &Path, path: &Path) -> PathBuf {
     directory.join(path)
 }
 
-/// The seed of what is the same in every run: what is held out, and what the examples of the test
-/// are.
+/// The seed of choices that are the same in every run: the validation split, and the test examples.
 const FIXED: u64 = 0x7474_7265_6300;

@@ -1,25 +1,25 @@
-//! An order of rows in which those that are taken alike stand together.
+//! An order of rows in which rows with similar interactions are neighbours.
 //!
 //! Each side of the pairs gets coordinates: the leading singular vectors of the matrix of pairs,
 //! divided by the roots of both sides' counts (Dhillon, "Co-clustering documents and words using
 //! bipartite spectral graph partitioning", 2001). Rows are then halved along the axis in which
-//! their coordinates differ most, and each half again, down to [`LEAF`] rows; these
-//! stand by frequency.
+//! their coordinates differ most, and each half again, down to [`LEAF`] rows, which are sorted by
+//! frequency.
 
 use crate::random::uniform;
 
-/// Coordinates, the first of which says nothing but how frequent a row is.
+/// The number of coordinates. The first one only depends on how frequent a row is.
 const COORDINATES: usize = 16;
-/// Rounds of the iteration that finds them.
+/// Iterations that find the coordinates.
 const ROUNDS: usize = 12;
-/// Rounds that find an axis.
+/// Iterations that find an axis.
 const AXIS_ROUNDS: usize = 12;
-/// Rows that are no longer told apart.
+/// The number of rows that are no longer split.
 const LEAF: usize = 32;
 
 type Coordinates = [f32; COORDINATES];
 
-/// The rows of both sides, in order; `counts` are how often each is there.
+/// The order of the rows of both sides; `counts` says how often each occurs.
 pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<u32>; 2] {
     let mut degrees = counts.map(|counts| vec![0u32; counts.len()]);
     for pair in pairs {
@@ -38,8 +38,7 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
     for _ in 0..ROUNDS {
         orthonormalize(&mut right);
         multiply(pairs, [&scales[1], &scales[0]], |[l, r]| (r, l), &right, &mut left);
-        // What both sides share less of counts for less: their singular values stay with the
-        // vectors.
+        // The vectors keep their singular values, so that weaker directions count less.
         let scaled = left.clone();
         orthonormalize(&mut left);
         multiply(pairs, [&scales[0], &scales[1]], |[l, r]| (l, r), &left, &mut right);
@@ -73,7 +72,7 @@ fn multiply(
     }
 }
 
-/// Gram and Schmidt, column by column.
+/// Gram-Schmidt, column by column.
 fn orthonormalize(rows: &mut [Coordinates]) {
     for k in 0..COORDINATES {
         for other in 0..k {
@@ -86,7 +85,7 @@ fn orthonormalize(rows: &mut [Coordinates]) {
     }
 }
 
-/// Sorts rows so that those near each other stand together.
+/// Sorts rows so that similar rows are neighbours.
 fn halve(rows: &[Coordinates], counts: &[u64], order: &mut [u32]) {
     if order.len() <= LEAF {
         order.sort_by_key(|&row| (std::cmp::Reverse(counts[row as usize]), row));

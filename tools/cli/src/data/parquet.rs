@@ -1,4 +1,4 @@
-//! Rows of Apache Parquet files: columns by their names, plain or compressed with Snappy or gzip.
+//! Rows of Apache Parquet files, plain or compressed with Snappy or gzip.
 
 use super::rows::{ColumnNames, Example, RowOutcome, RowReader};
 use anyhow::{Context, Result, bail, ensure};
@@ -16,21 +16,20 @@ use std::{
     sync::Arc,
 };
 
-/// The rows of a file.
 pub(super) struct Records {
     rows: RowIter<'static>,
-    /// Rows that have been read.
+    /// The number of rows read so far.
     count: u64,
     label: usize,
     dense: Vec<usize>,
     categorical: Vec<usize>,
     log1p: bool,
-    /// For the digits of a number.
+    /// Room for the digits of a number.
     digits: Vec<u8>,
     place: String,
 }
 
-/// The reader panics at some files that are malformed: that, too, is an error of the file.
+/// Turns a panic of the reader, as some malformed files cause, into an error.
 fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| bail!("malformed"))
 }
@@ -42,14 +41,14 @@ impl Records {
         let opened = guarded(|| {
             let reader = SerializedFileReader::new(file)?;
             let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
-            // Of no other column is anything read.
+            // The projection: no other column is read.
             let mut fields = Vec::new();
             let mut find = |name: &String| -> Result<usize> {
                 let mut found = schema.get_fields().iter().filter(|field| field.name() == name);
                 let missing = || {
                     let names: Vec<_> =
                         schema.get_fields().iter().map(|field| field.name()).take(60).collect();
-                    format!("no column {name:?}: it has {names:?}")
+                    format!("has no column {name:?}; its columns are {names:?}")
                 };
                 let field = found.next().with_context(missing)?;
                 ensure!(found.next().is_none(), "two columns {name:?}");
@@ -57,7 +56,7 @@ impl Records {
                     && field.get_basic_info().repetition() != Repetition::REPEATED;
                 ensure!(
                     is_one,
-                    "column {name:?} holds lists or groups: expected a value in each row"
+                    "column {name:?} holds lists or groups: expected one value in each row"
                 );
                 let known = fields.iter().position(|known: &Arc<Type>| known.name() == name);
                 Ok(known.unwrap_or_else(|| {
@@ -77,7 +76,7 @@ impl Records {
         Ok(Self { rows, count: 0, label, dense, categorical, log1p, digits: Vec::new(), place })
     }
 
-    /// Takes the fields of a record; what is wrong with it otherwise.
+    /// Parses a record into `row`; the error says what is wrong with it.
     fn parse(&mut self, record: &Record, row: &mut Example) -> Result<(), String> {
         let fields: Vec<(&String, &Field)> = record.get_column_iter().collect();
         let field =
@@ -104,7 +103,7 @@ impl Records {
                 Field::Bytes(bytes) => row.push(bytes.data()),
                 value => match integer(value) {
                     Some(integer) => {
-                        // To a vector: it does not fail.
+                        // Writing to a vector does not fail.
                         let _ = write!(self.digits, "{integer}");
                         row.push(&self.digits);
                     }

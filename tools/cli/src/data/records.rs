@@ -1,8 +1,7 @@
-//! Examples that stand in files, one a row: streamed in the order of the files, whatever their
-//! length.
+//! Examples in files of rows, streamed in the order of the files.
 //!
-//! The categories of a column are numbered by a pass over the rows to learn from, or hashed. A row
-//! that cannot be read is left out and counted; too many of them are an error.
+//! The categories of a column are numbered by a pass over the training rows, or hashed. Rows that
+//! cannot be read are skipped and counted; too many of them are an error.
 
 use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate,
@@ -20,8 +19,8 @@ use std::{
 use ttrec::Pooling;
 
 /// Criteo's click logs, plain or through gzip: a label, 13 integers and 26 categories, between
-/// tabs. Integers become log(1 + max(x, 0)), as in DLRM; what is missing is 0, or a category of its
-/// own.
+/// tabs. Integers become log(1 + max(x, 0)), as in DLRM; a missing integer is 0, and a missing
+/// category is a category.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Criteo {
@@ -32,7 +31,7 @@ pub(crate) struct Criteo {
     pub(super) test: Vec<PathBuf>,
     #[serde(default)]
     valid_fraction: f64,
-    /// Categories are hashed to so many numbers, rather than counted.
+    /// If set, categories are hashed to this many numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hash_rows: Option<u32>,
     #[serde(default = "default_min_count")]
@@ -43,7 +42,7 @@ pub(crate) struct Criteo {
     max_bad_fraction: f64,
 }
 
-/// Columns with names: of text with a header, plain or through gzip, or of Parquet files.
+/// Named columns of text with a header (plain or gzip), or of Parquet files.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Columns {
@@ -58,7 +57,7 @@ pub(crate) struct Columns {
     #[serde(default)]
     dense: Vec<String>,
     categorical: Vec<Column>,
-    /// Of text; default: a comma.
+    /// The delimiter of text; default: a comma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     delimiter: Option<char>,
     #[serde(default)]
@@ -71,7 +70,7 @@ pub(crate) struct Columns {
     max_bad_fraction: f64,
 }
 
-/// A column of categories: its name, or that and more.
+/// A categorical column: its name, or a table with its name and options.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(untagged)]
 enum Column {
@@ -83,17 +82,17 @@ enum Column {
 #[serde(deny_unknown_fields)]
 struct ColumnTable {
     name: String,
-    /// Categories are hashed to so many numbers.
+    /// If set, categories are hashed to this many numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hash_rows: Option<u32>,
-    /// What stands between the categories of a bag.
+    /// The separator between the categories of a bag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     separator: Option<char>,
     #[serde(default)]
     pooling: Pool,
 }
 
-/// What becomes of the rows of a bag.
+/// How the rows of a bag are pooled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Pool {
@@ -110,14 +109,14 @@ fn default_max_bad_fraction() -> f64 {
     1e-3
 }
 
-/// What files are, with the [`LineLayout`] of what is in them.
+/// The container of the files.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Container {
     Text,
     Parquet,
 }
 
-/// How a column is numbered.
+/// How the categories of a column are numbered.
 #[derive(Clone, Debug)]
 struct Encoding {
     name: String,
@@ -159,7 +158,7 @@ pub(crate) struct Records {
     layout: LineLayout,
     dense_dim: usize,
     encodings: Vec<Encoding>,
-    /// To learn from, held out, and to be judged by.
+    /// The files of the training, validation and test splits.
     files: [Vec<PathBuf>; 3],
     valid_fraction: f64,
     max_bad_fraction: f64,
@@ -167,7 +166,7 @@ pub(crate) struct Records {
     features: Vec<Feature>,
 }
 
-/// What configs of all formats say.
+/// The options that the configs of all formats share.
 struct Common<'c> {
     files: [&'c [PathBuf]; 3],
     valid_fraction: f64,
@@ -206,7 +205,7 @@ impl Columns {
     ) -> Result<Records> {
         ensure!(
             container == Container::Text || self.delimiter.is_none(),
-            "`delimiter` is of text: expected none"
+            "`delimiter` applies to text only: remove it, or set format = \"csv\""
         );
         let byte = |field: &str, character: char| {
             u8::try_from(character).ok().filter(u8::is_ascii).with_context(|| {
@@ -273,7 +272,7 @@ impl Records {
         ensure!(!files[0].is_empty(), "`train` is empty: expected at least one file");
         ensure!(
             files[1].is_empty() || valid_fraction == 0.0,
-            "`valid` and `valid_fraction`: expected one of the two"
+            "`valid` and `valid_fraction` are both set: set one of them"
         );
         ensure!(max_rows != Some(0), "`max_rows` is 0: expected at least 1");
         for encoding in &encodings {
@@ -283,7 +282,7 @@ impl Records {
                 encoding.name
             );
             let same = encodings.iter().filter(|other| other.name == encoding.name).count();
-            ensure!(same == 1, "`categorical` has {:?} twice", encoding.name);
+            ensure!(same == 1, "column {:?} occurs twice in `categorical`", encoding.name);
         }
         let files = files.map(|paths| paths.iter().map(|path| locate(directory, path)).collect());
         let (vocabulary_kept, features) = (vocabulary, Vec::new());
@@ -301,11 +300,13 @@ impl Records {
         };
         records.vocabulary = match vocabulary_kept {
             Some(kept) => {
-                let names = kept.features().iter().map(Categories::name);
-                let expected = records.encodings.iter().map(|encoding| encoding.name.as_str());
+                let trained: Vec<&str> = kept.features().iter().map(Categories::name).collect();
+                let names = records.encodings.iter().map(|encoding| encoding.name.as_str());
+                let names: Vec<&str> = names.collect();
                 ensure!(
-                    names.eq(expected),
-                    "other columns of categories than the model has learned"
+                    names == trained,
+                    "the categorical columns are {names:?}, but the model was trained on \
+                     {trained:?}"
                 );
                 kept
             }
@@ -345,7 +346,7 @@ impl Records {
         }
     }
 
-    /// Numbers the categories of the examples to learn from.
+    /// Numbers the categories of the training examples.
     fn count(&self, min_count: u64, max_rows: Option<u32>) -> Result<Vocabulary> {
         enum Count {
             Values(Counter),
@@ -411,14 +412,14 @@ impl Dataset for Records {
     }
 
     fn pass(&self, split: Split, _seed: u64) -> Result<Box<dyn Pass + '_>> {
-        ensure!(self.has(split), "no files to {} with", split.name());
+        ensure!(self.has(split), "the config has no `{}` files", split.name());
         Ok(Box::new(Stream::new(self, split)))
     }
 }
 
-/// How many bad rows are named.
+/// The number of bad rows that a message names.
 const NAMED: usize = 5;
-/// Rows after which the share of bad ones is looked at for the first time.
+/// The number of rows after which the share of bad rows is checked for the first time.
 const ENOUGH: u64 = 10_000;
 
 /// A pass over files.
@@ -498,10 +499,7 @@ impl<'r> Stream<'r> {
         let most = self.records.max_bad_fraction;
         if self.bad as f64 > most * self.rows as f64 {
             let complaint = self.complaint().unwrap_or_default();
-            bail!(
-                "{complaint}\nexpected at most {} % of them to be bad (`max_bad_fraction`)",
-                most * 100.0
-            );
+            bail!("{complaint}\nat most {} % may be unreadable (`max_bad_fraction`)", most * 100.0);
         }
         Ok(())
     }
@@ -535,7 +533,7 @@ impl Pass for Stream<'_> {
     fn complaint(&self) -> Option<String> {
         let (bad, rows) = (self.bad, self.rows);
         let named: String = self.named.iter().map(|line| format!("\n  {line}")).collect();
-        let more = if bad > NAMED as u64 { "\n  and so on" } else { "" };
-        (bad > 0).then(|| format!("{bad} of {rows} rows are bad and left out:{named}{more}"))
+        let more = if bad > NAMED as u64 { "\n  and others" } else { "" };
+        (bad > 0).then(|| format!("skipped {bad} of {rows} rows that cannot be read:{named}{more}"))
     }
 }

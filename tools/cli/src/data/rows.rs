@@ -1,8 +1,8 @@
-//! The rows of a file of examples, whatever container they are in.
+//! The rows of a file of examples, independent of the container.
 
 use anyhow::Result;
 
-/// Which columns of the header are what.
+/// The names of the columns to read.
 #[derive(Clone, Debug)]
 pub(super) struct ColumnNames {
     pub(super) label: String,
@@ -10,7 +10,7 @@ pub(super) struct ColumnNames {
     pub(super) categorical: Vec<String>,
 }
 
-/// One example, as it is read.
+/// One example before its categories are numbered.
 #[derive(Debug, Default)]
 pub(super) struct Example {
     pub(super) label: f32,
@@ -26,7 +26,7 @@ impl Example {
         self.ends.clear();
     }
 
-    /// The value of the next column of categories.
+    /// Adds the value of the next categorical column.
     pub(super) fn push(&mut self, value: &[u8]) {
         self.values.extend_from_slice(value);
         self.ends.push(self.values.len());
@@ -38,10 +38,10 @@ impl Example {
     }
 }
 
-/// What reading a row came to.
+/// The result of reading a row.
 pub(super) enum RowOutcome {
     Row,
-    /// It is not one; the line (of text) or row, from 1, and why.
+    /// A row that cannot be read: its line (of text) or row, from 1, and the reason.
     Bad {
         line: u64,
         reason: String,
@@ -49,11 +49,10 @@ pub(super) enum RowOutcome {
     End,
 }
 
-/// The rows of a file.
 pub(super) trait RowReader {
     /// Reads the next one.
     ///
     /// # Errors
-    /// Nothing more can be read.
+    /// If the rest of the file cannot be read.
     fn next(&mut self, row: &mut Example) -> Result<RowOutcome>;
 }

@@ -1,4 +1,4 @@
-//! What examples are read, against what was written.
+//! Datasets against the files that the tests write.
 
 use super::{Batch, Config, Dataset, Split, Vocabulary};
 use crate::random::random;
@@ -31,7 +31,7 @@ fn batches(dataset: &dyn Dataset, split: Split, seed: u64, count: usize) -> Vec<
     }
 }
 
-/// Lines as Criteo has them: the fields by themselves.
+/// The fields of lines in Criteo's format.
 fn criteo_lines(count: u64) -> Vec<Vec<String>> {
     let line = |at: u64| {
         let draw = |field: u64| random(at, field);
@@ -92,7 +92,7 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
         assert_eq!(batches(&**dataset, Split::Train, 0, 32), expected);
     }
 
-    // Against the fields themselves.
+    // Compare with the fields.
     for (at, line) in lines.iter().enumerate() {
         let (batch, row) = (&expected[at / 32], at % 32);
         assert_eq!(batch.labels[row], line[0].parse::<f32>().unwrap());
@@ -105,7 +105,8 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
         }
         for (column, bags) in batch.features.iter().enumerate() {
             let index = bags.indices[row];
-            // As many values are more frequent, or as frequent and smaller.
+            // A value's number is the count of values that are more frequent, or as frequent and
+            // smaller.
             let values: Vec<&String> = lines.iter().map(|line| &line[14 + column]).collect();
             let count = |value: &String| values.iter().filter(|other| **other == value).count();
             let own = &line[14 + column];
@@ -132,7 +133,7 @@ fn rare_and_unknown_values_are_others() {
         let batch = &batches(&*dataset, split, 0, 100)[0];
         (dataset.features()[0].num_embeddings, batch.features[0].indices.clone())
     };
-    // b, a, c and d stand in the order of counts and then of bytes.
+    // b, a, c and d are in the order of counts, then of bytes.
     assert_eq!(indices(source, Split::Train), (5, vec![0, 1, 0, 2, 1, 3, 0]));
     assert_eq!(indices(source, Split::Test), (5, vec![4, 0, 2]));
     assert_eq!(indices(&format!("{source}min_count = 2"), Split::Test), (3, vec![2, 0, 2]));
@@ -142,7 +143,7 @@ fn rare_and_unknown_values_are_others() {
     );
     assert_eq!(indices(&format!("{source}max_rows = 1"), Split::Train), (1, vec![0; 7]));
 
-    // What is written is read again, and is what frequencies are read from.
+    // The vocabulary is the same once written and read, and so are the frequencies.
     let dataset = open(dir.path(), &format!("{source}min_count = 2")).unwrap();
     let (vocabulary, counts) = (dir.path().join("vocabulary.csv"), dir.path().join("counts.npz"));
     dataset.vocabulary().write(&vocabulary).unwrap();
@@ -180,7 +181,7 @@ fn bags_are_split_hashed_and_pooled() {
     let (vocabulary, counts) = (dir.path().join("vocabulary.csv"), dir.path().join("counts.npz"));
     dataset.vocabulary().write(&vocabulary).unwrap();
     assert_eq!(Vocabulary::read(&vocabulary).unwrap(), *dataset.vocabulary());
-    // Of hashes, those that occur.
+    // A hashed feature has the numbers that occur.
     assert_eq!(dataset.vocabulary().features()[1].len(), 3);
     dataset.vocabulary().write_frequencies(&counts).unwrap();
     let frequencies = Frequencies::open(&counts, ["tags", "site"]).unwrap();
@@ -317,7 +318,7 @@ fn interactions_come_once_each_beside_what_is_drawn() {
         "what is held out is always the same"
     );
 
-    // Three negatives stand after each, of the same user; items are drawn evenly.
+    // Three negatives of the same user follow each event; items are drawn evenly.
     let drawn = pairs(Split::Train, 1, 0.0);
     assert_eq!(drawn.len(), 3 * train.len());
     assert!(
@@ -331,10 +332,10 @@ fn interactions_come_once_each_beside_what_is_drawn() {
     let expected = drawn.len() as f64 / 90.0;
     let chi_square: f64 =
         counts.iter().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
-    // 89 degrees of freedom: above 150 once in 20,000.
+    // With 89 degrees of freedom, chi-square exceeds 150 once in 20,000 cases.
     assert!(chi_square < 150.0, "{chi_square}");
 
-    // A pass that is taken up later is the rest of the whole.
+    // A resumed pass is the rest of the whole pass.
     for done in [0, 1, 7, 64, 1000, 10_000] {
         let mut pass = dataset.pass(Split::Train, 1).unwrap();
         let (mut rest, mut whole) = (Batch::default(), Batch::default());
@@ -364,7 +365,7 @@ fn rows_by_frequency_are_the_same_pairs_renamed() {
             .collect::<Vec<_>>(),
         [6, 4]
     );
-    // Users 5, 2, 0, and then those that are not there: 1, 3, 4. Items 1, 3, 0, 2.
+    // Users 5, 2, 0, then those that do not occur: 1, 3, 4. Items 1, 3, 0, 2.
     let test = &batches(&*dataset, Split::Test, 0, 10)[0];
     assert_eq!(test.features[0].indices, [5, 5]);
     assert_eq!(test.features[1].indices[0], 3);

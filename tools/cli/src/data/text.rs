@@ -1,4 +1,4 @@
-//! Rows of text: fields between delimiters, with a header or as Criteo has them.
+//! Rows of delimited text, with a header or in Criteo's columns.
 
 use super::{
     gzip,
@@ -7,24 +7,23 @@ use super::{
 use anyhow::{Context, Result, ensure};
 use std::{io::Read, path::Path};
 
-/// How the fields of a line are read.
+/// The format of a line.
 #[derive(Clone, Debug)]
 pub(super) struct LineLayout {
-    /// `None`: fields are where Criteo has them, and nothing is quoted.
+    /// `None`: Criteo's columns, without quoting.
     pub(super) names: Option<ColumnNames>,
     pub(super) delimiter: u8,
     /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
     pub(super) log1p: bool,
 }
 
-/// Criteo's integers and categories.
+/// The number of Criteo's integers, and of its categories.
 pub(super) const CRITEO: [usize; 2] = [13, 26];
 
-/// The lines of a file.
 pub(super) struct Lines {
     csv: csv::Reader<Box<dyn Read>>,
     record: csv::ByteRecord,
-    /// Fields of a line.
+    /// The number of fields of a line.
     width: usize,
     label: usize,
     dense: Vec<usize>,
@@ -57,8 +56,13 @@ impl Lines {
                 let find = |name: &String| -> Result<usize> {
                     let mut found =
                         header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
-                    let missing =
-                        || format!("{place}: no column {name:?}: it has {:?}", lossy(&header));
+                    let missing = || {
+                        format!(
+                            "{place}: has no column {name:?}; its columns are \
+                                    {:?}",
+                            lossy(&header)
+                        )
+                    };
                     let (_, at) = found.next().with_context(missing)?;
                     ensure!(found.next().is_none(), "{place}: two columns {name:?}");
                     Ok(at)
@@ -71,7 +75,7 @@ impl Lines {
         Ok(Self { csv, record, width, label, dense, categorical, log1p, place })
     }
 
-    /// Takes the fields of the record apart; what is wrong with it otherwise.
+    /// Parses the record into `row`; the error says what is wrong with it.
     fn parse(&self, row: &mut Example) -> Result<(), String> {
         let (found, expected) = (self.record.len(), self.width);
         if found != expected {

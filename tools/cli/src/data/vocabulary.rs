@@ -1,7 +1,7 @@
-//! Categories and their numbers: for each feature, the values that the examples to learn from have,
-//! the most frequent first.
+//! Categories and their numbers: for each feature, the values of the training examples, the most
+//! frequent first.
 //!
-//! A value that is not among them has the last number, "other", where there is one.
+//! All other values share the last number, "other", if the feature has one.
 
 use crate::{npz::Npz, output::Output};
 use anyhow::{Context, Result, ensure};
@@ -10,9 +10,9 @@ use std::{
     path::Path,
 };
 
-/// What the number of others is called.
+/// The name of the number of other values in the file.
 const OTHERS: &str = "other";
-/// What stands for a number where it is said how many there are.
+/// Marks the line with the number of rows of a hashed feature.
 const ROWS: &str = "rows";
 
 /// The categories of all features.
@@ -25,18 +25,18 @@ pub(crate) struct Vocabulary {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Categories {
     name: String,
-    /// By number; empty where numbers are values rather than looked up.
+    /// The values by number; empty if numbers are not looked up.
     values: Vec<Box<[u8]>>,
     numbers: HashMap<Box<[u8]>, u32>,
-    /// How often each number is there to learn from.
+    /// How often each number occurs in the training examples.
     counts: Vec<u64>,
-    /// Whether the last number is that of all values that have none.
+    /// Whether the last number is that of all other values.
     others: bool,
-    /// What there is instead where numbers are hashes of values.
+    /// Set if numbers are hashes of values, instead of the fields above.
     hashed: Option<Hashed>,
 }
 
-/// Numbers that are hashes: few of many.
+/// Numbers that are hashes, of which few occur.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Hashed {
     rows: u32,
@@ -55,8 +55,8 @@ impl Counter {
         }
     }
 
-    /// Numbers the values that are there at least `min_count` times, at most `max_rows` numbers
-    /// with the one of others.
+    /// Numbers the values that occur at least `min_count` times; at most `max_rows` numbers,
+    /// including that of the others.
     pub(super) fn finish(
         self,
         name: &str,
@@ -64,8 +64,8 @@ impl Counter {
         max_rows: Option<u32>,
     ) -> Result<Categories> {
         let mut counted: Vec<_> = self.0.into_iter().collect();
-        // What is as frequent stands in the order of bytes, so that numbers are the same wherever
-        // they are made.
+        // Equally frequent values are sorted by bytes, so that numbers do not depend on the hash
+        // map.
         counted.sort_unstable_by(|(a, m), (b, n)| n.cmp(m).then_with(|| a.cmp(b)));
         let frequent = counted.partition_point(|(_, count)| *count >= min_count);
         let most = max_rows.unwrap_or(u32::MAX).max(1) as usize - 1;
@@ -79,35 +79,34 @@ impl Counter {
 }
 
 impl Categories {
-    /// Those of a feature whose numbers are hashes of its values, below `rows`.
+    /// The categories of a feature whose numbers are hashes of its values, below `rows`.
     pub(super) fn hashed(name: String, rows: u32, counts: BTreeMap<u32, u64>) -> Self {
         Self { name, hashed: Some(Hashed { rows, counts }), ..Self::default() }
     }
 
-    /// Those of a feature whose values are integers, by number.
+    /// The categories of a feature whose values are integers, by number.
     pub(super) fn integers(name: String, values: &[u32], counts: Vec<u64>) -> Self {
         let values = values.iter().map(|value| value.to_string().into_bytes().into()).collect();
-        // Nobody asks for the number of a value.
+        // `numbers` stays empty: these values are never looked up.
         Self { name, values, counts, ..Self::default() }
     }
 
     fn with_numbers(mut self) -> Result<Self> {
-        // Where numbers are not looked up there is no value.
+        // Numbers that are not looked up have no values.
         if !self.others && self.values.iter().all(|value| value.is_empty()) {
             self.values.clear();
         }
         self.numbers = self.values.iter().cloned().zip(0..).collect();
         let Self { name, values, numbers, .. } = &self;
-        ensure!(numbers.len() == values.len(), "feature {name:?}: a value is there twice");
+        ensure!(numbers.len() == values.len(), "feature {name:?}: a value occurs twice");
         Ok(self)
     }
 
-    /// How many numbers there are.
     pub(super) fn len(&self) -> u32 {
         self.hashed.as_ref().map_or(self.counts.len() as u32, |hashed| hashed.rows)
     }
 
-    /// The number of a value: that of others if it has none.
+    /// The number of a value, or that of the others.
     pub(super) fn number(&self, value: &[u8]) -> u32 {
         self.numbers
             .get(value)
@@ -133,9 +132,8 @@ impl Vocabulary {
         &self.features
     }
 
-    /// Writes `feature,number,value,count` lines; what has a number of its own has no value. Of a
-    /// feature whose numbers are hashes one says how many there are, and the others are of
-    /// those that occur.
+    /// Writes `feature,number,value,count` lines. Numbers that are not looked up have no value. A
+    /// hashed feature has one line with its number of rows, and one for each number that occurs.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut output = Output::create(path)?;
         output.write(|out| {
@@ -174,7 +172,7 @@ impl Vocabulary {
         Ok(output.commit()?)
     }
 
-    /// Reads what [`write`](Self::write) has written.
+    /// Reads a file of [`write`](Self::write).
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let place = || path.display().to_string();
         let mut csv = csv::Reader::from_path(path).with_context(place)?;
@@ -192,7 +190,7 @@ impl Vocabulary {
             let feature = features.last_mut().with_context(malformed)?;
             ensure!(
                 !feature.others,
-                "{}: line {line}: a number after that of {OTHERS:?}",
+                "{}: line {line}: {OTHERS:?} must have the last number of its feature",
                 path.display()
             );
             if let Some(Hashed { rows, counts }) = &mut feature.hashed {
@@ -219,8 +217,8 @@ impl Vocabulary {
         Ok(Self { features: features.with_context(place)? })
     }
 
-    /// Writes how often each number is there, as `--frequencies` takes it: an array for each
-    /// feature, or, where they are hashes, those that occur and an array of their counts.
+    /// Writes how often each number occurs, in the format of `--frequencies`: one array for each
+    /// feature; for a hashed feature, the numbers that occur and their counts.
     pub(crate) fn write_frequencies(&self, path: &Path) -> Result<()> {
         let mut file = Npz::new();
         for Categories { name, counts, hashed, .. } in &self.features {

@@ -1,4 +1,4 @@
-//! What the numbers of a table mean, in a few sentences.
+//! Sentences about the numbers of a table.
 
 use super::{
     TableReport,
@@ -15,11 +15,11 @@ pub(super) fn kind(kind: Kind) -> &'static str {
         Kind::Dense => "dense",
         Kind::LowRank => "low rank",
         Kind::TensorTrain => "tensor train",
-        _ => "what plan takes",
+        _ => "chosen by plan",
     }
 }
 
-/// The name of a kind's points and lines in the style.
+/// The CSS class of a kind's points and lines.
 pub(super) fn class(kind: Kind) -> &'static str {
     match kind {
         Kind::Dense => "dense",
@@ -29,7 +29,7 @@ pub(super) fn class(kind: Kind) -> &'static str {
     }
 }
 
-/// An alternative's whole name.
+/// The full name of an alternative.
 pub(super) fn name(family: &Family, alternative: &Alternative) -> String {
     match (&alternative.name, family.kind) {
         (Some(name), _) => name.clone(),
@@ -38,7 +38,6 @@ pub(super) fn name(family: &Family, alternative: &Alternative) -> String {
     }
 }
 
-/// What the table is stored as.
 pub(super) fn representation(table: &TableReport) -> String {
     let summary = &table.summary;
     match (&summary.tt, &summary.projected) {
@@ -54,7 +53,7 @@ pub(super) fn representation(table: &TableReport) -> String {
     }
 }
 
-/// What was lost, and why.
+/// The error and its cause, a comparison with alternatives, and the spectrum.
 pub(super) fn verdict(table: &TableReport) -> String {
     [Some(lost(table)), Some(instead(table)), weighted(table), spectrum(table)]
         .into_iter()
@@ -68,14 +67,14 @@ fn lost(table: &TableReport) -> String {
     let (summary, ratio) =
         (&table.summary, times(table.before as f64 / table.summary.bytes as f64));
     if error == 0.0 {
-        return format!("Nothing is lost at {ratio}: every row has the checkpoint's values.");
+        return format!("Lossless at {ratio}: every row has the checkpoint's values.");
     }
     if error < 1e-6 {
-        return format!("Nothing is lost at {ratio} but the rounding of f32 arithmetic.");
+        return format!("Lossless at {ratio}, except for the rounding of f32 arithmetic.");
     }
-    let keep = if summary.projected.is_some() { "keep" } else { "keeps" };
+    let have = if summary.projected.is_some() { "have" } else { "has" };
     let kept =
-        format!("{} {keep} {} error at {ratio}.", representation_start(table), percent(error));
+        format!("{} {have} {} error at {ratio}.", representation_start(table), percent(error));
     match summary.representation {
         made if made == table.trained_as => {}
         StoredAs::Tt => {
@@ -84,19 +83,19 @@ fn lost(table: &TableReport) -> String {
             );
         }
         StoredAs::Projected => {
-            return format!("{kept} Lost is what lies outside the few directions that were kept.");
+            return format!("{kept} The error is what lies outside the directions that were kept.");
         }
         _ => return kept,
     }
     let parts = if summary.tt.is_some() { "slice" } else { "row" };
     match summary.dtype {
-        Dtype::F16 => format!("{kept} Lost is what rounding to 11 significant bits takes away."),
-        Dtype::Bf16 => format!("{kept} Lost is what rounding to 8 significant bits takes away."),
+        Dtype::F16 => format!("{kept} The error comes from rounding to 11 significant bits."),
+        Dtype::Bf16 => format!("{kept} The error comes from rounding to 8 significant bits."),
         Dtype::I8 => {
-            format!("{kept} Lost is what rounding to 256 steps for each {parts} takes away.")
+            format!("{kept} The error comes from rounding to 256 steps for each {parts}.")
         }
         Dtype::I4 => {
-            format!("{kept} Lost is what rounding to 16 steps for each {parts} takes away.")
+            format!("{kept} The error comes from rounding to 16 steps for each {parts}.")
         }
         _ => kept,
     }
@@ -119,7 +118,7 @@ fn representation_start(table: &TableReport) -> String {
     }
 }
 
-/// What another representation would have done, honestly.
+/// The best alternative of at most the same size, or the smallest one of the same error.
 fn instead(table: &TableReport) -> String {
     let (own_bytes, own_error) = (table.summary.bytes, table.comparison.relative_error);
     let all = || {
@@ -128,8 +127,7 @@ fn instead(table: &TableReport) -> String {
             .iter()
             .flat_map(|family| family.candidates.iter().map(move |c| (family, c)))
     };
-    // Of those that take no more bytes, the one that loses least; differences of a few hundredths
-    // are none.
+    // A difference of less than 5 % is not worth a sentence.
     let better = all()
         .filter(|(_, c)| c.bytes <= own_bytes && c.error < own_error * 0.95 && own_error >= 1e-6)
         .min_by(|(_, a), (_, b)| a.error.total_cmp(&b.error));
@@ -140,15 +138,20 @@ fn instead(table: &TableReport) -> String {
         .min_by_key(|(_, c)| c.bytes);
     match (better, smaller) {
         (Some((family, c)), _) => format!(
-            "{} would keep {} error in {}: less, for no more bytes.",
+            "{} would have less error, {}, in {}.",
             capital(&name(family, c)),
             percent(c.error),
             bytes(c.bytes)
         ),
         (None, Some((family, c))) => {
-            format!("{} would be as exact in {}.", capital(&name(family, c)), bytes(c.bytes))
+            format!(
+                "{} would have the same error in \
+                     {}.",
+                capital(&name(family, c)),
+                bytes(c.bytes)
+            )
         }
-        (None, None) => "Nothing else that was tried has less error in as few bytes.".to_owned(),
+        (None, None) => "No alternative has less error at this size.".to_owned(),
     }
 }
 
@@ -157,14 +160,11 @@ fn weighted(table: &TableReport) -> Option<String> {
         (table.comparison.weighted_relative_error?, table.comparison.relative_error);
     let how = match weighted / plain {
         _ if plain == 0.0 => return None,
-        ratio if ratio > 1.1 => "rows that are asked for often lose more than others",
-        ratio if ratio < 0.9 => "rows that are asked for often lose less than others",
-        _ => "rows that are asked for often lose as much as others",
+        ratio if ratio > 1.1 => "frequent rows lose more than others",
+        ratio if ratio < 0.9 => "frequent rows lose less than others",
+        _ => "frequent rows lose as much as others",
     };
-    Some(format!(
-        "Counted as often as rows are asked for, the error is {}: {how}.",
-        percent(weighted)
-    ))
+    Some(format!("Weighted by frequency, the error is {}: {how}.", percent(weighted)))
 }
 
 fn spectrum(table: &TableReport) -> Option<String> {
@@ -181,7 +181,7 @@ fn spectrum(table: &TableReport) -> Option<String> {
     Some(format!("{most} of its {all} directions hold 90\u{a0}% of its energy{why}."))
 }
 
-/// A sentence begins with it; names of types stay as they are.
+/// Capitalises the start of a sentence, unless it is the name of a type, such as f16.
 fn capital(text: &str) -> String {
     if text.chars().nth(1).is_some_and(|second| second.is_ascii_digit()) {
         return text.to_owned();

@@ -1,5 +1,5 @@
-//! `ttrec report`: what a conversion cost, as a page for people. `verify --json` and `inspect
-//! --json` say the same to programs.
+//! `ttrec report`: an HTML page about a conversion. For programs, `verify --json` and
+//! `inspect --json` print the same facts.
 
 mod explain;
 mod numbers;
@@ -21,12 +21,11 @@ use ttrec_convert::{
     plan::{self, Family},
 };
 
-/// Write a page that says what a conversion cost: bytes, errors, and what else could have been had
-/// for the bytes.
+/// Write an HTML page about a conversion: bytes, errors, and alternatives of the same size.
 ///
 /// The page is one file that needs no network and no script. Every row and layer is compared with
-/// the checkpoint, as `verify` does. Alternatives are tried on all rows too, or, for a large table,
-/// on a part of them, which the page then says.
+/// the checkpoint, as `verify` does. Alternatives are measured on all rows, or on a sample of a
+/// large table; the page says which.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
@@ -34,30 +33,30 @@ pub(crate) struct Args {
     /// The checkpoint that it was converted from
     #[arg(long, value_name = "CHECKPOINT")]
     against: PathBuf,
-    /// The spec that it was converted with; needed only where names and shapes leave a doubt
+    /// The spec of the conversion; needed only if names and shapes are ambiguous
     #[arg(long, value_name = "SPEC.toml")]
     spec: Option<PathBuf>,
-    /// How often each row is asked for, as `ttrec cache` takes it: adds the error with each row
-    /// counted as often
+    /// How often each row occurs, in the format of `ttrec cache`: also shows the error weighted by
+    /// frequency
     #[arg(long, value_name = "FILE.npz")]
     frequencies: Option<PathBuf>,
-    /// Where the page goes; it appears whole or not at all
+    /// The page to write; it is replaced only when complete
     #[arg(short, long, value_name = "REPORT.html")]
     output: PathBuf,
 }
 
-/// All that the page says of a table.
+/// The facts of a table on the page.
 struct TableReport {
     summary: TableSummary,
-    /// Bytes that the checkpoint has for it.
+    /// Bytes of the table in the checkpoint.
     before: u64,
-    /// What the checkpoint has it as.
+    /// The representation in the checkpoint.
     trained_as: StoredAs,
     comparison: Comparison,
-    /// The share that the first 1, 2, ... directions hold.
+    /// The share of the energy in the first 1, 2, ... directions.
     energy: Vec<f64>,
     families: Vec<Family>,
-    /// How many rows were studied, if not all.
+    /// The number of rows that alternatives were measured on, if not all.
     sampled: Option<u64>,
 }
 
@@ -106,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Bytes of all layers, in the checkpoint and in the blob.
+/// The bytes of all layers in the checkpoint, and in the blob.
 fn layer_bytes(layers: &[LayerComparison]) -> [u64; 2] {
     layers.iter().fold([0, 0], |[before, after], layer| {
         [before + layer.checkpoint_bytes, after + layer.bytes]

@@ -1,11 +1,11 @@
-//! Numbers as people read them: three digits, and a unit that a line does not end before.
+//! Numbers with three significant digits and a unit after a no-break space.
 
 /// `1.2 MB`, in powers of 1000.
 pub(super) fn bytes(bytes: u64) -> String {
     let units = ["B", "KB", "MB", "GB", "TB", "PB", "EB"];
     let mut value = bytes as f64;
     let mut unit = 0;
-    // What would round to 1000 has the next unit.
+    // 999.5 would round to 1000: use the next unit.
     while value >= 999.5 && unit + 1 < units.len() {
         value /= 1000.0;
         unit += 1;
@@ -17,7 +17,7 @@ pub(super) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// `11.4 %`; what is not zero does not look like zero.
+/// `11.4 %`; a small number is never printed as zero.
 pub(super) fn percent(share: f64) -> String {
     let value = share * 100.0;
     match value {
@@ -57,7 +57,7 @@ pub(super) fn count(count: u64) -> String {
     groups.join(",")
 }
 
-/// The same without zeros that say nothing, for the ticks of a plot: `20 MB` for `20.0 MB`.
+/// Removes trailing zeros, for the ticks of a plot: `20 MB` for `20.0 MB`.
 pub(super) fn tick(text: &str) -> String {
     let (number, unit) = text.split_once('\u{a0}').unwrap_or((text, ""));
     let number = if number.contains('.') {
@@ -72,7 +72,7 @@ pub(super) fn tick(text: &str) -> String {
     }
 }
 
-/// Three significant digits of a number from 1 on, and all digits before the point.
+/// Three significant digits of a number of at least 1, and all digits before the point.
 pub(super) fn three_digits(value: f64) -> String {
     let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
     format!("{value:.decimals$}")

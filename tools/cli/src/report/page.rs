@@ -1,6 +1,5 @@
-//! The page. maud escapes every text and attribute, so that a name stays a name; the page's policy
-//! forbids scripts and requests besides. Numbers that a program may want stand, unrounded, in
-//! `data` elements.
+//! The HTML page. maud escapes every text and attribute, and the page's policy forbids scripts and
+//! requests. `data` elements hold the unrounded numbers for programs.
 
 use super::{
     TableReport, explain, layer_bytes,
@@ -44,7 +43,8 @@ pub(super) fn page(
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
+                meta http-equiv="Content-Security-Policy"
+                    content="default-src 'none'; style-src 'unsafe-inline'";
                 title { (name(blob)) " - conversion report" }
                 style { (PreEscaped(STYLE)) }
             }
@@ -76,12 +76,12 @@ pub(super) fn page(
     .into_string()
 }
 
-/// A number, rounded for people and unrounded for programs.
+/// A number, rounded in the text and unrounded in the `value` attribute.
 fn data(id: &str, value: f64, text: &str) -> Markup {
     html! { data id=(id) value=(value) { (text) } }
 }
 
-/// A name that lines may end in, after what parts its words.
+/// A name with line breaks allowed after its separators.
 fn breakable(name: &str) -> Markup {
     html! { @for part in name.split_inclusive(['.', '_', '/', '-']) { (part) wbr; } }
 }
@@ -90,7 +90,7 @@ fn fact(term: &str, description: &Markup) -> Markup {
     html! { div { dt { (term) } dd { (description) } } }
 }
 
-/// What a colour of a plot stands for.
+/// An entry of a plot's legend.
 fn key(class: &str, meaning: &str) -> Markup {
     html! { span.key { span class=(class) {} (meaning) } " " }
 }
@@ -166,7 +166,8 @@ fn section(i: usize, table: &TableReport) -> Markup {
                     br; "row factors " (list(&tt.row_factors)) ", column factors " (list(&tt.column_factors)) ", ranks "
                     (list(&tt.ranks))
                 }
-                @if summary.overrides > 0 { br; (count(summary.overrides as u64)) " rows stored apart" }
+                @if summary.overrides > 0 { br; (count(summary.overrides as u64)) " overridden \
+                                                                                   rows" }
                 @if summary.prefix_products > 0 { br; (count(summary.prefix_products as u64)) " prefix products stored" }
             }
             p.verdict { (explain::verdict(table)) }
@@ -192,23 +193,25 @@ fn section(i: usize, table: &TableReport) -> Markup {
             }
             @if let Some(rows) = table.sampled {
                 p.note {
-                    "Alternatives and energy are those of " (count(rows)) " of the " (count(summary.num_embeddings))
-                    " rows, evenly spread; errors of the blob are those of all rows."
-                    @if table.trained_as != StoredAs::Tt { " Tensor trains were not tried, as a part of the rows says nothing of them." }
+                    "Alternatives and energy are measured on " (count(rows)) " of the "
+                    (count(summary.num_embeddings)) " rows, evenly spaced; errors of the blob on all rows."
+                    @if table.trained_as != StoredAs::Tt {
+                        " Tensor trains were not tried: a sample of the rows cannot predict their error."
+                    }
                 }
             }
         }
     }
 }
 
-/// The perceptrons of the model.
+/// The layers of the model's MLPs.
 fn layer_section(layers: &[LayerComparison]) -> Markup {
     let [before, after] = layer_bytes(layers);
     let (ratio, error) = (before as f64 / after as f64, compare::relative_error(layers));
     html! {
         section.card #layers {
             h2 { "Layers" }
-            p.kind { "weights and biases of the model's two perceptrons" }
+            p.kind { "weights and biases of the model's MLPs" }
             dl.facts {
                 (fact("Checkpoint", &data("layers-checkpoint-bytes", before as f64, &bytes(before))))
                 (fact("Blob", &data("layers-bytes", after as f64, &bytes(after))))
@@ -301,7 +304,7 @@ fn alternatives(i: usize, table: &TableReport) -> Markup {
     rows.sort_by_key(|row| (std::cmp::Reverse(row.bytes), !row.own));
     html! {
         div {
-            h3 { "What else could be had" }
+            h3 { "Alternatives" }
             div.scroll tabindex="0" role="region" aria-label="Alternatives" {
                 table id={ "table-" (i) "-alternatives" } {
                     thead { tr {
@@ -333,11 +336,11 @@ fn row_errors(table: &TableReport) -> Markup {
             @if bars.is_empty() {
                 p { "Every row is exact." }
             } @else {
-                (plot::histogram(&bars, &[quantiles.median, quantiles.p99], "How many rows have which error"))
+                (plot::histogram(&bars, &[quantiles.median, quantiles.p99], "Histogram of the rows' errors"))
                 figcaption {
-                    "Half of the rows are within " (percent(quantiles.median)) ", 99\u{a0}% within " (percent(quantiles.p99))
-                    " (dashed)."
-                    @if exact > 0 { " " (count(exact)) " rows are exact, and not drawn." }
+                    "Half of the rows have an error of at most " (percent(quantiles.median))
+                    ", 99\u{a0}% of at most " (percent(quantiles.p99)) " (dashed)."
+                    @if exact > 0 { " " (count(exact)) " exact rows are not shown." }
                 }
             }
         }
@@ -377,10 +380,10 @@ fn energy(table: &TableReport) -> Markup {
     html! {
         figure {
             h3 { "Singular-value energy" }
-            (plot::energy(&table.energy, "Share of the table's energy that the first directions hold"))
+            (plot::energy(&table.energy, "Share of the energy in the first directions"))
             figcaption {
-                (directions(0.9)) " of " (table.energy.len()) " directions hold 90\u{a0}%, " (directions(0.99))
-                " hold 99\u{a0}%. Dashed: all alike."
+                (directions(0.9)) " of " (table.energy.len()) " directions hold 90\u{a0}%, "
+                (directions(0.99)) " hold 99\u{a0}%. Dashed: if all directions held the same."
             }
         }
     }
@@ -390,17 +393,21 @@ fn footnotes() -> Markup {
     html! {
         h2 { "How to read this" }
         p {
-            "The " strong { "relative error" } " of a table is the Frobenius norm of its difference from the checkpoint over \
-             that of the table. The error of a " strong { "row" } " is the norm of its difference over the root mean square \
-             norm of the table's rows, so that errors of long and short rows compare. " strong { "By frequency" } " counts \
-             each row as often as it is asked for."
+            "The " strong { "relative error" } " of a table is the Frobenius norm of its difference \
+             from the checkpoint over that of the table. The error of a " strong { "row" } " is the \
+             norm of its difference over the root mean square norm of the table's rows, so that the \
+             errors of large and small rows can be compared. " strong { "By frequency" } " weighs \
+             each row by its frequency."
         }
         p {
-            "Dense alternatives are the table's rows, encoded and read again. Low rank keeps rows of fewer columns in i8 and a \
-             projection in f16, from the singular value decomposition. Tensor trains of a dense table come from TT-SVD, with \
-             cores in f16 and all inner ranks R; those of a table that was trained as one are its own cores in other types. "
-            strong { "What plan takes" } " is, for each number of bytes, what ttrec plan would choose for this table: the best \
-             of every type, of low ranks and of tensor trains. Singular values are those of the rows as they are, not centred."
+            "Dense alternatives are the table's rows, encoded and decoded. Low rank stores rows of \
+             fewer columns in i8 and a projection in f16, from the singular value decomposition. \
+             Tensor trains of a dense table come from TT-SVD, with cores in f16 and all inner ranks \
+             R; those of a table that was trained as a tensor train are its own cores in other \
+             types. "
+            strong { "Chosen by plan" } " is, for each number of bytes, the choice of ttrec plan \
+             for this table: the best of every type, of low ranks and of tensor trains. Singular \
+             values are those of the rows, not centred."
         }
         p { "ttrec " (env!("CARGO_PKG_VERSION")) }
     }

@@ -1,5 +1,5 @@
-//! Plots as inline SVG, by hand rather than by a plotting library: colours and fonts are the page's
-//! (CSS classes, so that they follow the reader's theme), and text keeps its size on a phone.
+//! Plots as inline SVG, without a plotting library: CSS classes take colours and fonts from the
+//! page, so that plots follow the reader's theme and text keeps its size on a phone.
 
 use super::numbers;
 
@@ -7,7 +7,7 @@ use maud::{Markup, Render, html};
 use std::ops::Range;
 use ttrec_convert::compare::HistogramBar;
 
-/// Units of the picture, which are about pixels on a phone.
+/// Sizes in units of the picture, about pixels on a phone.
 const WIDTH: f64 = 340.0;
 const HEIGHT: f64 = 210.0;
 const TOP: f64 = 18.0;
@@ -18,7 +18,7 @@ const RIGHT: f64 = 14.0;
 const CHARACTER: f64 = 5.6;
 const LINE: f64 = 11.0;
 
-/// The report's style, which pictures that stand alone take along, and what a page has besides.
+/// The report's style for stand-alone pictures, and rules that the page does not need.
 const STYLE: &str = concat!(
     include_str!("style.css"),
     "
@@ -39,7 +39,7 @@ impl Render for N {
     }
 }
 
-/// From values to places.
+/// Maps values to coordinates.
 #[derive(Clone)]
 struct Scale {
     values: Range<f64>,
@@ -56,7 +56,7 @@ impl Scale {
         Self { values, places, logarithmic: true }
     }
 
-    /// Where a value is; one that is beyond the scale is at its end.
+    /// The coordinate of a value, clamped to the ends of the scale.
     fn at(&self, value: f64) -> f64 {
         let position = |x: f64| {
             if self.logarithmic {
@@ -74,7 +74,7 @@ impl Scale {
         self.places.start + share * (self.places.end - self.places.start)
     }
 
-    /// Round values within the scale, `count` or not many more.
+    /// About `count` round values within the scale.
     fn ticks(&self, count: usize) -> Vec<f64> {
         if self.logarithmic {
             self.decades(count)
@@ -121,7 +121,7 @@ impl Scale {
     }
 }
 
-/// The frame that plots share: grid lines, and what stands beside them.
+/// The frame that plots share: grid lines and their labels.
 struct Axes {
     x: Scale,
     y: Scale,
@@ -173,7 +173,7 @@ pub(super) struct Size<'a> {
     pub(super) after: u64,
 }
 
-/// Two bars for each table; on a logarithmic scale where some would not be seen otherwise.
+/// Two bars for each table, on a logarithmic scale if some would be invisible on a linear one.
 pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
     const ROW: f64 = 46.0;
     const VALUE: f64 = 58.0;
@@ -216,7 +216,7 @@ pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
     svg(label, bottom + 18.0, &content)
 }
 
-/// A name that has its place, its middle left out where it is too long.
+/// A name of at most `most` characters: the middle of a longer one is replaced by a dot.
 fn shorten(name: &str, limit: usize) -> String {
     let characters: Vec<char> = name.chars().collect();
     if characters.len() <= limit {
@@ -228,7 +228,7 @@ fn shorten(name: &str, limit: usize) -> String {
     head.iter().chain(&['…']).chain(tail).collect()
 }
 
-/// How many rows have which error; `marks` are drawn as lines.
+/// A histogram of the rows' errors; `marks` are drawn as lines.
 pub(super) fn histogram(bars: &[HistogramBar], marks: &[f64], label: &str) -> Markup {
     let (Some(first), Some(last)) = (bars.first(), bars.last()) else { return html! {} };
     let most = bars.iter().map(|bar| bar.count).max().unwrap_or(1);
@@ -258,13 +258,12 @@ pub(super) fn histogram(bars: &[HistogramBar], marks: &[f64], label: &str) -> Ma
     svg(label, HEIGHT, &content)
 }
 
-/// The share that the first 1, 2, ... directions hold, beside what they would hold if all held the
-/// same.
+/// The share of the energy in the first 1, 2, ... directions, and a dashed line for equal shares.
 pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
     let n = cumulative.len() as f64;
     let axes =
         Axes { x: Scale::linear(0.0..n, x_places()), y: Scale::linear(0.0..1.0, y_places()) };
-    // No more points than the picture has pixels.
+    // At most as many points as the picture has pixels.
     let every = cumulative.len().div_ceil(WIDTH as usize);
     let points = cumulative
         .iter()
@@ -290,7 +289,7 @@ pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
     svg(label, HEIGHT, &content)
 }
 
-/// Points that belong together.
+/// Points connected by a line.
 pub(super) struct Series<'a> {
     /// The class of its points and its line.
     pub(super) class: &'a str,
@@ -303,7 +302,7 @@ pub(super) struct PlotPoint {
     pub(super) text: String,
 }
 
-/// Errors below this are at the bottom of the plot.
+/// Smaller errors are drawn at the bottom of the plot.
 const LEAST_ERROR: f64 = 1e-5;
 
 /// Errors against bytes, both logarithmic; `own` is the blob's.
@@ -319,7 +318,7 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &PlotPoint, label: &str) -> M
     let least_bytes = bytes().fold(f64::INFINITY, f64::min);
     let most_bytes = bytes().fold(1.0, f64::max);
     let least = errors().fold(1.0, f64::min);
-    // A decade below the least error that can be drawn is for those that cannot.
+    // The decade below the least drawable error is for smaller ones.
     let floor = 10_f64.powf((least * 0.999).log10().floor()).max(LEAST_ERROR);
     let most = errors().fold(1.0, f64::max);
     let x = Scale::logarithmic(least_bytes * 0.8..most_bytes * 1.3, x_places());
@@ -378,25 +377,25 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &PlotPoint, label: &str) -> M
     svg(label, HEIGHT, &content)
 }
 
-/// Values that go on from one to the next.
+/// A named line of points.
 pub(crate) struct Line {
     pub(crate) name: String,
-    /// The class of its colour.
+    /// The CSS class of its colour.
     pub(crate) class: &'static str,
     /// Ascending.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Classes of colours that differ.
+/// CSS classes of different colours.
 pub(crate) const CLASSES: [&str; 6] = ["dense", "tt", "low", "other", "before", "last"];
 
-/// What a [`page`] has one of below another.
+/// A plot of a [`page`].
 pub(crate) struct Picture {
     content: Markup,
     height: f64,
 }
 
-/// Lines from 0 on; those without points are left out.
+/// A plot of lines over a linear x axis from 0; lines without points are omitted.
 pub(crate) fn lines(lines: &[Line], x_title: &str, y_title: &str) -> Picture {
     let end = lines
         .iter()
@@ -405,7 +404,7 @@ pub(crate) fn lines(lines: &[Line], x_title: &str, y_title: &str) -> Picture {
     lines_over(lines, Scale::linear(0.0..end, x_places()), &|x| format!("{x}"), x_title, y_title)
 }
 
-/// The same over bytes, which are logarithmic.
+/// A plot of lines over a logarithmic axis of bytes.
 pub(crate) fn lines_over_bytes(lines: &[Line], y_title: &str) -> Picture {
     let bytes = || lines.iter().flat_map(|line| &line.points).map(|(bytes, _)| bytes.max(1.0));
     let (least, most) = (bytes().fold(f64::INFINITY, f64::min), bytes().fold(1.0, f64::max));
@@ -465,7 +464,7 @@ fn lines_over(
     Picture { content: svg(&format!("{y_title} over {x_title}"), height, &content), height }
 }
 
-/// Places for names of so many characters, in rows above a plot, and the height of these.
+/// The positions of legend entries of these lengths, in rows above a plot, and the rows' height.
 fn legend(names: impl Iterator<Item = usize>) -> (Vec<(f64, f64)>, f64) {
     const ROW: f64 = LINE + 3.0;
     const FIRST: f64 = 5.0;
@@ -481,7 +480,7 @@ fn legend(names: impl Iterator<Item = usize>) -> (Vec<(f64, f64)>, f64) {
     (places, next.1 + ROW - 5.0)
 }
 
-/// Pictures one below another, as a file of their own that follows its reader's theme.
+/// An SVG file with the pictures one below another.
 pub(crate) fn page(pictures: &[Picture]) -> String {
     let pictures: Vec<&Picture> =
         pictures.iter().filter(|picture| !picture.content.0.is_empty()).collect();
@@ -502,8 +501,7 @@ pub(crate) fn page(pictures: &[Picture]) -> String {
     .into_string()
 }
 
-/// The points that lose least of those with as many bytes, so that a line through them does not
-/// turn back.
+/// The points with less error than every smaller one, so that a line through them always descends.
 fn frontier(points: &[PlotPoint]) -> impl Iterator<Item = &PlotPoint> {
     let alike = |point: &PlotPoint| {
         points
@@ -513,13 +511,13 @@ fn frontier(points: &[PlotPoint]) -> impl Iterator<Item = &PlotPoint> {
     points.iter().filter(move |point| !alike(point))
 }
 
-/// The square around a place: left, top, right, bottom.
+/// The square around a point: left, top, right, bottom.
 fn around((x, y): (f64, f64), radius: f64) -> [f64; 4] {
     [x - radius, y - radius, x + radius, y + radius]
 }
 
-/// A place beside a point where a text covers nothing; where there is none, the table under the
-/// plot has to do.
+/// A position near a point where a text covers nothing, if there is one; the table below the plot
+/// has every label.
 fn label_at(
     (x, y): (f64, f64),
     bottom: f64,

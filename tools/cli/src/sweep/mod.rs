@@ -1,5 +1,5 @@
-//! `ttrec sweep`: the same model with its tables stored in many ways, each with the learning rate
-//! that suits it.
+//! `ttrec sweep`: trains the same model with several representations of its tables, each with its
+//! best learning rate.
 
 mod results;
 
@@ -20,32 +20,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Learn a model with its tables in many representations, and compare: AUC and log-loss against
-/// bytes.
+/// Train a model with its tables in several representations, and compare AUC and log-loss by bytes.
 ///
-/// Each representation is learned with every learning rate, and the rate whose model tells the
-/// examples held out best is learned with all seeds. The examples of the test decide nothing. Runs
-/// that are finished are not run again, so that an interrupted sweep goes on where it was.
+/// Each representation is trained with every learning rate. The rate that is best on the validation
+/// split is then trained with all seeds; the test split decides nothing. Finished runs are not
+/// repeated, so an interrupted sweep can be continued.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A config is one of `ttrec train`, and:
   [sweep]
   seeds = [1, 2, 3]
   learning_rates = [0.003, 0.01, 0.03]
-  budget = \"1MiB\"                # of all tables; what is larger is left out
+  budget = \"1MiB\"                # of all tables; larger representations are skipped
   representations = [
     { representation = \"dense\" },
     { representation = \"tt\", rank = 16 },
-    { representation = \"hashed\", like_rank = 16 },   # in as many bytes
+    { representation = \"hashed\", like_rank = 16 },   # of the same size
   ]")]
 pub(crate) struct Args {
-    /// What is compared, and how it is learned
+    /// The config: that of `ttrec train`, and [sweep]
     config: PathBuf,
-    /// Where results.csv, results.md, results.svg and a directory for each run go; made if it is
-    /// not there
+    /// Directory for results.csv, results.md, results.svg and a directory for each run; created if
+    /// missing
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Where the paths of the config begin; default: the config's directory
+    /// Directory that relative paths in the config start from [default: the config's directory]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }
@@ -63,7 +62,7 @@ struct SweepConfig {
 #[serde(deny_unknown_fields)]
 struct Sweep {
     seeds: Vec<u64>,
-    /// Default: the one of `[train]`.
+    /// Default: the learning rate of `[train]`.
     #[serde(default)]
     learning_rates: Vec<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,7 +70,7 @@ struct Sweep {
     representations: Vec<Representation>,
 }
 
-/// One run, and what came of it.
+/// A finished run and its result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Finished {
     config: Config,
@@ -95,8 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     ensure!(
         sweep.rates.len() == 1 || dataset.has(Split::Valid),
-        "several `learning_rates` go with examples that are held out: give `valid_fraction` or \
-         `valid`"
+        "several `learning_rates` need a validation split: set `valid_fraction` or `valid`"
     );
 
     let mut results = Vec::new();
@@ -106,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let tables = train::plan(&with(sweep.rates[0], 0).model, dataset.features())?;
         let bytes: u64 = tables.iter().map(train::Planned::bytes).sum();
         if sweep.budget.is_some_and(|budget| bytes > budget) {
-            eprintln!("ttrec: {name}: {bytes} bytes are more than the budget: left out");
+            eprintln!("ttrec: {name}: skipped: {bytes} bytes exceed the budget");
             continue;
         }
         let run = |rate: f64, seed: u64| {
@@ -127,15 +125,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         for &seed in others {
             results.push(run(rate, seed)?);
         }
-        // As it goes on, so that there is something to look at.
+        // After each representation, so that results can be read during the sweep.
         results::write(&args.output, &results, config.train.select)?;
     }
-    ensure!(!results.is_empty(), "no representation is within the budget");
+    ensure!(!results.is_empty(), "no representation fits the budget");
     output::print(|out| out.write_all(results::table(&results, config.train.select).as_bytes()))?;
     Ok(Outcome::Done)
 }
 
-/// A config that has been checked.
+/// A checked config.
 struct Prepared<'c> {
     config: &'c SweepConfig,
     rates: Vec<f64>,
@@ -148,7 +146,11 @@ impl<'c> Prepared<'c> {
         ensure!(!seeds.is_empty(), "`seeds` is empty: expected at least one");
         ensure!(!representations.is_empty(), "`representations` is empty: expected at least one");
         for (at, one) in representations.iter().enumerate() {
-            ensure!(!representations[..at].contains(one), "`representations` has {one} twice");
+            ensure!(
+                !representations[..at].contains(one),
+                "{one} occurs twice in \
+                                                           `representations`"
+            );
         }
         let budget = budget.as_ref().map(|text| {
             ttrec_convert::memory_size(text)
@@ -167,7 +169,7 @@ impl<'c> Prepared<'c> {
         Ok(prepared)
     }
 
-    /// Of one run.
+    /// The config of one run.
     fn config(&self, representation: &Representation, learning_rate: f64, seed: u64) -> Config {
         let SweepConfig { data, model, train, .. } = self.config.clone();
         let model = Model { table: representation.clone(), ..model };
@@ -175,7 +177,7 @@ impl<'c> Prepared<'c> {
     }
 }
 
-/// Runs what is not finished yet, with tables of `bytes`.
+/// Runs a config, or returns its result if it is finished. `bytes` are those of its tables.
 fn finish(
     config: &Config,
     bytes: u64,
@@ -190,7 +192,7 @@ fn finish(
     let found = fs::read(&path)
         .ok()
         .and_then(|text| serde_json::from_slice::<Finished>(&text).ok());
-    // The shapes that a config leaves open may have changed.
+    // Another version of this command may choose other shapes, and so other bytes.
     let is_same =
         |finished: &Finished| finished.config == *config && finished.report.bytes[0] == bytes;
     if let Some(finished) = found.filter(is_same) {
@@ -199,7 +201,7 @@ fn finish(
     let place = OutputDirectory::new(&directory)?;
     let mut learner = Learner::new(config, dataset, &place)?;
     if place.checkpoint().exists() && learner.resume().is_err() {
-        // Another run's, or none at all.
+        // The checkpoint is damaged, or of another run.
         learner = Learner::new(config, dataset, &place)?;
     }
     let report = learner.run(false)?;
@@ -210,7 +212,7 @@ fn finish(
     let mut output = Output::create(&path)?;
     output.write(|out| Ok(serde_json::to_writer_pretty(out, &finished)?))?;
     output.commit()?;
-    // What was only for going on is no longer of use.
+    // A finished run does not need its checkpoints.
     for path in [place.checkpoint(), place.best()] {
         let _ = fs::remove_file(path);
     }

@@ -1,4 +1,4 @@
-//! What the runs of a sweep came to, as a table and a picture.
+//! The results of a sweep, as tables and plots.
 
 use crate::{
     output::Output,
@@ -8,18 +8,18 @@ use crate::{
 use anyhow::Result;
 use std::{fmt::Write as _, path::Path};
 
-/// What one run came to.
+/// The result of one run.
 pub(super) struct RunResult {
-    /// Of the representation.
+    /// The representation.
     pub(super) name: String,
-    /// What it is, whatever its size.
+    /// The representation without its sizes.
     pub(super) kind: &'static str,
     pub(super) rate: f64,
     pub(super) seed: u64,
     pub(super) report: TrainReport,
 }
 
-/// The rate whose model was best by the examples held out; the first where none are.
+/// The rate with the best model on the validation split, or the first without such a split.
 pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
     let valid = |result: &RunResult| result.report.valid;
     let better = |best: &'_ RunResult, other: &'_ RunResult| match (valid(best), valid(other)) {
@@ -32,14 +32,15 @@ pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
     best.map(|result| result.rate)
 }
 
-/// What the runs of one representation with its best rate came to.
+/// The runs of one representation with its best rate.
 struct Summary<'r> {
     name: &'r str,
     kind: &'static str,
-    /// Of the tables, and of dense ones.
+    /// The bytes of the tables, and of dense tables of the same shapes.
     bytes: [u64; 2],
     rate: f64,
-    /// Whether it was the least or the largest of those tried, so that one beyond might be better.
+    /// Whether it is the smallest or largest rate of the sweep, so that a rate beyond it may be
+    /// better.
     at_the_edge: bool,
     runs: Vec<&'r TrainReport>,
 }
@@ -63,7 +64,7 @@ fn summaries(results: &[RunResult], select: Select) -> impl Iterator<Item = Summ
     })
 }
 
-/// The mean of some numbers, and their standard deviation.
+/// The mean and the standard deviation of some numbers.
 fn mean_and_spread(numbers: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
     let count = numbers.clone().count() as f64;
     let mean = numbers.clone().sum::<f64>() / count;
@@ -72,7 +73,8 @@ fn mean_and_spread(numbers: impl Iterator<Item = f64> + Clone) -> Option<(f64, f
 }
 
 impl Summary<'_> {
-    /// Of the examples to be judged by; of those held out where there are none.
+    /// The mean and standard deviation of a metric on the test split, or without one on the
+    /// validation split.
     fn of(&self, number: fn(&Quality) -> Option<f64>) -> Option<(f64, f64)> {
         let judged = |report: &&TrainReport| report.test.or(report.valid).as_ref().and_then(number);
         mean_and_spread(self.runs.iter().filter_map(judged))
@@ -107,7 +109,6 @@ pub(super) fn table(results: &[RunResult], select: Select) -> String {
     text
 }
 
-/// All runs, one a line.
 fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
     let mut csv = csv::Writer::from_writer(Vec::new());
     let of_quality = ["auc", "log_loss", "accuracy", "calibration"];

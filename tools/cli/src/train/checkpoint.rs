@@ -1,9 +1,8 @@
-//! Checkpoints: everything that learning goes on from, in one safetensors file that `ttrec convert`
-//! takes as it is.
+//! Checkpoints: the whole state of training in one safetensors file, which `ttrec convert` reads.
 //!
-//! Parameters have DLRM's names, those of a tensor train and of its cache FBTT's keys; what the
-//! optimiser keeps of a tensor is `opt_state_dict.{tensor}.{0 or 1}`. The metadata have one entry,
-//! [`FACTS`], a JSON object.
+//! Parameters have DLRM's names; tensor trains and their caches have FBTT's keys. The optimiser's
+//! state of a tensor is `opt_state_dict.{tensor}.{0 or 1}`. The metadata has one entry, [`FACTS`],
+//! a JSON object.
 
 use super::{config::Config, tables::Planned};
 use crate::output::Output;
@@ -17,35 +16,35 @@ use std::{borrow::Cow, collections::HashMap, path::Path};
 use ttrec::train::{Dlrm, Parameters};
 use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS};
 
-/// What a checkpoint says besides its numbers.
+/// The metadata of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Facts {
-    /// Of this layout.
+    /// The version of this layout.
     version: u32,
-    /// Where and what the tables are.
+    /// The tables, as a converter opens them.
     pub(crate) tables: Vec<TableSpec>,
-    /// What became a checkpoint.
+    /// The config of the run.
     pub(crate) config: Config,
-    /// How far it has come.
+    /// The progress of the run.
     pub(crate) progress: TrainProgress,
-    /// Steps of the layers and of each table.
+    /// The step counts of the layers and of each table.
     steps: Vec<u64>,
 }
 
 const VERSION: u32 = 1;
 
-/// How far learning has come.
+/// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TrainProgress {
-    /// Epochs that are done.
+    /// Finished epochs.
     pub(crate) epoch: u32,
-    /// Steps that are done of the next.
+    /// Finished steps of the current epoch.
     pub(crate) step: u64,
-    /// Of the examples since the last point: how many, and the sum of their losses.
+    /// The number of examples since the last point, and the sum of their losses.
     pub(crate) examples: u64,
     pub(crate) loss: f64,
     pub(crate) points: Vec<CurvePoint>,
-    /// The epoch after which the examples held out were told best, from 1.
+    /// The best epoch on the validation split, from 1.
     pub(crate) best: Option<Best>,
 }
 
@@ -55,9 +54,9 @@ pub(crate) struct CurvePoint {
     pub(crate) epoch: u32,
     pub(crate) step: u64,
     pub(crate) learning_rate: f64,
-    /// Mean over the examples learned from since the point before.
+    /// The mean over the training examples since the previous point.
     pub(crate) loss: f64,
-    /// At the end of an epoch, of the examples held out.
+    /// At the end of an epoch: the metrics on the validation split.
     pub(crate) valid: Option<super::metrics::Quality>,
 }
 
@@ -67,7 +66,7 @@ pub(crate) struct Best {
     pub(crate) quality: super::metrics::Quality,
 }
 
-/// A tensor to be written.
+/// A tensor to write.
 struct Part<'m> {
     name: String,
     shape: Vec<usize>,
@@ -95,7 +94,7 @@ impl<'m> Part<'m> {
         }
     }
 
-    /// A tensor, and what the optimiser keeps of it.
+    /// A tensor and its optimiser state.
     fn learned(name: String, shape: Vec<usize>, parameters: &'m Parameters) -> Vec<Self> {
         let kept = parameters.state().into_iter().zip(0..).filter(|(state, _)| !state.is_empty());
         let kept =
@@ -116,7 +115,7 @@ fn counters_name(table: usize) -> String {
     format!("opt_state_dict.emb_l.{table}.counters")
 }
 
-/// Writes everything to `path`, whole or not at all.
+/// Writes a checkpoint to `path`, atomically.
 pub(crate) fn write(
     path: &Path,
     model: &Dlrm,
@@ -195,7 +194,7 @@ pub(crate) fn write(
     Ok(output.commit()?)
 }
 
-/// An open checkpoint of this command's.
+/// An open checkpoint of `ttrec train`.
 pub(crate) struct Learned {
     file: Checkpoint,
     pub(crate) facts: Facts,
@@ -207,22 +206,27 @@ impl Learned {
         let place = || path.display().to_string();
         let text = file.metadata(FACTS);
         let text = text.with_context(|| {
-            format!("{}: not a checkpoint of `ttrec train`: no {FACTS:?} in it", place())
+            format!("{}: not a checkpoint of `ttrec train`: metadata {FACTS:?} is missing", place())
         })?;
         let facts: Facts =
             serde_json::from_str(text).with_context(|| format!("{}: {FACTS:?}", place()))?;
         let found = facts.version;
-        ensure!(found == VERSION, "{}: version {found} of the layout: expected {VERSION}", place());
+        ensure!(
+            found == VERSION,
+            "{}: checkpoint version {found}: this `ttrec` reads version \
+                                   {VERSION}",
+            place()
+        );
         facts.config.check().with_context(place)?;
         Ok(Self { file, facts })
     }
 
-    /// Restores a model that was made as this one was.
+    /// Restores a model that was built from the same config and data.
     pub(crate) fn restore(&self, model: &mut Dlrm, tables: &[Planned]) -> Result<()> {
         let specs = tables.iter().zip(0..).map(|(planned, number)| planned.spec(number));
         ensure!(
             specs.eq(self.facts.tables.iter().cloned()),
-            "{}: its tables are not those that the config and the data make now",
+            "{}: its tables differ from those of the present config and data",
             self.file.path().display()
         );
         for (layer, linear) in model.layers_mut() {
@@ -231,7 +235,13 @@ impl Learned {
             }
         }
         let wrong_steps = || {
-            format!("{}: {} counts of steps", self.file.path().display(), self.facts.steps.len())
+            format!(
+                "{}: {} step counts, expected \
+                     {}",
+                self.file.path().display(),
+                self.facts.steps.len(),
+                tables.len() + 1
+            )
         };
         let mut steps = self.facts.steps.iter().copied();
         ensure!(self.facts.steps.len() == tables.len() + 1, wrong_steps());
@@ -272,7 +282,7 @@ impl Learned {
     fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.file
             .tensor(name)
-            .with_context(|| format!("{}: no tensor {name:?}", self.file.path().display()))
+            .with_context(|| format!("{}: tensor {name:?} is missing", self.file.path().display()))
     }
 
     fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {

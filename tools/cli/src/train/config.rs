@@ -1,4 +1,4 @@
-//! What is to be learned, from what and how: a TOML file.
+//! The config of a training run: a TOML file.
 
 use crate::data;
 use anyhow::{Context, Result, bail, ensure};
@@ -31,18 +31,18 @@ pub(crate) struct Model {
     /// vectors.
     #[serde(default)]
     pub(crate) top: Vec<usize>,
-    /// What tables are that are not named in `tables`.
+    /// The representation of features that `tables` does not name.
     #[serde(default)]
     pub(crate) table: Representation,
-    /// By feature.
+    /// The representations of single features, by name.
     #[serde(default)]
     pub(crate) tables: BTreeMap<String, Representation>,
-    /// Tables of fewer rows, and not named, are dense.
+    /// Tables with fewer rows are dense, unless `tables` names them.
     #[serde(default)]
     pub(crate) dense_below: u32,
 }
 
-/// What a table is stored as while it learns, and afterwards.
+/// The representation of a table, in training and in the blob.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "representation", rename_all = "kebab-case")]
 pub(crate) enum Representation {
@@ -52,7 +52,7 @@ pub(crate) enum Representation {
     Tt(Tt),
     /// Index modulo rows.
     Hashed(Hashed),
-    /// The same, the rows being a tensor train's.
+    /// Index modulo rows, with the rows of a tensor train.
     HashedTt(HashedTt),
     /// Quotient and remainder rows.
     QuotientRemainder(QuotientRemainder),
@@ -65,7 +65,7 @@ impl Default for Representation {
 }
 
 impl Representation {
-    /// What it is, whatever its size.
+    /// The representation without its sizes.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Dense(_) => "dense",
@@ -79,7 +79,7 @@ impl Representation {
 }
 
 impl fmt::Display for Representation {
-    /// Its kind, and the fields that are not as they are by default.
+    /// The kind, and the fields that differ from their defaults.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind().trim_end_matches(", cached"))?;
         let Ok(toml::Value::Table(fields)) = toml::Value::try_from(self) else { return Ok(()) };
@@ -91,8 +91,8 @@ impl fmt::Display for Representation {
             "operation" => value.as_str() == Some("mult"),
             _ => false,
         };
-        let mut told = fields.iter().filter(|(field, value)| !plain(field, value));
-        told.try_for_each(|(field, value)| match value {
+        let mut shown = fields.iter().filter(|(field, value)| !plain(field, value));
+        shown.try_for_each(|(field, value)| match value {
             toml::Value::Table(inner) => {
                 write!(f, " {field}")?;
                 inner.iter().try_for_each(|(field, value)| write!(f, " {field} {value}"))
@@ -109,7 +109,7 @@ pub(crate) struct Dense {}
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tt {
-    /// All inner ranks, where they can be that large.
+    /// The inner ranks, each limited by the largest useful rank of its bond.
     pub(crate) rank: u32,
     #[serde(default = "three")]
     pub(crate) cores: usize,
@@ -119,27 +119,27 @@ pub(crate) struct Tt {
     pub(crate) column_factors: Option<Vec<u32>>,
     #[serde(default)]
     pub(crate) initializer: Draw,
-    /// What the first rows are multiplied by.
+    /// The factor of the initial rows.
     #[serde(default = "unchanged")]
     pub(crate) scale: f64,
-    /// Rows that are learned as they are.
+    /// Rows that are trained outside the cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cache: Option<Cache>,
 }
 
-/// The rows that are asked for most, beside the cores (TT-Rec, section 4.3).
+/// A cache of the most frequent rows, outside the cores (TT-Rec, section 4.3).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Cache {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rows: Option<u32>,
-    /// The same, as a share of the table's.
+    /// Instead of `rows`: a share of the table's rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) share: Option<f64>,
-    /// Steps before the first rows enter.
+    /// Steps before the first rows are cached.
     #[serde(default)]
     pub(crate) warm_up: u64,
-    /// Steps between changes; 0 for none.
+    /// Steps between changes of the cached rows; 0: never.
     #[serde(default)]
     pub(crate) refresh: u64,
 }
@@ -149,10 +149,10 @@ pub(crate) struct Cache {
 pub(crate) struct Hashed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) num_rows: Option<u32>,
-    /// As many rows as fit.
+    /// Instead of `num_rows`: as many rows as fit into this many bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bytes: Option<u64>,
-    /// As many rows as fit into the bytes of a tensor train of this rank.
+    /// Instead of `num_rows`: as many rows as fit into the bytes of a tensor train of this rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) like_rank: Option<u32>,
 }
@@ -160,10 +160,10 @@ pub(crate) struct Hashed {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HashedTt {
-    /// Of the tensor train.
+    /// The rows of the tensor train.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) num_rows: Option<u32>,
-    /// The same, as a share of the indices.
+    /// Instead of `num_rows`: a share of the indices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) share: Option<f64>,
     pub(crate) rank: u32,
@@ -171,7 +171,7 @@ pub(crate) struct HashedTt {
     pub(crate) cores: usize,
     #[serde(default)]
     pub(crate) initializer: Draw,
-    /// What the first rows are multiplied by.
+    /// The factor of the initial rows.
     #[serde(default = "unchanged")]
     pub(crate) scale: f64,
 }
@@ -181,17 +181,18 @@ pub(crate) struct HashedTt {
 pub(crate) struct QuotientRemainder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) num_remainders: Option<u32>,
-    /// The fewest remainder rows with which both parts fit.
+    /// Instead of `num_remainders`: the fewest remainder rows with which both parts fit into this
+    /// many bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bytes: Option<u64>,
-    /// The same, into the bytes of a tensor train of this rank.
+    /// As `bytes`, for the bytes of a tensor train of this rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) like_rank: Option<u32>,
     #[serde(default)]
     pub(crate) operation: Operation,
 }
 
-/// What makes one row of two.
+/// How quotient and remainder rows are combined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Operation {
@@ -204,7 +205,7 @@ fn three() -> usize {
     3
 }
 
-/// How the first values are drawn.
+/// The distribution of the initial values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Draw {
@@ -224,48 +225,49 @@ impl Draw {
     }
 }
 
-/// How it is learned.
+/// The training parameters.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Train {
     #[serde(default)]
     pub(crate) optimizer: OptimizerName,
     pub(crate) learning_rate: f64,
-    /// Of the MLPs, if another.
+    /// The learning rate of the MLPs; default: `learning_rate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) layers_learning_rate: Option<f64>,
-    /// What rates are multiplied by after each epoch.
+    /// The factor of the learning rates after each epoch.
     #[serde(default = "unchanged")]
     pub(crate) decay: f64,
-    /// Examples of a step.
+    /// Examples in a step.
     #[serde(default = "default_batch")]
     pub(crate) batch: usize,
     #[serde(default = "default_epochs")]
     pub(crate) epochs: u32,
     #[serde(default)]
     pub(crate) seed: u64,
-    /// Threads to learn with; what is learned is the same for any number.
+    /// The number of threads; it does not change the result.
     #[serde(default = "default_threads")]
     pub(crate) threads: usize,
-    /// What makes one model better than another, of the examples held out.
+    /// The metric on the validation split that chooses the best epoch.
     #[serde(default)]
     pub(crate) select: Select,
-    /// Epochs without a better model, by the examples held out, after which learning ends.
+    /// Training ends after more than this many epochs without a better metric on the validation
+    /// split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) patience: Option<u32>,
-    /// Steps after which a checkpoint is written, besides the end of each epoch; 0: never.
+    /// Steps between checkpoints within an epoch; 0: only at the end of each epoch.
     #[serde(default = "default_checkpoint_every")]
     pub(crate) checkpoint_every: u64,
 }
 
-/// What a better model has less, or more, of.
+/// The metric by which models are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Select {
-    /// Less of what is learned to be small.
+    /// Smaller log-loss, which training minimises.
     #[default]
     LogLoss,
-    /// More, if order alone counts: whether the probabilities are right does not.
+    /// Larger AUC, for uses that only need the order of scores, not probabilities.
     Auc,
 }
 
@@ -313,11 +315,11 @@ fn default_checkpoint_every() -> u64 {
 /// The largest batch: its bags are counted in 32 bits.
 const MAX_BATCH: usize = 1 << 24;
 
-/// Reads a TOML file of any of this command's kinds.
+/// Reads a TOML config of `train` or `sweep`.
 pub(crate) fn read<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{}: cannot read", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{}: not a usable config", path.display()))
+    toml::from_str(&text).with_context(|| format!("{}: invalid config", path.display()))
 }
 
 impl Config {
@@ -328,7 +330,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Refuses numbers with which nothing can be learned.
+    /// Refuses numbers that training cannot use.
     pub(crate) fn check(&self) -> Result<()> {
         let Train { learning_rate, layers_learning_rate, decay, batch, epochs, threads, .. } =
             self.train;
@@ -352,8 +354,8 @@ impl Config {
         Ok(())
     }
 
-    /// Whether what one has learned can be learned on by the other: they differ in nothing but how
-    /// long it takes.
+    /// Whether a run of this config can continue a run of `before`: only `epochs`, `threads` and
+    /// `checkpoint_every` may differ.
     pub(crate) fn continues(&self, before: &Self) -> bool {
         let Train { threads, epochs, checkpoint_every, .. } = before.train;
         let same = Train { threads, epochs, checkpoint_every, ..self.train.clone() };

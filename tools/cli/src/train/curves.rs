@@ -1,4 +1,4 @@
-//! The curves of learning, as numbers and as a picture.
+//! The training curves, as CSV and as SVG.
 
 use super::{checkpoint::CurvePoint, metrics::Quality};
 use crate::{
@@ -8,7 +8,6 @@ use crate::{
 use anyhow::Result;
 use std::path::Path;
 
-/// Writes both.
 pub(super) fn write(csv: &Path, svg: &Path, points: &[CurvePoint]) -> Result<()> {
     let mut output = Output::create(csv)?;
     output.write(|out| {
@@ -38,7 +37,7 @@ pub(super) fn write(csv: &Path, svg: &Path, points: &[CurvePoint]) -> Result<()>
 }
 
 fn picture(points: &[CurvePoint]) -> String {
-    // In epochs; how many steps one has is known from its last point.
+    // The x axis counts epochs; the last point of an epoch gives its number of steps.
     let steps = |epoch: u32| {
         points.iter().filter(|point| point.epoch == epoch).map(|point| point.step).max()
     };
@@ -59,8 +58,8 @@ fn picture(points: &[CurvePoint]) -> String {
     let of_valid =
         |value: fn(Quality) -> Option<f64>| move |point: &CurvePoint| point.valid.and_then(value);
     let losses = [
-        line("learned from", "dense", &|point| Some(point.loss)),
-        line("held out", "tt", &of_valid(|valid| Some(valid.log_loss))),
+        line("training", "dense", &|point| Some(point.loss)),
+        line("validation", "tt", &of_valid(|valid| Some(valid.log_loss))),
     ];
     let shares = [
         line("AUC", "tt", &of_valid(|valid| valid.auc)),
@@ -68,6 +67,6 @@ fn picture(points: &[CurvePoint]) -> String {
     ];
     plot::page(&[
         plot::lines(&losses, "epochs", "log-loss"),
-        plot::lines(&shares, "epochs", "of the examples held out"),
+        plot::lines(&shares, "epochs", "of the validation split"),
     ])
 }

@@ -1,4 +1,4 @@
-//! `ttrec eval`: how good a checkpoint's model is.
+//! `ttrec eval`: evaluates the model of a checkpoint.
 
 use super::{
     OutputDirectory,
@@ -14,27 +14,27 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use std::path::PathBuf;
 
-/// Judge a learned model: AUC, log-loss, accuracy and calibration.
+/// Evaluate a trained model: AUC, log-loss, accuracy and calibration.
 ///
-/// The checkpoint of `ttrec train` says itself what the model is and which data it was learned
-/// from; its vocabulary.csv stands beside it.
+/// A checkpoint of `ttrec train` records its model and its data. `vocabulary.csv` must be in the
+/// same directory.
 #[derive(clap::Args)]
 pub(crate) struct EvalArgs {
     /// checkpoint.safetensors or best.safetensors
     checkpoint: PathBuf,
-    /// Files to judge by, in place of the config's; paths as they are
+    /// Test files to use instead of the config's
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
-    /// Where the paths of the config begin; default: here
+    /// Directory that relative paths in the config start from [default: the current directory]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Which examples
+    /// The split to evaluate on
     #[arg(long, value_enum, default_value = "test")]
     split: WhichSplit,
     /// Threads to score with
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// Write the examples as `ttrec score` takes them, with `label` and the model's `prob`
+    /// Also write the examples, in the format of `ttrec score`, with `label` and the model's `prob`
     #[arg(long, value_name = "FILE.npz")]
     samples: Option<PathBuf>,
     /// Print JSON
@@ -44,11 +44,11 @@ pub(crate) struct EvalArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum WhichSplit {
-    /// Those to be judged by
+    /// The test split
     Test,
-    /// Those held out
+    /// The validation split
     Valid,
-    /// Those it has learned from
+    /// The training split
     Train,
 }
 
@@ -62,7 +62,11 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
         WhichSplit::Valid => Split::Valid,
         WhichSplit::Train => Split::Train,
     };
-    ensure!(args.data.is_empty() || split == Split::Test, "`--data` goes with `--split test`");
+    ensure!(
+        args.data.is_empty() || split == Split::Test,
+        "--data can only be used with --split \
+                                                           test"
+    );
     let data = if args.data.is_empty() {
         config.data.clone()
     } else {

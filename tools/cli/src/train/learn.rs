@@ -1,7 +1,7 @@
-//! The way from a config to a model: epochs of steps, with checkpoints between them.
+//! The training loop: epochs of steps, with checkpoints.
 //!
-//! What is learned depends on the config and the data alone. A checkpoint holds all that the rest
-//! of the way depends on, so that whoever goes on from one arrives at the same bits.
+//! The result depends only on the config and the data. A checkpoint holds the whole state of
+//! training, so that a resumed run gives the same bits.
 
 use super::{
     checkpoint::{self, Best, CurvePoint, Learned, TrainProgress},
@@ -51,7 +51,7 @@ impl OutputDirectory {
     }
 }
 
-/// A model that is being learned.
+/// A training run.
 pub(crate) struct Learner<'d> {
     config: Config,
     dataset: &'d (dyn Dataset + Sync),
@@ -62,12 +62,12 @@ pub(crate) struct Learner<'d> {
     threads: rayon::ThreadPool,
 }
 
-/// What came of it.
+/// The result of a training run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct TrainReport {
-    /// Bytes of the tables, and of dense ones.
+    /// The bytes of the tables, and of dense tables of the same shapes.
     pub(crate) bytes: [u64; 2],
-    /// The epoch, from 1, whose model counts.
+    /// The epoch, from 1, of the reported model.
     pub(crate) epoch: u32,
     pub(crate) valid: Option<Quality>,
     pub(crate) test: Option<Quality>,
@@ -101,7 +101,7 @@ pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
     Ok((model, tables))
 }
 
-/// Gives `run` the model's view of a batch.
+/// Calls `run` with the library's view of a batch.
 fn with_view<T>(
     batch: &Batch,
     run: impl FnOnce(&train::Batch<'_>) -> Result<T, train::TrainError>,
@@ -114,10 +114,10 @@ fn with_view<T>(
     Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
 }
 
-/// Examples that are scored together.
+/// Examples in a batch of scoring.
 const SCORED: usize = 4096;
 
-/// Scores all examples of a split, and hands each batch of them over.
+/// Scores all examples of a split, and calls `each` with every batch.
 pub(super) fn score(
     model: &mut Dlrm,
     dataset: &dyn Dataset,
@@ -142,7 +142,6 @@ pub(super) fn score(
     }
 }
 
-/// Threads to learn with.
 pub(super) fn threads(count: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(count)
@@ -151,7 +150,7 @@ pub(super) fn threads(count: usize) -> Result<rayon::ThreadPool> {
 }
 
 impl<'d> Learner<'d> {
-    /// A model that has learned nothing.
+    /// An untrained model.
     pub(crate) fn new(
         config: &Config,
         dataset: &'d (dyn Dataset + Sync),
@@ -159,7 +158,7 @@ impl<'d> Learner<'d> {
     ) -> Result<Self> {
         ensure!(
             config.train.patience.is_none() || dataset.has(Split::Valid),
-            "`patience` goes with examples that are held out: give `valid_fraction` or `valid`"
+            "`patience` needs a validation split: set `valid_fraction` or `valid`"
         );
         let (model, tables) = build(config, dataset)?;
         Ok(Self {
@@ -173,13 +172,13 @@ impl<'d> Learner<'d> {
         })
     }
 
-    /// Goes on from the checkpoint that is there.
+    /// Continues from the checkpoint in the output directory.
     pub(crate) fn resume(&mut self) -> Result<()> {
         let learned = Learned::open(&self.place.checkpoint())?;
         ensure!(
             learned.facts.config.continues(&self.config),
-            "{}: it was learned with another config: only `epochs`, `threads` and \
-             `checkpoint_every` may differ",
+            "{}: was trained with another config; only `epochs`, `threads` and \
+             `checkpoint_every` may differ when resuming",
             self.place.checkpoint().display()
         );
         learned.restore(&mut self.model, &self.tables)?;
@@ -187,18 +186,18 @@ impl<'d> Learner<'d> {
         Ok(())
     }
 
-    /// Learns to the end, and scores the examples to be judged by.
-    pub(crate) fn run(mut self, tell: bool) -> Result<TrainReport> {
+    /// Trains to the end and scores the test split; with `print`, prints each epoch.
+    pub(crate) fn run(mut self, print: bool) -> Result<TrainReport> {
         let threads = std::mem::replace(&mut self.threads, self::threads(1)?);
         threads.install(|| {
             while self.progress.epoch < self.config.train.epochs && !self.has_given_up() {
-                self.epoch(tell)?;
+                self.epoch(print)?;
             }
             self.report()
         })
     }
 
-    /// Whether the last epochs have not made it better.
+    /// Whether `patience` epochs have passed without a better model.
     fn has_given_up(&self) -> bool {
         let TrainProgress { epoch, best, .. } = &self.progress;
         let last = best.as_ref().map_or(0, |best| best.epoch);
@@ -215,8 +214,8 @@ impl<'d> Learner<'d> {
         LearningRates { layers: layers * decayed, tables: learning_rate * decayed }
     }
 
-    /// The rest of an epoch.
-    fn epoch(&mut self, tell: bool) -> Result<()> {
+    /// Runs the rest of the current epoch.
+    fn epoch(&mut self, print: bool) -> Result<()> {
         let Train { batch: size, checkpoint_every, seed, epochs, .. } = self.config.train;
         let (rates, epoch) = (self.rates(), self.progress.epoch);
         let dataset = self.dataset;
@@ -252,18 +251,18 @@ impl<'d> Learner<'d> {
             }
         }
         drop(bar);
-        ensure!(self.progress.step > 0, "no examples to learn from");
+        ensure!(self.progress.step > 0, "the training split has no examples");
         let complaint = pass.complaint();
-        if let Some(complaint) = complaint.filter(|_| tell && epoch == 0) {
+        if let Some(complaint) = complaint.filter(|_| print && epoch == 0) {
             eprintln!("ttrec: {complaint}");
         }
-        self.end_epoch(rates.tables, tell)
+        self.end_epoch(rates.tables, print)
     }
 
-    /// Ends a stretch of the loss's curve.
+    /// Adds a point to the curve of the loss.
     fn point(&mut self, learning_rate: f64, valid: Option<Quality>) {
         let TrainProgress { epoch, step, examples, loss, points, .. } = &mut self.progress;
-        // Nothing has been learned since the last one, which was put at the very end.
+        // No step since the last point: a checkpoint was due at the end of the epoch.
         let loss = if *examples == 0 {
             points.last().map_or(0.0, |point| point.loss)
         } else {
@@ -273,7 +272,7 @@ impl<'d> Learner<'d> {
         (self.progress.examples, self.progress.loss) = (0, 0.0);
     }
 
-    fn end_epoch(&mut self, learning_rate: f64, tell: bool) -> Result<()> {
+    fn end_epoch(&mut self, learning_rate: f64, print: bool) -> Result<()> {
         let valid = if self.dataset.has(Split::Valid) {
             Some(score(&mut self.model, self.dataset, Split::Valid, |_| Ok(()))?.0.quality())
         } else {
@@ -289,15 +288,15 @@ impl<'d> Learner<'d> {
         if let Some(quality) = better {
             *best = Some(Best { epoch: *epoch, quality });
         }
-        if let Some(point) = points.last().filter(|_| tell) {
+        if let Some(point) = points.last().filter(|_| print) {
             output::print(|out| match &point.valid {
                 Some(valid) => {
-                    writeln!(out, "epoch {epoch}: loss {:.5}, held out: {valid}", point.loss)
+                    writeln!(out, "epoch {epoch}: loss {:.5}, validation: {valid}", point.loss)
                 }
                 None => writeln!(out, "epoch {epoch}: loss {:.5}", point.loss),
             })?;
         }
-        // In this order: whoever goes on from the checkpoint before comes by here again.
+        // In this order: a run that resumes from the previous checkpoint writes both again.
         if better.is_some() {
             self.write(OutputDirectory::best)?;
         }
@@ -319,7 +318,7 @@ impl<'d> Learner<'d> {
         self.write(OutputDirectory::checkpoint)
     }
 
-    /// How good the model that counts is: the best by the examples held out, or the last.
+    /// Reports on the model of the best epoch on the validation split, or of the last epoch.
     fn report(mut self) -> Result<TrainReport> {
         if self
             .progress
@@ -371,7 +370,7 @@ impl fmt::Display for TrainReport {
             "epoch {}: tables of {bytes} bytes, {ratio:.1} times smaller than dense",
             self.epoch
         )?;
-        for (what, quality) in [("held out", &self.valid), ("test", &self.test)] {
+        for (what, quality) in [("validation", &self.valid), ("test", &self.test)] {
             if let Some(quality) = quality {
                 write!(f, "\n{what}: {quality}")?;
             }

@@ -1,25 +1,25 @@
-//! How good scores are.
+//! Metrics of scores.
 
 use super::config::Select;
 use serde::{Deserialize, Serialize};
 
-/// Logits of examples, and their labels.
+/// The logits and labels of examples.
 #[derive(Default)]
 pub(crate) struct Scores {
     pub(crate) logits: Vec<f32>,
     pub(crate) labels: Vec<f32>,
 }
 
-/// What they amount to.
+/// The metrics of some scores.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Quality {
     pub(crate) examples: u64,
-    /// The probability that an example labelled 1 has a higher score than one labelled 0, ties
-    /// counting half. `None` if there are no two such.
+    /// The probability that an example labelled 1 has a higher score than one labelled 0; ties
+    /// count half. `None` if either label is missing.
     pub(crate) auc: Option<f64>,
     /// Mean binary cross-entropy, in nats.
     pub(crate) log_loss: f64,
-    /// The share of the examples that are on the side of 1/2 where their label is.
+    /// The share of examples whose probability and label are on the same side of 1/2.
     pub(crate) accuracy: f64,
     /// The sum of the probabilities over the sum of the labels.
     pub(crate) calibration: Option<f64>,
@@ -67,20 +67,20 @@ impl Scores {
         }
     }
 
-    /// By sorting: each label counts for the positives what it is, and for the negatives what it
-    /// lacks of 1. With labels of 0 and 1 all sums are of whole and half numbers, and exact.
+    /// Sorts by score. An example of label y counts as y positives and 1 - y negatives. With labels
+    /// of 0 and 1 all sums are multiples of 1/2, and exact.
     fn auc(&self) -> Option<f64> {
         let mut order: Vec<(f32, f32)> =
             self.logits.iter().copied().zip(self.labels.iter().copied()).collect();
         order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         let (mut below, mut positives, mut pairs) = (0.0, 0.0, 0.0);
-        // What is equal, 0 and -0 as well, is a tie.
+        // Equal scores, including 0 and -0, are ties.
         for ties in order.chunk_by(|a, b| a.0 == b.0) {
-            let there: f64 = ties.iter().map(|(_, label)| f64::from(*label)).sum();
-            let lacking = ties.len() as f64 - there;
-            pairs += there * (below + lacking / 2.0);
-            below += lacking;
-            positives += there;
+            let tied_positives: f64 = ties.iter().map(|(_, label)| f64::from(*label)).sum();
+            let tied_negatives = ties.len() as f64 - tied_positives;
+            pairs += tied_positives * (below + tied_negatives / 2.0);
+            below += tied_negatives;
+            positives += tied_positives;
         }
         (positives > 0.0 && below > 0.0).then(|| pairs / (positives * below))
     }

@@ -1,7 +1,8 @@
-//! `ttrec train`: a DLRM, its tables stored as they will be, learned from examples.
+//! `ttrec train`: trains a DLRM whose tables have the representation that the blob will have.
 //!
-//! An output directory holds `checkpoint.safetensors`, written again and again, `best.safetensors`
-//! if examples are held out, `vocabulary.csv`, `frequencies.npz`, `curves.csv` and `curves.svg`.
+//! An output directory holds `checkpoint.safetensors`, rewritten at every checkpoint,
+//! `best.safetensors` if there is a validation split, `vocabulary.csv`, `frequencies.npz`,
+//! `curves.csv` and `curves.svg`.
 
 mod checkpoint;
 pub(crate) mod config;
@@ -27,31 +28,32 @@ use std::{
 };
 pub(crate) use tables::{Planned, plan};
 
-/// Learn a ranking model, its tables as tensor trains or otherwise.
+/// Train a ranking model with tensor-train, dense, hashed or quotient-remainder tables.
 ///
-/// The model is a DLRM: dense numbers go through a bottom MLP, categories through tables, and the
-/// products of all pairs of these vectors through a top MLP to one probability. `ttrec convert
-/// DIR/best.safetensors -o model.ttr` makes a blob of it.
+/// The model is a DLRM: a bottom MLP for dense features, tables for categories, the dot products of
+/// all pairs of these vectors, and a top MLP that gives one probability.
+/// `ttrec convert DIR/best.safetensors -o model.ttr` makes a blob of it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A config:
   [data]
   format = \"criteo\"             # or csv, parquet, interactions, sessions
-  train = [\"day_0.gz\"]          # label, 13 integers, 26 categories, between tabs; plain or gzip
+  train = [\"day_0.gz\"]          # label, 13 integers, 26 categories, separated by tabs; plain or gzip
   test = [\"day_1.gz\"]
-  valid_fraction = 0.05         # held out of `train`: to choose the best epoch by
+  valid_fraction = 0.05         # the validation split: chooses the best epoch
 
   [model]
   embedding_dim = 16
   bottom = [512, 256, 64, 16]   # outputs of each layer; the last is as wide as a table
   top = [512, 256, 1]
-  table = { representation = \"tt\", rank = 32 }   # or dense, hashed, hashed-tt, \
-                        quotient-remainder
+  table = { representation = \"tt\", rank = 32 }   # or dense, hashed, hashed-tt,
+                                                 # quotient-remainder
   dense_below = 10000           # smaller tables are dense
 
-  [model.tables]
-  C3 = { representation = \"tt\", rank = 16, cache = { rows = 512, warm_up = 1000, refresh = 5000 \
-                        } }
+  [model.tables.C3]
+  representation = \"tt\"
+  rank = 16
+  cache = { rows = 512, warm_up = 1000, refresh = 5000 }
 
   [train]
   optimizer = \"adagrad\"         # or sgd, row-wise-adagrad, adam
@@ -60,17 +62,17 @@ A config:
   epochs = 3
   patience = 1
 
-docs/train.md has all fields.")]
+docs/train.md lists every key.")]
 pub(crate) struct Args {
-    /// What is learned, from what and how
+    /// The config: data, model and training (TOML)
     config: PathBuf,
-    /// Where checkpoints, curves and the vocabulary go; made if it is not there
+    /// Directory for checkpoints, curves and the vocabulary; created if missing
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Where the paths of the config begin; default: the config's directory
+    /// Directory that relative paths in the config start from [default: the config's directory]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Go on from the checkpoint in the output directory, or begin if there is none yet
+    /// Continue from the checkpoint in the output directory, or start if there is none
     #[arg(long)]
     resume: bool,
 }
@@ -81,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let place = OutputDirectory::new(&args.output)?;
     ensure!(
         args.resume || !place.checkpoint().exists(),
-        "{}: it is there already: give --resume to go on from it, or another directory",
+        "{}: already exists: pass --resume to continue, or choose another directory",
         place.checkpoint().display()
     );
     let dataset = open_data(&config, &data_dir, &place, args.resume)?;
@@ -94,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Opens the data; the vocabulary is the one that was written before, or is made and written.
+/// Opens the data with the vocabulary in the output directory, or writes a new one.
 fn open_data(
     config: &Config,
     data_dir: &Path,
@@ -115,7 +117,7 @@ fn open_data(
     Ok(dataset)
 }
 
-/// Where the paths of a config begin.
+/// The directory that relative paths of a config start from.
 pub(crate) fn directory_of(config: &Path) -> PathBuf {
     config.parent().map(Path::to_owned).unwrap_or_default()
 }
@@ -123,7 +125,7 @@ pub(crate) fn directory_of(config: &Path) -> PathBuf {
 impl OutputDirectory {
     pub(crate) fn new(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory)
-            .with_context(|| format!("{}: cannot make it", directory.display()))?;
+            .with_context(|| format!("{}: cannot create the directory", directory.display()))?;
         Ok(Self(directory.to_owned()))
     }
 }

@@ -1,4 +1,4 @@
-//! The tables of a model: what a config makes of each feature.
+//! The tables of a model, planned from the config and the features of the data.
 
 use super::config::{
     Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt,
@@ -19,15 +19,14 @@ use ttrec_convert::{
     trained::digit_strides,
 };
 
-/// A table before it is made.
+/// The plan of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Planned {
     name: String,
     num_embeddings: u32,
     embedding_dim: usize,
-    /// Rows, if an index is one of those modulo them.
+    /// The number of rows of a hashed table: index i is row i modulo this number.
     hashed: Option<u32>,
-    /// What becomes of the rows of a bag.
     pooling: Pooling,
     stored: TrainedForm,
 }
@@ -47,7 +46,10 @@ pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> 
         .find(|name| features.iter().all(|feature| feature.name != **name))
     {
         let names: Vec<_> = features.iter().map(|feature| &feature.name).take(40).collect();
-        bail!("`tables` has {name:?}, which is no feature: expected one of {names:?}");
+        bail!(
+            "`[model.tables]` names {name:?}, but the data has no such feature: expected one \
+               of {names:?}"
+        );
     }
     let one = |feature: &Feature| {
         let dense = Representation::default();
@@ -72,7 +74,7 @@ impl Planned {
             Representation::Hashed(Hashed { num_rows, bytes, like_rank }) => {
                 let rows =
                     fitting_rows(*num_rows, *bytes, *like_rank, num_embeddings, dim, "num_rows")?;
-                // More rows than indices would be rows that nobody asks for.
+                // No index uses more rows than there are indices.
                 (Some(rows.min(num_embeddings)), TrainedForm::Dense)
             }
             Representation::HashedTt(HashedTt {
@@ -129,7 +131,7 @@ impl Planned {
         Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored })
     }
 
-    /// What its parameters take, as f32.
+    /// The bytes of its parameters, as f32.
     pub(crate) fn bytes(&self) -> u64 {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let row = self.embedding_dim as u64 * size_of::<f32>() as u64;
@@ -149,13 +151,13 @@ impl Planned {
         }
     }
 
-    /// What a dense one would take.
+    /// The bytes of a dense table of the same shape.
     pub(crate) fn dense_bytes(&self) -> u64 {
         u64::from(self.num_embeddings)
             .saturating_mul(self.embedding_dim as u64 * size_of::<f32>() as u64)
     }
 
-    /// Makes the table, its values drawn.
+    /// Builds the table with random initial values.
     pub(crate) fn build(&self, optimizer: Optimizer, seed: u64) -> Result<Box<dyn Embedding>> {
         let dim = self.embedding_dim;
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
@@ -221,15 +223,15 @@ impl Planned {
         }
     }
 
-    /// FBTT's names for the row of each place of the cache, and for the place where it stands, as
-    /// table `number`; none without a cache.
+    /// FBTT's names for the row of each cache slot and for the slot's place, as table `number`;
+    /// none without a cache.
     pub(crate) fn cache_keys(&self, number: usize) -> Option<[String; 2]> {
         let is_cached = matches!(&self.stored, TrainedForm::Tt { cache: Some(_), .. });
         is_cached.then(|| ["hashtbl", "cache_state"].map(|key| format!("{}{key}", prefix(number))))
     }
 
-    /// FBTT's name for the strides of a row's digits, as table `number`, and them; none if it is no
-    /// tensor train.
+    /// FBTT's name for the strides of a row's digits, as table `number`, and the strides; none
+    /// unless it is a tensor train.
     pub(crate) fn strides(&self, number: usize) -> Option<(String, Vec<i64>)> {
         let TrainedForm::Tt { shape, .. } = &self.stored else { return None };
         Some((
@@ -238,7 +240,7 @@ impl Planned {
         ))
     }
 
-    /// How a converter finds and reads it, as table `number`.
+    /// The spec with which a converter opens it, as table `number`.
     pub(crate) fn spec(&self, number: usize) -> TableSpec {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let spec = TableSpec {
@@ -289,7 +291,7 @@ fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TrainedForm> {
     })
 }
 
-/// Rows of a table, given as they are or as a share of its indices, than which they are no more.
+/// The rows of a table, given as a number or as a share of its indices; at most one per index.
 fn rows_or_share(
     rows: Option<u32>,
     share: Option<f64>,
@@ -300,7 +302,7 @@ fn rows_or_share(
         (Some(rows), None) => rows,
         (None, Some(share)) if share > 0.0 => (f64::from(num_embeddings) * share).ceil() as u32,
         (None, Some(share)) => bail!("`share` is {share}: expected more than 0"),
-        _ => bail!("expected `{field}` or `share`"),
+        _ => bail!("set either `{field}` or `share`"),
     };
     ensure!(rows > 0, "`{field}` is 0: expected at least 1");
     Ok(rows.min(num_embeddings))
@@ -312,7 +314,7 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     let row_factors = tt.row_factors.clone().unwrap_or(suggested.rows);
     let column_factors = tt.column_factors.clone().unwrap_or_else(|| widest_first(dim, tt.cores));
     ensure!(tt.rank > 0, "`rank` is 0: expected at least 1");
-    // No unfolding has a higher rank than it has rows or columns.
+    // The rank of an unfolding is at most its number of rows or columns.
     let sides: Vec<u64> = row_factors
         .iter()
         .zip(&column_factors)
@@ -326,9 +328,12 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     let shape = TtShape::new(rows, &row_factors, &column_factors, &ranks)?;
     ensure!(
         shape.embedding_dim() == dim,
-        "`column_factors` is {column_factors:?}: expected a product of {dim}, `embedding_dim`"
+        "the product of `column_factors` {column_factors:?} is {}, but `embedding_dim` is \
+         {dim}",
+        shape.embedding_dim()
     );
-    // No column of what is learned has a place of its own, so the cores may stand either way.
+    // Training gives columns their meaning, so the cores may have either order: take the faster
+    // one.
     let reversed = shape.reversed()?.with_column_order(shape.column_order());
     Ok(if reversed.flops_left_to_right() < shape.flops_left_to_right() {
         reversed
@@ -337,7 +342,7 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     })
 }
 
-/// The rows that a table is given, or that fit into bytes.
+/// The number of rows: given, or as many as fit into the bytes.
 fn fitting_rows(
     rows: Option<u32>,
     bytes: Option<u64>,
@@ -351,15 +356,14 @@ fn fitting_rows(
         (Some(rows), None, None) => return Ok(rows),
         (None, Some(bytes), None) => bytes,
         (None, None, Some(rank)) => tt_bytes(rank, num_embeddings, dim)?,
-        _ => bail!("expected one of `{field}`, `bytes` and `like_rank`"),
+        _ => bail!("set exactly one of `{field}`, `bytes` and `like_rank`"),
     };
     let fitting = bytes / (dim as u64 * size_of::<f32>() as u64).max(1);
-    ensure!(fitting > 0, "{bytes} bytes: expected at least one row of {dim} columns");
+    ensure!(fitting > 0, "{bytes} bytes are less than one row of {dim} columns");
     Ok(u32::try_from(fitting).unwrap_or(u32::MAX))
 }
 
-/// What a tensor train of a rank takes, with the factors that it has unless a config says
-/// otherwise.
+/// The bytes of a tensor train of this rank with the default factors.
 fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
     let (row_factors, column_factors, initializer) = (None, None, Draw::default());
     let tt =
@@ -369,7 +373,7 @@ fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
         .saturating_mul(size_of::<f32>() as u64))
 }
 
-/// The fewest remainder rows that leave room for the quotient rows among `rows`.
+/// The fewest remainder rows with which quotients and remainders fit into `rows` rows.
 fn fewest_remainders(num_embeddings: u32, rows: u32) -> Result<u32> {
     let total =
         |remainders: u32| u64::from(num_embeddings.div_ceil(remainders)) + u64::from(remainders);
@@ -377,6 +381,9 @@ fn fewest_remainders(num_embeddings: u32, rows: u32) -> Result<u32> {
     let found = (1..=root.max(1)).find(|&remainders| total(remainders) <= rows.into());
     found.with_context(|| {
         let least = total(root.max(1));
-        format!("{rows} rows fit: expected at least {least} for quotients and remainders")
+        format!(
+            "{rows} rows fit, but quotients and remainders need at least {least}: raise \
+                 `bytes` or `like_rank`"
+        )
     })
 }

@@ -1,18 +1,17 @@
 //! Which rows and prefix products are worth their bytes.
 //!
 //! Time is modelled in floating-point operations. A lookup costs [`PLANNING`] and its last step.
-//! Its prefix is multiplied out, or if it is stored found and read, [`SEARCHING`] and [`READING`] a
-//! byte, once for all lookups of a batch that share it: so what is asked for often is cheap
-//! already, and prefixes of the middle gain most. A stored row is found and read, too. Where a
-//! table has stored rows, or products, the others are searched for in vain, so that it may do
-//! better without. What is best for the bytes cannot be seen from rows and prefixes one by one, for
-//! each makes the other less useful: so several shares of the budget are tried for the rows, and
-//! the best of them is kept.
+//! Its prefix is computed or, if it is stored, found and read ([`SEARCHING`], and [`READING`] per
+//! byte), once for all lookups of a batch that share it. So very frequent prefixes are cheap
+//! already, and moderately frequent ones gain most. A stored row is found and read, too. Once a
+//! table has stored rows or products, lookups of all others search in vain, so that storing nothing
+//! may be better. Rows and prefixes cannot be chosen separately, because each makes the other less
+//! useful: several splits of the budget are tried, and the best one is kept.
 //!
-//! Counts of a log say too much of rows that are rare: most of those seen once will not be seen
-//! again. So a constant is taken off each (absolute discounting: Ney, Essen and Kneser, "On
-//! structuring probabilistic dependences in stochastic language modelling", 1994), which others of
-//! the same prefix get.
+//! Counts of a log overestimate rare rows: most rows that occur once will not occur again. So a
+//! constant is subtracted from each (absolute discounting: Ney, Essen and Kneser, "On structuring
+//! probabilistic dependences in stochastic language modelling", 1994), which goes to other rows of
+//! the same prefix.
 
 use crate::frequencies::add_up;
 use crate::progress::{Progress, Step};
@@ -24,38 +23,37 @@ use ttrec::{
     repr::{self, TtCores},
 };
 
-/// To find out which slices a row needs, and which lookups share them.
+/// The cost of the digits of a row, and of grouping lookups that share slices.
 const PLANNING: f64 = 4000.0;
-/// To look for a row or a product among those that are stored, which is paid by those that are not,
-/// too.
+/// The cost of searching for a row or a product, whether or not it is stored.
 const SEARCHING: f64 = 4000.0;
-/// Columns of the last step's slices whose sums leave a multiply-add unit half idle.
+/// The number of columns of the last step's slices that leave a multiply-add unit half idle.
 const NARROW: f64 = 8.0;
-/// A byte that is read from memory.
+/// The cost of reading a byte from memory.
 const READING: f64 = 8.0;
 /// The budget is split between rows and prefixes in this many parts.
 const PARTS: u64 = 8;
 /// Of a stored row or product.
 const ID_LEN: u64 = 8;
 
-/// What is asked of a tensor-train table.
+/// The demand on a tensor-train table.
 pub struct Demand<'a> {
     table: Table<'a>,
     shape: TtShape,
     /// Prefixes whose products are stored already, ascending.
     prefixes: &'a [u64],
-    /// Rows that are not stored yet, ascending, and how often they are asked for.
+    /// Rows that are not stored yet, ascending, and their frequencies.
     rows: Vec<(u64, f64)>,
-    /// How many rows are stored already, and how often they are asked for.
+    /// The number of rows that are stored already, and the sum of their frequencies.
     stored_rows: usize,
     stored: f64,
-    /// What is taken off each count.
+    /// The discount of each count.
     discount: f64,
-    /// The sum of all counts for each batch of lookups.
+    /// The sum of all counts, divided by the number of batches.
     per_batch: f64,
 }
 
-/// The rows and prefixes to be stored, by table, ascending.
+/// The rows and prefixes to store, by table, ascending.
 pub struct Choice {
     /// By table.
     pub rows: Vec<Vec<u64>>,
@@ -63,7 +61,7 @@ pub struct Choice {
     pub prefixes: Vec<Vec<u64>>,
 }
 
-/// Which share of the lookups finds what.
+/// The shares of lookups by how their row is found.
 #[derive(Serialize)]
 pub struct Hits {
     /// Lookups of stored rows.
@@ -75,8 +73,7 @@ pub struct Hits {
 }
 
 impl<'a> Demand<'a> {
-    /// `rows` ascend, and are asked for more often than never. Lookups come in batches of
-    /// `batch_lookups`.
+    /// `rows` ascend, and have frequencies above 0. Lookups come in batches of `batch_lookups`.
     pub fn new(
         table: &Table<'a>,
         tt: &TtCores<'a>,
@@ -85,10 +82,10 @@ impl<'a> Demand<'a> {
     ) -> Self {
         let total: f64 = rows.iter().map(|(_, frequency)| frequency).sum();
         let discount = discount(&rows);
-        let there = table.data().overrides().map_or(&[][..], |overrides| overrides.ids());
+        let stored = table.data().overrides().map_or(&[][..], |overrides| overrides.ids());
         let mut stored = 0.0;
         rows.retain(|(row, frequency)| {
-            let is_stored = there.binary_search(row).is_ok();
+            let is_stored = stored.binary_search(row).is_ok();
             stored += if is_stored { *frequency } else { 0.0 };
             !is_stored
         });
@@ -99,20 +96,20 @@ impl<'a> Demand<'a> {
             shape: *tt.shape(),
             prefixes,
             rows,
-            stored_rows: there.len(),
+            stored_rows: stored.len(),
             stored,
             discount,
             per_batch,
         }
     }
 
-    /// The bytes that `count` more rows take.
+    /// The bytes of `count` more rows.
     pub fn bytes_of_rows(&self, count: usize) -> u64 {
         let len = Dtype::F32.bytes_of(self.shape.embedding_dim());
         bytes_of(self.stored_rows, count, len, self.table.num_embeddings())
     }
 
-    /// The bytes that the products of `count` more prefixes take.
+    /// The bytes of `count` more prefix products.
     pub fn bytes_of_products(&self, count: usize) -> u64 {
         bytes_of(
             self.prefixes.len(),
@@ -122,12 +119,12 @@ impl<'a> Demand<'a> {
         )
     }
 
-    /// What the table would take as dense f32.
+    /// The bytes of the table as dense f32.
     pub fn dense_bytes(&self) -> f64 {
         self.table.num_embeddings() as f64 * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64
     }
 
-    /// Shares of the lookups once these rows and prefixes are stored, too; zeros if there are none.
+    /// The shares of lookups if these rows and prefixes are added; zeros if there are no lookups.
     pub fn hits(&self, rows: &[u64], prefixes: &[u64]) -> Hits {
         let total = self.stored + self.rows.iter().map(|(_, frequency)| frequency).sum::<f64>();
         let share = |frequency: f64| if total > 0.0 { frequency / total } else { 0.0 };
@@ -144,7 +141,7 @@ impl<'a> Demand<'a> {
         Hits { by_row: share(by_row), by_prefix: share(by_prefix), computed: share(computed) }
     }
 
-    /// Of the row that an index stands for.
+    /// The prefix of the row of an index.
     fn prefix(&self, index: u64) -> u64 {
         self.shape.prefix(self.table.row_of(index))
     }
@@ -153,30 +150,30 @@ impl<'a> Demand<'a> {
         self.prefixes.binary_search(&prefix).is_ok()
     }
 
-    /// How often a prefix is multiplied out or read, if `frequency` lookups need it.
+    /// How often a prefix is computed or read, if `frequency` lookups need it.
     fn uses(&self, frequency: f64) -> f64 {
-        // They come as they like: a batch has none of them with the probability e^-(their mean).
+        // Lookups are a Poisson process: a batch has none with probability e^-mean.
         -(-frequency / self.per_batch).exp_m1() * self.per_batch
     }
 
-    /// The cost of a lookup once its prefix is there.
+    /// The cost of a lookup after its prefix.
     fn last_step(&self) -> f64 {
         let columns = self.shape.column_factor(self.shape.num_cores() - 1) as f64;
         2.0 * self.shape.prefix_len() as f64 * (columns + NARROW) + PLANNING
     }
 
-    /// The cost of multiplying a prefix out.
+    /// The cost of computing a prefix.
     fn product(&self) -> f64 {
         let columns = self.shape.column_factor(self.shape.num_cores() - 1) as f64;
         self.shape.flops_left_to_right() as f64 - 2.0 * self.shape.prefix_len() as f64 * columns
     }
 
-    /// The cost of finding and reading it.
+    /// The cost of finding and reading a prefix.
     fn stored_product(&self) -> f64 {
         SEARCHING + READING * Dtype::F32.bytes_of(self.shape.prefix_len()) as f64
     }
 
-    /// What it saves to store each row.
+    /// The saving of storing each row.
     fn row_savings(&self) -> impl Iterator<Item = (u64, f64)> {
         let stored = SEARCHING + READING * Dtype::F32.bytes_of(self.shape.embedding_dim()) as f64;
         let prefixes = self.demand_by_prefix(&[]);
@@ -196,8 +193,7 @@ impl<'a> Demand<'a> {
         })
     }
 
-    /// What searching costs the lookups that do not find their rows, once these are the first to be
-    /// stored.
+    /// The cost of searching in vain for rows, if these are the first that are stored.
     fn vain_row_searches(&self, rows: &[u64]) -> f64 {
         if self.stored_rows > 0 || rows.is_empty() {
             return 0.0;
@@ -209,8 +205,8 @@ impl<'a> Demand<'a> {
         SEARCHING * self.rows.iter().map(vain).sum::<f64>()
     }
 
-    /// What searching costs the prefixes that are not found, once these are the first to be stored
-    /// beside `rows`.
+    /// The cost of searching in vain for prefixes, if these are the first that are stored; `rows`
+    /// are stored too.
     fn vain_prefix_searches(&self, rows: &[u64], prefixes: &[u64]) -> f64 {
         if !self.prefixes.is_empty() || prefixes.is_empty() {
             return 0.0;
@@ -220,8 +216,7 @@ impl<'a> Demand<'a> {
         SEARCHING * vain.map(|(_, frequency)| self.uses(frequency)).sum::<f64>()
     }
 
-    /// What it saves to store the product of each prefix, once these rows, some of its own, are
-    /// stored.
+    /// The saving of storing each prefix product, if these rows are stored.
     fn product_savings(&self, rows: &[u64]) -> impl Iterator<Item = (u64, f64)> {
         let saving = (self.product() - self.stored_product()).max(0.0);
         let prefixes = self.demand_by_prefix(rows).into_iter();
@@ -230,8 +225,7 @@ impl<'a> Demand<'a> {
             .map(move |(prefix, frequency)| (prefix, self.uses(frequency) * saving))
     }
 
-    /// How often each prefix is needed, once these rows, some of its own, are stored; by prefix,
-    /// ascending.
+    /// How often each prefix is needed, if these rows are stored; by prefix, ascending.
     fn demand_by_prefix(&self, rows: &[u64]) -> Vec<(u64, f64)> {
         let mut stored = rows.iter().peekable();
         let mut prefixes: Vec<(u64, f64)> = Vec::new();
@@ -252,21 +246,21 @@ impl<'a> Demand<'a> {
     }
 }
 
-/// The bytes of `count` items of `len` bytes, with their ids, beside those that are `there`; ids
-/// are below `limit`.
-fn bytes_of(there: usize, count: usize, len: usize, limit: u64) -> u64 {
+/// The bytes that `count` items of `len` bytes and their ids add to `existing` items; ids are below
+/// `limit`.
+fn bytes_of(existing: usize, count: usize, len: usize, limit: u64) -> u64 {
     let index = |count: usize| repr::id_index_len(count as u64, limit, len);
-    (ID_LEN + len as u64) * count as u64 + index(there + count) - index(there)
+    (ID_LEN + len as u64) * count as u64 + index(existing + count) - index(existing)
 }
 
-/// What is to be taken off each of these frequencies: of counts, by how many of them are 1 and 2;
-/// else nothing.
+/// The discount of these frequencies: for counts, computed from the numbers of ones and twos;
+/// otherwise 0.
 fn discount(rows: &[(u64, f64)]) -> f64 {
     let are = |count: f64| rows.iter().filter(|(_, frequency)| *frequency == count).count() as f64;
     if rows.iter().any(|(_, frequency)| frequency.fract() != 0.0) || are(1.0) == 0.0 {
         return 0.0;
     }
-    // Where none came twice there is no telling.
+    // Without twos there is no estimate.
     (are(1.0) / (are(1.0) + 2.0 * are(2.0))).min(0.75)
 }
 
@@ -286,7 +280,7 @@ impl Item {
     }
 }
 
-/// What was taken of a table's items.
+/// The chosen items of a table.
 #[derive(Clone, Default)]
 struct Taken {
     ids: Vec<u64>,
@@ -325,7 +319,7 @@ pub fn choose(tables: &[Option<Demand<'_>>], budget: u64, progress: &dyn Progres
     best
 }
 
-/// The items of all tables that save anything and that the budget may reach, best first.
+/// The items with a saving that the budget may reach, of all tables, best first.
 fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
     tables: &'d [Option<Demand<'a>>],
     budget: u64,
@@ -336,7 +330,8 @@ fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
     for (table, demand) in tables.iter().enumerate() {
         let Some(demand) = demand else { continue };
         let (start, bytes) = (items.len(), bytes_of(demand, 1));
-        // No more of one table than all bytes hold: millions of rows need not be kept and sorted.
+        // At most as many per table as fit into the budget, so that millions of rows are not
+        // sorted.
         let most = usize::try_from(budget / bytes).unwrap_or(usize::MAX);
         let drop_worst = |items: &mut Vec<Item>| {
             if most < items.len() - start {
@@ -356,8 +351,8 @@ fn rank<'d, 'a, I: Iterator<Item = (u64, f64)>>(
     items
 }
 
-/// Takes what fits, best first; by table, and nothing of a table where that costs more than it
-/// saves.
+/// Chooses the best items that fit, by table; nothing for a table where the search costs more than
+/// the items save.
 fn take<'a>(
     tables: &[Option<Demand<'a>>],
     items: &[Item],

@@ -1,4 +1,4 @@
-//! Rows and prefix products that are stored in a blob, so that lookups need not compute them.
+//! Adds rows and prefix products to a blob, so that lookups do not compute them.
 
 mod choose;
 
@@ -24,8 +24,9 @@ use ttrec::{
     repr::{self, IndexMap, Prefixes, Weights},
 };
 
-/// What the frequencies say of each table; `None` for tables that have none, or are no tensor
-/// trains: these stay unchanged. `batch` lookups in a table share what they compute.
+/// The demand on each table; `None` for tables without frequencies and for other representations
+/// than tensor trains, which are not changed. Batches have `batch` lookups per table, which share
+/// products.
 ///
 /// # Errors
 /// If the frequencies do not fit the tables, or no table can use them.
@@ -41,7 +42,7 @@ pub fn demands<'a>(
 /// `choice`; returns its length in bytes.
 ///
 /// # Errors
-/// If `bytes` is no sound blob, or `out` fails ([`Error::Output`]).
+/// If `bytes` is not a valid blob, or `out` fails ([`Error::Output`]).
 pub fn write(
     bytes: &[u8],
     tables: &[Table<'_>],
@@ -58,7 +59,7 @@ pub fn write(
 /// The same in memory.
 ///
 /// # Errors
-/// If `bytes` is no sound blob.
+/// If `bytes` is not a valid blob.
 pub fn to_blob(
     bytes: &[u8],
     tables: &[Table<'_>],
@@ -94,7 +95,7 @@ struct Enlarged<'e> {
     bytes: &'e [u8],
     blob: Blob<'e>,
     tables: &'e [Table<'e>],
-    /// By table, the ids in its sections; none where nothing is added and the sections stay.
+    /// The ids in the sections of each table; none if nothing is added and the sections are copied.
     rows: Vec<Vec<u64>>,
     prefixes: Vec<Vec<u64>>,
     layout: Layout,
@@ -173,7 +174,7 @@ impl<'e> Enlarged<'e> {
         }
     }
 
-    /// The bytes of a section that stays unchanged.
+    /// The bytes of an unchanged section.
     fn section(&self, plan: &SectionPlan) -> Result<&'e [u8]> {
         let blob = &self.blob;
         let of_layers = || (0..blob.num_layers()).flat_map(|layer| blob.layer_sections(layer));
@@ -189,7 +190,7 @@ impl<'e> Enlarged<'e> {
     }
 }
 
-/// The model as it is, which takes tables by their positions.
+/// The unchanged model, which refers to tables by position.
 fn model(blob: &Blob<'_>) -> Option<ModelSpec> {
     let layers = |stack| {
         let of_stack = blob.layers().filter(move |layer| layer.stack == stack);
@@ -216,7 +217,7 @@ fn prefixes<'a>(table: &Table<'a>) -> Option<Prefixes<'a>> {
     }
 }
 
-/// The table with so many rows and prefixes stored; 0 for as many as there are.
+/// The table with this many rows and prefixes; 0 keeps the present ones.
 fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec> {
     let data = table.data();
     let dtype = data.dtype();
@@ -236,7 +237,7 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
             // The format allows it, the writer does not.
             ensure!(
                 parts.remainders().dtype() == dtype,
-                "its two parts differ in type: expected one for both"
+                "its parts have different types, which `cache` does not support"
             );
             WeightsSpec::QuotientRemainder {
                 num_embeddings: data.num_rows(),
@@ -251,7 +252,7 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
             // The format allows it, the writer does not.
             ensure!(
                 cores.all(|core| core.slices().dtype() == dtype),
-                "its cores differ in type: expected one for all"
+                "its cores have different types, which `cache` does not support"
             );
             WeightsSpec::Tt { shape: *tt.shape(), dtype }
         }
@@ -283,7 +284,7 @@ fn write_index(ids: &[u64], limit: u64, sink: &mut Sink<'_>) -> Result<()> {
     repr::id_index(ids, limit).try_for_each(|line| sink.put(&line))
 }
 
-/// Rows as lookups give them, those that are stored apart among them.
+/// Rows as lookups return them, including overridden rows.
 fn write_rows(
     table: &Table<'_>,
     ids: &[u64],
@@ -314,8 +315,8 @@ fn write_products(
     let step = Step::new(progress, &format!("{}: prefixes", table.name()), ids.len() as u64);
     ids.iter().try_for_each(|&id| {
         step.add(1);
-        // One that is there stays, lest a row change its bits: another machine may have rounded it
-        // otherwise.
+        // Existing products are copied, so that no row changes its bits: another machine may have
+        // rounded them differently.
         if let Some(there) = tt.prefixes()
             && let Ok(position) = there.ids().binary_search(&id)
         {

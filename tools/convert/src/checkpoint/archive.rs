@@ -14,21 +14,21 @@ use super::mapped::{Checked, Mapped};
 
 pub(super) type Members = ZipArchive<Cursor<Mapped>>;
 
-/// An archive that has passed `open`.
+/// An archive that `open` has checked.
 pub(super) struct Archive {
     pub(super) members: Members,
     /// Names of the members, by index.
     pub(super) names: Vec<String>,
 }
 
-/// A member may decompress to this much, however small it is ...
+/// A member of any size may decompress to this many bytes ...
 const FREE_SIZE: u64 = 64 << 20;
-/// ... and beyond it to this many times its compressed size. Trained weights hardly compress;
-/// deflate reaches 1000 on a bomb.
+/// ... and a larger one to this many times its compressed size. Trained weights hardly compress; a
+/// zip bomb reaches 1000.
 const MAX_RATIO: u64 = 100;
 
-/// Opens the archive and refuses what could mislead a reader of its members: two of one name,
-/// encryption, unknown compression, and sizes the file cannot honestly hold.
+/// Opens the archive and refuses members that could mislead a reader: duplicate names, encryption,
+/// unknown compression, and sizes that the file cannot hold.
 pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError> {
     let malformed = |e: ZipError| CheckpointError::file(path, format!("zip archive: {e}"));
     let members = ZipArchive::new(Cursor::new(map.clone())).map_err(malformed)?;
@@ -54,11 +54,11 @@ pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError
             _ => None,
         };
         let reason = match limit {
-            _ if member.encrypted() => "encrypted, expected plain".to_owned(),
+            _ if member.encrypted() => "encrypted archives are not supported".to_owned(),
             Some(limit) if size <= limit => continue,
             Some(limit) => format!(
-                "declares {size} bytes, expected at most {limit} from {packed} bytes in the file; \
-                 if it is genuine, save it uncompressed"
+                "expands from {packed} to {size} bytes, more than the limit of {limit}: if the \
+                 file is genuine, save it uncompressed"
             ),
             None => format!(
                 "{packed} bytes compressed by {:?} in a file of {file_len}, expected stored or \
@@ -87,8 +87,7 @@ pub(super) fn read(members: &mut Members, index: usize) -> Result<Vec<u8>, Strin
     Ok(bytes)
 }
 
-/// A member that lies in the file as it is: which bytes those are, and their checksum, if one was
-/// computed.
+/// The bytes of an uncompressed member in the file, and their checksum, if there is one.
 #[derive(Clone)]
 pub(super) struct StoredMember {
     pub(super) range: Range<usize>,
@@ -111,7 +110,7 @@ pub(super) fn stored(
         let range = usize::try_from(start).ok()?..usize::try_from(end).ok()?;
         (range.end <= map.as_ref().len()).then_some(range)
     });
-    // `torch.save` can be told to leave checksums out: they are 0 then.
+    // `torch.save` has an option to omit checksums: they are 0 then.
     let checked = |range: &Range<usize>| Arc::new(Checked::new(map, range.clone(), crc32));
     Ok(range.map(|range| StoredMember { checked: (crc32 != 0).then(|| checked(&range)), range }))
 }

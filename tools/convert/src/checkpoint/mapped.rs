@@ -24,11 +24,10 @@ impl Mapped {
         }
         let file = File::open(path)?;
         // SAFETY: the mapping is read-only, and what is borrowed from it is plain old data, for
-        // which every value is valid, or text that was checked to be UTF-8. What cannot be
-        // ruled out is another process writing to the file meanwhile: values and text then
-        // change under us, and a file cut short ends this process with SIGBUS.
-        // docs/security.md says that a mapped file must not change; the alternative is to
-        // load gigabytes of table.
+        // which every value is valid, or text that was checked to be UTF-8. Another process may
+        // still write to the file: values and text then change while they are borrowed, and
+        // truncation ends this process with SIGBUS. docs/security.md says that a mapped file must
+        // not change; the alternative is to load gigabytes of table.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Self(Arc::new((map, file))))
     }
@@ -56,8 +55,7 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// Bytes of the file whose CRC-32 is known. They are compared with it once, when the first of them
-/// is asked for.
+/// Bytes of the file with a known CRC-32, which is checked once, on first use.
 pub(super) struct Checked {
     map: Mapped,
     range: Range<usize>,
@@ -70,7 +68,7 @@ impl Checked {
         Self { map: map.clone(), range, crc32, found: OnceLock::new() }
     }
 
-    /// What is wrong with them, if anything is.
+    /// The result of the check.
     pub(super) fn check(&self) -> Result<(), String> {
         self.found.get_or_init(|| self.compare()).clone()
     }

@@ -1,10 +1,9 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
-//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, told apart by content.
+//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, distinguished by content.
 //!
-//! A checkpoint is hostile until proven otherwise. Every declared size is checked against the bytes
-//! that are there before anything is allocated from it, compressed data must keep to a ratio (see
-//! `archive`), a pickle is costed before it is parsed (see `pickle`), and no reader used here can
-//! execute anything a file asks for.
+//! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
+//! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
+//! pickle is bounded before it is parsed (see `pickle`), and no reader executes code from a file.
 
 mod archive;
 mod mapped;
@@ -33,10 +32,10 @@ pub enum CheckpointError {
     Io {
         /// The checkpoint.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// The container is not what it should be.
+    /// The container is invalid.
     #[error("{}: {reason}", path.display())]
     File {
         /// The checkpoint.
@@ -44,7 +43,7 @@ pub enum CheckpointError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// One tensor or member is not what it should be, or was asked for what it does not hold.
+    /// A tensor or member is invalid, or does not have the requested elements.
     #[error("{}: `{}`: {reason}", path.display(), tensor.escape_debug())]
     Tensor {
         /// The checkpoint.
@@ -72,22 +71,22 @@ impl CheckpointError {
 
 /// An open checkpoint.
 ///
-/// Data that lies in the file in the order of rows is decoded from a mapping of the file, or read
-/// as it is asked for, and never loaded: `.safetensors`, `.npy`, uncompressed `.npz`, and the
-/// tensors of a `state_dict` in a `.pt` file. Others (compressed ones, transposed views, legacy
-/// `.pt` files) are decoded whole on first use; those used last are kept, up to 256 MiB or one
-/// tensor. Where the container has checksums, a tensor's is compared before anything of it is used.
+/// Tensors that are row-major in the file are decoded from a mapping of the file on each read, and
+/// never loaded: `.safetensors`, `.npy`, uncompressed `.npz`, and the tensors of a `state_dict` in
+/// a `.pt` file. Others (compressed ones, transposed views, legacy `.pt` files) are decoded whole
+/// on first use; the last used ones are kept, up to 256 MiB or one tensor. If the container has
+/// checksums, a tensor's checksum is checked before first use.
 pub struct Checkpoint {
     path: Arc<Path>,
     tensors: BTreeMap<String, Tensor>,
     metadata: Metadata,
 }
 
-/// Texts by name: a safetensors file may have some beside its tensors.
+/// Texts by name, from the header of a safetensors file.
 type Metadata = BTreeMap<String, String>;
 
 impl Checkpoint {
-    /// Opens the checkpoint at `path`; its content decides which container it is.
+    /// Opens the checkpoint at `path`; the content decides the container.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let path: Arc<Path> = path.into();
         let map = Mapped::open(&path)
@@ -98,19 +97,19 @@ impl Checkpoint {
         for tensor in list {
             let name = tensor.name().to_owned();
             if tensors.insert(name.clone(), tensor).is_some() {
-                let reason = "two tensors of this name, expected one";
+                let reason = "duplicate tensor name";
                 return Err(CheckpointError::tensor(&path, &name, reason));
             }
         }
         Ok(Self { path, tensors, metadata })
     }
 
-    /// The file.
+    /// The path of the checkpoint, or of the index of several files.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Every file that it is read from.
+    /// The files of the checkpoint.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let shards: BTreeSet<&Path> = self.tensors.values().map(Tensor::file).collect();
         [self.path()].into_iter().chain(shards)
@@ -126,7 +125,7 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// The text called `name` that the file has beside its tensors.
+    /// The text called `name` in the header of a safetensors file.
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name).map(String::as_str)
     }
@@ -157,10 +156,10 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<(Vec<Tensor>, Metadata), Checkp
         return torch::read_legacy(path, &map).map(alone);
     }
     let reason = if bytes.get(257..262) == Some(b"ustar") {
-        "a torch checkpoint in tar form (before 2017), expected one saved again by a newer torch"
+        "torch checkpoint in tar form (before 2017): save it again with a newer torch"
     } else {
-        "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or .npz \
-         file, found none of their signatures"
+        "not a checkpoint that ttrec can read: expected .safetensors, .safetensors.index.json, \
+         torch .pt (zip or legacy), .npy or .npz"
     };
     Err(CheckpointError::file(path, reason))
 }
@@ -170,13 +169,13 @@ thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs the parsing of hostile bytes; a panic becomes an error, without a word on stderr.
+/// Parses hostile bytes; turns a panic into an error, and prints nothing on stderr.
 ///
-/// Some libraries multiply or add declared sizes unchecked (safetensors the end of
-/// the data), which panics when overflow checks are on, and none promises not to panic at all.
+/// Some libraries add or multiply declared sizes unchecked, which panics when overflow checks are
+/// on, and none guarantees not to panic.
 fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
-    // The error says it all; a panic's own message and backtrace would only alarm.
+    // The error has the message; a printed panic would look like a bug of this program.
     HOOK.call_once(|| {
         let report = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
@@ -186,7 +185,7 @@ fn contain<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
         }));
     });
     let outer = CONTAINED.replace(true);
-    // What a panic may leave half done is dropped with the closure.
+    // The closure owns everything that a panic may leave inconsistent.
     let outcome = panic::catch_unwind(AssertUnwindSafe(parse));
     CONTAINED.set(outer);
     outcome.map_err(|panic| {

@@ -14,7 +14,7 @@ pub(super) const MAGIC: &[u8] = b"\x93NUMPY";
 /// numpy itself refuses longer header texts.
 const MAX_HEADER: usize = 10_000;
 
-/// What a `.npy` header says.
+/// The contents of a `.npy` header.
 struct Header {
     element_type: ElementType,
     shape: Vec<u64>,
@@ -52,7 +52,7 @@ impl Header {
     }
 }
 
-/// The type of a `descr` such as `<f4`, and whether its bytes are big-endian.
+/// The type of a `descr` such as `<f4`, and whether it is big-endian.
 fn element_type(descr: &str) -> Option<(ElementType, bool)> {
     let (order, kind) = descr.split_at_checked(1)?;
     let element_type = match kind {
@@ -73,7 +73,7 @@ fn element_type(descr: &str) -> Option<(ElementType, bool)> {
     match order {
         "<" => Some((element_type, false)),
         ">" => Some((element_type, true)),
-        // Single bytes have no order.
+        // Single bytes have no byte order.
         "|" if element_type.size() == 1 => Some((element_type, false)),
         _ => None,
     }
@@ -114,7 +114,7 @@ impl Dict {
     }
 }
 
-/// What is left of a header's text.
+/// The rest of a header's text.
 struct Literal<'t>(&'t str);
 
 impl<'t> Literal<'t> {
@@ -181,7 +181,7 @@ pub(super) fn read_npy(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Ch
     tensor(path, name.into_owned(), header, data).map(|tensor| vec![tensor])
 }
 
-/// The arrays of a `.npz` file; members that are not `.npy` are no arrays to numpy either.
+/// The arrays of a `.npz` file; like numpy, ignores members that are not `.npy`.
 pub(super) fn read_npz(
     path: &Arc<Path>,
     map: &Mapped,
@@ -221,7 +221,7 @@ pub(super) fn read_npz(
     Ok(tensors)
 }
 
-/// The header of a member and, if it is stored as it is, the bytes of the file it occupies.
+/// The header of a member and, if it is uncompressed, its bytes in the file.
 fn member_header(
     map: &Mapped,
     members: &mut Members,
@@ -236,7 +236,7 @@ fn member_header(
         .read_to_end(&mut start)
         .map_err(|e| e.to_string())?;
     let header = Header::parse(&start)?;
-    // Before anything is decompressed for it, a shape must fit the size the member declares.
+    // Before anything is decompressed, the shape must match the declared size of the member.
     let declared = header
         .shape
         .iter()

@@ -1,26 +1,25 @@
-//! The cost of unpickling, found without unpickling, and where the tensors lie, which
-//! pytorch-reader keeps to itself.
+//! Bounds the cost of unpickling without unpickling, and finds the positions of tensors, which
+//! pytorch-reader does not expose.
 //!
 //! pytorch-reader copies an object on every fetch from the memo. It limits what copying may cost,
 //! but does not count class names, dict keys, storage keys and tensor shapes: a file of 3 MB that
-//! memoizes one of 1 MB and fetches it a million times asks for a terabyte. Nor does it bound what
-//! a compressed run of one-byte opcodes expands to. So the opcodes are first run over sizes instead
+//! memoizes one of 1 MB and fetches it a million times needs a terabyte. Nor does it bound the
+//! expansion of a compressed run of one-byte opcodes. So the opcodes are first run on sizes instead
 //! of objects.
 //!
-//! A size has with it what the object is, where that leads to a tensor: of all that a pickle can
-//! say, the few calls with which `torch.save` writes a `state_dict`. Nothing is nested in these, so
-//! that nothing is deep.
+//! With each size goes the kind of object, for the few calls with which `torch.save` writes a
+//! `state_dict`. These are not nested, so that no recursion is needed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-/// Memory that parsing may take. A tensor costs some 10 KB here.
+/// The memory limit of parsing. A tensor costs some 10 KB here.
 const BUDGET: u64 = 256 << 20;
 
-/// What an object takes besides its text.
+/// The bytes of an object without its text.
 const OBJECT: u64 = 128;
 
-/// Where a tensor's elements lie.
+/// The position of a tensor's elements.
 #[derive(Debug, PartialEq)]
 pub(super) struct Location {
     /// The name of its storage.
@@ -32,12 +31,12 @@ pub(super) struct Location {
     pub(super) strides: Vec<u64>,
 }
 
-/// The places of tensors, by the keys that lead to them, joined by dots.
+/// The positions of tensors, by their keys, joined by dots.
 pub(super) type Places = BTreeMap<String, Rc<Location>>;
 
-/// Refuses `bytes` unless it starts with `count` pickles that can be parsed within [`BUDGET`]; the
-/// tensors that the last of them is seen to place somewhere. What is said twice, or in other ways
-/// than the usual ones, is not among them.
+/// Refuses `bytes` unless it starts with `count` pickles that can be parsed within [`BUDGET`].
+/// Returns the positions of the last one's tensors, except those of duplicate keys or in unusual
+/// encodings.
 pub(super) fn check(bytes: &[u8], count: usize) -> Result<Places, String> {
     let mut machine = Machine {
         rest: bytes,
@@ -52,10 +51,10 @@ pub(super) fn check(bytes: &[u8], count: usize) -> Result<Places, String> {
             .run()
             .ok_or("pickle: expected well-formed opcodes up to the end of its object")?;
         if machine.cost > BUDGET {
-            return Err(format!("pickle: parsing it takes over {BUDGET} bytes"));
+            return Err(format!("pickle: too complex to parse within {BUDGET} bytes"));
         }
         places = machine.stack.pop().map_or_else(Places::new, |object| object.what.places());
-        // Each pickle has a stack and a memo of its own.
+        // Each pickle has its own stack and memo.
         machine.stack.clear();
         machine.marks.clear();
         machine.memo.clear();
@@ -63,13 +62,13 @@ pub(super) fn check(bytes: &[u8], count: usize) -> Result<Places, String> {
     Ok(places)
 }
 
-/// A pickle machine whose values are sizes in bytes, and what is known of them.
+/// A pickle machine whose values are sizes in bytes and kinds of objects.
 struct Machine<'a> {
     rest: &'a [u8],
     stack: Vec<Value<'a>>,
     marks: Vec<usize>,
     memo: HashMap<u64, Value<'a>>,
-    /// Everything ever pushed or copied.
+    /// The bytes of all objects pushed or copied so far.
     cost: u64,
 }
 
@@ -79,7 +78,7 @@ struct Value<'a> {
     what: What<'a>,
 }
 
-/// What an object is. It holds no object that holds others.
+/// The kind of an object, nested at most once.
 #[derive(Clone)]
 enum What<'a> {
     Unknown,
@@ -91,7 +90,7 @@ enum What<'a> {
     Tuple(Rc<[What<'a>]>),
     Storage(&'a [u8]),
     Tensor(Rc<Location>),
-    /// Tensors by their keys, and as `None` what else has a key.
+    /// Tensors by their keys; `None` for other objects.
     Dict(Rc<Vec<Entry>>),
 }
 
@@ -107,7 +106,7 @@ impl<'a> What<'a> {
         Self::Tuple(items.into_iter().map(shallow).collect())
     }
 
-    /// What a persistent id stands for.
+    /// The storage that a persistent id refers to.
     fn persistent(id: &Self) -> Self {
         match id {
             Self::Tuple(id) => match id[..] {
@@ -149,7 +148,7 @@ impl<'a> What<'a> {
         }
     }
 
-    /// The tensors of a dict, but those whose key is there twice.
+    /// The tensors of a dict, except those with duplicate keys.
     fn places(self) -> Places {
         let Self::Dict(entries) = self else { return Places::new() };
         let mut found: BTreeMap<&str, Option<&Rc<Location>>> = BTreeMap::new();
@@ -233,7 +232,7 @@ impl<'a> Machine<'a> {
                     self.grow(size, &items)?;
                 }
 
-                // Calls and tuples: what comes out holds at most what went in.
+                // Calls and tuples: the result is at most as large as the arguments.
                 0x85 => self.combine(1, What::tuple)?,
                 0x86 => self.combine(2, What::tuple)?,
                 0x87 => self.combine(3, What::tuple)?,
@@ -373,7 +372,7 @@ impl<'a> Machine<'a> {
         Some(())
     }
 
-    /// Adds to the container on top, and to a dict what keys and values, in turns, come to.
+    /// Adds to the container on top of the stack; a dict gets alternating keys and values.
     fn grow(&mut self, size: u64, items: &[What<'a>]) -> Option<()> {
         let top = self.stack.last_mut()?;
         top.size = top.size.saturating_add(size);
@@ -390,7 +389,7 @@ impl<'a> Machine<'a> {
                 What::Dict(inner) => {
                     for (name, place) in &**inner {
                         let name = format!("{key}.{name}");
-                        // A long way down, names are copied many times.
+                        // Deep dicts copy names many times.
                         self.cost = self.cost.saturating_add(name.len() as u64 + OBJECT);
                         entries.push((name.into(), place.clone()));
                     }

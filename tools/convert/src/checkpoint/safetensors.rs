@@ -17,7 +17,7 @@ use super::{CheckpointError, ElementType, Metadata, Tensor};
 /// Parsing the header takes up to some 15 times its size; 16 MiB describe over 100,000 tensors.
 const MAX_HEADER: usize = 16 << 20;
 
-/// The tensors, and the texts that the header has beside them.
+/// The tensors, and the texts of the header.
 pub(super) fn read(
     path: &Arc<Path>,
     map: &Mapped,
@@ -33,7 +33,7 @@ pub(super) fn read(
         .ok_or_else(|| malformed(&format_args!("expected at most {MAX_HEADER} bytes")))?;
     let data_start = 8 + header_len;
     let header = bytes.get(8..data_start).ok_or_else(|| malformed(&"longer than the file"))?;
-    // The library keeps the last of two equal names without a word.
+    // The library silently keeps the last of two equal names.
     serde_json::from_slice::<Distinct<IgnoredAny>>(header).map_err(|e| malformed(&e))?;
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(&e))?;
 

@@ -1,5 +1,5 @@
-//! Safetensors in several files: an index (`model.safetensors.index.json`) says which of the files
-//! beside it holds which tensor.
+//! Safetensors in several files: an index (`model.safetensors.index.json`) maps tensors to files in
+//! its directory.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ const MAX_INDEX: usize = 16 << 20;
 
 #[derive(Deserialize)]
 struct Index {
-    /// Tensor to file. Whatever else is there, such as `metadata`, is of no use here.
+    /// Tensor to file. Other entries, such as `metadata`, are ignored.
     weight_map: Distinct<String>,
 }
 
@@ -39,11 +39,13 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
         serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
     let mut listed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (tensor, file) in &places {
-        // The index must not lead to files elsewhere.
+        // The index must not refer to files in other directories.
         if Path::new(file).file_name() != Some(OsStr::new(file)) || file.contains(['/', '\\', '\0'])
         {
-            let reason =
-                format!("is in file {file:?}, expected the bare name of a file beside the index");
+            let reason = format!(
+                "the index refers to {file:?}: expected the name of a file in the same \
+                         directory"
+            );
             return Err(CheckpointError::tensor(path, tensor, reason));
         }
         listed.entry(file).or_default().push(tensor);
@@ -61,8 +63,7 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
                     tensors.insert(tensor.name().to_owned(), tensor);
                 }
                 Some(place) => {
-                    let reason =
-                        format!("the index says that it is in {place:?}, expected it there alone");
+                    let reason = format!("also in this file, but the index says {place:?}");
                     return Err(CheckpointError::tensor(&shard, tensor.name(), reason));
                 }
             }

@@ -74,7 +74,7 @@ impl fmt::Display for ElementType {
     }
 }
 
-/// How the elements lie in the tensor's bytes.
+/// The layout of the elements in the tensor's bytes.
 #[derive(Clone, Copy)]
 pub(super) struct ElementLayout {
     pub(super) big_endian: bool,
@@ -86,9 +86,9 @@ impl ElementLayout {
     pub(super) const ROW_MAJOR_LE: Self = Self { big_endian: false, column_major: false };
 }
 
-/// Where the tensor's bytes come from.
+/// The source of the tensor's bytes.
 pub(super) enum Data {
-    /// In place, in the mapped file; sound if what holds them is.
+    /// The mapped file, checked by the checksum of the member, if any.
     Mapped(Mapped, Range<usize>, Option<Arc<Checked>>),
     /// Produced by `load` on first use and kept in `cache` for the calls that follow.
     Decoded {
@@ -98,7 +98,7 @@ pub(super) enum Data {
     },
 }
 
-/// Bytes of the tensors decoded last.
+/// The bytes of the last used tensors.
 ///
 /// Consumers read a tensor in small chunks and several tensors in turns, so whole tensors are kept;
 /// those least recently used go once more than [`Cache::CAPACITY`] is held, so that a converter
@@ -244,8 +244,8 @@ impl Tensor {
         decode_floats!(self, None, start, out, f32)
     }
 
-    /// As [`read_f32`](Self::read_f32), for who walks a whole table and must not have it in memory:
-    /// a mapped file is read rather than looked at.
+    /// As [`read_f32`](Self::read_f32), but reads the file instead of its mapping, so that a pass
+    /// over a whole table does not keep it in memory.
     pub fn stream_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
         let Data::Mapped(map, range, checked) = &self.data else {
             return self.read_f32(start, out);
@@ -299,9 +299,9 @@ impl Tensor {
         }
     }
 
-    /// Fills `out` from the `N`-byte elements at `start`; `convert` gets little-endian bytes and,
-    /// for a value it cannot represent, says what it found. A window holds the bytes of just
-    /// these elements, in the order of rows.
+    /// Fills `out` from the `N`-byte elements at `start`; `convert` gets little-endian bytes and
+    /// returns a description of a value that it cannot represent. `window` holds the bytes of these
+    /// elements only, row-major.
     fn decode<const N: usize, T>(
         &self,
         window: Option<&[u8]>,
@@ -312,8 +312,9 @@ impl Tensor {
         let end = start.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > self.len) {
             return Err(self.error(format!(
-                "elements {start}..+{} asked for, but it holds {}",
-                out.len(),
+                "elements {start}..{} requested, but the tensor has \
+                 {}",
+                start.saturating_add(out.len() as u64),
                 self.len
             )));
         }
@@ -394,7 +395,7 @@ impl Tensor {
     }
 }
 
-/// The exact integer `value` is, or what it is instead.
+/// `value` as an exact integer, or a description of it.
 fn integer(value: f64) -> Result<i64, String> {
     const BOUND: f64 = 9_223_372_036_854_775_808.0; // 2^63, which `i64` just misses.
     if value.fract() == 0.0 && (-BOUND..BOUND).contains(&value) {

@@ -1,9 +1,9 @@
 //! torch checkpoints: the zip container of torch 1.6 and later, and the pickle stream before it.
 //!
 //! pytorch-reader interprets the pickle without running any of it and gathers strided views into
-//! row-major order. What it lacks is done here: the cost of the pickle is bounded before it is
-//! parsed, tensors of equal names are refused, and those that lie in the file as they are read
-//! there, as they are asked for: pytorch-reader reads a tensor as a whole.
+//! row-major order. This module adds what it lacks: the cost of the pickle is bounded before it is
+//! parsed, tensors of equal names are refused, and tensors that are row-major in the file are read
+//! in parts: pytorch-reader reads whole tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -56,7 +56,7 @@ pub(super) fn read_zip(
             .map_err(|reason| CheckpointError::tensor(path, name, reason))?;
         placed.push((name.strip_suffix("data.pkl").unwrap_or_default(), places));
     }
-    // Which of several pickles counts is for the reader to say.
+    // pytorch-reader decides which of several pickles counts.
     let (root, places) = if placed.len() == 1 {
         placed.remove(0)
     } else {
@@ -75,17 +75,17 @@ pub(super) fn read_legacy(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>,
     read(path, map, |_, _, _| None)
 }
 
-/// The storages of an archive that lie in the file as they are.
+/// The uncompressed storages of an archive.
 struct Storages<'m> {
     map: &'m Mapped,
     members: Members,
-    /// What stands before the names of all members.
+    /// The prefix of all member names.
     root: &'m str,
     found: BTreeMap<String, Option<StoredMember>>,
 }
 
 impl Storages<'_> {
-    /// The bytes of the tensor at `place`, if they follow each other in the order of rows.
+    /// The bytes of the tensor at `place`, if it is row-major without gaps.
     fn find(
         &mut self,
         place: &Location,
@@ -106,7 +106,7 @@ impl Storages<'_> {
     }
 }
 
-/// How many elements there are, if each is next to the one before it.
+/// The number of elements, if they are row-major without gaps.
 fn row_major(shape: &[u64], strides: &[u64]) -> Option<u64> {
     let mut count = 1_u64;
     for (&extent, &stride) in shape.iter().zip(strides).rev() {
@@ -118,7 +118,7 @@ fn row_major(shape: &[u64], strides: &[u64]) -> Option<u64> {
     (shape.len() == strides.len()).then_some(count)
 }
 
-/// The tensors; those that `find` finds in the file are read there.
+/// The tensors; those that `find` finds are read from the file in parts.
 fn read(
     path: &Arc<Path>,
     map: &Mapped,
@@ -143,7 +143,7 @@ fn read(
             let (element_type, shape): (_, Vec<u64>) =
                 (element_type(dtype), shape.into_iter().map(|extent| extent as u64).collect());
             let found = find(&name, element_type, &shape);
-            // DLRM and many others put the model beside the state of the optimizer.
+            // DLRM and many others store the model and the optimizer's state in one dict.
             let name = match name.strip_prefix("state_dict.") {
                 Some(inner) => inner.to_owned(),
                 None => name,
@@ -154,7 +154,7 @@ fn read(
                 }
                 None => {
                     let load = Box::new(move || contain(&load)?.map_err(|e| e.to_string()));
-                    // The reader gives native order.
+                    // The reader returns the native byte order.
                     let layout = ElementLayout {
                         big_endian: cfg!(target_endian = "big"),
                         column_major: false,
@@ -193,8 +193,8 @@ fn element_type(dtype: DType) -> ElementType {
     }
 }
 
-/// The dotted names of all tensors, as pytorch-reader spells them; it keeps one of two equal names
-/// (`{"a.b": x, "a": {"b": y}}`) without a word, and which one varies.
+/// The dotted names of all tensors, as pytorch-reader spells them; it silently keeps one of two
+/// equal names (`{"a.b": x, "a": {"b": y}}`), and which one varies.
 #[derive(Default)]
 struct Names {
     seen: BTreeSet<String>,

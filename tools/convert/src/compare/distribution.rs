@@ -1,13 +1,12 @@
-//! How errors are distributed over many rows, in memory that does not grow with them: counts in 64
-//! steps per factor of two.
+//! The distribution of errors in constant memory: counts in 64 steps per factor of two.
 
 use std::ops::Range;
 
 /// Steps per factor of two, as a number of mantissa bits.
 const BITS: u32 = 6;
-/// Smaller errors, of numbers that f32 can hold, are none.
+/// Smaller errors count as 0: differences of f32 numbers are never smaller.
 const SMALLEST: f64 = f64::from_bits((1023 - 160) << 52);
-/// Steps from there to the largest error that f32 rows can have, and beyond it what is no number.
+/// Steps from [`SMALLEST`] to the largest error of f32 rows, and one for NaN.
 const STEPS: usize = (160 + 140) << BITS;
 
 /// Counts of positive numbers by their magnitude.
@@ -21,7 +20,7 @@ pub(super) struct Distribution {
 pub struct HistogramBar {
     /// The errors that it counts.
     pub errors: Range<f64>,
-    /// How many rows.
+    /// The number of rows.
     pub count: u64,
 }
 
@@ -42,7 +41,7 @@ impl Distribution {
         self.zeros
     }
 
-    /// What a share of the numbers does not exceed, to within half a step.
+    /// The quantile of a share of the numbers, to within half a step.
     pub(super) fn quantile(&self, share: f64) -> f64 {
         let total = self.zeros + self.steps.iter().sum::<u64>();
         let wanted = (share * total as f64).ceil() as u64;
@@ -57,8 +56,8 @@ impl Distribution {
         at.map_or(f64::INFINITY, |at| (start(at) + start(at + 1)) / 2.0)
     }
 
-    /// The counts of numbers above zero in at most `count` bars of one width on a logarithmic
-    /// scale; numbers are divided by `unit`.
+    /// A histogram of the positive numbers, divided by `unit`, in at most `count` bars of equal
+    /// width on a logarithmic scale.
     pub(super) fn bars(&self, count: usize, unit: f64) -> Vec<HistogramBar> {
         let taken = |&count: &u64| count > 0;
         let (Some(first), Some(last)) =
@@ -76,13 +75,13 @@ impl Distribution {
     }
 }
 
-/// The step that a number from [`SMALLEST`] on falls into.
+/// The step of a number of at least [`SMALLEST`].
 fn step(error: f64) -> usize {
     let position = |x: f64| x.to_bits() >> (52 - BITS);
     ((position(error) - position(SMALLEST)) as usize).min(STEPS - 1)
 }
 
-/// The least number of a step.
+/// The smallest number of a step.
 fn start(step: usize) -> f64 {
     f64::from_bits(SMALLEST.to_bits() + ((step as u64) << (52 - BITS)))
 }

@@ -1,4 +1,4 @@
-//! How far a blob's layers are from those of the model they came from.
+//! Compares a blob's layers with those of the checkpoint's model.
 
 use crate::{
     checkpoint::Checkpoint,
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use ttrec::{Blob, blob::Layer, dtype::Elements};
 
-/// How far a layer is from the checkpoint's.
+/// The comparison of a layer with the checkpoint's.
 #[derive(Serialize)]
 pub struct LayerComparison {
     /// The tensor that its weights come from.
@@ -21,13 +21,13 @@ pub struct LayerComparison {
     pub inputs: usize,
     /// Rows of the weights.
     pub outputs: usize,
-    /// What the layer takes in the checkpoint.
+    /// The bytes of the layer in the checkpoint.
     pub checkpoint_bytes: u64,
-    /// What it takes in the blob.
+    /// The bytes of the layer in the blob.
     pub bytes: u64,
-    /// Of weights and bias together.
+    /// The relative error of weights and bias together.
     pub relative_error: f64,
-    /// The squares that it is the ratio of.
+    /// The squared norms of the difference and of the layer.
     #[serde(skip)]
     sums: LayerSums,
 }
@@ -44,7 +44,7 @@ impl LayerSums {
     }
 }
 
-/// Every layer of the blob against that of the checkpoint's model, which the spec may name.
+/// Compares every layer of the blob with that of the checkpoint's model, which the spec may name.
 ///
 /// # Errors
 /// If the checkpoint has no such model, or cannot be read.
@@ -70,8 +70,8 @@ fn try_layers(
         None => match &Model::detect(checkpoint)[..] {
             [model] => model.clone(),
             found => bail!(
-                "{path}: the checkpoint contains {} models, the blob one: select one with [model] in \
-                 --spec",
+                "{path}: the checkpoint has {} models, the blob has one: select it with [model] \
+                 in --spec",
                 found.len()
             ),
         },
@@ -80,7 +80,7 @@ fn try_layers(
     layers_of(&model, blob).with_context(|| path.to_string())
 }
 
-/// The same, of a model that is at hand.
+/// Compares every layer of the blob with that of an open model.
 pub(crate) fn layers_of(model: &Model<'_>, blob: &Blob<'_>) -> Result<Vec<LayerComparison>> {
     let count = model.layers().count();
     ensure!(count == blob.num_layers(), "{count} layers, but the blob has {}", blob.num_layers());

@@ -1,9 +1,9 @@
-//! How far a blob's tables are from the checkpoint they came from, row by row, and its layers: what
-//! `verify` and `report` say of it.
+//! Compares a blob's tables, row by row, and layers with their checkpoint, for `verify` and
+//! `report`.
 //!
-//! Each row is looked up in the blob as a user would, and rebuilt from the checkpoint in double
-//! precision. All cores share the rows; sums are added up in the order of the rows, so that the
-//! result does not depend on how many cores there are.
+//! Each row is looked up in the blob, and rebuilt from the checkpoint in double precision. Threads
+//! share the rows; sums are added in the order of the rows, so that the result does not depend on
+//! the number of threads.
 
 mod distribution;
 mod layers;
@@ -34,25 +34,25 @@ use ttrec::Table;
 
 /// Elements that a thread rebuilds at once.
 const AT_ONCE: usize = 1 << 16;
-/// How many of the worst rows are kept.
+/// The number of worst rows that are kept.
 const WORST: usize = 10;
 
-/// How far a table is from its source. A row's error is the norm of its difference over the root
-/// mean square norm of the table's rows; the table's error is the same for the whole.
+/// The comparison of a table with its source. A row's error is the norm of its difference over the
+/// root mean square norm of the table's rows; the table's error is the same for the whole.
 #[derive(Serialize)]
 pub struct Comparison {
     /// The error of the whole table.
     pub relative_error: f64,
-    /// With each row counted as often as it is asked for.
+    /// The error weighted by frequency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weighted_relative_error: Option<f64>,
-    /// The error of the row that is furthest off.
+    /// The largest error of a row.
     pub largest_row_error: f64,
     /// That row.
     pub largest_row_error_at: u64,
-    /// How errors spread over the rows.
+    /// Quantiles of the rows' errors.
     pub row_error_quantiles: Quantiles,
-    /// The ten rows that are furthest off, the worst first.
+    /// The ten rows with the largest errors, the worst first.
     pub worst_rows: Vec<WorstRow>,
     /// The root mean square norm of the rows.
     pub row_norm: f64,
@@ -60,7 +60,7 @@ pub struct Comparison {
     distribution: Distribution,
 }
 
-/// Errors that a share of the rows does not exceed, to within 1 %.
+/// Quantiles of the rows' errors, to within 1 %.
 #[derive(Serialize)]
 pub struct Quantiles {
     /// Of half the rows.
@@ -74,7 +74,7 @@ pub struct Quantiles {
     pub p999: f64,
 }
 
-/// One of the rows that are furthest off.
+/// A row with a large error.
 #[derive(Clone, Copy, Serialize)]
 pub struct WorstRow {
     /// The row.
@@ -85,7 +85,7 @@ pub struct WorstRow {
     pub norm: f64,
 }
 
-/// Squares, summed over some rows.
+/// Sums of squares over some rows.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     difference: f64,
@@ -94,7 +94,7 @@ struct Sums {
     weighted_norm: f64,
 }
 
-/// What does not depend on the order of the rows.
+/// Results that do not depend on the order of the rows.
 struct Ranking<'p> {
     distribution: Distribution,
     worst: Vec<WorstRow>,
@@ -102,19 +102,19 @@ struct Ranking<'p> {
 }
 
 impl Comparison {
-    /// How many rows have which error, in at most `count` bars.
+    /// A histogram of the rows' errors in at most `count` bars.
     pub fn bars(&self, count: usize) -> Vec<HistogramBar> {
         self.distribution.bars(count, self.row_norm)
     }
 
-    /// How many rows are exactly those of the checkpoint.
+    /// The number of rows that equal the checkpoint's.
     pub fn exact_rows(&self) -> u64 {
         self.distribution.zeros()
     }
 }
 
-/// Compares every row of `table` with the one of `source`; `frequencies` are those of the rows that
-/// are looked up at all, ascending.
+/// Compares every row of `table` with the one of `source`; `frequencies` has the rows that occur,
+/// ascending.
 ///
 /// # Errors
 /// If a row of the checkpoint cannot be read, or one of the blob cannot be looked up.
@@ -175,7 +175,7 @@ pub fn compare(
 
     let Ranking { distribution, mut worst, .. } =
         ranking.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // A table of zeros has no scale of its own: its error is absolute.
+    // The error of a table of zeros is absolute.
     let row_norm = if sums.norm > 0.0 {
         (sums.norm / rows as f64).sqrt()
     } else {
@@ -183,7 +183,7 @@ pub fn compare(
     };
     worst.iter_mut().for_each(|worst| worst.error /= row_norm);
     let largest = worst[0];
-    // The distribution is known to within its steps, the largest error to the last bit.
+    // The distribution is approximate, but the largest error is exact.
     let quantile = |share| f64::min(distribution.quantile(share) / row_norm, largest.error);
     Ok(Comparison {
         relative_error: ratio(sums.difference, sums.norm),
@@ -207,7 +207,7 @@ fn ratio(difference: f64, norm: f64) -> f64 {
     (difference / if norm > 0.0 { norm } else { 1.0 }).sqrt()
 }
 
-/// The frequency of one row after another, from `first` on.
+/// The frequencies of consecutive rows from `first` on.
 fn weights_from(frequencies: Option<&[(u64, f64)]>, first: u64) -> impl FnMut(u64) -> f64 {
     let frequencies = frequencies.unwrap_or_default();
     let mut rest = &frequencies[frequencies.partition_point(|(row, _)| *row < first)..];
@@ -244,7 +244,7 @@ impl Ranking<'_> {
     }
 }
 
-/// The worst first; what is not a number is worse than any number.
+/// Orders the worst first; NaN is worse than any number.
 fn by_error(a: &WorstRow, b: &WorstRow) -> Ordering {
     let rank = |row: &WorstRow| if row.error.is_nan() { f64::INFINITY } else { row.error };
     rank(b).total_cmp(&rank(a)).then(a.row.cmp(&b.row))

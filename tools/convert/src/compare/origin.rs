@@ -1,5 +1,4 @@
-//! Where in a checkpoint a blob's table came from: as the spec says, or else by what the blob knows
-//! of the table.
+//! Finds the source of a blob's table in a checkpoint, by the spec or by name and shape.
 
 use crate::{
     checkpoint::Checkpoint,
@@ -13,7 +12,7 @@ use ttrec::{DigitOrder, Table, TtShape, dtype::Dtype, repr};
 /// The table of the checkpoint that `table` was converted from.
 ///
 /// # Errors
-/// If `spec` has no such table, or without a spec if none or several fit.
+/// If `spec` has no such table, or without a spec if no table fits or several do.
 pub fn origin<'c>(
     checkpoint: &'c Checkpoint,
     spec: Option<&Spec>,
@@ -25,7 +24,7 @@ pub fn origin<'c>(
     }?)
 }
 
-/// Whether the blob has factors of what is a dense table in the checkpoint.
+/// Whether the table is dense in the checkpoint, and a tensor train or low-rank in the blob.
 pub fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
     let factors =
         matches!(table.data().weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
@@ -40,7 +39,7 @@ fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Re
                 Ok(source)
             } else {
                 Err(anyhow!(
-                    "table {:?}: its shape in the blob is not the one of the spec",
+                    "table {:?}: its shape in the blob differs from that of the spec",
                     table.name()
                 ))
             };
@@ -49,15 +48,14 @@ fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Re
     bail!("table {:?} of the blob is not in the spec", table.name())
 }
 
-/// Finds the table in the checkpoint by what the blob knows of it: the one of that name, else the
-/// only one of that shape.
+/// Finds the table of the same name in the checkpoint, or else the only one of the same shape.
 fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<'c>> {
     let mut fitting: Vec<Source<'c>> = Vec::new();
     let found = Survey::of(checkpoint)
         .tables
         .into_iter()
         .chain(dense_by_name(checkpoint, table));
-    // As the checkpoint has it rather than factors of what it has.
+    // Prefer a table stored alike to a dense one that may have been factorised.
     let (as_is, dense): (Vec<_>, Vec<_>) = found
         .map(|found| (complete(found.clone(), table), before_factors(found, table)))
         .unzip();
@@ -71,7 +69,7 @@ fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<
         if same_name {
             return Ok(source);
         }
-        // One tensor may have been found in two ways.
+        // Both ways may have found the same tensor.
         let first = |source: &Source<'_>| source.weights.tensors()[0].name().to_owned();
         if fitting.iter().all(|other| first(other) != first(&source)) {
             fitting.push(source);
@@ -80,19 +78,27 @@ fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<
     let path = checkpoint.path().display();
     match fitting.len() {
         1 => fitting.pop().context("one table fits"),
-        0 => bail!("{path}: nothing there fits table {:?} of the blob: give --spec", table.name()),
-        n => bail!("{path}: {n} tensors fit table {:?} of the blob: give --spec", table.name()),
+        0 => bail!(
+            "{path}: no table of the checkpoint has the shape of {:?}: pass the --spec of \
+                    the conversion",
+            table.name()
+        ),
+        n => bail!(
+            "{path}: {n} tables of the checkpoint have the shape of {:?}: pass the --spec \
+                    of the conversion",
+            table.name()
+        ),
     }
 }
 
-/// A tensor of the table's very name, should nothing about it look like a table.
+/// The tensor with the name of the table, for tensors that do not look like tables.
 fn dense_by_name(checkpoint: &Checkpoint, table: &Table<'_>) -> Option<TableSpec> {
     checkpoint
         .tensor(table.name())
         .map(|tensor| TableSpec { tensor: Some(tensor.name().to_owned()), ..TableSpec::default() })
 }
 
-/// A found table with the facts that the blob adds.
+/// Completes a found table with facts of the blob.
 fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
     let data = table.data();
     let hashed = matches!(data.index_map(), repr::IndexMap::Modulo);
@@ -127,8 +133,7 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
     }
 }
 
-/// A found table as the dense one that the blob may have factors of; nothing if the blob's is no
-/// such table.
+/// A found table as a dense one, if the blob's table may be a factorisation of it.
 fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
     let data = table.data();
     let factors = matches!(data.weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));

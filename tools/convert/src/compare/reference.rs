@@ -1,5 +1,5 @@
-//! Rows of the checkpoint in double precision: a plain matrix chain that shares nothing with the
-//! library's kernels, over slices that are read when they are needed.
+//! Rows of the checkpoint in double precision: a plain matrix chain that shares no code with the
+//! library's kernels, and reads slices when it needs them.
 
 use crate::{
     allocate::zeros,
@@ -13,17 +13,17 @@ use ttrec::{DigitOrder, TtShape, repr::Combine};
 pub(crate) struct Reference<'w, 'c> {
     source: &'w Source<'c>,
     buffer: Vec<f32>,
-    /// The projection of a projected table, once it is needed.
+    /// The projection of a projected table, read on first use.
     projection: Vec<f32>,
     chain: Vec<Link>,
 }
 
-/// One core's part of the row at hand, kept for the next row, which often shares it.
+/// A core's part of the current row, kept because the next row often shares it.
 #[derive(Default)]
 struct Link {
     digit: Option<u64>,
     slice: Vec<f64>,
-    /// Of the slices up to this one.
+    /// The product of the slices up to this one.
     product: Vec<f64>,
 }
 
@@ -119,7 +119,7 @@ impl<'w, 'c> Reference<'w, 'c> {
         row: u64,
         out: &mut [f64],
     ) -> Result<()> {
-        // The row index in mixed radix; digits come off its low end.
+        // The row index in mixed radix, from the least significant digit.
         let mut rest = row;
         let mut digits = vec![0; cores.len()];
         let mut take = |(digit, &p): (&mut u64, &u32)| {
@@ -179,7 +179,7 @@ fn widen(from: &[f32], to: &mut [f64]) {
     to.iter_mut().zip(from).for_each(|(to, &from)| *to = from.into());
 }
 
-/// Where an overridden row is.
+/// The position of an overridden row.
 fn position<'o, 'c>(overrides: &'o Overrides<'c>, row: u64) -> Option<(&'o Overrides<'c>, u64)> {
     let at = overrides.ids.binary_search_by_key(&row, |(id, _)| *id).ok()?;
     Some((overrides, overrides.ids[at].1))

@@ -1,4 +1,4 @@
-//! Cores: how the slices of a tensor train lie in tensors, and how the facts of a spec complete
+//! Cores: the position of a tensor train's slices in tensors, and the facts of a spec that complete
 //! their shapes.
 
 use super::{require, require_float};
@@ -12,8 +12,8 @@ use ttrec::{
     limits::{MAX_CORES, MAX_RANK},
 };
 
-/// One core: slice i is `runs` runs of `run` elements of the tensor, the first of them at `start +
-/// i * run`, each of them `stride` after the one before.
+/// One core: slice i is `runs` runs of `run` elements of the tensor, the first one at
+/// `start + i * run`, and each `stride` after the previous one.
 #[derive(Clone, Copy)]
 pub(crate) struct Core<'c> {
     pub(crate) tensor: &'c Tensor,
@@ -46,7 +46,7 @@ impl<'c> Core<'c> {
         self.run * self.runs
     }
 
-    /// Where in the tensor element `at` of a slice is.
+    /// The position of element `at` of a slice in the tensor.
     pub(crate) fn position(&self, slice: u64, at: usize) -> u64 {
         self.start
             + slice * self.run as u64
@@ -71,7 +71,8 @@ pub(super) fn numbered<'c>(checkpoint: &'c Checkpoint, stem: &str) -> Result<Vec
     }
     ensure!(
         (2..=MAX_CORES).contains(&cores.len()),
-        "{} tensors {:?}: expected 2 to {MAX_CORES}",
+        "found {} tensors {:?}: a tensor train has 2 to {MAX_CORES} \
+         cores",
         cores.len(),
         format!("{stem}*")
     );
@@ -79,7 +80,7 @@ pub(super) fn numbered<'c>(checkpoint: &'c Checkpoint, stem: &str) -> Result<Vec
     Ok(cores)
 }
 
-/// The row factors: how many slices each core has. They must be those of the spec.
+/// The row factors, which are the numbers of slices of the cores. The spec must agree.
 pub(super) fn row_factors(cores: &[&Tensor], slices: &[u64], spec: &TableSpec) -> Result<Vec<u32>> {
     let factor = |(core, &slices): (&&Tensor, &u64)| {
         u32::try_from(slices).with_context(|| format!("tensor {:?}: {slices} slices", core.name()))
@@ -94,7 +95,7 @@ pub(super) fn row_factors(cores: &[&Tensor], slices: &[u64], spec: &TableSpec) -
     Ok(factors)
 }
 
-/// The shape, if the spec says how many rows it has; `who` is the program that does not.
+/// The shape, if the spec has the number of rows; `who` is the program that does not store it.
 pub(super) fn shape(
     who: &str,
     row_factors: &[u32],
@@ -110,11 +111,15 @@ pub(super) fn shape(
         );
     };
     let Split { column_factors, ranks } = split?;
-    TtShape::new(num_embeddings, row_factors, &column_factors, &ranks)
-        .with_context(|| format!("{num_embeddings} rows in cores of {row_factors:?} slices"))
+    TtShape::new(num_embeddings, row_factors, &column_factors, &ranks).with_context(|| {
+        format!(
+            "`num_embeddings` is {num_embeddings}, row factors are \
+                                  {row_factors:?}"
+        )
+    })
 }
 
-/// The table of cores `{stem}{k}` of `r_k x p_k x q_k x r_{k+1}`; all of the shape is theirs but
+/// The table of cores `{stem}{k}` of `r_k x p_k x q_k x r_{k+1}`; they have all of the shape except
 /// the number of rows.
 pub(super) fn open_blocks<'c>(
     checkpoint: &'c Checkpoint,
@@ -133,8 +138,8 @@ pub(super) fn open_blocks<'c>(
         };
         ensure!(
             rank == left,
-            "tensor {name:?} has shape {shape:?}: expected {left} first, the rank between the \
-             cores"
+            "tensor {name:?} has shape {shape:?}: the first dimension must be {left}, the last \
+             one of the core before"
         );
         left = right;
         let too_large = || format!("tensor {name:?} has shape {shape:?}: too large");
@@ -145,7 +150,7 @@ pub(super) fn open_blocks<'c>(
         } else {
             ensure!(
                 right == 1,
-                "tensor {name:?} has shape {shape:?}: expected 1 last, as it is the last core"
+                "tensor {name:?} has shape {shape:?}: the last dimension of the last core must be 1"
             );
         }
     }
@@ -167,7 +172,7 @@ pub(super) fn open_blocks<'c>(
     Ok((shape, cores))
 }
 
-/// How slices split into ranks and column factors.
+/// A split of the slices into ranks and column factors.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Split {
     column_factors: Vec<u32>,
@@ -262,7 +267,7 @@ impl Search<'_> {
             self.spec.ranks.as_ref().map(|ranks| u64::from(ranks[k]))
         };
         let factor_fixed = self.spec.column_factors.as_ref().map(|factors| u64::from(factors[k]));
-        // Either is a divisor of `rest` and decides the other.
+        // Both divide `rest`, and one determines the other.
         let ranks = match (rank_fixed, factor_fixed) {
             (Some(rank), _) => rank..=rank,
             // A factor of 0 leaves rank 0, which the filter below drops.

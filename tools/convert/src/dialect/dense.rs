@@ -40,7 +40,7 @@ pub(super) fn table<'c>(
     spec: &TableSpec,
 ) -> Result<Weights<'c>> {
     refuse(spec.table.is_some(), "table", dialect)?;
-    // Of the train it becomes, if it does.
+    // These are the factors of a factorisation.
     if spec.representation != Some(Representation::Tt) {
         refuse(spec.row_factors.is_some(), "row_factors", dialect)?;
         refuse(spec.column_factors.is_some(), "column_factors", dialect)?;
@@ -59,8 +59,8 @@ pub(super) fn table<'c>(
     Ok(Weights::Dense { num_embeddings: rows, embedding_dim, tensor })
 }
 
-/// A guess for the offer: two-dimensional floats that are called an embedding, or are far taller
-/// than wide.
+/// A guess at the tables to offer: float matrices that are named like an embedding, or are far
+/// taller than wide.
 fn looks_like_a_table(tensor: &Tensor) -> bool {
     let &[rows, columns] = tensor.shape() else { return false };
     let float = !matches!(

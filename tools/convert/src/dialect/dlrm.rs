@@ -2,8 +2,8 @@
 //! (`weight_q`, `weight_r`), or of mixed dimension (`embs.weight`, and `proj.weight` that widens
 //! its rows; without one, they are as wide as the others).
 //!
-//! It stores neither what makes one row of a quotient and a remainder row, nor how many rows such a
-//! table has: as many as there are pairs, unless the spec says less.
+//! It stores neither how quotient and remainder rows are combined, nor the number of rows of such a
+//! table: all pairs, unless the spec has a smaller number.
 
 use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require, require_float};
 use crate::{
@@ -30,8 +30,7 @@ impl Dialect for Dlrm {
                 prefixes.insert(prefix);
             }
         }
-        // Weights of the two perceptrons, and what the optimizer keeps for each table, can look
-        // like tables.
+        // The weights of the MLPs and the optimizer's state of a table can look like tables.
         for tensor in survey.free() {
             let name = tensor.name();
             let of_a_model = ["bot_l.", "top_l."]
@@ -41,7 +40,7 @@ impl Dialect for Dlrm {
                 survey.take(name);
             }
         }
-        // As the model counts them.
+        // In the order of the model.
         let mut prefixes: Vec<&str> = prefixes.into_iter().collect();
         prefixes.sort_by_cached_key(|prefix| natural(prefix));
         for prefix in prefixes {
@@ -67,7 +66,7 @@ impl Dialect for Dlrm {
     }
 }
 
-/// What stands before `part` in a tensor's name: nothing, or the path of the model.
+/// The prefix of `part` in a tensor's name: empty, or the path of the model.
 fn model<'n>(name: &'n str, part: &str) -> Option<&'n str> {
     name.find(part)
         .map(|at| &name[..at])
@@ -127,9 +126,9 @@ fn mixed_dimension<'c>(
     Ok(Weights::Projected { num_embeddings, rank, embedding_dim, tensor: rows, projection })
 }
 
-/// Row i is made of row i / c of the quotients and row i mod c of the c remainders.
+/// Row i combines row i / c of the quotients and row i mod c of the c remainders.
 fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<Weights<'c>> {
-    // Its own facts are not those of either tensor.
+    // The table's number of rows is not that of either tensor.
     let part =
         |tensor| dense::table(tensor, "dlrm", &TableSpec { num_embeddings: None, ..spec.clone() });
     let [quotients, remainders] = [part(tensors[0])?, part(tensors[1])?];
@@ -142,11 +141,11 @@ fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<
         .with_context(|| format!("tensor {:?}: {} rows", tensors[1].name(), rows[1]))?;
     let combine = match (spec.qr_operation, columns[0] == columns[1]) {
         (Some(combine), _) => combine,
-        // Only rows that are put end to end may differ in length.
+        // Only concatenated rows may differ in length.
         (None, false) => Combine::Concat,
         (None, true) => bail!(
-            "`qr_operation` is missing: how its quotient and remainder rows, of {} columns each, \
-             become one: give mult, add or concat there or as --qr-operation",
+            "`qr_operation` is missing: set it to \"mult\", \"add\" or \"concat\", or pass \
+             --qr-operation (both parts have {} columns)",
             columns[0]
         ),
     };
@@ -159,14 +158,18 @@ fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<
         columns[0],
         columns[1]
     );
-    let most = rows[0].checked_mul(rows[1]).context("more rows than a table may have")?;
+    let most = rows[0].checked_mul(rows[1]).context(
+        "the product of quotient and remainder rows \
+                                                     is too large",
+    )?;
     let num_embeddings = spec.num_embeddings.unwrap_or(most);
     ensure!(
         num_embeddings.div_ceil(rows[1]) == rows[0],
-        "`num_embeddings` is {num_embeddings}, but {} quotient and {} remainder rows are for up \
-         to {most}",
+        "`num_embeddings` is {num_embeddings}, but {} quotient and {} remainder rows fit {} to \
+         {most}",
         rows[0],
-        rows[1]
+        rows[1],
+        most - rows[1] + 1
     );
     Ok(Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, tensors })
 }

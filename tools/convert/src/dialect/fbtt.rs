@@ -1,8 +1,8 @@
-//! FBTT (facebookresearch/FBTT-Embedding, `TTEmbeddingBag`): `tt_cores.{k}` of `tables x p_k x (r_k
-//! q_k r_{k+1})`, slices row-major, core 0 most significant; `L` holds the strides of a row's
-//! digits, and may say otherwise. Rows of the trained cache are never written back to the cores:
-//! slot s of `hashtbl` overrides row `hashtbl[s]` by `cache_weight[cache_state[s]]`, unless either
-//! is -1.
+//! FBTT (facebookresearch/FBTT-Embedding, `TTEmbeddingBag`): `tt_cores.{k}` of
+//! `tables x p_k x (r_k q_k r_{k+1})`, slices row-major, core 0 most significant; `L` holds the
+//! strides of a row's digits, which may give another order. Rows of the trained cache are never
+//! written back to the cores: slot s of `hashtbl` overrides row `hashtbl[s]` by
+//! `cache_weight[cache_state[s]]`, unless either is -1.
 
 use super::{
     Dialect, Overrides, Survey, Weights,
@@ -16,7 +16,7 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::DigitOrder;
 
-/// More tables than this in one set of cores are not offered one by one.
+/// The most tables of one set of cores that are offered individually.
 const MAX_OFFERED: u64 = 1024;
 
 pub(super) struct Fbtt;
@@ -93,7 +93,7 @@ impl Dialect for Fbtt {
         };
         ensure!(
             table < tables,
-            "`table` is {table}, but tensor {:?} holds {tables}: expected less",
+            "`table` is {table}, but tensor {:?} holds {tables} tables, numbered from 0",
             tensors[0].name()
         );
         let row_factors = cores::row_factors(&tensors, &slices, spec)?;
@@ -106,7 +106,7 @@ impl Dialect for Fbtt {
                 let empty = checkpoint.tensor(&key(name)).is_none_or(|tensor| tensor.len() == 0);
                 ensure!(
                     empty,
-                    "tensor {:?}: a cache for {tables} tables at once cannot be converted",
+                    "tensor {:?}: a cache that {tables} tables share is not supported",
                     key(name)
                 );
             }
@@ -130,7 +130,7 @@ impl Dialect for Fbtt {
             }
             None => None,
         };
-        // Within the tensor, as `table` is below its first extent.
+        // Within the tensor, because `table` is less than its first extent.
         let core = |(k, tensor): (usize, &&'c Tensor)| {
             Core::flat(tensor, table * (tensor.len() / tables), &shape, k)
         };
@@ -139,7 +139,7 @@ impl Dialect for Fbtt {
     }
 }
 
-/// The order of the digits that `L` has the strides of.
+/// The order of the digits, from their strides `L`.
 fn digit_order(tensor: &Tensor, row_factors: &[u32]) -> Result<DigitOrder> {
     let name = tensor.name();
     ensure!(
@@ -163,7 +163,7 @@ fn digit_order(tensor: &Tensor, row_factors: &[u32]) -> Result<DigitOrder> {
     }
 }
 
-/// How far apart two rows are whose digits differ by one, core by core: FBTT's `L`.
+/// The strides of a row's digits, core by core: FBTT's `L`.
 pub fn digit_strides(row_factors: &[u32], order: DigitOrder) -> Vec<i64> {
     let mut strides = vec![1i64; row_factors.len()];
     let mut stride = 1i64;
@@ -179,7 +179,7 @@ pub fn digit_strides(row_factors: &[u32], order: DigitOrder) -> Vec<i64> {
     strides
 }
 
-/// The rows that the trained cache overrides, in ascending order.
+/// The overridden rows of the trained cache, ascending.
 fn read_cache<'c>(
     slots: &Tensor,
     states: &Tensor,
@@ -189,7 +189,7 @@ fn read_cache<'c>(
     require_float(cache)?;
     ensure!(
         slots.len() == states.len(),
-        "tensors {:?} and {:?} have {} and {} elements: expected as many",
+        "tensors {:?} and {:?} have {} and {} elements: expected the same number",
         slots.name(),
         states.name(),
         slots.len(),
@@ -210,18 +210,26 @@ fn read_cache<'c>(
             }
             let id = u64::try_from(row).ok().filter(|&id| id < rows);
             let id = id.with_context(|| {
-                format!("tensor {:?}, slot {slot}: row {row} of {rows}", slots.name())
+                format!(
+                    "tensor {:?}: slot {slot} holds row {row}, but the table has {rows} \
+                         rows",
+                    slots.name()
+                )
             })?;
             let at = u64::try_from(state).ok().filter(|&at| at < cached);
             let at = at.with_context(|| {
-                format!("tensor {:?}, slot {slot}: cached row {state} of {cached}", states.name())
+                format!(
+                    "tensor {:?}: slot {slot} holds cached row {state}, but the cache has \
+                         {cached} rows",
+                    states.name()
+                )
             })?;
             ids.push((id, at));
         }
     }
     ids.sort_unstable();
     if let Some(pair) = ids.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        bail!("tensor {:?} holds row {} in two slots", slots.name(), pair[0].0);
+        bail!("tensor {:?}: row {} occurs in two slots", slots.name(), pair[0].0);
     }
     Ok((!ids.is_empty()).then_some(Overrides { ids, tensor: cache }))
 }

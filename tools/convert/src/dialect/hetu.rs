@@ -1,5 +1,5 @@
-//! Hetu: EL-Rec's cores, but core 0 takes the least significant digit. No key tells, so only the
-//! spec can.
+//! Hetu: EL-Rec's cores, but core 0 takes the least significant digit. The keys are the same, so a
+//! table is Hetu's only if the spec says so.
 
 use super::{Dialect, Survey, Weights, el_rec};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};

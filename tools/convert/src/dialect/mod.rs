@@ -1,8 +1,8 @@
-//! Dialects: how each training program lays a table out in its checkpoints.
+//! Dialects: the layouts of tables in the checkpoints of training programs.
 //!
 //! A dialect finds its tables in a checkpoint ([`Dialect::detect`]) and, with the facts of a spec,
-//! turns one into a [`Source`] ([`Dialect::open`]): a shape and readers of rows or slices. What the
-//! file does not say and the spec does not give is named in the error; what contradicts the file is
+//! turns one into a [`Source`] ([`Dialect::open`]): a shape and readers of rows or slices. The
+//! error names facts that both the file and the spec lack. A spec that contradicts the file is
 //! refused.
 
 mod cores;
@@ -30,7 +30,7 @@ use std::collections::BTreeSet;
 pub use trained::FACTS;
 use ttrec::{TtShape, dtype::Dtype, repr::Combine};
 
-/// Every dialect, the more telling ones first.
+/// Every dialect, those with the most specific keys first.
 const DIALECTS: &[&dyn Dialect] = &[
     &trained::Trained,
     &fbtt::Fbtt,
@@ -43,28 +43,28 @@ const DIALECTS: &[&dyn Dialect] = &[
     &dense::Dense,
 ];
 
-/// One way to lay out a table.
+/// A layout of tables.
 pub(crate) trait Dialect {
     /// Its name in specs.
     fn name(&self) -> &'static str;
-    /// Adds the tables that look like this dialect's, as far as a spec would need to name them.
+    /// Adds the tables with this dialect's keys, with the facts that a spec needs.
     fn detect(&self, survey: &mut Survey<'_>);
     /// The table that `spec` describes.
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>>;
 }
 
-/// What the dialects recognise in a checkpoint, one after another.
+/// The tables that the dialects detect in a checkpoint, one dialect after another.
 pub(crate) struct Survey<'c> {
     checkpoint: &'c Checkpoint,
-    /// The dialect at work.
+    /// The current dialect.
     dialect: &'static str,
     /// Tables that can be converted.
     pub(crate) tables: Vec<TableSpec>,
     /// Tables that cannot, each with the reason.
     pub(crate) refused: Vec<(TableSpec, String)>,
-    /// Whether the checkpoint itself says that these are all of its tables.
+    /// Whether the checkpoint's metadata lists all of its tables.
     pub(crate) complete: bool,
-    /// Tensors that a dialect knows as its own, so that no later one takes them for tables.
+    /// Tensors that belong to a dialect, so that later dialects ignore them.
     taken: BTreeSet<&'c str>,
 }
 
@@ -81,7 +81,7 @@ impl<'c> Survey<'c> {
         survey
     }
 
-    /// The tensors that nobody has taken yet.
+    /// The tensors that belong to no dialect yet.
     fn free(&self) -> Vec<&'c Tensor> {
         self.checkpoint
             .tensors()
@@ -89,7 +89,7 @@ impl<'c> Survey<'c> {
             .collect()
     }
 
-    /// The free tensors whose names end in `key`, with what stands before it.
+    /// The free tensors whose names end in `key`, with the prefix.
     fn first_cores(&self, key: &str) -> Vec<(&'c str, &'c Tensor)> {
         let prefix =
             |tensor: &'c Tensor| tensor.name().strip_suffix(key).map(|prefix| (prefix, tensor));
@@ -102,7 +102,7 @@ impl<'c> Survey<'c> {
         tensor.is_some()
     }
 
-    /// Takes `{stem}0`, `{stem}1` and so on.
+    /// Marks `{stem}0`, `{stem}1` and so on as belonging to the dialect.
     fn take_numbered(&mut self, stem: &str) {
         let mut k = 0;
         while self.take(&format!("{stem}{k}")) {
@@ -114,7 +114,7 @@ impl<'c> Survey<'c> {
         self.tables.push(TableSpec { dialect: Some(self.dialect.to_owned()), ..spec });
     }
 
-    /// All tables of a checkpoint that says all about them itself.
+    /// Sets the tables of a checkpoint whose metadata lists all of them.
     fn offer_all(&mut self, specs: Vec<TableSpec>) {
         self.complete = true;
         self.taken.extend(self.checkpoint.tensors().map(Tensor::name));
@@ -132,13 +132,13 @@ pub struct Source<'c> {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) weights: Weights<'c>,
-    /// The number of indices, if row `index mod rows` is that of each.
+    /// The number of indices of a hashed table, in which index i is row i modulo the rows.
     pub(crate) hashed: Option<u64>,
-    /// What is to become of the rows, if they do not stay as they are.
+    /// The factorisation of a dense table, if the spec requests one.
     pub(crate) factorize: Option<Request>,
 }
 
-/// What a table is stored as, in a checkpoint or a blob.
+/// The representation of a table, in a checkpoint or a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StoredAs {
@@ -150,12 +150,12 @@ pub enum StoredAs {
     Projected,
     /// Quotient and remainder rows.
     QuotientRemainder,
-    /// A form that this version does not know.
+    /// A representation that this version does not know.
     Other,
 }
 
 impl StoredAs {
-    /// What a table of a blob is stored as.
+    /// The representation of a table of a blob.
     pub fn of(weights: &ttrec::repr::Weights<'_>) -> Self {
         match weights {
             ttrec::repr::Weights::Dense(_) => Self::Dense,
@@ -166,7 +166,7 @@ impl StoredAs {
         }
     }
 
-    /// Its name, as programs write it.
+    /// Its name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Dense => "dense",
@@ -178,7 +178,7 @@ impl StoredAs {
     }
 }
 
-/// The numbers of a table, where they are.
+/// The weights of a table in the checkpoint.
 pub(crate) enum Weights<'c> {
     Dense {
         num_embeddings: u64,
@@ -209,7 +209,7 @@ pub(crate) enum Weights<'c> {
     },
 }
 
-/// Rows that were trained apart: row `ids[i].0` is row `ids[i].1` of `tensor`; ids ascend.
+/// Overridden rows: row `ids[i].0` is row `ids[i].1` of `tensor`; ids ascend.
 pub(crate) struct Overrides<'c> {
     pub(crate) ids: Vec<(u64, u64)>,
     pub(crate) tensor: &'c Tensor,
@@ -242,7 +242,7 @@ impl<'c> Source<'c> {
         ensure!(
             spec.dtype.is_some()
                 || weights.tensors().iter().all(|tensor| tensor.element_type() == stored),
-            "{}: table {name:?}: its tensors differ in type: give `dtype`",
+            "{}: table {name:?}: its tensors have different types: set `dtype`",
             checkpoint.path().display()
         );
         let dtype = match (spec.dtype, stored) {
@@ -251,8 +251,8 @@ impl<'c> Source<'c> {
             (None, ElementType::F16) => Dtype::F16,
             (None, ElementType::Bf16) => Dtype::Bf16,
             (None, other) => bail!(
-                "{}: table {name:?}: its numbers are {other}: give `dtype` (f32, f16, bf16, i8 or \
-                 i4)",
+                "{}: table {name:?}: its elements are {other}: set `dtype` to f32, f16, bf16, i8 \
+                 or i4",
                 checkpoint.path().display()
             ),
         };
@@ -262,7 +262,8 @@ impl<'c> Source<'c> {
                     (&weights, &factorize),
                     (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))
                 ),
-            "{}: table {name:?}: dtype {} is for dense tables, not for the cores of a tensor train",
+            "{}: table {name:?}: the cores of a tensor train cannot be {}: set `dtype` to f32, \
+             f16, bf16 or i8",
             checkpoint.path().display(),
             dtype.name()
         );
@@ -274,7 +275,7 @@ impl<'c> Source<'c> {
         &self.name
     }
 
-    /// What the checkpoint has it as.
+    /// The representation in the checkpoint.
     pub fn stored_as(&self) -> StoredAs {
         match self.weights {
             Weights::Dense { .. } => StoredAs::Dense,
@@ -284,17 +285,17 @@ impl<'c> Source<'c> {
         }
     }
 
-    /// The relative error that the spec allows its factorisation, if it says so.
+    /// The `tolerance` of the spec for the factorisation.
     pub fn tolerance(&self) -> Option<f64> {
         self.factorize.as_ref()?.tolerance()
     }
 
-    /// The bytes that the checkpoint has for the table.
+    /// The bytes of the table in the checkpoint.
     pub fn checkpoint_bytes(&self) -> u64 {
         self.weights.checkpoint_bytes()
     }
 
-    /// Indices, of which several may stand for a row.
+    /// The number of indices; several may map to one row.
     pub fn num_embeddings(&self) -> u64 {
         self.hashed.unwrap_or(self.weights.num_embeddings())
     }
@@ -309,8 +310,7 @@ impl<'c> Source<'c> {
     }
 }
 
-/// The table that `spec` describes, and its number of indices if they are hashed: dialects know of
-/// rows alone.
+/// Opens the table, and for a hashed one returns the number of indices. Dialects only handle rows.
 fn open_mapped<'c>(
     dialect: &dyn Dialect,
     checkpoint: &'c Checkpoint,
@@ -319,24 +319,25 @@ fn open_mapped<'c>(
     let Some(IndexMapping::Modulo) = spec.index_map else {
         ensure!(
             spec.num_rows.is_none(),
-            "`num_rows` goes with `index_map`: without one it is `num_embeddings`"
+            "`num_rows` needs `index_map`; without it, set `num_embeddings`"
         );
         return Ok((open_rows(dialect, checkpoint, spec)?, None));
     };
     let num_embeddings = spec
         .num_embeddings
-        .context("`num_embeddings` is missing: with `index_map`, how many indices")?;
+        .context("`num_embeddings` is missing: with `index_map` it is the number of indices")?;
     let rows = TableSpec { num_embeddings: spec.num_rows, ..spec.clone() };
     let weights = open_rows(dialect, checkpoint, &rows);
     let weights = if spec.num_rows.is_some() {
         weights?
     } else {
-        weights.context("with `index_map`, the number of rows is given as `num_rows`")?
+        weights.context("with `index_map`, set `num_rows` to the number of rows")?
     };
     let num_rows = weights.num_embeddings();
     ensure!(
         num_embeddings >= num_rows,
-        "`num_embeddings` is {num_embeddings}: expected at least one for each of {num_rows} rows"
+        "`num_embeddings` is {num_embeddings}: a hashed table needs at least as many indices as \
+         rows ({num_rows})"
     );
     Ok((weights, Some(num_embeddings)))
 }
@@ -350,14 +351,13 @@ fn open_rows<'c>(
     if !matches!(weights, Weights::QuotientRemainder { .. }) {
         ensure!(
             spec.qr_operation.is_none(),
-            "`qr_operation` goes with quotient-remainder tables alone"
+            "`qr_operation` applies only to quotient-remainder tables"
         );
     }
     Ok(weights)
 }
 
-/// The table with an operation for its quotients and remainders, if it has such and the spec does
-/// not say.
+/// The spec with `operation`, if it is of a quotient-remainder table without one.
 pub(crate) fn table_with_qr_operation(
     checkpoint: &Checkpoint,
     spec: TableSpec,
@@ -371,7 +371,7 @@ pub(crate) fn table_with_qr_operation(
     TableSpec { qr_operation, ..spec }
 }
 
-/// The only table of a checkpoint; where an empty prefix gives it no name, it has that of the file.
+/// The only table of a checkpoint: a table with an empty prefix gets the name of the file.
 pub(crate) fn named_after_file(checkpoint: &Checkpoint, table: &TableSpec) -> TableSpec {
     let file_name =
         || checkpoint.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
@@ -411,7 +411,7 @@ impl<'c> Weights<'c> {
         }
     }
 
-    /// The bytes that the checkpoint has for this table.
+    /// The bytes of the table in the checkpoint.
     pub(crate) fn checkpoint_bytes(&self) -> u64 {
         let bytes =
             |tensor: &Tensor, elements: u64| elements.saturating_mul(tensor.element_type().size());
@@ -444,7 +444,7 @@ impl<'c> Weights<'c> {
     }
 }
 
-/// The name in the blob: as given, or what the spec calls the table otherwise.
+/// The name in the blob: `name`, else `tensor`, else the prefix.
 pub(crate) fn table_name(spec: &TableSpec) -> Option<String> {
     let given = spec.name.clone().or_else(|| spec.tensor.clone());
     given
@@ -452,7 +452,7 @@ pub(crate) fn table_name(spec: &TableSpec) -> Option<String> {
         .filter(|n| !n.is_empty())
 }
 
-/// The dialect that a spec names, or the one that its keys imply.
+/// The dialect of the spec, or the one detected from the keys.
 fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialect> {
     let by_name = |name: &str| DIALECTS.iter().copied().find(|dialect| dialect.name() == name);
     if let Some(name) = &spec.dialect {
@@ -462,7 +462,7 @@ fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialec
     }
     let survey = Survey::of(checkpoint);
     if let Some(tensor) = &spec.tensor {
-        // Half of a table is not a table, unless `dialect` insists.
+        // A tensor of a refused table is not a table, unless the spec sets `dialect`.
         let part = |(whole, _): &&(TableSpec, String)| {
             whole.prefix.as_ref().is_some_and(|p| tensor.starts_with(p))
         };
@@ -480,7 +480,8 @@ fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialec
         .find(|found| found.prefix.as_deref() == Some(prefix));
     found.and_then(|found| by_name(found.dialect.as_deref()?)).with_context(|| {
         format!(
-            "no dialect recognises the keys after prefix {prefix:?}: give `tensor`, or `dialect`"
+            "no dialect has keys after prefix {prefix:?}: set `tensor` for a dense tensor, or \
+             `dialect`"
         )
     })
 }
@@ -495,15 +496,15 @@ fn require<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c Tensor> {
             .take(8)
             .collect();
         anyhow!(
-            "no tensor {name:?} in the checkpoint (it has {} others, such as {near:?})",
+            "the checkpoint has no tensor {name:?}; it has {} others, such as {near:?}",
             checkpoint.tensors().count()
         )
     })
 }
 
-/// Refuses a field of the spec that the dialect has no use for.
+/// Refuses a field of the spec that does not apply to the dialect.
 fn refuse(given: bool, field: &str, dialect: &str) -> Result<()> {
-    ensure!(!given, "`{field}` does not go with dialect {dialect:?}");
+    ensure!(!given, "`{field}` does not apply to dialect {dialect:?}");
     Ok(())
 }
 

@@ -1,5 +1,4 @@
-//! Models: the two perceptrons around a checkpoint's tables, as DLRM and TorchRec name their
-//! layers.
+//! Models: the MLPs around a checkpoint's tables, as DLRM and TorchRec name their layers.
 
 use super::{Survey, require_float};
 use crate::{
@@ -12,18 +11,17 @@ use ttrec::{
     dtype::Dtype,
 };
 
-/// How a training program lays models out.
+/// The names of a training program's layers.
 pub(super) struct LayerNames {
     pub(super) dialect: &'static str,
-    /// What stands before the layers of the bottom perceptron, which may be missing, and of the
-    /// top one.
+    /// The prefixes of the layers of the bottom MLP, which is optional, and of the top MLP.
     stacks: [&'static str; 2],
     pairs: Pairs,
-    /// What stands before tensors that make it another model, and what that is.
+    /// The prefixes of tensors of models that are not supported, and the names of these.
     others: &'static [(&'static str, &'static str)],
 }
 
-/// The order in which the interaction has its dot products.
+/// The order of the dot products in the interaction.
 #[derive(Clone, Copy, PartialEq)]
 enum Pairs {
     /// (1, 0), (2, 0), (2, 1), (3, 0): as in the blob.
@@ -32,7 +30,7 @@ enum Pairs {
     Upper,
 }
 
-/// Every program whose models are known.
+/// The programs whose models are supported.
 const NAMINGS: [LayerNames; 2] = [
     // `interact_features` takes its pairs from `li` and `lj`.
     LayerNames {
@@ -67,7 +65,7 @@ pub(crate) struct Linear<'c> {
 }
 
 impl<'c> Model<'c> {
-    /// The models that the checkpoint seems to hold.
+    /// The models whose layers are in the checkpoint.
     pub(crate) fn detect(checkpoint: &'c Checkpoint) -> Vec<ModelSpec> {
         let mut found = Vec::new();
         for LayerNames { dialect, stacks: [bottom, top], .. } in &NAMINGS {
@@ -87,8 +85,8 @@ impl<'c> Model<'c> {
         found
     }
 
-    /// The whole model, if the checkpoint is one and leaves nothing open: its tables are in order,
-    /// and all of them can be read.
+    /// The model, if the checkpoint is a whole one: its tables are numbered without gaps, and all
+    /// of them can be read.
     fn whole(survey: &Survey<'c>) -> Option<ModelSpec> {
         let [model] = &Self::detect(survey.checkpoint)[..] else { return None };
         let prefix = model.prefix.as_deref().unwrap_or_default();
@@ -105,8 +103,7 @@ impl<'c> Model<'c> {
         (all && !survey.tables.is_empty()).then(|| model.clone())
     }
 
-    /// The model around the tables of a checkpoint that leaves nothing open, or says itself what
-    /// its tables are.
+    /// The model of a whole checkpoint, or of one whose metadata lists its tables.
     pub(crate) fn around(survey: &Survey<'c>) -> Option<ModelSpec> {
         if survey.complete {
             Self::detect(survey.checkpoint).into_iter().next()
@@ -146,7 +143,8 @@ impl<'c> Model<'c> {
                 checkpoint.tensors().find(|tensor| tensor.name().starts_with(&prefix))
             {
                 bail!(
-                    "tensor {:?}: {what}: expected a model without, whose pairs are multiplied",
+                    "tensor {:?}: {what} is not supported: ttrec converts only DLRMs with \
+                     dot-product interaction",
                     tensor.name()
                 );
             }
@@ -154,10 +152,10 @@ impl<'c> Model<'c> {
         let [bottom, top] = naming.stacks.map(|stack| {
             let stem = format!("{prefix}{stack}");
             let names = layers(checkpoint, &stem);
-            // A model of tables alone has no bottom.
+            // A model without dense features has no bottom MLP.
             ensure!(
                 !names.is_empty() || stack == naming.stacks[0],
-                "no tensor {stem}*.weight: expected the layers of a perceptron"
+                "the top MLP is missing: no tensor {stem}*.weight"
             );
             names
                 .into_iter()
@@ -165,17 +163,22 @@ impl<'c> Model<'c> {
                 .collect::<Result<Vec<_>>>()
         });
         let dtype = spec.dtype.unwrap_or(Dtype::F32);
-        ensure!(dtype.suits_cores(), "dtype {}: layers are f32, f16, bf16 or i8", dtype.name());
+        ensure!(
+            dtype.suits_cores(),
+            "layers cannot be {}: set `dtype` of [model] to f32, f16, \
+                                      bf16 or i8",
+            dtype.name()
+        );
         Ok(Self { dtype, bottom: bottom?, top: top?, pairs: naming.pairs })
     }
 
-    /// Layers, those of the bottom perceptron first.
+    /// The layers of the bottom MLP, then those of the top MLP.
     pub(crate) fn layers(&self) -> impl Iterator<Item = &Linear<'c>> {
         self.bottom.iter().chain(&self.top)
     }
 
-    /// As the blob has it, around these tables, in this order. DLRM's and TorchRec's layers are
-    /// followed by ReLU, but for the last, whose sigmoid TorchRec leaves to the loss.
+    /// The model of the blob with these tables in this order. In DLRM and TorchRec, ReLU follows
+    /// every layer except the last, whose sigmoid TorchRec computes in the loss.
     pub(crate) fn layout(&self, tables: &[TableSpec]) -> Result<blob::ModelSpec> {
         let num_tables = tables.len();
         let last = self.top.len() - 1;
@@ -191,17 +194,20 @@ impl<'c> Model<'c> {
                 let expected = embedding_dim + num_vectors * num_vectors.saturating_sub(1) / 2;
                 ensure!(
                     linear.inputs == expected,
-                    "tensor {:?} takes {} inputs: expected {expected}, a vector of \
-                     {embedding_dim} (0 without a bottom perceptron) and the products of each \
-                     pair among it and those of {num_tables} tables",
+                    "tensor {:?} has {} inputs, but {num_tables} tables{} give {expected}: does \
+                     the spec list all tables of the model?",
                     linear.weight.name(),
-                    linear.inputs
+                    linear.inputs,
+                    if embedding_dim > 0 {
+                        format!(" and a bottom MLP of {embedding_dim} outputs")
+                    } else {
+                        String::new()
+                    }
                 );
             } else if let Some(expected) = inputs {
                 ensure!(
                     linear.inputs == expected,
-                    "tensor {:?} takes {} inputs: expected the {expected} outputs of the layer \
-                     before",
+                    "tensor {:?} has {} inputs, but the layer before has {expected} outputs",
                     linear.weight.name(),
                     linear.inputs
                 );
@@ -210,7 +216,7 @@ impl<'c> Model<'c> {
         }
         ensure!(
             inputs == Some(1),
-            "the top perceptron has {} outputs: expected 1",
+            "the last layer of the top MLP has {} outputs: expected 1",
             inputs.unwrap_or(0)
         );
         let top = self.top.iter().enumerate();
@@ -239,7 +245,7 @@ impl<'c> Model<'c> {
         })
     }
 
-    /// The weights of a layer as the blob has them, inputs x outputs, and its bias.
+    /// The weights of a layer in the blob's order, inputs x outputs, and its bias.
     pub(crate) fn read(&self, layer: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let linear = self.layers().nth(layer).context("no such layer")?;
         let (inputs, outputs) = (linear.inputs, linear.outputs);
@@ -263,7 +269,7 @@ impl<'c> Model<'c> {
         Ok((transposed, bias))
     }
 
-    /// Where the checkpoint has what the blob has as each input of the top perceptron.
+    /// For each input of the top MLP in the blob, its position in the checkpoint.
     fn input_order(&self, inputs: usize) -> Vec<usize> {
         let dim = self.bottom.last().map_or(0, |linear| linear.outputs);
         if self.pairs == Pairs::Lower {
@@ -275,7 +281,7 @@ impl<'c> Model<'c> {
         (0..dim).chain((1..f).flat_map(|j| (0..j).map(move |i| upper(i, j)))).collect()
     }
 
-    /// The bytes that the checkpoint has for a layer.
+    /// The bytes of a layer in the checkpoint.
     pub(crate) fn checkpoint_bytes(&self, layer: usize) -> u64 {
         let bytes = |tensor: &Tensor| tensor.len().saturating_mul(tensor.element_type().size());
         self.layers()
@@ -324,7 +330,7 @@ impl<'c> Linear<'c> {
     }
 }
 
-/// The weights of the layers whose names begin with `stem`, in order: numbers count as numbers.
+/// The weights of the layers whose names start with `stem`, in numeric order.
 fn layers(checkpoint: &Checkpoint, stem: &str) -> Vec<String> {
     let of_stack = checkpoint.tensors().map(Tensor::name);
     let mut names: Vec<&str> = of_stack
@@ -334,14 +340,14 @@ fn layers(checkpoint: &Checkpoint, stem: &str) -> Vec<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// What stands before `part` in a tensor's name: nothing, or the path of the model.
+/// The prefix of `part` in a tensor's name: empty, or the path of the model.
 fn prefix<'n>(name: &'n str, part: &str) -> Option<&'n str> {
     name.find(part)
         .map(|at| &name[..at])
         .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
 }
 
-/// A key that sorts names as people do: runs of digits by the numbers they are.
+/// A sort key that compares runs of digits as numbers.
 pub(super) fn natural(name: &str) -> Vec<(u64, String)> {
     let mut key = vec![(0u64, String::new())];
     let mut in_digits = false;
@@ -359,7 +365,7 @@ pub(super) fn natural(name: &str) -> Vec<(u64, String)> {
     key
 }
 
-/// The number that a table's prefix ends in.
+/// The number at the end of a table's prefix.
 fn number(prefix: Option<&str>) -> Option<u64> {
     let name = prefix?.trim_end_matches('.');
     let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();

@@ -14,7 +14,7 @@ impl Dialect for T3nsor {
 
     fn detect(&self, survey: &mut Survey<'_>) {
         for (prefix, first) in survey.first_cores("parameters.0") {
-            // Others name parameters so, too; the rank before the first core tells.
+            // Other programs use this name too; only here the first dimension is the rank 1.
             if let [1, _, _, _] = first.shape() {
                 survey.take_numbered(&format!("{prefix}parameters."));
                 survey.offer(TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() });

@@ -1,7 +1,7 @@
-//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of `r_k x p_k x q_k
-//! x r_{k+1}`, core 0 most significant. A `FactorizedLinear` has the same keys, and mostly a `bias`
-//! that tells. Factors of its other kinds (CP, Tucker) have the same names, but not four
-//! dimensions.
+//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of
+//! `r_k x p_k x q_k x r_{k+1}`, core 0 most significant. A `FactorizedLinear` has the same keys,
+//! but usually also a `bias`. Factors of other decompositions (CP, Tucker) have the same names, but
+//! not four dimensions.
 
 use super::{Dialect, Survey, Weights, cores, refuse};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
@@ -45,10 +45,10 @@ impl Dialect for Tltorch {
     }
 
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
-        // Shown where `num_embeddings` is asked for: when a table is offered, and nothing in the
-        // file is sure about it.
-        let program = "tensorly-torch (if it is an embedding: a linear layer without a bias has \
-                       the same keys)";
+        // Part of the error that asks for `num_embeddings`, because the keys may also be of a
+        // linear layer.
+        let program = "tensorly-torch (make sure that this is an embedding: a linear layer \
+                       without bias has the same keys)";
         open(checkpoint, STEM, program, self.name(), spec)
     }
 }

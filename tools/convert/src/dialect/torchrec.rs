@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 pub(super) struct Torchrec;
 
-/// What TorchRec's models (DLRM, DeepFM) and its `MLP` call the dense layers.
+/// The names of dense layers in TorchRec's models (DLRM, DeepFM) and in its `MLP`.
 const PERCEPTRONS: [&str; 6] =
     ["dense_arch", "inter_arch", "over_arch", "_mlp", "bottom_mlp", "top_mlp"];
 
@@ -21,8 +21,7 @@ impl Dialect for Torchrec {
 
     fn detect(&self, survey: &mut Survey<'_>) {
         let mut found = false;
-        // In the order of their numbers, if they have any; which other order a model has is not
-        // stored.
+        // In the order of their numbers, if they have any; other orders are not stored.
         let mut tensors = survey.free();
         tensors.sort_by_cached_key(|tensor| natural(tensor.name()));
         for tensor in tensors {
@@ -33,10 +32,10 @@ impl Dialect for Torchrec {
                 found = true;
             }
         }
-        // The perceptrons beside the tables have weights that can look like tables.
-        let of_a_perceptron =
+        // The weights of the MLPs can look like tables.
+        let of_an_mlp =
             |tensor: &&Tensor| tensor.name().split('.').any(|part| PERCEPTRONS.contains(&part));
-        for tensor in survey.free().into_iter().filter(|tensor| found && of_a_perceptron(tensor)) {
+        for tensor in survey.free().into_iter().filter(|tensor| found && of_an_mlp(tensor)) {
             survey.take(tensor.name());
         }
     }

@@ -1,15 +1,14 @@
-//! `ttrec train`: a safetensors file whose metadata say what its tables are, each as another
-//! dialect would find it.
+//! `ttrec train`: a safetensors file whose metadata lists its tables, each in another dialect.
 
 use super::{Dialect, Survey, Weights};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
-/// The entry of the metadata: a JSON object.
+/// The key of the metadata entry, a JSON object.
 pub const FACTS: &str = "ttrec";
 
-/// What of it concerns a converter.
+/// The fields of the object that a converter needs.
 #[derive(Deserialize)]
 struct TrainedTables {
     tables: Vec<TableSpec>,
@@ -34,8 +33,8 @@ impl Dialect for Trained {
 
     fn open<'c>(&self, _: &'c Checkpoint, _: &TableSpec) -> Result<Weights<'c>> {
         bail!(
-            "`dialect` is \"ttrec\": such a checkpoint names the dialect of each table itself: \
-             expected that one"
+            "do not set `dialect = \"ttrec\"`: checkpoints of `ttrec train` record the dialect \
+             of each table"
         )
     }
 }

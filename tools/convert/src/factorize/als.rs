@@ -1,12 +1,12 @@
 //! Refinement of a tensor train by alternating least squares, weighted by row.
 //!
-//! With all cores but one fixed the error is quadratic in that one, and its slices do not meet in
-//! it: slice i_k answers for the rows with this digit alone. For a row with products L to the left
-//! (a x r_k) and R to the right (r_{k+1} x b) the part of the row with column digit j is
-//! approximated by `L X_j R`. The normal equations of X_j, `sum w L^T L X_j R R^T = sum w L^T E_j
-//! R^T`, have (r_k r_{k+1})^2 numbers: they are never formed, but solved by conjugate
-//! gradients from the slice as it is. A slice is replaced only by one of less error, so that the
-//! whole never gets worse.
+//! With all cores but one fixed, the error is quadratic in that core, and its slices are
+//! independent: slice i_k only affects the rows with this digit. For a row with products L to the
+//! left (a x r_k) and R to the right (r_{k+1} x b) the part of the row with column digit j is
+//! approximated by `L X_j R`. The normal equations of X_j,
+//! `sum w L^T L X_j R R^T = sum w L^T E_j R^T`, have (r_k r_{k+1})^2 numbers: they are never
+//! formed, but solved by conjugate gradients from the current slice. A slice is replaced only by
+//! one with less error, so that the total error never grows.
 
 use super::{
     Job, Rows,
@@ -20,21 +20,21 @@ use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows that are read at once, as far as one slice has them in a piece, in elements.
+/// The most elements of consecutive rows that are read at once.
 const READ: usize = 1 << 16;
-/// What rounding may make of the squares of an error that is 0, as a share of the table's.
+/// The rounding error of a squared error of 0, relative to the table's squared norm.
 const ROUNDING: f64 = 1e-5;
 
 /// A table to approximate.
 pub(super) struct Als<'a> {
     pub(super) rows: &'a dyn Rows,
-    /// One per row; all 1 if there are none.
+    /// One per row; `None`: all are 1.
     pub(super) weights: Option<&'a [f32]>,
     pub(super) factors: &'a Factors,
     pub(super) job: Job<'a>,
 }
 
-/// Weighted squares: of the table, and of what the cores miss.
+/// Weighted squared norms of the table and of the error.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Squares {
     pub(super) norm: f64,
@@ -62,8 +62,7 @@ impl Als<'_> {
                     orthonormal_to_the_left(&mut next, k);
                 }
             }
-            // Rounding has the last word: where it has eaten the gain, the sweep before was as
-            // good.
+            // If rounding exceeds the gain, the previous sweep was as good.
             let sound = squares.error >= -ROUNDING * squares.norm;
             if !sound || best.is_some_and(|best| squares.error >= best.error) {
                 break;
@@ -74,7 +73,7 @@ impl Als<'_> {
         Ok(best)
     }
 
-    /// The best core k, and what is missed with it.
+    /// The best core k, and the squared error with it.
     fn solve(&self, cores: &[Mat<f64>], k: usize) -> Result<(Mat<f64>, Squares)> {
         let (p, q) = (&self.factors.rows, &self.factors.columns);
         let product = |list: &[u32]| list.iter().map(|&x| x as usize).product::<usize>();
@@ -85,8 +84,9 @@ impl Als<'_> {
             4 * (sides.0 * widths.0 * ranks.0) as u64 + 4 * (sides.1 * widths.1 * ranks.1) as u64;
         ensure!(
             needed <= self.job.memory,
-            "too little memory: a sweep over core {k} needs {needed} bytes; `sweeps = 0` needs \
-             none"
+            "the memory limit of {} bytes is too small: a sweep over core {k} needs {needed}; \
+             `sweeps = 0` needs none",
+            self.job.memory
         );
         let step = CoreProblem {
             als: self,
@@ -104,7 +104,7 @@ impl Als<'_> {
             .is_none()
             .then(|| Grams { left: gram(&step.left, ranks.0), right: gram(&step.right, ranks.1) });
         let step = CoreProblem { common, ..step };
-        // Neighbouring slices share pieces of the table where it has few rows for each of them.
+        // Neighbouring slices share pieces of the table if each has few rows.
         let at_once = (READ / (sides.1 * self.rows.embedding_dim())).clamp(1, step.p);
         let starts: Vec<usize> = (0..step.p).step_by(at_once).collect();
         let len = q_k * ranks.0 * ranks.1;
@@ -131,12 +131,12 @@ impl Als<'_> {
     }
 }
 
-/// All that is fixed while one core is solved for.
+/// The data that is fixed while one core is solved for.
 struct CoreProblem<'a> {
     als: &'a Als<'a>,
     /// For each combination of digits on the left, a x r_k.
     left: Vec<f32>,
-    /// Over all combinations, if all rows weigh the same.
+    /// The sum over all combinations, if all rows weigh the same.
     common: Option<Grams>,
     /// For each combination of digits on the right, b x r_{k+1}: R transposed.
     right: Vec<f32>,
@@ -175,7 +175,7 @@ impl CoreProblem<'_> {
             let end = (first + slices.len() * self.sides.1).min(num_embeddings);
             let mut row = first;
             while row < end {
-                // One slice, or several where each has few rows.
+                // One slice, or several if each has few rows.
                 let count = (READ / dim).max(1).min(end - row);
                 values.resize(count * dim, 0.0);
                 self.als.rows.read(row as u64, &mut values)?;
@@ -261,7 +261,7 @@ impl CoreProblem<'_> {
         multiply(MatRef::from_row_major_slice(wide, height, rows * b), right, product);
         for (left, product) in left.chunks(r).zip(product.chunks(self.q * t)) {
             for (product, target) in product.chunks(t).zip(normal.target.chunks_mut(r * t)) {
-                // With one column, s runs in the inner loop.
+                // With one column, the inner loop is over s.
                 if let &[x] = product {
                     target.iter_mut().zip(left).for_each(|(y, &l)| *y += f64::from(l * x));
                     continue;
@@ -309,7 +309,7 @@ impl CoreProblem<'_> {
 struct Scratch {
     /// Its rows side by side.
     wide: Vec<f32>,
-    /// And what they are multiplied to.
+    /// Their product.
     product: Vec<f32>,
 }
 

@@ -21,7 +21,11 @@ impl LowRank {
         let Job { name, memory, progress } = *job;
         let dim = rows.embedding_dim();
         let needed = Gram::bytes(dim);
-        ensure!(needed <= memory, "too little memory: {dim} columns need {needed} bytes");
+        ensure!(
+            needed <= memory,
+            "the memory limit of {memory} bytes is too small: {dim} \
+                                   columns need {needed}"
+        );
         let at_once = ((8 << 20) / (4 * dim as u64)).max(1);
         let mut gram = Gram::new(dim);
         let step = Step::new(progress, &format!("{name}: Gram matrix"), rows.num_embeddings());
@@ -77,9 +81,9 @@ impl LowRank {
 }
 
 /// An orthogonal matrix, `rank x rank`, row-major, that spreads each direction over all columns:
-/// the discrete Hartley transform. Along the directions themselves the first columns of a short row
-/// are far larger than the last ones, which one scale for the row then rounds coarsely; mixed, all
-/// are alike.
+/// the discrete Hartley transform. Without it the first columns of a short row are far larger than
+/// the last ones, which one scale for the row then rounds coarsely; mixed columns are of equal
+/// size.
 pub(crate) fn mixing(rank: usize) -> Vec<f64> {
     let element = |at: usize| {
         let (i, j) = (at / rank, at % rank);

@@ -1,9 +1,9 @@
 //! Factorisation: a dense table into a tensor train or a low-rank product, streamed.
 //!
-//! The table is never held: it is read in blocks of rows, once for the Gram matrix of its first
-//! unfolding and once to project it on what that matrix says is worth keeping. What is left is
-//! small, and all ranks below the first analysis's come from it without touching the table again.
-//! `docs/compress.md` has the passes, their memory and their precision.
+//! The table is never held in memory: it is read in blocks of rows, once for the Gram matrix of its
+//! first unfolding, and once to project it on the leading eigenvectors. The result is small, and
+//! smaller ranks come from it without reading the table again. `docs/compress.md` describes the
+//! passes, their memory and their precision.
 
 mod als;
 mod gram;
@@ -30,10 +30,10 @@ pub(crate) use tt_svd::{Limits, TtSvd};
 
 use crate::progress::Progress;
 
-/// What a factorisation may hold in memory unless told otherwise, in bytes.
+/// The default memory limit of a factorisation in bytes.
 pub(crate) const DEFAULT_MEMORY: u64 = 512 << 20;
 
-/// What is common to all steps of a factorisation.
+/// The options that all steps of a factorisation share.
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'j> {
     /// The table's name, for progress.

@@ -1,4 +1,4 @@
-//! The normal equations of one slice of a core, and the way down to their solution.
+//! The normal equations of one slice of a core, and their solution by conjugate gradients.
 
 /// `sum w L^T L X_j R R^T = sum w L^T E_j R^T`, j for j: the left side as it is applied to a slice,
 /// and the right side.
@@ -31,17 +31,17 @@ pub(super) struct Grams {
     pub(super) right: Vec<f64>,
 }
 
-/// Steps of conjugate gradients: they stop earlier once the residual's square is this much smaller
-/// than at first.
+/// The most steps of conjugate gradients; they stop earlier when the residual's square has shrunk
+/// by this factor.
 const STEPS: usize = 40;
 const SMALLER: f64 = 1e-12;
-/// How much of a matrix's scale holds a slice where it is: what few rows or none decide does not
-/// drift.
+/// The regularisation, relative to the matrix's scale: elements that few rows or none determine do
+/// not drift.
 const HOLD: f64 = 1e-5;
 
 impl Normal<'_> {
-    /// Conjugate gradients from `old`. A better slice, or `old` if none was found; and the error
-    /// that is left, squared.
+    /// Runs conjugate gradients from `old`. Returns a better slice, or `old` if none was found, and
+    /// the remaining squared error.
     pub(super) fn descend(&self, old: Vec<f64>) -> (Vec<f64>, f64) {
         let mut product = vec![0.0; old.len()];
         self.apply(&old, &mut product);
@@ -85,7 +85,7 @@ impl Normal<'_> {
         }
         self.apply(&change, &mut product);
         let gain = 2.0 * dot(&change, &start) - dot(&change, &product);
-        // Not `<=`: what is not a number is no gain.
+        // `<` also rejects NaN.
         if gain > 0.0 {
             let new = old.iter().zip(&change).map(|(old, change)| old + change).collect();
             (new, before - gain)

@@ -1,22 +1,22 @@
-//! Rows in another order: a tensor train shares a slice among all rows that have a digit in common,
-//! so it loses less where those are alike. The blob then carries the row of each index.
+//! Reordered rows: all rows with a digit in common share a slice of a tensor train, so the error is
+//! smaller if these rows are similar. The blob then stores the row of each index.
 
 use super::{Job, LowRank, Rows, for_each_short_row, gram::Gram};
 use crate::spec::RowOrder;
 use anyhow::{Context, Result, ensure};
 use faer::MatRef;
 
-/// Directions that likeness is judged by: those in which the table is largest.
+/// The number of leading directions that decide similarity.
 const DIRECTIONS: usize = 16;
-/// Rows below which a thread goes on alone.
+/// Fewer rows than this are not split among threads.
 const ALONE: usize = 1 << 12;
 
-/// The rows of a table as they are to stand: row `order[i]` comes to place i.
+/// An order of a table's rows: place i has row `order[i]`.
 pub(super) struct Order(Vec<u32>);
 
 impl Order {
-    /// The order of these rows for a tensor train of these row factors. `frequencies`, of which
-    /// there is one for each row, are needed for [`RowOrder::Frequency`].
+    /// The order of these rows for a tensor train of these row factors. [`RowOrder::Frequency`]
+    /// needs `frequencies`, one for each row.
     pub(super) fn of(
         order: RowOrder,
         row_factors: &[u32],
@@ -26,7 +26,7 @@ impl Order {
     ) -> Result<Self> {
         match order {
             RowOrder::Frequency => Self::by_frequency(frequencies.context(
-                "`row_order` is \"frequency\", but no frequencies of the table are given",
+                "`row_order = \"frequency\"` needs --frequencies with an array for this table",
             )?),
             // Rows that share a prefix are neighbours.
             RowOrder::Similarity => {
@@ -36,21 +36,26 @@ impl Order {
         }
     }
 
-    /// The most frequent first, and by number among equals; `frequencies` has one for each row.
+    /// Sorts by descending frequency, and equal ones by number.
     fn by_frequency(frequencies: &[f32]) -> Result<Self> {
         let mut order = numbers(frequencies.len() as u64)?;
         order.sort_by(|&a, &b| frequencies[b as usize].total_cmp(&frequencies[a as usize]));
         Ok(Self(order))
     }
 
-    /// Halves the table, again and again, across the direction in which its rows differ most, down
-    /// to runs of `run` rows (a principal-direction tree: Verma, Kpotufe and Dasgupta, "Which
-    /// spatial partition trees are adaptive to intrinsic dimension?", 2009).
+    /// Halves the table recursively along the direction in which its rows differ most, down to runs
+    /// of `run` rows (a principal-direction tree: Verma, Kpotufe and Dasgupta, "Which spatial
+    /// partition trees are adaptive to intrinsic dimension?", 2009).
     fn by_similarity(rows: &dyn Rows, run: usize, job: &Job<'_>) -> Result<Self> {
         let directions = DIRECTIONS.min(rows.embedding_dim());
-        // A few numbers for each row, and where they stand.
+        // The coordinates and the place of each row.
         let needed = rows.num_embeddings().saturating_mul(4 * DIRECTIONS as u64 + 16);
-        ensure!(needed <= job.memory, "too little memory: `row_order` needs {needed} bytes");
+        ensure!(
+            needed <= job.memory,
+            "the memory limit of {} bytes is too small: `row_order` \
+                                       needs {needed}",
+            job.memory
+        );
         let basis = LowRank::analyse(rows, job)?.directions(directions);
         let mut points = Vec::with_capacity(rows.num_embeddings() as usize * directions);
         for_each_short_row(rows, &basis, directions, |short| {
@@ -130,7 +135,7 @@ fn halve(points: &Points<'_>, run: usize, rows: &mut [u32]) -> Result<()> {
     rows.iter_mut().zip(&keyed).for_each(|(row, keyed)| *row = keyed.1);
     drop(keyed);
     let (left, right) = rows.split_at_mut(middle);
-    // What a half's rows are is settled, and their order is made so.
+    // The split is deterministic; sorting makes the order of each half so too.
     left.sort_unstable();
     right.sort_unstable();
     if left.len() > ALONE {

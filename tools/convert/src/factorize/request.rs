@@ -1,4 +1,4 @@
-//! What a spec asks of a dense table: a tensor train or a low-rank product, and how exact.
+//! The factorisation that a spec requests for a dense table: a tensor train or a low-rank product.
 
 use super::{
     Factors, Job, Limits, LowRank, Rows, TtSvd,
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use ttrec::TtShape;
 
-/// Refinements that a spec need not ask for: the first one brings most of the gain.
+/// The default of `sweeps`: the first refinement brings most of the gain.
 pub(crate) const DEFAULT_SWEEPS: u32 = 1;
 
 /// A checked request.
@@ -29,26 +29,27 @@ pub(crate) enum Request {
     LowRank { target: Target },
 }
 
-/// How far to go: at least one of them is there.
+/// The limits of a factorisation; at least one is set.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Target {
-    /// No rank above this one.
+    /// The largest rank.
     pub(crate) rank: Option<u32>,
-    /// No more error than this.
+    /// The largest relative error.
     pub(crate) tolerance: Option<f64>,
 }
 
-/// What came of it, and its relative error (Frobenius), weighted if there were weights.
+/// The result of a factorisation, and its relative error (Frobenius), weighted if there are
+/// weights.
 pub(crate) enum Factorized {
-    /// Each core as its slices one after another; `places`, if the rows stand in another order, has
-    /// the row of each index.
+    /// Each core is its slices one after another; `places`, if the rows are reordered, has the row
+    /// of each index.
     Tt { shape: TtShape, cores: Vec<Vec<f32>>, places: Option<Vec<u32>>, error: f64 },
     /// `basis` is `embedding_dim x rank`, row-major, its columns orthonormal.
     LowRank { rank: usize, basis: Vec<f32>, error: f64 },
 }
 
 impl Request {
-    /// What `spec` asks of a dense table, if anything.
+    /// The factorisation of a dense table that `spec` requests, if any.
     pub(crate) fn of_dense(
         spec: &TableSpec,
         num_embeddings: u64,
@@ -64,19 +65,18 @@ impl Request {
         }
     }
 
-    /// Refuses what cannot be asked of a table that is not dense, but the representation that it
-    /// `is`.
+    /// Refuses a factorisation of a table that is not dense; `is` is its representation.
     pub(crate) fn of_factors(spec: &TableSpec, is: Representation) -> Result<()> {
         if let Some(other) = spec.representation.filter(|&asked| asked != is) {
             bail!(
-                "`representation` is {other:?}, but the checkpoint has it as {is:?}: only dense \
-                 tables are factorised"
+                "`representation` is {other:?}, but the table is {is:?} in the checkpoint: only \
+                 dense tables are factorised"
             );
         }
-        refuse(spec, "a table that the checkpoint does not have as a dense one")
+        refuse(spec, "a table that is not dense in the checkpoint")
     }
 
-    /// The error that was asked for, if one was.
+    /// The requested tolerance, if any.
     pub(crate) fn tolerance(&self) -> Option<f64> {
         match self {
             Self::Tt { target, .. } | Self::LowRank { target } => target.tolerance,
@@ -144,8 +144,7 @@ impl Request {
 fn refuse(spec: &TableSpec, what: &str) -> Result<()> {
     ensure!(
         spec.row_order.is_none(),
-        "`row_order` does not go with {what}: it is for dense tables that become tensor trains \
-         (representation \"tt\")"
+        "`row_order` does not apply to {what}, only to dense tables with representation = \"tt\""
     );
     let given = [
         ("rank", spec.rank.is_some()),
@@ -154,7 +153,7 @@ fn refuse(spec: &TableSpec, what: &str) -> Result<()> {
     ];
     match given.iter().find(|(_, given)| *given) {
         Some((field, _)) => bail!(
-            "`{field}` does not go with {what}: it is for representation \"tt\" or \"low-rank\""
+            "`{field}` does not apply to {what}: it needs representation = \"tt\" or \"low-rank\""
         ),
         None => Ok(()),
     }
@@ -164,7 +163,7 @@ fn target(spec: &TableSpec) -> Result<Target> {
     if let Some(tolerance) = spec.tolerance {
         ensure!(
             tolerance > 0.0 && tolerance < 1.0,
-            "`tolerance` is {tolerance}: expected above 0 and below 1"
+            "`tolerance` is {tolerance}: expected more than 0 and less than 1"
         );
     }
     ensure!(spec.rank != Some(0), "`rank` is 0: expected at least 1");
@@ -175,12 +174,11 @@ fn low_rank(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
     let target = target(spec)?;
     ensure!(
         spec.sweeps.is_none(),
-        "`sweeps` does not go with representation \"low-rank\", whose error is the least there is"
+        "`sweeps` does not apply to \"low-rank\": its error is already minimal"
     );
     ensure!(
         spec.row_order.is_none(),
-        "`row_order` does not go with representation \"low-rank\", to which the order of the rows \
-         is all the same"
+        "`row_order` does not apply to \"low-rank\": it does not depend on the order of the rows"
     );
     ensure!(
         target.rank.is_some() || target.tolerance.is_some(),
@@ -198,16 +196,20 @@ fn low_rank(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
 fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Request> {
     let target = target(spec)?;
     ensure!(
+        spec.row_order.is_none() || spec.index_map.is_none(),
+        "`row_order` does not apply to a hashed table: remove `row_order` or `index_map`"
+    );
+    ensure!(
         spec.ranks.is_some() || target.rank.is_some() || target.tolerance.is_some(),
         "`rank`, `ranks` or `tolerance` is missing"
     );
     ensure!(
         spec.ranks.is_none() || spec.rank.is_none(),
-        "`rank` and `ranks` are both given: expected one of them"
+        "`rank` and `ranks` are both set: set one of them"
     );
     ensure!(
         spec.ranks.is_none() || spec.tolerance.is_none(),
-        "`ranks` and `tolerance` are both given: expected one of them"
+        "`ranks` and `tolerance` are both set: set one of them"
     );
     let lengths = [&spec.row_factors, &spec.column_factors].map(|list| list.as_ref().map(Vec::len));
     let of_ranks = spec.ranks.as_ref().map(|ranks| ranks.len().saturating_add(1));
@@ -215,7 +217,7 @@ fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Req
     let suggested = suggest_shape(num_embeddings, embedding_dim, d)?;
     let row_factors = spec.row_factors.clone().unwrap_or(suggested.rows);
     let column_factors = spec.column_factors.clone().unwrap_or(suggested.columns);
-    // Without ranks of its own the shape is checked as far as it goes.
+    // Without ranks in the spec, check the shape with ranks of 1.
     let ranks = spec
         .ranks
         .clone()
@@ -242,7 +244,7 @@ fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Req
         let most = side(0..k + 1).min(side(k + 1..row_factors.len()));
         ensure!(
             u64::from(rank) <= most,
-            "`ranks` is {ranks:?}: that of bond {k} can be {most} at most"
+            "`ranks` is {ranks:?}: rank {k} can be at most {most} for these factors"
         );
     }
     let sweeps = spec.sweeps.unwrap_or(DEFAULT_SWEEPS);

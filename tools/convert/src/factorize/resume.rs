@@ -8,8 +8,8 @@ use ttrec::TtShape;
 
 /// Keeps finished factorisations between two runs of [`convert`](crate::convert).
 ///
-/// What it keeps is bytes under a key. A key contains the file, the tensor and what was asked of it;
-/// the bytes repeat their key, so that an implementation may lose or mix up entries, but for time.
+/// It keeps bytes by a key, which contains the file, the tensor and the request. The bytes repeat
+/// their key, so that an implementation that loses or confuses entries only costs time.
 pub trait ResumeCache {
     /// The bytes under `key`, if there are any.
     fn get(&self, key: &str) -> Option<Vec<u8>>;
@@ -24,13 +24,13 @@ pub trait ResumeCache {
     fn remove(&self, key: &str);
 }
 
-/// What decides about a factorisation, in words.
+/// The inputs of a factorisation, as text.
 pub(crate) struct Key {
     text: String,
 }
 
 impl Key {
-    /// Of a tensor of a file, and of what is asked of it.
+    /// The key of a request for a tensor of a file.
     pub(crate) fn new(
         file: &Path,
         tensor: &str,
@@ -51,7 +51,7 @@ impl Key {
             ]))
         };
         let frequencies = frequencies.map(identity).transpose()?;
-        // A later version may factorise otherwise.
+        // Another version may give another result.
         let version = env!("CARGO_PKG_VERSION");
         let key = serde_json::json!({
             "version": version, "file": identity(file)?, "tensor": tensor, "request": request, "frequencies": frequencies,
@@ -71,7 +71,7 @@ impl Key {
         &self.text
     }
 
-    /// The factorisation in `bytes`, if it is whole and of this key.
+    /// The factorisation in `bytes`, if they are complete and have this key.
     pub(crate) fn parse(
         &self,
         bytes: &[u8],

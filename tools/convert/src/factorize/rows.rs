@@ -1,4 +1,4 @@
-//! The rows of a dense table, wherever they are.
+//! The rows of a dense table, independent of their storage.
 
 use crate::checkpoint::Tensor;
 use anyhow::{Result, bail};

@@ -1,4 +1,4 @@
-//! Which factors a table gets unless the spec gives them.
+//! The default factors of a table.
 
 use crate::error::Error;
 use anyhow::{Context, Result, ensure};
@@ -12,8 +12,8 @@ pub struct Factors {
     pub columns: Vec<u32>,
 }
 
-/// Row factors near the d-th root of `num_embeddings`, ascending, with as little padding as factors
-/// that near can have, and column factors with the widest one last.
+/// Row factors near the d-th root of `num_embeddings`, ascending, with the least padding among such
+/// factors, and column factors with the widest one last.
 ///
 /// # Errors
 /// If the table is empty, or too large for `d` cores, or `d` is not 2 to 5.
@@ -45,7 +45,7 @@ fn row_factors(num_embeddings: u64, d: usize) -> Result<Vec<u32>> {
     let mut factors = Vec::with_capacity(d);
     let mut rest = num_embeddings;
     for left in (1..=d).rev() {
-        // Rounded up each time, so that what is left is never more than the roots left can cover.
+        // Rounded up each time, so that the remaining factors always cover the remaining rows.
         let root = ceil_root(rest, left as u32);
         factors.push(u32::try_from(root).context("too many rows for so few cores")?);
         rest = rest.div_ceil(root);
@@ -88,9 +88,9 @@ fn column_factors(embedding_dim: usize, d: usize) -> Result<Vec<u32>> {
     Ok(factors)
 }
 
-/// Column factors for tables that are learned, which rank best, byte for byte, in docs/quality.md:
-/// the least prime factor last, with the least significant digit, all else first, so that rows that
-/// stand together have nearly all of their columns in common.
+/// Column factors for trained tables, the best ones at equal bytes in docs/quality.md: the least
+/// prime factor last, with the least significant digit, and all others first, so that neighbouring
+/// rows share nearly all of their columns.
 pub fn widest_first(embedding_dim: usize, d: usize) -> Vec<u32> {
     let dim = embedding_dim as u32;
     let divides = |q: &u32| dim.is_multiple_of(*q);

@@ -180,7 +180,7 @@ fn the_error_is_that_of_plain_tt_svd() {
                 let found = TtSvd::analyse(&table, &factors, &limits).unwrap();
                 let Refined { cores, error: told, .. } = at(&found, &ranks, &table);
                 let measured = relative_error(&table, &expand(&cores, &factors, rows));
-                // Padded rows count in what is told.
+                // The reported error includes padded rows.
                 let padded = rows < factors.rows.iter().product::<u32>() as usize;
                 // An estimate, as `refine` says.
                 let off = if factors.rows.len() > 3 && max_rank != 1000 {
@@ -293,7 +293,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 #[test]
 fn low_rank_is_the_svd() {
     let (rows, columns, rank) = (300, 20, 6);
-    // Of rank 20, falling off.
+    // Of rank 20, with decreasing singular values.
     let mut values = noise(9, rows * columns);
     values
         .iter_mut()
@@ -399,15 +399,9 @@ fn too_little_memory_says_how_much_it_takes() {
     let factors = factors(&[20, 17, 19], &[2, 3, 4]);
     let table = Table { columns: 24, values: noise(8, 6300 * 24) };
     for memory in [1000, 100_000] {
-        let error = TtSvd::analyse(
-            &table,
-            &factors,
-            &Limits { job: Job { memory, ..Job::default() }, ..Limits::default() },
-        )
-        .err()
-        .unwrap()
-        .to_string();
-        assert!(error.contains("too little memory") && error.contains("bytes"), "{error}");
+        let limits = Limits { job: Job { memory, ..Job::default() }, ..Limits::default() };
+        let error = TtSvd::analyse(&table, &factors, &limits).err().unwrap().to_string();
+        assert!(error.contains("memory limit") && error.contains("bytes"), "{error}");
     }
 }
 

@@ -7,9 +7,9 @@ use faer::{Mat, MatRef};
 /// Cores as matrices: core k has a row for each (i_k, j_k, s), s < r_k the fastest, and a column
 /// for each t < r_{k+1}.
 ///
-/// Canonical: the columns of every core but the last are orthonormal, and what the cores to the
-/// right of a bond multiply out to has orthogonal rows, whose squared norms are the bond's
-/// energies, descending.
+/// Canonical: the columns of every core but the last are orthonormal, and the product of the cores
+/// to the right of a bond has orthogonal rows, whose squared norms are the bond's energies,
+/// descending.
 pub(super) struct Train {
     pub(super) cores: Vec<Mat<f64>>,
     /// One list per bond.
@@ -45,7 +45,7 @@ impl Train {
         let mut error = tail(&self.energies[0], ranks[0]);
         let mut cores =
             vec![self.cores[0].subcols(0, ranks[0].min(self.cores[0].ncols())).to_owned()];
-        // What the left cores so far make of the old basis of the bond.
+        // The change of basis of the bond by the cores to its left.
         let mut change = Mat::<f64>::identity(cores[0].ncols(), self.cores[0].ncols());
         for (k, &rank) in ranks.iter().enumerate().skip(1) {
             let core = multiply_left(change.as_ref(), self.cores[k].as_ref());
@@ -65,7 +65,7 @@ impl Train {
     }
 }
 
-/// Makes the columns of core k orthonormal; what this takes from it goes to core k + 1.
+/// Makes the columns of core k orthonormal; core k + 1 absorbs the triangular factor.
 pub(super) fn orthonormal_to_the_left(cores: &mut [Mat<f64>], k: usize) {
     let qr = cores[k].qr();
     let carry = qr.thin_R().to_owned();

@@ -17,13 +17,12 @@ use anyhow::{Result, ensure};
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-/// How far an analysis goes.
+/// The limits of an analysis.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits<'l> {
     /// The largest rank of any bond.
     pub(crate) max_rank: usize,
-    /// The relative error that the cores may have at all: ranks that it does not need are not
-    /// kept.
+    /// The largest relative error of the cores; ranks that it does not need are dropped.
     pub(crate) tolerance: Option<f64>,
     pub(crate) job: Job<'l>,
 }
@@ -34,7 +33,8 @@ impl Default for Limits<'_> {
     }
 }
 
-/// A table as a tensor train of the largest ranks asked for: the ones below come from it alone.
+/// A table as a tensor train of the largest requested ranks; smaller ranks need no other pass over
+/// the table.
 pub(crate) struct TtSvd {
     factors: Factors,
     /// Squared norm of the table.
@@ -46,17 +46,16 @@ pub(crate) struct TtSvd {
 
 /// Refined cores.
 pub(crate) struct Refined {
-    /// The inner ranks: those asked for, or less where the cores have no use for more.
+    /// The inner ranks: the requested ones, or less if the cores need less.
     pub(crate) ranks: Vec<u32>,
     /// Each as its slices one after another.
     pub(crate) cores: Vec<Vec<f32>>,
     /// The relative error (Frobenius), weighted if there were weights.
     ///
-    /// Without sweeps never weighted, and where the factors make more rows than the table has an
-    /// upper bound: what those rows become counts. For ranks below those of an analysis that
-    /// was itself cut short it is an estimate then, mostly to a hundredth: the errors of both
-    /// cuts are taken to be orthogonal, which they are unless the second one turns what the
-    /// first one kept.
+    /// Without sweeps it is never weighted, and if the factors make more rows than the table has it
+    /// is an upper bound, because the padding counts. For ranks below those of an analysis that was
+    /// itself truncated it is an estimate, usually to 1 %: the errors of both truncations are
+    /// treated as orthogonal.
     pub(crate) error: f64,
 }
 
@@ -64,8 +63,8 @@ impl TtSvd {
     /// Reads the table twice.
     ///
     /// # Errors
-    /// When the factors do not cover the table, it holds what is not finite, or the memory is too
-    /// little.
+    /// If the factors do not cover the table, it has values that are not finite, or the memory
+    /// limit is too small.
     pub(crate) fn analyse(rows: &dyn Rows, factors: &Factors, limits: &Limits<'_>) -> Result<Self> {
         let (p, q) = (&factors.rows, &factors.columns);
         let d = p.len();
@@ -84,7 +83,9 @@ impl TtSvd {
         let needed = Gram::bytes(height);
         ensure!(
             needed <= limits.job.memory,
-            "too little memory: {height} rows of the first unfolding need {needed} bytes"
+            "the memory limit of {} bytes is too small: {height} rows of the first unfolding \
+             need {needed}",
+            limits.job.memory
         );
         let at_once = unfolding.at_once((limits.job.memory / 8).min(64 << 20));
         let p1 = p[1] as usize;
@@ -101,7 +102,7 @@ impl TtSvd {
         }
         let spectrum = gram.eigen()?;
         let total: f64 = spectrum.values.iter().sum();
-        // Each bond may spend its share of the error.
+        // Each bond gets an equal share of the error.
         let spend = limits
             .tolerance
             .map_or(0.0, |tolerance| tolerance * tolerance * total / (d - 1) as f64);
@@ -122,7 +123,9 @@ impl TtSvd {
             let needed = Gram::bytes(width.min(height)) + carry.len() as u64 * 4;
             ensure!(
                 needed <= limits.job.memory,
-                "too little memory: core {k} needs {needed} bytes"
+                "the memory limit of {} bytes is too small: core {k} needs \
+                 {needed}",
+                limits.job.memory
             );
             let mut gram = Gram::new(if on_the_right { width } else { height });
             gram.add(if on_the_right { matrix.transpose() } else { matrix });
@@ -162,14 +165,13 @@ impl TtSvd {
         &self.factors
     }
 
-    /// The largest inner ranks that there are cores for.
+    /// The largest available inner ranks.
     pub(crate) fn max_ranks(&self) -> Vec<u32> {
         self.train.energies.iter().map(|energies| energies.len() as u32).collect()
     }
 
-    /// A relative error that no train of these inner ranks is below: each bond alone leaves out so
-    /// much of its unfolding, and the worst of them has its share at least of what they all
-    /// leave out.
+    /// A lower bound of the relative error of all trains with these inner ranks: the largest
+    /// truncation error of a single unfolding.
     pub(crate) fn least_error(&self, ranks: &[u32]) -> f64 {
         let tail =
             |(energies, &rank): (&Vec<f64>, &u32)| energies.iter().skip(rank as usize).sum::<f64>();
@@ -178,7 +180,7 @@ impl TtSvd {
         self.relative(tails.into_iter().fold(share, f64::max))
     }
 
-    /// The smallest inner ranks whose error bound keeps the tolerance, an equal share for each
+    /// The smallest inner ranks whose error bound meets the tolerance, with an equal share for each
     /// bond.
     pub(crate) fn ranks_for(&self, tolerance: f64) -> Option<Vec<u32>> {
         let spend = tolerance * tolerance * self.total - self.base;
@@ -209,7 +211,7 @@ impl TtSvd {
         let error = match squares {
             Some(Squares { norm, error }) if norm > 0.0 => (error.max(0.0) / norm).sqrt(),
             Some(_) => 0.0,
-            // No sweeps, or none that gained anything.
+            // No sweeps, or no sweep with a gain.
             None => self.relative(self.base + added),
         };
         let ranks = cores[..cores.len() - 1].iter().map(|core| core.ncols() as u32).collect();
@@ -277,7 +279,9 @@ fn project(
     let needed = (p1 * width) as u64 * rank as u64 * 4;
     ensure!(
         needed <= limits.job.memory,
-        "too little memory: the table at rank {rank} needs {needed} bytes"
+        "the memory limit of {} bytes is too small: the table at rank {rank} needs \
+         {needed}",
+        limits.job.memory
     );
     let basis = to_f32(basis);
     let mut carry = vec![0.0; p1 * width * rank];

@@ -1,6 +1,6 @@
-//! What else a table could be stored as, how many bytes that takes and what it loses: found by
-//! storing its rows so, and reading them again. Beside what was settled beforehand, so that reports
-//! compare, there is what `plan` takes in fewer and fewer bytes.
+//! Alternative representations of a table, with bytes and error, measured by encoding and decoding
+//! its rows. They are a fixed list, so that reports can be compared, and the choices of `plan` for
+//! smaller and smaller budgets.
 
 use super::{
     candidate::{self, f32_bytes},
@@ -20,24 +20,24 @@ use crate::{
 use anyhow::{Context, Result};
 use ttrec::{AlignedBuf, Blob, TtShape, blob::Layout, dtype::Dtype};
 
-/// Larger trains are not stored once more for each dtype.
+/// Larger tensor trains are not measured in each dtype.
 const MAX_PARAMETERS: u64 = 1 << 26;
-/// Of the tensor trains that a dense table is made into.
+/// The ranks of the tensor trains of a dense table.
 const RANKS: [u32; 4] = [8, 16, 32, 64];
 
-/// A way to store a table.
+/// An alternative representation of a table.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Alternative {
-    /// In a few words, such as "i8" or "rank 96".
+    /// A short description, such as "i8" or "rank 96".
     pub representation: String,
-    /// Whole, where the family's name and these few words are not.
+    /// The full description, if the family and the short description are not enough.
     pub name: Option<String>,
-    /// What it takes in a blob.
+    /// The bytes in a blob.
     pub bytes: u64,
-    /// Relative, over all rows.
+    /// The relative error over all rows.
     pub error: f64,
-    /// Whether it is one of the few that are worth a line of text.
+    /// Whether tables list it, or only plots show it.
     pub listed: bool,
 }
 
@@ -50,13 +50,13 @@ impl Alternative {
 /// Alternatives that differ in one setting.
 #[non_exhaustive]
 pub struct Family {
-    /// What they are stored as.
+    /// The representation of the family.
     pub kind: Kind,
     /// By bytes, ascending.
     pub candidates: Vec<Alternative>,
 }
 
-/// What a table can be stored as.
+/// A kind of representation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
@@ -66,26 +66,26 @@ pub enum Kind {
     LowRank,
     /// A tensor train.
     TensorTrain,
-    /// What [`plan`](super::plan()) chooses in fewer and fewer bytes.
+    /// The choices of [`plan`](super::plan()) for smaller and smaller budgets.
     Planned,
 }
 
-/// What else a table could be stored as, and how its rows spread.
+/// The alternatives of a table, and its spectrum.
 #[non_exhaustive]
 pub struct Alternatives {
-    /// The squared singular values of the table, descending; empty if it is too wide for them, or
-    /// holds values that are not finite.
+    /// The squared singular values of the table, descending; empty if it is too wide, or has values
+    /// that are not finite.
     pub energies: Vec<f64>,
-    /// What was measured.
+    /// The alternatives, by family.
     pub families: Vec<Family>,
-    /// How many rows that was measured on, if not on all.
+    /// The number of measured rows, if not all.
     pub rows_measured: Option<u64>,
 }
 
-/// Stores the rows of `source`, or of a large table some of them, in several other ways.
+/// Measures alternatives on the rows of `source`, or on a sample of a large table.
 ///
 /// # Errors
-/// If they cannot be read.
+/// If the rows cannot be read.
 pub fn alternatives(source: &Source<'_>, progress: &dyn Progress) -> Result<Alternatives, Error> {
     let sample = Runs::of(source);
     let job = Job { name: source.name(), memory: DEFAULT_MEMORY, progress };
@@ -113,7 +113,7 @@ fn families(
     }
     let trains = match weights {
         Weights::Tt { .. } => cores(weights, &rows)?,
-        // Ranks of a part of the rows say nothing about those of the whole.
+        // The ranks of a sample do not predict those of the whole table.
         Weights::Dense { .. } if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
         _ => Vec::new(),
     };
@@ -132,10 +132,10 @@ fn families(
     Ok(families)
 }
 
-/// What `plan` takes, down to 1/64 of the f32 bytes; those candidates are listed that a half, a
-/// quarter, and so on would bring, but for dense rows, which have a family of their own.
+/// The choices of `plan`, down to 1/64 of the f32 bytes. Tables list those of a half, a quarter,
+/// and so on, except dense rows, which have their own family.
 fn planned(name: &str, rows: &dyn Rows, progress: &dyn Progress) -> Result<Vec<Alternative>> {
-    // A table that is too large for it, or holds what is no number, has none.
+    // None for a table that is too large, or has values that are not finite.
     let Ok(curve) = curve(name, rows, DEFAULT_MEMORY, progress) else { return Ok(Vec::new()) };
     let f32_bytes = f32_bytes(rows.num_embeddings(), rows.embedding_dim());
     let within =
@@ -167,8 +167,8 @@ fn dense(weights: &Weights<'_>, rows: &Measured<'_, '_>) -> Result<Vec<Alternati
     Ok(found)
 }
 
-/// Rows of fewer columns in i8, and a projection in f16. The directions are orthonormal: what is
-/// lost in these columns is lost in the rows.
+/// Rows of fewer columns in i8, and a projection in f16. The directions are orthonormal, so that
+/// errors in these columns are errors in the rows.
 fn low_rank(
     weights: &Weights<'_>,
     rows: &Measured<'_, '_>,
@@ -200,7 +200,7 @@ fn factorised(rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
     let runs = rows.runs;
     let factors = suggest_shape(runs.num_embeddings(), runs.embedding_dim(), 3)?;
     let limits = Limits { max_rank: RANKS[RANKS.len() - 1] as usize, ..Limits::default() };
-    // A table that is too large for it in this memory, or holds what is no number, has none.
+    // None for a table that is too large for this memory, or has values that are not finite.
     let Ok(svd) = TtSvd::analyse(runs, &factors, &limits) else { return Ok(Vec::new()) };
     let mut trains: Vec<(String, AlignedBuf)> = Vec::new();
     let mut largest = None;
@@ -217,7 +217,7 @@ fn factorised(rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
     rows.trains(&trains, 0, |_| false)
 }
 
-/// The same cores in every dtype that suits them; rows that are stored apart stay exact.
+/// The same cores in every dtype for cores; overridden rows stay exact.
 fn cores(weights: &Weights<'_>, rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
     let Weights::Tt { shape, cores, overrides } = weights else { return Ok(Vec::new()) };
     if shape.num_parameters() > MAX_PARAMETERS {
@@ -262,7 +262,8 @@ impl<'w, 'c> Measured<'w, 'c> {
         (squared_error / if self.energy > 0.0 { self.energy } else { 1.0 }).sqrt()
     }
 
-    /// What tensor trains lose of the rows but those that are stored apart, which take `bytes` more.
+    /// The error of a tensor train over the rows that are not overridden; the overrides add
+    /// `bytes`.
     fn trains(
         &self,
         trains: &[(String, AlignedBuf)],

@@ -1,6 +1,6 @@
-//! Tables that were trained small: tensor trains, projected, quotient-remainder and hashed ones.
-//! They stay what they are; the stored type of their numbers is all there is to choose. Each type
-//! is tried as `convert` would write it.
+//! Tables that were trained as tensor trains, projected, quotient-remainder or hashed tables. They
+//! keep their representation, and only the stored type is chosen. Each type is measured as
+//! `convert` writes it.
 
 use super::{
     candidate::{Candidate, Candidates, Form, Search, bytes, most_rows},
@@ -24,10 +24,10 @@ pub(super) fn candidates(
 ) -> Result<Candidates> {
     let layout = source.layout();
     let (len, memory) = (Layout::new(std::slice::from_ref(&layout))?.total_len(), options.memory);
-    // The table as f32, and once more as another type.
+    // The table as f32, and in another type.
     ensure!(
         len.saturating_mul(2) <= memory,
-        "too little memory: {} bytes are needed",
+        "the memory limit of {memory} bytes is too small: {} are needed",
         len.saturating_mul(2)
     );
     let exact = build(source)?;
@@ -44,7 +44,7 @@ pub(super) fn candidates(
         let spec = TableSpec { dtype: Some(dtype), ..found.clone() };
         // Cores are never i4.
         let Ok(stored) = Source::open(checkpoint, &spec) else { continue };
-        // f32 could be built: what fails now are values that have no finite form in this type.
+        // The f32 table could be built: an error here means that values overflow this type.
         let Ok(blob) = build(&stored) else { continue };
         let blob = Blob::parse(&blob)?;
         let table = blob.table(&source.name)?;
@@ -82,7 +82,7 @@ fn build(source: &Source<'_>) -> Result<AlignedBuf> {
     })
 }
 
-/// The weighted sum, over the rows of the sample, of what `of` says of their two forms.
+/// The weighted sum of `of` over the rows of the sample in both tables.
 fn sum(
     sample: &Sample,
     tables: [&Table<'_>; 2],

@@ -1,5 +1,4 @@
-//! Candidates: the ways to store a table that `convert` can write, each with its bytes, its error
-//! and its time.
+//! Candidates: representations of a table that `convert` can write, with bytes, error and time.
 
 use super::sample::{Matrix, Sample};
 use crate::{
@@ -14,39 +13,39 @@ use ttrec::{
     dtype::Dtype,
 };
 
-/// What is held of a table at most, in elements, unless the memory is less: 64 MiB as f32.
+/// The most elements of a table in memory, unless the memory limit is smaller: 64 MiB as f32.
 const MOST_ELEMENTS: u64 = 16 << 20;
 
-/// What bears on all candidates of a table.
+/// The options for all candidates of a table.
 pub(crate) struct Search<'o> {
-    /// Rows that are asked for, ascending, and how often; all alike if there are none.
+    /// The rows that occur, ascending, and how often; `None`: all rows weigh the same.
     pub(crate) frequencies: Option<&'o [(u64, f64)]>,
-    /// Bytes to hold at most.
+    /// The memory limit in bytes.
     pub(crate) memory: u64,
-    /// More bytes are of no use.
+    /// Larger candidates are dropped.
     pub(crate) most_bytes: u64,
     pub(crate) progress: &'o dyn Progress,
 }
 
-/// One way to store a table.
+/// A representation of a table.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
-    /// What `convert` has to be told.
+    /// The spec of the table for `convert`.
     pub(crate) spec: TableSpec,
     pub(crate) representation: Form,
     pub(crate) dtype: Dtype,
-    /// What `convert` makes of it.
+    /// The representation that `convert` writes.
     pub(crate) layout: ttrec::blob::TableSpec,
-    /// What it adds to a blob: sections, padding, directory; the last rounded up to a line of the
-    /// alignment.
+    /// The bytes that it adds to a blob: sections, padding and directory, which is rounded up to
+    /// the alignment.
     pub(crate) bytes: u64,
-    /// Relative (Frobenius), by frequency if there are any.
+    /// The relative error (Frobenius), weighted by frequencies if there are any.
     pub(crate) error: f64,
-    /// For a lookup alone, estimated.
+    /// The estimated time of a single lookup.
     pub(crate) nanoseconds: f64,
 }
 
-/// What a candidate stores.
+/// The stored form of a candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Form {
     /// Rows as they are.
@@ -55,7 +54,7 @@ pub(crate) enum Form {
     LowRank { rank: usize },
     /// A tensor train of a dense table.
     Tt { shape: TtShape, sweeps: u32 },
-    /// What the checkpoint has, as it is: a tensor train and so on.
+    /// The representation of the checkpoint: a tensor train, for example.
     AsTrained { what: &'static str },
 }
 
@@ -66,30 +65,31 @@ pub(crate) struct Candidates {
     pub(crate) embedding_dim: usize,
     /// By bytes, ascending.
     pub(crate) list: Vec<Candidate>,
-    /// Squared norm of the table, by frequency if there are any; its rows then weigh 1 on average.
+    /// The squared norm of the table, weighted by frequencies if there are any; weights are 1 on
+    /// average.
     pub(crate) energy: f64,
-    /// Rows that errors were measured on.
+    /// The number of rows that errors were measured on.
     pub(crate) rows_measured: usize,
-    /// Whether these are all that weigh anything.
+    /// Whether these are all rows with a weight above 0.
     pub(crate) complete: bool,
-    /// Bytes of tensor trains, and what error they have at least: of shapes and ranks that were
-    /// looked at, worth storing or not.
+    /// The bytes and the least error of the tensor trains that were considered, including those
+    /// that are no candidates.
     pub(crate) trains: Vec<(u64, f64)>,
 }
 
 impl Candidates {
-    /// What the table takes as f32 rows.
+    /// The bytes of the table as f32 rows.
     pub(crate) fn f32_bytes(&self) -> f64 {
         f32_bytes(self.num_embeddings, self.embedding_dim)
     }
 }
 
-/// What a table of this size takes as f32 rows.
+/// The bytes of a table of this size as f32 rows.
 pub(crate) fn f32_bytes(num_embeddings: u64, embedding_dim: usize) -> f64 {
     num_embeddings as f64 * Dtype::F32.row_len(embedding_dim) as f64
 }
 
-/// What the makers of candidates share.
+/// The data that all makers of candidates share.
 pub(super) struct Context<'c> {
     pub(super) name: &'c str,
     pub(super) found: &'c TableSpec,
@@ -145,22 +145,22 @@ impl Context<'_> {
     }
 
     pub(super) fn relative(&self, squared_error: f64) -> f64 {
-        // As `verify` says it of a table of zeros.
+        // As `verify` prints it for a table of zeros.
         (squared_error.max(0.0) / if self.energy > 0.0 { self.energy } else { 1.0 }).sqrt()
     }
 }
 
-/// What a table adds to a blob, rounded up to whole lines of its alignment.
+/// The bytes that a table adds to a blob, rounded up to the alignment.
 pub(super) fn bytes(table: &ttrec::blob::TableSpec) -> Result<u64> {
     Ok(Layout::new(std::slice::from_ref(table))?.total_len() - head_bytes()?)
 }
 
-/// What a blob takes without any table.
+/// The bytes of a blob without tables.
 pub(super) fn head_bytes() -> Result<u64> {
     Ok(Layout::new(&[])?.total_len())
 }
 
-/// How many rows of so many columns are held.
+/// The number of rows with this many columns that are held in memory.
 pub(super) fn most_rows(columns: usize, options: &Search<'_>) -> usize {
     let elements = MOST_ELEMENTS.min(options.memory / 16);
     usize::try_from(elements / columns as u64).unwrap_or(usize::MAX).max(1024)

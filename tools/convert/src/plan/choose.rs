@@ -1,10 +1,10 @@
-//! Which candidate each table takes, so that the model has the least squared error in the bytes
-//! there are.
+//! Chooses a candidate for each table, so that the model has the least squared error within the
+//! budget.
 //!
-//! Tables are taken one after another. Of all choices for those so far only those are kept that no
-//! other beats in bytes and error: so the choice is exact while they are few, for a single table
-//! always. Where they grow too many, the budget is divided in narrow bands and the best of each is
-//! kept; what that leaves unused is spent on single tables at the end.
+//! Tables are added one after another. Of the choices for the tables so far, those are kept that no
+//! other beats in bytes and error. So the result is exact while they are few, and always for a
+//! single table. If they become too many, the budget is divided into narrow bands and the best
+//! choice of each band is kept; unused bytes are spent on single tables at the end.
 
 use std::cmp::Ordering;
 
@@ -13,13 +13,13 @@ const KEPT: usize = 4096;
 /// The most combinations that are compared one by one.
 const COMPARED: usize = 1 << 20;
 
-/// What matters of a candidate here.
+/// The properties of a candidate that decide.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item {
     pub(super) bytes: u64,
-    /// Squared, and absolute: of all tables they are added up.
+    /// The squared absolute error, which adds up over tables.
     pub(super) error: f64,
-    /// Decides between those of equal bytes and error.
+    /// Decides between candidates of equal bytes and error.
     pub(super) nanoseconds: f64,
 }
 
@@ -35,7 +35,8 @@ impl Item {
     }
 }
 
-/// The items, by bytes, that none with as few bytes has less error than, nor the same in less time.
+/// The items that no item of at most the same bytes beats in error, or in time at equal error; by
+/// bytes.
 pub(super) fn front(items: &[Item]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by(|&a, &b| items[a].by_bytes(&items[b]));
@@ -57,12 +58,11 @@ struct State {
     before: usize,
 }
 
-/// The candidate of each table, in at most `capacity` bytes together; `None` if they do not fit
-/// however they are chosen.
+/// The candidate of each table, in at most `capacity` bytes together; `None` if no choice fits.
 pub(super) fn choose(tables: &[Vec<Item>], capacity: u64) -> Option<Vec<usize>> {
     let fronts: Vec<Vec<usize>> = tables.iter().map(|items| front(items)).collect();
     let least = |at: usize| fronts[at].first().map(|&first| tables[at][first].bytes);
-    // Bytes that the tables after each one need at least.
+    // The least bytes of the tables after each one.
     let mut needed = vec![0u64; tables.len() + 1];
     for at in (0..tables.len()).rev() {
         needed[at] = needed[at + 1].saturating_add(least(at)?);
@@ -87,7 +87,7 @@ pub(super) fn choose(tables: &[Vec<Item>], capacity: u64) -> Option<Vec<usize>> 
     Some(taken)
 }
 
-/// Every state with every candidate that still fits, as far as it is worth keeping.
+/// Every state with every candidate that fits, without those that others beat.
 fn extend(states: &[State], items: &[Item], front: &[usize], capacity: u64) -> Vec<State> {
     let low = states.iter().map(|state| state.sum.bytes).min().unwrap_or(0);
     let band = |bytes: u64| {
@@ -130,7 +130,7 @@ fn extend(states: &[State], items: &[Item], front: &[usize], capacity: u64) -> V
     kept
 }
 
-/// Those that no other beats, by bytes.
+/// The states that no other beats, by bytes.
 fn unbeaten(mut states: Vec<State>) -> Vec<State> {
     states.sort_by(|a, b| a.sum.by_bytes(&b.sum));
     let mut least = f64::INFINITY;
@@ -143,7 +143,7 @@ fn unbeaten(mut states: Vec<State>) -> Vec<State> {
     states
 }
 
-/// Spends what is left on the table that gains most by it, as long as one does.
+/// Spends unused bytes on the table that gains most, as long as one gains.
 fn spend(tables: &[Vec<Item>], fronts: &[Vec<usize>], capacity: u64, taken: &mut [usize]) {
     loop {
         let used: u64 = tables.iter().zip(&*taken).map(|(items, &taken)| items[taken].bytes).sum();
@@ -195,7 +195,7 @@ mod tests {
         for _ in 0..2000 {
             let mut table = |_| {
                 let items = 1 + random(&mut state) % 6;
-                // Whole numbers: sums are exact, and equal ones happen.
+                // Integers, so that sums are exact and equal ones occur.
                 let mut item = |_| {
                     let mut up_to = |n| random(&mut state) % n;
                     item(64 * up_to(12), up_to(40) as f64, up_to(5) as f64)
@@ -218,9 +218,9 @@ mod tests {
         assert!(fitting > 500 && too_large > 100, "{fitting} {too_large}");
     }
 
-    /// Thirty tables of three hundred candidates on curves of falling error: what a Lagrange
-    /// multiplier finds is beyond reach of any choice, so that being near it is being near the
-    /// best.
+    /// Thirty tables of three hundred candidates on curves of falling error: the bound of a
+    /// Lagrange multiplier is below the error of every choice, so that a choice near the bound is
+    /// near the best.
     #[test]
     fn many_candidates_come_near_the_best() {
         let mut state = 3;

@@ -1,21 +1,21 @@
-//! How long a lookup takes, estimated: enough to rank representations, not to promise a time.
+//! Estimates the time of a lookup, well enough to rank representations.
 //!
-//! A row alone costs what it takes to bring it in and, if it is computed, the arithmetic. The
-//! constants were fitted to `docs/benchmarks.md` (AVX-512, uniform ids): dense bags of 11,000,000 x
-//! 64 from 72 to 256 bytes a row, and W1 and W3, tensor trains from 4,096 to 139,264 FLOP a row,
-//! which [`tensor_train`] meets within 12 %. On another device all of them move, and their order
-//! seldom does: `ttrec bench` measures.
+//! A single row costs its memory access and, if it is computed, the arithmetic. The constants were
+//! fitted to `docs/benchmarks.md` (AVX-512, uniform ids): dense bags of 11,000,000 x 64 from 72 to
+//! 256 bytes a row, and W1 and W3, tensor trains from 4,096 to 139,264 FLOP a row, which
+//! [`tensor_train`] meets within 12 %. On another device all of them change, but seldom their
+//! order: `ttrec bench` measures.
 
 use crate::contraction_order::ContractionOrder;
 use ttrec::TtShape;
 
-/// To ask for a row that is anywhere in memory.
+/// Nanoseconds of a cache miss.
 const ROW: f64 = 6.6;
-/// For each of its bytes.
+/// Nanoseconds per byte of a row.
 const BYTE: f64 = 0.011;
-/// To find out which slices a row of a tensor train needs, and to start and end its products.
+/// Nanoseconds to compute the digits of a row, and to start and end its products.
 const TRAIN: f64 = 22.0;
-/// Of the kernels, per nanosecond.
+/// Floating-point operations of the kernels per nanosecond.
 const FLOPS: f64 = 230.0;
 
 /// Nanoseconds for a dense row of so many bytes.
@@ -23,7 +23,7 @@ pub(super) fn dense(row_bytes: usize) -> f64 {
     ROW + BYTE * row_bytes as f64
 }
 
-/// Nanoseconds for a short row of so many bytes and its product with the projection, alone; a bag
+/// Nanoseconds for a single short row of so many bytes and its product with the projection; a bag
 /// shares the product.
 pub(super) fn low_rank(row_bytes: usize, rank: usize, embedding_dim: usize) -> f64 {
     dense(row_bytes) + 2.0 * rank as f64 * embedding_dim as f64 / FLOPS

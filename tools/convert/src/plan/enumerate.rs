@@ -18,8 +18,8 @@ use crate::{
 use anyhow::{Context as _, Result};
 use ttrec::{blob::WeightsSpec, dtype::Dtype};
 
-/// What a plan takes of a dense table as its budget grows: by bytes, those candidates that none
-/// beats in bytes and error.
+/// The choices of a plan for a dense table with growing budgets: the candidates that no other beats
+/// in bytes and error, by bytes.
 pub(super) fn curve(
     name: &str,
     rows: &dyn Rows,
@@ -33,7 +33,7 @@ pub(super) fn curve(
     Ok(front(&items).into_iter().map(|at| list[at].clone()).collect())
 }
 
-/// Every way to store the table that `found` describes.
+/// All candidates of the table that `found` describes.
 pub(crate) fn candidates(
     checkpoint: &Checkpoint,
     found: &TableSpec,
@@ -49,7 +49,7 @@ pub(crate) fn candidates(
     }
 }
 
-/// Every way to store a table of these rows.
+/// All candidates of a dense table with these rows.
 pub(super) fn of_dense(
     name: &str,
     found: &TableSpec,
@@ -65,7 +65,7 @@ pub(super) fn of_dense(
 
     let mut list = Vec::new();
     for &dtype in Dtype::ALL {
-        // Values that have no finite form in this type rule it out.
+        // Values that overflow rule this type out.
         let Some(error) = sample.coding_error(&values, embedding_dim, dtype)? else { continue };
         let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };
         let nanoseconds = cost::dense(dtype.row_len(embedding_dim));

@@ -1,11 +1,11 @@
-//! What the plan says of each table: what it takes, what that costs, and why nothing else.
+//! Sentences about each table of a plan: the choice, its cost, and the reason.
 
 use super::{
     candidate::{Candidate, Candidates, Form},
     layers::{Layers, StoredLayers},
 };
 
-/// "i4 rows of rank 343" and the like.
+/// The description of a candidate, such as "i4 rows of rank 343".
 pub(crate) fn describe(candidate: &Candidate) -> String {
     let dtype = candidate.dtype.name();
     match &candidate.representation {
@@ -18,7 +18,7 @@ pub(crate) fn describe(candidate: &Candidate) -> String {
     }
 }
 
-/// The same where there is little room: "i4 rank 343".
+/// A short description for plots, such as "i4 rank 343".
 pub(crate) fn shortly(candidate: &Candidate) -> String {
     let dtype = candidate.dtype.name();
     match &candidate.representation {
@@ -31,7 +31,7 @@ pub(crate) fn shortly(candidate: &Candidate) -> String {
     }
 }
 
-/// One line: the table, and what becomes of it.
+/// One line about a table and its choice.
 pub(super) fn outcome(table: &Candidates, chosen: &Candidate) -> String {
     let Candidates { name, num_embeddings, embedding_dim, .. } = table;
     format!(
@@ -59,13 +59,13 @@ pub(super) fn layers(layers: &Layers, stored: &StoredLayers) -> String {
     )
 }
 
-/// Why it is this one: sentences.
+/// The reason for the choice, in sentences.
 pub(super) fn reason(table: &Candidates, chosen: &Candidate) -> String {
     let mut sentences = match chosen.representation {
         Form::AsTrained { what } => {
-            vec![format!("It was trained as {what} and stays so; only its numbers are rounded.")]
+            vec![format!("Trained as {what}: only the type of its numbers changes.")]
         }
-        _ => beside(table, chosen),
+        _ => alternatives(table, chosen),
     };
     if !table.complete {
         sentences.push(format!("Errors are estimated from {} rows.", table.rows_measured));
@@ -73,25 +73,25 @@ pub(super) fn reason(table: &Candidates, chosen: &Candidate) -> String {
     sentences.join(" ")
 }
 
-/// What other representations would cost.
-fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
+/// Compares the choice with other representations.
+fn alternatives(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     let mut sentences = Vec::new();
     if chosen.error == 0.0 && matches!(chosen.representation, Form::Dense) {
-        sentences.push("There is room for it as it is.".to_owned());
+        sentences.push("Fits the budget unchanged.".to_owned());
     }
     let is_train = |candidate: &Candidate| matches!(candidate.representation, Form::Tt { .. });
     let family = |candidate: &Candidate| {
         (std::mem::discriminant(&candidate.representation), candidate.dtype)
     };
-    // The best of each other family, in no more bytes.
+    // The best of each other family of at most the same size.
     let mut rivals: Vec<&Candidate> = Vec::new();
     for rival in table
         .list
         .iter()
         .filter(|rival| rival.bytes <= chosen.bytes && family(rival) != family(chosen))
     {
-        match rivals.iter_mut().find(|there| family(there) == family(rival)) {
-            Some(there) if rival.error < there.error => *there = rival,
+        match rivals.iter_mut().find(|known| family(known) == family(rival)) {
+            Some(known) if rival.error < known.error => *known = rival,
             Some(_) => {}
             None => rivals.push(rival),
         }
@@ -104,46 +104,45 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
                 .iter()
                 .filter(|rival| !is_train(rival))
                 .take(2)
-                .map(|rival| format!("{} {}", describe(rival), have(rival.error))),
+                .map(|rival| format!("{}, {}", describe(rival), error(rival.error))),
         );
     }
     let best_train = rivals
         .iter()
         .find(|rival| is_train(rival))
-        .map(|rival| format!("a tensor train has {}", error(rival.error)));
+        .map(|rival| format!("a tensor train, {}", error(rival.error)));
     let least = table
         .trains
         .iter()
         .filter(|(bytes, _)| *bytes <= chosen.bytes)
         .map(|(_, error)| *error);
     let least = least.min_by(f64::total_cmp).filter(|&least| least > chosen.error);
-    let at_least = least.map(|least| format!("a tensor train has at least {}", error(least)));
+    let at_least = least.map(|least| format!("a tensor train, at least {}", error(least)));
     if !is_train(chosen) && chosen.error > 0.0 {
-        clauses.extend(best_train.or(at_least.clone()));
+        clauses.extend(best_train.or(at_least));
     }
     if let Some(first) = clauses.first_mut() {
-        *first = format!("in as many bytes {first}");
-        let mut joined = clauses.join(", ");
-        joined.replace_range(0..1, "I");
-        sentences.push(format!("{joined}."));
-    }
-    if !is_train(chosen) && at_least.is_some() && chosen.error > 0.0 {
-        sentences.push("It was not trained as a tensor train.".to_owned());
+        *first = format!("At this size: {first}");
+        sentences.push(format!("{}.", clauses.join("; ")));
     }
     if is_train(chosen) {
-        sentences.push("No rows do as well as a tensor train here.".to_owned());
+        sentences.push(
+            "No quantised or low-rank rows match the tensor train at this \
+                        size."
+                .to_owned(),
+        );
     }
     let plain = |candidate: &&Candidate| matches!(candidate.representation, Form::Dense);
-    // For whoever would rather have it sooner.
+    // A much faster alternative.
     let fast = table.list.iter().filter(plain).filter(|rows| rows.bytes <= chosen.bytes);
     let fast = fast.filter(|rows| rows.nanoseconds <= chosen.nanoseconds / 10.0);
     if let Some(fast) = fast.min_by(|a, b| a.error.total_cmp(&b.error)) {
         let (what, error, time) = (describe(fast), error(fast.error), fast.nanoseconds.round());
         sentences.push(format!(
-            "Ten times as fast are {what}, with {error} in about {time} ns (--max-nanoseconds)."
+            "{what} would be 10x faster: about {time} ns, {error} (--max-nanoseconds)."
         ));
     }
-    // The smallest plain rows that are better, for whoever can spare the bytes.
+    // The smallest dense rows with less error, for a larger budget.
     if let Some(next) = table
         .list
         .iter()
@@ -151,18 +150,14 @@ fn beside(table: &Candidates, chosen: &Candidate) -> Vec<String> {
         .find(|next| next.bytes > chosen.bytes && next.error < chosen.error)
     {
         sentences.push(format!(
-            "{} would take {} ({}) and {}.",
+            "{} would take {} ({}), {}.",
             describe(next),
             size(next.bytes as f64),
             times(table, next),
-            have(next.error)
+            error(next.error)
         ));
     }
     sentences
-}
-
-fn have(relative: f64) -> String {
-    format!("have {}", error(relative))
 }
 
 /// "error 12 %".

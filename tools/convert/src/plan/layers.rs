@@ -1,5 +1,5 @@
-//! The layers of a model, which the budget is of as well: f32 or f16, whichever serves the whole
-//! better, or what was asked for.
+//! The layers of a model, which are part of the budget: f32 or f16, the better one for the whole
+//! plan, or the type of the spec.
 
 use crate::{
     checkpoint::Checkpoint,
@@ -11,33 +11,33 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use ttrec::{Blob, blob, dtype::Dtype};
 
-/// What is tried unless one is asked for: i8 would change scores more than its bytes are worth.
+/// The types to try if the spec sets none: i8 changes scores more than the saved bytes are worth.
 const TRIED: [Dtype; 2] = [Dtype::F16, Dtype::F32];
 
-/// All layers of a model, in each type that they may be stored as.
+/// All layers of a model, in each allowed type.
 pub(super) struct Layers {
     pub(super) count: usize,
     pub(super) f32_bytes: u64,
     /// By bytes, ascending.
     pub(super) list: Vec<StoredLayers>,
-    /// Squared norm of their weights and biases.
+    /// The squared norm of the weights and biases.
     pub(super) energy: f64,
 }
 
 /// The layers in one type.
 pub(super) struct StoredLayers {
-    /// What `convert` has to be told.
+    /// The part of the spec for `convert`.
     pub(super) spec: ModelSpec,
     pub(super) dtype: Dtype,
     pub(super) layout: blob::ModelSpec,
-    /// What they add to a blob.
+    /// The bytes that they add to a blob.
     pub(super) bytes: u64,
-    /// Relative, of all of them together.
+    /// The relative error of all layers together.
     pub(super) error: f64,
 }
 
 impl Layers {
-    /// Those of the model that `spec` describes, around these tables.
+    /// The layers of the model that `spec` describes.
     pub(super) fn of(
         checkpoint: &Checkpoint,
         spec: &ModelSpec,
@@ -61,9 +61,13 @@ impl Layers {
         let numbers = exact.layers().map(|linear| parameters((linear.inputs, linear.outputs)));
         let f32_bytes =
             numbers.fold(0, u64::saturating_add).saturating_mul(size_of::<f32>() as u64);
-        // Stored as f32, and a layer beside it, read and turned.
+        // The f32 layers, and copies of one: read, transposed and encoded.
         let needed = f32_bytes.saturating_mul(4);
-        ensure!(needed <= memory, "too little memory: {needed} bytes are needed");
+        ensure!(
+            needed <= memory,
+            "the memory limit of {memory} bytes is too small: {needed} are \
+                                   needed"
+        );
         let mut layers =
             Self { count: exact.layers().count(), f32_bytes, list: Vec::new(), energy: 0.0 };
         let asked = spec.dtype;
@@ -72,8 +76,8 @@ impl Layers {
             let model = Model::open(checkpoint, &spec)?;
             let layout = model.layout(tables)?;
             let (blob, bytes) = match in_memory::layers(&model, &layout) {
-                // Values that have no finite form in this type rule it out; f32 comes yet, and says
-                // if it is them.
+                // Values that overflow rule this type out. If they overflow f32 too, the error
+                // comes from there.
                 Err(_) if asked.is_none() && *dtype != Dtype::F32 => continue,
                 stored => stored?,
             };

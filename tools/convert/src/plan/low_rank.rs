@@ -1,5 +1,5 @@
-//! Low rank: short rows and a projection. The spectrum of the columns says what a rank leaves out,
-//! and rows that are projected and encoded what rounding adds.
+//! Low rank: short rows and a projection. The spectrum of the columns gives the truncation error of
+//! a rank; encoding projected rows gives the rounding error.
 
 use super::{
     candidate::{Candidate, Context, Form},
@@ -17,11 +17,11 @@ use ttrec::{
 
 /// The stored types that are tried for the short rows.
 const DTYPES: [Dtype; 3] = [Dtype::F16, Dtype::I8, Dtype::I4];
-/// How `convert` stores the projection of such rows.
+/// The type in which `convert` stores the projection.
 const PROJECTION: Dtype = Dtype::F16;
-/// Rows whose rounding is measured: it hardly differs from row to row.
+/// The number of rows whose rounding is measured: it hardly differs between rows.
 const ROUNDED: usize = 8192;
-/// The most columns: the eigenvectors of more take minutes.
+/// The most columns: eigenvectors of more take minutes.
 pub(super) const MAX_COLUMNS: usize = 2048;
 /// Rows that are projected at once.
 const CHUNK: usize = 256;
@@ -40,7 +40,7 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
     let few = Sample::draw(n, ROUNDED, context.options.frequencies);
     let projected = project(&few.read(rows)?, &directions);
     let rounded_energy = few.sum(&projected, squared_norm).max(f64::MIN_POSITIVE);
-    // What rounding adds, of the whole, at some ranks: by stored type of the short rows, and by the
+    // The relative rounding errors at some ranks, for each type of the short rows and for the
     // projection.
     let mut rounding: [Vec<(f64, f64)>; DTYPES.len()] = Default::default();
     for rank in grid(ranks) {
@@ -58,7 +58,7 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
     let mut found = Vec::new();
     for (dtype, points) in DTYPES.into_iter().zip(rounding) {
         let (mut kept, last) = (0.0, points.last().map_or(0.0, |&(rank, _)| rank));
-        // Above the last point values have no finite form in this type.
+        // Above the last point, values overflow this type.
         for rank in (1..=ranks).take_while(|&rank| rank as f64 <= last) {
             kept += energies[rank - 1];
             let squared = (context.energy - kept).max(0.0)
@@ -77,7 +77,7 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
     Ok(found)
 }
 
-/// The squared error that a projection has once it is stored.
+/// The squared error of a stored projection.
 fn projection_error(basis: &[f32], rank: usize) -> Result<f64> {
     let mut bytes = vec![0; PROJECTION.bytes_of(rank)];
     basis.chunks_exact(rank).try_fold(0.0, |sum, row| {
@@ -107,8 +107,7 @@ fn grid(ranks: usize) -> Vec<usize> {
     grid
 }
 
-/// The value at `x` on straight lines between these points, which ascend and reach from below it to
-/// above.
+/// Linear interpolation at `x` between these ascending points, which enclose it.
 fn interpolate(points: &[(f64, f64)], x: f64) -> f64 {
     let above = points.partition_point(|&(at, _)| at < x).min(points.len() - 1);
     let (b, b_value) = points[above];

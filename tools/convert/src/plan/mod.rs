@@ -1,5 +1,5 @@
-//! Which representation, shape and rank each table of a checkpoint takes in a budget, as a spec for
-//! [`convert`](crate::convert).
+//! Chooses a representation, a shape and ranks for each table of a checkpoint within a budget, as a
+//! spec for [`convert`](crate::convert).
 
 mod alternatives;
 mod as_trained;
@@ -35,31 +35,31 @@ use serde::Serialize;
 use std::path::Path;
 use ttrec::{blob::Layout, limits::ALIGNMENT};
 
-/// What a plan has to keep.
+/// The limits of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds<'b> {
-    /// The most that the blob may take; without one the plan is the smallest that keeps the others.
+    /// The largest size of the blob; without it, the plan is the smallest within the other limits.
     pub budget: Option<Budget>,
-    /// The most relative error of any table, and of all layers together.
+    /// The largest relative error of each table, and of all layers together.
     pub max_error: Option<f64>,
-    /// The longest that a lookup in any table may take, as estimated.
+    /// The longest estimated time of a lookup, in any table.
     pub max_nanoseconds: Option<f64>,
     /// A file of [`Frequencies`]: a row's error counts as often as the row is looked up.
     pub frequencies: Option<&'b Path>,
-    /// The most bytes of memory to hold.
+    /// The memory limit in bytes.
     pub memory: u64,
 }
 
-/// The tables of a checkpoint, and the model around them, as far as their names show them.
+/// The tables of a checkpoint and its model, detected from the names of the tensors.
 ///
 /// # Errors
-/// If no table is found, or one that cannot be converted.
+/// If no table is found, or a table cannot be converted.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Spec, Error> {
     Ok(try_detect(checkpoint)?)
 }
 
-/// Chooses how to store each table of `spec`: of all choices within `bounds` the one with the least
-/// squared error.
+/// Chooses how to store each table of `spec`: the choice with the least squared error within
+/// `bounds`.
 ///
 /// # Errors
 /// If `spec` does not fit the checkpoint, or nothing is within `bounds`.
@@ -82,9 +82,9 @@ fn try_detect(checkpoint: &Checkpoint) -> Result<Spec> {
     }
     ensure!(
         !tables.is_empty(),
-        "{path}: nothing looks like an embedding table; name one in a --spec"
+        "{path}: no tensor looks like an embedding table: name one in a --spec"
     );
-    let tables = match tables.as_slice() {
+    let mut tables = match tables.as_slice() {
         [only] => vec![named_after_file(checkpoint, only)],
         _ => tables,
     };
@@ -102,9 +102,8 @@ fn try_plan(
         .iter()
         .map(|found| Source::open(checkpoint, found))
         .collect::<Result<Vec<_>>>();
-    let sources = sources.context(
-        "tables, and what the checkpoint does not say of them, can be named in a --spec",
-    )?;
+    let sources =
+        sources.context("name the tables, and what the checkpoint does not store, in a --spec")?;
     let layers = model
         .as_ref()
         .map(|model| Layers::of(checkpoint, model, found, bounds.memory))
@@ -124,12 +123,12 @@ fn try_plan(
     let (least, given) = (layer_bytes + head_bytes()?, budget.unwrap_or(u64::MAX));
     ensure!(
         given >= least,
-        "{}: budget of {} is too small: the model's layers alone need {least} bytes",
+        "{}: a budget of {} is too small: the model's layers alone need {least} bytes",
         checkpoint.path().display(),
         size(given as f64)
     );
 
-    // Tables are looked at one after another, so that no more than the candidates of all are held.
+    // One table after another, so that only the candidates are held in memory, not the tables.
     let mut tables = Vec::new();
     for (found, source) in found.iter().zip(&sources) {
         let counts = frequencies
@@ -150,7 +149,7 @@ fn try_plan(
     Plan::new(&tables, layers.as_ref(), &chosen, budget)
 }
 
-/// What is taken: a candidate for each table, and the layers in one type.
+/// The choice: a candidate for each table, and a type of the layers.
 struct Chosen<'t> {
     tables: Vec<&'t Candidate>,
     layers: Option<&'t StoredLayers>,
@@ -181,8 +180,12 @@ fn choose<'t>(
     let within = |stored: &&StoredLayers| bounds.max_error.is_none_or(|most| stored.error <= most);
     let stored: Vec<&StoredLayers> =
         layers.iter().flat_map(|layers| &layers.list).filter(within).collect();
-    ensure!(layers.is_none() || !stored.is_empty(), "{path}: its layers do not keep --max-error");
-    // Without a budget, bytes are all that is left to save.
+    ensure!(
+        layers.is_none() || !stored.is_empty(),
+        "{path}: no type of the layers meets \
+                                                     --max-error"
+    );
+    // Without a budget, only bytes count.
     let squared =
         |error: f64, energy: f64| if budget.is_some() { error.powi(2) * energy } else { 0.0 };
     let item = |table: &Candidates, candidate: &Candidate| Item {
@@ -222,7 +225,7 @@ fn choose<'t>(
         };
         let least = least(&items);
         format!(
-            "{path}: budget of {} is too small: its {of} need {least} bytes",
+            "{path}: a budget of {} is too small: the {of} need at least {least} bytes",
             size(budget as f64)
         )
     })?;
@@ -232,16 +235,16 @@ fn choose<'t>(
     })
 }
 
-/// What each table becomes, what that costs, and what else was measured.
+/// The choice for each table, its cost, and the other candidates.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
-    /// The most bytes that the blob may take.
+    /// The largest size of the blob in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<u64>,
     /// The length of the whole blob.
     pub bytes: u64,
-    /// What its tables and layers take as f32.
+    /// The bytes of the tables and layers as f32.
     pub f32_bytes: u64,
     /// The relative error of all tables and layers together.
     pub error: f64,
@@ -252,28 +255,28 @@ pub struct Plan {
     pub tables: Vec<TablePlan>,
 }
 
-/// What the layers of a model become.
+/// The plan of a model's layers.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct LayersPlan {
-    /// How many there are.
+    /// The number of layers.
     pub count: usize,
-    /// What they take as f32.
+    /// Their bytes as f32.
     pub f32_bytes: u64,
     /// The name of their type in the blob.
     pub dtype: &'static str,
-    /// What they add to the blob.
+    /// The bytes that they add to the blob.
     pub bytes: u64,
-    /// Their relative error, of all together.
+    /// The relative error of all layers together.
     pub error: f64,
-    /// All this in a line of text.
+    /// A summary in one line.
     #[serde(skip)]
     pub outcome: String,
     #[serde(skip)]
     spec: ModelSpec,
 }
 
-/// What a table becomes.
+/// The plan of a table.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct TablePlan {
@@ -283,19 +286,19 @@ pub struct TablePlan {
     pub num_embeddings: u64,
     /// The elements of a row.
     pub embedding_dim: usize,
-    /// What the table takes as f32.
+    /// The bytes of the table as f32.
     pub f32_bytes: u64,
-    /// What was chosen.
+    /// The chosen candidate.
     #[serde(flatten)]
     pub chosen: Point,
     /// The rows that errors were measured on.
     pub rows_measured: usize,
-    /// What was chosen, in a line of text.
+    /// A summary in one line.
     #[serde(skip)]
     pub outcome: String,
-    /// Why: some sentences, or none.
+    /// The reason, in sentences; may be empty.
     pub why: String,
-    /// The candidates that none beats in bytes and error, by bytes.
+    /// The candidates that no other beats in both bytes and error, by bytes.
     pub candidates: Vec<Point>,
     #[serde(skip)]
     spec: TableSpec,
@@ -305,7 +308,7 @@ pub struct TablePlan {
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Point {
-    /// `dense`, `low-rank`, `tt`, or what the checkpoint has.
+    /// `dense`, `low-rank`, `tt`, or the representation in the checkpoint.
     pub representation: &'static str,
     /// The name of the stored type.
     pub dtype: &'static str,
@@ -318,11 +321,11 @@ pub struct Point {
     /// The column factors of a tensor train.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column_factors: Option<Vec<u32>>,
-    /// What it adds to the blob.
+    /// The bytes that it adds to the blob.
     pub bytes: u64,
     /// Its relative error.
     pub error: f64,
-    /// How long a lookup takes, as estimated.
+    /// The estimated time of a lookup.
     pub nanoseconds: f64,
 }
 
@@ -441,11 +444,11 @@ impl Plan {
         Ok(text)
     }
 
-    /// Bytes and error of the whole, in a line of text.
+    /// The bytes and the error of the plan in one line.
     pub fn summary(&self) -> String {
         let budget = self.budget.map(|budget| format!(" of {budget}")).unwrap_or_default();
         let times = self.f32_bytes as f64 / self.bytes as f64;
         let error = explain::error(self.error);
-        format!("{} bytes{budget}, {times:.1}x less than f32, {error}", self.bytes)
+        format!("{} bytes{budget}, {times:.1}x smaller than f32, {error}", self.bytes)
     }
 }

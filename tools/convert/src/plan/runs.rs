@@ -1,5 +1,5 @@
-//! The rows that a report studies: all, or for a large table runs of them, evenly spread, so that
-//! it takes seconds.
+//! The rows that a report measures: all, or for a large table evenly spaced runs, so that it takes
+//! seconds.
 
 use crate::{
     compare::Reference,
@@ -9,9 +9,9 @@ use crate::{
 use anyhow::Result;
 use rayon::prelude::*;
 
-/// Rows that lie together, and are read together.
+/// The length of a run.
 const RUN: u64 = 64;
-/// Elements that are studied at most.
+/// The most elements that are measured.
 const LIMIT: u64 = 1 << 25;
 
 pub(super) struct Runs<'w, 'c> {
@@ -35,7 +35,7 @@ impl<'w, 'c> Runs<'w, 'c> {
         self.num_embeddings() == self.weights().num_embeddings()
     }
 
-    /// Which row of the table is at this position of the sample.
+    /// The row of the table at a position of the sample.
     pub(super) fn row(&self, position: u64) -> u64 {
         let all = self.weights().num_embeddings().div_ceil(RUN);
         let (run, at) = (position / RUN, position % RUN);
@@ -58,10 +58,10 @@ impl<'w, 'c> Runs<'w, 'c> {
 }
 
 impl Rows for Runs<'_, '_> {
-    /// Of the sample, not of the table.
+    /// The number of rows of the sample, not of the table.
     fn num_embeddings(&self) -> u64 {
-        // Only the last run of a table can be shorter than the others, and it is in the sample if
-        // all are.
+        // Only the last run of a table can be shorter, and it is in the sample only if all runs
+        // are.
         let rows = self.weights().num_embeddings();
         if self.runs == rows.div_ceil(RUN) {
             rows

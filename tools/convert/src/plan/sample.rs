@@ -1,8 +1,8 @@
-//! The rows that errors are measured on: all of a table that fits, else some of it.
+//! The rows that errors are measured on: all of a table that fits into memory, else a sample.
 //!
-//! Without frequencies each row weighs 1. With them, a row weighs as often as it is asked for, so
-//! that a table's rows weigh 1 on average; a sample is then drawn in proportion to them, as what is
-//! asked for often decides the error.
+//! Without frequencies each row weighs 1. With frequencies, rows weigh in proportion to them, and 1
+//! on average. A sample is then drawn in proportion to the frequencies, because frequent rows
+//! decide the error.
 
 use crate::{factorize::Rows, in_memory};
 use anyhow::Result;
@@ -11,7 +11,7 @@ use ttrec::dtype::Dtype;
 
 /// Rows that are encoded and decoded at once.
 const CHUNK: usize = 256;
-/// Rows that one thread looks up in a trial.
+/// Rows that one thread looks up at once.
 const LOOKED_UP: usize = 4096;
 /// Elements that are read at once.
 const AT_ONCE: usize = 1 << 20;
@@ -20,12 +20,13 @@ const AT_ONCE: usize = 1 << 20;
 pub(super) struct Sample {
     pub(super) ids: Vec<u64>,
     pub(super) weights: Vec<f64>,
-    /// Whether these are all rows that weigh anything.
+    /// Whether these are all rows with a weight above 0.
     pub(super) complete: bool,
 }
 
 impl Sample {
-    /// At most `most` of `num_embeddings` rows; `asked`: ids, ascending, and how often.
+    /// A sample of at most `most` of `num_embeddings` rows; `asked` has ids, ascending, and their
+    /// frequencies.
     pub(super) fn draw(num_embeddings: u64, most: usize, asked: Option<&[(u64, f64)]>) -> Self {
         let rows = num_embeddings as f64;
         let Some(asked) = asked else {
@@ -49,8 +50,8 @@ impl Sample {
                 asked.iter().map(|&(id, frequency)| (id, frequency / total * rows)).unzip();
             return Self { ids, weights, complete: true };
         }
-        // Equal steps through the frequencies laid end to end: a row is met as often as it is asked
-        // for.
+        // Equal steps through the cumulated frequencies: a row is drawn in proportion to its
+        // frequency.
         let step = total / most as f64;
         let (mut ids, mut weights, mut end, mut met) = (Vec::new(), Vec::new(), 0.0, 0);
         for &(id, frequency) in asked {
@@ -91,14 +92,14 @@ impl Sample {
         Ok(Matrix { values, columns })
     }
 
-    /// The weighted sum of what `of` says of each row.
+    /// The weighted sum of `of` over the rows.
     pub(super) fn sum<'m>(&self, matrix: &'m Matrix, of: impl Fn(&'m [f32]) -> f64) -> f64 {
         let rows = matrix.values.chunks_exact(matrix.columns);
         self.weights.iter().zip(rows).map(|(weight, row)| weight * of(row)).sum()
     }
 
-    /// The weighted squared error that the first `columns` columns have once they are stored as
-    /// dense rows of `dtype`; `None` if some value has no finite form.
+    /// The weighted squared error of the first `columns` columns as dense rows of `dtype`; `None`
+    /// if a value overflows.
     pub(super) fn coding_error(
         &self,
         matrix: &Matrix,
@@ -127,15 +128,15 @@ impl Sample {
             }
             Ok(Some(sum))
         };
-        // Summed in the order of the rows, whatever the number of threads.
+        // Summed in the order of the rows, so that the number of threads does not matter.
         let sums = chunks.par_iter().map(error).collect::<Result<Vec<_>>>()?;
         Ok(sums.into_iter().sum())
     }
 }
 
 impl Sample {
-    /// The weighted squared error that the rows have once they are looked up in a trial; `row_of`
-    /// says which row of the trial an id is, or that it is exact elsewhere.
+    /// The weighted squared error of the rows of a blob in memory; `row_of` maps an id to a row of
+    /// that blob, or to none if the row is exact.
     pub(super) fn lookup_error(
         &self,
         matrix: &Matrix,

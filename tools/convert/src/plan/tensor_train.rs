@@ -1,8 +1,8 @@
 //! Tensor trains of a dense table, in a few shapes and many ranks.
 //!
-//! The spectra of the unfoldings say at no cost what error any train of given ranks has at least.
-//! Where rows that are stored otherwise, in as many bytes, have less, no train is made. Else it is
-//! made, refined as `convert` refines it, and looked up.
+//! The spectra of the unfoldings give a lower bound of the error of any train of given ranks. If
+//! another candidate of the same size has less error, the train is skipped. Otherwise it is made,
+//! refined as by `convert`, and looked up.
 
 use super::{
     candidate::{Candidate, Context, Form, bytes},
@@ -22,23 +22,21 @@ use ttrec::{
 
 /// The stored types that are tried for cores.
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::I8];
-/// The most rows of a first unfolding: the eigenvectors of more take too long for what they may
-/// bring.
+/// The most rows of a first unfolding: eigenvectors of more take too long.
 const MAX_HEIGHT: u64 = 512;
-/// The largest rank: trains of more are seldom smaller than quantised rows, and never faster.
+/// The largest rank: larger trains are seldom smaller than quantised rows, and never faster.
 const MAX_RANK: usize = 256;
 /// The most elements of a table whose trains are refined.
 const REFINED: u64 = 4 << 20;
-/// Errors below are beyond what squares of singular values tell.
+/// Smaller errors are lost in the rounding of squared singular values.
 const SURE: f64 = 1e-3;
-/// Rows that a train is looked up at.
+/// The number of rows at which trains are measured.
 const LOOKED_UP: usize = 4096;
 
-/// The bytes of a train, and the error that it has at least.
+/// The bytes and the least error of a train.
 type Bound = (u64, f64);
 
-/// The trains that may be worth storing, and for all that were looked at their bytes and the error
-/// that they have at least.
+/// The trains that may be worth storing, and the bytes and least error of all that were considered.
 pub(super) fn candidates(
     context: &Context<'_>,
     rows: &dyn Rows,
@@ -58,10 +56,9 @@ pub(super) fn candidates(
             let bytes =
                 |dtype| bytes(&TableSpec::new(context.name, WeightsSpec::Tt { shape, dtype }));
             bounds.push((bytes(Dtype::I8)?, least));
-            // With frequencies, what a train has at least is not known: it may do better on what is
-            // asked for.
+            // With frequencies there is no lower bound: a train may be better on frequent rows.
             let margin = if weights.is_some() { 0.5 } else { 1.0 };
-            // Of the smallest trains the least is known that a table can take.
+            // The bounds of the smallest trains are bounds of the table.
             let smallest = ranks.iter().all(|&rank| rank == 1);
             let mut dtypes = Vec::new();
             for dtype in DTYPES {
@@ -87,7 +84,7 @@ pub(super) fn candidates(
             for dtype in dtypes {
                 let Some(error) = lookups.error(shape, &refined.cores, dtype)? else { continue };
                 let squared = match weights {
-                    // All rows say what the train misses, some of them what rounding adds.
+                    // All rows give the truncation error, and some of them the rounding error.
                     None if refined.error > SURE => {
                         refined.error.powi(2) + (error - exact).max(0.0)
                     }
@@ -133,7 +130,7 @@ fn shapes(num_embeddings: u64, embedding_dim: usize) -> Vec<Factors> {
     shapes
 }
 
-/// How far the analysis goes in the memory there is; `None` if that is too little for it.
+/// The limits of an analysis in the available memory; `None` if the memory is too small.
 fn limits<'c>(context: &'c Context<'_>, rows: &dyn Rows, factors: &Factors) -> Option<Limits<'c>> {
     let height = u64::from(factors.rows[0]) * u64::from(factors.columns[0]);
     let padded: u64 = factors.rows.iter().map(|&p| u64::from(p)).product();
@@ -147,8 +144,8 @@ fn limits<'c>(context: &'c Context<'_>, rows: &dyn Rows, factors: &Factors) -> O
     })
 }
 
-/// How often a train is refined: not where it is nearly as large as the table, so that there is
-/// nothing to gain, nor where it takes minutes.
+/// The number of refinements: none if the train is nearly as large as the table, so that there is
+/// nothing to gain, or if a refinement takes minutes.
 fn sweeps(rows: &dyn Rows, shape: &TtShape) -> u32 {
     let elements = rows.num_embeddings().saturating_mul(rows.embedding_dim() as u64);
     if elements <= REFINED && shape.num_parameters() <= elements / 4 {
@@ -158,8 +155,8 @@ fn sweeps(rows: &dyn Rows, shape: &TtShape) -> u32 {
     }
 }
 
-/// Ranks to look at: all bonds alike, half as much again each time, and in each stored type the
-/// largest that fit the bytes.
+/// The ranks to consider: equal for all bonds, growing by half each time, and for each stored type
+/// the largest that fit.
 fn ranks(context: &Context<'_>, num_embeddings: u64, train: &TtSvd) -> Result<Vec<Vec<u32>>> {
     let (factors, most) = (train.factors(), train.max_ranks());
     let largest = most.iter().copied().max().unwrap_or(1);
@@ -188,14 +185,14 @@ fn ranks(context: &Context<'_>, num_embeddings: u64, train: &TtSvd) -> Result<Ve
     Ok(lists)
 }
 
-/// Rows to look trains up at.
+/// The rows at which trains are measured.
 struct LookedUp {
     sample: Sample,
     values: Matrix,
 }
 
 impl LookedUp {
-    /// The relative squared error of these cores once they are stored as `dtype`, if they can be.
+    /// The relative squared error of these cores as `dtype`; `None` if a value overflows.
     fn error(&self, shape: TtShape, cores: &[Vec<f32>], dtype: Dtype) -> Result<Option<f64>> {
         let Some(blob) = in_memory::of_cores(shape, dtype, cores)? else { return Ok(None) };
         let error = self.sample.lookup_error(&self.values, &blob, Some)?;

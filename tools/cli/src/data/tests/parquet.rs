@@ -13,8 +13,7 @@ use ::parquet::{
 };
 use std::{fs, path::Path, sync::Arc};
 
-/// Rows of a label, a number, a text and an integer; without a value, the second and third are
-/// null.
+/// Rows of a label, a number, a text and an integer; the second and third may be null.
 type ParquetRow = (i32, Option<f64>, Option<String>, i64);
 
 /// Writes a row group for each slice of rows.
@@ -109,7 +108,7 @@ fn parquet_is_read_as_csv_is() {
 #[test]
 fn a_file_of_pyarrow_is_read() {
     // pyarrow 26: pages of version 2, Snappy, dictionaries, two row groups, and a column of lists
-    // that nobody asks for.
+    // that the config does not name.
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let dir = tempfile::tempdir().unwrap();
     fs::write(
@@ -163,7 +162,7 @@ fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
     );
     refused(&(ok.clone() + "delimiter = \";\"\n"), &["`delimiter` is of text"]);
 
-    // Damage of any kind ends in an error or in rows, never in a panic.
+    // Damaged files give an error or rows, never a panic.
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 9]).unwrap();
     refused(&ok, &["a.parquet: "]);
