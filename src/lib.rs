@@ -76,7 +76,7 @@
 //!
 //! [`Blob`], [`Table`], [`Ranker`] and [`Bags`] are views that are `Copy`, `Send` and `Sync`, and
 //! nothing takes a lock: share them, and give each thread its own output and workspace. The library
-//! starts no threads, but for the feature `train`, which uses rayon.
+//! starts no threads, except in the module `train`, which uses rayon.
 //!
 //! # What is bit-exact
 //!
@@ -114,13 +114,13 @@
 //! # Security
 //!
 //! Blobs and arguments may be hostile: for any bytes, parsing and lookups return a result or an
-//! error, within the buffers that they are given. Checksums find accidents, not forgeries: sign
-//! blobs that come over a network. All `unsafe` code is in the module [`isa`]. `docs/security.md`
-//! says what is guaranteed and what is not.
+//! error, and touch only the buffers that they are given. Checksums find accidents, not forgeries:
+//! sign blobs that come over a network. All `unsafe` code is in the module [`isa`].
+//! `docs/security.md` says what is guaranteed and what is not.
 
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![deny(unsafe_code)] // but in `isa`
+#![deny(unsafe_code)] // allowed in `isa` only
 
 #[cfg(target_endian = "big")]
 compile_error!("blobs are little-endian and used in place: big-endian targets are not supported");

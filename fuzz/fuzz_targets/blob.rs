@@ -37,7 +37,7 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
             return;
         }
     };
-    assert_eq!(blob.len(), buf.len());
+    assert_eq!(blob.as_bytes().len(), buf.len());
     if let Err(error) = blob.verify_payload() {
         assert!(!error.to_string().is_empty());
     }
