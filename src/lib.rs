@@ -19,7 +19,7 @@
 //! static MODEL: &AlignedBytes = include_blob!("../tests/golden/two_tables.ttr");
 //! let blob = Blob::parse(MODEL)?;
 //! let item = blob.table("item")?;
-//! assert_eq!((item.num_embeddings(), item.embedding_dim()), (1000, 16));
+//! assert_eq!((item.num_embeddings(), item.embedding_dim()), (4000, 16));
 //!
 //! // The row of index 42.
 //! let mut workspace = Workspace::new();
