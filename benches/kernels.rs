@@ -14,7 +14,7 @@ use ttrec::{
 
 const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
 
-/// Multiples of 1/8 from -2 to 2: exact in every dtype but i8, whose scale takes care of them.
+/// Multiples of 1/8 from -2 to 2, which are exact in every dtype except i8.
 fn values(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|at| ((at + seed) * 7919 % 33) as f32 / 8.0 - 2.0).collect()
 }

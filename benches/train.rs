@@ -1,4 +1,4 @@
-//! A step of training beside the forward pass alone, one thread: FBTT's benchmark shape at rank 32
+//! A training step, and the forward pass alone, on one thread: FBTT's benchmark shape at rank 32
 //! (11,000,000 x 64, 512 bags of 20 uniform ids), and the largest table of Criteo Kaggle (128 bags
 //! of 1) in two shapes. SGD. `cargo bench -p ttrec-benches --bench train`.
 //!
@@ -63,8 +63,8 @@ fn workloads() -> [Workload; 3] {
     ]
 }
 
-/// Compares what one step does to the slices of the first lookup with the sums that define their
-/// gradients, three cores.
+/// Compares the change of the slices of the first lookup in one step with the sums that define
+/// their gradients, for three cores.
 fn check(workload: &Workload, ids: &[u32]) {
     const RATE: f64 = 0.5;
     let (shape, gradient) = (workload.shape, workload.gradient());

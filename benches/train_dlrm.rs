@@ -4,8 +4,8 @@
 //! or all are dense; on one thread and on two. `cargo bench -p ttrec-benches --bench train_dlrm`;
 //! the dense tables take 2.2 GB.
 //!
-//! What matters is a ratio of models of which one waits for memory, so they take turns. That each
-//! learns is checked first: a batch's loss must fall.
+//! The result is a ratio of models, one of which waits for memory, so the models take turns. First,
+//! each model must learn: the loss of a batch must fall.
 
 use std::{hint::black_box, time::Instant};
 use ttrec::{
@@ -135,8 +135,8 @@ fn step(model: &mut Dlrm, samples: &Samples, offsets: &[u32]) -> f64 {
         .expect("a step")
 }
 
-/// Rounds, in each of which every model takes a step with every batch on one thread, then on two:
-/// so that what else the machine does slows all of them.
+/// Rounds, in each of which every model takes a step with every batch on one thread, then on two,
+/// so that other load on the machine slows all of them.
 const ROUNDS: usize = 40;
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -1,6 +1,6 @@
-//! What no fuzzer guesses, made right, so that what lies behind it is reached.
+//! Corrects what a fuzzer does not guess, so that it reaches the code behind those checks.
 
-/// Makes the header's length and every checksum right, as far as the counts allow. Offsets as in
+/// Corrects the header's length and every checksum, as far as the counts allow. Offsets as in
 /// `docs/format.md`.
 pub(crate) fn reseal(buf: &mut [u8]) -> Option<()> {
     let u32_at = |buf: &[u8], at: usize| {

@@ -1,4 +1,4 @@
-//! Bytes that start on a 64-byte boundary, as a blob must: at compile time, and on the heap.
+//! Bytes aligned to 64, as a blob must be: in the binary, and on the heap.
 
 use core::ops::Deref;
 

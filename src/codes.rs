@@ -1,6 +1,7 @@
-//! The enums that a blob stores as codes: one list of names for each.
+//! The names of the enums that a blob stores as codes.
 
-/// Gives an enum, whose discriminants are the codes of `docs/format.md`, its list and its names.
+/// Implements the list and the names of an enum whose discriminants are the codes of
+/// `docs/format.md`.
 macro_rules! codes {
     ($kind:ident: $($variant:ident $name:literal),+) => {
         impl $kind {

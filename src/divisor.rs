@@ -1,10 +1,10 @@
-//! Division of many numbers by one: a multiplication for each.
+//! Division of many numbers by the same number, with a multiplication for each.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
-/// A number to divide by, as a multiplication: Lemire, Kaser and Kurz, "Faster remainder by direct
-/// computation" (2019), exact for 32-bit numbers.
+/// A divisor, stored as its reciprocal (Lemire, Kaser and Kurz, "Faster remainder by direct
+/// computation", 2019). Exact for 32-bit numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Divisor {
     by: u32,
@@ -13,21 +13,19 @@ pub(crate) struct Divisor {
 }
 
 impl Divisor {
-    /// By a number that is not 0.
+    /// `by` is not 0.
     pub(crate) fn new(by: u32) -> Self {
         let by = by.max(1);
         let floor = u64::MAX.checked_div(u64::from(by)).unwrap_or(u64::MAX);
         Self { by, reciprocal: floor.wrapping_add(1) }
     }
 
-    /// The number.
     #[inline(always)]
     pub(crate) fn by(self) -> u32 {
         self.by
     }
 
-    /// Quotient and remainder of a number that may have more than 32 bits, which takes longer if it
-    /// does.
+    /// Quotient and remainder of `n`. Takes longer if `n` has more than 32 bits.
     #[inline(always)]
     pub(crate) fn divide_u64(self, n: u64) -> (u64, u32) {
         if let Ok(n) = u32::try_from(n) {
@@ -42,7 +40,7 @@ impl Divisor {
     #[inline(always)]
     pub(crate) fn divide(self, n: u32) -> (u32, u32) {
         let quotient = if cfg!(not(target_pointer_width = "64")) {
-            // There a multiplication of 64 bits by 64 takes longer than a division of 32 by 32.
+            // A multiplication of 64 by 64 bits takes longer than a division of 32 by 32 bits.
             n.checked_div(self.by).unwrap_or(0)
         } else if self.reciprocal == 0 {
             n

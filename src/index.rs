@@ -1,7 +1,7 @@
 //! The integer types that indices and offsets may have, and slices of any of them.
 //!
-//! A caller's type ends here: what pools bags is compiled once, for [`Indices`], and not again in
-//! each crate that calls it.
+//! The caller's integer type is erased here, so that the pooling engine is compiled once, for
+//! [`Indices`], and not again in each crate that calls it.
 
 use core::ops::Range;
 use sealed::Sealed;
@@ -42,15 +42,15 @@ index! {
     i64 as U64, true;
 }
 
-/// Indices or offsets. Those of a signed type have the same bits here: a negative one is larger
-/// than any other of its type.
+/// Indices or offsets. Signed integers keep their bits, so that a negative integer is larger than
+/// any that is not.
 #[derive(Clone, Copy, Debug)]
 pub enum Indices<'a> {
     U32(&'a [u32]),
     U64(&'a [u64]),
 }
 
-/// Runs `$body` with the slice, of `u32` or of `u64`.
+/// Runs `$body` with the slice, which is of `u32` or of `u64`.
 macro_rules! with_integers {
     ($indices:expr, $integers:ident => $body:expr) => {
         match $indices {
@@ -79,7 +79,8 @@ impl<'a> Indices<'a> {
         })
     }
 
-    /// From the integer at `position` to the one after it.
+    /// The range from the integer at `position` to the next integer: that of a bag, if these are
+    /// offsets.
     #[inline(always)]
     pub(crate) fn range(self, position: usize) -> Option<Range<usize>> {
         with_integers!(self, integers => {
@@ -89,11 +90,11 @@ impl<'a> Indices<'a> {
     }
 
     pub(crate) fn iter(self) -> impl ExactSizeIterator<Item = u64> + Clone + 'a {
-        // The length first, so that each step asks for the type alone.
+        // Iterates over positions: with the length known, each step only matches on the type.
         (0..self.len()).map(move |position| self.get(position).unwrap_or_default())
     }
 
-    /// The least integer here that stands for a negative one, if the caller's type `is_signed`.
+    /// The least value that is a negative integer of the caller's type, if that `is_signed`.
     pub(crate) fn first_negative(self, is_signed: bool) -> u64 {
         match self {
             _ if !is_signed => u64::MAX,
@@ -102,7 +103,7 @@ impl<'a> Indices<'a> {
         }
     }
 
-    /// The integer at `position` as its signed type has it, if it is negative there.
+    /// The integer at `position` as a signed integer, if it is negative.
     pub(crate) fn negative(self, position: usize) -> Option<i64> {
         let value = match self {
             Self::U32(integers) => integers.get(position)?.cast_signed().into(),

@@ -9,6 +9,6 @@ pub enum Pooling {
     Sum,
     /// The sum divided by the number of rows.
     Mean,
-    /// The largest of each column.
+    /// The maximum of each column.
     Max,
 }

@@ -1,4 +1,4 @@
-//! The algebra of a tensor-train table: how `num_embeddings x embedding_dim` splits into small
+//! The shape of a tensor-train table: how `num_embeddings x embedding_dim` splits into small
 //! cores.
 //!
 //! Core k is a stack of `p_k` slices; slice `G_k[i_k]` is an `r_k x q_k x r_{k+1}` array. Row i of
@@ -50,7 +50,7 @@ pub struct TtShape {
     ranks: [u32; MAX_CORES + 1],
     digit_order: DigitOrder,
     column_order: DigitOrder,
-    /// Computed once, as every lookup asks for them.
+    /// Computed once, because every lookup needs them.
     prefix_len: usize,
     partial_len: usize,
 }
@@ -142,8 +142,7 @@ impl TtShape {
         Self { digit_order, ..self }
     }
 
-    /// The same shape with another order of the digits of columns: which core the least significant
-    /// one belongs to.
+    /// The same shape with another order of the digits of columns.
     #[must_use]
     pub fn with_column_order(self, column_order: DigitOrder) -> Self {
         Self { column_order, ..self }
@@ -176,8 +175,8 @@ impl TtShape {
         Ok(shape.with_partials())
     }
 
-    /// Every size that the accessors below compute, once with checks, so that they need none: core
-    /// bytes at four bytes an element, scratch and FLOPs.
+    /// Computes every size once with checks, so that the accessors below need none: the bytes of
+    /// the cores at four bytes per element, partial products and FLOPs.
     fn checked_sizes(&self) -> Option<()> {
         let limit = isize::MAX as u64 / 8;
         let mut parameters = 0u64;
@@ -237,14 +236,14 @@ impl TtShape {
     }
 
     /// Which core the least significant digit of a column belongs to. In the product of the cores
-    /// it is that of the last core; with [`DigitOrder::LeastSignificantFirst`],
-    /// [`Table`](crate::Table) reorders the product's elements.
+    /// it belongs to the last core. With [`DigitOrder::LeastSignificantFirst`],
+    /// [`Table`](crate::Table) reorders the columns of the product.
     pub fn column_order(&self) -> DigitOrder {
         self.column_order
     }
 
-    /// The position of column `column` in a row as the product of the cores has it: `column`,
-    /// unless the [column order](Self::column_order) is least significant first.
+    /// The position of column `column` in the product of the cores: `column` itself, unless the
+    /// [column order](Self::column_order) is least significant first.
     pub fn position_of_column(&self, column: usize) -> usize {
         if self.column_order == DigitOrder::MostSignificantFirst {
             return column;
@@ -290,7 +289,7 @@ impl TtShape {
         self.padded_digits(row).into_iter().take(self.num_cores)
     }
 
-    /// The same; entries past d are 0.
+    /// [`digits`](Self::digits) as an array, whose entries past d are 0.
     pub(crate) fn padded_digits(&self, row: u64) -> [u32; MAX_CORES] {
         let mut digits = [0; MAX_CORES];
         let pairs = digits.iter_mut().zip(&self.row_factors).take(self.num_cores);
@@ -347,8 +346,8 @@ impl TtShape {
         self.flops(0..self.num_cores)
     }
 
-    /// The same from the last core: `sum_k 2 r_k q_k r_{k+1} (q_{k+1}..q_{d-1})`. For d = 3,
-    /// `2 q_1 q_2 r_1 (r_2 + q_0)`. Saturates.
+    /// As [`flops_left_to_right`](Self::flops_left_to_right), from the last core: `sum_k 2 r_k q_k
+    /// r_{k+1} (q_{k+1}..q_{d-1})`. For d = 3, `2 q_1 q_2 r_1 (r_2 + q_0)`. Saturates.
     pub fn flops_right_to_left(&self) -> u64 {
         self.flops((0..self.num_cores).rev())
     }

@@ -1,4 +1,4 @@
-//! A workspace on the heap, for callers that have one.
+//! A workspace on the heap.
 
 use crate::{dlrm::Ranker, table::Table};
 use alloc::vec::Vec;

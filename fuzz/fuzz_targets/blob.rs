@@ -1,8 +1,8 @@
-//! Any bytes as a blob: parsed, and whatever parses is used. `cargo +nightly fuzz run blob` from
-//! the repository's root; put blobs into `fuzz/corpus/blob/` to start from.
+//! Parses any bytes as a blob, and uses the blobs that parse. Run `cargo +nightly fuzz run blob` in
+//! the root of the repository; put blobs into `fuzz/corpus/blob/` to start from.
 //!
-//! The bytes are tried as they are, and once more with length and checksums made right, since no
-//! fuzzer guesses those and all that lies behind them would never be reached.
+//! The bytes are parsed once unchanged, and once with the right length and checksums: a fuzzer does
+//! not guess these, and would never reach the code behind their checks.
 
 #![no_main]
 
@@ -14,7 +14,7 @@ use ttrec::{
 #[path = "../reseal.rs"]
 mod reseal;
 
-/// Multiply-adds and elements beyond which a table is left alone: a few bytes can ask for rows of
+/// Multiply-adds and elements above which a table is not used: a few bytes can ask for rows of
 /// 65,536 columns and ranks, which is slow but not wrong.
 const MAX_WORK: u64 = 1 << 18;
 /// What outputs and scratch hold before a call.
@@ -32,12 +32,12 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
     let blob = match Blob::parse(buf) {
         Ok(blob) => blob,
         Err(error) => {
-            // The texts have their own arithmetic.
+            // Messages have arithmetic of their own.
             assert!(!error.to_string().is_empty());
             return;
         }
     };
-    assert_eq!(blob.len(), buf.len());
+    assert_eq!(blob.as_bytes().len(), buf.len());
     if let Err(error) = blob.verify_payload() {
         assert!(!error.to_string().is_empty());
     }
@@ -67,8 +67,8 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
     }
 }
 
-/// Three samples score, with the least workspace and the best; each the same alone; one user's
-/// candidates the same as well.
+/// Scores three samples with the least and the best workspace. Each must have the same score alone,
+/// and as the candidate of one user.
 fn use_ranker(ranker: &Ranker<'_>, noise: &[u8]) {
     let num_dense = ranker.num_dense();
     let dense: Vec<f32> = (0..3 * num_dense)
@@ -123,11 +123,11 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
     let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
     assert!(rows > 0 && dim > 0);
 
-    let overridden =
-        table.data().overrides().and_then(|overrides| overrides.ids().first().copied());
+    let overrides = table.data().overrides();
+    let overridden = overrides.and_then(|overrides| overrides.ids().first().copied());
     for row in [0, rows / 2, rows - 1, overridden.unwrap_or(0).min(rows - 1)] {
         let expected = lookup(table, row);
-        // Of one bag of one row, sum, mean and max are the row.
+        // Sum, mean and maximum of one row are that row.
         for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Max] {
             assert_same(
                 &bag(table, &[row], &[0, 1], None, pooling).expect("a row in range"),
@@ -136,7 +136,7 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
         }
     }
 
-    // A copied-out row next to an empty bag and a bag of three.
+    // A bag of one row, an empty bag and a bag of three.
     let indices = [rows - 1, 0, rows - 1, rows / 2];
     let offsets = [0, 0, 1, 4];
     for (pooling, weights) in [
@@ -171,8 +171,8 @@ fn use_table(table: &Table<'_>, noise: &[u8]) {
     }
 }
 
-/// More lookups than are sorted by insertion, of few prefixes and of any: a bag is the same in a
-/// batch with room for all of it and alone with the least.
+/// Pools more lookups than are sorted by insertion, of few prefixes and of any. A bag must be the
+/// same in a batch with the best workspace and alone with the least.
 fn batch(table: &Table<'_>, noise: &[u8]) {
     let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
     let indices: Vec<u64> = (0..72u64)
@@ -215,7 +215,7 @@ fn batch(table: &Table<'_>, noise: &[u8]) {
     assert_same(&pool(&cached, &bags, least), &pool(&cached, &bags, most));
 }
 
-/// What must be refused, with which error, and leaving the output alone.
+/// Calls that must be refused, with their errors, and must leave the output unmodified.
 fn refusals(table: &Table<'_>) {
     let (rows, dim) = (table.num_embeddings(), table.embedding_dim());
     let mut out = vec![POISON; dim + 1];
@@ -245,8 +245,8 @@ fn refusals(table: &Table<'_>) {
     assert!(out.iter().all(|&x| x == POISON), "a refused lookup wrote");
 }
 
-/// Looks `row` up twice, with different things in output and workspace before, and sees that they
-/// do not matter.
+/// Looks up `row` twice, with different values in output and workspace before: they must not
+/// matter.
 fn lookup(table: &Table<'_>, row: u64) -> Vec<f32> {
     let [first, second] = [0.0, POISON].map(|before| {
         let mut out = vec![before; table.embedding_dim()];

@@ -1,10 +1,10 @@
 //! Any bytes as a blob, through the C entry points: `cargo +nightly fuzz run capi` from the
 //! repository's root; put blobs into `fuzz/corpus/capi/` to start from, each with 64 bytes more.
 //!
-//! The last bytes of the input say what is asked of the blob, and how wrongly: indices, offsets,
-//! lengths, alignment, poolings and types, so that right and wrong calls are equally easy to come
-//! by. Whatever is asked, the status says whether the output was written, what lies around it stays
-//! as it was, and rows and scores are the same borrowed and copied.
+//! The last bytes of the input choose the arguments, right and wrong ones: indices, offsets,
+//! lengths, alignment, poolings and types. For every call the status must say whether the output
+//! was written, the memory around the output must stay unmodified, and rows and scores of the
+//! borrowed and of the copied blob must be equal.
 
 #![no_main]
 

@@ -1,22 +1,21 @@
 //! Bags over a tensor-train table: lookups that share slices are multiplied out together.
 //!
-//! The lookups of a batch are sorted by prefix, so that those which share the slice of the last
-//! core but one stand together, and those which share their whole prefix side by side. Prefixes are
-//! then multiplied out a chunk at a time, each once: the left operands of a slice are stacked into
-//! one tall product, and the last step is done while they are in the nearest cache. Where a bag has
-//! several lookups of one prefix, their last slices are summed before they are multiplied, if that
-//! is less work: pooling is linear.
+//! The lookups of a batch are sorted by prefix: lookups with the same prefix become adjacent, and
+//! so do prefixes with the same slice of the last core but one. Prefixes are multiplied out a chunk
+//! at a time, each once. The left operands of a slice are stacked into one tall product, and the
+//! last step follows while the chunk's products are in the nearest cache. Where a bag has several
+//! lookups of one prefix, their last slices are summed before they are multiplied, if that is less
+//! work: pooling is linear.
 //!
-//! In which order a bag's rows are added depends on that bag alone: stored rows first, in the order
-//! of its indices; then by prefix, in the order of [`Digits::prefix_key`], and by the order of its
-//! indices among equals. Last slices are summed [`MAX_SUMMED`] at a time, counted from the first
-//! lookup of the prefix: so many always fit what is sorted together. So a bag's bits depend neither
-//! on the batch nor on the workspace.
+//! The order in which a bag's rows are added depends on that bag alone: stored rows first, in the
+//! order of its indices; then the others by prefix, in the order of [`Digits::prefix_key`], and
+//! within a prefix in the order of its indices. Last slices are summed [`MAX_SUMMED`] at a time,
+//! counted from the first lookup of the prefix, so that such a group never has to be split. So a
+//! bag's bits depend neither on the batch nor on the workspace.
 
 #![allow(
     clippy::arithmetic_side_effects,
-    reason = "sizes and positions of what is in memory, and products of `TtShape` that its \
-              constructor has checked"
+    reason = "sizes and positions within slices, and products that `TtShape::new` has checked"
 )]
 
 use super::{Bags, digits::Digits, divide, sort::sort};
@@ -34,27 +33,27 @@ use crate::{
 };
 use core::ops::Range;
 
-/// The most lookups that are sorted together. Their entries take 20 bytes each, so 320 KiB: they
-/// stay in the second cache, and more lookups would share few more prefixes.
+/// The most lookups that are sorted together. At 20 bytes each they take 320 KiB, which fits the
+/// second-level cache, and more lookups would share few more prefixes.
 const MAX_LOOKUPS: usize = 1 << 14;
-/// Lookups that are sorted on the stack, where the workspace has room for no more.
+/// Lookups that are sorted on the stack, if the workspace has room for fewer.
 const FEW_LOOKUPS: usize = 32;
 /// The most lookups of one prefix in one bag whose last slices are summed together. A bag with more
-/// lookups than there is room for keeps at least half of [`FEW_LOOKUPS`] when it makes room, and
-/// the bits of its sum must not depend on that.
+/// lookups than there is room for is sorted in parts of at least half of [`FEW_LOOKUPS`], and such
+/// a group must fit the smallest part, or the bits of the sum would depend on the workspace.
 const MAX_SUMMED: usize = FEW_LOOKUPS / 2;
-/// The most prefixes of a chunk: their operands are on the stack.
+/// The most prefixes of a chunk: their operands are kept on the stack.
 pub(crate) const MAX_CHUNK: usize = 32;
-/// Bytes of a chunk's partial products: half of a first cache of 32 KiB, so that the slice that
-/// they are multiplied by has room too.
+/// Bytes of a chunk's partial products: half of a first-level cache of 32 KiB. The slice that they
+/// are multiplied by needs room too.
 const CHUNK_BYTES: usize = 16 << 10;
-/// Products that a kernel gets together; as many as a chunk has prefixes.
+/// Products that one call of a kernel computes: as many as a chunk has prefixes.
 const JOBS: usize = MAX_CHUNK;
-/// Lookups that are searched for among the stored rows before any is used, so that their cache
-/// misses overlap.
+/// Lookups that are searched for among the stored rows before any of these rows is added, so that
+/// cache misses overlap.
 const SEARCHED: usize = 32;
-/// Stored rows that are added together: several times as many as [`AddRows`] prefetches ahead,
-/// since the first of each such batch are not prefetched.
+/// Stored rows that are added by one call: several times as many as [`AddRows`] prefetches ahead,
+/// because the first ones of a call are not prefetched.
 const ROWS: usize = 128;
 
 /// The f32 elements of workspace with which a batch of `num_lookups` is fastest.
@@ -67,7 +66,8 @@ pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
     partials.saturating_add(last_slice_len(shape)).saturating_add(sorting)
 }
 
-/// Words of workspace for each lookup that is sorted: an entry, room to move it to, and its bag.
+/// f32 elements of workspace for each sorted lookup: an entry and its copy, of two elements each,
+/// and the lookup's bag.
 const SORTING_LEN: usize = 2 + 2 + 1;
 
 fn last_slice_len(shape: &TtShape) -> usize {
@@ -117,7 +117,7 @@ struct Buffers<'w> {
     /// Partial products of a chunk, used in turn.
     partials: [&'w mut [f32]; 2],
     chunk: usize,
-    /// Lookups to sort, and room to move them to.
+    /// Lookups to sort, and memory to move them to.
     entries: &'w mut [u64],
     spare: &'w mut [u64],
     /// The bag of each lookup of a segment.
@@ -129,7 +129,7 @@ impl<'w> Buffers<'w> {
         let (last_slice, rest) = workspace.split_at_mut_checked(last_slice_len(shape))?;
         let prefix_len = shape.partial_len() * num_partials(shape);
         let sorting_len = SORTING_LEN * num_lookups.min(MAX_LOOKUPS) + 1;
-        // Where there is not room for everything, half of it is for partial products.
+        // If there is not enough room for both, partial products get half.
         let for_partials = rest.len().saturating_sub(sorting_len).max(rest.len() / 2);
         let chunk = (for_partials / prefix_len.max(1)).clamp(1, best_chunk(shape));
         let (partials, rest) = rest.split_at_mut_checked(chunk * prefix_len)?;
@@ -159,8 +159,8 @@ impl Buffers<'_> {
     }
 }
 
-/// Some lookups of a batch: entries are `prefix key << 32 | position`, positions counted from
-/// `start`.
+/// Adjacent bags whose lookups are sorted together. A lookup's entry is `prefix key << 32 |
+/// position`, the position counted from the segment's first lookup.
 #[derive(Clone, Copy)]
 struct Segment<'s> {
     indices: Indices<'s>,
@@ -211,7 +211,7 @@ impl Segment<'_> {
     }
 }
 
-/// Not inlined: the loops over tables without an index map would be slower.
+/// Not inlined: it would slow down the loops over tables without an index map.
 #[inline(never)]
 fn mapped_row(row_of: &RowOf<'_>, index: u64) -> u32 {
     row_of.row(index) as u32
@@ -232,7 +232,7 @@ pub(super) struct Pool<'t, 'a> {
     row_of: RowOf<'a>,
     digits: Digits,
     tier: Tier,
-    /// The sizes of the last step of one lookup.
+    /// Sizes of the last step of one lookup.
     last_step: Dims,
     /// The least number of a bag's lookups of one prefix whose last slices are summed first.
     pool_slices_from: usize,
@@ -284,7 +284,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                 bags: BagOf::One(first),
             };
             if end - first > 1 {
-                // Taken out of the buffers while the segment borrows it.
+                // Moved out of `buffers`, so that the segment can borrow it.
                 let bag_of = core::mem::take(&mut buffers.bag_of);
                 let mut rest = &mut *bag_of;
                 for bag in first..end {
@@ -308,8 +308,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         Some(())
     }
 
-    /// The end of the bags that are sorted together with bag `first`: as many whole ones as there
-    /// is room for, or one.
+    /// The end of the bags that are sorted together with bag `first`: as many whole bags as there
+    /// is room for, but at least one.
     fn segment_end(&self, bags: &Bags<'_>, first: usize, buffers: &Buffers<'_>) -> Option<usize> {
         let start = bags.range(first)?.start;
         let room = buffers.entries.len().min(buffers.bag_of.len());
@@ -337,8 +337,9 @@ impl<'t, 'a> Pool<'t, 'a> {
             buffers.sort(count, self.digits.num_prefixes());
             return self.multiply_out(segment, count, out, buffers);
         }
-        // A bag of more lookups than there is room for: those with the least keys, then the least
-        // of the rest, and so on.
+        // One bag with more lookups than there is room for: passes over its lookups take the least
+        // keys, then the least of the rest, and so on. When the room is full, the upper half is
+        // dropped for a later pass, and with it everything above `ceiling`.
         let mut floor = None;
         loop {
             let mut count = 0;
@@ -372,8 +373,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Gives the entries of lookups whose rows are not stored to `take`. Adds stored rows to their
-    /// bags, if there is `out`.
+    /// Calls `take` with the entry of each lookup whose row is not stored, and adds stored rows to
+    /// their bags, if `out` is given.
     #[inline(always)]
     fn each_entry(
         &self,
@@ -399,7 +400,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         {
             let indices =
                 segment.indices.slice(start..segment.indices.len().min(start + SEARCHED))?;
-            // Search for all first, so that cache misses overlap.
+            // Search for all of them first, so that cache misses overlap.
             let mut stored = [None; SEARCHED];
             stored
                 .iter_mut()
@@ -431,7 +432,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Adds rows that are cached, or else overrides, to their bags.
+    /// Adds cached rows, or overrides, to their bags.
     fn add_stored(&self, are_cached: bool, jobs: &[AddRow], out: &mut Output<'_>) -> Consistent {
         let overrides = self.table.data().overrides.as_ref().map(|overrides| overrides.rows);
         let Some(rows) = (if are_cached {
@@ -450,7 +451,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         }))
     }
 
-    /// Adds the first `count` entries, which are sorted.
+    /// Adds the rows of the first `count` entries, which are sorted, to their bags.
     fn multiply_out(
         &self,
         segment: &Segment<'_>,
@@ -511,11 +512,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         prefixes.product(self.digits.prefix(segment.row(entry)?).into(), m * r)
     }
 
-    /// The last step of each lookup, added to its bag.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what the loop over chunks has, and nothing that belongs together"
-    )]
+    /// Adds the last product of each lookup to its bag.
+    #[expect(clippy::too_many_arguments, reason = "the state of the loop over chunks")]
     fn last_step<W: Weight>(
         &self,
         slices: &[W],
@@ -569,7 +567,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                     }
                     continue;
                 }
-                // In the order of the entries: what comes before must be added before.
+                // Entries are added in order: first the jobs of the entries before these.
                 add_products(self.tier, Dims { m, r, n }, jobs.get(..count)?, out.rows)?;
                 count = 0;
                 last_slice.fill(0.0);
@@ -594,7 +592,7 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 }
 
-/// The slices of core 0 of each prefix, one after another: the X_1 of each.
+/// Copies the slice of core 0 of each prefix, one after another: X_1 of each.
 pub(crate) fn gather<W: Weight>(
     tier: Tier,
     shape: &TtShape,
@@ -607,9 +605,9 @@ pub(crate) fn gather<W: Weight>(
     tier.run(GatherRows { stored, scales, len: shape.slice_len(0), rows, out })
 }
 
-/// Step k of each of [`MAX_CHUNK`] prefixes at most, X_{k+1} from X_k: those with the same slice as
-/// one product.
-#[expect(clippy::too_many_arguments, reason = "operands of a product, and how they are laid out")]
+/// Step k of up to [`MAX_CHUNK`] prefixes, from X_k to X_{k+1}. Adjacent prefixes with the same
+/// slice are one product.
+#[expect(clippy::too_many_arguments, reason = "the operands of a product and their layout")]
 pub(crate) fn step<W: Weight>(
     tier: Tier,
     shape: &TtShape,
@@ -645,19 +643,19 @@ pub(crate) fn step<W: Weight>(
     store_products(tier, r, n, jobs.get(..count)?, out)
 }
 
-/// How many of the last of some sorted entries would be summed with entries that are still to come,
-/// if more of the last prefix come.
+/// How many of the last entries are left for the next pass: the incomplete group of last slices, to
+/// which that pass may bring more lookups of the same prefix.
 fn unfinished(entries: &[u64]) -> usize {
     let prefix = |entry: &u64| entry >> 32;
     let last = entries.last().map(prefix);
     entries.iter().rev().take_while(|entry| Some(prefix(entry)) == last).count() % MAX_SUMMED
 }
 
-/// From how many lookups of one prefix in one bag on it is less work to sum their last slices (of
-/// `r n` elements each) and multiply once, than to multiply each by the prefix (`m r n`). A
-/// multiply-add of a product takes about 0.6 of a vector multiply-add's slot and one of a sum,
-/// which loads and stores, about 2.5 times as long (`ttrec bench` on AVX2, slices in the second
-/// cache).
+/// The number of lookups of one prefix in one bag from which it is less work to sum their last
+/// slices (k sums of `r n` elements) and multiply once (`m r n`) than to multiply each slice by the
+/// prefix (k products). A multiply-add of a product takes about 0.6 of the time of a vector
+/// multiply-add, and one of a sum, which loads and stores, takes about 2.5 times as long as one of
+/// a product (`ttrec bench` on AVX2, slices in the second-level cache).
 fn pool_slices_from(m: usize) -> usize {
     // k m > 1.15 (m + 2.5 k)
     (2..=MAX_SUMMED).find(|k| 20 * k * m > 23 * m + 58 * k).unwrap_or(usize::MAX)

@@ -1,4 +1,9 @@
-//! Digits of many rows, without a division for each.
+//! Digits of many rows of one table, with multiplications instead of divisions.
+//!
+//! A row's number is split in two: its last digit, which selects the slice of the last core, and
+//! its prefix, the other digits. Batches sort lookups by a *key* of the prefix. It counts the same
+//! prefixes as [`TtShape::prefix`], but in another order: by the digit of the last core but one
+//! first. Its slice is usually the largest, and in this order prefixes that share it are adjacent.
 
 use crate::{
     divisor::Divisor,
@@ -9,10 +14,10 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Digits {
     order: DigitOrder,
-    /// `p_{d-1}`, or `p_0 .. p_{d-2}` if the last digit is the most significant: what divides a
-    /// row into the two.
+    /// Splits a row into prefix and last digit: `p_{d-1}`, or `p_0 .. p_{d-2}` if the last digit is
+    /// the most significant.
     split: Divisor,
-    /// `p_0 .. p_{d-2}`, of which the first `num_inner` are in use.
+    /// `p_0, .., p_{d-2}`: the first `num_inner` are in use.
     inner: [Divisor; MAX_CORES],
     num_inner: usize,
 }
@@ -36,19 +41,18 @@ impl Digits {
         Some(Self { order, split: Divisor::new(split), inner, num_inner: factors.len() })
     }
 
-    /// Prefix keys are below this number.
+    /// The number of prefixes. Keys are below it.
     pub(crate) fn num_prefixes(&self) -> u32 {
         self.inner().iter().fold(1, |prefixes, p| prefixes.wrapping_mul(p.by()))
     }
 
-    /// A number for the prefix `i_0 .. i_{d-2}` of a row: by `i_{d-2}` first, then by the digits
-    /// before it, the last one first. So in ascending order prefixes with equal slices of the
-    /// last core but one stand together.
+    /// The key of a row's prefix `i_0, .., i_{d-2}`, with `i_{d-2}` as the most significant digit
+    /// and `i_0` as the least: `(i_{d-2} p_{d-3} + i_{d-3}) p_{d-4} + ..`.
     #[inline(always)]
     pub(crate) fn prefix_key(&self, row: u32) -> u32 {
         let (quotient, remainder) = self.split.divide(row);
         match self.order {
-            // Already so.
+            // The table counts its rows in this order.
             DigitOrder::LeastSignificantFirst => remainder,
             DigitOrder::MostSignificantFirst => {
                 let (mut key, mut rest) = (0u32, quotient);
@@ -72,7 +76,7 @@ impl Digits {
         }
     }
 
-    /// The digits `i_0 .. i_{d-2}` of the prefix with this key; 0 after them.
+    /// The digits `i_0, .., i_{d-2}` of the prefix with this key. Entries past them are 0.
     #[inline(always)]
     pub(crate) fn prefix_digits(&self, key: u32) -> [u32; MAX_CORES] {
         let mut digits = [0; MAX_CORES];

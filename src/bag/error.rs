@@ -1,4 +1,4 @@
-//! Why bags could not be made, or not be pooled together.
+//! Why bags were refused.
 
 use crate::LookupError;
 use core::fmt;

@@ -31,9 +31,9 @@ use crate::{
 };
 use core::borrow::Borrow;
 
-/// Whether the lookups of a batch are planned together. Not on 32-bit boards without an
-/// operating system, where code size matters more than speed: the planner needs three quarters of
-/// the code that parsing and pooling row by row need together.
+/// Whether the lookups of a batch are multiplied out together. Not on 32-bit boards without an
+/// operating system, where code size matters more than speed: `chain` would add three quarters to
+/// the code that parsing and pooling row by row need.
 const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
 
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
@@ -53,7 +53,7 @@ const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width =
 pub struct Bags<'a> {
     indices: Indices<'a>,
     offsets: Indices<'a>,
-    /// Whether the caller's integers are signed.
+    /// Whether the caller's integer type is signed.
     is_signed: bool,
     per_sample_weights: Option<&'a [f32]>,
     sequential: bool,
@@ -117,9 +117,9 @@ impl<'a> Bags<'a> {
         Ok(Self { per_sample_weights: Some(weights), ..self })
     }
 
-    /// The same bags, whose rows are to be added one by one in the order of their indices, as a
-    /// plain loop would: slower, but whatever others the table stores apart, and without
-    /// looking into a [cache](crate::cache).
+    /// The same bags, whose rows are added one by one in the order of their indices, as a plain
+    /// loop would add them. That is slower, but the order is the same whichever rows have an
+    /// override, and a [cache](crate::cache) is not read.
     #[must_use]
     pub fn sequential(self) -> Self {
         Self { sequential: true, ..self }
@@ -140,14 +140,14 @@ impl<'a> Bags<'a> {
         self.indices.len()
     }
 
-    /// All indices, bag after bag. A negative one, which every table refuses, is here the integer
-    /// of the same bits.
+    /// All indices, bag after bag. A negative index, which every table refuses, becomes the
+    /// unsigned integer of the same bits.
     pub fn indices(&self) -> impl ExactSizeIterator<Item = u64> + Clone + 'a {
         self.indices.iter()
     }
 
-    /// Where each bag begins among the [`indices`](Self::indices), and the end of the last: one
-    /// more than bags.
+    /// The position in [`indices`](Self::indices) where each bag begins, and where the last one
+    /// ends: one more than there are bags.
     pub fn offsets(&self) -> impl ExactSizeIterator<Item = u64> + Clone + 'a {
         self.offsets.iter()
     }
@@ -169,7 +169,7 @@ impl<'a> Bags<'a> {
         Some(Self { offsets, ..*self })
     }
 
-    /// The same bags of other indices, as many.
+    /// The same bags with other indices, of the same number.
     #[cfg(feature = "train")]
     pub(crate) fn with_indices<'b>(&self, indices: &'b [u32]) -> Bags<'b>
     where
@@ -185,8 +185,8 @@ impl<'a> Bags<'a> {
     }
 }
 
-/// The first of `offsets` that is below the one before it (for the first: not 0) or above
-/// `ceiling`.
+/// The position of the first offset that is below the one before it or above `ceiling`; the first
+/// offset must be 0.
 fn first_wrong_offset<X: Integer>(offsets: &[X], ceiling: u64) -> Option<usize> {
     let mut range = 0..=0;
     offsets.iter().position(|offset| {
@@ -197,18 +197,18 @@ fn first_wrong_offset<X: Integer>(offsets: &[X], ceiling: u64) -> Option<usize> 
 }
 
 impl Table<'_> {
-    /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace`
-    /// has at least [`workspace_len(1)`](Self::workspace_len) elements; up to
-    /// `workspace_len(bags.num_indices())` elements make it faster. (On 32-bit boards without an
-    /// operating system the bags of a tensor train are no faster: there rows are computed one by
-    /// one, which needs less code.)
+    /// Pools each bag into one row of `out`, `bags.len() x embedding_dim` elements. `workspace` has
+    /// at least [`workspace_len(1)`](Self::workspace_len) elements; up to
+    /// `workspace_len(bags.num_indices())` elements make it faster. (Not for a tensor train on a
+    /// 32-bit board without an operating system: rows are computed one by one there, which needs
+    /// less code.)
     ///
-    /// Bags of a quotient-remainder table are pooled as DLRM pools them: the two parts apart, each
-    /// with the weights if there are any, and then combined. Where the parts are multiplied,
-    /// that is another thing than the sum of the rows, but for bags of one index.
+    /// Bags of a quotient-remainder table are pooled as DLRM pools them: each part is pooled
+    /// separately, with the weights if there are any, and the results are combined. If the parts
+    /// are multiplied, the result differs from the sum of the rows, except in bags of one index.
     ///
-    /// The order in which a bag's rows are added is chosen by the bag alone (`docs/numerics.md`),
-    /// so its bits depend neither on the batch that it came in nor on the workspace.
+    /// The order in which a bag's rows are added depends on the bag alone (`docs/numerics.md`), so
+    /// its bits depend neither on the other bags nor on the workspace.
     ///
     /// # Errors
     /// [`LookupError`]: an index out of range (all are checked first), a wrong output or workspace
@@ -265,7 +265,7 @@ impl Table<'_> {
         workspace: &mut [f32],
     ) -> Consistent {
         self.pool_stored(bags, pooling, out, workspace)?;
-        // Once for each bag, whatever is in it.
+        // Once per bag: columns of sums and maxima can be reordered as those of rows.
         match self.columns_to_order() {
             None => Some(()),
             Some(shape) => {
@@ -274,7 +274,8 @@ impl Table<'_> {
         }
     }
 
-    /// The same with rows as they are stored, by whichever way is the fastest for this table.
+    /// Pools checked bags with the columns in stored order, in the way that is fastest for this
+    /// table.
     fn pool_stored(
         &self,
         bags: &Bags<'_>,
@@ -346,8 +347,7 @@ impl Table<'_> {
     }
 }
 
-/// Refuses indices that a table of so many does not have, and weights with another pooling than
-/// sum.
+/// Refuses indices out of range, and weights with another pooling than sum.
 pub(crate) fn check_bags(
     bags: &Bags<'_>,
     num_embeddings: u64,
@@ -370,14 +370,14 @@ pub(crate) fn check_bags(
     })
 }
 
-/// Pools one bag row by row, in the order of its indices: `put` gives the row of an index to an
-/// epilogue, or says that it is not part of the bag.
+/// Pools one bag row by row, in the order of its indices. `write` combines the row of an index with
+/// the output, or returns false to leave it out.
 fn pool_bag(
     bags: &Bags<'_>,
     bag: usize,
     pooling: Pooling,
     out: &mut [f32],
-    mut put: impl FnMut(u64, &mut [f32], Epilogue<'_>) -> Option<bool>,
+    mut write: impl FnMut(u64, &mut [f32], Epilogue<'_>) -> Option<bool>,
 ) -> Consistent {
     out.fill(0.0);
     let mut count = 0usize;
@@ -388,7 +388,7 @@ fn pool_bag(
             (_, Some(weights)) => Epilogue::AddScaled(*weights.get(position)?),
             (_, None) => Epilogue::AddScaled(1.0),
         };
-        if put(bags.indices.get(position)?, out, epilogue)? {
+        if write(bags.indices.get(position)?, out, epilogue)? {
             count = count.saturating_add(1);
         }
     }
@@ -398,8 +398,8 @@ fn pool_bag(
     Some(())
 }
 
-/// Pools bags of dense rows that are all there, the next bag's `out_stride` further, on a tier
-/// other than the scalar one.
+/// Pools bags of dense rows whose numbers have been checked, on a tier other than the scalar one.
+/// The pooled rows are `out_stride` elements apart.
 fn pool_dense(
     tier: Tier,
     rows: &Rows<'_>,
@@ -408,7 +408,7 @@ fn pool_dense(
     out: &mut [f32],
     out_stride: usize,
 ) -> Consistent {
-    // As much code again for each type, but converting each index first would take more time.
+    // Compiled for both integer types: converting the indices first would take more time.
     with_integers!(bags.indices, indices => with_elements!(rows.elements, stored => {
         tier.run_vector(PoolRows {
             stored,
@@ -424,13 +424,13 @@ fn pool_dense(
     }))
 }
 
-/// Pools one list of bags per table, as a ranker's sample has one bag per feature: bag b of every
-/// table goes to row b of `out`, `num_bags x (sum of embedding_dim)`, those of the first table
-/// first (the layout of TorchRec's `KeyedTensor`).
+/// Pools one list of bags per table, as a ranker does, whose samples have one bag per feature. Bag
+/// b of every table goes to row b of `out`, `num_bags x (sum of embedding_dim)`: the columns of the
+/// first table first (the layout of TorchRec's `KeyedTensor`).
 ///
-/// Tables (or references to them) may differ in everything but the number of bags. `workspace` has
-/// as many elements as the table that needs the most ([`Table::workspace_len`]). Tables are
-/// `Sync`: a caller may also split them over threads.
+/// The lists must have the same number of bags. `workspace` is as for the table that needs the
+/// longest one ([`Table::workspace_len`]). Tables are `Sync`: a caller may also pool them on
+/// several threads.
 ///
 /// ```
 /// use ttrec::{Bags, Pooling, bag::pool_tables};
@@ -448,8 +448,8 @@ fn pool_dense(
 /// ```
 ///
 /// # Errors
-/// [`PoolTablesError`]: whatever [`Table::pool`] would refuse, and different numbers of bags. On
-/// error `out` is left unmodified.
+/// [`PoolTablesError`]: as [`Table::pool`], and for different numbers of bags. On error `out` is
+/// left unmodified.
 #[inline]
 pub fn pool_tables<'t, T: Borrow<Table<'t>>>(
     tables: &[(T, Bags<'_>)],
@@ -464,7 +464,7 @@ pub fn pool_tables<'t, T: Borrow<Table<'t>>>(
 /// A table with its bags, by their position in a list.
 type NthTable<'s, 't> = dyn Fn(usize) -> Option<(&'s Table<'t>, &'s Bags<'s>)> + 's;
 
-/// [`pool_tables`], whatever holds the tables.
+/// [`pool_tables`], compiled once for tables and for references to tables.
 fn pool_each_table<'s>(
     nth: &NthTable<'s, '_>,
     pooling: Pooling,
@@ -503,7 +503,7 @@ fn pool_each_table<'s>(
     Ok(())
 }
 
-/// Makes a sum of `count` rows their mean.
+/// Divides a sum of `count` rows by their number.
 fn divide(sums: &mut [f32], count: usize) {
     if count > 1 {
         sums.iter_mut().for_each(|sum| *sum /= count as f32);

@@ -1,13 +1,13 @@
-//! Bags over what is stored as dense rows but not looked up as a dense table is: rows of mapped
-//! indices, the short rows of a projected table, the two parts of a quotient-remainder table.
+//! Bags over tables whose rows are made from dense rows: rows of mapped indices, the short rows of
+//! a projected table, and the two parts of a quotient-remainder table.
 //!
-//! Indices are made into rows a few whole bags at a time, and these are pooled as bags of a dense
-//! table. What comes after that is done to many bags at once: a projection, the combination of two
-//! parts. Rows that the blob stores apart are left out, and added to their bags at the end.
+//! The indices of a few whole bags at a time become row numbers, and these are pooled as bags of a
+//! dense table. The projection, or the combination of two parts, then follows for many bags at
+//! once. Indices with an override are left out, and their rows are added to the bags at the end.
 
 #![allow(
     clippy::arithmetic_side_effects,
-    reason = "counts and positions of what is in memory, and quotients of rows"
+    reason = "counts and positions within slices, and quotients of rows"
 )]
 
 use super::{Bags, Pooling, chain::Output, divide, pool_bag, pool_dense};
@@ -20,18 +20,18 @@ use crate::{
 };
 use core::ops::Range;
 
-/// The most lookups whose rows are put on the stack: 2 KiB with their weights.
+/// The most lookups whose row numbers are kept on the stack: 2 KiB with their weights.
 const LOOKUPS: usize = 256;
 /// The most bags of these lookups.
 const BAGS: usize = 64;
 
-/// The f32 elements of workspace with which a batch of `num_lookups` is fastest, if each bag takes
-/// `len` of them.
+/// The f32 elements of workspace with which a batch of `num_lookups` is fastest, if each bag needs
+/// `len` elements.
 pub(super) fn best_workspace_len(len: usize, num_lookups: usize) -> usize {
     len.saturating_mul(num_lookups.clamp(1, BAGS))
 }
 
-/// Bags whose rows are pooled apart from what the blob stores apart.
+/// A table and the bags that are pooled.
 pub(super) struct PoolParts<'t, 'a, 'b> {
     table: &'t Table<'a>,
     row_of: RowOf<'a>,
@@ -39,7 +39,7 @@ pub(super) struct PoolParts<'t, 'a, 'b> {
     pooling: Pooling,
 }
 
-/// What of a table's row is a row of the dense one that is pooled.
+/// How a row of the table becomes a row of the dense rows that are pooled.
 #[derive(Clone, Copy)]
 enum RowPart {
     Whole,
@@ -58,7 +58,7 @@ impl RowPart {
     }
 }
 
-/// Pooled rows of some bags, the next one `stride` further.
+/// The pooled rows of some bags, `stride` elements apart.
 struct Part<'o> {
     out: &'o mut [f32],
     stride: usize,
@@ -75,7 +75,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         self.pool_part(rows, 0..self.bags.len(), RowPart::Whole, part)
     }
 
-    /// Short rows are summed and then widened, all of a bag at once: a projection is linear.
+    /// Sums the short rows of each bag, and then widens the sum once: a projection is linear.
     pub(super) fn pool_projected(
         &self,
         table: &Projected<'_>,
@@ -105,7 +105,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             self.add_overrides(range.clone(), out)?;
             for bag in range {
                 match self.bags.range(bag)?.len() {
-                    // Zeros, whatever lies in the projection.
+                    // 0 times infinity or NaN in the projection would not be 0.
                     0 => out.row(bag)?.fill(0.0),
                     len if mean => divide(out.row(bag)?, len),
                     _ => {}
@@ -115,7 +115,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         })
     }
 
-    /// Each part is pooled, and then they are combined, as in DLRM.
+    /// Pools each part, and then combines the two results, as DLRM does.
     pub(super) fn pool_quotient_remainder(
         &self,
         table: &QuotientRemainder<'_>,
@@ -171,8 +171,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         Some(())
     }
 
-    /// Pools these bags: of each lookup the row that is `row_part` of the table's, but of none that
-    /// is stored apart.
+    /// Pools `row_part` of the rows of these bags, without the indices that have an override.
     fn pool_part(
         &self,
         rows: &Rows<'_>,
@@ -219,8 +218,8 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         Some(())
     }
 
-    /// The first of these bags: as many whole ones as there is room for on the stack, none if the
-    /// first has too many lookups. Returns how many.
+    /// Pools the first of these bags: as many whole bags as there is room for on the stack. Returns
+    /// their number, which is 0 if the first bag has too many lookups.
     fn pool_some(
         &self,
         rows: &Rows<'_>,
@@ -266,7 +265,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         Some(num_bags)
     }
 
-    /// Brings the rows that are stored apart into bags that have been pooled without them.
+    /// Adds overrides to bags that have been pooled without them.
     fn add_overrides(&self, bags: Range<usize>, out: &mut Output<'_>) -> Consistent {
         if self.table.data().overrides.is_none() {
             return Some(());

@@ -1,19 +1,20 @@
 //! Sorting lookups by prefix, within the caller's memory.
 //!
-//! `sort_unstable` would do without memory too, but its code can panic (if an order is not total),
-//! which the lookup path must not even link, and it compares: a radix sort of keys below a known
-//! limit takes one pass for each 8 bits that the limit has, two for most tables.
+//! `sort_unstable` needs no memory either, but it can panic if an order is not total, and the
+//! lookup path must not link the panic handler. It is also slower: a radix sort of keys below a
+//! known limit takes one pass for each 8 bits of the limit, two for most tables.
 
-/// Bits of the key that one pass sorts by: 256 counters of 4 bytes fit the nearest cache with room
-/// for a cache line of each bucket.
+/// Bits of the key that one pass sorts by. The nearest cache holds 256 counters of 4 bytes and a
+/// cache line of each bucket.
 const RADIX_BITS: u32 = 8;
 const BUCKETS: usize = 1 << RADIX_BITS;
 /// Up to this number, insertion sort is faster: a counting pass begins with 256 counters.
 const FEW: usize = 48;
 
-/// Sorts `entries`, whose low 32 bits are their order among equals, by their high 32 bits, all
-/// below `limit`; returns whether the sorted entries are in `spare`. That is as long, or the sort
-/// is slow.
+/// Sorts `entries` by their high 32 bits, the key, which is below `limit`. Entries of equal keys
+/// come in ascending order of their low 32 bits, and must do so already. Returns whether the sorted
+/// entries are in `spare`. If `spare` is shorter than `entries`, the sort is an insertion sort in
+/// place, which is slow for many entries.
 pub(crate) fn sort(entries: &mut [u64], spare: &mut [u64], limit: u32) -> bool {
     let spare = spare.get_mut(..entries.len()).unwrap_or_default();
     if entries.len() <= FEW || spare.is_empty() {

@@ -1,4 +1,4 @@
-//! Why bytes were refused as a blob: where, and by which rule of `docs/format.md`.
+//! Why bytes were refused as a blob, or tables cannot be laid out as one.
 
 use crate::ShapeError;
 #[cfg(feature = "alloc")]
@@ -121,14 +121,14 @@ rules! { found, expected;
     NumTables "num_tables is {found}: expected at most {expected}"
     /// A blob has no more sections than its tables and layers can own.
     NumSections "num_sections is {found}: expected at most {expected}"
-    /// The names take no more bytes than those of so many tables can.
+    /// The names take no more bytes than `num_tables` names of the greatest length.
     NamesLen "names_len is {found}: expected at most {expected}"
     /// A model has no more layers than [`MAX_LAYERS`](crate::limits::MAX_LAYERS).
     NumLayers "num_layers is {found}: expected at most {expected}"
     /// A model has no more tables than [`MAX_MODEL_TABLES`](crate::limits::MAX_MODEL_TABLES), and
     /// without layers none.
     NumModelTables "num_model_tables is {found}: expected at most {expected}"
-    /// The interaction is known, and there is one with layers only.
+    /// The interaction is known; it is 0 without layers.
     Interaction "interaction {found}: expected {expected}; a newer ttrec may have written this blob"
 
     /// A name has 1 to [`MAX_NAME_LEN`](crate::limits::MAX_NAME_LEN) bytes.
@@ -156,11 +156,11 @@ rules! { found, expected;
     /// The order of the digits of a column is known.
     ColumnOrder "column_order {found}: expected 0 to {expected}; a newer ttrec may have written \
         this blob"
-    /// What makes one row of two is known.
+    /// The operation that combines two rows is known.
     Combine "combine {found}: expected 1 to {expected}; a newer ttrec may have written this blob"
     /// A table with an index map stores 1 to `num_embeddings` rows.
     NumRows "num_rows is {found}: expected 1 to num_embeddings = {expected}"
-    /// A table without an index map says no number of stored rows.
+    /// Without an index map, `num_rows` is 0.
     NumRowsUnmapped "num_rows is {found}: expected {expected}, as index_map is 0"
 
     /// The sections of a table or layer start where those before it end.
@@ -221,9 +221,9 @@ rules! { found, expected;
     Scale "the scale is not finite and above 0, or the offset not finite"
     /// Ids ascend strictly, and are below the number of what they are ids of.
     Ids "id {found}: ids ascend strictly and are below {expected}"
-    /// The index of ids has an id where it is.
+    /// The index of ids has each id at its position.
     IdIndex "the index does not have id {found} at this position"
-    /// An index stands for a stored row.
+    /// The row of an index is a stored row.
     RemappedRow "row {found}: the table stores {expected} rows"
 }
 
@@ -232,7 +232,7 @@ impl BlobError {
         Self { at, rule, found, expected }
     }
 
-    /// A rule that is about no number.
+    /// An error without numbers.
     pub(super) fn at(at: Location, rule: Rule) -> Self {
         Self::new(at, rule, 0, 0)
     }
@@ -303,7 +303,7 @@ pub enum LayoutError {
         /// Indices.
         num_embeddings: u64,
     },
-    /// More prefix products than prefixes, of which only a tensor train has any.
+    /// More prefix products than prefixes; only a tensor train has prefixes.
     NumPrefixes {
         /// The table's name.
         table: String,
@@ -365,8 +365,8 @@ pub enum LayoutError {
         /// How many.
         found: usize,
     },
-    /// A layer does not take what the layers and tables before it make, or does not make the one
-    /// output that the last layer has.
+    /// The inputs of a layer are not as many as the layers and tables before it make, or the last
+    /// layer does not have one output.
     LayerFit {
         /// The layer, those of the bottom perceptron first.
         layer: usize,
@@ -415,8 +415,8 @@ impl fmt::Display for LayoutError {
             ),
             Self::NumRows { table, found, num_embeddings } => write!(
                 f,
-                "table {table:?}: {found} rows for {num_embeddings} indices: expected at most as \
-                 many"
+                "table {table:?}: {found} rows: expected at most one for each of the \
+                 {num_embeddings} indices"
             ),
             Self::NumPrefixes { table, found, num_prefixes } => {
                 write!(

@@ -1,10 +1,10 @@
-//! The blob: one flat little-endian file of named tables, used where it lies (flash,
-//! `include_blob!`, mmap).
+//! The blob: one flat little-endian file of named tables, read in place (flash, `include_blob!`,
+//! mmap).
 //!
-//! `docs/format.md` is the specification. [`Blob::parse`] reads the header and the directory and
-//! checks every number in them, once, strictly; it never touches the payload, so that opening a
-//! gigabyte costs a page or two. Afterwards a lookup can fail only for its own arguments.
-//! [`Blob::verify_payload`] reads everything and compares checksums.
+//! `docs/format.md` is the specification. [`Blob::parse`] checks every number in the header and the
+//! directory, once. It does not read the payload, so that opening a gigabyte reads a page or two.
+//! Afterwards a lookup can fail only for its own arguments. [`Blob::verify_payload`] reads
+//! everything and compares checksums.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -35,7 +35,21 @@ use crate::repr::TableData;
 use parse::Sections;
 use record::{LayerRecord, SectionRecord, TableRecord};
 
-/// A parsed blob: a borrowed buffer whose directory has been checked.
+/// A parsed blob: borrowed bytes whose directory has been checked. Cheap to copy, `Send` and
+/// `Sync`.
+///
+/// ```
+/// use ttrec::Blob;
+///
+/// # let bytes = ttrec::include_blob!("../../tests/golden/two_tables.ttr");
+/// let blob = Blob::parse(bytes)?; // reads the header and the directory only
+/// for table in blob.tables() {
+///     println!("{}: {} x {}", table.name(), table.num_embeddings(), table.embedding_dim());
+/// }
+/// # assert_eq!(blob.num_tables(), 2);
+/// blob.verify_payload()?; // reads everything, for instance after a download
+/// # Ok::<(), ttrec::BlobError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Blob<'a> {
     bytes: &'a [u8],
@@ -49,8 +63,9 @@ pub struct Blob<'a> {
 /// CRC-32C (Castagnoli; "CRC-32/ISCSI") of the chunks given so far.
 pub(crate) struct Checksum(crc::Digest<'static, u32, ChecksumTable>);
 
-/// With `std` the checksum is table-driven sixteen bytes at a time; without, by one table; and
-/// where flash is dear, by none: a kilobyte less, and the head of a blob is short.
+/// With `std`, sixteen tables, for sixteen bytes at a time. Without, one table of a kilobyte. On
+/// 32-bit boards without an operating system, no table: flash is scarce there, and only the head of
+/// a blob, which is short, is always checked.
 #[cfg(feature = "std")]
 type ChecksumTable = crc::Table<16>;
 #[cfg(all(not(feature = "std"), not(all(target_os = "none", target_pointer_width = "32"))))]
@@ -75,7 +90,7 @@ impl Checksum {
     }
 }
 
-/// The checksum of header and directory: as if the header's own checksum field were zero.
+/// The checksum of header and directory, computed with the header's checksum field set to 0.
 pub(crate) fn directory_checksum(header: &record::Header, rest: &[u8]) -> u32 {
     let mut checksum = Checksum::new();
     checksum.update(bytemuck::bytes_of(&record::Header { checksum: 0, ..*header }));

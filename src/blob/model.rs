@@ -1,4 +1,4 @@
-//! The model of a blob: the layers around its tables, as `docs/format.md` lays them out, checked.
+//! The model of a blob: the layers around its tables, and their checks.
 
 #![forbid(unsafe_code)]
 
@@ -20,9 +20,9 @@ use crate::{
 #[non_exhaustive]
 #[repr(u8)]
 pub enum Stack {
-    /// Of dense features; as wide as a row at its end.
+    /// The perceptron of the dense features. Its last layer has `embedding_dim` outputs.
     Bottom = 1,
-    /// Of what the interaction makes; its end is the score.
+    /// The perceptron of the interaction. Its last layer has one output, the score.
     Top = 2,
 }
 
@@ -35,7 +35,7 @@ pub enum Activation {
     None = 0,
     /// `max(0, x)`.
     Relu = 1,
-    /// `1 / (1 + exp(-x))`: at the model's end only.
+    /// `1 / (1 + exp(-x))`: the last layer only.
     Sigmoid = 2,
 }
 
@@ -45,13 +45,13 @@ codes!(Activation: None "none", Relu "relu", Sigmoid "sigmoid");
 /// A table that the model looks up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelTable {
-    /// Its position among the tables.
+    /// The table's position in the blob.
     pub table: usize,
     /// How a bag is pooled: by [`Pooling::Sum`] or [`Pooling::Mean`].
     pub pooling: Pooling,
 }
 
-/// The bit of a model's table for the mean of a bag.
+/// The bit in a code that means [`Pooling::Mean`].
 const MEAN: u32 = 1 << 31;
 
 impl From<usize> for ModelTable {
@@ -73,36 +73,36 @@ impl ModelTable {
     }
 }
 
-/// One layer as it lies in a blob: `activation(x . weights * scales + bias)`.
+/// One layer, whose elements lie in the blob: `activation(x . weights * scales + bias)`.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
     /// The perceptron it belongs to.
     pub stack: Stack,
-    /// Width of x.
+    /// Number of inputs.
     pub inputs: usize,
-    /// Width of what becomes of it.
+    /// Number of outputs.
     pub outputs: usize,
-    /// What comes last.
+    /// What follows the linear part.
     pub activation: Activation,
     /// `inputs x outputs`, row-major: the transpose of `torch.nn.Linear`'s.
     pub weights: Elements<'a>,
     /// One scale per output if the weights are i8, else empty.
     pub scales: &'a [f32],
-    /// One per output.
+    /// One bias per output.
     pub bias: &'a [f32],
 }
 
-/// Inputs of the top perceptron: the elements of the bottom's vector, if there is one, and the dot
-/// product of each pair among `num_vectors`.
+/// Number of inputs of the top perceptron: `direct_len` elements of the bottom's vector, and the
+/// dot product of each pair of `num_vectors` vectors.
 pub(crate) fn top_inputs(num_vectors: usize, direct_len: usize) -> usize {
     let pairs = num_vectors.saturating_mul(num_vectors.saturating_sub(1)) / 2;
     direct_len.saturating_add(pairs)
 }
 
 impl<'a> Blob<'a> {
-    /// Number of layers of the model, those of the bottom perceptron first; 0 if the blob is of
-    /// tables only.
+    /// Number of layers of the model, those of the bottom perceptron first; 0 if the blob has no
+    /// model.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
     }
@@ -123,7 +123,7 @@ impl<'a> Blob<'a> {
         self.model_tables.len()
     }
 
-    /// The tables that the model looks up, in its order; one may be there several times.
+    /// The tables that the model looks up, in the model's order. A table may occur several times.
     pub fn model_tables(&self) -> impl Iterator<Item = ModelTable> + use<'a> {
         self.model_tables.iter().map(|&code| ModelTable::from_code(code))
     }
@@ -135,7 +135,7 @@ impl<'a> Blob<'a> {
         sections.into_iter().flat_map(Sections::iter)
     }
 
-    /// The layer at `layer`, its sections checked against its widths.
+    /// The layer at position `layer`. Checks its sections against its widths.
     pub(super) fn read_layer(
         &self,
         layer: usize,
@@ -168,7 +168,8 @@ impl<'a> Blob<'a> {
         Ok(Layer { stack, inputs, outputs, activation, weights, scales, bias })
     }
 
-    /// The model as a whole: its tables, and how its layers follow each other.
+    /// Checks the model as a whole: its tables, and that each layer takes what the one before
+    /// makes.
     pub(super) fn check_model(&self) -> Result<(), BlobError> {
         for (position, ModelTable { table, .. }) in self.model_tables().enumerate() {
             if table >= self.num_tables() {
@@ -222,7 +223,7 @@ impl<'a> Blob<'a> {
         }
     }
 
-    /// Columns of the model's tables.
+    /// Length of the model's vectors: `embedding_dim` of its tables.
     pub(crate) fn model_dim(&self) -> usize {
         let bottom = self.layers().take_while(|layer| layer.stack == Stack::Bottom).last();
         let first = || self.model_tables().next().and_then(|of| self.tables.get(of.table));
@@ -232,13 +233,12 @@ impl<'a> Blob<'a> {
         )
     }
 
-    /// Indices that the table at `position` has rows for; 0 past the last.
+    /// `num_embeddings` of the table at `position`; 0 past the last.
     pub(crate) fn num_embeddings(&self, position: usize) -> u64 {
         self.tables.get(position).map_or(0, |record| record.num_embeddings)
     }
 
-    /// The rows of the model's tables are as wide as what the bottom perceptron makes, or as the
-    /// first one's.
+    /// Refuses tables of the model whose rows do not have `expected` elements.
     fn check_embedding_dims(&self, expected: usize) -> Result<(), BlobError> {
         self.model_tables().try_for_each(|ModelTable { table, .. }| {
             let found = self.tables.get(table).map_or(0, |record| record.embedding_dim);

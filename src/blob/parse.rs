@@ -1,4 +1,4 @@
-//! The parser: hostile bytes in, a [`Blob`] or the reason why not.
+//! The parser: from bytes that may be hostile to a [`Blob`], or an error.
 
 #![forbid(unsafe_code)]
 
@@ -23,21 +23,21 @@ use crate::{
     },
 };
 
-/// Sections of one table: cores with scales and prefixes, or fewer; an index map; and overrides.
-/// Ids may have an index.
+/// The most sections of one table: cores with scales; prefix ids, their index and products; an
+/// index map; override ids, their index and rows.
 const MAX_SECTIONS_PER_TABLE: usize = 2 * MAX_CORES + 7;
-/// Sections of one layer: weights, scales and a bias.
+/// The most sections of one layer: weights, scales and a bias.
 const MAX_SECTIONS_PER_LAYER: usize = 3;
 
 impl<'a> Blob<'a> {
     /// Checks the header and the directory of `bytes`, which must start on a multiple of
-    /// [`ALIGNMENT`] and be the blob and nothing else.
+    /// [`ALIGNMENT`] and be exactly the blob.
     ///
-    /// Reads only header and directory. A payload that was changed goes unnoticed here:
-    /// [`verify_payload`](Self::verify_payload) sees it.
+    /// Only the header and the directory are read. [`verify_payload`](Self::verify_payload) finds
+    /// changes of the payload.
     ///
     /// # Errors
-    /// A [`BlobError`] that says which field of which record was wrong.
+    /// A [`BlobError`] for the first field that is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
         let at_header =
             |rule, found, expected| BlobError::new(Location::Header, rule, found, expected);
@@ -208,7 +208,6 @@ impl<'a> Blob<'a> {
         self.names.get(range).unwrap_or_default()
     }
 
-    /// The sections of the table at `table`.
     pub(super) fn sections_of_table(
         &self,
         table: usize,
@@ -217,7 +216,6 @@ impl<'a> Blob<'a> {
         self.sections_from(Location::Table(table), record.first_section, record.num_sections)
     }
 
-    /// The sections of the layer at `layer`.
     pub(super) fn sections_of_layer(
         &self,
         layer: usize,
@@ -266,7 +264,7 @@ impl<'a> Blob<'a> {
         self.bytes.get(start..start.checked_add(len)?)
     }
 
-    /// Names lie end to end in `names`, and ascend.
+    /// Checks that names lie end to end in `names`, and ascend.
     fn check_names(&self) -> Result<(), BlobError> {
         let mut end = 0usize;
         let mut previous: &[u8] = &[];
@@ -302,8 +300,8 @@ impl<'a> Blob<'a> {
         }
     }
 
-    /// Sections lie end to end, each rounded up to the alignment, from the directory's end to the
-    /// blob's, and belong to the tables, and then the layers, in turn.
+    /// Checks that sections lie end to end, each rounded up to the alignment, from the end of the
+    /// directory to the end of the blob, and belong to the tables and then to the layers, in order.
     fn check_sections(&self, directory_end: u64) -> Result<(), BlobError> {
         let len = self.bytes.len() as u64;
         let mut end = directory_end;
@@ -351,8 +349,8 @@ impl<'a> Blob<'a> {
         }
     }
 
-    /// The table at `table`, with every number of its record and sections checked against its
-    /// shape.
+    /// The table at position `table`. Checks every number of its record, and its sections against
+    /// its shape.
     pub(super) fn read_table(
         &self,
         table: usize,
@@ -482,8 +480,7 @@ impl<'a> Blob<'a> {
     }
 }
 
-/// Refuses ids that are not above the one before them and below `limit`, or that the index has
-/// elsewhere.
+/// Refuses ids that do not ascend, are not below `limit`, or have another position in the index.
 fn check_ids(section: usize, ids: &[u64], index: &[Line], limit: u64) -> Result<(), BlobError> {
     let mut floor = 0;
     for (position, &id) in ids.iter().enumerate() {
@@ -509,7 +506,7 @@ fn bad_scale(section: usize, position: u64) -> BlobError {
     BlobError::at(Location::Element { section, position }, Rule::Scale)
 }
 
-/// The shape in a tensor-train table's record; list entries past d cores must be zero.
+/// The shape of a tensor-train table. Factors and ranks past those of d cores must be 0.
 fn read_shape(at: Location, num_rows: u64, record: &TableRecord) -> Result<TtShape, BlobError> {
     let wrong_shape = |error| BlobError::at(at, Rule::Shape(error));
     let order = |rule, code: u8| {
@@ -549,38 +546,40 @@ impl<'a> Sections<'a> {
         (self.first..).zip(self.records)
     }
 
-    /// The number of the section with this role, which is there.
+    /// The number of the section with this role, which exists.
     fn find(self, role: Role) -> usize {
         let found = self.numbered().find(|(_, record)| (record.role, record.core) == role.codes());
         found.map_or(self.first, |(section, _)| section)
     }
 }
 
-/// Takes the sections of a table or layer one by one, each with the role and length that it needs
-/// next.
+/// Reads the sections of a table or layer one by one, and checks that each has the role and length
+/// that come next.
 pub(super) struct SectionCursor<'b, 'a> {
     blob: &'b Blob<'a>,
     /// The table or layer.
     at: Location,
     sections: Sections<'a>,
-    /// How many were taken.
-    taken: usize,
+    /// Number of sections read so far.
+    num_read: usize,
 }
 
 impl<'b, 'a> SectionCursor<'b, 'a> {
     pub(super) fn new(blob: &'b Blob<'a>, at: Location, sections: Sections<'a>) -> Self {
-        Self { blob, at, sections, taken: 0 }
+        Self { blob, at, sections, num_read: 0 }
     }
 
     fn next(&self) -> Option<&'a SectionRecord> {
-        self.sections.records.get(self.taken)
+        self.sections.records.get(self.num_read)
     }
 
-    /// Refuses sections that were not taken.
+    /// Refuses sections that have not been read.
     pub(super) fn finish(&self) -> Result<(), BlobError> {
         match self.sections.records.len() {
-            len if len == self.taken => Ok(()),
-            len => Err(BlobError::new(self.at, Rule::ExtraSection, len as u64, self.taken as u64)),
+            len if len == self.num_read => Ok(()),
+            len => {
+                Err(BlobError::new(self.at, Rule::ExtraSection, len as u64, self.num_read as u64))
+            }
         }
     }
 
@@ -590,12 +589,12 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
     }
 
     /// The next section, which must have this role.
-    fn take(&mut self, role: Role) -> Result<(Location, &'a SectionRecord), BlobError> {
-        let taken = self.taken as u64;
-        let at = Location::Section(self.sections.first.saturating_add(self.taken));
-        self.taken = self.taken.saturating_add(1);
-        let missing = BlobError::new(self.at, Rule::MissingSection, taken, self.taken as u64);
-        let record = self.sections.records.get(taken as usize).ok_or(missing)?;
+    fn read(&mut self, role: Role) -> Result<(Location, &'a SectionRecord), BlobError> {
+        let num_read = self.num_read as u64;
+        let at = Location::Section(self.sections.first.saturating_add(self.num_read));
+        self.num_read = self.num_read.saturating_add(1);
+        let missing = BlobError::new(self.at, Rule::MissingSection, num_read, self.num_read as u64);
+        let record = self.sections.records.get(num_read as usize).ok_or(missing)?;
         let (code, core) = role.codes();
         if record.role != code {
             return Err(BlobError::new(at, Rule::Role, record.role.into(), code.into()));
@@ -619,14 +618,15 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         bytes.ok_or(BlobError::new(at, Rule::Len, record.len, expected))
     }
 
-    /// `count` runs of `len` stored elements, or as many dense rows if the role is one of rows.
+    /// The next section: `count` runs of `len` elements, or `count` dense rows if the role is that
+    /// of rows.
     pub(super) fn elements(
         &mut self,
         role: Role,
         count: u64,
         len: usize,
     ) -> Result<Elements<'a>, BlobError> {
-        let (at, record) = self.take(role)?;
+        let (at, record) = self.read(role)?;
         let wrong_dtype = wrong_dtype(at, role, record.dtype);
         let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
         let suits = match role {
@@ -645,14 +645,14 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         Elements::from_bytes(bytes, dtype).ok_or(wrong_dtype)
     }
 
-    /// `count` runs of `len` f32.
+    /// The next section: `count` runs of `len` f32.
     pub(super) fn floats(
         &mut self,
         role: Role,
         count: u64,
         len: usize,
     ) -> Result<&'a [f32], BlobError> {
-        let at = Location::Section(self.sections.first.saturating_add(self.taken));
+        let at = Location::Section(self.sections.first.saturating_add(self.num_read));
         let floats = self.elements(role, count, len)?;
         floats.as_f32().ok_or(wrong_dtype(at, role, floats.dtype() as u8))
     }
@@ -705,19 +705,19 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         Ok(Some(Overrides { ids, rows, index }))
     }
 
-    /// At most `limit` ids.
+    /// The next section: at most `limit` ids.
     fn ids(&mut self, role: Role, limit: u64) -> Result<&'a [u64], BlobError> {
         self.numbers(role, DTYPE_U64, |found| found.min(limit))
     }
 
-    /// Integers: as many as `count` makes of the number that the section has room for.
+    /// The next section: integers, of which there must be `count(n)` if the section has room for n.
     fn numbers<T: bytemuck::Pod>(
         &mut self,
         role: Role,
         dtype: u8,
         count: impl Fn(u64) -> u64,
     ) -> Result<&'a [T], BlobError> {
-        let (at, record) = self.take(role)?;
+        let (at, record) = self.read(role)?;
         if record.dtype != dtype {
             return Err(wrong_dtype(at, role, record.dtype));
         }

@@ -1,5 +1,4 @@
-//! The fixed-size records of a blob's header and directory, as they lie in the file
-//! (`docs/format.md`).
+//! The fixed-size records of a blob's header and directory (`docs/format.md`).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -87,7 +86,7 @@ pub(crate) struct TableRecord {
     pub(crate) row_factors: [u32; 6],
     pub(crate) column_factors: [u32; 6],
     pub(crate) inner_ranks: [u32; 5],
-    /// Stored rows; 0 if there are as many as indices.
+    /// Number of stored rows; 0 without an index map.
     pub(crate) num_rows: u64,
     pub(crate) reserved_tail: [u8; 16],
 }
@@ -103,8 +102,8 @@ pub(crate) struct SectionRecord {
     pub(crate) checksum: u32,
     pub(crate) role: u16,
     pub(crate) dtype: u8,
-    /// Which core a core or its scales belong to, which part rows do, or which layer weights,
-    /// scales or a bias do.
+    /// The core that slices or scales belong to, the part that rows belong to, or the layer that
+    /// weights, scales or a bias belong to.
     pub(crate) core: u8,
     pub(crate) reserved: [u8; 8],
 }

@@ -18,19 +18,19 @@ pub enum Role {
     Core(usize),
     /// The scale of each slice of an i8 core.
     Scales(usize),
-    /// Numbers of the prefixes whose products are stored.
+    /// The prefixes whose products are stored.
     PrefixIds,
-    /// Where each of these stands ([`id_index`](crate::repr::id_index)).
+    /// The index of the prefix ids ([`id_index`](crate::repr::id_index)).
     PrefixIndex,
     /// The products of these prefixes.
     PrefixProducts,
-    /// The row of each index.
+    /// The stored row of each index.
     RemappedRows,
-    /// Ids of the rows that are stored apart.
+    /// The indices that have an override.
     OverrideIds,
-    /// Where each of these stands ([`id_index`](crate::repr::id_index)).
+    /// The index of the override ids ([`id_index`](crate::repr::id_index)).
     OverrideIndex,
-    /// The rows that are stored apart.
+    /// The rows of the overrides.
     OverrideRows,
     /// The weights of a layer of the model.
     LayerWeights(usize),
@@ -40,17 +40,17 @@ pub enum Role {
     LayerBias(usize),
 }
 
-/// One section of the directory, for listings.
+/// A section of a blob, as the directory lists it.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Section {
-    /// What it holds.
+    /// What the section holds.
     pub role: Role,
-    /// Its element type; `None` for ids and row numbers.
+    /// The element type; `None` for ids, their index, and row numbers.
     pub dtype: Option<Dtype>,
-    /// Bytes from the start of the blob.
+    /// Offset from the start of the blob, in bytes.
     pub offset: u64,
-    /// Bytes, without padding.
+    /// Length without padding, in bytes.
     pub len: u64,
 }
 

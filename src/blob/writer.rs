@@ -1,6 +1,6 @@
-//! The writer: a [`Layout`] fixes where every byte goes before the first one is written, so that a
-//! file of any size can be streamed: sections in order, then the head, which carries their
-//! checksums.
+//! The writer. A [`Layout`] fixes the position of every byte before the first one is written, so
+//! that a file of any size can be streamed: the sections in order, and last the head, which has
+//! their checksums.
 
 use super::{
     Activation, Checksum, LayoutError, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
@@ -23,21 +23,21 @@ use bytemuck::Zeroable;
 /// A table to be written: its name and what its sections will hold.
 #[derive(Clone, Debug)]
 pub struct TableSpec {
-    /// Unique in the blob, 1 to [`MAX_NAME_LEN`] bytes.
+    /// A name that is unique in the blob, of 1 to [`MAX_NAME_LEN`] bytes.
     pub name: String,
     /// Representation, shape and dtype.
     pub weights: WeightsSpec,
-    /// Which of its rows an index stands for.
+    /// How an index becomes the number of a row.
     pub index_map: IndexMapSpec,
-    /// How many prefixes have their products stored, up to [`TtShape::num_prefixes`]; 0 unless it
-    /// is a tensor train.
+    /// Number of prefixes whose products are stored, up to [`TtShape::num_prefixes`]; 0 for other
+    /// tables than tensor trains.
     pub num_prefixes: u64,
-    /// Exact rows that replace reconstructed ones, if any.
+    /// The rows that replace those of some indices, if any.
     pub overrides: Option<OverridesSpec>,
 }
 
 impl TableSpec {
-    /// A table with a row for each index, none of them stored apart, and no products of prefixes.
+    /// A table with a row for each index, without overrides, and without products of prefixes.
     pub fn new(name: impl Into<String>, weights: WeightsSpec) -> Self {
         Self {
             name: name.into(),
@@ -61,19 +61,19 @@ pub enum IndexMapSpec {
         /// Indices: as many as rows, or more.
         num_embeddings: u64,
     },
-    /// Each index has a row, to be written as [`Role::RemappedRows`].
+    /// A list gives the row of each index. It is written as [`Role::RemappedRows`].
     Remapped {
         /// Indices: as many as rows, or more.
         num_embeddings: u64,
     },
 }
 
-/// The representation of a table to be written. `num_embeddings` is the number of its rows, each of
-/// which may stand for several indices ([`IndexMapSpec`]).
+/// The representation of a table to be written. `num_embeddings` is the number of stored rows. With
+/// an [`IndexMapSpec`], indices share these rows.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub enum WeightsSpec {
-    /// Rows as they are.
+    /// Every row.
     Dense {
         /// Rows.
         num_embeddings: u64,
@@ -110,9 +110,9 @@ pub enum WeightsSpec {
         num_remainders: u32,
         /// Columns of quotient and remainder rows.
         columns: [usize; 2],
-        /// What makes one row of two.
+        /// How a quotient row and a remainder row become one.
         combine: Combine,
-        /// Stored type of both.
+        /// Stored type of both parts.
         dtype: Dtype,
     },
 }
@@ -129,10 +129,10 @@ impl WeightsSpec {
     }
 }
 
-/// How many overrides a table has, and their dtype.
+/// The overrides of a table to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct OverridesSpec {
-    /// How many rows: 1 to `num_embeddings`.
+    /// Number of overrides: 1 to the number of indices.
     pub count: u64,
     /// Stored type of these rows.
     pub dtype: Dtype,
@@ -154,22 +154,22 @@ pub struct ModelSpec {
 /// A layer to be written ([`Layer`](super::Layer)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// Width of its input.
+    /// Number of inputs.
     pub inputs: usize,
-    /// Width of its output.
+    /// Number of outputs.
     pub outputs: usize,
-    /// What comes last.
+    /// What follows the linear part.
     pub activation: Activation,
     /// Stored type of the weights: any but i4.
     pub dtype: Dtype,
 }
 
-/// Where one section goes and what it must hold.
+/// The position of one section, and what it must hold.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SectionPlan {
-    /// Position of the table among those given to [`Layout::new`]; the number of tables if it is a
-    /// layer's, whose position is part of the role.
+    /// Position of the section's table among those given to [`Layout::new`]. For a section of a
+    /// layer, whose position is part of the role, the number of tables.
     pub table: usize,
     /// What it holds.
     pub role: Role,
@@ -182,8 +182,8 @@ pub struct SectionPlan {
     pub len: u64,
 }
 
-/// A blob's directory, laid out but without checksums until [`set_checksum`](Self::set_checksum)
-/// has seen each section.
+/// The directory of a blob to be written. It needs the checksum of each section
+/// ([`set_checksum`](Self::set_checksum)) before the [`head`](Self::head) is complete.
 ///
 /// ```
 /// use ttrec::{Blob, TtShape, blob::{Layout, Role, TableSpec, WeightsSpec}, dtype::{self, Dtype}};
@@ -215,17 +215,17 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays out these tables; they may come in any order.
+    /// Lays out these tables, which may come in any order.
     ///
     /// # Errors
-    /// [`LayoutError`]: a name that is empty, too long or a duplicate, a shape that cannot be, i4
-    /// cores, a projection that is i8 or i4, more rows or overrides than indices, more prefix
+    /// [`LayoutError`]: a name that is empty, too long or a duplicate, a shape that is not valid,
+    /// i4 cores, a projection that is i8 or i4, more rows or overrides than indices, more prefix
     /// products than prefixes (of which only a tensor train has any), too many tables or bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, LayoutError> {
         Self::with_model(tables, None)
     }
 
-    /// The same, with a model around the tables.
+    /// As [`new`](Self::new), with a model around the tables.
     ///
     /// # Errors
     /// [`LayoutError`]: also layers that do not fit each other or the tables, i4 weights, and too
@@ -249,7 +249,7 @@ impl Layout {
             names: Vec::new(),
             plans: Vec::new(),
         };
-        // Where each of the tables given goes.
+        // The position in the blob of each table given.
         let mut sorted: Vec<u32> = tables.iter().map(|_| 0).collect();
         for (to, &(position, _)) in (0u32..).zip(&by_name) {
             sorted.get_mut(position).into_iter().for_each(|place| *place = to);
@@ -297,7 +297,7 @@ impl Layout {
         &self.plans
     }
 
-    /// Takes note of the checksum of section `position`.
+    /// Sets the checksum of section `position`.
     pub fn set_checksum(&mut self, position: usize, section: SectionChecksum) {
         if let Some(record) = self.sections.get_mut(position) {
             record.checksum = section.finish();
@@ -364,7 +364,7 @@ impl Layout {
         .sum()
     }
 
-    /// `sorted` says where each of the tables given went.
+    /// `sorted` has the position in the blob of each table given.
     fn push_model(&mut self, model: &ModelSpec, sorted: &[u32]) -> Result<(), LayoutError> {
         let num_layers = model.bottom.len().saturating_add(model.top.len());
         if num_layers > MAX_LAYERS {
@@ -377,7 +377,7 @@ impl Layout {
         if model.top.is_empty() {
             return Err(LayoutError::NoTop);
         }
-        // Without a bottom, pairs of tables are all that there is.
+        // Without a bottom perceptron, the pairs of tables are the only inputs of the top.
         if model.bottom.is_empty() && num_tables < 2 {
             return Err(LayoutError::NoBottom { num_tables });
         }
@@ -643,8 +643,8 @@ impl Layout {
         Ok(())
     }
 
-    /// A section of `count` ids below `limit`, and one of their index where it pays: each stands
-    /// for `len` bytes.
+    /// A section of `count` ids below `limit`, each of an item of `len` bytes, and a section of
+    /// their index if [`id_index_len`] says so.
     fn push_ids(
         &mut self,
         table: usize,
@@ -703,7 +703,7 @@ impl Default for SectionChecksum {
 }
 
 impl SectionChecksum {
-    /// Of no bytes yet.
+    /// The checksum of no bytes.
     pub fn new() -> Self {
         Self { checksum: Checksum::new(), len: 0 }
     }

@@ -146,7 +146,7 @@ impl<'m> RowCache<'m> {
     /// is as for [`Table::lookup`].
     ///
     /// A good interval is a few times [`capacity`](Self::capacity) recorded lookups: a row that is
-    /// requested less than once in an interval is forgotten.
+    /// requested less than once per interval loses its place.
     ///
     /// # Errors
     /// [`LookupError::WorkspaceLen`]. On error the cache is left unmodified.
@@ -162,8 +162,8 @@ impl<'m> RowCache<'m> {
             while let Some((way, from, index)) = set.best_exchange() {
                 let out =
                     rows.chunks_exact_mut(dim.max(1)).nth(way).ok_or(LookupError::Inconsistent)?;
-                // With the columns in the order in which they are stored: bags add cached rows to
-                // other rows before they put the columns of the sum in order.
+                // Cached rows have their columns in stored order: bags add them to other rows
+                // first, and reorder the columns of the sum.
                 self.table
                     .write_row(index.into(), out, workspace, Epilogue::Store)
                     .ok_or(LookupError::Inconsistent)?;

@@ -1,5 +1,5 @@
-//! Which rows a set of the cache holds: the most frequently requested ones, as far as it can tell
-//! with one counter per way.
+//! Which rows a set of the cache holds: the most frequently requested ones, estimated with one
+//! counter per way.
 
 use crate::table::cached::{KNOWN, NO_INDEX, Set, WAYS, way_of};
 
@@ -36,8 +36,9 @@ impl Set {
         way.is_some_and(|way| way < WAYS)
     }
 
-    /// The index that is requested most among those whose rows are not held, if it is requested
-    /// more than one whose row is: the way to put it in, the way it is in now, and the index.
+    /// The most frequent index whose row is not held, if it is more frequent than the rarest index
+    /// whose row is held. Returns the way of that rarest index, the way of the frequent index, and
+    /// the frequent index.
     pub(crate) fn best_exchange(&self) -> Option<(usize, usize, u32)> {
         let rarest = (0..WAYS).min_by_key(|&way| self.counts.get(way))?;
         let best = (WAYS..KNOWN).max_by_key(|&way| self.counts.get(way))?;

@@ -15,26 +15,27 @@ impl fmt::Display for NoModel {
 
 impl core::error::Error for NoModel {}
 
-/// Why a [`Ranker`](crate::dlrm::Ranker) refused: nothing has been written then.
+/// Why a [`Ranker`](crate::dlrm::Ranker) refused its arguments. The output is left unmodified,
+/// except with [`Inconsistent`](Self::Inconsistent).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScoreError {
-    /// The dense features are not those of each sample or, where one user has many candidates, of
-    /// one.
+    /// The dense features are not as many as the samples need.
+    /// [`Ranker::rank`](crate::dlrm::Ranker::rank) also accepts those of one sample.
     DenseLen {
         /// Elements given.
         found: usize,
         /// Elements needed for each of the samples.
         expected: usize,
     },
-    /// Not one list of bags per table of the model.
+    /// The number of lists of bags is not the number of the model's tables.
     BagLists {
         /// Lists given.
         found: usize,
         /// Tables of the model.
         expected: usize,
     },
-    /// What is wrong with the bags of one table.
+    /// The bags of one table were refused.
     Table {
         /// Its position among the model's tables
         /// ([`Blob::model_tables`](crate::Blob::model_tables)).

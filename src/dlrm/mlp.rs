@@ -7,14 +7,14 @@ use crate::{
 };
 use core::ops::Range;
 
-/// What comes after a layer's product. A sigmoid is not part of it: it ends the model, and a logit
-/// is asked for as well.
+/// What follows a layer's product. The sigmoid at the end of a model is not part of it, because
+/// [`Ranker::logits`](super::Ranker::logits) leaves it out.
 fn epilogue<'a>(layer: &Layer<'a>) -> Epilogue<'a> {
     let relu = layer.activation == Activation::Relu;
     Epilogue::Bias { scales: layer.scales, bias: layer.bias, relu }
 }
 
-/// Puts `from` at the start of `to`: `copy_from_slice` would bring the text of a panic with it.
+/// Copies `from` to the start of `to`. (`copy_from_slice` would link the panic handler.)
 pub(super) fn copy(from: &[f32], to: &mut [f32]) -> Consistent {
     let to = to.get_mut(..from.len())?;
     to.iter_mut().zip(from).for_each(|(to, &from)| *to = from);
@@ -39,14 +39,14 @@ pub(super) fn layer(
     )
 }
 
-/// The product of a layer's first `x.len()` inputs alone, for [`resume`] to go on with.
+/// The sums over a layer's first `x.len()` inputs, which [`resume`] continues.
 pub(super) fn begin(tier: Tier, layer: &Layer<'_>, x: &[f32], y: &mut [f32]) -> Consistent {
     let weights = layer.weights.range(0..x.len().checked_mul(layer.outputs)?)?;
     chain_step(tier, Dims { m: 1, r: x.len(), n: layer.outputs }, x, weights, y, Epilogue::Store)
 }
 
-/// `y[m x outputs] <- layer([shared; x])`, the first `shared` inputs being the same in all rows and
-/// `base` what [`begin`] has made of them.
+/// `y[m x outputs] <- layer([shared; x])`, where all rows have the same first `shared` inputs, and
+/// `base` are the sums over these inputs from [`begin`].
 pub(super) fn resume(
     tier: Tier,
     layer: &Layer<'_>,
@@ -64,8 +64,8 @@ pub(super) fn resume(
     resume_rows(tier, Dims { m, r: rest, n }, x, weights, y, epilogue(layer))
 }
 
-/// Runs `layers` of a blob, one at least, on `x`, which is `m` rows; returns what the last one
-/// makes of it.
+/// Runs `layers` of a blob, at least one, on the `m` rows of `x`, and returns the outputs of the
+/// last layer.
 pub(super) fn run<'b>(
     tier: Tier,
     blob: &Blob<'_>,
@@ -79,7 +79,8 @@ pub(super) fn run<'b>(
     run_on(tier, blob, layers, m, first.outputs, [even, odd])
 }
 
-/// The same for an `x` that is in the first of the two buffers, in rows of `width`.
+/// As [`run`], for inputs in the first of the two buffers, in rows of `width`, and perhaps no
+/// layers.
 pub(super) fn run_on<'b>(
     tier: Tier,
     blob: &Blob<'_>,

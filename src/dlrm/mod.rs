@@ -6,15 +6,18 @@
 //! A top perceptron computes the score from the bottom's vector and the dot products. A model
 //! without dense features has no bottom: with two tables it is a two-tower model.
 //!
-//! Samples are scored in groups. The vectors of a group lie together, sample by sample, and each
-//! table pools its bags of the whole group straight into its places there. The perceptrons then
-//! take tiles of samples: a tile is small enough for its activations to stay in the nearest caches,
-//! and large enough to read a layer's weights once for many samples.
+//! Samples are scored in groups. The vectors of a group are adjacent, sample by sample, and each
+//! table pools its bags of the whole group straight into them. The perceptrons then take tiles of
+//! samples: a tile is small enough for its activations to stay in the nearest caches, and large
+//! enough that a layer's weights are read once for many samples.
 //!
-//! [`Ranker::rank`] scores one user's candidates. It computes once what all candidates share: the
-//! user's vectors, the interactions among those that come first, and the products of these
-//! interactions in the first top layer. Every sum keeps its order, so that the scores are those of
-//! [`Ranker::score`] bit for bit.
+//! [`Ranker::rank`] scores one user's candidates, and computes once what all candidates share.
+//! Vectors come in the order of the tables, and the dot products of the first n vectors with each
+//! other come before all others (the order is (1,0), (2,0), (2,1), (3,0), ..). So if the first n
+//! vectors are the user's, the first inputs of the top perceptron are the same for all candidates:
+//! these vectors are *leading*, and these inputs are *shared*. The first top layer's sums over the
+//! shared inputs are computed once, and each candidate's sums continue from them. Every sum keeps
+//! its order, so the scores are those of [`Ranker::score`] bit for bit.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -73,7 +76,7 @@ impl<'a> Blob<'a> {
     /// The blob's model.
     ///
     /// # Errors
-    /// [`NoModel`]: it has tables only.
+    /// [`NoModel`] if the blob has tables only.
     pub fn ranker(&self) -> Result<Ranker<'a>, NoModel> {
         let num_bottom = self.layers().take_while(|layer| layer.stack == Stack::Bottom).count();
         let top = self.layer(num_bottom).ok_or(NoModel)?;
@@ -102,12 +105,12 @@ struct Batch<'s, 'b> {
     dense: &'s [f32],
     bags: &'s [Bags<'b>],
     num_samples: usize,
-    /// Whether all samples share the dense features of one.
+    /// Whether `dense` has the features of one sample, which all samples share.
     one_dense: bool,
 }
 
 impl Batch<'_, '_> {
-    /// How many tables, from the first one on, have one bag for all samples.
+    /// Number of tables before the first one that has a bag for each sample.
     fn num_leading(&self) -> usize {
         self.bags.iter().take_while(|bags| bags.len() == 1).count()
     }
@@ -119,10 +122,11 @@ struct Buffers<'w> {
     interaction: &'w mut [f32],
     /// The first top layer's sums over the inputs that all samples share.
     base: &'w mut [f32],
-    /// Inputs and outputs of a layer, in turn.
+    /// The inputs and the outputs of a layer, which swap from layer to layer.
     layers: [&'w mut [f32]; 2],
     /// The vectors of a group.
     features: &'w mut [f32],
+    /// The workspace of the tables.
     tables: &'w mut [f32],
     /// Samples of a group and of a tile.
     group: usize,
@@ -186,7 +190,7 @@ impl<'a> Ranker<'a> {
         self.group_len(group).saturating_add(tables)
     }
 
-    /// Elements of everything but what the tables need, for groups of so many samples.
+    /// Length of a workspace for groups of `group` samples, without the part for the tables.
     fn group_len(&self, group: usize) -> usize {
         let (vectors, scratch) = (
             self.vectors_len(),
@@ -199,17 +203,17 @@ impl<'a> Ranker<'a> {
             .saturating_add(group.saturating_mul(vectors))
     }
 
-    /// Vectors of a sample: the bottom perceptron's, if there is one, and one of each table.
+    /// Vectors of a sample: that of the bottom perceptron, if there is one, and one of each table.
     fn num_vectors(&self) -> usize {
         self.first_table().saturating_add(self.num_tables())
     }
 
-    /// Which of a sample's vectors is the first of a table.
+    /// The position of the first table's vector among those of a sample.
     fn first_table(&self) -> usize {
         usize::from(self.num_bottom > 0)
     }
 
-    /// How many of the top's inputs are a vector as it is: the bottom's.
+    /// How many of the top perceptron's inputs are the bottom's vector itself.
     fn direct_len(&self) -> usize {
         if self.num_bottom > 0 { self.embedding_dim } else { 0 }
     }
@@ -297,7 +301,8 @@ impl<'a> Ranker<'a> {
         Ok(())
     }
 
-    /// The logits. `sharing`: what is given for one sample is that of all.
+    /// Checks the arguments and writes the logits. With `sharing`, dense features or bags that are
+    /// given for one sample are those of all.
     fn run(
         &self,
         dense: &[f32],
@@ -329,13 +334,13 @@ impl<'a> Ranker<'a> {
             }
             check_bags(bags, self.blob.num_embeddings(of.table), of.pooling).map_err(wrong)?;
         }
-        // A batch of one shares nothing worth the trouble.
+        // Sharing would not make a single sample faster.
         let one_dense = one_dense && num_samples > 1;
         let batch = Batch { dense, bags, num_samples, one_dense };
         self.write_logits(&batch, out, workspace).ok_or(ScoreError::Inconsistent)
     }
 
-    /// What the model's last activation makes of logits.
+    /// Applies the model's last activation to logits.
     fn finish(&self, logits: &mut [f32]) {
         let last = self.blob.num_layers().checked_sub(1).and_then(|last| self.blob.layer(last));
         if last.is_some_and(|last| last.activation == Activation::Sigmoid) {
@@ -350,7 +355,8 @@ impl<'a> Ranker<'a> {
         workspace: &mut [f32],
     ) -> Consistent {
         let mut buffers = self.divide(batch.num_samples, workspace)?;
-        // What the first top layer takes of the leading vectors stands before all else.
+        // If the bottom's vector differs from sample to sample, it is the first input, so that no
+        // input before it is shared.
         let leading = if batch.one_dense {
             self.first_table().checked_add(batch.num_leading())?
         } else {
@@ -390,7 +396,7 @@ impl<'a> Ranker<'a> {
         let group = if self.group_len(most) <= for_groups {
             most
         } else {
-            // As many as there is room for, up to a tile.
+            // As many samples as there is room for, up to a tile.
             let (one, two) = (self.group_len(1), self.group_len(2));
             let more = for_groups.checked_sub(one)?.checked_div(two.checked_sub(one)?)?;
             more.checked_add(1)?.min(TILE).min(most)
@@ -407,8 +413,8 @@ impl<'a> Ranker<'a> {
         Some(Buffers { interaction, base, layers: [even, odd], features, tables, group, tile })
     }
 
-    /// The vectors of `samples`. Those that all samples share are made with the first ones and then
-    /// stay.
+    /// Writes the vectors of `samples`. Vectors that all samples share are written with the first
+    /// group, to every sample's place, and are left there for the next groups.
     fn write_vectors(
         &self,
         batch: &Batch<'_, '_>,
@@ -418,7 +424,7 @@ impl<'a> Ranker<'a> {
         let (stride, dim) = (self.vectors_len(), self.embedding_dim);
         let is_first = samples.start == 0;
         if self.num_bottom == 0 {
-            // Tables alone.
+            // A model of tables only.
         } else if !batch.one_dense {
             self.write_dense(batch.dense, samples.clone(), buffers)?;
         } else if is_first {
@@ -442,7 +448,7 @@ impl<'a> Ranker<'a> {
         Some(())
     }
 
-    /// What the bottom perceptron makes of the dense features of `samples`.
+    /// Writes the bottom perceptron's vector of each of `samples`.
     fn write_dense(
         &self,
         dense: &[f32],
@@ -469,8 +475,8 @@ impl<'a> Ranker<'a> {
         Some(())
     }
 
-    /// What the first top layer makes of the `leading` vectors, which the first sample has as well
-    /// as any.
+    /// Writes the first top layer's sums over the shared inputs, from the `leading` vectors of the
+    /// first sample.
     fn write_base(&self, leading: usize, inputs: usize, buffers: &mut Buffers<'_>) -> Consistent {
         let Buffers { interaction, base, layers: [x, _], features, .. } = buffers;
         let vectors = features.get(..leading.checked_mul(self.embedding_dim)?)?;
@@ -481,8 +487,8 @@ impl<'a> Ranker<'a> {
         mlp::begin(self.tier, &self.blob.layer(self.num_bottom)?, x, base)
     }
 
-    /// The logits of `samples` of the group, whose `leading` vectors make the first `shared_inputs`
-    /// of the top's.
+    /// Writes the logits of `samples` of the group. The `leading` vectors give the first
+    /// `shared_inputs` inputs of the top perceptron, which are in `base` already.
     fn write_top(
         &self,
         samples: Range<usize>,
@@ -527,8 +533,8 @@ impl<'a> Ranker<'a> {
     }
 }
 
-/// Puts what is in the `len` elements from `first` on of the first run of `stride` at the same
-/// place of every other.
+/// Copies the `len` elements from `first` on of the first sample, `stride` elements long, to the
+/// same place in every other sample.
 fn repeat(features: &mut [f32], stride: usize, first: usize, len: usize) -> Consistent {
     let (from, to) = features.split_at_mut_checked(stride)?;
     let from = from.get(first..)?.get(..len)?;

@@ -1,8 +1,8 @@
-//! How a stored element becomes an f32, and an f32 a stored element.
+//! The types of stored elements, and their conversion from and to f32.
 //!
-//! f32, f16 and bf16 are read where they lie. i8 needs a scale: a tensor-train slice has one (`x =
-//! scale * q`), a dense row has a scale and an offset (`x = scale * q + offset`) in front of its
-//! elements. So has a dense row of i4.
+//! f32, f16 and bf16 elements are values. i8 elements need a scale: a tensor-train slice has a
+//! scale (`x = scale * q`), and a dense row begins with a scale and an offset (`x = scale * q +
+//! offset`). A dense row of i4 also begins with a scale and an offset.
 
 mod quantize;
 
@@ -77,18 +77,17 @@ pub(crate) trait Weight: Copy + 'static {
     const SCALED: bool = false;
     /// Units before the elements of a dense row.
     const ROW_HEADER: usize = 0;
-    /// The first elements of `units`, before any scale, as many as the vector has lanes; zeros
-    /// where there are fewer.
+    /// The first `LANES` elements of `units`, without a scale; zeros where there are fewer.
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32;
-    /// The same units, of any type.
+    /// The units as [`Elements`].
     fn elements(units: &[Self]) -> Elements<'_>;
-    /// A dense row's scale, offset and elements.
+    /// The scale, offset and elements of a dense row.
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
-        // Minus zero leaves every value as it is, minus zero among them.
+        // Adding -0.0 changes no value, not even -0.0; adding 0.0 would make it 0.0.
         Some((1.0, -0.0, row))
     }
-    /// The same, with scale and offset in all lanes.
+    /// [`split_row`](Self::split_row) with scale and offset in all lanes.
     #[inline(always)]
     fn split_row_in<I: Isa>(isa: I, row: &[Self]) -> Option<(I::F32, I::F32, &[Self])> {
         let (scale, offset, row) = Self::split_row(row)?;
@@ -179,7 +178,7 @@ impl Weight for Nibbles {
     }
     #[inline(always)]
     fn split_row_in<I: Isa>(isa: I, row: &[Self]) -> Option<(I::F32, I::F32, &[Self])> {
-        // Widened by the tier, which has an instruction for it.
+        // The tier widens the two f16: it has an instruction for that.
         let (scale, row) = row.split_first_chunk::<2>()?;
         let (offset, row) = row.split_first_chunk::<2>()?;
         let header = [scale, offset].map(|bytes| f16::from_le_bytes(bytes.map(|byte| byte.0)));
@@ -190,7 +189,7 @@ impl Weight for Nibbles {
     }
 }
 
-/// A run of stored elements, borrowed from the blob.
+/// Borrowed stored elements, all of one type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Elements<'a>(pub(crate) Values<'a>);
 
@@ -204,7 +203,7 @@ pub(crate) enum Values<'a> {
     I4(&'a [Nibbles]),
 }
 
-/// Runs one expression, generic over the stored type, on whichever slice an [`Elements`] holds.
+/// Runs `$body` with the slice of an [`Elements`], whatever its type.
 macro_rules! with_elements {
     ($elements:expr, $slice:ident => $body:expr) => {
         match $elements.0 {
@@ -218,7 +217,7 @@ macro_rules! with_elements {
 }
 pub(crate) use with_elements;
 
-/// The same for the elements of a core, which are never i4: `None` if they are.
+/// As `with_elements!`, for the elements of a core, which are never i4: `None` if they are.
 macro_rules! with_core_elements {
     ($elements:expr, $slice:ident => $body:expr) => {
         match $elements.0 {
@@ -274,8 +273,9 @@ impl<'a> Elements<'a> {
         with_elements!(self, elements => bytemuck::cast_slice(elements))
     }
 
-    /// Element `position`, widened, before any scale or offset; `None` past the end. The elements
-    /// of [`Dtype::I4`] have no position here, since rows begin on whole bytes.
+    /// Element `position`, widened, without a scale or offset. `None` past the end, and for
+    /// [`Dtype::I4`]: its rows begin on whole bytes, so an element's position depends on the length
+    /// of a row.
     pub fn get(&self, position: usize) -> Option<f32> {
         match self.0 {
             Values::F32(values) => values.get(position).copied(),
@@ -300,7 +300,7 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,4 +1,4 @@
-//! From f32 to the stored dtypes: what a writer of blobs does once, ahead of time.
+//! Encoding: from f32 to the stored dtypes, which a writer of blobs does once, ahead of time.
 
 use super::{Dtype, bf16, f16};
 use core::fmt;
@@ -7,8 +7,8 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum EncodeError {
-    /// A value is NaN or infinite, would become infinite in the narrower dtype, or is too far from
-    /// its row's least to have a scale.
+    /// A value is NaN or infinite, would become infinite in the narrower dtype, or is so far above
+    /// the least value of its row that the difference is not finite.
     OutOfRange {
         /// The position of the value in the input.
         position: usize,
@@ -44,12 +44,12 @@ impl fmt::Display for EncodeError {
             Self::OutOfRange { position, value, dtype } => {
                 write!(
                     f,
-                    "value {value} at position {position} has no finite {} form",
+                    "value {value} at position {position} cannot be stored as a finite {}",
                     dtype.name()
                 )
             }
             Self::NeedsScale { dtype } => {
-                write!(f, "{} values mean nothing without a scale", dtype.name())
+                write!(f, "{} values need a scale: encode slices or rows", dtype.name())
             }
             Self::BrokenRow { found, embedding_dim } => {
                 write!(f, "{found} values: expected a multiple of embedding_dim, {embedding_dim}")
@@ -67,9 +67,8 @@ impl core::error::Error for EncodeError {}
 /// [`Dtype::bytes_of`] `values.len()` bytes.
 ///
 /// # Errors
-/// [`EncodeError::OutOfRange`] for a value with no finite form; [`EncodeError::OutputLen`];
-/// [`EncodeError::NeedsScale`] for i8 and i4, whose slices go through [`encode_slice`] and whose
-/// rows through [`encode_rows`].
+/// [`EncodeError::OutOfRange`] for a value that `dtype` cannot hold; [`EncodeError::OutputLen`];
+/// [`EncodeError::NeedsScale`] for i8 and i4: use [`encode_slice`] or [`encode_rows`].
 pub fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<(), EncodeError> {
     if matches!(dtype, Dtype::I8 | Dtype::I4) {
         return Err(EncodeError::NeedsScale { dtype });
@@ -88,8 +87,10 @@ pub fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<(), Encode
 }
 
 /// Writes one tensor-train slice into `out` and returns its scale: 1 for f32, f16 and bf16, `max
-/// |x| / 127` for i8, where `x = scale * q` is then off by at most `scale / 2` (and the rounding of
-/// one f32 product).
+/// |x| / 127` for i8.
+///
+/// i8 stores the q for which `scale * q` is nearest to x: the error of `scale * q` is at most
+/// `scale / 2`, plus the rounding of one f32 product.
 ///
 /// # Errors
 /// As [`encode`]; slices cannot be i4.
@@ -107,13 +108,13 @@ pub fn encode_slice(values: &[f32], dtype: Dtype, out: &mut [u8]) -> Result<f32,
     Ok(scale)
 }
 
-/// Writes the weights of a layer, `inputs x outputs`, row-major, into `out`, and what each column
-/// is to be multiplied by into `scales`, one per output: 1 for f32, f16 and bf16, `max |x| / 127`
-/// of the column for i8.
+/// Writes the weights of a layer, `inputs x outputs`, row-major, into `out`, and the scale of each
+/// column into `scales`, one per output: 1 for f32, f16 and bf16, `max |x| / 127` of the column for
+/// i8.
 ///
 /// # Errors
-/// As [`encode_slice`]; [`EncodeError::BrokenRow`] where the values are not rows of as many columns
-/// as there are scales.
+/// As [`encode_slice`]; [`EncodeError::BrokenRow`] if the number of values is not a multiple of the
+/// number of scales.
 pub fn encode_layer(
     values: &[f32],
     dtype: Dtype,
@@ -146,8 +147,8 @@ pub fn encode_layer(
     Ok(())
 }
 
-/// The step of i8 values up to `largest`. It must be positive: where all values are zero (or all
-/// but) every q is 0 and any scale will do.
+/// The scale of i8 values up to `largest`. A scale must be positive and is kept normal: if all
+/// values are 0, or nearly 0, every q is 0 with a scale of 1.
 fn scale_of(largest: f32) -> f32 {
     if (largest / 127.0).is_normal() {
         largest / 127.0
@@ -158,14 +159,19 @@ fn scale_of(largest: f32) -> f32 {
 
 /// Writes dense rows of `embedding_dim` values into `out`, [`Dtype::row_len`] bytes each.
 ///
-/// An i8 or i4 row is `x = scale * q + offset` over the row's own range, `q` from -128 to 127 or
-/// from 0 to 15. An i8 element is off by at most `scale / 2` and f32 rounding, with `scale = (max -
-/// min) / 255` (or by the whole range, if that is below 255 times the least normal f32). An i4
-/// row's scale and offset are f16: an element is off by at most `scale / 2 + 2^-11 (|offset| + 15
-/// scale) + 2^-21`, with `scale = (max - min) / 15`.
+/// An i8 or i4 row is `x = scale * q + offset`. Its scale and offset are such that the values of q
+/// cover the range of the row, from its least to its largest value.
+///
+/// - i8: q is from -128 to 127, and `scale = (max - min) / 255`. The error of an element is at most
+///   `scale / 2`, plus f32 rounding. A row whose scale would not be a normal f32 stores its least
+///   value for every element, so that the error is at most the range.
+/// - i4: q is from 0 to 15, and `scale = (max - min) / 15`. Scale and offset are rounded to f16, by
+///   up to 2^-11 of their magnitude, and q multiplies the error of the scale by up to 15. The error
+///   of an element is at most `scale / 2 + 2^-11 (|offset| + 15 scale) + 2^-21`; the last term is
+///   for scales and offsets below the least normal f16.
 ///
 /// # Errors
-/// As [`encode`], but i8 and i4 are at home here.
+/// As [`encode`], but also for i8 and i4; [`EncodeError::BrokenRow`].
 pub fn encode_rows(
     values: &[f32],
     embedding_dim: usize,
@@ -194,7 +200,7 @@ pub fn encode_rows(
         }
         if dtype == Dtype::I8 {
             let step = (range / 255.0) as f32;
-            // q = -128 stands for the smallest value; a row without a range is its offset.
+            // The least value is q = -128. Without a range every element is the offset.
             let (scale, offset) = if step.is_normal() {
                 (step, (f64::from(low) + 128.0 * f64::from(step)) as f32)
             } else {
@@ -208,8 +214,8 @@ pub fn encode_rows(
             }
         } else {
             let offset = f16::from_f32(low);
-            // A row without a range is its offset, whatever the scale; a range too small for f16
-            // takes its least step.
+            // Without a range every element is the offset, whatever the scale. A scale that would
+            // round to 0 becomes the least positive f16.
             let scale = match f16::from_f64(range / 15.0) {
                 _ if range == 0.0 => f16::ONE,
                 scale if scale == f16::ZERO => f16::MIN_POSITIVE_SUBNORMAL,
@@ -227,7 +233,7 @@ pub fn encode_rows(
     Ok(())
 }
 
-/// The whole number of steps of `scale` from `offset` that comes nearest to `x`.
+/// The integer q for which `scale * q + offset` is nearest to `x`.
 fn steps(x: f32, scale: f32, offset: f32) -> f64 {
     libm::rint((f64::from(x) - f64::from(offset)) / f64::from(scale))
 }
@@ -243,8 +249,7 @@ fn check_len(found: usize, expected: usize) -> Result<(), EncodeError> {
 fn check_finite(values: &[f32], dtype: Dtype) -> Result<(), EncodeError> {
     let fits = |&x: &f32| match dtype {
         Dtype::F32 | Dtype::I8 => x.is_finite(),
-        // The header of an i4 row is f16, and its offset and 15 steps may be as large as the
-        // values.
+        // The scale and the offset of an i4 row are f16, and may be as large as the values.
         Dtype::F16 | Dtype::I4 => f16::from_f32(x).is_finite(),
         Dtype::Bf16 => bf16::from_f32(x).is_finite(),
     };

@@ -106,7 +106,7 @@ impl Isa for Avx512 {
 
         fn load_u4(self, xs: &[u8]) -> __m512 {
             let bytes = _mm_cvtsi64_si128(i64::from_le_bytes(padded(xs)));
-            // Each byte twice, of which the odd one is shifted.
+            // Each byte twice; the second copy is shifted.
             let twice = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(bytes, bytes));
             let nibbles = _mm512_srlv_epi32(twice, _mm512_set1_epi64(4 << 32));
             _mm512_cvtepi32_ps(_mm512_and_si512(nibbles, _mm512_set1_epi32(15)))
@@ -224,7 +224,7 @@ impl Groups for Eights {
 }
 
 impl Avx512 {
-    /// In each four lanes, lane `LANE` of them.
+    /// Broadcasts lane `LANE` of each four lanes within them.
     #[inline(always)]
     fn lane<const LANE: usize>(self, v: __m512) -> __m512 {
         match LANE {

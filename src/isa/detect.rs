@@ -30,10 +30,10 @@ fn cpuid(leaf: u32) -> core::arch::x86_64::CpuidResult {
 /// Whether such a CPU and system support `feature`.
 #[cfg(target_arch = "x86_64")]
 fn supports(feature: &str, Facts { leaf1_ecx, leaf7_ebx, xcr0 }: Facts) -> bool {
-    // Where CPUID has a feature's bit: Intel SDM volume 2, CPUID. Which register states the system
-    // must save in a context switch, or the registers' contents would be lost: volume 1, 13.1.
-    // XCR0 has a bit for each: 1 XMM (SSE), 2 the upper halves of YMM (AVX), 5 the mask registers,
-    // 6 the upper halves of ZMM0 to ZMM15, 7 ZMM16 to ZMM31.
+    // The bits of CPUID: Intel SDM volume 2, CPUID. The system must also save the registers in a
+    // context switch. XCR0 has a bit for each kind that it saves (volume 1, 13.1): 1 XMM (SSE), 2
+    // the upper halves of YMM (AVX), 5 the mask registers, 6 the upper halves of ZMM0 to ZMM15, 7
+    // ZMM16 to ZMM31.
     const AVX: u64 = 1 << 1 | 1 << 2;
     const AVX_512: u64 = AVX | 1 << 5 | 1 << 6 | 1 << 7;
     let (word, bit, states) = match feature {
@@ -59,11 +59,11 @@ fn saved_state() -> u64 {
     unsafe { xcr0() }
 }
 
-/// Whether the CPU supports `feature`: of those that the tiers name, `neon` is part of the
-/// baseline.
+/// Whether the CPU supports `feature`. The only feature that a tier names is `neon`, which is part
+/// of the baseline.
 #[cfg(target_arch = "aarch64")]
 pub(super) fn has(feature: &str) -> bool {
-    // But on targets without floating point registers.
+    // Except on targets without floating-point registers.
     feature == "neon" && cfg!(target_feature = "neon")
 }
 

@@ -38,9 +38,9 @@ mod sealed {
 pub(crate) trait Isa: Copy + Sealed {
     /// f32 lanes of a vector: 4, 8 or 16.
     const LANES: usize;
-    /// The register tiles of the matrix product: how many vectors wide those of 1, 2, 3, 4, 6 and 8
-    /// rows are. Where columns are left, the same rows have tiles of 4, 2 and 1 vectors too.
-    /// `kernel::product` derives the sizes. A tier without tiles takes loops that are small rather
+    /// The register tiles of the matrix product, as rows and vectors: the widest tile for 1, 2, 3,
+    /// 4, 6 and 8 rows. `kernel::product` derives the sizes, and uses narrower tiles of the same
+    /// rows for the columns that are left. A tier without tiles uses loops that are small rather
     /// than fast.
     const TILES: &'static [[usize; 2]];
     /// Whether left operands are loaded four at a time ([`quad`](Self::quad)), because broadcasting
@@ -48,10 +48,10 @@ pub(crate) trait Isa: Copy + Sealed {
     const QUADS: bool;
     /// A vector of f32.
     type F32: Copy;
-    /// Four f32 of a left operand, of which [`fma_lane`](Self::fma_lane) takes one: in a register,
-    /// or where they are.
+    /// Four f32 of a left operand, of which [`fma_lane`](Self::fma_lane) uses one: in a register,
+    /// or in memory.
     type Quad<'q>: Copy;
-    /// The same tier on vectors of half as many lanes, but four at least.
+    /// The same tier on vectors of half as many lanes, but at least four.
     type Half: Isa;
     /// The same tier on vectors of four lanes.
     type Narrow: FourLanes;
@@ -97,7 +97,7 @@ pub(crate) trait Isa: Copy + Sealed {
         b: Self::F32,
         c: Self::F32,
     ) -> Self::F32;
-    /// Asks for the cache line at the start of `xs`; changes no result.
+    /// Prefetches the cache line at the start of `xs`. Changes no result.
     fn prefetch<T>(self, xs: &[T]);
 }
 
@@ -107,10 +107,10 @@ pub(crate) trait FourLanes: Isa {
     fn transpose(self, rows: [Self::F32; 4]) -> [Self::F32; 4];
 }
 
-/// Vectors of several rows side by side: for right operands of few columns, which would leave most
-/// of a vector empty.
+/// Vectors that hold several rows side by side, for right operands of few columns, which would
+/// leave most of a vector empty.
 pub(crate) trait Groups: Copy {
-    /// How many rows: [`MAX_GROUP`] at most.
+    /// Number of rows: at most [`MAX_GROUP`].
     const ROWS: usize;
     /// The tier's vectors.
     type Wide: Isa;
@@ -119,11 +119,11 @@ pub(crate) trait Groups: Copy {
 
     fn wide(self) -> Self::Wide;
     fn narrow(self) -> Self::Narrow;
-    /// The same in every row.
+    /// Repeats a vector of one row in every row.
     fn repeat(self, v: NarrowF32<Self>) -> WideF32<Self>;
-    /// Each row by itself; what comes after the last does not matter.
+    /// The vector of each row. Entries past the last row do not matter.
     fn parts(self, v: WideF32<Self>) -> [NarrowF32<Self>; MAX_GROUP];
-    /// Four elements of the left operand of each row, for [`fma_lane`](Self::fma_lane).
+    /// Loads four elements of the left operand of each row, for [`fma_lane`](Self::fma_lane).
     fn quads(self, rows: &[[f32; 4]; MAX_GROUP]) -> WideF32<Self>;
     /// In each row, element `LANE` of its quad, times `b`, plus `c`.
     fn fma_lane<const LANE: usize>(
@@ -172,7 +172,6 @@ impl Groups for NoGroups {
 
 /// A loop that is written once and compiled for every tier.
 pub(crate) trait Op {
-    /// What it returns.
     type Output;
     /// The loop. Must be `#[inline(always)]`, as must all that it calls, to be compiled for the
     /// tier's instructions.

@@ -4,7 +4,7 @@
 use super::{FourLanes, Isa, NoGroups, Op, sealed::Sealed};
 use half::{bf16, f16};
 
-/// Proof of nothing: every CPU can run it.
+/// The token of the scalar tier, which every CPU can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scalar;
 
@@ -13,13 +13,13 @@ impl Sealed for Scalar {}
 #[inline(always)]
 fn lanes<T: Copy>(xs: &[T], widen: impl Fn(T) -> f32) -> [f32; 4] {
     match xs.first_chunk::<4>() {
-        // Written out: a loop would be one even where nothing else is in memory.
+        // Written out, because the compiler keeps a loop here as a loop, with its array in memory.
         Some(&[a, b, c, d]) => [widen(a), widen(b), widen(c), widen(d)],
         None => fewer(xs, widen),
     }
 }
 
-/// Apart, since it is the end of a row only, and there is one in every loop.
+/// Not inlined: it is needed at the ends of rows only, but in every loop.
 #[cold]
 #[inline(never)]
 fn fewer<T: Copy>(xs: &[T], widen: impl Fn(T) -> f32) -> [f32; 4] {

@@ -1,4 +1,5 @@
-//! Products with a transposed operand: transpose, then [`chain_step`].
+//! The dot interaction, and the transpose that it and other products with a transposed operand need
+//! before [`chain_step`].
 
 use super::{Epilogue, chain_step};
 use crate::{
@@ -9,10 +10,11 @@ use crate::{
 
 /// Rows and columns that are transposed together, in registers.
 const BLOCK: usize = 4;
-/// Elements that fit the nearest cache, in whatever order they are written.
+/// Elements that fit the nearest cache, so that the order of writes does not matter.
 const NEAR: usize = 1 << 13;
-/// Columns of larger ones that are finished before the next: a cache line of x, and as many of the
-/// outcome as the nearest cache has room for if they lie a power of two apart.
+/// Columns of a larger matrix that are transposed before the next ones: a cache line of x. They are
+/// as many rows of the result, and if these are a power of two apart, the nearest cache has no room
+/// for more of their lines.
 const PANEL: usize = 16;
 
 /// `out[n x m] <- x[m x n]'`. With it, [`chain_step`] makes the products that gradients need: `g .
@@ -41,7 +43,7 @@ impl Op for Transpose<'_, '_> {
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self { x, m, n, out } = self;
         let isa = isa.narrow();
-        // A tier without register tiles prefers small code: it transposes one by one.
+        // A tier without register tiles prefers small code: it transposes element by element.
         let (whole_rows, whole_columns) = if I::TILES.is_empty() {
             (0, 0)
         } else {
@@ -71,7 +73,7 @@ impl Op for Transpose<'_, '_> {
                 }
             }
         }
-        // What is left: columns of the whole rows, then the rows after them.
+        // The rest: the last columns of the whole blocks of rows, then the last rows.
         for (rows, columns) in [(0..whole_rows, whole_columns..n), (whole_rows..m, 0..n)] {
             for column in columns {
                 for row in rows.clone() {
@@ -106,8 +108,8 @@ pub fn dot_interaction(
     dot_interaction_from(tier, features, num_features, 0, out, workspace)
 }
 
-/// The same, but without the pairs among the `first` first features: those which stand before
-/// (`first`, 0).
+/// As [`dot_interaction`], but without the pairs of the first `first` features with each other,
+/// which are those before (`first`, 0).
 pub(crate) fn dot_interaction_from(
     tier: Tier,
     features: &[f32],
@@ -123,7 +125,7 @@ pub(crate) fn dot_interaction_from(
     if f == 0 || f.checked_mul(dim)? != features.len() || out.len() != expected {
         return None;
     }
-    // The first has none before it.
+    // Feature 0 is in no pair with a feature before it.
     let first = first.max(1);
     let workspace = workspace.get_mut(..dot_interaction_workspace_len(f, dim))?;
     let (columns, products) = workspace.split_at_mut_checked(features.len())?;
@@ -142,7 +144,7 @@ pub(crate) fn dot_interaction_from(
     let mut rest = out;
     for (row, products) in (first..).zip(products.chunks_exact(f)) {
         let (out, after) = rest.split_at_mut_checked(row)?;
-        // `copy_from_slice` would bring the text of a panic with it.
+        // `copy_from_slice` would link the panic handler.
         out.iter_mut().zip(products).for_each(|(out, &product)| *out = product);
         rest = after;
     }

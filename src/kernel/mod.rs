@@ -1,15 +1,15 @@
-//! The few loops that everything is made of. Each is written once, generic over the tier
-//! ([`crate::isa`]) and the stored dtype, and validates lengths on entry.
+//! The loops in which lookups, bags, scores and training spend their time. Each is written once,
+//! generic over the tier ([`crate::isa`]) and the stored dtype, and validates lengths on entry.
 //!
 //! - [`chain_step`]: the matrix product of a tensor-train step, of a linear layer, and (with
 //!   [`transpose`]) of the dot interaction and of the gradients;
-//! - [`widen`]: one stored row or slice;
+//! - [`widen`]: one stored row or slice as f32;
 //! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): the update of a slice by its
 //!   gradient; `sgd_of_few`: gradients and update of a slice for few rows, in one pass;
-//! - `PoolRows`, `AddRows`, `GatherRows`: bags of dense rows, rows added at given places, rows
+//! - `PoolRows`, `AddRows`, `GatherRows`: bags of dense rows, rows added at given positions, rows
 //!   copied one after another.
 //!
-//! Use [`crate::Table`] to look rows up; these are public for benchmarks and for custom engines.
+//! Use [`crate::Table`] to look up rows. The loops are public for benchmarks and custom engines.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -34,12 +34,11 @@ pub use update::{AdamFactors, FEW, adagrad, adam, row_wise_adagrad, sgd, sgd_of_
 use crate::isa::{Isa, Op, Tier};
 use core::ops::Range;
 
-/// How a computed element is combined with the element of the output.
-/// The result of a step whose arguments were checked before it: `None` means that they contradict
-/// each other, which is a defect of the caller in this crate and never the fault of a blob or of a
-/// user's arguments. Public functions turn it into an error that says so (`Inconsistent`).
+/// The result of a step whose arguments were checked before. `None` means that they contradict each
+/// other: a defect of this crate, never the fault of a blob or of a user's arguments. Public
+/// functions turn it into an error (`Inconsistent`).
 ///
-/// It is an `Option` because nearly all of its sources are slices' `get`, which `?` then passes on.
+/// It is an `Option` because nearly all of its sources are `get` of a slice, so that `?` suffices.
 pub type Consistent<T = ()> = Option<T>;
 
 /// The sizes of a product `x[m x r] . g[r x n]`.
@@ -53,6 +52,7 @@ pub struct Dims {
     pub n: usize,
 }
 
+/// How a computed element x is combined with the element of the output.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Epilogue<'e> {
     /// `out = x`
@@ -79,7 +79,7 @@ pub enum Epilogue<'e> {
 const BUFFER: usize = 64;
 
 impl Epilogue<'_> {
-    /// Whether it can end rows of `n` elements.
+    /// Whether its scales and bias fit rows of `n` elements.
     fn fits(self, n: usize) -> bool {
         match self {
             Self::Bias { scales, bias, .. } => {
@@ -89,8 +89,8 @@ impl Epilogue<'_> {
         }
     }
 
-    /// The same epilogue for elements that must be multiplied by `scale` first, as those of an i8
-    /// slice must.
+    /// The same epilogue for elements that must be multiplied by `scale` first: those of an i8
+    /// slice.
     pub(crate) fn times(self, scale: f32) -> Self {
         match self {
             Self::Store if scale == 1.0 => self,
@@ -98,7 +98,7 @@ impl Epilogue<'_> {
             Self::StoreScaled(by) => Self::StoreScaled(by * scale),
             Self::AddScaled(by) => Self::AddScaled(by * scale),
             Self::MaxScaled(by) => Self::MaxScaled(by * scale),
-            // A layer's scales are those of its columns.
+            // A layer has a scale per column instead.
             Self::Bias { .. } => self,
         }
     }

@@ -1,13 +1,13 @@
-//! The roofline: what the core and its memory can do at best, for measurements to be held against.
+//! The roofline: loops that measure the most that a core and its memory can do, for comparison.
 
 use crate::isa::{Isa, Op, Tier};
 
-/// Sums kept apart, so that no multiply-add waits for another.
+/// Independent sums, so that no multiply-add waits for another.
 const CHAINS: usize = 12;
 
 /// Runs `rounds` rounds of independent multiply-adds `s <- a * s + b` on vectors of the tier.
-/// Returns their number of floating-point operations (two each) and something that depends on every
-/// one of them.
+/// Returns the number of floating-point operations (two per multiply-add), and a value that depends
+/// on all of them, so that none is optimised away.
 pub fn fma_chains(tier: Tier, rounds: u64, a: f32, b: f32) -> (u64, f32) {
     tier.run(FmaChains { rounds, a, b })
 }

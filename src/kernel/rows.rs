@@ -13,8 +13,8 @@ use core::ops::Range;
 /// `out <- scale * stored + offset`, element by element: a slice, or a dense row without its
 /// header.
 ///
-/// Takes the first `out.len()` elements; `None`, with nothing done, if there are fewer, or a bias
-/// of another length.
+/// Takes the first `out.len()` elements of `stored`. `None`, with nothing done, if there are fewer,
+/// or if the epilogue has a bias of another length.
 pub fn widen(
     tier: Tier,
     stored: Elements<'_>,
@@ -27,7 +27,7 @@ pub fn widen(
         return None;
     }
     if let Some(isa) = tier.scalar() {
-        // The product of one row, which begins with the offset.
+        // A product with a 1 x 1 left operand, whose sums begin with the offset.
         let n = out.len();
         return scalar_product(
             isa,
@@ -53,7 +53,7 @@ pub fn widen(
     })
 }
 
-/// The number of units that hold `columns` elements, an even number if there are two in a unit.
+/// The number of units that hold `columns` elements: an even number, if a unit holds two.
 fn units_before<W: Weight>(_: &[W], columns: usize) -> usize {
     columns / W::PER_UNIT
 }
@@ -62,7 +62,7 @@ struct Widen<'s, 'o, W> {
     stored: &'s [W],
     scale: f32,
     offset: f32,
-    /// The weight with which elements are added to what is there, if they do not replace it.
+    /// The weight with which elements are added to `out`; `None` if they replace it.
     add: Option<f32>,
     out: &'o mut [f32],
 }
@@ -96,12 +96,12 @@ pub(crate) struct PoolRows<'s, W, X> {
     pub(crate) offsets: Indices<'s>,
     pub(crate) weights: Option<&'s [f32]>,
     pub(crate) pooling: Pooling,
-    /// Pooled rows, the next one `out_stride` further.
+    /// Pooled rows, `out_stride` elements apart.
     pub(crate) out: &'s mut [f32],
     pub(crate) out_stride: usize,
 }
 
-/// Rows added one by one, each to its place in the output.
+/// Rows that are added one by one, each at its position in the output.
 pub(crate) struct AddRows<'s, 'o, W> {
     /// All rows, `row_stride` units each.
     pub(crate) stored: &'s [W],
@@ -111,7 +111,7 @@ pub(crate) struct AddRows<'s, 'o, W> {
     pub(crate) out: &'o mut [f32],
 }
 
-/// Row `row`, times `weight`, is added to the elements of the output from `out` on.
+/// Adds row `row`, times `weight`, to the elements of the output from `out` on.
 #[derive(Clone, Copy)]
 pub(crate) struct AddRow {
     pub(crate) row: usize,
@@ -155,7 +155,7 @@ impl<W: Weight> Op for AddRows<'_, '_, W> {
     }
 }
 
-/// Rows of `len` elements put one after another, each times its scale if there are any.
+/// Rows of `len` elements that are copied one after another, each times its scale if it has one.
 pub(crate) struct GatherRows<'s, 'o, W, R> {
     pub(crate) stored: &'s [W],
     pub(crate) scales: &'s [f32],
@@ -185,7 +185,7 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
 
 #[inline(always)]
 fn nth_row<W>(stored: &[W], row_stride: usize, row: usize) -> Option<&[W]> {
-    // The multiplication does not wrap: the caller has checked that there is such a row.
+    // The product does not wrap: the caller has checked that the row exists.
     stored.get(row.wrapping_mul(row_stride)..)?.get(..row_stride)
 }
 
@@ -200,8 +200,8 @@ fn prefetch_all<I: Isa, T>(isa: I, xs: &[T], whole_lines: bool) {
     }
 }
 
-/// Whether rows of `row_stride` units fill cache lines: then each begins with one, since the first
-/// does.
+/// Whether rows of `row_stride` units fill whole cache lines. Each then begins at a cache line,
+/// because the first one does.
 #[inline(always)]
 fn are_whole_lines<T>(row_stride: usize) -> bool {
     (row_stride * size_of::<T>()).is_multiple_of(CACHE_LINE)
@@ -224,7 +224,7 @@ impl Op for Prefetch<'_> {
 /// How many lookups ahead a row is prefetched: enough to hide a memory access (some 100 ns), few
 /// enough for the CPU's line fill buffers.
 const AHEAD: usize = 32;
-/// Bytes that one prefetch brings.
+/// Bytes that one prefetch loads.
 const CACHE_LINE: usize = 64;
 
 impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
@@ -299,7 +299,7 @@ impl<W: Weight, X: Integer> PoolRows<'_, W, X> {
             let weights =
                 self.weights.map(|weights| weights.get(range.clone()).unwrap_or_default());
             self.fold::<I, V>(isa, range, column, width, |sum, row, at| {
-                // Times one, a row is itself to the bit.
+                // A product with 1 is exact.
                 let weight = weights.map_or(Some(1.0), |weights| weights.get(at).copied())?;
                 Some(isa.fma(isa.splat(weight), row, sum))
             })?

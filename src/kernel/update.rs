@@ -1,17 +1,24 @@
-//! Steps of the optimisers, element by element over one slice: each product, sum, root and quotient
-//! rounded by itself, so that a step has the same bits on every tier (but for [`sgd_of_few`]).
-//! [`crate::train::Optimizer`] says what they are for.
+//! The optimisers' steps of one slice ([`crate::train::Optimizer`]).
+//!
+//! All but [`sgd_of_few`] are plain loops over elements, which the compiler vectorises for each
+//! tier. Each product, sum, root and quotient is rounded separately, so a step has the same bits on
+//! every tier.
+//!
+//! [`sgd_of_few`] is written with vectors. A slice is long (a middle core of rank 32 has slices of
+//! thousands of elements), and the step of a few rows takes little time besides reading it. So one
+//! pass over the slice G does both: it uses G for the gradient of the rows and moves it.
 
 use crate::isa::{FourLanes, Isa, Op, Tier};
 use crate::kernel::{Consistent, Dims};
 
-/// Squares that are summed side by side, by position, before they are added up: a fixed order that
-/// every tier can follow.
+/// Partial sums of a sum over elements: element i goes to partial sum `i mod SUMS`, and then these
+/// are added up. Every tier can keep this order, because no vector has more lanes.
 const SUMS: usize = 16;
 
 /// `x <- x - learning_rate g`.
 ///
-/// `None`, with nothing done, unless `gradient` is as long as `values`; so for all that follow.
+/// `None`, with nothing done, unless `gradient` is as long as `values`. The same holds for the
+/// functions below.
 pub fn sgd(tier: Tier, learning_rate: f32, gradient: &[f32], values: &mut [f32]) -> Consistent {
     (gradient.len() == values.len()).then(|| tier.run(Sgd { learning_rate, gradient, values }))
 }
@@ -66,7 +73,8 @@ impl Op for Adagrad<'_, '_> {
     }
 }
 
-/// With one s for all: `s <- s + mean(g^2)`, then `x <- x - learning_rate / (sqrt(s) + epsilon) g`.
+/// One s for all elements: `s <- s + mean(g^2)`, then `x <- x - learning_rate / (sqrt(s) + epsilon)
+/// g`.
 pub fn row_wise_adagrad(
     tier: Tier,
     [learning_rate, epsilon]: [f32; 2],
@@ -100,7 +108,7 @@ impl Op for MeanSquare<'_> {
     }
 }
 
-/// What an Adam step multiplies by.
+/// The factors of an Adam step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamFactors {
     /// The learning rate with both corrections of bias: `learning_rate sqrt(1 - beta_2^t) / (1 -
@@ -153,16 +161,16 @@ impl Op for Adam<'_, '_> {
     }
 }
 
-/// Rows that [`sgd_of_few`] takes at most.
+/// The most rows that [`sgd_of_few`] takes.
 pub const FEW: usize = 4;
 
 /// The step of a slice G (`r x n`) that the `m` rows of `x` (`m x r`) were multiplied by, from the
 /// gradient `d` (`m x n`) of the products, and the gradient of the rows: `dx <- d . G'`, then `G <-
-/// G - learning_rate x' . d`. One pass over G, where few rows are not worth the transposes that
-/// products of many take.
+/// G - learning_rate x' . d`. One pass over G: with few rows, the transposes that general products
+/// need would take longer than the products.
 ///
-/// Sums over columns are of sixteen, by their position, and then of these; so tiers that fuse
-/// agree.
+/// A sum over columns is sixteen partial sums, by position, which are then added up. All tiers with
+/// fused multiply-add keep this order and have the same bits.
 ///
 /// `None`, with nothing done, if lengths contradict each other or there are no or more than [`FEW`]
 /// rows.
@@ -202,6 +210,7 @@ struct SgdOfFew<'s, 'v> {
     dx: &'v mut [f32],
 }
 
+/// The loop for `M` rows of x and d, so that they are held in arrays of constant size.
 struct Rows<'s, 'v, const M: usize>(SgdOfFew<'s, 'v>);
 
 impl<const M: usize> Op for Rows<'_, '_, M> {
@@ -209,7 +218,9 @@ impl<const M: usize> Op for Rows<'_, '_, M> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Consistent {
-        // As many rows of G side by side as there are registers for.
+        // Rows of G at a time: each vector of d that is loaded serves all of them. The partial sums
+        // of A rows take A M registers of sixteen lanes, so only AVX-512 has room for more than one
+        // row.
         match (I::LANES, M) {
             (SUMS, ..=2) => self.in_blocks::<I, 4>(isa),
             (SUMS, _) => self.in_blocks::<I, 2>(isa),
@@ -242,8 +253,9 @@ impl<const M: usize> Rows<'_, '_, M> {
     }
 }
 
-/// Rows `a` to `a + A` of G, of r: `d` are the rows of d, and what is left of them after whole
-/// chunks.
+/// Moves rows `a` to `a + A` of G, which has r rows, and computes columns `a` to `a + A` of dx. `d`
+/// are the rows of d, each as whole chunks of [`SUMS`] columns and a last chunk that is padded with
+/// zeros.
 #[inline(always)]
 fn step_of_rows<I: Isa, const M: usize, const A: usize>(
     isa: I,
@@ -254,6 +266,7 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
     mut block: &mut [f32],
     dx: &mut [f32],
 ) -> Consistent {
+    // G moves by `factors[row of G][row of x]` times the rows of d.
     let mut factors = [[isa.splat(0.0); M]; A];
     for m in 0..M {
         let x: &[f32; A] = x.get(m * r + a..)?.first_chunk()?;
@@ -261,7 +274,10 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
             *factors.get_mut(m)? = isa.splat(-learning_rate * x);
         }
     }
+    // `sums[row of G][row of d]` are the partial sums of an element of dx, in as many vectors as
+    // sixteen lanes take.
     let mut sums = [[[isa.splat(0.0); MAX_PARTS]; M]; A];
+    // Each row of G as whole chunks and the rest.
     let mut lines = core::array::from_fn::<(&mut [_], &mut [f32]), A, _>(|_| Default::default());
     for to in &mut lines {
         let (line, after) = core::mem::take(&mut block).split_at_mut_checked(n)?;
@@ -301,6 +317,7 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
                 isa.store(*sum, to);
             }
         }
+        // `row_sums` has four rows, of which the first A are in use.
         let dx: &mut [f32; A] = dx.get_mut(m * r + a..)?.first_chunk_mut()?;
         dx.iter_mut()
             .zip(totals(isa.narrow(), row_sums))
@@ -309,10 +326,11 @@ fn step_of_rows<I: Isa, const M: usize, const A: usize>(
     Some(())
 }
 
-/// Vectors that [`SUMS`] elements are at most.
+/// The most vectors that [`SUMS`] elements take: those of four lanes.
 const MAX_PARTS: usize = SUMS / 4;
 
-/// Some columns of a row of G: what each row of d makes of them, before they move.
+/// One vector of a row of G, `values`: adds its products with each row of d to the partial sums,
+/// and then moves it.
 #[inline(always)]
 fn step_of_part<I: Isa, const M: usize>(
     isa: I,
@@ -333,7 +351,8 @@ fn step_of_part<I: Isa, const M: usize>(
     Some(())
 }
 
-/// The sum of each, halves first.
+/// The total of each of four rows of partial sums: quarters of a row are added as vectors, then the
+/// four lanes of each row.
 #[inline(always)]
 fn totals<I: FourLanes>(isa: I, sums: [[f32; SUMS]; 4]) -> [f32; 4] {
     let mut quarters = [isa.splat(0.0); 4];

@@ -1,26 +1,27 @@
-//! Where an id stands among ascending ones: a bit for each id that there could be, with counts, so
-//! that a search reads one cache line instead of one for each halving.
+//! An index of ascending ids: a bit for each possible id, and counts of the bits before it. A
+//! search reads one cache line, where a binary search reads one for each halving.
 
 use bytemuck::{Pod, Zeroable};
 
 const WORDS: usize = 6;
 
-/// Ids that a line answers for.
+/// Number of possible ids that a line covers.
 pub(crate) const IDS_PER_LINE: u64 = 64 * WORDS as u64;
 
-/// One cache line: a bit for each of [`IDS_PER_LINE`] consecutive ids, set for those that are
-/// there.
+/// One cache line: a bit for each of [`IDS_PER_LINE`] consecutive ids, set if the id is in the
+/// list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Line {
-    /// How many ids stand before the first of the line.
+    /// Number of listed ids before the first of this line.
     before: u32,
-    /// And how many of the line's before the first of each word.
+    /// Number of listed ids of this line before the first of each word.
     before_word: [u16; WORDS],
     words: [u64; WORDS],
 }
 
-/// The position of `id`, if it is there; any, if the lines are not those of the ids.
+/// The position of `id` in the list, if it is listed. Any position, if the lines contradict the
+/// list.
 #[inline]
 pub(crate) fn position_in(lines: &[Line], id: u64) -> Option<usize> {
     let line = lines.get(usize::try_from(id / IDS_PER_LINE).ok()?)?;
@@ -28,25 +29,25 @@ pub(crate) fn position_in(lines: &[Line], id: u64) -> Option<usize> {
     let at = (bit / 64) as usize;
     let (word, before) = (line.words.get(at)?, line.before_word.get(at)?);
     let mask = 1u64.wrapping_shl((bit % 64) as u32);
-    // Counted in any case: a jump that is taken at random costs more.
+    // Counted even if the id is not listed: a branch that cannot be predicted costs more.
     let before_in_word = (word & mask.wrapping_sub(1)).count_ones();
     let position = line.before.wrapping_add((*before).into()).wrapping_add(before_in_word) as usize;
     (word & mask != 0).then_some(position)
 }
 
-/// The position of `id` among ascending `ids`, which may have an index.
+/// The position of `id` among ascending `ids`. `index` is empty if they have none.
 #[inline]
 pub(crate) fn position(ids: &[u64], index: &[Line], id: u64) -> Option<usize> {
     if !index.is_empty() {
-        // It came with the payload, so it may be wrong; but so may the ids.
+        // The index is payload, which parsing does not check: the position may be out of range.
         return position_in(index, id).filter(|&position| position < ids.len());
     }
     let (first, last) = (ids.first()?, ids.last()?);
     if id < *first || id > *last {
         return None;
     }
-    // Of a table that is sorted by frequency, those asked for often are the first ones: a guess
-    // that is often right.
+    // In a table that is sorted by frequency, the listed ids are often the first ones, without
+    // gaps: then this guess is right.
     let guess = usize::try_from(id.wrapping_sub(*first)).ok()?;
     if ids.get(guess) == Some(&id) {
         Some(guess)
@@ -55,9 +56,9 @@ pub(crate) fn position(ids: &[u64], index: &[Line], id: u64) -> Option<usize> {
     }
 }
 
-/// Bytes of the index that the writer gives to `count` ids below `limit`, each of which stands for
-/// `item_len` bytes: 0, if they are few, or so few that it would take more than half of what it
-/// serves.
+/// Bytes of the index that the writer adds to `count` ids below `limit`, each of an item of
+/// `item_len` bytes. 0, for no index, if there are few ids, or if the index would be longer than
+/// half of the items.
 #[cfg(feature = "alloc")]
 pub fn id_index_len(count: u64, limit: u64, item_len: usize) -> u64 {
     let (len, served) = (byte_len(limit), count.saturating_mul(item_len as u64));
@@ -74,9 +75,9 @@ fn byte_len(limit: u64) -> u64 {
     limit.div_ceil(IDS_PER_LINE).saturating_mul(size_of::<Line>() as u64)
 }
 
-/// What a section of role [`OverrideIndex`](crate::blob::Role::OverrideIndex) or
-/// [`PrefixIndex`](crate::blob::Role::PrefixIndex) holds, 64 bytes at a time: where each of `ids`
-/// stands, which ascend and are below `limit`, the number of rows or prefixes.
+/// The contents of a section of role [`OverrideIndex`](crate::blob::Role::OverrideIndex) or
+/// [`PrefixIndex`](crate::blob::Role::PrefixIndex), 64 bytes at a time. `ids` ascend and are below
+/// `limit`: the number of indices, or of prefixes.
 #[cfg(feature = "alloc")]
 pub fn id_index(ids: &[u64], limit: u64) -> impl Iterator<Item = [u8; 64]> {
     lines(ids, limit).map(bytemuck::cast)

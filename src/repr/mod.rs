@@ -1,17 +1,18 @@
 //! What a table is stored as.
 //!
-//! An index stands for a stored row by the [`IndexMap`]: itself, `index mod num_rows`, or whatever
-//! a list says. [`Weights`] make the row, in one of four representations:
+//! The [`IndexMap`] gives the stored row of an index: the row of the same number, row `index mod
+//! num_rows`, or the row that a list gives. [`Weights`] store the rows, in one of four
+//! representations:
 //!
-//! - *dense*: row i as it is, with a scale and an offset if its elements are i8 or i4;
+//! - *dense*: every row, with a scale and an offset if its elements are i8 or i4;
 //! - *tensor train*: `G_0[i_0] G_1[i_1] .. G_{d-1}[i_{d-1}]`, one slice of each core, by the digits
 //!   of i ([`TtShape`](crate::TtShape));
 //! - *projected*: a short row times a matrix that all rows share;
 //! - *quotient-remainder*: the product, the sum or the concatenation of row `i / n` of one table
 //!   and row `i mod n` of another, of n rows.
 //!
-//! [`Overrides`] replace the rows of some indices. These are views: of a blob's bytes, or of a
-//! table that is being trained.
+//! [`Overrides`] replace the rows of some indices. All of these types are views: of a blob's bytes,
+//! or of a table that is being trained.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -45,23 +46,23 @@ pub struct TableData<'a> {
 }
 
 impl<'a> TableData<'a> {
-    /// Which stored row an index stands for.
+    /// How an index becomes the number of a stored row.
     pub fn index_map(&self) -> IndexMap<'a> {
         self.index_map
     }
 
-    /// Rows that [`weights`](Self::weights) have: `num_embeddings` with [`IndexMap::Identity`], or
-    /// fewer.
+    /// Number of rows that [`weights`](Self::weights) store: `num_embeddings` with
+    /// [`IndexMap::Identity`], or fewer.
     pub fn num_rows(&self) -> u64 {
         self.num_rows
     }
 
-    /// The stored numbers.
+    /// The stored numbers, in their representation.
     pub fn weights(&self) -> &Weights<'a> {
         &self.weights
     }
 
-    /// What replaces the rows of some indices.
+    /// The rows that replace those of some indices.
     pub fn overrides(&self) -> Option<Overrides<'a>> {
         self.overrides
     }
@@ -78,7 +79,7 @@ impl<'a> TableData<'a> {
     }
 }
 
-/// The representations a table can have.
+/// The stored numbers of a table, in one of the representations that a table can have.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 #[expect(
@@ -86,13 +87,13 @@ impl<'a> TableData<'a> {
     reason = "a view without an allocator has no box to put it in"
 )]
 pub enum Weights<'a> {
-    /// Every row as it is.
+    /// Every row.
     Dense(Rows<'a>),
     /// Cores of a tensor train.
     Tt(TtCores<'a>),
     /// Short rows, and a matrix that widens them.
     Projected(Projected<'a>),
-    /// Two dense tables, of whose rows each row is made.
+    /// Quotient rows and remainder rows, which combine to rows.
     QuotientRemainder(QuotientRemainder<'a>),
 }
 
@@ -108,7 +109,7 @@ impl Weights<'_> {
     }
 }
 
-/// From an index to the row that is stored for it.
+/// How an index becomes the number of a stored row.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub enum IndexMap<'a> {

@@ -1,11 +1,12 @@
-//! Rows that replace those of some indices.
+//! Overrides: rows that replace those of some indices.
 
 use super::{
     Rows,
     id_index::{Line, position},
 };
 
-/// Exact rows that replace what the table says of some indices (FBTT's trained cache).
+/// Rows that replace those of some indices: a row that its tensor train approximates badly, for
+/// instance, or a row of FBTT's trained cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Overrides<'a> {
     pub(crate) ids: &'a [u64],
@@ -14,7 +15,7 @@ pub struct Overrides<'a> {
 }
 
 impl<'a> Overrides<'a> {
-    /// Which indices, strictly ascending.
+    /// The indices that have an override, strictly ascending.
     pub fn ids(&self) -> &'a [u64] {
         self.ids
     }

@@ -1,11 +1,11 @@
-//! Short rows, and a matrix that widens them: `row i = short row i . projection`.
+//! Projected tables: short rows, and a matrix that widens them.
 
 use super::Rows;
 use crate::dtype::Elements;
 
 /// A projected table: mixed dimensions (Ginart et al., "Mixed dimension embeddings with application
-/// to memory-efficient recommendation systems", 2019), or a matrix of low rank. A row is its short
-/// row times the projection.
+/// to memory-efficient recommendation systems", 2019), or a matrix of low rank. Row i is short row
+/// i times the projection.
 #[derive(Clone, Copy, Debug)]
 pub struct Projected<'a> {
     pub(crate) rows: Rows<'a>,

@@ -1,5 +1,5 @@
-//! Two tables, of whose rows each row is made: `row i = combine(quotients[i / n], remainders[i mod
-//! n])`, with n remainder rows.
+//! Quotient-remainder tables, whose rows combine a row of each of two dense tables: `row i =
+//! combine(quotients[i / n], remainders[i mod n])`, with n remainder rows.
 
 use super::Rows;
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A quotient-remainder table (Shi et al., "Compositional embeddings using complementary
-/// partitions", 2019): row i is made of quotient row `i / num_remainders` and remainder row `i mod
+/// partitions", 2019): row i combines quotient row `i / num_remainders` and remainder row `i mod
 /// num_remainders`.
 #[derive(Clone, Copy, Debug)]
 pub struct QuotientRemainder<'a> {
@@ -34,7 +34,7 @@ impl<'a> QuotientRemainder<'a> {
         self.num_remainders
     }
 
-    /// What makes one row of two.
+    /// How a quotient row and a remainder row become one.
     pub fn combine(&self) -> Combine {
         self.combine
     }
@@ -50,15 +50,14 @@ pub enum Combine {
     Mult = 1,
     /// The sum, element by element.
     Add = 2,
-    /// The quotient row and after it the remainder row.
+    /// The quotient row, followed by the remainder row.
     Concat = 3,
 }
 
 codes!(Combine: Mult "mult", Add "add", Concat "concat");
 
 impl Combine {
-    /// How many quotient rows `num_rows` rows have, and the columns of the rows that two of
-    /// `columns` become.
+    /// The number of quotient rows that `num_rows` rows need, and the columns of a combined row.
     pub(crate) fn check(
         self,
         num_rows: u64,

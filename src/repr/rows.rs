@@ -10,8 +10,8 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Elements (bytes, if they are i4) from one row to the next: the header, where there is one,
-    /// counts.
+    /// Elements (bytes, if they are i4) from one row to the next, including the row's header if it
+    /// has one.
     pub(crate) fn row_stride(&self) -> usize {
         let dtype = self.dtype();
         self.elements.units_of(self.embedding_dim).saturating_add(match dtype {
@@ -25,7 +25,7 @@ impl<'a> Rows<'a> {
         self.elements.chunk(position, self.row_stride())?.split_row()
     }
 
-    /// The elements: of i8 and i4 rows with the scale and offset that each begins with.
+    /// The elements of all rows. Each i8 or i4 row begins with its scale and offset.
     pub fn elements(&self) -> Elements<'a> {
         self.elements
     }

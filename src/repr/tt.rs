@@ -1,5 +1,4 @@
-//! The cores of a tensor train, whose slices multiply out to a row, and products of prefixes that
-//! need not be computed ([`TtShape`] has the formula).
+//! The cores of a tensor train ([`TtShape`] has the formula), and stored products of prefixes.
 
 use super::id_index::{Line, position};
 use crate::{
@@ -17,7 +16,7 @@ pub struct TtCores<'a> {
 }
 
 impl<'a> TtCores<'a> {
-    /// Rows, factors and ranks.
+    /// The factors and ranks.
     pub fn shape(&self) -> &TtShape {
         &self.shape
     }
@@ -27,7 +26,7 @@ impl<'a> TtCores<'a> {
         self.cores.get(..self.shape.num_cores()).unwrap_or_default()
     }
 
-    /// Products that need not be computed.
+    /// The products of some prefixes, if any are stored.
     pub fn prefixes(&self) -> Option<Prefixes<'a>> {
         self.prefixes
     }
@@ -46,7 +45,7 @@ impl<'a> Core<'a> {
         self.slices
     }
 
-    /// One scale per slice if they are i8, else empty.
+    /// One scale per slice if the elements are i8, else empty.
     pub fn scales(&self) -> &'a [f32] {
         self.scales
     }
@@ -62,8 +61,8 @@ impl<'a> Core<'a> {
     }
 }
 
-/// What the first d - 1 cores multiply out to, for some prefixes: those of rows that are asked for
-/// often.
+/// The products of some prefixes, stored so that lookups need not compute them: those of frequently
+/// requested rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefixes<'a> {
     pub(crate) ids: &'a [u64],
@@ -72,7 +71,7 @@ pub struct Prefixes<'a> {
 }
 
 impl<'a> Prefixes<'a> {
-    /// Which prefixes ([`TtShape::prefix`]), strictly ascending.
+    /// The numbers of these prefixes ([`TtShape::prefix`]), strictly ascending.
     pub fn ids(&self) -> &'a [u64] {
         self.ids
     }

@@ -3,10 +3,9 @@
 
 /// Rows that a set holds.
 pub(crate) const WAYS: usize = 32;
-/// Indices that a set counts: those of the rows that it holds, and as many that could take their
-/// places.
+/// Indices that a set counts: those of the rows that it holds, and as many candidates.
 pub(crate) const KNOWN: usize = 2 * WAYS;
-/// Stands for no index.
+/// Marks a way that is not in use.
 pub(crate) const NO_INDEX: u32 = u32::MAX;
 
 /// The indices that a set counts and how often each was requested. It holds the rows of the first

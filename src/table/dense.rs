@@ -6,7 +6,7 @@ use crate::{
     repr::Rows,
 };
 
-/// Gives every element of stored row `position` to `epilogue`.
+/// Combines the stored row at `position` with `out`, as `epilogue` says.
 pub(crate) fn write_row(
     tier: Tier,
     rows: &Rows<'_>,

@@ -63,7 +63,8 @@ pub enum LookupError {
         /// Prefixes of the table.
         num_prefixes: u64,
     },
-    /// `per_sample_weights` with another pooling than sum, as `torch.nn.EmbeddingBag` refuses them.
+    /// `per_sample_weights` with another pooling than sum: `torch.nn.EmbeddingBag` refuses them
+    /// too.
     WeightsPooling,
     /// Tables that are pooled together have different numbers of bags.
     NumBags {

@@ -1,11 +1,11 @@
-//! From an index to the number of its stored row.
+//! Index maps, prepared for lookups.
 
 use crate::{
     divisor::Divisor,
     repr::{IndexMap, TableData},
 };
 
-/// The index map of one table.
+/// An [`IndexMap`], with the numbers of its table that it needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowOf<'a> {
     Identity,

@@ -59,7 +59,7 @@ pub struct Table<'a> {
     origin: Option<(Blob<'a>, usize)>,
 }
 
-/// Where a row that need not be computed is stored, and its position there.
+/// A row that need not be computed, with its position among the cached rows or the overrides.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StoredRow {
     Cached(usize),
@@ -258,7 +258,7 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// The shape of a tensor train whose cores leave the columns of a row in another order.
+    /// The shape of the tensor train, if the columns of its product must be reordered.
     #[inline(always)]
     pub(crate) fn columns_to_order(&self) -> Option<&TtShape> {
         match &self.data.weights {
@@ -281,9 +281,8 @@ impl<'a> Table<'a> {
         reorder_columns(shape, out, workspace)
     }
 
-    /// Gives every element of the row of `index` to `epilogue`, with the columns in the order in
-    /// which they are stored. The caller has checked `index`, `out` and `workspace`; `None` would
-    /// mean that the view contradicts itself.
+    /// Combines the row of `index` with `out`, as `epilogue` says, with the columns in stored
+    /// order. The caller has checked `index`, `out` and `workspace`.
     pub(crate) fn write_row(
         &self,
         index: u64,
@@ -322,7 +321,7 @@ impl<'a> Table<'a> {
         Self { cache: None, ..self }
     }
 
-    /// Whether there are rows that need not be computed.
+    /// Whether some rows need not be computed: whether the table has a cache or overrides.
     pub(crate) fn has_stored_rows(&self) -> bool {
         self.cache.is_some() || self.data.overrides.is_some()
     }

@@ -7,7 +7,7 @@ use crate::{
     repr::Projected,
 };
 
-/// Gives every element of row `row` to `epilogue`.
+/// Combines row `row` with `out`, as `epilogue` says.
 pub(super) fn write_row(
     tier: Tier,
     table: &Projected<'_>,

@@ -8,12 +8,12 @@ use crate::{
     repr::{Combine, QuotientRemainder},
 };
 
-/// The length for a lookup: both rows.
+/// The workspace of a lookup holds a quotient row and a remainder row.
 pub(super) fn workspace_len(table: &QuotientRemainder<'_>) -> usize {
     table.quotients.embedding_dim.saturating_add(table.remainders.embedding_dim)
 }
 
-/// Gives every element of row `row` to `epilogue`.
+/// Combines row `row` with `out`, as `epilogue` says.
 pub(super) fn write_row(
     tier: Tier,
     table: &QuotientRemainder<'_>,
@@ -42,11 +42,12 @@ pub(super) fn write_row(
         Epilogue::Store,
     )?;
     combine(table.combine, first, second);
-    // Concatenated rows are in their places already.
+    // If the rows are concatenated, `parts` is the result: they are adjacent.
     widen(tier, Elements::from_f32(parts.get(..out.len())?), 1.0, -0.0, out, epilogue)
 }
 
-/// Combines two rows (or several, end to end) in `first`. Rows to be concatenated are already.
+/// Combines two rows (or several pairs, end to end) into `first`. For concatenation the caller has
+/// put the rows in their places.
 pub(crate) fn combine(how: Combine, first: &mut [f32], second: &[f32]) {
     let pairs = first.iter_mut().zip(second);
     match how {

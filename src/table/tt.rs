@@ -13,7 +13,7 @@ use crate::{
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
 
-/// The least length for a lookup or a bag: the partial products of one prefix, and the sum of some
+/// The least workspace of a lookup or a bag: the partial products of one prefix, and a sum of
 /// slices of the last core.
 pub(super) fn workspace_len(shape: &TtShape) -> usize {
     let last = shape.num_cores().saturating_sub(1);
@@ -28,8 +28,8 @@ pub(super) fn workspace_len(shape: &TtShape) -> usize {
     }
 }
 
-/// Puts a product of the cores, or a sum of such products, in the order of its columns, if the
-/// least significant digit of a column is that of core 0. `scratch` has at least `embedding_dim`
+/// Reorders the columns of a product of the cores, or of a sum of such products, if the least
+/// significant digit of a column belongs to core 0. `scratch` has at least `embedding_dim`
 /// elements.
 pub(crate) fn reorder_columns(shape: &TtShape, row: &mut [f32], scratch: &mut [f32]) -> Consistent {
     let stored = scratch.get_mut(..row.len())?;
@@ -46,12 +46,13 @@ pub(crate) fn reorder_columns(shape: &TtShape, row: &mut [f32], scratch: &mut [f
     Some(())
 }
 
-/// How many partial products a lookup holds, used in turn: one is enough for two cores.
+/// Number of partial products that a lookup holds: each step reads one and writes the other, and
+/// with two cores there is only one.
 pub(crate) fn num_partials(shape: &TtShape) -> usize {
     if shape.num_cores() > 2 { 2 } else { 1 }
 }
 
-/// Gives every element of row `row` to `epilogue`.
+/// Combines row `row` with `out`, as `epilogue` says.
 pub(super) fn write_row(
     tier: Tier,
     tt: &TtCores<'_>,
@@ -77,7 +78,8 @@ pub(super) fn write_row(
     chain_step(tier, Dims { m, r, n }, x, slice, out, epilogue.times(scale))
 }
 
-/// The product of the first d - 1 of a row's slices, somewhere in the workspace.
+/// The product of the first d - 1 slices of a row. It is one of the workspace's two partial
+/// products.
 pub(super) fn prefix_product<'w>(
     tier: Tier,
     tt: &TtCores<'_>,
@@ -92,8 +94,8 @@ pub(super) fn prefix_product<'w>(
     for k in 1..shape.num_cores().checked_sub(1)? {
         let (r, n) = step_size(shape, k);
         let (from, to) = (x.get(..m.checked_mul(r)?)?, spare.get_mut(..m.checked_mul(n)?)?);
-        // Each slice's scale goes in with its own step, so that a product of many small scales
-        // does not underflow.
+        // Each step multiplies by the scale of its slice: the product of many small scales could
+        // underflow.
         let (slice, scale) = slice(tt, k, digits)?;
         chain_step(tier, Dims { m, r, n }, from, slice, to, Epilogue::Store.times(scale))?;
         core::mem::swap(&mut x, &mut spare);
@@ -102,7 +104,7 @@ pub(super) fn prefix_product<'w>(
     x.get(..shape.prefix_len())
 }
 
-/// The slice of core k that these digits select, and its scale; 1 if it has none.
+/// The slice of core k that these digits select, and its scale (1 if it has none).
 fn slice<'a>(tt: &TtCores<'a>, k: usize, digits: &[u32; MAX_CORES]) -> Option<(Elements<'a>, f32)> {
     let (core, digit) = (tt.cores.get(k)?, *digits.get(k)? as usize);
     Some((core.slices.chunk(digit, tt.shape.slice_len(k))?, core.scale(digit)?))

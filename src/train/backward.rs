@@ -389,7 +389,7 @@ impl Run {
     }
 }
 
-/// A range of a batch's prefixes, and what becomes of their gradients. Steps reuse its memory.
+/// The buffers of one range of a batch's prefixes, and the sums of its gradients. Steps reuse them.
 #[derive(Debug, Default)]
 struct Shard {
     /// X_1, X_2, .. X_{d-1} of each prefix of a chunk.

@@ -5,7 +5,7 @@
 //! certain steps the most frequent rows take the places of the least frequent ones. A row that
 //! enters starts with the values that the cores give it. A row that leaves is *folded* into the
 //! cores: gradient descent moves them so that their own row comes nearer to it. A step that does
-//! not lessen the squared distance is undone, so folding never makes the cores worse. The distance
+//! not reduce the squared distance is undone, so folding never makes the cores worse. The distance
 //! that remains is lost, since the cores cannot change one row without others.
 
 use super::{Parameters, TrainError};

@@ -1,4 +1,4 @@
-//! Trainable quotient-remainder tables, whose rows combine two.
+//! Trainable quotient-remainder tables, whose rows combine a quotient row and a remainder row.
 
 use super::{
     DenseShape, Embedding, Initializer, Optimizer, Parameters, Quantity, TrainError,
@@ -153,8 +153,8 @@ impl Sealed for QuotientRemainderTable {
     }
 
     /// With Q and R for the pooled quotient and remainder rows of a bag and g for the gradient of
-    /// their combination: Q * R has `dQ = g * R` and `dR = g * Q`, Q + R has `dQ = dR = g`, and for
-    /// Q beside R the columns of g are divided.
+    /// their combination: Q * R has `dQ = g * R` and `dR = g * Q`, Q + R has `dQ = dR = g`, and the
+    /// concatenation of Q and R has the columns of g.
     fn apply(&mut self, step: &Step<'_>) -> Consistent {
         let PartBuffers { indices, pooled, gradients } = &mut self.buffers;
         let State { parameters, lookups, tier, .. } = &mut self.state;

@@ -124,7 +124,7 @@ fn check_shape(shape: &TtShape) -> Result<Digits, TrainError> {
 }
 
 impl TtTable {
-    /// The cores' own rows, without the cache's.
+    /// The table of the cores, without the cache.
     fn core_table(&self) -> Table<'_> {
         let State { parameters, tier, .. } = &self.state;
         let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
@@ -161,7 +161,7 @@ impl TtTable {
     }
 
     /// Moves the cores towards rows that have left the cache: gradient descent on half the sum of
-    /// squared distances. A step that does not lessen the sum is undone, and the next one is a
+    /// squared distances. A step that does not reduce the sum is undone, and the next one is a
     /// quarter as long; after a step that does, the next one is twice as long.
     fn fold(&mut self, leaving: &Leaving) -> Consistent {
         let offsets = Vec::from_iter(0..=leaving.rows.len() as u32);

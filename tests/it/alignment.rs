@@ -4,7 +4,7 @@ use ttrec::{AlignedBytes, include_blob};
 
 static BLOB: &AlignedBytes = include_blob!("../golden/two_tables.ttr");
 static BLOB_AGAIN: &AlignedBytes = include_blob!("../golden/two_tables.ttr");
-// The macro aligns any file, of whatever length: these sources serve.
+// The macro aligns files of any length: here, of sources.
 static TEXTS: [&AlignedBytes; 3] = [
     include_blob!("alignment.rs"),
     include_blob!("support/mod.rs"),

@@ -1,6 +1,6 @@
 //! Bags of tensor-train tables, pooled a batch at a time: they agree with the f64 oracle, have the
-//! bits of the order that `docs/numerics.md` describes, and the same ones in whatever batch,
-//! workspace and index type they come.
+//! bits of the order that `docs/numerics.md` describes, and have the same bits in every batch, with
+//! every workspace and with every index type.
 //!
 //! `TTREC_KERNEL_CASES=small` takes a part of the tables, for emulators and valgrind.
 
@@ -77,7 +77,7 @@ fn sample(
             Some(OverridesSpec { count: 20, dtype })
         }
     };
-    // Their products are anything but what the cores multiply out to: whatever uses them shows it.
+    // The stored products are not those of the cores, so that results show whether they were used.
     let num_prefixes = if (dtype as u64).is_multiple_of(2) {
         shape.num_prefixes() / 3
     } else {
@@ -103,7 +103,7 @@ fn sample(
     buf
 }
 
-/// Which rows are stored apart.
+/// Which rows have an override.
 #[derive(Clone, Copy)]
 enum Stored {
     None,
@@ -111,7 +111,7 @@ enum Stored {
     Contiguous(Dtype),
 }
 
-/// Every shape in both digit orders and all dtypes, with and without rows that are stored apart.
+/// Every shape in both digit orders and all dtypes, with and without overrides.
 fn samples(values: Values) -> Vec<AlignedBuf> {
     let mut samples = Vec::new();
     for (i, shape) in SHAPES.into_iter().enumerate() {
@@ -149,17 +149,17 @@ struct Batch {
 }
 
 impl Batch {
-    /// Bags of these sizes, of few hot rows, of others with their prefixes, of rows that are stored
-    /// apart, and of any.
+    /// Bags of these sizes: of a few frequent rows, of rows that share their prefixes, of rows with
+    /// an override, and of any rows.
     fn draw(tt: &TensorTrain, sizes: &[usize], values: Values, rng: &mut Rng) -> Self {
-        let hot: [u64; 3] = std::array::from_fn(|_| rng.below(tt.num_embeddings));
+        let frequent: [u64; 3] = std::array::from_fn(|_| rng.below(tt.num_embeddings));
         let stored: Vec<u64> = tt.stored.keys().copied().collect();
         let mut batch = Self { offsets: vec![0], ..Self::default() };
         for &size in sizes {
             for _ in 0..size {
                 batch.indices.push(match rng.below(8) {
-                    0..2 => rng.pick(&hot),
-                    2..5 => tt.sibling(rng.pick(&hot), rng),
+                    0..2 => rng.pick(&frequent),
+                    2..5 => tt.sibling(rng.pick(&frequent), rng),
                     5 if !stored.is_empty() => rng.pick(&stored),
                     _ => rng.below(tt.num_embeddings),
                 });
@@ -267,7 +267,7 @@ struct TensorTrain<'a> {
     least_first: bool,
     /// Elements and scales of all slices of each core; a scale is 1 where there are none.
     cores: Vec<(Vec<f32>, Vec<f32>)>,
-    /// Scale, offset and elements of rows that are stored apart.
+    /// Scale, offset and elements of overrides.
     stored: BTreeMap<u64, (f32, f32, Vec<f32>)>,
     fused: bool,
     /// Prefixes whose products are stored, or were multiplied out already.

@@ -1,5 +1,5 @@
-//! The row cache: what it keeps is held against counts of one's own, what it returns against a blob
-//! that stores the same rows apart, and against the table without it.
+//! The row cache. The rows that it holds are compared with counts of the requests, and its results
+//! with a blob that has the same rows as overrides, and with the table without a cache.
 
 use crate::support::{
     format,
@@ -30,15 +30,15 @@ fn blob_of(weights: WeightsSpec, overrides: u64) -> AlignedBuf {
     build(&[spec(weights, overrides)], 7, Values::Reals)
 }
 
-/// The table of `buf` with these rows stored apart, as it computes them.
-fn storing_apart(buf: &[u8], weights: WeightsSpec, rows: &[u64], tier: Tier) -> AlignedBuf {
+/// The table of `buf` with these rows, as it computes them, as overrides.
+fn with_overrides(buf: &[u8], weights: WeightsSpec, rows: &[u64], tier: Tier) -> AlignedBuf {
     let table = Blob::parse(buf).unwrap().table("t").unwrap().with_tier(tier);
-    // Those that both have come in the same order.
-    let apart =
+    // The other sections are in the same order in both blobs.
+    let override_roles =
         [format::ROLE_OVERRIDE_IDS, format::ROLE_OVERRIDE_INDEX, format::ROLE_OVERRIDE_ROWS];
     let mut rest = format::sections_of(buf, 0)
         .into_iter()
-        .filter(|section| !apart.contains(&section.role));
+        .filter(|section| !override_roles.contains(&section.role));
     Layout::new(&[spec(weights, rows.len() as u64)])
         .unwrap()
         .build(|plan, out| match plan.role {
@@ -113,8 +113,8 @@ fn results_have_the_bits_of_rows_stored_apart_and_in_index_order_of_no_cache() {
             }
             let rows: Vec<u64> = (0..n).filter(|&row| cache.contains(row)).collect();
             assert_eq!(rows.len(), 3 * SET, "all of it is in use");
-            let apart = storing_apart(&buf, weights, &rows, tier);
-            let apart = Blob::parse(&apart).unwrap().table("t").unwrap().with_tier(tier);
+            let overridden = with_overrides(&buf, weights, &rows, tier);
+            let overridden = Blob::parse(&overridden).unwrap().table("t").unwrap().with_tier(tier);
             let cached = cache.table();
             assert_eq!(cached.tier(), tier);
 
@@ -123,7 +123,7 @@ fn results_have_the_bits_of_rows_stored_apart_and_in_index_order_of_no_cache() {
             let mut moved = 0;
             for mode in 0..4 {
                 let with_cache = pool(&cached, &bags, mode, false);
-                assert_eq!(with_cache, pool(&apart, &bags, mode, false), "mode {mode}");
+                assert_eq!(with_cache, pool(&overridden, &bags, mode, false), "mode {mode}");
                 let in_order = pool(&plain, &bags, mode, true);
                 assert_eq!(
                     pool(&cached, &bags, mode, true),
@@ -167,13 +167,14 @@ fn rows_stored_apart_are_never_cached_and_keep_their_place_in_a_sum() {
     assert!(stored.iter().all(|&row| !cache.contains(row)));
     assert!(all.iter().filter(|&&row| cache.contains(row)).count() > 300);
 
-    // Rows of both kinds, and neither, by turns: as if both kinds were stored apart.
+    // Bags of overridden, cached and other rows: the same bits as if the cached rows were
+    // overrides.
     let rows: Vec<u64> = all
         .iter()
         .copied()
         .filter(|&row| stored.contains(&row) || cache.contains(row))
         .collect();
-    let both = storing_apart(&buf, weights, &rows, table.tier());
+    let both = with_overrides(&buf, weights, &rows, table.tier());
     let both = Blob::parse(&both).unwrap().table("t").unwrap();
     let mut rng = Rng::new(1);
     let indices: Vec<u64> = (0..700).map(|_| rng.below(990)).collect();

@@ -12,9 +12,10 @@
 //!   that holds together. Then a table whose record (names aside) and bytes are as before answers
 //!   with the same bits as before; any other answers what its new directory says, by the oracle.
 //!
-//! And of every mutant that parses: its sections lie end to end and cover the blob, `Table::verify`
-//! says what a naive reading of checksums, scales, offsets and ids says, rows out of range are
-//! refused, by name, and leave the output as it was, and every other lookup and bag succeeds.
+//! For every mutant that parses: its sections lie end to end and cover the blob; `Table::verify`
+//! agrees with a naive check of checksums, scales, offsets and ids; indices out of range are
+//! refused with the right error and leave the output unmodified; and every other lookup and bag
+//! succeeds.
 //!
 //! `TTREC_MUTATIONS` sets the number of mutants, which must be enough to meet every assertion:
 //! 20,000 (the default) are.

@@ -38,7 +38,7 @@ pub struct ttrec_ranker {
     ranker: Ranker<'static>,
     /// All tables of the blob.
     tables: Arc<Vec<ttrec_table>>,
-    /// Tells which of the tables are the model's.
+    /// Knows which of the tables are the model's.
     blob: Blob<'static>,
 }
 

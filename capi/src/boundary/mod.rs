@@ -65,7 +65,8 @@ unsafe impl Plain for crate::ttrec_bags {}
 impl Promise {
     /// The exported function's caller promises what the header requires.
     ///
-    /// # Safety Each pointer that is passed to the [`Caller`] is null, or points to a string that
+    /// # Safety
+    /// Each pointer that is passed to the [`Caller`] is null, or points to a string that
     /// ends with a zero byte, an open handle, as many elements as its length says, or memory for
     /// one result. During the call the memory can be read, and can be written where the call
     /// writes; no other thread writes to it, or reads what the call writes.

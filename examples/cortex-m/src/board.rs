@@ -1,4 +1,4 @@
-//! The board: where it prints to, and what time it is.
+//! The board: its output and its timer.
 
 use crate::{
     MODEL, Refused,
@@ -53,9 +53,9 @@ fn print() -> Result<(), Refused> {
 }
 
 const TIMER_MAX: u32 = 0xff_ffff;
-/// A loop of two instructions, so many times, tells how many instructions the timer's unit is.
-/// (That is a constant where instructions are all that time is made of, as with QEMU's `-icount`; a
-/// real board has a cycle counter.)
+/// Instructions per unit of the timer, measured with a loop of two instructions. (It is a constant
+/// under QEMU's `-icount`, where each instruction takes the same time. A real board has a cycle
+/// counter.)
 const LOOPS: u32 = 1_000_000;
 
 /// The timer counts down.
@@ -68,7 +68,7 @@ fn instructions(time: u32, of_loops: u32) -> u32 {
     all.checked_div(u64::from(of_loops)).unwrap_or(0) as u32
 }
 
-/// Says nothing, to save flash; the emulator's exit status tells.
+/// Prints nothing, to save flash: the exit status of the emulator shows the panic.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {

@@ -1,4 +1,4 @@
-//! Numbers as text, by hand, since `core::fmt` is larger than the ranker, and can panic.
+//! Numbers as text, without `core::fmt`, which is larger than the ranker and can panic.
 
 /// Eight digits and the end of the line.
 pub fn hex(bits: u32) -> [u8; 9] {
@@ -9,7 +9,7 @@ pub fn hex(bits: u32) -> [u8; 9] {
     })
 }
 
-/// Digits, and where they start.
+/// The digits, and the position of the first one.
 pub fn decimal(mut number: u32) -> ([u8; 10], usize) {
     let (mut digits, mut start) = ([b'0'; 10], 10);
     for (at, digit) in digits.iter_mut().enumerate().rev() {

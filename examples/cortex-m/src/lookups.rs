@@ -1,21 +1,21 @@
-//! What the program looks up in one of the blob's tables, the same on the board and on the host.
+//! Lookups in one of the blob's tables, the same on the board and on the host.
 
 use crate::Refused;
 use ttrec::{Bags, Blob, Pooling, Tier};
 
 const DIM: usize = 16;
-/// Scratch for the largest table that this program takes.
+/// Length of the workspace: enough for the largest table that this program supports.
 const WORKSPACE: usize = 256;
 const ROWS: [u64; 5] = [0, 1, 42, 500, 4999];
-/// Three bags: three rows with a repeat, none, and one row.
+/// Three bags: of three rows, one of them twice; empty; and of one row.
 const INDICES: [u32; 4] = [42, 7, 42, 999];
 const OFFSETS: [u32; 4] = [0, 3, 3, 4];
 const WEIGHTS: [f32; 4] = [0.5, -2.0, 1.25, 0.1];
 
-/// Gives every element of every row and bag to `show`, in order.
+/// Calls `show` with every element of every row and bag, in order.
 pub fn run(model: &[u8], mut show: impl FnMut(f32)) -> Result<(), Refused> {
     let blob = Blob::parse(model).map_err(|_| Refused)?;
-    // The board has this tier only. A host's better ones round each multiply-add once, not twice.
+    // The board only has this tier. The other tiers of a host round a multiply-add once, not twice.
     let scalar = Tier::from_name("scalar").ok_or(Refused)?;
     let table = blob.table("emb_l.0").map_err(|_| Refused)?.with_tier(scalar);
     let mut workspace = [0.0; WORKSPACE];
@@ -26,7 +26,7 @@ pub fn run(model: &[u8], mut show: impl FnMut(f32)) -> Result<(), Refused> {
         row.iter().for_each(|&x| show(x));
     }
 
-    // The order that a board takes anyway; a host would plan the batch.
+    // A board always adds rows in this order. A host would multiply out a batch together.
     let bags = Bags::new(&INDICES, &OFFSETS).map_err(|_| Refused)?.sequential();
     let weighted = bags.with_per_sample_weights(&WEIGHTS).map_err(|_| Refused)?;
     let mut pooled = [0.0; DIM * (OFFSETS.len() - 1)];

@@ -1,22 +1,22 @@
-//! Rows, bags and scores from a blob in flash, printed as the bits of each f32, one to a line; and
-//! on the board what a score takes.
+//! Prints rows, bags and scores from a blob in flash, as the bits of each f32, one per line. On the
+//! board it also prints the time and memory that a score takes.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 mod lookups;
 mod scores;
 
-/// In a part of the flash of its own: see `memory.x`.
+/// The blob has its own region of the flash: see `memory.x`.
 #[cfg_attr(target_os = "none", unsafe(link_section = ".model"))]
 static MODEL: Model<[u8; include_bytes!("../model.ttr").len()]> =
     Model(*include_bytes!("../model.ttr"));
 
-/// Bytes where a blob may start.
+/// Bytes with the alignment of a blob.
 #[repr(C, align(64))]
 struct Model<B>(B);
 
-/// The blob, a row, a bag or a sample was refused. The reasons are left out: their texts would be
-/// most of the firmware.
+/// The blob, a row, a bag or a sample was refused. The reasons are left out, because their messages
+/// would be most of the firmware.
 #[derive(Debug)]
 pub struct Refused;
 

@@ -1,4 +1,4 @@
-//! What the program scores with the blob's model, the same on the board and on the host.
+//! Scores of the blob's model, the same on the board and on the host.
 
 use crate::Refused;
 use ttrec::{Bags, Blob, Tier};
@@ -7,7 +7,7 @@ const NUM_DENSE: usize = 13;
 const NUM_TABLES: usize = 4;
 /// Samples of a batch, and candidates of a user.
 const BATCH: usize = 8;
-/// Scratch for samples one by one, and then some.
+/// Length of the workspace: more than one sample needs.
 const WORKSPACE: usize = 1024;
 /// A user: the features, and a row of each of the first two tables.
 const DENSE: [f32; NUM_DENSE] =
@@ -18,30 +18,30 @@ const CANDIDATES: [[u32; BATCH]; 2] =
     [[7, 299, 0, 42, 128, 5, 76, 210], [0, 39, 1, 20, 7, 7, 13, 31]];
 const ONE: [u32; 2] = [0, 1];
 const EACH: [u32; BATCH + 1] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
-/// A batch of two samples: in each table a bag of three rows, and one of none.
+/// A batch of two samples. In each table, one has a bag of three rows and the other an empty bag.
 const SEVERAL: [[u32; 3]; NUM_TABLES] = [[0, 4999, 4742], [1, 1, 1199], [42, 7, 299], [39, 20, 0]];
 const SEVERAL_OFFSETS: [u32; 3] = [0, 3, 3];
 
-/// What scoring takes, for the board to tell.
+/// The cost of scoring, which the board prints.
 #[cfg_attr(
     not(target_os = "none"),
     allow(dead_code, reason = "a host's figures would say nothing of the board's")
 )]
 pub struct Used {
-    /// Bytes of scratch, at least and as given.
+    /// Bytes of workspace: the least, and those given.
     pub workspace: [usize; 2],
     /// Time of one sample, and of a user's [`BATCH`] candidates.
     pub time: [u32; 2],
 }
 
-/// Gives every logit and score to `show`, in order; `now` tells the time in units of its own.
+/// Calls `show` with every logit and score, in order. `now` returns the time, in any unit.
 pub fn run(
     model: &[u8],
     now: impl Fn() -> u32,
     mut show: impl FnMut(f32),
 ) -> Result<Used, Refused> {
     let blob = Blob::parse(model).map_err(|_| Refused)?;
-    // The board has this tier only. A host's better ones round each multiply-add once, not twice.
+    // The board only has this tier. The other tiers of a host round a multiply-add once, not twice.
     let scalar = Tier::from_name("scalar").ok_or(Refused)?;
     let ranker = blob.ranker().map_err(|_| Refused)?.with_tier(scalar);
     let mut workspace = [0.0; WORKSPACE];

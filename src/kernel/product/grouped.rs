@@ -1,4 +1,11 @@
 //! Right operands of four or eight columns, where several rows share a vector.
+//!
+//! With four columns, a vector of sixteen lanes would be three quarters empty. So a *group* of rows
+//! fills it: lanes 0 to 3 are the columns of the first row, lanes 4 to 7 those of the second, and
+//! so on. A row of the right operand is repeated for each row of the group. The left operand must
+//! be broadcast within each row's lanes: four of its elements per row are loaded as a quad, and
+//! [`Groups::fma_lane`] selects one of them for each multiply-add. So chains advance four steps at
+//! a time, and what is left of them one to three steps.
 
 use super::{Job, Product, tile::finished};
 use crate::{
@@ -8,7 +15,7 @@ use crate::{
 };
 use core::ops::Range;
 
-/// `C` columns of a range of rows: 4 or 8.
+/// `C` columns, 4 or 8, of a range of rows.
 pub(super) struct FewColumns<'p, 's, 'o, W, const C: usize, const ADD: bool> {
     pub(super) product: &'p mut Product<'s, 'o, W>,
     pub(super) rows: Range<usize>,
@@ -55,8 +62,8 @@ impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, AD
     }
 }
 
-/// As many rows from `row` on as `N` vectors hold, as far as `end`; returns how many. Where there
-/// are fewer, the last one is computed again.
+/// Computes as many rows from `row` on as `N` vectors hold, up to `end`, and returns their number.
+/// If there are fewer, the last row fills the rest of the vectors, and is written once.
 #[inline(always)]
 fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD: bool>(
     groups: G,
@@ -107,8 +114,8 @@ fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD:
     Some(count)
 }
 
-/// Adds the products of the `K <= 4` elements from `k` on of each row, and of as many rows of
-/// `slice`, to the sums.
+/// Continues the chains by `K` steps, 1 to 4: elements `k` to `k + K` of each row of the left
+/// operand, times the first `K` rows of `slice`.
 #[inline(always)]
 fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: usize>(
     groups: G,
@@ -150,7 +157,8 @@ fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: us
     Some(())
 }
 
-/// Products of `C` columns each, added several at once.
+/// Products of `C` columns each, several of which are computed side by side and added to the
+/// output.
 pub(super) struct GroupedJobs<'p, 's, 'o, W, const C: usize> {
     pub(super) product: &'p mut Product<'s, 'o, W>,
 }
@@ -177,6 +185,7 @@ fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
     if !product.m.is_multiple_of(G::ROWS) {
         return Some(product.jobs);
     }
+    // Eight sums in each case: enough to hide the latency of a multiply-add.
     match product.m / G::ROWS {
         1 => grouped_jobs_at_once::<G, W, C, 8, 1>(groups, product),
         2 => grouped_jobs_at_once::<G, W, C, 4, 2>(groups, product),
@@ -186,7 +195,7 @@ fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
     }
 }
 
-/// `J` jobs at a time, with rows for `N` vectors; returns those that are left.
+/// `J` jobs at a time, each of which has rows for `N` vectors. Returns the jobs that are left.
 #[inline(always)]
 fn grouped_jobs_at_once<
     's,

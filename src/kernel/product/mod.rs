@@ -57,8 +57,8 @@ pub(super) use scalar::{Start, product as scalar_product};
 use tile::Strip;
 
 /// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a
-/// linear layer whose weights are stored inputs x outputs. i8 elements are taken as they are:
-/// scales belong to the epilogue.
+/// linear layer whose weights are stored inputs x outputs. i8 elements are not scaled: scales
+/// belong to the epilogue.
 ///
 /// `None`, with nothing done, if the lengths do not fit `[m, r, n]`, if r is 0, or for i4.
 pub fn chain_step(
@@ -119,8 +119,8 @@ fn step<W: Weight>(
     }
 }
 
-/// A product whose elements are combined with what is there, which must stay until they are known:
-/// row by row.
+/// A product that is combined with the output in a way that needs each element's final value: the
+/// output must stay until then, so each row is computed in a buffer.
 fn row_by_row<W: Weight>(
     tier: Tier,
     r: usize,
@@ -141,14 +141,14 @@ fn row_by_row<W: Weight>(
     Some(())
 }
 
-/// One product of several: `x[m x r] . slice[r x n]`, for the elements of the output from `out` on.
+/// One product of a list: `x[m x r] . slice[r x n]`, whose elements go to the output from `out` on.
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'s, W> {
     pub(crate) m: usize,
     pub(crate) x: &'s [f32],
     pub(crate) slice: &'s [W],
     pub(crate) out: usize,
-    /// What the product is multiplied by, if it is added, or if the dtype has scales.
+    /// A factor of the product, if the product is added or the dtype has scales.
     pub(crate) scale: f32,
 }
 
@@ -157,7 +157,7 @@ impl<W> Job<'_, W> {
     pub(crate) const EMPTY: Self = Self { m: 0, x: &[], slice: &[], out: 0, scale: 1.0 };
 }
 
-/// Products of any numbers of rows, each replacing what is there. `None` if anything is out of
+/// Products of any numbers of rows, which overwrite the output. `None` if anything is out of
 /// bounds.
 pub(crate) fn store_products<W: Weight>(
     tier: Tier,
@@ -195,8 +195,8 @@ impl<W: Weight> Op for StoreProducts<'_, '_, W> {
     }
 }
 
-/// `x[m x r] . slice[r x n]`, row i replacing what is at `i * stride`. `None` if anything is out of
-/// bounds.
+/// `x[m x r] . slice[r x n]`, whose row i overwrites the output at `i * stride`. `None` if anything
+/// is out of bounds.
 pub(crate) fn store_rows(
     tier: Tier,
     Dims { m, r, n }: Dims,
@@ -223,9 +223,9 @@ pub(crate) fn store_rows(
     })?
 }
 
-/// `x[m x r] . slice[r x n]`, where what is in `out` are the elements of a product whose chains
-/// these continue: as if its columns, and rows, came before those of `x`, and `slice`. `epilogue`
-/// says how the result replaces them. `None` if anything is out of bounds.
+/// `out + x[m x r] . slice[r x n]`, ended by `epilogue`: continues the chains of the product in
+/// `out`, as if the columns of that product's left operand came before those of `x`, and the rows
+/// of its right operand before those of `slice`. `None` if anything is out of bounds.
 pub(crate) fn resume_rows(
     tier: Tier,
     Dims { m, r, n }: Dims,
@@ -248,8 +248,8 @@ pub(crate) fn resume_rows(
     Some(())
 }
 
-/// Products of `m` rows each, added to what is there, one job after the other. `None` if anything
-/// is out of bounds.
+/// Products of `m` rows each, which are added to the output, one job after another. `None` if
+/// anything is out of bounds.
 pub(crate) fn add_products<W: Weight>(
     tier: Tier,
     Dims { m, r, n }: Dims,
@@ -262,9 +262,9 @@ pub(crate) fn add_products<W: Weight>(
     tier.run_vector(Product::whole(jobs, Dims { m, r, n }, out, true)).flatten()
 }
 
-/// Columns `first..end` of products of `m` rows each: element `i * stride + j` from a job's `out`
-/// on becomes row i of column `first + j`, times its scale if the dtype has one; or, with `add`,
-/// has that times the scale added to it.
+/// Columns `first..end` of products of `m` rows each. The element of row i and column `first + j`
+/// goes to `out[job.out + i * stride + j]`, times the job's scale if the dtype has scales. With
+/// `add`, the element times the scale is added instead.
 struct Product<'s, 'o, W> {
     jobs: &'s [Job<'s, W>],
     m: usize,
@@ -293,7 +293,7 @@ impl<W: Weight> Op for Product<'_, '_, W> {
             let (rows, end) = next_rows::<I>(row, self.m, self.end - self.first);
             let mut column = self.vectors(isa, rows, row..end, self.first)?;
             if self.resume {
-                // Grouped rows have no load of the sums to begin with.
+                // Groups of rows cannot begin with the sums in the output.
                 while self.end - column >= 4 {
                     self.partial::<I, 4>(isa, row..end, column)?;
                     column += 4;
@@ -334,8 +334,8 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         Self { jobs, m, r, n, first: 0, end: n, out, stride: n, add, resume: false }
     }
 
-    /// Computes the jobs that can be computed several at once: those of few rows and columns, which
-    /// have too few sums to hide a multiply-add's latency. Returns the others.
+    /// Computes jobs of few rows and columns several at a time: a single one has too few sums to
+    /// hide a multiply-add's latency. Returns the jobs that are left.
     #[inline(always)]
     fn several_at_once<I: Isa>(&mut self, isa: I) -> Option<&'s [Job<'s, W>]> {
         macro_rules! multi_job {
@@ -382,7 +382,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
             let left = (self.end - column) / I::LANES;
             let tiles = divide(left, widest);
             let (vectors, count) = match left - tiles * widest {
-                // Two tiles of two rather than one of three and one of one.
+                // Two tiles of two vectors rather than one of three and one of one.
                 1 if widest == 3 && left == 4 => (2, 2),
                 1 if widest == 3 && left > 4 => (3, tiles - 1),
                 _ if tiles > 0 => (widest, tiles),
@@ -410,8 +410,8 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         Some(())
     }
 
-    /// `C` columns from `column` on, if there are as many, several rows to a vector; returns where
-    /// they end.
+    /// `C` columns from `column` on, if that many are left, with several rows per vector. Returns
+    /// where they end.
     #[inline(always)]
     fn few_columns<I: Isa, const C: usize>(
         &mut self,
@@ -477,8 +477,8 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
     }
 }
 
-/// Whether a tier with these `tiles` ever runs one of this size. The last `width` columns, unless
-/// that is 0, take tiles of one vector, and of four rows or one.
+/// Whether a tier with these `tiles` ever runs a tile of this size. With `width`, for the last
+/// columns of a product, tiles have one vector, and four rows or one.
 const fn is_used(tiles: &[[usize; 2]], [rows, vectors]: [usize; 2], width: usize) -> bool {
     let widest = widest(tiles, rows);
     let is_for_ends = vectors == 1 && (rows == 4 || rows == 1);
@@ -554,8 +554,8 @@ fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
     (rows.min(tallest), row + rows.min(tallest))
 }
 
-/// `n / tile`, for the heights and widths that tiles have: a division by a number that the compiler
-/// cannot see takes as long as a small tile.
+/// `n / tile`, for the heights and widths that tiles have. A division by a number that the compiler
+/// does not know would take as long as a small tile.
 #[inline(always)]
 fn divide(n: usize, tile: usize) -> usize {
     match tile {

@@ -1,5 +1,5 @@
-//! Several products of few rows at once, so that there are enough sums to hide a multiply-add's
-//! latency.
+//! Several products of few rows side by side, so that there are enough sums to hide a
+//! multiply-add's latency.
 
 use super::{Job, Product, tile::load_row};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     isa::{Isa, Op},
 };
 
-/// Products of `M` rows and `V` vectors each, added `J` at once.
+/// Products of `M` rows and `V` vectors each, computed `J` at a time and added to the output.
 pub(super) struct MultiJob<'p, 's, 'o, W, const M: usize, const V: usize, const J: usize> {
     pub(super) product: &'p mut Product<'s, 'o, W>,
 }

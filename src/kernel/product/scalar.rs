@@ -9,20 +9,20 @@ use crate::{
 };
 
 const LANES: usize = Scalar::LANES;
-/// Vectors whose chains go on side by side.
+/// Vectors that are computed side by side.
 const VECTORS: usize = 2;
 
-/// What a chain begins with.
+/// The value that a chain begins with.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) enum Start {
-    /// The same everywhere.
+    /// The same value for all elements.
     With(f32),
-    /// What is there, being the elements of another product.
+    /// The element of the output, which is that of another product.
     Resume,
 }
 
-/// `x[m x r] . slice[r x n]`, row i given to `epilogue` at `i * stride`: of i4 one row only. `None`
-/// if anything is out of bounds.
+/// `x[m x r] . slice[r x n]`, whose row i is combined with the output at `i * stride`, as
+/// `epilogue` says. i4 elements need r = 1. `None` if anything is out of bounds.
 #[inline(never)]
 pub(in crate::kernel) fn product(
     isa: Scalar,
@@ -57,7 +57,7 @@ pub(in crate::kernel) fn product(
     Some(())
 }
 
-/// The chains of the columns from `first` on; those past the last mean nothing.
+/// The chains of the columns from `first` on. Lanes past the last column do not matter.
 #[inline(always)]
 fn chains<W: Weight>(
     isa: Scalar,
@@ -77,8 +77,8 @@ fn chains<W: Weight>(
     Some([left, right])
 }
 
-/// Each job's product, given to what `epilogue` makes of its scale. `None` if anything is out of
-/// bounds.
+/// Each job's product, combined with the output by `epilogue` of the job's scale. `None` if
+/// anything is out of bounds.
 pub(super) fn products<W: Weight>(
     isa: Scalar,
     r: usize,

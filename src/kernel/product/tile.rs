@@ -1,4 +1,4 @@
-//! Register tiles of whole vectors, one row to each.
+//! Register tiles whose vectors each hold columns of one row.
 
 use super::{Job, Product};
 use crate::{
@@ -34,7 +34,7 @@ impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: b
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let jobs = self.product.jobs;
         for job in jobs {
-            // The right operand stays in the nearest cache while the rows go by.
+            // Rows innermost: the columns of the right operand stay in the nearest cache.
             let mut column = self.columns.start;
             while column < self.columns.end {
                 let width = match WIDTH {
@@ -85,7 +85,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         for a in 0..M {
             (quads[a], lhs[a]) = lhs[a].as_chunks();
         }
-        // All blocks are as long as the first: checked here, the bounds need no check in the loop.
+        // All blocks are as long as the first. These checks make those in the loop redundant.
         let block = slice.get(..4 * n)?;
         part(block, column, width)?;
         part(block, n + column, width)?;
@@ -94,7 +94,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         'blocks: for k in 0.. {
             let mut lhs = [isa.quad(&[0.0; 4]); M];
             for a in 0..M {
-                // All rows end together; a loop that counted to `r / 4` would check twice.
+                // All rows have the same length. A loop to `r / 4` would check the bound twice.
                 let Some(quad) = quads[a].get(k) else { break 'blocks };
                 lhs[a] = isa.quad(quad);
             }
@@ -149,7 +149,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
     Some(())
 }
 
-/// The element that a finished chain gives.
+/// The new value of an element of the output whose chain is complete.
 #[inline(always)]
 pub(super) fn finished<I: Isa, W: Weight, const ADD: bool>(
     isa: I,

@@ -189,7 +189,7 @@ impl<'a> Reference<'a> {
         Some((section.dtype, &self.bytes[section.range()]))
     }
 
-    /// Ids of the rows that are stored apart.
+    /// The indices that have an override.
     pub(crate) fn override_ids(&self) -> &[u64] {
         &self.override_ids
     }
@@ -332,8 +332,8 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// One bag of these indices: parts are pooled apart and then put together, but for the maximum
-    /// of projected rows; what is stored apart comes in at the end.
+    /// One bag of these indices. Each part is pooled, and the results are combined; only for the
+    /// maximum of projected rows, rows are made first. Overrides are added at the end.
     pub(crate) fn bag(&self, indices: &[u64], weights: &[f32], mode: Mode) -> Vec<Approx> {
         let dim = self.embedding_dim();
         let of_rows = |indices: &[u64], weights: &[f32], mode| {
@@ -354,11 +354,12 @@ impl<'a> Reference<'a> {
             .iter()
             .copied()
             .zip(weights.iter().copied().chain(std::iter::repeat(1.0)));
-        let (apart, others): (Vec<_>, Vec<_>) = lookups.partition(|(index, _)| ids.contains(index));
-        let (apart, apart_weights): (Vec<u64>, Vec<f32>) = apart.into_iter().unzip();
+        let (overrides, others): (Vec<_>, Vec<_>) =
+            lookups.partition(|(index, _)| ids.contains(index));
+        let (overrides, override_weights): (Vec<u64>, Vec<f32>) = overrides.into_iter().unzip();
         let (others, other_weights): (Vec<u64>, Vec<f32>) = others.into_iter().unzip();
         if others.is_empty() {
-            return of_rows(&apart, &apart_weights, mode);
+            return of_rows(&overrides, &override_weights, mode);
         }
         let rows: Vec<_> = others.iter().map(|&index| self.parts(index)).collect();
         let pooled = (0..rows[0].len()).map(|part| {
@@ -366,12 +367,12 @@ impl<'a> Reference<'a> {
             pool(&rows, &other_weights, mode, rows[0].len())
         });
         let pooled = self.finish(&pooled.collect::<Vec<_>>());
-        if apart.is_empty() {
+        if overrides.is_empty() {
             return pooled;
         }
-        let apart: Vec<_> = apart.iter().map(|&index| self.row(index)).collect();
+        let overrides: Vec<_> = overrides.iter().map(|&index| self.row(index)).collect();
         let column = |j: usize| {
-            let rows = apart.iter().map(|row| row[j]);
+            let rows = overrides.iter().map(|row| row[j]);
             match mode {
                 Mode::Max => rows.fold(pooled[j], |a, b| Approx {
                     value: a.value.max(b.value),
@@ -384,7 +385,7 @@ impl<'a> Reference<'a> {
                     Approx::dot([(Approx::dot(sum, 0), 1.0 / indices.len() as f64)], 0)
                 }
                 Mode::Sum | Mode::Weighted => {
-                    let weights = apart_weights
+                    let weights = override_weights
                         .iter()
                         .map(|&w| if mode == Mode::Sum { 1.0 } else { f64::from(w) });
                     Approx::dot([(pooled[j], 1.0)].into_iter().chain(rows.zip(weights)), 0)

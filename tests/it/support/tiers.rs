@@ -1,5 +1,4 @@
-//! The tiers to test: all that this CPU can run, held against what whoever started the tests
-//! expects.
+//! The tiers to test: all that this CPU can run, compared with those that the caller expects.
 
 use std::fmt::Debug;
 use ttrec::Tier;
@@ -24,7 +23,7 @@ pub(crate) fn few_cases() -> bool {
     }
 }
 
-/// Whether `found` is the set that `expected` names, separated by commas, in whatever order.
+/// Whether `found` is the set that `expected` names, separated by commas, in any order.
 pub(crate) fn expect(found: &[&str], expected: &str) -> Result<(), String> {
     let mut wanted: Vec<&str> = expected.split(',').map(str::trim).collect();
     let mut names = found.to_vec();
