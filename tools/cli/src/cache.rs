@@ -47,7 +47,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     budget: Budget,
     /// Lookups per table in a typical batch; a batch computes shared products once
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value = "1000")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     batch: u64,
     /// The blob to write; it is replaced only when complete
     #[arg(short, long, value_name = "OUT")]

@@ -59,8 +59,9 @@ A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, 
 `tolerance`. `row_order = \"similarity\"` (or \"frequency\", with --frequencies) sorts the rows of a
 tensor train first, so that rows that share slices are alike; it costs four bytes an index.
 
-A hashed table (index i is row i modulo the rows) has `index_map = \"modulo\"`, the number of indices
-in `num_embeddings` and, if the checkpoint does not store it, the number of rows in `num_rows`.
+A hashed table (index i is row i modulo the rows) has `index_map = \"modulo\"`, the number of
+indices in `num_embeddings` and, if the checkpoint does not store it, the number of rows in
+`num_rows`.
 
 No tensor train stores `num_embeddings`; tltorch and t3nsor store all other facts. docs/spec.md
 lists every key.")]

@@ -60,12 +60,8 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
         [(Mode::Rows, "rows"), (Mode::Sum, "sum"), (Mode::Mean, "mean"), (Mode::Max, "max")]
     {
         let ours = bags.look_up(&table, mode)?;
-        let reference = expected.tensor(name).with_context(|| {
-            format!(
-                "array {name:?} is \
-                                                                       missing"
-            )
-        })?;
+        let reference =
+            expected.tensor(name).with_context(|| format!("array {name:?} is missing"))?;
         let mut theirs = vec![0.0; ours.len()];
         reference.read_f32(0, &mut theirs)?;
         if mode == Mode::Rows {

@@ -112,8 +112,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Errors of libraries quote names from files: escaped, so that names cannot inject terminal control
-/// sequences.
+/// Escapes the names from files that errors of libraries quote, so that they cannot inject terminal
+/// control sequences.
 fn printable(text: &str) -> String {
     let harmless = |c: &char| !c.is_control() || *c == '\n';
     text.chars()

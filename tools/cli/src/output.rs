@@ -148,12 +148,9 @@ impl Output {
         {
             return Err(failed(io::Error::other("exists and is not a regular file")));
         }
-        let name = path.file_name().ok_or_else(|| {
-            failed(io::Error::other(
-                "is not the name of a \
-                                                                           file",
-            ))
-        })?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| failed(io::Error::other("is not the name of a file")))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");

@@ -114,8 +114,7 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
     let dense = match (user.dense(), candidates.dense()) {
         (Some(_), Some(_)) if ranker.num_dense() == 0 => &[],
         (Some(_), Some(_)) => anyhow::bail!(
-            "\"dense\" is in both {} and {}: put it in \
-                                             one",
+            "\"dense\" is in both {} and {}: put it in one",
             user.path(),
             candidates.path()
         ),
@@ -135,13 +134,9 @@ fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec
         (None, None) => anyhow::bail!("{}: array \"dense\" is missing", user.path()),
     };
     let count = num_candidates.filter(|&count| count > 0);
-    let mut out = zeros(count.with_context(|| {
-        format!(
-            "{}: the file has no \
-                                                       candidates",
-            candidates.path()
-        )
-    })?)?;
+    let mut out = zeros(
+        count.with_context(|| format!("{}: the file has no candidates", candidates.path()))?,
+    )?;
     let mut workspace = zeros(ranker.workspace_len(out.len()))?;
     ranker
         .rank(dense, &bags, &mut out, &mut workspace)

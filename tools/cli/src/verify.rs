@@ -96,12 +96,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let progress = Terminal::default();
         for table in blob.tables().map(|table| table.with_tier(tier)) {
             let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
-            let asked = frequencies
+            let counts = frequencies
                 .as_ref()
                 .map(|frequencies| frequencies.rows(table.name(), table.num_embeddings()))
                 .transpose()?
                 .flatten();
-            let error = compare::compare(&table, &source, asked.as_deref(), &progress)?;
+            let error = compare::compare(&table, &source, counts.as_deref(), &progress)?;
             report.tables.push(VerifiedTable {
                 name: table.name().to_owned(),
                 dtype: table.data().dtype().name(),

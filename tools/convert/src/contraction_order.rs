@@ -66,7 +66,7 @@ impl ContractionOrder {
         }
     }
 
-    /// A row, as rows that are stored apart are in the blob.
+    /// A row in the column order of overridden rows in the blob.
     pub(crate) fn row<'r>(&self, row: &'r [f32]) -> Cow<'r, [f32]> {
         in_stored_order(&self.stored, row)
     }

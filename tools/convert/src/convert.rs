@@ -632,8 +632,7 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
             Ok(_) => return Ok(Spec { model: None, tables: vec![table] }),
             Err(error) => {
                 bail!(
-                    "{error:#}\n\nComplete this spec and pass it with \
-                       --spec:\n\n{}",
+                    "{error:#}\n\nComplete this spec and pass it with --spec:\n\n{}",
                     offer(&[table])?
                 )
             }

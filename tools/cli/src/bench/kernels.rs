@@ -101,13 +101,8 @@ impl Kernel {
         self.call(scalar()?, WEIGHT)
             .with_context(|| format!("{}: the operands were refused", self.name))?;
         let expected = std::mem::replace(&mut self.out, before);
-        self.call(tier, WEIGHT).with_context(|| {
-            format!(
-                "{}: the operands were \
-                                                         refused",
-                self.name
-            )
-        })?;
+        self.call(tier, WEIGHT)
+            .with_context(|| format!("{}: the operands were refused", self.name))?;
         compare(&self.name, bytemuck::cast_slice(&self.out), bytemuck::cast_slice(&expected))
     }
 

@@ -52,7 +52,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.npz", requires = "blob", group = "own")]
     batch: Option<PathBuf>,
     /// Samples to score at a time
-    #[arg(long, value_name = "N", default_value_t = 128, requires = "batch", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 128, requires = "batch")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
     /// The table; may be omitted if the blob has only one
     #[arg(long, value_name = "NAME", requires = "blob")]

@@ -37,8 +37,7 @@ pub(super) fn measure(
         (Some(name), _) | (None, &[name]) => name,
         (None, _) => {
             bail!(
-                "{}: the blob has several tables: pass --table with one of \
-                   {names:?}",
+                "{}: the blob has several tables: pass --table with one of {names:?}",
                 blob_file.path().display()
             )
         }

@@ -280,8 +280,7 @@ impl Sampled {
                         .filter(|found| found.name() == name && found.len() == made.len());
                     found.cloned().with_context(|| {
                         format!(
-                            "{}: {} {name}s, but the model was trained on \
-                                 {}",
+                            "{}: {} {name}s, but the model was trained on {}",
                             path.display(),
                             made.len(),
                             kept.features().get(at).map_or(0, Categories::len)

@@ -124,7 +124,8 @@ pub(crate) trait Dataset {
     /// Whether there is any example of a split.
     fn has(&self, split: Split) -> bool;
 
-    /// A pass over the examples of a split. Their order, and what is drawn for them, is the seed's.
+    /// A pass over the examples of a split. The seed determines their order and the sampled
+    /// negatives.
     ///
     /// # Errors
     /// The files cannot be read, or the split is empty.

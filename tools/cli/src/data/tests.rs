@@ -163,8 +163,8 @@ fn bags_are_split_hashed_and_pooled() {
     fs::write(dir.path().join("a.csv"), "y;x;tags;site\n1;2.5;a b;s\n0;;;t\n0.5;-3;b  b;s\n")
         .unwrap();
     let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
-                  [\"x\"]\ndelimiter = \";\"\ncategorical = [{ name = \"tags\", separator = \" \
-                  \", pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\n";
+                  [\"x\"]\ndelimiter = \";\"\ncategorical = [{ name = \"tags\", separator = \" \", \
+                     pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\n";
     let dataset = open(dir.path(), source).unwrap();
     let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
     assert_eq!(
@@ -217,11 +217,11 @@ fn bad_lines_are_left_out_and_named_and_too_many_are_an_error() {
     let error = open(dir.path(), source).err().unwrap().to_string();
     // The header is line 1.
     for part in [
-        "7 of 2000 rows are bad",
+        "skipped 7 of 2000 rows",
         "a.csv: line 12: field 1 is 2",
         "line 22: field 2 is \"x\"",
         "line 32: 2 fields, expected 3",
-        "and so on",
+        "and others",
         "at most 0.1 %",
     ] {
         assert!(error.contains(part), "no {part:?} in {error}");
@@ -315,7 +315,7 @@ fn interactions_come_once_each_beside_what_is_drawn() {
     assert_eq!(
         pairs(Split::Valid, 1, 0.0),
         pairs(Split::Valid, 2, 0.0),
-        "what is held out is always the same"
+        "the validation split is always the same"
     );
 
     // Three negatives of the same user follow each event; items are drawn evenly.

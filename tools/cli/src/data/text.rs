@@ -58,8 +58,7 @@ impl Lines {
                         header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
                     let missing = || {
                         format!(
-                            "{place}: has no column {name:?}; its columns are \
-                                    {:?}",
+                            "{place}: has no column {name:?}; its columns are {:?}",
                             lossy(&header)
                         )
                     };

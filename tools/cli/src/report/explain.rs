@@ -145,8 +145,7 @@ fn instead(table: &TableReport) -> String {
         ),
         (None, Some((family, c))) => {
             format!(
-                "{} would have the same error in \
-                     {}.",
+                "{} would have the same error in {}.",
                 capital(&name(family, c)),
                 bytes(c.bytes)
             )

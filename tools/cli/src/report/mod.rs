@@ -83,12 +83,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     for (table, summary) in blob.tables().zip(inspect::summarise(&blob).tables) {
         let table = table.with_tier(tier);
         let source = compare::origin(&checkpoint, spec.as_ref(), &table)?;
-        let asked = frequencies
+        let counts = frequencies
             .as_ref()
             .map(|frequencies| frequencies.rows(table.name(), table.num_embeddings()))
             .transpose()?
             .flatten();
-        let comparison = compare::compare(&table, &source, asked.as_deref(), &progress)?;
+        let comparison = compare::compare(&table, &source, counts.as_deref(), &progress)?;
         tables.push(study(summary, &source, comparison, &progress)?);
     }
     let layers = compare::layers(&checkpoint, spec.as_ref(), &blob)?;

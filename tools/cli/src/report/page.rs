@@ -53,12 +53,14 @@ pub(super) fn page(
                     p.eyebrow { "Conversion report" }
                     h1 { (name(blob)) }
                     p.lede {
-                        (bytes(before)) " of " (what) " in " span.name { (name(checkpoint)) } " became a blob of "
+                        (bytes(before)) " of " (what) " in " span.name { (name(checkpoint)) }
+                            " became a blob of "
                         strong { (bytes(blob_bytes)) } ", " strong { (times(ratio)) } " smaller."
                     }
                     dl.facts {
                         (fact("Blob", &data("blob-bytes", blob_bytes as f64, &bytes(blob_bytes))))
-                        (fact("Checkpoint", &data("checkpoint-bytes", before as f64, &bytes(before))))
+                        (fact("Checkpoint",
+                            &data("checkpoint-bytes", before as f64, &bytes(before))))
                         (fact("Smaller", &data("ratio", ratio, &times(ratio))))
                         (fact("Tables", &html! { (tables.len()) }))
                         @if !layers.is_empty() { (fact("Layers", &html! { (layers.len()) })) }
@@ -119,21 +121,26 @@ fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
                     (plot::sizes(&sizes, "Bytes of each table in the checkpoint and in the blob"))
                     figcaption {
                         (key("before", "checkpoint")) (key("after", "blob"))
-                        @if left_out > 0 { "The " (PLOTTED) " largest; " (left_out) " more are in the table" }
+                        @if left_out > 0
+                            { "The " (PLOTTED) " largest; " (left_out) " more are in the table" }
                     }
                 }
                 div.scroll tabindex="0" role="region" aria-label="Tables" {
                     table {
                         thead { tr {
-                            th scope="col" { "Table" } th.number scope="col" { "Before" } th.number scope="col" { "After" }
+                            th scope="col" { "Table" } th.number scope="col" { "Before" } th.number
+                                scope="col" { "After" }
                             th.number scope="col" { "Smaller" } th.number scope="col" { "Error" }
                         } }
                         tbody {
                             @for (i, table) in tables.iter().enumerate() { tr {
-                                th scope="row" { a.name href={ "#table-" (i) } { (breakable(&table.summary.name)) } }
+                                th scope="row"
+                                    { a.name href={ "#table-" (i) }
+                                    { (breakable(&table.summary.name)) } }
                                 td.number { (bytes(table.before)) }
                                 td.number { (bytes(table.summary.bytes)) }
-                                td.number { (times(table.before as f64 / table.summary.bytes as f64)) }
+                                td.number
+                                    { (times(table.before as f64 / table.summary.bytes as f64)) }
                                 td.number { (percent(table.comparison.relative_error)) }
                             } }
                             @if !layers.is_empty() { tr {
@@ -161,18 +168,22 @@ fn section(i: usize, table: &TableReport) -> Markup {
         section.card id={ "table-" (i) } {
             h2.name { (summary.name) }
             p.kind {
-                (count(summary.num_embeddings)) " x " (count(summary.embedding_dim as u64)) ", " (explain::representation(table))
+                (count(summary.num_embeddings)) " x " (count(summary.embedding_dim as u64)) ", "
+                    (explain::representation(table))
                 @if let Some(tt) = &summary.tt {
-                    br; "row factors " (list(&tt.row_factors)) ", column factors " (list(&tt.column_factors)) ", ranks "
+                    br; "row factors " (list(&tt.row_factors)) ", column factors "
+                        (list(&tt.column_factors)) ", ranks "
                     (list(&tt.ranks))
                 }
                 @if summary.overrides > 0 { br; (count(summary.overrides as u64)) " overridden \
                                                                                    rows" }
-                @if summary.prefix_products > 0 { br; (count(summary.prefix_products as u64)) " prefix products stored" }
+                @if summary.prefix_products > 0
+                    { br; (count(summary.prefix_products as u64)) " prefix products stored" }
             }
             p.verdict { (explain::verdict(table)) }
             dl.facts {
-                (fact("Checkpoint", &data(&id("checkpoint-bytes"), table.before as f64, &bytes(table.before))))
+                (fact("Checkpoint",
+                    &data(&id("checkpoint-bytes"), table.before as f64, &bytes(table.before))))
                 (fact("Blob", &data(&id("bytes"), summary.bytes as f64, &bytes(summary.bytes))))
                 (fact("Smaller", &data(&id("ratio"), ratio, &times(ratio))))
                 @if summary.tt.is_some() {
@@ -194,9 +205,11 @@ fn section(i: usize, table: &TableReport) -> Markup {
             @if let Some(rows) = table.sampled {
                 p.note {
                     "Alternatives and energy are measured on " (count(rows)) " of the "
-                    (count(summary.num_embeddings)) " rows, evenly spaced; errors of the blob on all rows."
+                    (count(summary.num_embeddings))
+                        " rows, evenly spaced; errors of the blob on all rows."
                     @if table.trained_as != StoredAs::Tt {
-                        " Tensor trains were not tried: a sample of the rows cannot predict their error."
+                        " Tensor trains were not tried: a sample of the rows cannot predict their \
+                         error."
                     }
                 }
             }
@@ -213,7 +226,8 @@ fn layer_section(layers: &[LayerComparison]) -> Markup {
             h2 { "Layers" }
             p.kind { "weights and biases of the model's MLPs" }
             dl.facts {
-                (fact("Checkpoint", &data("layers-checkpoint-bytes", before as f64, &bytes(before))))
+                (fact("Checkpoint",
+                    &data("layers-checkpoint-bytes", before as f64, &bytes(before))))
                 (fact("Blob", &data("layers-bytes", after as f64, &bytes(after))))
                 (fact("Smaller", &data("layers-ratio", ratio, &times(ratio))))
                 (fact("Relative error", &data("layers-relative-error", error, &percent(error))))
@@ -221,18 +235,24 @@ fn layer_section(layers: &[LayerComparison]) -> Markup {
             div.scroll tabindex="0" role="region" aria-label="Layers" {
                 table {
                     thead { tr {
-                        th scope="col" { "Weights" } th.number scope="col" { "Inputs x outputs" } th scope="col" { "Type" }
-                        th.number scope="col" { "Before" } th.number scope="col" { "After" } th.number scope="col" { "Error" }
+                        th scope="col" { "Weights" } th.number scope="col" { "Inputs x outputs" }
+                            th scope="col" { "Type" }
+                        th.number scope="col" { "Before" } th.number scope="col" { "After" }
+                            th.number scope="col" { "Error" }
                     } }
                     tbody {
                         @for (i, layer) in layers.iter().enumerate() { tr {
                             th scope="row" { span.name { (breakable(&layer.name)) } }
-                            td.number { (count(layer.inputs as u64)) " x " (count(layer.outputs as u64)) }
+                            td.number
+                                { (count(layer.inputs as u64)) " x " (count(layer.outputs as u64)) }
                             td { (layer.dtype) }
                             td.number { (bytes(layer.checkpoint_bytes)) }
-                            td.number { (data(&format!("layer-{i}-bytes"), layer.bytes as f64, &bytes(layer.bytes))) }
+                            td.number
+                                { (data(&format!("layer-{i}-bytes"), layer.bytes as f64,
+                                &bytes(layer.bytes))) }
                             td.number {
-                                (data(&format!("layer-{i}-error"), layer.relative_error, &percent(layer.relative_error)))
+                                (data(&format!("layer-{i}-error"), layer.relative_error,
+                                    &percent(layer.relative_error)))
                             }
                         } }
                     }
@@ -269,10 +289,12 @@ fn tradeoff(table: &TableReport) -> Markup {
     html! {
         figure {
             h3 { "Error against bytes" }
-            (plot::tradeoff(&series, &own, "Relative error against bytes of this table and of alternatives"))
+            (plot::tradeoff(&series, &own,
+                "Relative error against bytes of this table and of alternatives"))
             figcaption {
                 (key("own", "this blob"))
-                @for family in &table.families { (key(explain::class(family.kind), explain::kind(family.kind))) }
+                @for family in &table.families
+                    { (key(explain::class(family.kind), explain::kind(family.kind))) }
             }
         }
     }
@@ -336,7 +358,8 @@ fn row_errors(table: &TableReport) -> Markup {
             @if bars.is_empty() {
                 p { "Every row is exact." }
             } @else {
-                (plot::histogram(&bars, &[quantiles.median, quantiles.p99], "Histogram of the rows' errors"))
+                (plot::histogram(&bars, &[quantiles.median, quantiles.p99],
+                    "Histogram of the rows' errors"))
                 figcaption {
                     "Half of the rows have an error of at most " (percent(quantiles.median))
                     ", 99\u{a0}% of at most " (percent(quantiles.p99)) " (dashed)."
@@ -359,12 +382,15 @@ fn worst_rows(i: usize, table: &TableReport) -> Markup {
                         th.number scope="col" { "Norm" } th.number scope="col" { "Error / norm" }
                     } }
                     tbody {
-                        @for worst in table.comparison.worst_rows.iter().filter(|worst| worst.error != 0.0) { tr {
+                        @for worst in
+                            table.comparison.worst_rows.iter().filter(|worst| worst.error != 0.0)
+                            { tr {
                             td.number { (count(worst.row)) }
                             td.number { data value=(worst.error) { (percent(worst.error)) } }
                             td.number { data value=(worst.norm) { (format!("{:.3}", worst.norm)) } }
                             td.number {
-                                @if worst.norm > 0.0 { (percent(worst.error * row_norm / worst.norm)) } @else { "-" }
+                                @if worst.norm > 0.0
+                                    { (percent(worst.error * row_norm / worst.norm)) } @else { "-" }
                             }
                         } }
                     }
@@ -393,21 +419,24 @@ fn footnotes() -> Markup {
     html! {
         h2 { "How to read this" }
         p {
-            "The " strong { "relative error" } " of a table is the Frobenius norm of its difference \
-             from the checkpoint over that of the table. The error of a " strong { "row" } " is the \
-             norm of its difference over the root mean square norm of the table's rows, so that the \
-             errors of large and small rows can be compared. " strong { "By frequency" } " weighs \
-             each row by its frequency."
+            "The " strong { "relative error" } " of a table is the Frobenius norm of its \
+                                                difference from the checkpoint over that of the \
+                                                table. The error of a "
+            strong { "row" } " is the norm of its difference over the root mean square norm of the \
+                              table's rows, so that the errors of large and small rows can be \
+                              compared. "
+            strong { "By frequency" } " weighs each row by its frequency."
         }
         p {
-            "Dense alternatives are the table's rows, encoded and decoded. Low rank stores rows of \
-             fewer columns in i8 and a projection in f16, from the singular value decomposition. \
-             Tensor trains of a dense table come from TT-SVD, with cores in f16 and all inner ranks \
-             R; those of a table that was trained as a tensor train are its own cores in other \
-             types. "
+            "Dense alternatives are the table's rows, encoded and decoded. Low rank stores rows \
+             of fewer columns in i8 and a projection in f16, from the singular value \
+             decomposition. Tensor trains of a dense table come from TT-SVD, with cores in f16 \
+             and all inner ranks R; those of a table that was trained as a tensor train are its \
+             own cores in other types. "
             strong { "Chosen by plan" } " is, for each number of bytes, the choice of ttrec plan \
-             for this table: the best of every type, of low ranks and of tensor trains. Singular \
-             values are those of the rows, not centred."
+                                         for this table: the best of every type, of low ranks and \
+                                         of tensor trains. Singular values are those of the rows, \
+                                         not centred."
         }
         p { "ttrec " (env!("CARGO_PKG_VERSION")) }
     }

@@ -146,12 +146,16 @@ impl Axes {
         let bottom = HEIGHT - BOTTOM;
         html! {
             @for &tick in y_ticks {
-                line.grid x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(self.y.at(tick))) y2=(N(self.y.at(tick))) {}
-                text.tick x=(N(LEFT - 6.0)) y=(N(self.y.at(tick) + 3.5)) text-anchor="end" { (y_text(tick)) }
+                line.grid x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(self.y.at(tick)))
+                    y2=(N(self.y.at(tick))) {}
+                text.tick x=(N(LEFT - 6.0)) y=(N(self.y.at(tick) + 3.5)) text-anchor="end"
+                    { (y_text(tick)) }
             }
             @for &tick in x_ticks {
-                line.grid x1=(N(self.x.at(tick))) x2=(N(self.x.at(tick))) y1=(N(bottom)) y2=(N(bottom + 4.0)) {}
-                text.tick x=(N(self.x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle" { (x_text(tick)) }
+                line.grid x1=(N(self.x.at(tick))) x2=(N(self.x.at(tick))) y1=(N(bottom))
+                    y2=(N(bottom + 4.0)) {}
+                text.tick x=(N(self.x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle"
+                    { (x_text(tick)) }
             }
             line.axis x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(bottom)) y2=(N(bottom)) {}
             text.title x=(N(WIDTH - RIGHT)) y=(N(HEIGHT - 6.0)) text-anchor="end" { (x_title) }
@@ -162,7 +166,8 @@ impl Axes {
 
 fn svg(label: &str, height: f64, content: &Markup) -> Markup {
     html! {
-        svg role="img" aria-label=(label) viewBox={ "0 0 " (N(WIDTH)) " " (N(height)) } { (content) }
+        svg role="img" aria-label=(label) viewBox={ "0 0 " (N(WIDTH)) " " (N(height)) }
+            { (content) }
     }
 }
 
@@ -204,19 +209,21 @@ pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
         @for &tick in &ticks {
             line.grid x1=(N(scale.at(tick))) x2=(N(scale.at(tick))) y1="4" y2=(N(bottom)) {}
             @let anchor = if scale.at(tick) < 12.0 { "start" } else { "middle" };
-            text.tick x=(N(scale.at(tick))) y=(N(bottom + 13.0)) text-anchor=(anchor) { (numbers::tick(&numbers::bytes(tick as u64))) }
+            text.tick x=(N(scale.at(tick))) y=(N(bottom + 13.0)) text-anchor=(anchor)
+                { (numbers::tick(&numbers::bytes(tick as u64))) }
         }
         @for (table, y) in tables.iter().zip(0..).map(|(table, i)| (table, ROW * f64::from(i))) {
             text.label x="0" y=(N(y + 11.0)) { (shorten(table.name, 48)) }
             (bar("before", y + 16.0, table.before))
             (bar("after", y + 29.0, table.after))
         }
-        @if logarithmic { text.title x=(N(WIDTH)) y=(N(bottom + 13.0)) text-anchor="end" { "log scale" } }
+        @if logarithmic
+            { text.title x=(N(WIDTH)) y=(N(bottom + 13.0)) text-anchor="end" { "log scale" } }
     };
     svg(label, bottom + 18.0, &content)
 }
 
-/// A name of at most `most` characters: the middle of a longer one is replaced by a dot.
+/// A name of at most `limit` characters: an ellipsis replaces the middle of a longer one.
 fn shorten(name: &str, limit: usize) -> String {
     let characters: Vec<char> = name.chars().collect();
     if characters.len() <= limit {
@@ -245,14 +252,17 @@ pub(super) fn histogram(bars: &[HistogramBar], marks: &[f64], label: &str) -> Ma
     let y_ticks: Vec<f64> =
         axes.y.ticks(4).into_iter().filter(|tick| tick.fract() == 0.0).collect();
     let content = html! {
-        (axes.draw((&axes.x.ticks(5), &|x| numbers::tick(&numbers::percent(x)), "error of a row"), (&y_ticks, &whole, "rows")))
+        (axes.draw((&axes.x.ticks(5), &|x| numbers::tick(&numbers::percent(x)), "error of a row"),
+            (&y_ticks, &whole, "rows")))
         @for bar in bars.iter().filter(|bar| bar.count > 0) {
             @let (left, right) = (axes.x.at(bar.errors.start), axes.x.at(bar.errors.end));
             @let top = axes.y.at(bar.count as f64).min(HEIGHT - BOTTOM - 1.0);
-            rect.bar x=(N(left)) y=(N(top)) width=(N((right - left - 1.0).max(1.0))) height=(N(HEIGHT - BOTTOM - top)) {}
+            rect.bar x=(N(left)) y=(N(top)) width=(N((right - left - 1.0).max(1.0)))
+                height=(N(HEIGHT - BOTTOM - top)) {}
         }
         @for &mark in marks.iter().filter(|mark| **mark > 0.0) {
-            line.mark x1=(N(axes.x.at(mark))) x2=(N(axes.x.at(mark))) y1=(N(TOP)) y2=(N(HEIGHT - BOTTOM)) {}
+            line.mark x1=(N(axes.x.at(mark))) x2=(N(axes.x.at(mark))) y1=(N(TOP))
+                y2=(N(HEIGHT - BOTTOM)) {}
         }
     };
     svg(label, HEIGHT, &content)
@@ -283,7 +293,8 @@ pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
             (&[0.0, 0.25, 0.5, 0.75, 1.0], &percent, "energy held"),
         ))
         path.area d=(closed) {}
-        line.even x1=(N(LEFT)) y1=(N(HEIGHT - BOTTOM)) x2=(N(axes.x.at(n))) y2=(N(axes.y.at(1.0))) {}
+        line.even x1=(N(LEFT)) y1=(N(HEIGHT - BOTTOM)) x2=(N(axes.x.at(n))) y2=(N(axes.y.at(1.0)))
+            {}
         path.curve d=(path) {}
     };
     svg(label, HEIGHT, &content)
@@ -351,7 +362,8 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &PlotPoint, label: &str) -> M
         }
         @for &tick in &x_ticks {
             line.grid x1=(N(x.at(tick))) x2=(N(x.at(tick))) y1=(N(bottom)) y2=(N(bottom + 4.0)) {}
-            text.tick x=(N(x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle" { (numbers::tick(&numbers::bytes(tick as u64))) }
+            text.tick x=(N(x.at(tick))) y=(N(bottom + 15.0)) text-anchor="middle"
+                { (numbers::tick(&numbers::bytes(tick as u64))) }
         }
         line.axis x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(bottom)) y2=(N(bottom)) {}
         text.title x=(N(WIDTH - RIGHT)) y=(N(HEIGHT - 6.0)) text-anchor="end" { "bytes" }
@@ -437,13 +449,17 @@ fn lines_over(
     let decimals = (1.0 - (most - least + margin).log10().floor()).clamp(0.0, 9.0) as usize;
     let (keys, legend) = legend(lines().map(|line| line.name.chars().count()));
     let plot = html! {
-        (axes.draw((&axes.x.ticks(5), x_text, x_title), (&axes.y.ticks(4), &|y| format!("{y:.decimals$}"), y_title)))
+        (axes.draw((&axes.x.ticks(5), x_text, x_title),
+            (&axes.y.ticks(4), &|y| format!("{y:.decimals$}"), y_title)))
         @for line in lines() {
             g class=(line.class) {
-                @let places: Vec<(f64, f64)> = line.points.iter().filter(|point| finite(point)).map(|(x, y)| {
+                @let places: Vec<(f64, f64)> =
+                    line.points.iter().filter(|point| finite(point)).map(|(x, y)| {
                     (axes.x.at(*x), axes.y.at(*y))
                 }).collect();
-                @let path: Vec<String> = places.iter().map(|(x, y)| html! { (N(*x)) "," (N(*y)) }.into_string()).collect();
+                @let path: Vec<String> =
+                    places.iter().map(|(x, y)| html!
+                    { (N(*x)) "," (N(*y)) }.into_string()).collect();
                 polyline points=(path.join(" ")) {}
                 @if places.len() < 60 {
                     @for (x, y) in places { circle cx=(N(x)) cy=(N(y)) r="2.5" {} }
@@ -490,11 +506,13 @@ pub(crate) fn page(pictures: &[Picture]) -> String {
     };
     let whole = height(pictures.len()).max(BETWEEN);
     html! {
-        svg xmlns="http://www.w3.org/2000/svg" viewBox={ "-6 -6 " (N(WIDTH + 12.0)) " " (N(whole)) } width="704" {
+        svg xmlns="http://www.w3.org/2000/svg"
+            viewBox={ "-6 -6 " (N(WIDTH + 12.0)) " " (N(whole)) } width="704" {
             style { (maud::PreEscaped(STYLE)) }
             rect.page x="-6" y="-6" width="100%" height="100%" {}
             @for (picture, number) in pictures.iter().zip(0..) {
-                svg x="0" y=(N(height(number))) width=(N(WIDTH)) height=(N(picture.height)) { (picture.content) }
+                svg x="0" y=(N(height(number))) width=(N(WIDTH)) height=(N(picture.height))
+                    { (picture.content) }
             }
         }
     }

@@ -148,8 +148,7 @@ impl<'c> Prepared<'c> {
         for (at, one) in representations.iter().enumerate() {
             ensure!(
                 !representations[..at].contains(one),
-                "{one} occurs twice in \
-                                                           `representations`"
+                "{one} occurs twice in `representations`"
             );
         }
         let budget = budget.as_ref().map(|text| {

@@ -213,8 +213,7 @@ impl Learned {
         let found = facts.version;
         ensure!(
             found == VERSION,
-            "{}: checkpoint version {found}: this `ttrec` reads version \
-                                   {VERSION}",
+            "{}: checkpoint version {found}: this `ttrec` reads version {VERSION}",
             place()
         );
         facts.config.check().with_context(place)?;
@@ -236,8 +235,7 @@ impl Learned {
         }
         let wrong_steps = || {
             format!(
-                "{}: {} step counts, expected \
-                     {}",
+                "{}: {} step counts, expected {}",
                 self.file.path().display(),
                 self.facts.steps.len(),
                 tables.len() + 1

@@ -64,8 +64,7 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     };
     ensure!(
         args.data.is_empty() || split == Split::Test,
-        "--data can only be used with --split \
-                                                           test"
+        "--data can only be used with --split test"
     );
     let data = if args.data.is_empty() {
         config.data.clone()

@@ -38,7 +38,7 @@ pub(crate) use tables::{Planned, plan};
 A config:
   [data]
   format = \"criteo\"             # or csv, parquet, interactions, sessions
-  train = [\"day_0.gz\"]          # label, 13 integers, 26 categories, separated by tabs; plain or gzip
+  train = [\"day_0.gz\"]          # label, 13 integers, 26 categories; with tabs; plain or gzip
   test = [\"day_1.gz\"]
   valid_fraction = 0.05         # the validation split: chooses the best epoch
 

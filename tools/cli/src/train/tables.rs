@@ -47,8 +47,8 @@ pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> 
     {
         let names: Vec<_> = features.iter().map(|feature| &feature.name).take(40).collect();
         bail!(
-            "`[model.tables]` names {name:?}, but the data has no such feature: expected one \
-               of {names:?}"
+            "`[model.tables]` names {name:?}, but the data has no such feature: expected one of \
+             {names:?}"
         );
     }
     let one = |feature: &Feature| {
@@ -382,8 +382,8 @@ fn fewest_remainders(num_embeddings: u32, rows: u32) -> Result<u32> {
     found.with_context(|| {
         let least = total(root.max(1));
         format!(
-            "{rows} rows fit, but quotients and remainders need at least {least}: raise \
-                 `bytes` or `like_rank`"
+            "{rows} rows fit, but quotients and remainders need at least {least}: raise `bytes` or \
+             `like_rank`"
         )
     })
 }

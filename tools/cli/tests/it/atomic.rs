@@ -31,7 +31,7 @@ fn shell(script: &str, variables: &[(&str, &Path)]) -> crate::support::Run {
 /// `convert`'s command line, for scripts.
 const CONVERT: &str = r#""$TTREC" convert "$CHECKPOINT" --spec "$SPEC" -o "$BLOB""#;
 
-/// A directory with the spec, and an old file where the blob will stand.
+/// A directory with the spec, and an old file at the path of the blob.
 fn directory() -> Dir {
     let dir = Dir::new();
     dir.file("spec.toml", SPEC);
@@ -195,7 +195,7 @@ fn an_interrupt_leaves_the_old_blob_and_nothing_else() {
                     "{stderr}"
                 );
                 // After the rename nothing is said about the path.
-                let untouched = stderr.contains(&format!("; {} is as it was", blob.display()));
+                let untouched = stderr.contains(&format!("; {} was not modified", blob.display()));
                 assert!(
                     if untouched {
                         found == OLD
@@ -407,13 +407,13 @@ fn no_input_is_replaced_by_an_output() {
     for output in ["checkpoint.safetensors", "link", "./checkpoint.safetensors", "spec.toml"] {
         let output = dir.path(output);
         let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &output].exits(3);
-        run.says([output.to_str().unwrap(), "would replace an input"]);
+        run.says([output.to_str().unwrap(), "is an input"]);
     }
     for output in [&blob, &bags] {
         let run =
             ttrec!["lookup", &blob, "--table", "t", "--bags", &bags, "--mode", "sum", "-o", output]
                 .exits(3);
-        run.says([output.to_str().unwrap(), "would replace an input"]);
+        run.says([output.to_str().unwrap(), "is an input"]);
     }
     for (path, bytes) in &inputs {
         assert!(fs::read(path).unwrap() == *bytes, "{}", path.display());

@@ -265,7 +265,7 @@ fn rows_and_prefixes_compete_for_the_budget() {
     assert_same_rows(&dir, [&blob, &out], "t", 64);
     ttrec!["inspect", &out]
         .exits(0)
-        .prints(["1 rows overridden", "1 prefix products"]);
+        .prints(["1 overridden rows", "1 prefix products"]);
 
     // One byte less: the prefix or four rows; the row is worth most.
     cached(&dir, &blob, &arrays, "175");
@@ -274,7 +274,7 @@ fn rows_and_prefixes_compete_for_the_budget() {
     let arrays = [("t", counts(&[(16..32, 1.0), (32..48, 0.25)]))];
     cached(&dir, &blob, &arrays, "175");
     assert_eq!(stored(&out, "t"), (vec![], vec![1]));
-    // A prefix whose rows are all stored is not asked for any more.
+    // A prefix whose rows are all stored is never needed.
     cached(&dir, &blob, &arrays, "1MB");
     assert_eq!(stored(&out, "t"), ((16..48).collect(), vec![]));
 
@@ -337,7 +337,7 @@ fn tables_share_the_budget_and_dense_ones_stay() {
             "item: unchanged",
             "more: 7 rows and 0 prefixes added, 504 bytes",
             "user: unchanged",
-            "within a budget of 512",
+            "(budget 512)",
         ]);
 }
 
@@ -349,7 +349,7 @@ fn rows_that_are_stored_already_stay_exact_and_free() {
         dir.convert(&golden("fbtt_d3_cache.pt"), &format!("{spec}\ndtype = \"i8\"\n"), "blob.ttr");
     let there = stored(&blob, "ad").0;
     assert_eq!(there.len(), 20);
-    // They are asked for most, but take nothing of a budget of two rows.
+    // They are the most frequent, but use none of a budget of two rows.
     let mut often = vec![0u32; 4000];
     there.iter().for_each(|&row| often[row as usize] = 100);
     let free: Vec<usize> = (0..4000).filter(|&row| often[row] == 0).take(3).collect();
@@ -463,7 +463,7 @@ fn a_table_may_have_a_name_that_looks_like_half_of_a_pair() {
     assert_eq!(stored(&dir.path("out.ttr"), "item.counts").0, [77]);
     assert!(stored(&dir.path("out.ttr"), "item").0.is_empty());
     let pair = [("item.indices", vector(&[1u8])), ("item.counts", vector(&[1u8; 1000]))];
-    refused(&dir, &blob, &pair, &["\"item.indices\" without \"item.counts\""]);
+    refused(&dir, &blob, &pair, &["\"item.indices\" but not \"item.counts\""]);
 }
 
 // What it refuses.
@@ -500,9 +500,9 @@ fn frequencies_that_do_not_fit_are_named() {
     let known = ("item", vector(&[1u8; 1000]));
     refused(
         &[known.clone(), ("itme", vector(&[1u8; 1000]))],
-        &["\"itme\" belongs to no table", "\"item\""],
+        &["\"itme\" has the name of no table", "\"item\""],
     );
-    refused(&[("itme.indices", vector(&[1u8]))], &["\"itme.indices\" belongs to no table"]);
+    refused(&[("itme.indices", vector(&[1u8]))], &["\"itme.indices\" has the name of no table"]);
 
     let pair =
         |indices: Vec<u8>, counts: Vec<u8>| [("item.indices", indices), ("item.counts", counts)];
@@ -526,9 +526,9 @@ fn frequencies_that_do_not_fit_are_named() {
         &["item.indices", "one dimension"],
     );
     let [indices, counts] = pair(vector(&[5u64]), vector(&[1u8]));
-    refused(std::slice::from_ref(&indices), &["\"item.indices\" without \"item.counts\""]);
-    refused(std::slice::from_ref(&counts), &["\"item.counts\" without \"item.indices\""]);
-    refused(&[known, counts], &["\"item\" beside", "one or the other"]);
+    refused(std::slice::from_ref(&indices), &["\"item.indices\" but not \"item.counts\""]);
+    refused(std::slice::from_ref(&counts), &["\"item.counts\" but not \"item.indices\""]);
+    refused(&[known, counts], &["both \"item\" and", "keep one of the two"]);
 }
 
 #[test]
@@ -540,7 +540,7 @@ fn a_blob_without_a_tensor_train_that_is_asked_for_is_refused() {
         &dir,
         &blob,
         &[("user", vector(&[1u8; 20]))],
-        &["no frequencies", "[\"item\"]", "[\"user\"]"],
+        &["no array has the name of a tensor-train table", "[\"item\"]", "[\"user\"]"],
     );
 }
 
@@ -581,7 +581,7 @@ fn inputs_are_neither_replaced_nor_trusted() {
         crate::support::run(command)
     };
     for input in [&blob, &frequencies] {
-        run(input).exits(3).says([input.to_str().unwrap(), "would replace an input"]);
+        run(input).exits(3).says([input.to_str().unwrap(), "is an input"]);
     }
     assert!(fs::read(&blob).unwrap() == whole);
 
@@ -592,7 +592,7 @@ fn inputs_are_neither_replaced_nor_trusted() {
     run(&out).exits(3).says([blob.to_str().unwrap(), "damaged", "\"item\""]);
     damaged[70] ^= 1;
     fs::write(&blob, &damaged).unwrap();
-    run(&out).exits(3).says([blob.to_str().unwrap(), "not a usable blob"]);
+    run(&out).exits(3).says([blob.to_str().unwrap(), "invalid blob"]);
     fs::write(&blob, &whole).unwrap();
     fs::write(&frequencies, "not an npz file").unwrap();
     run(&out).exits(3).says([frequencies.to_str().unwrap(), ".npz"]);

@@ -315,7 +315,7 @@ fn a_dense_tensor_must_be_a_table_of_floats() {
         all.extend(wanted);
         refused(&checkpoint, &format!("[[table]]\ntensor = {tensor:?}\n{more}"), &all);
     };
-    case("emb.wieght", "", &[path, "no tensor \"emb.wieght\"", "emb.weight"]);
+    case("emb.wieght", "", &[path, "has no tensor \"emb.wieght\"", "emb.weight"]);
     case("flat", "", &[path, "[12]", "expected rows x columns"]);
     case("cube", "", &[path, "[2, 2, 3]", "expected rows x columns"]);
     case("ids", "", &[path, "i64", "expected a float"]);
@@ -399,7 +399,7 @@ fn without_a_spec_the_candidates_are_offered_as_one() {
         .exits(3)
         .says([checkpoint.to_str().unwrap(), "2 tensors"]);
     assert!(!blob.exists());
-    // What is offered is a spec that works as it stands.
+    // The offered spec works unchanged.
     let offer = &run.stderr[run.stderr.find("[[table]]").expect("an offer")..];
     let offered = dir.convert(&checkpoint, offer, "offered.ttr");
     ttrec!["inspect", &offered]
@@ -419,7 +419,7 @@ fn without_a_spec_the_candidates_are_offered_as_one() {
     write_safetensors(&checkpoint, &tensors[2..]);
     ttrec!["convert", &checkpoint, "-o", &blob]
         .exits(3)
-        .says(["nothing looks like", "bias f32 [12]"]);
+        .says(["no tensor looks like", "bias f32 [12]"]);
     assert!(!blob.exists());
 }
 
@@ -488,9 +488,13 @@ fn an_unknown_table_is_answered_with_the_names_there_are() {
 #[test]
 fn arrays_that_are_missing_or_of_another_shape_are_named() {
     let (indices, offsets) = (("indices", vector(&[1u32, 2])), ("offsets", vector(&[0u32, 2])));
-    lookup_refused(std::slice::from_ref(&offsets), SUM, &["no array \"indices\""]);
-    lookup_refused(std::slice::from_ref(&indices), SUM, &["no array \"offsets\""]);
-    lookup_refused(&[indices.clone(), offsets.clone()], WEIGHTED, &["no array \"weights\""]);
+    lookup_refused(std::slice::from_ref(&offsets), SUM, &["array \"indices\" is missing"]);
+    lookup_refused(std::slice::from_ref(&indices), SUM, &["array \"offsets\" is missing"]);
+    lookup_refused(
+        &[indices.clone(), offsets.clone()],
+        WEIGHTED,
+        &["array \"weights\" is missing"],
+    );
     let square = ("indices", crate::support::npy("<u4", &[1, 2], &[1u32, 2][..].bytes()));
     lookup_refused(&[square, offsets.clone()], SUM, &["\"indices\"", "[1, 2]", "one dimension"]);
     let few = ("weights", vector(&[0.5f32]));
@@ -662,7 +666,7 @@ fn a_damaged_head_or_a_cut_blob_is_refused_by_every_command() {
     for (case, bytes) in broken.into_iter().enumerate() {
         let path = dir.file("broken.ttr", bytes);
         let name = path.to_str().unwrap();
-        ttrec!["inspect", &path].exits(3).says([name, "not a usable blob"]);
+        ttrec!["inspect", &path].exits(3).says([name, "invalid blob"]);
         ttrec!["inspect", &path, "--json"].exits(3).says([name]);
         ttrec!["verify", &path].exits(3).says([name]);
         ttrec!["verify", &path, "--against", d3()].exits(3).says([name]);
@@ -819,11 +823,11 @@ fn inspect_gives_the_right_numbers_as_json() {
         "user",
         "4000 x 16",
         "p [15, 16, 17] q [2, 2, 4] ranks [8, 12]",
-        "20 rows overridden",
+        "20 overridden rows",
     ]);
 }
 
-/// Runs `ttrec` with a stdout that nobody reads.
+/// Runs `ttrec` with a closed stdout.
 fn unread(args: &[&str]) -> Run {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -75,7 +75,7 @@ fn what_convert_tells_is_what_verify_measures() {
         run.prints([if lines.contains("tolerance") {
             "(within"
         } else {
-            "factorised; for a verdict give --max-error"
+            "factorised: pass --max-error to check the error"
         }]);
         ttrec!["verify", &blob, "--against", &checkpoint, "--max-error", "0.2"].exits(0);
         ttrec!["verify", &blob, "--against", &checkpoint, "--max-error", "0.0001"]
@@ -98,7 +98,7 @@ fn sorted_rows_lose_less_and_are_found_again() {
         .collect();
     let checkpoint = dir.path("dense.safetensors");
     write_safetensors(&checkpoint, &[("emb.weight", F32, &[ROWS, COLUMNS], shuffled[..].bytes())]);
-    // The rows in the order of `sorted` are asked for ever less.
+    // Frequencies descend in the order of `sorted`.
     let counts: Vec<u32> = order.iter().map(|row| (2 * ROWS - row) as u32).collect();
     let frequencies = dir.path("counts.npz");
     write_npz(&frequencies, &[("item", vector(&counts))]);
@@ -129,7 +129,7 @@ fn sorted_rows_lose_less_and_are_found_again() {
         let sorted = error(&format!("row_order = {order:?}"));
         assert!(sorted < 0.7 * as_they_are, "{order}: {sorted}, {as_they_are} as they are");
         ttrec!["inspect", &blob].exits(0).prints(["remapped"]);
-        // The same, to the byte, whatever the number of threads.
+        // The same bytes for any number of threads.
         let first = fs::read(&blob).unwrap();
         let mut again = Command::new(TTREC);
         again
@@ -150,14 +150,14 @@ fn specs_that_make_no_sense_are_refused() {
     for (lines, wanted) in [
         ("representation = \"tt\"", "`rank`, `ranks` or `tolerance` is missing"),
         ("representation = \"low-rank\"", "`rank` or `tolerance` is missing"),
-        ("representation = \"tt\"\ntolerance = 0.0", "expected above 0 and below 1"),
-        ("representation = \"tt\"\ntolerance = 1.0", "expected above 0 and below 1"),
-        ("representation = \"low-rank\"\ntolerance = nan", "expected above 0 and below 1"),
-        ("representation = \"low-rank\"\ntolerance = -0.5", "expected above 0 and below 1"),
+        ("representation = \"tt\"\ntolerance = 0.0", "expected more than 0 and less than 1"),
+        ("representation = \"tt\"\ntolerance = 1.0", "expected more than 0 and less than 1"),
+        ("representation = \"low-rank\"\ntolerance = nan", "expected more than 0 and less than 1"),
+        ("representation = \"low-rank\"\ntolerance = -0.5", "expected more than 0 and less than 1"),
         ("representation = \"tt\"\nrank = 0", "`rank` is 0"),
-        ("representation = \"tt\"\nrank = 4\nranks = [4, 4]", "both given"),
-        ("representation = \"tt\"\ntolerance = 0.1\nranks = [4, 4]", "both given"),
-        ("representation = \"tt\"\nranks = [500, 4]", "can be 16 at most"),
+        ("representation = \"tt\"\nrank = 4\nranks = [4, 4]", "are both set"),
+        ("representation = \"tt\"\ntolerance = 0.1\nranks = [4, 4]", "are both set"),
+        ("representation = \"tt\"\nranks = [500, 4]", "rank 1 can be at most 16"),
         ("representation = \"tt\"\nranks = [0, 4]", "rank"),
         ("representation = \"tt\"\nranks = [4, 4, 4, 4, 4, 4, 4]", "8 cores"),
         ("representation = \"tt\"\nranks = []", "1 cores"),
@@ -170,22 +170,28 @@ fn specs_that_make_no_sense_are_refused() {
             "representation = \"tt\"\nrank = 4\nrow_factors = [30, 30]\ncolumn_factors = [2, 3, 4]",
             "`row_factors` [30, 30]",
         ),
-        ("representation = \"tt\"\nrank = 4\ndtype = \"i4\"", "dtype i4"),
+        ("representation = \"tt\"\nrank = 4\ndtype = \"i4\"", "cannot be i4"),
         ("representation = \"low-rank\"\nrank = 25", "the table has 24 columns"),
-        ("representation = \"low-rank\"\nrank = 4\nsweeps = 1", "`sweeps` does not go with"),
+        ("representation = \"low-rank\"\nrank = 4\nsweeps = 1", "`sweeps` does not apply to"),
         (
             "representation = \"low-rank\"\nrank = 4\nrow_factors = [8, 8, 8]",
-            "`row_factors` does not go with",
+            "`row_factors` does not apply to",
         ),
         (
             "representation = \"low-rank\"\nrank = 4\nrow_order = \"similarity\"",
-            "`row_order` does not go with",
+            "`row_order` does not apply to",
         ),
-        ("row_order = \"similarity\"", "`row_order` does not go with"),
-        ("representation = \"tt\"\nrank = 4\nrow_order = \"frequency\"", "no frequencies"),
+        ("row_order = \"similarity\"", "`row_order` does not apply to"),
+        ("representation = \"tt\"\nrank = 4\nrow_order = \"frequency\"", "needs --frequencies"),
+        (
+            "index_map = \"modulo\"\nnum_embeddings = 3000\nrepresentation = \"tt\"\nrank = 4\n\
+             row_order = \"similarity\"",
+            "`row_order` does not apply to a hashed table",
+        ),
+        ("pooling = \"mean\"", "`pooling` applies only to the tables of a model"),
         ("representation = \"tt\"\nrank = 4\nrow_order = \"random\"", "similarity"),
-        ("rank = 4", "`rank` does not go with"),
-        ("tolerance = 0.5", "`tolerance` does not go with"),
+        ("rank = 4", "`rank` does not apply to"),
+        ("tolerance = 0.5", "`tolerance` does not apply to"),
         ("representation = \"svd\"\nrank = 4", "svd"),
     ] {
         let dir = Dir::new();
@@ -224,7 +230,7 @@ fn memory_is_bounded_and_the_error_says_what_it_takes() {
     let spec = dir.file("spec.toml", spec("representation = \"tt\"\nrank = 4"));
     let run =
         ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--memory", "1KiB"].exits(3);
-    run.says(["too little memory", "bytes"]);
+    run.says(["memory limit", "bytes"]);
     for nonsense in ["0", "1%", "lots"] {
         ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--memory", nonsense].exits(2);
     }
@@ -325,5 +331,5 @@ fn frequencies_draw_the_error_to_rows_that_are_rarely_asked_for() {
         &frequencies
     ]
     .exits(3)
-    .says(["array \"nobody\" belongs to no table"]);
+    .says(["array \"nobody\" has the name of no table"]);
 }

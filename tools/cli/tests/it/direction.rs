@@ -9,7 +9,7 @@ const P: [usize; 3] = [3, 4, 5];
 const Q: [usize; 3] = [6, 2, 1];
 const RANKS: [usize; 4] = [1, 12, 10, 1];
 const ROWS: usize = 58;
-/// Rows that training held apart, and where their values are.
+/// Overridden rows, and the positions of their values.
 const APART: [(usize, usize); 2] = [(7, 1), (40, 0)];
 
 /// Small integers, so that every product and sum is exact.
@@ -90,7 +90,7 @@ fn wide_factors_that_come_first_are_multiplied_last_and_columns_stay_in_order() 
             .flat_map(|bag| (0..12).map(|column| bag.iter().map(|&at| rows[at][column]).sum()))
             .collect()
     };
-    // All of them, some of one prefix, and those that are stored apart among others.
+    // All of them, some of one prefix, and overridden rows among others.
     let others = [5, 6, 7, 8, 9, 40, 41];
     let every: Vec<usize> = (0..ROWS).collect();
     let indices: Vec<u64> = every.iter().chain(&others).map(|&at| at as u64).collect();
@@ -119,7 +119,7 @@ fn wide_factors_that_come_first_are_multiplied_last_and_columns_stay_in_order() 
             "{dtype}"
         );
 
-        // Rows that are added to those apart have the same order.
+        // Rows that are added to the overrides have the same order.
         let (frequencies, out) = (dir.path("frequencies.npz"), dir.path("cached.ttr"));
         let counts: Vec<u32> =
             (0..ROWS as u32).map(|at| if at % 9 == 0 { 1000 } else { 1 }).collect();

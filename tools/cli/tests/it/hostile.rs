@@ -120,7 +120,7 @@ fn pickle_bombs_take_neither_memory_nor_time() {
     refused("constants", &torch(&many("N", 900_000)), "Expected a dictionary at the root");
     refused("more constants", &torch(&many("N", 8 << 20)), "parsing it takes over");
     refused("dicts", &torch(&many("}", 900_000)), "Expected a dictionary at the root");
-    refused("tensors", &torch(&tensors(20_000)), "nothing looks like an embedding table");
+    refused("tensors", &torch(&tensors(20_000)), "no tensor looks like an embedding table");
     refused(
         "a doubled tuple",
         &torch(&[b"N".as_slice(), &b"2\x86".repeat(60), b"."].concat()),
@@ -161,13 +161,13 @@ fn archives_do_not_expand_beyond_what_is_asked_for() {
     refused(
         "70 MB of zeros",
         &zip_of(CompressionMethod::Deflated, &[("a.npy", &array(70_000_000))]),
-        "declares 700",
+        "expands from",
     );
     // 60 GB in 60 KB, were all of them expanded.
     refused(
         "one member listed a thousand times",
         &overlapping(&array(60_000_000), 1000),
-        "tensors look like",
+        "embedding tables",
     );
 }
 
@@ -218,13 +218,13 @@ fn safetensors_that_contradict_themselves_are_refused() {
     refused(
         "20000 empty tables",
         &safetensors(&format!("{{{}}}", many.join(",")), &[]),
-        "20000 tensors look like",
+        "found 20000 embedding tables",
     );
     let header = format!(r#"{{"__metadata__":{{"a":"{}"}}}}"#, "x".repeat(2 << 20));
     refused(
         "2 MB of metadata",
         &safetensors(&header, &[]),
-        "nothing looks like an embedding table",
+        "no tensor looks like an embedding table",
     );
     refused("a header of 17 MB", &safetensors(&" ".repeat(17 << 20), &[]), "");
 }
@@ -242,7 +242,7 @@ fn no_table_has_a_value_that_is_no_number() {
             let run = convert(&dir, &checkpoint, Some(&spec)).exits(3);
             run.says([
                 "tensor \"emb\", row 7, column 13",
-                &format!("{value} has no finite {dtype} form"),
+                &format!("{value} does not fit in {dtype}"),
             ]);
             assert_eq!(dir.names(), ["c.safetensors", "spec.toml"]);
         }

@@ -246,8 +246,8 @@ fn facts_that_do_not_fit_a_dlrm_table_are_refused() {
             &[&format!("`num_embeddings` is {bad}"), "1250", "5000"],
         );
     }
-    refused(&qr, &format!("{mult}ranks = [2]\n"), &["`ranks` does not go with dialect \"dlrm\""]);
-    refused(&md, mult, &["`qr_operation` goes with quotient-remainder tables alone"]);
+    refused(&qr, &format!("{mult}ranks = [2]\n"), &["`ranks` does not apply to dialect \"dlrm\""]);
+    refused(&md, mult, &["`qr_operation` applies only to quotient-remainder tables"]);
     refused(&md, "num_embeddings = 7\n", &["`num_embeddings` is 7", "5000 rows"]);
 
     let checkpoint = dir.path("c.safetensors");
@@ -343,8 +343,8 @@ fn hashed_tables_take_indices_modulo_their_rows() {
     refused("index_map = \"hash\"\nnum_embeddings = 60\n", &["\"hash\"", "expected \"modulo\""]);
     refused(
         "index_map = \"modulo\"\nnum_embeddings = 49\n",
-        &["`num_embeddings` is 49", "50 rows"],
+        &["`num_embeddings` is 49", "rows (50)"],
     );
     refused("index_map = \"modulo\"\nnum_embeddings = 60\nnum_rows = 49\n", &["49", "50 rows"]);
-    refused("num_rows = 50\n", &["`num_rows` goes with `index_map`"]);
+    refused("num_rows = 50\n", &["`num_rows` needs `index_map`"]);
 }

@@ -385,7 +385,7 @@ fn candidates_rank_by_the_scores_of_a_batch() {
     refused(&user, &user, "both");
     let (no_dense, only_dense) =
         (write("no_dense.npz", &files[0][1..]), write("only_dense.npz", &files[0][..1]));
-    refused(&no_dense, &candidates, "no array \"dense\"");
+    refused(&no_dense, &candidates, "array \"dense\" is missing");
     refused(&only_dense, &candidates, "indices_0");
 }
 
@@ -451,7 +451,7 @@ fn models_that_contradict_themselves_are_refused() {
     refused(
         &plain,
         &format!("[model]\n{}", tables(3)),
-        &["[model]", "top_l.0.weight", "26 inputs", "expected 22"],
+        &["[model]", "top_l.0.weight", "26 inputs", "give 22"],
     );
     refused(
         &plain,

@@ -1,4 +1,4 @@
-//! Learning, from files of examples to a judged model, and whatever interrupts it.
+//! Training, from files of examples to an evaluated model, with interruptions.
 
 use crate::support::{Dir, TTREC, run, ttrec};
 use safetensors::SafeTensors;
@@ -74,8 +74,7 @@ categorical = ["user", "item"]
 fn config(model: &str, train: &str) -> String {
     format!(
         "{DATA}\n[model]\nembedding_dim = 8\nbottom = [16, 8]\ntop = [16, \
-         1]\n{model}\n\n[train]\noptimizer = \"adam\"\nlearning_rate = 0.005\nbatch = \
-         64\n{train}\n"
+         1]\n{model}\n\n[train]\noptimizer = \"adam\"\nlearning_rate = 0.005\nbatch = 64\n{train}\n"
     )
 }
 
@@ -132,7 +131,7 @@ fn every_kind_of_table_learns_and_converts() {
         let out = dir.path(name);
         let run = ttrec!["train", &toml, "-o", &out].exits(0).prints([
             "epoch 4: loss",
-            "held out: AUC",
+            "validation: AUC",
             "test: AUC",
         ]);
         let best = out.join("best.safetensors");
@@ -161,9 +160,9 @@ fn every_kind_of_table_learns_and_converts() {
                 "{name}, sample {sample}: {found} for {wanted}"
             );
         }
-        // What a cache holds at the end is apart in the blob.
+        // The rows of the cache are overrides in the blob.
         if name == "cached" {
-            assert!(listed.contains("64 rows overridden"), "{listed}");
+            assert!(listed.contains("64 overridden rows"), "{listed}");
         }
         // The cores stand in the order that is less work: the wide factor last.
         for (of, order) in [("tt", "least"), ("tt-narrow", "most")]
@@ -202,7 +201,7 @@ fn every_kind_of_table_learns_and_converts() {
         }
     }
     let toml = dir.path("tt.toml");
-    // Files that are named are judged as well, and are the same here.
+    // With `--data` the result is the same, because the files are the same.
     let best = dir.path("tt/best.safetensors");
     let run = ttrec!["eval", &best, "--data-dir", &root, "--data", dir.path("test.csv")].exits(0);
     assert!(
@@ -213,7 +212,7 @@ fn every_kind_of_table_learns_and_converts() {
     // What is there is not written over by accident.
     ttrec!["train", &toml, "-o", dir.path("tt")]
         .exits(3)
-        .says(["it is there already", "--resume"]);
+        .says(["already exists", "--resume"]);
 }
 
 /// Everything that a finished run leaves.
@@ -377,7 +376,7 @@ fn what_is_learned_depends_on_neither_threads_nor_where_it_stopped() {
 #[test]
 fn learning_ends_when_it_no_longer_helps() {
     let (dir, _) = planted(1500);
-    // Far too few examples for so many parameters: what is held out soon gets worse.
+    // Too few examples for so many parameters: the validation split soon gets worse.
     let toml = dir.file("a.toml", config("", "epochs = 60\npatience = 2").replace("0.005", "0.02"));
     let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
     let epochs = run.stdout.lines().filter(|line| line.contains(": loss ")).count();
@@ -463,13 +462,9 @@ fn mistakes_of_a_config_are_named() {
         ("epochs = 1", "epochs = 0", &["`epochs` is 0"]),
         ("epochs = 1", "epochs = 1\nthreads = 0", &["`threads` is 0"]),
         ("valid_fraction = 0.1", "valid_fraction = 1.0", &["`valid_fraction` is 1"]),
-        (
-            "valid_fraction = 0.1",
-            "valid_fraction = 0.1\nvalid = [\"test.csv\"]",
-            &["expected one of the two"],
-        ),
+        ("valid_fraction = 0.1", "valid_fraction = 0.1\nvalid = [\"test.csv\"]", &["are both set"]),
         ("\"item\"]", "\"itme\"]", &["train.csv: no column \"itme\"", "\"item\""]),
-        ("\"item\"]", "\"user\"]", &["`categorical` has \"user\" twice"]),
+        ("\"item\"]", "\"user\"]", &["column \"user\" occurs twice"]),
         ("train.csv", "trian.csv", &["trian.csv: cannot open"]),
         ("[16, 8]", "[16, 9]", &["[model]", "rows of 8 columns, expected 9"]),
         ("top = [16, 1]", "top = [16]", &["[model]", "top MLP with 16 outputs"]),
@@ -502,7 +497,7 @@ fn mistakes_of_a_config_are_named() {
         (
             "[train]",
             "table = { representation = \"hashed\" }\n[train]",
-            &["expected one of `num_rows`, `bytes` and `like_rank`"],
+            &["set exactly one of `num_rows`, `bytes` and `like_rank`"],
         ),
         (
             "[train]",
@@ -521,7 +516,7 @@ fn mistakes_of_a_config_are_named() {
     }
     refused(
         change("valid_fraction = 0.1", "") + "patience = 1\n",
-        &["`patience` goes with examples that are held out"],
+        &["`patience` needs a validation split"],
     );
     // A rate that is too high is said to be one.
     let (toml, out) =
@@ -543,14 +538,14 @@ fn bad_lines_are_told_and_too_many_end_it() {
     let toml = dir.file("a.toml", config("", "epochs = 1"));
     let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
     run.says([
-        "2 of 3002 rows are bad",
+        "skipped 2 of 3002 rows",
         "train.csv: line 3002: field 2 is \"abc\"",
         "line 3003: 2 fields, expected 4",
     ]);
     text.push_str("1,1\n1,1\n");
     fs::write(dir.path("train.csv"), &text).unwrap();
     let run = ttrec!["train", &toml, "-o", dir.path("b")].exits(3);
-    run.says(["4 of 3004 rows are bad", "max_bad_fraction"]);
+    run.says(["skipped 4 of 3004 rows", "max_bad_fraction"]);
 }
 
 #[test]
@@ -569,9 +564,7 @@ representations = [
 "#;
     let toml = dir.file("sweep.toml", config("", "epochs = 3") + sweep);
     let out = dir.path("sweep");
-    let first = ttrec!["sweep", &toml, "-o", &out]
-        .exits(0)
-        .says(["dense", "more than the budget"]);
+    let first = ttrec!["sweep", &toml, "-o", &out].exits(0).says(["dense", "exceed the budget"]);
     // Two rates with one seed, and the better one with the other.
     assert_eq!(first.stdout.matches("learning rate 0.0001, seed 1").count(), 2);
     assert_eq!(first.stdout.matches("learning rate 0.01, seed 2").count(), 2);

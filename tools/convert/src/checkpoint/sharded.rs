@@ -43,8 +43,7 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
         if Path::new(file).file_name() != Some(OsStr::new(file)) || file.contains(['/', '\\', '\0'])
         {
             let reason = format!(
-                "the index refers to {file:?}: expected the name of a file in the same \
-                         directory"
+                "the index refers to {file:?}: expected the name of a file in the same directory"
             );
             return Err(CheckpointError::tensor(path, tensor, reason));
         }

@@ -79,13 +79,13 @@ fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<
     match fitting.len() {
         1 => fitting.pop().context("one table fits"),
         0 => bail!(
-            "{path}: no table of the checkpoint has the shape of {:?}: pass the --spec of \
-                    the conversion",
+            "{path}: no table of the checkpoint has the shape of {:?}: pass the --spec of the \
+             conversion",
             table.name()
         ),
         n => bail!(
-            "{path}: {n} tables of the checkpoint have the shape of {:?}: pass the --spec \
-                    of the conversion",
+            "{path}: {n} tables of the checkpoint have the shape of {:?}: pass the --spec of the \
+             conversion",
             table.name()
         ),
     }

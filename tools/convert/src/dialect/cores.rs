@@ -112,10 +112,7 @@ pub(super) fn shape(
     };
     let Split { column_factors, ranks } = split?;
     TtShape::new(num_embeddings, row_factors, &column_factors, &ranks).with_context(|| {
-        format!(
-            "`num_embeddings` is {num_embeddings}, row factors are \
-                                  {row_factors:?}"
-        )
+        format!("`num_embeddings` is {num_embeddings}, row factors are {row_factors:?}")
     })
 }
 

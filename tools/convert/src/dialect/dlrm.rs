@@ -158,10 +158,9 @@ fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<
         columns[0],
         columns[1]
     );
-    let most = rows[0].checked_mul(rows[1]).context(
-        "the product of quotient and remainder rows \
-                                                     is too large",
-    )?;
+    let most = rows[0]
+        .checked_mul(rows[1])
+        .context("the product of quotient and remainder rows is too large")?;
     let num_embeddings = spec.num_embeddings.unwrap_or(most);
     ensure!(
         num_embeddings.div_ceil(rows[1]) == rows[0],
@@ -169,7 +168,7 @@ fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<
          {most}",
         rows[0],
         rows[1],
-        most - rows[1] + 1
+        most.saturating_sub(rows[1] - 1)
     );
     Ok(Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, tensors })
 }

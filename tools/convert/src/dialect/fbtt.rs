@@ -211,16 +211,15 @@ fn read_cache<'c>(
             let id = u64::try_from(row).ok().filter(|&id| id < rows);
             let id = id.with_context(|| {
                 format!(
-                    "tensor {:?}: slot {slot} holds row {row}, but the table has {rows} \
-                         rows",
+                    "tensor {:?}: slot {slot} holds row {row}, but the table has {rows} rows",
                     slots.name()
                 )
             })?;
             let at = u64::try_from(state).ok().filter(|&at| at < cached);
             let at = at.with_context(|| {
                 format!(
-                    "tensor {:?}: slot {slot} holds cached row {state}, but the cache has \
-                         {cached} rows",
+                    "tensor {:?}: slot {slot} holds cached row {state}, but the cache has {cached} \
+                     rows",
                     states.name()
                 )
             })?;

@@ -165,8 +165,7 @@ impl<'c> Model<'c> {
         let dtype = spec.dtype.unwrap_or(Dtype::F32);
         ensure!(
             dtype.suits_cores(),
-            "layers cannot be {}: set `dtype` of [model] to f32, f16, \
-                                      bf16 or i8",
+            "layers cannot be {}: set `dtype` of [model] to f32, f16, bf16 or i8",
             dtype.name()
         );
         Ok(Self { dtype, bottom: bottom?, top: top?, pairs: naming.pairs })

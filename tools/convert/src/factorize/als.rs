@@ -224,8 +224,7 @@ impl CoreProblem<'_> {
         Matrix::Products { common: Some(common), first, grams }
     }
 
-    /// Adds rows of one slice that stand together, the first of them with combination `rho` on the
-    /// right.
+    /// Adds consecutive rows of one slice, the first one with combination `rho` on the right.
     fn add(
         &self,
         normal: &mut Normal<'_>,

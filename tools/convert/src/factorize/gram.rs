@@ -2,8 +2,8 @@
 //! eigenvectors.
 //!
 //! Products of a few hundred columns are summed in f32, at the speed of the CPU's widest vectors;
-//! these sums are added in f64. So what rounding adds is that of a short f32 sum, however long the
-//! table, and it does not drift.
+//! these sums are added in f64. So the rounding error is that of a short f32 sum for tables of any
+//! length, and does not drift.
 
 use anyhow::{Result, anyhow};
 use faer::{Accum, Mat, MatRef, Par, Side, linalg::matmul::matmul};
@@ -15,7 +15,7 @@ const TILE: usize = 128;
 const DEPTH: usize = 512;
 
 /// The lower triangle of a Gram matrix, in tiles, each of which only one thread at a time adds to:
-/// the order of every sum is that of the columns, whatever the number of threads.
+/// every sum is in the order of the columns, so that the number of threads does not matter.
 pub(super) struct Gram {
     n: usize,
     tiles: Vec<Tile>,

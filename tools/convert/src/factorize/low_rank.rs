@@ -23,8 +23,7 @@ impl LowRank {
         let needed = Gram::bytes(dim);
         ensure!(
             needed <= memory,
-            "the memory limit of {memory} bytes is too small: {dim} \
-                                   columns need {needed}"
+            "the memory limit of {memory} bytes is too small: {dim} columns need {needed}"
         );
         let at_once = ((8 << 20) / (4 * dim as u64)).max(1);
         let mut gram = Gram::new(dim);

@@ -52,8 +52,7 @@ impl Order {
         let needed = rows.num_embeddings().saturating_mul(4 * DIRECTIONS as u64 + 16);
         ensure!(
             needed <= job.memory,
-            "the memory limit of {} bytes is too small: `row_order` \
-                                       needs {needed}",
+            "the memory limit of {} bytes is too small: `row_order` needs {needed}",
             job.memory
         );
         let basis = LowRank::analyse(rows, job)?.directions(directions);

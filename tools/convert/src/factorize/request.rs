@@ -67,7 +67,7 @@ impl Request {
 
     /// Refuses a factorisation of a table that is not dense; `is` is its representation.
     pub(crate) fn of_factors(spec: &TableSpec, is: Representation) -> Result<()> {
-        if let Some(other) = spec.representation.filter(|&asked| asked != is) {
+        if let Some(other) = spec.representation.filter(|&requested| requested != is) {
             bail!(
                 "`representation` is {other:?}, but the table is {is:?} in the checkpoint: only \
                  dense tables are factorised"

@@ -54,7 +54,8 @@ impl Key {
         // Another version may give another result.
         let version = env!("CARGO_PKG_VERSION");
         let key = serde_json::json!({
-            "version": version, "file": identity(file)?, "tensor": tensor, "request": request, "frequencies": frequencies,
+            "version": version, "file": identity(file)?, "tensor": tensor,
+            "request": request, "frequencies": frequencies,
         });
         Ok(Self { text: key.to_string() })
     }

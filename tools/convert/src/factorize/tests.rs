@@ -178,7 +178,7 @@ fn the_error_is_that_of_plain_tt_svd() {
             for max_rank in [*ranks.iter().max().unwrap() as usize, 1000] {
                 let limits = Limits { max_rank, ..Limits::default() };
                 let found = TtSvd::analyse(&table, &factors, &limits).unwrap();
-                let Refined { cores, error: told, .. } = at(&found, &ranks, &table);
+                let Refined { cores, error: reported, .. } = at(&found, &ranks, &table);
                 let measured = relative_error(&table, &expand(&cores, &factors, rows));
                 // The reported error includes padded rows.
                 let padded = rows < factors.rows.iter().product::<u32>() as usize;
@@ -189,8 +189,8 @@ fn the_error_is_that_of_plain_tt_svd() {
                     1e-5
                 };
                 assert!(
-                    measured < told + off && (padded || told < measured + off),
-                    "{factors:?} {ranks:?}: {told}, measured {measured}"
+                    measured < reported + off && (padded || reported < measured + off),
+                    "{factors:?} {ranks:?}: {reported}, measured {measured}"
                 );
                 assert!(
                     measured <= bound + 1e-6,
@@ -199,7 +199,10 @@ fn the_error_is_that_of_plain_tt_svd() {
                 // A basis found for larger ranks at one bond is not quite the best for smaller ones
                 // at another.
                 let slack = if max_rank == 1000 { 1e-5 } else { 0.02 * plain };
-                assert!(told <= plain + slack, "{factors:?} {ranks:?}: {told}, plain {plain}");
+                assert!(
+                    reported <= plain + slack,
+                    "{factors:?} {ranks:?}: {reported}, plain {plain}"
+                );
             }
         }
     }
@@ -241,7 +244,7 @@ fn sweeps_never_make_it_worse_and_follow_the_weights() {
                     weighted_error(&table, &weights, &expand(&refined.cores, &factors, rows));
                 assert!(
                     (measured - refined.error).abs() < 1e-4,
-                    "{factors:?} {ranks:?}: {} told, {measured}",
+                    "{factors:?} {ranks:?}: {} reported, {measured}",
                     refined.error
                 );
                 assert!(

@@ -101,7 +101,7 @@ fn sum(
         }
         Ok(sum)
     };
-    // In the order of the rows, whatever the number of threads.
+    // In the order of the rows, so that the number of threads does not matter.
     Ok(chunks.par_iter().map(sum).collect::<Result<Vec<_>>>()?.iter().sum())
 }
 

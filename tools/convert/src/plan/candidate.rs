@@ -48,7 +48,7 @@ pub(crate) struct Candidate {
 /// The stored form of a candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Form {
-    /// Rows as they are.
+    /// Dense rows.
     Dense,
     /// Short rows and a projection.
     LowRank { rank: usize },

@@ -126,11 +126,8 @@ fn alternatives(table: &Candidates, chosen: &Candidate) -> Vec<String> {
         sentences.push(format!("{}.", clauses.join("; ")));
     }
     if is_train(chosen) {
-        sentences.push(
-            "No quantised or low-rank rows match the tensor train at this \
-                        size."
-                .to_owned(),
-        );
+        sentences
+            .push("No quantised or low-rank rows match the tensor train at this size.".to_owned());
     }
     let plain = |candidate: &&Candidate| matches!(candidate.representation, Form::Dense);
     // A much faster alternative.

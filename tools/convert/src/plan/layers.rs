@@ -65,20 +65,19 @@ impl Layers {
         let needed = f32_bytes.saturating_mul(4);
         ensure!(
             needed <= memory,
-            "the memory limit of {memory} bytes is too small: {needed} are \
-                                   needed"
+            "the memory limit of {memory} bytes is too small: {needed} are needed"
         );
         let mut layers =
             Self { count: exact.layers().count(), f32_bytes, list: Vec::new(), energy: 0.0 };
-        let asked = spec.dtype;
-        for dtype in asked.as_ref().map_or(&TRIED[..], std::slice::from_ref) {
+        let requested = spec.dtype;
+        for dtype in requested.as_ref().map_or(&TRIED[..], std::slice::from_ref) {
             let spec = ModelSpec { dtype: Some(*dtype), ..spec.clone() };
             let model = Model::open(checkpoint, &spec)?;
             let layout = model.layout(tables)?;
             let (blob, bytes) = match in_memory::layers(&model, &layout) {
                 // Values that overflow rule this type out. If they overflow f32 too, the error
                 // comes from there.
-                Err(_) if asked.is_none() && *dtype != Dtype::F32 => continue,
+                Err(_) if requested.is_none() && *dtype != Dtype::F32 => continue,
                 stored => stored?,
             };
             let (error, energy) =

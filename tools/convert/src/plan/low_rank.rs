@@ -157,7 +157,7 @@ fn column_energies(sample: &Sample, rows: &Matrix, basis: &[f32]) -> Vec<f64> {
         }
         sums
     });
-    // In the order of the rows, whatever the number of threads.
+    // In the order of the rows, so that the number of threads does not matter.
     let sums: Vec<Vec<f64>> = sums.collect();
     (0..columns).map(|column| sums.iter().map(|sums| sums[column]).sum()).collect()
 }

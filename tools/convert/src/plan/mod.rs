@@ -88,6 +88,10 @@ fn try_detect(checkpoint: &Checkpoint) -> Result<Spec> {
         [only] => vec![named_after_file(checkpoint, only)],
         _ => tables,
     };
+    // A spec may only have `pooling` with a model.
+    if model.is_none() {
+        tables.iter_mut().for_each(|table| table.pooling = None);
+    }
     Ok(Spec { model, tables })
 }
 
@@ -182,8 +186,7 @@ fn choose<'t>(
         layers.iter().flat_map(|layers| &layers.list).filter(within).collect();
     ensure!(
         layers.is_none() || !stored.is_empty(),
-        "{path}: no type of the layers meets \
-                                                     --max-error"
+        "{path}: no type of the layers meets --max-error"
     );
     // Without a budget, only bytes count.
     let squared =

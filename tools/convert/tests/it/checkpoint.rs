@@ -549,12 +549,12 @@ fn equal_names_are_refused() {
     assert_refused(&twice, "two members of one name");
     // numpy ends a name at a null.
     let members = [("a.npy", array.as_slice()), ("a.npy\0", array.as_slice())];
-    assert_refused(&zip_of(CompressionMethod::Stored, &members), "`a`: two tensors of this name");
+    assert_refused(&zip_of(CompressionMethod::Stored, &members), "`a`: duplicate tensor name");
 
     let error = Checkpoint::open(&fixture("same_names.pt")).err().unwrap().to_string();
     assert!(error.contains("two tensors named `a.b`"), "{error}");
     let error = Checkpoint::open(&fixture("same_names_state.pt")).err().unwrap().to_string();
-    assert!(error.contains("`w`: two tensors of this name"), "{error}");
+    assert!(error.contains("`w`: duplicate tensor name"), "{error}");
 }
 
 #[test]
@@ -596,9 +596,9 @@ fn zip_bombs_are_refused_before_they_expand() {
     let bomb = zip_of(CompressionMethod::Deflated, &[("a.npy", &array)]);
     assert!(bomb.len() < 200_000);
     let start = Instant::now();
-    assert_refused(&bomb, "`a.npy`: declares 700");
+    assert_refused(&bomb, "`a.npy`: expands from");
     assert!(start.elapsed() < Duration::from_secs(1));
-    assert_refused(&replace_all(bomb, b"a.npy", b"a/0.x"), "`a/0.x`: declares 700");
+    assert_refused(&replace_all(bomb, b"a.npy", b"a/0.x"), "`a/0.x`: expands from");
 
     // One that declares less than comes out.
     let array = npy("'<f4'", "(4,)", &[0; 400]);

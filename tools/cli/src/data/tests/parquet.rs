@@ -147,7 +147,7 @@ fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
     };
     refused(
         &config(COLUMNS),
-        &["1 of 40 rows are bad", "a.parquet: row 8: \"y\" is 2: expected a label, 0 to 1"],
+        &["skipped 1 of 40 rows", "a.parquet: row 8: \"y\" is 2: expected a label, 0 to 1"],
     );
     let ok = config(COLUMNS) + "max_bad_fraction = 0.1\n";
     assert!(open(dir.path(), &ok).is_ok());
