@@ -84,7 +84,7 @@ fn try_detect(checkpoint: &Checkpoint) -> Result<Spec> {
         !tables.is_empty(),
         "{path}: no tensor looks like an embedding table: name one in a --spec"
     );
-    let tables = match tables.as_slice() {
+    let mut tables = match tables.as_slice() {
         [only] => vec![named_after_file(checkpoint, only)],
         _ => tables,
     };
