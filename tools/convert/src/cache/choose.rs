@@ -82,10 +82,10 @@ impl<'a> Demand<'a> {
     ) -> Self {
         let total: f64 = rows.iter().map(|(_, frequency)| frequency).sum();
         let discount = discount(&rows);
-        let stored = table.data().overrides().map_or(&[][..], |overrides| overrides.ids());
+        let existing = table.data().overrides().map_or(&[][..], |overrides| overrides.ids());
         let mut stored = 0.0;
         rows.retain(|(row, frequency)| {
-            let is_stored = stored.binary_search(row).is_ok();
+            let is_stored = existing.binary_search(row).is_ok();
             stored += if is_stored { *frequency } else { 0.0 };
             !is_stored
         });
@@ -96,7 +96,7 @@ impl<'a> Demand<'a> {
             shape: *tt.shape(),
             prefixes,
             rows,
-            stored_rows: stored.len(),
+            stored_rows: existing.len(),
             stored,
             discount,
             per_batch,
