@@ -30,8 +30,8 @@ use ttrec_convert::cache::{self, Demand};
 const RANK: u32 = 32;
 /// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks
 /// that its tables have (docs/quality.md).
-const LEARNED: [u32; 3] = [2, 1, 32];
-const LEARNED_RANKS: [u32; 3] = [8, 16, 32];
+const TRAINED: [u32; 3] = [2, 1, 32];
+const TRAINED_RANKS: [u32; 3] = [8, 16, 32];
 /// Lookups in one batch, to see whether time grows with them.
 const GROWTH: [usize; 3] = [1_000, 10_000, 100_000];
 
@@ -156,8 +156,8 @@ impl Suite<'_> {
             ("W2", cubic, most, RANKS, Ids::ZipfSorted),
             ("W3-uniform", wide, most, RANKS, Ids::Uniform),
             ("W3-zipf", wide, most, RANKS, Ids::ZipfSorted),
-            ("W6-uniform", LEARNED, least, LEARNED_RANKS, Ids::Uniform),
-            ("W6-zipf", LEARNED, least, LEARNED_RANKS, Ids::ZipfSorted),
+            ("W6-uniform", TRAINED, least, TRAINED_RANKS, Ids::Uniform),
+            ("W6-zipf", TRAINED, least, TRAINED_RANKS, Ids::ZipfSorted),
         ] {
             let Extent { batches, bags, dense_bytes_per_cached, .. } = self.extent;
             let traffic = [Traffic::draw(ids, ROWS, 2, [batches, bags, BAG])];

@@ -227,7 +227,7 @@ impl Sampled {
             path.display()
         );
         let held_out = |at: &u32| uniform(FIXED, u64::from(*at)) < valid_fraction;
-        let (valid, learned): (Vec<u32>, Vec<u32>) =
+        let (valid, training): (Vec<u32>, Vec<u32>) =
             (0..train.items.len() as u32).partition(held_out);
 
         let count =
@@ -257,7 +257,7 @@ impl Sampled {
             Order::Frequency => [by_frequency(&of_contexts), by_frequency(&of_items)],
             Order::CoOccurrence => {
                 // The pairs of the training split.
-                let pairs = learned.iter().flat_map(|&event| {
+                let pairs = training.iter().flat_map(|&event| {
                     let span = train.spans[event as usize].clone();
                     let contexts = &train.contexts[span.start as usize..span.end as usize];
                     contexts.iter().map(move |&context| (context, event))
@@ -318,7 +318,7 @@ impl Sampled {
         };
         let features = [feature(&contexts), feature(&items)];
         let vocabulary = Vocabulary::new(vec![contexts, items]);
-        let (path, parts) = (path.to_owned(), [learned, valid]);
+        let (path, parts) = (path.to_owned(), [training, valid]);
         Ok(Self { path, features, vocabulary, negatives, constant, train, parts, test })
     }
 

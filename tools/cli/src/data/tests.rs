@@ -251,7 +251,7 @@ fn a_damaged_file_is_an_error_and_not_an_end() {
 }
 
 #[test]
-fn what_is_held_out_is_not_learned_from() {
+fn the_validation_split_is_not_in_the_training_split() {
     let dir = tempfile::tempdir().unwrap();
     let lines: String = (0..5000).map(|at| format!("1,{at}\n")).collect();
     fs::write(dir.path().join("a.csv"), format!("y,x\n{lines}")).unwrap();

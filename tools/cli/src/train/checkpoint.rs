@@ -95,7 +95,7 @@ impl<'m> Part<'m> {
     }
 
     /// A tensor and its optimiser state.
-    fn learned(name: String, shape: Vec<usize>, parameters: &'m Parameters) -> Vec<Self> {
+    fn parameters(name: String, shape: Vec<usize>, parameters: &'m Parameters) -> Vec<Self> {
         let kept = parameters.state().into_iter().zip(0..).filter(|(state, _)| !state.is_empty());
         let kept =
             kept.map(|(state, at)| Self::floats(state_name(&name, at), vec![state.len()], state));
@@ -127,14 +127,14 @@ pub(crate) fn write(
     for (layer, linear) in model.layers() {
         let shapes = [vec![linear.outputs(), linear.inputs()], vec![linear.outputs()]];
         for ((key, parameters), shape) in linear.parameters().into_iter().zip(shapes) {
-            parts.extend(Part::learned(format!("{layer}.{key}"), shape, parameters));
+            parts.extend(Part::parameters(format!("{layer}.{key}"), shape, parameters));
         }
     }
     for ((feature, planned), number) in model.features().iter().zip(tables).zip(0..) {
         for ((name, shape), parameters) in
             planned.tensors(number).into_iter().zip(feature.table.parameters())
         {
-            parts.extend(Part::learned(name, shape, parameters));
+            parts.extend(Part::parameters(name, shape, parameters));
         }
         let strides = planned.strides(number);
         parts.extend(strides.map(|(name, strides)| Part::integers(name, strides.into_iter())));
@@ -195,12 +195,12 @@ pub(crate) fn write(
 }
 
 /// An open checkpoint of `ttrec train`.
-pub(crate) struct Learned {
+pub(crate) struct TrainCheckpoint {
     file: Checkpoint,
     pub(crate) facts: Facts,
 }
 
-impl Learned {
+impl TrainCheckpoint {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let place = || path.display().to_string();

@@ -2,7 +2,7 @@
 
 use super::{
     OutputDirectory,
-    checkpoint::Learned,
+    checkpoint::TrainCheckpoint,
     learn::{build, score, threads},
 };
 use crate::{
@@ -53,8 +53,8 @@ enum WhichSplit {
 }
 
 pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
-    let learned = Learned::open(&args.checkpoint)?;
-    let config = &learned.facts.config;
+    let checkpoint = TrainCheckpoint::open(&args.checkpoint)?;
+    let config = &checkpoint.facts.config;
     let beside = OutputDirectory(super::directory_of(&args.checkpoint));
     let vocabulary = Vocabulary::read(&beside.vocabulary())?;
     let split = match args.split {
@@ -74,7 +74,7 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     };
     let dataset = data.open(&args.data_dir.clone().unwrap_or_default(), Some(vocabulary))?;
     let (mut model, tables) = build(config, &*dataset)?;
-    learned.restore(&mut model, &tables)?;
+    checkpoint.restore(&mut model, &tables)?;
     let mut samples = Batch::default();
     let keep = |batch: &Batch| args.samples.iter().try_for_each(|_| samples.append(batch));
     let (scores, complaint) =

@@ -4,7 +4,7 @@
 //! training, so that a resumed run gives the same bits.
 
 use super::{
-    checkpoint::{self, Best, CurvePoint, Learned, TrainProgress},
+    checkpoint::{self, Best, CurvePoint, TrainCheckpoint, TrainProgress},
     config::{Config, Train},
     curves,
     metrics::{Quality, Scores},
@@ -174,15 +174,15 @@ impl<'d> Learner<'d> {
 
     /// Continues from the checkpoint in the output directory.
     pub(crate) fn resume(&mut self) -> Result<()> {
-        let learned = Learned::open(&self.place.checkpoint())?;
+        let checkpoint = TrainCheckpoint::open(&self.place.checkpoint())?;
         ensure!(
-            learned.facts.config.continues(&self.config),
+            checkpoint.facts.config.continues(&self.config),
             "{}: was trained with another config; only `epochs`, `threads` and \
              `checkpoint_every` may differ when resuming",
             self.place.checkpoint().display()
         );
-        learned.restore(&mut self.model, &self.tables)?;
-        self.progress = learned.facts.progress;
+        checkpoint.restore(&mut self.model, &self.tables)?;
+        self.progress = checkpoint.facts.progress;
         Ok(())
     }
 
@@ -326,7 +326,7 @@ impl<'d> Learner<'d> {
             .as_ref()
             .is_some_and(|best| best.epoch != self.progress.epoch)
         {
-            Learned::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
+            TrainCheckpoint::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }
         let TrainProgress { epoch, best, .. } = &self.progress;
         let (epoch, valid) =

@@ -37,7 +37,7 @@ const NAMINGS: [LayerNames; 2] = [
         dialect: "dlrm",
         stacks: ["bot_l.", "top_l."],
         pairs: Pairs::Lower,
-        others: &[("v_W_l.", "learned weights of lookups")],
+        others: &[("v_W_l.", "weighted pooling")],
     },
     // `InteractionArch` takes its pairs from `triu_indices`.
     LayerNames {
