@@ -60,7 +60,7 @@ use tile::Strip;
 /// linear layer whose weights are stored inputs x outputs. i8 elements are not scaled: scales
 /// belong to the epilogue.
 ///
-/// `None`, with nothing done, if the lengths do not fit `[m, r, n]`, if r is 0, or for i4.
+/// `None`, with nothing done, if the lengths do not fit `Dims`, if r is 0, or for i4.
 pub fn chain_step(
     tier: Tier,
     Dims { m, r, n }: Dims,

@@ -1,7 +1,7 @@
 //! The spec: a TOML file that says which tensors to convert, how to store them, and the facts that
 //! the checkpoint does not store.
 
-use crate::{dialect::table_name, error::Error};
+use crate::error::Error;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -139,6 +139,16 @@ pub enum Representation {
     LowRank,
 }
 
+impl TableSpec {
+    /// The name in the blob: `name`, else `tensor`, else the prefix.
+    pub(crate) fn blob_name(&self) -> Option<String> {
+        let given = self.name.clone().or_else(|| self.tensor.clone());
+        given
+            .or_else(|| self.prefix.as_ref().map(|prefix| prefix.trim_end_matches('.').to_owned()))
+            .filter(|name| !name.is_empty())
+    }
+}
+
 impl Spec {
     /// Reads the spec at `path`.
     ///
@@ -167,7 +177,7 @@ impl Spec {
                 spec.model.is_some(),
                 "table {:?}: `pooling` applies only to the tables of a model: remove it, or add \
                  [model]",
-                table_name(table).unwrap_or_default()
+                table.blob_name().unwrap_or_default()
             );
         }
         Ok(spec)

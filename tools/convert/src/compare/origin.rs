@@ -2,7 +2,7 @@
 
 use crate::{
     checkpoint::Checkpoint,
-    dialect::{Source, Survey, Weights, table_name},
+    dialect::{Source, Survey, Weights},
     error::Error,
     spec::{IndexMapping, Spec, TableSpec},
 };
@@ -60,7 +60,7 @@ fn by_shape<'c>(checkpoint: &'c Checkpoint, table: &Table<'_>) -> Result<Source<
         .map(|found| (complete(found.clone(), table), before_factors(found, table)))
         .unzip();
     for spec in as_is.into_iter().chain(dense.into_iter().flatten()) {
-        let same_name = table_name(&spec).as_deref() == Some(table.name());
+        let same_name = spec.blob_name().as_deref() == Some(table.name());
         let spec = TableSpec { name: Some(table.name().to_owned()), ..spec };
         let Ok(source) = Source::open(checkpoint, &spec) else { continue };
         if !fits(&source, table) {

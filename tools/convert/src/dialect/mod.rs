@@ -219,7 +219,8 @@ impl<'c> Source<'c> {
     /// The table that `spec` describes.
     pub(crate) fn open(checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Self> {
         let what = || toml::to_string(spec).unwrap_or_default().trim_end().replace('\n', ", ");
-        let name = table_name(spec)
+        let name = spec
+            .blob_name()
             .with_context(|| format!("`name` is missing in [[table]] {{ {} }}", what()))?;
         let (weights, hashed) = pick(checkpoint, spec)
             .and_then(|dialect| open_mapped(dialect, checkpoint, spec))
@@ -442,14 +443,6 @@ impl<'c> Weights<'c> {
             Self::Tt { cores, .. } => cores.iter().map(|core| core.tensor).collect(),
         }
     }
-}
-
-/// The name in the blob: `name`, else `tensor`, else the prefix.
-pub(crate) fn table_name(spec: &TableSpec) -> Option<String> {
-    let given = spec.name.clone().or_else(|| spec.tensor.clone());
-    given
-        .or_else(|| spec.prefix.as_ref().map(|prefix| prefix.trim_end_matches('.').to_owned()))
-        .filter(|n| !n.is_empty())
 }
 
 /// The dialect of the spec, or the one detected from the keys.
