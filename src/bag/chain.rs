@@ -21,7 +21,7 @@
 use super::{Bags, digits::Digits, divide, sort::sort};
 use crate::{
     dtype::{Elements, Weight, with_core_elements, with_elements},
-    index::{Indices, with_integers},
+    index::{Indices, Integer, with_integers},
     isa::Tier,
     kernel::{
         AddRow, AddRows, Consistent, Dims, Epilogue, GatherRows, Job, Prefetch, add_products,
@@ -389,7 +389,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         if !self.table.has_stored_rows() {
             return with_integers!(segment.indices, indices => {
                 let mut lookups = indices.iter().zip(0u32..);
-                lookups.try_for_each(|(&index, position)| take(entry(index.into(), position)))
+                lookups.try_for_each(|(&index, position)| take(entry(index.to_u64(), position)))
             });
         }
         let mut jobs = [AddRow::EMPTY; ROWS];

@@ -579,7 +579,7 @@ fn name_of(epilogue: Epilogue<'_>) -> String {
 
 #[test]
 fn products_of_the_wrong_lengths_are_refused() {
-    run("chain_step", &CORES, |cases| {
+    run("chain_step", CORES, |cases| {
         let (tier, dtype) = (cases.tier, cases.dtype);
         cases.stride = 1;
         for [m, r, n] in [[1, 1, 1], [2, 3, 5], [6, 4, 16], [4, 8, 33]] {

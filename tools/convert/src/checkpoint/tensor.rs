@@ -220,6 +220,11 @@ impl Tensor {
         self.len
     }
 
+    /// Whether the tensor has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The number of elements, if the tensor has one dimension.
     ///
     /// # Errors

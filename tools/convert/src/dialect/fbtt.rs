@@ -103,7 +103,7 @@ impl Dialect for Fbtt {
         };
         if tables > 1 {
             for name in ["hashtbl", "cache_state", "cache_weight"] {
-                let empty = checkpoint.tensor(&key(name)).is_none_or(|tensor| tensor.len() == 0);
+                let empty = checkpoint.tensor(&key(name)).is_none_or(|tensor| tensor.is_empty());
                 ensure!(
                     empty,
                     "tensor {:?}: a cache that {tables} tables share is not supported",
