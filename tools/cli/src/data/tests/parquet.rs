@@ -153,14 +153,14 @@ fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
     assert!(open(dir.path(), &ok).is_ok());
     refused(
         &ok.replace("\"n\"", "\"m\""),
-        &["a.parquet: no column \"m\": it has [\"y\", \"unread\", \"x\""],
+        &["a.parquet: has no column \"m\"; its columns are [\"y\", \"unread\", \"x\""],
     );
     refused(&ok.replace("\"n\"", "\"list\""), &["column \"list\" holds lists"]);
     refused(
         &ok.replace("[\"n\", ", "[\"x\", "),
         &["\"x\" is 1.5: expected text or a whole number"],
     );
-    refused(&(ok.clone() + "delimiter = \";\"\n"), &["`delimiter` is of text"]);
+    refused(&(ok.clone() + "delimiter = \";\"\n"), &["`delimiter` applies to text only"]);
 
     // Damaged files give an error or rows, never a panic.
     let whole = fs::read(&path).unwrap();
