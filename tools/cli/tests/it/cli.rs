@@ -397,7 +397,7 @@ fn without_a_spec_the_candidates_are_offered_as_one() {
     write_safetensors(&checkpoint, &tensors);
     let run = ttrec!["convert", &checkpoint, "-o", &blob]
         .exits(3)
-        .says([checkpoint.to_str().unwrap(), "2 tensors"]);
+        .says([checkpoint.to_str().unwrap(), "found 2 embedding tables"]);
     assert!(!blob.exists());
     // The offered spec works unchanged.
     let offer = &run.stderr[run.stderr.find("[[table]]").expect("an offer")..];
@@ -726,7 +726,7 @@ fn a_blob_of_another_checkpoint_does_not_pass() {
     let (dir, blob) = item();
     ttrec!["verify", &blob, "--against", golden("fbtt_d2.safetensors")]
         .exits(3)
-        .says(["table \"item\"", "fbtt_d2"]);
+        .says(["the shape of \"item\"", "fbtt_d2"]);
     // Of the same shapes, but other numbers.
     let bytes = fs::read(d3()).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -770,7 +770,7 @@ fn verify_asks_for_a_spec_where_two_tensors_fit() {
     let blob = dir.convert(&checkpoint, spec, "blob.ttr");
     ttrec!["verify", &blob, "--against", &checkpoint]
         .exits(3)
-        .says(["2 tensors fit table \"t\"", "--spec"]);
+        .says(["2 tables of the checkpoint have the shape of \"t\"", "--spec"]);
     ttrec!["verify", &blob, "--against", &checkpoint, "--spec", dir.path("blob.ttr.toml")].exits(0);
 }
 

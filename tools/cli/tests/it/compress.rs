@@ -157,7 +157,7 @@ fn specs_that_make_no_sense_are_refused() {
         ("representation = \"tt\"\nrank = 0", "`rank` is 0"),
         ("representation = \"tt\"\nrank = 4\nranks = [4, 4]", "are both set"),
         ("representation = \"tt\"\ntolerance = 0.1\nranks = [4, 4]", "are both set"),
-        ("representation = \"tt\"\nranks = [500, 4]", "rank 1 can be at most 16"),
+        ("representation = \"tt\"\nranks = [500, 4]", "rank 0 can be at most 16"),
         ("representation = \"tt\"\nranks = [0, 4]", "rank"),
         ("representation = \"tt\"\nranks = [4, 4, 4, 4, 4, 4, 4]", "8 cores"),
         ("representation = \"tt\"\nranks = []", "1 cores"),

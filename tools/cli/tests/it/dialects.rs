@@ -232,8 +232,10 @@ fn one_table_of_several_in_fbtt_cores_is_picked() {
     write_fbtt(&checkpoint, 3, &[("emb.L", I64, &[3], [20i64, 5, 1].bytes())]);
     let facts = "num_embeddings = 50\nranks = [3, 2]\n";
     // Each is offered.
-    let said =
-        refused_without_a_spec(&checkpoint, &["3 tensors", "table = 0", "table = 1", "table = 2"]);
+    let said = refused_without_a_spec(
+        &checkpoint,
+        &["found 3 embedding tables", "table = 0", "table = 1", "table = 2"],
+    );
     let offer = said[said.find("[[table]]").unwrap()..]
         .replace("[[table]]", &format!("[[table]]\n{facts}"));
     let blob = dir.convert(&checkpoint, &offer, "all.ttr");
@@ -328,7 +330,7 @@ fn cores_in_four_dimensions_multiply_to_the_rows_of_the_formula() {
         refused(
             &checkpoint,
             spec,
-            &[&format!("\"emb.{stem}1\" has shape [2, 4, 3, 3]"), "expected 3 first"],
+            &[&format!("\"emb.{stem}1\" has shape [2, 4, 3, 3]"), "the first dimension must be 3"],
         );
         write_blocks(
             &checkpoint,
@@ -451,7 +453,7 @@ fn torchrec_tables_are_called_by_their_names() {
                 ("model.over_arch.model.1.weight", F32, &[12, 1], a[..].bytes()),
             ],
         );
-        let said = refused_without_a_spec(&checkpoint, &["2 tensors look", "torchrec"]);
+        let said = refused_without_a_spec(&checkpoint, &["found 2 embedding tables", "torchrec"]);
         let blob = dir.convert(&checkpoint, &said[said.find("[[table]]").unwrap()..], "blob.ttr");
         assert_eq!(
             rows(&dir, &blob, "t_cat_0", 6),

@@ -273,7 +273,10 @@ fn a_tensor_train_is_found_where_there_is_one_and_nowhere_else() {
                 "{name} {budget}"
             );
             if !is_train {
-                assert!(table["why"].as_str().unwrap().contains("a tensor train has "), "{table}");
+                assert!(
+                    table["why"].as_str().unwrap().contains("a tensor train, error "),
+                    "{table}"
+                );
             }
         }
     }

@@ -463,7 +463,7 @@ fn mistakes_of_a_config_are_named() {
         ("epochs = 1", "epochs = 1\nthreads = 0", &["`threads` is 0"]),
         ("valid_fraction = 0.1", "valid_fraction = 1.0", &["`valid_fraction` is 1"]),
         ("valid_fraction = 0.1", "valid_fraction = 0.1\nvalid = [\"test.csv\"]", &["are both set"]),
-        ("\"item\"]", "\"itme\"]", &["train.csv: no column \"itme\"", "\"item\""]),
+        ("\"item\"]", "\"itme\"]", &["train.csv: has no column \"itme\"", "\"item\""]),
         ("\"item\"]", "\"user\"]", &["column \"user\" occurs twice"]),
         ("train.csv", "trian.csv", &["trian.csv: cannot open"]),
         ("[16, 8]", "[16, 9]", &["[model]", "rows of 8 columns, expected 9"]),

@@ -190,6 +190,8 @@ pub(super) fn read_npz(
     let cache = Arc::new(DecodedCache::default());
     let mut tensors = Vec::new();
     for (index, file_name) in names.iter().enumerate() {
+        // numpy ends a name at a null.
+        let file_name = file_name.split('\0').next().unwrap_or_default();
         let Some(name) = file_name.strip_suffix(".npy") else {
             continue;
         };

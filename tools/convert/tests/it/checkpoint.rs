@@ -368,9 +368,7 @@ fn chunks_join_to_the_whole_and_ranges_are_checked() {
             let error = tensor.read_f32(start, &mut [0.0; 2]).unwrap_err();
             assert!(matches!(error, CheckpointError::Tensor { .. }));
             assert!(
-                error
-                    .to_string()
-                    .contains(&format!("`{}`: elements {start}..+2", tensor.name())),
+                error.to_string().contains(&format!("`{}`: elements {start}..", tensor.name())),
                 "{error}"
             );
         }
@@ -505,8 +503,8 @@ fn other_files_are_refused_with_what_was_expected() {
     {
         assert_refused(
             bytes,
-            "expected a .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or \
-             .npz file",
+            "expected .safetensors, .safetensors.index.json, torch .pt (zip or legacy), .npy or \
+             .npz",
         );
     }
     assert_refused(
@@ -627,7 +625,7 @@ fn pickle_bombs_are_refused_before_they_are_parsed() {
     ] {
         let start = Instant::now();
         let error = refusal(&torch(&pickle));
-        assert!(error.contains("parsing it takes over"), "{what}: {error}");
+        assert!(error.contains("too complex to parse within"), "{what}: {error}");
         assert!(start.elapsed() < Duration::from_secs(2), "{what}");
     }
     // Tensors under a long path: short in the file, long by name.
