@@ -418,11 +418,11 @@ fn split_digits<'s>(row: u64, pairs: impl Iterator<Item = (&'s mut u32, &'s u32)
     }
 }
 
-/// Why a [`TtShape`](crate::TtShape) was refused.
+/// Why a [`TtShape`] was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShapeError {
-    /// The number of cores is outside `2..=`[`MAX_CORES`](MAX_CORES).
+    /// The number of cores is outside `2..=`[`MAX_CORES`].
     CoreCount {
         /// Cores asked for.
         found: usize,
@@ -447,7 +447,7 @@ pub enum ShapeError {
         /// The largest value allowed; the smallest is 1.
         limit: u64,
     },
-    /// `num_embeddings` is zero or above [`MAX_NUM_EMBEDDINGS`](MAX_NUM_EMBEDDINGS).
+    /// `num_embeddings` is zero or above [`MAX_NUM_EMBEDDINGS`].
     NumEmbeddings {
         /// Rows asked for.
         found: u64,
@@ -460,7 +460,7 @@ pub enum ShapeError {
         num_embeddings: u64,
     },
     /// `embedding_dim` (the product of the column factors) is zero or above
-    /// [`MAX_EMBEDDING_DIM`](MAX_EMBEDDING_DIM).
+    /// [`MAX_EMBEDDING_DIM`].
     EmbeddingDim {
         /// Columns asked for, saturated.
         found: u64,

@@ -444,8 +444,8 @@ pub unsafe extern "C" fn ttrec_ranker_logits(
 }
 
 /// Writes the score of each of one user's `out_len` candidates to `out`. Features of the user are
-/// given once: as `dense` of one sample, and as bags[t] of one bag. Features of the candidates are
-/// given for each candidate: as bags[t] of out_len bags, and, if they include dense features, as
+/// given once: as `dense` of one sample, and in `bags[t]`, one bag. Features of the candidates are
+/// given for each candidate: in `bags[t]`, out_len bags, and, if they include dense features, as
 /// `dense` of out_len samples. The scores are, bit for bit, those that ttrec_ranker_score() gives
 /// when the user's features are repeated for each candidate. It is fastest if the user's tables
 /// come first in the model.

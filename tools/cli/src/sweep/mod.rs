@@ -38,7 +38,7 @@ A config is one of `ttrec train`, and:
     { representation = \"hashed\", like_rank = 16 },   # of the same size
   ]")]
 pub(crate) struct Args {
-    /// The config: that of `ttrec train`, and [sweep]
+    /// The config: that of `ttrec train`, and a section `[sweep]`
     config: PathBuf,
     /// Directory for results.csv, results.md, results.svg and a directory for each run; created if
     /// missing
