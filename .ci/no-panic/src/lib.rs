@@ -24,7 +24,8 @@ pub unsafe extern "C" fn ttrec_parse(
     // SAFETY: the caller's promise.
     let name = unsafe { slice::from_raw_parts(name, name_len) };
     let Ok(name) = str::from_utf8(name) else { return false };
-    let Ok(found) = Blob::parse(blob).and_then(|blob| blob.table(name)) else { return false };
+    let Ok(blob) = Blob::parse(blob) else { return false };
+    let Ok(found) = blob.table(name) else { return false };
     // SAFETY: the caller's promise.
     unsafe { table.cast::<Table<'static>>().write(found) };
     true
@@ -114,7 +115,8 @@ pub unsafe extern "C" fn ttrec_parse_ranker(
 ) -> bool {
     // SAFETY: the caller's promise.
     let blob: &'static [u8] = unsafe { slice::from_raw_parts(blob, blob_len) };
-    let Ok(found) = Blob::parse(blob).and_then(|blob| blob.ranker()) else { return false };
+    let Ok(blob) = Blob::parse(blob) else { return false };
+    let Ok(found) = blob.ranker() else { return false };
     // SAFETY: the caller's promise.
     unsafe { ranker.cast::<Ranker<'static>>().write(found) };
     true
