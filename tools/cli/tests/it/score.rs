@@ -472,7 +472,7 @@ fn models_that_contradict_themselves_are_refused() {
     refused(
         &md,
         &format!("[model]\n{}[[table]]\ntensor = \"emb_l.0.embs.weight\"\n", tables(3)),
-        &["emb_l.0.embs.weight", "embedding_dim is 8", "vectors of 16"],
+        &["emb_l.0.embs.weight", "embedding_dim is 8", "other vectors of the model have 16"],
     );
     let renamed = dir.path("renamed.safetensors");
     write_plain(&renamed, |name| name.replace("top_l.4.bias", "top_l.4.bas"), |_, values| values);

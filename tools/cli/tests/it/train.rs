@@ -466,7 +466,7 @@ fn mistakes_of_a_config_are_named() {
         ("\"item\"]", "\"itme\"]", &["train.csv: has no column \"itme\"", "\"item\""]),
         ("\"item\"]", "\"user\"]", &["column \"user\" occurs twice"]),
         ("train.csv", "trian.csv", &["trian.csv: cannot open"]),
-        ("[16, 8]", "[16, 9]", &["[model]", "rows of 8 columns, expected 9"]),
+        ("[16, 8]", "[16, 9]", &["[model]", "8 columns in table 0: expected 9"]),
         ("top = [16, 1]", "top = [16]", &["[model]", "top MLP with 16 outputs"]),
         (
             "[train]",
