@@ -467,11 +467,11 @@ fn mistakes_of_a_config_are_named() {
         ("\"item\"]", "\"user\"]", &["column \"user\" occurs twice"]),
         ("train.csv", "trian.csv", &["trian.csv: cannot open"]),
         ("[16, 8]", "[16, 9]", &["[model]", "8 columns in table 0: expected 9"]),
-        ("top = [16, 1]", "top = [16]", &["[model]", "top MLP with 16 outputs"]),
+        ("top = [16, 1]", "top = [16]", &["[model]", "16 outputs of the model: expected 1"]),
         (
             "[train]",
             "[model.tables]\nuzer = { representation = \"dense\" }\n[train]",
-            &["\"uzer\", which is no feature", "\"user\""],
+            &["names \"uzer\"", "\"user\""],
         ),
         ("[train]", "table = { representation = \"tt\" }\n[train]", &["missing field `rank`"]),
         (
@@ -492,7 +492,7 @@ fn mistakes_of_a_config_are_named() {
         (
             "[train]",
             "table = { representation = \"tt\", rank = 2, cache = { warm_up = 9 } }\n[train]",
-            &["`cache`", "expected `rows` or `share`"],
+            &["`cache`", "set either `rows` or `share`"],
         ),
         (
             "[train]",
@@ -502,7 +502,7 @@ fn mistakes_of_a_config_are_named() {
         (
             "[train]",
             "table = { representation = \"hashed\", bytes = 3 }\n[train]",
-            &["3 bytes: expected at least one row"],
+            &["3 bytes are less than one row"],
         ),
         (
             "[train]",
