@@ -256,7 +256,11 @@ fn one_table_of_several_in_fbtt_cores_is_picked() {
             [0.5f32, 0.5].bytes()
         };
         write_fbtt(&checkpoint, 3, &[(name, dtype, shape, bytes)]);
-        refused(&checkpoint, &format!("{table}table = 1\n"), &[name, "a cache that 3 tables share"]);
+        refused(
+            &checkpoint,
+            &format!("{table}table = 1\n"),
+            &[name, "a cache that 3 tables share"],
+        );
     }
     let one = [("emb.tt_cores.3", F32, &[2, 1, 1][..], [1.0f32, 1.0].bytes())];
     write_fbtt(&checkpoint, 3, &one);
@@ -341,7 +345,10 @@ fn cores_in_four_dimensions_multiply_to_the_rows_of_the_formula() {
         refused(
             &checkpoint,
             spec,
-            &[&format!("\"emb.{stem}2\" has shape [2, 5, 1, 2]"), "the last dimension of the last core must be 1"],
+            &[
+                &format!("\"emb.{stem}2\" has shape [2, 5, 1, 2]"),
+                "the last dimension of the last core must be 1",
+            ],
         );
     }
 }
