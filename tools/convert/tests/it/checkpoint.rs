@@ -517,7 +517,7 @@ fn other_files_are_refused_with_what_was_expected() {
     assert!(error.ends_with("not a regular file"), "{error}");
     let mut tar = vec![0; 512];
     tar[257..262].copy_from_slice(b"ustar");
-    assert_refused(&tar, "saved again by a newer torch");
+    assert_refused(&tar, "save it again with a newer torch");
 }
 
 #[test]
