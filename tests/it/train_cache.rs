@@ -1,6 +1,6 @@
-//! Trainable tensor trains with a cache (TT-Rec, section 4.3): which rows are held, how they and
-//! the cores move, what becomes of rows that leave, and that neither checkpoints nor blobs lose any
-//! of it.
+//! Trainable tensor trains with a cache (TT-Rec, section 4.3): which rows the cache holds, how
+//! these rows and the cores move, how evicted rows are merged into the cores, and that checkpoints
+//! and blobs keep all of it.
 
 use crate::support::{rng::Rng, tiers};
 use std::{collections::BTreeMap, iter::zip};
