@@ -1,5 +1,5 @@
-//! Training of whole models: gradients against central differences, steps against PyTorch's, and the
-//! guarantees about threads and checkpoints.
+//! Training of whole models: gradients against central differences, steps against PyTorch's, and
+//! the guarantees about threads and checkpoints.
 //!
 //! The oracle is the loss of a model by its definition, on plain lists, in f64 and in dual numbers,
 //! which carry the derivative by one parameter along. It shares nothing with the crate; its
