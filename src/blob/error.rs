@@ -8,16 +8,21 @@ use crate::{
 };
 #[cfg(feature = "alloc")]
 use alloc::string::String;
-use core::fmt;
+use core::{cell::Cell, fmt};
 
 /// Why bytes were refused as a blob: the place, the rule of `docs/format.md` that does not hold
 /// there, and what was found and expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlobError {
     at: Location,
-    rule: Rule,
-    found: u64,
-    expected: u64,
+    broken: Broken,
+}
+
+/// A rule that does not hold, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    Shape(ShapeError),
+    Rule { rule: Rule, found: u64, expected: u64 },
 }
 
 /// A place in a blob. Tables, sections and layers are numbered as in the directory, since a refused
@@ -77,21 +82,23 @@ macro_rules! rules {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
         pub enum Rule {
-            /// The numbers of a table are not those of a shape.
-            Shape(ShapeError),
+            /// The numbers of a table are those of a shape: [`BlobError::shape`] says what is wrong.
+            Shape,
             $($(#[$doc])* $rule,)*
         }
 
         impl fmt::Display for BlobError {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let Self { at, rule, found: $found, expected: $expected } = self;
                 // Bytes without the magic have no header.
-                if *rule != Rule::Magic {
-                    write!(f, "{at}: ")?;
+                if self.rule() != Rule::Magic {
+                    write!(f, "{}: ", self.at)?;
                 }
-                match rule {
-                    Rule::Shape(error) => error.fmt(f),
-                    $(Rule::$rule => write!(f, $text),)*
+                match self.broken {
+                    Broken::Shape(error) => error.fmt(f),
+                    Broken::Rule { rule, found: $found, expected: $expected } => match rule {
+                        Rule::Shape => Ok(()),
+                        $(Rule::$rule => write!(f, $text),)*
+                    },
                 }
             }
         }
@@ -228,13 +235,8 @@ rules! { found, expected;
 }
 
 impl BlobError {
-    pub(super) fn new(at: Location, rule: Rule, found: u64, expected: u64) -> Self {
-        Self { at, rule, found, expected }
-    }
-
-    /// An error without numbers.
-    pub(super) fn at(at: Location, rule: Rule) -> Self {
-        Self::new(at, rule, 0, 0)
+    fn new(at: Location, rule: Rule, found: u64, expected: u64) -> Self {
+        Self { at, broken: Broken::Rule { rule, found, expected } }
     }
 
     /// Where the rule does not hold.
@@ -244,21 +246,118 @@ impl BlobError {
 
     /// The rule that does not hold.
     pub fn rule(&self) -> Rule {
-        self.rule
+        match self.broken {
+            Broken::Shape(_) => Rule::Shape,
+            Broken::Rule { rule, .. } => rule,
+        }
+    }
+
+    /// What is wrong with a table's shape, if the rule is [`Rule::Shape`].
+    pub fn shape(&self) -> Option<ShapeError> {
+        match self.broken {
+            Broken::Shape(error) => Some(error),
+            Broken::Rule { .. } => None,
+        }
     }
 
     /// The number found.
     pub fn found(&self) -> u64 {
-        self.found
+        match self.broken {
+            Broken::Shape(_) => 0,
+            Broken::Rule { found, .. } => found,
+        }
     }
 
     /// The number expected, or a bound on it.
     pub fn expected(&self) -> u64 {
-        self.expected
+        match self.broken {
+            Broken::Shape(_) => 0,
+            Broken::Rule { expected, .. } => expected,
+        }
     }
 }
 
 impl core::error::Error for BlobError {}
+
+/// Where the parser leaves its error. An error has 48 bytes: moved at each of the parser's many
+/// checks, it would make the parser a third larger.
+pub(super) struct ErrorSlot(Cell<BlobError>);
+
+/// A rule does not hold: the [`ErrorSlot`] says which.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused;
+
+impl ErrorSlot {
+    /// Runs a parser that leaves its error in a slot.
+    pub(super) fn with<T>(
+        parser: impl FnOnce(&Self) -> Result<T, Refused>,
+    ) -> Result<T, BlobError> {
+        let slot = Self(Cell::new(BlobError::new(Location::Buffer, Rule::Magic, 0, 0)));
+        parser(&slot).map_err(|Refused| slot.0.get())
+    }
+
+    pub(super) fn at(&self, at: Location) -> Place<'_> {
+        Place { at, slot: self }
+    }
+}
+
+/// A place in a blob, where rules are checked.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'e> {
+    at: Location,
+    slot: &'e ErrorSlot,
+}
+
+impl<'e> Place<'e> {
+    /// Another place in the same blob.
+    pub(super) fn at(&self, at: Location) -> Self {
+        Self { at, ..*self }
+    }
+
+    /// A rule does not hold.
+
+    pub(super) fn refuse(&self, rule: Rule, found: u64, expected: u64) -> Refused {
+        self.slot.0.set(BlobError::new(self.at, rule, found, expected));
+        Refused
+    }
+
+    pub(super) fn refuse_shape(&self, error: ShapeError) -> Refused {
+        self.slot.0.set(BlobError { at: self.at, broken: Broken::Shape(error) });
+        Refused
+    }
+
+    /// Refuses anything but `found == expected`.
+    pub(super) fn equal(&self, rule: Rule, found: u64, expected: u64) -> Result<(), Refused> {
+        if found == expected {
+            Ok(())
+        } else {
+            Err(self.refuse(rule, found, expected))
+        }
+    }
+
+    /// Refuses more than `most`.
+    pub(super) fn at_most(&self, rule: Rule, found: u64, most: u64) -> Result<(), Refused> {
+        if found <= most {
+            Ok(())
+        } else {
+            Err(self.refuse(rule, found, most))
+        }
+    }
+
+    /// Refuses 0 and more than `most`.
+    pub(super) fn one_to(&self, rule: Rule, found: u64, most: u64) -> Result<(), Refused> {
+        if found != 0 && found <= most {
+            Ok(())
+        } else {
+            Err(self.refuse(rule, found, most))
+        }
+    }
+
+    /// Refuses what breaks a rule without numbers.
+    pub(super) fn holds(&self, rule: Rule, holds: bool) -> Result<(), Refused> {
+        if holds { Ok(()) } else { Err(self.refuse(rule, 0, 0)) }
+    }
+}
 
 /// Why tables and a model cannot be laid out as a blob.
 #[cfg(feature = "alloc")]

@@ -32,6 +32,7 @@ pub use writer::{
 };
 
 use crate::repr::TableData;
+use error::ErrorSlot;
 use parse::Sections;
 use record::{LayerRecord, SectionRecord, TableRecord};
 
@@ -116,7 +117,8 @@ impl<'a> Blob<'a> {
 
     /// The table at `position`, in name order; `None` past the last.
     pub(crate) fn table_data(&self, position: usize) -> Option<TableData<'a>> {
-        self.read_table(position, self.tables.get(position)?).ok()
+        let record = self.tables.get(position)?;
+        ErrorSlot::with(|slot| self.read_table(position, record, slot)).ok()
     }
 
     /// The position of the table called `name`.
@@ -129,7 +131,9 @@ impl<'a> Blob<'a> {
     /// The sections of the table at `position`, in file order.
     pub(crate) fn sections(&self, position: usize) -> impl Iterator<Item = Section> + use<'a> {
         let record = self.tables.get(position);
-        let sections = record.and_then(|record| self.sections_of_table(position, record).ok());
+        let sections = record.and_then(|record| {
+            ErrorSlot::with(|slot| self.sections_of_table(position, record, slot)).ok()
+        });
         sections.into_iter().flat_map(Sections::iter)
     }
 }

@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    Blob, BlobError, MAX_LAYER_WIDTH, Role, Section,
-    error::{Location, Rule},
+    Blob, MAX_LAYER_WIDTH, Role, Section,
+    error::{ErrorSlot, Location, Refused, Rule},
     parse::{SectionCursor, Sections},
     record::LayerRecord,
 };
@@ -109,7 +109,8 @@ impl<'a> Blob<'a> {
 
     /// The layer at `position`; `None` past the last.
     pub fn layer(&self, position: usize) -> Option<Layer<'a>> {
-        self.read_layer(position, self.layers.get(position)?).ok()
+        let record = self.layers.get(position)?;
+        ErrorSlot::with(|slot| self.read_layer(position, record, slot)).ok()
     }
 
     /// Every layer, in order.
@@ -131,7 +132,9 @@ impl<'a> Blob<'a> {
     /// The sections of the layer at `position`, in file order.
     pub fn layer_sections(&self, position: usize) -> impl Iterator<Item = Section> + '_ {
         let record = self.layers.get(position);
-        let sections = record.and_then(|record| self.sections_of_layer(position, record).ok());
+        let sections = record.and_then(|record| {
+            ErrorSlot::with(|slot| self.sections_of_layer(position, record, slot)).ok()
+        });
         sections.into_iter().flat_map(Sections::iter)
     }
 
@@ -140,21 +143,19 @@ impl<'a> Blob<'a> {
         &self,
         layer: usize,
         record: &LayerRecord,
-    ) -> Result<Layer<'a>, BlobError> {
-        let at = Location::Layer(layer);
-        let unknown = |rule, found: u8| BlobError::new(at, rule, found.into(), 2);
-        let stack = Stack::from_code(record.stack).ok_or(unknown(Rule::Stack, record.stack))?;
+        slot: &ErrorSlot,
+    ) -> Result<Layer<'a>, Refused> {
+        let at = slot.at(Location::Layer(layer));
+        let unknown = |rule, found: u8| at.refuse(rule, found.into(), 2);
+        let stack =
+            Stack::from_code(record.stack).ok_or_else(|| unknown(Rule::Stack, record.stack))?;
         let activation = Activation::from_code(record.activation)
-            .ok_or(unknown(Rule::Activation, record.activation))?;
-        if record.reserved != [0; 14] {
-            return Err(BlobError::at(at, Rule::Reserved));
-        }
-        for (rule, found) in [(Rule::Inputs, record.inputs), (Rule::Outputs, record.outputs)] {
-            if !(1..=MAX_LAYER_WIDTH).contains(&found.into()) {
-                return Err(BlobError::new(at, rule, found.into(), MAX_LAYER_WIDTH));
-            }
-        }
-        let mut sections = SectionCursor::new(self, at, self.sections_of_layer(layer, record)?);
+            .ok_or_else(|| unknown(Rule::Activation, record.activation))?;
+        at.holds(Rule::Reserved, record.reserved == [0; 14])?;
+        at.one_to(Rule::Inputs, record.inputs.into(), MAX_LAYER_WIDTH)?;
+        at.one_to(Rule::Outputs, record.outputs.into(), MAX_LAYER_WIDTH)?;
+        let mut sections =
+            SectionCursor::new(self, at, self.sections_of_layer(layer, record, slot)?);
         let (inputs, outputs) = (record.inputs as usize, record.outputs as usize);
         let weights =
             sections.elements(Role::LayerWeights(layer), record.inputs.into(), outputs)?;
@@ -170,57 +171,48 @@ impl<'a> Blob<'a> {
 
     /// Checks the model as a whole: its tables, and that each layer takes what the one before
     /// makes.
-    pub(super) fn check_model(&self) -> Result<(), BlobError> {
+    pub(super) fn check_model(&self, slot: &ErrorSlot) -> Result<(), Refused> {
         for (position, ModelTable { table, .. }) in self.model_tables().enumerate() {
+            let at = slot.at(Location::ModelTable(position));
             if table >= self.num_tables() {
                 let (found, expected) = (table as u64, self.num_tables() as u64);
-                let at = Location::ModelTable(position);
-                return Err(BlobError::new(at, Rule::ModelTable, found, expected));
+                return Err(at.refuse(Rule::ModelTable, found, expected));
             }
         }
         let num_tables = self.model_tables.len();
         let mut before: Option<Layer<'_>> = None;
         for (position, record) in self.layers.iter().enumerate() {
-            let at = Location::Layer(position);
-            let layer = self.read_layer(position, record)?;
+            let at = slot.at(Location::Layer(position));
+            let layer = self.read_layer(position, record, slot)?;
             let expected = match (before, layer.stack) {
                 (None, Stack::Bottom) => layer.inputs,
                 (None, Stack::Top) if num_tables > 1 => {
-                    self.check_embedding_dims(self.model_dim())?;
+                    self.check_embedding_dims(self.model_dim(), slot)?;
                     top_inputs(num_tables, 0)
                 }
                 (None, Stack::Top) => {
                     let found = num_tables as u64;
-                    return Err(BlobError::new(Location::Model, Rule::NoBottom, found, 2));
+                    return Err(slot.at(Location::Model).refuse(Rule::NoBottom, found, 2));
                 }
                 (Some(Layer { stack: Stack::Bottom, outputs, .. }), Stack::Top) => {
-                    self.check_embedding_dims(outputs)?;
+                    self.check_embedding_dims(outputs, slot)?;
                     top_inputs(num_tables.saturating_add(1), outputs)
                 }
                 (Some(Layer { stack: Stack::Top, .. }), Stack::Bottom) => {
-                    return Err(BlobError::at(at, Rule::StackOrder));
+                    return Err(at.refuse(Rule::StackOrder, 0, 0));
                 }
                 (Some(before), _) => before.outputs,
             };
-            if layer.inputs != expected {
-                let (found, expected) = (layer.inputs as u64, expected as u64);
-                return Err(BlobError::new(at, Rule::InputWidth, found, expected));
-            }
+            at.equal(Rule::InputWidth, layer.inputs as u64, expected as u64)?;
             let is_last = position.saturating_add(1) == self.layers.len();
-            if layer.activation == Activation::Sigmoid && !is_last {
-                return Err(BlobError::at(at, Rule::Sigmoid));
-            }
-            if layer.stack == Stack::Top && is_last && layer.outputs != 1 {
-                return Err(BlobError::new(at, Rule::OutputWidth, layer.outputs as u64, 1));
+            at.holds(Rule::Sigmoid, is_last || layer.activation != Activation::Sigmoid)?;
+            if layer.stack == Stack::Top && is_last {
+                at.equal(Rule::OutputWidth, layer.outputs as u64, 1)?;
             }
             before = Some(layer);
         }
-        match before {
-            Some(Layer { stack: Stack::Bottom, .. }) => {
-                Err(BlobError::at(Location::Model, Rule::NoTop))
-            }
-            _ => Ok(()),
-        }
+        let last = before.map(|layer| layer.stack);
+        slot.at(Location::Model).holds(Rule::NoTop, last != Some(Stack::Bottom))
     }
 
     /// Length of the model's vectors: `embedding_dim` of its tables.
@@ -239,15 +231,11 @@ impl<'a> Blob<'a> {
     }
 
     /// Refuses tables of the model whose rows do not have `expected` elements.
-    fn check_embedding_dims(&self, expected: usize) -> Result<(), BlobError> {
+    fn check_embedding_dims(&self, expected: usize, slot: &ErrorSlot) -> Result<(), Refused> {
         self.model_tables().try_for_each(|ModelTable { table, .. }| {
             let found = self.tables.get(table).map_or(0, |record| record.embedding_dim);
-            if found as usize == expected {
-                Ok(())
-            } else {
-                let at = Location::Table(table);
-                Err(BlobError::new(at, Rule::ModelDim, found.into(), expected as u64))
-            }
+            slot.at(Location::Table(table))
+                .equal(Rule::ModelDim, found.into(), expected as u64)
         })
     }
 }

@@ -5,7 +5,7 @@
 use super::{
     ALIGNMENT, Blob, BlobError, Checksum, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
     Role, Section, VERSION, align_up, directory_checksum,
-    error::{Location, Rule},
+    error::{ErrorSlot, Location, Place, Refused, Rule},
     record::{
         DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
         TableRecord, index_map, kind,
@@ -39,40 +39,33 @@ impl<'a> Blob<'a> {
     /// # Errors
     /// A [`BlobError`] for the first field that is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
-        let at_header =
-            |rule, found, expected| BlobError::new(Location::Header, rule, found, expected);
+        ErrorSlot::with(|slot| Self::parse_or_refuse(bytes, slot))
+    }
+
+    fn parse_or_refuse(bytes: &'a [u8], slot: &ErrorSlot) -> Result<Self, Refused> {
         let len = bytes.len() as u64;
-        let at_buffer =
-            |rule, found, expected| BlobError::new(Location::Buffer, rule, found, expected);
         let excess = bytes.as_ptr().addr() % ALIGNMENT;
         if excess != 0 {
-            return Err(at_buffer(Rule::Alignment, excess as u64, ALIGNMENT as u64));
+            let (found, expected) = (excess as u64, ALIGNMENT as u64);
+            return Err(slot.at(Location::Buffer).refuse(Rule::Alignment, found, expected));
         }
-        let truncated = |needed: u64| at_buffer(Rule::Truncated, len, needed);
+        let truncated =
+            |needed: u64| slot.at(Location::Buffer).refuse(Rule::Truncated, len, needed);
         let (header, rest) = bytes
             .split_at_checked(size_of::<Header>())
-            .ok_or(truncated(size_of::<Header>() as u64))?;
-        let magic = BlobError::at(Location::Header, Rule::Magic);
-        let header: &Header = bytemuck::try_from_bytes(header).map_err(|_| magic)?;
-        if header.magic != MAGIC {
-            return Err(magic);
-        }
-        if header.version != VERSION {
-            return Err(at_header(Rule::Version, header.version.into(), VERSION.into()));
-        }
-        if header.flags != 0 {
-            return Err(at_header(Rule::Flags, header.flags.into(), 0));
-        }
-        if header.reserved != [0; 15] {
-            return Err(BlobError::at(Location::Header, Rule::Reserved));
-        }
-        if header.total_len != len {
-            return Err(at_buffer(Rule::TotalLen, len, header.total_len));
-        }
+            .ok_or_else(|| truncated(size_of::<Header>() as u64))?;
+        let at = slot.at(Location::Header);
+        let header = bytemuck::try_from_bytes::<Header>(header).ok();
+        let header = header.filter(|header| header.magic == MAGIC);
+        let header = header.ok_or_else(|| at.refuse(Rule::Magic, 0, 0))?;
+        at.equal(Rule::Version, header.version.into(), VERSION.into())?;
+        at.equal(Rule::Flags, header.flags.into(), 0)?;
+        at.holds(Rule::Reserved, header.reserved == [0; 15])?;
+        slot.at(Location::Buffer).equal(Rule::TotalLen, len, header.total_len)?;
 
-        let check_count = |rule, found: u32, limit: usize| match found as usize {
-            count if count <= limit => Ok(count),
-            _ => Err(at_header(rule, found.into(), limit as u64)),
+        let check_count = |rule, found: u32, limit: usize| {
+            at.at_most(rule, found.into(), limit as u64)?;
+            Ok(found as usize)
         };
         let num_tables = check_count(Rule::NumTables, header.num_tables, MAX_TABLES)?;
         let num_layers = check_count(Rule::NumLayers, header.num_layers, MAX_LAYERS)?;
@@ -92,46 +85,30 @@ impl<'a> Blob<'a> {
         let directory_len = records_len.saturating_add(model_tables_len).saturating_add(names_len);
         let directory_len = directory_len.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
         let needed = (size_of::<Header>() as u64).saturating_add(directory_len as u64);
-        let directory = rest.get(..directory_len).ok_or(truncated(needed))?;
+        let directory = rest.get(..directory_len).ok_or_else(|| truncated(needed))?;
         let computed = directory_checksum(header, directory);
-        if computed != header.checksum {
-            return Err(at_header(Rule::Checksum, computed.into(), header.checksum.into()));
-        }
+        at.equal(Rule::Checksum, computed.into(), header.checksum.into())?;
         let interaction = if num_layers == 0 { 0 } else { INTERACTION_DOT };
-        if header.interaction != interaction {
-            return Err(at_header(
-                Rule::Interaction,
-                header.interaction.into(),
-                interaction.into(),
-            ));
-        }
-        if num_layers == 0 && num_model_tables > 0 {
-            return Err(at_header(Rule::NumModelTables, num_model_tables as u64, 0));
-        }
+        at.equal(Rule::Interaction, header.interaction.into(), interaction.into())?;
+        let max_model_tables = if num_layers == 0 { 0 } else { MAX_MODEL_TABLES };
+        check_count(Rule::NumModelTables, header.num_model_tables, max_model_tables)?;
 
-        let (tables, after) = directory.split_at_checked(tables_len).ok_or(truncated(needed))?;
-        let (sections, after) = after.split_at_checked(sections_len).ok_or(truncated(needed))?;
-        let (layers, after) = after.split_at_checked(layers_len).ok_or(truncated(needed))?;
+        let (tables, after) = take(directory, num_tables).ok_or_else(|| truncated(needed))?;
+        let (sections, after) = take(after, num_sections).ok_or_else(|| truncated(needed))?;
+        let (layers, after) = take(after, num_layers).ok_or_else(|| truncated(needed))?;
         let (model_tables, after) =
-            after.split_at_checked(model_tables_len).ok_or(truncated(needed))?;
-        let (names, padding) = after.split_at_checked(names_len).ok_or(truncated(needed))?;
-        if padding.iter().any(|&byte| byte != 0) {
-            return Err(BlobError::at(Location::Names, Rule::Reserved));
-        }
-        let blob = Self {
-            bytes,
-            tables: bytemuck::try_cast_slice(tables).map_err(|_| truncated(needed))?,
-            sections: bytemuck::try_cast_slice(sections).map_err(|_| truncated(needed))?,
-            layers: bytemuck::try_cast_slice(layers).map_err(|_| truncated(needed))?,
-            model_tables: bytemuck::try_cast_slice(model_tables).map_err(|_| truncated(needed))?,
-            names,
-        };
-        blob.check_names()?;
-        blob.check_sections(needed)?;
+            take(after, num_model_tables).ok_or_else(|| truncated(needed))?;
+        let (names, padding) =
+            after.split_at_checked(names_len).ok_or_else(|| truncated(needed))?;
+        let blob = Self { bytes, tables, sections, layers, model_tables, names };
+        let unused = padding.iter().all(|&byte| byte == 0);
+        slot.at(Location::Names).holds(Rule::Reserved, unused)?;
+        blob.check_names(slot)?;
+        blob.check_sections(needed, slot)?;
         for (table, record) in blob.tables.iter().enumerate() {
-            blob.read_table(table, record)?;
+            blob.read_table(table, record, slot)?;
         }
-        blob.check_model()?;
+        blob.check_model(slot)?;
         Ok(blob)
     }
 
@@ -151,22 +128,33 @@ impl<'a> Blob<'a> {
     /// # Errors
     /// A [`BlobError`] for the first section that fails.
     pub fn verify_model(&self) -> Result<(), BlobError> {
-        self.layers.iter().enumerate().try_for_each(|(layer, record)| {
-            let sections = self.sections_of_layer(layer, record)?;
-            self.verify_checksums(sections)?;
-            let scales = sections.find(Role::LayerScales(layer));
-            check_scales(scales, self.read_layer(layer, record)?.scales)
+        ErrorSlot::with(|slot| {
+            self.layers.iter().enumerate().try_for_each(|(layer, record)| {
+                let sections = self.sections_of_layer(layer, record, slot)?;
+                self.verify_checksums(sections, slot)?;
+                let scales = sections.find(Role::LayerScales(layer));
+                check_scales(slot, scales, self.read_layer(layer, record, slot)?.scales)
+            })
         })
     }
 
     /// [`verify_payload`](Self::verify_payload) for the table at one position.
     pub(crate) fn verify_table(&self, table: usize) -> Result<(), BlobError> {
         let Some(record) = self.tables.get(table) else { return Ok(()) };
-        let sections = self.sections_of_table(table, record)?;
-        self.verify_checksums(sections)?;
-        let data = self.read_table(table, record)?;
+        ErrorSlot::with(|slot| self.verify_record(table, record, slot))
+    }
+
+    fn verify_record(
+        &self,
+        table: usize,
+        record: &TableRecord,
+        slot: &ErrorSlot,
+    ) -> Result<(), Refused> {
+        let sections = self.sections_of_table(table, record, slot)?;
+        self.verify_checksums(sections, slot)?;
+        let data = self.read_table(table, record, slot)?;
         let check_rows = |rows: &Rows<'_>, role: Role| match rows.first_bad_header() {
-            Some(position) => Err(bad_scale(sections.find(role), position)),
+            Some(position) => Err(bad_scale(slot, sections.find(role), position)),
             None => Ok(()),
         };
         match &data.weights {
@@ -179,11 +167,11 @@ impl<'a> Blob<'a> {
             }
             Weights::Tt(tt) => {
                 for (k, core) in tt.cores.iter().enumerate() {
-                    check_scales(sections.find(Role::Scales(k)), core.scales)?;
+                    check_scales(slot, sections.find(Role::Scales(k)), core.scales)?;
                 }
                 if let Some(Prefixes { ids, index, .. }) = tt.prefixes {
                     let section = sections.find(Role::PrefixIds);
-                    check_ids(section, ids, index, tt.shape.num_prefixes())?;
+                    check_ids(slot, section, ids, index, tt.shape.num_prefixes())?;
                 }
             }
         }
@@ -192,12 +180,12 @@ impl<'a> Blob<'a> {
                 rows.iter().enumerate().find(|&(_, &row)| u64::from(row) >= data.num_rows)
         {
             let section = sections.find(Role::RemappedRows);
-            let at = Location::Element { section, position: position as u64 };
-            return Err(BlobError::new(at, Rule::RemappedRow, row.into(), data.num_rows));
+            let at = slot.at(Location::Element { section, position: position as u64 });
+            return Err(at.refuse(Rule::RemappedRow, row.into(), data.num_rows));
         }
         if let Some(Overrides { ids, index, rows }) = &data.overrides {
             check_rows(rows, Role::OverrideRows)?;
-            check_ids(sections.find(Role::OverrideIds), ids, index, data.num_embeddings)?;
+            check_ids(slot, sections.find(Role::OverrideIds), ids, index, data.num_embeddings)?;
         }
         Ok(())
     }
@@ -212,49 +200,42 @@ impl<'a> Blob<'a> {
         &self,
         table: usize,
         record: &TableRecord,
-    ) -> Result<Sections<'a>, BlobError> {
-        self.sections_from(Location::Table(table), record.first_section, record.num_sections)
+        slot: &ErrorSlot,
+    ) -> Result<Sections<'a>, Refused> {
+        let at = slot.at(Location::Table(table));
+        self.sections_from(at, record.first_section, record.num_sections)
     }
 
     pub(super) fn sections_of_layer(
         &self,
         layer: usize,
         record: &LayerRecord,
-    ) -> Result<Sections<'a>, BlobError> {
-        self.sections_from(Location::Layer(layer), record.first_section, record.num_sections)
+        slot: &ErrorSlot,
+    ) -> Result<Sections<'a>, Refused> {
+        let at = slot.at(Location::Layer(layer));
+        self.sections_from(at, record.first_section, record.num_sections)
     }
 
     fn sections_from(
         &self,
-        at: Location,
+        at: Place<'_>,
         first: u32,
         count: u32,
-    ) -> Result<Sections<'a>, BlobError> {
+    ) -> Result<Sections<'a>, Refused> {
         let (first, count) = (first as usize, count as usize);
         let end = first.saturating_add(count);
-        match self.sections.get(first..end) {
-            Some(records) => Ok(Sections { first, records }),
-            None => {
-                let (found, expected) = (end as u64, self.sections.len() as u64);
-                Err(BlobError::new(at, Rule::LastSection, found, expected))
-            }
-        }
+        at.at_most(Rule::LastSection, end as u64, self.sections.len() as u64)?;
+        Ok(Sections { first, records: self.sections.get(first..end).unwrap_or_default() })
     }
 
-    fn verify_checksums(&self, sections: Sections<'a>) -> Result<(), BlobError> {
+    fn verify_checksums(&self, sections: Sections<'a>, slot: &ErrorSlot) -> Result<(), Refused> {
         sections.numbered().try_for_each(|(section, record)| {
             let mut checksum = Checksum::new();
             let padded = align_up(record.len).map(|len| SectionRecord { len, ..*record });
             let bytes = padded.and_then(|padded| self.section_bytes(&padded));
             checksum.update(bytes.unwrap_or_default());
-            match checksum.finish() {
-                computed if computed == record.checksum => Ok(()),
-                computed => {
-                    let (found, expected) = (computed.into(), record.checksum.into());
-                    let at = Location::Section(section);
-                    Err(BlobError::new(at, Rule::Checksum, found, expected))
-                }
-            }
+            let (found, expected) = (checksum.finish().into(), record.checksum.into());
+            slot.at(Location::Section(section)).equal(Rule::Checksum, found, expected)
         })
     }
 
@@ -265,88 +246,56 @@ impl<'a> Blob<'a> {
     }
 
     /// Checks that names lie end to end in `names`, and ascend.
-    fn check_names(&self) -> Result<(), BlobError> {
+    fn check_names(&self, slot: &ErrorSlot) -> Result<(), Refused> {
         let mut end = 0usize;
         let mut previous: &[u8] = &[];
         for (table, record) in self.tables.iter().enumerate() {
-            let wrong = |rule, found, expected: usize| {
-                BlobError::new(Location::Table(table), rule, found, expected as u64)
-            };
-            let (offset, len) = (record.name_offset as usize, record.name_len as usize);
-            if !(1..=MAX_NAME_LEN).contains(&len) {
-                return Err(wrong(Rule::NameLen, len as u64, MAX_NAME_LEN));
-            }
-            if offset != end {
-                return Err(wrong(Rule::NameOffset, offset as u64, end));
-            }
-            end = end.saturating_add(len);
+            let at = slot.at(Location::Table(table));
+            at.one_to(Rule::NameLen, record.name_len.into(), MAX_NAME_LEN as u64)?;
+            at.equal(Rule::NameOffset, record.name_offset.into(), end as u64)?;
+            end = end.saturating_add(record.name_len as usize);
+            at.at_most(Rule::NameEnd, end as u64, self.names.len() as u64)?;
             let name = self.name_bytes(record);
-            if name.len() != len {
-                return Err(wrong(Rule::NameEnd, end as u64, self.names.len()));
-            }
-            if core::str::from_utf8(name).is_err() {
-                return Err(BlobError::at(Location::Table(table), Rule::NameUtf8));
-            }
-            if previous >= name {
-                return Err(BlobError::at(Location::Table(table), Rule::NameOrder));
-            }
+            at.holds(Rule::NameUtf8, core::str::from_utf8(name).is_ok())?;
+            at.holds(Rule::NameOrder, previous < name)?;
             previous = name;
         }
-        if end == self.names.len() {
-            Ok(())
-        } else {
-            let (found, expected) = (end as u64, self.names.len() as u64);
-            Err(BlobError::new(Location::Names, Rule::NamesEnd, found, expected))
-        }
+        slot.at(Location::Names)
+            .equal(Rule::NamesEnd, end as u64, self.names.len() as u64)
     }
 
     /// Checks that sections lie end to end, each rounded up to the alignment, from the end of the
     /// directory to the end of the blob, and belong to the tables and then to the layers, in order.
-    fn check_sections(&self, directory_end: u64) -> Result<(), BlobError> {
+    fn check_sections(&self, directory_end: u64, slot: &ErrorSlot) -> Result<(), Refused> {
         let len = self.bytes.len() as u64;
         let mut end = directory_end;
         for (section, record) in self.sections.iter().enumerate() {
-            let at = Location::Section(section);
-            if record.reserved != [0; 8] {
-                return Err(BlobError::at(at, Rule::Reserved));
-            }
-            if record.offset != end {
-                return Err(BlobError::new(at, Rule::Offset, record.offset, end));
-            }
-            if record.len == 0 {
-                return Err(BlobError::at(at, Rule::Empty));
-            }
+            let at = slot.at(Location::Section(section));
+            at.holds(Rule::Reserved, record.reserved == [0; 8])?;
+            at.equal(Rule::Offset, record.offset, end)?;
+            at.holds(Rule::Empty, record.len != 0)?;
             let left = len.saturating_sub(end);
             end = end
                 .checked_add(record.len)
                 .and_then(align_up)
                 .filter(|&end| end <= len)
-                .ok_or(BlobError::new(at, Rule::End, record.len, left))?;
+                .ok_or_else(|| at.refuse(Rule::End, record.len, left))?;
         }
-        if end != len {
-            return Err(BlobError::new(Location::Buffer, Rule::BlobEnd, end, len));
-        }
+        slot.at(Location::Buffer).equal(Rule::BlobEnd, end, len)?;
         let mut next = 0usize;
-        let mut check = |at, first: u32, sections: Result<Sections<'_>, BlobError>| {
-            if first as usize != next {
-                return Err(BlobError::new(at, Rule::FirstSection, first.into(), next as u64));
-            }
-            next = next.saturating_add(sections?.records.len());
+        let mut check = |at, first: u32, count| {
+            let at = slot.at(at);
+            at.equal(Rule::FirstSection, first.into(), next as u64)?;
+            next = next.saturating_add(self.sections_from(at, first, count)?.records.len());
             Ok(())
         };
         for (table, record) in self.tables.iter().enumerate() {
-            let sections = self.sections_of_table(table, record);
-            check(Location::Table(table), record.first_section, sections)?;
+            check(Location::Table(table), record.first_section, record.num_sections)?;
         }
         for (layer, record) in self.layers.iter().enumerate() {
-            let sections = self.sections_of_layer(layer, record);
-            check(Location::Layer(layer), record.first_section, sections)?;
+            check(Location::Layer(layer), record.first_section, record.num_sections)?;
         }
-        if next == self.sections.len() {
-            Ok(())
-        } else {
-            Err(BlobError::at(Location::Section(next), Rule::Owner))
-        }
+        slot.at(Location::Section(next)).holds(Rule::Owner, next == self.sections.len())
     }
 
     /// The table at position `table`. Checks every number of its record, and its sections against
@@ -355,79 +304,56 @@ impl<'a> Blob<'a> {
         &self,
         table: usize,
         record: &TableRecord,
-    ) -> Result<TableData<'a>, BlobError> {
-        let at = Location::Table(table);
-        let unknown =
-            |rule, found: u32, limit: u32| BlobError::new(at, rule, found.into(), limit.into());
-        if !(kind::DENSE..=kind::QUOTIENT_REMAINDER).contains(&record.kind) {
-            let limit = kind::QUOTIENT_REMAINDER;
-            return Err(unknown(Rule::Kind, record.kind.into(), limit.into()));
-        }
-        if record.index_map > index_map::REMAPPED {
-            let limit = index_map::REMAPPED;
-            return Err(unknown(Rule::IndexMap, record.index_map.into(), limit.into()));
-        }
-        if record.layout != 0 {
-            return Err(unknown(Rule::Layout, record.layout.into(), 0));
-        }
-        let reserved = BlobError::at(at, Rule::Reserved);
-        if record.reserved_tail != [0; 16] {
-            return Err(reserved);
-        }
-        let wrong_shape = |error: ShapeError| BlobError::at(at, Rule::Shape(error));
-        let mut sections = SectionCursor::new(self, at, self.sections_of_table(table, record)?);
+        slot: &ErrorSlot,
+    ) -> Result<TableData<'a>, Refused> {
+        let at = slot.at(Location::Table(table));
+        at.one_to(Rule::Kind, record.kind.into(), kind::QUOTIENT_REMAINDER.into())?;
+        at.at_most(Rule::IndexMap, record.index_map.into(), index_map::REMAPPED.into())?;
+        at.equal(Rule::Layout, record.layout.into(), 0)?;
+        let unused = |holds| at.holds(Rule::Reserved, holds);
+        unused(record.reserved_tail == [0; 16])?;
+        let wrong_shape = |error| at.refuse_shape(error);
+        let mut sections =
+            SectionCursor::new(self, at, self.sections_of_table(table, record, slot)?);
 
         let num_embeddings = record.num_embeddings;
         let embedding_dim = record.embedding_dim as usize;
         check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
         check_embedding_dim(record.embedding_dim.into()).map_err(wrong_shape)?;
-        let num_rows = match (record.index_map, record.num_rows) {
-            (index_map::IDENTITY, 0) => num_embeddings,
-            (index_map::MODULO | index_map::REMAPPED, found)
-                if (1..=num_embeddings).contains(&found) =>
-            {
-                found
+        let num_rows = match record.index_map {
+            index_map::IDENTITY => {
+                at.equal(Rule::NumRowsUnmapped, record.num_rows, 0)?;
+                num_embeddings
             }
-            (index_map::IDENTITY, found) => {
-                return Err(BlobError::new(at, Rule::NumRowsUnmapped, found, 0));
+            _ => {
+                at.one_to(Rule::NumRows, record.num_rows, num_embeddings)?;
+                record.num_rows
             }
-            (_, found) => return Err(BlobError::new(at, Rule::NumRows, found, num_embeddings)),
         };
-        if record.kind != kind::TT
-            && (record.num_cores, record.digit_order, record.column_order, record.inner_ranks)
-                != (0, 0, 0, [0; 5])
-            || record.kind != kind::QUOTIENT_REMAINDER && record.combine != 0
-        {
-            return Err(reserved);
-        }
+        let of_cores =
+            (record.num_cores, record.digit_order, record.column_order, record.inner_ranks);
+        unused(record.kind == kind::TT || of_cores == (0, 0, 0, [0; 5]))?;
+        unused(record.kind == kind::QUOTIENT_REMAINDER || record.combine == 0)?;
         let shape_fields = (record.row_factors, record.column_factors);
         let weights = match record.kind {
             kind::DENSE => {
-                if shape_fields != ([0; 6], [0; 6]) {
-                    return Err(reserved);
-                }
+                unused(shape_fields == ([0; 6], [0; 6]))?;
                 Weights::Dense(sections.rows(Role::Rows, num_rows, embedding_dim)?)
             }
             kind::PROJECTED => {
-                let ([0, 0, 0, 0, 0, 0], [rank, 0, 0, 0, 0, 0]) = shape_fields else {
-                    return Err(reserved);
-                };
+                let (none, [rank, rest @ ..]) = shape_fields;
+                unused(none == [0; 6] && rest == [0; 5])?;
                 check_embedding_dim(rank.into()).map_err(wrong_shape)?;
                 let rows = sections.rows(Role::Rows, num_rows, rank as usize)?;
                 let projection = sections.elements(Role::Projection, rank.into(), embedding_dim)?;
                 Weights::Projected(Projected { rows, projection })
             }
             kind::QUOTIENT_REMAINDER => {
-                let ([quotients, num_remainders, 0, 0, 0, 0], [first, second, 0, 0, 0, 0]) =
-                    shape_fields
-                else {
-                    return Err(reserved);
-                };
-                let combine = Combine::from_code(record.combine).ok_or(unknown(
-                    Rule::Combine,
-                    record.combine.into(),
-                    3,
-                ))?;
+                let ([quotients, num_remainders, rest @ ..], [first, second, more @ ..]) =
+                    shape_fields;
+                unused((rest, more) == ([0; 4], [0; 4]))?;
+                let unknown = || at.refuse(Rule::Combine, record.combine.into(), 3);
+                let combine = Combine::from_code(record.combine).ok_or_else(unknown)?;
                 let columns = [first as usize, second as usize];
                 let expected =
                     combine.check(num_rows, num_remainders, columns).map_err(wrong_shape)?;
@@ -467,7 +393,7 @@ impl<'a> Blob<'a> {
         let overrides = sections.overrides(num_embeddings, embedding_dim)?;
         sections.finish()?;
         let name = core::str::from_utf8(self.name_bytes(record))
-            .map_err(|_| BlobError::at(at, Rule::NameUtf8))?;
+            .map_err(|_| at.refuse(Rule::NameUtf8, 0, 0))?;
         Ok(TableData {
             name,
             num_embeddings,
@@ -480,16 +406,29 @@ impl<'a> Blob<'a> {
     }
 }
 
+/// The first `count` records of a directory, and the bytes after them.
+fn take<T: bytemuck::Pod>(directory: &[u8], count: usize) -> Option<(&[T], &[u8])> {
+    let len = count.checked_mul(size_of::<T>())?;
+    let (records, after) = directory.split_at_checked(len)?;
+    Some((bytemuck::try_cast_slice(records).ok()?, after))
+}
+
 /// Refuses ids that do not ascend, are not below `limit`, or have another position in the index.
-fn check_ids(section: usize, ids: &[u64], index: &[Line], limit: u64) -> Result<(), BlobError> {
+fn check_ids(
+    slot: &ErrorSlot,
+    section: usize,
+    ids: &[u64],
+    index: &[Line],
+    limit: u64,
+) -> Result<(), Refused> {
     let mut floor = 0;
     for (position, &id) in ids.iter().enumerate() {
-        let at = Location::Element { section, position: position as u64 };
+        let at = slot.at(Location::Element { section, position: position as u64 });
         if id < floor || id >= limit {
-            return Err(BlobError::new(at, Rule::Ids, id, limit));
+            return Err(at.refuse(Rule::Ids, id, limit));
         }
         if !index.is_empty() && id_index::position_in(index, id) != Some(position) {
-            return Err(BlobError::new(at, Rule::IdIndex, id, limit));
+            return Err(at.refuse(Rule::IdIndex, id, limit));
         }
         floor = id.saturating_add(1);
     }
@@ -497,21 +436,20 @@ fn check_ids(section: usize, ids: &[u64], index: &[Line], limit: u64) -> Result<
 }
 
 /// Refuses scales that are not finite and positive.
-fn check_scales(section: usize, scales: &[f32]) -> Result<(), BlobError> {
+fn check_scales(slot: &ErrorSlot, section: usize, scales: &[f32]) -> Result<(), Refused> {
     let bad = scales.iter().position(|scale| !(scale.is_finite() && *scale > 0.0));
-    bad.map_or(Ok(()), |position| Err(bad_scale(section, position as u64)))
+    bad.map_or(Ok(()), |position| Err(bad_scale(slot, section, position as u64)))
 }
 
-fn bad_scale(section: usize, position: u64) -> BlobError {
-    BlobError::at(Location::Element { section, position }, Rule::Scale)
+fn bad_scale(slot: &ErrorSlot, section: usize, position: u64) -> Refused {
+    slot.at(Location::Element { section, position }).refuse(Rule::Scale, 0, 0)
 }
 
 /// The shape of a tensor-train table. Factors and ranks past those of d cores must be 0.
-fn read_shape(at: Location, num_rows: u64, record: &TableRecord) -> Result<TtShape, BlobError> {
-    let wrong_shape = |error| BlobError::at(at, Rule::Shape(error));
-    let order = |rule, code: u8| {
-        DigitOrder::from_code(code).ok_or(BlobError::new(at, rule, code.into(), 1))
-    };
+fn read_shape(at: Place<'_>, num_rows: u64, record: &TableRecord) -> Result<TtShape, Refused> {
+    let wrong_shape = |error| at.refuse_shape(error);
+    let order =
+        |rule, code: u8| DigitOrder::from_code(code).ok_or_else(|| at.refuse(rule, code.into(), 1));
     let digit_order = order(Rule::DigitOrder, record.digit_order)?;
     let column_order = order(Rule::ColumnOrder, record.column_order)?;
     let d = usize::from(record.num_cores);
@@ -521,9 +459,8 @@ fn read_shape(at: Location, num_rows: u64, record: &TableRecord) -> Result<TtSha
         record.column_factors.split_at_checked(d).ok_or_else(wrong_count)?;
     let inner = d.checked_sub(1).ok_or_else(wrong_count)?;
     let (ranks, rank_rest) = record.inner_ranks.split_at_checked(inner).ok_or_else(wrong_count)?;
-    if row_rest.iter().chain(column_rest).chain(rank_rest).any(|&n| n != 0) {
-        return Err(BlobError::at(at, Rule::Reserved));
-    }
+    let mut rest = row_rest.iter().chain(column_rest).chain(rank_rest);
+    at.holds(Rule::Reserved, rest.all(|&n| n == 0))?;
     let shape = TtShape::new(num_rows, row_factors, column_factors, ranks).map_err(wrong_shape)?;
     Ok(shape.with_digit_order(digit_order).with_column_order(column_order))
 }
@@ -558,14 +495,14 @@ impl<'a> Sections<'a> {
 pub(super) struct SectionCursor<'b, 'a> {
     blob: &'b Blob<'a>,
     /// The table or layer.
-    at: Location,
+    at: Place<'b>,
     sections: Sections<'a>,
     /// Number of sections read so far.
     num_read: usize,
 }
 
 impl<'b, 'a> SectionCursor<'b, 'a> {
-    pub(super) fn new(blob: &'b Blob<'a>, at: Location, sections: Sections<'a>) -> Self {
+    pub(super) fn new(blob: &'b Blob<'a>, at: Place<'b>, sections: Sections<'a>) -> Self {
         Self { blob, at, sections, num_read: 0 }
     }
 
@@ -573,14 +510,14 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         self.sections.records.get(self.num_read)
     }
 
+    fn next_place(&self) -> Place<'b> {
+        self.at.at(Location::Section(self.sections.first.saturating_add(self.num_read)))
+    }
+
     /// Refuses sections that have not been read.
-    pub(super) fn finish(&self) -> Result<(), BlobError> {
-        match self.sections.records.len() {
-            len if len == self.num_read => Ok(()),
-            len => {
-                Err(BlobError::new(self.at, Rule::ExtraSection, len as u64, self.num_read as u64))
-            }
-        }
+    pub(super) fn finish(&self) -> Result<(), Refused> {
+        let len = self.sections.records.len() as u64;
+        self.at.equal(Rule::ExtraSection, len, self.num_read as u64)
     }
 
     /// Whether the next section has this role.
@@ -589,33 +526,31 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
     }
 
     /// The next section, which must have this role.
-    fn read(&mut self, role: Role) -> Result<(Location, &'a SectionRecord), BlobError> {
+    fn read(&mut self, role: Role) -> Result<(Place<'b>, &'a SectionRecord), Refused> {
+        let at = self.next_place();
+        let record = self.next();
         let num_read = self.num_read as u64;
-        let at = Location::Section(self.sections.first.saturating_add(self.num_read));
         self.num_read = self.num_read.saturating_add(1);
-        let missing = BlobError::new(self.at, Rule::MissingSection, num_read, self.num_read as u64);
-        let record = self.sections.records.get(num_read as usize).ok_or(missing)?;
+        let missing = || self.at.refuse(Rule::MissingSection, num_read, self.num_read as u64);
+        let record = record.ok_or_else(missing)?;
         let (code, core) = role.codes();
-        if record.role != code {
-            return Err(BlobError::new(at, Rule::Role, record.role.into(), code.into()));
-        }
-        if record.core != core {
-            return Err(BlobError::new(at, Rule::Core, record.core.into(), core.into()));
-        }
+        at.equal(Rule::Role, record.role.into(), code.into())?;
+        at.equal(Rule::Core, record.core.into(), core.into())?;
         Ok((at, record))
     }
 
     /// The bytes of a section that must hold `count` runs of `len` bytes.
     fn bytes(
         &self,
-        at: Location,
+        at: Place<'_>,
         record: &SectionRecord,
         count: u64,
         len: usize,
-    ) -> Result<&'a [u8], BlobError> {
-        let expected = count.saturating_mul(len as u64);
-        let bytes = self.blob.section_bytes(record).filter(|_| record.len == expected);
-        bytes.ok_or(BlobError::new(at, Rule::Len, record.len, expected))
+    ) -> Result<&'a [u8], Refused> {
+        at.equal(Rule::Len, record.len, count.saturating_mul(len as u64))?;
+        self.blob
+            .section_bytes(record)
+            .ok_or_else(|| at.refuse(Rule::Len, record.len, 0))
     }
 
     /// The next section: `count` runs of `len` elements, or `count` dense rows if the role is that
@@ -625,24 +560,21 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         role: Role,
         count: u64,
         len: usize,
-    ) -> Result<Elements<'a>, BlobError> {
+    ) -> Result<Elements<'a>, Refused> {
         let (at, record) = self.read(role)?;
-        let wrong_dtype = wrong_dtype(at, role, record.dtype);
-        let dtype = Dtype::from_code(record.dtype).ok_or(wrong_dtype)?;
-        let suits = match role {
+        let wrong_dtype = || wrong_dtype(at, role, record.dtype);
+        let suits = |dtype: &Dtype| match role {
             Role::Core(_) | Role::LayerWeights(_) => dtype.suits_cores(),
             Role::Projection => dtype.suits_projections(),
             _ => true,
         };
-        if !suits {
-            return Err(wrong_dtype);
-        }
+        let dtype = Dtype::from_code(record.dtype).filter(suits).ok_or_else(wrong_dtype)?;
         let len = match role {
             Role::Rows | Role::RemainderRows | Role::OverrideRows => dtype.row_len(len),
             _ => dtype.bytes_of(len),
         };
         let bytes = self.bytes(at, record, count, len)?;
-        Elements::from_bytes(bytes, dtype).ok_or(wrong_dtype)
+        Elements::from_bytes(bytes, dtype).ok_or_else(wrong_dtype)
     }
 
     /// The next section: `count` runs of `len` f32.
@@ -651,23 +583,18 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         role: Role,
         count: u64,
         len: usize,
-    ) -> Result<&'a [f32], BlobError> {
-        let at = Location::Section(self.sections.first.saturating_add(self.num_read));
+    ) -> Result<&'a [f32], Refused> {
+        let at = self.next_place();
         let floats = self.elements(role, count, len)?;
-        floats.as_f32().ok_or(wrong_dtype(at, role, floats.dtype() as u8))
+        floats.as_f32().ok_or_else(|| wrong_dtype(at, role, floats.dtype() as u8))
     }
 
-    fn rows(
-        &mut self,
-        role: Role,
-        count: u64,
-        embedding_dim: usize,
-    ) -> Result<Rows<'a>, BlobError> {
+    fn rows(&mut self, role: Role, count: u64, embedding_dim: usize) -> Result<Rows<'a>, Refused> {
         let elements = self.elements(role, count, embedding_dim)?;
         Ok(Rows { elements, embedding_dim })
     }
 
-    fn cores(&mut self, shape: TtShape) -> Result<TtCores<'a>, BlobError> {
+    fn cores(&mut self, shape: TtShape) -> Result<TtCores<'a>, Refused> {
         let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
         for (k, (core, &p)) in cores.iter_mut().zip(shape.row_factors()).enumerate() {
             core.slices = self.elements(Role::Core(k), p.into(), shape.slice_len(k))?;
@@ -680,7 +607,7 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
     }
 
     /// Products of prefixes, if they come next.
-    fn prefixes(&mut self, shape: &TtShape) -> Result<Option<Prefixes<'a>>, BlobError> {
+    fn prefixes(&mut self, shape: &TtShape) -> Result<Option<Prefixes<'a>>, Refused> {
         if !self.next_is(Role::PrefixIds) {
             return Ok(None);
         }
@@ -695,7 +622,7 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         &mut self,
         num_embeddings: u64,
         embedding_dim: usize,
-    ) -> Result<Option<Overrides<'a>>, BlobError> {
+    ) -> Result<Option<Overrides<'a>>, Refused> {
         if self.next().is_none() {
             return Ok(None);
         }
@@ -706,7 +633,7 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
     }
 
     /// The next section: at most `limit` ids.
-    fn ids(&mut self, role: Role, limit: u64) -> Result<&'a [u64], BlobError> {
+    fn ids(&mut self, role: Role, limit: u64) -> Result<&'a [u64], Refused> {
         self.numbers(role, DTYPE_U64, |found| found.min(limit))
     }
 
@@ -716,20 +643,19 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         role: Role,
         dtype: u8,
         count: impl Fn(u64) -> u64,
-    ) -> Result<&'a [T], BlobError> {
+    ) -> Result<&'a [T], Refused> {
         let (at, record) = self.read(role)?;
+        let wrong_dtype = || wrong_dtype(at, role, record.dtype);
         if record.dtype != dtype {
-            return Err(wrong_dtype(at, role, record.dtype));
+            return Err(wrong_dtype());
         }
         let room = record.len.checked_div(size_of::<T>() as u64).unwrap_or(0);
-        let (count, len) = (count(room), size_of::<T>());
-        let bytes = self.bytes(at, record, count, len)?;
-        let wrong_len = BlobError::new(at, Rule::Len, record.len, count.saturating_mul(len as u64));
-        bytemuck::try_cast_slice(bytes).map_err(|_| wrong_len)
+        let bytes = self.bytes(at, record, count(room), size_of::<T>())?;
+        bytemuck::try_cast_slice(bytes).map_err(|_| wrong_dtype())
     }
 
     /// The index of ids below `limit`, if it comes next.
-    fn id_index(&mut self, role: Role, limit: u64) -> Result<&'a [Line], BlobError> {
+    fn id_index(&mut self, role: Role, limit: u64) -> Result<&'a [Line], Refused> {
         if !self.next_is(role) {
             return Ok(&[]);
         }
@@ -739,8 +665,8 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
 }
 
 /// A section whose dtype is unknown, or not allowed for its role.
-fn wrong_dtype(at: Location, role: Role, found: u8) -> BlobError {
-    BlobError::new(at, Rule::Dtype, found.into(), role.codes().0.into())
+fn wrong_dtype(at: Place<'_>, role: Role, found: u8) -> Refused {
+    at.refuse(Rule::Dtype, found.into(), role.codes().0.into())
 }
 
 impl Rows<'_> {

@@ -71,15 +71,32 @@ fn sample() -> AlignedBuf {
 }
 
 /// Where a rule does not hold, which one, what was found, and what was expected.
-type Refusal = (Location, Rule, u64, u64);
+type Refusal = (Location, Broken, u64, u64);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Broken {
+    Rule(Rule),
+    Shape(ShapeError),
+}
+
+impl From<Rule> for Broken {
+    fn from(rule: Rule) -> Self {
+        Self::Rule(rule)
+    }
+}
 
 /// A refusal that is about no number.
 fn broken(location: Location, rule: Rule) -> Refusal {
-    (location, rule, 0, 0)
+    (location, rule.into(), 0, 0)
 }
 
 fn refusal(result: Result<(), BlobError>) -> Result<(), Refusal> {
-    result.map_err(|error| (error.location(), error.rule(), error.found(), error.expected()))
+    result.map_err(|error| {
+        let rule = error.rule();
+        assert_eq!(error.shape().is_some(), rule == Rule::Shape);
+        let broken = error.shape().map_or(rule.into(), Broken::Shape);
+        (error.location(), broken, error.found(), error.expected())
+    })
 }
 
 fn parse(bytes: &[u8]) -> Result<(), Refusal> {
@@ -95,7 +112,7 @@ fn bad_checksum(bytes: &[u8], section: usize) -> Refusal {
     let format::Section { checksum, .. } = format::Section::read(bytes, section);
     let range = format::Section::read(bytes, section).padded_range();
     let found = format::crc32c(&bytes[range]);
-    (Section(section), Rule::Checksum, found.into(), checksum.into())
+    (Section(section), Rule::Checksum.into(), found.into(), checksum.into())
 }
 
 /// Patches, reseals and parses `sample()`.
@@ -122,7 +139,7 @@ fn with_section(position: usize, field: usize, value: &[u8]) -> Refusal {
 }
 
 fn shape_error(position: usize, error: ShapeError) -> Refusal {
-    broken(Table(position), Rule::Shape(error))
+    (Table(position), Broken::Shape(error), 0, 0)
 }
 
 fn bad_shape(table: &str, error: ShapeError) -> LayoutError {
@@ -139,7 +156,7 @@ fn misaligned_buffers() {
         buf[excess..][..valid.len()].copy_from_slice(&valid);
         assert_eq!(
             parse(&buf[excess..][..valid.len()]),
-            Err((Buffer, Rule::Alignment, excess as u64, 64))
+            Err((Buffer, Rule::Alignment.into(), excess as u64, 64))
         );
     }
     buf[64..].copy_from_slice(&valid);
@@ -150,7 +167,7 @@ fn misaligned_buffers() {
 fn truncated_header() {
     let valid = sample();
     for len in 0..format::HEADER_LEN {
-        let expected = (Buffer, Rule::Truncated, len as u64, 64);
+        let expected = (Buffer, Rule::Truncated.into(), len as u64, 64);
         assert_eq!(parse(&valid[..len]), Err(expected));
     }
 }
@@ -159,7 +176,7 @@ fn truncated_header() {
 fn bytes_cut_off_anywhere() {
     let valid = sample();
     for len in format::HEADER_LEN..valid.len() {
-        let expected = (Buffer, Rule::TotalLen, len as u64, valid.len() as u64);
+        let expected = (Buffer, Rule::TotalLen.into(), len as u64, valid.len() as u64);
         assert_eq!(parse(&valid[..len]), Err(expected));
     }
 }
@@ -171,7 +188,7 @@ fn bytes_appended() {
         let mut longer = AlignedBuf::zeroed(valid.len() + more);
         longer[..valid.len()].copy_from_slice(&valid);
         let (declared, actual) = (valid.len() as u64, longer.len() as u64);
-        assert_eq!(parse(&longer), Err((Buffer, Rule::TotalLen, actual, declared)));
+        assert_eq!(parse(&longer), Err((Buffer, Rule::TotalLen.into(), actual, declared)));
     }
 }
 
@@ -182,7 +199,7 @@ fn truncated_directory_whose_header_admits_it() {
     for len in format::HEADER_LEN as u64..needed {
         let mut cut = AlignedBuf::from_slice(&valid[..len as usize]);
         put(&mut cut, header::TOTAL_LEN, &len.to_le_bytes());
-        assert_eq!(parse(&cut), Err((Buffer, Rule::Truncated, len, needed)));
+        assert_eq!(parse(&cut), Err((Buffer, Rule::Truncated.into(), len, needed)));
     }
 }
 
@@ -192,7 +209,7 @@ fn directory_counts_that_reach_past_the_end() {
     put(&mut buf, header::NUM_TABLES, &(MAX_TABLES as u32).to_le_bytes());
     let needed =
         (64 + MAX_TABLES * 128 + NUM_SECTIONS * 32 + NAMES.len()).next_multiple_of(64) as u64;
-    assert_eq!(parse(&buf), Err((Buffer, Rule::Truncated, buf.len() as u64, needed)));
+    assert_eq!(parse(&buf), Err((Buffer, Rule::Truncated.into(), buf.len() as u64, needed)));
 }
 
 #[test]
@@ -207,7 +224,7 @@ fn unknown_version() {
     for found in [0, 2, 1 << 8, 1 << 24, u32::MAX] {
         assert_eq!(
             with_header(header::VERSION, &found.to_le_bytes()),
-            (Header, Rule::Version, found.into(), 1)
+            (Header, Rule::Version.into(), found.into(), 1)
         );
     }
 }
@@ -217,7 +234,7 @@ fn unknown_flags() {
     for found in (0..32).map(|bit| 1u32 << bit) {
         assert_eq!(
             with_header(header::FLAGS, &found.to_le_bytes()),
-            (Header, Rule::Flags, found.into(), 0)
+            (Header, Rule::Flags.into(), found.into(), 0)
         );
     }
 }
@@ -234,7 +251,7 @@ fn reserved_header_bytes() {
 fn wrong_total_length() {
     let actual = sample().len() as u64;
     for declared in [0, 1, actual - 1, actual + 1, actual + 64, u64::MAX] {
-        let expected = (Buffer, Rule::TotalLen, actual, declared);
+        let expected = (Buffer, Rule::TotalLen.into(), actual, declared);
         assert_eq!(with_header(header::TOTAL_LEN, &declared.to_le_bytes()), expected);
     }
 }
@@ -244,7 +261,7 @@ fn too_many_tables() {
     for found in [MAX_TABLES as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_TABLES, &found.to_le_bytes());
-        let expected = (Header, Rule::NumTables, found.into(), 1 << 16);
+        let expected = (Header, Rule::NumTables.into(), found.into(), 1 << 16);
         assert_eq!(parse(&buf), Err(expected));
     }
 }
@@ -256,7 +273,7 @@ fn more_sections_than_the_tables_can_have() {
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NUM_SECTIONS, &found.to_le_bytes());
-        assert_eq!(parse(&buf), Err((Header, Rule::NumSections, found.into(), limit)));
+        assert_eq!(parse(&buf), Err((Header, Rule::NumSections.into(), found.into(), limit)));
     }
 }
 
@@ -266,7 +283,7 @@ fn more_name_bytes_than_the_tables_can_have() {
     for found in [limit as u32 + 1, u32::MAX] {
         let mut buf = sample();
         put(&mut buf, header::NAMES_LEN, &found.to_le_bytes());
-        assert_eq!(parse(&buf), Err((Header, Rule::NamesLen, found.into(), limit)));
+        assert_eq!(parse(&buf), Err((Header, Rule::NamesLen.into(), found.into(), limit)));
     }
 }
 
@@ -280,12 +297,15 @@ fn directory_checksum() {
         let mut sealed = buf.clone();
         assert!(reseal(&mut sealed));
         let computed = format::u32_at(&sealed, header::CHECKSUM);
-        assert_eq!(parse(&buf), Err((Header, Rule::Checksum, computed.into(), stored.into())));
+        assert_eq!(
+            parse(&buf),
+            Err((Header, Rule::Checksum.into(), computed.into(), stored.into()))
+        );
     }
     for bit in 0..32 {
         let mut buf = valid.clone();
         buf[header::CHECKSUM + bit / 8] ^= 1 << (bit % 8);
-        let expected = (Header, Rule::Checksum, stored.into(), (stored ^ (1 << bit)).into());
+        let expected = (Header, Rule::Checksum.into(), stored.into(), (stored ^ (1 << bit)).into());
         assert_eq!(parse(&buf), Err(expected));
     }
 }
@@ -307,7 +327,7 @@ fn padding_after_the_names() {
 fn empty_name() {
     assert_eq!(
         with_table(TT, table::NAME_LEN, &0u32.to_le_bytes()),
-        (Table(TT), Rule::NameLen, 0, 1024)
+        (Table(TT), Rule::NameLen.into(), 0, 1024)
     );
 }
 
@@ -318,17 +338,18 @@ fn name_longer_than_the_limit() {
     assert_eq!(parse(&buf), Ok(()));
     put(&mut buf, table_at(0) + table::NAME_LEN, &(MAX_NAME_LEN as u32 + 1).to_le_bytes());
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err((Table(0), Rule::NameLen, 1025, 1024)));
+    assert_eq!(parse(&buf), Err((Table(0), Rule::NameLen.into(), 1025, 1024)));
 }
 
 #[test]
 fn name_past_the_end_of_the_names() {
     let start = NAMES.len() as u64 - 7;
     for len in [b"d.tt.i8".len() as u32 + 1, 1024] {
-        let expected = (Table(TT_I8), Rule::NameEnd, start + u64::from(len), NAMES.len() as u64);
+        let expected =
+            (Table(TT_I8), Rule::NameEnd.into(), start + u64::from(len), NAMES.len() as u64);
         assert_eq!(with_table(TT_I8, table::NAME_LEN, &len.to_le_bytes()), expected);
     }
-    let expected = (Table(TT_I8), Rule::NameLen, u32::MAX.into(), 1024);
+    let expected = (Table(TT_I8), Rule::NameLen.into(), u32::MAX.into(), 1024);
     assert_eq!(with_table(TT_I8, table::NAME_LEN, &u32::MAX.to_le_bytes()), expected);
 }
 
@@ -337,7 +358,7 @@ fn name_that_does_not_start_where_the_one_before_ends() {
     let end = b"a.dense".len() as u32;
     for offset in [0, end - 1, end + 1, u32::MAX] {
         let found = with_table(DENSE_I8, table::NAME_OFFSET, &offset.to_le_bytes());
-        assert_eq!(found, (Table(DENSE_I8), Rule::NameOffset, offset.into(), end.into()));
+        assert_eq!(found, (Table(DENSE_I8), Rule::NameOffset.into(), offset.into(), end.into()));
     }
 }
 
@@ -354,7 +375,7 @@ fn name_bytes_left_over() {
     let shorter = b"d.tt.i".len() as u32;
     let found = with_table(TT_I8, table::NAME_LEN, &shorter.to_le_bytes());
     let len = NAMES.len() as u64;
-    assert_eq!(found, (Names, Rule::NamesEnd, len - 1, len));
+    assert_eq!(found, (Names, Rule::NamesEnd.into(), len - 1, len));
 }
 
 #[test]
@@ -390,7 +411,7 @@ fn section_that_does_not_start_where_the_one_before_ends() {
     for position in 0..NUM_SECTIONS {
         let expected = format::Section::read(&valid, position).offset as u64;
         for found in [0, expected - 64, expected + 1, expected + 64, u64::MAX] {
-            let error = (Section(position), Rule::Offset, found, expected);
+            let error = (Section(position), Rule::Offset.into(), found, expected);
             assert_eq!(with_section(position, section::OFFSET, &found.to_le_bytes()), error);
         }
     }
@@ -411,7 +432,7 @@ fn section_past_the_end_of_the_blob() {
         let rest = (valid.len() - format::Section::read(&valid, position).offset) as u64;
         // The last two overflow: the sum with the offset, and its rounding up.
         for found in [rest + 1, u64::MAX / 2, u64::MAX, u64::MAX - (valid.len() as u64 - rest)] {
-            let expected = (Section(position), Rule::End, found, rest);
+            let expected = (Section(position), Rule::End.into(), found, rest);
             assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), expected);
         }
     }
@@ -427,7 +448,7 @@ fn bytes_after_the_last_section() {
         put(&mut buf, header::TOTAL_LEN, &declared.to_le_bytes());
         assert!(reseal(&mut buf));
         let actual = valid.len() as u64;
-        assert_eq!(parse(&buf), Err((Buffer, Rule::BlobEnd, actual, declared)));
+        assert_eq!(parse(&buf), Err((Buffer, Rule::BlobEnd.into(), actual, declared)));
     }
 }
 
@@ -436,7 +457,7 @@ fn bytes_after_the_last_section() {
 #[test]
 fn table_that_does_not_own_the_next_section() {
     for found in [0, 2, u32::MAX] {
-        let expected = (Table(DENSE_I8), Rule::FirstSection, found.into(), 1);
+        let expected = (Table(DENSE_I8), Rule::FirstSection.into(), found.into(), 1);
         assert_eq!(with_table(DENSE_I8, table::FIRST_SECTION, &found.to_le_bytes()), expected);
     }
 }
@@ -446,7 +467,7 @@ fn table_that_owns_sections_past_the_last() {
     let count = format::sections_of(&sample(), TT_I8).len() as u32;
     for found in [count + 1, u32::MAX] {
         let end = 7 + u64::from(found);
-        let expected = (Table(TT_I8), Rule::LastSection, end, NUM_SECTIONS as u64);
+        let expected = (Table(TT_I8), Rule::LastSection.into(), end, NUM_SECTIONS as u64);
         assert_eq!(with_table(TT_I8, table::NUM_SECTIONS, &found.to_le_bytes()), expected);
     }
 }
@@ -473,17 +494,17 @@ fn border_moved(position: usize, by: i32) -> Refusal {
 
 #[test]
 fn table_without_sections() {
-    assert_eq!(border_moved(DENSE, -1), (Table(DENSE), Rule::MissingSection, 0, 1));
+    assert_eq!(border_moved(DENSE, -1), (Table(DENSE), Rule::MissingSection.into(), 0, 1));
 }
 
 #[test]
 fn overrides_without_rows() {
-    assert_eq!(border_moved(DENSE_I8, -1), (Table(DENSE_I8), Rule::MissingSection, 2, 3));
+    assert_eq!(border_moved(DENSE_I8, -1), (Table(DENSE_I8), Rule::MissingSection.into(), 2, 3));
 }
 
 #[test]
 fn tensor_train_without_its_last_core() {
-    assert_eq!(border_moved(TT, -1), (Table(TT), Rule::MissingSection, 2, 3));
+    assert_eq!(border_moved(TT, -1), (Table(TT), Rule::MissingSection.into(), 2, 3));
 }
 
 #[test]
@@ -502,18 +523,18 @@ fn i8_core_without_scales() {
         put(&mut buf, table_at(position) + field, &value.to_le_bytes());
     }
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err((Table(0), Rule::MissingSection, 3, 4)));
+    assert_eq!(parse(&buf), Err((Table(0), Rule::MissingSection.into(), 3, 4)));
 }
 
 #[test]
 fn table_with_a_section_after_its_overrides() {
-    assert_eq!(border_moved(DENSE_I8, 1), (Table(DENSE_I8), Rule::ExtraSection, 4, 3));
+    assert_eq!(border_moved(DENSE_I8, 1), (Table(DENSE_I8), Rule::ExtraSection.into(), 4, 3));
 }
 
 #[test]
 fn dense_table_with_another_tables_section_instead_of_overrides() {
     let found = border_moved(DENSE, 1);
-    assert_eq!(found, (Section(1), Rule::Role, format::ROLE_ROWS.into(), 4));
+    assert_eq!(found, (Section(1), Rule::Role.into(), format::ROLE_ROWS.into(), 4));
 }
 
 // Table records.
@@ -521,7 +542,7 @@ fn dense_table_with_another_tables_section_instead_of_overrides() {
 #[test]
 fn unknown_index_map() {
     for found in 3..=u8::MAX {
-        let expected = (Table(TT), Rule::IndexMap, found.into(), 2);
+        let expected = (Table(TT), Rule::IndexMap.into(), found.into(), 2);
         assert_eq!(with_table(TT, table::INDEX_MAP, &[found]), expected);
     }
 }
@@ -529,7 +550,7 @@ fn unknown_index_map() {
 #[test]
 fn unknown_layout() {
     for found in 1..=u8::MAX {
-        let expected = (Table(DENSE), Rule::Layout, found.into(), 0);
+        let expected = (Table(DENSE), Rule::Layout.into(), found.into(), 0);
         assert_eq!(with_table(DENSE, table::LAYOUT, &[found]), expected);
     }
 }
@@ -537,7 +558,7 @@ fn unknown_layout() {
 #[test]
 fn unknown_kind() {
     for found in [0, 5, 0x0101, u16::MAX] {
-        let expected = (Table(TT_I8), Rule::Kind, found.into(), 4);
+        let expected = (Table(TT_I8), Rule::Kind.into(), found.into(), 4);
         assert_eq!(with_table(TT_I8, table::KIND, &found.to_le_bytes()), expected);
     }
 }
@@ -548,7 +569,7 @@ fn unknown_orders_of_digits() {
         [(table::DIGIT_ORDER, Rule::DigitOrder), (table::COLUMN_ORDER, Rule::ColumnOrder)]
     {
         for found in 2..=u8::MAX {
-            let expected = (Table(TT), rule, found.into(), 1);
+            let expected = (Table(TT), rule.into(), found.into(), 1);
             assert_eq!(with_table(TT, at, &[found]), expected);
         }
     }
@@ -695,7 +716,7 @@ fn section_with_another_role_than_its_place_needs() {
         let role = format::Section::read(&valid, position).role;
         for found in [0, 1, 2, 3, 4, 5, 6, 0x0100 | role, u16::MAX] {
             if found != role {
-                let expected = (Section(position), Rule::Role, found.into(), role.into());
+                let expected = (Section(position), Rule::Role.into(), found.into(), role.into());
                 assert_eq!(with_section(position, section::ROLE, &found.to_le_bytes()), expected);
             }
         }
@@ -708,7 +729,7 @@ fn section_of_another_core_than_its_place_needs() {
     for position in 0..NUM_SECTIONS {
         let core = format::Section::read(&valid, position).core;
         for found in [core ^ 1, 6, 255] {
-            let expected = (Section(position), Rule::Core, found.into(), core.into());
+            let expected = (Section(position), Rule::Core.into(), found.into(), core.into());
             assert_eq!(with_section(position, section::CORE, &[found]), expected);
         }
     }
@@ -720,11 +741,11 @@ fn unknown_dtype() {
     for position in 0..NUM_SECTIONS {
         let role = format::Section::read(&valid, position).role;
         for found in [0, 6, 0x3f, 0x41, 0xff] {
-            let expected = (Section(position), Rule::Dtype, found.into(), role.into());
+            let expected = (Section(position), Rule::Dtype.into(), found.into(), role.into());
             assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
         }
         if role != format::ROLE_OVERRIDE_IDS {
-            let expected = (Section(position), Rule::Dtype, 0x40, role.into());
+            let expected = (Section(position), Rule::Dtype.into(), 0x40, role.into());
             assert_eq!(with_section(position, section::DTYPE, &[format::DTYPE_U64]), expected);
         }
     }
@@ -734,7 +755,7 @@ fn unknown_dtype() {
 fn override_ids_that_are_no_ids() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
     for found in 1..=5 {
-        let expected = (Section(position), Rule::Dtype, found.into(), 4);
+        let expected = (Section(position), Rule::Dtype.into(), found.into(), 4);
         assert_eq!(with_section(position, section::DTYPE, &[found]), expected);
     }
 }
@@ -748,7 +769,7 @@ fn cores_that_are_i4() {
     let cores: Vec<_> = cores.filter(|s| s.role == format::ROLE_CORE).collect();
     assert_eq!(cores.len(), 5);
     for core in cores {
-        let expected = (Section(core.position), Rule::Dtype, 5, 2);
+        let expected = (Section(core.position), Rule::Dtype.into(), 5, 2);
         assert_eq!(with_section(core.position, section::DTYPE, &[format::DTYPE_I4]), expected);
     }
 }
@@ -764,7 +785,7 @@ fn scales_that_are_not_f32() {
             buf[at + section::DTYPE] = dtype;
             put(buf, at + section::LEN, &(6 * size as u64).to_le_bytes());
         });
-        assert_eq!(found, (Section(position), Rule::Dtype, dtype.into(), 3));
+        assert_eq!(found, (Section(position), Rule::Dtype.into(), dtype.into(), 3));
     }
 }
 
@@ -782,7 +803,7 @@ fn section_lengths_that_the_shape_does_not_need() {
         assert_eq!(others.clone().count(), 64);
         for found in others.filter(|&other| other != len) {
             let (found, expected) = (found as u64, len as u64);
-            let error = (Section(position), Rule::Len, found, expected);
+            let error = (Section(position), Rule::Len.into(), found, expected);
             assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), error);
         }
     }
@@ -790,18 +811,18 @@ fn section_lengths_that_the_shape_does_not_need() {
 
 #[test]
 fn dtype_whose_elements_do_not_fill_the_section() {
-    let expected = (Section(0), Rule::Len, 6 * 5 * 4, 6 * 5 * 2);
+    let expected = (Section(0), Rule::Len.into(), 6 * 5 * 4, 6 * 5 * 2);
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_F16]), expected);
-    let expected = (Section(0), Rule::Len, 6 * 5 * 4, 6 * (8 + 5));
+    let expected = (Section(0), Rule::Len.into(), 6 * 5 * 4, 6 * (8 + 5));
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_I8]), expected);
     // Five half-bytes take three bytes.
-    let expected = (Section(0), Rule::Len, 6 * 5 * 4, 6 * (4 + 3));
+    let expected = (Section(0), Rule::Len.into(), 6 * 5 * 4, 6 * (4 + 3));
     assert_eq!(with_section(0, section::DTYPE, &[format::DTYPE_I4]), expected);
 }
 
 #[test]
 fn row_count_that_the_rows_do_not_fill() {
-    let expected = (Section(0), Rule::Len, 120, 140);
+    let expected = (Section(0), Rule::Len.into(), 120, 140);
     assert_eq!(with_table(DENSE, table::NUM_EMBEDDINGS, &7u64.to_le_bytes()), expected);
 }
 
@@ -809,7 +830,7 @@ fn row_count_that_the_rows_do_not_fill() {
 fn override_ids_of_which_one_is_cut() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
     for found in [1u64, 7, 9, 23, 25] {
-        let expected = (Section(position), Rule::Len, found, found / 8 * 8);
+        let expected = (Section(position), Rule::Len.into(), found, found / 8 * 8);
         assert_eq!(with_section(position, section::LEN, &found.to_le_bytes()), expected);
     }
 }
@@ -821,7 +842,7 @@ fn more_override_ids_than_rows() {
     let at = section_at(&buf, 1);
     put(&mut buf, at + section::LEN, &32u64.to_le_bytes());
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err((Section(1), Rule::Len, 32, 24)));
+    assert_eq!(parse(&buf), Err((Section(1), Rule::Len.into(), 32, 24)));
 }
 
 #[test]
@@ -829,7 +850,7 @@ fn override_ids_that_are_not_as_many_as_the_rows() {
     let position = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
     for ids in [1u64, 2, 4, 8] {
         let (found, expected) = (3 * (8 + 4), ids * (8 + 4));
-        let error = (Section(position + 1), Rule::Len, found, expected);
+        let error = (Section(position + 1), Rule::Len.into(), found, expected);
         assert_eq!(with_section(position, section::LEN, &(ids * 8).to_le_bytes()), error);
     }
 }
@@ -987,7 +1008,7 @@ fn with_ids(ids: [u64; 3]) -> Result<(), Refusal> {
 /// The refusal of one of these ids.
 fn bad_id(position: u64, id: u64) -> Result<(), Refusal> {
     let section = section_of(DENSE_I8, format::ROLE_OVERRIDE_IDS);
-    Err((Element { section, position }, Rule::Ids, id, 9))
+    Err((Element { section, position }, Rule::Ids.into(), id, 9))
 }
 
 #[test]
@@ -1039,11 +1060,11 @@ fn patched_prefixes(position: usize, field: usize, value: &[u8]) -> Refusal {
 #[test]
 fn prefix_ids_that_are_no_ids_or_too_many_or_cut() {
     for found in 1..=5 {
-        let expected = (Section(3), Rule::Dtype, found.into(), 6);
+        let expected = (Section(3), Rule::Dtype.into(), found.into(), 6);
         assert_eq!(patched_prefixes(3, section::DTYPE, &[found]), expected);
     }
     for (found, expected) in [(15u64, 8), (17, 16), (56, 48)] {
-        let expected = (Section(3), Rule::Len, found, expected);
+        let expected = (Section(3), Rule::Len.into(), found, expected);
         assert_eq!(patched_prefixes(3, section::LEN, &found.to_le_bytes()), expected);
     }
 }
@@ -1051,7 +1072,7 @@ fn prefix_ids_that_are_no_ids_or_too_many_or_cut() {
 #[test]
 fn prefix_products_that_are_not_f32_or_not_as_many_as_the_ids() {
     // Six rows of three: 72 bytes each.
-    let expected = (Section(4), Rule::Len, 144, 72);
+    let expected = (Section(4), Rule::Len.into(), 144, 72);
     assert_eq!(patched_prefixes(3, section::LEN, &8u64.to_le_bytes()), expected);
     let mut buf = with_prefixes();
     let at = section_at(&buf, 4);
@@ -1061,17 +1082,18 @@ fn prefix_products_that_are_not_f32_or_not_as_many_as_the_ids() {
     assert!(reseal(&mut buf));
     assert!(matches!(
         parse(&buf),
-        Err((Section(5), Rule::Offset, ..) | (Section(4), Rule::Dtype, ..))
+        Err((Section(5), Broken::Rule(Rule::Offset), ..)
+            | (Section(4), Broken::Rule(Rule::Dtype), ..))
     ));
 }
 
 #[test]
 fn prefix_ids_without_products_or_in_another_place() {
     let role = |section, found: u16| patched_prefixes(section, section::ROLE, &found.to_le_bytes());
-    assert_eq!(role(4, 5), (Section(4), Rule::Role, 5, 7));
-    assert_eq!(role(5, 6), (Section(5), Rule::Role, 6, 4));
+    assert_eq!(role(4, 5), (Section(4), Rule::Role.into(), 5, 7));
+    assert_eq!(role(5, 6), (Section(5), Rule::Role.into(), 6, 4));
     // Not what may come next: overrides are then expected.
-    assert_eq!(patched_prefixes(3, section::CORE, &[1]), (Section(3), Rule::Role, 6, 4));
+    assert_eq!(patched_prefixes(3, section::CORE, &[1]), (Section(3), Rule::Role.into(), 6, 4));
 }
 
 #[test]
@@ -1082,7 +1104,7 @@ fn prefix_ids_that_descend_are_there_twice_or_do_not_exist() {
         put(&mut buf, at, &ids.map(u64::to_le_bytes).concat());
         format::reseal_section(&mut buf, 3);
         let place = Element { section: 3, position: position as u64 };
-        assert_eq!(verify(&buf), Err((place, Rule::Ids, ids[position], 6)), "{ids:?}");
+        assert_eq!(verify(&buf), Err((place, Rule::Ids.into(), ids[position], 6)), "{ids:?}");
     }
 }
 
@@ -1119,11 +1141,11 @@ fn indices_of_another_dtype_length_or_place() {
         (OVERRIDE_INDEX, format::ROLE_OVERRIDE_INDEX, 384),
     ] {
         for found in 1..=5 {
-            let expected = (Section(section), Rule::Dtype, found.into(), role.into());
+            let expected = (Section(section), Rule::Dtype.into(), found.into(), role.into());
             assert_eq!(patched(section, section::DTYPE, &[found]), expected);
         }
         for found in [len - 1, len - 63] {
-            let expected = (Section(section), Rule::Len, found, len);
+            let expected = (Section(section), Rule::Len.into(), found, len);
             assert_eq!(patched(section, section::LEN, &found.to_le_bytes()), expected);
         }
     }
@@ -1132,7 +1154,7 @@ fn indices_of_another_dtype_length_or_place() {
         (PREFIX_INDEX, format::ROLE_OVERRIDE_INDEX, format::ROLE_PREFIX_PRODUCTS),
         (OVERRIDE_INDEX, format::ROLE_PREFIX_INDEX, format::ROLE_OVERRIDE_ROWS),
     ] {
-        let expected = (Section(section), Rule::Role, role.into(), needed.into());
+        let expected = (Section(section), Rule::Role.into(), role.into(), needed.into());
         assert_eq!(patched(section, section::ROLE, &role.to_le_bytes()), expected);
     }
 }
@@ -1239,39 +1261,42 @@ fn newer_section(position: usize, field: usize, value: &[u8]) -> Refusal {
 fn stored_rows_of_mapped_tables_that_are_none_or_more_than_indices() {
     for (table, num_embeddings) in [(HASHED, 9), (REMAPPED, 6)] {
         for found in [0, num_embeddings + 1, u64::MAX] {
-            let expected = (Table(table), Rule::NumRows, found, num_embeddings);
+            let expected = (Table(table), Rule::NumRows.into(), found, num_embeddings);
             assert_eq!(newer_table(table, table::NUM_ROWS, &found.to_le_bytes()), expected);
         }
         // Another number is one, but not that of the rows that are there.
         let found = newer_table(table, table::NUM_ROWS, &3u64.to_le_bytes());
-        assert!(matches!(found, (Section(_), Rule::Len, ..)), "{found:?}");
+        assert!(matches!(found, (Section(_), Broken::Rule(Rule::Len), ..)), "{found:?}");
     }
 }
 
 #[test]
 fn stored_rows_of_tables_without_a_map() {
     for (table, num_embeddings) in [(PROJECTED, 6u64), (PARTS, 11)] {
-        let expected = (Table(table), Rule::NumRowsUnmapped, num_embeddings, 0);
+        let expected = (Table(table), Rule::NumRowsUnmapped.into(), num_embeddings, 0);
         assert_eq!(newer_table(table, table::NUM_ROWS, &num_embeddings.to_le_bytes()), expected);
     }
-    let expected = (Table(REMAPPED), Rule::NumRowsUnmapped, 4, 0);
+    let expected = (Table(REMAPPED), Rule::NumRowsUnmapped.into(), 4, 0);
     assert_eq!(newer_table(REMAPPED, table::INDEX_MAP, &[0]), expected);
 }
 
 #[test]
 fn row_numbers_that_are_missing_in_excess_or_not_u32() {
     // A map that has none, on a table that brings them, and the other way round.
-    assert_eq!(newer_table(REMAPPED, table::INDEX_MAP, &[1]), (Section(8), Rule::Role, 9, 4));
+    assert_eq!(
+        newer_table(REMAPPED, table::INDEX_MAP, &[1]),
+        (Section(8), Rule::Role.into(), 9, 4)
+    );
     assert_eq!(
         newer_table(HASHED, table::INDEX_MAP, &[2]),
-        (Table(HASHED), Rule::MissingSection, 1, 2)
+        (Table(HASHED), Rule::MissingSection.into(), 1, 2)
     );
     for found in [format::DTYPE_F32, format::DTYPE_U64, 0] {
-        let expected = (Section(8), Rule::Dtype, found.into(), 9);
+        let expected = (Section(8), Rule::Dtype.into(), found.into(), 9);
         assert_eq!(newer_section(8, section::DTYPE, &[found]), expected);
     }
     for found in [20u64, 23, 28] {
-        let expected = (Section(8), Rule::Len, found, 24);
+        let expected = (Section(8), Rule::Len.into(), found, 24);
         assert_eq!(newer_section(8, section::LEN, &found.to_le_bytes()), expected);
     }
 }
@@ -1284,7 +1309,7 @@ fn rows_of_remapped_indices_that_do_not_exist() {
         put(&mut buf, at, &bad.to_le_bytes());
         reseal_section(&mut buf, 8);
         let place = Element { section: 8, position: position as u64 };
-        assert_eq!(verify(&buf), Err((place, Rule::RemappedRow, bad.into(), 4)));
+        assert_eq!(verify(&buf), Err((place, Rule::RemappedRow.into(), bad.into(), 4)));
     }
 }
 
@@ -1311,25 +1336,25 @@ fn ranks_that_are_no_number_of_columns_or_not_those_of_the_rows() {
         let expected = shape_error(PROJECTED, ShapeError::EmbeddingDim { found: found.into() });
         assert_eq!(newer_table(PROJECTED, table::COLUMN_FACTORS, &found.to_le_bytes()), expected);
     }
-    let expected = (Section(1), Rule::Len, 6 * 11, 6 * 12);
+    let expected = (Section(1), Rule::Len.into(), 6 * 11, 6 * 12);
     assert_eq!(newer_table(PROJECTED, table::COLUMN_FACTORS, &4u32.to_le_bytes()), expected);
 }
 
 #[test]
 fn projections_that_are_missing_of_another_size_or_have_scales() {
-    assert_eq!(newer_section(2, section::ROLE, &[1]), (Section(2), Rule::Role, 1, 8));
+    assert_eq!(newer_section(2, section::ROLE, &[1]), (Section(2), Rule::Role.into(), 1, 8));
     for found in [format::DTYPE_I8, format::DTYPE_I4, format::DTYPE_U64, 9] {
-        let expected = (Section(2), Rule::Dtype, found.into(), 8);
+        let expected = (Section(2), Rule::Dtype.into(), found.into(), 8);
         assert_eq!(newer_section(2, section::DTYPE, &[found]), expected);
     }
-    let expected = (Section(2), Rule::Len, 22, 24);
+    let expected = (Section(2), Rule::Len.into(), 22, 24);
     assert_eq!(newer_section(2, section::LEN, &22u64.to_le_bytes()), expected);
 }
 
 #[test]
 fn unknown_combinations_and_shape_fields_that_quotient_remainder_tables_do_not_have() {
     for found in [0, 4, 255] {
-        let expected = (Table(PARTS), Rule::Combine, found.into(), 3);
+        let expected = (Table(PARTS), Rule::Combine.into(), found.into(), 3);
         assert_eq!(newer_table(PARTS, table::COMBINE, &[found]), expected);
     }
     let expected = broken(Table(PARTS), Rule::Reserved);
@@ -1386,9 +1411,9 @@ fn parts_that_do_not_make_the_rows_of_the_table() {
 
 #[test]
 fn parts_that_are_missing_or_in_another_place() {
-    assert_eq!(newer_section(4, section::CORE, &[0]), (Section(4), Rule::Core, 0, 1));
-    assert_eq!(newer_section(3, section::CORE, &[1]), (Section(3), Rule::Core, 1, 0));
-    assert_eq!(newer_section(3, section::CORE, &[2]), (Section(3), Rule::Core, 2, 0));
+    assert_eq!(newer_section(4, section::CORE, &[0]), (Section(4), Rule::Core.into(), 0, 1));
+    assert_eq!(newer_section(3, section::CORE, &[1]), (Section(3), Rule::Core.into(), 1, 0));
+    assert_eq!(newer_section(3, section::CORE, &[2]), (Section(3), Rule::Core.into(), 2, 0));
 }
 
 #[test]
@@ -1618,8 +1643,8 @@ fn with_layer(position: usize, field: usize, value: &[u8]) -> Refusal {
 #[test]
 fn too_many_layers_or_model_tables() {
     for (field, rule, limit) in [
-        (header::NUM_LAYERS, Rule::NumLayers, MAX_LAYERS as u32),
-        (header::NUM_MODEL_TABLES, Rule::NumModelTables, MAX_MODEL_TABLES as u32),
+        (header::NUM_LAYERS, Rule::NumLayers.into(), MAX_LAYERS as u32),
+        (header::NUM_MODEL_TABLES, Rule::NumModelTables.into(), MAX_MODEL_TABLES as u32),
     ] {
         for found in [limit + 1, u32::MAX] {
             let mut buf = ranker();
@@ -1634,7 +1659,7 @@ fn too_many_layers_or_model_tables() {
 fn more_sections_than_tables_and_layers_can_have() {
     let mut buf = ranker();
     put(&mut buf, header::NUM_SECTIONS, &51u32.to_le_bytes());
-    let expected = (Header, Rule::NumSections, 51, 2 * 19 + 4 * 3);
+    let expected = (Header, Rule::NumSections.into(), 51, 2 * 19 + 4 * 3);
     assert_eq!(parse(&buf), Err(expected));
 }
 
@@ -1646,7 +1671,7 @@ fn layer_records_that_reach_past_the_end() {
     put(&mut buf, header::TOTAL_LEN, &len.to_le_bytes());
     let needed = format::head_len(&buf) as u64;
     let cut = AlignedBuf::from_slice(&buf[..len as usize]);
-    assert_eq!(parse(&cut), Err((Buffer, Rule::Truncated, len, needed)));
+    assert_eq!(parse(&cut), Err((Buffer, Rule::Truncated.into(), len, needed)));
 }
 
 #[test]
@@ -1654,21 +1679,24 @@ fn interactions_that_are_unknown_or_without_layers() {
     for found in [0, 2, 255] {
         assert_eq!(
             patched_ranker(|buf| buf[header::INTERACTION] = found),
-            (Header, Rule::Interaction, found.into(), 1)
+            (Header, Rule::Interaction.into(), found.into(), 1)
         );
     }
-    assert_eq!(with_header(header::INTERACTION, &[1]), (Header, Rule::Interaction, 1, 0));
-    assert_eq!(with_header(header::NUM_MODEL_TABLES, &[1]), (Header, Rule::NumModelTables, 1, 0));
+    assert_eq!(with_header(header::INTERACTION, &[1]), (Header, Rule::Interaction.into(), 1, 0));
+    assert_eq!(
+        with_header(header::NUM_MODEL_TABLES, &[1]),
+        (Header, Rule::NumModelTables.into(), 1, 0)
+    );
 }
 
 #[test]
 fn unknown_stacks_and_activations() {
     for found in [0, 3, 255] {
-        let expected = (Layer(1), Rule::Stack, found.into(), 2);
+        let expected = (Layer(1), Rule::Stack.into(), found.into(), 2);
         assert_eq!(with_layer(1, layer::STACK, &[found]), expected);
     }
     for found in [3, 255] {
-        let expected = (Layer(2), Rule::Activation, found.into(), 2);
+        let expected = (Layer(2), Rule::Activation.into(), found.into(), 2);
         assert_eq!(with_layer(2, layer::ACTIVATION, &[found]), expected);
     }
 }
@@ -1684,7 +1712,7 @@ fn reserved_layer_bytes() {
 fn layers_of_no_width_or_too_much() {
     for (at, rule) in [(layer::INPUTS, Rule::Inputs), (layer::OUTPUTS, Rule::Outputs)] {
         for found in [0, (1 << 20) + 1, u32::MAX] {
-            let expected = (Layer(0), rule, found.into(), 1 << 20);
+            let expected = (Layer(0), rule.into(), found.into(), 1 << 20);
             assert_eq!(with_layer(0, at, &found.to_le_bytes()), expected);
         }
     }
@@ -1700,7 +1728,7 @@ fn layers_that_do_not_fit_what_is_before_them() {
             let at = layer_at(buf, position);
             put(buf, at + layer::INPUTS, &found.to_le_bytes());
         });
-        assert_eq!(error, (Layer(position), Rule::InputWidth, found.into(), expected));
+        assert_eq!(error, (Layer(position), Rule::InputWidth.into(), found.into(), expected));
     }
     // One output more, of the last layer and of the bottom's.
     let more_outputs = |position: usize, outputs: u32, lens: &[(usize, u64)]| {
@@ -1713,9 +1741,9 @@ fn layers_that_do_not_fit_what_is_before_them() {
             put(buf, at + layer::OUTPUTS, &outputs.to_le_bytes());
         })
     };
-    let expected = (Layer(3), Rule::OutputWidth, 2, 1);
+    let expected = (Layer(3), Rule::OutputWidth.into(), 2, 1);
     assert_eq!(more_outputs(3, 2, &[(9, 48), (10, 8)]), expected);
-    let expected = (Table(1), Rule::ModelDim, 4, 5);
+    let expected = (Table(1), Rule::ModelDim.into(), 4, 5);
     assert_eq!(more_outputs(1, 5, &[(4, 25), (5, 20), (6, 20)]), expected);
 }
 
@@ -1727,14 +1755,14 @@ fn model_tables_that_are_not_there() {
             let at = format::model_table_at(buf, 1);
             put(buf, at, &found.to_le_bytes());
         });
-        assert_eq!(error, (ModelTable(1), Rule::ModelTable, found.into(), 2));
+        assert_eq!(error, (ModelTable(1), Rule::ModelTable.into(), found.into(), 2));
     }
 }
 
 #[test]
 fn perceptrons_out_of_order_or_missing() {
     // A top alone takes nothing but the products of tables, here one.
-    let too_wide = (Layer(0), Rule::InputWidth, 3, 1);
+    let too_wide = (Layer(0), Rule::InputWidth.into(), 3, 1);
     assert_eq!(with_layer(0, layer::STACK, &[format::STACK_TOP]), too_wide);
     assert_eq!(
         with_layer(3, layer::STACK, &[format::STACK_BOTTOM]),
@@ -1753,7 +1781,7 @@ fn perceptrons_out_of_order_or_missing() {
         let at = layer_at(&buf, 0);
         buf[at + layer::STACK] = format::STACK_TOP;
         assert!(reseal(&mut buf));
-        assert_eq!(parse(&buf), Err((Model, Rule::NoBottom, tables.len() as u64, 2)));
+        assert_eq!(parse(&buf), Err((Model, Rule::NoBottom.into(), tables.len() as u64, 2)));
     }
     let mut buf =
         build_model(&[], Some(&model(&[], &[6, 1], &[1], [Dtype::F32; 2])), 1, Values::Reals);
@@ -1769,21 +1797,21 @@ fn perceptrons_out_of_order_or_missing() {
 fn layers_that_do_not_own_their_sections() {
     let number = |position, field, value: u32| with_layer(position, field, &value.to_le_bytes());
     for found in [0, 1, 3, u32::MAX] {
-        let expected = (Layer(0), Rule::FirstSection, found.into(), 2);
+        let expected = (Layer(0), Rule::FirstSection.into(), found.into(), 2);
         assert_eq!(number(0, layer::FIRST_SECTION, found), expected);
     }
     for found in [1, 3] {
-        let expected = (Layer(1), Rule::FirstSection, 4, 2 + u64::from(found));
+        let expected = (Layer(1), Rule::FirstSection.into(), 4, 2 + u64::from(found));
         assert_eq!(number(0, layer::NUM_SECTIONS, found), expected);
     }
     for found in [10, u32::MAX] {
-        let expected = (Layer(0), Rule::LastSection, 2 + u64::from(found), 11);
+        let expected = (Layer(0), Rule::LastSection.into(), 2 + u64::from(found), 11);
         assert_eq!(number(0, layer::NUM_SECTIONS, found), expected);
     }
     assert_eq!(number(3, layer::NUM_SECTIONS, 1), broken(Section(10), Rule::Owner));
     // One too few or too many, made up for by the next layer.
     for (position, count, next, rule, expected) in
-        [(0, 3u32, 2u32, Rule::ExtraSection, 2), (1, 2, 3, Rule::MissingSection, 3)]
+        [(0, 3u32, 2u32, Rule::ExtraSection.into(), 2), (1, 2, 3, Rule::MissingSection.into(), 3)]
     {
         let error = patched_ranker(|buf| {
             let at = layer_at(buf, position);
@@ -1808,12 +1836,15 @@ fn with_layer_section(position: usize, fields: &[(usize, &[u8])]) -> Refusal {
 fn layer_sections_of_another_role_layer_dtype_or_length() {
     let role =
         |section, role: u16| with_layer_section(section, &[(section::ROLE, &role.to_le_bytes())]);
-    assert_eq!(role(2, format::ROLE_ROWS), (Section(2), Rule::Role, 1, 12));
-    assert_eq!(role(3, format::ROLE_LAYER_SCALES), (Section(3), Rule::Role, 13, 14));
-    assert_eq!(role(5, format::ROLE_LAYER_BIAS), (Section(5), Rule::Role, 14, 13));
-    assert_eq!(with_layer_section(2, &[(section::CORE, &[1])]), (Section(2), Rule::Core, 1, 0));
+    assert_eq!(role(2, format::ROLE_ROWS), (Section(2), Rule::Role.into(), 1, 12));
+    assert_eq!(role(3, format::ROLE_LAYER_SCALES), (Section(3), Rule::Role.into(), 13, 14));
+    assert_eq!(role(5, format::ROLE_LAYER_BIAS), (Section(5), Rule::Role.into(), 14, 13));
+    assert_eq!(
+        with_layer_section(2, &[(section::CORE, &[1])]),
+        (Section(2), Rule::Core.into(), 1, 0)
+    );
     for found in [0, format::DTYPE_I4, format::DTYPE_U64, format::DTYPE_U32] {
-        let expected = (Section(2), Rule::Dtype, found.into(), 12);
+        let expected = (Section(2), Rule::Dtype.into(), found.into(), 12);
         assert_eq!(with_layer_section(2, &[(section::DTYPE, &[found])]), expected);
     }
     // Scales and biases are f32, whatever their length.
@@ -1822,13 +1853,13 @@ fn layer_sections_of_another_role_layer_dtype_or_length() {
             section,
             &[(section::DTYPE, &[2]), (section::LEN, &(2 * count).to_le_bytes())],
         );
-        assert_eq!(error, (Section(section), Rule::Dtype, 2, role));
+        assert_eq!(error, (Section(section), Rule::Dtype.into(), 2, role));
         let (found, expected) = (4 * count + 4, 4 * count);
         let error = with_layer_section(section, &[(section::LEN, &found.to_le_bytes())]);
-        assert_eq!(error, (Section(section), Rule::Len, found, expected));
+        assert_eq!(error, (Section(section), Rule::Len.into(), found, expected));
     }
     let error = with_layer_section(2, &[(section::LEN, &59u64.to_le_bytes())]);
-    assert_eq!(error, (Section(2), Rule::Len, 59, 60));
+    assert_eq!(error, (Section(2), Rule::Len.into(), 59, 60));
 }
 
 #[test]
@@ -1917,5 +1948,5 @@ fn tables_of_other_widths_without_a_bottom() {
     let at = format::model_table_at(&buf, 1);
     put(&mut buf, at, &2u32.to_le_bytes());
     assert!(reseal(&mut buf));
-    assert_eq!(parse(&buf), Err((Table(2), Rule::ModelDim, 3, 4)));
+    assert_eq!(parse(&buf), Err((Table(2), Rule::ModelDim.into(), 3, 4)));
 }

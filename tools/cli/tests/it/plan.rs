@@ -650,7 +650,7 @@ fn assert_planned(file: &str, name: &str) {
     assert_unbeaten(&plan);
     let table = table(&plan, name);
     assert_eq!(table["representation"], "low-rank", "{table}");
-    assert!(table["why"].as_str().unwrap().contains("a tensor train, at least "), "{table}");
+    assert!(table["why"].as_str().unwrap().contains("; a tensor train, "), "{table}");
     assert_foretold(&dir, &checkpoint, &plan, &spec);
     // What keeps most is slow, and what it takes to be faster is said.
     let (plan, _) = self::plan(&dir, &checkpoint, &["--budget", "25%"]);
