@@ -79,11 +79,30 @@ impl CheckpointError {
 pub struct Checkpoint {
     path: Arc<Path>,
     tensors: BTreeMap<String, Tensor>,
-    metadata: Metadata,
+    /// The names in the order of the file, if it has one of its own.
+    order: Option<Vec<String>>,
+    /// Tensors that cannot be read, each with the reason.
+    unreadable: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
 }
 
-/// Texts by name, from the header of a safetensors file.
-type Metadata = BTreeMap<String, String>;
+/// What a container holds.
+#[derive(Default)]
+struct Contents {
+    tensors: Vec<Tensor>,
+    /// Whether the order of the tensors is that of the program that wrote them.
+    is_ordered: bool,
+    /// Tensors that cannot be read, each with the reason.
+    unreadable: BTreeMap<String, String>,
+    /// Texts by name, from the header of a safetensors file.
+    metadata: BTreeMap<String, String>,
+}
+
+impl From<Vec<Tensor>> for Contents {
+    fn from(tensors: Vec<Tensor>) -> Self {
+        Self { tensors, ..Self::default() }
+    }
+}
 
 impl Checkpoint {
     /// Opens the checkpoint at `path`; the content decides the container.
@@ -91,8 +110,11 @@ impl Checkpoint {
         let path: Arc<Path> = path.into();
         let map = Mapped::open(&path)
             .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
-        let (list, metadata) = contain(|| read(&path, map))
-            .unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
+        let Contents { tensors: list, is_ordered, unreadable, metadata } =
+            contain(|| read(&path, map))
+                .unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
+        let order = || list.iter().map(|tensor| tensor.name().to_owned()).collect();
+        let order = is_ordered.then(order);
         let mut tensors = BTreeMap::new();
         for tensor in list {
             let name = tensor.name().to_owned();
@@ -101,7 +123,7 @@ impl Checkpoint {
                 return Err(CheckpointError::tensor(&path, &name, reason));
             }
         }
-        Ok(Self { path, tensors, metadata })
+        Ok(Self { path, tensors, order, unreadable, metadata })
     }
 
     /// The path of the checkpoint, or of the index of several files.
@@ -125,6 +147,18 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// The tensors that cannot be read, by name, each with the reason: an element type or a form that
+    /// this crate does not know.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.unreadable.iter().map(|(name, reason)| (name.as_str(), reason.as_str()))
+    }
+
+    /// The names of the tensors in the order of the program that wrote them; `None` if the container
+    /// does not keep it: safetensors and numpy sort names.
+    pub fn order(&self) -> Option<&[String]> {
+        self.order.as_deref()
+    }
+
     /// The text called `name` in the header of a safetensors file.
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name).map(String::as_str)
@@ -132,28 +166,27 @@ impl Checkpoint {
 }
 
 /// Reads the tensor list of the container found in `map`.
-fn read(path: &Arc<Path>, map: Mapped) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
-    let alone = |tensors| (tensors, Metadata::new());
+fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         let archive = archive::open(path, &map)?;
         if archive.names.iter().any(|name| torch::is_pickle_member(name)) {
-            return torch::read_zip(path, &map, archive).map(alone);
+            return torch::read_zip(path, &map, archive);
         }
-        return numpy::read_npz(path, &map, archive).map(alone);
+        return numpy::read_npz(path, &map, archive);
     }
     if bytes.starts_with(numpy::MAGIC) {
-        return numpy::read_npy(path, &map).map(alone);
+        return numpy::read_npy(path, &map).map(Contents::from);
     }
     if sharded::is_index(bytes) {
-        return sharded::read(path, &map).map(alone);
+        return sharded::read(path, &map).map(Contents::from);
     }
     // The length of the JSON header, then its opening brace.
     if bytes.get(8) == Some(&b'{') {
         return safetensors::read(path, &map);
     }
     if torch::is_legacy(bytes) {
-        return torch::read_legacy(path, &map).map(alone);
+        return torch::read_legacy(path, &map);
     }
     let reason = if bytes.get(257..262) == Some(b"ustar") {
         "torch checkpoint in tar form (before 2017): save it again with a newer torch"

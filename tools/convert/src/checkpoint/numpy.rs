@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::archive::{self, Archive, Members, StoredMember};
 use super::mapped::Mapped;
 use super::tensor::{Data, DecodedCache, ElementLayout};
-use super::{CheckpointError, ElementType, Tensor, contain};
+use super::{CheckpointError, Contents, ElementType, Tensor, contain};
 
 pub(super) const MAGIC: &[u8] = b"\x93NUMPY";
 
@@ -186,17 +186,23 @@ pub(super) fn read_npz(
     path: &Arc<Path>,
     map: &Mapped,
     Archive { mut members, names }: Archive,
-) -> Result<Vec<Tensor>, CheckpointError> {
+) -> Result<Contents, CheckpointError> {
     let cache = Arc::new(DecodedCache::default());
-    let mut tensors = Vec::new();
+    let mut contents = Contents::default();
     for (index, file_name) in names.iter().enumerate() {
         // numpy ends a name at a null.
         let file_name = file_name.split('\0').next().unwrap_or_default();
         let Some(name) = file_name.strip_suffix(".npy") else {
             continue;
         };
-        let (header, stored) = member_header(map, &mut members, index)
-            .map_err(|reason| CheckpointError::tensor(path, name, reason))?;
+        let (header, stored) = match member_header(map, &mut members, index) {
+            Ok(found) => found,
+            // Text and objects are common beside the arrays of numbers.
+            Err(reason) => {
+                contents.unreadable.insert(name.to_owned(), reason);
+                continue;
+            }
+        };
         let data = match stored {
             Some(StoredMember { range, checked }) => Data::Mapped(
                 map.clone(),
@@ -214,13 +220,13 @@ pub(super) fn read_npz(
                 Data::Decoded { cache, id: index, load }
             }
         };
-        tensors.push(tensor(path, name.to_owned(), header, data)?);
+        contents.tensors.push(tensor(path, name.to_owned(), header, data)?);
     }
-    if tensors.is_empty() {
+    if contents.tensors.is_empty() && contents.unreadable.is_empty() {
         let reason = "zip archive, expected data.pkl (torch) or .npy members (numpy) in it";
         return Err(CheckpointError::file(path, reason));
     }
-    Ok(tensors)
+    Ok(contents)
 }
 
 /// The header of a member and, if it is uncompressed, its bytes in the file.

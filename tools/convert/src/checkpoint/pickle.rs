@@ -1,290 +1,428 @@
-//! Bounds the cost of unpickling without unpickling, and finds the positions of tensors, which
-//! pytorch-reader does not expose.
+//! Pickles of torch checkpoints, read without running anything of them.
 //!
-//! pytorch-reader copies an object on every fetch from the memo. It limits what copying may cost,
-//! but does not count class names, dict keys, storage keys and tensor shapes: a file of 3 MB that
-//! memoizes one of 1 MB and fetches it a million times needs a terabyte. Nor does it bound the
-//! expansion of a compressed run of one-byte opcodes. So the opcodes are first run on sizes instead
-//! of objects.
+//! A pickle is a program for a stack machine. Here its calls make plain records: a tensor where the
+//! function is one that rebuilds tensors, else an object with the items, entries and attributes
+//! that the pickle gives it. So what a file holds beside its tensors does not matter.
 //!
-//! With each size goes the kind of object, for the few calls with which `torch.save` writes a
-//! `state_dict`. These are not nested, so that no recursion is needed.
+//! All records lie in one arena and refer to each other by their positions. Copies cost nothing, and
+//! neither nesting nor cycles can overflow the stack.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::rc::Rc;
 
-/// The memory limit of parsing. A tensor costs some 10 KB here.
-const BUDGET: u64 = 256 << 20;
+use super::ElementType;
 
-/// The bytes of an object without its text.
-const OBJECT: u64 = 128;
+/// The memory limit of reading a pickle, in addition to [`PER_BYTE`].
+const BUDGET: u64 = 64 << 20;
 
-/// The position of a tensor's elements.
-#[derive(Debug, PartialEq)]
+/// The memory per byte of the pickle: large vocabularies beside the tensors take most of it.
+const PER_BYTE: u64 = 16;
+
+/// The memory of a record, a value in a record, and an entry of the memo.
+const RECORD: u64 = size_of::<Record<'_>>() as u64;
+const VALUE: u64 = size_of::<Value<'_>>() as u64;
+const MEMO: u64 = 2 * VALUE;
+
+/// The memory of all tensors' names and descriptions: a name is the path through nested dicts, so a
+/// small pickle can spell many and very long ones.
+const MAX_NAMES: usize = 64 << 20;
+
+/// The memory of a tensor's description without its name.
+const NAMED: usize = 512;
+
+/// Values visited in search of tensors: dicts that refer to each other have many more paths.
+const MAX_VISITS: usize = 16 << 20;
+
+/// torch has no tensors of more dimensions.
+const MAX_DIMENSIONS: usize = 64;
+
+/// Deeper dicts and lists are not searched for tensors.
+const MAX_DEPTH: usize = 200;
+
+/// The place of a tensor's elements.
+#[derive(Debug)]
 pub(super) struct Location {
     /// The name of its storage.
     pub(super) storage: String,
-    /// Elements before its first one.
+    /// The type of its elements, or the name of one that cannot be read.
+    pub(super) element_type: Result<ElementType, String>,
+    /// Elements of the storage before its first one.
     pub(super) offset: u64,
     pub(super) shape: Vec<u64>,
-    /// Elements from one to the next, in each dimension.
+    /// Elements of the storage from one to the next, in each dimension.
     pub(super) strides: Vec<u64>,
+    /// Whether the elements are those of the storage with the opposite sign.
+    pub(super) negated: bool,
 }
 
-/// The positions of tensors, by their keys, joined by dots.
-pub(super) type Places = BTreeMap<String, Rc<Location>>;
+/// A tensor by its name, which is its path of keys, joined by dots.
+pub(super) struct Named {
+    pub(super) name: String,
+    /// Its place, or what it is instead of a plain tensor.
+    pub(super) place: Result<Rc<Location>, String>,
+}
 
-/// Refuses `bytes` unless it starts with `count` pickles that can be parsed within [`BUDGET`].
-/// Returns the positions of the last one's tensors, except those of duplicate keys or in unusual
-/// encodings.
-pub(super) fn check(bytes: &[u8], count: usize) -> Result<Places, String> {
+/// A pickle that was read.
+pub(super) struct Pickle<'a> {
+    machine: Machine<'a>,
+    root: Value<'a>,
+    /// The bytes after it.
+    pub(super) rest: &'a [u8],
+}
+
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    /// No tensor is in it, and nothing depends on it: `None`, a float, bytes.
+    Other,
+    Bool(bool),
+    Number(i64),
+    Text(&'a str),
+    /// The position of a record.
+    Record(u32),
+}
+
+enum Record<'a> {
+    Tuple(Vec<Value<'a>>),
+    /// A class or function.
+    Global(&'a str, &'a str),
+    /// A list, dict or set, or an object of any class.
+    Object(Box<Object<'a>>),
+    Storage {
+        class: &'a str,
+        key: &'a str,
+    },
+    Tensor(Rc<Location>),
+    /// A tensor that is sparse, quantised or otherwise not plain, by the function that rebuilds it.
+    OtherTensor(&'a str),
+    /// A tensor whose storage, shape or strides are none.
+    Malformed,
+}
+
+#[derive(Default)]
+struct Object<'a> {
+    items: Vec<Value<'a>>,
+    entries: Vec<(Value<'a>, Value<'a>)>,
+    /// Its attributes, if it is of a class.
+    state: Option<Value<'a>>,
+}
+
+/// The storage classes of torch: the type of their elements, or its size and name.
+fn element_type(class: &str) -> (Option<u64>, Result<ElementType, String>) {
+    use ElementType as T;
+    let found = match class {
+        "DoubleStorage" | "float64" | "double" => T::F64,
+        "FloatStorage" | "float32" | "float" => T::F32,
+        "HalfStorage" | "float16" | "half" => T::F16,
+        "BFloat16Storage" | "bfloat16" => T::Bf16,
+        "LongStorage" | "int64" | "long" => T::I64,
+        "IntStorage" | "int32" | "int" => T::I32,
+        "ShortStorage" | "int16" | "short" => T::I16,
+        "CharStorage" | "int8" => T::I8,
+        "ByteStorage" | "uint8" => T::U8,
+        "uint16" => T::U16,
+        "uint32" => T::U32,
+        "uint64" => T::U64,
+        "BoolStorage" | "bool" => T::Bool,
+        _ => {
+            let size = match class {
+                "QInt8Storage" | "QUInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage"
+                | "UntypedStorage" => Some(1),
+                "QInt32Storage" => Some(4),
+                "ComplexFloatStorage" => Some(8),
+                "ComplexDoubleStorage" => Some(16),
+                _ => None,
+            };
+            return (size, Err(class.strip_suffix("Storage").unwrap_or(class).to_owned()));
+        }
+    };
+    (Some(found.size()), Ok(found))
+}
+
+/// Reads the pickle that `bytes` starts with.
+pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, String> {
     let mut machine = Machine {
         rest: bytes,
+        records: Vec::new(),
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
-        cost: 0,
+        left: (bytes.len() as u64).saturating_mul(PER_BYTE).saturating_add(BUDGET),
+        exhausted: false,
     };
-    let mut places = Places::new();
-    for _ in 0..count {
-        machine
-            .run()
-            .ok_or("pickle: expected well-formed opcodes up to the end of its object")?;
-        if machine.cost > BUDGET {
-            return Err(format!("pickle: too complex to parse within {BUDGET} bytes"));
-        }
-        places = machine.stack.pop().map_or_else(Places::new, |object| object.what.places());
-        // Each pickle has its own stack and memo.
-        machine.stack.clear();
-        machine.marks.clear();
-        machine.memo.clear();
+    let root = machine.run();
+    if machine.exhausted {
+        return Err("pickle: too complex to read: nearly all of it is not tensors".to_owned());
     }
-    Ok(places)
+    let root = root.ok_or("pickle: expected well-formed opcodes up to the end of its object")?;
+    let rest = machine.rest;
+    Ok(Pickle { machine, root, rest })
 }
 
-/// A pickle machine whose values are sizes in bytes and kinds of objects.
+impl<'a> Pickle<'a> {
+    /// The tensors in the order of the file. A lone tensor has an empty name.
+    pub(super) fn tensors(&self) -> Result<Vec<Named>, String> {
+        let mut search = Search {
+            machine: &self.machine,
+            found: Vec::new(),
+            barren: vec![false; self.machine.records.len()],
+            path: Vec::new(),
+            visits: 0,
+            names: 0,
+        };
+        search.visit(self.root, &mut String::new())?;
+        Ok(search.found)
+    }
+
+    /// The storages by name, with the bytes of an element; `None` for an unknown type.
+    pub(super) fn storages(&self) -> HashMap<&'a str, Option<u64>> {
+        let storage = |record: &Record<'a>| match *record {
+            Record::Storage { class, key } => Some((key, element_type(class).0)),
+            _ => None,
+        };
+        self.machine.records.iter().filter_map(storage).collect()
+    }
+
+    /// The text items of a list.
+    pub(super) fn texts(&self) -> Option<Vec<&str>> {
+        let items = match self.machine.record(self.root)? {
+            Record::Object(object) => &object.items,
+            _ => return None,
+        };
+        items
+            .iter()
+            .map(|item| {
+                if let Value::Text(text) = item {
+                    Some(*text)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// The truth of an entry of a dict.
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        self.machine.flag(self.root, name)
+    }
+}
+
 struct Machine<'a> {
     rest: &'a [u8],
+    records: Vec<Record<'a>>,
     stack: Vec<Value<'a>>,
     marks: Vec<usize>,
     memo: HashMap<u64, Value<'a>>,
-    /// The bytes of all objects pushed or copied so far.
-    cost: u64,
-}
-
-#[derive(Clone)]
-struct Value<'a> {
-    size: u64,
-    what: What<'a>,
-}
-
-/// The kind of an object, nested at most once.
-#[derive(Clone)]
-enum What<'a> {
-    Unknown,
-    Number(u64),
-    Text(&'a [u8]),
-    /// Module and name.
-    Class(&'a [u8], &'a [u8]),
-    Numbers(Rc<[u64]>),
-    Tuple(Rc<[What<'a>]>),
-    Storage(&'a [u8]),
-    Tensor(Rc<Location>),
-    /// Tensors by their keys; `None` for other objects.
-    Dict(Rc<Vec<Entry>>),
-}
-
-type Entry = (Rc<str>, Option<Rc<Location>>);
-
-impl<'a> What<'a> {
-    fn tuple(items: Vec<What<'a>>) -> Self {
-        let number = |item: &What<'_>| if let What::Number(n) = item { Some(*n) } else { None };
-        if let Some(numbers) = items.iter().map(number).collect() {
-            return Self::Numbers(numbers);
-        }
-        let shallow = |item| if let What::Tuple(_) = item { What::Unknown } else { item };
-        Self::Tuple(items.into_iter().map(shallow).collect())
-    }
-
-    /// The storage that a persistent id refers to.
-    fn persistent(id: &Self) -> Self {
-        match id {
-            Self::Tuple(id) => match id[..] {
-                [Self::Text(b"storage"), Self::Class(..), Self::Text(key), ..] => {
-                    Self::Storage(key)
-                }
-                _ => Self::Unknown,
-            },
-            _ => Self::Unknown,
-        }
-    }
-
-    fn call(function: &Self, arguments: &Self) -> Self {
-        match (function, arguments) {
-            (Self::Class(b"collections", b"OrderedDict"), Self::Numbers(none))
-                if none.is_empty() =>
-            {
-                Self::Dict(Rc::default())
-            }
-            (Self::Class(b"torch._utils", b"_rebuild_tensor_v2"), Self::Tuple(arguments)) => {
-                match &arguments[..] {
-                    [
-                        Self::Storage(key),
-                        Self::Number(offset),
-                        Self::Numbers(shape),
-                        Self::Numbers(strides),
-                        ..,
-                    ] => {
-                        let Ok(storage) = String::from_utf8(key.to_vec()) else {
-                            return Self::Unknown;
-                        };
-                        let (shape, strides) = (shape.to_vec(), strides.to_vec());
-                        Self::Tensor(Rc::new(Location { storage, offset: *offset, shape, strides }))
-                    }
-                    _ => Self::Unknown,
-                }
-            }
-            _ => Self::Unknown,
-        }
-    }
-
-    /// The tensors of a dict, except those with duplicate keys.
-    fn places(self) -> Places {
-        let Self::Dict(entries) = self else { return Places::new() };
-        let mut found: BTreeMap<&str, Option<&Rc<Location>>> = BTreeMap::new();
-        for (name, place) in &*entries {
-            found.entry(name).and_modify(|found| *found = None).or_insert(place.as_ref());
-        }
-        found
-            .into_iter()
-            .filter_map(|(name, place)| Some((name.to_owned(), Rc::clone(place?))))
-            .collect()
-    }
+    /// The memory that is left.
+    left: u64,
+    exhausted: bool,
 }
 
 impl<'a> Machine<'a> {
-    /// Runs to the end of one pickle, or until the budget is spent; `None` if it is malformed.
-    fn run(&mut self) -> Option<()> {
-        while self.cost <= BUDGET {
+    /// Runs to the end of the pickle, and returns its object; `None` if it is malformed.
+    fn run(&mut self) -> Option<Value<'a>> {
+        loop {
             match self.take(1)?[0] {
-                b'.' => return Some(()),
+                b'.' => return self.stack.pop(),
                 0x80 => drop(self.take(1)?), // PROTO
                 0x95 => drop(self.take(8)?), // FRAME
 
-                // Values: constants, text lines, fixed and counted bytes.
-                b'N' | 0x88 | 0x89 | b']' | 0x8f => self.push(0, What::Unknown),
-                b')' => self.push(0, What::tuple(Vec::new())),
-                b'}' => self.push(0, What::Dict(Rc::default())),
-                b'I' | b'L' | b'F' | b'V' | b'P' => {
-                    let len = self.line()?.len();
-                    self.push(len as u64, What::Unknown);
+                // Constants, text lines, fixed and counted bytes.
+                b'N' => self.push(Value::Other)?,
+                0x88 => self.push(Value::Bool(true))?,
+                0x89 => self.push(Value::Bool(false))?,
+                b'I' => {
+                    let value = match self.line()? {
+                        "01" => Value::Bool(true),
+                        "00" => Value::Bool(false),
+                        text => text.trim().parse().map_or(Value::Other, Value::Number),
+                    };
+                    self.push(value)?;
                 }
-                b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
-                    self.push((module.len() + name.len()) as u64, What::Class(module, name));
+                b'L' => {
+                    let text = self.line()?.trim();
+                    let text = text.strip_suffix('L').unwrap_or(text);
+                    self.push(text.parse().map_or(Value::Other, Value::Number))?;
                 }
-                b'K' => self.value(1)?,
-                b'M' => self.value(2)?,
-                b'J' => self.value(4)?,
+                b'F' | b'P' => {
+                    self.line()?;
+                    self.push(Value::Other)?;
+                }
+                b'V' => {
+                    let text = self.line()?;
+                    self.push(Value::Text(text))?;
+                }
+                b'S' => {
+                    let text = self.line()?.trim();
+                    let quote =
+                        |text: &'a str, quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
+                    let text = quote(text, '\'').or_else(|| quote(text, '"'));
+                    self.push(text.map_or(Value::Other, Value::Text))?;
+                }
+                b'K' => self.number(1)?,
+                b'M' => self.number(2)?,
+                b'J' => {
+                    let bytes = *self.take(4)?.first_chunk()?;
+                    self.push(Value::Number(i32::from_le_bytes(bytes).into()))?;
+                }
                 b'G' => {
                     self.take(8)?;
-                    self.push(0, What::Unknown);
+                    self.push(Value::Other)?;
                 }
                 0x8a => {
-                    let len = self.number(1)?;
-                    let bytes = self.take(len as usize)?;
-                    self.push(len, number(bytes));
+                    let len = self.len(1)?;
+                    let bytes = self.take(len)?;
+                    self.push(signed(bytes))?;
                 }
-                0x8c => self.text(1)?,
-                b'X' => self.text(4)?,
+                0x8b => {
+                    let len = self.len(4)?;
+                    let bytes = self.take(len)?;
+                    self.push(signed(bytes))?;
+                }
+                0x8c | b'U' => self.text(1)?,
+                b'X' | b'T' => self.text(4)?,
                 0x8d => self.text(8)?,
-                b'U' | b'C' => self.counted(1)?,
-                0x8b | b'T' | b'B' => self.counted(4)?,
-                0x8e | 0x96 => self.counted(8)?,
+                b'C' => self.bytes(1)?,
+                b'B' => self.bytes(4)?,
+                0x8e | 0x96 => self.bytes(8)?,
+                // Buffers and registered extensions are outside of the file.
+                0x97 => self.push(Value::Other)?,
+                0x98 => {}
+                code @ 0x82..=0x84 => {
+                    self.take([1, 2, 4][usize::from(code - 0x82)])?;
+                    self.push(Value::Other)?;
+                }
 
                 // Containers.
                 b'(' => {
-                    self.cost = self.cost.saturating_add(OBJECT);
+                    self.pay(VALUE)?;
                     self.marks.push(self.stack.len());
                 }
+                b')' => self.tuple(Vec::new())?,
+                b']' | b'}' | 0x8f => self.object(Object::default())?,
                 b't' => {
-                    let (size, items) = self.pop_to_mark()?;
-                    self.push(size, What::tuple(items));
+                    let items = self.pop_to_mark()?;
+                    self.tuple(items)?;
                 }
-                b'l' | b'd' | 0x91 => {
-                    let (size, _) = self.pop_to_mark()?;
-                    self.push(size, What::Unknown);
+                count @ 0x85..=0x87 => {
+                    let mut items = Vec::new();
+                    for _ in 0x84..count {
+                        items.insert(0, self.pop()?);
+                    }
+                    self.tuple(items)?;
+                }
+                b'l' | 0x91 => {
+                    let items = self.pop_to_mark()?;
+                    self.object(Object { items, ..Object::default() })?;
+                }
+                b'd' => {
+                    let entries = pairs(&self.pop_to_mark()?);
+                    self.object(Object { entries, ..Object::default() })?;
                 }
                 b'e' | 0x90 => {
-                    let (size, _) = self.pop_to_mark()?;
-                    self.grow(size, &[])?;
-                }
-                b'u' => {
-                    let (size, items) = self.pop_to_mark()?;
-                    self.grow(size, &items)?;
+                    let items = self.pop_to_mark()?;
+                    self.extend(&items, &[])?;
                 }
                 b'a' => {
-                    let (size, _) = self.pop(1)?;
-                    self.grow(size, &[])?;
+                    let item = self.pop()?;
+                    self.extend(&[item], &[])?;
+                }
+                b'u' => {
+                    let entries = pairs(&self.pop_to_mark()?);
+                    self.extend(&[], &entries)?;
                 }
                 b's' => {
-                    let (size, items) = self.pop(2)?;
-                    self.grow(size, &items)?;
+                    let (value, key) = (self.pop()?, self.pop()?);
+                    self.extend(&[], &[(key, value)])?;
                 }
 
-                // Calls and tuples: the result is at most as large as the arguments.
-                0x85 => self.combine(1, What::tuple)?,
-                0x86 => self.combine(2, What::tuple)?,
-                0x87 => self.combine(3, What::tuple)?,
-                b'Q' => self.combine(1, |items| What::persistent(&items[0]))?,
-                b'R' => self.combine(2, |items| What::call(&items[0], &items[1]))?,
-                0x93 => self.combine(2, |items| match items[..] {
-                    [What::Text(module), What::Text(name)] => What::Class(module, name),
-                    _ => What::Unknown,
-                })?,
-                0x81 => self.combine(2, |_| What::Unknown)?,
-                0x92 => self.combine(3, |_| What::Unknown)?,
-                // BUILD also refreshes the memo's copy of the object.
+                // Classes, functions and calls.
+                b'c' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.add(Record::Global(module, name), 0)?;
+                }
+                0x93 => {
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    match (module, name) {
+                        (Value::Text(module), Value::Text(name)) => {
+                            self.add(Record::Global(module, name), 0)?;
+                        }
+                        _ => self.push(Value::Other)?,
+                    }
+                }
+                b'Q' => {
+                    let id = self.pop()?;
+                    self.persistent(id)?;
+                }
+                b'R' | 0x81 => {
+                    let (arguments, function) = (self.pop()?, self.pop()?);
+                    self.call(function, arguments)?;
+                }
+                0x92 => {
+                    let (_, arguments, class) = (self.pop()?, self.pop()?, self.pop()?);
+                    self.call(class, arguments)?;
+                }
+                b'i' => {
+                    self.line()?;
+                    self.line()?;
+                    self.pop_to_mark()?;
+                    self.object(Object::default())?;
+                }
+                b'o' => {
+                    self.pop_to_mark()?;
+                    self.object(Object::default())?;
+                }
                 b'b' => {
-                    let (built, mut items) = self.pop(2)?;
-                    self.push(built, items.swap_remove(0));
-                    self.cost = self.cost.saturating_add(built);
+                    let state = self.pop()?;
+                    if let Some(object) = self.top_object() {
+                        object.state = Some(state);
+                    }
                 }
 
                 // Stack and memo.
                 b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
-                b'0' => drop(self.pop(1)?),
+                b'0' => drop(self.pop()?),
                 b'1' => drop(self.pop_to_mark()?),
                 b'2' => {
-                    let Value { size, what } = self.stack.last()?.clone();
-                    self.push(size, what);
+                    let top = *self.stack.last()?;
+                    self.push(top)?;
                 }
                 b'g' => {
-                    let slot = self.index_line()?;
+                    let slot = self.line()?.trim().parse().ok()?;
                     self.fetch(slot)?;
                 }
                 b'h' => {
-                    let slot = self.number(1)?;
-                    self.fetch(slot)?;
+                    let slot = self.len(1)?;
+                    self.fetch(slot as u64)?;
                 }
                 b'j' => {
-                    let slot = self.number(4)?;
-                    self.fetch(slot)?;
+                    let slot = self.len(4)?;
+                    self.fetch(slot as u64)?;
                 }
                 b'p' => {
-                    let slot = self.index_line()?;
+                    let slot = self.line()?.trim().parse().ok()?;
                     self.memoize(slot)?;
                 }
                 b'q' => {
-                    let slot = self.number(1)?;
-                    self.memoize(slot)?;
+                    let slot = self.len(1)?;
+                    self.memoize(slot as u64)?;
                 }
                 b'r' => {
-                    let slot = self.number(4)?;
-                    self.memoize(slot)?;
+                    let slot = self.len(4)?;
+                    self.memoize(slot as u64)?;
                 }
                 0x94 => self.memoize(self.memo.len() as u64)?,
                 _ => return None,
+            }
+        }
+    }
+
+    /// Takes so much off the memory that is left.
+    fn pay(&mut self, bytes: u64) -> Option<()> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => self.left = left,
+            None => {
+                self.exhausted = true;
+                return None;
             }
         }
         Some(())
@@ -296,134 +434,377 @@ impl<'a> Machine<'a> {
         Some(taken)
     }
 
-    fn line(&mut self) -> Option<&'a [u8]> {
+    fn line(&mut self) -> Option<&'a str> {
         let len = self.rest.iter().position(|&b| b == b'\n')?;
-        let line = self.take(len + 1)?;
-        Some(&line[..len])
+        let line = self.take(len.checked_add(1)?)?;
+        str::from_utf8(&line[..len]).ok()
     }
 
-    fn index_line(&mut self) -> Option<u64> {
-        std::str::from_utf8(self.line()?).ok()?.trim_end().parse().ok()
-    }
-
-    /// A little-endian number of `width` bytes.
-    fn number(&mut self, width: usize) -> Option<u64> {
-        self.take(width).map(little_endian)
-    }
-
-    fn value(&mut self, width: usize) -> Option<()> {
+    /// A length or position of `width` bytes.
+    fn len(&mut self, width: usize) -> Option<usize> {
         let bytes = self.take(width)?;
-        // J is signed.
-        self.push(
-            0,
-            if width == 4 {
-                number(bytes)
-            } else {
-                What::Number(little_endian(bytes))
-            },
-        );
-        Some(())
+        usize::try_from(bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))).ok()
     }
 
-    fn counted(&mut self, width: usize) -> Option<()> {
-        let len = self.number(width)?;
-        self.take(usize::try_from(len).ok()?)?;
-        self.push(len, What::Unknown);
-        Some(())
+    fn number(&mut self, width: usize) -> Option<()> {
+        let number = self.len(width)?;
+        self.push(Value::Number(i64::try_from(number).ok()?))
     }
 
+    fn bytes(&mut self, width: usize) -> Option<()> {
+        let len = self.len(width)?;
+        self.take(len)?;
+        self.push(Value::Other)
+    }
+
+    /// Text; that of Python 2 need not be UTF-8.
     fn text(&mut self, width: usize) -> Option<()> {
-        let len = self.number(width)?;
-        let text = self.take(usize::try_from(len).ok()?)?;
-        self.push(len, What::Text(text));
+        let len = self.len(width)?;
+        let text = self.take(len)?;
+        self.push(str::from_utf8(text).map_or(Value::Other, Value::Text))
+    }
+
+    fn push(&mut self, value: Value<'a>) -> Option<()> {
+        self.pay(VALUE)?;
+        self.stack.push(value);
         Some(())
     }
 
-    fn push(&mut self, content: u64, what: What<'a>) {
-        let size = content.saturating_add(OBJECT);
-        self.cost = self.cost.saturating_add(size);
-        self.stack.push(Value { size, what });
+    fn pop(&mut self) -> Option<Value<'a>> {
+        // What is below an open mark belongs to another container.
+        let open = self.marks.last().is_some_and(|&mark| mark >= self.stack.len());
+        if open { None } else { self.stack.pop() }
     }
 
-    fn pop(&mut self, count: usize) -> Option<(u64, Vec<What<'a>>)> {
-        let start = self.stack.len().checked_sub(count)?;
-        let mut sum = 0_u64;
-        let values = self.stack.drain(start..).map(|value| {
-            sum = sum.saturating_add(value.size);
-            value.what
-        });
-        let values = values.collect();
-        // An open mark above the new top is as malformed as an empty stack.
-        (self.marks.last().is_none_or(|&mark| mark <= start)).then_some((sum, values))
-    }
-
-    fn pop_to_mark(&mut self) -> Option<(u64, Vec<What<'a>>)> {
+    fn pop_to_mark(&mut self) -> Option<Vec<Value<'a>>> {
         let mark = self.marks.pop()?;
-        self.pop(self.stack.len().checked_sub(mark)?)
+        (mark <= self.stack.len()).then(|| self.stack.split_off(mark))
     }
 
-    fn combine(
-        &mut self,
-        count: usize,
-        into: impl FnOnce(Vec<What<'a>>) -> What<'a>,
-    ) -> Option<()> {
-        let (content, items) = self.pop(count)?;
-        self.push(content, into(items));
-        Some(())
+    /// Adds a record of `values` values, and pushes it.
+    fn add(&mut self, record: Record<'a>, values: usize) -> Option<()> {
+        self.pay((values as u64).saturating_mul(VALUE).saturating_add(2 * RECORD))?;
+        let position = u32::try_from(self.records.len()).ok()?;
+        self.records.push(record);
+        self.push(Value::Record(position))
     }
 
-    /// Adds to the container on top of the stack; a dict gets alternating keys and values.
-    fn grow(&mut self, size: u64, items: &[What<'a>]) -> Option<()> {
-        let top = self.stack.last_mut()?;
-        top.size = top.size.saturating_add(size);
-        let What::Dict(entries) = &mut top.what else { return Some(()) };
-        if items.is_empty() {
-            return Some(());
+    fn tuple(&mut self, items: Vec<Value<'a>>) -> Option<()> {
+        let len = items.len();
+        self.add(Record::Tuple(items), len)
+    }
+
+    fn object(&mut self, object: Object<'a>) -> Option<()> {
+        let len = object.items.len() + 2 * object.entries.len();
+        self.add(Record::Object(Box::new(object)), len)
+    }
+
+    fn record(&self, value: Value<'a>) -> Option<&Record<'a>> {
+        match value {
+            Value::Record(position) => self.records.get(position as usize),
+            _ => None,
         }
-        let entries = Rc::make_mut(entries);
-        for pair in items.as_chunks::<2>().0 {
-            let (What::Text(key), value) = (&pair[0], &pair[1]) else { continue };
-            let Ok(key) = str::from_utf8(key) else { continue };
-            match value {
-                What::Tensor(place) => entries.push((key.into(), Some(Rc::clone(place)))),
-                What::Dict(inner) => {
-                    for (name, place) in &**inner {
-                        let name = format!("{key}.{name}");
-                        // Deep dicts copy names many times.
-                        self.cost = self.cost.saturating_add(name.len() as u64 + OBJECT);
-                        entries.push((name.into(), place.clone()));
-                    }
-                }
-                _ => entries.push((key.into(), None)),
-            }
+    }
+
+    fn items(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
+        match self.record(value)? {
+            Record::Tuple(items) => Some(items),
+            Record::Object(object) => Some(&object.items),
+            _ => None,
+        }
+    }
+
+    fn top_object(&mut self) -> Option<&mut Object<'a>> {
+        let Value::Record(top) = *self.stack.last()? else { return None };
+        match self.records.get_mut(top as usize)? {
+            Record::Object(object) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// Adds to the container on top of the stack.
+    fn extend(&mut self, items: &[Value<'a>], entries: &[(Value<'a>, Value<'a>)]) -> Option<()> {
+        self.pay(((items.len() + 2 * entries.len()) as u64).saturating_mul(2 * VALUE))?;
+        if self.stack.is_empty() {
+            return None;
+        }
+        if let Some(object) = self.top_object() {
+            object.items.extend_from_slice(items);
+            object.entries.extend_from_slice(entries);
         }
         Some(())
     }
 
     fn fetch(&mut self, slot: u64) -> Option<()> {
-        let Value { size, what } = self.memo.get(&slot)?.clone();
-        self.push(size, what);
-        Some(())
+        let value = *self.memo.get(&slot)?;
+        self.push(value)
     }
 
     fn memoize(&mut self, slot: u64) -> Option<()> {
-        let value = self.stack.last()?.clone();
-        let size = value.size;
+        self.pay(MEMO)?;
+        let value = *self.stack.last()?;
         self.memo.insert(slot, value);
-        self.cost = self.cost.saturating_add(size).saturating_add(OBJECT);
         Some(())
     }
-}
 
-fn little_endian(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))
-}
-
-/// A signed number in at most eight bytes, if it is none below zero.
-fn number<'a>(bytes: &[u8]) -> What<'a> {
-    match bytes.last() {
-        None => What::Number(0),
-        Some(&last) if last < 0x80 && bytes.len() <= 8 => What::Number(little_endian(bytes)),
-        Some(_) => What::Unknown,
+    /// Pushes the storage that a persistent id refers to: `("storage", class, key, location, ...)`.
+    fn persistent(&mut self, id: Value<'a>) -> Option<()> {
+        let storage = match self.items(id) {
+            Some(&[Value::Text("storage"), class, Value::Text(key), ..]) => {
+                match self.record(class) {
+                    Some(Record::Global(_, class)) => Some(Record::Storage { class: *class, key }),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        match storage {
+            Some(storage) => self.add(storage, 0),
+            None => self.push(Value::Other),
+        }
     }
+
+    /// Pushes what a call makes.
+    fn call(&mut self, mut function: Value<'a>, mut arguments: Value<'a>) -> Option<()> {
+        loop {
+            let (module, name) = match self.record(function) {
+                Some(Record::Global(module, name)) => (*module, *name),
+                _ => return self.object(Object::default()),
+            };
+            let given = self.items(arguments).unwrap_or_default();
+            let first = given.first().copied();
+            match (module, name) {
+                (
+                    "torch._utils",
+                    "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3",
+                ) => {
+                    return match self.tensor(given, name) {
+                        Some(location) => {
+                            let len = location.storage.len() / VALUE as usize;
+                            let len = len + location.shape.len() + 8;
+                            self.add(Record::Tensor(Rc::new(location)), len)
+                        }
+                        None => self.add(Record::Malformed, 0),
+                    };
+                }
+                ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
+                | ("torch", "Size") => return self.push(first.unwrap_or(Value::Other)),
+                ("torch._tensor", "_rebuild_from_type_v2") => {
+                    // The function, the type, the arguments, the state. A call that is its own
+                    // argument cannot be written, since tuples are complete when they are made.
+                    let &[inner, _, of_inner, ..] = given else { return self.push(Value::Other) };
+                    (function, arguments) = (inner, of_inner);
+                    self.pay(VALUE)?;
+                }
+                _ if module.starts_with("torch") && name.starts_with("_rebuild") => {
+                    return self.add(Record::OtherTensor(name), 0);
+                }
+                // Written by Python 2 with its entries as a list of pairs.
+                ("collections", "OrderedDict") | (_, "dict") => {
+                    let pairs = first.and_then(|list| self.items(list)).unwrap_or_default();
+                    let entry = |&pair: &Value<'a>| match self.items(pair) {
+                        Some(&[key, value]) => Some((key, value)),
+                        _ => None,
+                    };
+                    let entries = pairs.iter().filter_map(entry).collect();
+                    return self.object(Object { entries, ..Object::default() });
+                }
+                _ => return self.object(Object::default()),
+            }
+        }
+    }
+
+    /// The tensor of `(storage, offset, shape, strides, requires_grad, hooks, ...)`.
+    fn tensor(&self, given: &[Value<'a>], function: &str) -> Option<Location> {
+        let &[storage, Value::Number(offset), shape, strides, ..] = given else { return None };
+        let Record::Storage { class, key } = self.record(storage)? else { return None };
+        let numbers = |list| {
+            let number = |item: &Value<'_>| match item {
+                Value::Number(number) => u64::try_from(*number).ok(),
+                _ => None,
+            };
+            let items = self.items(list).filter(|items| items.len() <= MAX_DIMENSIONS)?;
+            items.iter().map(number).collect::<Option<Vec<u64>>>()
+        };
+        // The newer function has the element type, since its storages have none, and the older one
+        // may have the metadata in its place.
+        let (class, metadata) = match (function, given.get(6)) {
+            ("_rebuild_tensor_v3", dtype) => match dtype.and_then(|&dtype| self.record(dtype)) {
+                Some(Record::Global(_, name)) => (*name, given.get(7)),
+                _ => return None,
+            },
+            (_, metadata) => (*class, metadata),
+        };
+        Some(Location {
+            storage: (*key).to_owned(),
+            element_type: element_type(class).1,
+            offset: u64::try_from(offset).ok()?,
+            shape: numbers(shape)?,
+            strides: numbers(strides)?,
+            negated: metadata.and_then(|&map| self.flag(map, "neg")).unwrap_or(false),
+        })
+    }
+
+    /// The truth of an entry of a dict.
+    fn flag(&self, dict: Value<'a>, name: &str) -> Option<bool> {
+        let Record::Object(object) = self.record(dict)? else { return None };
+        object.entries.iter().rev().find_map(|entry| match *entry {
+            (Value::Text(key), Value::Bool(flag)) if key == name => Some(flag),
+            _ => None,
+        })
+    }
+}
+
+/// A search for tensors.
+struct Search<'m, 'a> {
+    machine: &'m Machine<'a>,
+    found: Vec<Named>,
+    /// Whether no tensor is in a record.
+    barren: Vec<bool>,
+    /// The records that are being searched.
+    path: Vec<u32>,
+    visits: usize,
+    names: usize,
+}
+
+impl<'a> Search<'_, 'a> {
+    /// Adds the tensors in `value` whose names start with `name`. Whether all of it was searched.
+    fn visit(&mut self, value: Value<'a>, name: &mut String) -> Result<bool, String> {
+        let Value::Record(position) = value else { return Ok(true) };
+        if self.barren[position as usize] {
+            return Ok(true);
+        }
+        if self.path.len() == MAX_DEPTH || self.path.contains(&position) {
+            return Ok(false);
+        }
+        let machine = self.machine;
+        let place = match &machine.records[position as usize] {
+            Record::Tensor(location) => Ok(Rc::clone(location)),
+            Record::OtherTensor(function) => {
+                Err(format!("it is not a plain tensor (torch makes it with {function})"))
+            }
+            Record::Malformed => Err("its storage, shape or strides are malformed".to_owned()),
+            Record::Global(..) | Record::Storage { .. } => return Ok(true),
+            Record::Tuple(_) | Record::Object(_) => {
+                let before = self.found.len();
+                self.path.push(position);
+                let whole = self.descend(position, name)?;
+                self.path.pop();
+                self.barren[position as usize] = whole && self.found.len() == before;
+                return Ok(whole);
+            }
+        };
+        self.names = self.names.saturating_add(name.len() + NAMED);
+        if self.names > MAX_NAMES {
+            return Err(format!("tensor names beyond {MAX_NAMES} bytes in all"));
+        }
+        self.found.push(Named { name: name.clone(), place });
+        Ok(true)
+    }
+
+    fn descend(&mut self, position: u32, name: &mut String) -> Result<bool, String> {
+        let machine = self.machine;
+        let object = match &machine.records[position as usize] {
+            Record::Tuple(items) => return self.items(items, name),
+            Record::Object(object) => object,
+            _ => return Ok(true),
+        };
+        let mut whole = self.items(&object.items, name)?;
+        whole &= self.entries(&object.entries, name)?;
+        // A module has its tensors in three dicts. Other objects are not searched: an optimizer
+        // would have the model's tensors again.
+        if let Some(Record::Object(state)) = object.state.and_then(|state| machine.record(state)) {
+            for part in ["_parameters", "_buffers", "_modules"] {
+                let dict = state.entries.iter().find_map(|entry| match *entry {
+                    (Value::Text(key), dict) if key == part => Some(dict),
+                    _ => None,
+                });
+                if let Some(dict) = dict {
+                    whole &= self.visit(dict, name)?;
+                }
+            }
+        }
+        Ok(whole)
+    }
+
+    fn items(&mut self, items: &[Value<'a>], name: &mut String) -> Result<bool, String> {
+        let mut whole = true;
+        for (index, &item) in items.iter().enumerate() {
+            whole &= self.below(item, name, format_args!("{index}"))?;
+        }
+        Ok(whole)
+    }
+
+    fn entries(
+        &mut self,
+        entries: &[(Value<'a>, Value<'a>)],
+        name: &mut String,
+    ) -> Result<bool, String> {
+        // Of two entries with one key, the last one counts.
+        let mut last: HashMap<(bool, i64, &str), usize> = HashMap::new();
+        let key = |key: Value<'a>| match key {
+            Value::Text(text) => Some((true, 0, text)),
+            Value::Number(number) => Some((false, number, "")),
+            _ => None,
+        };
+        let has_tensors = |value: Value<'_>| matches!(value, Value::Record(_));
+        self.visits = self.visits.saturating_add(entries.len());
+        if entries.iter().any(|&(_, value)| has_tensors(value)) {
+            let keys = entries.iter().enumerate();
+            last.extend(keys.filter_map(|(at, entry)| Some((key(entry.0)?, at))));
+        }
+        let mut whole = true;
+        for (at, &(name_of, value)) in entries.iter().enumerate() {
+            let Some(name_of) = key(name_of).filter(|_| has_tensors(value)) else { continue };
+            if last.get(&name_of) != Some(&at) {
+                continue;
+            }
+            whole &= match name_of {
+                (true, _, text) => self.below(value, name, format_args!("{text}"))?,
+                (false, number, _) => self.below(value, name, format_args!("{number}"))?,
+            };
+        }
+        Ok(whole)
+    }
+
+    /// Visits `value` under a longer name.
+    fn below(
+        &mut self,
+        value: Value<'a>,
+        name: &mut String,
+        key: std::fmt::Arguments<'_>,
+    ) -> Result<bool, String> {
+        use std::fmt::Write as _;
+        self.visits += 1;
+        if self.visits > MAX_VISITS {
+            return Err("pickle: its dicts and lists refer to each other too often".to_owned());
+        }
+        if !matches!(value, Value::Record(_)) {
+            return Ok(true);
+        }
+        let len = name.len();
+        if len > 0 {
+            name.push('.');
+        }
+        // Writing to a text cannot fail.
+        let _ = name.write_fmt(key);
+        let whole = self.visit(value, name)?;
+        name.truncate(len);
+        Ok(whole)
+    }
+}
+
+/// Alternating keys and values as pairs.
+fn pairs<'a>(items: &[Value<'a>]) -> Vec<(Value<'a>, Value<'a>)> {
+    items.as_chunks::<2>().0.iter().map(|&[key, value]| (key, value)).collect()
+}
+
+/// A little-endian number in two's complement.
+fn signed<'a>(bytes: &[u8]) -> Value<'a> {
+    let Some(&last) = bytes.last() else { return Value::Number(0) };
+    if bytes.len() > 8 {
+        return Value::Other;
+    }
+    let sign = if last < 0x80 { 0 } else { -1 };
+    Value::Number(bytes.iter().rev().fold(sign, |n, &b| n << 8 | i64::from(b)))
 }

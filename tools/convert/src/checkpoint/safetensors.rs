@@ -12,16 +12,12 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::mapped::Mapped;
 use super::tensor::{Data, ElementLayout};
-use super::{CheckpointError, ElementType, Metadata, Tensor};
+use super::{CheckpointError, Contents, ElementType, Tensor};
 
 /// Parsing the header takes up to some 15 times its size; 16 MiB describe over 100,000 tensors.
 const MAX_HEADER: usize = 16 << 20;
 
-/// The tensors, and the texts of the header.
-pub(super) fn read(
-    path: &Arc<Path>,
-    map: &Mapped,
-) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
+pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
     let malformed = |reason: &dyn fmt::Display| {
         CheckpointError::file(path, format!("safetensors header: {reason}"))
@@ -37,34 +33,28 @@ pub(super) fn read(
     serde_json::from_slice::<Distinct<IgnoredAny>>(header).map_err(|e| malformed(&e))?;
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(&e))?;
 
-    let tensors = metadata.tensors();
-    let tensors = tensors
-        .into_iter()
-        .map(|(name, info)| {
-            let element_type = element_type(info.dtype).ok_or_else(|| {
-                let reason = format!(
-                    "element type {}, expected float, integer or bool of 8 to 64 bits",
-                    info.dtype
-                );
-                CheckpointError::tensor(path, &name, reason)
-            })?;
-            let (start, end) = info.data_offsets;
-            let range = data_start.saturating_add(start)..data_start.saturating_add(end);
-            let shape = info.shape.iter().map(|&extent| extent as u64).collect();
-            let data = Data::Mapped(map.clone(), range, None);
-            let layout = ElementLayout::ROW_MAJOR_LE;
-            Tensor::new(path, name.clone(), element_type, shape, layout, data)
-        })
-        .collect::<Result<_, _>>()?;
-    Ok((
-        tensors,
-        metadata
-            .metadata()
-            .iter()
-            .flatten()
-            .map(|(key, text)| (key.clone(), text.clone()))
-            .collect(),
-    ))
+    let mut contents = Contents::default();
+    for (name, info) in metadata.tensors() {
+        let Some(element_type) = element_type(info.dtype) else {
+            let reason = format!(
+                "its elements are {}: expected float, integer or bool of 8 to 64 bits",
+                info.dtype
+            );
+            contents.unreadable.insert(name, reason);
+            continue;
+        };
+        let (start, end) = info.data_offsets;
+        let range = data_start.saturating_add(start)..data_start.saturating_add(end);
+        let shape = info.shape.iter().map(|&extent| extent as u64).collect();
+        let data = Data::Mapped(map.clone(), range, None);
+        let layout = ElementLayout::ROW_MAJOR_LE;
+        contents
+            .tensors
+            .push(Tensor::new(path, name, element_type, shape, layout, data)?);
+    }
+    let texts = metadata.metadata().iter().flatten();
+    contents.metadata = texts.map(|(key, text)| (key.clone(), text.clone())).collect();
+    Ok(contents)
 }
 
 fn element_type(dtype: Dtype) -> Option<ElementType> {

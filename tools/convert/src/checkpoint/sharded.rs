@@ -54,7 +54,7 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
         let shard: Arc<Path> = path.with_file_name(file).into();
         let map = Mapped::open(&shard)
             .map_err(|error| CheckpointError::Io { path: shard.to_path_buf(), error })?;
-        for tensor in safetensors::read(&shard, &map)?.0 {
+        for tensor in safetensors::read(&shard, &map)?.tensors {
             match places.get(tensor.name()) {
                 // The index decides what the checkpoint holds.
                 None => {}

@@ -238,11 +238,6 @@ impl Tensor {
         Err(CheckpointError::file(self.file(), reason))
     }
 
-    /// Bytes of all elements.
-    pub(super) fn byte_len(&self) -> usize {
-        self.byte_len
-    }
-
     /// Decodes elements `start..start + out.len()` in row-major order, whatever order the file
     /// holds them in, rounding to the nearest `f32`.
     pub fn read_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {

@@ -1,30 +1,23 @@
 //! torch checkpoints: the zip container of torch 1.6 and later, and the pickle stream before it.
 //!
-//! pytorch-reader interprets the pickle without running any of it and gathers strided views into
-//! row-major order. This module adds what it lacks: the cost of the pickle is bounded before it is
-//! parsed, tensors of equal names are refused, and tensors that are row-major in the file are read
-//! in parts: pytorch-reader reads whole tensors.
+//! The pickle says where each tensor lies in which storage. Tensors that are row-major without gaps
+//! are read from the file in parts; others are gathered whole on first use.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-
-use pytorch_reader::{DType, PickleValue, PytorchReader};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::archive::{self, Archive, Members, StoredMember};
 use super::mapped::{Checked, Mapped};
-use super::pickle::Location;
+use super::pickle::{self, Location, Named, Pickle};
 use super::tensor::{Data, DecodedCache, ElementLayout};
-use super::{CheckpointError, ElementType, Tensor, contain, pickle};
+use super::{CheckpointError, Contents, ElementType, Tensor, contain};
 
 /// An expanded view (stride 0) is larger than its storage. A tensor may take as much as the whole
 /// file and this beyond.
 const MAX_EXPANSION: usize = 64 << 20;
-
-/// Bytes of all tensor names together: a name is the path through nested dicts, so a small pickle
-/// can spell very long ones.
-const MAX_NAMES: usize = 64 << 20;
 
 /// The magic number 0x1950a86a20f9469cfc6c of a legacy file, in binary and in text pickles.
 const LEGACY_MAGIC: [&[u8]; 2] =
@@ -44,201 +37,294 @@ pub(super) fn is_legacy(bytes: &[u8]) -> bool {
         .any(|magic| start.windows(magic.len()).any(|window| window == *magic))
 }
 
+/// The bytes of a storage.
+#[derive(Clone)]
+enum Storage {
+    /// They lie in the file.
+    Mapped(Range<usize>, Option<Arc<Checked>>),
+    /// They are a compressed member of the archive.
+    Compressed { members: Arc<Mutex<Members>>, index: usize },
+    /// They cannot be found, for this reason.
+    Missing(String),
+}
+
 pub(super) fn read_zip(
     path: &Arc<Path>,
     map: &Mapped,
     Archive { mut members, names }: Archive,
-) -> Result<Vec<Tensor>, CheckpointError> {
-    let mut placed = Vec::new();
-    for (index, name) in names.iter().enumerate().filter(|(_, name)| is_pickle_member(name)) {
-        let places = archive::read(&mut members, index)
-            .and_then(|bytes| pickle::check(&bytes, 1))
-            .map_err(|reason| CheckpointError::tensor(path, name, reason))?;
-        placed.push((name.strip_suffix("data.pkl").unwrap_or_default(), places));
-    }
-    // pytorch-reader decides which of several pickles counts.
-    let (root, places) = if placed.len() == 1 {
-        placed.remove(0)
-    } else {
-        Default::default()
+) -> Result<Contents, CheckpointError> {
+    let mut pickles = names.iter().enumerate().filter(|(_, name)| is_pickle_member(name));
+    let (index, name) = match (pickles.next(), pickles.next()) {
+        (Some(pickle), None) => pickle,
+        (_, second) => {
+            let name = second.map_or("data.pkl", |(_, name)| name);
+            let reason = "expected one pickle of this name in the archive";
+            return Err(CheckpointError::tensor(path, name, reason));
+        }
     };
-    let mut storages = Storages { map, members, root, found: BTreeMap::new() };
-    read(path, map, |name, element_type, shape| {
-        let place = places.get(name).filter(|place| place.shape == shape)?;
-        storages.find(place, element_type)
-    })
+    let refused = |reason| CheckpointError::tensor(path, name, reason);
+    let bytes = archive::read(&mut members, index).map_err(refused)?;
+    let pickle = pickle::read(&bytes).map_err(refused)?;
+    let tensors = pickle.tensors().map_err(refused)?;
+
+    let root = name.strip_suffix("data.pkl").unwrap_or_default();
+    let byte_order = match members.index_for_name(&format!("{root}byteorder")) {
+        Some(index) => archive::read(&mut members, index).map_err(refused)?,
+        None => Vec::new(),
+    };
+    let mut found: BTreeMap<String, Storage> = BTreeMap::new();
+    let shared = Arc::new(Mutex::new(members.clone()));
+    let mut find = |key: &str| {
+        let storage = || {
+            let member = format!("{root}data/{key}");
+            let Some(index) = members.index_for_name(&member) else {
+                return Storage::Missing(format!("the archive has no member {member:?}"));
+            };
+            match archive::stored(map, &mut members, index) {
+                Ok(Some(StoredMember { range, checked })) => Storage::Mapped(range, checked),
+                Ok(None) => Storage::Compressed { members: Arc::clone(&shared), index },
+                Err(reason) => Storage::Missing(reason),
+            }
+        };
+        found.entry(key.to_owned()).or_insert_with(storage).clone()
+    };
+    read(path, map, tensors, byte_order.starts_with(b"big"), &mut find)
 }
 
-pub(super) fn read_legacy(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
-    // Magic number, protocol version, system info, the object, storage keys.
-    pickle::check(map.as_ref(), 5).map_err(|reason| CheckpointError::file(path, reason))?;
-    read(path, map, |_, _, _| None)
-}
-
-/// The uncompressed storages of an archive.
-struct Storages<'m> {
-    map: &'m Mapped,
-    members: Members,
-    /// The prefix of all member names.
-    root: &'m str,
-    found: BTreeMap<String, Option<StoredMember>>,
-}
-
-impl Storages<'_> {
-    /// The bytes of the tensor at `place`, if it is row-major without gaps.
-    fn find(
-        &mut self,
-        place: &Location,
-        element_type: ElementType,
-    ) -> Option<(Range<usize>, Option<Arc<Checked>>)> {
-        let Self { map, members, root, found } = self;
-        let stored = found.entry(place.storage.clone()).or_insert_with(|| {
-            let index = members.index_for_name(&format!("{root}data/{}", place.storage))?;
-            archive::stored(map, members, index).ok().flatten()
+/// Magic number, protocol version, system info, the object, storage keys: a pickle each. Then the
+/// storages, each after its number of elements.
+pub(super) fn read_legacy(path: &Arc<Path>, map: &Mapped) -> Result<Contents, CheckpointError> {
+    let refused = |reason: String| CheckpointError::file(path, reason);
+    let mut rest = map.as_ref();
+    let mut next = || -> Result<Pickle<'_>, CheckpointError> {
+        let pickle = pickle::read(rest).map_err(refused)?;
+        rest = pickle.rest;
+        Ok(pickle)
+    };
+    let (_magic, _version) = (next()?, next()?);
+    let big_endian = next()?.flag("little_endian") == Some(false);
+    let object = next()?;
+    let keys = next()?;
+    let keys = keys.texts().ok_or_else(|| {
+        refused("pickle: expected a list of the storages after the object".to_owned())
+    })?;
+    let sizes = object.storages();
+    let mut found: HashMap<&str, Storage> = HashMap::new();
+    let len = map.as_ref().len();
+    let mut at = len - rest.len();
+    for key in keys {
+        let bytes = map.as_ref();
+        let count = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+        let size = sizes.get(key).copied().flatten();
+        let range = count.zip(size).and_then(|(&count, size)| {
+            let start = at.checked_add(8)?;
+            let count = usize::try_from(u64::from_le_bytes(count)).ok()?;
+            let end = start.checked_add(count.checked_mul(usize::try_from(size).ok()?)?)?;
+            (end <= len).then_some(start..end)
         });
-        let StoredMember { range, checked } = stored.as_ref()?;
-        let elements = row_major(&place.shape, &place.strides)?;
-        let bytes =
-            |elements: u64| usize::try_from(elements.checked_mul(element_type.size())?).ok();
-        let start = range.start.checked_add(bytes(place.offset)?)?;
-        let end = start.checked_add(bytes(elements)?)?;
-        (end <= range.end).then(|| (start..end, checked.clone()))
+        // The place of a storage is known if those before it are.
+        let Some(range) = range else { break };
+        at = range.end;
+        found.insert(key, Storage::Mapped(range, None));
     }
+    let mut find = |key: &str| {
+        let missing = || {
+            Storage::Missing(
+                "its storage cannot be found: the file is cut short, or a storage before it has a \
+                 type that is not known"
+                    .to_owned(),
+            )
+        };
+        found.get(key).cloned().unwrap_or_else(missing)
+    };
+    read(path, map, object.tensors().map_err(refused)?, big_endian, &mut find)
 }
 
-/// The number of elements, if they are row-major without gaps.
-fn row_major(shape: &[u64], strides: &[u64]) -> Option<u64> {
+/// The tensors, in the order of the file.
+fn read(
+    path: &Arc<Path>,
+    map: &Mapped,
+    named: Vec<Named>,
+    big_endian: bool,
+    find: &mut dyn FnMut(&str) -> Storage,
+) -> Result<Contents, CheckpointError> {
+    let layout = ElementLayout { big_endian, column_major: false };
+    let cache = Arc::new(DecodedCache::default());
+    let mut contents = Contents::default();
+    let mut names = BTreeSet::new();
+    for (id, Named { name, place }) in named.into_iter().enumerate() {
+        if !names.insert(name.clone()) {
+            let reason = format!("two tensors named `{}`, expected one", name.escape_debug());
+            return Err(CheckpointError::file(path, reason));
+        }
+        // DLRM and many others store the model and the optimizer's state in one dict.
+        let name = match name.strip_prefix("state_dict.") {
+            Some(inner) => inner.to_owned(),
+            // A lone tensor is named after the file, as in a .npy file.
+            None if name.is_empty() => {
+                path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
+            None => name,
+        };
+        let tensor = place.and_then(|place| {
+            let element_type = place
+                .element_type
+                .clone()
+                .map_err(|found| format!("its elements are {found}"))?;
+            let data = data(map, &place, element_type, find, (&cache, id));
+            Tensor::new(path, name.clone(), element_type, place.shape.clone(), layout, data)
+                .map_err(|error| error.to_string())
+        });
+        match tensor {
+            Ok(tensor) => contents.tensors.push(tensor),
+            Err(reason) => drop(contents.unreadable.insert(name, reason)),
+        }
+    }
+    contents.is_ordered = true;
+    Ok(contents)
+}
+
+/// The elements at `place`.
+fn data(
+    map: &Mapped,
+    place: &Rc<Location>,
+    element_type: ElementType,
+    find: &mut dyn FnMut(&str) -> Storage,
+    (cache, id): (&Arc<DecodedCache>, usize),
+) -> Data {
+    let storage = find(&place.storage);
+    if let Storage::Mapped(range, checked) = &storage
+        && !place.negated
+        && let Some(range) = row_major(place, element_type, range)
+    {
+        return Data::Mapped(map.clone(), range, checked.clone());
+    }
+    let gather = Gather {
+        element_type,
+        offset: place.offset,
+        shape: place.shape.clone(),
+        strides: place.strides.clone(),
+        negated: place.negated,
+        limit: map.as_ref().len().saturating_add(MAX_EXPANSION),
+        file_len: map.as_ref().len(),
+    };
+    let map = map.clone();
+    let load = move || match &storage {
+        Storage::Mapped(range, checked) => {
+            checked.as_deref().map_or(Ok(()), Checked::check)?;
+            gather.gather(map.as_ref().get(range.clone()).unwrap_or_default())
+        }
+        Storage::Compressed { members, index } => {
+            let mut members = members.lock().unwrap_or_else(PoisonError::into_inner);
+            let bytes = contain(|| archive::read(&mut members, *index))??;
+            gather.gather(&bytes)
+        }
+        Storage::Missing(reason) => Err(reason.clone()),
+    };
+    Data::Decoded { cache: Arc::clone(cache), id, load: Box::new(load) }
+}
+
+/// The bytes of a tensor in the file, if it is row-major without gaps and its storage has them all.
+fn row_major(
+    place: &Location,
+    element_type: ElementType,
+    storage: &Range<usize>,
+) -> Option<Range<usize>> {
     let mut count = 1_u64;
-    for (&extent, &stride) in shape.iter().zip(strides).rev() {
+    for (&extent, &stride) in place.shape.iter().zip(&place.strides).rev() {
         if extent != 1 && stride != count {
             return None;
         }
         count = count.checked_mul(extent)?;
     }
-    (shape.len() == strides.len()).then_some(count)
+    let bytes = |elements: u64| usize::try_from(elements.checked_mul(element_type.size())?).ok();
+    let start = storage.start.checked_add(bytes(place.offset)?)?;
+    let end = start.checked_add(bytes(count)?)?;
+    (place.shape.len() == place.strides.len() && end <= storage.end).then_some(start..end)
 }
 
-/// The tensors; those that `find` finds are read from the file in parts.
-fn read(
-    path: &Arc<Path>,
-    map: &Mapped,
-    mut find: impl FnMut(&str, ElementType, &[u64]) -> Option<(Range<usize>, Option<Arc<Checked>>)>,
-) -> Result<Vec<Tensor>, CheckpointError> {
-    let malformed = |e: pytorch_reader::PytorchError| CheckpointError::file(path, e);
-    let file_len = map.as_ref().len();
-    let limit = file_len.saturating_add(MAX_EXPANSION);
-    let root = PytorchReader::read_pickle_data(path, None).map_err(malformed)?;
-    Names::default()
-        .collect(&root, &mut String::new())
-        .map_err(|reason| CheckpointError::file(path, reason))?;
-    drop(root);
-
-    let cache = Arc::new(DecodedCache::default());
-    let tensors = PytorchReader::new(path).map_err(malformed)?.into_tensors();
-    tensors
-        .into_values()
-        .enumerate()
-        .map(|(id, tensor)| {
-            let (name, dtype, shape, load) = tensor.into_parts();
-            let (element_type, shape): (_, Vec<u64>) =
-                (element_type(dtype), shape.into_iter().map(|extent| extent as u64).collect());
-            let found = find(&name, element_type, &shape);
-            // DLRM and many others store the model and the optimizer's state in one dict.
-            let name = match name.strip_prefix("state_dict.") {
-                Some(inner) => inner.to_owned(),
-                None => name,
-            };
-            let (layout, data) = match found {
-                Some((range, checked)) => {
-                    (ElementLayout::ROW_MAJOR_LE, Data::Mapped(map.clone(), range, checked))
-                }
-                None => {
-                    let load = Box::new(move || contain(&load)?.map_err(|e| e.to_string()));
-                    // The reader returns the native byte order.
-                    let layout = ElementLayout {
-                        big_endian: cfg!(target_endian = "big"),
-                        column_major: false,
-                    };
-                    (layout, Data::Decoded { cache: Arc::clone(&cache), id, load })
-                }
-            };
-            let tensor = Tensor::new(path, name, element_type, shape, layout, data)?;
-            if tensor.byte_len() > limit {
-                let reason = format!(
-                    "{} bytes in a file of {file_len}, expected at most {limit}",
-                    tensor.byte_len()
-                );
-                return Err(CheckpointError::tensor(path, tensor.name(), reason));
-            }
-            Ok(tensor)
-        })
-        .collect()
+/// A tensor that is copied from its storage, element by element.
+struct Gather {
+    element_type: ElementType,
+    offset: u64,
+    shape: Vec<u64>,
+    strides: Vec<u64>,
+    negated: bool,
+    limit: usize,
+    file_len: usize,
 }
 
-fn element_type(dtype: DType) -> ElementType {
-    match dtype {
-        DType::F64 => ElementType::F64,
-        DType::F32 => ElementType::F32,
-        DType::F16 => ElementType::F16,
-        DType::BF16 => ElementType::Bf16,
-        DType::I64 => ElementType::I64,
-        DType::I32 => ElementType::I32,
-        DType::I16 => ElementType::I16,
-        DType::I8 => ElementType::I8,
-        DType::U64 => ElementType::U64,
-        DType::U32 => ElementType::U32,
-        DType::U16 => ElementType::U16,
-        DType::U8 => ElementType::U8,
-        DType::Bool => ElementType::Bool,
-    }
-}
-
-/// The dotted names of all tensors, as pytorch-reader spells them; it silently keeps one of two
-/// equal names (`{"a.b": x, "a": {"b": y}}`), and which one varies.
-#[derive(Default)]
-struct Names {
-    seen: BTreeSet<String>,
-    bytes: usize,
-}
-
-impl Names {
-    fn collect(&mut self, value: &PickleValue, path: &mut String) -> Result<(), String> {
-        match value {
-            PickleValue::Dict(dict) => {
-                for (key, value) in dict {
-                    self.descend(key, value, path)?;
-                }
-            }
-            PickleValue::List(items) => {
-                for (index, value) in items.iter().enumerate() {
-                    self.descend(&index.to_string(), value, path)?;
-                }
-            }
-            PickleValue::Unsupported(kind) if kind == "torch.Tensor" => {
-                self.bytes = self.bytes.saturating_add(path.len());
-                if self.bytes > MAX_NAMES {
-                    return Err(format!("tensor names beyond {MAX_NAMES} bytes in all"));
-                }
-                if !self.seen.insert(path.clone()) {
-                    return Err(format!(
-                        "two tensors named `{}`, expected one",
-                        path.escape_debug()
-                    ));
-                }
-            }
-            _ => {}
+impl Gather {
+    fn gather(&self, storage: &[u8]) -> Result<Vec<u8>, String> {
+        let Self { shape, strides, .. } = self;
+        if shape.len() != strides.len() {
+            return Err(format!("shape {shape:?} and strides {strides:?} differ in length"));
         }
-        Ok(())
+        let size = self.element_type.size() as usize;
+        let count = shape.iter().try_fold(size as u64, |count, &extent| count.checked_mul(extent));
+        let len = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+        if len > self.limit {
+            return Err(format!(
+                "{len} bytes in a file of {}, expected at most {}",
+                self.file_len, self.limit
+            ));
+        }
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let last = shape.iter().zip(strides).try_fold(self.offset, |last, (&extent, &stride)| {
+            last.checked_add((extent - 1).checked_mul(stride)?)
+        });
+        let held = storage.len() / size;
+        if last.is_none_or(|last| last >= held as u64) {
+            return Err(format!(
+                "shape {shape:?} with strides {strides:?} from element {} on: its storage has \
+                 {held} elements",
+                self.offset
+            ));
+        }
+        let mut out = Vec::with_capacity(len);
+        let mut position = vec![0_u64; shape.len()];
+        // Every position is at most `last`.
+        let mut at = self.offset;
+        loop {
+            let start = at as usize * size;
+            out.extend_from_slice(&storage[start..start + size]);
+            let mut k = shape.len();
+            loop {
+                let Some(next) = k.checked_sub(1) else {
+                    if self.negated {
+                        self.negate(&mut out);
+                    }
+                    return Ok(out);
+                };
+                k = next;
+                position[k] += 1;
+                at += strides[k];
+                if position[k] < shape[k] {
+                    break;
+                }
+                at -= strides[k] * shape[k];
+                position[k] = 0;
+            }
+        }
     }
 
-    fn descend(&mut self, key: &str, value: &PickleValue, path: &mut String) -> Result<(), String> {
-        let len = path.len();
-        if len > 0 {
-            path.push('.');
+    /// Changes the sign of every element.
+    fn negate(&self, bytes: &mut [u8]) {
+        use ElementType as T;
+        let size = self.element_type.size() as usize;
+        for element in bytes.chunks_exact_mut(size) {
+            match self.element_type {
+                // `torch.save` writes little-endian, and the sign is the highest bit.
+                T::F64 | T::F32 | T::F16 | T::Bf16 => element[size - 1] ^= 0x80,
+                _ => {
+                    let mut carry = true;
+                    for byte in element {
+                        (*byte, carry) = (!*byte).overflowing_add(u8::from(carry));
+                    }
+                }
+            }
         }
-        path.push_str(key);
-        self.collect(value, path)?;
-        path.truncate(len);
-        Ok(())
     }
 }

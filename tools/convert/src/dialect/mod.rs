@@ -482,6 +482,9 @@ fn pick(checkpoint: &Checkpoint, spec: &TableSpec) -> Result<&'static dyn Dialec
 /// The tensor called `name`, or an error that names near ones.
 fn require<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c Tensor> {
     checkpoint.tensor(name).ok_or_else(|| {
+        if let Some((_, reason)) = checkpoint.unreadable().find(|(found, _)| *found == name) {
+            return anyhow!("tensor {name:?} cannot be read: {reason}");
+        }
         let near: Vec<&str> = checkpoint
             .tensors()
             .map(Tensor::name)
