@@ -79,7 +79,8 @@ pub(crate) fn of_cores(
 
 /// A blob of a model's layers, around tables of one row, and the bytes that they add to any blob.
 pub(crate) fn layers(model: &Model<'_>, layout: &ModelSpec) -> Result<(AlignedBuf, u64)> {
-    let embedding_dim = model.bottom.last().map_or(0, |linear| linear.outputs);
+    // Without a bottom MLP, the layers do not depend on the length of the rows.
+    let embedding_dim = model.bottom.last().map_or(1, |linear| linear.outputs);
     let row = WeightsSpec::Dense { num_embeddings: 1, embedding_dim, dtype: Dtype::F32 };
     let tables: Vec<_> =
         (0..layout.tables.len()).map(|at| TableSpec::new(at.to_string(), row)).collect();

@@ -32,6 +32,18 @@ pub struct ModelSpec {
     /// The stored type of the layers' weights; default: f32.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "by_name")]
     pub dtype: Option<Dtype>,
+    /// The interaction of the vectors; default: the one that the widths of the layers fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interaction: Option<Interaction>,
+}
+
+/// How a model combines the vectors of its tables and of its dense features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Interaction {
+    /// The dot product of each pair of vectors: facebookresearch/dlrm's `dot`.
+    Dot,
 }
 
 /// One `[[table]]`. Facts that are unambiguous in the checkpoint may be omitted.

@@ -83,8 +83,23 @@ pub struct Checkpoint {
     order: Option<Vec<String>>,
     /// Tensors that cannot be read, each with the reason.
     unreadable: BTreeMap<String, String>,
+    /// The prefixes of the tensors of optimizers.
+    optimizers: Vec<String>,
     metadata: BTreeMap<String, String>,
 }
+
+/// What the optimizers of torch call their tensors, where no table is called so.
+const OPTIMIZER_STATE: [&str; 9] = [
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "exp_inf",
+    "momentum_buffer",
+    "square_avg",
+    "grad_avg",
+    "acc_delta",
+    "row_sum_squares",
+];
 
 /// What a container holds.
 #[derive(Default)]
@@ -94,6 +109,8 @@ struct Contents {
     is_ordered: bool,
     /// Tensors that cannot be read, each with the reason.
     unreadable: BTreeMap<String, String>,
+    /// The prefixes of the tensors of optimizers.
+    optimizers: Vec<String>,
     /// Texts by name, from the header of a safetensors file.
     metadata: BTreeMap<String, String>,
 }
@@ -110,7 +127,7 @@ impl Checkpoint {
         let path: Arc<Path> = path.into();
         let map = Mapped::open(&path)
             .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
-        let Contents { tensors: list, is_ordered, unreadable, metadata } =
+        let Contents { tensors: list, is_ordered, unreadable, optimizers, metadata } =
             contain(|| read(&path, map))
                 .unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
         let order = || list.iter().map(|tensor| tensor.name().to_owned()).collect();
@@ -123,7 +140,7 @@ impl Checkpoint {
                 return Err(CheckpointError::tensor(&path, &name, reason));
             }
         }
-        Ok(Self { path, tensors, order, unreadable, metadata })
+        Ok(Self { path, tensors, order, unreadable, optimizers, metadata })
     }
 
     /// The path of the checkpoint, or of the index of several files.
@@ -147,16 +164,28 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// The tensors that cannot be read, by name, each with the reason: an element type or a form that
-    /// this crate does not know.
+    /// The tensors that cannot be read, by name, each with the reason: an element type or a form
+    /// that this crate does not know.
     pub fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
         self.unreadable.iter().map(|(name, reason)| (name.as_str(), reason.as_str()))
     }
 
-    /// The names of the tensors in the order of the program that wrote them; `None` if the container
-    /// does not keep it: safetensors and numpy sort names.
+    /// The names of the tensors in the order of the program that wrote them; `None` if the
+    /// container does not keep it: safetensors sorts names.
     pub fn order(&self) -> Option<&[String]> {
         self.order.as_deref()
+    }
+
+    /// Whether the tensor called `name` is the state of an optimizer, such as the moments of Adam,
+    /// which have the shapes of the tables: it lies beside `param_groups`, or is named as one.
+    pub fn is_optimizer_state(&self, name: &str) -> bool {
+        // In the file formats of named tensors, paths are all there is.
+        let named = name.split('.').any(|part| {
+            let part = part.to_ascii_lowercase();
+            part.contains("optimizer") || part == "opt_state_dict" || part == "optim"
+        });
+        let moment = name.rsplit('.').next().is_some_and(|last| OPTIMIZER_STATE.contains(&last));
+        named || moment || self.optimizers.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// The text called `name` in the header of a safetensors file.

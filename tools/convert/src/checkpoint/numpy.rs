@@ -68,6 +68,8 @@ fn element_type(descr: &str) -> Option<(ElementType, bool)> {
         "u2" => ElementType::U16,
         "u1" => ElementType::U8,
         "b1" => ElementType::Bool,
+        // numpy has no bfloat16; ml_dtypes, which JAX saves with, writes it as two bytes.
+        "V2" => return Some((ElementType::Bf16, order == ">")),
         _ => return None,
     };
     match order {

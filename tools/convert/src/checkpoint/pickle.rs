@@ -4,8 +4,8 @@
 //! function is one that rebuilds tensors, else an object with the items, entries and attributes
 //! that the pickle gives it. So what a file holds beside its tensors does not matter.
 //!
-//! All records lie in one arena and refer to each other by their positions. Copies cost nothing, and
-//! neither nesting nor cycles can overflow the stack.
+//! All records lie in one arena and refer to each other by their positions. Copies cost nothing,
+//! and neither nesting nor cycles can overflow the stack.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use super::ElementType;
 const BUDGET: u64 = 64 << 20;
 
 /// The memory per byte of the pickle: large vocabularies beside the tensors take most of it.
-const PER_BYTE: u64 = 16;
+const PER_BYTE: u64 = 12;
 
 /// The memory of a record, a value in a record, and an entry of the memo.
 const RECORD: u64 = size_of::<Record<'_>>() as u64;
@@ -62,6 +62,15 @@ pub(super) struct Named {
     pub(super) place: Result<Rc<Location>, String>,
 }
 
+/// The tensors of a pickle.
+#[derive(Default)]
+pub(super) struct Tensors {
+    /// In the order of the file. A lone tensor has an empty name.
+    pub(super) named: Vec<Named>,
+    /// The prefixes of those in a dict that has `param_groups`, as `Optimizer.state_dict()` does.
+    pub(super) optimizers: Vec<String>,
+}
+
 /// A pickle that was read.
 pub(super) struct Pickle<'a> {
     machine: Machine<'a>,
@@ -100,7 +109,10 @@ enum Record<'a> {
 
 #[derive(Default)]
 struct Object<'a> {
-    items: Vec<Value<'a>>,
+    /// Its items but for those of no interest, with their indices: a history may have millions of
+    /// numbers.
+    items: Vec<(usize, Value<'a>)>,
+    num_items: usize,
     entries: Vec<(Value<'a>, Value<'a>)>,
     /// Its attributes, if it is of a class.
     state: Option<Value<'a>>,
@@ -140,18 +152,19 @@ fn element_type(class: &str) -> (Option<u64>, Result<ElementType, String>) {
 
 /// Reads the pickle that `bytes` starts with.
 pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, String> {
+    let budget = (bytes.len() as u64).saturating_mul(PER_BYTE).saturating_add(BUDGET);
     let mut machine = Machine {
         rest: bytes,
         records: Vec::new(),
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
-        left: (bytes.len() as u64).saturating_mul(PER_BYTE).saturating_add(BUDGET),
+        left: budget,
         exhausted: false,
     };
     let root = machine.run();
     if machine.exhausted {
-        return Err("pickle: too complex to read: nearly all of it is not tensors".to_owned());
+        return Err(format!("pickle: too complex to read within {budget} bytes"));
     }
     let root = root.ok_or("pickle: expected well-formed opcodes up to the end of its object")?;
     let rest = machine.rest;
@@ -159,11 +172,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, String> {
 }
 
 impl<'a> Pickle<'a> {
-    /// The tensors in the order of the file. A lone tensor has an empty name.
-    pub(super) fn tensors(&self) -> Result<Vec<Named>, String> {
+    pub(super) fn tensors(&self) -> Result<Tensors, String> {
         let mut search = Search {
             machine: &self.machine,
-            found: Vec::new(),
+            found: Tensors::default(),
             barren: vec![false; self.machine.records.len()],
             path: Vec::new(),
             visits: 0,
@@ -183,21 +195,16 @@ impl<'a> Pickle<'a> {
     }
 
     /// The text items of a list.
-    pub(super) fn texts(&self) -> Option<Vec<&str>> {
+    pub(super) fn texts(&self) -> Option<Vec<&'a str>> {
         let items = match self.machine.record(self.root)? {
             Record::Object(object) => &object.items,
             _ => return None,
         };
-        items
-            .iter()
-            .map(|item| {
-                if let Value::Text(text) = item {
-                    Some(*text)
-                } else {
-                    None
-                }
-            })
-            .collect()
+        let text = |item: &(usize, Value<'a>)| match item.1 {
+            Value::Text(text) => Some(text),
+            _ => None,
+        };
+        items.iter().map(text).collect()
     }
 
     /// The truth of an entry of a dict.
@@ -312,7 +319,8 @@ impl<'a> Machine<'a> {
                 }
                 b'l' | 0x91 => {
                     let items = self.pop_to_mark()?;
-                    self.object(Object { items, ..Object::default() })?;
+                    self.object(Object::default())?;
+                    self.extend(&items, &[])?;
                 }
                 b'd' => {
                     let entries = pairs(&self.pop_to_mark()?);
@@ -473,12 +481,16 @@ impl<'a> Machine<'a> {
     fn pop(&mut self) -> Option<Value<'a>> {
         // What is below an open mark belongs to another container.
         let open = self.marks.last().is_some_and(|&mark| mark >= self.stack.len());
-        if open { None } else { self.stack.pop() }
+        let value = if open { None } else { self.stack.pop() };
+        self.left = self.left.saturating_add(if value.is_some() { VALUE } else { 0 });
+        value
     }
 
     fn pop_to_mark(&mut self) -> Option<Vec<Value<'a>>> {
         let mark = self.marks.pop()?;
-        (mark <= self.stack.len()).then(|| self.stack.split_off(mark))
+        let values = (mark <= self.stack.len()).then(|| self.stack.split_off(mark))?;
+        self.left = self.left.saturating_add((values.len() as u64).saturating_mul(VALUE));
+        Some(values)
     }
 
     /// Adds a record of `values` values, and pushes it.
@@ -495,7 +507,7 @@ impl<'a> Machine<'a> {
     }
 
     fn object(&mut self, object: Object<'a>) -> Option<()> {
-        let len = object.items.len() + 2 * object.entries.len();
+        let len = 2 * object.entries.len();
         self.add(Record::Object(Box::new(object)), len)
     }
 
@@ -506,10 +518,10 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// The items of a tuple.
     fn items(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
         match self.record(value)? {
             Record::Tuple(items) => Some(items),
-            Record::Object(object) => Some(&object.items),
             _ => None,
         }
     }
@@ -524,12 +536,16 @@ impl<'a> Machine<'a> {
 
     /// Adds to the container on top of the stack.
     fn extend(&mut self, items: &[Value<'a>], entries: &[(Value<'a>, Value<'a>)]) -> Option<()> {
-        self.pay(((items.len() + 2 * entries.len()) as u64).saturating_mul(2 * VALUE))?;
+        let matters = |item: &Value<'_>| matches!(item, Value::Record(_) | Value::Text(_));
+        let kept = items.iter().filter(|item| matters(item)).count() + entries.len();
+        self.pay((kept as u64).saturating_mul(4 * VALUE))?;
         if self.stack.is_empty() {
             return None;
         }
         if let Some(object) = self.top_object() {
-            object.items.extend_from_slice(items);
+            let indexed = (object.num_items..).zip(items.iter().copied());
+            object.items.extend(indexed.filter(|(_, item)| matters(item)));
+            object.num_items = object.num_items.saturating_add(items.len());
             object.entries.extend_from_slice(entries);
         }
         Some(())
@@ -601,9 +617,13 @@ impl<'a> Machine<'a> {
                 }
                 // Written by Python 2 with its entries as a list of pairs.
                 ("collections", "OrderedDict") | (_, "dict") => {
-                    let pairs = first.and_then(|list| self.items(list)).unwrap_or_default();
-                    let entry = |&pair: &Value<'a>| match self.items(pair) {
-                        Some(&[key, value]) => Some((key, value)),
+                    let pairs = match first.and_then(|list| self.record(list)) {
+                        Some(Record::Object(list)) => &list.items[..],
+                        _ => &[],
+                    };
+                    let entry = |&(_, pair): &(usize, Value<'a>)| match self.record(pair)? {
+                        Record::Tuple(pair) => Some((*pair.first()?, *pair.get(1)?)),
+                        Record::Object(pair) => Some((pair.items.first()?.1, pair.items.get(1)?.1)),
                         _ => None,
                     };
                     let entries = pairs.iter().filter_map(entry).collect();
@@ -658,7 +678,7 @@ impl<'a> Machine<'a> {
 /// A search for tensors.
 struct Search<'m, 'a> {
     machine: &'m Machine<'a>,
-    found: Vec<Named>,
+    found: Tensors,
     /// Whether no tensor is in a record.
     barren: Vec<bool>,
     /// The records that are being searched.
@@ -686,11 +706,11 @@ impl<'a> Search<'_, 'a> {
             Record::Malformed => Err("its storage, shape or strides are malformed".to_owned()),
             Record::Global(..) | Record::Storage { .. } => return Ok(true),
             Record::Tuple(_) | Record::Object(_) => {
-                let before = self.found.len();
+                let before = self.found.named.len();
                 self.path.push(position);
                 let whole = self.descend(position, name)?;
                 self.path.pop();
-                self.barren[position as usize] = whole && self.found.len() == before;
+                self.barren[position as usize] = whole && self.found.named.len() == before;
                 return Ok(whole);
             }
         };
@@ -698,18 +718,22 @@ impl<'a> Search<'_, 'a> {
         if self.names > MAX_NAMES {
             return Err(format!("tensor names beyond {MAX_NAMES} bytes in all"));
         }
-        self.found.push(Named { name: name.clone(), place });
+        self.found.named.push(Named { name: name.clone(), place });
         Ok(true)
     }
 
     fn descend(&mut self, position: u32, name: &mut String) -> Result<bool, String> {
         let machine = self.machine;
         let object = match &machine.records[position as usize] {
-            Record::Tuple(items) => return self.items(items, name),
+            Record::Tuple(items) => return self.items(items.iter().copied().enumerate(), name),
             Record::Object(object) => object,
             _ => return Ok(true),
         };
-        let mut whole = self.items(&object.items, name)?;
+        let of_optimizer = |(key, _): &(Value<'_>, _)| matches!(key, Value::Text("param_groups"));
+        if !name.is_empty() && object.entries.iter().any(of_optimizer) {
+            self.found.optimizers.push(format!("{name}."));
+        }
+        let mut whole = self.items(object.items.iter().copied(), name)?;
         whole &= self.entries(&object.entries, name)?;
         // A module has its tensors in three dicts. Other objects are not searched: an optimizer
         // would have the model's tensors again.
@@ -727,9 +751,13 @@ impl<'a> Search<'_, 'a> {
         Ok(whole)
     }
 
-    fn items(&mut self, items: &[Value<'a>], name: &mut String) -> Result<bool, String> {
+    fn items(
+        &mut self,
+        items: impl Iterator<Item = (usize, Value<'a>)>,
+        name: &mut String,
+    ) -> Result<bool, String> {
         let mut whole = true;
-        for (index, &item) in items.iter().enumerate() {
+        for (index, item) in items {
             whole &= self.below(item, name, format_args!("{index}"))?;
         }
         Ok(whole)

@@ -1,5 +1,5 @@
-//! Safetensors in several files: an index (`model.safetensors.index.json`) maps tensors to files in
-//! its directory.
+//! Checkpoints in several files: an index (`model.safetensors.index.json`,
+//! `pytorch_model.bin.index.json`) maps tensors to files in its directory.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::mapped::Mapped;
 use super::safetensors::Distinct;
-use super::{CheckpointError, Tensor, safetensors};
+use super::{CheckpointError, Tensor};
 
 /// As for the header of one file.
 const MAX_INDEX: usize = 16 << 20;
@@ -30,7 +30,7 @@ pub(super) fn is_index(bytes: &[u8]) -> bool {
 
 pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
     let malformed =
-        |reason: String| CheckpointError::file(path, format!("safetensors index: {reason}"));
+        |reason: String| CheckpointError::file(path, format!("index of shards: {reason}"));
     let bytes = map.as_ref();
     if bytes.len() > MAX_INDEX {
         return Err(malformed(format!("{} bytes, expected at most {MAX_INDEX}", bytes.len())));
@@ -54,7 +54,11 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
         let shard: Arc<Path> = path.with_file_name(file).into();
         let map = Mapped::open(&shard)
             .map_err(|error| CheckpointError::Io { path: shard.to_path_buf(), error })?;
-        for tensor in safetensors::read(&shard, &map)?.tensors {
+        if is_index(map.as_ref()) {
+            let reason = "an index of other files: expected .safetensors or torch .bin";
+            return Err(CheckpointError::file(&shard, reason));
+        }
+        for tensor in super::read(&shard, map)?.tensors {
             match places.get(tensor.name()) {
                 // The index decides what the checkpoint holds.
                 None => {}

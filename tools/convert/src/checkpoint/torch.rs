@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::archive::{self, Archive, Members, StoredMember};
 use super::mapped::{Checked, Mapped};
-use super::pickle::{self, Location, Named, Pickle};
+use super::pickle::{self, Location, Named, Pickle, Tensors};
 use super::tensor::{Data, DecodedCache, ElementLayout};
 use super::{CheckpointError, Contents, ElementType, Tensor, contain};
 
@@ -144,13 +144,13 @@ pub(super) fn read_legacy(path: &Arc<Path>, map: &Mapped) -> Result<Contents, Ch
 fn read(
     path: &Arc<Path>,
     map: &Mapped,
-    named: Vec<Named>,
+    Tensors { named, optimizers }: Tensors,
     big_endian: bool,
     find: &mut dyn FnMut(&str) -> Storage,
 ) -> Result<Contents, CheckpointError> {
     let layout = ElementLayout { big_endian, column_major: false };
     let cache = Arc::new(DecodedCache::default());
-    let mut contents = Contents::default();
+    let mut contents = Contents { optimizers, is_ordered: true, ..Contents::default() };
     let mut names = BTreeSet::new();
     for (id, Named { name, place }) in named.into_iter().enumerate() {
         if !names.insert(name.clone()) {
@@ -180,7 +180,6 @@ fn read(
             Err(reason) => drop(contents.unreadable.insert(name, reason)),
         }
     }
-    contents.is_ordered = true;
     Ok(contents)
 }
 

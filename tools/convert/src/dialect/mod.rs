@@ -26,7 +26,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use cores::Core;
 pub use fbtt::digit_strides;
 pub(crate) use model::Model;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 pub use trained::FACTS;
 use ttrec::{TtShape, dtype::Dtype, repr::Combine};
 
@@ -81,12 +81,28 @@ impl<'c> Survey<'c> {
         survey
     }
 
-    /// The tensors that belong to no dialect yet.
+    /// The tensors that belong to no dialect yet, and to no optimizer.
     fn free(&self) -> Vec<&'c Tensor> {
         self.checkpoint
             .tensors()
-            .filter(|tensor| !self.taken.contains(tensor.name()))
+            .filter(|tensor| {
+                !self.taken.contains(tensor.name())
+                    && !self.checkpoint.is_optimizer_state(tensor.name())
+            })
             .collect()
+    }
+
+    /// Whether the file has the tensors in the order of the model.
+    fn is_ordered(&self) -> bool {
+        self.checkpoint.order().is_some()
+    }
+
+    /// Sorts tensors by their order in the file.
+    fn sort(&self, tensors: &mut [&'c Tensor]) {
+        let order = self.checkpoint.order().unwrap_or_default().iter();
+        let position: HashMap<&str, usize> =
+            order.enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        tensors.sort_by_key(|tensor| position.get(tensor.name()).copied());
     }
 
     /// The free tensors whose names end in `key`, with the prefix.

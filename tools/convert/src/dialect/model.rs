@@ -54,6 +54,8 @@ pub(crate) struct Model<'c> {
     pub(crate) bottom: Vec<Linear<'c>>,
     pub(crate) top: Vec<Linear<'c>>,
     pairs: Pairs,
+    /// Whether the interaction is known to be that of dot products.
+    is_dot: bool,
 }
 
 /// A `torch.nn.Linear`: outputs x inputs.
@@ -78,7 +80,7 @@ impl<'c> Model<'c> {
                 if !layers(checkpoint, &format!("{prefix}{top}")).is_empty() {
                     let dialect = Some((*dialect).to_owned());
                     let prefix = Some(prefix.to_owned()).filter(|prefix| !prefix.is_empty());
-                    found.push(ModelSpec { prefix, dialect, dtype: None });
+                    found.push(ModelSpec { prefix, dialect, ..ModelSpec::default() });
                 }
             }
         }
@@ -94,11 +96,14 @@ impl<'c> Model<'c> {
             table.dialect == model.dialect
                 && table.prefix.as_deref().is_some_and(|table| table.starts_with(prefix))
         };
+        // The order of the file is that of the model; without it, the numbers of the tables are.
         let numbered = survey
             .tables
             .iter()
             .zip(0u64..)
             .all(|(table, expected)| number(table.prefix.as_deref()) == Some(expected));
+        let numbered =
+            numbered || model.dialect.as_deref() == Some("torchrec") && survey.is_ordered();
         let all = survey.refused.is_empty() && survey.tables.iter().all(of_model) && numbered;
         (all && !survey.tables.is_empty()).then(|| model.clone())
     }
@@ -168,7 +173,11 @@ impl<'c> Model<'c> {
             "layers cannot be {}: set `dtype` of [model] to f32, f16, bf16 or i8",
             dtype.name()
         );
-        Ok(Self { dtype, bottom: bottom?, top: top?, pairs: naming.pairs })
+        // `ttrec train` and TorchRec have no other interaction.
+        let is_dot = spec.interaction.is_some()
+            || naming.pairs == Pairs::Upper
+            || checkpoint.metadata(super::FACTS).is_some();
+        Ok(Self { dtype, bottom: bottom?, top: top?, pairs: naming.pairs, is_dot })
     }
 
     /// The layers of the bottom MLP, then those of the top MLP.
@@ -202,6 +211,15 @@ impl<'c> Model<'c> {
                     } else {
                         String::new()
                     }
+                );
+                ensure!(
+                    self.is_dot || embedding_dim == 0 || expected != num_vectors * embedding_dim,
+                    "tensor {:?} has {} inputs, which fit the dot products of {num_vectors} \
+                     vectors of {embedding_dim} and also the vectors end to end (`cat`): if the \
+                     interaction is `dot`, set `interaction = \"dot\"` in [model]; ttrec cannot \
+                     convert `cat`",
+                    linear.weight.name(),
+                    linear.inputs
                 );
             } else if let Some(expected) = inputs {
                 ensure!(

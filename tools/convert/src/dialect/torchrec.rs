@@ -21,9 +21,29 @@ impl Dialect for Torchrec {
 
     fn detect(&self, survey: &mut Survey<'_>) {
         let mut found = false;
-        // In the order of their numbers, if they have any; other orders are not stored.
+        // The model takes its tables in the order of its configuration, which is the order of the
+        // file. Where the file has none, the order of the tables' numbers is a guess.
         let mut tensors = survey.free();
-        tensors.sort_by_cached_key(|tensor| natural(tensor.name()));
+        let is_table = |tensor: &&&Tensor| parse(tensor.name()).is_some();
+        let names = |tensors: &[&Tensor]| -> Vec<String> {
+            tensors.iter().filter(is_table).map(|tensor| tensor.name().to_owned()).collect()
+        };
+        let by_text = names(&tensors);
+        if survey.is_ordered() {
+            survey.sort(&mut tensors);
+        } else {
+            tensors.sort_by_cached_key(|tensor| natural(tensor.name()));
+            let has_layers = tensors.iter().any(|tensor| tensor.name().contains("over_arch."));
+            if has_layers && names(&tensors) != by_text {
+                let reason = format!(
+                    "the file sorts its tensors by name, so that it has lost the order of the \
+                     model's {} tables: list them in a spec, in the order of the model's \
+                     configuration",
+                    by_text.len()
+                );
+                survey.refuse(TableSpec::default(), reason);
+            }
+        }
         for tensor in tensors {
             if let Some((prefix, name)) = parse(tensor.name()) {
                 survey.take(tensor.name());
