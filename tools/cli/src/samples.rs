@@ -1,7 +1,7 @@
 //! Samples of a model in an npz file: `dense`, samples x features, and for each table t of the
-//! model `indices_t`, `offsets_t` (the last offset included) and optionally `weights_t`.
+//! model `indices_t`, `offsets_t` or `lengths_t`, and optionally `weights_t`.
 
-use crate::bags_file::BagsFile;
+use crate::bags_file::{BagOptions, BagsFile};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use ttrec::{Bags, Ranker};
@@ -17,7 +17,7 @@ pub(crate) struct Samples {
 
 impl Samples {
     /// Reads those of the model's inputs that the file has.
-    pub(crate) fn read(path: &Path, ranker: &Ranker<'_>) -> Result<Self> {
+    pub(crate) fn read(path: &Path, ranker: &Ranker<'_>, options: BagOptions) -> Result<Self> {
         let file = Checkpoint::open(path)?;
         let dense = file.tensor("dense").map(|array| {
             let (columns, shape) = (ranker.num_dense() as u64, array.shape());
@@ -33,15 +33,18 @@ impl Samples {
         });
         // A model without dense features needs no array.
         let dense = dense.or_else(|| (ranker.num_dense() == 0).then(|| Ok(Vec::new())));
+        let dense = dense.transpose()?;
+        let count = dense.as_ref().and_then(|dense| dense.len().checked_div(ranker.num_dense()));
         let table = |t: usize| {
-            let [indices, offsets, weights] =
-                ["indices", "offsets", "weights"].map(|name| format!("{name}_{t}"));
+            let [indices, offsets, lengths, weights] =
+                ["indices", "offsets", "lengths", "weights"].map(|name| format!("{name}_{t}"));
             let weighted = file.tensor(&weights).is_some();
-            let names = [&*indices, &*offsets, &*weights];
-            file.tensor(&indices).map(|_| BagsFile::of(&file, names, weighted)).transpose()
+            let names = [&*indices, &*offsets, &*lengths, &*weights];
+            let of = |_| BagsFile::of(&file, names, weighted, options, count);
+            file.tensor(&indices).map(of).transpose()
         };
         let tables = (0..ranker.num_tables()).map(table).collect::<Result<_>>()?;
-        Ok(Self { path: path.display().to_string(), dense: dense.transpose()?, tables })
+        Ok(Self { path: path.display().to_string(), dense, tables })
     }
 
     /// The dense features, if the file has them.
@@ -60,7 +63,7 @@ impl Samples {
     /// The bags of the model's table `table`, if the file has them.
     pub(crate) fn bags(&self, table: usize) -> Result<Option<Bags<'_>>> {
         let Some(Some(bags)) = self.tables.get(table) else { return Ok(None) };
-        let all = bags.all().with_context(|| format!("{}: offsets_{table}", self.path))?;
+        let all = bags.all().with_context(|| format!("{}: indices_{table}", self.path))?;
         Ok(Some(all))
     }
 
