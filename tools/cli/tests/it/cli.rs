@@ -611,6 +611,15 @@ fn rows_need_no_bags_and_have_the_shape_of_their_indices() {
             .exits(0);
         assert_eq!(Some(crate::support::read_f32(&out).1), expected);
     }
+    let header = fs::read(&out).unwrap()[..128].to_vec();
+    let numpy = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 64), }";
+    assert_eq!(
+        header,
+        format!("\u{93}NUMPY\u{1}\0v\0{numpy:117}\n")
+            .chars()
+            .map(|c| c as u8)
+            .collect::<Vec<_>>()
+    );
     let lookup = |mode: &str| {
         let ids = "3,200,7,3";
         ttrec!["lookup", &blob, "--table", "item", "--ids", ids, "--mode", mode, "-o", &out]
