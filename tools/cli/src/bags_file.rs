@@ -40,6 +40,9 @@ pub(crate) struct BagOptions {
     /// [default: true if it is that number]
     #[arg(long, value_name = "true|false")]
     include_last_offset: Option<bool>,
+    /// Leave this index out of its bags, as torch.nn.EmbeddingBag does
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) padding_idx: Option<u64>,
 }
 
 /// The bags of a file, or of the command line.
@@ -117,6 +120,32 @@ impl BagsFile {
             offsets: offsets_of(array, find(offsets), find(lengths), options, num_bags)?,
             weights,
         })
+    }
+
+    /// Removes the padding from the bags, which are those of `table`.
+    pub(crate) fn remove_padding(&mut self, padding_idx: u64, table: &Table<'_>) -> Result<()> {
+        let (path, num_embeddings) = (self.path.display(), table.num_embeddings());
+        // First, while errors can name positions in the file.
+        self.all().with_context(|| path.to_string())?;
+        if let Some(position) = self.indices.iter().position(|&index| index >= num_embeddings) {
+            bail!(
+                "{path}: table {:?}: index {} at position {position}: the table has \
+                 {num_embeddings} rows",
+                table.name(),
+                self.indices[position]
+            );
+        }
+        let stays = |index: &u64| *index != padding_idx;
+        let before = ends(self.indices.iter().map(|index| u64::from(stays(index))));
+        for offset in self.offsets.iter_mut().flatten() {
+            *offset = before[usize::try_from(*offset)?];
+        }
+        if let Some(weights) = &mut self.weights {
+            let mut indices = self.indices.iter();
+            weights.retain(|_| indices.next().is_some_and(stays));
+        }
+        self.indices.retain(stays);
+        Ok(())
     }
 
     /// One row per index or per bag, end to end.

@@ -7,7 +7,7 @@ use crate::{
     outcome::Outcome,
     output,
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::path::PathBuf;
 
 /// Look up rows, or pool bags of rows.
@@ -54,10 +54,24 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let table = file.table(&blob, &args.table)?;
-    let bags = match bags {
+    let mut bags = match bags {
         Some(path) => BagsFile::read(path, args.weighted, args.options)?,
         None => BagsFile::of_ids(&args.ids),
     };
+    if let Some(padding_idx) = args.options.padding_idx {
+        ensure!(
+            args.mode != Mode::Rows,
+            "--padding-idx is for bags, --mode sum, mean or max: torch.nn.Embedding looks up the \
+             row of padding_idx like any other"
+        );
+        ensure!(
+            padding_idx < table.num_embeddings(),
+            "--padding-idx {padding_idx}: table {:?} has {} rows",
+            table.name(),
+            table.num_embeddings()
+        );
+        bags.remove_padding(padding_idx, &table)?;
+    }
     let pooled = bags.look_up(&table, args.mode)?;
 
     let shape = bags.shape(&table, args.mode)?;

@@ -4,7 +4,7 @@
 use crate::bags_file::{BagOptions, BagsFile};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use ttrec::{Bags, Ranker};
+use ttrec::{Bags, Ranker, Table};
 use ttrec_convert::Checkpoint;
 
 /// The arrays of one file. `rank` spreads the inputs over two files, so each may be missing.
@@ -35,15 +35,21 @@ impl Samples {
         let dense = dense.or_else(|| (ranker.num_dense() == 0).then(|| Ok(Vec::new())));
         let dense = dense.transpose()?;
         let count = dense.as_ref().and_then(|dense| dense.len().checked_div(ranker.num_dense()));
-        let table = |t: usize| {
+        let bags = |(t, table): (usize, Table<'_>)| -> Result<Option<BagsFile>> {
             let [indices, offsets, lengths, weights] =
                 ["indices", "offsets", "lengths", "weights"].map(|name| format!("{name}_{t}"));
+            if file.tensor(&indices).is_none() {
+                return Ok(None);
+            }
             let weighted = file.tensor(&weights).is_some();
             let names = [&*indices, &*offsets, &*lengths, &*weights];
-            let of = |_| BagsFile::of(&file, names, weighted, options, count);
-            file.tensor(&indices).map(of).transpose()
+            let mut bags = BagsFile::of(&file, names, weighted, options, count)?;
+            if let Some(padding_idx) = options.padding_idx {
+                bags.remove_padding(padding_idx, &table)?;
+            }
+            Ok(Some(bags))
         };
-        let tables = (0..ranker.num_tables()).map(table).collect::<Result<_>>()?;
+        let tables = ranker.tables().enumerate().map(bags).collect::<Result<_>>()?;
         Ok(Self { path: path.display().to_string(), dense, tables })
     }
 

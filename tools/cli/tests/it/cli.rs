@@ -655,6 +655,47 @@ fn an_option_says_whether_an_empty_bag_ends_the_offsets() {
 }
 
 #[test]
+fn padding_is_left_out_of_bags() {
+    let padding = |mode: &[&'static str]| [mode, &["--padding-idx", "5"]].concat();
+    let padded = [
+        ("indices", vector(&[3u32, 5, 200, 5, 5, 5, 7])),
+        ("offsets", vector(&[0u32, 3, 5, 5, 7])),
+        ("weights", vector(&[0.5f32, 9.0, -2.0, 9.0, 9.0, 9.0, 4.0])),
+    ];
+    let plain = [
+        ("indices", vector(&[3u32, 200, 7])),
+        ("offsets", vector(&[0u32, 2, 2, 2, 3])),
+        ("weights", vector(&[0.5f32, -2.0, 4.0])),
+    ];
+    for mode in [&["--mode", "mean"][..], &["--mode", "max"], SUM, WEIGHTED] {
+        let (run, values) = look_up(&padded, &padding(mode));
+        run.exits(0).prints(["4 x 64"]);
+        assert_eq!(values, look_up(&plain, mode).1, "{mode:?}");
+        let other = [mode, &["--padding-idx", "999"]].concat();
+        assert_eq!(look_up(&padded, &other).1, look_up(&padded, mode).1, "{mode:?}");
+    }
+    // Errors name positions in the file.
+    let wrong = [("indices", vector(&[5u32, 5, 1000])), ("offsets", vector(&[0u32, 3]))];
+    lookup_refused(&wrong, &padding(SUM), &["\"item\"", "index 1000 at position 2", "1000 rows"]);
+    let few = [padded[0].clone(), padded[1].clone(), ("weights", vector(&[0.5f32]))];
+    lookup_refused(&few, &padding(WEIGHTED), &["1 per_sample_weights", "7"]);
+    let ends = [padded[0].clone(), ("offsets", vector(&[0u32, 8]))];
+    lookup_refused(&ends, &padding(SUM), &["offset 8 at position 1"]);
+    lookup_refused(&padded[..1], &padding(SUM), &["no array of offsets or lengths"]);
+    let (dir, blob) = item();
+    for (mode, padding, wanted) in
+        [("rows", "5", "torch.nn.Embedding"), ("sum", "1000", "has 1000 rows")]
+    {
+        let mut command = Command::new(TTREC);
+        command.arg("lookup").arg(&blob).args(["--table", "item", "--ids", "1,5"]);
+        command
+            .args(["--mode", mode, "--padding-idx", padding, "-o"])
+            .arg(dir.path("out.npy"));
+        crate::support::run(command).exits(3).says(["--padding-idx", wanted]);
+    }
+}
+
+#[test]
 fn weights_go_with_sums_only() {
     let arrays = [
         ("indices", vector(&[1u32, 2])),

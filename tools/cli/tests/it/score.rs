@@ -484,6 +484,10 @@ fn the_same_samples_in_any_form_score_the_same() {
     score_five(&blob, &[indices(), offsets(&[0, 2, 2, 3, 5])], &["--include-last-offset", "true"])
         .exits(3)
         .says(["table 3", "4 bags"]);
+    // Index 0 of the other tables stays.
+    let padded = [("indices_3", vector(&[3i64, 39, 9, 7, 39, 4, 1])), offsets(&[0, 3, 3, 5, 7])];
+    let run = score_five(&blob, &padded, &["--padding-idx", "39"]).exits(0);
+    assert_eq!(run.stdout, expected);
     let few = ("indices_3", vector(&[3i64, 9, 7, 4]));
     score_five(&blob, &[few], &[])
         .exits(3)
