@@ -109,6 +109,14 @@ impl BagsFile {
             }
             let mut values = vec![0.0; usize::try_from(weights.len())?];
             weights.read_f32(0, &mut values)?;
+            if let Some(position) = values.iter().position(|value| !value.is_finite()) {
+                bail!(
+                    "{}: {}[{position}] is {} in f32: expected a finite number",
+                    path.display(),
+                    weights.name(),
+                    values[position]
+                );
+            }
             Some(values)
         } else {
             None

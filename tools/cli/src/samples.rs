@@ -2,7 +2,7 @@
 //! model `indices_t`, `offsets_t` or `lengths_t`, and optionally `weights_t`.
 
 use crate::bags_file::{BagOptions, BagsFile};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 use ttrec::{Bags, Ranker, Table};
 use ttrec_convert::Checkpoint;
@@ -29,6 +29,16 @@ impl Samples {
             );
             let mut values = ttrec_convert::zeros(usize::try_from(array.len())?)?;
             array.read_f32(0, &mut values)?;
+            if let Some(position) = values.iter().position(|value| !value.is_finite()) {
+                let (sample, feature) =
+                    (position / ranker.num_dense(), position % ranker.num_dense());
+                bail!(
+                    "{}: \"dense\": feature {feature} of sample {sample} is {} in f32: expected a \
+                     finite number",
+                    path.display(),
+                    values[position]
+                );
+            }
             Ok(values)
         });
         // A model without dense features needs no array.

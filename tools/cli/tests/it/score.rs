@@ -405,6 +405,14 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
         &[("dense", npy("<f4", &[1, 12], &[0.5f32; 12][..].bytes()))],
         &["\"dense\"", "[1, 12]", "samples x 13"],
     );
+    for (value, text) in [(f64::NAN, "NaN"), (f64::NEG_INFINITY, "-inf"), (1e300, "inf in f32")] {
+        let mut dense = [0.5; 2 * 13];
+        dense[13 + 4] = value;
+        refused(
+            &[("dense", npy("<f8", &[2, 13], &dense[..].bytes()))],
+            &["batch.npz", "feature 4 of sample 1", text],
+        );
+    }
     refused(&[("dense", dense())], &["indices_0", "\"emb_l.0\""]);
     let mut arrays = vec![("dense", dense())];
     for (indices, offsets) in [
@@ -425,6 +433,8 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
     let once = ttrec!["score", &blob, "--batch", dir.path("batch.npz"), "-o", &out].exits(3);
     assert_eq!(once.stderr.matches("index 40").count(), 1, "{once:#?}");
     refused(&with(7, vector(&[-1i64])), &["indices_3[0]"]);
+    let weights = [arrays.clone(), vec![("weights_3", vector(&[f32::NAN]))]].concat();
+    refused(&weights, &["weights_3[0] is NaN"]);
     refused(&with(8, vector(&[0i64, 2])), &["indices_3", "offset 2 at position 1"]);
     refused(&with(8, vector(&[0i64, 0, 1])), &["table 3", "2 bags"]);
     let tables = dir.path("tables.ttr");
