@@ -100,10 +100,15 @@ impl BagsFile {
         let is_npy =
             path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npy"));
         let only = file.tensors().next().filter(|_| is_npy);
-        let array = only.or_else(|| file.tensor(indices)).with_context(|| missing(indices))?;
-        let find = |name: &str| file.tensor(name).filter(|found| found.name() != array.name());
+        let array = match only {
+            Some(array) => array,
+            None => file.find(indices)?.with_context(|| missing(indices))?,
+        };
+        let find = |name: &str| -> Result<Option<&Tensor>> {
+            Ok(file.find(name)?.filter(|found| found.name() != array.name()))
+        };
         let weights = if weighted {
-            let weights = find(weights).with_context(|| missing(weights))?;
+            let weights = find(weights)?.with_context(|| missing(weights))?;
             if weights.shape() != array.shape() {
                 weights.vector_len()?;
             }
@@ -125,7 +130,7 @@ impl BagsFile {
             path: path.to_owned(),
             indices: integers(array)?,
             shape: array.shape().to_vec(),
-            offsets: offsets_of(array, find(offsets), find(lengths), options, num_bags)?,
+            offsets: offsets_of(array, find(offsets)?, find(lengths)?, options, num_bags)?,
             weights,
         })
     }

@@ -19,7 +19,7 @@ impl Samples {
     /// Reads those of the model's inputs that the file has.
     pub(crate) fn read(path: &Path, ranker: &Ranker<'_>, options: BagOptions) -> Result<Self> {
         let file = Checkpoint::open(path)?;
-        let dense = file.tensor("dense").map(|array| {
+        let dense = file.find("dense")?.map(|array| {
             let (columns, shape) = (ranker.num_dense() as u64, array.shape());
             let fits = matches!(shape, [_, found] if *found == columns);
             ensure!(
@@ -48,10 +48,10 @@ impl Samples {
         let bags = |(t, table): (usize, Table<'_>)| -> Result<Option<BagsFile>> {
             let [indices, offsets, lengths, weights] =
                 ["indices", "offsets", "lengths", "weights"].map(|name| format!("{name}_{t}"));
-            if file.tensor(&indices).is_none() {
+            if file.find(&indices)?.is_none() {
                 return Ok(None);
             }
-            let weighted = file.tensor(&weights).is_some();
+            let weighted = file.find(&weights)?.is_some();
             let names = [&*indices, &*offsets, &*lengths, &*weights];
             let mut bags = BagsFile::of(&file, names, weighted, options, count)?;
             if let Some(padding_idx) = options.padding_idx {

@@ -696,6 +696,38 @@ fn padding_is_left_out_of_bags() {
 }
 
 #[test]
+fn arrays_that_nothing_asks_for_do_not_matter() {
+    let bags = || vec![("indices", vector(&[3u32, 7])), ("offsets", vector(&[0u32, 1, 2]))];
+    let array = |descr: &str, bytes: &[u8]| crate::support::npy(descr, &[1], bytes);
+    let mut structured = array("@", &[0; 12]);
+    let at = structured.windows(3).position(|part| part == b"'@'").unwrap();
+    // As many bytes as the header keeps for padding.
+    let fields = "[('a', '<i4'), ('b', '<f8')]";
+    structured.splice(at..at + 3, fields.bytes());
+    let end = structured.iter().position(|&byte| byte == b'\n').unwrap();
+    structured.drain(end - (fields.len() - 3)..end);
+    let beside = [
+        ("bytes", array("|S3", b"abc")),
+        ("text", array("<U1", &[b'a', 0, 0, 0])),
+        ("object", array("|O", b"\x80\x04K\x01.")),
+        ("structured", structured),
+        ("time", array("<M8[s]", &[0; 8])),
+        ("complex", array("<c8", &[0; 8])),
+    ];
+    let expected = look_up(&bags(), SUM).1;
+    for (name, npy) in beside {
+        let arrays = [bags(), vec![(name, npy.clone())]].concat();
+        let (run, values) = look_up(&arrays, SUM);
+        run.exits(0);
+        assert_eq!(values, expected, "{name}");
+        // They do where they are what is asked for.
+        let arrays = [("indices", vector(&[3u32, 7])), ("offsets", npy.clone())];
+        lookup_refused(&arrays, SUM, &["`offsets`", "element type"]);
+        lookup_refused(&[("indices", npy)], SUM, &["`indices`", "element type"]);
+    }
+}
+
+#[test]
 fn weights_go_with_sums_only() {
     let arrays = [
         ("indices", vector(&[1u32, 2])),

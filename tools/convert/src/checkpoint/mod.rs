@@ -80,7 +80,11 @@ pub struct Checkpoint {
     path: Arc<Path>,
     tensors: BTreeMap<String, Tensor>,
     metadata: Metadata,
+    unreadable: Unreadable,
 }
+
+/// Why arrays beside the tensors cannot be read, by name.
+type Unreadable = BTreeMap<String, String>;
 
 /// Texts by name, from the header of a safetensors file.
 type Metadata = BTreeMap<String, String>;
@@ -91,7 +95,7 @@ impl Checkpoint {
         let path: Arc<Path> = path.into();
         let map = Mapped::open(&path)
             .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
-        let (list, metadata) = contain(|| read(&path, map))
+        let (list, metadata, unreadable) = contain(|| read(&path, map))
             .unwrap_or_else(|panic| Err(CheckpointError::file(&path, panic)))?;
         let mut tensors = BTreeMap::new();
         for tensor in list {
@@ -101,7 +105,7 @@ impl Checkpoint {
                 return Err(CheckpointError::tensor(&path, &name, reason));
             }
         }
-        Ok(Self { path, tensors, metadata })
+        Ok(Self { path, tensors, metadata, unreadable })
     }
 
     /// The path of the checkpoint, or of the index of several files.
@@ -125,6 +129,17 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// The tensor called `name`, if there is an array of that name.
+    ///
+    /// # Errors
+    /// If the elements of the array are not numbers.
+    pub fn find(&self, name: &str) -> Result<Option<&Tensor>, CheckpointError> {
+        match self.unreadable.get(name) {
+            Some(reason) => Err(CheckpointError::tensor(&self.path, name, reason)),
+            None => Ok(self.tensor(name)),
+        }
+    }
+
     /// The text called `name` in the header of a safetensors file.
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name).map(String::as_str)
@@ -132,15 +147,19 @@ impl Checkpoint {
 }
 
 /// Reads the tensor list of the container found in `map`.
-fn read(path: &Arc<Path>, map: Mapped) -> Result<(Vec<Tensor>, Metadata), CheckpointError> {
-    let alone = |tensors| (tensors, Metadata::new());
+fn read(
+    path: &Arc<Path>,
+    map: Mapped,
+) -> Result<(Vec<Tensor>, Metadata, Unreadable), CheckpointError> {
+    let alone = |tensors| (tensors, Metadata::new(), Unreadable::new());
     let bytes = map.as_ref();
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         let archive = archive::open(path, &map)?;
         if archive.names.iter().any(|name| torch::is_pickle_member(name)) {
             return torch::read_zip(path, &map, archive).map(alone);
         }
-        return numpy::read_npz(path, &map, archive).map(alone);
+        let (tensors, unreadable) = numpy::read_npz(path, &map, archive)?;
+        return Ok((tensors, Metadata::new(), unreadable));
     }
     if bytes.starts_with(numpy::MAGIC) {
         return numpy::read_npy(path, &map).map(alone);
@@ -150,7 +169,8 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<(Vec<Tensor>, Metadata), Checkp
     }
     // The length of the JSON header, then its opening brace.
     if bytes.get(8) == Some(&b'{') {
-        return safetensors::read(path, &map);
+        let (tensors, metadata) = safetensors::read(path, &map)?;
+        return Ok((tensors, metadata, Unreadable::new()));
     }
     if torch::is_legacy(bytes) {
         return torch::read_legacy(path, &map).map(alone);

@@ -7,12 +7,39 @@ use std::sync::Arc;
 use super::archive::{self, Archive, Members, StoredMember};
 use super::mapped::Mapped;
 use super::tensor::{Data, DecodedCache, ElementLayout};
-use super::{CheckpointError, ElementType, Tensor, contain};
+use super::{CheckpointError, ElementType, Tensor, Unreadable, contain};
 
 pub(super) const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// numpy itself refuses longer header texts.
 const MAX_HEADER: usize = 10_000;
+
+/// Why a header is refused.
+enum HeaderError {
+    Malformed(String),
+    /// The elements are not numbers.
+    ElementType(String),
+}
+
+impl HeaderError {
+    fn reason(self) -> String {
+        match self {
+            Self::Malformed(reason) | Self::ElementType(reason) => reason,
+        }
+    }
+}
+
+impl From<String> for HeaderError {
+    fn from(reason: String) -> Self {
+        Self::Malformed(reason)
+    }
+}
+
+impl From<&str> for HeaderError {
+    fn from(reason: &str) -> Self {
+        Self::Malformed(reason.to_owned())
+    }
+}
 
 /// The contents of a `.npy` header.
 struct Header {
@@ -24,20 +51,21 @@ struct Header {
 }
 
 impl Header {
-    fn parse(start: &[u8]) -> Result<Self, String> {
+    fn parse(start: &[u8]) -> Result<Self, HeaderError> {
         let expected = "expected a .npy header";
         let prefix = match start.get(6) {
-            _ if !start.starts_with(MAGIC) => return Err(expected.to_owned()),
+            _ if !start.starts_with(MAGIC) => return Err(expected.into()),
             Some(1) => 10,
             _ => 12,
         };
         let text_len = match *start.get(8..prefix).ok_or(expected)? {
             [a, b] => usize::from(u16::from_le_bytes([a, b])),
             [a, b, c, d] => u32::from_le_bytes([a, b, c, d]) as usize,
-            _ => return Err(expected.to_owned()),
+            _ => return Err(expected.into()),
         };
         if text_len > MAX_HEADER {
-            return Err(format!(".npy header of {text_len} bytes, expected at most {MAX_HEADER}"));
+            let reason = format!(".npy header of {text_len} bytes, expected at most {MAX_HEADER}");
+            return Err(reason.into());
         }
         let len = prefix + text_len;
         let header = start.get(..len).ok_or(expected)?;
@@ -45,7 +73,9 @@ impl Header {
         let Dict { descr, fortran_order, shape } = Dict::parse(text)?;
         let (element_type, big_endian) = element_type(&descr).ok_or_else(|| {
             let found = descr.escape_debug();
-            format!("element type '{found}', expected float, integer or bool of at most 64 bits")
+            HeaderError::ElementType(format!(
+                "element type '{found}', expected float, integer or bool of at most 64 bits"
+            ))
         })?;
         let layout = ElementLayout { big_endian, column_major: fortran_order };
         Ok(Self { element_type, shape, layout, len })
@@ -87,7 +117,7 @@ struct Dict {
 }
 
 impl Dict {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, HeaderError> {
         let (mut descr, mut fortran_order, mut shape) = (None, None, None);
         let mut rest = Literal(text);
         rest.expect("{")?;
@@ -98,7 +128,7 @@ impl Dict {
                 "descr" => descr = Some(rest.descr()?.to_owned()),
                 "fortran_order" => fortran_order = Some(rest.bool()?),
                 "shape" => shape = Some(rest.shape()?),
-                _ => return Err(format!(".npy header: key {key:?}")),
+                _ => return Err(format!(".npy header: key {key:?}").into()),
             }
             if rest.expect(",").is_err() {
                 rest.expect("}")?;
@@ -136,9 +166,10 @@ impl<'t> Literal<'t> {
         Ok(string)
     }
 
-    fn descr(&mut self) -> Result<&'t str, String> {
-        self.string()
-            .map_err(|_| "structured element type, expected a plain one".to_owned())
+    fn descr(&mut self) -> Result<&'t str, HeaderError> {
+        self.string().map_err(|_| {
+            HeaderError::ElementType("structured element type, expected a plain one".to_owned())
+        })
     }
 
     fn bool(&mut self) -> Result<bool, String> {
@@ -175,28 +206,38 @@ impl<'t> Literal<'t> {
 /// The array of a `.npy` file, named after the file.
 pub(super) fn read_npy(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
     let bytes = map.as_ref();
-    let header = Header::parse(bytes).map_err(|reason| CheckpointError::file(path, reason))?;
+    let header =
+        Header::parse(bytes).map_err(|error| CheckpointError::file(path, error.reason()))?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let data = Data::Mapped(map.clone(), header.len..bytes.len(), None);
     tensor(path, name.into_owned(), header, data).map(|tensor| vec![tensor])
 }
 
-/// The arrays of a `.npz` file; like numpy, ignores members that are not `.npy`.
+/// The arrays of numbers in a `.npz` file, and why the others cannot be read; like numpy, ignores
+/// members that are not `.npy`.
 pub(super) fn read_npz(
     path: &Arc<Path>,
     map: &Mapped,
     Archive { mut members, names }: Archive,
-) -> Result<Vec<Tensor>, CheckpointError> {
+) -> Result<(Vec<Tensor>, Unreadable), CheckpointError> {
     let cache = Arc::new(DecodedCache::default());
-    let mut tensors = Vec::new();
+    let (mut tensors, mut unreadable) = (Vec::new(), Unreadable::new());
     for (index, file_name) in names.iter().enumerate() {
         // numpy ends a name at a null.
         let file_name = file_name.split('\0').next().unwrap_or_default();
         let Some(name) = file_name.strip_suffix(".npy") else {
             continue;
         };
-        let (header, stored) = member_header(map, &mut members, index)
-            .map_err(|reason| CheckpointError::tensor(path, name, reason))?;
+        let (header, stored) = match member_header(map, &mut members, index) {
+            Ok(found) => found,
+            Err(HeaderError::ElementType(reason)) => {
+                unreadable.insert(name.to_owned(), reason);
+                continue;
+            }
+            Err(HeaderError::Malformed(reason)) => {
+                return Err(CheckpointError::tensor(path, name, reason));
+            }
+        };
         let data = match stored {
             Some(StoredMember { range, checked }) => Data::Mapped(
                 map.clone(),
@@ -216,11 +257,14 @@ pub(super) fn read_npz(
         };
         tensors.push(tensor(path, name.to_owned(), header, data)?);
     }
+    if let (true, Some((name, reason))) = (tensors.is_empty(), unreadable.first_key_value()) {
+        return Err(CheckpointError::tensor(path, name, reason));
+    }
     if tensors.is_empty() {
         let reason = "zip archive, expected data.pkl (torch) or .npy members (numpy) in it";
         return Err(CheckpointError::file(path, reason));
     }
-    Ok(tensors)
+    Ok((tensors, unreadable))
 }
 
 /// The header of a member and, if it is uncompressed, its bytes in the file.
@@ -228,7 +272,7 @@ fn member_header(
     map: &Mapped,
     members: &mut Members,
     index: usize,
-) -> Result<(Header, Option<StoredMember>), String> {
+) -> Result<(Header, Option<StoredMember>), HeaderError> {
     let stored = archive::stored(map, members, index)?;
     let member = members.by_index(index).map_err(|e| e.to_string())?;
     let size = member.size();
@@ -247,7 +291,8 @@ fn member_header(
         return Err(format!(
             "shape {:?} of {} does not fit its {size} bytes",
             header.shape, header.element_type
-        ));
+        )
+        .into());
     }
     Ok((header, stored))
 }
