@@ -1,9 +1,10 @@
-//! Bags of an npz file, in the format of `torch.nn.EmbeddingBag`.
+//! Bags of a file of arrays, in the formats of `torch.nn.EmbeddingBag`.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use std::{
     borrow::Cow,
+    iter::once,
     path::{Path, PathBuf},
 };
 use ttrec::{Bags, BagsError, Pooling, Table};
@@ -32,83 +33,155 @@ impl Mode {
     }
 }
 
-/// The bags of an npz file.
+/// The options of the commands that read bags.
+#[derive(clap::Args, Clone, Copy, Default)]
+pub(crate) struct BagOptions {
+    /// Whether the last offset is the number of indices, not the start of an empty last bag
+    /// [default: true if it is that number]
+    #[arg(long, value_name = "true|false")]
+    include_last_offset: Option<bool>,
+    /// Leave this index out of its bags, as torch.nn.EmbeddingBag does
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) padding_idx: Option<u64>,
+}
+
+/// The bags of a file, or of the command line.
 pub(crate) struct BagsFile {
     path: PathBuf,
     indices: Vec<u64>,
-    offsets: Vec<u64>,
+    /// The shape of the array of indices.
+    shape: Vec<u64>,
+    /// `None` if nothing says where bags end.
+    offsets: Option<Vec<u64>>,
     weights: Option<Vec<f32>>,
 }
 
 impl BagsFile {
-    /// Reads `indices` and `offsets`, and `weights` if `weighted`.
-    pub(crate) fn read(path: &Path, weighted: bool) -> Result<Self> {
-        Self::read_arrays(path, "indices", weighted)
+    /// Reads `indices` and the ends of the bags, and `weights` if `weighted`.
+    pub(crate) fn read(path: &Path, weighted: bool, options: BagOptions) -> Result<Self> {
+        Self::read_arrays(path, "indices", weighted, options)
     }
 
     /// Like [`read`](Self::read), but the indices are the array `indices`.
-    pub(crate) fn read_arrays(path: &Path, indices: &str, weighted: bool) -> Result<Self> {
-        Self::of(&Checkpoint::open(path)?, [indices, "offsets", "weights"], weighted)
+    pub(crate) fn read_arrays(
+        path: &Path,
+        indices: &str,
+        weighted: bool,
+        options: BagOptions,
+    ) -> Result<Self> {
+        let names = [indices, "offsets", "lengths", "weights"];
+        Self::of(&Checkpoint::open(path)?, names, weighted, options, None)
     }
 
-    /// The bags of the arrays of these names in an open file.
+    /// One bag of these indices.
+    pub(crate) fn of_ids(ids: &[u64]) -> Self {
+        let len = ids.len() as u64;
+        Self {
+            path: "--ids".into(),
+            indices: ids.to_vec(),
+            shape: vec![len],
+            offsets: Some(vec![0, len]),
+            weights: None,
+        }
+    }
+
+    /// The bags of the arrays of these names in an open file. `num_bags` is their number, if the
+    /// file says it elsewhere.
     pub(crate) fn of(
         file: &Checkpoint,
-        [indices, offsets, weights]: [&str; 3],
+        [indices, offsets, lengths, weights]: [&str; 4],
         weighted: bool,
+        options: BagOptions,
+        num_bags: Option<usize>,
     ) -> Result<Self> {
         let path = file.path();
-        let vector = |name: &str| -> Result<&Tensor> {
-            let array = file
-                .tensor(name)
-                .with_context(|| format!("{}: array {name:?} is missing", path.display()))?;
-            array.vector_len()?;
-            Ok(array)
+        let missing = |name: &str| format!("{}: array {name:?} is missing", path.display());
+        // A .npy file has one array, whose name is that of the file.
+        let is_npy =
+            path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npy"));
+        let only = file.tensors().next().filter(|_| is_npy);
+        let array = match only {
+            Some(array) => array,
+            None => file.find(indices)?.with_context(|| missing(indices))?,
         };
-        let integers = |name: &str| -> Result<Vec<u64>> {
-            let array = vector(name)?;
-            let mut values = vec![0; usize::try_from(array.len())?];
-            array.read_i64(0, &mut values)?;
-            if let Some(position) = values.iter().position(|&value| value < 0) {
+        let find = |name: &str| -> Result<Option<&Tensor>> {
+            Ok(file.find(name)?.filter(|found| found.name() != array.name()))
+        };
+        let weights = if weighted {
+            let weights = find(weights)?.with_context(|| missing(weights))?;
+            if weights.shape() != array.shape() {
+                weights.vector_len()?;
+            }
+            let mut values = vec![0.0; usize::try_from(weights.len())?];
+            weights.read_f32(0, &mut values)?;
+            if let Some(position) = values.iter().position(|value| !value.is_finite()) {
                 bail!(
-                    "{}: {name}[{position}] is {}: expected 0 or more",
+                    "{}: {}[{position}] is {} in f32: expected a finite number",
                     path.display(),
+                    weights.name(),
                     values[position]
                 );
             }
-            Ok(values.into_iter().map(i64::cast_unsigned).collect())
-        };
-        let weights = if weighted {
-            let array = vector(weights)?;
-            let mut values = vec![0.0; usize::try_from(array.len())?];
-            array.read_f32(0, &mut values)?;
             Some(values)
         } else {
             None
         };
         Ok(Self {
             path: path.to_owned(),
-            indices: integers(indices)?,
-            offsets: integers(offsets)?,
+            indices: integers(array)?,
+            shape: array.shape().to_vec(),
+            offsets: offsets_of(array, find(offsets)?, find(lengths)?, options, num_bags)?,
             weights,
         })
     }
 
+    /// Removes the padding from the bags, which are those of `table`.
+    pub(crate) fn remove_padding(&mut self, padding_idx: u64, table: &Table<'_>) -> Result<()> {
+        let (path, num_embeddings) = (self.path.display(), table.num_embeddings());
+        // First, while errors can name positions in the file.
+        self.all().with_context(|| path.to_string())?;
+        if let Some(position) = self.indices.iter().position(|&index| index >= num_embeddings) {
+            bail!(
+                "{path}: table {:?}: index {} at position {position}: the table has \
+                 {num_embeddings} rows",
+                table.name(),
+                self.indices[position]
+            );
+        }
+        let stays = |index: &u64| *index != padding_idx;
+        let before = ends(self.indices.iter().map(|index| u64::from(stays(index))));
+        for offset in self.offsets.iter_mut().flatten() {
+            *offset = before[usize::try_from(*offset)?];
+        }
+        if let Some(weights) = &mut self.weights {
+            let mut indices = self.indices.iter();
+            weights.retain(|_| indices.next().is_some_and(stays));
+        }
+        self.indices.retain(stays);
+        Ok(())
+    }
+
     /// One row per index or per bag, end to end.
     pub(crate) fn look_up(&self, table: &Table<'_>, mode: Mode) -> Result<Vec<f32>> {
-        let rows = if mode == Mode::Rows {
-            self.indices.len()
-        } else {
-            self.offsets.len().saturating_sub(1)
+        let pooled = || -> Result<Vec<f32>> {
+            let offsets = self.offsets(mode)?;
+            let bags = self.bags(&offsets)?;
+            let mut out = zeros(bags.len().saturating_mul(table.embedding_dim()))?;
+            let mut workspace = zeros(table.workspace_len(1))?;
+            table.pool(&bags, mode.pooling(), &mut out, &mut workspace)?;
+            Ok(out)
         };
-        let mut out = zeros(rows.saturating_mul(table.embedding_dim()))?;
-        let mut workspace = zeros(table.workspace_len(1))?;
-        let mut pooled = || -> Result<()> {
-            let offsets = self.offsets(mode);
-            Ok(table.pool(&self.bags(&offsets)?, mode.pooling(), &mut out, &mut workspace)?)
+        pooled().with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))
+    }
+
+    /// The shape of what [`look_up`](Self::look_up) returns.
+    pub(crate) fn shape(&self, table: &Table<'_>, mode: Mode) -> Result<Vec<u64>> {
+        let mut shape = match mode {
+            Mode::Rows => self.shape.clone(),
+            Mode::Sum | Mode::Mean | Mode::Max => vec![self.all()?.len() as u64],
         };
-        pooled().with_context(|| format!("{}: table {:?}", self.path.display(), table.name()))?;
-        Ok(out)
+        shape.push(table.embedding_dim() as u64);
+        Ok(shape)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -116,11 +189,18 @@ impl BagsFile {
     }
 
     /// The offsets of the bags that `mode` pools.
-    pub(crate) fn offsets(&self, mode: Mode) -> Cow<'_, [u64]> {
+    pub(crate) fn offsets(&self, mode: Mode) -> Result<Cow<'_, [u64]>> {
         match mode {
-            Mode::Rows => (0..=self.indices.len() as u64).collect(),
-            Mode::Sum | Mode::Mean | Mode::Max => Cow::Borrowed(&self.offsets),
+            Mode::Rows => Ok((0..=self.indices.len() as u64).collect()),
+            Mode::Sum | Mode::Mean | Mode::Max => self.bag_offsets().map(Cow::Borrowed),
         }
+    }
+
+    fn bag_offsets(&self) -> Result<&[u64]> {
+        self.offsets.as_deref().context(
+            "no array of offsets or lengths says where bags end: add one, or give the indices two \
+             dimensions, with a bag in each row",
+        )
     }
 
     /// The bags between these offsets.
@@ -133,11 +213,90 @@ impl BagsFile {
     }
 
     /// The bags as the file has them.
-    pub(crate) fn all(&self) -> Result<Bags<'_>, BagsError> {
-        self.bags(&self.offsets)
+    pub(crate) fn all(&self) -> Result<Bags<'_>> {
+        Ok(self.bags(self.bag_offsets()?)?)
     }
 
     pub(crate) fn indices(&self) -> &[u64] {
         &self.indices
     }
+}
+
+/// The elements of an array of indices, offsets or lengths.
+fn integers(array: &Tensor) -> Result<Vec<u64>> {
+    let mut values = vec![0; usize::try_from(array.len())?];
+    array.read_i64(0, &mut values)?;
+    if let Some(position) = values.iter().position(|&value| value < 0) {
+        let (path, name, value) = (array.file().display(), array.name(), values[position]);
+        bail!("{path}: {name}[{position}] is {value}: expected 0 or more");
+    }
+    Ok(values.into_iter().map(i64::cast_unsigned).collect())
+}
+
+/// Offsets, the last one included; `None` if nothing says where bags end.
+fn offsets_of(
+    indices: &Tensor,
+    offsets: Option<&Tensor>,
+    lengths: Option<&Tensor>,
+    options: BagOptions,
+    num_bags: Option<usize>,
+) -> Result<Option<Vec<u64>>> {
+    let (path, name) = (indices.file().display(), indices.name());
+    let (shape, num_indices) = (indices.shape(), indices.len());
+    if let &[rows, columns] = shape {
+        if let Some(array) = offsets.or(lengths) {
+            let other = array.name();
+            bail!(
+                "{path}: each row of {name:?}, of shape {shape:?}, is a bag, but the file has \
+                 {other:?} too: remove {other:?}, or give {name:?} one dimension"
+            );
+        }
+        ensure!(
+            columns > 0 || rows == 0,
+            "{path}: {name:?} has shape {shape:?}: expected one column or more"
+        );
+        return Ok(Some((0..=num_indices).step_by(usize::try_from(columns)?.max(1)).collect()));
+    }
+    ensure!(
+        shape.len() == 1,
+        "{path}: {name:?} has shape {shape:?}: expected one dimension, or two with a bag in each \
+         row"
+    );
+    let vector = |array: &Tensor| -> Result<Vec<u64>> {
+        array.vector_len()?;
+        integers(array)
+    };
+    if let Some(offsets) = offsets {
+        let mut offsets = vector(offsets)?;
+        let includes_last = options.include_last_offset.unwrap_or_else(|| match num_bags {
+            Some(num_bags) => offsets.len() != num_bags,
+            None => offsets.last().is_none_or(|&last| last == num_indices),
+        });
+        if !includes_last {
+            offsets.push(num_indices);
+        }
+        return Ok(Some(offsets));
+    }
+    if let Some(array) = lengths {
+        let lengths = vector(array)?;
+        let sum: u128 = lengths.iter().map(|&length| u128::from(length)).sum();
+        ensure!(
+            sum == u128::from(num_indices),
+            "{path}: the sum of {:?} is {sum}: expected the number of indices, {num_indices}",
+            array.name()
+        );
+        return Ok(Some(ends(lengths.into_iter())));
+    }
+    let one_each = num_bags.is_some_and(|num_bags| num_bags as u64 == num_indices);
+    Ok(one_each.then(|| (0..=num_indices).collect()))
+}
+
+/// The offsets of bags of these lengths, whose sum fits u64.
+fn ends(lengths: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut end = 0;
+    let ends = lengths.map(|length| {
+        end += length;
+        end
+    });
+    once(0).chain(ends).collect()
 }

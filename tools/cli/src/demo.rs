@@ -1,7 +1,7 @@
 //! `ttrec demo`: converts a bundled checkpoint and checks the result.
 
 use crate::{
-    bags_file::{BagsFile, Mode},
+    bags_file::{BagOptions, BagsFile, Mode},
     blob_file::BlobFile,
     convert,
     outcome::Outcome,
@@ -54,7 +54,7 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     )?;
 
     let expected = Checkpoint::open(&expected_path)?;
-    let bags = BagsFile::read(&expected_path, false)?;
+    let bags = BagsFile::read(&expected_path, false, BagOptions::default())?;
     let mut good = true;
     for (mode, name) in
         [(Mode::Rows, "rows"), (Mode::Sum, "sum"), (Mode::Mean, "mean"), (Mode::Max, "max")]

@@ -1,53 +1,83 @@
-//! `ttrec lookup`: rows or pooled bags of one table, for an npz file of indices.
+//! `ttrec lookup`: rows or pooled bags of one table, for a file of indices.
 
 use crate::{
-    bags_file::{BagsFile, Mode},
+    bags_file::{BagOptions, BagsFile, Mode},
     blob_file::BlobFile,
     npz::write_npy,
     outcome::Outcome,
     output,
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::path::PathBuf;
 
 /// Look up rows, or pool bags of rows.
 ///
-/// The npz file holds `indices` and `offsets` in the format of torch.nn.EmbeddingBag with
-/// include_last_offset=True (bag b is `indices[offsets[b]..offsets[b + 1]]`), of any integer type,
-/// and with --weighted one element of `weights` per index. The output is a float32 .npy array: one
-/// row per index (rows) or per bag (sum, mean, max).
+/// The output is a float32 .npy array: one row per index (rows) or per bag (sum, mean, max).
 #[derive(clap::Args)]
+#[command(after_help = "\
+Files of bags:
+  An npz file holds `indices`, of any integer type. Where bags end, it says by one of
+  - `offsets`, as torch.nn.EmbeddingBag takes them: bag b is `indices[offsets[b]..offsets[b + 1]]`;
+    the last offset, which is the number of indices, may be left out (include_last_offset=False);
+  - `lengths`, the number of indices of each bag, as torchrec has them;
+  - two dimensions of `indices`: each row is a bag.
+  For --mode rows, indices are enough. With --weighted, the file also holds `weights`, one for each
+  index. A .npy file holds indices only.")]
 pub(crate) struct Args {
     /// A blob
     blob: PathBuf,
     /// The table
     #[arg(long, value_name = "NAME")]
     table: String,
-    /// indices, offsets and, with --weighted, weights
-    #[arg(long, value_name = "FILE.npz")]
-    bags: PathBuf,
+    /// The indices, in bags
+    #[arg(long, value_name = "FILE", required_unless_present = "ids")]
+    bags: Option<PathBuf>,
+    /// These indices, as one bag: 42,7
+    #[arg(long, value_name = "INDICES", value_delimiter = ',', conflicts_with = "bags")]
+    ids: Vec<u64>,
     /// How to pool the rows of a bag; an empty bag gives zeros
     #[arg(long, value_enum)]
     mode: Mode,
     /// Multiply each row by its weight; with --mode sum
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ids")]
     weighted: bool,
+    #[command(flatten)]
+    options: BagOptions,
     /// The .npy array to write
     #[arg(short, long, value_name = "OUT.npy")]
     output: PathBuf,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    output::refuse_inputs(&args.output, &[&args.blob, &args.bags])?;
+    let bags = args.bags.as_deref();
+    output::refuse_inputs(&args.output, &[&args.blob, bags.unwrap_or(&args.blob)])?;
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let table = file.table(&blob, &args.table)?;
-    let bags = BagsFile::read(&args.bags, args.weighted)?;
+    let mut bags = match bags {
+        Some(path) => BagsFile::read(path, args.weighted, args.options)?,
+        None => BagsFile::of_ids(&args.ids),
+    };
+    if let Some(padding_idx) = args.options.padding_idx {
+        ensure!(
+            args.mode != Mode::Rows,
+            "--padding-idx is for bags, --mode sum, mean or max: torch.nn.Embedding looks up the \
+             row of padding_idx like any other"
+        );
+        ensure!(
+            padding_idx < table.num_embeddings(),
+            "--padding-idx {padding_idx}: table {:?} has {} rows",
+            table.name(),
+            table.num_embeddings()
+        );
+        bags.remove_padding(padding_idx, &table)?;
+    }
     let pooled = bags.look_up(&table, args.mode)?;
 
-    let columns = table.embedding_dim() as u64;
-    let rows = pooled.len() as u64 / columns;
-    write_npy(&args.output, &[rows, columns], &pooled)?;
-    output::print(|out| writeln!(out, "{}: {rows} x {columns} float32", args.output.display()))?;
+    let shape = bags.shape(&table, args.mode)?;
+    write_npy(&args.output, &shape, &pooled)?;
+    let extents: Vec<String> = shape.iter().map(u64::to_string).collect();
+    let path = args.output.display();
+    output::print(|out| writeln!(out, "{path}: {} float32", extents.join(" x ")))?;
     Ok(Outcome::Done)
 }

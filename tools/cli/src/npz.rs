@@ -36,9 +36,13 @@ pub(crate) fn write_npy(path: &Path, shape: &[u64], values: &[f32]) -> Result<()
 
 fn write_array<T: Number>(out: &mut dyn Write, shape: &[u64], values: &[T]) -> io::Result<()> {
     let order = if cfg!(target_endian = "little") { '<' } else { '>' };
-    let shape: String = shape.iter().map(|extent| format!("{extent}, ")).collect();
-    let mut dict =
-        format!("{{'descr': '{order}{}', 'fortran_order': False, 'shape': ({shape}), }}", T::NAME);
+    let extents: Vec<String> = shape.iter().map(u64::to_string).collect();
+    // A Python tuple, as numpy prints it: files of the same array are then equal.
+    let (extents, end) = (extents.join(", "), if shape.len() == 1 { "," } else { "" });
+    let mut dict = format!(
+        "{{'descr': '{order}{}', 'fortran_order': False, 'shape': ({extents}{end}), }}",
+        T::NAME
+    );
     // Version 1.0; the data begin at a multiple of 64 bytes.
     let len = (10 + dict.len() + 1).next_multiple_of(64);
     dict += &" ".repeat(len - 10 - dict.len() - 1);

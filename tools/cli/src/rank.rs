@@ -1,6 +1,7 @@
 //! `ttrec rank`: one user's candidates, the best ones first.
 
 use crate::{
+    bags_file::BagOptions,
     blob_file::BlobFile,
     npz::write_npy,
     outcome::Outcome,
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    options: BagOptions,
     /// Also write the scores of all candidates, in their order
     #[arg(short, long, value_name = "OUT.npy")]
     output: Option<PathBuf>,
@@ -53,8 +56,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
-    let (user, candidates) =
-        (Samples::read(&args.user, &ranker)?, Samples::read(&args.candidates, &ranker)?);
+    let user = Samples::read(&args.user, &ranker, args.options)?;
+    let candidates = Samples::read(&args.candidates, &ranker, args.options)?;
     let scores = rank(&ranker, &user, &candidates)?;
     let mut places: Vec<Ranked> = scores
         .iter()

@@ -1,10 +1,10 @@
 //! Samples of a model in an npz file: `dense`, samples x features, and for each table t of the
-//! model `indices_t`, `offsets_t` (the last offset included) and optionally `weights_t`.
+//! model `indices_t`, `offsets_t` or `lengths_t`, and optionally `weights_t`.
 
-use crate::bags_file::BagsFile;
-use anyhow::{Context, Result, ensure};
+use crate::bags_file::{BagOptions, BagsFile};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
-use ttrec::{Bags, Ranker};
+use ttrec::{Bags, Ranker, Table};
 use ttrec_convert::Checkpoint;
 
 /// The arrays of one file. `rank` spreads the inputs over two files, so each may be missing.
@@ -17,9 +17,9 @@ pub(crate) struct Samples {
 
 impl Samples {
     /// Reads those of the model's inputs that the file has.
-    pub(crate) fn read(path: &Path, ranker: &Ranker<'_>) -> Result<Self> {
+    pub(crate) fn read(path: &Path, ranker: &Ranker<'_>, options: BagOptions) -> Result<Self> {
         let file = Checkpoint::open(path)?;
-        let dense = file.tensor("dense").map(|array| {
+        let dense = file.find("dense")?.map(|array| {
             let (columns, shape) = (ranker.num_dense() as u64, array.shape());
             let fits = matches!(shape, [_, found] if *found == columns);
             ensure!(
@@ -29,19 +29,38 @@ impl Samples {
             );
             let mut values = ttrec_convert::zeros(usize::try_from(array.len())?)?;
             array.read_f32(0, &mut values)?;
+            if let Some(position) = values.iter().position(|value| !value.is_finite()) {
+                let (sample, feature) =
+                    (position / ranker.num_dense(), position % ranker.num_dense());
+                bail!(
+                    "{}: \"dense\": feature {feature} of sample {sample} is {} in f32: expected a \
+                     finite number",
+                    path.display(),
+                    values[position]
+                );
+            }
             Ok(values)
         });
         // A model without dense features needs no array.
         let dense = dense.or_else(|| (ranker.num_dense() == 0).then(|| Ok(Vec::new())));
-        let table = |t: usize| {
-            let [indices, offsets, weights] =
-                ["indices", "offsets", "weights"].map(|name| format!("{name}_{t}"));
-            let weighted = file.tensor(&weights).is_some();
-            let names = [&*indices, &*offsets, &*weights];
-            file.tensor(&indices).map(|_| BagsFile::of(&file, names, weighted)).transpose()
+        let dense = dense.transpose()?;
+        let count = dense.as_ref().and_then(|dense| dense.len().checked_div(ranker.num_dense()));
+        let bags = |(t, table): (usize, Table<'_>)| -> Result<Option<BagsFile>> {
+            let [indices, offsets, lengths, weights] =
+                ["indices", "offsets", "lengths", "weights"].map(|name| format!("{name}_{t}"));
+            if file.find(&indices)?.is_none() {
+                return Ok(None);
+            }
+            let weighted = file.find(&weights)?.is_some();
+            let names = [&*indices, &*offsets, &*lengths, &*weights];
+            let mut bags = BagsFile::of(&file, names, weighted, options, count)?;
+            if let Some(padding_idx) = options.padding_idx {
+                bags.remove_padding(padding_idx, &table)?;
+            }
+            Ok(Some(bags))
         };
-        let tables = (0..ranker.num_tables()).map(table).collect::<Result<_>>()?;
-        Ok(Self { path: path.display().to_string(), dense: dense.transpose()?, tables })
+        let tables = ranker.tables().enumerate().map(bags).collect::<Result<_>>()?;
+        Ok(Self { path: path.display().to_string(), dense, tables })
     }
 
     /// The dense features, if the file has them.
@@ -60,7 +79,7 @@ impl Samples {
     /// The bags of the model's table `table`, if the file has them.
     pub(crate) fn bags(&self, table: usize) -> Result<Option<Bags<'_>>> {
         let Some(Some(bags)) = self.tables.get(table) else { return Ok(None) };
-        let all = bags.all().with_context(|| format!("{}: offsets_{table}", self.path))?;
+        let all = bags.all().with_context(|| format!("{}: indices_{table}", self.path))?;
         Ok(Some(all))
     }
 

@@ -1,6 +1,7 @@
 //! `ttrec score`: the scores of a batch of samples.
 
 use crate::{
+    bags_file::BagOptions,
     blob_file::{self, BlobFile},
     npz::write_npy,
     outcome::Outcome,
@@ -16,8 +17,9 @@ use ttrec_convert::zeros;
 ///
 /// The npz file holds `dense` (samples x features), unless the model has no dense features, and
 /// `indices_T`, `offsets_T` and optionally `weights_T` for each table T of the model, from 0 in the
-/// order that `ttrec inspect` lists, in the format of torch.nn.EmbeddingBag with
-/// include_last_offset=True. The output is a float32 .npy array: one score per sample.
+/// order that `ttrec inspect` lists. Other formats of bags are those of `ttrec lookup --help`. If
+/// there is `dense`, `indices_T` alone may hold one index per sample. The output is a float32 .npy
+/// array: one score per sample.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
@@ -28,6 +30,8 @@ pub(crate) struct Args {
     /// Write the scores before the sigmoid
     #[arg(long)]
     logits: bool,
+    #[command(flatten)]
+    options: BagOptions,
     /// The .npy array to write
     #[arg(short, long, value_name = "OUT.npy")]
     output: PathBuf,
@@ -38,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
-    let samples = Samples::read(&args.batch, &ranker)?;
+    let samples = Samples::read(&args.batch, &ranker, args.options)?;
     let scores =
         score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
     write_npy(&args.output, &[scores.len() as u64], &scores)?;

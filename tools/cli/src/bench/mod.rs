@@ -16,7 +16,7 @@ mod traffic;
 mod user_traffic;
 
 use crate::{
-    bags_file::{BagsFile, Mode},
+    bags_file::{BagOptions, BagsFile, Mode},
     blob_file::{self, BlobFile},
     outcome::Outcome,
     output,
@@ -38,15 +38,15 @@ use std::{
 /// are compared with dense f32 tables. Results are checked before they are timed. Takes a few
 /// minutes and up to half of the available memory.
 ///
-/// With a blob and a file of bags in the format of `ttrec lookup`, it measures these instead, all
+/// With a blob and a file of bags in the formats of `ttrec lookup`, it measures these instead, all
 /// bags as one batch. With a blob and a file of samples, it measures the blob's model.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob to measure instead of the suites
     #[arg(requires = "own", conflicts_with_all = ["suite", "retail"])]
     blob: Option<PathBuf>,
-    /// indices, offsets and, with --weighted, weights
-    #[arg(long, value_name = "FILE.npz", requires = "blob", group = "own")]
+    /// Bags, in the formats of `ttrec lookup`
+    #[arg(long, value_name = "FILE", requires = "blob", group = "own")]
     bags: Option<PathBuf>,
     /// Samples for the blob's model, in the format of `ttrec score`
     #[arg(long, value_name = "FILE.npz", requires = "blob", group = "own")]
@@ -192,14 +192,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         .transpose()?;
     let own = match (&args.blob, &args.bags) {
         (Some(blob), Some(bags)) => {
-            Some((BlobFile::open(blob)?, BagsFile::read(bags, args.weighted)?))
+            let blob = BlobFile::open(blob)?;
+            Some((blob, BagsFile::read(bags, args.weighted, BagOptions::default())?))
         }
         _ => None,
     };
     let retail = args
         .retail
         .as_deref()
-        .map(|path| BagsFile::read_arrays(path, "items", false))
+        .map(|path| BagsFile::read_arrays(path, "items", false, BagOptions::default()))
         .transpose()?;
     let wants = |suite| args.blob.is_none() && args.suite.is_none_or(|wanted| wanted == suite);
     let mut roofline = Roofline::new(tier, args.quick)?;

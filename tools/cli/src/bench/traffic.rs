@@ -85,7 +85,7 @@ impl Traffic {
     /// The bags of a file in their order, in at most `batches` batches of `bags` bags; the
     /// remainder is skipped.
     pub(super) fn from_file(file: &BagsFile, batches: usize, bags: usize) -> Result<Self> {
-        let all = file.offsets(Mode::Sum);
+        let all = file.offsets(Mode::Sum)?;
         file.bags(&all)?;
         let indices: Result<Vec<u32>, _> =
             file.indices().iter().map(|&index| u32::try_from(index)).collect();

@@ -53,7 +53,7 @@ fn measure_table(
     file: &BagsFile,
     mode: Mode,
 ) -> Result<UserTiming> {
-    let offsets = file.offsets(mode);
+    let offsets = file.offsets(mode)?;
     let mut run = Run::of_bags(vec![table], vec![file.bags(&offsets)?], mode.pooling())?;
     run.check(table.name())?;
     let [seconds] = roofline.fastest(Caches::Warm, [run.pass()])?;

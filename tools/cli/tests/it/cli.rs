@@ -489,14 +489,26 @@ fn an_unknown_table_is_answered_with_the_names_there_are() {
 fn arrays_that_are_missing_or_of_another_shape_are_named() {
     let (indices, offsets) = (("indices", vector(&[1u32, 2])), ("offsets", vector(&[0u32, 2])));
     lookup_refused(std::slice::from_ref(&offsets), SUM, &["array \"indices\" is missing"]);
-    lookup_refused(std::slice::from_ref(&indices), SUM, &["array \"offsets\" is missing"]);
+    lookup_refused(
+        std::slice::from_ref(&indices),
+        SUM,
+        &["no array of offsets or lengths", "two dimensions"],
+    );
     lookup_refused(
         &[indices.clone(), offsets.clone()],
         WEIGHTED,
         &["array \"weights\" is missing"],
     );
     let square = ("indices", crate::support::npy("<u4", &[1, 2], &[1u32, 2][..].bytes()));
-    lookup_refused(&[square, offsets.clone()], SUM, &["\"indices\"", "[1, 2]", "one dimension"]);
+    lookup_refused(&[square, offsets.clone()], SUM, &["\"indices\"", "[1, 2]", "\"offsets\""]);
+    let cube = ("indices", crate::support::npy("<u4", &[1, 2, 1], &[1u32, 2][..].bytes()));
+    lookup_refused(&[cube], SUM, &["\"indices\"", "[1, 2, 1]", "one dimension"]);
+    let lengths = ("lengths", vector(&[1u32, 2]));
+    lookup_refused(&[indices.clone(), lengths], SUM, &["\"lengths\" is 3", "indices, 2"]);
+    let endless = ("lengths", vector(&[i64::MAX, i64::MAX, 4]));
+    lookup_refused(&[indices.clone(), endless], SUM, &["\"lengths\" is 18446744073709551618"]);
+    let none = ("indices", crate::support::npy("<u4", &[1 << 40, 0], &[]));
+    lookup_refused(&[none], SUM, &["[1099511627776, 0]", "one column or more"]);
     let few = ("weights", vector(&[0.5f32]));
     lookup_refused(&[indices, offsets, few], WEIGHTED, &["1 per_sample_weights", "2"]);
     let (dir, blob) = item();
@@ -543,7 +555,6 @@ fn offsets_that_are_no_bags_are_refused() {
     for (offsets, wanted) in [
         (&[][..], "offsets is empty"),
         (&[1, 3], "offset 1 at position 0"),
-        (&[0, 2], "offset 2 at position 1"),
         (&[0, 2, 1, 3], "offset 1 at position 2"),
         (&[0, 4], "offset 4 at position 1"),
         (&[0, -1, 3], "offsets[1] is -1"),
@@ -552,6 +563,168 @@ fn offsets_that_are_no_bags_are_refused() {
     }
     let fraction = ("offsets", vector(&[0f32, 0.5, 3.0]));
     lookup_refused(&[indices(), fraction], SUM, &["offsets", "element 1", "0.5"]);
+}
+
+#[test]
+fn the_same_bags_in_any_form_give_the_same_rows() {
+    let indices = || ("indices", vector(&[3i64, 200, 7, 3]));
+    let weights = || ("weights", vector(&[0.5f32, -2.0, 0.25, 1.0]));
+    let ends = |offsets: &[i64]| ("offsets", vector(offsets));
+    for mode in [&["--mode", "mean"][..], &["--mode", "max"], SUM, WEIGHTED] {
+        let values = |bags: (&'static str, Vec<u8>)| {
+            let (run, values) = look_up(&[indices(), bags, weights()], mode);
+            run.exits(0).prints(["3 x 64"]);
+            values
+        };
+        let expected = values(ends(&[0, 2, 2, 4]));
+        assert_eq!(values(ends(&[0, 2, 2])), expected, "without the last offset");
+        assert_eq!(values(("lengths", vector(&[2i32, 0, 2]))), expected);
+
+        let square =
+            |name, bytes: Vec<u8>, descr| (name, crate::support::npy(descr, &[2, 2], &bytes));
+        let rows = [
+            square("indices", [3i64, 200, 7, 3][..].bytes(), "<i8"),
+            square("weights", [0.5f32, -2.0, 0.25, 1.0][..].bytes(), "<f4"),
+        ];
+        let (run, pooled) = look_up(&rows, mode);
+        run.exits(0).prints(["2 x 64"]);
+        assert_eq!(pooled, look_up(&[indices(), ends(&[0, 2, 4]), weights()], mode).1);
+    }
+}
+
+#[test]
+fn rows_need_no_bags_and_have_the_shape_of_their_indices() {
+    const ROWS: &[&str] = &["--mode", "rows"];
+    let (run, expected) = look_up(&[("indices", vector(&[3u8, 200, 7, 3]))], ROWS);
+    run.exits(0).prints(["4 x 64"]);
+    let square = crate::support::npy("|u1", &[2, 2], &[3, 200, 7, 3]);
+    let (run, values) = look_up(&[("indices", square.clone())], ROWS);
+    run.exits(0).prints(["2 x 2 x 64"]);
+    assert_eq!(values, expected);
+
+    let (dir, blob) = item();
+    let out = dir.path("out.npy");
+    // A .npy file holds the indices, whatever its name.
+    for name in ["indices.npy", "offsets.npy", "weights.npy"] {
+        let file = dir.file(name, &square);
+        ttrec!["lookup", &blob, "--table", "item", "--bags", file, "--mode", "rows", "-o", &out]
+            .exits(0);
+        assert_eq!(Some(crate::support::read_f32(&out).1), expected);
+    }
+    let header = fs::read(&out).unwrap()[..128].to_vec();
+    let numpy = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 64), }";
+    assert_eq!(
+        header,
+        format!("\u{93}NUMPY\u{1}\0v\0{numpy:117}\n")
+            .chars()
+            .map(|c| c as u8)
+            .collect::<Vec<_>>()
+    );
+    let lookup = |mode: &str| {
+        let ids = "3,200,7,3";
+        ttrec!["lookup", &blob, "--table", "item", "--ids", ids, "--mode", mode, "-o", &out]
+            .exits(0);
+        crate::support::read_f32(&out)
+    };
+    assert_eq!(Some(lookup("rows").1), expected);
+    let bag = [("indices", vector(&[3u8, 200, 7, 3])), ("offsets", vector(&[0u8, 4]))];
+    let (shape, mean) = lookup("mean");
+    assert_eq!(shape, [1, 64]);
+    assert_eq!(Some(mean), look_up(&bag, &["--mode", "mean"]).1);
+    ttrec!["lookup", &blob, "--table", "item", "--ids", "3,1000", "--mode", "sum", "-o", &out]
+        .exits(3)
+        .says(["--ids", "index 1000 at position 1"]);
+    ttrec!["lookup", &blob, "--table", "item", "--mode", "rows", "-o", &out]
+        .exits(2)
+        .says(["--bags"]);
+}
+
+#[test]
+fn an_option_says_whether_an_empty_bag_ends_the_offsets() {
+    let arrays = [("indices", vector(&[1u32, 2, 3])), ("offsets", vector(&[0u32, 2, 3]))];
+    let with = |value: &'static str| [SUM, &["--include-last-offset", value]].concat();
+    let (run, two) = look_up(&arrays, SUM);
+    run.exits(0).prints(["2 x 64"]);
+    assert_eq!(look_up(&arrays, &with("true")).1, two);
+    let (run, three) = look_up(&arrays, &with("false"));
+    run.exits(0).prints(["3 x 64"]);
+    let expected = [two.unwrap(), vec![0.0; 64]].concat();
+    assert_eq!(three, Some(expected));
+    let open = [("indices", vector(&[1u32, 2, 3])), ("offsets", vector(&[0u32, 2]))];
+    lookup_refused(&open, &with("true"), &["offset 2 at position 1"]);
+}
+
+#[test]
+fn padding_is_left_out_of_bags() {
+    let padding = |mode: &[&'static str]| [mode, &["--padding-idx", "5"]].concat();
+    let padded = [
+        ("indices", vector(&[3u32, 5, 200, 5, 5, 5, 7])),
+        ("offsets", vector(&[0u32, 3, 5, 5, 7])),
+        ("weights", vector(&[0.5f32, 9.0, -2.0, 9.0, 9.0, 9.0, 4.0])),
+    ];
+    let plain = [
+        ("indices", vector(&[3u32, 200, 7])),
+        ("offsets", vector(&[0u32, 2, 2, 2, 3])),
+        ("weights", vector(&[0.5f32, -2.0, 4.0])),
+    ];
+    for mode in [&["--mode", "mean"][..], &["--mode", "max"], SUM, WEIGHTED] {
+        let (run, values) = look_up(&padded, &padding(mode));
+        run.exits(0).prints(["4 x 64"]);
+        assert_eq!(values, look_up(&plain, mode).1, "{mode:?}");
+        let other = [mode, &["--padding-idx", "999"]].concat();
+        assert_eq!(look_up(&padded, &other).1, look_up(&padded, mode).1, "{mode:?}");
+    }
+    // Errors name positions in the file.
+    let wrong = [("indices", vector(&[5u32, 5, 1000])), ("offsets", vector(&[0u32, 3]))];
+    lookup_refused(&wrong, &padding(SUM), &["\"item\"", "index 1000 at position 2", "1000 rows"]);
+    let few = [padded[0].clone(), padded[1].clone(), ("weights", vector(&[0.5f32]))];
+    lookup_refused(&few, &padding(WEIGHTED), &["1 per_sample_weights", "7"]);
+    let ends = [padded[0].clone(), ("offsets", vector(&[0u32, 8]))];
+    lookup_refused(&ends, &padding(SUM), &["offset 8 at position 1"]);
+    lookup_refused(&padded[..1], &padding(SUM), &["no array of offsets or lengths"]);
+    let (dir, blob) = item();
+    for (mode, padding, wanted) in
+        [("rows", "5", "torch.nn.Embedding"), ("sum", "1000", "has 1000 rows")]
+    {
+        let mut command = Command::new(TTREC);
+        command.arg("lookup").arg(&blob).args(["--table", "item", "--ids", "1,5"]);
+        command
+            .args(["--mode", mode, "--padding-idx", padding, "-o"])
+            .arg(dir.path("out.npy"));
+        crate::support::run(command).exits(3).says(["--padding-idx", wanted]);
+    }
+}
+
+#[test]
+fn arrays_that_nothing_asks_for_do_not_matter() {
+    let bags = || vec![("indices", vector(&[3u32, 7])), ("offsets", vector(&[0u32, 1, 2]))];
+    let array = |descr: &str, bytes: &[u8]| crate::support::npy(descr, &[1], bytes);
+    let mut structured = array("@", &[0; 12]);
+    let at = structured.windows(3).position(|part| part == b"'@'").unwrap();
+    // As many bytes as the header keeps for padding.
+    let fields = "[('a', '<i4'), ('b', '<f8')]";
+    structured.splice(at..at + 3, fields.bytes());
+    let end = structured.iter().position(|&byte| byte == b'\n').unwrap();
+    structured.drain(end - (fields.len() - 3)..end);
+    let beside = [
+        ("bytes", array("|S3", b"abc")),
+        ("text", array("<U1", &[b'a', 0, 0, 0])),
+        ("object", array("|O", b"\x80\x04K\x01.")),
+        ("structured", structured),
+        ("time", array("<M8[s]", &[0; 8])),
+        ("complex", array("<c8", &[0; 8])),
+    ];
+    let expected = look_up(&bags(), SUM).1;
+    for (name, npy) in beside {
+        let arrays = [bags(), vec![(name, npy.clone())]].concat();
+        let (run, values) = look_up(&arrays, SUM);
+        run.exits(0);
+        assert_eq!(values, expected, "{name}");
+        // They do where they are what is asked for.
+        let arrays = [("indices", vector(&[3u32, 7])), ("offsets", npy.clone())];
+        lookup_refused(&arrays, SUM, &["`offsets`", "element type"]);
+        lookup_refused(&[("indices", npy)], SUM, &["`indices`", "element type"]);
+    }
 }
 
 #[test]

@@ -589,13 +589,10 @@ fn an_index_that_lies_is_refused() {
         &map(r#""user.emb": "model.safetensors.index.json""#),
         &["model.safetensors.index.json", "header"],
     );
-    case(
-        &map(r#""user.emb": 3"#),
-        &["model.safetensors.index.json", "safetensors index", "string"],
-    );
-    case("{}", &["safetensors index", "`weight_map`"]);
+    case(&map(r#""user.emb": 3"#), &["model.safetensors.index.json", "index of shards", "string"]);
+    case("{}", &["index of shards", "`weight_map`"]);
     case("{\"weight_map\": {}, \"weight_map\": {}}", &["duplicate field `weight_map`"]);
-    case(&format!("{{\"weight_map\": {}", "[".repeat(100_000)), &["safetensors index"]);
+    case(&format!("{{\"weight_map\": {}", "[".repeat(100_000)), &["index of shards"]);
     case("{\"weight_map\": {}}", &["no tensor looks like"]);
     // The same tensor in the other file, too.
     let one = [0.5f32; 2];

@@ -405,6 +405,14 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
         &[("dense", npy("<f4", &[1, 12], &[0.5f32; 12][..].bytes()))],
         &["\"dense\"", "[1, 12]", "samples x 13"],
     );
+    for (value, text) in [(f64::NAN, "NaN"), (f64::NEG_INFINITY, "-inf"), (1e300, "inf in f32")] {
+        let mut dense = [0.5; 2 * 13];
+        dense[13 + 4] = value;
+        refused(
+            &[("dense", npy("<f8", &[2, 13], &dense[..].bytes()))],
+            &["batch.npz", "feature 4 of sample 1", text],
+        );
+    }
     refused(&[("dense", dense())], &["indices_0", "\"emb_l.0\""]);
     let mut arrays = vec![("dense", dense())];
     for (indices, offsets) in [
@@ -425,7 +433,9 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
     let once = ttrec!["score", &blob, "--batch", dir.path("batch.npz"), "-o", &out].exits(3);
     assert_eq!(once.stderr.matches("index 40").count(), 1, "{once:#?}");
     refused(&with(7, vector(&[-1i64])), &["indices_3[0]"]);
-    refused(&with(8, vector(&[0i64, 2])), &["offsets_3"]);
+    let weights = [arrays.clone(), vec![("weights_3", vector(&[f32::NAN]))]].concat();
+    refused(&weights, &["weights_3[0] is NaN"]);
+    refused(&with(8, vector(&[0i64, 2])), &["indices_3", "offset 2 at position 1"]);
     refused(&with(8, vector(&[0i64, 0, 1])), &["table 3", "2 bags"]);
     let tables = dir.path("tables.ttr");
     let spec = dir.file("tables.toml", "[[table]]\nprefix = \"emb_l.3.\"\n");
@@ -433,6 +443,65 @@ fn inputs_that_do_not_fit_the_model_are_refused_by_name() {
     ttrec!["score", &tables, "--batch", golden("dlrm_plain.expected.npz"), "-o", &out]
         .exits(3)
         .says(["no model"]);
+}
+
+/// The scores of five samples, whose table 3 has the bags that these arrays say.
+fn score_five(blob: &Path, bags: &[(&str, Vec<u8>)], more: &[&str]) -> crate::support::Run {
+    let dir = Dir::new();
+    let dense: Vec<f32> = (0..5 * 13).map(|i| (i % 7) as f32 / 8.0).collect();
+    let column = npy("<i8", &[5, 1], &[7i64, 0, 3, 3, 9][..].bytes());
+    let mut arrays = vec![("dense", npy("<f4", &[5, 13], &dense[..].bytes()))];
+    arrays.extend(["indices_0", "indices_1", "indices_2"].map(|name| (name, column.clone())));
+    arrays.extend_from_slice(bags);
+    let (batch, out) = (dir.path("batch.npz"), dir.path("scores.npy"));
+    write_npz(&batch, &arrays);
+    let mut command = std::process::Command::new(crate::support::TTREC);
+    command
+        .arg("score")
+        .arg(blob)
+        .arg("--batch")
+        .arg(&batch)
+        .args(more)
+        .arg("-o")
+        .arg(&out);
+    let mut run = crate::support::run(command);
+    if run.code == Some(0) {
+        run.stdout = format!("{:?}", read_f32(&out));
+    }
+    run
+}
+
+#[test]
+fn the_same_samples_in_any_form_score_the_same() {
+    let dir = Dir::new();
+    let blob = convert(&dir, &golden("dlrm_plain.pt"), &[]);
+    let scores = |bags: &[(&str, Vec<u8>)]| score_five(&blob, bags, &[]).exits(0).stdout;
+    let indices = || ("indices_3", vector(&[3i64, 9, 7, 4, 1]));
+    let offsets = |offsets: &[i64]| ("offsets_3", vector(offsets));
+
+    let expected = scores(&[indices(), offsets(&[0, 1, 2, 3, 4, 5])]);
+    assert!(expected.starts_with("([5]"), "{expected}");
+    assert_eq!(scores(&[indices()]), expected, "one index per sample");
+    assert_eq!(scores(&[indices(), ("lengths_3", vector(&[1i64; 5]))]), expected);
+
+    let expected = scores(&[indices(), offsets(&[0, 2, 2, 3, 5, 5])]);
+    // The number of samples says that these are all but the last one.
+    assert_eq!(scores(&[indices(), offsets(&[0, 2, 2, 3, 5])]), expected);
+    assert_eq!(scores(&[indices(), ("lengths_3", vector(&[2u8, 0, 1, 2, 0]))]), expected);
+    score_five(&blob, &[indices(), offsets(&[0, 2, 3, 5])], &[])
+        .exits(3)
+        .says(["table 3", "3 bags", "5"]);
+    score_five(&blob, &[indices(), offsets(&[0, 2, 2, 3, 5])], &["--include-last-offset", "true"])
+        .exits(3)
+        .says(["table 3", "4 bags"]);
+    // Index 0 of the other tables stays.
+    let padded = [("indices_3", vector(&[3i64, 39, 9, 7, 39, 4, 1])), offsets(&[0, 3, 3, 5, 7])];
+    let run = score_five(&blob, &padded, &["--padding-idx", "39"]).exits(0);
+    assert_eq!(run.stdout, expected);
+    let few = ("indices_3", vector(&[3i64, 9, 7, 4]));
+    score_five(&blob, &[few], &[])
+        .exits(3)
+        .says(["indices_3", "offsets or lengths"]);
 }
 
 #[test]

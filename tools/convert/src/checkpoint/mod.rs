@@ -164,6 +164,17 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// The tensor called `name`, if the checkpoint has one.
+    ///
+    /// # Errors
+    /// If it has one that cannot be read.
+    pub fn find(&self, name: &str) -> Result<Option<&Tensor>, CheckpointError> {
+        match self.unreadable.get(name) {
+            Some(reason) => Err(CheckpointError::tensor(&self.path, name, reason)),
+            None => Ok(self.tensor(name)),
+        }
+    }
+
     /// The tensors that cannot be read, by name, each with the reason: an element type or a form
     /// that this crate does not know.
     pub fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
