@@ -363,17 +363,74 @@ fn rows_by_frequency_are_the_same_pairs_renamed() {
             .iter()
             .map(|feature| feature.num_embeddings)
             .collect::<Vec<_>>(),
-        [6, 4]
+        [4, 3]
     );
-    // Users 5, 2, 0, then those that do not occur: 1, 3, 4. Items 1, 3, 0, 2.
+    // Users 5, 2, 0, then 4, which only the test split has. Items 1, 3, 2. No id between occurs.
     let test = &batches(&*dataset, Split::Test, 0, 10)[0];
-    assert_eq!(test.features[0].indices, [5, 5]);
-    assert_eq!(test.features[1].indices[0], 3);
+    assert_eq!(test.features[0].indices, [3, 3]);
+    assert_eq!(test.features[1].indices[0], 2);
     let path = dir.path().join("vocabulary.csv");
     dataset.vocabulary().write(&path).unwrap();
     let again = config("format = \"interactions\"\npath = \"a.npz\"");
     let again = again.open(dir.path(), Some(Vocabulary::read(&path).unwrap())).unwrap();
     assert_eq!(batches(&*again, Split::Train, 3, 4), batches(&*dataset, Split::Train, 3, 4));
+}
+
+#[test]
+fn gaps_between_ids_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let users: Vec<u32> = (0..2000).map(|at| random(1, at) as u32 % 30).collect();
+    let items: Vec<u32> = (0..2000).map(|at| random(2, at) as u32 % 40).collect();
+    let write = |name: &str, factor: u32| {
+        let wide = |ids: &[u32]| ids.iter().map(|id| id * factor).collect::<Vec<u32>>();
+        let (users, items) = (wide(&users), wide(&items));
+        write_npz(
+            &dir.path().join(name),
+            &[
+                ("train_user", &users),
+                ("train_item", &items),
+                ("test_user", &users[..50]),
+                ("test_item", &items[..50]),
+                ("offsets", &[0, 900, 2000]),
+                ("items", &items),
+                ("test_offsets", &[0, 5, 9]),
+                ("test_items", &items[..9]),
+                ("test_target", &items[1998..]),
+            ],
+        );
+    };
+    write("dense.npz", 1);
+    write("gaps.npz", 100_000_000);
+    for format in ["interactions", "sessions"] {
+        for order in ["frequency", "given", "co-occurrence"] {
+            let source = |name: &str| {
+                format!(
+                    "format = {format:?}\norder = {order:?}\npath = {name:?}\nvalid_fraction = \
+                     0.1\nnegatives = 4"
+                )
+            };
+            let [dense, gaps] =
+                ["dense.npz", "gaps.npz"].map(|name| open(dir.path(), &source(name)).unwrap());
+            assert_eq!(
+                gaps.features().iter().map(|feature| feature.num_embeddings).collect::<Vec<_>>(),
+                [if format == "interactions" { 30 } else { 40 }, 40]
+            );
+            for split in [Split::Train, Split::Valid, Split::Test] {
+                assert_eq!(batches(&*gaps, split, 7, 64), batches(&*dense, split, 7, 64));
+            }
+
+            // A trained model does not know the ids of the other file.
+            let path = dir.path().join("vocabulary.csv");
+            gaps.vocabulary().write(&path).unwrap();
+            let kept = |name: &str| {
+                config(&source(name)).open(dir.path(), Some(Vocabulary::read(&path).unwrap()))
+            };
+            let again = kept("gaps.npz").unwrap();
+            assert_eq!(batches(&*again, Split::Train, 7, 64), batches(&*gaps, Split::Train, 7, 64));
+            let error = kept("dense.npz").err().unwrap().to_string();
+            assert!(error.contains("1 is not in the vocabulary of the model"), "{error}");
+        }
+    }
 }
 
 #[test]
@@ -393,12 +450,19 @@ fn sessions_tell_an_item_from_those_before_it() {
     let taken = |split: Split| {
         let batch = batches(&*dataset, split, 5, 100).remove(0);
         let [history, item] = [0, 1].map(|at| &batch.features[at]);
-        let bag = |at: usize| {
-            history.indices[history.offsets[at] as usize..history.offsets[at + 1] as usize].to_vec()
+        let id = |feature: usize, index: u32| -> u32 {
+            let values = dataset.vocabulary().features()[feature].values();
+            std::str::from_utf8(&values[index as usize]).unwrap().parse().unwrap()
+        };
+        let bag = |at: usize| -> Vec<u32> {
+            history.indices[history.offsets[at] as usize..history.offsets[at + 1] as usize]
+                .iter()
+                .map(|&index| id(0, index))
+                .collect()
         };
         let mut taken: Vec<(Vec<u32>, u32)> = (0..batch.len())
             .filter(|&at| batch.labels[at] == 1.0)
-            .map(|at| (bag(at), item.indices[at]))
+            .map(|at| (bag(at), id(1, item.indices[at])))
             .collect();
         taken.sort();
         taken
