@@ -94,6 +94,7 @@ pub(crate) struct Sampled {
     vocabulary: Vocabulary,
     negatives: u32,
     constant: bool,
+    has_valid: bool,
     train: Events,
     /// The events of `train` in the training split, and in the validation split.
     parts: [Vec<u32>; 2],
@@ -322,8 +323,8 @@ impl Sampled {
         };
         let features = [feature(&contexts), feature(&items)];
         let vocabulary = Vocabulary::new(vec![contexts, items]);
-        let (path, parts) = (path.to_owned(), [training, valid]);
-        Ok(Self { path, features, vocabulary, negatives, constant, train, parts, test })
+        let (path, parts, has_valid) = (path.to_owned(), [training, valid], valid_fraction > 0.0);
+        Ok(Self { path, features, vocabulary, negatives, constant, has_valid, train, parts, test })
     }
 
     fn events(&self, split: Split) -> (&Events, Option<&[u32]>) {
@@ -355,11 +356,20 @@ impl Dataset for Sampled {
     }
 
     fn has(&self, split: Split) -> bool {
-        self.num_examples(split) != Some(0)
+        match split {
+            Split::Train => true,
+            Split::Valid => self.has_valid,
+            Split::Test => !self.test.items.is_empty(),
+        }
     }
 
     fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
-        ensure!(self.has(split), "{}: the {} split is empty", self.path.display(), split.name());
+        ensure!(
+            self.num_examples(split) != Some(0),
+            "{}: the {} split is empty",
+            self.path.display(),
+            split.name()
+        );
         let (events, chosen) = self.events(split);
         let mut order =
             chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec);

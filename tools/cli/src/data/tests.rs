@@ -434,6 +434,20 @@ fn gaps_between_ids_change_nothing() {
 }
 
 #[test]
+fn a_fraction_that_takes_no_event_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = [0, 1, 2];
+    let names = ["train_user", "train_item", "test_user", "test_item"];
+    write_npz(&dir.path().join("a.npz"), &names.map(|name| (name, &ids[..])));
+    let source = "format = \"interactions\"\npath = \"a.npz\"\nvalid_fraction = ";
+    let dataset = open(dir.path(), &format!("{source}1e-9")).unwrap();
+    assert!(dataset.has(Split::Valid));
+    let error = dataset.pass(Split::Valid, 0).err().unwrap().to_string();
+    assert!(error.contains("a.npz: the valid split is empty"), "{error}");
+    assert!(!open(dir.path(), &format!("{source}0")).unwrap().has(Split::Valid));
+}
+
+#[test]
 fn sessions_tell_an_item_from_those_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.npz");

@@ -114,6 +114,17 @@ fn with_view<T>(
     Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
 }
 
+/// Checks that a split has examples, because the metrics of none would be perfect.
+fn ensure_some(found: bool, split: Split) -> Result<()> {
+    let remedy = match split {
+        Split::Train => "check the `train` files",
+        Split::Valid => "check the `valid` files, or set a larger `valid_fraction`",
+        Split::Test => "check the `test` files",
+    };
+    ensure!(found, "the {} split has no examples: {remedy}", split.name());
+    Ok(())
+}
+
 /// Examples in a batch of scoring.
 const SCORED: usize = 4096;
 
@@ -131,6 +142,7 @@ pub(super) fn score(
     loop {
         pass.next(SCORED, &mut batch)?;
         if batch.len() == 0 {
+            ensure_some(!scores.labels.is_empty(), split)?;
             return Ok((scores, pass.complaint()));
         }
         let start = scores.logits.len();
@@ -160,6 +172,12 @@ impl<'d> Learner<'d> {
             config.train.patience.is_none() || dataset.has(Split::Valid),
             "`patience` needs a validation split: set `valid_fraction` or `valid`"
         );
+        // Before the first epoch, which may take hours.
+        for split in [Split::Valid, Split::Test].into_iter().filter(|&split| dataset.has(split)) {
+            let mut batch = Batch::default();
+            dataset.pass(split, 0)?.next(1, &mut batch)?;
+            ensure_some(batch.len() > 0, split)?;
+        }
         let (model, tables) = build(config, dataset)?;
         Ok(Self {
             config: config.clone(),
@@ -251,7 +269,7 @@ impl<'d> Learner<'d> {
             }
         }
         drop(bar);
-        ensure!(self.progress.step > 0, "the training split has no examples");
+        ensure_some(self.progress.step > 0, Split::Train)?;
         let complaint = pass.complaint();
         if let Some(complaint) = complaint.filter(|_| print && epoch == 0) {
             eprintln!("ttrec: {complaint}");

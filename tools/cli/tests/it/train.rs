@@ -549,6 +549,39 @@ fn bad_lines_are_told_and_too_many_end_it() {
 }
 
 #[test]
+fn a_split_without_examples_is_an_error() {
+    let (dir, _) = planted(300);
+    dir.file("none.csv", "click,age,user,item\n");
+    dir.file("bad.csv", "click,age,user,item\n7,1,u1,i1\n");
+    let good = config("", "epochs = 2\npatience = 1");
+    for (from, to, split) in [
+        ("valid_fraction = 0.1", "valid = [\"none.csv\"]", "valid"),
+        ("valid_fraction = 0.1", "valid_fraction = 1e-9", "valid"),
+        ("test = [\"test.csv\"]", "test = [\"none.csv\"]", "test"),
+        ("test = [\"test.csv\"]", "test = [\"bad.csv\"]\nmax_bad_fraction = 1", "test"),
+    ] {
+        let toml = dir.file("a.toml", good.replace(from, to));
+        let wanted = format!("the {split} split has no examples");
+        ttrec!["train", &toml, "-o", dir.path("a")].exits(3).says([&*wanted]);
+        assert!(!dir.path("a/checkpoint.safetensors").exists());
+    }
+
+    let toml = dir.file("b.toml", &good);
+    ttrec!["train", &toml, "-o", dir.path("b")].exits(0);
+    let run = ttrec!["eval", dir.path("b/best.safetensors"), "--data", dir.path("none.csv")];
+    run.exits(3).says(["the test split has no examples"]);
+
+    let sweep = "[sweep]\nseeds = [1]\nrepresentations = [{ representation = \"dense\" }]\n";
+    let text = config("", "epochs = 1") + sweep;
+    let text = text
+        .replace("valid_fraction = 0.1\n", "")
+        .replace("test = [\"test.csv\"]\n", "");
+    let toml = dir.file("sweep.toml", text);
+    let run = ttrec!["sweep", &toml, "-o", dir.path("sweep")].exits(3);
+    run.says(["set `test`, `valid` or `valid_fraction`"]);
+}
+
+#[test]
 fn a_sweep_tunes_each_representation_and_runs_nothing_twice() {
     let (dir, possible) = planted(8000);
     let sweep = r#"
