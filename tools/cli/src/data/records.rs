@@ -60,6 +60,9 @@ pub(crate) struct Columns {
     /// The delimiter of text; default: a comma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     delimiter: Option<char>,
+    /// Whether fields of text may be quoted; default: yes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quote: Option<bool>,
     #[serde(default)]
     log1p: bool,
     #[serde(default = "default_min_count")]
@@ -182,7 +185,7 @@ impl Criteo {
             Encoding { name: format!("C{at}"), hash_rows, separator, pooling }
         };
         let [integers, categories] = CRITEO;
-        let layout = LineLayout { names: None, delimiter: b'\t', log1p: true };
+        let layout = LineLayout { names: None, delimiter: b'\t', quote: false, log1p: true };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
@@ -203,10 +206,13 @@ impl Columns {
         vocabulary: Option<Vocabulary>,
         container: Container,
     ) -> Result<Records> {
-        ensure!(
-            container == Container::Text || self.delimiter.is_none(),
-            "`delimiter` applies to text only: remove it, or set format = \"csv\""
-        );
+        let of_text = [("delimiter", self.delimiter.is_some()), ("quote", self.quote.is_some())];
+        for (field, is_set) in of_text {
+            ensure!(
+                container == Container::Text || !is_set,
+                "`{field}` applies to text only: remove it, or set format = \"csv\""
+            );
+        }
         let byte = |field: &str, character: char| {
             u8::try_from(character).ok().filter(u8::is_ascii).with_context(|| {
                 format!("`{field}` is {character:?}: expected one ASCII character")
@@ -233,7 +239,8 @@ impl Columns {
             categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
         };
         let delimiter = byte("delimiter", self.delimiter.unwrap_or(','))?;
-        let layout = LineLayout { names: Some(names), delimiter, log1p: self.log1p };
+        let quote = self.quote.unwrap_or(true);
+        let layout = LineLayout { names: Some(names), delimiter, quote, log1p: self.log1p };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,

@@ -448,6 +448,38 @@ fn a_fraction_that_takes_no_event_is_an_error() {
 }
 
 #[test]
+fn an_open_quote_is_an_error_that_names_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ncategorical = [\"a\", \
+                  \"b\"]\nmax_bad_fraction = 1.0\n";
+    let read = |text: &str, options: &str| {
+        fs::write(dir.path().join("a.csv"), text).unwrap();
+        open(dir.path(), &format!("{source}{options}")).map_err(|error| format!("{error:#}"))
+    };
+    for (text, line) in [
+        ("y,a,b\n1,x,\"z\n0,x,z\n1,x,z\n", 2),
+        ("y,a,b\n1,x,z\n\n0,x,\"z", 4),
+        ("y,a,b\n1,\"two\nlines\",\"z\"\" open\n\n\n1,x,z\n", 3),
+        ("y,a,b\r\n1,x,z\r\n0,\"x,z\r\n1,x,z\r\n", 3),
+        ("y,a,\"b\n1,x,z\n", 1),
+    ] {
+        let error = read(text, "").err().unwrap();
+        let wanted = format!("a.csv: line {line}: a quote opens a field and never closes");
+        assert!(error.contains(&wanted) && error.contains("quote = false"), "{text:?}: {error}");
+    }
+    let rows = |text: &str, options: &str| {
+        let dataset = read(text, options).unwrap();
+        batches(&*dataset, Split::Train, 0, 100)[0].len()
+    };
+    assert_eq!(rows("y,a,b\n1,\"two\nlines\",z\n0,x,\"last\"", ""), 2);
+    assert_eq!(rows("y,a,b\n1,x,5\" pipe\n0,x,z\r", ""), 2);
+    // Without quoting, as many rows as lines.
+    assert_eq!(rows("y,a,b\n1,x,\"z\n0,x,z\n1,x,\"z\n0,x,z\n", ""), 2);
+    assert_eq!(rows("y,a,b\n1,x,\"z\n0,x,z\n1,x,\"z\n0,x,z\n", "quote = false"), 4);
+    assert_eq!(rows("y,a,b\n1,x,\"z", "quote = false"), 1);
+}
+
+#[test]
 fn sessions_tell_an_item_from_those_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.npz");

@@ -4,15 +4,20 @@ use super::{
     gzip,
     rows::{ColumnNames, Example, RowOutcome, RowReader},
 };
-use anyhow::{Context, Result, ensure};
-use std::{io::Read, path::Path};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 /// The format of a line.
 #[derive(Clone, Debug)]
 pub(super) struct LineLayout {
-    /// `None`: Criteo's columns, without quoting.
+    /// `None`: Criteo's columns.
     pub(super) names: Option<ColumnNames>,
     pub(super) delimiter: u8,
+    /// Whether fields may be quoted.
+    pub(super) quote: bool,
     /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
     pub(super) log1p: bool,
 }
@@ -20,8 +25,22 @@ pub(super) struct LineLayout {
 /// The number of Criteo's integers, and of its categories.
 pub(super) const CRITEO: [usize; 2] = [13, 26];
 
+/// A file and one more line feed, which ends every record except one with an open quote.
+struct Input {
+    text: io::Chain<Box<dyn Read>, &'static [u8]>,
+    ended: bool,
+}
+
+impl Read for Input {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.text.read(out)?;
+        self.ended = count == 0;
+        Ok(count)
+    }
+}
+
 pub(super) struct Lines {
-    csv: csv::Reader<Box<dyn Read>>,
+    csv: csv::Reader<Input>,
     record: csv::ByteRecord,
     /// The number of fields of a line.
     width: usize,
@@ -41,8 +60,9 @@ impl Lines {
             .delimiter(layout.delimiter)
             .flexible(true)
             .has_headers(with_header)
-            .quoting(with_header);
-        let mut csv = builder.from_reader(gzip::open(path)?);
+            .quoting(layout.quote);
+        let text = gzip::open(path)?.chain(&b"\n"[..]);
+        let mut csv = builder.from_reader(Input { text, ended: false });
         let [integers, hashes] = CRITEO;
         let (width, label, dense, categorical) = match &layout.names {
             None => (
@@ -53,6 +73,7 @@ impl Lines {
             ),
             Some(names) => {
                 let header = csv.byte_headers().with_context(|| place.clone())?.clone();
+                ensure_closed(&csv, &header).with_context(|| place.clone())?;
                 let find = |name: &String| -> Result<usize> {
                     let mut found =
                         header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
@@ -113,6 +134,21 @@ impl Lines {
     }
 }
 
+/// Refuses a record that ends in an open quote, which has swallowed the rest of the file.
+fn ensure_closed(csv: &csv::Reader<Input>, record: &csv::ByteRecord) -> Result<()> {
+    if csv.get_ref().ended
+        && let Some(last) = record.iter().next_back()
+    {
+        let swallowed = last.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        let line = csv.position().line().saturating_sub(swallowed);
+        bail!(
+            "line {line}: a quote opens a field and never closes: close it, or set `quote = \
+             false` to read quotes as text"
+        );
+    }
+    Ok(())
+}
+
 fn lossy_field(field: &[u8]) -> String {
     String::from_utf8_lossy(&field[..field.len().min(40)]).into_owned()
 }
@@ -130,6 +166,7 @@ impl RowReader for Lines {
         {
             return Ok(RowOutcome::End);
         }
+        ensure_closed(&self.csv, &self.record).with_context(|| self.place.clone())?;
         Ok(match self.parse(row) {
             Ok(()) => RowOutcome::Row,
             Err(reason) => RowOutcome::Bad {
