@@ -18,14 +18,14 @@ mod vocabulary;
 
 use crate::npz::Npz;
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use ttrec::{Bags, BagsError, Pooling};
 
 pub(crate) use vocabulary::Vocabulary;
 
 /// Where examples come from: the `[data]` of a config.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "format", rename_all = "kebab-case")]
 pub(crate) enum Config {
     /// Criteo's click logs.
@@ -38,6 +38,11 @@ pub(crate) enum Config {
     Interactions(events::Interactions),
     /// Sequences of items.
     Sessions(events::Sessions),
+}
+
+crate::tagged::tagged! { Config, "format",
+    "criteo" => Criteo, "csv" => Csv, "parquet" => Parquet, "interactions" => Interactions,
+    "sessions" => Sessions
 }
 
 impl Config {

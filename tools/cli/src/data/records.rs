@@ -11,9 +11,13 @@ use super::{
 };
 use crate::{progress::Bar, random::uniform};
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
 };
 use ttrec::Pooling;
@@ -74,11 +78,36 @@ pub(crate) struct Columns {
 }
 
 /// A categorical column: its name, or a table with its name and options.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 enum Column {
     Name(String),
     Table(ColumnTable),
+}
+
+// By hand, because the error of an untagged enum does not say what is wrong with which field.
+impl<'de> Deserialize<'de> for Column {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Column;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "the name of a column, or a table with the key `name`")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Column, E> {
+                Ok(Column::Name(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Column, A::Error> {
+                ColumnTable::deserialize(MapAccessDeserializer::new(map)).map(Column::Table)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

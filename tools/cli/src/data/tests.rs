@@ -11,7 +11,7 @@ use ttrec_convert::{Checkpoint, Frequencies};
 mod parquet;
 
 fn config(text: &str) -> Config {
-    toml::from_str(text).unwrap()
+    crate::tagged::parse(text).unwrap()
 }
 
 fn open(directory: &Path, text: &str) -> anyhow::Result<Box<dyn Dataset + Sync>> {
