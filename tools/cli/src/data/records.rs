@@ -1,4 +1,4 @@
-//! Examples in files of rows, streamed in the order of the files.
+//! Examples in files of rows, streamed; the training split is shuffled through a buffer.
 //!
 //! The categories of a column are numbered by a pass over the training rows, or hashed. Rows that
 //! cannot be read are skipped and counted; too many of them are an error.
@@ -9,11 +9,14 @@ use super::{
     text::{CRITEO, LineLayout, Lines},
     vocabulary::{Categories, Counter},
 };
-use crate::{progress::Bar, random::uniform};
+use crate::{
+    progress::Bar,
+    random::{below, uniform},
+};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 use std::{
     collections::BTreeMap,
@@ -44,6 +47,8 @@ pub(crate) struct Criteo {
     max_rows: Option<u32>,
     #[serde(default = "default_max_bad_fraction")]
     max_bad_fraction: f64,
+    #[serde(default)]
+    shuffle: Shuffle,
 }
 
 /// Named columns of text with a header (plain or gzip), or of Parquet files.
@@ -75,6 +80,8 @@ pub(crate) struct Columns {
     max_rows: Option<u32>,
     #[serde(default = "default_max_bad_fraction")]
     max_bad_fraction: f64,
+    #[serde(default)]
+    shuffle: Shuffle,
 }
 
 /// A categorical column: its name, or a table with its name and options.
@@ -122,6 +129,48 @@ struct ColumnTable {
     separator: Option<char>,
     #[serde(default)]
     pooling: Pool,
+}
+
+/// The number of rows in the buffer that shuffles the training split: the config has a number,
+/// `true` or `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Shuffle(u32);
+
+impl Default for Shuffle {
+    /// Rows of Criteo's logs take about 70 MB.
+    fn default() -> Self {
+        Self(1 << 17)
+    }
+}
+
+impl<'de> Deserialize<'de> for Shuffle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Rows;
+
+        impl Visitor<'_> for Rows {
+            type Value = Shuffle;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "true, false, or a number of rows below 2^32")
+            }
+
+            fn visit_bool<E: Error>(self, shuffle: bool) -> Result<Shuffle, E> {
+                Ok(if shuffle { Shuffle::default() } else { Shuffle(0) })
+            }
+
+            fn visit_u64<E: Error>(self, rows: u64) -> Result<Shuffle, E> {
+                let wrong = || E::invalid_value(Unexpected::Unsigned(rows), &self);
+                u32::try_from(rows).map(Shuffle).map_err(|_| wrong())
+            }
+
+            fn visit_i64<E: Error>(self, rows: i64) -> Result<Shuffle, E> {
+                let wrong = || E::invalid_value(Unexpected::Signed(rows), &self);
+                u32::try_from(rows).map(Shuffle).map_err(|_| wrong())
+            }
+        }
+
+        deserializer.deserialize_any(Rows)
+    }
 }
 
 /// How the rows of a bag are pooled.
@@ -194,6 +243,7 @@ pub(crate) struct Records {
     files: [Vec<PathBuf>; 3],
     valid_fraction: f64,
     max_bad_fraction: f64,
+    shuffle: Shuffle,
     vocabulary: Vocabulary,
     features: Vec<Feature>,
 }
@@ -205,6 +255,7 @@ struct Common<'c> {
     min_count: u64,
     max_rows: Option<u32>,
     max_bad_fraction: f64,
+    shuffle: Shuffle,
 }
 
 impl Criteo {
@@ -221,6 +272,7 @@ impl Criteo {
             min_count: self.min_count,
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
+            shuffle: self.shuffle,
         };
         let (layout, encodings) =
             ((Container::Text, layout), (1..=categories).map(encoding).collect());
@@ -276,6 +328,7 @@ impl Columns {
             min_count: self.min_count,
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
+            shuffle: self.shuffle,
         };
         Records::open(
             directory,
@@ -297,7 +350,8 @@ impl Records {
         encodings: Vec<Encoding>,
         common: &Common<'_>,
     ) -> Result<Self> {
-        let &Common { files, valid_fraction, min_count, max_rows, max_bad_fraction } = common;
+        let &Common { files, valid_fraction, min_count, max_rows, max_bad_fraction, shuffle } =
+            common;
         check_share("valid_fraction", valid_fraction)?;
         let range = 0.0..=1.0;
         ensure!(
@@ -331,6 +385,7 @@ impl Records {
             files,
             valid_fraction,
             max_bad_fraction,
+            shuffle,
             vocabulary,
             features,
         };
@@ -447,9 +502,22 @@ impl Dataset for Records {
         }
     }
 
-    fn pass(&self, split: Split, _seed: u64) -> Result<Box<dyn Pass + '_>> {
+    fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
         ensure!(self.has(split), "the config has no `{}` files", split.name());
-        Ok(Box::new(Stream::new(self, split)))
+        let stream = Stream::new(self, split);
+        let Shuffle(shuffle) = if split == Split::Train {
+            self.shuffle
+        } else {
+            Shuffle(0)
+        };
+        Ok(Box::new(Shuffled {
+            stream,
+            shuffle: shuffle as usize,
+            buffer: Vec::new(),
+            row: Example::default(),
+            seed,
+            drawn: 0,
+        }))
     }
 }
 
@@ -539,11 +607,49 @@ impl<'r> Stream<'r> {
         }
         Ok(())
     }
+
+    /// A sentence about the rows skipped so far, if any.
+    fn complaint(&self) -> Option<String> {
+        let (bad, rows) = (self.bad, self.rows);
+        let named: String = self.named.iter().map(|line| format!("\n  {line}")).collect();
+        let more = if bad > NAMED as u64 { "\n  and others" } else { "" };
+        (bad > 0).then(|| format!("skipped {bad} of {rows} rows that cannot be read:{named}{more}"))
+    }
 }
 
-impl Pass for Stream<'_> {
+/// A pass whose rows are drawn from a buffer, into which the stream's rows go.
+struct Shuffled<'r> {
+    stream: Stream<'r>,
+    /// The number of rows in a full buffer.
+    shuffle: usize,
+    buffer: Vec<Example>,
+    /// The row drawn last.
+    row: Example,
+    seed: u64,
+    drawn: u64,
+}
+
+impl Shuffled<'_> {
+    /// Draws the next row, if there is one. Only the seed and the rows before it decide which, so
+    /// that a pass can be resumed.
+    fn advance(&mut self) -> Result<bool> {
+        while self.buffer.len() < self.shuffle.max(1) && self.stream.advance()? {
+            self.buffer.push(std::mem::take(&mut self.stream.row));
+        }
+        if self.buffer.is_empty() {
+            return Ok(false);
+        }
+        let place = below(self.buffer.len() as u32, self.seed, self.drawn);
+        self.drawn += 1;
+        // The stream gets the memory of the last row back.
+        self.stream.row = std::mem::replace(&mut self.row, self.buffer.swap_remove(place as usize));
+        Ok(true)
+    }
+}
+
+impl Pass for Shuffled<'_> {
     fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()> {
-        let Records { encodings, vocabulary, .. } = self.records;
+        let Records { encodings, vocabulary, .. } = self.stream.records;
         batch.clear(encodings.len());
         while batch.len() < count && self.advance()? {
             batch.labels.push(self.row.label);
@@ -567,9 +673,6 @@ impl Pass for Stream<'_> {
     }
 
     fn complaint(&self) -> Option<String> {
-        let (bad, rows) = (self.bad, self.rows);
-        let named: String = self.named.iter().map(|line| format!("\n  {line}")).collect();
-        let more = if bad > NAMED as u64 { "\n  and others" } else { "" };
-        (bad > 0).then(|| format!("skipped {bad} of {rows} rows that cannot be read:{named}{more}"))
+        self.stream.complaint()
     }
 }

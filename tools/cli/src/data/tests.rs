@@ -84,7 +84,7 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
             quoted(&names[14..])
         ),
     ];
-    let datasets = sources.map(|source| open(dir.path(), &source).unwrap());
+    let datasets = sources.map(|source| open(dir.path(), &(source + "\nshuffle = false")).unwrap());
     let expected = batches(&*datasets[0], Split::Train, 0, 32);
     assert_eq!(expected.iter().map(Batch::len).sum::<usize>(), 300);
     for dataset in &datasets[1..] {
@@ -127,7 +127,7 @@ fn rare_and_unknown_values_are_others() {
         .unwrap();
     fs::write(dir.path().join("test.csv"), "y,c\n1,zzz\n0,b\n1,c\n").unwrap();
     let source = "format = \"csv\"\ntrain = [\"train.csv\"]\ntest = [\"test.csv\"]\nlabel = \
-                  \"y\"\ncategorical = [\"c\"]\n";
+                  \"y\"\ncategorical = [\"c\"]\nshuffle = false\n";
     let indices = |source: &str, split: Split| {
         let dataset = open(dir.path(), source).unwrap();
         let batch = &batches(&*dataset, split, 0, 100)[0];
@@ -164,7 +164,7 @@ fn bags_are_split_hashed_and_pooled() {
         .unwrap();
     let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
                   [\"x\"]\ndelimiter = \";\"\ncategorical = [{ name = \"tags\", separator = \" \", \
-                     pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\n";
+                     pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\nshuffle = false\n";
     let dataset = open(dir.path(), source).unwrap();
     let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
     assert_eq!(
@@ -218,7 +218,7 @@ fn bad_lines_are_left_out_and_named_and_too_many_are_an_error() {
     // The header is line 1.
     for part in [
         "skipped 7 of 2000 rows",
-        "a.csv: line 12: field 1 is 2",
+        "a.csv: line 12: field 1 is \"2\": expected a label",
         "line 22: field 2 is \"x\"",
         "line 32: 2 fields, expected 3",
         "and others",
@@ -451,7 +451,7 @@ fn a_fraction_that_takes_no_event_is_an_error() {
 fn an_open_quote_is_an_error_that_names_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ncategorical = [\"a\", \
-                  \"b\"]\nmax_bad_fraction = 1.0\n";
+                  \"b\"]\nshuffle = false\nmax_bad_fraction = 1.0\n";
     let read = |text: &str, options: &str| {
         fs::write(dir.path().join("a.csv"), text).unwrap();
         open(dir.path(), &format!("{source}{options}")).map_err(|error| format!("{error:#}"))
@@ -477,6 +477,52 @@ fn an_open_quote_is_an_error_that_names_its_line() {
     assert_eq!(rows("y,a,b\n1,x,\"z\n0,x,z\n1,x,\"z\n0,x,z\n", ""), 2);
     assert_eq!(rows("y,a,b\n1,x,\"z\n0,x,z\n1,x,\"z\n0,x,z\n", "quote = false"), 4);
     assert_eq!(rows("y,a,b\n1,x,\"z", "quote = false"), 1);
+}
+
+#[test]
+fn rows_are_shuffled_and_a_pass_can_be_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines: String = (0..2000).map(|at| format!("1,{at}\n")).collect();
+    fs::write(dir.path().join("a.csv"), format!("y,x\n{lines}")).unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\ntest = [\"a.csv\"]\nlabel = \
+                  \"y\"\ndense = [\"x\"]\ncategorical = [\"y\"]\n";
+    let in_order: Vec<f32> = (0..2000).map(|at| at as f32).collect();
+    for (shuffle, largest_move) in [
+        ("", 2000.0),
+        ("shuffle = true", 2000.0),
+        ("shuffle = 100", 100.0),
+        ("shuffle = 1", 0.0),
+        ("shuffle = false", 0.0),
+    ] {
+        let dataset = open(dir.path(), &format!("{source}{shuffle}")).unwrap();
+        let all = |split, seed| -> Vec<f32> {
+            let batches = batches(&*dataset, split, seed, 77);
+            batches.into_iter().flat_map(|batch| batch.dense).collect()
+        };
+        let order = all(Split::Train, 5);
+        let mut sorted = order.clone();
+        sorted.sort_by(f32::total_cmp);
+        assert_eq!(sorted, in_order);
+        assert_eq!(all(Split::Test, 5), in_order, "the test split is shuffled");
+        let is_shuffled = largest_move > 0.0;
+        assert_eq!(order != in_order, is_shuffled, "{shuffle}");
+        assert_eq!(all(Split::Train, 6) != order, is_shuffled, "{shuffle}");
+        // A row does not come before it is in the buffer.
+        assert!(order.iter().zip(&in_order).all(|(row, at)| row - at <= largest_move));
+
+        for done in [0, 1, 77, 1000, 1999, 2000, 5000] {
+            let mut pass = dataset.pass(Split::Train, 5).unwrap();
+            let mut rest = Batch::default();
+            pass.skip(done as u64).unwrap();
+            pass.next(9999, &mut rest).unwrap();
+            assert_eq!(rest.dense, order[done.min(2000)..], "{shuffle}, after {done}");
+        }
+    }
+    for wrong in ["-1", "\"yes\"", "4294967296", "0.5"] {
+        let text = format!("{source}shuffle = {wrong}");
+        let error = crate::tagged::parse::<Config>(&text).err().unwrap().to_string();
+        assert!(error.contains("true, false, or a number of rows"), "{error}");
+    }
 }
 
 #[test]

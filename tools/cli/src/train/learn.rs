@@ -7,7 +7,7 @@ use super::{
     checkpoint::{self, Best, CurvePoint, TrainCheckpoint, TrainProgress},
     config::{Config, Train},
     curves,
-    metrics::{Quality, Scores},
+    metrics::{Neighbours, Quality, Scores},
     tables::{self, Planned},
 };
 use crate::{
@@ -124,6 +124,9 @@ fn ensure_some(found: bool, split: Split) -> Result<()> {
     ensure!(found, "the {} split has no examples: {remedy}", split.name());
     Ok(())
 }
+
+/// The largest correlation of neighbouring labels without a warning.
+const SORTED: f64 = 0.2;
 
 /// Examples in a batch of scoring.
 const SCORED: usize = 4096;
@@ -245,7 +248,7 @@ impl<'d> Learner<'d> {
         );
         pass.skip(done)?;
         bar.add(done);
-        let mut batch = Batch::default();
+        let (mut batch, mut neighbours) = (Batch::default(), Neighbours::default());
         loop {
             pass.next(size, &mut batch)?;
             if batch.len() == 0 {
@@ -259,6 +262,7 @@ impl<'d> Learner<'d> {
                 self.progress.step + 1,
                 epoch + 1
             );
+            neighbours.add(&batch.labels);
             self.progress.step += 1;
             self.progress.examples += batch.len() as u64;
             self.progress.loss += loss * batch.len() as f64;
@@ -273,6 +277,15 @@ impl<'d> Learner<'d> {
         let complaint = pass.complaint();
         if let Some(complaint) = complaint.filter(|_| print && epoch == 0) {
             eprintln!("ttrec: {complaint}");
+        }
+        if let Some(correlation) = neighbours.correlation().filter(|_| epoch == 0)
+            && correlation > SORTED
+        {
+            eprintln!(
+                "ttrec: warning: the training examples are sorted by label: neighbouring labels \
+                 have a correlation of {correlation:.2}, expected about 0: shuffle the rows of \
+                 the files, or raise `shuffle`"
+            );
         }
         self.end_epoch(rates.tables, print)
     }
@@ -291,11 +304,7 @@ impl<'d> Learner<'d> {
     }
 
     fn end_epoch(&mut self, learning_rate: f64, print: bool) -> Result<()> {
-        let valid = if self.dataset.has(Split::Valid) {
-            Some(score(&mut self.model, self.dataset, Split::Valid, |_| Ok(()))?.0.quality())
-        } else {
-            None
-        };
+        let valid = self.quality(Split::Valid)?;
         self.point(learning_rate, valid);
         let select = self.config.train.select;
         let TrainProgress { epoch, step, best, points, .. } = &mut self.progress;
@@ -319,6 +328,14 @@ impl<'d> Learner<'d> {
             self.write(OutputDirectory::best)?;
         }
         self.checkpoint()
+    }
+
+    /// The metrics on a split, if there is one.
+    fn quality(&mut self, split: Split) -> Result<Option<Quality>> {
+        if !self.dataset.has(split) {
+            return Ok(None);
+        }
+        Ok(Some(score(&mut self.model, self.dataset, split, |_| Ok(()))?.0.quality()))
     }
 
     fn write(&self, file: impl Fn(&OutputDirectory) -> PathBuf) -> Result<()> {
@@ -346,14 +363,10 @@ impl<'d> Learner<'d> {
         {
             TrainCheckpoint::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }
+        let test = self.quality(Split::Test)?;
         let TrainProgress { epoch, best, .. } = &self.progress;
         let (epoch, valid) =
             best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
-        let test = if self.dataset.has(Split::Test) {
-            Some(score(&mut self.model, self.dataset, Split::Test, |_| Ok(()))?.0.quality())
-        } else {
-            None
-        };
         let sum = |bytes: fn(&Planned) -> u64| self.tables.iter().map(bytes).sum();
         Ok(TrainReport {
             bytes: [sum(Planned::bytes), sum(Planned::dense_bytes)],

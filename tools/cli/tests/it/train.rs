@@ -606,6 +606,27 @@ fn a_split_without_examples_is_an_error() {
 }
 
 #[test]
+fn sorted_rows_are_shuffled_or_warned_of() {
+    let (dir, _) = planted(6000);
+    let text = fs::read_to_string(dir.path("train.csv")).unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    let mut rows: Vec<&str> = rows.lines().collect();
+    rows.sort_by_key(|row| row.split(',').next().map(str::to_owned));
+    dir.file("train.csv", format!("{header}\n{}\n", rows.join("\n")));
+    let train = |name: &str, shuffle: &str| {
+        let text = config("", "epochs = 3").replace("label =", &format!("{shuffle}\nlabel ="));
+        let toml = dir.file(&format!("{name}.toml"), text);
+        let run = ttrec!["train", &toml, "-o", dir.path(name)].exits(0);
+        (judged(&dir.path(name).join("best.safetensors"), &dir.path(""), "auc"), run.stderr)
+    };
+    let (shuffled, stderr) = train("shuffled", "");
+    assert!(!stderr.contains("warning"), "{stderr}");
+    let (sorted, stderr) = train("sorted", "shuffle = false");
+    assert!(stderr.contains("the training examples are sorted"), "{stderr}");
+    assert!(shuffled > sorted + 0.02, "{shuffled} {sorted}");
+}
+
+#[test]
 fn a_sweep_tunes_each_representation_and_runs_nothing_twice() {
     let (dir, possible) = planted(8000);
     let sweep = r#"
