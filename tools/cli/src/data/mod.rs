@@ -155,6 +155,21 @@ pub(crate) trait Pass {
     fn complaint(&self) -> Option<String> {
         None
     }
+
+    /// The unknown values so far, for each column whose values can be unknown.
+    fn unknown(&self) -> Vec<Unknown> {
+        Vec::new()
+    }
+}
+
+/// The values of a column that the vocabulary does not have.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Unknown {
+    pub(crate) column: String,
+    /// Their share of all values.
+    pub(crate) share: f64,
+    /// Their share in the training examples, of values that are too rare for a number.
+    pub(crate) trained: f64,
 }
 
 /// The bags of one feature.

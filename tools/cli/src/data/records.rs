@@ -4,7 +4,7 @@
 //! cannot be read are skipped and counted; too many of them are an error.
 
 use super::{
-    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate,
+    Batch, Dataset, FIXED, Feature, Pass, Split, Unknown, Vocabulary, check_share, locate,
     rows::{ColumnNames, Example, RowOutcome, RowReader},
     text::{CRITEO, LineLayout, Lines},
     vocabulary::{Categories, Counter},
@@ -219,10 +219,11 @@ impl Encoding {
         }
     }
 
-    fn number(&self, value: &[u8], categories: &Categories) -> u32 {
+    /// The number of a value, if that occurs in the training examples.
+    fn number(&self, value: &[u8], categories: &Categories) -> Result<u32, u32> {
         match self.hash_rows {
-            Some(rows) => hash(value, rows),
-            None => categories.number(value),
+            Some(rows) => categories.occurs(hash(value, rows)),
+            None => categories.number(value).ok_or(categories.others()),
         }
     }
 }
@@ -517,6 +518,7 @@ impl Dataset for Records {
             row: Example::default(),
             seed,
             drawn: 0,
+            values: vec![[0; 2]; self.encodings.len()],
         }))
     }
 }
@@ -627,6 +629,8 @@ struct Shuffled<'r> {
     row: Example,
     seed: u64,
     drawn: u64,
+    /// For each column, the number of values, and of those that are unknown.
+    values: Vec<[u64; 2]>,
 }
 
 impl Shuffled<'_> {
@@ -655,9 +659,15 @@ impl Pass for Shuffled<'_> {
             batch.labels.push(self.row.label);
             batch.dense.extend_from_slice(&self.row.dense);
             let columns = self.row.values().zip(encodings).zip(vocabulary.features());
-            for (((value, encoding), categories), bags) in columns.zip(&mut batch.features) {
-                encoding
-                    .for_each(value, |value| bags.indices.push(encoding.number(value, categories)));
+            for (((value, encoding), categories), (bags, [values, unknown])) in
+                columns.zip(batch.features.iter_mut().zip(&mut self.values))
+            {
+                encoding.for_each(value, |value| {
+                    let number = encoding.number(value, categories);
+                    *values += 1;
+                    *unknown += u64::from(number.is_err());
+                    bags.indices.push(number.unwrap_or_else(|others| others));
+                });
                 bags.end_bag();
             }
         }
@@ -674,5 +684,15 @@ impl Pass for Shuffled<'_> {
 
     fn complaint(&self) -> Option<String> {
         self.stream.complaint()
+    }
+
+    fn unknown(&self) -> Vec<Unknown> {
+        let columns = self.stream.records.vocabulary.features().iter().zip(&self.values);
+        let share = |(categories, &[values, unknown]): (&Categories, &[u64; 2])| Unknown {
+            column: categories.name().to_owned(),
+            share: unknown as f64 / values.max(1) as f64,
+            trained: categories.share_of_others(),
+        };
+        columns.map(share).collect()
     }
 }

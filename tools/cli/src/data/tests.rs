@@ -526,6 +526,26 @@ fn rows_are_shuffled_and_a_pass_can_be_resumed() {
 }
 
 #[test]
+fn unknown_values_are_counted_for_each_column() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.csv"), "y,a,b,c\n1,5,p q,s\n0,6,q,s\n1,5,q,t\n0,7,p,s\n").unwrap();
+    fs::write(dir.path().join("b.csv"), "y,a,b,c\n1,5.0,p r,s\n0,6,q q,u\n").unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\ntest = [\"b.csv\"]\nlabel = \
+                  \"y\"\nmin_count = 2\ncategorical = [\"a\", { name = \"b\", separator = \" \" }, \
+                  { name = \"c\", hash_rows = 1000000 }]\n";
+    let dataset = open(dir.path(), source).unwrap();
+    for (split, expected) in [(Split::Train, [0.5, 0.0, 0.0]), (Split::Test, [1.0, 0.25, 0.5])] {
+        let mut pass = dataset.pass(split, 0).unwrap();
+        pass.next(100, &mut Batch::default()).unwrap();
+        let found = pass.unknown();
+        assert!(found.iter().map(|unknown| unknown.share).eq(expected), "{found:?}");
+        // Two of four values of `a` are too rare for a number of their own.
+        assert!(found.iter().map(|unknown| unknown.trained).eq([0.5, 0.0, 0.0]), "{found:?}");
+        assert!(found.iter().map(|unknown| &*unknown.column).eq(["a", "b", "c"]), "{found:?}");
+    }
+}
+
+#[test]
 fn sessions_tell_an_item_from_those_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.npz");

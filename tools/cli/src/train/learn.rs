@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     blob_file,
-    data::{Batch, Dataset, Split},
+    data::{Batch, Dataset, Split, Unknown},
     output,
     progress::Bar,
     random::random,
@@ -131,13 +131,21 @@ const SORTED: f64 = 0.2;
 /// Examples in a batch of scoring.
 const SCORED: usize = 4096;
 
+/// The scores of a split.
+pub(super) struct Scored {
+    pub(super) scores: Scores,
+    /// A sentence about skipped rows.
+    pub(super) complaint: Option<String>,
+    pub(super) unknown: Vec<Unknown>,
+}
+
 /// Scores all examples of a split, and calls `each` with every batch.
 pub(super) fn score(
     model: &mut Dlrm,
     dataset: &dyn Dataset,
     split: Split,
     mut each: impl FnMut(&Batch) -> Result<()>,
-) -> Result<(Scores, Option<String>)> {
+) -> Result<Scored> {
     let mut pass = dataset.pass(split, 0)?;
     let mut bar =
         Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
@@ -146,7 +154,8 @@ pub(super) fn score(
         pass.next(SCORED, &mut batch)?;
         if batch.len() == 0 {
             ensure_some(!scores.labels.is_empty(), split)?;
-            return Ok((scores, pass.complaint()));
+            let (complaint, unknown) = (pass.complaint(), pass.unknown());
+            return Ok(Scored { scores, complaint, unknown });
         }
         let start = scores.logits.len();
         scores.logits.resize(start + batch.len(), 0.0);
@@ -154,6 +163,36 @@ pub(super) fn score(
         scores.labels.extend_from_slice(&batch.labels);
         each(&batch)?;
         bar.add(batch.len() as u64);
+    }
+}
+
+/// The line about the unknown values of a split; empty if no column can have any.
+pub(super) fn unknown_line(split: Split, unknown: &[Unknown]) -> String {
+    let shares: Vec<String> = unknown
+        .iter()
+        .map(|Unknown { column, share, .. }| format!("{column} {:.2} %", 100.0 * share))
+        .collect();
+    if shares.is_empty() {
+        String::new()
+    } else {
+        format!("{}: unknown values: {}\n", split.name(), shares.join(", "))
+    }
+}
+
+/// By how much the share of unknown values may exceed that of rare values in training.
+const ALARMING: f64 = 0.25;
+
+pub(super) fn warn_of_unknown(split: Split, unknown: &[Unknown]) {
+    for Unknown { column, share, trained } in unknown {
+        if share - trained > ALARMING {
+            eprintln!(
+                "ttrec: warning: {:.1} % of the values of column {column:?} in the {} split are \
+                 unknown: check that the files write them as the training files do (5 and 5.0 \
+                 differ)",
+                100.0 * share,
+                split.name()
+            );
+        }
     }
 }
 
@@ -214,7 +253,7 @@ impl<'d> Learner<'d> {
             while self.progress.epoch < self.config.train.epochs && !self.has_given_up() {
                 self.epoch(print)?;
             }
-            self.report()
+            self.report(print)
         })
     }
 
@@ -304,7 +343,7 @@ impl<'d> Learner<'d> {
     }
 
     fn end_epoch(&mut self, learning_rate: f64, print: bool) -> Result<()> {
-        let valid = self.quality(Split::Valid)?;
+        let valid = self.quality(Split::Valid, print && self.progress.epoch == 0)?;
         self.point(learning_rate, valid);
         let select = self.config.train.select;
         let TrainProgress { epoch, step, best, points, .. } = &mut self.progress;
@@ -330,12 +369,19 @@ impl<'d> Learner<'d> {
         self.checkpoint()
     }
 
-    /// The metrics on a split, if there is one.
-    fn quality(&mut self, split: Split) -> Result<Option<Quality>> {
+    /// The metrics on a split, if there is one; with `print`, prints what is unknown in it.
+    fn quality(&mut self, split: Split, print: bool) -> Result<Option<Quality>> {
         if !self.dataset.has(split) {
             return Ok(None);
         }
-        Ok(Some(score(&mut self.model, self.dataset, split, |_| Ok(()))?.0.quality()))
+        let scored = score(&mut self.model, self.dataset, split, |_| Ok(()))?;
+        if print {
+            output::print(|out| write!(out, "{}", unknown_line(split, &scored.unknown)))?;
+        }
+        if split == Split::Test || self.progress.epoch == 0 {
+            warn_of_unknown(split, &scored.unknown);
+        }
+        Ok(Some(scored.scores.quality()))
     }
 
     fn write(&self, file: impl Fn(&OutputDirectory) -> PathBuf) -> Result<()> {
@@ -354,7 +400,7 @@ impl<'d> Learner<'d> {
     }
 
     /// Reports on the model of the best epoch on the validation split, or of the last epoch.
-    fn report(mut self) -> Result<TrainReport> {
+    fn report(mut self, print: bool) -> Result<TrainReport> {
         if self
             .progress
             .best
@@ -363,7 +409,7 @@ impl<'d> Learner<'d> {
         {
             TrainCheckpoint::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }
-        let test = self.quality(Split::Test)?;
+        let test = self.quality(Split::Test, print)?;
         let TrainProgress { epoch, best, .. } = &self.progress;
         let (epoch, valid) =
             best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));

@@ -627,6 +627,26 @@ fn sorted_rows_are_shuffled_or_warned_of() {
 }
 
 #[test]
+fn unknown_values_are_reported() {
+    let (dir, _) = planted(3000);
+    let toml = dir.file("a.toml", config("", "epochs = 1"));
+    let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
+    let run =
+        run.prints(["valid: unknown values: user 0.00 %, item ", "test: unknown values: user "]);
+    assert!(!run.stderr.contains("warning"), "{}", run.stderr);
+    let text = fs::read_to_string(dir.path("test.csv")).unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    let strange = dir.file("strange.csv", format!("{header}\n{}", rows.replace(",u", ",U")));
+    let best = dir.path("a/best.safetensors");
+    let run = ttrec!["eval", &best, "--data", &strange].exits(0);
+    run.prints(["test: unknown values: user 100.00 %, item 0"])
+        .says(["100.0 % of the values of column \"user\" in the test split are unknown"]);
+    let run = ttrec!["eval", &best, "--data", &strange, "--json"].exits(0);
+    let value: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(value["unknown"]["user"], 1.0);
+}
+
+#[test]
 fn a_sweep_tunes_each_representation_and_runs_nothing_twice() {
     let (dir, possible) = planted(8000);
     let sweep = r#"
