@@ -5,7 +5,7 @@
 
 use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Unknown, Vocabulary, check_share, locate,
-    rows::{ColumnNames, Example, RowOutcome, RowReader},
+    rows::{ColumnNames, Example, RowOutcome, RowReader, Rules},
     text::{CRITEO, LineLayout, Lines},
     vocabulary::{Categories, Counter},
 };
@@ -51,7 +51,7 @@ pub(crate) struct Criteo {
     shuffle: Shuffle,
 }
 
-/// Named columns of text with a header (plain or gzip), or of Parquet files.
+/// Named columns of text (plain or gzip), or of Parquet files.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Columns {
@@ -69,11 +69,20 @@ pub(crate) struct Columns {
     /// The delimiter of text; default: a comma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     delimiter: Option<char>,
+    /// The names of all columns of text without a header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    header: Option<Vec<String>>,
     /// Whether fields of text may be quoted; default: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quote: Option<bool>,
     #[serde(default)]
     log1p: bool,
+    /// Texts that stand for a missing value, besides the empty one.
+    #[serde(default)]
+    missing: Vec<String>,
+    /// If set, labels from this number on become 1, and others 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    positive: Option<f32>,
     #[serde(default = "default_min_count")]
     min_count: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -266,7 +275,9 @@ impl Criteo {
             Encoding { name: format!("C{at}"), hash_rows, separator, pooling }
         };
         let [integers, categories] = CRITEO;
-        let layout = LineLayout { names: None, delimiter: b'\t', quote: false, log1p: true };
+        let rules = Rules { log1p: true, ..Rules::default() };
+        let layout =
+            LineLayout { names: None, delimiter: b'\t', quote: false, header: None, rules };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
@@ -288,12 +299,19 @@ impl Columns {
         vocabulary: Option<Vocabulary>,
         container: Container,
     ) -> Result<Records> {
-        let of_text = [("delimiter", self.delimiter.is_some()), ("quote", self.quote.is_some())];
+        let of_text = [
+            ("delimiter", self.delimiter.is_some()),
+            ("header", self.header.is_some()),
+            ("quote", self.quote.is_some()),
+        ];
         for (field, is_set) in of_text {
             ensure!(
                 container == Container::Text || !is_set,
                 "`{field}` applies to text only: remove it, or set format = \"csv\""
             );
+        }
+        if let Some(positive) = self.positive {
+            ensure!(positive.is_finite(), "`positive` is {positive}: expected a number");
         }
         let byte = |field: &str, character: char| {
             u8::try_from(character).ok().filter(u8::is_ascii).with_context(|| {
@@ -321,8 +339,10 @@ impl Columns {
             categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
         };
         let delimiter = byte("delimiter", self.delimiter.unwrap_or(','))?;
-        let quote = self.quote.unwrap_or(true);
-        let layout = LineLayout { names: Some(names), delimiter, quote, log1p: self.log1p };
+        let rules =
+            Rules { log1p: self.log1p, missing: self.missing.clone(), positive: self.positive };
+        let (quote, header) = (self.quote.unwrap_or(true), self.header.clone());
+        let layout = LineLayout { names: Some(names), delimiter, quote, header, rules };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
@@ -420,7 +440,7 @@ impl Records {
 
     #[cfg(feature = "parquet")]
     fn open_parquet(&self, path: &Path, names: &ColumnNames) -> Result<Box<dyn RowReader>> {
-        Ok(Box::new(super::parquet::Records::open(path, names, self.layout.log1p)?))
+        Ok(Box::new(super::parquet::Records::open(path, names, &self.layout.rules)?))
     }
 
     #[cfg(not(feature = "parquet"))]

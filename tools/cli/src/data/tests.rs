@@ -546,6 +546,41 @@ fn unknown_values_are_counted_for_each_column() {
 }
 
 #[test]
+fn labels_and_missing_values_have_many_forms() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |text: &str, options: &str| -> Result<Batch, String> {
+        fs::write(dir.path().join("a.csv"), text).unwrap();
+        let source = format!(
+            "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
+             [\"x\"]\ncategorical = [\"a\"]\nshuffle = false\n{options}"
+        );
+        let dataset = open(dir.path(), &source).map_err(|error| format!("{error:#}"))?;
+        Ok(batches(&*dataset, Split::Train, 0, 100).remove(0))
+    };
+    let labels = |text: &str, options: &str| read(text, options).unwrap().labels;
+    assert_eq!(labels("y,x,a\nTrue,1,b\nfalse,1,b\n 1.0,1,b\n", ""), [1.0, 0.0, 1.0]);
+    assert_eq!(labels("y,x,a\n-1,1,b\n1,1,b\n", "positive = 1"), [0.0, 1.0]);
+    assert_eq!(labels("y,x,a\n4,1,b\n3.5,1,b\n5,1,b\n", "positive = 4"), [1.0, 0.0, 1.0]);
+    let error = read("y,x,a\n4,1,b\n", "").unwrap_err();
+    assert!(error.contains("`positive` makes labels of other numbers"), "{error}");
+    let error = read("y,x,a\n4,1,b\n", "positive = nan").unwrap_err();
+    assert!(error.contains("`positive` is NaN"), "{error}");
+
+    let text = "y,x,a\n1,NaN,\n1,\\N,b\n1, ,NaN\n1,2,\\N\n";
+    let batch = read(text, "missing = [\"NaN\", '\\N']").unwrap();
+    assert_eq!(batch.dense, [0.0, 0.0, 0.0, 2.0]);
+    assert_eq!(batch.features[0].indices, [0, 1, 0, 0]);
+    let error = read(text, "").unwrap_err();
+    assert!(error.contains("line 2: field 2 is \"NaN\": expected a number"), "{error}");
+
+    // The first line is a row.
+    let batch = read("b,1,0\nc,2,1\n", "header = [\"a\", \"x\", \"y\"]").unwrap();
+    assert_eq!((batch.dense, batch.labels), (vec![1.0, 2.0], vec![0.0, 1.0]));
+    let error = read("b,1,0\n", "header = [\"a\", \"x\"]").unwrap_err();
+    assert!(error.contains("has no column \"y\""), "{error}");
+}
+
+#[test]
 fn sessions_tell_an_item_from_those_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.npz");

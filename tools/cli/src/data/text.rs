@@ -2,7 +2,7 @@
 
 use super::{
     gzip,
-    rows::{ColumnNames, Example, RowOutcome, RowReader},
+    rows::{ColumnNames, Example, RowOutcome, RowReader, Rules, number},
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -18,8 +18,9 @@ pub(super) struct LineLayout {
     pub(super) delimiter: u8,
     /// Whether fields may be quoted.
     pub(super) quote: bool,
-    /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
-    pub(super) log1p: bool,
+    /// The names of all columns, if the file does not have them.
+    pub(super) header: Option<Vec<String>>,
+    pub(super) rules: Rules,
 }
 
 /// The number of Criteo's integers, and of its categories.
@@ -47,7 +48,7 @@ pub(super) struct Lines {
     label: usize,
     dense: Vec<usize>,
     categorical: Vec<usize>,
-    log1p: bool,
+    rules: Rules,
     place: String,
 }
 
@@ -55,7 +56,7 @@ impl Lines {
     pub(super) fn open(path: &Path, layout: &LineLayout) -> Result<Self> {
         let place = path.display().to_string();
         let mut builder = csv::ReaderBuilder::new();
-        let with_header = layout.names.is_some();
+        let with_header = layout.names.is_some() && layout.header.is_none();
         builder
             .delimiter(layout.delimiter)
             .flexible(true)
@@ -72,7 +73,10 @@ impl Lines {
                 (1 + integers..1 + integers + hashes).collect(),
             ),
             Some(names) => {
-                let header = csv.byte_headers().with_context(|| place.clone())?.clone();
+                let header = match &layout.header {
+                    Some(header) => csv::ByteRecord::from(header.as_slice()),
+                    None => csv.byte_headers().with_context(|| place.clone())?.clone(),
+                };
                 ensure_closed(&csv, &header).with_context(|| place.clone())?;
                 let find = |name: &String| -> Result<usize> {
                     let mut found =
@@ -91,8 +95,8 @@ impl Lines {
                 (header.len(), find(&names.label)?, all(&names.dense)?, all(&names.categorical)?)
             }
         };
-        let (record, log1p) = (csv::ByteRecord::new(), layout.log1p);
-        Ok(Self { csv, record, width, label, dense, categorical, log1p, place })
+        let (record, rules) = (csv::ByteRecord::new(), layout.rules.clone());
+        Ok(Self { csv, record, width, label, dense, categorical, rules, place })
     }
 
     /// Parses the record into `row`; the error says what is wrong with it.
@@ -102,33 +106,28 @@ impl Lines {
             return Err(format!("{found} fields, expected {expected}"));
         }
         let field = |at: usize| self.record.get(at).unwrap_or_default();
-        let number = |at: usize, what: &str| -> Result<f32, String> {
-            let text = std::str::from_utf8(field(at)).ok().map(str::trim);
-            let value =
-                text.and_then(|text| text.parse::<f32>().ok()).filter(|value| value.is_finite());
-            value.ok_or_else(|| {
-                format!("field {} is {:?}: expected {what}", at + 1, lossy_field(field(at)))
-            })
+        let unsuitable = |at: usize, expected: &str| {
+            format!("field {} is {:?}: expected {expected}", at + 1, lossy_field(field(at)))
         };
         row.clear();
-        row.label = number(self.label, "a label, 0 to 1")?;
-        if !(0.0..=1.0).contains(&row.label) {
-            return Err(format!(
-                "field {} is {}: expected a label, 0 to 1",
-                self.label + 1,
-                row.label
-            ));
-        }
+        row.label = self
+            .rules
+            .label_of_text(field(self.label))
+            .ok_or_else(|| unsuitable(self.label, Rules::LABEL))?;
         for &at in &self.dense {
-            let value = if field(at).is_empty() {
+            let value = if self.rules.is_missing(field(at)) {
                 0.0
             } else {
-                number(at, "a number")?
+                number(field(at)).ok_or_else(|| unsuitable(at, "a number"))?
             };
-            row.dense.push(if self.log1p { value.max(0.0).ln_1p() } else { value });
+            row.dense.push(self.rules.dense(value));
         }
         for &at in &self.categorical {
-            row.push(field(at));
+            row.push(if self.rules.is_missing(field(at)) {
+                b""
+            } else {
+                field(at)
+            });
         }
         Ok(())
     }

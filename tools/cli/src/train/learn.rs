@@ -75,6 +75,11 @@ pub(crate) struct TrainReport {
 
 /// The model that a config describes, and its tables.
 pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec<Planned>)> {
+    ensure!(
+        dataset.features().len() > 1 || dataset.dense_dim() > 0,
+        "the data have one categorical column and nothing else: a model multiplies the vectors of \
+         at least two columns: add one to `categorical` or `dense`"
+    );
     let tables = tables::plan(&config.model, dataset.features())?;
     let optimizer = config.train.optimizer.optimizer();
     let seed = |part: u64| random(config.train.seed, part);

@@ -647,6 +647,18 @@ fn unknown_values_are_reported() {
 }
 
 #[test]
+fn one_column_is_too_few() {
+    let (dir, _) = planted(300);
+    let text = config("", "epochs = 1")
+        .replace("[\"user\", \"item\"]", "[\"user\"]")
+        .replace("dense = [\"age\"]", "")
+        .replace("bottom = [16, 8]", "");
+    let toml = dir.file("a.toml", text);
+    let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(3);
+    run.says(["at least two columns", "`categorical` or `dense`"]);
+}
+
+#[test]
 fn a_sweep_tunes_each_representation_and_runs_nothing_twice() {
     let (dir, possible) = planted(8000);
     let sweep = r#"
