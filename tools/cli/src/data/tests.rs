@@ -451,7 +451,7 @@ fn a_fraction_that_takes_no_event_is_an_error() {
 fn an_open_quote_is_an_error_that_names_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ncategorical = [\"a\", \
-                  \"b\"]\nshuffle = false\nmax_bad_fraction = 1.0\n";
+                  \"b\"]\nshuffle = false\n";
     let read = |text: &str, options: &str| {
         fs::write(dir.path().join("a.csv"), text).unwrap();
         open(dir.path(), &format!("{source}{options}")).map_err(|error| format!("{error:#}"))
@@ -467,6 +467,10 @@ fn an_open_quote_is_an_error_that_names_its_line() {
         let wanted = format!("a.csv: line {line}: a quote opens a field and never closes");
         assert!(error.contains(&wanted) && error.contains("quote = false"), "{text:?}: {error}");
     }
+    // Two quotes that are text hide the rows between them.
+    let hidden = format!("y,a,b\n1,x,\"z\n{}1,x,\"z\n", "0,x,z\n".repeat(20));
+    let error = read(&hidden, "max_bad_fraction = 0").err().unwrap();
+    assert!(error.contains("line 2: field 3 has 22 lines"), "{error}");
     let rows = |text: &str, options: &str| {
         let dataset = read(text, options).unwrap();
         batches(&*dataset, Split::Train, 0, 100)[0].len()

@@ -40,6 +40,9 @@ impl Read for Input {
     }
 }
 
+/// The most lines of a category: more are rows between two quotes that are text.
+const MAX_LINES: usize = 10;
+
 pub(super) struct Lines {
     csv: csv::Reader<Input>,
     record: csv::ByteRecord,
@@ -123,11 +126,15 @@ impl Lines {
             row.dense.push(self.rules.dense(value));
         }
         for &at in &self.categorical {
-            row.push(if self.rules.is_missing(field(at)) {
-                b""
-            } else {
-                field(at)
-            });
+            let value = field(at);
+            let lines = line_feeds(value) + 1;
+            if lines > MAX_LINES {
+                return Err(format!(
+                    "field {} has {lines} lines: if a quote in it is text, set `quote = false`",
+                    at + 1
+                ));
+            }
+            row.push(if self.rules.is_missing(value) { b"" } else { value });
         }
         Ok(())
     }
@@ -138,14 +145,17 @@ fn ensure_closed(csv: &csv::Reader<Input>, record: &csv::ByteRecord) -> Result<(
     if csv.get_ref().ended
         && let Some(last) = record.iter().next_back()
     {
-        let swallowed = last.iter().filter(|&&byte| byte == b'\n').count() as u64;
-        let line = csv.position().line().saturating_sub(swallowed);
+        let line = csv.position().line().saturating_sub(line_feeds(last) as u64);
         bail!(
             "line {line}: a quote opens a field and never closes: close it, or set `quote = \
              false` to read quotes as text"
         );
     }
     Ok(())
+}
+
+fn line_feeds(field: &[u8]) -> usize {
+    field.iter().filter(|&&byte| byte == b'\n').count()
 }
 
 fn lossy_field(field: &[u8]) -> String {
