@@ -25,6 +25,7 @@ mod resume;
 mod samples;
 mod score;
 mod sweep;
+mod tagged;
 mod train;
 mod verify;
 

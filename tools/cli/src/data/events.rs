@@ -8,17 +8,15 @@ use super::{
     vocabulary::Categories,
 };
 use crate::random::{below, random, uniform};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashMap,
     ops::Range,
     path::{Path, PathBuf},
 };
 use ttrec::Pooling;
 use ttrec_convert::{Checkpoint, checkpoint::Tensor};
-
-/// A limit on indices, because a count for each is held in memory.
-const MAX_INDICES: u32 = 1 << 28;
 
 /// Pairs of users and items, in an npz file of `train_user`, `train_item`, `test_user`,
 /// `test_item`.
@@ -75,7 +73,7 @@ enum Order {
     /// The most frequent first.
     #[default]
     Frequency,
-    /// The indices of the file.
+    /// Ascending ids.
     Given,
     /// Rows with similar interactions are neighbours, so that they share slices of a tensor train.
     CoOccurrence,
@@ -96,6 +94,7 @@ pub(crate) struct Sampled {
     vocabulary: Vocabulary,
     negatives: u32,
     constant: bool,
+    has_valid: bool,
     train: Events,
     /// The events of `train` in the training split, and in the validation split.
     parts: [Vec<u32>; 2],
@@ -197,15 +196,23 @@ fn indices(file: &Checkpoint, name: &str) -> Result<Vec<u32>> {
     let mut values = vec![0; usize::try_from(array.vector_len()?)?];
     array.read_i64(0, &mut values)?;
     let place = |at: usize, value: i64| {
-        format!("{}: {name}[{at}] is {value}: expected 0 to {}", path.display(), MAX_INDICES - 1)
+        format!("{}: {name}[{at}] is {value}: expected 0 to {}", path.display(), u32::MAX)
     };
-    let index = |(at, &value): (usize, &i64)| {
-        u32::try_from(value)
-            .ok()
-            .filter(|&value| value < MAX_INDICES)
-            .with_context(|| place(at, value))
-    };
+    let index =
+        |(at, &value): (usize, &i64)| u32::try_from(value).ok().with_context(|| place(at, value));
     values.iter().enumerate().map(index).collect()
+}
+
+/// Replaces each id by its place among the ids that occur, which are returned in ascending order:
+/// ids may have gaps, and only items that exist may be drawn.
+fn compact_ids(train: &mut [u32], test: &mut [u32]) -> Vec<u32> {
+    let mut ids = [&*train, &*test].concat();
+    ids.sort_unstable();
+    ids.dedup();
+    for id in train.iter_mut().chain(test) {
+        *id = ids.partition_point(|other| other < id) as u32;
+    }
+    ids
 }
 
 impl Sampled {
@@ -230,31 +237,26 @@ impl Sampled {
         let (valid, training): (Vec<u32>, Vec<u32>) =
             (0..train.items.len() as u32).partition(held_out);
 
-        let count =
-            |all: fn(&mut Events) -> &mut Vec<u32>, train: &mut Events, test: &mut Events| {
-                let largest = all(train).iter().chain(all(test).iter()).max().copied().unwrap_or(0);
-                let mut counts = vec![0u64; largest as usize + 1];
-                all(train).iter().for_each(|&value| counts[value as usize] += 1);
+        let ids = [
+            compact_ids(&mut train.contexts, &mut test.contexts),
+            compact_ids(&mut train.items, &mut test.items),
+        ];
+        let counts: [Vec<u64>; 2] =
+            [(&train.contexts, &ids[0]), (&train.items, &ids[1])].map(|(values, ids)| {
+                let mut counts = vec![0; ids.len()];
+                values.iter().for_each(|&value| counts[value as usize] += 1);
                 counts
-            };
-        let (of_contexts, of_items) = (
-            count(|events| &mut events.contexts, &mut train, &mut test),
-            count(|events| &mut events.items, &mut train, &mut test),
-        );
-        let by_frequency = |counts: &[u64]| {
-            let mut values: Vec<u32> = (0..counts.len() as u32).collect();
-            values.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
-            values
-        };
-        let by_number = match order {
-            // The vocabulary has the order.
-            _ if vocabulary.is_some() => {
-                [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect())
-            }
-            Order::Given => {
-                [of_contexts.len(), of_items.len()].map(|len| (0..len as u32).collect())
-            }
-            Order::Frequency => [by_frequency(&of_contexts), by_frequency(&of_items)],
+            });
+        let all = |counts: &Vec<u64>| (0..counts.len() as u32).collect::<Vec<_>>();
+        // A trained model's vocabulary has its own order.
+        let order = if vocabulary.is_some() { Order::Given } else { order };
+        let orders = match order {
+            Order::Given => counts.each_ref().map(all),
+            Order::Frequency => counts.each_ref().map(|counts| {
+                let mut values = all(counts);
+                values.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
+                values
+            }),
             Order::CoOccurrence => {
                 // The pairs of the training split.
                 let pairs = training.iter().flat_map(|&event| {
@@ -264,50 +266,53 @@ impl Sampled {
                 });
                 let pairs: Vec<_> =
                     pairs.map(|(context, event)| [context, train.items[event as usize]]).collect();
-                order::by_co_occurrence(&pairs, [&of_contexts, &of_items])
+                order::by_co_occurrence(&pairs, counts.each_ref().map(Vec::as_slice))
             }
         };
-        let categories =
-            |at: usize, name: &str, counts: Vec<u64>| -> Result<(Categories, Vec<u32>)> {
-                let by_number: &[u32] = &by_number[at];
-                let counted = by_number.iter().map(|&value| counts[value as usize]).collect();
-                let made = Categories::integers(name.to_owned(), by_number, counted);
+        let categories = |at: usize| -> Result<(Categories, Vec<u32>)> {
+            let (name, ids) = (names[at], &ids[at]);
+            let categories = match &vocabulary {
                 // A trained model keeps its vocabulary.
-                let kept = vocabulary.as_ref().map_or(Ok(made.clone()), |kept| {
-                    let found = kept
-                        .features()
-                        .get(at)
-                        .filter(|found| found.name() == name && found.len() == made.len());
+                Some(kept) => {
+                    let found = kept.features().get(at).filter(|found| found.name() == name);
                     found.cloned().with_context(|| {
-                        format!(
-                            "{}: {} {name}s, but the model was trained on {}",
-                            path.display(),
-                            made.len(),
-                            kept.features().get(at).map_or(0, Categories::len)
-                        )
-                    })
-                })?;
-                let mut numbers = vec![u32::MAX; counts.len()];
-                for (value, number) in kept.values().iter().zip(0..) {
-                    let value = std::str::from_utf8(value)
-                        .ok()
-                        .and_then(|value| value.parse::<usize>().ok());
-                    let place = value.and_then(|value| numbers.get_mut(value));
-                    *place.with_context(|| {
-                        format!("vocabulary: number {number} of {name:?}: expected an index")
-                    })? = number;
+                        format!("vocabulary: feature {at}: expected one of the name {name:?}")
+                    })?
                 }
-                if let Some(value) = numbers.iter().position(|&number| number == u32::MAX) {
-                    bail!("vocabulary: {name:?} has no number for {value}");
+                None => {
+                    let (ids, counts): (Vec<u32>, Vec<u64>) = orders[at]
+                        .iter()
+                        .map(|&value| (ids[value as usize], counts[at][value as usize]))
+                        .unzip();
+                    Categories::integers(name.to_owned(), &ids, counts)
                 }
-                Ok((kept, numbers))
             };
+            let number_of = categories.values().iter().zip(0..).map(|(id, number)| {
+                let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+                let id = id.with_context(|| {
+                    format!("vocabulary: number {number} of {name:?}: expected an id")
+                })?;
+                Ok((id, number))
+            });
+            let number_of = number_of.collect::<Result<HashMap<u32, u32>>>()?;
+            let numbers = ids.iter().map(|id| {
+                number_of.get(id).copied().with_context(|| {
+                    format!(
+                        "{}: {name} {id} is not in the vocabulary of the model: remove its rows, \
+                         or train a model with them",
+                        path.display()
+                    )
+                })
+            });
+            let numbers = numbers.collect::<Result<_>>()?;
+            Ok((categories, numbers))
+        };
 
-        let (contexts, numbers) = categories(0, names[0], of_contexts)?;
+        let (contexts, numbers) = categories(0)?;
         for value in train.contexts.iter_mut().chain(&mut test.contexts) {
             *value = numbers[*value as usize];
         }
-        let (items, numbers) = categories(1, names[1], of_items)?;
+        let (items, numbers) = categories(1)?;
         for value in train.items.iter_mut().chain(&mut test.items) {
             *value = numbers[*value as usize];
         }
@@ -318,8 +323,8 @@ impl Sampled {
         };
         let features = [feature(&contexts), feature(&items)];
         let vocabulary = Vocabulary::new(vec![contexts, items]);
-        let (path, parts) = (path.to_owned(), [training, valid]);
-        Ok(Self { path, features, vocabulary, negatives, constant, train, parts, test })
+        let (path, parts, has_valid) = (path.to_owned(), [training, valid], valid_fraction > 0.0);
+        Ok(Self { path, features, vocabulary, negatives, constant, has_valid, train, parts, test })
     }
 
     fn events(&self, split: Split) -> (&Events, Option<&[u32]>) {
@@ -351,11 +356,20 @@ impl Dataset for Sampled {
     }
 
     fn has(&self, split: Split) -> bool {
-        self.num_examples(split) != Some(0)
+        match split {
+            Split::Train => true,
+            Split::Valid => self.has_valid,
+            Split::Test => !self.test.items.is_empty(),
+        }
     }
 
     fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
-        ensure!(self.has(split), "{}: the {} split is empty", self.path.display(), split.name());
+        ensure!(
+            self.num_examples(split) != Some(0),
+            "{}: the {} split is empty",
+            self.path.display(),
+            split.name()
+        );
         let (events, chosen) = self.events(split);
         let mut order =
             chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec);

@@ -18,14 +18,14 @@ mod vocabulary;
 
 use crate::npz::Npz;
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use ttrec::{Bags, BagsError, Pooling};
 
 pub(crate) use vocabulary::Vocabulary;
 
 /// Where examples come from: the `[data]` of a config.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "format", rename_all = "kebab-case")]
 pub(crate) enum Config {
     /// Criteo's click logs.
@@ -38,6 +38,11 @@ pub(crate) enum Config {
     Interactions(events::Interactions),
     /// Sequences of items.
     Sessions(events::Sessions),
+}
+
+crate::tagged::tagged! { Config, "format",
+    "criteo" => Criteo, "csv" => Csv, "parquet" => Parquet, "interactions" => Interactions,
+    "sessions" => Sessions
 }
 
 impl Config {
@@ -150,6 +155,21 @@ pub(crate) trait Pass {
     fn complaint(&self) -> Option<String> {
         None
     }
+
+    /// The unknown values so far, for each column whose values can be unknown.
+    fn unknown(&self) -> Vec<Unknown> {
+        Vec::new()
+    }
+}
+
+/// The values of a column that the vocabulary does not have.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Unknown {
+    pub(crate) column: String,
+    /// Their share of all values.
+    pub(crate) share: f64,
+    /// Their share in the training examples, of values that are too rare for a number.
+    pub(crate) trained: f64,
 }
 
 /// The bags of one feature.

@@ -1,6 +1,6 @@
 //! Rows of Apache Parquet files, plain or compressed with Snappy or gzip.
 
-use super::rows::{ColumnNames, Example, RowOutcome, RowReader};
+use super::rows::{ColumnNames, Example, RowOutcome, RowReader, Rules};
 use anyhow::{Context, Result, bail, ensure};
 use parquet::{
     basic::Repetition,
@@ -23,7 +23,7 @@ pub(super) struct Records {
     label: usize,
     dense: Vec<usize>,
     categorical: Vec<usize>,
-    log1p: bool,
+    rules: Rules,
     /// Room for the digits of a number.
     digits: Vec<u8>,
     place: String,
@@ -35,7 +35,7 @@ fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl Records {
-    pub(super) fn open(path: &Path, names: &ColumnNames, log1p: bool) -> Result<Self> {
+    pub(super) fn open(path: &Path, names: &ColumnNames, rules: &Rules) -> Result<Self> {
         let place = path.display().to_string();
         let file = File::open(path).with_context(|| format!("{place}: cannot open"))?;
         let opened = guarded(|| {
@@ -73,7 +73,16 @@ impl Records {
             Ok((rows, label, dense, categorical))
         });
         let (rows, label, dense, categorical) = opened.with_context(|| place.clone())?;
-        Ok(Self { rows, count: 0, label, dense, categorical, log1p, digits: Vec::new(), place })
+        Ok(Self {
+            rows,
+            count: 0,
+            label,
+            dense,
+            categorical,
+            rules: rules.clone(),
+            digits: Vec::new(),
+            place,
+        })
     }
 
     /// Parses a record into `row`; the error says what is wrong with it.
@@ -83,25 +92,28 @@ impl Records {
             |at: usize| fields.get(at).copied().ok_or_else(|| "fields are missing".to_owned());
         row.clear();
         let (name, label) = field(self.label)?;
-        row.label = number(label)
-            .filter(|label| (0.0..=1.0).contains(label))
-            .ok_or_else(|| unsuitable(name, label, "a label, 0 to 1"))?;
+        row.label = match label {
+            Field::Str(text) => self.rules.label_of_text(text.as_bytes()),
+            label => number(label).and_then(|label| self.rules.label(label)),
+        }
+        .ok_or_else(|| unsuitable(name, label, Rules::LABEL))?;
         for &at in &self.dense {
             let (name, value) = field(at)?;
-            let value = match value {
-                Field::Null => 0.0,
-                value => number(value).ok_or_else(|| unsuitable(name, value, "a number"))?,
+            let value = if self.is_missing(value) {
+                0.0
+            } else {
+                number(value).ok_or_else(|| unsuitable(name, value, "a number"))?
             };
-            row.dense.push(if self.log1p { value.max(0.0).ln_1p() } else { value });
+            row.dense.push(self.rules.dense(value));
         }
         for &at in &self.categorical {
             let (name, value) = field(at)?;
             self.digits.clear();
             match value {
-                Field::Null => row.push(b""),
+                value if self.is_missing(value) => row.push(b""),
                 Field::Str(text) => row.push(text.as_bytes()),
                 Field::Bytes(bytes) => row.push(bytes.data()),
-                value => match integer(value) {
+                value => match integer(value).or_else(|| whole(value)) {
                     Some(integer) => {
                         // Writing to a vector does not fail.
                         let _ = write!(self.digits, "{integer}");
@@ -113,6 +125,27 @@ impl Records {
         }
         Ok(())
     }
+
+    fn is_missing(&self, value: &Field) -> bool {
+        match value {
+            Field::Null => true,
+            Field::Str(text) => self.rules.is_missing(text.as_bytes()),
+            Field::Float(value) => value.is_nan() && self.rules.is_missing(b"NaN"),
+            Field::Double(value) => value.is_nan() && self.rules.is_missing(b"NaN"),
+            _ => false,
+        }
+    }
+}
+
+/// The value of a float that is whole: columns of integers with a missing one are often floats.
+fn whole(value: &Field) -> Option<i128> {
+    let value = match *value {
+        Field::Float(value) => value.into(),
+        Field::Double(value) => value,
+        _ => return None,
+    };
+    // Beyond 2^53, neighbouring integers are the same float.
+    (value.fract() == 0.0 && value.abs() <= (1u64 << 53) as f64).then_some(value as i128)
 }
 
 fn unsuitable(name: &str, value: &Field, expected: &str) -> String {

@@ -1,19 +1,26 @@
-//! Examples in files of rows, streamed in the order of the files.
+//! Examples in files of rows, streamed; the training split is shuffled through a buffer.
 //!
 //! The categories of a column are numbered by a pass over the training rows, or hashed. Rows that
 //! cannot be read are skipped and counted; too many of them are an error.
 
 use super::{
-    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate,
-    rows::{ColumnNames, Example, RowOutcome, RowReader},
+    Batch, Dataset, FIXED, Feature, Pass, Split, Unknown, Vocabulary, check_share, locate,
+    rows::{ColumnNames, Example, RowOutcome, RowReader, Rules},
     text::{CRITEO, LineLayout, Lines},
     vocabulary::{Categories, Counter},
 };
-use crate::{progress::Bar, random::uniform};
+use crate::{
+    progress::Bar,
+    random::{below, uniform},
+};
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
+};
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
 };
 use ttrec::Pooling;
@@ -40,9 +47,11 @@ pub(crate) struct Criteo {
     max_rows: Option<u32>,
     #[serde(default = "default_max_bad_fraction")]
     max_bad_fraction: f64,
+    #[serde(default)]
+    shuffle: Shuffle,
 }
 
-/// Named columns of text with a header (plain or gzip), or of Parquet files.
+/// Named columns of text (plain or gzip), or of Parquet files.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Columns {
@@ -60,22 +69,61 @@ pub(crate) struct Columns {
     /// The delimiter of text; default: a comma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     delimiter: Option<char>,
+    /// The names of all columns of text without a header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    header: Option<Vec<String>>,
+    /// Whether fields of text may be quoted; default: yes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quote: Option<bool>,
     #[serde(default)]
     log1p: bool,
+    /// Texts that stand for a missing value, besides the empty one.
+    #[serde(default)]
+    missing: Vec<String>,
+    /// If set, labels from this number on become 1, and others 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    positive: Option<f32>,
     #[serde(default = "default_min_count")]
     min_count: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_rows: Option<u32>,
     #[serde(default = "default_max_bad_fraction")]
     max_bad_fraction: f64,
+    #[serde(default)]
+    shuffle: Shuffle,
 }
 
 /// A categorical column: its name, or a table with its name and options.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 enum Column {
     Name(String),
     Table(ColumnTable),
+}
+
+// By hand, because the error of an untagged enum does not say what is wrong with which field.
+impl<'de> Deserialize<'de> for Column {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Column;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "the name of a column, or a table with the key `name`")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Column, E> {
+                Ok(Column::Name(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Column, A::Error> {
+                ColumnTable::deserialize(MapAccessDeserializer::new(map)).map(Column::Table)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -90,6 +138,48 @@ struct ColumnTable {
     separator: Option<char>,
     #[serde(default)]
     pooling: Pool,
+}
+
+/// The number of rows in the buffer that shuffles the training split: the config has a number,
+/// `true` or `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Shuffle(u32);
+
+impl Default for Shuffle {
+    /// Rows of Criteo's logs take about 70 MB.
+    fn default() -> Self {
+        Self(1 << 17)
+    }
+}
+
+impl<'de> Deserialize<'de> for Shuffle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Rows;
+
+        impl Visitor<'_> for Rows {
+            type Value = Shuffle;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "true, false, or a number of rows below 2^32")
+            }
+
+            fn visit_bool<E: Error>(self, shuffle: bool) -> Result<Shuffle, E> {
+                Ok(if shuffle { Shuffle::default() } else { Shuffle(0) })
+            }
+
+            fn visit_u64<E: Error>(self, rows: u64) -> Result<Shuffle, E> {
+                let wrong = || E::invalid_value(Unexpected::Unsigned(rows), &self);
+                u32::try_from(rows).map(Shuffle).map_err(|_| wrong())
+            }
+
+            fn visit_i64<E: Error>(self, rows: i64) -> Result<Shuffle, E> {
+                let wrong = || E::invalid_value(Unexpected::Signed(rows), &self);
+                u32::try_from(rows).map(Shuffle).map_err(|_| wrong())
+            }
+        }
+
+        deserializer.deserialize_any(Rows)
+    }
 }
 
 /// How the rows of a bag are pooled.
@@ -138,10 +228,11 @@ impl Encoding {
         }
     }
 
-    fn number(&self, value: &[u8], categories: &Categories) -> u32 {
+    /// The number of a value, if that occurs in the training examples.
+    fn number(&self, value: &[u8], categories: &Categories) -> Result<u32, u32> {
         match self.hash_rows {
-            Some(rows) => hash(value, rows),
-            None => categories.number(value),
+            Some(rows) => categories.occurs(hash(value, rows)),
+            None => categories.number(value).ok_or(categories.others()),
         }
     }
 }
@@ -162,6 +253,7 @@ pub(crate) struct Records {
     files: [Vec<PathBuf>; 3],
     valid_fraction: f64,
     max_bad_fraction: f64,
+    shuffle: Shuffle,
     vocabulary: Vocabulary,
     features: Vec<Feature>,
 }
@@ -173,6 +265,7 @@ struct Common<'c> {
     min_count: u64,
     max_rows: Option<u32>,
     max_bad_fraction: f64,
+    shuffle: Shuffle,
 }
 
 impl Criteo {
@@ -182,13 +275,16 @@ impl Criteo {
             Encoding { name: format!("C{at}"), hash_rows, separator, pooling }
         };
         let [integers, categories] = CRITEO;
-        let layout = LineLayout { names: None, delimiter: b'\t', log1p: true };
+        let rules = Rules { log1p: true, ..Rules::default() };
+        let layout =
+            LineLayout { names: None, delimiter: b'\t', quote: false, header: None, rules };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
             min_count: self.min_count,
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
+            shuffle: self.shuffle,
         };
         let (layout, encodings) =
             ((Container::Text, layout), (1..=categories).map(encoding).collect());
@@ -203,10 +299,20 @@ impl Columns {
         vocabulary: Option<Vocabulary>,
         container: Container,
     ) -> Result<Records> {
-        ensure!(
-            container == Container::Text || self.delimiter.is_none(),
-            "`delimiter` applies to text only: remove it, or set format = \"csv\""
-        );
+        let of_text = [
+            ("delimiter", self.delimiter.is_some()),
+            ("header", self.header.is_some()),
+            ("quote", self.quote.is_some()),
+        ];
+        for (field, is_set) in of_text {
+            ensure!(
+                container == Container::Text || !is_set,
+                "`{field}` applies to text only: remove it, or set format = \"csv\""
+            );
+        }
+        if let Some(positive) = self.positive {
+            ensure!(positive.is_finite(), "`positive` is {positive}: expected a number");
+        }
         let byte = |field: &str, character: char| {
             u8::try_from(character).ok().filter(u8::is_ascii).with_context(|| {
                 format!("`{field}` is {character:?}: expected one ASCII character")
@@ -233,13 +339,17 @@ impl Columns {
             categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
         };
         let delimiter = byte("delimiter", self.delimiter.unwrap_or(','))?;
-        let layout = LineLayout { names: Some(names), delimiter, log1p: self.log1p };
+        let rules =
+            Rules { log1p: self.log1p, missing: self.missing.clone(), positive: self.positive };
+        let (quote, header) = (self.quote.unwrap_or(true), self.header.clone());
+        let layout = LineLayout { names: Some(names), delimiter, quote, header, rules };
         let common = Common {
             files: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
             min_count: self.min_count,
             max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
+            shuffle: self.shuffle,
         };
         Records::open(
             directory,
@@ -261,7 +371,8 @@ impl Records {
         encodings: Vec<Encoding>,
         common: &Common<'_>,
     ) -> Result<Self> {
-        let &Common { files, valid_fraction, min_count, max_rows, max_bad_fraction } = common;
+        let &Common { files, valid_fraction, min_count, max_rows, max_bad_fraction, shuffle } =
+            common;
         check_share("valid_fraction", valid_fraction)?;
         let range = 0.0..=1.0;
         ensure!(
@@ -295,6 +406,7 @@ impl Records {
             files,
             valid_fraction,
             max_bad_fraction,
+            shuffle,
             vocabulary,
             features,
         };
@@ -328,7 +440,7 @@ impl Records {
 
     #[cfg(feature = "parquet")]
     fn open_parquet(&self, path: &Path, names: &ColumnNames) -> Result<Box<dyn RowReader>> {
-        Ok(Box::new(super::parquet::Records::open(path, names, self.layout.log1p)?))
+        Ok(Box::new(super::parquet::Records::open(path, names, &self.layout.rules)?))
     }
 
     #[cfg(not(feature = "parquet"))]
@@ -411,9 +523,23 @@ impl Dataset for Records {
         }
     }
 
-    fn pass(&self, split: Split, _seed: u64) -> Result<Box<dyn Pass + '_>> {
+    fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
         ensure!(self.has(split), "the config has no `{}` files", split.name());
-        Ok(Box::new(Stream::new(self, split)))
+        let stream = Stream::new(self, split);
+        let Shuffle(shuffle) = if split == Split::Train {
+            self.shuffle
+        } else {
+            Shuffle(0)
+        };
+        Ok(Box::new(Shuffled {
+            stream,
+            shuffle: shuffle as usize,
+            buffer: Vec::new(),
+            row: Example::default(),
+            seed,
+            drawn: 0,
+            values: vec![[0; 2]; self.encodings.len()],
+        }))
     }
 }
 
@@ -503,19 +629,65 @@ impl<'r> Stream<'r> {
         }
         Ok(())
     }
+
+    /// A sentence about the rows skipped so far, if any.
+    fn complaint(&self) -> Option<String> {
+        let (bad, rows) = (self.bad, self.rows);
+        let named: String = self.named.iter().map(|line| format!("\n  {line}")).collect();
+        let more = if bad > NAMED as u64 { "\n  and others" } else { "" };
+        (bad > 0).then(|| format!("skipped {bad} of {rows} rows that cannot be read:{named}{more}"))
+    }
 }
 
-impl Pass for Stream<'_> {
+/// A pass whose rows are drawn from a buffer, into which the stream's rows go.
+struct Shuffled<'r> {
+    stream: Stream<'r>,
+    /// The number of rows in a full buffer.
+    shuffle: usize,
+    buffer: Vec<Example>,
+    /// The row drawn last.
+    row: Example,
+    seed: u64,
+    drawn: u64,
+    /// For each column, the number of values, and of those that are unknown.
+    values: Vec<[u64; 2]>,
+}
+
+impl Shuffled<'_> {
+    /// Draws the next row, if there is one. Only the seed and the rows before it decide which, so
+    /// that a pass can be resumed.
+    fn advance(&mut self) -> Result<bool> {
+        while self.buffer.len() < self.shuffle.max(1) && self.stream.advance()? {
+            self.buffer.push(std::mem::take(&mut self.stream.row));
+        }
+        if self.buffer.is_empty() {
+            return Ok(false);
+        }
+        let place = below(self.buffer.len() as u32, self.seed, self.drawn);
+        self.drawn += 1;
+        // The stream gets the memory of the last row back.
+        self.stream.row = std::mem::replace(&mut self.row, self.buffer.swap_remove(place as usize));
+        Ok(true)
+    }
+}
+
+impl Pass for Shuffled<'_> {
     fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()> {
-        let Records { encodings, vocabulary, .. } = self.records;
+        let Records { encodings, vocabulary, .. } = self.stream.records;
         batch.clear(encodings.len());
         while batch.len() < count && self.advance()? {
             batch.labels.push(self.row.label);
             batch.dense.extend_from_slice(&self.row.dense);
             let columns = self.row.values().zip(encodings).zip(vocabulary.features());
-            for (((value, encoding), categories), bags) in columns.zip(&mut batch.features) {
-                encoding
-                    .for_each(value, |value| bags.indices.push(encoding.number(value, categories)));
+            for (((value, encoding), categories), (bags, [values, unknown])) in
+                columns.zip(batch.features.iter_mut().zip(&mut self.values))
+            {
+                encoding.for_each(value, |value| {
+                    let number = encoding.number(value, categories);
+                    *values += 1;
+                    *unknown += u64::from(number.is_err());
+                    bags.indices.push(number.unwrap_or_else(|others| others));
+                });
                 bags.end_bag();
             }
         }
@@ -531,9 +703,16 @@ impl Pass for Stream<'_> {
     }
 
     fn complaint(&self) -> Option<String> {
-        let (bad, rows) = (self.bad, self.rows);
-        let named: String = self.named.iter().map(|line| format!("\n  {line}")).collect();
-        let more = if bad > NAMED as u64 { "\n  and others" } else { "" };
-        (bad > 0).then(|| format!("skipped {bad} of {rows} rows that cannot be read:{named}{more}"))
+        self.stream.complaint()
+    }
+
+    fn unknown(&self) -> Vec<Unknown> {
+        let columns = self.stream.records.vocabulary.features().iter().zip(&self.values);
+        let share = |(categories, &[values, unknown]): (&Categories, &[u64; 2])| Unknown {
+            column: categories.name().to_owned(),
+            share: unknown as f64 / values.max(1) as f64,
+            trained: categories.share_of_others(),
+        };
+        columns.map(share).collect()
     }
 }

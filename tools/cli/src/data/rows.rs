@@ -10,6 +10,51 @@ pub(super) struct ColumnNames {
     pub(super) categorical: Vec<String>,
 }
 
+/// How fields become numbers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rules {
+    /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
+    pub(super) log1p: bool,
+    /// Texts that stand for a missing value, besides the empty one.
+    pub(super) missing: Vec<String>,
+    /// If set, labels from this number on become 1, and others 0.
+    pub(super) positive: Option<f32>,
+}
+
+impl Rules {
+    /// What an error about a label says.
+    pub(super) const LABEL: &str = "a label, 0 to 1 (`positive` makes labels of other numbers)";
+
+    pub(super) fn label(&self, number: f32) -> Option<f32> {
+        match self.positive {
+            Some(positive) => Some(if number >= positive { 1.0 } else { 0.0 }),
+            None => Some(number).filter(|number| (0.0..=1.0).contains(number)),
+        }
+    }
+
+    pub(super) fn label_of_text(&self, text: &[u8]) -> Option<f32> {
+        let text = text.trim_ascii();
+        let truth =
+            [&b"false"[..], b"true"].iter().position(|name| text.eq_ignore_ascii_case(name));
+        self.label(truth.map(|truth| truth as f32).or_else(|| number(text))?)
+    }
+
+    pub(super) fn dense(&self, number: f32) -> f32 {
+        if self.log1p { number.max(0.0).ln_1p() } else { number }
+    }
+
+    pub(super) fn is_missing(&self, text: &[u8]) -> bool {
+        let text = text.trim_ascii();
+        text.is_empty() || self.missing.iter().any(|missing| missing.as_bytes() == text)
+    }
+}
+
+/// A finite number.
+pub(super) fn number(text: &[u8]) -> Option<f32> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    text.parse().ok().filter(|number: &f32| number.is_finite())
+}
+
 /// One example before its categories are numbered.
 #[derive(Debug, Default)]
 pub(super) struct Example {

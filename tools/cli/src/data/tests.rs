@@ -11,7 +11,7 @@ use ttrec_convert::{Checkpoint, Frequencies};
 mod parquet;
 
 fn config(text: &str) -> Config {
-    toml::from_str(text).unwrap()
+    crate::tagged::parse(text).unwrap()
 }
 
 fn open(directory: &Path, text: &str) -> anyhow::Result<Box<dyn Dataset + Sync>> {
@@ -84,7 +84,7 @@ fn criteo_plain_and_compressed_and_as_csv_are_the_same() {
             quoted(&names[14..])
         ),
     ];
-    let datasets = sources.map(|source| open(dir.path(), &source).unwrap());
+    let datasets = sources.map(|source| open(dir.path(), &(source + "\nshuffle = false")).unwrap());
     let expected = batches(&*datasets[0], Split::Train, 0, 32);
     assert_eq!(expected.iter().map(Batch::len).sum::<usize>(), 300);
     for dataset in &datasets[1..] {
@@ -127,7 +127,7 @@ fn rare_and_unknown_values_are_others() {
         .unwrap();
     fs::write(dir.path().join("test.csv"), "y,c\n1,zzz\n0,b\n1,c\n").unwrap();
     let source = "format = \"csv\"\ntrain = [\"train.csv\"]\ntest = [\"test.csv\"]\nlabel = \
-                  \"y\"\ncategorical = [\"c\"]\n";
+                  \"y\"\ncategorical = [\"c\"]\nshuffle = false\n";
     let indices = |source: &str, split: Split| {
         let dataset = open(dir.path(), source).unwrap();
         let batch = &batches(&*dataset, split, 0, 100)[0];
@@ -164,7 +164,7 @@ fn bags_are_split_hashed_and_pooled() {
         .unwrap();
     let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
                   [\"x\"]\ndelimiter = \";\"\ncategorical = [{ name = \"tags\", separator = \" \", \
-                     pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\n";
+                     pooling = \"mean\" }, { name = \"site\", hash_rows = 3 }]\nshuffle = false\n";
     let dataset = open(dir.path(), source).unwrap();
     let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
     assert_eq!(
@@ -218,7 +218,7 @@ fn bad_lines_are_left_out_and_named_and_too_many_are_an_error() {
     // The header is line 1.
     for part in [
         "skipped 7 of 2000 rows",
-        "a.csv: line 12: field 1 is 2",
+        "a.csv: line 12: field 1 is \"2\": expected a label",
         "line 22: field 2 is \"x\"",
         "line 32: 2 fields, expected 3",
         "and others",
@@ -363,17 +363,225 @@ fn rows_by_frequency_are_the_same_pairs_renamed() {
             .iter()
             .map(|feature| feature.num_embeddings)
             .collect::<Vec<_>>(),
-        [6, 4]
+        [4, 3]
     );
-    // Users 5, 2, 0, then those that do not occur: 1, 3, 4. Items 1, 3, 0, 2.
+    // Users 5, 2, 0, then 4, which only the test split has. Items 1, 3, 2. No id between occurs.
     let test = &batches(&*dataset, Split::Test, 0, 10)[0];
-    assert_eq!(test.features[0].indices, [5, 5]);
-    assert_eq!(test.features[1].indices[0], 3);
+    assert_eq!(test.features[0].indices, [3, 3]);
+    assert_eq!(test.features[1].indices[0], 2);
     let path = dir.path().join("vocabulary.csv");
     dataset.vocabulary().write(&path).unwrap();
     let again = config("format = \"interactions\"\npath = \"a.npz\"");
     let again = again.open(dir.path(), Some(Vocabulary::read(&path).unwrap())).unwrap();
     assert_eq!(batches(&*again, Split::Train, 3, 4), batches(&*dataset, Split::Train, 3, 4));
+}
+
+#[test]
+fn gaps_between_ids_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let users: Vec<u32> = (0..2000).map(|at| random(1, at) as u32 % 30).collect();
+    let items: Vec<u32> = (0..2000).map(|at| random(2, at) as u32 % 40).collect();
+    let write = |name: &str, factor: u32| {
+        let wide = |ids: &[u32]| ids.iter().map(|id| id * factor).collect::<Vec<u32>>();
+        let (users, items) = (wide(&users), wide(&items));
+        write_npz(
+            &dir.path().join(name),
+            &[
+                ("train_user", &users),
+                ("train_item", &items),
+                ("test_user", &users[..50]),
+                ("test_item", &items[..50]),
+                ("offsets", &[0, 900, 2000]),
+                ("items", &items),
+                ("test_offsets", &[0, 5, 9]),
+                ("test_items", &items[..9]),
+                ("test_target", &items[1998..]),
+            ],
+        );
+    };
+    write("dense.npz", 1);
+    write("gaps.npz", 100_000_000);
+    for format in ["interactions", "sessions"] {
+        for order in ["frequency", "given", "co-occurrence"] {
+            let source = |name: &str| {
+                format!(
+                    "format = {format:?}\norder = {order:?}\npath = {name:?}\nvalid_fraction = \
+                     0.1\nnegatives = 4"
+                )
+            };
+            let [dense, gaps] =
+                ["dense.npz", "gaps.npz"].map(|name| open(dir.path(), &source(name)).unwrap());
+            assert_eq!(
+                gaps.features().iter().map(|feature| feature.num_embeddings).collect::<Vec<_>>(),
+                [if format == "interactions" { 30 } else { 40 }, 40]
+            );
+            for split in [Split::Train, Split::Valid, Split::Test] {
+                assert_eq!(batches(&*gaps, split, 7, 64), batches(&*dense, split, 7, 64));
+            }
+
+            // A trained model does not know the ids of the other file.
+            let path = dir.path().join("vocabulary.csv");
+            gaps.vocabulary().write(&path).unwrap();
+            let kept = |name: &str| {
+                config(&source(name)).open(dir.path(), Some(Vocabulary::read(&path).unwrap()))
+            };
+            let again = kept("gaps.npz").unwrap();
+            assert_eq!(batches(&*again, Split::Train, 7, 64), batches(&*gaps, Split::Train, 7, 64));
+            let error = kept("dense.npz").err().unwrap().to_string();
+            assert!(error.contains("1 is not in the vocabulary of the model"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_fraction_that_takes_no_event_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = [0, 1, 2];
+    let names = ["train_user", "train_item", "test_user", "test_item"];
+    write_npz(&dir.path().join("a.npz"), &names.map(|name| (name, &ids[..])));
+    let source = "format = \"interactions\"\npath = \"a.npz\"\nvalid_fraction = ";
+    let dataset = open(dir.path(), &format!("{source}1e-9")).unwrap();
+    assert!(dataset.has(Split::Valid));
+    let error = dataset.pass(Split::Valid, 0).err().unwrap().to_string();
+    assert!(error.contains("a.npz: the valid split is empty"), "{error}");
+    assert!(!open(dir.path(), &format!("{source}0")).unwrap().has(Split::Valid));
+}
+
+#[test]
+fn an_open_quote_is_an_error_that_names_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ncategorical = [\"a\", \
+                  \"b\"]\nshuffle = false\n";
+    let read = |text: &str, options: &str| {
+        fs::write(dir.path().join("a.csv"), text).unwrap();
+        open(dir.path(), &format!("{source}{options}")).map_err(|error| format!("{error:#}"))
+    };
+    for (text, line) in [
+        ("y,a,b\n1,x,\"z\n0,x,z\n1,x,z\n", 2),
+        ("y,a,b\n1,x,z\n\n0,x,\"z", 4),
+        ("y,a,b\n1,\"two\nlines\",\"z\"\" open\n\n\n1,x,z\n", 3),
+        ("y,a,b\r\n1,x,z\r\n0,\"x,z\r\n1,x,z\r\n", 3),
+        ("y,a,\"b\n1,x,z\n", 1),
+    ] {
+        let error = read(text, "").err().unwrap();
+        let wanted = format!("a.csv: line {line}: a quote opens a field and never closes");
+        assert!(error.contains(&wanted) && error.contains("quote = false"), "{text:?}: {error}");
+    }
+    // Two quotes that are text hide the rows between them.
+    let hidden = format!("y,a,b\n1,x,\"z\n{}1,x,\"z\n", "0,x,z\n".repeat(20));
+    let error = read(&hidden, "max_bad_fraction = 0").err().unwrap();
+    assert!(error.contains("line 2: field 3 has 22 lines"), "{error}");
+    let rows = |text: &str, options: &str| {
+        let dataset = read(text, options).unwrap();
+        batches(&*dataset, Split::Train, 0, 100)[0].len()
+    };
+    assert_eq!(rows("y,a,b\n1,\"two\nlines\",z\n0,x,\"last\"", ""), 2);
+    assert_eq!(rows("y,a,b\n1,x,5\" pipe\n0,x,z\r", ""), 2);
+    // Without quoting, as many rows as lines.
+    assert_eq!(rows("y,a,b\n1,x,\"z\n0,x,z\n1,x,\"z\n0,x,z\n", ""), 2);
+    assert_eq!(rows("y,a,b\n1,x,\"z\n0,x,z\n1,x,\"z\n0,x,z\n", "quote = false"), 4);
+    assert_eq!(rows("y,a,b\n1,x,\"z", "quote = false"), 1);
+}
+
+#[test]
+fn rows_are_shuffled_and_a_pass_can_be_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines: String = (0..2000).map(|at| format!("1,{at}\n")).collect();
+    fs::write(dir.path().join("a.csv"), format!("y,x\n{lines}")).unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\ntest = [\"a.csv\"]\nlabel = \
+                  \"y\"\ndense = [\"x\"]\ncategorical = [\"y\"]\n";
+    let in_order: Vec<f32> = (0..2000).map(|at| at as f32).collect();
+    for (shuffle, largest_move) in [
+        ("", 2000.0),
+        ("shuffle = true", 2000.0),
+        ("shuffle = 100", 100.0),
+        ("shuffle = 1", 0.0),
+        ("shuffle = false", 0.0),
+    ] {
+        let dataset = open(dir.path(), &format!("{source}{shuffle}")).unwrap();
+        let all = |split, seed| -> Vec<f32> {
+            let batches = batches(&*dataset, split, seed, 77);
+            batches.into_iter().flat_map(|batch| batch.dense).collect()
+        };
+        let order = all(Split::Train, 5);
+        let mut sorted = order.clone();
+        sorted.sort_by(f32::total_cmp);
+        assert_eq!(sorted, in_order);
+        assert_eq!(all(Split::Test, 5), in_order, "the test split is shuffled");
+        let is_shuffled = largest_move > 0.0;
+        assert_eq!(order != in_order, is_shuffled, "{shuffle}");
+        assert_eq!(all(Split::Train, 6) != order, is_shuffled, "{shuffle}");
+        // A row does not come before it is in the buffer.
+        assert!(order.iter().zip(&in_order).all(|(row, at)| row - at <= largest_move));
+
+        for done in [0, 1, 77, 1000, 1999, 2000, 5000] {
+            let mut pass = dataset.pass(Split::Train, 5).unwrap();
+            let mut rest = Batch::default();
+            pass.skip(done as u64).unwrap();
+            pass.next(9999, &mut rest).unwrap();
+            assert_eq!(rest.dense, order[done.min(2000)..], "{shuffle}, after {done}");
+        }
+    }
+    for wrong in ["-1", "\"yes\"", "4294967296", "0.5"] {
+        let text = format!("{source}shuffle = {wrong}");
+        let error = crate::tagged::parse::<Config>(&text).err().unwrap().to_string();
+        assert!(error.contains("true, false, or a number of rows"), "{error}");
+    }
+}
+
+#[test]
+fn unknown_values_are_counted_for_each_column() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.csv"), "y,a,b,c\n1,5,p q,s\n0,6,q,s\n1,5,q,t\n0,7,p,s\n").unwrap();
+    fs::write(dir.path().join("b.csv"), "y,a,b,c\n1,5.0,p r,s\n0,6,q q,u\n").unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\ntest = [\"b.csv\"]\nlabel = \
+                  \"y\"\nmin_count = 2\ncategorical = [\"a\", { name = \"b\", separator = \" \" }, \
+                  { name = \"c\", hash_rows = 1000000 }]\n";
+    let dataset = open(dir.path(), source).unwrap();
+    for (split, expected) in [(Split::Train, [0.5, 0.0, 0.0]), (Split::Test, [1.0, 0.25, 0.5])] {
+        let mut pass = dataset.pass(split, 0).unwrap();
+        pass.next(100, &mut Batch::default()).unwrap();
+        let found = pass.unknown();
+        assert!(found.iter().map(|unknown| unknown.share).eq(expected), "{found:?}");
+        // Two of four values of `a` are too rare for a number of their own.
+        assert!(found.iter().map(|unknown| unknown.trained).eq([0.5, 0.0, 0.0]), "{found:?}");
+        assert!(found.iter().map(|unknown| &*unknown.column).eq(["a", "b", "c"]), "{found:?}");
+    }
+}
+
+#[test]
+fn labels_and_missing_values_have_many_forms() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |text: &str, options: &str| -> Result<Batch, String> {
+        fs::write(dir.path().join("a.csv"), text).unwrap();
+        let source = format!(
+            "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ndense = \
+             [\"x\"]\ncategorical = [\"a\"]\nshuffle = false\n{options}"
+        );
+        let dataset = open(dir.path(), &source).map_err(|error| format!("{error:#}"))?;
+        Ok(batches(&*dataset, Split::Train, 0, 100).remove(0))
+    };
+    let labels = |text: &str, options: &str| read(text, options).unwrap().labels;
+    assert_eq!(labels("y,x,a\nTrue,1,b\nfalse,1,b\n 1.0,1,b\n", ""), [1.0, 0.0, 1.0]);
+    assert_eq!(labels("y,x,a\n-1,1,b\n1,1,b\n", "positive = 1"), [0.0, 1.0]);
+    assert_eq!(labels("y,x,a\n4,1,b\n3.5,1,b\n5,1,b\n", "positive = 4"), [1.0, 0.0, 1.0]);
+    let error = read("y,x,a\n4,1,b\n", "").unwrap_err();
+    assert!(error.contains("`positive` makes labels of other numbers"), "{error}");
+    let error = read("y,x,a\n4,1,b\n", "positive = nan").unwrap_err();
+    assert!(error.contains("`positive` is NaN"), "{error}");
+
+    let text = "y,x,a\n1,NaN,\n1,\\N,b\n1, ,NaN\n1,2,\\N\n";
+    let batch = read(text, "missing = [\"NaN\", '\\N']").unwrap();
+    assert_eq!(batch.dense, [0.0, 0.0, 0.0, 2.0]);
+    assert_eq!(batch.features[0].indices, [0, 1, 0, 0]);
+    let error = read(text, "").unwrap_err();
+    assert!(error.contains("line 2: field 2 is \"NaN\": expected a number"), "{error}");
+
+    // The first line is a row.
+    let batch = read("b,1,0\nc,2,1\n", "header = [\"a\", \"x\", \"y\"]").unwrap();
+    assert_eq!((batch.dense, batch.labels), (vec![1.0, 2.0], vec![0.0, 1.0]));
+    let error = read("b,1,0\n", "header = [\"a\", \"x\"]").unwrap_err();
+    assert!(error.contains("has no column \"y\""), "{error}");
 }
 
 #[test]
@@ -393,12 +601,19 @@ fn sessions_tell_an_item_from_those_before_it() {
     let taken = |split: Split| {
         let batch = batches(&*dataset, split, 5, 100).remove(0);
         let [history, item] = [0, 1].map(|at| &batch.features[at]);
-        let bag = |at: usize| {
-            history.indices[history.offsets[at] as usize..history.offsets[at + 1] as usize].to_vec()
+        let id = |feature: usize, index: u32| -> u32 {
+            let values = dataset.vocabulary().features()[feature].values();
+            std::str::from_utf8(&values[index as usize]).unwrap().parse().unwrap()
+        };
+        let bag = |at: usize| -> Vec<u32> {
+            history.indices[history.offsets[at] as usize..history.offsets[at + 1] as usize]
+                .iter()
+                .map(|&index| id(0, index))
+                .collect()
         };
         let mut taken: Vec<(Vec<u32>, u32)> = (0..batch.len())
             .filter(|&at| batch.labels[at] == 1.0)
-            .map(|at| (bag(at), item.indices[at]))
+            .map(|at| (bag(at), id(1, item.indices[at])))
             .collect();
         taken.sort();
         taken

@@ -2,33 +2,56 @@
 
 use super::{
     gzip,
-    rows::{ColumnNames, Example, RowOutcome, RowReader},
+    rows::{ColumnNames, Example, RowOutcome, RowReader, Rules, number},
 };
-use anyhow::{Context, Result, ensure};
-use std::{io::Read, path::Path};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 /// The format of a line.
 #[derive(Clone, Debug)]
 pub(super) struct LineLayout {
-    /// `None`: Criteo's columns, without quoting.
+    /// `None`: Criteo's columns.
     pub(super) names: Option<ColumnNames>,
     pub(super) delimiter: u8,
-    /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
-    pub(super) log1p: bool,
+    /// Whether fields may be quoted.
+    pub(super) quote: bool,
+    /// The names of all columns, if the file does not have them.
+    pub(super) header: Option<Vec<String>>,
+    pub(super) rules: Rules,
 }
 
 /// The number of Criteo's integers, and of its categories.
 pub(super) const CRITEO: [usize; 2] = [13, 26];
 
+/// A file and one more line feed, which ends every record except one with an open quote.
+struct Input {
+    text: io::Chain<Box<dyn Read>, &'static [u8]>,
+    ended: bool,
+}
+
+impl Read for Input {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.text.read(out)?;
+        self.ended = count == 0;
+        Ok(count)
+    }
+}
+
+/// The most lines of a category: more are rows between two quotes that are text.
+const MAX_LINES: usize = 10;
+
 pub(super) struct Lines {
-    csv: csv::Reader<Box<dyn Read>>,
+    csv: csv::Reader<Input>,
     record: csv::ByteRecord,
     /// The number of fields of a line.
     width: usize,
     label: usize,
     dense: Vec<usize>,
     categorical: Vec<usize>,
-    log1p: bool,
+    rules: Rules,
     place: String,
 }
 
@@ -36,13 +59,14 @@ impl Lines {
     pub(super) fn open(path: &Path, layout: &LineLayout) -> Result<Self> {
         let place = path.display().to_string();
         let mut builder = csv::ReaderBuilder::new();
-        let with_header = layout.names.is_some();
+        let with_header = layout.names.is_some() && layout.header.is_none();
         builder
             .delimiter(layout.delimiter)
             .flexible(true)
             .has_headers(with_header)
-            .quoting(with_header);
-        let mut csv = builder.from_reader(gzip::open(path)?);
+            .quoting(layout.quote);
+        let text = gzip::open(path)?.chain(&b"\n"[..]);
+        let mut csv = builder.from_reader(Input { text, ended: false });
         let [integers, hashes] = CRITEO;
         let (width, label, dense, categorical) = match &layout.names {
             None => (
@@ -52,7 +76,11 @@ impl Lines {
                 (1 + integers..1 + integers + hashes).collect(),
             ),
             Some(names) => {
-                let header = csv.byte_headers().with_context(|| place.clone())?.clone();
+                let header = match &layout.header {
+                    Some(header) => csv::ByteRecord::from(header.as_slice()),
+                    None => csv.byte_headers().with_context(|| place.clone())?.clone(),
+                };
+                ensure_closed(&csv, &header).with_context(|| place.clone())?;
                 let find = |name: &String| -> Result<usize> {
                     let mut found =
                         header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
@@ -70,8 +98,8 @@ impl Lines {
                 (header.len(), find(&names.label)?, all(&names.dense)?, all(&names.categorical)?)
             }
         };
-        let (record, log1p) = (csv::ByteRecord::new(), layout.log1p);
-        Ok(Self { csv, record, width, label, dense, categorical, log1p, place })
+        let (record, rules) = (csv::ByteRecord::new(), layout.rules.clone());
+        Ok(Self { csv, record, width, label, dense, categorical, rules, place })
     }
 
     /// Parses the record into `row`; the error says what is wrong with it.
@@ -81,36 +109,53 @@ impl Lines {
             return Err(format!("{found} fields, expected {expected}"));
         }
         let field = |at: usize| self.record.get(at).unwrap_or_default();
-        let number = |at: usize, what: &str| -> Result<f32, String> {
-            let text = std::str::from_utf8(field(at)).ok().map(str::trim);
-            let value =
-                text.and_then(|text| text.parse::<f32>().ok()).filter(|value| value.is_finite());
-            value.ok_or_else(|| {
-                format!("field {} is {:?}: expected {what}", at + 1, lossy_field(field(at)))
-            })
+        let unsuitable = |at: usize, expected: &str| {
+            format!("field {} is {:?}: expected {expected}", at + 1, lossy_field(field(at)))
         };
         row.clear();
-        row.label = number(self.label, "a label, 0 to 1")?;
-        if !(0.0..=1.0).contains(&row.label) {
-            return Err(format!(
-                "field {} is {}: expected a label, 0 to 1",
-                self.label + 1,
-                row.label
-            ));
-        }
+        row.label = self
+            .rules
+            .label_of_text(field(self.label))
+            .ok_or_else(|| unsuitable(self.label, Rules::LABEL))?;
         for &at in &self.dense {
-            let value = if field(at).is_empty() {
+            let value = if self.rules.is_missing(field(at)) {
                 0.0
             } else {
-                number(at, "a number")?
+                number(field(at)).ok_or_else(|| unsuitable(at, "a number"))?
             };
-            row.dense.push(if self.log1p { value.max(0.0).ln_1p() } else { value });
+            row.dense.push(self.rules.dense(value));
         }
         for &at in &self.categorical {
-            row.push(field(at));
+            let value = field(at);
+            let lines = line_feeds(value) + 1;
+            if lines > MAX_LINES {
+                return Err(format!(
+                    "field {} has {lines} lines: if a quote in it is text, set `quote = false`",
+                    at + 1
+                ));
+            }
+            row.push(if self.rules.is_missing(value) { b"" } else { value });
         }
         Ok(())
     }
+}
+
+/// Refuses a record that ends in an open quote, which has swallowed the rest of the file.
+fn ensure_closed(csv: &csv::Reader<Input>, record: &csv::ByteRecord) -> Result<()> {
+    if csv.get_ref().ended
+        && let Some(last) = record.iter().next_back()
+    {
+        let line = csv.position().line().saturating_sub(line_feeds(last) as u64);
+        bail!(
+            "line {line}: a quote opens a field and never closes: close it, or set `quote = \
+             false` to read quotes as text"
+        );
+    }
+    Ok(())
+}
+
+fn line_feeds(field: &[u8]) -> usize {
+    field.iter().filter(|&&byte| byte == b'\n').count()
 }
 
 fn lossy_field(field: &[u8]) -> String {
@@ -130,6 +175,7 @@ impl RowReader for Lines {
         {
             return Ok(RowOutcome::End);
         }
+        ensure_closed(&self.csv, &self.record).with_context(|| self.place.clone())?;
         Ok(match self.parse(row) {
             Ok(()) => RowOutcome::Row,
             Err(reason) => RowOutcome::Bad {

@@ -106,12 +106,26 @@ impl Categories {
         self.hashed.as_ref().map_or(self.counts.len() as u32, |hashed| hashed.rows)
     }
 
-    /// The number of a value, or that of the others.
-    pub(super) fn number(&self, value: &[u8]) -> u32 {
-        self.numbers
-            .get(value)
-            .copied()
-            .unwrap_or(self.counts.len().saturating_sub(1) as u32)
+    /// The number of a value, unless it is one of the others.
+    pub(super) fn number(&self, value: &[u8]) -> Option<u32> {
+        self.numbers.get(value).copied()
+    }
+
+    /// The number of the others.
+    pub(super) fn others(&self) -> u32 {
+        self.counts.len().saturating_sub(1) as u32
+    }
+
+    /// A number that is a hash: `Err` if it does not occur in the training examples.
+    pub(super) fn occurs(&self, number: u32) -> Result<u32, u32> {
+        let occurs = self.hashed.as_ref().is_some_and(|hashed| hashed.counts.contains_key(&number));
+        if occurs { Ok(number) } else { Err(number) }
+    }
+
+    /// The share of the others in the training examples.
+    pub(super) fn share_of_others(&self) -> f64 {
+        let others = self.counts.last().filter(|_| self.others).copied().unwrap_or_default();
+        others as f64 / self.counts.iter().sum::<u64>().max(1) as f64
     }
 
     pub(super) fn values(&self) -> &[Box<[u8]>] {

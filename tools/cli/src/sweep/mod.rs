@@ -97,6 +97,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         "several `learning_rates` need a validation split: set `valid_fraction` or `valid`"
     );
 
+    ensure!(
+        dataset.has(Split::Valid) || dataset.has(Split::Test),
+        "a sweep compares by the test or the validation split: set `test`, `valid` or \
+         `valid_fraction`"
+    );
+
     let mut results = Vec::new();
     for representation in &config.sweep.representations {
         let name = representation.to_string();

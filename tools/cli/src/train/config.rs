@@ -1,6 +1,9 @@
 //! The config of a training run: a TOML file.
 
-use crate::data;
+use crate::{
+    data,
+    tagged::{self, tagged},
+};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, path::Path};
@@ -43,7 +46,7 @@ pub(crate) struct Model {
 }
 
 /// The representation of a table, in training and in the blob.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "representation", rename_all = "kebab-case")]
 pub(crate) enum Representation {
     /// A row for each index.
@@ -56,6 +59,11 @@ pub(crate) enum Representation {
     HashedTt(HashedTt),
     /// Quotient and remainder rows.
     QuotientRemainder(QuotientRemainder),
+}
+
+tagged! { Representation, "representation",
+    "dense" => Dense, "tt" => Tt, "hashed" => Hashed, "hashed-tt" => HashedTt,
+    "quotient-remainder" => QuotientRemainder
 }
 
 impl Default for Representation {
@@ -319,7 +327,7 @@ const MAX_BATCH: usize = 1 << 24;
 pub(crate) fn read<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{}: cannot read", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{}: invalid config", path.display()))
+    tagged::parse(&text).with_context(|| format!("{}: invalid config", path.display()))
 }
 
 impl Config {

@@ -3,7 +3,8 @@
 use super::{
     OutputDirectory,
     checkpoint::TrainCheckpoint,
-    learn::{build, score, threads},
+    learn::{Scored, build, score, threads, unknown_line, warn_of_unknown},
+    metrics::Quality,
 };
 use crate::{
     data::{Batch, Split, Vocabulary},
@@ -12,7 +13,8 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use std::path::PathBuf;
+use serde::Serialize;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Evaluate a trained model: AUC, log-loss, accuracy and calibration.
 ///
@@ -52,6 +54,15 @@ enum WhichSplit {
     Train,
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Evaluation<'u> {
+    #[serde(flatten)]
+    quality: Quality,
+    /// The share of unknown values of each column.
+    unknown: BTreeMap<&'u str, f64>,
+}
+
 pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     let checkpoint = TrainCheckpoint::open(&args.checkpoint)?;
     let config = &checkpoint.facts.config;
@@ -77,7 +88,7 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     checkpoint.restore(&mut model, &tables)?;
     let mut samples = Batch::default();
     let keep = |batch: &Batch| args.samples.iter().try_for_each(|_| samples.append(batch));
-    let (scores, complaint) =
+    let Scored { scores, complaint, unknown } =
         threads(args.threads.into())?.install(|| score(&mut model, &*dataset, split, keep))?;
     if let Some(complaint) = complaint {
         eprintln!("ttrec: {complaint}");
@@ -86,12 +97,15 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
         samples.write(path, &scores.probabilities())?;
     }
     let quality = scores.quality();
+    warn_of_unknown(split, &unknown);
     output::print(|mut out| {
         if args.json {
-            serde_json::to_writer_pretty(&mut out, &quality)?;
+            let unknown = unknown.iter().map(|u| (u.column.as_str(), u.share)).collect();
+            serde_json::to_writer_pretty(&mut out, &Evaluation { quality, unknown })?;
             writeln!(out)
         } else {
-            writeln!(out, "{}: {quality}", split.name())
+            writeln!(out, "{}: {quality}", split.name())?;
+            write!(out, "{}", unknown_line(split, &unknown))
         }
     })?;
     Ok(Outcome::Done)

@@ -7,12 +7,12 @@ use super::{
     checkpoint::{self, Best, CurvePoint, TrainCheckpoint, TrainProgress},
     config::{Config, Train},
     curves,
-    metrics::{Quality, Scores},
+    metrics::{Neighbours, Quality, Scores},
     tables::{self, Planned},
 };
 use crate::{
     blob_file,
-    data::{Batch, Dataset, Split},
+    data::{Batch, Dataset, Split, Unknown},
     output,
     progress::Bar,
     random::random,
@@ -75,6 +75,11 @@ pub(crate) struct TrainReport {
 
 /// The model that a config describes, and its tables.
 pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec<Planned>)> {
+    ensure!(
+        dataset.features().len() > 1 || dataset.dense_dim() > 0,
+        "the data have one categorical column and nothing else: a model multiplies the vectors of \
+         at least two columns: add one to `categorical` or `dense`"
+    );
     let tables = tables::plan(&config.model, dataset.features())?;
     let optimizer = config.train.optimizer.optimizer();
     let seed = |part: u64| random(config.train.seed, part);
@@ -114,8 +119,30 @@ fn with_view<T>(
     Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
 }
 
+/// Checks that a split has examples, because the metrics of none would be perfect.
+fn ensure_some(found: bool, split: Split) -> Result<()> {
+    let remedy = match split {
+        Split::Train => "check the `train` files",
+        Split::Valid => "check the `valid` files, or set a larger `valid_fraction`",
+        Split::Test => "check the `test` files",
+    };
+    ensure!(found, "the {} split has no examples: {remedy}", split.name());
+    Ok(())
+}
+
+/// The largest correlation of neighbouring labels without a warning.
+const SORTED: f64 = 0.2;
+
 /// Examples in a batch of scoring.
 const SCORED: usize = 4096;
+
+/// The scores of a split.
+pub(super) struct Scored {
+    pub(super) scores: Scores,
+    /// A sentence about skipped rows.
+    pub(super) complaint: Option<String>,
+    pub(super) unknown: Vec<Unknown>,
+}
 
 /// Scores all examples of a split, and calls `each` with every batch.
 pub(super) fn score(
@@ -123,7 +150,7 @@ pub(super) fn score(
     dataset: &dyn Dataset,
     split: Split,
     mut each: impl FnMut(&Batch) -> Result<()>,
-) -> Result<(Scores, Option<String>)> {
+) -> Result<Scored> {
     let mut pass = dataset.pass(split, 0)?;
     let mut bar =
         Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
@@ -131,7 +158,9 @@ pub(super) fn score(
     loop {
         pass.next(SCORED, &mut batch)?;
         if batch.len() == 0 {
-            return Ok((scores, pass.complaint()));
+            ensure_some(!scores.labels.is_empty(), split)?;
+            let (complaint, unknown) = (pass.complaint(), pass.unknown());
+            return Ok(Scored { scores, complaint, unknown });
         }
         let start = scores.logits.len();
         scores.logits.resize(start + batch.len(), 0.0);
@@ -139,6 +168,36 @@ pub(super) fn score(
         scores.labels.extend_from_slice(&batch.labels);
         each(&batch)?;
         bar.add(batch.len() as u64);
+    }
+}
+
+/// The line about the unknown values of a split; empty if no column can have any.
+pub(super) fn unknown_line(split: Split, unknown: &[Unknown]) -> String {
+    let shares: Vec<String> = unknown
+        .iter()
+        .map(|Unknown { column, share, .. }| format!("{column} {:.2} %", 100.0 * share))
+        .collect();
+    if shares.is_empty() {
+        String::new()
+    } else {
+        format!("{}: unknown values: {}\n", split.name(), shares.join(", "))
+    }
+}
+
+/// By how much the share of unknown values may exceed that of rare values in training.
+const ALARMING: f64 = 0.25;
+
+pub(super) fn warn_of_unknown(split: Split, unknown: &[Unknown]) {
+    for Unknown { column, share, trained } in unknown {
+        if share - trained > ALARMING {
+            eprintln!(
+                "ttrec: warning: {:.1} % of the values of column {column:?} in the {} split are \
+                 unknown: check that the files write them as the training files do (5 and 5.0 \
+                 differ)",
+                100.0 * share,
+                split.name()
+            );
+        }
     }
 }
 
@@ -160,6 +219,12 @@ impl<'d> Learner<'d> {
             config.train.patience.is_none() || dataset.has(Split::Valid),
             "`patience` needs a validation split: set `valid_fraction` or `valid`"
         );
+        // Before the first epoch, which may take hours.
+        for split in [Split::Valid, Split::Test].into_iter().filter(|&split| dataset.has(split)) {
+            let mut batch = Batch::default();
+            dataset.pass(split, 0)?.next(1, &mut batch)?;
+            ensure_some(batch.len() > 0, split)?;
+        }
         let (model, tables) = build(config, dataset)?;
         Ok(Self {
             config: config.clone(),
@@ -193,7 +258,7 @@ impl<'d> Learner<'d> {
             while self.progress.epoch < self.config.train.epochs && !self.has_given_up() {
                 self.epoch(print)?;
             }
-            self.report()
+            self.report(print)
         })
     }
 
@@ -227,7 +292,7 @@ impl<'d> Learner<'d> {
         );
         pass.skip(done)?;
         bar.add(done);
-        let mut batch = Batch::default();
+        let (mut batch, mut neighbours) = (Batch::default(), Neighbours::default());
         loop {
             pass.next(size, &mut batch)?;
             if batch.len() == 0 {
@@ -241,6 +306,7 @@ impl<'d> Learner<'d> {
                 self.progress.step + 1,
                 epoch + 1
             );
+            neighbours.add(&batch.labels);
             self.progress.step += 1;
             self.progress.examples += batch.len() as u64;
             self.progress.loss += loss * batch.len() as f64;
@@ -251,10 +317,19 @@ impl<'d> Learner<'d> {
             }
         }
         drop(bar);
-        ensure!(self.progress.step > 0, "the training split has no examples");
+        ensure_some(self.progress.step > 0, Split::Train)?;
         let complaint = pass.complaint();
         if let Some(complaint) = complaint.filter(|_| print && epoch == 0) {
             eprintln!("ttrec: {complaint}");
+        }
+        if let Some(correlation) = neighbours.correlation().filter(|_| epoch == 0)
+            && correlation > SORTED
+        {
+            eprintln!(
+                "ttrec: warning: the training examples are sorted by label: neighbouring labels \
+                 have a correlation of {correlation:.2}, expected about 0: shuffle the rows of \
+                 the files, or raise `shuffle`"
+            );
         }
         self.end_epoch(rates.tables, print)
     }
@@ -273,11 +348,7 @@ impl<'d> Learner<'d> {
     }
 
     fn end_epoch(&mut self, learning_rate: f64, print: bool) -> Result<()> {
-        let valid = if self.dataset.has(Split::Valid) {
-            Some(score(&mut self.model, self.dataset, Split::Valid, |_| Ok(()))?.0.quality())
-        } else {
-            None
-        };
+        let valid = self.quality(Split::Valid, print && self.progress.epoch == 0)?;
         self.point(learning_rate, valid);
         let select = self.config.train.select;
         let TrainProgress { epoch, step, best, points, .. } = &mut self.progress;
@@ -303,6 +374,21 @@ impl<'d> Learner<'d> {
         self.checkpoint()
     }
 
+    /// The metrics on a split, if there is one; with `print`, prints what is unknown in it.
+    fn quality(&mut self, split: Split, print: bool) -> Result<Option<Quality>> {
+        if !self.dataset.has(split) {
+            return Ok(None);
+        }
+        let scored = score(&mut self.model, self.dataset, split, |_| Ok(()))?;
+        if print {
+            output::print(|out| write!(out, "{}", unknown_line(split, &scored.unknown)))?;
+        }
+        if split == Split::Test || self.progress.epoch == 0 {
+            warn_of_unknown(split, &scored.unknown);
+        }
+        Ok(Some(scored.scores.quality()))
+    }
+
     fn write(&self, file: impl Fn(&OutputDirectory) -> PathBuf) -> Result<()> {
         checkpoint::write(
             &file(&self.place),
@@ -319,7 +405,7 @@ impl<'d> Learner<'d> {
     }
 
     /// Reports on the model of the best epoch on the validation split, or of the last epoch.
-    fn report(mut self) -> Result<TrainReport> {
+    fn report(mut self, print: bool) -> Result<TrainReport> {
         if self
             .progress
             .best
@@ -328,14 +414,10 @@ impl<'d> Learner<'d> {
         {
             TrainCheckpoint::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }
+        let test = self.quality(Split::Test, print)?;
         let TrainProgress { epoch, best, .. } = &self.progress;
         let (epoch, valid) =
             best.as_ref().map_or((*epoch, None), |best| (best.epoch, Some(best.quality)));
-        let test = if self.dataset.has(Split::Test) {
-            Some(score(&mut self.model, self.dataset, Split::Test, |_| Ok(()))?.0.quality())
-        } else {
-            None
-        };
         let sum = |bytes: fn(&Planned) -> u64| self.tables.iter().map(bytes).sum();
         Ok(TrainReport {
             bytes: [sum(Planned::bytes), sum(Planned::dense_bytes)],

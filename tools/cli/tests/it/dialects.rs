@@ -587,7 +587,7 @@ fn an_index_that_lies_is_refused() {
     );
     case(
         &map(r#""user.emb": "model.safetensors.index.json""#),
-        &["model.safetensors.index.json", "header"],
+        &["model.safetensors.index.json", "an index of other files"],
     );
     case(&map(r#""user.emb": 3"#), &["model.safetensors.index.json", "index of shards", "string"]);
     case("{}", &["index of shards", "`weight_map`"]);

@@ -465,6 +465,30 @@ fn mistakes_of_a_config_are_named() {
         ("valid_fraction = 0.1", "valid_fraction = 0.1\nvalid = [\"test.csv\"]", &["are both set"]),
         ("\"item\"]", "\"itme\"]", &["train.csv: has no column \"itme\"", "\"item\""]),
         ("\"item\"]", "\"user\"]", &["column \"user\" occurs twice"]),
+        (
+            "\"item\"]",
+            "{ name = \"item\", seperator = \"|\" }]",
+            &["line 9", "unknown field `seperator`", "`separator`"],
+        ),
+        (
+            "\"item\"]",
+            "{ name = \"item\", pooling = \"max\" }]",
+            &["line 9", "pooling = \"max\"", "unknown variant `max`", "`mean`"],
+        ),
+        ("\"item\"]", "7]", &["line 9", "the name of a column, or a table"]),
+        (
+            "label =",
+            "delimiter = \"::\"\nlabel =",
+            &["line 7", "delimiter = \"::\"", "a character"],
+        ),
+        ("label =", "delimiter = 1\nlabel =", &["line 7", "delimiter = 1"]),
+        ("label =", "lable =", &["line 7", "unknown field `lable`", "`label`"]),
+        ("format = \"csv\"\n", "", &["line 2", "missing field `format`"]),
+        (
+            "embedding_dim",
+            "table = { rank = 4, core = 3, representation = \"tt\" }\nembedding_dim",
+            &["line 12", "unknown field `core`", "`cores`"],
+        ),
         ("train.csv", "trian.csv", &["trian.csv: cannot open"]),
         ("[16, 8]", "[16, 9]", &["[model]", "8 columns in table 0: expected 9"]),
         ("top = [16, 1]", "top = [16]", &["[model]", "16 outputs of the model: expected 1"]),
@@ -546,6 +570,92 @@ fn bad_lines_are_told_and_too_many_end_it() {
     fs::write(dir.path("train.csv"), &text).unwrap();
     let run = ttrec!["train", &toml, "-o", dir.path("b")].exits(3);
     run.says(["skipped 4 of 3004 rows", "max_bad_fraction"]);
+}
+
+#[test]
+fn a_split_without_examples_is_an_error() {
+    let (dir, _) = planted(300);
+    dir.file("none.csv", "click,age,user,item\n");
+    dir.file("bad.csv", "click,age,user,item\n7,1,u1,i1\n");
+    let good = config("", "epochs = 2\npatience = 1");
+    for (from, to, split) in [
+        ("valid_fraction = 0.1", "valid = [\"none.csv\"]", "valid"),
+        ("valid_fraction = 0.1", "valid_fraction = 1e-9", "valid"),
+        ("test = [\"test.csv\"]", "test = [\"none.csv\"]", "test"),
+        ("test = [\"test.csv\"]", "test = [\"bad.csv\"]\nmax_bad_fraction = 1", "test"),
+    ] {
+        let toml = dir.file("a.toml", good.replace(from, to));
+        let wanted = format!("the {split} split has no examples");
+        ttrec!["train", &toml, "-o", dir.path("a")].exits(3).says([&*wanted]);
+        assert!(!dir.path("a/checkpoint.safetensors").exists());
+    }
+
+    let toml = dir.file("b.toml", &good);
+    ttrec!["train", &toml, "-o", dir.path("b")].exits(0);
+    let run = ttrec!["eval", dir.path("b/best.safetensors"), "--data", dir.path("none.csv")];
+    run.exits(3).says(["the test split has no examples"]);
+
+    let sweep = "[sweep]\nseeds = [1]\nrepresentations = [{ representation = \"dense\" }]\n";
+    let text = config("", "epochs = 1") + sweep;
+    let text = text
+        .replace("valid_fraction = 0.1\n", "")
+        .replace("test = [\"test.csv\"]\n", "");
+    let toml = dir.file("sweep.toml", text);
+    let run = ttrec!["sweep", &toml, "-o", dir.path("sweep")].exits(3);
+    run.says(["set `test`, `valid` or `valid_fraction`"]);
+}
+
+#[test]
+fn sorted_rows_are_shuffled_or_warned_of() {
+    let (dir, _) = planted(6000);
+    let text = fs::read_to_string(dir.path("train.csv")).unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    let mut rows: Vec<&str> = rows.lines().collect();
+    rows.sort_by_key(|row| row.split(',').next().map(str::to_owned));
+    dir.file("train.csv", format!("{header}\n{}\n", rows.join("\n")));
+    let train = |name: &str, shuffle: &str| {
+        let text = config("", "epochs = 3").replace("label =", &format!("{shuffle}\nlabel ="));
+        let toml = dir.file(&format!("{name}.toml"), text);
+        let run = ttrec!["train", &toml, "-o", dir.path(name)].exits(0);
+        (judged(&dir.path(name).join("best.safetensors"), &dir.path(""), "auc"), run.stderr)
+    };
+    let (shuffled, stderr) = train("shuffled", "");
+    assert!(!stderr.contains("warning"), "{stderr}");
+    let (sorted, stderr) = train("sorted", "shuffle = false");
+    assert!(stderr.contains("the training examples are sorted"), "{stderr}");
+    assert!(shuffled > sorted + 0.02, "{shuffled} {sorted}");
+}
+
+#[test]
+fn unknown_values_are_reported() {
+    let (dir, _) = planted(3000);
+    let toml = dir.file("a.toml", config("", "epochs = 1"));
+    let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
+    let run =
+        run.prints(["valid: unknown values: user 0.00 %, item ", "test: unknown values: user "]);
+    assert!(!run.stderr.contains("warning"), "{}", run.stderr);
+    let text = fs::read_to_string(dir.path("test.csv")).unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    let strange = dir.file("strange.csv", format!("{header}\n{}", rows.replace(",u", ",U")));
+    let best = dir.path("a/best.safetensors");
+    let run = ttrec!["eval", &best, "--data", &strange].exits(0);
+    run.prints(["test: unknown values: user 100.00 %, item 0"])
+        .says(["100.0 % of the values of column \"user\" in the test split are unknown"]);
+    let run = ttrec!["eval", &best, "--data", &strange, "--json"].exits(0);
+    let value: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(value["unknown"]["user"], 1.0);
+}
+
+#[test]
+fn one_column_is_too_few() {
+    let (dir, _) = planted(300);
+    let text = config("", "epochs = 1")
+        .replace("[\"user\", \"item\"]", "[\"user\"]")
+        .replace("dense = [\"age\"]", "")
+        .replace("bottom = [16, 8]", "");
+    let toml = dir.file("a.toml", text);
+    let run = ttrec!["train", &toml, "-o", dir.path("a")].exits(3);
+    run.says(["at least two columns", "`categorical` or `dense`"]);
 }
 
 #[test]

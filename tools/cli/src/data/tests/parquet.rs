@@ -129,6 +129,23 @@ fn a_file_of_pyarrow_is_read() {
 }
 
 #[test]
+fn whole_floats_and_nan_can_be_categories() {
+    let dir = tempfile::tempdir().unwrap();
+    let xs = [Some(5.0), None, Some(f64::NAN), Some(-7.0), Some(5.0)];
+    let rows: Vec<ParquetRow> = xs.into_iter().map(|x| (4, x, None, 1)).collect();
+    write_parquet(&dir.path().join("a.parquet"), &[&rows], Codec::SNAPPY);
+    let source = "format = \"parquet\"\ntrain = [\"a.parquet\"]\nlabel = \"y\"\npositive = \
+                  4\ncategorical = [\"x\"]\nshuffle = false\n";
+    let dataset = open(dir.path(), &format!("{source}missing = [\"NaN\"]")).unwrap();
+    let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
+    // "", "5" and "-7" in the order of counts, then of bytes.
+    assert_eq!(batch.features[0].indices, [1, 0, 0, 2, 1]);
+    assert_eq!(batch.labels, [1.0; 5]);
+    let error = open(dir.path(), source).err().unwrap().to_string();
+    assert!(error.contains("row 3: \"x\" is NaN"), "{error}");
+}
+
+#[test]
 fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.parquet");
@@ -160,7 +177,9 @@ fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
         &ok.replace("[\"n\", ", "[\"x\", "),
         &["\"x\" is 1.5: expected text or a whole number"],
     );
-    refused(&(ok.clone() + "delimiter = \";\"\n"), &["`delimiter` applies to text only"]);
+    for option in ["delimiter = \";\"", "quote = false", "header = [\"y\"]"] {
+        refused(&format!("{ok}{option}\n"), &["applies to text only"]);
+    }
 
     // Damaged files give an error or rows, never a panic.
     let whole = fs::read(&path).unwrap();
