@@ -568,7 +568,7 @@ impl<'a> Machine<'a> {
         let storage = match self.items(id) {
             Some(&[Value::Text("storage"), class, Value::Text(key), ..]) => {
                 match self.record(class) {
-                    Some(Record::Global(_, class)) => Some(Record::Storage { class: *class, key }),
+                    Some(Record::Global(_, class)) => Some(Record::Storage { class, key }),
                     _ => None,
                 }
             }
