@@ -186,7 +186,7 @@ impl<'a> Ranker<'a> {
     /// length changes the speed, never the scores.
     pub fn workspace_len(&self, num_samples: usize) -> usize {
         let group = num_samples.clamp(1, GROUP);
-        // Scoring asks for the least length each time, and reading the tables costs more than a row.
+        // Each score asks for the least length, and to read the tables costs more than a row.
         let tables = match group {
             1 => self.table_workspace_len,
             _ => self.tables().map(|table| table.workspace_len(group)).max().unwrap_or(0),
