@@ -607,3 +607,105 @@ fn an_index_that_lies_is_refused() {
         case(&whole[..len], &["model.safetensors.index.json"]);
     }
 }
+
+/// Writes tensors of f32 zeros, each of these shapes.
+fn write_zeros(path: &Path, shapes: &[(&str, &[usize])]) {
+    let tensors: Vec<_> = shapes
+        .iter()
+        .map(|&(name, shape)| (name, F32, shape, vec![0.0f32; shape.iter().product()].bytes()))
+        .collect();
+    write_safetensors(path, &tensors);
+}
+
+#[test]
+fn what_only_looks_like_a_table_is_not_offered() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("model.safetensors");
+    write_zeros(
+        &checkpoint,
+        &[
+            ("item_emb.weight", &[40, 4]),
+            ("user_emb.weight", &[40, 4]),
+            // A linear layer, taller than wide.
+            ("head.weight", &[64, 4]),
+            ("head.bias", &[64]),
+            // What optimizers keep has the shapes of the tables.
+            ("optimizer.state.0.exp_avg", &[40, 4]),
+            ("emb.momentum_buffer", &[40, 4]),
+            ("optimizer_states.0.state.1.sum", &[40, 4]),
+            // t3nsor's TTLinear.
+            ("fc.parameters.0", &[1, 2, 2, 2]),
+            ("fc.parameters.1", &[2, 2, 2, 1]),
+            ("fc.bias", &[4]),
+        ],
+    );
+    let run = ttrec!["convert", &checkpoint, "-o", dir.path("x.ttr")].exits(3);
+    assert!(run.stderr.contains("item_emb.weight"), "{run:?}");
+    for other in ["head", "exp_avg", "momentum", "optimizer", "fc."] {
+        assert!(!run.stderr.contains(other), "{other}: {run:?}");
+    }
+}
+
+#[test]
+fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("torchrec.safetensors");
+    let names: Vec<String> = (0..11)
+        .map(|t| format!("sparse_arch.embedding_bag_collection.embedding_bags.t_{t}.weight"))
+        .collect();
+    let mut shapes: Vec<(&str, &[usize])> =
+        names.iter().map(|name| (name.as_str(), &[5, 4][..])).collect();
+    shapes.extend([
+        ("dense_arch.model._mlp.0._linear.weight", &[4, 3][..]),
+        ("dense_arch.model._mlp.0._linear.bias", &[4]),
+        ("over_arch.model.1.weight", &[1, 70]),
+        ("over_arch.model.1.bias", &[1]),
+    ]);
+    write_zeros(&checkpoint, &shapes);
+    ttrec!["convert", &checkpoint, "-o", dir.path("x.ttr")].exits(3).says([
+        "lost the order",
+        "11 tables",
+        "spec",
+    ]);
+
+    // Four vectors of two columns have six dot products: with the dense vector they make as many
+    // inputs as the vectors end to end.
+    let checkpoint = dir.path("dlrm.safetensors");
+    write_zeros(
+        &checkpoint,
+        &[
+            ("emb_l.0.weight", &[5, 2]),
+            ("emb_l.1.weight", &[5, 2]),
+            ("emb_l.2.weight", &[5, 2]),
+            ("bot_l.0.weight", &[2, 3]),
+            ("bot_l.0.bias", &[2]),
+            ("top_l.0.weight", &[1, 8]),
+            ("top_l.0.bias", &[1]),
+        ],
+    );
+    ttrec!["convert", &checkpoint, "-o", dir.path("x.ttr")]
+        .exits(3)
+        .says(["`cat`", "interaction = \"dot\""]);
+    let tables: String = (0..3).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n")).collect();
+    let spec = dir.path("spec.toml");
+    fs::write(&spec, format!("[model]\ninteraction = \"dot\"\n{tables}")).unwrap();
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("x.ttr")].exits(0);
+}
+
+#[test]
+fn a_model_without_dense_features_is_planned() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("model.safetensors");
+    write_zeros(
+        &checkpoint,
+        &[
+            ("emb_l.0.weight", &[50, 4]),
+            ("emb_l.1.weight", &[50, 4]),
+            ("top_l.0.weight", &[1, 1]),
+            ("top_l.0.bias", &[1]),
+        ],
+    );
+    let spec = dir.path("spec.toml");
+    ttrec!["plan", &checkpoint, "--budget", "100%", "-o", &spec].exits(0);
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("x.ttr")].exits(0);
+}

@@ -15,7 +15,15 @@ impl Dialect for Dense {
     }
 
     fn detect(&self, survey: &mut Survey<'_>) {
-        for tensor in survey.free().into_iter().filter(|tensor| looks_like_a_table(tensor)) {
+        // A `Linear` has a weight of the form of a table, and a bias.
+        let has_bias = |tensor: &Tensor| {
+            let stem = tensor.name().strip_suffix("weight");
+            stem.is_some_and(|stem| survey.checkpoint.tensor(&format!("{stem}bias")).is_some())
+        };
+        let tables = survey.free().into_iter();
+        let tables: Vec<&Tensor> =
+            tables.filter(|t| looks_like_a_table(t) && !has_bias(t)).collect();
+        for tensor in tables {
             survey.offer(TableSpec {
                 tensor: Some(tensor.name().to_owned()),
                 ..TableSpec::default()

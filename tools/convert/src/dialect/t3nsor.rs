@@ -17,7 +17,11 @@ impl Dialect for T3nsor {
             // Other programs use this name too; only here the first dimension is the rank 1.
             if let [1, _, _, _] = first.shape() {
                 survey.take_numbered(&format!("{prefix}parameters."));
-                survey.offer(TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() });
+                // `TTLinear` has the same cores, and a bias.
+                if !survey.take(&format!("{prefix}bias")) {
+                    let prefix = Some(prefix.to_owned());
+                    survey.offer(TableSpec { prefix, ..TableSpec::default() });
+                }
             }
         }
     }
