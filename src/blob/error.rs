@@ -82,7 +82,7 @@ macro_rules! rules {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
         pub enum Rule {
-            /// The numbers of a table are a shape. [`BlobError::shape`] says what is wrong.
+            /// The numbers of a table are a valid shape; [`BlobError::shape`] has the error.
             Shape,
             $($(#[$doc])* $rule,)*
         }

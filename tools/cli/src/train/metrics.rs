@@ -108,8 +108,8 @@ impl Neighbours {
         }
     }
 
-    /// `None` if there are too few labels, or too few of either kind: in random order, the
-    /// correlation of the others is below 0.2 but for less than one in a million passes.
+    /// The correlation, or `None` if there are too few labels of either kind to judge. Enough
+    /// labels in random order exceed 0.2 in fewer than one pass in a million.
     pub(super) fn correlation(&self) -> Option<f64> {
         let mean = self.sum / self.count;
         let variance = self.squares / self.count - mean * mean;

@@ -88,7 +88,7 @@ pub struct Checkpoint {
     metadata: BTreeMap<String, String>,
 }
 
-/// What the optimizers of torch call their tensors, where no table is called so.
+/// The names that torch's optimizers give their tensors. Tables do not have these names.
 const OPTIMIZER_STATE: [&str; 9] = [
     "exp_avg",
     "exp_avg_sq",
@@ -190,7 +190,7 @@ impl Checkpoint {
     /// Whether the tensor called `name` is the state of an optimizer, such as the moments of Adam,
     /// which have the shapes of the tables: it lies beside `param_groups`, or is named as one.
     pub fn is_optimizer_state(&self, name: &str) -> bool {
-        // In the file formats of named tensors, paths are all there is.
+        // Only pickles have the dicts of an optimizer; other files have nothing but names.
         let named = name.split('.').any(|part| {
             let part = part.to_ascii_lowercase();
             part.contains("optimizer") || part == "opt_state_dict" || part == "optim"

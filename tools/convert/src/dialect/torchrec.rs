@@ -1,10 +1,10 @@
 //! TorchRec (`EmbeddingBagCollection`): the table called NAME is `...embedding_bags.NAME.weight`,
 //! rows by columns.
 
-use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require};
+use super::{Dialect, Model, Survey, Weights, dense, model::natural, refuse, require};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
-    spec::TableSpec,
+    spec::{ModelSpec, TableSpec},
 };
 use anyhow::{Context, Result};
 
@@ -33,8 +33,9 @@ impl Dialect for Torchrec {
             survey.sort(&mut tensors);
         } else {
             tensors.sort_by_cached_key(|tensor| natural(tensor.name()));
-            let has_layers = tensors.iter().any(|tensor| tensor.name().contains("over_arch."));
-            if has_layers && names(&tensors) != by_text {
+            let is_torchrec = |model: &ModelSpec| model.dialect.as_deref() == Some(self.name());
+            let has_model = Model::detect(survey.checkpoint).iter().any(is_torchrec);
+            if has_model && names(&tensors) != by_text {
                 let reason = format!(
                     "the file sorts its tensors by name, so that it has lost the order of the \
                      model's {} tables: list them in a spec, in the order of the model's \
