@@ -8,7 +8,7 @@
 //! and neither nesting nor cycles can overflow the stack.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::ElementType;
 
@@ -59,7 +59,7 @@ pub(super) struct Location {
 pub(super) struct Named {
     pub(super) name: String,
     /// Its place, or what it is instead of a plain tensor.
-    pub(super) place: Result<Rc<Location>, String>,
+    pub(super) place: Result<Arc<Location>, String>,
 }
 
 /// The tensors of a pickle.
@@ -100,7 +100,7 @@ enum Record<'a> {
         class: &'a str,
         key: &'a str,
     },
-    Tensor(Rc<Location>),
+    Tensor(Arc<Location>),
     /// A tensor that is sparse, quantised or otherwise not plain, by the function that rebuilds it.
     OtherTensor(&'a str),
     /// A tensor whose storage, shape or strides are none.
@@ -598,7 +598,7 @@ impl<'a> Machine<'a> {
                         Some(location) => {
                             let len = location.storage.len() / VALUE as usize;
                             let len = len + location.shape.len() + 8;
-                            self.add(Record::Tensor(Rc::new(location)), len)
+                            self.add(Record::Tensor(Arc::new(location)), len)
                         }
                         None => self.add(Record::Malformed, 0),
                     };
@@ -699,7 +699,7 @@ impl<'a> Search<'_, 'a> {
         }
         let machine = self.machine;
         let place = match &machine.records[position as usize] {
-            Record::Tensor(location) => Ok(Rc::clone(location)),
+            Record::Tensor(location) => Ok(Arc::clone(location)),
             Record::OtherTensor(function) => {
                 Err(format!("it is not a plain tensor (torch makes it with {function})"))
             }

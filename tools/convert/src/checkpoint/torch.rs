@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::archive::{self, Archive, Members, StoredMember};
@@ -186,7 +185,7 @@ fn read(
 /// The elements at `place`.
 fn data(
     map: &Mapped,
-    place: &Rc<Location>,
+    place: &Arc<Location>,
     element_type: ElementType,
     find: &mut dyn FnMut(&str) -> Storage,
     (cache, id): (&Arc<DecodedCache>, usize),
@@ -198,15 +197,7 @@ fn data(
     {
         return Data::Mapped(map.clone(), range, checked.clone());
     }
-    let gather = Gather {
-        element_type,
-        offset: place.offset,
-        shape: place.shape.clone(),
-        strides: place.strides.clone(),
-        negated: place.negated,
-        limit: map.as_ref().len().saturating_add(MAX_EXPANSION),
-        file_len: map.as_ref().len(),
-    };
+    let gather = Gather { place: Arc::clone(place), element_type, file_len: map.as_ref().len() };
     let map = map.clone();
     let load = move || match &storage {
         Storage::Mapped(range, checked) => {
@@ -244,55 +235,51 @@ fn row_major(
 
 /// A tensor that is copied from its storage, element by element.
 struct Gather {
+    place: Arc<Location>,
     element_type: ElementType,
-    offset: u64,
-    shape: Vec<u64>,
-    strides: Vec<u64>,
-    negated: bool,
-    limit: usize,
     file_len: usize,
 }
 
 impl Gather {
     fn gather(&self, storage: &[u8]) -> Result<Vec<u8>, String> {
-        let Self { shape, strides, .. } = self;
+        let Location { offset, shape, strides, negated, .. } = &*self.place;
+        let limit = self.file_len.saturating_add(MAX_EXPANSION);
         if shape.len() != strides.len() {
             return Err(format!("shape {shape:?} and strides {strides:?} differ in length"));
         }
         let size = self.element_type.size() as usize;
         let count = shape.iter().try_fold(size as u64, |count, &extent| count.checked_mul(extent));
         let len = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
-        if len > self.limit {
+        if len > limit {
             return Err(format!(
-                "{len} bytes in a file of {}, expected at most {}",
-                self.file_len, self.limit
+                "{len} bytes in a file of {}, expected at most {limit}",
+                self.file_len
             ));
         }
         if len == 0 {
             return Ok(Vec::new());
         }
-        let last = shape.iter().zip(strides).try_fold(self.offset, |last, (&extent, &stride)| {
+        let last = shape.iter().zip(strides).try_fold(*offset, |last, (&extent, &stride)| {
             last.checked_add((extent - 1).checked_mul(stride)?)
         });
         let held = storage.len() / size;
         if last.is_none_or(|last| last >= held as u64) {
             return Err(format!(
-                "shape {shape:?} with strides {strides:?} from element {} on: its storage has \
-                 {held} elements",
-                self.offset
+                "shape {shape:?} with strides {strides:?} from element {offset} on: its storage \
+                 has {held} elements"
             ));
         }
         let mut out = Vec::with_capacity(len);
         let mut position = vec![0_u64; shape.len()];
         // Every position is at most `last`.
-        let mut at = self.offset;
+        let mut at = *offset;
         loop {
             let start = at as usize * size;
             out.extend_from_slice(&storage[start..start + size]);
             let mut k = shape.len();
             loop {
                 let Some(next) = k.checked_sub(1) else {
-                    if self.negated {
+                    if *negated {
                         self.negate(&mut out);
                     }
                     return Ok(out);
