@@ -608,21 +608,23 @@ fn an_index_that_lies_is_refused() {
     }
 }
 
-/// Writes tensors of f32 zeros, each of these shapes.
-fn write_zeros(path: &Path, shapes: &[(&str, &[usize])]) {
+/// Writes `name` with tensors of f32 zeros, each of these shapes.
+fn write_zeros(dir: &Dir, name: &str, shapes: &[(&str, &[usize])]) -> PathBuf {
+    let path = dir.path(name);
     let tensors: Vec<_> = shapes
         .iter()
         .map(|&(name, shape)| (name, F32, shape, vec![0.0f32; shape.iter().product()].bytes()))
         .collect();
-    write_safetensors(path, &tensors);
+    write_safetensors(&path, &tensors);
+    path
 }
 
 #[test]
 fn what_only_looks_like_a_table_is_not_offered() {
     let dir = Dir::new();
-    let checkpoint = dir.path("model.safetensors");
-    write_zeros(
-        &checkpoint,
+    let checkpoint = write_zeros(
+        &dir,
+        "model.safetensors",
         &[
             ("item_emb.weight", &[40, 4]),
             ("user_emb.weight", &[40, 4]),
@@ -649,7 +651,6 @@ fn what_only_looks_like_a_table_is_not_offered() {
 #[test]
 fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
     let dir = Dir::new();
-    let checkpoint = dir.path("torchrec.safetensors");
     let names: Vec<String> = (0..11)
         .map(|t| format!("sparse_arch.embedding_bag_collection.embedding_bags.t_{t}.weight"))
         .collect();
@@ -661,7 +662,7 @@ fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
         ("over_arch.model.1.weight", &[1, 70]),
         ("over_arch.model.1.bias", &[1]),
     ]);
-    write_zeros(&checkpoint, &shapes);
+    let checkpoint = write_zeros(&dir, "torchrec.safetensors", &shapes);
     ttrec!["convert", &checkpoint, "-o", dir.path("x.ttr")].exits(3).says([
         "lost the order",
         "11 tables",
@@ -670,9 +671,9 @@ fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
 
     // Four vectors of two columns have six dot products: with the dense vector they make as many
     // inputs as the vectors end to end.
-    let checkpoint = dir.path("dlrm.safetensors");
-    write_zeros(
-        &checkpoint,
+    let checkpoint = write_zeros(
+        &dir,
+        "dlrm.safetensors",
         &[
             ("emb_l.0.weight", &[5, 2]),
             ("emb_l.1.weight", &[5, 2]),
@@ -695,9 +696,9 @@ fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
 #[test]
 fn a_model_without_dense_features_is_planned() {
     let dir = Dir::new();
-    let checkpoint = dir.path("model.safetensors");
-    write_zeros(
-        &checkpoint,
+    let checkpoint = write_zeros(
+        &dir,
+        "model.safetensors",
         &[
             ("emb_l.0.weight", &[50, 4]),
             ("emb_l.1.weight", &[50, 4]),
