@@ -136,6 +136,22 @@ impl TtShape {
         shape
     }
 
+    /// Whether a row takes at most `most` multiply-adds, in products that all have a multiple of
+    /// four columns.
+    pub(crate) fn has_small_rows(&self, most: usize) -> bool {
+        let (mut m, mut multiply_adds) = (1usize, 0usize);
+        for k in 1..self.num_cores {
+            m = m.saturating_mul(self.column_factor(k - 1));
+            let n = self.column_factor(k).saturating_mul(self.rank(k + 1));
+            if !n.is_multiple_of(4) {
+                return false;
+            }
+            multiply_adds =
+                multiply_adds.saturating_add(m.saturating_mul(self.rank(k)).saturating_mul(n));
+        }
+        multiply_adds <= most
+    }
+
     /// The same shape with another order of the digits of rows.
     #[must_use]
     pub fn with_digit_order(self, digit_order: DigitOrder) -> Self {

@@ -97,6 +97,29 @@ impl Digits {
         }
     }
 
+    /// Writes all digits of a row.
+    #[inline(always)]
+    pub(crate) fn write_all(&self, row: u32, digits: &mut [u32; MAX_CORES]) {
+        let mut rest = row;
+        let Some((inner, [last, ..])) = digits.split_at_mut_checked(self.num_inner) else { return };
+        match self.order {
+            DigitOrder::MostSignificantFirst => {
+                (rest, *last) = self.split.divide(row);
+                let Some((first, inner)) = inner.split_first_mut() else { return };
+                for (digit, p) in inner.iter_mut().zip(self.inner().iter().skip(1)).rev() {
+                    (rest, *digit) = p.divide(rest);
+                }
+                *first = rest;
+            }
+            DigitOrder::LeastSignificantFirst => {
+                for (digit, p) in inner.iter_mut().zip(self.inner()) {
+                    (rest, *digit) = p.divide(rest);
+                }
+                *last = rest;
+            }
+        }
+    }
+
     #[inline(always)]
     fn inner(&self) -> &[Divisor] {
         self.inner.get(..self.num_inner).unwrap_or_default()
@@ -145,6 +168,9 @@ mod tests {
                     let expected = shape.padded_digits(row.into());
                     assert_eq!(digits.last(row), expected[prefix_len]);
                     assert_eq!(u64::from(digits.prefix(row)), shape.prefix(row.into()));
+                    let mut all = [0; MAX_CORES];
+                    digits.write_all(row, &mut all);
+                    assert_eq!(all, expected);
                     let key = digits.prefix_key(row);
                     assert_eq!(digits.prefix_digits(key)[..prefix_len], expected[..prefix_len]);
                     prefixes.push((

@@ -4,6 +4,7 @@
 
 mod chain;
 mod digits;
+mod direct;
 mod error;
 mod parts;
 mod sort;
@@ -232,6 +233,9 @@ impl Table<'_> {
     pub(crate) fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
+            Weights::Tt(tt) if PLANS_BATCHES && tt.is_small => {
+                direct::best_workspace_len(&tt.shape, num_lookups)
+            }
             Weights::Tt(tt) if PLANS_BATCHES => chain::best_workspace_len(&tt.shape, num_lookups),
             Weights::Tt(_) => 0,
             Weights::Projected(table) => parts::best_workspace_len(table.rank(), num_lookups),
@@ -317,6 +321,15 @@ impl Table<'_> {
             }
             Weights::Tt(tt)
                 if PLANS_BATCHES
+                    && pooling != Pooling::Max
+                    && !self.tier().is_scalar()
+                    && tt.is_small =>
+            {
+                direct::pool(self, tt, bags, pooling == Pooling::Mean, out, workspace)
+            }
+            Weights::Tt(tt)
+                if PLANS_BATCHES
+                    && !(self.tier().is_scalar() && tt.is_small)
                     && !bags.sequential
                     && pooling != Pooling::Max
                     && bags.indices.len() > 1 =>

@@ -603,7 +603,7 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
             }
         }
         let prefixes = self.prefixes(&shape)?;
-        Ok(TtCores { shape, cores, prefixes })
+        Ok(TtCores::new(shape, cores, prefixes))
     }
 
     /// Products of prefixes, if they come next.

@@ -81,6 +81,8 @@ pub(crate) trait Weight: Copy + 'static {
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32;
     /// The units as [`Elements`].
     fn elements(units: &[Self]) -> Elements<'_>;
+    /// The units of `elements`, if they are of this type.
+    fn units(elements: Elements<'_>) -> Option<&[Self]>;
     /// The scale, offset and elements of a dense row.
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
@@ -110,6 +112,14 @@ impl Weight for f32 {
     fn elements(units: &[Self]) -> Elements<'_> {
         Elements(Values::F32(units))
     }
+    #[inline(always)]
+    fn units(elements: Elements<'_>) -> Option<&[Self]> {
+        if let Values::F32(units) = elements.0 {
+            Some(units)
+        } else {
+            None
+        }
+    }
 }
 
 impl Weight for f16 {
@@ -122,6 +132,14 @@ impl Weight for f16 {
     fn elements(units: &[Self]) -> Elements<'_> {
         Elements(Values::F16(units))
     }
+    #[inline(always)]
+    fn units(elements: Elements<'_>) -> Option<&[Self]> {
+        if let Values::F16(units) = elements.0 {
+            Some(units)
+        } else {
+            None
+        }
+    }
 }
 
 impl Weight for bf16 {
@@ -133,6 +151,14 @@ impl Weight for bf16 {
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
         Elements(Values::Bf16(units))
+    }
+    #[inline(always)]
+    fn units(elements: Elements<'_>) -> Option<&[Self]> {
+        if let Values::Bf16(units) = elements.0 {
+            Some(units)
+        } else {
+            None
+        }
     }
 }
 
@@ -147,6 +173,14 @@ impl Weight for i8 {
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
         Elements(Values::I8(units))
+    }
+    #[inline(always)]
+    fn units(elements: Elements<'_>) -> Option<&[Self]> {
+        if let Values::I8(units) = elements.0 {
+            Some(units)
+        } else {
+            None
+        }
     }
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
@@ -168,6 +202,14 @@ impl Weight for Nibbles {
     #[inline(always)]
     fn elements(units: &[Self]) -> Elements<'_> {
         Elements(Values::I4(units))
+    }
+    #[inline(always)]
+    fn units(elements: Elements<'_>) -> Option<&[Self]> {
+        if let Values::I4(units) = elements.0 {
+            Some(units)
+        } else {
+            None
+        }
     }
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {

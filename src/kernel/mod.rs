@@ -23,7 +23,9 @@ mod update;
 pub(crate) use interaction::dot_interaction_from;
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use product::chain_step;
-pub(crate) use product::{Job, add_products, resume_rows, store_products, store_rows};
+pub(crate) use product::{
+    ChainedRow, Job, add_products, chain_rows, resume_rows, store_products, store_rows,
+};
 use product::{Start, scalar_product, widest};
 pub use roofline::{fma_chains, read_all};
 pub use rows::widen;
@@ -86,6 +88,16 @@ impl Epilogue<'_> {
                 bias.len() == n && (scales.is_empty() || scales.len() == n)
             }
             _ => true,
+        }
+    }
+
+    /// Whether it adds, and the factor of what it adds or stores, if that is all it does.
+    pub(crate) fn scale(self) -> Option<(bool, f32)> {
+        match self {
+            Self::Store => Some((false, 1.0)),
+            Self::StoreScaled(scale) => Some((false, scale)),
+            Self::AddScaled(scale) => Some((true, scale)),
+            Self::MaxScaled(_) | Self::Bias { .. } => None,
         }
     }
 

@@ -6,6 +6,9 @@ use crate::{
     shape::{MAX_CORES, TtShape},
 };
 
+/// Whether this machine may have a tier above the scalar one.
+const HAS_VECTORS: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
+
 /// The cores of a tensor-train table.
 #[derive(Clone, Copy, Debug)]
 pub struct TtCores<'a> {
@@ -13,9 +16,34 @@ pub struct TtCores<'a> {
     /// The first `shape.num_cores()` are in use.
     pub(crate) cores: [Core<'a>; MAX_CORES],
     pub(crate) prefixes: Option<Prefixes<'a>>,
+    /// Whether its rows are multiplied out one by one ([`TtCores::new`]).
+    pub(crate) is_small: bool,
 }
 
+/// The most multiply-adds of a row that is multiplied out by itself, also in a batch: to find the
+/// lookups that share some of them would take longer.
+const MAX_SMALL: usize = 2048;
+
 impl<'a> TtCores<'a> {
+    /// Its rows are small if they take at most [`MAX_SMALL`] multiply-adds, the cores have one
+    /// dtype, and each step's product has a multiple of four columns. On 32-bit boards without an
+    /// operating system, which have no vectors, they never are.
+    pub(crate) fn new(
+        shape: TtShape,
+        cores: [Core<'a>; MAX_CORES],
+        prefixes: Option<Prefixes<'a>>,
+    ) -> Self {
+        let tt = Self { shape, cores, prefixes, is_small: false };
+        let is_small = HAS_VECTORS && shape.has_small_rows(MAX_SMALL) && tt.has_one_dtype();
+        Self { is_small, ..tt }
+    }
+
+    fn has_one_dtype(&self) -> bool {
+        let mut dtypes = self.cores().iter().map(|core| core.slices.dtype());
+        let first = dtypes.next();
+        dtypes.all(|dtype| Some(dtype) == first)
+    }
+
     /// The factors and ranks.
     pub fn shape(&self) -> &TtShape {
         &self.shape

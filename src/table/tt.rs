@@ -8,7 +8,7 @@
 use crate::{
     dtype::Elements,
     isa::Tier,
-    kernel::{Consistent, Dims, Epilogue, chain_step, widen},
+    kernel::{ChainedRow, Consistent, Dims, Epilogue, chain_rows, chain_step, widen},
     repr::TtCores,
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
@@ -62,12 +62,20 @@ pub(super) fn write_row(
     epilogue: Epilogue<'_>,
 ) -> Consistent {
     let shape = &tt.shape;
-    let last = shape.num_cores().checked_sub(1)?;
     let digits = shape.padded_digits(row);
     let stored = match &tt.prefixes {
         Some(prefixes) => prefixes.product(shape.prefix(row), shape.prefix_len()),
         None => None,
     };
+    if stored.is_none()
+        && tt.is_small
+        && !tier.is_scalar()
+        && let Some((add, weight)) = epilogue.scale()
+    {
+        let row = ChainedRow { digits, out: 0, weight };
+        return chain_rows(tier, tt, &[row], add, workspace, out);
+    }
+    let last = shape.num_cores().checked_sub(1)?;
     let x = match stored {
         Some(product) => product,
         None => prefix_product(tier, tt, &digits, workspace)?,

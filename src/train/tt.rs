@@ -131,7 +131,7 @@ impl TtTable {
         for (to, core) in cores.iter_mut().zip(parameters).take(self.shape.num_cores()) {
             to.slices = Elements::from_f32(core.values());
         }
-        let weights = Weights::Tt(TtCores { shape: self.shape, cores, prefixes: None });
+        let weights = Weights::Tt(TtCores::new(self.shape, cores, None));
         view(weights, self.shape.num_embeddings(), self.shape.embedding_dim(), *tier)
     }
 

@@ -24,7 +24,7 @@ const SENTINEL: f32 = -7.0e37;
 
 /// Row factors, column factors and ranks: 2 to 5 cores, with 1 to 16 rows to the last product and
 /// last column factors of less than, exactly, and more than a vector.
-const SHAPES: [(&[u32], &[u32], &[u32]); 21] = [
+const SHAPES: [(&[u32], &[u32], &[u32]); 28] = [
     (&[17, 13], &[3, 5], &[7]),
     (&[12, 10], &[8, 9], &[6]),
     (&[40, 6], &[1, 16], &[12]),
@@ -48,6 +48,14 @@ const SHAPES: [(&[u32], &[u32], &[u32]); 21] = [
     (&[5, 4, 9], &[2, 2, 16], &[3, 8]),
     (&[40, 6], &[1, 32], &[5]),
     (&[20, 13], &[2, 32], &[6]),
+    // Rows of more multiply-adds than are computed one by one, and of just as many.
+    (&[20, 13], &[2, 32], &[33]),
+    (&[20, 13], &[2, 32], &[32]),
+    (&[20, 13], &[2, 4], &[300]),
+    (&[40, 6], &[1, 16], &[140]),
+    (&[5, 4, 9], &[2, 2, 8], &[3, 140]),
+    (&[5, 4, 9], &[4, 4, 4], &[16, 17]),
+    (&[5, 4, 9], &[3, 2, 12], &[9, 10]),
 ];
 
 /// Bags around what is sorted on the stack and what is sorted by insertion, and larger ones.
@@ -78,7 +86,7 @@ fn sample(
         }
     };
     // The stored products are not those of the cores, so that results show whether they were used.
-    let num_prefixes = if (dtype as u64).is_multiple_of(2) {
+    let num_prefixes = if (dtype as u64 + order as u64).is_multiple_of(2) {
         shape.num_prefixes() / 3
     } else {
         0
@@ -420,6 +428,16 @@ impl<'a> TensorTrain<'a> {
         x
     }
 
+    /// Whether rows are computed one by one.
+    fn is_small(&self) -> bool {
+        let steps = 1..self.p.len();
+        let columns = |k: usize| self.q[k] * self.r[k + 1];
+        let multiply_adds =
+            |k: usize| self.q[..k].iter().product::<usize>() * self.r[k] * columns(k);
+        steps.clone().all(|k| columns(k).is_multiple_of(4))
+            && steps.map(multiply_adds).sum::<usize>() <= 2048
+    }
+
     /// From how many lookups of a prefix on their last slices are summed.
     fn sum_slices_from(&self) -> usize {
         let m: usize = self.q[..self.q.len() - 1].iter().product();
@@ -513,7 +531,7 @@ impl<'a> TensorTrain<'a> {
             let weights = if mode == Mode::Weighted { weights } else { &ones };
             let mut pooled = match mode {
                 Mode::Max => self.max(rows),
-                _ if sequential => self.sum_in_index_order(rows, weights),
+                _ if sequential || self.is_small() => self.sum_in_index_order(rows, weights),
                 _ => {
                     let (sum, sums_of_slices) = self.sum(rows, weights);
                     num_sums += sums_of_slices;
@@ -593,7 +611,7 @@ fn a_bag_has_the_same_bits_in_any_batch_and_workspace() {
             let mut rng = Rng::new(case as u64);
             let batch = Batch::draw(&tt, &BAG_SIZES, Values::Reals, &mut rng);
             let (least, best) = (table.workspace_len(1), table.workspace_len(batch.indices.len()));
-            assert!(least < best);
+            assert!(least < best || tt.is_small() && least == best);
             let mode = rng.pick(&[Mode::Sum, Mode::Weighted, Mode::Mean]);
             let expected = batch.pool(&table, mode, best, false);
             let what = (table.tier().name(), case, mode);
@@ -608,7 +626,7 @@ fn a_bag_has_the_same_bits_in_any_batch_and_workspace() {
             let step = (best - least) / 40;
             let lens = (least..least + 4)
                 .chain((least + 4..best + 200).step_by(step | 1))
-                .chain(best - 2..best + 2);
+                .chain((best - 2).max(least)..best + 2);
             for len in lens.chain([4 * best]) {
                 let found = batch.pool(&table, mode, len, len / 2 % 2 == 1);
                 assert_same_bits(&found, &expected, &batch, &(what, "workspace", len));
@@ -645,8 +663,13 @@ const MANY: usize = 20_500;
 
 #[test]
 fn bags_and_batches_of_more_than_are_sorted_together_have_the_same_bits() {
-    let shapes = if tiers::few_cases() { 5..6 } else { 3..6 };
-    for (case, shape) in SHAPES[shapes].iter().enumerate() {
+    let shapes: [(&[u32], &[u32], &[u32]); 3] = [
+        (&[5, 7, 6], &[4, 4, 4], &[16, 17]),
+        (&[6, 5, 7], &[2, 2, 17], &[5, 9]),
+        (&[5, 4, 9], &[3, 2, 8], &[3, 60]),
+    ];
+    let shapes = if tiers::few_cases() { &shapes[2..] } else { &shapes[..] };
+    for (case, shape) in shapes.iter().enumerate() {
         let dtype = CORE_DTYPES[3 * (case % 2)];
         let buf = sample(
             *shape,

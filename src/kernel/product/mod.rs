@@ -39,6 +39,7 @@
 // compiler cannot see, are not.
 #![allow(clippy::indexing_slicing, clippy::needless_range_loop)]
 
+mod chains;
 mod grouped;
 mod multi_job;
 mod scalar;
@@ -50,6 +51,7 @@ use crate::{
     isa::{Isa, Op, Tier},
     kernel::{Consistent, Dims},
 };
+pub(crate) use chains::{ChainedRow, chain_rows};
 use core::ops::Range;
 use grouped::{FewColumns, GroupedJobs};
 use multi_job::MultiJob;

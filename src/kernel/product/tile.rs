@@ -168,7 +168,7 @@ pub(super) fn finished<I: Isa, W: Weight, const ADD: bool>(
 
 /// Adds lane `LANE` of each left operand times a row of the slice.
 #[inline(always)]
-fn multiply_add<I: Isa, W: Weight, const M: usize, const V: usize, const LANE: usize>(
+pub(super) fn multiply_add<I: Isa, W: Weight, const M: usize, const V: usize, const LANE: usize>(
     isa: I,
     lhs: &[I::Quad<'_>; M],
     row: &[W],
