@@ -4,8 +4,8 @@
 //! A [`Dataset`] gives its examples in passes over a split. A pass depends only on its seed, so
 //! that it can be resumed at any example.
 
+mod compressed;
 mod events;
-mod gzip;
 mod order;
 #[cfg(feature = "parquet")]
 mod parquet;

@@ -216,16 +216,14 @@ struct Encoding {
 }
 
 impl Encoding {
-    fn for_each<'v>(&self, value: &'v [u8], mut put: impl FnMut(&'v [u8])) {
-        match self.separator {
+    fn for_each<'v>(&self, values: impl Iterator<Item = &'v [u8]>, mut put: impl FnMut(&'v [u8])) {
+        values.for_each(|value| match self.separator {
             None => put(value),
-            Some(separator) => {
-                value
-                    .split(|&byte| byte == separator)
-                    .filter(|value| !value.is_empty())
-                    .for_each(put);
-            }
-        }
+            Some(separator) => value
+                .split(|&byte| byte == separator)
+                .filter(|value| !value.is_empty())
+                .for_each(&mut put),
+        });
     }
 
     /// The number of a value, if that occurs in the training examples.
@@ -472,10 +470,9 @@ impl Records {
         let mut pass = Stream::new(self, Split::Train);
         let mut progress = Bar::new("vocabulary: rows", 0);
         while pass.advance()? {
-            for ((value, encoding), count) in
-                pass.row.values().zip(&self.encodings).zip(&mut counts)
+            for ((values, encoding), count) in pass.row.bags().zip(&self.encodings).zip(&mut counts)
             {
-                encoding.for_each(value, |value| match count {
+                encoding.for_each(values, |value| match count {
                     Count::Values(counter) => counter.add(value),
                     Count::Hashed(rows, counts) => {
                         *counts.entry(hash(value, *rows)).or_default() += 1
@@ -678,13 +675,13 @@ impl Pass for Shuffled<'_> {
         while batch.len() < count && self.advance()? {
             batch.labels.push(self.row.label);
             batch.dense.extend_from_slice(&self.row.dense);
-            let columns = self.row.values().zip(encodings).zip(vocabulary.features());
-            for (((value, encoding), categories), (bags, [values, unknown])) in
+            let columns = self.row.bags().zip(encodings).zip(vocabulary.features());
+            for (((values, encoding), categories), (bags, [count, unknown])) in
                 columns.zip(batch.features.iter_mut().zip(&mut self.values))
             {
-                encoding.for_each(value, |value| {
+                encoding.for_each(values, |value| {
                     let number = encoding.number(value, categories);
-                    *values += 1;
+                    *count += 1;
                     *unknown += u64::from(number.is_err());
                     bags.indices.push(number.unwrap_or_else(|others| others));
                 });

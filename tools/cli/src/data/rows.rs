@@ -60,8 +60,12 @@ pub(super) fn number(text: &[u8]) -> Option<f32> {
 pub(super) struct Example {
     pub(super) label: f32,
     pub(super) dense: Vec<f32>,
+    /// All values, end to end.
     values: Vec<u8>,
+    /// The end of each value.
     ends: Vec<usize>,
+    /// The number of values after those of each categorical column.
+    bags: Vec<usize>,
 }
 
 impl Example {
@@ -69,17 +73,27 @@ impl Example {
         self.dense.clear();
         self.values.clear();
         self.ends.clear();
+        self.bags.clear();
     }
 
-    /// Adds the value of the next categorical column.
+    /// Adds a value to the bag of the next categorical column.
     pub(super) fn push(&mut self, value: &[u8]) {
         self.values.extend_from_slice(value);
         self.ends.push(self.values.len());
     }
 
-    pub(super) fn values(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = [0].into_iter().chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, &end)| &self.values[start..end])
+    /// Ends the bag of the next categorical column.
+    pub(super) fn end_bag(&mut self) {
+        self.bags.push(self.ends.len());
+    }
+
+    /// The values of each categorical column.
+    pub(super) fn bags(&self) -> impl Iterator<Item = impl Iterator<Item = &[u8]>> {
+        let end = |of: &[usize], at: usize| if at == 0 { 0 } else { of[at - 1] };
+        (0..self.bags.len()).map(move |column| {
+            (end(&self.bags, column)..self.bags[column])
+                .map(move |at| &self.values[end(&self.ends, at)..self.ends[at]])
+        })
     }
 }
 

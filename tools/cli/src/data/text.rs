@@ -1,7 +1,7 @@
 //! Rows of delimited text, with a header or in Criteo's columns.
 
 use super::{
-    gzip,
+    compressed,
     rows::{ColumnNames, Example, RowOutcome, RowReader, Rules, number},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -65,7 +65,7 @@ impl Lines {
             .flexible(true)
             .has_headers(with_header)
             .quoting(layout.quote);
-        let text = gzip::open(path)?.chain(&b"\n"[..]);
+        let text = compressed::open(path)?.chain(&b"\n"[..]);
         let mut csv = builder.from_reader(Input { text, ended: false });
         let [integers, hashes] = CRITEO;
         let (width, label, dense, categorical) = match &layout.names {
@@ -135,6 +135,7 @@ impl Lines {
                 ));
             }
             row.push(if self.rules.is_missing(value) { b"" } else { value });
+            row.end_bag();
         }
         Ok(())
     }
