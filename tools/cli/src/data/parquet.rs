@@ -2,7 +2,7 @@
 
 mod pages;
 
-use super::rows::{ColumnNames, Example, RowOutcome, RowReader, Rules};
+use super::rows::{ColumnNames, Example, Labels, RowOutcome, RowReader, Rules};
 use anyhow::{Context, Result, bail, ensure};
 use parquet::{
     basic::{ConvertedType, Repetition},
@@ -24,7 +24,7 @@ pub(super) struct Records {
     rows: RowIter<'static>,
     /// The number of rows read so far.
     count: u64,
-    label: usize,
+    label: Option<usize>,
     dense: Vec<usize>,
     categorical: Vec<Category>,
     rules: Rules,
@@ -115,7 +115,13 @@ impl Records {
                 ensure!(!is_list, "column {name:?} holds lists: expected one number in each row");
                 Ok(at)
             };
-            let label = number(&names.label)?;
+            let is_unlabelled = rules.labels == Labels::Optional
+                && schema.get_fields().iter().all(|field| field.name() != names.label);
+            let label = if is_unlabelled {
+                None
+            } else {
+                Some(number(&names.label)?)
+            };
             let dense = names.dense.iter().map(number).collect::<Result<Vec<_>>>()?;
             let projection = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
             let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection))?;
@@ -140,13 +146,17 @@ impl Records {
         let field =
             |at: usize| fields.get(at).copied().ok_or_else(|| "fields are missing".to_owned());
         row.clear();
-        let (name, label) = field(self.label)?;
-        row.label = match label {
-            Field::Str(text) => self.rules.label_of_text(text.as_bytes()),
-            Field::Bytes(text) => self.rules.label_of_text(text.data()),
-            label => number(label).and_then(|label| self.rules.label(label)),
+        row.label = f32::NAN;
+        if let Some(at) = self.label {
+            let (name, label) = field(at)?;
+            row.label = match label {
+                Field::Str(text) => self.rules.label_of_text(text.as_bytes()),
+                Field::Bytes(text) => self.rules.label_of_text(text.data()),
+                Field::Null => self.rules.label_of_text(b""),
+                label => number(label).and_then(|label| self.rules.label(label)),
+            }
+            .ok_or_else(|| unsuitable(name, label, Rules::LABEL))?;
         }
-        .ok_or_else(|| unsuitable(name, label, Rules::LABEL))?;
         for &at in &self.dense {
             let (name, value) = field(at)?;
             let value = if self.is_missing(value) {

@@ -10,9 +10,19 @@ pub(super) struct ColumnNames {
     pub(super) categorical: Vec<String>,
 }
 
+/// Whether rows must have labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Labels {
+    #[default]
+    Needed,
+    /// Rows that are only scored.
+    Optional,
+}
+
 /// How fields become numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rules {
+    pub(super) labels: Labels,
     /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
     pub(super) log1p: bool,
     /// Texts that stand for a missing value, besides the empty one.
@@ -34,6 +44,9 @@ impl Rules {
 
     pub(super) fn label_of_text(&self, text: &[u8]) -> Option<f32> {
         let text = text.trim_ascii();
+        if self.labels == Labels::Optional && self.is_missing(text) {
+            return Some(f32::NAN);
+        }
         let truth =
             [&b"false"[..], b"true"].iter().position(|name| text.eq_ignore_ascii_case(name));
         self.label(truth.map(|truth| truth as f32).or_else(|| number(text))?)
@@ -58,6 +71,7 @@ pub(super) fn number(text: &[u8]) -> Option<f32> {
 /// One example before its categories are numbered.
 #[derive(Debug, Default)]
 pub(super) struct Example {
+    /// NaN if the row has none.
     pub(super) label: f32,
     pub(super) dense: Vec<f32>,
     /// All values, end to end.

@@ -140,9 +140,9 @@ fn zstandard_brotli_lists_and_decimals_are_read() {
         )
     };
     let text = columns(", separator = \"|\"");
-    let text = format!("format = \"csv\"\ntrain = [\"parquet.csv\"]\n{text}");
+    let text = format!("format = \"csv\"\ntrain = [\"rows.csv\"]\n{text}");
     let expected = open(&golden, &text).unwrap();
-    for file in ["zstd.parquet", "brotli.parquet"] {
+    for file in ["rows.zstd.parquet", "rows.brotli.parquet"] {
         let source = format!("format = \"parquet\"\ntrain = [{file:?}]\n{}", columns(""));
         let dataset = open(&golden, &source).unwrap();
         assert_eq!(dataset.vocabulary(), expected.vocabulary());
@@ -155,11 +155,14 @@ fn zstandard_brotli_lists_and_decimals_are_read() {
         assert_eq!(count, 240);
     }
     let refused = |columns: &str| {
-        let source = format!("format = \"parquet\"\ntrain = [\"zstd.parquet\"]\n{columns}");
+        let source = format!("format = \"parquet\"\ntrain = [\"rows.zstd.parquet\"]\n{columns}");
         format!("{:#}", open(&golden, &source).err().unwrap())
     };
     let error = refused("label = \"y\"\ndense = [\"ids\"]\ncategorical = [\"shop\"]");
-    assert!(error.contains("zstd.parquet: column \"ids\" holds lists: expected one"), "{error}");
+    assert!(
+        error.contains("rows.zstd.parquet: column \"ids\" holds lists: expected one"),
+        "{error}"
+    );
     let error = refused("label = \"y\"\ncategorical = [\"price\"]");
     assert!(error.contains("row 1: \"price\" is 45.74: expected text or a whole"), "{error}");
 }
@@ -219,7 +222,7 @@ fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 9]).unwrap();
     refused(&ok, &["a.parquet: not a Parquet file, or a damaged one"]);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/zstd.parquet");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/rows.zstd.parquet");
     let lists = config("label = \"y\"\ndense = [\"x\"]\ncategorical = [\"ids\", \"tags\"]");
     for (whole, config) in [(whole, ok), (fs::read(golden).unwrap(), lists)] {
         for at in (0..whole.len()).step_by(1 + whole.len() / 500) {

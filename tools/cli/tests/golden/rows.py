@@ -1,6 +1,9 @@
-"""Writes zstd.parquet and brotli.parquet, and their rows as text to parquet.csv (pyarrow 26)."""
+"""Writes the same rows as Parquet (pyarrow 26), text and compressed text (needs the program zstd)."""
 
+import bz2
+import lzma
 import random
+import subprocess
 from decimal import Decimal
 
 import pyarrow as pa
@@ -36,7 +39,7 @@ table = pa.Table.from_pylist([{**row, "y": str(row["y"])} for row in rows], sche
 for codec, version in [("zstd", "2.0"), ("brotli", "1.0")]:
     pq.write_table(
         table,
-        f"{codec}.parquet",
+        f"rows.{codec}.parquet",
         compression=codec,
         data_page_version=version,
         data_page_size=128,
@@ -53,9 +56,26 @@ def text(value):
     return str(int(value)) if value == int(value) else str(value)
 
 
-with open("parquet.csv", "w") as out:
-    print("y,x,price,ids,tags,shop,code", file=out)
-    for row in rows:
-        ids = "|".join(str(one) for one in row["ids"] or [] if one is not None)
-        cells = [str(row["y"]), text(row["x"]), str(row["price"]), ids, "|".join(row["tags"])]
-        print(",".join(cells + [text(row["shop"]), text(row["code"])]), file=out)
+lines = ["y,x,price,ids,tags,shop,code"]
+for row in rows:
+    ids = "|".join(str(one) for one in row["ids"] or [] if one is not None)
+    cells = [str(row["y"]), text(row["x"]), str(row["price"]), ids, "|".join(row["tags"])]
+    lines.append(",".join(cells + [text(row["shop"]), text(row["code"])]))
+whole = ("\n".join(lines) + "\n").encode()
+
+
+def zstd(data):
+    return subprocess.run(["zstd", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
+def write(name, data):
+    with open(name, "wb") as file:
+        file.write(data)
+
+
+write("rows.csv", whole)
+# Several streams or frames end to end, as parallel programs write them.
+for suffix, pack in [("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd)]:
+    # A frame that readers of Zstandard skip.
+    between = b"\x57\x2a\x4d\x18\x03\0\0\0abc" if suffix == "zst" else b""
+    write(f"rows.csv.{suffix}", pack(whole[:4000]) + between + pack(whole[4000:]))
