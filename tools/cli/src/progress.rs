@@ -17,9 +17,12 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// `total` steps of `what`, such as "item: rows".
+    /// `total` steps of `what`, such as "item: rows"; 0 if their number is not known.
     pub(crate) fn new(what: &str, total: u64) -> Self {
-        let template = "{msg} {wide_bar} {human_pos}/{human_len} ({eta} left)";
+        let template = match total {
+            0 => "{msg}: {human_pos} ({elapsed})",
+            _ => "{msg} {wide_bar} {human_pos}/{human_len} ({eta} left)",
+        };
         let style = ProgressStyle::with_template(template).expect("a fixed template");
         // Escaped, so that names cannot inject terminal control sequences.
         let bar = ProgressBar::hidden().with_message(what.escape_debug().to_string());

@@ -74,7 +74,7 @@ pub(crate) struct TrainReport {
 }
 
 /// The model that a config describes, and its tables.
-pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec<Planned>)> {
+pub(crate) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec<Planned>)> {
     ensure!(
         dataset.features().len() > 1 || dataset.dense_dim() > 0,
         "the data have one categorical column and nothing else: a model multiplies the vectors of \

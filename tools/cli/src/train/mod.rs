@@ -21,7 +21,9 @@ use anyhow::{Context, Result, ensure};
 pub(crate) use checkpoint::TrainCheckpoint;
 use config::Config;
 pub(crate) use eval::{EvalArgs, evaluate};
-pub(crate) use learn::{Learner, OutputDirectory, TrainReport, unknown_line, warn_of_unknown};
+pub(crate) use learn::{
+    Learner, OutputDirectory, TrainReport, build, unknown_line, warn_of_unknown,
+};
 pub(crate) use metrics::Quality;
 use std::{
     fs,

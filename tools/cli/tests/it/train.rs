@@ -759,8 +759,9 @@ representations = [
     );
     assert!(first.stdout.ends_with(&table) && table.contains("± "), "{table}");
     assert!(
-        table.lines().count() == 4
+        table.lines().count() == 5
             && table.contains("| tt rank 4 |")
+            && table.contains("| dense | skipped: 8064 bytes exceed the budget of 7000 |")
             && table.contains("0.01 (at the edge)"),
         "{table}"
     );
@@ -783,4 +784,43 @@ representations = [
     let again = ttrec!["sweep", &toml, "-o", &out].exits(0);
     assert_eq!(again.stdout.matches(", seed ").count(), 1);
     assert!(fs::read(out.join("results.csv")).unwrap() == csv);
+}
+
+#[test]
+fn a_sweep_goes_on_past_what_cannot_be_trained() {
+    let (dir, _) = planted(1000);
+    let sweep = r#"
+[sweep]
+seeds = [1, 2]
+learning_rates = [1e30, 0.01]
+representations = [
+    { representation = "tt", rank = 4, column_factors = [2, 2, 3] },
+    { representation = "hashed", num_rows = 9 },
+    { representation = "quotient-remainder", bytes = 100 },
+]
+"#;
+    let text = config("", "epochs = 1").replace("\"adam\"", "\"sgd\"") + sweep;
+    let toml = dir.file("sweep.toml", &text);
+    let out = dir.path("sweep");
+    let run = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    let first_run = run.stdout.find(", seed ").unwrap();
+    let table = fs::read_to_string(out.join("results.md")).unwrap();
+    assert!(run.stdout.ends_with(&table) && run.stdout.len() > table.len() + first_run);
+    for (name, reason) in [
+        ("tt column_factors [2, 2, 3] rank 4", "table \"user\": the product of `column_factors`"),
+        (&*format!("hashed num_rows 9, learning rate {}, seed 1", 1e30), "the loss is "),
+        ("quotient-remainder bytes 100", "table \"user\": 3 rows fit"),
+    ] {
+        assert!(run.stderr.contains(&format!("{name}: skipped: {reason}")), "{}", run.stderr);
+        assert!(table.contains(&format!("| {name} | skipped: {reason}")), "{table}");
+    }
+    assert!(table.contains("| hashed num_rows 9 | 576 |"), "{table}");
+    // Representations are checked before the first run.
+    assert!(run.stderr.find("quotient").unwrap() < run.stderr.find("hashed").unwrap());
+
+    let none = text.replace("{ representation = \"hashed\", num_rows = 9 },", "");
+    let toml = dir.file("none.toml", none);
+    ttrec!["sweep", &toml, "-o", dir.path("none")]
+        .exits(3)
+        .says(["none.toml: no representation can be trained: tt column_factors [2, 2, 3] rank 4"]);
 }
