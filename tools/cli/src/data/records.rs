@@ -488,7 +488,7 @@ impl Records {
         };
         let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
         let mut pass = Stream::new(self, Split::Train)?;
-        let mut progress = Bar::new("vocabulary: rows", 0);
+        let progress = Bar::new("vocabulary: rows", 0);
         while pass.advance()? {
             for ((values, encoding), count) in pass.row.bags().zip(&self.encodings).zip(&mut counts)
             {

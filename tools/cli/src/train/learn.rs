@@ -152,7 +152,7 @@ pub(super) fn score(
     mut each: impl FnMut(&Batch) -> Result<()>,
 ) -> Result<Scored> {
     let mut pass = dataset.pass(split, 0)?;
-    let mut bar =
+    let bar =
         Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
     let (mut scores, mut batch) = (Scores::default(), Batch::default());
     loop {
@@ -286,7 +286,7 @@ impl<'d> Learner<'d> {
         let dataset = self.dataset;
         let mut pass = dataset.pass(Split::Train, random(random(seed, u64::MAX), epoch.into()))?;
         let done = self.progress.step.saturating_mul(size as u64);
-        let mut bar = Bar::new(
+        let bar = Bar::new(
             &format!("epoch {} of {epochs}", epoch + 1),
             dataset.num_examples(Split::Train).unwrap_or(0),
         );

@@ -23,7 +23,7 @@ use crate::{
     dialect::{Model, Source, Survey, named_after_file},
     error::Error,
     frequencies::Frequencies,
-    progress::Progress,
+    progress::{Progress, Step},
     spec::{ModelSpec, Spec, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -133,6 +133,7 @@ fn try_plan(
     );
 
     // One table after another, so that only the candidates are held in memory, not the tables.
+    let step = Step::new(progress, "candidates", Search::UNITS * sources.len() as u64);
     let mut tables = Vec::new();
     for (found, source) in found.iter().zip(&sources) {
         let counts = frequencies
@@ -146,9 +147,11 @@ fn try_plan(
             memory: bounds.memory,
             most_bytes: budget.map_or(u64::MAX, |budget| budget.saturating_sub(layer_bytes)),
             progress,
+            step: &step,
         };
         tables.push(candidates(checkpoint, found, &search)?);
     }
+    drop(step);
     let chosen = choose(checkpoint, &tables, layers.as_ref(), budget, bounds)?;
     Plan::new(&tables, layers.as_ref(), &chosen, budget)
 }
