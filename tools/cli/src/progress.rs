@@ -65,7 +65,8 @@ impl Drop for Bar {
     }
 }
 
-/// Shows the progress and the notes of `ttrec-convert`. Of steps within steps, it shows the outermost.
+/// Shows the progress and the notes of `ttrec-convert`. Of steps within steps, it shows the
+/// outermost.
 #[derive(Default)]
 pub(crate) struct Terminal(Mutex<Steps>);
 

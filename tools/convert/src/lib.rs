@@ -60,6 +60,7 @@ pub mod plan;
 mod progress;
 mod sink;
 pub mod spec;
+mod toml_error;
 
 pub use allocate::zeros;
 pub use budget::{Budget, memory_size};
@@ -72,6 +73,8 @@ pub use frequencies::{Frequencies, add_up};
 pub use plan::plan;
 pub use progress::Progress;
 pub use spec::Spec;
+#[doc(hidden)]
+pub use toml_error::toml_mistake;
 
 /// Shapes of tensor trains.
 pub mod shape {

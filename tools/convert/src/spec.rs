@@ -1,8 +1,8 @@
 //! The spec: a TOML file that says which tensors to convert, how to store them, and the facts that
 //! the checkpoint does not store.
 
-use crate::error::Error;
-use anyhow::{Context, Result, ensure};
+use crate::{error::Error, toml_error::toml_mistake};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use ttrec::{dtype::Dtype, repr::Combine};
@@ -182,7 +182,8 @@ impl Spec {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let spec: Self = toml::from_str(text)?;
+        let spec: Self =
+            toml::from_str(text).map_err(|error| anyhow!(toml_mistake(text, &error)))?;
         ensure!(!spec.tables.is_empty() || spec.model.is_some(), "has no [[table]]");
         if let Some(table) = spec.tables.iter().find(|table| table.pooling.is_some()) {
             ensure!(

@@ -3,10 +3,11 @@
 mod pages;
 
 use super::rows::{ColumnNames, Example, Labels, RowOutcome, RowReader, Rules};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use parquet::{
     basic::{ConvertedType, Repetition},
     data_type::Decimal,
+    errors::ParquetError,
     file::reader::FileReader as _,
     record::{Field, Row as Record, reader::RowIter},
     schema::types::Type,
@@ -58,7 +59,18 @@ fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     IS_GUARDED.set(true);
     let result = panic::catch_unwind(AssertUnwindSafe(read));
     IS_GUARDED.set(false);
-    result.unwrap_or_else(|_| bail!("malformed"))
+    result.unwrap_or_else(|_| bail!(DAMAGED))
+}
+
+const DAMAGED: &str = "not a Parquet file, or a damaged one";
+
+/// What is wrong with the file. The reader's own words are about its parts.
+fn plain(error: ParquetError) -> anyhow::Error {
+    anyhow!(match error {
+        ParquetError::NYI(_) => "its data are of a kind that is not read",
+        ParquetError::General(text) if text.contains("encrypt") => "it is encrypted",
+        _ => DAMAGED,
+    })
 }
 
 /// Whether a field holds a list of values in each row, or one value; `None` if it holds neither.
@@ -82,7 +94,7 @@ impl Records {
         let place = path.display().to_string();
         let file = File::open(path).with_context(|| format!("{place}: cannot open"))?;
         let opened = guarded(|| {
-            let reader = pages::File::new(file).context("not a Parquet file, or a damaged one")?;
+            let reader = pages::File::new(file).map_err(plain)?;
             let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
             // The projection: no other column is read.
             let mut fields = Vec::new();
@@ -123,8 +135,11 @@ impl Records {
                 Some(number(&names.label)?)
             };
             let dense = names.dense.iter().map(number).collect::<Result<Vec<_>>>()?;
-            let projection = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
-            let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection))?;
+            let projection = Type::group_type_builder(schema.name()).with_fields(fields).build();
+            let rows = projection.and_then(|projection| {
+                RowIter::from_file_into(Box::new(reader)).project(Some(projection))
+            });
+            let rows = rows.map_err(plain)?;
             Ok((rows, label, dense, categorical))
         });
         let (rows, label, dense, categorical) = opened.with_context(|| place.clone())?;
@@ -274,8 +289,8 @@ fn number(value: &Field) -> Option<f32> {
 impl RowReader for Records {
     fn next(&mut self, row: &mut Example) -> Result<RowOutcome> {
         let rows = &mut self.rows;
-        let Some(record) = guarded(|| Ok(rows.next().transpose()?))
-            .with_context(|| format!("{}: row {}: cannot be read", self.place, self.count + 1))?
+        let Some(record) = guarded(|| rows.next().transpose().map_err(plain))
+            .with_context(|| format!("{}: row {}", self.place, self.count + 1))?
         else {
             return Ok(RowOutcome::End);
         };

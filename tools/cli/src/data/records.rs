@@ -25,8 +25,8 @@ use std::{
 };
 use ttrec::Pooling;
 
-/// Criteo's click logs: a label, 13 integers and 26 categories, between tabs. Integers become log(1 + max(x, 0)), as in DLRM; a missing integer is 0, and a missing
-/// category is a category.
+/// Criteo's click logs: a label, 13 integers and 26 categories, between tabs. Integers become
+/// log(1 + max(x, 0)), as in DLRM; a missing integer is 0, and a missing category is a category.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Criteo {

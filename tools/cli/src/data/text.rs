@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::{
     io::{self, BufRead, BufReader, Read},
     path::Path,
+    slice,
 };
 
 /// The format of a line.
@@ -41,7 +42,7 @@ impl LineLayout {
             dense: (1..=integers).map(|at| format!("I{at}")).collect(),
             categorical: (1..=categories).map(|at| format!("C{at}")).collect(),
         };
-        let header = [&[names.label.clone()], &*names.dense, &*names.categorical].concat();
+        let header = [slice::from_ref(&names.label), &names.dense, &names.categorical].concat();
         let rules = Rules { labels, log1p: true, ..Rules::default() };
         let delimiter = Delimiter::One(b'\t');
         Self { names, delimiter, quote: false, header: Some(header), rules }

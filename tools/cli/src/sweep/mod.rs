@@ -24,8 +24,8 @@ use std::{
 ///
 /// Each representation is trained with every learning rate. The rate that is best on the validation
 /// split is then trained with all seeds; the test split decides nothing. Finished runs are not
-/// repeated, so an interrupted sweep can be continued. What cannot be trained is skipped, and listed
-/// with the reason.
+/// repeated, so an interrupted sweep can be continued. What cannot be trained is skipped, and the
+/// results list it with the reason.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A config is one of `ttrec train`, and:
@@ -83,13 +83,23 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let sweep = Prepared::new(&config).with_context(|| args.config.display().to_string())?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| train::directory_of(&args.config));
     let place = OutputDirectory::new(&args.output)?;
+    compare(args, &sweep, &data_dir, &place).with_context(|| args.config.display().to_string())
+}
+
+fn compare(
+    args: &Args,
+    sweep: &Prepared<'_>,
+    data_dir: &Path,
+    place: &OutputDirectory,
+) -> Result<Outcome> {
+    let config = sweep.config;
     let kept = if place.vocabulary().exists() {
         Some(Vocabulary::read(&place.vocabulary())?)
     } else {
         None
     };
     let is_new = kept.is_none();
-    let dataset = config.data.open(&data_dir, kept)?;
+    let dataset = config.data.open(data_dir, kept)?;
     if is_new {
         dataset.vocabulary().write(&place.vocabulary())?;
     }
@@ -115,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     for (representation, bytes) in planned {
         let name = representation.to_string();
         let mut run = |rate: f64, seed: u64| -> Result<Option<RunResult>> {
-            let config = sweep.config(representation, rate, seed);
+            let config = sweep.config_of(representation, rate, seed);
             match finish(&config, bytes, &*dataset, &args.output, &name) {
                 Ok(Finished { report, .. }) => {
                     let (name, kind) = (name.clone(), representation.kind());
@@ -146,7 +156,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let reason = || {
         let first: Option<&Omitted> = omitted.first();
         let why = first.map_or_else(String::new, |o| format!(": {}: {}", o.name, o.reason));
-        format!("{}: no representation can be trained{why}", args.config.display())
+        format!("no representation can be trained{why}")
     };
     ensure!(!results.is_empty(), reason());
     let table = results::table(&results, &omitted, config.train.select);
@@ -184,14 +194,14 @@ impl<'c> Prepared<'c> {
         };
         let prepared = Self { config, rates, budget: budget.transpose()? };
         for &rate in &prepared.rates {
-            prepared.config(&representations[0], rate, seeds[0]).check()?;
+            prepared.config_of(&representations[0], rate, seeds[0]).check()?;
         }
         Ok(prepared)
     }
 
     /// The bytes of the tables of a representation, if it can be trained.
     fn bytes(&self, representation: &Representation, dataset: &dyn Dataset) -> Result<u64> {
-        let config = self.config(representation, self.rates[0], 0);
+        let config = self.config_of(representation, self.rates[0], 0);
         let tables = train::plan(&config.model, dataset.features())?;
         let bytes = tables.iter().map(train::Planned::bytes).sum();
         if let Some(budget) = self.budget {
@@ -202,7 +212,7 @@ impl<'c> Prepared<'c> {
     }
 
     /// The config of one run.
-    fn config(&self, representation: &Representation, learning_rate: f64, seed: u64) -> Config {
+    fn config_of(&self, representation: &Representation, learning_rate: f64, seed: u64) -> Config {
         let SweepConfig { data, model, train, .. } = self.config.clone();
         let model = Model { table: representation.clone(), ..model };
         Config { data, model, train: Train { learning_rate, seed, ..train } }

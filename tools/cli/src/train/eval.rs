@@ -66,6 +66,11 @@ struct Evaluation<'u> {
 
 pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     let checkpoint = TrainCheckpoint::open(&args.checkpoint)?;
+    let place = || args.checkpoint.display().to_string();
+    evaluate_checkpoint(args, &checkpoint).with_context(place)
+}
+
+fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<Outcome> {
     let config = &checkpoint.facts.config;
     let beside = OutputDirectory::of(&args.checkpoint);
     let vocabulary = Vocabulary::read(&beside.vocabulary())?;

@@ -89,12 +89,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         "{}: already exists: pass --resume to continue, or choose another directory",
         place.checkpoint().display()
     );
-    let dataset = open_data(&config, &data_dir, &place, args.resume)?;
-    let mut learner = Learner::new(&config, &*dataset, &place)?;
-    if args.resume && place.checkpoint().exists() {
-        learner.resume()?;
-    }
-    let report = learner.run(true)?;
+    let train = || {
+        let dataset = open_data(&config, &data_dir, &place, args.resume)?;
+        let mut learner = Learner::new(&config, &*dataset, &place)?;
+        if args.resume && place.checkpoint().exists() {
+            learner.resume()?;
+        }
+        learner.run(true)
+    };
+    let report = train().with_context(|| args.config.display().to_string())?;
     output::print(|out| writeln!(out, "{report}"))?;
     Ok(Outcome::Done)
 }

@@ -473,7 +473,7 @@ fn mistakes_of_a_config_are_named() {
         (
             "\"item\"]",
             "{ name = \"item\", pooling = \"max\" }]",
-            &["line 9", "pooling = \"max\"", "unknown variant `max`", "`mean`"],
+            &["line 9: `", "pooling = \"max\"`", "unknown variant `max`", "`mean`"],
         ),
         ("\"item\"]", "7]", &["line 9", "the name of a column, or a table"]),
         (
@@ -481,7 +481,7 @@ fn mistakes_of_a_config_are_named() {
             "delimiter = \":::\"\nlabel =",
             &["`delimiter` is \":::\"", "one or two ASCII characters"],
         ),
-        ("label =", "delimiter = 1\nlabel =", &["line 7", "delimiter = 1"]),
+        ("label =", "delimiter = 1\nlabel =", &["line 7: `delimiter = 1`"]),
         ("label =", "lable =", &["line 7", "unknown field `lable`", "`label`"]),
         ("format = \"csv\"\n", "", &["line 2", "missing field `format`"]),
         (

@@ -20,7 +20,7 @@ const MAX_HEADER: usize = 16 << 20;
 pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
     let malformed = |reason: &dyn fmt::Display| {
-        CheckpointError::file(path, format!("safetensors header: {reason}"))
+        CheckpointError::file(path, format!("safetensors header: {}", plain(reason)))
     };
     let header_len = bytes
         .first_chunk()
@@ -55,6 +55,16 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Contents, Checkpoin
     let texts = metadata.metadata().iter().flatten();
     contents.metadata = texts.map(|(key, text)| (key.clone(), text.clone())).collect();
     Ok(contents)
+}
+
+/// What a parser of JSON says, with the byte in place of the column of the only line.
+pub(super) fn plain(error: &dyn fmt::Display) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("invalid JSON in header: ").unwrap_or(&text);
+    match text.rsplit_once(" at line 1 column ") {
+        Some((what, byte)) => format!("{what}, at byte {byte}"),
+        None => text.to_owned(),
+    }
 }
 
 fn element_type(dtype: Dtype) -> Option<ElementType> {

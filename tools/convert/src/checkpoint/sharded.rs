@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::mapped::Mapped;
-use super::safetensors::Distinct;
+use super::safetensors::{Distinct, plain};
 use super::{CheckpointError, Tensor};
 
 /// As for the header of one file.
@@ -36,7 +36,7 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
         return Err(malformed(format!("{} bytes, expected at most {MAX_INDEX}", bytes.len())));
     }
     let Index { weight_map: Distinct(places) } =
-        serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        serde_json::from_slice(bytes).map_err(|error| malformed(plain(&error)))?;
     let mut listed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (tensor, file) in &places {
         // The index must not refer to files in other directories.

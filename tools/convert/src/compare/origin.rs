@@ -32,6 +32,7 @@ pub fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
 }
 
 fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
+    let path = checkpoint.path().display();
     for candidate in &spec.tables {
         let source = Source::open(checkpoint, candidate)?;
         if source.name == table.name() {
@@ -39,13 +40,13 @@ fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Re
                 Ok(source)
             } else {
                 Err(anyhow!(
-                    "table {:?}: its shape in the blob differs from that of the spec",
+                    "{path}: table {:?}: its shape in the blob differs from that of the spec",
                     table.name()
                 ))
             };
         }
     }
-    bail!("table {:?} of the blob is not in the spec", table.name())
+    bail!("{path}: table {:?} of the blob is not in the spec", table.name())
 }
 
 /// Finds the table of the same name in the checkpoint, or else the only one of the same shape.

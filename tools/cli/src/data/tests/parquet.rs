@@ -134,9 +134,9 @@ fn zstandard_brotli_lists_and_decimals_are_read() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let columns = |separator: &str| {
         format!(
-            "label = \"y\"\ndense = [\"x\", \"price\"]\nvalid_fraction = 0.2\ncategorical = [\"shop\", \
-             \"code\", {{ name = \"ids\"{separator} }}, {{ name = \"tags\"{separator}, pooling = \"mean\" \
-             }}]\n"
+            "label = \"y\"\ndense = [\"x\", \"price\"]\nvalid_fraction = 0.2\ncategorical = \
+             [\"shop\", \"code\", {{ name = \"ids\"{separator} }}, {{ name = \"tags\"{separator}, \
+             pooling = \"mean\" }}]\n"
         )
     };
     let text = columns(", separator = \"|\"");
