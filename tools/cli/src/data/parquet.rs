@@ -1,6 +1,7 @@
 //! Rows of Apache Parquet files.
 
 mod pages;
+mod unpack;
 
 use super::rows::{ColumnNames, Example, Labels, RowOutcome, RowReader, Rules};
 use anyhow::{Context, Result, anyhow, bail, ensure};

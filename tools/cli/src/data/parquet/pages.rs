@@ -1,7 +1,6 @@
-//! Parquet files in which this module decompresses pages of Zstandard and Brotli: `parquet` itself
-//! reads Zstandard with a library in C, and would also build Brotli's compressor.
+//! Parquet files whose pages are decompressed by [`unpack`](super::unpack).
 
-use crate::data::compressed::Zstd;
+use super::unpack::unpack;
 use parquet::{
     basic::Compression,
     bloom_filter::Sbbf,
@@ -14,7 +13,7 @@ use parquet::{
     record::reader::RowIter,
     schema::types::Type,
 };
-use std::{fs, io::Read, sync::Arc};
+use std::{fs, sync::Arc};
 
 pub(super) struct File {
     file: Arc<fs::File>,
@@ -62,7 +61,7 @@ impl RowGroupReader for RowGroup<'_> {
     fn get_column_page_reader(&self, at: usize) -> Result<Box<dyn PageReader>> {
         let column = self.metadata().column(at);
         let compression = column.compression();
-        if !matches!(compression, Compression::ZSTD(_) | Compression::BROTLI(_)) {
+        if compression == Compression::UNCOMPRESSED {
             return self.reader.get_column_page_reader(at);
         }
         let plain = column.clone().into_builder();
@@ -86,11 +85,6 @@ struct Pages {
     pages: SerializedPageReader<fs::File>,
     compression: Compression,
 }
-
-/// The bytes that any page may have once decompressed.
-const MAX_PAGE: u64 = 64 << 20;
-/// How many times larger than its compressed bytes a page beyond that may be.
-const MAX_GROWTH: u64 = 1024;
 
 impl Pages {
     fn decompress(&self, page: Page) -> Result<Page> {
@@ -151,19 +145,7 @@ impl Pages {
         let malformed = || ParquetError::General("malformed page".to_owned());
         let (levels, compressed) = bytes.split_at_checked(start).ok_or_else(malformed)?;
         let mut out = levels.to_vec();
-        // A page of nulls may have no values to compress.
-        if compressed.is_empty() {
-            return Ok(out);
-        }
-        let most = MAX_PAGE.max(MAX_GROWTH * compressed.len() as u64);
-        let mut data: Box<dyn Read> = match self.compression {
-            Compression::ZSTD(_) => Box::new(Zstd::new(compressed)),
-            _ => Box::new(brotli_decompressor::Decompressor::new(compressed, 1 << 12)),
-        };
-        let read = data.by_ref().take(most + 1).read_to_end(&mut out)?;
-        if read as u64 > most {
-            return Err(malformed());
-        }
+        unpack(self.compression, compressed, &mut out)?;
         Ok(out)
     }
 }
