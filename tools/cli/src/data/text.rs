@@ -53,12 +53,23 @@ impl LineLayout {
 struct Input {
     text: io::Chain<Box<dyn Read>, &'static [u8]>,
     ended: bool,
+    /// The bytes read for the present record.
+    of_record: usize,
 }
+
+/// The most bytes of a record, which is held in memory: compressed text may have no end of a line.
+const MAX_RECORD: usize = 16 << 20;
 
 impl Read for Input {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.text.read(out)?;
         self.ended = count == 0;
+        self.of_record += count;
+        if self.of_record > MAX_RECORD {
+            let error = "the row has more than 16 MiB: if a quote in it is text, set `quote = \
+                         false`";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
         Ok(count)
     }
 }
@@ -146,7 +157,8 @@ impl Lines {
             .flexible(true)
             .has_headers(layout.header.is_none())
             .quoting(layout.quote);
-        let mut csv = builder.from_reader(Input { text: text.chain(&b"\n"[..]), ended: false });
+        let text = text.chain(&b"\n"[..]);
+        let mut csv = builder.from_reader(Input { text, ended: false, of_record: 0 });
         let LineLayout { names, rules, .. } = layout;
         let header = match &layout.header {
             Some(header) => {
@@ -254,11 +266,10 @@ fn lossy(record: &csv::ByteRecord) -> Vec<String> {
 
 impl RowReader for Lines {
     fn next(&mut self, row: &mut Example) -> Result<RowOutcome> {
-        if !self
-            .csv
-            .read_byte_record(&mut self.record)
-            .with_context(|| self.place.clone())?
-        {
+        self.csv.get_mut().of_record = 0;
+        let line = self.csv.position().line();
+        let place = || format!("{}: line {line}", self.place);
+        if !self.csv.read_byte_record(&mut self.record).with_context(place)? {
             return Ok(RowOutcome::End);
         }
         ensure_closed(&self.csv, &self.record).with_context(|| self.place.clone())?;

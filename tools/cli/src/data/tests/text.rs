@@ -2,7 +2,8 @@
 
 use super::{batches, config, open};
 use crate::data::{Batch, Split, Vocabulary};
-use std::{fs, path::Path};
+use flate2::{Compression, write::GzEncoder};
+use std::{fs, io::Write, path::Path};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 
@@ -32,7 +33,7 @@ fn compressed_text_is_read_and_damage_is_an_error() {
         for len in [12, whole.len() / 3, whole.len() - 2] {
             fs::write(dir.path().join("a"), &whole[..len]).unwrap();
             let error = rows(dir.path(), &source("a")).unwrap_err();
-            let wanted = format!("a: its {format} data end too early");
+            let wanted = format!(": its {format} data end too early");
             assert!(error.ends_with(&wanted), "{name}, {len}: {error}");
         }
         // Checksums find every change of the text.
@@ -45,6 +46,13 @@ fn compressed_text_is_read_and_damage_is_an_error() {
             }
         }
     }
+    // 20 MiB without the end of a line.
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(b"y,x,shop,tags\n1,2,3,\"").unwrap();
+    gzip.write_all(&vec![b'a'; 20 << 20]).unwrap();
+    fs::write(dir.path().join("a"), gzip.finish().unwrap()).unwrap();
+    let error = rows(dir.path(), &source("a")).unwrap_err();
+    assert!(error.contains("a: line 2: the row has more than 16 MiB"), "{error}");
     for (start, wanted) in [
         (&b"PK\x03\x04zip"[..], "is a zip archive: extract its files"),
         (b"PAR1....", "is a Parquet file: set `format = \"parquet\"`"),
