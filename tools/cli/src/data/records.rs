@@ -145,7 +145,7 @@ struct ColumnTable {
 struct Shuffle(u32);
 
 impl Default for Shuffle {
-    /// Rows of Criteo's logs take about 90 MB.
+    /// Rows of Criteo's logs take about 100 MB.
     fn default() -> Self {
         Self(1 << 17)
     }

@@ -101,15 +101,15 @@ fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<
     if let Some(complaint) = complaint {
         eprintln!("ttrec: {complaint}");
     }
-    if let Some(path) = &args.samples {
-        samples.write(path, &scores.probabilities())?;
-    }
     let labelled = scores.labels.iter().filter(|label| !label.is_nan()).count();
     let examples = scores.labels.len();
     ensure!(
         labelled == 0 || labelled == examples,
         "{labelled} of {examples} rows have a label: expected all or none"
     );
+    if let Some(path) = &args.samples {
+        samples.write(path, &scores.probabilities())?;
+    }
     let quality = (labelled > 0).then(|| scores.quality());
     warn_of_unknown(&format!("the {} split", split.name()), &unknown);
     output::print(|mut out| {

@@ -41,7 +41,7 @@ pub(crate) use tables::{Planned, plan};
 A config:
   [data]
   format = \"criteo\"             # or csv, parquet, interactions, sessions
-  train = [\"day_0.gz\"]          # or a pattern: data/part-*.gz
+  train = [\"day_0.gz\"]          # files, directories, or patterns: data/part-*.gz
   test = [\"day_1.gz\"]
   valid_fraction = 0.05         # the validation split: chooses the best epoch
 

@@ -688,6 +688,13 @@ fn rows_are_scored_as_training_encoded_them() {
     let arrays = crate::support::read_npz(&samples);
     assert!(arrays["prob"].values == *wanted && !arrays.contains_key("label"));
 
+    let mixed = dir.file("mixed.csv", "item,age,user,click\ni1,1,u1,1\ni1,1,u1,\n");
+    let unwritten = dir.path("mixed.npz");
+    ttrec!["eval", &best, "--data", &mixed, "--samples", &unwritten]
+        .exits(3)
+        .says(["1 of 2 rows have a label: expected all or none"]);
+    assert!(!unwritten.exists());
+
     let strange = dir.file("strange.csv", "item,age,user\ni1,1,U1\n");
     score(&strange, &vocabulary)
         .exits(0)

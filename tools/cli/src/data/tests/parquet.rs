@@ -1,6 +1,6 @@
 //! Parquet, against the same rows as CSV.
 
-use super::{batches, open};
+use super::{batches, config, open};
 use crate::{
     data::{Batch, Dataset, Split},
     random::random,
@@ -165,6 +165,26 @@ fn zstandard_brotli_lists_and_decimals_are_read() {
     );
     let error = refused("label = \"y\"\ncategorical = [\"price\"]");
     assert!(error.contains("row 1: \"price\" is 45.74: expected text or a whole"), "{error}");
+}
+
+#[test]
+fn parquet_that_is_only_scored_needs_no_label() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let source = |label: &str| {
+        config(&format!(
+            "format = \"parquet\"\ntrain = [\"rows.zstd.parquet\"]\nlabel = {label:?}\ncategorical \
+             = [\"shop\"]\nshuffle = false\n"
+        ))
+    };
+    let trained = source("y").open(&golden, None).unwrap();
+    let file = vec![golden.join("rows.brotli.parquet")];
+    let rows = source("click").open_files(file, trained.vocabulary().clone()).unwrap();
+    let (found, expected) =
+        (batches(&*rows, Split::Test, 0, 500), batches(&*trained, Split::Train, 0, 500));
+    assert_eq!(found[0].features, expected[0].features);
+    assert!(found[0].labels.len() == 240 && found[0].labels.iter().all(|label| label.is_nan()));
+    let error = format!("{:#}", source("click").open(&golden, None).err().unwrap());
+    assert!(error.contains("has no column \"click\""), "{error}");
 }
 
 #[test]
