@@ -1,5 +1,6 @@
 //! The compressions of Parquet. The crate `parquet` reads Zstandard with a library in C, takes as
-//! much memory as the header of a page says, and misreads Hadoop's LZ4 if a page has several blocks.
+//! much memory as the header of a page says, and refuses some pages of several blocks of Hadoop's
+//! LZ4.
 
 use crate::data::compressed::Zstd;
 use flate2::bufread::MultiGzDecoder;
