@@ -3,6 +3,7 @@
 use crate::{
     data::{self, Batch, Dataset, Split, Vocabulary},
     output,
+    progress::Bar,
     train::{self, OutputDirectory, TrainCheckpoint},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -49,6 +50,7 @@ impl RowsOptions {
 
         let mut pass = dataset.pass(Split::Test, 0)?;
         let (mut scores, mut batch, mut workspace) = (Vec::new(), Batch::default(), Vec::new());
+        let bar = Bar::new("rows", 0);
         loop {
             pass.next(ROWS, &mut batch)?;
             if batch.len() == 0 {
@@ -67,7 +69,9 @@ impl RowsOptions {
             } else {
                 ranker.score(&batch.dense, &bags, out, &mut workspace)?;
             }
+            bar.add(batch.len() as u64);
         }
+        drop(bar);
         if let Some(complaint) = pass.complaint() {
             bail!("{complaint}\nevery row needs a score");
         }
