@@ -1,5 +1,5 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
-//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, distinguished by content.
+//! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz` and `.onnx`, distinguished by content.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
 //! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
@@ -8,7 +8,9 @@
 mod archive;
 mod mapped;
 mod numpy;
+mod onnx;
 mod pickle;
+mod protobuf;
 mod safetensors;
 mod sharded;
 mod tensor;
@@ -221,6 +223,9 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     if sharded::is_index(bytes) {
         return sharded::read(path, &map).map(Contents::from);
     }
+    if onnx::is_model(bytes) {
+        return onnx::read(path, &map);
+    }
     // The length of the JSON header, then its opening brace.
     if bytes.get(8) == Some(&b'{') {
         return safetensors::read(path, &map);
@@ -232,7 +237,7 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
         "torch checkpoint in tar form (before 2017): save it again with a newer torch"
     } else {
         "not a checkpoint that ttrec can read: expected .safetensors, .safetensors.index.json, \
-         torch .pt (zip or legacy), .npy or .npz"
+         torch .pt (zip or legacy), .npy, .npz or .onnx"
     };
     Err(CheckpointError::file(path, reason))
 }

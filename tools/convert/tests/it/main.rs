@@ -1,3 +1,4 @@
 //! The integration tests of the library, one module a subject.
 
 mod checkpoint;
+mod onnx;
