@@ -1,7 +1,7 @@
 //! Converts trained embedding tables to blobs of [`ttrec`]: the library of the command `ttrec`.
 //!
 //! A [`Checkpoint`] is a file of named tensors: `.safetensors` (one file, or several with an
-//! index), torch `.pt`, `.npy`, `.npz` or `.onnx`. It is mapped, not loaded, and treated as
+//! index), torch `.pt`, `.npy`, `.npz`, `.onnx` or word vectors. It is mapped and treated as
 //! hostile: nothing in it is executed, and every declared size is checked. A [`Spec`] says which
 //! tensors to convert and how to store them; [`detect`] makes one from the names of the tensors.
 //! [`convert()`] opens the tables, factorises dense ones as the spec says, and returns a

@@ -27,6 +27,11 @@ const FREE_SIZE: u64 = 64 << 20;
 /// zip bomb reaches 1000.
 const MAX_RATIO: u64 = 100;
 
+/// The most bytes that `packed` bytes may decompress to.
+pub(super) fn expanded(packed: u64) -> u64 {
+    FREE_SIZE.max(packed.saturating_mul(MAX_RATIO))
+}
+
 /// Opens the archive and refuses members that could mislead a reader: duplicate names, encryption,
 /// unknown compression, and sizes that the file cannot hold.
 pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError> {
@@ -48,9 +53,7 @@ pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError
         let (size, packed) = (member.size(), member.compressed_size());
         let limit = match member.compression() {
             CompressionMethod::Stored => Some(packed.min(file_len)),
-            CompressionMethod::Deflated if packed <= file_len => {
-                Some(FREE_SIZE.max(packed.saturating_mul(MAX_RATIO)))
-            }
+            CompressionMethod::Deflated if packed <= file_len => Some(expanded(packed)),
             _ => None,
         };
         let reason = match limit {

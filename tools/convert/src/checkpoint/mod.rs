@@ -1,5 +1,6 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
-//! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz` and `.onnx`, distinguished by content.
+//! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz`, `.onnx` and word vectors, distinguished by
+//! content.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
 //! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
@@ -15,6 +16,7 @@ mod safetensors;
 mod sharded;
 mod tensor;
 mod torch;
+mod word_vectors;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -233,11 +235,16 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     if torch::is_legacy(bytes) {
         return torch::read_legacy(path, &map);
     }
+    let word_vectors =
+        word_vectors::find(&map).map_err(|reason| CheckpointError::file(path, reason))?;
+    if let Some(layout) = word_vectors {
+        return word_vectors::read(path, &map, layout).map(Contents::from);
+    }
     let reason = if bytes.get(257..262) == Some(b"ustar") {
         "torch checkpoint in tar form (before 2017): save it again with a newer torch"
     } else {
         "not a checkpoint that ttrec can read: expected .safetensors, .safetensors.index.json, \
-         torch .pt (zip or legacy), .npy, .npz or .onnx"
+         torch .pt (zip or legacy), .npy, .npz, .onnx or word vectors"
     };
     Err(CheckpointError::file(path, reason))
 }

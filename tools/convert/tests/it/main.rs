@@ -2,3 +2,4 @@
 
 mod checkpoint;
 mod onnx;
+mod word_vectors;
