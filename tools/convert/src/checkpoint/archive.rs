@@ -36,6 +36,14 @@ pub(super) fn expanded(packed: u64) -> u64 {
 /// unknown compression, and sizes that the file cannot hold.
 pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError> {
     let malformed = |e: ZipError| CheckpointError::file(path, format!("zip archive: {e}"));
+    let bytes = map.as_ref();
+    // The directory is at the end, before a comment of up to 64 KiB.
+    let end = &bytes[bytes.len().saturating_sub(22 + (64 << 10))..];
+    if !end.windows(4).any(|signature| signature == b"PK\x05\x06") {
+        let reason = "zip archive (torch or numpy) without an end: it was cut short. Save, copy or \
+                      download it again";
+        return Err(CheckpointError::file(path, reason));
+    }
     let members = ZipArchive::new(Cursor::new(map.clone())).map_err(malformed)?;
     // Decoded as pytorch-reader decodes them: an extra field may give a member another name.
     let names: Vec<String> = members

@@ -1,12 +1,13 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
 //! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz`, `.onnx` and word vectors, distinguished by
-//! content.
+//! content. Files of other programs are refused by name.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
 //! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
 //! pickle is bounded before it is parsed (see `pickle`), and no reader executes code from a file.
 
 mod archive;
+mod foreign;
 mod mapped;
 mod numpy;
 mod onnx;
@@ -129,6 +130,9 @@ impl Checkpoint {
     /// Opens the checkpoint at `path`; the content decides the container.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let path: Arc<Path> = path.into();
+        if path.is_dir() {
+            return Err(CheckpointError::file(&path, foreign::describe_directory(&path)));
+        }
         let map = Mapped::open(&path)
             .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
         let Contents { tensors: list, is_ordered, unreadable, optimizers, metadata } =
@@ -214,6 +218,9 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         let archive = archive::open(path, &map)?;
+        if let Some(reason) = foreign::describe_archive(&archive.names) {
+            return Err(CheckpointError::file(path, reason));
+        }
         if archive.names.iter().any(|name| torch::is_pickle_member(name)) {
             return torch::read_zip(path, &map, archive);
         }
@@ -240,12 +247,10 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     if let Some(layout) = word_vectors {
         return word_vectors::read(path, &map, layout).map(Contents::from);
     }
-    let reason = if bytes.get(257..262) == Some(b"ustar") {
-        "torch checkpoint in tar form (before 2017): save it again with a newer torch"
-    } else {
+    let reason = foreign::describe(path, bytes).unwrap_or(
         "not a checkpoint that ttrec can read: expected .safetensors, .safetensors.index.json, \
-         torch .pt (zip or legacy), .npy, .npz, .onnx or word vectors"
-    };
+         torch .pt (zip or legacy), .npy, .npz, .onnx or word vectors",
+    );
     Err(CheckpointError::file(path, reason))
 }
 

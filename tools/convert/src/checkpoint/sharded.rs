@@ -18,7 +18,7 @@ const MAX_INDEX: usize = 16 << 20;
 #[derive(Deserialize)]
 struct Index {
     /// Tensor to file. Other entries, such as `metadata`, are ignored.
-    weight_map: Distinct<String>,
+    weight_map: Option<Distinct<String>>,
 }
 
 /// Whether a file that starts with `bytes` is a JSON object. A safetensors file may begin with a
@@ -44,8 +44,19 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
     if bytes.len() > MAX_INDEX {
         return Err(malformed(format!("{} bytes, expected at most {MAX_INDEX}", bytes.len())));
     }
-    let Index { weight_map: Distinct(places) } =
-        serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+    let Index { weight_map } = serde_json::from_slice(bytes).map_err(|error| match error {
+        error if error.is_data() => malformed(error.to_string()),
+        error => malformed(format!(
+            "JSON that is malformed or cut short at line {}, column {}",
+            error.line(),
+            error.column()
+        )),
+    })?;
+    let Some(Distinct(places)) = weight_map else {
+        let reason = "JSON without `weight_map`: expected an index of shards, such as \
+                      model.safetensors.index.json, or the checkpoint itself";
+        return Err(CheckpointError::file(path, reason));
+    };
     let mut listed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (tensor, file) in &places {
         listed.entry(file).or_default().push(tensor);

@@ -1,5 +1,6 @@
 //! The integration tests of the library, one module a subject.
 
 mod checkpoint;
+mod foreign;
 mod onnx;
 mod word_vectors;
