@@ -22,6 +22,7 @@ mod random;
 mod rank;
 mod report;
 mod resume;
+mod rows_file;
 mod samples;
 mod score;
 mod sweep;

@@ -6,6 +6,7 @@ use crate::{
     npz::write_npy,
     outcome::Outcome,
     output,
+    rows_file::RowsOptions,
     samples::{Samples, missing},
 };
 use anyhow::{Context, Result, ensure};
@@ -20,13 +21,23 @@ use ttrec_convert::zeros;
 /// order that `ttrec inspect` lists. Other formats of bags are those of `ttrec lookup --help`. If
 /// there is `dense`, `indices_T` alone may hold one index per sample. The output is a float32 .npy
 /// array: one score per sample.
+///
+/// With --data and --vocabulary, the samples are rows in the format of the data that `ttrec train`
+/// learned from, and are encoded in the same way.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
     blob: PathBuf,
     /// The samples
-    #[arg(long, value_name = "FILE.npz")]
-    batch: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE.npz",
+        required_unless_present = "data",
+        conflicts_with = "data"
+    )]
+    batch: Option<PathBuf>,
+    #[command(flatten)]
+    rows: RowsOptions,
     /// Write the scores before the sigmoid
     #[arg(long)]
     logits: bool,
@@ -38,13 +49,18 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    output::refuse_inputs(&args.output, &[&args.blob, &args.batch])?;
+    let inputs = [&args.blob].into_iter().chain(&args.batch).map(PathBuf::as_path);
+    output::refuse_inputs(&args.output, &inputs.chain(args.rows.inputs()).collect::<Vec<_>>())?;
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
-    let samples = Samples::read(&args.batch, &ranker, args.options)?;
-    let scores =
-        score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
+    let scores = match &args.batch {
+        Some(batch) => {
+            let samples = Samples::read(batch, &ranker, args.options)?;
+            score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?
+        }
+        None => args.rows.score(&ranker, args.logits)?,
+    };
     write_npy(&args.output, &[scores.len() as u64], &scores)?;
     output::print(|out| writeln!(out, "{}: {} float32", args.output.display(), scores.len()))?;
     Ok(Outcome::Done)

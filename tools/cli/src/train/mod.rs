@@ -18,9 +18,10 @@ use crate::{
     output,
 };
 use anyhow::{Context, Result, ensure};
+pub(crate) use checkpoint::TrainCheckpoint;
 use config::Config;
 pub(crate) use eval::{EvalArgs, evaluate};
-pub(crate) use learn::{Learner, OutputDirectory, TrainReport};
+pub(crate) use learn::{Learner, OutputDirectory, TrainReport, unknown_line, warn_of_unknown};
 pub(crate) use metrics::Quality;
 use std::{
     fs,
@@ -38,7 +39,7 @@ pub(crate) use tables::{Planned, plan};
 A config:
   [data]
   format = \"criteo\"             # or csv, parquet, interactions, sessions
-  train = [\"day_0.gz\"]          # label, 13 integers, 26 categories; with tabs; plain or gzip
+  train = [\"day_0.gz\"]          # or a pattern: data/part-*.gz
   test = [\"day_1.gz\"]
   valid_fraction = 0.05         # the validation split: chooses the best epoch
 
@@ -123,6 +124,11 @@ pub(crate) fn directory_of(config: &Path) -> PathBuf {
 }
 
 impl OutputDirectory {
+    /// The directory of one of its files.
+    pub(crate) fn of(file: &Path) -> Self {
+        Self(directory_of(file))
+    }
+
     pub(crate) fn new(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory)
             .with_context(|| format!("{}: cannot create the directory", directory.display()))?;
