@@ -17,7 +17,7 @@ const STARTS: [(usize, &[u8], &str); 21] = [
     (
         0,
         b"version https://git-lfs.github.com/spec/",
-        "a pointer of Git LFS in place of the file: run `git lfs pull`, or download the file itself",
+        "a pointer of Git LFS in place of the file: run `git lfs pull`, or download the file",
     ),
     (0, b"model_checkpoint_path:", TF_CHECKPOINT),
     (
@@ -59,9 +59,9 @@ const HDF5: &str = "HDF5, as Keras saves it (.h5, .keras). In Python, load the m
     numpy.savez(\"model.npz\", **{w.path: w.numpy() for w in model.weights}) (`w.name` before \
     Keras 3)";
 
-const TFLITE: &str = "TensorFlow Lite, whose weights are made for its own kernels: give the weights \
-    of the model that it was made from, saved with numpy.savez(\"model.npz\", \
-    **{w.path: w.numpy() for w in model.weights})";
+const TFLITE: &str = "TensorFlow Lite, whose weights are made for its own kernels: save those of \
+    the model that it was made from with numpy.savez(\"model.npz\", **{w.path: w.numpy() for w in \
+    model.weights})";
 
 const GGUF: &str = "GGUF (llama.cpp): give the checkpoint that it was made from. Or, in Python: \
     numpy.savez(\"model.npz\", **{t.name: gguf.dequantize(t.data, t.tensor_type) for t in \
@@ -74,8 +74,8 @@ const TF_CHECKPOINT: &str = "a TensorFlow checkpoint. In Python: r = tf.train.lo
 const SAVED_MODEL: &str = "a TensorFlow SavedModel. In Python: m = tf.saved_model.load(\
     \"DIRECTORY\"); numpy.savez(\"model.npz\", **{v.name: v.numpy() for v in m.variables})";
 
-const CORE_ML: &str = "a Core ML model: give the checkpoint that it was made from, as .safetensors, \
-    .pt or .npz";
+const CORE_ML: &str = "a Core ML model: give the checkpoint that it was made from, as \
+    .safetensors, .pt or .npz";
 
 const TORCH_SCRIPT: &str = "TorchScript. In Python: m = torch.jit.load(\"model.pt\", \
     map_location=\"cpu\"); torch.save(m.state_dict(), \"weights.pt\")";
@@ -87,8 +87,8 @@ const PICKLE: &str = "a pickle of a Python object, which only Python can read. I
     then save its arrays: numpy.savez(\"model.npz\", table=array), or \
     torch.save(model.state_dict(), \"model.pt\")";
 
-const JOBLIB: &str = "a Python object that joblib saved, which only Python can read. In Python: m = \
-    joblib.load(\"model.joblib\"); numpy.savez(\"model.npz\", table=...) of its arrays";
+const JOBLIB: &str = "a Python object that joblib saved, which only Python can read. In Python: \
+    m = joblib.load(\"model.joblib\"); numpy.savez(\"model.npz\", table=...) of its arrays";
 
 /// What a file with these bytes is, if it is known; `path` is its name.
 pub(super) fn describe(path: &Path, bytes: &[u8]) -> Option<&'static str> {
@@ -163,8 +163,8 @@ pub(super) fn describe_archive(names: &[String]) -> Option<String> {
     let files: Vec<_> = names.iter().filter(|name| !name.ends_with('/')).take(3).collect();
     let first = files.first()?;
     Some(format!(
-        "zip archive without data.pkl (torch) or .npy members (numpy). It has {files:?}: unpack it, \
-         and give a file in it, such as {first:?}"
+        "zip archive without data.pkl (torch) or .npy members (numpy). It has {files:?}: unpack \
+         it, and give a file in it, such as {first:?}"
     ))
 }
 
