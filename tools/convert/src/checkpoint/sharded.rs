@@ -28,8 +28,10 @@ pub(super) fn is_index(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{") && !bytes.iter().take(8).any(|&b| b == 0)
 }
 
-/// The path of a file that the file at `path` refers to: files in other directories are none of a
-/// checkpoint's business.
+/// The path of a file that the file at `path` refers to by name, in the same directory.
+///
+/// # Errors
+/// If it is in another directory.
 pub(super) fn beside(path: &Path, file: &str) -> Result<PathBuf, String> {
     if Path::new(file).file_name() == Some(OsStr::new(file)) && !file.contains(['/', '\\', '\0']) {
         return Ok(path.with_file_name(file));
