@@ -1,5 +1,5 @@
-//! Any bytes as a spec and as the config of a training run: `cargo +nightly fuzz run config` from the
-//! repository's root; `fuzz/seeds` writes the files to start from.
+//! Any bytes as a spec and as the config of a training run: `cargo +nightly fuzz run config` from
+//! the repository's root; `fuzz/seeds` writes the files to start from.
 
 #![no_main]
 

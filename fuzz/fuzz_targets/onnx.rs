@@ -1,5 +1,5 @@
-//! Any bytes as an ONNX model: `cargo +nightly fuzz run onnx` from the
-//! repository's root; `fuzz/seeds` writes the files to start from.
+//! Any bytes as an ONNX model: `cargo +nightly fuzz run onnx` from the repository's root;
+//! `fuzz/seeds` writes the files to start from.
 
 #![no_main]
 

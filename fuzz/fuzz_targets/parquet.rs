@@ -1,5 +1,5 @@
-//! Any bytes as rows of Parquet: `cargo +nightly fuzz run parquet` from the
-//! repository's root; `fuzz/seeds` writes the files to start from.
+//! Any bytes as rows of Parquet: `cargo +nightly fuzz run parquet` from the repository's root;
+//! `fuzz/seeds` writes the files to start from.
 
 #![no_main]
 

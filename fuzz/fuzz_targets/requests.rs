@@ -1,5 +1,5 @@
-//! Any bytes as the arrays of a request: `cargo +nightly fuzz run requests` from the
-//! repository's root; `fuzz/seeds` writes the files to start from.
+//! Any bytes as the arrays of a request: `cargo +nightly fuzz run requests` from the repository's
+//! root; `fuzz/seeds` writes the files to start from.
 
 #![no_main]
 

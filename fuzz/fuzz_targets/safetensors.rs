@@ -1,5 +1,5 @@
-//! Any bytes as a safetensors file, or an index of shards: `cargo +nightly fuzz run safetensors` from the
-//! repository's root; `fuzz/seeds` writes the files to start from.
+//! Any bytes as a safetensors file, or an index of shards: `cargo +nightly fuzz run safetensors`
+//! from the repository's root; `fuzz/seeds` writes the files to start from.
 
 #![no_main]
 

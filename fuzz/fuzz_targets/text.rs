@@ -1,5 +1,5 @@
-//! Any bytes as rows of text, Criteo's among them, and as a vocabulary: `cargo +nightly fuzz run text` from the
-//! repository's root; `fuzz/seeds` writes the files to start from.
+//! Any bytes as rows of text, Criteo's among them, and as a vocabulary: `cargo +nightly fuzz run
+//! text` from the repository's root; `fuzz/seeds` writes the files to start from.
 
 #![no_main]
 

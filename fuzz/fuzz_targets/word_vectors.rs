@@ -1,5 +1,5 @@
-//! Any bytes as word vectors: `cargo +nightly fuzz run word_vectors` from the
-//! repository's root; `fuzz/seeds` writes the files to start from.
+//! Any bytes as word vectors: `cargo +nightly fuzz run word_vectors` from the repository's root;
+//! `fuzz/seeds` writes the files to start from.
 
 #![no_main]
 
