@@ -287,6 +287,8 @@ fn list(
 ) -> Result<Vec<u8>, String> {
     let malformed = || "its elements are malformed".to_owned();
     let size = element_type.size() as usize;
+    // Their elements have a fixed size, and those of other lists do not.
+    let is_fixed = matches!(listed, field::FLOAT_DATA | field::DOUBLE_DATA);
     let mut out = Vec::new();
     let push = |out: &mut Vec<u8>, number: Option<u64>| {
         let number = number.ok_or_else(malformed)?;
@@ -298,10 +300,11 @@ fn list(
     };
     for field in Fields::new(bytes, message) {
         match field.map_err(|_| malformed())? {
+            (number, Value::Number(_)) if number == listed && is_fixed => return Err(malformed()),
             (number, Value::Number(value)) if number == listed => push(&mut out, Some(value))?,
-            (number, Value::Bytes(range)) if number == listed => match listed {
-                field::FLOAT_DATA | field::DOUBLE_DATA => out.extend_from_slice(&bytes[range]),
-                _ => packed(&bytes[range]).try_for_each(|number| push(&mut out, number))?,
+            (number, Value::Bytes(range)) if number == listed => match is_fixed {
+                true => out.extend_from_slice(&bytes[range]),
+                false => packed(&bytes[range]).try_for_each(|number| push(&mut out, number))?,
             },
             _ => {}
         }

@@ -127,6 +127,11 @@ fn hostile_models_are_refused() {
             vec![number(2, 3), number(1, 1), field(5, &[255; 11])],
             "its elements are malformed",
         ),
+        (
+            "a double of no fixed size",
+            vec![number(2, 11), number(1, 1), number(10, 0)],
+            "its elements are malformed",
+        ),
         ("an unknown type", vec![number(2, 99), number(1, 1)], "its elements are of type 99"),
     ] {
         eprintln!("{what}");
