@@ -50,10 +50,10 @@ Exit codes:
 
 /// Tensor-train embedding tables for the edge: checkpoints in, one small blob out.
 ///
-/// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz). `convert` turns them into a
-/// blob, one flat file that the ttrec library reads in place. Start with `ttrec demo`, or with
-/// `ttrec convert CHECKPOINT -o model.ttr`, which lists the tables that it finds and the facts that
-/// are missing.
+/// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz, .onnx). `convert` turns them
+/// into a blob, one flat file that the ttrec library reads in place. Start with `ttrec demo`, or
+/// with `ttrec convert CHECKPOINT -o model.ttr`, which lists the tables that it finds and the facts
+/// that are missing.
 #[derive(Parser)]
 #[command(name = "ttrec", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
