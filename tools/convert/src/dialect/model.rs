@@ -246,6 +246,7 @@ impl<'c> Model<'c> {
         };
         Ok(blob::ModelSpec {
             tables: tables.iter().enumerate().map(of_model).collect(),
+            interaction: blob::Interaction::Dot,
             bottom: self.bottom.iter().map(|linear| layer(linear, Activation::Relu)).collect(),
             top: top
                 .map(|(at, linear)| {
