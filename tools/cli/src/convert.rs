@@ -53,6 +53,15 @@ and list the tables in the model's order:
   dtype = \"f16\"                 # of the layers' weights: f32, f16, bf16, i8 (default: f32)
   prefix = \"model.\"             # the prefix of bot_l.0.weight or dense_arch. (default: empty)
 
+If its layers have other names, name them. Such a model needs no [[table]]:
+  [model]
+  bottom = \"bottom.\"            # bottom.0.weight, bottom.2.weight
+  top = [\"mlp.\", \"out.\"]      # mlp.0.weight, out.weight
+  tables = [\"user.weight\", \"item.weight\"]  # in the order in which the model takes them
+  pooling = \"mean\"              # of the rows of a bag: mean, the default of
+                                # torch.nn.EmbeddingBag, or sum; also a key of [[table]]
+  interaction = \"dot\"           # or dot-itself, or cat: the vectors, one after another
+
 A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or
 `tolerance` (relative error), and optionally `row_factors`, `column_factors` and `sweeps`
 (refinements); or short rows with a projection, with `representation = \"low-rank\"` and `rank` or

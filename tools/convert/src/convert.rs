@@ -79,10 +79,12 @@ impl<'c> Conversion<'c> {
             .iter()
             .map(|table| Source::open(checkpoint, table))
             .collect::<Result<Vec<_>>>()?;
+        let dims: Vec<usize> =
+            sources.iter().map(|source| source.weights.embedding_dim()).collect();
         let model = spec.model.as_ref().map(|model| {
             let in_file = || format!("{}: [model]", checkpoint.path().display());
             let model = Model::open(checkpoint, model).with_context(in_file)?;
-            let layout = model.layout(&spec.tables).with_context(in_file)?;
+            let layout = model.layout(&spec.tables, &dims).with_context(in_file)?;
             Ok::<_, anyhow::Error>((model, layout))
         });
         let model = model.transpose()?;
@@ -149,10 +151,10 @@ impl<'c> Conversion<'c> {
                 if error.is::<OutputError>() {
                     return error;
                 }
-                let (weight, _) = model.names(layer).unwrap_or_default();
                 error.context(format!(
-                    "{}: the layer of tensor {weight:?}",
-                    self.checkpoint.path().display()
+                    "{}: the layer of tensor {:?}",
+                    self.checkpoint.path().display(),
+                    model.name(layer)
                 ))
             });
         }
@@ -607,6 +609,7 @@ pub fn detect(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> R
 fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> Result<Spec> {
     let survey = Survey::of(checkpoint);
     let model = Model::around(&survey);
+    let suggested = if model.is_none() { Model::suggest(&survey) } else { None };
     let Survey { tables: found, refused, complete, .. } = survey;
     let path = checkpoint.path().display();
     if let Some(model) = model {
@@ -624,6 +627,17 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
     }
     if complete {
         return Ok(Spec { model, tables: found });
+    }
+    if let (Some(model), [_, _, ..], []) = (suggested, &found[..], &refused[..]) {
+        let tables = found.len();
+        let spec = Spec { model: Some(model), tables: found };
+        bail!(
+            "{path}: found {tables} embedding tables, and layers that make a model around them. \
+             Complete this spec and pass it with --spec. Set `pooling` in [model] to \"sum\" or \
+             \"mean\" (torch.nn.EmbeddingBag averages, unless its `mode` says otherwise), and \
+             list the tables in the order in which the model takes them:\n\n{}",
+            toml::to_string(&spec).context("cannot write the offered spec")?
+        );
     }
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
         let table =

@@ -686,7 +686,7 @@ fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
     );
     ttrec!["convert", &checkpoint, "-o", dir.path("x.ttr")]
         .exits(3)
-        .says(["`cat`", "interaction = \"dot\""]);
+        .says(["\"cat\"", "interaction = \"dot\""]);
     let tables: String = (0..3).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n")).collect();
     let spec = dir.path("spec.toml");
     fs::write(&spec, format!("[model]\ninteraction = \"dot\"\n{tables}")).unwrap();

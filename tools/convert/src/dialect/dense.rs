@@ -21,8 +21,10 @@ impl Dialect for Dense {
             stem.is_some_and(|stem| survey.checkpoint.tensor(&format!("{stem}bias")).is_some())
         };
         let tables = survey.free().into_iter();
-        let tables: Vec<&Tensor> =
+        let mut tables: Vec<&Tensor> =
             tables.filter(|t| looks_like_a_table(t) && !has_bias(t)).collect();
+        // A model may take them in this order.
+        survey.sort(&mut tables);
         for tensor in tables {
             survey.offer(TableSpec {
                 tensor: Some(tensor.name().to_owned()),

@@ -112,6 +112,15 @@ impl<'c> Survey<'c> {
         self.free().into_iter().filter_map(prefix).collect()
     }
 
+    /// The columns of each table that can be converted; 0 if they are not known.
+    fn dims(&self) -> Vec<usize> {
+        let dim = |table: &TableSpec| {
+            let spec = TableSpec { dtype: Some(Dtype::F32), ..table.clone() };
+            Source::open(self.checkpoint, &spec).map_or(0, |source| source.weights.embedding_dim())
+        };
+        self.tables.iter().map(dim).collect()
+    }
+
     fn take(&mut self, name: &str) -> bool {
         let tensor = self.checkpoint.tensor(name);
         self.taken.extend(tensor.map(Tensor::name));
