@@ -1,12 +1,16 @@
 //! `ttrec convert`: a checkpoint's tables, or its whole model, into a blob, streamed.
 
 use crate::{
+    bags_file::BagOptions,
+    blob_file::BlobFile,
+    expected,
     outcome::Outcome,
     output::{self, WriteError},
     progress::Terminal,
     resume::ResumeDirectory,
+    samples::Samples,
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use ttrec::repr::Combine;
@@ -95,6 +99,17 @@ pub(crate) struct Args {
     /// Memory limit of a factorisation, such as 2GiB or 500MB
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
     memory: u64,
+    /// Score SAMPLES.npz with the blob, and compare the scores with those that the training program
+    /// computed: the formats of `ttrec score`. The exit code is 1 if a score differs by more than
+    /// --max-error; the blob is written in any case
+    #[arg(long, num_args = 2, value_names = ["SAMPLES.npz", "EXPECTED.npy"])]
+    check: Option<Vec<PathBuf>>,
+    /// The largest difference that --check accepts
+    #[arg(long, value_name = "E", requires = "check", default_value_t = expected::MAX_ERROR)]
+    max_error: f64,
+    /// With --check, the expected values are the scores before the sigmoid
+    #[arg(long, requires = "check")]
+    logits: bool,
     /// Keep finished factorisations in DIR until the blob is written, and reuse them after an
     /// interruption
     #[arg(long, value_name = "DIR")]
@@ -112,6 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         .files()
         .chain(args.spec.as_deref())
         .chain(args.frequencies.as_deref())
+        .chain(args.check.iter().flatten().map(PathBuf::as_path))
         .collect();
     output::refuse_inputs(&args.output, &inputs)?;
     let (spec, origin) = match &args.spec {
@@ -122,6 +138,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         ),
     };
     let spec = with_qr_operation(&checkpoint, spec, args.qr_operation);
+    ensure!(
+        args.check.is_none() || spec.model.is_some(),
+        "--check scores a model, but {origin} has no [model]"
+    );
     let resume = args.resume.as_deref().map(ResumeDirectory::open).transpose()?;
     let options = Options {
         memory: args.memory,
@@ -138,7 +158,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output::print(|out| {
         writeln!(out, "{}: {tables} table{s}{model}, {total_len} bytes", args.output.display())
     })?;
-    Ok(Outcome::Done)
+    let Some([samples, expected]) = args.check.as_deref() else { return Ok(Outcome::Done) };
+    let file = BlobFile::open(&args.output)?;
+    let blob = file.blob()?;
+    let ranker = file.ranker(&blob)?;
+    let samples = Samples::read(samples, &ranker, BagOptions::default())?;
+    expected::compare(&ranker, &samples, args.logits, expected, args.max_error)
 }
 
 /// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.

@@ -3,13 +3,14 @@
 use crate::{
     bags_file::BagOptions,
     blob_file::{self, BlobFile},
+    expected,
     npz::write_npy,
     outcome::Outcome,
     output,
     samples::{Samples, missing},
 };
 use anyhow::{Context, Result, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use ttrec::{Bags, Ranker};
 use ttrec_convert::zeros;
 
@@ -19,7 +20,8 @@ use ttrec_convert::zeros;
 /// `indices_T`, `offsets_T` and optionally `weights_T` for each table T of the model, from 0 in the
 /// order that `ttrec inspect` lists. Other formats of bags are those of `ttrec lookup --help`. If
 /// there is `dense`, `indices_T` alone may hold one index per sample. The output is a float32 .npy
-/// array: one score per sample.
+/// array: one score per sample. --against proves that the model is the one that was trained: the
+/// order of the tables, the pooling and the layers included.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
@@ -32,25 +34,42 @@ pub(crate) struct Args {
     logits: bool,
     #[command(flatten)]
     options: BagOptions,
+    /// Compare the scores with these, which the training program computed for the same samples:
+    /// one number for each
+    #[arg(long, value_name = "EXPECTED.npy")]
+    against: Option<PathBuf>,
+    /// With --against, exit with code 1 if a score differs by more than E
+    #[arg(long, value_name = "E", requires = "against", default_value_t = expected::MAX_ERROR)]
+    max_error: f64,
     /// The .npy array to write
-    #[arg(short, long, value_name = "OUT.npy")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "OUT.npy", required_unless_present = "against")]
+    output: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    output::refuse_inputs(&args.output, &[&args.blob, &args.batch])?;
+    if let Some(output) = &args.output {
+        let inputs = [&args.blob, &args.batch].into_iter().chain(&args.against);
+        let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
+        output::refuse_inputs(output, &inputs)?;
+    }
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
     let samples = Samples::read(&args.batch, &ranker, args.options)?;
-    let scores =
-        score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
-    write_npy(&args.output, &[scores.len() as u64], &scores)?;
-    output::print(|out| writeln!(out, "{}: {} float32", args.output.display(), scores.len()))?;
-    Ok(Outcome::Done)
+    if let Some(output) = &args.output {
+        let scores =
+            score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
+        write_npy(output, &[scores.len() as u64], &scores)?;
+        output::print(|out| writeln!(out, "{}: {} float32", output.display(), scores.len()))?;
+    }
+    match &args.against {
+        Some(path) => expected::compare(&ranker, &samples, args.logits, path, args.max_error),
+        None => Ok(Outcome::Done),
+    }
 }
 
-fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32>> {
+/// The scores of the samples, or their logits.
+pub(crate) fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32>> {
     let dense = samples.dense().context("array \"dense\" is missing")?;
     let bag = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let bags: Vec<Bags<'_>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;

@@ -940,3 +940,62 @@ fn a_dlrm_whose_vectors_meet_themselves_needs_no_spec() {
     let found = Small::score(&dir, &blob, true);
     assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{found} {expected}");
 }
+
+#[test]
+fn a_model_is_proved_by_the_scores_of_its_training_program() {
+    let dir = Dir::new();
+    let (checkpoint, batch) = (golden("dlrm_plain.pt"), golden("dlrm_plain.expected.npz"));
+    let arrays = read_npz(&batch);
+    let write = |name: &str, values: &[f64]| dir.file(name, npy("<f8", &[50, 1], &values.bytes()));
+    let (scores, logits) =
+        (write("prob.npy", &arrays["prob"].values), write("logit.npy", &arrays["logit"].values));
+    let blob = dir.path("model.ttr");
+    ttrec!["convert", &checkpoint, "-o", &blob, "--check", &batch, &scores]
+        .exits(0)
+        .prints(["and a model", "greatest difference", "within 1e-4"]);
+    ttrec!["convert", &checkpoint, "-o", &blob, "--check", &batch, &logits, "--logits"].exits(0);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &scores]
+        .exits(0)
+        .prints(["within"]);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &logits]
+        .exits(1)
+        .prints(["above 1e-4", "pass --logits"]);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &scores, "--logits"]
+        .exits(1)
+        .prints(["leave --logits out"]);
+    let mut changed = arrays["prob"].values.clone();
+    changed[31] += 0.25;
+    let changed = write("changed.npy", &changed);
+    let run = ttrec!["score", &blob, "--batch", &batch, "--against", &changed].exits(1);
+    let expected =
+        ["2.500e-1, at sample 31", "indices_3 are of table \"emb_l.3\"", "summed", "\"dot\""];
+    assert!(!run.stdout.contains("f32"), "{run:?}");
+    run.prints(expected);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &changed, "--max-error", "0.3"].exits(0);
+
+    // Averaged in place of summed.
+    let tables: String = (0..4)
+        .map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\ndtype = \"i8\"\n"))
+        .collect();
+    let spec = dir.file("mean.toml", format!("[model]\npooling = \"mean\"\n{tables}"));
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--check", &batch, &scores]
+        .exits(1)
+        .prints(["above", "averaged", "stored as i8", "as f32"]);
+    assert!(blob.exists());
+
+    let refused = |expected: &Path, says: &str| {
+        ttrec!["score", &blob, "--batch", &batch, "--against", expected]
+            .exits(3)
+            .says([says]);
+    };
+    refused(&dir.file("49.npy", vector(&[0.5f32; 49])), "49 values, but");
+    refused(&dir.file("nan.npy", vector(&[f32::NAN; 50])), "value 0 is NaN");
+    refused(&dir.file("wide.npy", npy("<f4", &[25, 2], &[0.5f32; 50][..].bytes())), "[25, 2]");
+    refused(&batch, "expected one, of scores");
+    let spec = dir.file("tables.toml", "[[table]]\nprefix = \"emb_l.3.\"\n");
+    let other = dir.path("tables.ttr");
+    ttrec!["convert", &checkpoint, "--spec", spec, "-o", &other, "--check", &batch, &scores]
+        .exits(3)
+        .says(["--check scores a model"]);
+    assert!(!other.exists());
+}
