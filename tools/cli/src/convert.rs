@@ -41,7 +41,8 @@ A spec:
   tensor = \"embeddings.word_embeddings.weight\"   # a dense tensor, by its full name
 
 Dialects:
-  fbtt       FBTT; `table = 1` selects the second of several tables in one set of cores
+  fbtt       FBTT; `table = 1` selects the second of several tables in one set of cores (also of
+             tltorch)
   el-rec     EL-Rec
   hetu       Hetu; never detected, because its keys are those of EL-Rec
   tltorch    tensorly-torch (blocktt)
@@ -71,6 +72,9 @@ A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, 
 (refinements); or short rows with a projection, with `representation = \"low-rank\"` and `rank` or
 `tolerance`. `row_order = \"similarity\"` (or \"frequency\", with --frequencies) sorts the rows of a
 tensor train first, so that rows that share slices are alike; it costs four bytes an index.
+
+Quantised rows of FBGEMM and TorchRec are dense tables, too: `quantized = \"byte\"` or \"nibble\" says
+which, where the rows do not. `padding_idx = 0` makes a row zeros.
 
 A hashed table (index i is row i modulo the rows) has `index_map = \"modulo\"`, the number of
 indices in `num_embeddings` and, if the checkpoint does not store it, the number of rows in

@@ -128,6 +128,12 @@ pub struct TableSpec {
     /// How quotient and remainder rows are combined: `mult`, `add` or `concat`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "by_name")]
     pub qr_operation: Option<Combine>,
+    /// The form of quantised rows, if the checkpoint does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<Quantized>,
+    /// A row that is zeros, whatever the checkpoint has for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding_idx: Option<u64>,
     /// p, one per core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_factors: Option<Vec<u32>>,
@@ -186,6 +192,16 @@ pub enum Pooling {
     Sum,
     /// Their mean.
     Mean,
+}
+
+/// The form of quantised rows in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quantized {
+    /// A byte for each element.
+    Byte,
+    /// A half-byte for each element, the low one of a byte first.
+    Nibble,
 }
 
 /// A representation in the blob.

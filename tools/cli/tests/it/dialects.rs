@@ -710,3 +710,50 @@ fn a_model_without_dense_features_is_planned() {
     ttrec!["plan", &checkpoint, "--budget", "100%", "-o", &spec].exits(0);
     ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("x.ttr")].exits(0);
 }
+
+#[test]
+fn one_table_of_several_in_tensorly_torch_s_factors_is_picked() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("joint.safetensors");
+    let core = |k: usize| -> Vec<f32> {
+        let mut out = Vec::new();
+        for a in 0..RANKS[k] {
+            for table in 0..2 {
+                for i in 0..P[k] {
+                    for b in 0..Q[k] {
+                        out.extend((0..RANKS[k + 1]).map(|c| element(table, k, i, a, b, c)));
+                    }
+                }
+            }
+        }
+        out
+    };
+    let cores: Vec<_> = (0..3)
+        .map(|k| {
+            let name = format!("emb.weight.factors.factor_{k}");
+            (name, [RANKS[k], 2, P[k], Q[k], RANKS[k + 1]], core(k))
+        })
+        .collect();
+    let mut tensors: Vec<_> = cores
+        .iter()
+        .map(|(name, shape, values)| (name.as_str(), F32, &shape[..], values[..].bytes()))
+        .collect();
+    write_safetensors(&checkpoint, &tensors);
+    let facts = "num_embeddings = 50\n";
+    let said = refused_without_a_spec(&checkpoint, &["found 2 embedding tables", "table = 1"]);
+    let offer = said[said.find("[[table]]").unwrap()..]
+        .replace("[[table]]", &format!("[[table]]\n{facts}"));
+    let blob = dir.convert(&checkpoint, &offer, "all.ttr");
+    for table in 0..2 {
+        let found = rows(&dir, &blob, &format!("emb.{table}"), ROWS);
+        assert_eq!(found, expected(table, most_significant_first), "{table}");
+    }
+    ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
+    let table = format!("[[table]]\nprefix = \"emb.\"\n{facts}");
+    refused(&checkpoint, &table, &["`table` is missing", "factor_0\" holds 2 tables"]);
+    refused(&checkpoint, &format!("{table}table = 2\n"), &["`table` is 2", "holds 2"]);
+    let four = [RANKS[1], P[1], Q[1] * 2, RANKS[2]];
+    tensors[1].2 = &four;
+    write_safetensors(&checkpoint, &tensors);
+    refused(&checkpoint, &format!("{table}table = 1\n"), &["factor_1", "r_k x 2 x p_k x q_k"]);
+}

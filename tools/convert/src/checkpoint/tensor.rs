@@ -275,6 +275,14 @@ impl Tensor {
         decode_floats!(self, None, start, out, f64)
     }
 
+    /// Reads elements `start..start + out.len()`, which must be u8, in row-major order.
+    pub(crate) fn read_u8(&self, start: u64, out: &mut [u8]) -> Result<(), CheckpointError> {
+        if self.element_type != ElementType::U8 {
+            return Err(self.error(format!("its elements are {}: expected u8", self.element_type)));
+        }
+        self.decode(None, start, out, |[b]| Ok(b))
+    }
+
     /// Decodes elements `start..start + out.len()` in row-major order to `i64`. A value that is not
     /// an integer within `i64` is an error that names its position.
     pub fn read_i64(&self, start: u64, out: &mut [i64]) -> Result<(), CheckpointError> {

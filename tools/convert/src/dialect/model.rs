@@ -33,12 +33,7 @@ enum Pairs {
 /// The programs whose models are supported.
 const NAMINGS: [LayerNames; 2] = [
     // `interact_features` takes its pairs from `li` and `lj`.
-    LayerNames {
-        dialect: "dlrm",
-        stacks: ["bot_l.", "top_l."],
-        pairs: Pairs::Lower,
-        others: &[("v_W_l.", "weighted pooling")],
-    },
+    LayerNames { dialect: "dlrm", stacks: ["bot_l.", "top_l."], pairs: Pairs::Lower, others: &[] },
     // `InteractionArch` takes its pairs from `triu_indices`.
     LayerNames {
         dialect: "torchrec",
@@ -61,6 +56,8 @@ pub(crate) struct Model<'c> {
     interaction: Option<Interaction>,
     /// How the rows of a bag are pooled where a table does not say it, if that is known.
     pooling: Option<Pooling>,
+    /// Some of DLRM's learned weights of rows, if there are any.
+    row_weights: Option<&'c Tensor>,
     spec: ModelSpec,
 }
 
@@ -263,7 +260,11 @@ impl<'c> Model<'c> {
         let interaction = spec.interaction.or(is_dot.then_some(Interaction::Dot));
         // DLRM and TorchRec sum.
         let pooling = spec.pooling.or(naming.map(|_| Pooling::Sum));
-        Ok(Self { dtype, bottom, top, pairs, interaction, pooling, spec: spec.clone() })
+        let row_weights = spec.full_name("v_W_l.");
+        let row_weights =
+            checkpoint.tensors().find(|tensor| tensor.name().starts_with(&row_weights));
+        let spec = spec.clone();
+        Ok(Self { dtype, bottom, top, pairs, interaction, pooling, row_weights, spec })
     }
 
     /// The layers of the bottom MLP, then those of the top MLP.
@@ -347,6 +348,16 @@ impl<'c> Model<'c> {
         };
         let of_model = |table: usize| {
             let spec = &tables[table];
+            if let Some(weights) = self.row_weights {
+                // Another reader of the tensor would leave them out.
+                ensure!(
+                    spec.prefix.is_some() && spec.dialect.as_deref().is_none_or(|of| of == "dlrm"),
+                    "table {:?}: tensor {:?} has learned weights of rows: name the table by its \
+                     `prefix`, such as \"emb_l.0.\", so that they are multiplied into the rows",
+                    spec.blob_name().unwrap_or_default(),
+                    weights.name()
+                );
+            }
             let pooling = spec.pooling.or(self.pooling).with_context(|| {
                 format!(
                     "table {:?}: `pooling` is missing: the checkpoint does not say how the model \
@@ -357,6 +368,11 @@ impl<'c> Model<'c> {
                 )
             })?;
             let pooling = match pooling {
+                Pooling::Mean if spec.padding_idx.is_some() => bail!(
+                    "table {:?}: `padding_idx` does not apply to a table that is averaged, because \
+                     a row of zeros counts in the mean: leave the index out of the bags",
+                    spec.blob_name().unwrap_or_default()
+                ),
                 Pooling::Mean => ttrec::Pooling::Mean,
                 Pooling::Sum => ttrec::Pooling::Sum,
             };
