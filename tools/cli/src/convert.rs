@@ -84,7 +84,7 @@ No tensor train stores `num_embeddings`; tltorch and t3nsor store all other fact
 lists every key.")]
 pub(crate) struct Args {
     /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
-    /// .npy or .npz. Nothing in it is executed
+    /// a directory of torch.distributed.checkpoint, .npy or .npz. Nothing in it is executed
     checkpoint: PathBuf,
     /// The blob to write; it is replaced only when complete
     #[arg(short, long, value_name = "BLOB")]

@@ -1,11 +1,13 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
-//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, distinguished by content.
+//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, distinguished by content; and directories of
+//! `torch.distributed.checkpoint`.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
 //! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
 //! pickle is bounded before it is parsed (see `pickle`), and no reader executes code from a file.
 
 mod archive;
+mod distributed;
 mod mapped;
 mod numpy;
 mod pickle;
@@ -16,6 +18,7 @@ mod torch;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -124,7 +127,15 @@ impl From<Vec<Tensor>> for Contents {
 impl Checkpoint {
     /// Opens the checkpoint at `path`; the content decides the container.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let path: Arc<Path> = path.into();
+        let path: Arc<Path> = match path.join(distributed::METADATA) {
+            metadata if metadata.is_file() => metadata.into(),
+            _ if path.is_dir() => {
+                let reason = "a directory: expected a file, or a directory with .metadata, which \
+                              torch.distributed.checkpoint writes";
+                return Err(CheckpointError::file(path, reason));
+            }
+            _ => path.into(),
+        };
         let map = Mapped::open(&path)
             .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
         let Contents { tensors: list, is_ordered, unreadable, optimizers, metadata } =
@@ -208,6 +219,14 @@ impl Checkpoint {
 /// Reads the tensor list of the container found in `map`.
 fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
+    if path.file_name() == Some(OsStr::new(distributed::METADATA)) {
+        return distributed::read(path, &map);
+    }
+    if path.extension() == Some(OsStr::new("distcp")) {
+        let reason = "a part of a checkpoint of torch.distributed.checkpoint: give its directory, \
+                      which has the file .metadata";
+        return Err(CheckpointError::file(path, reason));
+    }
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         let archive = archive::open(path, &map)?;
         if archive.names.iter().any(|name| torch::is_pickle_member(name)) {

@@ -195,6 +195,29 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// The tensor under another name.
+    pub(super) fn renamed(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+
+    /// Whether its elements lie row-major in the order of this machine's files, little-endian.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.layout.big_endian && !self.layout.column_major
+    }
+
+    /// All its bytes, in the order of the file.
+    pub(super) fn bytes(&self) -> Result<Vec<u8>, CheckpointError> {
+        let bytes = match &self.data {
+            Data::Mapped(map, range, checked) => {
+                self.check(checked.as_deref())?;
+                map.as_ref().get(range.clone()).unwrap_or_default().to_vec()
+            }
+            Data::Decoded { load, .. } => load().map_err(|reason| self.error(reason))?,
+        };
+        self.check_byte_len(bytes.len())?;
+        Ok(bytes)
+    }
+
     /// The file that holds it.
     pub fn file(&self) -> &Path {
         &self.file
