@@ -694,6 +694,46 @@ fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
 }
 
 #[test]
+fn the_interaction_of_a_whole_dlrm_is_told_by_its_widths() {
+    let dir = Dir::new();
+    for (interaction, inputs) in [("dot", 5 + 3), ("dot-itself", 5 + 6), ("cat", 3 * 5)] {
+        let shapes: [(&str, &[usize]); 6] = [
+            ("emb_l.0.weight", &[4, 5]),
+            ("emb_l.1.weight", &[4, 5]),
+            ("bot_l.0.weight", &[5, 3]),
+            ("bot_l.0.bias", &[5]),
+            ("top_l.0.weight", &[1, inputs]),
+            ("top_l.0.bias", &[1]),
+        ];
+        let checkpoint = write_zeros(&dir, "dlrm.safetensors", &shapes);
+        let blob = dir.path("dlrm.ttr");
+        ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
+        ttrec!["inspect", &blob]
+            .exits(0)
+            .prints([format!("{interaction} interaction of 2 tables")]);
+        // A spec that lists the tables says what the widths may only suggest.
+        let spec = "[model]\n[[table]]\nprefix = \"emb_l.0.\"\n[[table]]\nprefix = \"emb_l.1.\"\n";
+        let spec = dir.file("spec.toml", spec);
+        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob];
+        match interaction {
+            "dot" => drop(run.exits(0)),
+            other => {
+                drop(run.exits(3).says([
+                    "list all tables".to_owned(),
+                    format!("set `interaction = \"{other}\"`"),
+                ]))
+            }
+        }
+        let planned = dir.path("plan.toml");
+        ttrec!["plan", &checkpoint, "--budget", "4KB", "-o", &planned].exits(0);
+        ttrec!["convert", &checkpoint, "--spec", &planned, "-o", &blob].exits(0);
+        ttrec!["inspect", &blob]
+            .exits(0)
+            .prints([format!("{interaction} interaction of 2 tables")]);
+    }
+}
+
+#[test]
 fn a_model_without_dense_features_is_planned() {
     let dir = Dir::new();
     let checkpoint = write_zeros(

@@ -44,6 +44,9 @@ const PART: &str = "the file has only a part of it, as one of several processes:
                     tensor (`full_state_dict=True`), or give the directory that \
                     torch.distributed.checkpoint wrote";
 
+/// The classes of tensors of which each process has a part.
+const WRAPPERS: [&str; 3] = ["DTensor", "LocalShardsWrapper", "ShardedTensor"];
+
 /// Deeper dicts and lists are not searched for tensors.
 const MAX_DEPTH: usize = 200;
 
@@ -686,10 +689,12 @@ impl<'a> Machine<'a> {
                     let &[inner, class, of_inner, ref rest @ ..] = given else {
                         return self.push(Value::Other);
                     };
-                    if let Some(Record::Global(_, "_rebuild_wrapper_subclass")) = self.record(inner)
-                        && let Some(Record::Global(_, class @ ("DTensor" | "ShardedTensor"))) =
-                            self.record(class)
-                    {
+                    let global = |value| match self.record(value) {
+                        Some(Record::Global(_, name)) => *name,
+                        _ => "",
+                    };
+                    let class = global(class);
+                    if global(inner) == "_rebuild_wrapper_subclass" && WRAPPERS.contains(&class) {
                         let state = rest.first().copied().unwrap_or(Value::Other);
                         return match self.distributed(class, of_inner, state) {
                             Some(whole) => self.push(whole),
@@ -721,8 +726,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The tensor of this process that is a whole `DTensor` or `ShardedTensor`, from the arguments of
-    /// its wrapper, (class, element type, shape, ..), and its state.
+    /// The tensor of this process that is all of one of [`WRAPPERS`], from the arguments of the wrapper, (class, element type, shape, ..), and its state.
     fn distributed(
         &self,
         class: &str,
@@ -730,16 +734,18 @@ impl<'a> Machine<'a> {
         state: Value<'a>,
     ) -> Option<Value<'a>> {
         let shape = self.numbers(*self.items(of_wrapper)?.get(2)?)?;
-        let local = if class == "DTensor" {
-            // Its attributes are in slots: (None, slots).
-            let slots = self.items(state).and_then(|state| state.get(1).copied());
-            self.entry(slots.unwrap_or(state), "_local_tensor")?
-        } else {
+        let only = |list| match self.record(list)? {
+            Record::Object(list) => match list.items[..] {
+                [(_, item)] => Some(item),
+                _ => None,
+            },
+            _ => None,
+        };
+        let local = match class {
+            "DTensor" => self.of_state(state, "_local_tensor")?,
+            "LocalShardsWrapper" => only(self.of_state(state, "_local_shards")?)?,
             // (local shards, metadata, process group, ..)
-            let shards = *self.items(state)?.first()?;
-            let Record::Object(shards) = self.record(shards)? else { return None };
-            let [(_, shard)] = shards.items[..] else { return None };
-            self.attribute(shard, "tensor")?
+            _ => self.attribute(only(*self.items(state)?.first()?)?, "tensor")?,
         };
         match self.record(local)? {
             Record::Tensor(location) if location.shape == shape => Some(local),
@@ -775,8 +781,18 @@ impl<'a> Machine<'a> {
 
     /// The attribute of an object.
     fn attribute(&self, object: Value<'a>, name: &str) -> Option<Value<'a>> {
-        let Record::Object(object) = self.record(object)? else { return None };
-        self.entry(object.state?, name)
+        match self.record(object)? {
+            Record::Object(object) => self.of_state(object.state?, name),
+            _ => None,
+        }
+    }
+
+    /// The attribute in a state: a dict or, with slots, (dict, slots).
+    fn of_state(&self, state: Value<'a>, name: &str) -> Option<Value<'a>> {
+        match self.items(state) {
+            Some(parts) => parts.iter().find_map(|&part| self.entry(part, name)),
+            None => self.entry(state, name),
+        }
     }
 
     /// The tensor of `(storage, offset, shape, strides, requires_grad, hooks, ...)`.

@@ -153,6 +153,7 @@ for module, names in [
         (SHARD + ".sharded_tensor.metadata", ["ShardedTensorMetadata"]),
         (SHARD + ".metadata", ["ShardMetadata"]),
         ("torch.distributed.tensor", ["DTensor"]),
+        ("torch.distributed.tensor._shards_wrapper", ["LocalShardsWrapper"]),
         ("torch._utils", ["_rebuild_wrapper_subclass"]),
         ("torch._tensor", ["_rebuild_from_type_v2"])]:
     stand_in(module, *names)
@@ -191,14 +192,22 @@ def dtensor(shape, local):
                    (None, {"_local_tensor": local, "_spec": {"placements": ()}}))
 
 
+def wrapper(shape, *parts):
+    return wrapped("torch.distributed.tensor._shards_wrapper", "LocalShardsWrapper", shape,
+                   (None, {"_local_shards": list(parts), "_storage_meta": None}))
+
+
 def sharded(shape, *parts):
-    # A class with slots has the state (None, slots).
-    placed = sys.modules[SHARD + ".metadata"].ShardMetadata
-    shards = [make(SHARD + ".sharded_tensor.shard", "Shard", tensor=part, metadata=Call(
-                  placed, state=(None, {"shard_offsets": [2 * number, 0], "shard_sizes": [2, 3]})))
+    # These classes have slots: their state is (None, slots).
+    def slots(module, name, **slots):
+        return Call(getattr(sys.modules[module], name), state=(None, slots))
+
+    shards = [slots(SHARD + ".sharded_tensor.shard", "Shard", tensor=part, metadata=slots(
+                  SHARD + ".metadata", "ShardMetadata", shard_offsets=[2 * number, 0],
+                  shard_sizes=[2, 3], placement=None))
               for number, part in enumerate(parts)]
     metadata = make(SHARD + ".sharded_tensor.metadata", "ShardedTensorMetadata",
-                    shards_metadata=[shard.metadata for shard in shards], size=size(*shape))
+                    size=size(*shape))
     return wrapped(SHARD + ".sharded_tensor.api", "ShardedTensor", shape,
                    (shards, metadata, None, None, False))
 
@@ -206,6 +215,8 @@ def sharded(shape, *parts):
 write_zip("sharded.pt", {
     "whole_dtensor": dtensor((2, 3), Tensor(six("0"), (2, 3))),
     "part_of_dtensor": dtensor((4, 3), Tensor(six("0"), (2, 3))),
+    "whole_wrapper": dtensor((2, 3), wrapper((2, 3), Tensor(six("0"), (2, 3)))),
+    "part_of_wrapper": dtensor((4, 3), wrapper((2, 3), Tensor(six("0"), (2, 3)))),
     "whole_sharded": sharded((2, 3), Tensor(six("1"), (2, 3))),
     "part_of_sharded": sharded((4, 3), Tensor(six("1"), (2, 3))),
     "no_shards": sharded((4, 3)),

@@ -323,13 +323,13 @@ fn the_legacy_container_is_read_and_its_state_dict_unwrapped() {
 #[test]
 fn a_tensor_that_one_process_has_whole_is_read() {
     let checkpoint = open(&fixture("sharded.pt"));
-    for name in ["whole_dtensor", "whole_sharded"] {
+    for name in ["whole_dtensor", "whole_wrapper", "whole_sharded"] {
         let tensor = checkpoint.tensor(name).unwrap();
         assert_eq!(tensor.shape(), [2, 3]);
         assert_eq!(floats(tensor), [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]);
     }
     assert_eq!(checkpoint.tensor("plain").unwrap().shape(), [3, 2]);
-    for name in ["part_of_dtensor", "part_of_sharded", "no_shards"] {
+    for name in ["part_of_dtensor", "part_of_wrapper", "part_of_sharded", "no_shards"] {
         let error = checkpoint.find(name).err().unwrap().to_string();
         assert!(
             error.contains("only a part of it") && error.contains("full_state_dict"),
