@@ -9,8 +9,9 @@ use crate::{
     progress::Terminal,
     resume::ResumeDirectory,
     samples::Samples,
+    score::score,
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use ttrec::repr::Combine;
@@ -167,7 +168,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
     let samples = Samples::read(samples, &ranker, BagOptions::default())?;
-    expected::compare(&ranker, &samples, args.logits, expected, args.max_error)
+    let scores =
+        score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
+    let scores = (&scores[..], samples.path());
+    expected::compare(&ranker, scores, args.logits, expected, args.max_error)
 }
 
 /// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.

@@ -56,14 +56,17 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
     let samples = Samples::read(&args.batch, &ranker, args.options)?;
+    let scores =
+        score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
     if let Some(output) = &args.output {
-        let scores =
-            score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
         write_npy(output, &[scores.len() as u64], &scores)?;
         output::print(|out| writeln!(out, "{}: {} float32", output.display(), scores.len()))?;
     }
     match &args.against {
-        Some(path) => expected::compare(&ranker, &samples, args.logits, path, args.max_error),
+        Some(path) => {
+            let scores = (&scores[..], samples.path());
+            expected::compare(&ranker, scores, args.logits, path, args.max_error)
+        }
         None => Ok(Outcome::Done),
     }
 }
