@@ -638,6 +638,13 @@ fn the_row_of_a_padding_index_is_zeros() {
     let table = "[[table]]\ntensor = \"emb.weight\"\n";
     refused(&format!("{table}padding_idx = 6\n"), &["`padding_idx` is 6", "6 rows"]);
     refused(
+        &format!("{table}padding_idx = 1\nrepresentation = \"tt\"\nrank = 2\n"),
+        &["`padding_idx` does not apply", "becomes a tensor train"],
+    );
+    let low = format!("{table}padding_idx = 1\nrepresentation = \"low-rank\"\nrank = 2\n");
+    let blob = dir.convert(&checkpoint, &low, "low.ttr");
+    assert_eq!(all_rows(&dir, &blob, "emb.weight", 6)[4..8], [0.0; 4]);
+    refused(
         &format!("{table}padding_idx = 1\nindex_map = \"modulo\"\nnum_embeddings = 9\n"),
         &["`padding_idx` does not apply", "share rows"],
     );

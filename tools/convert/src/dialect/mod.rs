@@ -289,6 +289,13 @@ impl<'c> Source<'c> {
         };
         let factorize = factorize
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        ensure!(
+            spec.padding_idx.is_none() || !matches!(factorize, Some(Request::Tt { .. })),
+            "{}: table {name:?}: `padding_idx` does not apply to a table that becomes a tensor \
+             train, whose row would not be zeros: remove one of both, or set `representation` to \
+             \"low-rank\"",
+            checkpoint.path().display()
+        );
         let stored = weights.tensors()[0].element_type();
         ensure!(
             spec.dtype.is_some()
