@@ -10,6 +10,7 @@ mod completions;
 mod convert;
 mod data;
 mod demo;
+mod expected;
 mod inspect;
 mod lookup;
 mod man;
@@ -41,8 +42,9 @@ Environment:
 
 Exit codes:
   0  done
-  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo:
-     the results differ
+  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; score
+     --against and convert --check: scores differ by more than --max-error; demo: the results
+     differ
   2  invalid command line
   3  an input was refused: a checkpoint, spec, blob or npz file
   4  the output could not be written; an existing output is not modified

@@ -1,12 +1,14 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
 //! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz`, `.onnx` and word vectors, distinguished by
-//! content. Files of other programs are refused by name.
+//! content; and directories of `torch.distributed.checkpoint`. Files of other programs are refused
+//! by name.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
 //! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
 //! pickle is bounded before it is parsed (see `pickle`), and no reader executes code from a file.
 
 mod archive;
+mod distributed;
 mod foreign;
 mod mapped;
 mod numpy;
@@ -21,6 +23,7 @@ mod word_vectors;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -129,10 +132,13 @@ impl From<Vec<Tensor>> for Contents {
 impl Checkpoint {
     /// Opens the checkpoint at `path`; the content decides the container.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let path: Arc<Path> = path.into();
-        if path.is_dir() {
-            return Err(CheckpointError::file(&path, foreign::describe_directory(&path)));
-        }
+        let path: Arc<Path> = match path.join(distributed::METADATA) {
+            metadata if metadata.is_file() => metadata.into(),
+            _ if path.is_dir() => {
+                return Err(CheckpointError::file(path, foreign::describe_directory(path)));
+            }
+            _ => path.into(),
+        };
         let map = Mapped::open(&path)
             .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
         let Contents { tensors: list, is_ordered, unreadable, optimizers, metadata } =
@@ -216,6 +222,14 @@ impl Checkpoint {
 /// Reads the tensor list of the container found in `map`.
 fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
+    if path.file_name() == Some(OsStr::new(distributed::METADATA)) {
+        return distributed::read(path, &map);
+    }
+    if path.extension() == Some(OsStr::new("distcp")) {
+        let reason = "a part of a checkpoint of torch.distributed.checkpoint: give its directory, \
+                      which has the file .metadata";
+        return Err(CheckpointError::file(path, reason));
+    }
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         let archive = archive::open(path, &map)?;
         if let Some(reason) = foreign::describe_archive(&archive.names) {

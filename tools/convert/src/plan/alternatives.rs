@@ -13,7 +13,7 @@ use super::{
 use crate::{
     dialect::{Source, Weights},
     error::Error,
-    factorize::{DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TensorRows, TtSvd, suggest_shape},
+    factorize::{DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TtSvd, suggest_shape},
     in_memory,
     progress::{Progress, Step},
 };
@@ -125,15 +125,14 @@ fn families(
     let trains = match weights {
         Weights::Tt { .. } => cores(weights, &rows)?,
         // The ranks of a sample do not predict those of the whole table.
-        Weights::Dense { .. } if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
+        Weights::Dense(_) if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
         _ => Vec::new(),
     };
     found(&mut families, Kind::TensorTrain, trains);
-    if let (Weights::Dense { tensor, .. }, None, true) = (weights, source.hashed, sample.is_whole())
-    {
+    if let (Weights::Dense(rows), None, true) = (weights, source.hashed, sample.is_whole()) {
         families.push(Family {
             kind: Kind::Planned,
-            candidates: planned(&source.name, &TensorRows::new(tensor)?, progress, step)?,
+            candidates: planned(&source.name, rows, progress, step)?,
         });
     }
     families.retain(|family| !family.candidates.is_empty());

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     checkpoint::Checkpoint,
     dialect::{Source, Weights},
-    factorize::{Rows, TensorRows},
+    factorize::Rows,
     progress::{Progress, Share, Step},
     spec::TableSpec,
 };
@@ -43,8 +43,8 @@ pub(crate) fn candidates(
     let source = Source::open(checkpoint, &TableSpec { dtype: Some(Dtype::F32), ..found.clone() })?;
     let place = || format!("{}: table {:?}", checkpoint.path().display(), source.name);
     match (&source.weights, source.hashed) {
-        (Weights::Dense { tensor, .. }, None) => {
-            of_dense(&source.name, found, &TensorRows::new(tensor)?, options).with_context(place)
+        (Weights::Dense(rows), None) => {
+            of_dense(&source.name, found, rows, options).with_context(place)
         }
         _ => as_trained::candidates(checkpoint, &source, found, options).with_context(place),
     }

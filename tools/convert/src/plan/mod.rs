@@ -108,9 +108,10 @@ fn try_plan(
         .collect::<Result<Vec<_>>>();
     let sources =
         sources.context("name the tables, and what the checkpoint does not store, in a --spec")?;
+    let dims: Vec<usize> = sources.iter().map(|source| source.weights.embedding_dim()).collect();
     let layers = model
         .as_ref()
-        .map(|model| Layers::of(checkpoint, model, found, bounds.memory))
+        .map(|model| Layers::of(checkpoint, model, found, &dims, bounds.memory))
         .transpose()?;
     let f32_bytes = sources
         .iter()

@@ -45,6 +45,10 @@ pub(super) fn candidates(
     share: &Share<'_>,
 ) -> Result<(Vec<Candidate>, Vec<Bound>)> {
     let (mut found, mut bounds) = (Vec::new(), Vec::new());
+    // A tensor train has no row of its own that could be zeros.
+    if context.found.padding_idx.is_some() {
+        return Ok((found, bounds));
+    }
     let few = Sample::draw(rows.num_embeddings(), LOOKED_UP, context.options.frequencies);
     let lookups = LookedUp { values: few.read(rows)?, sample: few };
     let weights = weights(context, rows.num_embeddings())?;

@@ -321,6 +321,90 @@ fn the_legacy_container_is_read_and_its_state_dict_unwrapped() {
 }
 
 #[test]
+fn a_tensor_that_one_process_has_whole_is_read() {
+    let checkpoint = open(&fixture("sharded.pt"));
+    for name in ["whole_dtensor", "whole_wrapper", "whole_sharded"] {
+        let tensor = checkpoint.tensor(name).unwrap();
+        assert_eq!(tensor.shape(), [2, 3]);
+        assert_eq!(floats(tensor), [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]);
+    }
+    assert_eq!(checkpoint.tensor("plain").unwrap().shape(), [3, 2]);
+    for name in ["part_of_dtensor", "part_of_wrapper", "part_of_sharded", "no_shards"] {
+        let error = checkpoint.find(name).err().unwrap().to_string();
+        assert!(
+            error.contains("only a part of it") && error.contains("full_state_dict"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_directory_of_several_processes_is_one_checkpoint() {
+    let folder = fixture("distributed");
+    for path in [folder.clone(), folder.join(".metadata")] {
+        let checkpoint = open(&path);
+        let table: Vec<f32> = (0..24).map(|x| x as f32).collect();
+        for (name, expected) in [
+            ("model.whole.weight", &[0.5, 1.5, 2.5, 3.5, 4.5, 5.5][..]),
+            ("model.rows.weight", &table),
+            ("model.columns.weight", &table),
+        ] {
+            let tensor = checkpoint.tensor(name).unwrap();
+            assert_eq!(floats(tensor), expected, "{name}");
+            let (mut streamed, middle) = (vec![0.0; 4], 2);
+            tensor.stream_f32(middle, &mut streamed).unwrap();
+            assert_eq!(streamed, expected[2..6], "{name}");
+        }
+        for (name, reason) in [
+            ("model.incomplete.weight", "parts of it are missing"),
+            ("model.overlapping.weight", "parts overlap"),
+            ("model.lost.weight", "__2_0.distcp"),
+            ("model.outside.weight", "in the same directory"),
+        ] {
+            let error = checkpoint.find(name).err().unwrap().to_string();
+            assert!(error.contains(name) && error.contains(reason), "{error}");
+        }
+        assert!(checkpoint.is_optimizer_state("optim.state.rows.exp_avg"));
+        assert!(checkpoint.tensor("epoch").is_none());
+    }
+    let refused = |path: &Path| Checkpoint::open(path).err().unwrap().to_string();
+    let error = refused(&folder.join("__0_0.distcp"));
+    assert!(error.contains("give its directory"), "{error}");
+    let error = refused(folder.parent().unwrap());
+    assert!(error.contains("a directory: expected"), "{error}");
+}
+
+#[test]
+fn a_changed_byte_in_the_list_of_a_directory_does_no_harm() {
+    let (folder, copy) = (fixture("distributed"), tempfile::tempdir().unwrap());
+    for file in ["__0_0.distcp", "__1_0.distcp"] {
+        std::fs::copy(folder.join(file), copy.path().join(file)).unwrap();
+    }
+    let bytes = std::fs::read(folder.join(".metadata")).unwrap();
+    let sound = open(&folder);
+    let mut refused = 0;
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        std::fs::write(copy.path().join(".metadata"), &changed).unwrap();
+        let Ok(checkpoint) = Checkpoint::open(copy.path()) else {
+            refused += 1;
+            continue;
+        };
+        for tensor in checkpoint.tensors().filter(|tensor| tensor.len() < 1000) {
+            let mut out = vec![0.0; tensor.len() as usize];
+            let read = tensor.read_f32(0, &mut out);
+            // Of the same name and shape, it is the same or refused.
+            let same = sound.tensor(tensor.name()).filter(|same| same.shape() == tensor.shape());
+            if let (Ok(()), Some(same)) = (read, same) {
+                assert_eq!(out.len(), floats(same).len());
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+#[test]
 fn strided_views_decode_row_major() {
     let checkpoint = open(&fixture("views.pt"));
     let floats = |name| floats(checkpoint.tensor(name).unwrap());
@@ -552,6 +636,12 @@ fn other_files_are_refused_with_what_was_expected() {
     }
     assert_refused(&zip_of(CompressionMethod::Stored, &[]), "expected data.pkl (torch) or .npy");
     assert!(matches!(Checkpoint::open(Path::new("no such file")), Err(CheckpointError::Io { .. })));
+    let directory = tempfile::tempdir().unwrap();
+    let error = Checkpoint::open(directory.path()).err().unwrap().to_string();
+    assert!(error.contains("a directory: give a file in it"), "{error}");
+    let mut tar = vec![0; 512];
+    tar[257..262].copy_from_slice(b"ustar");
+    assert_refused(&tar, "save it again with a newer torch");
 }
 
 #[test]
