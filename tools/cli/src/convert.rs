@@ -74,8 +74,8 @@ A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, 
 `tolerance`. `row_order = \"similarity\"` (or \"frequency\", with --frequencies) sorts the rows of a
 tensor train first, so that rows that share slices are alike; it costs four bytes an index.
 
-Quantised rows of FBGEMM and TorchRec are dense tables, too: `quantized = \"byte\"` or \"nibble\" says
-which, where the rows do not. `padding_idx = 0` makes a row zeros.
+Quantised rows of FBGEMM and TorchRec are dense tables, too: `quantized = \"byte\"` or \"nibble\"
+says which, where the rows do not. `padding_idx = 0` makes a row zeros.
 
 A hashed table (index i is row i modulo the rows) has `index_map = \"modulo\"`, the number of
 indices in `num_embeddings` and, if the checkpoint does not store it, the number of rows in

@@ -368,8 +368,8 @@ fn assert_near(found: &[f64], expected: &[f64], tolerance: f64) {
     }
 }
 
-/// Rows of eight columns, quantised as FBGEMM does: the codes, and the scale and offset of each row.
-/// Row 3 is constant.
+/// Rows of eight columns, quantised as FBGEMM does: the codes, and the scale and offset of each
+/// row. Row 3 is constant.
 struct QuantizedTable {
     codes: Vec<[u8; 8]>,
     headers: Vec<[f32; 2]>,

@@ -213,7 +213,8 @@ impl<'a> Pickle<'a> {
         Ok(search.found)
     }
 
-    /// The tensors that `torch.distributed.checkpoint`'s metadata describe; `None` if these are none.
+    /// The tensors that the metadata of `torch.distributed.checkpoint` describe; `None` if these
+    /// are none.
     pub(super) fn distributed(&self) -> Option<Vec<DistributedTensor<'a>>> {
         let machine = &self.machine;
         let entries = |name| match machine.record(machine.attribute(self.root, name)?)? {
@@ -726,7 +727,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The tensor of this process that is all of one of [`WRAPPERS`], from the arguments of the wrapper, (class, element type, shape, ..), and its state.
+    /// The tensor of this process that is all of one of [`WRAPPERS`], from the arguments of the
+    /// wrapper, (class, element type, shape, ..), and its state.
     fn distributed(
         &self,
         class: &str,

@@ -1,8 +1,8 @@
-//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of
-//! `r_k x p_k x q_k x r_{k+1}`, core 0 most significant, or of `r_k x tables x p_k x q_k x r_{k+1}`
-//! where `from_embedding_list` put several tables into one set of factors. A `FactorizedLinear` has the same keys,
-//! but usually also a `bias`. Factors of other decompositions (CP, Tucker) have the same names, but
-//! not four dimensions.
+//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of `r_k x p_k x q_k
+//! x r_{k+1}`, core 0 most significant, or of `r_k x tables x p_k x q_k x r_{k+1}` where
+//! `from_embedding_list` put several tables into one set of factors. A `FactorizedLinear` has the
+//! same keys, but usually also a `bias`. Factors of other decompositions (CP, Tucker) have the same
+//! names, but not four dimensions.
 
 use super::{Dialect, Survey, Weights, cores, refuse};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};

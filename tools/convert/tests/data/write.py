@@ -229,9 +229,10 @@ def write_distributed(folder, tensors, lost):
     os.makedirs(folder, exist_ok=True)
     files, state, storage = collections.defaultdict(bytes), {}, {}
     for name, (shape, parts) in tensors.items():
-        state[name] = make(META, "TensorStorageMetadata", properties=None, size=size(*shape), chunks=[
-            make(META, "ChunkStorageMetadata", offsets=size(*offsets), sizes=size(*sizes))
-            for _, offsets, sizes, _ in parts])
+        chunks = [make(META, "ChunkStorageMetadata", offsets=size(*offsets), sizes=size(*sizes))
+                  for _, offsets, sizes, _ in parts]
+        state[name] = make(META, "TensorStorageMetadata", properties=None, size=size(*shape),
+                           chunks=chunks)
         for file, offsets, sizes, values in parts:
             stream = io.BytesIO()
             write_zip(stream, Tensor(Storage("0", "f4", values), sizes))
