@@ -7,7 +7,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use ttrec::{
     AlignedBuf, Bags, Blob, Tier,
-    blob::{Activation, LayerSpec, Layout, ModelSpec, ModelTable, TableSpec, WeightsSpec},
+    blob::{
+        Activation, Interaction, LayerSpec, Layout, ModelSpec, ModelTable, TableSpec, WeightsSpec,
+    },
     dtype::{self, Dtype},
 };
 
@@ -32,6 +34,7 @@ fn model(dtype: Dtype) -> AlignedBuf {
     let tables: Vec<_> = (0..TABLES).map(|t| TableSpec::new(format!("t{t:02}"), rows)).collect();
     let model = ModelSpec {
         tables: (0..TABLES).map(ModelTable::from).collect(),
+        interaction: Interaction::Dot,
         bottom: layers(&[13, 512, 256, 64, 16], dtype, Activation::Relu),
         top: layers(&[16 + 27 * 26 / 2, 512, 256, 1], dtype, Activation::Sigmoid),
     };

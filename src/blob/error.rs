@@ -136,7 +136,8 @@ rules! { found, expected;
     /// without layers none.
     NumModelTables "num_model_tables is {found}: expected at most {expected}"
     /// The interaction is known; it is 0 without layers.
-    Interaction "interaction {found}: expected {expected}; a newer ttrec may have written this blob"
+    Interaction "interaction {found}: expected at most {expected}, and 0 only without a model; a \
+        newer ttrec may have written this blob"
 
     /// A name has 1 to [`MAX_NAME_LEN`](crate::limits::MAX_NAME_LEN) bytes.
     NameLen "the name has {found} bytes: expected 1 to {expected}"

@@ -22,8 +22,7 @@ pub(crate) use crate::limits::{
 #[cfg(feature = "alloc")]
 pub use error::LayoutError;
 pub use error::{BlobError, Location, Rule};
-pub(crate) use model::top_inputs;
-pub use model::{Activation, Layer, ModelTable, Stack};
+pub use model::{Activation, Interaction, Layer, ModelTable, Stack};
 pub use section::{Role, Section};
 #[cfg(feature = "alloc")]
 pub use writer::{
@@ -57,6 +56,8 @@ pub struct Blob<'a> {
     tables: &'a [TableRecord],
     sections: &'a [SectionRecord],
     layers: &'a [LayerRecord],
+    /// Of a model.
+    interaction: Interaction,
     model_tables: &'a [u32],
     names: &'a [u8],
 }

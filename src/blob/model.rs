@@ -39,6 +39,23 @@ pub enum Activation {
     Sigmoid = 2,
 }
 
+/// How the vectors of a sample become the inputs of the top perceptron. Vector 0 is the bottom's,
+/// if there is one; then come those of the tables. The discriminants are the codes of
+/// `docs/format.md`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Interaction {
+    /// The bottom's vector, then the dot product of each pair of vectors.
+    #[default]
+    Dot = 1,
+    /// As [`Dot`](Self::Dot), and the dot product of each vector with itself.
+    DotItself = 2,
+    /// The vectors, one after another.
+    Cat = 3,
+}
+
+codes!(Interaction: Dot "dot", DotItself "dot-itself", Cat "cat");
 codes!(Stack: Bottom "bottom", Top "top");
 codes!(Activation: None "none", Relu "relu", Sigmoid "sigmoid");
 
@@ -93,11 +110,18 @@ pub struct Layer<'a> {
     pub bias: &'a [f32],
 }
 
-/// Number of inputs of the top perceptron: `direct_len` elements of the bottom's vector, and the
-/// dot product of each pair of `num_vectors` vectors.
-pub(crate) fn top_inputs(num_vectors: usize, direct_len: usize) -> usize {
-    let pairs = num_vectors.saturating_mul(num_vectors.saturating_sub(1)) / 2;
-    direct_len.saturating_add(pairs)
+impl Interaction {
+    /// Number of inputs of the top perceptron for `num_vectors` vectors of `embedding_dim`
+    /// elements, the first one of which is the bottom's if there is a bottom.
+    pub fn top_inputs(self, num_vectors: usize, embedding_dim: usize, has_bottom: bool) -> usize {
+        let direct = if has_bottom { embedding_dim } else { 0 };
+        let others = match self {
+            Self::Dot => num_vectors.saturating_sub(1),
+            Self::DotItself => num_vectors.saturating_add(1),
+            Self::Cat => return num_vectors.saturating_mul(embedding_dim),
+        };
+        direct.saturating_add(num_vectors.saturating_mul(others) / 2)
+    }
 }
 
 impl<'a> Blob<'a> {
@@ -117,6 +141,11 @@ impl<'a> Blob<'a> {
     pub fn layers(&self) -> impl Iterator<Item = Layer<'a>> + use<'a> {
         let blob = *self;
         (0..blob.num_layers()).filter_map(move |position| blob.layer(position))
+    }
+
+    /// The interaction of the model; `None` if the blob has no model.
+    pub fn interaction(&self) -> Option<Interaction> {
+        (self.num_layers() > 0).then_some(self.interaction)
     }
 
     /// How many tables the model looks up.
@@ -187,8 +216,9 @@ impl<'a> Blob<'a> {
             let expected = match (before, layer.stack) {
                 (None, Stack::Bottom) => layer.inputs,
                 (None, Stack::Top) if num_tables > 1 => {
-                    self.check_embedding_dims(self.model_dim(), slot)?;
-                    top_inputs(num_tables, 0)
+                    let dim = self.model_dim();
+                    self.check_embedding_dims(dim, slot)?;
+                    self.interaction.top_inputs(num_tables, dim, false)
                 }
                 (None, Stack::Top) => {
                     let found = num_tables as u64;
@@ -196,7 +226,7 @@ impl<'a> Blob<'a> {
                 }
                 (Some(Layer { stack: Stack::Bottom, outputs, .. }), Stack::Top) => {
                     self.check_embedding_dims(outputs, slot)?;
-                    top_inputs(num_tables.saturating_add(1), outputs)
+                    self.interaction.top_inputs(num_tables.saturating_add(1), outputs, true)
                 }
                 (Some(Layer { stack: Stack::Top, .. }), Stack::Bottom) => {
                     return Err(at.refuse(Rule::StackOrder, 0, 0));

@@ -3,12 +3,12 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    ALIGNMENT, Blob, BlobError, Checksum, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES,
-    Role, Section, VERSION, align_up, directory_checksum,
+    ALIGNMENT, Blob, BlobError, Checksum, Interaction, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
+    MAX_TABLES, Role, Section, VERSION, align_up, directory_checksum,
     error::{ErrorSlot, Location, Place, Refused, Rule},
     record::{
-        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
-        TableRecord, index_map, kind,
+        DTYPE_U32, DTYPE_U64, Header, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map,
+        kind,
     },
 };
 use crate::{
@@ -88,8 +88,17 @@ impl<'a> Blob<'a> {
         let directory = rest.get(..directory_len).ok_or_else(|| truncated(needed))?;
         let computed = directory_checksum(header, directory);
         at.equal(Rule::Checksum, computed.into(), header.checksum.into())?;
-        let interaction = if num_layers == 0 { 0 } else { INTERACTION_DOT };
-        at.equal(Rule::Interaction, header.interaction.into(), interaction.into())?;
+        let interaction = match (num_layers, Interaction::from_code(header.interaction)) {
+            (0, _) => {
+                at.equal(Rule::Interaction, header.interaction.into(), 0)?;
+                Interaction::default()
+            }
+            (_, Some(interaction)) => interaction,
+            (_, None) => {
+                let last = Interaction::Cat as u64;
+                return Err(at.refuse(Rule::Interaction, header.interaction.into(), last));
+            }
+        };
         let max_model_tables = if num_layers == 0 { 0 } else { MAX_MODEL_TABLES };
         check_count(Rule::NumModelTables, header.num_model_tables, max_model_tables)?;
 
@@ -100,7 +109,7 @@ impl<'a> Blob<'a> {
             take(after, num_model_tables).ok_or_else(|| truncated(needed))?;
         let (names, padding) =
             after.split_at_checked(names_len).ok_or_else(|| truncated(needed))?;
-        let blob = Self { bytes, tables, sections, layers, model_tables, names };
+        let blob = Self { bytes, tables, sections, layers, interaction, model_tables, names };
         let unused = padding.iter().all(|&byte| byte == 0);
         slot.at(Location::Names).holds(Rule::Reserved, unused)?;
         blob.check_names(slot)?;

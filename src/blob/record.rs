@@ -63,9 +63,6 @@ pub(crate) struct Header {
     pub(crate) reserved: [u8; 15],
 }
 
-/// [`Header::interaction`]: the dot product of each pair.
-pub(crate) const INTERACTION_DOT: u8 = 1;
-
 /// One table.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]

@@ -3,12 +3,12 @@
 //! their checksums.
 
 use super::{
-    Activation, Checksum, LayoutError, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
-    MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum,
-    model::{ModelTable, top_inputs},
+    Activation, Checksum, Interaction, LayoutError, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES,
+    MAX_NAME_LEN, MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum,
+    model::ModelTable,
     record::{
-        DTYPE_U32, DTYPE_U64, Header, INTERACTION_DOT, LayerRecord, MAGIC, SectionRecord,
-        TableRecord, index_map, kind,
+        DTYPE_U32, DTYPE_U64, Header, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map,
+        kind,
     },
 };
 use crate::{
@@ -138,13 +138,14 @@ pub struct OverridesSpec {
     pub dtype: Dtype,
 }
 
-/// A model to be written around some tables: DLRM's, with the dot product of each pair as its
-/// interaction.
+/// A model to be written around some tables: DLRM's.
 #[derive(Clone, Debug, Default)]
 pub struct ModelSpec {
     /// Its tables, by their positions among those given to [`Layout::with_model`], in the order of
     /// the interaction.
     pub tables: Vec<ModelTable>,
+    /// How its vectors become the inputs of the top perceptron.
+    pub interaction: Interaction,
     /// Layers of the bottom perceptron: none if there are no dense features.
     pub bottom: Vec<LayerSpec>,
     /// Layers of the top perceptron.
@@ -393,12 +394,10 @@ impl Layout {
                 .and_then(|of| sorted.get(of.table))
                 .map_or(0, |&place| dim_of(place))
         };
-        let (embedding_dim, expected) = match model.bottom.last() {
-            Some(last) => {
-                (last.outputs, top_inputs(model.tables.len().saturating_add(1), last.outputs))
-            }
-            None => (first_dim(), top_inputs(model.tables.len(), 0)),
-        };
+        let embedding_dim = model.bottom.last().map_or_else(first_dim, |last| last.outputs);
+        let has_bottom = !model.bottom.is_empty();
+        let num_vectors = num_tables.saturating_add(usize::from(has_bottom));
+        let expected = model.interaction.top_inputs(num_vectors, embedding_dim, has_bottom);
         for (position, &ModelTable { table, pooling }) in model.tables.iter().enumerate() {
             let missing =
                 LayoutError::ModelTable { position, found: table, num_tables: sorted.len() };
@@ -411,7 +410,7 @@ impl Layout {
             }
             self.model_tables.push(ModelTable::code(place, pooling));
         }
-        self.header.interaction = INTERACTION_DOT;
+        self.header.interaction = model.interaction as u8;
         let mut inputs = None;
         let layers = model.bottom.iter().map(|layer| (Stack::Bottom, layer));
         let layers = layers.chain(model.top.iter().map(|layer| (Stack::Top, layer)));

@@ -4,7 +4,9 @@
 //! Systems", 2019): a bottom perceptron computes a vector from a sample's dense features, and each
 //! table a vector from its bag. The *interaction* is the dot product of each pair of these vectors.
 //! A top perceptron computes the score from the bottom's vector and the dot products. A model
-//! without dense features has no bottom: with two tables it is a two-tower model.
+//! without dense features has no bottom: with two tables it is a two-tower model. The other
+//! interactions ([`Interaction`]) give the top perceptron the product of each vector with itself,
+//! too, or the vectors themselves in place of products.
 //!
 //! Samples are scored in groups. The vectors of a group are adjacent, sample by sample, and each
 //! table pools its bags of the whole group straight into them. The perceptrons then take tiles of
@@ -28,7 +30,7 @@ pub use error::{NoModel, ScoreError};
 
 use crate::{
     bag::{Bags, Pooling, check_bags},
-    blob::{Activation, Blob, Layer, Stack, top_inputs},
+    blob::{Activation, Blob, Interaction, Layer, Stack},
     isa::Tier,
     kernel::{Consistent, dot_interaction_from, dot_interaction_workspace_len},
     table::{LookupError, Table},
@@ -63,6 +65,7 @@ pub struct Ranker<'a> {
     num_dense: usize,
     /// Layers of the bottom perceptron: none if there are no dense features.
     num_bottom: usize,
+    interaction: Interaction,
     embedding_dim: usize,
     /// Outputs of the first top layer.
     first_outputs: usize,
@@ -89,6 +92,7 @@ impl<'a> Blob<'a> {
                 self.layer(0).map_or(0, |layer| layer.inputs)
             },
             num_bottom,
+            interaction: self.interaction().ok_or(NoModel)?,
             embedding_dim: self.model_dim(),
             first_outputs: top.outputs,
             width: self.layers().map(|layer| layer.outputs).fold(top.inputs, usize::max),
@@ -155,6 +159,11 @@ impl<'a> Ranker<'a> {
         self.blob.num_model_tables()
     }
 
+    /// How the vectors of a sample become the inputs of the top perceptron.
+    pub fn interaction(&self) -> Interaction {
+        self.interaction
+    }
+
     /// Number of elements of a row, the same for every table.
     pub fn embedding_dim(&self) -> usize {
         self.embedding_dim
@@ -215,11 +224,6 @@ impl<'a> Ranker<'a> {
     /// The position of the first table's vector among those of a sample.
     fn first_table(&self) -> usize {
         usize::from(self.num_bottom > 0)
-    }
-
-    /// How many of the top perceptron's inputs are the bottom's vector itself.
-    fn direct_len(&self) -> usize {
-        if self.num_bottom > 0 { self.embedding_dim } else { 0 }
     }
 
     fn vectors_len(&self) -> usize {
@@ -369,7 +373,7 @@ impl<'a> Ranker<'a> {
         let shared_inputs = if leading == 0 {
             0
         } else {
-            top_inputs(leading, self.direct_len())
+            self.interaction.top_inputs(leading, self.embedding_dim, self.num_bottom > 0)
         };
         let leading = if shared_inputs == 0 { 0 } else { leading };
         let group = buffers.group;
@@ -485,10 +489,35 @@ impl<'a> Ranker<'a> {
         let Buffers { interaction, base, layers: [x, _], features, .. } = buffers;
         let vectors = features.get(..leading.checked_mul(self.embedding_dim)?)?;
         let x = x.get_mut(..inputs)?;
-        let (vector, pairs) = x.split_at_mut_checked(self.direct_len())?;
-        copy(vectors.get(..vector.len())?, vector)?;
-        dot_interaction_from(self.tier, vectors, leading, 0, pairs, interaction)?;
+        self.interact(vectors, leading, 0, x, interaction)?;
         mlp::begin(self.tier, &self.blob.layer(self.num_bottom)?, x, base)
+    }
+
+    /// Writes the inputs that `num_vectors` vectors of a sample give the top perceptron, without
+    /// those of the `leading` vectors alone.
+    fn interact(
+        &self,
+        vectors: &[f32],
+        num_vectors: usize,
+        leading: usize,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Consistent {
+        let itself = match self.interaction {
+            Interaction::Dot => false,
+            Interaction::DotItself => true,
+            Interaction::Cat => {
+                return copy(vectors.get(leading.checked_mul(self.embedding_dim)?..)?, out);
+            }
+        };
+        let direct = if leading == 0 && self.num_bottom > 0 {
+            self.embedding_dim
+        } else {
+            0
+        };
+        let (vector, pairs) = out.split_at_mut_checked(direct)?;
+        copy(vectors.get(..direct)?, vector)?;
+        dot_interaction_from(self.tier, vectors, num_vectors, leading, itself, pairs, workspace)
     }
 
     /// Writes the logits of `samples` of the group. The `leading` vectors give the first
@@ -511,17 +540,7 @@ impl<'a> Ranker<'a> {
         let mut rest = inputs.get_mut(..m.checked_mul(width)?)?;
         for vectors in features.chunks_exact(stride.max(1)) {
             let (x, after) = rest.split_at_mut_checked(width)?;
-            let (vector, pairs) =
-                x.split_at_mut_checked(if leading == 0 { self.direct_len() } else { 0 })?;
-            copy(vectors.get(..vector.len())?, vector)?;
-            dot_interaction_from(
-                self.tier,
-                vectors,
-                self.num_vectors(),
-                leading,
-                pairs,
-                interaction,
-            )?;
+            self.interact(vectors, self.num_vectors(), leading, x, interaction)?;
             rest = after;
         }
         let x = inputs.get(..m.checked_mul(width)?)?;

@@ -105,28 +105,37 @@ pub fn dot_interaction(
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Consistent {
-    dot_interaction_from(tier, features, num_features, 0, out, workspace)
+    dot_interaction_from(tier, features, num_features, 0, false, out, workspace)
 }
 
 /// As [`dot_interaction`], but without the pairs of the first `first` features with each other,
-/// which are those before (`first`, 0).
+/// which are those before (`first`, 0). With `itself`, each feature also makes a pair with itself:
+/// (0,0), (1,0), (1,1), (2,0), ...
 pub(crate) fn dot_interaction_from(
     tier: Tier,
     features: &[f32],
     num_features: usize,
     first: usize,
+    itself: bool,
     out: &mut [f32],
     workspace: &mut [f32],
 ) -> Consistent {
     let f = num_features;
     let dim = features.len().checked_div(f)?;
-    let pairs = |f: usize| Some(f.checked_mul(f.saturating_sub(1))? / 2);
+    let others = |f: usize| {
+        if itself {
+            f.checked_add(1)
+        } else {
+            Some(f.saturating_sub(1))
+        }
+    };
+    let pairs = |f: usize| Some(f.checked_mul(others(f)?)? / 2);
     let expected = pairs(f)?.checked_sub(pairs(first)?)?;
     if f == 0 || f.checked_mul(dim)? != features.len() || out.len() != expected {
         return None;
     }
     // Feature 0 is in no pair with a feature before it.
-    let first = first.max(1);
+    let first = first.max(usize::from(!itself));
     let workspace = workspace.get_mut(..dot_interaction_workspace_len(f, dim))?;
     let (columns, products) = workspace.split_at_mut_checked(features.len())?;
     transpose(tier, features, dim, columns)?;
@@ -143,7 +152,7 @@ pub(crate) fn dot_interaction_from(
     )?;
     let mut rest = out;
     for (row, products) in (first..).zip(products.chunks_exact(f)) {
-        let (out, after) = rest.split_at_mut_checked(row)?;
+        let (out, after) = rest.split_at_mut_checked(row.checked_add(usize::from(itself))?)?;
         // `copy_from_slice` would link the panic handler.
         out.iter_mut().zip(products).for_each(|(out, &product)| *out = product);
         rest = after;

@@ -11,7 +11,7 @@ use crate::support::{
 };
 use ttrec::{
     AlignedBuf, Bags, Blob, LookupError, NoModel, Ranker, ScoreError, TtShape,
-    blob::{TableSpec, WeightsSpec},
+    blob::{Interaction, TableSpec, WeightsSpec},
     dtype::Dtype,
     repr::Combine,
 };
@@ -157,6 +157,18 @@ fn models() -> Vec<AlignedBuf> {
     for (seed, dtype) in (100..).zip([Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8]) {
         blobs.push(like_dlrm(16, 5, &[33, 16], [dtype; 2], seed));
         blobs.push(like_dlrm(7, 2, &[12], [dtype, Dtype::F32], seed + 50));
+    }
+    let tables = ["a", "b", "c"].map(|name| dense(name, 11, 6, Dtype::F32));
+    // Of three tables, with the bottom's vector and without.
+    for (interaction, with_bottom, without) in
+        [(Interaction::DotItself, 6 + 10, 6), (Interaction::Cat, 4 * 6, 3 * 6)]
+    {
+        for (seed, (inputs, bottom)) in (200..).zip([(with_bottom, &[4, 6][..]), (without, &[])]) {
+            let widths = [bottom, &[9][..]];
+            let model =
+                random::interacting(interaction, inputs, &[0, 2, 1], widths, [Dtype::F32; 2]);
+            blobs.push(build_model(&tables, Some(&model), seed, Values::Reals));
+        }
     }
     blobs
 }

@@ -324,6 +324,29 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
 #[cfg(feature = "alloc")]
 #[test]
 fn a_model_is_read_by_the_page_too() {
+    use ttrec::blob::Interaction::{Cat, Dot, DotItself};
+    // The inputs of the top for three vectors of two elements, and their order.
+    read_a_model_by_the_page(Dot, 2 + 3, |v| {
+        [&v[0][..], &[(1, 0), (2, 0), (2, 1)].map(|(i, j)| dot(&v[i], &v[j]))].concat()
+    });
+    read_a_model_by_the_page(DotItself, 2 + 6, |v| {
+        let pairs = [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)];
+        [&v[0][..], &pairs.map(|(i, j)| dot(&v[i], &v[j]))].concat()
+    });
+    read_a_model_by_the_page(Cat, 3 * 2, |v| v.concat());
+}
+
+#[cfg(feature = "alloc")]
+fn dot(x: &[f64], y: &[f64]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum()
+}
+
+#[cfg(feature = "alloc")]
+fn read_a_model_by_the_page(
+    interaction: ttrec::blob::Interaction,
+    top_inputs: usize,
+    interact: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
     use ttrec::{
         Bags, Pooling,
         blob::{
@@ -342,9 +365,10 @@ fn a_model_is_read_by_the_page_too() {
     };
     let model = ModelSpec {
         tables: vec![0.into(), ModelTable { table: 2, pooling: Pooling::Mean }],
+        interaction,
         bottom: vec![layer(3, 4, F32), layer(4, 2, I8)],
         top: vec![
-            layer(5, 3, I8),
+            layer(top_inputs, 3, I8),
             LayerSpec { activation: Activation::Sigmoid, ..layer(3, 1, F32) },
         ],
     };
@@ -367,7 +391,7 @@ fn a_model_is_read_by_the_page_too() {
     let (header_fields, table_fields) = (fields("Header", 64), fields("Table record", 128));
     let (section_fields, layer_fields) = (fields("Section record", 32), fields("Layer record", 32));
     let header = Record { bytes: &file[..64], fields: &header_fields };
-    assert_eq!(header.number("interaction"), 1);
+    assert_eq!(header.number("interaction"), interaction as u64);
     let sections_at = 64 + 128 * header.number("num_tables") as usize;
     let layers_at = sections_at + 32 * header.number("num_sections") as usize;
     let tables_at = layers_at + 32 * header.number("num_layers") as usize;
@@ -436,11 +460,7 @@ fn a_model_is_read_by_the_page_too() {
             let [first, second] = rows.map(|at| row(table, at));
             vectors.push(first.iter().zip(second).map(|(x, y)| (x + y) / divisor).collect());
         }
-        let mut inputs = vectors[0].clone();
-        for (i, j) in [(1, 0), (2, 0), (2, 1)] {
-            inputs.push(vectors[i].iter().zip(&vectors[j]).map(|(x, y): (&f64, &f64)| x * y).sum());
-        }
-        let expected = run(inputs, 2)[0];
+        let expected = run(interact(&vectors), 2)[0];
         let indices = rows.map(|rows| rows.map(|row| row as u32));
         let bags = indices.each_ref().map(|indices| Bags::new(indices, &[0, 2]).unwrap());
         let mut score = [0.0];

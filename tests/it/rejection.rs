@@ -1676,10 +1676,17 @@ fn layer_records_that_reach_past_the_end() {
 
 #[test]
 fn interactions_that_are_unknown_or_without_layers() {
-    for found in [0, 2, 255] {
+    for found in [0, 4, 255] {
         assert_eq!(
             patched_ranker(|buf| buf[header::INTERACTION] = found),
-            (Header, Rule::Interaction.into(), found.into(), 1)
+            (Header, Rule::Interaction.into(), found.into(), 3)
+        );
+    }
+    // Others need other widths.
+    for (interaction, expected) in [(2, 4 + 6), (3, 3 * 4)] {
+        assert_eq!(
+            patched_ranker(|buf| buf[header::INTERACTION] = interaction),
+            (Layer(2), Rule::InputWidth.into(), 4 + 3, expected)
         );
     }
     assert_eq!(with_header(header::INTERACTION, &[1]), (Header, Rule::Interaction.into(), 1, 0));

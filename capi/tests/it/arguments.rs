@@ -442,6 +442,19 @@ fn indices_and_offsets_out_of_range_are_refused() {
                     &said,
                 );
             }
+            for wrong in [-2, i32::MIN] {
+                let said = format!("offset {wrong} at position 1 is negative");
+                refused(
+                    bag(table, &i32_bags(&[0, 1], &[0, wrong, 2], None), pooling),
+                    Status::Offsets,
+                    &said,
+                );
+                refused(
+                    bag(table, &i64_bags(&[0, 1], &[0, wrong.into(), 2], None), pooling),
+                    Status::Offsets,
+                    &said,
+                );
+            }
             for offsets in
                 [[0, 1, 1], [1, 2, 2], [0, 3, 2], [0, 2, 1], [0, 1, 3], [2, 2, 2], [0, u32::MAX, 2]]
             {

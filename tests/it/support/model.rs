@@ -4,8 +4,8 @@
 use super::{
     format::{
         DTYPE_F32, DTYPE_I8, LAYER_LEN, ROLE_LAYER_BIAS, ROLE_LAYER_SCALES, ROLE_LAYER_WEIGHTS,
-        STACK_BOTTOM, Section, is_mean, layer, layer_at, model_table, num_layers, num_model_tables,
-        sections_of_layer, u32_at,
+        STACK_BOTTOM, Section, header, is_mean, layer, layer_at, model_table, num_layers,
+        num_model_tables, sections_of_layer, u32_at,
     },
     oracle::{Approx, Mode, Reference, element},
 };
@@ -115,9 +115,15 @@ impl<'a> Model<'a> {
                 None => table.bag(indices, &[], Mode::Sum),
             });
         }
-        let mut inputs = if has_bottom { vectors[0].clone() } else { Vec::new() };
-        for i in 1..vectors.len() {
-            for j in 0..i {
+        let interaction = self.bytes[header::INTERACTION];
+        let mut inputs = match interaction {
+            3 => vectors.drain(..).flatten().collect(),
+            _ if has_bottom => vectors[0].clone(),
+            _ => Vec::new(),
+        };
+        for i in 0..vectors.len() {
+            // 2: also each vector with itself.
+            for j in 0..i + usize::from(interaction == 2) {
                 let products = vectors[i].iter().zip(&vectors[j]).map(|(x, y)| (x.times(*y), 1.0));
                 inputs.push(Approx::dot(products, 0));
             }

@@ -11,8 +11,8 @@ use proptest::{
 use ttrec::{
     AlignedBuf, DigitOrder, Pooling, TtShape,
     blob::{
-        Activation, IndexMapSpec, LayerSpec, Layout, ModelSpec, ModelTable, OverridesSpec, Role,
-        SectionPlan, TableSpec, WeightsSpec,
+        Activation, IndexMapSpec, Interaction, LayerSpec, Layout, ModelSpec, ModelTable,
+        OverridesSpec, Role, SectionPlan, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
     repr::Combine,
@@ -328,8 +328,19 @@ pub(crate) fn model(
     dtypes: [Dtype; 2],
 ) -> ModelSpec {
     let num_vectors = tables.len() + usize::from(!bottom.is_empty());
-    let inputs =
-        bottom.last().copied().unwrap_or(0) + num_vectors * num_vectors.saturating_sub(1) / 2;
+    let pairs = num_vectors * num_vectors.saturating_sub(1) / 2;
+    let inputs = bottom.last().copied().unwrap_or(0) + pairs;
+    interacting(Interaction::Dot, inputs, tables, [bottom, hidden], dtypes)
+}
+
+/// As [`model`], with another interaction, which makes `inputs`.
+pub(crate) fn interacting(
+    interaction: Interaction,
+    inputs: usize,
+    tables: &[usize],
+    [bottom, hidden]: [&[usize]; 2],
+    dtypes: [Dtype; 2],
+) -> ModelSpec {
     let top = [&[inputs], hidden, &[1]].concat();
     // Some are averaged.
     let tables = tables
@@ -342,6 +353,7 @@ pub(crate) fn model(
         .collect();
     ModelSpec {
         tables,
+        interaction,
         bottom: layers(bottom, dtypes[0], false),
         top: layers(&top, dtypes[1], true),
     }

@@ -46,7 +46,7 @@ impl BlobFile {
 
 /// Reads the whole payload; returns a description of the first damage.
 pub(crate) fn damage(blob: &Blob<'_>) -> Option<String> {
-    let mut progress = Bar::new("checksums", (blob.num_tables() + blob.num_layers()) as u64);
+    let progress = Bar::new("checksums", (blob.num_tables() + blob.num_layers()) as u64);
     let of_tables = blob.tables().find_map(|table| {
         progress.add(1);
         let error = table.verify().err()?;

@@ -1,12 +1,17 @@
 //! `ttrec convert`: a checkpoint's tables, or its whole model, into a blob, streamed.
 
 use crate::{
+    bags_file::BagOptions,
+    blob_file::BlobFile,
+    expected,
     outcome::Outcome,
     output::{self, WriteError},
     progress::Terminal,
     resume::ResumeDirectory,
+    samples::Samples,
+    score::score,
 };
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use ttrec::repr::Combine;
@@ -37,7 +42,8 @@ A spec:
   tensor = \"embeddings.word_embeddings.weight\"   # a dense tensor, by its full name
 
 Dialects:
-  fbtt       FBTT; `table = 1` selects the second of several tables in one set of cores
+  fbtt       FBTT; `table = 1` selects the second of several tables in one set of cores (also of
+             tltorch)
   el-rec     EL-Rec
   hetu       Hetu; never detected, because its keys are those of EL-Rec
   tltorch    tensorly-torch (blocktt)
@@ -53,11 +59,23 @@ and list the tables in the model's order:
   dtype = \"f16\"                 # of the layers' weights: f32, f16, bf16, i8 (default: f32)
   prefix = \"model.\"             # the prefix of bot_l.0.weight or dense_arch. (default: empty)
 
+If its layers have other names, name them. Such a model needs no [[table]]:
+  [model]
+  bottom = \"bottom.\"            # bottom.0.weight, bottom.2.weight
+  top = [\"mlp.\", \"out.\"]      # mlp.0.weight, out.weight
+  tables = [\"user.weight\", \"item.weight\"]  # in the order in which the model takes them
+  pooling = \"mean\"              # of the rows of a bag: mean, the default of
+                                # torch.nn.EmbeddingBag, or sum; also a key of [[table]]
+  interaction = \"dot\"           # or dot-itself, or cat: the vectors, one after another
+
 A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or
 `tolerance` (relative error), and optionally `row_factors`, `column_factors` and `sweeps`
 (refinements); or short rows with a projection, with `representation = \"low-rank\"` and `rank` or
 `tolerance`. `row_order = \"similarity\"` (or \"frequency\", with --frequencies) sorts the rows of a
 tensor train first, so that rows that share slices are alike; it costs four bytes an index.
+
+Quantised rows of FBGEMM and TorchRec are dense tables, too: `quantized = \"byte\"` or \"nibble\"
+says which, where the rows do not. `padding_idx = 0` makes a row zeros.
 
 A hashed table (index i is row i modulo the rows) has `index_map = \"modulo\"`, the number of
 indices in `num_embeddings` and, if the checkpoint does not store it, the number of rows in
@@ -67,7 +85,8 @@ No tensor train stores `num_embeddings`; tltorch and t3nsor store all other fact
 lists every key.")]
 pub(crate) struct Args {
     /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
-    /// .npy or .npz. Nothing in it is executed
+    /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx or word vectors (word2vec,
+    /// GloVe, fastText). Nothing in it is executed
     checkpoint: PathBuf,
     /// The blob to write; it is replaced only when complete
     #[arg(short, long, value_name = "BLOB")]
@@ -86,6 +105,17 @@ pub(crate) struct Args {
     /// Memory limit of a factorisation, such as 2GiB or 500MB
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
     memory: u64,
+    /// Score SAMPLES.npz with the blob, and compare the scores with those that the training program
+    /// computed: the formats of `ttrec score`. The exit code is 1 if a score differs by more than
+    /// --max-error; the blob is written in any case
+    #[arg(long, num_args = 2, value_names = ["SAMPLES.npz", "EXPECTED.npy"])]
+    check: Option<Vec<PathBuf>>,
+    /// The largest difference that --check accepts
+    #[arg(long, value_name = "E", requires = "check", default_value_t = expected::MAX_ERROR)]
+    max_error: f64,
+    /// With --check, the expected values are the scores before the sigmoid
+    #[arg(long, requires = "check")]
+    logits: bool,
     /// Keep finished factorisations in DIR until the blob is written, and reuse them after an
     /// interruption
     #[arg(long, value_name = "DIR")]
@@ -103,6 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         .files()
         .chain(args.spec.as_deref())
         .chain(args.frequencies.as_deref())
+        .chain(args.check.iter().flatten().map(PathBuf::as_path))
         .collect();
     output::refuse_inputs(&args.output, &inputs)?;
     let (spec, origin) = match &args.spec {
@@ -113,6 +144,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         ),
     };
     let spec = with_qr_operation(&checkpoint, spec, args.qr_operation);
+    ensure!(
+        args.check.is_none() || spec.model.is_some(),
+        "--check scores a model, but {origin} has no [model]"
+    );
     let resume = args.resume.as_deref().map(ResumeDirectory::open).transpose()?;
     let options = Options {
         memory: args.memory,
@@ -129,7 +164,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     output::print(|out| {
         writeln!(out, "{}: {tables} table{s}{model}, {total_len} bytes", args.output.display())
     })?;
-    Ok(Outcome::Done)
+    let Some([samples, expected]) = args.check.as_deref() else { return Ok(Outcome::Done) };
+    let file = BlobFile::open(&args.output)?;
+    let blob = file.blob()?;
+    let ranker = file.ranker(&blob)?;
+    let samples = Samples::read(samples, &ranker, BagOptions::default())?;
+    let scores =
+        score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
+    let scores = (&scores[..], samples.path());
+    expected::compare(&ranker, scores, args.logits, expected, args.max_error)
 }
 
 /// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.

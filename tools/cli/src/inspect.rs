@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 use ttrec::{
-    Blob, DigitOrder,
+    Blob, DigitOrder, Pooling,
     blob::Layer,
     dtype::Dtype,
     repr::{IndexMap, Weights},
@@ -44,6 +44,8 @@ pub(crate) struct ModelSummary {
     interaction: &'static str,
     /// Names, in the order of the interaction.
     tables: Vec<String>,
+    /// How each of these tables pools the rows of a bag.
+    poolings: Vec<&'static str>,
     pub(crate) layers: Vec<LayerSummary>,
     workspace_len: usize,
 }
@@ -190,8 +192,9 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
         model: blob.ranker().ok().map(|ranker| ModelSummary {
             num_dense: ranker.num_dense(),
             embedding_dim: ranker.embedding_dim(),
-            interaction: "dot",
+            interaction: ranker.interaction().name(),
             tables: ranker.tables().map(|table| table.name().to_owned()).collect(),
+            poolings: ranker.poolings().map(pooling_name).collect(),
             layers: blob
                 .layers()
                 .enumerate()
@@ -200,6 +203,14 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
             workspace_len: ranker.workspace_len(1),
         }),
         tables,
+    }
+}
+
+fn pooling_name(pooling: Pooling) -> &'static str {
+    match pooling {
+        Pooling::Sum => "sum",
+        Pooling::Mean => "mean",
+        _ => "max",
     }
 }
 
@@ -307,5 +318,11 @@ fn print_model(out: &mut dyn Write, model: &ModelSummary) -> io::Result<()> {
     }
     let tables: Vec<String> =
         model.tables.iter().map(|name| name.escape_debug().to_string()).collect();
-    writeln!(out, "tables in order: {}", tables.join(" "))
+    writeln!(out, "tables in order: {}", tables.join(" "))?;
+    match &model.poolings[..] {
+        [first, rest @ ..] if rest.iter().all(|other| other == first) => {
+            writeln!(out, "pooling: {first}")
+        }
+        poolings => writeln!(out, "pooling in order: {}", poolings.join(" ")),
+    }
 }

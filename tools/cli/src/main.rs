@@ -10,6 +10,7 @@ mod completions;
 mod convert;
 mod data;
 mod demo;
+mod expected;
 mod inspect;
 mod lookup;
 mod man;
@@ -22,6 +23,7 @@ mod random;
 mod rank;
 mod report;
 mod resume;
+mod rows_file;
 mod samples;
 mod score;
 mod sweep;
@@ -40,8 +42,9 @@ Environment:
 
 Exit codes:
   0  done
-  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; demo:
-     the results differ
+  1  verify: the blob is damaged, or differs from the checkpoint by more than --max-error; score
+     --against and convert --check: scores differ by more than --max-error; demo: the results
+     differ
   2  invalid command line
   3  an input was refused: a checkpoint, spec, blob or npz file
   4  the output could not be written; an existing output is not modified
@@ -49,10 +52,10 @@ Exit codes:
 
 /// Tensor-train embedding tables for the edge: checkpoints in, one small blob out.
 ///
-/// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz). `convert` turns them into a
-/// blob, one flat file that the ttrec library reads in place. Start with `ttrec demo`, or with
-/// `ttrec convert CHECKPOINT -o model.ttr`, which lists the tables that it finds and the facts that
-/// are missing.
+/// A checkpoint holds trained tables (.safetensors, .pt, .npy, .npz, .onnx). `convert` turns them
+/// into a blob, one flat file that the ttrec library reads in place. Start with `ttrec demo`, or
+/// with `ttrec convert CHECKPOINT -o model.ttr`, which lists the tables that it finds and the facts
+/// that are missing.
 #[derive(Parser)]
 #[command(name = "ttrec", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {

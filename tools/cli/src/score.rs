@@ -3,9 +3,11 @@
 use crate::{
     bags_file::BagOptions,
     blob_file::{self, BlobFile},
+    expected,
     npz::write_npy,
     outcome::Outcome,
     output,
+    rows_file::RowsOptions,
     samples::{Samples, missing},
 };
 use anyhow::{Context, Result, ensure};
@@ -20,37 +22,76 @@ use ttrec_convert::zeros;
 /// order that `ttrec inspect` lists. Other formats of bags are those of `ttrec lookup --help`. If
 /// there is `dense`, `indices_T` alone may hold one index per sample. The output is a float32 .npy
 /// array: one score per sample.
+///
+/// With --data and --vocabulary, the samples are rows in the format of the data that `ttrec train`
+/// learned from, and are encoded in the same way.
+///
+/// --against proves that the model is the one that was trained: the order of the tables, the
+/// pooling and the layers included.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
     blob: PathBuf,
     /// The samples
-    #[arg(long, value_name = "FILE.npz")]
-    batch: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE.npz",
+        required_unless_present = "data",
+        conflicts_with = "data"
+    )]
+    batch: Option<PathBuf>,
+    #[command(flatten)]
+    rows: RowsOptions,
     /// Write the scores before the sigmoid
     #[arg(long)]
     logits: bool,
     #[command(flatten)]
     options: BagOptions,
+    /// Compare the scores with these, which the training program computed for the same samples:
+    /// one number for each
+    #[arg(long, value_name = "EXPECTED.npy")]
+    against: Option<PathBuf>,
+    /// With --against, exit with code 1 if a score differs by more than E
+    #[arg(long, value_name = "E", requires = "against", default_value_t = expected::MAX_ERROR)]
+    max_error: f64,
     /// The .npy array to write
-    #[arg(short, long, value_name = "OUT.npy")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "OUT.npy", required_unless_present = "against")]
+    output: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    output::refuse_inputs(&args.output, &[&args.blob, &args.batch])?;
+    if let Some(output) = &args.output {
+        let inputs = [&args.blob].into_iter().chain(&args.batch).chain(&args.against);
+        let inputs = inputs.map(PathBuf::as_path).chain(args.rows.inputs());
+        output::refuse_inputs(output, &inputs.collect::<Vec<_>>())?;
+    }
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
-    let samples = Samples::read(&args.batch, &ranker, args.options)?;
-    let scores =
-        score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
-    write_npy(&args.output, &[scores.len() as u64], &scores)?;
-    output::print(|out| writeln!(out, "{}: {} float32", args.output.display(), scores.len()))?;
-    Ok(Outcome::Done)
+    let (scores, samples) = match &args.batch {
+        Some(batch) => {
+            let samples = Samples::read(batch, &ranker, args.options)?;
+            let scores =
+                score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
+            (scores, samples.path().to_owned())
+        }
+        None => (args.rows.score(&ranker, args.logits)?, "--data".to_owned()),
+    };
+    if let Some(output) = &args.output {
+        write_npy(output, &[scores.len() as u64], &scores)?;
+        output::print(|out| writeln!(out, "{}: {} float32", output.display(), scores.len()))?;
+    }
+    match &args.against {
+        Some(path) => {
+            let scores = (&scores[..], samples.as_str());
+            expected::compare(&ranker, scores, args.logits, path, args.max_error)
+        }
+        None => Ok(Outcome::Done),
+    }
 }
 
-fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32>> {
+/// The scores of the samples, or their logits.
+pub(crate) fn score(ranker: &Ranker<'_>, samples: &Samples, logits: bool) -> Result<Vec<f32>> {
     let dense = samples.dense().context("array \"dense\" is missing")?;
     let bag = |table| samples.bags(table)?.ok_or_else(|| missing(samples.path(), ranker, table));
     let bags: Vec<Bags<'_>> = (0..ranker.num_tables()).map(bag).collect::<Result<_>>()?;

@@ -3,8 +3,10 @@
 //! serde's own internally tagged enums read the whole table first, and an error then is at its
 //! first line and names no field.
 
+use anyhow::{Result, anyhow};
 use serde::de::DeserializeOwned;
-use toml::de::{DeTable, DeValue, Deserializer, Error};
+use toml::de::{DeTable, DeValue, Deserializer};
+use ttrec_convert::toml_mistake;
 
 /// Implements `Deserialize` for an enum: its tag must be the first key.
 macro_rules! tagged {
@@ -52,13 +54,13 @@ pub(crate) use tagged;
 const TAGS: [&str; 2] = ["format", "representation"];
 
 /// Parses TOML, in which tags may be anywhere in their tables.
-pub(crate) fn parse<C: DeserializeOwned>(text: &str) -> Result<C, Error> {
-    let mut document = DeTable::parse(text)?;
-    tags_first(document.get_mut());
-    C::deserialize(Deserializer::from(document)).map_err(|mut error| {
-        error.set_input(Some(text));
-        error
-    })
+pub(crate) fn parse<C: DeserializeOwned>(text: &str) -> Result<C> {
+    let parse = || {
+        let mut document = DeTable::parse(text)?;
+        tags_first(document.get_mut());
+        C::deserialize(Deserializer::from(document))
+    };
+    parse().map_err(|error| anyhow!(toml_mistake(text, &error)))
 }
 
 /// Tables are sorted by key, so a space puts the tag before all other keys.

@@ -4,9 +4,11 @@ use crate::{
     allocate::zeros,
     checkpoint::{Checkpoint, Tensor},
     contraction_order::ContractionOrder,
-    dialect::{Core, Model, Source, Survey, Weights, named_after_file, table_with_qr_operation},
+    dialect::{
+        Core, Model, Source, Survey, TableRows, Weights, named_after_file, table_with_qr_operation,
+    },
     error::{Error, OutputError},
-    factorize::{self, Factorized, Job, Key, Request, ResumeCache, TensorRows},
+    factorize::{self, Factorized, Job, Key, Request, ResumeCache},
     frequencies::Frequencies,
     progress::{Progress, Step},
     sink::{self, Sink},
@@ -19,7 +21,7 @@ use std::{
 };
 use ttrec::{
     AlignedBuf,
-    blob::{IndexMapSpec, Layout, OverridesSpec, Role, SectionPlan, WeightsSpec},
+    blob::{IndexMapSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
     repr,
 };
@@ -79,13 +81,7 @@ impl<'c> Conversion<'c> {
             .iter()
             .map(|table| Source::open(checkpoint, table))
             .collect::<Result<Vec<_>>>()?;
-        let model = spec.model.as_ref().map(|model| {
-            let in_file = || format!("{}: [model]", checkpoint.path().display());
-            let model = Model::open(checkpoint, model).with_context(in_file)?;
-            let layout = model.layout(&spec.tables).with_context(in_file)?;
-            Ok::<_, anyhow::Error>((model, layout))
-        });
-        let model = model.transpose()?;
+        let model = open_model(checkpoint, spec, &sources)?;
         let frequencies = options.frequencies.map(|path| {
             let names = sources.iter().map(|source| source.name.clone()).collect();
             Frequencies::read(path, names)
@@ -149,10 +145,10 @@ impl<'c> Conversion<'c> {
                 if error.is::<OutputError>() {
                     return error;
                 }
-                let (weight, _) = model.names(layer).unwrap_or_default();
                 error.context(format!(
-                    "{}: the layer of tensor {weight:?}",
-                    self.checkpoint.path().display()
+                    "{}: the layer of tensor {:?}",
+                    self.checkpoint.path().display(),
+                    model.name(layer)
                 ))
             });
         }
@@ -171,6 +167,20 @@ impl<'c> Conversion<'c> {
             }
         })
     }
+}
+
+/// The model of the spec and its layout around these tables.
+fn open_model<'c>(
+    checkpoint: &'c Checkpoint,
+    spec: &Spec,
+    sources: &[Source<'c>],
+) -> Result<Option<(Model<'c>, ModelSpec)>> {
+    let Some(model) = &spec.model else { return Ok(None) };
+    let in_file = || format!("{}: [model]", checkpoint.path().display());
+    let dims: Vec<usize> = sources.iter().map(|source| source.weights.embedding_dim()).collect();
+    let model = Model::open(checkpoint, model).with_context(in_file)?;
+    let layout = model.layout(&spec.tables, &dims).with_context(in_file)?;
+    Ok(Some((model, layout)))
 }
 
 /// A table, and its factorisation, if the spec requests one.
@@ -250,20 +260,21 @@ impl Source<'_> {
     pub(crate) fn layout(&self) -> ttrec::blob::TableSpec {
         let dtype = self.dtype;
         let (weights, overrides) = match &self.weights {
-            &Weights::Dense { num_embeddings, embedding_dim, .. } => {
-                (WeightsSpec::Dense { num_embeddings, embedding_dim, dtype }, None)
-            }
+            &Weights::Dense(TableRows { num_rows, columns, .. }) => (
+                WeightsSpec::Dense { num_embeddings: num_rows, embedding_dim: columns, dtype },
+                None,
+            ),
             Weights::Tt { shape, overrides, .. } => (
                 WeightsSpec::Tt { shape: *ContractionOrder::of(shape).stored(), dtype },
                 overrides.as_ref(),
             ),
-            &Weights::Projected { num_embeddings, rank, embedding_dim, .. } => {
+            &Weights::Projected { rows, embedding_dim, .. } => {
                 let projection = self.projection_dtype();
                 (
                     WeightsSpec::Projected {
-                        num_embeddings,
+                        num_embeddings: rows.num_rows,
                         embedding_dim,
-                        rank,
+                        rank: rows.columns,
                         dtype,
                         projection,
                     },
@@ -309,15 +320,14 @@ impl Source<'_> {
         frequencies: Option<&Frequencies>,
         progress: &dyn Progress,
     ) -> Result<Option<FinishedFactorization>> {
-        let (Some(request), &Weights::Dense { num_embeddings, embedding_dim, tensor }) =
-            (&self.factorize, &self.weights)
-        else {
+        let (Some(request), Weights::Dense(rows)) = (&self.factorize, &self.weights) else {
             return Ok(None);
         };
+        let (num_embeddings, embedding_dim) = (rows.num_rows, rows.columns);
         let weighing = options.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
         let key = options
             .resume
-            .map(|_| Key::new(tensor.file(), tensor.name(), request, weighing))
+            .map(|_| Key::new(rows.tensor.file(), &rows.label(), request, weighing))
             .transpose()?;
         let found = options.resume.zip(key.as_ref()).and_then(|(resume, key)| {
             key.parse(&resume.get(key.text())?, num_embeddings, embedding_dim)
@@ -331,10 +341,9 @@ impl Source<'_> {
                         .map(|counts| weights(&counts.read(num_embeddings)?, num_embeddings)),
                     None => None,
                 };
-                let rows = TensorRows::new(tensor)?;
                 let weights = weights.transpose()?;
                 let job = Job { memory: options.memory, name: &self.name, progress };
-                let result = request.run(&rows, weights.as_deref(), &job)?;
+                let result = request.run(rows, weights.as_deref(), &job)?;
                 if let (Some(resume), Some(key)) = (options.resume, &key) {
                     resume
                         .put(key.text(), &key.bytes(&result, embedding_dim)?)
@@ -400,14 +409,10 @@ impl Source<'_> {
                     sink.put(&bytes)
                 })
             }
-            (
-                Role::Rows,
-                Factorized::LowRank { rank, basis, .. },
-                Weights::Dense { num_embeddings, tensor, .. },
-            ) => {
-                let step = Step::new(progress, &format!("{}: rows", self.name), *num_embeddings);
+            (Role::Rows, Factorized::LowRank { rank, basis, .. }, Weights::Dense(rows)) => {
+                let step = Step::new(progress, &format!("{}: rows", self.name), rows.num_rows);
                 let mut bytes = Vec::new();
-                factorize::for_each_short_row(&TensorRows::new(tensor)?, basis, *rank, |short| {
+                factorize::for_each_short_row(rows, basis, *rank, |short| {
                     bytes.resize(short.len() / rank * self.dtype.row_len(*rank), 0);
                     dtype::encode_rows(short, *rank, self.dtype, &mut bytes).map_err(failed)?;
                     step.add((short.len() / rank) as u64);
@@ -437,20 +442,17 @@ impl Source<'_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         match (plan.role, &self.weights) {
-            (Role::Rows, &Weights::Dense { num_embeddings, embedding_dim, tensor }) => {
-                self.write_rows(tensor, num_embeddings, embedding_dim, sink, progress)
+            (
+                Role::Rows,
+                Weights::Dense(rows)
+                | Weights::Projected { rows, .. }
+                | Weights::QuotientRemainder { parts: [rows, _], .. },
+            )
+            | (Role::RemainderRows, Weights::QuotientRemainder { parts: [_, rows], .. }) => {
+                self.write_rows(rows, sink, progress)
             }
-            (Role::Rows, &Weights::Projected { num_embeddings, rank, tensor, .. }) => {
-                self.write_rows(tensor, num_embeddings, rank, sink, progress)
-            }
-            (Role::Projection, &Weights::Projected { rank, embedding_dim, projection, .. }) => {
-                self.write_projection(projection, [embedding_dim, rank], sink)
-            }
-            (Role::Rows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
-                self.write_rows(tensors[0], tensors[0].shape()[0], columns[0], sink, progress)
-            }
-            (Role::RemainderRows, &Weights::QuotientRemainder { columns, tensors, .. }) => {
-                self.write_rows(tensors[1], tensors[1].shape()[0], columns[1], sink, progress)
+            (Role::Projection, &Weights::Projected { rows, embedding_dim, projection }) => {
+                self.write_projection(projection, [embedding_dim, rows.columns], sink)
             }
             (Role::Core(k), Weights::Tt { shape, cores, .. }) => {
                 self.for_each_slice(&ContractionOrder::of(shape), k, cores, |bytes, _| {
@@ -474,10 +476,16 @@ impl Source<'_> {
                 let mut row = vec![0.0; shape.embedding_dim()];
                 let mut bytes = vec![0; Dtype::F32.row_len(row.len())];
                 overrides.ids.iter().try_for_each(|&(_, position)| {
-                    let start = position * row.len() as u64;
-                    overrides.tensor.read_f32(start, &mut row)?;
-                    dtype::encode_rows(&row, row.len(), Dtype::F32, &mut bytes)
-                        .map_err(|error| place(error, overrides.tensor, |at| start + at as u64))?;
+                    overrides.read(position, &mut row)?;
+                    dtype::encode_rows(&row, row.len(), Dtype::F32, &mut bytes).map_err(
+                        |error| match overrides.tensor.zip(position) {
+                            Some((tensor, position)) => {
+                                let start = position * row.len() as u64;
+                                place(error, tensor.name(), tensor.shape(), |at| start + at as u64)
+                            }
+                            None => anyhow!(error),
+                        },
+                    )?;
                     sink.put(bytemuck::cast_slice(&direction.row(&row)))
                 })
             }
@@ -487,12 +495,11 @@ impl Source<'_> {
 
     fn write_rows(
         &self,
-        tensor: &Tensor,
-        rows: u64,
-        embedding_dim: usize,
+        from: &TableRows<'_>,
         sink: &mut Sink<'_>,
         progress: &dyn Progress,
     ) -> Result<()> {
+        let (rows, embedding_dim) = (from.num_rows, from.columns);
         let at_once = (1 << 18) / embedding_dim as u64 + 1;
         let mut values = vec![0.0; at_once.min(rows) as usize * embedding_dim];
         let mut bytes = vec![0; at_once.min(rows) as usize * self.dtype.row_len(embedding_dim)];
@@ -502,10 +509,13 @@ impl Source<'_> {
             let count = at_once.min(rows - row);
             let values = &mut values[..count as usize * embedding_dim];
             let bytes = &mut bytes[..count as usize * self.dtype.row_len(embedding_dim)];
-            let start = row * embedding_dim as u64;
-            tensor.stream_f32(start, values)?;
-            dtype::encode_rows(values, embedding_dim, self.dtype, bytes)
-                .map_err(|error| place(error, tensor, |at| start + at as u64))?;
+            if !from.copy_codes(row, self.dtype, bytes)? {
+                let (start, shape) = (row * embedding_dim as u64, [rows, embedding_dim as u64]);
+                from.read(row, values)?;
+                dtype::encode_rows(values, embedding_dim, self.dtype, bytes).map_err(|error| {
+                    place(error, from.tensor.name(), &shape, |at| start + at as u64)
+                })?;
+            }
             sink.put(bytes)?;
             row += count;
             step.add(count);
@@ -530,8 +540,10 @@ impl Source<'_> {
                 .iter_mut()
                 .zip(values.chunks_exact(inputs))
                 .for_each(|(to, row)| *to = row[input]);
-            dtype::encode(&column, dtype, &mut bytes)
-                .map_err(|error| place(error, tensor, |at| (at * inputs + input) as u64))?;
+            dtype::encode(&column, dtype, &mut bytes).map_err(|error| {
+                let position = |at| (at * inputs + input) as u64;
+                place(error, tensor.name(), tensor.shape(), position)
+            })?;
             sink.put(&bytes)?;
         }
         Ok(())
@@ -552,7 +564,8 @@ impl Source<'_> {
             core.read(slice, &mut values)?;
             let scale = dtype::encode_slice(&direction.slice(k, &values), self.dtype, &mut bytes)
                 .map_err(|error| {
-                place(error, core.tensor, |at| core.position(slice, direction.element(k, at)))
+                let (name, shape) = (core.tensor.name(), core.tensor.shape());
+                place(error, name, shape, |at| core.position(slice, direction.element(k, at)))
             })?;
             put(&bytes, scale)?;
         }
@@ -570,10 +583,11 @@ pub(crate) fn weights(counts: &[(u64, f64)], num_embeddings: u64) -> Result<Vec<
 }
 
 /// Names the tensor and the position of a value that cannot be encoded; `position` maps it to the
-/// tensor.
+/// elements of `shape`.
 fn place(
     error: EncodeError,
-    tensor: &Tensor,
+    name: &str,
+    shape: &[u64],
     position: impl FnOnce(usize) -> u64,
 ) -> anyhow::Error {
     let EncodeError::OutOfRange { position: at, value, dtype } = error else {
@@ -581,18 +595,18 @@ fn place(
     };
     let mut rest = position(at);
     let mut index: Vec<u64> = Vec::new();
-    for &extent in tensor.shape().iter().rev() {
+    for &extent in shape.iter().rev() {
         index.push(rest % extent);
         rest /= extent;
     }
     index.reverse();
-    let place = match tensor.shape() {
+    let place = match shape {
         [_, _] | [1, _, _] => {
             format!("row {}, column {}", index[index.len() - 2], index[index.len() - 1])
         }
         _ => format!("element {index:?}"),
     };
-    anyhow!("tensor {:?}, {place}: {value} does not fit in {}", tensor.name(), dtype.name())
+    anyhow!("tensor {name:?}, {place}: {value} does not fit in {}", dtype.name())
 }
 
 /// The spec of a checkpoint with one table or one model, or whose metadata lists its tables.
@@ -607,6 +621,7 @@ pub fn detect(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> R
 fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> Result<Spec> {
     let survey = Survey::of(checkpoint);
     let model = Model::around(&survey);
+    let suggested = if model.is_none() { Model::suggest(&survey) } else { None };
     let Survey { tables: found, refused, complete, .. } = survey;
     let path = checkpoint.path().display();
     if let Some(model) = model {
@@ -614,9 +629,11 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
             |table: &TableSpec| table_with_qr_operation(checkpoint, table.clone(), qr_operation);
         let tables: Vec<_> = found.iter().map(with_operation).collect();
         let spec = Spec { model: Some(model), tables };
-        return match spec.tables.iter().find_map(|table| Source::open(checkpoint, table).err()) {
-            None => Ok(spec),
-            Some(error) => {
+        let sources = spec.tables.iter().map(|table| Source::open(checkpoint, table));
+        let sources = sources.collect::<Result<Vec<_>>>();
+        return match sources.and_then(|sources| open_model(checkpoint, &spec, &sources)) {
+            Ok(_) => Ok(spec),
+            Err(error) => {
                 let offer = toml::to_string(&spec).context("cannot write the offered spec")?;
                 bail!("{error:#}\n\nComplete this spec and pass it with --spec:\n\n{offer}")
             }
@@ -624,6 +641,17 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
     }
     if complete {
         return Ok(Spec { model, tables: found });
+    }
+    if let (Some(model), [_, _, ..], []) = (suggested, &found[..], &refused[..]) {
+        let tables = found.len();
+        let spec = Spec { model: Some(model), tables: found };
+        bail!(
+            "{path}: found {tables} embedding tables, and layers that make a model around them. \
+             Complete this spec and pass it with --spec. Set `pooling` in [model] to \"sum\" or \
+             \"mean\" (torch.nn.EmbeddingBag averages, unless its `mode` says otherwise), and \
+             list the tables in the order in which the model takes them:\n\n{}",
+            toml::to_string(&spec).context("cannot write the offered spec")?
+        );
     }
     if let ([table], []) = (found.as_slice(), refused.as_slice()) {
         let table =

@@ -28,7 +28,9 @@ fn checkpoints() -> Vec<(PathBuf, Option<Spec>)> {
         .map(|entry| entry.unwrap().path());
     let is_checkpoint = |path: &PathBuf| {
         let extension = path.extension().unwrap_or_default();
-        ["pt", "safetensors", "npz", "npy"].iter().any(|known| extension == *known)
+        ["pt", "safetensors", "npz", "npy", "onnx"]
+            .iter()
+            .any(|known| extension == *known)
     };
     let mut found: Vec<_> = files
         .filter(is_checkpoint)

@@ -4,7 +4,7 @@ use crate::{dialect::Model, sink};
 use anyhow::{Context, Result};
 use ttrec::{
     AlignedBuf, Blob, Table, TtShape,
-    blob::{Layout, ModelSpec, Role, TableSpec, WeightsSpec},
+    blob::{Interaction, Layout, ModelSpec, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
     limits::ALIGNMENT,
 };
@@ -79,11 +79,16 @@ pub(crate) fn of_cores(
 
 /// A blob of a model's layers, around tables of one row, and the bytes that they add to any blob.
 pub(crate) fn layers(model: &Model<'_>, layout: &ModelSpec) -> Result<(AlignedBuf, u64)> {
-    // Without a bottom MLP, the layers do not depend on the length of the rows.
-    let embedding_dim = model.bottom.last().map_or(1, |linear| linear.outputs);
+    // Without a bottom MLP, the dot products do not depend on the length of the rows.
+    let embedding_dim = match (model.bottom.last(), layout.interaction) {
+        (Some(last), _) => last.outputs,
+        (None, Interaction::Cat) => model.top[0].inputs / layout.tables.len().max(1),
+        (None, _) => 1,
+    };
     let row = WeightsSpec::Dense { num_embeddings: 1, embedding_dim, dtype: Dtype::F32 };
-    let tables: Vec<_> =
-        (0..layout.tables.len()).map(|at| TableSpec::new(at.to_string(), row)).collect();
+    // A table may be in the model twice, and need not be in it.
+    let num_tables = layout.tables.iter().map(|of| of.table + 1).max().unwrap_or(0);
+    let tables: Vec<_> = (0..num_tables).map(|at| TableSpec::new(at.to_string(), row)).collect();
     let with_layers = Layout::with_model(&tables, Some(layout))?;
     // Their records may end in the same 64-byte line as others.
     let bytes = with_layers.total_len() - Layout::new(&tables)?.total_len() + ALIGNMENT as u64;

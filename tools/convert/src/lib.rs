@@ -1,11 +1,11 @@
 //! Converts trained embedding tables to blobs of [`ttrec`]: the library of the command `ttrec`.
 //!
 //! A [`Checkpoint`] is a file of named tensors: `.safetensors` (one file, or several with an
-//! index), torch `.pt`, `.npy` or `.npz`. It is mapped, not loaded, and treated as hostile: nothing
-//! in it is executed, and every declared size is checked. A [`Spec`] says which tensors to convert
-//! and how to store them; [`detect`] makes one from the names of the tensors. [`convert()`] opens
-//! the tables, factorises dense ones as the spec says, and returns a [`Conversion`], which streams
-//! the blob to a file or builds it in memory.
+//! index), torch `.pt`, `.npy`, `.npz`, `.onnx` or word vectors. It is mapped and treated as
+//! hostile: nothing in it is executed, and every declared size is checked. A [`Spec`] says which
+//! tensors to convert and how to store them; [`detect`] makes one from the names of the tensors.
+//! [`convert()`] opens the tables, factorises dense ones as the spec says, and returns a
+//! [`Conversion`], which streams the blob to a file or builds it in memory.
 //!
 //! [`plan()`] chooses a representation, ranks and a type for each table within a budget, and
 //! returns the spec. [`compare`] compares a blob with its checkpoint. [`cache`] adds the most
@@ -60,6 +60,7 @@ pub mod plan;
 mod progress;
 mod sink;
 pub mod spec;
+mod toml_error;
 
 pub use allocate::zeros;
 pub use budget::{Budget, memory_size};
@@ -72,6 +73,8 @@ pub use frequencies::{Frequencies, add_up};
 pub use plan::plan;
 pub use progress::Progress;
 pub use spec::Spec;
+#[doc(hidden)]
+pub use toml_error::toml_mistake;
 
 /// Shapes of tensor trains.
 pub mod shape {

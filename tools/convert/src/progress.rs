@@ -1,5 +1,7 @@
 //! Progress of long work.
 
+use std::cell::Cell;
+
 /// Receives the progress of long work, one step at a time.
 ///
 /// The default methods do nothing, and `()` implements none.
@@ -42,5 +44,30 @@ impl<'p> Step<'p> {
 impl Drop for Step<'_> {
     fn drop(&mut self) {
         self.0.finish();
+    }
+}
+
+/// A share of a step: it adds so many units, however it is divided. The rest is added at its end.
+pub(crate) struct Share<'s> {
+    step: &'s Step<'s>,
+    units: u64,
+    added: Cell<u64>,
+}
+
+impl<'s> Share<'s> {
+    pub(crate) fn new(step: &'s Step<'s>, units: u64) -> Self {
+        Self { step, units, added: Cell::new(0) }
+    }
+
+    /// `done` of `all` parts are finished.
+    pub(crate) fn reach(&self, done: usize, all: usize) {
+        let added = self.units * (done as u64).min(all as u64) / (all as u64).max(1);
+        self.step.add(added - self.added.replace(added).min(added));
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.reach(1, 1);
     }
 }

@@ -1,17 +1,20 @@
 //! The spec: a TOML file that says which tensors to convert, how to store them, and the facts that
 //! the checkpoint does not store.
 
-use crate::error::Error;
-use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
-use std::path::Path;
-use ttrec::{dtype::Dtype, repr::Combine};
+use crate::{error::Error, toml_error::toml_mistake};
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{SeqAccess, Visitor},
+};
+use std::{fmt, path::Path};
+use ttrec::{blob::Interaction, dtype::Dtype, repr::Combine};
 
 /// A whole spec file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// The model, whose tables are those of the spec in their order.
+    /// The model, whose tables are those that it lists, or those of the spec in their order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelSpec>,
     /// One `[[table]]` each.
@@ -23,27 +26,73 @@ pub struct Spec {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// The prefix of the names of its layers.
+    /// The prefix of all names of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// The naming of the layers: `dlrm` or `torchrec`; default: detected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dialect: Option<String>,
+    /// The layers of the bottom MLP; default: those of the dialect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bottom: Option<Prefixes>,
+    /// The layers of the top MLP; default: those of the dialect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<Prefixes>,
+    /// The names of its tables, in the model's order; default: all tables of the spec. A name that
+    /// no `[[table]]` has is a tensor or, with a dot at its end, a prefix.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<String>,
+    /// How it pools the rows of a bag, for tables that do not say it; default: their sum, if the
+    /// layers have the names of DLRM or TorchRec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
     /// The stored type of the layers' weights; default: f32.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "by_name")]
     pub dtype: Option<Dtype>,
-    /// The interaction of the vectors; default: the one that the widths of the layers fit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The interaction of the vectors; default: `dot`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "by_name")]
     pub interaction: Option<Interaction>,
 }
 
-/// How a model combines the vectors of its tables and of its dense features.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Interaction {
-    /// The dot product of each pair of vectors: facebookresearch/dlrm's `dot`.
-    Dot,
+/// The prefixes of the names of layers, in the order of the layers: a text in TOML, or a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prefixes(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Prefixes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = Prefixes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a prefix, or a list of prefixes")
+            }
+
+            fn visit_str<E>(self, prefix: &str) -> Result<Prefixes, E> {
+                Ok(Prefixes(vec![prefix.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prefixes, A::Error> {
+                let mut prefixes = Vec::new();
+                while let Some(prefix) = list.next_element()? {
+                    prefixes.push(prefix);
+                }
+                Ok(Prefixes(prefixes))
+            }
+        }
+
+        from.deserialize_any(OneOrMore)
+    }
+}
+
+impl Serialize for Prefixes {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match &self.0[..] {
+            [prefix] => to.serialize_str(prefix),
+            list => to.collect_seq(list),
+        }
+    }
 }
 
 /// One `[[table]]`. Facts that are unambiguous in the checkpoint may be omitted.
@@ -79,6 +128,12 @@ pub struct TableSpec {
     /// How quotient and remainder rows are combined: `mult`, `add` or `concat`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "by_name")]
     pub qr_operation: Option<Combine>,
+    /// The form of quantised rows, if the checkpoint does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<Quantized>,
+    /// A row that is zeros, whatever the checkpoint has for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding_idx: Option<u64>,
     /// p, one per core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_factors: Option<Vec<u32>>,
@@ -139,6 +194,16 @@ pub enum Pooling {
     Mean,
 }
 
+/// The form of quantised rows in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quantized {
+    /// A byte for each element.
+    Byte,
+    /// A half-byte for each element, the low one of a byte first.
+    Nibble,
+}
+
 /// A representation in the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -149,6 +214,21 @@ pub enum Representation {
     Tt,
     /// Short rows and a projection.
     LowRank,
+}
+
+impl ModelSpec {
+    /// Whether `table` is the one that the model lists as `name`.
+    pub(crate) fn lists(&self, name: &str, table: &TableSpec) -> bool {
+        let full = self.full_name(name);
+        let names = [table.name.as_ref(), table.tensor.as_ref(), table.prefix.as_ref()];
+        let is = |found: &String| *found == name || *found == full;
+        names.into_iter().flatten().any(is) || table.blob_name().is_some_and(|found| is(&found))
+    }
+
+    /// `name` after the prefix of the model.
+    pub(crate) fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix.as_deref().unwrap_or_default())
+    }
 }
 
 impl TableSpec {
@@ -182,7 +262,9 @@ impl Spec {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let spec: Self = toml::from_str(text)?;
+        let mut spec: Self =
+            toml::from_str(text).map_err(|error| anyhow!(toml_mistake(text, &error)))?;
+        spec.add_tables_of_model();
         ensure!(!spec.tables.is_empty() || spec.model.is_some(), "has no [[table]]");
         if let Some(table) = spec.tables.iter().find(|table| table.pooling.is_some()) {
             ensure!(
@@ -196,11 +278,31 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// Adds the tables that only `[model]` lists.
+    fn add_tables_of_model(&mut self) {
+        let Some(model) = &self.model else { return };
+        for name in &model.tables {
+            if self.tables.iter().any(|table| model.lists(name, table)) {
+                continue;
+            }
+            let (full, is_prefix) = (Some(model.full_name(name)), name.ends_with('.'));
+            let (tensor, prefix) = if is_prefix { (None, full) } else { (full, None) };
+            self.tables.push(TableSpec {
+                name: Some(name.trim_end_matches('.').to_owned()),
+                tensor,
+                prefix,
+                ..TableSpec::default()
+            });
+        }
+    }
+}
+
 /// Serialises enums by name, with an error that lists the names.
 mod by_name {
     use super::IndexMapping;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use ttrec::{dtype::Dtype, repr::Combine};
+    use ttrec::{blob::Interaction, dtype::Dtype, repr::Combine};
 
     pub(super) trait Named: Copy {
         const FIELD: &'static str;
@@ -223,6 +325,17 @@ mod by_name {
     impl Named for Combine {
         const FIELD: &'static str = "qr_operation";
         const EXPECTED: &'static str = "mult, add or concat";
+        fn name(self) -> &'static str {
+            Self::name(self)
+        }
+        fn from_name(name: &str) -> Option<Self> {
+            Self::from_name(name)
+        }
+    }
+
+    impl Named for Interaction {
+        const FIELD: &'static str = "interaction";
+        const EXPECTED: &'static str = "\"dot\", \"dot-itself\" or \"cat\"";
         fn name(self) -> &'static str {
             Self::name(self)
         }

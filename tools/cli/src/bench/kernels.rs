@@ -57,7 +57,7 @@ pub(super) fn measure(roofline: &mut Roofline, quick: bool) -> Result<Vec<(Strin
         }
     }
     // Rounds over all kernels, so that a busy moment of the machine spoils no kernel entirely.
-    let mut progress = Bar::new("kernels", rounds);
+    let progress = Bar::new("kernels", rounds);
     for _ in 0..rounds {
         for kernel in &mut kernels {
             roofline.measure_flops();

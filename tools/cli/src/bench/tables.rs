@@ -68,7 +68,7 @@ pub(super) fn measure(
     }
 
     let mut measured = Vec::new();
-    let mut progress = Bar::new("tables", tables.len() as u64);
+    let progress = Bar::new("tables", tables.len() as u64);
     for table in tables {
         measure_table(roofline, &extent, table, &mut measured)?;
         progress.add(1);

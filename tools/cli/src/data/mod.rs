@@ -4,8 +4,9 @@
 //! A [`Dataset`] gives its examples in passes over a split. A pass depends only on its seed, so
 //! that it can be resumed at any example.
 
+mod compressed;
 mod events;
-mod gzip;
+mod files;
 mod order;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -18,6 +19,8 @@ mod vocabulary;
 
 use crate::npz::Npz;
 use anyhow::{Context, Result, ensure};
+use records::Container;
+use rows::Labels;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use ttrec::{Bags, BagsError, Pooling};
@@ -53,21 +56,15 @@ impl Config {
         directory: &Path,
         vocabulary: Option<Vocabulary>,
     ) -> Result<Box<dyn Dataset + Sync>> {
-        Ok(match self {
-            Self::Criteo(config) => Box::new(config.open(directory, vocabulary)?),
-            Self::Csv(config) => {
-                Box::new(config.open(directory, vocabulary, records::Container::Text)?)
-            }
-            Self::Parquet(config) => {
-                Box::new(config.open(directory, vocabulary, records::Container::Parquet)?)
-            }
-            Self::Interactions(config) => Box::new(config.open(directory, vocabulary)?),
-            Self::Sessions(config) => Box::new(config.open(directory, vocabulary)?),
-        })
+        self.open_with(directory, vocabulary, Labels::Needed)
     }
 
-    /// The same config with other test files.
-    pub(crate) fn with_test(mut self, files: Vec<PathBuf>) -> Result<Self> {
+    /// Opens other files as the test split. Their rows may have no labels.
+    pub(crate) fn open_files(
+        mut self,
+        files: Vec<PathBuf>,
+        vocabulary: Vocabulary,
+    ) -> Result<Box<dyn Dataset + Sync>> {
         match &mut self {
             Self::Criteo(config) => config.test = files,
             Self::Csv(config) | Self::Parquet(config) => config.test = files,
@@ -78,7 +75,26 @@ impl Config {
                 *path = file;
             }
         }
-        Ok(self)
+        self.open_with(Path::new(""), Some(vocabulary), Labels::Optional)
+    }
+
+    fn open_with(
+        &self,
+        directory: &Path,
+        vocabulary: Option<Vocabulary>,
+        labels: Labels,
+    ) -> Result<Box<dyn Dataset + Sync>> {
+        Ok(match self {
+            Self::Criteo(config) => Box::new(config.open(directory, vocabulary, labels)?),
+            Self::Csv(config) => {
+                Box::new(config.open(directory, vocabulary, Container::Text, labels)?)
+            }
+            Self::Parquet(config) => {
+                Box::new(config.open(directory, vocabulary, Container::Parquet, labels)?)
+            }
+            Self::Interactions(config) => Box::new(config.open(directory, vocabulary)?),
+            Self::Sessions(config) => Box::new(config.open(directory, vocabulary)?),
+        })
     }
 }
 
@@ -214,7 +230,7 @@ pub(crate) struct Batch {
     pub(crate) dense: Vec<f32>,
     /// One for each feature.
     pub(crate) features: Vec<FeatureBags>,
-    /// 0 to 1, one for each example.
+    /// 0 to 1, one for each example; NaN if it has none.
     pub(crate) labels: Vec<f32>,
 }
 
@@ -243,8 +259,8 @@ impl Batch {
             .try_for_each(|(bags, other)| bags.append(other))
     }
 
-    /// Writes the examples in the format of `ttrec score`, with their labels and a model's
-    /// probabilities.
+    /// Writes the examples in the format of `ttrec score`, with their labels, if they have any, and
+    /// a model's probabilities.
     pub(crate) fn write(&self, path: &Path, probabilities: &[f32]) -> Result<()> {
         let count = self.len() as u64;
         let mut file = Npz::new();
@@ -253,7 +269,9 @@ impl Batch {
             file.add(&format!("indices_{t}"), &[bags.indices.len() as u64], &bags.indices)?;
             file.add(&format!("offsets_{t}"), &[bags.offsets.len() as u64], &bags.offsets)?;
         }
-        file.add("label", &[count], &self.labels)?;
+        if !self.labels.iter().any(|label| label.is_nan()) {
+            file.add("label", &[count], &self.labels)?;
+        }
         file.add("prob", &[count], probabilities)?;
         file.write(path)
     }

@@ -6,7 +6,7 @@
 //! their coordinates differ most, and each half again, down to [`LEAF`] rows, which are sorted by
 //! frequency.
 
-use crate::random::uniform;
+use crate::{progress::Bar, random::uniform};
 
 /// The number of coordinates. The first one only depends on how frequent a row is.
 const COORDINATES: usize = 16;
@@ -35,6 +35,7 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
         .map(|row| std::array::from_fn(|k| draw(row * COORDINATES as u64 + k as u64)))
         .collect();
     let mut left = vec![[0.0; COORDINATES]; counts[0].len()];
+    let bar = Bar::new("order of rows: rounds", ROUNDS as u64);
     for _ in 0..ROUNDS {
         orthonormalize(&mut right);
         multiply(pairs, [&scales[1], &scales[0]], |[l, r]| (r, l), &right, &mut left);
@@ -43,6 +44,7 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
         orthonormalize(&mut left);
         multiply(pairs, [&scales[0], &scales[1]], |[l, r]| (l, r), &left, &mut right);
         left = scaled;
+        bar.add(1);
     }
     let order = |mut rows: Vec<Coordinates>, scales: &[f32], counts: &[u64]| {
         rows.iter_mut()

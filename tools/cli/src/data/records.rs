@@ -4,9 +4,9 @@
 //! cannot be read are skipped and counted; too many of them are an error.
 
 use super::{
-    Batch, Dataset, FIXED, Feature, Pass, Split, Unknown, Vocabulary, check_share, locate,
-    rows::{ColumnNames, Example, RowOutcome, RowReader, Rules},
-    text::{CRITEO, LineLayout, Lines},
+    Batch, Dataset, FIXED, Feature, Pass, Split, Unknown, Vocabulary, check_share, files,
+    rows::{ColumnNames, Example, Labels, RowOutcome, RowReader, Rules},
+    text::{CRITEO, Delimiter, LineLayout, Lines},
     vocabulary::{Categories, Counter},
 };
 use crate::{
@@ -25,9 +25,8 @@ use std::{
 };
 use ttrec::Pooling;
 
-/// Criteo's click logs, plain or through gzip: a label, 13 integers and 26 categories, between
-/// tabs. Integers become log(1 + max(x, 0)), as in DLRM; a missing integer is 0, and a missing
-/// category is a category.
+/// Criteo's click logs: a label, 13 integers and 26 categories, between tabs. Integers become
+/// log(1 + max(x, 0)), as in DLRM; a missing integer is 0, and a missing category is a category.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Criteo {
@@ -51,7 +50,7 @@ pub(crate) struct Criteo {
     shuffle: Shuffle,
 }
 
-/// Named columns of text (plain or gzip), or of Parquet files.
+/// Named columns of text or of Parquet files.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Columns {
@@ -68,7 +67,7 @@ pub(crate) struct Columns {
     categorical: Vec<Column>,
     /// The delimiter of text; default: a comma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    delimiter: Option<char>,
+    delimiter: Option<String>,
     /// The names of all columns of text without a header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     header: Option<Vec<String>>,
@@ -146,7 +145,7 @@ struct ColumnTable {
 struct Shuffle(u32);
 
 impl Default for Shuffle {
-    /// Rows of Criteo's logs take about 70 MB.
+    /// Rows of Criteo's logs take about 100 MB.
     fn default() -> Self {
         Self(1 << 17)
     }
@@ -216,16 +215,14 @@ struct Encoding {
 }
 
 impl Encoding {
-    fn for_each<'v>(&self, value: &'v [u8], mut put: impl FnMut(&'v [u8])) {
-        match self.separator {
+    fn for_each<'v>(&self, values: impl Iterator<Item = &'v [u8]>, mut put: impl FnMut(&'v [u8])) {
+        values.for_each(|value| match self.separator {
             None => put(value),
-            Some(separator) => {
-                value
-                    .split(|&byte| byte == separator)
-                    .filter(|value| !value.is_empty())
-                    .for_each(put);
-            }
-        }
+            Some(separator) => value
+                .split(|&byte| byte == separator)
+                .filter(|value| !value.is_empty())
+                .for_each(&mut put),
+        });
     }
 
     /// The number of a value, if that occurs in the training examples.
@@ -249,8 +246,9 @@ pub(crate) struct Records {
     layout: LineLayout,
     dense_dim: usize,
     encodings: Vec<Encoding>,
-    /// The files of the training, validation and test splits.
-    files: [Vec<PathBuf>; 3],
+    directory: PathBuf,
+    /// The paths, which start in `directory`, of the training, validation and test splits.
+    paths: [Vec<PathBuf>; 3],
     valid_fraction: f64,
     max_bad_fraction: f64,
     shuffle: Shuffle,
@@ -260,7 +258,7 @@ pub(crate) struct Records {
 
 /// The options that the configs of all formats share.
 struct Common<'c> {
-    files: [&'c [PathBuf]; 3],
+    paths: [&'c [PathBuf]; 3],
     valid_fraction: f64,
     min_count: u64,
     max_rows: Option<u32>,
@@ -269,17 +267,20 @@ struct Common<'c> {
 }
 
 impl Criteo {
-    pub(super) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Records> {
+    pub(super) fn open(
+        &self,
+        directory: &Path,
+        vocabulary: Option<Vocabulary>,
+        labels: Labels,
+    ) -> Result<Records> {
         let encoding = |at: usize| {
             let (hash_rows, separator, pooling) = (self.hash_rows, None, Pooling::Sum);
             Encoding { name: format!("C{at}"), hash_rows, separator, pooling }
         };
         let [integers, categories] = CRITEO;
-        let rules = Rules { log1p: true, ..Rules::default() };
-        let layout =
-            LineLayout { names: None, delimiter: b'\t', quote: false, header: None, rules };
+        let layout = LineLayout::criteo(labels);
         let common = Common {
-            files: [&self.train, &self.valid, &self.test],
+            paths: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
             min_count: self.min_count,
             max_rows: self.max_rows,
@@ -298,6 +299,7 @@ impl Columns {
         directory: &Path,
         vocabulary: Option<Vocabulary>,
         container: Container,
+        labels: Labels,
     ) -> Result<Records> {
         let of_text = [
             ("delimiter", self.delimiter.is_some()),
@@ -313,9 +315,9 @@ impl Columns {
         if let Some(positive) = self.positive {
             ensure!(positive.is_finite(), "`positive` is {positive}: expected a number");
         }
-        let byte = |field: &str, character: char| {
+        let byte = |character: char| {
             u8::try_from(character).ok().filter(u8::is_ascii).with_context(|| {
-                format!("`{field}` is {character:?}: expected one ASCII character")
+                format!("`separator` is {character:?}: expected one ASCII character")
             })
         };
         let encodings = self.categorical.iter().map(|column| {
@@ -325,7 +327,7 @@ impl Columns {
                     (name, hash_rows, separator, pooling)
                 }
             };
-            let separator = separator.map(|separator| byte("separator", separator)).transpose()?;
+            let separator = separator.map(byte).transpose()?;
             let pooling = match pooling {
                 Pool::Sum => Pooling::Sum,
                 Pool::Mean => Pooling::Mean,
@@ -338,13 +340,27 @@ impl Columns {
             dense: self.dense.clone(),
             categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
         };
-        let delimiter = byte("delimiter", self.delimiter.unwrap_or(','))?;
-        let rules =
-            Rules { log1p: self.log1p, missing: self.missing.clone(), positive: self.positive };
-        let (quote, header) = (self.quote.unwrap_or(true), self.header.clone());
-        let layout = LineLayout { names: Some(names), delimiter, quote, header, rules };
+        let delimiter = self.delimiter.as_deref().unwrap_or(",");
+        let delimiter = match *delimiter.as_bytes() {
+            [one] if one.is_ascii() => Delimiter::One(one),
+            [first, second] if delimiter.is_ascii() => Delimiter::Two([first, second]),
+            _ => bail!("`delimiter` is {delimiter:?}: expected one or two ASCII characters"),
+        };
+        let can_quote = matches!(delimiter, Delimiter::One(_));
+        ensure!(
+            can_quote || self.quote != Some(true),
+            "`quote` is true, but `delimiter` has two characters: expected one, or `quote = false`"
+        );
+        let rules = Rules {
+            labels,
+            log1p: self.log1p,
+            missing: self.missing.clone(),
+            positive: self.positive,
+        };
+        let (quote, header) = (self.quote.unwrap_or(can_quote), self.header.clone());
+        let layout = LineLayout { names, delimiter, quote, header, rules };
         let common = Common {
-            files: [&self.train, &self.valid, &self.test],
+            paths: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
             min_count: self.min_count,
             max_rows: self.max_rows,
@@ -371,7 +387,7 @@ impl Records {
         encodings: Vec<Encoding>,
         common: &Common<'_>,
     ) -> Result<Self> {
-        let &Common { files, valid_fraction, min_count, max_rows, max_bad_fraction, shuffle } =
+        let &Common { paths, valid_fraction, min_count, max_rows, max_bad_fraction, shuffle } =
             common;
         check_share("valid_fraction", valid_fraction)?;
         let range = 0.0..=1.0;
@@ -380,9 +396,9 @@ impl Records {
             "`max_bad_fraction` is {max_bad_fraction}: expected 0 to 1"
         );
         ensure!(!encodings.is_empty(), "`categorical` is empty: expected at least one column");
-        ensure!(!files[0].is_empty(), "`train` is empty: expected at least one file");
+        ensure!(!paths[0].is_empty(), "`train` is empty: expected at least one file");
         ensure!(
-            files[1].is_empty() || valid_fraction == 0.0,
+            paths[1].is_empty() || valid_fraction == 0.0,
             "`valid` and `valid_fraction` are both set: set one of them"
         );
         ensure!(max_rows != Some(0), "`max_rows` is 0: expected at least 1");
@@ -395,7 +411,7 @@ impl Records {
             let same = encodings.iter().filter(|other| other.name == encoding.name).count();
             ensure!(same == 1, "column {:?} occurs twice in `categorical`", encoding.name);
         }
-        let files = files.map(|paths| paths.iter().map(|path| locate(directory, path)).collect());
+        let (directory, paths) = (directory.to_owned(), paths.map(<[PathBuf]>::to_vec));
         let (vocabulary_kept, features) = (vocabulary, Vec::new());
         let vocabulary = Vocabulary::default();
         let mut records = Self {
@@ -403,7 +419,8 @@ impl Records {
             layout,
             dense_dim,
             encodings,
-            files,
+            directory,
+            paths,
             valid_fraction,
             max_bad_fraction,
             shuffle,
@@ -439,12 +456,13 @@ impl Records {
     }
 
     #[cfg(feature = "parquet")]
-    fn open_parquet(&self, path: &Path, names: &ColumnNames) -> Result<Box<dyn RowReader>> {
-        Ok(Box::new(super::parquet::Records::open(path, names, &self.layout.rules)?))
+    fn open_parquet(&self, path: &Path) -> Result<Box<dyn RowReader>> {
+        let LineLayout { names, rules, .. } = &self.layout;
+        Ok(Box::new(super::parquet::Records::open(path, names, rules)?))
     }
 
     #[cfg(not(feature = "parquet"))]
-    fn open_parquet(&self, path: &Path, _: &ColumnNames) -> Result<Box<dyn RowReader>> {
+    fn open_parquet(&self, path: &Path) -> Result<Box<dyn RowReader>> {
         bail!(
             "{}: this `ttrec` was built without Parquet: build it with `--features parquet`",
             path.display()
@@ -452,9 +470,9 @@ impl Records {
     }
 
     fn open_file(&self, path: &Path) -> Result<Box<dyn RowReader>> {
-        match (self.container, &self.layout.names) {
-            (Container::Parquet, Some(names)) => self.open_parquet(path, names),
-            _ => Ok(Box::new(Lines::open(path, &self.layout)?)),
+        match self.container {
+            Container::Parquet => self.open_parquet(path),
+            Container::Text => Ok(Box::new(Lines::open(path, &self.layout)?)),
         }
     }
 
@@ -469,13 +487,12 @@ impl Records {
             None => Count::Values(Counter::default()),
         };
         let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
-        let mut pass = Stream::new(self, Split::Train);
-        let mut progress = Bar::new("vocabulary: rows", 0);
+        let mut pass = Stream::new(self, Split::Train)?;
+        let progress = Bar::new("vocabulary: rows", 0);
         while pass.advance()? {
-            for ((value, encoding), count) in
-                pass.row.values().zip(&self.encodings).zip(&mut counts)
+            for ((values, encoding), count) in pass.row.bags().zip(&self.encodings).zip(&mut counts)
             {
-                encoding.for_each(value, |value| match count {
+                encoding.for_each(values, |value| match count {
                     Count::Values(counter) => counter.add(value),
                     Count::Hashed(rows, counts) => {
                         *counts.entry(hash(value, *rows)).or_default() += 1
@@ -511,21 +528,25 @@ impl Dataset for Records {
         &self.vocabulary
     }
 
-    fn num_examples(&self, _: Split) -> Option<u64> {
-        None
+    fn num_examples(&self, split: Split) -> Option<u64> {
+        // A text without separators has one value in each row.
+        let has_one =
+            |encoding: &Encoding| self.container == Container::Text && encoding.separator.is_none();
+        let one = self.encodings.iter().position(has_one).filter(|_| split == Split::Train)?;
+        Some(self.vocabulary.features().get(one)?.total())
     }
 
     fn has(&self, split: Split) -> bool {
         match split {
             Split::Train => true,
-            Split::Valid => self.valid_fraction > 0.0 || !self.files[1].is_empty(),
-            Split::Test => !self.files[2].is_empty(),
+            Split::Valid => self.valid_fraction > 0.0 || !self.paths[1].is_empty(),
+            Split::Test => !self.paths[2].is_empty(),
         }
     }
 
     fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
         ensure!(self.has(split), "the config has no `{}` files", split.name());
-        let stream = Stream::new(self, split);
+        let stream = Stream::new(self, split)?;
         let Shuffle(shuffle) = if split == Split::Train {
             self.shuffle
         } else {
@@ -552,8 +573,8 @@ const ENOUGH: u64 = 10_000;
 struct Stream<'r> {
     records: &'r Records,
     split: Split,
-    files: std::slice::Iter<'r, PathBuf>,
-    open: Option<(&'r Path, Box<dyn RowReader>)>,
+    files: std::vec::IntoIter<PathBuf>,
+    open: Option<(PathBuf, Box<dyn RowReader>)>,
     row: Example,
     rows: u64,
     bad: u64,
@@ -561,28 +582,31 @@ struct Stream<'r> {
 }
 
 impl<'r> Stream<'r> {
-    fn new(records: &'r Records, split: Split) -> Self {
-        let files = match split {
-            Split::Valid if records.files[1].is_empty() => &records.files[0],
-            Split::Train => &records.files[0],
-            Split::Valid => &records.files[1],
-            Split::Test => &records.files[2],
+    fn new(records: &'r Records, split: Split) -> Result<Self> {
+        let [train, valid, test] = &records.paths;
+        let paths = match split {
+            Split::Valid if valid.is_empty() => train,
+            Split::Train => train,
+            Split::Valid => valid,
+            Split::Test => test,
         };
-        let (files, row, named) = (files.iter(), Example::default(), Vec::new());
-        Self { records, split, files, open: None, row, rows: 0, bad: 0, named }
+        let files = files::find(&records.directory, paths)?.into_iter();
+        let (row, named) = (Example::default(), Vec::new());
+        Ok(Self { records, split, files, open: None, row, rows: 0, bad: 0, named })
     }
 
     /// Reads the next row of the split, if there is one.
     fn advance(&mut self) -> Result<bool> {
         loop {
             let (path, rows) = match &mut self.open {
-                Some((path, rows)) => (*path, rows),
+                Some(open) => open,
                 None => {
                     let Some(path) = self.files.next() else {
                         self.check_bad()?;
                         return Ok(false);
                     };
-                    (path.as_path(), &mut self.open.insert((path, self.records.open_file(path)?)).1)
+                    let rows = self.records.open_file(&path)?;
+                    self.open.insert((path, rows))
                 }
             };
             let found = rows.next(&mut self.row)?;
@@ -678,13 +702,13 @@ impl Pass for Shuffled<'_> {
         while batch.len() < count && self.advance()? {
             batch.labels.push(self.row.label);
             batch.dense.extend_from_slice(&self.row.dense);
-            let columns = self.row.values().zip(encodings).zip(vocabulary.features());
-            for (((value, encoding), categories), (bags, [values, unknown])) in
+            let columns = self.row.bags().zip(encodings).zip(vocabulary.features());
+            for (((values, encoding), categories), (bags, [count, unknown])) in
                 columns.zip(batch.features.iter_mut().zip(&mut self.values))
             {
-                encoding.for_each(value, |value| {
+                encoding.for_each(values, |value| {
                     let number = encoding.number(value, categories);
-                    *values += 1;
+                    *count += 1;
                     *unknown += u64::from(number.is_err());
                     bags.indices.push(number.unwrap_or_else(|others| others));
                 });

@@ -10,9 +10,19 @@ pub(super) struct ColumnNames {
     pub(super) categorical: Vec<String>,
 }
 
+/// Whether rows must have labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Labels {
+    #[default]
+    Needed,
+    /// Rows that are only scored.
+    Optional,
+}
+
 /// How fields become numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rules {
+    pub(super) labels: Labels,
     /// Dense numbers become log(1 + max(x, 0)), as in DLRM.
     pub(super) log1p: bool,
     /// Texts that stand for a missing value, besides the empty one.
@@ -34,6 +44,9 @@ impl Rules {
 
     pub(super) fn label_of_text(&self, text: &[u8]) -> Option<f32> {
         let text = text.trim_ascii();
+        if self.labels == Labels::Optional && self.is_missing(text) {
+            return Some(f32::NAN);
+        }
         let truth =
             [&b"false"[..], b"true"].iter().position(|name| text.eq_ignore_ascii_case(name));
         self.label(truth.map(|truth| truth as f32).or_else(|| number(text))?)
@@ -58,10 +71,15 @@ pub(super) fn number(text: &[u8]) -> Option<f32> {
 /// One example before its categories are numbered.
 #[derive(Debug, Default)]
 pub(super) struct Example {
+    /// NaN if the row has none.
     pub(super) label: f32,
     pub(super) dense: Vec<f32>,
+    /// All values, end to end.
     values: Vec<u8>,
+    /// The end of each value.
     ends: Vec<usize>,
+    /// The number of values after those of each categorical column.
+    bags: Vec<usize>,
 }
 
 impl Example {
@@ -69,17 +87,27 @@ impl Example {
         self.dense.clear();
         self.values.clear();
         self.ends.clear();
+        self.bags.clear();
     }
 
-    /// Adds the value of the next categorical column.
+    /// Adds a value to the bag of the next categorical column.
     pub(super) fn push(&mut self, value: &[u8]) {
         self.values.extend_from_slice(value);
         self.ends.push(self.values.len());
     }
 
-    pub(super) fn values(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = [0].into_iter().chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, &end)| &self.values[start..end])
+    /// Ends the bag of the next categorical column.
+    pub(super) fn end_bag(&mut self) {
+        self.bags.push(self.ends.len());
+    }
+
+    /// The values of each categorical column.
+    pub(super) fn bags(&self) -> impl Iterator<Item = impl Iterator<Item = &[u8]>> {
+        let end = |of: &[usize], at: usize| if at == 0 { 0 } else { of[at - 1] };
+        (0..self.bags.len()).map(move |column| {
+            (end(&self.bags, column)..self.bags[column])
+                .map(move |at| &self.values[end(&self.ends, at)..self.ends[at]])
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use ttrec_convert::{Checkpoint, Frequencies};
 
 #[cfg(feature = "parquet")]
 mod parquet;
+mod text;
 
 fn config(text: &str) -> Config {
     crate::tagged::parse(text).unwrap()

@@ -1,21 +1,21 @@
-//! Rows of delimited text, with a header or in Criteo's columns.
+//! Rows of delimited text.
 
 use super::{
-    gzip,
-    rows::{ColumnNames, Example, RowOutcome, RowReader, Rules, number},
+    compressed,
+    rows::{ColumnNames, Example, Labels, RowOutcome, RowReader, Rules, number},
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
-    io::{self, Read},
+    io::{self, BufRead, BufReader, Read},
     path::Path,
+    slice,
 };
 
 /// The format of a line.
 #[derive(Clone, Debug)]
 pub(super) struct LineLayout {
-    /// `None`: Criteo's columns.
-    pub(super) names: Option<ColumnNames>,
-    pub(super) delimiter: u8,
+    pub(super) names: ColumnNames,
+    pub(super) delimiter: Delimiter,
     /// Whether fields may be quoted.
     pub(super) quote: bool,
     /// The names of all columns, if the file does not have them.
@@ -23,19 +23,103 @@ pub(super) struct LineLayout {
     pub(super) rules: Rules,
 }
 
+/// What separates fields.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Delimiter {
+    One(u8),
+    Two([u8; 2]),
+}
+
 /// The number of Criteo's integers, and of its categories.
 pub(super) const CRITEO: [usize; 2] = [13, 26];
+
+impl LineLayout {
+    /// Criteo's click logs.
+    pub(super) fn criteo(labels: Labels) -> Self {
+        let [integers, categories] = CRITEO;
+        let names = ColumnNames {
+            label: "label".to_owned(),
+            dense: (1..=integers).map(|at| format!("I{at}")).collect(),
+            categorical: (1..=categories).map(|at| format!("C{at}")).collect(),
+        };
+        let header = [slice::from_ref(&names.label), &names.dense, &names.categorical].concat();
+        let rules = Rules { labels, log1p: true, ..Rules::default() };
+        let delimiter = Delimiter::One(b'\t');
+        Self { names, delimiter, quote: false, header: Some(header), rules }
+    }
+}
 
 /// A file and one more line feed, which ends every record except one with an open quote.
 struct Input {
     text: io::Chain<Box<dyn Read>, &'static [u8]>,
     ended: bool,
+    /// The bytes read for the present record.
+    of_record: usize,
 }
+
+/// The most bytes of a record, which is held in memory: compressed text may have no end of a line.
+const MAX_RECORD: usize = 16 << 20;
 
 impl Read for Input {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.text.read(out)?;
         self.ended = count == 0;
+        self.of_record += count;
+        if self.of_record > MAX_RECORD {
+            let error = "the row has more than 16 MiB: if a quote in it is text, set `quote = \
+                         false`";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        Ok(count)
+    }
+}
+
+/// Stands for a delimiter of two bytes, because the parser of lines takes one.
+const UNIT_SEPARATOR: u8 = 0x1f;
+
+/// Text in which [`UNIT_SEPARATOR`] replaces each delimiter.
+struct Separated {
+    text: BufReader<Box<dyn Read>>,
+    delimiter: [u8; 2],
+    /// Whether the last byte may begin a delimiter.
+    begun: bool,
+}
+
+impl Read for Separated {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let [first, second] = self.delimiter;
+        let mut count = 0;
+        // A byte after one that may begin a delimiter gives up to two bytes.
+        while count + 2 <= out.len() {
+            let Some(&byte) = self.text.fill_buf()?.first() else {
+                if std::mem::take(&mut self.begun) {
+                    out[count] = first;
+                    count += 1;
+                }
+                break;
+            };
+            self.text.consume(1);
+            if byte == UNIT_SEPARATOR {
+                let error = "a byte of the text is 0x1f, which a `delimiter` of two bytes excludes";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+            let begun = std::mem::take(&mut self.begun);
+            if begun && byte == second {
+                out[count] = UNIT_SEPARATOR;
+                count += 1;
+                continue;
+            }
+            if begun {
+                out[count] = first;
+                count += 1;
+            }
+            if byte == first {
+                self.begun = true;
+            } else {
+                out[count] = byte;
+                count += 1;
+            }
+        }
         Ok(count)
     }
 }
@@ -48,7 +132,7 @@ pub(super) struct Lines {
     record: csv::ByteRecord,
     /// The number of fields of a line.
     width: usize,
-    label: usize,
+    label: Option<usize>,
     dense: Vec<usize>,
     categorical: Vec<usize>,
     rules: Rules,
@@ -58,47 +142,57 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn open(path: &Path, layout: &LineLayout) -> Result<Self> {
         let place = path.display().to_string();
-        let mut builder = csv::ReaderBuilder::new();
-        let with_header = layout.names.is_some() && layout.header.is_none();
-        builder
-            .delimiter(layout.delimiter)
-            .flexible(true)
-            .has_headers(with_header)
-            .quoting(layout.quote);
-        let text = gzip::open(path)?.chain(&b"\n"[..]);
-        let mut csv = builder.from_reader(Input { text, ended: false });
-        let [integers, hashes] = CRITEO;
-        let (width, label, dense, categorical) = match &layout.names {
-            None => (
-                1 + integers + hashes,
-                0,
-                (1..=integers).collect(),
-                (1 + integers..1 + integers + hashes).collect(),
-            ),
-            Some(names) => {
-                let header = match &layout.header {
-                    Some(header) => csv::ByteRecord::from(header.as_slice()),
-                    None => csv.byte_headers().with_context(|| place.clone())?.clone(),
-                };
-                ensure_closed(&csv, &header).with_context(|| place.clone())?;
-                let find = |name: &String| -> Result<usize> {
-                    let mut found =
-                        header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
-                    let missing = || {
-                        format!(
-                            "{place}: has no column {name:?}; its columns are {:?}",
-                            lossy(&header)
-                        )
-                    };
-                    let (_, at) = found.next().with_context(missing)?;
-                    ensure!(found.next().is_none(), "{place}: two columns {name:?}");
-                    Ok(at)
-                };
-                let all = |names: &[String]| names.iter().map(find).collect::<Result<Vec<_>>>();
-                (header.len(), find(&names.label)?, all(&names.dense)?, all(&names.categorical)?)
+        let mut text = compressed::open(path)?;
+        let delimiter = match layout.delimiter {
+            Delimiter::One(delimiter) => delimiter,
+            Delimiter::Two(delimiter) => {
+                let buffered = BufReader::with_capacity(1 << 16, text);
+                text = Box::new(Separated { text: buffered, delimiter, begun: false });
+                UNIT_SEPARATOR
             }
         };
-        let (record, rules) = (csv::ByteRecord::new(), layout.rules.clone());
+        let mut builder = csv::ReaderBuilder::new();
+        builder
+            .delimiter(delimiter)
+            .flexible(true)
+            .has_headers(layout.header.is_none())
+            .quoting(layout.quote);
+        let text = text.chain(&b"\n"[..]);
+        let mut csv = builder.from_reader(Input { text, ended: false, of_record: 0 });
+        let LineLayout { names, rules, .. } = layout;
+        let header = match &layout.header {
+            Some(header) => {
+                let mut header = csv::ByteRecord::from(header.as_slice());
+                // The first row says whether there are labels.
+                if rules.labels == Labels::Optional
+                    && csv.byte_headers().with_context(|| place.clone())?.len() + 1 == header.len()
+                {
+                    header = header.iter().filter(|name| *name != names.label.as_bytes()).collect();
+                }
+                header
+            }
+            None => csv.byte_headers().with_context(|| place.clone())?.clone(),
+        };
+        ensure_closed(&csv, &header).with_context(|| place.clone())?;
+        let find = |name: &String| -> Result<Option<usize>> {
+            let mut found = header.iter().zip(0..).filter(|(field, _)| *field == name.as_bytes());
+            let at = found.next().map(|(_, at)| at);
+            ensure!(found.next().is_none(), "{place}: two columns {name:?}");
+            Ok(at)
+        };
+        let expect = |name: &String| -> Result<usize> {
+            find(name)?.with_context(|| {
+                format!("{place}: has no column {name:?}; its columns are {:?}", lossy(&header))
+            })
+        };
+        let all = |names: &[String]| names.iter().map(expect).collect::<Result<Vec<_>>>();
+        let label = match rules.labels {
+            Labels::Needed => Some(expect(&names.label)?),
+            Labels::Optional => find(&names.label)?,
+        };
+        let (dense, categorical) = (all(&names.dense)?, all(&names.categorical)?);
+        let width = header.len();
+        let (record, rules) = (csv::ByteRecord::new(), rules.clone());
         Ok(Self { csv, record, width, label, dense, categorical, rules, place })
     }
 
@@ -113,10 +207,13 @@ impl Lines {
             format!("field {} is {:?}: expected {expected}", at + 1, lossy_field(field(at)))
         };
         row.clear();
-        row.label = self
-            .rules
-            .label_of_text(field(self.label))
-            .ok_or_else(|| unsuitable(self.label, Rules::LABEL))?;
+        row.label = match self.label {
+            Some(at) => self
+                .rules
+                .label_of_text(field(at))
+                .ok_or_else(|| unsuitable(at, Rules::LABEL))?,
+            None => f32::NAN,
+        };
         for &at in &self.dense {
             let value = if self.rules.is_missing(field(at)) {
                 0.0
@@ -135,6 +232,7 @@ impl Lines {
                 ));
             }
             row.push(if self.rules.is_missing(value) { b"" } else { value });
+            row.end_bag();
         }
         Ok(())
     }
@@ -168,11 +266,10 @@ fn lossy(record: &csv::ByteRecord) -> Vec<String> {
 
 impl RowReader for Lines {
     fn next(&mut self, row: &mut Example) -> Result<RowOutcome> {
-        if !self
-            .csv
-            .read_byte_record(&mut self.record)
-            .with_context(|| self.place.clone())?
-        {
+        self.csv.get_mut().of_record = 0;
+        let line = self.csv.position().line();
+        let place = || format!("{}: line {line}", self.place);
+        if !self.csv.read_byte_record(&mut self.record).with_context(place)? {
             return Ok(RowOutcome::End);
         }
         ensure_closed(&self.csv, &self.record).with_context(|| self.place.clone())?;

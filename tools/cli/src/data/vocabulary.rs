@@ -125,7 +125,13 @@ impl Categories {
     /// The share of the others in the training examples.
     pub(super) fn share_of_others(&self) -> f64 {
         let others = self.counts.last().filter(|_| self.others).copied().unwrap_or_default();
-        others as f64 / self.counts.iter().sum::<u64>().max(1) as f64
+        others as f64 / self.total().max(1) as f64
+    }
+
+    /// The number of values in the training examples.
+    pub(super) fn total(&self) -> u64 {
+        let hashed = self.hashed.iter().flat_map(|hashed| hashed.counts.values());
+        self.counts.iter().chain(hashed).sum()
     }
 
     pub(super) fn values(&self) -> &[Box<[u8]>] {

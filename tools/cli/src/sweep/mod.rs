@@ -6,14 +6,14 @@ mod results;
 use crate::{
     data::{self, Dataset, Split, Vocabulary},
     outcome::Outcome,
-    output::{self, Output},
+    output::{self, Output, WriteError},
     train::{
         self, Learner, OutputDirectory, TrainReport,
         config::{Config, Model, Representation, Train},
     },
 };
 use anyhow::{Context, Result, ensure};
-use results::RunResult;
+use results::{Omitted, RunResult};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -24,7 +24,8 @@ use std::{
 ///
 /// Each representation is trained with every learning rate. The rate that is best on the validation
 /// split is then trained with all seeds; the test split decides nothing. Finished runs are not
-/// repeated, so an interrupted sweep can be continued.
+/// repeated, so an interrupted sweep can be continued. What cannot be trained is skipped, and the
+/// results list it with the reason.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A config is one of `ttrec train`, and:
@@ -82,13 +83,23 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let sweep = Prepared::new(&config).with_context(|| args.config.display().to_string())?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| train::directory_of(&args.config));
     let place = OutputDirectory::new(&args.output)?;
+    compare(args, &sweep, &data_dir, &place).with_context(|| args.config.display().to_string())
+}
+
+fn compare(
+    args: &Args,
+    sweep: &Prepared<'_>,
+    data_dir: &Path,
+    place: &OutputDirectory,
+) -> Result<Outcome> {
+    let config = sweep.config;
     let kept = if place.vocabulary().exists() {
         Some(Vocabulary::read(&place.vocabulary())?)
     } else {
         None
     };
     let is_new = kept.is_none();
-    let dataset = config.data.open(&data_dir, kept)?;
+    let dataset = config.data.open(data_dir, kept)?;
     if is_new {
         dataset.vocabulary().write(&place.vocabulary())?;
     }
@@ -103,39 +114,53 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
          `valid_fraction`"
     );
 
-    let mut results = Vec::new();
+    let (mut results, mut omitted, mut planned) = (Vec::new(), Vec::new(), Vec::new());
+    // All of them before the first run, so that a mistake in the last is found at once.
     for representation in &config.sweep.representations {
-        let name = representation.to_string();
-        let with = |rate: f64, seed: u64| sweep.config(representation, rate, seed);
-        let tables = train::plan(&with(sweep.rates[0], 0).model, dataset.features())?;
-        let bytes: u64 = tables.iter().map(train::Planned::bytes).sum();
-        if sweep.budget.is_some_and(|budget| bytes > budget) {
-            eprintln!("ttrec: {name}: skipped: {bytes} bytes exceed the budget");
-            continue;
+        match sweep.bytes(representation, &*dataset) {
+            Ok(bytes) => planned.push((representation, bytes)),
+            Err(reason) => omitted.push(Omitted::new(representation.to_string(), &reason)),
         }
-        let run = |rate: f64, seed: u64| {
-            let finished = finish(&with(rate, seed), bytes, &*dataset, &args.output, &name)?;
-            Ok(RunResult {
-                name: name.clone(),
-                kind: representation.kind(),
-                rate,
-                seed,
-                report: finished.report,
-            })
+    }
+    for (representation, bytes) in planned {
+        let name = representation.to_string();
+        let mut run = |rate: f64, seed: u64| -> Result<Option<RunResult>> {
+            let config = sweep.config_of(representation, rate, seed);
+            match finish(&config, bytes, &*dataset, &args.output, &name) {
+                Ok(Finished { report, .. }) => {
+                    let (name, kind) = (name.clone(), representation.kind());
+                    Ok(Some(RunResult { name, kind, rate, seed, report }))
+                }
+                Err(error) if error.is::<WriteError>() => Err(error),
+                Err(reason) => {
+                    let name = format!("{name}, learning rate {rate}, seed {seed}");
+                    omitted.push(Omitted::new(name, &reason));
+                    Ok(None)
+                }
+            }
         };
         let (&first, others) = config.sweep.seeds.split_first().context("`seeds` is empty")?;
-        let tuned = sweep.rates.iter().map(|&rate| run(rate, first)).collect::<Result<Vec<_>>>()?;
-        let rate =
-            results::best_rate(&tuned, config.train.select).unwrap_or(config.train.learning_rate);
-        results.extend(tuned);
-        for &seed in others {
-            results.push(run(rate, seed)?);
+        let mut runs = Vec::new();
+        for &rate in &sweep.rates {
+            runs.extend(run(rate, first)?);
         }
+        if let Some(rate) = results::best_rate(&runs, config.train.select) {
+            for &seed in others {
+                runs.extend(run(rate, seed)?);
+            }
+        }
+        results.extend(runs);
         // After each representation, so that results can be read during the sweep.
-        results::write(&args.output, &results, config.train.select)?;
+        results::write(&args.output, &results, &omitted, config.train.select)?;
     }
-    ensure!(!results.is_empty(), "no representation fits the budget");
-    output::print(|out| out.write_all(results::table(&results, config.train.select).as_bytes()))?;
+    let reason = || {
+        let first: Option<&Omitted> = omitted.first();
+        let why = first.map_or_else(String::new, |o| format!(": {}: {}", o.name, o.reason));
+        format!("no representation can be trained{why}")
+    };
+    ensure!(!results.is_empty(), reason());
+    let table = results::table(&results, &omitted, config.train.select);
+    output::print(|out| out.write_all(table.as_bytes()))?;
     Ok(Outcome::Done)
 }
 
@@ -169,13 +194,25 @@ impl<'c> Prepared<'c> {
         };
         let prepared = Self { config, rates, budget: budget.transpose()? };
         for &rate in &prepared.rates {
-            prepared.config(&representations[0], rate, seeds[0]).check()?;
+            prepared.config_of(&representations[0], rate, seeds[0]).check()?;
         }
         Ok(prepared)
     }
 
+    /// The bytes of the tables of a representation, if it can be trained.
+    fn bytes(&self, representation: &Representation, dataset: &dyn Dataset) -> Result<u64> {
+        let config = self.config_of(representation, self.rates[0], 0);
+        let tables = train::plan(&config.model, dataset.features())?;
+        let bytes = tables.iter().map(train::Planned::bytes).sum();
+        if let Some(budget) = self.budget {
+            ensure!(bytes <= budget, "{bytes} bytes exceed the budget of {budget}");
+        }
+        train::build(&config, dataset)?;
+        Ok(bytes)
+    }
+
     /// The config of one run.
-    fn config(&self, representation: &Representation, learning_rate: f64, seed: u64) -> Config {
+    fn config_of(&self, representation: &Representation, learning_rate: f64, seed: u64) -> Config {
         let SweepConfig { data, model, train, .. } = self.config.clone();
         let model = Model { table: representation.clone(), ..model };
         Config { data, model, train: Train { learning_rate, seed, ..train } }

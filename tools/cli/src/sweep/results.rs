@@ -19,6 +19,21 @@ pub(super) struct RunResult {
     pub(super) report: TrainReport,
 }
 
+/// What the sweep left out.
+pub(super) struct Omitted {
+    /// A representation, or one of its runs.
+    pub(super) name: String,
+    pub(super) reason: String,
+}
+
+impl Omitted {
+    /// Also prints the reason.
+    pub(super) fn new(name: String, reason: &anyhow::Error) -> Self {
+        eprintln!("ttrec: {name}: skipped: {reason:#}");
+        Self { name, reason: format!("{reason:#}") }
+    }
+}
+
 /// The rate with the best model on the validation split, or the first without such a split.
 pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
     let valid = |result: &RunResult| result.report.valid;
@@ -81,8 +96,8 @@ impl Summary<'_> {
     }
 }
 
-/// A table in Markdown: a row for each representation.
-pub(super) fn table(results: &[RunResult], select: Select) -> String {
+/// A table in Markdown: a row for each representation, then for each omission.
+pub(super) fn table(results: &[RunResult], omitted: &[Omitted], select: Select) -> String {
     let mut text = String::from(
         "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy \
          |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
@@ -105,6 +120,10 @@ pub(super) fn table(results: &[RunResult], select: Select) -> String {
             summary.rate,
             summary.runs.len()
         );
+    }
+    for Omitted { name, reason } in omitted {
+        let reason = reason.replace('|', "\\|").replace('\n', " ");
+        let _ = writeln!(text, "| {name} | skipped: {reason} | | | | | | |");
     }
     text
 }
@@ -170,10 +189,15 @@ fn picture(results: &[RunResult], select: Select) -> String {
 }
 
 /// Writes `results.csv`, `results.md` and `results.svg`.
-pub(super) fn write(directory: &Path, results: &[RunResult], select: Select) -> Result<()> {
+pub(super) fn write(
+    directory: &Path,
+    results: &[RunResult],
+    omitted: &[Omitted],
+    select: Select,
+) -> Result<()> {
     let files = [
         ("results.csv", csv(results)?),
-        ("results.md", table(results, select).into_bytes()),
+        ("results.md", table(results, omitted, select).into_bytes()),
         ("results.svg", picture(results, select).into_bytes()),
     ];
     for (name, bytes) in files {

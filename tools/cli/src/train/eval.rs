@@ -24,7 +24,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub(crate) struct EvalArgs {
     /// checkpoint.safetensors or best.safetensors
     checkpoint: PathBuf,
-    /// Test files to use instead of the config's
+    /// Test files to use instead of the config's; without labels they have no metrics
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Directory that relative paths in the config start from [default: the current directory]
@@ -57,16 +57,22 @@ enum WhichSplit {
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Evaluation<'u> {
+    /// `None` without labels.
     #[serde(flatten)]
-    quality: Quality,
+    quality: Option<Quality>,
     /// The share of unknown values of each column.
     unknown: BTreeMap<&'u str, f64>,
 }
 
 pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     let checkpoint = TrainCheckpoint::open(&args.checkpoint)?;
+    let place = || args.checkpoint.display().to_string();
+    evaluate_checkpoint(args, &checkpoint).with_context(place)
+}
+
+fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<Outcome> {
     let config = &checkpoint.facts.config;
-    let beside = OutputDirectory(super::directory_of(&args.checkpoint));
+    let beside = OutputDirectory::of(&args.checkpoint);
     let vocabulary = Vocabulary::read(&beside.vocabulary())?;
     let split = match args.split {
         WhichSplit::Test => Split::Test,
@@ -77,13 +83,15 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
         args.data.is_empty() || split == Split::Test,
         "--data can only be used with --split test"
     );
-    let data = if args.data.is_empty() {
-        config.data.clone()
+    let dataset = if args.data.is_empty() {
+        config.data.open(&args.data_dir.clone().unwrap_or_default(), Some(vocabulary))?
     } else {
-        let absolute = args.data.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
-        config.data.clone().with_test(absolute).context("--data")?
+        config
+            .data
+            .clone()
+            .open_files(args.data.clone(), vocabulary)
+            .context("--data")?
     };
-    let dataset = data.open(&args.data_dir.clone().unwrap_or_default(), Some(vocabulary))?;
     let (mut model, tables) = build(config, &*dataset)?;
     checkpoint.restore(&mut model, &tables)?;
     let mut samples = Batch::default();
@@ -93,19 +101,28 @@ pub(crate) fn evaluate(args: &EvalArgs) -> Result<Outcome> {
     if let Some(complaint) = complaint {
         eprintln!("ttrec: {complaint}");
     }
+    let labelled = scores.labels.iter().filter(|label| !label.is_nan()).count();
+    let examples = scores.labels.len();
+    ensure!(
+        labelled == 0 || labelled == examples,
+        "{labelled} of {examples} rows have a label: expected all or none"
+    );
     if let Some(path) = &args.samples {
         samples.write(path, &scores.probabilities())?;
     }
-    let quality = scores.quality();
-    warn_of_unknown(split, &unknown);
+    let quality = (labelled > 0).then(|| scores.quality());
+    warn_of_unknown(&format!("the {} split", split.name()), &unknown);
     output::print(|mut out| {
         if args.json {
             let unknown = unknown.iter().map(|u| (u.column.as_str(), u.share)).collect();
             serde_json::to_writer_pretty(&mut out, &Evaluation { quality, unknown })?;
             writeln!(out)
         } else {
-            writeln!(out, "{}: {quality}", split.name())?;
-            write!(out, "{}", unknown_line(split, &unknown))
+            match quality {
+                Some(quality) => writeln!(out, "{}: {quality}", split.name())?,
+                None => writeln!(out, "{}: {examples} examples without labels", split.name())?,
+            }
+            write!(out, "{}", unknown_line(split.name(), &unknown))
         }
     })?;
     Ok(Outcome::Done)

@@ -74,7 +74,7 @@ pub(crate) struct TrainReport {
 }
 
 /// The model that a config describes, and its tables.
-pub(super) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec<Planned>)> {
+pub(crate) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec<Planned>)> {
     ensure!(
         dataset.features().len() > 1 || dataset.dense_dim() > 0,
         "the data have one categorical column and nothing else: a model multiplies the vectors of \
@@ -152,7 +152,7 @@ pub(super) fn score(
     mut each: impl FnMut(&Batch) -> Result<()>,
 ) -> Result<Scored> {
     let mut pass = dataset.pass(split, 0)?;
-    let mut bar =
+    let bar =
         Bar::new(&format!("{}: examples", split.name()), dataset.num_examples(split).unwrap_or(0));
     let (mut scores, mut batch) = (Scores::default(), Batch::default());
     loop {
@@ -171,8 +171,8 @@ pub(super) fn score(
     }
 }
 
-/// The line about the unknown values of a split; empty if no column can have any.
-pub(super) fn unknown_line(split: Split, unknown: &[Unknown]) -> String {
+/// The line about the unknown values of what is called `name`; empty if no column can have any.
+pub(crate) fn unknown_line(name: &str, unknown: &[Unknown]) -> String {
     let shares: Vec<String> = unknown
         .iter()
         .map(|Unknown { column, share, .. }| format!("{column} {:.2} %", 100.0 * share))
@@ -180,22 +180,22 @@ pub(super) fn unknown_line(split: Split, unknown: &[Unknown]) -> String {
     if shares.is_empty() {
         String::new()
     } else {
-        format!("{}: unknown values: {}\n", split.name(), shares.join(", "))
+        format!("{name}: unknown values: {}\n", shares.join(", "))
     }
 }
 
 /// By how much the share of unknown values may exceed that of rare values in training.
 const ALARMING: f64 = 0.25;
 
-pub(super) fn warn_of_unknown(split: Split, unknown: &[Unknown]) {
+/// Warns of columns of which `place` has many unknown values.
+pub(crate) fn warn_of_unknown(place: &str, unknown: &[Unknown]) {
     for Unknown { column, share, trained } in unknown {
         if share - trained > ALARMING {
             eprintln!(
-                "ttrec: warning: {:.1} % of the values of column {column:?} in the {} split are \
+                "ttrec: warning: {:.1} % of the values of column {column:?} in {place} are \
                  unknown: check that the files write them as the training files do (5 and 5.0 \
                  differ)",
-                100.0 * share,
-                split.name()
+                100.0 * share
             );
         }
     }
@@ -286,7 +286,7 @@ impl<'d> Learner<'d> {
         let dataset = self.dataset;
         let mut pass = dataset.pass(Split::Train, random(random(seed, u64::MAX), epoch.into()))?;
         let done = self.progress.step.saturating_mul(size as u64);
-        let mut bar = Bar::new(
+        let bar = Bar::new(
             &format!("epoch {} of {epochs}", epoch + 1),
             dataset.num_examples(Split::Train).unwrap_or(0),
         );
@@ -381,10 +381,10 @@ impl<'d> Learner<'d> {
         }
         let scored = score(&mut self.model, self.dataset, split, |_| Ok(()))?;
         if print {
-            output::print(|out| write!(out, "{}", unknown_line(split, &scored.unknown)))?;
+            output::print(|out| write!(out, "{}", unknown_line(split.name(), &scored.unknown)))?;
         }
         if split == Split::Test || self.progress.epoch == 0 {
-            warn_of_unknown(split, &scored.unknown);
+            warn_of_unknown(&format!("the {} split", split.name()), &scored.unknown);
         }
         Ok(Some(scored.scores.quality()))
     }

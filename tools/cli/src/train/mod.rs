@@ -18,9 +18,12 @@ use crate::{
     output,
 };
 use anyhow::{Context, Result, ensure};
+pub(crate) use checkpoint::TrainCheckpoint;
 use config::Config;
 pub(crate) use eval::{EvalArgs, evaluate};
-pub(crate) use learn::{Learner, OutputDirectory, TrainReport};
+pub(crate) use learn::{
+    Learner, OutputDirectory, TrainReport, build, unknown_line, warn_of_unknown,
+};
 pub(crate) use metrics::Quality;
 use std::{
     fs,
@@ -38,7 +41,7 @@ pub(crate) use tables::{Planned, plan};
 A config:
   [data]
   format = \"criteo\"             # or csv, parquet, interactions, sessions
-  train = [\"day_0.gz\"]          # label, 13 integers, 26 categories; with tabs; plain or gzip
+  train = [\"day_0.gz\"]          # files, directories, or patterns: data/part-*.gz
   test = [\"day_1.gz\"]
   valid_fraction = 0.05         # the validation split: chooses the best epoch
 
@@ -86,12 +89,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         "{}: already exists: pass --resume to continue, or choose another directory",
         place.checkpoint().display()
     );
-    let dataset = open_data(&config, &data_dir, &place, args.resume)?;
-    let mut learner = Learner::new(&config, &*dataset, &place)?;
-    if args.resume && place.checkpoint().exists() {
-        learner.resume()?;
-    }
-    let report = learner.run(true)?;
+    let train = || {
+        let dataset = open_data(&config, &data_dir, &place, args.resume)?;
+        let mut learner = Learner::new(&config, &*dataset, &place)?;
+        if args.resume && place.checkpoint().exists() {
+            learner.resume()?;
+        }
+        learner.run(true)
+    };
+    let report = train().with_context(|| args.config.display().to_string())?;
     output::print(|out| writeln!(out, "{report}"))?;
     Ok(Outcome::Done)
 }
@@ -123,6 +129,11 @@ pub(crate) fn directory_of(config: &Path) -> PathBuf {
 }
 
 impl OutputDirectory {
+    /// The directory of one of its files.
+    pub(crate) fn of(file: &Path) -> Self {
+        Self(directory_of(file))
+    }
+
     pub(crate) fn new(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory)
             .with_context(|| format!("{}: cannot create the directory", directory.display()))?;

@@ -153,7 +153,7 @@ fn a_file_that_is_not_there_or_not_a_checkpoint_is_named() {
     ttrec!["convert", &empty, "-o", &blob].exits(3).says([empty.to_str().unwrap()]);
     ttrec!["convert", dir.path("."), "-o", &blob]
         .exits(3)
-        .says(["not a regular file"]);
+        .says(["a directory: give a file in it"]);
     for command in ["inspect", "verify"] {
         ttrec![command, &missing].exits(3).says([missing.to_str().unwrap()]);
         ttrec![command, &empty].exits(3).says([empty.to_str().unwrap()]);

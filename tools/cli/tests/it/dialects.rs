@@ -686,11 +686,51 @@ fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
     );
     ttrec!["convert", &checkpoint, "-o", dir.path("x.ttr")]
         .exits(3)
-        .says(["`cat`", "interaction = \"dot\""]);
+        .says(["\"cat\"", "interaction = \"dot\""]);
     let tables: String = (0..3).map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\n")).collect();
     let spec = dir.path("spec.toml");
     fs::write(&spec, format!("[model]\ninteraction = \"dot\"\n{tables}")).unwrap();
     ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("x.ttr")].exits(0);
+}
+
+#[test]
+fn the_interaction_of_a_whole_dlrm_is_told_by_its_widths() {
+    let dir = Dir::new();
+    for (interaction, inputs) in [("dot", 5 + 3), ("dot-itself", 5 + 6), ("cat", 3 * 5)] {
+        let shapes: [(&str, &[usize]); 6] = [
+            ("emb_l.0.weight", &[4, 5]),
+            ("emb_l.1.weight", &[4, 5]),
+            ("bot_l.0.weight", &[5, 3]),
+            ("bot_l.0.bias", &[5]),
+            ("top_l.0.weight", &[1, inputs]),
+            ("top_l.0.bias", &[1]),
+        ];
+        let checkpoint = write_zeros(&dir, "dlrm.safetensors", &shapes);
+        let blob = dir.path("dlrm.ttr");
+        ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
+        ttrec!["inspect", &blob]
+            .exits(0)
+            .prints([format!("{interaction} interaction of 2 tables")]);
+        // A spec that lists the tables says what the widths may only suggest.
+        let spec = "[model]\n[[table]]\nprefix = \"emb_l.0.\"\n[[table]]\nprefix = \"emb_l.1.\"\n";
+        let spec = dir.file("spec.toml", spec);
+        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob];
+        match interaction {
+            "dot" => drop(run.exits(0)),
+            other => {
+                drop(run.exits(3).says([
+                    "list all tables".to_owned(),
+                    format!("set `interaction = \"{other}\"`"),
+                ]))
+            }
+        }
+        let planned = dir.path("plan.toml");
+        ttrec!["plan", &checkpoint, "--budget", "4KB", "-o", &planned].exits(0);
+        ttrec!["convert", &checkpoint, "--spec", &planned, "-o", &blob].exits(0);
+        ttrec!["inspect", &blob]
+            .exits(0)
+            .prints([format!("{interaction} interaction of 2 tables")]);
+    }
 }
 
 #[test]
@@ -709,4 +749,51 @@ fn a_model_without_dense_features_is_planned() {
     let spec = dir.path("spec.toml");
     ttrec!["plan", &checkpoint, "--budget", "100%", "-o", &spec].exits(0);
     ttrec!["convert", &checkpoint, "--spec", &spec, "-o", dir.path("x.ttr")].exits(0);
+}
+
+#[test]
+fn one_table_of_several_in_tensorly_torch_s_factors_is_picked() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("joint.safetensors");
+    let core = |k: usize| -> Vec<f32> {
+        let mut out = Vec::new();
+        for a in 0..RANKS[k] {
+            for table in 0..2 {
+                for i in 0..P[k] {
+                    for b in 0..Q[k] {
+                        out.extend((0..RANKS[k + 1]).map(|c| element(table, k, i, a, b, c)));
+                    }
+                }
+            }
+        }
+        out
+    };
+    let cores: Vec<_> = (0..3)
+        .map(|k| {
+            let name = format!("emb.weight.factors.factor_{k}");
+            (name, [RANKS[k], 2, P[k], Q[k], RANKS[k + 1]], core(k))
+        })
+        .collect();
+    let mut tensors: Vec<_> = cores
+        .iter()
+        .map(|(name, shape, values)| (name.as_str(), F32, &shape[..], values[..].bytes()))
+        .collect();
+    write_safetensors(&checkpoint, &tensors);
+    let facts = "num_embeddings = 50\n";
+    let said = refused_without_a_spec(&checkpoint, &["found 2 embedding tables", "table = 1"]);
+    let offer = said[said.find("[[table]]").unwrap()..]
+        .replace("[[table]]", &format!("[[table]]\n{facts}"));
+    let blob = dir.convert(&checkpoint, &offer, "all.ttr");
+    for table in 0..2 {
+        let found = rows(&dir, &blob, &format!("emb.{table}"), ROWS);
+        assert_eq!(found, expected(table, most_significant_first), "{table}");
+    }
+    ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
+    let table = format!("[[table]]\nprefix = \"emb.\"\n{facts}");
+    refused(&checkpoint, &table, &["`table` is missing", "factor_0\" holds 2 tables"]);
+    refused(&checkpoint, &format!("{table}table = 2\n"), &["`table` is 2", "holds 2"]);
+    let four = [RANKS[1], P[1], Q[1] * 2, RANKS[2]];
+    tensors[1].2 = &four;
+    write_safetensors(&checkpoint, &tensors);
+    refused(&checkpoint, &format!("{table}table = 1\n"), &["factor_1", "r_k x 2 x p_k x q_k"]);
 }

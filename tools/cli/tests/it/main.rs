@@ -15,6 +15,7 @@ mod golden;
 mod hostile;
 mod plan;
 mod real_tables;
+mod refusals;
 mod report;
 mod representations;
 mod score;

@@ -4,6 +4,7 @@
 use crate::support::{
     Dir, Elements, golden, npy, parse_npy, ttrec, vector, write_npz, write_safetensors,
 };
+use safetensors::Dtype;
 use std::{fs, io::Read, path::Path};
 
 /// A matrix of a checkpoint.
@@ -347,4 +348,313 @@ fn hashed_tables_take_indices_modulo_their_rows() {
     );
     refused("index_map = \"modulo\"\nnum_embeddings = 60\nnum_rows = 49\n", &["49", "50 rows"]);
     refused("num_rows = 50\n", &["`num_rows` needs `index_map`"]);
+}
+
+/// All rows of a table of the blob.
+fn all_rows(dir: &Dir, blob: &Path, table: &str, count: u64) -> Vec<f64> {
+    let (bags, out) = (dir.path("all.npz"), dir.path("all.npy"));
+    write_npz(&bags, &[("indices", vector(&(0..count).collect::<Vec<u64>>()))]);
+    ttrec!["lookup", blob, "--table", table, "--bags", bags, "--mode", "rows", "-o", &out].exits(0);
+    parse_npy(&fs::read(out).unwrap()).values
+}
+
+/// The greatest difference of numbers, in units of the greatest number.
+#[track_caller]
+fn assert_near(found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= tolerance * largest, "{at}: {found} for {expected}");
+    }
+}
+
+/// Rows of eight columns, quantised as FBGEMM does: the codes, and the scale and offset of each
+/// row. Row 3 is constant.
+struct QuantizedTable {
+    codes: Vec<[u8; 8]>,
+    headers: Vec<[f32; 2]>,
+    levels: u8,
+}
+
+impl QuantizedTable {
+    /// `levels` is the greatest code. Scales and offsets are exact in f16.
+    fn new(rows: usize, levels: u8) -> Self {
+        let code = |row: usize, column: usize| match column {
+            0 => 0,
+            1 => levels,
+            _ => ((row * 37 + column * 101) % (usize::from(levels) + 1)) as u8,
+        };
+        let codes = (0..rows).map(|row| [0, 1, 2, 3, 4, 5, 6, 7].map(|column| code(row, column)));
+        let header = |row: usize| {
+            let scale = if row == 3 && levels == 255 {
+                0.0
+            } else {
+                (row % 7 + 1) as f32 / 1024.0
+            };
+            [scale, row as f32 / 64.0 - 0.125]
+        };
+        Self { codes: codes.collect(), headers: (0..rows).map(header).collect(), levels }
+    }
+
+    fn values(&self) -> Vec<f64> {
+        let rows = self.codes.iter().zip(&self.headers);
+        rows.flat_map(|(codes, header)| {
+            let [scale, offset] = header.map(f64::from);
+            codes.map(|code| scale * f64::from(code) + offset)
+        })
+        .collect()
+    }
+
+    /// The bytes of the codes of a row.
+    fn packed(&self, codes: &[u8; 8]) -> Vec<u8> {
+        if self.levels == 255 {
+            return codes.to_vec();
+        }
+        codes.chunks(2).map(|pair| pair[0] | pair[1] << 4).collect()
+    }
+
+    /// The rows with their scales and offsets at the end: the columns and the bytes.
+    fn fused(&self) -> (usize, Vec<u8>) {
+        let row = |(codes, header): (&[u8; 8], &[f32; 2])| -> Vec<u8> {
+            let mut row = self.packed(codes);
+            for number in header {
+                if self.levels == 255 {
+                    row.extend(number.to_le_bytes());
+                } else {
+                    row.extend(half::f16::from_f32(*number).to_le_bytes());
+                }
+            }
+            row
+        };
+        let rows: Vec<Vec<u8>> = self.codes.iter().zip(&self.headers).map(row).collect();
+        (rows[0].len(), rows.concat())
+    }
+}
+
+#[test]
+fn quantised_rows_are_stored_as_they_are() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("q.safetensors");
+    let table = "[[table]]\ntensor = \"emb.weight\"\n";
+    for (levels, dtype) in [(255, "i8"), (15, "i4")] {
+        let quantized = QuantizedTable::new(20, levels);
+        let (columns, bytes) = quantized.fused();
+        write_safetensors(&checkpoint, &[("emb.weight", Dtype::U8, &[20, columns], bytes)]);
+        let expected = quantized.values();
+        for spec in [table.to_owned(), format!("{table}dtype = \"{dtype}\"\n")] {
+            let blob = dir.convert(&checkpoint, &spec, "q.ttr");
+            assert_near(&all_rows(&dir, &blob, "emb.weight", 20), &expected, 1e-7);
+            ttrec!["inspect", &blob].exits(0).prints([dtype, "20 x 8"]);
+            ttrec!["verify", &blob, "--against", &checkpoint, "--max-error", "1e-7"].exits(0);
+        }
+        // Without a spec, the numbers tell the form.
+        let blob = dir.path("none.ttr");
+        ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
+        assert_near(&all_rows(&dir, &blob, "emb.weight", 20), &expected, 1e-7);
+        // Every other type holds the numbers.
+        for (other, tolerance) in [("f32", 1e-7), ("f16", 1e-3), ("i8", 4e-3), ("i4", 0.1)] {
+            let spec = format!("{table}dtype = \"{other}\"\n");
+            let blob = dir.convert(&checkpoint, &spec, "other.ttr");
+            assert_near(&all_rows(&dir, &blob, "emb.weight", 20), &expected, tolerance);
+        }
+        let spec = format!("{table}dtype = \"f32\"\nrepresentation = \"low-rank\"\nrank = 8\n");
+        let blob = dir.convert(&checkpoint, &spec, "low.ttr");
+        assert_near(&all_rows(&dir, &blob, "emb.weight", 20), &expected, 1e-2);
+    }
+}
+
+#[test]
+fn torchrec_s_quantised_rows_have_their_scales_beside() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("q.safetensors");
+    let prefix = "ebc.embedding_bags.t_0.";
+    let [weight, scale, offset] =
+        ["weight", "weight_qscale", "weight_qbias"].map(|key| format!("{prefix}{key}"));
+    for (levels, form, dtype) in [(255, "byte", "i8"), (15, "nibble", "i4")] {
+        let quantized = QuantizedTable::new(20, levels);
+        let codes: Vec<u8> =
+            quantized.codes.iter().flat_map(|codes| quantized.packed(codes)).collect();
+        let header = |at: usize| -> Vec<u8> {
+            let halves = quantized.headers.iter().map(|header| half::f16::from_f32(header[at]));
+            halves.flat_map(half::f16::to_le_bytes).collect()
+        };
+        write_safetensors(
+            &checkpoint,
+            &[
+                (&weight, Dtype::U8, &[20, codes.len() / 20], codes.clone()),
+                (&scale, Dtype::F16, &[20, 1], header(0)),
+                (&offset, Dtype::F16, &[20, 1], header(1)),
+            ],
+        );
+        // Bytes could be codes, or two codes each.
+        let blob = dir.path("none.ttr");
+        ttrec!["convert", &checkpoint, "-o", &blob].exits(3).says([
+            "`quantized` is missing",
+            &format!("\"byte\" (embedding_dim {})", codes.len() / 20),
+            "\"nibble\"",
+        ]);
+        let spec =
+            format!("[[table]]\nname = \"t\"\nprefix = \"{prefix}\"\nquantized = \"{form}\"\n");
+        let blob = dir.convert(&checkpoint, &spec, "q.ttr");
+        assert_near(&all_rows(&dir, &blob, "t", 20), &quantized.values(), 1e-7);
+        ttrec!["inspect", &blob].exits(0).prints([dtype, "20 x 8"]);
+    }
+}
+
+#[test]
+fn bytes_that_are_no_quantised_rows_are_refused() {
+    let dir = Dir::new();
+    let (checkpoint, blob) = (dir.path("q.safetensors"), dir.path("q.ttr"));
+    let refused = |shape: &[usize], bytes: Vec<u8>, more: &str, says: &[&str]| {
+        write_safetensors(&checkpoint, &[("emb.weight", Dtype::U8, shape, bytes)]);
+        let spec = dir.file("spec.toml", format!("[[table]]\ntensor = \"emb.weight\"\n{more}"));
+        ttrec!["convert", &checkpoint, "--spec", spec, "-o", &blob].exits(3).says(says);
+        assert!(!blob.exists());
+    };
+    let noise: Vec<u8> =
+        (0..30 * 16u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    refused(&[30, 16], noise.clone(), "", &["emb.weight", "is u8", "a scale and an offset"]);
+    let given = "quantized = \"byte\"\n";
+    refused(&[30, 16], noise, given, &["emb.weight", "row ", "scale is", "no negative scale"]);
+    refused(&[30, 8], vec![0; 240], given, &["8 columns", "too few"]);
+    let given = "quantized = \"bits\"\n";
+    refused(&[30, 8], vec![0; 240], given, &["quantized", "`byte` or `nibble`"]);
+    // In a few rows, other bytes may be scales by chance.
+    let (columns, bytes) = QuantizedTable::new(2, 255).fused();
+    refused(&[2, columns], bytes, "", &["`quantized` is missing", "\"byte\" (embedding_dim 8)"]);
+    let floats = [0.5f32; 8][..].bytes();
+    write_safetensors(&checkpoint, &[("emb.weight", Dtype::F32, &[2, 4], floats)]);
+    let spec = "[[table]]\ntensor = \"emb.weight\"\nquantized = \"byte\"\n";
+    let spec = dir.file("spec.toml", spec);
+    ttrec!["convert", &checkpoint, "--spec", spec, "-o", &blob]
+        .exits(3)
+        .says(["`quantized` is set, but tensor \"emb.weight\" is f32"]);
+}
+
+/// Writes tensors of these shapes: numbers of eighths.
+fn write_eighths(path: &Path, shapes: &[(&str, &[usize])]) -> Vec<Vec<f32>> {
+    let number = |at: usize, seed: usize| ((at * 5 + seed * 3) % 13) as f32 / 8.0 - 0.75;
+    let values: Vec<Vec<f32>> = (0..)
+        .zip(shapes)
+        .map(|(seed, (_, shape))| (0..shape.iter().product()).map(|at| number(at, seed)).collect())
+        .collect();
+    let tensors: Vec<_> = shapes
+        .iter()
+        .zip(&values)
+        .map(|((name, shape), values)| (*name, Dtype::F32, *shape, values[..].bytes()))
+        .collect();
+    write_safetensors(path, &tensors);
+    values
+}
+
+#[test]
+fn learned_weights_of_lookups_are_multiplied_into_the_rows() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("dlrm.safetensors");
+    let values = write_eighths(
+        &checkpoint,
+        &[
+            ("emb_l.0.weight", &[5, 4]),
+            ("v_W_l.0", &[5]),
+            ("emb_l.1.embs.weight", &[6, 2]),
+            ("emb_l.1.proj.weight", &[4, 2]),
+            ("v_W_l.1", &[6]),
+            ("top_l.0.weight", &[1, 1]),
+        ],
+    );
+    let blob = dir.path("model.ttr");
+    ttrec!["convert", &checkpoint, "-o", &blob]
+        .exits(0)
+        .prints(["2 tables and a model"]);
+    // Products of eighths: exact.
+    let [rows, weights, short, projection, short_weights, _] = &values[..] else { panic!() };
+    let expected: Vec<f64> = (0..5 * 4).map(|at| f64::from(rows[at] * weights[at / 4])).collect();
+    assert_eq!(all_rows(&dir, &blob, "emb_l.0", 5), expected);
+    let widened = |row: usize, column: usize| {
+        let sum: f32 = (0..2).map(|k| short[row * 2 + k] * projection[column * 2 + k]).sum();
+        f64::from(sum * short_weights[row])
+    };
+    let expected: Vec<f64> = (0..6 * 4).map(|at| widened(at / 4, at % 4)).collect();
+    assert_near(&all_rows(&dir, &blob, "emb_l.1", 6), &expected, 1e-3);
+    ttrec!["verify", &blob, "--against", &checkpoint].exits(0);
+
+    let refused = |spec: &str, says: &[&str]| {
+        let spec = dir.file("spec.toml", spec);
+        ttrec!["convert", &checkpoint, "--spec", spec, "-o", dir.path("x.ttr")]
+            .exits(3)
+            .says(says);
+    };
+    refused(
+        "[model]\n[[table]]\ntensor = \"emb_l.0.weight\"\n[[table]]\nprefix = \"emb_l.1.\"\n",
+        &["emb_l.0.weight", "v_W_l.0", "by its `prefix`"],
+    );
+    write_eighths(&checkpoint, &[("emb_l.0.weight", &[5, 4]), ("v_W_l.0", &[4])]);
+    refused("[[table]]\nprefix = \"emb_l.0.\"\n", &["\"v_W_l.0\" has shape [4]", "[5]"]);
+    write_eighths(
+        &checkpoint,
+        &[("emb_l.0.weight_q", &[3, 4]), ("emb_l.0.weight_r", &[2, 4]), ("v_W_l.0", &[6])],
+    );
+    refused(
+        "[[table]]\nprefix = \"emb_l.0.\"\nqr_operation = \"add\"\n",
+        &["v_W_l.0", "quotient-remainder"],
+    );
+}
+
+#[test]
+fn the_row_of_a_padding_index_is_zeros() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("padding.safetensors");
+    let shapes: [(&str, &[usize]); 6] = [
+        ("emb.weight", &[6, 4]),
+        ("tt.parameters.0", &[1, 2, 2, 2]),
+        ("tt.parameters.1", &[2, 3, 2, 1]),
+        ("emb_l.0.weight_q", &[3, 4]),
+        ("emb_l.0.weight_r", &[2, 4]),
+        ("top_l.0.weight", &[1, 1]),
+    ];
+    write_eighths(&checkpoint, &shapes);
+    for (name, table, more) in [
+        ("emb.weight", "tensor = \"emb.weight\"", ""),
+        ("emb.weight", "tensor = \"emb.weight\"", "dtype = \"i8\"\n"),
+        ("tt", "prefix = \"tt.\"", "num_embeddings = 6\n"),
+    ] {
+        let spec = format!("[[table]]\n{table}\n{more}");
+        let plain = dir.convert(&checkpoint, &spec, "plain.ttr");
+        let mut expected = all_rows(&dir, &plain, name, 6);
+        let padded = format!("{spec}padding_idx = 4\n");
+        let blob = dir.convert(&checkpoint, &padded, "padded.ttr");
+        assert!(expected[16..20].iter().any(|&x| x != 0.0));
+        expected[16..20].fill(0.0);
+        assert_eq!(all_rows(&dir, &blob, name, 6), expected);
+        ttrec!["verify", &blob, "--against", &checkpoint, "--spec", dir.path("padded.ttr.toml")]
+            .exits(0);
+    }
+    let refused = |spec: &str, says: &[&str]| {
+        let spec = dir.file("spec.toml", spec);
+        ttrec!["convert", &checkpoint, "--spec", spec, "-o", dir.path("x.ttr")]
+            .exits(3)
+            .says(says);
+    };
+    let table = "[[table]]\ntensor = \"emb.weight\"\n";
+    refused(&format!("{table}padding_idx = 6\n"), &["`padding_idx` is 6", "6 rows"]);
+    refused(
+        &format!("{table}padding_idx = 1\nrepresentation = \"tt\"\nrank = 2\n"),
+        &["`padding_idx` does not apply", "becomes a tensor train"],
+    );
+    let low = format!("{table}padding_idx = 1\nrepresentation = \"low-rank\"\nrank = 2\n");
+    let blob = dir.convert(&checkpoint, &low, "low.ttr");
+    assert_eq!(all_rows(&dir, &blob, "emb.weight", 6)[4..8], [0.0; 4]);
+    refused(
+        &format!("{table}padding_idx = 1\nindex_map = \"modulo\"\nnum_embeddings = 9\n"),
+        &["`padding_idx` does not apply", "share rows"],
+    );
+    refused(
+        "[[table]]\nprefix = \"emb_l.0.\"\nqr_operation = \"add\"\npadding_idx = 1\n",
+        &["`padding_idx` does not apply to quotient-remainder"],
+    );
+    let other = "[[table]]\nname = \"other\"\ntensor = \"emb.weight\"\n";
+    refused(
+        &format!("[model]\npooling = \"mean\"\n{table}padding_idx = 1\n{other}"),
+        &["emb.weight", "`padding_idx`", "averaged", "leave the index out"],
+    );
 }

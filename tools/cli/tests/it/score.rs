@@ -545,7 +545,8 @@ fn models_that_contradict_themselves_are_refused() {
     );
     let renamed = dir.path("renamed.safetensors");
     write_plain(&renamed, |name| name.replace("top_l.4.bias", "top_l.4.bas"), |_, values| values);
-    refused(&renamed, &format!("[model]\n{}", tables(4)), &["top_l.4.bias", "expected a bias"]);
+    let layers = "expected the weight or the bias of a linear layer";
+    refused(&renamed, &format!("[model]\n{}", tables(4)), &["top_l.4.bas", layers]);
     let large = dir.path("large.safetensors");
     write_plain(&large, str::to_owned, |name, mut values| {
         if name == "top_l.2.weight" {
@@ -641,4 +642,360 @@ fn two_towers_score_the_product_of_their_rows() {
     for (item, score) in (0..).zip(scores) {
         assert!((f64::from(score) - sigmoid(product(6, item))).abs() <= 1e-6, "{item}: {score}");
     }
+}
+
+/// A model with names of its own: three tables of two columns, a layer of three dense features, and
+/// a top layer without bias.
+struct Small {
+    tables: [Vec<f32>; 3],
+    bottom: Vec<f32>,
+}
+
+/// The rows of each bag of the sample.
+const BAGS: [&[usize]; 3] = [&[4, 0], &[1], &[2, 3, 3]];
+const DENSE: [f32; 3] = [0.5, -1.0, 2.0];
+
+impl Small {
+    fn new() -> Self {
+        // Numbers of eighths: their products and sums are exact.
+        let eighths = |count: usize, seed: usize| -> Vec<f32> {
+            (0..count).map(|i| ((i * 5 + seed) % 13) as f32 / 8.0 - 0.75).collect()
+        };
+        Self { tables: [5, 4, 6].map(|rows| eighths(rows * 2, rows)), bottom: eighths(2 * 3, 1) }
+    }
+
+    /// The vectors of the sample.
+    fn vectors(&self, with_bottom: bool, mean: bool) -> Vec<[f32; 2]> {
+        let dense = |weights: &[f32]| weights.iter().zip(DENSE).map(|(w, x)| w * x).sum::<f32>();
+        let bottom = [&self.bottom[..3], &self.bottom[3..]].map(|weights| dense(weights).max(0.0));
+        let of_tables = self.tables.iter().zip(BAGS).map(|(table, bag)| {
+            let divisor = if mean { bag.len() as f32 } else { 1.0 };
+            [0, 1].map(|c| bag.iter().map(|row| table[row * 2 + c]).sum::<f32>() / divisor)
+        });
+        with_bottom.then_some(bottom).into_iter().chain(of_tables).collect()
+    }
+
+    /// Writes the checkpoint. The weights of the top are 1, 2, 3 and so on.
+    fn write(&self, path: &Path, names: [&str; 5], top_inputs: usize) {
+        let top: Vec<f32> = (1..=top_inputs).map(|weight| weight as f32).collect();
+        let mut tensors: Vec<_> = self
+            .tables
+            .iter()
+            .zip(names)
+            .map(|(table, name)| (name, vec![table.len() / 2, 2], table[..].bytes()))
+            .collect();
+        tensors.push((names[3], vec![2, 3], self.bottom[..].bytes()));
+        tensors.push((names[4], vec![1, top_inputs], top[..].bytes()));
+        tensors.retain(|(name, ..)| !name.is_empty());
+        let views: Vec<_> = tensors
+            .iter()
+            .map(|(name, shape, bytes)| (*name, F32, &shape[..], bytes.clone()))
+            .collect();
+        write_safetensors(path, &views);
+    }
+
+    /// The sample's logit, by the blob.
+    fn score(dir: &Dir, blob: &Path, with_bottom: bool) -> f32 {
+        let batch = dir.path("batch.npz");
+        let mut arrays = vec![("dense", npy("<f4", &[1, 3], &DENSE[..].bytes()))];
+        arrays.truncate(usize::from(with_bottom));
+        for (bag, [indices, lengths]) in BAGS.iter().zip([
+            ["indices_0", "lengths_0"],
+            ["indices_1", "lengths_1"],
+            ["indices_2", "lengths_2"],
+        ]) {
+            let bag: Vec<i64> = bag.iter().map(|&row| row as i64).collect();
+            arrays.extend([(indices, vector(&bag)), (lengths, vector(&[bag.len() as i64]))]);
+        }
+        write_npz(&batch, &arrays);
+        score(dir, blob, &batch, true)[0]
+    }
+}
+
+/// The top's inputs, times 1, 2, 3 and so on.
+fn weighted(inputs: impl IntoIterator<Item = f32>) -> f32 {
+    inputs.into_iter().zip(1..).map(|(x, weight)| x * weight as f32).sum()
+}
+
+fn product(a: &[f32; 2], b: &[f32; 2]) -> f32 {
+    a[0] * b[0] + a[1] * b[1]
+}
+
+const OWN: [&str; 5] =
+    ["net.user.weight", "net.item.weight", "net.tag.weight", "net.deep.0.weight", "net.out.weight"];
+
+#[test]
+fn models_with_names_and_interactions_of_their_own_score_by_definition() {
+    let (dir, model) = (Dir::new(), Small::new());
+    let checkpoint = dir.path("own.safetensors");
+    for with_bottom in [true, false] {
+        let bottom = if with_bottom { "bottom = \"deep.\"\n" } else { "" };
+        for (interaction, itself) in [("dot", 0), ("dot-itself", 1), ("cat", 0)] {
+            for mean in [false, true] {
+                let v = model.vectors(with_bottom, mean);
+                let direct = if with_bottom { v[0].to_vec() } else { Vec::new() };
+                let pairs = (0..v.len()).flat_map(|i| (0..i + itself).map(move |j| (i, j)));
+                let products = pairs.map(|(i, j)| product(&v[i], &v[j]));
+                let inputs: Vec<f32> = match interaction {
+                    "cat" => v.concat(),
+                    _ => direct.into_iter().chain(products).collect(),
+                };
+                let mut names = OWN;
+                if !with_bottom {
+                    names[3] = "";
+                }
+                model.write(&checkpoint, names, inputs.len());
+                let pooling = if mean { "mean" } else { "sum" };
+                let spec = format!(
+                    "[model]\nprefix = \"net.\"\n{bottom}top = \"out.\"\n\
+                     interaction = \"{interaction}\"\npooling = \"{pooling}\"\n\
+                     tables = [\"user.weight\", \"item.weight\", \"tag.weight\"]\n"
+                );
+                let blob = dir.convert(&checkpoint, &spec, "own.ttr");
+                let found = Small::score(&dir, &blob, with_bottom);
+                let expected = weighted(inputs);
+                assert!(
+                    (found - expected).abs() <= 1e-5 * expected.abs(),
+                    "{spec}{found} {expected}"
+                );
+                ttrec!["inspect", &blob].exits(0).prints([
+                    format!("{interaction} interaction of 3 tables"),
+                    format!("pooling: {pooling}"),
+                    "tables in order: user.weight item.weight tag.weight\n".to_owned(),
+                ]);
+                ttrec![
+                    "verify",
+                    &blob,
+                    "--against",
+                    &checkpoint,
+                    "--spec",
+                    dir.path("own.ttr.toml")
+                ]
+                .exits(0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_table_that_a_model_takes_twice_is_stored_once() {
+    let (dir, model) = (Dir::new(), Small::new());
+    let checkpoint = dir.path("own.safetensors");
+    let mut names = OWN;
+    names[3] = "";
+    model.write(&checkpoint, names, 3);
+    // `item` is both a user's last item and the candidate.
+    let spec = "[model]\ntop = \"net.out.\"\ntables = [\"user\", \"item\", \"user\"]\n\
+                [[table]]\nname = \"item\"\ntensor = \"net.item.weight\"\npooling = \"mean\"\n\
+                [[table]]\nname = \"user\"\ntensor = \"net.tag.weight\"\npooling = \"sum\"\n";
+    let blob = dir.convert(&checkpoint, spec, "own.ttr");
+    ttrec!["inspect", &blob].exits(0).prints([
+        "2 tables",
+        "in order: user item user",
+        "pooling in order: sum mean sum",
+    ]);
+    let rows = |table: usize, bag: &[usize]| -> [f32; 2] {
+        [0, 1].map(|c| bag.iter().map(|row| model.tables[table][row * 2 + c]).sum())
+    };
+    let v = [rows(2, BAGS[0]), rows(1, BAGS[1]), rows(2, BAGS[2])];
+    let inputs = [product(&v[1], &v[0]), product(&v[2], &v[0]), product(&v[2], &v[1])];
+    assert_eq!(Small::score(&dir, &blob, false), weighted(inputs));
+}
+
+#[test]
+fn what_a_model_with_its_own_names_does_not_say_is_asked_for() {
+    let (dir, model) = (Dir::new(), Small::new());
+    let (checkpoint, blob) = (dir.path("own.safetensors"), dir.path("own.ttr"));
+    let refused = |spec: &str, says: &[&str]| {
+        let spec = dir.file("spec.toml", spec);
+        ttrec!["convert", &checkpoint, "--spec", spec, "-o", &blob].exits(3).says(says);
+        assert!(!blob.exists());
+    };
+    let tables = "tables = [\"user.weight\", \"item.weight\", \"tag.weight\"]\n";
+    let spec = |rest: &str| format!("[model]\nprefix = \"net.\"\n{tables}{rest}");
+    let names = "bottom = \"deep.\"\ntop = \"out.\"\n";
+    model.write(&checkpoint, OWN, 2 + 6);
+    refused(&spec(""), &["no layers after prefix \"net.\"", "`top`", "`top = []`"]);
+    refused(&spec("bottom = \"deep.\"\n"), &["the top MLP is missing"]);
+    refused(&spec("top = \"exit.\"\n"), &["no layers after \"net.exit.\"", "net.exit.*.weight"]);
+    refused(&spec("top = 3\n"), &["expected a prefix, or a list of prefixes"]);
+    refused(&spec("interaction = \"sum\"\n"), &["\"dot\", \"dot-itself\" or \"cat\""]);
+    refused(
+        &spec(names),
+        &["table \"user.weight\": `pooling` is missing", "EmbeddingBag averages"],
+    );
+    // Eight inputs are the dot products of four vectors of two, and also these vectors.
+    refused(
+        &spec(&format!("{names}pooling = \"sum\"\n")),
+        &["8 inputs", "several", "\"dot\"` or", "\"cat\""],
+    );
+    refused(
+        &spec(&format!("{names}pooling = \"sum\"\ninteraction = \"dot-itself\"\n")),
+        &["8 inputs", "give 12", "dot-itself"],
+    );
+    refused(
+        &spec("top = []\npooling = \"sum\"\n"),
+        &["without a top MLP", "one number", "3 tables give 3"],
+    );
+    refused(
+        "[model]\ntop = \"net.out.\"\npooling = \"sum\"\ntables = [\"net.user\"]\n",
+        &["no tensor \"net.user\""],
+    );
+    // A table of a dot product is missing, or each vector is multiplied with itself: the widths
+    // are the same.
+    let two = "[model]\nprefix = \"net.\"\nbottom = \"deep.\"\ntop = \"out.\"\n\
+               pooling = \"sum\"\ntables = [\"user.weight\", \"item.weight\"]\n";
+    refused(two, &["8 inputs", "give 5", "list all tables", "interaction = \"dot-itself\""]);
+    // Layers of other kinds.
+    let mut tensors = vec![("net.out.running_mean", F32, &[1usize][..], [0.0f32][..].bytes())];
+    tensors.push(("net.out.weight", F32, &[1, 1], [1.0f32][..].bytes()));
+    tensors.push(("net.user.weight", F32, &[2, 2], [0.0f32; 4][..].bytes()));
+    write_safetensors(&checkpoint, &tensors);
+    refused(
+        "[model]\ntop = \"net.out.\"\npooling = \"sum\"\ntables = [\"net.user.weight\"]\n",
+        &["net.out.running_mean", "a linear layer"],
+    );
+}
+
+#[test]
+fn a_model_with_its_own_names_is_offered_as_a_spec() {
+    let dir = Dir::new();
+    let checkpoint = dir.path("own.safetensors");
+    let zeros = |count: usize| vec![0.0f32; count][..].bytes();
+    let shapes: [(&str, &[usize]); 8] = [
+        ("model.deep.0.weight", &[4, 3]),
+        ("model.deep.0.bias", &[4]),
+        ("model.item.weight", &[50, 4]),
+        ("model.user.weight", &[90, 4]),
+        ("model.top.0.weight", &[5, 7]),
+        ("model.top.0.bias", &[5]),
+        ("model.out.weight", &[1, 5]),
+        ("model.out.bias", &[1]),
+    ];
+    let tensors: Vec<_> = shapes
+        .iter()
+        .map(|(name, shape)| (*name, F32, *shape, zeros(shape.iter().product())))
+        .collect();
+    write_safetensors(&checkpoint, &tensors);
+    let blob = dir.path("own.ttr");
+    let run = ttrec!["convert", &checkpoint, "-o", &blob].exits(3).says([
+        "2 embedding tables, and layers",
+        "`pooling`",
+        "EmbeddingBag averages",
+    ]);
+    let (_, offer) = run.stderr.split_once("\n\n").unwrap();
+    let spec = offer.replacen("[model]", "[model]\npooling = \"mean\"", 1);
+    for line in ["bottom = \"model.deep.\"", "top = [\"model.top.\", \"model.out.\"]"] {
+        assert!(spec.contains(line), "{spec}");
+    }
+    let blob = dir.convert(&checkpoint, &spec, "own.ttr");
+    ttrec!["inspect", &blob]
+        .exits(0)
+        .prints(["3 dense features", "dot interaction of 2 tables"]);
+}
+
+#[test]
+fn a_trained_model_without_a_top_scores_the_product() {
+    let (dir, model) = (Dir::new(), Small::new());
+    let path = dir.path("checkpoint.safetensors");
+    let facts = "{\"tables\": [{\"prefix\": \"emb_l.0.\", \"dialect\": \"dlrm\"}, \
+                 {\"prefix\": \"emb_l.1.\", \"dialect\": \"dlrm\", \"pooling\": \"mean\"}]}";
+    let tensor = |at: usize, shape| {
+        let bytes: &'static [u8] = Vec::leak(model.tables[at][..].bytes());
+        safetensors::tensor::TensorView::new(F32, shape, bytes).unwrap()
+    };
+    let tensors =
+        [("emb_l.0.weight", tensor(0, vec![5, 2])), ("emb_l.1.weight", tensor(2, vec![6, 2]))];
+    let metadata = [("ttrec".to_owned(), facts.to_owned())].into();
+    safetensors::serialize_to_file(tensors, Some(metadata), &path).unwrap();
+    let blob = convert(&dir, &path, &[]);
+    let batch = dir.path("batch.npz");
+    write_npz(
+        &batch,
+        &[
+            ("indices_0", npy("<i8", &[1, 2], &[4i64, 0][..].bytes())),
+            ("indices_1", npy("<i8", &[1, 2], &[3i64, 1][..].bytes())),
+        ],
+    );
+    let sum = |table: usize, rows: [usize; 2]| {
+        [0, 1].map(|c| rows.iter().map(|row| model.tables[table][row * 2 + c]).sum::<f32>())
+    };
+    let expected = product(&sum(0, [4, 0]), &sum(2, [3, 1])) / 2.0;
+    assert_eq!(score(&dir, &blob, &batch, true), [expected]);
+    ttrec!["verify", &blob, "--against", &path].exits(0);
+}
+
+#[test]
+fn a_dlrm_whose_vectors_meet_themselves_needs_no_spec() {
+    let (dir, model) = (Dir::new(), Small::new());
+    let checkpoint = dir.path("dlrm.safetensors");
+    let names =
+        ["emb_l.0.weight", "emb_l.1.weight", "emb_l.2.weight", "bot_l.0.weight", "top_l.0.weight"];
+    model.write(&checkpoint, names, 2 + 10);
+    let blob = convert(&dir, &checkpoint, &[]);
+    let v = model.vectors(true, false);
+    let pairs = (0..4).flat_map(|i| (0..=i).map(move |j| (i, j)));
+    let products: Vec<f32> = pairs.map(|(i, j)| product(&v[i], &v[j])).collect();
+    let expected = weighted([&v[0][..], &products].concat());
+    let found = Small::score(&dir, &blob, true);
+    assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{found} {expected}");
+}
+
+#[test]
+fn a_model_is_proved_by_the_scores_of_its_training_program() {
+    let dir = Dir::new();
+    let (checkpoint, batch) = (golden("dlrm_plain.pt"), golden("dlrm_plain.expected.npz"));
+    let arrays = read_npz(&batch);
+    let write = |name: &str, values: &[f64]| dir.file(name, npy("<f8", &[50, 1], &values.bytes()));
+    let (scores, logits) =
+        (write("prob.npy", &arrays["prob"].values), write("logit.npy", &arrays["logit"].values));
+    let blob = dir.path("model.ttr");
+    ttrec!["convert", &checkpoint, "-o", &blob, "--check", &batch, &scores]
+        .exits(0)
+        .prints(["and a model", "greatest difference", "within 1e-4"]);
+    ttrec!["convert", &checkpoint, "-o", &blob, "--check", &batch, &logits, "--logits"].exits(0);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &scores]
+        .exits(0)
+        .prints(["within"]);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &logits]
+        .exits(1)
+        .prints(["above 1e-4", "pass --logits"]);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &scores, "--logits"]
+        .exits(1)
+        .prints(["leave --logits out"]);
+    let mut changed = arrays["prob"].values.clone();
+    changed[31] += 0.25;
+    let changed = write("changed.npy", &changed);
+    let run = ttrec!["score", &blob, "--batch", &batch, "--against", &changed].exits(1);
+    let expected =
+        ["2.500e-1, at sample 31", "indices_3 are of table \"emb_l.3\"", "summed", "\"dot\""];
+    assert!(!run.stdout.contains("f32"), "{run:?}");
+    run.prints(expected);
+    ttrec!["score", &blob, "--batch", &batch, "--against", &changed, "--max-error", "0.3"].exits(0);
+
+    // Averaged in place of summed.
+    let tables: String = (0..4)
+        .map(|t| format!("[[table]]\nprefix = \"emb_l.{t}.\"\ndtype = \"i8\"\n"))
+        .collect();
+    let spec = dir.file("mean.toml", format!("[model]\npooling = \"mean\"\n{tables}"));
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--check", &batch, &scores]
+        .exits(1)
+        .prints(["above", "averaged", "stored as i8", "as f32"]);
+    assert!(blob.exists());
+
+    let refused = |expected: &Path, says: &str| {
+        ttrec!["score", &blob, "--batch", &batch, "--against", expected]
+            .exits(3)
+            .says([says]);
+    };
+    refused(&dir.file("49.npy", vector(&[0.5f32; 49])), "49 values, but");
+    refused(&dir.file("nan.npy", vector(&[f32::NAN; 50])), "value 0 is NaN");
+    refused(&dir.file("wide.npy", npy("<f4", &[25, 2], &[0.5f32; 50][..].bytes())), "[25, 2]");
+    refused(&batch, "expected one, of scores");
+    let spec = dir.file("tables.toml", "[[table]]\nprefix = \"emb_l.3.\"\n");
+    let other = dir.path("tables.ttr");
+    ttrec!["convert", &checkpoint, "--spec", spec, "-o", &other, "--check", &batch, &scores]
+        .exits(3)
+        .says(["--check scores a model"]);
+    assert!(!other.exists());
 }

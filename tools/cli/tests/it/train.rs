@@ -473,15 +473,15 @@ fn mistakes_of_a_config_are_named() {
         (
             "\"item\"]",
             "{ name = \"item\", pooling = \"max\" }]",
-            &["line 9", "pooling = \"max\"", "unknown variant `max`", "`mean`"],
+            &["line 9: `", "pooling = \"max\"`", "unknown variant `max`", "`mean`"],
         ),
         ("\"item\"]", "7]", &["line 9", "the name of a column, or a table"]),
         (
             "label =",
-            "delimiter = \"::\"\nlabel =",
-            &["line 7", "delimiter = \"::\"", "a character"],
+            "delimiter = \":::\"\nlabel =",
+            &["`delimiter` is \":::\"", "one or two ASCII characters"],
         ),
-        ("label =", "delimiter = 1\nlabel =", &["line 7", "delimiter = 1"]),
+        ("label =", "delimiter = 1\nlabel =", &["line 7: `delimiter = 1`"]),
         ("label =", "lable =", &["line 7", "unknown field `lable`", "`label`"]),
         ("format = \"csv\"\n", "", &["line 2", "missing field `format`"]),
         (
@@ -647,6 +647,87 @@ fn unknown_values_are_reported() {
 }
 
 #[test]
+fn rows_are_scored_as_training_encoded_them() {
+    let (dir, _) = planted(3000);
+    let data = DATA.replace("\"item\"]", "{ name = \"item\", hash_rows = 50 }]");
+    let text = config("", "epochs = 1").replace(DATA, &data);
+    let toml = dir.file("a.toml", text.replace("[model]", "log1p = true\n[model]"));
+    let run = dir.path("run");
+    ttrec!["train", &toml, "-o", &run].exits(0);
+    let (best, blob) = (run.join("best.safetensors"), dir.path("a.ttr"));
+    ttrec!["convert", &best, "-o", &blob].exits(0);
+    let (samples, scores) = (dir.path("samples.npz"), dir.path("scores.npy"));
+    ttrec!["eval", &best, "--data-dir", dir.path(""), "--samples", &samples].exits(0);
+    let wanted = &crate::support::read_npz(&samples)["prob"].values;
+
+    // The same rows in two files, without labels, and with other columns.
+    let text = fs::read_to_string(dir.path("test.csv")).unwrap();
+    let row = |line: &str| {
+        let fields: Vec<&str> = line.split(',').collect();
+        format!("{},{},other,{}\n", fields[3], fields[1], fields[2])
+    };
+    let rows: Vec<String> = text.lines().skip(1).map(row).collect();
+    for (name, rows) in [("rows/1.csv", &rows[..1000]), ("rows/2.csv", &rows[1000..])] {
+        fs::create_dir_all(dir.path("rows")).unwrap();
+        dir.file(name, format!("item,age,note,user\n{}", rows.concat()));
+    }
+    let vocabulary = run.join("vocabulary.csv");
+    let score = |data: &Path, vocabulary: &Path| {
+        ttrec!["score", &blob, "--data", data, "--vocabulary", vocabulary, "-o", &scores]
+    };
+    score(&dir.path("rows"), &vocabulary)
+        .exits(0)
+        .prints(["data: unknown values: user ", "scores.npy: 3000 float32"]);
+    let found = crate::support::read_f32(&scores).1;
+    assert_eq!((found.len(), wanted.len()), (3000, 3000));
+    let differs = |(found, wanted): (&f32, &f64)| (f64::from(*found) - wanted).abs() > 1e-6;
+    assert!(!found.iter().zip(wanted).any(differs));
+    ttrec!["eval", &best, "--data", dir.path("rows"), "--samples", &samples]
+        .exits(0)
+        .prints(["test: 3000 examples without labels"]);
+    let arrays = crate::support::read_npz(&samples);
+    assert!(arrays["prob"].values == *wanted && !arrays.contains_key("label"));
+
+    let mixed = dir.file("mixed.csv", "item,age,user,click\ni1,1,u1,1\ni1,1,u1,\n");
+    let unwritten = dir.path("mixed.npz");
+    ttrec!["eval", &best, "--data", &mixed, "--samples", &unwritten]
+        .exits(3)
+        .says(["1 of 2 rows have a label: expected all or none"]);
+    assert!(!unwritten.exists());
+
+    let strange = dir.file("strange.csv", "item,age,user\ni1,1,U1\n");
+    score(&strange, &vocabulary)
+        .exits(0)
+        .says(["100.0 % of the values of column \"user\" in the data are unknown"]);
+    // No row is left out, because each needs a score.
+    let bad = dir.file("bad.csv", "item,age,user\ni1,1,u1\ni1,x,u1\n");
+    fs::remove_file(&scores).unwrap();
+    score(&bad, &vocabulary).exits(3).says(["bad.csv: line 3: field 2 is \"x\""]);
+    let none = dir.file("none.csv", "item,age,user\n");
+    score(&none, &vocabulary).exits(3).says(["none.csv: has no rows"]);
+    let short = dir.file("short.csv", "age,user\n1,u1\n");
+    score(&short, &vocabulary).exits(3).says(["short.csv: has no column \"item\""]);
+    let alone = dir.file("vocabulary.csv", fs::read(&vocabulary).unwrap());
+    score(&bad, &alone).exits(3).says(["checkpoint.safetensors"]);
+    plant(&dir.path("train.csv"), 300, 9);
+    ttrec!["train", &toml, "-o", dir.path("other")].exits(0);
+    score(&bad, &dir.path("other/vocabulary.csv"))
+        .exits(3)
+        .says(["other/vocabulary.csv: has ", "the vocabulary of the blob's training run"]);
+
+    let users = crate::support::vector(&[0u32, 1, 2, 3]);
+    let arrays = ["train_user", "train_item", "test_user", "test_item"];
+    crate::support::write_npz(&dir.path("x.npz"), &arrays.map(|name| (name, users.clone())));
+    let toml = "[data]\nformat = \"interactions\"\npath = \"x.npz\"\n[model]\nembedding_dim = \
+                4\n[train]\nlearning_rate = 0.1\n";
+    ttrec!["train", dir.file("x.toml", toml), "-o", dir.path("x")].exits(0);
+    score(&dir.path("x.npz"), &dir.path("x/vocabulary.csv"))
+        .exits(3)
+        .says(["x/vocabulary.csv: is of interactions", "--batch"]);
+    assert!(!scores.exists());
+}
+
+#[test]
 fn one_column_is_too_few() {
     let (dir, _) = planted(300);
     let text = config("", "epochs = 1")
@@ -685,8 +766,9 @@ representations = [
     );
     assert!(first.stdout.ends_with(&table) && table.contains("± "), "{table}");
     assert!(
-        table.lines().count() == 4
+        table.lines().count() == 5
             && table.contains("| tt rank 4 |")
+            && table.contains("| dense | skipped: 8064 bytes exceed the budget of 7000 |")
             && table.contains("0.01 (at the edge)"),
         "{table}"
     );
@@ -709,4 +791,43 @@ representations = [
     let again = ttrec!["sweep", &toml, "-o", &out].exits(0);
     assert_eq!(again.stdout.matches(", seed ").count(), 1);
     assert!(fs::read(out.join("results.csv")).unwrap() == csv);
+}
+
+#[test]
+fn a_sweep_goes_on_past_what_cannot_be_trained() {
+    let (dir, _) = planted(1000);
+    let sweep = r#"
+[sweep]
+seeds = [1, 2]
+learning_rates = [1e30, 0.01]
+representations = [
+    { representation = "tt", rank = 4, column_factors = [2, 2, 3] },
+    { representation = "hashed", num_rows = 9 },
+    { representation = "quotient-remainder", bytes = 100 },
+]
+"#;
+    let text = config("", "epochs = 1").replace("\"adam\"", "\"sgd\"") + sweep;
+    let toml = dir.file("sweep.toml", &text);
+    let out = dir.path("sweep");
+    let run = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    let first_run = run.stdout.find(", seed ").unwrap();
+    let table = fs::read_to_string(out.join("results.md")).unwrap();
+    assert!(run.stdout.ends_with(&table) && run.stdout.len() > table.len() + first_run);
+    for (name, reason) in [
+        ("tt column_factors [2, 2, 3] rank 4", "table \"user\": the product of `column_factors`"),
+        (&*format!("hashed num_rows 9, learning rate {}, seed 1", 1e30), "the loss is "),
+        ("quotient-remainder bytes 100", "table \"user\": 3 rows fit"),
+    ] {
+        assert!(run.stderr.contains(&format!("{name}: skipped: {reason}")), "{}", run.stderr);
+        assert!(table.contains(&format!("| {name} | skipped: {reason}")), "{table}");
+    }
+    assert!(table.contains("| hashed num_rows 9 | 576 |"), "{table}");
+    // Representations are checked before the first run.
+    assert!(run.stderr.find("quotient").unwrap() < run.stderr.find("hashed").unwrap());
+
+    let none = text.replace("{ representation = \"hashed\", num_rows = 9 },", "");
+    let toml = dir.file("none.toml", none);
+    ttrec!["sweep", &toml, "-o", dir.path("none")]
+        .exits(3)
+        .says(["none.toml: no representation can be trained: tt column_factors [2, 2, 3] rank 4"]);
 }

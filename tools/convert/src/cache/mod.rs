@@ -202,9 +202,9 @@ fn model(blob: &Blob<'_>) -> Option<ModelSpec> {
         };
         of_stack.map(layer).collect()
     };
-    let tables = blob.model_tables().collect();
-    (blob.num_layers() > 0).then(|| ModelSpec {
-        tables,
+    blob.interaction().map(|interaction| ModelSpec {
+        tables: blob.model_tables().collect(),
+        interaction,
         bottom: layers(Stack::Bottom),
         top: layers(Stack::Top),
     })

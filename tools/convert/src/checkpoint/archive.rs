@@ -27,10 +27,23 @@ const FREE_SIZE: u64 = 64 << 20;
 /// zip bomb reaches 1000.
 const MAX_RATIO: u64 = 100;
 
+/// The most bytes that `packed` bytes may decompress to.
+pub(super) fn expanded(packed: u64) -> u64 {
+    FREE_SIZE.max(packed.saturating_mul(MAX_RATIO))
+}
+
 /// Opens the archive and refuses members that could mislead a reader: duplicate names, encryption,
 /// unknown compression, and sizes that the file cannot hold.
 pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError> {
     let malformed = |e: ZipError| CheckpointError::file(path, format!("zip archive: {e}"));
+    let bytes = map.as_ref();
+    // The directory is at the end, before a comment of up to 64 KiB.
+    let end = &bytes[bytes.len().saturating_sub(22 + (64 << 10))..];
+    if !end.windows(4).any(|signature| signature == b"PK\x05\x06") {
+        let reason = "zip archive (torch or numpy) without an end: it was cut short. Save, copy or \
+                      download it again";
+        return Err(CheckpointError::file(path, reason));
+    }
     let members = ZipArchive::new(Cursor::new(map.clone())).map_err(malformed)?;
     // Decoded as pytorch-reader decodes them: an extra field may give a member another name.
     let names: Vec<String> = members
@@ -48,9 +61,7 @@ pub(super) fn open(path: &Path, map: &Mapped) -> Result<Archive, CheckpointError
         let (size, packed) = (member.size(), member.compressed_size());
         let limit = match member.compression() {
             CompressionMethod::Stored => Some(packed.min(file_len)),
-            CompressionMethod::Deflated if packed <= file_len => {
-                Some(FREE_SIZE.max(packed.saturating_mul(MAX_RATIO)))
-            }
+            CompressionMethod::Deflated if packed <= file_len => Some(expanded(packed)),
             _ => None,
         };
         let reason = match limit {

@@ -8,9 +8,12 @@ use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
-/// A mapped file; clones share the mapping.
+/// A mapped file, or a part of it; clones share the mapping.
 #[derive(Clone)]
-pub struct Mapped(Arc<(Mmap, File)>);
+pub struct Mapped {
+    shared: Arc<(Mmap, File)>,
+    range: Range<usize>,
+}
 
 impl Mapped {
     /// Maps the file at `path`.
@@ -29,17 +32,29 @@ impl Mapped {
         // truncation ends this process with SIGBUS. docs/security.md says that a mapped file must
         // not change; the alternative is to load gigabytes of table.
         let map = unsafe { Mmap::map(&file) }?;
-        Ok(Self(Arc::new((map, file))))
+        Ok(Self { range: 0..map.len(), shared: Arc::new((map, file)) })
+    }
+
+    /// The part of these bytes; `None` if they are not all there.
+    pub(super) fn part(&self, range: Range<usize>) -> Option<Self> {
+        let start = self.range.start.checked_add(range.start)?;
+        let end = self.range.start.checked_add(range.end)?;
+        (start <= end && end <= self.range.end)
+            .then(|| Self { shared: Arc::clone(&self.shared), range: start..end })
     }
 
     /// Fills `out` from byte `start` on without touching the mapping, whose pages would count as
     /// this process's memory for as long as they are cached.
     pub(super) fn read_at(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
         #[cfg(unix)]
-        return std::os::unix::fs::FileExt::read_exact_at(&self.0.1, out, start);
+        return std::os::unix::fs::FileExt::read_exact_at(
+            &self.shared.1,
+            out,
+            start.saturating_add(self.range.start as u64),
+        );
         #[cfg(not(unix))]
         {
-            let rest = usize::try_from(start).ok().and_then(|start| self.0.0.get(start..));
+            let rest = usize::try_from(start).ok().and_then(|start| self.as_ref().get(start..));
             let bytes = rest
                 .and_then(|rest| rest.get(..out.len()))
                 .ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -51,7 +66,7 @@ impl Mapped {
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
-        &self.0.0
+        &self.shared.0[self.range.clone()]
     }
 }
 

@@ -1,21 +1,29 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
-//! `.pt`/`.pth` (zip and legacy), `.npy` and `.npz`, distinguished by content.
+//! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz`, `.onnx` and word vectors, distinguished by
+//! content; and directories of `torch.distributed.checkpoint`. Files of other programs are refused
+//! by name.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
 //! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
 //! pickle is bounded before it is parsed (see `pickle`), and no reader executes code from a file.
 
 mod archive;
+mod distributed;
+mod foreign;
 mod mapped;
 mod numpy;
+mod onnx;
 mod pickle;
+mod protobuf;
 mod safetensors;
 mod sharded;
 mod tensor;
 mod torch;
+mod word_vectors;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -124,7 +132,13 @@ impl From<Vec<Tensor>> for Contents {
 impl Checkpoint {
     /// Opens the checkpoint at `path`; the content decides the container.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let path: Arc<Path> = path.into();
+        let path: Arc<Path> = match path.join(distributed::METADATA) {
+            metadata if metadata.is_file() => metadata.into(),
+            _ if path.is_dir() => {
+                return Err(CheckpointError::file(path, foreign::describe_directory(path)));
+            }
+            _ => path.into(),
+        };
         let map = Mapped::open(&path)
             .map_err(|error| CheckpointError::Io { path: path.to_path_buf(), error })?;
         let Contents { tensors: list, is_ordered, unreadable, optimizers, metadata } =
@@ -208,8 +222,19 @@ impl Checkpoint {
 /// Reads the tensor list of the container found in `map`.
 fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
+    if path.file_name() == Some(OsStr::new(distributed::METADATA)) {
+        return distributed::read(path, &map);
+    }
+    if path.extension() == Some(OsStr::new("distcp")) {
+        let reason = "a part of a checkpoint of torch.distributed.checkpoint: give its directory, \
+                      which has the file .metadata";
+        return Err(CheckpointError::file(path, reason));
+    }
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
         let archive = archive::open(path, &map)?;
+        if let Some(reason) = foreign::describe_archive(&archive.names) {
+            return Err(CheckpointError::file(path, reason));
+        }
         if archive.names.iter().any(|name| torch::is_pickle_member(name)) {
             return torch::read_zip(path, &map, archive);
         }
@@ -221,6 +246,9 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     if sharded::is_index(bytes) {
         return sharded::read(path, &map).map(Contents::from);
     }
+    if onnx::is_model(bytes) {
+        return onnx::read(path, &map);
+    }
     // The length of the JSON header, then its opening brace.
     if bytes.get(8) == Some(&b'{') {
         return safetensors::read(path, &map);
@@ -228,12 +256,15 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     if torch::is_legacy(bytes) {
         return torch::read_legacy(path, &map);
     }
-    let reason = if bytes.get(257..262) == Some(b"ustar") {
-        "torch checkpoint in tar form (before 2017): save it again with a newer torch"
-    } else {
+    let word_vectors =
+        word_vectors::find(&map).map_err(|reason| CheckpointError::file(path, reason))?;
+    if let Some(layout) = word_vectors {
+        return word_vectors::read(path, &map, layout).map(Contents::from);
+    }
+    let reason = foreign::describe(path, bytes).unwrap_or(
         "not a checkpoint that ttrec can read: expected .safetensors, .safetensors.index.json, \
-         torch .pt (zip or legacy), .npy or .npz"
-    };
+         torch .pt (zip or legacy), .npy, .npz, .onnx or word vectors",
+    );
     Err(CheckpointError::file(path, reason))
 }
 

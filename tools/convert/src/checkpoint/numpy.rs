@@ -25,7 +25,7 @@ struct Header {
 
 impl Header {
     fn parse(start: &[u8]) -> Result<Self, String> {
-        let expected = "expected a .npy header";
+        let expected = "expected a whole .npy header: was the file cut short?";
         let prefix = match start.get(6) {
             _ if !start.starts_with(MAGIC) => return Err(expected.to_owned()),
             Some(1) => 10,

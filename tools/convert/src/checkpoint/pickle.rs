@@ -36,6 +36,17 @@ const MAX_VISITS: usize = 16 << 20;
 /// torch has no tensors of more dimensions.
 const MAX_DIMENSIONS: usize = 64;
 
+/// Numbers are kept in lists of so few items: offsets and sizes, but not histories.
+const FEW_NUMBERS: usize = 64;
+
+/// What to do with a part of a tensor.
+const PART: &str = "the file has only a part of it, as one of several processes: save the whole \
+                    tensor (`full_state_dict=True`), or give the directory that \
+                    torch.distributed.checkpoint wrote";
+
+/// The classes of tensors of which each process has a part.
+const WRAPPERS: [&str; 3] = ["DTensor", "LocalShardsWrapper", "ShardedTensor"];
+
 /// Deeper dicts and lists are not searched for tensors.
 const MAX_DEPTH: usize = 200;
 
@@ -60,6 +71,21 @@ pub(super) struct Named {
     pub(super) name: String,
     /// Its place, or what it is instead of a plain tensor.
     pub(super) place: Result<Arc<Location>, String>,
+}
+
+/// A tensor of `torch.distributed.checkpoint`.
+pub(super) struct DistributedTensor<'a> {
+    pub(super) name: &'a str,
+    pub(super) shape: Vec<u64>,
+    pub(super) chunks: Vec<DistributedChunk<'a>>,
+}
+
+/// A part of such a tensor: `sizes` elements from `offsets` on in each dimension.
+pub(super) struct DistributedChunk<'a> {
+    pub(super) offsets: Vec<u64>,
+    pub(super) sizes: Vec<u64>,
+    /// Its file, and its first byte and its bytes there, if the metadata say it.
+    pub(super) place: Option<(&'a str, u64, u64)>,
 }
 
 /// The tensors of a pickle.
@@ -103,6 +129,8 @@ enum Record<'a> {
     Tensor(Arc<Location>),
     /// A tensor that is sparse, quantised or otherwise not plain, by the function that rebuilds it.
     OtherTensor(&'a str),
+    /// A tensor of which other processes have the rest.
+    Part,
     /// A tensor whose storage, shape or strides are none.
     Malformed,
 }
@@ -183,6 +211,51 @@ impl<'a> Pickle<'a> {
         };
         search.visit(self.root, &mut String::new())?;
         Ok(search.found)
+    }
+
+    /// The tensors that the metadata of `torch.distributed.checkpoint` describe; `None` if these
+    /// are none.
+    pub(super) fn distributed(&self) -> Option<Vec<DistributedTensor<'a>>> {
+        let machine = &self.machine;
+        let entries = |name| match machine.record(machine.attribute(self.root, name)?)? {
+            Record::Object(dict) => Some(&dict.entries),
+            _ => None,
+        };
+        let number = |object, name| match machine.attribute(object, name)? {
+            Value::Number(number) => u64::try_from(number).ok(),
+            _ => None,
+        };
+        let mut places: HashMap<(&str, Vec<u64>), (&str, u64, u64)> = HashMap::new();
+        for &(index, place) in entries("storage_data")? {
+            let (Some(Value::Text(name)), Some(Value::Text(file))) =
+                (machine.attribute(index, "fqn"), machine.attribute(place, "relative_path"))
+            else {
+                continue;
+            };
+            let offsets = machine.attribute(index, "offset").and_then(|list| machine.numbers(list));
+            let (start, len) = (number(place, "offset")?, number(place, "length")?);
+            places.insert((name, offsets.unwrap_or_default()), (file, start, len));
+        }
+        let mut found = Vec::new();
+        for &(name, tensor) in entries("state_dict_metadata")? {
+            let Value::Text(name) = name else { continue };
+            // What is no tensor has no size.
+            let Some(size) = machine.attribute(tensor, "size") else { continue };
+            let shape = machine.numbers(size)?;
+            let chunks = match machine.record(machine.attribute(tensor, "chunks")?)? {
+                Record::Object(chunks) => &chunks.items,
+                _ => return None,
+            };
+            let chunk = |&(_, chunk): &(usize, Value<'a>)| {
+                let numbers = |name| machine.numbers(machine.attribute(chunk, name)?);
+                let (offsets, sizes) = (numbers("offsets")?, numbers("sizes")?);
+                let place = places.get(&(name, offsets.clone())).copied();
+                Some(DistributedChunk { offsets, sizes, place })
+            };
+            let chunks = chunks.iter().map(chunk).collect::<Option<Vec<_>>>()?;
+            found.push(DistributedTensor { name, shape, chunks });
+        }
+        Some(found)
     }
 
     /// The storages by name, with the bytes of an element; `None` for an unknown type.
@@ -536,7 +609,13 @@ impl<'a> Machine<'a> {
 
     /// Adds to the container on top of the stack.
     fn extend(&mut self, items: &[Value<'a>], entries: &[(Value<'a>, Value<'a>)]) -> Option<()> {
-        let matters = |item: &Value<'_>| matches!(item, Value::Record(_) | Value::Text(_));
+        let before = self.top_object().map_or(0, |object| object.num_items);
+        let is_short = before.saturating_add(items.len()) <= FEW_NUMBERS;
+        let matters = |item: &Value<'_>| match item {
+            Value::Record(_) | Value::Text(_) => true,
+            Value::Number(_) => is_short,
+            Value::Other | Value::Bool(_) => false,
+        };
         let kept = items.iter().filter(|item| matters(item)).count() + entries.len();
         self.pay((kept as u64).saturating_mul(4 * VALUE))?;
         if self.stack.is_empty() {
@@ -608,7 +687,21 @@ impl<'a> Machine<'a> {
                 ("torch._tensor", "_rebuild_from_type_v2") => {
                     // The function, the type, the arguments, the state. A call that is its own
                     // argument cannot be written, since tuples are complete when they are made.
-                    let &[inner, _, of_inner, ..] = given else { return self.push(Value::Other) };
+                    let &[inner, class, of_inner, ref rest @ ..] = given else {
+                        return self.push(Value::Other);
+                    };
+                    let global = |value| match self.record(value) {
+                        Some(Record::Global(_, name)) => *name,
+                        _ => "",
+                    };
+                    let class = global(class);
+                    if global(inner) == "_rebuild_wrapper_subclass" && WRAPPERS.contains(&class) {
+                        let state = rest.first().copied().unwrap_or(Value::Other);
+                        return match self.distributed(class, of_inner, state) {
+                            Some(whole) => self.push(whole),
+                            None => self.add(Record::Part, 0),
+                        };
+                    }
                     (function, arguments) = (inner, of_inner);
                     self.pay(VALUE)?;
                 }
@@ -634,18 +727,81 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// The tensor of this process that is all of one of [`WRAPPERS`], from the arguments of the
+    /// wrapper, (class, element type, shape, ..), and its state.
+    fn distributed(
+        &self,
+        class: &str,
+        of_wrapper: Value<'a>,
+        state: Value<'a>,
+    ) -> Option<Value<'a>> {
+        let shape = self.numbers(*self.items(of_wrapper)?.get(2)?)?;
+        let only = |list| match self.record(list)? {
+            Record::Object(list) => match list.items[..] {
+                [(_, item)] => Some(item),
+                _ => None,
+            },
+            _ => None,
+        };
+        let local = match class {
+            "DTensor" => self.of_state(state, "_local_tensor")?,
+            "LocalShardsWrapper" => only(self.of_state(state, "_local_shards")?)?,
+            // (local shards, metadata, process group, ..)
+            _ => self.attribute(only(*self.items(state)?.first()?)?, "tensor")?,
+        };
+        match self.record(local)? {
+            Record::Tensor(location) if location.shape == shape => Some(local),
+            _ => None,
+        }
+    }
+
+    /// The numbers of a tuple or a short list, none of them negative.
+    fn numbers(&self, list: Value<'a>) -> Option<Vec<u64>> {
+        let number = |item: &Value<'_>| match item {
+            Value::Number(number) => u64::try_from(*number).ok(),
+            _ => None,
+        };
+        match self.record(list)? {
+            Record::Tuple(items) if items.len() <= MAX_DIMENSIONS => {
+                items.iter().map(number).collect()
+            }
+            Record::Object(list) if list.items.len() == list.num_items => {
+                list.items.iter().map(|(_, item)| number(item)).collect()
+            }
+            _ => None,
+        }
+    }
+
+    /// The entry of a dict.
+    fn entry(&self, dict: Value<'a>, name: &str) -> Option<Value<'a>> {
+        let Record::Object(object) = self.record(dict)? else { return None };
+        object.entries.iter().rev().find_map(|entry| match *entry {
+            (Value::Text(key), value) if key == name => Some(value),
+            _ => None,
+        })
+    }
+
+    /// The attribute of an object.
+    fn attribute(&self, object: Value<'a>, name: &str) -> Option<Value<'a>> {
+        match self.record(object)? {
+            Record::Object(object) => self.of_state(object.state?, name),
+            _ => None,
+        }
+    }
+
+    /// The attribute in a state: a dict or, with slots, (dict, slots).
+    fn of_state(&self, state: Value<'a>, name: &str) -> Option<Value<'a>> {
+        match self.items(state) {
+            Some(parts) => parts.iter().find_map(|&part| self.entry(part, name)),
+            None => self.entry(state, name),
+        }
+    }
+
     /// The tensor of `(storage, offset, shape, strides, requires_grad, hooks, ...)`.
     fn tensor(&self, given: &[Value<'a>], function: &str) -> Option<Location> {
         let &[storage, Value::Number(offset), shape, strides, ..] = given else { return None };
         let Record::Storage { class, key } = self.record(storage)? else { return None };
-        let numbers = |list| {
-            let number = |item: &Value<'_>| match item {
-                Value::Number(number) => u64::try_from(*number).ok(),
-                _ => None,
-            };
-            let items = self.items(list).filter(|items| items.len() <= MAX_DIMENSIONS)?;
-            items.iter().map(number).collect::<Option<Vec<u64>>>()
-        };
+        let numbers = |list| self.items(list).and_then(|_| self.numbers(list));
         // The newer function has the element type, since its storages have none, and the older one
         // may have the metadata in its place.
         let (class, metadata) = match (function, given.get(6)) {
@@ -667,11 +823,10 @@ impl<'a> Machine<'a> {
 
     /// The truth of an entry of a dict.
     fn flag(&self, dict: Value<'a>, name: &str) -> Option<bool> {
-        let Record::Object(object) = self.record(dict)? else { return None };
-        object.entries.iter().rev().find_map(|entry| match *entry {
-            (Value::Text(key), Value::Bool(flag)) if key == name => Some(flag),
+        match self.entry(dict, name)? {
+            Value::Bool(flag) => Some(flag),
             _ => None,
-        })
+        }
     }
 }
 
@@ -703,6 +858,7 @@ impl<'a> Search<'_, 'a> {
             Record::OtherTensor(function) => {
                 Err(format!("it is not a plain tensor (torch makes it with {function})"))
             }
+            Record::Part => Err(PART.to_owned()),
             Record::Malformed => Err("its storage, shape or strides are malformed".to_owned()),
             Record::Global(..) | Record::Storage { .. } => return Ok(true),
             Record::Tuple(_) | Record::Object(_) => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::mapped::Mapped;
 use super::tensor::{Data, ElementLayout};
@@ -17,10 +17,18 @@ use super::{CheckpointError, Contents, ElementType, Tensor};
 /// Parsing the header takes up to some 15 times its size; 16 MiB describe over 100,000 tensors.
 const MAX_HEADER: usize = 16 << 20;
 
+const AGAIN: &str = "save, copy or download it again";
+
+/// A tensor in the header, as far as it says where the file ends.
+#[derive(Deserialize)]
+struct Entry {
+    data_offsets: Option<[u64; 2]>,
+}
+
 pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Contents, CheckpointError> {
     let bytes = map.as_ref();
     let malformed = |reason: &dyn fmt::Display| {
-        CheckpointError::file(path, format!("safetensors header: {reason}"))
+        CheckpointError::file(path, format!("safetensors header: {}", plain(reason)))
     };
     let header_len = bytes
         .first_chunk()
@@ -28,9 +36,20 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Contents, Checkpoin
         .filter(|&len| len <= MAX_HEADER)
         .ok_or_else(|| malformed(&format_args!("expected at most {MAX_HEADER} bytes")))?;
     let data_start = 8 + header_len;
-    let header = bytes.get(8..data_start).ok_or_else(|| malformed(&"longer than the file"))?;
+    let header = bytes.get(8..data_start).ok_or_else(|| {
+        malformed(&format_args!("longer than the file, which was cut short: {AGAIN}"))
+    })?;
     // The library silently keeps the last of two equal names.
-    serde_json::from_slice::<Distinct<IgnoredAny>>(header).map_err(|e| malformed(&e))?;
+    let Distinct(entries) =
+        serde_json::from_slice::<Distinct<Entry>>(header).map_err(|e| malformed(&e))?;
+    let end = entries.values().filter_map(|entry| Some(entry.data_offsets?[1])).max();
+    let (end, held) = (end.unwrap_or(0), (bytes.len() - data_start) as u64);
+    if end > held {
+        return Err(malformed(&format_args!(
+            "describes {end} bytes of tensors, but the file, which was cut short, has {held}: \
+             {AGAIN}"
+        )));
+    }
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(&e))?;
 
     let mut contents = Contents::default();
@@ -55,6 +74,16 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Contents, Checkpoin
     let texts = metadata.metadata().iter().flatten();
     contents.metadata = texts.map(|(key, text)| (key.clone(), text.clone())).collect();
     Ok(contents)
+}
+
+/// What a parser of JSON says, with the byte in place of the column of the only line.
+pub(super) fn plain(error: &dyn fmt::Display) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("invalid JSON in header: ").unwrap_or(&text);
+    match text.rsplit_once(" at line 1 column ") {
+        Some((what, byte)) => format!("{what}, at byte {byte}"),
+        None => text.to_owned(),
+    }
 }
 
 fn element_type(dtype: Dtype) -> Option<ElementType> {

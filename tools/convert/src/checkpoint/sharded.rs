@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::mapped::Mapped;
-use super::safetensors::Distinct;
+use super::safetensors::{Distinct, plain};
 use super::{CheckpointError, Tensor};
 
 /// As for the header of one file.
@@ -18,7 +18,7 @@ const MAX_INDEX: usize = 16 << 20;
 #[derive(Deserialize)]
 struct Index {
     /// Tensor to file. Other entries, such as `metadata`, are ignored.
-    weight_map: Distinct<String>,
+    weight_map: Option<Distinct<String>>,
 }
 
 /// Whether a file that starts with `bytes` is a JSON object. A safetensors file may begin with a
@@ -28,6 +28,17 @@ pub(super) fn is_index(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{") && !bytes.iter().take(8).any(|&b| b == 0)
 }
 
+/// The path of a file that the file at `path` refers to by name, in the same directory.
+///
+/// # Errors
+/// If it is in another directory.
+pub(super) fn beside(path: &Path, file: &str) -> Result<PathBuf, String> {
+    if Path::new(file).file_name() == Some(OsStr::new(file)) && !file.contains(['/', '\\', '\0']) {
+        return Ok(path.with_file_name(file));
+    }
+    Err(format!("it refers to {file:?}: expected the name of a file in the same directory"))
+}
+
 pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, CheckpointError> {
     let malformed =
         |reason: String| CheckpointError::file(path, format!("index of shards: {reason}"));
@@ -35,23 +46,21 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
     if bytes.len() > MAX_INDEX {
         return Err(malformed(format!("{} bytes, expected at most {MAX_INDEX}", bytes.len())));
     }
-    let Index { weight_map: Distinct(places) } =
-        serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+    let Index { weight_map } =
+        serde_json::from_slice(bytes).map_err(|error| malformed(plain(&error)))?;
+    let Some(Distinct(places)) = weight_map else {
+        let reason = "JSON without `weight_map`: expected an index of shards, such as \
+                      model.safetensors.index.json, or the checkpoint itself";
+        return Err(CheckpointError::file(path, reason));
+    };
     let mut listed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (tensor, file) in &places {
-        // The index must not refer to files in other directories.
-        if Path::new(file).file_name() != Some(OsStr::new(file)) || file.contains(['/', '\\', '\0'])
-        {
-            let reason = format!(
-                "the index refers to {file:?}: expected the name of a file in the same directory"
-            );
-            return Err(CheckpointError::tensor(path, tensor, reason));
-        }
         listed.entry(file).or_default().push(tensor);
     }
     let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
     for (file, names) in &listed {
-        let shard: Arc<Path> = path.with_file_name(file).into();
+        let refused = |reason| CheckpointError::tensor(path, names[0], reason);
+        let shard: Arc<Path> = beside(path, file).map_err(refused)?.into();
         let map = Mapped::open(&shard)
             .map_err(|error| CheckpointError::Io { path: shard.to_path_buf(), error })?;
         if is_index(map.as_ref()) {

@@ -195,6 +195,29 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// The tensor under another name.
+    pub(super) fn renamed(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+
+    /// Whether its elements lie row-major in the order of this machine's files, little-endian.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.layout.big_endian && !self.layout.column_major
+    }
+
+    /// All its bytes, in the order of the file.
+    pub(super) fn bytes(&self) -> Result<Vec<u8>, CheckpointError> {
+        let bytes = match &self.data {
+            Data::Mapped(map, range, checked) => {
+                self.check(checked.as_deref())?;
+                map.as_ref().get(range.clone()).unwrap_or_default().to_vec()
+            }
+            Data::Decoded { load, .. } => load().map_err(|reason| self.error(reason))?,
+        };
+        self.check_byte_len(bytes.len())?;
+        Ok(bytes)
+    }
+
     /// The file that holds it.
     pub fn file(&self) -> &Path {
         &self.file
@@ -273,6 +296,14 @@ impl Tensor {
     /// As [`read_f32`](Self::read_f32), rounding to the nearest `f64`.
     pub fn read_f64(&self, start: u64, out: &mut [f64]) -> Result<(), CheckpointError> {
         decode_floats!(self, None, start, out, f64)
+    }
+
+    /// Reads elements `start..start + out.len()`, which must be u8, in row-major order.
+    pub(crate) fn read_u8(&self, start: u64, out: &mut [u8]) -> Result<(), CheckpointError> {
+        if self.element_type != ElementType::U8 {
+            return Err(self.error(format!("its elements are {}: expected u8", self.element_type)));
+        }
+        self.decode(None, start, out, |[b]| Ok(b))
     }
 
     /// Decodes elements `start..start + out.len()` in row-major order to `i64`. A value that is not

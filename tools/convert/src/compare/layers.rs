@@ -108,7 +108,7 @@ fn compare(
     layer: &Layer<'_>,
 ) -> Result<LayerComparison> {
     let (weights, bias) = model.read(position)?;
-    let name = model.names(position).map_or("", |(weight, _)| weight);
+    let name = model.name(position);
     ensure!(
         (weights.len(), bias.len()) == (layer.weights.len(), layer.bias.len()),
         "tensor {name:?}: its shape is not the one that the blob has"

@@ -28,10 +28,11 @@ pub fn origin<'c>(
 pub fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
     let factors =
         matches!(table.data().weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
-    factors && matches!(source.weights, Weights::Dense { .. })
+    factors && matches!(source.weights, Weights::Dense(_))
 }
 
 fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
+    let path = checkpoint.path().display();
     for candidate in &spec.tables {
         let source = Source::open(checkpoint, candidate)?;
         if source.name == table.name() {
@@ -39,13 +40,13 @@ fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Re
                 Ok(source)
             } else {
                 Err(anyhow!(
-                    "table {:?}: its shape in the blob differs from that of the spec",
+                    "{path}: table {:?}: its shape in the blob differs from that of the spec",
                     table.name()
                 ))
             };
         }
     }
-    bail!("table {:?} of the blob is not in the spec", table.name())
+    bail!("{path}: table {:?} of the blob is not in the spec", table.name())
 }
 
 /// Finds the table of the same name in the checkpoint, or else the only one of the same shape.
@@ -152,9 +153,11 @@ fn as_given(stored: &TtShape) -> TtShape {
 fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
     let (weights, data) = (&source.weights, table.data());
     let same_kind = match (weights, data.weights()) {
-        (Weights::Dense { .. }, repr::Weights::Dense(_)) => true,
+        (Weights::Dense(_), repr::Weights::Dense(_)) => true,
         (Weights::Tt { shape, .. }, repr::Weights::Tt(tt)) => *shape == as_given(tt.shape()),
-        (Weights::Projected { rank, .. }, repr::Weights::Projected(found)) => *rank == found.rank(),
+        (Weights::Projected { rows, .. }, repr::Weights::Projected(found)) => {
+            rows.columns == found.rank()
+        }
         (
             Weights::QuotientRemainder { num_remainders, combine, columns, .. },
             repr::Weights::QuotientRemainder(found),

@@ -3,8 +3,7 @@
 
 use crate::{
     allocate::zeros,
-    checkpoint::Tensor,
-    dialect::{Core, Overrides, Source, Weights},
+    dialect::{Core, Overrides, Source, TableRows, Weights},
 };
 use anyhow::Result;
 use ttrec::{DigitOrder, TtShape, repr::Combine};
@@ -55,18 +54,19 @@ impl<'w, 'c> Reference<'w, 'c> {
     fn stored_rows(&mut self, first: u64, out: &mut [f64]) -> Result<()> {
         let columns = self.source.weights.embedding_dim();
         match &self.source.weights {
-            Weights::Dense { tensor, .. } => {
+            Weights::Dense(rows) => {
                 self.buffer.resize(out.len(), 0.0);
-                tensor.stream_f32(first * columns as u64, &mut self.buffer)?;
+                rows.read(first, &mut self.buffer)?;
                 widen(&self.buffer, out);
                 Ok(())
             }
-            Weights::Projected { tensor, projection, rank, .. } => {
+            Weights::Projected { rows, projection, .. } => {
+                let rank = &rows.columns;
                 if self.projection.is_empty() {
                     self.projection = zeros(rank * columns)?;
                     projection.read_f32(0, &mut self.projection)?;
                 }
-                let rows = read(tensor, first, out.len() / columns, *rank, &mut self.buffer)?;
+                let rows = read(rows, first, out.len() / columns, &mut self.buffer)?;
                 for (out, row) in out.chunks_exact_mut(columns).zip(rows.chunks_exact(*rank)) {
                     // The checkpoint's projection is embedding_dim x rank.
                     for (out, weights) in out.iter_mut().zip(self.projection.chunks_exact(*rank)) {
@@ -79,14 +79,12 @@ impl<'w, 'c> Reference<'w, 'c> {
                 }
                 Ok(())
             }
-            Weights::QuotientRemainder {
-                tensors, num_remainders, combine, columns: parts, ..
-            } => {
+            Weights::QuotientRemainder { parts, num_remainders, combine, .. } => {
                 let divisor = u64::from(*num_remainders);
                 for (row, out) in (first..).zip(out.chunks_exact_mut(columns)) {
-                    let (first, rest) = out.split_at_mut(parts[0]);
-                    widen(read(tensors[0], row / divisor, 1, parts[0], &mut self.buffer)?, first);
-                    let second = read(tensors[1], row % divisor, 1, parts[1], &mut self.buffer)?;
+                    let (first, rest) = out.split_at_mut(parts[0].columns);
+                    widen(read(&parts[0], row / divisor, 1, &mut self.buffer)?, first);
+                    let second = read(&parts[1], row % divisor, 1, &mut self.buffer)?;
                     let pairs = first.iter_mut().zip(second);
                     match combine {
                         Combine::Mult => pairs.for_each(|(x, &y)| *x *= f64::from(y)),
@@ -101,7 +99,7 @@ impl<'w, 'c> Reference<'w, 'c> {
                     match overrides.as_ref().and_then(|overrides| position(overrides, row)) {
                         Some((overrides, at)) => {
                             self.buffer.resize(columns, 0.0);
-                            overrides.tensor.read_f32(at * columns as u64, &mut self.buffer)?;
+                            overrides.read(at, &mut self.buffer)?;
                             widen(&self.buffer, out);
                             Ok(())
                         }
@@ -162,16 +160,15 @@ impl<'w, 'c> Reference<'w, 'c> {
     }
 }
 
-/// `count` rows of `columns` from `first` on.
+/// `count` rows from `first` on.
 fn read<'b>(
-    tensor: &Tensor,
+    rows: &TableRows<'_>,
     first: u64,
     count: usize,
-    columns: usize,
     buffer: &'b mut Vec<f32>,
 ) -> Result<&'b [f32]> {
-    buffer.resize(count * columns, 0.0);
-    tensor.read_f32(first * columns as u64, buffer)?;
+    buffer.resize(count * rows.columns, 0.0);
+    rows.read(first, buffer)?;
     Ok(buffer)
 }
 
@@ -180,7 +177,10 @@ fn widen(from: &[f32], to: &mut [f64]) {
 }
 
 /// The position of an overridden row.
-fn position<'o, 'c>(overrides: &'o Overrides<'c>, row: u64) -> Option<(&'o Overrides<'c>, u64)> {
+fn position<'o, 'c>(
+    overrides: &'o Overrides<'c>,
+    row: u64,
+) -> Option<(&'o Overrides<'c>, Option<u64>)> {
     let at = overrides.ids.binary_search_by_key(&row, |(id, _)| *id).ok()?;
     Some((overrides, overrides.ids[at].1))
 }

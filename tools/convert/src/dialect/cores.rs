@@ -1,7 +1,7 @@
 //! Cores: the position of a tensor train's slices in tensors, and the facts of a spec that complete
 //! their shapes.
 
-use super::{require, require_float};
+use super::{refuse, require, require_float};
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, Tensor},
     spec::TableSpec,
@@ -31,11 +31,14 @@ impl<'c> Core<'c> {
         Self { tensor, slices, start, run: shape.slice_len(k), runs: 1, stride: 0 }
     }
 
-    /// Core k of `shape` in a tensor of `r_k x p_k x q_k x r_{k+1}`.
-    fn block(tensor: &'c Tensor, shape: &TtShape, k: usize) -> Self {
+    /// Core k of `shape` in a tensor of `r_k x p_k x q_k x r_{k+1}`, or of
+    /// `r_k x tables x p_k x q_k x r_{k+1}`.
+    fn block(tensor: &'c Tensor, shape: &TtShape, k: usize, [table, tables]: [u64; 2]) -> Self {
         let slices = u64::from(shape.row_factors()[k]);
         let run = shape.column_factor(k) * shape.rank(k + 1);
-        Self { tensor, slices, start: 0, run, runs: shape.rank(k), stride: slices * run as u64 }
+        let of_table = slices * run as u64;
+        let (start, stride) = (table * of_table, tables * of_table);
+        Self { tensor, slices, start, run, runs: shape.rank(k), stride }
     }
 
     pub(crate) fn slices(&self) -> u64 {
@@ -80,6 +83,21 @@ pub(super) fn numbered<'c>(checkpoint: &'c Checkpoint, stem: &str) -> Result<Vec
     Ok(cores)
 }
 
+/// The table of the spec, if `core` holds that of several.
+pub(super) fn table(core: &Tensor, tables: u64, spec: &TableSpec) -> Result<u64> {
+    let name = core.name();
+    let table = match spec.table {
+        Some(table) => table,
+        None if tables == 1 => 0,
+        None => bail!("`table` is missing: tensor {name:?} holds {tables} tables"),
+    };
+    ensure!(
+        table < tables,
+        "`table` is {table}, but tensor {name:?} holds {tables} tables, numbered from 0"
+    );
+    Ok(table)
+}
+
 /// The row factors, which are the numbers of slices of the cores. The spec must agree.
 pub(super) fn row_factors(cores: &[&Tensor], slices: &[u64], spec: &TableSpec) -> Result<Vec<u32>> {
     let factor = |(core, &slices): (&&Tensor, &u64)| {
@@ -116,22 +134,38 @@ pub(super) fn shape(
     })
 }
 
-/// The table of cores `{stem}{k}` of `r_k x p_k x q_k x r_{k+1}`; they have all of the shape except
-/// the number of rows.
+/// The table of cores `{stem}{k}` of `r_k x p_k x q_k x r_{k+1}`, or table `table` of the spec in
+/// cores of `r_k x tables x p_k x q_k x r_{k+1}`. They have all of the shape except the number of
+/// rows.
 pub(super) fn open_blocks<'c>(
     checkpoint: &'c Checkpoint,
     stem: &str,
-    who: &str,
+    [who, dialect]: [&str; 2],
     spec: &TableSpec,
 ) -> Result<(TtShape, Vec<Core<'c>>)> {
     let tensors = numbered(checkpoint, stem)?;
+    let tables = match *tensors[0].shape() {
+        [_, tables, _, _, _] => Some(tables),
+        _ => None,
+    };
+    refuse(spec.table.is_some() && tables.is_none(), "table", dialect)?;
+    let table = table(tensors[0], tables.unwrap_or(1), spec)?;
     let mut slices = Vec::new();
     let mut split = Split { column_factors: Vec::new(), ranks: Vec::new() };
     let mut left = 1;
     for (k, tensor) in tensors.iter().enumerate() {
         let (name, shape) = (tensor.name(), tensor.shape());
-        let &[rank, rows, columns, right] = shape else {
-            bail!("tensor {name:?} has shape {shape:?}: expected r_k x p_k x q_k x r_k+1");
+        let (rank, rows, columns, right) = match (shape, tables) {
+            (&[rank, rows, columns, right], None) => (rank, rows, columns, right),
+            (&[rank, found, rows, columns, right], Some(tables)) if found == tables => {
+                (rank, rows, columns, right)
+            }
+            (_, Some(tables)) => bail!(
+                "tensor {name:?} has shape {shape:?}: expected r_k x {tables} x p_k x q_k x r_k+1"
+            ),
+            (_, None) => {
+                bail!("tensor {name:?} has shape {shape:?}: expected r_k x p_k x q_k x r_k+1")
+            }
         };
         ensure!(
             rank == left,
@@ -164,7 +198,7 @@ pub(super) fn open_blocks<'c>(
     let cores = tensors
         .iter()
         .enumerate()
-        .map(|(k, tensor)| Core::block(tensor, &shape, k))
+        .map(|(k, tensor)| Core::block(tensor, &shape, k, [table, tables.unwrap_or(1)]))
         .collect();
     Ok((shape, cores))
 }

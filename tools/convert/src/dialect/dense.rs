@@ -1,11 +1,11 @@
 //! Dense tables: one tensor of `num_embeddings x embedding_dim`.
 
-use super::{Dialect, Survey, Weights, refuse, require, require_float};
+use super::{Dialect, Survey, TableRows, Weights, refuse, require};
 use crate::{
     checkpoint::{Checkpoint, ElementType, Tensor},
     spec::{Representation, TableSpec},
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 pub(super) struct Dense;
 
@@ -21,8 +21,10 @@ impl Dialect for Dense {
             stem.is_some_and(|stem| survey.checkpoint.tensor(&format!("{stem}bias")).is_some())
         };
         let tables = survey.free().into_iter();
-        let tables: Vec<&Tensor> =
+        let mut tables: Vec<&Tensor> =
             tables.filter(|t| looks_like_a_table(t) && !has_bias(t)).collect();
+        // A model may take them in this order.
+        survey.sort(&mut tables);
         for tensor in tables {
             survey.offer(TableSpec {
                 tensor: Some(tensor.name().to_owned()),
@@ -37,16 +39,17 @@ impl Dialect for Dense {
             .tensor
             .as_ref()
             .context("`tensor` is missing: the full name of the dense tensor")?;
-        table(require(checkpoint, name)?, self.name(), spec)
+        table(checkpoint, require(checkpoint, name)?, self.name(), spec).map(Weights::Dense)
     }
 }
 
 /// The dense table that is this tensor.
 pub(super) fn table<'c>(
+    checkpoint: &'c Checkpoint,
     tensor: &'c Tensor,
     dialect: &str,
     spec: &TableSpec,
-) -> Result<Weights<'c>> {
+) -> Result<TableRows<'c>> {
     refuse(spec.table.is_some(), "table", dialect)?;
     // These are the factors of a factorisation.
     if spec.representation != Some(Representation::Tt) {
@@ -54,35 +57,26 @@ pub(super) fn table<'c>(
         refuse(spec.column_factors.is_some(), "column_factors", dialect)?;
         refuse(spec.ranks.is_some(), "ranks", dialect)?;
     }
-    require_float(tensor)?;
-    let name = tensor.name();
-    let &[rows, columns] = tensor.shape() else {
-        bail!("tensor {name:?} has shape {:?}: expected rows x columns", tensor.shape());
-    };
+    let table = TableRows::of(checkpoint, tensor, spec)?;
     if let Some(given) = spec.num_embeddings {
+        let (name, rows) = (tensor.name(), table.num_rows);
         ensure!(given == rows, "`num_embeddings` is {given}, but tensor {name:?} has {rows} rows");
     }
-    let embedding_dim =
-        usize::try_from(columns).with_context(|| format!("tensor {name:?}: {columns} columns"))?;
-    Ok(Weights::Dense { num_embeddings: rows, embedding_dim, tensor })
+    Ok(table)
 }
 
-/// A guess at the tables to offer: float matrices that are named like an embedding, or are far
-/// taller than wide.
+/// A guess at the tables to offer: matrices of floats, or of quantised rows, that are named like an
+/// embedding, and float ones that are far taller than wide.
 fn looks_like_a_table(tensor: &Tensor) -> bool {
     let &[rows, columns] = tensor.shape() else { return false };
-    let float = !matches!(
-        tensor.element_type(),
-        ElementType::Bool
-            | ElementType::I8
-            | ElementType::U8
-            | ElementType::I16
-            | ElementType::U16
-            | ElementType::I32
-            | ElementType::U32
-            | ElementType::I64
-            | ElementType::U64
-    );
     let name = tensor.name().to_ascii_lowercase();
-    float && columns > 0 && (name.contains("emb") || rows / 8 >= columns)
+    let is_known = match tensor.element_type() {
+        ElementType::F64 | ElementType::F32 | ElementType::F16 | ElementType::Bf16 => true,
+        // Quantised rows.
+        ElementType::U8 => name.contains("emb") && name.ends_with("weight"),
+        _ => false,
+    };
+    // The scales and offsets of such rows.
+    let is_apart = name.ends_with("weight_qscale") || name.ends_with("weight_qbias");
+    is_known && !is_apart && columns > 0 && (name.contains("emb") || rows / 8 >= columns)
 }

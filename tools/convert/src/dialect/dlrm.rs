@@ -5,7 +5,9 @@
 //! It stores neither how quotient and remainder rows are combined, nor the number of rows of such a
 //! table: all pairs, unless the spec has a smaller number.
 
-use super::{Dialect, Survey, Weights, dense, model::natural, refuse, require, require_float};
+use super::{
+    Dialect, Survey, TableRows, Weights, dense, model::natural, refuse, require, require_float,
+};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
     spec::TableSpec,
@@ -58,12 +60,33 @@ impl Dialect for Dlrm {
             .prefix
             .as_deref()
             .context("`prefix` is missing: the table's, such as \"emb_l.0.\"")?;
+        let weights = weights_of(prefix).and_then(|name| checkpoint.tensor(&name));
+        let table = |tensor| {
+            let rows = dense::table(checkpoint, tensor, self.name(), spec)?;
+            weights.map_or(Ok(rows), |weights| rows.weighted(weights))
+        };
         match Parts::of(checkpoint, prefix)? {
-            Parts::Whole(tensor) => dense::table(tensor, self.name(), spec),
-            Parts::MixedDimension { rows, projection } => mixed_dimension(rows, projection, spec),
-            Parts::QuotientRemainder(tensors) => quotient_remainder(tensors, spec),
+            Parts::Whole(tensor) => table(tensor).map(Weights::Dense),
+            Parts::MixedDimension { rows, projection } => mixed_dimension(table(rows)?, projection),
+            Parts::QuotientRemainder(tensors) => {
+                if let Some(weights) = weights {
+                    bail!(
+                        "tensor {:?}: learned weights of the rows of a quotient-remainder table \
+                         cannot be converted, because its rows share their parts",
+                        weights.name()
+                    );
+                }
+                quotient_remainder(checkpoint, tensors, spec)
+            }
         }
     }
+}
+
+/// The name of the learned weights of a table's rows (`--weighted-pooling=learned`): `v_W_l.t` for
+/// the prefix `emb_l.t.`.
+fn weights_of(prefix: &str) -> Option<String> {
+    let (model, table) = prefix.strip_suffix('.')?.rsplit_once("emb_l.")?;
+    Some(format!("{model}v_W_l.{table}"))
 }
 
 /// The prefix of `part` in a tensor's name: empty, or the path of the model.
@@ -107,13 +130,8 @@ impl<'c> Parts<'c> {
 }
 
 /// Rows of `rank` columns, and a linear layer that widens them.
-fn mixed_dimension<'c>(
-    rows: &'c Tensor,
-    projection: &'c Tensor,
-    spec: &TableSpec,
-) -> Result<Weights<'c>> {
-    let table = dense::table(rows, "dlrm", spec)?;
-    let (num_embeddings, rank) = (table.num_embeddings(), table.embedding_dim());
+fn mixed_dimension<'c>(rows: TableRows<'c>, projection: &'c Tensor) -> Result<Weights<'c>> {
+    let rank = rows.columns;
     require_float(projection)?;
     let (name, shape) = (projection.name(), projection.shape());
     let embedding_dim = match *shape {
@@ -123,19 +141,22 @@ fn mixed_dimension<'c>(
     let embedding_dim = embedding_dim.with_context(|| {
         format!("tensor {name:?} has shape {shape:?}: expected embedding_dim x {rank}")
     })?;
-    Ok(Weights::Projected { num_embeddings, rank, embedding_dim, tensor: rows, projection })
+    Ok(Weights::Projected { rows, embedding_dim, projection })
 }
 
 /// Row i combines row i / c of the quotients and row i mod c of the c remainders.
-fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<Weights<'c>> {
+fn quotient_remainder<'c>(
+    checkpoint: &'c Checkpoint,
+    tensors: [&'c Tensor; 2],
+    spec: &TableSpec,
+) -> Result<Weights<'c>> {
     // The table's number of rows is not that of either tensor.
-    let part =
-        |tensor| dense::table(tensor, "dlrm", &TableSpec { num_embeddings: None, ..spec.clone() });
-    let [quotients, remainders] = [part(tensors[0])?, part(tensors[1])?];
-    let (rows, columns) = (
-        [quotients.num_embeddings(), remainders.num_embeddings()],
-        [quotients.embedding_dim(), remainders.embedding_dim()],
-    );
+    let part = |tensor| {
+        let spec = TableSpec { num_embeddings: None, ..spec.clone() };
+        dense::table(checkpoint, tensor, "dlrm", &spec)
+    };
+    let parts = [part(tensors[0])?, part(tensors[1])?];
+    let (rows, columns) = (parts.map(|part| part.num_rows), parts.map(|part| part.columns));
     let num_remainders = u32::try_from(rows[1]).ok().filter(|&rows| rows > 0);
     let num_remainders = num_remainders
         .with_context(|| format!("tensor {:?}: {} rows", tensors[1].name(), rows[1]))?;
@@ -170,5 +191,5 @@ fn quotient_remainder<'c>(tensors: [&'c Tensor; 2], spec: &TableSpec) -> Result<
         rows[1],
         most.saturating_sub(rows[1] - 1)
     );
-    Ok(Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, tensors })
+    Ok(Weights::QuotientRemainder { num_embeddings, num_remainders, columns, combine, parts })
 }

@@ -16,9 +16,6 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::DigitOrder;
 
-/// The most tables of one set of cores that are offered individually.
-const MAX_OFFERED: u64 = 1024;
-
 pub(super) struct Fbtt;
 
 impl Dialect for Fbtt {
@@ -47,15 +44,7 @@ impl Dialect for Fbtt {
                 survey.take(&format!("{prefix}{beside}"));
             }
             let spec = TableSpec { prefix: Some(prefix.to_owned()), ..TableSpec::default() };
-            if !(2..=MAX_OFFERED).contains(&tables) {
-                survey.offer(spec);
-                continue;
-            }
-            let stem = if prefix.is_empty() { "table." } else { prefix };
-            for table in 0..tables {
-                let name = Some(format!("{}.{table}", stem.trim_end_matches('.')));
-                survey.offer(TableSpec { name, table: Some(table), ..spec.clone() });
-            }
+            survey.offer_each(&spec, tables);
         }
     }
 
@@ -84,18 +73,7 @@ impl Dialect for Fbtt {
             slice_lens.push(slice_len);
         }
         let tables = tables.unwrap_or(0);
-        let table = match spec.table {
-            Some(table) => table,
-            None if tables == 1 => 0,
-            None => {
-                bail!("`table` is missing: tensor {:?} holds {tables} tables", tensors[0].name())
-            }
-        };
-        ensure!(
-            table < tables,
-            "`table` is {table}, but tensor {:?} holds {tables} tables, numbered from 0",
-            tensors[0].name()
-        );
+        let table = cores::table(tensors[0], tables, spec)?;
         let row_factors = cores::row_factors(&tensors, &slices, spec)?;
         let order = match checkpoint.tensor(&key("L")) {
             Some(strides) => digit_order(strides, &row_factors)?,
@@ -223,12 +201,12 @@ fn read_cache<'c>(
                     states.name()
                 )
             })?;
-            ids.push((id, at));
+            ids.push((id, Some(at)));
         }
     }
     ids.sort_unstable();
     if let Some(pair) = ids.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         bail!("tensor {:?}: row {} occurs in two slots", slots.name(), pair[0].0);
     }
-    Ok((!ids.is_empty()).then_some(Overrides { ids, tensor: cache }))
+    Ok((!ids.is_empty()).then_some(Overrides { ids, tensor: Some(cache) }))
 }

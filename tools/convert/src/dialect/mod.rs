@@ -12,6 +12,7 @@ mod el_rec;
 mod fbtt;
 mod hetu;
 mod model;
+mod rows;
 mod t3nsor;
 mod tltorch;
 mod torchrec;
@@ -26,6 +27,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use cores::Core;
 pub use fbtt::digit_strides;
 pub(crate) use model::Model;
+pub(crate) use rows::TableRows;
 use std::collections::{BTreeSet, HashMap};
 pub use trained::FACTS;
 use ttrec::{TtShape, dtype::Dtype, repr::Combine};
@@ -42,6 +44,9 @@ const DIALECTS: &[&dyn Dialect] = &[
     &torchrec::Torchrec,
     &dense::Dense,
 ];
+
+/// The most tables of one set of cores that are offered individually.
+const MAX_OFFERED: u64 = 1024;
 
 /// A layout of tables.
 pub(crate) trait Dialect {
@@ -112,6 +117,15 @@ impl<'c> Survey<'c> {
         self.free().into_iter().filter_map(prefix).collect()
     }
 
+    /// The columns of each table that can be converted; 0 if they are not known.
+    fn dims(&self) -> Vec<usize> {
+        let dim = |table: &TableSpec| {
+            let spec = TableSpec { dtype: Some(Dtype::F32), ..table.clone() };
+            Source::open(self.checkpoint, &spec).map_or(0, |source| source.weights.embedding_dim())
+        };
+        self.tables.iter().map(dim).collect()
+    }
+
     fn take(&mut self, name: &str) -> bool {
         let tensor = self.checkpoint.tensor(name);
         self.taken.extend(tensor.map(Tensor::name));
@@ -128,6 +142,20 @@ impl<'c> Survey<'c> {
 
     fn offer(&mut self, spec: TableSpec) {
         self.tables.push(TableSpec { dialect: Some(self.dialect.to_owned()), ..spec });
+    }
+
+    /// Offers each of the tables in one set of cores.
+    fn offer_each(&mut self, spec: &TableSpec, tables: u64) {
+        if !(2..=MAX_OFFERED).contains(&tables) {
+            self.offer(spec.clone());
+            return;
+        }
+        let prefix = spec.prefix.as_deref().unwrap_or_default().trim_end_matches('.');
+        let stem = if prefix.is_empty() { "table" } else { prefix };
+        for table in 0..tables {
+            let name = Some(format!("{stem}.{table}"));
+            self.offer(TableSpec { name, table: Some(table), ..spec.clone() });
+        }
     }
 
     /// Sets the tables of a checkpoint whose metadata lists all of them.
@@ -196,23 +224,17 @@ impl StoredAs {
 
 /// The weights of a table in the checkpoint.
 pub(crate) enum Weights<'c> {
-    Dense {
-        num_embeddings: u64,
-        embedding_dim: usize,
-        tensor: &'c Tensor,
-    },
+    Dense(TableRows<'c>),
     Tt {
         shape: TtShape,
         cores: Vec<Core<'c>>,
         overrides: Option<Overrides<'c>>,
     },
-    /// A row is its row of `tensor` times the transpose of `projection`, which is `embedding_dim x
-    /// rank`.
+    /// A row is its row of `rows` times the transpose of `projection`, which is `embedding_dim x
+    /// rank`; rows have `rank` columns.
     Projected {
-        num_embeddings: u64,
-        rank: usize,
+        rows: TableRows<'c>,
         embedding_dim: usize,
-        tensor: &'c Tensor,
         projection: &'c Tensor,
     },
     /// Quotient and remainder rows.
@@ -221,14 +243,28 @@ pub(crate) enum Weights<'c> {
         num_remainders: u32,
         columns: [usize; 2],
         combine: Combine,
-        tensors: [&'c Tensor; 2],
+        parts: [TableRows<'c>; 2],
     },
 }
 
-/// Overridden rows: row `ids[i].0` is row `ids[i].1` of `tensor`; ids ascend.
+/// Overridden rows; their ids ascend.
 pub(crate) struct Overrides<'c> {
-    pub(crate) ids: Vec<(u64, u64)>,
-    pub(crate) tensor: &'c Tensor,
+    /// The id of a row, and its row of the tensor; `None`: zeros.
+    pub(crate) ids: Vec<(u64, Option<u64>)>,
+    pub(crate) tensor: Option<&'c Tensor>,
+}
+
+impl Overrides<'_> {
+    /// Reads row `position` of the tensor into `out`.
+    pub(crate) fn read(&self, position: Option<u64>, out: &mut [f32]) -> Result<()> {
+        match position.zip(self.tensor) {
+            Some((position, tensor)) => Ok(tensor.read_f32(position * out.len() as u64, out)?),
+            None => {
+                out.fill(0.0);
+                Ok(())
+            }
+        }
+    }
 }
 
 impl<'c> Source<'c> {
@@ -242,9 +278,7 @@ impl<'c> Source<'c> {
             .and_then(|dialect| open_mapped(dialect, checkpoint, spec))
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
         let factorize = match &weights {
-            Weights::Dense { num_embeddings, embedding_dim, .. } => {
-                Request::of_dense(spec, *num_embeddings, *embedding_dim)
-            }
+            Weights::Dense(rows) => Request::of_dense(spec, rows.num_rows, rows.columns),
             Weights::Tt { .. } => Request::of_factors(spec, Representation::Tt).map(|()| None),
             Weights::Projected { .. } => {
                 Request::of_factors(spec, Representation::LowRank).map(|()| None)
@@ -255,6 +289,13 @@ impl<'c> Source<'c> {
         };
         let factorize = factorize
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
+        ensure!(
+            spec.padding_idx.is_none() || !matches!(factorize, Some(Request::Tt { .. })),
+            "{}: table {name:?}: `padding_idx` does not apply to a table that becomes a tensor \
+             train, whose row would not be zeros: remove one of both, or set `representation` to \
+             \"low-rank\"",
+            checkpoint.path().display()
+        );
         let stored = weights.tensors()[0].element_type();
         ensure!(
             spec.dtype.is_some()
@@ -262,7 +303,11 @@ impl<'c> Source<'c> {
             "{}: table {name:?}: its tensors have different types: set `dtype`",
             checkpoint.path().display()
         );
-        let dtype = match (spec.dtype, stored) {
+        let of_codes = match &weights {
+            Weights::Dense(rows) | Weights::Projected { rows, .. } => rows.dtype_of_codes(),
+            _ => None,
+        };
+        let dtype = match (spec.dtype.or(of_codes), stored) {
             (Some(dtype), _) => dtype,
             (None, ElementType::F32) => Dtype::F32,
             (None, ElementType::F16) => Dtype::F16,
@@ -295,7 +340,7 @@ impl<'c> Source<'c> {
     /// The representation in the checkpoint.
     pub fn stored_as(&self) -> StoredAs {
         match self.weights {
-            Weights::Dense { .. } => StoredAs::Dense,
+            Weights::Dense(_) => StoredAs::Dense,
             Weights::Tt { .. } => StoredAs::Tt,
             Weights::Projected { .. } => StoredAs::Projected,
             Weights::QuotientRemainder { .. } => StoredAs::QuotientRemainder,
@@ -364,7 +409,14 @@ fn open_rows<'c>(
     checkpoint: &'c Checkpoint,
     spec: &TableSpec,
 ) -> Result<Weights<'c>> {
-    let weights = dialect.open(checkpoint, spec)?;
+    let mut weights = dialect.open(checkpoint, spec)?;
+    if let Some(row) = spec.padding_idx {
+        ensure!(
+            spec.index_map.is_none(),
+            "`padding_idx` does not apply to a table with `index_map`, whose indices share rows"
+        );
+        weights.clear(row)?;
+    }
     if !matches!(weights, Weights::QuotientRemainder { .. }) {
         ensure!(
             spec.qr_operation.is_none(),
@@ -406,20 +458,45 @@ pub fn with_qr_operation(checkpoint: &Checkpoint, spec: Spec, operation: Option<
 }
 
 impl<'c> Weights<'c> {
+    /// Makes a row zeros, whatever the checkpoint has for it.
+    fn clear(&mut self, row: u64) -> Result<()> {
+        let num_embeddings = self.num_embeddings();
+        ensure!(
+            row < num_embeddings,
+            "`padding_idx` is {row}, but the table has {num_embeddings} rows"
+        );
+        match self {
+            Self::Dense(rows) | Self::Projected { rows, .. } => *rows = rows.with_zero_row(row),
+            Self::Tt { overrides, .. } => {
+                let none = || Overrides { ids: Vec::new(), tensor: None };
+                let ids = &mut overrides.get_or_insert_with(none).ids;
+                match ids.binary_search_by_key(&row, |(id, _)| *id) {
+                    Ok(at) => ids[at].1 = None,
+                    Err(at) => ids.insert(at, (row, None)),
+                }
+            }
+            Self::QuotientRemainder { .. } => {
+                bail!(
+                    "`padding_idx` does not apply to quotient-remainder tables, whose rows share \
+                     their parts"
+                )
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn num_embeddings(&self) -> u64 {
         match self {
-            Self::Dense { num_embeddings, .. }
-            | Self::Projected { num_embeddings, .. }
-            | Self::QuotientRemainder { num_embeddings, .. } => *num_embeddings,
+            Self::Dense(rows) | Self::Projected { rows, .. } => rows.num_rows,
+            Self::QuotientRemainder { num_embeddings, .. } => *num_embeddings,
             Self::Tt { shape, .. } => shape.num_embeddings(),
         }
     }
 
     pub(crate) fn embedding_dim(&self) -> usize {
         match self {
-            Self::Dense { embedding_dim, .. } | Self::Projected { embedding_dim, .. } => {
-                *embedding_dim
-            }
+            Self::Dense(rows) => rows.columns,
+            Self::Projected { embedding_dim, .. } => *embedding_dim,
             Self::QuotientRemainder {
                 columns: [first, second], combine: Combine::Concat, ..
             } => first + second,
@@ -433,18 +510,20 @@ impl<'c> Weights<'c> {
         let bytes =
             |tensor: &Tensor, elements: u64| elements.saturating_mul(tensor.element_type().size());
         match self {
-            Self::Dense { tensor, .. } => bytes(tensor, tensor.len()),
-            Self::Projected { tensor, projection, .. } => {
-                bytes(tensor, tensor.len()) + bytes(projection, projection.len())
+            Self::Dense(rows) => rows.checkpoint_bytes(),
+            Self::Projected { rows, projection, .. } => {
+                rows.checkpoint_bytes() + bytes(projection, projection.len())
             }
-            Self::QuotientRemainder { tensors, .. } => {
-                tensors.iter().map(|tensor| bytes(tensor, tensor.len())).sum()
+            Self::QuotientRemainder { parts, .. } => {
+                parts.iter().map(TableRows::checkpoint_bytes).sum()
             }
             Self::Tt { cores, overrides, .. } => {
                 let of_core =
                     |core: &Core<'_>| bytes(core.tensor, core.slices() * core.slice_len() as u64);
                 let rows = |o: &Overrides<'_>| {
-                    bytes(o.tensor, o.ids.len() as u64 * self.embedding_dim() as u64)
+                    let of_tensor = o.ids.iter().filter(|(_, position)| position.is_some());
+                    let elements = of_tensor.count() as u64 * self.embedding_dim() as u64;
+                    o.tensor.map_or(0, |tensor| bytes(tensor, elements))
                 };
                 cores.iter().map(of_core).sum::<u64>() + overrides.as_ref().map_or(0, rows)
             }
@@ -453,9 +532,9 @@ impl<'c> Weights<'c> {
 
     pub(crate) fn tensors(&self) -> Vec<&'c Tensor> {
         match self {
-            Self::Dense { tensor, .. } => vec![*tensor],
-            Self::Projected { tensor, projection, .. } => vec![*tensor, *projection],
-            Self::QuotientRemainder { tensors, .. } => tensors.to_vec(),
+            Self::Dense(rows) => vec![rows.tensor],
+            Self::Projected { rows, projection, .. } => vec![rows.tensor, *projection],
+            Self::QuotientRemainder { parts, .. } => parts.iter().map(|part| part.tensor).collect(),
             Self::Tt { cores, .. } => cores.iter().map(|core| core.tensor).collect(),
         }
     }

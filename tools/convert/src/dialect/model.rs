@@ -1,13 +1,13 @@
 //! Models: the MLPs around a checkpoint's tables, as DLRM and TorchRec name their layers.
 
-use super::{Survey, require_float};
+use super::{Survey, require, require_float};
 use crate::{
     checkpoint::{Checkpoint, Tensor},
-    spec::{ModelSpec, Pooling, TableSpec},
+    spec::{ModelSpec, Pooling, Prefixes, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
-    blob::{self, Activation, LayerSpec, ModelTable},
+    blob::{self, Activation, Interaction, LayerSpec, ModelTable},
     dtype::Dtype,
 };
 
@@ -33,12 +33,7 @@ enum Pairs {
 /// The programs whose models are supported.
 const NAMINGS: [LayerNames; 2] = [
     // `interact_features` takes its pairs from `li` and `lj`.
-    LayerNames {
-        dialect: "dlrm",
-        stacks: ["bot_l.", "top_l."],
-        pairs: Pairs::Lower,
-        others: &[("v_W_l.", "weighted pooling")],
-    },
+    LayerNames { dialect: "dlrm", stacks: ["bot_l.", "top_l."], pairs: Pairs::Lower, others: &[] },
     // `InteractionArch` takes its pairs from `triu_indices`.
     LayerNames {
         dialect: "torchrec",
@@ -48,20 +43,30 @@ const NAMINGS: [LayerNames; 2] = [
     },
 ];
 
+/// More prefixes of layers than these are of no model that can be converted.
+const MAX_STEMS: usize = 4;
+
 /// A model of a checkpoint, ready to be read.
 pub(crate) struct Model<'c> {
     pub(crate) dtype: Dtype,
     pub(crate) bottom: Vec<Linear<'c>>,
     pub(crate) top: Vec<Linear<'c>>,
     pairs: Pairs,
-    /// Whether the interaction is known to be that of dot products.
-    is_dot: bool,
+    /// The interaction, if it is known.
+    interaction: Option<Interaction>,
+    /// How the rows of a bag are pooled where a table does not say it, if that is known.
+    pooling: Option<Pooling>,
+    /// Some of DLRM's learned weights of rows, if there are any.
+    row_weights: Option<&'c Tensor>,
+    spec: ModelSpec,
 }
 
 /// A `torch.nn.Linear`: outputs x inputs.
 pub(crate) struct Linear<'c> {
-    weight: &'c Tensor,
-    bias: &'c Tensor,
+    /// `None`: the only input is the output.
+    weight: Option<&'c Tensor>,
+    /// `None`: zeros.
+    bias: Option<&'c Tensor>,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
 }
@@ -84,6 +89,11 @@ impl<'c> Model<'c> {
                 }
             }
         }
+        // `ttrec train` needs no top MLP where the interaction is one product.
+        if found.is_empty() && checkpoint.metadata(super::FACTS).is_some() {
+            let (dialect, top) = (Some("dlrm".to_owned()), Some(Prefixes::default()));
+            found.push(ModelSpec { dialect, top, ..ModelSpec::default() });
+        }
         found
     }
 
@@ -105,7 +115,18 @@ impl<'c> Model<'c> {
         let numbered =
             numbered || model.dialect.as_deref() == Some("torchrec") && survey.is_ordered();
         let all = survey.refused.is_empty() && survey.tables.iter().all(of_model) && numbered;
-        (all && !survey.tables.is_empty()).then(|| model.clone())
+        let is_whole = all && !survey.tables.is_empty();
+        // Since no table is missing, the widths of the layers tell the interaction.
+        is_whole.then(|| {
+            let opened = Self::open(survey.checkpoint, model).ok();
+            let dims = survey.dims();
+            let fitting = opened.and_then(|opened| match opened.fitting(&dims)[..] {
+                [interaction] => Some(interaction),
+                _ => None,
+            });
+            let interaction = fitting.filter(|&interaction| interaction != Interaction::Dot);
+            ModelSpec { interaction, ..model.clone() }
+        })
     }
 
     /// The model of a whole checkpoint, or of one whose metadata lists its tables.
@@ -117,67 +138,133 @@ impl<'c> Model<'c> {
         }
     }
 
+    /// The only model that layers with names of their own make around all tables that were found,
+    /// by the widths of the layers.
+    pub(crate) fn suggest(survey: &Survey<'c>) -> Option<ModelSpec> {
+        let dims = survey.dims();
+        let stems = stems(survey.checkpoint);
+        if dims.contains(&0) || stems.len() > MAX_STEMS {
+            return None;
+        }
+        let stack = |stems: &[&String]| Prefixes(stems.iter().map(|&stem| stem.clone()).collect());
+        // A stack has one stem, or two: `mlp.0`, `mlp.2`, `out`.
+        let pairs = stems.iter().flat_map(|a| stems.iter().map(move |b| vec![a, b]));
+        let stacks: Vec<Vec<&String>> = stems
+            .iter()
+            .map(|stem| vec![stem])
+            .chain(pairs.filter(|pair| pair[0] != pair[1]))
+            .collect();
+        let mut found = Vec::new();
+        for top in &stacks {
+            for bottom in [Vec::new()].iter().chain(&stacks) {
+                if bottom.len() + top.len() < stems.len() || bottom.iter().any(|b| top.contains(b))
+                {
+                    continue;
+                }
+                let spec = ModelSpec {
+                    bottom: Some(stack(bottom)).filter(|bottom| !bottom.0.is_empty()),
+                    top: Some(stack(top)),
+                    pooling: Some(Pooling::Sum),
+                    ..ModelSpec::default()
+                };
+                let Ok(model) = Self::open(survey.checkpoint, &spec) else { continue };
+                for interaction in model.fitting(&dims) {
+                    let spec = ModelSpec { interaction: Some(interaction), ..spec.clone() };
+                    let model = Self::open(survey.checkpoint, &spec).ok();
+                    if model.is_some_and(|model| model.layout(&survey.tables, &dims).is_ok()) {
+                        found.push(ModelSpec { pooling: None, ..spec });
+                    }
+                }
+            }
+        }
+        if found.len() == 1 { found.pop() } else { None }
+    }
+
     /// The model that `spec` describes.
     pub(crate) fn open(checkpoint: &'c Checkpoint, spec: &ModelSpec) -> Result<Self> {
-        let prefix = spec.prefix.as_deref().unwrap_or_default();
+        let own = spec.bottom.is_some() || spec.top.is_some();
         let naming = match spec.dialect.as_deref() {
             Some(name) => {
-                NAMINGS.iter().find(|naming| naming.dialect == name).with_context(|| {
+                let naming = NAMINGS.iter().find(|naming| naming.dialect == name);
+                Some(naming.with_context(|| {
                     let known = NAMINGS.map(|naming| naming.dialect);
                     format!("dialect {name:?}: expected one of {known:?}")
-                })?
+                })?)
             }
+            None if own => None,
             None => {
                 let has = |naming: &&LayerNames| {
-                    naming
-                        .stacks
-                        .iter()
-                        .any(|stack| !layers(checkpoint, &format!("{prefix}{stack}")).is_empty())
+                    let of = |stack: &&str| layers(checkpoint, &spec.full_name(stack));
+                    naming.stacks.iter().any(|stack| !of(stack).is_empty())
                 };
-                NAMINGS.iter().find(has).with_context(|| {
+                Some(NAMINGS.iter().find(has).with_context(|| {
+                    let prefix = spec.prefix.as_deref().unwrap_or_default();
                     format!(
                         "no layers after prefix {prefix:?}: expected {prefix}bot_l.0.weight or \
-                         {prefix}dense_arch..."
+                         {prefix}dense_arch...; if the layers have other names, set `top` and \
+                         `bottom` to the prefixes of these (`top = []`: the score is the product \
+                         of the rows of two tables)"
                     )
-                })?
+                })?)
             }
         };
-        for (key, what) in naming.others {
-            let prefix = format!("{prefix}{key}");
+        for (key, what) in naming.iter().flat_map(|naming| naming.others) {
+            let prefix = spec.full_name(key);
             if let Some(tensor) =
                 checkpoint.tensors().find(|tensor| tensor.name().starts_with(&prefix))
             {
-                bail!(
-                    "tensor {:?}: {what} is not supported: ttrec converts only DLRMs with \
-                     dot-product interaction",
-                    tensor.name()
-                );
+                bail!("tensor {:?}: {what} is not supported", tensor.name());
             }
         }
-        let [bottom, top] = naming.stacks.map(|stack| {
-            let stem = format!("{prefix}{stack}");
-            let names = layers(checkpoint, &stem);
-            // A model without dense features has no bottom MLP.
+        let stack = |given: &Option<Prefixes>, position: usize| -> Result<Vec<Linear<'c>>> {
+            let usual = || naming.iter().map(|naming| spec.full_name(naming.stacks[position]));
+            let prefixes: Vec<String> = match given {
+                Some(Prefixes(given)) => given.iter().map(|given| spec.full_name(given)).collect(),
+                None => usual().collect(),
+            };
+            let mut stack = Vec::new();
+            for prefix in prefixes {
+                let layers = open_layers(checkpoint, &prefix)?;
+                // A model without dense features has no bottom MLP.
+                ensure!(
+                    !layers.is_empty() || given.is_none(),
+                    "no layers after {prefix:?}: the checkpoint has no tensor {prefix}*.weight"
+                );
+                stack.extend(layers);
+            }
+            Ok(stack)
+        };
+        let (bottom, mut top) = (stack(&spec.bottom, 0)?, stack(&spec.top, 1)?);
+        if top.is_empty() {
+            let usual = naming.map_or("", |naming| naming.stacks[1]);
             ensure!(
-                !names.is_empty() || stack == naming.stacks[0],
-                "the top MLP is missing: no tensor {stem}*.weight"
+                spec.top.is_some(),
+                "the top MLP is missing: no tensor {}*.weight",
+                spec.full_name(usual)
             );
-            names
-                .into_iter()
-                .map(|name| Linear::open(checkpoint, &name))
-                .collect::<Result<Vec<_>>>()
-        });
+            top.push(Linear { weight: None, bias: None, inputs: 1, outputs: 1 });
+        }
         let dtype = spec.dtype.unwrap_or(Dtype::F32);
         ensure!(
             dtype.suits_cores(),
             "layers cannot be {}: set `dtype` of [model] to f32, f16, bf16 or i8",
             dtype.name()
         );
+        let pairs = naming.map_or(Pairs::Lower, |naming| naming.pairs);
+        ensure!(
+            pairs == Pairs::Lower || spec.interaction != Some(Interaction::DotItself),
+            "`interaction` is \"dot-itself\", which TorchRec's models do not have"
+        );
         // `ttrec train` and TorchRec have no other interaction.
-        let is_dot = spec.interaction.is_some()
-            || naming.pairs == Pairs::Upper
-            || checkpoint.metadata(super::FACTS).is_some();
-        Ok(Self { dtype, bottom: bottom?, top: top?, pairs: naming.pairs, is_dot })
+        let is_dot = pairs == Pairs::Upper || checkpoint.metadata(super::FACTS).is_some();
+        let interaction = spec.interaction.or(is_dot.then_some(Interaction::Dot));
+        // DLRM and TorchRec sum.
+        let pooling = spec.pooling.or(naming.map(|_| Pooling::Sum));
+        let row_weights = spec.full_name("v_W_l.");
+        let row_weights =
+            checkpoint.tensors().find(|tensor| tensor.name().starts_with(&row_weights));
+        let spec = spec.clone();
+        Ok(Self { dtype, bottom, top, pairs, interaction, pooling, row_weights, spec })
     }
 
     /// The layers of the bottom MLP, then those of the top MLP.
@@ -185,80 +272,148 @@ impl<'c> Model<'c> {
         self.bottom.iter().chain(&self.top)
     }
 
-    /// The model of the blob with these tables in this order. In DLRM and TorchRec, ReLU follows
-    /// every layer except the last, whose sigmoid TorchRec computes in the loss.
-    pub(crate) fn layout(&self, tables: &[TableSpec]) -> Result<blob::ModelSpec> {
-        let num_tables = tables.len();
-        let last = self.top.len() - 1;
-        let layer = |linear: &Linear<'_>, activation| {
-            let &Linear { inputs, outputs, .. } = linear;
-            LayerSpec { inputs, outputs, activation, dtype: self.dtype }
+    /// The inputs that an interaction of tables of `dims` columns gives the top MLP.
+    fn top_inputs(&self, interaction: Interaction, dims: &[usize]) -> usize {
+        let bottom = self.bottom.last().map(|linear| linear.outputs);
+        let dim = bottom.or(dims.first().copied()).unwrap_or(0);
+        let num_vectors = dims.len() + usize::from(bottom.is_some());
+        interaction.top_inputs(num_vectors, dim, bottom.is_some())
+    }
+
+    /// The interactions that fit the first layer of the top MLP.
+    fn fitting(&self, dims: &[usize]) -> Vec<Interaction> {
+        if let Some(interaction) = self.interaction {
+            return vec![interaction];
+        }
+        let inputs = self.top[0].inputs;
+        let fits = |of: &Interaction| self.top_inputs(*of, dims) == inputs;
+        Interaction::ALL.iter().copied().filter(fits).collect()
+    }
+
+    /// The interaction of tables of `dims` columns.
+    fn interaction(&self, dims: &[usize]) -> Result<Interaction> {
+        let first = &self.top[0];
+        let fitting = self.fitting(dims);
+        let usual = self.interaction.unwrap_or(Interaction::Dot);
+        let expected = self.top_inputs(usual, dims);
+        let is_usual = expected == first.inputs;
+        if is_usual && fitting == [usual] {
+            return Ok(usual);
+        }
+        let tables = match dims.len() {
+            1 => "1 table".to_owned(),
+            count => format!("{count} tables"),
         };
-        let mut inputs = None;
-        let embedding_dim = self.bottom.last().map_or(0, |linear| linear.outputs);
-        let num_vectors = num_tables + usize::from(!self.bottom.is_empty());
-        for (position, linear) in self.layers().enumerate() {
-            if position == self.bottom.len() {
-                let expected = embedding_dim + num_vectors * num_vectors.saturating_sub(1) / 2;
+        let vectors = match self.bottom.last() {
+            Some(last) => format!("{tables} and a bottom MLP of {} outputs", last.outputs),
+            None => tables,
+        };
+        let Some(weight) = first.weight else {
+            bail!(
+                "without a top MLP, the interaction has to be one number, but {vectors} give \
+                 {expected}"
+            );
+        };
+        let (name, inputs) = (weight.name(), first.inputs);
+        let settings: Vec<String> =
+            fitting.iter().map(|of| format!("`interaction = {:?}`", of.name())).collect();
+        if is_usual {
+            bail!(
+                "tensor {name:?} has {inputs} inputs, which fit several interactions of {vectors}: \
+                 set {} in [model]",
+                settings.join(" or ")
+            );
+        }
+        let hint = match (self.interaction, &settings[..]) {
+            (None, [_, ..]) => format!(" If so, set {} in [model].", settings.join(" or ")),
+            _ => String::new(),
+        };
+        bail!(
+            "tensor {name:?} has {inputs} inputs, but {vectors} give {expected} (`interaction = \
+             {:?}`): does the spec list all tables of the model?{hint}",
+            usual.name()
+        );
+    }
+
+    /// The model's tables, by their positions among those of the spec.
+    fn tables(&self, tables: &[TableSpec]) -> Result<Vec<ModelTable>> {
+        let positions = if self.spec.tables.is_empty() {
+            (0..tables.len()).collect()
+        } else {
+            let position = |name: &String| {
+                let found = tables.iter().position(|table| self.spec.lists(name, table));
+                found.with_context(|| format!("no [[table]] has the name {name:?} of `tables`"))
+            };
+            self.spec.tables.iter().map(position).collect::<Result<Vec<_>>>()?
+        };
+        let of_model = |table: usize| {
+            let spec = &tables[table];
+            if let Some(weights) = self.row_weights {
+                // Another reader of the tensor would leave them out.
                 ensure!(
-                    linear.inputs == expected,
-                    "tensor {:?} has {} inputs, but {num_tables} tables{} give {expected}: does \
-                     the spec list all tables of the model?",
-                    linear.weight.name(),
-                    linear.inputs,
-                    if embedding_dim > 0 {
-                        format!(" and a bottom MLP of {embedding_dim} outputs")
-                    } else {
-                        String::new()
-                    }
-                );
-                ensure!(
-                    self.is_dot || embedding_dim == 0 || expected != num_vectors * embedding_dim,
-                    "tensor {:?} has {} inputs, which fit the dot products of {num_vectors} \
-                     vectors of {embedding_dim} and also the vectors end to end (`cat`): if the \
-                     interaction is `dot`, set `interaction = \"dot\"` in [model]; ttrec cannot \
-                     convert `cat`",
-                    linear.weight.name(),
-                    linear.inputs
-                );
-            } else if let Some(expected) = inputs {
-                ensure!(
-                    linear.inputs == expected,
-                    "tensor {:?} has {} inputs, but the layer before has {expected} outputs",
-                    linear.weight.name(),
-                    linear.inputs
+                    spec.prefix.is_some() && spec.dialect.as_deref().is_none_or(|of| of == "dlrm"),
+                    "table {:?}: tensor {:?} has learned weights of rows: name the table by its \
+                     `prefix`, such as \"emb_l.0.\", so that they are multiplied into the rows",
+                    spec.blob_name().unwrap_or_default(),
+                    weights.name()
                 );
             }
-            inputs = Some(linear.outputs);
+            let pooling = spec.pooling.or(self.pooling).with_context(|| {
+                format!(
+                    "table {:?}: `pooling` is missing: the checkpoint does not say how the model \
+                     pools the rows of a bag: set it to \"sum\" or \"mean\" in [model] or in \
+                     [[table]] (torch.nn.EmbeddingBag averages, unless its `mode` says otherwise; \
+                     for one index in each bag, both are right)",
+                    spec.blob_name().unwrap_or_default()
+                )
+            })?;
+            let pooling = match pooling {
+                Pooling::Mean if spec.padding_idx.is_some() => bail!(
+                    "table {:?}: `padding_idx` does not apply to a table that is averaged, because \
+                     a row of zeros counts in the mean: leave the index out of the bags",
+                    spec.blob_name().unwrap_or_default()
+                ),
+                Pooling::Mean => ttrec::Pooling::Mean,
+                Pooling::Sum => ttrec::Pooling::Sum,
+            };
+            Ok(ModelTable { table, pooling })
+        };
+        positions.into_iter().map(of_model).collect()
+    }
+
+    /// The model of the blob with these tables, which have `dims` columns. ReLU follows every layer
+    /// except the last, whose sigmoid TorchRec and many others compute in the loss.
+    pub(crate) fn layout(&self, tables: &[TableSpec], dims: &[usize]) -> Result<blob::ModelSpec> {
+        let tables = self.tables(tables)?;
+        let dims: Vec<usize> = tables.iter().map(|of| dims[of.table]).collect();
+        let interaction = self.interaction(&dims)?;
+        for stack in [&self.bottom, &self.top] {
+            for [before, after] in stack.array_windows() {
+                ensure!(
+                    after.inputs == before.outputs,
+                    "tensor {:?} has {} inputs, but the layer before has {} outputs",
+                    after.weight_name(),
+                    after.inputs,
+                    before.outputs
+                );
+            }
         }
-        ensure!(
-            inputs == Some(1),
-            "the last layer of the top MLP has {} outputs: expected 1",
-            inputs.unwrap_or(0)
-        );
-        let top = self.top.iter().enumerate();
-        let of_model = |(table, spec): (usize, &TableSpec)| ModelTable {
-            table,
-            pooling: match spec.pooling {
-                Some(Pooling::Mean) => ttrec::Pooling::Mean,
-                Some(Pooling::Sum) | None => ttrec::Pooling::Sum,
-            },
+        let outputs = self.top.last().map_or(0, |linear| linear.outputs);
+        ensure!(outputs == 1, "the last layer of the top MLP has {outputs} outputs: expected 1");
+        let layers = |stack: &[Linear<'_>], end: Activation| -> Vec<LayerSpec> {
+            let layer = |(left, linear): (usize, &Linear<'_>)| LayerSpec {
+                inputs: linear.inputs,
+                outputs: linear.outputs,
+                activation: if left == 0 { end } else { Activation::Relu },
+                dtype: self.dtype,
+            };
+            (0..stack.len()).rev().zip(stack).map(layer).collect()
         };
         Ok(blob::ModelSpec {
-            tables: tables.iter().enumerate().map(of_model).collect(),
-            bottom: self.bottom.iter().map(|linear| layer(linear, Activation::Relu)).collect(),
-            top: top
-                .map(|(at, linear)| {
-                    layer(
-                        linear,
-                        if at == last {
-                            Activation::Sigmoid
-                        } else {
-                            Activation::Relu
-                        },
-                    )
-                })
-                .collect(),
+            tables,
+            interaction,
+            bottom: layers(&self.bottom, Activation::Relu),
+            top: layers(&self.top, Activation::Sigmoid),
         })
     }
 
@@ -269,7 +424,10 @@ impl<'c> Model<'c> {
         let mut weights = crate::allocate::zeros(
             inputs.checked_mul(outputs).context("a layer of too many weights")?,
         )?;
-        linear.weight.read_f32(0, &mut weights)?;
+        match linear.weight {
+            Some(weight) => weight.read_f32(0, &mut weights)?,
+            None => weights.fill(1.0),
+        }
         let mut transposed = crate::allocate::zeros(weights.len())?;
         let from = if layer == self.bottom.len() {
             self.input_order(inputs)
@@ -282,14 +440,16 @@ impl<'c> Model<'c> {
                 .for_each(|(to, row)| *to = row[from]);
         }
         let mut bias = vec![0.0; outputs];
-        linear.bias.read_f32(0, &mut bias)?;
+        if let Some(tensor) = linear.bias {
+            tensor.read_f32(0, &mut bias)?;
+        }
         Ok((transposed, bias))
     }
 
     /// For each input of the top MLP in the blob, its position in the checkpoint.
     fn input_order(&self, inputs: usize) -> Vec<usize> {
         let dim = self.bottom.last().map_or(0, |linear| linear.outputs);
-        if self.pairs == Pairs::Lower {
+        if self.pairs == Pairs::Lower || self.interaction != Some(Interaction::Dot) {
             return (0..inputs).collect();
         }
         // f vectors make f (f - 1) / 2 pairs.
@@ -301,36 +461,43 @@ impl<'c> Model<'c> {
     /// The bytes of a layer in the checkpoint.
     pub(crate) fn checkpoint_bytes(&self, layer: usize) -> u64 {
         let bytes = |tensor: &Tensor| tensor.len().saturating_mul(tensor.element_type().size());
-        self.layers()
-            .nth(layer)
-            .map_or(0, |linear| bytes(linear.weight).saturating_add(bytes(linear.bias)))
+        let tensors = self.layers().nth(layer).map(|linear| [linear.weight, linear.bias]);
+        let tensors = tensors.into_iter().flatten().flatten();
+        tensors.map(bytes).fold(0, u64::saturating_add)
     }
 
-    /// The names of a layer's tensors.
-    pub(crate) fn names(&self, layer: usize) -> Option<(&'c str, &'c str)> {
-        self.layers()
-            .nth(layer)
-            .map(|linear| (linear.weight.name(), linear.bias.name()))
+    /// The name of a layer's weights.
+    pub(crate) fn name(&self, layer: usize) -> &'c str {
+        self.layers().nth(layer).map_or("", Linear::weight_name)
     }
 }
 
 impl<'c> Linear<'c> {
+    fn weight_name(&self) -> &'c str {
+        self.weight.map_or("no layer", Tensor::name)
+    }
+
     fn open(checkpoint: &'c Checkpoint, name: &str) -> Result<Self> {
         let bias = format!("{}bias", name.strip_suffix("weight").unwrap_or(name));
-        let weight = checkpoint.tensor(name).with_context(|| format!("no tensor {name:?}"))?;
-        let bias = checkpoint
-            .tensor(&bias)
-            .with_context(|| format!("no tensor {bias:?}: expected a bias"))?;
+        let weight = require(checkpoint, name)?;
+        let bias = checkpoint.find(&bias)?;
         require_float(weight)?;
-        require_float(bias)?;
-        let (&[outputs, inputs], shape) = (weight.shape(), bias.shape()) else {
-            bail!("tensor {name:?} has shape {:?}: expected outputs x inputs", weight.shape());
+        let &[outputs, inputs] = weight.shape() else {
+            bail!(
+                "tensor {name:?} has shape {:?}: expected outputs x inputs, because only linear \
+                 layers with ReLU between them can be converted",
+                weight.shape()
+            );
         };
-        ensure!(
-            shape == [outputs],
-            "tensor {:?} has shape {shape:?}: expected [{outputs}]",
-            bias.name()
-        );
+        if let Some(bias) = bias {
+            require_float(bias)?;
+            ensure!(
+                bias.shape() == [outputs],
+                "tensor {:?} has shape {:?}: expected [{outputs}]",
+                bias.name(),
+                bias.shape()
+            );
+        }
         let width = |n: u64| {
             usize::try_from(n)
                 .ok()
@@ -343,8 +510,29 @@ impl<'c> Linear<'c> {
                 ttrec::limits::MAX_LAYER_WIDTH
             );
         };
-        Ok(Self { weight, bias, inputs, outputs })
+        Ok(Self { weight: Some(weight), bias, inputs, outputs })
     }
+}
+
+/// The layers whose names start with `stem`, which must be all that has such a name.
+fn open_layers<'c>(checkpoint: &'c Checkpoint, stem: &str) -> Result<Vec<Linear<'c>>> {
+    let names = layers(checkpoint, stem);
+    let is_layer = |tensor: &&Tensor| {
+        let name = tensor.name();
+        let of_layer = |weight: &String| {
+            name == weight || name.strip_suffix("bias") == weight.strip_suffix("weight")
+        };
+        names.iter().any(of_layer) || checkpoint.is_optimizer_state(name)
+    };
+    let of_stack = checkpoint.tensors().filter(|tensor| tensor.name().starts_with(stem));
+    if let Some(other) = of_stack.filter(|_| !names.is_empty()).find(|tensor| !is_layer(tensor)) {
+        bail!(
+            "tensor {:?}: expected the weight or the bias of a linear layer, because only linear \
+             layers with ReLU between them can be converted",
+            other.name()
+        );
+    }
+    names.iter().map(|name| Linear::open(checkpoint, name)).collect()
 }
 
 /// The weights of the layers whose names start with `stem`, in numeric order.
@@ -355,6 +543,26 @@ fn layers(checkpoint: &Checkpoint, stem: &str) -> Vec<String> {
         .collect();
     names.sort_by_cached_key(|name| natural(name));
     names.into_iter().map(str::to_owned).collect()
+}
+
+/// The prefixes of linear layers, which have a bias, without the numbers at the ends.
+fn stems(checkpoint: &Checkpoint) -> Vec<String> {
+    let stem = |tensor: &Tensor| {
+        let layer = tensor.name().strip_suffix("weight")?;
+        let bias = checkpoint.tensor(&format!("{layer}bias"))?;
+        let is_linear = tensor.shape().len() == 2 && bias.shape() == &tensor.shape()[..1];
+        let whole = layer.trim_end_matches('.');
+        let stem = whole.trim_end_matches(|c: char| c.is_ascii_digit());
+        let stem = if stem.len() < whole.len() && !stem.is_empty() {
+            stem
+        } else {
+            layer
+        };
+        (is_linear && !checkpoint.is_optimizer_state(tensor.name())).then(|| stem.to_owned())
+    };
+    let mut stems: Vec<String> = checkpoint.tensors().filter_map(stem).collect();
+    stems.dedup();
+    stems
 }
 
 /// The prefix of `part` in a tensor's name: empty, or the path of the model.

@@ -1,7 +1,7 @@
 //! t3nsor (`TTEmbedding`): `parameters.{k}` of `r_k x p_k x q_k x r_{k+1}`, core 0 most
 //! significant.
 
-use super::{Dialect, Survey, Weights, tltorch};
+use super::{Dialect, Survey, Weights, refuse, tltorch};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
 use anyhow::Result;
 
@@ -27,6 +27,7 @@ impl Dialect for T3nsor {
     }
 
     fn open<'c>(&self, checkpoint: &'c Checkpoint, spec: &TableSpec) -> Result<Weights<'c>> {
+        refuse(spec.table.is_some(), "table", self.name())?;
         tltorch::open(checkpoint, "parameters.", "t3nsor", self.name(), spec)
     }
 }

@@ -1,7 +1,8 @@
-//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of
-//! `r_k x p_k x q_k x r_{k+1}`, core 0 most significant. A `FactorizedLinear` has the same keys,
-//! but usually also a `bias`. Factors of other decompositions (CP, Tucker) have the same names, but
-//! not four dimensions.
+//! tensorly-torch (`FactorizedEmbedding`, blocktt): `weight.factors.factor_{k}` of `r_k x p_k x q_k
+//! x r_{k+1}`, core 0 most significant, or of `r_k x tables x p_k x q_k x r_{k+1}` where
+//! `from_embedding_list` put several tables into one set of factors. A `FactorizedLinear` has the
+//! same keys, but usually also a `bias`. Factors of other decompositions (CP, Tucker) have the same
+//! names, but not four dimensions.
 
 use super::{Dialect, Survey, Weights, cores, refuse};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
@@ -28,10 +29,12 @@ impl Dialect for Tltorch {
                 );
                 continue;
             }
-            match first.shape() {
+            match *first.shape() {
                 [_, _, _, _] => survey.offer(spec),
-                shape => {
-                    let name = first.name();
+                // `from_embedding_list`: several tables in one set of factors.
+                [1, tables, _, _, _] => survey.offer_each(&spec, tables),
+                _ => {
+                    let (name, shape) = (first.name(), first.shape());
                     survey.refuse(
                         spec,
                         format!(
@@ -62,8 +65,7 @@ pub(super) fn open<'c>(
     spec: &TableSpec,
 ) -> Result<Weights<'c>> {
     refuse(spec.tensor.is_some(), "tensor", dialect)?;
-    refuse(spec.table.is_some(), "table", dialect)?;
     let stem = format!("{}{stem}", spec.prefix.as_deref().unwrap_or_default());
-    let (shape, cores) = cores::open_blocks(checkpoint, &stem, program, spec)?;
+    let (shape, cores) = cores::open_blocks(checkpoint, &stem, [program, dialect], spec)?;
     Ok(Weights::Tt { shape, cores, overrides: None })
 }

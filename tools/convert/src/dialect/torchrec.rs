@@ -48,6 +48,9 @@ impl Dialect for Torchrec {
         for tensor in tensors {
             if let Some((prefix, name)) = parse(tensor.name()) {
                 survey.take(tensor.name());
+                for part in ["_qscale", "_qbias"] {
+                    survey.take(&format!("{}{part}", tensor.name()));
+                }
                 let (name, prefix) = (Some(name.to_owned()), Some(prefix.to_owned()));
                 survey.offer(TableSpec { name, prefix, ..TableSpec::default() });
                 found = true;
@@ -66,7 +69,8 @@ impl Dialect for Torchrec {
         let prefix = spec.prefix.as_deref();
         let prefix = prefix
             .context("`prefix` is missing: the table's, such as \"embedding_bags.t_cat_0.\"")?;
-        dense::table(require(checkpoint, &format!("{prefix}weight"))?, self.name(), spec)
+        let tensor = require(checkpoint, &format!("{prefix}weight"))?;
+        dense::table(checkpoint, tensor, self.name(), spec).map(Weights::Dense)
     }
 }
 

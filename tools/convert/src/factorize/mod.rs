@@ -24,7 +24,7 @@ pub(crate) use low_rank::{LowRank, for_each_short_row, mixing};
 pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use resume::Key;
 pub use resume::ResumeCache;
-pub(crate) use rows::{Rows, TensorRows};
+pub(crate) use rows::Rows;
 pub use shape::{Factors, suggest_shape, widest_first};
 pub(crate) use tt_svd::{Limits, TtSvd};
 

@@ -3,7 +3,7 @@
 //! smaller and smaller budgets.
 
 use super::{
-    candidate::{self, f32_bytes},
+    candidate::{self, Search, f32_bytes},
     enumerate::curve,
     explain,
     low_rank::{mix, project},
@@ -13,9 +13,9 @@ use super::{
 use crate::{
     dialect::{Source, Weights},
     error::Error,
-    factorize::{DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TensorRows, TtSvd, suggest_shape},
+    factorize::{DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TtSvd, suggest_shape},
     in_memory,
-    progress::Progress,
+    progress::{Progress, Step},
 };
 use anyhow::{Context, Result};
 use ttrec::{AlignedBuf, Blob, TtShape, blob::Layout, dtype::Dtype};
@@ -24,6 +24,11 @@ use ttrec::{AlignedBuf, Blob, TtShape, blob::Layout, dtype::Dtype};
 const MAX_PARAMETERS: u64 = 1 << 26;
 /// The ranks of the tensor trains of a dense table.
 const RANKS: [u32; 4] = [8, 16, 32, 64];
+
+/// The units of the families that this module measures, which are fewer than those of a plan.
+const OWN: u64 = 300;
+/// The units of the step for a table.
+const UNITS: u64 = OWN + Search::UNITS;
 
 /// An alternative representation of a table.
 #[derive(Clone, Debug)]
@@ -87,12 +92,13 @@ pub struct Alternatives {
 /// # Errors
 /// If the rows cannot be read.
 pub fn alternatives(source: &Source<'_>, progress: &dyn Progress) -> Result<Alternatives, Error> {
+    let step = Step::new(progress, &format!("{}: alternatives", source.name()), UNITS);
     let sample = Runs::of(source);
     let job = Job { name: source.name(), memory: DEFAULT_MEMORY, progress };
     let spectrum = LowRank::analyse(&sample, &job).ok();
     Ok(Alternatives {
         energies: spectrum.as_ref().map_or(Vec::new(), |spectrum| spectrum.energies().to_vec()),
-        families: families(source, &sample, spectrum.as_ref(), progress)?,
+        families: families(source, &sample, spectrum.as_ref(), progress, &step)?,
         rows_measured: (!sample.is_whole()).then(|| sample.num_embeddings()),
     })
 }
@@ -103,26 +109,30 @@ fn families(
     sample: &Runs<'_, '_>,
     spectrum: Option<&LowRank>,
     progress: &dyn Progress,
+    step: &Step<'_>,
 ) -> Result<Vec<Family>> {
+    let found = |families: &mut Vec<Family>, kind, candidates| {
+        step.add(OWN / 3);
+        families.push(Family { kind, candidates });
+    };
     let weights = &source.weights;
     let rows = Measured::read(sample)?;
-    let mut families = vec![Family { kind: Kind::Dense, candidates: dense(weights, &rows)? }];
+    let mut families = Vec::new();
+    found(&mut families, Kind::Dense, dense(weights, &rows)?);
     if let Some(spectrum) = spectrum {
-        families
-            .push(Family { kind: Kind::LowRank, candidates: low_rank(weights, &rows, spectrum)? });
+        found(&mut families, Kind::LowRank, low_rank(weights, &rows, spectrum)?);
     }
     let trains = match weights {
         Weights::Tt { .. } => cores(weights, &rows)?,
         // The ranks of a sample do not predict those of the whole table.
-        Weights::Dense { .. } if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
+        Weights::Dense(_) if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
         _ => Vec::new(),
     };
-    families.push(Family { kind: Kind::TensorTrain, candidates: trains });
-    if let (Weights::Dense { tensor, .. }, None, true) = (weights, source.hashed, sample.is_whole())
-    {
+    found(&mut families, Kind::TensorTrain, trains);
+    if let (Weights::Dense(rows), None, true) = (weights, source.hashed, sample.is_whole()) {
         families.push(Family {
             kind: Kind::Planned,
-            candidates: planned(&source.name, &TensorRows::new(tensor)?, progress)?,
+            candidates: planned(&source.name, rows, progress, step)?,
         });
     }
     families.retain(|family| !family.candidates.is_empty());
@@ -134,9 +144,16 @@ fn families(
 
 /// The choices of `plan`, down to 1/64 of the f32 bytes. Tables list those of a half, a quarter,
 /// and so on, except dense rows, which have their own family.
-fn planned(name: &str, rows: &dyn Rows, progress: &dyn Progress) -> Result<Vec<Alternative>> {
+fn planned(
+    name: &str,
+    rows: &dyn Rows,
+    progress: &dyn Progress,
+    step: &Step<'_>,
+) -> Result<Vec<Alternative>> {
     // None for a table that is too large, or has values that are not finite.
-    let Ok(curve) = curve(name, rows, DEFAULT_MEMORY, progress) else { return Ok(Vec::new()) };
+    let Ok(curve) = curve(name, rows, DEFAULT_MEMORY, progress, step) else {
+        return Ok(Vec::new());
+    };
     let f32_bytes = f32_bytes(rows.num_embeddings(), rows.embedding_dim());
     let within =
         |part: i32| curve.iter().rposition(|c| c.bytes as f64 <= f32_bytes / f64::from(1 << part));

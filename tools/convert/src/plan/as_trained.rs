@@ -7,7 +7,7 @@ use super::{
     cost,
     sample::{Sample, squared_distance, squared_norm},
 };
-use crate::{checkpoint::Checkpoint, dialect::Source, sink, spec::TableSpec};
+use crate::{checkpoint::Checkpoint, dialect::Source, progress::Share, sink, spec::TableSpec};
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use ttrec::{AlignedBuf, Blob, Table, blob::Layout, dtype::Dtype, repr::Weights};
@@ -40,7 +40,9 @@ pub(super) fn candidates(
     let energy = sum(&sample, [&exact, &exact], norm)?;
 
     let mut list = Vec::new();
-    for &dtype in Dtype::ALL {
+    let share = Share::new(options.step, Search::UNITS);
+    for (at, &dtype) in Dtype::ALL.iter().enumerate() {
+        share.reach(at, Dtype::ALL.len());
         let spec = TableSpec { dtype: Some(dtype), ..found.clone() };
         // Cores are never i4.
         let Ok(stored) = Source::open(checkpoint, &spec) else { continue };

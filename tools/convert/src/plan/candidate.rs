@@ -3,7 +3,7 @@
 use super::sample::{Matrix, Sample};
 use crate::{
     factorize::Job,
-    progress::Progress,
+    progress::{Progress, Step},
     spec::{self, TableSpec},
 };
 use anyhow::Result;
@@ -25,6 +25,13 @@ pub(crate) struct Search<'o> {
     /// Larger candidates are dropped.
     pub(crate) most_bytes: u64,
     pub(crate) progress: &'o dyn Progress,
+    /// The step that the search is a part of.
+    pub(crate) step: &'o Step<'o>,
+}
+
+impl Search<'_> {
+    /// The units that the search of a table adds to its step.
+    pub(crate) const UNITS: u64 = 1000;
 }
 
 /// A representation of a table.

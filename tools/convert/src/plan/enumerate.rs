@@ -11,8 +11,8 @@ use super::{
 use crate::{
     checkpoint::Checkpoint,
     dialect::{Source, Weights},
-    factorize::{Rows, TensorRows},
-    progress::Progress,
+    factorize::Rows,
+    progress::{Progress, Share, Step},
     spec::TableSpec,
 };
 use anyhow::{Context as _, Result};
@@ -25,8 +25,9 @@ pub(super) fn curve(
     rows: &dyn Rows,
     memory: u64,
     progress: &dyn Progress,
+    step: &Step<'_>,
 ) -> Result<Vec<Candidate>> {
-    let options = Search { frequencies: None, memory, most_bytes: u64::MAX, progress };
+    let options = Search { frequencies: None, memory, most_bytes: u64::MAX, progress, step };
     let list = of_dense(name, &TableSpec::default(), rows, &options)?.list;
     let item = |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
     let items: Vec<Item> = list.iter().map(item).collect();
@@ -42,8 +43,8 @@ pub(crate) fn candidates(
     let source = Source::open(checkpoint, &TableSpec { dtype: Some(Dtype::F32), ..found.clone() })?;
     let place = || format!("{}: table {:?}", checkpoint.path().display(), source.name);
     match (&source.weights, source.hashed) {
-        (Weights::Dense { tensor, .. }, None) => {
-            of_dense(&source.name, found, &TensorRows::new(tensor)?, options).with_context(place)
+        (Weights::Dense(rows), None) => {
+            of_dense(&source.name, found, rows, options).with_context(place)
         }
         _ => as_trained::candidates(checkpoint, &source, found, options).with_context(place),
     }
@@ -64,15 +65,22 @@ pub(super) fn of_dense(
     let context = Context { name, found, options, sample: &sample, values: &values, energy };
 
     let mut list = Vec::new();
-    for &dtype in Dtype::ALL {
+    let (dense, others) = (Search::UNITS / 10, Search::UNITS * 9 / 10);
+    let share = Share::new(options.step, dense);
+    for (at, &dtype) in Dtype::ALL.iter().enumerate() {
+        share.reach(at, Dtype::ALL.len());
         // Values that overflow rule this type out.
         let Some(error) = sample.coding_error(&values, embedding_dim, dtype)? else { continue };
         let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };
         let nanoseconds = cost::dense(dtype.row_len(embedding_dim));
         list.push(context.candidate(Form::Dense, weights, error, nanoseconds)?);
     }
-    list.extend(low_rank::candidates(&context, rows)?);
-    let (trains, bounds) = tensor_train::candidates(&context, rows, &list)?;
+    drop(share);
+    let share = Share::new(options.step, others / 3);
+    list.extend(low_rank::candidates(&context, rows, &share)?);
+    drop(share);
+    let share = Share::new(options.step, others * 2 / 3);
+    let (trains, bounds) = tensor_train::candidates(&context, rows, &list, &share)?;
     list.extend(trains);
     list.sort_by_key(|candidate| candidate.bytes);
     let (rows_measured, complete) = (sample.ids.len(), sample.complete);

@@ -42,16 +42,18 @@ impl Layers {
         checkpoint: &Checkpoint,
         spec: &ModelSpec,
         tables: &[TableSpec],
+        dims: &[usize],
         memory: u64,
     ) -> Result<Self> {
         let place = || format!("{}: [model]", checkpoint.path().display());
-        Self::try_all(checkpoint, spec, tables, memory).with_context(place)
+        Self::try_all(checkpoint, spec, tables, dims, memory).with_context(place)
     }
 
     fn try_all(
         checkpoint: &Checkpoint,
         spec: &ModelSpec,
         tables: &[TableSpec],
+        dims: &[usize],
         memory: u64,
     ) -> Result<Self> {
         let exact =
@@ -73,7 +75,7 @@ impl Layers {
         for dtype in requested.as_ref().map_or(&TRIED[..], std::slice::from_ref) {
             let spec = ModelSpec { dtype: Some(*dtype), ..spec.clone() };
             let model = Model::open(checkpoint, &spec)?;
-            let layout = model.layout(tables)?;
+            let layout = model.layout(tables, dims)?;
             let (blob, bytes) = match in_memory::layers(&model, &layout) {
                 // Values that overflow rule this type out. If they overflow f32 too, the error
                 // comes from there.

@@ -6,7 +6,10 @@ use super::{
     cost,
     sample::{Matrix, Sample, squared_norm},
 };
-use crate::factorize::{LowRank, Rows, mixing};
+use crate::{
+    factorize::{LowRank, Rows, mixing},
+    progress::Share,
+};
 use anyhow::{Result, bail};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
@@ -27,7 +30,11 @@ pub(super) const MAX_COLUMNS: usize = 2048;
 const CHUNK: usize = 256;
 
 /// Every rank, in each stored type.
-pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<Candidate>> {
+pub(super) fn candidates(
+    context: &Context<'_>,
+    rows: &dyn Rows,
+    share: &Share<'_>,
+) -> Result<Vec<Candidate>> {
     let (n, columns) = (rows.num_embeddings(), rows.embedding_dim());
     let ranks = usize::try_from(n).unwrap_or(usize::MAX).min(columns).saturating_sub(1);
     if ranks == 0 || columns > MAX_COLUMNS {
@@ -43,7 +50,9 @@ pub(super) fn candidates(context: &Context<'_>, rows: &dyn Rows) -> Result<Vec<C
     // The relative rounding errors at some ranks, for each type of the short rows and for the
     // projection.
     let mut rounding: [Vec<(f64, f64)>; DTYPES.len()] = Default::default();
-    for rank in grid(ranks) {
+    let grid = grid(ranks);
+    for (at, &rank) in grid.iter().enumerate() {
+        share.reach(at, grid.len());
         let short = mix(&projected, rank);
         let projection =
             f64::from(rank as u32).recip() * projection_error(&spectrum.basis(rank), rank)?;

@@ -23,7 +23,7 @@ use crate::{
     dialect::{Model, Source, Survey, named_after_file},
     error::Error,
     frequencies::Frequencies,
-    progress::Progress,
+    progress::{Progress, Step},
     spec::{ModelSpec, Spec, TableSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -108,9 +108,10 @@ fn try_plan(
         .collect::<Result<Vec<_>>>();
     let sources =
         sources.context("name the tables, and what the checkpoint does not store, in a --spec")?;
+    let dims: Vec<usize> = sources.iter().map(|source| source.weights.embedding_dim()).collect();
     let layers = model
         .as_ref()
-        .map(|model| Layers::of(checkpoint, model, found, bounds.memory))
+        .map(|model| Layers::of(checkpoint, model, found, &dims, bounds.memory))
         .transpose()?;
     let f32_bytes = sources
         .iter()
@@ -133,6 +134,7 @@ fn try_plan(
     );
 
     // One table after another, so that only the candidates are held in memory, not the tables.
+    let step = Step::new(progress, "candidates", Search::UNITS * sources.len() as u64);
     let mut tables = Vec::new();
     for (found, source) in found.iter().zip(&sources) {
         let counts = frequencies
@@ -146,9 +148,11 @@ fn try_plan(
             memory: bounds.memory,
             most_bytes: budget.map_or(u64::MAX, |budget| budget.saturating_sub(layer_bytes)),
             progress,
+            step: &step,
         };
         tables.push(candidates(checkpoint, found, &search)?);
     }
+    drop(step);
     let chosen = choose(checkpoint, &tables, layers.as_ref(), budget, bounds)?;
     Plan::new(&tables, layers.as_ref(), &chosen, budget)
 }

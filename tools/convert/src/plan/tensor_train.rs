@@ -12,6 +12,7 @@ use super::{
 use crate::{
     factorize::{DEFAULT_SWEEPS, Factors, Limits, Rows, TtSvd, suggest_shape},
     in_memory,
+    progress::Share,
 };
 use anyhow::Result;
 use ttrec::{
@@ -41,15 +42,24 @@ pub(super) fn candidates(
     context: &Context<'_>,
     rows: &dyn Rows,
     others: &[Candidate],
+    share: &Share<'_>,
 ) -> Result<(Vec<Candidate>, Vec<Bound>)> {
     let (mut found, mut bounds) = (Vec::new(), Vec::new());
+    // A tensor train has no row of its own that could be zeros.
+    if context.found.padding_idx.is_some() {
+        return Ok((found, bounds));
+    }
     let few = Sample::draw(rows.num_embeddings(), LOOKED_UP, context.options.frequencies);
     let lookups = LookedUp { values: few.read(rows)?, sample: few };
     let weights = weights(context, rows.num_embeddings())?;
-    for factors in shapes(rows.num_embeddings(), rows.embedding_dim()) {
-        let Some(limits) = limits(context, rows, &factors) else { continue };
-        let train = TtSvd::analyse(rows, &factors, &limits)?;
-        for ranks in ranks(context, rows.num_embeddings(), &train)? {
+    let shapes = shapes(rows.num_embeddings(), rows.embedding_dim());
+    for (at, factors) in shapes.iter().enumerate() {
+        let Some(limits) = limits(context, rows, factors) else { continue };
+        let train = TtSvd::analyse(rows, factors, &limits)?;
+        let lists = ranks(context, rows.num_embeddings(), &train)?;
+        let count = lists.len();
+        for (list, ranks) in lists.into_iter().enumerate() {
+            share.reach(at * count + list, shapes.len() * count);
             let shape =
                 TtShape::new(rows.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
             let least = train.least_error(&ranks);

@@ -6,6 +6,7 @@ storage is a persistent id, as torch.save writes them.
 
 import collections
 import io
+import os
 import pickle
 import struct
 import sys
@@ -137,3 +138,135 @@ np.savez_compressed("arrays_compressed.npz", **arrays)
 np.save("fortran_be.npy", np.asfortranarray(values.astype(">f4")))
 np.save("row_major.npy", values.astype("<i4"))
 np.save("text.npy", np.array(["a", "b"]))
+
+
+# What several processes save. The classes are stand-ins with the attributes of torch's.
+stand_in("torch", "Size", "float32", "strided", "device")
+META, SHARD = "torch.distributed.checkpoint.metadata", "torch.distributed._shard"
+FILES = "torch.distributed.checkpoint.filesystem"
+for module, names in [
+        (META, ["Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata",
+                "ChunkStorageMetadata"]),
+        (FILES, ["_StorageInfo"]),
+        (SHARD + ".sharded_tensor.api", ["ShardedTensor"]),
+        (SHARD + ".sharded_tensor.shard", ["Shard"]),
+        (SHARD + ".sharded_tensor.metadata", ["ShardedTensorMetadata"]),
+        (SHARD + ".metadata", ["ShardMetadata"]),
+        ("torch.distributed.tensor", ["DTensor"]),
+        ("torch.distributed.tensor._shards_wrapper", ["LocalShardsWrapper"]),
+        ("torch._utils", ["_rebuild_wrapper_subclass"]),
+        ("torch._tensor", ["_rebuild_from_type_v2"])]:
+    stand_in(module, *names)
+
+
+def make(module, name, **attributes):
+    made = getattr(sys.modules[module], name)()
+    made.__dict__.update(attributes)
+    return made
+
+
+class Call:
+    """An object that pickles as a call, perhaps with a state."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.call
+
+
+def size(*extents):
+    return Call(torch.Size, extents)
+
+
+def wrapped(module, name, shape, state):
+    cls, utils = getattr(sys.modules[module], name), sys.modules["torch._utils"]
+    arguments = (cls, torch.float32, shape, (shape[1], 1), 0, torch.strided,
+                 Call(torch.device, "cpu"), False)
+    return Call(sys.modules["torch._tensor"]._rebuild_from_type_v2,
+                utils._rebuild_wrapper_subclass, cls, arguments, state)
+
+
+def dtensor(shape, local):
+    return wrapped("torch.distributed.tensor", "DTensor", shape,
+                   (None, {"_local_tensor": local, "_spec": {"placements": ()}}))
+
+
+def wrapper(shape, *parts):
+    return wrapped("torch.distributed.tensor._shards_wrapper", "LocalShardsWrapper", shape,
+                   (None, {"_local_shards": list(parts), "_storage_meta": None}))
+
+
+def sharded(shape, *parts):
+    # These classes have slots: their state is (None, slots).
+    def slots(module, name, **slots):
+        return Call(getattr(sys.modules[module], name), state=(None, slots))
+
+    shards = [slots(SHARD + ".sharded_tensor.shard", "Shard", tensor=part, metadata=slots(
+                  SHARD + ".metadata", "ShardMetadata", shard_offsets=[2 * number, 0],
+                  shard_sizes=[2, 3], placement=None))
+              for number, part in enumerate(parts)]
+    metadata = make(SHARD + ".sharded_tensor.metadata", "ShardedTensorMetadata",
+                    size=size(*shape))
+    return wrapped(SHARD + ".sharded_tensor.api", "ShardedTensor", shape,
+                   (shards, metadata, None, None, False))
+
+
+write_zip("sharded.pt", {
+    "whole_dtensor": dtensor((2, 3), Tensor(six("0"), (2, 3))),
+    "part_of_dtensor": dtensor((4, 3), Tensor(six("0"), (2, 3))),
+    "whole_wrapper": dtensor((2, 3), wrapper((2, 3), Tensor(six("0"), (2, 3)))),
+    "part_of_wrapper": dtensor((4, 3), wrapper((2, 3), Tensor(six("0"), (2, 3)))),
+    "whole_sharded": sharded((2, 3), Tensor(six("1"), (2, 3))),
+    "part_of_sharded": sharded((4, 3), Tensor(six("1"), (2, 3))),
+    "no_shards": sharded((4, 3)),
+    "plain": Tensor(six("2"), (3, 2)),
+})
+
+
+def write_distributed(folder, tensors, lost):
+    """`tensors`: name to shape and parts, each a file, offsets, sizes and values."""
+    os.makedirs(folder, exist_ok=True)
+    files, state, storage = collections.defaultdict(bytes), {}, {}
+    for name, (shape, parts) in tensors.items():
+        chunks = [make(META, "ChunkStorageMetadata", offsets=size(*offsets), sizes=size(*sizes))
+                  for _, offsets, sizes, _ in parts]
+        state[name] = make(META, "TensorStorageMetadata", properties=None, size=size(*shape),
+                           chunks=chunks)
+        for file, offsets, sizes, values in parts:
+            stream = io.BytesIO()
+            write_zip(stream, Tensor(Storage("0", "f4", values), sizes))
+            index = make(META, "MetadataIndex", fqn=name, index=None, offset=size(*offsets))
+            storage[index] = make(FILES, "_StorageInfo", relative_path=file,
+                                  offset=len(files[file]), length=len(stream.getvalue()))
+            files[file] += stream.getvalue()
+    # What is no tensor is a pickle.
+    state["epoch"] = make(META, "BytesStorageMetadata")
+    index = make(META, "MetadataIndex", fqn="epoch", index=None, offset=None)
+    storage[index] = make(FILES, "_StorageInfo", relative_path=ranks[0],
+                          offset=len(files[ranks[0]]), length=4)
+    files[ranks[0]] += b"\x80\x02N."
+    for file, data in files.items():
+        if file not in lost:
+            open(os.path.join(folder, file), "wb").write(data)
+    metadata = make(META, "Metadata", state_dict_metadata=state, planner_data=None,
+                    storage_data=storage)
+    with open(os.path.join(folder, ".metadata"), "wb") as stream:
+        pickle._Pickler(stream, 4).dump(metadata)
+
+
+ranks = ["__0_0.distcp", "__1_0.distcp"]
+table = np.arange(24, dtype="<f4").reshape(6, 4)
+write_distributed("distributed", {
+    "model.whole.weight": ((2, 3), [(ranks[0], (0, 0), (2, 3), [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])]),
+    "model.rows.weight": ((6, 4), [(ranks[0], (0, 0), (3, 4), table[:3].ravel()),
+                                   (ranks[1], (3, 0), (3, 4), table[3:].ravel())]),
+    "model.columns.weight": ((6, 4), [(ranks[0], (0, 0), (6, 1), table[:, :1].ravel()),
+                                      (ranks[1], (0, 1), (6, 3), table[:, 1:].ravel())]),
+    "model.incomplete.weight": ((6, 4), [(ranks[0], (0, 0), (3, 4), table[:3].ravel())]),
+    "model.overlapping.weight": ((6, 4), [(ranks[0], (0, 0), (4, 4), table[:4].ravel()),
+                                          (ranks[1], (2, 0), (2, 4), table[2:4].ravel())]),
+    "model.lost.weight": ((2, 2), [("__2_0.distcp", (0, 0), (2, 2), [0, 1, 2, 3])]),
+    "model.outside.weight": ((2, 2), [("../__0_0.distcp", (0, 0), (2, 2), [0, 1, 2, 3])]),
+    "optim.state.rows.exp_avg": ((1, 2), [(ranks[1], (0, 0), (1, 2), [7, 8])]),
+}, lost=["__2_0.distcp", "../__0_0.distcp"])

@@ -1,3 +1,7 @@
 //! The integration tests of the library, one module a subject.
 
 mod checkpoint;
+mod foreign;
+mod onnx;
+mod progress;
+mod word_vectors;

@@ -1,8 +1,8 @@
 //! Parquet, against the same rows as CSV.
 
-use super::{batches, open};
+use super::{batches, config, open};
 use crate::{
-    data::{Dataset, Split},
+    data::{Batch, Dataset, Split},
     random::random,
 };
 use ::parquet::{
@@ -90,7 +90,8 @@ fn parquet_is_read_as_csv_is() {
     .unwrap();
     let expected =
         open(dir.path(), &format!("format = \"csv\"\ntrain = [\"a.csv\"]\n{COLUMNS}")).unwrap();
-    for compression in [Codec::UNCOMPRESSED, Codec::SNAPPY, Codec::GZIP(Default::default())] {
+    let gzip = Codec::GZIP(Default::default());
+    for compression in [Codec::UNCOMPRESSED, Codec::SNAPPY, gzip, Codec::LZ4, Codec::LZ4_RAW] {
         write_parquet(&dir.path().join("a.parquet"), &[&rows[..300], &rows[300..650]], compression);
         write_parquet(&dir.path().join("b.parquet"), &[&rows[650..]], compression);
         let source =
@@ -129,6 +130,64 @@ fn a_file_of_pyarrow_is_read() {
 }
 
 #[test]
+fn zstandard_brotli_lists_and_decimals_are_read() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let columns = |separator: &str| {
+        format!(
+            "label = \"y\"\ndense = [\"x\", \"price\"]\nvalid_fraction = 0.2\ncategorical = \
+             [\"shop\", \"code\", {{ name = \"ids\"{separator} }}, {{ name = \"tags\"{separator}, \
+             pooling = \"mean\" }}]\n"
+        )
+    };
+    let text = columns(", separator = \"|\"");
+    let text = format!("format = \"csv\"\ntrain = [\"rows.csv\"]\n{text}");
+    let expected = open(&golden, &text).unwrap();
+    for file in ["rows.zstd.parquet", "rows.brotli.parquet"] {
+        let source = format!("format = \"parquet\"\ntrain = [{file:?}]\n{}", columns(""));
+        let dataset = open(&golden, &source).unwrap();
+        assert_eq!(dataset.vocabulary(), expected.vocabulary());
+        let mut count = 0;
+        for split in [Split::Train, Split::Valid] {
+            let found = batches(&*dataset, split, 1, 64);
+            count += found.iter().map(Batch::len).sum::<usize>();
+            assert_eq!(found, batches(&*expected, split, 1, 64), "{file}");
+        }
+        assert_eq!(count, 240);
+    }
+    let refused = |columns: &str| {
+        let source = format!("format = \"parquet\"\ntrain = [\"rows.zstd.parquet\"]\n{columns}");
+        format!("{:#}", open(&golden, &source).err().unwrap())
+    };
+    let error = refused("label = \"y\"\ndense = [\"ids\"]\ncategorical = [\"shop\"]");
+    assert!(
+        error.contains("rows.zstd.parquet: column \"ids\" holds lists: expected one"),
+        "{error}"
+    );
+    let error = refused("label = \"y\"\ncategorical = [\"price\"]");
+    assert!(error.contains("row 1: \"price\" is 45.74: expected text or a whole"), "{error}");
+}
+
+#[test]
+fn parquet_that_is_only_scored_needs_no_label() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let source = |label: &str| {
+        config(&format!(
+            "format = \"parquet\"\ntrain = [\"rows.zstd.parquet\"]\nlabel = {label:?}\ncategorical \
+             = [\"shop\"]\nshuffle = false\n"
+        ))
+    };
+    let trained = source("y").open(&golden, None).unwrap();
+    let file = vec![golden.join("rows.brotli.parquet")];
+    let rows = source("click").open_files(file, trained.vocabulary().clone()).unwrap();
+    let (found, expected) =
+        (batches(&*rows, Split::Test, 0, 500), batches(&*trained, Split::Train, 0, 500));
+    assert_eq!(found[0].features, expected[0].features);
+    assert!(found[0].labels.len() == 240 && found[0].labels.iter().all(|label| label.is_nan()));
+    let error = format!("{:#}", source("click").open(&golden, None).err().unwrap());
+    assert!(error.contains("has no column \"click\""), "{error}");
+}
+
+#[test]
 fn whole_floats_and_nan_can_be_categories() {
     let dir = tempfile::tempdir().unwrap();
     let xs = [Some(5.0), None, Some(f64::NAN), Some(-7.0), Some(5.0)];
@@ -136,13 +195,11 @@ fn whole_floats_and_nan_can_be_categories() {
     write_parquet(&dir.path().join("a.parquet"), &[&rows], Codec::SNAPPY);
     let source = "format = \"parquet\"\ntrain = [\"a.parquet\"]\nlabel = \"y\"\npositive = \
                   4\ncategorical = [\"x\"]\nshuffle = false\n";
-    let dataset = open(dir.path(), &format!("{source}missing = [\"NaN\"]")).unwrap();
+    let dataset = open(dir.path(), source).unwrap();
     let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
     // "", "5" and "-7" in the order of counts, then of bytes.
     assert_eq!(batch.features[0].indices, [1, 0, 0, 2, 1]);
     assert_eq!(batch.labels, [1.0; 5]);
-    let error = open(dir.path(), source).err().unwrap().to_string();
-    assert!(error.contains("row 3: \"x\" is NaN"), "{error}");
 }
 
 #[test]
@@ -172,7 +229,7 @@ fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
         &ok.replace("\"n\"", "\"m\""),
         &["a.parquet: has no column \"m\"; its columns are [\"y\", \"unread\", \"x\""],
     );
-    refused(&ok.replace("\"n\"", "\"list\""), &["column \"list\" holds lists"]);
+    refused(&ok.replace("dense = [\"x\"]", "dense = [\"list\"]"), &["column \"list\" holds lists"]);
     refused(
         &ok.replace("[\"n\", ", "[\"x\", "),
         &["\"x\" is 1.5: expected text or a whole number"],
@@ -184,11 +241,15 @@ fn parquet_that_cannot_be_read_is_an_error_that_says_why() {
     // Damaged files give an error or rows, never a panic.
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 9]).unwrap();
-    refused(&ok, &["a.parquet: "]);
-    for at in 0..whole.len() {
-        let mut damaged = whole.clone();
-        damaged[at] ^= 1 << (at % 8);
-        fs::write(&path, &damaged).unwrap();
-        let _ = open(dir.path(), &ok);
+    refused(&ok, &["a.parquet: not a Parquet file, or a damaged one"]);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/rows.zstd.parquet");
+    let lists = config("label = \"y\"\ndense = [\"x\"]\ncategorical = [\"ids\", \"tags\"]");
+    for (whole, config) in [(whole, ok), (fs::read(golden).unwrap(), lists)] {
+        for at in (0..whole.len()).step_by(1 + whole.len() / 500) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            fs::write(&path, &damaged).unwrap();
+            let _ = open(dir.path(), &config);
+        }
     }
 }

@@ -3,6 +3,9 @@
 // Each test file uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+mod plain;
+
+pub(crate) use plain::faults;
 use std::{
     collections::BTreeMap,
     env, fs,
@@ -38,7 +41,13 @@ pub(crate) struct Run {
 pub(crate) fn run(mut command: Command) -> Run {
     let Output { status, stdout, stderr } = command.output().expect("the binary starts");
     let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
-    Run { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+    let run = Run { code: status.code(), stdout: text(stdout), stderr: text(stderr) };
+    if matches!(run.code, Some(3 | 4)) {
+        let args = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
+        let faults = plain::faults(&run.stderr, &args.collect::<Vec<_>>());
+        assert!(faults.is_empty(), "the refusal has {faults:?}: {run:#?}");
+    }
+    run
 }
 
 impl Run {
