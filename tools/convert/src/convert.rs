@@ -646,8 +646,8 @@ fn only_tables(checkpoint: &Checkpoint, qr_operation: Option<repr::Combine>) -> 
         let tables = found.len();
         let spec = Spec { model: Some(model), tables: found };
         bail!(
-            "{path}: found {tables} embedding tables, and layers that make a model around them. \
-             Complete this spec and pass it with --spec. Set `pooling` in [model] to \"sum\" or \
+            "{path}: found {tables} embedding tables, and layers that make a model around them: \
+             complete this spec and pass it with --spec. Set `pooling` in [model] to \"sum\" or \
              \"mean\" (torch.nn.EmbeddingBag averages, unless its `mode` says otherwise), and \
              list the tables in the order in which the model takes them:\n\n{}",
             toml::to_string(&spec).context("cannot write the offered spec")?

@@ -1,0 +1,116 @@
+//! Pools or looks up rows of a workload a given number of times, for `.ci/instructions` to count.
+
+use std::hint::black_box;
+use ttrec::{
+    Bags, Blob, DigitOrder, Pooling, Table, Tier, TtShape,
+    bag::pool_tables,
+    blob::{Layout, TableSpec, WeightsSpec},
+    dtype::Dtype,
+};
+
+const ROWS: u64 = 11_000_000;
+const BAG: usize = 20;
+/// Criteo Kaggle's seven largest tables, and the rows of the nineteen others.
+const KAGGLE: [(u64, [u32; 3]); 7] = [
+    (10_131_227, [200, 220, 250]),
+    (8_351_593, [200, 200, 209]),
+    (7_046_547, [200, 200, 200]),
+    (5_461_306, [166, 175, 188]),
+    (2_202_608, [125, 130, 136]),
+    (286_181, [53, 72, 75]),
+    (142_572, [50, 52, 55]),
+];
+const KAGGLE_DENSE: [u64; 19] = [
+    1460, 583, 305, 24, 12_517, 633, 3, 93_145, 5683, 3194, 27, 14_992, 10, 5652, 2173, 4, 18, 15,
+    105,
+];
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, workload, dtype, form, passes] = &args[..] else {
+        panic!("usage: instructions WORKLOAD DTYPE batch|bag|lookup PASSES")
+    };
+    let dtype = match dtype.as_str() {
+        "f16" => Dtype::F16,
+        "i8" => Dtype::I8,
+        _ => Dtype::F32,
+    };
+    let (most, least) = (DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst);
+    let large = |q: [u32; 3], rank, order| {
+        let shape = TtShape::new(ROWS, &[200, 220, 250], &q, &[rank, rank]).unwrap();
+        vec![tt(0, shape.with_digit_order(order), dtype)]
+    };
+    let specs = match workload.as_str() {
+        "W1-R32" => large([4, 4, 4], 32, most),
+        "W3-R16" => large([2, 2, 16], 16, most),
+        "W6-R8" => large([2, 1, 32], 8, least),
+        "W6-R16" => large([2, 1, 32], 16, least),
+        "W4-R16" => kaggle(16, dtype),
+        _ => panic!("no workload {workload}"),
+    };
+    let mut buf = Layout::new(&specs).unwrap().build(|_, out| out.fill(0x3c));
+    let buf = black_box(&mut buf);
+    let blob = Blob::parse(buf).unwrap();
+    let tier = Tier::from_name(&std::env::var("TTREC_ISA").unwrap_or_default());
+    let tables: Vec<Table<'_>> =
+        blob.tables().map(|table| table.with_tier(tier.unwrap_or(Tier::best()))).collect();
+
+    let (bags, bag) = match (form.as_str(), tables.len()) {
+        ("batch", 1) => (512, BAG),
+        ("batch", _) => (128, 1),
+        ("bag", 1) => (1, BAG),
+        _ => (1, 1),
+    };
+    let offsets: Vec<u32> = (0..=bags).map(|at| (at * bag) as u32).collect();
+    let width: usize = tables.iter().map(Table::embedding_dim).sum();
+    let mut out = vec![0.0; bags * width];
+    let workspace = tables.iter().map(|table| table.workspace_len(bags * bag)).max();
+    let mut workspace = vec![0.0; workspace.unwrap_or_default()];
+    // Uniform ids, the same in every pass of a batch; other passes take the next ones.
+    let mut state = 1u64;
+    let mut draw = |table: &Table<'_>| -> Vec<u32> {
+        let mut id = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ((state >> 32) * table.num_embeddings() >> 32) as u32
+        };
+        (0..512 * BAG).map(|_| id()).collect()
+    };
+    let ids: Vec<Vec<u32>> = tables.iter().map(&mut draw).collect();
+    let mut pairs = Vec::with_capacity(tables.len());
+    for pass in 0..passes.parse().unwrap() {
+        let first = pass * bags * bag % (512 * BAG - bags * bag + 1);
+        if form == "lookup" {
+            for (table, ids) in tables.iter().zip(&ids) {
+                let out = &mut out[..table.embedding_dim()];
+                table.lookup(ids[first].into(), out, &mut workspace).unwrap();
+            }
+        } else if let ([table], [ids]) = (&tables[..], &ids[..]) {
+            let bags = Bags::new(&ids[first..][..bags * bag], &offsets).unwrap();
+            table.pool(&bags, Pooling::Sum, &mut out, &mut workspace).unwrap();
+        } else {
+            pairs.clear();
+            pairs.extend(tables.iter().zip(&ids).map(|(table, ids)| {
+                (table, Bags::new(&ids[first..][..bags * bag], &offsets).unwrap())
+            }));
+            pool_tables(&pairs, Pooling::Sum, &mut out, &mut workspace).unwrap();
+        }
+        black_box(&out);
+    }
+    // What `.ci/instructions` divides by.
+    println!("{}", tables.len() * bags * bag);
+}
+
+fn kaggle(rank: u32, dtype: Dtype) -> Vec<TableSpec> {
+    let trains = KAGGLE.iter().enumerate().map(|(at, (rows, p))| {
+        tt(at, TtShape::new(*rows, p, &[2, 2, 4], &[rank, rank]).unwrap(), dtype)
+    });
+    let dense = KAGGLE_DENSE.iter().zip(7..).map(|(&num_embeddings, at)| {
+        let weights = WeightsSpec::Dense { num_embeddings, embedding_dim: 16, dtype: Dtype::F32 };
+        TableSpec::new(format!("c{at:02}"), weights)
+    });
+    trains.chain(dense).collect()
+}
+
+fn tt(at: usize, shape: TtShape, dtype: Dtype) -> TableSpec {
+    TableSpec::new(format!("c{at:02}"), WeightsSpec::Tt { shape, dtype })
+}
