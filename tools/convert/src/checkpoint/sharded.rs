@@ -46,8 +46,14 @@ pub(super) fn read(path: &Arc<Path>, map: &Mapped) -> Result<Vec<Tensor>, Checkp
     if bytes.len() > MAX_INDEX {
         return Err(malformed(format!("{} bytes, expected at most {MAX_INDEX}", bytes.len())));
     }
-    let Index { weight_map } =
-        serde_json::from_slice(bytes).map_err(|error| malformed(plain(&error)))?;
+    let Index { weight_map } = serde_json::from_slice(bytes).map_err(|error| match error {
+        error if error.is_data() => malformed(plain(&error)),
+        error => malformed(format!(
+            "JSON that is malformed or cut short at line {}, column {}",
+            error.line(),
+            error.column()
+        )),
+    })?;
     let Some(Distinct(places)) = weight_map else {
         let reason = "JSON without `weight_map`: expected an index of shards, such as \
                       model.safetensors.index.json, or the checkpoint itself";
