@@ -402,8 +402,9 @@ fn torch_tables_are_converted_without_being_held() {
         command.current_dir(dir.path(".")).args(args).stdin(Stdio::null());
         let peak = peak_kib(command, says);
         eprintln!("{} of {} bytes: at most {peak} KiB resident", args[0], bytes.len());
-        // `verify` maps the blob, a quarter of the checkpoint.
-        assert!(peak * 1024 < 32_000_000, "{peak} KiB");
+        // `verify` maps the blob, a quarter of the checkpoint; the program and its buffers take up
+        // to as much again.
+        assert!(peak * 1024 < bytes.len() as u64 * 3 / 4, "{peak} KiB");
     }
     assert!(blob.exists() && spec.exists());
 }
