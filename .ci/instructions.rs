@@ -1,5 +1,8 @@
 //! Pools or looks up rows of a workload a given number of times, for `.ci/instructions` to count.
 
+#[allow(dead_code, reason = "the benchmarks of `ttrec` use all of them")]
+mod workloads;
+
 use std::hint::black_box;
 use ttrec::{
     Bags, Blob, DigitOrder, Pooling, Table, Tier, TtShape,
@@ -7,23 +10,10 @@ use ttrec::{
     blob::{Layout, TableSpec, WeightsSpec},
     dtype::Dtype,
 };
-
-const ROWS: u64 = 11_000_000;
-const BAG: usize = 20;
-/// Criteo Kaggle's seven largest tables, and the rows of the nineteen others.
-const KAGGLE: [(u64, [u32; 3]); 7] = [
-    (10_131_227, [200, 220, 250]),
-    (8_351_593, [200, 200, 209]),
-    (7_046_547, [200, 200, 200]),
-    (5_461_306, [166, 175, 188]),
-    (2_202_608, [125, 130, 136]),
-    (286_181, [53, 72, 75]),
-    (142_572, [50, 52, 55]),
-];
-const KAGGLE_DENSE: [u64; 19] = [
-    1460, 583, 305, 24, 12_517, 633, 3, 93_145, 5683, 3194, 27, 14_992, 10, 5652, 2173, 4, 18, 15,
-    105,
-];
+use workloads::{
+    BAG, BAGS, COLUMN_FACTORS, KAGGLE_COLUMN_FACTORS, KAGGLE_DENSE, KAGGLE_DIM, KAGGLE_TT,
+    ROW_FACTORS, ROWS, TRAINED,
+};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -37,14 +27,15 @@ fn main() {
     };
     let (most, least) = (DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst);
     let large = |q: [u32; 3], rank, order| {
-        let shape = TtShape::new(ROWS, &[200, 220, 250], &q, &[rank, rank]).unwrap();
+        let shape = TtShape::new(ROWS, &ROW_FACTORS, &q, &[rank, rank]).unwrap();
         vec![tt(0, shape.with_digit_order(order), dtype)]
     };
+    let [cubic, wide] = COLUMN_FACTORS;
     let specs = match workload.as_str() {
-        "W1-R32" => large([4, 4, 4], 32, most),
-        "W3-R16" => large([2, 2, 16], 16, most),
-        "W6-R8" => large([2, 1, 32], 8, least),
-        "W6-R16" => large([2, 1, 32], 16, least),
+        "W1-R32" => large(cubic, 32, most),
+        "W3-R16" => large(wide, 16, most),
+        "W6-R8" => large(TRAINED, 8, least),
+        "W6-R16" => large(TRAINED, 16, least),
         "W4-R16" => kaggle(16, dtype),
         _ => panic!("no workload {workload}"),
     };
@@ -56,7 +47,7 @@ fn main() {
         blob.tables().map(|table| table.with_tier(tier.unwrap_or(Tier::best()))).collect();
 
     let (bags, bag) = match (form.as_str(), tables.len()) {
-        ("batch", 1) => (512, BAG),
+        ("batch", 1) => (BAGS, BAG),
         ("batch", _) => (128, 1),
         ("bag", 1) => (1, BAG),
         _ => (1, 1),
@@ -73,12 +64,12 @@ fn main() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             ((state >> 32) * table.num_embeddings() >> 32) as u32
         };
-        (0..512 * BAG).map(|_| id()).collect()
+        (0..BAGS * BAG).map(|_| id()).collect()
     };
     let ids: Vec<Vec<u32>> = tables.iter().map(&mut draw).collect();
     let mut pairs = Vec::with_capacity(tables.len());
     for pass in 0..passes.parse().unwrap() {
-        let first = pass * bags * bag % (512 * BAG - bags * bag + 1);
+        let first = pass * bags * bag % (BAGS * BAG - bags * bag + 1);
         if form == "lookup" {
             for (table, ids) in tables.iter().zip(&ids) {
                 let out = &mut out[..table.embedding_dim()];
@@ -101,11 +92,12 @@ fn main() {
 }
 
 fn kaggle(rank: u32, dtype: Dtype) -> Vec<TableSpec> {
-    let trains = KAGGLE.iter().enumerate().map(|(at, (rows, p))| {
-        tt(at, TtShape::new(*rows, p, &[2, 2, 4], &[rank, rank]).unwrap(), dtype)
+    let trains = KAGGLE_TT.iter().enumerate().map(|(at, (rows, p))| {
+        tt(at, TtShape::new(*rows, p, &KAGGLE_COLUMN_FACTORS, &[rank, rank]).unwrap(), dtype)
     });
     let dense = KAGGLE_DENSE.iter().zip(7..).map(|(&num_embeddings, at)| {
-        let weights = WeightsSpec::Dense { num_embeddings, embedding_dim: 16, dtype: Dtype::F32 };
+        let (embedding_dim, dtype) = (KAGGLE_DIM, Dtype::F32);
+        let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };
         TableSpec::new(format!("c{at:02}"), weights)
     });
     trains.chain(dense).collect()

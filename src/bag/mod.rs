@@ -4,9 +4,9 @@
 
 mod chain;
 mod digits;
-mod direct;
 mod error;
 mod parts;
+mod small_rows;
 mod sort;
 
 pub use crate::index::Index;
@@ -25,17 +25,16 @@ use parts::PoolParts;
 use crate::{
     dtype::with_elements,
     index::{Indices, Integer, with_integers},
-    isa::Tier,
+    isa::{PREFERS_SMALL_CODE, Tier},
     kernel::{Consistent, Epilogue, PoolRows},
     repr::{IndexMap, Rows, Weights},
     table::{LookupError, Table, reorder_columns},
 };
 use core::borrow::Borrow;
 
-/// Whether the lookups of a batch are multiplied out together. Not on 32-bit boards without an
-/// operating system, where code size matters more than speed: `chain` would add three quarters to
+/// Whether the lookups of a batch are multiplied out together. `chain` would add three quarters to
 /// the code that parsing and pooling row by row need.
-const PLANS_BATCHES: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
+const PLANS_BATCHES: bool = !PREFERS_SMALL_CODE;
 
 /// Bags of row indices, in `torch.nn.EmbeddingBag`'s form with `include_last_offset=True`: bag b is
 /// `indices[offsets[b]..offsets[b + 1]]`.
@@ -233,8 +232,8 @@ impl Table<'_> {
     pub(crate) fn batch_workspace_len(&self, num_lookups: usize) -> usize {
         match &self.data().weights {
             Weights::Dense(_) => 0,
-            Weights::Tt(tt) if PLANS_BATCHES && tt.is_small => {
-                direct::best_workspace_len(&tt.shape, num_lookups)
+            Weights::Tt(tt) if tt.is_small => {
+                small_rows::best_workspace_len(&tt.shape, num_lookups)
             }
             Weights::Tt(tt) if PLANS_BATCHES => chain::best_workspace_len(&tt.shape, num_lookups),
             Weights::Tt(_) => 0,
@@ -319,17 +318,18 @@ impl Table<'_> {
             Weights::QuotientRemainder(table) => {
                 PoolParts::new(self, bags, pooling).pool_quotient_remainder(table, out, workspace)
             }
+            // With stored products of prefixes, which small rows hardly need, row by row.
             Weights::Tt(tt)
-                if PLANS_BATCHES
+                if tt.is_small
+                    && tt.prefixes.is_none()
                     && pooling != Pooling::Max
-                    && !self.tier().is_scalar()
-                    && tt.is_small =>
+                    && !self.tier().is_scalar() =>
             {
-                direct::pool(self, tt, bags, pooling == Pooling::Mean, out, workspace)
+                small_rows::pool(self, tt, bags, pooling == Pooling::Mean, out, workspace)
             }
             Weights::Tt(tt)
                 if PLANS_BATCHES
-                    && !(self.tier().is_scalar() && tt.is_small)
+                    && !tt.is_small
                     && !bags.sequential
                     && pooling != Pooling::Max
                     && bags.indices.len() > 1 =>

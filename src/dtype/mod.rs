@@ -102,24 +102,30 @@ pub(crate) trait Weight: Copy + 'static {
 #[repr(transparent)]
 pub(crate) struct Nibbles(u8);
 
+/// [`Weight::elements`] and [`Weight::units`] of a variant of `Values`.
+macro_rules! stored_as {
+    ($variant:ident) => {
+        #[inline(always)]
+        fn elements(units: &[Self]) -> Elements<'_> {
+            Elements(Values::$variant(units))
+        }
+        #[inline(always)]
+        fn units(elements: Elements<'_>) -> Option<&[Self]> {
+            match elements.0 {
+                Values::$variant(units) => Some(units),
+                _ => None,
+            }
+        }
+    };
+}
+
 impl Weight for f32 {
     const PER_UNIT: usize = 1;
     #[inline(always)]
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_f32(units)
     }
-    #[inline(always)]
-    fn elements(units: &[Self]) -> Elements<'_> {
-        Elements(Values::F32(units))
-    }
-    #[inline(always)]
-    fn units(elements: Elements<'_>) -> Option<&[Self]> {
-        if let Values::F32(units) = elements.0 {
-            Some(units)
-        } else {
-            None
-        }
-    }
+    stored_as!(F32);
 }
 
 impl Weight for f16 {
@@ -128,18 +134,7 @@ impl Weight for f16 {
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_f16(units)
     }
-    #[inline(always)]
-    fn elements(units: &[Self]) -> Elements<'_> {
-        Elements(Values::F16(units))
-    }
-    #[inline(always)]
-    fn units(elements: Elements<'_>) -> Option<&[Self]> {
-        if let Values::F16(units) = elements.0 {
-            Some(units)
-        } else {
-            None
-        }
-    }
+    stored_as!(F16);
 }
 
 impl Weight for bf16 {
@@ -148,18 +143,7 @@ impl Weight for bf16 {
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_bf16(units)
     }
-    #[inline(always)]
-    fn elements(units: &[Self]) -> Elements<'_> {
-        Elements(Values::Bf16(units))
-    }
-    #[inline(always)]
-    fn units(elements: Elements<'_>) -> Option<&[Self]> {
-        if let Values::Bf16(units) = elements.0 {
-            Some(units)
-        } else {
-            None
-        }
-    }
+    stored_as!(Bf16);
 }
 
 impl Weight for i8 {
@@ -170,18 +154,7 @@ impl Weight for i8 {
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_i8(units)
     }
-    #[inline(always)]
-    fn elements(units: &[Self]) -> Elements<'_> {
-        Elements(Values::I8(units))
-    }
-    #[inline(always)]
-    fn units(elements: Elements<'_>) -> Option<&[Self]> {
-        if let Values::I8(units) = elements.0 {
-            Some(units)
-        } else {
-            None
-        }
-    }
+    stored_as!(I8);
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
         let (scale, row) = row.split_first_chunk::<4>()?;
@@ -199,18 +172,7 @@ impl Weight for Nibbles {
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_u4(bytemuck::cast_slice(units))
     }
-    #[inline(always)]
-    fn elements(units: &[Self]) -> Elements<'_> {
-        Elements(Values::I4(units))
-    }
-    #[inline(always)]
-    fn units(elements: Elements<'_>) -> Option<&[Self]> {
-        if let Values::I4(units) = elements.0 {
-            Some(units)
-        } else {
-            None
-        }
-    }
+    stored_as!(I4);
     #[inline(always)]
     fn split_row(row: &[Self]) -> Option<(f32, f32, &[Self])> {
         let (scale, row) = row.split_first_chunk::<2>()?;

@@ -35,6 +35,11 @@ mod sealed {
     pub(crate) trait Sealed {}
 }
 
+/// Whether code size matters more than speed: on 32-bit boards without an operating system, which
+/// have no vectors.
+pub(crate) const PREFERS_SMALL_CODE: bool =
+    cfg!(all(target_os = "none", target_pointer_width = "32"));
+
 /// The vector operations of a tier. Each is a few instructions when it is called from inside
 /// [`Tier::run`].
 pub(crate) trait Isa: Copy + Sealed {

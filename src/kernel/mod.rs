@@ -24,7 +24,7 @@ pub(crate) use interaction::dot_interaction_from;
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use product::chain_step;
 pub(crate) use product::{
-    ChainedRow, Job, add_products, chain_rows, resume_rows, store_products, store_rows,
+    Job, SmallRow, add_products, multiply_rows, resume_rows, store_products, store_rows,
 };
 use product::{Start, scalar_product, widest};
 pub use roofline::{fma_chains, read_all};

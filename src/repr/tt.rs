@@ -3,11 +3,9 @@
 use super::id_index::{Line, position};
 use crate::{
     dtype::{Dtype, Elements},
+    isa::PREFERS_SMALL_CODE,
     shape::{MAX_CORES, TtShape},
 };
-
-/// Whether this machine may have a tier above the scalar one.
-const HAS_VECTORS: bool = !cfg!(all(target_os = "none", target_pointer_width = "32"));
 
 /// The cores of a tensor-train table.
 #[derive(Clone, Copy, Debug)]
@@ -26,15 +24,15 @@ const MAX_SMALL: usize = 2048;
 
 impl<'a> TtCores<'a> {
     /// Its rows are small if they take at most [`MAX_SMALL`] multiply-adds, the cores have one
-    /// dtype, and each step's product has a multiple of four columns. On 32-bit boards without an
-    /// operating system, which have no vectors, they never are.
+    /// dtype, and each step's product has a multiple of four columns. Where code size matters more
+    /// than speed, they never are.
     pub(crate) fn new(
         shape: TtShape,
         cores: [Core<'a>; MAX_CORES],
         prefixes: Option<Prefixes<'a>>,
     ) -> Self {
         let tt = Self { shape, cores, prefixes, is_small: false };
-        let is_small = HAS_VECTORS && shape.has_small_rows(MAX_SMALL) && tt.has_one_dtype();
+        let is_small = !PREFERS_SMALL_CODE && shape.has_small_rows(MAX_SMALL) && tt.has_one_dtype();
         Self { is_small, ..tt }
     }
 

@@ -8,7 +8,7 @@
 use crate::{
     dtype::Elements,
     isa::Tier,
-    kernel::{ChainedRow, Consistent, Dims, Epilogue, chain_rows, chain_step, widen},
+    kernel::{Consistent, Dims, Epilogue, SmallRow, chain_step, multiply_rows, widen},
     repr::TtCores,
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
@@ -72,8 +72,8 @@ pub(super) fn write_row(
         && !tier.is_scalar()
         && let Some((add, weight)) = epilogue.scale()
     {
-        let row = ChainedRow { digits, out: 0, weight };
-        return chain_rows(tier, tt, &[row], add, workspace, out);
+        let row = SmallRow { digits, out: 0, weight };
+        return multiply_rows(tier, tt, &[row], add, workspace, out);
     }
     let last = shape.num_cores().checked_sub(1)?;
     let x = match stored {

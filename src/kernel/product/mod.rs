@@ -39,10 +39,10 @@
 // compiler cannot see, are not.
 #![allow(clippy::indexing_slicing, clippy::needless_range_loop)]
 
-mod chains;
 mod grouped;
 mod multi_job;
 mod scalar;
+mod small_rows;
 mod tile;
 
 use super::Epilogue;
@@ -51,11 +51,11 @@ use crate::{
     isa::{Isa, Op, Tier},
     kernel::{Consistent, Dims},
 };
-pub(crate) use chains::{ChainedRow, chain_rows};
 use core::ops::Range;
 use grouped::{FewColumns, GroupedJobs};
 use multi_job::MultiJob;
 pub(super) use scalar::{Start, product as scalar_product};
+pub(crate) use small_rows::{SmallRow, multiply_rows};
 use tile::Strip;
 
 /// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a

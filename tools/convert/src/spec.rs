@@ -311,37 +311,24 @@ mod by_name {
         fn from_name(name: &str) -> Option<Self>;
     }
 
-    impl Named for Dtype {
-        const FIELD: &'static str = "dtype";
-        const EXPECTED: &'static str = "f32, f16, bf16, i8 or i4";
-        fn name(self) -> &'static str {
-            Self::name(self)
-        }
-        fn from_name(name: &str) -> Option<Self> {
-            Self::from_name(name)
-        }
+    macro_rules! named {
+        ($($Type:ty: $field:literal, $expected:literal;)*) => {
+            $(impl Named for $Type {
+                const FIELD: &'static str = $field;
+                const EXPECTED: &'static str = $expected;
+                fn name(self) -> &'static str {
+                    Self::name(self)
+                }
+                fn from_name(name: &str) -> Option<Self> {
+                    Self::from_name(name)
+                }
+            })*
+        };
     }
-
-    impl Named for Combine {
-        const FIELD: &'static str = "qr_operation";
-        const EXPECTED: &'static str = "mult, add or concat";
-        fn name(self) -> &'static str {
-            Self::name(self)
-        }
-        fn from_name(name: &str) -> Option<Self> {
-            Self::from_name(name)
-        }
-    }
-
-    impl Named for Interaction {
-        const FIELD: &'static str = "interaction";
-        const EXPECTED: &'static str = "\"dot\", \"dot-itself\" or \"cat\"";
-        fn name(self) -> &'static str {
-            Self::name(self)
-        }
-        fn from_name(name: &str) -> Option<Self> {
-            Self::from_name(name)
-        }
+    named! {
+        Dtype: "dtype", "f32, f16, bf16, i8 or i4";
+        Combine: "qr_operation", "mult, add or concat";
+        Interaction: "interaction", "\"dot\", \"dot-itself\" or \"cat\"";
     }
 
     impl Named for IndexMapping {

@@ -7,11 +7,12 @@
 use super::{
     payload::build,
     roofline::{Caches, Pass, Roofline},
-    tables::{
-        BAG, BAGS, BATCHES, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS, dense_rows, dense_table,
-        tt_table,
-    },
+    tables::{BATCHES, dense_rows, dense_table, tt_table},
     traffic::{Ids, Run, Traffic, compare, scalar},
+    workloads::{
+        BAG, BAGS, COLUMN_FACTORS, DIM, KAGGLE_COLUMN_FACTORS, KAGGLE_DENSE, KAGGLE_DIM, KAGGLE_TT,
+        RANKS, ROW_FACTORS, ROWS, TRAINED, TRAINED_RANKS,
+    },
 };
 use crate::{bags_file::BagsFile, progress::Bar};
 use anyhow::{Context, Result, ensure};
@@ -28,32 +29,13 @@ use ttrec_convert::cache::{self, Demand};
 
 /// The rank of workloads that are measured at one rank only, and of those with a cache.
 const RANK: u32 = 32;
-/// The column factors of `ttrec train`, whose core 0 takes the least significant digit, and ranks
-/// that its tables have (docs/quality.md).
-const TRAINED: [u32; 3] = [2, 1, 32];
-const TRAINED_RANKS: [u32; 3] = [8, 16, 32];
 /// Lookups in one batch, to see whether time grows with them.
 const GROWTH: [usize; 3] = [1_000, 10_000, 100_000];
 
 /// The traffic that fills the caches first, in multiples of the measured traffic.
 const EARLIER: usize = 3;
 
-/// Criteo Kaggle's seven largest tables and their row factors, and the rows of the nineteen others.
-const KAGGLE_TT: [(u64, [u32; 3]); 7] = [
-    (10_131_227, [200, 220, 250]),
-    (8_351_593, [200, 200, 209]),
-    (7_046_547, [200, 200, 200]),
-    (5_461_306, [166, 175, 188]),
-    (2_202_608, [125, 130, 136]),
-    (286_181, [53, 72, 75]),
-    (142_572, [50, 52, 55]),
-];
-const KAGGLE_DENSE: [u64; 19] = [
-    1460, 583, 305, 24, 12_517, 633, 3, 93_145, 5683, 3194, 27, 14_992, 10, 5652, 2173, 4, 18, 15,
-    105,
-];
-const KAGGLE_DIM: usize = 16;
-const KAGGLE_COLUMN_FACTORS: [u32; 3] = [2, 2, 4];
+/// Samples of a batch of W4.
 const KAGGLE_BATCHES: [usize; 3] = [1, 128, 2048];
 
 const RETAIL_ROWS: u64 = 16_470;

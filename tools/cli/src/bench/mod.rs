@@ -14,6 +14,7 @@ mod roofline;
 mod tables;
 mod traffic;
 mod user_traffic;
+mod workloads;
 
 use crate::{
     bags_file::{BagOptions, BagsFile, Mode},

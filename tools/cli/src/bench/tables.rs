@@ -4,6 +4,7 @@ use super::{
     payload::build,
     roofline::{Caches, Roofline, available_memory},
     traffic::{Ids, Run, Traffic},
+    workloads::{BAG, BAGS, COLUMN_FACTORS, DIM, RANKS, ROW_FACTORS, ROWS},
 };
 use crate::progress::Bar;
 use anyhow::Result;
@@ -13,16 +14,8 @@ use ttrec::{
     dtype::Dtype,
 };
 
-pub(super) const ROWS: u64 = 11_000_000;
-pub(super) const DIM: usize = 64;
-pub(super) const BAGS: usize = 512;
-pub(super) const BAG: usize = 20;
 /// The number of batches: together their dense f32 rows are larger than most caches.
 pub(super) const BATCHES: usize = 20;
-
-pub(super) const ROW_FACTORS: [u32; 3] = [200, 220, 250];
-pub(super) const COLUMN_FACTORS: [[u32; 3]; 2] = [[4, 4, 4], [2, 2, 16]];
-pub(super) const RANKS: [u32; 3] = [16, 32, 64];
 
 /// The measurement of one table.
 pub(super) struct TableTiming {

@@ -108,8 +108,8 @@ impl Neighbours {
         }
     }
 
-    /// The correlation, or `None` if there are too few labels of either kind to judge. Enough
-    /// labels in random order exceed 0.2 in fewer than one pass in a million.
+    /// The correlation; `None` if one of the labels is too rare for it to mean anything. Otherwise
+    /// a random order of labels exceeds 0.2 in fewer than one pass in a million.
     pub(super) fn correlation(&self) -> Option<f64> {
         let mean = self.sum / self.count;
         let variance = self.squares / self.count - mean * mean;

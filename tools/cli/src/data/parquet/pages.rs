@@ -87,57 +87,17 @@ struct Pages {
 }
 
 impl Pages {
-    fn decompress(&self, page: Page) -> Result<Page> {
-        Ok(match page {
-            Page::DataPage {
-                buf,
-                num_values,
-                encoding,
-                def_level_encoding,
-                rep_level_encoding,
-                statistics,
-            } => Page::DataPage {
-                buf: self.decompress_after(0, &buf)?.into(),
-                num_values,
-                encoding,
-                def_level_encoding,
-                rep_level_encoding,
-                statistics,
-            },
-            Page::DataPageV2 {
-                buf,
-                num_values,
-                encoding,
-                num_nulls,
-                num_rows,
-                def_levels_byte_len,
-                rep_levels_byte_len,
-                is_compressed: true,
-                statistics,
-            } => Page::DataPageV2 {
-                buf: self
-                    .decompress_after(
-                        (def_levels_byte_len as usize).saturating_add(rep_levels_byte_len as usize),
-                        &buf,
-                    )?
-                    .into(),
-                num_values,
-                encoding,
-                num_nulls,
-                num_rows,
-                def_levels_byte_len,
-                rep_levels_byte_len,
-                is_compressed: true,
-                statistics,
-            },
-            Page::DictionaryPage { buf, num_values, encoding, is_sorted } => Page::DictionaryPage {
-                buf: self.decompress_after(0, &buf)?.into(),
-                num_values,
-                encoding,
-                is_sorted,
-            },
-            page => page,
-        })
+    fn decompress(&self, mut page: Page) -> Result<Page> {
+        let (buf, start) = match &mut page {
+            Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => (buf, 0),
+            Page::DataPageV2 { is_compressed: false, .. } => return Ok(page),
+            Page::DataPageV2 { buf, def_levels_byte_len, rep_levels_byte_len, .. } => {
+                let levels = [*def_levels_byte_len, *rep_levels_byte_len];
+                (buf, levels.iter().fold(0usize, |sum, &len| sum.saturating_add(len as usize)))
+            }
+        };
+        *buf = self.decompress_after(start, buf)?.into();
+        Ok(page)
     }
 
     /// Decompresses the bytes from `start` on; the levels before them are not compressed.

@@ -3,8 +3,8 @@
 
 use super::{Bags, chain::Output, digits::Digits, divide};
 use crate::{
-    kernel::{ChainedRow, Consistent, Epilogue, chain_rows},
-    repr::{Prefixes, TtCores},
+    kernel::{Consistent, Epilogue, SmallRow, multiply_rows},
+    repr::TtCores,
     shape::TtShape,
     table::{Table, index_map::RowOf, num_partials},
 };
@@ -38,7 +38,7 @@ pub(super) fn pool(
         Digits::new(&tt.shape)
     };
     let row_of = RowOf::new(table.data());
-    let mut rows = [ChainedRow::EMPTY; ROWS];
+    let mut rows = [SmallRow::EMPTY; ROWS];
     let mut count = 0usize;
     for bag in 0..bags.len() {
         out.row(bag)?.fill(0.0);
@@ -48,42 +48,32 @@ pub(super) fn pool(
                 Some(weights) => *weights.get(position)?,
                 None => 1.0,
             };
-            if need_not_compute(table, tt, index) {
+            if let Some(stored) = table.stored_row(index) {
                 // Rows are added in order: first those before this one.
                 let before = rows.get(..core::mem::take(&mut count))?;
-                chain_rows(table.tier(), tt, before, true, workspace, out.rows)?;
-                table.write_row(index, out.row(bag)?, workspace, Epilogue::AddScaled(weight))?;
+                multiply_rows(table.tier(), tt, before, true, workspace, out.rows)?;
+                table.write_stored_row(stored, out.row(bag)?, Epilogue::AddScaled(weight))?;
                 continue;
             }
             let row = rows.get_mut(count)?;
             (row.out, row.weight) = (out.start(bag), weight);
-            match (&digits, u32::try_from(row_of.row(index))) {
+            let number = row_of.row(index);
+            match (&digits, u32::try_from(number)) {
                 (Some(digits), Ok(number)) => digits.write_all(number, &mut row.digits),
-                _ => row.digits = tt.shape.padded_digits(row_of.row(index)),
+                _ => row.digits = tt.shape.padded_digits(number),
             }
             count = count.wrapping_add(1);
             if count == ROWS {
-                chain_rows(table.tier(), tt, &rows, true, workspace, out.rows)?;
+                multiply_rows(table.tier(), tt, &rows, true, workspace, out.rows)?;
                 count = 0;
             }
         }
     }
-    chain_rows(table.tier(), tt, rows.get(..count)?, true, workspace, out.rows)?;
+    multiply_rows(table.tier(), tt, rows.get(..count)?, true, workspace, out.rows)?;
     if mean {
         for bag in 0..bags.len() {
             divide(out.row(bag)?, bags.range(bag)?.len());
         }
     }
     Some(())
-}
-
-/// Whether the row of `index`, or the product of its prefix, is stored.
-#[inline(always)]
-fn need_not_compute(table: &Table<'_>, tt: &TtCores<'_>, index: u64) -> bool {
-    let has_product = |prefixes: &Prefixes<'_>| {
-        let prefix = tt.shape.prefix(table.row_of(index));
-        prefixes.product(prefix, tt.shape.prefix_len()).is_some()
-    };
-    table.has_stored_rows() && table.stored_row(index).is_some()
-        || tt.prefixes.as_ref().is_some_and(has_product)
 }

@@ -7,20 +7,20 @@ use super::tile::{load_row, multiply_add};
 use crate::{
     dtype::{Weight, with_core_elements},
     isa::{Columns, Isa, Op, Tier},
-    kernel::{Consistent, Dims},
+    kernel::{Consistent, Dims, GatherRows},
     repr::TtCores,
     shape::MAX_CORES,
 };
 
 /// A row, times `weight`, whose elements go to the output from `out` on.
 #[derive(Clone, Copy)]
-pub(crate) struct ChainedRow {
+pub(crate) struct SmallRow {
     pub(crate) digits: [u32; MAX_CORES],
     pub(crate) out: usize,
     pub(crate) weight: f32,
 }
 
-impl ChainedRow {
+impl SmallRow {
     /// For arrays that are yet to be filled.
     pub(crate) const EMPTY: Self = Self { digits: [0; MAX_CORES], out: 0, weight: 0.0 };
 }
@@ -29,30 +29,30 @@ impl ChainedRow {
 /// partial products of one row or more. All cores have one dtype, and the products of each step
 /// have a multiple of four columns. `None` if that is not so, if anything is out of bounds, or on
 /// the scalar tier.
-pub(crate) fn chain_rows(
+pub(crate) fn multiply_rows(
     tier: Tier,
     tt: &TtCores<'_>,
-    rows: &[ChainedRow],
+    rows: &[SmallRow],
     add: bool,
     partials: &mut [f32],
     out: &mut [f32],
 ) -> Consistent {
     with_core_elements!(tt.cores.first()?.slices, first => {
-        tier.run_vector(Chains { tt, first, rows, add, partials, out }).flatten()
+        tier.run_vector(SmallRows { tt, first, rows, add, partials, out }).flatten()
     })?
 }
 
-struct Chains<'s, 'w, 'o, W> {
+struct SmallRows<'s, 'w, 'o, W> {
     tt: &'s TtCores<'s>,
     /// The slices of core 0.
     first: &'s [W],
-    rows: &'s [ChainedRow],
+    rows: &'s [SmallRow],
     add: bool,
     partials: &'w mut [f32],
     out: &'o mut [f32],
 }
 
-impl<W: Weight> Op for Chains<'_, '_, '_, W> {
+impl<W: Weight> Op for SmallRows<'_, '_, '_, W> {
     type Output = Consistent;
 
     #[inline(always)]
@@ -71,16 +71,16 @@ impl<W: Weight> Op for Chains<'_, '_, '_, W> {
             // f32 slices are multiplied where they are.
             let stored = W::elements(first).as_f32();
             if stored.is_none() {
-                let len = shape.slice_len(0);
                 let scales = tt.cores.first()?.scales;
-                for (row, to) in rows.iter().zip(x.chunks_exact_mut(len.max(1))) {
-                    let [digit, ..] = row.digits;
-                    let (slice, scale) = slice(first, scales, digit, len)?;
-                    let scale = isa.splat(scale);
-                    for (to, from) in to.chunks_mut(I::LANES).zip(slice.chunks(I::LANES)) {
-                        isa.store(isa.mul(scale, W::load(isa, from)), to);
-                    }
+                let digits = rows.iter().map(|row| row.digits[0] as usize);
+                GatherRows {
+                    stored: first,
+                    scales,
+                    len: shape.slice_len(0),
+                    rows: digits,
+                    out: &mut *x,
                 }
+                .run(isa)?;
             }
             for k in 1..=last {
                 let core = tt.cores.get(k)?;
@@ -99,7 +99,7 @@ impl<W: Weight> Op for Chains<'_, '_, '_, W> {
                     scales: core.scales,
                     out: if is_last { &mut *out } else { &mut *next },
                     is_last,
-                    add,
+                    add: add && is_last,
                 }
                 .run(isa)?;
                 core::mem::swap(&mut x, &mut next);
@@ -124,7 +124,7 @@ fn slice<'s, W: Weight>(
 
 /// Step k of some rows.
 struct Step<'s, 'o, W> {
-    rows: &'s [ChainedRow],
+    rows: &'s [SmallRow],
     k: usize,
     dims: Dims,
     /// Left operands: of each row in turn, or of each digit of core 0.
@@ -135,6 +135,7 @@ struct Step<'s, 'o, W> {
     /// The products: of each row in turn, or the output.
     out: &'o mut [f32],
     is_last: bool,
+    /// Whether the products are added to the output.
     add: bool,
 }
 
@@ -180,7 +181,6 @@ impl<W: Weight, const M: usize, const V: usize> Op for Tiles<'_, '_, W, M, V> {
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self(Step { rows, k, dims, x, x_by_digit, slices, scales, out, is_last, add }) = self;
         let Dims { m, r, n } = dims;
-        let add = add && is_last;
         for (at, row) in rows.iter().enumerate() {
             let [first, ..] = row.digits;
             let (slice, scale) = slice(slices, scales, *row.digits.get(k)?, r * n)?;
