@@ -33,7 +33,7 @@ pub(super) fn class(kind: Kind) -> &'static str {
 pub(super) fn name(family: &Family, alternative: &Alternative) -> String {
     match (&alternative.name, family.kind) {
         (Some(name), _) => name.clone(),
-        (None, Kind::LowRank) => format!("low-{}", alternative.representation),
+        (None, Kind::LowRank) => format!("i8 rows of {}", alternative.representation),
         (None, other) => format!("{} {}", kind(other), alternative.representation),
     }
 }
@@ -83,7 +83,7 @@ fn lost(table: &TableReport) -> String {
             );
         }
         StoredAs::Projected => {
-            return format!("{kept} The error is what lies outside the directions that were kept.");
+            return format!("{kept} The error is what its rank leaves out.");
         }
         _ => return kept,
     }
@@ -167,8 +167,8 @@ fn weighted(table: &TableReport) -> Option<String> {
 }
 
 fn spectrum(table: &TableReport) -> Option<String> {
-    let all = table.energy.len();
-    let most = table.energy.iter().position(|&share| share >= 0.9)? + 1;
+    let all = table.kept.len();
+    let most = table.kept.iter().position(|&share| share >= 0.9)? + 1;
     if all < 2 {
         return None;
     }
@@ -177,7 +177,7 @@ fn spectrum(table: &TableReport) -> Option<String> {
         share if share < 0.2 => ", so a low rank loses little",
         _ => "",
     };
-    Some(format!("{most} of its {all} directions hold 90\u{a0}% of its energy{why}."))
+    Some(format!("Rank {most} of {all} keeps 90\u{a0}% of its squared norm{why}."))
 }
 
 /// Capitalises the start of a sentence, unless it is the name of a type, such as f16.

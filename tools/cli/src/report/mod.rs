@@ -53,8 +53,8 @@ struct TableReport {
     /// The representation in the checkpoint.
     trained_as: StoredAs,
     comparison: Comparison,
-    /// The share of the energy in the first 1, 2, ... directions.
-    energy: Vec<f64>,
+    /// The share of the squared norm that ranks 1, 2, ... keep.
+    kept: Vec<f64>,
     families: Vec<Family>,
     /// The number of rows that alternatives were measured on, if not all.
     sampled: Option<u64>,
@@ -123,7 +123,7 @@ fn study(
         before: source.checkpoint_bytes(),
         trained_as: source.stored_as(),
         comparison,
-        energy: cumulative(&alternatives.energies),
+        kept: cumulative(&alternatives.energies),
         families: alternatives.families,
         sampled: alternatives.rows_measured,
         summary,

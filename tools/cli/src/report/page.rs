@@ -99,26 +99,41 @@ fn key(class: &str, meaning: &str) -> Markup {
 
 fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
     let [layers_before, layers_after] = layer_bytes(layers);
-    let mut sizes: Vec<Size<'_>> = tables
+    struct Row<'a> {
+        size: Size<'a>,
+        error: f64,
+        link: String,
+    }
+    let mut rows: Vec<Row<'_>> = tables
         .iter()
-        .map(|table| Size {
-            name: &table.summary.name,
-            before: table.before,
-            after: table.summary.bytes,
+        .enumerate()
+        .map(|(i, table)| Row {
+            size: Size {
+                name: &table.summary.name,
+                before: table.before,
+                after: table.summary.bytes,
+            },
+            error: table.comparison.relative_error,
+            link: format!("#table-{i}"),
         })
         .collect();
     if !layers.is_empty() {
-        sizes.push(Size { name: "layers", before: layers_before, after: layers_after });
+        rows.push(Row {
+            size: Size { name: "layers", before: layers_before, after: layers_after },
+            error: compare::relative_error(layers),
+            link: "#layers".to_owned(),
+        });
     }
-    sizes.sort_by_key(|size| std::cmp::Reverse(size.before.max(size.after)));
-    let left_out = sizes.len().saturating_sub(PLOTTED);
-    sizes.truncate(PLOTTED);
+    // The order of both the picture and the table.
+    rows.sort_by_key(|row| std::cmp::Reverse(row.size.before.max(row.size.after)));
+    let plotted: Vec<&Size<'_>> = rows.iter().map(|row| &row.size).take(PLOTTED).collect();
+    let left_out = rows.len() - plotted.len();
     html! {
         section.card {
             h2 { "Size" }
             div.columns {
                 figure {
-                    (plot::sizes(&sizes, "Bytes of each table in the checkpoint and in the blob"))
+                    (plot::sizes(&plotted, "Bytes of each table in the checkpoint and in the blob"))
                     figcaption {
                         (key("before", "checkpoint")) (key("after", "blob"))
                         @if left_out > 0
@@ -133,22 +148,12 @@ fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
                             th.number scope="col" { "Smaller" } th.number scope="col" { "Error" }
                         } }
                         tbody {
-                            @for (i, table) in tables.iter().enumerate() { tr {
-                                th scope="row"
-                                    { a.name href={ "#table-" (i) }
-                                    { (breakable(&table.summary.name)) } }
-                                td.number { (bytes(table.before)) }
-                                td.number { (bytes(table.summary.bytes)) }
-                                td.number
-                                    { (times(table.before as f64 / table.summary.bytes as f64)) }
-                                td.number { (percent(table.comparison.relative_error)) }
-                            } }
-                            @if !layers.is_empty() { tr {
-                                th scope="row" { a.name href="#layers" { "layers" } }
-                                td.number { (bytes(layers_before)) }
-                                td.number { (bytes(layers_after)) }
-                                td.number { (times(layers_before as f64 / layers_after as f64)) }
-                                td.number { (percent(compare::relative_error(layers))) }
+                            @for Row { size, error, link } in &rows { tr {
+                                th scope="row" { a.name href=(link) { (breakable(size.name)) } }
+                                td.number { (bytes(size.before)) }
+                                td.number { (bytes(size.after)) }
+                                td.number { (times(size.before as f64 / size.after as f64)) }
+                                td.number { (percent(*error)) }
                             } }
                         }
                     }
@@ -200,11 +205,11 @@ fn section(i: usize, table: &TableReport) -> Markup {
             div.columns { (tradeoff(table)) (alternatives(i, table)) }
             div.columns {
                 (row_errors(table)) (worst_rows(i, table))
-                @if table.energy.len() > 1 { (energy(table)) }
+                @if table.kept.len() > 1 { (low_rank(table)) }
             }
             @if let Some(rows) = table.sampled {
                 p.note {
-                    "Alternatives and energy are measured on " (count(rows)) " of the "
+                    "Alternatives and ranks are measured on " (count(rows)) " of the "
                     (count(summary.num_embeddings))
                         " rows, evenly spaced; errors of the blob on all rows."
                     @if table.trained_as != StoredAs::Tt {
@@ -271,7 +276,7 @@ fn tradeoff(table: &TableReport) -> Markup {
         let candidates = family.candidates.iter();
         let text = |c: &Alternative| {
             if c.listed {
-                c.representation.clone()
+                explain::name(family, c)
             } else {
                 String::new()
             }
@@ -323,7 +328,15 @@ fn alternatives(i: usize, table: &TableReport) -> Markup {
         error: table.comparison.relative_error,
         own: true,
     });
-    rows.sort_by_key(|row| (std::cmp::Reverse(row.bytes), !row.own));
+    rows.sort_by(|a, b| {
+        b.bytes
+            .cmp(&a.bytes)
+            .then(b.own.cmp(&a.own))
+            .then_with(|| a.name.cmp(&b.name))
+            .then(a.error.total_cmp(&b.error))
+    });
+    // `plan` may choose what a family lists, too.
+    rows.dedup_by(|b, a| a.bytes == b.bytes && a.name == b.name);
     html! {
         div {
             h3 { "Alternatives" }
@@ -400,16 +413,16 @@ fn worst_rows(i: usize, table: &TableReport) -> Markup {
     }
 }
 
-fn energy(table: &TableReport) -> Markup {
-    let directions =
-        |wanted: f64| table.energy.iter().position(|&share| share >= wanted).map_or(0, |at| at + 1);
+fn low_rank(table: &TableReport) -> Markup {
+    let rank =
+        |wanted: f64| table.kept.iter().position(|&share| share >= wanted).map_or(0, |at| at + 1);
     html! {
         figure {
-            h3 { "Singular-value energy" }
-            (plot::energy(&table.energy, "Share of the energy in the first directions"))
+            h3 { "What a low rank keeps" }
+            (plot::kept(&table.kept, "Share of the table's squared norm that each rank keeps"))
             figcaption {
-                (directions(0.9)) " of " (table.energy.len()) " directions hold 90\u{a0}%, "
-                (directions(0.99)) " hold 99\u{a0}%. Dashed: if all directions held the same."
+                "Rank " (rank(0.9)) " of " (table.kept.len()) " keeps 90\u{a0}% of the squared \
+                 norm, rank " (rank(0.99)) " keeps 99\u{a0}%. Dashed: equal singular values."
             }
         }
     }

@@ -178,24 +178,13 @@ pub(super) struct Size<'a> {
     pub(super) after: u64,
 }
 
-/// Two bars for each table, on a logarithmic scale if some would be invisible on a linear one.
-pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
+/// Two bars for each table.
+pub(super) fn sizes(tables: &[&Size<'_>], label: &str) -> Markup {
     const ROW: f64 = 46.0;
     const VALUE: f64 = 58.0;
-    let all = || {
-        tables
-            .iter()
-            .flat_map(|size| [size.before, size.after])
-            .map(|bytes| bytes.max(1) as f64)
-    };
-    let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(1.0, f64::max));
-    let places = 0.0..WIDTH - VALUE;
-    let logarithmic = most / least > 50.0;
-    let scale = if logarithmic {
-        Scale::logarithmic(10_f64.powf((least / 2.0).max(1.0).log10().floor())..most, places)
-    } else {
-        Scale::linear(0.0..most, places)
-    };
+    let most = tables.iter().map(|size| size.before.max(size.after)).max().unwrap_or(0).max(1);
+    // A length is in proportion to its bytes, however small.
+    let scale = Scale::linear(0.0..most as f64, 0.0..WIDTH - VALUE);
     let bottom = ROW * tables.len() as f64;
     let bar = |class: &str, y: f64, bytes: u64| {
         let width = scale.at(bytes as f64).max(1.5);
@@ -217,8 +206,6 @@ pub(super) fn sizes(tables: &[Size<'_>], label: &str) -> Markup {
             (bar("before", y + 16.0, table.before))
             (bar("after", y + 29.0, table.after))
         }
-        @if logarithmic
-            { text.title x=(N(WIDTH)) y=(N(bottom + 13.0)) text-anchor="end" { "log scale" } }
     };
     svg(label, bottom + 18.0, &content)
 }
@@ -252,8 +239,8 @@ pub(super) fn histogram(bars: &[HistogramBar], marks: &[f64], label: &str) -> Ma
     let y_ticks: Vec<f64> =
         axes.y.ticks(4).into_iter().filter(|tick| tick.fract() == 0.0).collect();
     let content = html! {
-        (axes.draw((&axes.x.ticks(5), &|x| numbers::tick(&numbers::percent(x)), "error of a row"),
-            (&y_ticks, &whole, "rows")))
+        (axes.draw((&axes.x.ticks(5), &|x| numbers::tick(&numbers::percent(x)),
+            "error of a row, log scale"), (&y_ticks, &whole, "rows per bar, bars equally wide")))
         @for bar in bars.iter().filter(|bar| bar.count > 0) {
             @let (left, right) = (axes.x.at(bar.errors.start), axes.x.at(bar.errors.end));
             @let top = axes.y.at(bar.count as f64).min(HEIGHT - BOTTOM - 1.0);
@@ -268,8 +255,8 @@ pub(super) fn histogram(bars: &[HistogramBar], marks: &[f64], label: &str) -> Ma
     svg(label, HEIGHT, &content)
 }
 
-/// The share of the energy in the first 1, 2, ... directions, and a dashed line for equal shares.
-pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
+/// The share of the squared norm that ranks 1, 2, ... keep, and a dashed line for equal shares.
+pub(super) fn kept(cumulative: &[f64], label: &str) -> Markup {
     let n = cumulative.len() as f64;
     let axes =
         Axes { x: Scale::linear(0.0..n, x_places()), y: Scale::linear(0.0..1.0, y_places()) };
@@ -289,8 +276,8 @@ pub(super) fn energy(cumulative: &[f64], label: &str) -> Markup {
     let percent = |share: f64| format!("{:.0} %", share * 100.0);
     let content = html! {
         (axes.draw(
-            (&axes.x.ticks(5), &|x| format!("{x}"), "directions"),
-            (&[0.0, 0.25, 0.5, 0.75, 1.0], &percent, "energy held"),
+            (&axes.x.ticks(5), &|x| format!("{x}"), "rank"),
+            (&[0.0, 0.25, 0.5, 0.75, 1.0], &percent, "squared norm kept"),
         ))
         path.area d=(closed) {}
         line.even x1=(N(LEFT)) y1=(N(HEIGHT - BOTTOM)) x2=(N(axes.x.at(n))) y2=(N(axes.y.at(1.0)))
@@ -338,6 +325,18 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &PlotPoint, label: &str) -> M
 
     let named = || points().filter(|point| !point.text.is_empty());
     let mut taken: Vec<[f64; 4]> = named().map(|point| around(place(point), 5.0)).collect();
+    // The lines, as small squares along them, so that no line crosses a label.
+    for series in series {
+        let places: Vec<(f64, f64)> = frontier(&series.points).map(place).collect();
+        for pair in places.windows(2) {
+            let ((x0, y0), (x1, y1)) = (pair[0], pair[1]);
+            let steps = ((x1 - x0).hypot(y1 - y0) / 3.0).ceil().max(1.0);
+            taken.extend((0..=steps as u32).map(|i| {
+                let share = f64::from(i) / steps;
+                around((x0 + share * (x1 - x0), y0 + share * (y1 - y0)), 1.5)
+            }));
+        }
+    }
     let own_label = label_at(place(own), HEIGHT - BOTTOM - 3.0, &own.text, &mut taken);
     let labels: Vec<(f64, f64, &str)> = series
         .iter()

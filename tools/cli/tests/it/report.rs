@@ -179,7 +179,7 @@ fn alternatives_are_what_conversion_comes_to() {
             "{dtype}: {error}, expected {expected}"
         );
     }
-    for family in ["low-rank 12", "tensor train R 8", "this blob"] {
+    for family in ["i8 rows of rank 12", "tensor train R 8", "this blob"] {
         assert!(offered.iter().any(|(name, ..)| name == family), "no {family:?} in {offered:?}");
     }
     assert!(offered.is_sorted_by(|a, b| a.1 >= b.1), "{offered:?}");
@@ -236,7 +236,7 @@ fn a_table_of_low_rank_is_seen_to_be_one() {
     let blob =
         dir.convert(&checkpoint, "[[table]]\ntensor = \"emb\"\ndtype = \"i4\"\n", "blob.ttr");
     let page = report(&dir, &blob, &checkpoint);
-    assert!(page.contains("2 hold 99\u{a0}%. Dashed"), "{page}");
+    assert!(page.contains("rank 2 keeps 99\u{a0}%. Dashed"), "{page}");
     let offered = alternatives(&page, 0);
     let error = |wanted: &str| {
         offered
@@ -245,10 +245,10 @@ fn a_table_of_low_rank_is_seen_to_be_one() {
             .map(|found| found.2)
             .expect(wanted)
     };
-    // All of it but the rounding of i8 is in two directions; one cannot hold both.
-    assert!(error("low-rank 2") < 0.01, "{offered:?}");
-    assert!(error("low-rank 1") > 0.05, "{offered:?}");
-    assert!(page.contains("Low-rank 2 would have less error"), "{page}");
+    // All of it but the rounding of i8 has rank 2.
+    assert!(error("i8 rows of rank 2") < 0.01, "{offered:?}");
+    assert!(error("i8 rows of rank 1") > 0.05, "{offered:?}");
+    assert!(page.contains("i8 rows of rank 2 would have less error"), "{page}");
 }
 
 #[test]

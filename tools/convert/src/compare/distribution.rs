@@ -1,13 +1,14 @@
-//! The distribution of errors in constant memory: counts in 64 steps per factor of two.
+//! The distribution of errors in constant memory: counts in 64 steps for each factor of two, which
+//! are equally wide on a logarithmic scale.
 
 use std::ops::Range;
 
-/// Steps per factor of two, as a number of mantissa bits.
-const BITS: u32 = 6;
+/// Steps for each factor of two.
+const PER_OCTAVE: usize = 64;
 /// Smaller errors count as 0: differences of f32 numbers are never smaller.
 const SMALLEST: f64 = f64::from_bits((1023 - 160) << 52);
 /// Steps from [`SMALLEST`] to the largest error of f32 rows, and one for NaN.
-const STEPS: usize = (160 + 140) << BITS;
+const STEPS: usize = (160 + 140) * PER_OCTAVE;
 
 /// Counts of positive numbers by their magnitude.
 pub(super) struct Distribution {
@@ -15,7 +16,8 @@ pub(super) struct Distribution {
     steps: Vec<u64>,
 }
 
-/// A bar of a histogram.
+/// A bar of a histogram. All bars are equally wide on a logarithmic scale, so that the counts are
+/// in proportion to the density on that scale.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HistogramBar {
     /// The errors that it counts.
@@ -56,8 +58,7 @@ impl Distribution {
         at.map_or(f64::INFINITY, |at| (start(at) + start(at + 1)) / 2.0)
     }
 
-    /// A histogram of the positive numbers, divided by `unit`, in at most `count` bars of equal
-    /// width on a logarithmic scale.
+    /// A histogram of the positive numbers, divided by `unit`, in at most `count` bars.
     pub(super) fn bars(&self, count: usize, unit: f64) -> Vec<HistogramBar> {
         let taken = |&count: &u64| count > 0;
         let (Some(first), Some(last)) =
@@ -77,13 +78,18 @@ impl Distribution {
 
 /// The step of a number of at least [`SMALLEST`].
 fn step(error: f64) -> usize {
-    let position = |x: f64| x.to_bits() >> (52 - BITS);
-    ((position(error) - position(SMALLEST)) as usize).min(STEPS - 1)
+    // NaN has the last step, like infinity.
+    let steps = (error / SMALLEST).log2() * PER_OCTAVE as f64;
+    if steps < STEPS as f64 {
+        steps as usize
+    } else {
+        STEPS - 1
+    }
 }
 
 /// The smallest number of a step.
 fn start(step: usize) -> f64 {
-    f64::from_bits(SMALLEST.to_bits() + ((step as u64) << (52 - BITS)))
+    SMALLEST * (step as f64 / PER_OCTAVE as f64).exp2()
 }
 
 #[cfg(test)]
@@ -119,6 +125,10 @@ mod tests {
             }
             assert_eq!(bars.iter().map(|bar| bar.count).sum::<u64>(), 500);
             assert!(bars.windows(2).all(|pair| pair[0].errors.end == pair[1].errors.start));
+            let width = |bar: &HistogramBar| bar.errors.end / bar.errors.start;
+            for bar in &bars {
+                assert!((width(bar) / width(&bars[0]) - 1.0).abs() < 1e-9, "{count}: {bar:?}");
+            }
         }
     }
 
