@@ -375,8 +375,8 @@ impl<'t, 'a> Pool<'t, 'a> {
         }
     }
 
-    /// Calls `take` with the entry of each lookup, padding left out, whose row is not stored, and adds stored rows to
-    /// their bags, if `out` is given.
+    /// Calls `take` with the entry of each lookup whose row is not stored, and adds stored rows to
+    /// their bags, if `out` is given. Padding is left out.
     #[inline(always)]
     fn each_entry(
         &self,

@@ -156,8 +156,8 @@ impl<'a> Bags<'a> {
         self.indices.len()
     }
 
-    /// All indices, padding included, bag after bag. A negative index, which every table refuses, becomes the
-    /// unsigned integer of the same bits.
+    /// All indices, padding included, bag after bag. A negative index, which every table refuses,
+    /// becomes the unsigned integer of the same bits.
     pub fn indices(&self) -> impl ExactSizeIterator<Item = u64> + Clone + 'a {
         self.indices.iter()
     }

@@ -171,8 +171,8 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         Some(())
     }
 
-    /// Pools `row_part` of the rows of these bags, without padding and without the indices that have
-    /// an override.
+    /// Pools `row_part` of the rows of these bags, without padding and the indices that have an
+    /// override.
     fn pool_part(
         &self,
         rows: &Rows<'_>,
