@@ -37,7 +37,7 @@
  * The version of this interface. It changes when programs compiled with an older header would no
  * longer work.
  */
-#define TTREC_ABI_VERSION 1
+#define TTREC_ABI_VERSION 2
 
 /**
  * The result of a call. TTREC_STATUS_OK is 0. A later version may add other statuses.
@@ -221,6 +221,14 @@ typedef struct {
      * A weight for each index, for TTREC_POOLING_SUM only; or null.
      */
     const float *per_sample_weights;
+    /**
+     * Whether `padding_idx` is left out of the bags: 0 for no, which the functions above set.
+     */
+    uint32_t has_padding_idx;
+    /**
+     * An index whose row is neither summed nor compared, and does not count in a mean.
+     */
+    uint64_t padding_idx;
 } ttrec_bags;
 
 #ifdef __cplusplus

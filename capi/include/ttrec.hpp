@@ -82,6 +82,14 @@ public:
     std::size_t num_lookups() const noexcept { return bags_.num_indices; }
     operator ttrec_bags() const noexcept { return bags_; }
 
+    /// The same bags without the index `padding_idx`, as in torch.nn.EmbeddingBag.
+    Bags with_padding_idx(std::uint64_t padding_idx) const noexcept {
+        ttrec_bags bags = bags_;
+        bags.has_padding_idx = 1;
+        bags.padding_idx = padding_idx;
+        return Bags(bags);
+    }
+
 private:
     static std::size_t num_bags(std::size_t num_offsets) {
         if (num_offsets == 0)

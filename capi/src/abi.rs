@@ -38,7 +38,7 @@ macro_rules! promise {
 
 /// The version of this interface. It changes when programs compiled with an older header would no
 /// longer work.
-pub const TTREC_ABI_VERSION: u32 = 1;
+pub const TTREC_ABI_VERSION: u32 = 2;
 
 /// The TTREC_ABI_VERSION of the loaded library. Compare it with the header's.
 #[unsafe(no_mangle)]
@@ -242,8 +242,8 @@ pub extern "C" fn ttrec_bags_u32(
     per_sample_weights: *const f32,
 ) -> ttrec_bags {
     let (indices, offsets) = (indices.cast(), offsets.cast());
-    let index_type = ttrec_index_type::U32 as u32;
-    ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
+    let list = (ttrec_index_type::U32, indices, num_indices);
+    ttrec_bags::new(list, offsets, num_bags, per_sample_weights)
 }
 
 /// The same for arrays of int64_t, PyTorch's default index type.
@@ -256,8 +256,8 @@ pub extern "C" fn ttrec_bags_i64(
     per_sample_weights: *const f32,
 ) -> ttrec_bags {
     let (indices, offsets) = (indices.cast(), offsets.cast());
-    let index_type = ttrec_index_type::I64 as u32;
-    ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
+    let list = (ttrec_index_type::I64, indices, num_indices);
+    ttrec_bags::new(list, offsets, num_bags, per_sample_weights)
 }
 
 /// The same for arrays of int32_t.
@@ -270,8 +270,8 @@ pub extern "C" fn ttrec_bags_i32(
     per_sample_weights: *const f32,
 ) -> ttrec_bags {
     let (indices, offsets) = (indices.cast(), offsets.cast());
-    let index_type = ttrec_index_type::I32 as u32;
-    ttrec_bags { index_type, indices, num_indices, offsets, num_bags, per_sample_weights }
+    let list = (ttrec_index_type::I32, indices, num_indices);
+    ttrec_bags::new(list, offsets, num_bags, per_sample_weights)
 }
 
 /// Pools each bag into a row of `out`; the row of an empty bag is zeros. `pooling` is a

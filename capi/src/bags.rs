@@ -49,6 +49,10 @@ pub struct ttrec_bags {
     pub num_bags: usize,
     /// A weight for each index, for TTREC_POOLING_SUM only; or null.
     pub per_sample_weights: *const f32,
+    /// Whether `padding_idx` is left out of the bags: 0 for no, which the functions above set.
+    pub has_padding_idx: u32,
+    /// An index whose row is neither summed nor compared, and does not count in a mean.
+    pub padding_idx: u64,
 }
 
 impl ttrec_pooling {
@@ -64,6 +68,25 @@ impl ttrec_pooling {
 }
 
 impl ttrec_bags {
+    /// Bags without padding.
+    pub(crate) fn new(
+        (index_type, indices, num_indices): (ttrec_index_type, *const c_void, usize),
+        offsets: *const c_void,
+        num_bags: usize,
+        per_sample_weights: *const f32,
+    ) -> Self {
+        Self {
+            index_type: index_type as u32,
+            indices,
+            num_indices,
+            offsets,
+            num_bags,
+            per_sample_weights,
+            has_padding_idx: 0,
+            padding_idx: 0,
+        }
+    }
+
     /// The library's bags over the same arrays. The outer error is about the arrays' memory, the
     /// inner one about their values.
     pub(crate) fn read<'c>(
@@ -88,11 +111,15 @@ impl ttrec_bags {
             .ok_or(Error::TooLong { what: "offsets", len: self.num_bags })?;
         let indices = given.slice(self.indices.cast::<I>(), self.num_indices, "indices")?;
         let offsets = given.slice(self.offsets.cast::<I>(), num_offsets, "offsets")?;
-        if self.per_sample_weights.is_null() {
-            return Ok(Bags::new(indices, offsets));
+        let mut bags = Bags::new(indices, offsets);
+        if !self.per_sample_weights.is_null() {
+            let weights =
+                given.slice(self.per_sample_weights, self.num_indices, "per_sample_weights")?;
+            bags = bags.and_then(|bags| bags.with_per_sample_weights(weights));
         }
-        let weights =
-            given.slice(self.per_sample_weights, self.num_indices, "per_sample_weights")?;
-        Ok(Bags::new(indices, offsets).and_then(|bags| bags.with_per_sample_weights(weights)))
+        if self.has_padding_idx != 0 {
+            bags = bags.map(|bags| bags.with_padding_idx(self.padding_idx));
+        }
+        Ok(bags)
     }
 }

@@ -1,7 +1,7 @@
 //! Checkpoints: the content decides how they are read.
 
 use crate::{refused, write, zip_of};
-use std::sync::Once;
+use std::{path::Path, sync::Once};
 use ttrec_convert::{
     Checkpoint,
     checkpoint::{ElementType, Tensor},
@@ -21,7 +21,24 @@ pub fn checkpoint(bytes: &[u8]) {
         write("shard.safetensors", &shard);
         write("external.onnx.data", &[1; 64]);
     });
-    let checkpoint = match Checkpoint::open(&write("checkpoint", bytes)) {
+    read_all(&write("checkpoint", bytes));
+}
+
+/// Opens the bytes as the `.metadata` of a directory of `torch.distributed.checkpoint`, with the
+/// files of a small one beside them.
+pub fn distributed(bytes: &[u8]) {
+    const FILES: [(&str, &[u8]); 2] = [
+        ("__0_0.distcp", include_bytes!("../../tools/convert/tests/data/distributed/__0_0.distcp")),
+        ("__1_0.distcp", include_bytes!("../../tools/convert/tests/data/distributed/__1_0.distcp")),
+    ];
+    static BESIDE: Once = Once::new();
+    BESIDE.call_once(|| FILES.iter().for_each(|(name, bytes)| drop(write(name, bytes))));
+    read_all(&write(".metadata", bytes));
+}
+
+/// Opens a file as a checkpoint, and reads all of its tensors.
+fn read_all(path: &Path) {
+    let checkpoint = match Checkpoint::open(path) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return refused(error),
     };

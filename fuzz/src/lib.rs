@@ -34,7 +34,7 @@ mod requests;
 mod rows;
 
 use archives::zip_of;
-pub use checkpoints::{checkpoint, pickle};
+pub use checkpoints::{checkpoint, distributed, pickle};
 pub use configs::config;
 pub use requests::requests;
 pub use rows::{parquet, text};

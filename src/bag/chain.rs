@@ -166,6 +166,7 @@ struct Segment<'s> {
     indices: Indices<'s>,
     row_of: RowOf<'s>,
     weights: Option<&'s [f32]>,
+    padding_idx: u64,
     bags: BagOf<'s>,
 }
 
@@ -281,6 +282,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                     Some(weights) => Some(weights.get(lookups.clone())?),
                     None => None,
                 },
+                padding_idx: bags.padding_idx,
                 bags: BagOf::One(first),
             };
             if end - first > 1 {
@@ -300,7 +302,7 @@ impl<'t, 'a> Pool<'t, 'a> {
             }
             if mean {
                 for bag in first..end {
-                    divide(out.row(bag)?, bags.range(bag)?.len());
+                    divide(out.row(bag)?, bags.num_rows(bag)?);
                 }
             }
             first = end;
@@ -374,7 +376,7 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Calls `take` with the entry of each lookup whose row is not stored, and adds stored rows to
-    /// their bags, if `out` is given.
+    /// their bags, if `out` is given. Padding is left out.
     #[inline(always)]
     fn each_entry(
         &self,
@@ -388,8 +390,9 @@ impl<'t, 'a> Pool<'t, 'a> {
         };
         if !self.table.has_stored_rows() {
             return with_integers!(segment.indices, indices => {
-                let mut lookups = indices.iter().zip(0u32..);
-                lookups.try_for_each(|(&index, position)| take(entry(index.to_u64(), position)))
+                let lookups = indices.iter().map(|index| index.to_u64()).zip(0u32..);
+                let mut lookups = lookups.filter(|(index, _)| *index != segment.padding_idx);
+                lookups.try_for_each(|(index, position)| take(entry(index, position)))
             });
         }
         let mut jobs = [AddRow::EMPTY; ROWS];
@@ -407,6 +410,9 @@ impl<'t, 'a> Pool<'t, 'a> {
                 .zip(indices.iter())
                 .for_each(|(to, index)| *to = self.table.stored_row(index));
             for ((index, stored), position) in indices.iter().zip(stored).zip(base..) {
+                if index == segment.padding_idx {
+                    continue;
+                }
                 let Some(stored) = stored else {
                     take(entry(index, position))?;
                     continue;

@@ -56,8 +56,13 @@ pub struct Bags<'a> {
     /// Whether the caller's integer type is signed.
     is_signed: bool,
     per_sample_weights: Option<&'a [f32]>,
+    /// The index that is left out of the bags, or [`NO_PADDING`].
+    padding_idx: u64,
     sequential: bool,
 }
+
+/// An index that no table has, so that one comparison finds padding, whether there is any or not.
+const NO_PADDING: u64 = u64::MAX;
 
 impl<'a> Bags<'a> {
     /// `offsets.len() - 1` bags of `indices`. Offsets start at 0, never fall, and end at
@@ -98,6 +103,7 @@ impl<'a> Bags<'a> {
                 offsets,
                 is_signed,
                 per_sample_weights: None,
+                padding_idx: NO_PADDING,
                 sequential: false,
             }),
         }
@@ -115,6 +121,16 @@ impl<'a> Bags<'a> {
             });
         }
         Ok(Self { per_sample_weights: Some(weights), ..self })
+    }
+
+    /// The same bags without the index `padding_idx`, as `torch.nn.EmbeddingBag` has it: its row is
+    /// neither summed nor compared, does not count in a mean, and its weights are not read. A bag
+    /// of padding alone is empty. An index that the table does not have is refused also as padding.
+    ///
+    /// The pooled rows have the bits of bags that do not have these indices.
+    #[must_use]
+    pub fn with_padding_idx(self, padding_idx: u64) -> Self {
+        Self { padding_idx, ..self }
     }
 
     /// The same bags, whose rows are added one by one in the order of their indices, as a plain
@@ -135,13 +151,13 @@ impl<'a> Bags<'a> {
         self.len() == 0
     }
 
-    /// Number of indices in all bags together.
+    /// Number of indices in all bags together, padding included.
     pub fn num_indices(&self) -> usize {
         self.indices.len()
     }
 
-    /// All indices, bag after bag. A negative index, which every table refuses, becomes the
-    /// unsigned integer of the same bits.
+    /// All indices, padding included, bag after bag. A negative index, which every table refuses,
+    /// becomes the unsigned integer of the same bits.
     pub fn indices(&self) -> impl ExactSizeIterator<Item = u64> + Clone + 'a {
         self.indices.iter()
     }
@@ -182,6 +198,27 @@ impl<'a> Bags<'a> {
     /// A bag's positions in `indices`.
     pub(crate) fn range(&self, bag: usize) -> Option<core::ops::Range<usize>> {
         self.offsets.range(bag)
+    }
+
+    /// Whether an index is left out.
+    #[inline(always)]
+    fn is_padding(&self, index: u64) -> bool {
+        index == self.padding_idx
+    }
+
+    /// Whether there may be indices that are left out.
+    pub(crate) fn has_padding(&self) -> bool {
+        self.padding_idx != NO_PADDING
+    }
+
+    /// The number of rows that a bag pools: one for each index that is not padding.
+    fn num_rows(&self, bag: usize) -> Option<usize> {
+        let range = self.range(bag)?;
+        if !self.has_padding() {
+            return Some(range.len());
+        }
+        let indices = self.indices.slice(range)?.iter();
+        Some(indices.filter(|&index| !self.is_padding(index)).count())
     }
 }
 
@@ -296,7 +333,7 @@ impl Table<'_> {
             // The scalar tier prefers small code: it pools row by row.
             Weights::Dense(rows) if self.data().overrides.is_none() && !self.tier().is_scalar() => {
                 match self.data().index_map {
-                    IndexMap::Identity => pool_dense(
+                    IndexMap::Identity if !bags.has_padding() => pool_dense(
                         self.tier(),
                         rows,
                         bags,
@@ -353,6 +390,9 @@ impl Table<'_> {
     ) -> Consistent {
         (0..bags.len()).try_for_each(|bag| {
             pool_bag(bags, bag, pooling, out.row(bag)?, |index, out, epilogue| {
+                if bags.is_padding(index) {
+                    return Some(false);
+                }
                 self.write_row(index, out, workspace, epilogue)?;
                 Some(true)
             })

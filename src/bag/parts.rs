@@ -10,7 +10,7 @@
     reason = "counts and positions within slices, and quotients of rows"
 )]
 
-use super::{Bags, Pooling, chain::Output, divide, pool_bag, pool_dense};
+use super::{Bags, NO_PADDING, Pooling, chain::Output, divide, pool_bag, pool_dense};
 use crate::{
     divisor::Divisor,
     index::Indices,
@@ -104,7 +104,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             )?;
             self.add_overrides(range.clone(), out)?;
             for bag in range {
-                match self.bags.range(bag)?.len() {
+                match self.bags.num_rows(bag)? {
                     // 0 times infinity or NaN in the projection would not be 0.
                     0 => out.row(bag)?.fill(0.0),
                     len if mean => divide(out.row(bag)?, len),
@@ -171,7 +171,8 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         Some(())
     }
 
-    /// Pools `row_part` of the rows of these bags, without the indices that have an override.
+    /// Pools `row_part` of the rows of these bags, without padding and the indices that have an
+    /// override.
     fn pool_part(
         &self,
         rows: &Rows<'_>,
@@ -180,7 +181,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         part: Part<'_>,
     ) -> Consistent {
         let row_of = |index: u64| {
-            if self.table.override_position(index).is_some() {
+            if self.bags.is_padding(index) || self.table.override_position(index).is_some() {
                 None
             } else {
                 Some(row_part.row(self.row_of.row(index)))
@@ -257,6 +258,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             } else {
                 None
             },
+            padding_idx: NO_PADDING,
             sequential: false,
         };
         if num_bags > 0 {
@@ -273,21 +275,28 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         for bag in bags {
             let range = self.bags.range(bag)?;
             let indices = self.bags.indices.slice(range.clone())?;
-            let override_of = |index: u64| self.table.override_position(index);
+            let override_of = |index: u64| {
+                if self.bags.is_padding(index) {
+                    None
+                } else {
+                    self.table.override_position(index)
+                }
+            };
             let num_overrides =
                 indices.iter().filter(|&index| override_of(index).is_some()).count();
             if num_overrides == 0 {
                 continue;
             }
             let out = out.row(bag)?;
-            let others = range.len() - num_overrides;
+            let num_rows = self.bags.num_rows(bag)?;
+            let others = num_rows - num_overrides;
             let mut are_none = others == 0;
             if self.pooling == Pooling::Mean && !are_none {
                 out.iter_mut().for_each(|mean| *mean *= others as f32);
             } else if are_none {
                 out.fill(0.0);
             }
-            for (index, position) in indices.iter().zip(range.clone()) {
+            for (index, position) in indices.iter().zip(range) {
                 let Some(row) = override_of(index) else { continue };
                 let epilogue = match (self.pooling, self.bags.per_sample_weights) {
                     (Pooling::Max, _) if are_none => Epilogue::Store,
@@ -299,7 +308,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                 are_none = false;
             }
             if self.pooling == Pooling::Mean {
-                divide(out, range.len());
+                divide(out, num_rows);
             }
         }
         Some(())

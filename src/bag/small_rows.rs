@@ -44,6 +44,9 @@ pub(super) fn pool(
         out.row(bag)?.fill(0.0);
         for position in bags.range(bag)? {
             let index = bags.indices.get(position)?;
+            if bags.is_padding(index) {
+                continue;
+            }
             let weight = match bags.per_sample_weights {
                 Some(weights) => *weights.get(position)?,
                 None => 1.0,
@@ -72,7 +75,7 @@ pub(super) fn pool(
     multiply_rows(table.tier(), tt, rows.get(..count)?, true, workspace, out.rows)?;
     if mean {
         for bag in 0..bags.len() {
-            divide(out.row(bag)?, bags.range(bag)?.len());
+            divide(out.row(bag)?, bags.num_rows(bag)?);
         }
     }
     Some(())

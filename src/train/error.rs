@@ -82,6 +82,8 @@ pub enum Quantity {
 pub enum Unsupported {
     /// [`Pooling::Max`](crate::Pooling::Max).
     MaxPooling,
+    /// [`Bags::with_padding_idx`](crate::Bags::with_padding_idx).
+    Padding,
     /// A tensor train whose core 0 has the least significant digit of a column
     /// ([`TtShape::column_order`](crate::TtShape::column_order)).
     ColumnOrder,
@@ -176,6 +178,9 @@ impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MaxPooling => write!(f, "max pooling cannot be trained: use sum or mean"),
+            Self::Padding => {
+                write!(f, "bags with padding cannot be trained: leave its index out of the bags")
+            }
             Self::ColumnOrder => write!(
                 f,
                 "core 0 has the least significant digit of a column: only tensor trains whose last \

@@ -107,6 +107,9 @@ pub(super) fn check_bags(
     if pooling == Pooling::Max {
         return Err(TrainError::Unsupported(Unsupported::MaxPooling));
     }
+    if bags.has_padding() {
+        return Err(TrainError::Unsupported(Unsupported::Padding));
+    }
     let longest = bags.num_indices().max(bags.len());
     if u32::try_from(longest).is_err() {
         return Err(Quantity::Lookups.above(longest as u64, u32::MAX.into()));

@@ -79,7 +79,7 @@ pub trait Embedding: Checkpointed + Send + Sync {
     /// # Errors
     /// [`TrainError::Lookup`] for bags that do not suit the table, [`TrainError::Count`] for a
     /// gradient of another length, [`TrainError::Limit`] for more than 2^32 - 1 lookups or bags,
-    /// and [`Unsupported::MaxPooling`]. Nothing has changed then.
+    /// [`Unsupported::MaxPooling`] and [`Unsupported::Padding`]. Nothing has changed then.
     fn step(
         &mut self,
         bags: &Bags<'_>,

@@ -18,6 +18,8 @@ mod golden_blob;
 mod hostile;
 mod kernels;
 #[cfg(feature = "alloc")]
+mod padding;
+#[cfg(feature = "alloc")]
 mod pool_tables;
 mod readme;
 #[cfg(feature = "alloc")]

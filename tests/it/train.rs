@@ -922,6 +922,8 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
         let mut step =
             |bags, pooling, len| table.step(bags, pooling, &vec![1.0; len], 0.1).unwrap_err();
         assert_eq!(step(&good, Pooling::Max, 6), TrainError::Unsupported(Unsupported::MaxPooling));
+        let padded = good.with_padding_idx(10);
+        assert_eq!(step(&padded, Pooling::Sum, 6), TrainError::Unsupported(Unsupported::Padding));
         assert_eq!(step(&good, Pooling::Sum, 7), count(Quantity::Gradient, 7, 6));
         assert_eq!(
             step(&weighted, Pooling::Mean, 6),

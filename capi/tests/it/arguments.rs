@@ -518,6 +518,20 @@ fn bags_have_the_librarys_bits_whatever_type_their_indices_have() {
                 );
             }
         }
+        // An index is padding only if the struct says so.
+        for has_padding_idx in [0, 1, 7] {
+            let padding_idx = indices[3].into();
+            let padded =
+                ttrec_bags { has_padding_idx, padding_idx, ..*u32_bags(&indices, &offsets, None) };
+            let mut bags = Bags::new(&indices, &offsets).unwrap();
+            if has_padding_idx != 0 {
+                bags = bags.with_padding_idx(padding_idx);
+            }
+            let mut out = vec![0.0; bags.len() * expected.embedding_dim()];
+            let mut workspace = vec![0.0; expected.workspace_len(1)];
+            expected.pool(&bags, Pooling::Mean, &mut out, &mut workspace).unwrap();
+            assert_same(&bag(table, &padded, ttrec_pooling::Mean as u32).unwrap(), &out);
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use clap::ValueEnum;
 use std::{
     borrow::Cow,
     iter::once,
+    num::ParseIntError,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 use ttrec::{Bags, BagsError, Pooling, Table};
 use ttrec_convert::{Checkpoint, checkpoint::Tensor, zeros};
@@ -34,15 +36,77 @@ impl Mode {
 }
 
 /// The options of the commands that read bags.
-#[derive(clap::Args, Clone, Copy, Default)]
+#[derive(clap::Args, Clone, Default)]
 pub(crate) struct BagOptions {
     /// Whether the last offset is the number of indices, not the start of an empty last bag
     /// [default: true if it is that number]
     #[arg(long, value_name = "true|false")]
     include_last_offset: Option<bool>,
-    /// Leave this index out of its bags, as torch.nn.EmbeddingBag does
-    #[arg(long, value_name = "INDEX")]
-    pub(crate) padding_idx: Option<u64>,
+    /// Leave this index out of its bags, as torch.nn.EmbeddingBag does; of one table of a model:
+    /// TABLE=INDEX. May be given several times
+    #[arg(long, value_name = "[TABLE=]INDEX")]
+    padding_idx: Vec<PaddingIdx>,
+}
+
+/// An index that is left out of its bags.
+#[derive(Clone)]
+struct PaddingIdx {
+    /// `None`: of all tables.
+    table: Option<String>,
+    index: u64,
+}
+
+impl FromStr for PaddingIdx {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (table, index) = match text.rsplit_once('=') {
+            Some((table, index)) => (Some(table.to_owned()), index),
+            None => (None, text),
+        };
+        Ok(Self { table, index: index.parse()? })
+    }
+}
+
+impl BagOptions {
+    /// Whether no option is given.
+    pub(crate) fn are_default(&self) -> bool {
+        self.include_last_offset.is_none() && self.padding_idx.is_empty()
+    }
+
+    /// Refuses an index that none of these tables has.
+    pub(crate) fn check(&self, tables: &[Table<'_>]) -> Result<()> {
+        for padding in &self.padding_idx {
+            let mut found = tables.iter().filter(|table| padding.is_of(table)).peekable();
+            let Some(&first) = found.peek() else {
+                let names: Vec<&str> = tables.iter().map(Table::name).collect();
+                let name = padding.table.as_deref().unwrap_or_default();
+                bail!("--padding-idx: no table {name:?}: expected one of {names:?}");
+            };
+            ensure!(
+                found.any(|table| padding.index < table.num_embeddings()),
+                "--padding-idx {}: table {:?} has {} rows",
+                padding.index,
+                first.name(),
+                first.num_embeddings()
+            );
+        }
+        Ok(())
+    }
+
+    /// The index that is left out of the bags of a table.
+    pub(crate) fn padding_idx(&self, table: &Table<'_>) -> Option<u64> {
+        let of_table = self.padding_idx.iter().filter(|padding| padding.is_of(table));
+        of_table
+            .max_by_key(|padding| padding.table.is_some())
+            .map(|padding| padding.index)
+    }
+}
+
+impl PaddingIdx {
+    fn is_of(&self, table: &Table<'_>) -> bool {
+        self.table.as_ref().is_none_or(|name| name == table.name())
+    }
 }
 
 /// The bags of a file, or of the command line.
@@ -54,11 +118,12 @@ pub(crate) struct BagsFile {
     /// `None` if nothing says where bags end.
     offsets: Option<Vec<u64>>,
     weights: Option<Vec<f32>>,
+    padding_idx: Option<u64>,
 }
 
 impl BagsFile {
     /// Reads `indices` and the ends of the bags, and `weights` if `weighted`.
-    pub(crate) fn read(path: &Path, weighted: bool, options: BagOptions) -> Result<Self> {
+    pub(crate) fn read(path: &Path, weighted: bool, options: &BagOptions) -> Result<Self> {
         Self::read_arrays(path, "indices", weighted, options)
     }
 
@@ -67,7 +132,7 @@ impl BagsFile {
         path: &Path,
         indices: &str,
         weighted: bool,
-        options: BagOptions,
+        options: &BagOptions,
     ) -> Result<Self> {
         let names = [indices, "offsets", "lengths", "weights"];
         Self::of(&Checkpoint::open(path)?, names, weighted, options, None)
@@ -82,6 +147,7 @@ impl BagsFile {
             shape: vec![len],
             offsets: Some(vec![0, len]),
             weights: None,
+            padding_idx: None,
         }
     }
 
@@ -91,7 +157,7 @@ impl BagsFile {
         file: &Checkpoint,
         [indices, offsets, lengths, weights]: [&str; 4],
         weighted: bool,
-        options: BagOptions,
+        options: &BagOptions,
         num_bags: Option<usize>,
     ) -> Result<Self> {
         let path = file.path();
@@ -132,33 +198,13 @@ impl BagsFile {
             shape: array.shape().to_vec(),
             offsets: offsets_of(array, find(offsets)?, find(lengths)?, options, num_bags)?,
             weights,
+            padding_idx: None,
         })
     }
 
-    /// Removes the padding from the bags, which are those of `table`.
-    pub(crate) fn remove_padding(&mut self, padding_idx: u64, table: &Table<'_>) -> Result<()> {
-        let (path, num_embeddings) = (self.path.display(), table.num_embeddings());
-        // First, while errors can name positions in the file.
-        self.all().with_context(|| path.to_string())?;
-        if let Some(position) = self.indices.iter().position(|&index| index >= num_embeddings) {
-            bail!(
-                "{path}: table {:?}: index {} at position {position}: the table has \
-                 {num_embeddings} rows",
-                table.name(),
-                self.indices[position]
-            );
-        }
-        let stays = |index: &u64| *index != padding_idx;
-        let before = ends(self.indices.iter().map(|index| u64::from(stays(index))));
-        for offset in self.offsets.iter_mut().flatten() {
-            *offset = before[usize::try_from(*offset)?];
-        }
-        if let Some(weights) = &mut self.weights {
-            let mut indices = self.indices.iter();
-            weights.retain(|_| indices.next().is_some_and(stays));
-        }
-        self.indices.retain(stays);
-        Ok(())
+    /// The same bags without this index.
+    pub(crate) fn excluding(self, padding_idx: Option<u64>) -> Self {
+        Self { padding_idx, ..self }
     }
 
     /// One row per index or per bag, end to end.
@@ -205,11 +251,14 @@ impl BagsFile {
 
     /// The bags between these offsets.
     pub(crate) fn bags<'s>(&'s self, offsets: &'s [u64]) -> Result<Bags<'s>, BagsError> {
-        let bags = Bags::new(&self.indices, offsets)?;
-        match &self.weights {
-            Some(weights) => bags.with_per_sample_weights(weights),
-            None => Ok(bags),
+        let mut bags = Bags::new(&self.indices, offsets)?;
+        if let Some(weights) = &self.weights {
+            bags = bags.with_per_sample_weights(weights)?;
         }
+        Ok(match self.padding_idx {
+            Some(padding_idx) => bags.with_padding_idx(padding_idx),
+            None => bags,
+        })
     }
 
     /// The bags as the file has them.
@@ -238,7 +287,7 @@ fn offsets_of(
     indices: &Tensor,
     offsets: Option<&Tensor>,
     lengths: Option<&Tensor>,
-    options: BagOptions,
+    options: &BagOptions,
     num_bags: Option<usize>,
 ) -> Result<Option<Vec<u64>>> {
     let (path, name) = (indices.file().display(), indices.name());

@@ -120,6 +120,8 @@ pub(crate) struct Args {
     /// interruption
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Bags of --check")]
+    options: BagOptions,
 }
 
 pub(crate) fn operation() -> impl TypedValueParser<Value = Combine> {
@@ -148,6 +150,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         args.check.is_none() || spec.model.is_some(),
         "--check scores a model, but {origin} has no [model]"
     );
+    ensure!(
+        args.check.is_some() || args.options.are_default(),
+        "--padding-idx and --include-last-offset are for the samples of --check"
+    );
     let resume = args.resume.as_deref().map(ResumeDirectory::open).transpose()?;
     let options = Options {
         memory: args.memory,
@@ -168,7 +174,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.output)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
-    let samples = Samples::read(samples, &ranker, BagOptions::default())?;
+    let samples = Samples::read(samples, &ranker, &args.options)?;
     let scores =
         score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
     let scores = (&scores[..], samples.path());

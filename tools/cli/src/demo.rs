@@ -54,7 +54,7 @@ pub(crate) fn run(_: &Args) -> Result<Outcome> {
     )?;
 
     let expected = Checkpoint::open(&expected_path)?;
-    let bags = BagsFile::read(&expected_path, false, BagOptions::default())?;
+    let bags = BagsFile::read(&expected_path, false, &BagOptions::default())?;
     let mut good = true;
     for (mode, name) in
         [(Mode::Rows, "rows"), (Mode::Sum, "sum"), (Mode::Mean, "mean"), (Mode::Max, "max")]

@@ -109,6 +109,10 @@ fn hints(
             of.name()
         ));
     }
+    hints.push(
+        "A `padding_idx` of the program's tables has to be given: --padding-idx TABLE=INDEX."
+            .to_owned(),
+    );
     hints.push(format!(
         "The interaction is {:?}. `tables`, `pooling` and `interaction` in [model] of the spec say \
          otherwise.",

@@ -54,24 +54,18 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let table = file.table(&blob, &args.table)?;
-    let mut bags = match bags {
-        Some(path) => BagsFile::read(path, args.weighted, args.options)?,
+    let bags = match bags {
+        Some(path) => BagsFile::read(path, args.weighted, &args.options)?,
         None => BagsFile::of_ids(&args.ids),
     };
-    if let Some(padding_idx) = args.options.padding_idx {
-        ensure!(
-            args.mode != Mode::Rows,
-            "--padding-idx is for bags, --mode sum, mean or max: torch.nn.Embedding looks up the \
-             row of padding_idx like any other"
-        );
-        ensure!(
-            padding_idx < table.num_embeddings(),
-            "--padding-idx {padding_idx}: table {:?} has {} rows",
-            table.name(),
-            table.num_embeddings()
-        );
-        bags.remove_padding(padding_idx, &table)?;
-    }
+    args.options.check(&[table])?;
+    let padding_idx = args.options.padding_idx(&table);
+    ensure!(
+        padding_idx.is_none() || args.mode != Mode::Rows,
+        "--padding-idx is for bags, --mode sum, mean or max: torch.nn.Embedding looks up the row \
+         of padding_idx like any other"
+    );
+    let bags = bags.excluding(padding_idx);
     let pooled = bags.look_up(&table, args.mode)?;
 
     let shape = bags.shape(&table, args.mode)?;

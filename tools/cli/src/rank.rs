@@ -56,8 +56,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
-    let user = Samples::read(&args.user, &ranker, args.options)?;
-    let candidates = Samples::read(&args.candidates, &ranker, args.options)?;
+    let user = Samples::read(&args.user, &ranker, &args.options)?;
+    let candidates = Samples::read(&args.candidates, &ranker, &args.options)?;
     let scores = rank(&ranker, &user, &candidates)?;
     let mut places: Vec<Ranked> = scores
         .iter()

@@ -17,7 +17,8 @@ pub(crate) struct Samples {
 
 impl Samples {
     /// Reads those of the model's inputs that the file has.
-    pub(crate) fn read(path: &Path, ranker: &Ranker<'_>, options: BagOptions) -> Result<Self> {
+    pub(crate) fn read(path: &Path, ranker: &Ranker<'_>, options: &BagOptions) -> Result<Self> {
+        options.check(&ranker.tables().collect::<Vec<_>>())?;
         let file = Checkpoint::open(path)?;
         let dense = file.find("dense")?.map(|array| {
             let (columns, shape) = (ranker.num_dense() as u64, array.shape());
@@ -53,11 +54,8 @@ impl Samples {
             }
             let weighted = file.find(&weights)?.is_some();
             let names = [&*indices, &*offsets, &*lengths, &*weights];
-            let mut bags = BagsFile::of(&file, names, weighted, options, count)?;
-            if let Some(padding_idx) = options.padding_idx {
-                bags.remove_padding(padding_idx, &table)?;
-            }
-            Ok(Some(bags))
+            let bags = BagsFile::of(&file, names, weighted, options, count)?;
+            Ok(Some(bags.excluding(options.padding_idx(&table))))
         };
         let tables = ranker.tables().enumerate().map(bags).collect::<Result<_>>()?;
         Ok(Self { path: path.display().to_string(), dense, tables })

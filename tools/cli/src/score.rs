@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let ranker = file.ranker(&blob)?;
     let (scores, samples) = match &args.batch {
         Some(batch) => {
-            let samples = Samples::read(batch, &ranker, args.options)?;
+            let samples = Samples::read(batch, &ranker, &args.options)?;
             let scores =
                 score(&ranker, &samples, args.logits).with_context(|| samples.path().to_owned())?;
             (scores, samples.path().to_owned())

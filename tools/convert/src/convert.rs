@@ -699,5 +699,9 @@ fn list_tensors(checkpoint: &Checkpoint) -> String {
     let line = |t: &Tensor| {
         format!("  {} {} {:?}\n", t.name().escape_debug(), t.element_type(), t.shape())
     };
-    checkpoint.tensors().take(40).map(line).collect()
+    let unreadable = |(name, reason): (&str, &str)| {
+        format!("  {}: cannot be read: {reason}\n", name.escape_debug())
+    };
+    let readable = checkpoint.tensors().map(line);
+    readable.chain(checkpoint.unreadable().map(unreadable)).take(40).collect()
 }

@@ -194,14 +194,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let own = match (&args.blob, &args.bags) {
         (Some(blob), Some(bags)) => {
             let blob = BlobFile::open(blob)?;
-            Some((blob, BagsFile::read(bags, args.weighted, BagOptions::default())?))
+            Some((blob, BagsFile::read(bags, args.weighted, &BagOptions::default())?))
         }
         _ => None,
     };
     let retail = args
         .retail
         .as_deref()
-        .map(|path| BagsFile::read_arrays(path, "items", false, BagOptions::default()))
+        .map(|path| BagsFile::read_arrays(path, "items", false, &BagOptions::default()))
         .transpose()?;
     let wants = |suite| args.blob.is_none() && args.suite.is_none_or(|wanted| wanted == suite);
     let mut roofline = Roofline::new(tier, args.quick)?;

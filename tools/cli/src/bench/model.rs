@@ -38,7 +38,7 @@ pub(super) fn measure(
 ) -> Result<ModelTiming> {
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?.with_tier(roofline.tier());
-    let samples = Samples::read(path, &ranker, BagOptions::default())?;
+    let samples = Samples::read(path, &ranker, &BagOptions::default())?;
     measure_samples(roofline, &ranker, &samples, batch).with_context(|| samples.path().to_owned())
 }
 

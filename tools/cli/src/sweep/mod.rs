@@ -24,8 +24,8 @@ use std::{
 ///
 /// Each representation is trained with every learning rate. The rate that is best on the validation
 /// split is then trained with all seeds; the test split decides nothing. Finished runs are not
-/// repeated, so an interrupted sweep can be continued. What cannot be trained is skipped, and the
-/// results list it with the reason.
+/// repeated, so the same command continues an interrupted sweep, and tries runs again that failed.
+/// What cannot be trained is skipped, and the results list it with the reason.
 #[derive(clap::Args)]
 #[command(after_help = "\
 A config is one of `ttrec train`, and:
@@ -151,7 +151,7 @@ fn compare(
         }
         results.extend(runs);
         // After each representation, so that results can be read during the sweep.
-        results::write(&args.output, &results, &omitted, config.train.select)?;
+        results::write(&args.output, &results, &omitted, &sweep.rates, config.train.select)?;
     }
     let reason = || {
         let first: Option<&Omitted> = omitted.first();
@@ -159,7 +159,7 @@ fn compare(
         format!("no representation can be trained{why}")
     };
     ensure!(!results.is_empty(), reason());
-    let table = results::table(&results, &omitted, config.train.select);
+    let table = results::table(&results, &omitted, &sweep.rates, config.train.select);
     output::print(|out| out.write_all(table.as_bytes()))?;
     Ok(Outcome::Done)
 }

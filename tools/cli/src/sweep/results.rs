@@ -55,25 +55,29 @@ struct Summary<'r> {
     bytes: [u64; 2],
     rate: f64,
     /// Whether it is the smallest or largest rate of the sweep, so that a rate beyond it may be
-    /// better.
+    /// better. Rates with which training failed count: what is beyond them is known.
     at_the_edge: bool,
     runs: Vec<&'r TrainReport>,
 }
 
-fn summaries(results: &[RunResult], select: Select) -> impl Iterator<Item = Summary<'_>> {
+fn summaries<'r>(
+    results: &'r [RunResult],
+    rates: &'r [f64],
+    select: Select,
+) -> impl Iterator<Item = Summary<'r>> {
     results.chunk_by(|a, b| a.name == b.name).filter_map(move |runs| {
         let first = runs.first()?;
         let tuned = runs.iter().take_while(|run| run.seed == first.seed).count();
         let rate = best_rate(&runs[..tuned], select)?;
-        let rates = || runs[..tuned].iter().map(|run| run.rate);
         let chosen = runs.iter().filter(|run| run.rate == rate);
         Some(Summary {
             name: &first.name,
             kind: first.kind,
             bytes: first.report.bytes,
             rate,
-            at_the_edge: tuned > 1
-                && (rates().all(|other| other >= rate) || rates().all(|other| other <= rate)),
+            at_the_edge: rates.len() > 1
+                && (rates.iter().all(|&other| other >= rate)
+                    || rates.iter().all(|&other| other <= rate)),
             runs: chosen.map(|run| &run.report).collect(),
         })
     })
@@ -97,12 +101,17 @@ impl Summary<'_> {
 }
 
 /// A table in Markdown: a row for each representation, then for each omission.
-pub(super) fn table(results: &[RunResult], omitted: &[Omitted], select: Select) -> String {
+pub(super) fn table(
+    results: &[RunResult],
+    omitted: &[Omitted],
+    rates: &[f64],
+    select: Select,
+) -> String {
     let mut text = String::from(
         "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy \
          |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
-    for summary in summaries(results, select) {
+    for summary in summaries(results, rates, select) {
         let [bytes, dense] = summary.bytes;
         let number = |number: fn(&Quality) -> Option<f64>| match summary.of(number) {
             Some((mean, spread)) if summary.runs.len() > 1 => format!("{mean:.4} ± {spread:.4}"),
@@ -163,8 +172,8 @@ fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
 }
 
 /// AUC and log-loss against bytes, a line for each kind of table.
-fn picture(results: &[RunResult], select: Select) -> String {
-    let summaries: Vec<Summary<'_>> = summaries(results, select).collect();
+fn picture(results: &[RunResult], rates: &[f64], select: Select) -> String {
+    let summaries: Vec<Summary<'_>> = summaries(results, rates, select).collect();
     let kinds = || {
         summaries
             .iter()
@@ -193,12 +202,13 @@ pub(super) fn write(
     directory: &Path,
     results: &[RunResult],
     omitted: &[Omitted],
+    rates: &[f64],
     select: Select,
 ) -> Result<()> {
     let files = [
         ("results.csv", csv(results)?),
-        ("results.md", table(results, omitted, select).into_bytes()),
-        ("results.svg", picture(results, select).into_bytes()),
+        ("results.md", table(results, omitted, rates, select).into_bytes()),
+        ("results.svg", picture(results, rates, select).into_bytes()),
     ];
     for (name, bytes) in files {
         let mut output = Output::create(&directory.join(name))?;

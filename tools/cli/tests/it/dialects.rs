@@ -1,7 +1,9 @@
 //! Dialects without a checkpoint of their own program at hand, by the formula of their layout; and
 //! what each dialect refuses.
 
-use crate::support::{Dir, Elements, golden, ttrec, vector, write_npz, write_safetensors};
+use crate::support::{
+    Dir, Elements, golden, ttrec, vector, write_npz, write_safetensors, write_zip,
+};
 use safetensors::Dtype::{F32, I64};
 use std::{
     fs,
@@ -619,6 +621,30 @@ fn write_zeros(dir: &Dir, name: &str, shapes: &[(&str, &[usize])]) -> PathBuf {
     path
 }
 
+/// Writes what `torch.save` writes of these tensors, in this order, all zeros.
+fn write_pt_of_zeros(path: &Path, shapes: &[(&str, &[usize])]) {
+    let text =
+        |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    let numbers = |numbers: &[usize]| -> Vec<u8> {
+        let number = |&n: &usize| [&b"J"[..], &(n as u32).to_le_bytes()].concat();
+        [&b"("[..], &numbers.iter().flat_map(number).collect::<Vec<_>>(), b"t"].concat()
+    };
+    let mut pickle = b"\x80\x02}(".to_vec();
+    for (name, shape) in shapes {
+        let strides: Vec<usize> =
+            (0..shape.len()).map(|k| shape[k + 1..].iter().product()).collect();
+        pickle.extend(text(name));
+        pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        pickle.extend(text("storage"));
+        pickle.extend(b"ctorch\nFloatStorage\n");
+        pickle.extend([text("0"), text("cpu"), b"K\0tQK\0".to_vec()].concat());
+        pickle.extend([numbers(shape), numbers(&strides), b"\x89}tR".to_vec()].concat());
+    }
+    pickle.extend(b"u.");
+    let longest = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap();
+    write_zip(path, &[("m/data.pkl", &pickle), ("m/data/0", &vec![0; 4 * longest])]);
+}
+
 #[test]
 fn what_only_looks_like_a_table_is_not_offered() {
     let dir = Dir::new();
@@ -668,6 +694,15 @@ fn an_order_or_interaction_that_the_file_lost_is_asked_for() {
         "11 tables",
         "spec",
     ]);
+    // A `.pt` file has lost it if its names are sorted.
+    let (checkpoint, blob) = (dir.path("torchrec.pt"), dir.path("model.ttr"));
+    write_pt_of_zeros(&checkpoint, &shapes);
+    ttrec!["convert", &checkpoint, "-o", &blob].exits(0);
+    shapes.sort_unstable();
+    write_pt_of_zeros(&checkpoint, &shapes);
+    ttrec!["convert", &checkpoint, "-o", &blob]
+        .exits(3)
+        .says(["lost the order", "11 tables"]);
 
     // Four vectors of two columns have six dot products: with the dense vector they make as many
     // inputs as the vectors end to end.

@@ -1,7 +1,7 @@
 //! Published embedding tables, whole, in every dtype. They are too large to bundle: `TTREC_DATA` is
 //! the folder that holds them, and `cargo test -- --ignored` runs these tests.
 
-use crate::support::{Dir, Elements, TTREC, data, ttrec};
+use crate::support::{Dir, Elements, TTREC, data, ttrec, write_zip};
 use half::{bf16, f16};
 use std::{
     fs,
@@ -371,14 +371,7 @@ fn write_torch(path: &Path, shape: [u32; 2], bytes: &[u8]) {
         b"\x89ccollections\nOrderedDict\n)RtRs.",
     ]
     .concat();
-    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
-    let stored =
-        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    for (name, bytes) in [("m/data.pkl", &pickle[..]), ("m/data/0", bytes), ("m/version", b"3\n")] {
-        archive.start_file(name, stored).unwrap();
-        archive.write_all(bytes).unwrap();
-    }
-    archive.finish().unwrap();
+    write_zip(path, &[("m/data.pkl", &pickle), ("m/data/0", bytes), ("m/version", b"3\n")]);
 }
 
 #[test]

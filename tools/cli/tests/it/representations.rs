@@ -499,6 +499,20 @@ fn torchrec_s_quantised_rows_have_their_scales_beside() {
         assert_near(&all_rows(&dir, &blob, "t", 20), &quantized.values(), 1e-7);
         ttrec!["inspect", &blob].exits(0).prints([dtype, "20 x 8"]);
     }
+    // Rows that begin with them end with padding.
+    write_safetensors(&checkpoint, &[(&weight, Dtype::U8, &[20, 16], vec![0; 320])]);
+    for given in ["", "quantized = \"byte\"\n"] {
+        let spec = format!("[[table]]\nname = \"t\"\nprefix = \"{prefix}\"\n{given}");
+        let spec = dir.file("spec.toml", spec);
+        ttrec!["convert", &checkpoint, "--spec", spec, "-o", dir.path("none.ttr")]
+            .exits(3)
+            .says([
+                &*weight,
+                "without",
+                &scale,
+                "quant_prep_enable_quant_state_dict_split_scale_bias",
+            ]);
+    }
 }
 
 #[test]

@@ -498,6 +498,16 @@ fn the_same_samples_in_any_form_score_the_same() {
     let padded = [("indices_3", vector(&[3i64, 39, 9, 7, 39, 4, 1])), offsets(&[0, 3, 3, 5, 7])];
     let run = score_five(&blob, &padded, &["--padding-idx", "39"]).exits(0);
     assert_eq!(run.stdout, expected);
+    let run = score_five(&blob, &padded, &["--padding-idx", "emb_l.3=39"]).exits(0);
+    assert_eq!(run.stdout, expected);
+    let both = ["--padding-idx", "emb_l.3=39", "--padding-idx", "0"];
+    assert_ne!(score_five(&blob, &padded, &both).exits(0).stdout, expected, "0 of other tables");
+    for (padding, says) in [
+        ("emb_l.4=0", "no table \"emb_l.4\": expected one of"),
+        ("emb_l.3=40", "--padding-idx 40: table \"emb_l.3\" has 40 rows"),
+    ] {
+        score_five(&blob, &padded, &["--padding-idx", padding]).exits(3).says([says]);
+    }
     let few = ("indices_3", vector(&[3i64, 9, 7, 4]));
     score_five(&blob, &[few], &[])
         .exits(3)

@@ -799,7 +799,7 @@ fn a_sweep_goes_on_past_what_cannot_be_trained() {
     let sweep = r#"
 [sweep]
 seeds = [1, 2]
-learning_rates = [1e30, 0.01]
+learning_rates = [0.003, 0.01, 1e30]
 representations = [
     { representation = "tt", rank = 4, column_factors = [2, 2, 3] },
     { representation = "hashed", num_rows = 9 },
@@ -822,6 +822,8 @@ representations = [
         assert!(table.contains(&format!("| {name} | skipped: {reason}")), "{table}");
     }
     assert!(table.contains("| hashed num_rows 9 | 576 |"), "{table}");
+    // A larger rate was tried: the chosen one is not at the edge.
+    assert!(table.contains("| 0.01 |"), "{table}");
     // Representations are checked before the first run.
     assert!(run.stderr.find("quotient").unwrap() < run.stderr.find("hashed").unwrap());
 

@@ -8,14 +8,11 @@ use std::sync::Arc;
 
 use super::mapped::Mapped;
 use super::pickle::{self, DistributedChunk, DistributedTensor};
-use super::tensor::{Data, DecodedCache, ElementLayout};
-use super::{CheckpointError, Contents, Tensor, archive, sharded, torch};
+use super::tensor::DecodedCache;
+use super::{CheckpointError, Contents, Tensor, archive, parts, sharded, torch};
 
 /// The file that lists the tensors.
 pub(super) const METADATA: &str = ".metadata";
-
-/// The most parts of one tensor.
-const MAX_CHUNKS: usize = 1024;
 
 /// What a tensor may take beyond all bytes of the files: parts that are views may be larger.
 const MAX_EXPANSION: u64 = 64 << 20;
@@ -87,111 +84,16 @@ fn whole(
     DistributedTensor { shape, chunks, .. }: &DistributedTensor<'_>,
     (cache, id): (&Arc<DecodedCache>, usize),
 ) -> Result<Tensor, String> {
-    check(shape, chunks)?;
+    parts::check(shape, chunks.iter().map(|of| (&of.offsets[..], &of.sizes[..])))?;
     let mut parts = Vec::new();
     for chunk in chunks {
         let part = files.read(chunk)?;
-        if part.shape() != chunk.sizes || !part.is_plain() {
+        if part.shape() != chunk.sizes {
             return Err(format!("a part has shape {:?}: expected {:?}", part.shape(), chunk.sizes));
         }
         parts.push((part, chunk.offsets.clone()));
     }
-    let element_type = parts.first().map(|(part, _)| part.element_type());
-    let element_type = element_type.ok_or("it has no parts")?;
-    if let [(_, _)] = parts[..]
-        && let Some((part, _)) = parts.pop()
-    {
-        return Ok(part);
-    }
-    if parts.iter().any(|(part, _)| part.element_type() != element_type) {
-        return Err("its parts have different types".to_owned());
-    }
-    let extents = shape.clone();
-    let size = element_type.size();
     let lens = files.open.values().flatten().map(|map| map.as_ref().len() as u64);
     let limit = lens.fold(MAX_EXPANSION, u64::saturating_add);
-    if extents.iter().product::<u64>().saturating_mul(size) > limit {
-        return Err(format!("shape {shape:?}: expected at most {limit} bytes"));
-    }
-    let load = move || {
-        let elements = extents.iter().product::<u64>();
-        let len = usize::try_from(elements.saturating_mul(size)).map_err(|e| e.to_string())?;
-        let mut whole = vec![0; len];
-        for (part, offsets) in &parts {
-            let bytes = part.bytes().map_err(|error| error.to_string())?;
-            place(&bytes, part.shape(), offsets, &extents, size, &mut whole)
-                .ok_or("its parts do not fit")?;
-        }
-        Ok(whole)
-    };
-    let data = Data::Decoded { cache: Arc::clone(cache), id, load: Box::new(load) };
-    let layout = ElementLayout::ROW_MAJOR_LE;
-    Tensor::new(files.path, String::new(), element_type, shape.clone(), layout, data)
-        .map_err(|error| error.to_string())
-}
-
-/// Refuses parts that overlap or do not make the whole tensor.
-fn check(shape: &[u64], chunks: &[DistributedChunk<'_>]) -> Result<(), String> {
-    let elements = |sizes: &[u64]| sizes.iter().try_fold(1, |n: u64, &size| n.checked_mul(size));
-    if chunks.len() > MAX_CHUNKS {
-        return Err(format!("{} parts, expected at most {MAX_CHUNKS}", chunks.len()));
-    }
-    let mut sum = Some(0u64);
-    for (at, chunk) in chunks.iter().enumerate() {
-        let DistributedChunk { offsets, sizes, .. } = chunk;
-        let ends = offsets.iter().zip(sizes).map(|(&offset, &size)| offset.checked_add(size));
-        let inside = offsets.len() == shape.len()
-            && sizes.len() == shape.len()
-            && ends.zip(shape).all(|(end, &extent)| end.is_some_and(|end| end <= extent));
-        if !inside {
-            return Err(format!(
-                "a part of {sizes:?} elements from {offsets:?} on is outside its shape, {shape:?}"
-            ));
-        }
-        let overlaps = |other: &DistributedChunk<'_>| {
-            let both = other.offsets.iter().zip(&other.sizes).zip(offsets.iter().zip(sizes));
-            both.into_iter()
-                .all(|((a, len_a), (b, len_b))| a < &(b + len_b) && b < &(a + len_a))
-        };
-        if chunks[..at].iter().any(overlaps) {
-            return Err("two of its parts overlap".to_owned());
-        }
-        sum = sum.zip(elements(sizes)).and_then(|(sum, count)| sum.checked_add(count));
-    }
-    if sum.is_none() || sum != elements(shape) {
-        return Err("parts of it are missing".to_owned());
-    }
-    Ok(())
-}
-
-/// Copies a part of shape `sizes` to its place in a tensor of shape `extents`.
-fn place(
-    part: &[u8],
-    sizes: &[u64],
-    offsets: &[u64],
-    extents: &[u64],
-    element: u64,
-    whole: &mut [u8],
-) -> Option<()> {
-    let run = usize::try_from(sizes.last().copied().unwrap_or(1).checked_mul(element)?).ok()?;
-    for (number, bytes) in (0u64..).zip(part.chunks_exact(run.max(1))) {
-        // The position of the run's first element.
-        let (mut rest, mut at, mut stride) = (number, 0u64, 1u64);
-        for (k, ((&size, &offset), &extent)) in
-            sizes.iter().zip(offsets).zip(extents).enumerate().rev()
-        {
-            let within = if k + 1 == sizes.len() {
-                0
-            } else {
-                let within = rest.checked_rem(size)?;
-                rest /= size;
-                within
-            };
-            at = at.checked_add(offset.checked_add(within)?.checked_mul(stride)?)?;
-            stride = stride.checked_mul(extent)?;
-        }
-        let start = usize::try_from(at.checked_mul(element)?).ok()?;
-        whole.get_mut(start..start.checked_add(run)?)?.copy_from_slice(bytes);
-    }
-    Some(())
+    parts::join(files.path, shape, parts, limit, (cache, id))
 }

@@ -13,6 +13,7 @@ mod foreign;
 mod mapped;
 mod numpy;
 mod onnx;
+mod parts;
 mod pickle;
 mod protobuf;
 mod safetensors;

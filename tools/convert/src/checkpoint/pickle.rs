@@ -70,7 +70,20 @@ pub(super) struct Location {
 pub(super) struct Named {
     pub(super) name: String,
     /// Its place, or what it is instead of a plain tensor.
-    pub(super) place: Result<Arc<Location>, String>,
+    pub(super) place: Result<Place, String>,
+}
+
+/// Where a tensor is.
+pub(super) enum Place {
+    Whole(Arc<Location>),
+    Shards(Arc<Shards>),
+}
+
+/// A tensor in parts, which have as many elements as the whole.
+pub(super) struct Shards {
+    pub(super) shape: Vec<u64>,
+    /// The parts, each with the place of its first element in each dimension of the whole.
+    pub(super) parts: Vec<(Arc<Location>, Vec<u64>)>,
 }
 
 /// A tensor of `torch.distributed.checkpoint`.
@@ -127,6 +140,7 @@ enum Record<'a> {
         key: &'a str,
     },
     Tensor(Arc<Location>),
+    Shards(Arc<Shards>),
     /// A tensor that is sparse, quantised or otherwise not plain, by the function that rebuilds it.
     OtherTensor(&'a str),
     /// A tensor of which other processes have the rest.
@@ -697,10 +711,13 @@ impl<'a> Machine<'a> {
                     let class = global(class);
                     if global(inner) == "_rebuild_wrapper_subclass" && WRAPPERS.contains(&class) {
                         let state = rest.first().copied().unwrap_or(Value::Other);
-                        return match self.distributed(class, of_inner, state) {
-                            Some(whole) => self.push(whole),
-                            None => self.add(Record::Part, 0),
+                        let record =
+                            self.distributed(class, of_inner, state).unwrap_or(Record::Part);
+                        let parts = match &record {
+                            Record::Shards(shards) => shards.parts.len(),
+                            _ => 0,
                         };
+                        return self.add(record, parts * (MAX_DIMENSIONS + 4));
                     }
                     (function, arguments) = (inner, of_inner);
                     self.pay(VALUE)?;
@@ -727,32 +744,65 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The tensor of this process that is all of one of [`WRAPPERS`], from the arguments of the
-    /// wrapper, (class, element type, shape, ..), and its state.
+    /// The tensor or the shards of this process that are all of one of [`WRAPPERS`], from the
+    /// arguments of the wrapper, (class, element type, shape, ..), and its state.
     fn distributed(
         &self,
         class: &str,
         of_wrapper: Value<'a>,
         state: Value<'a>,
-    ) -> Option<Value<'a>> {
+    ) -> Option<Record<'a>> {
         let shape = self.numbers(*self.items(of_wrapper)?.get(2)?)?;
-        let only = |list| match self.record(list)? {
-            Record::Object(list) => match list.items[..] {
-                [(_, item)] => Some(item),
+        if class == "DTensor" {
+            return match self.record(self.of_state(state, "_local_tensor")?)? {
+                Record::Tensor(local) if local.shape == shape => {
+                    Some(Record::Tensor(Arc::clone(local)))
+                }
+                Record::Shards(local) if local.shape == shape => {
+                    Some(Record::Shards(Arc::clone(local)))
+                }
                 _ => None,
-            },
-            _ => None,
-        };
-        let local = match class {
-            "DTensor" => self.of_state(state, "_local_tensor")?,
-            "LocalShardsWrapper" => only(self.of_state(state, "_local_shards")?)?,
-            // (local shards, metadata, process group, ..)
-            _ => self.attribute(only(*self.items(state)?.first()?)?, "tensor")?,
-        };
-        match self.record(local)? {
-            Record::Tensor(location) if location.shape == shape => Some(local),
-            _ => None,
+            };
         }
+        let list = |list| match self.record(list)? {
+            Record::Object(list) if list.items.len() == list.num_items => Some(&list.items[..]),
+            _ => None,
+        };
+        // The tensor of each shard, and the place of its first element.
+        let mut shards = Vec::new();
+        if class == "LocalShardsWrapper" {
+            let chunks = || list(self.attribute(self.of_state(state, "_storage_meta")?, "chunks")?);
+            let chunks = chunks().unwrap_or_default();
+            for (at, tensor) in list(self.of_state(state, "_local_shards")?)? {
+                let offsets = || self.attribute(chunks.get(*at)?.1, "offsets");
+                shards.push((*tensor, offsets()));
+            }
+        } else {
+            // (local shards, metadata, process group, ..)
+            for &(_, shard) in list(*self.items(state)?.first()?)? {
+                let metadata = self.attribute(shard, "metadata");
+                let offsets = metadata.and_then(|of| self.attribute(of, "shard_offsets"));
+                shards.push((self.attribute(shard, "tensor")?, offsets));
+            }
+        }
+        let mut parts = Vec::new();
+        for (tensor, offsets) in shards {
+            let Record::Tensor(local) = self.record(tensor)? else { return None };
+            parts.push((Arc::clone(local), offsets));
+        }
+        if let [(local, _)] = &parts[..]
+            && local.shape == shape
+        {
+            return Some(Record::Tensor(Arc::clone(local)));
+        }
+        let parts: Vec<_> = parts
+            .into_iter()
+            .map(|(local, offsets)| Some((local, self.numbers(offsets?)?)))
+            .collect::<Option<_>>()?;
+        let count = |shape: &[u64]| shape.iter().try_fold(1, |n: u64, &size| n.checked_mul(size));
+        let add = |sum: u64, part: &(Arc<Location>, _)| sum.checked_add(count(&part.0.shape)?);
+        let is_whole = parts.iter().try_fold(0, add)? == count(&shape)?;
+        is_whole.then(|| Record::Shards(Arc::new(Shards { shape, parts })))
     }
 
     /// The numbers of a tuple or a short list, none of them negative.
@@ -854,7 +904,8 @@ impl<'a> Search<'_, 'a> {
         }
         let machine = self.machine;
         let place = match &machine.records[position as usize] {
-            Record::Tensor(location) => Ok(Arc::clone(location)),
+            Record::Tensor(location) => Ok(Place::Whole(Arc::clone(location))),
+            Record::Shards(shards) => Ok(Place::Shards(Arc::clone(shards))),
             Record::OtherTensor(function) => {
                 Err(format!("it is not a plain tensor (torch makes it with {function})"))
             }

@@ -3,6 +3,7 @@
 //! The pickle says where each tensor lies in which storage. Tensors that are row-major without gaps
 //! are read from the file in parts; others are gathered whole on first use.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
@@ -10,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::archive::{self, Archive, Members, StoredMember};
 use super::mapped::{Checked, Mapped};
-use super::pickle::{self, Location, Named, Pickle, Tensors};
+use super::pickle::{self, Location, Named, Pickle, Place, Shards, Tensors};
 use super::tensor::{Data, DecodedCache, ElementLayout};
-use super::{CheckpointError, Contents, ElementType, Tensor, contain};
+use super::{CheckpointError, Contents, ElementType, Tensor, contain, parts};
 
 /// An expanded view (stride 0) is larger than its storage. A tensor may take as much as the whole
 /// file and this beyond.
@@ -149,9 +150,20 @@ fn read(
 ) -> Result<Contents, CheckpointError> {
     let layout = ElementLayout { big_endian, column_major: false };
     let cache = Arc::new(DecodedCache::default());
+    let ids = Cell::new(0);
+    let next_id = || ids.replace(ids.get() + 1);
+    let mut tensor_at = |name: &str, place: &Arc<Location>| -> Result<Tensor, String> {
+        let element_type = place
+            .element_type
+            .clone()
+            .map_err(|found| format!("its elements are {found}"))?;
+        let data = data(map, place, element_type, find, (&cache, next_id()));
+        Tensor::new(path, name.to_owned(), element_type, place.shape.clone(), layout, data)
+            .map_err(|error| error.to_string())
+    };
     let mut contents = Contents { optimizers, is_ordered: true, ..Contents::default() };
     let mut names = BTreeSet::new();
-    for (id, Named { name, place }) in named.into_iter().enumerate() {
+    for Named { name, place } in named {
         if !names.insert(name.clone()) {
             let reason = format!("two tensors named `{}`, expected one", name.escape_debug());
             return Err(CheckpointError::file(path, reason));
@@ -165,17 +177,22 @@ fn read(
             }
             None => name,
         };
-        let tensor = place.and_then(|place| {
-            let element_type = place
-                .element_type
-                .clone()
-                .map_err(|found| format!("its elements are {found}"))?;
-            let data = data(map, &place, element_type, find, (&cache, id));
-            Tensor::new(path, name.clone(), element_type, place.shape.clone(), layout, data)
-                .map_err(|error| error.to_string())
+        let tensor = place.and_then(|place| match place {
+            Place::Whole(place) => tensor_at(&name, &place),
+            Place::Shards(shards) => {
+                let Shards { shape, parts } = &*shards;
+                let places = parts.iter().map(|(place, offsets)| (&offsets[..], &place.shape[..]));
+                parts::check(shape, places)?;
+                let part = |(place, offsets): &(_, Vec<u64>)| {
+                    Ok((tensor_at(&name, place)?, offsets.clone()))
+                };
+                let parts = parts.iter().map(part).collect::<Result<_, String>>()?;
+                let limit = (map.as_ref().len() as u64).saturating_add(MAX_EXPANSION as u64);
+                parts::join(path, shape, parts, limit, (&cache, next_id()))
+            }
         });
         match tensor {
-            Ok(tensor) => contents.tensors.push(tensor),
+            Ok(tensor) => contents.tensors.push(tensor.renamed(name)),
             Err(reason) => drop(contents.unreadable.insert(name, reason)),
         }
     }

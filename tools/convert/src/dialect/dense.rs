@@ -20,9 +20,11 @@ impl Dialect for Dense {
             let stem = tensor.name().strip_suffix("weight");
             stem.is_some_and(|stem| survey.checkpoint.tensor(&format!("{stem}bias")).is_some())
         };
+        // A file of one matrix, such as word vectors, is a table of any size.
+        let is_alone = survey.checkpoint.tensors().nth(1).is_none();
         let tables = survey.free().into_iter();
         let mut tables: Vec<&Tensor> =
-            tables.filter(|t| looks_like_a_table(t) && !has_bias(t)).collect();
+            tables.filter(|t| looks_like_a_table(t, is_alone) && !has_bias(t)).collect();
         // A model may take them in this order.
         survey.sort(&mut tables);
         for tensor in tables {
@@ -66,8 +68,8 @@ pub(super) fn table<'c>(
 }
 
 /// A guess at the tables to offer: matrices of floats, or of quantised rows, that are named like an
-/// embedding, and float ones that are far taller than wide.
-fn looks_like_a_table(tensor: &Tensor) -> bool {
+/// embedding, and float ones that are far taller than wide, or alone.
+fn looks_like_a_table(tensor: &Tensor, is_alone: bool) -> bool {
     let &[rows, columns] = tensor.shape() else { return false };
     let name = tensor.name().to_ascii_lowercase();
     let is_known = match tensor.element_type() {
@@ -78,5 +80,8 @@ fn looks_like_a_table(tensor: &Tensor) -> bool {
     };
     // The scales and offsets of such rows.
     let is_apart = name.ends_with("weight_qscale") || name.ends_with("weight_qbias");
-    is_known && !is_apart && columns > 0 && (name.contains("emb") || rows / 8 >= columns)
+    // A column by itself is more often a vector of another kind.
+    let is_tall = columns > 1 && rows / 8 >= columns;
+    let is_likely = is_alone || name.contains("emb") || is_tall;
+    is_known && !is_apart && columns > 0 && is_likely
 }

@@ -97,9 +97,12 @@ impl<'c> Survey<'c> {
             .collect()
     }
 
-    /// Whether the file has the tensors in the order of the model.
+    /// Whether the file has the tensors in the order of the model. TorchRec's
+    /// `DistributedModelParallel` sorts them by name; a model has `weight` before `bias`.
     fn is_ordered(&self) -> bool {
-        self.checkpoint.order().is_some()
+        let part = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        let descends = |[a, b]: &[String; 2]| a > b && part(a) == part(b);
+        self.checkpoint.order().is_some_and(|order| order.array_windows().any(descends))
     }
 
     /// Sorts tensors by their order in the file.

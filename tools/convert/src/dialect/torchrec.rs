@@ -3,10 +3,10 @@
 
 use super::{Dialect, Model, Survey, Weights, dense, model::natural, refuse, require};
 use crate::{
-    checkpoint::{Checkpoint, Tensor},
+    checkpoint::{Checkpoint, ElementType, Tensor},
     spec::{ModelSpec, TableSpec},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 pub(super) struct Torchrec;
 
@@ -22,7 +22,7 @@ impl Dialect for Torchrec {
     fn detect(&self, survey: &mut Survey<'_>) {
         let mut found = false;
         // The model takes its tables in the order of its configuration, which is the order of the
-        // file. Where the file has none, the order of the tables' numbers is a guess.
+        // file. Where the file has lost it, the order of the tables' numbers is a guess.
         let mut tensors = survey.free();
         let is_table = |tensor: &&&Tensor| parse(tensor.name()).is_some();
         let names = |tensors: &[&Tensor]| -> Vec<String> {
@@ -70,6 +70,15 @@ impl Dialect for Torchrec {
         let prefix = prefix
             .context("`prefix` is missing: the table's, such as \"embedding_bags.t_cat_0.\"")?;
         let tensor = require(checkpoint, &format!("{prefix}weight"))?;
+        let name = tensor.name();
+        ensure!(
+            tensor.element_type() != ElementType::U8
+                || checkpoint.find(&format!("{name}_qscale"))?.is_some(),
+            "tensor {name:?} is u8, without {name}_qscale: rows of torchrec.quant begin with their \
+             scale and end with padding, so that their columns are not known: call \
+             quant_prep_enable_quant_state_dict_split_scale_bias on the module before it is \
+             quantised, and save clones of its tensors"
+        );
         dense::table(checkpoint, tensor, self.name(), spec).map(Weights::Dense)
     }
 }

@@ -192,27 +192,41 @@ def dtensor(shape, local):
                    (None, {"_local_tensor": local, "_spec": {"placements": ()}}))
 
 
-def wrapper(shape, *parts):
+def wrapper(shape, *parts, offsets=()):
+    chunks = [make(META, "ChunkStorageMetadata", offsets=size(*offset)) for offset in offsets]
+    meta = make(META, "TensorStorageMetadata", size=size(*shape), chunks=chunks)
     return wrapped("torch.distributed.tensor._shards_wrapper", "LocalShardsWrapper", shape,
-                   (None, {"_local_shards": list(parts), "_storage_meta": None}))
+                   (None, {"_local_shards": list(parts), "_storage_meta": meta}))
 
 
-def sharded(shape, *parts):
+def sharded(shape, *parts, offsets=([0, 0],)):
     # These classes have slots: their state is (None, slots).
     def slots(module, name, **slots):
         return Call(getattr(sys.modules[module], name), state=(None, slots))
 
     shards = [slots(SHARD + ".sharded_tensor.shard", "Shard", tensor=part, metadata=slots(
-                  SHARD + ".metadata", "ShardMetadata", shard_offsets=[2 * number, 0],
-                  shard_sizes=[2, 3], placement=None))
-              for number, part in enumerate(parts)]
+                  SHARD + ".metadata", "ShardMetadata", shard_offsets=list(offset),
+                  shard_sizes=list(part.args[2]), placement=None))
+              for part, offset in zip(parts, offsets)]
     metadata = make(SHARD + ".sharded_tensor.metadata", "ShardedTensorMetadata",
                     size=size(*shape))
     return wrapped(SHARD + ".sharded_tensor.api", "ShardedTensor", shape,
                    (shards, metadata, None, None, False))
 
 
+def columns(key):
+    """The first of four columns, and the others."""
+    four = np.arange(12, dtype="<f4").reshape(3, 4)
+    return [Tensor(Storage(key + part, "f4", values.ravel()), values.shape)
+            for part, values in [("a", four[:, :1]), ("b", four[:, 1:])]]
+
+
 write_zip("sharded.pt", {
+    "columns": sharded((3, 4), *columns("3"), offsets=[(0, 0), (0, 1)]),
+    "columns_of_wrapper": dtensor((3, 4), wrapper((3, 4), *columns("4"), offsets=[(0, 0), (0, 1)])),
+    "columns_of_nowhere": dtensor((3, 4), wrapper((3, 4), *columns("5"))),
+    "overlapping": sharded((4, 3), Tensor(six("0"), (2, 3)), Tensor(six("1"), (2, 3)),
+                           offsets=[(0, 0), (1, 0)]),
     "whole_dtensor": dtensor((2, 3), Tensor(six("0"), (2, 3))),
     "part_of_dtensor": dtensor((4, 3), Tensor(six("0"), (2, 3))),
     "whole_wrapper": dtensor((2, 3), wrapper((2, 3), Tensor(six("0"), (2, 3)))),

@@ -329,7 +329,16 @@ fn a_tensor_that_one_process_has_whole_is_read() {
         assert_eq!(floats(tensor), [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]);
     }
     assert_eq!(checkpoint.tensor("plain").unwrap().shape(), [3, 2]);
-    for name in ["part_of_dtensor", "part_of_wrapper", "part_of_sharded", "no_shards"] {
+    for name in ["columns", "columns_of_wrapper"] {
+        let tensor = checkpoint.tensor(name).unwrap();
+        assert_eq!(tensor.shape(), [3, 4]);
+        assert_eq!(floats(tensor), (0..12).map(|x| x as f32).collect::<Vec<_>>());
+    }
+    let error = checkpoint.find("overlapping").err().unwrap().to_string();
+    assert!(error.contains("two of its parts overlap"), "{error}");
+    for name in
+        ["part_of_dtensor", "part_of_wrapper", "part_of_sharded", "no_shards", "columns_of_nowhere"]
+    {
         let error = checkpoint.find(name).err().unwrap().to_string();
         assert!(
             error.contains("only a part of it") && error.contains("full_state_dict"),

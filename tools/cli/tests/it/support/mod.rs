@@ -186,11 +186,19 @@ where
 
 /// Writes a `.npz` file of `.npy` arrays.
 pub(crate) fn write_npz(path: &Path, arrays: &[(&str, Vec<u8>)]) {
+    let names: Vec<String> = arrays.iter().map(|(name, _)| format!("{name}.npy")).collect();
+    let arrays = arrays.iter().map(|(_, npy)| &npy[..]);
+    let members: Vec<_> = names.iter().map(String::as_str).zip(arrays).collect();
+    write_zip(path, &members);
+}
+
+/// Writes an uncompressed zip archive of these members.
+pub(crate) fn write_zip(path: &Path, members: &[(&str, &[u8])]) {
     let mut archive = ZipWriter::new(fs::File::create(path).expect("a new file"));
-    for (name, npy) in arrays {
+    for (name, bytes) in members {
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
-        archive.start_file(format!("{name}.npy"), options).expect("a new member");
-        archive.write_all(npy).expect("a member's bytes");
+        archive.start_file(*name, options).expect("a new member");
+        archive.write_all(bytes).expect("a member's bytes");
     }
     archive.finish().expect("an archive");
 }
