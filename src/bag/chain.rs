@@ -29,7 +29,7 @@ use crate::{
     },
     repr::{Core, TtCores},
     shape::{MAX_CORES, TtShape},
-    table::{StoredRow, Table, index_map::RowOf, num_partials, step_size},
+    table::{StoredRow, Table, index_map::RowOf, step_size},
 };
 use core::ops::Range;
 
@@ -60,7 +60,7 @@ const ROWS: usize = 128;
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
     let partials = shape
         .partial_len()
-        .saturating_mul(num_partials(shape))
+        .saturating_mul(shape.num_partials())
         .saturating_mul(best_chunk(shape));
     let sorting = SORTING_LEN.saturating_mul(num_lookups.min(MAX_LOOKUPS)).saturating_add(1);
     partials.saturating_add(last_slice_len(shape)).saturating_add(sorting)
@@ -127,7 +127,7 @@ struct Buffers<'w> {
 impl<'w> Buffers<'w> {
     fn new(shape: &TtShape, num_lookups: usize, workspace: &'w mut [f32]) -> Option<Self> {
         let (last_slice, rest) = workspace.split_at_mut_checked(last_slice_len(shape))?;
-        let prefix_len = shape.partial_len() * num_partials(shape);
+        let prefix_len = shape.partial_len() * shape.num_partials();
         let sorting_len = SORTING_LEN * num_lookups.min(MAX_LOOKUPS) + 1;
         // If there is not enough room for both, partial products get half.
         let for_partials = rest.len().saturating_sub(sorting_len).max(rest.len() / 2);
@@ -533,32 +533,28 @@ impl<'t, 'a> Pool<'t, 'a> {
                 Some(product) => product,
                 None => computed.next()?,
             };
-            while let Some(&entry) = lookups.first() {
+            while let Some((&entry, others)) = lookups.split_first() {
                 let bag = segment.bag(entry)?;
                 let same = if lookups.len() < self.pool_slices_from {
                     1
                 } else {
-                    lookups
-                        .iter()
-                        .take(MAX_SUMMED)
-                        .take_while(|&&other| segment.bag(other) == Some(bag))
-                        .count()
+                    let others = others.iter().take(MAX_SUMMED - 1);
+                    1 + others.take_while(|&&other| segment.bag(other) == Some(bag)).count()
                 };
-                let (these, rest) = lookups.split_at_checked(if same < self.pool_slices_from {
-                    1
-                } else {
-                    same
-                })?;
-                lookups = rest;
-                if these.len() == 1 {
+                if same < self.pool_slices_from {
+                    lookups = others;
                     let digit = self.digits.last(segment.row(entry)?) as usize;
+                    let weight = segment.weight(entry)?;
                     *jobs.get_mut(count)? = Job {
                         m,
                         x,
                         slice: slices.get(digit * r * n..)?.get(..r * n)?,
                         out: out.start(bag),
-                        scale: segment.weight(entry)?
-                            * if W::SCALED { *core.scales.get(digit)? } else { 1.0 },
+                        scale: if W::SCALED {
+                            weight * *core.scales.get(digit)?
+                        } else {
+                            weight
+                        },
                     };
                     count += 1;
                     if count == JOBS {
@@ -567,6 +563,8 @@ impl<'t, 'a> Pool<'t, 'a> {
                     }
                     continue;
                 }
+                let (these, rest) = lookups.split_at_checked(same)?;
+                lookups = rest;
                 // Entries are added in order: first the jobs of the entries before these.
                 add_products(self.tier, Dims { m, r, n }, jobs.get(..count)?, out.rows)?;
                 count = 0;

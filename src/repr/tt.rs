@@ -4,7 +4,7 @@ use super::id_index::{Line, position};
 use crate::{
     dtype::{Dtype, Elements},
     isa::PREFERS_SMALL_CODE,
-    shape::{MAX_CORES, TtShape},
+    shape::{DigitOrder, MAX_CORES, TtShape},
 };
 
 /// The cores of a tensor-train table.
@@ -16,6 +16,8 @@ pub struct TtCores<'a> {
     pub(crate) prefixes: Option<Prefixes<'a>>,
     /// Whether its rows are multiplied out one by one ([`TtCores::new`]).
     pub(crate) is_small: bool,
+    /// The least workspace of a lookup. Computed once, because each lookup needs it.
+    pub(crate) workspace_len: usize,
 }
 
 /// The most multiply-adds of a row that is multiplied out by itself, also in a batch: to find the
@@ -31,7 +33,8 @@ impl<'a> TtCores<'a> {
         cores: [Core<'a>; MAX_CORES],
         prefixes: Option<Prefixes<'a>>,
     ) -> Self {
-        let tt = Self { shape, cores, prefixes, is_small: false };
+        let workspace_len = workspace_len(&shape);
+        let tt = Self { shape, cores, prefixes, is_small: false, workspace_len };
         let is_small = !PREFERS_SMALL_CODE && shape.has_small_rows(MAX_SMALL) && tt.has_one_dtype();
         Self { is_small, ..tt }
     }
@@ -55,6 +58,21 @@ impl<'a> TtCores<'a> {
     /// The products of some prefixes, if any are stored.
     pub fn prefixes(&self) -> Option<Prefixes<'a>> {
         self.prefixes
+    }
+}
+
+/// The least workspace of a lookup or a bag: the partial products of one prefix, and a sum of
+/// slices of the last core.
+fn workspace_len(shape: &TtShape) -> usize {
+    let last = shape.num_cores().saturating_sub(1);
+    let len = shape
+        .partial_len()
+        .saturating_mul(shape.num_partials())
+        .saturating_add(shape.slice_len(last));
+    if shape.column_order() == DigitOrder::MostSignificantFirst {
+        len
+    } else {
+        len.max(shape.embedding_dim())
     }
 }
 
