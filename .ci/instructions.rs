@@ -31,12 +31,13 @@ fn main() {
         vec![tt(0, shape.with_digit_order(order), dtype)]
     };
     let [cubic, wide] = COLUMN_FACTORS;
-    let specs = match workload.as_str() {
-        "W1-R32" => large(cubic, 32, most),
-        "W3-R16" => large(wide, 16, most),
-        "W6-R8" => large(TRAINED, 8, least),
-        "W6-R16" => large(TRAINED, 16, least),
-        "W4-R16" => kaggle(16, dtype),
+    let (name, rank) = workload.split_once("-R").unwrap();
+    let rank = rank.parse().unwrap();
+    let specs = match name {
+        "W1" => large(cubic, rank, most),
+        "W3" => large(wide, rank, most),
+        "W6" => large(TRAINED, rank, least),
+        "W4" => kaggle(rank, dtype),
         _ => panic!("no workload {workload}"),
     };
     let mut buf = Layout::new(&specs).unwrap().build(|_, out| out.fill(0x3c));

@@ -47,8 +47,8 @@ pub(crate) const MAX_CHUNK: usize = 32;
 /// Bytes of a chunk's partial products: half of a first-level cache of 32 KiB. The slice that they
 /// are multiplied by needs room too.
 const CHUNK_BYTES: usize = 16 << 10;
-/// Products that one call of a kernel computes: as many as a chunk has prefixes.
-const JOBS: usize = MAX_CHUNK;
+/// Products that one call of a kernel computes: as many as it computes side by side.
+const JOBS: usize = 8;
 /// Lookups that are searched for among the stored rows before any of these rows is added, so that
 /// cache misses overlap.
 const SEARCHED: usize = 32;
@@ -466,23 +466,9 @@ impl<'t, 'a> Pool<'t, 'a> {
         let mut to_compute = [[0; MAX_CORES]; MAX_CHUNK];
         let mut rest = entries;
         while !rest.is_empty() {
-            let (mut length, mut computed) = (0, 0);
-            for prefix in prefixes.iter_mut().take(buffers.chunk) {
-                let Some(&entry) = rest.first() else { break };
-                let key = (entry >> 32) as u32;
-                let same = rest.iter().take_while(|&&other| (other >> 32) as u32 == key).count();
-                let (lookups, after) = rest.split_at_checked(same)?;
-                let stored = self.stored_product(segment, entry);
-                if let Some(xs) = stored {
-                    self.tier.run(Prefetch { xs });
-                } else {
-                    *to_compute.get_mut(computed)? = self.digits.prefix_digits(key);
-                    computed += 1;
-                }
-                *prefix = Prefix { lookups, stored };
-                rest = after;
-                length += 1;
-            }
+            let prefixes = prefixes.get_mut(..buffers.chunk)?;
+            let (length, computed);
+            (rest, length, computed) = self.chunk(segment, rest, prefixes, &mut to_compute)?;
             let (prefixes, to_compute) = (prefixes.get(..length)?, to_compute.get(..computed)?);
             let (shape, core) = (&self.tt.shape, self.tt.cores.first()?);
             with_core_elements!(core.slices, slices => {
@@ -504,6 +490,44 @@ impl<'t, 'a> Pool<'t, 'a> {
         Some(())
     }
 
+    /// Divides the first entries into `prefixes`, and lists the digits of those whose products are
+    /// not stored. Returns the other entries, and the lengths of the two lists.
+    #[inline(never)]
+    fn chunk<'e>(
+        &self,
+        segment: &Segment<'_>,
+        mut rest: &'e [u64],
+        prefixes: &mut [Prefix<'e>],
+        to_compute: &mut [[u32; MAX_CORES]; MAX_CHUNK],
+    ) -> Option<(&'e [u64], usize, usize)>
+    where
+        'a: 'e,
+    {
+        let (mut length, mut computed) = (0, 0);
+        for prefix in prefixes {
+            let Some((&entry, others)) = rest.split_first() else { break };
+            let key = (entry >> 32) as u32;
+            let mut after = others;
+            while let Some((&other, others)) = after.split_first()
+                && (other >> 32) as u32 == key
+            {
+                after = others;
+            }
+            let lookups = rest.get(..rest.len() - after.len())?;
+            let stored = self.stored_product(segment, entry);
+            if let Some(xs) = stored {
+                self.tier.run(Prefetch { xs });
+            } else {
+                self.digits.write_prefix(key, to_compute.get_mut(computed)?);
+                computed += 1;
+            }
+            *prefix = Prefix { lookups, stored };
+            rest = after;
+            length += 1;
+        }
+        Some((rest, length, computed))
+    }
+
     /// The product of a lookup's prefix, if it is stored.
     #[inline(always)]
     fn stored_product(&self, segment: &Segment<'_>, entry: u64) -> Option<&'a [f32]> {
@@ -513,6 +537,8 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Adds the last product of each lookup to its bag.
+    // Inlined, it and the others would share the registers of one function.
+    #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "the state of the loop over chunks")]
     fn last_step<W: Weight>(
         &self,
@@ -605,6 +631,7 @@ pub(crate) fn gather<W: Weight>(
 
 /// Step k of up to [`MAX_CHUNK`] prefixes, from X_k to X_{k+1}. Adjacent prefixes with the same
 /// slice are one product.
+#[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and their layout")]
 pub(crate) fn step<W: Weight>(
     tier: Tier,
@@ -637,6 +664,10 @@ pub(crate) fn step<W: Weight>(
         };
         count += 1;
         first += same;
+        if count == JOBS {
+            store_products(tier, r, n, &jobs, out)?;
+            count = 0;
+        }
     }
     store_products(tier, r, n, jobs.get(..count)?, out)
 }

@@ -184,7 +184,7 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
             for (out, units) in vectors.by_ref().zip(stored.by_ref()) {
                 isa.store(widened(units), out);
             }
-            if self.len % I::LANES != 0 {
+            if !self.len.is_multiple_of(I::LANES) {
                 isa.store(widened(stored.remainder()), vectors.into_remainder());
             }
         }

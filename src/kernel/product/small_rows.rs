@@ -155,7 +155,7 @@ impl<'s, W: Weight> Step<'s, '_, W> {
                 _ => {}
             }
         }
-        self.as_products(isa)
+        self.run_products(isa)
     }
 
     /// What row `at` is multiplied by, and where its product goes.
@@ -200,7 +200,7 @@ impl<'s, W: Weight> Step<'s, '_, W> {
 
     /// Runs it as products of any size.
     #[inline(always)]
-    fn as_products<I: Isa>(self, isa: I) -> Consistent {
+    fn run_products<I: Isa>(self, isa: I) -> Consistent {
         let mut jobs = [Job::EMPTY; JOBS];
         for (rows, first) in self.rows.chunks(JOBS).zip((0..).step_by(JOBS)) {
             for ((to, row), at) in jobs.iter_mut().zip(rows).zip(first..) {
