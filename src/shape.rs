@@ -272,6 +272,12 @@ impl TtShape {
         })
     }
 
+    /// Number of partial products that a lookup holds: each step reads one and writes the other, and
+    /// with two cores there is only one.
+    pub(crate) fn num_partials(&self) -> usize {
+        if self.num_cores > 2 { 2 } else { 1 }
+    }
+
     /// `r_k`, for k in `0..=d`; 1 outside.
     pub fn rank(&self, k: usize) -> usize {
         self.ranks.get(k).map_or(1, |&r| r as usize)

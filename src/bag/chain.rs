@@ -29,7 +29,7 @@ use crate::{
     },
     repr::{Core, TtCores},
     shape::{MAX_CORES, TtShape},
-    table::{StoredRow, Table, index_map::RowOf, num_partials, step_size},
+    table::{StoredRow, Table, index_map::RowOf, step_size},
 };
 use core::ops::Range;
 
@@ -47,8 +47,8 @@ pub(crate) const MAX_CHUNK: usize = 32;
 /// Bytes of a chunk's partial products: half of a first-level cache of 32 KiB. The slice that they
 /// are multiplied by needs room too.
 const CHUNK_BYTES: usize = 16 << 10;
-/// Products that one call of a kernel computes: as many as a chunk has prefixes.
-const JOBS: usize = MAX_CHUNK;
+/// Products that one call of a kernel computes: as many as it computes side by side.
+const JOBS: usize = 8;
 /// Lookups that are searched for among the stored rows before any of these rows is added, so that
 /// cache misses overlap.
 const SEARCHED: usize = 32;
@@ -60,7 +60,7 @@ const ROWS: usize = 128;
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
     let partials = shape
         .partial_len()
-        .saturating_mul(num_partials(shape))
+        .saturating_mul(shape.num_partials())
         .saturating_mul(best_chunk(shape));
     let sorting = SORTING_LEN.saturating_mul(num_lookups.min(MAX_LOOKUPS)).saturating_add(1);
     partials.saturating_add(last_slice_len(shape)).saturating_add(sorting)
@@ -127,7 +127,7 @@ struct Buffers<'w> {
 impl<'w> Buffers<'w> {
     fn new(shape: &TtShape, num_lookups: usize, workspace: &'w mut [f32]) -> Option<Self> {
         let (last_slice, rest) = workspace.split_at_mut_checked(last_slice_len(shape))?;
-        let prefix_len = shape.partial_len() * num_partials(shape);
+        let prefix_len = shape.partial_len() * shape.num_partials();
         let sorting_len = SORTING_LEN * num_lookups.min(MAX_LOOKUPS) + 1;
         // If there is not enough room for both, partial products get half.
         let for_partials = rest.len().saturating_sub(sorting_len).max(rest.len() / 2);
@@ -472,23 +472,9 @@ impl<'t, 'a> Pool<'t, 'a> {
         let mut to_compute = [[0; MAX_CORES]; MAX_CHUNK];
         let mut rest = entries;
         while !rest.is_empty() {
-            let (mut length, mut computed) = (0, 0);
-            for prefix in prefixes.iter_mut().take(buffers.chunk) {
-                let Some(&entry) = rest.first() else { break };
-                let key = (entry >> 32) as u32;
-                let same = rest.iter().take_while(|&&other| (other >> 32) as u32 == key).count();
-                let (lookups, after) = rest.split_at_checked(same)?;
-                let stored = self.stored_product(segment, entry);
-                if let Some(xs) = stored {
-                    self.tier.run(Prefetch { xs });
-                } else {
-                    *to_compute.get_mut(computed)? = self.digits.prefix_digits(key);
-                    computed += 1;
-                }
-                *prefix = Prefix { lookups, stored };
-                rest = after;
-                length += 1;
-            }
+            let prefixes = prefixes.get_mut(..buffers.chunk)?;
+            let (length, computed);
+            (rest, length, computed) = self.chunk(segment, rest, prefixes, &mut to_compute)?;
             let (prefixes, to_compute) = (prefixes.get(..length)?, to_compute.get(..computed)?);
             let (shape, core) = (&self.tt.shape, self.tt.cores.first()?);
             with_core_elements!(core.slices, slices => {
@@ -510,6 +496,44 @@ impl<'t, 'a> Pool<'t, 'a> {
         Some(())
     }
 
+    /// Divides the first entries into `prefixes`, and lists the digits of those whose products are
+    /// not stored. Returns the other entries, and the lengths of the two lists.
+    #[inline(never)]
+    fn chunk<'e>(
+        &self,
+        segment: &Segment<'_>,
+        mut rest: &'e [u64],
+        prefixes: &mut [Prefix<'e>],
+        to_compute: &mut [[u32; MAX_CORES]; MAX_CHUNK],
+    ) -> Option<(&'e [u64], usize, usize)>
+    where
+        'a: 'e,
+    {
+        let (mut length, mut computed) = (0, 0);
+        for prefix in prefixes {
+            let Some((&entry, others)) = rest.split_first() else { break };
+            let key = (entry >> 32) as u32;
+            let mut after = others;
+            while let Some((&other, others)) = after.split_first()
+                && (other >> 32) as u32 == key
+            {
+                after = others;
+            }
+            let lookups = rest.get(..rest.len() - after.len())?;
+            let stored = self.stored_product(segment, entry);
+            if let Some(xs) = stored {
+                self.tier.run(Prefetch { xs });
+            } else {
+                self.digits.write_prefix(key, to_compute.get_mut(computed)?);
+                computed += 1;
+            }
+            *prefix = Prefix { lookups, stored };
+            rest = after;
+            length += 1;
+        }
+        Some((rest, length, computed))
+    }
+
     /// The product of a lookup's prefix, if it is stored.
     #[inline(always)]
     fn stored_product(&self, segment: &Segment<'_>, entry: u64) -> Option<&'a [f32]> {
@@ -519,6 +543,8 @@ impl<'t, 'a> Pool<'t, 'a> {
     }
 
     /// Adds the last product of each lookup to its bag.
+    // Inlined, it and the others would share the registers of one function.
+    #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "the state of the loop over chunks")]
     fn last_step<W: Weight>(
         &self,
@@ -539,32 +565,28 @@ impl<'t, 'a> Pool<'t, 'a> {
                 Some(product) => product,
                 None => computed.next()?,
             };
-            while let Some(&entry) = lookups.first() {
+            while let Some((&entry, others)) = lookups.split_first() {
                 let bag = segment.bag(entry)?;
                 let same = if lookups.len() < self.pool_slices_from {
                     1
                 } else {
-                    lookups
-                        .iter()
-                        .take(MAX_SUMMED)
-                        .take_while(|&&other| segment.bag(other) == Some(bag))
-                        .count()
+                    let others = others.iter().take(MAX_SUMMED - 1);
+                    1 + others.take_while(|&&other| segment.bag(other) == Some(bag)).count()
                 };
-                let (these, rest) = lookups.split_at_checked(if same < self.pool_slices_from {
-                    1
-                } else {
-                    same
-                })?;
-                lookups = rest;
-                if these.len() == 1 {
+                if same < self.pool_slices_from {
+                    lookups = others;
                     let digit = self.digits.last(segment.row(entry)?) as usize;
+                    let weight = segment.weight(entry)?;
                     *jobs.get_mut(count)? = Job {
                         m,
                         x,
                         slice: slices.get(digit * r * n..)?.get(..r * n)?,
                         out: out.start(bag),
-                        scale: segment.weight(entry)?
-                            * if W::SCALED { *core.scales.get(digit)? } else { 1.0 },
+                        scale: if W::SCALED {
+                            weight * *core.scales.get(digit)?
+                        } else {
+                            weight
+                        },
                     };
                     count += 1;
                     if count == JOBS {
@@ -573,6 +595,8 @@ impl<'t, 'a> Pool<'t, 'a> {
                     }
                     continue;
                 }
+                let (these, rest) = lookups.split_at_checked(same)?;
+                lookups = rest;
                 // Entries are added in order: first the jobs of the entries before these.
                 add_products(self.tier, Dims { m, r, n }, jobs.get(..count)?, out.rows)?;
                 count = 0;
@@ -613,6 +637,7 @@ pub(crate) fn gather<W: Weight>(
 
 /// Step k of up to [`MAX_CHUNK`] prefixes, from X_k to X_{k+1}. Adjacent prefixes with the same
 /// slice are one product.
+#[inline(never)]
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and their layout")]
 pub(crate) fn step<W: Weight>(
     tier: Tier,
@@ -645,6 +670,10 @@ pub(crate) fn step<W: Weight>(
         };
         count += 1;
         first += same;
+        if count == JOBS {
+            store_products(tier, r, n, &jobs, out)?;
+            count = 0;
+        }
     }
     store_products(tier, r, n, jobs.get(..count)?, out)
 }

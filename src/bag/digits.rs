@@ -76,14 +76,20 @@ impl Digits {
         }
     }
 
-    /// The digits `i_0, .., i_{d-2}` of the prefix with this key. Entries past them are 0.
+    /// Writes the digits `i_0, .., i_{d-2}` of the prefix with this key, and leaves the others.
     #[inline(always)]
-    pub(crate) fn prefix_digits(&self, key: u32) -> [u32; MAX_CORES] {
-        let mut digits = [0; MAX_CORES];
+    pub(crate) fn write_prefix(&self, key: u32, digits: &mut [u32; MAX_CORES]) {
         let mut rest = key;
         for (digit, p) in digits.iter_mut().zip(self.inner()) {
             (rest, *digit) = p.divide(rest);
         }
+    }
+
+    /// The digits that [`write_prefix`](Self::write_prefix) writes. Entries past them are 0.
+    #[cfg(any(test, feature = "train"))]
+    pub(crate) fn prefix_digits(&self, key: u32) -> [u32; MAX_CORES] {
+        let mut digits = [0; MAX_CORES];
+        self.write_prefix(key, &mut digits);
         digits
     }
 

@@ -6,10 +6,10 @@ use crate::{
     kernel::{Consistent, Epilogue, SmallRow, multiply_rows},
     repr::TtCores,
     shape::TtShape,
-    table::{Table, index_map::RowOf, num_partials},
+    table::{Table, index_map::RowOf},
 };
 
-/// Rows that one call of the kernel takes.
+/// The most rows that one call of the kernel takes.
 const ROWS: usize = 32;
 /// Lookups from which on a batch divides by multiplying.
 const FEW: usize = 4;
@@ -18,7 +18,7 @@ const FEW: usize = 4;
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
     shape
         .partial_len()
-        .saturating_mul(num_partials(shape))
+        .saturating_mul(shape.num_partials())
         .saturating_mul(num_lookups.min(ROWS))
 }
 
@@ -38,7 +38,10 @@ pub(super) fn pool(
         Digits::new(&tt.shape)
     };
     let row_of = RowOf::new(table.data());
+    let len = tt.shape.partial_len().saturating_mul(tt.shape.num_partials());
+    let room = workspace.len().checked_div(len).unwrap_or(ROWS).clamp(1, ROWS);
     let mut rows = [SmallRow::EMPTY; ROWS];
+    let rows = rows.get_mut(..room)?;
     let mut count = 0usize;
     for bag in 0..bags.len() {
         out.row(bag)?.fill(0.0);
@@ -66,8 +69,8 @@ pub(super) fn pool(
                 _ => row.digits = tt.shape.padded_digits(number),
             }
             count = count.wrapping_add(1);
-            if count == ROWS {
-                multiply_rows(table.tier(), tt, &rows, true, workspace, out.rows)?;
+            if count == room {
+                multiply_rows(table.tier(), tt, rows, true, workspace, out.rows)?;
                 count = 0;
             }
         }

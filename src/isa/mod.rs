@@ -19,15 +19,15 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod columns;
 mod detect;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod operands;
 mod scalar;
 
-pub(crate) use columns::Columns;
 use core::sync::atomic::{AtomicU8, Ordering};
 use half::{bf16, f16};
+pub(crate) use operands::Operands;
 pub(crate) use scalar::Scalar;
 use sealed::Sealed;
 

@@ -91,13 +91,12 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Whether it adds, and the factor of what it adds or stores, if that is all it does.
+    /// Whether it adds, and the factor of what it adds, if it only adds or stores.
     pub(crate) fn scale(self) -> Option<(bool, f32)> {
         match self {
             Self::Store => Some((false, 1.0)),
-            Self::StoreScaled(scale) => Some((false, scale)),
             Self::AddScaled(scale) => Some((true, scale)),
-            Self::MaxScaled(_) | Self::Bias { .. } => None,
+            Self::StoreScaled(_) | Self::MaxScaled(_) | Self::Bias { .. } => None,
         }
     }
 

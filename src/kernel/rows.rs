@@ -174,9 +174,18 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
         for (row, out) in self.rows.zip(self.out.chunks_exact_mut(self.len.max(1))) {
             let stored = nth_row(self.stored, self.len, row)?;
             let scale = isa.splat(if W::SCALED { *self.scales.get(row)? } else { 1.0 });
-            for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES)) {
+            let widened = |units: &[W]| {
                 let value = W::load(isa, units);
-                isa.store(if W::SCALED { isa.mul(scale, value) } else { value }, out);
+                if W::SCALED { isa.mul(scale, value) } else { value }
+            };
+            // Whole vectors by themselves: with a check of each length, one takes 21 instructions.
+            let mut vectors = out.chunks_exact_mut(I::LANES);
+            let mut stored = stored.chunks_exact(I::LANES);
+            for (out, units) in vectors.by_ref().zip(stored.by_ref()) {
+                isa.store(widened(units), out);
+            }
+            if !self.len.is_multiple_of(I::LANES) {
+                isa.store(widened(stored.remainder()), vectors.into_remainder());
             }
         }
         Some(())

@@ -14,7 +14,7 @@ pub use error::{LookupError, NoSuchTable};
 
 use cached::CachedRows;
 use index_map::RowOf;
-pub(crate) use tt::{num_partials, reorder_columns, step_size};
+pub(crate) use tt::{reorder_columns, step_size};
 
 use crate::{
     blob::{Blob, BlobError, Section},
@@ -175,7 +175,7 @@ impl<'a> Table<'a> {
     pub(crate) fn least_workspace_len(&self) -> usize {
         match &self.data.weights {
             Weights::Dense(_) => 0,
-            Weights::Tt(tt) => tt::workspace_len(&tt.shape),
+            Weights::Tt(tt) => tt.workspace_len,
             Weights::Projected(table) => table.rank(),
             Weights::QuotientRemainder(table) => quotient_remainder::workspace_len(table),
         }

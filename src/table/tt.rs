@@ -10,23 +10,8 @@ use crate::{
     isa::Tier,
     kernel::{Consistent, Dims, Epilogue, SmallRow, chain_step, multiply_rows, widen},
     repr::TtCores,
-    shape::{DigitOrder, MAX_CORES, TtShape},
+    shape::{MAX_CORES, TtShape},
 };
-
-/// The least workspace of a lookup or a bag: the partial products of one prefix, and a sum of
-/// slices of the last core.
-pub(super) fn workspace_len(shape: &TtShape) -> usize {
-    let last = shape.num_cores().saturating_sub(1);
-    let len = shape
-        .partial_len()
-        .saturating_mul(num_partials(shape))
-        .saturating_add(shape.slice_len(last));
-    if shape.column_order() == DigitOrder::MostSignificantFirst {
-        len
-    } else {
-        len.max(shape.embedding_dim())
-    }
-}
 
 /// Reorders the columns of a product of the cores, or of a sum of such products, if the least
 /// significant digit of a column belongs to core 0. `scratch` has at least `embedding_dim`
@@ -44,12 +29,6 @@ pub(crate) fn reorder_columns(shape: &TtShape, row: &mut [f32], scratch: &mut [f
         columns.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
     }
     Some(())
-}
-
-/// Number of partial products that a lookup holds: each step reads one and writes the other, and
-/// with two cores there is only one.
-pub(crate) fn num_partials(shape: &TtShape) -> usize {
-    if shape.num_cores() > 2 { 2 } else { 1 }
 }
 
 /// Combines row `row` with `out`, as `epilogue` says.

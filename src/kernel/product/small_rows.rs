@@ -3,10 +3,10 @@
 //!
 //! A group of rows takes each step together, so that the sizes of the step are looked at once.
 
-use super::tile::{load_row, multiply_add};
+use super::{Job, Product, tile::multiply};
 use crate::{
     dtype::{Weight, with_core_elements},
-    isa::{Columns, Isa, Op, Tier},
+    isa::{Isa, Op, Operands, Tier},
     kernel::{Consistent, Dims, GatherRows},
     repr::TtCores,
     shape::MAX_CORES,
@@ -25,8 +25,11 @@ impl SmallRow {
     pub(crate) const EMPTY: Self = Self { digits: [0; MAX_CORES], out: 0, weight: 0.0 };
 }
 
+/// Products that are computed by one call, if no tile is as large as one.
+const JOBS: usize = 8;
+
 /// Adds rows to the output, one after another, or writes them to it. `partials` has room for the
-/// partial products of one row or more. All cores have one dtype, and the products of each step
+/// partial products of all of them. All cores have one dtype, and the products of each step
 /// have a multiple of four columns. `None` if that is not so, if anything is out of bounds, or on
 /// the scalar tier.
 pub(crate) fn multiply_rows(
@@ -60,66 +63,41 @@ impl<W: Weight> Op for SmallRows<'_, '_, '_, W> {
         let Self { tt, first, rows, add, partials, out } = self;
         let shape = &tt.shape;
         let last = shape.num_cores().checked_sub(1)?;
-        let len = shape.partial_len().max(1);
-        // A step reads one partial product and writes another; two cores need only one.
-        let of_row = if last > 1 { 2 * len } else { len };
-        let room = (partials.len() / of_row).max(1);
-        let (even, odd) = partials.split_at_mut_checked(room * len)?;
-        for rows in rows.chunks(room) {
-            let (mut x, mut next) = (&mut *even, &mut *odd);
-            let mut m = shape.column_factor(0);
-            // f32 slices are multiplied where they are.
-            let stored = W::elements(first).as_f32();
-            if stored.is_none() {
-                let scales = tt.cores.first()?.scales;
-                let digits = rows.iter().map(|row| row.digits[0] as usize);
-                GatherRows {
-                    stored: first,
-                    scales,
-                    len: shape.slice_len(0),
-                    rows: digits,
-                    out: &mut *x,
-                }
-                .run(isa)?;
+        let (mut x, mut next) = partials.split_at_mut_checked(rows.len() * shape.partial_len())?;
+        let mut m = shape.column_factor(0);
+        // f32 slices are multiplied where they are.
+        let stored = W::elements(first).as_f32();
+        if stored.is_none() {
+            let scales = tt.cores.first()?.scales;
+            let digits = rows.iter().map(|row| row.digits[0] as usize);
+            let len = shape.slice_len(0);
+            GatherRows { stored: first, scales, len, rows: digits, out: &mut *x }.run(isa)?;
+        }
+        for k in 1..=last {
+            let core = tt.cores.get(k)?;
+            let n = shape.column_factor(k) * shape.rank(k + 1);
+            let is_last = k == last;
+            Step {
+                rows,
+                k,
+                dims: Dims { m, r: shape.rank(k), n },
+                x: match stored {
+                    Some(stored) if k == 1 => stored,
+                    _ => &*x,
+                },
+                x_by_digit: k == 1 && stored.is_some(),
+                slices: W::units(core.slices)?,
+                scales: core.scales,
+                out: if is_last { &mut *out } else { &mut *next },
+                is_last,
+                add: add && is_last,
             }
-            for k in 1..=last {
-                let core = tt.cores.get(k)?;
-                let n = shape.column_factor(k) * shape.rank(k + 1);
-                let is_last = k == last;
-                Step {
-                    rows,
-                    k,
-                    dims: Dims { m, r: shape.rank(k), n },
-                    x: match stored {
-                        Some(stored) if k == 1 => stored,
-                        _ => &*x,
-                    },
-                    x_by_digit: k == 1 && stored.is_some(),
-                    slices: W::units(core.slices)?,
-                    scales: core.scales,
-                    out: if is_last { &mut *out } else { &mut *next },
-                    is_last,
-                    add: add && is_last,
-                }
-                .run(isa)?;
-                core::mem::swap(&mut x, &mut next);
-                m *= shape.column_factor(k);
-            }
+            .run(isa)?;
+            core::mem::swap(&mut x, &mut next);
+            m *= shape.column_factor(k);
         }
         Some(())
     }
-}
-
-/// A slice of a core, and its scale.
-#[inline(always)]
-fn slice<'s, W: Weight>(
-    slices: &'s [W],
-    scales: &[f32],
-    digit: u32,
-    len: usize,
-) -> Option<(&'s [W], f32)> {
-    let slice = slices.get((digit as usize).wrapping_mul(len)..)?.get(..len)?;
-    Some((slice, if W::SCALED { *scales.get(digit as usize)? } else { 1.0 }))
 }
 
 /// Step k of some rows.
@@ -139,123 +117,98 @@ struct Step<'s, 'o, W> {
     add: bool,
 }
 
-impl<W: Weight> Step<'_, '_, W> {
-    /// Runs it with the largest tile that divides the product.
+impl<'s, W: Weight> Step<'s, '_, W> {
+    /// Runs it in a tile of the size of the product, if there is one: with constants for the sizes
+    /// a row takes half as many instructions.
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Dims { m, n, .. } = self.dims;
         if n % I::LANES == 0 {
-            match (m % 4, n / I::LANES % 4) {
-                (0, 0 | 2) => isa.call(Tiles::<_, 4, 2>(self)),
-                (0, _) => isa.call(Tiles::<_, 4, 1>(self)),
-                (2, 0) => isa.call(Tiles::<_, 2, 4>(self)),
-                (2, 2) => isa.call(Tiles::<_, 2, 2>(self)),
-                (2, _) => isa.call(Tiles::<_, 2, 1>(self)),
-                (_, 0) => isa.call(Tiles::<_, 1, 4>(self)),
-                (_, 2) => isa.call(Tiles::<_, 1, 2>(self)),
-                _ => isa.call(Tiles::<_, 1, 1>(self)),
-            }
-        } else if I::LANES > 8 && n % 8 == 0 {
-            match m % 4 {
-                0 => isa.half().call(Tiles::<_, 4, 1>(self)),
-                2 => isa.half().call(Tiles::<_, 2, 1>(self)),
-                _ => isa.half().call(Tiles::<_, 1, 1>(self)),
-            }
-        } else {
-            match m % 4 {
-                0 => isa.narrow().call(Tiles::<_, 4, 1>(self)),
-                2 => isa.narrow().call(Tiles::<_, 2, 1>(self)),
-                _ => isa.narrow().call(Tiles::<_, 1, 1>(self)),
+            match (m, n / I::LANES) {
+                (1, 1) => return self.in_tiles::<_, 1, 1>(isa),
+                (1, 2) => return self.in_tiles::<_, 1, 2>(isa),
+                (1, 4) => return self.in_tiles::<_, 1, 4>(isa),
+                (2, 1) => return self.in_tiles::<_, 2, 1>(isa),
+                (2, 2) => return self.in_tiles::<_, 2, 2>(isa),
+                (2, 4) => return self.in_tiles::<_, 2, 4>(isa),
+                (4, 1) => return self.in_tiles::<_, 4, 1>(isa),
+                (4, 2) => return self.in_tiles::<_, 4, 2>(isa),
+                // Where there are registers for sixteen sums of four lanes.
+                (2, 8) if I::QUADS => return self.in_tiles::<_, 2, 8>(isa),
+                (4, 4) if I::QUADS => return self.in_tiles::<_, 4, 4>(isa),
+                _ => {}
             }
         }
+        if I::LANES > 8 && n == 8 {
+            match m {
+                1 => return self.in_tiles::<_, 1, 1>(isa.half()),
+                2 => return self.in_tiles::<_, 2, 1>(isa.half()),
+                4 => return self.in_tiles::<_, 4, 1>(isa.half()),
+                _ => {}
+            }
+        }
+        if I::LANES > 4 && n == 4 {
+            match m {
+                1 => return self.in_tiles::<_, 1, 1>(isa.narrow()),
+                2 => return self.in_tiles::<_, 2, 1>(isa.narrow()),
+                4 => return self.in_tiles::<_, 4, 1>(isa.narrow()),
+                _ => {}
+            }
+        }
+        self.run_products(isa)
     }
-}
 
-/// A step in tiles of `M` rows and `V` vectors.
-struct Tiles<'s, 'o, W, const M: usize, const V: usize>(Step<'s, 'o, W>);
-
-impl<W: Weight, const M: usize, const V: usize> Op for Tiles<'_, '_, W, M, V> {
-    type Output = Consistent;
-
+    /// What row `at` is multiplied by, and where its product goes.
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Consistent {
-        let Self(Step { rows, k, dims, x, x_by_digit, slices, scales, out, is_last, add }) = self;
-        let Dims { m, r, n } = dims;
-        for (at, row) in rows.iter().enumerate() {
-            let [first, ..] = row.digits;
-            let (slice, scale) = slice(slices, scales, *row.digits.get(k)?, r * n)?;
-            let mut x = x.get(if x_by_digit { first as usize } else { at } * m * r..)?;
-            let (mut out, scale) = if is_last {
-                (out.get_mut(row.out..)?.get_mut(..m * n)?, scale * row.weight)
-            } else {
-                (out.get_mut(at * m * n..)?.get_mut(..m * n)?, scale)
-            };
-            while !out.is_empty() {
-                let mut lhs: [&[f32]; M] = [&[]; M];
-                for lhs in &mut lhs {
-                    (*lhs, x) = x.split_at_checked(r)?;
-                }
-                let (these, after) = out.split_at_mut_checked(M * n)?;
+    fn job(&self, at: usize, row: &SmallRow) -> Option<Job<'s, W>> {
+        let Dims { m, r, n } = self.dims;
+        let digit = *row.digits.get(self.k)? as usize;
+        let x_at = if self.x_by_digit { row.digits[0] as usize } else { at };
+        let scale = if W::SCALED { *self.scales.get(digit)? } else { 1.0 };
+        let (out, scale) = if self.is_last {
+            (row.out, scale * row.weight)
+        } else {
+            (at * m * n, scale)
+        };
+        let x = self.x.get(x_at.wrapping_mul(m * r)..)?;
+        let slice = self.slices.get(digit.wrapping_mul(r * n)..)?;
+        Some(Job { m, x, slice, out, scale })
+    }
+
+    /// Runs it in tiles of `M` rows and `V` vectors, which are as large as the product.
+    #[inline(always)]
+    fn in_tiles<I: Isa, const M: usize, const V: usize>(mut self, isa: I) -> Consistent {
+        let n = V * I::LANES;
+        self.dims = Dims { m: M, n, ..self.dims };
+        for (at, row) in self.rows.iter().enumerate() {
+            let Job { x, slice, out, scale, .. } = self.job(at, row)?;
+            let operands = Operands::<W, M>::new(x, slice, [self.dims.r, n], 0, n)?;
+            let mut sums = [[isa.splat(0.0); V]; M];
+            multiply(isa, operands, &mut sums);
+            let mut out = self.out.get_mut(out..)?.get_mut(..M * n)?;
+            let scale = isa.splat(scale);
+            for sum in sums.as_flattened() {
+                let (these, after) = out.split_at_mut_checked(I::LANES)?;
                 out = after;
-                let mut column = 0;
-                while column < n {
-                    let rhs = Columns::new(slice, [r, n], column, V * I::LANES)?;
-                    tile::<I, W, M, V>(isa, lhs, rhs, scale, add, [n, column], these)?;
-                    column += V * I::LANES;
-                }
+                // The sum of a product and -0.0 is the product.
+                let base = if self.add { isa.load_f32(these) } else { isa.splat(-0.0) };
+                isa.store(isa.fma(scale, *sum, base), these);
             }
         }
         Some(())
     }
-}
 
-/// `scale lhs . rhs`, added to the `M` rows of `out`, which are `n` apart, from `column` on, or
-/// written to them.
-#[inline(always)]
-fn tile<I: Isa, W: Weight, const M: usize, const V: usize>(
-    isa: I,
-    mut lhs: [&[f32]; M],
-    mut rhs: Columns<'_, W>,
-    scale: f32,
-    add: bool,
-    [n, column]: [usize; 2],
-    out: &mut [f32],
-) -> Consistent {
-    let mut sums = [[isa.splat(0.0); V]; M];
-    let mut quads: [&[[f32; 4]]; M] = [&[]; M];
-    for a in 0..M {
-        (quads[a], lhs[a]) = lhs[a].as_chunks();
-    }
-    for k in 0..quads[0].len() {
-        let four = rhs.next_rows::<4>()?;
-        let mut lhs = [isa.quad(&[0.0; 4]); M];
-        for a in 0..M {
-            lhs[a] = isa.quad(quads[a].get(k)?);
-        }
-        multiply_add::<I, W, M, V, 0>(isa, &lhs, four[0], &mut sums);
-        multiply_add::<I, W, M, V, 1>(isa, &lhs, four[1], &mut sums);
-        multiply_add::<I, W, M, V, 2>(isa, &lhs, four[2], &mut sums);
-        multiply_add::<I, W, M, V, 3>(isa, &lhs, four[3], &mut sums);
-    }
-    for k in 0..lhs[0].len() {
-        let [row] = rhs.next_rows()?;
-        let rhs = load_row::<I, W, V>(isa, row);
-        for a in 0..M {
-            let lhs = isa.splat(*lhs[a].get(k)?);
-            for v in 0..V {
-                sums[a][v] = isa.fma(rhs[v], lhs, sums[a][v]);
+    /// Runs it as products of any size.
+    #[inline(always)]
+    fn run_products<I: Isa>(self, isa: I) -> Consistent {
+        let mut jobs = [Job::EMPTY; JOBS];
+        for (rows, first) in self.rows.chunks(JOBS).zip((0..).step_by(JOBS)) {
+            for ((to, row), at) in jobs.iter_mut().zip(rows).zip(first..) {
+                *to = self.job(at, row)?;
             }
+            let jobs = jobs.get(..rows.len())?;
+            isa.call(Product::whole(jobs, self.dims, &mut *self.out, self.add))?;
         }
+        Some(())
     }
-    let scale = isa.splat(scale);
-    for a in 0..M {
-        let out = out.get_mut(a * n + column..)?.get_mut(..V * I::LANES)?;
-        for v in 0..V {
-            let out = out.get_mut(v * I::LANES..)?;
-            // The sum of a product and -0.0 is the product.
-            let base = if add { isa.load_f32(out) } else { isa.splat(-0.0) };
-            isa.store(isa.fma(scale, sums[a][v], base), out);
-        }
-    }
-    Some(())
 }
