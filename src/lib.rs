@@ -147,6 +147,7 @@ pub mod kernel;
 pub mod limits;
 mod pooling;
 pub mod repr;
+pub mod retrieval;
 pub mod shape;
 pub mod table;
 #[cfg(feature = "train")]
@@ -161,6 +162,7 @@ pub use bag::{Bags, BagsError, PoolTablesError, Pooling};
 pub use blob::{Blob, BlobError};
 pub use dlrm::{NoModel, Ranker, ScoreError};
 pub use isa::Tier;
+pub use retrieval::{RetrievalError, Scored, Search, merge_top_k};
 pub use shape::{DigitOrder, ShapeError, TtShape};
 pub use table::{LookupError, NoSuchTable, Table};
 #[cfg(feature = "alloc")]

@@ -43,6 +43,13 @@ impl Workspace {
         self.first(ranker.workspace_len(num_samples))
     }
 
+    /// The first [`Table::retrieval_workspace_len(num_queries)`](Table::retrieval_workspace_len)
+    /// elements: enough for any number of queries, and the fastest length for `num_queries` of
+    /// them.
+    pub fn for_retrieval(&mut self, table: &Table<'_>, num_queries: usize) -> &mut [f32] {
+        self.first(table.retrieval_workspace_len(num_queries))
+    }
+
     fn first(&mut self, len: usize) -> &mut [f32] {
         if self.0.len() < len {
             self.0.resize(len, 0.0);

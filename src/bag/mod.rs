@@ -174,7 +174,6 @@ impl<'a> Bags<'a> {
     }
 
     /// The index at a position in [`indices`](Self::indices).
-    #[cfg(feature = "train")]
     pub(crate) fn index(&self, position: usize) -> Option<u64> {
         self.indices.get(position)
     }

@@ -26,6 +26,8 @@ mod readme;
 mod rejection;
 #[cfg(feature = "alloc")]
 mod representations;
+#[cfg(feature = "alloc")]
+mod retrieval;
 #[cfg(feature = "train")]
 mod train;
 #[cfg(feature = "train")]

@@ -293,7 +293,7 @@ impl<'a> Reference<'a> {
 
     /// The short row of an index in a projected table, or the two rows in a quotient-remainder
     /// table.
-    fn parts(&self, index: u64) -> Vec<Vec<Approx>> {
+    pub(crate) fn parts(&self, index: u64) -> Vec<Vec<Approx>> {
         let row = self.row_of(index) as usize;
         if self.kind() == KIND_PROJECTED {
             return vec![self.stored_row(ROLE_ROWS, 0, row)];
@@ -415,6 +415,30 @@ impl<'a> Reference<'a> {
         (0..dim).map(decode).collect()
     }
 
+    /// The factors and ranks of a tensor train, and the orders of its digits.
+    pub(crate) fn train(&self) -> Train {
+        let d = usize::from(self.bytes[self.at + table::NUM_CORES]);
+        let mut r = vec![1];
+        r.extend(self.list(table::INNER_RANKS, d - 1));
+        r.push(1);
+        Train {
+            p: self.list(table::ROW_FACTORS, d),
+            q: self.list(table::COLUMN_FACTORS, d),
+            r,
+            least_first: self.bytes[self.at + table::DIGIT_ORDER] == 1,
+        }
+    }
+
+    /// The stored elements of slice `digit` of core k, `len` of them, and their scale.
+    pub(crate) fn slice(&self, k: usize, digit: usize, len: usize) -> (Vec<f64>, Option<f64>) {
+        let (dtype, core) = self.section(ROLE_CORE, k).unwrap();
+        let scales = self.section(ROLE_SCALES, k).map(|(_, scales)| scales);
+        (
+            (0..len).map(|i| element(core, dtype, digit * len + i)).collect(),
+            scales.map(|scales| element(scales, DTYPE_F32, digit)),
+        )
+    }
+
     /// The sum over all a_1 to a_{d-1} of `G_0[i_0][0, j_0, a_1] G_1[i_1][a_1, j_1, a_2] ..
     /// G_{d-1}[..][a_{d-1}, ..]`: one column j at a time, a vector times a matrix at a time.
     fn tensor_train_row(&self, row: u64) -> Vec<(Approx, f64)> {
@@ -495,6 +519,27 @@ impl<'a> Reference<'a> {
                 (x, magnitude * scale)
             })
             .collect()
+    }
+}
+
+/// The shape of a tensor train.
+pub(crate) struct Train {
+    pub(crate) p: Vec<usize>,
+    pub(crate) q: Vec<usize>,
+    /// All ranks, the first and the last of which are 1.
+    pub(crate) r: Vec<usize>,
+    /// Whether core 0 has the least significant digit of a row.
+    pub(crate) least_first: bool,
+}
+
+impl Train {
+    /// What digit k counts in the index of a row.
+    pub(crate) fn place(&self, k: usize) -> usize {
+        if self.least_first {
+            self.p[..k].iter().product()
+        } else {
+            self.p[k + 1..].iter().product()
+        }
     }
 }
 

@@ -1,0 +1,104 @@
+//! The best rows so far: a heap of k rows for each query, in the caller's output.
+
+use super::RetrievalError;
+
+/// An index and its score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct Scored {
+    /// The index of the row.
+    pub index: u64,
+    /// Its inner product with the query, plus its bias if there is one.
+    pub score: f32,
+}
+
+impl Scored {
+    /// What fills a list that is longer than there are rows: an index that no table has (-1 as a
+    /// signed integer), and negative infinity.
+    pub const NONE: Self = Self { index: u64::MAX, score: f32::NEG_INFINITY };
+
+    /// Whether this is [`NONE`](Self::NONE), and no row.
+    pub fn is_none(&self) -> bool {
+        self.index == u64::MAX
+    }
+
+    /// Whether this row comes before `other`: by the larger score, then by the smaller index.
+    fn is_better(&self, other: &Self) -> bool {
+        self.score > other.score || self.score == other.score && self.index < other.index
+    }
+}
+
+/// A heap whose root is the worst of its rows. A list of [`Scored::NONE`] is one, and so is a list
+/// with the worst row first.
+pub(super) struct Heap<'l>(pub(super) &'l mut [Scored]);
+
+impl Heap<'_> {
+    /// Rows with a lower score are none of the best. NaN if there is no room for any row.
+    pub(super) fn bound(&self) -> f32 {
+        self.0.first().map_or(f32::NAN, |worst| worst.score)
+    }
+
+    /// Replaces the worst row with `row`, if that is better.
+    pub(super) fn offer(&mut self, row: Scored) {
+        if self.0.first().is_some_and(|worst| row.is_better(worst)) {
+            sift(self.0, row);
+        }
+    }
+
+    /// Sorts the rows, best first. The list is no heap any more.
+    pub(super) fn sort(self) {
+        let mut heap = self.0;
+        while let Some((last, rest)) = heap.split_last_mut() {
+            if let Some(&worst) = rest.first() {
+                let row = core::mem::replace(last, worst);
+                sift(rest, row);
+            }
+            heap = rest;
+        }
+    }
+}
+
+/// Replaces the root of a heap with `row`.
+fn sift(heap: &mut [Scored], row: Scored) {
+    let mut hole = 0usize;
+    loop {
+        let left = hole.saturating_mul(2).saturating_add(1);
+        let right = left.saturating_add(1);
+        let child = match (heap.get(left), heap.get(right)) {
+            (Some(a), Some(b)) if a.is_better(b) => right,
+            (Some(_), _) => left,
+            (None, _) => break,
+        };
+        match heap.get(child) {
+            Some(&worse) if row.is_better(&worse) => {
+                if let Some(at) = heap.get_mut(hole) {
+                    *at = worse;
+                }
+            }
+            _ => break,
+        }
+        hole = child;
+    }
+    if let Some(at) = heap.get_mut(hole) {
+        *at = row;
+    }
+}
+
+/// Merges the results of [`Table::top_k`](crate::Table::top_k) for the same queries and other rows
+/// (another range, or another [part](super::Search::part)) into `best`. Both hold lists of `k`
+/// rows, best first, one list for each query.
+///
+/// # Errors
+/// [`RetrievalError::OutputLen`] if the two are not equally long, or not whole lists.
+pub fn merge_top_k(k: usize, best: &mut [Scored], others: &[Scored]) -> Result<(), RetrievalError> {
+    if best.len() != others.len() || best.len().checked_rem(k).unwrap_or(best.len()) != 0 {
+        return Err(RetrievalError::OutputLen { found: best.len(), expected: others.len() });
+    }
+    for (best, others) in best.chunks_exact_mut(k.max(1)).zip(others.chunks_exact(k.max(1))) {
+        best.reverse();
+        let mut heap = Heap(best);
+        others.iter().for_each(|&row| heap.offer(row));
+        heap.sort();
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! Scores of rows that are stored, or computed one by one: a block of rows is transposed, so that
+//! adjacent lanes have adjacent rows, and multiplied with the queries.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "numbers of rows of a table, of at most 2^48, and positions within slices"
+)]
+
+use super::{Scope, receiver::Receiver};
+use crate::{
+    dtype::{Elements, Values, with_elements},
+    isa::Tier,
+    kernel::{
+        ByteRowProducts, Consistent, Dims, Epilogue, RowProducts, chain_step, transpose, widen,
+    },
+    repr::{Projected, Rows, Weights},
+    table::{Table, dense, index_map::RowOf},
+};
+use core::ops::Range;
+
+/// Elements of a block of rows: the nearest cache holds the block and its transpose.
+const BLOCK: usize = 4096;
+/// Rows of a block that is not transposed.
+const DENSE_ROWS: usize = 64;
+/// The most queries for which a block is not transposed.
+const FEW_QUERIES: usize = 3;
+/// The fewest and the most rows of a block.
+const BLOCK_ROWS: Range<usize> = 16..256;
+
+fn block_rows(dim: usize) -> usize {
+    (BLOCK / dim.max(1)).clamp(BLOCK_ROWS.start, BLOCK_ROWS.end)
+}
+
+/// Scores of a block, the block, and its transpose.
+pub(super) fn workspace_len(dim: usize, num_queries: usize) -> usize {
+    let per_row = dim.saturating_mul(2).saturating_add(num_queries.min(super::MAX_QUERIES));
+    block_rows(dim).saturating_mul(per_row)
+}
+
+/// Queries that are multiplied with the projection, and then what the short rows need.
+pub(super) fn projected_workspace_len(table: &Projected<'_>, num_queries: usize) -> usize {
+    let (rank, queries) = (table.rank(), num_queries.min(super::MAX_QUERIES));
+    let dim = table.projection.len().checked_div(rank).unwrap_or(0);
+    let contract = dim.saturating_add(rank).saturating_mul(queries).saturating_add(dim);
+    let walk = workspace_len(rank, num_queries).max(contract);
+    walk.saturating_add(rank.saturating_mul(queries))
+}
+
+/// Scores all rows at `positions`: `fill` writes a row, with the rest of the workspace for scratch,
+/// and `give` takes the number of a query and its scores of the rows from a position on.
+fn stream(
+    tier: Tier,
+    dim: usize,
+    queries: &[f32],
+    positions: Range<u64>,
+    workspace: &mut [f32],
+    mut fill: impl FnMut(u64, &mut [f32], &mut [f32]) -> Consistent,
+    mut give: impl FnMut(usize, u64, &[f32]) -> Consistent,
+) -> Consistent {
+    let (num_queries, block) = (queries.len().checked_div(dim)?, block_rows(dim));
+    let (rows, workspace) = workspace.split_at_mut_checked(block * dim)?;
+    let (columns, workspace) = workspace.split_at_mut_checked(block * dim)?;
+    let (scores, scratch) = workspace.split_at_mut_checked(block * num_queries)?;
+    let mut first = positions.start;
+    while first < positions.end {
+        let n = usize::try_from(positions.end - first).map_or(block, |left| left.min(block));
+        let (rows, columns) = (rows.get_mut(..n * dim)?, columns.get_mut(..n * dim)?);
+        for (row, position) in rows.chunks_exact_mut(dim.max(1)).zip(first..) {
+            fill(position, row, scratch)?;
+        }
+        transpose(tier, rows, dim, columns)?;
+        let scores = scores.get_mut(..num_queries * n)?;
+        let size = Dims { m: num_queries, r: dim, n };
+        chain_step(tier, size, queries, Elements::from_f32(columns), scores, Epilogue::Store)?;
+        for (query, scores) in scores.chunks_exact(n).enumerate() {
+            give(query, first, scores)?;
+        }
+        first += n as u64;
+    }
+    Some(())
+}
+
+/// As [`stream`] for dense rows and few queries: no block is transposed, since the products with a
+/// query cost less than that.
+fn stream_dense(
+    tier: Tier,
+    rows: &Rows<'_>,
+    queries: &[f32],
+    positions: Range<u64>,
+    mut give: impl FnMut(usize, u64, &[f32]) -> Consistent,
+) -> Consistent {
+    let (dim, row_stride) = (rows.embedding_dim, rows.row_stride());
+    let mut scores = [0.0; DENSE_ROWS];
+    let mut first = positions.start;
+    while first < positions.end {
+        let left = usize::try_from(positions.end - first).unwrap_or(usize::MAX);
+        let out = scores.get_mut(..left.min(DENSE_ROWS))?;
+        let start = usize::try_from(first).ok()?.checked_mul(row_stride)?;
+        let elements = rows.elements.range(start..start.checked_add(out.len() * row_stride)?)?;
+        for (query, x) in queries.chunks_exact(dim.max(1)).enumerate() {
+            match elements.0 {
+                Values::I8(stored) if !tier.is_scalar() => {
+                    let products = RowProducts { stored, row_stride, query: x, out: &mut *out };
+                    tier.run_vector(ByteRowProducts(products))??;
+                }
+                _ => with_elements!(elements, stored => {
+                    tier.run(RowProducts { stored, row_stride, query: x, out: &mut *out })
+                })?,
+            }
+            give(query, first, out)?;
+        }
+        first += out.len() as u64;
+    }
+    Some(())
+}
+
+/// Rows as a lookup gives them, whatever the representation.
+pub(super) fn visit_rows(
+    table: &Table<'_>,
+    queries: &[f32],
+    scope: &Scope,
+    receiver: &mut Receiver<'_>,
+    workspace: &mut [f32],
+) -> Consistent {
+    let (tier, table) = (table.tier(), table.without_cache());
+    let row_of = RowOf::new(table.data());
+    let positions = scope.part_of(scope.rows.clone());
+    if let (Weights::Dense(rows), RowOf::Identity) = (&table.data().weights, row_of)
+        && queries.len() <= FEW_QUERIES * table.embedding_dim()
+    {
+        return stream_dense(tier, rows, queries, positions, |query, first, scores| {
+            receiver.run(query, first, 1, scores)
+        });
+    }
+    stream(
+        tier,
+        table.embedding_dim(),
+        queries,
+        positions,
+        workspace,
+        |index, row, scratch| match &table.data().weights {
+            Weights::Dense(rows) => {
+                let position = usize::try_from(row_of.row(index)).ok()?;
+                dense::write_row(tier, rows, position, row, Epilogue::Store)
+            }
+            _ => table.lookup(index, row, scratch).ok(),
+        },
+        |query, first, scores| receiver.run(query, first, 1, scores),
+    )
+}
+
+/// Short rows, with the queries times the projection: `q . (x P) = (P q) . x`.
+pub(super) fn visit_projected(
+    table: &Table<'_>,
+    projected: &Projected<'_>,
+    queries: &[f32],
+    scope: &Scope,
+    receiver: &mut Receiver<'_>,
+    workspace: &mut [f32],
+) -> Consistent {
+    let (tier, rank, dim) = (table.tier(), projected.rank(), table.embedding_dim());
+    let num_queries = queries.len().checked_div(dim)?;
+    let (short, workspace) = workspace.split_at_mut_checked(num_queries * rank)?;
+    let (columns, rest) = (&mut *workspace).split_at_mut_checked(num_queries * dim)?;
+    let (products, rest) = rest.split_at_mut_checked(rank * num_queries)?;
+    let row = rest.get_mut(..dim)?;
+    transpose(tier, queries, dim, columns)?;
+    for (position, products) in products.chunks_exact_mut(num_queries.max(1)).enumerate() {
+        widen(tier, projected.projection.chunk(position, dim)?, 1.0, -0.0, row, Epilogue::Store)?;
+        let size = Dims { m: 1, r: dim, n: num_queries };
+        chain_step(tier, size, row, Elements::from_f32(columns), products, Epilogue::Store)?;
+    }
+    transpose(tier, products, num_queries, short)?;
+    let row_of = RowOf::new(table.data());
+    let positions = scope.part_of(scope.rows.clone());
+    if num_queries <= FEW_QUERIES && matches!(row_of, RowOf::Identity) {
+        return stream_dense(tier, &projected.rows, short, positions, |query, first, scores| {
+            receiver.run(query, first, 1, scores)
+        });
+    }
+    stream(
+        tier,
+        rank,
+        short,
+        positions,
+        workspace,
+        |index, row, _| {
+            let position = usize::try_from(row_of.row(index)).ok()?;
+            dense::write_row(tier, &projected.rows, position, row, Epilogue::Store)
+        },
+        |query, first, scores| receiver.run(query, first, 1, scores),
+    )
+}
+
+/// The overrides of a scope's rows.
+pub(super) fn visit_overrides(
+    table: &Table<'_>,
+    ids: &[u64],
+    queries: &[f32],
+    scope: &Scope,
+    receiver: &mut Receiver<'_>,
+    workspace: &mut [f32],
+) -> Consistent {
+    let table = table.without_cache();
+    let position = |index| ids.partition_point(|&id| id < index) as u64;
+    let id = |position| ids.get(usize::try_from(position).ok()?..);
+    stream(
+        table.tier(),
+        table.embedding_dim(),
+        queries,
+        scope.part_of(position(scope.rows.start)..position(scope.rows.end)),
+        workspace,
+        |position, row, scratch| table.lookup(*id(position)?.first()?, row, scratch).ok(),
+        |query, first, scores| {
+            let mut ids = id(first)?.iter().zip(scores);
+            ids.try_for_each(|(&id, &score)| receiver.run(query, id, 1, &[score]))
+        },
+    )
+}

@@ -1,0 +1,424 @@
+//! Scores of all rows, and the best rows: by the f64 oracle, by the chain that the documentation
+//! says, and the same bits however the work is divided.
+
+use crate::support::{
+    format::KIND_TT,
+    oracle::{Approx, Reference, Train},
+    random::{self, CORE_DTYPES, Values, build, num_rows, tt_shape},
+    rng::Rng,
+    tiers,
+};
+use proptest::{prelude::*, sample::select};
+use std::{cmp::Ordering, ops::Range};
+use ttrec::{
+    Bags, Blob, Scored, Search, Table,
+    blob::{IndexMapSpec, TableSpec, WeightsSpec},
+    dtype::Dtype,
+    merge_top_k,
+};
+
+/// The walk over a tensor train that `docs/numerics.md` says: its shape in the order of the walk,
+/// and where it is cut.
+struct Walk {
+    train: Train,
+    is_reversed: bool,
+    cut: usize,
+}
+
+impl Walk {
+    fn of(reference: &Reference<'_>) -> Self {
+        let d = reference.train().p.len();
+        let mut best: Option<(u64, Self)> = None;
+        for cut in 1..d {
+            for is_reversed in [false, true] {
+                let mut train = reference.train();
+                if is_reversed {
+                    train.p.reverse();
+                    train.q.reverse();
+                    train.r.reverse();
+                    train.least_first = !train.least_first;
+                }
+                let walk = Self { train, is_reversed, cut };
+                let Train { p, q, r, .. } = &walk.train;
+                let partial = |k: usize| (q[..k].iter().product::<usize>() * r[k]) as u64;
+                let rows = |cores: Range<usize>| p[cores].iter().product::<usize>() as u64;
+                let step = |k: usize| partial(k) * (q[k] * r[k + 1]) as u64;
+                let prefixes: u64 = (1..cut).map(|k| rows(0..k + 1) * step(k)).sum();
+                let contractions: u64 = (cut..d).map(|k| rows(k..d) * step(k)).sum();
+                let scores = rows(0..cut).next_multiple_of(8) * rows(cut..d) * partial(cut);
+                let work = prefixes + contractions + scores;
+                let fits = cut == 1 || rows(0..cut) * partial(cut) <= 1 << 16;
+                if fits && best.as_ref().is_none_or(|(least, _)| work < *least) {
+                    best = Some((work, walk));
+                }
+            }
+        }
+        best.unwrap().1
+    }
+
+    /// The digits of a row, and slice k of it as `[a][j][b]`, in the order of the walk.
+    fn slice(&self, reference: &Reference<'_>, row: u64, k: usize) -> Vec<f32> {
+        let Train { p, q, r, .. } = &self.train;
+        let digit = row as usize / self.train.place(k) % p[k];
+        let stored = if self.is_reversed { p.len() - 1 - k } else { k };
+        let (values, scale) = reference.slice(stored, digit, r[k] * q[k] * r[k + 1]);
+        let values: Vec<f32> = values
+            .iter()
+            .map(|&x| x as f32 * scale.map_or(1.0, |scale| scale as f32))
+            .collect();
+        if !self.is_reversed {
+            return values;
+        }
+        let (a, j, b) = (r[k], q[k], r[k + 1]);
+        let element = |at: usize| values[(at % b * j + at / b % j) * a + at / b / j];
+        (0..a * j * b).map(element).collect()
+    }
+
+    /// The elements of a query in the order of the walk.
+    fn query(&self, reference: &Reference<'_>, query: &[f32]) -> Vec<f32> {
+        let d = self.train.q.len();
+        // Position of each column in the product of the cores as they are stored.
+        let columns = reference.in_column_order((0..query.len()).collect());
+        let mut stored = vec![0.0; query.len()];
+        columns.iter().zip(query).for_each(|(&position, &x)| stored[position] = x);
+        if !self.is_reversed {
+            return stored;
+        }
+        let q = &self.train.q;
+        let element = |position: usize| {
+            let (mut rest, mut digits) = (position, vec![0; d]);
+            for k in (0..d).rev() {
+                (digits[k], rest) = (rest % q[k], rest / q[k]);
+            }
+            stored[(0..d).rev().fold(0, |at, k| at * q[k] + digits[k])]
+        };
+        (0..query.len()).map(element).collect()
+    }
+
+    /// The score of a row, chain by chain.
+    fn score(&self, reference: &Reference<'_>, row: u64, query: &[f32]) -> f32 {
+        let Train { p, q, r, .. } = &self.train;
+        let d = p.len();
+        let mut contracted = self.query(reference, query);
+        for k in (self.cut..d).rev() {
+            let slice = self.slice(reference, row, k);
+            contracted = contracted
+                .chunks(q[k] * r[k + 1])
+                .flat_map(|x| slice.chunks(q[k] * r[k + 1]).map(move |g| (x.to_vec(), g.to_vec())))
+                .map(|(x, g)| chain(&x, &g))
+                .collect();
+        }
+        let mut prefix = self.slice(reference, row, 0);
+        for k in 1..self.cut {
+            let slice = self.slice(reference, row, k);
+            let n = q[k] * r[k + 1];
+            prefix = prefix
+                .chunks(r[k])
+                .flat_map(|x| {
+                    let slice = &slice;
+                    (0..n).map(move |column| {
+                        let g: Vec<f32> = (0..x.len()).map(|a| slice[a * n + column]).collect();
+                        chain(x, &g)
+                    })
+                })
+                .collect();
+        }
+        chain(&contracted, &prefix)
+    }
+
+    /// How many roundings a product passes through, at most: the lengths of its chains, and the
+    /// scale of each slice.
+    fn num_roundings(&self) -> usize {
+        let Train { p, q, r, .. } = &self.train;
+        let columns: usize = q[..self.cut].iter().product();
+        let contractions: usize = (self.cut..p.len()).map(|k| q[k] * r[k + 1]).sum();
+        let prefixes: usize = r[1..self.cut].iter().sum();
+        contractions + prefixes + columns * r[self.cut] + p.len()
+    }
+}
+
+/// `s <- s + x_j * g_j` from 0, each rounded once.
+fn chain(x: &[f32], g: &[f32]) -> f32 {
+    x.iter().zip(g).fold(0.0, |s, (&x, &g)| x.mul_add(g, s))
+}
+
+/// The sum of the products of a query's elements and one element of each core, and the sum of their
+/// magnitudes, times the query's.
+fn exact_score(reference: &Reference<'_>, row: u64, query: &[f32]) -> (f64, f64) {
+    let Train { p, q, r, .. } = &reference.train();
+    let train = reference.train();
+    let slices: Vec<Vec<f64>> = (0..p.len())
+        .map(|k| {
+            let digit = row as usize / train.place(k) % p[k];
+            let (values, scale) = reference.slice(k, digit, r[k] * q[k] * r[k + 1]);
+            values.into_iter().map(|x| x * scale.unwrap_or(1.0)).collect()
+        })
+        .collect();
+    let element = |j: usize, magnitude: bool| {
+        let mut x = vec![1.0];
+        for k in 0..p.len() {
+            let column = j / q[k + 1..].iter().product::<usize>() % q[k];
+            let entry = |a: usize, b: usize| {
+                let entry = slices[k][(a * q[k] + column) * r[k + 1] + b];
+                if magnitude { entry.abs() } else { entry }
+            };
+            x = (0..r[k + 1])
+                .map(|b| x.iter().enumerate().map(|(a, x)| x * entry(a, b)).sum())
+                .collect();
+        }
+        x[0]
+    };
+    let columns = reference.in_column_order((0..query.len()).collect());
+    columns.iter().zip(query).fold((0.0, 0.0), |(sum, size), (&column, &x)| {
+        let x = f64::from(x);
+        (sum + x * element(column, false), size + x.abs() * element(column, true))
+    })
+}
+
+/// A score, and how far the computed one may be off.
+fn oracle(table: &Table<'_>, reference: &Reference<'_>, index: u64, query: &[f32]) -> Approx {
+    let is_override = reference.override_ids().contains(&index);
+    let gamma = |n: usize| {
+        let nu = n as f64 * 2f64.powi(-24);
+        nu / (1.0 - nu) * (1.0 + 2f64.powi(-20))
+    };
+    let is_mapped = reference.index_map() != 0;
+    match table.data().weights() {
+        ttrec::repr::Weights::Tt(_) if !is_override && !is_mapped => {
+            let (value, magnitude) = exact_score(reference, index, query);
+            let n = Walk::of(reference).num_roundings();
+            Approx { value, error: gamma(n) * magnitude + 1e-40 * n as f64 }
+        }
+        ttrec::repr::Weights::Projected(projected) if !is_override => {
+            let (rank, dim) = (projected.rank(), table.embedding_dim());
+            let short = &reference.parts(index)[0];
+            let (mut value, mut error) = (0.0, 0.0);
+            for (k, x) in short.iter().enumerate() {
+                for (j, &q) in query.iter().enumerate() {
+                    let p = f64::from(projected.projection().get(k * dim + j).unwrap());
+                    value += x.value * p * f64::from(q);
+                    let size = (p * f64::from(q)).abs();
+                    error += gamma(rank + dim) * (x.value.abs() + x.error) * size + x.error * size;
+                }
+            }
+            Approx { value, error: error + 1e-40 }
+        }
+        _ => Approx::dot(
+            reference.row(index).into_iter().zip(query.iter().map(|&q| f64::from(q))),
+            0,
+        ),
+    }
+}
+
+fn draw_queries(count: usize, dim: usize, rng: &mut Rng) -> Vec<f32> {
+    (0..count * dim).map(|_| rng.below(4001) as f32 / 1000.0 - 2.0).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+fn scores(table: &Table<'_>, queries: &[f32], rows: Range<u64>, workspace_len: usize) -> Vec<f32> {
+    let count = queries.len() / table.embedding_dim();
+    let mut out = vec![f32::NAN; count * (rows.end - rows.start) as usize];
+    table
+        .scores(queries, rows, &mut out, &mut vec![f32::NAN; workspace_len])
+        .unwrap();
+    out
+}
+
+fn all_scores(table: &Table<'_>, queries: &[f32]) -> Vec<f32> {
+    scores(table, queries, 0..table.num_embeddings(), table.retrieval_workspace_len(1))
+}
+
+fn top_k(table: &Table<'_>, queries: &[f32], search: &Search<'_>) -> Vec<Scored> {
+    let count = queries.len() / table.embedding_dim();
+    let mut out = vec![Scored { index: 7, score: f32::NAN }; count * search.k()];
+    let mut workspace = vec![f32::NAN; table.retrieval_workspace_len(count)];
+    table.top_k(queries, search, &mut out, &mut workspace).unwrap();
+    out
+}
+
+/// The best `k` of the rows that `is_in` admits, by sorting all.
+fn sorted(scores: &[f32], k: usize, is_in: impl Fn(u64) -> bool) -> Vec<Scored> {
+    let mut all: Vec<Scored> = (0..)
+        .zip(scores)
+        .map(|(index, &score)| Scored { index, score })
+        .filter(|row| !row.score.is_nan() && is_in(row.index))
+        .collect();
+    all.sort_by(|a, b| match b.score.partial_cmp(&a.score).unwrap() {
+        Ordering::Equal => a.index.cmp(&b.index),
+        order => order,
+    });
+    all.resize(k.max(all.len()), Scored::NONE);
+    all.truncate(k);
+    all
+}
+
+/// The scores of a table by the oracle, and the same bits for every tier that fuses, range,
+/// workspace and number of queries.
+fn check_scores(spec: TableSpec, seed: u64) {
+    let buf = build(&[spec], seed, Values::Reals);
+    let blob = Blob::parse(&buf).unwrap();
+    let reference = Reference::new(&buf, 0);
+    let table = blob.tables().next().unwrap();
+    let mut rng = Rng::new(seed);
+    let (n, dim) = (table.num_embeddings(), table.embedding_dim());
+    let queries = draw_queries(11, dim, &mut rng);
+    let mut by_tier = Vec::new();
+    for tier in tiers::available() {
+        let table = table.with_tier(tier);
+        let what = || format!("{} {:?}", tier.name(), table.data().weights());
+        let first = all_scores(&table, &queries[..dim]);
+        for _ in 0..20 {
+            let index = rng.below(n);
+            let (found, expected) =
+                (first[index as usize], oracle(&table, &reference, index, &queries[..dim]));
+            assert!(expected.admits(found), "row {index}: {found} for {expected:?} of {}", what());
+            if tiers::fuses(tier)
+                && (reference.kind(), reference.index_map()) == (KIND_TT, 0)
+                && !reference.override_ids().contains(&index)
+            {
+                let walk = Walk::of(&reference);
+                let expected = walk.score(&reference, index, &queries[..dim]);
+                assert_eq!(found.to_bits(), expected.to_bits(), "row {index} of {}", what());
+            }
+        }
+        // Every number of queries, with the least and the best workspace.
+        for count in [2, 8, 11] {
+            let queries = &queries[..count * dim];
+            let least = all_scores(&table, queries);
+            assert_eq!(bits(&least[..n as usize]), bits(&first), "{count} queries, {}", what());
+            let best = scores(&table, queries, 0..n, table.retrieval_workspace_len(count));
+            assert_eq!(bits(&best), bits(&least), "{count} queries, {}", what());
+        }
+        let all = all_scores(&table, &queries);
+        for _ in 0..6 {
+            let start = rng.below(n);
+            let rows = start..start + rng.below(n - start + 1);
+            let found = scores(&table, &queries, rows.clone(), table.retrieval_workspace_len(3));
+            let len = (rows.end - rows.start) as usize;
+            for query in 0..11 {
+                let expected = &all[query * n as usize + start as usize..][..len];
+                assert_eq!(
+                    bits(&found[query * len..][..len]),
+                    bits(expected),
+                    "{rows:?} {}",
+                    what()
+                );
+            }
+        }
+        by_tier.push((tier, bits(&all)));
+    }
+    tiers::assert_fused_agree(&by_tier);
+}
+
+/// The best rows by sorting all scores, in every way that the work can be divided.
+fn check_top_k(spec: TableSpec, seed: u64, values: Values) {
+    let buf = build(&[spec.clone(), bias_of(&spec)], seed, values);
+    let blob = Blob::parse(&buf).unwrap();
+    let table = blob.table(&spec.name).unwrap();
+    let bias = blob.table("bias").unwrap();
+    let mut rng = Rng::new(seed);
+    let (n, dim) = (table.num_embeddings(), table.embedding_dim());
+    let queries = match values {
+        Values::Integers => (0..3 * dim).map(|_| rng.below(3) as f32 - 1.0).collect(),
+        Values::Reals => draw_queries(3, dim, &mut rng),
+    };
+    let mut excluded: Vec<Vec<u64>> =
+        (0..3).map(|_| (0..rng.below(9)).map(|_| rng.below(n)).collect()).collect();
+    excluded.iter_mut().for_each(|list| list.sort_unstable());
+    let mut offsets = vec![0];
+    for list in &excluded {
+        offsets.push(offsets.last().unwrap() + list.len() as u64);
+    }
+    let lists = excluded.concat();
+    let lists = Bags::new(&lists, &offsets).unwrap();
+    let biases = all_scores(&bias, &[1.0]);
+    for tier in tiers::available() {
+        let table = table.with_tier(tier);
+        let all = all_scores(&table, &queries);
+        let start = rng.below(n);
+        let rows = start..start + rng.below(n - start + 1);
+        for k in [1, 2, 10, n as usize + 3] {
+            let expected = |query: usize, biased: bool, is_in: &dyn Fn(u64) -> bool| {
+                let mut scores = all[query * n as usize..][..n as usize].to_vec();
+                if biased {
+                    scores.iter_mut().zip(&biases).for_each(|(score, bias)| *score += bias);
+                }
+                sorted(&scores, k, is_in)
+            };
+            let search = Search::new(k);
+            let found = top_k(&table, &queries, &search);
+            for query in 0..3 {
+                assert_eq!(found[query * k..][..k], expected(query, false, &|_| true));
+            }
+            let search = search.without(lists).with_bias(bias).in_rows(rows.clone());
+            let found = top_k(&table, &queries, &search);
+            for query in 0..3 {
+                let is_in = |index: u64| rows.contains(&index) && !excluded[query].contains(&index);
+                assert_eq!(found[query * k..][..k], expected(query, true, &is_in));
+            }
+            for parts in [2, 3, 7] {
+                let mut merged = top_k(&table, &queries, &search.part(parts - 1, parts));
+                for part in 0..parts - 1 {
+                    let other = top_k(&table, &queries, &search.part(part, parts));
+                    merge_top_k(k, &mut merged, &other).unwrap();
+                }
+                assert_eq!(merged, found, "{parts} parts");
+            }
+        }
+    }
+}
+
+fn bias_of(spec: &TableSpec) -> TableSpec {
+    let num_embeddings = match (spec.index_map, spec.weights) {
+        (
+            IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings },
+            _,
+        ) => num_embeddings,
+        (_, weights) => num_rows(&weights),
+    };
+    let dtype = Dtype::ALL[spec.name.len() % 5];
+    TableSpec::new("bias", WeightsSpec::Dense { num_embeddings, embedding_dim: 1, dtype })
+}
+
+/// Tables of any kind that are small enough to score every row often.
+fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<TableSpec>> {
+    let few_rows = |spec: &TableSpec| num_rows(&spec.weights) <= MOST_ROWS;
+    random::tables(max_rank, max_dim)
+        .prop_map(move |tables| tables.into_iter().filter(few_rows).collect())
+}
+
+const MOST_ROWS: u64 = 4000;
+
+fn plain(spec: &TableSpec) -> TableSpec {
+    TableSpec { num_prefixes: 0, name: "t".into(), ..spec.clone() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if tiers::few_cases() { 4 } else { 48 }))]
+
+    #[test]
+    fn scores_of_any_table_agree_with_the_oracle(tables in tables(7, 64), seed: u64) {
+        tables.iter().for_each(|spec| check_scores(plain(spec), seed));
+    }
+
+    #[test]
+    fn scores_of_any_tensor_train_are_the_chain_of_the_documentation(
+        shape in tt_shape(9, 80).prop_filter("few rows", |shape| shape.num_embeddings() <= MOST_ROWS),
+        dtype in select(&CORE_DTYPES[..]),
+        seed: u64,
+    ) {
+        check_scores(TableSpec::new("t", WeightsSpec::Tt { shape, dtype }), seed);
+    }
+
+    #[test]
+    fn the_best_rows_are_those_of_all_rows_sorted(tables in tables(5, 64), seed: u64) {
+        for spec in tables {
+            check_top_k(plain(&spec), seed, Values::Reals);
+            // Small integers: many rows have the same score.
+            check_top_k(plain(&spec), seed, Values::Integers);
+        }
+    }
+}
