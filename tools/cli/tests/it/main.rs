@@ -14,6 +14,7 @@ mod golden;
 #[cfg(unix)]
 mod hostile;
 mod plan;
+mod ranking;
 mod real_tables;
 mod refusals;
 mod report;
