@@ -30,6 +30,7 @@ mod samples;
 mod score;
 mod sweep;
 mod tagged;
+mod topk;
 mod train;
 mod verify;
 
@@ -74,6 +75,7 @@ enum Command {
     Lookup(lookup::Args),
     Score(score::Args),
     Rank(rank::Args),
+    Topk(topk::Args),
     Verify(verify::Args),
     Report(report::Args),
     Bench(bench::Args),
@@ -98,6 +100,7 @@ fn main() -> ExitCode {
         Command::Lookup(args) => lookup::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Rank(args) => rank::run(&args),
+        Command::Topk(args) => topk::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),

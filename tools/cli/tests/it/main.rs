@@ -6,6 +6,7 @@ mod support;
 mod atomic;
 mod bench;
 mod cache;
+mod catalogue;
 mod cli;
 mod compress;
 mod dialects;
