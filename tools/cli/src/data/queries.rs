@@ -83,21 +83,15 @@ impl<'d> Queries<'d> {
         part(&self.targets, &self.queries[query].targets)
     }
 
-    /// Appends the items that are left out of a query's ranking, in ascending order.
-    pub(crate) fn add_known(&self, query: usize, out: &mut Vec<u32>) {
+    /// Appends the items that are left out of a query's ranking, in ascending order, perhaps with
+    /// repeats.
+    pub(crate) fn add_known(&self, query: usize, out: &mut Vec<u64>) {
         let (start, targets) = (out.len(), self.targets(query));
         let stays =
             |item: &u32| *item != NO_ITEM && !(self.keeps_targets && targets.contains(item));
-        out.extend(part(&self.known, &self.queries[query].known).iter().copied().filter(stays));
+        let known = part(&self.known, &self.queries[query].known).iter().copied();
+        out.extend(known.filter(stays).map(u64::from));
         out[start..].sort_unstable();
-        let mut end = start;
-        for at in start..out.len() {
-            if at == start || out[at] != out[end - 1] {
-                out[end] = out[at];
-                end += 1;
-            }
-        }
-        out.truncate(end);
     }
 }
 

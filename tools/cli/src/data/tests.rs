@@ -642,6 +642,8 @@ fn queries(dataset: &dyn Dataset, split: Split) -> Vec<[Vec<u32>; 3]> {
     let of = |query: usize| {
         let mut known = Vec::new();
         queries.add_known(query, &mut known);
+        known.dedup();
+        let known = known.into_iter().map(|item| item as u32).collect();
         [queries.context(query).to_vec(), queries.targets(query).to_vec(), known]
     };
     (0..queries.len()).map(of).collect()

@@ -2,20 +2,18 @@
 
 use crate::{
     catalogue::{Catalogue, keep_best},
-    data::{Dataset, Queries, Split},
+    data::{Dataset, Split},
     progress::Bar,
     query::ProductModel,
 };
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::{fmt, ops::Range};
+use std::fmt;
 use ttrec::{
-    Bags, Scored, Workspace,
-    train::{
-        self, Checkpointed, DenseShape, DenseTable, Dlrm, Embedding, Feature, Initializer,
-        Optimizer,
-    },
+    Bags, Pooling, Scored,
+    train::{self, Checkpointed, DenseShape, DenseTable, Dlrm, Feature, Initializer, Optimizer},
 };
+use ttrec_convert::zeros;
 
 /// The means over all queries: the contexts of a split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -93,8 +91,8 @@ impl fmt::Display for Ranking {
 }
 
 /// Ranks all items for each context of a split. `None` if the examples are not items in contexts;
-/// and, unless `exhaustive`, if a logit is not a product of two vectors: then each item is scored
-/// on its own, which takes long.
+/// and, unless `exhaustive`, if a logit is not a product of two vectors: then the model scores each
+/// pair of a context and an item, which takes long.
 pub(super) fn rank(
     model: &mut Dlrm,
     dataset: &dyn Dataset,
@@ -103,108 +101,130 @@ pub(super) fn rank(
 ) -> Result<Option<Ranking>> {
     let Some(queries) = dataset.queries(split) else { return Ok(None) };
     let dense = vec![1.0; dataset.dense_dim()];
+    let product = ProductModel::of_trained(model, &dense);
+    if product.is_none() && !exhaustive {
+        return Ok(None);
+    }
+    let cached = product.as_ref().map(|_| cached_rows(&model.features()[1])).transpose()?;
     let bar = Bar::new(&format!("{}: rankings", split.name()), queries.len() as u64);
     let mut sums = Ranking::default();
-    if let Some(product) = ProductModel::of_trained(model, &dense) {
-        let item = model.features().get(1).context("the model has one table")?;
-        let looked_up = looked_up(item)?;
-        let items = looked_up.as_ref().map_or(&*item.table, |table| table);
-        for first in (0..queries.len()).step_by(QUERIES) {
-            let count = QUERIES.min(queries.len() - first);
-            let best = by_products(model, items, &product, &queries, first..first + count, &bar)?;
-            for (query, best) in (first..).zip(best.chunks(BEST)) {
-                sums.add(best, queries.targets(query));
+    for first in (0..queries.len()).step_by(QUERIES) {
+        let range = first..queries.len().min(first + QUERIES);
+        let bags = range.clone().map(|query| queries.context(query));
+        let mut contexts = pooled(&model.features()[0], bags)?;
+        let known = |query: usize, out: &mut Vec<u64>| queries.add_known(first + query, out);
+        let best = match &product {
+            Some(product) => {
+                let item = &*model.features()[1].table;
+                let table = cached.iter().flatten().next().map_or(item, |rows| rows).table();
+                let dim = table.embedding_dim();
+                for vector in contexts.chunks_mut(dim) {
+                    let (query, _) = product.query(&[Some(vector), None], dim);
+                    vector.copy_from_slice(&query);
+                }
+                Catalogue { table, k: BEST, bias: None, known }.best(&contexts, &bar)?
             }
-        }
-    } else if exhaustive {
-        for query in 0..queries.len() {
-            sums.add(&by_logits(model, &dense, &queries, query)?, queries.targets(query));
-            bar.add(1);
+            None => by_logits(model, &dense, &contexts, known, &bar)?,
+        };
+        for (query, best) in range.zip(best.chunks(BEST)) {
+            sums.add(best, queries.targets(query));
         }
     }
     Ok(sums.means())
 }
 
-/// The rows of a table whose cache has rows that the cores do not give: a search does not read it.
-fn looked_up(item: &Feature) -> Result<Option<DenseTable>> {
-    let table = item.table.table();
+/// The vector that a feature has for each bag.
+fn pooled<'b>(feature: &Feature, bags: impl Iterator<Item = &'b [u32]>) -> Result<Vec<f32>> {
+    let (mut indices, mut offsets) = (Vec::new(), vec![0]);
+    for bag in bags {
+        indices.extend_from_slice(bag);
+        offsets.push(u32::try_from(indices.len()).context("too many indices of contexts")?);
+    }
+    let (bags, dim) = (Bags::new(&indices, &offsets)?, feature.table.table().embedding_dim());
+    let mut vectors = zeros(bags.len().saturating_mul(dim))?;
+    feature.table.forward(&bags, feature.pooling, &mut vectors, &mut Vec::new())?;
+    Ok(vectors)
+}
+
+/// All indices of a feature.
+fn indices(feature: &Feature) -> Vec<u32> {
+    let count = feature.table.table().num_embeddings();
+    (0..u32::try_from(count).unwrap_or(u32::MAX)).collect()
+}
+
+/// A table of these rows.
+fn dense_table(rows: &[f32], embedding_dim: usize) -> Result<DenseTable> {
+    let shape = DenseShape { num_embeddings: (rows.len() / embedding_dim) as u64, embedding_dim };
+    let mut table = DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, 0)?;
+    for parameters in table.parameters_mut() {
+        parameters.values_mut().copy_from_slice(rows);
+    }
+    Ok(table)
+}
+
+/// All rows of a table that has a cache, which a search for the best rows does not read.
+fn cached_rows(item: &Feature) -> Result<Option<DenseTable>> {
     if item.table.overrides().is_empty() {
         return Ok(None);
     }
-    let (num_embeddings, embedding_dim) = (table.num_embeddings(), table.embedding_dim());
-    let shape = DenseShape { num_embeddings, embedding_dim };
-    let mut rows = DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, 0)?;
-    let mut workspace = Workspace::new();
-    let values = rows
-        .parameters_mut()
-        .iter_mut()
-        .flat_map(|of| of.values_mut().chunks_mut(embedding_dim));
-    for (index, row) in (0..).zip(values) {
-        table.lookup(index, row, workspace.for_table(&table, 1))?;
-    }
-    Ok(Some(rows))
+    let rows = pooled(item, indices(item).chunks(1))?;
+    dense_table(&rows, item.table.table().embedding_dim()).map(Some)
 }
 
-/// The best items of some queries, where the logit is a product with the item's row.
-fn by_products(
-    model: &Dlrm,
-    items: &dyn Embedding,
-    product: &ProductModel,
-    queries: &Queries<'_>,
-    range: Range<usize>,
-    bar: &Bar,
-) -> Result<Vec<Scored>> {
-    let [context, _] = model.features() else { return Ok(Vec::new()) };
-    let (mut indices, mut offsets) = (Vec::new(), vec![0]);
-    for query in range.clone() {
-        indices.extend_from_slice(queries.context(query));
-        offsets.push(u32::try_from(indices.len()).context("too many indices of contexts")?);
-    }
-    let table = items.table();
-    let dim = table.embedding_dim();
-    let mut contexts = ttrec_convert::zeros(range.len().saturating_mul(dim))?;
-    let bags = Bags::new(&indices, &offsets)?;
-    context.table.forward(&bags, context.pooling, &mut contexts, &mut Vec::new())?;
-    for vector in contexts.chunks_mut(dim) {
-        let (query, _) = product.query(&[Some(vector), None], dim);
-        vector.copy_from_slice(&query);
-    }
-    let known = |query: usize, out: &mut Vec<u64>| {
-        let mut items = Vec::new();
-        queries.add_known(range.start + query, &mut items);
-        out.extend(items.into_iter().map(u64::from));
-    };
-    Catalogue { table, k: BEST, bias: None, known }.best(&contexts, bar)
-}
-
-/// The best items of one query, by the logits of a model of any kind.
+/// The best items for each context, whose vectors are given, by the logits of a model of any kind.
 fn by_logits(
     model: &mut Dlrm,
     dense: &[f32],
-    queries: &Queries<'_>,
-    query: usize,
+    contexts: &[f32],
+    known: impl Fn(usize, &mut Vec<u64>),
+    bar: &Bar,
 ) -> Result<Vec<Scored>> {
-    let items = model.features().get(1).map_or(0, |item| item.table.table().num_embeddings());
-    let items = u32::try_from(items).context("too many items")?;
-    let (context, mut known, mut best) = (queries.context(query), Vec::new(), Vec::new());
-    queries.add_known(query, &mut known);
-    for first in (0..items).step_by(ITEMS) {
-        let block: Vec<u32> = (first..items).take(ITEMS).collect();
-        let (contexts, dense) = (context.repeat(block.len()), dense.repeat(block.len()));
-        let ends = |len: usize| -> Result<Vec<u32>> {
-            let ends = (0..=block.len()).map(|bags| u32::try_from(bags * len));
-            ends.collect::<Result<_, _>>().context("too many indices of contexts")
-        };
-        let (of_contexts, of_items) = (ends(context.len())?, ends(1)?);
-        let bags = [Bags::new(&contexts, &of_contexts)?, Bags::new(&block, &of_items)?];
-        let mut logits = vec![0.0; block.len()];
-        model.logits(&train::Batch { dense: &dense, bags: &bags }, &mut logits)?;
-        let stays = |item: &(u32, f32)| known.binary_search(&item.0).is_err();
-        let scored = block.iter().copied().zip(logits).filter(stays);
-        best.extend(scored.map(|(item, score)| Scored { index: item.into(), score }));
-        keep_best(&mut best, BEST);
+    let (items, dim) =
+        (indices(&model.features()[1]), model.features()[1].table.table().embedding_dim());
+    let feature = |rows: &[f32]| -> Result<Feature> {
+        Ok(Feature { table: Box::new(dense_table(rows, dim)?), pooling: Pooling::Sum })
+    };
+    let mut best = vec![Vec::new(); contexts.len() / dim];
+    for items in items.chunks(ITEMS) {
+        // The vectors of contexts and items in place of the tables that compute them.
+        let vectors = pooled(&model.features()[1], items.chunks(1))?;
+        let mut features = [feature(contexts)?, feature(&vectors)?];
+        model.features_mut().swap_with_slice(&mut features);
+        let scored = score_pairs(model, dense, items, &known, &mut best);
+        model.features_mut().swap_with_slice(&mut features);
+        scored?;
     }
-    Ok(best)
+    bar.add(best.len() as u64);
+    for best in &mut best {
+        best.resize(BEST, Scored::NONE);
+    }
+    Ok(best.concat())
+}
+
+/// Scores all pairs of a context and one of some items, whose vectors are the rows of the model's
+/// tables, and keeps the best items of each context.
+fn score_pairs(
+    model: &mut Dlrm,
+    dense: &[f32],
+    items: &[u32],
+    known: impl Fn(usize, &mut Vec<u64>),
+    best: &mut [Vec<Scored>],
+) -> Result<()> {
+    let ends: Vec<u32> = (0..=items.len() as u32).collect();
+    let (rows, dense) = (Bags::new(&ends[..items.len()], &ends)?, dense.repeat(items.len()));
+    let (mut logits, mut left_out) = (vec![0.0; items.len()], Vec::new());
+    for (context, best) in best.iter_mut().enumerate() {
+        let contexts = vec![context as u32; items.len()];
+        let bags = [Bags::new(&contexts, &ends)?, rows];
+        model.logits(&train::Batch { dense: &dense, bags: &bags }, &mut logits)?;
+        left_out.clear();
+        known(context, &mut left_out);
+        let scored = items.iter().zip(&logits);
+        let scored = scored.map(|(&item, &score)| Scored { index: item.into(), score });
+        best.extend(scored.filter(|item| left_out.binary_search(&item.index).is_err()));
+        keep_best(best, BEST);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -340,6 +340,31 @@ fn all_rows_rank_as_a_file_of_all_rows_does() {
 }
 
 #[test]
+fn models_of_other_interactions_score_row_by_row() {
+    let dir = Dir::new();
+    let (checkpoint, one) = (dir.path("model.safetensors"), dir.path("user.npz"));
+    let (users, items, bias) = (numbers(4, 30 * 4), numbers(5, 50 * 4), numbers(6, 1));
+    user(&one, &[(0, &[4])], &[]);
+    for (interaction, inputs) in [("cat", 8), ("dot-itself", 3)] {
+        let weights = numbers(7, inputs);
+        let tensors = [
+            ("user.weight", F32, &[30, 4][..], users[..].bytes()),
+            ("item.weight", F32, &[50, 4], items[..].bytes()),
+            ("out.weight", F32, &[1, inputs], weights[..].bytes()),
+            ("out.bias", F32, &[1], bias[..].bytes()),
+        ];
+        crate::support::write_safetensors(&checkpoint, &tensors);
+        let spec = format!(
+            "[model]\ntop = [\"out.\"]\ntables = [\"user.weight\", \"item.weight\"]\npooling = \
+             \"sum\"\ninteraction = {interaction:?}\n[[table]]\ntensor = \"user.weight\"\n[[table]]\n\
+             tensor = \"item.weight\"\n"
+        );
+        let blob = dir.convert(&checkpoint, &spec, &format!("{interaction}.ttr"));
+        compare(&dir, &blob, &one, 1, 50, 0.0);
+    }
+}
+
+#[test]
 fn rank_all_asks_for_what_is_missing() {
     let dir = Dir::new();
     let (blob, one, out) = (dir.path("dlrm.ttr"), dir.path("user.npz"), dir.path("all.npy"));
