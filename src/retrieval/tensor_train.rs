@@ -26,7 +26,10 @@ use super::{Scope, receiver::Receiver};
 use crate::{
     dtype::Elements,
     isa::Tier,
-    kernel::{Consistent, Dims, Epilogue, chain_step, transpose, widen},
+    kernel::{
+        Consistent, Dims, Epilogue, MAX_PANEL, MAX_TILE, Reaching, chain_step, panel_widths,
+        panels, transpose, widen,
+    },
     repr::TtCores,
     shape::{DigitOrder, TtShape},
 };
@@ -176,13 +179,14 @@ impl<'s> Walk<'s> {
             .fold(0, usize::saturating_add)
             .saturating_mul(rows);
         let making = (1..=self.cut).map(|k| self.prefixes_len(k, digits)).max().unwrap_or(0);
-        let per_prefix = self.partial_len(self.cut).max(1);
+        let per_prefix = self.partial_len(self.cut);
         [
             self.shape.embedding_dim().saturating_mul(num_queries),
             slice,
             slice,
-            prefixes,
-            (prefixes / per_prefix).saturating_mul(rows.min(TILE)),
+            // The last panel may repeat columns.
+            prefixes.saturating_add(per_prefix.saturating_mul(MAX_PANEL)),
+            rows.min(TILE).saturating_mul(MAX_PANEL),
             contracted.max(making.saturating_mul(2)),
         ]
     }
@@ -203,6 +207,11 @@ impl<'s> Walk<'s> {
         }
         Some(())
     }
+}
+
+/// Multiply-adds for the scores of all rows with one query.
+pub fn multiply_adds(shape: &TtShape) -> u64 {
+    u64::try_from(Walk::new(shape).multiply_adds()).unwrap_or(u64::MAX)
 }
 
 /// The workspace for `num_queries` queries.
@@ -264,8 +273,10 @@ struct Visit<'v, 'r, 'c> {
     receiver: &'v mut Receiver<'r>,
     stored: &'v mut [f32],
     slice: &'v mut [f32],
-    /// The products of the prefixes of a block, one in each column.
+    /// The products of the prefixes of a block, one in each column, in panels.
     prefixes: &'v mut [f32],
+    /// The widths of panels.
+    widths: [usize; 2],
     scores: &'v mut [f32],
     /// The digits of the last core that are contracted at once.
     last: Range<u64>,
@@ -319,6 +330,7 @@ impl<'v, 'r, 'c> Visit<'v, 'r, 'c> {
             stored,
             slice,
             prefixes,
+            widths: panel_widths(tier),
             scores,
             last: 0..0,
             first,
@@ -448,8 +460,13 @@ impl<'v, 'r, 'c> Visit<'v, 'r, 'c> {
             }
             core::mem::swap(&mut from, &mut to);
         }
-        let prefixes = self.prefixes.get_mut(..count * len)?;
-        transpose(tier, from.get(..count * len)?, len, prefixes)?;
+        let mut rest = &mut *self.prefixes;
+        for columns in panels(self.widths, count) {
+            let (panel, after) = rest.split_at_mut_checked(columns.len() * len)?;
+            let products = from.get(columns.start * len..columns.end * len)?;
+            transpose(tier, products, len, panel)?;
+            rest = after;
+        }
         self.num_prefixes = count;
         self.first = digits.start * walk.place(0);
         self.step = if walk.is_most_significant_first() {
@@ -513,19 +530,43 @@ impl<'v, 'r, 'c> Visit<'v, 'r, 'c> {
     /// Multiplies `U_c` with the prefixes.
     fn give(&mut self, contracted: &[f32], base: u64) -> Consistent {
         let walk = self.walk;
-        let (r, n) = (walk.partial_len(walk.cut), self.num_prefixes);
+        let r = walk.partial_len(walk.cut);
         let digits = usize::try_from(self.last.end - self.last.start).ok()?;
-        let place = walk.place(walk.num_cores() - 1);
-        let slice = Elements::from_f32(self.prefixes.get(..r * n)?);
-        let mut row = 0;
-        for x in contracted.chunks(TILE * r) {
-            let m = x.len() / r;
-            let scores = self.scores.get_mut(..m * n)?;
-            chain_step(self.tier, Dims { m, r, n }, x, slice, scores, Epilogue::Store)?;
-            for scores in scores.chunks_exact(n) {
-                let first = base + self.first + (row % digits) as u64 * place;
-                self.receiver.run(row / digits, first, self.step, scores)?;
-                row += 1;
+        let (place, step) = (walk.place(walk.num_cores() - 1), self.step);
+        let (tier, receiver) = (self.tier, &mut *self.receiver);
+        let (mut rest, mut end, mut tile) = (&*self.prefixes, 0, [0.0; MAX_TILE]);
+        for columns in panels(self.widths, self.num_prefixes) {
+            let panel;
+            (panel, rest) = rest.split_at_checked(r * columns.len())?;
+            let width = columns.len();
+            // The first columns may be those of the panel before.
+            let new = end - columns.start;
+            let first = base + self.first + end as u64 * step;
+            end = columns.end;
+            for (query, x) in contracted.chunks_exact(digits * r).enumerate() {
+                let index = |row: usize| first + row as u64 * place;
+                if let Some(bound) = receiver.bound(query)
+                    && width >= self.widths[0]
+                    && !tier.is_scalar()
+                {
+                    let mut found = |row, scores: &[f32]| {
+                        receiver.run(query, index(row), step, scores.get(new..)?)?;
+                        receiver.bound(query)
+                    };
+                    let found = &mut found;
+                    let tile = &mut tile;
+                    tier.run_vector(Reaching { x, r, panel, width, bound, tile, found })??;
+                    continue;
+                }
+                let slice = Elements::from_f32(panel);
+                for (tile, x) in x.chunks(TILE * r).enumerate() {
+                    let m = x.len() / r;
+                    let scores = self.scores.get_mut(..m * width)?;
+                    chain_step(tier, Dims { m, r, n: width }, x, slice, scores, Epilogue::Store)?;
+                    for (row, scores) in scores.chunks_exact(width).enumerate() {
+                        receiver.run(query, index(tile * TILE + row), step, scores.get(new..)?)?;
+                    }
+                }
             }
         }
         Some(())
