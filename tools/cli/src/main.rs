@@ -6,6 +6,7 @@ mod bench;
 mod blob_file;
 mod cache;
 mod cancel;
+mod catalogue;
 mod completions;
 mod convert;
 mod data;
@@ -19,6 +20,7 @@ mod outcome;
 mod output;
 mod plan;
 mod progress;
+mod query;
 mod random;
 mod rank;
 mod report;
@@ -28,6 +30,7 @@ mod samples;
 mod score;
 mod sweep;
 mod tagged;
+mod topk;
 mod train;
 mod verify;
 
@@ -72,6 +75,7 @@ enum Command {
     Lookup(lookup::Args),
     Score(score::Args),
     Rank(rank::Args),
+    Topk(topk::Args),
     Verify(verify::Args),
     Report(report::Args),
     Bench(bench::Args),
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         Command::Lookup(args) => lookup::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Rank(args) => rank::run(&args),
+        Command::Topk(args) => topk::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -27,6 +27,10 @@ impl Number for u64 {
     const NAME: &str = "u8";
 }
 
+impl Number for i64 {
+    const NAME: &str = "i8";
+}
+
 /// Writes a .npy array of this shape, row-major.
 pub(crate) fn write_npy(path: &Path, shape: &[u64], values: &[f32]) -> Result<()> {
     let mut output = Output::create(path)?;

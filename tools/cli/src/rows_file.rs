@@ -1,7 +1,7 @@
 //! Rows in the format of training data, encoded as training encoded them, and scored.
 
 use crate::{
-    data::{self, Batch, Dataset, Split, Vocabulary},
+    data::{Batch, Dataset, Split, Vocabulary},
     output,
     progress::Bar,
     train::{self, OutputDirectory, TrainCheckpoint},
@@ -40,7 +40,7 @@ impl RowsOptions {
             .facts
             .config;
         ensure!(
-            !matches!(config.data, data::Config::Interactions(_) | data::Config::Sessions(_)),
+            !config.data.is_of_items(),
             "{}: is of interactions or sessions, whose negatives are drawn: score indices with \
              --batch",
             path.display()

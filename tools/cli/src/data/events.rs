@@ -4,7 +4,7 @@
 //! The *context* of an item is a user, or the items before it in a session.
 
 use super::{
-    Batch, Dataset, FIXED, Feature, Pass, Split, Vocabulary, check_share, locate, order,
+    Batch, Dataset, FIXED, Feature, Pass, Queries, Split, Vocabulary, check_share, locate, order,
     vocabulary::Categories,
 };
 use crate::random::{below, random, uniform};
@@ -85,6 +85,8 @@ struct Sampling {
     valid_fraction: f64,
     order: Order,
     constant: bool,
+    /// Whether contexts are items.
+    sessions: bool,
 }
 
 /// Events, in memory.
@@ -99,14 +101,30 @@ pub(crate) struct Sampled {
     /// The events of `train` in the training split, and in the validation split.
     parts: [Vec<u32>; 2],
     test: Events,
+    /// The item that each context is, if it is one; `None` if contexts are users.
+    item_of: Option<Vec<Option<u32>>>,
 }
 
-/// Event e is the interaction of item `items[e]` with the context `contexts[spans[e]]`.
-#[derive(Default)]
+/// Event e is the interaction of item `items[e]` with its context: the last `history` elements of
+/// `contexts[spans[e]]`, which is all that came before the item.
 struct Events {
     items: Vec<u32>,
     contexts: Vec<u32>,
     spans: Vec<Range<u32>>,
+    history: u32,
+}
+
+impl Events {
+    /// Where the context of an event is.
+    fn span(&self, event: u32) -> Range<u32> {
+        let Range { start, end } = self.spans[event as usize];
+        start.max(end.saturating_sub(self.history))..end
+    }
+
+    fn context(&self, event: u32) -> &[u32] {
+        let Range { start, end } = self.span(event);
+        &self.contexts[start as usize..end as usize]
+    }
 }
 
 impl Interactions {
@@ -123,7 +141,7 @@ impl Interactions {
                 path.display()
             );
             let spans = (0..len as u32).map(|at| at..at + 1).collect();
-            Ok(Events { items, contexts, spans })
+            Ok(Events { items, contexts, spans, history: 1 })
         };
         let (train, test) = (read("train")?, read("test")?);
         let sampling = Sampling {
@@ -131,6 +149,7 @@ impl Interactions {
             valid_fraction: self.valid_fraction,
             order: self.order,
             constant: self.constant,
+            sessions: false,
         };
         Sampled::new(&path, ["user", "item"], [train, test], vocabulary, &sampling)
     }
@@ -153,35 +172,34 @@ impl Sessions {
             );
             Ok(starts.windows(2).map(|pair| pair[0]..pair[1]).collect())
         };
-        let recent =
-            |span: Range<u32>| span.start.max(span.end.saturating_sub(self.history))..span.end;
-
         let contexts = indices(&file, "items")?;
         let sessions = ranges("offsets", &contexts)?;
-        let mut train = Events::default();
+        let (mut items, mut spans) = (Vec::new(), Vec::new());
         for (session, at) in sessions.into_iter().flat_map(|session| {
             let start = session.start;
             session.skip(1).map(move |at| (start, at))
         }) {
-            train.items.push(contexts[at as usize]);
-            train.spans.push(recent(session..at));
+            items.push(contexts[at as usize]);
+            spans.push(session..at);
         }
-        train.contexts = contexts;
+        let history = self.history;
+        let train = Events { items, contexts, spans, history };
 
         let (contexts, items) = (indices(&file, "test_items")?, indices(&file, "test_target")?);
-        let sessions = ranges("test_offsets", &contexts)?;
-        let (found, expected) = (items.len(), sessions.len());
+        let spans = ranges("test_offsets", &contexts)?;
+        let (found, expected) = (items.len(), spans.len());
         ensure!(
             found == expected,
             "{}: `test_target` has {found} elements: expected {expected}, one for each session",
             path.display()
         );
-        let test = Events { items, contexts, spans: sessions.into_iter().map(recent).collect() };
+        let test = Events { items, contexts, spans, history };
         let sampling = Sampling {
             negatives: self.negatives,
             valid_fraction: self.valid_fraction,
             order: self.order,
             constant: self.constant,
+            sessions: true,
         };
         Sampled::new(&path, ["history", "item"], [train, test], vocabulary, &sampling)
     }
@@ -221,7 +239,7 @@ impl Sampled {
         names: [&str; 2],
         [mut train, mut test]: [Events; 2],
         vocabulary: Option<Vocabulary>,
-        &Sampling { negatives, valid_fraction, order, constant }: &Sampling,
+        &Sampling { negatives, valid_fraction, order, constant, sessions }: &Sampling,
     ) -> Result<Self> {
         check_share("valid_fraction", valid_fraction)?;
         ensure!(
@@ -260,16 +278,15 @@ impl Sampled {
             Order::CoOccurrence => {
                 // The pairs of the training split.
                 let pairs = training.iter().flat_map(|&event| {
-                    let span = train.spans[event as usize].clone();
-                    let contexts = &train.contexts[span.start as usize..span.end as usize];
-                    contexts.iter().map(move |&context| (context, event))
+                    let item = train.items[event as usize];
+                    train.context(event).iter().map(move |&context| [context, item])
                 });
-                let pairs: Vec<_> =
-                    pairs.map(|(context, event)| [context, train.items[event as usize]]).collect();
+                let pairs: Vec<_> = pairs.collect();
                 order::by_co_occurrence(&pairs, counts.each_ref().map(Vec::as_slice))
             }
         };
-        let categories = |at: usize| -> Result<(Categories, Vec<u32>)> {
+        // The categories, the number of each id, and the number of each id of the file.
+        let categories = |at: usize| -> Result<(Categories, HashMap<u32, u32>, Vec<u32>)> {
             let (name, ids) = (names[at], &ids[at]);
             let categories = match &vocabulary {
                 // A trained model keeps its vocabulary.
@@ -305,14 +322,14 @@ impl Sampled {
                 })
             });
             let numbers = numbers.collect::<Result<_>>()?;
-            Ok((categories, numbers))
+            Ok((categories, number_of, numbers))
         };
 
-        let (contexts, numbers) = categories(0)?;
+        let (contexts, contexts_by_id, numbers) = categories(0)?;
         for value in train.contexts.iter_mut().chain(&mut test.contexts) {
             *value = numbers[*value as usize];
         }
-        let (items, numbers) = categories(1)?;
+        let (items, items_by_id, numbers) = categories(1)?;
         for value in train.items.iter_mut().chain(&mut test.items) {
             *value = numbers[*value as usize];
         }
@@ -322,9 +339,25 @@ impl Sampled {
             pooling: Pooling::Mean,
         };
         let features = [feature(&contexts), feature(&items)];
-        let vocabulary = Vocabulary::new(vec![contexts, items]);
-        let (path, parts, has_valid) = (path.to_owned(), [training, valid], valid_fraction > 0.0);
-        Ok(Self { path, features, vocabulary, negatives, constant, has_valid, train, parts, test })
+        let item_of = sessions.then(|| {
+            let mut items = vec![None; contexts.len() as usize];
+            for (id, number) in contexts_by_id {
+                items[number as usize] = items_by_id.get(&id).copied();
+            }
+            items
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            features,
+            vocabulary: Vocabulary::new(vec![contexts, items]),
+            negatives,
+            constant,
+            has_valid: valid_fraction > 0.0,
+            train,
+            parts: [training, valid],
+            test,
+            item_of,
+        })
     }
 
     fn events(&self, split: Split) -> (&Events, Option<&[u32]>) {
@@ -333,6 +366,12 @@ impl Sampled {
             Split::Valid => (&self.train, Some(&self.parts[1])),
             Split::Test => (&self.test, None),
         }
+    }
+
+    /// The events of a split, in the order of the file.
+    fn chosen(&self, split: Split) -> Vec<u32> {
+        let (events, chosen) = self.events(split);
+        chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec)
     }
 }
 
@@ -363,6 +402,34 @@ impl Dataset for Sampled {
         }
     }
 
+    fn queries(&self, split: Split) -> Option<Queries<'_>> {
+        let ((events, _), chosen) = (self.events(split), self.chosen(split));
+        if split == Split::Train {
+            return None;
+        }
+        if let Some(item_of) = &self.item_of {
+            let query = |event: u32| {
+                let at = event as usize;
+                (events.span(event), events.items[at], events.spans[at].clone())
+            };
+            let items = events.contexts.iter().map(|&context| item_of[context as usize]);
+            let queries = chosen.into_iter().map(query);
+            return Some(Queries::of_sessions(&events.contexts, queries, items));
+        }
+        let interactions = |events: &Events, chosen: Vec<u32>| {
+            let interaction =
+                |at: u32| [events.contexts[at as usize], events.items[at as usize], at];
+            chosen.into_iter().map(interaction).collect()
+        };
+        let known = match split {
+            // All interactions of the file: the validation split is known by then.
+            Split::Test => (0..self.train.items.len() as u32).collect(),
+            _ => self.chosen(Split::Train),
+        };
+        let (found, known) = (interactions(events, chosen), interactions(&self.train, known));
+        Some(Queries::of_users(&events.contexts, found, known))
+    }
+
     fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {
         ensure!(
             self.num_examples(split) != Some(0),
@@ -370,9 +437,8 @@ impl Dataset for Sampled {
             self.path.display(),
             split.name()
         );
-        let (events, chosen) = self.events(split);
-        let mut order =
-            chosen.map_or_else(|| (0..events.items.len() as u32).collect(), <[u32]>::to_vec);
+        let (events, _) = self.events(split);
+        let mut order = self.chosen(split);
         let seed = if split == Split::Train { seed } else { FIXED };
         if split == Split::Train {
             // Fisher and Yates.
@@ -407,14 +473,10 @@ impl Pass for Drawn<'_> {
             else {
                 break;
             };
-            let event = *event as usize;
-            let span = self.events.spans[event].clone();
-            contexts
-                .indices
-                .extend_from_slice(&self.events.contexts[span.start as usize..span.end as usize]);
+            contexts.indices.extend_from_slice(self.events.context(*event));
             contexts.end_bag();
             let drawn = (drawn > 0).then(|| below(features[1].num_embeddings, self.seed, self.at));
-            items.indices.push(drawn.unwrap_or(self.events.items[event]));
+            items.indices.push(drawn.unwrap_or(self.events.items[*event as usize]));
             items.end_bag();
             labels.push(if drawn.is_some() { 0.0 } else { 1.0 });
             if *constant {

@@ -10,6 +10,7 @@ mod files;
 mod order;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod queries;
 mod records;
 mod rows;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use ttrec::{Bags, BagsError, Pooling};
 
+pub(crate) use queries::Queries;
 pub(crate) use vocabulary::Vocabulary;
 
 /// Where examples come from: the `[data]` of a config.
@@ -49,6 +51,11 @@ crate::tagged::tagged! { Config, "format",
 }
 
 impl Config {
+    /// Whether the examples are items in contexts.
+    pub(crate) fn is_of_items(&self) -> bool {
+        matches!(self, Self::Interactions(_) | Self::Sessions(_))
+    }
+
     /// Opens the data, whose paths start in `directory`. Categories are numbered by `vocabulary`,
     /// or by a pass over the training examples.
     pub(crate) fn open(
@@ -144,6 +151,12 @@ pub(crate) trait Dataset {
 
     /// Whether there is any example of a split.
     fn has(&self, split: Split) -> bool;
+
+    /// The contexts of the validation or the test split to rank all items for; `None` if the
+    /// examples are not items in contexts, and for the training split.
+    fn queries(&self, _: Split) -> Option<Queries<'_>> {
+        None
+    }
 
     /// A pass over the examples of a split. The seed determines their order and the sampled
     /// negatives.

@@ -635,3 +635,98 @@ fn sessions_tell_an_item_from_those_before_it() {
         assert!(error.contains("a.npz") && error.contains(name), "{error}");
     }
 }
+
+/// The context, the targets and the known items of each query.
+fn queries(dataset: &dyn Dataset, split: Split) -> Vec<[Vec<u32>; 3]> {
+    let queries = dataset.queries(split).unwrap();
+    let of = |query: usize| {
+        let mut known = Vec::new();
+        queries.add_known(query, &mut known);
+        known.dedup();
+        let known = known.into_iter().map(|item| item as u32).collect();
+        [queries.context(query).to_vec(), queries.targets(query).to_vec(), known]
+    };
+    (0..queries.len()).map(of).collect()
+}
+
+#[test]
+fn each_user_has_items_to_find_and_items_to_leave_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |arrays: &[(&str, &[u32])]| write_npz(&dir.path().join("a.npz"), arrays);
+    // Items that occur twice count once. Item 4 of user 2 is in both files; user 3 is in one.
+    write(&[
+        ("train_user", &[2, 0, 2, 1, 2]),
+        ("train_item", &[4, 3, 1, 0, 4]),
+        ("test_user", &[2, 3, 2, 0, 2]),
+        ("test_item", &[4, 1, 0, 2, 0]),
+    ]);
+    let source = "format = \"interactions\"\npath = \"a.npz\"\norder = \"given\"";
+    let dataset = open(dir.path(), source).unwrap();
+    let expected = [
+        [vec![0], vec![2], vec![3]],
+        [vec![2], vec![0, 4], vec![1, 4]],
+        [vec![3], vec![1], vec![]],
+    ];
+    assert_eq!(queries(&*dataset, Split::Test), expected);
+    assert!(dataset.queries(Split::Train).is_none());
+
+    // The validation split is known in the test, and unknown before.
+    let users: Vec<u32> = (0..400).map(|at| at % 7).collect();
+    let items: Vec<u32> = (0..400).map(|at| random(3, at) as u32 % 50).collect();
+    write(&[
+        ("train_user", &users),
+        ("train_item", &items),
+        ("test_user", &[3]),
+        ("test_item", &[5]),
+    ]);
+    let dataset = open(dir.path(), &format!("{source}\nvalid_fraction = 0.2")).unwrap();
+    let of_user = |split: Split, user: u32| -> Vec<u32> {
+        let pairs = batches(&*dataset, split, 0, 1000).remove(0);
+        let pairs = pairs.features[0].indices.iter().zip(&pairs.features[1].indices);
+        let mut items: Vec<u32> =
+            pairs.step_by(2).filter(|pair| *pair.0 == user).map(|pair| *pair.1).collect();
+        items.sort_unstable();
+        items.dedup();
+        items
+    };
+    let valid = queries(&*dataset, Split::Valid);
+    assert_eq!(valid.len(), 7);
+    for ([context, targets, known], user) in valid.into_iter().zip(0..) {
+        assert_eq!(context, [user]);
+        assert_eq!(targets, of_user(Split::Valid, user));
+        assert_eq!(known, of_user(Split::Train, user));
+    }
+    let mut all = [of_user(Split::Train, 3), of_user(Split::Valid, 3)].concat();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(queries(&*dataset, Split::Test), [[vec![3], vec![5], all]]);
+}
+
+#[test]
+fn each_session_leaves_out_all_its_items_but_the_target() {
+    let dir = tempfile::tempdir().unwrap();
+    let arrays: [(&str, &[u32]); 5] = [
+        ("offsets", &[0, 5, 7]),
+        ("items", &[10, 11, 12, 11, 13, 10, 12]),
+        ("test_offsets", &[0, 4, 4]),
+        ("test_items", &[10, 13, 11, 13]),
+        ("test_target", &[13, 11]),
+    ];
+    write_npz(&dir.path().join("a.npz"), &arrays);
+    let source = "format = \"sessions\"\npath = \"a.npz\"\norder = \"given\"\nhistory = 2";
+    let dataset = open(dir.path(), source).unwrap();
+    // Histories are numbered from 10, items, of which 10 is none, from 11.
+    let expected = [[vec![1, 3], vec![2], vec![0]], [vec![], vec![0], vec![]]];
+    assert_eq!(queries(&*dataset, Split::Test), expected);
+
+    let dataset = open(dir.path(), &format!("{source}\nvalid_fraction = 0.9")).unwrap();
+    let all = [
+        [vec![0], vec![0], vec![]],
+        [vec![0, 1], vec![1], vec![0]],
+        [vec![1, 2], vec![0], vec![1]],
+        [vec![2, 1], vec![2], vec![0, 1]],
+        [vec![0], vec![1], vec![]],
+    ];
+    let valid = queries(&*dataset, Split::Valid);
+    assert!(valid.len() > 2 && valid.iter().all(|query| all.contains(query)), "{valid:?}");
+}

@@ -20,7 +20,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Train a model with its tables in several representations, and compare AUC and log-loss by bytes.
+/// Train a model with its tables in several representations, and compare AUC, log-loss and, over
+/// all items, recall and NDCG by bytes.
 ///
 /// Each representation is trained with every learning rate. The rate that is best on the validation
 /// split is then trained with all seeds; the test split decides nothing. Finished runs are not

@@ -3,7 +3,7 @@
 use crate::{
     output::Output,
     report::plot::{self, Line},
-    train::{Quality, TrainReport, config::Select},
+    train::{Quality, Ranking, TrainReport, config::Select},
 };
 use anyhow::Result;
 use std::{fmt::Write as _, path::Path};
@@ -95,7 +95,7 @@ impl Summary<'_> {
     /// The mean and standard deviation of a metric on the test split, or without one on the
     /// validation split.
     fn of(&self, number: fn(&Quality) -> Option<f64>) -> Option<(f64, f64)> {
-        let judged = |report: &&TrainReport| report.test.or(report.valid).as_ref().and_then(number);
+        let judged = |report: &&TrainReport| report.judged().as_ref().and_then(number);
         mean_and_spread(self.runs.iter().filter_map(judged))
     }
 }
@@ -107,9 +107,17 @@ pub(super) fn table(
     rates: &[f64],
     select: Select,
 ) -> String {
-    let mut text = String::from(
+    let ranks = results
+        .iter()
+        .any(|run| run.report.judged().is_some_and(|q| q.ranking.is_some()));
+    let (names, ends) = if ranks {
+        (" recall@20 | NDCG@20 |", "---:|---:|")
+    } else {
+        ("", "")
+    };
+    let mut text = format!(
         "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy \
-         |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
+         |{names}\n|---|---:|---:|---:|---:|---:|---:|---:|{ends}\n",
     );
     for summary in summaries(results, rates, select) {
         let [bytes, dense] = summary.bytes;
@@ -121,9 +129,14 @@ pub(super) fn table(
         let edge = if summary.at_the_edge { " (at the edge)" } else { "" };
         let (auc, log_loss, accuracy) =
             (number(|q| q.auc), number(|q| Some(q.log_loss)), number(|q| Some(q.accuracy)));
+        let ranking = ranks.then(|| {
+            let recall = number(|q| Some(q.ranking?.recall_20));
+            format!(" {recall} | {} |", number(|q| Some(q.ranking?.ndcg_20)))
+        });
+        let ranking = ranking.unwrap_or_default();
         let _ = writeln!(
             text,
-            "| {} | {bytes} | {:.1} | {}{edge} | {} | {auc} | {log_loss} | {accuracy} |",
+            "| {} | {bytes} | {:.1} | {}{edge} | {} | {auc} | {log_loss} | {accuracy} |{ranking}",
             summary.name,
             dense as f64 / bytes.max(1) as f64,
             summary.rate,
@@ -132,19 +145,21 @@ pub(super) fn table(
     }
     for Omitted { name, reason } in omitted {
         let reason = reason.replace('|', "\\|").replace('\n', " ");
-        let _ = writeln!(text, "| {name} | skipped: {reason} | | | | | | |");
+        let ends = if ranks { " | |" } else { "" };
+        let _ = writeln!(text, "| {name} | skipped: {reason} | | | | | | |{ends}");
     }
     text
 }
 
 fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
     let mut csv = csv::Writer::from_writer(Vec::new());
-    let of_quality = ["auc", "log_loss", "accuracy", "calibration"];
+    let of_quality =
+        ["auc", "log_loss", "accuracy", "calibration"].into_iter().chain(Ranking::NAMES);
     let names =
         ["tables", "bytes", "dense_bytes", "learning_rate", "seed", "epoch"].map(str::to_owned);
     let judged = ["valid", "test"]
         .iter()
-        .flat_map(|split| of_quality.iter().map(move |what| format!("{split}_{what}")));
+        .flat_map(|split| of_quality.clone().map(move |what| format!("{split}_{what}")));
     csv.write_record(names.into_iter().chain(judged))?;
     for RunResult { name, rate, seed, report, .. } in results {
         let [bytes, dense] = report.bytes;
@@ -159,19 +174,21 @@ fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
             |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
         let numbers = [report.valid, report.test].into_iter().flat_map(|quality| {
             let of = |number: fn(Quality) -> Option<f64>| known(quality.and_then(number));
-            [
+            let numbers = [
                 of(|q| q.auc),
                 of(|q| Some(q.log_loss)),
                 of(|q| Some(q.accuracy)),
                 of(|q| q.calibration),
-            ]
+            ];
+            let ranking = Ranking::values(quality.and_then(|quality| quality.ranking));
+            numbers.into_iter().chain(ranking.map(known))
         });
         csv.write_record([name.clone()].into_iter().chain(facts).chain(numbers))?;
     }
     Ok(csv.into_inner()?)
 }
 
-/// AUC and log-loss against bytes, a line for each kind of table.
+/// AUC, log-loss and NDCG against bytes, a line for each kind of table.
 fn picture(results: &[RunResult], rates: &[f64], select: Select) -> String {
     let summaries: Vec<Summary<'_>> = summaries(results, rates, select).collect();
     let kinds = || {
@@ -194,6 +211,7 @@ fn picture(results: &[RunResult], rates: &[f64], select: Select) -> String {
     plot::page(&[
         plot::lines_over_bytes(&lines(|quality| quality.auc), "AUC"),
         plot::lines_over_bytes(&lines(|quality| Some(quality.log_loss)), "log-loss"),
+        plot::lines_over_bytes(&lines(|quality| Some(quality.ranking?.ndcg_20)), "NDCG@20"),
     ])
 }
 

@@ -277,6 +277,8 @@ pub(crate) enum Select {
     LogLoss,
     /// Larger AUC, for uses that only need the order of scores, not probabilities.
     Auc,
+    /// Larger NDCG@20 over all items, for `interactions` and `sessions`.
+    Ndcg,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -354,6 +356,11 @@ impl Config {
         ensure!((1..=MAX_BATCH).contains(&batch), "`batch` is {batch}: expected 1 to {MAX_BATCH}");
         ensure!(epochs > 0, "`epochs` is 0: expected at least 1");
         ensure!((1..=1024).contains(&threads), "`threads` is {threads}: expected 1 to 1024");
+        ensure!(
+            self.train.select != Select::Ndcg || self.data.is_of_items(),
+            "`select` is \"ndcg\", but the data have no items to rank: expected `format` to be \
+             \"interactions\" or \"sessions\""
+        );
         let (dim, most) = (self.model.embedding_dim, MAX_EMBEDDING_DIM);
         ensure!(
             (1..=most as usize).contains(&dim),

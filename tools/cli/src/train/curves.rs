@@ -1,6 +1,6 @@
 //! The training curves, as CSV and as SVG.
 
-use super::{checkpoint::CurvePoint, metrics::Quality};
+use super::{checkpoint::CurvePoint, metrics::Quality, ranking::Ranking};
 use crate::{
     output::Output,
     report::plot::{self, Line},
@@ -14,7 +14,8 @@ pub(super) fn write(csv: &Path, svg: &Path, points: &[CurvePoint]) -> Result<()>
         writeln!(
             out,
             "epoch,step,learning_rate,loss,valid_log_loss,valid_auc,valid_accuracy,\
-             valid_calibration"
+             valid_calibration,valid_{}",
+            Ranking::NAMES.join(",valid_")
         )?;
         points.iter().try_for_each(|CurvePoint { epoch, step, learning_rate, loss, valid }| {
             let known =
@@ -23,10 +24,13 @@ pub(super) fn write(csv: &Path, svg: &Path, points: &[CurvePoint]) -> Result<()>
             let auc = known(valid.and_then(|valid| valid.auc));
             let accuracy = known(valid.map(|valid| valid.accuracy));
             let calibration = known(valid.and_then(|valid| valid.calibration));
-            writeln!(
+            write!(
                 out,
                 "{epoch},{step},{learning_rate},{loss},{log_loss},{auc},{accuracy},{calibration}"
-            )
+            )?;
+            let ranking = Ranking::values(valid.and_then(|valid| valid.ranking));
+            ranking.iter().try_for_each(|value| write!(out, ",{}", known(*value)))?;
+            writeln!(out)
         })
     })?;
     output.commit()?;
@@ -64,6 +68,7 @@ fn picture(points: &[CurvePoint]) -> String {
     let shares = [
         line("AUC", "tt", &of_valid(|valid| valid.auc)),
         line("accuracy", "low", &of_valid(|valid| Some(valid.accuracy))),
+        line("NDCG@20", "other", &of_valid(|valid| Some(valid.ranking?.ndcg_20))),
     ];
     plot::page(&[
         plot::lines(&losses, "epochs", "log-loss"),

@@ -3,10 +3,12 @@
 use super::{
     OutputDirectory,
     checkpoint::TrainCheckpoint,
-    learn::{Scored, build, score, threads, unknown_line, warn_of_unknown},
+    learn::{Scored, build, score, unknown_line, warn_of_unknown},
     metrics::Quality,
+    ranking::rank,
 };
 use crate::{
+    catalogue::threads,
     data::{Batch, Split, Vocabulary},
     outcome::Outcome,
     output,
@@ -17,6 +19,9 @@ use serde::Serialize;
 use std::{collections::BTreeMap, path::PathBuf};
 
 /// Evaluate a trained model: AUC, log-loss, accuracy and calibration.
+///
+/// Where the data are interactions or sessions, it also ranks all items for each user or session:
+/// recall and NDCG at 10 and 20, with the user's training items left out.
 ///
 /// A checkpoint of `ttrec train` records its model and its data. `vocabulary.csv` must be in the
 /// same directory.
@@ -96,8 +101,9 @@ fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<
     checkpoint.restore(&mut model, &tables)?;
     let mut samples = Batch::default();
     let keep = |batch: &Batch| args.samples.iter().try_for_each(|_| samples.append(batch));
+    let threads = threads(args.threads.into())?;
     let Scored { scores, complaint, unknown } =
-        threads(args.threads.into())?.install(|| score(&mut model, &*dataset, split, keep))?;
+        threads.install(|| score(&mut model, &*dataset, split, keep))?;
     if let Some(complaint) = complaint {
         eprintln!("ttrec: {complaint}");
     }
@@ -110,7 +116,8 @@ fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<
     if let Some(path) = &args.samples {
         samples.write(path, &scores.probabilities())?;
     }
-    let quality = (labelled > 0).then(|| scores.quality());
+    let ranking = threads.install(|| rank(&mut model, &*dataset, split, true))?;
+    let quality = (labelled > 0).then(|| Quality { ranking, ..scores.quality() });
     warn_of_unknown(&format!("the {} split", split.name()), &unknown);
     output::print(|mut out| {
         if args.json {

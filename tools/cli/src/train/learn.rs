@@ -5,13 +5,15 @@
 
 use super::{
     checkpoint::{self, Best, CurvePoint, TrainCheckpoint, TrainProgress},
-    config::{Config, Train},
+    config::{Config, Select, Train},
     curves,
     metrics::{Neighbours, Quality, Scores},
+    ranking,
     tables::{self, Planned},
 };
 use crate::{
     blob_file,
+    catalogue::threads,
     data::{Batch, Dataset, Split, Unknown},
     output,
     progress::Bar,
@@ -201,13 +203,6 @@ pub(crate) fn warn_of_unknown(place: &str, unknown: &[Unknown]) {
     }
 }
 
-pub(super) fn threads(count: usize) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(count)
-        .build()
-        .context("cannot start threads")
-}
-
 impl<'d> Learner<'d> {
     /// An untrained model.
     pub(crate) fn new(
@@ -253,7 +248,7 @@ impl<'d> Learner<'d> {
 
     /// Trains to the end and scores the test split; with `print`, prints each epoch.
     pub(crate) fn run(mut self, print: bool) -> Result<TrainReport> {
-        let threads = std::mem::replace(&mut self.threads, self::threads(1)?);
+        let threads = std::mem::replace(&mut self.threads, threads(1)?);
         threads.install(|| {
             while self.progress.epoch < self.config.train.epochs && !self.has_given_up() {
                 self.epoch(print)?;
@@ -386,7 +381,9 @@ impl<'d> Learner<'d> {
         if split == Split::Test || self.progress.epoch == 0 {
             warn_of_unknown(&format!("the {} split", split.name()), &scored.unknown);
         }
-        Ok(Some(scored.scores.quality()))
+        let wanted = self.config.train.select == Select::Ndcg;
+        let ranking = ranking::rank(&mut self.model, self.dataset, split, wanted)?;
+        Ok(Some(Quality { ranking, ..scored.scores.quality() }))
     }
 
     fn write(&self, file: impl Fn(&OutputDirectory) -> PathBuf) -> Result<()> {
@@ -428,9 +425,16 @@ impl<'d> Learner<'d> {
     }
 }
 
+impl TrainReport {
+    /// The metrics on the test split, or without one on the validation split.
+    pub(crate) fn judged(&self) -> Option<Quality> {
+        self.test.or(self.valid)
+    }
+}
+
 impl fmt::Display for Quality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { examples, auc, log_loss, accuracy, calibration } = self;
+        let Self { examples, auc, log_loss, accuracy, calibration, ranking } = self;
         let known = |number: &Option<f64>| {
             number.map_or_else(|| "none".to_owned(), |number| format!("{number:.5}"))
         };
@@ -439,7 +443,8 @@ impl fmt::Display for Quality {
             f,
             "AUC {auc}, log-loss {log_loss:.5}, accuracy {accuracy:.5}, calibration \
              {calibration}, {examples} examples"
-        )
+        )?;
+        ranking.iter().try_for_each(|ranking| write!(f, "; {ranking}"))
     }
 }
 

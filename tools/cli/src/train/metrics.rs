@@ -1,6 +1,6 @@
 //! Metrics of scores.
 
-use super::config::Select;
+use super::{config::Select, ranking::Ranking};
 use serde::{Deserialize, Serialize};
 
 /// The logits and labels of examples.
@@ -23,6 +23,9 @@ pub(crate) struct Quality {
     pub(crate) accuracy: f64,
     /// The sum of the probabilities over the sum of the labels.
     pub(crate) calibration: Option<f64>,
+    /// If the examples are items in contexts: the ranking of all items in each context.
+    #[serde(flatten)]
+    pub(crate) ranking: Option<Ranking>,
 }
 
 fn probability(logit: f64) -> f64 {
@@ -31,10 +34,12 @@ fn probability(logit: f64) -> f64 {
 
 impl Quality {
     pub(crate) fn is_better_than(&self, other: &Self, select: Select) -> bool {
-        match (select, self.auc, other.auc) {
-            (Select::Auc, Some(auc), Some(other)) => auc > other,
-            _ => self.log_loss < other.log_loss,
-        }
+        let larger = match select {
+            Select::LogLoss => None,
+            Select::Auc => self.auc.zip(other.auc),
+            Select::Ndcg => self.ranking.zip(other.ranking).map(|(a, b)| (a.ndcg_20, b.ndcg_20)),
+        };
+        larger.map_or(self.log_loss < other.log_loss, |(found, other)| found > other)
     }
 }
 
@@ -64,6 +69,7 @@ impl Scores {
             log_loss: pairs().map(loss).sum::<f64>() / count,
             accuracy: right as f64 / count,
             calibration: (clicks > 0.0).then(|| probabilities / clicks),
+            ranking: None,
         }
     }
 

@@ -10,6 +10,7 @@ mod curves;
 mod eval;
 mod learn;
 mod metrics;
+mod ranking;
 mod tables;
 
 use crate::{
@@ -25,6 +26,7 @@ pub(crate) use learn::{
     Learner, OutputDirectory, TrainReport, build, unknown_line, warn_of_unknown,
 };
 pub(crate) use metrics::Quality;
+pub(crate) use ranking::Ranking;
 use std::{
     fs,
     path::{Path, PathBuf},

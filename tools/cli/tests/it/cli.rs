@@ -847,6 +847,9 @@ fn a_damaged_head_or_a_cut_blob_is_refused_by_every_command() {
         ttrec!["lookup", &path, "--table", "item", "--bags", &bags, "--mode", "sum", "-o", &out]
             .exits(3)
             .says([name]);
+        ttrec!["topk", &path, "--table", "item", "--queries", &bags, "--k", "9", "-o", &out]
+            .exits(3)
+            .says([name]);
         assert!(!out.exists(), "case {case}");
     }
 }

@@ -6,6 +6,7 @@ mod support;
 mod atomic;
 mod bench;
 mod cache;
+mod catalogue;
 mod cli;
 mod compress;
 mod dialects;
@@ -14,6 +15,7 @@ mod golden;
 #[cfg(unix)]
 mod hostile;
 mod plan;
+mod ranking;
 mod real_tables;
 mod refusals;
 mod report;

@@ -82,6 +82,7 @@ fn files_of_the_wrong_kind_are_refused_in_plain_words() {
             &["cache", &good, "--frequencies", &file, "--budget", "1KiB", "-o", &out],
             &["lookup", &good, "--table", "item", "--bags", &file, "--mode", "sum", "-o", &out],
             &["score", &good, "--batch", &file, "-o", &out],
+            &["topk", &good, "--table", "item", "--queries", &file, "--k", "9", "-o", &out],
             &["train", &file, "-o", &out],
             &["train", &csv, "-o", &out],
             &["train", &parquet, "-o", &out],

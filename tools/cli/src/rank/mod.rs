@@ -1,8 +1,11 @@
 //! `ttrec rank`: one user's candidates, the best ones first.
 
+mod all;
+
 use crate::{
     bags_file::BagOptions,
     blob_file::BlobFile,
+    catalogue::keep_best,
     npz::write_npy,
     outcome::Outcome,
     output,
@@ -11,7 +14,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::path::PathBuf;
-use ttrec::{Bags, Ranker};
+use ttrec::{Bags, Ranker, Scored};
 use ttrec_convert::zeros;
 
 /// Rank candidates for one user with a blob's model.
@@ -20,6 +23,11 @@ use ttrec_convert::zeros;
 /// features, and `dense` of one sample. The candidates' file has one bag per candidate for each
 /// other table (and `dense`, if it differs by candidate). The user's part is computed once.
 /// Candidates are numbered from 0 in the order of their bags; equal scores keep that order.
+///
+/// With --all, the candidates are all rows of the one table that the user's file has no bag for,
+/// and their numbers are its indices. If the model's logit is the product of two vectors, as in a
+/// two-tower model or a DLRM of one top layer, that takes milliseconds for millions of rows;
+/// otherwise, the model scores row by row.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
@@ -28,8 +36,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.npz")]
     user: PathBuf,
     /// The candidates' bags
-    #[arg(long, value_name = "FILE.npz")]
-    candidates: PathBuf,
+    #[arg(long, value_name = "FILE.npz", required_unless_present = "all", conflicts_with = "all")]
+    candidates: Option<PathBuf>,
+    /// Rank all rows of the candidates' table
+    #[arg(long)]
+    all: bool,
     /// How many candidates to print
     #[arg(long, value_name = "K", default_value_t = 10)]
     top: usize,
@@ -45,30 +56,34 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Ranked {
-    candidate: usize,
+    candidate: u64,
     score: f32,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if let Some(path) = &args.output {
-        output::refuse_inputs(path, &[&args.blob, &args.user, &args.candidates])?;
+        let inputs = [&args.blob, &args.user].into_iter().chain(&args.candidates);
+        output::refuse_inputs(path, &inputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
     }
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let ranker = file.ranker(&blob)?;
     let user = Samples::read(&args.user, &ranker, &args.options)?;
-    let candidates = Samples::read(&args.candidates, &ranker, &args.options)?;
-    let scores = rank(&ranker, &user, &candidates)?;
-    let mut places: Vec<Ranked> = scores
-        .iter()
-        .enumerate()
-        .map(|(candidate, &score)| Ranked { candidate, score })
-        .collect();
-    places.sort_by(|a, b| b.score.total_cmp(&a.score));
-    places.truncate(args.top);
-    if let Some(path) = &args.output {
-        write_npy(path, &[scores.len() as u64], &scores)?;
+    let mut ranking = Ranking::new(args.top, args.output.is_some());
+    match &args.candidates {
+        Some(path) => {
+            let candidates = Samples::read(path, &ranker, &args.options)?;
+            ranking.add(&rank(&ranker, &user, &candidates)?)?;
+        }
+        None => all::rank(&ranker, &user, &mut ranking)?,
     }
+    if let (Some(path), Some(scores)) = (&args.output, &ranking.all) {
+        write_npy(path, &[scores.len() as u64], scores)?;
+    }
+    let best = ranking.best.iter();
+    let places: Vec<Ranked> = best
+        .map(|&Scored { index, score }| Ranked { candidate: index, score })
+        .collect();
     output::print(|mut out| {
         if args.json {
             serde_json::to_writer_pretty(&mut out, &places)?;
@@ -79,6 +94,34 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             .try_for_each(|Ranked { candidate, score }| writeln!(out, "{candidate} {score}"))
     })?;
     Ok(Outcome::Done)
+}
+
+/// The best candidates so far, and the scores of all candidates if they are wanted.
+struct Ranking {
+    top: usize,
+    best: Vec<Scored>,
+    count: u64,
+    all: Option<Vec<f32>>,
+}
+
+impl Ranking {
+    fn new(top: usize, all: bool) -> Self {
+        Self { top, best: Vec::new(), count: 0, all: all.then(Vec::new) }
+    }
+
+    /// Adds the scores of the next candidates.
+    fn add(&mut self, scores: &[f32]) -> Result<()> {
+        let scored = (self.count..).zip(scores);
+        self.best.extend(scored.map(|(index, &score)| Scored { index, score }));
+        keep_best(&mut self.best, self.top);
+        self.count += scores.len() as u64;
+        if let Some(all) = &mut self.all {
+            let reserved = all.try_reserve(scores.len());
+            reserved.with_context(|| format!("{} scores do not fit in memory", self.count))?;
+            all.extend_from_slice(scores);
+        }
+        Ok(())
+    }
 }
 
 fn rank(ranker: &Ranker<'_>, user: &Samples, candidates: &Samples) -> Result<Vec<f32>> {

@@ -1,0 +1,261 @@
+//! Recall and NDCG: how many of the items that follow a context are among the best of all items.
+
+use crate::{
+    catalogue::{Catalogue, keep_best},
+    data::{Dataset, Split},
+    progress::Bar,
+    query::ProductModel,
+};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use ttrec::{
+    Bags, Pooling, Scored,
+    train::{self, Checkpointed, DenseShape, DenseTable, Dlrm, Feature, Initializer, Optimizer},
+};
+use ttrec_convert::zeros;
+
+/// The means over all queries: the contexts of a split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ranking {
+    queries: u64,
+    /// The share of a query's items that are among the best 10.
+    #[serde(rename = "recall@10")]
+    recall_10: f64,
+    /// The sum of 1 / log2(1 + rank) of a query's items that are among the best 10, over the
+    /// largest that this sum can be.
+    #[serde(rename = "ndcg@10")]
+    ndcg_10: f64,
+    #[serde(rename = "recall@20")]
+    pub(crate) recall_20: f64,
+    #[serde(rename = "ndcg@20")]
+    pub(crate) ndcg_20: f64,
+}
+
+/// The items that are ranked for a query.
+const BEST: usize = 20;
+/// Queries whose best items are in memory together.
+const QUERIES: usize = 1024;
+/// Items that are scored together where the logit is not a product.
+const ITEMS: usize = 1024;
+
+impl Ranking {
+    pub(crate) const NAMES: [&str; 4] = ["recall@10", "ndcg@10", "recall@20", "ndcg@20"];
+
+    /// The metrics, in the order of their names.
+    pub(crate) fn values(ranking: Option<Self>) -> [Option<f64>; 4] {
+        let known = |Self { recall_10, ndcg_10, recall_20, ndcg_20, .. }| {
+            [recall_10, ndcg_10, recall_20, ndcg_20].map(Some)
+        };
+        ranking.map_or([None; 4], known)
+    }
+
+    /// Adds the metrics of one query, whose `targets` are in ascending order.
+    fn add(&mut self, best: &[Scored], targets: &[u32]) {
+        let is_hit = |found: &Scored| {
+            u32::try_from(found.index).is_ok_and(|item| targets.binary_search(&item).is_ok())
+        };
+        let gain = |place: usize| 1.0 / (place as f64 + 2.0).log2();
+        let within = |k: usize| {
+            let hits = || best.iter().take(k).enumerate().filter(|(_, found)| is_hit(found));
+            let most: f64 = (0..targets.len().min(k)).map(gain).sum();
+            let found: f64 = hits().map(|(place, _)| gain(place)).sum();
+            (hits().count() as f64 / targets.len() as f64, found / most)
+        };
+        let ((recall_10, ndcg_10), (recall_20, ndcg_20)) = (within(10), within(20));
+        self.queries += 1;
+        self.recall_10 += recall_10;
+        self.ndcg_10 += ndcg_10;
+        self.recall_20 += recall_20;
+        self.ndcg_20 += ndcg_20;
+    }
+
+    /// The means, of sums.
+    fn means(self) -> Option<Self> {
+        let Self { queries, recall_10, ndcg_10, recall_20, ndcg_20 } = self;
+        let [recall_10, ndcg_10, recall_20, ndcg_20] =
+            [recall_10, ndcg_10, recall_20, ndcg_20].map(|sum| sum / queries as f64);
+        (queries > 0).then_some(Self { queries, recall_10, ndcg_10, recall_20, ndcg_20 })
+    }
+}
+
+impl fmt::Display for Ranking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { queries, recall_10, ndcg_10, recall_20, ndcg_20 } = self;
+        write!(
+            f,
+            "recall@10 {recall_10:.5}, NDCG@10 {ndcg_10:.5}, recall@20 {recall_20:.5}, NDCG@20 \
+             {ndcg_20:.5}, {queries} queries"
+        )
+    }
+}
+
+/// Ranks all items for each context of a split. `None` if the examples are not items in contexts;
+/// and, unless `exhaustive`, if a logit is not a product of two vectors: then the model scores each
+/// pair of a context and an item, which takes long.
+pub(super) fn rank(
+    model: &mut Dlrm,
+    dataset: &dyn Dataset,
+    split: Split,
+    exhaustive: bool,
+) -> Result<Option<Ranking>> {
+    let Some(queries) = dataset.queries(split) else { return Ok(None) };
+    let dense = vec![1.0; dataset.dense_dim()];
+    let product = ProductModel::of_trained(model, &dense);
+    if product.is_none() && !exhaustive {
+        return Ok(None);
+    }
+    let cached = product.as_ref().map(|_| cached_rows(&model.features()[1])).transpose()?;
+    let bar = Bar::new(&format!("{}: rankings", split.name()), queries.len() as u64);
+    let mut sums = Ranking::default();
+    for first in (0..queries.len()).step_by(QUERIES) {
+        let range = first..queries.len().min(first + QUERIES);
+        let bags = range.clone().map(|query| queries.context(query));
+        let mut contexts = pooled(&model.features()[0], bags)?;
+        let known = |query: usize, out: &mut Vec<u64>| queries.add_known(first + query, out);
+        let best = match &product {
+            Some(product) => {
+                let item = &*model.features()[1].table;
+                let table = cached.iter().flatten().next().map_or(item, |rows| rows).table();
+                let dim = table.embedding_dim();
+                for vector in contexts.chunks_mut(dim) {
+                    let (query, _) = product.query(&[Some(vector), None], dim);
+                    vector.copy_from_slice(&query);
+                }
+                Catalogue { table, k: BEST, bias: None, known }.best(&contexts, &bar)?
+            }
+            None => by_logits(model, &dense, &contexts, known, &bar)?,
+        };
+        for (query, best) in range.zip(best.chunks(BEST)) {
+            sums.add(best, queries.targets(query));
+        }
+    }
+    Ok(sums.means())
+}
+
+/// The vector that a feature has for each bag.
+fn pooled<'b>(feature: &Feature, bags: impl Iterator<Item = &'b [u32]>) -> Result<Vec<f32>> {
+    let (mut indices, mut offsets) = (Vec::new(), vec![0]);
+    for bag in bags {
+        indices.extend_from_slice(bag);
+        offsets.push(u32::try_from(indices.len()).context("too many indices of contexts")?);
+    }
+    let (bags, dim) = (Bags::new(&indices, &offsets)?, feature.table.table().embedding_dim());
+    let mut vectors = zeros(bags.len().saturating_mul(dim))?;
+    feature.table.forward(&bags, feature.pooling, &mut vectors, &mut Vec::new())?;
+    Ok(vectors)
+}
+
+/// All indices of a feature.
+fn indices(feature: &Feature) -> Vec<u32> {
+    let count = feature.table.table().num_embeddings();
+    (0..u32::try_from(count).unwrap_or(u32::MAX)).collect()
+}
+
+/// A table of these rows.
+fn dense_table(rows: &[f32], embedding_dim: usize) -> Result<DenseTable> {
+    let shape = DenseShape { num_embeddings: (rows.len() / embedding_dim) as u64, embedding_dim };
+    let mut table = DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, 0)?;
+    for parameters in table.parameters_mut() {
+        parameters.values_mut().copy_from_slice(rows);
+    }
+    Ok(table)
+}
+
+/// All rows of a table that has a cache, which a search for the best rows does not read.
+fn cached_rows(item: &Feature) -> Result<Option<DenseTable>> {
+    if item.table.overrides().is_empty() {
+        return Ok(None);
+    }
+    let rows = pooled(item, indices(item).chunks(1))?;
+    dense_table(&rows, item.table.table().embedding_dim()).map(Some)
+}
+
+/// The best items for each context, whose vectors are given, by the logits of a model of any kind.
+fn by_logits(
+    model: &mut Dlrm,
+    dense: &[f32],
+    contexts: &[f32],
+    known: impl Fn(usize, &mut Vec<u64>),
+    bar: &Bar,
+) -> Result<Vec<Scored>> {
+    let (items, dim) =
+        (indices(&model.features()[1]), model.features()[1].table.table().embedding_dim());
+    let feature = |rows: &[f32]| -> Result<Feature> {
+        Ok(Feature { table: Box::new(dense_table(rows, dim)?), pooling: Pooling::Sum })
+    };
+    let mut best = vec![Vec::new(); contexts.len() / dim];
+    for items in items.chunks(ITEMS) {
+        // The vectors of contexts and items in place of the tables that compute them.
+        let vectors = pooled(&model.features()[1], items.chunks(1))?;
+        let mut features = [feature(contexts)?, feature(&vectors)?];
+        model.features_mut().swap_with_slice(&mut features);
+        let scored = score_pairs(model, dense, items, &known, &mut best);
+        model.features_mut().swap_with_slice(&mut features);
+        scored?;
+    }
+    bar.add(best.len() as u64);
+    for best in &mut best {
+        best.resize(BEST, Scored::NONE);
+    }
+    Ok(best.concat())
+}
+
+/// Scores all pairs of a context and one of some items, whose vectors are the rows of the model's
+/// tables, and keeps the best items of each context.
+fn score_pairs(
+    model: &mut Dlrm,
+    dense: &[f32],
+    items: &[u32],
+    known: impl Fn(usize, &mut Vec<u64>),
+    best: &mut [Vec<Scored>],
+) -> Result<()> {
+    let ends: Vec<u32> = (0..=items.len() as u32).collect();
+    let (rows, dense) = (Bags::new(&ends[..items.len()], &ends)?, dense.repeat(items.len()));
+    let (mut logits, mut left_out) = (vec![0.0; items.len()], Vec::new());
+    for (context, best) in best.iter_mut().enumerate() {
+        let contexts = vec![context as u32; items.len()];
+        let bags = [Bags::new(&contexts, &ends)?, rows];
+        model.logits(&train::Batch { dense: &dense, bags: &bags }, &mut logits)?;
+        left_out.clear();
+        known(context, &mut left_out);
+        let scored = items.iter().zip(&logits);
+        let scored = scored.map(|(&item, &score)| Scored { index: item.into(), score });
+        best.extend(scored.filter(|item| left_out.binary_search(&item.index).is_err()));
+        keep_best(best, BEST);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_by_definition() {
+        let best: Vec<Scored> = (0..20)
+            .map(|place| Scored { index: 100 + place, score: -(place as f32) })
+            .collect();
+        let of = |targets: &[u32]| {
+            let mut sums = Ranking::default();
+            sums.add(&best, targets);
+            Ranking::values(sums.means()).map(Option::unwrap)
+        };
+        assert_eq!(of(&[100]), [1.0; 4]);
+        // The third, and one that is not found.
+        let both = 1.0 + 1.0 / 3f64.log2();
+        assert_eq!(of(&[7, 102]), [0.5, 0.5 / both, 0.5, 0.5 / both]);
+        // The eleventh.
+        assert_eq!(of(&[110]), [0.0, 0.0, 1.0, 1.0 / 12f64.log2()]);
+        // More targets than places: the recall is below 1, but the NDCG is not.
+        let all: Vec<u32> = (100..140).collect();
+        assert_eq!(of(&all), [0.25, 1.0, 0.5, 1.0]);
+        // Fewer items than places.
+        let mut sums = Ranking::default();
+        sums.add(&[best[0], Scored::NONE], &[100, u32::MAX]);
+        assert_eq!(sums.recall_20, 0.5);
+        sums.add(&best, &[100]);
+        assert_eq!(Ranking::values(sums.means())[2], Some(0.75));
+        assert_eq!(Ranking::default().means(), None);
+    }
+}

@@ -1,0 +1,313 @@
+//! Recall and NDCG over all items, against a count of what the converted model scores.
+
+use crate::support::{Dir, Elements, npy, read_f32, ttrec, vector, write_npz};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+const USERS: u32 = 40;
+const ITEMS: u32 = 60;
+const METRICS: [&str; 4] = ["recall@10", "ndcg@10", "recall@20", "ndcg@20"];
+
+fn random(seed: u32, at: u32) -> u32 {
+    let z = seed.wrapping_mul(0x9E37_79B9) ^ at.wrapping_mul(0x85EB_CA6B);
+    let z = (z ^ z >> 16).wrapping_mul(0x7FEB_352D);
+    let z = (z ^ z >> 15).wrapping_mul(0x846C_A68B);
+    z ^ z >> 16
+}
+
+/// Pairs of users and items of the same fifth, for the most part; ids have gaps.
+fn pairs(seed: u32, count: u32) -> [Vec<u32>; 2] {
+    let pair = |at: u32| {
+        let (user, draw) = (random(seed, 3 * at) % USERS, random(seed, 3 * at + 1));
+        let fifth = if draw.is_multiple_of(4) { draw / 4 % 5 } else { user % 5 };
+        [10 + 3 * user, 7 + 2 * (fifth + 5 * (random(seed, 3 * at + 2) % (ITEMS / 5)))]
+    };
+    let pairs = (0..count).map(pair);
+    [pairs.clone().map(|pair| pair[0]).collect(), pairs.map(|pair| pair[1]).collect()]
+}
+
+/// The data, and the contexts, targets and known items of the test split, by id.
+struct Planted {
+    dir: Dir,
+    format: &'static str,
+    queries: Vec<(Vec<u32>, BTreeSet<u32>, BTreeSet<u32>)>,
+}
+
+fn interactions() -> Planted {
+    let dir = Dir::new();
+    let ([users, items], [test_users, test_items]) = (pairs(1, 900), pairs(2, 150));
+    let mut queries = BTreeMap::new();
+    for (user, item) in test_users.iter().zip(&test_items) {
+        let query: &mut (BTreeSet<u32>, BTreeSet<u32>) = queries.entry(*user).or_default();
+        query.0.insert(*item);
+    }
+    for (user, item) in users.iter().zip(&items) {
+        if let Some((_, known)) = queries.get_mut(user) {
+            known.insert(*item);
+        }
+    }
+    write_npz(
+        &dir.path("data.npz"),
+        &[
+            ("train_user", vector(&users)),
+            ("train_item", vector(&items)),
+            ("test_user", vector(&test_users)),
+            ("test_item", vector(&test_items)),
+        ],
+    );
+    let queries = queries.into_iter().map(|(user, (found, known))| (vec![user], found, known));
+    Planted { dir, format: "interactions", queries: queries.collect() }
+}
+
+const HISTORY: usize = 3;
+
+fn sessions() -> Planted {
+    let dir = Dir::new();
+    // Sessions of the items of one user after another.
+    let session = |seed: u32| -> Vec<Vec<u32>> {
+        let [users, items] = pairs(seed, 600);
+        let of = |user: u32| {
+            let all = users.iter().zip(&items).filter(|pair| *pair.0 == 10 + 3 * user);
+            all.map(|pair| *pair.1).collect()
+        };
+        (0..USERS).map(of).collect()
+    };
+    let (train, test) = (session(1), session(2));
+    let offsets = |sessions: &[Vec<u32>]| -> Vec<u64> {
+        let end = |count: usize| sessions[..count].iter().map(|s| s.len() as u64).sum();
+        (0..=sessions.len()).map(end).collect()
+    };
+    // The first items are known; the last is the target, which may be among them.
+    let split: Vec<(Vec<u32>, u32)> = test
+        .iter()
+        .filter_map(|s| Some((s[..s.len() - 1].to_vec(), *s.last()?)))
+        .collect();
+    let (before, targets): (Vec<_>, Vec<u32>) = split.into_iter().unzip();
+    write_npz(
+        &dir.path("data.npz"),
+        &[
+            ("offsets", vector(&offsets(&train))),
+            ("items", vector(&train.concat())),
+            ("test_offsets", vector(&offsets(&before))),
+            ("test_items", vector(&before.concat())),
+            ("test_target", vector(&targets)),
+        ],
+    );
+    let queries = before.into_iter().zip(targets).map(|(before, target)| {
+        let known = before.iter().copied().filter(|item| *item != target).collect();
+        let recent = before[before.len().saturating_sub(HISTORY)..].to_vec();
+        (recent, BTreeSet::from([target]), known)
+    });
+    Planted { dir, format: "sessions", queries: queries.collect() }
+}
+
+impl Planted {
+    fn config(&self, model: &str, constant: bool, train: &str) -> String {
+        let (format, mut data) = (self.format, String::new());
+        if format == "sessions" {
+            data += &format!("history = {HISTORY}\n");
+        }
+        let bottom = if constant { "bottom = [4, 8]" } else { "" };
+        format!(
+            "[data]\nformat = {format:?}\npath = \"data.npz\"\nvalid_fraction = 0.2\nconstant = \
+             {constant}\n{data}\n[model]\nembedding_dim = 8\n{bottom}\n{model}\n\n[train]\n\
+             optimizer = \"adam\"\nlearning_rate = 0.02\nbatch = 64\n{train}\n"
+        )
+    }
+
+    fn train(&self, name: &str, config: &str) -> PathBuf {
+        let toml = self.dir.file(&format!("{name}.toml"), config);
+        let out = self.dir.path(name);
+        let printed = if config.contains("6, 1") {
+            " examples\n"
+        } else {
+            " examples; recall@10 0."
+        };
+        ttrec!["train", &toml, "-o", &out].exits(0).prints([printed]);
+        out
+    }
+
+    /// The metrics, from the logits of all pairs of a query and an item.
+    fn expected(&self, run: &Path) -> [f64; 4] {
+        let [contexts, items] = [0, 1].map(|feature| {
+            let text = fs::read_to_string(run.join("vocabulary.csv")).unwrap();
+            let mut names: Vec<&str> = Vec::new();
+            let mut numbers = [BTreeMap::new(), BTreeMap::new()];
+            for line in text.lines().skip(1) {
+                let fields: Vec<&str> = line.split(',').collect();
+                if names.last() != Some(&fields[0]) {
+                    names.push(fields[0]);
+                }
+                let of = &mut numbers[names.len() - 1];
+                of.insert(fields[2].parse::<u32>().unwrap(), fields[1].parse::<u32>().unwrap());
+            }
+            numbers[feature].clone()
+        });
+        let (blob, batch, scores) =
+            (run.join("model.ttr"), run.join("batch.npz"), run.join("logits.npy"));
+        ttrec!["convert", run.join("best.safetensors"), "-o", &blob].exits(0);
+        let count = self.queries.len() * items.len();
+        let (mut bags, mut offsets, mut candidates) = (Vec::new(), vec![0u64], Vec::new());
+        for (context, _, _) in &self.queries {
+            for item in 0..items.len() as u64 {
+                bags.extend(context.iter().map(|id| u64::from(contexts[id])));
+                offsets.push(bags.len() as u64);
+                candidates.push(item);
+            }
+        }
+        let ends: Vec<u64> = (0..=count as u64).collect();
+        let mut arrays = vec![
+            ("indices_0", vector(&bags)),
+            ("offsets_0", vector(&offsets)),
+            ("indices_1", vector(&candidates)),
+            ("offsets_1", vector(&ends)),
+        ];
+        let config = fs::read_to_string(run.with_extension("toml")).unwrap();
+        if config.contains("constant = true") {
+            arrays.push(("dense", npy("<f4", &[count, 1], &vec![1f32; count][..].bytes())));
+        }
+        write_npz(&batch, &arrays);
+        ttrec!["score", &blob, "--batch", &batch, "--logits", "-o", &scores].exits(0);
+        let logits = read_f32(&scores).1;
+        let mut sums = [0.0; 4];
+        for ((_, targets, known), logits) in self.queries.iter().zip(logits.chunks(items.len())) {
+            let known: Vec<u32> = known.iter().filter_map(|id| items.get(id).copied()).collect();
+            let mut order: Vec<u32> =
+                (0..items.len() as u32).filter(|item| !known.contains(item)).collect();
+            order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+            let targets: Vec<u32> = targets.iter().map(|id| items[id]).collect();
+            for (at, k) in [10, 20].into_iter().enumerate() {
+                let (mut hits, mut gain, mut most) = (0.0, 0.0, 0.0);
+                for (place, item) in order.iter().take(k).enumerate() {
+                    let of_place = 1.0 / (place as f64 + 2.0).log2();
+                    if targets.contains(item) {
+                        hits += 1.0;
+                        gain += of_place;
+                    }
+                    if place < targets.len() {
+                        most += of_place;
+                    }
+                }
+                sums[2 * at] += hits / targets.len() as f64;
+                sums[2 * at + 1] += gain / most;
+            }
+        }
+        sums.map(|sum| sum / self.queries.len() as f64)
+    }
+}
+
+fn evaluated(planted: &Planted, run: &Path, more: &[&str]) -> serde_json::Value {
+    let mut command = std::process::Command::new(crate::support::TTREC);
+    command.arg("eval").arg(run.join("best.safetensors")).arg("--data-dir");
+    command.arg(planted.dir.path("")).arg("--json").args(more);
+    serde_json::from_str(&crate::support::run(command).exits(0).stdout).unwrap()
+}
+
+#[test]
+fn recall_and_ndcg_are_what_counting_gives() {
+    let tables = [
+        ("dense", "{ representation = \"dense\" }"),
+        ("tt", "{ representation = \"tt\", rank = 4, scale = 3.0 }"),
+        ("cached", "{ representation = \"tt\", rank = 2, cache = { rows = 32, warm_up = 5 } }"),
+        ("hashed", "{ representation = \"hashed\", num_rows = 30 }"),
+        ("qr", "{ representation = \"quotient-remainder\", num_remainders = 7 }"),
+    ];
+    for planted in [interactions(), sessions()] {
+        let kinds = if planted.format == "sessions" { 2 } else { tables.len() };
+        for (name, table) in &tables[..kinds] {
+            // The logit is a product; or a weighted one, with biases of the rows; or neither.
+            for (layers, constant, top) in
+                [("none", false, ""), ("one", true, "top = [1]"), ("two", true, "top = [6, 1]")]
+            {
+                if layers != "one" && !["dense", "tt"].contains(name) {
+                    continue;
+                }
+                let model = format!("{top}\ntable = {table}");
+                let name = format!("{name}-{layers}");
+                let config = planted.config(&model, constant, "epochs = 4");
+                let run = planted.train(&name, &config);
+                let found = evaluated(&planted, &run, &[]);
+                let expected = planted.expected(&run);
+                for (metric, expected) in METRICS.iter().zip(expected) {
+                    let found = found[metric].as_f64().unwrap();
+                    let of = format!("{name}, {}: {metric}", planted.format);
+                    assert!((found - expected).abs() < 1e-9, "{of}: {found} for {expected}");
+                    assert!((0.01..0.99).contains(&found), "{of}: {found} tells nothing");
+                }
+                assert_eq!(found["queries"], planted.queries.len());
+                // Threads change nothing.
+                if name == "tt-one" {
+                    assert_eq!(evaluated(&planted, &run, &["--threads", "3"]), found);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_best_epoch_has_the_largest_ndcg_on_request() {
+    let planted = interactions();
+    let config = planted.config("", false, "epochs = 8\nselect = \"ndcg\"");
+    let run = planted.train("ndcg", &config.replace("0.02", "0.1"));
+    let curves = fs::read_to_string(run.join("curves.csv")).unwrap();
+    let column = |name: &str| -> Vec<f64> {
+        let at = curves.lines().next().unwrap().split(',').position(|other| other == name);
+        let field = |line: &str| line.split(',').nth(at.unwrap()).unwrap().parse().unwrap();
+        curves.lines().skip(1).map(field).collect()
+    };
+    let (ndcg, losses) = (column("valid_ndcg@20"), column("valid_log_loss"));
+    let largest = ndcg.iter().copied().fold(0.0, f64::max);
+    let at = ndcg.iter().position(|&value| value == largest).unwrap();
+    let valid = evaluated(&planted, &run, &["--split", "valid"]);
+    assert_eq!(valid["ndcg@20"], largest);
+    assert_eq!(valid["log_loss"], losses[at]);
+    let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(losses[at] > least, "the log-loss would have chosen the same epoch: {curves}");
+
+    // All items of the training split are known.
+    let train = evaluated(&planted, &run, &["--split", "train"]);
+    assert!(train["auc"].is_f64() && train["ndcg@20"].is_null(), "{train}");
+    let path = planted.dir.file("a.csv", "y,a,b\n1,x,z\n");
+    let csv =
+        "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\ncategorical = [\"a\", \"b\"]\n";
+    let text = format!(
+        "[data]\n{csv}[model]\nembedding_dim = 4\n[train]\nlearning_rate = 0.1\nselect = \"ndcg\""
+    );
+    ttrec!["train", planted.dir.file("csv.toml", text), "-o", path.with_extension("out")]
+        .exits(3)
+        .says(["csv.toml: `select` is \"ndcg\"", "\"interactions\" or \"sessions\""]);
+}
+
+#[test]
+fn a_sweep_compares_by_ndcg() {
+    let planted = interactions();
+    let sweep = "[sweep]\nseeds = [1, 2]\nlearning_rates = [0.0001, 0.05]\nrepresentations = [\
+                 { representation = \"dense\" }, { representation = \"tt\", rank = 4 }]\n";
+    let config = planted.config("", false, "epochs = 3\nselect = \"ndcg\"") + sweep;
+    let toml = planted.dir.file("sweep.toml", config);
+    let out = planted.dir.path("sweep");
+    let run = ttrec!["sweep", &toml, "-o", &out].exits(0).prints(["| recall@20 | NDCG@20 |"]);
+    let csv = fs::read_to_string(out.join("results.csv")).unwrap();
+    let columns: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    let at = |name: &str| columns.iter().position(|other| *other == name).unwrap();
+    let rows: Vec<Vec<&str>> = csv.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 6);
+    for tables in ["dense", "tt rank 4"] {
+        let of = |rate: &str, name: &str| -> Vec<f64> {
+            let chosen = rows.iter().filter(|row| row[0] == tables && row[3] == rate);
+            chosen.map(|row| row[at(name)].parse().unwrap()).collect()
+        };
+        let (low, high) = (of("0.0001", "valid_ndcg@20"), of("0.05", "valid_ndcg@20"));
+        let best = if high[0] > low[0] { "0.05" } else { "0.0001" };
+        let (test, recall) = (of(best, "test_ndcg@20"), of(best, "test_recall@20"));
+        assert_eq!(test.len(), 2, "both seeds: {csv}");
+        let mean = |of: &[f64]| format!("{:.4} ± ", (of[0] + of[1]) / 2.0);
+        let line = run.stdout.lines().find(|line| line.starts_with(&format!("| {tables} |")));
+        let line = line.unwrap();
+        assert!(line.contains(&mean(&test)) && line.contains(&mean(&recall)), "{line}");
+    }
+    assert!(fs::read_to_string(out.join("results.svg")).unwrap().contains("NDCG@20"));
+}
