@@ -272,8 +272,8 @@ impl TtShape {
         })
     }
 
-    /// Number of partial products that a lookup holds: each step reads one and writes the other, and
-    /// with two cores there is only one.
+    /// Number of partial products that a lookup holds: each step reads one and writes the other,
+    /// and with two cores there is only one.
     pub(crate) fn num_partials(&self) -> usize {
         if self.num_cores > 2 { 2 } else { 1 }
     }

@@ -16,9 +16,13 @@ pub struct TtCores<'a> {
     pub(crate) prefixes: Option<Prefixes<'a>>,
     /// Whether its rows are multiplied out one by one ([`TtCores::new`]).
     pub(crate) is_small: bool,
-    /// The least workspace of a lookup. Computed once, because each lookup needs it.
-    pub(crate) workspace_len: usize,
+    /// [`workspace_len`](Self::workspace_len), if it is kept.
+    workspace_len: [usize; KEEPS_WORKSPACE_LEN as usize],
 }
+
+/// Whether the least workspace is computed once, because each lookup needs it, and not again by
+/// each lookup, which takes less code.
+const KEEPS_WORKSPACE_LEN: bool = !PREFERS_SMALL_CODE;
 
 /// The most multiply-adds of a row that is multiplied out by itself, also in a batch.
 ///
@@ -40,7 +44,7 @@ impl<'a> TtCores<'a> {
         cores: [Core<'a>; MAX_CORES],
         prefixes: Option<Prefixes<'a>>,
     ) -> Self {
-        let workspace_len = workspace_len(&shape);
+        let workspace_len = [workspace_len(&shape); KEEPS_WORKSPACE_LEN as usize];
         let tt = Self { shape, cores, prefixes, is_small: false, workspace_len };
         let is_small = !PREFERS_SMALL_CODE && shape.has_small_rows(MAX_SMALL) && tt.has_one_dtype();
         Self { is_small, ..tt }
@@ -50,6 +54,14 @@ impl<'a> TtCores<'a> {
         let mut dtypes = self.cores().iter().map(|core| core.slices.dtype());
         let first = dtypes.next();
         dtypes.all(|dtype| Some(dtype) == first)
+    }
+
+    /// The least workspace of a lookup or a bag.
+    pub(crate) fn workspace_len(&self) -> usize {
+        match self.workspace_len.first() {
+            Some(&len) => len,
+            None => workspace_len(&self.shape),
+        }
     }
 
     /// The factors and ranks.

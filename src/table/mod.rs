@@ -175,7 +175,7 @@ impl<'a> Table<'a> {
     pub(crate) fn least_workspace_len(&self) -> usize {
         match &self.data.weights {
             Weights::Dense(_) => 0,
-            Weights::Tt(tt) => tt.workspace_len,
+            Weights::Tt(tt) => tt.workspace_len(),
             Weights::Projected(table) => table.rank(),
             Weights::QuotientRemainder(table) => quotient_remainder::workspace_len(table),
         }
