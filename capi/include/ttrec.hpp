@@ -126,6 +126,29 @@ public:
         return rows;
     }
 
+    /// The inner product of each query with each of `num_rows` rows from `first_row` on, query
+    /// after query. `queries` has embedding_dim() floats for each query.
+    std::vector<float> scores(const std::vector<float> &queries, std::uint64_t first_row,
+                              std::size_t num_rows, Workspace &workspace) const {
+        const std::size_t num_queries = reserve_retrieval(workspace, queries);
+        std::vector<float> scores(num_queries * num_rows);
+        check(ttrec_table_scores(table_, queries.data(), queries.size(), first_row, num_rows,
+                                 scores.data(), scores.size(), workspace.data(),
+                                 workspace.size()));
+        return scores;
+    }
+
+    /// The best search.k rows of each query, best first, query after query: see
+    /// ttrec_table_top_k().
+    std::vector<ttrec_scored> top_k(const std::vector<float> &queries, const ttrec_search &search,
+                                    Workspace &workspace) const {
+        const std::size_t num_queries = reserve_retrieval(workspace, queries);
+        std::vector<ttrec_scored> best(num_queries * search.k);
+        check(ttrec_table_top_k(table_, queries.data(), queries.size(), &search, best.data(),
+                                best.size(), workspace.data(), workspace.size()));
+        return best;
+    }
+
     /// Grows `workspace` to the size with which `num_lookups` lookups are fastest.
     void reserve(Workspace &workspace, std::size_t num_lookups) const {
         const std::size_t best = std::max(ttrec_table_workspace_len(table_),
@@ -136,8 +159,25 @@ public:
     operator const ttrec_table *() const noexcept { return table_; }
 
 private:
+    /// Grows `workspace` to the size with which these queries are fastest; returns their number.
+    std::size_t reserve_retrieval(Workspace &workspace, const std::vector<float> &queries) const {
+        const std::size_t num_queries = queries.size() / std::max<std::size_t>(embedding_dim(), 1);
+        const std::size_t best = ttrec_table_retrieval_workspace_len(
+            table_, std::max<std::size_t>(num_queries, 1));
+        if (workspace.size() < best) workspace.resize(best);
+        return num_queries;
+    }
+
     const ttrec_table *table_;
 };
+
+/// Merges the results of Table::top_k() for other rows (another range or part) into `best`.
+inline void merge_top_k(std::size_t k, std::vector<ttrec_scored> &best,
+                        const std::vector<ttrec_scored> &others) {
+    if (best.size() != others.size())
+        throw Error(TTREC_STATUS_LENGTH, "merge_top_k: expected lists of the same length");
+    check(ttrec_merge_top_k(k, best.data(), others.data(), best.size()));
+}
 
 /// A table and its bags.
 struct Pooled {

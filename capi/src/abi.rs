@@ -14,6 +14,7 @@ use crate::{
         Bytes, Caller, Given, Promise, answer, answer_or, ttrec_blob, ttrec_ranker, ttrec_table,
     },
     last_error,
+    search::{ttrec_scored, ttrec_search},
     status::{Error, ttrec_status},
 };
 use smallvec::SmallVec;
@@ -25,7 +26,7 @@ use std::{
     ptr,
     sync::OnceLock,
 };
-use ttrec::{Bags, BagsError, Ranker, ScoreError, Tier, bag::pool_tables};
+use ttrec::{Bags, BagsError, Ranker, ScoreError, Scored, Tier, bag::pool_tables, merge_top_k};
 
 /// The caller's promise, which every exported function needs. A macro, so that each makes it for
 /// its own caller, but for one reason that is written once.
@@ -297,6 +298,101 @@ pub unsafe extern "C" fn ttrec_table_bag(
         let bags = bags.read(&given)?;
         let bags = bags.map_err(|error| Error::Bags { table: table.name(), error })?;
         table.pool(&bags, pooling, out, workspace).map_err(refused)
+    })
+}
+
+/// The number of floats of workspace with which ttrec_table_scores() and ttrec_table_top_k() are
+/// fastest for `num_queries` queries. They accept any workspace of at least the length for one
+/// query. It does not grow with the number of rows. 0 if `table` is null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_table_retrieval_workspace_len(
+    table: *const ttrec_table,
+    num_queries: usize,
+) -> usize {
+    get(promise!(), (table, "table"), |table| table.table().retrieval_workspace_len(num_queries))
+}
+
+/// Writes the inner product of each query with each row of the `num_rows` indices from `first_row`
+/// on: that of query q with index first_row + i is `out[q * num_rows + i]`. `queries` has
+/// ttrec_table_embedding_dim() floats for each query, `queries_len` in total, and `out_len` is the
+/// number of queries times num_rows. `workspace_len` is at least
+/// ttrec_table_retrieval_workspace_len() of one query; the scores do not depend on it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_table_scores(
+    table: *const ttrec_table,
+    queries: *const f32,
+    queries_len: usize,
+    first_row: u64,
+    num_rows: u64,
+    out: *mut f32,
+    out_len: usize,
+    workspace: *mut f32,
+    workspace_len: usize,
+) -> ttrec_status {
+    answer(promise!(), |caller| {
+        let (out, workspace, given) = caller.writes((out, out_len), (workspace, workspace_len))?;
+        let table = given.handle(table, "table")?.table();
+        let queries = given.slice(queries, queries_len, "queries")?;
+        let rows = first_row..first_row.saturating_add(num_rows);
+        let refused = |error| Error::Retrieval { table: table.name(), error };
+        table.scores(queries, rows, out, workspace).map_err(refused)
+    })
+}
+
+/// A search for the best `k` of all rows.
+#[unsafe(no_mangle)]
+pub extern "C" fn ttrec_search_best(k: usize) -> ttrec_search {
+    ttrec_search {
+        k,
+        first_row: 0,
+        end_row: u64::MAX,
+        part: 0,
+        num_parts: 1,
+        excluded: ptr::null(),
+        bias: ptr::null(),
+    }
+}
+
+/// Writes the best rows of each query, best first: those of query q are `out[q * k]` to
+/// `out[q * k + k - 1]`, with the k of `search`. No row that was left out has a higher score, or
+/// the same score and a smaller index. Where fewer than k rows are left, the rest has the index
+/// UINT64_MAX and the score -INFINITY. A row whose score is NaN is left out. `queries` and
+/// `workspace` are as for ttrec_table_scores(); `out_len` is the number of queries times k.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_table_top_k(
+    table: *const ttrec_table,
+    queries: *const f32,
+    queries_len: usize,
+    search: *const ttrec_search,
+    out: *mut ttrec_scored,
+    out_len: usize,
+    workspace: *mut f32,
+    workspace_len: usize,
+) -> ttrec_status {
+    answer(promise!(), |caller| {
+        let out = (out.cast::<Scored>(), out_len);
+        let (out, workspace, given) = caller.writes(out, (workspace, workspace_len))?;
+        let table = given.handle(table, "table")?.table();
+        let queries = given.slice(queries, queries_len, "queries")?;
+        let search = given.copy(search, "search")?.read(&given, table)?;
+        let refused = |error| Error::Retrieval { table: table.name(), error };
+        table.top_k(queries, &search, out, workspace).map_err(refused)
+    })
+}
+
+/// Merges `others`, the results of ttrec_table_top_k() for the same queries and k, but another
+/// range of rows or another part, into `best`. Both have `len` elements, lists of k rows.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ttrec_merge_top_k(
+    k: usize,
+    best: *mut ttrec_scored,
+    others: *const ttrec_scored,
+    len: usize,
+) -> ttrec_status {
+    answer(promise!(), |caller| {
+        let (best, _, given) = caller.writes((best.cast::<Scored>(), len), (ptr::null_mut(), 0))?;
+        let others = given.slice(others.cast::<Scored>(), len, "others")?;
+        merge_top_k(k, best, others).map_err(Error::Merge)
     })
 }
 

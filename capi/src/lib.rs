@@ -18,8 +18,10 @@ mod bags;
 #[allow(unsafe_code, reason = "pointers from C")]
 mod boundary;
 mod last_error;
+mod search;
 mod status;
 
 pub use bags::{ttrec_bags, ttrec_index_type, ttrec_pooling};
 pub use boundary::{ttrec_blob, ttrec_ranker, ttrec_table};
+pub use search::{ttrec_scored, ttrec_search};
 pub use status::ttrec_status;

@@ -1,7 +1,7 @@
 //! What a failed call reports: a status for the program, and a message for its log.
 
 use std::io;
-use ttrec::{BagsError, BlobError, LookupError, NoModel, ScoreError, blob::Rule};
+use ttrec::{BagsError, BlobError, LookupError, NoModel, RetrievalError, ScoreError, blob::Rule};
 
 /// The result of a call. TTREC_STATUS_OK is 0. A later version may add other statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +92,10 @@ pub(crate) enum Error<'c> {
     ModelTable { position: usize, num_tables: usize },
     #[error(transparent)]
     Score(ScoreError),
+    #[error("table {table:?}: {error}")]
+    Retrieval { table: &'c str, error: RetrievalError },
+    #[error(transparent)]
+    Merge(RetrievalError),
     #[error("the library panicked: please report this bug")]
     Panic,
 }
@@ -120,6 +124,7 @@ impl Error<'_> {
             Self::Bags { error: BagsError::WeightsLen { .. }, .. } => ttrec_status::Length,
             Self::Bags { .. } => ttrec_status::Offsets,
             Self::Score(error) => of_score(*error),
+            Self::Retrieval { error, .. } | Self::Merge(error) => of_retrieval(*error),
             Self::Panic => ttrec_status::Internal,
         }
     }
@@ -165,6 +170,19 @@ fn of_score(error: ScoreError) -> ttrec_status {
         | ScoreError::WorkspaceLen { .. } => ttrec_status::Length,
         ScoreError::Table { error, .. } => of_lookup(error),
         ScoreError::Inconsistent => ttrec_status::Internal,
+        _ => ttrec_status::Argument,
+    }
+}
+
+fn of_retrieval(error: RetrievalError) -> ttrec_status {
+    match error {
+        RetrievalError::QueriesLen { .. }
+        | RetrievalError::OutputLen { .. }
+        | RetrievalError::WorkspaceLen { .. } => ttrec_status::Length,
+        RetrievalError::Rows { .. } => ttrec_status::IndexOutOfRange,
+        RetrievalError::ExcludedIndex(error) => of_lookup(error),
+        RetrievalError::ExcludedLists { .. } => ttrec_status::NumBags,
+        RetrievalError::Inconsistent => ttrec_status::Internal,
         _ => ttrec_status::Argument,
     }
 }

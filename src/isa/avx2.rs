@@ -1,8 +1,8 @@
 //! AVX2, FMA and F16C: eight lanes; the narrow form has four.
 
 use super::{
-    Avx2, FourLanes, Groups, Isa, MAX_GROUP, NoGroups, Op, call_with_features, features, padded,
-    sealed::Sealed, with_features,
+    Avx2, FourLanes, Groups, Isa, MAX_FOURS, MAX_GROUP, NoGroups, Op, RowLanes, call_with_features,
+    features, padded, sealed::Sealed, with_features,
 };
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -24,6 +24,12 @@ impl Isa for Avx2 {
     type Narrow = Avx2Narrow;
     type Fours = Self;
     type Eights = NoGroups;
+    type Rows = Self;
+
+    #[inline(always)]
+    fn rows(self) -> Self {
+        self
+    }
 
     features! { avx2 call_with_features }
 
@@ -110,6 +116,64 @@ impl Isa for Avx2 {
         fn div(self, a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
         // The second operand where the lanes do not compare.
         fn max(self, a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
+
+        fn any_at_least(self, vs: &[__m256], bound: __m256) -> bool {
+            let any = vs.iter().fold(_mm256_setzero_ps(), |any, &v| {
+                _mm256_or_ps(any, _mm256_cmp_ps::<_CMP_GE_OQ>(v, bound))
+            });
+            _mm256_movemask_ps(any) != 0
+        }
+    }
+}
+
+impl RowLanes for Avx2 {
+    const FOURS: usize = 2;
+    type Wide = Self;
+    type Narrow = Avx2Narrow;
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(self) -> Avx2Narrow {
+        Avx2Narrow(self)
+    }
+
+    #[inline(always)]
+    fn join(self, [low, high, ..]: [__m128; MAX_FOURS]) -> __m256 {
+        Self::join(self, low, high)
+    }
+
+    #[inline(always)]
+    fn signed_byte<const BYTE: usize>(self, v: __m256) -> __m256 {
+        match BYTE {
+            0 => self.top_byte(self.left_24(v)),
+            1 => self.top_byte(self.left_16(v)),
+            2 => self.top_byte(self.left_8(v)),
+            _ => self.top_byte(v),
+        }
+    }
+
+    features! { avx2 with_features
+        fn transpose(self, rows: [__m256; 4]) -> [__m256; 4] {
+            let [a, b, c, d] = rows;
+            let pairs = [
+                _mm256_unpacklo_ps(a, b),
+                _mm256_unpackhi_ps(a, b),
+                _mm256_unpacklo_ps(c, d),
+                _mm256_unpackhi_ps(c, d),
+            ];
+            let [ab, ab_high, cd, cd_high] = pairs.map(|pair| _mm256_castps_pd(pair));
+            let rows = [
+                _mm256_unpacklo_pd(ab, cd),
+                _mm256_unpackhi_pd(ab, cd),
+                _mm256_unpacklo_pd(ab_high, cd_high),
+                _mm256_unpackhi_pd(ab_high, cd_high),
+            ];
+            rows.map(|row| _mm256_castpd_ps(row))
+        }
     }
 }
 
@@ -157,6 +221,18 @@ impl Groups for Avx2 {
 
 impl Avx2 {
     features! { avx2 with_features
+        fn left_24(self, v: __m256) -> __m256 {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<24>(_mm256_castps_si256(v)))
+        }
+        fn left_16(self, v: __m256) -> __m256 {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(v)))
+        }
+        fn left_8(self, v: __m256) -> __m256 {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<8>(_mm256_castps_si256(v)))
+        }
+        fn top_byte(self, v: __m256) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_castps_si256(v)))
+        }
         fn join(self, low: __m128, high: __m128) -> __m256 { _mm256_set_m128(high, low) }
         fn lane_0(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x00>(v) }
         fn lane_1(self, v: __m256) -> __m256 { _mm256_permute_ps::<0x55>(v) }
@@ -176,6 +252,12 @@ impl Isa for Avx2Narrow {
     type Narrow = Self;
     type Fours = NoGroups;
     type Eights = NoGroups;
+    type Rows = Avx2;
+
+    #[inline(always)]
+    fn rows(self) -> Avx2 {
+        self.0
+    }
 
     features! { avx2 call_with_features }
 
@@ -257,6 +339,13 @@ impl Isa for Avx2Narrow {
         fn div(self, a: __m128, b: __m128) -> __m128 { _mm_div_ps(a, b) }
         // The second operand where the lanes do not compare.
         fn max(self, a: __m128, b: __m128) -> __m128 { _mm_max_ps(a, b) }
+
+        fn any_at_least(self, vs: &[__m128], bound: __m128) -> bool {
+            let any = vs.iter().fold(_mm_setzero_ps(), |any, &v| {
+                _mm_or_ps(any, _mm_cmpge_ps(v, bound))
+            });
+            _mm_movemask_ps(any) != 0
+        }
     }
 }
 

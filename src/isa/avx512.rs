@@ -2,8 +2,8 @@
 //! AVX2's vectors.
 
 use super::{
-    Avx2, Avx512, Groups, Isa, MAX_GROUP, Op, avx2::Avx2Narrow, call_with_features, features,
-    includes, padded, with_features,
+    Avx2, Avx512, Groups, Isa, MAX_FOURS, MAX_GROUP, Op, RowLanes, avx2::Avx2Narrow,
+    call_with_features, features, includes, padded, with_features,
 };
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -34,6 +34,12 @@ impl Isa for Avx512 {
     type Narrow = Avx2Narrow;
     type Fours = Fours;
     type Eights = Eights;
+    type Rows = Self;
+
+    #[inline(always)]
+    fn rows(self) -> Self {
+        self
+    }
 
     features! { avx512 call_with_features }
 
@@ -128,6 +134,61 @@ impl Isa for Avx512 {
         fn div(self, a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
         // The second operand where the lanes do not compare.
         fn max(self, a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+
+        fn any_at_least(self, vs: &[__m512], bound: __m512) -> bool {
+            vs.iter().fold(0, |any, &v| any | _mm512_cmp_ps_mask::<_CMP_GE_OQ>(v, bound)) != 0
+        }
+    }
+}
+
+impl RowLanes for Avx512 {
+    const FOURS: usize = 4;
+    type Wide = Self;
+    type Narrow = Avx2Narrow;
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(self) -> Avx2Narrow {
+        Isa::narrow(self.avx2())
+    }
+
+    #[inline(always)]
+    fn join(self, [a, b, c, d]: [__m128; MAX_FOURS]) -> __m512 {
+        self.join_fours(a, b, c, d)
+    }
+
+    #[inline(always)]
+    fn signed_byte<const BYTE: usize>(self, v: __m512) -> __m512 {
+        match BYTE {
+            0 => self.top_byte(self.left_24(v)),
+            1 => self.top_byte(self.left_16(v)),
+            2 => self.top_byte(self.left_8(v)),
+            _ => self.top_byte(v),
+        }
+    }
+
+    features! { avx512 with_features
+        fn transpose(self, rows: [__m512; 4]) -> [__m512; 4] {
+            let [a, b, c, d] = rows;
+            let pairs = [
+                _mm512_unpacklo_ps(a, b),
+                _mm512_unpackhi_ps(a, b),
+                _mm512_unpacklo_ps(c, d),
+                _mm512_unpackhi_ps(c, d),
+            ];
+            let [ab, ab_high, cd, cd_high] = pairs.map(|pair| _mm512_castps_pd(pair));
+            let rows = [
+                _mm512_unpacklo_pd(ab, cd),
+                _mm512_unpackhi_pd(ab, cd),
+                _mm512_unpacklo_pd(ab_high, cd_high),
+                _mm512_unpackhi_pd(ab_high, cd_high),
+            ];
+            rows.map(|row| _mm512_castpd_ps(row))
+        }
     }
 }
 
@@ -236,6 +297,19 @@ impl Avx512 {
     }
 
     features! { avx512 with_features
+        fn left_24(self, v: __m512) -> __m512 {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<24>(_mm512_castps_si512(v)))
+        }
+        fn left_16(self, v: __m512) -> __m512 {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(v)))
+        }
+        fn left_8(self, v: __m512) -> __m512 {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<8>(_mm512_castps_si512(v)))
+        }
+        fn top_byte(self, v: __m512) -> __m512 {
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_castps_si512(v)))
+        }
+
         fn join_fours(self, a: __m128, b: __m128, c: __m128, d: __m128) -> __m512 {
             let v = _mm512_insertf32x4::<1>(_mm512_castps128_ps512(a), b);
             _mm512_insertf32x4::<3>(_mm512_insertf32x4::<2>(v, c), d)

@@ -67,6 +67,10 @@ pub(crate) trait Isa: Copy + Sealed {
     /// Vectors of several rows of eight columns, if this tier [has them](Self::eights).
     type Eights: Groups;
 
+    /// Vectors whose lanes hold different rows.
+    type Rows: RowLanes;
+
+    fn rows(self) -> Self::Rows;
     /// Runs `op` in a function of its own, compiled for this tier.
     fn call<O: Op>(self, op: O) -> O::Output;
     fn half(self) -> Self::Half;
@@ -96,6 +100,8 @@ pub(crate) trait Isa: Copy + Sealed {
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a > b ? a : b` in every lane.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Whether any lane of `vs` is at least that of `bound`. NaN is not.
+    fn any_at_least(self, vs: &[Self::F32], bound: Self::F32) -> bool;
     fn quad(self, xs: &[f32; 4]) -> Self::Quad<'_>;
     /// `quad[LANE] * b + c`, as [`fma`](Self::fma).
     fn fma_lane<const LANE: usize>(
@@ -113,6 +119,31 @@ pub(crate) trait FourLanes: Isa {
     /// Lane j of row i becomes lane i of row j.
     fn transpose(self, rows: [Self::F32; 4]) -> [Self::F32; 4];
 }
+
+/// Vectors whose lanes hold different rows.
+pub(crate) trait RowLanes: Copy {
+    /// Lanes, in fours: 1, 2 or 4.
+    const FOURS: usize;
+    /// The tier's vectors.
+    type Wide: Isa;
+    /// Vectors of four lanes.
+    type Narrow: Isa;
+
+    fn wide(self) -> Self::Wide;
+    fn narrow(self) -> Self::Narrow;
+    /// Vectors of four lanes end to end. Those past [`FOURS`](Self::FOURS) do not matter.
+    fn join(self, fours: [<Self::Narrow as Isa>::F32; MAX_FOURS]) -> <Self::Wide as Isa>::F32;
+    /// Within each four lanes, lane j of vector i becomes lane i of vector j.
+    fn transpose(self, vs: [<Self::Wide as Isa>::F32; 4]) -> [<Self::Wide as Isa>::F32; 4];
+    /// Byte `BYTE` of each lane, the lowest of which is 0, as a signed integer.
+    fn signed_byte<const BYTE: usize>(
+        self,
+        v: <Self::Wide as Isa>::F32,
+    ) -> <Self::Wide as Isa>::F32;
+}
+
+/// The most fours of lanes that a vector has.
+pub(crate) const MAX_FOURS: usize = 4;
 
 /// Vectors that hold several rows side by side, for right operands of few columns, which would
 /// leave most of a vector empty.

@@ -1,7 +1,8 @@
 //! NEON (Advanced SIMD), part of aarch64's baseline: four lanes.
 
 use super::{
-    FourLanes, Isa, Neon, NoGroups, Op, call_with_features, features, padded, with_features,
+    FourLanes, Isa, MAX_FOURS, Neon, NoGroups, Op, RowLanes, call_with_features, features, padded,
+    with_features,
 };
 use core::arch::{aarch64::*, asm};
 use half::{bf16, f16};
@@ -17,6 +18,12 @@ impl Isa for Neon {
     type Narrow = Self;
     type Fours = NoGroups;
     type Eights = NoGroups;
+    type Rows = Self;
+
+    #[inline(always)]
+    fn rows(self) -> Self {
+        self
+    }
 
     features! { neon call_with_features }
 
@@ -115,6 +122,13 @@ impl Isa for Neon {
         fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
             vbslq_f32(vcgtq_f32(a, b), a, b)
         }
+
+        fn any_at_least(self, vs: &[float32x4_t], bound: float32x4_t) -> bool {
+            let any = vs.iter().fold(vdupq_n_u32(0), |any, &v| {
+                vorrq_u32(any, vcgeq_f32(v, bound))
+            });
+            vmaxvq_u32(any) != 0
+        }
     }
 
     #[inline(always)]
@@ -155,8 +169,56 @@ impl FourLanes for Neon {
     }
 }
 
+impl RowLanes for Neon {
+    const FOURS: usize = 1;
+    type Wide = Self;
+    type Narrow = Self;
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn join(self, [four, ..]: [float32x4_t; MAX_FOURS]) -> float32x4_t {
+        four
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        FourLanes::transpose(self, rows)
+    }
+
+    #[inline(always)]
+    fn signed_byte<const BYTE: usize>(self, v: float32x4_t) -> float32x4_t {
+        match BYTE {
+            0 => self.top_byte(self.left_24(v)),
+            1 => self.top_byte(self.left_16(v)),
+            2 => self.top_byte(self.left_8(v)),
+            _ => self.top_byte(v),
+        }
+    }
+}
+
 impl Neon {
     features! { neon with_features
+        fn left_24(self, v: float32x4_t) -> float32x4_t {
+            vreinterpretq_f32_s32(vshlq_n_s32::<24>(vreinterpretq_s32_f32(v)))
+        }
+        fn left_16(self, v: float32x4_t) -> float32x4_t {
+            vreinterpretq_f32_s32(vshlq_n_s32::<16>(vreinterpretq_s32_f32(v)))
+        }
+        fn left_8(self, v: float32x4_t) -> float32x4_t {
+            vreinterpretq_f32_s32(vshlq_n_s32::<8>(vreinterpretq_s32_f32(v)))
+        }
+        fn top_byte(self, v: float32x4_t) -> float32x4_t {
+            vcvtq_f32_s32(vshrq_n_s32::<24>(vreinterpretq_s32_f32(v)))
+        }
         fn fma_lane_0(self, q: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
             vfmaq_laneq_f32::<0>(c, b, q)
         }

@@ -1,7 +1,7 @@
 //! The portable tier: four lanes of plain f32, unfused. Always compiled, always tested, and what a
 //! Cortex-M runs.
 
-use super::{FourLanes, Isa, NoGroups, Op, sealed::Sealed};
+use super::{FourLanes, Isa, MAX_FOURS, NoGroups, Op, RowLanes, sealed::Sealed};
 use half::{bf16, f16};
 
 /// The token of the scalar tier, which every CPU can run.
@@ -44,6 +44,12 @@ impl Isa for Scalar {
     type Narrow = Self;
     type Fours = NoGroups;
     type Eights = NoGroups;
+    type Rows = Self;
+
+    #[inline(always)]
+    fn rows(self) -> Self {
+        self
+    }
 
     #[inline(never)]
     fn call<O: Op>(self, op: O) -> O::Output {
@@ -114,6 +120,10 @@ impl Isa for Scalar {
         zip(a, b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn any_at_least(self, vs: &[[f32; 4]], bound: [f32; 4]) -> bool {
+        vs.iter().any(|v| v.iter().zip(bound).any(|(&v, bound)| v >= bound))
+    }
+    #[inline(always)]
     fn quad(self, xs: &[f32; 4]) -> &[f32; 4] {
         xs
     }
@@ -129,5 +139,32 @@ impl FourLanes for Scalar {
     #[inline(always)]
     fn transpose(self, [a, b, c, d]: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
         [0, 1, 2, 3].map(|lane| [a[lane], b[lane], c[lane], d[lane]])
+    }
+}
+
+impl RowLanes for Scalar {
+    const FOURS: usize = 1;
+    type Wide = Self;
+    type Narrow = Self;
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn narrow(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn join(self, [four, ..]: [[f32; 4]; MAX_FOURS]) -> [f32; 4] {
+        four
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+        FourLanes::transpose(self, rows)
+    }
+    #[inline(always)]
+    fn signed_byte<const BYTE: usize>(self, v: [f32; 4]) -> [f32; 4] {
+        v.map(|lane| (lane.to_bits() >> (8 * BYTE)).to_le_bytes()[0].cast_signed().into())
     }
 }

@@ -7,7 +7,9 @@
 //! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): the update of a slice by its
 //!   gradient; `sgd_of_few`: gradients and update of a slice for few rows, in one pass;
 //! - `PoolRows`, `AddRows`, `GatherRows`: bags of dense rows, rows added at given positions, rows
-//!   copied one after another.
+//!   copied one after another;
+//! - `reaching`: the elements of a product that reach a bound; `RowProducts`: inner products of a
+//!   vector with stored rows.
 //!
 //! Use [`crate::Table`] to look up rows. The loops are public for benchmarks and custom engines.
 
@@ -15,7 +17,9 @@
 
 mod interaction;
 mod product;
+mod reaching;
 mod roofline;
+mod row_products;
 mod rows;
 #[cfg(feature = "train")]
 mod update;
@@ -27,7 +31,9 @@ pub(crate) use product::{
     Job, SmallRow, add_products, multiply_rows, resume_rows, store_products, store_rows,
 };
 use product::{Start, scalar_product, widest};
+pub(crate) use reaching::{MAX_PANEL, MAX_TILE, Reaching, panel_widths, panels};
 pub use roofline::{fma_chains, read_all};
+pub(crate) use row_products::{ByteRowProducts, RowProducts};
 pub use rows::widen;
 pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
 #[cfg(feature = "train")]

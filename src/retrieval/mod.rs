@@ -20,6 +20,8 @@ mod tensor_train;
 
 pub use best::{Scored, merge_top_k};
 pub use error::RetrievalError;
+#[doc(hidden)]
+pub use tensor_train::multiply_adds;
 
 use crate::{
     bag::{Bags, Pooling, check_bags},

@@ -38,6 +38,17 @@ pub(super) enum Target<'r> {
 }
 
 impl Receiver<'_> {
+    /// The bound below which a query's scores do not matter, if there is one for all of them.
+    pub(super) fn bound(&mut self, query: usize) -> Option<f32> {
+        match &mut self.target {
+            Target::Best { out, k } if self.bias.is_none() => {
+                let list = out.get_mut((self.first_query + query) * *k..)?.get_mut(..*k)?;
+                Some(Heap(list).bound())
+            }
+            _ => None,
+        }
+    }
+
     /// Takes the scores of the indices `first`, `first + step`, and so on.
     pub(super) fn run(
         &mut self,

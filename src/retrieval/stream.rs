@@ -8,16 +8,22 @@
 
 use super::{Scope, receiver::Receiver};
 use crate::{
-    dtype::Elements,
+    dtype::{Elements, Values, with_elements},
     isa::Tier,
-    kernel::{Consistent, Dims, Epilogue, chain_step, transpose, widen},
-    repr::{Projected, Weights},
+    kernel::{
+        ByteRowProducts, Consistent, Dims, Epilogue, RowProducts, chain_step, transpose, widen,
+    },
+    repr::{Projected, Rows, Weights},
     table::{Table, dense, index_map::RowOf},
 };
 use core::ops::Range;
 
 /// Elements of a block of rows: the nearest cache holds the block and its transpose.
 const BLOCK: usize = 4096;
+/// Rows of a block that is not transposed.
+const DENSE_ROWS: usize = 64;
+/// The most queries for which a block is not transposed.
+const FEW_QUERIES: usize = 3;
 /// The fewest and the most rows of a block.
 const BLOCK_ROWS: Range<usize> = 16..256;
 
@@ -74,6 +80,40 @@ fn stream(
     Some(())
 }
 
+/// As [`stream`] for dense rows and few queries: no block is transposed, since the products with a
+/// query cost less than that.
+fn stream_dense(
+    tier: Tier,
+    rows: &Rows<'_>,
+    queries: &[f32],
+    positions: Range<u64>,
+    mut give: impl FnMut(usize, u64, &[f32]) -> Consistent,
+) -> Consistent {
+    let (dim, row_stride) = (rows.embedding_dim, rows.row_stride());
+    let mut scores = [0.0; DENSE_ROWS];
+    let mut first = positions.start;
+    while first < positions.end {
+        let left = usize::try_from(positions.end - first).unwrap_or(usize::MAX);
+        let out = scores.get_mut(..left.min(DENSE_ROWS))?;
+        let start = usize::try_from(first).ok()?.checked_mul(row_stride)?;
+        let elements = rows.elements.range(start..start.checked_add(out.len() * row_stride)?)?;
+        for (query, x) in queries.chunks_exact(dim.max(1)).enumerate() {
+            match elements.0 {
+                Values::I8(stored) if !tier.is_scalar() => {
+                    let products = RowProducts { stored, row_stride, query: x, out: &mut *out };
+                    tier.run_vector(ByteRowProducts(products))??;
+                }
+                _ => with_elements!(elements, stored => {
+                    tier.run(RowProducts { stored, row_stride, query: x, out: &mut *out })
+                })?,
+            }
+            give(query, first, out)?;
+        }
+        first += out.len() as u64;
+    }
+    Some(())
+}
+
 /// Rows as a lookup gives them, whatever the representation.
 pub(super) fn visit_rows(
     table: &Table<'_>,
@@ -84,11 +124,19 @@ pub(super) fn visit_rows(
 ) -> Consistent {
     let (tier, table) = (table.tier(), table.without_cache());
     let row_of = RowOf::new(table.data());
+    let positions = scope.part_of(scope.rows.clone());
+    if let (Weights::Dense(rows), RowOf::Identity) = (&table.data().weights, row_of)
+        && queries.len() <= FEW_QUERIES * table.embedding_dim()
+    {
+        return stream_dense(tier, rows, queries, positions, |query, first, scores| {
+            receiver.run(query, first, 1, scores)
+        });
+    }
     stream(
         tier,
         table.embedding_dim(),
         queries,
-        scope.part_of(scope.rows.clone()),
+        positions,
         workspace,
         |index, row, scratch| match &table.data().weights {
             Weights::Dense(rows) => {
@@ -124,11 +172,17 @@ pub(super) fn visit_projected(
     }
     transpose(tier, products, num_queries, short)?;
     let row_of = RowOf::new(table.data());
+    let positions = scope.part_of(scope.rows.clone());
+    if num_queries <= FEW_QUERIES && matches!(row_of, RowOf::Identity) {
+        return stream_dense(tier, &projected.rows, short, positions, |query, first, scores| {
+            receiver.run(query, first, 1, scores)
+        });
+    }
     stream(
         tier,
         rank,
         short,
-        scope.part_of(scope.rows.clone()),
+        positions,
         workspace,
         |index, row, _| {
             let position = usize::try_from(row_of.row(index)).ok()?;

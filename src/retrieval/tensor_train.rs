@@ -26,7 +26,10 @@ use super::{Scope, receiver::Receiver};
 use crate::{
     dtype::Elements,
     isa::Tier,
-    kernel::{Consistent, Dims, Epilogue, chain_step, transpose, widen},
+    kernel::{
+        Consistent, Dims, Epilogue, MAX_PANEL, MAX_TILE, Reaching, chain_step, panel_widths,
+        panels, transpose, widen,
+    },
     repr::TtCores,
     shape::{DigitOrder, TtShape},
 };
@@ -156,11 +159,19 @@ impl<'s> Walk<'s> {
         most.clamp(1, self.p(0))
     }
 
+    /// The most contracted rows that are held at once: one for each query and digit of the last
+    /// core. It does not fall with the number of queries.
+    fn contracted_rows(&self, num_queries: usize) -> usize {
+        let largest = (self.cut..self.num_cores()).map(|k| self.partial_len(k)).max().unwrap_or(1);
+        let most = CONTRACTED.checked_div(largest).unwrap_or(1).max(num_queries);
+        let digits = usize::try_from(self.p(self.num_cores() - 1)).unwrap_or(usize::MAX);
+        digits.saturating_mul(num_queries).min(most)
+    }
+
     /// Digits of the last core that are contracted at once.
     fn last_digits(&self, num_queries: usize) -> u64 {
-        let largest = (self.cut..self.num_cores()).map(|k| self.partial_len(k)).max().unwrap_or(1);
-        let most = CONTRACTED.checked_div(largest.saturating_mul(num_queries)).unwrap_or(1) as u64;
-        most.clamp(1, self.p(self.num_cores() - 1))
+        let digits = self.contracted_rows(num_queries).checked_div(num_queries).unwrap_or(1);
+        digits.max(1) as u64
     }
 
     /// The parts of a workspace: the queries, a slice, the slice in another order, the products of
@@ -169,20 +180,20 @@ impl<'s> Walk<'s> {
         let (d, digits) = (self.num_cores(), self.first_digits());
         let slice = (0..d).map(|k| self.shape.slice_len(k)).max().unwrap_or(0);
         let prefixes = self.prefixes_len(self.cut, digits);
-        let rows = usize::try_from(self.last_digits(num_queries)).unwrap_or(usize::MAX);
-        let rows = rows.saturating_mul(num_queries);
+        let rows = self.contracted_rows(num_queries);
         let contracted = (self.cut..d)
             .map(|k| self.partial_len(k))
             .fold(0, usize::saturating_add)
             .saturating_mul(rows);
         let making = (1..=self.cut).map(|k| self.prefixes_len(k, digits)).max().unwrap_or(0);
-        let per_prefix = self.partial_len(self.cut).max(1);
+        let per_prefix = self.partial_len(self.cut);
         [
             self.shape.embedding_dim().saturating_mul(num_queries),
             slice,
             slice,
-            prefixes,
-            (prefixes / per_prefix).saturating_mul(rows.min(TILE)),
+            // The last panel may repeat columns.
+            prefixes.saturating_add(per_prefix.saturating_mul(MAX_PANEL)),
+            rows.min(TILE).saturating_mul(MAX_PANEL),
             contracted.max(making.saturating_mul(2)),
         ]
     }
@@ -203,6 +214,11 @@ impl<'s> Walk<'s> {
         }
         Some(())
     }
+}
+
+/// Multiply-adds for the scores of all rows with one query.
+pub fn multiply_adds(shape: &TtShape) -> u64 {
+    u64::try_from(Walk::new(shape).multiply_adds()).unwrap_or(u64::MAX)
 }
 
 /// The workspace for `num_queries` queries.
@@ -240,12 +256,54 @@ pub(super) fn visit(
         for rows in [start..middle, middle..end] {
             if !rows.is_empty() {
                 let scope = Scope { rows, ..scope.clone() };
-                Visit::new(tier, tt, walk, queries, &scope, receiver, workspace)?;
+                visit_some(tier, tt, walk, queries, &scope, receiver, workspace)?;
             }
         }
     }
     receiver.first_query = first_query;
     Some(())
+}
+
+/// As [`visit`], for queries that are contracted together.
+fn visit_some(
+    tier: Tier,
+    tt: &TtCores<'_>,
+    walk: Walk<'_>,
+    queries: &[f32],
+    scope: &Scope,
+    receiver: &mut Receiver<'_>,
+    workspace: &mut [f32],
+) -> Consistent {
+    let dim = walk.shape.embedding_dim();
+    let num_queries = queries.len().checked_div(dim)?;
+    let [ordered, stored, slice, prefixes, scores, rest] = walk.workspace_lens(num_queries);
+    let (ordered, workspace) = workspace.split_at_mut_checked(ordered)?;
+    let (stored, workspace) = workspace.split_at_mut_checked(stored)?;
+    let (slice, workspace) = workspace.split_at_mut_checked(slice)?;
+    let (prefixes, workspace) = workspace.split_at_mut_checked(prefixes)?;
+    let (scores, workspace) = workspace.split_at_mut_checked(scores)?;
+    let rest = workspace.get_mut(..rest)?;
+    for (query, ordered) in queries.chunks_exact(dim).zip(ordered.chunks_exact_mut(dim)) {
+        walk.order_columns(query, ordered)?;
+    }
+    let visit = Visit {
+        tier,
+        tt,
+        walk,
+        scope,
+        num_queries,
+        receiver,
+        stored,
+        slice,
+        prefixes,
+        widths: panel_widths(tier),
+        scores,
+        last: 0..0,
+        first: 0,
+        step: 1,
+        num_prefixes: 0,
+    };
+    visit.run(ordered, rest)
 }
 
 /// The digits of a core that occur in some rows, if it has the most significant digit.
@@ -262,10 +320,13 @@ struct Visit<'v, 'r, 'c> {
     scope: &'v Scope,
     num_queries: usize,
     receiver: &'v mut Receiver<'r>,
+    /// A slice as it is stored, and in the order that a product needs.
     stored: &'v mut [f32],
     slice: &'v mut [f32],
-    /// The products of the prefixes of a block, one in each column.
+    /// The products of the prefixes of a block, one in each column, in panels.
     prefixes: &'v mut [f32],
+    /// The widths of panels.
+    widths: [usize; 2],
     scores: &'v mut [f32],
     /// The digits of the last core that are contracted at once.
     last: Range<u64>,
@@ -285,49 +346,7 @@ enum Order {
     Columns,
 }
 
-impl<'v, 'r, 'c> Visit<'v, 'r, 'c> {
-    #[expect(clippy::new_ret_no_self, reason = "runs to completion")]
-    fn new(
-        tier: Tier,
-        tt: &'v TtCores<'c>,
-        walk: Walk<'v>,
-        queries: &[f32],
-        scope: &'v Scope,
-        receiver: &'v mut Receiver<'r>,
-        workspace: &'v mut [f32],
-    ) -> Consistent {
-        let dim = walk.shape.embedding_dim();
-        let num_queries = queries.len().checked_div(dim)?;
-        let [ordered, stored, slice, prefixes, scores, rest] = walk.workspace_lens(num_queries);
-        let (ordered, workspace) = workspace.split_at_mut_checked(ordered)?;
-        let (stored, workspace) = workspace.split_at_mut_checked(stored)?;
-        let (slice, workspace) = workspace.split_at_mut_checked(slice)?;
-        let (prefixes, workspace) = workspace.split_at_mut_checked(prefixes)?;
-        let (scores, workspace) = workspace.split_at_mut_checked(scores)?;
-        let rest = workspace.get_mut(..rest)?;
-        for (query, ordered) in queries.chunks_exact(dim).zip(ordered.chunks_exact_mut(dim)) {
-            walk.order_columns(query, ordered)?;
-        }
-        let (first, step, num_prefixes) = (0, 1, 0);
-        Visit {
-            tier,
-            tt,
-            walk,
-            scope,
-            num_queries,
-            receiver,
-            stored,
-            slice,
-            prefixes,
-            scores,
-            last: 0..0,
-            first,
-            step,
-            num_prefixes,
-        }
-        .run(ordered, rest)
-    }
-
+impl Visit<'_, '_, '_> {
     fn run(mut self, queries: &[f32], rest: &mut [f32]) -> Consistent {
         let (walk, d) = (self.walk, self.walk.num_cores());
         let all = self.digits(0);
@@ -448,8 +467,13 @@ impl<'v, 'r, 'c> Visit<'v, 'r, 'c> {
             }
             core::mem::swap(&mut from, &mut to);
         }
-        let prefixes = self.prefixes.get_mut(..count * len)?;
-        transpose(tier, from.get(..count * len)?, len, prefixes)?;
+        let mut rest = &mut *self.prefixes;
+        for columns in panels(self.widths, count) {
+            let (panel, after) = rest.split_at_mut_checked(columns.len() * len)?;
+            let products = from.get(columns.start * len..columns.end * len)?;
+            transpose(tier, products, len, panel)?;
+            rest = after;
+        }
         self.num_prefixes = count;
         self.first = digits.start * walk.place(0);
         self.step = if walk.is_most_significant_first() {
@@ -513,19 +537,43 @@ impl<'v, 'r, 'c> Visit<'v, 'r, 'c> {
     /// Multiplies `U_c` with the prefixes.
     fn give(&mut self, contracted: &[f32], base: u64) -> Consistent {
         let walk = self.walk;
-        let (r, n) = (walk.partial_len(walk.cut), self.num_prefixes);
+        let r = walk.partial_len(walk.cut);
         let digits = usize::try_from(self.last.end - self.last.start).ok()?;
-        let place = walk.place(walk.num_cores() - 1);
-        let slice = Elements::from_f32(self.prefixes.get(..r * n)?);
-        let mut row = 0;
-        for x in contracted.chunks(TILE * r) {
-            let m = x.len() / r;
-            let scores = self.scores.get_mut(..m * n)?;
-            chain_step(self.tier, Dims { m, r, n }, x, slice, scores, Epilogue::Store)?;
-            for scores in scores.chunks_exact(n) {
-                let first = base + self.first + (row % digits) as u64 * place;
-                self.receiver.run(row / digits, first, self.step, scores)?;
-                row += 1;
+        let (place, step) = (walk.place(walk.num_cores() - 1), self.step);
+        let (tier, receiver) = (self.tier, &mut *self.receiver);
+        let (mut rest, mut end, mut tile) = (&*self.prefixes, 0, [0.0; MAX_TILE]);
+        for columns in panels(self.widths, self.num_prefixes) {
+            let panel;
+            (panel, rest) = rest.split_at_checked(r * columns.len())?;
+            let width = columns.len();
+            // The first columns may be those of the panel before.
+            let new = end - columns.start;
+            let first = base + self.first + end as u64 * step;
+            end = columns.end;
+            for (query, x) in contracted.chunks_exact(digits * r).enumerate() {
+                let index = |row: usize| first + row as u64 * place;
+                if let Some(bound) = receiver.bound(query)
+                    && width >= self.widths[0]
+                    && !tier.is_scalar()
+                {
+                    let mut found = |row, scores: &[f32]| {
+                        receiver.run(query, index(row), step, scores.get(new..)?)?;
+                        receiver.bound(query)
+                    };
+                    let found = &mut found;
+                    let tile = &mut tile;
+                    tier.run_vector(Reaching { x, r, panel, width, bound, tile, found })??;
+                    continue;
+                }
+                let slice = Elements::from_f32(panel);
+                for (tile, x) in x.chunks(TILE * r).enumerate() {
+                    let m = x.len() / r;
+                    let scores = self.scores.get_mut(..m * width)?;
+                    chain_step(tier, Dims { m, r, n: width }, x, slice, scores, Epilogue::Store)?;
+                    for (row, scores) in scores.chunks_exact(width).enumerate() {
+                        receiver.run(query, index(tile * TILE + row), step, scores.get(new..)?)?;
+                    }
+                }
             }
         }
         Some(())

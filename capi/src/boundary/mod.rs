@@ -61,6 +61,10 @@ unsafe impl Plain for f32 {}
 unsafe impl<T: 'static> Plain for *const T {}
 // SAFETY: a number, lengths and raw pointers.
 unsafe impl Plain for crate::ttrec_bags {}
+// SAFETY: numbers, lengths and raw pointers.
+unsafe impl Plain for crate::ttrec_search {}
+// SAFETY: an integer and a float.
+unsafe impl Plain for ttrec::Scored {}
 
 impl Promise {
     /// The exported function's caller promises what the header requires.
@@ -141,25 +145,14 @@ impl<'c> Caller<'c> {
     }
 
     /// For a call that writes to `out` and `workspace`, which may be uninitialised.
-    pub(crate) fn writes(
+    pub(crate) fn writes<T: Plain>(
         self,
-        (out, out_len): (*mut f32, usize),
+        (out, out_len): (*mut T, usize),
         (workspace, workspace_len): (*mut f32, usize),
-    ) -> Result<(&'c mut [f32], &'c mut [f32], Given<'c>), Error<'c>> {
+    ) -> Result<(&'c mut [T], &'c mut [f32], Given<'c>), Error<'c>> {
         let mut given = self.reads();
-        let mut slice_mut =
-            |at: usize, ptr: *mut f32, len, what| -> Result<&'c mut [f32], Error<'c>> {
-                let Some(span) = span(ptr, len, what)? else { return Ok(&mut []) };
-                given.check_overlap(&span, what)?;
-                given.written[at] = span;
-                // SAFETY: `span` has checked that it is not null, aligned, and not too long. By the
-                // promise it can be read and written, and no other thread does; nor does this call
-                // through another reference, since `given` refuses what overlaps it. Memory that C
-                // did not initialise has arbitrary values here, since the compiler cannot see C.
-                Ok(unsafe { slice::from_raw_parts_mut(ptr, len) })
-            };
-        let out = slice_mut(0, out, out_len, "out")?;
-        let workspace = slice_mut(1, workspace, workspace_len, "workspace")?;
+        let out = given.slice_mut(0, out, out_len, "out")?;
+        let workspace = given.slice_mut(1, workspace, workspace_len, "workspace")?;
         Ok((out, workspace, given))
     }
 }
@@ -174,6 +167,24 @@ impl<'c> Given<'c> {
         } else {
             Ok(())
         }
+    }
+
+    /// `len` elements at `ptr` that the call writes; `at` is 0 for the first of them, or 1.
+    fn slice_mut<T: Plain>(
+        &mut self,
+        at: usize,
+        ptr: *mut T,
+        len: usize,
+        what: &'static str,
+    ) -> Result<&'c mut [T], Error<'c>> {
+        let Some(span) = span(ptr, len, what)? else { return Ok(&mut []) };
+        self.check_overlap(&span, what)?;
+        self.written[at] = span;
+        // SAFETY: `span` has checked that it is not null, aligned, and not too long. By the promise
+        // it can be read and written, and no other thread does; nor does this call through another
+        // reference, since `self` refuses what overlaps it. Memory that C did not initialise has
+        // arbitrary values here, since the compiler cannot see C.
+        Ok(unsafe { slice::from_raw_parts_mut(ptr, len) })
     }
 
     /// `len` elements at `ptr`, which may be null if `len` is 0.

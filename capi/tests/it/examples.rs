@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use ttrec::{AlignedBytes, Bags, Blob, Pooling, bag::pool_tables, include_blob};
+use ttrec::{AlignedBytes, Bags, Blob, Pooling, Scored, Search, bag::pool_tables, include_blob};
 
 static TWO_TABLES: &AlignedBytes = include_blob!("../../../tests/golden/two_tables.ttr");
 static DLRM: &AlignedBytes = include_blob!("../../../tests/golden/dlrm.ttr");
@@ -63,7 +63,7 @@ struct Example {
     check: fn(&str),
 }
 
-const C: [Example; 2] = [
+const C: [Example; 3] = [
     Example {
         source: "lookup.c",
         standards: &["-std=c99", "-std=c11"],
@@ -76,8 +76,14 @@ const C: [Example; 2] = [
         blob: "dlrm.ttr",
         check: assert_c_scores,
     },
+    Example {
+        source: "top_k.c",
+        standards: &["-std=c99", "-std=c11"],
+        blob: "two_tables.ttr",
+        check: assert_best,
+    },
 ];
-const CPP: [Example; 2] = [
+const CPP: [Example; 3] = [
     Example {
         source: "lookup.cpp",
         standards: &["-std=c++17"],
@@ -89,6 +95,12 @@ const CPP: [Example; 2] = [
         standards: &["-std=c++17"],
         blob: "dlrm.ttr",
         check: assert_cpp_scores,
+    },
+    Example {
+        source: "top_k.cpp",
+        standards: &["-std=c++17"],
+        blob: "two_tables.ttr",
+        check: assert_best_and_scores,
     },
 ];
 
@@ -144,6 +156,41 @@ fn assert_cpp_scores(printed: &str) {
     assert_rows(found, &[logit], 1);
     assert_eq!(model, "13 dense features, rows of 16: emb_l.0 emb_l.1 emb_l.2 emb_l.3");
     assert_eq!(error, "3: 1 dense features: expected 13");
+}
+
+/// What the library gives for the queries of both examples: the best rows, as lines, and the scores
+/// of the first five rows.
+fn expected_best() -> (String, Vec<f32>) {
+    let blob = Blob::parse(TWO_TABLES).unwrap();
+    let item = blob.table("item").unwrap();
+    let mut workspace = vec![0.0; item.retrieval_workspace_len(2).max(item.workspace_len(1))];
+    let mut query = vec![0.0; item.embedding_dim()];
+    item.lookup(42, &mut query, &mut workspace).unwrap();
+    let queries: Vec<f32> = query.iter().copied().chain(query.iter().map(|x| -x)).collect();
+    let search = Search::new(10).without(Bags::new(&[7u32, 42, 999], &[0, 2, 3]).unwrap());
+    let mut best = [Scored::NONE; 20];
+    item.top_k(&queries, &search, &mut best, &mut workspace).unwrap();
+    let mut scores = vec![0.0; 10];
+    item.scores(&queries, 0..5, &mut scores, &mut workspace).unwrap();
+    (best.iter().map(|row| format!("{} {:?}\n", row.index, row.score)).collect(), scores)
+}
+
+/// `printed` are these rows, to the bit.
+fn assert_best(printed: &str) {
+    let read = |lines: &str| -> Vec<(u64, u32)> {
+        let row = |line: &str| {
+            let (index, score) = line.split_once(' ').unwrap();
+            (index.parse().unwrap(), score.parse::<f32>().unwrap().to_bits())
+        };
+        lines.lines().map(row).collect()
+    };
+    assert_eq!(read(printed), read(&expected_best().0));
+}
+
+fn assert_best_and_scores(printed: &str) {
+    let at = printed.match_indices('\n').nth(19).expect("twenty rows").0 + 1;
+    assert_best(&printed[..at]);
+    assert_rows(&printed[at..], &expected_best().1, 5);
 }
 
 fn assert_c(printed: &str) {

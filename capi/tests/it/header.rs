@@ -6,7 +6,7 @@ use std::{env, fs, path::Path};
 fn the_header_is_in_step_with_the_source() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(here.join("cbindgen.toml")).expect("cbindgen.toml");
-    let sources = ["status.rs", "bags.rs", "boundary/handle.rs", "abi.rs"];
+    let sources = ["status.rs", "bags.rs", "boundary/handle.rs", "search.rs", "abi.rs"];
     let builder = sources
         .iter()
         .fold(cbindgen::Builder::new().with_config(config), |builder, source| {

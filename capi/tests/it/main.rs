@@ -9,4 +9,5 @@ mod examples;
 mod header;
 mod lifetimes;
 mod ranker;
+mod retrieval;
 mod threads;

@@ -498,7 +498,7 @@ pub(super) const fn widest(tiles: &[[usize; 2]], rows: usize) -> usize {
 }
 
 /// The most rows of a tier's `tiles` of at least `vectors` vectors.
-const fn tallest(tiles: &[[usize; 2]], vectors: usize) -> usize {
+pub(super) const fn tallest(tiles: &[[usize; 2]], vectors: usize) -> usize {
     match tiles {
         [] => 0,
         [[rows, width], others @ ..] => {

@@ -7,6 +7,7 @@
 //! repetitions, so that a change of clock frequency affects both.
 
 mod batch;
+mod catalogue;
 mod kernels;
 mod model;
 mod payload;
@@ -36,8 +37,8 @@ use std::{
 ///
 /// Prints a roofline (the core's multiply-add peak and its memory bandwidth, both measured in this
 /// run, on one thread) and the fraction of it that each kernel and table reaches. Batches of bags
-/// are compared with dense f32 tables. Results are checked before they are timed. Takes a few
-/// minutes and up to half of the available memory.
+/// are compared with dense f32 tables, and so is the search for the best of all rows. Results are
+/// checked before they are timed. Takes some minutes and up to half of the available memory.
 ///
 /// With a blob and a file of bags in the formats of `ttrec lookup`, it measures these instead, all
 /// bags as one batch. With a blob and a file of samples, it measures the blob's model.
@@ -85,6 +86,7 @@ enum Suite {
     Kernels,
     Tables,
     Batch,
+    Catalogue,
 }
 
 #[derive(Serialize)]
@@ -100,6 +102,8 @@ struct BenchReport {
     tables: Vec<TableFigure>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     workloads: Vec<WorkloadFigure>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    catalogue: Vec<CatalogueFigure>,
     #[serde(skip_serializing_if = "Option::is_none")]
     own: Option<OwnFigure>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -172,6 +176,23 @@ struct WorkloadFigure {
 }
 
 #[derive(Serialize)]
+struct CatalogueFigure {
+    name: String,
+    tier: &'static str,
+    queries: usize,
+    ms_per_query: f64,
+    /// The time of a dense f32 table as a multiple of this one.
+    dense_times: f64,
+    /// The fraction of the multiply-add peak, by the operations of the contraction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_fraction: Option<f64>,
+    /// The fraction of the memory bandwidth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_fraction: Option<f64>,
+    workspace_bytes: usize,
+}
+
+#[derive(Serialize)]
 struct OwnFigure {
     table: String,
     tier: &'static str,
@@ -218,6 +239,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let workloads = if wants(Suite::Batch) {
         batch::measure(&mut roofline, args.quick, retail.as_ref(), &mut notes)?
+    } else {
+        Vec::new()
+    };
+    let catalogue = if wants(Suite::Catalogue) {
+        catalogue::measure(&mut roofline, args.quick, &mut notes)?
     } else {
         Vec::new()
     };
@@ -270,6 +296,16 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             name: workload.name,
         }
     });
+    let catalogue = catalogue.into_iter().map(|table| CatalogueFigure {
+        name: table.name,
+        tier: tier.name(),
+        queries: table.queries,
+        ms_per_query: table.seconds * 1e3,
+        dense_times: table.dense / table.seconds,
+        peak_fraction: table.flops.map(|flops| flops / table.seconds / peak),
+        memory_fraction: table.bytes.map(|bytes| bytes / table.seconds / memory),
+        workspace_bytes: table.workspace_bytes,
+    });
     let own = own.map(|own| OwnFigure {
         table: own.table,
         tier: tier.name(),
@@ -295,6 +331,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         kernels: kernels.collect(),
         tables: tables.collect(),
         workloads: workloads.collect(),
+        catalogue: catalogue.collect(),
         own,
         model,
     };
@@ -357,6 +394,25 @@ fn print(out: &mut dyn Write, report: &BenchReport) -> io::Result<()> {
             writeln!(
                 out,
                 "{name:28} {ns_per_lookup:>9.1} {peak:>8}  {beside:16} {times:>6} {cold:>12}"
+            )?;
+        }
+    }
+    if !report.catalogue.is_empty() {
+        writeln!(
+            out,
+            "\n{:24} {:>7} {:>9} {:>8} {:>9} {:>12} {:>9}",
+            "catalogue", "queries", "ms/query", "of peak", "of memory", "dense, times", "workspace"
+        )?;
+        for figure in &report.catalogue {
+            let CatalogueFigure {
+                name, queries, ms_per_query, dense_times, workspace_bytes, ..
+            } = figure;
+            let (peak, memory) =
+                (fraction(&figure.peak_fraction), fraction(&figure.memory_fraction));
+            writeln!(
+                out,
+                "{name:24} {queries:>7} {ms_per_query:>9.2} {peak:>8} {memory:>9} \
+                 {dense_times:>12.2} {workspace_bytes:>9}"
             )?;
         }
     }

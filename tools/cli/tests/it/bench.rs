@@ -91,6 +91,23 @@ fn every_table_is_measured() {
     );
 }
 
+#[test]
+fn every_table_of_the_catalogue_is_measured() {
+    let report = json(bench(None, &["--suite", "catalogue", "--json"]));
+    let ranks = [8, 16, 32, 64].map(|rank| format!("tt-f32-q2x2x16-r{rank}"));
+    let others = ["tt-i8-q2x2x16-r16", "train-q2x1x32-r16", "train-q2x1x32-r32"];
+    let tables = ["dense-f32", "dense-i8"].map(String::from).into_iter().chain(ranks);
+    let wanted: Vec<String> = tables
+        .chain(others.map(String::from))
+        .flat_map(|name| [name.clone(), name.clone(), name])
+        .collect();
+    let numbers = ["queries", "ms_per_query", "dense_times", "workspace_bytes"];
+    assert_eq!(names(&report, "catalogue", &numbers), wanted);
+    let (dense, tt) = report["catalogue"].as_array().expect("an array").split_at(6);
+    assert!(dense.iter().all(|table| table["memory_fraction"].is_f64()), "{report}");
+    assert!(tt.iter().all(|table| table["peak_fraction"].is_f64()), "{report}");
+}
+
 /// Baskets as `--retail` takes them.
 fn baskets(dir: &Dir, bags: u32, items: &[u16]) -> PathBuf {
     let path = dir.path("retail.npz");
@@ -193,6 +210,7 @@ fn all_suites_are_printed_for_people() {
         "ns/lookup",
         "dense-i4-uniform",
         "W2-R32-cached",
+        "train-q2x1x32-r32",
         "skipped W5 (a retailer's baskets)",
     ]);
 }
