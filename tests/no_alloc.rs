@@ -51,7 +51,8 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
             let rows = 0..n.min(500);
             let scores = &mut scores[..2 * rows.end as usize];
             table.scores(&queries[..2 * dim], rows, scores, &mut large).unwrap();
-            let search = Search::new(7).without(Bags::new(&[0u32, 1], &[0, 2]).unwrap());
+            let known = [0, n - 1];
+            let search = Search::new(7).without(Bags::new(&known, &[0, 2]).unwrap());
             table.top_k(&queries[..2 * dim], &search, &mut best, &mut large).unwrap();
             let others = best;
             merge_top_k(7, &mut best, &others).unwrap();
