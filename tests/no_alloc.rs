@@ -7,7 +7,10 @@ mod support;
 
 use counting::allocator_calls;
 use std::hint::black_box;
-use ttrec::{AlignedBytes, Bags, Blob, Pooling, Tier, cache::RowCache, include_blob};
+use ttrec::{
+    AlignedBytes, Bags, Blob, Pooling, Scored, Search, Tier, cache::RowCache, include_blob,
+    merge_top_k,
+};
 
 #[test]
 fn the_counter_counts() {
@@ -25,6 +28,8 @@ const DENSE: [f32; 64] = [0.5; 64];
 fn assert_no_allocation(bytes: &[u8]) -> usize {
     let mut workspace = vec![0.0; 1 << 14];
     let mut out = vec![0.0; 1 << 10];
+    let (mut queries, mut scores) = (vec![0.0; 1 << 10], vec![0.0; 1000]);
+    let (mut best, mut large) = ([Scored::NONE; 14], vec![0.0; 1 << 18]);
     let mut many = [0; 600];
     let mut memory = vec![0.0; 1 << 14];
     let mut num_tables = 0;
@@ -42,6 +47,16 @@ fn assert_no_allocation(bytes: &[u8]) -> usize {
                 table.lookup(row, &mut out[..dim], &mut workspace).unwrap();
             }
             assert!(table.lookup(n, &mut out[..dim], &mut workspace).is_err());
+            queries.fill(0.5);
+            let rows = 0..n.min(500);
+            let scores = &mut scores[..2 * rows.end as usize];
+            table.scores(&queries[..2 * dim], rows, scores, &mut large).unwrap();
+            let known = [0, n - 1];
+            let search = Search::new(7).without(Bags::new(&known, &[0, 2]).unwrap());
+            table.top_k(&queries[..2 * dim], &search, &mut best, &mut large).unwrap();
+            let others = best;
+            merge_top_k(7, &mut best, &others).unwrap();
+            assert!(table.top_k(&queries[1..2 * dim], &search, &mut best, &mut large).is_err());
             let last = n - 1;
             let indices = [0, last, last, n / 2];
             let wide = Bags::new(&indices, &[0, 2, 2, 4]).unwrap();

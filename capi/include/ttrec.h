@@ -231,6 +231,57 @@ typedef struct {
     uint64_t padding_idx;
 } ttrec_bags;
 
+/**
+ * Which rows ttrec_table_top_k() looks for. ttrec_search_best() fills this struct; then change
+ * what differs.
+ */
+typedef struct {
+    /**
+     * The number of rows for each query.
+     */
+    size_t k;
+    /**
+     * The first index that is searched.
+     */
+    uint64_t first_row;
+    /**
+     * The index after the last that is searched; UINT64_MAX for all from first_row on.
+     */
+    uint64_t end_row;
+    /**
+     * Which part of these rows is searched, from 0. Threads search different parts, and
+     * ttrec_merge_top_k() merges the results.
+     */
+    size_t part;
+    /**
+     * How many parts there are; 1 for all rows at once.
+     */
+    size_t num_parts;
+    /**
+     * Indices to leave out: one bag for each query, or one for all, with the indices of each bag
+     * in ascending order; or null.
+     */
+    const ttrec_bags *excluded;
+    /**
+     * A dense table of one column whose row of the same index is added to each score; or null.
+     */
+    const ttrec_table *bias;
+} ttrec_search;
+
+/**
+ * An index and its score.
+ */
+typedef struct {
+    /**
+     * The index of the row; UINT64_MAX if there is no row.
+     */
+    uint64_t index;
+    /**
+     * Its inner product with the query, plus its bias if there is one.
+     */
+    float score;
+} ttrec_scored;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -387,6 +438,60 @@ ttrec_status ttrec_table_bag(const ttrec_table *table,
                              size_t out_len,
                              float *workspace,
                              size_t workspace_len);
+
+/**
+ * The number of floats of workspace with which ttrec_table_scores() and ttrec_table_top_k() are
+ * fastest for `num_queries` queries. They accept any workspace of at least the length for one
+ * query. It does not grow with the number of rows. 0 if `table` is null.
+ */
+size_t ttrec_table_retrieval_workspace_len(const ttrec_table *table, size_t num_queries);
+
+/**
+ * Writes the inner product of each query with each row of the `num_rows` indices from `first_row`
+ * on: that of query q with index first_row + i is `out[q * num_rows + i]`. `queries` has
+ * ttrec_table_embedding_dim() floats for each query, `queries_len` in total, and `out_len` is the
+ * number of queries times num_rows. `workspace_len` is at least
+ * ttrec_table_retrieval_workspace_len() of one query; the scores do not depend on it.
+ */
+ttrec_status ttrec_table_scores(const ttrec_table *table,
+                                const float *queries,
+                                size_t queries_len,
+                                uint64_t first_row,
+                                uint64_t num_rows,
+                                float *out,
+                                size_t out_len,
+                                float *workspace,
+                                size_t workspace_len);
+
+/**
+ * A search for the best `k` of all rows.
+ */
+ttrec_search ttrec_search_best(size_t k);
+
+/**
+ * Writes the best rows of each query, best first: those of query q are `out[q * k]` to
+ * `out[q * k + k - 1]`, with the k of `search`. No row that was left out has a higher score, or
+ * the same score and a smaller index. Where fewer than k rows are left, the rest has the index
+ * UINT64_MAX and the score -INFINITY. A row whose score is NaN is left out. `queries` and
+ * `workspace` are as for ttrec_table_scores(); `out_len` is the number of queries times k.
+ */
+ttrec_status ttrec_table_top_k(const ttrec_table *table,
+                               const float *queries,
+                               size_t queries_len,
+                               const ttrec_search *search,
+                               ttrec_scored *out,
+                               size_t out_len,
+                               float *workspace,
+                               size_t workspace_len);
+
+/**
+ * Merges `others`, the results of ttrec_table_top_k() for the same queries and k, but another
+ * range of rows or another part, into `best`. Both have `len` elements, lists of k rows.
+ */
+ttrec_status ttrec_merge_top_k(size_t k,
+                               ttrec_scored *best,
+                               const ttrec_scored *others,
+                               size_t len);
 
 /**
  * Pools the bags of `num_tables` tables: `bags[t]` are the bags of `tables[t]`. All have the same

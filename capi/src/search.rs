@@ -37,9 +37,10 @@ pub struct ttrec_search {
     pub first_row: u64,
     /// The index after the last that is searched; UINT64_MAX for all from first_row on.
     pub end_row: u64,
-    /// Only part `part` of `num_parts` parts of these rows, from 0, for as many threads:
-    /// ttrec_merge_top_k() merges the results. 0 of 1 for all rows.
+    /// Which part of these rows is searched, from 0. Threads search different parts, and
+    /// ttrec_merge_top_k() merges the results.
     pub part: usize,
+    /// How many parts there are; 1 for all rows at once.
     pub num_parts: usize,
     /// Indices to leave out: one bag for each query, or one for all, with the indices of each bag
     /// in ascending order; or null.

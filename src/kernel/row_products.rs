@@ -9,6 +9,7 @@ use crate::{
     dtype::Weight,
     isa::{Isa, MAX_FOURS, Op, RowLanes},
 };
+use core::ops::Range;
 
 /// Vectors of rows that are multiplied side by side, so that their chains hide the latency of a
 /// multiply-add.
@@ -32,6 +33,7 @@ pub(crate) struct RowProducts<'s, 'o, W> {
 /// widened. Not for the scalar tier, on which a lane may not keep the bits of a NaN.
 pub(crate) struct ByteRowProducts<'s, 'o>(pub(crate) RowProducts<'s, 'o, i8>);
 
+type Narrow<L> = <<L as RowLanes>::Narrow as Isa>::F32;
 type Wide<L> = <<L as RowLanes>::Wide as Isa>::F32;
 
 impl<W: Weight> Op for RowProducts<'_, '_, W> {
@@ -98,62 +100,39 @@ fn block<L: RowLanes, W: Weight, const V: usize>(
         prefetch(wide, rest, V * <L::Wide as Isa>::LANES * row_stride);
     }
     let units = W::ROW_HEADER + query.len().div_ceil(W::PER_UNIT);
-    let mut rows: [[[&[W]; 4]; MAX_FOURS]; V] = [[[&[]; 4]; MAX_FOURS]; V];
-    let mut scales = [[[narrow.splat(1.0); 4]; MAX_FOURS]; V];
-    let mut offsets = [[[narrow.splat(0.0); 4]; MAX_FOURS]; V];
-    for v in 0..V {
+    let empty = Rows::<L, W> {
+        elements: [[&[]; 4]; MAX_FOURS],
+        scales: [[narrow.splat(1.0); 4]; MAX_FOURS],
+        offsets: [[narrow.splat(0.0); 4]; MAX_FOURS],
+    };
+    let mut rows = [empty; V];
+    for rows in &mut rows {
         for four in 0..L::FOURS {
             for a in 0..4 {
                 let row = rest.get(..units)?;
                 *rest = rest.get(row_stride..)?;
-                let (scale, offset, row) = W::split_row_in(narrow, row)?;
-                (scales[v][four][a], offsets[v][four][a]) = (scale, offset);
-                rows[v][four][a] = row;
+                (rows.scales[four][a], rows.offsets[four][a], rows.elements[four][a]) =
+                    W::split_row_in(narrow, row)?;
             }
         }
     }
     let mut sums = [wide.splat(0.0); V];
     let (quads, last) = query.as_chunks::<4>();
-    let mut first = 0;
+    let mut units = 0..4 / W::PER_UNIT;
     for quad in quads {
         for v in 0..V {
-            let mut columns = [wide.splat(0.0); 4];
-            for a in 0..4 {
-                let mut fours = [narrow.splat(0.0); MAX_FOURS];
-                for four in 0..L::FOURS {
-                    let units = rows[v][four][a].get(first..)?.get(..4 / W::PER_UNIT)?;
-                    let value = W::load(narrow, units);
-                    fours[four] = if W::SCALED {
-                        narrow.fma(scales[v][four][a], value, offsets[v][four][a])
-                    } else {
-                        value
-                    };
-                }
-                columns[a] = lanes.join(fours);
-            }
-            let columns = lanes.transpose(columns);
+            let columns = rows[v].columns(lanes, units.clone())?;
             for j in 0..4 {
                 sums[v] = wide.fma(wide.splat(quad[j]), columns[j], sums[v]);
             }
         }
-        first += 4 / W::PER_UNIT;
+        units = units.end..units.end + 4 / W::PER_UNIT;
     }
+    let units = units.start..units.start + last.len().div_ceil(W::PER_UNIT);
     if !last.is_empty() {
         for v in 0..V {
-            let mut columns = [wide.splat(0.0); 4];
-            for a in 0..4 {
-                let mut fours = [narrow.splat(0.0); MAX_FOURS];
-                for four in 0..L::FOURS {
-                    let value = W::load(narrow, rows[v][four][a].get(first..)?);
-                    fours[four] = if W::SCALED {
-                        narrow.fma(scales[v][four][a], value, offsets[v][four][a])
-                    } else {
-                        value
-                    };
-                }
-                columns[a] = lanes.join(fours);
-            }
-            for (&x, column) in last.iter().zip(lanes.transpose(columns)) {
+            let columns = rows[v].columns(lanes, units.clone())?;
+            for (&x, column) in last.iter().zip(columns) {
                 sums[v] = wide.fma(wide.splat(x), column, sums[v]);
             }
         }
@@ -162,6 +141,36 @@ fn block<L: RowLanes, W: Weight, const V: usize>(
         wide.store(sum, out);
     }
     Some(())
+}
+
+/// The rows of the lanes of a vector, in fours.
+#[derive(Clone, Copy)]
+struct Rows<'s, L: RowLanes, W> {
+    elements: [[&'s [W]; 4]; MAX_FOURS],
+    scales: [[Narrow<L>; 4]; MAX_FOURS],
+    offsets: [[Narrow<L>; 4]; MAX_FOURS],
+}
+
+impl<L: RowLanes, W: Weight> Rows<'_, L, W> {
+    /// The columns in these units, up to four: a vector for each.
+    #[inline(always)]
+    fn columns(&self, lanes: L, units: Range<usize>) -> Option<[Wide<L>; 4]> {
+        let (wide, narrow) = (lanes.wide(), lanes.narrow());
+        let mut columns = [wide.splat(0.0); 4];
+        for a in 0..4 {
+            let mut fours = [narrow.splat(0.0); MAX_FOURS];
+            for four in 0..L::FOURS {
+                let value = W::load(narrow, self.elements[four][a].get(units.clone())?);
+                fours[four] = if W::SCALED {
+                    narrow.fma(self.scales[four][a], value, self.offsets[four][a])
+                } else {
+                    value
+                };
+            }
+            columns[a] = lanes.join(fours);
+        }
+        Some(lanes.transpose(columns))
+    }
 }
 
 /// Columns that are transposed together: a vector of bytes.

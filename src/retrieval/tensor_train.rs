@@ -159,11 +159,19 @@ impl<'s> Walk<'s> {
         most.clamp(1, self.p(0))
     }
 
+    /// The most contracted rows that are held at once: one for each query and digit of the last
+    /// core. It does not fall with the number of queries.
+    fn contracted_rows(&self, num_queries: usize) -> usize {
+        let largest = (self.cut..self.num_cores()).map(|k| self.partial_len(k)).max().unwrap_or(1);
+        let most = CONTRACTED.checked_div(largest).unwrap_or(1).max(num_queries);
+        let digits = usize::try_from(self.p(self.num_cores() - 1)).unwrap_or(usize::MAX);
+        digits.saturating_mul(num_queries).min(most)
+    }
+
     /// Digits of the last core that are contracted at once.
     fn last_digits(&self, num_queries: usize) -> u64 {
-        let largest = (self.cut..self.num_cores()).map(|k| self.partial_len(k)).max().unwrap_or(1);
-        let most = CONTRACTED.checked_div(largest.saturating_mul(num_queries)).unwrap_or(1) as u64;
-        most.clamp(1, self.p(self.num_cores() - 1))
+        let digits = self.contracted_rows(num_queries).checked_div(num_queries).unwrap_or(1);
+        digits.max(1) as u64
     }
 
     /// The parts of a workspace: the queries, a slice, the slice in another order, the products of
@@ -172,8 +180,7 @@ impl<'s> Walk<'s> {
         let (d, digits) = (self.num_cores(), self.first_digits());
         let slice = (0..d).map(|k| self.shape.slice_len(k)).max().unwrap_or(0);
         let prefixes = self.prefixes_len(self.cut, digits);
-        let rows = usize::try_from(self.last_digits(num_queries)).unwrap_or(usize::MAX);
-        let rows = rows.saturating_mul(num_queries);
+        let rows = self.contracted_rows(num_queries);
         let contracted = (self.cut..d)
             .map(|k| self.partial_len(k))
             .fold(0, usize::saturating_add)
@@ -249,12 +256,54 @@ pub(super) fn visit(
         for rows in [start..middle, middle..end] {
             if !rows.is_empty() {
                 let scope = Scope { rows, ..scope.clone() };
-                Visit::new(tier, tt, walk, queries, &scope, receiver, workspace)?;
+                visit_some(tier, tt, walk, queries, &scope, receiver, workspace)?;
             }
         }
     }
     receiver.first_query = first_query;
     Some(())
+}
+
+/// As [`visit`], for queries that are contracted together.
+fn visit_some(
+    tier: Tier,
+    tt: &TtCores<'_>,
+    walk: Walk<'_>,
+    queries: &[f32],
+    scope: &Scope,
+    receiver: &mut Receiver<'_>,
+    workspace: &mut [f32],
+) -> Consistent {
+    let dim = walk.shape.embedding_dim();
+    let num_queries = queries.len().checked_div(dim)?;
+    let [ordered, stored, slice, prefixes, scores, rest] = walk.workspace_lens(num_queries);
+    let (ordered, workspace) = workspace.split_at_mut_checked(ordered)?;
+    let (stored, workspace) = workspace.split_at_mut_checked(stored)?;
+    let (slice, workspace) = workspace.split_at_mut_checked(slice)?;
+    let (prefixes, workspace) = workspace.split_at_mut_checked(prefixes)?;
+    let (scores, workspace) = workspace.split_at_mut_checked(scores)?;
+    let rest = workspace.get_mut(..rest)?;
+    for (query, ordered) in queries.chunks_exact(dim).zip(ordered.chunks_exact_mut(dim)) {
+        walk.order_columns(query, ordered)?;
+    }
+    let visit = Visit {
+        tier,
+        tt,
+        walk,
+        scope,
+        num_queries,
+        receiver,
+        stored,
+        slice,
+        prefixes,
+        widths: panel_widths(tier),
+        scores,
+        last: 0..0,
+        first: 0,
+        step: 1,
+        num_prefixes: 0,
+    };
+    visit.run(ordered, rest)
 }
 
 /// The digits of a core that occur in some rows, if it has the most significant digit.
@@ -271,6 +320,7 @@ struct Visit<'v, 'r, 'c> {
     scope: &'v Scope,
     num_queries: usize,
     receiver: &'v mut Receiver<'r>,
+    /// A slice as it is stored, and in the order that a product needs.
     stored: &'v mut [f32],
     slice: &'v mut [f32],
     /// The products of the prefixes of a block, one in each column, in panels.
@@ -296,50 +346,7 @@ enum Order {
     Columns,
 }
 
-impl<'v, 'r, 'c> Visit<'v, 'r, 'c> {
-    #[expect(clippy::new_ret_no_self, reason = "runs to completion")]
-    fn new(
-        tier: Tier,
-        tt: &'v TtCores<'c>,
-        walk: Walk<'v>,
-        queries: &[f32],
-        scope: &'v Scope,
-        receiver: &'v mut Receiver<'r>,
-        workspace: &'v mut [f32],
-    ) -> Consistent {
-        let dim = walk.shape.embedding_dim();
-        let num_queries = queries.len().checked_div(dim)?;
-        let [ordered, stored, slice, prefixes, scores, rest] = walk.workspace_lens(num_queries);
-        let (ordered, workspace) = workspace.split_at_mut_checked(ordered)?;
-        let (stored, workspace) = workspace.split_at_mut_checked(stored)?;
-        let (slice, workspace) = workspace.split_at_mut_checked(slice)?;
-        let (prefixes, workspace) = workspace.split_at_mut_checked(prefixes)?;
-        let (scores, workspace) = workspace.split_at_mut_checked(scores)?;
-        let rest = workspace.get_mut(..rest)?;
-        for (query, ordered) in queries.chunks_exact(dim).zip(ordered.chunks_exact_mut(dim)) {
-            walk.order_columns(query, ordered)?;
-        }
-        let (first, step, num_prefixes) = (0, 1, 0);
-        Visit {
-            tier,
-            tt,
-            walk,
-            scope,
-            num_queries,
-            receiver,
-            stored,
-            slice,
-            prefixes,
-            widths: panel_widths(tier),
-            scores,
-            last: 0..0,
-            first,
-            step,
-            num_prefixes,
-        }
-        .run(ordered, rest)
-    }
-
+impl Visit<'_, '_, '_> {
     fn run(mut self, queries: &[f32], rest: &mut [f32]) -> Consistent {
         let (walk, d) = (self.walk, self.walk.num_cores());
         let all = self.digits(0);

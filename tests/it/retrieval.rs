@@ -11,10 +11,12 @@ use crate::support::{
 use proptest::{prelude::*, sample::select};
 use std::{cmp::Ordering, ops::Range};
 use ttrec::{
-    Bags, Blob, Scored, Search, Table,
+    Bags, Blob, DigitOrder, LookupError, RetrievalError, Scored, Search, Table, TtShape,
     blob::{IndexMapSpec, TableSpec, WeightsSpec},
+    cache::RowCache,
     dtype::Dtype,
     merge_top_k,
+    repr::Combine,
 };
 
 /// The walk over a tensor train that `docs/numerics.md` says: its shape in the order of the walk,
@@ -406,7 +408,8 @@ proptest! {
 
     #[test]
     fn scores_of_any_tensor_train_are_the_chain_of_the_documentation(
-        shape in tt_shape(9, 80).prop_filter("few rows", |shape| shape.num_embeddings() <= MOST_ROWS),
+        shape in tt_shape(9, 80)
+            .prop_filter("few rows", |shape| shape.num_embeddings() <= MOST_ROWS),
         dtype in select(&CORE_DTYPES[..]),
         seed: u64,
     ) {
@@ -421,4 +424,191 @@ proptest! {
             check_top_k(plain(&spec), seed, Values::Integers);
         }
     }
+}
+
+fn tt(num_embeddings: u64, p: &[u32], q: &[u32], r: &[u32], order: DigitOrder) -> TableSpec {
+    let shape = TtShape::new(num_embeddings, p, q, r).unwrap().with_digit_order(order);
+    TableSpec::new("t", WeightsSpec::Tt { shape, dtype: Dtype::F32 })
+}
+
+const ORDERS: [DigitOrder; 2] =
+    [DigitOrder::MostSignificantFirst, DigitOrder::LeastSignificantFirst];
+
+#[test]
+fn tensor_trains_of_many_prefixes_and_last_digits_are_walked_in_blocks() {
+    for (i, order) in ORDERS.into_iter().enumerate() {
+        let shapes = [
+            // More prefixes, or last digits, than are held at once.
+            tt(20_999, &[3000, 7], &[4, 4], &[16], order),
+            tt(20_999, &[7, 3000], &[4, 4], &[16], order),
+            tt(20_000, &[5, 4001], &[8, 2], &[9], order),
+            // Prefixes of one, two and three slices.
+            tt(11_999, &[100, 10, 12], &[2, 3, 8], &[5, 6], order),
+            tt(12_345, &[9, 11, 5, 26], &[1, 1, 2, 8], &[2, 3, 9], order),
+            tt(14_000, &[6, 4, 5, 5, 25], &[1, 2, 1, 2, 2], &[2, 3, 4, 8], order),
+            tt(16_000, &[5, 5, 5, 5, 5, 6], &[2, 1, 2, 1, 2, 1], &[3, 5, 5, 4, 3], order),
+        ];
+        for (j, spec) in shapes.into_iter().enumerate() {
+            check_scores(spec.clone(), (i * 10 + j) as u64);
+            check_top_k(spec, j as u64, Values::Integers);
+        }
+    }
+}
+
+/// A table of each kind.
+fn kinds() -> Vec<TableSpec> {
+    let dense = |dtype| WeightsSpec::Dense { num_embeddings: 300, embedding_dim: 35, dtype };
+    let shape = TtShape::new(300, &[5, 9, 7], &[2, 2, 4], &[5, 3]).unwrap();
+    let parts = |combine| WeightsSpec::QuotientRemainder {
+        num_embeddings: 300,
+        num_remainders: 17,
+        columns: [12, 12],
+        combine,
+        dtype: Dtype::F32,
+    };
+    let projected = WeightsSpec::Projected {
+        num_embeddings: 300,
+        embedding_dim: 21,
+        rank: 6,
+        dtype: Dtype::I8,
+        projection: Dtype::F32,
+    };
+    let mut kinds: Vec<WeightsSpec> = Dtype::ALL.iter().copied().map(dense).collect();
+    kinds.extend(Combine::ALL.iter().copied().map(parts));
+    kinds.extend([projected, WeightsSpec::Tt { shape, dtype: Dtype::F32 }]);
+    kinds.into_iter().map(|weights| TableSpec::new("t", weights)).collect()
+}
+
+#[test]
+fn rows_whose_score_is_nan_are_left_out_and_infinite_scores_are_scores() {
+    for spec in kinds() {
+        let buf = build(std::slice::from_ref(&spec), 4, Values::Integers);
+        let table = Blob::parse(&buf).unwrap().table("t").unwrap();
+        let dim = table.embedding_dim();
+        for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+                let mut query = vec![0.5; dim];
+                query[dim / 2] = value;
+                let all = all_scores(&table, &query);
+                for k in [3, 300] {
+                    let found = top_k(&table, &query, &Search::new(k));
+                    assert_eq!(found, sorted(&all, k, |_| true), "{value} {spec:?}");
+                }
+            }
+            let none = top_k(&table, &vec![f32::NAN; dim], &Search::new(5));
+            assert!(none.iter().all(Scored::is_none), "{spec:?}");
+            // All rows are equally good.
+            let zeros = top_k(&table, &vec![0.0; dim], &Search::new(5));
+            assert!(zeros.iter().map(|row| row.index).eq(0..5), "{spec:?} {zeros:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cache_changes_no_score() {
+    for spec in kinds() {
+        let buf = build(&[spec], 9, Values::Reals);
+        let table = Blob::parse(&buf).unwrap().table("t").unwrap();
+        let mut memory = vec![0.0; RowCache::memory_len(&table, 64)];
+        let mut cache = RowCache::new(&table, &mut memory).unwrap();
+        let indices: Vec<u64> = (0..64).collect();
+        (0..3).for_each(|_| cache.record(&indices));
+        assert!(cache.refresh(&mut vec![0.0; table.workspace_len(1)]).unwrap() > 16);
+        let queries = draw_queries(2, table.embedding_dim(), &mut Rng::new(1));
+        assert_eq!(
+            bits(&all_scores(&cache.table(), &queries)),
+            bits(&all_scores(&table, &queries))
+        );
+    }
+}
+
+#[test]
+fn wrong_arguments_are_refused_and_leave_the_output_unmodified() {
+    let one = |n| WeightsSpec::Dense { num_embeddings: n, embedding_dim: 1, dtype: Dtype::F32 };
+    let shape = TtShape::new(300, &[20, 15], &[1, 1], &[2]).unwrap();
+    for spec in kinds() {
+        let tables = [
+            spec,
+            TableSpec::new("few", one(299)),
+            TableSpec::new("train", WeightsSpec::Tt { shape, dtype: Dtype::F32 }),
+        ];
+        let buf = build(&tables, 4, Values::Reals);
+        let blob = Blob::parse(&buf).unwrap();
+        let table = blob.table("t").unwrap();
+        let dim = table.embedding_dim();
+        let queries = vec![1.0; 2 * dim];
+        let least = table.retrieval_workspace_len(1);
+        assert!(table.retrieval_workspace_len(2) >= least);
+        let scores = |queries: &[f32], rows, out: usize, workspace: usize| {
+            let mut out = vec![7.0; out];
+            let result = table.scores(queries, rows, &mut out, &mut vec![0.0; workspace]);
+            assert!(result.is_ok() || out.iter().all(|&x| x == 7.0));
+            result.unwrap_err()
+        };
+        let embedding_dim = dim;
+        assert_eq!(
+            scores(&queries[1..], 0..1, 1, least),
+            RetrievalError::QueriesLen { found: 2 * dim - 1, embedding_dim }
+        );
+        let rows = |start, end| RetrievalError::Rows { start, end, num_embeddings: 300 };
+        assert_eq!(scores(&queries, 0..301, 602, least), rows(0, 301));
+        #[expect(clippy::reversed_empty_ranges, reason = "it is refused")]
+        let reversed = 5..4;
+        assert_eq!(scores(&queries, reversed, 0, least), rows(5, 4));
+        assert_eq!(scores(&queries, u64::MAX..u64::MAX, 0, least), rows(u64::MAX, u64::MAX));
+        assert_eq!(
+            scores(&queries, 1..4, 5, least),
+            RetrievalError::OutputLen { found: 5, expected: 6 }
+        );
+        assert_eq!(
+            scores(&queries, 1..4, 6, least - 1),
+            RetrievalError::WorkspaceLen { found: least - 1, expected: least }
+        );
+
+        let best = |search: &Search<'_>, out: usize| {
+            let sentinel = Scored { index: 3, score: 7.0 };
+            let mut out = vec![sentinel; out];
+            let result = table.top_k(&queries, search, &mut out, &mut vec![0.0; least]);
+            assert!(result.is_ok() || out.iter().all(|&row| row == sentinel));
+            result
+        };
+        let search = Search::new(2);
+        assert_eq!(best(&search, 4), Ok(()));
+        assert_eq!(best(&Search::new(0), 0), Ok(()));
+        assert_eq!(best(&search, 5), Err(RetrievalError::OutputLen { found: 5, expected: 4 }));
+        assert_eq!(
+            best(&Search::new(usize::MAX), 4),
+            Err(RetrievalError::OutputLen { found: 4, expected: usize::MAX })
+        );
+        assert_eq!(best(&search.in_rows(0..301), 4), Err(rows(0, 301)));
+        assert_eq!(best(&search.part(3, 3), 4), Err(RetrievalError::Part { part: 3, parts: 3 }));
+        assert_eq!(best(&search.part(0, 0), 4), Err(RetrievalError::Part { part: 0, parts: 0 }));
+        assert_eq!(best(&search.part(usize::MAX - 1, usize::MAX), 4), Ok(()));
+        let without = |indices: &[i64], offsets: &[i64]| {
+            best(&search.without(Bags::new(indices, offsets).unwrap()), 4)
+        };
+        assert_eq!(without(&[1, 1, 5], &[0, 3]), Ok(()));
+        assert_eq!(
+            without(&[1], &[0, 1, 1, 1]),
+            Err(RetrievalError::ExcludedLists { found: 3, expected: 2 })
+        );
+        assert_eq!(
+            without(&[1, 5, 4], &[0, 3]),
+            Err(RetrievalError::ExcludedOrder { position: 2 })
+        );
+        let error = LookupError::NegativeIndex { position: 1, index: -1 };
+        assert_eq!(without(&[5, -1], &[0, 1, 2]), Err(RetrievalError::ExcludedIndex(error)));
+        for bias in ["few", "train"] {
+            let found = best(&search.with_bias(blob.table(bias).unwrap()), 4).unwrap_err();
+            assert!(found.to_string().contains("expected a dense table of 300 x 1"), "{found}");
+        }
+        // As much memory as the caller gives, not as a hostile count asks for.
+        assert!(table.retrieval_workspace_len(usize::MAX) <= table.retrieval_workspace_len(64));
+    }
+    let lists = [Scored::NONE; 6];
+    for (k, len) in [(4, 6), (0, 6), (3, 5)] {
+        let result = merge_top_k(k, &mut [Scored::NONE; 6], &lists[..len]);
+        assert_eq!(result, Err(RetrievalError::OutputLen { found: 6, expected: len }));
+    }
+    assert_eq!(merge_top_k(3, &mut [Scored::NONE; 6], &lists), Ok(()));
 }
