@@ -192,7 +192,7 @@ fn topk_refuses_by_name_and_keeps_the_old_output() {
     refused(
         &good,
         &["--bias", "item"],
-        &["--bias \"item\": the table has 1000 rows of 64 columns: expected 1000 rows of 1 column"],
+        &["--bias \"item\": the table has 1000 rows of 64 columns: expected a dense table of 1000"],
     );
     refused(&good, &["--bias", "short"], &["--bias \"short\": the table has 999 rows"]);
     for shape in [&[DIM][..], &[DIM, 2], &[1, 2, DIM]] {
