@@ -14,7 +14,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
 };
-use ttrec::Table;
+use ttrec::{Table, repr::Weights};
 use ttrec_convert::{Checkpoint, zeros};
 
 /// Find the rows of a table with the largest inner products with each query.
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// Add the row of this table, which has one column, to the score of each index
+    /// Add the row of this dense table, which has one column, to the score of each index
     #[arg(long, value_name = "TABLE")]
     bias: Option<String>,
     /// The npz file to write
@@ -63,9 +63,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             let bias = file.table(&blob, name)?;
             let (found, columns) = (bias.num_embeddings(), bias.embedding_dim());
             ensure!(
-                columns == 1 && found == rows,
-                "--bias {name:?}: the table has {found} rows of {columns} columns: expected {rows} \
-                 rows of 1 column"
+                columns == 1 && found == rows && matches!(bias.data().weights(), Weights::Dense(_)),
+                "--bias {name:?}: the table has {found} rows of {columns} columns: expected a \
+                 dense table of {rows} rows of 1 column"
             );
             Some(bias)
         }

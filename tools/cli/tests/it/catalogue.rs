@@ -192,7 +192,7 @@ fn topk_refuses_by_name_and_keeps_the_old_output() {
     refused(
         &good,
         &["--bias", "item"],
-        &["--bias \"item\": the table has 1000 rows of 64 columns: expected 1000 rows of 1 column"],
+        &["--bias \"item\": the table has 1000 rows of 64 columns: expected a dense table of 1000"],
     );
     refused(&good, &["--bias", "short"], &["--bias \"short\": the table has 999 rows"]);
     for shape in [&[DIM][..], &[DIM, 2], &[1, 2, DIM]] {
@@ -333,7 +333,8 @@ fn all_rows_rank_as_a_file_of_all_rows_does() {
         compare(&dir, &blob, &one, 0, 50, 1e-6);
     }
     // Layers of i8, whose weights have scales.
-    let spec = "[model]\ndtype = \"i8\"\n[[table]]\nprefix = \"emb_l.0.\"\n[[table]]\nprefix = \"emb_l.1.\"\n";
+    let spec = "[model]\ndtype = \"i8\"\n[[table]]\nprefix = \"emb_l.0.\"\n[[table]]\nprefix = \
+                \"emb_l.1.\"\n";
     let blob = dir.convert(&dir.path("one/checkpoint.safetensors"), spec, "i8.ttr");
     user(&one, &[(0, &[4])], &[1.0]);
     compare(&dir, &blob, &one, 1, 80, 1e-6);
@@ -356,8 +357,8 @@ fn models_of_other_interactions_score_row_by_row() {
         crate::support::write_safetensors(&checkpoint, &tensors);
         let spec = format!(
             "[model]\ntop = [\"out.\"]\ntables = [\"user.weight\", \"item.weight\"]\npooling = \
-             \"sum\"\ninteraction = {interaction:?}\n[[table]]\ntensor = \"user.weight\"\n[[table]]\n\
-             tensor = \"item.weight\"\n"
+             \"sum\"\ninteraction = {interaction:?}\n[[table]]\ntensor = \"user.weight\"\n\
+             [[table]]\ntensor = \"item.weight\"\n"
         );
         let blob = dir.convert(&checkpoint, &spec, &format!("{interaction}.ttr"));
         compare(&dir, &blob, &one, 1, 50, 0.0);
