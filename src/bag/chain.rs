@@ -282,7 +282,7 @@ impl<'t, 'a> Pool<'t, 'a> {
                     Some(weights) => Some(weights.get(lookups.clone())?),
                     None => None,
                 },
-                padding_idx: bags.padding_idx,
+                padding_idx: bags.padding.0,
                 bags: BagOf::One(first),
             };
             if end - first > 1 {

@@ -56,13 +56,21 @@ pub struct Bags<'a> {
     /// Whether the caller's integer type is signed.
     is_signed: bool,
     per_sample_weights: Option<&'a [f32]>,
-    /// The index that is left out of the bags, or [`NO_PADDING`].
-    padding_idx: u64,
+    padding: Padding,
     sequential: bool,
 }
 
-/// An index that no table has, so that one comparison finds padding, whether there is any or not.
-const NO_PADDING: u64 = u64::MAX;
+/// The index that is left out of the bags. It is aligned like the other fields of [`Bags`] on a
+/// 32-bit board, where copying larger bags would take more code.
+#[derive(Clone, Copy, Debug)]
+#[repr(packed(4))]
+struct Padding(u64);
+
+impl Padding {
+    /// An index that no table has, so that one comparison finds padding, whether there is any or
+    /// not.
+    const NONE: Self = Self(u64::MAX);
+}
 
 impl<'a> Bags<'a> {
     /// `offsets.len() - 1` bags of `indices`. Offsets start at 0, never fall, and end at
@@ -103,7 +111,7 @@ impl<'a> Bags<'a> {
                 offsets,
                 is_signed,
                 per_sample_weights: None,
-                padding_idx: NO_PADDING,
+                padding: Padding::NONE,
                 sequential: false,
             }),
         }
@@ -130,7 +138,7 @@ impl<'a> Bags<'a> {
     /// The pooled rows have the bits of bags that do not have these indices.
     #[must_use]
     pub fn with_padding_idx(self, padding_idx: u64) -> Self {
-        Self { padding_idx, ..self }
+        Self { padding: Padding(padding_idx), ..self }
     }
 
     /// The same bags, whose rows are added one by one in the order of their indices, as a plain
@@ -202,12 +210,12 @@ impl<'a> Bags<'a> {
     /// Whether an index is left out.
     #[inline(always)]
     fn is_padding(&self, index: u64) -> bool {
-        index == self.padding_idx
+        index == { self.padding.0 }
     }
 
     /// Whether there may be indices that are left out.
     pub(crate) fn has_padding(&self) -> bool {
-        self.padding_idx != NO_PADDING
+        !self.is_padding(Padding::NONE.0)
     }
 
     /// The number of rows that a bag pools: one for each index that is not padding.

@@ -10,7 +10,7 @@
     reason = "counts and positions within slices, and quotients of rows"
 )]
 
-use super::{Bags, NO_PADDING, Pooling, chain::Output, divide, pool_bag, pool_dense};
+use super::{Bags, Padding, Pooling, chain::Output, divide, pool_bag, pool_dense};
 use crate::{
     divisor::Divisor,
     index::Indices,
@@ -258,7 +258,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             } else {
                 None
             },
-            padding_idx: NO_PADDING,
+            padding: Padding::NONE,
             sequential: false,
         };
         if num_bags > 0 {
