@@ -63,7 +63,7 @@ pub struct Bags<'a> {
 /// The index that is left out of the bags. It is aligned like the other fields of [`Bags`] on a
 /// 32-bit board, where copying larger bags would take more code.
 #[derive(Clone, Copy, Debug)]
-#[repr(packed(4))]
+#[repr(C, packed(4))]
 struct Padding(u64);
 
 impl Padding {

@@ -161,7 +161,7 @@ pub(super) fn visit_projected(
     let (tier, rank, dim) = (table.tier(), projected.rank(), table.embedding_dim());
     let num_queries = queries.len().checked_div(dim)?;
     let (short, workspace) = workspace.split_at_mut_checked(num_queries * rank)?;
-    let (columns, rest) = (&mut *workspace).split_at_mut_checked(num_queries * dim)?;
+    let (columns, rest) = workspace.split_at_mut_checked(num_queries * dim)?;
     let (products, rest) = rest.split_at_mut_checked(rank * num_queries)?;
     let row = rest.get_mut(..dim)?;
     transpose(tier, queries, dim, columns)?;
