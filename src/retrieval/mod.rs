@@ -3,10 +3,10 @@
 //! The rows of a tensor train are never computed. A score is the contraction of a query with one
 //! slice of each core, and rows share most of it: the slices of some digits are contracted with the
 //! query once for each combination of these digits, and the scores of all rows are one matrix
-//! product of the results with the products of the other slices ([`tensor_train`]). Tables of
-//! other representations are read row by row ([`stream`]).
+//! product of the results with the products of the other slices (`tensor_train.rs`). Tables of
+//! other representations are read row by row (`stream.rs`).
 //!
-//! A walk over the rows hands on scores in runs, and [`Receiver`] writes them out or keeps the
+//! A walk over the rows hands on scores in runs, and `receiver.rs` writes them out or keeps the
 //! best. Overrides are left to a walk of their own, over the override rows. A
 //! [cache](crate::cache::RowCache) is not read, so that scores do not depend on what it holds.
 
