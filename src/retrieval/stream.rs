@@ -96,7 +96,8 @@ fn stream_dense(
         let left = usize::try_from(positions.end - first).unwrap_or(usize::MAX);
         let out = scores.get_mut(..left.min(DENSE_ROWS))?;
         let start = usize::try_from(first).ok()?.checked_mul(row_stride)?;
-        let elements = rows.elements.range(start..start.checked_add(out.len() * row_stride)?)?;
+        // The rows after the block are prefetched.
+        let elements = rows.elements.range(start..rows.elements.len())?;
         for (query, x) in queries.chunks_exact(dim.max(1)).enumerate() {
             match elements.0 {
                 Values::I8(stored) if !tier.is_scalar() => {
@@ -161,7 +162,7 @@ pub(super) fn visit_projected(
     let (tier, rank, dim) = (table.tier(), projected.rank(), table.embedding_dim());
     let num_queries = queries.len().checked_div(dim)?;
     let (short, workspace) = workspace.split_at_mut_checked(num_queries * rank)?;
-    let (columns, rest) = (&mut *workspace).split_at_mut_checked(num_queries * dim)?;
+    let (columns, rest) = workspace.split_at_mut_checked(num_queries * dim)?;
     let (products, rest) = rest.split_at_mut_checked(rank * num_queries)?;
     let row = rest.get_mut(..dim)?;
     transpose(tier, queries, dim, columns)?;
