@@ -96,7 +96,8 @@ fn stream_dense(
         let left = usize::try_from(positions.end - first).unwrap_or(usize::MAX);
         let out = scores.get_mut(..left.min(DENSE_ROWS))?;
         let start = usize::try_from(first).ok()?.checked_mul(row_stride)?;
-        let elements = rows.elements.range(start..start.checked_add(out.len() * row_stride)?)?;
+        // The rows after the block are prefetched.
+        let elements = rows.elements.range(start..rows.elements.len())?;
         for (query, x) in queries.chunks_exact(dim.max(1)).enumerate() {
             match elements.0 {
                 Values::I8(stored) if !tier.is_scalar() => {
