@@ -135,7 +135,7 @@ pub(crate) trait RowLanes: Copy {
     fn join(self, fours: [<Self::Narrow as Isa>::F32; MAX_FOURS]) -> <Self::Wide as Isa>::F32;
     /// Within each four lanes, lane j of vector i becomes lane i of vector j.
     fn transpose(self, vs: [<Self::Wide as Isa>::F32; 4]) -> [<Self::Wide as Isa>::F32; 4];
-    /// Byte `BYTE` of each lane, the lowest of which is 0, as a signed integer.
+    /// Byte `BYTE` of each lane, as a signed integer. Byte 0 is the lowest.
     fn signed_byte<const BYTE: usize>(
         self,
         v: <Self::Wide as Isa>::F32,

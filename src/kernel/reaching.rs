@@ -1,4 +1,4 @@
-//! The matrix product of which only the elements that reach a bound are wanted: tiles stay in
+//! A matrix product that keeps only the elements that reach a bound: tiles stay in
 //! registers, and a tile is written out only if one of its elements is large enough.
 //!
 //! The right operand is stored in *panels*, as wide as a tile, so that a tile reads it from
@@ -40,7 +40,7 @@ const fn most_vectors<I: Isa>() -> usize {
     }
 }
 
-/// The columns of each panel of a right operand of `n` columns: whole vectors, of which the last
+/// The columns of each panel of a right operand of `n` columns: whole vectors; the last
 /// may repeat columns of the panel before. Fewer columns than a vector has lanes are one panel.
 pub(crate) fn panels([lanes, most]: [usize; 2], n: usize) -> impl Iterator<Item = Range<usize>> {
     let mut first = 0;

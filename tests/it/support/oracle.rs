@@ -526,7 +526,7 @@ impl<'a> Reference<'a> {
 pub(crate) struct Train {
     pub(crate) p: Vec<usize>,
     pub(crate) q: Vec<usize>,
-    /// All ranks, the first and the last of which are 1.
+    /// All ranks. The first and the last are 1.
     pub(crate) r: Vec<usize>,
     /// Whether core 0 has the least significant digit of a row.
     pub(crate) least_first: bool,

@@ -64,7 +64,7 @@ impl<E: Fn(usize, &mut Vec<u64>) + Sync> Catalogue<'_, E> {
         Ok(best)
     }
 
-    /// Searches for some queries, of which the first is query `first`.
+    /// Searches for some queries. The first of them is query `first`.
     fn search(
         &self,
         queries: &[f32],

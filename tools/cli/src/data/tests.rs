@@ -715,7 +715,7 @@ fn each_session_leaves_out_all_its_items_but_the_target() {
     write_npz(&dir.path().join("a.npz"), &arrays);
     let source = "format = \"sessions\"\npath = \"a.npz\"\norder = \"given\"\nhistory = 2";
     let dataset = open(dir.path(), source).unwrap();
-    // Histories are numbered from 10, items, of which 10 is none, from 11.
+    // Histories are numbered from 10, items from 11: 10 is no item.
     let expected = [[vec![1, 3], vec![2], vec![0]], [vec![], vec![0], vec![]]];
     assert_eq!(queries(&*dataset, Split::Test), expected);
 

@@ -21,7 +21,7 @@ fn numbers(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(number).collect()
 }
 
-/// Blobs of 1,000 rows, "item", and biases: a tensor train, and dense rows of which some are equal.
+/// Blobs of 1,000 rows, "item", and biases: a tensor train, and dense rows with some equal ones.
 fn blobs(dir: &Dir) -> [PathBuf; 2] {
     let (rows, biases) = (numbers(1, ROWS * DIM), numbers(2, ROWS));
     let rows = rows.chunks(DIM).cycle().take(700).chain(rows.chunks(DIM).take(300));

@@ -44,7 +44,7 @@ const PART: &str = "the file has only a part of it, as one of several processes:
                     tensor (`full_state_dict=True`), or give the directory that \
                     torch.distributed.checkpoint wrote";
 
-/// The classes of tensors of which each process has a part.
+/// The classes of tensors that several processes share; each has a part.
 const WRAPPERS: [&str; 3] = ["DTensor", "LocalShardsWrapper", "ShardedTensor"];
 
 /// Deeper dicts and lists are not searched for tensors.
@@ -143,7 +143,7 @@ enum Record<'a> {
     Shards(Arc<Shards>),
     /// A tensor that is sparse, quantised or otherwise not plain, by the function that rebuilds it.
     OtherTensor(&'a str),
-    /// A tensor of which other processes have the rest.
+    /// A part of a tensor; other processes have the rest.
     Part,
     /// A tensor whose storage, shape or strides are none.
     Malformed,
