@@ -15,8 +15,8 @@ use std::{
 };
 use ttrec::{AlignedBuf, Blob, dtype::Dtype};
 
-/// Ten times the time that any of these files takes.
-const LIMIT: Duration = Duration::from_secs(2);
+/// Far more than any of these files takes, even on a machine under load.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Every checkpoint of the test directories, with its spec, if there is one.
 fn checkpoints() -> Vec<(PathBuf, Option<Spec>)> {
