@@ -354,10 +354,10 @@ pub extern "C" fn ttrec_search_best(k: usize) -> ttrec_search {
 }
 
 /// Writes the best rows of each query, best first: those of query q are `out[q * k]` to
-/// `out[q * k + k - 1]`, with the k of `search`. No row that was left out has a higher score, or
-/// the same score and a smaller index. Where fewer than k rows are left, the rest has the index
-/// UINT64_MAX and the score -INFINITY. A row whose score is NaN is left out. `queries` and
-/// `workspace` are as for ttrec_table_scores(); `out_len` is the number of queries times k.
+/// `out[q * k + k - 1]`, with the k of `search`. No other row of the search has a higher score, or
+/// the same score and a smaller index. If there are fewer than k rows, the places after them have
+/// the index UINT64_MAX and the score -INFINITY. A row whose score is NaN is left out. `queries`
+/// and `workspace` are as for ttrec_table_scores(); `out_len` is the number of queries times k.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ttrec_table_top_k(
     table: *const ttrec_table,

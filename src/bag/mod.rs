@@ -67,8 +67,8 @@ pub struct Bags<'a> {
 struct Padding(u64);
 
 impl Padding {
-    /// An index that no table has, so that one comparison finds padding, whether there is any or
-    /// not.
+    /// No padding: an index that no table has. So one comparison finds padding, even if there is
+    /// none.
     const NONE: Self = Self(u64::MAX);
 }
 
@@ -131,11 +131,13 @@ impl<'a> Bags<'a> {
         Ok(Self { per_sample_weights: Some(weights), ..self })
     }
 
-    /// The same bags without the index `padding_idx`, as `torch.nn.EmbeddingBag` has it: its row is
-    /// neither summed nor compared, does not count in a mean, and its weights are not read. A bag
-    /// of padding alone is empty. An index that the table does not have is refused also as padding.
+    /// The same bags without the index `padding_idx`, which `torch.nn.EmbeddingBag` leaves out in
+    /// the same way. Its row is not added to a sum, not compared for a maximum, and not counted in
+    /// a mean; its weights are not read. A bag that has no other index is pooled as an empty bag. A
+    /// bag with an index that the table does not have is refused, even if that index is
+    /// `padding_idx`.
     ///
-    /// The pooled rows have the bits of bags that do not have these indices.
+    /// The pooled rows have the same bits as those of bags that do not contain the index.
     #[must_use]
     pub fn with_padding_idx(self, padding_idx: u64) -> Self {
         Self { padding: Padding(padding_idx), ..self }

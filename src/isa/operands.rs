@@ -1,16 +1,16 @@
-//! The operands of a register tile, step by step, with one check of the bounds for all of them.
+//! The operands of a register tile, step by step. The bounds are checked once, before the first
+//! step.
 
 use core::{marker::PhantomData, slice};
 
-/// The first `M` rows of a row-major matrix with r columns, the left operand, and `width` adjacent
-/// columns of one with r rows, the right operand: column k of the one and row k of the other, k
-/// ascending.
+/// The operands of a product. The left operand is the first `M` rows of a row-major matrix with r
+/// columns. The right operand is `width` adjacent columns of a row-major matrix with r rows. Step k
+/// takes column k of the left operand and row k of the right operand, in ascending order of k.
 pub(crate) struct Operands<'m, T, const M: usize> {
-    /// Element k of the left operand's first row. The others are `lhs_stride` bytes apart.
+    /// Element k of the left operand's first row. Rows are `lhs_stride` bytes apart.
     lhs: *const f32,
     lhs_stride: usize,
-    /// The first of the right operand's columns, in row k. The next rows are `rhs_stride` bytes
-    /// apart.
+    /// The right operand's first column, in row k. Rows are `rhs_stride` bytes apart.
     rhs: *const T,
     rhs_stride: usize,
     /// r - k.
@@ -20,8 +20,8 @@ pub(crate) struct Operands<'m, T, const M: usize> {
 }
 
 impl<'m, T, const M: usize> Operands<'m, T, M> {
-    /// The right operand has n columns, of which `width` from `first` on are used. `None` if either
-    /// matrix is smaller.
+    /// The matrix of the right operand has n columns; the operand is the `width` columns from
+    /// `first` on. `None` if either matrix is too small.
     #[inline(always)]
     pub(crate) fn new(
         lhs: &'m [f32],

@@ -1,7 +1,8 @@
-//! A matrix product that keeps only the elements that reach a bound: tiles stay in
-//! registers, and a tile is written out only if one of its elements is large enough.
+//! A matrix product for a caller that needs only the elements that reach a bound. A tile of the
+//! product stays in registers; it is written to memory only if one of its elements reaches the
+//! bound.
 //!
-//! The right operand is stored in *panels*, as wide as a tile, so that a tile reads it from
+//! The right operand is stored in *panels*, which are as wide as a tile, so that a tile reads
 //! adjacent cache lines.
 
 // As in `product`: tiles are arrays of constant size, indexed by loops that unroll.
@@ -17,7 +18,7 @@ pub(crate) const MAX_PANEL: usize = 64;
 /// The most elements of a tile: six rows of a panel.
 pub(crate) const MAX_TILE: usize = 6 * MAX_PANEL;
 
-/// The widths of a tier's panels: of a vector, and of the widest tile.
+/// The widths of a tier's panels in columns: the width of a vector, and that of the widest tile.
 pub(crate) fn panel_widths(tier: Tier) -> [usize; 2] {
     tier.run(PanelWidths)
 }
@@ -40,8 +41,9 @@ const fn most_vectors<I: Isa>() -> usize {
     }
 }
 
-/// The columns of each panel of a right operand of `n` columns: whole vectors; the last
-/// may repeat columns of the panel before. Fewer columns than a vector has lanes are one panel.
+/// The columns of each panel, for a right operand of `n` columns. A panel is a whole number of
+/// vectors, so the last panel may repeat columns of the panel before it. If `n` is less than the
+/// lanes of a vector, there is one panel of `n` columns.
 pub(crate) fn panels([lanes, most]: [usize; 2], n: usize) -> impl Iterator<Item = Range<usize>> {
     let mut first = 0;
     core::iter::from_fn(move || {
@@ -64,7 +66,7 @@ pub(crate) struct Reaching<'s, 'f> {
     pub(crate) panel: &'s [f32],
     pub(crate) width: usize,
     pub(crate) bound: f32,
-    /// Memory for a tile, of any values.
+    /// Memory for a tile. Its values do not matter.
     pub(crate) tile: &'s mut [f32; MAX_TILE],
     /// Takes the number of a row and its elements, and returns the new bound.
     pub(crate) found: &'f mut dyn FnMut(usize, &[f32]) -> Option<f32>,

@@ -1,5 +1,5 @@
-//! Inner products of a query with stored rows, each one chain over the columns: the lanes of a
-//! vector have different rows, which are transposed in registers.
+//! Inner products of a query with stored rows. Each product is one chain over the columns. Each
+//! lane of a vector computes the product of another row, so rows are transposed in registers.
 
 // As in `product`: arrays of constant size, indexed by loops that unroll.
 #![allow(clippy::indexing_slicing, clippy::needless_range_loop)]
@@ -11,12 +11,11 @@ use crate::{
 };
 use core::ops::Range;
 
-/// Vectors of rows that are multiplied side by side, so that their chains hide the latency of a
-/// multiply-add.
+/// The number of vectors whose chains run side by side, to hide the latency of a multiply-add.
 const VECTORS: usize = 2;
 
-/// How far ahead rows are prefetched: the hardware sees no single stream in the order in which rows
-/// are read.
+/// How many bytes ahead rows are prefetched. The loop reads several rows at a time, which the
+/// hardware does not recognise as one stream.
 const AHEAD: usize = 8192;
 
 /// The inner product of a query with each row.
@@ -30,7 +29,7 @@ pub(crate) struct RowProducts<'s, 'o, W> {
 }
 
 /// [`RowProducts`] of i8 rows, which are transposed four columns at a time, before they are
-/// widened. Not for the scalar tier, on which a lane may not keep the bits of a NaN.
+/// widened. Not for the scalar tier: its lanes are floats, which may not keep the bits of a NaN.
 pub(crate) struct ByteRowProducts<'s, 'o>(pub(crate) RowProducts<'s, 'o, i8>);
 
 type Narrow<L> = <<L as RowLanes>::Narrow as Isa>::F32;
@@ -77,7 +76,7 @@ impl Op for ByteRowProducts<'_, '_> {
     }
 }
 
-/// Prefetches as many units as `len`, [`AHEAD`] bytes from the first unit on.
+/// Prefetches `len` units, from [`AHEAD`] bytes after the first unit on.
 #[inline(always)]
 fn prefetch<I: Isa, W>(isa: I, units: &[W], len: usize) {
     let ahead = units.get(AHEAD / size_of::<W>()..).unwrap_or_default();

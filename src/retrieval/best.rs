@@ -13,11 +13,11 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// What fills a list that is longer than there are rows: an index that no table has (-1 as a
-    /// signed integer), and negative infinity.
+    /// Fills the end of a list if there are too few rows: an index that no table has (-1 as a
+    /// signed integer), with a score of negative infinity.
     pub const NONE: Self = Self { index: u64::MAX, score: f32::NEG_INFINITY };
 
-    /// Whether this is [`NONE`](Self::NONE), and no row.
+    /// Whether this is [`NONE`](Self::NONE), which is not a row.
     pub fn is_none(&self) -> bool {
         self.index == u64::MAX
     }
@@ -28,12 +28,13 @@ impl Scored {
     }
 }
 
-/// A heap whose root is the worst of its rows. A list of [`Scored::NONE`] is one, and so is a list
-/// with the worst row first.
+/// A heap whose root is the worst of its rows. A list of [`Scored::NONE`] is a heap, and so is a
+/// list that is sorted from the worst row to the best.
 pub(super) struct Heap<'l>(pub(super) &'l mut [Scored]);
 
 impl Heap<'_> {
-    /// Rows with a lower score are none of the best. NaN if there is no room for any row.
+    /// The worst score in the heap: a row with a lower score is not one of the best. NaN if the
+    /// heap has room for no row.
     pub(super) fn bound(&self) -> f32 {
         self.0.first().map_or(f32::NAN, |worst| worst.score)
     }
@@ -45,7 +46,7 @@ impl Heap<'_> {
         }
     }
 
-    /// Sorts the rows, best first. The list is no heap any more.
+    /// Sorts the rows, best first. The list is then no longer a heap.
     pub(super) fn sort(self) {
         let mut heap = self.0;
         while let Some((last, rest)) = heap.split_last_mut() {
@@ -84,12 +85,13 @@ fn sift(heap: &mut [Scored], row: Scored) {
     }
 }
 
-/// Merges the results of [`Table::top_k`](crate::Table::top_k) for the same queries and other rows
-/// (another range, or another [part](super::Search::part)) into `best`. Both hold lists of `k`
-/// rows, best first, one list for each query.
+/// Merges `others` into `best`. Both are results of [`Table::top_k`](crate::Table::top_k) for the
+/// same queries, but for different rows: another range, or another [part](super::Search::part).
+/// Both have one list for each query, of `k` rows, best first.
 ///
 /// # Errors
-/// [`RetrievalError::OutputLen`] if the two are not equally long, or not whole lists.
+/// [`RetrievalError::OutputLen`] if `best` and `others` differ in length, or are not whole lists of
+/// `k` rows.
 pub fn merge_top_k(k: usize, best: &mut [Scored], others: &[Scored]) -> Result<(), RetrievalError> {
     if best.len() != others.len() || best.len().checked_rem(k).unwrap_or(best.len()) != 0 {
         return Err(RetrievalError::OutputLen { found: best.len(), expected: others.len() });

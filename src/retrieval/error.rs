@@ -8,14 +8,14 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RetrievalError {
-    /// The queries are not a whole number of rows.
+    /// The number of elements is not a multiple of `embedding_dim`.
     QueriesLen {
         /// Elements given.
         found: usize,
         /// Elements of a query.
         embedding_dim: usize,
     },
-    /// The output has another length than the queries need.
+    /// The output has the wrong length for these queries.
     OutputLen {
         /// Elements given.
         found: usize,
@@ -39,7 +39,7 @@ pub enum RetrievalError {
         /// Rows of the table.
         num_embeddings: u64,
     },
-    /// The rows are not divided into this many parts.
+    /// There is no such part: parts are numbered from 0.
     Part {
         /// The part asked for.
         part: usize,

@@ -1,14 +1,14 @@
 //! Exact retrieval: the inner products of queries with all rows of a table, and the best of them.
 //!
 //! The rows of a tensor train are never computed. A score is the contraction of a query with one
-//! slice of each core, and rows share most of it: the slices of some digits are contracted with the
-//! query once for each combination of these digits, and the scores of all rows are one matrix
-//! product of the results with the products of the other slices (`tensor_train.rs`). Tables of
-//! other representations are read row by row (`stream.rs`).
+//! slice of each core, and rows share most of this work. The query is contracted with the slices of
+//! some digits, once for each combination of these digits. The results are multiplied with the
+//! products of the other slices: this one matrix product gives the scores of all rows
+//! (`tensor_train.rs`). Tables of other representations are read row by row (`stream.rs`).
 //!
-//! A walk over the rows hands on scores in runs, and `receiver.rs` writes them out or keeps the
-//! best. Overrides are left to a walk of their own, over the override rows. A
-//! [cache](crate::cache::RowCache) is not read, so that scores do not depend on what it holds.
+//! A walk over the rows produces scores in runs, and `receiver.rs` writes them out or keeps the
+//! best. Another walk scores the overrides. A [cache](crate::cache::RowCache) is not read, so
+//! scores do not depend on what it holds.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -72,16 +72,17 @@ impl<'a> Search<'a> {
         Self { rows: Some([rows.start, rows.end]), ..self }
     }
 
-    /// The best of the rows in part `part` of `parts` parts of about the same size, to be searched
-    /// on as many threads and then merged with [`merge_top_k`]. Each row is in exactly one part.
-    /// The parts of a tensor train are not ranges of indices but what shares the least work.
+    /// The best of the rows in part `part`, from 0, of `parts` parts of about the same size. Each
+    /// thread can search one part; [`merge_top_k`] merges the results. Each row is in exactly one
+    /// part. The parts of a tensor train are not ranges of indices: they are chosen so that threads
+    /// repeat the least work.
     #[must_use]
     pub fn part(self, part: usize, parts: usize) -> Self {
         Self { part, parts, ..self }
     }
 
-    /// The best of the rows that are not in a query's bag: one bag for each query, or one for all
-    /// queries, with its indices in ascending order.
+    /// The best of the rows that are not excluded. `excluded` has one bag of indices for each
+    /// query, or one bag for all queries. The indices of a bag are in ascending order.
     #[must_use]
     pub fn without(self, excluded: Bags<'a>) -> Self {
         Self { excluded: Some(excluded), ..self }
@@ -93,7 +94,7 @@ impl<'a> Search<'a> {
         Self { bias: Some(bias), ..self }
     }
 
-    /// The number of rows that are looked for.
+    /// The number of rows to find for each query.
     pub fn k(&self) -> usize {
         self.k
     }
@@ -122,7 +123,7 @@ impl Scope {
 impl Table<'_> {
     /// Number of f32 elements of workspace with which [`scores`](Self::scores) and
     /// [`top_k`](Self::top_k) are fastest for `num_queries` queries. It does not grow with the
-    /// number of rows, and stops growing at some queries.
+    /// number of rows, and beyond a certain number of queries it does not grow with them.
     ///
     /// Both accept any workspace of at least `retrieval_workspace_len(1)` elements. The length
     /// changes the speed, never the result.
@@ -141,13 +142,13 @@ impl Table<'_> {
         }
     }
 
-    /// Writes the inner product of each query with each row of a range of indices: that of query i
-    /// with index `rows.start + j` is element `i * rows.len() + j` of `out`.
+    /// Writes the inner product of each query with each row of a range of indices. The score of
+    /// query i and index `rows.start + j` is element `i * rows.len() + j` of `out`.
     ///
-    /// `queries` are `embedding_dim` elements each, one query after another. `workspace` has at
+    /// `queries` has one query after another, `embedding_dim` elements each. `workspace` has at
     /// least [`retrieval_workspace_len(1)`](Self::retrieval_workspace_len) elements; up to
-    /// `retrieval_workspace_len(n)` elements make n queries faster. The bits of a score depend on
-    /// the query and the row alone (`docs/numerics.md`).
+    /// `retrieval_workspace_len(n)` elements make n queries faster. The bits of a score depend only
+    /// on the query, the row and the table's tier (`docs/numerics.md`).
     ///
     /// ```
     /// use ttrec::{Blob, Workspace};
@@ -182,17 +183,18 @@ impl Table<'_> {
             .ok_or(RetrievalError::Inconsistent)
     }
 
-    /// Writes the best rows of each query, best first, exactly: no row that was left out has a
-    /// higher score, or the same score and a smaller index. `out` has a list of
-    /// [`search.k()`](Search::k) rows for each query. A row whose score is NaN is left out. Where
-    /// fewer than k rows are left, [`Scored::NONE`] fills the list.
+    /// Writes the best rows of each query, best first. The search is exact: no other row of the
+    /// search has a higher score, or the same score and a smaller index. `out` has a list of
+    /// [`search.k()`](Search::k) rows for each query. A row whose score is NaN is left out. If
+    /// there are fewer than k rows, [`Scored::NONE`] fills the rest of the list.
     ///
-    /// `queries` and `workspace` are as for [`scores`](Self::scores), and a score has the same
-    /// bits, plus its bias, if there is one, with one rounding.
+    /// `queries` and `workspace` are as for [`scores`](Self::scores). A score has the bits that
+    /// `scores` gives it. A bias, if there is one, is then added with one rounding.
     ///
     /// # Errors
-    /// [`RetrievalError`]: a wrong length, rows that the table does not have, or lists of excluded
-    /// indices that are not sorted. On error `out` is left unmodified.
+    /// [`RetrievalError`]: a wrong length, rows that the table does not have, a part that does not
+    /// exist, lists of excluded indices that are not sorted, or a table of biases that does not
+    /// fit. On error `out` is left unmodified.
     pub fn top_k(
         &self,
         queries: &[f32],

@@ -1,20 +1,21 @@
 //! Scores of all rows of a tensor train, without the rows.
 //!
-//! Let the train be walked from core 0 (or, [reversed](Walk), from the last core), and be cut
-//! before core c. A query has the digits of its columns, `x[j_0, .., j_{d-1}]`. With `U_d = x`,
-//! each step contracts the last digit of the query with a core:
+//! A [walk](Walk) takes the cores from core 0 on, or in reverse, from the last core on. It is cut
+//! before core c. A column of the query has d digits: the query is `x[j_0, .., j_{d-1}]`. `U_d` is
+//! x, and each step contracts its last digit with a core:
 //!
 //! ```text
 //! U_k[i_k, ..][j_0, .., j_{k-1}, a] = sum over (j_k, b) of U_{k+1}[i_{k+1}, ..][j_0, .., j_k, b]
 //!                                                         . G_k[i_k][a, j_k, b]
 //! ```
 //!
-//! for k from d - 1 down to c. The product of the first c slices, the *prefix*, has as many
-//! elements as `U_c` has for each combination of the other digits, and a score is the inner product
-//! of these two. So all scores are one matrix product.
+//! for k from d - 1 down to c. The first c slices are the *prefix* of a row. Their product has as
+//! many elements as `U_c` has for each combination of the other digits, and the score is the inner
+//! product of the two. So one matrix product gives all scores.
 //!
-//! `U_{d-1}` is computed for a block of the last digits at once. For the digits before, one
-//! combination after another is contracted, so that the workspace does not grow with their number.
+//! `U_{d-1}` is computed at once for a block of values of the last digit. The digits before it are
+//! contracted one combination after another, so that the workspace does not grow with the number of
+//! combinations.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -35,8 +36,8 @@ use crate::{
 };
 use core::ops::Range;
 
-/// Elements of the products of prefixes that are held at once, and of the largest contraction:
-/// together they fit the second cache.
+/// The most elements of the products of prefixes that are held at once, and of the largest
+/// contraction. Both together fit the second-level cache.
 const PREFIXES: usize = 1 << 16;
 const CONTRACTED: usize = 1 << 16;
 /// Queries that are contracted together.
@@ -54,8 +55,8 @@ struct Walk<'s> {
 }
 
 impl<'s> Walk<'s> {
-    /// The walk with the fewest multiply-adds for the scores of all rows, of those that hold all
-    /// products of prefixes at once, or have prefixes of one slice.
+    /// The walk with the fewest multiply-adds for the scores of all rows. Only walks with prefixes
+    /// of one slice, and walks that hold the products of all prefixes at once, are considered.
     fn new(shape: &'s TtShape) -> Self {
         let walks = (1..shape.num_cores())
             .flat_map(|cut| [false, true].map(|is_reversed| Self { shape, is_reversed, cut }))
@@ -99,7 +100,7 @@ impl<'s> Walk<'s> {
         cores.map(|k| self.p(k)).product()
     }
 
-    /// What digit k counts in the index of a row.
+    /// What digit k is multiplied by in the index of a row.
     fn place(&self, k: usize) -> u64 {
         if self.is_most_significant_first() {
             self.num_combinations(k + 1..self.num_cores())
@@ -127,7 +128,8 @@ impl<'s> Walk<'s> {
         self.columns_before(k).saturating_mul(self.rank(k))
     }
 
-    /// Elements of the products of all prefixes of k slices, with `digits` digits of core 0.
+    /// Elements of the products of all prefixes of k slices that have one of `digits` digits of
+    /// core 0.
     fn prefixes_len(&self, k: usize, digits: u64) -> usize {
         let combinations = (1..k).fold(digits, |product, k| product.saturating_mul(self.p(k)));
         usize::try_from(combinations)
@@ -174,8 +176,9 @@ impl<'s> Walk<'s> {
         digits.max(1) as u64
     }
 
-    /// The parts of a workspace: the queries, a slice, the slice in another order, the products of
-    /// prefixes, a tile of scores; and what the contractions, or the making of the prefixes, need.
+    /// The lengths of the parts of a workspace: the queries, a slice, the slice in another order,
+    /// the products of prefixes, a tile of scores, and the room that the contractions and the
+    /// making of prefixes need in turn.
     fn workspace_lens(&self, num_queries: usize) -> [usize; 6] {
         let (d, digits) = (self.num_cores(), self.first_digits());
         let slice = (0..d).map(|k| self.shape.slice_len(k)).max().unwrap_or(0);
@@ -227,7 +230,7 @@ pub(super) fn workspace_len(tt: &TtCores<'_>, num_queries: usize) -> usize {
     lens.into_iter().fold(0, usize::saturating_add)
 }
 
-/// Hands on the scores of all rows of a scope, and of some others.
+/// Hands on the scores of all rows of a scope, and of some other rows, which the receiver ignores.
 pub(super) fn visit(
     tier: Tier,
     tt: &TtCores<'_>,
@@ -245,8 +248,8 @@ pub(super) fn visit(
     {
         group -= 1;
     }
-    // A short range that begins with one digit and ends with the next one is walked as two: of
-    // each, only the other digits that occur in it are contracted.
+    // A short range that begins with one digit and ends with the next one is walked as two ranges.
+    // In each, only the other digits that occur in it are contracted.
     let place = walk.place(walk.most_significant());
     let Range { start, end } = scope.rows;
     let boundary = (start / place + 1).saturating_mul(place);
@@ -320,7 +323,7 @@ struct Visit<'v, 'r, 'c> {
     scope: &'v Scope,
     num_queries: usize,
     receiver: &'v mut Receiver<'r>,
-    /// A slice as it is stored, and in the order that a product needs.
+    /// A slice as it is stored, and the same slice in the order that a product needs.
     stored: &'v mut [f32],
     slice: &'v mut [f32],
     /// The products of the prefixes of a block, one in each column, in panels.
@@ -330,9 +333,9 @@ struct Visit<'v, 'r, 'c> {
     scores: &'v mut [f32],
     /// The digits of the last core that are contracted at once.
     last: Range<u64>,
-    /// The index of the first prefix of the block, with zeros for the other digits; from one to
-    /// the next; and their number.
+    /// The index of the first prefix of the block, with zeros for the other digits.
     first: u64,
+    /// The difference of the indices of adjacent prefixes.
     step: u64,
     num_prefixes: usize,
 }
@@ -377,8 +380,8 @@ impl Visit<'_, '_, '_> {
         } else {
             0..self.walk.p(k)
         };
-        // Parts differ in the first digit after the cut, so that they share no scores, and what
-        // they repeat is the least.
+        // Parts divide the first digit after the cut: no score is computed twice, and parts repeat
+        // the least work.
         if k == self.walk.cut {
             self.scope.part_of(digits)
         } else {

@@ -1,7 +1,8 @@
-//! Rows of a tensor train, each multiplied out by itself: for tables whose rows take so few
-//! multiply-adds that finding the lookups which share some of them would take longer.
+//! Rows of a tensor train, each multiplied out by itself. This is for tables whose rows take few
+//! multiply-adds: finding the lookups that share some of them would take longer.
 //!
-//! A group of rows takes each step together, so that the sizes of the step are looked at once.
+//! A group of rows takes each step together, so that the sizes of the step are read once for all
+//! rows.
 
 use super::{Job, Product, tile::multiply};
 use crate::{
@@ -21,17 +22,17 @@ pub(crate) struct SmallRow {
 }
 
 impl SmallRow {
-    /// For arrays that are yet to be filled.
+    /// Fills an array before its rows are known.
     pub(crate) const EMPTY: Self = Self { digits: [0; MAX_CORES], out: 0, weight: 0.0 };
 }
 
-/// Products that are computed by one call, if no tile is as large as one.
+/// Products that one call computes, if no tile has the size of a product.
 const JOBS: usize = 8;
 
-/// Adds rows to the output, one after another, or writes them to it. `partials` has room for the
-/// partial products of all of them. All cores have one dtype, and the products of each step
-/// have a multiple of four columns. `None` if that is not so, if anything is out of bounds, or on
-/// the scalar tier.
+/// Adds rows to the output, one after another, or, without `add`, writes them to it. `partials` has
+/// room for the partial products of all rows. All cores have the same dtype, and in each step the
+/// number of columns of a product is a multiple of four. `None` if one of these conditions does not
+/// hold, if anything is out of bounds, or on the scalar tier.
 pub(crate) fn multiply_rows(
     tier: Tier,
     tt: &TtCores<'_>,
@@ -105,12 +106,12 @@ struct Step<'s, 'o, W> {
     rows: &'s [SmallRow],
     k: usize,
     dims: Dims,
-    /// Left operands: of each row in turn, or of each digit of core 0.
+    /// The left operands: one for each row, in their order, or one for each digit of core 0.
     x: &'s [f32],
     x_by_digit: bool,
     slices: &'s [W],
     scales: &'s [f32],
-    /// The products: of each row in turn, or the output.
+    /// The products, one for each row, in their order; or, in the last step, the output.
     out: &'o mut [f32],
     is_last: bool,
     /// Whether the products are added to the output.
@@ -118,8 +119,8 @@ struct Step<'s, 'o, W> {
 }
 
 impl<'s, W: Weight> Step<'s, '_, W> {
-    /// Runs it in a tile of the size of the product, if there is one: with constants for the sizes
-    /// a row takes half as many instructions.
+    /// Runs the step in a tile of the size of the product, if there is one. Because the sizes are
+    /// then constants, a row takes half as many instructions.
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Dims { m, n, .. } = self.dims;
@@ -175,7 +176,7 @@ impl<'s, W: Weight> Step<'s, '_, W> {
         Some(Job { m, x, slice, out, scale })
     }
 
-    /// Runs it in tiles of `M` rows and `V` vectors, which are as large as the product.
+    /// Runs the step in tiles of `M` rows and `V` vectors, the size of a product.
     #[inline(always)]
     fn in_tiles<I: Isa, const M: usize, const V: usize>(mut self, isa: I) -> Consistent {
         let n = V * I::LANES;
@@ -198,7 +199,7 @@ impl<'s, W: Weight> Step<'s, '_, W> {
         Some(())
     }
 
-    /// Runs it as products of any size.
+    /// Runs the step with products of any size.
     #[inline(always)]
     fn run_products<I: Isa>(self, isa: I) -> Consistent {
         let mut jobs = [Job::EMPTY; JOBS];

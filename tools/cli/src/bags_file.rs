@@ -42,8 +42,8 @@ pub(crate) struct BagOptions {
     /// [default: true if it is that number]
     #[arg(long, value_name = "true|false")]
     include_last_offset: Option<bool>,
-    /// Leave this index out of its bags, as torch.nn.EmbeddingBag does; of one table of a model:
-    /// TABLE=INDEX. May be given several times
+    /// Leave this index out of all bags, as torch.nn.EmbeddingBag does, or, with TABLE=INDEX, out
+    /// of the bags of one table of a model. May be given several times
     #[arg(long, value_name = "[TABLE=]INDEX")]
     padding_idx: Vec<PaddingIdx>,
 }

@@ -12,11 +12,12 @@ use std::path::PathBuf;
 
 /// Look up rows, or pool bags of rows.
 ///
-/// The output is a float32 .npy array: one row per index (rows) or per bag (sum, mean, max).
+/// The output is a float32 .npy array: one row per index with --mode rows, otherwise one row per
+/// bag.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Files of bags:
-  An npz file holds `indices`, of any integer type. Where bags end, it says by one of
+  An npz file holds `indices`, of any integer type. One of these says where bags end:
   - `offsets`, as torch.nn.EmbeddingBag takes them: bag b is `indices[offsets[b]..offsets[b + 1]]`;
     the last offset, which is the number of indices, may be left out (include_last_offset=False);
   - `lengths`, the number of indices of each bag, as torchrec has them;

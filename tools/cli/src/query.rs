@@ -1,9 +1,10 @@
-//! Models whose logit is a product of two vectors: the row of a candidate, and a *query*, which
-//! everything else gives.
+//! Models whose logit is a product of two vectors: the row of a candidate, and a *query*, computed
+//! from everything else.
 //!
-//! The logit is `w . b + sum of w_ij (x_i . x_j) + bias`, where the x are the vectors of the tables
-//! and of the bottom perceptron, and b is the bottom's, if the top perceptron is one layer without
-//! a ReLU. Then the terms with the vector x_t of a candidate are `x_t . (sum of w_tj x_j)`.
+//! If the top perceptron is one layer without a ReLU, the logit is
+//! `w . b + sum of w_ij (x_i . x_j) + bias`. The x are the vectors of the tables and of the bottom
+//! perceptron, and b is the vector of the bottom perceptron. So the terms with the vector x_t of a
+//! candidate are `x_t . (sum of w_tj x_j)`.
 
 use ttrec::{
     Ranker,
@@ -40,7 +41,7 @@ pub(crate) struct ProductModel {
     /// Weights of the bottom's vector, then of each pair of vectors: (1,0), (2,0), (2,1), ..
     weights: Vec<f64>,
     bias: f64,
-    /// The vector of the bottom perceptron; none without one.
+    /// The vector of the bottom perceptron; `None` if the model has no bottom perceptron.
     bottom: Option<Vec<f64>>,
 }
 
@@ -91,7 +92,7 @@ impl ProductModel {
     }
 
     /// The query of a sample, and the part of the logit that is the same for all candidates.
-    /// `tables` are the vectors of the tables, with none in the place of the candidate's.
+    /// `tables` has the vector of each table, but `None` for the candidate's.
     pub(crate) fn query(&self, tables: &[Option<&[f32]>], dim: usize) -> (Vec<f32>, f64) {
         let mut vectors = Vec::from_iter(self.bottom.clone().map(Some));
         vectors.extend(tables.iter().map(|vector| vector.map(wide)));

@@ -20,14 +20,14 @@ use ttrec_convert::zeros;
 /// The npz file holds `dense` (samples x features), unless the model has no dense features, and
 /// `indices_T`, `offsets_T` and optionally `weights_T` for each table T of the model, from 0 in the
 /// order that `ttrec inspect` lists. Other formats of bags are those of `ttrec lookup --help`. If
-/// there is `dense`, `indices_T` alone may hold one index per sample. The output is a float32 .npy
-/// array: one score per sample.
+/// the file has `dense`, `indices_T` may hold one index per sample, without `offsets_T`. The output
+/// is a float32 .npy array: one score per sample.
 ///
 /// With --data and --vocabulary, the samples are rows in the format of the data that `ttrec train`
 /// learned from, and are encoded in the same way.
 ///
-/// --against proves that the model is the one that was trained: the order of the tables, the
-/// pooling and the layers included.
+/// --against proves that the model is the one that was trained, including the order of the tables,
+/// the pooling and the layers.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model

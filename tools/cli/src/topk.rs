@@ -17,11 +17,12 @@ use std::{
 use ttrec::{Table, repr::Weights};
 use ttrec_convert::{Checkpoint, zeros};
 
-/// Find the rows of a table with the largest inner products with each query.
+/// Find the rows of a table that have the largest inner products with each query.
 ///
-/// All rows are compared, without an index and without approximation; equal scores are ordered by
-/// the smaller index. OUT.npz holds `indices` (int64) and `scores` (float32), queries x K, the best
-/// first. Where --exclude leaves fewer than K rows, the rest is index -1 with score -inf.
+/// The search is exact: it scores all rows. Of rows with equal scores, the one with the smaller
+/// index comes first. OUT.npz holds `indices` (int64) and `scores` (float32), queries x K, the best
+/// first. If --exclude leaves fewer than K rows, the places after them have index -1 and score
+/// -inf.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob
@@ -42,7 +43,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// Add the row of this dense table, which has one column, to the score of each index
+    /// Add a bias to the score of each row: the row of the same index in this dense table of one
+    /// column
     #[arg(long, value_name = "TABLE")]
     bias: Option<String>,
     /// The npz file to write

@@ -20,14 +20,15 @@ use ttrec_convert::zeros;
 /// Rank candidates for one user with a blob's model.
 ///
 /// Both files have the format of `score`. The user's file has one bag for each table of user
-/// features, and `dense` of one sample. The candidates' file has one bag per candidate for each
-/// other table (and `dense`, if it differs by candidate). The user's part is computed once.
-/// Candidates are numbered from 0 in the order of their bags; equal scores keep that order.
+/// features, and `dense` for one sample. The candidates' file has, for each other table, one bag
+/// per candidate. (If `dense` differs between candidates, it is in the candidates' file.) The
+/// user's part is computed once. Candidates are numbered from 0 in the order of their bags; equal
+/// scores keep that order.
 ///
 /// With --all, the candidates are all rows of the one table that the user's file has no bag for,
 /// and their numbers are its indices. If the model's logit is the product of two vectors, as in a
-/// two-tower model or a DLRM of one top layer, that takes milliseconds for millions of rows;
-/// otherwise, the model scores row by row.
+/// two-tower model or a DLRM with one top layer, this takes milliseconds for millions of rows.
+/// Otherwise the whole model scores each row.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A blob with a model
@@ -49,7 +50,7 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     options: BagOptions,
-    /// Also write the scores of all candidates, in their order
+    /// Also write the scores of all candidates, in the order of their numbers
     #[arg(short, long, value_name = "OUT.npy")]
     output: Option<PathBuf>,
 }

@@ -20,8 +20,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 /// Evaluate a trained model: AUC, log-loss, accuracy and calibration.
 ///
-/// Where the data are interactions or sessions, it also ranks all items for each user or session:
-/// recall and NDCG at 10 and 20, with the user's training items left out.
+/// If the data are interactions or sessions, it also ranks all items for each context (a user, or
+/// the items of a session so far), without the items that the context already has, and prints
+/// recall and NDCG at 10 and 20.
 ///
 /// A checkpoint of `ttrec train` records its model and its data. `vocabulary.csv` must be in the
 /// same directory.
@@ -29,7 +30,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub(crate) struct EvalArgs {
     /// checkpoint.safetensors or best.safetensors
     checkpoint: PathBuf,
-    /// Test files to use instead of the config's; without labels they have no metrics
+    /// Test files to use instead of the config's; without labels there are no metrics
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Directory that relative paths in the config start from [default: the current directory]

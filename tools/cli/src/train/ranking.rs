@@ -15,15 +15,15 @@ use ttrec::{
 };
 use ttrec_convert::zeros;
 
-/// The means over all queries: the contexts of a split.
+/// Means over all queries. Each context of a split is a query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ranking {
     queries: u64,
     /// The share of a query's items that are among the best 10.
     #[serde(rename = "recall@10")]
     recall_10: f64,
-    /// The sum of 1 / log2(1 + rank) of a query's items that are among the best 10, over the
-    /// largest that this sum can be.
+    /// The sum of 1 / log2(1 + rank) over a query's items that are among the best 10, divided by
+    /// the largest value that this sum can have.
     #[serde(rename = "ndcg@10")]
     ndcg_10: f64,
     #[serde(rename = "recall@20")]
@@ -32,7 +32,7 @@ pub(crate) struct Ranking {
     pub(crate) ndcg_20: f64,
 }
 
-/// The items that are ranked for a query.
+/// The number of best items that are kept for a query: the largest k of the metrics.
 const BEST: usize = 20;
 /// Queries whose best items are in memory together.
 const QUERIES: usize = 1024;
@@ -70,7 +70,7 @@ impl Ranking {
         self.ndcg_20 += ndcg_20;
     }
 
-    /// The means, of sums.
+    /// The means, if `self` has the sums.
     fn means(self) -> Option<Self> {
         let Self { queries, recall_10, ndcg_10, recall_20, ndcg_20 } = self;
         let [recall_10, ndcg_10, recall_20, ndcg_20] =
@@ -90,9 +90,9 @@ impl fmt::Display for Ranking {
     }
 }
 
-/// Ranks all items for each context of a split. `None` if the examples are not items in contexts;
-/// and, unless `exhaustive`, if a logit is not a product of two vectors: then the model scores each
-/// pair of a context and an item, which takes long.
+/// Ranks all items for each context of a split. `None` if the examples are not items in contexts.
+/// If a logit is not a product of two vectors, the model has to score each pair of a context and an
+/// item, which takes long: the result is then `None`, unless `exhaustive`.
 pub(super) fn rank(
     model: &mut Dlrm,
     dataset: &dyn Dataset,
@@ -162,7 +162,7 @@ fn dense_table(rows: &[f32], embedding_dim: usize) -> Result<DenseTable> {
     Ok(table)
 }
 
-/// All rows of a table that has a cache, which a search for the best rows does not read.
+/// All rows of a table that has a cache: a search for the best rows does not read the cache.
 fn cached_rows(item: &Feature) -> Result<Option<DenseTable>> {
     if item.table.overrides().is_empty() {
         return Ok(None);
@@ -171,7 +171,8 @@ fn cached_rows(item: &Feature) -> Result<Option<DenseTable>> {
     dense_table(&rows, item.table.table().embedding_dim()).map(Some)
 }
 
-/// The best items for each context, whose vectors are given, by the logits of a model of any kind.
+/// The best items for each context, by the logits of a model of any kind. `contexts` has the
+/// vectors of the contexts.
 fn by_logits(
     model: &mut Dlrm,
     dense: &[f32],
@@ -186,7 +187,7 @@ fn by_logits(
     };
     let mut best = vec![Vec::new(); contexts.len() / dim];
     for items in items.chunks(ITEMS) {
-        // The vectors of contexts and items in place of the tables that compute them.
+        // Tables that hold the vectors take the place of the tables that compute them.
         let vectors = pooled(&model.features()[1], items.chunks(1))?;
         let mut features = [feature(contexts)?, feature(&vectors)?];
         model.features_mut().swap_with_slice(&mut features);
@@ -201,8 +202,8 @@ fn by_logits(
     Ok(best.concat())
 }
 
-/// Scores all pairs of a context and one of some items, whose vectors are the rows of the model's
-/// tables, and keeps the best items of each context.
+/// Scores each context with each of some items, and keeps the best items of each context. The rows
+/// of the model's tables are the vectors of the contexts and of these items.
 fn score_pairs(
     model: &mut Dlrm,
     dense: &[f32],
