@@ -13,8 +13,8 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// Fills the end of a list if there are too few rows: an index that no table has (-1 as a
-    /// signed integer), with a score of negative infinity.
+    /// A place without a row: index `u64::MAX`, which is -1 as a signed integer, and a score of
+    /// negative infinity. A list ends with these if there are too few rows.
     pub const NONE: Self = Self { index: u64::MAX, score: f32::NEG_INFINITY };
 
     /// Whether this is [`NONE`](Self::NONE), which is not a row.

@@ -296,7 +296,7 @@ impl Table<'_> {
         let mut receiver = Receiver {
             rows: scope.rows.clone(),
             first_query: 0,
-            overrides: self.data().overrides,
+            overrides: None,
             excluded,
             bias,
             target,

@@ -124,14 +124,10 @@ pub(super) fn visit_rows(
     workspace: &mut [f32],
 ) -> Consistent {
     let (tier, table) = (table.tier(), table.without_cache());
-    let row_of = RowOf::new(table.data());
     let positions = scope.part_of(scope.rows.clone());
-    if let (Weights::Dense(rows), RowOf::Identity) = (&table.data().weights, row_of)
-        && queries.len() <= FEW_QUERIES * table.embedding_dim()
-    {
-        return stream_dense(tier, rows, queries, positions, |query, first, scores| {
-            receiver.run(query, first, 1, scores)
-        });
+    if let Weights::Dense(rows) = &table.data().weights {
+        let row_of = RowOf::new(table.data());
+        return visit_dense(tier, rows, row_of, queries, positions, receiver, workspace);
     }
     stream(
         tier,
@@ -139,15 +135,31 @@ pub(super) fn visit_rows(
         queries,
         positions,
         workspace,
-        |index, row, scratch| match &table.data().weights {
-            Weights::Dense(rows) => {
-                let position = usize::try_from(row_of.row(index)).ok()?;
-                dense::write_row(tier, rows, position, row, Epilogue::Store)
-            }
-            _ => table.lookup(index, row, scratch).ok(),
-        },
+        |index, row, scratch| table.lookup(index, row, scratch).ok(),
         |query, first, scores| receiver.run(query, first, 1, scores),
     )
+}
+
+/// Rows as they are stored, at the positions that `row_of` gives.
+fn visit_dense(
+    tier: Tier,
+    rows: &Rows<'_>,
+    row_of: RowOf<'_>,
+    queries: &[f32],
+    positions: Range<u64>,
+    receiver: &mut Receiver<'_>,
+    workspace: &mut [f32],
+) -> Consistent {
+    let dim = rows.embedding_dim;
+    let give = |query, first, scores: &[f32]| receiver.run(query, first, 1, scores);
+    if queries.len() <= FEW_QUERIES * dim && matches!(row_of, RowOf::Identity) {
+        return stream_dense(tier, rows, queries, positions, give);
+    }
+    let fill = |index, row: &mut [f32], _: &mut [f32]| {
+        let position = usize::try_from(row_of.row(index)).ok()?;
+        dense::write_row(tier, rows, position, row, Epilogue::Store)
+    };
+    stream(tier, dim, queries, positions, workspace, fill, give)
 }
 
 /// Short rows, with the queries times the projection: `q . (x P) = (P q) . x`.
@@ -172,25 +184,8 @@ pub(super) fn visit_projected(
         chain_step(tier, size, row, Elements::from_f32(columns), products, Epilogue::Store)?;
     }
     transpose(tier, products, num_queries, short)?;
-    let row_of = RowOf::new(table.data());
-    let positions = scope.part_of(scope.rows.clone());
-    if num_queries <= FEW_QUERIES && matches!(row_of, RowOf::Identity) {
-        return stream_dense(tier, &projected.rows, short, positions, |query, first, scores| {
-            receiver.run(query, first, 1, scores)
-        });
-    }
-    stream(
-        tier,
-        rank,
-        short,
-        positions,
-        workspace,
-        |index, row, _| {
-            let position = usize::try_from(row_of.row(index)).ok()?;
-            dense::write_row(tier, &projected.rows, position, row, Epilogue::Store)
-        },
-        |query, first, scores| receiver.run(query, first, 1, scores),
-    )
+    let (row_of, positions) = (RowOf::new(table.data()), scope.part_of(scope.rows.clone()));
+    visit_dense(tier, &projected.rows, row_of, short, positions, receiver, workspace)
 }
 
 /// The overrides of a scope's rows.

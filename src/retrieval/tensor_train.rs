@@ -201,6 +201,10 @@ impl<'s> Walk<'s> {
         ]
     }
 
+    fn workspace_len(&self, num_queries: usize) -> usize {
+        self.workspace_lens(num_queries).into_iter().fold(0, usize::saturating_add)
+    }
+
     /// Writes the columns of a query in the order of the walk.
     fn order_columns(&self, query: &[f32], out: &mut [f32]) -> Consistent {
         for (column, &x) in query.iter().enumerate() {
@@ -226,8 +230,7 @@ pub fn multiply_adds(shape: &TtShape) -> u64 {
 
 /// The workspace for `num_queries` queries.
 pub(super) fn workspace_len(tt: &TtCores<'_>, num_queries: usize) -> usize {
-    let lens = Walk::new(&tt.shape).workspace_lens(num_queries.clamp(1, QUERIES));
-    lens.into_iter().fold(0, usize::saturating_add)
+    Walk::new(&tt.shape).workspace_len(num_queries.clamp(1, QUERIES))
 }
 
 /// Hands on the scores of all rows of a scope, and of some other rows, which the receiver ignores.
@@ -243,9 +246,7 @@ pub(super) fn visit(
     let dim = tt.shape.embedding_dim();
     let first_query = receiver.first_query;
     let mut group = queries.len().checked_div(dim)?.clamp(1, QUERIES);
-    while group > 1
-        && walk.workspace_lens(group).into_iter().fold(0, usize::saturating_add) > workspace.len()
-    {
+    while group > 1 && walk.workspace_len(group) > workspace.len() {
         group -= 1;
     }
     // A short range that begins with one digit and ends with the next one is walked as two ranges.
