@@ -11,6 +11,11 @@ pub const MAX_RANK: u64 = 1 << 16;
 /// The largest row factor: 2^31 - 1.
 pub const MAX_ROW_FACTOR: u64 = i32::MAX as u64;
 
+/// The most books of a codebook table: 2^10.
+pub const MAX_NUM_BOOKS: usize = 1 << 10;
+/// The most entries of a book: 2^16.
+pub const MAX_BOOK_LEN: usize = 1 << 16;
+
 /// The alignment of a blob in memory, and of the sections in a blob, in bytes.
 pub const ALIGNMENT: usize = 64;
 /// The format version that this crate reads and writes.

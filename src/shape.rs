@@ -7,7 +7,8 @@
 
 use crate::codes::codes;
 pub(crate) use crate::limits::{
-    MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_EMBEDDINGS, MAX_RANK, MAX_ROW_FACTOR,
+    MAX_BOOK_LEN, MAX_CORES, MAX_EMBEDDING_DIM, MAX_NUM_BOOKS, MAX_NUM_EMBEDDINGS, MAX_RANK,
+    MAX_ROW_FACTOR,
 };
 use core::fmt;
 
@@ -496,6 +497,15 @@ pub enum ShapeError {
         /// Their columns: `embedding_dim` both, or in sum if they are put end to end.
         columns: [usize; 2],
     },
+    /// The books of a codebook table do not make rows of its columns.
+    Codebook {
+        /// Books: 1 to [`MAX_NUM_BOOKS`]; if entries are put end to end, a divisor of the columns.
+        num_books: usize,
+        /// Entries of a book: 1 to [`MAX_BOOK_LEN`].
+        book_len: usize,
+        /// Columns before the projection; without one, `embedding_dim`.
+        inner_dim: usize,
+    },
     /// The table, one slice or the lookup's scratch would not fit this machine's address space.
     TooLarge,
 }
@@ -530,6 +540,15 @@ impl fmt::Display for ShapeError {
                     f,
                     "{quotients} x {first} quotient and {remainders} x {second} remainder rows do \
                      not combine to rows of embedding_dim columns, one for each of num_rows"
+                )
+            }
+            Self::Codebook { num_books, book_len, inner_dim } => {
+                write!(
+                    f,
+                    "{num_books} books of {book_len} entries do not make rows of {inner_dim} \
+                     columns: expected at most {MAX_NUM_BOOKS} books of at most {MAX_BOOK_LEN} \
+                     entries, books that divide the columns if entries are put end to end, and \
+                     embedding_dim columns without a projection"
                 )
             }
             Self::TooLarge => write!(f, "the table does not fit this machine's address space"),

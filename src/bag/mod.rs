@@ -287,6 +287,7 @@ impl Table<'_> {
             Weights::QuotientRemainder(table) => {
                 parts::best_workspace_len(table.remainders.embedding_dim, num_lookups)
             }
+            Weights::Codebook(table) => parts::best_workspace_len(table.inner_dim, num_lookups),
         }
     }
 

@@ -166,6 +166,9 @@ rules! { found, expected;
         this blob"
     /// The operation that combines two rows is known.
     Combine "combine {found}: expected 1 to {expected}; a newer ttrec may have written this blob"
+    /// The entries of a codebook table are added or put end to end.
+    CodebookCombine "combine {found}: expected 2 or {expected} in a codebook table; a newer ttrec \
+        may have written this blob"
     /// A table with an index map stores 1 to `num_embeddings` rows.
     NumRows "num_rows is {found}: expected 1 to num_embeddings = {expected}"
     /// Without an index map, `num_rows` is 0.
@@ -231,6 +234,8 @@ rules! { found, expected;
     Ids "id {found}: ids ascend strictly and are below {expected}"
     /// The index of ids has each id at its position.
     IdIndex "the index does not have id {found} at this position"
+    /// A code is the number of an entry of its book.
+    Code "code {found}: a book has {expected} entries"
     /// The row of an index is a stored row.
     RemappedRow "row {found}: the table stores {expected} rows"
 }
@@ -386,12 +391,17 @@ pub enum LayoutError {
         /// What is wrong with them.
         error: ShapeError,
     },
-    /// A dtype that cores or projections cannot have.
+    /// A dtype that cores, books or projections cannot have.
     Dtype {
         /// The table's name.
         table: String,
         /// The dtype.
         found: Dtype,
+    },
+    /// Entries of a codebook table that are neither added nor put end to end.
+    Combine {
+        /// The table's name.
+        table: String,
     },
     /// More rows than indices.
     NumRows {
@@ -508,9 +518,14 @@ impl fmt::Display for LayoutError {
             Self::Shape { table, error } => write!(f, "table {table:?}: {error}"),
             Self::Dtype { table, found } => write!(
                 f,
-                "table {table:?}: {} cores or projection: cores are f32, f16, bf16 or i8, and \
-                 projections f32, f16 or bf16",
+                "table {table:?}: {} cores, books or projection: cores and books are f32, f16, \
+                 bf16 or i8, and projections f32, f16 or bf16",
                 found.name()
+            ),
+            Self::Combine { table } => write!(
+                f,
+                "table {table:?}: entries of a codebook table are added or put end to end, not \
+                 multiplied"
             ),
             Self::NumRows { table, found, num_embeddings } => write!(
                 f,

@@ -14,8 +14,9 @@ use super::{
 use crate::{
     dtype::{Dtype, Elements},
     repr::{
-        Combine, Core, IndexMap, Overrides, Prefixes, Projected, QuotientRemainder, Rows,
-        TableData, TtCores, Weights,
+        CodeDtype, Codebook, Combine, Core, IndexMap, Overrides, Prefixes, Projected,
+        QuotientRemainder, Rows, TableData, TtCores, Weights,
+        codebook::{self, entry_len},
         id_index::{self, Line},
     },
     shape::{
@@ -122,8 +123,8 @@ impl<'a> Blob<'a> {
     }
 
     /// Compares every section with its checksum, and checks what parsing leaves alone: that scales
-    /// are positive and finite, offsets finite, and the ids of prefixes and overrides ascending
-    /// and in range. Reads the whole blob.
+    /// are positive and finite, offsets finite, codes and row numbers in range, and the ids of
+    /// prefixes and overrides ascending and in range. Reads the whole blob.
     ///
     /// # Errors
     /// A [`BlobError`] for the first section of the first table, or else layer, that fails.
@@ -173,6 +174,10 @@ impl<'a> Blob<'a> {
             Weights::QuotientRemainder(qr) => {
                 check_rows(&qr.quotients, Role::Rows)?;
                 check_rows(&qr.remainders, Role::RemainderRows)?;
+            }
+            Weights::Codebook(codebook) => {
+                check_scales(slot, sections.find(Role::Scales(0)), codebook.scales)?;
+                check_codes(slot, sections.find(Role::Codes), codebook, data.num_rows)?;
             }
             Weights::Tt(tt) => {
                 for (k, core) in tt.cores.iter().enumerate() {
@@ -316,7 +321,7 @@ impl<'a> Blob<'a> {
         slot: &ErrorSlot,
     ) -> Result<TableData<'a>, Refused> {
         let at = slot.at(Location::Table(table));
-        at.one_to(Rule::Kind, record.kind.into(), kind::QUOTIENT_REMAINDER.into())?;
+        at.one_to(Rule::Kind, record.kind.into(), kind::CODEBOOK.into())?;
         at.at_most(Rule::IndexMap, record.index_map.into(), index_map::REMAPPED.into())?;
         at.equal(Rule::Layout, record.layout.into(), 0)?;
         let unused = |holds| at.holds(Rule::Reserved, holds);
@@ -342,7 +347,8 @@ impl<'a> Blob<'a> {
         let of_cores =
             (record.num_cores, record.digit_order, record.column_order, record.inner_ranks);
         unused(record.kind == kind::TT || of_cores == (0, 0, 0, [0; 5]))?;
-        unused(record.kind == kind::QUOTIENT_REMAINDER || record.combine == 0)?;
+        let combines = matches!(record.kind, kind::QUOTIENT_REMAINDER | kind::CODEBOOK);
+        unused(combines || record.combine == 0)?;
         let shape_fields = (record.row_factors, record.column_factors);
         let weights = match record.kind {
             kind::DENSE => {
@@ -381,6 +387,29 @@ impl<'a> Blob<'a> {
                     num_remainders,
                     combine,
                 })
+            }
+            kind::CODEBOOK => {
+                let ([book_len, rest @ ..], [num_books, inner_dim, more @ ..]) = shape_fields;
+                unused(rest == [0; 5] && more == [0; 4])?;
+                let last = Combine::Concat as u8;
+                let combine = Combine::from_code(record.combine)
+                    .filter(|&combine| combine != Combine::Mult)
+                    .ok_or_else(|| {
+                        at.refuse(Rule::CodebookCombine, record.combine.into(), last.into())
+                    })?;
+                let (num_books, book_len) = (num_books as usize, book_len as usize);
+                let inner_dim = inner_dim as usize;
+                codebook::check(combine, num_books, book_len, inner_dim).map_err(wrong_shape)?;
+                let codebook = sections.codebook(
+                    num_rows,
+                    (combine, num_books, book_len),
+                    [inner_dim, embedding_dim],
+                )?;
+                if codebook.projection.is_none() && inner_dim != embedding_dim {
+                    let error = ShapeError::Codebook { num_books, book_len, inner_dim };
+                    return Err(wrong_shape(error));
+                }
+                Weights::Codebook(codebook)
             }
             _ => {
                 let shape = read_shape(at, num_rows, record)?;
@@ -440,6 +469,24 @@ fn check_ids(
             return Err(at.refuse(Rule::IdIndex, id, limit));
         }
         floor = id.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Refuses codes that are not below `book_len`. Their positions count codes, not bytes.
+fn check_codes(
+    slot: &ErrorSlot,
+    section: usize,
+    codebook: &Codebook<'_>,
+    num_rows: u64,
+) -> Result<(), Refused> {
+    let limit = codebook.book_len as u64;
+    let rows = (0..num_rows).map_while(|row| codebook.row_codes(usize::try_from(row).ok()?));
+    for (position, code) in (0u64..).zip(rows.flatten()) {
+        let at = slot.at(Location::Element { section, position });
+        if u64::from(code) >= limit {
+            return Err(at.refuse(Rule::Code, code.into(), limit));
+        }
     }
     Ok(())
 }
@@ -573,7 +620,7 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         let (at, record) = self.read(role)?;
         let wrong_dtype = || wrong_dtype(at, role, record.dtype);
         let suits = |dtype: &Dtype| match role {
-            Role::Core(_) | Role::LayerWeights(_) => dtype.suits_cores(),
+            Role::Core(_) | Role::Books | Role::LayerWeights(_) => dtype.suits_cores(),
             Role::Projection => dtype.suits_projections(),
             _ => true,
         };
@@ -613,6 +660,43 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         }
         let prefixes = self.prefixes(&shape)?;
         Ok(TtCores::new(shape, cores, prefixes))
+    }
+
+    /// Codes and books, and then a projection, if it comes next.
+    fn codebook(
+        &mut self,
+        num_rows: u64,
+        (combine, num_books, book_len): (Combine, usize, usize),
+        [inner_dim, embedding_dim]: [usize; 2],
+    ) -> Result<Codebook<'a>, Refused> {
+        let (at, record) = self.read(Role::Codes)?;
+        let wrong_dtype = || wrong_dtype(at, Role::Codes, record.dtype);
+        let code_dtype = CodeDtype::from_code(record.dtype).ok_or_else(wrong_dtype)?;
+        let codes = self.bytes(at, record, num_rows, code_dtype.row_len(num_books))?;
+        let entries = (num_books as u64).saturating_mul(book_len as u64);
+        let entry_len = entry_len(combine, num_books, inner_dim);
+        let books = self.elements(Role::Books, entries, entry_len)?;
+        let scales = if books.dtype() == Dtype::I8 {
+            self.floats(Role::Scales(0), num_books as u64, 1)?
+        } else {
+            &[]
+        };
+        let projection = if self.next_is(Role::Projection) {
+            Some(self.elements(Role::Projection, inner_dim as u64, embedding_dim)?)
+        } else {
+            None
+        };
+        Ok(Codebook {
+            codes,
+            code_dtype,
+            books,
+            scales,
+            projection,
+            combine,
+            num_books,
+            book_len,
+            inner_dim,
+        })
     }
 
     /// Products of prefixes, if they come next.

@@ -11,6 +11,7 @@ pub(crate) mod kind {
     pub(crate) const TT: u16 = 2;
     pub(crate) const PROJECTED: u16 = 3;
     pub(crate) const QUOTIENT_REMAINDER: u16 = 4;
+    pub(crate) const CODEBOOK: u16 = 5;
 }
 
 /// Codes of [`TableRecord::index_map`].
@@ -36,6 +37,8 @@ pub(crate) mod role {
     pub(crate) const LAYER_WEIGHTS: u16 = 12;
     pub(crate) const LAYER_SCALES: u16 = 13;
     pub(crate) const LAYER_BIAS: u16 = 14;
+    pub(crate) const CODES: u16 = 16;
+    pub(crate) const BOOKS: u16 = 17;
 }
 
 /// The dtype code of a section of u64 ids, or of an index of them.

@@ -12,11 +12,15 @@ pub enum Role {
     Rows,
     /// The remainder rows of a quotient-remainder table.
     RemainderRows,
-    /// The matrix that the rows of a projected table are multiplied by.
+    /// The codes of the rows of a codebook table.
+    Codes,
+    /// The books of a codebook table, one after another.
+    Books,
+    /// The matrix that the rows of a projected or codebook table are multiplied by.
     Projection,
     /// The slices of a core, one after another.
     Core(usize),
-    /// The scale of each slice of an i8 core.
+    /// The scale of each slice of an i8 core; for core 0 of a codebook table, of each i8 book.
     Scales(usize),
     /// The prefixes whose products are stored.
     PrefixIds,
@@ -46,7 +50,7 @@ pub enum Role {
 pub struct Section {
     /// What the section holds.
     pub role: Role,
-    /// The element type; `None` for ids, their index, and row numbers.
+    /// The element type; `None` for ids, their index, row numbers and codes.
     pub dtype: Option<Dtype>,
     /// Offset from the start of the blob, in bytes.
     pub offset: u64,
@@ -73,6 +77,8 @@ impl Role {
             // A core's position is below MAX_CORES, a layer's below MAX_LAYERS.
             Self::Core(k) => (role::CORE, k as u8),
             Self::Scales(k) => (role::SCALES, k as u8),
+            Self::Codes => (role::CODES, 0),
+            Self::Books => (role::BOOKS, 0),
             Self::PrefixIds => (role::PREFIX_IDS, 0),
             Self::PrefixProducts => (role::PREFIX_PRODUCTS, 0),
             Self::PrefixIndex => (role::PREFIX_INDEX, 0),
@@ -93,6 +99,8 @@ impl Role {
             role::ROWS => Self::RemainderRows,
             role::CORE => Self::Core(core.into()),
             role::SCALES => Self::Scales(core.into()),
+            role::CODES => Self::Codes,
+            role::BOOKS => Self::Books,
             role::PREFIX_IDS => Self::PrefixIds,
             role::PREFIX_PRODUCTS => Self::PrefixProducts,
             role::PREFIX_INDEX => Self::PrefixIndex,

@@ -14,8 +14,12 @@ use super::{
 use crate::{
     AlignedBuf,
     dtype::Dtype,
-    repr::{Combine, id_index_len},
-    shape::{TtShape, check_embedding_dim, check_num_embeddings},
+    repr::{
+        CodeDtype, Combine,
+        codebook::{self, entry_len},
+        id_index_len,
+    },
+    shape::{ShapeError, TtShape, check_embedding_dim, check_num_embeddings},
 };
 use alloc::{string::String, vec::Vec};
 use bytemuck::Zeroable;
@@ -115,16 +119,38 @@ pub enum WeightsSpec {
         /// Stored type of both parts.
         dtype: Dtype,
     },
+    /// Codes of entries of a few books ([`Codebook`](crate::repr::Codebook)).
+    Codebook {
+        /// Rows.
+        num_embeddings: u64,
+        /// Columns.
+        embedding_dim: usize,
+        /// Codes of a row.
+        num_books: usize,
+        /// Entries of a book.
+        book_len: usize,
+        /// Columns before the projection; without one, `embedding_dim`.
+        inner_dim: usize,
+        /// Whether the entries of a row are put end to end or added.
+        combine: Combine,
+        /// Stored type of the codes.
+        codes: CodeDtype,
+        /// Stored type of the books: f32, f16, bf16 or i8.
+        dtype: Dtype,
+        /// Stored type of the projection, if there is one: f32, f16 or bf16.
+        projection: Option<Dtype>,
+    },
 }
 
 impl WeightsSpec {
-    /// The stored type of the rows, the cores or both parts.
+    /// The stored type of the rows, the cores, both parts or the books.
     pub fn dtype(&self) -> Dtype {
         match *self {
             Self::Dense { dtype, .. }
             | Self::Tt { dtype, .. }
             | Self::Projected { dtype, .. }
-            | Self::QuotientRemainder { dtype, .. } => dtype,
+            | Self::QuotientRemainder { dtype, .. }
+            | Self::Codebook { dtype, .. } => dtype,
         }
     }
 }
@@ -174,8 +200,8 @@ pub struct SectionPlan {
     pub table: usize,
     /// What it holds.
     pub role: Role,
-    /// Its element type; `None` for ids and their index, which are u64, and for the row numbers of
-    /// [`Role::RemappedRows`], which are u32.
+    /// Its element type; `None` for ids and their index, which are u64, for the row numbers of
+    /// [`Role::RemappedRows`], which are u32, and for [`Role::Codes`].
     pub dtype: Option<Dtype>,
     /// Bytes from the start of the blob, a multiple of 64.
     pub offset: u64,
@@ -220,7 +246,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`LayoutError`]: a name that is empty, too long or a duplicate, a shape that is not valid,
-    /// i4 cores, a projection that is i8 or i4, more rows or overrides than indices, more prefix
+    /// i4 cores or books, a projection that is i8 or i4, more rows or overrides than indices, more prefix
     /// products than prefixes (of which only a tensor train has any), too many tables or bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, LayoutError> {
         Self::with_model(tables, None)
@@ -554,6 +580,60 @@ impl Layout {
                     num_remainders.into(),
                     row_len,
                 )?;
+                (num_embeddings, embedding_dim)
+            }
+            WeightsSpec::Codebook {
+                num_embeddings,
+                embedding_dim,
+                num_books,
+                book_len,
+                inner_dim,
+                combine,
+                codes,
+                dtype,
+                projection,
+            } => {
+                check_num_embeddings(num_embeddings).map_err(wrong_shape)?;
+                check_embedding_dim(embedding_dim as u64).map_err(wrong_shape)?;
+                codebook::check(combine, num_books, book_len, inner_dim).map_err(wrong_shape)?;
+                if projection.is_none() && inner_dim != embedding_dim {
+                    let error = ShapeError::Codebook { num_books, book_len, inner_dim };
+                    return Err(wrong_shape(error));
+                }
+                if combine == Combine::Mult {
+                    return Err(LayoutError::Combine { table: table() });
+                }
+                let projections = projection.into_iter().filter(|dtype| !dtype.suits_projections());
+                let mut wrong = Some(dtype).into_iter().filter(|dtype| !dtype.suits_cores());
+                if let Some(found) = wrong.next().or_else(|| projections.last()) {
+                    return Err(LayoutError::Dtype { table: table(), found });
+                }
+                record.kind = kind::CODEBOOK;
+                record.combine = combine as u8;
+                copy_prefix(&mut record.row_factors, &[book_len as u32]);
+                copy_prefix(&mut record.column_factors, &[num_books as u32, inner_dim as u32]);
+                let row_len = codes.row_len(num_books);
+                self.push_section(position, Role::Codes, None, num_embeddings, row_len)?;
+                if let Some(last) = self.sections.last_mut() {
+                    last.dtype = codes as u8;
+                }
+                let entries = (num_books as u64).saturating_mul(book_len as u64);
+                let len = dtype.bytes_of(entry_len(combine, num_books, inner_dim));
+                self.push_section(position, Role::Books, Some(dtype), entries, len)?;
+                if dtype == Dtype::I8 {
+                    let scales = Role::Scales(0);
+                    self.push_section(position, scales, Some(Dtype::F32), num_books as u64, 4)?;
+                }
+                if let Some(dtype) = projection {
+                    let row_len = dtype.bytes_of(embedding_dim);
+                    self.push_section(
+                        position,
+                        Role::Projection,
+                        Some(dtype),
+                        inner_dim as u64,
+                        row_len,
+                    )?;
+                }
                 (num_embeddings, embedding_dim)
             }
             WeightsSpec::Tt { dtype, .. } if !dtype.suits_cores() => {

@@ -1,7 +1,7 @@
 //! What a table is stored as.
 //!
 //! The [`IndexMap`] gives the stored row of an index: the row of the same number, row `index mod
-//! num_rows`, or the row that a list gives. [`Weights`] store the rows, in one of four
+//! num_rows`, or the row that a list gives. [`Weights`] store the rows, in one of five
 //! representations:
 //!
 //! - *dense*: every row, with a scale and an offset if its elements are i8 or i4;
@@ -9,13 +9,15 @@
 //!   of i ([`TtShape`](crate::TtShape));
 //! - *projected*: a short row times a matrix that all rows share;
 //! - *quotient-remainder*: the product, the sum or the concatenation of row `i / n` of one table
-//!   and row `i mod n` of another, of n rows.
+//!   and row `i mod n` of another, of n rows;
+//! - *codebook*: entries of a few books, put end to end or added.
 //!
 //! [`Overrides`] replace the rows of some indices. All of these types are views: of a blob's bytes,
 //! or of a table that is being trained.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+pub(crate) mod codebook;
 pub(crate) mod id_index;
 mod overrides;
 mod projected;
@@ -23,6 +25,7 @@ mod quotient_remainder;
 mod rows;
 mod tt;
 
+pub use codebook::{CodeDtype, Codebook};
 #[cfg(feature = "alloc")]
 pub use id_index::{id_index, id_index_len};
 pub use overrides::Overrides;
@@ -67,13 +70,14 @@ impl<'a> TableData<'a> {
         self.overrides
     }
 
-    /// The stored type: of the rows (of a quotient-remainder table, the quotient ones), or of the
-    /// first core.
+    /// The stored type: of the rows (of a quotient-remainder table, the quotient ones), of the first
+    /// core, or of the books.
     pub fn dtype(&self) -> Dtype {
         match &self.weights {
             Weights::Dense(rows)
             | Weights::Projected(Projected { rows, .. })
             | Weights::QuotientRemainder(QuotientRemainder { quotients: rows, .. }) => rows.dtype(),
+            Weights::Codebook(codebook) => codebook.books.dtype(),
             Weights::Tt(tt) => tt.cores.first().map_or(Dtype::F32, |core| core.slices.dtype()),
         }
     }
@@ -95,6 +99,8 @@ pub enum Weights<'a> {
     Projected(Projected<'a>),
     /// Quotient rows and remainder rows, which combine to rows.
     QuotientRemainder(QuotientRemainder<'a>),
+    /// Codes of entries of a few books.
+    Codebook(Codebook<'a>),
 }
 
 impl Weights<'_> {
@@ -105,6 +111,7 @@ impl Weights<'_> {
             Self::Tt(_) => "tt",
             Self::Projected(_) => "projected",
             Self::QuotientRemainder(_) => "quotient_remainder",
+            Self::Codebook(_) => "codebook",
         }
     }
 }

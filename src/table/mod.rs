@@ -3,6 +3,7 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 pub(crate) mod cached;
+pub(crate) mod codebook;
 pub(crate) mod dense;
 mod error;
 pub(crate) mod index_map;
@@ -178,6 +179,7 @@ impl<'a> Table<'a> {
             Weights::Tt(tt) => tt.workspace_len(),
             Weights::Projected(table) => table.rank(),
             Weights::QuotientRemainder(table) => quotient_remainder::workspace_len(table),
+            Weights::Codebook(table) => table.inner_dim,
         }
     }
 
@@ -310,6 +312,14 @@ impl<'a> Table<'a> {
             Weights::QuotientRemainder(table) => {
                 quotient_remainder::write_row(self.tier, table, row, out, workspace, epilogue)
             }
+            Weights::Codebook(table) => codebook::write_row(
+                self.tier,
+                table,
+                usize::try_from(row).ok()?,
+                out,
+                workspace,
+                epilogue,
+            ),
         }
     }
 
