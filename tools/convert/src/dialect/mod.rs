@@ -293,10 +293,10 @@ impl<'c> Source<'c> {
         let factorize = factorize
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
         ensure!(
-            spec.padding_idx.is_none() || !matches!(factorize, Some(Request::Tt { .. })),
+            spec.padding_idx.is_none() || matches!(factorize, None | Some(Request::LowRank { .. })),
             "{}: table {name:?}: `padding_idx` does not apply to a table that becomes a tensor \
-             train, whose row would not be zeros: remove one of both, or set `representation` to \
-             \"low-rank\"",
+             train or codes, whose row would not be zeros: remove one of both, or set \
+             `representation` to \"low-rank\"",
             checkpoint.path().display()
         );
         let stored = weights.tensors()[0].element_type();
@@ -325,10 +325,10 @@ impl<'c> Source<'c> {
             dtype.suits_cores()
                 || !matches!(
                     (&weights, &factorize),
-                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))
+                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. } | Request::Codes(_)))
                 ),
-            "{}: table {name:?}: the cores of a tensor train cannot be {}: set `dtype` to f32, \
-             f16, bf16 or i8",
+            "{}: table {name:?}: the cores of a tensor train and the books of codes cannot be {}: \
+             set `dtype` to f32, f16, bf16 or i8",
             checkpoint.path().display(),
             dtype.name()
         );
