@@ -158,6 +158,9 @@ pub struct TableSpec {
     /// The order into which a factorisation to a tensor train sorts the rows; default: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_order: Option<RowOrder>,
+    /// How the entries of a row make it; default: they are put end to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Combining>,
     /// How a model pools the rows of a bag; default: their sum. Needs `[model]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
@@ -214,6 +217,16 @@ pub enum Representation {
     Tt,
     /// Short rows and a projection.
     LowRank,
+}
+
+/// How the entries of a row of codes make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Combining {
+    /// They are put end to end: product quantisation.
+    Concat,
+    /// They are added: residual quantisation.
+    Add,
 }
 
 impl ModelSpec {
