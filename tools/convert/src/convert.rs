@@ -9,7 +9,7 @@ use crate::{
         table_with_qr_operation,
     },
     error::{Error, OutputError},
-    factorize::{self, Factorized, Job, Key, Request, ResumeCache},
+    factorize::{self, Codebooks, CodesShape, Encoder, Factorized, Job, Key, Request, ResumeCache},
     frequencies::Frequencies,
     progress::{Progress, Step},
     sink::{self, Sink},
@@ -24,7 +24,7 @@ use ttrec::{
     AlignedBuf,
     blob::{IndexMapSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
-    repr,
+    repr::{self, CodeDtype},
 };
 
 /// How [`convert`] factorises dense tables.
@@ -214,6 +214,12 @@ impl ConvertedTable<'_> {
             Factorized::Tt { shape, .. } => {
                 WeightsSpec::Tt { shape: *ContractionOrder::of(shape).stored(), dtype }
             }
+            Factorized::Codes(codebooks) => codebooks.shape.layout(
+                self.source.weights.num_embeddings(),
+                self.source.weights.embedding_dim(),
+                dtype,
+                self.source.projection_dtype(),
+            ),
             &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
                 num_embeddings: self.source.weights.num_embeddings(),
                 embedding_dim: self.source.weights.embedding_dim(),
@@ -326,7 +332,7 @@ impl Source<'_> {
             return Ok(None);
         };
         let (num_embeddings, embedding_dim) = (rows.num_rows, rows.columns);
-        let weighing = options.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
+        let weighing = options.frequencies.filter(|_| !matches!(request, Request::LowRank { .. }));
         let key = options
             .resume
             .map(|_| Key::new(rows.tensor.file(), &rows.label(), request, weighing))
@@ -371,7 +377,17 @@ impl Source<'_> {
             Factorized::LowRank { rank, error, .. } => {
                 format!("{name}: rank {rank}: relative error {error:.3e}")
             }
+            Factorized::Codes(codebooks) => {
+                let CodesShape { books, bits, rank, .. } = codebooks.shape;
+                format!("{name}: {books} codes of {bits} bits for {rank} columns")
+            }
         }
+    }
+
+    /// Books as they are stored.
+    fn encoder(&self, codebooks: &Codebooks) -> Result<Encoder> {
+        Encoder::new(codebooks, self.dtype, self.projection_dtype())
+            .map_err(|error| anyhow!(error).context("after factorisation"))
     }
 
     fn write_factorized(
@@ -418,6 +434,28 @@ impl Source<'_> {
                     bytes.resize(short.len() / rank * self.dtype.row_len(*rank), 0);
                     dtype::encode_rows(short, *rank, self.dtype, &mut bytes).map_err(failed)?;
                     step.add((short.len() / rank) as u64);
+                    sink.put(&bytes)
+                })
+            }
+            (Role::Books | Role::Scales(_) | Role::Projection, Factorized::Codes(books), _) => {
+                let encoder = self.encoder(books)?;
+                sink.put(match plan.role {
+                    Role::Books => &encoder.books,
+                    Role::Scales(_) => bytemuck::cast_slice(&encoder.scales),
+                    _ => &encoder.projection_bytes,
+                })
+            }
+            (Role::Codes, Factorized::Codes(books), Weights::Dense(rows)) => {
+                let step = Step::new(progress, &format!("{}: rows", self.name), rows.num_rows);
+                let dtype = CodeDtype::for_book_len(books.shape.book_len());
+                let (num_books, mut bytes) = (books.shape.books, Vec::new());
+                let len = dtype.row_len(num_books);
+                self.encoder(books)?.for_each(rows, &step, |codes| {
+                    bytes.resize(codes.len() / num_books * len, 0);
+                    codes
+                        .chunks_exact(num_books)
+                        .zip(bytes.chunks_exact_mut(len))
+                        .for_each(|(codes, bytes)| dtype.encode_row(codes, bytes));
                     sink.put(&bytes)
                 })
             }

@@ -54,7 +54,6 @@ impl Dialect for Codes {
         for (given, field) in [
             (spec.tensor.is_some(), "tensor"),
             (spec.table.is_some(), "table"),
-            (spec.representation.is_some(), "representation"),
             (spec.row_factors.is_some(), "row_factors"),
             (spec.column_factors.is_some(), "column_factors"),
             (spec.ranks.is_some(), "ranks"),

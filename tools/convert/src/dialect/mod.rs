@@ -301,16 +301,16 @@ impl<'c> Source<'c> {
             // `combine` is a fact of the checkpoint here.
             Weights::Codebook(_) => {
                 let spec = TableSpec { combine: None, ..spec.clone() };
-                Request::of_factors(&spec, Representation::Dense).map(|()| None)
+                Request::of_factors(&spec, Representation::Codes).map(|()| None)
             }
         };
         let factorize = factorize
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
         ensure!(
-            spec.padding_idx.is_none() || !matches!(factorize, Some(Request::Tt { .. })),
+            spec.padding_idx.is_none() || matches!(factorize, None | Some(Request::LowRank { .. })),
             "{}: table {name:?}: `padding_idx` does not apply to a table that becomes a tensor \
-             train, whose row would not be zeros: remove one of both, or set `representation` to \
-             \"low-rank\"",
+             train or codes, whose row would not be zeros: remove one of both, or set \
+             `representation` to \"low-rank\"",
             checkpoint.path().display()
         );
         let stored = weights.tensors()[0].element_type();
@@ -339,10 +339,10 @@ impl<'c> Source<'c> {
             dtype.suits_cores()
                 || !matches!(
                     (&weights, &factorize),
-                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))
+                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. } | Request::Codes(_)))
                 ),
-            "{}: table {name:?}: the cores of a tensor train cannot be {}: set `dtype` to f32, \
-             f16, bf16 or i8",
+            "{}: table {name:?}: the cores of a tensor train and the books of codes cannot be {}: \
+             set `dtype` to f32, f16, bf16 or i8",
             checkpoint.path().display(),
             dtype.name()
         );
@@ -440,9 +440,6 @@ fn open_rows<'c>(
             spec.qr_operation.is_none(),
             "`qr_operation` applies only to quotient-remainder tables"
         );
-    }
-    if !matches!(weights, Weights::Codebook(_)) {
-        ensure!(spec.combine.is_none(), "`combine` applies only to tables of codes");
     }
     Ok(weights)
 }
