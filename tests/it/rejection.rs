@@ -1429,8 +1429,9 @@ fn scales_of_short_rows_and_of_parts() {
 
 // Codebook tables.
 
-/// `a`: 0 codes (u8, 3 a row), 1 books of 5 entries of 2 columns (i8), 2 scales, 3 projection from 6
-/// to 4 columns (f16); `b`: 4 codes (u12, 3 a row), 5 books of 7 entries of 4 columns, to be added.
+/// `a`: 0 codes (u8, 3 a row), 1 books of 5 entries of 2 columns (i8), 2 scales, 3 projection from
+/// 6 to 4 columns (f16); `b`: 4 codes (u12, 3 a row), 5 books of 7 entries of 4 columns, to be
+/// added.
 fn coded() -> AlignedBuf {
     let (concat, add) = (Combine::Concat, Combine::Add);
     let half = Some(Dtype::F16);
