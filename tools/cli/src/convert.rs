@@ -87,8 +87,8 @@ No tensor train stores `num_embeddings`; tltorch and t3nsor store all other fact
 lists every key.")]
 pub(crate) struct Args {
     /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
-    /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx or word vectors (word2vec,
-    /// GloVe, fastText). Nothing in it is executed
+    /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx, word vectors (word2vec,
+    /// GloVe, fastText) or a FAISS index of codes. Nothing in it is executed
     checkpoint: PathBuf,
     /// The blob to write; it is replaced only when complete
     #[arg(short, long, value_name = "BLOB")]

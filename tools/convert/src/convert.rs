@@ -5,7 +5,8 @@ use crate::{
     checkpoint::{Checkpoint, Tensor},
     contraction_order::ContractionOrder,
     dialect::{
-        Core, Model, Source, Survey, TableRows, Weights, named_after_file, table_with_qr_operation,
+        CodedRows, Core, Model, Source, Survey, TableRows, Weights, named_after_file,
+        table_with_qr_operation,
     },
     error::{Error, OutputError},
     factorize::{self, Codebooks, CodesShape, Encoder, Factorized, Job, Key, Request, ResumeCache},
@@ -287,6 +288,7 @@ impl Source<'_> {
                     None,
                 )
             }
+            Weights::Codebook(rows) => (rows.layout(dtype, self.projection_dtype()), None),
             &Weights::QuotientRemainder {
                 num_embeddings,
                 num_remainders,
@@ -492,6 +494,17 @@ impl Source<'_> {
             (Role::Projection, &Weights::Projected { rows, embedding_dim, projection }) => {
                 self.write_projection(projection, [embedding_dim, rows.columns], sink)
             }
+            (Role::Codes, Weights::Codebook(rows)) => self.write_codes(rows, sink, progress),
+            (Role::Books, Weights::Codebook(rows)) => {
+                self.for_each_book(rows, |bytes, _| sink.put(bytes))
+            }
+            (Role::Scales(_), Weights::Codebook(rows)) => {
+                self.for_each_book(rows, |_, scale| sink.put(&scale.to_le_bytes()))
+            }
+            (Role::Projection, &Weights::Codebook(CodedRows { projection, embedding_dim, .. })) => {
+                let matrix = projection.context("there is no projection")?;
+                self.write_matrix(matrix, embedding_dim, sink)
+            }
             (Role::Core(k), Weights::Tt { shape, cores, .. }) => {
                 self.for_each_slice(&ContractionOrder::of(shape), k, cores, |bytes, _| {
                     sink.put(bytes)
@@ -557,6 +570,64 @@ impl Source<'_> {
             sink.put(bytes)?;
             row += count;
             step.add(count);
+        }
+        Ok(())
+    }
+
+    /// The codes of all rows.
+    fn write_codes(
+        &self,
+        rows: &CodedRows<'_>,
+        sink: &mut Sink<'_>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (dtype, at_once) = (rows.code_dtype(), (1 << 18) / rows.num_books as u64 + 1);
+        let row_len = dtype.row_len(rows.num_books);
+        let step = Step::new(progress, &format!("{}: rows", self.name), rows.num_rows);
+        let mut bytes = Vec::new();
+        for first in (0..rows.num_rows).step_by(at_once as usize) {
+            let count = at_once.min(rows.num_rows - first) as usize;
+            let codes = rows.read_codes(first, count)?;
+            bytes.resize(count * row_len, 0);
+            codes
+                .chunks_exact(rows.num_books)
+                .zip(bytes.chunks_exact_mut(row_len))
+                .for_each(|(codes, bytes)| dtype.encode_row(codes, bytes));
+            sink.put(&bytes)?;
+            step.add(count as u64);
+        }
+        Ok(())
+    }
+
+    /// Calls `put` with each encoded book and its scale.
+    fn for_each_book(
+        &self,
+        rows: &CodedRows<'_>,
+        mut put: impl FnMut(&[u8], f32) -> Result<()>,
+    ) -> Result<()> {
+        let mut book = Vec::new();
+        for number in 0..rows.num_books {
+            rows.read_book(number, &mut book)?;
+            let mut bytes = vec![0; self.dtype.bytes_of(book.len())];
+            let scale = dtype::encode_slice(&book, self.dtype, &mut bytes).map_err(|error| {
+                let position = |at| (number * book.len() + at) as u64;
+                place(error, rows.books.name(), rows.books.shape(), position)
+            })?;
+            put(&bytes, scale)?;
+        }
+        Ok(())
+    }
+
+    /// The matrix that rows of codes are multiplied by, as the checkpoint has it.
+    fn write_matrix(&self, tensor: &Tensor, columns: usize, sink: &mut Sink<'_>) -> Result<()> {
+        let dtype = self.projection_dtype();
+        let (mut row, mut bytes) = (zeros(columns)?, vec![0; dtype.bytes_of(columns)]);
+        for start in (0..tensor.len()).step_by(columns) {
+            tensor.read_f32(start, &mut row)?;
+            dtype::encode(&row, dtype, &mut bytes).map_err(|error| {
+                place(error, tensor.name(), tensor.shape(), |at| start + at as u64)
+            })?;
+            sink.put(&bytes)?;
         }
         Ok(())
     }

@@ -247,6 +247,17 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
                 dtype,
             }
         }
+        Weights::Codebook(codebook) => WeightsSpec::Codebook {
+            num_embeddings: data.num_rows(),
+            embedding_dim: table.embedding_dim(),
+            num_books: codebook.num_books(),
+            book_len: codebook.book_len(),
+            inner_dim: codebook.inner_dim(),
+            combine: codebook.combine(),
+            codes: codebook.code_dtype(),
+            dtype,
+            projection: codebook.projection().map(|projection| projection.dtype()),
+        },
         Weights::Tt(tt) => {
             let mut cores = tt.cores().iter();
             // The format allows it, the writer does not.
