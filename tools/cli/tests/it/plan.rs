@@ -233,7 +233,7 @@ fn one_table_gets_the_best_that_fits() {
         );
         families.push(plan["tables"][0]["representation"].as_str().unwrap().to_owned());
     }
-    assert_eq!((families[0].as_str(), families[4].as_str()), ("dense", "low-rank"), "{families:?}");
+    assert_eq!((families[0].as_str(), families[4].as_str()), ("dense", "codes"), "{families:?}");
 }
 
 #[test]
