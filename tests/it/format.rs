@@ -210,7 +210,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
     use ttrec::{
         blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
         dtype::Dtype::F32,
-        repr::Combine,
+        repr::{Combine, RowNumberDtype},
     };
 
     let mut tables = vec![TableSpec::new(
@@ -237,16 +237,22 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
     let dense = WeightsSpec::Dense { num_embeddings: 5, embedding_dim: 3, dtype: F32 };
     let mapped = |name, index_map| TableSpec { index_map, ..TableSpec::new(name, dense) };
     tables.push(mapped("hashed", IndexMapSpec::Modulo { num_embeddings: 12 }));
-    tables.push(mapped("remapped", IndexMapSpec::Remapped { num_embeddings: 8 }));
+    for dtype in RowNumberDtype::ALL {
+        let index_map = IndexMapSpec::Remapped { num_embeddings: 8, dtype: *dtype };
+        tables.push(mapped(dtype.name(), index_map));
+    }
     let file = Layout::new(&tables).unwrap().build(|plan, out| {
+        if plan.role == Role::RemappedRows {
+            // Eight numbers.
+            let width = out.len() / 8;
+            for (at, out) in (0u32..).zip(out.chunks_exact_mut(width)) {
+                out.copy_from_slice(&((at * 3 + 1) % 5).to_le_bytes()[..width]);
+            }
+            return;
+        }
         for (at, out) in (0u32..).zip(out.chunks_exact_mut(4)) {
-            let row = (at * 3 + 1) % 5;
             let value = ((at * 7 + plan.offset as u32 / 64 * 5) % 11) as f32 - 5.0;
-            out.copy_from_slice(&if plan.role == Role::RemappedRows {
-                row.to_le_bytes()
-            } else {
-                value.to_le_bytes()
-            });
+            out.copy_from_slice(&value.to_le_bytes());
         }
     });
 
@@ -278,6 +284,9 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
             let row = match (record.number("index_map"), owned.last().unwrap()) {
                 (0, _) => index,
                 (1, _) => index % num_rows,
+                (2, ((9, 0x42, 0), rows)) => number(&rows[index as usize..][..1]),
+                (2, ((9, 0x44, 0), rows)) => number(&rows[2 * index as usize..][..2]),
+                (2, ((9, 0x45, 0), rows)) => number(&rows[3 * index as usize..][..3]),
                 (2, ((9, 0x41, 0), rows)) => number(&rows[4 * index as usize..][..4]),
                 other => panic!("{other:?}"),
             };

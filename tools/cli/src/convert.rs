@@ -72,7 +72,7 @@ A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, 
 `tolerance` (relative error), and optionally `row_factors`, `column_factors` and `sweeps`
 (refinements); or short rows with a projection, with `representation = \"low-rank\"` and `rank` or
 `tolerance`. `row_order = \"similarity\"` (or \"frequency\", with --frequencies) sorts the rows of a
-tensor train first, so that rows that share slices are alike; it costs four bytes an index.
+tensor train first, so that rows that share slices are alike; it costs two to four bytes an index.
 
 Quantised rows of FBGEMM and TorchRec are dense tables, too: `quantized = \"byte\"` or \"nibble\"
 says which, where the rows do not. `padding_idx = 0` makes a row zeros.

@@ -23,7 +23,7 @@ use ttrec::{
     AlignedBuf,
     blob::{IndexMapSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
-    repr,
+    repr::{self, RowNumberDtype},
 };
 
 /// How [`convert`] factorises dense tables.
@@ -205,7 +205,9 @@ impl ConvertedTable<'_> {
         };
         let index_map = match result {
             Factorized::Tt { places: Some(_), shape, .. } => {
-                IndexMapSpec::Remapped { num_embeddings: shape.num_embeddings() }
+                let num_embeddings = shape.num_embeddings();
+                let dtype = RowNumberDtype::for_rows(num_embeddings);
+                IndexMapSpec::Remapped { num_embeddings, dtype }
             }
             _ => spec.index_map,
         };
@@ -396,9 +398,15 @@ impl Source<'_> {
                     })
                 })
             }
-            (Role::RemappedRows, Factorized::Tt { places: Some(places), .. }, _) => places
-                .chunks(1 << 16)
-                .try_for_each(|places| sink.put(bytemuck::cast_slice(places))),
+            (Role::RemappedRows, Factorized::Tt { places: Some(places), shape, .. }, _) => {
+                let dtype = RowNumberDtype::for_rows(shape.num_embeddings());
+                let mut bytes = Vec::new();
+                places.chunks(1 << 16).try_for_each(|places| {
+                    bytes.resize(places.len() * dtype.bytes(), 0);
+                    dtype.encode(places, &mut bytes);
+                    sink.put(&bytes)
+                })
+            }
             (Role::Projection, Factorized::LowRank { rank, basis, .. }, _) => {
                 let dtype = self.projection_dtype();
                 let dim = basis.len() / rank;
