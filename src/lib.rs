@@ -72,6 +72,11 @@
 //! - With the feature `alloc`, [`Workspace`] is a workspace that grows to the length needed.
 //!   Without the feature, use an array: its length can be a constant that `ttrec inspect` shows.
 //!
+//! # Codebooks
+//!
+//! Without default features, codebook tables need the feature `codebooks`: a firmware that has none
+//! does not need the code for them. A blob that has one is then refused.
+//!
 //! # Threads
 //!
 //! [`Blob`], [`Table`], [`Ranker`] and [`Bags`] are views that are `Copy`, `Send` and `Sync`, and
@@ -121,6 +126,10 @@
 //! says what is guaranteed and what is not.
 
 #![no_std]
+#![cfg_attr(
+    not(feature = "codebooks"),
+    allow(unreachable_patterns, unreachable_code, reason = "there is no codebook table")
+)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)] // but in `isa`
 

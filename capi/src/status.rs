@@ -142,6 +142,7 @@ fn of_blob(error: BlobError) -> ttrec_status {
         | Rule::DigitOrder
         | Rule::ColumnOrder
         | Rule::Combine
+        | Rule::CodebookCombine
         | Rule::Stack
         | Rule::Activation
         | Rule::Interaction => ttrec_status::Unsupported,

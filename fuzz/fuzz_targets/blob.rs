@@ -53,6 +53,10 @@ fn use_blob(buf: &[u8], noise: &[u8]) {
         let work = match table.data().weights() {
             Weights::Tt(tt) => tt.shape().flops_left_to_right(),
             Weights::Projected(projected) => 2 * projected.projection().len() as u64,
+            Weights::Codebook(codebook) => {
+                let entries = codebook.num_books() * codebook.entry_len();
+                (entries + 2 * codebook.projection().map_or(0, |matrix| matrix.len())) as u64
+            }
             _ => 0,
         };
         if work.max(table.workspace_len(1) as u64).max(table.embedding_dim() as u64) <= MAX_WORK {

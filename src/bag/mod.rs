@@ -20,7 +20,7 @@ pub(crate) use {
 };
 
 use chain::{Output, Pool};
-use parts::PoolParts;
+use parts::{PoolParts, Stored};
 
 use crate::{
     dtype::with_elements,
@@ -287,7 +287,10 @@ impl Table<'_> {
             Weights::QuotientRemainder(table) => {
                 parts::best_workspace_len(table.remainders.embedding_dim, num_lookups)
             }
-            Weights::Codebook(table) => parts::best_workspace_len(table.inner_dim, num_lookups),
+            Weights::Codebook(table) if table.projection.is_some() => table
+                .inner_dim
+                .saturating_add(parts::best_workspace_len(table.inner_dim, num_lookups)),
+            Weights::Codebook(_) => 0,
         }
     }
 
@@ -351,17 +354,41 @@ impl Table<'_> {
                         out.rows.get_mut(out.first..)?,
                         out.stride,
                     ),
-                    _ => PoolParts::new(self, bags, pooling).pool_mapped(rows, out),
+                    _ => PoolParts::new(self, bags, pooling).pool_mapped(
+                        Stored::Rows(rows),
+                        out,
+                        workspace,
+                    ),
                 }
             }
             Weights::Projected(table) if !bags.sequential && pooling != Pooling::Max => {
                 PoolParts::new(self, bags, Pooling::Sum).pool_projected(
-                    table,
+                    Stored::Rows(&table.rows),
+                    table.projection,
                     pooling == Pooling::Mean,
                     out,
                     workspace,
                 )
             }
+            Weights::Codebook(table) => match table.projection {
+                Some(projection) if !bags.sequential && pooling != Pooling::Max => {
+                    PoolParts::new(self, bags, Pooling::Sum).pool_projected(
+                        Stored::Codes(table),
+                        projection,
+                        pooling == Pooling::Mean,
+                        out,
+                        workspace,
+                    )
+                }
+                None if self.data().overrides.is_none() && !self.tier().is_scalar() => {
+                    PoolParts::new(self, bags, pooling).pool_mapped(
+                        Stored::Codes(table),
+                        out,
+                        workspace,
+                    )
+                }
+                _ => self.pool_in_order(bags, pooling, out, workspace),
+            },
             Weights::QuotientRemainder(table) => {
                 PoolParts::new(self, bags, pooling).pool_quotient_remainder(table, out, workspace)
             }

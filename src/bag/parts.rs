@@ -1,8 +1,8 @@
-//! Bags over tables whose rows are made from dense rows: rows of mapped indices, the short rows of
-//! a projected table, and the two parts of a quotient-remainder table.
+//! Bags over tables whose rows are made from other rows: rows of mapped indices, rows that are
+//! multiplied by a projection, rows of codes, and the two parts of a quotient-remainder table.
 //!
 //! The indices of a few whole bags at a time become row numbers, and these are pooled as bags of a
-//! dense table. The projection, or the combination of two parts, then follows for many bags at
+//! dense or codebook table. The projection, or the combination of two parts, then follows for many bags at
 //! once. Indices with an override are left out, and their rows are added to the bags at the end.
 
 #![allow(
@@ -13,15 +13,19 @@
 use super::{Bags, Padding, Pooling, chain::Output, divide, pool_bag, pool_dense};
 use crate::{
     divisor::Divisor,
+    dtype::Elements,
     index::Indices,
-    kernel::{Consistent, Dims, Epilogue, store_rows},
-    repr::{Combine, Projected, QuotientRemainder, Rows},
-    table::{StoredRow, Table, dense, index_map::RowOf, quotient_remainder::combine},
+    isa::Tier,
+    kernel::{CodeBags, Consistent, Dims, Epilogue, can_pool_codes, pool_codes, store_rows},
+    repr::{Codebook, Combine, IndexMap, QuotientRemainder, Rows},
+    table::{StoredRow, Table, codebook, dense, index_map::RowOf, quotient_remainder::combine},
 };
 use core::ops::Range;
 
 /// The most lookups whose row numbers are kept on the stack: 2 KiB with their weights.
 const LOOKUPS: usize = 256;
+/// The most codes whose entries' positions are kept on the stack: 2 KiB.
+const CODES: usize = 512;
 /// The most bags of these lookups.
 const BAGS: usize = 64;
 
@@ -29,6 +33,67 @@ const BAGS: usize = 64;
 /// `len` elements.
 pub(super) fn best_workspace_len(len: usize, num_lookups: usize) -> usize {
     len.saturating_mul(num_lookups.clamp(1, BAGS))
+}
+
+/// The rows that are pooled: dense ones, or rows of codes as they are before the projection.
+#[derive(Clone, Copy)]
+pub(super) enum Stored<'s> {
+    Rows(&'s Rows<'s>),
+    Codes(&'s Codebook<'s>),
+}
+
+impl Stored<'_> {
+    fn dim(self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.embedding_dim,
+            Self::Codes(table) => table.inner_dim,
+        }
+    }
+
+    /// Whether it can be pooled several rows at a time, from indices that are row numbers.
+    fn pools_several(self, tier: Tier) -> bool {
+        match self {
+            // The scalar tier prefers small code: it pools row by row.
+            Self::Rows(_) => !tier.is_scalar(),
+            Self::Codes(table) => can_pool_codes(tier, table, CODES),
+        }
+    }
+
+    /// Pools bags of row numbers, if it [can](Self::pools_several).
+    fn pool(
+        self,
+        tier: Tier,
+        bags: &Bags<'_>,
+        pooling: Pooling,
+        out: &mut [f32],
+        stride: usize,
+    ) -> Consistent {
+        let table = match self {
+            Self::Rows(rows) => return pool_dense(tier, rows, bags, pooling, out, stride),
+            Self::Codes(table) => table,
+        };
+        let Indices::U32(rows) = bags.indices else { return None };
+        let (offsets, weights) = (bags.offsets, bags.per_sample_weights);
+        let bags = CodeBags { rows, offsets, weights, pooling };
+        pool_codes(tier, table, &bags, out, stride, &mut [0; CODES])
+    }
+
+    /// Combines a row with `out`. A row of codes is first written into `scratch`.
+    fn write_row(
+        self,
+        tier: Tier,
+        row: usize,
+        out: &mut [f32],
+        scratch: &mut [f32],
+        epilogue: Epilogue<'_>,
+    ) -> Consistent {
+        match self {
+            Self::Rows(rows) => dense::write_row(tier, rows, row, out, epilogue),
+            Self::Codes(table) => {
+                codebook::write_inner_row(tier, table, row, out, scratch, epilogue)
+            }
+        }
+    }
 }
 
 /// A table and the bags that are pooled.
@@ -69,28 +134,38 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         Self { table, row_of: RowOf::new(table.data()), bags, pooling }
     }
 
-    /// A dense table without overrides.
-    pub(super) fn pool_mapped(&self, rows: &Rows<'_>, out: &mut Output<'_>) -> Consistent {
+    /// A table without overrides and without a projection.
+    pub(super) fn pool_mapped(
+        &self,
+        stored: Stored<'_>,
+        out: &mut Output<'_>,
+        scratch: &mut [f32],
+    ) -> Consistent {
         let part = Part { stride: out.stride, out: out.rows.get_mut(out.first..)? };
-        self.pool_part(rows, 0..self.bags.len(), RowPart::Whole, part)
+        self.pool_part(stored, 0..self.bags.len(), RowPart::Whole, part, scratch)
     }
 
-    /// Sums the short rows of each bag, and then widens the sum once: a projection is linear.
+    /// Sums the rows of each bag as they are before the projection, and then multiplies the sum
+    /// once: a projection is linear.
     pub(super) fn pool_projected(
         &self,
-        table: &Projected<'_>,
+        stored: Stored<'_>,
+        projection: Elements<'_>,
         mean: bool,
         out: &mut Output<'_>,
         workspace: &mut [f32],
     ) -> Consistent {
-        let rank = table.rank();
+        let rank = stored.dim();
+        let scratch = if matches!(stored, Stored::Codes(_)) { rank } else { 0 };
+        let (scratch, workspace) = workspace.split_at_mut_checked(scratch)?;
         self.for_some(rank, workspace, |range, short| {
             let (num_bags, stride) = (range.len(), out.stride);
             self.pool_part(
-                &table.rows,
+                stored,
                 range.clone(),
                 RowPart::Whole,
                 Part { out: short, stride: rank },
+                scratch,
             )?;
             let wide = out.rows.get_mut(out.start(range.start)..)?;
             let size = Dims { m: num_bags, r: rank, n: out.embedding_dim };
@@ -98,7 +173,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                 self.table.tier(),
                 size,
                 short.get(..num_bags * rank)?,
-                table.projection,
+                projection,
                 wide,
                 stride,
             )?;
@@ -129,21 +204,25 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
         self.for_some(second_len, workspace, |range, second| {
             let (start, stride) = (out.start(range.start), out.stride);
             let first = Part { out: out.rows.get_mut(start..)?, stride };
-            self.pool_part(&table.quotients, range.clone(), quotient, first)?;
+            let (quotients, remainders) =
+                (Stored::Rows(&table.quotients), Stored::Rows(&table.remainders));
+            self.pool_part(quotients, range.clone(), quotient, first, &mut [])?;
             if table.combine == Combine::Concat {
                 let second = out.rows.get_mut(start + table.quotients.embedding_dim..)?;
                 self.pool_part(
-                    &table.remainders,
+                    remainders,
                     range.clone(),
                     remainder,
                     Part { out: second, stride },
+                    &mut [],
                 )?;
             } else {
                 self.pool_part(
-                    &table.remainders,
+                    remainders,
                     range.clone(),
                     remainder,
                     Part { out: second, stride: second_len },
+                    &mut [],
                 )?;
                 for (bag, second) in range.clone().zip(second.chunks_exact(second_len.max(1))) {
                     combine(table.combine, out.row(bag)?, second);
@@ -175,10 +254,11 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
     /// override.
     fn pool_part(
         &self,
-        rows: &Rows<'_>,
+        stored: Stored<'_>,
         bags: Range<usize>,
         row_part: RowPart,
         part: Part<'_>,
+        scratch: &mut [f32],
     ) -> Consistent {
         let row_of = |index: u64| {
             if self.bags.is_padding(index) || self.table.override_position(index).is_some() {
@@ -187,31 +267,32 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
                 Some(row_part.row(self.row_of.row(index)))
             }
         };
-        // The scalar tier prefers small code: it pools row by row.
-        let several =
-            !self.table.tier().is_scalar() && u32::try_from(self.table.data().num_rows).is_ok();
+        let (tier, data) = (self.table.tier(), self.table.data());
+        let several = stored.pools_several(tier) && u32::try_from(data.num_rows).is_ok();
         let Part { out, stride } = part;
+        let are_rows = matches!(row_part, RowPart::Whole)
+            && matches!(data.index_map, IndexMap::Identity)
+            && matches!(self.bags.indices, Indices::U32(_))
+            && data.overrides.is_none()
+            && !self.bags.has_padding();
+        if several && are_rows {
+            return stored.pool(tier, &self.bags.slice(bags)?, self.pooling, out, stride);
+        }
         let mut done = 0;
         while done < bags.len() {
             let out = out.get_mut(done * stride..)?;
             let first = bags.start + done;
             if several {
-                let count = self.pool_some(rows, first..bags.end, row_of, out, stride)?;
+                let count = self.pool_some(stored, first..bags.end, row_of, out, stride)?;
                 done += count;
                 if count > 0 {
                     continue;
                 }
             }
-            let out = out.get_mut(..rows.embedding_dim)?;
+            let out = out.get_mut(..stored.dim())?;
             pool_bag(self.bags, first, self.pooling, out, |index, out, epilogue| {
                 let Some(row) = row_of(index) else { return Some(false) };
-                dense::write_row(
-                    self.table.tier(),
-                    rows,
-                    usize::try_from(row).ok()?,
-                    out,
-                    epilogue,
-                )?;
+                stored.write_row(tier, usize::try_from(row).ok()?, out, scratch, epilogue)?;
                 Some(true)
             })?;
             done += 1;
@@ -223,7 +304,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
     /// their number, which is 0 if the first bag has too many lookups.
     fn pool_some(
         &self,
-        rows: &Rows<'_>,
+        stored: Stored<'_>,
         bags: Range<usize>,
         row_of: impl Fn(u64) -> Option<u64>,
         out: &mut [f32],
@@ -262,7 +343,7 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             sequential: false,
         };
         if num_bags > 0 {
-            pool_dense(self.table.tier(), rows, &bags, self.pooling, out, stride)?;
+            stored.pool(self.table.tier(), &bags, self.pooling, out, stride)?;
         }
         Some(num_bags)
     }

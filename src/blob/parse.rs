@@ -13,7 +13,7 @@ use crate::{
     repr::{
         CodeDtype, Codebook, Combine, Core, IndexMap, Overrides, Prefixes, Projected,
         QuotientRemainder, RowNumberDtype, RowNumbers, Rows, TableData, TtCores, Weights,
-        codebook::{self, entry_len},
+        codebook::{self, Support, entry_len},
         id_index::{self, Line},
     },
     shape::{
@@ -318,7 +318,7 @@ impl<'a> Blob<'a> {
         slot: &ErrorSlot,
     ) -> Result<TableData<'a>, Refused> {
         let at = slot.at(Location::Table(table));
-        at.one_to(Rule::Kind, record.kind.into(), kind::CODEBOOK.into())?;
+        at.one_to(Rule::Kind, record.kind.into(), kind::LAST.into())?;
         at.at_most(Rule::IndexMap, record.index_map.into(), index_map::REMAPPED.into())?;
         at.equal(Rule::Layout, record.layout.into(), 0)?;
         let unused = |holds| at.holds(Rule::Reserved, holds);
@@ -664,6 +664,8 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         (combine, num_books, book_len): (Combine, usize, usize),
         [inner_dim, embedding_dim]: [usize; 2],
     ) -> Result<Codebook<'a>, Refused> {
+        let unsupported = || self.at.refuse(Rule::Kind, kind::CODEBOOK.into(), kind::LAST.into());
+        let support = Support::get().ok_or_else(unsupported)?;
         let (at, record) = self.read(Role::Codes)?;
         let wrong_dtype = || wrong_dtype(at, Role::Codes, record.dtype);
         let code_dtype = CodeDtype::from_code(record.dtype).ok_or_else(wrong_dtype)?;
@@ -691,6 +693,7 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
             num_books,
             book_len,
             inner_dim,
+            support,
         })
     }
 

@@ -12,6 +12,12 @@ pub(crate) mod kind {
     pub(crate) const PROJECTED: u16 = 3;
     pub(crate) const QUOTIENT_REMAINDER: u16 = 4;
     pub(crate) const CODEBOOK: u16 = 5;
+    /// The last kind that this library was compiled for.
+    pub(crate) const LAST: u16 = if cfg!(feature = "codebooks") {
+        CODEBOOK
+    } else {
+        QUOTIENT_REMAINDER
+    };
 }
 
 /// Codes of [`TableRecord::index_map`].

@@ -6,6 +6,7 @@
 //! - [`widen`]: one stored row or slice as f32;
 //! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): the update of a slice by its
 //!   gradient; `sgd_of_few`: gradients and update of a slice for few rows, in one pass;
+//! - `pool_codes`: bags of codebook rows;
 //! - `PoolRows`, `AddRows`, `GatherRows`: bags of dense rows, rows added at given positions, rows
 //!   copied one after another;
 //! - `reaching`: the elements of a product that reach a bound; `RowProducts`: inner products of a
@@ -15,6 +16,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+mod codebook;
 mod interaction;
 mod product;
 mod reaching;
@@ -24,6 +26,7 @@ mod rows;
 #[cfg(feature = "train")]
 mod update;
 
+pub(crate) use codebook::{CodeBags, can_pool_codes, pool_codes};
 pub(crate) use interaction::dot_interaction_from;
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use product::chain_step;

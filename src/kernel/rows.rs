@@ -193,14 +193,14 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
 }
 
 #[inline(always)]
-fn nth_row<W>(stored: &[W], row_stride: usize, row: usize) -> Option<&[W]> {
+pub(super) fn nth_row<W>(stored: &[W], row_stride: usize, row: usize) -> Option<&[W]> {
     // The product does not wrap: the caller has checked that the row exists.
     stored.get(row.wrapping_mul(row_stride)..)?.get(..row_stride)
 }
 
 /// Prefetches all of `xs`, which may begin anywhere in a cache line unless `whole_lines`.
 #[inline(always)]
-fn prefetch_all<I: Isa, T>(isa: I, xs: &[T], whole_lines: bool) {
+pub(super) fn prefetch_all<I: Isa, T>(isa: I, xs: &[T], whole_lines: bool) {
     for line in xs.chunks(CACHE_LINE / size_of::<T>()) {
         isa.prefetch(line);
     }
@@ -232,7 +232,7 @@ impl Op for Prefetch<'_> {
 
 /// How many lookups ahead a row is prefetched: enough to hide a memory access (some 100 ns), few
 /// enough for the CPU's line fill buffers.
-const AHEAD: usize = 32;
+pub(super) const AHEAD: usize = 32;
 /// Bytes that one prefetch loads.
 const CACHE_LINE: usize = 64;
 

@@ -25,6 +25,29 @@ pub struct Codebook<'a> {
     pub(crate) num_books: usize,
     pub(crate) book_len: usize,
     pub(crate) inner_dim: usize,
+    #[expect(dead_code, reason = "its type says whether the struct can exist")]
+    pub(crate) support: Support,
+}
+
+/// The feature `codebooks`. Without it this type has no value, so that there is no [`Codebook`],
+/// and the compiler leaves out all code that needs one.
+#[cfg(feature = "codebooks")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Support(());
+
+/// As above.
+#[cfg(not(feature = "codebooks"))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Support {}
+
+impl Support {
+    /// The value, if there is one.
+    pub(crate) fn get() -> Option<Self> {
+        #[cfg(feature = "codebooks")]
+        return Some(Self(()));
+        #[cfg(not(feature = "codebooks"))]
+        return None;
+    }
 }
 
 impl<'a> Codebook<'a> {

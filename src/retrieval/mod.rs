@@ -134,6 +134,9 @@ impl Table<'_> {
         let walk = match (&self.data().weights, self.data().index_map) {
             (Weights::Tt(tt), IndexMap::Identity) => tensor_train::workspace_len(tt, num_queries),
             (Weights::Projected(table), _) => stream::projected_workspace_len(table, num_queries),
+            (Weights::Codebook(table), _) if stream::stores_products(table) => {
+                stream::codebook_workspace_len(table, dim, num_queries)
+            }
             _ => by_row,
         };
         match self.data().overrides {
@@ -312,6 +315,9 @@ impl Table<'_> {
                 }
                 (Weights::Projected(table), _) => {
                     stream::visit_projected(self, table, queries, scope, &mut receiver, workspace)?;
+                }
+                (Weights::Codebook(table), _) if stream::stores_products(table) => {
+                    stream::visit_codes(self, table, queries, scope, &mut receiver, workspace)?;
                 }
                 _ => stream::visit_rows(self, queries, scope, &mut receiver, workspace)?,
             }

@@ -13,7 +13,7 @@ use crate::{
     kernel::{
         ByteRowProducts, Consistent, Dims, Epilogue, RowProducts, chain_step, transpose, widen,
     },
-    repr::{Projected, Rows, Weights},
+    repr::{Codebook, Combine, Projected, Rows, Weights},
     table::{Table, dense, index_map::RowOf},
 };
 use core::ops::Range;
@@ -41,9 +41,44 @@ pub(super) fn workspace_len(dim: usize, num_queries: usize) -> usize {
 pub(super) fn projected_workspace_len(table: &Projected<'_>, num_queries: usize) -> usize {
     let (rank, queries) = (table.rank(), num_queries.min(super::MAX_QUERIES));
     let dim = table.projection.len().checked_div(rank).unwrap_or(0);
-    let contract = dim.saturating_add(rank).saturating_mul(queries).saturating_add(dim);
+    let contract = contract_workspace_len(rank, dim, queries);
     let walk = workspace_len(rank, num_queries).max(contract);
     walk.saturating_add(rank.saturating_mul(queries))
+}
+
+/// The most entries of all books for which a row's score is the sum of stored products.
+const MAX_ENTRIES: usize = 1 << 16;
+
+/// Whether the products of queries with all entries are stored.
+pub(super) fn stores_products(table: &Codebook<'_>) -> bool {
+    table.num_books.saturating_mul(table.book_len) <= MAX_ENTRIES
+}
+
+/// The products of queries with all entries, the queries before the projection, their columns of a
+/// book, and what the entries need, or before that the projection.
+pub(super) fn codebook_workspace_len(
+    table: &Codebook<'_>,
+    dim: usize,
+    num_queries: usize,
+) -> usize {
+    let (inner, queries) = (table.inner_dim, num_queries.min(super::MAX_QUERIES));
+    let contract = match table.projection {
+        Some(_) => contract_workspace_len(inner, dim, queries),
+        None => 0,
+    };
+    let entries = workspace_len(table.entry_len(), queries);
+    table
+        .num_books
+        .saturating_mul(table.book_len)
+        .saturating_add(inner)
+        .saturating_add(table.entry_len())
+        .saturating_mul(queries)
+        .saturating_add(entries.max(contract))
+}
+
+/// What multiplying queries with a projection needs.
+fn contract_workspace_len(rank: usize, dim: usize, num_queries: usize) -> usize {
+    dim.saturating_add(rank).saturating_mul(num_queries).saturating_add(dim)
 }
 
 /// Scores all rows at `positions`: `fill` writes a row, with the rest of the workspace for scratch,
@@ -174,18 +209,109 @@ pub(super) fn visit_projected(
     let (tier, rank, dim) = (table.tier(), projected.rank(), table.embedding_dim());
     let num_queries = queries.len().checked_div(dim)?;
     let (short, workspace) = workspace.split_at_mut_checked(num_queries * rank)?;
-    let (columns, rest) = workspace.split_at_mut_checked(num_queries * dim)?;
-    let (products, rest) = rest.split_at_mut_checked(rank * num_queries)?;
+    contract(tier, projected.projection, queries, dim, short, workspace)?;
+    let (row_of, positions) = (RowOf::new(table.data()), scope.part_of(scope.rows.clone()));
+    visit_dense(tier, &projected.rows, row_of, short, positions, receiver, workspace)
+}
+
+/// Multiplies queries of `dim` columns with a projection, `rank x dim`, into `short`.
+fn contract(
+    tier: Tier,
+    projection: Elements<'_>,
+    queries: &[f32],
+    dim: usize,
+    short: &mut [f32],
+    workspace: &mut [f32],
+) -> Consistent {
+    let num_queries = queries.len().checked_div(dim)?;
+    let (columns, rest) = workspace.split_at_mut_checked(queries.len())?;
+    let (products, rest) = rest.split_at_mut_checked(short.len())?;
     let row = rest.get_mut(..dim)?;
     transpose(tier, queries, dim, columns)?;
     for (position, products) in products.chunks_exact_mut(num_queries.max(1)).enumerate() {
-        widen(tier, projected.projection.chunk(position, dim)?, 1.0, -0.0, row, Epilogue::Store)?;
+        widen(tier, projection.chunk(position, dim)?, 1.0, -0.0, row, Epilogue::Store)?;
         let size = Dims { m: 1, r: dim, n: num_queries };
         chain_step(tier, size, row, Elements::from_f32(columns), products, Epilogue::Store)?;
     }
-    transpose(tier, products, num_queries, short)?;
+    transpose(tier, products, num_queries, short)
+}
+
+/// Rows of codes, whose scores are sums of the products of the query with their entries.
+pub(super) fn visit_codes(
+    table: &Table<'_>,
+    codebook: &Codebook<'_>,
+    queries: &[f32],
+    scope: &Scope,
+    receiver: &mut Receiver<'_>,
+    workspace: &mut [f32],
+) -> Consistent {
+    let (tier, dim, inner) = (table.tier(), table.embedding_dim(), codebook.inner_dim);
+    let (num_books, book_len) = (codebook.num_books, codebook.book_len);
+    let (entry_len, num_queries) = (codebook.entry_len(), queries.len().checked_div(dim)?);
+    let per_query = num_books * book_len;
+    let (products, workspace) = workspace.split_at_mut_checked(num_queries * per_query)?;
+    let (short, workspace) = workspace.split_at_mut_checked(num_queries * inner)?;
+    let (segments, workspace) = workspace.split_at_mut_checked(num_queries * entry_len)?;
+    match codebook.projection {
+        Some(projection) => contract(tier, projection, queries, dim, short, workspace)?,
+        None => short.copy_from_slice(queries),
+    }
+    for book in 0..num_books {
+        let column = if codebook.combine == Combine::Concat {
+            book * entry_len
+        } else {
+            0
+        };
+        for (to, from) in segments
+            .chunks_exact_mut(entry_len.max(1))
+            .zip(short.chunks_exact(inner.max(1)))
+        {
+            to.copy_from_slice(from.get(column..)?.get(..entry_len)?);
+        }
+        stream(
+            tier,
+            entry_len,
+            segments,
+            0..book_len as u64,
+            workspace,
+            |entry, out, _| {
+                let (scale, entry) = codebook.entry(book, u16::try_from(entry).ok()?)?;
+                widen(tier, entry, scale, -0.0, out, Epilogue::Store)
+            },
+            |query, first, scores| {
+                let start = query * per_query + book * book_len + first as usize;
+                products.get_mut(start..)?.get_mut(..scores.len())?.copy_from_slice(scores);
+                Some(())
+            },
+        )?;
+    }
     let (row_of, positions) = (RowOf::new(table.data()), scope.part_of(scope.rows.clone()));
-    visit_dense(tier, &projected.rows, row_of, short, positions, receiver, workspace)
+    let mut scores = [0.0; DENSE_ROWS];
+    let mut first = positions.start;
+    while first < positions.end {
+        let left = usize::try_from(positions.end - first).unwrap_or(usize::MAX);
+        let out = scores.get_mut(..left.min(DENSE_ROWS))?;
+        for (query, products) in products.chunks_exact(per_query.max(1)).enumerate() {
+            for (score, index) in out.iter_mut().zip(first..) {
+                let row = usize::try_from(row_of.row(index)).ok()?;
+                *score = sum_of_products(codebook, row, products)?;
+            }
+            receiver.run(query, first, 1, out)?;
+        }
+        first += out.len() as u64;
+    }
+    Some(())
+}
+
+/// The sum of the products of a row's entries, book by book.
+#[inline(always)]
+fn sum_of_products(codebook: &Codebook<'_>, row: usize, products: &[f32]) -> Option<f32> {
+    let mut books = products.chunks_exact(codebook.book_len.max(1));
+    let last = codebook.book_len.checked_sub(1)?;
+    // Adding -0.0 changes no value.
+    codebook
+        .row_codes(row)?
+        .try_fold(-0.0, |sum, code| Some(sum + books.next()?.get(usize::from(code).min(last))?))
 }
 
 /// The overrides of a scope's rows.

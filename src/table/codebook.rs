@@ -2,10 +2,25 @@
 
 use crate::{
     dtype::Elements,
+    index::Indices,
     isa::Tier,
-    kernel::{Consistent, Dims, Epilogue, chain_step, widen},
+    kernel::{CodeBags, Consistent, Dims, Epilogue, can_pool_codes, chain_step, pool_codes, widen},
+    pooling::Pooling,
     repr::{Codebook, Combine},
 };
+
+/// The most codes of a row that is looked up as a bag of one row.
+const CODES: usize = 32;
+
+/// The workspace of a lookup holds a row before the projection; that of a bag also holds their sum,
+/// if there is a projection.
+pub(super) fn workspace_len(table: &Codebook<'_>) -> usize {
+    if table.projection.is_some() {
+        table.inner_dim.saturating_mul(2)
+    } else {
+        table.inner_dim
+    }
+}
 
 /// Combines row `row` with `out`, as `epilogue` says.
 pub(super) fn write_row(
@@ -16,22 +31,43 @@ pub(super) fn write_row(
     workspace: &mut [f32],
     epilogue: Epilogue<'_>,
 ) -> Consistent {
-    let inner = workspace.get_mut(..table.inner_dim)?;
-    write_inner_row(tier, table, row, inner)?;
     let Some(projection) = table.projection else {
-        return widen(tier, Elements::from_f32(inner), 1.0, -0.0, out, epilogue);
+        return write_inner_row(tier, table, row, out, workspace, epilogue);
     };
+    let (inner, scratch) = workspace.split_at_mut_checked(table.inner_dim)?;
+    write_inner_row(tier, table, row, inner, scratch, Epilogue::Store)?;
     let size = Dims { m: 1, r: inner.len(), n: out.len() };
     chain_step(tier, size, inner, projection, out, epilogue)
 }
 
-/// Writes row `row` as it is before the projection.
+/// Combines row `row`, as it is before the projection, with `out`, as `epilogue` says. `scratch`
+/// has room for such a row.
 pub(crate) fn write_inner_row(
     tier: Tier,
     table: &Codebook<'_>,
     row: usize,
     out: &mut [f32],
+    scratch: &mut [f32],
+    epilogue: Epilogue<'_>,
 ) -> Consistent {
+    if epilogue == Epilogue::Store {
+        return store_inner_row(tier, table, row, out);
+    }
+    let inner = scratch.get_mut(..table.inner_dim)?;
+    store_inner_row(tier, table, row, inner)?;
+    widen(tier, Elements::from_f32(inner), 1.0, -0.0, out, epilogue)
+}
+
+fn store_inner_row(tier: Tier, table: &Codebook<'_>, row: usize, out: &mut [f32]) -> Consistent {
+    if can_pool_codes(tier, table, CODES)
+        && let Ok(row) = u32::try_from(row)
+    {
+        // The maximum of one row is the row.
+        let (weights, pooling) = (None, Pooling::Max);
+        let offsets = Indices::U32(&[0, 1]);
+        let bags = CodeBags { rows: &[row], offsets, weights, pooling };
+        return pool_codes(tier, table, &bags, out, table.inner_dim, &mut [0; CODES]);
+    }
     let entry_len = table.entry_len();
     for (book, code) in table.row_codes(row)?.enumerate() {
         let (scale, entry) = table.entry(book, code)?;

@@ -179,7 +179,7 @@ impl<'a> Table<'a> {
             Weights::Tt(tt) => tt.workspace_len(),
             Weights::Projected(table) => table.rank(),
             Weights::QuotientRemainder(table) => quotient_remainder::workspace_len(table),
-            Weights::Codebook(table) => table.inner_dim,
+            Weights::Codebook(table) => codebook::workspace_len(table),
         }
     }
 

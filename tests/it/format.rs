@@ -203,14 +203,15 @@ fn a_reader_written_from_the_page_agrees_with_the_library() {
     }
 }
 
-/// Projected, quotient-remainder, hashed and remapped tables, f32 all of them, by the page.
+/// Projected, quotient-remainder, codebook, hashed and remapped tables by the page. All elements
+/// but those of i8 books are f32.
 #[cfg(feature = "alloc")]
 #[test]
 fn newer_kinds_and_maps_are_read_by_the_page_too() {
     use ttrec::{
         blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
-        dtype::Dtype::F32,
-        repr::{Combine, RowNumberDtype},
+        dtype::Dtype::{self, F32},
+        repr::{CodeDtype, Combine, RowNumberDtype},
     };
 
     let mut tables = vec![TableSpec::new(
@@ -241,6 +242,25 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
         let index_map = IndexMapSpec::Remapped { num_embeddings: 8, dtype: *dtype };
         tables.push(mapped(dtype.name(), index_map));
     }
+    for (name, combine, codes, dtype, projection) in [
+        ("codes.add", Combine::Add, CodeDtype::U16, F32, None),
+        ("codes.concat", Combine::Concat, CodeDtype::U8, F32, None),
+        ("codes.i8", Combine::Concat, CodeDtype::U12, Dtype::I8, None),
+        ("codes.projected", Combine::Add, CodeDtype::U12, F32, Some(F32)),
+    ] {
+        let weights = WeightsSpec::Codebook {
+            num_embeddings: 6,
+            embedding_dim: if projection.is_some() { 4 } else { 6 },
+            num_books: 3,
+            book_len: 5,
+            inner_dim: 6,
+            combine,
+            codes,
+            dtype,
+            projection,
+        };
+        tables.push(TableSpec::new(name, weights));
+    }
     let file = Layout::new(&tables).unwrap().build(|plan, out| {
         if plan.role == Role::RemappedRows {
             // Eight numbers.
@@ -249,6 +269,28 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
                 out.copy_from_slice(&((at * 3 + 1) % 5).to_le_bytes()[..width]);
             }
             return;
+        }
+        if plan.role == Role::Codes {
+            // Six rows of three codes below 5. The last four bits of a row of u12 belong to none.
+            for (row, out) in (0u8..).zip(out.chunks_exact_mut(out.len() / 6)) {
+                let [a, b, c] = [row % 5, (row + 3) % 5, (2 * row + 1) % 5];
+                let bytes = match out.len() {
+                    3 => vec![a, b, c],
+                    5 => vec![a, b << 4, 0, c, 0xF0],
+                    6 => vec![a, 0, b, 0, c, 0],
+                    other => panic!("rows of {other} bytes"),
+                };
+                out.copy_from_slice(&bytes);
+            }
+            return;
+        }
+        if plan.dtype == Some(Dtype::I8) {
+            return (0u8..).zip(out).for_each(|(at, out)| *out = at.wrapping_mul(7) % 11);
+        }
+        if plan.role == Role::Scales(0) {
+            return out
+                .chunks_exact_mut(4)
+                .for_each(|out| out.copy_from_slice(&2f32.to_le_bytes()));
         }
         for (at, out) in (0u32..).zip(out.chunks_exact_mut(4)) {
             let value = ((at * 7 + plan.offset as u32 / 64 * 5) % 11) as f32 - 5.0;
@@ -309,6 +351,50 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
                         3 => [first, second].concat(),
                         other => panic!("combine {other}"),
                     }
+                }
+                (5, [((16, code_dtype, 0), codes), ((17, dtype, 0), books), rest @ ..]) => {
+                    let (num_books, inner) = (q[0] as usize, q[1] as usize);
+                    let code = |book: usize| match code_dtype {
+                        0x42 => codes[row as usize * num_books + book].into(),
+                        0x43 => {
+                            let row = &codes[row as usize * (3 * num_books).div_ceil(2)..];
+                            let pair = &row[book / 2 * 3..];
+                            if book % 2 == 0 {
+                                number(&pair[..2]) % 4096
+                            } else {
+                                number(&pair[1..3]) / 16
+                            }
+                        }
+                        0x44 => number(&codes[(row as usize * num_books + book) * 2..][..2]),
+                        other => panic!("codes of {other}"),
+                    };
+                    let is_concat = record.number("combine") == 3;
+                    let width = if is_concat { inner / num_books } else { inner };
+                    let entry = |book: usize, j: usize| {
+                        let at = (book * p[0] as usize + code(book) as usize) * width + j;
+                        match (dtype, rest) {
+                            (1, _) => float(&books[4 * at..]),
+                            (4, [((3, 1, 0), scales), ..]) => {
+                                float(&scales[4 * book..]) * f64::from(books[at] as i8)
+                            }
+                            other => panic!("{other:?}"),
+                        }
+                    };
+                    let decoded: Vec<f64> = if is_concat {
+                        (0..inner).map(|j| entry(j / width, j % width)).collect()
+                    } else {
+                        (0..inner)
+                            .map(|j| (0..num_books).map(|book| entry(book, j)).sum())
+                            .collect()
+                    };
+                    let Some(((8, 1, 0), projection)) = rest.last() else {
+                        assert_eq!(inner, columns);
+                        return decoded;
+                    };
+                    let cell = |k: usize, j: usize| float(&projection[4 * (k * columns + j)..]);
+                    (0..columns)
+                        .map(|j| decoded.iter().enumerate().map(|(k, x)| x * cell(k, j)).sum())
+                        .collect()
                 }
                 (kind, _) => panic!("kind {kind}"),
             }

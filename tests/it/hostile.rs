@@ -13,7 +13,7 @@
 //!   with the same bits as before; any other answers what its new directory says, by the oracle.
 //!
 //! For every mutant that parses: its sections lie end to end and cover the blob; `Table::verify`
-//! agrees with a naive check of checksums, scales, offsets and ids; indices out of range are
+//! agrees with a naive check of checksums, scales, offsets, codes and ids; indices out of range are
 //! refused with the right error and leave the output unmodified; and every other lookup and bag
 //! succeeds.
 //!
@@ -706,7 +706,8 @@ fn naive_verification(bytes: &[u8], table: usize) -> Result<(), (Location, Rule)
     let prefixes = refused(format::ROLE_PREFIX_IDS, Rule::Ids, prefixes);
     let overrides = bad(reference.override_ids(), num_embeddings);
     let overrides = refused(format::ROLE_OVERRIDE_IDS, Rule::Ids, overrides);
+    let codes = refused(format::ROLE_CODES, Rule::Code, reference.first_bad_code());
     let remapped = reference.remapped_rows().iter().position(|&row| row >= reference.num_rows());
     let remapped = refused(format::ROLE_REMAPPED_ROWS, Rule::RemappedRow, remapped);
-    prefixes.or(remapped).or(overrides).map_or(Ok(()), Err)
+    prefixes.or(codes).or(remapped).or(overrides).map_or(Ok(()), Err)
 }

@@ -6,7 +6,7 @@ use crate::support::{
         self, header, layer, layer_at, put, reseal, reseal_section, section, section_at, table,
         table_at,
     },
-    random::{Values, build, build_model, model, remapped},
+    random::{Values, build, build_model, codebook, model, remapped},
 };
 use ttrec::{
     AlignedBuf, Blob, BlobError, NoSuchTable, ShapeError, TtShape,
@@ -18,8 +18,8 @@ use ttrec::{
         ModelSpec, OverridesSpec, Role, Rule, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
-    limits::{MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES},
-    repr::{Combine, RowNumberDtype},
+    limits::{MAX_BOOK_LEN, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_NUM_BOOKS, MAX_TABLES},
+    repr::{CodeDtype, Combine, RowNumberDtype},
 };
 
 fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
@@ -1429,6 +1429,192 @@ fn scales_of_short_rows_and_of_parts() {
         put(&mut buf, at, &0f32.to_le_bytes());
         reseal_section(&mut buf, section);
         assert_eq!(verify(&buf), Err(broken(Element { section, position: 1 }, Rule::Scale)));
+    }
+}
+
+// Codebook tables.
+
+/// `a`: 0 codes (u8, 3 a row), 1 books of 5 entries of 2 columns (i8), 2 scales, 3 projection from 6
+/// to 4 columns (f16); `b`: 4 codes (u12, 3 a row), 5 books of 7 entries of 4 columns, to be added.
+fn coded() -> AlignedBuf {
+    let (concat, add) = (Combine::Concat, Combine::Add);
+    let half = Some(Dtype::F16);
+    let first = codebook(9, concat, [3, 5], [6, 4], CodeDtype::U8, Dtype::I8, half);
+    let second = codebook(8, add, [3, 7], [4, 4], CodeDtype::U12, Dtype::F32, None);
+    let buf = build(&[TableSpec::new("a", first), TableSpec::new("b", second)], 3, Values::Reals);
+    assert_eq!(format::num_sections(&buf), 6);
+    Blob::parse(&buf).unwrap().verify_payload().unwrap();
+    buf
+}
+
+const CODED_CONCAT: usize = 0;
+const CODED_ADD: usize = 1;
+
+/// Patches, reseals and parses `coded()`.
+fn coded_table(position: usize, field: usize, value: &[u8]) -> Refusal {
+    let mut buf = coded();
+    put(&mut buf, table_at(position) + field, value);
+    assert!(reseal(&mut buf));
+    parse(&buf).unwrap_err()
+}
+
+fn coded_section(position: usize, field: usize, value: &[u8]) -> Refusal {
+    let mut buf = coded();
+    let at = section_at(&buf, position) + field;
+    put(&mut buf, at, value);
+    assert!(reseal(&mut buf));
+    parse(&buf).unwrap_err()
+}
+
+#[test]
+fn combinations_of_entries_that_are_unknown_or_products() {
+    for found in [0, 1, 4, 255] {
+        let expected = (Table(CODED_ADD), Rule::CodebookCombine.into(), found.into(), 3);
+        assert_eq!(coded_table(CODED_ADD, table::COMBINE, &[found]), expected);
+    }
+}
+
+#[test]
+fn shape_fields_that_codebook_tables_do_not_have() {
+    let expected = broken(Table(CODED_CONCAT), Rule::Reserved);
+    for (field, value) in [
+        (table::NUM_CORES, &[2][..]),
+        (table::DIGIT_ORDER, &[1]),
+        (table::COLUMN_ORDER, &[1]),
+        (table::ROW_FACTORS + 4, &[1]),
+        (table::COLUMN_FACTORS + 8, &[1]),
+        (table::INNER_RANKS, &[1]),
+        (table::RESERVED_TAIL, &[1]),
+    ] {
+        assert_eq!(coded_table(CODED_CONCAT, field, value), expected, "{field}");
+    }
+}
+
+#[test]
+fn books_that_do_not_make_the_rows_of_the_table() {
+    let number = |n: u32| n.to_le_bytes();
+    let wrong = |table, num_books, book_len, inner_dim| {
+        shape_error(table, ShapeError::Codebook { num_books, book_len, inner_dim })
+    };
+    for found in [0, MAX_BOOK_LEN as u32 + 1, u32::MAX] {
+        assert_eq!(
+            coded_table(CODED_ADD, table::ROW_FACTORS, &number(found)),
+            wrong(CODED_ADD, 3, found as usize, 4)
+        );
+    }
+    for found in [0, MAX_NUM_BOOKS as u32 + 1, u32::MAX] {
+        assert_eq!(
+            coded_table(CODED_ADD, table::COLUMN_FACTORS, &number(found)),
+            wrong(CODED_ADD, found as usize, 7, 4)
+        );
+    }
+    for found in [0, 65_537] {
+        assert_eq!(
+            coded_table(CODED_ADD, table::COLUMN_FACTORS + 4, &number(found)),
+            shape_error(CODED_ADD, ShapeError::EmbeddingDim { found: found.into() })
+        );
+    }
+    // Entries that are put end to end share the columns among them.
+    assert_eq!(
+        coded_table(CODED_CONCAT, table::COLUMN_FACTORS + 4, &number(7)),
+        wrong(CODED_CONCAT, 3, 5, 7)
+    );
+    // Without a projection, they have all columns.
+    assert_eq!(coded_table(CODED_ADD, table::EMBEDDING_DIM, &number(5)), wrong(CODED_ADD, 3, 7, 4));
+}
+
+#[test]
+fn codes_and_books_that_are_missing_of_another_type_or_size() {
+    assert_eq!(coded_section(0, section::ROLE, &[17]), (Section(0), Rule::Role.into(), 17, 16));
+    assert_eq!(coded_section(1, section::ROLE, &[16]), (Section(1), Rule::Role.into(), 16, 17));
+    assert_eq!(coded_section(2, section::ROLE, &[8]), (Section(2), Rule::Role.into(), 8, 3));
+    for found in [format::DTYPE_I8, format::DTYPE_U32, 0x45, 0] {
+        let expected = (Section(0), Rule::Dtype.into(), found.into(), 16);
+        assert_eq!(coded_section(0, section::DTYPE, &[found]), expected);
+    }
+    for found in [format::DTYPE_I4, format::DTYPE_U8, 9] {
+        let expected = (Section(1), Rule::Dtype.into(), found.into(), 17);
+        assert_eq!(coded_section(1, section::DTYPE, &[found]), expected);
+    }
+    for (section, expected) in [(0, 9u64 * 3), (1, 3 * 5 * 2), (2, 3 * 4), (4, 8 * 5)] {
+        for found in [expected - 1, expected + 1] {
+            let expected = (Section(section), Rule::Len.into(), found, expected);
+            let found = found.to_le_bytes();
+            assert_eq!(coded_section(section, section::LEN, &found), expected);
+        }
+    }
+    // Codes of another type need another number of bytes.
+    assert_eq!(
+        coded_section(4, section::DTYPE, &[format::DTYPE_U16]),
+        (Section(4), Rule::Len.into(), 8 * 5, 8 * 6)
+    );
+}
+
+#[test]
+fn codes_that_are_no_entries_are_found_in_the_payload_and_read_as_the_last() {
+    // The last code of row 2, as a byte and as the low bits of two bytes.
+    for (section, at, table, limit) in [(0, 2 * 3 + 2, "a", 5u8), (4, 2 * 5 + 3, "b", 7)] {
+        let mut buf = coded();
+        let offset = format::Section::read(&buf, section).offset + at;
+        let mut rows = [limit - 1, limit].map(|code| {
+            buf[offset] = code;
+            if section == 4 {
+                buf[offset + 1] = 0xF0;
+            }
+            reseal_section(&mut buf, section);
+            let place = Element { section, position: 8 };
+            let expected = (place, Rule::Code.into(), code.into(), limit.into());
+            let verified = if code < limit { Ok(()) } else { Err(expected) };
+            assert_eq!(verify(&buf), verified);
+            let table = Blob::parse(&buf).unwrap().table(table).unwrap();
+            let (mut row, mut workspace) = ([f32::NAN; 4], vec![0.0; table.workspace_len(1)]);
+            table.lookup(2, &mut row, &mut workspace).unwrap();
+            row
+        });
+        assert_eq!(rows[0], rows[1]);
+        rows[0].iter_mut().for_each(|x| assert!(x.is_finite()));
+    }
+}
+
+#[test]
+fn scales_of_books() {
+    for bad in [0.0f32, -1.0, f32::NAN, f32::INFINITY] {
+        let mut buf = coded();
+        let at = format::Section::read(&buf, 2).offset + 4;
+        put(&mut buf, at, &bad.to_le_bytes());
+        reseal_section(&mut buf, 2);
+        assert_eq!(verify(&buf), Err(broken(Element { section: 2, position: 1 }, Rule::Scale)));
+    }
+}
+
+#[test]
+fn writer_refuses_books_that_no_reader_takes() {
+    let table = |combine, books, dims, dtype, projection| {
+        TableSpec::new("a", codebook(4, combine, books, dims, CodeDtype::U8, dtype, projection))
+    };
+    let (concat, add, f32) = (Combine::Concat, Combine::Add, Dtype::F32);
+    assert!(Layout::new(&[table(concat, [3, 5], [6, 6], Dtype::I8, None)]).is_ok());
+    for (combine, [num_books, book_len], [inner_dim, dim]) in [
+        (concat, [4, 5], [6, 6]),
+        (add, [0, 5], [6, 6]),
+        (add, [MAX_NUM_BOOKS + 1, 5], [6, 6]),
+        (add, [3, 0], [6, 6]),
+        (add, [3, MAX_BOOK_LEN + 1], [6, 6]),
+        (add, [3, 5], [6, 7]),
+    ] {
+        let error = ShapeError::Codebook { num_books, book_len, inner_dim };
+        let spec = table(combine, [num_books, book_len], [inner_dim, dim], f32, None);
+        assert_eq!(refused(&[spec]), bad_shape("a", error));
+    }
+    assert_eq!(
+        refused(&[table(Combine::Mult, [3, 5], [6, 6], f32, None)]),
+        LayoutError::Combine { table: "a".into() }
+    );
+    for (dtype, projection, found) in
+        [(Dtype::I4, None, Dtype::I4), (f32, Some(Dtype::I8), Dtype::I8)]
+    {
+        let expected = LayoutError::Dtype { table: "a".into(), found };
+        assert_eq!(refused(&[table(add, [3, 5], [6, 6], dtype, projection)]), expected);
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::support::{
     format::{self, ROLE_REMAPPED_ROWS, section, section_at, sections_of},
     oracle::{Mode, Reference},
-    random::{CORE_DTYPES, Values, build, num_rows, remapped},
+    random::{CORE_DTYPES, Values, build, codebook, num_rows, remapped},
     rng::Rng,
     tiers,
 };
@@ -14,7 +14,7 @@ use ttrec::{
     blob::{IndexMapSpec, Layout, Location, OverridesSpec, Role, Rule, TableSpec, WeightsSpec},
     cache::RowCache,
     dtype::Dtype,
-    repr::{Combine, RowNumberDtype},
+    repr::{CodeDtype, Combine, RowNumberDtype},
 };
 
 /// Columns around the edges of tiles.
@@ -182,6 +182,30 @@ fn quotient_remainder_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
     }
 }
 
+/// Codebook tables of 37 rows, whose entries have around as many columns as a vector has lanes.
+#[test]
+fn codebook_tables_agree_with_the_oracle_around_the_edges_of_tiles() {
+    for (i, width) in SIZES.into_iter().enumerate() {
+        for (j, num_books) in [1, 2, 3, 8, 9, 17].into_iter().enumerate() {
+            for combine in [Combine::Concat, Combine::Add] {
+                let at = i + j + combine as usize;
+                let inner = if combine == Combine::Concat {
+                    num_books * width
+                } else {
+                    width
+                };
+                let projection = [None, None, Some(CORE_DTYPES[at % 3])][at % 3];
+                let dims = [inner, projection.map_or(inner, |_| SIZES[(i + 3 * j) % 10])];
+                let codes = CodeDtype::ALL[(i + 2 * j) % 3];
+                let books = [num_books, [1, 16, 300][j % 3]];
+                let dtype = CORE_DTYPES[(i + j) % 4];
+                let weights = codebook(37, combine, books, dims, codes, dtype, projection);
+                check_by_the_oracle(overridden([0, 5][at % 2], weights), (at * 100 + i) as u64);
+            }
+        }
+    }
+}
+
 /// Tables of every kind, of 37 rows.
 fn kinds() -> Vec<WeightsSpec> {
     let shape = |p: &[u32], q: &[u32], r: &[u32]| TtShape::new(37, p, q, r).unwrap();
@@ -194,6 +218,17 @@ fn kinds() -> Vec<WeightsSpec> {
         parts(37, 5, [12, 12], Combine::Mult, Dtype::F32),
         parts(37, 8, [12, 12], Combine::Add, Dtype::I8),
         parts(37, 6, [9, 4], Combine::Concat, Dtype::F32),
+        codebook(37, Combine::Concat, [5, 9], [20, 20], CodeDtype::U8, Dtype::F32, None),
+        codebook(37, Combine::Add, [3, 9], [13, 13], CodeDtype::U12, Dtype::I8, None),
+        codebook(
+            37,
+            Combine::Concat,
+            [2, 9],
+            [18, 21],
+            CodeDtype::U16,
+            Dtype::F16,
+            Some(Dtype::F32),
+        ),
     ]);
     kinds
 }

@@ -4,7 +4,7 @@
 use crate::support::{
     format::KIND_TT,
     oracle::{Approx, Reference, Train},
-    random::{self, CORE_DTYPES, Values, build, num_rows, tt_shape},
+    random::{self, CORE_DTYPES, Values, build, codebook, num_rows, tt_shape},
     rng::Rng,
     tiers,
 };
@@ -16,7 +16,7 @@ use ttrec::{
     cache::RowCache,
     dtype::Dtype,
     merge_top_k,
-    repr::Combine,
+    repr::{CodeDtype, Combine},
 };
 
 /// The walk over a tensor train that `docs/numerics.md` says: its shape in the order of the walk,
@@ -204,6 +204,29 @@ fn oracle(table: &Table<'_>, reference: &Reference<'_>, index: u64, query: &[f32
                 }
             }
             Approx { value, error: error + 1e-40 }
+        }
+        ttrec::repr::Weights::Codebook(codebook) if !is_override => {
+            let dim = table.embedding_dim();
+            let entries = reference.entries(reference.row_of(index) as usize);
+            let n = dim + codebook.entry_len() + entries.len() + 1;
+            let (mut value, mut error) = (0.0, 1e-40);
+            let mut add = |x: Approx, factor: f64| {
+                value += x.value * factor;
+                let size = (x.value.abs() + x.error) * factor.abs();
+                error += gamma(n) * size + x.error * factor.abs();
+            };
+            for (first, entry) in entries {
+                for (k, x) in (first..).zip(entry) {
+                    match codebook.projection() {
+                        None => add(x, query[k].into()),
+                        Some(projection) => query.iter().enumerate().for_each(|(j, &q)| {
+                            let p = f64::from(projection.get(k * dim + j).unwrap());
+                            add(x, p * f64::from(q));
+                        }),
+                    }
+                }
+            }
+            Approx { value, error }
         }
         _ => Approx::dot(
             reference.row(index).into_iter().zip(query.iter().map(|&q| f64::from(q))),
@@ -476,6 +499,14 @@ fn kinds() -> Vec<TableSpec> {
     let mut kinds: Vec<WeightsSpec> = Dtype::ALL.iter().copied().map(dense).collect();
     kinds.extend(Combine::ALL.iter().copied().map(parts));
     kinds.extend([projected, WeightsSpec::Tt { shape, dtype: Dtype::F32 }]);
+    let (concat, add, half) = (Combine::Concat, Combine::Add, Some(Dtype::F16));
+    kinds.extend([
+        codebook(300, concat, [4, 16], [20, 20], CodeDtype::U8, Dtype::F32, None),
+        codebook(300, add, [3, 70], [18, 18], CodeDtype::U12, Dtype::I8, None),
+        codebook(300, concat, [2, 9], [6, 21], CodeDtype::U16, Dtype::F16, half),
+        // Of so many entries that products with all of them are not stored.
+        codebook(300, add, [2, 40_000], [3, 3], CodeDtype::U16, Dtype::I8, None),
+    ]);
     kinds.into_iter().map(|weights| TableSpec::new("t", weights)).collect()
 }
 

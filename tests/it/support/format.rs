@@ -74,6 +74,7 @@ pub(crate) const KIND_DENSE: u16 = 1;
 pub(crate) const KIND_TT: u16 = 2;
 pub(crate) const KIND_PROJECTED: u16 = 3;
 pub(crate) const KIND_QUOTIENT_REMAINDER: u16 = 4;
+pub(crate) const KIND_CODEBOOK: u16 = 5;
 pub(crate) const COMBINE_MULT: u8 = 1;
 pub(crate) const COMBINE_ADD: u8 = 2;
 pub(crate) const COMBINE_CONCAT: u8 = 3;
@@ -91,6 +92,8 @@ pub(crate) const ROLE_PREFIX_INDEX: u16 = 11;
 pub(crate) const ROLE_LAYER_WEIGHTS: u16 = 12;
 pub(crate) const ROLE_LAYER_SCALES: u16 = 13;
 pub(crate) const ROLE_LAYER_BIAS: u16 = 14;
+pub(crate) const ROLE_CODES: u16 = 16;
+pub(crate) const ROLE_BOOKS: u16 = 17;
 pub(crate) const DTYPE_F32: u8 = 1;
 pub(crate) const DTYPE_F16: u8 = 2;
 pub(crate) const DTYPE_BF16: u8 = 3;
@@ -98,6 +101,9 @@ pub(crate) const DTYPE_I8: u8 = 4;
 pub(crate) const DTYPE_I4: u8 = 5;
 pub(crate) const DTYPE_U64: u8 = 0x40;
 pub(crate) const DTYPE_U32: u8 = 0x41;
+pub(crate) const DTYPE_U8: u8 = 0x42;
+pub(crate) const DTYPE_U12: u8 = 0x43;
+pub(crate) const DTYPE_U16: u8 = 0x44;
 
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())

@@ -10,11 +10,12 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use super::format::{
-    COMBINE_CONCAT, COMBINE_MULT, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, KIND_DENSE,
-    KIND_PROJECTED, KIND_QUOTIENT_REMAINDER, KIND_TT, ROLE_CORE, ROLE_OVERRIDE_IDS,
-    ROLE_OVERRIDE_INDEX, ROLE_OVERRIDE_ROWS, ROLE_PREFIX_IDS, ROLE_PREFIX_INDEX,
-    ROLE_PREFIX_PRODUCTS, ROLE_PROJECTION, ROLE_REMAPPED_ROWS, ROLE_ROWS, ROLE_SCALES, Section,
-    bytes_of, row_header, row_len, sections_of, table, table_at, u16_at, u32_at, u64_at,
+    COMBINE_CONCAT, COMBINE_MULT, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I4, DTYPE_I8, DTYPE_U8,
+    DTYPE_U12, DTYPE_U16, KIND_CODEBOOK, KIND_DENSE, KIND_PROJECTED, KIND_QUOTIENT_REMAINDER,
+    KIND_TT, ROLE_BOOKS, ROLE_CODES, ROLE_CORE, ROLE_OVERRIDE_IDS, ROLE_OVERRIDE_INDEX,
+    ROLE_OVERRIDE_ROWS, ROLE_PREFIX_IDS, ROLE_PREFIX_INDEX, ROLE_PREFIX_PRODUCTS, ROLE_PROJECTION,
+    ROLE_REMAPPED_ROWS, ROLE_ROWS, ROLE_SCALES, Section, bytes_of, row_header, row_len,
+    sections_of, table, table_at, u16_at, u32_at, u64_at,
 };
 
 /// A number, and how far an f32 evaluation of it may be off.
@@ -134,6 +135,11 @@ impl<'a> Reference<'a> {
         self.kind() == KIND_DENSE
     }
 
+    /// Whether rows are multiplied by a projection.
+    pub(crate) fn is_projected(&self) -> bool {
+        self.section(ROLE_PROJECTION, 0).is_some()
+    }
+
     /// 0 identity, 1 modulo, 2 remapped.
     pub(crate) fn index_map(&self) -> u8 {
         self.bytes[self.at + table::INDEX_MAP]
@@ -233,7 +239,7 @@ impl<'a> Reference<'a> {
             match (s.role, s.dtype) {
                 (
                     ROLE_OVERRIDE_IDS | ROLE_OVERRIDE_INDEX | ROLE_PREFIX_IDS | ROLE_PREFIX_INDEX
-                    | ROLE_REMAPPED_ROWS,
+                    | ROLE_REMAPPED_ROWS | ROLE_CODES,
                     _,
                 ) => true,
                 (ROLE_ROWS | ROLE_OVERRIDE_ROWS, dtype) if let Some(header) = row_header(dtype) => {
@@ -270,6 +276,7 @@ impl<'a> Reference<'a> {
             (Some(position), _) => self.stored_row(ROLE_OVERRIDE_ROWS, 0, position),
             (None, KIND_TT) => return self.in_column_order(self.tensor_train_row(row_of)),
             (None, KIND_DENSE) => self.stored_row(ROLE_ROWS, 0, row_of as usize),
+            (None, KIND_CODEBOOK) if !self.is_projected() => self.decoded_row(row_of as usize),
             _ => self.finish(&self.parts(row)),
         };
         self.in_column_order(stored.into_iter().map(|x| (x, x.value.abs())).collect())
@@ -294,8 +301,10 @@ impl<'a> Reference<'a> {
     /// table.
     pub(crate) fn parts(&self, index: u64) -> Vec<Vec<Approx>> {
         let row = self.row_of(index) as usize;
-        if self.kind() == KIND_PROJECTED {
-            return vec![self.stored_row(ROLE_ROWS, 0, row)];
+        match self.kind() {
+            KIND_PROJECTED => return vec![self.stored_row(ROLE_ROWS, 0, row)],
+            KIND_CODEBOOK => return vec![self.decoded_row(row)],
+            _ => {}
         }
         let num_remainders = self.list(table::ROW_FACTORS, 2)[1];
         vec![
@@ -339,12 +348,11 @@ impl<'a> Reference<'a> {
             let rows: Vec<_> = indices.iter().map(|&index| self.row(index)).collect();
             pool(&rows.iter().map(|row| &row[..]).collect::<Vec<_>>(), weights, mode, dim)
         };
-        if matches!(self.kind(), KIND_DENSE | KIND_TT)
-            || self.kind() == KIND_PROJECTED && mode == Mode::Max
-        {
+        let has_parts = self.is_projected() || self.kind() == KIND_QUOTIENT_REMAINDER;
+        if !has_parts || self.is_projected() && mode == Mode::Max {
             return of_rows(indices, weights, mode);
         }
-        if self.kind() == KIND_PROJECTED && mode == Mode::Mean && !indices.is_empty() {
+        if self.is_projected() && mode == Mode::Mean && !indices.is_empty() {
             let sums = self.bag(indices, weights, Mode::Sum).into_iter();
             return sums.map(|sum| Approx::dot([(sum, 1.0 / indices.len() as f64)], 0)).collect();
         }
@@ -392,6 +400,72 @@ impl<'a> Reference<'a> {
             }
         };
         (0..dim).map(column).collect()
+    }
+
+    /// The codes of a row: bits 12 i to 12 i + 11 are code i, if they are u12.
+    pub(crate) fn codes(&self, row: usize) -> Vec<usize> {
+        let (dtype, codes) = self.section(ROLE_CODES, 0).unwrap();
+        let num_books = self.list(table::COLUMN_FACTORS, 1)[0];
+        let bits = match dtype {
+            DTYPE_U8 => 8,
+            DTYPE_U12 => 12,
+            DTYPE_U16 => 16,
+            other => panic!("dtype {other}"),
+        };
+        let row_len = (num_books * bits).div_ceil(8);
+        let row = &codes[row * row_len..][..row_len];
+        let bit = |at: usize| usize::from(row[at / 8] >> (at % 8) & 1);
+        (0..num_books)
+            .map(|book| (0..bits).map(|at| bit(book * bits + at) << at).sum())
+            .collect()
+    }
+
+    /// The first code that is no entry, among all codes of the table.
+    pub(crate) fn first_bad_code(&self) -> Option<usize> {
+        if self.kind() != KIND_CODEBOOK {
+            return None;
+        }
+        let book_len = self.list(table::ROW_FACTORS, 1)[0];
+        let mut codes = (0..self.num_rows() as usize).flat_map(|row| self.codes(row));
+        codes.position(|code| code >= book_len)
+    }
+
+    /// The entries that make a row of a codebook table, each with its first column. A code that is
+    /// too large is the last entry, as the library has it; `verify_payload` reports it.
+    pub(crate) fn entries(&self, row: usize) -> Vec<(usize, Vec<Approx>)> {
+        let (dtype, books) = self.section(ROLE_BOOKS, 0).unwrap();
+        let scales = self.section(ROLE_SCALES, 0).map(|(_, scales)| scales);
+        let [num_books, inner_dim] = self.list(table::COLUMN_FACTORS, 2)[..] else { panic!() };
+        let book_len = self.list(table::ROW_FACTORS, 1)[0];
+        let is_concat = self.bytes[self.at + table::COMBINE] == COMBINE_CONCAT;
+        let width = if is_concat { inner_dim / num_books } else { inner_dim };
+        let entry = |(book, code): (usize, usize)| {
+            let first = (book * book_len + code.min(book_len - 1)) * width;
+            let stored = (first..first + width).map(|i| Approx::exact(element(books, dtype, i)));
+            let entry = match scales.map(|scales| element(scales, DTYPE_F32, book)) {
+                None => stored.collect(),
+                Some(scale) => stored.map(|x| Approx::dot([(x, scale)], 0)).collect(),
+            };
+            (if is_concat { book * width } else { 0 }, entry)
+        };
+        self.codes(row).into_iter().enumerate().map(entry).collect()
+    }
+
+    /// A row of a codebook table, before the projection.
+    pub(crate) fn decoded_row(&self, row: usize) -> Vec<Approx> {
+        let entries = self.entries(row);
+        let column = |j: usize| {
+            let entries = entries.iter().filter_map(move |(first, entry)| {
+                j.checked_sub(*first).and_then(|at| entry.get(at)).copied()
+            });
+            let mut entries = entries.peekable();
+            let first = entries.next().unwrap();
+            if entries.peek().is_none() {
+                return first;
+            }
+            Approx::dot([first].into_iter().chain(entries).map(|x| (x, 1.0)), 0)
+        };
+        (0..self.list(table::COLUMN_FACTORS, 2)[1]).map(column).collect()
     }
 
     fn stored_row(&self, role: u16, core: usize, position: usize) -> Vec<Approx> {

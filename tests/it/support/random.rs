@@ -15,7 +15,7 @@ use ttrec::{
         OverridesSpec, Role, SectionPlan, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
-    repr::{Combine, RowNumberDtype},
+    repr::{CodeDtype, Combine, RowNumberDtype},
 };
 
 /// Which numbers a blob is filled with.
@@ -65,6 +65,9 @@ pub(crate) fn build_model(
             return super::format::fill_id_index(&ids, limit, out);
         }
         let mut rng = Rng::new(seed ^ section.offset);
+        if section.role == Role::Codes {
+            return fill_codes(&table.weights, &mut rng, out);
+        }
         fill(section, limit, columns, &mut rng, values, out);
         if matches!(section.role, Role::OverrideIds | Role::PrefixIds) {
             ids = out
@@ -80,7 +83,8 @@ pub(crate) fn num_rows(weights: &WeightsSpec) -> u64 {
     match *weights {
         WeightsSpec::Dense { num_embeddings, .. }
         | WeightsSpec::Projected { num_embeddings, .. }
-        | WeightsSpec::QuotientRemainder { num_embeddings, .. } => num_embeddings,
+        | WeightsSpec::QuotientRemainder { num_embeddings, .. }
+        | WeightsSpec::Codebook { num_embeddings, .. } => num_embeddings,
         WeightsSpec::Tt { shape, .. } => shape.num_embeddings(),
         other => panic!("{other:?}"),
     }
@@ -88,9 +92,9 @@ pub(crate) fn num_rows(weights: &WeightsSpec) -> u64 {
 
 fn embedding_dim(weights: &WeightsSpec) -> usize {
     match *weights {
-        WeightsSpec::Dense { embedding_dim, .. } | WeightsSpec::Projected { embedding_dim, .. } => {
-            embedding_dim
-        }
+        WeightsSpec::Dense { embedding_dim, .. }
+        | WeightsSpec::Projected { embedding_dim, .. }
+        | WeightsSpec::Codebook { embedding_dim, .. } => embedding_dim,
         WeightsSpec::QuotientRemainder {
             columns: [first, second],
             combine: Combine::Concat,
@@ -115,6 +119,52 @@ fn num_embeddings(table: &TableSpec) -> u64 {
 /// A map of so many indices, whose row numbers fit this type.
 pub(crate) fn remapped(num_embeddings: u64, dtype: RowNumberDtype) -> IndexMapSpec {
     IndexMapSpec::Remapped { num_embeddings, dtype }
+}
+
+/// Rows of codes, bit by bit. The bits after the last code of a row hold what they will.
+fn fill_codes(weights: &WeightsSpec, rng: &mut Rng, out: &mut [u8]) {
+    let &WeightsSpec::Codebook { num_books, book_len, codes, .. } = weights else {
+        panic!("{weights:?}")
+    };
+    let bits = match codes {
+        CodeDtype::U8 => 8,
+        CodeDtype::U12 => 12,
+        _ => 16,
+    };
+    out.fill(0xA5);
+    for row in out.chunks_exact_mut((num_books * bits).div_ceil(8)) {
+        for book in 0..num_books {
+            let code = rng.below((book_len as u64).min(1 << bits));
+            for (at, place) in (0..bits).zip(book * bits..) {
+                row[place / 8] &= !(1 << (place % 8));
+                row[place / 8] |= ((code >> at & 1) as u8) << (place % 8);
+            }
+        }
+    }
+}
+
+/// A codebook table, whose projection, if there is one, has `dims[1]` columns.
+pub(crate) fn codebook(
+    num_embeddings: u64,
+    combine: Combine,
+    [num_books, book_len]: [usize; 2],
+    dims: [usize; 2],
+    codes: CodeDtype,
+    dtype: Dtype,
+    projection: Option<Dtype>,
+) -> WeightsSpec {
+    let [inner_dim, embedding_dim] = dims;
+    WeightsSpec::Codebook {
+        num_embeddings,
+        embedding_dim,
+        num_books,
+        book_len,
+        inner_dim,
+        combine,
+        codes,
+        dtype,
+        projection,
+    }
 }
 
 /// Ids of what is stored apart, and the rows of remapped indices, are below `limit`.
@@ -282,7 +332,21 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
                 dtype,
             }
         });
-    let weights = prop_oneof![1 => dense, 2 => tt, 1 => projected, 1 => parts];
+    let combine = select(&[Combine::Add, Combine::Concat][..]);
+    let stored = (select(CodeDtype::ALL), select(&CORE_DTYPES[..]));
+    let codes = (1u64..=40, combine, 1usize..=9, 1usize..=70, 1usize..=9, stored);
+    let codes = (codes, 1usize..=70, prop::option::of(select(&CORE_DTYPES[..3])));
+    let codes = codes.prop_map(|(codes, embedding_dim, projection)| {
+        let (num_embeddings, combine, num_books, book_len, width, (codes, dtype)) = codes;
+        let inner = if combine == Combine::Concat {
+            num_books * width
+        } else {
+            width
+        };
+        let dims = [inner, projection.map_or(inner, |_| embedding_dim)];
+        codebook(num_embeddings, combine, [num_books, book_len], dims, codes, dtype, projection)
+    });
+    let weights = prop_oneof![1 => dense, 2 => tt, 1 => projected, 1 => parts, 2 => codes];
     let index_map = prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(2)];
     let table = (weights, (index_map, 0u64..=30), 0u64..=6, prop::option::of((1u64..=12, dtype())));
     (subsequence(names, 1..=4).prop_shuffle(), vec(table, 4)).prop_map(|(names, tables)| {
@@ -401,6 +465,11 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
         };
         TableSpec::new(name, weights)
     };
+    let codes = |name: &str, num_embeddings, combine, books, dims, codes, dtype, projection| {
+        let weights = codebook(num_embeddings, combine, books, dims, codes, dtype, projection);
+        TableSpec::new(name, weights)
+    };
+    let (half, u8s, u12s) = (Some(Dtype::F16), CodeDtype::U8, CodeDtype::U12);
     let modulo = |num_embeddings, table| TableSpec {
         index_map: IndexMapSpec::Modulo { num_embeddings },
         ..table
@@ -478,6 +547,21 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
                 ..parts("parts.concat", 9, 4, [5, 2], Combine::Concat, Dtype::I8)
             },
             remapped(13, parts("parts.mult", 8, 5, [3, 3], Combine::Mult, Dtype::F32)),
+        ],
+        vec![
+            codes("codes.add", 6, Combine::Add, [3, 5], [7, 7], CodeDtype::U16, Dtype::F16, None),
+            TableSpec {
+                overrides: rows(2, Dtype::I8),
+                ..codes("codes.f32", 9, Combine::Concat, [4, 6], [8, 8], u8s, Dtype::F32, None)
+            },
+            modulo(
+                12,
+                codes("codes.i8", 7, Combine::Concat, [3, 4], [6, 5], u12s, Dtype::I8, half),
+            ),
+            remapped(
+                9,
+                codes("codes.wide", 4, Combine::Add, [2, 3], [4, 9], u12s, Dtype::Bf16, half),
+            ),
         ],
         vec![
             TableSpec {

@@ -71,8 +71,10 @@ If its layers have other names, name them. Such a model needs no [[table]]:
 A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, `ranks` or
 `tolerance` (relative error), and optionally `row_factors`, `column_factors` and `sweeps`
 (refinements); or short rows with a projection, with `representation = \"low-rank\"` and `rank` or
-`tolerance`. `row_order = \"similarity\"` (or \"frequency\", with --frequencies) sorts the rows of a
-tensor train first, so that rows that share slices are alike; it costs two to four bytes an index.
+`tolerance`; or codes, with `representation = \"codes\"`, `books` (the number of codes of a row),
+and optionally `bits`, `rotation`, `rank` and `combine`. `row_order = \"similarity\"` (or
+\"frequency\", with --frequencies) sorts the rows of a tensor train first, so that rows that share
+slices are alike; it costs two to four bytes an index.
 
 Quantised rows of FBGEMM and TorchRec are dense tables, too: `quantized = \"byte\"` or \"nibble\"
 says which, where the rows do not. `padding_idx = 0` makes a row zeros.
@@ -85,8 +87,8 @@ No tensor train stores `num_embeddings`; tltorch and t3nsor store all other fact
 lists every key.")]
 pub(crate) struct Args {
     /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
-    /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx or word vectors (word2vec,
-    /// GloVe, fastText). Nothing in it is executed
+    /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx, word vectors (word2vec,
+    /// GloVe, fastText) or a FAISS index of codes. Nothing in it is executed
     checkpoint: PathBuf,
     /// The blob to write; it is replaced only when complete
     #[arg(short, long, value_name = "BLOB")]

@@ -81,6 +81,21 @@ pub(crate) struct TableSummary {
     pub(crate) projected: Option<ProjectedSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) quotient_remainder: Option<QuotientRemainderSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) codebook: Option<CodebookSummary>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct CodebookSummary {
+    pub(crate) num_books: usize,
+    pub(crate) book_len: usize,
+    inner_dim: usize,
+    combine: &'static str,
+    /// The name of the codes' type.
+    codes: &'static str,
+    /// The name of the matrix's type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    projection: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -180,6 +195,17 @@ pub(crate) fn summarise(blob: &Blob<'_>) -> BlobSummary {
                     }),
                     _ => None,
                 },
+                codebook: match data.weights() {
+                    Weights::Codebook(table) => Some(CodebookSummary {
+                        num_books: table.num_books(),
+                        book_len: table.book_len(),
+                        inner_dim: table.inner_dim(),
+                        combine: table.combine().name(),
+                        codes: table.code_dtype().name(),
+                        projection: table.projection().map(|matrix| matrix.dtype().name()),
+                    }),
+                    _ => None,
+                },
             }
         })
         .collect();
@@ -252,23 +278,33 @@ fn print(
         "table", "rows", "cols", "kind", "type", "bytes", "smaller"
     )?;
     for table in &summary.tables {
-        let (kind, shape) = match (&table.tt, &table.projected, &table.quotient_remainder) {
-            (Some(tt), ..) => {
-                let reversed = tt.column_order != DigitOrder::MostSignificantFirst.name();
-                let shape = format!(
-                    "p {:?} q {:?} ranks {:?}",
-                    tt.row_factors, tt.column_factors, tt.ranks
-                );
-                ("tt", if reversed { shape + ", cores reversed" } else { shape })
-            }
-            (_, Some(projected), _) => {
-                ("proj", format!("rank {}, projection {}", projected.rank, projected.projection))
-            }
-            (.., Some(parts)) => {
-                ("qr", format!("{} of {} remainders", parts.operation, parts.num_remainders))
-            }
-            _ => ("dense", String::new()),
-        };
+        let (kind, shape) =
+            match (&table.tt, &table.projected, &table.quotient_remainder, &table.codebook) {
+                (Some(tt), ..) => {
+                    let reversed = tt.column_order != DigitOrder::MostSignificantFirst.name();
+                    let shape = format!(
+                        "p {:?} q {:?} ranks {:?}",
+                        tt.row_factors, tt.column_factors, tt.ranks
+                    );
+                    ("tt", if reversed { shape + ", cores reversed" } else { shape })
+                }
+                (_, Some(projected), ..) => (
+                    "proj",
+                    format!("rank {}, projection {}", projected.rank, projected.projection),
+                ),
+                (_, _, Some(parts), _) => {
+                    ("qr", format!("{} of {} remainders", parts.operation, parts.num_remainders))
+                }
+                (.., Some(codebook)) => {
+                    let CodebookSummary { num_books, book_len, combine, codes, .. } = codebook;
+                    let shape =
+                        format!("{combine} of {num_books} x {book_len} entries, {codes} codes");
+                    let projection =
+                        codebook.projection.map(|dtype| format!(", projection {dtype}"));
+                    ("codes", shape + &projection.unwrap_or_default())
+                }
+                _ => ("dense", String::new()),
+            };
         let map = if table.index_map == IndexMap::Identity.name() {
             String::new()
         } else {

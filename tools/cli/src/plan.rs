@@ -41,8 +41,8 @@ projections and tensor trains keep their shape; only the type of their numbers c
     .required(true).multiple(true).args(["budget", "max_error"]))]
 pub(crate) struct Args {
     /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
-    /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx or word vectors (word2vec,
-    /// GloVe, fastText)
+    /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx, word vectors (word2vec,
+    /// GloVe, fastText) or a FAISS index of codes
     checkpoint: PathBuf,
     /// The largest size of the blob: 8MiB, 500KB, 1234 (bytes), or 12% (of its tables and layers as
     /// f32)

@@ -184,6 +184,7 @@ fn default_max_error(source: &Source<'_>, table: &Table<'_>) -> Option<f64> {
     let per_core = rounding(table.data().dtype());
     let rounding = match table.data().weights() {
         repr::Weights::Projected(_) | repr::Weights::QuotientRemainder(_) => 2.0 * per_core,
+        repr::Weights::Codebook(codebook) if codebook.projection().is_some() => 2.0 * per_core,
         repr::Weights::Tt(tt) => per_core * tt.shape().num_cores() as f64,
         _ => per_core,
     };

@@ -5,10 +5,11 @@ use crate::{
     checkpoint::{Checkpoint, Tensor},
     contraction_order::ContractionOrder,
     dialect::{
-        Core, Model, Source, Survey, TableRows, Weights, named_after_file, table_with_qr_operation,
+        CodedRows, Core, Model, Source, Survey, TableRows, Weights, named_after_file,
+        table_with_qr_operation,
     },
     error::{Error, OutputError},
-    factorize::{self, Factorized, Job, Key, Request, ResumeCache},
+    factorize::{self, Codebooks, CodesShape, Encoder, Factorized, Job, Key, Request, ResumeCache},
     frequencies::Frequencies,
     progress::{Progress, Step},
     sink::{self, Sink},
@@ -23,7 +24,7 @@ use ttrec::{
     AlignedBuf,
     blob::{IndexMapSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
-    repr::{self, RowNumberDtype},
+    repr::{self, CodeDtype, RowNumberDtype},
 };
 
 /// How [`convert`] factorises dense tables.
@@ -215,6 +216,12 @@ impl ConvertedTable<'_> {
             Factorized::Tt { shape, .. } => {
                 WeightsSpec::Tt { shape: *ContractionOrder::of(shape).stored(), dtype }
             }
+            Factorized::Codes(codebooks) => codebooks.shape.layout(
+                self.source.weights.num_embeddings(),
+                self.source.weights.embedding_dim(),
+                dtype,
+                self.source.projection_dtype(),
+            ),
             &Factorized::LowRank { rank, .. } => WeightsSpec::Projected {
                 num_embeddings: self.source.weights.num_embeddings(),
                 embedding_dim: self.source.weights.embedding_dim(),
@@ -283,6 +290,7 @@ impl Source<'_> {
                     None,
                 )
             }
+            Weights::Codebook(rows) => (rows.layout(dtype, self.projection_dtype()), None),
             &Weights::QuotientRemainder {
                 num_embeddings,
                 num_remainders,
@@ -326,7 +334,7 @@ impl Source<'_> {
             return Ok(None);
         };
         let (num_embeddings, embedding_dim) = (rows.num_rows, rows.columns);
-        let weighing = options.frequencies.filter(|_| matches!(request, Request::Tt { .. }));
+        let weighing = options.frequencies.filter(|_| !matches!(request, Request::LowRank { .. }));
         let key = options
             .resume
             .map(|_| Key::new(rows.tensor.file(), &rows.label(), request, weighing))
@@ -371,7 +379,17 @@ impl Source<'_> {
             Factorized::LowRank { rank, error, .. } => {
                 format!("{name}: rank {rank}: relative error {error:.3e}")
             }
+            Factorized::Codes(codebooks) => {
+                let CodesShape { books, bits, rank, .. } = codebooks.shape;
+                format!("{name}: {books} codes of {bits} bits for {rank} columns")
+            }
         }
+    }
+
+    /// Books as they are stored.
+    fn encoder(&self, codebooks: &Codebooks) -> Result<Encoder> {
+        Encoder::new(codebooks, self.dtype, self.projection_dtype())
+            .map_err(|error| anyhow!(error).context("after factorisation"))
     }
 
     fn write_factorized(
@@ -427,6 +445,28 @@ impl Source<'_> {
                     sink.put(&bytes)
                 })
             }
+            (Role::Books | Role::Scales(_) | Role::Projection, Factorized::Codes(books), _) => {
+                let encoder = self.encoder(books)?;
+                sink.put(match plan.role {
+                    Role::Books => &encoder.books,
+                    Role::Scales(_) => bytemuck::cast_slice(&encoder.scales),
+                    _ => &encoder.projection_bytes,
+                })
+            }
+            (Role::Codes, Factorized::Codes(books), Weights::Dense(rows)) => {
+                let step = Step::new(progress, &format!("{}: rows", self.name), rows.num_rows);
+                let dtype = CodeDtype::for_book_len(books.shape.book_len());
+                let (num_books, mut bytes) = (books.shape.books, Vec::new());
+                let len = dtype.row_len(num_books);
+                self.encoder(books)?.for_each(rows, &step, |codes| {
+                    bytes.resize(codes.len() / num_books * len, 0);
+                    codes
+                        .chunks_exact(num_books)
+                        .zip(bytes.chunks_exact_mut(len))
+                        .for_each(|(codes, bytes)| dtype.encode_row(codes, bytes));
+                    sink.put(&bytes)
+                })
+            }
             (role, ..) => bail!("no data for section {role:?}"),
         }
     }
@@ -461,6 +501,17 @@ impl Source<'_> {
             }
             (Role::Projection, &Weights::Projected { rows, embedding_dim, projection }) => {
                 self.write_projection(projection, [embedding_dim, rows.columns], sink)
+            }
+            (Role::Codes, Weights::Codebook(rows)) => self.write_codes(rows, sink, progress),
+            (Role::Books, Weights::Codebook(rows)) => {
+                self.for_each_book(rows, |bytes, _| sink.put(bytes))
+            }
+            (Role::Scales(_), Weights::Codebook(rows)) => {
+                self.for_each_book(rows, |_, scale| sink.put(&scale.to_le_bytes()))
+            }
+            (Role::Projection, &Weights::Codebook(CodedRows { projection, embedding_dim, .. })) => {
+                let matrix = projection.context("there is no projection")?;
+                self.write_matrix(matrix, embedding_dim, sink)
             }
             (Role::Core(k), Weights::Tt { shape, cores, .. }) => {
                 self.for_each_slice(&ContractionOrder::of(shape), k, cores, |bytes, _| {
@@ -527,6 +578,64 @@ impl Source<'_> {
             sink.put(bytes)?;
             row += count;
             step.add(count);
+        }
+        Ok(())
+    }
+
+    /// The codes of all rows.
+    fn write_codes(
+        &self,
+        rows: &CodedRows<'_>,
+        sink: &mut Sink<'_>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (dtype, at_once) = (rows.code_dtype(), (1 << 18) / rows.num_books as u64 + 1);
+        let row_len = dtype.row_len(rows.num_books);
+        let step = Step::new(progress, &format!("{}: rows", self.name), rows.num_rows);
+        let mut bytes = Vec::new();
+        for first in (0..rows.num_rows).step_by(at_once as usize) {
+            let count = at_once.min(rows.num_rows - first) as usize;
+            let codes = rows.read_codes(first, count)?;
+            bytes.resize(count * row_len, 0);
+            codes
+                .chunks_exact(rows.num_books)
+                .zip(bytes.chunks_exact_mut(row_len))
+                .for_each(|(codes, bytes)| dtype.encode_row(codes, bytes));
+            sink.put(&bytes)?;
+            step.add(count as u64);
+        }
+        Ok(())
+    }
+
+    /// Calls `put` with each encoded book and its scale.
+    fn for_each_book(
+        &self,
+        rows: &CodedRows<'_>,
+        mut put: impl FnMut(&[u8], f32) -> Result<()>,
+    ) -> Result<()> {
+        let mut book = Vec::new();
+        for number in 0..rows.num_books {
+            rows.read_book(number, &mut book)?;
+            let mut bytes = vec![0; self.dtype.bytes_of(book.len())];
+            let scale = dtype::encode_slice(&book, self.dtype, &mut bytes).map_err(|error| {
+                let position = |at| (number * book.len() + at) as u64;
+                place(error, rows.books.name(), rows.books.shape(), position)
+            })?;
+            put(&bytes, scale)?;
+        }
+        Ok(())
+    }
+
+    /// The matrix that rows of codes are multiplied by, as the checkpoint has it.
+    fn write_matrix(&self, tensor: &Tensor, columns: usize, sink: &mut Sink<'_>) -> Result<()> {
+        let dtype = self.projection_dtype();
+        let (mut row, mut bytes) = (zeros(columns)?, vec![0; dtype.bytes_of(columns)]);
+        for start in (0..tensor.len()).step_by(columns) {
+            tensor.read_f32(start, &mut row)?;
+            dtype::encode(&row, dtype, &mut bytes).map_err(|error| {
+                place(error, tensor.name(), tensor.shape(), |at| start + at as u64)
+            })?;
+            sink.put(&bytes)?;
         }
         Ok(())
     }

@@ -146,7 +146,8 @@ pub struct TableSpec {
     /// The representation in the blob; default: that of the checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub representation: Option<Representation>,
-    /// The rank of a low-rank table, or the largest of a factorised tensor train.
+    /// The rank of a low-rank table, the largest of a factorised tensor train, or the number of
+    /// columns that codes are made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
     /// The relative error (Frobenius) that determines the ranks.
@@ -158,6 +159,18 @@ pub struct TableSpec {
     /// The order into which a factorisation to a tensor train sorts the rows; default: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_order: Option<RowOrder>,
+    /// The number of books of codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub books: Option<u32>,
+    /// The bits of a code; default: 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u32>,
+    /// How the entries of a row make it; default: they are put end to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Combining>,
+    /// Whether rows are rotated before they are coded; default: no, unless there is a `rank`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<bool>,
     /// How a model pools the rows of a bag; default: their sum. Needs `[model]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
@@ -214,6 +227,18 @@ pub enum Representation {
     Tt,
     /// Short rows and a projection.
     LowRank,
+    /// Codes: the numbers of entries, one in each of a few books.
+    Codes,
+}
+
+/// How the entries of a row of codes make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Combining {
+    /// They are put end to end: product quantisation.
+    Concat,
+    /// They are added: residual quantisation.
+    Add,
 }
 
 impl ModelSpec {

@@ -51,6 +51,9 @@ pub(super) fn build(tables: &[TableSpec]) -> Result<AlignedBuf> {
             fill_rows(*dtype, *embedding_dim, 1, out)
         }
         (Role::Core(k), WeightsSpec::Tt { dtype, .. }) => fill_elements(*dtype, k as u64, out),
+        // Every byte is a code, of one of 256 entries.
+        (Role::Codes, _) => fill_elements(Dtype::I8, 2, out),
+        (Role::Books, WeightsSpec::Codebook { dtype, .. }) => fill_elements(*dtype, 3, out),
         (_, _) => fill_elements(Dtype::F32, 9, out),
     }))
 }

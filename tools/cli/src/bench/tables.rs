@@ -12,6 +12,7 @@ use ttrec::{
     Blob, TtShape,
     blob::{TableSpec, WeightsSpec},
     dtype::Dtype,
+    repr::{CodeDtype, Combine},
 };
 
 /// The number of batches: together their dense f32 rows are larger than most caches.
@@ -24,7 +25,7 @@ pub(super) struct TableTiming {
     pub(super) seconds: f64,
     /// Floating-point operations of computing one row alone, for a tensor train.
     pub(super) flops: Option<f64>,
-    /// Bytes of one stored row, for a dense table.
+    /// Bytes of one stored row, for a dense or codebook table.
     pub(super) bytes: Option<f64>,
 }
 
@@ -51,6 +52,12 @@ pub(super) fn measure(
     let mut tables = Vec::from(
         dense.map(|dtype| dense_table(format!("dense-{}", dtype.name()), rows, DIM, dtype)),
     );
+    for num_books in [8, 16] {
+        for dtype in [Dtype::F16, Dtype::I8] {
+            let name = format!("codes-{}-m{num_books}", dtype.name());
+            tables.push(code_table(name, rows, num_books, dtype));
+        }
+    }
     for (q, rank, dtype) in COLUMN_FACTORS
         .iter()
         .flat_map(|q| RANKS.map(|rank| (q, rank)))
@@ -76,6 +83,24 @@ pub(super) fn dense_table(
     dtype: Dtype,
 ) -> TableSpec {
     TableSpec::new(name, WeightsSpec::Dense { num_embeddings, embedding_dim, dtype })
+}
+
+/// Rows of `num_books` codes, each of one of 256 entries.
+fn code_table(name: String, num_embeddings: u64, num_books: usize, dtype: Dtype) -> TableSpec {
+    TableSpec::new(
+        name,
+        WeightsSpec::Codebook {
+            num_embeddings,
+            embedding_dim: DIM,
+            num_books,
+            book_len: 256,
+            inner_dim: DIM,
+            combine: Combine::Concat,
+            codes: CodeDtype::U8,
+            dtype,
+            projection: None,
+        },
+    )
 }
 
 pub(super) fn tt_table(name: String, shape: TtShape, dtype: Dtype) -> TableSpec {
@@ -120,6 +145,9 @@ fn measure_table(
             extent.tt_batches,
             &[Ids::Uniform, Ids::ZipfSorted][..],
         ),
+        WeightsSpec::Codebook { num_books, codes, .. } => {
+            (None, Some(codes.row_len(num_books) as f64), BATCHES, &Ids::ALL[..])
+        }
         weights => (None, Some(weights.dtype().row_len(DIM) as f64), BATCHES, &Ids::ALL[..]),
     };
     for ids in ids {

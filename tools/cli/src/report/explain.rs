@@ -85,6 +85,9 @@ fn lost(table: &TableReport) -> String {
         StoredAs::Projected => {
             return format!("{kept} The error is what its rank leaves out.");
         }
+        StoredAs::Codebook => {
+            return format!("{kept} The error is what its codes leave out.");
+        }
         _ => return kept,
     }
     let parts = if summary.tt.is_some() { "slice" } else { "row" };

@@ -72,6 +72,14 @@ fn every_table_is_measured() {
     for dtype in ["f32", "f16", "i8", "i4"] {
         wanted.extend(["uniform", "zipf", "zipf-sorted"].map(|ids| format!("dense-{dtype}-{ids}")));
     }
+    for num_books in [8, 16] {
+        for dtype in ["f16", "i8"] {
+            wanted.extend(
+                ["uniform", "zipf", "zipf-sorted"]
+                    .map(|ids| format!("codes-{dtype}-m{num_books}-{ids}")),
+            );
+        }
+    }
     for q in ["4x4x4", "2x2x16"] {
         for rank in [16, 32, 64] {
             for dtype in ["f32", "i8"] {
@@ -82,7 +90,7 @@ fn every_table_is_measured() {
         }
     }
     assert_eq!(names(&report, "tables", &["ns_per_lookup"]), wanted);
-    let (dense, tt) = report["tables"].as_array().expect("an array").split_at(12);
+    let (dense, tt) = report["tables"].as_array().expect("an array").split_at(24);
     assert!(dense.iter().all(|table| table["memory_fraction"].is_f64()), "{report}");
     assert!(tt.iter().all(|table| table["peak_fraction"].is_f64()), "{report}");
     assert!(

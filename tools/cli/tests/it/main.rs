@@ -8,6 +8,7 @@ mod bench;
 mod cache;
 mod catalogue;
 mod cli;
+mod codes;
 mod compress;
 mod dialects;
 mod direction;

@@ -247,6 +247,17 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
                 dtype,
             }
         }
+        Weights::Codebook(codebook) => WeightsSpec::Codebook {
+            num_embeddings: data.num_rows(),
+            embedding_dim: table.embedding_dim(),
+            num_books: codebook.num_books(),
+            book_len: codebook.book_len(),
+            inner_dim: codebook.inner_dim(),
+            combine: codebook.combine(),
+            codes: codebook.code_dtype(),
+            dtype,
+            projection: codebook.projection().map(|projection| projection.dtype()),
+        },
         Weights::Tt(tt) => {
             let mut cores = tt.cores().iter();
             // The format allows it, the writer does not.
@@ -273,9 +284,7 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
     let index_map = match data.index_map() {
         IndexMap::Identity => IndexMapSpec::Identity,
         IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
-        IndexMap::Remapped(rows) => {
-            IndexMapSpec::Remapped { num_embeddings, dtype: rows.dtype() }
-        }
+        IndexMap::Remapped(rows) => IndexMapSpec::Remapped { num_embeddings, dtype: rows.dtype() },
         other => bail!("the index map {} cannot be written", other.name()),
     };
     let num_prefixes = num_prefixes as u64;

@@ -1,6 +1,6 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
-//! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz`, `.onnx` and word vectors, distinguished by
-//! content; and directories of `torch.distributed.checkpoint`. Files of other programs are refused
+//! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz`, `.onnx`, word vectors and indexes of FAISS,
+//! distinguished by content; and directories of `torch.distributed.checkpoint`. Files of other programs are refused
 //! by name.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
@@ -9,6 +9,7 @@
 
 mod archive;
 mod distributed;
+pub(crate) mod faiss;
 mod foreign;
 mod mapped;
 mod numpy;
@@ -214,7 +215,7 @@ impl Checkpoint {
         named || moment || self.optimizers.iter().any(|prefix| name.starts_with(prefix))
     }
 
-    /// The text called `name` in the header of a safetensors file.
+    /// The text called `name` in the header of a safetensors file, or a fact of a FAISS index.
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name).map(String::as_str)
     }
@@ -241,6 +242,9 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
         }
         return numpy::read_npz(path, &map, archive);
     }
+    if faiss::is_index(bytes) {
+        return faiss::read(path, &map);
+    }
     if bytes.starts_with(numpy::MAGIC) {
         return numpy::read_npy(path, &map).map(Contents::from);
     }
@@ -264,7 +268,7 @@ fn read(path: &Arc<Path>, map: Mapped) -> Result<Contents, CheckpointError> {
     }
     let reason = foreign::describe(path, bytes).unwrap_or(
         "not a checkpoint that ttrec can read: expected .safetensors, .safetensors.index.json, \
-         torch .pt (zip or legacy), .npy, .npz, .onnx or word vectors",
+         torch .pt (zip or legacy), .npy, .npz, .onnx, word vectors or a FAISS index of codes",
     );
     Err(CheckpointError::file(path, reason))
 }

@@ -4,10 +4,14 @@ use crate::{
     checkpoint::Checkpoint,
     dialect::{Source, Survey, Weights},
     error::Error,
-    spec::{IndexMapping, Spec, TableSpec},
+    spec::{Combining, IndexMapping, Spec, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail};
-use ttrec::{DigitOrder, Table, TtShape, dtype::Dtype, repr};
+use ttrec::{
+    DigitOrder, Table, TtShape,
+    dtype::Dtype,
+    repr::{self, Combine},
+};
 
 /// The table of the checkpoint that `table` was converted from.
 ///
@@ -24,11 +28,14 @@ pub fn origin<'c>(
     }?)
 }
 
-/// Whether the table is dense in the checkpoint, and a tensor train or low-rank in the blob.
+/// Whether the table is dense in the checkpoint, and a tensor train, low-rank or codes in the blob.
 pub fn is_factorized(source: &Source<'_>, table: &Table<'_>) -> bool {
-    let factors =
-        matches!(table.data().weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
-    factors && matches!(source.weights, Weights::Dense(_))
+    may_be_factorized(table) && matches!(source.weights, Weights::Dense(_))
+}
+
+fn may_be_factorized(table: &Table<'_>) -> bool {
+    use repr::Weights::{Codebook, Projected, Tt};
+    matches!(table.data().weights(), Tt(_) | Projected(_) | Codebook(_))
 }
 
 fn by_spec<'c>(checkpoint: &'c Checkpoint, spec: &Spec, table: &Table<'_>) -> Result<Source<'c>> {
@@ -112,6 +119,15 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
     };
     match data.weights() {
         repr::Weights::Dense(_) | repr::Weights::Projected(_) => facts,
+        repr::Weights::Codebook(codebook) => {
+            let combine = match codebook.combine() {
+                Combine::Concat => Combining::Concat,
+                _ => Combining::Add,
+            };
+            // Dense tables that became codes have no such fact.
+            let is_coded = facts.dialect.as_deref() == Some("codes");
+            TableSpec { combine: is_coded.then_some(combine), ..facts }
+        }
         repr::Weights::QuotientRemainder(parts) => {
             TableSpec { qr_operation: Some(parts.combine()), ..facts }
         }
@@ -137,9 +153,8 @@ fn complete(found: TableSpec, table: &Table<'_>) -> TableSpec {
 /// A found table as a dense one, if the blob's table may be a factorisation of it.
 fn before_factors(found: TableSpec, table: &Table<'_>) -> Option<TableSpec> {
     let data = table.data();
-    let factors = matches!(data.weights(), repr::Weights::Tt(_) | repr::Weights::Projected(_));
     let own_rows = !matches!(data.index_map(), repr::IndexMap::Modulo);
-    (factors && own_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
+    (may_be_factorized(table) && own_rows).then_some(TableSpec { dtype: Some(Dtype::F32), ..found })
 }
 
 /// The shape before its cores were reversed, if they were.
@@ -166,6 +181,11 @@ fn fits(source: &Source<'_>, table: &Table<'_>) -> bool {
                 [found.quotients().embedding_dim(), found.remainders().embedding_dim()];
             (num_remainders, combine, columns)
                 == (&found.num_remainders(), &found.combine(), &found_columns)
+        }
+        (Weights::Codebook(rows), repr::Weights::Codebook(found)) => {
+            (rows.num_books, rows.book_len, rows.inner_dim, rows.combine)
+                == (found.num_books(), found.book_len(), found.inner_dim(), found.combine())
+                && rows.projection.is_some() == found.projection().is_some()
         }
         _ => is_factorized(source, table),
     };

@@ -3,7 +3,7 @@
 
 use crate::{
     allocate::zeros,
-    dialect::{Core, Overrides, Source, TableRows, Weights},
+    dialect::{CodedRows, Core, Overrides, Source, TableRows, Weights},
 };
 use anyhow::Result;
 use ttrec::{DigitOrder, TtShape, repr::Combine};
@@ -12,8 +12,10 @@ use ttrec::{DigitOrder, TtShape, repr::Combine};
 pub(crate) struct Reference<'w, 'c> {
     source: &'w Source<'c>,
     buffer: Vec<f32>,
-    /// The projection of a projected table, read on first use.
+    /// The projection of a projected or codebook table, read on first use.
     projection: Vec<f32>,
+    /// The books of a codebook table, read on first use.
+    books: Vec<f32>,
     chain: Vec<Link>,
 }
 
@@ -36,6 +38,7 @@ impl<'w, 'c> Reference<'w, 'c> {
             source,
             buffer: Vec::new(),
             projection: Vec::new(),
+            books: Vec::new(),
             chain: (0..links).map(|_| Link::default()).collect(),
         }
     }
@@ -94,6 +97,7 @@ impl<'w, 'c> Reference<'w, 'c> {
                 }
                 Ok(())
             }
+            Weights::Codebook(rows) => self.decode(rows, first, out),
             Weights::Tt { shape, cores, overrides } => {
                 (first..).zip(out.chunks_exact_mut(columns)).try_for_each(|(row, out)| {
                     match overrides.as_ref().and_then(|overrides| position(overrides, row)) {
@@ -108,6 +112,45 @@ impl<'w, 'c> Reference<'w, 'c> {
                 })
             }
         }
+    }
+
+    fn decode(&mut self, rows: &CodedRows<'_>, first: u64, out: &mut [f64]) -> Result<()> {
+        let (columns, entry_len) = (rows.embedding_dim, rows.entry_len());
+        if self.books.is_empty() {
+            let mut book = Vec::new();
+            for number in 0..rows.num_books {
+                rows.read_book(number, &mut book)?;
+                self.books.extend_from_slice(&book);
+            }
+            if let Some(matrix) = rows.projection {
+                self.projection = zeros(rows.inner_dim * columns)?;
+                matrix.read_f32(0, &mut self.projection)?;
+            }
+        }
+        let codes = rows.read_codes(first, out.len() / columns)?;
+        let mut inner = vec![0.0; rows.inner_dim];
+        for (out, codes) in out.chunks_exact_mut(columns).zip(codes.chunks_exact(rows.num_books)) {
+            inner.fill(0.0);
+            for (book, &code) in codes.iter().enumerate() {
+                let start = if rows.combine == Combine::Concat {
+                    book * entry_len
+                } else {
+                    0
+                };
+                let entry = book * rows.book_len + usize::from(code);
+                let entry = &self.books[entry * entry_len..][..entry_len];
+                inner[start..].iter_mut().zip(entry).for_each(|(x, &y)| *x += f64::from(y));
+            }
+            if rows.projection.is_none() {
+                out.copy_from_slice(&inner);
+                continue;
+            }
+            out.fill(0.0);
+            for (x, matrix) in inner.iter().zip(self.projection.chunks_exact(columns)) {
+                out.iter_mut().zip(matrix).for_each(|(out, &w)| *out += x * f64::from(w));
+            }
+        }
+        Ok(())
     }
 
     fn multiply(

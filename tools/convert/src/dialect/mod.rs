@@ -5,6 +5,7 @@
 //! error names facts that both the file and the spec lack. A spec that contradicts the file is
 //! refused.
 
+mod codes;
 mod cores;
 mod dense;
 mod dlrm;
@@ -24,6 +25,7 @@ use crate::{
     spec::{IndexMapping, Representation, Spec, TableSpec},
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
+pub(crate) use codes::CodedRows;
 pub(crate) use cores::Core;
 pub use fbtt::digit_strides;
 pub(crate) use model::Model;
@@ -40,6 +42,7 @@ const DIALECTS: &[&dyn Dialect] = &[
     &hetu::Hetu,
     &tltorch::Tltorch,
     &t3nsor::T3nsor,
+    &codes::Codes,
     &dlrm::Dlrm,
     &torchrec::Torchrec,
     &dense::Dense,
@@ -197,6 +200,8 @@ pub enum StoredAs {
     Projected,
     /// Quotient and remainder rows.
     QuotientRemainder,
+    /// Codes of entries of a few books.
+    Codebook,
     /// A representation that this version does not know.
     Other,
 }
@@ -209,6 +214,7 @@ impl StoredAs {
             ttrec::repr::Weights::Tt(_) => Self::Tt,
             ttrec::repr::Weights::Projected(_) => Self::Projected,
             ttrec::repr::Weights::QuotientRemainder(_) => Self::QuotientRemainder,
+            ttrec::repr::Weights::Codebook(_) => Self::Codebook,
             _ => Self::Other,
         }
     }
@@ -220,6 +226,7 @@ impl StoredAs {
             Self::Tt => "tt",
             Self::Projected => "projected",
             Self::QuotientRemainder => "quotient_remainder",
+            Self::Codebook => "codebook",
             Self::Other => "other",
         }
     }
@@ -248,6 +255,8 @@ pub(crate) enum Weights<'c> {
         combine: Combine,
         parts: [TableRows<'c>; 2],
     },
+    /// Codes and books.
+    Codebook(CodedRows<'c>),
 }
 
 /// Overridden rows; their ids ascend.
@@ -289,14 +298,19 @@ impl<'c> Source<'c> {
             Weights::QuotientRemainder { .. } => {
                 Request::of_factors(spec, Representation::Dense).map(|()| None)
             }
+            // `combine` is a fact of the checkpoint here.
+            Weights::Codebook(_) => {
+                let spec = TableSpec { combine: None, ..spec.clone() };
+                Request::of_factors(&spec, Representation::Codes).map(|()| None)
+            }
         };
         let factorize = factorize
             .with_context(|| format!("{}: table {name:?}", checkpoint.path().display()))?;
         ensure!(
-            spec.padding_idx.is_none() || !matches!(factorize, Some(Request::Tt { .. })),
+            spec.padding_idx.is_none() || matches!(factorize, None | Some(Request::LowRank { .. })),
             "{}: table {name:?}: `padding_idx` does not apply to a table that becomes a tensor \
-             train, whose row would not be zeros: remove one of both, or set `representation` to \
-             \"low-rank\"",
+             train or codes, whose row would not be zeros: remove one of both, or set \
+             `representation` to \"low-rank\"",
             checkpoint.path().display()
         );
         let stored = weights.tensors()[0].element_type();
@@ -325,10 +339,10 @@ impl<'c> Source<'c> {
             dtype.suits_cores()
                 || !matches!(
                     (&weights, &factorize),
-                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. }))
+                    (Weights::Tt { .. }, _) | (_, Some(Request::Tt { .. } | Request::Codes(_)))
                 ),
-            "{}: table {name:?}: the cores of a tensor train cannot be {}: set `dtype` to f32, \
-             f16, bf16 or i8",
+            "{}: table {name:?}: the cores of a tensor train and the books of codes cannot be {}: \
+             set `dtype` to f32, f16, bf16 or i8",
             checkpoint.path().display(),
             dtype.name()
         );
@@ -347,6 +361,7 @@ impl<'c> Source<'c> {
             Weights::Tt { .. } => StoredAs::Tt,
             Weights::Projected { .. } => StoredAs::Projected,
             Weights::QuotientRemainder { .. } => StoredAs::QuotientRemainder,
+            Weights::Codebook(_) => StoredAs::Codebook,
         }
     }
 
@@ -478,10 +493,10 @@ impl<'c> Weights<'c> {
                     Err(at) => ids.insert(at, (row, None)),
                 }
             }
-            Self::QuotientRemainder { .. } => {
+            Self::QuotientRemainder { .. } | Self::Codebook(_) => {
                 bail!(
-                    "`padding_idx` does not apply to quotient-remainder tables, whose rows share \
-                     their parts"
+                    "`padding_idx` does not apply to quotient-remainder tables and codes, whose \
+                     rows share their parts"
                 )
             }
         }
@@ -492,6 +507,7 @@ impl<'c> Weights<'c> {
         match self {
             Self::Dense(rows) | Self::Projected { rows, .. } => rows.num_rows,
             Self::QuotientRemainder { num_embeddings, .. } => *num_embeddings,
+            Self::Codebook(rows) => rows.num_rows,
             Self::Tt { shape, .. } => shape.num_embeddings(),
         }
     }
@@ -500,6 +516,7 @@ impl<'c> Weights<'c> {
         match self {
             Self::Dense(rows) => rows.columns,
             Self::Projected { embedding_dim, .. } => *embedding_dim,
+            Self::Codebook(rows) => rows.embedding_dim,
             Self::QuotientRemainder {
                 columns: [first, second], combine: Combine::Concat, ..
             } => first + second,
@@ -520,6 +537,10 @@ impl<'c> Weights<'c> {
             Self::QuotientRemainder { parts, .. } => {
                 parts.iter().map(TableRows::checkpoint_bytes).sum()
             }
+            Self::Codebook(rows) => {
+                let tensors = [Some(rows.codes), Some(rows.books), rows.projection];
+                tensors.into_iter().flatten().map(|tensor| bytes(tensor, tensor.len())).sum()
+            }
             Self::Tt { cores, overrides, .. } => {
                 let of_core =
                     |core: &Core<'_>| bytes(core.tensor, core.slices() * core.slice_len() as u64);
@@ -538,6 +559,7 @@ impl<'c> Weights<'c> {
             Self::Dense(rows) => vec![rows.tensor],
             Self::Projected { rows, projection, .. } => vec![rows.tensor, *projection],
             Self::QuotientRemainder { parts, .. } => parts.iter().map(|part| part.tensor).collect(),
+            Self::Codebook(rows) => [rows.books].into_iter().chain(rows.projection).collect(),
             Self::Tt { cores, .. } => cores.iter().map(|core| core.tensor).collect(),
         }
     }

@@ -1,4 +1,4 @@
-//! Factorisation: a dense table into a tensor train or a low-rank product, streamed.
+//! Factorisation: a dense table into a tensor train, a low-rank product or codes, streamed.
 //!
 //! The table is never held in memory: it is read in blocks of rows, once for the Gram matrix of its
 //! first unfolding, and once to project it on the leading eigenvectors. The result is small, and
@@ -6,6 +6,7 @@
 //! passes, their memory and their precision.
 
 mod als;
+mod codes;
 mod gram;
 mod low_rank;
 mod normal;
@@ -20,6 +21,7 @@ mod train;
 mod tt_svd;
 mod unfolding;
 
+pub(crate) use codes::{Codebooks, Encoder, Learner, Shape as CodesShape};
 pub(crate) use low_rank::{LowRank, for_each_short_row, mixing};
 pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use resume::Key;

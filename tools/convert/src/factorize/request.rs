@@ -1,17 +1,30 @@
-//! The factorisation that a spec requests for a dense table: a tensor train or a low-rank product.
+//! The factorisation that a spec requests for a dense table: a tensor train, a low-rank product or
+//! codes.
 
 use super::{
     Factors, Job, Limits, LowRank, Rows, TtSvd,
+    codes::{Codebooks, Learner, Shape},
     order::{Order, Ordered},
     suggest_shape,
 };
-use crate::spec::{Representation, RowOrder, TableSpec};
+use crate::spec::{Combining, Representation, RowOrder, TableSpec};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use ttrec::TtShape;
+use std::ops::RangeInclusive;
+use ttrec::{
+    TtShape,
+    limits::{MAX_BOOK_LEN, MAX_NUM_BOOKS},
+};
 
 /// The default of `sweeps`: the first refinement brings most of the gain.
 pub(crate) const DEFAULT_SWEEPS: u32 = 1;
+/// The default of `bits`: a code is a byte.
+const DEFAULT_BITS: u32 = 8;
+/// The most entries of all books together that are added: their products with each other are held
+/// in memory.
+const MAX_ADDED: usize = 1 << 13;
+/// The bits that a code can have.
+const BITS: RangeInclusive<u32> = 4..=MAX_BOOK_LEN.ilog2();
 
 /// A checked request.
 #[derive(Clone, Debug, Serialize)]
@@ -27,6 +40,8 @@ pub(crate) enum Request {
     },
     /// Short rows and a projection.
     LowRank { target: Target },
+    /// Codes.
+    Codes(Shape),
 }
 
 /// The limits of a factorisation; at least one is set.
@@ -46,6 +61,8 @@ pub(crate) enum Factorized {
     Tt { shape: TtShape, cores: Vec<Vec<f32>>, places: Option<Vec<u32>>, error: f64 },
     /// `basis` is `embedding_dim x rank`, row-major, its columns orthonormal.
     LowRank { rank: usize, basis: Vec<f32>, error: f64 },
+    /// Books, of which no row is coded yet, and so without an error.
+    Codes(Codebooks),
 }
 
 impl Request {
@@ -62,6 +79,7 @@ impl Request {
             }
             Some(Representation::Tt) => tt(spec, num_embeddings, embedding_dim).map(Some),
             Some(Representation::LowRank) => low_rank(spec, embedding_dim).map(Some),
+            Some(Representation::Codes) => codes(spec, embedding_dim).map(Some),
         }
     }
 
@@ -80,6 +98,7 @@ impl Request {
     pub(crate) fn tolerance(&self) -> Option<f64> {
         match self {
             Self::Tt { target, .. } | Self::LowRank { target } => target.tolerance,
+            Self::Codes(_) => None,
         }
     }
 
@@ -103,6 +122,10 @@ impl Request {
                     basis: found.basis(rank),
                     error: found.error_at(rank),
                 })
+            }
+            Self::Codes(shape) => {
+                let learner = Learner::new(rows, weights, shape.bits, shape.projected, job)?;
+                learner.learn(shape, job).map(Factorized::Codes)
             }
             Self::Tt { row_order, row_factors, column_factors, ranks, target, sweeps } => {
                 let order = row_order
@@ -151,12 +174,78 @@ fn refuse(spec: &TableSpec, what: &str) -> Result<()> {
         ("tolerance", spec.tolerance.is_some()),
         ("sweeps", spec.sweeps.is_some()),
     ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((field, _)) => bail!(
+    if let Some((field, _)) = given.iter().find(|(_, given)| *given) {
+        bail!(
             "`{field}` does not apply to {what}: it needs representation = \"tt\" or \"low-rank\""
-        ),
+        );
+    }
+    refuse_codes(spec, what)
+}
+
+/// Refuses the keys that only codes have.
+fn refuse_codes(spec: &TableSpec, what: &str) -> Result<()> {
+    let given = [
+        ("books", spec.books.is_some()),
+        ("bits", spec.bits.is_some()),
+        ("combine", spec.combine.is_some()),
+        ("rotation", spec.rotation.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((field, _)) => {
+            bail!("`{field}` does not apply to {what}: it needs representation = \"codes\"")
+        }
         None => Ok(()),
     }
+}
+
+fn codes(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
+    let given = [
+        ("tolerance", spec.tolerance.is_some()),
+        ("sweeps", spec.sweeps.is_some()),
+        ("row_order", spec.row_order.is_some()),
+        ("ranks", spec.ranks.is_some()),
+        ("row_factors", spec.row_factors.is_some()),
+        ("column_factors", spec.column_factors.is_some()),
+    ];
+    if let Some((field, _)) = given.iter().find(|(_, given)| *given) {
+        bail!("`{field}` does not apply to \"codes\": set `books`, `bits` and `rank`");
+    }
+    let books = spec.books.context("`books` is missing: the number of codes of a row")? as usize;
+    ensure!(
+        (1..=MAX_NUM_BOOKS).contains(&books),
+        "`books` is {books}: expected 1 to {MAX_NUM_BOOKS}"
+    );
+    let bits = spec.bits.unwrap_or(DEFAULT_BITS);
+    ensure!(BITS.contains(&bits), "`bits` is {bits}: expected {} to {}", BITS.start(), BITS.end());
+    let rank = spec.rank.map_or(embedding_dim, |rank| rank as usize);
+    ensure!(
+        (1..=embedding_dim).contains(&rank),
+        "`rank` is {rank}: expected 1 to {embedding_dim}, the columns of the table"
+    );
+    ensure!(
+        spec.rotation != Some(false) || spec.rank.is_none(),
+        "`rank` needs a rotation: remove `rotation` or `rank`"
+    );
+    let projected = spec.rank.is_some() || spec.rotation == Some(true);
+    let combine = spec.combine.unwrap_or(Combining::Concat);
+    if combine == Combining::Concat {
+        ensure!(
+            books <= rank,
+            "`books` is {books}: entries put end to end need a column each, and there are {rank}"
+        );
+        ensure!(
+            projected || rank.is_multiple_of(books),
+            "`books` is {books}: it must divide the {rank} columns of the table, or set \
+             `rotation` to true"
+        );
+    }
+    let entries = books.saturating_mul(1 << bits);
+    ensure!(
+        combine == Combining::Concat || entries <= MAX_ADDED,
+        "`books` is {books}: with `bits` {bits} the books have {entries} entries, and entries that \
+         are added can be at most {MAX_ADDED}"
+    );
+    Ok(Request::Codes(Shape { combine, books, bits, rank, projected }))
 }
 
 fn target(spec: &TableSpec) -> Result<Target> {
@@ -171,6 +260,7 @@ fn target(spec: &TableSpec) -> Result<Target> {
 }
 
 fn low_rank(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
+    refuse_codes(spec, "\"low-rank\"")?;
     let target = target(spec)?;
     ensure!(
         spec.sweeps.is_none(),
@@ -194,6 +284,7 @@ fn low_rank(spec: &TableSpec, embedding_dim: usize) -> Result<Request> {
 }
 
 fn tt(spec: &TableSpec, num_embeddings: u64, embedding_dim: usize) -> Result<Request> {
+    refuse_codes(spec, "\"tt\"")?;
     let target = target(spec)?;
     ensure!(
         spec.row_order.is_none() || spec.index_map.is_none(),

@@ -1,6 +1,9 @@
 //! Finished factorisations, kept so that an interrupted conversion can continue.
 
-use super::{Factorized, Request};
+use super::{
+    Factorized, Request,
+    codes::{Codebooks, Shape},
+};
 use anyhow::Result;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{collections::HashMap, fs, io, path::Path, time::UNIX_EPOCH};
@@ -27,6 +30,8 @@ pub trait ResumeCache {
 /// The inputs of a factorisation, as text.
 pub(crate) struct Key {
     text: String,
+    /// The shape of the requested codes.
+    codes: Option<Shape>,
 }
 
 impl Key {
@@ -57,12 +62,19 @@ impl Key {
             "version": version, "file": identity(file)?, "tensor": tensor,
             "request": request, "frequencies": frequencies,
         });
-        Ok(Self { text: key.to_string() })
+        let codes = match request {
+            Request::Codes(shape) => Some(*shape),
+            _ => None,
+        };
+        Ok(Self { text: key.to_string(), codes })
     }
 }
 
 /// The name of the array that has the row of each index.
 const PLACES: &str = "places";
+/// The names of the arrays of codes.
+const BOOKS: &str = "books";
+const PROJECTION: &str = "projection";
 
 /// An array's name, shape and values.
 type Array<'a> = (String, Vec<usize>, &'a [f32]);
@@ -84,7 +96,6 @@ impl Key {
         if *metadata.get("key")? != self.text {
             return None;
         }
-        let error: f64 = metadata.get("error")?.parse().ok()?;
         let tensors = SafeTensors::deserialize(bytes).ok()?;
         let read = |name: &str| -> Option<(Vec<usize>, Vec<f32>)> {
             let view = tensors.tensor(name).ok()?;
@@ -92,6 +103,15 @@ impl Key {
             let values = elements.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
             (view.dtype() == Dtype::F32).then(|| (view.shape().to_vec(), values))
         };
+        if let Some(shape) = self.codes {
+            let (_, entries) = read(BOOKS)?;
+            let projection = read(PROJECTION).map(|(_, projection)| projection);
+            let fits = entries.len() == shape.books * shape.book_len() * shape.width()
+                && projection.as_ref().map(Vec::len)
+                    == shape.projected.then_some(shape.inner_dim() * embedding_dim);
+            return fits.then_some(Factorized::Codes(Codebooks { shape, entries, projection }));
+        }
+        let error: f64 = metadata.get("error")?.parse().ok()?;
         if let Some((shape, basis)) = read("basis") {
             let &[dim, rank] = shape.as_slice() else { return None };
             return (dim == embedding_dim).then_some(Factorized::LowRank { rank, basis, error });
@@ -119,10 +139,21 @@ impl Key {
     }
 
     /// A factorisation as a safetensors file, with this key.
-    pub(crate) fn bytes(&self, factorized: &Factorized, embedding_dim: usize) -> Result<Vec<u8>> {
-        let (arrays, error): (Vec<Array<'_>>, f64) = match factorized {
-            Factorized::LowRank { rank, basis, error } => {
-                (vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())], *error)
+    pub(crate) fn bytes<'f>(
+        &self,
+        factorized: &'f Factorized,
+        embedding_dim: usize,
+    ) -> Result<Vec<u8>> {
+        let (arrays, error): (Vec<Array<'f>>, Option<f64>) = match factorized {
+            Factorized::LowRank { rank, basis, error } => (
+                vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())],
+                Some(*error),
+            ),
+            Factorized::Codes(Codebooks { entries, projection, .. }) => {
+                let array =
+                    |name: &str, values: &'f [f32]| (name.to_owned(), vec![values.len()], values);
+                let projection = projection.iter().map(|values| array(PROJECTION, values));
+                (projection.chain([array(BOOKS, entries)]).collect(), None)
             }
             Factorized::Tt { shape, cores, error, .. } => {
                 let array = |(k, core): (usize, &'_ Vec<f32>)| {
@@ -139,7 +170,7 @@ impl Key {
                     arrays
                         .map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice()))
                         .collect(),
-                    *error,
+                    Some(*error),
                 )
             }
         };
@@ -162,10 +193,9 @@ impl Key {
                 Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?))
             })
             .chain(places);
-        let metadata = HashMap::from([
-            ("key".to_owned(), self.text.clone()),
-            ("error".to_owned(), error.to_string()),
-        ]);
+        let error = error.map(|error| ("error".to_owned(), error.to_string()));
+        let metadata: HashMap<_, _> =
+            error.into_iter().chain([("key".to_owned(), self.text.clone())]).collect();
         Ok(safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?)
     }
 }

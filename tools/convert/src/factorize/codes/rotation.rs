@@ -1,0 +1,181 @@
+//! The rotation of a product quantiser (Ge et al., "Optimized product quantization for approximate
+//! nearest neighbor search", 2013): directions of the rows, dealt out to the books so that each
+//! book has as much to say as the others.
+
+use super::training::Training;
+use crate::factorize::gram::{Eigen, Gram, eigen};
+use anyhow::{Result, anyhow};
+use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
+use rayon::prelude::*;
+
+/// Columns of a product that one thread computes at once.
+const AT_ONCE: usize = 64;
+/// Variances that are smaller in relation to the largest are lost in rounding.
+const NEGLIGIBLE: f64 = 1e-12;
+/// How many times the least possible error codes of a few columns have.
+const OVERHEAD: f64 = 1.5;
+
+/// The directions in which the rows are largest, and the variance of the rows in each of them.
+pub(crate) struct Directions {
+    /// Eigenvectors of the Gram matrix, as columns, the largest first.
+    spectrum: Eigen,
+    /// The mean row in these directions, and the weight of all rows.
+    mean: Vec<f64>,
+    weight: f64,
+}
+
+impl Directions {
+    pub(super) fn of(training: &Training) -> Result<Self> {
+        let Training { dim, count, ref values, ref weights } = *training;
+        let mut gram = Gram::new(dim);
+        let (mut sum, mut weight) = (vec![0.0; dim], 0.0);
+        let mut block = Vec::new();
+        for first in (0..count).step_by(training.at_once()) {
+            let rows = training.at_once().min(count - first);
+            block.clear();
+            block.extend_from_slice(&values[first * dim..][..rows * dim]);
+            for (at, row) in block.chunks_exact_mut(dim).enumerate() {
+                let of_row = weights.as_ref().map_or(1.0, |weights| weights[first + at]);
+                weight += f64::from(of_row);
+                sum.iter_mut()
+                    .zip(&*row)
+                    .for_each(|(sum, &x)| *sum += f64::from(of_row) * f64::from(x));
+                row.iter_mut().for_each(|x| *x *= of_row.sqrt());
+            }
+            gram.add(MatRef::from_column_major_slice(&block, dim, rows));
+        }
+        let spectrum = gram.eigen()?;
+        let mean = (0..dim)
+            .map(|at| {
+                let vector = spectrum.vectors.col_as_slice(at);
+                vector.iter().zip(&sum).map(|(v, sum)| v * sum).sum::<f64>() / weight
+            })
+            .collect();
+        Ok(Self { spectrum, mean, weight })
+    }
+
+    /// The number of directions that leaves the least error for the bytes of `books` codes of so
+    /// many bits: what is left out and what rounding leaves, and for each direction what its bytes
+    /// could have bought as codes.
+    pub(crate) fn rank_for(&self, books: usize, bits: u32, num_embeddings: u64) -> usize {
+        let dim = self.mean.len();
+        let total: f64 = self.spectrum.values.iter().sum();
+        let nats = std::f64::consts::LN_2 * 2.0 * f64::from(bits);
+        // A row of the projection, and a column of a book.
+        let bytes = (2 * dim + (1 << bits)) as f64;
+        let code = num_embeddings as f64 * f64::from(bits) / 8.0;
+        let (mut left_out, mut logs) = (total, 0.0);
+        let mut best = (f64::INFINITY, dim);
+        for (at, (value, mean)) in self.spectrum.values.iter().zip(&self.mean).enumerate() {
+            let variance = value - self.weight * mean * mean;
+            left_out -= value;
+            logs += variance.max(total * NEGLIGIBLE + f64::MIN_POSITIVE).ln();
+            let rank = (at + 1) as f64;
+            let rounding = OVERHEAD * ((logs - nats * books as f64) / rank).exp();
+            let cost = left_out + rounding * (rank + nats * rank * bytes / code);
+            if at + 1 >= books && cost < best.0 {
+                best = (cost, at + 1);
+            }
+        }
+        best.1
+    }
+
+    /// The variances of the rows around their mean within the first `rank` directions, times the
+    /// weight of all rows, and the orthonormal directions that have them, the largest first.
+    fn variances(&self, rank: usize) -> Result<Eigen> {
+        let covariance = Mat::from_fn(rank, rank, |i, j| {
+            let diagonal = if i == j { self.spectrum.values[i] } else { 0.0 };
+            diagonal - self.weight * self.mean[i] * self.mean[j]
+        });
+        let Eigen { values, vectors } = eigen(covariance.as_ref())?;
+        Ok(Eigen { values, vectors: self.spectrum.vectors.subcols(0, rank) * vectors })
+    }
+
+    /// `dim x rank`, column-major: the directions for books of these widths, one book after
+    /// another.
+    pub(super) fn deal(&self, widths: &[usize], bits: u32) -> Result<Vec<f32>> {
+        let rank = widths.iter().sum();
+        let found = self.variances(rank)?;
+        let order = deal(&found.values, widths, bits);
+        let direction = |&at: &usize| found.vectors.col_as_slice(at).iter().map(|&x| x as f32);
+        Ok(order.iter().flat_map(direction).collect())
+    }
+}
+
+/// The numbers of the directions of each book, one book after another, for variances that descend.
+///
+/// A book of w columns and b bits has an error of about `w (v_1 .. v_w)^(1/w) 2^(-2 b / w)`. The sum
+/// over all books is least if the books have equal products of variances. A book that is a column
+/// narrower is dealt with as if it had one more direction, of the variance that rounding leaves.
+pub(super) fn deal(variances: &[f64], widths: &[usize], bits: u32) -> Vec<usize> {
+    let least = variances.first().copied().unwrap_or(0.0) * NEGLIGIBLE + f64::MIN_POSITIVE;
+    let logs: Vec<f64> = variances.iter().map(|v| v.max(least).ln()).collect();
+    // In the unit of the smallest variance, so that no product falls while a book is filled.
+    let unit = logs.last().copied().unwrap_or(0.0);
+    let widest = widths.iter().copied().max().unwrap_or(0);
+    let level = level(&logs, widths.len(), bits) - unit;
+    let mut books: Vec<(f64, Vec<usize>)> = widths
+        .iter()
+        .map(|&width| ((widest - width) as f64 * level, Vec::with_capacity(width)))
+        .collect();
+    for (at, log) in logs.iter().enumerate() {
+        let free = books.iter_mut().zip(widths).filter(|(book, width)| book.1.len() < **width);
+        if let Some((book, _)) = free.min_by(|(a, _), (b, _)| a.0.total_cmp(&b.0)) {
+            book.0 += log - unit;
+            book.1.push(at);
+        }
+    }
+    books.into_iter().flat_map(|(_, taken)| taken).collect()
+}
+
+/// The logarithm of the variance that rounding leaves in each of these directions, if `books` codes
+/// of `bits` bits are shared out among them.
+fn level(logs: &[f64], books: usize, bits: u32) -> f64 {
+    let nats = 2.0 * std::f64::consts::LN_2 * f64::from(bits) * books as f64;
+    (logs.iter().sum::<f64>() - nats) / logs.len().max(1) as f64
+}
+
+/// The orthonormal columns, `dim x rank`, whose products with the rows are nearest to `coded`, rank
+/// columns of the rows' length: an orthogonal Procrustes problem.
+pub(super) fn nearest_rotation(training: &Training, coded: &[f32]) -> Result<Vec<f32>> {
+    let Training { dim, count, ref values, ref weights } = *training;
+    let rank = coded.len() / count;
+    let rows = MatRef::from_column_major_slice(values, dim, count);
+    let mut product = Mat::<f32>::zeros(dim, rank);
+    let chunks = product.as_mut().par_col_chunks_mut(AT_ONCE);
+    chunks.zip(coded.par_chunks(AT_ONCE * count)).for_each(|(product, coded)| {
+        let weighted: Vec<f32>;
+        let coded = match weights {
+            None => coded,
+            Some(weights) => {
+                weighted = coded.iter().zip(weights.iter().cycle()).map(|(x, w)| x * w).collect();
+                &weighted
+            }
+        };
+        let coded = MatRef::from_column_major_slice(coded, count, product.ncols());
+        matmul(product, Accum::Replace, rows, coded, 1.0, Par::Seq);
+    });
+    // One thread: how faer splits its work depends on their number, and with it the rounding.
+    faer::set_global_parallelism(Par::Seq);
+    let svd = Mat::from_fn(dim, rank, |i, j| f64::from(product[(i, j)]))
+        .thin_svd()
+        .map_err(|_| anyhow!("the SVD did not converge"))?;
+    let rotation = svd.U() * svd.V().transpose();
+    Ok((0..dim * rank).map(|at| rotation[(at % dim, at / dim)] as f32).collect())
+}
+
+/// The rows times `rotation`, `dim x rank`: one column after another.
+pub(super) fn rotated(training: &Training, rotation: &[f32]) -> Vec<f32> {
+    let Training { dim, count, ref values, .. } = *training;
+    let rows = MatRef::from_row_major_slice(values, count, dim);
+    let mut out = vec![0.0; rotation.len() / dim * count];
+    out.par_chunks_mut(AT_ONCE * count)
+        .zip(rotation.par_chunks(AT_ONCE * dim))
+        .for_each(|(out, rotation)| {
+            let columns = rotation.len() / dim;
+            let rotation = MatRef::from_column_major_slice(rotation, dim, columns);
+            let out = MatMut::from_column_major_slice_mut(out, count, columns);
+            matmul(out, Accum::Replace, rows, rotation, 1.0, Par::Seq);
+        });
+    out
+}

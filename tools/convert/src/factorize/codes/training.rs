@@ -1,0 +1,69 @@
+//! The rows that books are learned from: all, or evenly spaced ones of a large table.
+
+use crate::factorize::{Job, Rows};
+use anyhow::{Result, ensure};
+
+/// The most rows for each entry of a book, or of a book of 256 entries: more hardly make better
+/// entries.
+const ROWS_PER_ENTRY: u64 = 256;
+/// The fewest rows for each entry of a book, if the table has them.
+const FEWEST_PER_ENTRY: u64 = 8;
+/// Elements that are read at once.
+const AT_ONCE: usize = 1 << 20;
+
+/// Rows in memory.
+pub(super) struct Training {
+    pub(super) dim: usize,
+    pub(super) count: usize,
+    /// Row by row.
+    pub(super) values: Vec<f32>,
+    /// How much each row counts.
+    pub(super) weights: Option<Vec<f32>>,
+}
+
+impl Training {
+    /// The rows for books of so many bits; `weights` has one number for each row of the table.
+    pub(super) fn read(
+        rows: &dyn Rows,
+        weights: Option<&[f32]>,
+        bits: u32,
+        job: &Job<'_>,
+    ) -> Result<Self> {
+        let (all, dim) = (rows.num_embeddings(), rows.embedding_dim());
+        let book_len = 1u64 << bits;
+        // The row, what its codes mean, both in other directions, and the codes.
+        let of_row = (4 + 4 + 4 + 2) * dim as u64 + 4;
+        let most = (job.memory / of_row).min(book_len.max(256) * ROWS_PER_ENTRY);
+        let least = all.min(book_len * FEWEST_PER_ENTRY);
+        ensure!(
+            most >= least,
+            "the memory limit of {} bytes is too small: books of {book_len} entries need {}",
+            job.memory,
+            least * of_row
+        );
+        let count = usize::try_from(all.min(most))?;
+        let row = |at: usize| (at as u128 * u128::from(all) / count as u128) as u64;
+        let mut values = vec![0.0; count * dim];
+        if count as u64 == all {
+            let block = (AT_ONCE / dim).max(1);
+            for (at, values) in values.chunks_mut(block * dim).enumerate() {
+                rows.read((at * block) as u64, values)?;
+            }
+        } else {
+            for (at, values) in values.chunks_exact_mut(dim).enumerate() {
+                rows.read(row(at), values)?;
+            }
+        }
+        ensure!(
+            values.iter().all(|x| x.is_finite()),
+            "a value is not finite: rows with NaN or infinity have no codes"
+        );
+        let weight = |weights: &[f32]| (0..count).map(|at| weights[row(at) as usize]).collect();
+        Ok(Self { dim, count, values, weights: weights.map(weight) })
+    }
+
+    /// Rows that are worked on at once.
+    pub(super) fn at_once(&self) -> usize {
+        (AT_ONCE / self.dim).max(1)
+    }
+}
