@@ -84,7 +84,6 @@ impl Key {
         if *metadata.get("key")? != self.text {
             return None;
         }
-        let error: f64 = metadata.get("error")?.parse().ok()?;
         let tensors = SafeTensors::deserialize(bytes).ok()?;
         let read = |name: &str| -> Option<(Vec<usize>, Vec<f32>)> {
             let view = tensors.tensor(name).ok()?;
@@ -94,7 +93,7 @@ impl Key {
         };
         if let Some((shape, basis)) = read("basis") {
             let &[dim, rank] = shape.as_slice() else { return None };
-            return (dim == embedding_dim).then_some(Factorized::LowRank { rank, basis, error });
+            return (dim == embedding_dim).then_some(Factorized::LowRank { rank, basis });
         }
         let (mut p, mut q, mut ranks, mut cores) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         while let Some((shape, core)) = read(&format!("core{}", cores.len())) {
@@ -115,16 +114,16 @@ impl Key {
         });
         let fits = cores.iter().enumerate().all(|(k, core)| core.len() as u64 == shape.core_len(k));
         let fits = fits && in_place && shape.embedding_dim() == embedding_dim;
-        fits.then_some(Factorized::Tt { shape, cores, places, error })
+        fits.then_some(Factorized::Tt { shape, cores, places })
     }
 
     /// A factorisation as a safetensors file, with this key.
     pub(crate) fn bytes(&self, factorized: &Factorized, embedding_dim: usize) -> Result<Vec<u8>> {
-        let (arrays, error): (Vec<Array<'_>>, f64) = match factorized {
-            Factorized::LowRank { rank, basis, error } => {
-                (vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())], *error)
+        let arrays: Vec<Array<'_>> = match factorized {
+            Factorized::LowRank { rank, basis } => {
+                vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())]
             }
-            Factorized::Tt { shape, cores, error, .. } => {
+            Factorized::Tt { shape, cores, .. } => {
                 let array = |(k, core): (usize, &'_ Vec<f32>)| {
                     let rows = shape.row_factors()[k] as usize;
                     vec![
@@ -135,12 +134,9 @@ impl Key {
                     ]
                 };
                 let arrays = cores.iter().enumerate();
-                (
-                    arrays
-                        .map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice()))
-                        .collect(),
-                    *error,
-                )
+                arrays
+                    .map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice()))
+                    .collect()
             }
         };
         let bytes: Vec<Vec<u8>> = arrays
@@ -162,10 +158,7 @@ impl Key {
                 Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?))
             })
             .chain(places);
-        let metadata = HashMap::from([
-            ("key".to_owned(), self.text.clone()),
-            ("error".to_owned(), error.to_string()),
-        ]);
+        let metadata = HashMap::from([("key".to_owned(), self.text.clone())]);
         Ok(safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?)
     }
 }
