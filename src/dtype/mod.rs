@@ -75,6 +75,8 @@ pub(crate) trait Weight: Copy + 'static {
     const PER_UNIT: usize;
     /// Whether a dense row has a scale and an offset.
     const SCALED: bool = false;
+    /// Whether the elements are f16.
+    const IS_F16: bool = false;
     /// Units before the elements of a dense row.
     const ROW_HEADER: usize = 0;
     /// The first `LANES` elements of `units`, without a scale; zeros where there are fewer.
@@ -130,6 +132,7 @@ impl Weight for f32 {
 
 impl Weight for f16 {
     const PER_UNIT: usize = 1;
+    const IS_F16: bool = true;
     #[inline(always)]
     fn load<I: Isa>(isa: I, units: &[Self]) -> I::F32 {
         isa.load_f16(units)

@@ -17,6 +17,9 @@ impl Isa for Avx2 {
     const LANES: usize = 8;
     // Sixteen registers: twelve sums, the rest for operands.
     const TILES: &'static [[usize; 2]] = &[[1, 8], [2, 4], [3, 3], [4, 3], [6, 2], [8, 1]];
+    // The compiler converts the vectors of the next step before it is done with those of this one.
+    // Twelve sums would leave too few registers for both, and one sum would wait for memory.
+    const TILES_F16: &'static [[usize; 2]] = &[[1, 8], [2, 4], [3, 3], [4, 2], [6, 1], [8, 1]];
     const QUADS: bool = false;
     type F32 = __m256;
     type Quad<'q> = &'q [f32; 4];

@@ -50,6 +50,8 @@ pub(crate) trait Isa: Copy + Sealed {
     /// rows for the columns that are left. A tier without tiles uses loops that are small rather
     /// than fast.
     const TILES: &'static [[usize; 2]];
+    /// The same for right operands of f16.
+    const TILES_F16: &'static [[usize; 2]] = Self::TILES;
     /// Whether left operands are loaded four at a time ([`quad`](Self::quad)), because broadcasting
     /// one from memory would take the multiply-add's pipes.
     const QUADS: bool;

@@ -25,6 +25,8 @@
 //! | AVX2    | 8 (8)  | 4 (8) | 3 (9)  | 3 (12) | 2 (12) | 1 (8) |
 //! | NEON    | 8 (8)  | 4 (8) | 4 (12) | 4 (16) | 1 (6)  | 1 (8) |
 //!
+//! AVX2 has smaller tiles for slices of f16 ([`Isa::TILES_F16`]): 2 vectors of 4 rows, 1 of 6.
+//!
 //! Where fewer columns are left, narrower tiles of the same rows take them. Tiles of 8 rows are for
 //! products of a single vector, where the height alone has to make up the 8 sums.
 //!
@@ -292,7 +294,7 @@ impl<W: Weight> Op for Product<'_, '_, W> {
         }
         let mut row = 0;
         while row < self.m && !self.jobs.is_empty() {
-            let (rows, end) = next_rows::<I>(row, self.m, self.end - self.first);
+            let (rows, end) = next_rows::<I, W>(row, self.m, self.end - self.first);
             let mut column = self.vectors(isa, rows, row..end, self.first)?;
             if self.resume {
                 // Groups of rows cannot begin with the sums in the output.
@@ -379,7 +381,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         range: Range<usize>,
         mut column: usize,
     ) -> Option<usize> {
-        let widest = tile_vectors::<I>(rows);
+        let widest = tile_vectors::<I, W>(rows);
         while self.end - column >= I::LANES {
             let left = (self.end - column) / I::LANES;
             let tiles = divide(left, widest);
@@ -463,7 +465,11 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
             ($($M:literal x $V:literal)+) => {
                 match (height, vectors) {
                     // A constant condition, so that no code is generated for the other tiles.
-                    $(($M, $V) if const { is_used(I::TILES, [$M, $V], WIDTH) } => strip!($M, $V),)+
+                    $(
+                        ($M, $V) if const { is_used(tiles::<I, W>(), [$M, $V], WIDTH) } => {
+                            strip!($M, $V)
+                        }
+                    )+
                     _ => None,
                 }
             };
@@ -477,6 +483,11 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
             8 x 1
         }
     }
+}
+
+/// The tiles of a tier for right operands of a type.
+const fn tiles<I: Isa, W: Weight>() -> &'static [[usize; 2]] {
+    if W::IS_F16 { I::TILES_F16 } else { I::TILES }
 }
 
 /// Whether a tier with these `tiles` ever runs a tile of this size. With `width`, for the last
@@ -514,27 +525,27 @@ pub(super) const fn tallest(tiles: &[[usize; 2]], vectors: usize) -> usize {
 
 /// The widest tile of so many rows, for the heights that [`next_rows`] gives.
 #[inline(always)]
-fn tile_vectors<I: Isa>(rows: usize) -> usize {
+fn tile_vectors<I: Isa, W: Weight>(rows: usize) -> usize {
     match rows {
-        1 => const { widest(I::TILES, 1) },
-        2 => const { widest(I::TILES, 2) },
-        3 => const { widest(I::TILES, 3) },
-        4 => const { widest(I::TILES, 4) },
-        6 => const { widest(I::TILES, 6) },
-        _ => const { widest(I::TILES, 8) },
+        1 => const { widest(tiles::<I, W>(), 1) },
+        2 => const { widest(tiles::<I, W>(), 2) },
+        3 => const { widest(tiles::<I, W>(), 3) },
+        4 => const { widest(tiles::<I, W>(), 4) },
+        6 => const { widest(tiles::<I, W>(), 6) },
+        _ => const { widest(tiles::<I, W>(), 8) },
     }
 }
 
 /// How many rows each of the next tiles has, and where the last of them ends, as the module's
 /// documentation derives it. `columns` are those of the product.
 #[inline(always)]
-fn next_rows<I: Isa>(row: usize, m: usize, columns: usize) -> (usize, usize) {
+fn next_rows<I: Isa, W: Weight>(row: usize, m: usize, columns: usize) -> (usize, usize) {
     let left = m - row;
     // Tiles of one vector may be taller.
     let tallest = if columns < 2 * I::LANES {
-        const { tallest(I::TILES, 1) }
+        const { tallest(tiles::<I, W>(), 1) }
     } else {
-        const { tallest(I::TILES, 2) }
+        const { tallest(tiles::<I, W>(), 2) }
     };
     if left > tallest + 2 || left == tallest {
         let tiles = divide(left, tallest);
