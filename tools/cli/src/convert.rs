@@ -183,7 +183,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     expected::compare(&ranker, scores, args.logits, expected, args.max_error)
 }
 
-/// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
+/// Converts the tables of `spec` to a blob at `path`, and prints the errors of those that it
+/// factorises; returns the blob's length in bytes.
 pub(crate) fn write(
     checkpoint: &Checkpoint,
     spec: &Spec,
@@ -194,6 +195,8 @@ pub(crate) fn write(
     let conversion = convert(checkpoint, spec, options, &progress).map_err(output::resumed)?;
     output::write(path, |file| conversion.write(file))?;
     conversion.forget();
+    let file = BlobFile::open(path)?;
+    conversion.note_errors(&file.blob()?)?;
     Ok(conversion.total_len())
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     allocate::zeros,
     checkpoint::{Checkpoint, Tensor},
+    compare,
     contraction_order::ContractionOrder,
     dialect::{
         CodedRows, Core, Model, Source, Survey, TableRows, Weights, named_after_file,
@@ -21,7 +22,7 @@ use std::{
     path::Path,
 };
 use ttrec::{
-    AlignedBuf,
+    AlignedBuf, Blob,
     blob::{IndexMapSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
     repr::{self, CodeDtype, RowNumberDtype},
@@ -123,6 +124,23 @@ impl<'c> Conversion<'c> {
     pub fn to_blob(&self) -> Result<AlignedBuf, Error> {
         let section = |plan: &SectionPlan, sink: &mut Sink<'_>| self.write_section(plan, sink);
         Ok(sink::build(self.layout.clone(), section)?)
+    }
+
+    /// Looks up every row of the tables that were factorised, compares it with the checkpoint's,
+    /// and notes the errors; `blob` is what was written.
+    ///
+    /// # Errors
+    /// If `blob` is another one, or the checkpoint cannot be read.
+    pub fn note_errors(&self, blob: &Blob<'_>) -> Result<(), Error> {
+        for ConvertedTable { source, .. } in
+            self.tables.iter().filter(|table| table.factorized.is_some())
+        {
+            let table = blob.table(&source.name).map_err(anyhow::Error::from)?;
+            let error = compare::compare(&table, source, None, self.progress)?.relative_error;
+            let name = source.name.escape_debug();
+            self.progress.note(&format!("{name}: relative error {error:.3e}"));
+        }
+        Ok(())
     }
 
     /// Removes the factorisations of this conversion from [`Options::resume`]: call it once the
@@ -323,7 +341,7 @@ impl Source<'_> {
     }
 
     /// Factorises the table as the spec says, or reuses the result of an interrupted conversion,
-    /// and notes the error.
+    /// and notes its shape.
     fn factorize(
         &self,
         options: &Options<'_>,
@@ -369,16 +387,13 @@ impl Source<'_> {
     fn summary(&self, result: &Factorized) -> String {
         let name = self.name.escape_debug();
         match result {
-            Factorized::Tt { shape, error, .. } => format!(
-                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}: \
-                 relative error {error:.3e}",
+            Factorized::Tt { shape, .. } => format!(
+                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}",
                 shape.row_factors(),
                 shape.column_factors(),
                 shape.inner_ranks()
             ),
-            Factorized::LowRank { rank, error, .. } => {
-                format!("{name}: rank {rank}: relative error {error:.3e}")
-            }
+            Factorized::LowRank { rank, .. } => format!("{name}: rank {rank}"),
             Factorized::Codes(codebooks) => {
                 let CodesShape { books, bits, rank, .. } = codebooks.shape;
                 format!("{name}: {books} codes of {bits} bits for {rank} columns")
