@@ -436,7 +436,7 @@ fn nonsense_of_a_judge_is_refused() {
     ];
     write_npz(&samples, &arrays);
     let tables = dir.path("tables.safetensors");
-    let rows = vec![0.5f32; 40];
+    let rows = [0.5f32; 40];
     crate::support::write_safetensors(
         &tables,
         &[("emb", safetensors::Dtype::F32, &[10, 4], rows[..].bytes())],
