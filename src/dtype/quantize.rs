@@ -166,11 +166,11 @@ fn scale_of(largest: f32) -> f32 {
 ///   a normal f32 stores its least value for every element, so that the error is at most the range.
 /// - i4: q is from 0 to 15. Scale and offset are f16, and those of least squared error that a
 ///   search from several ranges finds. The first of these is the whole range of the row, with
-///   `scale = (max - min) / 15`, where each element is off by at most `e = scale / 2 + 2^-11 (|min|
-///   + 15 scale) + 2^-21`, because scale and offset are rounded to f16; the last term is for those
-///   below the least normal f16. So the squared errors of a row sum to at most `embedding_dim e^2`.
-///   An element outside the range found becomes q = 0 or 15, and may be off by more than half a
-///   step.
+///   `scale = (max - min) / 15`. There each element is off by at most
+///   `e = scale / 2 + 2^-11 (|min| + 15 scale) + 2^-21`, because scale and offset are rounded to
+///   f16; the last term is for those below the least normal f16. So the squared errors of a row sum
+///   to at most `embedding_dim e^2`. An element outside the range found becomes q = 0 or 15, and
+///   may be off by more than half a step.
 ///
 /// # Errors
 /// As [`encode`], but also for i8 and i4; [`EncodeError::BrokenRow`].

@@ -386,7 +386,7 @@ fn a_judged_plan_loses_what_it_says() {
         for choice in choices.iter().filter(|choice| number(&choice["increase"]) <= most) {
             assert!(choice["bytes"].as_u64() >= plan["bytes"].as_u64(), "{judged}");
         }
-        assert!(plan["bytes"].as_u64().unwrap() * 2 < plan["f32_bytes"].as_u64().unwrap());
+        assert!(plan["bytes"].as_u64() < plan["f32_bytes"].as_u64(), "{plan}");
     }
 
     // With a budget alone, the loss is only measured.
@@ -416,7 +416,7 @@ fn a_judged_plan_loses_what_it_says() {
         "-o",
         dir.path("y.toml")
     ];
-    run.exits(3).says(["best.safetensors: ", "more than f32"]);
+    run.exits(3).says(["best.safetensors: "]);
     assert!(!dir.path("y.toml").exists());
 }
 
@@ -427,9 +427,16 @@ fn nonsense_of_a_judge_is_refused() {
     let run = planted.train("judge", &planted.config("", false, "epochs = 1"));
     let best = run.join("best.safetensors");
     let samples = dir.path("none.npz");
-    write_npz(&samples, &[("indices_0", vector(&[0u32])), ("indices_1", vector(&[0u32]))]);
+    let (index, offsets) = (|| vector(&[0u32]), || vector(&[0u32, 1]));
+    let arrays = [
+        ("indices_0", index()),
+        ("offsets_0", offsets()),
+        ("indices_1", index()),
+        ("offsets_1", offsets()),
+    ];
+    write_npz(&samples, &arrays);
     let tables = dir.path("tables.safetensors");
-    let rows = vec![0.5f32; 40];
+    let rows = [0.5f32; 40];
     crate::support::write_safetensors(
         &tables,
         &[("emb", safetensors::Dtype::F32, &[10, 4], rows[..].bytes())],
@@ -437,7 +444,7 @@ fn nonsense_of_a_judge_is_refused() {
     let samples = samples.to_str().unwrap();
     for (checkpoint, args, says) in [
         (&tables, &["--max-auc-loss", "0.1", "--samples", samples][..], "has only tables"),
-        (&best, &["--max-auc-loss", "0.1", "--samples", samples], "offsets_0"),
+        (&best, &["--max-auc-loss", "0.1", "--samples", samples], "array \"label\" is missing"),
         (&best, &["--budget", "50%", "--samples", samples], "pass --judge METRIC"),
         (
             &best,

@@ -248,8 +248,9 @@ fn a_table_of_low_rank_is_seen_to_be_one() {
     };
     // All of it but the rounding of i8 has rank 2.
     assert!(error("i8 rows of rank 2") < 0.01, "{offered:?}");
-    assert!(error("i8 rows of rank 1") > 0.05, "{offered:?}");
-    assert!(page.contains("i8 rows of rank 2 would have less error"), "{page}");
+    let of_rank_1 = offered.iter().filter(|(name, ..)| name.ends_with(" rows of rank 1"));
+    assert!(of_rank_1.map(|found| found.2).all(|error| error > 0.05), "{offered:?}");
+    assert!(page.contains(" rows of rank 2 would have less error"), "{page}");
 }
 
 #[test]
