@@ -2,8 +2,9 @@
 //! multiplied by a projection, rows of codes, and the two parts of a quotient-remainder table.
 //!
 //! The indices of a few whole bags at a time become row numbers, and these are pooled as bags of a
-//! dense or codebook table. The projection, or the combination of two parts, then follows for many bags at
-//! once. Indices with an override are left out, and their rows are added to the bags at the end.
+//! dense or codebook table. The projection, or the combination of two parts, then follows for many
+//! bags at once. Indices with an override are left out, and their rows are added to the bags at the
+//! end.
 
 #![allow(
     clippy::arithmetic_side_effects,

@@ -245,8 +245,9 @@ impl Layout {
     ///
     /// # Errors
     /// [`LayoutError`]: a name that is empty, too long or a duplicate, a shape that is not valid,
-    /// i4 cores or books, a projection that is i8 or i4, more rows or overrides than indices, more prefix
-    /// products than prefixes (of which only a tensor train has any), too many tables or bytes.
+    /// i4 cores or books, a projection that is i8 or i4, more rows or overrides than indices, more
+    /// prefix products than prefixes (of which only a tensor train has any), too many tables or
+    /// bytes.
     pub fn new(tables: &[TableSpec]) -> Result<Self, LayoutError> {
         Self::with_model(tables, None)
     }

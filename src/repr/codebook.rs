@@ -42,11 +42,15 @@ pub(crate) enum Support {}
 
 impl Support {
     /// The value, if there is one.
+    #[cfg(feature = "codebooks")]
     pub(crate) fn get() -> Option<Self> {
-        #[cfg(feature = "codebooks")]
-        return Some(Self(()));
-        #[cfg(not(feature = "codebooks"))]
-        return None;
+        Some(Self(()))
+    }
+
+    /// As above.
+    #[cfg(not(feature = "codebooks"))]
+    pub(crate) fn get() -> Option<Self> {
+        None
     }
 }
 

@@ -72,8 +72,8 @@ impl<'a> TableData<'a> {
         self.overrides
     }
 
-    /// The stored type: of the rows (of a quotient-remainder table, the quotient ones), of the first
-    /// core, or of the books.
+    /// The stored type: of the rows (of a quotient-remainder table, the quotient ones), of the
+    /// first core, or of the books.
     pub fn dtype(&self) -> Dtype {
         match &self.weights {
             Weights::Dense(rows)

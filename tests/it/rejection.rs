@@ -557,10 +557,15 @@ fn unknown_layout() {
 
 #[test]
 fn unknown_kind() {
-    for found in [0, 5, 0x0101, u16::MAX] {
-        let expected = (Table(TT_I8), Rule::Kind.into(), found.into(), 4);
+    for found in [0, 6, 0x0101, u16::MAX] {
+        let expected = (Table(TT_I8), Rule::Kind.into(), found.into(), 5);
         assert_eq!(with_table(TT_I8, table::KIND, &found.to_le_bytes()), expected);
     }
+    let mut buf = sample();
+    put(&mut buf, table_at(TT_I8) + table::KIND, &6u16.to_le_bytes());
+    assert!(reseal(&mut buf));
+    let message = Blob::parse(&buf).unwrap_err().to_string();
+    assert!(message.contains("a newer ttrec may have written this blob"), "{message}");
 }
 
 #[test]
@@ -1434,8 +1439,9 @@ fn scales_of_short_rows_and_of_parts() {
 
 // Codebook tables.
 
-/// `a`: 0 codes (u8, 3 a row), 1 books of 5 entries of 2 columns (i8), 2 scales, 3 projection from 6
-/// to 4 columns (f16); `b`: 4 codes (u12, 3 a row), 5 books of 7 entries of 4 columns, to be added.
+/// `a`: 0 codes (u8, 3 a row), 1 books of 5 entries of 2 columns (i8), 2 scales, 3 projection from
+/// 6 to 4 columns (f16); `b`: 4 codes (u12, 3 a row), 5 books of 7 entries of 4 columns, to be
+/// added.
 fn coded() -> AlignedBuf {
     let (concat, add) = (Combine::Concat, Combine::Add);
     let half = Some(Dtype::F16);

@@ -334,8 +334,8 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
         });
     let combine = select(&[Combine::Add, Combine::Concat][..]);
     let stored = (select(CodeDtype::ALL), select(&CORE_DTYPES[..]));
-    let codes = (1u64..=40, combine, 1usize..=9, 1usize..=70, 1usize..=9, stored);
-    let codes = (codes, 1usize..=70, prop::option::of(select(&CORE_DTYPES[..3])));
+    let codes = (1u64..=40, combine, 1usize..=6, 1usize..=70, 1usize..=9, stored);
+    let codes = (codes, 1usize..=30, prop::option::of(select(&CORE_DTYPES[..3])));
     let codes = codes.prop_map(|(codes, embedding_dim, projection)| {
         let (num_embeddings, combine, num_books, book_len, width, (codes, dtype)) = codes;
         let inner = if combine == Combine::Concat {

@@ -1,7 +1,7 @@
 //! Trained checkpoints as named tensors: `.safetensors` (one file, or several with an index), torch
 //! `.pt`/`.pth` (zip and legacy), `.npy`, `.npz`, `.onnx`, word vectors and indexes of FAISS,
-//! distinguished by content; and directories of `torch.distributed.checkpoint`. Files of other programs are refused
-//! by name.
+//! distinguished by content; and directories of `torch.distributed.checkpoint`. Files of other
+//! programs are refused by name.
 //!
 //! Checkpoints are untrusted. Every declared size is checked against the bytes of the file before
 //! anything is allocated, compressed data must not exceed a ratio (see `archive`), the cost of a
