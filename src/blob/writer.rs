@@ -591,9 +591,9 @@ impl Layout {
                 if combine == Combine::Mult {
                     return Err(LayoutError::Combine { table: table() });
                 }
-                let projections = projection.into_iter().filter(|dtype| !dtype.suits_projections());
-                let mut wrong = Some(dtype).into_iter().filter(|dtype| !dtype.suits_cores());
-                if let Some(found) = wrong.next().or_else(|| projections.last()) {
+                let books = Some(dtype).filter(|dtype| !dtype.suits_cores());
+                let projections = projection.filter(|dtype| !dtype.suits_projections());
+                if let Some(found) = books.or(projections) {
                     return Err(LayoutError::Dtype { table: table(), found });
                 }
                 record.kind = kind::CODEBOOK;

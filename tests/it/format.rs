@@ -359,7 +359,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
                         0x43 => {
                             let row = &codes[row as usize * (3 * num_books).div_ceil(2)..];
                             let pair = &row[book / 2 * 3..];
-                            if book % 2 == 0 {
+                            if book.is_multiple_of(2) {
                                 number(&pair[..2]) % 4096
                             } else {
                                 number(&pair[1..3]) / 16

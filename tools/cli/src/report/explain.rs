@@ -11,6 +11,7 @@ pub(super) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Dense => "dense",
         Kind::LowRank => "low rank",
+        Kind::Codes => "codes",
         Kind::TensorTrain => "tensor train",
         _ => "best of all",
     }
@@ -21,6 +22,7 @@ pub(super) fn class(kind: Kind) -> &'static str {
     match kind {
         Kind::Dense => "dense",
         Kind::LowRank => "low",
+        Kind::Codes => "codes",
         Kind::TensorTrain => "tt",
         _ => "best",
     }

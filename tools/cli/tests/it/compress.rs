@@ -92,6 +92,51 @@ fn what_convert_tells_is_what_verify_measures() {
 }
 
 /// Shuffled rows of a table that a train describes well.
+/// Codes of every stored type, put end to end and added, are what `verify` reads.
+#[test]
+fn codes_are_converted() {
+    for (lines, most) in [
+        ("books = 12", 0.05),
+        ("books = 8\nbits = 5\ndtype = \"f16\"", 0.1),
+        ("books = 5\nrotation = true\ndtype = \"i8\"", 0.06),
+        ("books = 3\nrank = 4\nbits = 9\ndtype = \"bf16\"", 0.06),
+        ("books = 2\nrank = 4\nbits = 13", 0.05),
+        ("books = 3\ncombine = \"add\"\ndtype = \"i8\"", 0.06),
+        ("books = 2\ncombine = \"add\"\nbits = 6\nrank = 5", 0.1),
+    ] {
+        let dir = Dir::new();
+        let (checkpoint, blob) = (checkpoint(&dir), dir.path("item.ttr"));
+        let spec = dir.file("spec.toml", spec(&format!("representation = \"codes\"\n{lines}")));
+        ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
+        ttrec!["verify", &blob].exits(0);
+        let most = most.to_string();
+        ttrec!["verify", &blob, "--against", &checkpoint, "--spec", &spec, "--max-error", most]
+            .exits(0);
+    }
+}
+
+#[test]
+fn codes_are_resumed() {
+    let dir = Dir::new();
+    let (checkpoint, kept, blob) = (checkpoint(&dir), dir.path("kept"), dir.path("item.ttr"));
+    let lines = "representation = \"codes\"\nbooks = 3\nrotation = true\nbits = 4";
+    let spec = dir.file("spec.toml", spec(lines));
+    let nowhere = dir.path("nowhere").join("item.ttr");
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &nowhere, "--resume", &kept].exits(4);
+    let kept_file = fs::read_dir(&kept).unwrap().next().unwrap().unwrap().path();
+    // The last element of the last array: with it the blob is another one.
+    let mut bytes = fs::read(&kept_file).unwrap();
+    let end = bytes.len() - 4;
+    bytes[end..].copy_from_slice(&0.75f32.to_le_bytes());
+    fs::write(&kept_file, bytes).unwrap();
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--resume", &kept].exits(0);
+    let resumed = fs::read(&blob).unwrap();
+    assert_eq!(fs::read_dir(&kept).unwrap().count(), 0, "nothing needs it any more");
+    ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
+    let anew = fs::read(&blob).unwrap();
+    assert!(resumed != anew && resumed.len() == anew.len());
+}
+
 #[test]
 fn sorted_rows_lose_less_and_are_found_again() {
     let dir = Dir::new();
@@ -194,6 +239,30 @@ fn specs_that_make_no_sense_are_refused() {
             "index_map = \"modulo\"\nnum_embeddings = 3000\nrepresentation = \"tt\"\nrank = 4\n\
              row_order = \"similarity\"",
             "`row_order` does not apply to a hashed table",
+        ),
+        ("representation = \"codes\"", "`books` is missing"),
+        ("representation = \"codes\"\nbooks = 0", "expected 1 to 1024"),
+        ("representation = \"codes\"\nbooks = 1025", "expected 1 to 1024"),
+        ("representation = \"codes\"\nbooks = 4\nbits = 3", "expected 4 to 16"),
+        ("representation = \"codes\"\nbooks = 4\nbits = 17", "expected 4 to 16"),
+        ("representation = \"codes\"\nbooks = 4\nrank = 25", "expected 1 to 24"),
+        ("representation = \"codes\"\nbooks = 5", "must divide the 24 columns"),
+        ("representation = \"codes\"\nbooks = 25\nrotation = true", "need a column each"),
+        ("representation = \"codes\"\nbooks = 9\nrank = 8", "need a column each"),
+        ("representation = \"codes\"\nbooks = 4\nrank = 8\nrotation = false", "needs a rotation"),
+        (
+            "representation = \"codes\"\nbooks = 3\nbits = 12\ncombine = \"add\"",
+            "can be at most 8192",
+        ),
+        ("representation = \"codes\"\nbooks = 4\ncombine = \"mult\"", "concat"),
+        ("representation = \"codes\"\nbooks = 4\ntolerance = 0.1", "`tolerance` does not apply"),
+        ("representation = \"codes\"\nbooks = 4\ndtype = \"i4\"", "cannot be i4"),
+        ("representation = \"codes\"\nbooks = 4\npadding_idx = 0", "`padding_idx`"),
+        ("books = 4", "`books` does not apply to"),
+        ("representation = \"tt\"\nrank = 4\nbits = 8", "`bits` does not apply to"),
+        (
+            "representation = \"low-rank\"\nrank = 4\nrotation = true",
+            "`rotation` does not apply to",
         ),
         ("pooling = \"mean\"", "`pooling` applies only to the tables of a model"),
         ("representation = \"tt\"\nrank = 4\nrow_order = \"random\"", "similarity"),

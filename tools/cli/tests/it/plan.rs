@@ -251,7 +251,7 @@ fn a_tensor_train_is_found_where_there_is_one_and_nowhere_else() {
         table["why"]
             .as_str()
             .unwrap()
-            .contains("No quantised or low-rank rows match the tensor train at this size."),
+            .contains("No quantised rows, low-rank rows or codes match the tensor train"),
         "{table}"
     );
     assert_foretold(&dir, &checkpoint, &found, &spec);
@@ -280,6 +280,31 @@ fn a_tensor_train_is_found_where_there_is_one_and_nowhere_else() {
             }
         }
     }
+}
+
+/// Rows near a few hundred sums of patterns: codes name the patterns, and no other form of as many
+/// bytes comes near.
+#[test]
+fn codes_are_found_where_rows_are_made_of_patterns() {
+    let dir = Dir::new();
+    let mut random = Random(5);
+    let patterns: Vec<Vec<f32>> = (0..4).map(|_| random.matrix(24 * 6)).collect();
+    let mut values = Vec::new();
+    for _ in 0..3000 {
+        for patterns in &patterns {
+            let taken = (random.uniform() * 24.0) as usize;
+            values.extend(patterns[taken * 6..][..6].iter().map(|x| x + 0.01 * random.normal()));
+        }
+    }
+    let path = dir.path("patterns.safetensors");
+    write_safetensors(&path, &[("emb", F32, &[3000, 24], values.bytes())]);
+    let (found, spec) = plan(&dir, &path, &["--budget", "8%"]);
+    let table = &found["tables"][0];
+    assert_eq!(table["representation"], "codes", "{table}");
+    assert_eq!((&table["books"], table["ranks"].is_null()), (&Value::from(4), true), "{table}");
+    assert!(number(&table["error"]) < 0.05, "{table}");
+    assert_foretold(&dir, &path, &found, &spec);
+    assert_unbeaten(&found);
 }
 
 #[test]
@@ -649,7 +674,7 @@ fn assert_planned(file: &str, name: &str) {
     assert!(number(&plan["bytes"]) <= number(&plan["budget"]));
     assert_unbeaten(&plan);
     let table = table(&plan, name);
-    assert_eq!(table["representation"], "low-rank", "{table}");
+    assert_eq!(table["representation"], "codes", "{table}");
     assert!(table["why"].as_str().unwrap().contains("; a tensor train, "), "{table}");
     assert_foretold(&dir, &checkpoint, &plan, &spec);
     // What keeps most is slow, and what it takes to be faster is said.

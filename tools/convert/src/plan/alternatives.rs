@@ -63,6 +63,8 @@ pub enum Kind {
     Dense,
     /// Short rows and a projection.
     LowRank,
+    /// Codes of entries of a few books.
+    Codes,
     /// A tensor train.
     TensorTrain,
     /// The best of all families, which [`plan`](super::plan()) chooses from.
@@ -142,7 +144,7 @@ fn planned(
         Search { frequencies: None, memory: DEFAULT_MEMORY, most_bytes: u64::MAX, progress, step };
     let Ok(found) = of_dense(name, &TableSpec::default(), rows, &options) else { return Ok(None) };
     let f32_bytes = f32_bytes(rows.num_embeddings(), rows.embedding_dim());
-    let kinds = [Kind::Dense, Kind::LowRank, Kind::TensorTrain, Kind::Planned];
+    let kinds = [Kind::Dense, Kind::LowRank, Kind::Codes, Kind::TensorTrain, Kind::Planned];
     let family = |kind| -> Result<Family> {
         let of_kind = |c: &&Candidate| kind == Kind::Planned || kind_of(c) == kind;
         let list: Vec<&Candidate> = found.list.iter().filter(of_kind).collect();
@@ -187,6 +189,7 @@ fn kind_of(candidate: &Candidate) -> Kind {
     match candidate.representation {
         Form::Dense => Kind::Dense,
         Form::LowRank { .. } => Kind::LowRank,
+        Form::Codes { .. } => Kind::Codes,
         Form::Tt { .. } | Form::AsTrained { .. } => Kind::TensorTrain,
     }
 }

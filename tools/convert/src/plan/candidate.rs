@@ -2,7 +2,7 @@
 
 use super::sample::{Matrix, Sample};
 use crate::{
-    factorize::Job,
+    factorize::{CodesShape, Job},
     progress::{Progress, Step},
     spec::{self, TableSpec},
 };
@@ -61,6 +61,8 @@ pub(crate) enum Form {
     LowRank { rank: usize },
     /// A tensor train of a dense table.
     Tt { shape: TtShape, sweeps: u32 },
+    /// Codes.
+    Codes { shape: CodesShape },
     /// The representation of the checkpoint: a tensor train, for example.
     AsTrained { what: &'static str },
 }
@@ -127,6 +129,16 @@ impl Context<'_> {
             Form::LowRank { rank } => TableSpec {
                 representation: Some(spec::Representation::LowRank),
                 rank: Some(u32::try_from(*rank)?),
+                ..found
+            },
+            Form::Codes { shape } => TableSpec {
+                representation: Some(spec::Representation::Codes),
+                books: Some(u32::try_from(shape.books)?),
+                bits: Some(shape.bits),
+                combine: (shape.combine == spec::Combining::Add).then_some(shape.combine),
+                rotation: shape.projected.then_some(true),
+                rank: (shape.projected && shape.rank < self.values.columns)
+                    .then_some(u32::try_from(shape.rank)?),
                 ..found
             },
             Form::Tt { shape, sweeps } => TableSpec {

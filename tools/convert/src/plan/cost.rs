@@ -6,13 +6,15 @@
 //! [`tensor_train`] meets within 12 %. On another device all of them change, but seldom their
 //! order: `ttrec bench` measures.
 
-use crate::contraction_order::ContractionOrder;
+use crate::{contraction_order::ContractionOrder, factorize::CodesShape};
 use ttrec::TtShape;
 
 /// Nanoseconds of a cache miss.
 const ROW: f64 = 6.6;
 /// Nanoseconds per byte of a row.
 const BYTE: f64 = 0.011;
+/// Nanoseconds to find an entry of a book and to copy or add it.
+const ENTRY: f64 = 2.0;
 /// Nanoseconds to compute the digits of a row, and to start and end its products.
 const TRAIN: f64 = 22.0;
 /// Floating-point operations of the kernels per nanosecond.
@@ -27,6 +29,16 @@ pub(super) fn dense(row_bytes: usize) -> f64 {
 /// shares the product.
 pub(super) fn low_rank(row_bytes: usize, rank: usize, embedding_dim: usize) -> f64 {
     dense(row_bytes) + 2.0 * rank as f64 * embedding_dim as f64 / FLOPS
+}
+
+/// Nanoseconds for a row of codes: an entry for each of them, and the product with the projection.
+pub(super) fn codes(shape: &CodesShape, embedding_dim: usize) -> f64 {
+    let gathered = dense(shape.books) + ENTRY * shape.books as f64;
+    if shape.projected {
+        gathered + 2.0 * shape.inner_dim() as f64 * embedding_dim as f64 / FLOPS
+    } else {
+        gathered
+    }
 }
 
 /// Nanoseconds for a row of a tensor train that shares nothing with its neighbours.

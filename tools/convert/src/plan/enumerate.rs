@@ -3,7 +3,7 @@
 use super::{
     as_trained,
     candidate::{Candidates, Context, Form, Search, most_rows},
-    cost, low_rank,
+    codes, cost, low_rank,
     sample::{Sample, squared_norm},
     tensor_train,
 };
@@ -48,8 +48,8 @@ pub(super) fn of_dense(
     let context = Context { name, found, options, sample: &sample, values: &values, energy };
 
     let mut list = Vec::new();
-    let (dense, others) = (Search::UNITS / 10, Search::UNITS * 9 / 10);
-    let share = Share::new(options.step, dense);
+    let (few, many) = (Search::UNITS / 10, Search::UNITS * 4 / 10);
+    let share = Share::new(options.step, few);
     for (at, &dtype) in Dtype::ALL.iter().enumerate() {
         share.reach(at, Dtype::ALL.len());
         // Values that overflow rule this type out.
@@ -59,10 +59,13 @@ pub(super) fn of_dense(
         list.push(context.candidate(Form::Dense, weights, error, nanoseconds)?);
     }
     drop(share);
-    let share = Share::new(options.step, others / 3);
+    let share = Share::new(options.step, few);
     list.extend(low_rank::candidates(&context, rows, &share)?);
     drop(share);
-    let share = Share::new(options.step, others * 2 / 3);
+    let share = Share::new(options.step, many);
+    list.extend(codes::candidates(&context, rows, &share)?);
+    drop(share);
+    let share = Share::new(options.step, many);
     let (trains, bounds) = tensor_train::candidates(&context, rows, &list, &share)?;
     list.extend(trains);
     list.sort_by_key(|candidate| candidate.bytes);

@@ -4,6 +4,7 @@ use super::{
     candidate::{Candidate, Candidates, Form},
     layers::{Layers, StoredLayers},
 };
+use crate::factorize::CodesShape;
 
 /// The description of a candidate, such as "i4 rows of rank 343".
 pub(crate) fn describe(candidate: &Candidate) -> String {
@@ -13,6 +14,14 @@ pub(crate) fn describe(candidate: &Candidate) -> String {
         Form::LowRank { rank } => format!("{dtype} rows of rank {rank}"),
         Form::Tt { shape, .. } => {
             format!("a tensor train of ranks {:?} in {dtype}", shape.inner_ranks())
+        }
+        Form::Codes { shape: CodesShape { books, bits, rank, projected, .. } } => {
+            let of_rank = if *projected {
+                format!(" of rank {rank}")
+            } else {
+                String::new()
+            };
+            format!("{books} codes of {bits} bits{of_rank} with {dtype} books")
         }
         Form::AsTrained { what } => format!("its {what} in {dtype}"),
     }
@@ -27,6 +36,7 @@ pub(crate) fn shortly(candidate: &Candidate) -> String {
         Form::Tt { shape, .. } => {
             format!("{dtype} R {}", shape.inner_ranks().iter().max().unwrap_or(&1))
         }
+        Form::Codes { shape } => format!("{dtype} {} x {} bits", shape.books, shape.bits),
         Form::AsTrained { what } => format!("{what} {dtype}"),
     }
 }
@@ -126,8 +136,10 @@ fn alternatives(table: &Candidates, chosen: &Candidate) -> Vec<String> {
         sentences.push(format!("{}.", clauses.join("; ")));
     }
     if is_train(chosen) {
-        sentences
-            .push("No quantised or low-rank rows match the tensor train at this size.".to_owned());
+        sentences.push(
+            "No quantised rows, low-rank rows or codes match the tensor train at this size."
+                .to_owned(),
+        );
     }
     let plain = |candidate: &&Candidate| matches!(candidate.representation, Form::Dense);
     // A much faster alternative.

@@ -21,7 +21,7 @@ use ttrec::{
 /// The stored types that are tried for the short rows.
 const DTYPES: [Dtype; 3] = [Dtype::F16, Dtype::I8, Dtype::I4];
 /// The type in which `convert` stores the projection.
-const PROJECTION: Dtype = Dtype::F16;
+pub(super) const PROJECTION: Dtype = Dtype::F16;
 /// The number of rows whose rounding is measured: it hardly differs between rows.
 const ROUNDED: usize = 8192;
 /// The most columns: eigenvectors of more take minutes.
@@ -117,7 +117,7 @@ fn grid(ranks: usize) -> Vec<usize> {
 }
 
 /// Linear interpolation at `x` between these ascending points, which enclose it.
-fn interpolate(points: &[(f64, f64)], x: f64) -> f64 {
+pub(super) fn interpolate(points: &[(f64, f64)], x: f64) -> f64 {
     let above = points.partition_point(|&(at, _)| at < x).min(points.len() - 1);
     let (b, b_value) = points[above];
     let (a, a_value) = points[above.saturating_sub(1)];

@@ -6,6 +6,7 @@ mod alternatives;
 mod as_trained;
 mod candidate;
 mod choose;
+mod codes;
 mod cost;
 mod enumerate;
 mod explain;
@@ -252,11 +253,12 @@ pub struct TablePlan {
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Point {
-    /// `dense`, `low-rank`, `tt`, or the representation in the checkpoint.
+    /// `dense`, `low-rank`, `tt`, `codes`, or the representation in the checkpoint.
     pub representation: &'static str,
     /// The name of the stored type.
     pub dtype: &'static str,
-    /// The rank of short rows, or the inner ranks of a tensor train.
+    /// The rank of short rows, the inner ranks of a tensor train, or the number of columns that
+    /// codes and a projection are made of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<Vec<u32>>,
     /// The row factors of a tensor train.
@@ -265,6 +267,12 @@ pub struct Point {
     /// The column factors of a tensor train.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column_factors: Option<Vec<u32>>,
+    /// The number of codes of a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub books: Option<u32>,
+    /// The bits of a code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u32>,
     /// The bytes that it adds to the blob.
     pub bytes: u64,
     /// Its relative error.
@@ -279,7 +287,14 @@ impl Point {
             Form::Dense => ("dense", None, None),
             Form::LowRank { rank } => ("low-rank", None, Some(vec![*rank as u32])),
             Form::Tt { shape, .. } => ("tt", Some(shape), Some(shape.inner_ranks().to_vec())),
+            Form::Codes { shape } => {
+                ("codes", None, shape.projected.then(|| vec![shape.rank as u32]))
+            }
             Form::AsTrained { what } => (*what, None, None),
+        };
+        let codes = match &candidate.representation {
+            Form::Codes { shape } => Some(shape),
+            _ => None,
         };
         Self {
             representation,
@@ -287,6 +302,8 @@ impl Point {
             ranks,
             row_factors: shape.map(|shape| shape.row_factors().to_vec()),
             column_factors: shape.map(|shape| shape.column_factors().to_vec()),
+            books: codes.map(|shape| shape.books as u32),
+            bits: codes.map(|shape| shape.bits),
             bytes: candidate.bytes,
             error: candidate.error,
             nanoseconds: candidate.nanoseconds,

@@ -113,7 +113,7 @@ pub(super) fn candidates(
 }
 
 /// A weight for each row, as `convert` weighs them.
-fn weights(context: &Context<'_>, num_embeddings: u64) -> Result<Option<Vec<f32>>> {
+pub(super) fn weights(context: &Context<'_>, num_embeddings: u64) -> Result<Option<Vec<f32>>> {
     let weights = context
         .options
         .frequencies

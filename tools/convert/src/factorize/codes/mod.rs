@@ -60,8 +60,8 @@ impl Shape {
         }
     }
 
-    /// The columns of a row before the projection; more than `rank` if some books have a column less than others,
-    /// which is stored as zeros.
+    /// The columns of a row before the projection; more than `rank` if some books have a column
+    /// less than others, which is stored as zeros.
     pub(crate) fn inner_dim(&self) -> usize {
         match self.combine {
             Combining::Concat => self.width() * self.books,

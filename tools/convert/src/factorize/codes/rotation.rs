@@ -104,9 +104,10 @@ impl Directions {
 
 /// The numbers of the directions of each book, one book after another, for variances that descend.
 ///
-/// A book of w columns and b bits has an error of about `w (v_1 .. v_w)^(1/w) 2^(-2 b / w)`. The sum
-/// over all books is least if the books have equal products of variances. A book that is a column
-/// narrower is dealt with as if it had one more direction, of the variance that rounding leaves.
+/// A book of w columns and b bits has an error of about `w (v_1 .. v_w)^(1/w) 2^(-2 b / w)`. The
+/// sum over all books is least if the books have equal products of variances. A book that is a
+/// column narrower is dealt with as if it had one more direction, of the variance that rounding
+/// leaves.
 pub(super) fn deal(variances: &[f64], widths: &[usize], bits: u32) -> Vec<usize> {
     let least = variances.first().copied().unwrap_or(0.0) * NEGLIGIBLE + f64::MIN_POSITIVE;
     let logs: Vec<f64> = variances.iter().map(|v| v.max(least).ln()).collect();
