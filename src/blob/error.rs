@@ -5,6 +5,7 @@ use crate::ShapeError;
 use crate::{
     dtype::Dtype,
     limits::{MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_TABLES},
+    repr::RowNumberDtype,
 };
 #[cfg(feature = "alloc")]
 use alloc::string::String;
@@ -412,6 +413,15 @@ pub enum LayoutError {
         /// Indices.
         num_embeddings: u64,
     },
+    /// Row numbers of a type that is too narrow for them.
+    RowNumbers {
+        /// The table's name.
+        table: String,
+        /// Their type.
+        found: RowNumberDtype,
+        /// Rows.
+        num_rows: u64,
+    },
     /// More prefix products than prefixes; only a tensor train has prefixes.
     NumPrefixes {
         /// The table's name.
@@ -531,6 +541,12 @@ impl fmt::Display for LayoutError {
                 f,
                 "table {table:?}: {found} rows: expected at most one for each of the \
                  {num_embeddings} indices"
+            ),
+            Self::RowNumbers { table, found, num_rows } => write!(
+                f,
+                "table {table:?}: row numbers of type {}: {num_rows} rows need {}",
+                found.name(),
+                RowNumberDtype::for_rows(*num_rows).name()
             ),
             Self::NumPrefixes { table, found, num_prefixes } => {
                 write!(

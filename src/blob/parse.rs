@@ -6,16 +6,13 @@ use super::{
     ALIGNMENT, Blob, BlobError, Checksum, Interaction, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN,
     MAX_TABLES, Role, Section, VERSION, align_up, directory_checksum,
     error::{ErrorSlot, Location, Place, Refused, Rule},
-    record::{
-        DTYPE_U32, DTYPE_U64, Header, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map,
-        kind,
-    },
+    record::{DTYPE_U64, Header, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map, kind},
 };
 use crate::{
     dtype::{Dtype, Elements},
     repr::{
         CodeDtype, Codebook, Combine, Core, IndexMap, Overrides, Prefixes, Projected,
-        QuotientRemainder, Rows, TableData, TtCores, Weights,
+        QuotientRemainder, RowNumberDtype, RowNumbers, Rows, TableData, TtCores, Weights,
         codebook::{self, Support, entry_len},
         id_index::{self, Line},
     },
@@ -190,11 +187,11 @@ impl<'a> Blob<'a> {
             }
         }
         if let IndexMap::Remapped(rows) = data.index_map
-            && let Some((position, &row)) =
-                rows.iter().enumerate().find(|&(_, &row)| u64::from(row) >= data.num_rows)
+            && let Some((position, row)) =
+                (0u64..).zip(rows.iter()).find(|&(_, row)| u64::from(row) >= data.num_rows)
         {
             let section = sections.find(Role::RemappedRows);
-            let at = slot.at(Location::Element { section, position: position as u64 });
+            let at = slot.at(Location::Element { section, position });
             return Err(at.refuse(Rule::RemappedRow, row.into(), data.num_rows));
         }
         if let Some(Overrides { ids, index, rows }) = &data.overrides {
@@ -424,9 +421,7 @@ impl<'a> Blob<'a> {
         let index_map = match record.index_map {
             index_map::IDENTITY => IndexMap::Identity,
             index_map::MODULO => IndexMap::Modulo,
-            _ => IndexMap::Remapped(
-                sections.numbers(Role::RemappedRows, DTYPE_U32, |_| num_embeddings)?,
-            ),
+            _ => IndexMap::Remapped(sections.row_numbers(num_embeddings)?),
         };
         let overrides = sections.overrides(num_embeddings, embedding_dim)?;
         sections.finish()?;
@@ -748,6 +743,15 @@ impl<'b, 'a> SectionCursor<'b, 'a> {
         let room = record.len.checked_div(size_of::<T>() as u64).unwrap_or(0);
         let bytes = self.bytes(at, record, count(room), size_of::<T>())?;
         bytemuck::try_cast_slice(bytes).map_err(|_| wrong_dtype())
+    }
+
+    /// The row number of each index.
+    fn row_numbers(&mut self, num_embeddings: u64) -> Result<RowNumbers<'a>, Refused> {
+        let (at, record) = self.read(Role::RemappedRows)?;
+        let dtype = RowNumberDtype::from_code(record.dtype)
+            .ok_or_else(|| wrong_dtype(at, Role::RemappedRows, record.dtype))?;
+        let bytes = self.bytes(at, record, num_embeddings, dtype.bytes())?;
+        Ok(RowNumbers { bytes, dtype })
     }
 
     /// The index of ids below `limit`, if it comes next.

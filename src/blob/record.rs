@@ -49,8 +49,6 @@ pub(crate) mod role {
 
 /// The dtype code of a section of u64 ids, or of an index of them.
 pub(crate) const DTYPE_U64: u8 = 0x40;
-/// The dtype code of a section of u32 row numbers.
-pub(crate) const DTYPE_U32: u8 = 0x41;
 
 /// The first 64 bytes of a blob.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

@@ -6,16 +6,13 @@ use super::{
     Activation, Checksum, Interaction, LayoutError, MAX_LAYER_WIDTH, MAX_LAYERS, MAX_MODEL_TABLES,
     MAX_NAME_LEN, MAX_TABLES, Role, Stack, VERSION, align_up, directory_checksum,
     model::ModelTable,
-    record::{
-        DTYPE_U32, DTYPE_U64, Header, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map,
-        kind,
-    },
+    record::{DTYPE_U64, Header, LayerRecord, MAGIC, SectionRecord, TableRecord, index_map, kind},
 };
 use crate::{
     AlignedBuf,
     dtype::Dtype,
     repr::{
-        CodeDtype, Combine,
+        CodeDtype, Combine, RowNumberDtype,
         codebook::{self, entry_len},
         id_index_len,
     },
@@ -69,6 +66,8 @@ pub enum IndexMapSpec {
     Remapped {
         /// Indices: as many as rows, or more.
         num_embeddings: u64,
+        /// Stored type of the row numbers.
+        dtype: RowNumberDtype,
     },
 }
 
@@ -200,8 +199,8 @@ pub struct SectionPlan {
     pub table: usize,
     /// What it holds.
     pub role: Role,
-    /// Its element type; `None` for ids and their index, which are u64, for the row numbers of
-    /// [`Role::RemappedRows`], which are u32, and for [`Role::Codes`].
+    /// Its element type; `None` for ids and their index, which are u64, for
+    /// [`Role::RemappedRows`] and for [`Role::Codes`].
     pub dtype: Option<Dtype>,
     /// Bytes from the start of the blob, a multiple of 64.
     pub offset: u64,
@@ -479,17 +478,11 @@ impl Layout {
             return Err(LayoutError::LayerDtype { layer: position, found: dtype });
         }
         let weights = Role::LayerWeights(position);
-        self.push_section(owner, weights, Some(dtype), inputs as u64, dtype.bytes_of(outputs))?;
+        self.push_section(owner, weights, dtype, inputs as u64, dtype.bytes_of(outputs))?;
         if dtype == Dtype::I8 {
-            self.push_section(
-                owner,
-                Role::LayerScales(position),
-                Some(Dtype::F32),
-                outputs as u64,
-                4,
-            )?;
+            self.push_section(owner, Role::LayerScales(position), Dtype::F32, outputs as u64, 4)?;
         }
-        self.push_section(owner, Role::LayerBias(position), Some(Dtype::F32), outputs as u64, 4)?;
+        self.push_section(owner, Role::LayerBias(position), Dtype::F32, outputs as u64, 4)?;
         self.layers.push(LayerRecord {
             inputs: inputs as u32,
             outputs: outputs as u32,
@@ -519,7 +512,7 @@ impl Layout {
                 self.push_section(
                     position,
                     Role::Rows,
-                    Some(dtype),
+                    dtype,
                     num_embeddings,
                     dtype.row_len(embedding_dim),
                 )?;
@@ -537,18 +530,12 @@ impl Layout {
                 self.push_section(
                     position,
                     Role::Rows,
-                    Some(dtype),
+                    dtype,
                     num_embeddings,
                     dtype.row_len(rank),
                 )?;
                 let row_len = projection.bytes_of(embedding_dim);
-                self.push_section(
-                    position,
-                    Role::Projection,
-                    Some(projection),
-                    rank as u64,
-                    row_len,
-                )?;
+                self.push_section(position, Role::Projection, projection, rank as u64, row_len)?;
                 (num_embeddings, embedding_dim)
             }
             WeightsSpec::QuotientRemainder {
@@ -569,7 +556,7 @@ impl Layout {
                 self.push_section(
                     position,
                     Role::Rows,
-                    Some(dtype),
+                    dtype,
                     quotients.into(),
                     dtype.row_len(first),
                 )?;
@@ -577,7 +564,7 @@ impl Layout {
                 self.push_section(
                     position,
                     Role::RemainderRows,
-                    Some(dtype),
+                    dtype,
                     num_remainders.into(),
                     row_len,
                 )?;
@@ -604,9 +591,9 @@ impl Layout {
                 if combine == Combine::Mult {
                     return Err(LayoutError::Combine { table: table() });
                 }
-                let projections = projection.into_iter().filter(|dtype| !dtype.suits_projections());
-                let mut wrong = Some(dtype).into_iter().filter(|dtype| !dtype.suits_cores());
-                if let Some(found) = wrong.next().or_else(|| projections.last()) {
+                let books = Some(dtype).filter(|dtype| !dtype.suits_cores());
+                let projections = projection.filter(|dtype| !dtype.suits_projections());
+                if let Some(found) = books.or(projections) {
                     return Err(LayoutError::Dtype { table: table(), found });
                 }
                 record.kind = kind::CODEBOOK;
@@ -614,23 +601,21 @@ impl Layout {
                 copy_prefix(&mut record.row_factors, &[book_len as u32]);
                 copy_prefix(&mut record.column_factors, &[num_books as u32, inner_dim as u32]);
                 let row_len = codes.row_len(num_books);
-                self.push_section(position, Role::Codes, None, num_embeddings, row_len)?;
-                if let Some(last) = self.sections.last_mut() {
-                    last.dtype = codes as u8;
-                }
+                let code = codes as u8;
+                self.push_integers(position, Role::Codes, code, num_embeddings, row_len)?;
                 let entries = (num_books as u64).saturating_mul(book_len as u64);
                 let len = dtype.bytes_of(entry_len(combine, num_books, inner_dim));
-                self.push_section(position, Role::Books, Some(dtype), entries, len)?;
+                self.push_section(position, Role::Books, dtype, entries, len)?;
                 if dtype == Dtype::I8 {
                     let scales = Role::Scales(0);
-                    self.push_section(position, scales, Some(Dtype::F32), num_books as u64, 4)?;
+                    self.push_section(position, scales, Dtype::F32, num_books as u64, 4)?;
                 }
                 if let Some(dtype) = projection {
                     let row_len = dtype.bytes_of(embedding_dim);
                     self.push_section(
                         position,
                         Role::Projection,
-                        Some(dtype),
+                        dtype,
                         inner_dim as u64,
                         row_len,
                     )?;
@@ -650,15 +635,9 @@ impl Layout {
                 copy_prefix(&mut record.inner_ranks, shape.inner_ranks());
                 for (k, &p) in shape.row_factors().iter().enumerate() {
                     let slice_len = dtype.bytes_of(shape.slice_len(k));
-                    self.push_section(position, Role::Core(k), Some(dtype), p.into(), slice_len)?;
+                    self.push_section(position, Role::Core(k), dtype, p.into(), slice_len)?;
                     if dtype == Dtype::I8 {
-                        self.push_section(
-                            position,
-                            Role::Scales(k),
-                            Some(Dtype::F32),
-                            p.into(),
-                            4,
-                        )?;
+                        self.push_section(position, Role::Scales(k), Dtype::F32, p.into(), 4)?;
                     }
                 }
                 (shape.num_embeddings(), shape.embedding_dim())
@@ -678,7 +657,7 @@ impl Layout {
             self.push_section(
                 position,
                 Role::PrefixProducts,
-                Some(Dtype::F32),
+                Dtype::F32,
                 spec.num_prefixes,
                 product_len,
             )?;
@@ -686,7 +665,7 @@ impl Layout {
         let (index_map, num_embeddings) = match spec.index_map {
             IndexMapSpec::Identity => (index_map::IDENTITY, num_rows),
             IndexMapSpec::Modulo { num_embeddings } => (index_map::MODULO, num_embeddings),
-            IndexMapSpec::Remapped { num_embeddings } => (index_map::REMAPPED, num_embeddings),
+            IndexMapSpec::Remapped { num_embeddings, .. } => (index_map::REMAPPED, num_embeddings),
         };
         record.index_map = index_map;
         if index_map != index_map::IDENTITY {
@@ -697,8 +676,13 @@ impl Layout {
             }
             record.num_rows = num_rows;
         }
-        if index_map == index_map::REMAPPED {
-            self.push_section(position, Role::RemappedRows, None, num_embeddings, 4)?;
+        if let IndexMapSpec::Remapped { dtype, .. } = spec.index_map {
+            // A number that does not fit would be another row.
+            if dtype.bytes() < RowNumberDtype::for_rows(num_rows).bytes() {
+                return Err(LayoutError::RowNumbers { table: table(), found: dtype, num_rows });
+            }
+            let (role, len) = (Role::RemappedRows, dtype.bytes());
+            self.push_integers(position, role, dtype as u8, num_embeddings, len)?;
         }
         if let Some(OverridesSpec { count, dtype }) = spec.overrides {
             if count == 0 || count > num_embeddings {
@@ -713,7 +697,7 @@ impl Layout {
                 num_embeddings,
                 row_len,
             )?;
-            self.push_section(position, Role::OverrideRows, Some(dtype), count, row_len)?;
+            self.push_section(position, Role::OverrideRows, dtype, count, row_len)?;
         }
         record.num_embeddings = num_embeddings;
         record.embedding_dim = embedding_dim as u32;
@@ -733,10 +717,10 @@ impl Layout {
         limit: u64,
         len: usize,
     ) -> Result<(), LayoutError> {
-        self.push_section(table, ids, None, count, 8)?;
+        self.push_integers(table, ids, DTYPE_U64, count, 8)?;
         match id_index_len(count, limit, len) {
             0 => Ok(()),
-            bytes => self.push_section(table, index, None, bytes, 1),
+            bytes => self.push_integers(table, index, DTYPE_U64, bytes, 1),
         }
     }
 
@@ -745,26 +729,42 @@ impl Layout {
         &mut self,
         table: usize,
         role: Role,
-        dtype: Option<Dtype>,
+        dtype: Dtype,
+        count: u64,
+        len: usize,
+    ) -> Result<(), LayoutError> {
+        self.push(table, role, (Some(dtype), dtype as u8), count, len)
+    }
+
+    /// A section of `count` runs of `len` bytes that hold integers, whose type has this code.
+    fn push_integers(
+        &mut self,
+        table: usize,
+        role: Role,
+        code: u8,
+        count: u64,
+        len: usize,
+    ) -> Result<(), LayoutError> {
+        self.push(table, role, (None, code), count, len)
+    }
+
+    fn push(
+        &mut self,
+        table: usize,
+        role: Role,
+        (dtype, code): (Option<Dtype>, u8),
         count: u64,
         len: usize,
     ) -> Result<(), LayoutError> {
         let len = count.checked_mul(len as u64).ok_or(LayoutError::TooLarge)?;
         let (role_code, core) = role.codes();
-        let integers = if role == Role::RemappedRows {
-            DTYPE_U32
-        } else {
-            DTYPE_U64
-        };
-        let dtype_code = dtype.map_or(integers, |dtype| dtype as u8);
-        let record = SectionRecord {
+        self.sections.push(SectionRecord {
             len,
             role: role_code,
             core,
-            dtype: dtype_code,
+            dtype: code,
             ..SectionRecord::zeroed()
-        };
-        self.sections.push(record);
+        });
         self.plans.push(SectionPlan { table, role, dtype, offset: 0, len });
         Ok(())
     }

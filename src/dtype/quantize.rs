@@ -159,16 +159,18 @@ fn scale_of(largest: f32) -> f32 {
 
 /// Writes dense rows of `embedding_dim` values into `out`, [`Dtype::row_len`] bytes each.
 ///
-/// An i8 or i4 row is `x = scale * q + offset`. Its scale and offset are such that the values of q
-/// cover the range of the row, from its least to its largest value.
+/// An i8 or i4 row is `x = scale * q + offset`.
 ///
-/// - i8: q is from -128 to 127, and `scale = (max - min) / 255`. The error of an element is at most
-///   `scale / 2`, plus f32 rounding. A row whose scale would not be a normal f32 stores its least
-///   value for every element, so that the error is at most the range.
-/// - i4: q is from 0 to 15, and `scale = (max - min) / 15`. Scale and offset are rounded to f16, by
-///   up to 2^-11 of their magnitude, and q multiplies the error of the scale by up to 15. The error
-///   of an element is at most `scale / 2 + 2^-11 (|offset| + 15 scale) + 2^-21`; the last term is
-///   for scales and offsets below the least normal f16.
+/// - i8: q is from -128 to 127, and covers the range of the row: `scale = (max - min) / 255`. The
+///   error of an element is at most `scale / 2`, plus f32 rounding. A row whose scale would not be
+///   a normal f32 stores its least value for every element, so that the error is at most the range.
+/// - i4: q is from 0 to 15. Scale and offset are f16, and those of least squared error that a
+///   search from several ranges finds. The first of these is the whole range of the row, with
+///   `scale = (max - min) / 15`. There each element is off by at most
+///   `e = scale / 2 + 2^-11 (|min| + 15 scale) + 2^-21`, because scale and offset are rounded to
+///   f16; the last term is for those below the least normal f16. So the squared errors of a row sum
+///   to at most `embedding_dim e^2`. An element outside the range found becomes q = 0 or 15, and
+///   may be off by more than half a step.
 ///
 /// # Errors
 /// As [`encode`], but also for i8 and i4; [`EncodeError::BrokenRow`].
@@ -213,14 +215,7 @@ pub fn encode_rows(
                 *out = (steps(x, scale, offset) as i8).cast_unsigned();
             }
         } else {
-            let offset = f16::from_f32(low);
-            // Without a range every element is the offset, whatever the scale. A scale that would
-            // round to 0 becomes the least positive f16.
-            let scale = match f16::from_f64(range / 15.0) {
-                _ if range == 0.0 => f16::ONE,
-                scale if scale == f16::ZERO => f16::MIN_POSITIVE_SUBNORMAL,
-                scale => scale,
-            };
+            let Grid { scale, offset } = Grid::of(row, low, high);
             scale_out.copy_from_slice(&scale.to_le_bytes());
             offset_out.copy_from_slice(&offset.to_le_bytes());
             let nibble = |x: f32| steps(x, scale.to_f32(), offset.to_f32()).clamp(0.0, 15.0) as u8;
@@ -231,6 +226,108 @@ pub fn encode_rows(
         }
     }
     Ok(())
+}
+
+/// The scale and the offset of an i4 row.
+#[derive(Clone, Copy)]
+struct Grid {
+    scale: f16,
+    offset: f16,
+}
+
+/// How far i4 values are from the elements of a row, and the least-squares grid for these values.
+struct Fit {
+    squared_error: f64,
+    scale: f64,
+    offset: f64,
+}
+
+impl Grid {
+    /// The largest i4 value.
+    const LAST: f64 = 15.0;
+    /// How much of the row's range an end may give up at first, in sixteenths. A few far elements
+    /// cost less outside of the range than they widen its steps.
+    const CUTS: [u8; 3] = [0, 1, 2];
+    /// The most refinements.
+    const ROUNDS: usize = 6;
+
+    /// The grid that covers a row from `low` to `high`, or one of less squared error.
+    fn of(row: &[f32], low: f32, high: f32) -> Self {
+        let (first, last) = (f64::from(low), f64::from(high));
+        let covering = Self::between(first, last);
+        // Without a range every element is the offset.
+        if first == last {
+            return covering;
+        }
+        let (mut best, mut fit) = (covering, covering.fit(row));
+        let part = |sixteenths: u8| (last - first) * f64::from(sixteenths) / 16.0;
+        let starts = Self::CUTS.map(|below| {
+            Self::CUTS.map(|above| Self::between(first + part(below), last - part(above)))
+        });
+        for start in starts.into_iter().flatten() {
+            let other = start.fit(row);
+            if other.squared_error < fit.squared_error {
+                (best, fit) = (start, other);
+            }
+        }
+        for _ in 0..Self::ROUNDS {
+            let next = Self::rounded(fit.scale, fit.offset);
+            if !next.is_usable() {
+                break;
+            }
+            let other = next.fit(row);
+            if other.squared_error >= fit.squared_error {
+                break;
+            }
+            (best, fit) = (next, other);
+        }
+        best
+    }
+
+    /// The grid whose ends are `first` and `last`.
+    fn between(first: f64, last: f64) -> Self {
+        Self::rounded((last - first) / Self::LAST, first)
+    }
+
+    fn rounded(scale: f64, offset: f64) -> Self {
+        let scale = match f16::from_f64(scale) {
+            // Without a range, any scale will do.
+            _ if scale == 0.0 => f16::ONE,
+            // A scale that would round to 0 becomes the least positive f16.
+            rounded if rounded == f16::ZERO => f16::MIN_POSITIVE_SUBNORMAL,
+            rounded => rounded,
+        };
+        Self { scale, offset: f16::from_f64(offset) }
+    }
+
+    fn is_usable(self) -> bool {
+        self.scale > f16::ZERO && self.scale.is_finite() && self.offset.is_finite()
+    }
+
+    /// Fits the elements of a row to the values that they have on this grid.
+    fn fit(self, row: &[f32]) -> Fit {
+        let (scale, offset) = (f64::from(self.scale.to_f32()), f64::from(self.offset.to_f32()));
+        let per_step = 1.0 / scale;
+        let (mut squared_error, mut sum, mut products) = (0.0, 0.0, 0.0);
+        let (mut values, mut squares) = (0u64, 0u64);
+        for &x in row {
+            // Less the offset, so that the sums do not cancel.
+            let x = f64::from(x) - offset;
+            // Rounded to the nearest, as a cast truncates.
+            let value = ((x * per_step).clamp(0.0, Self::LAST) + 0.5) as u32;
+            let difference = x - scale * f64::from(value);
+            squared_error += difference * difference;
+            sum += x;
+            products += x * f64::from(value);
+            values += u64::from(value);
+            squares += u64::from(value * value);
+        }
+        let (count, values, squares) = (row.len() as f64, values as f64, squares as f64);
+        // 0 / 0 if all values are equal: such a grid is not usable.
+        let slope = (count * products - sum * values) / (count * squares - values * values);
+        let intercept = (sum - slope * values) / count;
+        Fit { squared_error, scale: slope, offset: offset + intercept }
+    }
 }
 
 /// The integer q for which `scale * q + offset` is nearest to `x`.
@@ -262,6 +359,7 @@ fn check_finite(values: &[f32], dtype: Dtype) -> Result<(), EncodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{vec, vec::Vec};
 
     #[test]
     fn i8_slices_stay_within_half_a_step() {
@@ -294,6 +392,15 @@ mod tests {
         }
     }
 
+    /// The elements that an i4 row stands for, its scale, and its values of q.
+    fn decode_i4(out: &[u8], columns: usize) -> (Vec<f64>, f64, Vec<u8>) {
+        let header = |at: usize| f64::from(f16::from_le_bytes([out[at], out[at + 1]]).to_f32());
+        let nibbles = out[4..].iter().flat_map(|pair| [pair & 15, pair >> 4]);
+        let values: Vec<u8> = nibbles.take(columns).collect();
+        let back = values.iter().map(|&q| header(0) * f64::from(q) + header(2)).collect();
+        (back, header(0), values)
+    }
+
     #[test]
     fn i4_rows_stay_within_their_bound() {
         let values = [
@@ -303,16 +410,74 @@ mod tests {
         let mut out = [0; 5 * 6];
         encode_rows(&values, 3, Dtype::I4, &mut out).unwrap();
         for (row, out) in values.chunks(3).zip(out.chunks(6)) {
-            let header = |at: usize| f64::from(f16::from_le_bytes([out[at], out[at + 1]]).to_f32());
-            let (scale, offset) = (header(0), header(2));
+            let low = f64::from(row.iter().fold(f32::MAX, |a, &b| a.min(b)));
+            let high = f64::from(row.iter().fold(f32::MIN, |a, &b| a.max(b)));
+            let scale = (high - low) / 15.0;
             let bound = scale / 2.0
-                + f64::powi(2.0, -11) * (offset.abs() + 15.0 * scale)
+                + f64::powi(2.0, -11) * (low.abs() + 15.0 * scale)
                 + f64::powi(2.0, -21);
-            for (&x, q) in row.iter().zip([out[4] & 15, out[4] >> 4, out[5]]) {
-                let back = scale * f64::from(q) + offset;
-                assert!((back - f64::from(x)).abs() <= bound, "{x} became {back}, bound {bound}");
-            }
+            let (back, ..) = decode_i4(out, 3);
+            let sum: f64 = row.iter().zip(back).map(|(&x, y)| (f64::from(x) - y).powi(2)).sum();
+            assert!(sum <= 3.0 * bound * bound, "{row:?}: {sum:e}, bound {bound:e}");
         }
+    }
+
+    /// Sums of uniform numbers, nearly normal, and every seventh row with an element far away.
+    fn normal_rows(rows: usize, columns: usize) -> Vec<f32> {
+        let mut state = 1u32;
+        let mut uniform = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let mut normal = || (0..12).map(|_| uniform()).sum::<f32>();
+        let far = |at: usize| if at.is_multiple_of(7 * columns) { 4.0 } else { 1.0 };
+        (0..rows * columns).map(|at| far(at) * normal() * 0.03 + 0.01).collect()
+    }
+
+    #[test]
+    fn i4_rows_have_less_error_than_their_whole_range_gives() {
+        for columns in [2, 3, 8, 17, 64, 384] {
+            let values = normal_rows(60, columns);
+            let row_len = Dtype::I4.row_len(columns);
+            let mut out = vec![0; 60 * row_len];
+            encode_rows(&values, columns, Dtype::I4, &mut out).unwrap();
+            let (mut found, mut covering) = (0.0, 0.0);
+            for (row, out) in values.chunks(columns).zip(out.chunks(row_len)) {
+                let low = row.iter().fold(f32::MAX, |a, &b| a.min(b));
+                let high = row.iter().fold(f32::MIN, |a, &b| a.max(b));
+                // The grid of the whole range, in f16 as it would be stored.
+                let scale = f64::from(f16::from_f64((f64::from(high) - f64::from(low)) / 15.0));
+                let offset = f64::from(f16::from_f32(low));
+                let on_grid = |x: f64| ((x - offset) / scale).round().clamp(0.0, 15.0);
+                let whole: f64 = row
+                    .iter()
+                    .map(|&x| f64::from(x))
+                    .map(|x| (x - scale * on_grid(x) - offset).powi(2))
+                    .sum();
+                let (back, step, q) = decode_i4(out, columns);
+                let mut sum = 0.0;
+                for ((&x, back), q) in row.iter().zip(back).zip(q) {
+                    let error = (f64::from(x) - back).abs();
+                    assert!(error <= step * 0.500_001 || q == 0 || q == 15, "{x} became {back}");
+                    sum += error * error;
+                }
+                assert!(sum <= whole * (1.0 + 1e-9), "{columns} columns: {sum:e} above {whole:e}");
+                (found, covering) = (found + sum, covering + whole);
+            }
+            // With many elements, the ends of a range are rare.
+            let most = if columns >= 64 { 0.9 } else { 1.0 };
+            assert!(found <= covering * most, "{columns} columns: {found:e} of {covering:e}");
+        }
+    }
+
+    #[test]
+    fn i4_rows_that_have_a_grid_are_exact() {
+        let values: Vec<f32> = (0..40).map(|at| 0.25 * (at * 7 % 16) as f32 - 1.5).collect();
+        let mut out = vec![0; Dtype::I4.row_len(40)];
+        encode_rows(&values, 40, Dtype::I4, &mut out).unwrap();
+        let (back, scale, _) = decode_i4(&out, 40);
+        assert_eq!(scale, 0.25);
+        assert!(values.iter().zip(back).all(|(&x, back)| f64::from(x) == back));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(crate) mod id_index;
 mod overrides;
 mod projected;
 mod quotient_remainder;
+mod row_numbers;
 mod rows;
 mod tt;
 
@@ -31,6 +32,7 @@ pub use id_index::{id_index, id_index_len};
 pub use overrides::Overrides;
 pub use projected::Projected;
 pub use quotient_remainder::{Combine, QuotientRemainder};
+pub use row_numbers::{RowNumberDtype, RowNumbers};
 pub use rows::Rows;
 pub use tt::{Core, Prefixes, TtCores};
 
@@ -125,7 +127,7 @@ pub enum IndexMap<'a> {
     /// Index i is row `i mod num_rows`: a hashed table.
     Modulo,
     /// The row of each index, in the order of the indices (FBGEMM's `index_remappings`).
-    Remapped(&'a [u32]),
+    Remapped(RowNumbers<'a>),
 }
 
 impl IndexMap<'_> {

@@ -2,7 +2,7 @@
 
 use crate::{
     divisor::Divisor,
-    repr::{IndexMap, TableData},
+    repr::{IndexMap, RowNumbers, TableData},
 };
 
 /// An [`IndexMap`], with the numbers of its table that it needs.
@@ -13,7 +13,7 @@ pub(crate) enum RowOf<'a> {
     /// Modulo 2^32 rows or more.
     ModuloLarge(u64),
     /// The row of each index, and the table's last row.
-    Remapped(&'a [u32], u64),
+    Remapped(RowNumbers<'a>, u64),
 }
 
 impl<'a> RowOf<'a> {
@@ -34,8 +34,7 @@ impl<'a> RowOf<'a> {
             Self::Modulo(num_rows) => num_rows.divide_u64(index).1.into(),
             Self::ModuloLarge(num_rows) => index.checked_rem(num_rows).unwrap_or(0),
             Self::Remapped(rows, last) => {
-                let row = usize::try_from(index).ok().and_then(|index| rows.get(index));
-                row.map_or(last, |&row| u64::from(row).min(last))
+                rows.get(index).map_or(last, |row| u64::from(row).min(last))
             }
         }
     }

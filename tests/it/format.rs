@@ -211,7 +211,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
     use ttrec::{
         blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
         dtype::Dtype::{self, F32},
-        repr::{CodeDtype, Combine},
+        repr::{CodeDtype, Combine, RowNumberDtype},
     };
 
     let mut tables = vec![TableSpec::new(
@@ -238,7 +238,10 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
     let dense = WeightsSpec::Dense { num_embeddings: 5, embedding_dim: 3, dtype: F32 };
     let mapped = |name, index_map| TableSpec { index_map, ..TableSpec::new(name, dense) };
     tables.push(mapped("hashed", IndexMapSpec::Modulo { num_embeddings: 12 }));
-    tables.push(mapped("remapped", IndexMapSpec::Remapped { num_embeddings: 8 }));
+    for dtype in RowNumberDtype::ALL {
+        let index_map = IndexMapSpec::Remapped { num_embeddings: 8, dtype: *dtype };
+        tables.push(mapped(dtype.name(), index_map));
+    }
     for (name, combine, codes, dtype, projection) in [
         ("codes.add", Combine::Add, CodeDtype::U16, F32, None),
         ("codes.concat", Combine::Concat, CodeDtype::U8, F32, None),
@@ -259,6 +262,14 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
         tables.push(TableSpec::new(name, weights));
     }
     let file = Layout::new(&tables).unwrap().build(|plan, out| {
+        if plan.role == Role::RemappedRows {
+            // Eight numbers.
+            let width = out.len() / 8;
+            for (at, out) in (0u32..).zip(out.chunks_exact_mut(width)) {
+                out.copy_from_slice(&((at * 3 + 1) % 5).to_le_bytes()[..width]);
+            }
+            return;
+        }
         if plan.role == Role::Codes {
             // Six rows of three codes below 5. The last four bits of a row of u12 belong to none.
             for (row, out) in (0u8..).zip(out.chunks_exact_mut(out.len() / 6)) {
@@ -282,13 +293,8 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
                 .for_each(|out| out.copy_from_slice(&2f32.to_le_bytes()));
         }
         for (at, out) in (0u32..).zip(out.chunks_exact_mut(4)) {
-            let row = (at * 3 + 1) % 5;
             let value = ((at * 7 + plan.offset as u32 / 64 * 5) % 11) as f32 - 5.0;
-            out.copy_from_slice(&if plan.role == Role::RemappedRows {
-                row.to_le_bytes()
-            } else {
-                value.to_le_bytes()
-            });
+            out.copy_from_slice(&value.to_le_bytes());
         }
     });
 
@@ -320,6 +326,9 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
             let row = match (record.number("index_map"), owned.last().unwrap()) {
                 (0, _) => index,
                 (1, _) => index % num_rows,
+                (2, ((9, 0x42, 0), rows)) => number(&rows[index as usize..][..1]),
+                (2, ((9, 0x44, 0), rows)) => number(&rows[2 * index as usize..][..2]),
+                (2, ((9, 0x45, 0), rows)) => number(&rows[3 * index as usize..][..3]),
                 (2, ((9, 0x41, 0), rows)) => number(&rows[4 * index as usize..][..4]),
                 other => panic!("{other:?}"),
             };
@@ -350,7 +359,7 @@ fn newer_kinds_and_maps_are_read_by_the_page_too() {
                         0x43 => {
                             let row = &codes[row as usize * (3 * num_books).div_ceil(2)..];
                             let pair = &row[book / 2 * 3..];
-                            if book % 2 == 0 {
+                            if book.is_multiple_of(2) {
                                 number(&pair[..2]) % 4096
                             } else {
                                 number(&pair[1..3]) / 16

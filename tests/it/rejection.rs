@@ -6,7 +6,7 @@ use crate::support::{
         self, header, layer, layer_at, put, reseal, reseal_section, section, section_at, table,
         table_at,
     },
-    random::{Values, build, build_model, codebook, model},
+    random::{Values, build, build_model, codebook, model, remapped},
 };
 use ttrec::{
     AlignedBuf, Blob, BlobError, NoSuchTable, ShapeError, TtShape,
@@ -19,7 +19,7 @@ use ttrec::{
     },
     dtype::Dtype,
     limits::{MAX_BOOK_LEN, MAX_LAYERS, MAX_MODEL_TABLES, MAX_NAME_LEN, MAX_NUM_BOOKS, MAX_TABLES},
-    repr::{CodeDtype, Combine},
+    repr::{CodeDtype, Combine, RowNumberDtype},
 };
 
 fn dense(name: &str, num_embeddings: u64, embedding_dim: usize, dtype: Dtype) -> TableSpec {
@@ -1235,7 +1235,7 @@ fn newer() -> AlignedBuf {
         TableSpec::new("b", projected(6, [3, 4], Dtype::F16)),
         TableSpec::new("c", parts(11, 3, [5, 5], Combine::Mult)),
         TableSpec::new("d", parts(10, 5, [2, 3], Combine::Concat)),
-        with_map(IndexMapSpec::Remapped { num_embeddings: 6 }, dense("e", 4, 2, Dtype::F32)),
+        with_map(remapped(6, RowNumberDtype::U32), dense("e", 4, 2, Dtype::F32)),
     ];
     let buf = build(&tables, 7, Values::Reals);
     assert_eq!(format::num_sections(&buf), 9);
@@ -1303,6 +1303,11 @@ fn row_numbers_that_are_missing_in_excess_or_not_u32() {
     for found in [20u64, 23, 28] {
         let expected = (Section(8), Rule::Len.into(), found, 24);
         assert_eq!(newer_section(8, section::LEN, &found.to_le_bytes()), expected);
+    }
+    // u8, u16 and u24 instead of u32.
+    for (dtype, len) in [(0x42, 6), (0x44, 12), (0x45, 18)] {
+        let expected = (Section(8), Rule::Len.into(), 24, len);
+        assert_eq!(newer_section(8, section::DTYPE, &[dtype]), expected);
     }
 }
 
@@ -1640,7 +1645,7 @@ fn the_writer_gives_an_index_to_ids_that_are_many_and_not_scarce() {
 fn writer_refuses_more_rows_than_indices() {
     for map in [
         |num_embeddings| IndexMapSpec::Modulo { num_embeddings },
-        |num_embeddings| IndexMapSpec::Remapped { num_embeddings },
+        |num_embeddings| remapped(num_embeddings, RowNumberDtype::U8),
     ] {
         let table = |num_embeddings| with_map(map(num_embeddings), dense("a", 4, 1, Dtype::F32));
         assert!(Layout::new(&[table(4)]).is_ok());
@@ -1654,6 +1659,22 @@ fn writer_refuses_more_rows_than_indices() {
                 bad_shape("a", ShapeError::NumEmbeddings { found })
             );
         }
+    }
+}
+
+#[test]
+fn writer_refuses_row_numbers_that_do_not_fit_their_type() {
+    for (dtype, most) in [
+        (RowNumberDtype::U8, 1 << 8),
+        (RowNumberDtype::U16, 1 << 16),
+        (RowNumberDtype::U24, 1 << 24),
+    ] {
+        let table =
+            |num_rows| with_map(remapped(num_rows + 1, dtype), dense("a", num_rows, 1, Dtype::I8));
+        assert!(Layout::new(&[table(most)]).is_ok());
+        let num_rows = most + 1;
+        let error = LayoutError::RowNumbers { table: "a".into(), found: dtype, num_rows };
+        assert_eq!(refused(&[table(num_rows)]), error);
     }
 }
 

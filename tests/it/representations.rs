@@ -5,7 +5,7 @@
 use crate::support::{
     format::{self, ROLE_REMAPPED_ROWS, section, section_at, sections_of},
     oracle::{Mode, Reference},
-    random::{CORE_DTYPES, Values, build, codebook, num_rows},
+    random::{CORE_DTYPES, Values, build, codebook, num_rows, remapped},
     rng::Rng,
     tiers,
 };
@@ -14,7 +14,7 @@ use ttrec::{
     blob::{IndexMapSpec, Layout, Location, OverridesSpec, Role, Rule, TableSpec, WeightsSpec},
     cache::RowCache,
     dtype::Dtype,
-    repr::{CodeDtype, Combine},
+    repr::{CodeDtype, Combine, RowNumberDtype},
 };
 
 /// Columns around the edges of tiles.
@@ -249,7 +249,9 @@ fn a_mapped_index_has_the_bits_of_its_row_alone_and_in_bags() {
         for index_map in [
             IndexMapSpec::Modulo { num_embeddings: 1000 },
             IndexMapSpec::Modulo { num_embeddings: 1 << 40 },
-            IndexMapSpec::Remapped { num_embeddings: 90 },
+            remapped(90, RowNumberDtype::U8),
+            remapped(90, RowNumberDtype::U16),
+            remapped(90, RowNumberDtype::U32),
         ] {
             let buf =
                 build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
@@ -302,7 +304,7 @@ fn bits_of_a_bag_depend_neither_on_the_batch_nor_on_the_workspace() {
     let maps = [
         IndexMapSpec::Identity,
         IndexMapSpec::Modulo { num_embeddings: 61 },
-        IndexMapSpec::Remapped { num_embeddings: 61 },
+        remapped(61, RowNumberDtype::U24),
     ];
     for (i, weights) in kinds().into_iter().enumerate() {
         let weights_spec = weights;
@@ -435,7 +437,7 @@ fn rows_in_index_order_are_what_a_plain_loop_over_lookups_adds() {
 #[test]
 fn remapped_rows_out_of_range_are_reported_and_lookups_stay_within_bounds() {
     for weights in kinds() {
-        let index_map = IndexMapSpec::Remapped { num_embeddings: 50 };
+        let index_map = remapped(50, RowNumberDtype::U32);
         let mut buf =
             build(&[TableSpec { index_map, ..TableSpec::new("t", weights) }], 5, Values::Reals);
         let rows = sections_of(&buf, 0)

@@ -399,7 +399,7 @@ fn check_top_k(spec: TableSpec, seed: u64, values: Values) {
 fn bias_of(spec: &TableSpec) -> TableSpec {
     let num_embeddings = match (spec.index_map, spec.weights) {
         (
-            IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings },
+            IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings, .. },
             _,
         ) => num_embeddings,
         (_, weights) => num_rows(&weights),

@@ -152,8 +152,10 @@ impl<'a> Reference<'a> {
 
     /// The row of each index, if they are remapped.
     pub(crate) fn remapped_rows(&self) -> Vec<u64> {
-        let rows = self.section(ROLE_REMAPPED_ROWS, 0).map_or(&[][..], |(_, bytes)| bytes);
-        rows.chunks(4).map(|row| u32_at(row, 0).into()).collect()
+        let Some((_, rows)) = self.section(ROLE_REMAPPED_ROWS, 0) else { return Vec::new() };
+        rows.chunks(rows.len() / self.num_embeddings() as usize)
+            .map(|row| row.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+            .collect()
     }
 
     /// The stored row of an index.
@@ -163,10 +165,7 @@ impl<'a> Reference<'a> {
             1 => index % self.num_rows(),
             // What is out of range is the last row, as the library has it; `verify_payload` reports
             // it.
-            _ => {
-                let (_, rows) = self.section(ROLE_REMAPPED_ROWS, 0).unwrap();
-                u64::from(u32_at(rows, 4 * index as usize)).min(self.num_rows() - 1)
-            }
+            _ => self.remapped_rows()[index as usize].min(self.num_rows() - 1),
         }
     }
 

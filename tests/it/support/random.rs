@@ -15,7 +15,7 @@ use ttrec::{
         OverridesSpec, Role, SectionPlan, TableSpec, WeightsSpec,
     },
     dtype::Dtype,
-    repr::{CodeDtype, Combine},
+    repr::{CodeDtype, Combine, RowNumberDtype},
 };
 
 /// Which numbers a blob is filled with.
@@ -55,6 +55,7 @@ pub(crate) fn build_model(
             _ => num_embeddings(table),
         };
         let columns = match (section.role, table.weights) {
+            (Role::RemappedRows, _) => (section.len / num_embeddings(table)) as usize,
             (Role::Rows, WeightsSpec::Projected { rank, .. }) => rank,
             (Role::Rows, WeightsSpec::QuotientRemainder { columns, .. }) => columns[0],
             (Role::RemainderRows, WeightsSpec::QuotientRemainder { columns, .. }) => columns[1],
@@ -108,11 +109,16 @@ fn embedding_dim(weights: &WeightsSpec) -> usize {
 fn num_embeddings(table: &TableSpec) -> u64 {
     match table.index_map {
         IndexMapSpec::Identity => num_rows(&table.weights),
-        IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings } => {
+        IndexMapSpec::Modulo { num_embeddings } | IndexMapSpec::Remapped { num_embeddings, .. } => {
             num_embeddings
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A map of so many indices, whose row numbers fit this type.
+pub(crate) fn remapped(num_embeddings: u64, dtype: RowNumberDtype) -> IndexMapSpec {
+    IndexMapSpec::Remapped { num_embeddings, dtype }
 }
 
 /// Rows of codes, bit by bit. The bits after the last code of a row hold what they will.
@@ -171,8 +177,8 @@ fn fill(plan: &SectionPlan, limit: u64, dim: usize, rng: &mut Rng, values: Value
                 .for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
         }
         (Role::RemappedRows, _) => {
-            out.chunks_exact_mut(4)
-                .for_each(|out| out.copy_from_slice(&(rng.below(limit) as u32).to_le_bytes()));
+            out.chunks_exact_mut(dim)
+                .for_each(|out| out.copy_from_slice(&rng.below(limit).to_le_bytes()[..dim]));
         }
         (Role::Scales(_) | Role::LayerScales(_), _) => {
             out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(&scale(rng, values)))
@@ -328,8 +334,8 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
         });
     let combine = select(&[Combine::Add, Combine::Concat][..]);
     let stored = (select(CodeDtype::ALL), select(&CORE_DTYPES[..]));
-    let codes = (1u64..=40, combine, 1usize..=9, 1usize..=70, 1usize..=9, stored);
-    let codes = (codes, 1usize..=70, prop::option::of(select(&CORE_DTYPES[..3])));
+    let codes = (1u64..=40, combine, 1usize..=6, 1usize..=70, 1usize..=9, stored);
+    let codes = (codes, 1usize..=30, prop::option::of(select(&CORE_DTYPES[..3])));
     let codes = codes.prop_map(|(codes, embedding_dim, projection)| {
         let (num_embeddings, combine, num_books, book_len, width, (codes, dtype)) = codes;
         let inner = if combine == Combine::Concat {
@@ -354,7 +360,12 @@ pub(crate) fn tables(max_rank: u32, max_dim: u32) -> impl Strategy<Value = Vec<T
                 let index_map = match map {
                     0 => IndexMapSpec::Identity,
                     1 => IndexMapSpec::Modulo { num_embeddings: indices },
-                    _ => IndexMapSpec::Remapped { num_embeddings: indices },
+                    _ => {
+                        let narrowest = RowNumberDtype::for_rows(num_rows(&weights));
+                        let drawn = RowNumberDtype::ALL[indices as usize % 4];
+                        let fits = drawn.bytes() >= narrowest.bytes();
+                        remapped(indices, if fits { drawn } else { narrowest })
+                    }
                 };
                 let table = TableSpec { index_map, num_prefixes, ..TableSpec::new(name, weights) };
                 let limit = num_embeddings(&table);
@@ -464,7 +475,7 @@ pub(crate) fn one_of_each() -> Vec<AlignedBuf> {
         ..table
     };
     let remapped = |num_embeddings, table| TableSpec {
-        index_map: IndexMapSpec::Remapped { num_embeddings },
+        index_map: self::remapped(num_embeddings, RowNumberDtype::U32),
         ..table
     };
     let prefixed = |num_prefixes, table| TableSpec { num_prefixes, ..table };

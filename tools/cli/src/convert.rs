@@ -74,7 +74,7 @@ A dense table becomes a tensor train with `representation = \"tt\"` and `rank`, 
 `tolerance`; or codes, with `representation = \"codes\"`, `books` (the number of codes of a row),
 and optionally `bits`, `rotation`, `rank` and `combine`. `row_order = \"similarity\"` (or
 \"frequency\", with --frequencies) sorts the rows of a tensor train first, so that rows that share
-slices are alike; it costs four bytes an index.
+slices are alike; it costs two to four bytes an index.
 
 Quantised rows of FBGEMM and TorchRec are dense tables, too: `quantized = \"byte\"` or \"nibble\"
 says which, where the rows do not. `padding_idx = 0` makes a row zeros.
@@ -183,7 +183,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     expected::compare(&ranker, scores, args.logits, expected, args.max_error)
 }
 
-/// Converts the tables of `spec` to a blob at `path`; returns its length in bytes.
+/// Converts the tables of `spec` to a blob at `path`, and prints the errors of those that it
+/// factorises; returns the blob's length in bytes.
 pub(crate) fn write(
     checkpoint: &Checkpoint,
     spec: &Spec,
@@ -194,6 +195,8 @@ pub(crate) fn write(
     let conversion = convert(checkpoint, spec, options, &progress).map_err(output::resumed)?;
     output::write(path, |file| conversion.write(file))?;
     conversion.forget();
+    let file = BlobFile::open(path)?;
+    conversion.note_errors(&file.blob()?)?;
     Ok(conversion.total_len())
 }
 

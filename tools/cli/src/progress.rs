@@ -47,6 +47,11 @@ impl Bar {
         Self { bar, shower: shower.flatten() }
     }
 
+    /// Shows nothing: for a part of some work that another bar is about.
+    pub(crate) fn hidden() -> Self {
+        Self { bar: ProgressBar::hidden(), shower: None }
+    }
+
     /// Adds `steps` finished steps.
     pub(crate) fn add(&self, steps: u64) {
         self.bar.inc(steps);

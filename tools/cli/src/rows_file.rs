@@ -1,7 +1,7 @@
 //! Rows in the format of training data, encoded as training encoded them, and scored.
 
 use crate::{
-    data::{Batch, Dataset, Split, Vocabulary},
+    data::{Batch, Dataset, Pass, Split, Vocabulary},
     output,
     progress::Bar,
     train::{self, OutputDirectory, TrainCheckpoint},
@@ -49,28 +49,8 @@ impl RowsOptions {
         ensure_same(&*dataset, ranker, path)?;
 
         let mut pass = dataset.pass(Split::Test, 0)?;
-        let (mut scores, mut batch, mut workspace) = (Vec::new(), Batch::default(), Vec::new());
         let bar = Bar::new("rows", 0);
-        loop {
-            pass.next(ROWS, &mut batch)?;
-            if batch.len() == 0 {
-                break;
-            }
-            let bags = batch.features.iter().map(|feature| feature.bags());
-            let bags: Vec<Bags<'_>> = bags.collect::<Result<_, _>>()?;
-            let start = scores.len();
-            scores.resize(start + batch.len(), 0.0);
-            let (out, needed) = (&mut scores[start..], ranker.workspace_len(batch.len()));
-            if workspace.len() < needed {
-                workspace = zeros(needed)?;
-            }
-            if logits {
-                ranker.logits(&batch.dense, &bags, out, &mut workspace)?;
-            } else {
-                ranker.score(&batch.dense, &bags, out, &mut workspace)?;
-            }
-            bar.add(batch.len() as u64);
-        }
+        let scores = score_pass(&mut *pass, ranker, logits, &bar, |_| ())?;
         drop(bar);
         if let Some(complaint) = pass.complaint() {
             bail!("{complaint}\nevery row needs a score");
@@ -83,8 +63,40 @@ impl RowsOptions {
     }
 }
 
+/// Scores the rest of a pass, and calls `each` with every batch.
+pub(crate) fn score_pass(
+    pass: &mut dyn Pass,
+    ranker: &Ranker<'_>,
+    logits: bool,
+    bar: &Bar,
+    mut each: impl FnMut(&Batch),
+) -> Result<Vec<f32>> {
+    let (mut scores, mut batch, mut workspace) = (Vec::new(), Batch::default(), Vec::new());
+    loop {
+        pass.next(ROWS, &mut batch)?;
+        if batch.len() == 0 {
+            return Ok(scores);
+        }
+        let bags = batch.features.iter().map(|feature| feature.bags());
+        let bags: Vec<Bags<'_>> = bags.collect::<Result<_, _>>()?;
+        let start = scores.len();
+        scores.resize(start + batch.len(), 0.0);
+        let (out, needed) = (&mut scores[start..], ranker.workspace_len(batch.len()));
+        if workspace.len() < needed {
+            workspace = zeros(needed)?;
+        }
+        if logits {
+            ranker.logits(&batch.dense, &bags, out, &mut workspace)?;
+        } else {
+            ranker.score(&batch.dense, &bags, out, &mut workspace)?;
+        }
+        each(&batch);
+        bar.add(batch.len() as u64);
+    }
+}
+
 /// Checks that the data have the features of the model.
-fn ensure_same(dataset: &dyn Dataset, ranker: &Ranker<'_>, path: &Path) -> Result<()> {
+pub(crate) fn ensure_same(dataset: &dyn Dataset, ranker: &Ranker<'_>, path: &Path) -> Result<()> {
     let features = dataset.features().iter();
     let wanted: Vec<_> = features.map(|f| (&*f.name, u64::from(f.num_embeddings))).collect();
     let found: Vec<_> = ranker.tables().map(|t| (t.name(), t.num_embeddings())).collect();

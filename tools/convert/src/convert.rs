@@ -3,6 +3,7 @@
 use crate::{
     allocate::zeros,
     checkpoint::{Checkpoint, Tensor},
+    compare,
     contraction_order::ContractionOrder,
     dialect::{
         CodedRows, Core, Model, Source, Survey, TableRows, Weights, named_after_file,
@@ -21,10 +22,10 @@ use std::{
     path::Path,
 };
 use ttrec::{
-    AlignedBuf,
+    AlignedBuf, Blob,
     blob::{IndexMapSpec, Layout, ModelSpec, OverridesSpec, Role, SectionPlan, WeightsSpec},
     dtype::{self, Dtype, EncodeError},
-    repr::{self, CodeDtype},
+    repr::{self, CodeDtype, RowNumberDtype},
 };
 
 /// How [`convert`] factorises dense tables.
@@ -125,6 +126,23 @@ impl<'c> Conversion<'c> {
         Ok(sink::build(self.layout.clone(), section)?)
     }
 
+    /// Looks up every row of the tables that were factorised, compares it with the checkpoint's,
+    /// and notes the errors; `blob` is what was written.
+    ///
+    /// # Errors
+    /// If `blob` is another one, or the checkpoint cannot be read.
+    pub fn note_errors(&self, blob: &Blob<'_>) -> Result<(), Error> {
+        for ConvertedTable { source, .. } in
+            self.tables.iter().filter(|table| table.factorized.is_some())
+        {
+            let table = blob.table(&source.name).map_err(anyhow::Error::from)?;
+            let error = compare::compare(&table, source, None, self.progress)?.relative_error;
+            let name = source.name.escape_debug();
+            self.progress.note(&format!("{name}: relative error {error:.3e}"));
+        }
+        Ok(())
+    }
+
     /// Removes the factorisations of this conversion from [`Options::resume`]: call it once the
     /// blob is safe.
     pub fn forget(&self) {
@@ -206,7 +224,9 @@ impl ConvertedTable<'_> {
         };
         let index_map = match result {
             Factorized::Tt { places: Some(_), shape, .. } => {
-                IndexMapSpec::Remapped { num_embeddings: shape.num_embeddings() }
+                let num_embeddings = shape.num_embeddings();
+                let dtype = RowNumberDtype::for_rows(num_embeddings);
+                IndexMapSpec::Remapped { num_embeddings, dtype }
             }
             _ => spec.index_map,
         };
@@ -321,7 +341,7 @@ impl Source<'_> {
     }
 
     /// Factorises the table as the spec says, or reuses the result of an interrupted conversion,
-    /// and notes the error.
+    /// and notes its shape.
     fn factorize(
         &self,
         options: &Options<'_>,
@@ -367,16 +387,13 @@ impl Source<'_> {
     fn summary(&self, result: &Factorized) -> String {
         let name = self.name.escape_debug();
         match result {
-            Factorized::Tt { shape, error, .. } => format!(
-                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}: \
-                 relative error {error:.3e}",
+            Factorized::Tt { shape, .. } => format!(
+                "{name}: a tensor train of row factors {:?}, column factors {:?}, ranks {:?}",
                 shape.row_factors(),
                 shape.column_factors(),
                 shape.inner_ranks()
             ),
-            Factorized::LowRank { rank, error, .. } => {
-                format!("{name}: rank {rank}: relative error {error:.3e}")
-            }
+            Factorized::LowRank { rank, .. } => format!("{name}: rank {rank}"),
             Factorized::Codes(codebooks) => {
                 let CodesShape { books, bits, rank, .. } = codebooks.shape;
                 format!("{name}: {books} codes of {bits} bits for {rank} columns")
@@ -414,9 +431,15 @@ impl Source<'_> {
                     })
                 })
             }
-            (Role::RemappedRows, Factorized::Tt { places: Some(places), .. }, _) => places
-                .chunks(1 << 16)
-                .try_for_each(|places| sink.put(bytemuck::cast_slice(places))),
+            (Role::RemappedRows, Factorized::Tt { places: Some(places), shape, .. }, _) => {
+                let dtype = RowNumberDtype::for_rows(shape.num_embeddings());
+                let mut bytes = Vec::new();
+                places.chunks(1 << 16).try_for_each(|places| {
+                    bytes.resize(places.len() * dtype.bytes(), 0);
+                    dtype.encode(places, &mut bytes);
+                    sink.put(&bytes)
+                })
+            }
             (Role::Projection, Factorized::LowRank { rank, basis, .. }, _) => {
                 let dtype = self.projection_dtype();
                 let dim = basis.len() / rank;

@@ -5,17 +5,15 @@ use super::{
     numbers::{bytes, percent, times},
 };
 use ttrec::dtype::Dtype;
-use ttrec_convert::{
-    StoredAs,
-    plan::{Alternative, Family, Kind},
-};
+use ttrec_convert::{StoredAs, plan::Kind};
 
 pub(super) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Dense => "dense",
         Kind::LowRank => "low rank",
+        Kind::Codes => "codes",
         Kind::TensorTrain => "tensor train",
-        _ => "chosen by plan",
+        _ => "best of all",
     }
 }
 
@@ -24,17 +22,9 @@ pub(super) fn class(kind: Kind) -> &'static str {
     match kind {
         Kind::Dense => "dense",
         Kind::LowRank => "low",
+        Kind::Codes => "codes",
         Kind::TensorTrain => "tt",
         _ => "best",
-    }
-}
-
-/// The full name of an alternative.
-pub(super) fn name(family: &Family, alternative: &Alternative) -> String {
-    match (&alternative.name, family.kind) {
-        (Some(name), _) => name.clone(),
-        (None, Kind::LowRank) => format!("i8 rows of {}", alternative.representation),
-        (None, other) => format!("{} {}", kind(other), alternative.representation),
     }
 }
 
@@ -124,34 +114,25 @@ fn representation_start(table: &TableReport) -> String {
 /// The best alternative of at most the same size, or the smallest one of the same error.
 fn instead(table: &TableReport) -> String {
     let (own_bytes, own_error) = (table.summary.bytes, table.comparison.relative_error);
-    let all = || {
-        table
-            .families
-            .iter()
-            .flat_map(|family| family.candidates.iter().map(move |c| (family, c)))
-    };
+    let all = || table.families.iter().flat_map(|family| &family.candidates);
     // A difference of less than 5 % is not worth a sentence.
     let better = all()
-        .filter(|(_, c)| c.bytes <= own_bytes && c.error < own_error * 0.95 && own_error >= 1e-6)
-        .min_by(|(_, a), (_, b)| a.error.total_cmp(&b.error));
+        .filter(|c| c.bytes <= own_bytes && c.error < own_error * 0.95 && own_error >= 1e-6)
+        .min_by(|a, b| a.error.total_cmp(&b.error));
     let smaller = all()
-        .filter(|(_, c)| {
+        .filter(|c| {
             (c.bytes as f64) < own_bytes as f64 * 0.95 && c.error <= own_error.max(1e-6) * 1.05
         })
-        .min_by_key(|(_, c)| c.bytes);
+        .min_by_key(|c| c.bytes);
     match (better, smaller) {
-        (Some((family, c)), _) => format!(
+        (Some(c), _) => format!(
             "{} would have less error, {}, in {}.",
-            capital(&name(family, c)),
+            capital(&c.name),
             percent(c.error),
             bytes(c.bytes)
         ),
-        (None, Some((family, c))) => {
-            format!(
-                "{} would have the same error in {}.",
-                capital(&name(family, c)),
-                bytes(c.bytes)
-            )
+        (None, Some(c)) => {
+            format!("{} would have the same error in {}.", capital(&c.name), bytes(c.bytes))
         }
         (None, None) => "No alternative has less error at this size.".to_owned(),
     }

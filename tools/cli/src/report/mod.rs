@@ -13,8 +13,12 @@ use crate::{
     output::{self, Output},
     progress::Terminal,
 };
-use anyhow::{Result, bail};
-use std::path::{Path, PathBuf};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 use ttrec_convert::{
     Checkpoint, Frequencies, Source, Spec, StoredAs,
     compare::{self, Comparison, LayerComparison},
@@ -40,6 +44,10 @@ pub(crate) struct Args {
     /// frequency
     #[arg(long, value_name = "FILE.npz")]
     frequencies: Option<PathBuf>,
+    /// What `ttrec plan --judge METRIC --json` printed for this blob: also draws what the whole
+    /// model loses over its bytes
+    #[arg(long, value_name = "PLAN.json")]
+    plan: Option<PathBuf>,
     /// The page to write; it is replaced only when complete
     #[arg(short, long, value_name = "REPORT.html")]
     output: PathBuf,
@@ -60,11 +68,53 @@ struct TableReport {
     sampled: Option<u64>,
 }
 
+/// A plan whose choices were judged, as `plan --json` prints it.
+#[derive(Deserialize)]
+struct JudgedPlan {
+    bytes: u64,
+    judgement: Option<Judged>,
+}
+
+/// What whole models lose.
+#[derive(Deserialize)]
+struct Judged {
+    metric: String,
+    increase: f64,
+    max_increase: Option<f64>,
+    choices: Vec<Choice>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    bytes: u64,
+    increase: f64,
+}
+
+impl Judged {
+    /// The judgement of a plan for a blob of so many bytes.
+    fn read(path: &Path, blob_bytes: u64) -> Result<Self> {
+        let place = || path.display().to_string();
+        let text = fs::read_to_string(path).with_context(place)?;
+        let JudgedPlan { bytes, judgement } = serde_json::from_str(&text).with_context(place)?;
+        ensure!(
+            bytes == blob_bytes,
+            "{}: a plan of {bytes} bytes: expected that of the blob, of {blob_bytes} bytes",
+            place()
+        );
+        let judged = judgement.filter(|judged| judged.max_increase.is_some());
+        judged.with_context(|| {
+            format!("{}: has no judged choices: write it with `ttrec plan --judge`", place())
+        })
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = BlobFile::open(&args.blob)?;
     let blob = file.blob()?;
     let checkpoint = Checkpoint::open(&args.against)?;
-    let given = [Some(args.blob.as_path()), args.spec.as_deref(), args.frequencies.as_deref()];
+    let given =
+        [Some(&args.blob), args.spec.as_ref(), args.frequencies.as_ref(), args.plan.as_ref()];
+    let given = given.map(|path| path.map(PathBuf::as_path));
     let inputs: Vec<&Path> = checkpoint.files().chain(given.into_iter().flatten()).collect();
     output::refuse_inputs(&args.output, &inputs)?;
     if let Some(damage) = blob_file::damage(&blob) {
@@ -77,6 +127,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         .map(|path| Frequencies::open(path, blob.tables().map(|table| table.name())))
         .transpose()?;
     let tier = blob_file::tier()?;
+    let bytes = blob.as_bytes().len() as u64;
+    let judged = args.plan.as_deref().map(|path| Judged::read(path, bytes)).transpose()?;
     let progress = Terminal::default();
 
     let mut tables = Vec::new();
@@ -92,8 +144,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         tables.push(study(summary, &source, comparison, &progress)?);
     }
     let layers = compare::layers(&checkpoint, spec.as_ref(), &blob)?;
-    let page =
-        page::page(&args.blob, &args.against, blob.as_bytes().len() as u64, &tables, &layers);
+    let page = page::page(&args.blob, &args.against, bytes, &tables, &layers, judged.as_ref());
 
     let mut output = Output::create(&args.output)?;
     output.write(|file| file.write_all(page.as_bytes()))?;

@@ -2,7 +2,7 @@
 //! requests. `data` elements hold the unrounded numbers for programs.
 
 use super::{
-    TableReport, explain, layer_bytes,
+    Judged, TableReport, explain, layer_bytes,
     numbers::{bytes, count, percent, times},
     plot::{self, PlotPoint, Series, Size},
 };
@@ -26,6 +26,7 @@ pub(super) fn page(
     blob_bytes: u64,
     tables: &[TableReport],
     layers: &[LayerComparison],
+    judged: Option<&Judged>,
 ) -> String {
     let name =
         |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
@@ -68,6 +69,7 @@ pub(super) fn page(
                 }
                 main {
                     (overview(tables, layers))
+                    @if let Some(judged) = judged { (judgement(blob_bytes, judged)) }
                     @for (i, table) in tables.iter().enumerate() { (section(i, table)) }
                     @if !layers.is_empty() { (layer_section(layers)) }
                 }
@@ -157,6 +159,33 @@ fn overview(tables: &[TableReport], layers: &[LayerComparison]) -> Markup {
                             } }
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// What the whole model loses.
+fn judgement(blob_bytes: u64, judged: &Judged) -> Markup {
+    let choices: Vec<(u64, f64)> =
+        judged.choices.iter().map(|choice| (choice.bytes, choice.increase)).collect();
+    let most = judged.max_increase.unwrap_or(judged.increase);
+    let (metric, loss) = (&judged.metric, format!("{:.5}", judged.increase));
+    html! {
+        section.card #judged {
+            h2 { "The whole model" }
+            p.verdict {
+                "Its " (metric) " is worse than with everything as f32 by "
+                    (data("judged-increase", judged.increase, &loss)) ", at most " (most)
+                    " (dashed). Of the " (choices.len())
+                    " choices that ttrec plan measured, this is the smallest within the limit."
+            }
+            figure {
+                (plot::judged(&choices, most, (blob_bytes, judged.increase),
+                    "Loss of the whole model against bytes"))
+                figcaption {
+                    (key("own", "this blob")) (key("dense", "within the limit"))
+                    (key("tt", "above it"))
                 }
             }
         }
@@ -276,7 +305,7 @@ fn tradeoff(table: &TableReport) -> Markup {
         let candidates = family.candidates.iter();
         let text = |c: &Alternative| {
             if c.listed {
-                explain::name(family, c)
+                c.representation.clone()
             } else {
                 String::new()
             }
@@ -315,7 +344,7 @@ fn alternatives(i: usize, table: &TableReport) -> Markup {
     let mut rows: Vec<Row> = Vec::new();
     for family in &table.families {
         let row = |c: &Alternative| Row {
-            name: explain::name(family, c),
+            name: c.name.clone(),
             bytes: c.bytes,
             error: c.error,
             own: false,
@@ -335,8 +364,6 @@ fn alternatives(i: usize, table: &TableReport) -> Markup {
             .then_with(|| a.name.cmp(&b.name))
             .then(a.error.total_cmp(&b.error))
     });
-    // `plan` may choose what a family lists, too.
-    rows.dedup_by(|b, a| a.bytes == b.bytes && a.name == b.name);
     html! {
         div {
             h3 { "Alternatives" }
@@ -441,15 +468,13 @@ fn footnotes() -> Markup {
             strong { "By frequency" } " weighs each row by its frequency."
         }
         p {
-            "Dense alternatives are the table's rows, encoded and decoded. Low rank stores rows \
-             of fewer columns in i8 and a projection in f16, from the singular value \
-             decomposition. Tensor trains of a dense table come from TT-SVD, with cores in f16 \
-             and all inner ranks R; those of a table that was trained as a tensor train are its \
-             own cores in other types. "
-            strong { "Chosen by plan" } " is, for each number of bytes, the choice of ttrec plan \
-                                         for this table: the best of every type, of low ranks and \
-                                         of tensor trains. Singular values are those of the rows, \
-                                         not centred."
+            "Alternatives are what ttrec plan considers: the table's rows in every type; short \
+             rows of every rank with a projection in f16; tensor trains of several shapes and \
+             ranks. Of each kind, those are drawn that no other one beats in both bytes and \
+             error, and the table lists the best in a half, a quarter, and so on, of the bytes as \
+             f32. A table that was trained as a tensor train has its own cores in other types. "
+            strong { "Best of all" } " is what ttrec plan chooses from. Singular values are those \
+                                       of the rows, not centred."
         }
         p { "ttrec " (env!("CARGO_PKG_VERSION")) }
     }

@@ -374,7 +374,7 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &PlotPoint, label: &str) -> M
                     html! { (N(x)) "," (N(y)) }.into_string()
                 }).collect();
                 polyline points=(line.join(" ")) {}
-                @for point in &series.points {
+                @for point in series.points.iter().filter(|point| !point.text.is_empty()) {
                     @let (x, y) = place(point);
                     circle cx=(N(x)) cy=(N(y)) r="3.5" {}
                 }
@@ -384,6 +384,38 @@ pub(super) fn tradeoff(series: &[Series<'_>], own: &PlotPoint, label: &str) -> M
         @let (x, y) = place(own);
         path.own d={ "M" (N(x)) " " (N(y - 7.0)) "l7 7l-7 7l-7-7Z" } {}
         @if let Some((x, y)) = own_label { text.ownlabel x=(N(x)) y=(N(y)) { (own.text) } }
+    };
+    svg(label, HEIGHT, &content)
+}
+
+/// What whole models lose, over their bytes; `most` is the most that they may lose, and `own` is
+/// the blob's.
+pub(super) fn judged(choices: &[(u64, f64)], most: f64, own: (u64, f64), label: &str) -> Markup {
+    let all = || choices.iter().chain([&own]).filter(|(_, loss)| loss.is_finite());
+    let bytes = || all().map(|(bytes, _)| *bytes as f64);
+    let (least, largest) = (bytes().fold(f64::INFINITY, f64::min), bytes().fold(1.0, f64::max));
+    let low = all().fold(0.0, |low: f64, (_, loss)| low.min(*loss));
+    // What is far above the limit is drawn at the top.
+    let high = all().fold(most, |high, (_, loss)| high.max(*loss)).min(4.0 * most);
+    let margin = (high - low) * 0.08;
+    let axes = Axes {
+        x: Scale::logarithmic(least * 0.8..largest * 1.3, x_places()),
+        y: Scale::linear(low - margin..high + margin, y_places()),
+    };
+    let decimals = (1.0 - (high - low).log10().floor()).clamp(0.0, 9.0) as usize;
+    let place = |&(bytes, loss): &(u64, f64)| (axes.x.at(bytes as f64), axes.y.at(loss));
+    let content = html! {
+        (axes.draw((&axes.x.ticks(4), &|x| numbers::tick(&numbers::bytes(x as u64)), "bytes"),
+            (&axes.y.ticks(4), &|y| format!("{y:.decimals$}"), "worse than as f32 by")))
+        line.mark x1=(N(LEFT)) x2=(N(WIDTH - RIGHT)) y1=(N(axes.y.at(most)))
+            y2=(N(axes.y.at(most))) {}
+        @for choice in choices.iter().filter(|(_, loss)| loss.is_finite()) {
+            @let (x, y) = place(choice);
+            g class=(if choice.1 <= most { "dense" } else { "tt" })
+                { circle cx=(N(x)) cy=(N(y)) r="3" {} }
+        }
+        @let (x, y) = place(&own);
+        path.own d={ "M" (N(x)) " " (N(y - 7.0)) "l7 7l-7 7l-7-7Z" } {}
     };
     svg(label, HEIGHT, &content)
 }

@@ -50,14 +50,25 @@ pub(crate) struct EvalArgs {
     json: bool,
 }
 
+/// A split, on the command line.
 #[derive(Clone, Copy, ValueEnum)]
-enum WhichSplit {
+pub(crate) enum WhichSplit {
     /// The test split
     Test,
     /// The validation split
     Valid,
     /// The training split
     Train,
+}
+
+impl WhichSplit {
+    pub(crate) fn split(self) -> Split {
+        match self {
+            Self::Test => Split::Test,
+            Self::Valid => Split::Valid,
+            Self::Train => Split::Train,
+        }
+    }
 }
 
 /// What `--json` prints.
@@ -80,11 +91,7 @@ fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<
     let config = &checkpoint.facts.config;
     let beside = OutputDirectory::of(&args.checkpoint);
     let vocabulary = Vocabulary::read(&beside.vocabulary())?;
-    let split = match args.split {
-        WhichSplit::Test => Split::Test,
-        WhichSplit::Valid => Split::Valid,
-        WhichSplit::Train => Split::Train,
-    };
+    let split = args.split.split();
     ensure!(
         args.data.is_empty() || split == Split::Test,
         "--data can only be used with --split test"

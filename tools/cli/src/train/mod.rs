@@ -21,12 +21,12 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 pub(crate) use checkpoint::TrainCheckpoint;
 use config::Config;
-pub(crate) use eval::{EvalArgs, evaluate};
+pub(crate) use eval::{EvalArgs, WhichSplit, evaluate};
 pub(crate) use learn::{
     Learner, OutputDirectory, TrainReport, build, unknown_line, warn_of_unknown,
 };
-pub(crate) use metrics::Quality;
-pub(crate) use ranking::Ranking;
+pub(crate) use metrics::{Quality, Scores};
+pub(crate) use ranking::{Ranking, rank_stored};
 use std::{
     fs,
     path::{Path, PathBuf},

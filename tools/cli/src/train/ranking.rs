@@ -2,15 +2,15 @@
 
 use crate::{
     catalogue::{Catalogue, keep_best},
-    data::{Dataset, Split},
+    data::{Dataset, Queries, Split},
     progress::Bar,
     query::ProductModel,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, ops::Range};
 use ttrec::{
-    Bags, Pooling, Scored,
+    Bags, Pooling, Ranker, Scored, Table,
     train::{self, Checkpointed, DenseShape, DenseTable, Dlrm, Feature, Initializer, Optimizer},
 };
 use ttrec_convert::zeros;
@@ -34,6 +34,9 @@ pub(crate) struct Ranking {
 
 /// The number of best items that are kept for a query: the largest k of the metrics.
 const BEST: usize = 20;
+/// Appends the items that are left out for one of some queries.
+type Known<'k> = dyn Fn(usize, &mut Vec<u64>) + Sync + 'k;
+
 /// Queries whose best items are in memory together.
 const QUERIES: usize = 1024;
 /// Items that are scored together where the logit is not a product.
@@ -107,25 +110,60 @@ pub(super) fn rank(
     }
     let cached = product.as_ref().map(|_| cached_rows(&model.features()[1])).transpose()?;
     let bar = Bar::new(&format!("{}: rankings", split.name()), queries.len() as u64);
-    let mut sums = Ranking::default();
-    for first in (0..queries.len()).step_by(QUERIES) {
-        let range = first..queries.len().min(first + QUERIES);
-        let bags = range.clone().map(|query| queries.context(query));
+    means(&queries, |range, known| {
+        let bags = range.map(|query| queries.context(query));
         let mut contexts = pooled(&model.features()[0], bags)?;
-        let known = |query: usize, out: &mut Vec<u64>| queries.add_known(first + query, out);
-        let best = match &product {
+        match &product {
             Some(product) => {
                 let item = &*model.features()[1].table;
                 let table = cached.iter().flatten().next().map_or(item, |rows| rows).table();
-                let dim = table.embedding_dim();
-                for vector in contexts.chunks_mut(dim) {
-                    let (query, _) = product.query(&[Some(vector), None], dim);
-                    vector.copy_from_slice(&query);
-                }
-                Catalogue { table, k: BEST, bias: None, known }.best(&contexts, &bar)?
+                best_products(product, table, &mut contexts, known, &bar)
             }
-            None => by_logits(model, &dense, &contexts, known, &bar)?,
-        };
+            None => by_logits(model, &dense, &contexts, known, &bar),
+        }
+    })
+}
+
+/// Ranks all items for each context of a split with the model of a blob.
+pub(crate) fn rank_stored(
+    ranker: &Ranker<'_>,
+    dataset: &dyn Dataset,
+    split: Split,
+) -> Result<Ranking> {
+    let queries = dataset.queries(split);
+    let queries = queries.context("only interactions and sessions have items to rank")?;
+    let dense = vec![1.0; dataset.dense_dim()];
+    let product = ProductModel::of_ranker(ranker, &dense);
+    let product = product.context(
+        "the logit of this model is not a product: ranking all items for each choice would take \
+         too long",
+    )?;
+    let tables: Vec<(Table<'_>, Pooling)> = ranker.tables().zip(ranker.poolings()).collect();
+    let [(context, pooling), (item, _)] = tables[..] else {
+        bail!("a model of {} tables: expected two, of contexts and of items", tables.len());
+    };
+    let ranking = means(&queries, |range, known| {
+        let (indices, offsets) = gathered(range.map(|query| queries.context(query)))?;
+        let bags = Bags::new(&indices, &offsets)?;
+        let mut contexts = zeros(bags.len().saturating_mul(context.embedding_dim()))?;
+        let mut workspace = zeros(context.workspace_len(indices.len()))?;
+        context.pool(&bags, pooling, &mut contexts, &mut workspace)?;
+        best_products(&product, item, &mut contexts, known, &Bar::hidden())
+    });
+    ranking?.with_context(|| format!("the {} split has no contexts", split.name()))
+}
+
+/// The means over all queries; `best` has the best items of some queries, without those that are
+/// left out.
+fn means(
+    queries: &Queries<'_>,
+    mut best: impl FnMut(Range<usize>, &Known<'_>) -> Result<Vec<Scored>>,
+) -> Result<Option<Ranking>> {
+    let mut sums = Ranking::default();
+    for first in (0..queries.len()).step_by(QUERIES) {
+        let range = first..queries.len().min(first + QUERIES);
+        let known = |query: usize, out: &mut Vec<u64>| queries.add_known(first + query, out);
+        let best = best(range.clone(), &known)?;
         for (query, best) in range.zip(best.chunks(BEST)) {
             sums.add(best, queries.targets(query));
         }
@@ -133,13 +171,35 @@ pub(super) fn rank(
     Ok(sums.means())
 }
 
-/// The vector that a feature has for each bag.
-fn pooled<'b>(feature: &Feature, bags: impl Iterator<Item = &'b [u32]>) -> Result<Vec<f32>> {
+/// The items with the largest products with these contexts, which become queries.
+fn best_products(
+    product: &ProductModel,
+    table: Table<'_>,
+    contexts: &mut [f32],
+    known: &Known<'_>,
+    bar: &Bar,
+) -> Result<Vec<Scored>> {
+    let dim = table.embedding_dim();
+    for vector in contexts.chunks_mut(dim) {
+        let (query, _) = product.query(&[Some(vector), None], dim);
+        vector.copy_from_slice(&query);
+    }
+    Catalogue { table, k: BEST, bias: None, known }.best(contexts, bar)
+}
+
+/// The indices of some bags, one after another, and their offsets.
+fn gathered<'b>(bags: impl Iterator<Item = &'b [u32]>) -> Result<(Vec<u32>, Vec<u32>)> {
     let (mut indices, mut offsets) = (Vec::new(), vec![0]);
     for bag in bags {
         indices.extend_from_slice(bag);
         offsets.push(u32::try_from(indices.len()).context("too many indices of contexts")?);
     }
+    Ok((indices, offsets))
+}
+
+/// The vector that a feature has for each bag.
+fn pooled<'b>(feature: &Feature, bags: impl Iterator<Item = &'b [u32]>) -> Result<Vec<f32>> {
+    let (indices, offsets) = gathered(bags)?;
     let (bags, dim) = (Bags::new(&indices, &offsets)?, feature.table.table().embedding_dim());
     let mut vectors = zeros(bags.len().saturating_mul(dim))?;
     feature.table.forward(&bags, feature.pooling, &mut vectors, &mut Vec::new())?;
@@ -177,7 +237,7 @@ fn by_logits(
     model: &mut Dlrm,
     dense: &[f32],
     contexts: &[f32],
-    known: impl Fn(usize, &mut Vec<u64>),
+    known: &Known<'_>,
     bar: &Bar,
 ) -> Result<Vec<Scored>> {
     let (items, dim) =
@@ -191,7 +251,7 @@ fn by_logits(
         let vectors = pooled(&model.features()[1], items.chunks(1))?;
         let mut features = [feature(contexts)?, feature(&vectors)?];
         model.features_mut().swap_with_slice(&mut features);
-        let scored = score_pairs(model, dense, items, &known, &mut best);
+        let scored = score_pairs(model, dense, items, known, &mut best);
         model.features_mut().swap_with_slice(&mut features);
         scored?;
     }
@@ -208,7 +268,7 @@ fn score_pairs(
     model: &mut Dlrm,
     dense: &[f32],
     items: &[u32],
-    known: impl Fn(usize, &mut Vec<u64>),
+    known: &Known<'_>,
     best: &mut [Vec<Scored>],
 ) -> Result<()> {
     let ends: Vec<u32> = (0..=items.len() as u32).collect();

@@ -2,7 +2,7 @@
 //! nonsense is refused.
 
 use crate::support::{Dir, Elements, TTREC, run, ttrec, vector, write_npz, write_safetensors};
-use safetensors::Dtype::F32;
+use safetensors::{Dtype::F32, SafeTensors};
 use std::{fs, path::PathBuf, process::Command};
 
 const ROWS: usize = 500;
@@ -38,6 +38,15 @@ fn told(text: &str) -> f64 {
     rest.split([' ', '\n', ',']).next().unwrap().parse().unwrap()
 }
 
+/// The errors are equal to the four digits that `convert` prints.
+#[track_caller]
+fn assert_told(told: f64, measured: f64, lines: &str) {
+    assert!(
+        (told - measured).abs() <= 6e-4 * measured,
+        "{lines}: told {told}, measured {measured}"
+    );
+}
+
 #[test]
 fn what_convert_tells_is_what_verify_measures() {
     for (lines, below) in [
@@ -54,6 +63,8 @@ fn what_convert_tells_is_what_verify_measures() {
         ("representation = \"low-rank\"\nrank = 6", 0.1),
         ("representation = \"low-rank\"\ntolerance = 0.02", 0.02),
         ("representation = \"low-rank\"\nrank = 6\ndtype = \"i8\"", 0.1),
+        // Of full rank, so that all of the error is rounding.
+        ("representation = \"low-rank\"\nrank = 24\ndtype = \"i8\"", 0.1),
     ] {
         let dir = Dir::new();
         let (checkpoint, spec, blob) =
@@ -66,11 +77,7 @@ fn what_convert_tells_is_what_verify_measures() {
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let measured = json["tables"][0]["relative_error"].as_f64().unwrap();
         assert!(json["tables"][0].get("max_error").is_none(), "{json}");
-        // Narrow types round, and without sweeps padded rows count.
-        assert!(
-            measured < told * 1.02 + 2e-3 && told < measured * 1.15 + 2e-3,
-            "{lines}: told {told}, measured {measured}"
-        );
+        assert_told(told, measured, lines);
         let run = ttrec!["verify", &blob, "--against", &checkpoint, "--spec", &spec].exits(0);
         run.prints([if lines.contains("tolerance") {
             "(within"
@@ -166,7 +173,7 @@ fn sorted_rows_lose_less_and_are_found_again() {
         let json = ttrec!["verify", &blob, "--against", &checkpoint, "--json"].exits(0).stdout;
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let measured = json["tables"][0]["relative_error"].as_f64().unwrap();
-        assert!((measured / told - 1.0).abs() < 0.2, "{lines}: told {told}, measured {measured}");
+        assert_told(told, measured, lines);
         measured
     };
     let as_they_are = error("");
@@ -323,11 +330,12 @@ fn a_finished_factorisation_is_resumed_once() {
             .collect::<Vec<_>>()
             .try_into()
             .unwrap();
-        // A mark that only a file that is used leaves.
+        // A mark that only a file that is used leaves: the sign of a number.
         let mut bytes = fs::read(&file).unwrap();
-        let mark = b"\"error\":\"0.";
-        let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap() + mark.len();
-        bytes[at] = b'9';
+        let name = if lines.contains("tt") { "core0" } else { "basis" };
+        let numbers = SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data();
+        let at = numbers.as_ptr().addr() - bytes.as_ptr().addr();
+        bytes[at + 3] ^= 0x80;
         fs::write(&file, bytes).unwrap();
         // Another request does not take it.
         let other = dir.file("other.toml", self::spec(&lines.replace('6', "5")));
@@ -335,13 +343,11 @@ fn a_finished_factorisation_is_resumed_once() {
             .exits(0);
         assert!(told(&run.stdout) < 0.5, "{run:#?}");
         assert!(file.exists());
-        let run = ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--resume", &kept]
-            .exits(0);
-        assert!(told(&run.stdout) >= 0.9, "{run:#?}");
+        ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob, "--resume", &kept].exits(0);
         let resumed = fs::read(&blob).unwrap();
         assert_eq!(fs::read_dir(&kept).unwrap().count(), 0, "nothing needs it any more");
         ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
-        assert!(resumed == fs::read(&blob).unwrap());
+        assert!(resumed != fs::read(&blob).unwrap(), "the kept one was not used");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Recall and NDCG over all items, against a count of what the converted model scores.
 
-use crate::support::{Dir, Elements, npy, read_f32, ttrec, vector, write_npz};
+use crate::support::{Dir, Elements, npy, read_f32, read_npz, ttrec, vector, write_npz};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -130,8 +130,15 @@ impl Planted {
         out
     }
 
-    /// The metrics, from the logits of all pairs of a query and an item.
+    /// The metrics of a run's model.
     fn expected(&self, run: &Path) -> [f64; 4] {
+        let blob = run.join("model.ttr");
+        ttrec!["convert", run.join("best.safetensors"), "-o", &blob].exits(0);
+        self.counted(run, &blob)
+    }
+
+    /// The metrics of a blob, from the logits of all pairs of a query and an item.
+    fn counted(&self, run: &Path, blob: &Path) -> [f64; 4] {
         let [contexts, items] = [0, 1].map(|feature| {
             let text = fs::read_to_string(run.join("vocabulary.csv")).unwrap();
             let mut names: Vec<&str> = Vec::new();
@@ -146,9 +153,7 @@ impl Planted {
             }
             numbers[feature].clone()
         });
-        let (blob, batch, scores) =
-            (run.join("model.ttr"), run.join("batch.npz"), run.join("logits.npy"));
-        ttrec!["convert", run.join("best.safetensors"), "-o", &blob].exits(0);
+        let (batch, scores) = (run.join("batch.npz"), run.join("logits.npy"));
         let count = self.queries.len() * items.len();
         let (mut bags, mut offsets, mut candidates) = (Vec::new(), vec![0u64], Vec::new());
         for (context, _, _) in &self.queries {
@@ -170,7 +175,7 @@ impl Planted {
             arrays.push(("dense", npy("<f4", &[count, 1], &vec![1f32; count][..].bytes())));
         }
         write_npz(&batch, &arrays);
-        ttrec!["score", &blob, "--batch", &batch, "--logits", "-o", &scores].exits(0);
+        ttrec!["score", blob, "--batch", &batch, "--logits", "-o", &scores].exits(0);
         let logits = read_f32(&scores).1;
         let mut sums = [0.0; 4];
         for ((_, targets, known), logits) in self.queries.iter().zip(logits.chunks(items.len())) {
@@ -310,4 +315,158 @@ fn a_sweep_compares_by_ndcg() {
         assert!(line.contains(&mean(&test)) && line.contains(&mean(&recall)), "{line}");
     }
     assert!(fs::read_to_string(out.join("results.svg")).unwrap().contains("NDCG@20"));
+}
+
+/// AUC and log-loss of a blob on samples with labels, by their definitions.
+fn of_samples(samples: &Path, blob: &Path) -> [f64; 2] {
+    let scores = samples.with_extension("npy");
+    ttrec!["score", blob, "--batch", samples, "--logits", "-o", &scores].exits(0);
+    let (logits, labels) = (read_f32(&scores).1, &read_npz(samples)["label"].values);
+    let (mut won, mut pairs, mut loss) = (0.0, 0.0, 0.0);
+    for (&a, &label) in logits.iter().zip(labels) {
+        let probability = 1.0 / (1.0 + f64::from(-a).exp());
+        loss -= (label * probability + (1.0 - label) * (1.0 - probability)).ln();
+        for (&b, _) in logits.iter().zip(labels).filter(|(_, other)| label == 1.0 && **other == 0.0)
+        {
+            pairs += 1.0;
+            won += f64::from(u8::from(a > b)) + 0.5 * f64::from(u8::from(a == b));
+        }
+    }
+    [won / pairs, loss / logits.len() as f64]
+}
+
+#[test]
+fn a_judged_plan_loses_what_it_says() {
+    let planted = interactions();
+    let dir = &planted.dir;
+    let run = planted.train("judged", &planted.config("top = [1]", true, "epochs = 8"));
+    let best = run.join("best.safetensors");
+    let samples = dir.path("samples.npz");
+    let found = evaluated(&planted, &run, &["--samples", samples.to_str().unwrap()]);
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    for (args, of_model) in [
+        (&["--judge", "auc", "--max-loss", "0.004", "--split", "test"][..], "auc"),
+        (&["--max-auc-loss", "0.004", "--samples"], "auc"),
+        (&["--max-logloss-increase", "0.003", "--split", "test"], "log_loss"),
+        (&["--judge", "recall@20", "--max-loss", "0.02", "--split", "test"], "recall@20"),
+    ] {
+        let (spec, blob) = (dir.path("judged.toml"), dir.path("judged.ttr"));
+        let mut command = std::process::Command::new(crate::support::TTREC);
+        command.arg("plan").arg(&best).args(args).arg("-o").arg(&spec).arg("--json");
+        if args.contains(&"--samples") {
+            command.arg(&samples);
+        } else {
+            command.arg("--data-dir").arg(dir.path(""));
+        }
+        let plan: serde_json::Value =
+            serde_json::from_str(&crate::support::run(command).exits(0).stdout).unwrap();
+        let judged = &plan["judgement"];
+        let [exact, increase, most] =
+            ["exact_loss", "increase", "max_increase"].map(|of| number(&judged[of]));
+        let sign = if of_model == "log_loss" { 1.0 } else { -1.0 };
+        let metric = |loss: f64| if sign < 0.0 { 1.0 - loss } else { loss };
+        // What it is compared with is the model as it was trained.
+        assert!((metric(exact) - number(&found[of_model])).abs() < 1e-6, "{args:?} {judged}");
+        assert!(increase <= most, "{args:?}: {judged}");
+
+        ttrec!["convert", &best, "--spec", &spec, "-o", &blob].exits(0);
+        assert_eq!(fs::metadata(&blob).unwrap().len(), plan["bytes"].as_u64().unwrap());
+        let [auc, log_loss] = of_samples(&samples, &blob);
+        let measured = match of_model {
+            "auc" => auc,
+            "log_loss" => log_loss,
+            _ => planted.counted(&run, &blob)[2],
+        };
+        let said = metric(exact + increase);
+        assert!((measured - said).abs() < 1e-6, "{args:?}: {measured}, the plan says {said}");
+        // Of all that was measured, nothing smaller is within the limit.
+        let choices = judged["choices"].as_array().unwrap();
+        assert!(choices.len() > 5, "{judged}");
+        assert!(choices.iter().any(|choice| number(&choice["increase"]) > most), "{judged}");
+        for choice in choices.iter().filter(|choice| number(&choice["increase"]) <= most) {
+            assert!(choice["bytes"].as_u64() >= plan["bytes"].as_u64(), "{judged}");
+        }
+        assert!(plan["bytes"].as_u64() < plan["f32_bytes"].as_u64(), "{plan}");
+    }
+
+    // With a budget alone, the loss is only measured.
+    let text = ttrec![
+        "plan",
+        &best,
+        "--judge",
+        "auc",
+        "--budget",
+        "30%",
+        "--data-dir",
+        dir.path(""),
+        "-o",
+        dir.path("x.toml")
+    ];
+    text.exits(0).prints(["auc: 0.0", " than as f32\n"]);
+    // A small budget and a small loss exclude each other.
+    let run = ttrec![
+        "plan",
+        &best,
+        "--max-auc-loss",
+        "0.0001",
+        "--budget",
+        "7%",
+        "--samples",
+        &samples,
+        "-o",
+        dir.path("y.toml")
+    ];
+    run.exits(3).says(["best.safetensors: "]);
+    assert!(!dir.path("y.toml").exists());
+}
+
+#[test]
+fn nonsense_of_a_judge_is_refused() {
+    let planted = interactions();
+    let dir = &planted.dir;
+    let run = planted.train("judge", &planted.config("", false, "epochs = 1"));
+    let best = run.join("best.safetensors");
+    let samples = dir.path("none.npz");
+    let (index, offsets) = (|| vector(&[0u32]), || vector(&[0u32, 1]));
+    let arrays = [
+        ("indices_0", index()),
+        ("offsets_0", offsets()),
+        ("indices_1", index()),
+        ("offsets_1", offsets()),
+    ];
+    write_npz(&samples, &arrays);
+    let tables = dir.path("tables.safetensors");
+    let rows = [0.5f32; 40];
+    crate::support::write_safetensors(
+        &tables,
+        &[("emb", safetensors::Dtype::F32, &[10, 4], rows[..].bytes())],
+    );
+    let samples = samples.to_str().unwrap();
+    for (checkpoint, args, says) in [
+        (&tables, &["--max-auc-loss", "0.1", "--samples", samples][..], "has only tables"),
+        (&best, &["--max-auc-loss", "0.1", "--samples", samples], "array \"label\" is missing"),
+        (&best, &["--budget", "50%", "--samples", samples], "pass --judge METRIC"),
+        (
+            &best,
+            &["--judge", "recall@20", "--max-loss", "0.1", "--samples", samples],
+            "has no contexts",
+        ),
+        (&best, &["--max-auc-loss", "0.1", "--padding-idx", "1"], "are for --samples"),
+    ] {
+        let mut command = std::process::Command::new(crate::support::TTREC);
+        command.arg("plan").arg(checkpoint).args(args).arg("-o").arg(dir.path("x.toml"));
+        crate::support::run(command).exits(3).says([says]);
+    }
+    for args in [
+        &["--max-auc-loss", "0"][..],
+        &["--max-loss", "0.1"],
+        &["--judge", "auc"],
+        &["--max-auc-loss", "0.1", "--max-logloss-increase", "0.1"],
+        &["--judge", "accuracy", "--max-loss", "0.1"],
+    ] {
+        let mut command = std::process::Command::new(crate::support::TTREC);
+        command.arg("plan").arg(&best).args(args).arg("-o").arg(dir.path("x.toml"));
+        crate::support::run(command).exits(2);
+    }
+    assert!(!dir.path("x.toml").exists());
 }

@@ -111,8 +111,8 @@ impl Table {
         error
     }
 
-    /// Every element of an i8 blob is within half a step of its row's own scale, and the rounding
-    /// of its evaluation.
+    /// A row of an i4 blob has at most the squared error that half a step of its whole range gives
+    /// each element.
     fn assert_i4(&self, dir: &Dir) {
         let blob = self.convert(dir, "i4");
         let found = self.look_up(dir, &blob, &self.all_rows());
@@ -127,24 +127,24 @@ impl Table {
             let bound = scale / 2.0
                 + f64::powi(2.0, -11) * (low.abs() + 15.0 * scale)
                 + f64::powi(2.0, -21);
-            for (column, (&found, &value)) in found.iter().zip(values).enumerate() {
-                let error = (f64::from(found) - f64::from(value)).abs();
-                assert!(
-                    error <= bound,
-                    "row {row}, column {column}: {found} for {value}, bound {bound:e}"
-                );
-                ratio = ratio.max(error / bound);
-            }
+            let pairs = found.iter().zip(values);
+            let squared =
+                pairs.map(|(&found, &value)| (f64::from(found) - f64::from(value)).powi(2));
+            let error = (squared.sum::<f64>() / self.columns as f64).sqrt();
+            assert!(error <= bound, "row {row}: {error:e}, bound {bound:e}");
+            ratio = ratio.max(error / bound);
         }
-        assert!(ratio > 0.5, "{ratio}: too good to be i4");
+        assert!(ratio > 0.3, "{ratio}: too good to be i4");
         let error = self.verified_error(&blob);
         eprintln!(
-            "{} i4: relative error {error:.3e}, nearest an element came to its bound: {ratio:.4}",
+            "{} i4: relative error {error:.3e}, nearest a row came to its bound: {ratio:.4}",
             self.name
         );
-        assert!(error > 1e-2 && error < 2e-1, "{error}");
+        assert!(error > 1e-2 && error < 1.1e-1, "{error}");
     }
 
+    /// Every element of an i8 blob is within half a step of its row's own scale, and the rounding
+    /// of its evaluation.
     fn assert_i8(&self, dir: &Dir) {
         const U: f64 = 1.0 / (1 << 24) as f64;
         let blob = self.convert(dir, "i8");
@@ -409,14 +409,14 @@ fn torch_tables_are_converted_without_being_held() {
 
 #[test]
 #[ignore = "needs TTREC_DATA: published tables"]
-fn minilm_as_i4_is_within_half_a_step() {
+fn minilm_as_i4_is_within_its_bound() {
     let table = Table::read(MINILM);
     table.assert_i4(&Dir::new());
 }
 
 #[test]
 #[ignore = "needs TTREC_DATA: published tables"]
-fn wordllama_as_i4_is_within_half_a_step() {
+fn wordllama_as_i4_is_within_its_bound() {
     let table = Table::read(WORDLLAMA);
     table.assert_i4(&Dir::new());
 }

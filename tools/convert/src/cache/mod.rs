@@ -284,7 +284,7 @@ fn spec(table: &Table<'_>, rows: usize, num_prefixes: usize) -> Result<TableSpec
     let index_map = match data.index_map() {
         IndexMap::Identity => IndexMapSpec::Identity,
         IndexMap::Modulo => IndexMapSpec::Modulo { num_embeddings },
-        IndexMap::Remapped(_) => IndexMapSpec::Remapped { num_embeddings },
+        IndexMap::Remapped(rows) => IndexMapSpec::Remapped { num_embeddings, dtype: rows.dtype() },
         other => bail!("the index map {} cannot be written", other.name()),
     };
     let num_prefixes = num_prefixes as u64;

@@ -53,15 +53,14 @@ pub(crate) struct Target {
     pub(crate) tolerance: Option<f64>,
 }
 
-/// The result of a factorisation, and its relative error (Frobenius), weighted if there are
-/// weights.
+/// The result of a factorisation.
 pub(crate) enum Factorized {
     /// Each core is its slices one after another; `places`, if the rows are reordered, has the row
     /// of each index.
-    Tt { shape: TtShape, cores: Vec<Vec<f32>>, places: Option<Vec<u32>>, error: f64 },
+    Tt { shape: TtShape, cores: Vec<Vec<f32>>, places: Option<Vec<u32>> },
     /// `basis` is `embedding_dim x rank`, row-major, its columns orthonormal.
-    LowRank { rank: usize, basis: Vec<f32>, error: f64 },
-    /// Books, of which no row is coded yet, and so without an error.
+    LowRank { rank: usize, basis: Vec<f32> },
+    /// Books, of which no row is coded yet.
     Codes(Codebooks),
 }
 
@@ -117,11 +116,7 @@ impl Request {
                 let rank = within
                     .min(rank.map_or(usize::MAX, |rank| rank as usize))
                     .min(rows.embedding_dim());
-                Ok(Factorized::LowRank {
-                    rank,
-                    basis: found.basis(rank),
-                    error: found.error_at(rank),
-                })
+                Ok(Factorized::LowRank { rank, basis: found.basis(rank) })
             }
             Self::Codes(shape) => {
                 let learner = Learner::new(rows, weights, shape.bits, shape.projected, job)?;
@@ -158,7 +153,7 @@ impl Request {
                     &refined.ranks,
                 )?;
                 let places = order.map(|order| order.places());
-                Ok(Factorized::Tt { shape, cores: refined.cores, places, error: refined.error })
+                Ok(Factorized::Tt { shape, cores: refined.cores, places })
             }
         }
     }

@@ -111,10 +111,9 @@ impl Key {
                     == shape.projected.then_some(shape.inner_dim() * embedding_dim);
             return fits.then_some(Factorized::Codes(Codebooks { shape, entries, projection }));
         }
-        let error: f64 = metadata.get("error")?.parse().ok()?;
         if let Some((shape, basis)) = read("basis") {
             let &[dim, rank] = shape.as_slice() else { return None };
-            return (dim == embedding_dim).then_some(Factorized::LowRank { rank, basis, error });
+            return (dim == embedding_dim).then_some(Factorized::LowRank { rank, basis });
         }
         let (mut p, mut q, mut ranks, mut cores) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         while let Some((shape, core)) = read(&format!("core{}", cores.len())) {
@@ -135,7 +134,7 @@ impl Key {
         });
         let fits = cores.iter().enumerate().all(|(k, core)| core.len() as u64 == shape.core_len(k));
         let fits = fits && in_place && shape.embedding_dim() == embedding_dim;
-        fits.then_some(Factorized::Tt { shape, cores, places, error })
+        fits.then_some(Factorized::Tt { shape, cores, places })
     }
 
     /// A factorisation as a safetensors file, with this key.
@@ -144,18 +143,17 @@ impl Key {
         factorized: &'f Factorized,
         embedding_dim: usize,
     ) -> Result<Vec<u8>> {
-        let (arrays, error): (Vec<Array<'f>>, Option<f64>) = match factorized {
-            Factorized::LowRank { rank, basis, error } => (
-                vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())],
-                Some(*error),
-            ),
+        let arrays: Vec<Array<'f>> = match factorized {
+            Factorized::LowRank { rank, basis } => {
+                vec![("basis".to_owned(), vec![embedding_dim, *rank], basis.as_slice())]
+            }
             Factorized::Codes(Codebooks { entries, projection, .. }) => {
                 let array =
                     |name: &str, values: &'f [f32]| (name.to_owned(), vec![values.len()], values);
                 let projection = projection.iter().map(|values| array(PROJECTION, values));
-                (projection.chain([array(BOOKS, entries)]).collect(), None)
+                projection.chain([array(BOOKS, entries)]).collect()
             }
-            Factorized::Tt { shape, cores, error, .. } => {
+            Factorized::Tt { shape, cores, .. } => {
                 let array = |(k, core): (usize, &'_ Vec<f32>)| {
                     let rows = shape.row_factors()[k] as usize;
                     vec![
@@ -166,12 +164,9 @@ impl Key {
                     ]
                 };
                 let arrays = cores.iter().enumerate();
-                (
-                    arrays
-                        .map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice()))
-                        .collect(),
-                    Some(*error),
-                )
+                arrays
+                    .map(|(k, core)| (format!("core{k}"), array((k, core)), core.as_slice()))
+                    .collect()
             }
         };
         let bytes: Vec<Vec<u8>> = arrays
@@ -193,9 +188,7 @@ impl Key {
                 Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?))
             })
             .chain(places);
-        let error = error.map(|error| ("error".to_owned(), error.to_string()));
-        let metadata: HashMap<_, _> =
-            error.into_iter().chain([("key".to_owned(), self.text.clone())]).collect();
+        let metadata = HashMap::from([("key".to_owned(), self.text.clone())]);
         Ok(safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?)
     }
 }

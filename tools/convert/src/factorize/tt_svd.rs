@@ -189,12 +189,6 @@ impl TtSvd {
             .then(|| self.train.energies.iter().map(|e| rank_within(e, share) as u32).collect())
     }
 
-    /// The cores at these inner ranks, each as its slices one after another: `p_k x r_k x q_k x
-    /// r_{k+1}`.
-    pub(crate) fn cores(&self, ranks: &[u32]) -> Result<Vec<Vec<f32>>> {
-        Ok(self.slices(&self.truncate(ranks)?.0))
-    }
-
     /// The cores at these inner ranks, refined on the table in `sweeps` sweeps, with each row's
     /// error times its weight. Without sweeps the table is not read.
     pub(crate) fn refine(

@@ -1,10 +1,11 @@
-//! Alternative representations of a table, with bytes and error, measured by encoding and decoding
-//! its rows. They are a fixed list, so that reports can be compared, and the choices of `plan` for
-//! smaller and smaller budgets.
+//! Alternative representations of a table, with bytes and error: all that `plan` considers for it;
+//! or, if it was trained in another form or is too large for a plan of all its rows, a few that are
+//! measured here by encoding and decoding rows.
 
 use super::{
-    candidate::{self, Search, f32_bytes},
-    enumerate::curve,
+    candidate::{Candidate, Form, Search, f32_bytes},
+    choose::{Item, front},
+    enumerate::of_dense,
     explain,
     low_rank::{mix, project},
     runs::Runs,
@@ -13,17 +14,16 @@ use super::{
 use crate::{
     dialect::{Source, Weights},
     error::Error,
-    factorize::{DEFAULT_MEMORY, Job, Limits, LowRank, Rows, TtSvd, suggest_shape},
+    factorize::{DEFAULT_MEMORY, Job, LowRank, Rows},
     in_memory,
     progress::{Progress, Step},
+    spec::TableSpec,
 };
 use anyhow::{Context, Result};
-use ttrec::{AlignedBuf, Blob, TtShape, blob::Layout, dtype::Dtype};
+use ttrec::{AlignedBuf, Blob, blob::Layout, dtype::Dtype};
 
 /// Larger tensor trains are not measured in each dtype.
 const MAX_PARAMETERS: u64 = 1 << 26;
-/// The ranks of the tensor trains of a dense table.
-const RANKS: [u32; 4] = [8, 16, 32, 64];
 
 /// The units of the families that this module measures, which are fewer than those of a plan.
 const OWN: u64 = 300;
@@ -34,22 +34,16 @@ const UNITS: u64 = OWN + Search::UNITS;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Alternative {
-    /// A short description, such as "i8" or "rank 96".
+    /// A short description for plots, such as "i8" or "i8 rank 96".
     pub representation: String,
-    /// The full description, if the family and the short description are not enough.
-    pub name: Option<String>,
+    /// The full description, such as "i8 rows of rank 96".
+    pub name: String,
     /// The bytes in a blob.
     pub bytes: u64,
     /// The relative error over all rows.
     pub error: f64,
     /// Whether tables list it, or only plots show it.
     pub listed: bool,
-}
-
-impl Alternative {
-    fn new(representation: String, bytes: u64, error: f64) -> Self {
-        Self { representation, name: None, bytes, error, listed: true }
-    }
 }
 
 /// Alternatives that differ in one setting.
@@ -69,9 +63,11 @@ pub enum Kind {
     Dense,
     /// Short rows and a projection.
     LowRank,
+    /// Codes of entries of a few books.
+    Codes,
     /// A tensor train.
     TensorTrain,
-    /// The choices of [`plan`](super::plan()) for smaller and smaller budgets.
+    /// The best of all families, which [`plan`](super::plan()) chooses from.
     Planned,
 }
 
@@ -116,25 +112,18 @@ fn families(
         families.push(Family { kind, candidates });
     };
     let weights = &source.weights;
+    if let (Weights::Dense(rows), None, true) = (weights, source.hashed, sample.is_whole())
+        && let Some(families) = planned(&source.name, rows, progress, step)?
+    {
+        return Ok(families);
+    }
     let rows = Measured::read(sample)?;
     let mut families = Vec::new();
     found(&mut families, Kind::Dense, dense(weights, &rows)?);
     if let Some(spectrum) = spectrum {
         found(&mut families, Kind::LowRank, low_rank(weights, &rows, spectrum)?);
     }
-    let trains = match weights {
-        Weights::Tt { .. } => cores(weights, &rows)?,
-        // The ranks of a sample do not predict those of the whole table.
-        Weights::Dense(_) if sample.is_whole() && spectrum.is_some() => factorised(&rows)?,
-        _ => Vec::new(),
-    };
-    found(&mut families, Kind::TensorTrain, trains);
-    if let (Weights::Dense(rows), None, true) = (weights, source.hashed, sample.is_whole()) {
-        families.push(Family {
-            kind: Kind::Planned,
-            candidates: planned(&source.name, rows, progress, step)?,
-        });
-    }
+    found(&mut families, Kind::TensorTrain, cores(weights, &rows)?);
     families.retain(|family| !family.candidates.is_empty());
     families
         .iter_mut()
@@ -142,34 +131,67 @@ fn families(
     Ok(families)
 }
 
-/// The choices of `plan`, down to 1/64 of the f32 bytes. Tables list those of a half, a quarter,
-/// and so on, except dense rows, which have their own family.
+/// What `plan` considers: rows of each type, and of each other family, and of all, what nothing
+/// else beats in bytes and error, down to 1/64 of the f32 bytes. `None` for a table that is too
+/// large, or has values that are not finite.
 fn planned(
     name: &str,
     rows: &dyn Rows,
     progress: &dyn Progress,
     step: &Step<'_>,
-) -> Result<Vec<Alternative>> {
-    // None for a table that is too large, or has values that are not finite.
-    let Ok(curve) = curve(name, rows, DEFAULT_MEMORY, progress, step) else {
-        return Ok(Vec::new());
-    };
+) -> Result<Option<Vec<Family>>> {
+    let options =
+        Search { frequencies: None, memory: DEFAULT_MEMORY, most_bytes: u64::MAX, progress, step };
+    let Ok(found) = of_dense(name, &TableSpec::default(), rows, &options) else { return Ok(None) };
     let f32_bytes = f32_bytes(rows.num_embeddings(), rows.embedding_dim());
-    let within =
-        |part: i32| curve.iter().rposition(|c| c.bytes as f64 <= f32_bytes / f64::from(1 << part));
-    let listed: Vec<usize> = (1..=6).filter_map(within).collect();
-    let smallest = listed.last().copied().unwrap_or(0);
-    let candidate = |(at, c): (usize, &candidate::Candidate)| {
-        let layout = Layout::new(std::slice::from_ref(&c.layout))?;
-        Ok(Alternative {
-            representation: explain::shortly(c),
-            name: Some(explain::describe(c).trim_start_matches("a ").to_owned()),
-            bytes: layout.sections().iter().map(|section| section.len).sum(),
-            error: c.error,
-            listed: listed.contains(&at) && c.representation != candidate::Form::Dense,
-        })
+    let kinds = [Kind::Dense, Kind::LowRank, Kind::Codes, Kind::TensorTrain, Kind::Planned];
+    let family = |kind| -> Result<Family> {
+        let of_kind = |c: &&Candidate| kind == Kind::Planned || kind_of(c) == kind;
+        let list: Vec<&Candidate> = found.list.iter().filter(of_kind).collect();
+        let item =
+            |c: &&Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
+        let items: Vec<Item> = list.iter().map(item).collect();
+        // Rows of each type are few, and all of them say something.
+        let kept = match kind {
+            Kind::Dense => (0..list.len()).collect(),
+            _ => front(&items),
+        };
+        let curve: Vec<&Candidate> = kept.into_iter().map(|at| list[at]).collect();
+        // Tables list those of a half, a quarter, and so on; what is best has its own family.
+        let within = |part: i32| {
+            curve.iter().rposition(|c| c.bytes as f64 <= f32_bytes / f64::from(1 << part))
+        };
+        let halves: Vec<usize> = (0..=6).filter_map(within).collect();
+        let smallest = halves.last().copied().filter(|_| kind != Kind::Dense).unwrap_or(0);
+        let candidate = |(at, c): (usize, &&Candidate)| {
+            let layout = Layout::new(std::slice::from_ref(&c.layout))?;
+            Ok(Alternative {
+                representation: explain::shortly(c),
+                name: explain::describe(c).trim_start_matches("a ").to_owned(),
+                bytes: layout.sections().iter().map(|section| section.len).sum(),
+                error: c.error,
+                listed: match kind {
+                    Kind::Planned => false,
+                    Kind::Dense => true,
+                    _ => halves.contains(&at),
+                },
+            })
+        };
+        let candidates = curve.iter().enumerate().skip(smallest).map(candidate);
+        Ok(Family { kind, candidates: candidates.collect::<Result<_>>()? })
     };
-    curve.iter().enumerate().skip(smallest).map(candidate).collect()
+    let mut families = kinds.into_iter().map(family).collect::<Result<Vec<_>>>()?;
+    families.retain(|family| !family.candidates.is_empty());
+    Ok(Some(families))
+}
+
+fn kind_of(candidate: &Candidate) -> Kind {
+    match candidate.representation {
+        Form::Dense => Kind::Dense,
+        Form::LowRank { .. } => Kind::LowRank,
+        Form::Codes { .. } => Kind::Codes,
+        Form::Tt { .. } | Form::AsTrained { .. } => Kind::TensorTrain,
+    }
 }
 
 /// Dense rows of every dtype that can hold them.
@@ -179,7 +201,10 @@ fn dense(weights: &Weights<'_>, rows: &Measured<'_, '_>) -> Result<Vec<Alternati
     for &dtype in Dtype::ALL {
         let Some(error) = rows.sample.coding_error(&rows.values, columns, dtype)? else { continue };
         let bytes = weights.num_embeddings().saturating_mul(dtype.row_len(columns) as u64);
-        found.push(Alternative::new(dtype.name().to_owned(), bytes, rows.relative(error)));
+        let representation = dtype.name().to_owned();
+        let name = format!("{representation} rows");
+        let error = rows.relative(error);
+        found.push(Alternative { representation, name, bytes, error, listed: true });
     }
     Ok(found)
 }
@@ -207,31 +232,11 @@ fn low_rank(
         let short_rows = weights.num_embeddings().saturating_mul(Dtype::I8.row_len(rank) as u64);
         let bytes = short_rows.saturating_add(Dtype::F16.bytes_of(rank * columns) as u64);
         let error = rows.relative(rounding + left_out);
-        found.push(Alternative::new(format!("rank {rank}"), bytes, error));
+        let representation = format!("i8 rank {rank}");
+        let name = format!("i8 rows of rank {rank}");
+        found.push(Alternative { representation, name, bytes, error, listed: true });
     }
     Ok(found)
-}
-
-/// Tensor trains of a dense table, at several ranks, with f16 cores.
-fn factorised(rows: &Measured<'_, '_>) -> Result<Vec<Alternative>> {
-    let runs = rows.runs;
-    let factors = suggest_shape(runs.num_embeddings(), runs.embedding_dim(), 3)?;
-    let limits = Limits { max_rank: RANKS[RANKS.len() - 1] as usize, ..Limits::default() };
-    // None for a table that is too large for this memory, or has values that are not finite.
-    let Ok(svd) = TtSvd::analyse(runs, &factors, &limits) else { return Ok(Vec::new()) };
-    let mut trains: Vec<(String, AlignedBuf)> = Vec::new();
-    let mut largest = None;
-    for rank in RANKS {
-        let ranks: Vec<u32> = svd.max_ranks().iter().map(|&most| rank.min(most)).collect();
-        if largest.replace(ranks.clone()).as_ref() == Some(&ranks) {
-            break;
-        }
-        let shape = TtShape::new(runs.num_embeddings(), &factors.rows, &factors.columns, &ranks)?;
-        let cores = svd.cores(&ranks)?;
-        let stored = in_memory::of_cores(shape, Dtype::F16, &cores)?;
-        trains.extend(stored.map(|blob| (format!("R {rank}"), blob)));
-    }
-    rows.trains(&trains, 0, |_| false)
 }
 
 /// The same cores in every dtype for cores; overridden rows stay exact.
@@ -295,7 +300,13 @@ impl<'w, 'c> Measured<'w, 'c> {
                 .flat_map(|table| table.sections())
                 .map(|section| section.len)
                 .sum();
-            Ok(Alternative::new(representation.clone(), stored + bytes, self.relative(error)))
+            Ok(Alternative {
+                representation: representation.clone(),
+                name: format!("tensor train in {representation}"),
+                bytes: stored + bytes,
+                error: self.relative(error),
+                listed: true,
+            })
         };
         trains.iter().map(alternative).collect()
     }

@@ -2,8 +2,7 @@
 
 use super::{
     as_trained,
-    candidate::{Candidate, Candidates, Context, Form, Search, most_rows},
-    choose::{Item, front},
+    candidate::{Candidates, Context, Form, Search, most_rows},
     codes, cost, low_rank,
     sample::{Sample, squared_norm},
     tensor_train,
@@ -12,27 +11,11 @@ use crate::{
     checkpoint::Checkpoint,
     dialect::{Source, Weights},
     factorize::Rows,
-    progress::{Progress, Share, Step},
+    progress::Share,
     spec::TableSpec,
 };
 use anyhow::{Context as _, Result};
 use ttrec::{blob::WeightsSpec, dtype::Dtype};
-
-/// The choices of a plan for a dense table with growing budgets: the candidates that no other beats
-/// in bytes and error, by bytes.
-pub(super) fn curve(
-    name: &str,
-    rows: &dyn Rows,
-    memory: u64,
-    progress: &dyn Progress,
-    step: &Step<'_>,
-) -> Result<Vec<Candidate>> {
-    let options = Search { frequencies: None, memory, most_bytes: u64::MAX, progress, step };
-    let list = of_dense(name, &TableSpec::default(), rows, &options)?.list;
-    let item = |c: &Candidate| Item { bytes: c.bytes, error: c.error, nanoseconds: c.nanoseconds };
-    let items: Vec<Item> = list.iter().map(item).collect();
-    Ok(front(&items).into_iter().map(|at| list[at].clone()).collect())
-}
 
 /// All candidates of the table that `found` describes.
 pub(crate) fn candidates(

@@ -1,6 +1,7 @@
 //! Chooses a representation, a shape and ranks for each table of a checkpoint within a budget, as a
 //! spec for [`convert`](crate::convert).
 
+mod allowed;
 mod alternatives;
 mod as_trained;
 mod candidate;
@@ -9,6 +10,7 @@ mod codes;
 mod cost;
 mod enumerate;
 mod explain;
+mod judge;
 mod layers;
 mod low_rank;
 mod runs;
@@ -17,6 +19,7 @@ mod tensor_train;
 
 pub use alternatives::{Alternative, Alternatives, Family, Kind, alternatives};
 pub use explain::size;
+pub use judge::{Judge, JudgedChoice, Judgement};
 
 use crate::{
     budget::Budget,
@@ -27,17 +30,18 @@ use crate::{
     progress::{Progress, Step},
     spec::{ModelSpec, Spec, TableSpec},
 };
+use allowed::{Allowed, Chosen};
 use anyhow::{Context, Result, bail, ensure};
 use candidate::{Candidate, Candidates, Form, Search, f32_bytes, head_bytes};
 use choose::Item;
 use enumerate::candidates;
-use layers::{Layers, StoredLayers};
+use layers::Layers;
 use serde::Serialize;
 use std::path::Path;
-use ttrec::{blob::Layout, limits::ALIGNMENT};
+use ttrec::blob::Layout;
 
 /// The limits of a plan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Bounds<'b> {
     /// The largest size of the blob; without it, the plan is the smallest within the other limits.
     pub budget: Option<Budget>,
@@ -47,6 +51,8 @@ pub struct Bounds<'b> {
     pub max_nanoseconds: Option<f64>,
     /// A file of [`Frequencies`]: a row's error counts as often as the row is looked up.
     pub frequencies: Option<&'b Path>,
+    /// Measures whole models.
+    pub judge: Option<Judge<'b>>,
     /// The memory limit in bytes.
     pub memory: u64,
 }
@@ -60,7 +66,7 @@ pub fn detect(checkpoint: &Checkpoint) -> Result<Spec, Error> {
 }
 
 /// Chooses how to store each table of `spec`: the choice with the least squared error within
-/// `bounds`.
+/// `bounds`, or the smallest one whose loss a judge accepts.
 ///
 /// # Errors
 /// If `spec` does not fit the checkpoint, or nothing is within `bounds`.
@@ -154,93 +160,18 @@ fn try_plan(
         tables.push(candidates(checkpoint, found, &search)?);
     }
     drop(step);
-    let chosen = choose(checkpoint, &tables, layers.as_ref(), budget, bounds)?;
-    Plan::new(&tables, layers.as_ref(), &chosen, budget)
-}
-
-/// The choice: a candidate for each table, and a type of the layers.
-struct Chosen<'t> {
-    tables: Vec<&'t Candidate>,
-    layers: Option<&'t StoredLayers>,
-}
-
-fn choose<'t>(
-    checkpoint: &Checkpoint,
-    tables: &'t [Candidates],
-    layers: Option<&'t Layers>,
-    budget: Option<u64>,
-    bounds: &Bounds<'_>,
-) -> Result<Chosen<'t>> {
-    let path = checkpoint.path().display();
-    let mut allowed: Vec<Vec<&Candidate>> = Vec::new();
-    for table in tables {
-        let within = |candidate: &&Candidate| {
-            bounds.max_error.is_none_or(|most| candidate.error <= most)
-                && bounds.max_nanoseconds.is_none_or(|most| candidate.nanoseconds <= most)
-        };
-        let list: Vec<&Candidate> = table.list.iter().filter(within).collect();
-        let name = &table.name;
-        ensure!(
-            !list.is_empty(),
-            "{path}: table {name:?}: no representation meets --max-error and --max-nanoseconds"
-        );
-        allowed.push(list);
-    }
-    let within = |stored: &&StoredLayers| bounds.max_error.is_none_or(|most| stored.error <= most);
-    let stored: Vec<&StoredLayers> =
-        layers.iter().flat_map(|layers| &layers.list).filter(within).collect();
-    ensure!(
-        layers.is_none() || !stored.is_empty(),
-        "{path}: no type of the layers meets --max-error"
-    );
-    // Without a budget, only bytes count.
-    let squared =
-        |error: f64, energy: f64| if budget.is_some() { error.powi(2) * energy } else { 0.0 };
-    let item = |table: &Candidates, candidate: &Candidate| Item {
-        bytes: candidate.bytes,
-        error: squared(candidate.error, table.energy),
-        nanoseconds: candidate.nanoseconds,
+    let place = || checkpoint.path().display().to_string();
+    let allowed = Allowed::new(&tables, layers.as_ref(), budget, bounds).with_context(place)?;
+    let (chosen, judgement) = match &bounds.judge {
+        Some(judge) => {
+            let judged = judge::choose(&allowed, spec, judge, progress).with_context(place)?;
+            (judged.0, Some(judged.1))
+        }
+        None => (allowed.choose().with_context(place)?, None),
     };
-    let of_table = |(table, list): (&Candidates, &Vec<&Candidate>)| {
-        list.iter().map(|c| item(table, c)).collect()
-    };
-    let of_layers = |layers: &Layers| {
-        let item = |stored: &&StoredLayers| Item {
-            bytes: stored.bytes,
-            error: squared(stored.error, layers.energy),
-            nanoseconds: 0.0,
-        };
-        stored.iter().map(item).collect()
-    };
-    let items: Vec<Vec<Item>> =
-        tables.iter().zip(&allowed).map(of_table).chain(layers.map(of_layers)).collect();
-    let head = head_bytes()?;
-    let budget = budget.unwrap_or(u64::MAX);
-    // A blob is a whole number of lines.
-    let capacity = (budget - budget % ALIGNMENT as u64).checked_sub(head);
-    let taken = capacity.and_then(|capacity| choose::choose(&items, capacity));
-    let taken = taken.with_context(|| {
-        let least = |items: &[Vec<Item>]| {
-            items
-                .iter()
-                .filter_map(|items| items.iter().map(|item| item.bytes).min())
-                .sum::<u64>()
-                + head
-        };
-        let of = match layers {
-            Some(_) => "tables and layers",
-            None => "tables",
-        };
-        let least = least(&items);
-        format!(
-            "{path}: a budget of {} is too small: the {of} need at least {least} bytes",
-            size(budget as f64)
-        )
-    })?;
-    Ok(Chosen {
-        layers: stored.get(taken.get(tables.len()).copied().unwrap_or(0)).copied(),
-        tables: allowed.iter().zip(taken).map(|(list, taken)| list[taken]).collect(),
-    })
+    let plan = Plan::new(&tables, layers.as_ref(), &chosen, budget)?;
+    let sensible = allowed.sensible_budget();
+    Ok(Plan { judgement, sensible_budget: sensible, ..plan })
 }
 
 /// The choice for each table, its cost, and the other candidates.
@@ -256,6 +187,12 @@ pub struct Plan {
     pub f32_bytes: u64,
     /// The relative error of all tables and layers together.
     pub error: f64,
+    /// If the budget leaves almost nothing of the tables: the smallest one, in bytes, that does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensible_budget: Option<u64>,
+    /// The loss of the whole model, if there is a judge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judgement: Option<Judgement>,
     /// The layers of the model, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<LayersPlan>,
@@ -423,6 +360,8 @@ impl Plan {
             } else {
                 squared.sqrt()
             },
+            sensible_budget: None,
+            judgement: None,
             layers: layers.map(|(layers, stored)| LayersPlan {
                 count: layers.count,
                 f32_bytes: layers.f32_bytes,
@@ -466,6 +405,18 @@ impl Plan {
             text += &write(&Spec { model: None, tables: vec![table.spec.clone()] })?;
         }
         Ok(text)
+    }
+
+    /// A warning in one sentence, if the budget leaves almost nothing of the tables.
+    pub fn warning(&self) -> Option<String> {
+        let least = self.sensible_budget?;
+        let percent = (least as f64 / self.f32_bytes as f64 * 1000.0).ceil() / 10.0;
+        Some(format!(
+            "this budget leaves an {}: the smallest that leaves less than {} % is {least} bytes \
+             ({percent} %)",
+            explain::error(self.error),
+            allowed::SENSELESS * 100.0
+        ))
     }
 
     /// The bytes and the error of the plan in one line.

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod foreign;
+mod judge;
 mod onnx;
 mod progress;
 mod word_vectors;

@@ -71,6 +71,7 @@ fn a_plan_is_one_step_that_ends_complete() {
         max_error: None,
         max_nanoseconds: None,
         frequencies: None,
+        judge: None,
         memory: 512 << 20,
     };
     let seen = Recorder::default();

@@ -1,6 +1,8 @@
 //! `ttrec plan`: chooses a representation, a shape and ranks for each table of a checkpoint within
 //! a budget, and writes the spec for `convert`.
 
+mod judge;
+
 use crate::{
     convert::operation,
     outcome::Outcome,
@@ -9,14 +11,15 @@ use crate::{
 };
 use anyhow::{Result, ensure};
 use clap::ArgGroup;
+use judge::JudgeOptions;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
 };
 use ttrec::{dtype::Dtype, repr::Combine};
 use ttrec_convert::{
-    Budget, Checkpoint, Spec, memory_size,
-    plan::{self, Bounds, Plan},
+    Budget, Checkpoint, Options, Spec, memory_size,
+    plan::{self, Bounds, Judge, Plan},
     spec::ModelSpec,
     with_qr_operation,
 };
@@ -29,6 +32,9 @@ use ttrec_convert::{
 /// projected, hashed or quotient-remainder table keeps its representation; only its type changes.
 /// The layers of a model are f32 or f16. `plan` takes the choice with the smallest squared error
 /// that fits the budget.
+///
+/// With --judge, it measures the whole model on examples, and takes the smallest choice whose AUC,
+/// log-loss or recall is hardly worse than with everything stored as f32.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Errors are relative, by Frobenius norm, as `ttrec verify` prints them. Errors of very large tables
@@ -38,7 +44,8 @@ they occur; pass the same file to `convert`.
 Dense tables are never made hashed or quotient-remainder tables: those have to be trained. Trained
 projections and tensor trains keep their shape; only the type of their numbers changes.")]
 #[command(group = ArgGroup::new("bound")
-    .required(true).multiple(true).args(["budget", "max_error"]))]
+    .required(true).multiple(true)
+    .args(["budget", "max_error", "max_loss", "max_auc_loss", "max_logloss_increase"]))]
 pub(crate) struct Args {
     /// A .safetensors file, a .safetensors.index.json with its shards, a torch .pt (zip or legacy),
     /// a directory of torch.distributed.checkpoint, .npy, .npz, .onnx, word vectors (word2vec,
@@ -78,6 +85,8 @@ pub(crate) struct Args {
     /// Print JSON, with every candidate that no other one beats in both bytes and error
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    judge: JudgeOptions,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -106,7 +115,7 @@ fn positive(text: &str) -> Result<f64, String> {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let more = [&args.spec, &args.frequencies].into_iter().filter_map(|path| path.as_deref());
-    let inputs: Vec<&Path> = checkpoint.files().chain(more).collect();
+    let inputs: Vec<&Path> = checkpoint.files().chain(more).chain(args.judge.inputs()).collect();
     output::refuse_inputs(&args.output, &inputs)?;
     let Spec { model, tables } = match &args.spec {
         Some(path) => Spec::open(path)?,
@@ -119,14 +128,29 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     );
     let model = model.map(|model| ModelSpec { dtype: args.layers.or(model.dtype), ..model });
     let spec = with_qr_operation(&checkpoint, Spec { model, tables }, args.qr_operation);
+    let examples = args.judge.open(&args.checkpoint, spec.model.is_some())?;
+    let options =
+        Options { memory: args.memory, frequencies: args.frequencies.as_deref(), resume: None };
+    let loss = |spec: &Spec| match &examples {
+        Some(examples) => Ok(examples.loss(&checkpoint, spec, &options)?),
+        None => Ok(0.0),
+    };
     let bounds = Bounds {
         budget: args.budget,
         max_error: args.max_error,
         max_nanoseconds: args.max_nanoseconds,
         frequencies: args.frequencies.as_deref(),
+        judge: examples.as_ref().map(|examples| Judge {
+            metric: examples.metric.name(),
+            max_increase: examples.max_increase,
+            loss: &loss,
+        }),
         memory: args.memory,
     };
     let plan = plan::plan(&checkpoint, &spec, &bounds, &Terminal::default())?;
+    if let Some(warning) = plan.warning() {
+        eprintln!("ttrec: warning: {warning}");
+    }
 
     let title = args.checkpoint.file_name().unwrap_or_default().to_string_lossy();
     let text = plan.to_toml(&title)?;
@@ -153,6 +177,9 @@ fn print(out: &mut dyn Write, plan: &Plan, path: &Path) -> io::Result<()> {
         if !table.why.is_empty() {
             writeln!(out, "  {}", table.why)?;
         }
+    }
+    if let Some(judgement) = &plan.judgement {
+        writeln!(out, "{judgement}")?;
     }
     writeln!(out, "{}: {}", path.display(), plan.summary())
 }
