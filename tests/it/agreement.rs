@@ -88,10 +88,10 @@ struct Coverage {
     /// Pairs of different rows, and how many of them the bound told apart.
     pairs: Cell<usize>,
     told_apart: Cell<usize>,
-    /// By kind (from dense on) and dtype code; no tensor train is i4.
-    kinds: [[Cell<usize>; 5]; 4],
+    /// By kind (from dense on) and dtype code; no core and no book is i4.
+    kinds: [[Cell<usize>; 5]; 5],
     /// By index map and kind.
-    maps: [[Cell<usize>; 4]; 3],
+    maps: [[Cell<usize>; 5]; 3],
     overridden_as: [Cell<usize>; 5],
     /// By position among the tiers.
     tiers: [Cell<usize>; 8],
@@ -236,10 +236,15 @@ fn run_random_cases(
     assert!(
         coverage.rows.get() > 0 && coverage.overridden.get() > 0 && coverage.empty_bags.get() > 0
     );
-    let [dense, tt, projected, parts] = &coverage.kinds;
+    let [dense, tt, projected, parts, codebooks] = &coverage.kinds;
     let met = |cells: &[Cell<usize>]| cells.iter().all(|cell| cell.get() > 0);
     assert!(met(dense) && met(projected) && met(parts), "a kind and dtype that no case had");
-    assert!(met(&tt[..4]) && tt[4].get() == 0, "a dtype of tensor trains that no case had");
+    for kinds in [tt, codebooks] {
+        assert!(
+            met(&kinds[..4]) && kinds[4].get() == 0,
+            "a dtype of cores or books that no case had"
+        );
+    }
     assert!(coverage.maps.iter().all(|kinds| met(kinds)), "an index map and kind that no case had");
     assert!(met(&coverage.overridden_as), "a dtype of overrides that no case had");
     assert!(met(&coverage.tiers[..tiers::available().len()]), "a tier that no case had");
@@ -486,6 +491,7 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
                 } else {
                     largest.max(-least)
                 };
+                let (mut squares, mut bounds) = (0.0, 0.0);
                 for (&x, &found) in values.iter().zip(&lookup(&table, row)) {
                     let error = (f64::from(found) - f64::from(x)).abs();
                     // Half a unit in the last place, or half a step and the rounding of `scale * q
@@ -494,8 +500,9 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
                         Dtype::F32 => 0.0,
                         Dtype::F16 => f64::from(x.abs()) * 2f64.powi(-11) + 2f64.powi(-25),
                         Dtype::Bf16 => f64::from(x.abs()) * 2f64.powi(-8),
-                        // The scale is off by 2^-11 of itself, of which an element has up to
-                        // fifteen; so is the offset.
+                        // Of the row, since its range is chosen by the sum of squares. The scale is
+                        // off by 2^-11 of itself, of which an element has up to fifteen; so is the
+                        // offset.
                         Dtype::I4 => {
                             f64::from(range) * (0.5 / 15.0 + 1.1 * 2f64.powi(-11))
                                 + f64::from(least.abs()) * 2f64.powi(-11)
@@ -507,12 +514,15 @@ fn encoded_values_read_back_within_the_error_the_encoder_promises() {
                         }
                         _ => unreachable!(),
                     };
+                    squares += error * error;
+                    bounds += bound * bound;
                     assert!(
-                        error <= bound,
+                        error <= bound || dtype == Dtype::I4,
                         "{name} {}: {x} became {found}, off by {error}",
                         dtype.name()
                     );
                 }
+                assert!(squares <= bounds, "{name} {}: row {row}: {squares:e}", dtype.name());
             }
         }
     }

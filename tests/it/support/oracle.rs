@@ -185,7 +185,8 @@ impl<'a> Reference<'a> {
 
     /// The dtype code of the rows or of the first core.
     pub(crate) fn dtype(&self) -> u8 {
-        self.sections[0].dtype
+        let books = self.sections.iter().find(|section| section.role == ROLE_BOOKS);
+        books.unwrap_or(&self.sections[0]).dtype
     }
 
     fn section(&self, role: u16, core: usize) -> Option<(u8, &'a [u8])> {
