@@ -146,8 +146,8 @@ fn every_representation_and_dtype_is_read_without_allocation() {
     }
     assert_eq!(
         kinds.len(),
-        5 + 4 + 3 + 3,
-        "dense in five dtypes, tensor trains in four, the others in three"
+        5 + 4 + 4 + 3 + 3,
+        "dense in five dtypes, tensor trains and books in four, the others in three"
     );
-    assert_eq!(maps.len(), 4 + 3 + 3, "every kind, and three of them with each index map");
+    assert_eq!(maps.len(), 5 + 4 + 4, "every kind, and four of them with each index map");
 }
