@@ -352,7 +352,7 @@ fn a_judged_plan_loses_what_it_says() {
     ] {
         let (spec, blob) = (dir.path("judged.toml"), dir.path("judged.ttr"));
         let mut command = std::process::Command::new(crate::support::TTREC);
-        command.arg("plan").arg(&best).args(args).arg("-o").arg(&spec).arg("--json");
+        command.arg("plan").arg(&best).arg("-o").arg(&spec).arg("--json").args(args);
         if args.contains(&"--samples") {
             command.arg(&samples);
         } else {

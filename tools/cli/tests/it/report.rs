@@ -117,7 +117,7 @@ fn the_page_of_a_model_has_its_layers() {
     let dir = Dir::new();
     let checkpoint = golden("dlrm_plain.pt");
     let (blob, spec) = (dir.path("model.ttr"), dir.path("plan.toml"));
-    ttrec!["plan", &checkpoint, "--budget", "40%", "-o", &spec].exits(0);
+    ttrec!["plan", &checkpoint, "--budget", "40%", "--layers", "f16", "-o", &spec].exits(0);
     ttrec!["convert", &checkpoint, "--spec", &spec, "-o", &blob].exits(0);
     let page = report_with(&dir, &blob, &checkpoint, &spec);
     let verify = ttrec![
@@ -207,11 +207,10 @@ fn the_page_has_the_curve_of_the_plan() {
         if table["representation"] != "tt" {
             let (dtype, error) =
                 (table["dtype"].as_str().unwrap(), table["error"].as_f64().unwrap());
-            let is_dense = table["representation"] == "dense";
-            let start = if is_dense {
-                format!("{dtype} rows")
-            } else {
-                format!("{dtype} rows of rank ")
+            let start = match table["representation"].as_str().unwrap() {
+                "dense" => format!("{dtype} rows"),
+                "codes" => format!("{} codes of {} bits", table["books"], table["bits"]),
+                _ => format!("{dtype} rows of rank "),
             };
             let is_it = |(name, _, other): &(String, u64, f64)| {
                 name.starts_with(&start) && (other - error).abs() <= 1e-6 * error
