@@ -350,7 +350,7 @@ fn a_judged_plan_loses_what_it_says() {
         (&["--max-logloss-increase", "0.003", "--split", "test"], "log_loss"),
         (&["--judge", "recall@20", "--max-loss", "0.02", "--split", "test"], "recall@20"),
     ] {
-        let (spec, blob) = (dir.path("judged.toml"), dir.path("judged.ttr"));
+        let (spec, blob) = (dir.path("plan.toml"), dir.path("plan.ttr"));
         let mut command = std::process::Command::new(crate::support::TTREC);
         command.arg("plan").arg(&best).arg("-o").arg(&spec).arg("--json").args(args);
         if args.contains(&"--samples") {
