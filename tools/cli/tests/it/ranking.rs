@@ -396,7 +396,7 @@ fn a_judged_plan_loses_what_it_says() {
         "--judge",
         "auc",
         "--budget",
-        "30%",
+        "60%",
         "--data-dir",
         dir.path(""),
         "-o",

@@ -212,7 +212,7 @@ fn the_page_has_the_curve_of_the_plan() {
                 1.0 + 1e-6
             };
             let is_as_good = |&(_, bytes, error): &(String, u64, f64)| {
-                bytes as f64 <= number("bytes") && error <= most * number("error")
+                bytes <= 400 * 24 * 4 / part && error <= most * number("error")
             };
             assert!(offered.iter().any(is_as_good), "{table} {offered:?}");
             found += 1;
