@@ -207,7 +207,7 @@ fn the_page_has_the_curve_of_the_plan() {
         if table["representation"] != "tt" {
             let number = |of: &str| table[of].as_f64().unwrap();
             let most = if table["representation"] == "codes" {
-                1.1
+                1.5
             } else {
                 1.0 + 1e-6
             };
