@@ -359,6 +359,7 @@ fn check_finite(values: &[f32], dtype: Dtype) -> Result<(), EncodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    extern crate std;
     use std::{vec, vec::Vec};
 
     #[test]
