@@ -83,9 +83,9 @@ def indices(times):
     coarse = faiss.IndexFlatIP(DIM)
     index = faiss.IndexIVFPQ(coarse, DIM, 1024, 32, 8, faiss.METRIC_INNER_PRODUCT)
     index.train(table[:: len(table) // 100_000])
-    index.add(table)
+    refined = faiss.IndexRefineFlat(index)
+    refined.add(table)
     built = time.thread_time() - start
-    refined = faiss.IndexRefineFlat(index, faiss.swig_ptr(table))
 
     def probes(n):
         index.nprobe = n
