@@ -13,8 +13,8 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// A place without a row: index `u64::MAX`, which is -1 as a signed integer, and a score of
-    /// negative infinity. A list ends with these if there are too few rows.
+    /// The absence of a row: the index `u64::MAX` (-1 as an `i64`) and the score negative infinity.
+    /// If fewer rows are found than a list has room for, the rest of the list is `NONE`.
     pub const NONE: Self = Self { index: u64::MAX, score: f32::NEG_INFINITY };
 
     /// Whether this is [`NONE`](Self::NONE), which is not a row.

@@ -405,6 +405,7 @@ fn torch_tables_are_converted_without_being_held() {
         // `verify` maps the blob, a quarter of the checkpoint; both have buffers.
         assert!((large - small) * 1024 < bytes.len() as u64 * 2 / 5, "{small} KiB, {large} KiB");
     }
+    assert!(dir.path("large.ttr").exists() && dir.path("spec.toml").exists());
 }
 
 #[test]

@@ -273,7 +273,7 @@ impl Tensor {
         let Data::Mapped(map, range, checked) = &self.data else {
             return self.read_f32(start, out);
         };
-        // Nothing to read needs no bytes, whatever their checksum.
+        // An empty read needs no bytes, so `read_f32` does not compare their checksum either.
         if self.layout.column_major
             || out.is_empty()
             || start.checked_add(out.len() as u64).is_none_or(|end| end > self.len)
