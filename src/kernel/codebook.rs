@@ -1,5 +1,9 @@
-//! Bags over codebook tables. The codes of a few rows become the positions of their entries, and
-//! the entries are then added straight into registers.
+//! Bags over codebook tables.
+//!
+//! Product quantisation with 256 entries a book is what most tables have: codes are bytes, and every
+//! byte is an entry, so that the entry of a code is found without a multiplication or a check
+//! ([`PoolBytes`]). For all other books, the codes of a few rows first become the positions of their
+//! entries ([`EntryStarts`]), whose sums are then taken book by book ([`PoolEntries`]).
 
 use super::rows::{AHEAD, nth_row, prefetch_all};
 use crate::{
@@ -43,7 +47,23 @@ pub(crate) fn pool_codes(
     let entry_len = table.entry_len();
     let num_bags = bags.offsets.len().checked_sub(1)?;
     let (mut first, last) = (bags.offsets.range(0)?.start, bags.offsets.range(num_bags - 1)?.end);
-    let mut bag = 0;
+    let is_concat = table.combine == Combine::Concat;
+    let is_of_bytes = is_concat && table.code_dtype == CodeDtype::U8 && table.book_len == 256;
+    let first_book = if is_of_bytes {
+        with_core_elements!(table.books, books => tier.run_vector(PoolBytes {
+            books,
+            scales: table.scales,
+            codes: table.codes,
+            entry_len,
+            num_books: table.num_books,
+            bags,
+            out: &mut *out,
+            out_stride,
+        }))???
+    } else {
+        0
+    };
+    let mut bag = if first_book == table.num_books { num_bags } else { 0 };
     while bag < num_bags {
         let rows = first..last.min(first + at_once);
         let starts = starts.get_mut(..rows.len() * table.num_books)?;
@@ -62,8 +82,9 @@ pub(crate) fn pool_codes(
             books,
             scales: table.scales,
             entry_len,
+            first_book,
             num_books: table.num_books,
-            is_concat: table.combine == Combine::Concat,
+            is_concat,
             starts,
             rows,
             bag,
@@ -73,6 +94,119 @@ pub(crate) fn pool_codes(
         }))???;
     }
     Some(())
+}
+
+/// Pools the entries of books of 256 entries whose codes are bytes, several books at a time.
+struct PoolBytes<'s, 'o, W> {
+    /// All books, one after another.
+    books: &'s [W],
+    /// One for each book, if the elements are scaled.
+    scales: &'s [f32],
+    codes: &'s [u8],
+    entry_len: usize,
+    num_books: usize,
+    bags: &'s CodeBags<'s>,
+    out: &'o mut [f32],
+    out_stride: usize,
+}
+
+impl<W: Weight> Op for PoolBytes<'_, '_, W> {
+    /// How many books have been pooled: none if their entries have another length, and a multiple of
+    /// those that are pooled at a time. `None` if something is out of bounds.
+    type Output = Option<usize>;
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) -> Option<usize> {
+        match self.entry_len {
+            4 => self.bags::<_, 4, 1, 8>(isa.narrow()),
+            8 if const { I::LANES == 4 } => self.bags::<_, 8, 2, 4>(isa),
+            8 if const { I::LANES == 8 } => self.bags::<_, 8, 1, 8>(isa),
+            8 if const { I::LANES == 16 } => self.bags::<_, 8, 1, 8>(isa.half()),
+            16 if const { I::LANES == 4 } => self.bags::<_, 16, 4, 4>(isa),
+            16 if const { I::LANES == 8 } => self.bags::<_, 16, 2, 4>(isa),
+            16 if const { I::LANES == 16 } => self.bags::<_, 16, 1, 8>(isa),
+            _ => Some(0),
+        }
+    }
+}
+
+impl<W: Weight> PoolBytes<'_, '_, W> {
+    /// All bags, for as many books as `B` divides. Entries have `E` columns in `V` vectors.
+    #[inline(always)]
+    fn bags<I: Isa, const E: usize, const V: usize, const B: usize>(
+        &mut self,
+        isa: I,
+    ) -> Option<usize> {
+        let (entries, _) = self.books.as_chunks::<E>();
+        let (books, _) = entries.as_chunks::<256>();
+        let (blocks, rest) = books.as_chunks::<B>();
+        let num_bags = self.bags.offsets.len().saturating_sub(1);
+        for bag in 0..num_bags {
+            let range = self.bags.offsets.range(bag)?;
+            for (block, books) in blocks.iter().enumerate() {
+                self.bag::<I, E, V, B>(isa, bag, range.clone(), block * B, books)?;
+            }
+        }
+        Some(self.num_books.saturating_sub(rest.len()))
+    }
+
+    /// The books from `first` on, for one bag.
+    #[inline(always)]
+    fn bag<I: Isa, const E: usize, const V: usize, const B: usize>(
+        &mut self,
+        isa: I,
+        bag: usize,
+        range: Range<usize>,
+        first: usize,
+        books: &[[[W; E]; 256]; B],
+    ) -> Consistent {
+        let CodeBags { rows, weights, pooling, .. } = *self.bags;
+        let mut scales = [isa.splat(1.0); B];
+        if W::SCALED {
+            let of_books: &[f32; B] = self.scales.get(first..)?.first_chunk()?;
+            scales = of_books.map(|scale| isa.splat(scale));
+        }
+        let mut sums = [[isa.splat(0.0); V]; B];
+        for position in range.clone() {
+            let codes = nth_row(self.codes, self.num_books, *rows.get(position)? as usize)?;
+            let codes: &[u8; B] = codes.get(first..)?.first_chunk()?;
+            if first == 0
+                && let Some(&next) = rows.get(position + AHEAD)
+            {
+                prefetch_all(isa, nth_row(self.codes, self.num_books, next as usize)?, false);
+            }
+            let weight = match weights {
+                Some(weights) => *weights.get(position)?,
+                None => 1.0,
+            };
+            let weight = isa.splat(weight);
+            let of_books = books.iter().zip(codes).zip(scales);
+            for (sums, ((book, &code), scale)) in sums.iter_mut().zip(of_books) {
+                let entry: &[W; E] = book.get(usize::from(code))?;
+                for (sum, x) in sums.iter_mut().zip(entry.chunks_exact(I::LANES)) {
+                    let x = W::load(isa, x);
+                    let x = if W::SCALED { isa.mul(scale, x) } else { x };
+                    *sum = if pooling != Pooling::Max {
+                        // A product with 1 is exact.
+                        isa.fma(weight, x, *sum)
+                    } else if position == range.start {
+                        x
+                    } else {
+                        isa.max(x, *sum)
+                    };
+                }
+            }
+        }
+        if pooling == Pooling::Mean && range.len() > 1 {
+            let count = isa.splat(range.len() as f32);
+            sums = sums.map(|entry| entry.map(|sum| isa.div(sum, count)));
+        }
+        let out = self.out.get_mut(bag * self.out_stride + first * E..)?.get_mut(..B * E)?;
+        for (&sum, out) in sums.iter().flatten().zip(out.chunks_exact_mut(I::LANES)) {
+            isa.store(sum, out);
+        }
+        Some(())
+    }
 }
 
 /// Where the entries of a few rows begin among the books.
@@ -144,6 +278,8 @@ struct PoolEntries<'s, 'o, W> {
     /// One for each book, if the elements are scaled.
     scales: &'s [f32],
     entry_len: usize,
+    /// The first book that is left to pool, if entries are put end to end.
+    first_book: usize,
     num_books: usize,
     /// Whether entries are put end to end, or else added.
     is_concat: bool,
@@ -194,7 +330,7 @@ struct Run {
 
 /// Some columns of a bag.
 struct Block {
-    /// The books of these columns: one for each vector, or else those that are added.
+    /// The books of these columns: one, or those that are added.
     books: Range<usize>,
     /// The first column in an entry.
     column: usize,
@@ -205,31 +341,12 @@ struct Block {
 impl<W: Weight> PoolEntries<'_, '_, W> {
     #[inline(always)]
     fn entries<I: Isa>(&mut self, isa: I, run: &Run) -> Consistent {
-        if !self.is_concat {
-            return self.entry(isa, run, 0..self.num_books);
+        if self.is_concat {
+            let mut books = self.first_book..self.num_books;
+            books.try_for_each(|book| self.entry(isa, run, book..book + 1))
+        } else {
+            self.entry(isa, run, 0..self.num_books)
         }
-        match self.entry_len {
-            len if len == I::LANES => self.short_entries(isa, run),
-            8 if I::LANES > 8 => self.short_entries(isa.half(), run),
-            4 if I::LANES > 4 => self.short_entries(isa.narrow(), run),
-            _ => (0..self.num_books).try_for_each(|book| self.entry(isa, run, book..book + 1)),
-        }
-    }
-
-    /// Entries of as many columns as a vector has lanes, of several books at a time.
-    #[inline(always)]
-    fn short_entries<I: Isa>(&mut self, isa: I, run: &Run) -> Consistent {
-        let mut book = 0;
-        while book < self.num_books {
-            let block =
-                |count: usize| Block { books: book..book + count, column: 0, step: I::LANES };
-            book += match self.num_books - book {
-                8.. => self.block::<I, 8, true, true>(isa, run, block(8))?,
-                4.. => self.block::<I, 4, true, true>(isa, run, block(4))?,
-                _ => self.block::<I, 1, true, true>(isa, run, block(1))?,
-            };
-        }
-        Some(())
     }
 
     /// The sum of the entries of these books, some columns at a time.
@@ -240,24 +357,23 @@ impl<W: Weight> PoolEntries<'_, '_, W> {
             let block = Block { books: books.clone(), column, step: I::LANES };
             column += I::LANES
                 * match (self.entry_len - column) / I::LANES {
-                    4.. => self.block::<I, 4, false, true>(isa, run, block)?,
-                    2.. => self.block::<I, 2, false, true>(isa, run, block)?,
-                    _ => self.block::<I, 1, false, true>(isa, run, block)?,
+                    4.. => self.block::<I, 4, true>(isa, run, block)?,
+                    2.. => self.block::<I, 2, true>(isa, run, block)?,
+                    _ => self.block::<I, 1, true>(isa, run, block)?,
                 };
         }
         while column < self.entry_len {
             let step = (self.entry_len - column).min(4);
             let block = Block { books: books.clone(), column, step };
-            self.block::<_, 1, false, false>(isa.narrow(), run, block)?;
+            self.block::<_, 1, false>(isa.narrow(), run, block)?;
             column += step;
         }
         Some(())
     }
 
-    /// One block in `V` vectors: one for each book if `ACROSS`, or else of adjacent columns; of
-    /// all lanes if `FULL`. Returns `V`.
+    /// One block in `V` vectors of adjacent columns, of all lanes if `FULL`. Returns `V`.
     #[inline(always)]
-    fn block<I: Isa, const V: usize, const ACROSS: bool, const FULL: bool>(
+    fn block<I: Isa, const V: usize, const FULL: bool>(
         &mut self,
         isa: I,
         run: &Run,
@@ -277,29 +393,21 @@ impl<W: Weight> PoolEntries<'_, '_, W> {
                 *sum = isa.load_f32(out);
             }
         }
-        let scales = self.scales_of::<I, V, ACROSS>(isa, &books)?;
         let is_max = self.bags.pooling == Pooling::Max;
         let of_rows = self.starts.chunks_exact(self.num_books.max(1));
         let of_rows = of_rows.skip(run.rows.start - self.rows.start);
         for (position, starts) in run.rows.clone().zip(of_rows) {
             let starts = starts.get(books.start..books.end)?;
             let mut row = [isa.splat(0.0); V];
-            if ACROSS {
-                let starts: &[u32; V] = starts.first_chunk()?;
-                for ((to, &start), scale) in row.iter_mut().zip(starts).zip(scales) {
-                    *to = self.load::<I, FULL>(isa, start as usize, step, scale)?;
-                }
-            } else {
-                for (book, &start) in books.clone().zip(starts) {
-                    let scale = match self.scales.get(book) {
-                        Some(&scale) if W::SCALED => isa.splat(scale),
-                        _ => isa.splat(1.0),
-                    };
-                    let start = start as usize + column;
-                    for (to, at) in row.iter_mut().zip(0..) {
-                        let x = self.load::<I, FULL>(isa, start + at * step, step, scale)?;
-                        *to = if book == books.start { x } else { isa.add(*to, x) };
-                    }
+            for (book, &start) in books.clone().zip(starts) {
+                let scale = match self.scales.get(book) {
+                    Some(&scale) if W::SCALED => isa.splat(scale),
+                    _ => isa.splat(1.0),
+                };
+                let start = start as usize + column;
+                for (to, at) in row.iter_mut().zip(0..) {
+                    let x = self.load::<I, FULL>(isa, start + at * step, step, scale)?;
+                    *to = if book == books.start { x } else { isa.add(*to, x) };
                 }
             }
             if is_max && position == run.range.start {
@@ -326,20 +434,6 @@ impl<W: Weight> PoolEntries<'_, '_, W> {
             isa.store(sum, out);
         }
         Some(V)
-    }
-
-    /// The scale of the book of each vector, if each has a book and a scale.
-    #[inline(always)]
-    fn scales_of<I: Isa, const V: usize, const ACROSS: bool>(
-        &self,
-        isa: I,
-        books: &Range<usize>,
-    ) -> Option<[I::F32; V]> {
-        if !W::SCALED || !ACROSS {
-            return Some([isa.splat(1.0); V]);
-        }
-        let scales: &[f32; V] = self.scales.get(books.clone())?.first_chunk()?;
-        Some(scales.map(|scale| isa.splat(scale)))
     }
 
     /// `len` elements from `start` on, times the scale of the book.
