@@ -17,7 +17,7 @@ use crate::{
     dtype::Elements,
     index::Indices,
     isa::Tier,
-    kernel::{CodeBags, Consistent, Dims, Epilogue, can_pool_codes, pool_codes, store_rows},
+    kernel::{CodeBags, Consistent, Dims, Epilogue, pool_codes, store_rows},
     repr::{Codebook, Combine, IndexMap, QuotientRemainder, Rows},
     table::{StoredRow, Table, codebook, dense, index_map::RowOf, quotient_remainder::combine},
 };
@@ -25,8 +25,6 @@ use core::ops::Range;
 
 /// The most lookups whose row numbers are kept on the stack: 2 KiB with their weights.
 const LOOKUPS: usize = 256;
-/// The most codes whose entries' positions are kept on the stack: 2 KiB.
-const CODES: usize = 512;
 /// The most bags of these lookups.
 const BAGS: usize = 64;
 
@@ -51,16 +49,7 @@ impl Stored<'_> {
         }
     }
 
-    /// Whether it can be pooled several rows at a time, from indices that are row numbers.
-    fn pools_several(self, tier: Tier) -> bool {
-        match self {
-            // The scalar tier prefers small code: it pools row by row.
-            Self::Rows(_) => !tier.is_scalar(),
-            Self::Codes(table) => can_pool_codes(tier, table, CODES),
-        }
-    }
-
-    /// Pools bags of row numbers, if it [can](Self::pools_several).
+    /// Pools bags of row numbers; `None` on the scalar tier, too.
     fn pool(
         self,
         tier: Tier,
@@ -76,7 +65,7 @@ impl Stored<'_> {
         let Indices::U32(rows) = bags.indices else { return None };
         let (offsets, weights) = (bags.offsets, bags.per_sample_weights);
         let bags = CodeBags { rows, offsets, weights, pooling };
-        pool_codes(tier, table, &bags, out, stride, &mut [0; CODES])
+        pool_codes(tier, table, &bags, out, stride)
     }
 
     /// Combines a row with `out`. A row of codes is first written into `scratch`.
@@ -269,7 +258,8 @@ impl<'t, 'a, 'b> PoolParts<'t, 'a, 'b> {
             }
         };
         let (tier, data) = (self.table.tier(), self.table.data());
-        let several = stored.pools_several(tier) && u32::try_from(data.num_rows).is_ok();
+        // The scalar tier prefers small code: it pools row by row.
+        let several = !tier.is_scalar() && u32::try_from(data.num_rows).is_ok();
         let Part { out, stride } = part;
         let are_rows = matches!(row_part, RowPart::Whole)
             && matches!(data.index_map, IndexMap::Identity)

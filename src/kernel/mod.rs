@@ -26,7 +26,7 @@ mod rows;
 #[cfg(feature = "train")]
 mod update;
 
-pub(crate) use codebook::{CodeBags, can_pool_codes, pool_codes};
+pub(crate) use codebook::{CodeBags, pool_codes};
 pub(crate) use interaction::dot_interaction_from;
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use product::chain_step;

@@ -4,13 +4,10 @@ use crate::{
     dtype::Elements,
     index::Indices,
     isa::Tier,
-    kernel::{CodeBags, Consistent, Dims, Epilogue, can_pool_codes, chain_step, pool_codes, widen},
+    kernel::{CodeBags, Consistent, Dims, Epilogue, chain_step, pool_codes, widen},
     pooling::Pooling,
     repr::{Codebook, Combine},
 };
-
-/// The most codes of a row that is looked up as a bag of one row.
-const CODES: usize = 32;
 
 /// The workspace of a lookup holds a row before the projection; that of a bag also holds their sum,
 /// if there is a projection.
@@ -59,14 +56,14 @@ pub(crate) fn write_inner_row(
 }
 
 fn store_inner_row(tier: Tier, table: &Codebook<'_>, row: usize, out: &mut [f32]) -> Consistent {
-    if can_pool_codes(tier, table, CODES)
+    if !tier.is_scalar()
         && let Ok(row) = u32::try_from(row)
     {
         // The maximum of one row is the row.
         let (weights, pooling) = (None, Pooling::Max);
         let offsets = Indices::U32(&[0, 1]);
         let bags = CodeBags { rows: &[row], offsets, weights, pooling };
-        return pool_codes(tier, table, &bags, out, table.inner_dim, &mut [0; CODES]);
+        return pool_codes(tier, table, &bags, out, table.inner_dim);
     }
     let entry_len = table.entry_len();
     for (book, code) in table.row_codes(row)?.enumerate() {
