@@ -1,5 +1,5 @@
-//! A blob written once and kept: this reader still reads it, with and without the `alloc` feature,
-//! and its rows are what the oracle makes of its bytes.
+//! Blobs written once and kept: this reader still reads them, with and without the `alloc` feature,
+//! and their rows are what the oracle makes of their bytes.
 
 use crate::support::{
     format,
@@ -12,6 +12,17 @@ use ttrec::{
 };
 
 static TWO_TABLES: &AlignedBytes = include_blob!("../golden/two_tables.ttr");
+/// Codes and a projection, from an index of FAISS.
+#[cfg(feature = "codebooks")]
+static CODES: &AlignedBytes = include_blob!("../golden/codes.ttr");
+
+fn blobs() -> Vec<&'static [u8]> {
+    vec![
+        TWO_TABLES,
+        #[cfg(feature = "codebooks")]
+        CODES,
+    ]
+}
 
 #[test]
 fn it_holds_two_tables_and_verifies() {
@@ -26,10 +37,14 @@ fn it_holds_two_tables_and_verifies() {
 
 #[test]
 fn every_row_agrees_with_the_oracle() {
-    let blob = Blob::parse(TWO_TABLES).unwrap();
+    blobs().into_iter().for_each(assert_rows);
+}
+
+fn assert_rows(bytes: &[u8]) {
+    let blob = Blob::parse(bytes).unwrap();
     for (position, table) in blob.tables().enumerate() {
-        let reference = Reference::new(TWO_TABLES, position);
-        assert_eq!(table.name(), format::name_of(TWO_TABLES, position));
+        let reference = Reference::new(bytes, position);
+        assert_eq!(table.name(), format::name_of(bytes, position));
         let dim = table.embedding_dim();
         let mut workspace = vec![f32::NAN; table.workspace_len(1)];
         let mut previous = vec![Approx::default(); dim];
@@ -65,10 +80,14 @@ fn every_row_agrees_with_the_oracle() {
 
 #[test]
 fn bags_agree_with_the_oracle_in_every_mode() {
-    let blob = Blob::parse(TWO_TABLES).unwrap();
+    blobs().into_iter().for_each(assert_bags);
+}
+
+fn assert_bags(bytes: &[u8]) {
+    let blob = Blob::parse(bytes).unwrap();
     let mut rng = Rng::new(11);
     for (position, table) in blob.tables().enumerate() {
-        let reference = Reference::new(TWO_TABLES, position);
+        let reference = Reference::new(bytes, position);
         let dim = table.embedding_dim();
         let indices: Vec<u32> = (0..40).map(|_| rng.below(table.num_embeddings()) as u32).collect();
         let weights: Vec<f32> =

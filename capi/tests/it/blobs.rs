@@ -8,19 +8,19 @@
 )]
 
 use crate::support::{
-    Open, TWO_TABLES, assert_same, bag, dim, format,
+    CODES, Open, TWO_TABLES, assert_same, bag, dim, format,
     format::{header, table, table_at},
     last_error, lookup, num_embeddings,
     rng::Rng,
     text, u32_bags, workspace_len,
 };
 use std::{collections::BTreeMap, fs, ptr};
-use ttrec::{AlignedBuf, Blob};
-use ttrec_capi::{abi::*, ttrec_status as Status};
+use ttrec::{AlignedBuf, Bags, Blob, Pooling};
+use ttrec_capi::{abi::*, ttrec_pooling, ttrec_status as Status};
 
-/// Every row through the C ABI has the bits that the library gives.
-fn assert_answers(open: &Open) {
-    let blob = Blob::parse(TWO_TABLES).unwrap();
+/// Every row, and a bag of all rows, through the C ABI have the bits that the library gives.
+fn assert_answers(open: &Open, bytes: &[u8]) {
+    let blob = Blob::parse(bytes).unwrap();
     let tables = open.tables();
     assert_eq!(tables.len(), blob.num_tables());
     for (table, expected) in tables.into_iter().zip(blob.tables()) {
@@ -39,6 +39,13 @@ fn assert_answers(open: &Open) {
                 .unwrap();
             assert_same(&lookup(table, index).unwrap(), &row);
         }
+        let indices: Vec<u32> = (0..num_embeddings(table) as u32).collect();
+        let offsets = [0, indices.len() as u32];
+        let bags = Bags::new(&indices, &offsets).unwrap();
+        let mut workspace = vec![0.0; expected.workspace_len(1)];
+        expected.pool(&bags, Pooling::Mean, &mut row, &mut workspace).unwrap();
+        let bags = u32_bags(&indices, &offsets, None);
+        assert_same(&bag(table, &bags, ttrec_pooling::Mean as u32).unwrap(), &row);
     }
     assert_eq!(open.verify(), Status::Ok);
 }
@@ -48,15 +55,20 @@ fn a_blob_opens_from_the_callers_bytes_a_copy_and_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("Modèle 1.ttr");
     fs::write(&path, &**TWO_TABLES).unwrap();
-    assert_answers(&Open::borrowed(TWO_TABLES).unwrap());
-    assert_answers(&Open::copied(TWO_TABLES).unwrap());
-    assert_answers(&Open::mapped(&path).unwrap());
+    assert_answers(&Open::borrowed(TWO_TABLES).unwrap(), TWO_TABLES);
+    assert_answers(&Open::copied(TWO_TABLES).unwrap(), TWO_TABLES);
+    assert_answers(&Open::mapped(&path).unwrap(), TWO_TABLES);
 
     // A copy needs what it was made of no longer.
     let bytes = TWO_TABLES.to_vec();
     let copy = Open::copied(&bytes).unwrap();
     drop(bytes);
-    assert_answers(&copy);
+    assert_answers(&copy, TWO_TABLES);
+}
+
+#[test]
+fn codes_are_looked_up_and_pooled() {
+    assert_answers(&Open::borrowed(CODES).unwrap(), CODES);
 }
 
 #[test]

@@ -1,10 +1,6 @@
 //! The board: its output and its timer.
 
-use crate::{
-    MODEL, Refused,
-    digits::{decimal, hex},
-    lookups, scores,
-};
+use crate::{MODEL, Refused, digits::hex, lookups};
 use cortex_m::peripheral::{Peripherals, SYST, syst::SystClkSource};
 use cortex_m_rt::entry;
 use cortex_m_semihosting::{
@@ -31,12 +27,20 @@ fn print() -> Result<(), Refused> {
     let mut written = Ok(());
     let mut show = |x: f32| written = written.and_then(|()| out.write_all(&hex(x.to_bits())));
     lookups::run(&MODEL.0, &mut show)?;
-    let used = scores::run(&MODEL.0, now, &mut show)?;
+    #[cfg(not(feature = "codebooks"))]
+    let used = crate::scores::run(&MODEL.0, now, &mut show)?;
     written.map_err(|()| Refused)?;
+    #[cfg(not(feature = "codebooks"))]
+    print_cost(&used)?;
+    Ok(())
+}
 
+/// Prints what scoring took.
+#[cfg(not(feature = "codebooks"))]
+fn print_cost(used: &crate::scores::Used) -> Result<(), Refused> {
     let mut err = hio::hstderr().map_err(|()| Refused)?;
     let mut say = |number: u32, what: &str| {
-        let (digits, start) = decimal(number);
+        let (digits, start) = crate::digits::decimal(number);
         err.write_all(digits.get(start..).unwrap_or_default())
             .and_then(|()| err.write_all(what.as_bytes()))
     };

@@ -26,6 +26,8 @@ use ttrec_capi::{abi::*, ttrec_bags, ttrec_blob, ttrec_ranker, ttrec_status, ttr
 
 pub(crate) static TWO_TABLES: &AlignedBytes =
     include_blob!("../../../../tests/golden/two_tables.ttr");
+/// A table of codes.
+pub(crate) static CODES: &AlignedBytes = include_blob!("../../../../tests/golden/codes.ttr");
 /// A model of 13 dense features and four tables.
 pub(crate) static DLRM: &AlignedBytes = include_blob!("../../../../tests/golden/dlrm.ttr");
 /// What outputs hold before a call.
