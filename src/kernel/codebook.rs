@@ -249,45 +249,47 @@ impl<W: Weight + Default> Op for PoolConcat<'_, '_, W> {
     type Output = Consistent;
 
     #[inline(always)]
-    fn run<I: Isa>(mut self, isa: I) -> Consistent {
+    fn run<I: Isa>(self, isa: I) -> Consistent {
         let Pool { codes, entries, .. } = self.0;
-        let entry_len = entries.entry_len;
-        let mut first = 0;
         if codes.dtype == CodeDtype::U8 && codes.last == 255 {
-            first = match entry_len {
-                4 => self.bytes::<_, 4, 1, 8>(isa.narrow())?,
-                8 if const { I::LANES == 4 } => self.bytes::<_, 8, 2, 4>(isa)?,
-                8 if const { I::LANES == 8 } => self.bytes::<_, 8, 1, 8>(isa)?,
-                8 if const { I::LANES == 16 } => self.bytes::<_, 8, 1, 8>(isa.half())?,
-                16 if const { I::LANES == 4 } => self.bytes::<_, 16, 4, 4>(isa)?,
-                16 if const { I::LANES == 8 } => self.bytes::<_, 16, 2, 4>(isa)?,
-                16 if const { I::LANES == 16 } => self.bytes::<_, 16, 1, 8>(isa)?,
-                _ => 0,
-            };
+            match (entries.entry_len, codes.num_books) {
+                (4, 8..) => return self.bytes::<_, 4, 1, 8>(isa.narrow()),
+                (4, 4..) => return self.bytes::<_, 4, 1, 4>(isa.narrow()),
+                (8, 4..) if const { I::LANES == 4 } => return self.bytes::<_, 8, 2, 4>(isa),
+                (8, 8..) if const { I::LANES == 8 } => return self.bytes::<_, 8, 1, 8>(isa),
+                (8, 4..) if const { I::LANES == 8 } => return self.bytes::<_, 8, 1, 4>(isa),
+                (8, 8..) if const { I::LANES > 8 } => return self.bytes::<_, 8, 1, 8>(isa.half()),
+                (8, 4..) if const { I::LANES > 8 } => return self.bytes::<_, 8, 1, 4>(isa.half()),
+                (16, 4..) if const { I::LANES == 4 } => return self.bytes::<_, 16, 4, 4>(isa),
+                (16, 4..) if const { I::LANES == 8 } => return self.bytes::<_, 16, 2, 4>(isa),
+                (16, 4..) if const { I::LANES > 8 } => return self.bytes::<_, 16, 1, 4>(isa),
+                _ => {}
+            }
         }
-        match entry_len {
-            _ if first == codes.num_books => Some(()),
-            _ if entry_len >= I::LANES => self.books(isa, first),
-            8.. => self.books(isa.half(), first),
-            _ => self.books(isa.narrow(), first),
+        match entries.entry_len {
+            len if len >= I::LANES => self.books(isa),
+            8.. => self.books(isa.half()),
+            _ => self.books(isa.narrow()),
         }
     }
 }
 
 impl<W: Weight + Default> PoolConcat<'_, '_, W> {
-    /// Books of 256 entries of `E` elements, `V` vectors, and codes that are bytes. Pools as many
-    /// books as `B` divides, and returns their number.
+    /// At least `B` books of 256 entries of `E` elements, `V` vectors, and codes that are bytes.
     #[inline(always)]
     fn bytes<I: Isa, const E: usize, const V: usize, const B: usize>(
-        &mut self,
+        mut self,
         isa: I,
-    ) -> Option<usize> {
-        let entries = self.0.entries;
-        let (blocks, rest) = entries.books.as_chunks::<E>().0.as_chunks::<256>().0.as_chunks::<B>();
+    ) -> Consistent {
+        let Pool { codes, entries, .. } = self.0;
+        let all = entries.books.as_chunks::<E>().0.as_chunks::<256>().0;
+        // The last books may overlap those before them.
+        let last = codes.num_books.checked_sub(B)?;
         for bag in 0..self.0.num_bags() {
             let range = self.0.bags.offsets.range(bag)?;
-            for (block, books) in blocks.iter().enumerate() {
-                let first = block * B;
+            for first in (0..codes.num_books).step_by(B) {
+                let first = first.min(last);
+                let books = all.get(first..)?.first_chunk::<B>()?;
                 let scales = entries.scales(isa, core::array::from_fn(|at| first + at))?;
                 let part = Bytes { books, first, scales };
                 let sums = self.0.pool::<_, _, V, B>(isa, &range, first == 0, &part)?;
@@ -296,19 +298,19 @@ impl<W: Weight + Default> PoolConcat<'_, '_, W> {
                 }
             }
         }
-        Some(self.0.codes.num_books - rest.len())
+        Some(())
     }
 
-    /// All other books, from `first` on.
+    /// All other books.
     #[inline(always)]
-    fn books<I: Isa>(mut self, isa: I, first: usize) -> Consistent {
+    fn books<I: Isa>(mut self, isa: I) -> Consistent {
         let Pool { codes, entries, .. } = self.0;
         // The last books and the last vector of an entry may overlap those before them.
         let last_book = codes.num_books.saturating_sub(BOOKS);
         let last_column = entries.entry_len.saturating_sub(I::LANES);
         for bag in 0..self.0.num_bags() {
             let range = self.0.bags.offsets.range(bag)?;
-            for first in (first..codes.num_books).step_by(BOOKS) {
+            for first in (0..codes.num_books).step_by(BOOKS) {
                 let first = first.min(last_book);
                 let books: [usize; BOOKS] =
                     core::array::from_fn(|at| (first + at).min(codes.num_books - 1));

@@ -256,8 +256,16 @@ impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
                 column
             };
             if column < self.embedding_dim {
-                let left = self.embedding_dim - column;
-                self.block::<_, 1>(isa.narrow(), bag, &range, column, left)?;
+                // The last vector may overlap the one before it: a load of a few elements takes
+                // several times as long. It has to begin with a unit.
+                let whole = self.embedding_dim.saturating_sub(4);
+                let first = if whole > 0 && whole.is_multiple_of(W::PER_UNIT) {
+                    whole
+                } else {
+                    column
+                };
+                let left = self.embedding_dim - first;
+                self.block::<_, 1>(isa.narrow(), bag, &range, first, left)?;
             }
         }
         Some(())
