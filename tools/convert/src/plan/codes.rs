@@ -83,7 +83,7 @@ pub(super) fn candidates(
             for shape in shapes {
                 let squared = interpolate(&points, shape.books as f64).exp();
                 let weights = shape.layout(n, columns, dtype, PROJECTION);
-                let nanoseconds = cost::codes(shape, columns);
+                let nanoseconds = cost::codes(n, shape, columns);
                 found.push(context.candidate(
                     Form::Codes { shape: *shape },
                     weights,

@@ -55,7 +55,7 @@ pub(super) fn of_dense(
         // Values that overflow rule this type out.
         let Some(error) = sample.coding_error(&values, embedding_dim, dtype)? else { continue };
         let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };
-        let nanoseconds = cost::dense(dtype.row_len(embedding_dim));
+        let nanoseconds = cost::dense(num_embeddings, embedding_dim, dtype);
         list.push(context.candidate(Form::Dense, weights, error, nanoseconds)?);
     }
     drop(share);

@@ -79,7 +79,7 @@ pub(super) fn candidates(
                 dtype,
                 projection: PROJECTION,
             };
-            let nanoseconds = cost::low_rank(dtype.row_len(rank), rank, columns);
+            let nanoseconds = cost::low_rank(n, rank, dtype, columns);
             found.push(context.candidate(Form::LowRank { rank }, weights, squared, nanoseconds)?);
         }
     }

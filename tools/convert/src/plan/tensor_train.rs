@@ -104,7 +104,7 @@ pub(super) fn candidates(
                     Form::Tt { shape, sweeps },
                     WeightsSpec::Tt { shape, dtype },
                     squared * context.energy,
-                    cost::tensor_train(&shape),
+                    cost::tensor_train(&shape, dtype),
                 )?);
             }
         }
