@@ -3,7 +3,7 @@
 
 use super::{
     Factors, Job, Limits, LowRank, Rows, TtSvd,
-    codes::{Codebooks, Learner, Shape},
+    codes::{Codebooks, Learner, ROWS_PER_ENTRY, Shape},
     order::{Order, Ordered},
     suggest_shape,
 };
@@ -119,7 +119,8 @@ impl Request {
                 Ok(Factorized::LowRank { rank, basis: found.basis(rank) })
             }
             Self::Codes(shape) => {
-                let learner = Learner::new(rows, weights, shape.bits, shape.projected, job)?;
+                let learner =
+                    Learner::new(rows, weights, shape.bits, ROWS_PER_ENTRY, shape.projected, job)?;
                 learner.learn(shape, job).map(Factorized::Codes)
             }
             Self::Tt { row_order, row_factors, column_factors, ranks, target, sweeps } => {

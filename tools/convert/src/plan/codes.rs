@@ -1,13 +1,14 @@
 //! Codes: product quantisation of the rows themselves, or of their largest directions.
 //!
 //! The variances of the directions say how many of them go best with a number of codes. Some
-//! numbers of codes are learned and measured as by `convert`, on all rows; the errors of those
-//! between them are interpolated.
+//! numbers of codes are learned from some of the rows and measured on a sample of all; the errors
+//! of those between them are interpolated.
 
 use super::{
     candidate::{Candidate, Context, Form, bytes},
     cost,
-    low_rank::{MAX_COLUMNS, PROJECTION, interpolate},
+    low_rank::{MAX_COLUMNS, PROJECTION, ROUNDED, interpolate},
+    sample::{Sample, squared_norm},
     tensor_train::weights,
 };
 use crate::{
@@ -22,8 +23,17 @@ use ttrec::{blob::TableSpec, dtype::Dtype, limits::MAX_NUM_BOOKS};
 const DTYPES: [Dtype; 2] = [Dtype::F16, Dtype::I8];
 /// The bits of codes; fewer than the first only where the books are a large part of the bytes.
 const BITS: [u32; 4] = [8, 7, 6, 5];
-/// The numbers of codes that are measured grow by this part of themselves.
+/// The rows for each entry that books are learned from, a part of those that `convert` takes.
+const ROWS_PER_ENTRY: u64 = 64;
+/// The most elements of a small table.
+const SMALL: u64 = 1 << 20;
+/// The numbers of codes that are measured of a small table grow by this part of themselves.
 const GROWTH: usize = 4;
+/// Those of a large table, which take seconds for each number, in relation to the most that fit.
+const PARTS: [usize; 6] = [1, 2, 4, 8, 12, FEWEST];
+/// Codes whose error is so many times that of others in as many bytes are beaten, and so are more
+/// codes of their kind.
+const BEATEN: f64 = 1.05;
 /// Fewer codes than this part of the most that fit are not tried, with and without a projection.
 const FEWEST: usize = 16;
 const FEWEST_PLAIN: usize = 4;
@@ -48,7 +58,9 @@ pub(super) fn candidates(
     }
     let weights = weights(context, n)?;
     // The memory may be too small, or a value not finite.
-    let Ok(learner) = Learner::new(rows, weights.as_deref(), BITS[0], true, &context.job()) else {
+    let Ok(learner) =
+        Learner::new(rows, weights.as_deref(), BITS[0], ROWS_PER_ENTRY, true, &context.job())
+    else {
         return Ok(Vec::new());
     };
     let bits = BITS.into_iter().filter(|bits| n >= 2 << bits);
@@ -57,39 +69,49 @@ pub(super) fn candidates(
             [true, false].map(|projected| family(context, &learner, n, bits, projected))
         })
         .collect();
+    let few = Sample::draw(n, ROUNDED, context.options.frequencies);
+    let values = few.read(rows)?;
+    let part = context.energy / few.sum(&values, squared_norm).max(f64::MIN_POSITIVE);
     let all: usize = families.iter().map(|family| family.measured.len()).sum();
     let (mut found, mut done) = (Vec::new(), 0);
     for Family { shapes, measured } in &families {
         // The numbers of codes and the logarithms of the squared errors, for each type.
         let mut points: [Vec<(f64, f64)>; DTYPES.len()] = Default::default();
-        for &position in measured {
-            share.reach(done, all);
-            done += 1;
+        let candidate = |shape: &CodesShape, dtype, points: &[(f64, f64)]| {
+            let squared = interpolate(points, shape.books as f64).exp();
+            let weights = shape.layout(n, columns, dtype, PROJECTION);
+            let form = Form::Codes { shape: *shape };
+            context.candidate(form, weights, squared, cost::codes(n, shape, columns))
+        };
+        for (tried, &position) in measured.iter().enumerate() {
+            share.reach(done + tried, all);
             let shape = &shapes[position];
             let books = learner.learn(shape, &context.job())?;
+            let mut worth = false;
             for (dtype, points) in DTYPES.into_iter().zip(&mut points) {
-                // Values that overflow rule this type out.
+                // Values that overflow rule this type out from here on.
                 let Ok(encoder) = Encoder::new(&books, dtype, PROJECTION) else { continue };
-                let (_, errors) = encoder.encode(&context.values.values, columns);
+                if points.len() < tried {
+                    continue;
+                }
+                let (_, errors) = encoder.encode(&values.values, columns);
                 let squared: f64 =
-                    errors.iter().zip(&context.sample.weights).map(|(e, weight)| e * weight).sum();
-                points.push((shape.books as f64, squared.max(f64::MIN_POSITIVE).ln()));
+                    errors.iter().zip(&few.weights).map(|(e, weight)| e * weight).sum();
+                points.push((shape.books as f64, (squared * part).max(f64::MIN_POSITIVE).ln()));
+                let this = candidate(shape, dtype, points)?;
+                worth |= !found.iter().any(|other: &Candidate| {
+                    other.bytes <= this.bytes && other.error * BEATEN < this.error
+                });
+            }
+            if !worth {
+                break;
             }
         }
+        done += measured.len();
         for (dtype, points) in DTYPES.into_iter().zip(points) {
-            if points.len() < measured.len() {
-                continue;
-            }
-            for shape in shapes {
-                let squared = interpolate(&points, shape.books as f64).exp();
-                let weights = shape.layout(n, columns, dtype, PROJECTION);
-                let nanoseconds = cost::codes(n, shape, columns);
-                found.push(context.candidate(
-                    Form::Codes { shape: *shape },
-                    weights,
-                    squared,
-                    nanoseconds,
-                )?);
+            let Some(&(last, _)) = points.last() else { continue };
+            for shape in shapes.iter().take_while(|shape| shape.books as f64 <= last) {
+                found.push(candidate(shape, dtype, &points)?);
             }
         }
     }
@@ -99,8 +121,8 @@ pub(super) fn candidates(
 /// The shapes of codes of so many bits that may be worth storing, by their number of codes, and the
 /// positions of those that are measured.
 ///
-/// The numbers that are measured do not depend on the budget, so that the same codes have the same
-/// error in every plan.
+/// Those of a small table do not depend on the budget, so that the same codes have the same error
+/// in every plan.
 fn family(
     context: &Context<'_>,
     learner: &Learner,
@@ -129,21 +151,26 @@ fn family(
         .filter(|books| projected || columns.is_multiple_of(*books))
         .map(shape)
         .collect();
-    let most = shapes.iter().rposition(|shape| fits(shape) && shape.books <= worth);
-    // The next number above those that fit closes the last gap.
-    let grows = |&books: &usize| Some(books + (books / GROWTH).max(1));
-    let numbers: Vec<usize> = std::iter::successors(Some(1), grows)
-        .take_while(|&books| books < largest)
-        .chain([largest])
-        .collect();
+    let fitting = shapes.iter().rposition(fits);
+    let most = shapes.iter().rposition(|shape| shape.books <= worth);
+    let Some((fitting, most)) = fitting.zip(most) else { return Family::default() };
+    let most = most.min(fitting);
+    let small = num_embeddings.saturating_mul(columns as u64) <= SMALL;
+    let numbers: Vec<usize> = if small {
+        // The next number above those that fit closes the last gap.
+        let grows = |&books: &usize| Some(books + (books / GROWTH).max(1));
+        let grid = std::iter::successors(Some(1), grows).take_while(|&books| books < largest);
+        grid.chain([largest]).collect()
+    } else {
+        PARTS.into_iter().map(|part| shapes[most].books * part / FEWEST).collect()
+    };
     let is_measured =
         |shape: &CodesShape| !projected || numbers.binary_search(&shape.books).is_ok();
-    let Some(most) = most else { return Family::default() };
-    let least = shapes[most].books / if projected { FEWEST } else { FEWEST_PLAIN };
+    let least = shapes[fitting].books / if projected { FEWEST } else { FEWEST_PLAIN };
     let end = shapes[most..].iter().position(is_measured).map_or(most, |above| most + above);
     let start = shapes.iter().position(|shape| shape.books >= least && is_measured(shape));
     shapes.truncate(end + 1);
-    shapes.drain(..start.unwrap_or(0));
+    shapes.drain(..start.unwrap_or(end + 1).min(end + 1));
     let measured = (0..shapes.len()).filter(|&at| is_measured(&shapes[at])).collect();
     Family { shapes, measured }
 }

@@ -16,6 +16,7 @@ mod training;
 
 pub(crate) use encoder::Encoder;
 pub(crate) use rotation::Directions;
+pub(crate) use training::ROWS_PER_ENTRY;
 
 use crate::{
     factorize::{Job, Rows},
@@ -120,16 +121,17 @@ pub(crate) struct Learner {
 }
 
 impl Learner {
-    /// Reads the rows for books of so many bits; `weights`, one per row, say how much each row's
-    /// error counts.
+    /// Reads the rows for books of so many bits, at most `per_entry` for each entry; `weights`, one
+    /// per row, say how much each row's error counts.
     pub(crate) fn new(
         rows: &dyn Rows,
         weights: Option<&[f32]>,
         bits: u32,
+        per_entry: u64,
         projected: bool,
         job: &Job<'_>,
     ) -> Result<Self> {
-        let training = Training::read(rows, weights, bits, job)?;
+        let training = Training::read(rows, weights, bits, per_entry, job)?;
         let directions = projected.then(|| Directions::of(&training)).transpose()?;
         Ok(Self { training, directions })
     }

@@ -32,7 +32,8 @@ fn squared(a: &[f32], b: &[f32]) -> f64 {
 
 fn learned(table: &Table, shape: &Shape) -> (Encoder, Vec<u16>, Vec<f64>) {
     let job = Job::default();
-    let learner = Learner::new(table, None, shape.bits, shape.projected, &job).unwrap();
+    let learner =
+        Learner::new(table, None, shape.bits, ROWS_PER_ENTRY, shape.projected, &job).unwrap();
     let books = learner.learn(shape, &job).unwrap();
     let encoder = Encoder::new(&books, Dtype::F16, Dtype::F16).unwrap();
     let (codes, errors) = encoder.encode(&table.values, table.columns);
@@ -135,7 +136,7 @@ fn directions_are_dealt_out_in_equal_products() {
 #[test]
 fn the_nearest_rotation_is_orthonormal_and_found_again() {
     let table = table(500, 6, 9);
-    let training = Training::read(&table, None, 4, &Job::default()).unwrap();
+    let training = Training::read(&table, None, 4, ROWS_PER_ENTRY, &Job::default()).unwrap();
     // An orthonormal matrix: of two reflections.
     let reflect = |v: &[f32; 6], x: &[f32]| -> Vec<f32> {
         let (of_v, dot): (f32, f32) =
@@ -256,7 +257,7 @@ fn memory_is_bounded() {
     let shape = shape(Combining::Concat, 4, 8, true);
     let error = |memory: u64| -> Result<f64> {
         let job = Job { memory, ..Job::default() };
-        let learner = Learner::new(&table, None, shape.bits, true, &job)?;
+        let learner = Learner::new(&table, None, shape.bits, ROWS_PER_ENTRY, true, &job)?;
         let books = learner.learn(&shape, &job)?;
         let encoder = Encoder::new(&books, Dtype::I8, Dtype::F16)?;
         Ok(encoder.encode(&table.values, 8).1.iter().sum())
@@ -272,6 +273,8 @@ fn memory_is_bounded() {
 fn values_that_are_not_finite_are_refused() {
     let mut table = table(40, 4, 19);
     table.values[17] = f32::NAN;
-    let refused = Learner::new(&table, None, 4, false, &Job::default()).err().unwrap();
+    let refused = Learner::new(&table, None, 4, ROWS_PER_ENTRY, false, &Job::default())
+        .err()
+        .unwrap();
     assert!(refused.to_string().contains("not finite"), "{refused}");
 }

@@ -3,9 +3,9 @@
 use crate::factorize::{Job, Rows};
 use anyhow::{Result, ensure};
 
-/// The most rows for each entry of a book, or of a book of 256 entries: more hardly make better
-/// entries.
-const ROWS_PER_ENTRY: u64 = 256;
+/// The rows for each entry of a book, or of a book of 256 entries, that make good entries: more
+/// hardly make better ones.
+pub(crate) const ROWS_PER_ENTRY: u64 = 256;
 /// The fewest rows for each entry of a book, if the table has them.
 const FEWEST_PER_ENTRY: u64 = 8;
 /// Elements that are read at once.
@@ -22,18 +22,20 @@ pub(super) struct Training {
 }
 
 impl Training {
-    /// The rows for books of so many bits; `weights` has one number for each row of the table.
+    /// At most `per_entry` rows for each entry of books of so many bits; `weights` has one number
+    /// for each row of the table.
     pub(super) fn read(
         rows: &dyn Rows,
         weights: Option<&[f32]>,
         bits: u32,
+        per_entry: u64,
         job: &Job<'_>,
     ) -> Result<Self> {
         let (all, dim) = (rows.num_embeddings(), rows.embedding_dim());
         let book_len = 1u64 << bits;
         // The row, what its codes mean, both in other directions, and the codes.
         let of_row = (4 + 4 + 4 + 2) * dim as u64 + 4;
-        let most = (job.memory / of_row).min(book_len.max(256) * ROWS_PER_ENTRY);
+        let most = (job.memory / of_row).min(book_len.max(256) * per_entry);
         let least = all.min(book_len * FEWEST_PER_ENTRY);
         ensure!(
             most >= least,

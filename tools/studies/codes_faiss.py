@@ -1,0 +1,107 @@
+"""The codes of `ttrec convert` beside FAISS's, from the same rows, with as many codes of 8 bits.
+
+    python tools/studies/codes_faiss.py CHECKPOINT.safetensors TENSOR [BOOKS...]
+
+Prints the relative error (Frobenius) and the seconds, by the clock and of all cores, of FAISS's
+ProductQuantizer (PQ), of its OPQMatrix with a ProductQuantizer (OPQ), and of codes with books in
+f16 of `ttrec convert`, without and with a rotation; the seconds of `convert` include reading and
+writing. THREADS is the number of threads, 2 by default; TTREC names the command. The exit code is 1
+if an error is above 1.03 times FAISS's, or our time is longer. Needs faiss-cpu."""
+
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+TTREC = os.environ.get("TTREC", "ttrec")
+THREADS = int(os.environ.get("THREADS", "2"))
+BITS = 8
+FORMATS = {"F32": np.float32, "F16": np.float16}
+
+
+def read(checkpoint, tensor):
+    """A tensor of a safetensors file as f32."""
+    with open(checkpoint, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        found = json.loads(file.read(length))[tensor]
+        start, end = found["data_offsets"]
+        file.seek(8 + length + start)
+        values = np.frombuffer(file.read(end - start), FORMATS[found["dtype"]])
+    return values.reshape(found["shape"]).astype(np.float32)
+
+
+def spent():
+    """The time by the clock, and the CPU time of this process and of its finished children."""
+    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return np.array([time.monotonic(), sum(u.ru_utime + u.ru_stime for u in used)])
+
+
+def of_pq(rows, books):
+    quantizer = faiss.ProductQuantizer(rows.shape[1], books, BITS)
+    quantizer.train(rows)
+    return quantizer.decode(quantizer.compute_codes(rows))
+
+
+def of_opq(rows, books):
+    columns = rows.shape[1]
+    rotation, quantizer = faiss.OPQMatrix(columns, books), faiss.ProductQuantizer(columns, books, BITS)
+    rotation.pq = quantizer
+    rotation.train(rows)
+    return rotation.reverse_transform(of_pq(rotation.apply(rows), books))
+
+
+def of_faiss(learn, rows, books):
+    """The error, and the time that it took."""
+    start = spent()
+    decoded = learn(rows, books)
+    taken = spent() - start
+    return np.linalg.norm(rows - decoded) / np.linalg.norm(rows), taken
+
+
+def of_ttrec(folder, checkpoint, tensor, books, rotation):
+    """The error that `verify` finds, and the time of `convert`."""
+    spec, blob = folder / "codes.toml", folder / "codes.ttr"
+    spec.write_text(
+        f'[[table]]\ntensor = {json.dumps(tensor)}\nrepresentation = "codes"\n'
+        f"books = {books}\nbits = {BITS}\nrotation = {str(rotation).lower()}\ndtype = \"f16\"\n"
+    )
+    threads = {**os.environ, "RAYON_NUM_THREADS": str(THREADS)}
+    run = lambda *args: subprocess.run([TTREC, *args], check=True, capture_output=True, env=threads)
+    start = spent()
+    run("convert", checkpoint, "--spec", spec, "-o", blob)
+    taken = spent() - start
+    found = run("verify", blob, "--against", checkpoint, "--spec", spec, "--max-error", "2", "--json")
+    return json.loads(found.stdout)["tables"][0]["relative_error"], taken
+
+
+def main():
+    checkpoint, tensor = sys.argv[1], sys.argv[2]
+    rows = np.ascontiguousarray(read(checkpoint, tensor))
+    numbers = [int(x) for x in sys.argv[3:]] or [m for m in (8, 16, 32) if rows.shape[1] % m == 0]
+    faiss.omp_set_num_threads(THREADS)
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        for books in numbers:
+            for name, learn, rotation in (("PQ", of_pq, False), ("OPQ", of_opq, True)):
+                theirs, their_time = of_faiss(learn, rows, books)
+                ours, our_time = of_ttrec(Path(folder), checkpoint, tensor, books, rotation)
+                failed |= ours > 1.03 * theirs or our_time[0] > their_time[0]
+                print(
+                    f"{books} codes, {name}: FAISS {theirs:.4f} in {their_time[0]:.2f} s "
+                    f"(CPU {their_time[1]:.2f} s), ttrec {ours:.4f} in {our_time[0]:.2f} s "
+                    f"(CPU {our_time[1]:.2f} s), error {ours / theirs:.3f}",
+                    flush=True,
+                )
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
