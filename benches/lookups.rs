@@ -10,11 +10,12 @@ use ttrec::{
     repr::{CodeDtype, Combine},
 };
 
-/// Lookups of a bag, and the most bags of a batch.
+/// Lookups of a bag, and bags of a batch.
 const BAG: usize = 20;
 const BAGS: usize = 512;
-/// Rounds, of which the fastest counts.
-const ROUNDS: usize = 20;
+/// The most rounds, of which the fastest counts, and the seconds after which there are no more.
+const ROUNDS: usize = 40;
+const SECONDS: f64 = 0.1;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("kind,num_embeddings,row_factors,column_factors,ranks,dtype,nanoseconds");
@@ -157,24 +158,21 @@ fn measure(weights: WeightsSpec) -> Result<f64, Box<dyn Error>> {
     let offsets: Vec<u32> = (0..=BAGS).map(|bag| (bag * BAG) as u32).collect();
     let mut out = vec![0.0; BAGS * table.embedding_dim()];
     let mut workspace = vec![0.0; table.workspace_len(BAGS * BAG)];
-    let mut least = f64::INFINITY;
-    // Small batches, so that slow tables do not take minutes.
-    let mut bags = 16;
+    let (mut least, mut spent) = (f64::INFINITY, 0.0);
     for round in 0..ROUNDS {
-        let indices: Vec<u32> = (0..bags * BAG).map(|_| index()).collect();
+        let indices: Vec<u32> = (0..BAGS * BAG).map(|_| index()).collect();
+        let bags = Bags::new(&indices, &offsets)?;
         let start = Instant::now();
-        let batch = Bags::new(&indices, &offsets[..=bags])?;
-        let len = bags * table.embedding_dim();
-        table.pool(&batch, Pooling::Sum, &mut out[..len], &mut workspace)?;
+        table.pool(&bags, Pooling::Sum, &mut out, &mut workspace)?;
         let seconds = start.elapsed().as_secs_f64();
-        if round == 0 {
-            bags = ((0.004 / seconds * bags as f64) as usize).clamp(64, BAGS);
-        } else {
-            least = least.min(seconds / indices.len() as f64);
+        least = least.min(seconds);
+        spent += seconds;
+        if round > 0 && spent > SECONDS {
+            break;
         }
     }
     black_box(&out);
-    Ok(least * 1e9)
+    Ok(least / (BAGS * BAG) as f64 * 1e9)
 }
 
 /// A blob of one table. Its numbers are all alike, which no lookup depends on.

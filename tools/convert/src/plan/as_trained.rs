@@ -10,7 +10,12 @@ use super::{
 use crate::{checkpoint::Checkpoint, dialect::Source, progress::Share, sink, spec::TableSpec};
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
-use ttrec::{AlignedBuf, Blob, Table, blob::Layout, dtype::Dtype, repr::{Rows, Weights}};
+use ttrec::{
+    AlignedBuf, Blob, Table,
+    blob::Layout,
+    dtype::Dtype,
+    repr::{Rows, Weights},
+};
 
 /// Rows that one thread looks up at once.
 const CHUNK: usize = 256;
@@ -109,19 +114,18 @@ fn sum(
 
 /// What a table is, in words, and how long a lookup takes.
 fn what(table: &Table<'_>) -> (&'static str, f64) {
-    let num_rows = |rows: &Rows<'_>| (rows.elements().len() / rows.embedding_dim().max(1)) as u64;
-    let of_rows = |rows: &Rows<'_>| cost::dense(num_rows(rows), rows.embedding_dim(), rows.dtype());
+    let num_rows = |rows: Rows<'_>| (rows.elements().len() / rows.embedding_dim().max(1)) as u64;
+    let of_rows = |rows: Rows<'_>| cost::dense(num_rows(rows), rows.embedding_dim(), rows.dtype());
     match table.data().weights() {
-        Weights::Dense(rows) => ("hashed rows", of_rows(rows)),
+        Weights::Dense(rows) => ("hashed rows", of_rows(*rows)),
         Weights::Tt(tt) => ("tensor train", cost::tensor_train(tt.shape(), table.data().dtype())),
         Weights::Projected(projected) => {
             let (rank, dim, rows) = (projected.rank(), table.embedding_dim(), projected.rows());
             ("projected rows", cost::low_rank(num_rows(rows), rank, rows.dtype(), dim))
         }
-        Weights::QuotientRemainder(both) => (
-            "quotient-remainder rows",
-            of_rows(both.quotients()) + of_rows(both.remainders()),
-        ),
+        Weights::QuotientRemainder(both) => {
+            ("quotient-remainder rows", of_rows(both.quotients()) + of_rows(both.remainders()))
+        }
         other => (other.name(), 0.0),
     }
 }
