@@ -6,6 +6,9 @@ use super::{
 };
 use crate::factorize::CodesShape;
 
+/// How many times as fast plain rows are worth naming.
+const FASTER: f64 = 4.0;
+
 /// The description of a candidate, such as "i4 rows of rank 343".
 pub(crate) fn describe(candidate: &Candidate) -> String {
     let dtype = candidate.dtype.name();
@@ -144,11 +147,12 @@ fn alternatives(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     let plain = |candidate: &&Candidate| matches!(candidate.representation, Form::Dense);
     // A much faster alternative.
     let fast = table.list.iter().filter(plain).filter(|rows| rows.bytes <= chosen.bytes);
-    let fast = fast.filter(|rows| rows.nanoseconds <= chosen.nanoseconds / 10.0);
+    let fast = fast.filter(|rows| rows.nanoseconds * FASTER <= chosen.nanoseconds);
     if let Some(fast) = fast.min_by(|a, b| a.error.total_cmp(&b.error)) {
         let (what, error, time) = (describe(fast), error(fast.error), fast.nanoseconds.round());
+        let factor = (chosen.nanoseconds / fast.nanoseconds).round();
         sentences.push(format!(
-            "{what} would be 10x faster: about {time} ns, {error} (--max-nanoseconds)."
+            "{what} would be {factor}x faster: about {time} ns, {error} (--max-nanoseconds)."
         ));
     }
     // The smallest dense rows with less error, for a larger budget.
