@@ -153,7 +153,7 @@ fn measure(weights: WeightsSpec) -> Result<f64, Box<dyn Error>> {
     let mut state = 1u64;
     let mut index = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (u128::from(state) * u128::from(table.num_embeddings()) >> 64) as u32
+        ((u128::from(state) * u128::from(table.num_embeddings())) >> 64) as u32
     };
     let offsets: Vec<u32> = (0..=BAGS).map(|bag| (bag * BAG) as u32).collect();
     let mut out = vec![0.0; BAGS * table.embedding_dim()];

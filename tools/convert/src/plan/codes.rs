@@ -31,10 +31,11 @@ const SMALL: u64 = 1 << 20;
 const GROWTH: usize = 4;
 /// Those of a large table, which take seconds for each number, in relation to the most that fit.
 const PARTS: [usize; 6] = [1, 2, 4, 8, 12, FEWEST];
-/// Codes whose error is so many times that of others in as many bytes are beaten, and so are more
-/// codes of their kind.
+/// In a large table, codes whose error is so many times that of others in as many bytes are given
+/// up, and so are more codes of their kind.
 const BEATEN: f64 = 1.05;
-/// Fewer codes than this part of the most that fit are not tried, with and without a projection.
+/// Fewer codes of a large table than this part of the most that fit are not tried, with and without
+/// a projection.
 const FEWEST: usize = 16;
 const FEWEST_PLAIN: usize = 4;
 
@@ -103,7 +104,7 @@ pub(super) fn candidates(
                     other.bytes <= this.bytes && other.error * BEATEN < this.error
                 });
             }
-            if !worth {
+            if !worth && !is_small(n, columns) {
                 break;
             }
         }
@@ -116,6 +117,10 @@ pub(super) fn candidates(
         }
     }
     Ok(found)
+}
+
+fn is_small(num_embeddings: u64, columns: usize) -> bool {
+    num_embeddings.saturating_mul(columns as u64) <= SMALL
 }
 
 /// The shapes of codes of so many bits that may be worth storing, by their number of codes, and the
@@ -155,8 +160,7 @@ fn family(
     let most = shapes.iter().rposition(|shape| shape.books <= worth);
     let Some((fitting, most)) = fitting.zip(most) else { return Family::default() };
     let most = most.min(fitting);
-    let small = num_embeddings.saturating_mul(columns as u64) <= SMALL;
-    let numbers: Vec<usize> = if small {
+    let numbers: Vec<usize> = if is_small(num_embeddings, columns) {
         // The next number above those that fit closes the last gap.
         let grows = |&books: &usize| Some(books + (books / GROWTH).max(1));
         let grid = std::iter::successors(Some(1), grows).take_while(|&books| books < largest);
@@ -166,7 +170,11 @@ fn family(
     };
     let is_measured =
         |shape: &CodesShape| !projected || numbers.binary_search(&shape.books).is_ok();
-    let least = shapes[fitting].books / if projected { FEWEST } else { FEWEST_PLAIN };
+    let least = match projected {
+        _ if is_small(num_embeddings, columns) => 1,
+        true => shapes[fitting].books / FEWEST,
+        false => shapes[fitting].books / FEWEST_PLAIN,
+    };
     let end = shapes[most..].iter().position(is_measured).map_or(most, |above| most + above);
     let start = shapes.iter().position(|shape| shape.books >= least && is_measured(shape));
     shapes.truncate(end + 1);
