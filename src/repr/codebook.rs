@@ -176,7 +176,7 @@ pub enum CodeDtype {
 codes!(CodeDtype: U8 "u8", U12 "u12", U16 "u16");
 
 impl CodeDtype {
-    /// The smallest type that numbers `book_len` entries.
+    /// The smallest type that can number `book_len` entries.
     pub fn for_book_len(book_len: usize) -> Self {
         match book_len {
             0..=0x100 => Self::U8,

@@ -365,7 +365,7 @@ fn a_judged_plan_loses_what_it_says() {
             ["exact_loss", "increase", "max_increase"].map(|of| number(&judged[of]));
         let sign = if of_model == "log_loss" { 1.0 } else { -1.0 };
         let metric = |loss: f64| if sign < 0.0 { 1.0 - loss } else { loss };
-        // What it is compared with is the model as it was trained.
+        // The judge compares with the trained model.
         assert!((metric(exact) - number(&found[of_model])).abs() < 1e-6, "{args:?} {judged}");
         assert!(increase <= most, "{args:?}: {judged}");
 

@@ -149,7 +149,7 @@ impl<'t> Allowed<'t> {
         }
     }
 
-    /// If the budget leaves only senseless choices: the smallest one that leaves another.
+    /// The smallest budget with a sensible choice, if this one has none.
     pub(super) fn sensible_budget(&self) -> Option<u64> {
         let most = SENSELESS.powi(2) * self.energy;
         let squared = |taken: &[usize]| -> f64 {
