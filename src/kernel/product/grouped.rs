@@ -5,7 +5,7 @@
 //! so on. A row of the right operand is repeated for each row of the group. The left operand must
 //! be broadcast within each row's lanes: four of its elements per row are loaded as a quad, and
 //! [`Groups::fma_lane`] selects one of them for each multiply-add. So chains advance four steps at
-//! a time, and what is left of them one to three steps.
+//! a time, and what is left of them one step at a time.
 
 use super::{Job, Product, tile::finished};
 use crate::{
@@ -16,13 +16,13 @@ use crate::{
 use core::ops::Range;
 
 /// `C` columns, 4 or 8, of a range of rows.
-pub(super) struct FewColumns<'p, 's, 'o, W, const C: usize, const ADD: bool> {
+pub(super) struct FewColumns<'p, 's, 'o, W, const C: usize> {
     pub(super) product: &'p mut Product<'s, 'o, W>,
     pub(super) rows: Range<usize>,
     pub(super) column: usize,
 }
 
-impl<W: Weight, const C: usize, const ADD: bool> Op for FewColumns<'_, '_, '_, W, C, ADD> {
+impl<W: Weight, const C: usize> Op for FewColumns<'_, '_, '_, W, C> {
     type Output = Consistent;
 
     #[inline(always)]
@@ -35,7 +35,7 @@ impl<W: Weight, const C: usize, const ADD: bool> Op for FewColumns<'_, '_, '_, W
     }
 }
 
-impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, ADD> {
+impl<W: Weight, const C: usize> FewColumns<'_, '_, '_, W, C> {
     #[inline(always)]
     fn in_groups<G: Groups>(self, groups: G) -> Consistent {
         let Self { product, rows, column } = self;
@@ -43,18 +43,10 @@ impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, AD
             let mut row = rows.start;
             while row < rows.end {
                 row += match (rows.end - row).div_ceil(G::ROWS) {
-                    7.. => grouped_tile::<G, W, C, 8, ADD>(
-                        groups, product, job, row, rows.end, column,
-                    )?,
-                    3.. => grouped_tile::<G, W, C, 4, ADD>(
-                        groups, product, job, row, rows.end, column,
-                    )?,
-                    2 => grouped_tile::<G, W, C, 2, ADD>(
-                        groups, product, job, row, rows.end, column,
-                    )?,
-                    _ => grouped_tile::<G, W, C, 1, ADD>(
-                        groups, product, job, row, rows.end, column,
-                    )?,
+                    7.. => grouped_tile::<G, W, C, 8>(groups, product, job, row, rows.end, column)?,
+                    3.. => grouped_tile::<G, W, C, 4>(groups, product, job, row, rows.end, column)?,
+                    2 => grouped_tile::<G, W, C, 2>(groups, product, job, row, rows.end, column)?,
+                    _ => grouped_tile::<G, W, C, 1>(groups, product, job, row, rows.end, column)?,
                 };
             }
         }
@@ -65,7 +57,7 @@ impl<W: Weight, const C: usize, const ADD: bool> FewColumns<'_, '_, '_, W, C, AD
 /// Computes as many rows from `row` on as `N` vectors hold, up to `end`, and returns their number.
 /// If there are fewer, the last row fills the rest of the vectors, and is written once.
 #[inline(always)]
-fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD: bool>(
+fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize>(
     groups: G,
     product: &mut Product<'_, '_, W>,
     job: &Job<'_, W>,
@@ -90,11 +82,11 @@ fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD:
         add_grouped::<G, W, C, N, 4>(groups, &lhs, k, block, n, column, &mut sums)?;
         k += 4;
     }
-    match r - k {
-        1 => add_grouped::<G, W, C, N, 1>(groups, &lhs, k, slice, n, column, &mut sums)?,
-        2 => add_grouped::<G, W, C, N, 2>(groups, &lhs, k, slice, n, column, &mut sums)?,
-        3 => add_grouped::<G, W, C, N, 3>(groups, &lhs, k, slice, n, column, &mut sums)?,
-        _ => {}
+    while k < r {
+        let (block, rest) = slice.split_at_checked(n)?;
+        slice = rest;
+        add_grouped::<G, W, C, N, 1>(groups, &lhs, k, block, n, column, &mut sums)?;
+        k += 1;
     }
     let narrow = groups.narrow();
     let scale = narrow.splat(job.scale);
@@ -107,7 +99,7 @@ fn grouped_tile<G: Groups, W: Weight, const C: usize, const N: usize, const ADD:
                     .out
                     .get_mut(first + (G::ROWS * a + of) * product.stride..)?
                     .get_mut(..C)?;
-                narrow.store(finished::<_, W, ADD>(narrow, scale, sum, out), out);
+                narrow.store(finished::<_, W>(narrow, scale, product.add, sum, out), out);
             }
         }
     }

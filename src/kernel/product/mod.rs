@@ -426,11 +426,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         if self.end - column < C {
             return Some(column);
         }
-        if self.add {
-            isa.call(FewColumns::<'_, '_, '_, W, C, true> { product: self, rows, column })?;
-        } else {
-            isa.call(FewColumns::<'_, '_, '_, W, C, false> { product: self, rows, column })?;
-        }
+        isa.call(FewColumns::<'_, '_, '_, W, C> { product: self, rows, column })?;
         Some(column + C)
     }
 
@@ -445,29 +441,16 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         rows: Range<usize>,
         columns: Range<usize>,
     ) -> Consistent {
-        macro_rules! strip {
-            ($M:literal, $V:literal) => {
-                match self.add {
-                    false => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, false> {
-                        product: self,
-                        rows,
-                        columns,
-                    }),
-                    true => isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH, true> {
-                        product: self,
-                        rows,
-                        columns,
-                    }),
-                }
-            };
-        }
         macro_rules! tiles {
             ($($M:literal x $V:literal)+) => {
                 match (height, vectors) {
                     // A constant condition, so that no code is generated for the other tiles.
                     $(
                         ($M, $V) if const { is_used(tiles::<I, W>(), [$M, $V], WIDTH) } => {
-                            strip!($M, $V)
+                            let product = self;
+                            isa.call(Strip::<'_, '_, '_, W, $M, $V, WIDTH> {
+                                product, rows, columns,
+                            })
                         }
                     )+
                     _ => None,

@@ -10,23 +10,14 @@ use core::ops::Range;
 
 /// Tiles of `M` rows and `V` vectors (or `WIDTH` columns, unless that is 0), over ranges of rows
 /// and columns that they fill exactly.
-pub(super) struct Strip<
-    'p,
-    's,
-    'o,
-    W,
-    const M: usize,
-    const V: usize,
-    const WIDTH: usize,
-    const ADD: bool,
-> {
+pub(super) struct Strip<'p, 's, 'o, W, const M: usize, const V: usize, const WIDTH: usize> {
     pub(super) product: &'p mut Product<'s, 'o, W>,
     pub(super) rows: Range<usize>,
     pub(super) columns: Range<usize>,
 }
 
-impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: bool> Op
-    for Strip<'_, '_, '_, W, M, V, WIDTH, ADD>
+impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize> Op
+    for Strip<'_, '_, '_, W, M, V, WIDTH>
 {
     type Output = Consistent;
 
@@ -34,7 +25,7 @@ impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: b
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self { product, rows, columns } = self;
         // By value: behind a reference, they would be read again for each tile.
-        let Product { jobs, r, n, first, stride, resume, .. } = *product;
+        let Product { jobs, r, n, first, stride, add, resume, .. } = *product;
         let out = &mut *product.out;
         let width = match WIDTH {
             0 => V * I::LANES,
@@ -50,7 +41,8 @@ impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: b
                 while row < rows.end {
                     let operands = Operands::<W, M>::new(x, job.slice, [r, n], column, width)?;
                     let out = out.get_mut(start..)?;
-                    tile::<I, W, M, V, ADD>(isa, operands, job.scale, resume, stride, width, out)?;
+                    let ends = Ends { scale: job.scale, add, resume };
+                    tile::<I, W, M, V>(isa, operands, ends, stride, width, out)?;
                     x = x.get(M * r..)?;
                     start += M * stride;
                     row += M;
@@ -62,14 +54,20 @@ impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize, const ADD: b
     }
 }
 
+/// How the chains of a product begin and end, as [`Product`] says.
+struct Ends {
+    scale: f32,
+    add: bool,
+    resume: bool,
+}
+
 /// `M` rows of `width` columns, `V` vectors or part of one, `stride` apart, from the start of `out`
 /// on.
 #[inline(always)]
-fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
+fn tile<I: Isa, W: Weight, const M: usize, const V: usize>(
     isa: I,
     operands: Operands<'_, W, M>,
-    scale: f32,
-    resume: bool,
+    Ends { scale, add, resume }: Ends,
     stride: usize,
     width: usize,
     out: &mut [f32],
@@ -89,7 +87,7 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
         let out = out.get_mut(a * stride..)?.get_mut(..width)?;
         for v in 0..V {
             let out = out.get_mut(v * I::LANES..)?;
-            isa.store(finished::<I, W, ADD>(isa, scale, sums[a][v], out), out);
+            isa.store(finished::<I, W>(isa, scale, add, sums[a][v], out), out);
         }
     }
     Some(())
@@ -97,13 +95,14 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
 
 /// The new value of an element of the output whose chain is complete.
 #[inline(always)]
-pub(super) fn finished<I: Isa, W: Weight, const ADD: bool>(
+pub(super) fn finished<I: Isa, W: Weight>(
     isa: I,
     scale: I::F32,
+    add: bool,
     sum: I::F32,
     out: &[f32],
 ) -> I::F32 {
-    if ADD {
+    if add {
         isa.fma(scale, sum, isa.load_f32(out))
     } else if W::SCALED {
         isa.mul(scale, sum)
