@@ -56,6 +56,7 @@ mod frequencies;
 #[cfg(test)]
 mod hostile;
 mod in_memory;
+mod matrix;
 pub mod plan;
 mod progress;
 mod sink;

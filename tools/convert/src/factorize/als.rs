@@ -14,9 +14,11 @@ use super::{
     shape::Factors,
     train::{orthonormal_to_the_left, orthonormal_to_the_right},
 };
-use crate::progress::Step;
+use crate::{
+    matrix::{Mat, View, multiply},
+    progress::Step,
+};
 use anyhow::{Result, ensure};
-use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -43,7 +45,7 @@ pub(super) struct Squares {
 
 impl Als<'_> {
     /// Refines all cores `sweeps` times, or until a sweep gains nothing.
-    pub(super) fn refine(&self, cores: &mut Vec<Mat<f64>>, sweeps: u32) -> Result<Option<Squares>> {
+    pub(super) fn refine(&self, cores: &mut Vec<Mat>, sweeps: u32) -> Result<Option<Squares>> {
         let d = cores.len();
         let step = Step::new(
             self.job.progress,
@@ -54,12 +56,12 @@ impl Als<'_> {
         for _ in 0..sweeps {
             let mut next = cores.clone();
             let mut squares = Squares::default();
-            orthonormal_to_the_right(&mut next);
+            orthonormal_to_the_right(&mut next)?;
             for k in 0..d {
                 (next[k], squares) = self.solve(&next, k)?;
                 step.add(1);
                 if k + 1 < d {
-                    orthonormal_to_the_left(&mut next, k);
+                    orthonormal_to_the_left(&mut next, k)?;
                 }
             }
             // If rounding exceeds the gain, the previous sweep was as good.
@@ -74,7 +76,7 @@ impl Als<'_> {
     }
 
     /// The best core k, and the squared error with it.
-    fn solve(&self, cores: &[Mat<f64>], k: usize) -> Result<(Mat<f64>, Squares)> {
+    fn solve(&self, cores: &[Mat], k: usize) -> Result<(Mat, Squares)> {
         let (p, q) = (&self.factors.rows, &self.factors.columns);
         let product = |list: &[u32]| list.iter().map(|&x| x as usize).product::<usize>();
         let (ranks, q_k) = ((rank(cores, k), cores[k].ncols()), q[k] as usize);
@@ -148,7 +150,7 @@ struct CoreProblem<'a> {
 }
 
 impl CoreProblem<'_> {
-    fn slice(&self, core: &Mat<f64>, i: usize) -> Vec<f64> {
+    fn slice(&self, core: &Mat, i: usize) -> Vec<f64> {
         let rows = self.q * self.ranks.0;
         (0..rows * self.ranks.1)
             .map(|at| core[(i * rows + at / self.ranks.1, at % self.ranks.1)])
@@ -239,8 +241,8 @@ impl CoreProblem<'_> {
         let weights = self.als.weights.map(|weights| &weights[row..row + rows]);
         let weight = |at: usize| weights.map_or(1.0, |weights| weights[at]);
         let left = &self.left[lambda * a * r..][..a * r];
-        let right =
-            MatRef::from_row_major_slice(&self.right[rho * b * t..][..rows * b * t], rows * b, t);
+        let right = &self.right[rho * b * t..][..rows * b * t];
+        let right_columns = View::row_major(right, t);
 
         // The rows side by side, (a, j) x (row, b), and times R^T.
         let Scratch { wide, product } = scratch;
@@ -257,7 +259,7 @@ impl CoreProblem<'_> {
                 * values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
         }
         product.resize(height * t, 0.0);
-        multiply(MatRef::from_row_major_slice(wide, height, rows * b), right, product);
+        multiply(View::row_major(wide, rows * b), right_columns, product);
         for (left, product) in left.chunks(r).zip(product.chunks(self.q * t)) {
             for (product, target) in product.chunks(t).zip(normal.target.chunks_mut(r * t)) {
                 // With one column, the inner loop is over s.
@@ -276,15 +278,11 @@ impl CoreProblem<'_> {
             Matrix::Products { grams, .. } => {
                 wide.clear();
                 wide.resize(t * rows * b, 0.0);
-                for (at, column) in (0..rows * b).map(|at| (at, right.row(at))) {
+                for (at, column) in right.chunks(t).enumerate() {
                     (0..t).for_each(|s| wide[s * rows * b + at] = weight(at / b) * column[s]);
                 }
                 product.resize(t * t, 0.0);
-                multiply(
-                    MatRef::from_row_major_slice(wide, t, rows * b),
-                    right,
-                    &mut product[..t * t],
-                );
+                multiply(View::row_major(wide, rows * b), right_columns, &mut product[..t * t]);
                 grams[lambda * t * t..][..t * t]
                     .iter_mut()
                     .zip(&*product)
@@ -310,12 +308,6 @@ struct Scratch {
     wide: Vec<f32>,
     /// Their product.
     product: Vec<f32>,
-}
-
-/// `a b`, row-major.
-fn multiply(a: MatRef<'_, f32>, b: MatRef<'_, f32>, out: &mut [f32]) {
-    let out = MatMut::from_row_major_slice_mut(out, a.nrows(), b.ncols());
-    matmul(out, Accum::Replace, a, b, 1.0, Par::Seq);
 }
 
 /// Splits rows, the first of which is number `first`, where a slice of `run` rows ends; with the
@@ -354,12 +346,12 @@ fn gram(vectors: &[f32], n: usize) -> Vec<f64> {
 }
 
 /// `r_k`.
-fn rank(cores: &[Mat<f64>], k: usize) -> usize {
+fn rank(cores: &[Mat], k: usize) -> usize {
     k.checked_sub(1).map_or(1, |k| cores[k].ncols())
 }
 
 /// For each combination of the digits of these cores, the first digit slowest, (columns) x r.
-fn left_products(cores: &[Mat<f64>], q: &[u32]) -> Vec<f32> {
+fn left_products(cores: &[Mat], q: &[u32]) -> Vec<f32> {
     let mut products = vec![1.0f32];
     let mut columns = 1;
     for (k, core) in cores.iter().enumerate() {
@@ -391,7 +383,7 @@ fn left_products(cores: &[Mat<f64>], q: &[u32]) -> Vec<f32> {
 
 /// For each combination of the digits of the cores right of core k, the first digit slowest,
 /// (columns) x r_{k+1}.
-fn right_products(cores: &[Mat<f64>], k: usize, q: &[u32]) -> Vec<f32> {
+fn right_products(cores: &[Mat], k: usize, q: &[u32]) -> Vec<f32> {
     let mut products = vec![1.0f32];
     let mut columns = 1;
     for k in (k + 1..cores.len()).rev() {

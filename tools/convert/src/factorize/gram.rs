@@ -5,8 +5,8 @@
 //! these sums are added in f64. So the rounding error is that of a short f32 sum for tables of any
 //! length, and does not drift.
 
-use anyhow::{Result, anyhow};
-use faer::{Accum, Mat, MatRef, Par, Side, linalg::matmul::matmul};
+use crate::matrix::{Eigen, Mat, View, eigen, multiply};
+use anyhow::Result;
 use rayon::prelude::*;
 
 /// Rows and columns of a tile: two panels of [`DEPTH`] columns stay in the L2 cache.
@@ -24,7 +24,10 @@ pub(super) struct Gram {
 struct Tile {
     row: usize,
     column: usize,
-    sum: Mat<f64>,
+    rows: usize,
+    columns: usize,
+    /// Row-major.
+    sums: Vec<f64>,
 }
 
 impl Gram {
@@ -35,10 +38,9 @@ impl Gram {
 
     pub(super) fn new(n: usize) -> Self {
         let starts = || (0..n).step_by(TILE);
-        let tile = |row: usize, column: usize| Tile {
-            row,
-            column,
-            sum: Mat::zeros(TILE.min(n - row), TILE.min(n - column)),
+        let tile = |row: usize, column: usize| {
+            let (rows, columns) = (TILE.min(n - row), TILE.min(n - column));
+            Tile { row, column, rows, columns, sums: vec![0.0; rows * columns] }
         };
         let tiles =
             starts().flat_map(|row| starts().filter(move |&c| c <= row).map(move |c| (row, c)));
@@ -46,21 +48,19 @@ impl Gram {
     }
 
     /// Adds `block block^T`.
-    pub(super) fn add(&mut self, block: MatRef<'_, f32>) {
+    pub(super) fn add(&mut self, block: View<'_>) {
+        // One of the two is a copy, which the tiles would otherwise make of their parts many times.
+        let (left, right) = (block.elements(), block.transpose().elements());
+        let left = View::row_major(&left, block.columns());
+        let right = View::row_major(&right, block.rows());
         self.tiles.par_iter_mut().for_each(|tile| {
-            let (rows, columns) = (tile.sum.nrows(), tile.sum.ncols());
-            let mut product = Mat::<f32>::zeros(rows, columns);
-            for start in (0..block.ncols()).step_by(DEPTH) {
-                let depth = DEPTH.min(block.ncols() - start);
-                let a = block.submatrix(tile.row, start, rows, depth);
-                let b = block.submatrix(tile.column, start, columns, depth);
-                matmul(product.as_mut(), Accum::Replace, a, b.transpose(), 1.0, Par::Seq);
-                for column in 0..columns {
-                    let sums = tile.sum.col_as_slice_mut(column);
-                    sums.iter_mut()
-                        .zip(product.col_as_slice(column))
-                        .for_each(|(sum, &x)| *sum += f64::from(x));
-                }
+            let mut product = vec![0.0; tile.sums.len()];
+            for start in (0..block.columns()).step_by(DEPTH) {
+                let depth = DEPTH.min(block.columns() - start);
+                let a = left.some_rows(tile.row, tile.rows).some_columns(start, depth);
+                let b = right.some_rows(start, depth).some_columns(tile.column, tile.columns);
+                multiply(a, b, &mut product);
+                tile.sums.iter_mut().zip(&product).for_each(|(sum, &x)| *sum += f64::from(x));
             }
         });
     }
@@ -68,33 +68,11 @@ impl Gram {
     /// All eigenvalues, descending, and eigenvectors.
     pub(super) fn eigen(self) -> Result<Eigen> {
         let mut full = Mat::zeros(self.n, self.n);
-        for tile in &self.tiles {
-            full.submatrix_mut(tile.row, tile.column, tile.sum.nrows(), tile.sum.ncols())
-                .copy_from(&tile.sum);
+        for tile in self.tiles {
+            for (at, sum) in tile.sums.into_iter().enumerate() {
+                full[(tile.row + at / tile.columns, tile.column + at % tile.columns)] = sum;
+            }
         }
-        drop(self.tiles);
-        eigen(full.as_ref())
+        eigen(full)
     }
-}
-
-/// The spectrum of a Gram matrix.
-pub(super) struct Eigen {
-    /// Descending; never below 0.
-    pub(super) values: Vec<f64>,
-    /// A column for each value.
-    pub(super) vectors: Mat<f64>,
-}
-
-/// The spectrum of a symmetric matrix, of which the lower triangle is read.
-pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<Eigen> {
-    // One thread: how faer splits its work depends on their number, and with it the rounding.
-    faer::set_global_parallelism(Par::Seq);
-    let n = matrix.nrows();
-    let found = matrix
-        .self_adjoint_eigen(Side::Lower)
-        .map_err(|_| anyhow!("the eigenvalues did not converge"))?;
-    let values = (0..n).rev().map(|i| found.S().column_vector()[i].max(0.0)).collect();
-    let vectors = found.U();
-    let vectors = Mat::from_fn(n, n, |i, j| vectors[(i, n - 1 - j)]);
-    Ok(Eigen { values, vectors })
 }

@@ -1,13 +1,12 @@
 //! Low rank: rows of r columns and an r x embedding_dim projection, from the spectrum of the
 //! columns' Gram matrix.
 
-use super::{
-    Job, Rows,
-    gram::{Eigen, Gram},
+use super::{Job, Rows, gram::Gram};
+use crate::{
+    matrix::{Eigen, Mat, View, multiply},
+    progress::Step,
 };
-use crate::progress::Step;
 use anyhow::{Result, ensure};
-use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 /// The spectrum of the D x D Gram matrix of a table's columns.
@@ -33,7 +32,7 @@ impl LowRank {
             let count = at_once.min(rows.num_embeddings() - first);
             block.resize(count as usize * dim, 0.0);
             rows.read(first, &mut block)?;
-            gram.add(MatRef::from_column_major_slice(&block, dim, count as usize));
+            gram.add(View::row_major(&block, dim).transpose());
             step.add(count);
         }
         Ok(Self { spectrum: gram.eigen()? })
@@ -71,8 +70,8 @@ impl LowRank {
     pub(crate) fn basis(&self, rank: usize) -> Vec<f32> {
         let rank = rank.min(self.spectrum.vectors.ncols());
         let mixing = mixing(rank);
-        let mixed = self.spectrum.vectors.subcols(0, rank)
-            * MatRef::from_row_major_slice(&mixing, rank, rank);
+        let mixed =
+            self.spectrum.vectors.columns(0, rank) * Mat::from_row_slice(rank, rank, &mixing);
         (0..mixed.nrows() * rank)
             .map(|at| mixed[(at / rank, at % rank)] as f32)
             .collect()
@@ -100,7 +99,7 @@ pub(crate) fn for_each_short_row(
     mut put: impl FnMut(&[f32]) -> Result<()>,
 ) -> Result<()> {
     let dim = rows.embedding_dim();
-    let basis = MatRef::from_row_major_slice(basis, dim, rank);
+    let basis = View::row_major(basis, rank);
     let at_once = ((1 << 20) / dim as u64).max(1);
     let (mut block, mut short) = (Vec::new(), Vec::new());
     for first in (0..rows.num_embeddings()).step_by(at_once as usize) {
@@ -108,16 +107,12 @@ pub(crate) fn for_each_short_row(
         block.resize(count * dim, 0.0);
         short.resize(count * rank, 0.0);
         rows.read(first, &mut block)?;
-        // Rows as columns: both are contiguous.
         let of_threads = count.div_ceil(16);
         short
             .par_chunks_mut(of_threads * rank)
             .zip(block.par_chunks(of_threads * dim))
             .for_each(|(short, block)| {
-                let count = short.len() / rank;
-                let block = MatRef::from_column_major_slice(block, dim, count);
-                let short = MatMut::from_column_major_slice_mut(short, rank, count);
-                matmul(short, Accum::Replace, basis.transpose(), block, 1.0, Par::Seq);
+                multiply(View::row_major(block, dim), basis, short);
             });
         put(&short)?;
     }

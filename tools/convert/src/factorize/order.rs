@@ -2,9 +2,8 @@
 //! smaller if these rows are similar. The blob then stores the row of each index.
 
 use super::{Job, LowRank, Rows, for_each_short_row, gram::Gram};
-use crate::spec::RowOrder;
+use crate::{matrix::View, spec::RowOrder};
 use anyhow::{Context, Result, ensure};
-use faer::MatRef;
 
 /// The number of leading directions that decide similarity.
 const DIRECTIONS: usize = 16;
@@ -114,7 +113,7 @@ impl Points<'_> {
                 self.of(row).iter().zip(&mean).map(|(&x, &mean)| (f64::from(x) - mean) as f32)
             };
             block.extend(rows.iter().flat_map(centred));
-            gram.add(MatRef::from_column_major_slice(&block, n, rows.len()));
+            gram.add(View::row_major(&block, n).transpose());
         }
         let vectors = gram.eigen()?.vectors;
         Ok((0..n).map(|at| vectors[(at, 0)] as f32).collect())

@@ -1,8 +1,8 @@
 //! Factorisations against plain double-precision oracles that share nothing with them.
 
 use super::{tt_svd::Refined, *};
+use crate::matrix::{Mat, Svd, View, svd};
 use anyhow::Result;
-use faer::Mat;
 
 /// A table in memory.
 pub(super) struct Table {
@@ -98,18 +98,17 @@ fn oracle(table: &Table, factors: &Factors, ranks: &[u32]) -> (f64, f64) {
     };
     let mut bound = 0.0;
     for k in 1..d {
-        let values = unfold(&tensor, m[..k].iter().product()).singular_values().unwrap();
+        let values = svd(&unfold(&tensor, m[..k].iter().product())).unwrap().values;
         bound += values.iter().skip(ranks[k - 1] as usize).map(|v| v * v).sum::<f64>();
     }
     let (mut carry, mut rank, mut error) = (tensor, 1, 0.0);
     for k in 1..d {
-        let svd = unfold(&carry, rank * m[k - 1]).thin_svd().unwrap();
-        let values = svd.S().column_vector();
-        rank = (ranks[k - 1] as usize).min(values.nrows());
-        error += (rank..values.nrows()).map(|i| values[i] * values[i]).sum::<f64>();
-        let rest = svd.V().nrows();
+        let Svd { values, v, .. } = svd(&unfold(&carry, rank * m[k - 1])).unwrap();
+        rank = (ranks[k - 1] as usize).min(values.len());
+        error += values[rank..].iter().map(|value| value * value).sum::<f64>();
+        let rest = v.nrows();
         carry = (0..rank * rest)
-            .map(|at| values[at / rest] * svd.V()[(at % rest, at / rest)])
+            .map(|at| values[at / rest] * v[(at % rest, at / rest)])
             .collect();
     }
     ((error / norm).sqrt(), (bound / norm).sqrt())
@@ -305,7 +304,7 @@ fn low_rank_is_the_svd() {
     let table = Table { columns, values };
     let found = LowRank::analyse(&table, &Job::default()).unwrap();
     let full = Mat::from_fn(rows, columns, |i, j| f64::from(table.values[i * columns + j]));
-    let singular = full.singular_values().unwrap();
+    let singular = svd(&full).unwrap().values;
     for (energy, value) in found.energies().iter().zip(&singular) {
         assert!((energy - value * value).abs() < 1e-5 * singular[0] * singular[0]);
     }
@@ -416,17 +415,17 @@ fn f32_blocks_are_as_good_as_f64() {
         let values = noise(12, n * n);
         move |i, j| f64::from(values[i * n + j])
     });
-    let mix = mix.qr().compute_thin_Q();
+    let mix = mix.qr().q();
     let values = noise(11, n * columns);
     let scale = |i: usize| 10f64.powf(-(i as f64) * 5.0 / n as f64);
     let graded = Mat::from_fn(n, columns, |i, j| f64::from(values[i * columns + j]) * scale(i));
     let mixed = &mix * &graded;
-    let block = Mat::from_fn(n, columns, |i, j| mixed[(i, j)] as f32);
-    let exact = Mat::from_fn(n, columns, |i, j| f64::from(block[(i, j)]));
+    let block: Vec<f32> = mixed.iter().map(|&x| x as f32).collect();
+    let exact = Mat::from_iterator(n, columns, block.iter().map(|&x| f64::from(x)));
     let mut gram = gram::Gram::new(n);
-    gram.add(block.as_ref());
+    gram.add(View::row_major(&block, n).transpose());
     let found = gram.eigen().unwrap().values;
-    let expected = exact.singular_values().unwrap();
+    let expected = svd(&exact).unwrap().values;
     let largest = expected[0] * expected[0];
     for (k, (found, expected)) in found.iter().zip(&expected).enumerate() {
         // What docs/compress.md promises: squares to 1e-7 of the largest.

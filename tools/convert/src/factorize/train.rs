@@ -1,8 +1,7 @@
 //! A tensor train in double precision, and its truncation to smaller ranks.
 
-use super::gram::eigen;
-use anyhow::{Result, anyhow};
-use faer::{Mat, MatRef};
+use crate::matrix::{Mat, Svd, eigen, svd};
+use anyhow::Result;
 
 /// Cores as matrices: core k has a row for each (i_k, j_k, s), s < r_k the fastest, and a column
 /// for each t < r_{k+1}.
@@ -11,27 +10,29 @@ use faer::{Mat, MatRef};
 /// to the right of a bond has orthogonal rows, whose squared norms are the bond's energies,
 /// descending.
 pub(super) struct Train {
-    pub(super) cores: Vec<Mat<f64>>,
+    pub(super) cores: Vec<Mat>,
     /// One list per bond.
     pub(super) energies: Vec<Vec<f64>>,
 }
 
 impl Train {
     /// Makes any cores canonical.
-    pub(super) fn new(mut cores: Vec<Mat<f64>>) -> Result<Self> {
+    pub(super) fn new(mut cores: Vec<Mat>) -> Result<Self> {
         let d = cores.len();
-        (0..d - 1).for_each(|k| orthonormal_to_the_left(&mut cores, k));
+        for k in 0..d - 1 {
+            orthonormal_to_the_left(&mut cores, k)?;
+        }
         let mut energies = vec![Vec::new(); d - 1];
         let mut right = vec![1.0];
         for k in (1..d).rev() {
             let rank = cores[k - 1].ncols();
-            let mut gram = Mat::<f64>::zeros(rank, rank);
+            let mut gram = Mat::zeros(rank, rank);
             for x in 0..cores[k].nrows() / rank {
-                let slice = cores[k].subrows(x * rank, rank);
-                gram += weigh(slice, &right) * slice.transpose();
+                let slice = cores[k].rows(x * rank, rank).into_owned();
+                gram += weigh(&slice, &right) * slice.transpose();
             }
-            let spectrum = eigen(gram.as_ref())?;
-            cores[k] = multiply_left(spectrum.vectors.transpose(), cores[k].as_ref());
+            let spectrum = eigen(gram)?;
+            cores[k] = multiply_left(&spectrum.vectors.transpose(), &cores[k]);
             cores[k - 1] = &cores[k - 1] * &spectrum.vectors;
             right.clone_from(&spectrum.values);
             energies[k - 1] = spectrum.values;
@@ -40,68 +41,65 @@ impl Train {
     }
 
     /// The best cores of these inner ranks, bond by bond, and the squared error that this adds.
-    pub(super) fn truncate(&self, ranks: &[usize]) -> Result<(Vec<Mat<f64>>, f64)> {
+    pub(super) fn truncate(&self, ranks: &[usize]) -> Result<(Vec<Mat>, f64)> {
         let tail = |energies: &[f64], rank: usize| energies.iter().skip(rank).sum::<f64>();
         let mut error = tail(&self.energies[0], ranks[0]);
         let mut cores =
-            vec![self.cores[0].subcols(0, ranks[0].min(self.cores[0].ncols())).to_owned()];
+            vec![self.cores[0].columns(0, ranks[0].min(self.cores[0].ncols())).into_owned()];
         // The change of basis of the bond by the cores to its left.
-        let mut change = Mat::<f64>::identity(cores[0].ncols(), self.cores[0].ncols());
+        let mut change = Mat::identity(cores[0].ncols(), self.cores[0].ncols());
         for (k, &rank) in ranks.iter().enumerate().skip(1) {
-            let core = multiply_left(change.as_ref(), self.cores[k].as_ref());
+            let core = multiply_left(&change, &self.cores[k]);
             let roots: Vec<f64> = self.energies[k].iter().map(|energy| energy.sqrt()).collect();
-            let svd = weigh(core.as_ref(), &roots)
-                .thin_svd()
-                .map_err(|_| anyhow!("the SVD did not converge"))?;
-            let values = svd.S().column_vector();
-            let rank = rank.min(values.nrows());
-            error += (rank..values.nrows()).map(|i| values[i] * values[i]).sum::<f64>();
-            let left = svd.U().subcols(0, rank).to_owned();
+            let svd = svd(&weigh(&core, &roots))?;
+            let rank = rank.min(svd.values.len());
+            error += svd.values[rank..].iter().map(|value| value * value).sum::<f64>();
+            let left = svd.u.columns(0, rank).into_owned();
             change = left.transpose() * &core;
             cores.push(left);
         }
-        cores.push(multiply_left(change.as_ref(), self.cores[ranks.len()].as_ref()));
+        cores.push(multiply_left(&change, &self.cores[ranks.len()]));
         Ok((cores, error))
     }
 }
 
-/// Makes the columns of core k orthonormal; core k + 1 absorbs the triangular factor.
-pub(super) fn orthonormal_to_the_left(cores: &mut [Mat<f64>], k: usize) {
-    let qr = cores[k].qr();
-    let carry = qr.thin_R().to_owned();
-    cores[k] = qr.compute_thin_Q();
-    cores[k + 1] = multiply_left(carry.as_ref(), cores[k + 1].as_ref());
+/// Makes the columns of core k orthonormal; core k + 1 absorbs the rest.
+pub(super) fn orthonormal_to_the_left(cores: &mut [Mat], k: usize) -> Result<()> {
+    let Svd { u, values, v } = svd(&cores[k])?;
+    cores[k] = u;
+    cores[k + 1] = multiply_left(&weigh(&v, &values).transpose(), &cores[k + 1]);
+    Ok(())
 }
 
 /// Makes the rows of all cores but the first orthonormal, each read as a matrix of r_k rows.
-pub(super) fn orthonormal_to_the_right(cores: &mut [Mat<f64>]) {
+pub(super) fn orthonormal_to_the_right(cores: &mut [Mat]) -> Result<()> {
     for k in (1..cores.len()).rev() {
         let (rank, columns) = (cores[k - 1].ncols(), cores[k].ncols());
         let core = &cores[k];
         let wide = Mat::from_fn(core.nrows() / rank * columns, rank, |at, s| {
             core[(at / columns * rank + s, at % columns)]
         });
-        let qr = wide.qr();
-        let rows = qr.compute_thin_Q();
+        let Svd { u: rows, values, v } = svd(&wide)?;
         let rank = rows.ncols();
-        cores[k - 1] = &cores[k - 1] * qr.thin_R().transpose();
+        cores[k - 1] = &cores[k - 1] * weigh(&v, &values);
         cores[k] = Mat::from_fn(rows.nrows() / columns * rank, columns, |row, t| {
             rows[(row / rank * columns + t, row % rank)]
         });
     }
+    Ok(())
 }
 
 /// `matrix diag(weights)`.
-fn weigh(matrix: MatRef<'_, f64>, weights: &[f64]) -> Mat<f64> {
+fn weigh(matrix: &Mat, weights: &[f64]) -> Mat {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] * weights[j])
 }
 
 /// `left` times each slice of a core: another basis on its left bond.
-fn multiply_left(left: MatRef<'_, f64>, core: MatRef<'_, f64>) -> Mat<f64> {
+fn multiply_left(left: &Mat, core: &Mat) -> Mat {
     let (to, from) = (left.nrows(), left.ncols());
     let mut out = Mat::zeros(core.nrows() / from * to, core.ncols());
     for x in 0..core.nrows() / from {
-        out.subrows_mut(x * to, to).copy_from(left * core.subrows(x * from, from));
+        out.rows_mut(x * to, to).gemm(1.0, left, &core.rows(x * from, from), 0.0);
     }
     out
 }

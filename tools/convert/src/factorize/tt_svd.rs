@@ -7,14 +7,16 @@
 use super::{
     Job, Rows,
     als::{Als, Squares},
-    gram::{Eigen, Gram},
+    gram::Gram,
     shape::Factors,
     train::Train,
     unfolding::Unfolding,
 };
-use crate::progress::Step;
+use crate::{
+    matrix::{Eigen, Mat, View, multiply},
+    progress::Step,
+};
 use anyhow::{Result, ensure};
-use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 /// The limits of an analysis.
@@ -98,7 +100,7 @@ impl TtSvd {
             let slabs = start..p1.min(start + at_once);
             step.add(slabs.len() as u64);
             unfolding.read(slabs, &mut block)?;
-            gram.add(row_major(&block, height));
+            gram.add(of_height(&block, height));
         }
         let spectrum = gram.eigen()?;
         let total: f64 = spectrum.values.iter().sum();
@@ -110,15 +112,15 @@ impl TtSvd {
 
         let rank = pick(&spectrum);
         let mut base: f64 = spectrum.values[rank..].iter().sum();
-        let basis = spectrum.vectors.subcols(0, rank).to_owned();
-        let mut carry = project(&unfolding, basis.as_ref(), at_once, &mut block, limits)?;
+        let basis = spectrum.vectors.columns(0, rank).into_owned();
+        let mut carry = project(&unfolding, &basis, at_once, &mut block, limits)?;
         drop(block);
         let mut cores = vec![basis];
 
         for k in 1..d - 1 {
             let height = p[k] as usize * q[k] as usize * cores[k - 1].ncols();
-            let matrix = row_major(&carry, height);
-            let width = matrix.ncols();
+            let matrix = of_height(&carry, height);
+            let width = matrix.columns();
             let on_the_right = k + 2 == d && width < height;
             let needed = Gram::bytes(width.min(height)) + carry.len() as u64 * 4;
             ensure!(
@@ -132,14 +134,17 @@ impl TtSvd {
             let spectrum = gram.eigen()?;
             let rank = pick(&spectrum);
             base += spectrum.values[rank..].iter().sum::<f64>();
-            let basis = spectrum.vectors.subcols(0, rank).to_owned();
+            let basis = spectrum.vectors.columns(0, rank).into_owned();
             if on_the_right {
-                cores.push(widen(times(matrix, to_f32(basis.as_ref()).as_ref()).as_ref()));
+                let product = times(matrix, View::row_major(&row_major(&basis), rank));
+                let product = product.into_iter().map(f64::from);
+                cores.push(Mat::from_row_iterator(height, rank, product));
                 // Rows (i, j, s) with one column.
                 let last = Mat::from_fn(width * rank, 1, |row, _| basis[(row / rank, row % rank)]);
                 cores.push(last);
             } else {
-                let projected = times(to_f32(basis.as_ref()).transpose(), matrix);
+                let projected =
+                    times(View::row_major(&row_major(&basis), rank).transpose(), matrix);
                 cores.push(basis);
                 let width_next = p[k + 1] as usize * q[k + 1] as usize;
                 let rest = width / width_next;
@@ -148,7 +153,7 @@ impl TtSvd {
                     let (x, s) = (at / rank, at % rank);
                     out.iter_mut()
                         .enumerate()
-                        .for_each(|(column, out)| *out = projected[(s, x * rest + column)]);
+                        .for_each(|(column, out)| *out = projected[s * width + x * rest + column]);
                 }
                 carry = next;
             }
@@ -212,7 +217,7 @@ impl TtSvd {
         Ok(Refined { ranks, cores: self.slices(&cores), error })
     }
 
-    fn slices(&self, cores: &[Mat<f64>]) -> Vec<Vec<f32>> {
+    fn slices(&self, cores: &[Mat]) -> Vec<Vec<f32>> {
         let mut left = 1;
         let mut out = Vec::new();
         for (core, &q) in cores.iter().zip(&self.factors.columns) {
@@ -229,7 +234,7 @@ impl TtSvd {
         out
     }
 
-    fn truncate(&self, ranks: &[u32]) -> Result<(Vec<Mat<f64>>, f64)> {
+    fn truncate(&self, ranks: &[u32]) -> Result<(Vec<Mat>, f64)> {
         let bonds = self.train.energies.len();
         ensure!(
             ranks.len() == bonds && !ranks.contains(&0),
@@ -262,7 +267,7 @@ fn rank_within(energies: &[f64], spend: f64) -> usize {
 /// fastest, row-major.
 fn project(
     unfolding: &Unfolding<'_>,
-    basis: MatRef<'_, f64>,
+    basis: &Mat,
     at_once: usize,
     block: &mut Vec<f32>,
     limits: &Limits<'_>,
@@ -277,7 +282,9 @@ fn project(
          {needed}",
         limits.job.memory
     );
-    let basis = to_f32(basis);
+    // Of the transpose, row-major.
+    let basis: Vec<f32> = basis.iter().map(|&x| x as f32).collect();
+    let basis = View::row_major(&basis, height);
     let mut carry = vec![0.0; p1 * width * rank];
     let step =
         Step::new(limits.job.progress, &format!("{}: projection", limits.job.name), p1 as u64);
@@ -285,42 +292,31 @@ fn project(
         let slabs = start..p1.min(start + at_once);
         step.add(slabs.len() as u64);
         unfolding.read(slabs.clone(), block)?;
-        let matrix = row_major(block, height);
+        let matrix = of_height(block, height);
         let to = &mut carry[start * width * rank..slabs.end * width * rank];
         to.par_chunks_mut(rank * rest).enumerate().for_each(|(x, to)| {
-            let to = faer::MatMut::from_row_major_slice_mut(to, rank, rest);
-            matmul(
-                to,
-                Accum::Replace,
-                basis.transpose(),
-                matrix.subcols(x * rest, rest),
-                1.0,
-                Par::Seq,
-            );
+            multiply(basis, matrix.some_columns(x * rest, rest), to);
         });
     }
     Ok(carry)
 }
 
-fn row_major(values: &[f32], rows: usize) -> MatRef<'_, f32> {
-    MatRef::from_row_major_slice(values, rows, values.len() / rows)
+/// A matrix of `rows` rows, row-major.
+fn of_height(values: &[f32], rows: usize) -> View<'_> {
+    View::row_major(values, values.len() / rows)
 }
 
-fn to_f32(matrix: MatRef<'_, f64>) -> Mat<f32> {
-    Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)] as f32)
+/// The elements in f32, row-major.
+fn row_major(matrix: &Mat) -> Vec<f32> {
+    matrix.transpose().iter().map(|&x| x as f32).collect()
 }
 
-fn widen(matrix: MatRef<'_, f32>) -> Mat<f64> {
-    Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]))
-}
-
-/// A product, its columns shared among the threads.
-fn times(a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Mat<f32> {
-    const AT_ONCE: usize = 512;
-    let mut out = Mat::zeros(a.nrows(), b.ncols());
-    out.as_mut().par_col_chunks_mut(AT_ONCE).enumerate().for_each(|(i, out)| {
-        let columns = out.ncols();
-        matmul(out, Accum::Replace, a, b.subcols(i * AT_ONCE, columns), 1.0, Par::Seq);
+/// A product, row-major, its rows shared among the threads.
+fn times(a: View<'_>, b: View<'_>) -> Vec<f32> {
+    const AT_ONCE: usize = 64;
+    let mut out = vec![0.0; a.rows() * b.columns()];
+    out.par_chunks_mut(AT_ONCE * b.columns()).enumerate().for_each(|(i, out)| {
+        multiply(a.some_rows(i * AT_ONCE, out.len() / b.columns()), b, out);
     });
     out
 }

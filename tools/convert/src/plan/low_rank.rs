@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{
     factorize::{LowRank, Rows, mixing},
+    matrix::{View, multiply},
     progress::Share,
 };
 use anyhow::{Result, bail};
-use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 use ttrec::{
     blob::WeightsSpec,
@@ -146,7 +146,8 @@ pub(super) fn project(rows: &Matrix, basis: &[f32]) -> Matrix {
     let chunks = values
         .par_chunks_mut(CHUNK * columns)
         .zip(rows.values.par_chunks(CHUNK * columns));
-    chunks.for_each(|(out, rows)| multiply(rows, basis, columns, out));
+    let basis = View::row_major(basis, columns);
+    chunks.for_each(|(out, rows)| multiply(View::row_major(rows, columns), basis, out));
     Matrix { values, columns }
 }
 
@@ -157,7 +158,7 @@ fn column_energies(sample: &Sample, rows: &Matrix, basis: &[f32]) -> Vec<f64> {
         rows.values.chunks(CHUNK * columns).zip(sample.weights.chunks(CHUNK)).collect();
     let sums = chunks.par_iter().map_init(Vec::new, |out, (rows, weights)| {
         out.resize(rows.len(), 0.0);
-        multiply(rows, basis, columns, out);
+        multiply(View::row_major(rows, columns), View::row_major(basis, columns), out);
         let mut sums = vec![0.0; columns];
         for (row, weight) in out.chunks_exact(columns).zip(*weights) {
             sums.iter_mut()
@@ -169,18 +170,4 @@ fn column_energies(sample: &Sample, rows: &Matrix, basis: &[f32]) -> Vec<f64> {
     // In the order of the rows, so that the number of threads does not matter.
     let sums: Vec<Vec<f64>> = sums.collect();
     (0..columns).map(|column| sums.iter().map(|sums| sums[column]).sum()).collect()
-}
-
-fn multiply(rows: &[f32], basis: &[f32], columns: usize, out: &mut [f32]) {
-    let count = rows.len() / columns;
-    let rows = MatRef::from_row_major_slice(rows, count, columns);
-    let basis = MatRef::from_row_major_slice(basis, columns, columns);
-    matmul(
-        MatMut::from_row_major_slice_mut(out, count, columns),
-        Accum::Replace,
-        rows,
-        basis,
-        1.0,
-        Par::Seq,
-    );
 }

@@ -1,9 +1,13 @@
 //! The codes of rows, for books as they are stored.
 
 use super::{Codebooks, Shape, nearest::Searched, residual::Sums};
-use crate::{factorize::Rows, progress::Step, spec::Combining};
+use crate::{
+    factorize::Rows,
+    matrix::{View, multiply},
+    progress::Step,
+    spec::Combining,
+};
 use anyhow::Result;
-use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use ttrec::dtype::{self, Dtype, EncodeError};
@@ -112,8 +116,7 @@ impl Encoder {
         let inner_rows = match &self.projection {
             None => rows,
             Some(projection) => {
-                let projection = MatRef::from_row_major_slice(projection, inner, dim);
-                turned = product(rows, dim, projection.transpose());
+                turned = product(rows, View::row_major(projection, dim).transpose());
                 &turned
             }
         };
@@ -137,9 +140,7 @@ impl Encoder {
         let decoded = self.decode(codes);
         let decoded = match &self.projection {
             None => decoded,
-            Some(projection) => {
-                product(&decoded, inner, MatRef::from_row_major_slice(projection, inner, dim))
-            }
+            Some(projection) => product(&decoded, View::row_major(projection, dim)),
         };
         let pairs = rows.chunks_exact(dim).zip(decoded.chunks_exact(dim));
         for (error, (row, decoded)) in errors.iter_mut().zip(pairs) {
@@ -179,13 +180,11 @@ impl Encoder {
     }
 }
 
-/// Rows of `columns` elements times a matrix.
-fn product(rows: &[f32], columns: usize, matrix: MatRef<'_, f32>) -> Vec<f32> {
-    let count = rows.len() / columns;
-    let mut out = vec![0.0; count * matrix.ncols()];
-    let to = MatMut::from_row_major_slice_mut(&mut out, count, matrix.ncols());
-    let rows = MatRef::from_row_major_slice(rows, count, columns);
-    matmul(to, Accum::Replace, rows, matrix, 1.0, Par::Seq);
+/// Rows times a matrix.
+fn product(rows: &[f32], matrix: View<'_>) -> Vec<f32> {
+    let rows = View::row_major(rows, matrix.rows());
+    let mut out = vec![0.0; rows.rows() * matrix.columns()];
+    multiply(rows, matrix, &mut out);
     out
 }
 

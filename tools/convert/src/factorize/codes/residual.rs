@@ -9,9 +9,11 @@ use super::{
     rotation::Directions,
     training::Training,
 };
-use crate::progress::Step;
+use crate::{
+    matrix::{View, multiply},
+    progress::Step,
+};
 use anyhow::Result;
-use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 /// Improvements of each book while it is learned.
@@ -102,7 +104,7 @@ pub(super) struct Sums {
     /// Half of the squared norm of each entry.
     halves: Vec<f32>,
     /// The product of each entry with every other.
-    products: Mat<f32>,
+    products: Vec<f32>,
 }
 
 /// A sum of entries: half of its squared distance from the row, without the row's norm, and codes.
@@ -115,9 +117,9 @@ struct Sum {
 impl Sums {
     pub(super) fn new(shape: &Shape, entries: &[f32]) -> Self {
         let count = shape.books * shape.book_len();
-        let matrix = MatRef::from_row_major_slice(entries, count, shape.rank);
-        let mut products = Mat::zeros(count, count);
-        matmul(products.as_mut(), Accum::Replace, matrix, matrix.transpose(), 1.0, Par::Seq);
+        let matrix = View::row_major(entries, shape.rank);
+        let mut products = vec![0.0; count * count];
+        multiply(matrix, matrix.transpose(), &mut products);
         let half = |entry: &[f32]| entry.iter().map(|x| x * x).sum::<f32>() / 2.0;
         Self {
             book_len: shape.book_len(),
@@ -138,14 +140,8 @@ impl Sums {
     fn encode_chunk(&self, rows: &[f32]) -> Vec<u16> {
         let (count, entries) = (rows.len() / self.rank, self.halves.len());
         let mut products = vec![0.0; count * entries];
-        matmul(
-            MatMut::from_row_major_slice_mut(&mut products, count, entries),
-            Accum::Replace,
-            MatRef::from_row_major_slice(rows, count, self.rank),
-            MatRef::from_row_major_slice(&self.entries, entries, self.rank).transpose(),
-            1.0,
-            Par::Seq,
-        );
+        let all = View::row_major(&self.entries, self.rank);
+        multiply(View::row_major(rows, self.rank), all.transpose(), &mut products);
         products
             .chunks_exact(entries)
             .flat_map(|products| self.search(products))
@@ -166,7 +162,7 @@ impl Sums {
                 distances.extend(parts.map(|(half, product)| sum.distance + half - product));
                 for (book, &code) in sum.codes.iter().enumerate() {
                     let entry = book * self.book_len + usize::from(code);
-                    let with = &self.products.col_as_slice(entry)[this.clone()];
+                    let with = &self.products[entry * products.len()..][this.clone()];
                     distances.iter_mut().zip(with).for_each(|(distance, x)| *distance += x);
                 }
                 for (code, &distance) in distances.iter().enumerate() {

@@ -3,9 +3,11 @@
 //! book has as much to say as the others.
 
 use super::training::Training;
-use crate::factorize::gram::{Eigen, Gram, eigen};
-use anyhow::{Result, anyhow};
-use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
+use crate::{
+    factorize::gram::Gram,
+    matrix::{Eigen, Mat, Svd, View, eigen, multiply, svd},
+};
+use anyhow::Result;
 use rayon::prelude::*;
 
 /// Columns of a product that one thread computes at once.
@@ -42,12 +44,12 @@ impl Directions {
                     .for_each(|(sum, &x)| *sum += f64::from(of_row) * f64::from(x));
                 row.iter_mut().for_each(|x| *x *= of_row.sqrt());
             }
-            gram.add(MatRef::from_column_major_slice(&block, dim, rows));
+            gram.add(View::row_major(&block, dim).transpose());
         }
         let spectrum = gram.eigen()?;
         let mean = (0..dim)
             .map(|at| {
-                let vector = spectrum.vectors.col_as_slice(at);
+                let vector = spectrum.vectors.column(at);
                 vector.iter().zip(&sum).map(|(v, sum)| v * sum).sum::<f64>() / weight
             })
             .collect();
@@ -87,8 +89,8 @@ impl Directions {
             let diagonal = if i == j { self.spectrum.values[i] } else { 0.0 };
             diagonal - self.weight * self.mean[i] * self.mean[j]
         });
-        let Eigen { values, vectors } = eigen(covariance.as_ref())?;
-        Ok(Eigen { values, vectors: self.spectrum.vectors.subcols(0, rank) * vectors })
+        let Eigen { values, vectors } = eigen(covariance)?;
+        Ok(Eigen { values, vectors: self.spectrum.vectors.columns(0, rank) * vectors })
     }
 
     /// `dim x rank`, column-major: the directions for books of these widths, one book after
@@ -97,8 +99,8 @@ impl Directions {
         let rank = widths.iter().sum();
         let found = self.variances(rank)?;
         let order = deal(&found.values, widths, bits);
-        let direction = |&at: &usize| found.vectors.col_as_slice(at).iter().map(|&x| x as f32);
-        Ok(order.iter().flat_map(direction).collect())
+        let found = found.vectors.select_columns(&order);
+        Ok(found.iter().map(|&x| x as f32).collect())
     }
 }
 
@@ -141,9 +143,10 @@ fn level(logs: &[f64], books: usize, bits: u32) -> f64 {
 pub(super) fn nearest_rotation(training: &Training, coded: &[f32]) -> Result<Vec<f32>> {
     let Training { dim, count, ref values, ref weights } = *training;
     let rank = coded.len() / count;
-    let rows = MatRef::from_column_major_slice(values, dim, count);
-    let mut product = Mat::<f32>::zeros(dim, rank);
-    let chunks = product.as_mut().par_col_chunks_mut(AT_ONCE);
+    let rows = View::row_major(values, dim);
+    // `dim x rank`, column-major.
+    let mut product = vec![0.0; dim * rank];
+    let chunks = product.par_chunks_mut(AT_ONCE * dim);
     chunks.zip(coded.par_chunks(AT_ONCE * count)).for_each(|(product, coded)| {
         let weighted: Vec<f32>;
         let coded = match weights {
@@ -153,30 +156,20 @@ pub(super) fn nearest_rotation(training: &Training, coded: &[f32]) -> Result<Vec
                 &weighted
             }
         };
-        let coded = MatRef::from_column_major_slice(coded, count, product.ncols());
-        matmul(product, Accum::Replace, rows, coded, 1.0, Par::Seq);
+        multiply(View::row_major(coded, count), rows, product);
     });
-    // One thread: how faer splits its work depends on their number, and with it the rounding.
-    faer::set_global_parallelism(Par::Seq);
-    let svd = Mat::from_fn(dim, rank, |i, j| f64::from(product[(i, j)]))
-        .thin_svd()
-        .map_err(|_| anyhow!("the SVD did not converge"))?;
-    let rotation = svd.U() * svd.V().transpose();
-    Ok((0..dim * rank).map(|at| rotation[(at % dim, at / dim)] as f32).collect())
+    let product = Mat::from_iterator(dim, rank, product.into_iter().map(f64::from));
+    let Svd { u, v, .. } = svd(&product)?;
+    Ok((u * v.transpose()).iter().map(|&x| x as f32).collect())
 }
 
 /// The rows times `rotation`, `dim x rank`: one column after another.
 pub(super) fn rotated(training: &Training, rotation: &[f32]) -> Vec<f32> {
     let Training { dim, count, ref values, .. } = *training;
-    let rows = MatRef::from_row_major_slice(values, count, dim);
+    let rows = View::row_major(values, dim).transpose();
     let mut out = vec![0.0; rotation.len() / dim * count];
     out.par_chunks_mut(AT_ONCE * count)
         .zip(rotation.par_chunks(AT_ONCE * dim))
-        .for_each(|(out, rotation)| {
-            let columns = rotation.len() / dim;
-            let rotation = MatRef::from_column_major_slice(rotation, dim, columns);
-            let out = MatMut::from_column_major_slice_mut(out, count, columns);
-            matmul(out, Accum::Replace, rows, rotation, 1.0, Par::Seq);
-        });
+        .for_each(|(out, rotation)| multiply(View::row_major(rotation, dim), rows, out));
     out
 }
