@@ -6,6 +6,7 @@
 //! - [`widen`]: one stored row or slice as f32;
 //! - `sgd`, `adagrad`, `row_wise_adagrad`, `adam` (feature `train`): the update of a slice by its
 //!   gradient; `sgd_of_few`: gradients and update of a slice for few rows, in one pass;
+//!   `exponentials`: those of a softmax, and their sum;
 //! - `pool_codes`: bags of codebook rows;
 //! - `PoolRows`, `AddRows`, `GatherRows`: bags of dense rows, rows added at given positions, rows
 //!   copied one after another;
@@ -17,6 +18,8 @@
 #![deny(clippy::indexing_slicing)]
 
 mod codebook;
+#[cfg(feature = "train")]
+mod exponentials;
 mod interaction;
 mod product;
 mod reaching;
@@ -27,6 +30,8 @@ mod rows;
 mod update;
 
 pub(crate) use codebook::{CodeBags, pool_codes};
+#[cfg(feature = "train")]
+pub(crate) use exponentials::exponentials;
 pub(crate) use interaction::dot_interaction_from;
 pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose};
 pub use product::chain_step;

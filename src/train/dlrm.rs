@@ -2,8 +2,12 @@
 //! personalization and recommendation systems", 2019; facebookresearch/dlrm).
 
 use super::{
-    Embedding, Linear, Optimizer, Quantity, TrainError, Unsupported, initializer::Draws, lookups,
-    mlp::Mlp, optimizer::Update,
+    Embedding, Linear, Objective, Optimizer, Quantity, Regularization, TrainError, Unsupported,
+    initializer::Draws,
+    lookups,
+    mlp::{Dropout, Mlp, seed_of_part},
+    objective::in_batch,
+    optimizer::Update,
 };
 use crate::{
     Bags, LookupError, PoolTablesError, Pooling, Tier,
@@ -75,7 +79,8 @@ impl From<f64> for LearningRates {
 /// into a vector, and the tables turn its categorical features into one vector each. All have
 /// `embedding_dim` elements. The interaction is the bottom MLP's vector followed by the dot
 /// products of all pairs of vectors, (1,0), (2,0), (2,1), ... The top MLP turns it into one logit.
-/// The loss is the mean binary cross-entropy (`torch.nn.BCEWithLogitsLoss`).
+/// A step reduces the mean binary cross-entropy (`torch.nn.BCEWithLogitsLoss`), or another
+/// [`Objective`].
 ///
 /// A step has the same bits on any number of threads.
 ///
@@ -115,6 +120,8 @@ pub struct Dlrm {
     /// Steps that the layers have taken.
     steps: u64,
     optimizer: Optimizer,
+    regularization: Regularization,
+    seed: u64,
     tier: Tier,
     buffers: Buffers,
 }
@@ -203,9 +210,27 @@ impl Dlrm {
             features,
             steps: 0,
             optimizer: *optimizer,
+            regularization: Regularization::default(),
+            seed: *seed,
             tier: *tier,
             buffers,
         })
+    }
+
+    /// The same model, with steps that are regularised.
+    ///
+    /// # Errors
+    /// [`TrainError::Regularization`] for a number that is out of range.
+    pub fn with_regularization(
+        mut self,
+        regularization: Regularization,
+    ) -> Result<Self, TrainError> {
+        regularization.check()?;
+        for feature in &mut self.features {
+            feature.table.state_mut().clip_norm = regularization.clip_norm;
+        }
+        self.regularization = regularization;
+        Ok(self)
     }
 
     /// Writes the logit of each sample to `out`, which has as many elements as the batch has
@@ -215,41 +240,68 @@ impl Dlrm {
     /// As [`step`](Self::step), except those of labels and learning rates.
     pub fn logits(&mut self, batch: &Batch<'_>, out: &mut [f32]) -> Result<(), TrainError> {
         self.check(batch, out.len())?;
-        self.forward(batch, out.len()).ok_or(LookupError::Inconsistent)?;
+        self.forward(batch, out.len(), 0.0).ok_or(LookupError::Inconsistent)?;
         out.copy_from_slice(self.top.outputs(&self.buffers.interactions));
         Ok(())
     }
 
-    /// Takes one step of all optimisers, and returns the mean loss before it. Each sample has one
-    /// label from 0 to 1 (1 for a click).
+    /// Takes one step of all optimisers, and returns the mean binary cross-entropy before it. Each
+    /// sample has one label from 0 to 1 (1 for a click).
     ///
     /// # Errors
-    /// [`TrainError`] for another number of lists of bags, bags or dense features than the samples
-    /// need, bags that do not suit their table, a dense feature that is not finite, a label that is
-    /// not from 0 to 1, or a learning rate that is negative or not finite. Nothing has changed
-    /// then.
+    /// As [`minimize`](Self::minimize).
     pub fn step(
         &mut self,
         batch: &Batch<'_>,
         labels: &[f32],
         learning_rates: impl Into<LearningRates>,
     ) -> Result<f64, TrainError> {
-        if let Some(sample) = labels.iter().position(|label| !(0.0..=1.0).contains(label)) {
-            return Err(TrainError::Label { sample });
-        }
-        let rates = learning_rates.into();
+        let objective = Objective::CrossEntropy { labels, weights: &[] };
+        self.minimize(batch, &objective, learning_rates.into())
+    }
+
+    /// Takes one step of all optimisers, and returns the loss before it.
+    ///
+    /// # Errors
+    /// [`TrainError`] for another number of lists of bags, bags or dense features than the samples
+    /// need, bags that do not suit their table, a dense feature that is not finite, an objective
+    /// that does not suit the samples or the model, or a learning rate that is negative or not
+    /// finite. Nothing has changed then.
+    pub fn minimize(
+        &mut self,
+        batch: &Batch<'_>,
+        objective: &Objective<'_>,
+        rates: LearningRates,
+    ) -> Result<f64, TrainError> {
+        let samples = objective.num_samples(batch);
+        objective.check(samples)?;
         if ![rates.layers, rates.tables]
             .iter()
             .all(|rate| (0.0..f64::INFINITY).contains(rate))
         {
             return Err(TrainError::LearningRate);
         }
-        self.check(batch, labels.len())?;
-        self.forward(batch, labels.len()).ok_or(LookupError::Inconsistent)?;
-        let loss = self.loss(labels);
+        self.check(batch, samples)?;
+        if let Objective::InBatch { ids, log_frequencies } = *objective {
+            let is_product = self.dense_dim == 0 && self.top.layers.is_empty();
+            if !is_product || self.features.len() != 2 {
+                return Err(TrainError::Unsupported(Unsupported::InBatch));
+            }
+            return self
+                .step_in_batch(batch, (ids, log_frequencies), rates.tables)
+                .ok_or(LookupError::Inconsistent)?;
+        }
+        let Regularization { weight_decay, clip_norm, dropout, .. } = self.regularization;
+        self.forward(batch, samples, dropout).ok_or(LookupError::Inconsistent)?;
+        let (logits, gradient) = self.top.outputs_and_gradient(&self.buffers.interactions);
+        let loss = objective.loss(logits, gradient);
         self.steps += 1;
-        let update = self.optimizer.dense_update(self.tier, rates.layers, self.steps);
-        self.backward(batch, labels.len(), rates.tables, &update)
+        let update = self
+            .optimizer
+            .dense_update(self.tier, rates.layers, self.steps)
+            .clipped(clip_norm)
+            .keeping((1.0 - weight_decay * rates.layers) as f32);
+        self.backward(batch, samples, rates.tables, &update)
             .ok_or(LookupError::Inconsistent)??;
         Ok(loss)
     }
@@ -319,24 +371,21 @@ impl Dlrm {
         Ok(())
     }
 
-    /// Computes the logits, which are then the outputs of the top MLP. `None` is a defect of this
-    /// crate.
-    fn forward(&mut self, batch: &Batch<'_>, samples: usize) -> Consistent {
+    /// Computes the logits, which are then the outputs of the top MLP, with this share of hidden
+    /// outputs dropped. `None` is a defect of this crate.
+    fn forward(&mut self, batch: &Batch<'_>, samples: usize, dropout: f64) -> Consistent {
+        let step = (dropout > 0.0).then(|| seed_of_part(self.seed, self.steps));
+        let dropout =
+            |mlp: u64| step.map(|seed| Dropout { share: dropout, seed: seed_of_part(seed, mlp) });
         let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
         let Buffers { tables, vectors, interactions, .. } = buffers;
-        let pool = || {
-            let tables = features.par_iter().zip(batch.bags).zip(&mut *tables);
-            tables.with_max_len(1).try_for_each(
-                |((feature, bags), TableBuffers { pooled, workspace, .. })| {
-                    pooled.resize(samples * dim, 0.0);
-                    feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
-                },
-            )
-        };
         let (bottom, (prepared, pooled)) = rayon::join(
-            || bottom.prepare(tier).and_then(|()| bottom.forward(tier, batch.dense, samples)),
-            || rayon::join(|| top.prepare(tier), pool),
+            || {
+                bottom.prepare(tier)?;
+                bottom.forward(tier, batch.dense, samples, dropout(0))
+            },
+            || rayon::join(|| top.prepare(tier), || pool(features, batch, samples * dim, tables)),
         );
         prepared?;
         let (bottom, ()) = bottom.zip(pooled)?;
@@ -362,30 +411,40 @@ impl Dlrm {
             }
             Some(())
         })?;
-        top.forward(tier, interactions, samples).map(|_| ())
+        top.forward(tier, interactions, samples, dropout(1)).map(|_| ())
     }
 
-    /// The mean loss. Its gradient with respect to a logit, `(sigmoid(logit) - label) / samples`,
-    /// goes where the top MLP's backward pass reads it.
-    fn loss(&mut self, labels: &[f32]) -> f64 {
-        let scale = 1.0 / labels.len().max(1) as f64;
-        let (logits, gradient) = self.top.outputs_and_gradient(&self.buffers.interactions);
-        let mut sum = 0.0;
-        for ((d, &logit), &label) in gradient.iter_mut().zip(logits).zip(labels) {
-            let (logit, label) = (f64::from(logit), f64::from(label));
-            // log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), where no exponential overflows.
-            let e = libm::exp(-logit.abs());
-            sum += logit.max(0.0) - logit * label + libm::log1p(e);
-            let probability = if logit >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
-            *d = ((probability - label) * scale) as f32;
+    /// One step towards [`Objective::InBatch`]. `None` is a defect of this crate.
+    fn step_in_batch(
+        &mut self,
+        batch: &Batch<'_>,
+        items: (&[u32], &[f32]),
+        rate: f64,
+    ) -> Option<Result<f64, TrainError>> {
+        let Self { interaction: Interaction { dim, .. }, features, tier, buffers, .. } = self;
+        let (samples, tables) = (items.0.len(), &mut buffers.tables);
+        pool(features, batch, samples * *dim, tables)?;
+        let [contexts, others] = &mut tables[..] else { return None };
+        for TableBuffers { gradient, .. } in [&mut *contexts, &mut *others] {
+            gradient.resize(samples * *dim, 0.0);
         }
-        sum * scale
+        let vectors = [&contexts.pooled[..], &others.pooled];
+        let gradients = [&mut contexts.gradient[..], &mut others.gradient];
+        let loss = in_batch(*tier, *dim, vectors, items, gradients)?;
+        self.steps += 1;
+        let l2 = self.regularization.l2_of_sample(samples);
+        let stepped = step_tables(features, batch, tables, rate, |_, pooled, gradient| {
+            if l2 > 0.0 {
+                gradient.iter_mut().zip(pooled).for_each(|(d, x)| *d += l2 * x);
+            }
+        });
+        Some(stepped.map(|()| loss))
     }
 
     /// Computes all gradients, from the logits to the first layers, and moves layers and tables.
     /// With V for the `count x dim` vectors of a sample and P for the symmetric `count x count`
-    /// matrix of the gradients of their dot products (0 on the diagonal), `dV = P . V`. `None` is a
-    /// defect of this crate.
+    /// matrix of the gradients of their dot products, `dV = P . V`. On the diagonal of P is the
+    /// factor of the squared lengths in the loss. `None` is a defect of this crate.
     fn backward(
         &mut self,
         batch: &Batch<'_>,
@@ -393,9 +452,10 @@ impl Dlrm {
         rate: f64,
         update: &Update,
     ) -> Option<Result<(), TrainError>> {
-        let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
+        let Self { interaction, bottom, top, features, tier, buffers, regularization, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
         let Buffers { tables, vectors, interactions, d_vectors } = buffers;
+        let l2 = regularization.l2_of_sample(samples);
         let d_interactions = top.backward(interactions, samples, true, update)?;
 
         d_vectors.resize(samples * count * dim, 0.0);
@@ -405,6 +465,8 @@ impl Dlrm {
         chunks.zip(d_vectors.par_chunks_mut(SAMPLES * count * dim)).try_for_each(
             |((vectors, d_interactions), d_vectors)| {
                 let mut d_products = vec![0.0; count * count];
+                let diagonal = d_products.iter_mut().step_by(count + 1);
+                diagonal.skip(usize::from(bottom_len > 0)).for_each(|d| *d = l2);
                 let samples =
                     vectors.chunks_exact(count * dim).zip(d_interactions.chunks_exact(width));
                 for ((vectors, d_interactions), d_vectors) in
@@ -441,18 +503,48 @@ impl Dlrm {
                 bottom.backward(batch.dense, samples, false, update).map(|_| ())
             },
             || {
-                let tables = features.par_iter_mut().zip(batch.bags).zip(&mut *tables).enumerate();
-                tables.with_max_len(1).try_for_each(
-                    |(at, ((feature, bags), TableBuffers { gradient, .. }))| {
-                        gradient.resize(samples * dim, 0.0);
-                        gather(at + usize::from(bottom_len > 0), gradient);
-                        feature.table.step(bags, feature.pooling, gradient, rate)
-                    },
-                )
+                step_tables(features, batch, tables, rate, |at, _, gradient| {
+                    gradient.resize(samples * dim, 0.0);
+                    gather(at + usize::from(bottom_len > 0), gradient);
+                })
             },
         );
         bottom.map(|()| stepped)
     }
+}
+
+/// Computes the vectors of all samples, in all `len` elements, that each table gives.
+fn pool(
+    features: &[Feature],
+    batch: &Batch<'_>,
+    len: usize,
+    tables: &mut [TableBuffers],
+) -> Consistent {
+    let tables = features.par_iter().zip(batch.bags).zip(tables);
+    tables.with_max_len(1).try_for_each(
+        |((feature, bags), TableBuffers { pooled, workspace, .. })| {
+            pooled.resize(len, 0.0);
+            feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
+        },
+    )
+}
+
+/// Moves all tables. `finish` gets the number of each table, the vectors that it gave and their
+/// gradient, to be completed.
+fn step_tables(
+    features: &mut [Feature],
+    batch: &Batch<'_>,
+    tables: &mut [TableBuffers],
+    rate: f64,
+    finish: impl Fn(usize, &[f32], &mut Vec<f32>) + Sync,
+) -> Result<(), TrainError> {
+    let tables = features.par_iter_mut().zip(batch.bags).zip(tables).enumerate();
+    tables.with_max_len(1).try_for_each(
+        |(at, ((feature, bags), TableBuffers { pooled, gradient, .. }))| {
+            finish(at, pooled, gradient);
+            feature.table.step(bags, feature.pooling, gradient, rate)
+        },
+    )
 }
 
 fn layer_name(mlp: &str, at: usize) -> String {

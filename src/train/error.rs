@@ -44,8 +44,23 @@ pub enum TrainError {
         /// Position of its sample.
         sample: usize,
     },
+    /// The weight of a sample is negative or not finite.
+    Weight {
+        /// Position of the sample.
+        sample: usize,
+    },
+    /// A log-frequency is not finite, or is infinite and of a positive sample.
+    LogFrequency {
+        /// Position of its sample.
+        sample: usize,
+    },
     /// A learning rate is negative or not finite.
     LearningRate,
+    /// A field of [`Regularization`](super::Regularization) is out of range.
+    Regularization {
+        /// Its name.
+        field: &'static str,
+    },
     /// The counters to be restored are not those of a table of this kind and size.
     Counters,
 }
@@ -68,6 +83,12 @@ pub enum Quantity {
     DenseFeatures,
     /// Lists of bags in a batch: one for each table of the model.
     BagLists,
+    /// Samples of a batch, in whole groups.
+    Samples,
+    /// Weights of samples.
+    Weights,
+    /// Log-frequencies of samples.
+    LogFrequencies,
     /// Columns of the table at this position in a model, all of whose vectors are equally long.
     Columns(usize),
     /// Inputs or outputs of a layer.
@@ -98,6 +119,14 @@ pub enum Unsupported {
     NoFeatures,
     /// A model whose only vector has nothing to interact with: one table, no dense features.
     NoInteraction,
+    /// Groups of samples without a negative one.
+    Group {
+        /// Samples of a group.
+        group: usize,
+    },
+    /// [`Objective::InBatch`](super::Objective::InBatch) for a model that is not a product of two
+    /// tables.
+    InBatch,
     /// Dense features without a bottom MLP, or a bottom MLP without dense features.
     BottomMlp {
         /// Dense features of a sample.
@@ -115,12 +144,22 @@ impl Quantity {
         }
     }
 
+    /// One for each sample, or none at all.
+    pub(super) fn check_unless_empty(self, found: usize, samples: usize) -> Result<(), TrainError> {
+        if found == 0 {
+            Ok(())
+        } else {
+            self.check(found, samples as u64)
+        }
+    }
+
     /// Why the expected number is that, at the end of a message.
     fn reason(self) -> &'static str {
         match self {
             Self::BagLists => ", one for each table of the model",
             Self::Columns(_) => ", as in the other vectors of the model",
             Self::Outputs => ", the logit",
+            Self::Samples => ", to have whole groups",
             _ => "",
         }
     }
@@ -147,6 +186,22 @@ impl fmt::Display for TrainError {
             Self::Label { sample } => {
                 write!(f, "the label of sample {sample} is out of range: expected 0 to 1")
             }
+            Self::Weight { sample } => {
+                write!(f, "the weight of sample {sample} is negative or not finite")
+            }
+            Self::LogFrequency { sample } => write!(
+                f,
+                "the log-frequency of sample {sample} is not finite: only that of a negative \
+                 sample may be infinite"
+            ),
+            Self::Regularization { field } => {
+                let range = match *field {
+                    "dropout" => "0 to less than 1",
+                    "clip_norm" => "more than 0",
+                    _ => "0 or more, and finite",
+                };
+                write!(f, "`{field}` is out of range: expected {range}")
+            }
             Self::LearningRate => {
                 write!(f, "a learning rate is negative or not finite: expected 0 or more")
             }
@@ -167,6 +222,9 @@ impl fmt::Display for Quantity {
             Self::Lookups => write!(f, "lookups or bags in a batch"),
             Self::DenseFeatures => write!(f, "dense features in the batch"),
             Self::BagLists => write!(f, "lists of bags"),
+            Self::Samples => write!(f, "samples in the batch"),
+            Self::Weights => write!(f, "weights of samples"),
+            Self::LogFrequencies => write!(f, "log-frequencies"),
             Self::Columns(table) => write!(f, "columns in table {table}"),
             Self::LayerWidth => write!(f, "inputs or outputs of a layer"),
             Self::Outputs => write!(f, "outputs of the model"),
@@ -190,6 +248,15 @@ impl fmt::Display for Unsupported {
                 f,
                 "{num_embeddings} hashed indices over {num_rows} rows: a hashed table needs at \
                  least as many indices as rows, over a table that has no cache and is not hashed"
+            ),
+            Self::Group { group } => write!(
+                f,
+                "groups of {group} samples: expected a positive one and at least one negative one"
+            ),
+            Self::InBatch => write!(
+                f,
+                "a softmax over the items of a batch needs a model that is the product of two \
+                 tables: leave out dense features and layers"
             ),
             Self::NoFeatures => {
                 write!(f, "the model has no features: add a table or dense features")

@@ -112,8 +112,13 @@ impl Draws {
         Self(Pcg64::seed_from_u64(seed))
     }
 
+    /// 64 random bits.
+    pub(super) fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
     /// Uniform between 0 and 1, both excluded.
-    fn uniform(&mut self) -> f64 {
+    pub(super) fn uniform(&mut self) -> f64 {
         ((self.0.next_u64() >> 12) as f64 + 0.5) / (1u64 << 52) as f64
     }
 

@@ -12,6 +12,9 @@
 //! divide the rows of a product: those of y and dx are samples, those of dW outputs. So no element
 //! is summed in parts, and neither the bits of a step nor those of a sample depend on the number
 //! of threads.
+//!
+//! With dropout, a hidden output y becomes 0 or `y / (1 - dropout)`. The draws of [`ROWS`] samples
+//! come from one generator, whose seed is that of the layer and the position of these samples.
 
 use super::{
     Optimizer, Parameters, Quantity, TrainError,
@@ -41,7 +44,23 @@ pub struct Linear {
     transposed: Vec<f32>,
     /// y of the last forward pass, samples x outputs.
     outputs: Vec<f32>,
+    /// What dropout multiplied them by in this pass, where it did not set them to 0.
+    scale: f32,
     gradients: Gradients,
+}
+
+/// Dropout of hidden outputs.
+#[derive(Clone, Copy)]
+pub(super) struct Dropout {
+    /// The share of outputs that become 0.
+    pub(super) share: f64,
+    /// A different one for each step and each MLP.
+    pub(super) seed: u64,
+}
+
+/// The seed of part `part` of what `seed` is the seed of.
+pub(super) fn seed_of_part(seed: u64, part: u64) -> u64 {
+    Draws::new(seed ^ part.wrapping_mul(0x9E37_79B9_7F4A_7C15)).bits()
 }
 
 /// dz', dW and db of a backward pass. Steps reuse their memory.
@@ -75,6 +94,7 @@ impl Linear {
             relu,
             transposed: Vec::new(),
             outputs: Vec::new(),
+            scale: 1.0,
             gradients: Gradients::default(),
         }
     }
@@ -125,12 +145,29 @@ impl Linear {
         transpose(tier, weights.values(), weights.slice_len(), &mut self.transposed)
     }
 
-    fn forward(&mut self, tier: Tier, x: &[f32], samples: usize) -> Consistent {
+    fn forward(
+        &mut self,
+        tier: Tier,
+        x: &[f32],
+        samples: usize,
+        dropout: Option<Dropout>,
+    ) -> Consistent {
         let (r, n) = (self.inputs(), self.outputs());
         let [_, biases] = &self.parameters;
         self.outputs.resize(samples * n, 0.0);
         let epilogue = Epilogue::Bias { scales: &[], bias: biases.values(), relu: self.relu };
-        multiply_rows(tier, r, n, x, &self.transposed, &mut self.outputs, epilogue)
+        multiply_rows(tier, r, n, x, &self.transposed, &mut self.outputs, epilogue)?;
+        self.scale = dropout.map_or(1.0, |Dropout { share, .. }| (1.0 / (1.0 - share)) as f32);
+        if let Some(Dropout { share, seed }) = dropout {
+            let (scale, chunks) = (self.scale, self.outputs.par_chunks_mut(ROWS * n));
+            chunks.enumerate().for_each(|(chunk, outputs)| {
+                let mut draws = Draws::new(seed_of_part(seed, chunk as u64));
+                for y in outputs {
+                    *y = if draws.uniform() < share { 0.0 } else { *y * scale };
+                }
+            });
+        }
+        Some(())
     }
 
     /// Moves W and b by the gradient dy of the outputs in `d`, which becomes dz, and writes dx to
@@ -146,10 +183,12 @@ impl Linear {
         let (r, n, tier) = (self.inputs(), self.outputs(), update.tier());
         let [weights, biases] = &mut self.parameters;
         if self.relu {
-            // dz = dy where z > 0, else 0, without a branch, which could not be predicted.
+            // dz = dy where z > 0, else 0, without a branch, which could not be predicted. What
+            // dropout set to 0 has no gradient either.
+            let scale = self.scale;
             d.iter_mut()
                 .zip(&self.outputs)
-                .for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
+                .for_each(|(d, &y)| *d = if y > 0.0 { *d * scale } else { 0.0 });
         }
         if samples == 0 {
             if let Some(d_inputs) = d_inputs {
@@ -179,7 +218,7 @@ impl Linear {
                     d_biases,
                     Epilogue::Store,
                 )?;
-                biases.slices_mut().update(0, d_biases, update)?;
+                biases.slices_mut().update(0, d_biases, &update.keeping(1.0))?;
                 transpose(tier, d, n, outputs_transposed)
             },
         );
@@ -288,11 +327,16 @@ impl Mlp {
         tier: Tier,
         x: &'m [f32],
         samples: usize,
+        dropout: Option<Dropout>,
     ) -> Option<&'m [f32]> {
+        let hidden = self.layers.len().saturating_sub(1);
         for at in 0..self.layers.len() {
             let (before, rest) = self.layers.split_at_mut(at);
             let x = before.last().map_or(x, |layer| &layer.outputs);
-            rest.first_mut()?.forward(tier, x, samples)?;
+            let seeded =
+                |Dropout { share, seed }| Dropout { share, seed: seed_of_part(seed, at as u64) };
+            let dropout = dropout.filter(|_| at < hidden).map(seeded);
+            rest.first_mut()?.forward(tier, x, samples, dropout)?;
         }
         Some(self.outputs(x))
     }

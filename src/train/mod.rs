@@ -10,7 +10,8 @@
 //! the gradient of the pooled rows and moves the slices that the batch looked up, no others.
 //!
 //! [`Checkpointed`] is what a checkpoint has to keep of a table. [`Dlrm`] is a whole model: tables,
-//! the MLPs around them ([`Linear`]), and the loss.
+//! the MLPs around them ([`Linear`]), the loss ([`Objective`]), and what keeps the parameters small
+//! ([`Regularization`]).
 //!
 //! Steps of different tables are independent, and [`Dlrm`] runs them in parallel. A large batch is
 //! also divided within a step. For a seed and a [`Tier`], all results have the same bits on any
@@ -25,8 +26,10 @@ mod hashed;
 mod initializer;
 mod lookups;
 mod mlp;
+mod objective;
 mod optimizer;
 mod quotient_remainder;
+mod regularization;
 mod state;
 mod tt;
 
@@ -37,8 +40,10 @@ pub use error::{Quantity, TrainError, Unsupported};
 pub use hashed::HashedTable;
 pub use initializer::Initializer;
 pub use mlp::Linear;
+pub use objective::Objective;
 pub use optimizer::{Optimizer, Parameters};
 pub use quotient_remainder::{QuotientRemainderShape, QuotientRemainderTable};
+pub use regularization::Regularization;
 pub use state::Checkpointed;
 pub use tt::TtTable;
 

@@ -95,7 +95,7 @@ impl Optimizer {
                 })
             }
         };
-        Update { tier, rule }
+        Update { tier, rule, clip_norm: f64::INFINITY, kept: 1.0 }
     }
 }
 
@@ -104,6 +104,10 @@ impl Optimizer {
 pub(super) struct Update {
     tier: Tier,
     rule: Rule,
+    /// The greatest length of a slice's gradient.
+    clip_norm: f64,
+    /// What the values are multiplied by before they move.
+    kept: f32,
 }
 
 impl Update {
@@ -111,13 +115,33 @@ impl Update {
         self.tier
     }
 
+    /// The same step with gradients of at most this length.
+    pub(super) fn clipped(self, clip_norm: f64) -> Self {
+        Self { clip_norm, ..self }
+    }
+
+    /// The same step, which first multiplies the values by `kept`.
+    pub(super) fn keeping(self, kept: f32) -> Self {
+        Self { kept, ..self }
+    }
+
     /// The l of `x <- x - l g`, if the step is only that: then parts of g can be subtracted as they
     /// are computed, with no sum in between.
     pub(super) fn learning_rate_of_sum(&self) -> Option<f32> {
         match self.rule {
-            Rule::Sgd(learning_rate) => Some(learning_rate),
+            Rule::Sgd(learning_rate) if self.clip_norm == f64::INFINITY => Some(learning_rate),
             _ => None,
         }
+    }
+
+    /// The gradient to use in the place of a longer one.
+    fn shortened(&self, gradient: &[f32]) -> Option<Vec<f32>> {
+        if self.clip_norm == f64::INFINITY {
+            return None;
+        }
+        let squares = gradient.iter().map(|&g| f64::from(g) * f64::from(g));
+        let scale = (self.clip_norm / squares.sum::<f64>().sqrt()) as f32;
+        (scale < 1.0).then(|| gradient.iter().map(|g| g * scale).collect())
     }
 }
 
@@ -180,6 +204,11 @@ impl<'p> Slices<'p> {
         let ([first, second], [first_len, second_len]) = (&mut self.state, self.state_lens);
         let first = first.get_mut(at * first_len..)?.get_mut(..first_len)?;
         let second = second.get_mut(at * second_len..)?.get_mut(..second_len)?;
+        let shortened = update.shortened(gradient);
+        let gradient = shortened.as_deref().unwrap_or(gradient);
+        if update.kept != 1.0 {
+            values.iter_mut().for_each(|x| *x *= update.kept);
+        }
         match update.rule {
             Rule::Sgd(learning_rate) => sgd(update.tier, learning_rate, gradient, values),
             Rule::Adagrad(factors) => adagrad(update.tier, factors, gradient, first, values),

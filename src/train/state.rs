@@ -24,6 +24,8 @@ pub struct State {
     pub(super) parameters: Vec<Parameters>,
     pub(super) optimizer: Optimizer,
     pub(super) steps: u64,
+    /// The greatest length of a slice's gradient.
+    pub(super) clip_norm: f64,
     pub(super) tier: Tier,
     pub(super) cache: Option<Cache>,
     pub(super) lookups: SortedLookups,
@@ -32,13 +34,16 @@ pub struct State {
 impl State {
     pub(super) fn new(parameters: Vec<Parameters>, optimizer: Optimizer) -> Self {
         let (tier, lookups) = (Tier::best(), SortedLookups::default());
-        Self { parameters, optimizer, steps: 0, tier, cache: None, lookups }
+        let (steps, clip_norm) = (0, f64::INFINITY);
+        Self { parameters, optimizer, steps, clip_norm, tier, cache: None, lookups }
     }
 
     /// Counts a step, and returns what the optimiser does in it.
     pub(super) fn next_update(&mut self, learning_rate: f64) -> Update {
         self.steps += 1;
-        self.optimizer.update(self.tier, learning_rate, self.steps)
+        self.optimizer
+            .update(self.tier, learning_rate, self.steps)
+            .clipped(self.clip_norm)
     }
 }
 

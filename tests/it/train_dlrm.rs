@@ -18,8 +18,8 @@ use ttrec::{
     repr::{Combine, IndexMap, Weights},
     train::{
         Batch, CacheSpec, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable,
-        Initializer, LearningRates, Optimizer, Quantity, QuotientRemainderShape,
-        QuotientRemainderTable, TrainError, TtTable, Unsupported,
+        Initializer, LearningRates, Objective, Optimizer, Quantity, QuotientRemainderShape,
+        QuotientRemainderTable, Regularization, TrainError, TtTable, Unsupported,
     },
 };
 
@@ -307,6 +307,27 @@ impl Model {
             .collect()
     }
 
+    /// The vectors that the tables give each sample.
+    fn pooled<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> Vec<Vec<Vec<T>>> {
+        let mut rest = &parameters[2 * (self.bottom.len() + self.top.len())..];
+        let mut vectors = vec![Vec::new(); samples.labels.len()];
+        for ((table, mode), (indices, offsets, weights)) in zip(&self.tables, &samples.bags) {
+            let (these, after) = rest.split_at(table.lens(self.dim).len());
+            rest = after;
+            for (vectors, ends) in zip(&mut vectors, offsets.windows(2)) {
+                let range = ends[0] as usize..ends[1] as usize;
+                let count = range.len() as f64;
+                let bag = range.map(|at| match mode {
+                    Mode::Sum => (indices[at].into(), 1.0),
+                    Mode::Mean => (indices[at].into(), 1.0 / count),
+                    Mode::Weighted => (indices[at].into(), weights[at].into()),
+                });
+                vectors.push(table.pool(these, self.dim, &bag.collect::<Vec<_>>()));
+            }
+        }
+        vectors
+    }
+
     /// The logit of each sample.
     fn logits<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> Vec<T> {
         let mlp = |parameters: &[Vec<T>], mut x: Vec<T>, last_relu: bool| {
@@ -320,46 +341,32 @@ impl Model {
             x
         };
         let (bottom, rest) = parameters.split_at(2 * self.bottom.len());
-        let (top, mut rest) = rest.split_at(2 * self.top.len());
-        let mut tables = Vec::new();
-        for (table, _) in &self.tables {
-            let (these, after) = rest.split_at(table.lens(self.dim).len());
-            tables.push(these);
-            rest = after;
-        }
-        let one = |sample: usize| {
+        let top = &rest[..2 * self.top.len()];
+        let one = |(sample, pooled): (usize, Vec<Vec<T>>)| {
             let mut vectors: Vec<Vec<T>> = Vec::new();
             if self.dense_dim > 0 {
                 let dense = &samples.dense[sample * self.dense_dim..][..self.dense_dim];
                 vectors.push(mlp(bottom, dense.iter().map(|&x| T::from(x.into())).collect(), true));
             }
             let mut interactions = vectors.concat();
-            for ((table, mode), (parameters, (indices, offsets, weights))) in
-                zip(&self.tables, zip(&tables, &samples.bags))
-            {
-                let range = offsets[sample] as usize..offsets[sample + 1] as usize;
-                let count = range.len() as f64;
-                let bag = range.map(|at| match mode {
-                    Mode::Sum => (indices[at].into(), 1.0),
-                    Mode::Mean => (indices[at].into(), 1.0 / count),
-                    Mode::Weighted => (indices[at].into(), weights[at].into()),
-                });
-                vectors.push(table.pool(parameters, self.dim, &bag.collect::<Vec<_>>()));
-            }
+            vectors.extend(pooled);
             for i in 0..vectors.len() {
                 interactions.extend((0..i).map(|j| dot(&vectors[i], &vectors[j])));
             }
             mlp(top, interactions, false)[0]
         };
-        (0..samples.labels.len()).map(one).collect()
+        self.pooled(parameters, samples).into_iter().enumerate().map(one).collect()
     }
 
     fn loss<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> T {
-        let logits = self.logits(parameters, samples);
-        let count = logits.len() as f64;
-        zip(logits, &samples.labels).fold(T::from(0.0), |sum, (z, &label)| {
-            sum + (z.softplus() + z * T::from(-f64::from(label))) * T::from(1.0 / count)
-        })
+        Goal::Labels.loss(self, parameters, samples)
+    }
+
+    /// Half the mean squared length of the samples' vectors.
+    fn half_squares<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> T {
+        let vectors = self.pooled(parameters, samples).concat();
+        let squares = vectors.iter().fold(T::from(0.0), |sum, vector| sum + dot(vector, vector));
+        squares * T::from(0.5 / samples.labels.len() as f64)
     }
 
     /// The same as a model of the crate.
@@ -386,6 +393,99 @@ impl Model {
     fn spec(&self, optimizer: Optimizer, tier: Tier) -> DlrmSpec {
         let (bottom, top) = (self.bottom.clone(), self.top.clone());
         DlrmSpec { dense_dim: self.dense_dim, bottom, top, optimizer, seed: 1, tier }
+    }
+}
+
+/// An objective as it is defined.
+#[derive(Clone, Debug)]
+enum Goal {
+    Labels,
+    Weighted(Vec<f32>),
+    Bpr(usize),
+    Softmax(usize, Vec<f32>),
+    InBatch(Vec<u32>, Vec<f32>),
+}
+
+/// The mean.
+fn mean<T: Number>(xs: &[T]) -> T {
+    xs.iter().fold(T::from(0.0), |sum, &x| sum + x) * T::from(1.0 / xs.len() as f64)
+}
+
+/// The cross-entropy of a softmax over some logits, of which the first is to be chosen.
+fn softmax_loss<T: Number>(logits: &[T]) -> T {
+    let minus = |a: T, b: T| a + b * T::from(-1.0);
+    // ln(e^a + e^b) = a + ln(1 + e^(b - a))
+    let all = logits.iter().copied().reduce(|a, b| a + minus(b, a).softplus()).unwrap();
+    minus(all, logits[0])
+}
+
+impl Goal {
+    fn loss<T: Number>(&self, model: &Model, parameters: &[Vec<T>], samples: &Samples) -> T {
+        let corrected = |logits: &[T], c: &[f32]| -> Vec<T> {
+            let known = zip(logits, c).filter(|(_, c)| c.is_finite());
+            known.map(|(&z, &c)| z + T::from(-f64::from(c))).collect()
+        };
+        let logits = model.logits(parameters, samples);
+        match self {
+            Self::Labels | Self::Weighted(_) => {
+                let labelled = zip(&logits, &samples.labels).enumerate();
+                let losses = labelled.map(|(at, (z, &label))| {
+                    let weight = match self {
+                        Self::Weighted(weights) => f64::from(weights[at]),
+                        _ => 1.0,
+                    };
+                    (z.softplus() + *z * T::from(-f64::from(label))) * T::from(weight)
+                });
+                mean(&losses.collect::<Vec<_>>())
+            }
+            Self::Bpr(group) => {
+                let losses = logits.chunks(*group).flat_map(|z| {
+                    z[1..].iter().map(|&other| (other + z[0] * T::from(-1.0)).softplus())
+                });
+                mean(&losses.collect::<Vec<_>>())
+            }
+            Self::Softmax(group, c) => {
+                let groups = zip(logits.chunks(*group), c.chunks(*group));
+                let losses = groups.map(|(z, c)| softmax_loss(&corrected(z, c)));
+                mean(&losses.collect::<Vec<_>>())
+            }
+            Self::InBatch(ids, c) => {
+                // Each context with each item, as samples of their own.
+                let count = ids.len();
+                let losses = (0..count).map(|context| {
+                    let others = (0..count).filter(|&other| ids[other] != ids[context]);
+                    let items: Vec<usize> = [context].into_iter().chain(others).collect();
+                    let mut pairs = Samples {
+                        dense: vec![],
+                        labels: vec![0.0; items.len()],
+                        bags: vec![(vec![], vec![0], vec![]); 2],
+                    };
+                    for &item in &items {
+                        let chosen = zip(&mut pairs.bags, zip(&samples.bags, [context, item]));
+                        for (to, (from, at)) in chosen {
+                            let bag = from.1[at] as usize..from.1[at + 1] as usize;
+                            to.0.extend_from_slice(&from.0[bag.clone()]);
+                            to.2.extend_from_slice(&from.2[bag]);
+                            to.1.push(to.0.len() as u32);
+                        }
+                    }
+                    let c: Vec<f32> = items.iter().map(|&item| c[item]).collect();
+                    softmax_loss(&corrected(&model.logits(parameters, &pairs), &c))
+                });
+                mean(&losses.collect::<Vec<_>>())
+            }
+        }
+    }
+
+    fn objective<'g>(&'g self, samples: &'g Samples) -> Objective<'g> {
+        let labels = &samples.labels[..];
+        match self {
+            Self::Labels => Objective::CrossEntropy { labels, weights: &[] },
+            Self::Weighted(weights) => Objective::CrossEntropy { labels, weights },
+            &Self::Bpr(group) => Objective::Bpr { group },
+            Self::Softmax(group, c) => Objective::Softmax { group: *group, log_frequencies: c },
+            Self::InBatch(ids, c) => Objective::InBatch { ids, log_frequencies: c },
+        }
     }
 }
 
@@ -455,14 +555,59 @@ fn models() -> Vec<Model> {
 
 #[test]
 fn gradients_of_every_parameter_agree_with_central_differences() {
-    const STEP: f64 = 1e-4;
-    let mut compared = 0;
-    for (seed, model) in
-        (0..2).flat_map(|seed| models().into_iter().map(move |model| (seed, model)))
-    {
+    let compared = (0..2).flat_map(|seed| models().into_iter().map(move |model| (seed, model)));
+    let compared = compared.map(|(seed, model)| {
         let mut rng = Rng::new(seed);
         let samples = Samples::draw(&mut rng, &model, 13);
-        let parameters = model.draw(&mut rng);
+        assert_gradients(&model, &Goal::Labels, 0.0, &samples, &mut rng)
+    });
+    assert!(compared.sum::<u32>() > 2000);
+}
+
+#[test]
+fn gradients_of_every_objective_agree_with_central_differences() {
+    let mut compared = 0;
+    for (at, model) in models().into_iter().enumerate().filter(|(at, _)| [0, 3, 4].contains(at)) {
+        let mut rng = Rng::new(at as u64);
+        let samples = Samples::draw(&mut rng, &model, 12);
+        let weights = (0..12).map(|at| [0.0, 2.5, 0.25][at % 3]).collect();
+        let mut c: Vec<f32> = (0..12).map(|_| real(&mut rng)).collect();
+        let ids = vec![7, 3, 7, 1, 0, 4, 3, 3, 9, 8, 2, 5];
+        let mut goals = vec![
+            (Goal::Labels, 0.3),
+            (Goal::Weighted(weights), 0.0),
+            (Goal::Bpr(2), 0.1),
+            (Goal::Bpr(4), 0.0),
+            (Goal::Softmax(3, c.clone()), 0.2),
+        ];
+        if at == 4 {
+            goals.extend([0.0, 0.5].map(|l2| (Goal::InBatch(ids.clone(), c.clone()), l2)));
+        }
+        [1, 6, 7].iter().for_each(|&hidden: &usize| c[hidden] = f32::INFINITY);
+        goals.push((Goal::Softmax(4, c), 0.0));
+        for (goal, l2) in goals {
+            compared += assert_gradients(&model, &goal, l2, &samples, &mut rng);
+        }
+    }
+    assert!(compared > 2000, "{compared}");
+}
+
+/// Compares the gradients of a model, and returns how many are not 0.
+#[track_caller]
+fn assert_gradients(model: &Model, goal: &Goal, l2: f64, samples: &Samples, rng: &mut Rng) -> u32 {
+    const STEP: f64 = 1e-5;
+    fn total<T: Number>(
+        (model, goal, l2): (&Model, &Goal, f64),
+        parameters: &[Vec<T>],
+        samples: &Samples,
+    ) -> T {
+        let loss = goal.loss(model, parameters, samples);
+        loss + model.half_squares(parameters, samples) * T::from(l2)
+    }
+    let mut compared = 0;
+    {
+        let what = (model, goal, l2);
+        let parameters = model.draw(rng);
         let wide: Vec<Vec<f64>> =
             parameters.iter().map(|xs| xs.iter().map(|&x| x.into()).collect()).collect();
         let duals: Vec<Vec<Dual>> =
@@ -470,7 +615,7 @@ fn gradients_of_every_parameter_agree_with_central_differences() {
         let derivative = |list: usize, at: usize| {
             let mut duals = duals.clone();
             duals[list][at].1 = 1.0;
-            model.loss(&duals, &samples).1
+            total(what, &duals, samples).1
         };
         let expected: Vec<Vec<f64>> = wide
             .iter()
@@ -485,7 +630,7 @@ fn gradients_of_every_parameter_agree_with_central_differences() {
                 let moved = |by: f64| {
                     let mut moved = wide.clone();
                     moved[list][at] += by * STEP;
-                    model.loss(&moved, &samples)
+                    total(what, &moved, samples)
                 };
                 let difference =
                     (8.0 * (moved(1.0) - moved(-1.0)) - (moved(2.0) - moved(-2.0))) / (12.0 * STEP);
@@ -500,18 +645,21 @@ fn gradients_of_every_parameter_agree_with_central_differences() {
         // The crate against the oracle: a step of SGD with rate 1 is the gradient.
         for tier in tiers::available() {
             let mut learned = model.build(&parameters, Optimizer::Sgd, tier);
-            let bags = samples.bags(&model);
+            let regularization = Regularization { l2, ..Regularization::default() };
+            learned = learned.with_regularization(regularization).unwrap();
+            let bags = samples.bags(model);
             let batch = Batch { dense: &samples.dense, bags: &bags };
             let mut logits = vec![f32::NAN; samples.labels.len()];
             learned.logits(&batch, &mut logits).unwrap();
-            for (found, expected) in zip(logits, model.logits(&wide, &samples)) {
+            for (found, expected) in zip(logits, model.logits(&wide, samples)) {
                 assert!(
                     (f64::from(found) - expected).abs() <= 1e-5 * expected.abs().max(1.0),
                     "{found} {expected}"
                 );
             }
-            let loss = learned.step(&batch, &samples.labels, 1.0).unwrap();
-            assert!((loss - model.loss(&wide, &samples)).abs() < 1e-5, "{loss}");
+            let loss = learned.minimize(&batch, &goal.objective(samples), 1.0.into()).unwrap();
+            let expected_loss = goal.loss(model, &wide, samples);
+            assert!((loss - expected_loss).abs() < 1e-5, "{goal:?}: {loss} {expected_loss}");
             for (list, (before, after)) in zip(&parameters, values(&learned)).enumerate() {
                 for (at, (before, after)) in zip(before, after).enumerate() {
                     let (found, expected) =
@@ -521,14 +669,130 @@ fn gradients_of_every_parameter_agree_with_central_differences() {
                     let bound = 1e-3 * expected.abs() + 1e-6 * largest + rounded;
                     assert!(
                         (found - expected).abs() <= bound,
-                        "{tier:?} {list} {at}: {found} {expected} {model:?}"
+                        "{tier:?} {goal:?} {list} {at}: {found} {expected} {model:?}"
                     );
                     compared += u32::from(expected != 0.0);
                 }
             }
         }
     }
-    assert!(compared > 2000, "{compared}");
+    compared
+}
+
+/// The parameters after one step of SGD with rate 0.5.
+fn after_a_step(
+    model: &Model,
+    parameters: &[Vec<f32>],
+    samples: &Samples,
+    regularization: Regularization,
+) -> Vec<Vec<f32>> {
+    let learned = model.build(parameters, Optimizer::Sgd, Tier::best());
+    let mut learned = learned.with_regularization(regularization).unwrap();
+    let bags = samples.bags(model);
+    learned
+        .step(&Batch { dense: &samples.dense, bags: &bags }, &samples.labels, 0.5)
+        .unwrap();
+    values(&learned)
+}
+
+#[test]
+fn long_gradients_are_shortened_and_only_weights_of_layers_decay() {
+    let model = models().remove(0);
+    let mut rng = Rng::new(1);
+    let (samples, parameters) = (Samples::draw(&mut rng, &model, 13), model.draw(&mut rng));
+    let none = Regularization::default();
+    let plain = after_a_step(&model, &parameters, &samples, none);
+    // Every slice moves by half its gradient.
+    let learned = model.build(&parameters, Optimizer::Sgd, Tier::best());
+    let layers = learned.layers().flat_map(|(_, layer)| layer.parameters().map(|(_, p)| p));
+    let tables = learned.features().iter().flat_map(|feature| feature.table.parameters());
+    let slice_lens: Vec<usize> = layers.chain(tables).map(|p| p.slice_len()).collect();
+    let clip_norm = 0.01;
+    let clipped = after_a_step(&model, &parameters, &samples, Regularization { clip_norm, ..none });
+    let (mut long, mut short) = (0, 0);
+    for (at, len) in slice_lens.iter().enumerate() {
+        let slices = zip(plain[at].chunks(*len), clipped[at].chunks(*len));
+        for ((plain, clipped), before) in slices.zip(parameters[at].chunks(*len)) {
+            let moved = |after: &[f32]| -> Vec<f64> {
+                zip(before, after).map(|(&a, &b)| 2.0 * (f64::from(a) - f64::from(b))).collect()
+            };
+            let (gradient, found) = (moved(plain), moved(clipped));
+            let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+            let scale = (clip_norm / norm).min(1.0);
+            let counter = if scale < 1.0 { &mut long } else { &mut short };
+            *counter += u32::from(norm > 0.0);
+            for (found, g) in zip(found, gradient) {
+                assert!((found - g * scale).abs() < 1e-6, "{at}: {found} {g} {scale}");
+            }
+        }
+    }
+    assert!(long > 5 && short > 5, "{long} {short}");
+
+    let weight_decay = 0.1;
+    let decayed =
+        after_a_step(&model, &parameters, &samples, Regularization { weight_decay, ..none });
+    for (at, before) in parameters.iter().enumerate() {
+        // The lists of layers are weights and biases in turn.
+        let is_weight = at < 2 * (model.bottom.len() + model.top.len()) && at % 2 == 0;
+        let decay = if is_weight { 0.05 } else { 0.0 };
+        for ((plain, found), before) in zip(&plain[at], &decayed[at]).zip(before) {
+            assert!((found - (plain - decay * before)).abs() < 1e-6, "{at}: {found} {plain}");
+        }
+    }
+}
+
+/// A layer whose outputs are all 1, so that the next layer's gradient shows what was dropped.
+#[test]
+fn dropout_drops_its_share_and_scales_the_rest() {
+    const WIDTH: usize = 4000;
+    let model =
+        Model { dense_dim: 1, dim: 1, bottom: vec![WIDTH, 1], top: vec![1], tables: vec![] };
+    let mut parameters: Vec<Vec<f32>> = model.lens().iter().map(|&len| vec![0.0; len]).collect();
+    let mut rng = Rng::new(3);
+    parameters[1].fill(1.0);
+    parameters[2].fill_with(|| (real(&mut rng) + 1.5) / WIDTH as f32);
+    parameters[4].fill(1.0);
+    let samples = Samples { dense: vec![0.5], labels: vec![0.0], bags: vec![] };
+    let batch = Batch { dense: &samples.dense, bags: &[] };
+    let dropout = |dropout| Regularization { dropout, ..Regularization::default() };
+    let mut seen = Vec::new();
+    for share in [0.25, 0.5] {
+        let learned = model.build(&parameters, Optimizer::Sgd, Tier::best());
+        let mut learned = learned.with_regularization(dropout(share)).unwrap();
+        for step in 0..2 {
+            learned.set_steps(step);
+            let lists =
+                zip(learned.layers_mut().flat_map(|(_, l)| l.parameters_mut()), &parameters);
+            lists.for_each(|((_, to), from)| to.values_mut().copy_from_slice(from));
+            let loss = learned.step(&batch, &samples.labels, 1.0).unwrap();
+            let after = values(&learned);
+            let moved = |list: usize, at: usize| parameters[list][at] - after[list][at];
+            let kept: Vec<bool> = (0..WIDTH).map(|at| moved(2, at) != 0.0).collect();
+            let count = kept.iter().filter(|kept| **kept).count() as f64 / WIDTH as f64;
+            assert!((count - (1.0 - share)).abs() < 0.03, "{count} of {share}");
+            let scale = 1.0 / (1.0 - share);
+            let weights = zip(&parameters[2], &kept).filter(|(_, kept)| **kept);
+            let logit = weights.map(|(&w, _)| f64::from(w)).sum::<f64>() * scale;
+            assert!((loss - logit.softplus()).abs() < 1e-5, "{loss} {logit}");
+            let d = 1.0 / (1.0 + (-logit).exp());
+            for (at, kept) in kept.iter().enumerate() {
+                let kept = f64::from(u8::from(*kept));
+                let of_bias = d * f64::from(parameters[2][at]) * scale * kept;
+                assert!((f64::from(moved(2, at)) - d * scale * kept).abs() < 1e-5);
+                assert!((f64::from(moved(1, at)) - of_bias).abs() < 1e-6);
+            }
+            seen.push(kept);
+            // Predictions drop nothing.
+            let mut logits = [0.0];
+            learned.logits(&batch, &mut logits).unwrap();
+            let mut again = model.build(&after, Optimizer::Sgd, Tier::best());
+            let mut expected = [1.0];
+            again.logits(&batch, &mut expected).unwrap();
+            assert_eq!(logits, expected);
+        }
+    }
+    // Each step drops others.
+    assert!(seen[0] != seen[1] && seen[2] != seen[3]);
 }
 
 // PyTorch.
@@ -662,6 +926,10 @@ fn large() -> (Model, Vec<Samples>) {
     (model, samples)
 }
 
+/// Something of everything.
+const REGULARIZED: Regularization =
+    Regularization { l2: 0.01, weight_decay: 0.01, clip_norm: 0.05, dropout: 0.2 };
+
 fn train(learned: &mut Dlrm, model: &Model, samples: &[Samples]) -> Vec<u64> {
     let step = |samples: &Samples| {
         let bags = samples.bags(model);
@@ -681,7 +949,8 @@ fn a_step_has_the_same_bits_on_any_number_of_threads() {
     for optimizer in OPTIMIZERS {
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let mut learned = model.build(&model.draw(&mut Rng::new(1)), optimizer, Tier::best());
+            let learned = model.build(&model.draw(&mut Rng::new(1)), optimizer, Tier::best());
+            let mut learned = learned.with_regularization(REGULARIZED).unwrap();
             let losses = pool.install(|| train(&mut learned, &model, &samples));
             (losses, bits(&values(&learned).concat()))
         };
@@ -693,10 +962,42 @@ fn a_step_has_the_same_bits_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_step_over_the_items_of_a_batch_has_the_same_bits_on_any_number_of_threads() {
+    let tables =
+        vec![(Table::Dense { rows: 300 }, Mode::Mean), (Table::Dense { rows: 90 }, Mode::Sum)];
+    let model = Model { dense_dim: 0, dim: 8, bottom: vec![], top: vec![], tables };
+    let samples = Samples::draw(&mut Rng::new(1), &model, 333);
+    let ids: Vec<u32> = (0..333).map(|at| at * 7 % 90).collect();
+    let goal = Goal::InBatch(ids, (0..333).map(|at| at as f32 / -50.0).collect());
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let learned = model.build(&model.draw(&mut Rng::new(1)), Optimizer::ADAM, Tier::best());
+        let mut learned = learned.with_regularization(REGULARIZED).unwrap();
+        let bags = samples.bags(&model);
+        let batch = Batch { dense: &[], bags: &bags };
+        let losses: Vec<u64> = (0..3)
+            .map(|_| {
+                let step = || learned.minimize(&batch, &goal.objective(&samples), 0.1.into());
+                pool.install(step).unwrap().to_bits()
+            })
+            .collect();
+        (losses, bits(&values(&learned).concat()))
+    };
+    let alone = run(1);
+    assert!(alone.0[2] < alone.0[0]);
+    for threads in [2, 3, 8] {
+        assert!(run(threads) == alone, "{threads} threads");
+    }
+}
+
+#[test]
 fn what_is_restored_goes_on_to_the_bit() {
     let (model, samples) = large();
     for optimizer in OPTIMIZERS {
-        let new = |seed| model.build(&model.draw(&mut Rng::new(seed)), optimizer, Tier::best());
+        let new = |seed| {
+            let model = model.build(&model.draw(&mut Rng::new(seed)), optimizer, Tier::best());
+            model.with_regularization(REGULARIZED).unwrap()
+        };
         let (mut learned, mut restored) = (new(1), new(2));
         train(&mut learned, &model, &samples);
         let layers = zip(restored.layers_mut(), learned.layers());
@@ -950,6 +1251,45 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
         ] {
             assert_eq!(model.step(&batch, &[1.0], rates), Err(TrainError::LearningRate));
         }
+    }
+    let batch = Batch { dense: &[0.0; 4], bags: &[two, two] };
+    let mut minimize = |objective: Objective<'_>| {
+        model.minimize(&batch, &objective, LearningRates::from(0.1)).unwrap_err()
+    };
+    fn weights(weights: &[f32]) -> Objective<'_> {
+        Objective::CrossEntropy { labels: &[1.0, 0.0], weights }
+    }
+    assert_eq!(minimize(weights(&[1.0])), count(Quantity::Weights, 1, 2));
+    for weight in [-1.0, f32::NAN, f32::INFINITY] {
+        assert_eq!(minimize(weights(&[1.0, weight])), TrainError::Weight { sample: 1 });
+    }
+    for group in [0, 1] {
+        let wrong = TrainError::Unsupported(Unsupported::Group { group });
+        assert_eq!(minimize(Objective::Bpr { group }), wrong);
+        assert_eq!(minimize(Objective::Softmax { group, log_frequencies: &[] }), wrong);
+    }
+    assert_eq!(minimize(Objective::Bpr { group: 3 }), count(Quantity::Samples, 2, 3));
+    fn softmax(log_frequencies: &[f32]) -> Objective<'_> {
+        Objective::Softmax { group: 2, log_frequencies }
+    }
+    assert_eq!(minimize(softmax(&[0.0; 3])), count(Quantity::LogFrequencies, 3, 2));
+    let infinite = f32::INFINITY;
+    for (wrong, sample) in [([infinite, 0.0], 0), ([0.0, f32::NAN], 1), ([0.0, -infinite], 1)] {
+        assert_eq!(minimize(softmax(&wrong)), TrainError::LogFrequency { sample });
+    }
+    let in_batch = Objective::InBatch { ids: &[1, 4], log_frequencies: &[] };
+    assert_eq!(minimize(in_batch), TrainError::Unsupported(Unsupported::InBatch));
+    let none = Regularization::default();
+    for (field, wrong) in [
+        ("l2", Regularization { l2: -1.0, ..none }),
+        ("weight_decay", Regularization { weight_decay: f64::INFINITY, ..none }),
+        ("clip_norm", Regularization { clip_norm: 0.0, ..none }),
+        ("clip_norm", Regularization { clip_norm: f64::NAN, ..none }),
+        ("dropout", Regularization { dropout: 1.0, ..none }),
+    ] {
+        let model = new(0, &[], &[], vec![table(4), table(4)]).unwrap();
+        let error = model.with_regularization(wrong).map(|_| ()).unwrap_err();
+        assert_eq!(error, TrainError::Regularization { field });
     }
     assert_eq!(
         (values(&model), model.steps(), model.features()[0].table.steps()),

@@ -84,5 +84,8 @@ pub mod shape {
 
 /// Parts of the format of `ttrec train`'s checkpoints.
 pub mod trained {
-    pub use crate::dialect::{FACTS, digit_strides};
+    pub use crate::{
+        dialect::{FACTS, digit_strides},
+        factorize::set_cores,
+    };
 }

@@ -24,8 +24,11 @@ use ttrec_convert::{Checkpoint, checkpoint::Tensor};
 #[serde(deny_unknown_fields)]
 pub(crate) struct Interactions {
     pub(super) path: PathBuf,
-    #[serde(default = "one")]
-    negatives: u32,
+    /// Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    negatives: Option<u32>,
+    #[serde(default)]
+    pub(super) negative_sampling: NegativeSampling,
     #[serde(default)]
     valid_fraction: f64,
     #[serde(default)]
@@ -43,8 +46,11 @@ pub(crate) struct Interactions {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sessions {
     pub(super) path: PathBuf,
-    #[serde(default = "one")]
-    negatives: u32,
+    /// Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    negatives: Option<u32>,
+    #[serde(default)]
+    pub(super) negative_sampling: NegativeSampling,
     #[serde(default)]
     valid_fraction: f64,
     #[serde(default)]
@@ -58,8 +64,17 @@ pub(crate) struct Sessions {
     history: u32,
 }
 
-fn one() -> u32 {
-    1
+/// How the negative items of the training split are drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum NegativeSampling {
+    /// All items alike.
+    #[default]
+    Uniform,
+    /// Each item as often as it occurs in the training split.
+    Popularity,
+    /// Not at all: those of an example are the items of all other examples of its step.
+    InBatch,
 }
 
 fn default_history() -> u32 {
@@ -81,7 +96,8 @@ enum Order {
 
 /// How examples are drawn.
 struct Sampling {
-    negatives: u32,
+    negatives: Option<u32>,
+    negative_sampling: NegativeSampling,
     valid_fraction: f64,
     order: Order,
     constant: bool,
@@ -95,6 +111,9 @@ pub(crate) struct Sampled {
     features: [Feature; 2],
     vocabulary: Vocabulary,
     negatives: u32,
+    negative_sampling: NegativeSampling,
+    /// The logarithm of each item's share of the training split; empty if items are drawn alike.
+    log_frequencies: Vec<f32>,
     constant: bool,
     has_valid: bool,
     train: Events,
@@ -146,6 +165,7 @@ impl Interactions {
         let (train, test) = (read("train")?, read("test")?);
         let sampling = Sampling {
             negatives: self.negatives,
+            negative_sampling: self.negative_sampling,
             valid_fraction: self.valid_fraction,
             order: self.order,
             constant: self.constant,
@@ -196,6 +216,7 @@ impl Sessions {
         let test = Events { items, contexts, spans, history };
         let sampling = Sampling {
             negatives: self.negatives,
+            negative_sampling: self.negative_sampling,
             valid_fraction: self.valid_fraction,
             order: self.order,
             constant: self.constant,
@@ -239,9 +260,17 @@ impl Sampled {
         names: [&str; 2],
         [mut train, mut test]: [Events; 2],
         vocabulary: Option<Vocabulary>,
-        &Sampling { negatives, valid_fraction, order, constant, sessions }: &Sampling,
+        sampling: &Sampling,
     ) -> Result<Self> {
+        let &Sampling { negatives, negative_sampling, valid_fraction, order, constant, sessions } =
+            sampling;
         check_share("valid_fraction", valid_fraction)?;
+        ensure!(
+            negatives.is_none() || negative_sampling != NegativeSampling::InBatch,
+            "`negatives` is set, but with `negative_sampling = \"in-batch\"` none are drawn: \
+             remove one of them"
+        );
+        let negatives = negatives.unwrap_or(1);
         ensure!(
             negatives > 0,
             "`negatives` is 0: expected at least 1, because every example in the file is labelled 1"
@@ -346,11 +375,21 @@ impl Sampled {
             }
             items
         });
+        let log_frequencies = if negative_sampling == NegativeSampling::Uniform {
+            Vec::new()
+        } else {
+            let mut counts = vec![0u32; items.len() as usize];
+            training.iter().for_each(|&at| counts[train.items[at as usize] as usize] += 1);
+            let share = |&count: &u32| f64::from(count) / training.len() as f64;
+            counts.iter().map(|count| share(count).ln() as f32).collect()
+        };
         Ok(Self {
             path: path.to_owned(),
             features,
             vocabulary: Vocabulary::new(vec![contexts, items]),
             negatives,
+            negative_sampling,
+            log_frequencies,
             constant,
             has_valid: valid_fraction > 0.0,
             train,
@@ -365,6 +404,14 @@ impl Sampled {
             Split::Train => (&self.train, Some(&self.parts[0])),
             Split::Valid => (&self.train, Some(&self.parts[1])),
             Split::Test => (&self.test, None),
+        }
+    }
+
+    /// The examples of each event: its item, and those that are drawn.
+    fn group_of(&self, split: Split) -> u64 {
+        match self.negative_sampling {
+            NegativeSampling::InBatch if split == Split::Train => 1,
+            _ => u64::from(self.negatives) + 1,
         }
     }
 
@@ -391,7 +438,11 @@ impl Dataset for Sampled {
     fn num_examples(&self, split: Split) -> Option<u64> {
         let (events, chosen) = self.events(split);
         let count = chosen.map_or(events.items.len(), <[u32]>::len);
-        Some(count as u64 * (u64::from(self.negatives) + 1))
+        Some(count as u64 * self.group_of(split))
+    }
+
+    fn group(&self) -> Option<usize> {
+        Some(self.group_of(Split::Train) as usize)
     }
 
     fn has(&self, split: Split) -> bool {
@@ -446,28 +497,45 @@ impl Dataset for Sampled {
                 order.swap(last, below(last as u32 + 1, seed, last as u64) as usize);
             }
         }
-        Ok(Box::new(Drawn { dataset: self, events, order, seed: random(seed, u64::MAX), at: 0 }))
+        let (group, seed) = (self.group_of(split), random(seed, u64::MAX));
+        Ok(Box::new(Drawn { dataset: self, events, split, group, order, seed, at: 0 }))
     }
 }
 
-/// A pass; example `e` is of event `order[e / (negatives + 1)]`.
+/// A pass; example `e` is of event `order[e / group]`.
 struct Drawn<'d> {
     dataset: &'d Sampled,
     events: &'d Events,
+    split: Split,
+    group: u64,
     order: Vec<u32>,
     seed: u64,
     at: u64,
 }
 
+impl Drawn<'_> {
+    /// The negative item of the present example.
+    fn draw(&self) -> u32 {
+        let Sampled { features, train, parts: [training, _], negative_sampling, .. } = self.dataset;
+        let popular =
+            *negative_sampling == NegativeSampling::Popularity && self.split == Split::Train;
+        if popular {
+            let event = training[below(training.len() as u32, self.seed, self.at) as usize];
+            train.items[event as usize]
+        } else {
+            below(features[1].num_embeddings, self.seed, self.at)
+        }
+    }
+}
+
 impl Pass for Drawn<'_> {
     fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()> {
-        let Sampled { features, negatives, constant, .. } = self.dataset;
+        let Sampled { features, log_frequencies: known, constant, .. } = self.dataset;
         batch.clear(features.len());
-        let Batch { features: bags, labels, dense } = batch;
+        let Batch { features: bags, labels, dense, log_frequencies, .. } = batch;
         let [contexts, items] = &mut bags[..] else { return Ok(()) };
         for _ in 0..count {
-            let (position, drawn) =
-                (self.at / (u64::from(*negatives) + 1), self.at % (u64::from(*negatives) + 1));
+            let (position, drawn) = (self.at / self.group, self.at % self.group);
             let Some(event) =
                 usize::try_from(position).ok().and_then(|position| self.order.get(position))
             else {
@@ -475,10 +543,19 @@ impl Pass for Drawn<'_> {
             };
             contexts.indices.extend_from_slice(self.events.context(*event));
             contexts.end_bag();
-            let drawn = (drawn > 0).then(|| below(features[1].num_embeddings, self.seed, self.at));
-            items.indices.push(drawn.unwrap_or(self.events.items[*event as usize]));
+            let positive = self.events.items[*event as usize];
+            let item = if drawn > 0 { self.draw() } else { positive };
+            items.indices.push(item);
             items.end_bag();
-            labels.push(if drawn.is_some() { 0.0 } else { 1.0 });
+            labels.push(if drawn > 0 { 0.0 } else { 1.0 });
+            if self.split == Split::Train {
+                // A positive item that is drawn is no negative one.
+                log_frequencies.push(if drawn > 0 && item == positive {
+                    f32::INFINITY
+                } else {
+                    known.get(item as usize).copied().unwrap_or(0.0)
+                });
+            }
             if *constant {
                 dense.push(1.0);
             }

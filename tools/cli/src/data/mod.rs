@@ -26,6 +26,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use ttrec::{Bags, BagsError, Pooling};
 
+pub(crate) use events::NegativeSampling;
 pub(crate) use queries::Queries;
 pub(crate) use vocabulary::Vocabulary;
 
@@ -53,7 +54,16 @@ crate::tagged::tagged! { Config, "format",
 impl Config {
     /// Whether the examples are items in contexts.
     pub(crate) fn is_of_items(&self) -> bool {
-        matches!(self, Self::Interactions(_) | Self::Sessions(_))
+        self.negative_sampling().is_some()
+    }
+
+    /// How negative items are drawn, if the examples are items in contexts.
+    pub(crate) fn negative_sampling(&self) -> Option<NegativeSampling> {
+        match self {
+            Self::Interactions(config) => Some(config.negative_sampling),
+            Self::Sessions(config) => Some(config.negative_sampling),
+            _ => None,
+        }
     }
 
     /// Opens the data, whose paths start in `directory`. Categories are numbered by `vocabulary`,
@@ -152,6 +162,12 @@ pub(crate) trait Dataset {
     /// Whether there is any example of a split.
     fn has(&self, split: Split) -> bool;
 
+    /// If the examples are items in contexts: how many examples of the training split, one labelled
+    /// 1 and then those labelled 0, are of one item.
+    fn group(&self) -> Option<usize> {
+        None
+    }
+
     /// The contexts of the validation or the test split to rank all items for; `None` if the
     /// examples are not items in contexts, and for the training split.
     fn queries(&self, _: Split) -> Option<Queries<'_>> {
@@ -204,7 +220,7 @@ pub(crate) struct Unknown {
 /// The bags of one feature.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct FeatureBags {
-    indices: Vec<u32>,
+    pub(crate) indices: Vec<u32>,
     /// One more than the number of bags.
     offsets: Vec<u32>,
 }
@@ -245,12 +261,19 @@ pub(crate) struct Batch {
     pub(crate) features: Vec<FeatureBags>,
     /// 0 to 1, one for each example; NaN if it has none.
     pub(crate) labels: Vec<f32>,
+    /// The weight of each example in the loss; empty if the data have none.
+    pub(crate) weights: Vec<f32>,
+    /// In the training split of items in contexts: the logarithm of how often each example's item
+    /// is drawn, and infinity for an item that is drawn for itself.
+    pub(crate) log_frequencies: Vec<f32>,
 }
 
 impl Batch {
     fn clear(&mut self, num_features: usize) {
         self.dense.clear();
         self.labels.clear();
+        self.weights.clear();
+        self.log_frequencies.clear();
         self.features.resize_with(num_features, FeatureBags::default);
         self.features.iter_mut().for_each(FeatureBags::clear);
     }

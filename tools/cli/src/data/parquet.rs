@@ -27,6 +27,7 @@ pub(super) struct Records {
     /// The number of rows read so far.
     count: u64,
     label: Option<usize>,
+    weight: Option<usize>,
     dense: Vec<usize>,
     categorical: Vec<Category>,
     rules: Rules,
@@ -135,19 +136,21 @@ impl Records {
             } else {
                 Some(number(&names.label)?)
             };
+            let weight = rules.weight(names).map(&mut number).transpose()?;
             let dense = names.dense.iter().map(number).collect::<Result<Vec<_>>>()?;
             let projection = Type::group_type_builder(schema.name()).with_fields(fields).build();
             let rows = projection.and_then(|projection| {
                 RowIter::from_file_into(Box::new(reader)).project(Some(projection))
             });
             let rows = rows.map_err(plain)?;
-            Ok((rows, label, dense, categorical))
+            Ok((rows, label, weight, dense, categorical))
         });
-        let (rows, label, dense, categorical) = opened.with_context(|| place.clone())?;
+        let (rows, label, weight, dense, categorical) = opened.with_context(|| place.clone())?;
         Ok(Self {
             rows,
             count: 0,
             label,
+            weight,
             dense,
             categorical,
             rules: rules.clone(),
@@ -173,14 +176,20 @@ impl Records {
             }
             .ok_or_else(|| unsuitable(name, label, Rules::LABEL))?;
         }
+        row.weight = None;
+        if let Some(at) = self.weight {
+            let (name, value) = field(at)?;
+            let weight = number(value).filter(|weight| *weight >= 0.0);
+            row.weight = Some(weight.ok_or_else(|| unsuitable(name, value, Rules::WEIGHT))?);
+        }
         for &at in &self.dense {
             let (name, value) = field(at)?;
-            let value = if self.is_missing(value) {
-                0.0
+            row.dense.push(if self.is_missing(value) {
+                f32::NAN
             } else {
-                number(value).ok_or_else(|| unsuitable(name, value, "a number"))?
-            };
-            row.dense.push(self.rules.dense(value));
+                let value = number(value).ok_or_else(|| unsuitable(name, value, "a number"))?;
+                self.rules.dense(value)
+            });
         }
         for &Category { at, is_list } in &self.categorical {
             let (name, value) = field(at)?;

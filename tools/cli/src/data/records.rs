@@ -7,7 +7,7 @@ use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Unknown, Vocabulary, check_share, files,
     rows::{ColumnNames, Example, Labels, RowOutcome, RowReader, Rules},
     text::{CRITEO, Delimiter, LineLayout, Lines},
-    vocabulary::{Categories, Counter},
+    vocabulary::{Categories, Counter, Moments},
 };
 use crate::{
     progress::Bar,
@@ -48,6 +48,8 @@ pub(crate) struct Criteo {
     max_bad_fraction: f64,
     #[serde(default)]
     shuffle: Shuffle,
+    #[serde(default)]
+    standardize: bool,
 }
 
 /// Named columns of text or of Parquet files.
@@ -62,6 +64,9 @@ pub(crate) struct Columns {
     #[serde(default)]
     valid_fraction: f64,
     label: String,
+    /// The column of the rows' weights in the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<String>,
     #[serde(default)]
     dense: Vec<String>,
     categorical: Vec<Column>,
@@ -76,6 +81,8 @@ pub(crate) struct Columns {
     quote: Option<bool>,
     #[serde(default)]
     log1p: bool,
+    #[serde(default)]
+    standardize: bool,
     /// Texts that stand for a missing value, besides the empty one.
     #[serde(default)]
     missing: Vec<String>,
@@ -125,13 +132,18 @@ impl<'de> Deserialize<'de> for Column {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct ColumnTable {
     name: String,
     /// If set, categories are hashed to this many numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hash_rows: Option<u32>,
+    /// In the place of the config's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    min_count: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_rows: Option<u32>,
     /// The separator between the categories of a bag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     separator: Option<char>,
@@ -210,6 +222,8 @@ pub(super) enum Container {
 struct Encoding {
     name: String,
     hash_rows: Option<u32>,
+    min_count: u64,
+    max_rows: Option<u32>,
     separator: Option<u8>,
     pooling: Pooling,
 }
@@ -260,10 +274,9 @@ pub(crate) struct Records {
 struct Common<'c> {
     paths: [&'c [PathBuf]; 3],
     valid_fraction: f64,
-    min_count: u64,
-    max_rows: Option<u32>,
     max_bad_fraction: f64,
     shuffle: Shuffle,
+    standardize: bool,
 }
 
 impl Criteo {
@@ -274,18 +287,18 @@ impl Criteo {
         labels: Labels,
     ) -> Result<Records> {
         let encoding = |at: usize| {
-            let (hash_rows, separator, pooling) = (self.hash_rows, None, Pooling::Sum);
-            Encoding { name: format!("C{at}"), hash_rows, separator, pooling }
+            let &Self { hash_rows, min_count, max_rows, .. } = self;
+            let (name, separator, pooling) = (format!("C{at}"), None, Pooling::Sum);
+            Encoding { name, hash_rows, min_count, max_rows, separator, pooling }
         };
         let [integers, categories] = CRITEO;
         let layout = LineLayout::criteo(labels);
         let common = Common {
             paths: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
-            min_count: self.min_count,
-            max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
             shuffle: self.shuffle,
+            standardize: self.standardize,
         };
         let (layout, encodings) =
             ((Container::Text, layout), (1..=categories).map(encoding).collect());
@@ -320,23 +333,34 @@ impl Columns {
                 format!("`separator` is {character:?}: expected one ASCII character")
             })
         };
+        ensure!(
+            !self.standardize || !self.dense.is_empty(),
+            "`standardize` is true, but there are no `dense` columns"
+        );
         let encodings = self.categorical.iter().map(|column| {
-            let (name, hash_rows, separator, pooling) = match column.clone() {
-                Column::Name(name) => (name, None, None, Pool::Sum),
-                Column::Table(ColumnTable { name, hash_rows, separator, pooling }) => {
-                    (name, hash_rows, separator, pooling)
-                }
-            };
+            let ColumnTable { name, hash_rows, min_count, max_rows, separator, pooling } =
+                match column.clone() {
+                    Column::Name(name) => ColumnTable { name, ..ColumnTable::default() },
+                    Column::Table(table) => table,
+                };
+            ensure!(
+                hash_rows.is_none() || min_count.is_none() && max_rows.is_none(),
+                "column {name:?} has `hash_rows`, which leaves nothing for its `min_count` and \
+                 `max_rows` to do: remove them"
+            );
+            let (min_count, max_rows) =
+                (min_count.unwrap_or(self.min_count), max_rows.or(self.max_rows));
             let separator = separator.map(byte).transpose()?;
             let pooling = match pooling {
                 Pool::Sum => Pooling::Sum,
                 Pool::Mean => Pooling::Mean,
             };
-            Ok(Encoding { name, hash_rows, separator, pooling })
+            Ok(Encoding { name, hash_rows, min_count, max_rows, separator, pooling })
         });
         let encodings = encodings.collect::<Result<Vec<_>>>()?;
         let names = ColumnNames {
             label: self.label.clone(),
+            weight: self.weight.clone(),
             dense: self.dense.clone(),
             categorical: encodings.iter().map(|encoding| encoding.name.clone()).collect(),
         };
@@ -362,10 +386,9 @@ impl Columns {
         let common = Common {
             paths: [&self.train, &self.valid, &self.test],
             valid_fraction: self.valid_fraction,
-            min_count: self.min_count,
-            max_rows: self.max_rows,
             max_bad_fraction: self.max_bad_fraction,
             shuffle: self.shuffle,
+            standardize: self.standardize,
         };
         Records::open(
             directory,
@@ -387,8 +410,7 @@ impl Records {
         encodings: Vec<Encoding>,
         common: &Common<'_>,
     ) -> Result<Self> {
-        let &Common { paths, valid_fraction, min_count, max_rows, max_bad_fraction, shuffle } =
-            common;
+        let &Common { paths, valid_fraction, max_bad_fraction, shuffle, standardize } = common;
         check_share("valid_fraction", valid_fraction)?;
         let range = 0.0..=1.0;
         ensure!(
@@ -401,8 +423,8 @@ impl Records {
             paths[1].is_empty() || valid_fraction == 0.0,
             "`valid` and `valid_fraction` are both set: set one of them"
         );
-        ensure!(max_rows != Some(0), "`max_rows` is 0: expected at least 1");
         for encoding in &encodings {
+            ensure!(encoding.max_rows != Some(0), "`max_rows` is 0: expected at least 1");
             ensure!(
                 encoding.hash_rows != Some(0),
                 "`hash_rows` of {:?} is 0: expected at least 1",
@@ -437,9 +459,15 @@ impl Records {
                     "the categorical columns are {names:?}, but the model was trained on \
                      {trained:?}"
                 );
+                let scaled = kept.scales().iter().map(|scale| &scale.name);
+                ensure!(
+                    !standardize || scaled.eq(&records.layout.names.dense),
+                    "the vocabulary lacks the mean of a dense feature: expected that of the \
+                     model's training run"
+                );
                 kept
             }
-            None => records.count(min_count, max_rows)?,
+            None => records.count(standardize)?,
         };
         let feature = |(categories, encoding): (&Categories, &Encoding)| {
             let (name, pooling) = (encoding.name.clone(), encoding.pooling);
@@ -476,8 +504,9 @@ impl Records {
         }
     }
 
-    /// Numbers the categories of the training examples.
-    fn count(&self, min_count: u64, max_rows: Option<u32>) -> Result<Vocabulary> {
+    /// Numbers the categories of the training examples, and finds the means of the dense features
+    /// if they are to be standardised.
+    fn count(&self, standardize: bool) -> Result<Vocabulary> {
         enum Count {
             Values(Counter),
             Hashed(u32, BTreeMap<u32, u64>),
@@ -487,6 +516,8 @@ impl Records {
             None => Count::Values(Counter::default()),
         };
         let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
+        let names = self.layout.names.dense.iter().filter(|_| standardize);
+        let mut moments: Vec<_> = names.map(|name| (name, Moments::default())).collect();
         let mut pass = Stream::new(self, Split::Train)?;
         let progress = Bar::new("vocabulary: rows", 0);
         while pass.advance()? {
@@ -499,6 +530,9 @@ impl Records {
                     }
                 });
             }
+            for ((_, moments), &x) in moments.iter_mut().zip(&pass.row.dense) {
+                moments.add(x);
+            }
             progress.add(1);
         }
         drop(progress);
@@ -506,12 +540,15 @@ impl Records {
             eprintln!("ttrec: {complaint}");
         }
         let features = self.encodings.iter().zip(counts).map(|(encoding, count)| match count {
-            Count::Values(counter) => counter.finish(&encoding.name, min_count, max_rows),
+            Count::Values(counter) => {
+                counter.finish(&encoding.name, encoding.min_count, encoding.max_rows)
+            }
             Count::Hashed(rows, counts) => {
                 Ok(Categories::hashed(encoding.name.clone(), rows, counts))
             }
         });
-        Ok(Vocabulary::new(features.collect::<Result<_>>()?))
+        let scales = moments.into_iter().map(|(name, moments)| moments.scale(name.clone()));
+        Ok(Vocabulary::new(features.collect::<Result<_>>()?).with_scales(scales.collect()))
     }
 }
 
@@ -701,7 +738,12 @@ impl Pass for Shuffled<'_> {
         batch.clear(encodings.len());
         while batch.len() < count && self.advance()? {
             batch.labels.push(self.row.label);
-            batch.dense.extend_from_slice(&self.row.dense);
+            batch.weights.extend(self.row.weight);
+            let mut scales = vocabulary.scales().iter();
+            batch.dense.extend(self.row.dense.iter().map(|&x| {
+                let scaled = scales.next().map_or(x, |scale| scale.apply(x));
+                if scaled.is_nan() { 0.0 } else { scaled }
+            }));
             let columns = self.row.bags().zip(encodings).zip(vocabulary.features());
             for (((values, encoding), categories), (bags, [count, unknown])) in
                 columns.zip(batch.features.iter_mut().zip(&mut self.values))

@@ -6,6 +6,7 @@ use anyhow::Result;
 #[derive(Clone, Debug)]
 pub(super) struct ColumnNames {
     pub(super) label: String,
+    pub(super) weight: Option<String>,
     pub(super) dense: Vec<String>,
     pub(super) categorical: Vec<String>,
 }
@@ -34,6 +35,14 @@ pub(super) struct Rules {
 impl Rules {
     /// What an error about a label says.
     pub(super) const LABEL: &str = "a label, 0 to 1 (`positive` makes labels of other numbers)";
+
+    /// What an error about a weight says.
+    pub(super) const WEIGHT: &str = "a weight, 0 or more";
+
+    /// The name of the column of weights, which only the loss of labelled rows needs.
+    pub(super) fn weight<'n>(&self, names: &'n ColumnNames) -> Option<&'n String> {
+        names.weight.as_ref().filter(|_| self.labels == Labels::Needed)
+    }
 
     pub(super) fn label(&self, number: f32) -> Option<f32> {
         match self.positive {
@@ -73,6 +82,9 @@ pub(super) fn number(text: &[u8]) -> Option<f32> {
 pub(super) struct Example {
     /// NaN if the row has none.
     pub(super) label: f32,
+    /// If the config names a column of weights.
+    pub(super) weight: Option<f32>,
+    /// NaN where a number is missing.
     pub(super) dense: Vec<f32>,
     /// All values, end to end.
     values: Vec<u8>,

@@ -531,6 +531,152 @@ fn rows_are_shuffled_and_a_pass_can_be_resumed() {
 }
 
 #[test]
+fn negatives_by_popularity_and_none_in_a_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    // Item i occurs i times, of 45.
+    let items: Vec<u32> = (1..10).flat_map(|item| vec![item; item as usize].repeat(40)).collect();
+    let users: Vec<u32> = (0..items.len() as u32).map(|at| at % 7).collect();
+    let arrays = [
+        ("train_user", &users[..]),
+        ("train_item", &items),
+        ("test_user", &[1]),
+        ("test_item", &[20]),
+    ];
+    write_npz(&dir.path().join("a.npz"), &arrays);
+    let source = "format = \"interactions\"\npath = \"a.npz\"\norder = \"given\"\nvalid_fraction \
+                  = 0.2\n";
+    let popular = format!("{source}negatives = 4\nnegative_sampling = \"popularity\"\n");
+    let popular = open(dir.path(), &popular).unwrap();
+    assert_eq!(popular.group(), Some(5));
+    let all = batches(&*popular, Split::Train, 3, 500);
+    let count = |of: &dyn Fn(usize) -> bool| {
+        let mut counts = [0.0f64; 10];
+        for batch in &all {
+            let chosen = batch.features[1].indices.iter().enumerate().filter(|(at, _)| of(*at));
+            chosen.for_each(|(_, &item)| counts[item as usize] += 1.0);
+        }
+        counts
+    };
+    let (positive, drawn) = (count(&|at| at % 5 == 0), count(&|at| at % 5 > 0));
+    let total: f64 = positive.iter().sum();
+    let chi_square: f64 = (0..9)
+        .map(|item| (drawn[item] - 4.0 * positive[item]).powi(2) / (4.0 * positive[item]))
+        .sum();
+    // With 8 degrees of freedom, chi-square exceeds 35 once in 30,000 cases.
+    assert!(chi_square < 35.0, "{chi_square}: {drawn:?} {positive:?}");
+    assert_eq!(drawn[9], 0.0, "an item of the test split only");
+    for batch in &all {
+        let items = &batch.features[1].indices;
+        for (at, (&item, &c)) in items.iter().zip(&batch.log_frequencies).enumerate() {
+            if at % 5 > 0 && item == items[at - at % 5] {
+                assert_eq!(c, f32::INFINITY);
+            } else {
+                let expected = (positive[item as usize] / total).ln();
+                assert!((f64::from(c) - expected).abs() < 1e-6, "{c} {expected}");
+            }
+        }
+    }
+
+    // The other splits are the same whatever the training split draws.
+    let in_batch = format!("{source}negative_sampling = \"in-batch\"\n");
+    let in_batch = open(dir.path(), &in_batch).unwrap();
+    let plain = open(dir.path(), source).unwrap();
+    for split in [Split::Valid, Split::Test] {
+        assert_eq!(batches(&*in_batch, split, 0, 64), batches(&*plain, split, 0, 64));
+    }
+    let alone = batches(&*in_batch, Split::Train, 3, 10_000).remove(0);
+    assert_eq!((in_batch.group(), alone.len() as f64), (Some(1), total));
+    assert_eq!(in_batch.num_examples(Split::Train), Some(alone.len() as u64));
+    assert!(alone.labels.iter().all(|&label| label == 1.0));
+    assert!(alone.log_frequencies.iter().all(|c| c.is_finite()));
+    let both = format!("{source}negatives = 2\nnegative_sampling = \"in-batch\"\n");
+    let error = open(dir.path(), &both).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("`negatives` is set"), "{error}");
+}
+
+#[test]
+fn dense_features_are_standardised_as_in_training() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.csv"), "y,x,z,a\n1,1,5,p\n0,,5,q\n1,4,5,p\n0,7,5,p\n").unwrap();
+    fs::write(dir.path().join("b.csv"), "y,x,z,a\n1,10,6,p\n0,,,q\n").unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\ntest = [\"b.csv\"]\nlabel = \
+                  \"y\"\nshuffle = false\nstandardize = true\ndense = [\"x\", \
+                  \"z\"]\ncategorical = [\"a\"]\n";
+    let dataset = open(dir.path(), source).unwrap();
+    let path = dir.path().join("vocabulary.csv");
+    dataset.vocabulary().write(&path).unwrap();
+    let read = Vocabulary::read(&path).unwrap();
+    assert_eq!(read, *dataset.vocabulary());
+    // Of 1, 4 and 7 the mean is 4 and the variance 6; a constant is only shifted.
+    let d = 6.0f32.sqrt();
+    let again = config(source).open(dir.path(), Some(read)).unwrap();
+    for dataset in [&dataset, &again] {
+        let of = |split| batches(&**dataset, split, 0, 10).remove(0).dense;
+        let close = |found: Vec<f32>, expected: &[f32]| {
+            assert_eq!(found.len(), expected.len());
+            let all = found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(all, "{found:?} {expected:?}");
+        };
+        close(of(Split::Train), &[-3.0 / d, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0 / d, 0.0]);
+        close(of(Split::Test), &[6.0 / d, 1.0, 0.0, 0.0]);
+    }
+    // After the logarithm.
+    let log = open(dir.path(), &format!("{source}log1p = true\n")).unwrap();
+    let dense = batches(&*log, Split::Train, 0, 10).remove(0).dense;
+    let sum: f32 = dense.iter().sum();
+    assert!(sum.abs() < 1e-5 && dense[0] < -1.3, "{dense:?}");
+
+    let plain = source.replace("standardize = true\n", "");
+    let without = open(dir.path(), &plain).unwrap().vocabulary().clone();
+    let error = config(source).open(dir.path(), Some(without)).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("lacks the mean"), "{error}");
+    let written = fs::read_to_string(&path).unwrap();
+    assert!(written.contains("x,mean,4,3\nx,deviation,2.449"), "{written}");
+    for (from, to) in [
+        ("x,mean,4,3\n", ""),
+        ("x,deviation,", "y,deviation,"),
+        ("deviation,2", "deviation,-2"),
+        ("x,mean,4,3", "x,mean,inf,3"),
+    ] {
+        fs::write(&path, written.replace(from, to)).unwrap();
+        Vocabulary::read(&path).unwrap_err();
+    }
+}
+
+#[test]
+fn rows_have_weights_and_columns_their_own_least_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.csv"), "y,w,a,b\n1,0.5,p,p\n0,0,q,q\n1,3,p,p\n").unwrap();
+    let source = |options: &str, b: &str| {
+        format!(
+            "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\nshuffle = \
+             false\ncategorical = [\"a\", {b}]\n{options}"
+        )
+    };
+    let weighted = open(dir.path(), &source("weight = \"w\"\n", "\"b\"")).unwrap();
+    assert_eq!(batches(&*weighted, Split::Train, 0, 10)[0].weights, [0.5, 0.0, 3.0]);
+    let plain = open(dir.path(), &source("", "\"b\"")).unwrap();
+    assert!(batches(&*plain, Split::Train, 0, 10)[0].weights.is_empty());
+    fs::write(dir.path().join("bad.csv"), "y,w,a,b\n1,-1,p,p\n").unwrap();
+    let bad = source("weight = \"w\"\n", "\"b\"").replace("a.csv", "bad.csv");
+    let error = open(dir.path(), &bad).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("field 2 is \"-1\": expected a weight, 0 or more"), "{error}");
+
+    for (options, b, expected) in [
+        ("", "{ name = \"b\", min_count = 2 }", [3, 2]),
+        ("min_count = 2\n", "{ name = \"b\", min_count = 1 }", [2, 3]),
+        ("max_rows = 2\n", "{ name = \"b\", max_rows = 9 }", [2, 3]),
+    ] {
+        let dataset = open(dir.path(), &source(options, b)).unwrap();
+        let rows = dataset.features().iter().map(|feature| feature.num_embeddings);
+        assert!(rows.eq(expected), "{options} {b}");
+    }
+    let both = source("", "{ name = \"b\", hash_rows = 9, min_count = 2 }");
+    let error = open(dir.path(), &both).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("\"b\" has `hash_rows`"), "{error}");
+}
+
+#[test]
 fn unknown_values_are_counted_for_each_column() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a.csv"), "y,a,b,c\n1,5,p q,s\n0,6,q,s\n1,5,q,t\n0,7,p,s\n").unwrap();

@@ -39,6 +39,7 @@ impl LineLayout {
         let [integers, categories] = CRITEO;
         let names = ColumnNames {
             label: "label".to_owned(),
+            weight: None,
             dense: (1..=integers).map(|at| format!("I{at}")).collect(),
             categorical: (1..=categories).map(|at| format!("C{at}")).collect(),
         };
@@ -133,6 +134,7 @@ pub(super) struct Lines {
     /// The number of fields of a line.
     width: usize,
     label: Option<usize>,
+    weight: Option<usize>,
     dense: Vec<usize>,
     categorical: Vec<usize>,
     rules: Rules,
@@ -190,10 +192,11 @@ impl Lines {
             Labels::Needed => Some(expect(&names.label)?),
             Labels::Optional => find(&names.label)?,
         };
+        let weight = rules.weight(names).map(expect).transpose()?;
         let (dense, categorical) = (all(&names.dense)?, all(&names.categorical)?);
         let width = header.len();
         let (record, rules) = (csv::ByteRecord::new(), rules.clone());
-        Ok(Self { csv, record, width, label, dense, categorical, rules, place })
+        Ok(Self { csv, record, width, label, weight, dense, categorical, rules, place })
     }
 
     /// Parses the record into `row`; the error says what is wrong with it.
@@ -214,13 +217,18 @@ impl Lines {
                 .ok_or_else(|| unsuitable(at, Rules::LABEL))?,
             None => f32::NAN,
         };
+        let weight = |at: usize| {
+            let weight = number(field(at)).filter(|weight| *weight >= 0.0);
+            weight.ok_or_else(|| unsuitable(at, Rules::WEIGHT))
+        };
+        row.weight = self.weight.map(weight).transpose()?;
         for &at in &self.dense {
-            let value = if self.rules.is_missing(field(at)) {
-                0.0
+            row.dense.push(if self.rules.is_missing(field(at)) {
+                f32::NAN
             } else {
-                number(field(at)).ok_or_else(|| unsuitable(at, "a number"))?
-            };
-            row.dense.push(self.rules.dense(value));
+                let value = number(field(at)).ok_or_else(|| unsuitable(at, "a number"))?;
+                self.rules.dense(value)
+            });
         }
         for &at in &self.categorical {
             let value = field(at);

@@ -2,6 +2,9 @@
 //! frequent first.
 //!
 //! All other values share the last number, "other", if the feature has one.
+//!
+//! If dense features are standardised, their means and deviations are here too: a model needs both
+//! to encode a row.
 
 use crate::{npz::Npz, output::Output};
 use anyhow::{Context, Result, ensure};
@@ -14,11 +17,60 @@ use std::{
 const OTHERS: &str = "other";
 /// Marks the line with the number of rows of a hashed feature.
 const ROWS: &str = "rows";
+/// Mark the lines of a dense feature.
+const SCALE: [&str; 2] = ["mean", "deviation"];
 
 /// The categories of all features.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Vocabulary {
     features: Vec<Categories>,
+    /// One for each dense feature if they are standardised, or none.
+    scales: Vec<Scale>,
+}
+
+/// How a dense feature is standardised: `(x - mean) / deviation`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Scale {
+    pub(super) name: String,
+    mean: f64,
+    /// More than 0.
+    deviation: f64,
+    /// The number of values in the training examples.
+    count: u64,
+}
+
+impl Scale {
+    pub(super) fn apply(&self, x: f32) -> f32 {
+        ((f64::from(x) - self.mean) / self.deviation) as f32
+    }
+}
+
+/// The mean and the squared deviations of some numbers (Welford, 1962).
+#[derive(Default)]
+pub(super) struct Moments {
+    count: u64,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    /// Adds a number, unless it is missing: NaN.
+    pub(super) fn add(&mut self, x: f32) {
+        if !x.is_nan() {
+            self.count += 1;
+            let from_old = f64::from(x) - self.mean;
+            self.mean += from_old / self.count as f64;
+            self.squares += from_old * (f64::from(x) - self.mean);
+        }
+    }
+
+    /// A feature that is constant is only shifted.
+    pub(super) fn scale(self, name: String) -> Scale {
+        let Self { count, mean, squares } = self;
+        let deviation = (squares / count.max(1) as f64).sqrt();
+        let deviation = if deviation > 0.0 { deviation } else { 1.0 };
+        Scale { name, mean, deviation, count }
+    }
 }
 
 /// The categories of one feature.
@@ -145,7 +197,15 @@ impl Categories {
 
 impl Vocabulary {
     pub(super) fn new(features: Vec<Categories>) -> Self {
-        Self { features }
+        Self { features, scales: Vec::new() }
+    }
+
+    pub(super) fn with_scales(self, scales: Vec<Scale>) -> Self {
+        Self { scales, ..self }
+    }
+
+    pub(super) fn scales(&self) -> &[Scale] {
+        &self.scales
     }
 
     pub(super) fn features(&self) -> &[Categories] {
@@ -153,12 +213,18 @@ impl Vocabulary {
     }
 
     /// Writes `feature,number,value,count` lines. Numbers that are not looked up have no value. A
-    /// hashed feature has one line with its number of rows, and one for each number that occurs.
+    /// hashed feature has one line with its number of rows, and one for each number that occurs. A
+    /// dense feature that is standardised has two, with its mean and its deviation.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut output = Output::create(path)?;
         output.write(|out| {
             let mut csv = csv::Writer::from_writer(out);
             csv.write_record(["feature", "number", "value", "count"])?;
+            for Scale { name, mean, deviation, count } in &self.scales {
+                for (what, value) in SCALE.iter().zip([mean, deviation]) {
+                    csv.write_record([name, *what, &value.to_string(), &count.to_string()])?;
+                }
+            }
             for Categories { name, values, counts, others, hashed, .. } in &self.features {
                 if let Some(Hashed { rows, counts }) = hashed {
                     csv.write_record([
@@ -197,6 +263,7 @@ impl Vocabulary {
         let place = || path.display().to_string();
         let mut csv = csv::Reader::from_path(path).with_context(place)?;
         let (mut features, mut record) = (Vec::<Categories>::new(), csv::ByteRecord::new());
+        let mut scales = Vec::<Scale>::new();
         while csv.read_byte_record(&mut record).with_context(place)? {
             let line = record.position().map_or(0, csv::Position::line);
             let malformed =
@@ -204,6 +271,24 @@ impl Vocabulary {
             let text = |at: usize| record.get(at).and_then(|field| std::str::from_utf8(field).ok());
             let name = text(0).with_context(malformed)?;
             let count = text(3).and_then(|count| count.parse().ok()).with_context(malformed)?;
+            if let Some(what) = SCALE.iter().position(|what| text(1) == Some(what)) {
+                let value: f64 =
+                    text(2).and_then(|value| value.parse().ok()).with_context(malformed)?;
+                ensure!(value.is_finite(), malformed());
+                if what == 0 {
+                    scales.push(Scale {
+                        name: name.to_owned(),
+                        mean: value,
+                        deviation: 1.0,
+                        count,
+                    });
+                } else {
+                    let scale = scales.last_mut().filter(|scale| scale.name == name);
+                    ensure!(value > 0.0, malformed());
+                    scale.with_context(malformed)?.deviation = value;
+                }
+                continue;
+            }
             if features.last().is_none_or(|feature| feature.name != name) {
                 features.push(Categories { name: name.to_owned(), ..Categories::default() });
             }
@@ -234,7 +319,7 @@ impl Vocabulary {
             feature.counts.push(count);
         }
         let features = features.into_iter().map(Categories::with_numbers).collect::<Result<_>>();
-        Ok(Self { features: features.with_context(place)? })
+        Ok(Self { features: features.with_context(place)?, scales })
     }
 
     /// Writes how often each number occurs, in the format of `--frequencies`: one array for each

@@ -149,14 +149,14 @@ impl JudgeOptions {
     }
 
     fn split_of(&self, checkpoint: &Path) -> Result<Source<'_>> {
-        let config = TrainCheckpoint::open(checkpoint)
-            .context("--judge needs examples: pass --samples")?
-            .facts
-            .config;
+        let trained =
+            TrainCheckpoint::open(checkpoint).context("--judge needs examples: pass --samples")?;
+        let data_dir = trained.data_dir(self.data_dir.as_deref());
+        let config = trained.facts.config;
         let path = OutputDirectory::of(checkpoint).vocabulary();
         let vocabulary = Vocabulary::read(&path)?;
         let dataset = if self.data.is_empty() {
-            config.data.open(&self.data_dir.clone().unwrap_or_default(), Some(vocabulary))?
+            config.data.open(&data_dir, Some(vocabulary))?
         } else {
             config.data.open_files(self.data.clone(), vocabulary).context("--data")?
         };

@@ -1,5 +1,5 @@
-//! `ttrec sweep`: trains the same model with several representations of its tables, each with its
-//! best learning rate.
+//! `ttrec sweep`: trains a model with several representations of its tables, and with several
+//! values of other fields of its config, each with its best learning rate.
 
 mod results;
 
@@ -7,15 +7,17 @@ use crate::{
     data::{self, Dataset, Split, Vocabulary},
     outcome::Outcome,
     output::{self, Output, WriteError},
+    tagged,
     train::{
         self, Learner, OutputDirectory, TrainReport,
         config::{Config, Model, Representation, Train},
     },
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use results::{Omitted, RunResult};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -38,7 +40,10 @@ A config is one of `ttrec train`, and:
     { representation = \"dense\" },
     { representation = \"tt\", rank = 16 },
     { representation = \"hashed\", like_rank = 16 },   # of the same size
-  ]")]
+  ]
+  [sweep.vary]                   # any other fields; all combinations are trained
+  \"model.embedding_dim\" = [16, 32]
+  \"data.negatives\" = [1, 4]")]
 pub(crate) struct Args {
     /// The config: that of `ttrec train`, and a section `[sweep]`
     config: PathBuf,
@@ -69,7 +74,12 @@ struct Sweep {
     learning_rates: Vec<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     budget: Option<String>,
+    /// Default: that of `[model]`.
+    #[serde(default)]
     representations: Vec<Representation>,
+    /// Fields of the config, such as `model.embedding_dim`, and the values that each takes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    vary: BTreeMap<String, Vec<toml::Value>>,
 }
 
 /// A finished run and its result.
@@ -81,78 +91,72 @@ struct Finished {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let config: SweepConfig = train::config::read(&args.config)?;
-    let sweep = Prepared::new(&config).with_context(|| args.config.display().to_string())?;
+    let sweep = Prepared::new(config).with_context(|| args.config.display().to_string())?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| train::directory_of(&args.config));
-    let place = OutputDirectory::new(&args.output)?;
-    compare(args, &sweep, &data_dir, &place).with_context(|| args.config.display().to_string())
+    compare(args, &sweep, &data_dir).with_context(|| args.config.display().to_string())
 }
 
-fn compare(
-    args: &Args,
-    sweep: &Prepared<'_>,
-    data_dir: &Path,
-    place: &OutputDirectory,
-) -> Result<Outcome> {
-    let config = sweep.config;
+/// Opens the data of a variant, with a vocabulary of their own.
+fn open(variant: &Variant, data_dir: &Path, output: &Path) -> Result<Box<dyn Dataset + Sync>> {
+    let place = OutputDirectory::new(&output.join(file_name(&variant.data)))?;
     let kept = if place.vocabulary().exists() {
         Some(Vocabulary::read(&place.vocabulary())?)
     } else {
         None
     };
     let is_new = kept.is_none();
-    let dataset = config.data.open(data_dir, kept)?;
+    let dataset = variant.config.data.open(data_dir, kept)?;
     if is_new {
         dataset.vocabulary().write(&place.vocabulary())?;
     }
-    ensure!(
-        sweep.rates.len() == 1 || dataset.has(Split::Valid),
-        "several `learning_rates` need a validation split: set `valid_fraction` or `valid`"
-    );
+    Ok(dataset)
+}
 
-    ensure!(
-        dataset.has(Split::Valid) || dataset.has(Split::Test),
-        "a sweep compares by the test or the validation split: set `test`, `valid` or \
-         `valid_fraction`"
-    );
+/// A representation of a variant that can be trained, and the bytes of its tables.
+struct Planned<'s> {
+    variant: &'s Variant,
+    representation: &'s Representation,
+    bytes: u64,
+}
 
+impl Planned<'_> {
+    fn name(&self) -> String {
+        self.variant.name(&self.representation.to_string())
+    }
+}
+
+fn compare(args: &Args, sweep: &Prepared, data_dir: &Path) -> Result<Outcome> {
     let (mut results, mut omitted, mut planned) = (Vec::new(), Vec::new(), Vec::new());
     // All of them before the first run, so that a mistake in the last is found at once.
-    for representation in &config.sweep.representations {
-        match sweep.bytes(representation, &*dataset) {
-            Ok(bytes) => planned.push((representation, bytes)),
-            Err(reason) => omitted.push(Omitted::new(representation.to_string(), &reason)),
+    for variants in sweep.variants.chunk_by(|a, b| a.data == b.data) {
+        let dataset = open(&variants[0], data_dir, &args.output)?;
+        ensure!(
+            sweep.rates.len() == 1 || dataset.has(Split::Valid),
+            "several `learning_rates` need a validation split: set `valid_fraction` or `valid`"
+        );
+        ensure!(
+            dataset.has(Split::Valid) || dataset.has(Split::Test),
+            "a sweep compares by the test or the validation split: set `test`, `valid` or \
+             `valid_fraction`"
+        );
+        for (variant, representation) in
+            variants.iter().flat_map(|v| v.representations.iter().map(move |r| (v, r)))
+        {
+            match sweep.bytes(variant, representation, &*dataset) {
+                Ok(bytes) => planned.push(Planned { variant, representation, bytes }),
+                Err(reason) => {
+                    omitted.push(Omitted::new(variant.name(&representation.to_string()), &reason));
+                }
+            }
         }
     }
-    for (representation, bytes) in planned {
-        let name = representation.to_string();
-        let mut run = |rate: f64, seed: u64| -> Result<Option<RunResult>> {
-            let config = sweep.config_of(representation, rate, seed);
-            match finish(&config, bytes, &*dataset, &args.output, &name) {
-                Ok(Finished { report, .. }) => {
-                    let (name, kind) = (name.clone(), representation.kind());
-                    Ok(Some(RunResult { name, kind, rate, seed, report }))
-                }
-                Err(error) if error.is::<WriteError>() => Err(error),
-                Err(reason) => {
-                    let name = format!("{name}, learning rate {rate}, seed {seed}");
-                    omitted.push(Omitted::new(name, &reason));
-                    Ok(None)
-                }
-            }
-        };
-        let (&first, others) = config.sweep.seeds.split_first().context("`seeds` is empty")?;
-        let mut runs = Vec::new();
-        for &rate in &sweep.rates {
-            runs.extend(run(rate, first)?);
+    for planned in planned.chunk_by(|a, b| a.variant.data == b.variant.data) {
+        let dataset = open(planned[0].variant, data_dir, &args.output)?;
+        for planned in planned {
+            results.extend(runs(args, sweep, planned, (&*dataset, data_dir), &mut omitted)?);
+            // After each representation, so that results can be read during the sweep.
+            results::write(&args.output, &results, &omitted, &sweep.rates)?;
         }
-        if let Some(rate) = results::best_rate(&runs, config.train.select) {
-            for &seed in others {
-                runs.extend(run(rate, seed)?);
-            }
-        }
-        results.extend(runs);
-        // After each representation, so that results can be read during the sweep.
-        results::write(&args.output, &results, &omitted, &sweep.rates, config.train.select)?;
     }
     let reason = || {
         let first: Option<&Omitted> = omitted.first();
@@ -160,23 +164,155 @@ fn compare(
         format!("no representation can be trained{why}")
     };
     ensure!(!results.is_empty(), reason());
-    let table = results::table(&results, &omitted, &sweep.rates, config.train.select);
+    let table = results::table(&results, &omitted, &sweep.rates);
     output::print(|out| out.write_all(table.as_bytes()))?;
     Ok(Outcome::Done)
 }
 
+/// All runs of a representation: with the first seed and every learning rate, then with the other
+/// seeds and the best rate.
+fn runs(
+    args: &Args,
+    sweep: &Prepared,
+    planned: &Planned<'_>,
+    data: (&(dyn Dataset + Sync), &Path),
+    omitted: &mut Vec<Omitted>,
+) -> Result<Vec<RunResult>> {
+    let &Planned { variant, representation, bytes } = planned;
+    let (name, kind) = (planned.name(), variant.name(representation.kind()));
+    let mut run = |rate: f64, seed: u64| -> Result<Option<RunResult>> {
+        let config = variant.config_of(representation, rate, seed);
+        let select = config.train.select();
+        match finish(&config, bytes, data, &args.output, &name) {
+            Ok(Finished { report, .. }) => {
+                let (name, kind) = (name.clone(), kind.clone());
+                Ok(Some(RunResult { name, kind, rate, seed, select, report }))
+            }
+            Err(error) if error.is::<WriteError>() => Err(error),
+            Err(reason) => {
+                let name = format!("{name}, learning rate {rate}, seed {seed}");
+                omitted.push(Omitted::new(name, &reason));
+                Ok(None)
+            }
+        }
+    };
+    let (&first, others) = sweep.seeds.split_first().context("`seeds` is empty")?;
+    let mut runs = Vec::new();
+    for &rate in &sweep.rates {
+        runs.extend(run(rate, first)?);
+    }
+    if let Some(rate) = results::best_rate(&runs) {
+        for &seed in others {
+            runs.extend(run(rate, seed)?);
+        }
+    }
+    Ok(runs)
+}
+
+/// A config in which the varied fields have values, and their names.
+struct Variant {
+    /// All varied fields with their values, and those of the data alone.
+    fields: String,
+    data: String,
+    config: Config,
+    representations: Vec<Representation>,
+}
+
+impl Variant {
+    /// The name of something in this variant.
+    fn name(&self, of: &str) -> String {
+        format!("{of}{}", self.fields)
+    }
+
+    /// The config of one run.
+    fn config_of(&self, table: &Representation, learning_rate: f64, seed: u64) -> Config {
+        let Config { data, model, train } = self.config.clone();
+        let model = Model { table: table.clone(), ..model };
+        Config { data, model, train: Train { learning_rate, seed, ..train } }
+    }
+}
+
+/// Fields that have lists of their own.
+const LISTED: [(&str, &str); 3] = [
+    ("model.table", "representations"),
+    ("train.learning_rate", "learning_rates"),
+    ("train.seed", "seeds"),
+];
+/// The most variants: each is trained several times.
+const MAX_VARIANTS: usize = 10_000;
+
+/// All combinations of the values of the varied fields. Those of equal data are neighbours, because
+/// `data` is before `model` and `train` in the order of names.
+fn variants(config: &SweepConfig) -> Result<Vec<Variant>> {
+    let Sweep { vary, representations, .. } = &config.sweep;
+    let mut combinations = vec![Vec::new()];
+    for (field, values) in vary {
+        if let Some((_, list)) = LISTED.iter().find(|(listed, _)| listed == field) {
+            bail!("`vary` has {field:?}: put its values into `{list}`");
+        }
+        ensure!(!values.is_empty(), "`vary` has no values of {field:?}: expected at least one");
+        let count = combinations.len().saturating_mul(values.len());
+        ensure!(
+            count <= MAX_VARIANTS,
+            "`vary` has {count} combinations or more: expected at most {MAX_VARIANTS}"
+        );
+        combinations = combinations
+            .iter()
+            .flat_map(|before: &Vec<(&String, &toml::Value)>| {
+                values.iter().map(move |value| [&before[..], &[(field, value)]].concat())
+            })
+            .collect();
+    }
+    let SweepConfig { data, model, train, .. } = config.clone();
+    let base = toml::Value::try_from(&Config { data, model, train })?;
+    let one = |chosen: &Vec<(&String, &toml::Value)>| -> Result<Variant> {
+        let (mut changed, mut fields, mut of_data) = (base.clone(), String::new(), String::new());
+        for (field, value) in chosen {
+            set(&mut changed, field, value).with_context(|| format!("`vary` has {field:?}"))?;
+            let name = field.split_once('.').map_or(field.as_str(), |(_, name)| name);
+            let text = format!(", {name} {}", value.to_string().trim_matches('"'));
+            fields += &text;
+            if field.starts_with("data.") {
+                of_data += &text;
+            }
+        }
+        let mistaken = || format!("with `vary`{fields}");
+        let config: Config = tagged::parse(&toml::to_string(&changed)?).with_context(mistaken)?;
+        let default = vec![config.model.table.clone()];
+        let representations = if representations.is_empty() {
+            default
+        } else {
+            representations.clone()
+        };
+        Ok(Variant { fields, data: of_data, config, representations })
+    };
+    combinations.iter().map(one).collect()
+}
+
+/// Sets the field of this dotted name.
+fn set(config: &mut toml::Value, field: &str, value: &toml::Value) -> Result<()> {
+    let mut at = config;
+    for name in field.split('.') {
+        let table = at.as_table_mut().context("there is no such field")?;
+        at = table.entry(name).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    }
+    *at = value.clone();
+    Ok(())
+}
+
 /// A checked config.
-struct Prepared<'c> {
-    config: &'c SweepConfig,
+struct Prepared {
+    variants: Vec<Variant>,
+    seeds: Vec<u64>,
     rates: Vec<f64>,
     budget: Option<u64>,
 }
 
-impl<'c> Prepared<'c> {
-    fn new(config: &'c SweepConfig) -> Result<Self> {
-        let Sweep { seeds, learning_rates, budget, representations } = &config.sweep;
+impl Prepared {
+    fn new(config: SweepConfig) -> Result<Self> {
+        let variants = variants(&config)?;
+        let Sweep { seeds, learning_rates, budget, representations, .. } = config.sweep;
         ensure!(!seeds.is_empty(), "`seeds` is empty: expected at least one");
-        ensure!(!representations.is_empty(), "`representations` is empty: expected at least one");
         for (at, one) in representations.iter().enumerate() {
             ensure!(
                 !representations[..at].contains(one),
@@ -187,22 +323,31 @@ impl<'c> Prepared<'c> {
             ttrec_convert::memory_size(text)
                 .map_err(|reason| anyhow::anyhow!("`budget` is {text:?}: {reason}"))
         });
-        let default = vec![config.train.learning_rate];
         let rates = if learning_rates.is_empty() {
-            default
+            vec![config.train.learning_rate]
         } else {
-            learning_rates.clone()
+            learning_rates
         };
-        let prepared = Self { config, rates, budget: budget.transpose()? };
-        for &rate in &prepared.rates {
-            prepared.config_of(&representations[0], rate, seeds[0]).check()?;
+        for variant in &variants {
+            for &rate in &rates {
+                let config = variant.config_of(&variant.representations[0], rate, seeds[0]);
+                config.check().with_context(|| match &*variant.fields {
+                    "" => "[train]".to_owned(),
+                    fields => format!("with `vary`{fields}"),
+                })?;
+            }
         }
-        Ok(prepared)
+        Ok(Self { variants, seeds, rates, budget: budget.transpose()? })
     }
 
     /// The bytes of the tables of a representation, if it can be trained.
-    fn bytes(&self, representation: &Representation, dataset: &dyn Dataset) -> Result<u64> {
-        let config = self.config_of(representation, self.rates[0], 0);
+    fn bytes(
+        &self,
+        variant: &Variant,
+        representation: &Representation,
+        dataset: &dyn Dataset,
+    ) -> Result<u64> {
+        let config = variant.config_of(representation, self.rates[0], 0);
         let tables = train::plan(&config.model, dataset.features())?;
         let bytes = tables.iter().map(train::Planned::bytes).sum();
         if let Some(budget) = self.budget {
@@ -211,25 +356,23 @@ impl<'c> Prepared<'c> {
         train::build(&config, dataset)?;
         Ok(bytes)
     }
+}
 
-    /// The config of one run.
-    fn config_of(&self, representation: &Representation, learning_rate: f64, seed: u64) -> Config {
-        let SweepConfig { data, model, train, .. } = self.config.clone();
-        let model = Model { table: representation.clone(), ..model };
-        Config { data, model, train: Train { learning_rate, seed, ..train } }
-    }
+/// A name without characters that a file system may not allow.
+fn file_name(name: &str) -> String {
+    name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
 }
 
 /// Runs a config, or returns its result if it is finished. `bytes` are those of its tables.
 fn finish(
     config: &Config,
     bytes: u64,
-    dataset: &(dyn Dataset + Sync),
+    (dataset, data_dir): (&(dyn Dataset + Sync), &Path),
     output: &Path,
     name: &str,
 ) -> Result<Finished> {
     let Train { learning_rate, seed, .. } = config.train;
-    let plain = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
+    let plain = file_name(name);
     let directory = output.join(format!("{plain}-rate-{learning_rate}-seed-{seed}"));
     let path = directory.join("result.json");
     let found = fs::read(&path)
@@ -242,10 +385,11 @@ fn finish(
         return Ok(finished);
     }
     let place = OutputDirectory::new(&directory)?;
-    let mut learner = Learner::new(config, dataset, &place)?;
-    if place.checkpoint().exists() && learner.resume().is_err() {
-        // The checkpoint is damaged, or of another run.
-        learner = Learner::new(config, dataset, &place)?;
+    let mut learner = Learner::new(config, dataset, data_dir, &place)?;
+    if !place.checkpoint().exists() || learner.resume().is_err() {
+        // There is no checkpoint, or it is damaged or of another run.
+        learner = Learner::new(config, dataset, data_dir, &place)?;
+        learner.init(data_dir)?;
     }
     let report = learner.run(false)?;
     output::print(|out| {

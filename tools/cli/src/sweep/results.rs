@@ -13,9 +13,11 @@ pub(super) struct RunResult {
     /// The representation.
     pub(super) name: String,
     /// The representation without its sizes.
-    pub(super) kind: &'static str,
+    pub(super) kind: String,
     pub(super) rate: f64,
     pub(super) seed: u64,
+    /// The metric that chooses the rate.
+    pub(super) select: Select,
     pub(super) report: TrainReport,
 }
 
@@ -35,11 +37,11 @@ impl Omitted {
 }
 
 /// The rate with the best model on the validation split, or the first without such a split.
-pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
+pub(super) fn best_rate(tuned: &[RunResult]) -> Option<f64> {
     let valid = |result: &RunResult| result.report.valid;
     let better = |best: &'_ RunResult, other: &'_ RunResult| match (valid(best), valid(other)) {
-        (Some(best), Some(other)) => other.is_better_than(&best, select),
-        (best, other) => best.is_none() && other.is_some(),
+        (Some(valid), Some(other)) => other.is_better_than(&valid, best.select),
+        (valid, other) => valid.is_none() && other.is_some(),
     };
     let best = tuned
         .iter()
@@ -50,7 +52,7 @@ pub(super) fn best_rate(tuned: &[RunResult], select: Select) -> Option<f64> {
 /// The runs of one representation with its best rate.
 struct Summary<'r> {
     name: &'r str,
-    kind: &'static str,
+    kind: &'r str,
     /// The bytes of the tables, and of dense tables of the same shapes.
     bytes: [u64; 2],
     rate: f64,
@@ -60,19 +62,15 @@ struct Summary<'r> {
     runs: Vec<&'r TrainReport>,
 }
 
-fn summaries<'r>(
-    results: &'r [RunResult],
-    rates: &'r [f64],
-    select: Select,
-) -> impl Iterator<Item = Summary<'r>> {
+fn summaries<'r>(results: &'r [RunResult], rates: &'r [f64]) -> impl Iterator<Item = Summary<'r>> {
     results.chunk_by(|a, b| a.name == b.name).filter_map(move |runs| {
         let first = runs.first()?;
         let tuned = runs.iter().take_while(|run| run.seed == first.seed).count();
-        let rate = best_rate(&runs[..tuned], select)?;
+        let rate = best_rate(&runs[..tuned])?;
         let chosen = runs.iter().filter(|run| run.rate == rate);
         Some(Summary {
             name: &first.name,
-            kind: first.kind,
+            kind: &first.kind,
             bytes: first.report.bytes,
             rate,
             at_the_edge: rates.len() > 1
@@ -101,12 +99,7 @@ impl Summary<'_> {
 }
 
 /// A table in Markdown: a row for each representation, then for each omission.
-pub(super) fn table(
-    results: &[RunResult],
-    omitted: &[Omitted],
-    rates: &[f64],
-    select: Select,
-) -> String {
+pub(super) fn table(results: &[RunResult], omitted: &[Omitted], rates: &[f64]) -> String {
     let ranks = results
         .iter()
         .any(|run| run.report.judged().is_some_and(|q| q.ranking.is_some()));
@@ -119,7 +112,7 @@ pub(super) fn table(
         "| tables | bytes | times smaller | learning rate | seeds | AUC | log-loss | accuracy \
          |{names}\n|---|---:|---:|---:|---:|---:|---:|---:|{ends}\n",
     );
-    for summary in summaries(results, rates, select) {
+    for summary in summaries(results, rates) {
         let [bytes, dense] = summary.bytes;
         let number = |number: fn(&Quality) -> Option<f64>| match summary.of(number) {
             Some((mean, spread)) if summary.runs.len() > 1 => format!("{mean:.4} ± {spread:.4}"),
@@ -189,8 +182,8 @@ fn csv(results: &[RunResult]) -> Result<Vec<u8>> {
 }
 
 /// AUC, log-loss and NDCG against bytes, a line for each kind of table.
-fn picture(results: &[RunResult], rates: &[f64], select: Select) -> String {
-    let summaries: Vec<Summary<'_>> = summaries(results, rates, select).collect();
+fn picture(results: &[RunResult], rates: &[f64]) -> String {
+    let summaries: Vec<Summary<'_>> = summaries(results, rates).collect();
     let kinds = || {
         summaries
             .iter()
@@ -221,12 +214,11 @@ pub(super) fn write(
     results: &[RunResult],
     omitted: &[Omitted],
     rates: &[f64],
-    select: Select,
 ) -> Result<()> {
     let files = [
         ("results.csv", csv(results)?),
-        ("results.md", table(results, omitted, rates, select).into_bytes()),
-        ("results.svg", picture(results, rates, select).into_bytes()),
+        ("results.md", table(results, omitted, rates).into_bytes()),
+        ("results.svg", picture(results, rates).into_bytes()),
     ];
     for (name, bytes) in files {
         let mut output = Output::create(&directory.join(name))?;

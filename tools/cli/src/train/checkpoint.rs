@@ -4,7 +4,7 @@
 //! state of a tensor is `opt_state_dict.{tensor}.{0 or 1}`. The metadata has one entry, [`FACTS`],
 //! a JSON object.
 
-use super::{config::Config, tables::Planned};
+use super::{config::Config, directory_of, tables::Planned};
 use crate::output::Output;
 use anyhow::{Context, Result, ensure};
 use safetensors::{
@@ -12,7 +12,11 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, collections::HashMap, path::Path};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 use ttrec::train::{Dlrm, Parameters};
 use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS};
 
@@ -25,13 +29,15 @@ pub(crate) struct Facts {
     pub(crate) tables: Vec<TableSpec>,
     /// The config of the run.
     pub(crate) config: Config,
+    /// The directory that relative paths in the config start from, from that of the checkpoint.
+    data_dir: PathBuf,
     /// The progress of the run.
     pub(crate) progress: TrainProgress,
     /// The step counts of the layers and of each table.
     steps: Vec<u64>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -40,12 +46,35 @@ pub(crate) struct TrainProgress {
     pub(crate) epoch: u32,
     /// Finished steps of the current epoch.
     pub(crate) step: u64,
-    /// The number of examples since the last point, and the sum of their losses.
-    pub(crate) examples: u64,
-    pub(crate) loss: f64,
+    /// Since the last point, and in the current epoch.
+    pub(crate) since_point: Losses,
+    pub(crate) of_epoch: Losses,
     pub(crate) points: Vec<CurvePoint>,
-    /// The best epoch on the validation split, from 1.
+    /// Evaluations on the validation split.
+    pub(crate) evaluations: u32,
+    /// The best of them.
     pub(crate) best: Option<Best>,
+}
+
+/// The losses of some examples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Losses {
+    examples: u64,
+    sum: f64,
+}
+
+impl Losses {
+    /// Adds examples with this mean loss.
+    pub(crate) fn add(&mut self, examples: u64, mean: f64) {
+        self.examples += examples;
+        self.sum += mean * examples as f64;
+    }
+
+    /// The mean since it was taken last.
+    pub(crate) fn take(&mut self) -> Option<f64> {
+        let Self { examples, sum } = std::mem::take(self);
+        (examples > 0).then(|| sum / examples as f64)
+    }
 }
 
 /// A point of the curves.
@@ -62,7 +91,10 @@ pub(crate) struct CurvePoint {
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Best {
+    /// From 1.
     pub(crate) epoch: u32,
+    /// The number of the evaluation, from 1.
+    pub(crate) evaluation: u32,
     pub(crate) quality: super::metrics::Quality,
 }
 
@@ -120,7 +152,7 @@ pub(crate) fn write(
     path: &Path,
     model: &Dlrm,
     tables: &[Planned],
-    config: &Config,
+    (config, data_dir): (&Config, &Path),
     progress: &TrainProgress,
 ) -> Result<()> {
     let mut parts = Vec::new();
@@ -168,6 +200,7 @@ pub(crate) fn write(
         version: VERSION,
         tables: tables.iter().zip(0..).map(|(planned, number)| planned.spec(number)).collect(),
         config: config.clone(),
+        data_dir: data_dir.to_owned(),
         progress: progress.clone(),
         steps: steps.collect(),
     };
@@ -218,6 +251,14 @@ impl TrainCheckpoint {
         );
         facts.config.check().with_context(place)?;
         Ok(Self { file, facts })
+    }
+
+    /// The directory that relative paths in the config start from: as given, or as in training.
+    pub(crate) fn data_dir(&self, given: Option<&Path>) -> PathBuf {
+        given.map_or_else(
+            || directory_of(self.file.path()).join(&self.facts.data_dir),
+            Path::to_owned,
+        )
     }
 
     /// Restores a model that was built from the same config and data.
@@ -283,7 +324,7 @@ impl TrainCheckpoint {
             .with_context(|| format!("{}: tensor {name:?} is missing", self.file.path().display()))
     }
 
-    fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
+    pub(super) fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let (path, tensor) = (self.file.path().display(), self.tensor(name)?);
         let (found, expected) = (tensor.len(), out.len());
         ensure!(

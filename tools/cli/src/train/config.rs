@@ -1,15 +1,20 @@
 //! The config of a training run: a TOML file.
 
 use crate::{
-    data,
+    data::{self, NegativeSampling},
     tagged::{self, tagged},
 };
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    num::{NonZeroU32, NonZeroU64},
+    path::{Path, PathBuf},
+};
 use ttrec::{
     limits::MAX_EMBEDDING_DIM,
-    train::{Initializer, Optimizer},
+    train::{Initializer, LearningRates, Optimizer, Regularization},
 };
 
 /// A whole config.
@@ -239,14 +244,47 @@ impl Draw {
 pub(crate) struct Train {
     #[serde(default)]
     pub(crate) optimizer: OptimizerName,
+    /// The checkpoint that the first values come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init: Option<PathBuf>,
+    /// The spec that opens it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init_spec: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) loss: Loss,
     pub(crate) learning_rate: f64,
     /// The learning rate of the MLPs; default: `learning_rate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) layers_learning_rate: Option<f64>,
-    /// The factor of the learning rates after each epoch.
+    /// Steps in which the learning rates rise to what they are.
+    #[serde(default)]
+    pub(crate) warm_up: u64,
+    #[serde(default)]
+    pub(crate) schedule: Schedule,
+    /// The factor of the learning rates after each epoch, or after each `decay_every` steps.
     #[serde(default = "unchanged")]
     pub(crate) decay: f64,
-    /// Examples in a step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decay_every: Option<NonZeroU64>,
+    /// Steps after which the learning rates are 0; default: all steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cosine_steps: Option<NonZeroU64>,
+    /// The weight of the squared lengths of the vectors that the tables give.
+    #[serde(default)]
+    pub(crate) l2: f64,
+    /// Decoupled weight decay of the layers.
+    #[serde(default)]
+    pub(crate) weight_decay: f64,
+    /// The greatest length of the gradient of a row or slice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clip_norm: Option<f64>,
+    /// The share of the hidden outputs of the MLPs that a step sets to 0.
+    #[serde(default)]
+    pub(crate) dropout: f64,
+    /// Labels become `(1 - label_smoothing) label + label_smoothing / 2`.
+    #[serde(default)]
+    pub(crate) label_smoothing: f64,
+    /// Examples in a step; of a loss that ranks items, items with their negatives.
     #[serde(default = "default_batch")]
     pub(crate) batch: usize,
     #[serde(default = "default_epochs")]
@@ -256,16 +294,78 @@ pub(crate) struct Train {
     /// The number of threads; it does not change the result.
     #[serde(default = "default_threads")]
     pub(crate) threads: usize,
-    /// The metric on the validation split that chooses the best epoch.
-    #[serde(default)]
-    pub(crate) select: Select,
-    /// Training ends after more than this many epochs without a better metric on the validation
-    /// split.
+    /// The metric on the validation split that chooses the best model; the default depends on the
+    /// loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) patience: Option<u32>,
+    pub(crate) select: Option<Select>,
+    /// Training ends after this many evaluations on the validation split without a better metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) patience: Option<NonZeroU32>,
+    /// Steps between evaluations within an epoch; default: only at the end of each epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) evaluate_every: Option<NonZeroU64>,
     /// Steps between checkpoints within an epoch; 0: only at the end of each epoch.
     #[serde(default = "default_checkpoint_every")]
     pub(crate) checkpoint_every: u64,
+}
+
+impl Train {
+    /// The metric on the validation split that chooses the best model.
+    pub(crate) fn select(&self) -> Select {
+        self.select.unwrap_or(match self.loss {
+            Loss::CrossEntropy => Select::LogLoss,
+            Loss::Bpr | Loss::Softmax => Select::Ndcg,
+        })
+    }
+
+    pub(crate) fn regularization(&self) -> Regularization {
+        let &Self { l2, weight_decay, clip_norm, dropout, .. } = self;
+        let clip_norm = clip_norm.unwrap_or(f64::INFINITY);
+        Regularization { l2, weight_decay, clip_norm, dropout }
+    }
+
+    /// The learning rates of step `step`, from 0, which is in epoch `epoch`, of `steps` in all.
+    pub(crate) fn rates(&self, step: u64, epoch: u32, steps: Option<u64>) -> LearningRates {
+        let &Self { learning_rate, layers_learning_rate, decay, warm_up, .. } = self;
+        let risen = ((step + 1) as f64 / warm_up.max(1) as f64).min(1.0);
+        let left = match self.schedule {
+            Schedule::Step => {
+                let times = self.decay_every.map_or(epoch.into(), |every| step / u64::from(every));
+                decay.powi(i32::try_from(times).unwrap_or(i32::MAX))
+            }
+            Schedule::Cosine => {
+                let share = step as f64 / steps.unwrap_or(u64::MAX).max(1) as f64;
+                (1.0 + (std::f64::consts::PI * share.min(1.0)).cos()) / 2.0
+            }
+        };
+        let [layers, tables] = [layers_learning_rate.unwrap_or(learning_rate), learning_rate];
+        LearningRates { layers: layers * risen * left, tables: tables * risen * left }
+    }
+}
+
+/// What training reduces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Loss {
+    /// Binary cross-entropy of each example.
+    #[default]
+    #[serde(rename = "bce")]
+    CrossEntropy,
+    /// Bayesian personalised ranking: of an item and each of its negatives.
+    Bpr,
+    /// The cross-entropy of an item among its negatives.
+    Softmax,
+}
+
+/// How the learning rates change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Schedule {
+    /// By the factor `decay`.
+    #[default]
+    Step,
+    /// Along half a cosine, to 0.
+    Cosine,
 }
 
 /// The metric by which models are compared.
@@ -323,7 +423,7 @@ fn default_checkpoint_every() -> u64 {
 }
 
 /// The largest batch: its bags are counted in 32 bits.
-const MAX_BATCH: usize = 1 << 24;
+pub(super) const MAX_BATCH: usize = 1 << 24;
 
 /// Reads a TOML config of `train` or `sweep`.
 pub(crate) fn read<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
@@ -357,10 +457,12 @@ impl Config {
         ensure!(epochs > 0, "`epochs` is 0: expected at least 1");
         ensure!((1..=1024).contains(&threads), "`threads` is {threads}: expected 1 to 1024");
         ensure!(
-            self.train.select != Select::Ndcg || self.data.is_of_items(),
-            "`select` is \"ndcg\", but the data have no items to rank: expected `format` to be \
-             \"interactions\" or \"sessions\""
+            self.train.init.is_some() || self.train.init_spec.is_none(),
+            "`init_spec` is set, but there is no `init` for it to open"
         );
+        self.check_loss()?;
+        self.check_schedule()?;
+        self.check_regularization()?;
         let (dim, most) = (self.model.embedding_dim, MAX_EMBEDDING_DIM);
         ensure!(
             (1..=most as usize).contains(&dim),
@@ -369,10 +471,90 @@ impl Config {
         Ok(())
     }
 
+    fn check_loss(&self) -> Result<()> {
+        let Train { loss, label_smoothing, .. } = self.train;
+        let select = self.train.select();
+        ensure!(
+            select != Select::Ndcg || loss != Loss::CrossEntropy || self.data.is_of_items(),
+            "`select` is \"ndcg\", but the data have no items to rank: expected `format` to be \
+             \"interactions\" or \"sessions\""
+        );
+        let sampling = self.data.negative_sampling();
+        if loss != Loss::CrossEntropy {
+            ensure!(
+                sampling.is_some(),
+                "`loss` ranks an item before others, but the data have no items: expected \"bce\", \
+                 or `format` to be \"interactions\" or \"sessions\""
+            );
+            ensure!(
+                select != Select::LogLoss,
+                "`select` is \"log-loss\", but the logits of a loss that ranks items are no log \
+                 odds: expected \"ndcg\" or \"auc\""
+            );
+            ensure!(
+                label_smoothing == 0.0,
+                "`label_smoothing` is for labels: expected `loss` to be \"bce\""
+            );
+        }
+        ensure!(
+            (0.0..1.0).contains(&label_smoothing),
+            "`label_smoothing` is {label_smoothing}: expected 0 to less than 1"
+        );
+        if sampling == Some(NegativeSampling::InBatch) {
+            ensure!(
+                loss == Loss::Softmax,
+                "`negative_sampling` is \"in-batch\": expected `loss` to be \"softmax\""
+            );
+            ensure!(
+                self.model.top.is_empty(),
+                "`negative_sampling` is \"in-batch\", which compares all contexts with all items \
+                 of a step: expected a model without `top`, whose logit is a product"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_schedule(&self) -> Result<()> {
+        let Train { schedule, decay, decay_every, cosine_steps, .. } = self.train;
+        match schedule {
+            Schedule::Step => {
+                ensure!(cosine_steps.is_none(), "`cosine_steps` is for `schedule = \"cosine\"`")
+            }
+            Schedule::Cosine => ensure!(
+                decay == 1.0 && decay_every.is_none(),
+                "`schedule` is \"cosine\", which `decay` and `decay_every` are not for"
+            ),
+        }
+        ensure!(
+            decay_every.is_none() || decay != 1.0,
+            "`decay_every` has nothing to do while `decay` is 1: set `decay` too"
+        );
+        Ok(())
+    }
+
+    fn check_regularization(&self) -> Result<()> {
+        self.train.regularization().check()?;
+        let Train { weight_decay, dropout, .. } = self.train;
+        let Model { bottom, top, .. } = &self.model;
+        let longest = bottom.len().max(top.len());
+        ensure!(
+            weight_decay == 0.0 || longest > 0,
+            "`weight_decay` is of layers, but the model has none: set `l2`, which is of tables"
+        );
+        ensure!(
+            dropout == 0.0 || longest > 1,
+            "`dropout` is of hidden layers, but the model has none"
+        );
+        Ok(())
+    }
+
     /// Whether a run of this config can continue a run of `before`: only `epochs`, `threads` and
-    /// `checkpoint_every` may differ.
+    /// `checkpoint_every` may differ, and `epochs` only if it does not decide the learning rates.
     pub(crate) fn continues(&self, before: &Self) -> bool {
         let Train { threads, epochs, checkpoint_every, .. } = before.train;
+        let follows_epochs =
+            self.train.schedule == Schedule::Cosine && self.train.cosine_steps.is_none();
+        let epochs = if follows_epochs { self.train.epochs } else { epochs };
         let same = Train { threads, epochs, checkpoint_every, ..self.train.clone() };
         Self { train: same, ..self.clone() } == *before
     }

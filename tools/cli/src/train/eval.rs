@@ -33,7 +33,7 @@ pub(crate) struct EvalArgs {
     /// Test files to use instead of the config's; without labels there are no metrics
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Vec<PathBuf>,
-    /// Directory that relative paths in the config start from [default: the current directory]
+    /// Directory that relative paths in the config start from [default: as in training]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// The split to evaluate on
@@ -97,7 +97,9 @@ fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<
         "--data can only be used with --split test"
     );
     let dataset = if args.data.is_empty() {
-        config.data.open(&args.data_dir.clone().unwrap_or_default(), Some(vocabulary))?
+        config
+            .data
+            .open(&checkpoint.data_dir(args.data_dir.as_deref()), Some(vocabulary))?
     } else {
         config
             .data

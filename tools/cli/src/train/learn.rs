@@ -5,8 +5,8 @@
 
 use super::{
     checkpoint::{self, Best, CurvePoint, TrainCheckpoint, TrainProgress},
-    config::{Config, Select, Train},
-    curves,
+    config::{Config, Loss, MAX_BATCH, Schedule, Select, Train},
+    curves, init,
     metrics::{Neighbours, Quality, Scores},
     ranking,
     tables::{self, Planned},
@@ -21,10 +21,13 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 use ttrec::{
     Bags,
-    train::{self, Dlrm, DlrmSpec, Feature, LearningRates},
+    train::{self, Dlrm, DlrmSpec, Feature, LearningRates, Objective},
 };
 
 /// The files of an output directory.
@@ -57,6 +60,12 @@ impl OutputDirectory {
 pub(crate) struct Learner<'d> {
     config: Config,
     dataset: &'d (dyn Dataset + Sync),
+    /// Examples in a step.
+    step_len: usize,
+    /// All steps, if the schedule of the learning rates depends on them.
+    num_steps: Option<u64>,
+    /// From the output directory.
+    data_dir: PathBuf,
     place: OutputDirectory,
     tables: Vec<Planned>,
     model: Dlrm,
@@ -105,7 +114,20 @@ pub(crate) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
         tier: blob_file::tier()?,
     };
     let model = Dlrm::new(&spec, features.collect::<Result<_>>()?).context("[model]")?;
-    Ok((model, tables))
+    Ok((model.with_regularization(config.train.regularization())?, tables))
+}
+
+/// All steps of a run, if the schedule of its learning rates depends on them.
+fn num_steps(config: &Config, dataset: &dyn Dataset, step_len: usize) -> Result<Option<u64>> {
+    let Train { schedule, cosine_steps, epochs, .. } = config.train;
+    if let (Schedule::Step, _) | (_, Some(_)) = (schedule, cosine_steps) {
+        return Ok(cosine_steps.map(u64::from));
+    }
+    let examples = dataset.num_examples(Split::Train).context(
+        "`schedule` is \"cosine\", but how many examples an epoch has is known only after it: set \
+         `cosine_steps`",
+    )?;
+    Ok(Some(examples.div_ceil(step_len as u64).saturating_mul(epochs.into())))
 }
 
 /// Calls `run` with the library's view of a batch.
@@ -208,12 +230,26 @@ impl<'d> Learner<'d> {
     pub(crate) fn new(
         config: &Config,
         dataset: &'d (dyn Dataset + Sync),
+        data_dir: &Path,
         place: &OutputDirectory,
     ) -> Result<Self> {
-        ensure!(
-            config.train.patience.is_none() || dataset.has(Split::Valid),
-            "`patience` needs a validation split: set `valid_fraction` or `valid`"
-        );
+        let Train { batch, patience, evaluate_every, .. } = config.train;
+        for (key, is_set) in
+            [("patience", patience.is_some()), ("evaluate_every", evaluate_every.is_some())]
+        {
+            ensure!(
+                !is_set || dataset.has(Split::Valid),
+                "`{key}` needs a validation split: set `valid_fraction` or `valid`"
+            );
+        }
+        let group = match config.train.loss {
+            Loss::CrossEntropy => 1,
+            Loss::Bpr | Loss::Softmax => dataset.group().unwrap_or(1),
+        };
+        let step_len = batch.checked_mul(group).filter(|&len| len <= MAX_BATCH);
+        let step_len = step_len.with_context(|| {
+            format!("{batch} items with {} negatives each in a step: lower `batch`", group - 1)
+        })?;
         // Before the first epoch, which may take hours.
         for split in [Split::Valid, Split::Test].into_iter().filter(|&split| dataset.has(split)) {
             let mut batch = Batch::default();
@@ -224,6 +260,9 @@ impl<'d> Learner<'d> {
         Ok(Self {
             config: config.clone(),
             dataset,
+            step_len,
+            num_steps: num_steps(config, dataset, step_len)?,
+            data_dir: place.path_to(data_dir)?,
             place: place.clone(),
             tables,
             model,
@@ -232,13 +271,22 @@ impl<'d> Learner<'d> {
         })
     }
 
+    /// Takes the first values from the checkpoint of the config, if it has one.
+    pub(crate) fn init(&mut self, data_dir: &Path) -> Result<()> {
+        let Train { init, init_spec, .. } = &self.config.train;
+        let Some(path) = init else { return Ok(()) };
+        let spec = init_spec.as_ref().map(|spec| data_dir.join(spec));
+        init::take(&data_dir.join(path), spec.as_deref(), &mut self.model, &self.tables)
+            .context("`init`")
+    }
+
     /// Continues from the checkpoint in the output directory.
     pub(crate) fn resume(&mut self) -> Result<()> {
         let checkpoint = TrainCheckpoint::open(&self.place.checkpoint())?;
         ensure!(
             checkpoint.facts.config.continues(&self.config),
-            "{}: was trained with another config; only `epochs`, `threads` and \
-             `checkpoint_every` may differ when resuming",
+            "{}: was trained with another config; only `threads` and `checkpoint_every` may differ \
+             when resuming, and `epochs` unless a cosine schedule depends on it",
             self.place.checkpoint().display()
         );
         checkpoint.restore(&mut self.model, &self.tables)?;
@@ -257,27 +305,52 @@ impl<'d> Learner<'d> {
         })
     }
 
-    /// Whether `patience` epochs have passed without a better model.
+    /// Whether `patience` evaluations have passed without a better model.
     fn has_given_up(&self) -> bool {
-        let TrainProgress { epoch, best, .. } = &self.progress;
-        let last = best.as_ref().map_or(0, |best| best.epoch);
+        let TrainProgress { evaluations, best, .. } = &self.progress;
+        let last = best.as_ref().map_or(0, |best| best.evaluation);
         self.config
             .train
             .patience
-            .is_some_and(|patience| epoch.saturating_sub(last) > patience)
+            .is_some_and(|patience| evaluations.saturating_sub(last) >= patience.get())
     }
 
+    /// The learning rates of the next step.
     fn rates(&self) -> LearningRates {
-        let Train { learning_rate, layers_learning_rate, decay, .. } = self.config.train;
-        let decayed = (0..self.progress.epoch).fold(1.0, |decayed, _| decayed * decay);
-        let layers = layers_learning_rate.unwrap_or(learning_rate);
-        LearningRates { layers: layers * decayed, tables: learning_rate * decayed }
+        self.config.train.rates(self.model.steps(), self.progress.epoch, self.num_steps)
     }
 
-    /// Runs the rest of the current epoch.
+    /// Whether an evaluation within the epoch follows its last step.
+    fn is_evaluated(&self) -> bool {
+        let every = self.config.train.evaluate_every;
+        every.is_some_and(|every| self.progress.step.is_multiple_of(every.get()))
+    }
+
+    /// Takes a step.
+    fn step(&mut self, batch: &mut Batch) -> Result<f64> {
+        let Train { loss, label_smoothing, .. } = self.config.train;
+        let (rates, group) = (self.rates(), self.dataset.group().unwrap_or(1));
+        if label_smoothing > 0.0 {
+            let smoothed =
+                |y: f32| (f64::from(y) * (1.0 - label_smoothing) + label_smoothing / 2.0) as f32;
+            batch.labels.iter_mut().for_each(|y| *y = smoothed(*y));
+        }
+        let Batch { labels, weights, log_frequencies, features, .. } = &*batch;
+        let ids = features.get(1).map_or(&[][..], |items| &items.indices);
+        let objective = match loss {
+            Loss::CrossEntropy => Objective::CrossEntropy { labels, weights },
+            Loss::Bpr => Objective::Bpr { group },
+            Loss::Softmax if group == 1 => Objective::InBatch { ids, log_frequencies },
+            Loss::Softmax => Objective::Softmax { group, log_frequencies },
+        };
+        let model = &mut self.model;
+        with_view(batch, |view| model.minimize(view, &objective, rates))
+    }
+
+    /// Runs the rest of the current epoch, or until training gives up.
     fn epoch(&mut self, print: bool) -> Result<()> {
-        let Train { batch: size, checkpoint_every, seed, epochs, .. } = self.config.train;
-        let (rates, epoch) = (self.rates(), self.progress.epoch);
+        let Train { checkpoint_every, seed, epochs, .. } = self.config.train;
+        let (size, epoch) = (self.step_len, self.progress.epoch);
         let dataset = self.dataset;
         let mut pass = dataset.pass(Split::Train, random(random(seed, u64::MAX), epoch.into()))?;
         let done = self.progress.step.saturating_mul(size as u64);
@@ -293,21 +366,27 @@ impl<'d> Learner<'d> {
             if batch.len() == 0 {
                 break;
             }
-            let model = &mut self.model;
-            let loss = with_view(&batch, |view| model.step(view, &batch.labels, rates))?;
+            neighbours.add(&batch.labels);
+            let loss = self.step(&mut batch)?;
             ensure!(
                 loss.is_finite(),
                 "the loss is {loss} in step {} of epoch {}: a smaller `learning_rate` may help",
                 self.progress.step + 1,
                 epoch + 1
             );
-            neighbours.add(&batch.labels);
             self.progress.step += 1;
-            self.progress.examples += batch.len() as u64;
-            self.progress.loss += loss * batch.len() as f64;
+            for losses in [&mut self.progress.since_point, &mut self.progress.of_epoch] {
+                losses.add(batch.len() as u64, loss);
+            }
             bar.add(batch.len() as u64);
-            if checkpoint_every > 0 && self.progress.step.is_multiple_of(checkpoint_every) {
-                self.point(rates.tables, None);
+            if self.is_evaluated() {
+                self.evaluate(print)?;
+                self.checkpoint()?;
+                if self.has_given_up() {
+                    return Ok(());
+                }
+            } else if checkpoint_every > 0 && self.progress.step.is_multiple_of(checkpoint_every) {
+                self.point(None);
                 self.checkpoint()?;
             }
         }
@@ -326,45 +405,56 @@ impl<'d> Learner<'d> {
                  the files, or raise `shuffle`"
             );
         }
-        self.end_epoch(rates.tables, print)
+        self.end_epoch(print)
     }
 
     /// Adds a point to the curve of the loss.
-    fn point(&mut self, learning_rate: f64, valid: Option<Quality>) {
-        let TrainProgress { epoch, step, examples, loss, points, .. } = &mut self.progress;
+    fn point(&mut self, valid: Option<Quality>) {
+        // That of the last step.
+        let (step, epoch) = (self.model.steps().saturating_sub(1), self.progress.epoch);
+        let learning_rate = self.config.train.rates(step, epoch, self.num_steps).tables;
+        let TrainProgress { step, since_point, points, .. } = &mut self.progress;
         // No step since the last point: a checkpoint was due at the end of the epoch.
-        let loss = if *examples == 0 {
-            points.last().map_or(0.0, |point| point.loss)
-        } else {
-            *loss / *examples as f64
-        };
-        points.push(CurvePoint { epoch: *epoch + 1, step: *step, learning_rate, loss, valid });
-        (self.progress.examples, self.progress.loss) = (0, 0.0);
+        let before = points.last().map_or(0.0, |point| point.loss);
+        let loss = since_point.take().unwrap_or(before);
+        points.push(CurvePoint { epoch: epoch + 1, step: *step, learning_rate, loss, valid });
     }
 
-    fn end_epoch(&mut self, learning_rate: f64, print: bool) -> Result<()> {
-        let valid = self.quality(Split::Valid, print && self.progress.epoch == 0)?;
-        self.point(learning_rate, valid);
-        let select = self.config.train.select;
-        let TrainProgress { epoch, step, best, points, .. } = &mut self.progress;
-        (*epoch, *step) = (*epoch + 1, 0);
-        let better = valid.filter(|valid| {
-            best.as_ref().is_none_or(|best| valid.is_better_than(&best.quality, select))
-        });
-        if let Some(quality) = better {
-            *best = Some(Best { epoch: *epoch, quality });
-        }
-        if let Some(point) = points.last().filter(|_| print) {
-            output::print(|out| match &point.valid {
-                Some(valid) => {
-                    writeln!(out, "epoch {epoch}: loss {:.5}, validation: {valid}", point.loss)
-                }
-                None => writeln!(out, "epoch {epoch}: loss {:.5}", point.loss),
+    /// Evaluates the model on the validation split, if there is one, and writes it if it is the
+    /// best. A checkpoint must follow: a run that resumes from the previous one does all this
+    /// again.
+    fn evaluate(&mut self, print: bool) -> Result<()> {
+        let is_first = self.progress.evaluations == 0;
+        let valid = self.quality(Split::Valid, print && is_first)?;
+        self.point(valid);
+        let select = self.config.train.select();
+        let TrainProgress { epoch, step, evaluations, best, .. } = &mut self.progress;
+        let Some(quality) = valid else { return Ok(()) };
+        *evaluations += 1;
+        if print && self.config.train.evaluate_every.is_some() {
+            output::print(|out| {
+                writeln!(out, "epoch {}, step {step}: validation: {quality}", *epoch + 1)
             })?;
         }
-        // In this order: a run that resumes from the previous checkpoint writes both again.
-        if better.is_some() {
+        if best.as_ref().is_none_or(|best| quality.is_better_than(&best.quality, select)) {
+            *best = Some(Best { epoch: *epoch + 1, evaluation: *evaluations, quality });
             self.write(OutputDirectory::best)?;
+        }
+        Ok(())
+    }
+
+    fn end_epoch(&mut self, print: bool) -> Result<()> {
+        if !self.is_evaluated() {
+            self.evaluate(print)?;
+        }
+        let TrainProgress { epoch, step, of_epoch, points, .. } = &mut self.progress;
+        (*epoch, *step) = (*epoch + 1, 0);
+        let loss = of_epoch.take().unwrap_or_default();
+        if let Some(point) = points.last().filter(|_| print) {
+            output::print(|out| match &point.valid {
+                Some(valid) => writeln!(out, "epoch {epoch}: loss {loss:.5}, validation: {valid}"),
+                None => writeln!(out, "epoch {epoch}: loss {loss:.5}"),
+            })?;
         }
         self.checkpoint()
     }
@@ -378,10 +468,10 @@ impl<'d> Learner<'d> {
         if print {
             output::print(|out| write!(out, "{}", unknown_line(split.name(), &scored.unknown)))?;
         }
-        if split == Split::Test || self.progress.epoch == 0 {
+        if split == Split::Test || self.progress.evaluations == 0 {
             warn_of_unknown(&format!("the {} split", split.name()), &scored.unknown);
         }
-        let wanted = self.config.train.select == Select::Ndcg;
+        let wanted = self.config.train.select() == Select::Ndcg;
         let ranking = ranking::rank(&mut self.model, self.dataset, split, wanted)?;
         Ok(Some(Quality { ranking, ..scored.scores.quality() }))
     }
@@ -391,7 +481,7 @@ impl<'d> Learner<'d> {
             &file(&self.place),
             &self.model,
             &self.tables,
-            &self.config,
+            (&self.config, &self.data_dir),
             &self.progress,
         )
     }
@@ -401,13 +491,13 @@ impl<'d> Learner<'d> {
         self.write(OutputDirectory::checkpoint)
     }
 
-    /// Reports on the model of the best epoch on the validation split, or of the last epoch.
+    /// Reports on the model that is best on the validation split, or on the last one.
     fn report(mut self, print: bool) -> Result<TrainReport> {
         if self
             .progress
             .best
             .as_ref()
-            .is_some_and(|best| best.epoch != self.progress.epoch)
+            .is_some_and(|best| best.evaluation != self.progress.evaluations)
         {
             TrainCheckpoint::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
         }

@@ -8,6 +8,7 @@ mod checkpoint;
 pub(crate) mod config;
 mod curves;
 mod eval;
+mod init;
 mod learn;
 mod metrics;
 mod ranking;
@@ -29,7 +30,7 @@ pub(crate) use metrics::{Quality, Scores};
 pub(crate) use ranking::{Ranking, rank_stored};
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 pub(crate) use tables::{Planned, plan};
 
@@ -62,6 +63,7 @@ A config:
 
   [train]
   optimizer = \"adagrad\"         # or sgd, row-wise-adagrad, adam
+  loss = \"bce\"                  # or, for interactions and sessions, bpr, softmax
   learning_rate = 0.05
   batch = 128
   epochs = 3
@@ -93,9 +95,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     );
     let train = || {
         let dataset = open_data(&config, &data_dir, &place, args.resume)?;
-        let mut learner = Learner::new(&config, &*dataset, &place)?;
+        let mut learner = Learner::new(&config, &*dataset, &data_dir, &place)?;
         if args.resume && place.checkpoint().exists() {
             learner.resume()?;
+        } else {
+            learner.init(&data_dir)?;
         }
         learner.run(true)
     };
@@ -134,6 +138,23 @@ impl OutputDirectory {
     /// The directory of one of its files.
     pub(crate) fn of(file: &Path) -> Self {
         Self(directory_of(file))
+    }
+
+    /// Another directory, as a path from this one, so that both can be moved together.
+    fn path_to(&self, directory: &Path) -> Result<PathBuf> {
+        let whole = |path: &Path| {
+            let path = Path::new(".").join(path);
+            let found = fs::canonicalize(&path);
+            found.with_context(|| format!("{}: cannot find the directory", path.display()))
+        };
+        let (from, to) = (whole(&self.0)?, whole(directory)?);
+        let pairs = from.components().zip(to.components());
+        let shared = pairs.take_while(|(a, b)| a == b).count();
+        if shared == 0 {
+            return Ok(to);
+        }
+        let up = from.components().skip(shared).map(|_| Component::ParentDir);
+        Ok(up.chain(to.components().skip(shared)).collect())
     }
 
     pub(crate) fn new(directory: &Path) -> Result<Self> {

@@ -22,17 +22,17 @@ use ttrec_convert::{
 /// The plan of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Planned {
-    name: String,
-    num_embeddings: u32,
-    embedding_dim: usize,
+    pub(super) name: String,
+    pub(super) num_embeddings: u32,
+    pub(super) embedding_dim: usize,
     /// The number of rows of a hashed table: index i is row i modulo this number.
-    hashed: Option<u32>,
+    pub(super) hashed: Option<u32>,
     pooling: Pooling,
-    stored: TrainedForm,
+    pub(super) stored: TrainedForm,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum TrainedForm {
+pub(super) enum TrainedForm {
     Dense,
     Tt { shape: TtShape, initializer: Initializer, scale: f64, cache: Option<CacheSpec> },
     QuotientRemainder { num_remainders: u32, combine: Combine },

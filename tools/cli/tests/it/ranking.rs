@@ -252,6 +252,77 @@ fn recall_and_ndcg_are_what_counting_gives() {
     }
 }
 
+/// The tensors of a run's last checkpoint.
+fn tensors(run: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(run.join("checkpoint.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = file
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view.data().to_vec()))
+        .collect();
+    tensors.sort();
+    tensors
+}
+
+#[test]
+fn losses_that_rank_items_learn_and_go_on_to_the_bit() {
+    for planted in [interactions(), sessions()] {
+        // Items of the same fifth are a fifth of all: by chance, 20 of 60 items have a third of the
+        // targets.
+        for (name, sampling, loss) in [
+            ("bpr", "negatives = 2", "bpr"),
+            ("uniform", "negatives = 7", "softmax"),
+            ("popular", "negatives = 7\nnegative_sampling = \"popularity\"", "softmax"),
+            ("batch", "negative_sampling = \"in-batch\"", "softmax"),
+        ] {
+            let config = |epochs: u32, more: &str| {
+                let train = format!(
+                    "loss = {loss:?}\nl2 = 0.001\nepochs = {epochs}\npatience = 30\n{more}"
+                );
+                let config = planted.config("", false, &train);
+                config.replace("valid_fraction", &format!("{sampling}\nvalid_fraction"))
+            };
+            let run = planted.train(name, &config(8, ""));
+            let found = evaluated(&planted, &run, &[]);
+            let recall = found["recall@20"].as_f64().unwrap();
+            assert!(recall > 0.5, "{name}, {}: {recall}", planted.format);
+            let expected = tensors(&run);
+            let threads = planted.train(&format!("{name}-threads"), &config(8, "threads = 3"));
+            assert!(tensors(&threads) == expected, "{name}: threads");
+            let parts = format!("{name}-parts");
+            planted.train(&parts, &config(3, "checkpoint_every = 2"));
+            let toml = planted.dir.path(&format!("{name}.toml"));
+            ttrec!["train", &toml, "-o", planted.dir.path(&parts), "--resume"].exits(0);
+            assert!(tensors(&planted.dir.path(&parts)) == expected, "{name}: in parts");
+        }
+    }
+}
+
+#[test]
+fn losses_that_do_not_suit_the_model_are_refused() {
+    let planted = interactions();
+    let softmax = planted.config("", false, "loss = \"softmax\"");
+    let in_batch =
+        softmax.replace("valid_fraction", "negative_sampling = \"in-batch\"\nvalid_fraction");
+    let change = |from: &str, to: &str| in_batch.replace(from, to);
+    for (config, wanted) in [
+        (softmax.clone() + "select = \"log-loss\"", &["`select` is \"log-loss\"", "\"ndcg\""][..]),
+        (softmax.clone() + "label_smoothing = 0.1", &["`label_smoothing` is for labels"]),
+        (softmax.clone() + "weight_decay = 0.1", &["`weight_decay` is of layers", "`l2`"]),
+        (softmax.replace("batch = 64", "batch = 16777216"), &["16777216 items with 1 negatives"]),
+        (change("softmax", "bce"), &["\"in-batch\": expected `loss` to be \"softmax\""]),
+        (change("softmax", "bpr"), &["\"in-batch\": expected `loss` to be \"softmax\""]),
+        (change("[train]", "top = [1]\n[train]"), &["expected a model without `top`"]),
+        (change("path =", "negatives = 3\npath ="), &["`negatives` is set", "none are drawn"]),
+        (change("\"in-batch\"", "\"all\""), &["unknown variant `all`", "`popularity`"]),
+    ] {
+        let toml = planted.dir.file("bad.toml", config);
+        ttrec!["train", &toml, "-o", planted.dir.path("bad")]
+            .exits(3)
+            .says(wanted.iter().copied());
+    }
+}
+
 #[test]
 fn the_best_epoch_has_the_largest_ndcg_on_request() {
     let planted = interactions();
@@ -315,6 +386,51 @@ fn a_sweep_compares_by_ndcg() {
         assert!(line.contains(&mean(&test)) && line.contains(&mean(&recall)), "{line}");
     }
     assert!(fs::read_to_string(out.join("results.svg")).unwrap().contains("NDCG@20"));
+}
+
+#[test]
+fn a_sweep_varies_any_field() {
+    let planted = interactions();
+    let sweep = |vary: &str| {
+        let sweep = format!("[sweep]\nseeds = [1, 2]\n[sweep.vary]\n{vary}\n");
+        planted.dir.file("vary.toml", planted.config("", false, "epochs = 1") + &sweep)
+    };
+    let toml = sweep("\"model.embedding_dim\" = [4, 6]\n\"data.negatives\" = [1, 3]");
+    let out = planted.dir.path("vary");
+    let first = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    let csv = fs::read(out.join("results.csv")).unwrap();
+    let mut rows = csv::Reader::from_reader(&csv[..]);
+    let found: Vec<_> = rows
+        .records()
+        .map(|row| {
+            let row = row.unwrap();
+            (row[0].to_owned(), row[1].parse::<u32>().unwrap(), row[4].to_owned())
+        })
+        .collect();
+    let mut expected = Vec::new();
+    for (negatives, dim) in [(1, 4), (1, 6), (3, 4), (3, 6)] {
+        let name = format!("dense, negatives {negatives}, embedding_dim {dim}");
+        let bytes = (USERS + ITEMS) * dim * 4;
+        expected.extend(["1", "2"].map(|seed| (name.clone(), bytes, seed.to_owned())));
+    }
+    assert_eq!(found, expected);
+    // Its own negatives in the validation split tell that each has its own data.
+    assert!(out.join("--negatives-1/vocabulary.csv").exists());
+    let again = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    assert!(first.stdout.ends_with(&again.stdout) && !again.stdout.contains(", seed "));
+
+    for (vary, wanted) in [
+        ("\"model.embeding_dim\" = [4]", &["with `vary`, embeding_dim 4", "unknown field"][..]),
+        ("\"model.embedding_dim\" = [4, 0]", &["embedding_dim 0", "`embedding_dim` is 0"]),
+        ("\"train.batch\" = [4, \"a\"]", &["with `vary`, batch a", "invalid type"]),
+        ("\"model.embedding_dim.x\" = [4]", &["embedding_dim.x", "there is no such field"]),
+        ("\"train.seed\" = [4]", &["\"train.seed\": put its values into `seeds`"]),
+        ("\"train.batch\" = []", &["no values of \"train.batch\""]),
+        ("\"train.select\" = [\"ndcg\", \"best\"]", &["select best", "unknown variant `best`"]),
+    ] {
+        let run = ttrec!["sweep", sweep(vary), "-o", planted.dir.path("refused")].exits(3);
+        run.says(wanted.iter().copied());
+    }
 }
 
 /// AUC and log-loss of a blob on samples with labels, by their definitions.
