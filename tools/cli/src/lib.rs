@@ -1,5 +1,5 @@
 //! The `ttrec` command: turns trained checkpoints into blobs, and inspects, reads and verifies
-//! them.
+//! them. It is a library, so that the Python package has the same command.
 
 mod bags_file;
 mod bench;
@@ -35,8 +35,10 @@ mod train;
 mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
+pub use output::{refuse_inputs, write_blob};
+
 use outcome::Outcome;
-use std::process::ExitCode;
+use std::ffi::OsString;
 
 const AFTER_HELP: &str = "\
 Environment:
@@ -87,8 +89,17 @@ enum Command {
     Man(man::Args),
 }
 
-fn main() -> ExitCode {
-    let command = Cli::parse().command;
+/// Runs the command whose words are `args`, the name of the program first, and returns its exit
+/// code. From then on SIGINT and SIGTERM end the process.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let command = match Cli::try_parse_from(args) {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Nothing is left to do if the message cannot be printed.
+            let _ = error.print();
+            return error.exit_code() as u8;
+        }
+    };
     if let Err(error) = cancel::watch() {
         eprintln!("ttrec: cannot listen for signals: {error}");
     }
@@ -112,11 +123,11 @@ fn main() -> ExitCode {
         Command::Man(args) => man::run(&args, Cli::command()),
     };
     match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Differs) => ExitCode::from(1),
+        Ok(Outcome::Done) => 0,
+        Ok(Outcome::Differs) => 1,
         Err(error) => {
             eprintln!("ttrec: {}", printable(&format!("{error:#}")));
-            ExitCode::from(if error.is::<output::WriteError>() { 4 } else { 3 })
+            if error.is::<output::WriteError>() { 4 } else { 3 }
         }
     }
 }

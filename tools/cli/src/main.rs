@@ -1,0 +1,7 @@
+//! The program `ttrec`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(ttrec_cli::run(std::env::args_os()))
+}
