@@ -114,8 +114,13 @@ impl<'py> Integers<'py> {
 
     /// Each as an i64. Integers above its range become negative, and so are refused like these.
     pub(crate) fn to_i64(&self) -> PyResult<Vec<i64>> {
-        with_integers!(self, array => {
-            Ok(array.as_slice()?.iter().map(|&integer| integer as i64).collect())
+        Ok(match self {
+            Self::I32(array) => array.as_slice()?.iter().map(|&integer| integer.into()).collect(),
+            Self::U32(array) => array.as_slice()?.iter().map(|&integer| integer.into()).collect(),
+            Self::I64(array) => array.as_slice()?.to_vec(),
+            Self::U64(array) => {
+                array.as_slice()?.iter().map(|integer| integer.cast_signed()).collect()
+            }
         })
     }
 }

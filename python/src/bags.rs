@@ -289,13 +289,10 @@ pub(crate) fn pool(
         let in_range = indices.all(|index| index < table.num_embeddings());
         !in_range || bags.per_sample_weights().is_some() && pooling != Pooling::Sum
     };
-    if threads == 1 || bags.len() < 2 || is_refused(bags) {
-        if threads != 1 {
-            threads::pool(threads)?;
-        }
+    let several = threads::several(threads)?;
+    let Some(pool) = several.filter(|_| bags.len() > 1 && !is_refused(bags)) else {
         return on_this_thread(bags, out);
-    }
-    let pool = threads::pool(threads)?;
+    };
     let all = OwnedBags::new(bags);
     let dim = table.embedding_dim();
     let bounds = threads::bounds(bags.len(), threads);

@@ -71,18 +71,18 @@ impl Blob {
         Self { open: Mutex::new(Some(open)), path }
     }
 
-    pub(crate) fn get(&self) -> PyResult<Arc<OpenBlob>> {
+    pub(crate) fn opened(&self) -> PyResult<Arc<OpenBlob>> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.clone().ok_or_else(|| PyValueError::new_err("the blob is closed"))
     }
 
     /// The table at this position.
     fn table(&self, position: usize) -> PyResult<Table> {
-        Table::new(self.get()?, position)
+        Table::new(self.opened()?, position)
     }
 
     fn position(&self, name: &str) -> PyResult<Option<usize>> {
-        Ok(self.get()?.blob().tables().position(|table| table.name() == name))
+        Ok(self.opened()?.blob().tables().position(|table| table.name() == name))
     }
 }
 
@@ -116,7 +116,7 @@ impl Blob {
 
     /// A copy of the bytes of the blob.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, self.get()?.blob().as_bytes()))
+        Ok(PyBytes::new(py, self.opened()?.blob().as_bytes()))
     }
 
     /// The path of its file; None in memory.
@@ -128,19 +128,19 @@ impl Blob {
     /// The names of the tables, in order.
     #[getter]
     fn names(&self) -> PyResult<Vec<String>> {
-        Ok(self.get()?.blob().tables().map(|table| table.name().to_owned()).collect())
+        Ok(self.opened()?.blob().tables().map(|table| table.name().to_owned()).collect())
     }
 
     /// The length of the blob in bytes.
     #[getter]
     fn nbytes(&self) -> PyResult<usize> {
-        Ok(self.get()?.blob().as_bytes().len())
+        Ok(self.opened()?.blob().as_bytes().len())
     }
 
     /// Whether the blob has a model, which `ranker` runs.
     #[getter]
     fn has_model(&self) -> PyResult<bool> {
-        Ok(self.get()?.blob().ranker().is_ok())
+        Ok(self.opened()?.blob().ranker().is_ok())
     }
 
     /// As `names`.
@@ -166,6 +166,19 @@ impl Blob {
         }
     }
 
+    #[pyo3(signature = (name, default=None))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match self.position(name)? {
+            Some(position) => Ok(Some(self.table(position)?.into_pyobject(py)?.into_any())),
+            None => Ok(default),
+        }
+    }
+
     fn __contains__(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
         match name.extract::<String>() {
             Ok(name) => Ok(self.position(&name)?.is_some()),
@@ -174,7 +187,7 @@ impl Blob {
     }
 
     fn __len__(&self) -> PyResult<usize> {
-        Ok(self.get()?.blob().num_tables())
+        Ok(self.opened()?.blob().num_tables())
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -183,12 +196,12 @@ impl Blob {
 
     /// The model: computes scores.
     fn ranker(&self) -> PyResult<Ranker> {
-        Ranker::new(self.get()?)
+        Ranker::new(self.opened()?)
     }
 
     /// Reads the whole blob, and raises BlobError if a checksum does not match.
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        let open = self.get()?;
+        let open = self.opened()?;
         detached(py, || {
             open.blob().verify_payload().map_err(|error| Error::Blob(error.to_string()))
         })
@@ -227,7 +240,7 @@ impl Blob {
             Some(path) => format!("{:?}", path.display().to_string()),
             None => "in memory".to_owned(),
         };
-        let Ok(open) = self.get() else { return Ok(format!("<ttrec.Blob {place}, closed>")) };
+        let Ok(open) = self.opened() else { return Ok(format!("<ttrec.Blob {place}, closed>")) };
         let (tables, bytes) = (open.blob().num_tables(), open.blob().as_bytes().len());
         Ok(format!("<ttrec.Blob {place}: {tables} tables, {bytes} bytes>"))
     }

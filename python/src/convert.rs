@@ -4,6 +4,7 @@ use crate::{
     arrays::from_json,
     blob::{self, Blob, Bytes, OpenBlob},
     error::{Error, contain},
+    threads,
 };
 use pyo3::{prelude::*, types::PyDict};
 use serde::Serialize;
@@ -100,10 +101,12 @@ fn watched<T: Send>(
         stopping: AtomicBool::new(false),
     };
     let (reporter, events) = (&reporter, Mutex::new(events));
+    // Not rayon's own, which would have no threads in a process that was forked from this one.
+    let pool = threads::pool(0)?;
     thread::scope(|scope| {
         let worker = thread::Builder::new()
             .name("ttrec".to_owned())
-            .spawn_scoped(scope, move || contain(|| work(reporter)))?;
+            .spawn_scoped(scope, move || contain(|| pool.install(|| work(reporter))))?;
         let mut stopped = None;
         loop {
             let is_finished = worker.is_finished();
@@ -275,7 +278,7 @@ pub(crate) fn compare<'py>(
     spec_text: Option<&str>,
     progress: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let open = blob.get()?;
+    let open = blob.opened()?;
     let report = watched(py, progress, |reporter| {
         let blob = open.blob();
         blob.verify_payload()?;

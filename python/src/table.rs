@@ -15,7 +15,10 @@ use pyo3::{
 use rayon::prelude::*;
 use self_cell::self_cell;
 use std::sync::Arc;
-use ttrec::{Bags, DigitOrder, Pooling, Scored, Search, TtShape, merge_top_k, repr::Weights};
+use ttrec::{
+    Bags, DigitOrder, Pooling, Scored, Search, TtShape, merge_top_k,
+    repr::{Combine, IndexMap, Weights},
+};
 use ttrec_convert::zeros;
 
 type View<'b> = ttrec::Table<'b>;
@@ -42,6 +45,9 @@ type Best<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 /// What a layer of PyTorch needs of a tensor train.
 type TensorTrain<'py> = (Vec<u32>, Vec<u32>, Vec<u32>, bool, bool, Vec<Bound<'py, PyAny>>);
+
+/// What a layer of PyTorch needs of a table of codes.
+type Codes<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, bool);
 
 impl Table {
     pub(crate) fn new(blob: Arc<OpenBlob>, position: usize) -> PyResult<Self> {
@@ -116,7 +122,7 @@ impl Table {
     /// The bytes of its sections.
     #[getter]
     fn nbytes(&self) -> u64 {
-        self.view().sections().map(|section| section.len as u64).sum()
+        self.view().sections().map(|section| section.len).sum()
     }
 
     /// The row factors of a tensor train; None of other tables.
@@ -220,10 +226,9 @@ impl Table {
                 let len = table.retrieval_workspace_len(queries.len() / dim);
                 Ok::<_, Error>(table.scores(queries, rows, out, &mut zeros(len)?)?)
             };
-            let pool = threads::pool(threads)?;
-            if threads == 1 || scores.is_empty() {
+            let Some(pool) = threads::several(threads)?.filter(|_| !scores.is_empty()) else {
                 return run(queries, start..end, scores);
-            }
+            };
             // Scores of one query are divided by rows, those of several by queries.
             let by_rows = count == 1;
             let bounds = threads::bounds(if by_rows { num_rows } else { count }, threads);
@@ -295,10 +300,7 @@ impl Table {
                 table.top_k(queries, &search, &mut best, &mut workspace)?;
                 Ok::<_, Error>(best)
             };
-            let pool = threads::pool(threads)?;
-            if threads == 1 {
-                return run(0);
-            }
+            let Some(pool) = threads::several(threads)? else { return run(0) };
             let parts = pool
                 .install(|| (0..threads).into_par_iter().map(run).collect::<Result<Vec<_>, _>>())?;
             let mut parts = parts.into_iter();
@@ -320,6 +322,11 @@ impl Table {
     /// columns, and the slices of each core; None of other tables.
     fn _tensor_train<'py>(&self, py: Python<'py>) -> PyResult<Option<TensorTrain<'py>>> {
         let Weights::Tt(tt) = self.view().data().weights() else { return Ok(None) };
+        let data = self.view().data();
+        if data.overrides().is_some() || !matches!(data.index_map(), IndexMap::Identity) {
+            let text = format!("table {:?} is more than its cores", self.name());
+            return Err(PyValueError::new_err(text));
+        }
         let shape = tt.shape();
         let cores = tt.cores().iter().enumerate().map(|(k, core)| {
             let (slices, len) = (core.slices(), shape.slice_len(k));
@@ -338,6 +345,32 @@ impl Table {
             is_least(shape.digit_order()),
             is_least(shape.column_order()),
             cores.collect::<PyResult<_>>()?,
+        )))
+    }
+
+    /// The codes of each row, the books, the projection and whether entries are added; None of
+    /// other tables.
+    fn _codes<'py>(&self, py: Python<'py>) -> PyResult<Option<Codes<'py>>> {
+        let data = self.view().data();
+        let Weights::Codebook(table) = data.weights() else { return Ok(None) };
+        let (books, len, entry) = (table.num_books(), table.book_len(), table.entry_len());
+        let rows = usize::try_from(data.num_rows()).unwrap_or(0);
+        let codes = (0..rows).filter_map(|row| table.row_codes(row)).flatten();
+        let codes = of_i64(py, codes.map(i64::from).collect(), &[rows, books])?;
+        let scale = |at: usize| table.scales().get(at / (len * entry)).copied().unwrap_or(1.0);
+        let values = table.books();
+        let value = |at| values.get(at).unwrap_or_default() * scale(at);
+        let entries = PyArray1::from_vec(py, (0..values.len()).map(value).collect());
+        let projection = table.projection().map(|values| {
+            let value = |at| values.get(at).unwrap_or_default();
+            let values = PyArray1::from_vec(py, (0..values.len()).map(value).collect());
+            values.call_method1("reshape", ((table.inner_dim(), self.view().embedding_dim()),))
+        });
+        Ok(Some((
+            codes,
+            entries.call_method1("reshape", ((books, len, entry),))?,
+            projection.transpose()?,
+            table.combine() == Combine::Add,
         )))
     }
 

@@ -154,6 +154,7 @@ impl TensorTrain {
             weight_gradients.map(|out| Output::of(out, "weight_gradients")).transpose()?;
         let weight_gradients = weight_gradients.as_mut().map(Output::values).transpose()?;
         detached(py, || {
+            threads::check(threads)?;
             let pool = threads::pool(threads)?;
             let kept = padding_idx.map(|index| OwnedBags::new(&bags).without(index));
             let kept = kept.as_ref().map(OwnedBags::bags).transpose()?.unwrap_or(bags);
@@ -218,6 +219,7 @@ impl TensorTrain {
             _ => state.into_iter().map(|state| [state, &mut []]).collect::<Vec<_>>(),
         };
         detached(py, || {
+            threads::check(threads)?;
             let pool = threads::pool(threads)?;
             let kept = padding_idx.map(|index| OwnedBags::new(&bags).without(index));
             let kept = kept.as_ref().map(OwnedBags::bags).transpose()?.unwrap_or(bags);

@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import collections.abc as _abc
 import os as _os
 
 from ._ttrec import Blob, BlobError, ConvertError, Ranker, Table, __version__
 from .conversion import Plan, compare, convert, plan, report
 
+_abc.Mapping.register(Blob)
 
-def open(path: str | _os.PathLike[str]) -> Blob:  # noqa: A001
+
+def open(path: str | _os.PathLike[str]) -> Blob:
     """Map the blob at `path`, after a check of its directory. `Blob.verify` checks all of it."""
     return Blob.open(path)
 

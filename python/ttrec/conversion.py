@@ -22,9 +22,9 @@ import numpy as np
 from . import _ttrec
 from ._ttrec import Blob
 
-Path = Union[str, "os.PathLike[str]"]
+Path = str | os.PathLike[str]
 #: The path of a checkpoint, a `state_dict` or another mapping of names to arrays, or a module.
-Source = Union[Path, Mapping[str, Any], Any]
+Source = Path | Mapping[str, Any] | Any
 #: The path of a spec, its text in TOML, a plan, or what the TOML means as dicts and lists.
 Spec = Union[Path, "Plan", Mapping[str, Any], None]
 

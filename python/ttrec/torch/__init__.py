@@ -6,6 +6,7 @@ types than float32, operations of torch, which give the same numbers.
 """
 
 from .layers import (
+    CodesEmbeddingBag,
     HashedEmbeddingBag,
     QuotientRemainderEmbeddingBag,
     TTEmbedding,
@@ -15,6 +16,7 @@ from .layers import (
 from .models import compress, save_blob, spec_of
 
 __all__ = [
+    "CodesEmbeddingBag",
     "HashedEmbeddingBag",
     "QuotientRemainderEmbeddingBag",
     "TTEmbedding",

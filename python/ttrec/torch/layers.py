@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ _AT_ONCE = 1 << 16
 
 _ORDERS = ("most-significant-first", "least-significant-first")
 _MODES = ("sum", "mean", "max")
+
+_Layer = TypeVar("_Layer", bound="_TensorTrain")
 
 
 class _TensorTrain(nn.Module):
@@ -68,7 +70,7 @@ class _TensorTrain(nn.Module):
         self.ranks = tuple(self._inner_ranks(rank))
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.order, self.least_significant_first = order, order == _ORDERS[1]
-        self.fused, self.lr, self.eps = fused, lr, eps
+        self.fused, self.lr, self.eps = fused or "", lr or 0.0, eps
         # Refuses what is no shape.
         ops.kernels(*self._shape())
         if padding_idx is not None:
@@ -130,7 +132,7 @@ class _TensorTrain(nn.Module):
         self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mode: str
     ) -> Tensor:
         cores = list(self.tt_cores)
-        if self.fused is not None and torch.is_grad_enabled() and cores[0].requires_grad:
+        if self.fused and torch.is_grad_enabled() and cores[0].requires_grad:
             return _FusedBag.apply(self, indices, offsets, per_sample_weights, mode, *cores)
         return self._pool_cores(cores, indices, offsets, per_sample_weights, mode)
 
@@ -218,6 +220,30 @@ class _TensorTrain(nn.Module):
     def _all_rows(self, indices: Tensor) -> Tensor:
         """As `rows`, that of `padding_idx` included."""
         return plain.rows(list(self.tt_cores), indices, *self._shape()[1:])
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Layer], dense: Tensor, rank: int | Sequence[int], **options: Any
+    ) -> _Layer:
+        """The tensor train of this rank that is nearest to a dense table, or nearly so.
+
+        `options` are those of the class, but for another `order` than the default.
+        """
+        shape = cls(*dense.shape, **{**options, "rank": rank, "device": "meta"})
+        if shape.least_significant_first:
+            raise ValueError(f"order {shape.order!r}: a dense table becomes cores in the default")
+        factors = {
+            "row_factors": list(shape.row_factors),
+            "column_factors": list(shape.column_factors),
+        }
+        spec = {"tensor": "table", "representation": "tt", "dtype": "f32", **factors}
+        table = {"table": dense.detach().float()}
+        blob = convert(table, {"table": [{**spec, "ranks": list(shape.ranks)}]}, progress=False)
+        # A table may have smaller ranks than it was asked for.
+        _, _, ranks, _, cores = _tensor_train(blob)
+        layer = cls(*dense.shape, **{**options, **factors, "rank": ranks})
+        layer._set_cores(cores)
+        return layer
 
     @torch.no_grad()
     def _set_cores(self, cores: Sequence[Any]) -> None:
@@ -318,31 +344,6 @@ class TTEmbeddingBag(_TensorTrain):
         bags = bags_of(input, offsets, per_sample_weights, self.include_last_offset)
         return self._pool(*bags, self.mode)
 
-    @classmethod
-    def from_pretrained(
-        cls, dense: Tensor, rank: int | Sequence[int], **options: Any
-    ) -> TTEmbeddingBag:
-        """The tensor train of this rank that is nearest to a dense table, or nearly so.
-
-        `options` are those of the class, but for another `order` than the default.
-        """
-        layer = cls(*dense.shape, rank=rank, **options)
-        if layer.least_significant_first:
-            raise ValueError(f"order {layer.order!r}: a dense table becomes cores in the default")
-        spec = {
-            "name": "table",
-            "tensor": "table",
-            "representation": "tt",
-            "row_factors": list(layer.row_factors),
-            "column_factors": list(layer.column_factors),
-            "ranks": list(layer.ranks),
-            "dtype": "f32",
-        }
-        table = {"table": dense.detach().float()}
-        blob = convert(table, {"table": [spec]}, progress=False)
-        layer._set_cores(_tensor_train(blob)[-1])
-        return layer
-
 
 class TTEmbedding(_TensorTrain):
     """`torch.nn.Embedding` over a tensor train. The row of `padding_idx` is zeros.
@@ -386,8 +387,6 @@ class TTEmbedding(_TensorTrain):
     def forward(self, input: Tensor) -> Tensor:
         return self.rows(input)
 
-    from_pretrained = classmethod(TTEmbeddingBag.from_pretrained.__func__)
-
 
 class HashedEmbeddingBag(nn.EmbeddingBag):
     """`torch.nn.EmbeddingBag` whose index i has row i modulo `num_rows`.
@@ -424,6 +423,9 @@ class QuotientRemainderEmbeddingBag(nn.Module):
     `num_remainders` is m. The parameters are `weight_q` and `weight_r`.
     """
 
+    weight_q: nn.Parameter
+    weight_r: nn.Parameter
+
     def __init__(
         self,
         num_embeddings: int,
@@ -455,7 +457,7 @@ class QuotientRemainderEmbeddingBag(nn.Module):
         bound = bound**0.5 if operation == "mult" else bound
         for name, count in (("weight_q", num_quotients), ("weight_r", num_remainders)):
             weight = torch.empty((count, columns), device=device, dtype=dtype)
-            self.register_parameter(name, nn.Parameter(weight.uniform_(-bound, bound)))
+            setattr(self, name, nn.Parameter(weight.uniform_(-bound, bound)))
 
     def forward(
         self,
@@ -483,6 +485,98 @@ class QuotientRemainderEmbeddingBag(nn.Module):
         if self.operation == "add":
             return parts[0] + parts[1]
         return torch.cat(parts, dim=1)
+
+
+class CodesEmbeddingBag(nn.Module):
+    """`torch.nn.EmbeddingBag` over rows of codes: numbers of entries, one in each of a few books.
+
+    A row is its entries put end to end ("concat", product quantisation) or their sum ("add"), times
+    the projection, if there is one. The codes are fixed; `books` and `projection` are parameters.
+    `from_pretrained` finds all of them for a dense table.
+
+    Args:
+        codes: rows x books, integers below the number of entries.
+        books: books x entries x columns of an entry.
+        projection: columns of a row of entries x embedding_dim.
+    """
+
+    codes: Tensor
+
+    def __init__(
+        self,
+        codes: Tensor,
+        books: Tensor,
+        projection: Tensor | None = None,
+        *,
+        combine: str = "concat",
+        mode: str = "mean",
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> None:
+        super().__init__()
+        if combine not in ("concat", "add"):
+            raise ValueError(f"combine {combine!r}: expected concat or add")
+        if mode not in _MODES:
+            raise ValueError(f"mode {mode!r}: expected one of {_MODES}")
+        if codes.dim() != 2 or books.dim() != 3 or codes.shape[1] != books.shape[0]:
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)} and books of shape {tuple(books.shape)}: "
+                "expected rows x books, and books x entries x columns of an entry"
+            )
+        if not ((codes >= 0) & (codes < books.shape[1])).all():
+            raise ValueError(f"a code is not below the number of entries, {books.shape[1]}")
+        inner = books.shape[2] * (books.shape[0] if combine == "concat" else 1)
+        if projection is not None and (projection.dim() != 2 or projection.shape[0] != inner):
+            raise ValueError(
+                f"projection of shape {tuple(projection.shape)}: expected {inner} x embedding_dim"
+            )
+        self.num_embeddings, self.combine, self.mode = codes.shape[0], combine, mode
+        self.embedding_dim = inner if projection is None else projection.shape[1]
+        self.include_last_offset, self.padding_idx = include_last_offset, padding_idx
+        self.register_buffer("codes", codes)
+        self.books = nn.Parameter(books)
+        self.projection = None if projection is None else nn.Parameter(projection)
+
+    @classmethod
+    def from_pretrained(cls, dense: Tensor, books: int, **options: Any) -> CodesEmbeddingBag:
+        """A dense table as codes, so many of a row.
+
+        `options` are those of the class, and `bits`, `rank`, `rotation` and `combine` of a spec.
+        """
+        facts = {key: options.pop(key) for key in ("bits", "rank", "rotation") if key in options}
+        spec = {"tensor": "table", "representation": "codes", "dtype": "f32", "books": books}
+        spec["combine"] = options.get("combine", "concat")
+        table = {"table": dense.detach().float()}
+        blob = convert(table, {"table": [{**spec, **facts}]}, progress=False)
+        found = blob["table"]._codes()
+        if found is None:
+            raise ValueError(f"{blob['table']}: expected codes")
+        codes, entries, projection, _ = found
+        matrix = None if projection is None else torch.from_numpy(projection)
+        return cls(torch.from_numpy(codes), torch.from_numpy(entries), matrix, **options)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """The rows of `indices`, of one dimension, before the projection."""
+        codes = self.codes.index_select(0, indices)
+        entries = self.books[torch.arange(self.books.shape[0], device=codes.device), codes]
+        return entries.flatten(1) if self.combine == "concat" else entries.sum(1)
+
+    def forward(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        if per_sample_weights is not None and self.mode != "sum":
+            raise ValueError(f"per_sample_weights with mode {self.mode!r}: expected sum")
+        bags = bags_of(input, offsets, per_sample_weights, self.include_last_offset)
+        rows = self.rows(bags[0])
+        if self.projection is None:
+            return plain.pool(rows, *bags, self.mode, self.padding_idx)
+        if self.mode == "max":
+            return plain.pool(rows @ self.projection, *bags, "max", self.padding_idx)
+        # A sum is projected once for each bag.
+        return plain.pool(rows, *bags, self.mode, self.padding_idx) @ self.projection
 
 
 def bags_of(

@@ -11,6 +11,7 @@ from torch import nn
 from .._ttrec import Blob
 from ..conversion import Plan, convert
 from .layers import (
+    CodesEmbeddingBag,
     HashedEmbeddingBag,
     QuotientRemainderEmbeddingBag,
     TTEmbedding,
@@ -60,11 +61,14 @@ def _planned(plan: Plan, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str
     for table in plan.tables:
         name = table["name"].removesuffix(".weight")
         if table["representation"] == "tt" and name in modules:
-            yield name, {
-                "rank": table["ranks"],
-                "row_factors": table["row_factors"],
-                "column_factors": table["column_factors"],
-            }
+            yield (
+                name,
+                {
+                    "rank": table["ranks"],
+                    "row_factors": table["row_factors"],
+                    "column_factors": table["column_factors"],
+                },
+            )
 
 
 def _compressed(name: str, module: nn.Module, choice: Choice) -> _TensorTrain:
@@ -121,6 +125,8 @@ def _table(prefix: str, part: nn.Module) -> dict[str, Any] | None:
             "num_embeddings": part.num_embeddings,
             "qr_operation": part.operation,
         }
+    if isinstance(part, CodesEmbeddingBag):
+        return {"prefix": prefix, "dialect": "codes", "combine": part.combine}
     if isinstance(part, HashedEmbeddingBag):
         return {
             "tensor": f"{prefix}weight",
@@ -128,6 +134,8 @@ def _table(prefix: str, part: nn.Module) -> dict[str, Any] | None:
             "num_embeddings": part.num_indices,
         }
     if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+        if part.max_norm is not None:
+            raise ValueError(f"{prefix}weight: a blob has no max_norm, which changes its rows")
         return {"tensor": f"{prefix}weight"}
     return None
 

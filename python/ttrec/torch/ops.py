@@ -21,9 +21,7 @@ def kernels(
     least_significant_first: bool,
 ) -> TensorTrain:
     """The kernels for a shape, and the memory that their calls reuse."""
-    return TensorTrain(
-        num_embeddings, row_factors, column_factors, ranks, least_significant_first
-    )
+    return TensorTrain(num_embeddings, row_factors, column_factors, ranks, least_significant_first)
 
 
 def array(tensor: Tensor) -> Any:
@@ -78,8 +76,7 @@ def _pooled(cores: Sequence[Tensor], offsets: Tensor, column_factors: Sequence[i
 
 
 @tt_bag.register_fake
-def _(cores, indices, offsets, per_sample_weights, num_embeddings, row_factors, column_factors,
-      *_):
+def _(cores, indices, offsets, per_sample_weights, num_embeddings, row_factors, column_factors, *_):
     return _pooled(cores, offsets, column_factors)
 
 
@@ -121,13 +118,26 @@ def tt_bag_backward(
 def _gradients(
     cores: Sequence[Tensor], per_sample_weights: Tensor | None, of_weights: bool
 ) -> list[Tensor]:
-    like = [*cores, per_sample_weights] if of_weights else cores
+    like = [*cores, per_sample_weights] if of_weights and per_sample_weights is not None else cores
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in like]
 
 
 @tt_bag_backward.register_fake
-def _(gradient, cores, indices, offsets, per_sample_weights, num_embeddings, row_factors,
-      column_factors, ranks, least_significant_first, mode, padding_idx, of_weights):
+def _(
+    gradient,
+    cores,
+    indices,
+    offsets,
+    per_sample_weights,
+    num_embeddings,
+    row_factors,
+    column_factors,
+    ranks,
+    least_significant_first,
+    mode,
+    padding_idx,
+    of_weights,
+):
     return _gradients(cores, per_sample_weights, of_weights)
 
 

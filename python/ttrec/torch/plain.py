@@ -30,16 +30,14 @@ def rows(
     """The rows of `indices`, of one dimension: products of one slice of each core."""
     bounds = [1, *ranks, 1]
     count = indices.shape[0]
-    product = None
+    product = cores[0]
     steps = strides(row_factors, least_significant_first)
     for k, (core, factor, step) in enumerate(zip(cores, row_factors, steps, strict=True)):
         digit = torch.div(indices, step, rounding_mode="floor") % factor
         columns = column_factors[k] * bounds[k + 1]
         slices = core.reshape(factor, bounds[k], columns).index_select(0, digit)
-        if product is None:
-            product = slices
-        else:
-            product = torch.bmm(product.reshape(count, -1, bounds[k]), slices)
+        # The first slice has one row, and is the product so far.
+        product = torch.bmm(product.reshape(count, -1, bounds[k]), slices) if k else slices
     return product.reshape(count, -1)
 
 
