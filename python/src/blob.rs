@@ -13,7 +13,7 @@ use pyo3::{
 use self_cell::self_cell;
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 use ttrec::AlignedBuf;
@@ -86,17 +86,16 @@ impl Blob {
     }
 }
 
-/// Maps the file at `path`.
-pub(crate) fn open(path: PathBuf) -> PyResult<Blob> {
-    let mapped = Mapped::open(&path).map_err(|error| {
+/// Maps the file at `path`, and parses it.
+pub(crate) fn map(path: &Path) -> Result<Arc<OpenBlob>, Error> {
+    let mapped = Mapped::open(path).map_err(|error| {
         let text = format!("{}: cannot open: {error}", path.display());
-        PyErr::from(io::Error::new(error.kind(), text))
+        Error::File(io::Error::new(error.kind(), text))
     })?;
-    let open = OpenBlob::parse(Bytes::File(mapped)).map_err(|error| match error {
+    OpenBlob::parse(Bytes::File(mapped)).map_err(|error| match error {
         Error::Blob(text) => Error::Blob(format!("{}: invalid blob: {text}", path.display())),
         error => error,
-    })?;
-    Ok(Blob::new(open, Some(path)))
+    })
 }
 
 #[pymethods]
@@ -104,7 +103,7 @@ impl Blob {
     /// Maps the blob at `path` and checks its directory.
     #[classmethod]
     fn open(_class: &Bound<'_, PyType>, path: PathBuf) -> PyResult<Self> {
-        open(path)
+        Ok(Self::new(map(&path)?, Some(path)))
     }
 
     /// A blob in memory, from a copy of its bytes.

@@ -186,7 +186,7 @@ pub(crate) fn convert(
             ttrec_cli::refuse_inputs(out, &inputs).map_err(refused)?;
         }
         let conversion = library::convert(&checkpoint, &spec, &options, reporter)?;
-        match &out {
+        let open = match &out {
             Some(out) => {
                 ttrec_cli::write_blob(&conversion, out).map_err(|error| {
                     let text = format!("{error:#}");
@@ -196,19 +196,14 @@ pub(crate) fn convert(
                         Error::Output(text)
                     }
                 })?;
-                Ok(None)
+                blob::map(out)?
             }
-            None => {
-                let open = OpenBlob::parse(Bytes::Memory(conversion.to_blob()?))?;
-                conversion.note_errors(open.blob())?;
-                Ok(Some(open))
-            }
-        }
+            None => OpenBlob::parse(Bytes::Memory(conversion.to_blob()?))?,
+        };
+        conversion.note_errors(open.blob())?;
+        Ok(open)
     })?;
-    match (written, out) {
-        (Some(open), _) => Ok(Blob::new(open, None)),
-        (None, out) => blob::open(out.unwrap_or_default()),
-    }
+    Ok(Blob::new(written, out))
 }
 
 /// Chooses how to store each table: the plan as a dict, its spec and a warning.

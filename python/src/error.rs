@@ -5,7 +5,10 @@ use pyo3::{
     exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError},
     prelude::*,
 };
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 use ttrec::{BagsError, LookupError, RetrievalError, ScoreError, train::TrainError};
 
 create_exception!(ttrec, BlobError, PyValueError, "The bytes are not a blob, or are damaged.");
@@ -25,6 +28,8 @@ pub(crate) enum Error {
     Blob(String),
     Convert(String),
     Output(String),
+    /// A file that cannot be opened; the kind decides the exception.
+    File(io::Error),
     /// A defect of this package, or no memory or thread is left.
     Defect(String),
 }
@@ -37,6 +42,7 @@ impl From<Error> for PyErr {
             Error::Blob(text) => BlobError::new_err(text),
             Error::Convert(text) => ConvertError::new_err(text),
             Error::Output(text) => PyOSError::new_err(text),
+            Error::File(error) => error.into(),
             Error::Defect(text) => PyRuntimeError::new_err(text),
         }
     }
