@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -133,6 +135,17 @@ def test_command(tmp_path):
     assert missing.returncode == 3 and missing.stderr.startswith("ttrec: no.ttr: cannot open")
     demo = run("demo")
     assert demo.returncode == 0 and "agree with FBTT" in demo.stdout
+
+
+def test_interrupted_command():
+    # It takes minutes.
+    command = [sys.executable, "-m", "ttrec", "bench"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=30)
+    assert process.returncode == 130 and message == "ttrec: interrupted\n"
 
 
 def test_without_torch():
