@@ -26,7 +26,7 @@
 
 use super::{
     lookups::SortedLookups,
-    optimizer::{Parameters, Slices, Update},
+    optimizer::{Slices, Update},
     state::Step,
 };
 use crate::{
@@ -154,7 +154,7 @@ impl Backward {
     pub(super) fn step(
         &mut self,
         shape: &TtShape,
-        cores: &mut [Parameters],
+        cores: &mut [Slices<'_>],
         step: &Step<'_>,
     ) -> Consistent {
         self.group(shape, step)?;
@@ -183,7 +183,7 @@ impl Backward {
             transposed_gradient: &self.transposed_gradient,
         };
         let num_shards = ranges.len();
-        let mut rest = middle_core.slices_mut();
+        let mut rest = middle_core.reborrow();
         let mut work = Vec::with_capacity(num_shards);
         for (shard, range) in self.shards.iter_mut().zip(ranges).rev() {
             let first = inputs.digit(range.start, middle);
@@ -207,7 +207,7 @@ impl Backward {
     fn move_other_cores(
         &mut self,
         shape: &TtShape,
-        cores: &mut [Parameters],
+        cores: &mut [Slices<'_>],
         num_shards: usize,
         update: &Update,
     ) -> Consistent {
@@ -215,7 +215,7 @@ impl Backward {
         let shards = self.shards.get_mut(..num_shards)?;
         let mut slice = Vec::new();
         for (k, core) in cores.iter_mut().enumerate().filter(|&(k, _)| k + 1 != last) {
-            let (len, mut core) = (shape.slice_len(k), core.slices_mut());
+            let len = shape.slice_len(k);
             slice.resize(len, 0.0);
             for (slot, &digit) in self.touched[k].digits.iter().enumerate() {
                 let (first, others) = shards.split_first_mut()?;
@@ -271,7 +271,7 @@ impl Backward {
 
     /// Transposes what the products need the other way round: the touched slices that are right
     /// operands as `G_k'`, and the gradient of each bag, which is a left operand as `dX_d'`.
-    fn transpose(&mut self, shape: &TtShape, cores: &[Parameters], step: &Step<'_>) -> Consistent {
+    fn transpose(&mut self, shape: &TtShape, cores: &[Slices<'_>], step: &Step<'_>) -> Consistent {
         let (tier, gradient) = (step.update.tier(), step.gradient);
         let (last, dim) = (shape.num_cores().checked_sub(1)?, shape.embedding_dim());
         for k in (1..=last).filter(|&k| k + 1 != last) {
@@ -628,7 +628,7 @@ impl Shard {
         let rate = update.learning_rate_of_sum().filter(|_| !*is_open && !stays_open);
         if let Some(rate) = rate.filter(|_| rows <= FEW) {
             let (x, dx) = (x[k - 1].get(run.x())?, dx.get_mut(run.x())?);
-            let slice = slices.values_mut().get_mut(at)?;
+            let slice = slices.values_mut()?.get_mut(at)?;
             return sgd_of_few(tier, Dims { m: rows, r, n }, rate, x, d, slice, dx);
         }
         let transposed_x = &mut transposed_x[..rows * r];
@@ -639,7 +639,7 @@ impl Shard {
         }
         if let Some(rate) = rate {
             let job = Job { scale: -rate, ..run.slice_gradient(transposed_x, d, at.start) };
-            add_products(tier, Dims { m: r, r: rows, n }, &[job], slices.values_mut())?;
+            add_products(tier, Dims { m: r, r: rows, n }, &[job], slices.values_mut()?)?;
         } else {
             let job = run.slice_gradient(transposed_x, d, 0);
             if *is_open {

@@ -9,6 +9,8 @@
 //! [`Initializer`] draws the first values of a table, and an [`Optimizer`] moves them. A step takes
 //! the gradient of the pooled rows and moves the slices that the batch looked up, no others.
 //!
+//! [`BorrowedTt`] computes the gradients of a tensor train whose cores belong to the caller.
+//!
 //! [`Checkpointed`] is what a checkpoint has to keep of a table. [`Dlrm`] is a whole model: tables,
 //! the MLPs around them ([`Linear`]), the loss ([`Objective`]), and what keeps the parameters small
 //! ([`Regularization`]).
@@ -18,6 +20,7 @@
 //! number of threads.
 
 mod backward;
+mod borrowed;
 mod cache;
 mod dense;
 mod dlrm;
@@ -33,6 +36,7 @@ mod regularization;
 mod state;
 mod tt;
 
+pub use borrowed::BorrowedTt;
 pub use cache::CacheSpec;
 pub use dense::{DenseShape, DenseTable};
 pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};

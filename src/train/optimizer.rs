@@ -111,6 +111,11 @@ pub(super) struct Update {
 }
 
 impl Update {
+    /// Moves no values, and keeps the gradient of each slice as its state.
+    pub(super) fn keep(tier: Tier) -> Self {
+        Self { tier, rule: Rule::Keep, clip_norm: f64::INFINITY, kept: 1.0 }
+    }
+
     pub(super) fn tier(&self) -> Tier {
         self.tier
     }
@@ -128,8 +133,9 @@ impl Update {
     /// The l of `x <- x - l g`, if the step is only that: then parts of g can be subtracted as they
     /// are computed, with no sum in between.
     pub(super) fn learning_rate_of_sum(&self) -> Option<f32> {
+        let is_only_that = self.clip_norm == f64::INFINITY && self.kept == 1.0;
         match self.rule {
-            Rule::Sgd(learning_rate) if self.clip_norm == f64::INFINITY => Some(learning_rate),
+            Rule::Sgd(learning_rate) if is_only_that => Some(learning_rate),
             _ => None,
         }
     }
@@ -147,27 +153,72 @@ impl Update {
 
 #[derive(Clone, Copy)]
 enum Rule {
+    /// Moves nothing: the gradient becomes the slice's state.
+    Keep,
     Sgd(f32),
     Adagrad([f32; 2]),
     RowWiseAdagrad([f32; 2]),
     Adam(AdamFactors),
 }
 
-/// Some slices of [`Parameters`], to be moved, with their state.
+/// Some slices of a core or of [`Parameters`], to be moved, with their state.
 pub(super) struct Slices<'p> {
     /// Number of the first slice.
     first: usize,
     slice_len: usize,
-    values: &'p mut [f32],
+    values: Values<'p>,
     state_lens: [usize; 2],
     state: [&'p mut [f32]; 2],
 }
 
+enum Values<'p> {
+    Moving(&'p mut [f32]),
+    /// For [`Update::keep`].
+    Fixed(&'p [f32]),
+}
+
 impl<'p> Slices<'p> {
+    /// All slices of a core, with the state that `optimizer` needs.
+    pub(super) fn moving(
+        values: &'p mut [f32],
+        slice_len: usize,
+        optimizer: Optimizer,
+        state: [&'p mut [f32]; 2],
+    ) -> Self {
+        let state_lens = optimizer.state_lens(slice_len);
+        Self { first: 0, slice_len, values: Values::Moving(values), state_lens, state }
+    }
+
+    /// All slices of a core, with room for their gradients.
+    pub(super) fn fixed(values: &'p [f32], slice_len: usize, gradients: &'p mut [f32]) -> Self {
+        let state = [gradients, &mut []];
+        let values = Values::Fixed(values);
+        Self { first: 0, slice_len, values, state_lens: [slice_len, 0], state }
+    }
+
+    /// The same slices, for a shorter time.
+    pub(super) fn reborrow(&mut self) -> Slices<'_> {
+        let values = match &mut self.values {
+            Values::Moving(values) => Values::Moving(values),
+            Values::Fixed(values) => Values::Fixed(values),
+        };
+        Slices { values, state: self.state.each_mut().map(|state| &mut **state), ..*self }
+    }
+
     /// The slices before slice `at`, and those from `at` on.
     pub(super) fn split_at(self, at: usize) -> Option<(Self, Self)> {
         let count = at.checked_sub(self.first)?;
-        let (values, values_after) = self.values.split_at_mut_checked(count * self.slice_len)?;
+        let len = count * self.slice_len;
+        let (values, values_after) = match self.values {
+            Values::Moving(values) => {
+                let (before, after) = values.split_at_mut_checked(len)?;
+                (Values::Moving(before), Values::Moving(after))
+            }
+            Values::Fixed(values) => {
+                let (before, after) = values.split_at_checked(len)?;
+                (Values::Fixed(before), Values::Fixed(after))
+            }
+        };
         let ([first, second], [first_len, second_len]) = (self.state, self.state_lens);
         let (first, first_after) = first.split_at_mut_checked(count * first_len)?;
         let (second, second_after) = second.split_at_mut_checked(count * second_len)?;
@@ -190,26 +241,39 @@ impl<'p> Slices<'p> {
     }
 
     pub(super) fn values(&self) -> &[f32] {
-        self.values
+        match &self.values {
+            Values::Moving(values) => values,
+            Values::Fixed(values) => values,
+        }
     }
 
-    pub(super) fn values_mut(&mut self) -> &mut [f32] {
-        self.values
+    /// The values; `None` if they do not move.
+    pub(super) fn values_mut(&mut self) -> Option<&mut [f32]> {
+        match &mut self.values {
+            Values::Moving(values) => Some(values),
+            Values::Fixed(_) => None,
+        }
     }
 
     /// Moves slice `slice` by its `gradient`. `None` if it is not among these.
     pub(super) fn update(&mut self, slice: usize, gradient: &[f32], update: &Update) -> Consistent {
         let at = slice.checked_sub(self.first)?;
-        let values = self.values.get_mut(at * self.slice_len..)?.get_mut(..self.slice_len)?;
         let ([first, second], [first_len, second_len]) = (&mut self.state, self.state_lens);
         let first = first.get_mut(at * first_len..)?.get_mut(..first_len)?;
         let second = second.get_mut(at * second_len..)?.get_mut(..second_len)?;
+        if let Rule::Keep = update.rule {
+            first.copy_from_slice(gradient.get(..first.len())?);
+            return Some(());
+        }
+        let Values::Moving(values) = &mut self.values else { return None };
+        let values = values.get_mut(at * self.slice_len..)?.get_mut(..self.slice_len)?;
         let shortened = update.shortened(gradient);
         let gradient = shortened.as_deref().unwrap_or(gradient);
         if update.kept != 1.0 {
             values.iter_mut().for_each(|x| *x *= update.kept);
         }
         match update.rule {
+            Rule::Keep => None,
             Rule::Sgd(learning_rate) => sgd(update.tier, learning_rate, gradient, values),
             Rule::Adagrad(factors) => adagrad(update.tier, factors, gradient, first, values),
             Rule::RowWiseAdagrad(factors) => {
@@ -277,7 +341,7 @@ impl Parameters {
         Slices {
             first: 0,
             slice_len: self.slice_len,
-            values: &mut self.values,
+            values: Values::Moving(&mut self.values),
             state_lens: self.state_lens,
             state: self.state.each_mut().map(Vec::as_mut_slice),
         }

@@ -74,10 +74,7 @@ impl TtTable {
         optimizer: Optimizer,
     ) -> Result<Self, TrainError> {
         let digits = check_shape(&shape)?;
-        Quantity::Cores.check(cores.len(), shape.num_cores() as u64)?;
-        for (k, core) in cores.iter().enumerate() {
-            Quantity::Values(k).check(core.len(), shape.core_len(k))?;
-        }
+        check_cores(&shape, cores.iter().map(Vec::as_slice))?;
         let cores = cores.into_iter().enumerate();
         let parameters = cores
             .map(|(k, core)| Parameters::new(core, shape.slice_len(k), optimizer))
@@ -115,7 +112,32 @@ impl TtTable {
     }
 }
 
-fn check_shape(shape: &TtShape) -> Result<Digits, TrainError> {
+/// A nameless table of these cores, as many as the shape has.
+pub(super) fn table_of<'c>(
+    shape: TtShape,
+    values: impl Iterator<Item = &'c [f32]>,
+    tier: Tier,
+) -> Table<'c> {
+    let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
+    for (to, values) in cores.iter_mut().zip(values).take(shape.num_cores()) {
+        to.slices = Elements::from_f32(values);
+    }
+    let weights = Weights::Tt(TtCores::new(shape, cores, None));
+    view(weights, shape.num_embeddings(), shape.embedding_dim(), tier)
+}
+
+/// Refuses another number of cores, or of values in a core, than the shape has.
+pub(super) fn check_cores<'c>(
+    shape: &TtShape,
+    cores: impl ExactSizeIterator<Item = &'c [f32]>,
+) -> Result<(), TrainError> {
+    Quantity::Cores.check(cores.len(), shape.num_cores() as u64)?;
+    cores
+        .enumerate()
+        .try_for_each(|(k, core)| Quantity::Values(k).check(core.len(), shape.core_len(k)))
+}
+
+pub(super) fn check_shape(shape: &TtShape) -> Result<Digits, TrainError> {
     if shape.column_order() != DigitOrder::MostSignificantFirst {
         return Err(TrainError::Unsupported(Unsupported::ColumnOrder));
     }
@@ -127,17 +149,13 @@ impl TtTable {
     /// The table of the cores, without the cache.
     fn core_table(&self) -> Table<'_> {
         let State { parameters, tier, .. } = &self.state;
-        let mut cores = [Core { slices: Elements::from_f32(&[]), scales: &[] }; MAX_CORES];
-        for (to, core) in cores.iter_mut().zip(parameters).take(self.shape.num_cores()) {
-            to.slices = Elements::from_f32(core.values());
-        }
-        let weights = Weights::Tt(TtCores::new(self.shape, cores, None));
-        view(weights, self.shape.num_embeddings(), self.shape.embedding_dim(), *tier)
+        table_of(self.shape, parameters.iter().map(Parameters::values), *tier)
     }
 
     fn step_cores(&mut self, step: &Step<'_>) -> Consistent {
         let cores = self.state.parameters.get_mut(..self.shape.num_cores())?;
-        self.backward.step(&self.shape, cores, step)
+        let mut cores: Vec<_> = cores.iter_mut().map(Parameters::slices_mut).collect();
+        self.backward.step(&self.shape, &mut cores, step)
     }
 
     /// Moves the rows of the cache, and the cores by the gradient of all other rows; then the cache

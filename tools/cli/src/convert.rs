@@ -193,7 +193,7 @@ pub(crate) fn write(
 ) -> Result<u64> {
     let progress = Terminal::default();
     let conversion = convert(checkpoint, spec, options, &progress).map_err(output::resumed)?;
-    output::write(path, |file| conversion.write(file))?;
+    output::write_blob(&conversion, path)?;
     conversion.forget();
     let file = BlobFile::open(path)?;
     conversion.note_errors(&file.blob()?)?;

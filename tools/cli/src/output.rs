@@ -7,6 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 use tempfile::NamedTempFile;
+use ttrec_convert::Conversion;
 
 /// An output file could not be written; an existing file at `path` is not modified.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,14 @@ impl WriteError {
     pub(crate) fn new(path: &Path, error: io::Error) -> Self {
         Self { path: path.to_owned(), error }
     }
+}
+
+/// Writes the blob to `path`, which is replaced only when the blob is complete.
+///
+/// # Errors
+/// A [`ttrec_convert::Error`] for the conversion; another error if the file cannot be written.
+pub fn write_blob(conversion: &Conversion<'_>, path: &Path) -> anyhow::Result<()> {
+    write(path, |file| conversion.write(file))
 }
 
 /// Runs a writer of `ttrec-convert` on an [`Output`] at `path`, and commits it.
@@ -62,7 +71,10 @@ pub(crate) fn print(
 }
 
 /// Refuses an output that would replace one of its own inputs.
-pub(crate) fn refuse_inputs(output: &Path, inputs: &[&Path]) -> anyhow::Result<()> {
+///
+/// # Errors
+/// If it is one of them.
+pub fn refuse_inputs(output: &Path, inputs: &[&Path]) -> anyhow::Result<()> {
     let Ok(place) = output.canonicalize() else { return Ok(()) };
     for input in inputs {
         let same = input.canonicalize().is_ok_and(|input| input == place);
