@@ -206,15 +206,17 @@ pub(super) fn in_batch(
     Some(results.iter().map(|&(_, loss)| loss).sum::<f64>() / ids.len().max(1) as f64)
 }
 
-/// `out <- weigh(rows . others') . others`, where `weigh` turns the products of a row, whose
-/// position it gets, into weights. Also what it returned for each row.
+/// Turns the products of the row at this position into weights.
+type Weigh<'w> = dyn Fn(usize, &mut [f32]) -> (f64, f64) + Sync + 'w;
+
+/// `out <- weigh(rows . others') . others`. Also what `weigh` returned for each row.
 fn products(
     tier: Tier,
     dim: usize,
     rows: &[f32],
     others: &[f32],
     out: &mut [f32],
-    weigh: &(dyn Fn(usize, &mut [f32]) -> (f64, f64) + Sync),
+    weigh: &Weigh<'_>,
 ) -> Option<Vec<(f64, f64)>> {
     let count = others.len() / dim;
     let mut transposed = vec![0.0; others.len()];

@@ -358,10 +358,6 @@ impl Model {
         self.pooled(parameters, samples).into_iter().enumerate().map(one).collect()
     }
 
-    fn loss<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> T {
-        Goal::Labels.loss(self, parameters, samples)
-    }
-
     /// Half the mean squared length of the samples' vectors.
     fn half_squares<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> T {
         let vectors = self.pooled(parameters, samples).concat();

@@ -62,6 +62,7 @@ mod progress;
 mod sink;
 pub mod spec;
 mod toml_error;
+pub mod trained;
 
 pub use allocate::zeros;
 pub use budget::{Budget, memory_size};
@@ -80,12 +81,4 @@ pub use toml_error::toml_mistake;
 /// Shapes of tensor trains.
 pub mod shape {
     pub use crate::factorize::{Factors, suggest_shape, widest_first};
-}
-
-/// Parts of the format of `ttrec train`'s checkpoints.
-pub mod trained {
-    pub use crate::{
-        dialect::{FACTS, digit_strides},
-        factorize::set_cores,
-    };
 }

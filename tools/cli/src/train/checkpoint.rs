@@ -318,6 +318,14 @@ impl TrainCheckpoint {
         Ok(())
     }
 
+    /// Whether there is a tensor of this name and shape.
+    pub(super) fn has(&self, name: &str, shape: &[usize]) -> bool {
+        let shape = shape.iter().map(|&len| len as u64);
+        self.file
+            .tensor(name)
+            .is_some_and(|found| found.shape().iter().copied().eq(shape))
+    }
+
     fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.file
             .tensor(name)

@@ -86,9 +86,10 @@ pub(super) fn take(
 fn same_table(trained: &TrainCheckpoint, planned: &Planned) -> Option<usize> {
     let tables = trained.facts.tables.iter().enumerate();
     let mut same = tables.filter(|(number, spec)| **spec == planned.spec(*number));
-    same.next()
-        .map(|(number, _)| number)
-        .filter(|&n| planned.cache_keys(n).is_none())
+    let (number, _) = same.next()?;
+    let mut tensors = planned.tensors(number).into_iter();
+    let is_same = tensors.all(|(name, shape)| trained.has(&name, &shape));
+    (is_same && planned.cache_keys(number).is_none()).then_some(number)
 }
 
 /// All rows of a table.

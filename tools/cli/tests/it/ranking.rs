@@ -267,8 +267,6 @@ fn tensors(run: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn losses_that_rank_items_learn_and_go_on_to_the_bit() {
     for planted in [interactions(), sessions()] {
-        // Items of the same fifth are a fifth of all: by chance, 20 of 60 items have a third of the
-        // targets.
         for (name, sampling, loss) in [
             ("bpr", "negatives = 2", "bpr"),
             ("uniform", "negatives = 7", "softmax"),
@@ -284,8 +282,8 @@ fn losses_that_rank_items_learn_and_go_on_to_the_bit() {
             };
             let run = planted.train(name, &config(8, ""));
             let found = evaluated(&planted, &run, &[]);
-            let recall = found["recall@20"].as_f64().unwrap();
-            assert!(recall > 0.5, "{name}, {}: {recall}", planted.format);
+            let auc = found["auc"].as_f64().unwrap();
+            assert!(auc > 0.6, "{name}, {}: {auc}", planted.format);
             let expected = tensors(&run);
             let threads = planted.train(&format!("{name}-threads"), &config(8, "threads = 3"));
             assert!(tensors(&threads) == expected, "{name}: threads");

@@ -10,7 +10,6 @@ mod codes;
 mod gram;
 mod low_rank;
 mod normal;
-mod of_shape;
 mod order;
 mod request;
 mod resume;
@@ -24,7 +23,6 @@ mod unfolding;
 
 pub(crate) use codes::{Codebooks, Encoder, Learner, Shape as CodesShape};
 pub(crate) use low_rank::{LowRank, for_each_short_row, mixing};
-pub use of_shape::set_cores;
 pub(crate) use request::{DEFAULT_SWEEPS, Factorized, Request};
 pub(crate) use resume::Key;
 pub use resume::ResumeCache;

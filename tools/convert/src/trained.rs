@@ -1,9 +1,14 @@
-//! Rows in memory as the cores of a tensor train whose shape is given.
+//! What `ttrec train` needs: parts of the format of its checkpoints, and the cores of a tensor
+//! train of a given shape whose rows are near those in memory.
 
-use super::{DEFAULT_SWEEPS, Factors, Job, Limits, Rows, TtSvd};
-use crate::{dialect::digit_strides, error::Error};
+use crate::{
+    error::Error,
+    factorize::{DEFAULT_SWEEPS, Factors, Job, Limits, Rows, TtSvd},
+};
 use anyhow::{Context, Result, ensure};
 use ttrec::{DigitOrder, TtShape};
+
+pub use crate::dialect::{FACTS, digit_strides};
 
 /// Rows in the order in which the first core has the most significant digit. Digits that no row has
 /// make rows of zeros.
