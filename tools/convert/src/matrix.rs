@@ -1,7 +1,7 @@
 //! Matrix products and decompositions.
 //!
-//! Products of the table's values are in f32, by the kernels of [`ttrec`]: their bits depend neither
-//! on the number of threads nor on the instruction set, if it has fused multiply-add.
+//! Products of the table's values are in f32, by the kernels of [`ttrec`]: their bits do not depend
+//! on the number of threads, nor on the instruction set, if it has fused multiply-add.
 //! Decompositions are in f64, by nalgebra. [`View`] is a matrix of f32 with any strides, so that a
 //! transpose copies nothing.
 
@@ -14,8 +14,8 @@ use ttrec::{
     kernel::{Dims, Epilogue, chain_step},
 };
 
-/// The size of the blocks of the left operand: a block stays in the L2 cache, and the columns of the
-/// right operand that a register tile reads in the L1 cache.
+/// The rows and columns of a block of the left operand. A block stays in the L2 cache, and the
+/// columns of the right operand that a register tile reads stay in the L1 cache.
 const BLOCK: [usize; 2] = [128, 256];
 
 /// A matrix of f64 that owns its elements.
@@ -154,9 +154,9 @@ const WELL_CONDITIONED: f64 = 1e-5;
 /// The singular values and vectors of a matrix.
 ///
 /// From the spectrum of `M^T M`, since nalgebra's own decomposition gives wrong values for some
-/// matrices with zeros. The columns of `M V` are orthogonal, and their norms are the values, to more
-/// digits than the roots of the eigenvalues have: the product of the three differs from the matrix
-/// by less than the rounding of f32.
+/// matrices with zeros. The columns of `M V` are orthogonal, and their norms are the values, to
+/// more digits than the roots of the eigenvalues have: the product of the three differs from the
+/// matrix by less than the rounding of f32.
 pub(crate) fn svd(matrix: &Mat) -> Result<Svd> {
     if matrix.nrows() < matrix.ncols() {
         let Svd { u, values, v } = svd(&matrix.transpose())?;
