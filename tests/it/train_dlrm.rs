@@ -630,7 +630,8 @@ fn assert_gradients(model: &Model, goal: &Goal, l2: f64, samples: &Samples, rng:
                 };
                 let difference =
                     (8.0 * (moved(1.0) - moved(-1.0)) - (moved(2.0) - moved(-2.0))) / (12.0 * STEP);
-                let bound = 1e-6 * expected.abs() + 1e-9 * largest;
+                // The last: the loss is rounded, and divided by the step.
+                let bound = 1e-6 * expected.abs() + 1e-9 * largest + 1e-10;
                 assert!(
                     (difference - expected).abs() <= bound,
                     "{list} {at}: {difference}, {expected}, {model:?}"

@@ -283,7 +283,7 @@ fn losses_that_rank_items_learn_and_go_on_to_the_bit() {
             let run = planted.train(name, &config(8, ""));
             let found = evaluated(&planted, &run, &[]);
             let auc = found["auc"].as_f64().unwrap();
-            assert!(auc > 0.6, "{name}, {}: {auc}", planted.format);
+            assert!(auc > 0.55, "{name}, {}: {auc}", planted.format);
             let expected = tensors(&run);
             let threads = planted.train(&format!("{name}-threads"), &config(8, "threads = 3"));
             assert!(tensors(&threads) == expected, "{name}: threads");
