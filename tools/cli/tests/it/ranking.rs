@@ -1,5 +1,6 @@
 //! Recall and NDCG over all items, against a count of what the converted model scores.
 
+use super::train::tensors;
 use crate::support::{Dir, Elements, npy, read_f32, read_npz, ttrec, vector, write_npz};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -252,18 +253,6 @@ fn recall_and_ndcg_are_what_counting_gives() {
     }
 }
 
-/// The tensors of a run's last checkpoint.
-fn tensors(run: &Path) -> Vec<(String, Vec<u8>)> {
-    let bytes = fs::read(run.join("checkpoint.safetensors")).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: Vec<_> = file
-        .iter()
-        .map(|(name, view)| (name.to_owned(), view.data().to_vec()))
-        .collect();
-    tensors.sort();
-    tensors
-}
-
 #[test]
 fn losses_that_rank_items_learn_and_go_on_to_the_bit() {
     for planted in [interactions(), sessions()] {
@@ -284,14 +273,20 @@ fn losses_that_rank_items_learn_and_go_on_to_the_bit() {
             let found = evaluated(&planted, &run, &[]);
             let auc = found["auc"].as_f64().unwrap();
             assert!(auc > 0.55, "{name}, {}: {auc}", planted.format);
-            let expected = tensors(&run);
+            let expected = tensors(&run.join("checkpoint.safetensors"));
             let threads = planted.train(&format!("{name}-threads"), &config(8, "threads = 3"));
-            assert!(tensors(&threads) == expected, "{name}: threads");
+            assert!(
+                tensors(&threads.join("checkpoint.safetensors")) == expected,
+                "{name}: threads"
+            );
             let parts = format!("{name}-parts");
             planted.train(&parts, &config(3, "checkpoint_every = 2"));
             let toml = planted.dir.path(&format!("{name}.toml"));
             ttrec!["train", &toml, "-o", planted.dir.path(&parts), "--resume"].exits(0);
-            assert!(tensors(&planted.dir.path(&parts)) == expected, "{name}: in parts");
+            assert!(
+                tensors(&planted.dir.path(&parts).join("checkpoint.safetensors")) == expected,
+                "{name}: in parts"
+            );
         }
     }
 }

@@ -346,7 +346,7 @@ fn a_checkpoint_has_the_cache_as_fbtt_has_it() {
 }
 
 /// The tensors of a checkpoint, without what it says of how it was made.
-fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: Vec<_> = file
