@@ -147,8 +147,8 @@ pub(crate) struct Svd {
     pub(crate) v: Mat,
 }
 
-/// Where the smallest singular value is at least this share of the largest, the normalised columns
-/// of `M V` are orthogonal to 1e-6.
+/// The least ratio of the smallest to the largest singular value at which normalised columns of
+/// `M V` are orthogonal to 1e-6.
 const WELL_CONDITIONED: f64 = 1e-5;
 
 /// The singular values and vectors of a matrix.

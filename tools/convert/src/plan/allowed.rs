@@ -149,7 +149,7 @@ impl<'t> Allowed<'t> {
         }
     }
 
-    /// The smallest budget with a sensible choice, if this one has none.
+    /// The smallest sensible budget, if this one is too small.
     pub(super) fn sensible_budget(&self) -> Option<u64> {
         let most = SENSELESS.powi(2) * self.energy;
         let squared = |taken: &[usize]| -> f64 {
