@@ -30,7 +30,11 @@ fn convert_within(memory: u32, dir: &Dir, checkpoint: &Path, spec: Option<&Path>
     if let Some(spec) = spec {
         command.arg("--spec").arg(spec);
     }
-    command.env("TTREC", TTREC).current_dir(dir.path("."));
+    // glibc reserves 64 MB of addresses for the second thread that allocates, sometimes.
+    command
+        .env("TTREC", TTREC)
+        .env("MALLOC_ARENA_MAX", "1")
+        .current_dir(dir.path("."));
     run(command)
 }
 
