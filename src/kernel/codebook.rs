@@ -226,7 +226,10 @@ impl<W: Weight + Default> Pool<'_, '_, W> {
         }
         if pooling == Pooling::Mean && range.len() > 1 {
             let count = isa.splat(range.len() as f32);
-            sums = sums.map(|sums| sums.map(|sum| isa.div(sum, count)));
+            // Not `map`, which is not always inlined either.
+            for sum in sums.as_flattened_mut() {
+                *sum = isa.div(*sum, count);
+            }
         }
         Some(sums)
     }

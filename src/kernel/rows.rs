@@ -323,7 +323,10 @@ impl<W: Weight, X: Integer> PoolRows<'_, W, X> {
         };
         if self.pooling == Pooling::Mean && range.len() > 1 {
             let count = isa.splat(range.len() as f32);
-            sums = sums.map(|sum| isa.div(sum, count));
+            // Not `map`, which the compiler does not inline: the vectors would go through memory.
+            for sum in &mut sums {
+                *sum = isa.div(*sum, count);
+            }
         }
         let out = self.out.get_mut(bag * self.out_stride + column..)?.get_mut(..width)?;
         for (&sum, out) in sums.iter().zip(out.chunks_mut(I::LANES)) {
