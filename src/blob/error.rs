@@ -408,18 +408,18 @@ pub enum LayoutError {
     NumRows {
         /// The table's name.
         table: String,
-        /// Rows.
+        /// Number of stored rows.
         found: u64,
-        /// Indices.
+        /// Number of indices: the most rows that they can share.
         num_embeddings: u64,
     },
     /// Row numbers of a type that is too narrow for them.
     RowNumbers {
         /// The table's name.
         table: String,
-        /// Their type.
+        /// The type of the row numbers.
         found: RowNumberDtype,
-        /// Rows.
+        /// Number of stored rows: the type has to hold all smaller numbers.
         num_rows: u64,
     },
     /// More prefix products than prefixes; only a tensor train has prefixes.

@@ -78,9 +78,9 @@ pub enum IndexMapSpec {
 pub enum WeightsSpec {
     /// Every row.
     Dense {
-        /// Rows.
+        /// Number of stored rows.
         num_embeddings: u64,
-        /// Columns.
+        /// Elements of a row that a lookup gives.
         embedding_dim: usize,
         /// Stored type of the rows.
         dtype: Dtype,
@@ -94,9 +94,9 @@ pub enum WeightsSpec {
     },
     /// Short rows, and a matrix that widens them ([`Projected`](crate::repr::Projected)).
     Projected {
-        /// Rows.
+        /// Number of stored rows.
         num_embeddings: u64,
-        /// Columns.
+        /// Elements of a row that a lookup gives.
         embedding_dim: usize,
         /// Columns of the short rows.
         rank: usize,
@@ -107,7 +107,7 @@ pub enum WeightsSpec {
     },
     /// Quotient and remainder rows ([`QuotientRemainder`](crate::repr::QuotientRemainder)).
     QuotientRemainder {
-        /// Rows.
+        /// Number of stored rows.
         num_embeddings: u64,
         /// Remainder rows.
         num_remainders: u32,
@@ -120,9 +120,9 @@ pub enum WeightsSpec {
     },
     /// Codes of entries of a few books ([`Codebook`](crate::repr::Codebook)).
     Codebook {
-        /// Rows.
+        /// Number of stored rows.
         num_embeddings: u64,
-        /// Columns.
+        /// Elements of a row that a lookup gives.
         embedding_dim: usize,
         /// Codes of a row.
         num_books: usize,
@@ -197,7 +197,7 @@ pub struct SectionPlan {
     /// Position of the section's table among those given to [`Layout::new`]. For a section of a
     /// layer, whose position is part of the role, the number of tables.
     pub table: usize,
-    /// What it holds.
+    /// Which part of the table or layer the section holds.
     pub role: Role,
     /// Its element type; `None` for ids and their index, which are u64, for
     /// [`Role::RemappedRows`] and for [`Role::Codes`].
