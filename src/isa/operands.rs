@@ -1,5 +1,5 @@
-//! The operands of a register tile, step by step. The bounds are checked once, before the first
-//! step.
+//! The operands of a register tile, step by step, and the rows of its output. The bounds are
+//! checked once, before the first step.
 
 use core::{marker::PhantomData, slice};
 
@@ -27,13 +27,20 @@ impl<'m, T, const M: usize> Operands<'m, T, M> {
         let fits = M.checked_mul(r)? <= lhs.len()
             && r.checked_mul(n)? <= rhs.len()
             && first.checked_add(width)? <= n;
+        let rhs_stride = n.wrapping_mul(size_of::<T>());
         fits.then(|| Self {
             steps: Steps {
                 lhs: lhs.as_ptr(),
                 // In bytes, so that the CPU's addressing reaches several rows from one pointer.
                 lhs_strides: Strides::new(r.wrapping_mul(size_of::<f32>()), M),
                 rhs: rhs.as_ptr().wrapping_add(first),
-                rhs_stride: n.wrapping_mul(size_of::<T>()),
+                rhs_stride,
+                // A whole matrix often has a constant width, and then the addresses are, too.
+                rhs_triple: if width == n {
+                    rhs_stride.wrapping_mul(3)
+                } else {
+                    opaque(rhs_stride.wrapping_mul(3))
+                },
                 width,
                 matrices: PhantomData,
             },
@@ -45,10 +52,10 @@ impl<'m, T, const M: usize> Operands<'m, T, M> {
     #[inline(always)]
     pub(crate) fn next<const N: usize>(&mut self) -> Option<Steps<'m, T, M, N>> {
         self.left = self.left.checked_sub(N)?;
-        let Steps { lhs, lhs_strides, rhs, rhs_stride, width, matrices } = self.steps;
+        let Steps { lhs, lhs_strides, rhs, rhs_stride, rhs_triple, width, matrices } = self.steps;
         self.steps.lhs = lhs.wrapping_add(N);
         self.steps.rhs = rhs.wrapping_byte_add(N.wrapping_mul(rhs_stride));
-        Some(Steps { lhs, lhs_strides, rhs, rhs_stride, width, matrices })
+        Some(Steps { lhs, lhs_strides, rhs, rhs_stride, rhs_triple, width, matrices })
     }
 }
 
@@ -61,6 +68,8 @@ pub(crate) struct Steps<'m, T, const M: usize, const N: usize> {
     /// The right operand's first column, in row k. Rows are `rhs_stride` bytes apart.
     rhs: *const T,
     rhs_stride: usize,
+    /// Three strides, as in [`Strides`].
+    rhs_triple: usize,
     width: usize,
     matrices: PhantomData<(&'m [f32], &'m [T])>,
 }
@@ -71,9 +80,9 @@ impl<'m, T, const M: usize, const N: usize> Steps<'m, T, M, N> {
     pub(crate) fn lhs(&self) -> [&'m [f32; N]; M] {
         core::array::from_fn(|a| {
             let row = self.lhs.wrapping_byte_add(self.lhs_strides.of(a));
-            // SAFETY: `lhs` is element k of the matrix, which is borrowed for 'm, and k + N <= r:
-            // `next` has seen that N steps were left. So a r + k + N <= (a + 1) r <= M r, which is
-            // at most the length of the matrix.
+            // SAFETY: `row` is element a r + k of the matrix, which is borrowed for 'm, and
+            // k + N <= r: `next` has seen that N steps were left. So a r + k + N <= (a + 1) r
+            // <= M r, which is at most the length of the matrix.
             unsafe { &*row.cast() }
         })
     }
@@ -82,7 +91,11 @@ impl<'m, T, const M: usize, const N: usize> Steps<'m, T, M, N> {
     #[inline(always)]
     pub(crate) fn rhs(&self) -> [&'m [T]; N] {
         core::array::from_fn(|i| {
-            let row = self.rhs.wrapping_byte_add(i.wrapping_mul(self.rhs_stride));
+            let offset = match i {
+                3 => self.rhs_triple,
+                _ => i.wrapping_mul(self.rhs_stride),
+            };
+            let row = self.rhs.wrapping_byte_add(offset);
             // SAFETY: row k + i has its columns from (k + i) n + first on. As above, k + i < r, so
             // that (k + i) n + first + width <= (k + i + 1) n <= r n, which is at most the length
             // of the matrix, which is borrowed for 'm.

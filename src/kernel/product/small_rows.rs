@@ -54,9 +54,10 @@ pub(crate) fn write_small_row(
     partials: &mut [f32],
     out: &mut [f32],
 ) -> Consistent {
-    let mut small = SmallRow { weight: 1.0, ..SmallRow::EMPTY };
+    let mut rows = [SmallRow { weight: 1.0, ..SmallRow::EMPTY }];
+    let [small] = &mut rows;
     tt.shape.write_digits(row, &mut small.digits);
-    multiply(tier, tt, &[small], false, partials, out)
+    multiply(tier, tt, &rows, false, partials, out)
 }
 
 #[inline(always)]
