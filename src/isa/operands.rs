@@ -184,7 +184,7 @@ impl<'o, const M: usize> OutputRows<'o, M> {
     #[inline(always)]
     pub(crate) fn new(out: &'o mut [f32], stride: usize, width: usize) -> Option<Self> {
         let end = M.saturating_sub(1).checked_mul(stride)?.checked_add(width)?;
-        (end <= out.len()).then(|| Self {
+        (end <= out.len()).then_some(Self {
             first: out.as_mut_ptr(),
             stride,
             width,

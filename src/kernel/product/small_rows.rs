@@ -149,7 +149,7 @@ impl<'s, W: Weight> Step<'s, '_, W> {
             ($isa:expr, $Isa:ty: $($M:literal x $V:literal)+) => {
                 $(
                     if self.size.class == const { SmallStep::size_class($M, $V * <$Isa>::LANES) } {
-                        return $isa.call(InTiles::<'_, '_, '_, W, $M, $V>(self));
+                        return InTiles::<'_, '_, '_, W, $M, $V>(self).run($isa);
                     }
                 )+
             };
@@ -202,8 +202,7 @@ impl<'s, W: Weight> Step<'s, '_, W> {
     }
 }
 
-/// A step in tiles of `M` rows and `V` vectors, the size of a product. In functions of their own,
-/// because all tiles together would need more registers than there are.
+/// A step in tiles of `M` rows and `V` vectors, the size of a product.
 struct InTiles<'a, 's, 'o, W, const M: usize, const V: usize>(&'a mut Step<'s, 'o, W>);
 
 impl<W: Weight, const M: usize, const V: usize> Op for InTiles<'_, '_, '_, W, M, V> {
