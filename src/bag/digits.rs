@@ -80,8 +80,14 @@ impl Digits {
     #[inline(always)]
     pub(crate) fn write_prefix(&self, key: u32, digits: &mut [u32; MAX_CORES]) {
         let mut rest = key;
-        for (digit, p) in digits.iter_mut().zip(self.inner()) {
+        let Some((_, factors)) = self.inner().split_last() else { return };
+        let mut digits = digits.iter_mut();
+        for (p, digit) in factors.iter().zip(digits.by_ref()) {
             (rest, *digit) = p.divide(rest);
+        }
+        // Keys are below the product of all factors.
+        if let Some(last) = digits.next() {
+            *last = rest;
         }
     }
 

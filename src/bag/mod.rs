@@ -392,10 +392,12 @@ impl Table<'_> {
             Weights::QuotientRemainder(table) => {
                 PoolParts::new(self, bags, pooling).pool_quotient_remainder(table, out, workspace)
             }
-            // With stored products of prefixes, which small rows hardly need, row by row.
+            // A few lookups, and those with stored products of prefixes, which small rows hardly
+            // need, row by row.
             Weights::Tt(tt)
                 if tt.is_small
                     && tt.prefixes.is_none()
+                    && bags.indices.len() >= small_rows::FEW
                     && pooling != Pooling::Max
                     && !self.tier().is_scalar() =>
             {

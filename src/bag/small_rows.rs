@@ -11,8 +11,8 @@ use crate::{
 
 /// The most rows that one call of the kernel takes.
 const ROWS: usize = 32;
-/// Lookups from which on a batch divides by multiplying.
-const FEW: usize = 4;
+/// Lookups from which on this takes less time than row by row.
+pub(super) const FEW: usize = 4;
 
 /// The f32 elements of workspace with which a batch of `num_lookups` is fastest.
 pub(super) fn best_workspace_len(shape: &TtShape, num_lookups: usize) -> usize {
@@ -31,12 +31,7 @@ pub(super) fn pool(
     out: &mut Output<'_>,
     workspace: &mut [f32],
 ) -> Consistent {
-    // For a few lookups the reciprocals would take longer than divisions.
-    let digits = if bags.indices.len() < FEW {
-        None
-    } else {
-        Digits::new(&tt.shape)
-    };
+    let digits = Digits::new(&tt.shape);
     let row_of = RowOf::new(table.data());
     let len = tt.shape.partial_len().saturating_mul(tt.shape.num_partials());
     let room = workspace.len().checked_div(len).unwrap_or(ROWS).clamp(1, ROWS);

@@ -27,7 +27,7 @@ mod scalar;
 
 use core::sync::atomic::{AtomicU8, Ordering};
 use half::{bf16, f16};
-pub(crate) use operands::Operands;
+pub(crate) use operands::{Operands, OutputRows, Steps};
 pub(crate) use scalar::Scalar;
 use sealed::Sealed;
 

@@ -1,5 +1,5 @@
-//! The operands of a register tile, step by step. The bounds are checked once, before the first
-//! step.
+//! The operands of a register tile, step by step, and the rows of its output. The bounds are
+//! checked once, before the first step.
 
 use core::{marker::PhantomData, slice};
 
@@ -7,16 +7,10 @@ use core::{marker::PhantomData, slice};
 /// columns. The right operand is `width` adjacent columns of a row-major matrix with r rows. Step k
 /// takes column k of the left operand and row k of the right operand, in ascending order of k.
 pub(crate) struct Operands<'m, T, const M: usize> {
-    /// Element k of the left operand's first row. Rows are `lhs_stride` bytes apart.
-    lhs: *const f32,
-    lhs_stride: usize,
-    /// The right operand's first column, in row k. Rows are `rhs_stride` bytes apart.
-    rhs: *const T,
-    rhs_stride: usize,
+    /// The operands from step k on.
+    steps: Steps<'m, T, M, 0>,
     /// r - k.
     left: usize,
-    width: usize,
-    matrices: PhantomData<(&'m [f32], &'m [T])>,
 }
 
 impl<'m, T, const M: usize> Operands<'m, T, M> {
@@ -33,15 +27,24 @@ impl<'m, T, const M: usize> Operands<'m, T, M> {
         let fits = M.checked_mul(r)? <= lhs.len()
             && r.checked_mul(n)? <= rhs.len()
             && first.checked_add(width)? <= n;
+        let rhs_stride = n.wrapping_mul(size_of::<T>());
         fits.then(|| Self {
-            lhs: lhs.as_ptr(),
-            // In bytes, so that the CPU's addressing reaches several rows from one pointer.
-            lhs_stride: r.wrapping_mul(size_of::<f32>()),
-            rhs: rhs.as_ptr().wrapping_add(first),
-            rhs_stride: n.wrapping_mul(size_of::<T>()),
+            steps: Steps {
+                lhs: lhs.as_ptr(),
+                // In bytes, so that the CPU's addressing reaches several rows from one pointer.
+                lhs_strides: Strides::new(r.wrapping_mul(size_of::<f32>()), M),
+                rhs: rhs.as_ptr().wrapping_add(first),
+                rhs_stride,
+                // A whole matrix often has a constant width, and then the addresses are, too.
+                rhs_triple: if width == n {
+                    rhs_stride.wrapping_mul(3)
+                } else {
+                    opaque(rhs_stride.wrapping_mul(3))
+                },
+                width,
+                matrices: PhantomData,
+            },
             left: r,
-            width,
-            matrices: PhantomData,
         })
     }
 
@@ -49,20 +52,24 @@ impl<'m, T, const M: usize> Operands<'m, T, M> {
     #[inline(always)]
     pub(crate) fn next<const N: usize>(&mut self) -> Option<Steps<'m, T, M, N>> {
         self.left = self.left.checked_sub(N)?;
-        let Self { lhs, lhs_stride, rhs, rhs_stride, width, .. } = *self;
-        self.lhs = lhs.wrapping_add(N);
-        self.rhs = rhs.wrapping_byte_add(N.wrapping_mul(rhs_stride));
-        Some(Steps { lhs, lhs_stride, rhs, rhs_stride, width, matrices: PhantomData })
+        let Steps { lhs, lhs_strides, rhs, rhs_stride, rhs_triple, width, matrices } = self.steps;
+        self.steps.lhs = lhs.wrapping_add(N);
+        self.steps.rhs = rhs.wrapping_byte_add(N.wrapping_mul(rhs_stride));
+        Some(Steps { lhs, lhs_strides, rhs, rhs_stride, rhs_triple, width, matrices })
     }
 }
 
 /// `N` steps of [`Operands`]. Pointers rather than references: `Option` would keep its tag in a
 /// reference, and each loop over steps would test it for null.
 pub(crate) struct Steps<'m, T, const M: usize, const N: usize> {
+    /// Element k of the left operand's first row.
     lhs: *const f32,
-    lhs_stride: usize,
+    lhs_strides: Strides,
+    /// The right operand's first column, in row k. Rows are `rhs_stride` bytes apart.
     rhs: *const T,
     rhs_stride: usize,
+    /// Three strides, as in [`Strides`].
+    rhs_triple: usize,
     width: usize,
     matrices: PhantomData<(&'m [f32], &'m [T])>,
 }
@@ -72,10 +79,10 @@ impl<'m, T, const M: usize, const N: usize> Steps<'m, T, M, N> {
     #[inline(always)]
     pub(crate) fn lhs(&self) -> [&'m [f32; N]; M] {
         core::array::from_fn(|a| {
-            let row = self.lhs.wrapping_byte_add(a.wrapping_mul(self.lhs_stride));
-            // SAFETY: `lhs` is element k of the matrix, which is borrowed for 'm, and k + N <= r:
-            // `next` has seen that N steps were left. So a r + k + N <= (a + 1) r <= M r, which is
-            // at most the length of the matrix.
+            let row = self.lhs.wrapping_byte_add(self.lhs_strides.of(a));
+            // SAFETY: `row` is element a r + k of the matrix, which is borrowed for 'm, and
+            // k + N <= r: `next` has seen that N steps were left. So a r + k + N <= (a + 1) r
+            // <= M r, which is at most the length of the matrix.
             unsafe { &*row.cast() }
         })
     }
@@ -84,12 +91,118 @@ impl<'m, T, const M: usize, const N: usize> Steps<'m, T, M, N> {
     #[inline(always)]
     pub(crate) fn rhs(&self) -> [&'m [T]; N] {
         core::array::from_fn(|i| {
-            let row = self.rhs.wrapping_byte_add(i.wrapping_mul(self.rhs_stride));
+            let offset = match i {
+                3 => self.rhs_triple,
+                _ => i.wrapping_mul(self.rhs_stride),
+            };
+            let row = self.rhs.wrapping_byte_add(offset);
             // SAFETY: row k + i has its columns from (k + i) n + first on. As above, k + i < r, so
             // that (k + i) n + first + width <= (k + i + 1) n <= r n, which is at most the length
             // of the matrix, which is borrowed for 'm.
             unsafe { slice::from_raw_parts(row, self.width) }
         })
+    }
+}
+
+/// Multiples of a stride. The compiler does not know how they are related, or it would compute each
+/// from the one before, in every step of a product, where the CPU's addressing can add a stride
+/// times 1, 2, 4 or 8 to a pointer at no cost.
+#[derive(Clone, Copy)]
+struct Strides {
+    /// The stride times 1, 3, 5 and 7.
+    odd: [usize; 4],
+    /// The stride times 8, 16 and 24.
+    eights: [usize; 3],
+}
+
+impl Strides {
+    /// The first `count` multiples, up to 32.
+    #[inline(always)]
+    fn new(stride: usize, count: usize) -> Self {
+        let multiple = |by: usize| {
+            if by < count { opaque(stride.wrapping_mul(by)) } else { 0 }
+        };
+        Self { odd: [1, 3, 5, 7].map(multiple), eights: [8, 16, 24].map(multiple) }
+    }
+
+    /// The stride times `by`.
+    #[inline(always)]
+    fn of(&self, by: usize) -> usize {
+        let [one, three, five, seven] = self.odd;
+        let [eight, sixteen, twenty_four] = self.eights;
+        let rest = match by % 8 {
+            0 => 0,
+            1 => one,
+            2 => one.wrapping_mul(2),
+            3 => three,
+            4 => one.wrapping_mul(4),
+            5 => five,
+            6 => three.wrapping_mul(2),
+            _ => seven,
+        };
+        rest.wrapping_add(match by / 8 {
+            0 => 0,
+            1 => eight,
+            2 => sixteen,
+            _ => twenty_four,
+        })
+    }
+}
+
+/// `x`, of which the compiler then knows nothing.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn opaque(mut x: usize) -> usize {
+    // SAFETY: no instructions.
+    unsafe {
+        core::arch::asm!(
+            "/* {0} */",
+            inout(reg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    x
+}
+
+/// Only x86 multiplies in an address.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn opaque(x: usize) -> usize {
+    x
+}
+
+/// The first `M` rows of an output, of `width` elements each, `stride` apart.
+pub(crate) struct OutputRows<'o, const M: usize> {
+    first: *mut f32,
+    stride: usize,
+    width: usize,
+    output: PhantomData<&'o mut [f32]>,
+}
+
+impl<'o, const M: usize> OutputRows<'o, M> {
+    /// `None` if the output is too small.
+    #[inline(always)]
+    pub(crate) fn new(out: &'o mut [f32], stride: usize, width: usize) -> Option<Self> {
+        let end = M.saturating_sub(1).checked_mul(stride)?.checked_add(width)?;
+        (end <= out.len()).then_some(Self {
+            first: out.as_mut_ptr(),
+            stride,
+            width,
+            output: PhantomData,
+        })
+    }
+
+    /// Row `a`. There is none from `M` on.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, a: usize) -> &mut [f32] {
+        if a >= M {
+            return &mut [];
+        }
+        let row = self.first.wrapping_add(a.wrapping_mul(self.stride));
+        // SAFETY: a stride + width <= (M - 1) stride + width, which is at most the length of the
+        // output, which is borrowed for 'o. The result borrows `self`, so that no two rows can be
+        // borrowed at once.
+        unsafe { slice::from_raw_parts_mut(row, self.width) }
     }
 }
 
@@ -137,5 +250,26 @@ mod tests {
             assert!(operands.is_none(), "{lhs_len} {r} {n} {first} {width}");
         }
         assert!(Operands::<u16, 3>::new(&[], &[], [0, 7], 0, 7).unwrap().next::<1>().is_none());
+    }
+
+    #[test]
+    fn strides_are_multiplied() {
+        let strides = Strides::new(12, 32);
+        for by in 0..32 {
+            assert_eq!(strides.of(by), 12 * by);
+        }
+    }
+
+    #[test]
+    fn rows_of_an_output_are_those_of_the_slice() {
+        let mut out: Vec<f32> = (0..11u8).map(f32::from).collect();
+        let mut rows = OutputRows::<3>::new(&mut out, 4, 3).unwrap();
+        assert_eq!(rows.row(0), [0.0, 1.0, 2.0]);
+        assert_eq!(rows.row(2), [8.0, 9.0, 10.0]);
+        assert!(rows.row(3).is_empty());
+        for (len, stride, width) in [(10, 4, 3), (11, 5, 3), (11, 4, 4), (11, usize::MAX, 0)] {
+            let rows = OutputRows::<3>::new(&mut out[..len], stride, width);
+            assert!(rows.is_none(), "{len} {stride} {width}");
+        }
     }
 }

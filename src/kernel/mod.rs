@@ -37,6 +37,7 @@ pub use interaction::{dot_interaction, dot_interaction_workspace_len, transpose}
 pub use product::chain_step;
 pub(crate) use product::{
     Job, SmallRow, add_products, multiply_rows, resume_rows, store_products, store_rows,
+    write_small_row,
 };
 use product::{Start, scalar_product, widest};
 pub(crate) use reaching::{MAX_PANEL, MAX_TILE, Reaching, panel_widths, panels};

@@ -40,8 +40,12 @@ pub fn widen(
         );
     }
     with_elements!(stored, stored => match epilogue {
-        Epilogue::AddScaled(weight) => {
-            tier.run(Widen { stored, scale, offset, add: Some(weight), out });
+        Epilogue::Store | Epilogue::AddScaled(_) => {
+            let add = match epilogue {
+                Epilogue::AddScaled(weight) => Some(weight),
+                _ => None,
+            };
+            tier.run(Widen { stored, scale, offset, add, out });
             Some(())
         }
         _ => epilogue.apply(tier, 0, out, |columns, out| {
@@ -72,17 +76,38 @@ impl<W: Weight> Op for Widen<'_, '_, W> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let (scale, offset) = (isa.splat(self.scale), isa.splat(self.offset));
-        let vectors = self.out.chunks_mut(I::LANES).zip(self.stored.chunks(I::LANES / W::PER_UNIT));
-        for (out, stored) in vectors {
-            let value = isa.fma(scale, W::load(isa, stored), offset);
-            let value = match self.add {
-                Some(weight) => isa.fma(isa.splat(weight), value, isa.load_f32(out)),
-                None => value,
-            };
-            isa.store(value, out);
+        let Self { stored, scale, offset, add, out } = self;
+        let (scale, offset) = (isa.splat(scale), isa.splat(offset));
+        let units = I::LANES / W::PER_UNIT;
+        let mut vectors = out.chunks_exact_mut(I::LANES);
+        let whole = vectors.len();
+        for (out, stored) in vectors.by_ref().zip(stored.chunks_exact(units)) {
+            widen_vector(isa, stored, scale, offset, add, out);
+        }
+        let rest = vectors.into_remainder();
+        if !rest.is_empty() {
+            let stored = stored.get(whole * units..).unwrap_or_default();
+            widen_vector(isa, stored, scale, offset, add, rest);
         }
     }
+}
+
+/// A vector, or what is left of one.
+#[inline(always)]
+fn widen_vector<I: Isa, W: Weight>(
+    isa: I,
+    stored: &[W],
+    scale: I::F32,
+    offset: I::F32,
+    add: Option<f32>,
+    out: &mut [f32],
+) {
+    let value = isa.fma(scale, W::load(isa, stored), offset);
+    let value = match add {
+        Some(weight) => isa.fma(isa.splat(weight), value, isa.load_f32(out)),
+        None => value,
+    };
+    isa.store(value, out);
 }
 
 /// Bags over dense rows, row by row straight into registers.
@@ -171,7 +196,15 @@ impl<W: Weight, R: Iterator<Item = usize>> Op for GatherRows<'_, '_, W, R> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Consistent {
-        for (row, out) in self.rows.zip(self.out.chunks_exact_mut(self.len.max(1))) {
+        let len = self.len.max(1);
+        let outs = self.out.chunks_exact_mut(len);
+        if let Some(stored) = W::elements(self.stored).as_f32() {
+            for (row, out) in self.rows.zip(outs) {
+                out.copy_from_slice(nth_row(stored, len, row)?);
+            }
+            return Some(());
+        }
+        for (row, out) in self.rows.zip(outs) {
             let stored = nth_row(self.stored, self.len, row)?;
             let scale = isa.splat(if W::SCALED { *self.scales.get(row)? } else { 1.0 });
             let widened = |units: &[W]| {

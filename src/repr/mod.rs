@@ -34,6 +34,7 @@ pub use projected::Projected;
 pub use quotient_remainder::{Combine, QuotientRemainder};
 pub use row_numbers::{RowNumberDtype, RowNumbers};
 pub use rows::Rows;
+pub(crate) use tt::SmallStep;
 pub use tt::{Core, Prefixes, TtCores};
 
 use crate::dtype::Dtype;

@@ -16,6 +16,8 @@ pub struct TtCores<'a> {
     pub(crate) prefixes: Option<Prefixes<'a>>,
     /// Whether its rows are multiplied out one by one ([`TtCores::new`]).
     pub(crate) is_small: bool,
+    /// The steps of a small row.
+    steps: [SmallStep; SMALL_STEPS],
     /// [`workspace_len`](Self::workspace_len), if it is kept.
     workspace_len: [usize; KEEPS_WORKSPACE_LEN as usize],
 }
@@ -23,6 +25,9 @@ pub struct TtCores<'a> {
 /// Whether the least workspace is computed once, because each lookup needs it, and not again by
 /// each lookup, which takes less code.
 const KEEPS_WORKSPACE_LEN: bool = !PREFERS_SMALL_CODE;
+
+/// The most steps of a small row. Where code size matters more than speed, rows never are small.
+const SMALL_STEPS: usize = if PREFERS_SMALL_CODE { 0 } else { MAX_CORES - 1 };
 
 /// The most multiply-adds of a row that is multiplied out by itself, also in a batch.
 ///
@@ -45,9 +50,22 @@ impl<'a> TtCores<'a> {
         prefixes: Option<Prefixes<'a>>,
     ) -> Self {
         let workspace_len = [workspace_len(&shape); KEEPS_WORKSPACE_LEN as usize];
-        let tt = Self { shape, cores, prefixes, is_small: false, workspace_len };
+        let mut steps = [SmallStep::default(); SMALL_STEPS];
+        let mut m = 1usize;
+        for (step, k) in steps.iter_mut().zip(1usize..) {
+            m = m.saturating_mul(shape.column_factor(k.wrapping_sub(1)));
+            let n = shape.column_factor(k).saturating_mul(shape.rank(k.wrapping_add(1)));
+            *step = SmallStep::new(m, shape.rank(k), n);
+        }
+        let tt = Self { shape, cores, prefixes, is_small: false, steps, workspace_len };
         let is_small = !PREFERS_SMALL_CODE && shape.has_small_rows(MAX_SMALL) && tt.has_one_dtype();
         Self { is_small, ..tt }
+    }
+
+    /// The steps of a row, if rows are small: the first multiplies by core 1.
+    #[inline(always)]
+    pub(crate) fn small_steps(&self) -> &[SmallStep] {
+        self.steps.get(..self.shape.num_cores().saturating_sub(1)).unwrap_or_default()
     }
 
     fn has_one_dtype(&self) -> bool {
@@ -77,6 +95,34 @@ impl<'a> TtCores<'a> {
     /// The products of some prefixes, if any are stored.
     pub fn prefixes(&self) -> Option<Prefixes<'a>> {
         self.prefixes
+    }
+}
+
+/// The sizes of the product of a step, `x[m x r] . slice[r x n]`. They fit if rows are small.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SmallStep {
+    pub(crate) m: u16,
+    pub(crate) r: u16,
+    pub(crate) n: u16,
+    /// [`size_class`](Self::size_class) of the product.
+    pub(crate) class: u16,
+}
+
+impl SmallStep {
+    fn new(m: usize, r: usize, n: usize) -> Self {
+        let short = |size: usize| u16::try_from(size).unwrap_or(u16::MAX);
+        Self { m: short(m), r: short(r), n: short(n), class: Self::size_class(m, n) }
+    }
+
+    /// A small number for each size of a product that a kernel may have a tile for, so that one
+    /// comparison finds the tile: m is 1, 2 or 4, and n a power of two up to 128. One number for
+    /// all others.
+    pub(crate) const fn size_class(m: usize, n: usize) -> u16 {
+        if m.is_power_of_two() && m <= 4 && n.is_power_of_two() && n <= 128 {
+            (m.trailing_zeros() << 3 | n.trailing_zeros()) as u16
+        } else {
+            u16::MAX
+        }
     }
 }
 

@@ -21,8 +21,8 @@ use crate::{
     blob::{Blob, BlobError, Section},
     dtype::Elements,
     isa::Tier,
-    kernel::{Consistent, Epilogue},
-    repr::{Rows, TableData, Weights},
+    kernel::{Consistent, Epilogue, write_small_row},
+    repr::{IndexMap, Rows, TableData, Weights},
     shape::{DigitOrder, TtShape},
 };
 
@@ -174,9 +174,12 @@ impl<'a> Table<'a> {
 
     /// `workspace_len(1)`.
     pub(crate) fn least_workspace_len(&self) -> usize {
+        // First, so that one comparison finds it.
+        if let Weights::Tt(tt) = &self.data.weights {
+            return tt.workspace_len();
+        }
         match &self.data.weights {
-            Weights::Dense(_) => 0,
-            Weights::Tt(tt) => tt.workspace_len(),
+            Weights::Dense(_) | Weights::Tt(_) => 0,
             Weights::Projected(table) => table.rank(),
             Weights::QuotientRemainder(table) => quotient_remainder::workspace_len(table),
             Weights::Codebook(table) => codebook::workspace_len(table),
@@ -197,13 +200,39 @@ impl<'a> Table<'a> {
     ) -> Result<(), LookupError> {
         self.check_index(index)?;
         self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
-        if let Some(shape) = self.columns_to_order() {
-            return self
-                .write_row_in_order(shape, index, out, workspace)
-                .ok_or(LookupError::Inconsistent);
+        let written = match self.columns_to_order() {
+            Some(shape) => self.write_row_in_order(shape, index, out, workspace),
+            None => self.write_requested_row(index, out, workspace),
+        };
+        written.ok_or(LookupError::Inconsistent)
+    }
+
+    /// [`write_row`](Self::write_row) with [`Epilogue::Store`]. For the most frequent kinds of
+    /// tables it makes fewer decisions and calls, which take as long as the row itself.
+    #[inline(always)]
+    fn write_requested_row(
+        &self,
+        index: u64,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Consistent {
+        // The scalar tier prefers small code.
+        if !self.tier.is_scalar()
+            && !self.has_stored_rows()
+            && let IndexMap::Identity = self.data.index_map
+        {
+            match &self.data.weights {
+                Weights::Tt(tt) if tt.is_small && tt.prefixes.is_none() => {
+                    return write_small_row(self.tier, tt, index, workspace, out);
+                }
+                Weights::Dense(rows) => {
+                    let position = usize::try_from(index).ok()?;
+                    return dense::write_row(self.tier, rows, position, out, Epilogue::Store);
+                }
+                _ => {}
+            }
         }
         self.write_row(index, out, workspace, Epilogue::Store)
-            .ok_or(LookupError::Inconsistent)
     }
 
     /// Writes the product of a prefix ([`TtShape::prefix`](crate::TtShape::prefix)) into `out`,

@@ -10,7 +10,7 @@
 use super::{Job, Product, tile::finished};
 use crate::{
     dtype::Weight,
-    isa::{Groups, Isa, MAX_GROUP, Op, WideF32},
+    isa::{Groups, Isa, MAX_GROUP, Op, Operands, Steps, WideF32},
     kernel::Consistent,
 };
 use core::ops::Range;
@@ -128,25 +128,30 @@ fn add_grouped<G: Groups, W: Weight, const C: usize, const N: usize, const K: us
         for of in 0..G::ROWS {
             quads[of].get_mut(..K)?.copy_from_slice(lhs[a][of].get(k..k + K)?);
         }
-        let quads = groups.quads(&quads);
-        let sum = groups.fma_lane::<0>(quads, rhs[0], sums[a]);
-        let sum = if K > 1 {
-            groups.fma_lane::<1>(quads, rhs[1 % K], sum)
-        } else {
-            sum
-        };
-        let sum = if K > 2 {
-            groups.fma_lane::<2>(quads, rhs[2 % K], sum)
-        } else {
-            sum
-        };
-        sums[a] = if K > 3 {
-            groups.fma_lane::<3>(quads, rhs[3 % K], sum)
-        } else {
-            sum
-        };
+        add_quads(groups, &quads, &rhs, &mut sums[a]);
     }
     Some(())
+}
+
+/// Adds the first `K` elements of each row's quad times the rows `rhs`.
+#[inline(always)]
+fn add_quads<G: Groups, const K: usize>(
+    groups: G,
+    quads: &[[f32; 4]; MAX_GROUP],
+    rhs: &[WideF32<G>; K],
+    sum: &mut WideF32<G>,
+) {
+    let quads = groups.quads(quads);
+    *sum = groups.fma_lane::<0>(quads, rhs[0], *sum);
+    if K > 1 {
+        *sum = groups.fma_lane::<1>(quads, rhs[1 % K], *sum);
+    }
+    if K > 2 {
+        *sum = groups.fma_lane::<2>(quads, rhs[2 % K], *sum);
+    }
+    if K > 3 {
+        *sum = groups.fma_lane::<3>(quads, rhs[3 % K], *sum);
+    }
 }
 
 /// Products of `C` columns each, several of which are computed side by side and added to the
@@ -174,20 +179,27 @@ fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
     groups: G,
     product: &mut Product<'s, '_, W>,
 ) -> Option<&'s [Job<'s, W>]> {
-    if !product.m.is_multiple_of(G::ROWS) {
-        return Some(product.jobs);
+    macro_rules! at_once {
+        ($($ROWS:literal: $($M:literal x $J:literal)+;)+) => {
+            match product.m {
+                // A constant condition, so that no code is generated for other numbers of rows.
+                $($(
+                    $M if const { G::ROWS == $ROWS } => {
+                        grouped_jobs_at_once::<G, W, C, $J, { $M / $ROWS }, $M>(groups, product)
+                    }
+                )+)+
+                _ => Some(product.jobs),
+            }
+        };
     }
     // Eight sums in each case: enough to hide the latency of a multiply-add.
-    match product.m / G::ROWS {
-        1 => grouped_jobs_at_once::<G, W, C, 8, 1>(groups, product),
-        2 => grouped_jobs_at_once::<G, W, C, 4, 2>(groups, product),
-        4 => grouped_jobs_at_once::<G, W, C, 2, 4>(groups, product),
-        8 => grouped_jobs_at_once::<G, W, C, 1, 8>(groups, product),
-        _ => Some(product.jobs),
+    at_once! {
+        2: 2 x 8  4 x 4  8 x 2  16 x 1;
+        4: 4 x 8  8 x 4  16 x 2  32 x 1;
     }
 }
 
-/// `J` jobs at a time, each of which has rows for `N` vectors. Returns the jobs that are left.
+/// `J` jobs at a time, each of which has `M` rows, for `N` vectors. Returns the jobs that are left.
 #[inline(always)]
 fn grouped_jobs_at_once<
     's,
@@ -196,6 +208,7 @@ fn grouped_jobs_at_once<
     const C: usize,
     const J: usize,
     const N: usize,
+    const M: usize,
 >(
     groups: G,
     product: &mut Product<'s, '_, W>,
@@ -204,32 +217,22 @@ fn grouped_jobs_at_once<
     let mut jobs = product.jobs;
     while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
         jobs = rest;
-        let mut lhs: [[[&[f32]; MAX_GROUP]; N]; J] = [[[&[]; MAX_GROUP]; N]; J];
-        let mut slices: [&[[W; C]]; J] = [&[]; J];
+        let mut operands = [const { None }; J];
         for j in 0..J {
-            let mut x = group[j].x;
-            for a in 0..N {
-                for of in 0..G::ROWS {
-                    (lhs[j][a][of], x) = x.split_at_checked(r)?;
-                }
-            }
-            slices[j] = group[j].slice.as_chunks().0.get(..r)?;
+            operands[j] = Some(Operands::<W, M>::new(group[j].x, group[j].slice, [r, C], 0, C)?);
         }
         let mut sums = [[wide.splat(0.0); N]; J];
-        let mut k = 0;
-        while k + 4 <= r {
+        'fours: loop {
             for j in 0..J {
-                let slice = slices[j].get(k..k + 4)?.as_flattened();
-                add_grouped::<G, W, C, N, 4>(groups, &lhs[j], k, slice, C, 0, &mut sums[j])?;
+                let Some(steps) = operands[j].as_mut()?.next::<4>() else { break 'fours };
+                add_steps::<G, W, N, M, 4>(groups, &steps, &mut sums[j]);
             }
-            k += 4;
         }
-        while k < r {
+        'ones: loop {
             for j in 0..J {
-                let slice = slices[j].get(k..k + 1)?.as_flattened();
-                add_grouped::<G, W, C, N, 1>(groups, &lhs[j], k, slice, C, 0, &mut sums[j])?;
+                let Some(step) = operands[j].as_mut()?.next::<1>() else { break 'ones };
+                add_steps::<G, W, N, M, 1>(groups, &step, &mut sums[j]);
             }
-            k += 1;
         }
         for j in 0..J {
             let scale = wide.splat(group[j].scale);
@@ -242,4 +245,27 @@ fn grouped_jobs_at_once<
         }
     }
     Some(jobs)
+}
+
+/// Adds `K` steps of the product of `M` rows, for `N` vectors.
+#[inline(always)]
+fn add_steps<G: Groups, W: Weight, const N: usize, const M: usize, const K: usize>(
+    groups: G,
+    steps: &Steps<'_, W, M, K>,
+    sums: &mut [WideF32<G>; N],
+) {
+    let (lhs, slice) = (steps.lhs(), steps.rhs());
+    let mut rhs = [groups.wide().splat(0.0); K];
+    for k in 0..K {
+        rhs[k] = groups.repeat(W::load(groups.narrow(), slice[k]));
+    }
+    for a in 0..N {
+        let mut quads = [[0.0; 4]; MAX_GROUP];
+        for of in 0..G::ROWS {
+            for k in 0..K {
+                quads[of][k] = lhs[G::ROWS * a + of][k];
+            }
+        }
+        add_quads(groups, &quads, &rhs, &mut sums[a]);
+    }
 }

@@ -57,7 +57,7 @@ use core::ops::Range;
 use grouped::{FewColumns, GroupedJobs};
 use multi_job::MultiJob;
 pub(super) use scalar::{Start, product as scalar_product};
-pub(crate) use small_rows::{SmallRow, multiply_rows};
+pub(crate) use small_rows::{SmallRow, multiply_rows, write_small_row};
 use tile::Strip;
 
 /// `out[m x n] <- x[m x r] . slice[r x n]`, all row-major: one step of a tensor-train chain, or a

@@ -4,16 +4,17 @@
 //! A group of rows takes each step together, so that the sizes of the step are read once for all
 //! rows.
 
-use super::{Job, Product, tile::multiply};
+use super::{Job, Product, tile};
 use crate::{
     dtype::{Weight, with_core_elements},
-    isa::{Isa, Op, Operands, Tier},
+    isa::{Isa, Op, Operands, OutputRows, Tier},
     kernel::{Consistent, Dims, GatherRows},
-    repr::TtCores,
+    repr::{SmallStep, TtCores},
     shape::MAX_CORES,
 };
 
-/// A row, times `weight`, whose elements go to the output from `out` on.
+/// A row, times `weight`, whose elements go to the output from `out` on. Only a row that is added
+/// to the output has a weight other than 1.
 #[derive(Clone, Copy)]
 pub(crate) struct SmallRow {
     pub(crate) digits: [u32; MAX_CORES],
@@ -30,10 +31,37 @@ impl SmallRow {
 const JOBS: usize = 8;
 
 /// Adds rows to the output, one after another, or, without `add`, writes them to it. `partials` has
-/// room for the partial products of all rows. All cores have the same dtype, and in each step the
-/// number of columns of a product is a multiple of four. `None` if one of these conditions does not
-/// hold, if anything is out of bounds, or on the scalar tier.
+/// room for the partial products of all rows. The rows of the table are small. `None` if one of
+/// these conditions does not hold, if anything is out of bounds, or on the scalar tier.
 pub(crate) fn multiply_rows(
+    tier: Tier,
+    tt: &TtCores<'_>,
+    rows: &[SmallRow],
+    add: bool,
+    partials: &mut [f32],
+    out: &mut [f32],
+) -> Consistent {
+    multiply(tier, tt, rows, add, partials, out)
+}
+
+/// Writes one row to the output, as [`multiply_rows`]. It is inlined: for a single row, a call
+/// takes long.
+#[inline(always)]
+pub(crate) fn write_small_row(
+    tier: Tier,
+    tt: &TtCores<'_>,
+    row: u64,
+    partials: &mut [f32],
+    out: &mut [f32],
+) -> Consistent {
+    let mut rows = [SmallRow { weight: 1.0, ..SmallRow::EMPTY }];
+    let [small] = &mut rows;
+    tt.shape.write_digits(row, &mut small.digits);
+    multiply(tier, tt, &rows, false, partials, out)
+}
+
+#[inline(always)]
+fn multiply(
     tier: Tier,
     tt: &TtCores<'_>,
     rows: &[SmallRow],
@@ -62,40 +90,34 @@ impl<W: Weight> Op for SmallRows<'_, '_, '_, W> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self { tt, first, rows, add, partials, out } = self;
-        let shape = &tt.shape;
-        let last = shape.num_cores().checked_sub(1)?;
-        let (mut x, mut next) = partials.split_at_mut_checked(rows.len() * shape.partial_len())?;
-        let mut m = shape.column_factor(0);
+        let len = rows.len() * tt.shape.partial_len();
+        let (mut x, mut next) = partials.split_at_mut_checked(len)?;
         // f32 slices are multiplied where they are.
-        let stored = W::elements(first).as_f32();
+        let mut stored = W::elements(first).as_f32();
         if stored.is_none() {
             let scales = tt.cores.first()?.scales;
             let digits = rows.iter().map(|row| row.digits[0] as usize);
-            let len = shape.slice_len(0);
+            let len = tt.shape.slice_len(0);
             GatherRows { stored: first, scales, len, rows: digits, out: &mut *x }.run(isa)?;
         }
-        for k in 1..=last {
-            let core = tt.cores.get(k)?;
-            let n = shape.column_factor(k) * shape.rank(k + 1);
-            let is_last = k == last;
-            Step {
+        let sizes = tt.small_steps();
+        for (k, (&size, core)) in (1..).zip(sizes.iter().zip(tt.cores.get(1..)?)) {
+            let is_last = k == sizes.len();
+            let stored = stored.take();
+            let mut step = Step {
                 rows,
                 k,
-                dims: Dims { m, r: shape.rank(k), n },
-                x: match stored {
-                    Some(stored) if k == 1 => stored,
-                    _ => &*x,
-                },
-                x_by_digit: k == 1 && stored.is_some(),
+                size,
+                x: stored.unwrap_or(&*x),
+                x_by_digit: stored.is_some(),
                 slices: W::units(core.slices)?,
                 scales: core.scales,
                 out: if is_last { &mut *out } else { &mut *next },
                 is_last,
                 add: add && is_last,
-            }
-            .run(isa)?;
+            };
+            step.run(isa)?;
             core::mem::swap(&mut x, &mut next);
-            m *= shape.column_factor(k);
         }
         Some(())
     }
@@ -105,7 +127,7 @@ impl<W: Weight> Op for SmallRows<'_, '_, '_, W> {
 struct Step<'s, 'o, W> {
     rows: &'s [SmallRow],
     k: usize,
-    dims: Dims,
+    size: SmallStep,
     /// The left operands: one for each row, in their order, or one for each digit of core 0.
     x: &'s [f32],
     x_by_digit: bool,
@@ -122,47 +144,34 @@ impl<'s, W: Weight> Step<'s, '_, W> {
     /// Runs the step in a tile of the size of the product, if there is one. Because the sizes are
     /// then constants, a row takes half as many instructions.
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Consistent {
-        let Dims { m, n, .. } = self.dims;
-        if n % I::LANES == 0 {
-            match (m, n / I::LANES) {
-                (1, 1) => return self.in_tiles::<_, 1, 1>(isa),
-                (1, 2) => return self.in_tiles::<_, 1, 2>(isa),
-                (1, 4) => return self.in_tiles::<_, 1, 4>(isa),
-                (2, 1) => return self.in_tiles::<_, 2, 1>(isa),
-                (2, 2) => return self.in_tiles::<_, 2, 2>(isa),
-                (2, 4) => return self.in_tiles::<_, 2, 4>(isa),
-                (4, 1) => return self.in_tiles::<_, 4, 1>(isa),
-                (4, 2) => return self.in_tiles::<_, 4, 2>(isa),
-                // Where there are registers for sixteen sums of four lanes.
-                (2, 8) if I::QUADS => return self.in_tiles::<_, 2, 8>(isa),
-                (4, 4) if I::QUADS => return self.in_tiles::<_, 4, 4>(isa),
-                _ => {}
-            }
+    fn run<I: Isa>(&mut self, isa: I) -> Consistent {
+        macro_rules! in_tiles {
+            ($isa:expr, $Isa:ty: $($M:literal x $V:literal)+) => {
+                $(
+                    if self.size.class == const { SmallStep::size_class($M, $V * <$Isa>::LANES) } {
+                        return InTiles::<'_, '_, '_, W, $M, $V>(self).run($isa);
+                    }
+                )+
+            };
         }
-        if I::LANES > 8 && n == 8 {
-            match m {
-                1 => return self.in_tiles::<_, 1, 1>(isa.half()),
-                2 => return self.in_tiles::<_, 2, 1>(isa.half()),
-                4 => return self.in_tiles::<_, 4, 1>(isa.half()),
-                _ => {}
-            }
+        in_tiles!(isa, I: 1 x 1  1 x 2  1 x 4  2 x 1  2 x 2  2 x 4  4 x 1  4 x 2);
+        // Constant conditions, so that no code is generated for tiles that a tier never runs.
+        if const { I::QUADS } {
+            // There are registers for sixteen sums of four lanes.
+            in_tiles!(isa, I: 2 x 8  4 x 4);
         }
-        if I::LANES > 4 && n == 4 {
-            match m {
-                1 => return self.in_tiles::<_, 1, 1>(isa.narrow()),
-                2 => return self.in_tiles::<_, 2, 1>(isa.narrow()),
-                4 => return self.in_tiles::<_, 4, 1>(isa.narrow()),
-                _ => {}
-            }
+        if const { I::LANES > 8 } {
+            in_tiles!(isa.half(), I::Half: 1 x 1  2 x 1  4 x 1);
+        }
+        if const { I::LANES > 4 } {
+            in_tiles!(isa.narrow(), I::Narrow: 1 x 1  2 x 1  4 x 1);
         }
         self.run_products(isa)
     }
 
     /// What row `at` is multiplied by, and where its product goes.
     #[inline(always)]
-    fn job(&self, at: usize, row: &SmallRow) -> Option<Job<'s, W>> {
-        let Dims { m, r, n } = self.dims;
+    fn job(&self, Dims { m, r, n }: Dims, at: usize, row: &SmallRow) -> Option<Job<'s, W>> {
         let digit = *row.digits.get(self.k)? as usize;
         let x_at = if self.x_by_digit { row.digits[0] as usize } else { at };
         let scale = if W::SCALED { *self.scales.get(digit)? } else { 1.0 };
@@ -176,39 +185,40 @@ impl<'s, W: Weight> Step<'s, '_, W> {
         Some(Job { m, x, slice, out, scale })
     }
 
-    /// Runs the step in tiles of `M` rows and `V` vectors, the size of a product.
-    #[inline(always)]
-    fn in_tiles<I: Isa, const M: usize, const V: usize>(mut self, isa: I) -> Consistent {
-        let n = V * I::LANES;
-        self.dims = Dims { m: M, n, ..self.dims };
-        for (at, row) in self.rows.iter().enumerate() {
-            let Job { x, slice, out, scale, .. } = self.job(at, row)?;
-            let operands = Operands::<W, M>::new(x, slice, [self.dims.r, n], 0, n)?;
-            let mut sums = [[isa.splat(0.0); V]; M];
-            multiply(isa, operands, &mut sums);
-            let mut out = self.out.get_mut(out..)?.get_mut(..M * n)?;
-            let scale = isa.splat(scale);
-            for sum in sums.as_flattened() {
-                let (these, after) = out.split_at_mut_checked(I::LANES)?;
-                out = after;
-                // The sum of a product and -0.0 is the product.
-                let base = if self.add { isa.load_f32(these) } else { isa.splat(-0.0) };
-                isa.store(isa.fma(scale, *sum, base), these);
-            }
-        }
-        Some(())
-    }
-
     /// Runs the step with products of any size.
     #[inline(always)]
-    fn run_products<I: Isa>(self, isa: I) -> Consistent {
+    fn run_products<I: Isa>(&mut self, isa: I) -> Consistent {
+        let SmallStep { m, r, n, .. } = self.size;
+        let dims = Dims { m: m.into(), r: r.into(), n: n.into() };
         let mut jobs = [Job::EMPTY; JOBS];
         for (rows, first) in self.rows.chunks(JOBS).zip((0..).step_by(JOBS)) {
             for ((to, row), at) in jobs.iter_mut().zip(rows).zip(first..) {
-                *to = self.job(at, row)?;
+                *to = self.job(dims, at, row)?;
             }
             let jobs = jobs.get(..rows.len())?;
-            isa.call(Product::whole(jobs, self.dims, &mut *self.out, self.add))?;
+            isa.call(Product::whole(jobs, dims, &mut *self.out, self.add))?;
+        }
+        Some(())
+    }
+}
+
+/// A step in tiles of `M` rows and `V` vectors, the size of a product.
+struct InTiles<'a, 's, 'o, W, const M: usize, const V: usize>(&'a mut Step<'s, 'o, W>);
+
+impl<W: Weight, const M: usize, const V: usize> Op for InTiles<'_, '_, '_, W, M, V> {
+    type Output = Consistent;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Consistent {
+        let step = self.0;
+        let dims = Dims { m: M, r: step.size.r.into(), n: V * I::LANES };
+        for (at, row) in step.rows.iter().enumerate() {
+            let Job { x, slice, out, scale, .. } = step.job(dims, at, row)?;
+            let operands = Operands::<W, M>::new(x, slice, [dims.r, dims.n], 0, dims.n)?;
+            let mut sums = [[isa.splat(0.0); V]; M];
+            tile::multiply(isa, operands, &mut sums);
+            let out = OutputRows::new(step.out.get_mut(out..)?, dims.n, dims.n)?;
+            tile::store::<I, W, M, V>(isa, scale, step.add, &sums, out);
         }
         Some(())
     }

@@ -3,7 +3,7 @@
 use super::Product;
 use crate::{
     dtype::Weight,
-    isa::{Isa, Op, Operands},
+    isa::{Isa, Op, Operands, OutputRows},
     kernel::Consistent,
 };
 use core::ops::Range;
@@ -82,15 +82,42 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize>(
         }
     }
     multiply::<I, W, M, V>(isa, operands, &mut sums);
+    store::<I, W, M, V>(isa, scale, add, &sums, OutputRows::new(out, stride, width)?);
+    Some(())
+}
+
+/// Stores the sums of a tile, or adds them to the output, as [`finished`] says.
+#[inline(always)]
+pub(super) fn store<I: Isa, W: Weight, const M: usize, const V: usize>(
+    isa: I,
+    scale: f32,
+    add: bool,
+    sums: &[[I::F32; V]; M],
+    out: OutputRows<'_, M>,
+) {
+    // One test for all rows.
+    if add {
+        store_sums::<I, W, M, V, true>(isa, scale, sums, out);
+    } else {
+        store_sums::<I, W, M, V, false>(isa, scale, sums, out);
+    }
+}
+
+#[inline(always)]
+fn store_sums<I: Isa, W: Weight, const M: usize, const V: usize, const ADD: bool>(
+    isa: I,
+    scale: f32,
+    sums: &[[I::F32; V]; M],
+    mut out: OutputRows<'_, M>,
+) {
     let scale = isa.splat(scale);
     for a in 0..M {
-        let out = out.get_mut(a * stride..)?.get_mut(..width)?;
+        let out = out.row(a);
         for v in 0..V {
-            let out = out.get_mut(v * I::LANES..)?;
-            isa.store(finished::<I, W>(isa, scale, add, sums[a][v], out), out);
+            let out = out.get_mut(v * I::LANES..).unwrap_or_default();
+            isa.store(finished::<I, W>(isa, scale, ADD, sums[a][v], out), out);
         }
     }
-    Some(())
 }
 
 /// The new value of an element of the output whose chain is complete.
