@@ -2,7 +2,7 @@
 //! better was at hand, what it says, and what it refuses.
 
 use crate::support::{Dir, Elements, data, golden, ttrec, vector, write_npz, write_safetensors};
-use safetensors::Dtype::F32;
+use safetensors::Dtype::{F32, U8};
 use serde_json::Value;
 use std::{
     fs,
@@ -365,6 +365,39 @@ fn trained_tables_stay_what_they_are() {
     let run = ttrec!["plan", &checkpoint, "--budget", "50%", "-o", dir.path("none.toml")];
     run.exits(3).says(["num_embeddings", "--spec"]);
     assert!(!dir.path("none.toml").exists());
+}
+
+/// Eight u8 codes of four columns, as a table and hashed: a lookup in such a table was measured.
+#[test]
+fn codes_of_a_checkpoint_take_the_time_that_was_measured() {
+    let measured = include_str!("../../../convert/src/plan/lookups.csv").lines();
+    let measured: Vec<f64> = measured
+        .filter_map(|line| line.strip_prefix("codes,6000,8,32,0,")?.split(',').nth(1))
+        .map(|nanoseconds| nanoseconds.parse().unwrap())
+        .collect();
+    assert_eq!(measured.len(), 2);
+    let dir = Dir::new();
+    let mut random = Random(13);
+    let codes: Vec<u8> = (0..6000 * 8).map(|_| (random.uniform() * 256.0) as u8).collect();
+    let books = random.matrix(8 * 256 * 4);
+    let checkpoint = dir.path("codes.safetensors");
+    let tensors =
+        [("codes", U8, &[6000, 8][..], codes), ("books", F32, &[8, 256, 4], books.bytes())];
+    write_safetensors(&checkpoint, &tensors);
+    let text = "[[table]]\nname = \"t\"\nprefix = \"\"\ncombine = \"concat\"\n";
+    for facts in ["", "index_map = \"modulo\"\nnum_embeddings = 1000000\nnum_rows = 6000\n"] {
+        let spec = dir.file("facts.toml", format!("{text}{facts}"));
+        let args = ["--budget", "75KB", "--spec", spec.to_str().unwrap()];
+        let (plan, written) = plan(&dir, &checkpoint, &args);
+        let table = &plan["tables"][0];
+        assert_eq!((&table["representation"], &table["dtype"]), (&"codes".into(), &"f16".into()));
+        let estimate = number(&table["nanoseconds"]);
+        // The estimates of codes are within this factor of all measurements.
+        for measured in &measured {
+            assert!((measured / 2.08..measured * 2.08).contains(&estimate), "{facts} {table}");
+        }
+        assert_foretold(&dir, &checkpoint, &plan, &written);
+    }
 }
 
 #[test]

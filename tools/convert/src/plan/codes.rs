@@ -6,7 +6,6 @@
 
 use super::{
     candidate::{Candidate, Context, Form, bytes},
-    cost,
     low_rank::{MAX_COLUMNS, PROJECTION, ROUNDED, interpolate},
     sample::{Sample, squared_norm},
     tensor_train::weights,
@@ -82,7 +81,7 @@ pub(super) fn candidates(
             let squared = interpolate(points, shape.books as f64).exp();
             let weights = shape.layout(n, columns, dtype, PROJECTION);
             let form = Form::Codes { shape: *shape };
-            context.candidate(form, weights, squared, cost::codes(n, shape, columns))
+            context.candidate(form, weights, squared)
         };
         for (tried, &position) in measured.iter().enumerate() {
             share.reach(done + tried, all);
