@@ -307,6 +307,65 @@ fn codes_are_found_where_rows_are_made_of_patterns() {
     assert_unbeaten(&found);
 }
 
+/// Where a code of all rows is a large part of the budget, codes of each number of columns are
+/// stored, as many of them as fit: none has much less error than the plan.
+#[test]
+fn few_codes_have_the_columns_that_go_best_with_them() {
+    let dir = Dir::new();
+    let mut random = Random(17);
+    let (rows, columns) = (1500, 32);
+    let mut values = random.matrix(rows * columns);
+    values
+        .iter_mut()
+        .enumerate()
+        .for_each(|(at, x)| *x /= ((1 + at % columns) as f32).sqrt());
+    let path = dir.path("small.safetensors");
+    write_safetensors(&path, &[("emb", F32, &[rows, columns], values.bytes())]);
+    let stored = |spec: &Path| {
+        let blob = dir.path("small.ttr");
+        ttrec!["convert", &path, "--spec", spec, "-o", &blob].exits(0);
+        let run = ttrec![
+            "verify",
+            &blob,
+            "--against",
+            &path,
+            "--spec",
+            spec,
+            "--max-error",
+            "2",
+            "--json"
+        ];
+        let verified: Value = serde_json::from_str(&run.exits(0).stdout).unwrap();
+        let error = number(&verified["tables"][0]["relative_error"]);
+        (usize::try_from(fs::metadata(&blob).unwrap().len()).unwrap(), error)
+    };
+    for budget in [9_600, 13_440] {
+        let (_, spec) = plan(&dir, &path, &["--budget", &budget.to_string()]);
+        let (len, planned) = stored(&spec);
+        assert!(len <= budget);
+        let mut best = f64::INFINITY;
+        for (bits, rank) in
+            [8, 7].iter().flat_map(|&bits| (3..=8).map(move |at: usize| (bits, 4 * at)))
+        {
+            // Codes, books in i8, a projection in f16, and padding.
+            let len = |books: usize| {
+                let inner = rank.div_ceil(books) * books;
+                rows * books + (inner << bits) + 4 * books + 2 * inner * columns + 768
+            };
+            let fitting = (1..=rank).rev().find(|&books| len(books) <= budget);
+            let Some(books) = fitting else { continue };
+            let text = format!(
+                "[[table]]\ntensor = \"emb\"\nrepresentation = \"codes\"\nbooks = {books}\n\
+                 bits = {bits}\nrank = {rank}\nrotation = true\ndtype = \"i8\"\n"
+            );
+            let (found, error) = stored(&dir.file("codes.toml", text));
+            assert!(found <= budget);
+            best = best.min(error);
+        }
+        assert!(planned <= 1.05 * best, "{budget}: {planned} {best}");
+    }
+}
+
 #[test]
 fn an_error_bound_alone_gives_the_smallest_blob() {
     let dir = Dir::new();
