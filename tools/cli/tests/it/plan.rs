@@ -339,7 +339,7 @@ fn few_codes_have_the_columns_that_go_best_with_them() {
         let error = number(&verified["tables"][0]["relative_error"]);
         (usize::try_from(fs::metadata(&blob).unwrap().len()).unwrap(), error)
     };
-    for budget in [9_600, 13_440] {
+    for budget in [9_600, 13_440, 19_200] {
         let (_, spec) = plan(&dir, &path, &["--budget", &budget.to_string()]);
         let (len, planned) = stored(&spec);
         assert!(len <= budget);

@@ -150,7 +150,9 @@ fn family(
         let per_code = directions.per_code(bits, num_embeddings);
         let [fewer, this] = [more.saturating_sub(1), more].map(|more| {
             let added = per_code * more as f64 / MORE as f64;
-            columns.min(best.saturating_add(added.round() as usize))
+            let rank = columns.min(best.saturating_add(added.round() as usize));
+            // All books have as many columns, so that these take the same bytes.
+            rank.next_multiple_of(books).min(columns)
         });
         (more == 0 || fewer < this).then_some(this)
     };
