@@ -2,7 +2,7 @@
 //! better was at hand, what it says, and what it refuses.
 
 use crate::support::{Dir, Elements, data, golden, ttrec, vector, write_npz, write_safetensors};
-use safetensors::Dtype::F32;
+use safetensors::Dtype::{F32, U8};
 use serde_json::Value;
 use std::{
     fs,
@@ -307,6 +307,65 @@ fn codes_are_found_where_rows_are_made_of_patterns() {
     assert_unbeaten(&found);
 }
 
+/// Where a code of all rows is a large part of the budget, codes of each number of columns are
+/// stored, as many of them as fit: none has much less error than the plan.
+#[test]
+fn few_codes_have_the_columns_that_go_best_with_them() {
+    let dir = Dir::new();
+    let mut random = Random(17);
+    let (rows, columns) = (1500, 32);
+    let mut values = random.matrix(rows * columns);
+    values
+        .iter_mut()
+        .enumerate()
+        .for_each(|(at, x)| *x /= ((1 + at % columns) as f32).sqrt());
+    let path = dir.path("small.safetensors");
+    write_safetensors(&path, &[("emb", F32, &[rows, columns], values.bytes())]);
+    let stored = |spec: &Path| {
+        let blob = dir.path("small.ttr");
+        ttrec!["convert", &path, "--spec", spec, "-o", &blob].exits(0);
+        let run = ttrec![
+            "verify",
+            &blob,
+            "--against",
+            &path,
+            "--spec",
+            spec,
+            "--max-error",
+            "2",
+            "--json"
+        ];
+        let verified: Value = serde_json::from_str(&run.exits(0).stdout).unwrap();
+        let error = number(&verified["tables"][0]["relative_error"]);
+        (usize::try_from(fs::metadata(&blob).unwrap().len()).unwrap(), error)
+    };
+    for budget in [9_600, 13_440, 19_200] {
+        let (_, spec) = plan(&dir, &path, &["--budget", &budget.to_string()]);
+        let (len, planned) = stored(&spec);
+        assert!(len <= budget);
+        let mut best = f64::INFINITY;
+        for (bits, rank) in
+            [8, 7].iter().flat_map(|&bits| (3..=8).map(move |at: usize| (bits, 4 * at)))
+        {
+            // Codes, books in i8, a projection in f16, and padding.
+            let len = |books: usize| {
+                let inner = rank.div_ceil(books) * books;
+                rows * books + (inner << bits) + 4 * books + 2 * inner * columns + 768
+            };
+            let fitting = (1..=rank).rev().find(|&books| len(books) <= budget);
+            let Some(books) = fitting else { continue };
+            let text = format!(
+                "[[table]]\ntensor = \"emb\"\nrepresentation = \"codes\"\nbooks = {books}\n\
+                 bits = {bits}\nrank = {rank}\nrotation = true\ndtype = \"i8\"\n"
+            );
+            let (found, error) = stored(&dir.file("codes.toml", text));
+            assert!(found <= budget);
+            best = best.min(error);
+        }
+        assert!(planned <= 1.05 * best, "{budget}: {planned} {best}");
+    }
+}
+
 #[test]
 fn an_error_bound_alone_gives_the_smallest_blob() {
     let dir = Dir::new();
@@ -365,6 +424,39 @@ fn trained_tables_stay_what_they_are() {
     let run = ttrec!["plan", &checkpoint, "--budget", "50%", "-o", dir.path("none.toml")];
     run.exits(3).says(["num_embeddings", "--spec"]);
     assert!(!dir.path("none.toml").exists());
+}
+
+/// Eight u8 codes of four columns, as a table and hashed: a lookup in such a table was measured.
+#[test]
+fn codes_of_a_checkpoint_take_the_time_that_was_measured() {
+    let measured = include_str!("../../../convert/src/plan/lookups.csv").lines();
+    let measured: Vec<f64> = measured
+        .filter_map(|line| line.strip_prefix("codes,6000,8,32,0,")?.split(',').nth(1))
+        .map(|nanoseconds| nanoseconds.parse().unwrap())
+        .collect();
+    assert_eq!(measured.len(), 2);
+    let dir = Dir::new();
+    let mut random = Random(13);
+    let codes: Vec<u8> = (0..6000 * 8).map(|_| (random.uniform() * 256.0) as u8).collect();
+    let books = random.matrix(8 * 256 * 4);
+    let checkpoint = dir.path("codes.safetensors");
+    let tensors =
+        [("codes", U8, &[6000, 8][..], codes), ("books", F32, &[8, 256, 4], books.bytes())];
+    write_safetensors(&checkpoint, &tensors);
+    let text = "[[table]]\nname = \"t\"\nprefix = \"\"\ncombine = \"concat\"\n";
+    for facts in ["", "index_map = \"modulo\"\nnum_embeddings = 1000000\nnum_rows = 6000\n"] {
+        let spec = dir.file("facts.toml", format!("{text}{facts}"));
+        let args = ["--budget", "75KB", "--spec", spec.to_str().unwrap()];
+        let (plan, written) = plan(&dir, &checkpoint, &args);
+        let table = &plan["tables"][0];
+        assert_eq!((&table["representation"], &table["dtype"]), (&"codes".into(), &"f16".into()));
+        let estimate = number(&table["nanoseconds"]);
+        // The estimates of codes are within this factor of all measurements.
+        for measured in &measured {
+            assert!((measured / 2.08..measured * 2.08).contains(&estimate), "{facts} {table}");
+        }
+        assert_foretold(&dir, &checkpoint, &plan, &written);
+    }
 }
 
 #[test]

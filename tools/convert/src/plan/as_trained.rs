@@ -10,12 +10,7 @@ use super::{
 use crate::{checkpoint::Checkpoint, dialect::Source, progress::Share, sink, spec::TableSpec};
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
-use ttrec::{
-    AlignedBuf, Blob, Table,
-    blob::Layout,
-    dtype::Dtype,
-    repr::{Rows, Weights},
-};
+use ttrec::{AlignedBuf, Blob, Table, blob::Layout, dtype::Dtype, repr::Weights};
 
 /// Rows that one thread looks up at once.
 const CHUNK: usize = 256;
@@ -56,15 +51,15 @@ pub(super) fn candidates(
         let blob = Blob::parse(&blob)?;
         let table = blob.table(&source.name)?;
         let error = sum(&sample, [&exact, &table], squared_distance)?;
-        let (what, nanoseconds) = what(&table);
+        let layout = stored.layout();
         list.push(Candidate {
             spec,
-            representation: Form::AsTrained { what },
+            representation: Form::AsTrained { what: what(&table) },
             dtype,
-            bytes: bytes(&stored.layout())?,
-            layout: stored.layout(),
+            bytes: bytes(&layout)?,
+            nanoseconds: cost::lookup(&layout.weights)?,
+            layout,
             error: (error / if energy > 0.0 { energy } else { 1.0 }).sqrt(),
-            nanoseconds,
         });
     }
     list.sort_by_key(|candidate| candidate.bytes);
@@ -112,20 +107,14 @@ fn sum(
     Ok(chunks.par_iter().map(sum).collect::<Result<Vec<_>>>()?.iter().sum())
 }
 
-/// What a table is, in words, and how long a lookup takes.
-fn what(table: &Table<'_>) -> (&'static str, f64) {
-    let num_rows = |rows: Rows<'_>| (rows.elements().len() / rows.embedding_dim().max(1)) as u64;
-    let of_rows = |rows: Rows<'_>| cost::dense(num_rows(rows), rows.embedding_dim(), rows.dtype());
+/// What a table is, in words.
+fn what(table: &Table<'_>) -> &'static str {
     match table.data().weights() {
-        Weights::Dense(rows) => ("hashed rows", of_rows(*rows)),
-        Weights::Tt(tt) => ("tensor train", cost::tensor_train(tt.shape(), table.data().dtype())),
-        Weights::Projected(projected) => {
-            let (rank, dim, rows) = (projected.rank(), table.embedding_dim(), projected.rows());
-            ("projected rows", cost::low_rank(num_rows(rows), rank, rows.dtype(), dim))
-        }
-        Weights::QuotientRemainder(both) => {
-            ("quotient-remainder rows", of_rows(both.quotients()) + of_rows(both.remainders()))
-        }
-        other => (other.name(), 0.0),
+        Weights::Dense(_) => "hashed rows",
+        Weights::Tt(_) => "tensor train",
+        Weights::Projected(_) => "projected rows",
+        Weights::QuotientRemainder(_) => "quotient-remainder rows",
+        Weights::Codebook(_) => "codes",
+        other => other.name(),
     }
 }

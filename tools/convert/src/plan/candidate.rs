@@ -1,6 +1,9 @@
 //! Candidates: representations of a table that `convert` can write, with bytes, error and time.
 
-use super::sample::{Matrix, Sample};
+use super::{
+    cost,
+    sample::{Matrix, Sample},
+};
 use crate::{
     factorize::{CodesShape, Job},
     progress::{Progress, Step},
@@ -121,8 +124,8 @@ impl Context<'_> {
         representation: Form,
         weights: WeightsSpec,
         squared_error: f64,
-        nanoseconds: f64,
     ) -> Result<Candidate> {
+        let nanoseconds = cost::lookup(&weights)?;
         let found = TableSpec { dtype: Some(weights.dtype()), ..self.found.clone() };
         let spec = match &representation {
             Form::Dense | Form::AsTrained { .. } => found,

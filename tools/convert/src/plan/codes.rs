@@ -2,11 +2,12 @@
 //!
 //! The variances of the directions say how many of them go best with a number of codes. Some
 //! numbers of codes are learned from some of the rows and measured on a sample of all; the errors
-//! of those between them are interpolated.
+//! of those between them are interpolated. The codes of a small table are few, so that the bytes of
+//! one are a large part of a budget: they are also tried with more directions, up to those that
+//! take as many bytes as one more code.
 
 use super::{
     candidate::{Candidate, Context, Form, bytes},
-    cost,
     low_rank::{MAX_COLUMNS, PROJECTION, ROUNDED, interpolate},
     sample::{Sample, squared_norm},
     tensor_train::weights,
@@ -29,6 +30,9 @@ const ROWS_PER_ENTRY: u64 = 64;
 const SMALL: u64 = 1 << 20;
 /// The numbers of codes that are measured of a small table grow by this part of themselves.
 const GROWTH: usize = 4;
+/// The parts of the directions that one more code would pay for, which a small table is also tried
+/// with.
+const MORE: usize = 4;
 /// Those of a large table, which take seconds for each number, in relation to the most that fit.
 const PARTS: [usize; 6] = [1, 2, 4, 8, 12, FEWEST];
 /// In a large table, codes whose error is so many times that of others in as many bytes are given
@@ -65,10 +69,10 @@ pub(super) fn candidates(
         return Ok(Vec::new());
     };
     let bits = BITS.into_iter().filter(|bits| n >= 2 << bits);
+    let more = if is_small(n, columns) { MORE } else { 0 };
     let families: Vec<Family> = bits
-        .flat_map(|bits| {
-            [true, false].map(|projected| family(context, &learner, n, bits, projected))
-        })
+        .flat_map(|bits| (0..=more).map(Some).chain([None]).map(move |more| (bits, more)))
+        .map(|(bits, more)| family(context, &learner, n, bits, more))
         .collect();
     let few = Sample::draw(n, ROUNDED, context.options.frequencies);
     let values = few.read(rows)?;
@@ -82,7 +86,7 @@ pub(super) fn candidates(
             let squared = interpolate(points, shape.books as f64).exp();
             let weights = shape.layout(n, columns, dtype, PROJECTION);
             let form = Form::Codes { shape: *shape };
-            context.candidate(form, weights, squared, cost::codes(n, shape, columns))
+            context.candidate(form, weights, squared)
         };
         for (tried, &position) in measured.iter().enumerate() {
             share.reach(done + tried, all);
@@ -124,7 +128,9 @@ fn is_small(num_embeddings: u64, columns: usize) -> bool {
 }
 
 /// The shapes of codes of so many bits that may be worth storing, by their number of codes, and the
-/// positions of those that are measured.
+/// positions of those that are measured. With a projection, `more` parts of the directions that one
+/// more code would pay for are added to those that go best with a number of codes; the shapes are
+/// those that differ from the ones of fewer parts.
 ///
 /// Those of a small table do not depend on the budget, so that the same codes have the same error
 /// in every plan.
@@ -133,15 +139,26 @@ fn family(
     learner: &Learner,
     num_embeddings: u64,
     bits: u32,
-    projected: bool,
+    more: Option<usize>,
 ) -> Family {
     let columns = context.values.columns;
+    let projected = more.is_some();
+    let directions = learner.directions().zip(more);
+    let rank = |books: usize| {
+        let Some((directions, more)) = directions else { return Some(columns) };
+        let best = directions.rank_for(books, bits, num_embeddings);
+        let per_code = directions.per_code(bits, num_embeddings);
+        let [fewer, this] = [more.saturating_sub(1), more].map(|more| {
+            let added = per_code * more as f64 / MORE as f64;
+            let rank = columns.min(best.saturating_add(added.round() as usize));
+            // All books have as many columns, so that these take the same bytes.
+            rank.next_multiple_of(books).min(columns)
+        });
+        (more == 0 || fewer < this).then_some(this)
+    };
     let shape = |books: usize| {
-        let rank = match learner.directions().filter(|_| projected) {
-            Some(directions) => directions.rank_for(books, bits, num_embeddings),
-            None => columns,
-        };
-        CodesShape { combine: Combining::Concat, books, bits, rank, projected }
+        let rank = rank(books)?;
+        Some(CodesShape { combine: Combining::Concat, books, bits, rank, projected })
     };
     let fits = |shape: &CodesShape| {
         let layout = shape.layout(num_embeddings, columns, DTYPES[1], PROJECTION);
@@ -154,7 +171,7 @@ fn family(
     let largest = columns.min(MAX_NUM_BOOKS);
     let mut shapes: Vec<CodesShape> = (1..=largest)
         .filter(|books| projected || columns.is_multiple_of(*books))
-        .map(shape)
+        .filter_map(shape)
         .collect();
     let fitting = shapes.iter().rposition(fits);
     let most = shapes.iter().rposition(|shape| shape.books <= worth);
@@ -163,8 +180,9 @@ fn family(
     let numbers: Vec<usize> = if is_small(num_embeddings, columns) {
         // The next number above those that fit closes the last gap.
         let grows = |&books: &usize| Some(books + (books / GROWTH).max(1));
-        let grid = std::iter::successors(Some(1), grows).take_while(|&books| books < largest);
-        grid.chain([largest]).collect()
+        let last = shapes.last().map_or(largest, |shape| shape.books);
+        let grid = std::iter::successors(Some(1), grows).take_while(|&books| books < last);
+        grid.chain([last]).collect()
     } else {
         PARTS.into_iter().map(|part| shapes[most].books * part / FEWEST).collect()
     };

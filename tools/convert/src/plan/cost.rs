@@ -7,8 +7,9 @@
 //! `benches/lookups.rs` printed on an AMD EPYC (Zen 3, AVX2). On another device all of them change,
 //! but seldom the order of the candidates: `ttrec bench` measures.
 
-use crate::{contraction_order::ContractionOrder, factorize::CodesShape};
-use ttrec::{TtShape, dtype::Dtype};
+use crate::contraction_order::ContractionOrder;
+use anyhow::{Result, bail};
+use ttrec::{TtShape, blob::WeightsSpec, dtype::Dtype, repr::Combine};
 
 /// Lookups of a bag and of a batch.
 const BAG: f64 = 20.0;
@@ -59,39 +60,69 @@ fn row(num_rows: u64, bytes: usize) -> f64 {
     ROW + miss + BYTE[level(all)] * bytes as f64
 }
 
+/// Nanoseconds for a row of a table that is stored as `weights`.
+pub(super) fn lookup(weights: &WeightsSpec) -> Result<f64> {
+    Ok(match *weights {
+        WeightsSpec::Dense { num_embeddings, embedding_dim, dtype } => {
+            dense(num_embeddings, embedding_dim, dtype)
+        }
+        WeightsSpec::Projected { num_embeddings, embedding_dim, rank, dtype, .. } => {
+            dense(num_embeddings, rank, dtype) + projection(rank, embedding_dim)
+        }
+        WeightsSpec::QuotientRemainder {
+            num_embeddings, num_remainders, columns, dtype, ..
+        } => {
+            let remainders = u64::from(num_remainders.max(1));
+            dense(num_embeddings.div_ceil(remainders), columns[0], dtype)
+                + dense(remainders, columns[1], dtype)
+        }
+        WeightsSpec::Codebook {
+            num_embeddings,
+            embedding_dim,
+            num_books,
+            book_len,
+            inner_dim,
+            combine,
+            codes,
+            projection: projected,
+            ..
+        } => {
+            let width = match combine {
+                Combine::Concat => inner_dim / num_books.max(1),
+                _ => inner_dim,
+            };
+            let row = row(num_embeddings, codes.row_len(num_books));
+            let projection = projected.map_or(0.0, |_| projection(inner_dim, embedding_dim));
+            row + entries(num_books, book_len, width) + projection
+        }
+        WeightsSpec::Tt { ref shape, dtype } => tensor_train(shape, dtype),
+        ref other => bail!("there is no estimate of the time of a lookup in {other:?}"),
+    })
+}
+
 /// Nanoseconds for a dense row.
-pub(super) fn dense(num_rows: u64, columns: usize, dtype: Dtype) -> f64 {
+fn dense(num_rows: u64, columns: usize, dtype: Dtype) -> f64 {
     let convert = if dtype == Dtype::F32 { 0.0 } else { CONVERT };
     row(num_rows, dtype.row_len(columns)) + (ELEMENT + convert) * columns as f64
 }
 
-/// Nanoseconds for a short row and its part of the bag's product with the projection.
-pub(super) fn low_rank(num_rows: u64, rank: usize, dtype: Dtype, embedding_dim: usize) -> f64 {
-    dense(num_rows, rank, dtype) + projection(rank, embedding_dim)
-}
-
+/// The part of a row in the bag's product with a projection.
 fn projection(rank: usize, embedding_dim: usize) -> f64 {
     let multiply_adds = (rank * embedding_dim.next_multiple_of(LANES)) as f64;
     PROJECTION * multiply_adds / BAG
 }
 
-/// Nanoseconds for a row of codes, and its part of the bag's product with the projection.
-pub(super) fn codes(num_rows: u64, shape: &CodesShape, embedding_dim: usize) -> f64 {
-    let (width, books) = (shape.width(), shape.books);
-    let whole = books >= 4 && shape.book_len() == 256 && [4, 8, 16].contains(&width);
-    let books = if whole { books } else { books.max(8) };
-    let vectors = width.div_ceil(if width < LANES { LANES / 2 } else { LANES }) * books;
-    let time = row(num_rows, shape.books) + if whole { VECTOR } else { PART } * vectors as f64;
-    if shape.projected {
-        time + projection(shape.inner_dim(), embedding_dim)
-    } else {
-        time
-    }
+/// Nanoseconds to find and add the entries of a row of codes.
+fn entries(num_books: usize, book_len: usize, width: usize) -> f64 {
+    let whole = num_books >= 4 && book_len == 256 && [4, 8, 16].contains(&width);
+    let num_books = if whole { num_books } else { num_books.max(8) };
+    let vectors = width.div_ceil(if width < LANES { LANES / 2 } else { LANES }) * num_books;
+    vectors as f64 * if whole { VECTOR } else { PART }
 }
 
 /// Nanoseconds for a row of a tensor train. Rows of a batch that begin with the same slices share
 /// their products.
-pub(super) fn tensor_train(shape: &TtShape, dtype: Dtype) -> f64 {
+fn tensor_train(shape: &TtShape, dtype: Dtype) -> f64 {
     let order = ContractionOrder::of(shape);
     let shape = order.stored();
     let element = dtype.bytes_of(1) as f64;
@@ -125,7 +156,7 @@ pub(super) fn tensor_train(shape: &TtShape, dtype: Dtype) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Combining;
+    use ttrec::repr::CodeDtype;
 
     /// The estimates over the measurements of a kind.
     fn ratios(kind: &str) -> Vec<f64> {
@@ -137,24 +168,31 @@ mod tests {
             let rows: u64 = fields[1].parse().unwrap();
             let [p, q, ranks] = [fields[2], fields[3], fields[4]].map(list);
             let dtype = Dtype::from_name(fields[5]).unwrap();
-            let columns = q[0] as usize;
-            let time = match kind {
-                "dense" => dense(rows, columns, dtype),
-                "low-rank" => low_rank(rows, ranks[0] as usize, dtype, columns),
-                "codes" => {
-                    let projected = ranks[0] > 0;
-                    let shape = CodesShape {
-                        combine: Combining::Concat,
-                        books: p[0] as usize,
-                        bits: 8,
-                        rank: if projected { ranks[0] as usize } else { columns },
-                        projected,
-                    };
-                    codes(rows, &shape, columns)
-                }
-                _ => tensor_train(&TtShape::new(rows, &p, &q, &ranks).unwrap(), dtype),
+            let (num_embeddings, embedding_dim) = (rows, q[0] as usize);
+            let rank = ranks.first().map_or(0, |&rank| rank as usize);
+            let weights = match kind {
+                "dense" => WeightsSpec::Dense { num_embeddings, embedding_dim, dtype },
+                "low-rank" => WeightsSpec::Projected {
+                    num_embeddings,
+                    embedding_dim,
+                    rank,
+                    dtype,
+                    projection: Dtype::F16,
+                },
+                "codes" => WeightsSpec::Codebook {
+                    num_embeddings,
+                    embedding_dim,
+                    num_books: p[0] as usize,
+                    book_len: 256,
+                    inner_dim: if rank > 0 { rank } else { embedding_dim },
+                    combine: Combine::Concat,
+                    codes: CodeDtype::U8,
+                    dtype,
+                    projection: (rank > 0).then_some(Dtype::F16),
+                },
+                _ => WeightsSpec::Tt { shape: TtShape::new(rows, &p, &q, &ranks).unwrap(), dtype },
             };
-            time / fields[6].parse::<f64>().unwrap()
+            lookup(&weights).unwrap() / fields[6].parse::<f64>().unwrap()
         };
         let lines = include_str!("lookups.csv").lines();
         lines.filter(|line| line.split(',').next() == Some(kind)).map(ratio).collect()

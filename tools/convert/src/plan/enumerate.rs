@@ -3,7 +3,7 @@
 use super::{
     as_trained,
     candidate::{Candidates, Context, Form, Search, most_rows},
-    codes, cost, low_rank,
+    codes, low_rank,
     sample::{Sample, squared_norm},
     tensor_train,
 };
@@ -55,8 +55,7 @@ pub(super) fn of_dense(
         // Values that overflow rule this type out.
         let Some(error) = sample.coding_error(&values, embedding_dim, dtype)? else { continue };
         let weights = WeightsSpec::Dense { num_embeddings, embedding_dim, dtype };
-        let nanoseconds = cost::dense(num_embeddings, embedding_dim, dtype);
-        list.push(context.candidate(Form::Dense, weights, error, nanoseconds)?);
+        list.push(context.candidate(Form::Dense, weights, error)?);
     }
     drop(share);
     let share = Share::new(options.step, few);

@@ -3,7 +3,6 @@
 
 use super::{
     candidate::{Candidate, Context, Form},
-    cost,
     sample::{Matrix, Sample, squared_norm},
 };
 use crate::{
@@ -79,8 +78,7 @@ pub(super) fn candidates(
                 dtype,
                 projection: PROJECTION,
             };
-            let nanoseconds = cost::low_rank(n, rank, dtype, columns);
-            found.push(context.candidate(Form::LowRank { rank }, weights, squared, nanoseconds)?);
+            found.push(context.candidate(Form::LowRank { rank }, weights, squared)?);
         }
     }
     Ok(found)

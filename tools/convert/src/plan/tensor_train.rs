@@ -6,7 +6,6 @@
 
 use super::{
     candidate::{Candidate, Context, Form, bytes},
-    cost,
     sample::{Matrix, Sample, squared_norm},
 };
 use crate::{
@@ -104,7 +103,6 @@ pub(super) fn candidates(
                     Form::Tt { shape, sweeps },
                     WeightsSpec::Tt { shape, dtype },
                     squared * context.energy,
-                    cost::tensor_train(&shape, dtype),
                 )?);
             }
         }

@@ -63,9 +63,7 @@ impl Directions {
         let dim = self.mean.len();
         let total: f64 = self.spectrum.values.iter().sum();
         let nats = std::f64::consts::LN_2 * 2.0 * f64::from(bits);
-        // A row of the projection, and a column of a book.
-        let bytes = (2 * dim + (1 << bits)) as f64;
-        let code = num_embeddings as f64 * f64::from(bits) / 8.0;
+        let per_code = self.per_code(bits, num_embeddings);
         let (mut left_out, mut logs) = (total, 0.0);
         let mut best = (f64::INFINITY, dim);
         for (at, (value, mean)) in self.spectrum.values.iter().zip(&self.mean).enumerate() {
@@ -74,12 +72,19 @@ impl Directions {
             logs += variance.max(total * NEGLIGIBLE + f64::MIN_POSITIVE).ln();
             let rank = (at + 1) as f64;
             let rounding = OVERHEAD * ((logs - nats * books as f64) / rank).exp();
-            let cost = left_out + rounding * (rank + nats * rank * bytes / code);
+            let cost = left_out + rounding * (rank + nats * rank / per_code);
             if at + 1 >= books && cost < best.0 {
                 best = (cost, at + 1);
             }
         }
         best.1
+    }
+
+    /// How many directions take as many bytes as a code of so many bits of all rows.
+    pub(crate) fn per_code(&self, bits: u32, num_embeddings: u64) -> f64 {
+        // A row of the projection, and a column of a book.
+        let bytes = (2 * self.mean.len() + (1 << bits)) as f64;
+        num_embeddings as f64 * f64::from(bits) / 8.0 / bytes
     }
 
     /// The variances of the rows around their mean within the first `rank` directions, times the
