@@ -625,10 +625,12 @@ impl Shard {
         let at = run.slice(run.digit as usize - slices.first());
         // With SGD, and all of the slice's prefixes in this run, G -= rate X_k' . dX_{k+1} needs
         // no gradient in between.
-        let rate = update.learning_rate_of_sum().filter(|_| !*is_open && !stays_open);
+        let is_whole = !*is_open && !stays_open;
+        let rate = update.learning_rate_of_sum();
+        let rate = rate.filter(|_| is_whole && slices.in_place().is_some());
         if let Some(rate) = rate.filter(|_| rows <= FEW) {
             let (x, dx) = (x[k - 1].get(run.x())?, dx.get_mut(run.x())?);
-            let slice = slices.values_mut()?.get_mut(at)?;
+            let slice = slices.in_place()?.get_mut(at)?;
             return sgd_of_few(tier, Dims { m: rows, r, n }, rate, x, d, slice, dx);
         }
         let transposed_x = &mut transposed_x[..rows * r];
@@ -639,7 +641,7 @@ impl Shard {
         }
         if let Some(rate) = rate {
             let job = Job { scale: -rate, ..run.slice_gradient(transposed_x, d, at.start) };
-            add_products(tier, Dims { m: r, r: rows, n }, &[job], slices.values_mut()?)?;
+            add_products(tier, Dims { m: r, r: rows, n }, &[job], slices.in_place()?)?;
         } else {
             let job = run.slice_gradient(transposed_x, d, 0);
             if *is_open {

@@ -3,12 +3,13 @@
 use super::{
     Embedding, Initializer, Optimizer, Parameters, Quantity, TrainError,
     lookups::SortedLookups,
+    rounding::Rounding,
     state::{Sealed, State, Step},
     view,
 };
 use crate::{
     ShapeError, Table, Tier,
-    dtype::Elements,
+    dtype::{Dtype, Elements},
     kernel::{Consistent, Epilogue, widen},
     repr::{Rows, Weights},
     shape::{check_embedding_dim, check_num_embeddings},
@@ -42,7 +43,7 @@ pub(super) fn check_len(num_rows: usize, embedding_dim: usize) -> Result<usize, 
         .ok_or(TrainError::Shape(ShapeError::TooLarge))
 }
 
-/// A trainable dense table of f32. Each row is a slice for the [`Optimizer`].
+/// A trainable dense table. Each row is a slice for the [`Optimizer`].
 #[derive(Debug)]
 pub struct DenseTable {
     shape: DenseShape,
@@ -76,6 +77,15 @@ impl DenseTable {
         Quantity::Values(0).check(rows.len(), shape.check()? as u64)?;
         let rows = Parameters::new(rows, shape.embedding_dim, optimizer);
         Ok(Self { shape, state: State::new(vec![rows], optimizer) })
+    }
+
+    /// The same table, whose rows are learned as `dtype`: see [`TtTable::with_dtype`].
+    ///
+    /// [`TtTable::with_dtype`]: super::TtTable::with_dtype
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+        self.state.round(1, Rounding::Row(dtype));
+        self
     }
 
     /// The same table, with the instructions of `tier`.

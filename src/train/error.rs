@@ -1,6 +1,6 @@
 //! Why a trainable table or model refused its arguments.
 
-use crate::{LookupError, PoolTablesError, ShapeError};
+use crate::{LookupError, PoolTablesError, ShapeError, dtype::Dtype};
 use core::fmt;
 
 /// Why a trainable table or model could not be built, or could not learn from a batch. Nothing has
@@ -114,6 +114,11 @@ pub enum Unsupported {
         num_rows: u64,
         /// Indices that share the rows.
         num_embeddings: u64,
+    },
+    /// Cores of a type that they cannot be stored as.
+    Dtype {
+        /// The type.
+        dtype: Dtype,
     },
     /// A model without dense features and without tables.
     NoFeatures,
@@ -248,6 +253,11 @@ impl fmt::Display for Unsupported {
                 f,
                 "{num_embeddings} hashed indices over {num_rows} rows: a hashed table needs at \
                  least as many indices as rows, over a table that has no cache and is not hashed"
+            ),
+            Self::Dtype { dtype } => write!(
+                f,
+                "the cores of a tensor train cannot be {}: expected f32, f16, bf16 or i8",
+                dtype.name()
             ),
             Self::Group { group } => write!(
                 f,

@@ -9,6 +9,9 @@
 //! [`Initializer`] draws the first values of a table, and an [`Optimizer`] moves them. A step takes
 //! the gradient of the pooled rows and moves the slices that the batch looked up, no others.
 //!
+//! A table can be learned as another type than f32, as [`TtTable::with_dtype`] does it: its lookups
+//! and gradients use the values that a blob will store, so that storing it loses nothing.
+//!
 //! [`BorrowedTt`] computes the gradients of a tensor train whose cores belong to the caller.
 //!
 //! [`Checkpointed`] is what a checkpoint has to keep of a table. [`Dlrm`] is a whole model: tables,
@@ -33,6 +36,7 @@ mod objective;
 mod optimizer;
 mod quotient_remainder;
 mod regularization;
+mod rounding;
 mod state;
 mod tt;
 
@@ -45,7 +49,7 @@ pub use hashed::HashedTable;
 pub use initializer::Initializer;
 pub use mlp::Linear;
 pub use objective::Objective;
-pub use optimizer::{Optimizer, Parameters};
+pub use optimizer::{Optimizer, Parameters, ValuesMut};
 pub use quotient_remainder::{QuotientRemainderShape, QuotientRemainderTable};
 pub use regularization::Regularization;
 pub use state::Checkpointed;

@@ -1,10 +1,13 @@
 //! Optimisers, as in `torch.optim` for sparse gradients: slices that a batch does not look up stay
 //! unchanged.
 
+use super::rounding::Rounding;
 use crate::{
     isa::Tier,
     kernel::{AdamFactors, Consistent, adagrad, adam, row_wise_adagrad, sgd},
 };
+use core::ops::{Deref, DerefMut};
+use rayon::prelude::*;
 use std::{vec, vec::Vec};
 
 /// How a step moves values x by their gradient g, with learning rate l. The unit is a slice of a
@@ -173,6 +176,12 @@ pub(super) struct Slices<'p> {
 
 enum Values<'p> {
     Moving(&'p mut [f32]),
+    /// The exact values, which move, and what they are stored as.
+    Rounded {
+        exact: &'p mut [f32],
+        stored: &'p mut [f32],
+        rounding: Rounding,
+    },
     /// For [`Update::keep`].
     Fixed(&'p [f32]),
 }
@@ -200,6 +209,9 @@ impl<'p> Slices<'p> {
     pub(super) fn reborrow(&mut self) -> Slices<'_> {
         let values = match &mut self.values {
             Values::Moving(values) => Values::Moving(values),
+            Values::Rounded { exact, stored, rounding } => {
+                Values::Rounded { exact, stored, rounding: *rounding }
+            }
             Values::Fixed(values) => Values::Fixed(values),
         };
         Slices { values, state: self.state.each_mut().map(|state| &mut **state), ..*self }
@@ -213,6 +225,13 @@ impl<'p> Slices<'p> {
             Values::Moving(values) => {
                 let (before, after) = values.split_at_mut_checked(len)?;
                 (Values::Moving(before), Values::Moving(after))
+            }
+            Values::Rounded { exact, stored, rounding } => {
+                let (exact, exact_after) = exact.split_at_mut_checked(len)?;
+                let (stored, stored_after) = stored.split_at_mut_checked(len)?;
+                let (before, after) = ((exact, stored), (exact_after, stored_after));
+                let rounded = |(exact, stored)| Values::Rounded { exact, stored, rounding };
+                (rounded(before), rounded(after))
             }
             Values::Fixed(values) => {
                 let (before, after) = values.split_at_checked(len)?;
@@ -240,18 +259,19 @@ impl<'p> Slices<'p> {
         self.first
     }
 
+    /// The values that lookups read.
     pub(super) fn values(&self) -> &[f32] {
         match &self.values {
-            Values::Moving(values) => values,
+            Values::Moving(values) | Values::Rounded { stored: values, .. } => values,
             Values::Fixed(values) => values,
         }
     }
 
-    /// The values; `None` if they do not move.
-    pub(super) fn values_mut(&mut self) -> Option<&mut [f32]> {
+    /// The values; `None` if they do not move, or have to be rounded when they have moved.
+    pub(super) fn in_place(&mut self) -> Option<&mut [f32]> {
         match &mut self.values {
             Values::Moving(values) => Some(values),
-            Values::Fixed(_) => None,
+            Values::Rounded { .. } | Values::Fixed(_) => None,
         }
     }
 
@@ -265,22 +285,32 @@ impl<'p> Slices<'p> {
             first.copy_from_slice(gradient.get(..first.len())?);
             return Some(());
         }
-        let Values::Moving(values) = &mut self.values else { return None };
-        let values = values.get_mut(at * self.slice_len..)?.get_mut(..self.slice_len)?;
+        let slice = at * self.slice_len..(at + 1) * self.slice_len;
+        let (values, rounded) = match &mut self.values {
+            Values::Moving(values) => (values.get_mut(slice)?, None),
+            Values::Rounded { exact, stored, rounding } => {
+                (exact.get_mut(slice.clone())?, Some((*rounding, stored.get_mut(slice)?)))
+            }
+            Values::Fixed(_) => return None,
+        };
         let shortened = update.shortened(gradient);
         let gradient = shortened.as_deref().unwrap_or(gradient);
         if update.kept != 1.0 {
             values.iter_mut().for_each(|x| *x *= update.kept);
         }
         match update.rule {
-            Rule::Keep => None,
-            Rule::Sgd(learning_rate) => sgd(update.tier, learning_rate, gradient, values),
-            Rule::Adagrad(factors) => adagrad(update.tier, factors, gradient, first, values),
+            Rule::Keep => return None,
+            Rule::Sgd(learning_rate) => sgd(update.tier, learning_rate, gradient, values)?,
+            Rule::Adagrad(factors) => adagrad(update.tier, factors, gradient, first, values)?,
             Rule::RowWiseAdagrad(factors) => {
-                row_wise_adagrad(update.tier, factors, gradient, first.first_mut()?, values)
+                row_wise_adagrad(update.tier, factors, gradient, first.first_mut()?, values)?;
             }
-            Rule::Adam(factors) => adam(update.tier, factors, gradient, first, second, values),
+            Rule::Adam(factors) => adam(update.tier, factors, gradient, first, second, values)?,
         }
+        if let Some((rounding, stored)) = rounded {
+            rounding.round(values, stored);
+        }
+        Some(())
     }
 }
 
@@ -290,8 +320,16 @@ impl<'p> Slices<'p> {
 pub struct Parameters {
     slice_len: usize,
     values: Vec<f32>,
+    rounded: Option<Rounded>,
     state_lens: [usize; 2],
     state: [Vec<f32>; 2],
+}
+
+/// How values are stored, and the exact ones.
+#[derive(Clone, Debug)]
+struct Rounded {
+    rounding: Rounding,
+    exact: Vec<f32>,
 }
 
 impl Parameters {
@@ -300,7 +338,29 @@ impl Parameters {
         let state_lens = optimizer.state_lens(slice_len);
         let num_slices = values.len().checked_div(slice_len).unwrap_or(0);
         let state = state_lens.map(|len| vec![0.0; num_slices * len]);
-        Self { slice_len, values, state_lens, state }
+        Self { slice_len, values, rounded: None, state_lens, state }
+    }
+
+    /// Learns the values as they are stored from now on; `None`: as they are.
+    pub(super) fn set_rounding(&mut self, rounding: Option<Rounding>) {
+        if let Some(Rounded { exact, .. }) = self.rounded.take() {
+            self.values = exact;
+        }
+        let rounded = |rounding| Rounded { rounding, exact: self.values.clone() };
+        self.rounded = rounding.map(rounded);
+        self.round();
+    }
+
+    /// Rounds all values.
+    fn round(&mut self) {
+        let Self { slice_len, values, rounded: Some(Rounded { rounding, exact }), .. } = self
+        else {
+            return;
+        };
+        exact
+            .par_chunks(*slice_len)
+            .zip(values.par_chunks_mut(*slice_len))
+            .for_each(|(exact, stored)| rounding.round(exact, stored));
     }
 
     /// Elements of a slice: of a slice of a core, of a row, or of all biases of a layer.
@@ -308,14 +368,26 @@ impl Parameters {
         self.slice_len
     }
 
-    /// All slices, one after another.
+    /// All slices, one after another, as lookups read them: rounded, if they are learned as another
+    /// type than f32.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// As [`values`](Self::values), mutable, to restore them.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+    /// As [`values`](Self::values), before they are rounded: what the optimiser moves.
+    pub fn exact(&self) -> &[f32] {
+        self.rounded.as_ref().map_or(&self.values, |rounded| &rounded.exact)
+    }
+
+    /// Whether the values are learned as another type than f32.
+    pub fn is_rounded(&self) -> bool {
+        self.rounded.is_some()
+    }
+
+    /// As [`exact`](Self::exact), mutable, to restore them. They are rounded when the guard is
+    /// dropped.
+    pub fn values_mut(&mut self) -> ValuesMut<'_> {
+        ValuesMut(self)
     }
 
     /// The state of the [`Optimizer`]: empty (SGD), s (Adagrad: one for each element, row-wise
@@ -329,7 +401,8 @@ impl Parameters {
         self.state.each_mut().map(Vec::as_mut_slice)
     }
 
-    /// Sets the state of a slice to 0, and returns its values, to be replaced.
+    /// Sets the state of a slice of values that are not rounded to 0, and returns its values, to be
+    /// replaced.
     pub(super) fn reset_slice(&mut self, slice: usize) -> Option<&mut [f32]> {
         for (state, len) in self.state.iter_mut().zip(self.state_lens) {
             state.get_mut(slice * len..)?.get_mut(..len)?.fill(0.0);
@@ -338,12 +411,43 @@ impl Parameters {
     }
 
     pub(super) fn slices_mut(&mut self) -> Slices<'_> {
+        let values = match &mut self.rounded {
+            None => Values::Moving(&mut self.values),
+            Some(Rounded { rounding, exact }) => {
+                Values::Rounded { exact, stored: &mut self.values, rounding: *rounding }
+            }
+        };
         Slices {
             first: 0,
             slice_len: self.slice_len,
-            values: Values::Moving(&mut self.values),
+            values,
             state_lens: self.state_lens,
             state: self.state.each_mut().map(Vec::as_mut_slice),
         }
+    }
+}
+
+/// The exact values of [`Parameters`], which are rounded when this guard is dropped.
+#[derive(Debug)]
+pub struct ValuesMut<'p>(&'p mut Parameters);
+
+impl Deref for ValuesMut<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.0.exact()
+    }
+}
+
+impl DerefMut for ValuesMut<'_> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let Parameters { values, rounded, .. } = &mut *self.0;
+        rounded.as_mut().map_or(values, |rounded| &mut rounded.exact)
+    }
+}
+
+impl Drop for ValuesMut<'_> {
+    fn drop(&mut self) {
+        self.0.round();
     }
 }

@@ -3,12 +3,14 @@
 use super::{
     DenseShape, Embedding, Initializer, Optimizer, Parameters, Quantity, TrainError,
     dense::{rows_of, step_rows},
+    rounding::Rounding,
     state::{Sealed, State, Step},
     view,
 };
 use crate::{
     Table, Tier,
     divisor::Divisor,
+    dtype::Dtype,
     kernel::Consistent,
     repr::{Combine, QuotientRemainder, Weights},
     shape::check_num_embeddings,
@@ -119,6 +121,14 @@ impl QuotientRemainderTable {
         let parts = parts.map(|(values, columns)| Parameters::new(values, columns, optimizer));
         let state = State::new(parts.collect(), optimizer);
         Ok(Self { shape, embedding_dim, state, buffers: PartBuffers::default() })
+    }
+
+    /// The same table, whose quotient rows and remainder rows are learned as `dtype`: see
+    /// [`TtTable::with_dtype`](super::TtTable::with_dtype).
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+        self.state.round(2, Rounding::Row(dtype));
+        self
     }
 
     /// The same table, with the instructions of `tier`.

@@ -1,7 +1,10 @@
 //! What all trainable tables share: their parameters, and what a step is made of.
 
-use super::{Optimizer, Parameters, TrainError, cache::Cache, lookups::SortedLookups};
-use crate::{Bags, Pooling, Tier, kernel::Consistent, train::optimizer::Update};
+use super::{
+    Optimizer, Parameters, TrainError, cache::Cache, lookups::SortedLookups, optimizer::Update,
+    rounding::Rounding,
+};
+use crate::{Bags, Pooling, Tier, dtype::Dtype, kernel::Consistent};
 use std::vec::Vec;
 
 /// Seals [`Embedding`](super::Embedding) and [`Checkpointed`].
@@ -36,6 +39,14 @@ impl State {
         let (tier, lookups) = (Tier::best(), SortedLookups::default());
         let (steps, clip_norm) = (0, f64::INFINITY);
         Self { parameters, optimizer, steps, clip_norm, tier, cache: None, lookups }
+    }
+
+    /// Learns the first `count` of the parameters as they are stored.
+    pub(super) fn round(&mut self, count: usize, rounding: Rounding) {
+        let is_exact = matches!(rounding, Rounding::Slice(Dtype::F32) | Rounding::Row(Dtype::F32));
+        let rounding = (!is_exact).then_some(rounding);
+        let parameters = self.parameters.iter_mut().take(count);
+        parameters.for_each(|parameters| parameters.set_rounding(rounding));
     }
 
     /// Counts a step, and returns what the optimiser does in it.

@@ -1,17 +1,18 @@
-//! Trainable tensor-train tables: cores of f32, and the state of their optimiser.
+//! Trainable tensor-train tables: their cores, and the state of their optimiser.
 
 use super::{
     CacheSpec, Embedding, Initializer, Optimizer, Parameters, Quantity, TrainError, Unsupported,
     backward::Backward,
     cache::{Cache, FOLDING_STEPS, Leaving},
     dense::{check_len, step_rows},
+    rounding::Rounding,
     state::{Sealed, State, Step},
     view,
 };
 use crate::{
     Bags, DigitOrder, Pooling, Table, Tier, TtShape,
     bag::Digits,
-    dtype::Elements,
+    dtype::{Dtype, Elements},
     kernel::Consistent,
     repr::{Core, TtCores, Weights},
     shape::MAX_CORES,
@@ -88,6 +89,21 @@ impl TtTable {
     pub fn with_tier(mut self, tier: Tier) -> Self {
         self.state.tier = tier;
         self
+    }
+
+    /// The same table, whose cores are learned as `dtype`. Lookups and gradients use the values
+    /// that a blob of this type stores, and the optimiser moves exact ones, of f32
+    /// ([`Parameters::exact`]), by these gradients. So a blob of the type that was learned has the
+    /// rows that were learned, but for the rounding of scales. A cache stays f32.
+    ///
+    /// # Errors
+    /// [`Unsupported::Dtype`] for a type that cores cannot have.
+    pub fn with_dtype(mut self, dtype: Dtype) -> Result<Self, TrainError> {
+        if !dtype.suits_cores() {
+            return Err(TrainError::Unsupported(Unsupported::Dtype { dtype }));
+        }
+        self.state.round(self.shape.num_cores(), Rounding::Slice(dtype));
+        Ok(self)
     }
 
     /// The same table with a cache (TT-Rec, section 4.3): after some steps, the rows that were
@@ -198,7 +214,7 @@ impl TtTable {
                 break;
             }
             let cores = self.state.parameters.iter().take(self.shape.num_cores());
-            let before: Vec<Vec<f32>> = cores.map(|core| core.values().to_vec()).collect();
+            let before: Vec<Vec<f32>> = cores.map(|core| core.exact().to_vec()).collect();
             let update = Optimizer::Sgd.update(self.state.tier, rate, 1);
             let (bags, pooling, gradient_now) = (&bags, Pooling::Sum, &gradient);
             self.step_cores(&Step { bags, pooling, gradient: gradient_now, update })?;

@@ -217,6 +217,15 @@ impl Model {
         zip(self.pooled(batch), target).map(|(x, y)| (x - y) * (x - y) / 2.0).sum()
     }
 
+    /// The same with the values that lookups in `table` read.
+    fn as_read(&self, table: &dyn Embedding) -> Self {
+        let mut model = self.clone();
+        for (to, from) in zip(model.parameters_mut(), table.parameters()) {
+            *to = from.values().iter().map(|&x| x.into()).collect();
+        }
+        model
+    }
+
     /// The derivatives of the loss whose derivatives by the pooled rows are `gradient`.
     fn gradients(&self, batch: &Batch, gradient: &[f64]) -> Vec<Vec<f64>> {
         let mut gradients: Vec<Vec<f64>> =
@@ -271,7 +280,20 @@ impl Stepper {
     }
 
     fn step(&mut self, model: &mut Model, batch: &Batch, gradient: &[f64], learning_rate: f64) {
-        let gradients = model.gradients(batch, gradient);
+        let read = model.clone();
+        self.step_by(model, &read, batch, gradient, learning_rate);
+    }
+
+    /// Moves `model` by the derivatives that `read` has.
+    fn step_by(
+        &mut self,
+        model: &mut Model,
+        read: &Model,
+        batch: &Batch,
+        gradient: &[f64],
+        learning_rate: f64,
+    ) {
+        let gradients = read.gradients(batch, gradient);
         self.steps += 1;
         let mut touched: Vec<Vec<usize>> = vec![Vec::new(); gradients.len()];
         for (row, ..) in batch.lookups() {
@@ -373,17 +395,23 @@ fn dense(num_embeddings: u64, embedding_dim: usize) -> DenseShape {
 
 /// The same as a table of the crate.
 fn build(model: &Model, optimizer: Optimizer, tier: Tier) -> Box<dyn Embedding> {
+    build_as(model, optimizer, tier, Dtype::F32)
+}
+
+/// The same as a table of the crate that is learned as `dtype`.
+fn build_as(model: &Model, optimizer: Optimizer, tier: Tier, dtype: Dtype) -> Box<dyn Embedding> {
     let narrow = |xs: &Vec<f64>| xs.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     match model {
         Model::Dense { dim, rows } => {
             let table =
                 DenseTable::from_rows(dense(num_embeddings(model), *dim), narrow(rows), optimizer)
                     .unwrap();
-            Box::new(table.with_tier(tier))
+            Box::new(table.with_tier(tier).with_dtype(dtype))
         }
         Model::Tt { shape, cores } => {
             let cores = cores.iter().map(narrow).collect();
-            Box::new(TtTable::from_cores(*shape, cores, optimizer).unwrap().with_tier(tier))
+            let table = TtTable::from_cores(*shape, cores, optimizer).unwrap();
+            Box::new(table.with_tier(tier).with_dtype(dtype).unwrap())
         }
     }
 }
@@ -579,6 +607,258 @@ fn a_large_batch_has_the_gradients_of_its_lookups() {
     }
 }
 
+// Rounded values.
+
+/// Compares what a slice of a core or a row is rounded to with what `docs/format.md` stores.
+#[track_caller]
+fn assert_rounded(exact: &[f32], found: &[f32], dtype: Dtype, is_row: bool) {
+    let wide = |x: &f32| f64::from(*x);
+    let low = exact.iter().map(wide).fold(f64::INFINITY, f64::min);
+    let high = exact.iter().map(wide).fold(f64::NEG_INFINITY, f64::max);
+    let largest = low.abs().max(high.abs());
+    let on_grid = |scale: f32, offset: f32, x: f64| {
+        let (scale, offset) = (f64::from(scale), f64::from(offset));
+        scale * ((x - offset) / scale).round_ties_even() + offset
+    };
+    let all = |expected: &dyn Fn(f64) -> f64, bound: f64| {
+        for (x, &found) in zip(exact, found) {
+            assert_close(found.into(), expected(wide(x)), bound, (dtype, x, exact));
+        }
+    };
+    match (dtype, is_row) {
+        // A row without a range is its offset.
+        (Dtype::I8 | Dtype::I4, true) if low == high => all(&|x| x, 1e-3 * largest),
+        (Dtype::I8, false) => {
+            let scale = (largest / 127.0) as f32;
+            all(&|x| on_grid(scale, 0.0, x), 1e-7 * largest);
+        }
+        (Dtype::I8, true) => {
+            let scale = ((high - low) / 255.0) as f32;
+            let offset = (low + 128.0 * f64::from(scale)) as f32;
+            all(&|x| on_grid(scale, offset, x), 1e-6 * largest);
+        }
+        // Which grid is a matter of the encoder. This one would do.
+        (Dtype::I4, _) => {
+            let mut levels: Vec<u32> = bits(found);
+            levels.sort_unstable();
+            levels.dedup();
+            assert!(levels.len() <= 16, "{levels:?}");
+            let step = (high - low) / 15.0;
+            let each = step / 2.0 + (low.abs() + 15.0 * step) / 2048.0 + 2f64.powi(-21);
+            let squares = zip(exact, found).map(|(x, y)| (wide(x) - wide(y)).powi(2));
+            assert!(
+                squares.sum::<f64>() <= exact.len() as f64 * each * each,
+                "{exact:?} {found:?}"
+            );
+        }
+        (Dtype::F16, _) => {
+            all(&|x| x, largest / 2048.0);
+            assert!(found.iter().all(|x| x.to_bits().is_multiple_of(1 << 13)), "{found:?}");
+        }
+        other => panic!("{other:?} has no oracle"),
+    }
+}
+
+/// The types that a table is learned as.
+fn learned_as(model: &Model) -> &'static [Dtype] {
+    match model {
+        Model::Dense { .. } => &[Dtype::I8, Dtype::I4, Dtype::F16],
+        Model::Tt { .. } => &[Dtype::I8, Dtype::F16],
+    }
+}
+
+#[test]
+fn exact_values_move_by_the_gradients_of_the_rounded_ones() {
+    for (seed, optimizer) in zip(40.., OPTIMIZERS) {
+        let mut rng = Rng::new(seed);
+        for (model, dtype) in models(&mut rng)
+            .into_iter()
+            .flat_map(|model| learned_as(&model).iter().map(move |&dtype| (model.clone(), dtype)))
+        {
+            let is_row = matches!(model, Model::Dense { .. });
+            for tier in tiers::available() {
+                let mut table = build_as(&model, optimizer, tier, dtype);
+                let (mut exact, mut rng) = (model.clone(), Rng::new(seed + 100));
+                let mut stepper = Stepper::new(optimizer, &exact);
+                for step in 0..4 {
+                    let mode = Mode::ALL[step % 3];
+                    let batch = Batch::draw(&mut rng, num_embeddings(&model), 6, mode);
+                    let gradient: Vec<f32> =
+                        (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng)).collect();
+                    let read = model.as_read(&*table);
+                    for (&found, expected) in zip(&forward(&*table, &batch), read.pooled(&batch)) {
+                        assert_close(found.into(), expected, 1e-4 * expected.abs().max(1.0), tier);
+                    }
+                    table.step(&batch.bags(), mode.pooling(), &gradient, 0.01).unwrap();
+                    let wide: Vec<f64> = gradient.iter().map(|&g| g.into()).collect();
+                    stepper.step_by(&mut exact, &read, &batch, &wide, 0.01);
+
+                    for (found, expected) in zip(table.parameters(), exact.parameters()) {
+                        assert!(found.is_rounded());
+                        for (&found, &expected) in zip(found.exact(), expected) {
+                            assert_close(found.into(), expected, 2e-4, (optimizer, tier, dtype));
+                        }
+                        let len = found.slice_len();
+                        for (exact, rounded) in
+                            zip(found.exact().chunks(len), found.values().chunks(len))
+                        {
+                            assert_rounded(exact, rounded, dtype, is_row);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_batch_moves_rounded_values_by_its_gradients() {
+    for (seed, shape) in zip(60.., large_shapes()) {
+        let mut rng = Rng::new(seed);
+        let model = draw_model(&mut rng, shape);
+        let mut table = build_as(&model, Optimizer::Sgd, Tier::best(), Dtype::I8);
+        let batch = large_batch(&mut rng, shape.num_embeddings(), Mode::Sum);
+        let gradient: Vec<f32> =
+            (0..batch.num_bags() * model.dim()).map(|_| real(&mut rng)).collect();
+        let wide: Vec<f64> = gradient.iter().map(|&g| g.into()).collect();
+        let expected = model.as_read(&*table).gradients(&batch, &wide);
+        let before: Vec<Vec<f32>> =
+            table.parameters().iter().map(|core| core.exact().to_vec()).collect();
+        table.step(&batch.bags(), Pooling::Sum, &gradient, 1.0).unwrap();
+        for (k, (before, core)) in zip(&before, table.parameters()).enumerate() {
+            let largest = expected[k].iter().fold(0.0, |max: f64, g| max.max(g.abs()));
+            for (at, (before, after)) in zip(before, core.exact()).enumerate() {
+                let found = f64::from(*before) - f64::from(*after);
+                let bound = 1e-3 * expected[k][at].abs() + 1e-5 * largest;
+                assert_close(found, expected[k][at], bound, (shape, k, at));
+            }
+            let len = core.slice_len();
+            for (exact, rounded) in zip(core.exact().chunks(len), core.values().chunks(len)) {
+                assert_rounded(exact, rounded, Dtype::I8, false);
+            }
+        }
+    }
+}
+
+/// The bytes and the scales of all slices or rows.
+fn encoded(values: &[f32], slice_len: usize, dtype: Dtype, is_row: bool) -> (Vec<u8>, Vec<f32>) {
+    let (mut bytes, mut scales) = (Vec::new(), Vec::new());
+    for slice in values.chunks(slice_len) {
+        let len = if is_row {
+            dtype.row_len(slice_len)
+        } else {
+            dtype.bytes_of(slice_len)
+        };
+        let mut out = vec![0; len];
+        if is_row {
+            dtype::encode_rows(slice, slice_len, dtype, &mut out).unwrap();
+        } else {
+            scales.push(dtype::encode_slice(slice, dtype, &mut out).unwrap());
+        }
+        bytes.extend(out);
+    }
+    (bytes, scales)
+}
+
+#[test]
+fn storing_what_was_learned_as_it_was_learned_loses_nothing() {
+    let mut rng = Rng::new(80);
+    let tt = draw_model(&mut rng, shape(60, &[5, 3, 4], &[4, 4, 4], &[5, 3]));
+    let rows = (0..60 * 64).map(|_| real(&mut rng).into()).collect();
+    for model in [tt, Model::Dense { dim: 64, rows }] {
+        let is_row = matches!(model, Model::Dense { .. });
+        for &dtype in learned_as(&model) {
+            let mut table = build_as(&model, Optimizer::ADAGRAD, Tier::best(), dtype);
+            for _ in 0..5 {
+                let batch = Batch::draw(&mut rng, 60, 12, Mode::Sum);
+                let gradient: Vec<f32> =
+                    (0..batch.num_bags() * 64).map(|_| real(&mut rng)).collect();
+                table.step(&batch.bags(), Pooling::Sum, &gradient, 0.1).unwrap();
+            }
+            let weights = match &model {
+                Model::Tt { shape, .. } => WeightsSpec::Tt { shape: *shape, dtype },
+                Model::Dense { dim, .. } => {
+                    WeightsSpec::Dense { num_embeddings: 60, embedding_dim: *dim, dtype }
+                }
+            };
+            // From the exact values, and again from the rounded ones, which a checkpoint has.
+            let store = |rounded: bool| {
+                let spec = [TableSpec::new("a", weights)];
+                Layout::new(&spec).unwrap().build(|section, out| {
+                    let (k, is_scales) = match section.role {
+                        Role::Core(k) => (k, false),
+                        Role::Scales(k) => (k, true),
+                        _ => (0, false),
+                    };
+                    let part = &table.parameters()[k];
+                    let values = if rounded { part.values() } else { part.exact() };
+                    let (bytes, scales) = encoded(values, part.slice_len(), dtype, is_row);
+                    out.copy_from_slice(&if is_scales {
+                        scales.iter().flat_map(|scale| scale.to_le_bytes()).collect()
+                    } else {
+                        bytes
+                    });
+                })
+            };
+            // The codes of an i4 row are of a grid that its values do not always tell.
+            let stores: &[bool] = if dtype == Dtype::I4 { &[false] } else { &[false, true] };
+            for part in table.parameters().iter().filter(|_| stores.len() > 1) {
+                let len = part.slice_len();
+                let header = if is_row { dtype.row_header_len() } else { 0 };
+                let codes = |values| {
+                    let bytes = encoded(values, len, dtype, is_row).0;
+                    let rows = bytes.chunks(header + dtype.bytes_of(len));
+                    rows.flat_map(|row| row[header..].to_vec()).collect::<Vec<u8>>()
+                };
+                assert_eq!(codes(part.exact()), codes(part.values()), "{dtype:?}");
+            }
+            for &rounded in stores {
+                let blob = store(rounded);
+                let blob = Blob::parse(&blob).unwrap();
+                let (stored, learned) = (blob.table("a").unwrap(), table.table());
+                let mut found = Vec::new();
+                for row in 0..60 {
+                    let mut rows = [[f32::NAN; 64]; 2];
+                    for (table, out) in zip([&stored, &learned], &mut rows) {
+                        table.lookup(row, out, &mut vec![0.0; table.workspace_len(1)]).unwrap();
+                    }
+                    found.push(rows);
+                }
+                let largest =
+                    found.as_flattened().as_flattened().iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                for [stored, learned] in &found {
+                    for (stored, learned) in zip(stored, learned) {
+                        let exact = is_row && !rounded;
+                        let bound = if exact { 0.0 } else { 1e-6 * f64::from(largest) };
+                        assert_close((*stored).into(), (*learned).into(), bound, dtype);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn values_that_cannot_be_stored_stay_as_they_are() {
+    for (dtype, value) in [
+        (Dtype::F16, 1e6),
+        (Dtype::I8, f32::NAN),
+        (Dtype::I4, f32::INFINITY),
+        (Dtype::I8, f32::NEG_INFINITY),
+    ] {
+        let rows = vec![0.5, value, 0.25, 1.0];
+        let table = DenseTable::from_rows(dense(2, 2), rows.clone(), Optimizer::Sgd).unwrap();
+        let table = table.with_dtype(dtype);
+        let parameters = &table.parameters()[0];
+        assert_eq!(bits(&parameters.values()[..2]), bits(&rows[..2]), "{dtype:?}");
+        assert_eq!(bits(parameters.exact()), bits(&rows));
+        // Nor do any once they are learned as f32 again.
+        let exact = table.with_dtype(Dtype::F32);
+        assert!(!exact.parameters()[0].is_rounded());
+        assert_eq!(bits(exact.parameters()[0].values()), bits(&rows));
+    }
+}
+
 // PyTorch.
 
 #[test]
@@ -669,9 +949,13 @@ fn a_step_has_the_same_bits_on_any_number_of_threads() {
     let train = |threads: usize| -> Vec<Vec<u32>> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut tables: Vec<TtTable> = zip(large_shapes(), OPTIMIZERS)
-                .map(|(shape, optimizer)| {
-                    TtTable::new(shape, Initializer::default(), optimizer, 5).unwrap()
+            let mut tables: Vec<TtTable> = [Dtype::F32, Dtype::I8]
+                .into_iter()
+                .flat_map(|dtype| {
+                    zip(large_shapes(), OPTIMIZERS).map(move |(shape, optimizer)| {
+                        let table = TtTable::new(shape, Initializer::default(), optimizer, 5);
+                        table.unwrap().with_dtype(dtype).unwrap()
+                    })
                 })
                 .collect();
             tables.par_iter_mut().for_each(|table| {
@@ -775,16 +1059,17 @@ fn bits(xs: &[f32]) -> Vec<u32> {
 #[test]
 fn what_is_restored_goes_on_to_the_bit() {
     for optimizer in OPTIMIZERS {
-        let new = |seed| -> [Box<dyn Embedding>; 2] {
+        let new = |seed| -> [Box<dyn Embedding>; 4] {
             let shape = shape(58, &[3, 4, 5], &[2, 1, 3], &[2, 3]);
-            [
-                Box::new(
-                    TtTable::new(shape, Initializer::SampledGaussian, optimizer, seed).unwrap(),
-                ),
-                Box::new(
-                    DenseTable::new(dense(58, 6), Initializer::Gaussian, optimizer, seed).unwrap(),
-                ),
-            ]
+            let tt = |dtype| {
+                let table = TtTable::new(shape, Initializer::SampledGaussian, optimizer, seed);
+                Box::new(table.unwrap().with_dtype(dtype).unwrap())
+            };
+            let dense = |dtype| {
+                let table = DenseTable::new(dense(58, 6), Initializer::Gaussian, optimizer, seed);
+                Box::new(table.unwrap().with_dtype(dtype))
+            };
+            [tt(Dtype::F32), dense(Dtype::F32), tt(Dtype::I8), dense(Dtype::I4)]
         };
         for (mut table, mut restored) in zip(new(1), new(2)) {
             let mut rng = Rng::new(9);
@@ -796,11 +1081,12 @@ fn what_is_restored_goes_on_to_the_bit() {
                     assert_ne!(values(&*table), values(&*restored));
                     for (to, from) in zip(restored.parameters_mut(), table.parameters()) {
                         assert_eq!(to.slice_len(), from.slice_len());
-                        to.values_mut().copy_from_slice(from.values());
+                        to.values_mut().copy_from_slice(from.exact());
                         zip(to.state_mut(), from.state())
                             .for_each(|(to, from)| to.copy_from_slice(from));
                     }
                     restored.set_steps(table.steps());
+                    assert_eq!(values(&*table), values(&*restored));
                 }
                 table.step(&batch.bags(), Pooling::Sum, &gradient, 0.1).unwrap();
                 if step >= 3 {
@@ -897,6 +1183,9 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     assert_eq!(from(vec![vec![0.0; 12]]), count(Quantity::Cores, 1, 2));
     assert_eq!(from(vec![vec![0.0; 12], vec![0.0; 25]]), count(Quantity::Values(1), 25, 24));
     assert_eq!(from(vec![vec![], vec![0.0; 24]]), count(Quantity::Values(0), 0, 12));
+    let i4 = TtTable::new(small, Initializer::Gaussian, Optimizer::Sgd, 1).unwrap();
+    let i4 = i4.with_dtype(Dtype::I4).map(|_| ()).unwrap_err();
+    assert_eq!(i4, TrainError::Unsupported(Unsupported::Dtype { dtype: Dtype::I4 }));
     let refused = |n, dim| {
         DenseTable::new(dense(n, dim), Initializer::Uniform, Optimizer::Sgd, 1)
             .map(|_| ())

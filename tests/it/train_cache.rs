@@ -257,6 +257,46 @@ fn what_is_restored_goes_on_to_the_bit() {
 }
 
 #[test]
+fn a_cache_is_exact_beside_rounded_cores() {
+    let spec = CacheSpec { rows: 64, warm_up: 5, refresh: 4 };
+    let rounded = |seed| {
+        let table = plain(Optimizer::ADAGRAD, seed).with_dtype(Dtype::I8).unwrap();
+        table.with_cache(spec).unwrap()
+    };
+    let (mut table, mut restored) = (rounded(1), rounded(9));
+    let mut rng = Rng::new(5);
+    for at in 0..20 {
+        if at == 11 {
+            for (to, from) in zip(restored.parameters_mut(), table.parameters()) {
+                to.values_mut().copy_from_slice(from.exact());
+                zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
+            }
+            restored.set_steps(table.steps());
+            restored.set_counters(&table.counters()).unwrap();
+        }
+        let (ids, gradient) = (skewed(&mut rng, 100), reals(&mut rng, 100 * DIM));
+        step(&mut table, &ids, &gradient, 0.01);
+        if at >= 11 {
+            step(&mut restored, &ids, &gradient, 0.01);
+        }
+    }
+    assert_eq!((held(&table), cores(&table)), (held(&restored), cores(&restored)));
+    let (rows, cores) = table.parameters().split_last().unwrap();
+    assert!(!rows.is_rounded() && cores.iter().all(|core| core.is_rounded()));
+    assert!(!held(&table).is_empty());
+    for core in cores {
+        assert_ne!(core.values(), core.exact());
+        for slice in core.values().chunks(core.slice_len()) {
+            let scale = slice.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0;
+            slice.iter().for_each(|x| {
+                let steps = x / scale;
+                assert!((steps - steps.round()).abs() < 1e-3, "{steps}");
+            });
+        }
+    }
+}
+
+#[test]
 fn a_blob_has_the_overrides_and_gives_the_same_bits() {
     let mut table = cached(Optimizer::ADAGRAD, 64, 3, 2);
     let mut rng = Rng::new(6);

@@ -179,7 +179,7 @@ fn runs(
     omitted: &mut Vec<Omitted>,
 ) -> Result<Vec<RunResult>> {
     let &Planned { variant, representation, bytes } = planned;
-    let (name, kind) = (planned.name(), variant.name(representation.kind()));
+    let (name, kind) = (planned.name(), variant.name(&representation.kind()));
     let mut run = |rate: f64, seed: u64| -> Result<Option<RunResult>> {
         let config = variant.config_of(representation, rate, seed);
         let select = config.train.select();

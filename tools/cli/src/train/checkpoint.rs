@@ -1,8 +1,10 @@
 //! Checkpoints: the whole state of training in one safetensors file, which `ttrec convert` reads.
 //!
 //! Parameters have DLRM's names; tensor trains and their caches have FBTT's keys. The optimiser's
-//! state of a tensor is `opt_state_dict.{tensor}.{0 or 1}`. The metadata has one entry, [`FACTS`],
-//! a JSON object.
+//! state of a tensor is `opt_state_dict.{tensor}.{0 or 1}`, and the exact values of one that is
+//! rounded are `opt_state_dict.{tensor}.exact`. Rows of i4 are FBGEMM's, whose codes a converter
+//! copies: to encode the values that they mean would lose some of them. The metadata has one entry,
+//! [`FACTS`], a JSON object.
 
 use super::{config::Config, directory_of, tables::Planned};
 use crate::output::Output;
@@ -17,7 +19,13 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
 };
-use ttrec::train::{Dlrm, Parameters};
+use ttrec::{
+    dtype::{
+        self,
+        Dtype::{F32, I4},
+    },
+    train::{Dlrm, Parameters},
+};
 use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS};
 
 /// The metadata of a checkpoint.
@@ -126,21 +134,47 @@ impl<'m> Part<'m> {
         }
     }
 
-    /// A tensor and its optimiser state.
-    fn parameters(name: String, shape: Vec<usize>, parameters: &'m Parameters) -> Vec<Self> {
+    /// FBGEMM's rows of i4: nibbles, then the scale and the offset, with which a blob's rows begin.
+    fn nibbles(name: String, shape: &[usize], exact: &[f32]) -> Result<Self> {
+        let columns = shape.last().copied().unwrap_or(1);
+        let (rows, row_len) = (exact.len() / columns.max(1), I4.row_len(columns));
+        let mut bytes = vec![0; rows * row_len];
+        dtype::encode_rows(exact, columns, I4, &mut bytes)
+            .with_context(|| format!("tensor {name:?}: a smaller `learning_rate` may help"))?;
+        let rotate = |row: &mut [u8]| row.rotate_left(I4.row_header_len());
+        bytes.chunks_exact_mut(row_len).for_each(rotate);
+        Ok(Self { name, shape: vec![rows, row_len], dtype: Dtype::U8, bytes: bytes.into() })
+    }
+
+    /// A tensor, its exact values if it is rounded, and its optimiser state.
+    fn parameters(
+        name: String,
+        shape: Vec<usize>,
+        parameters: &'m Parameters,
+        dtype: ttrec::dtype::Dtype,
+    ) -> Result<Vec<Self>> {
         let kept = parameters.state().into_iter().zip(0..).filter(|(state, _)| !state.is_empty());
         let kept =
             kept.map(|(state, at)| Self::floats(state_name(&name, at), vec![state.len()], state));
-        let kept: Vec<_> = kept.collect();
-        [Self::floats(name, shape, parameters.values())]
-            .into_iter()
-            .chain(kept)
-            .collect()
+        let mut parts: Vec<_> = kept.collect();
+        if parameters.is_rounded() {
+            parts.push(Self::floats(exact_name(&name), shape.clone(), parameters.exact()));
+        }
+        parts.push(if parameters.is_rounded() && dtype == I4 {
+            Self::nibbles(name, &shape, parameters.exact())?
+        } else {
+            Self::floats(name, shape, parameters.values())
+        });
+        Ok(parts)
     }
 }
 
 fn state_name(tensor: &str, at: u32) -> String {
     format!("opt_state_dict.{tensor}.{at}")
+}
+
+fn exact_name(tensor: &str) -> String {
+    format!("opt_state_dict.{tensor}.exact")
 }
 
 fn counters_name(table: usize) -> String {
@@ -159,14 +193,14 @@ pub(crate) fn write(
     for (layer, linear) in model.layers() {
         let shapes = [vec![linear.outputs(), linear.inputs()], vec![linear.outputs()]];
         for ((key, parameters), shape) in linear.parameters().into_iter().zip(shapes) {
-            parts.extend(Part::parameters(format!("{layer}.{key}"), shape, parameters));
+            parts.extend(Part::parameters(format!("{layer}.{key}"), shape, parameters, F32)?);
         }
     }
     for ((feature, planned), number) in model.features().iter().zip(tables).zip(0..) {
         for ((name, shape), parameters) in
             planned.tensors(number).into_iter().zip(feature.table.parameters())
         {
-            parts.extend(Part::parameters(name, shape, parameters));
+            parts.extend(Part::parameters(name, shape, parameters, planned.dtype)?);
         }
         let strides = planned.strides(number);
         parts.extend(strides.map(|(name, strides)| Part::integers(name, strides.into_iter())));
@@ -306,7 +340,9 @@ impl TrainCheckpoint {
     }
 
     fn read_parameters(&self, name: &str, parameters: &mut Parameters) -> Result<()> {
-        self.read(name, parameters.values_mut())?;
+        let exact = exact_name(name);
+        let from = if parameters.is_rounded() { &exact } else { name };
+        self.read(from, &mut parameters.values_mut())?;
         for (state, at) in parameters
             .state_mut()
             .into_iter()
@@ -316,6 +352,16 @@ impl TrainCheckpoint {
             self.read(&state_name(name, at), state)?;
         }
         Ok(())
+    }
+
+    /// The name of the tensor that has the values of tensor `name` before they were rounded.
+    pub(super) fn unrounded(&self, name: &str) -> String {
+        let exact = exact_name(name);
+        if self.file.tensor(&exact).is_some() {
+            exact
+        } else {
+            name.to_owned()
+        }
     }
 
     /// Whether there is a tensor of this name and shape.

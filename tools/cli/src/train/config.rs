@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use ttrec::{
+    dtype::Dtype,
     limits::MAX_EMBEDDING_DIM,
     train::{Initializer, LearningRates, Optimizer, Regularization},
 };
@@ -73,20 +74,42 @@ tagged! { Representation, "representation",
 
 impl Default for Representation {
     fn default() -> Self {
-        Self::Dense(Dense {})
+        Self::Dense(Dense::default())
     }
 }
 
 impl Representation {
-    /// The representation without its sizes.
-    pub(crate) fn kind(&self) -> &'static str {
+    fn name(&self) -> &'static str {
         match self {
             Self::Dense(_) => "dense",
-            Self::Tt(Tt { cache: None, .. }) => "tt",
-            Self::Tt(_) => "tt, cached",
+            Self::Tt(_) => "tt",
             Self::Hashed(_) => "hashed",
             Self::HashedTt(_) => "hashed-tt",
             Self::QuotientRemainder(_) => "quotient-remainder",
+        }
+    }
+
+    /// The type that its values are learned as.
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self {
+            Self::Dense(Dense { dtype })
+            | Self::Tt(Tt { dtype, .. })
+            | Self::Hashed(Hashed { dtype, .. })
+            | Self::HashedTt(HashedTt { dtype, .. })
+            | Self::QuotientRemainder(QuotientRemainder { dtype, .. }) => dtype.dtype(),
+        }
+    }
+
+    /// The representation without its sizes.
+    pub(crate) fn kind(&self) -> String {
+        let cached = if let Self::Tt(Tt { cache: Some(_), .. }) = self {
+            ", cached"
+        } else {
+            ""
+        };
+        match self.dtype() {
+            Dtype::F32 => format!("{}{cached}", self.name()),
+            dtype => format!("{}{cached}, {}", self.name(), dtype.name()),
         }
     }
 }
@@ -94,7 +117,7 @@ impl Representation {
 impl fmt::Display for Representation {
     /// The kind, and the fields that differ from their defaults.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind().trim_end_matches(", cached"))?;
+        f.write_str(self.name())?;
         let Ok(toml::Value::Table(fields)) = toml::Value::try_from(self) else { return Ok(()) };
         let plain = |field: &str, value: &toml::Value| match field {
             "representation" => true,
@@ -117,7 +140,38 @@ impl fmt::Display for Representation {
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Dense {}
+pub(crate) struct Dense {
+    #[serde(default, skip_serializing_if = "Learned::is_f32")]
+    pub(crate) dtype: Learned,
+}
+
+/// The type that the values of a table are learned as, and stored as by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Learned {
+    #[default]
+    F32,
+    F16,
+    Bf16,
+    I8,
+    I4,
+}
+
+impl Learned {
+    fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+            Self::I8 => Dtype::I8,
+            Self::I4 => Dtype::I4,
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -135,6 +189,8 @@ pub(crate) struct Tt {
     /// The factor of the initial rows.
     #[serde(default = "unchanged")]
     pub(crate) scale: f64,
+    #[serde(default, skip_serializing_if = "Learned::is_f32")]
+    pub(crate) dtype: Learned,
     /// Rows that are trained outside the cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cache: Option<Cache>,
@@ -168,6 +224,8 @@ pub(crate) struct Hashed {
     /// Instead of `num_rows`: as many rows as fit into the bytes of a tensor train of this rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) like_rank: Option<u32>,
+    #[serde(default, skip_serializing_if = "Learned::is_f32")]
+    pub(crate) dtype: Learned,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -187,6 +245,8 @@ pub(crate) struct HashedTt {
     /// The factor of the initial rows.
     #[serde(default = "unchanged")]
     pub(crate) scale: f64,
+    #[serde(default, skip_serializing_if = "Learned::is_f32")]
+    pub(crate) dtype: Learned,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -203,6 +263,8 @@ pub(crate) struct QuotientRemainder {
     pub(crate) like_rank: Option<u32>,
     #[serde(default)]
     pub(crate) operation: Operation,
+    #[serde(default, skip_serializing_if = "Learned::is_f32")]
+    pub(crate) dtype: Learned,
 }
 
 /// How quotient and remainder rows are combined.

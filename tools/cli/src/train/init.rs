@@ -12,7 +12,9 @@ use ttrec::{
     dtype::Dtype,
     train::{Dlrm, Embedding, Linear},
 };
-use ttrec_convert::{Checkpoint, Options, Spec, convert, detect, trained::set_cores, zeros};
+use ttrec_convert::{
+    Checkpoint, Options, Spec, convert, detect, spec::TableSpec, trained::set_cores, zeros,
+};
 
 /// Sets the tables of `model` that the checkpoint has too, by name, and its layers, if the
 /// checkpoint has any.
@@ -56,7 +58,9 @@ pub(super) fn take(
         if let Some(same) = trained.as_ref().and_then(|trained| same_table(trained, planned)) {
             let tensors = planned.tensors(same).into_iter().zip(feature.table.parameters_mut());
             for ((name, _), parameters) in tensors {
-                trained.iter().try_for_each(|file| file.read(&name, parameters.values_mut()))?;
+                trained.iter().try_for_each(|file| {
+                    file.read(&file.unrounded(&name), &mut parameters.values_mut())
+                })?;
             }
             continue;
         }
@@ -81,14 +85,15 @@ pub(super) fn take(
     Ok(())
 }
 
-/// The number of the table of a checkpoint of `ttrec train` that is stored as `planned`, without a
-/// cache, whose counters are not for another run.
+/// The number of the table of a checkpoint of `ttrec train` that is stored as `planned`, of any
+/// type and without a cache, whose counters are not for another run.
 fn same_table(trained: &TrainCheckpoint, planned: &Planned) -> Option<usize> {
-    let tables = trained.facts.tables.iter().enumerate();
-    let mut same = tables.filter(|(number, spec)| **spec == planned.spec(*number));
+    let of_any_type = |spec: TableSpec| TableSpec { dtype: None, quantized: None, ..spec };
+    let tables = trained.facts.tables.iter().cloned().map(of_any_type).enumerate();
+    let mut same = tables.filter(|(number, spec)| *spec == of_any_type(planned.spec(*number)));
     let (number, _) = same.next()?;
     let mut tensors = planned.tensors(number).into_iter();
-    let is_same = tensors.all(|(name, shape)| trained.has(&name, &shape));
+    let is_same = tensors.all(|(name, shape)| trained.has(&trained.unrounded(&name), &shape));
     (is_same && planned.cache_keys(number).is_none()).then_some(number)
 }
 
@@ -117,7 +122,8 @@ fn approximate(from: &Table<'_>, planned: &Planned, table: &mut dyn Embedding) -
         }
         TrainedForm::Tt { shape, .. } => {
             let parameters = table.parameters_mut().iter_mut().take(shape.num_cores());
-            let mut cores: Vec<&mut [f32]> = parameters.map(|core| core.values_mut()).collect();
+            let mut values: Vec<_> = parameters.map(|core| core.values_mut()).collect();
+            let mut cores: Vec<_> = values.iter_mut().map(|core| &mut **core).collect();
             set_cores(&rows, shape, &mut cores)?;
         }
         TrainedForm::QuotientRemainder { .. } => bail!(
@@ -190,8 +196,10 @@ mod tests {
                 let mut table = new(&[3, 4], 2);
                 let shape = *table.shape();
                 let parameters = table.parameters_mut().iter_mut();
-                let mut cores: Vec<_> = parameters.map(|core| core.values_mut()).collect();
+                let mut values: Vec<_> = parameters.map(|core| core.values_mut()).collect();
+                let mut cores: Vec<_> = values.iter_mut().map(|core| &mut **core).collect();
                 set_cores(&wanted, &shape, &mut cores).unwrap();
+                drop(values);
                 let scale = wanted.iter().map(|x| x.abs()).fold(0.0, f32::max);
                 for (found, wanted) in rows_of(&table.table()).unwrap().iter().zip(&wanted) {
                     let error = (found - wanted).abs() / scale;

@@ -1,12 +1,13 @@
 //! The tables of a model, planned from the config and the features of the data.
 
 use super::config::{
-    Cache, Draw, Hashed, HashedTt, Model, Operation, QuotientRemainder, Representation, Tt,
+    Cache, Draw, Hashed, HashedTt, Learned, Model, Operation, QuotientRemainder, Representation, Tt,
 };
 use crate::data::Feature;
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
+    dtype::Dtype,
     repr::Combine,
     train::{
         CacheSpec, Checkpointed, DenseShape, DenseTable, Embedding, HashedTable, Initializer,
@@ -15,7 +16,7 @@ use ttrec::{
 };
 use ttrec_convert::{
     shape::{suggest_shape, widest_first},
-    spec::{self, IndexMapping, TableSpec},
+    spec::{self, IndexMapping, Quantized, TableSpec},
     trained::digit_strides,
 };
 
@@ -29,6 +30,8 @@ pub(crate) struct Planned {
     pub(super) hashed: Option<u32>,
     pooling: Pooling,
     pub(super) stored: TrainedForm,
+    /// The type that its values are learned as, and stored as by default.
+    pub(super) dtype: Dtype,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -67,13 +70,13 @@ pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> 
 
 impl Planned {
     fn new(feature: &Feature, dim: usize, representation: &Representation) -> Result<Self> {
-        let num_embeddings = feature.num_embeddings;
+        let (num_embeddings, dtype) = (feature.num_embeddings, representation.dtype());
         let (hashed, stored) = match representation {
             Representation::Dense(_) => (None, TrainedForm::Dense),
             Representation::Tt(tt) => (None, train_of(tt, num_embeddings, dim)?),
-            Representation::Hashed(Hashed { num_rows, bytes, like_rank }) => {
-                let rows =
-                    fitting_rows(*num_rows, *bytes, *like_rank, num_embeddings, dim, "num_rows")?;
+            Representation::Hashed(Hashed { num_rows, bytes, like_rank, .. }) => {
+                let given = Given { rows: *num_rows, bytes: *bytes, like_rank: *like_rank };
+                let rows = fitting_rows(given, num_embeddings, dim, dtype, "num_rows")?;
                 // No index uses more rows than there are indices.
                 (Some(rows.min(num_embeddings)), TrainedForm::Dense)
             }
@@ -84,10 +87,11 @@ impl Planned {
                 cores,
                 initializer,
                 scale,
+                dtype,
             }) => {
                 let rows = rows_or_share(*num_rows, *share, num_embeddings, "num_rows")?;
                 let (row_factors, column_factors, rank, cores) = (None, None, *rank, *cores);
-                let (initializer, scale) = (*initializer, *scale);
+                let (initializer, scale, dtype) = (*initializer, *scale, *dtype);
                 let tt = Tt {
                     rank,
                     cores,
@@ -95,6 +99,7 @@ impl Planned {
                     column_factors,
                     initializer,
                     scale,
+                    dtype,
                     cache: None,
                 };
                 (Some(rows), train_of(&tt, rows, dim)?)
@@ -104,19 +109,15 @@ impl Planned {
                 bytes,
                 like_rank,
                 operation,
+                ..
             }) => {
                 let num_remainders = match num_remainders {
                     Some(0) => bail!("`num_remainders` is 0: expected at least 1"),
                     Some(remainders) => *remainders,
                     None => {
-                        let rows = fitting_rows(
-                            None,
-                            *bytes,
-                            *like_rank,
-                            num_embeddings,
-                            dim,
-                            "num_remainders",
-                        )?;
+                        let given = Given { rows: None, bytes: *bytes, like_rank: *like_rank };
+                        let rows =
+                            fitting_rows(given, num_embeddings, dim, dtype, "num_remainders")?;
                         fewest_remainders(num_embeddings, rows)?
                     }
                 };
@@ -127,21 +128,40 @@ impl Planned {
                 (None, TrainedForm::QuotientRemainder { num_remainders, combine })
             }
         };
+        if let TrainedForm::Tt { .. } = stored {
+            ensure!(
+                dtype.suits_cores(),
+                "`dtype` is {:?}, which the cores of a tensor train cannot be: expected f32, f16, \
+                 bf16 or i8",
+                dtype.name()
+            );
+        }
+        ensure!(
+            dtype != Dtype::I4 || dim.is_multiple_of(2),
+            "`dtype` is \"i4\", of which a byte of the checkpoint has two columns, but \
+             `embedding_dim` is {dim}: expected an even number"
+        );
         let (name, embedding_dim, pooling) = (feature.name.clone(), dim, feature.pooling);
-        Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored })
+        Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored, dtype })
     }
 
-    /// The bytes of its parameters, as f32.
+    /// The bytes of its parameters, as they are stored.
     pub(crate) fn bytes(&self) -> u64 {
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
-        let row = self.embedding_dim as u64 * size_of::<f32>() as u64;
+        let row = self.dtype.row_len(self.embedding_dim) as u64;
         match &self.stored {
             TrainedForm::Dense => rows.saturating_mul(row),
             TrainedForm::Tt { shape, cache, .. } => {
+                // A cache is f32.
+                let row = Dtype::F32.row_len(self.embedding_dim) as u64;
                 let cached = cache.map_or(0, |cache| (cache.capacity() as u64).saturating_mul(row));
+                let slices = shape.row_factors().iter().map(|&p| u64::from(p)).sum::<u64>();
+                let scales = if self.dtype == Dtype::I8 { slices } else { 0 };
+                let [value, scale] = [self.dtype, Dtype::F32].map(|dtype| dtype.bytes_of(1) as u64);
                 shape
                     .num_parameters()
-                    .saturating_mul(size_of::<f32>() as u64)
+                    .saturating_mul(value)
+                    .saturating_add(scales.saturating_mul(scale))
                     .saturating_add(cached)
             }
             TrainedForm::QuotientRemainder { num_remainders, .. } => {
@@ -165,15 +185,17 @@ impl Planned {
             let table: Box<dyn Embedding> = match &self.stored {
                 TrainedForm::Dense => {
                     let shape = DenseShape { num_embeddings: rows, embedding_dim: dim };
-                    Box::new(DenseTable::new(shape, Initializer::Uniform, optimizer, seed)?)
+                    let table = DenseTable::new(shape, Initializer::Uniform, optimizer, seed)?;
+                    Box::new(table.with_dtype(self.dtype))
                 }
                 TrainedForm::Tt { shape, initializer, scale, cache } => {
                     let mut table = TtTable::new(*shape, *initializer, optimizer, seed)?;
                     // A row is a product of one slice of each core.
                     let of_core = scale.powf(1.0 / shape.num_cores() as f64) as f32;
-                    let values =
-                        table.parameters_mut().iter_mut().flat_map(|core| core.values_mut());
-                    values.for_each(|value| *value *= of_core);
+                    for core in table.parameters_mut() {
+                        core.values_mut().iter_mut().for_each(|value| *value *= of_core);
+                    }
+                    let table = table.with_dtype(self.dtype)?;
                     Box::new(match cache {
                         Some(cache) => table.with_cache(*cache)?,
                         None => table,
@@ -187,7 +209,8 @@ impl Planned {
                         combine: *combine,
                     };
                     let initializer = Initializer::Uniform;
-                    Box::new(QuotientRemainderTable::new(shape, initializer, optimizer, seed)?)
+                    let table = QuotientRemainderTable::new(shape, initializer, optimizer, seed)?;
+                    Box::new(table.with_dtype(self.dtype))
                 }
             };
             Ok(match self.hashed {
@@ -250,6 +273,8 @@ impl Planned {
             index_map: self.hashed.map(|_| IndexMapping::Modulo),
             num_rows: self.hashed.map(|_| rows),
             pooling: (self.pooling == Pooling::Mean).then_some(spec::Pooling::Mean),
+            dtype: (self.dtype != Dtype::F32).then_some(self.dtype),
+            quantized: (self.dtype == Dtype::I4).then_some(Quantized::Nibble),
             ..TableSpec::default()
         };
         let dialect = |name: &str| Some(name.to_owned());
@@ -342,32 +367,38 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     })
 }
 
-/// The number of rows: given, or as many as fit into the bytes.
-fn fitting_rows(
+/// How a config gives a number of rows.
+struct Given {
     rows: Option<u32>,
     bytes: Option<u64>,
     like_rank: Option<u32>,
+}
+
+/// The number of rows: given, or as many as fit into the bytes.
+fn fitting_rows(
+    given: Given,
     num_embeddings: u32,
     dim: usize,
+    dtype: Dtype,
     field: &str,
 ) -> Result<u32> {
-    let bytes = match (rows, bytes, like_rank) {
+    let bytes = match (given.rows, given.bytes, given.like_rank) {
         (Some(0), None, None) => bail!("`{field}` is 0: expected at least 1"),
         (Some(rows), None, None) => return Ok(rows),
         (None, Some(bytes), None) => bytes,
         (None, None, Some(rank)) => tt_bytes(rank, num_embeddings, dim)?,
         _ => bail!("set exactly one of `{field}`, `bytes` and `like_rank`"),
     };
-    let fitting = bytes / (dim as u64 * size_of::<f32>() as u64).max(1);
+    let fitting = bytes / (dtype.row_len(dim) as u64).max(1);
     ensure!(fitting > 0, "{bytes} bytes are less than one row of {dim} columns");
     Ok(u32::try_from(fitting).unwrap_or(u32::MAX))
 }
 
-/// The bytes of a tensor train of this rank with the default factors.
+/// The bytes of a tensor train of f32 of this rank with the default factors.
 fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
     let (row_factors, column_factors, initializer) = (None, None, Draw::default());
-    let tt =
-        Tt { rank, cores: 3, row_factors, column_factors, initializer, scale: 1.0, cache: None };
+    let (scale, dtype, cache) = (1.0, Learned::F32, None);
+    let tt = Tt { rank, cores: 3, row_factors, column_factors, initializer, scale, dtype, cache };
     Ok(tt_shape(&tt, num_embeddings, dim)?
         .num_parameters()
         .saturating_mul(size_of::<f32>() as u64))

@@ -125,6 +125,14 @@ fn every_kind_of_table_learns_and_converts() {
             "{ representation = \"quotient-remainder\", num_remainders = 10, operation = \"add\" }",
             0.7,
         ),
+        ("i8", "{ representation = \"tt\", rank = 12, scale = 10.0, dtype = \"i8\" }", 0.78),
+        ("i4", "{ representation = \"dense\", dtype = \"i4\" }", 0.78),
+        (
+            "qr-i4",
+            "{ representation = \"quotient-remainder\", num_remainders = 10, operation = \"add\", \
+             dtype = \"i4\" }",
+            0.7,
+        ),
     ] {
         let text = config(&format!("table = {table}"), "epochs = 4");
         let toml = dir.file(&format!("{name}.toml"), text);
@@ -159,6 +167,12 @@ fn every_kind_of_table_learns_and_converts() {
                 (f64::from(*found) - wanted).abs() <= 1e-6,
                 "{name}, sample {sample}: {found} for {wanted}"
             );
+        }
+        // A type that was learned is stored, and that loses nothing.
+        if let Some(dtype) = name.split('-').next_back().filter(|name| ["i8", "i4"].contains(name))
+        {
+            assert_eq!(listed.matches(&format!(" {dtype} ")).count(), 2, "{listed}");
+            ttrec!["verify", &blob, "--against", &best, "--max-error", "1e-6"].exits(0);
         }
         // The rows of the cache are overrides in the blob.
         if name == "cached" {
@@ -236,10 +250,10 @@ fn kill_9_at_any_moment_changes_nothing() {
     for (optimizer, table, options) in [
         ("adam", "{ representation = \"tt\", rank = 4 }", decayed),
         ("row-wise-adagrad", CACHED, decayed),
-        ("adagrad", "{ representation = \"hashed\", num_rows = 50 }", decayed),
+        ("adagrad", "{ representation = \"hashed\", num_rows = 50, dtype = \"i4\" }", decayed),
         (
             "sgd",
-            "{ representation = \"tt\", rank = 4 }",
+            "{ representation = \"tt\", rank = 4, dtype = \"i8\" }",
             "dropout = 0.2\nweight_decay = 0.01\nl2 = 0.01\nclip_norm = 0.1\nwarm_up = \
              50\nschedule = \"cosine\"\nlabel_smoothing = 0.1\nevaluate_every = 35\npatience = 50",
         ),
@@ -559,6 +573,12 @@ fn training_starts_from_another_checkpoint() {
     let from_qr = init("").replace("dense/", "qr/");
     let (again, _) = warm("qr-again", qr, from_qr);
     assert!((loss(&again) - loss(&parts)).abs() < 1e-6);
+    // Also if it learns them as another type.
+    let rounded = "{ representation = \"tt\", rank = 6, dtype = \"i8\" }";
+    let (rounded, _) = warm("rounded", rounded, init("").replace("dense/", "cold/"));
+    assert!((loss(&rounded) - losses[3]).abs() < 1e-3, "{} {losses:?}", loss(&rounded));
+    let tt_again = warm("tt-again", low, init("").replace("dense/", "rounded/")).0;
+    assert!((loss(&tt_again) - losses[3]).abs() < 1e-6, "{} {losses:?}", loss(&tt_again));
     // It is not read again when the run goes on.
     fs::remove_file(&dense).unwrap();
     ttrec!["train", dir.path("near.toml"), "-o", dir.path("near"), "--resume"].exits(0);
@@ -724,6 +744,21 @@ fn mistakes_of_a_config_are_named() {
             &["3 rows fit"],
         ),
         ("[train]", "table = { representation = \"low\" }\n[train]", &["unknown variant `low`"]),
+        (
+            "[train]",
+            "table = { representation = \"dense\", dtype = \"i7\" }\n[train]",
+            &["unknown variant `i7`", "`i8`"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 2, dtype = \"i4\" }\n[train]",
+            &["\"user\"", "`dtype` is \"i4\"", "f32, f16, bf16 or i8"],
+        ),
+        (
+            "embedding_dim = 8",
+            "embedding_dim = 7\ntable = { representation = \"dense\", dtype = \"i4\" }",
+            &["`embedding_dim` is 7: expected an even number"],
+        ),
         ("valid_fraction = 0.1", "max_bad_fraction = 2.0", &["`max_bad_fraction` is 2"]),
         ("label =", "weight = \"wait\"\nlabel =", &["train.csv: has no column \"wait\""]),
         ("epochs = 1", "loss = \"bpr\"", &["`loss` ranks an item", "the data have no items"]),
