@@ -176,7 +176,7 @@ fn every_kind_of_table_learns_and_converts() {
             ttrec!["verify", &blob, "--against", &best, "--max-error", "1e-6"].exits(0);
         }
         if name == "codes" {
-            assert_eq!(listed.matches("codebook").count(), 2, "{listed}");
+            assert_eq!(listed.matches("codes f32").count(), 2, "{listed}");
         }
         // The rows of the cache are overrides in the blob.
         if name == "cached" {
