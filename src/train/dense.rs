@@ -3,6 +3,7 @@
 use super::{
     Embedding, Initializer, Optimizer, Parameters, Quantity, TrainError,
     lookups::SortedLookups,
+    optimizer::Slices,
     rounding::Rounding,
     state::{Sealed, State, Step},
     view,
@@ -14,6 +15,7 @@ use crate::{
     repr::{Rows, Weights},
     shape::{check_embedding_dim, check_num_embeddings},
 };
+use core::ops::Range;
 use std::{vec, vec::Vec};
 
 /// The shape of a [`DenseTable`].
@@ -102,20 +104,34 @@ pub(super) fn step_rows(
     lookups: &mut SortedLookups,
     step: &Step<'_>,
 ) -> Consistent {
-    let (dim, tier) = (rows.slice_len(), step.update.tier());
+    let dim = rows.slice_len();
     let num_rows = rows.values().len().checked_div(dim)?;
-    lookups.sort(step.bags, step.pooling, num_rows as u32, |row| row);
-    let mut rows = rows.slices_mut();
-    let mut sum = vec![0.0; dim];
+    step_slices(&mut rows.slices_mut(), num_rows as u32, lookups, step, (dim, 0..dim), |row| row)
+}
+
+/// Moves the slices of the rows that the step's bags look up. A row of `dim` columns has slice
+/// `slice_of(row)`, of `num_slices`, in these of its columns.
+pub(super) fn step_slices(
+    slices: &mut Slices<'_>,
+    num_slices: u32,
+    lookups: &mut SortedLookups,
+    step: &Step<'_>,
+    (dim, columns): (usize, Range<usize>),
+    slice_of: impl Fn(u32) -> u32,
+) -> Consistent {
+    let tier = step.update.tier();
+    lookups.sort(step.bags, step.pooling, num_slices, slice_of);
+    let mut sum = vec![0.0; columns.len()];
     let mut at = 0;
     while at < lookups.len() {
         let end = lookups.end_of_key(at);
         sum.fill(0.0);
         for lookup in (at..end).map(|at| lookups.lookup(at)) {
-            let gradient = Elements::from_f32(step.gradient.get(lookup.bag * dim..)?.get(..dim)?);
+            let gradient = step.gradient.get(lookup.bag * dim..)?.get(columns.clone())?;
+            let gradient = Elements::from_f32(gradient);
             widen(tier, gradient, 1.0, -0.0, &mut sum, Epilogue::AddScaled(lookup.scale))?;
         }
-        rows.update(lookups.key(at) as usize, &sum, &step.update)?;
+        slices.update(lookups.key(at) as usize, &sum, &step.update)?;
         at = end;
     }
     Some(())

@@ -226,9 +226,6 @@ impl Dlrm {
         regularization: Regularization,
     ) -> Result<Self, TrainError> {
         regularization.check()?;
-        for feature in &mut self.features {
-            feature.table.state_mut().clip_norm = regularization.clip_norm;
-        }
         self.regularization = regularization;
         Ok(self)
     }
@@ -326,7 +323,8 @@ impl Dlrm {
         &self.features
     }
 
-    /// As [`features`](Self::features), mutable, to restore them from a checkpoint.
+    /// As [`features`](Self::features), mutable, to restore them from a checkpoint, or to replace a
+    /// table by one of as many rows and columns.
     pub fn features_mut(&mut self) -> &mut [Feature] {
         &mut self.features
     }
@@ -432,7 +430,9 @@ impl Dlrm {
         let gradients = [&mut contexts.gradient[..], &mut others.gradient];
         let loss = in_batch(*tier, *dim, vectors, items, gradients)?;
         self.steps += 1;
+        let Regularization { clip_norm, .. } = self.regularization;
         let l2 = self.regularization.l2_of_sample(samples);
+        let rate = (rate, clip_norm);
         let stepped = step_tables(features, batch, tables, rate, |_, pooled, gradient| {
             if l2 > 0.0 {
                 gradient.iter_mut().zip(pooled).for_each(|(d, x)| *d += l2 * x);
@@ -503,6 +503,7 @@ impl Dlrm {
                 bottom.backward(batch.dense, samples, false, update).map(|_| ())
             },
             || {
+                let rate = (rate, regularization.clip_norm);
                 step_tables(features, batch, tables, rate, |at, _, gradient| {
                     gradient.resize(samples * dim, 0.0);
                     gather(at + usize::from(bottom_len > 0), gradient);
@@ -529,19 +530,20 @@ fn pool(
     )
 }
 
-/// Moves all tables. `finish` gets the number of each table, the vectors that it gave and their
-/// gradient, to be completed.
+/// Moves all tables, their slices by gradients of at most this length. `finish` gets the number of
+/// each table, the vectors that it gave and their gradient, to be completed.
 fn step_tables(
     features: &mut [Feature],
     batch: &Batch<'_>,
     tables: &mut [TableBuffers],
-    rate: f64,
+    (rate, clip_norm): (f64, f64),
     finish: impl Fn(usize, &[f32], &mut Vec<f32>) + Sync,
 ) -> Result<(), TrainError> {
     let tables = features.par_iter_mut().zip(batch.bags).zip(tables).enumerate();
     tables.with_max_len(1).try_for_each(
         |(at, ((feature, bags), TableBuffers { pooled, gradient, .. }))| {
             finish(at, pooled, gradient);
+            feature.table.state_mut().clip_norm = clip_norm;
             feature.table.step(bags, feature.pooling, gradient, rate)
         },
     )

@@ -54,6 +54,13 @@ pub enum TrainError {
         /// Position of its sample.
         sample: usize,
     },
+    /// A code is no entry of its book.
+    Code {
+        /// Its position among the codes of all rows.
+        position: usize,
+        /// Entries of a book.
+        book_len: usize,
+    },
     /// A learning rate is negative or not finite.
     LearningRate,
     /// A field of [`Regularization`](super::Regularization) is out of range.
@@ -83,6 +90,8 @@ pub enum Quantity {
     DenseFeatures,
     /// Lists of bags in a batch: one for each table of the model.
     BagLists,
+    /// Codes of all rows: rows times books.
+    Codes,
     /// Samples of a batch, in whole groups.
     Samples,
     /// Weights of samples.
@@ -120,6 +129,8 @@ pub enum Unsupported {
         /// The type.
         dtype: Dtype,
     },
+    /// Codes whose entries are multiplied ([`Combine::Mult`](crate::repr::Combine::Mult)).
+    MultipliedEntries,
     /// A model without dense features and without tables.
     NoFeatures,
     /// A model whose only vector has nothing to interact with: one table, no dense features.
@@ -207,6 +218,9 @@ impl fmt::Display for TrainError {
                 };
                 write!(f, "`{field}` is out of range: expected {range}")
             }
+            Self::Code { position, book_len } => {
+                write!(f, "code {position} is no entry: a book has {book_len} entries")
+            }
             Self::LearningRate => {
                 write!(f, "a learning rate is negative or not finite: expected 0 or more")
             }
@@ -227,6 +241,7 @@ impl fmt::Display for Quantity {
             Self::Lookups => write!(f, "lookups or bags in a batch"),
             Self::DenseFeatures => write!(f, "dense features in the batch"),
             Self::BagLists => write!(f, "lists of bags"),
+            Self::Codes => write!(f, "codes"),
             Self::Samples => write!(f, "samples in the batch"),
             Self::Weights => write!(f, "weights of samples"),
             Self::LogFrequencies => write!(f, "log-frequencies"),
@@ -258,6 +273,10 @@ impl fmt::Display for Unsupported {
                 f,
                 "the cores of a tensor train cannot be {}: expected f32, f16, bf16 or i8",
                 dtype.name()
+            ),
+            Self::MultipliedEntries => write!(
+                f,
+                "the entries of a row of codes are not multiplied: put them end to end, or add them"
             ),
             Self::Group { group } => write!(
                 f,

@@ -4,10 +4,11 @@
 //! **This module is exempt from semantic versioning until version 1.0**: any release may change it.
 //!
 //! [`Embedding`] is a trainable table. [`TtTable`] learns the cores of a tensor train (TT-Rec,
-//! MLSys 2021, sections 3 and 4). [`DenseTable`], [`QuotientRemainderTable`] and [`HashedTable`]
-//! are what tensor trains are compared with; a hashed table's rows may be a tensor train's. An
-//! [`Initializer`] draws the first values of a table, and an [`Optimizer`] moves them. A step takes
-//! the gradient of the pooled rows and moves the slices that the batch looked up, no others.
+//! MLSys 2021, sections 3 and 4). [`DenseTable`], [`QuotientRemainderTable`], [`HashedTable`] and
+//! [`CodesTable`] are what tensor trains are compared with; a hashed table's rows may be a tensor
+//! train's. An [`Initializer`] draws the first values of a table, and an [`Optimizer`] moves them.
+//! A step takes the gradient of the pooled rows and moves the slices that the batch looked up, no
+//! others.
 //!
 //! A table can be learned as another type than f32, as [`TtTable::with_dtype`] does it: its lookups
 //! and gradients use the values that a blob will store, so that storing it loses nothing.
@@ -25,6 +26,7 @@
 mod backward;
 mod borrowed;
 mod cache;
+mod codes;
 mod dense;
 mod dlrm;
 mod error;
@@ -42,6 +44,7 @@ mod tt;
 
 pub use borrowed::BorrowedTt;
 pub use cache::CacheSpec;
+pub use codes::{CodesShape, CodesTable};
 pub use dense::{DenseShape, DenseTable};
 pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};
 pub use error::{Quantity, TrainError, Unsupported};

@@ -33,4 +33,6 @@ mod train;
 #[cfg(feature = "train")]
 mod train_cache;
 #[cfg(feature = "train")]
+mod train_codes;
+#[cfg(feature = "train")]
 mod train_dlrm;

@@ -232,10 +232,11 @@ pub enum Representation {
 }
 
 /// How the entries of a row of codes make it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Combining {
     /// They are put end to end: product quantisation.
+    #[default]
     Concat,
     /// They are added: residual quantisation.
     Add,

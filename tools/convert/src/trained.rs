@@ -1,12 +1,15 @@
-//! What `ttrec train` needs: parts of the format of its checkpoints, and the cores of a tensor
-//! train of a given shape whose rows are near those in memory.
+//! What `ttrec train` needs: parts of the format of its checkpoints, and, for rows in memory, the
+//! cores of a tensor train of a given shape whose rows are near them, or books and codes.
 
 use crate::{
     error::Error,
-    factorize::{DEFAULT_SWEEPS, Factors, Job, Limits, Rows, TtSvd},
+    factorize::{
+        CodesShape, DEFAULT_SWEEPS, Encoder, Factorized, Factors, Job, Limits, Request, Rows, TtSvd,
+    },
+    spec::{Combining, Representation, TableSpec},
 };
-use anyhow::{Context, Result, ensure};
-use ttrec::{DigitOrder, TtShape};
+use anyhow::{Context, Result, bail, ensure};
+use ttrec::{DigitOrder, TtShape, dtype::Dtype};
 
 pub use crate::dialect::{FACTS, digit_strides};
 
@@ -104,4 +107,93 @@ fn set(values: &[f32], shape: &TtShape, cores: &mut [&mut [f32]]) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Rows one after another.
+struct InMemory<'v> {
+    values: &'v [f32],
+    columns: usize,
+}
+
+impl Rows for InMemory<'_> {
+    fn num_embeddings(&self) -> u64 {
+        (self.values.len() / self.columns) as u64
+    }
+
+    fn embedding_dim(&self) -> usize {
+        self.columns
+    }
+
+    fn read(&self, first: u64, out: &mut [f32]) -> Result<()> {
+        let start = usize::try_from(first)?.saturating_mul(self.columns);
+        let rows = self.values.get(start..).and_then(|rows| rows.get(..out.len()));
+        out.copy_from_slice(rows.context("there are no such rows")?);
+        Ok(())
+    }
+}
+
+/// Books, with which rows are coded.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Books {
+    /// The number of books.
+    pub count: u32,
+    /// The bits of a code.
+    pub bits: u32,
+    /// How the entries of a row make it.
+    pub combine: Combining,
+}
+
+impl Books {
+    fn shape(&self, num_embeddings: u64, embedding_dim: usize) -> Result<CodesShape> {
+        let &Self { count, bits, combine } = self;
+        let spec = TableSpec {
+            representation: Some(Representation::Codes),
+            books: Some(count),
+            bits: Some(bits),
+            combine: Some(combine),
+            ..TableSpec::default()
+        };
+        match Request::of_dense(&spec, num_embeddings, embedding_dim)? {
+            Some(Request::Codes(shape)) => Ok(shape),
+            _ => bail!("these are no codes"),
+        }
+    }
+
+    /// Refuses numbers that no table of this size can have.
+    ///
+    /// # Errors
+    /// If there are such numbers.
+    pub fn check(&self, num_embeddings: u64, embedding_dim: usize) -> Result<(), Error> {
+        Ok(self.shape(num_embeddings, embedding_dim).map(|_| ())?)
+    }
+
+    /// Learns books from rows of `columns` elements, and codes the rows: the entries of one book
+    /// after another, and the codes of one row after another. `weights`, one per row, say how much
+    /// each row's error counts.
+    ///
+    /// # Errors
+    /// If the numbers do not suit the rows, or a value is not finite.
+    pub fn learn(
+        &self,
+        values: &[f32],
+        columns: usize,
+        weights: Option<&[f32]>,
+    ) -> Result<(Vec<f32>, Vec<u16>), Error> {
+        Ok(self.learn_from(&InMemory { values, columns }, weights)?)
+    }
+
+    fn learn_from(
+        &self,
+        rows: &InMemory<'_>,
+        weights: Option<&[f32]>,
+    ) -> Result<(Vec<f32>, Vec<u16>)> {
+        let request = Request::Codes(self.shape(rows.num_embeddings(), rows.columns)?);
+        let Factorized::Codes(books) = request.run(rows, weights, &Job::default())? else {
+            bail!("these are no codes")
+        };
+        let encoder = Encoder::new(&books, Dtype::F32, Dtype::F32)?;
+        let (codes, _) = encoder.encode(rows.values, rows.columns);
+        Ok((books.entries, codes))
+    }
 }

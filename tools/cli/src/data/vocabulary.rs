@@ -322,6 +322,22 @@ impl Vocabulary {
         Ok(Self { features: features.with_context(place)?, scales })
     }
 
+    /// How much the error of each of `count` rows of a feature counts: how often it occurs, plus
+    /// one; `None` if there is no such feature.
+    pub(crate) fn weights(&self, feature: &str, count: usize) -> Option<Vec<f32>> {
+        let Categories { counts, hashed, .. } =
+            self.features.iter().find(|found| found.name == feature)?;
+        let mut weights = vec![1.0; count];
+        weights
+            .iter_mut()
+            .zip(counts)
+            .for_each(|(weight, &count)| *weight += count as f32);
+        for (&number, &count) in hashed.iter().flat_map(|hashed| &hashed.counts) {
+            *weights.get_mut(number as usize)? += count as f32;
+        }
+        Some(weights)
+    }
+
     /// Writes how often each number occurs, in the format of `--frequencies`: one array for each
     /// feature; for a hashed feature, the numbers that occur and their counts.
     pub(crate) fn write_frequencies(&self, path: &Path) -> Result<()> {

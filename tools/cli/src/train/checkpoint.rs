@@ -6,7 +6,11 @@
 //! copies: to encode the values that they mean would lose some of them. The metadata has one entry,
 //! [`FACTS`], a JSON object.
 
-use super::{config::Config, directory_of, tables::Planned};
+use super::{
+    config::Config,
+    directory_of,
+    tables::{Planned, TrainedForm},
+};
 use crate::output::Output;
 use anyhow::{Context, Result, ensure};
 use safetensors::{
@@ -24,9 +28,10 @@ use ttrec::{
         self,
         Dtype::{F32, I4},
     },
-    train::{Dlrm, Parameters},
+    repr::{Codebook, Weights},
+    train::{CodesShape, CodesTable, Dlrm, Embedding, Parameters},
 };
-use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS};
+use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS, zeros};
 
 /// The metadata of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,6 +139,18 @@ impl<'m> Part<'m> {
         }
     }
 
+    /// The codes of all rows, in as few bytes as they fit in.
+    fn codes((name, shape): (String, Vec<usize>), codebook: &Codebook<'_>) -> Self {
+        let rows = 0..shape.first().copied().unwrap_or(0);
+        let codes = rows.filter_map(|row| codebook.row_codes(row)).flatten();
+        let (dtype, bytes) = if codebook.book_len() <= 1 << u8::BITS {
+            (Dtype::U8, codes.map(|code| code as u8).collect())
+        } else {
+            (Dtype::U16, codes.flat_map(u16::to_le_bytes).collect::<Vec<u8>>())
+        };
+        Self { name, shape, dtype, bytes: bytes.into() }
+    }
+
     /// FBGEMM's rows of i4: nibbles, then the scale and the offset, with which a blob's rows begin.
     fn nibbles(name: String, shape: &[usize], exact: &[f32]) -> Result<Self> {
         let columns = shape.last().copied().unwrap_or(1);
@@ -204,6 +221,12 @@ pub(crate) fn write(
         }
         let strides = planned.strides(number);
         parts.extend(strides.map(|(name, strides)| Part::integers(name, strides.into_iter())));
+        let table = feature.table.table();
+        if let (Some(codes), Weights::Codebook(codebook)) =
+            (planned.codes(number), table.data().weights())
+        {
+            parts.push(Part::codes(codes, codebook));
+        }
         let counters = feature.table.counters();
         if !counters.is_empty() {
             parts.push(Part::integers(
@@ -296,7 +319,21 @@ impl TrainCheckpoint {
     }
 
     /// Restores a model that was built from the same config and data.
-    pub(crate) fn restore(&self, model: &mut Dlrm, tables: &[Planned]) -> Result<()> {
+    pub(crate) fn restore(&self, model: &mut Dlrm, tables: &mut [Planned]) -> Result<()> {
+        for ((feature, planned), number) in
+            model.features_mut().iter_mut().zip(&mut *tables).zip(0..)
+        {
+            let coded = planned.coded();
+            if let Some(coded) =
+                coded.filter(|coded| self.facts.tables.get(number) == Some(&coded.spec(number)))
+            {
+                *planned = coded;
+            }
+            if let TrainedForm::Codes(shape) = planned.stored {
+                feature.table = self.coded_table(planned, shape, number)?;
+            }
+        }
+        let tables = &*tables;
         let specs = tables.iter().zip(0..).map(|(planned, number)| planned.spec(number));
         ensure!(
             specs.eq(self.facts.tables.iter().cloned()),
@@ -337,6 +374,29 @@ impl TrainCheckpoint {
             }
         }
         Ok(())
+    }
+
+    /// A table of the codes of the checkpoint, whose books are not restored yet.
+    fn coded_table(
+        &self,
+        planned: &Planned,
+        shape: CodesShape,
+        number: usize,
+    ) -> Result<Box<dyn Embedding>> {
+        let (name, expected) = planned.codes(number).context("a table has no codes")?;
+        ensure!(
+            self.has(&name, &expected),
+            "{}: there is no tensor {name:?} of {expected:?} codes",
+            self.file.path().display()
+        );
+        let place = || format!("{}: tensor {name:?}", self.file.path().display());
+        let mut codes = vec![0; expected.iter().product()];
+        self.tensor(&name)?.read_i64(0, &mut codes)?;
+        let codes: Result<Vec<_>, _> = codes.into_iter().map(u16::try_from).collect();
+        let (books, optimizer) = (zeros(shape.books_len())?, self.facts.config.train.optimizer);
+        let codes = codes.with_context(place)?;
+        let table = CodesTable::new(shape, &codes, books, optimizer.optimizer());
+        Ok(Box::new(table.with_context(place)?))
     }
 
     fn read_parameters(&self, name: &str, parameters: &mut Parameters) -> Result<()> {

@@ -17,6 +17,7 @@ use ttrec::{
     limits::MAX_EMBEDDING_DIM,
     train::{Initializer, LearningRates, Optimizer, Regularization},
 };
+use ttrec_convert::spec::Combining;
 
 /// A whole config.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -65,11 +66,13 @@ pub(crate) enum Representation {
     HashedTt(HashedTt),
     /// Quotient and remainder rows.
     QuotientRemainder(QuotientRemainder),
+    /// Codes of entries of a few books.
+    Codes(Codes),
 }
 
 tagged! { Representation, "representation",
     "dense" => Dense, "tt" => Tt, "hashed" => Hashed, "hashed-tt" => HashedTt,
-    "quotient-remainder" => QuotientRemainder
+    "quotient-remainder" => QuotientRemainder, "codes" => Codes
 }
 
 impl Default for Representation {
@@ -86,6 +89,7 @@ impl Representation {
             Self::Hashed(_) => "hashed",
             Self::HashedTt(_) => "hashed-tt",
             Self::QuotientRemainder(_) => "quotient-remainder",
+            Self::Codes(_) => "codes",
         }
     }
 
@@ -97,6 +101,7 @@ impl Representation {
             | Self::Hashed(Hashed { dtype, .. })
             | Self::HashedTt(HashedTt { dtype, .. })
             | Self::QuotientRemainder(QuotientRemainder { dtype, .. }) => dtype.dtype(),
+            Self::Codes(_) => Dtype::F32,
         }
     }
 
@@ -125,6 +130,8 @@ impl fmt::Display for Representation {
             "initializer" => value.as_str() == Some("sampled-gaussian"),
             "scale" => value.as_float() == Some(1.0),
             "operation" => value.as_str() == Some("mult"),
+            "bits" => *value == toml::Value::from(8),
+            "combine" => value.as_str() == Some("concat"),
             _ => false,
         };
         let mut shown = fields.iter().filter(|(field, value)| !plain(field, value));
@@ -265,6 +272,25 @@ pub(crate) struct QuotientRemainder {
     pub(crate) operation: Operation,
     #[serde(default, skip_serializing_if = "Learned::is_f32")]
     pub(crate) dtype: Learned,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Codes {
+    /// The number of books, and of codes of a row.
+    pub(crate) books: u32,
+    /// The bits of a code.
+    #[serde(default = "eight")]
+    pub(crate) bits: u32,
+    #[serde(default)]
+    pub(crate) combine: Combining,
+    /// Steps in which rows are learned, before these are coded.
+    #[serde(default)]
+    pub(crate) warm_up: u64,
+}
+
+fn eight() -> u32 {
+    8
 }
 
 /// How quotient and remainder rows are combined.

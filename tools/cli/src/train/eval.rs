@@ -107,8 +107,8 @@ fn evaluate_checkpoint(args: &EvalArgs, checkpoint: &TrainCheckpoint) -> Result<
             .open_files(args.data.clone(), vocabulary)
             .context("--data")?
     };
-    let (mut model, tables) = build(config, &*dataset)?;
-    checkpoint.restore(&mut model, &tables)?;
+    let (mut model, mut tables) = build(config, &*dataset)?;
+    checkpoint.restore(&mut model, &mut tables)?;
     let mut samples = Batch::default();
     let keep = |batch: &Batch| args.samples.iter().try_for_each(|_| samples.append(batch));
     let threads = threads(args.threads.into())?;

@@ -126,7 +126,7 @@ fn approximate(from: &Table<'_>, planned: &Planned, table: &mut dyn Embedding) -
             let mut cores: Vec<_> = values.iter_mut().map(|core| &mut **core).collect();
             set_cores(&rows, shape, &mut cores)?;
         }
-        TrainedForm::QuotientRemainder { .. } => bail!(
+        TrainedForm::QuotientRemainder { .. } | TrainedForm::Codes(_) => bail!(
             "quotients and remainders are not found from rows: `init` takes them only from a run \
              of `ttrec train` with the same ones"
         ),

@@ -9,7 +9,7 @@ use super::{
     curves, init,
     metrics::{Neighbours, Quality, Scores},
     ranking,
-    tables::{self, Planned},
+    tables::{self, Coding, Planned},
 };
 use crate::{
     blob_file,
@@ -19,7 +19,7 @@ use crate::{
     progress::Bar,
     random::random,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -119,15 +119,21 @@ pub(crate) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
 
 /// All steps of a run, if the schedule of its learning rates depends on them.
 fn num_steps(config: &Config, dataset: &dyn Dataset, step_len: usize) -> Result<Option<u64>> {
-    let Train { schedule, cosine_steps, epochs, .. } = config.train;
+    let Train { schedule, cosine_steps, .. } = config.train;
     if let (Schedule::Step, _) | (_, Some(_)) = (schedule, cosine_steps) {
         return Ok(cosine_steps.map(u64::from));
     }
-    let examples = dataset.num_examples(Split::Train).context(
+    let steps = all_steps(config, dataset, step_len).context(
         "`schedule` is \"cosine\", but how many examples an epoch has is known only after it: set \
          `cosine_steps`",
     )?;
-    Ok(Some(examples.div_ceil(step_len as u64).saturating_mul(epochs.into())))
+    Ok(Some(steps))
+}
+
+/// All steps of a run, if their number is known beforehand.
+fn all_steps(config: &Config, dataset: &dyn Dataset, step_len: usize) -> Option<u64> {
+    let examples = dataset.num_examples(Split::Train)?;
+    Some(examples.div_ceil(step_len as u64).saturating_mul(config.train.epochs.into()))
 }
 
 /// Calls `run` with the library's view of a batch.
@@ -141,6 +147,19 @@ fn with_view<T>(
         .map(|feature| feature.bags())
         .collect::<Result<Vec<Bags<'_>>, _>>()?;
     Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
+}
+
+/// Checks that the warm-up of all codes ends within these steps.
+fn ensure_coded(tables: &[Planned], steps: u64) -> Result<()> {
+    let late = |coding: &Coding| coding.warm_up >= steps;
+    let late = tables.iter().find_map(|planned| Some((planned, planned.coding.filter(late)?)));
+    if let Some((Planned { name, .. }, Coding { warm_up, .. })) = late {
+        bail!(
+            "table {name:?}: its `warm_up` is {warm_up} steps, but training has {steps}, so that \
+             there is none with codes: lower `warm_up`, or raise `epochs`"
+        );
+    }
+    Ok(())
 }
 
 /// Checks that a split has examples, because the metrics of none would be perfect.
@@ -257,6 +276,9 @@ impl<'d> Learner<'d> {
             ensure_some(batch.len() > 0, split)?;
         }
         let (model, tables) = build(config, dataset)?;
+        if let Some(steps) = all_steps(config, dataset, step_len) {
+            ensure_coded(&tables, steps)?;
+        }
         Ok(Self {
             config: config.clone(),
             dataset,
@@ -274,10 +296,29 @@ impl<'d> Learner<'d> {
     /// Takes the first values from the checkpoint of the config, if it has one.
     pub(crate) fn init(&mut self, data_dir: &Path) -> Result<()> {
         let Train { init, init_spec, .. } = &self.config.train;
-        let Some(path) = init else { return Ok(()) };
-        let spec = init_spec.as_ref().map(|spec| data_dir.join(spec));
-        init::take(&data_dir.join(path), spec.as_deref(), &mut self.model, &self.tables)
-            .context("`init`")
+        if let Some(path) = init {
+            let spec = init_spec.as_ref().map(|spec| data_dir.join(spec));
+            init::take(&data_dir.join(path), spec.as_deref(), &mut self.model, &self.tables)
+                .context("`init`")?;
+        }
+        self.code_tables()
+    }
+
+    /// Codes the tables whose warm-up has just ended.
+    fn code_tables(&mut self) -> Result<()> {
+        let steps = self.model.steps();
+        let optimizer = self.config.train.optimizer.optimizer();
+        for (planned, feature) in self.tables.iter_mut().zip(self.model.features_mut()) {
+            let due = planned.coding.filter(|coding| coding.warm_up == steps);
+            let (Some(coding), Some(coded)) = (due, planned.coded()) else { continue };
+            let [rows] = feature.table.parameters() else { continue };
+            let count = rows.values().len() / rows.slice_len().max(1);
+            let weights = self.dataset.vocabulary().weights(&planned.name, count);
+            let table = coding.code(rows.values(), weights.as_deref(), optimizer);
+            feature.table = Box::new(table.with_context(|| format!("table {:?}", planned.name))?);
+            *planned = coded;
+        }
+        Ok(())
     }
 
     /// Continues from the checkpoint in the output directory.
@@ -289,7 +330,7 @@ impl<'d> Learner<'d> {
              when resuming, and `epochs` unless a cosine schedule depends on it",
             self.place.checkpoint().display()
         );
-        checkpoint.restore(&mut self.model, &self.tables)?;
+        checkpoint.restore(&mut self.model, &mut self.tables)?;
         self.progress = checkpoint.facts.progress;
         Ok(())
     }
@@ -374,6 +415,7 @@ impl<'d> Learner<'d> {
                 self.progress.step + 1,
                 epoch + 1
             );
+            self.code_tables()?;
             self.progress.step += 1;
             for losses in [&mut self.progress.since_point, &mut self.progress.of_epoch] {
                 losses.add(batch.len() as u64, loss);
@@ -423,24 +465,34 @@ impl<'d> Learner<'d> {
     /// Evaluates the model on the validation split, if there is one, and writes it if it is the
     /// best. A checkpoint must follow: a run that resumes from the previous one does all this
     /// again.
+    ///
+    /// While rows are learned that codes will replace, no model is the best.
     fn evaluate(&mut self, print: bool) -> Result<()> {
-        let is_first = self.progress.evaluations == 0;
+        let is_first = self.is_first_evaluation();
         let valid = self.quality(Split::Valid, print && is_first)?;
         self.point(valid);
         let select = self.config.train.select();
         let TrainProgress { epoch, step, evaluations, best, .. } = &mut self.progress;
         let Some(quality) = valid else { return Ok(()) };
-        *evaluations += 1;
+        let is_coded = self.tables.iter().all(|planned| planned.coding.is_none());
+        *evaluations += u32::from(is_coded);
         if print && self.config.train.evaluate_every.is_some() {
             output::print(|out| {
                 writeln!(out, "epoch {}, step {step}: validation: {quality}", *epoch + 1)
             })?;
         }
-        if best.as_ref().is_none_or(|best| quality.is_better_than(&best.quality, select)) {
+        if is_coded
+            && best.as_ref().is_none_or(|best| quality.is_better_than(&best.quality, select))
+        {
             *best = Some(Best { epoch: *epoch + 1, evaluation: *evaluations, quality });
             self.write(OutputDirectory::best)?;
         }
         Ok(())
+    }
+
+    /// Whether no model was evaluated yet.
+    fn is_first_evaluation(&self) -> bool {
+        self.progress.points.iter().all(|point| point.valid.is_none())
     }
 
     fn end_epoch(&mut self, print: bool) -> Result<()> {
@@ -468,7 +520,7 @@ impl<'d> Learner<'d> {
         if print {
             output::print(|out| write!(out, "{}", unknown_line(split.name(), &scored.unknown)))?;
         }
-        if split == Split::Test || self.progress.evaluations == 0 {
+        if split == Split::Test || self.is_first_evaluation() {
             warn_of_unknown(&format!("the {} split", split.name()), &scored.unknown);
         }
         let wanted = self.config.train.select() == Select::Ndcg;
@@ -493,13 +545,15 @@ impl<'d> Learner<'d> {
 
     /// Reports on the model that is best on the validation split, or on the last one.
     fn report(mut self, print: bool) -> Result<TrainReport> {
+        ensure_coded(&self.tables, self.model.steps())?;
         if self
             .progress
             .best
             .as_ref()
             .is_some_and(|best| best.evaluation != self.progress.evaluations)
         {
-            TrainCheckpoint::open(&self.place.best())?.restore(&mut self.model, &self.tables)?;
+            TrainCheckpoint::open(&self.place.best())?
+                .restore(&mut self.model, &mut self.tables)?;
         }
         let test = self.quality(Split::Test, print)?;
         let TrainProgress { epoch, best, .. } = &self.progress;

@@ -34,7 +34,7 @@ use std::{
 };
 pub(crate) use tables::{Planned, plan};
 
-/// Train a ranking model with tensor-train, dense, hashed or quotient-remainder tables.
+/// Train a ranking model with tensor-train, dense, hashed, quotient-remainder or coded tables.
 ///
 /// The model is a DLRM: a bottom MLP for dense features, tables for categories, the dot products of
 /// all pairs of these vectors, and a top MLP that gives one probability.
@@ -53,7 +53,7 @@ A config:
   bottom = [512, 256, 64, 16]   # outputs of each layer; the last is as wide as a table
   top = [512, 256, 1]
   table = { representation = \"tt\", rank = 32 }   # or dense, hashed, hashed-tt,
-                                                 # quotient-remainder
+                                                 # quotient-remainder, codes
   dense_below = 10000           # smaller tables are dense
 
   [model.tables.C3]

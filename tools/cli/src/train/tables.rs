@@ -1,23 +1,25 @@
 //! The tables of a model, planned from the config and the features of the data.
 
 use super::config::{
-    Cache, Draw, Hashed, HashedTt, Learned, Model, Operation, QuotientRemainder, Representation, Tt,
+    Cache, Codes, Draw, Hashed, HashedTt, Learned, Model, Operation, QuotientRemainder,
+    Representation, Tt,
 };
 use crate::data::Feature;
 use anyhow::{Context, Result, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
     dtype::Dtype,
-    repr::Combine,
+    repr::{CodeDtype, Combine},
     train::{
-        CacheSpec, Checkpointed, DenseShape, DenseTable, Embedding, HashedTable, Initializer,
-        Optimizer, QuotientRemainderShape, QuotientRemainderTable, TrainError, TtTable,
+        CacheSpec, Checkpointed, CodesShape, CodesTable, DenseShape, DenseTable, Embedding,
+        HashedTable, Initializer, Optimizer, QuotientRemainderShape, QuotientRemainderTable,
+        TrainError, TtTable,
     },
 };
 use ttrec_convert::{
     shape::{suggest_shape, widest_first},
-    spec::{self, IndexMapping, Quantized, TableSpec},
-    trained::digit_strides,
+    spec::{self, Combining, IndexMapping, Quantized, TableSpec},
+    trained::{Books, digit_strides},
 };
 
 /// The plan of a table.
@@ -32,6 +34,30 @@ pub(crate) struct Planned {
     pub(super) stored: TrainedForm,
     /// The type that its values are learned as, and stored as by default.
     pub(super) dtype: Dtype,
+    /// The codes that its rows become after a warm-up.
+    pub(super) coding: Option<Coding>,
+}
+
+/// Codes that rows become.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Coding {
+    books: Books,
+    shape: CodesShape,
+    /// The steps before.
+    pub(super) warm_up: u64,
+}
+
+impl Coding {
+    /// Codes these rows; `weights` say how much the error of each counts.
+    pub(super) fn code(
+        &self,
+        rows: &[f32],
+        weights: Option<&[f32]>,
+        optimizer: Optimizer,
+    ) -> Result<CodesTable> {
+        let (books, codes) = self.books.learn(rows, self.shape.embedding_dim, weights)?;
+        Ok(CodesTable::new(self.shape, &codes, books, optimizer)?)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +65,7 @@ pub(super) enum TrainedForm {
     Dense,
     Tt { shape: TtShape, initializer: Initializer, scale: f64, cache: Option<CacheSpec> },
     QuotientRemainder { num_remainders: u32, combine: Combine },
+    Codes(CodesShape),
 }
 
 /// Plans the tables of all features.
@@ -71,6 +98,7 @@ pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> 
 impl Planned {
     fn new(feature: &Feature, dim: usize, representation: &Representation) -> Result<Self> {
         let (num_embeddings, dtype) = (feature.num_embeddings, representation.dtype());
+        let mut coding = None;
         let (hashed, stored) = match representation {
             Representation::Dense(_) => (None, TrainedForm::Dense),
             Representation::Tt(tt) => (None, train_of(tt, num_embeddings, dim)?),
@@ -127,6 +155,22 @@ impl Planned {
                 };
                 (None, TrainedForm::QuotientRemainder { num_remainders, combine })
             }
+            &Representation::Codes(Codes { books, bits, combine, warm_up }) => {
+                let books = Books { count: books, bits, combine };
+                books.check(num_embeddings.into(), dim)?;
+                let shape = CodesShape {
+                    num_embeddings: num_embeddings.into(),
+                    embedding_dim: dim,
+                    num_books: books.count as usize,
+                    book_len: 1 << bits,
+                    combine: match combine {
+                        Combining::Concat => Combine::Concat,
+                        Combining::Add => Combine::Add,
+                    },
+                };
+                coding = Some(Coding { books, shape, warm_up });
+                (None, TrainedForm::Dense)
+            }
         };
         if let TrainedForm::Tt { .. } = stored {
             ensure!(
@@ -142,11 +186,20 @@ impl Planned {
              `embedding_dim` is {dim}: expected an even number"
         );
         let (name, embedding_dim, pooling) = (feature.name.clone(), dim, feature.pooling);
-        Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored, dtype })
+        Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored, dtype, coding })
+    }
+
+    /// The table after its rows were coded, if that is planned.
+    pub(super) fn coded(&self) -> Option<Self> {
+        let stored = TrainedForm::Codes(self.coding?.shape);
+        Some(Self { stored, coding: None, ..self.clone() })
     }
 
     /// The bytes of its parameters, as they are stored.
     pub(crate) fn bytes(&self) -> u64 {
+        if let Some(coded) = self.coded() {
+            return coded.bytes();
+        }
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
         let row = self.dtype.row_len(self.embedding_dim) as u64;
         match &self.stored {
@@ -167,6 +220,11 @@ impl Planned {
             TrainedForm::QuotientRemainder { num_remainders, .. } => {
                 let remainders = u64::from(*num_remainders);
                 (rows.div_ceil(remainders.max(1)) + remainders).saturating_mul(row)
+            }
+            TrainedForm::Codes(shape) => {
+                let codes = CodeDtype::for_book_len(shape.book_len).row_len(shape.num_books);
+                let books = Dtype::F32.bytes_of(shape.books_len());
+                rows.saturating_mul(codes as u64).saturating_add(books as u64)
             }
         }
     }
@@ -212,6 +270,11 @@ impl Planned {
                     let table = QuotientRemainderTable::new(shape, initializer, optimizer, seed)?;
                     Box::new(table.with_dtype(self.dtype))
                 }
+                TrainedForm::Codes(shape) => {
+                    let codes = vec![0; rows as usize * shape.num_books];
+                    let books = vec![0.0; shape.books_len()];
+                    Box::new(CodesTable::new(*shape, &codes, books, optimizer)?)
+                }
             };
             Ok(match self.hashed {
                 Some(_) => Box::new(HashedTable::new(table, self.num_embeddings.into())?),
@@ -243,7 +306,19 @@ impl Planned {
                     matrix("weight_r", remainders),
                 ]
             }
+            TrainedForm::Codes(shape) => {
+                let books = vec![shape.num_books, shape.book_len, shape.entry_len()];
+                vec![(format!("{prefix}books"), books)]
+            }
         }
+    }
+
+    /// The name of the codes in a checkpoint, as table `number`, and their shape; none without
+    /// codes.
+    pub(crate) fn codes(&self, number: usize) -> Option<(String, Vec<usize>)> {
+        let TrainedForm::Codes(shape) = &self.stored else { return None };
+        let rows = self.num_embeddings as usize;
+        Some((format!("{}codes", prefix(number)), vec![rows, shape.num_books]))
     }
 
     /// FBTT's names for the row of each cache slot and for the slot's place, as table `number`;
@@ -290,6 +365,14 @@ impl Planned {
             TrainedForm::QuotientRemainder { combine, .. } => {
                 TableSpec { dialect: dialect("dlrm"), qr_operation: Some(*combine), ..spec }
             }
+            TrainedForm::Codes(shape) => TableSpec {
+                dialect: dialect("codes"),
+                combine: Some(match shape.combine {
+                    Combine::Concat => Combining::Concat,
+                    _ => Combining::Add,
+                }),
+                ..spec
+            },
         }
     }
 }

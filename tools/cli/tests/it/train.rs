@@ -125,6 +125,7 @@ fn every_kind_of_table_learns_and_converts() {
             "{ representation = \"quotient-remainder\", num_remainders = 10, operation = \"add\" }",
             0.7,
         ),
+        ("codes", "{ representation = \"codes\", books = 4, bits = 5, warm_up = 800 }", 0.7),
         ("i8", "{ representation = \"tt\", rank = 12, scale = 10.0, dtype = \"i8\" }", 0.78),
         ("i4", "{ representation = \"dense\", dtype = \"i4\" }", 0.78),
         (
@@ -173,6 +174,9 @@ fn every_kind_of_table_learns_and_converts() {
         {
             assert_eq!(listed.matches(&format!(" {dtype} ")).count(), 2, "{listed}");
             ttrec!["verify", &blob, "--against", &best, "--max-error", "1e-6"].exits(0);
+        }
+        if name == "codes" {
+            assert_eq!(listed.matches("codes f32").count(), 2, "{listed}");
         }
         // The rows of the cache are overrides in the blob.
         if name == "cached" {
@@ -248,7 +252,11 @@ fn kill_9_at_any_moment_changes_nothing() {
     let (dir, _) = planted(6000);
     let decayed = "patience = 2\ndecay = 0.7";
     for (optimizer, table, options) in [
-        ("adam", "{ representation = \"tt\", rank = 4 }", decayed),
+        (
+            "adam",
+            "{ representation = \"codes\", books = 4, bits = 4, combine = \"add\", warm_up = 100 }",
+            decayed,
+        ),
         ("row-wise-adagrad", CACHED, decayed),
         ("adagrad", "{ representation = \"hashed\", num_rows = 50, dtype = \"i4\" }", decayed),
         (
@@ -567,6 +575,10 @@ fn training_starts_from_another_checkpoint() {
     assert!(losses[1] < losses[2] && losses[1] < losses[3], "{losses:?}");
     let (hashed, _) = warm("hashed", "{ representation = \"hashed\", num_rows = 140 }", init(""));
     assert!(loss(&hashed) < losses[3] + 0.1);
+    // With nearly as many entries as rows, codes lose little.
+    let codes = "{ representation = \"codes\", books = 8, bits = 7 }";
+    let (coded, _) = warm("coded", codes, init(""));
+    assert!((loss(&coded) - loss(&dense)).abs() < 1e-2, "{} {}", loss(&coded), loss(&dense));
     // A run with the same tables gives its parameters, whatever they are.
     let qr = "{ representation = \"quotient-remainder\", num_remainders = 10 }";
     let (parts, _) = run("qr", qr, "epochs = 2");
@@ -755,6 +767,21 @@ fn mistakes_of_a_config_are_named() {
             &["\"user\"", "`dtype` is \"i4\"", "f32, f16, bf16 or i8"],
         ),
         (
+            "[train]",
+            "table = { representation = \"codes\", books = 3 }\n[train]",
+            &["\"user\"", "`books` is 3: it must divide the 8 columns"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"codes\", books = 4, bits = 3 }\n[train]",
+            &["\"user\"", "`bits` is 3: expected 4 to 16"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"codes\", books = 4, warm_up = 3 }\n[train]",
+            &["\"user\"", "`warm_up` is 3 steps, but training has 3"],
+        ),
+        (
             "embedding_dim = 8",
             "embedding_dim = 7\ntable = { representation = \"dense\", dtype = \"i4\" }",
             &["`embedding_dim` is 7: expected an even number"],
@@ -805,6 +832,34 @@ fn mistakes_of_a_config_are_named() {
     // What is no checkpoint of this kind, or is damaged, is refused.
     let run = ttrec!["eval", crate::support::golden("fbtt_d3.safetensors")].exits(3);
     run.says(["not a checkpoint of `ttrec train`"]);
+}
+
+#[test]
+fn codes_of_a_checkpoint_that_are_no_entries_are_refused() {
+    let (dir, _) = planted(2000);
+    let codes = "{ representation = \"codes\", books = 4, bits = 4, warm_up = 9 }";
+    let toml = dir.file("a.toml", config(&format!("table = {codes}"), "epochs = 1"));
+    ttrec!["train", &toml, "-o", dir.path("a")].exits(0);
+    let checkpoint = dir.path("a/checkpoint.safetensors");
+    let good = fs::read(&checkpoint).unwrap();
+    let at = {
+        let file = SafeTensors::deserialize(&good).unwrap();
+        let codes = file.tensor("emb_l.1.codes").unwrap();
+        assert_eq!(codes.shape(), [101, 4]);
+        assert!(codes.data().iter().all(|&code| code < 16));
+        codes.data().as_ptr().addr() - good.as_ptr().addr()
+    };
+    let mut bad = good.clone();
+    bad[at + 7] = 16;
+    fs::write(&checkpoint, bad).unwrap();
+    for command in ["eval", "convert"] {
+        let out = dir.path("a.ttr");
+        let run = match command {
+            "eval" => ttrec!["eval", &checkpoint].exits(3),
+            _ => ttrec!["convert", &checkpoint, "-o", &out].exits(3),
+        };
+        run.says(["a book has 16 entries"]);
+    }
 }
 
 #[test]
