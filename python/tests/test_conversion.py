@@ -111,6 +111,8 @@ import signal, sys, threading
 import numpy as np, ttrec
 rows = np.random.default_rng(0).normal(size=(200_000, 64)).astype("f4")
 spec = {"table": [{"tensor": "t", "representation": "tt", "rank": 64}]}
+# A process that a shell starts in the background ignores the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
 try:
     ttrec.convert({"t": rows}, spec, sys.argv[1], progress=False)
