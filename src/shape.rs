@@ -319,7 +319,7 @@ impl TtShape {
         digits
     }
 
-    /// Writes the [`digits`](Self::digits), and leaves the entries past d.
+    /// Writes the [`digits`](Self::digits), and leaves the entries past d unchanged.
     #[inline(always)]
     pub(crate) fn write_digits(&self, row: u64, digits: &mut [u32; MAX_CORES]) {
         let pairs = digits.iter_mut().zip(&self.row_factors).take(self.num_cores);
@@ -439,7 +439,7 @@ fn saturating_product(factors: &[u32]) -> u64 {
 
 #[inline(always)]
 fn split_digits<'s>(row: u64, pairs: impl Iterator<Item = (&'s mut u32, &'s u32)>) {
-    // Nearly all rows fit 32 bits, where a division takes less time.
+    // Nearly all row numbers fit 32 bits, and dividing 32 bits takes less time.
     if !PREFERS_SMALL_CODE && let Ok(mut rest) = u32::try_from(row) {
         for (digit, &p) in pairs {
             *digit = rest % p.max(1);

@@ -85,7 +85,7 @@ impl Digits {
         for (p, digit) in factors.iter().zip(digits.by_ref()) {
             (rest, *digit) = p.divide(rest);
         }
-        // Keys are below the product of all factors.
+        // Keys are below the product of all factors, so that the rest is the last digit.
         if let Some(last) = digits.next() {
             *last = rest;
         }

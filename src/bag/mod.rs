@@ -392,8 +392,8 @@ impl Table<'_> {
             Weights::QuotientRemainder(table) => {
                 PoolParts::new(self, bags, pooling).pool_quotient_remainder(table, out, workspace)
             }
-            // A few lookups, and those with stored products of prefixes, which small rows hardly
-            // need, row by row.
+            // Fewer lookups than `FEW` go to the last case, row by row. So do tables with stored
+            // products of prefixes, which small rows hardly need.
             Weights::Tt(tt)
                 if tt.is_small
                     && tt.prefixes.is_none()

@@ -11,7 +11,7 @@ use crate::{
 
 /// The most rows that one call of the kernel takes.
 const ROWS: usize = 32;
-/// Lookups from which on this takes less time than row by row.
+/// From this many lookups on, [`pool`] takes less time than pooling row by row.
 pub(super) const FEW: usize = 4;
 
 /// The f32 elements of workspace with which a batch of `num_lookups` is fastest.

@@ -410,7 +410,7 @@ pub enum LayoutError {
         table: String,
         /// Number of stored rows.
         found: u64,
-        /// Number of indices: the most rows that they can share.
+        /// Number of indices. They can share at most as many rows.
         num_embeddings: u64,
     },
     /// Row numbers of a type that is too narrow for them.
@@ -419,7 +419,7 @@ pub enum LayoutError {
         table: String,
         /// The type of the row numbers.
         found: RowNumberDtype,
-        /// Number of stored rows: the type has to hold all smaller numbers.
+        /// Number of stored rows. The type has to hold every number below it.
         num_rows: u64,
     },
     /// More prefix products than prefixes; only a tensor train has prefixes.

@@ -9,7 +9,7 @@ use core::{marker::PhantomData, slice};
 pub(crate) struct Operands<'m, T, const M: usize> {
     /// The operands from step k on.
     steps: Steps<'m, T, M, 0>,
-    /// r - k.
+    /// The steps that are left: r - k.
     left: usize,
 }
 
@@ -35,7 +35,8 @@ impl<'m, T, const M: usize> Operands<'m, T, M> {
                 lhs_strides: Strides::new(r.wrapping_mul(size_of::<f32>()), M),
                 rhs: rhs.as_ptr().wrapping_add(first),
                 rhs_stride,
-                // A whole matrix often has a constant width, and then the addresses are, too.
+                // The width of a whole matrix is often a constant. Then the compiler knows all
+                // offsets, and none has to be hidden.
                 rhs_triple: if width == n {
                     rhs_stride.wrapping_mul(3)
                 } else {
@@ -68,7 +69,7 @@ pub(crate) struct Steps<'m, T, const M: usize, const N: usize> {
     /// The right operand's first column, in row k. Rows are `rhs_stride` bytes apart.
     rhs: *const T,
     rhs_stride: usize,
-    /// Three strides, as in [`Strides`].
+    /// `rhs_stride` times 3, kept for the reason that [`Strides`] gives.
     rhs_triple: usize,
     width: usize,
     matrices: PhantomData<(&'m [f32], &'m [T])>,
@@ -104,9 +105,9 @@ impl<'m, T, const M: usize, const N: usize> Steps<'m, T, M, N> {
     }
 }
 
-/// Multiples of a stride. The compiler does not know how they are related, or it would compute each
-/// from the one before, in every step of a product, where the CPU's addressing can add a stride
-/// times 1, 2, 4 or 8 to a pointer at no cost.
+/// Multiples of a stride, whose values [`opaque`] hides from the compiler. If the compiler knew how
+/// they are related, it would compute each from the one before, in every step of a product. But the
+/// CPU's addressing can add a stride times 1, 2, 4 or 8 to a pointer at no cost.
 #[derive(Clone, Copy)]
 struct Strides {
     /// The stride times 1, 3, 5 and 7.
@@ -116,7 +117,7 @@ struct Strides {
 }
 
 impl Strides {
-    /// The first `count` multiples, up to 32.
+    /// The multiples below `count`, which is at most 32.
     #[inline(always)]
     fn new(stride: usize, count: usize) -> Self {
         let multiple = |by: usize| {
@@ -149,11 +150,11 @@ impl Strides {
     }
 }
 
-/// `x`, of which the compiler then knows nothing.
+/// Returns `x`, and hides from the compiler what value it has.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn opaque(mut x: usize) -> usize {
-    // SAFETY: no instructions.
+    // SAFETY: the assembly contains no instructions.
     unsafe {
         core::arch::asm!(
             "/* {0} */",
@@ -164,14 +165,15 @@ fn opaque(mut x: usize) -> usize {
     x
 }
 
-/// Only x86 multiplies in an address.
+/// Returns `x`. There is nothing to hide: only x86 multiplies in an address.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
 fn opaque(x: usize) -> usize {
     x
 }
 
-/// The first `M` rows of an output, of `width` elements each, `stride` apart.
+/// The first `M` rows of an output. Each has `width` elements, and they begin `stride` elements
+/// apart.
 pub(crate) struct OutputRows<'o, const M: usize> {
     first: *mut f32,
     stride: usize,
@@ -192,7 +194,7 @@ impl<'o, const M: usize> OutputRows<'o, M> {
         })
     }
 
-    /// Row `a`. There is none from `M` on.
+    /// Row `a`, or an empty slice if `a` is not below `M`.
     #[inline(always)]
     pub(crate) fn row(&mut self, a: usize) -> &mut [f32] {
         if a >= M {

@@ -226,7 +226,7 @@ impl<W: Weight + Default> Pool<'_, '_, W> {
         }
         if pooling == Pooling::Mean && range.len() > 1 {
             let count = isa.splat(range.len() as f32);
-            // Not `map`, which is not always inlined either.
+            // Not `map`, which the compiler does not always inline.
             for sum in sums.as_flattened_mut() {
                 *sum = isa.div(*sum, count);
             }

@@ -92,7 +92,7 @@ impl<W: Weight> Op for Widen<'_, '_, W> {
     }
 }
 
-/// A vector, or what is left of one.
+/// Widens a whole vector, or the last elements, which fill only a part of one.
 #[inline(always)]
 fn widen_vector<I: Isa, W: Weight>(
     isa: I,

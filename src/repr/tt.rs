@@ -16,7 +16,7 @@ pub struct TtCores<'a> {
     pub(crate) prefixes: Option<Prefixes<'a>>,
     /// Whether its rows are multiplied out one by one ([`TtCores::new`]).
     pub(crate) is_small: bool,
-    /// The steps of a small row.
+    /// [`small_steps`](Self::small_steps), and entries that are not in use.
     steps: [SmallStep; SMALL_STEPS],
     /// [`workspace_len`](Self::workspace_len), if it is kept.
     workspace_len: [usize; KEEPS_WORKSPACE_LEN as usize],
@@ -26,7 +26,7 @@ pub struct TtCores<'a> {
 /// each lookup, which takes less code.
 const KEEPS_WORKSPACE_LEN: bool = !PREFERS_SMALL_CODE;
 
-/// The most steps of a small row. Where code size matters more than speed, rows never are small.
+/// The most steps of a small row. Where code size matters more than speed, rows are never small.
 const SMALL_STEPS: usize = if PREFERS_SMALL_CODE { 0 } else { MAX_CORES - 1 };
 
 /// The most multiply-adds of a row that is multiplied out by itself, also in a batch.
@@ -62,7 +62,7 @@ impl<'a> TtCores<'a> {
         Self { is_small, ..tt }
     }
 
-    /// The steps of a row, if rows are small: the first multiplies by core 1.
+    /// The steps that multiply out a row, if rows are small. The first multiplies by core 1.
     #[inline(always)]
     pub(crate) fn small_steps(&self) -> &[SmallStep] {
         self.steps.get(..self.shape.num_cores().saturating_sub(1)).unwrap_or_default()
@@ -98,7 +98,8 @@ impl<'a> TtCores<'a> {
     }
 }
 
-/// The sizes of the product of a step, `x[m x r] . slice[r x n]`. They fit if rows are small.
+/// The sizes of the product of a step, `x[m x r] . slice[r x n]`. They fit u16 if rows are
+/// small.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SmallStep {
     pub(crate) m: u16,
@@ -114,9 +115,9 @@ impl SmallStep {
         Self { m: short(m), r: short(r), n: short(n), class: Self::size_class(m, n) }
     }
 
-    /// A small number for each size of a product that a kernel may have a tile for, so that one
-    /// comparison finds the tile: m is 1, 2 or 4, and n a power of two up to 128. One number for
-    /// all others.
+    /// A number for the size of a product, so that one comparison finds the kernel's tile for it.
+    /// Each size that a kernel may have a tile for has its own number: m is 1, 2 or 4, and n a
+    /// power of two up to 128. All other sizes have the same number.
     pub(crate) const fn size_class(m: usize, n: usize) -> u16 {
         if m.is_power_of_two() && m <= 4 && n.is_power_of_two() && n <= 128 {
             (m.trailing_zeros() << 3 | n.trailing_zeros()) as u16

@@ -174,7 +174,7 @@ impl<'a> Table<'a> {
 
     /// `workspace_len(1)`.
     pub(crate) fn least_workspace_len(&self) -> usize {
-        // First, so that one comparison finds it.
+        // Tensor trains come first, so that one comparison finds them.
         if let Weights::Tt(tt) = &self.data.weights {
             return tt.workspace_len();
         }
@@ -208,7 +208,8 @@ impl<'a> Table<'a> {
     }
 
     /// [`write_row`](Self::write_row) with [`Epilogue::Store`]. For the most frequent kinds of
-    /// tables it makes fewer decisions and calls, which take as long as the row itself.
+    /// tables, this makes fewer decisions and calls. All those of `write_row` would take as long as
+    /// the row itself.
     #[inline(always)]
     fn write_requested_row(
         &self,

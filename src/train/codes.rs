@@ -1,4 +1,5 @@
-//! Trainable tables of codes: entries of books are learned, the codes that choose them are given.
+//! Trainable tables of codes. The entries of the books are learned. The codes that choose entries
+//! are given, and stay the same.
 
 use super::{
     Embedding, Optimizer, Parameters, Quantity, TrainError, Unsupported,
@@ -21,15 +22,15 @@ use std::{vec, vec::Vec};
 /// The shape of a [`CodesTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodesShape {
-    /// Rows.
+    /// Number of rows.
     pub num_embeddings: u64,
     /// Elements of a row.
     pub embedding_dim: usize,
-    /// Books: codes of a row.
+    /// Number of books, which is also the number of codes of a row.
     pub num_books: usize,
     /// Entries of a book.
     pub book_len: usize,
-    /// How the entries of a row make it: [`Combine::Concat`] or [`Combine::Add`].
+    /// How a row is made of its entries: [`Combine::Concat`] or [`Combine::Add`].
     pub combine: Combine,
 }
 
@@ -45,7 +46,7 @@ impl CodesShape {
         self.num_books.saturating_mul(self.book_len).saturating_mul(self.entry_len())
     }
 
-    /// Codes of all rows, and elements of all books.
+    /// Checks the shape. Returns the number of codes of all rows, and of elements of all books.
     fn check(&self) -> Result<(usize, usize), TrainError> {
         let Self { num_embeddings, embedding_dim, num_books, book_len, combine } = *self;
         check_num_embeddings(num_embeddings)?;
@@ -55,15 +56,15 @@ impl CodesShape {
         }
         let num_rows = u32::try_from(num_embeddings)
             .map_err(|_| Quantity::Rows.above(num_embeddings, u32::MAX.into()))?;
-        // Neither is more than 2^26 entries.
+        // This does not overflow: there are at most 2^26 entries.
         let entries = num_books * book_len;
         Ok((check_len(num_rows as usize, num_books)?, check_len(entries, self.entry_len())?))
     }
 }
 
-/// A trainable table whose rows are made of entries of a few books, by codes that are given: those
-/// of rows that were clustered, for instance. A blob stores it as
-/// [`WeightsSpec::Codebook`](crate::blob::WeightsSpec::Codebook). Each entry is a slice for the
+/// A trainable table whose rows are made of entries of a few books. The codes that choose a row's
+/// entries are given, for instance by clustering rows, and stay the same. A blob stores the table
+/// as [`WeightsSpec::Codebook`](crate::blob::WeightsSpec::Codebook). Each entry is a slice for the
 /// [`Optimizer`].
 ///
 /// ```
@@ -88,7 +89,7 @@ impl CodesShape {
 pub struct CodesTable {
     shape: CodesShape,
     code_dtype: CodeDtype,
-    /// As a blob stores them.
+    /// The codes, as a blob stores them.
     codes: Vec<u8>,
     support: Support,
     /// Its parameters are the entries of all books.
@@ -101,8 +102,8 @@ impl CodesTable {
     ///
     /// # Errors
     /// [`TrainError::Shape`]; [`Unsupported::MultipliedEntries`]; [`Quantity::Codes`] or
-    /// [`Quantity::Values`] for another number of them; [`TrainError::Code`] for a code that is no
-    /// entry.
+    /// [`Quantity::Values`] for another number of codes or of elements of books;
+    /// [`TrainError::Code`] for a code that is no entry.
     pub fn new(
         shape: CodesShape,
         codes: &[u16],
@@ -165,7 +166,8 @@ impl Sealed for CodesTable {
         &mut self.state
     }
 
-    /// The gradient of an entry is the sum of those of all rows that have it, in its columns.
+    /// The gradient of an entry is the sum of the gradients of all rows that have the entry, in the
+    /// entry's columns.
     fn apply(&mut self, step: &Step<'_>) -> Consistent {
         let State { parameters, lookups, .. } = &mut self.state;
         let CodesShape { embedding_dim: dim, num_books, book_len, combine, .. } = self.shape;

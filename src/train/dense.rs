@@ -109,8 +109,8 @@ pub(super) fn step_rows(
     step_slices(&mut rows.slices_mut(), num_rows as u32, lookups, step, (dim, 0..dim), |row| row)
 }
 
-/// Moves the slices of the rows that the step's bags look up. A row of `dim` columns has slice
-/// `slice_of(row)`, of `num_slices`, in these of its columns.
+/// Moves the slices of the rows that the step's bags look up. There are `num_slices` slices. A row
+/// has `dim` columns, and in `columns` it is slice `slice_of(row)`.
 pub(super) fn step_slices(
     slices: &mut Slices<'_>,
     num_slices: u32,

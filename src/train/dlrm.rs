@@ -530,8 +530,8 @@ fn pool(
     )
 }
 
-/// Moves all tables, their slices by gradients of at most this length. `finish` gets the number of
-/// each table, the vectors that it gave and their gradient, to be completed.
+/// Moves all tables. Gradients of slices are clipped to `clip_norm`. `finish` gets the number of
+/// each table, its pooled vectors and their gradient, which it completes.
 fn step_tables(
     features: &mut [Feature],
     batch: &Batch<'_>,

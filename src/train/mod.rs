@@ -10,8 +10,8 @@
 //! A step takes the gradient of the pooled rows and moves the slices that the batch looked up, no
 //! others.
 //!
-//! A table can be learned as another type than f32, as [`TtTable::with_dtype`] does it: its lookups
-//! and gradients use the values that a blob will store, so that storing it loses nothing.
+//! A table can be learned in a type other than f32 ([`TtTable::with_dtype`]). Its lookups and
+//! gradients then use the values that a blob will store, so that storing the table loses nothing.
 //!
 //! [`BorrowedTt`] computes the gradients of a tensor train whose cores belong to the caller.
 //!

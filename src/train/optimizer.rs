@@ -176,7 +176,7 @@ pub(super) struct Slices<'p> {
 
 enum Values<'p> {
     Moving(&'p mut [f32]),
-    /// The exact values, which move, and what they are stored as.
+    /// The exact values, which move, and the rounded values, which lookups read.
     Rounded {
         exact: &'p mut [f32],
         stored: &'p mut [f32],
@@ -267,7 +267,8 @@ impl<'p> Slices<'p> {
         }
     }
 
-    /// The values; `None` if they do not move, or have to be rounded when they have moved.
+    /// The values, to be moved in place. `None` if they do not move, or if they are rounded after
+    /// each move.
     pub(super) fn in_place(&mut self) -> Option<&mut [f32]> {
         match &mut self.values {
             Values::Moving(values) => Some(values),
@@ -325,7 +326,7 @@ pub struct Parameters {
     state: [Vec<f32>; 2],
 }
 
-/// How values are stored, and the exact ones.
+/// How values are rounded, and the exact values.
 #[derive(Clone, Debug)]
 struct Rounded {
     rounding: Rounding,
@@ -341,7 +342,7 @@ impl Parameters {
         Self { slice_len, values, rounded: None, state_lens, state }
     }
 
-    /// Learns the values as they are stored from now on; `None`: as they are.
+    /// From now on, learns the values as `rounding` stores them; with `None`, without rounding.
     pub(super) fn set_rounding(&mut self, rounding: Option<Rounding>) {
         if let Some(Rounded { exact, .. }) = self.rounded.take() {
             self.values = exact;
@@ -368,8 +369,8 @@ impl Parameters {
         self.slice_len
     }
 
-    /// All slices, one after another, as lookups read them: rounded, if they are learned as another
-    /// type than f32.
+    /// All slices, one after another, as lookups read them: rounded, if they are learned in a type
+    /// other than f32.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
@@ -379,7 +380,7 @@ impl Parameters {
         self.rounded.as_ref().map_or(&self.values, |rounded| &rounded.exact)
     }
 
-    /// Whether the values are learned as another type than f32.
+    /// Whether the values are learned in a type other than f32.
     pub fn is_rounded(&self) -> bool {
         self.rounded.is_some()
     }
@@ -401,8 +402,8 @@ impl Parameters {
         self.state.each_mut().map(Vec::as_mut_slice)
     }
 
-    /// Sets the state of a slice of values that are not rounded to 0, and returns its values, to be
-    /// replaced.
+    /// Sets the state of a slice to 0, and returns the slice's values, to be replaced. Only for
+    /// values without rounding.
     pub(super) fn reset_slice(&mut self, slice: usize) -> Option<&mut [f32]> {
         for (state, len) in self.state.iter_mut().zip(self.state_lens) {
             state.get_mut(slice * len..)?.get_mut(..len)?.fill(0.0);

@@ -20,8 +20,8 @@ pub(super) enum Rounding {
 }
 
 impl Rounding {
-    /// Sets `stored` to the values that a slice is stored as. Values that cannot be stored, because
-    /// they are not finite or are too large, stay as they are.
+    /// Sets `stored` to the values that a blob would store for the slice `exact`. A slice that
+    /// cannot be stored, because values are not finite or are too large, is not rounded.
     pub(super) fn round(self, exact: &[f32], stored: &mut [f32]) {
         if self.encode_and_decode(exact, stored).is_none() {
             stored.copy_from_slice(exact);

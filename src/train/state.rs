@@ -41,7 +41,7 @@ impl State {
         Self { parameters, optimizer, steps, clip_norm, tier, cache: None, lookups }
     }
 
-    /// Learns the first `count` of the parameters as they are stored.
+    /// From now on, learns the first `count` parameters as `rounding` stores them.
     pub(super) fn round(&mut self, count: usize, rounding: Rounding) {
         let is_exact = matches!(rounding, Rounding::Slice(Dtype::F32) | Rounding::Row(Dtype::F32));
         let rounding = (!is_exact).then_some(rounding);

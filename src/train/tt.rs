@@ -92,9 +92,9 @@ impl TtTable {
     }
 
     /// The same table, whose cores are learned as `dtype`. Lookups and gradients use the values
-    /// that a blob of this type stores, and the optimiser moves exact ones, of f32
-    /// ([`Parameters::exact`]), by these gradients. So a blob of the type that was learned has the
-    /// rows that were learned, but for the rounding of scales. A cache stays f32.
+    /// that a blob of this type stores. The optimiser moves exact values of f32
+    /// ([`Parameters::exact`]) by these gradients. So a blob of this type has the rows that were
+    /// learned, except for the rounding of scales. A cache stays f32.
     ///
     /// # Errors
     /// [`Unsupported::Dtype`] for a type that cores cannot have.

@@ -199,7 +199,8 @@ fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
     }
 }
 
-/// `J` jobs at a time, each of which has `M` rows, for `N` vectors. Returns the jobs that are left.
+/// Runs `J` jobs at a time, whose sums of `M` rows take `N` vectors each. Returns the jobs that are
+/// left.
 #[inline(always)]
 fn grouped_jobs_at_once<
     's,
@@ -247,7 +248,7 @@ fn grouped_jobs_at_once<
     Some(jobs)
 }
 
-/// Adds `K` steps of the product of `M` rows, for `N` vectors.
+/// Adds `K` steps of the product of `M` rows, whose sums take `N` vectors.
 #[inline(always)]
 fn add_steps<G: Groups, W: Weight, const N: usize, const M: usize, const K: usize>(
     groups: G,

@@ -31,8 +31,8 @@ impl SmallRow {
 const JOBS: usize = 8;
 
 /// Adds rows to the output, one after another, or, without `add`, writes them to it. `partials` has
-/// room for the partial products of all rows. The rows of the table are small. `None` if one of
-/// these conditions does not hold, if anything is out of bounds, or on the scalar tier.
+/// room for the partial products of all rows. The table has small rows. `None` if one of these
+/// conditions does not hold, if anything is out of bounds, or on the scalar tier.
 pub(crate) fn multiply_rows(
     tier: Tier,
     tt: &TtCores<'_>,
@@ -44,8 +44,8 @@ pub(crate) fn multiply_rows(
     multiply(tier, tt, rows, add, partials, out)
 }
 
-/// Writes one row to the output, as [`multiply_rows`]. It is inlined: for a single row, a call
-/// takes long.
+/// Writes one row to the output, as [`multiply_rows`] does without `add`. It is inlined, because a
+/// call would be a large part of the time for a single row.
 #[inline(always)]
 pub(crate) fn write_small_row(
     tier: Tier,
@@ -202,7 +202,7 @@ impl<'s, W: Weight> Step<'s, '_, W> {
     }
 }
 
-/// A step in tiles of `M` rows and `V` vectors, the size of a product.
+/// A step whose products each fill a tile of `M` rows and `V` vectors.
 struct InTiles<'a, 's, 'o, W, const M: usize, const V: usize>(&'a mut Step<'s, 'o, W>);
 
 impl<W: Weight, const M: usize, const V: usize> Op for InTiles<'_, '_, '_, W, M, V> {

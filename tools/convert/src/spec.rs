@@ -231,7 +231,7 @@ pub enum Representation {
     Codes,
 }
 
-/// How the entries of a row of codes make it.
+/// How a row of codes is made of its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Combining {

@@ -1,5 +1,5 @@
-//! What `ttrec train` needs: parts of the format of its checkpoints, and, for rows in memory, the
-//! cores of a tensor train of a given shape whose rows are near them, or books and codes.
+//! What `ttrec train` needs: parts of the format of its checkpoints, and two ways to approximate
+//! rows in memory: the cores of a tensor train of a given shape, and books and codes.
 
 use crate::{
     error::Error,
@@ -109,7 +109,7 @@ fn set(values: &[f32], shape: &TtShape, cores: &mut [&mut [f32]]) -> Result<()> 
     Ok(())
 }
 
-/// Rows one after another.
+/// Rows in memory, one after another.
 struct InMemory<'v> {
     values: &'v [f32],
     columns: usize,
@@ -132,7 +132,7 @@ impl Rows for InMemory<'_> {
     }
 }
 
-/// Books, with which rows are coded.
+/// The number and the size of the books that rows are coded with.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Books {
@@ -140,7 +140,7 @@ pub struct Books {
     pub count: u32,
     /// The bits of a code.
     pub bits: u32,
-    /// How the entries of a row make it.
+    /// How a row is made of its entries.
     pub combine: Combining,
 }
 
@@ -160,17 +160,17 @@ impl Books {
         }
     }
 
-    /// Refuses numbers that no table of this size can have.
+    /// Checks that a table of this size can have such books.
     ///
     /// # Errors
-    /// If there are such numbers.
+    /// If it cannot.
     pub fn check(&self, num_embeddings: u64, embedding_dim: usize) -> Result<(), Error> {
         Ok(self.shape(num_embeddings, embedding_dim).map(|_| ())?)
     }
 
-    /// Learns books from rows of `columns` elements, and codes the rows: the entries of one book
-    /// after another, and the codes of one row after another. `weights`, one per row, say how much
-    /// each row's error counts.
+    /// Learns books from rows of `columns` elements, and codes the rows. Returns the entries, one
+    /// book after another, and the codes, one row after another. `weights`, one per row, say how
+    /// much each row's error counts.
     ///
     /// # Errors
     /// If the numbers do not suit the rows, or a value is not finite.

@@ -17,7 +17,8 @@ const MIB: usize = 1 << 20;
 /// The least seconds of a pass: a shorter one is repeated.
 const BURST: f64 = 2e-3;
 
-/// The bytes of the buffer in a quick run: some servers share caches of half a gigabyte.
+/// The most bytes of the buffer in a quick run. Some servers have shared caches of half a gigabyte,
+/// and filling a buffer of several times as much takes long.
 const QUICK_LEN: usize = 32 * MIB;
 
 /// The parts of a pass, each timed separately, so that an interruption spoils only one of them.

@@ -322,8 +322,8 @@ impl Vocabulary {
         Ok(Self { features: features.with_context(place)?, scales })
     }
 
-    /// How much the error of each of `count` rows of a feature counts: how often it occurs, plus
-    /// one; `None` if there is no such feature.
+    /// The weights of the errors of the `count` rows of a feature: how often each row occurs, plus
+    /// one. `None` if there is no such feature.
     pub(crate) fn weights(&self, feature: &str, count: usize) -> Option<Vec<f32>> {
         let Categories { counts, hashed, .. } =
             self.features.iter().find(|found| found.name == feature)?;

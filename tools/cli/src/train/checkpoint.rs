@@ -1,10 +1,10 @@
 //! Checkpoints: the whole state of training in one safetensors file, which `ttrec convert` reads.
 //!
 //! Parameters have DLRM's names; tensor trains and their caches have FBTT's keys. The optimiser's
-//! state of a tensor is `opt_state_dict.{tensor}.{0 or 1}`, and the exact values of one that is
-//! rounded are `opt_state_dict.{tensor}.exact`. Rows of i4 are FBGEMM's, whose codes a converter
-//! copies: to encode the values that they mean would lose some of them. The metadata has one entry,
-//! [`FACTS`], a JSON object.
+//! state of a tensor is `opt_state_dict.{tensor}.{0 or 1}`. If a tensor's values are rounded, their
+//! exact values are `opt_state_dict.{tensor}.exact`. Rows of i4 have FBGEMM's format, so that a
+//! converter copies their nibbles: decoding the nibbles and encoding the values again would lose
+//! some. The metadata has one entry, [`FACTS`], a JSON object.
 
 use super::{
     config::Config,
@@ -139,7 +139,7 @@ impl<'m> Part<'m> {
         }
     }
 
-    /// The codes of all rows, in as few bytes as they fit in.
+    /// The codes of all rows, as u8 if they fit, otherwise as u16.
     fn codes((name, shape): (String, Vec<usize>), codebook: &Codebook<'_>) -> Self {
         let rows = 0..shape.first().copied().unwrap_or(0);
         let codes = rows.filter_map(|row| codebook.row_codes(row)).flatten();
@@ -151,7 +151,8 @@ impl<'m> Part<'m> {
         Self { name, shape, dtype, bytes: bytes.into() }
     }
 
-    /// FBGEMM's rows of i4: nibbles, then the scale and the offset, with which a blob's rows begin.
+    /// FBGEMM's rows of i4: nibbles, then the scale and the offset. A blob's rows begin with the
+    /// scale and the offset.
     fn nibbles(name: String, shape: &[usize], exact: &[f32]) -> Result<Self> {
         let columns = shape.last().copied().unwrap_or(1);
         let (rows, row_len) = (exact.len() / columns.max(1), I4.row_len(columns));

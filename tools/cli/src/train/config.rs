@@ -284,7 +284,7 @@ pub(crate) struct Codes {
     pub(crate) bits: u32,
     #[serde(default)]
     pub(crate) combine: Combining,
-    /// Steps in which rows are learned, before these are coded.
+    /// Steps in which dense rows are learned, before they are coded.
     #[serde(default)]
     pub(crate) warm_up: u64,
 }

@@ -85,8 +85,9 @@ pub(super) fn take(
     Ok(())
 }
 
-/// The number of the table of a checkpoint of `ttrec train` that is stored as `planned`, of any
-/// type and without a cache, whose counters are not for another run.
+/// The number of the table of a checkpoint of `ttrec train` that is stored as `planned`, in any
+/// type. `None` if there is none, or if it has a cache, because another run has no use for the
+/// counters of a cache.
 fn same_table(trained: &TrainCheckpoint, planned: &Planned) -> Option<usize> {
     let of_any_type = |spec: TableSpec| TableSpec { dtype: None, quantized: None, ..spec };
     let tables = trained.facts.tables.iter().cloned().map(of_any_type).enumerate();

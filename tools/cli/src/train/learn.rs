@@ -466,7 +466,7 @@ impl<'d> Learner<'d> {
     /// best. A checkpoint must follow: a run that resumes from the previous one does all this
     /// again.
     ///
-    /// While rows are learned that codes will replace, no model is the best.
+    /// While a table still learns rows that codes will replace, no model is the best one.
     fn evaluate(&mut self, print: bool) -> Result<()> {
         let is_first = self.is_first_evaluation();
         let valid = self.quality(Split::Valid, print && is_first)?;

@@ -34,16 +34,16 @@ pub(crate) struct Planned {
     pub(super) stored: TrainedForm,
     /// The type that its values are learned as, and stored as by default.
     pub(super) dtype: Dtype,
-    /// The codes that its rows become after a warm-up.
+    /// The codes that will replace its rows after a warm-up.
     pub(super) coding: Option<Coding>,
 }
 
-/// Codes that rows become.
+/// The codes that will replace rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Coding {
     books: Books,
     shape: CodesShape,
-    /// The steps before.
+    /// The steps before the rows are coded.
     pub(super) warm_up: u64,
 }
 
@@ -189,7 +189,7 @@ impl Planned {
         Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored, dtype, coding })
     }
 
-    /// The table after its rows were coded, if that is planned.
+    /// The table after its rows are coded, if that is planned.
     pub(super) fn coded(&self) -> Option<Self> {
         let stored = TrainedForm::Codes(self.coding?.shape);
         Some(Self { stored, coding: None, ..self.clone() })

@@ -30,7 +30,7 @@ fn convert_within(memory: u32, dir: &Dir, checkpoint: &Path, spec: Option<&Path>
     if let Some(spec) = spec {
         command.arg("--spec").arg(spec);
     }
-    // glibc reserves 64 MB of addresses for the second thread that allocates, sometimes.
+    // glibc sometimes reserves 64 MB of address space for the second thread that allocates.
     command
         .env("TTREC", TTREC)
         .env("MALLOC_ARENA_MAX", "1")

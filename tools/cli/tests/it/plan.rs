@@ -307,8 +307,8 @@ fn codes_are_found_where_rows_are_made_of_patterns() {
     assert_unbeaten(&found);
 }
 
-/// Where a code of all rows is a large part of the budget, codes of each number of columns are
-/// stored, as many of them as fit: none has much less error than the plan.
+/// One more code for each row takes a large part of these budgets. The test stores codes of many
+/// numbers of columns, as many codes as fit, and none of them has much less error than the plan.
 #[test]
 fn few_codes_have_the_columns_that_go_best_with_them() {
     let dir = Dir::new();
@@ -426,7 +426,8 @@ fn trained_tables_stay_what_they_are() {
     assert!(!dir.path("none.toml").exists());
 }
 
-/// Eight u8 codes of four columns, as a table and hashed: a lookup in such a table was measured.
+/// A table of eight u8 codes of four columns each, plain and hashed. `lookups.csv` has the measured
+/// time of a lookup in such a table.
 #[test]
 fn codes_of_a_checkpoint_take_the_time_that_was_measured() {
     let measured = include_str!("../../../convert/src/plan/lookups.csv").lines();

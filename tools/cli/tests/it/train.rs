@@ -169,7 +169,7 @@ fn every_kind_of_table_learns_and_converts() {
                 "{name}, sample {sample}: {found} for {wanted}"
             );
         }
-        // A type that was learned is stored, and that loses nothing.
+        // The blob has the type that was learned, so that storing it loses nothing.
         if let Some(dtype) = name.split('-').next_back().filter(|name| ["i8", "i4"].contains(name))
         {
             assert_eq!(listed.matches(&format!(" {dtype} ")).count(), 2, "{listed}");
@@ -585,7 +585,7 @@ fn training_starts_from_another_checkpoint() {
     let from_qr = init("").replace("dense/", "qr/");
     let (again, _) = warm("qr-again", qr, from_qr);
     assert!((loss(&again) - loss(&parts)).abs() < 1e-6);
-    // Also if it learns them as another type.
+    // So does a run that learned the same tables in another type.
     let rounded = "{ representation = \"tt\", rank = 6, dtype = \"i8\" }";
     let (rounded, _) = warm("rounded", rounded, init("").replace("dense/", "cold/"));
     assert!((loss(&rounded) - losses[3]).abs() < 1e-3, "{} {losses:?}", loss(&rounded));

@@ -1,10 +1,10 @@
 //! Codes: product quantisation of the rows themselves, or of their largest directions.
 //!
-//! The variances of the directions say how many of them go best with a number of codes. Some
-//! numbers of codes are learned from some of the rows and measured on a sample of all; the errors
-//! of those between them are interpolated. The codes of a small table are few, so that the bytes of
-//! one are a large part of a budget: they are also tried with more directions, up to those that
-//! take as many bytes as one more code.
+//! The variances of the directions determine the best number of directions for each number of
+//! codes. Codes of some numbers are learned from some of the rows and measured on a sample of all
+//! rows. For the numbers between them, the errors are interpolated. In a small table, one more code
+//! for each row can take a large part of the budget. So its codes are also tried with more
+//! directions: at most as many more as take the bytes of one more code.
 
 use super::{
     candidate::{Candidate, Context, Form, bytes},
@@ -30,8 +30,8 @@ const ROWS_PER_ENTRY: u64 = 64;
 const SMALL: u64 = 1 << 20;
 /// The numbers of codes that are measured of a small table grow by this part of themselves.
 const GROWTH: usize = 4;
-/// The parts of the directions that one more code would pay for, which a small table is also tried
-/// with.
+/// A small table is also tried with more directions. The directions that take as many bytes as one
+/// more code are added in this many equal parts.
 const MORE: usize = 4;
 /// Those of a large table, which take seconds for each number, in relation to the most that fit.
 const PARTS: [usize; 6] = [1, 2, 4, 8, 12, FEWEST];
@@ -128,9 +128,9 @@ fn is_small(num_embeddings: u64, columns: usize) -> bool {
 }
 
 /// The shapes of codes of so many bits that may be worth storing, by their number of codes, and the
-/// positions of those that are measured. With a projection, `more` parts of the directions that one
-/// more code would pay for are added to those that go best with a number of codes; the shapes are
-/// those that differ from the ones of fewer parts.
+/// positions of those that are measured. `None` for `more` means no projection. With a projection,
+/// `more` of [`MORE`] parts of the directions that one more code would pay for are added to the
+/// best number of directions. Shapes that are the same with one part less are left out.
 ///
 /// Those of a small table do not depend on the budget, so that the same codes have the same error
 /// in every plan.
@@ -151,7 +151,7 @@ fn family(
         let [fewer, this] = [more.saturating_sub(1), more].map(|more| {
             let added = per_code * more as f64 / MORE as f64;
             let rank = columns.min(best.saturating_add(added.round() as usize));
-            // All books have as many columns, so that these take the same bytes.
+            // All books have the same number of columns, so that rounding up takes no more bytes.
             rank.next_multiple_of(books).min(columns)
         });
         (more == 0 || fewer < this).then_some(this)

@@ -106,7 +106,7 @@ fn dense(num_rows: u64, columns: usize, dtype: Dtype) -> f64 {
     row(num_rows, dtype.row_len(columns)) + (ELEMENT + convert) * columns as f64
 }
 
-/// The part of a row in the bag's product with a projection.
+/// Nanoseconds for a row's part of the bag's product with a projection.
 fn projection(rank: usize, embedding_dim: usize) -> f64 {
     let multiply_adds = (rank * embedding_dim.next_multiple_of(LANES)) as f64;
     PROJECTION * multiply_adds / BAG

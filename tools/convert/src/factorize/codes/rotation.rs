@@ -80,7 +80,7 @@ impl Directions {
         best.1
     }
 
-    /// How many directions take as many bytes as a code of so many bits of all rows.
+    /// How many directions take as many bytes as one code of `bits` bits for each row.
     pub(crate) fn per_code(&self, bits: u32, num_embeddings: u64) -> f64 {
         // A row of the projection, and a column of a book.
         let bytes = (2 * self.mean.len() + (1 << bits)) as f64;
