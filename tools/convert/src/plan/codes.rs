@@ -151,8 +151,13 @@ fn family(
         let [fewer, this] = [more.saturating_sub(1), more].map(|more| {
             let added = per_code * more as f64 / MORE as f64;
             let rank = columns.min(best.saturating_add(added.round() as usize));
-            // All books have the same number of columns, so that rounding up takes no more bytes.
-            rank.next_multiple_of(books).min(columns)
+            // All books have as many columns, so that more columns take the same bytes. Not with
+            // numbers of codes that are not all measured: between them, errors would jump.
+            if books <= 2 * GROWTH {
+                rank.next_multiple_of(books).min(columns)
+            } else {
+                rank
+            }
         });
         (more == 0 || fewer < this).then_some(this)
     };
