@@ -151,8 +151,9 @@ fn family(
         let [fewer, this] = [more.saturating_sub(1), more].map(|more| {
             let added = per_code * more as f64 / MORE as f64;
             let rank = columns.min(best.saturating_add(added.round() as usize));
-            // All books have as many columns, so that more columns take the same bytes. Not with
-            // numbers of codes that are not all measured: between them, errors would jump.
+            // All books have the same number of columns, so that rounding up takes no more bytes.
+            // Larger numbers of codes are not all measured: there the rank has to grow steadily,
+            // because the errors between them are interpolated.
             if books <= 2 * GROWTH {
                 rank.next_multiple_of(books).min(columns)
             } else {
