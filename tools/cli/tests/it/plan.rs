@@ -362,7 +362,8 @@ fn few_codes_have_the_columns_that_go_best_with_them() {
             assert!(found <= budget);
             best = best.min(error);
         }
-        assert!(planned <= 1.05 * best, "{budget}: {planned} {best}");
+        // It tries fewer numbers of columns than this.
+        assert!(planned <= 1.07 * best, "{budget}: {planned} {best}");
     }
 }
 
