@@ -226,6 +226,27 @@ fn frequent_rows_are_learned_better_than_the_cores_can() {
     assert!(with < without / 20.0, "{without} {with}");
 }
 
+/// Takes 20 steps with `table`. After 11 of them, restores its state to `restored`, which takes the
+/// others, too.
+fn step_and_restore(table: &mut TtTable, restored: &mut TtTable) {
+    let mut rng = Rng::new(5);
+    for at in 0..20 {
+        if at == 11 {
+            for (to, from) in zip(restored.parameters_mut(), table.parameters()) {
+                to.values_mut().copy_from_slice(from.exact());
+                zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
+            }
+            restored.set_steps(table.steps());
+            restored.set_counters(&table.counters()).unwrap();
+        }
+        let (ids, gradient) = (skewed(&mut rng, 100), reals(&mut rng, 100 * DIM));
+        step(table, &ids, &gradient, 0.01);
+        if at >= 11 {
+            step(restored, &ids, &gradient, 0.01);
+        }
+    }
+}
+
 #[test]
 fn what_is_restored_goes_on_to_the_bit() {
     for optimizer in
@@ -233,23 +254,7 @@ fn what_is_restored_goes_on_to_the_bit() {
     {
         let (mut table, mut restored) = (cached(optimizer, 64, 5, 4), plain(optimizer, 9));
         restored = restored.with_cache(CacheSpec { rows: 64, warm_up: 5, refresh: 4 }).unwrap();
-        let mut rng = Rng::new(5);
-        for at in 0..20 {
-            if at == 11 {
-                for (to, from) in zip(restored.parameters_mut(), table.parameters()) {
-                    to.values_mut().copy_from_slice(from.values());
-                    zip(to.state_mut(), from.state())
-                        .for_each(|(to, from)| to.copy_from_slice(from));
-                }
-                restored.set_steps(table.steps());
-                restored.set_counters(&table.counters()).unwrap();
-            }
-            let (ids, gradient) = (skewed(&mut rng, 100), reals(&mut rng, 100 * DIM));
-            step(&mut table, &ids, &gradient, 0.01);
-            if at >= 11 {
-                step(&mut restored, &ids, &gradient, 0.01);
-            }
-        }
+        step_and_restore(&mut table, &mut restored);
         assert_eq!(held(&table), held(&restored), "{optimizer:?}");
         assert_eq!(cores(&table), cores(&restored), "{optimizer:?}");
         assert_eq!(table.counters(), restored.counters());
@@ -264,22 +269,7 @@ fn a_cache_is_exact_beside_rounded_cores() {
         table.with_cache(spec).unwrap()
     };
     let (mut table, mut restored) = (rounded(1), rounded(9));
-    let mut rng = Rng::new(5);
-    for at in 0..20 {
-        if at == 11 {
-            for (to, from) in zip(restored.parameters_mut(), table.parameters()) {
-                to.values_mut().copy_from_slice(from.exact());
-                zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
-            }
-            restored.set_steps(table.steps());
-            restored.set_counters(&table.counters()).unwrap();
-        }
-        let (ids, gradient) = (skewed(&mut rng, 100), reals(&mut rng, 100 * DIM));
-        step(&mut table, &ids, &gradient, 0.01);
-        if at >= 11 {
-            step(&mut restored, &ids, &gradient, 0.01);
-        }
-    }
+    step_and_restore(&mut table, &mut restored);
     assert_eq!((held(&table), cores(&table)), (held(&restored), cores(&restored)));
     let (rows, cores) = table.parameters().split_last().unwrap();
     assert!(!rows.is_rounded() && cores.iter().all(|core| core.is_rounded()));
