@@ -147,8 +147,8 @@ pub(crate) struct Svd {
     pub(crate) v: Mat,
 }
 
-/// The least ratio of the smallest to the largest singular value at which normalised columns of
-/// `M V` are orthogonal to 1e-6.
+/// If the smallest singular value divided by the largest is at least this, the normalised columns
+/// of `M V` are orthogonal to 1e-6.
 const WELL_CONDITIONED: f64 = 1e-5;
 
 /// The singular values and vectors of a matrix.
