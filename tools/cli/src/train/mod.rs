@@ -21,7 +21,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 pub(crate) use checkpoint::TrainCheckpoint;
-use config::Config;
+use config::{Config, Train};
 pub(crate) use eval::{EvalArgs, WhichSplit, evaluate};
 pub(crate) use learn::{
     Learner, OutputDirectory, TrainReport, build, unknown_line, warn_of_unknown,
@@ -94,9 +94,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         place.checkpoint().display()
     );
     let train = || {
+        let goes_on = args.resume && place.checkpoint().exists();
+        if !goes_on {
+            // Reading the data may take long, and writes a vocabulary.
+            find_init(&config, &data_dir)?;
+        }
         let dataset = open_data(&config, &data_dir, &place, args.resume)?;
         let mut learner = Learner::new(&config, &*dataset, &data_dir, &place)?;
-        if args.resume && place.checkpoint().exists() {
+        if goes_on {
             learner.resume()?;
         } else {
             learner.init(&data_dir)?;
@@ -106,6 +111,17 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let report = train().with_context(|| args.config.display().to_string())?;
     output::print(|out| writeln!(out, "{report}"))?;
     Ok(Outcome::Done)
+}
+
+/// Whether the files of a warm start are there.
+fn find_init(config: &Config, data_dir: &Path) -> Result<()> {
+    let Train { init, init_spec, .. } = &config.train;
+    for (key, path) in [("init", init), ("init_spec", init_spec)] {
+        let Some(path) = path else { continue };
+        let path = data_dir.join(path);
+        fs::metadata(&path).with_context(|| format!("`{key}`: {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Opens the data with the vocabulary in the output directory, or writes a new one.

@@ -615,6 +615,12 @@ fn training_starts_from_another_checkpoint() {
     ttrec!["train", &toml, "-o", dir.path("wide")]
         .exits(3)
         .says(["the layers have [(1, 16), ", "the model's have [(1, 32), "]);
+    let text = strip(config("", &init(""))).replace("dense/best", "nowhere/best");
+    let toml = dir.file("nowhere.toml", text);
+    ttrec!["train", &toml, "-o", dir.path("nowhere")]
+        .exits(3)
+        .says(["`init`: ", "nowhere/best"]);
+    assert!(left(&dir.path("nowhere")).is_empty(), "the data were read first");
     let toml = dir.file("spec-only.toml", config("", "init_spec = \"spec.toml\""));
     ttrec!["train", &toml, "-o", dir.path("spec")]
         .exits(3)
