@@ -4,7 +4,8 @@
 //! The *context* of an item is a user, or the items before it in a session.
 
 use super::{
-    Batch, Dataset, FIXED, Feature, Pass, Queries, Split, Vocabulary, check_share, locate, order,
+    Batch, Dataset, FIXED, Feature, Pass, Queries, Split, Vocabulary, check_share, locate,
+    order::{self, Order},
     vocabulary::Categories,
 };
 use crate::random::{below, random, uniform};
@@ -79,19 +80,6 @@ pub(crate) enum NegativeSampling {
 
 fn default_history() -> u32 {
     20
-}
-
-/// The order of the rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Order {
-    /// The most frequent first.
-    #[default]
-    Frequency,
-    /// Ascending ids.
-    Given,
-    /// Rows with similar interactions are neighbours, so that they share slices of a tensor train.
-    CoOccurrence,
 }
 
 /// How examples are drawn.

@@ -1,12 +1,13 @@
-//! An order of rows in which rows with similar interactions are neighbours.
+//! Orders of rows, among them one in which rows with similar interactions are neighbours.
 //!
-//! Each side of the pairs gets coordinates: the leading singular vectors of the matrix of pairs,
-//! divided by the roots of both sides' counts (Dhillon, "Co-clustering documents and words using
-//! bipartite spectral graph partitioning", 2001). Rows are then halved along the axis in which
-//! their coordinates differ most, and each half again, down to [`LEAF`] rows, which are sorted by
-//! frequency.
+//! For that one, each side of the pairs gets coordinates: the leading singular vectors of the
+//! matrix of pairs, divided by the roots of both sides' counts (Dhillon, "Co-clustering documents
+//! and words using bipartite spectral graph partitioning", 2001). Rows are then halved along the
+//! axis in which their coordinates differ most, and each half again, down to [`LEAF`] rows, which
+//! are sorted by frequency.
 
 use crate::{progress::Bar, random::uniform};
+use serde::{Deserialize, Serialize};
 
 /// The number of coordinates. The first one only depends on how frequent a row is.
 const COORDINATES: usize = 16;
@@ -19,9 +20,34 @@ const LEAF: usize = 32;
 
 type Coordinates = [f32; COORDINATES];
 
+/// The order of the rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Order {
+    /// The most frequent first.
+    #[default]
+    Frequency,
+    /// Ascending ids.
+    Given,
+    /// Rows with similar interactions are neighbours, so that they share slices of a tensor train.
+    CoOccurrence,
+}
+
 /// The order of the rows of both sides; `counts` says how often each occurs.
 pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<u32>; 2] {
-    let mut degrees = counts.map(|counts| vec![0u32; counts.len()]);
+    let [left, right] = coordinates(pairs, counts.map(<[u64]>::len));
+    [sorted(&left, counts[0]), sorted(&right, counts[1])]
+}
+
+/// The order of the rows of one side, of which `counts` says how often each occurs.
+pub(super) fn of_left_rows(pairs: &[[u32; 2]], counts: &[u64], num_right: usize) -> Vec<u32> {
+    let [left, _] = coordinates(pairs, [counts.len(), num_right]);
+    sorted(&left, counts)
+}
+
+/// The coordinates of the rows of both sides.
+fn coordinates(pairs: &[[u32; 2]], lens: [usize; 2]) -> [Vec<Coordinates>; 2] {
+    let mut degrees = lens.map(|len| vec![0u32; len]);
     for pair in pairs {
         degrees
             .iter_mut()
@@ -31,10 +57,10 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
     let scales = degrees
         .map(|degrees| degrees.iter().map(|&n| 1.0 / (n.max(1) as f32).sqrt()).collect::<Vec<_>>());
     let draw = |at: u64| (uniform(at, 0) - 0.5) as f32;
-    let mut right: Vec<Coordinates> = (0..counts[1].len() as u64)
+    let mut right: Vec<Coordinates> = (0..lens[1] as u64)
         .map(|row| std::array::from_fn(|k| draw(row * COORDINATES as u64 + k as u64)))
         .collect();
-    let mut left = vec![[0.0; COORDINATES]; counts[0].len()];
+    let mut left = vec![[0.0; COORDINATES]; lens[0]];
     let bar = Bar::new("order of rows: rounds", ROUNDS as u64);
     for _ in 0..ROUNDS {
         orthonormalize(&mut right);
@@ -46,15 +72,20 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
         left = scaled;
         bar.add(1);
     }
-    let order = |mut rows: Vec<Coordinates>, scales: &[f32], counts: &[u64]| {
+    let mut sides = [left, right];
+    for (rows, scales) in sides.iter_mut().zip(&scales) {
         rows.iter_mut()
             .zip(scales)
             .for_each(|(row, scale)| row.iter_mut().for_each(|x| *x *= scale));
-        let mut order: Vec<u32> = (0..rows.len() as u32).collect();
-        halve(&rows, counts, &mut order);
-        order
-    };
-    [order(left, &scales[0], counts[0]), order(right, &scales[1], counts[1])]
+    }
+    sides
+}
+
+/// The order in which similar rows are neighbours.
+fn sorted(rows: &[Coordinates], counts: &[u64]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..rows.len() as u32).collect();
+    halve(rows, counts, &mut order);
+    order
 }
 
 /// The scaled matrix of pairs, or its transpose, times `from`.

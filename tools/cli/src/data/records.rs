@@ -5,6 +5,7 @@
 
 use super::{
     Batch, Dataset, FIXED, Feature, Pass, Split, Unknown, Vocabulary, check_share, files,
+    order::{Order, of_left_rows},
     rows::{ColumnNames, Example, Labels, RowOutcome, RowReader, Rules},
     text::{CRITEO, Delimiter, LineLayout, Lines},
     vocabulary::{Categories, Counter, Moments},
@@ -50,6 +51,9 @@ pub(crate) struct Criteo {
     shuffle: Shuffle,
     #[serde(default)]
     standardize: bool,
+    /// The order of the rows, if categories are numbered by a vocabulary.
+    #[serde(default, skip_serializing_if = "is_default")]
+    order: Order,
 }
 
 /// Named columns of text or of Parquet files.
@@ -97,6 +101,9 @@ pub(crate) struct Columns {
     max_bad_fraction: f64,
     #[serde(default)]
     shuffle: Shuffle,
+    /// The order of the rows, if categories are numbered by a vocabulary.
+    #[serde(default, skip_serializing_if = "is_default")]
+    order: Order,
 }
 
 /// A categorical column: its name, or a table with its name and options.
@@ -210,6 +217,10 @@ fn default_max_bad_fraction() -> f64 {
     1e-3
 }
 
+fn is_default(order: &Order) -> bool {
+    *order == Order::default()
+}
+
 /// The container of the files.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Container {
@@ -254,6 +265,11 @@ fn hash(value: &[u8], rows: u32) -> u32 {
     (value.iter().fold(0xcbf2_9ce4_8422_2325, mix) % u64::from(rows)) as u32
 }
 
+/// An order of rows is found from at most this many values of examples...
+const MOST_VALUES: u64 = 1 << 23;
+/// ... each paired with at most this many others of its example: 0.5 GB of pairs.
+const MOST_PARTNERS: usize = 8;
+
 /// Files of rows.
 pub(crate) struct Records {
     container: Container,
@@ -277,6 +293,7 @@ struct Common<'c> {
     max_bad_fraction: f64,
     shuffle: Shuffle,
     standardize: bool,
+    order: Order,
 }
 
 impl Criteo {
@@ -299,6 +316,7 @@ impl Criteo {
             max_bad_fraction: self.max_bad_fraction,
             shuffle: self.shuffle,
             standardize: self.standardize,
+            order: self.order,
         };
         let (layout, encodings) =
             ((Container::Text, layout), (1..=categories).map(encoding).collect());
@@ -389,6 +407,7 @@ impl Columns {
             max_bad_fraction: self.max_bad_fraction,
             shuffle: self.shuffle,
             standardize: self.standardize,
+            order: self.order,
         };
         Records::open(
             directory,
@@ -410,7 +429,8 @@ impl Records {
         encodings: Vec<Encoding>,
         common: &Common<'_>,
     ) -> Result<Self> {
-        let &Common { paths, valid_fraction, max_bad_fraction, shuffle, standardize } = common;
+        let &Common { paths, valid_fraction, max_bad_fraction, shuffle, standardize, order } =
+            common;
         check_share("valid_fraction", valid_fraction)?;
         let range = 0.0..=1.0;
         ensure!(
@@ -433,6 +453,21 @@ impl Records {
             let same = encodings.iter().filter(|other| other.name == encoding.name).count();
             ensure!(same == 1, "column {:?} occurs twice in `categorical`", encoding.name);
         }
+        if order == Order::CoOccurrence {
+            let numbered = encodings.iter().filter(|encoding| encoding.hash_rows.is_none());
+            let may_be_bag = |encoding: &Encoding| {
+                container == Container::Parquet || encoding.separator.is_some()
+            };
+            ensure!(
+                numbered.clone().count() > 1 || numbered.clone().any(may_be_bag),
+                "`order` is \"co-occurrence\": expected two columns without `hash_rows`, or one \
+                 with a `separator`"
+            );
+        }
+        ensure!(
+            order != Order::Given,
+            "`order` is \"given\", which needs ids: expected \"frequency\" or \"co-occurrence\""
+        );
         let (directory, paths) = (directory.to_owned(), paths.map(<[PathBuf]>::to_vec));
         let (vocabulary_kept, features) = (vocabulary, Vec::new());
         let vocabulary = Vocabulary::default();
@@ -467,7 +502,14 @@ impl Records {
                 );
                 kept
             }
-            None => records.count(standardize)?,
+            None => {
+                let counted = records.count(standardize)?;
+                if order == Order::CoOccurrence {
+                    records.by_co_occurrence(&counted)?
+                } else {
+                    counted
+                }
+            }
         };
         let feature = |(categories, encoding): (&Categories, &Encoding)| {
             let (name, pooling) = (encoding.name.clone(), encoding.pooling);
@@ -549,6 +591,68 @@ impl Records {
         });
         let scales = moments.into_iter().map(|(name, moments)| moments.scale(name.clone()));
         Ok(Vocabulary::new(features.collect::<Result<_>>()?).with_scales(scales.collect()))
+    }
+
+    /// Numbers categories so that neighbours occur in examples with the same values of other
+    /// columns. Only examples of the label 1 count, as in interactions: drawn negatives would hide
+    /// what these have in common.
+    fn by_co_occurrence(&self, vocabulary: &Vocabulary) -> Result<Vocabulary> {
+        let features = vocabulary.features();
+        let counts: Vec<_> = features.iter().map(Categories::counts_of_values).collect();
+        let share = MOST_VALUES as f64 / counts.iter().copied().flatten().sum::<u64>() as f64;
+        // The values of all columns are numbered one after another.
+        let firsts = counts.iter().scan(0, |next, counts| {
+            *next += counts.len();
+            Some(*next - counts.len())
+        });
+        let firsts: Vec<usize> = firsts.collect();
+        let num_values = counts.iter().map(|counts| counts.len()).sum();
+        let mut pairs = vec![Vec::new(); counts.len()];
+        let (mut example, mut drawn) = (Vec::<[u32; 2]>::new(), 0);
+        let mut pass = Stream::new(self, Split::Train)?;
+        let progress = Bar::new("order of rows: examples", 0);
+        while pass.advance()? {
+            progress.add(1);
+            // If there are many examples, a sample of them is enough.
+            if pass.row.label < 0.5 || uniform(FIXED, !pass.rows) >= share {
+                continue;
+            }
+            example.clear();
+            let columns = pass.row.bags().zip(&self.encodings).zip(features).zip(0..);
+            for (((values, encoding), categories), column) in columns {
+                encoding.for_each(values, |value| {
+                    example.extend(categories.number(value).map(|number| [column, number]));
+                });
+            }
+            let others = example.len().saturating_sub(1);
+            for (at, &[column, number]) in example.iter().enumerate() {
+                for k in 0..others.min(MOST_PARTNERS) {
+                    let other = if others > MOST_PARTNERS {
+                        drawn += 1;
+                        below(others as u32, FIXED, drawn) as usize
+                    } else {
+                        k
+                    };
+                    let [of, partner] = example[(at + 1 + other) % example.len()];
+                    let partner = firsts[of as usize] as u32 + partner;
+                    pairs[column as usize].push([number, partner]);
+                }
+            }
+        }
+        drop(progress);
+        let features =
+            features.iter().zip(counts).zip(pairs).map(|((categories, counts), pairs)| {
+                let order = of_left_rows(&pairs, counts, num_values);
+                // Hashes stay what they are.
+                let categories = categories.clone();
+                if order.is_empty() {
+                    Ok(categories)
+                } else {
+                    categories.in_order(&order)
+                }
+            });
+        let scales = vocabulary.scales().to_vec();
+        Ok(Vocabulary::new(features.collect::<Result<_>>()?).with_scales(scales))
     }
 }
 

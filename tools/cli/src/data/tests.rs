@@ -1,6 +1,6 @@
 //! Datasets against the files that the tests write.
 
-use super::{Batch, Config, Dataset, Split, Vocabulary};
+use super::{Batch, Config, Dataset, Split, Vocabulary, vocabulary::Categories};
 use crate::random::random;
 use flate2::{Compression, write::GzEncoder};
 use std::{fs, io::Write, path::Path};
@@ -432,6 +432,75 @@ fn gaps_between_ids_change_nothing() {
             assert!(error.contains("1 is not in the vocabulary of the model"), "{error}");
         }
     }
+}
+
+#[test]
+fn categories_of_the_same_examples_are_neighbours() {
+    let dir = tempfile::tempdir().unwrap();
+    // 8 groups of 64 users, items and tags, scattered; a user takes from its own group nine times
+    // in ten.
+    let group = |column: u64, row: u64| row * [37, 141, 59][column as usize] % 512 / 64;
+    let mut text = "y,user,item,tags,hashed\n".to_owned();
+    for at in 0..600_000u64 {
+        let [user, item, tag] = [0, 1, 2].map(|column| random(9, 4 * at + column) % 512);
+        let alike = group(0, user) == group(1, item) && group(0, user) == group(2, tag);
+        if alike || random(9, 4 * at + 3).is_multiple_of(63 * 8) {
+            text += &format!("{},u{user},i{item},t{tag}|t{tag},{user}\n", at % 2);
+        }
+    }
+    text += "1,u0,i0,rare,0\n";
+    fs::write(dir.path().join("a.csv"), &text).unwrap();
+    let source = "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\nmin_count = 2\n\
+                  categorical = [\"user\", \"item\", { name = \"tags\", separator = \"|\" }, \
+                  { name = \"hashed\", hash_rows = 100 }]\n";
+    let ordered = format!("{source}order = \"co-occurrence\"\n");
+    let [by_frequency, by_order] =
+        [source, &ordered].map(|source| open(dir.path(), source).unwrap());
+    let features = |data: &dyn Dataset| data.vocabulary().features().to_vec();
+    let pairs = features(&*by_frequency).into_iter().zip(features(&*by_order));
+    for (column, (plain, found)) in pairs.enumerate() {
+        if column == 3 {
+            assert_eq!(plain, found);
+            continue;
+        }
+        // The same values and counts, in another order; the last number is that of the others.
+        let counted = |categories: &Categories| {
+            let mut counted: Vec<_> = categories
+                .values()
+                .iter()
+                .cloned()
+                .zip(categories.counts_of_values().to_vec())
+                .collect();
+            counted.sort();
+            counted
+        };
+        assert_eq!(counted(&plain), counted(&found));
+        assert_eq!((plain.others(), plain.len()), (found.others(), found.len()));
+        let groups: Vec<u64> = found
+            .values()
+            .iter()
+            .map(|value| {
+                let digits = std::str::from_utf8(&value[1..]).unwrap();
+                group(column as u64, digits.parse().unwrap())
+            })
+            .collect();
+        let same = groups.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        // By chance one neighbour in 8 is of the same group: 64.
+        assert!(same > 250, "column {column}: {same}");
+    }
+    // A trained model keeps its order.
+    let path = dir.path().join("vocabulary.csv");
+    by_order.vocabulary().write(&path).unwrap();
+    let again = config(source).open(dir.path(), Some(Vocabulary::read(&path).unwrap())).unwrap();
+    assert_eq!(batches(&*again, Split::Train, 7, 64), batches(&*by_order, Split::Train, 7, 64));
+
+    let error = |source: String| open(dir.path(), &source).err().unwrap().to_string();
+    let given = error(format!("{source}order = \"given\"\n"));
+    assert!(given.contains("`order` is \"given\", which needs ids"), "{given}");
+    let one =
+        ordered.replace("\"user\", \"item\", { name = \"tags\", separator = \"|\" }", "\"user\"");
+    let one = error(one);
+    assert!(one.contains("expected two columns without `hash_rows`"), "{one}");
 }
 
 #[test]

@@ -154,6 +154,25 @@ impl Categories {
         Ok(self)
     }
 
+    /// How often each value occurs that has a number of its own.
+    pub(super) fn counts_of_values(&self) -> &[u64] {
+        self.counts.get(..self.values.len()).unwrap_or_default()
+    }
+
+    /// Numbers the values in another order: first the one whose number is `order[0]`.
+    pub(super) fn in_order(mut self, order: &[u32]) -> Result<Self> {
+        let moved: Vec<_> = order
+            .iter()
+            .map(|&from| {
+                (std::mem::take(&mut self.values[from as usize]), self.counts[from as usize])
+            })
+            .collect();
+        let others = self.counts.split_off(moved.len());
+        (self.values, self.counts) = moved.into_iter().unzip();
+        self.counts.extend(others);
+        self.with_numbers()
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.hashed.as_ref().map_or(self.counts.len() as u32, |hashed| hashed.rows)
     }
