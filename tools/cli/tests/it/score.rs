@@ -632,7 +632,7 @@ fn two_towers_score_the_product_of_their_rows() {
     let expected: Vec<f32> =
         of_users.iter().zip(of_items).map(|(&user, item)| product(user, item)).collect();
     assert_eq!(score(&dir, &blob, &batch, true), expected);
-    ttrec!["bench", &blob, "--batch", &batch, "--samples", "2"].exits(0);
+    ttrec!["bench", &blob, "--quick", "--batch", &batch, "--samples", "2"].exits(0);
 
     // One user and all items.
     let (user, candidates, out) =
