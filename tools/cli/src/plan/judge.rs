@@ -237,8 +237,8 @@ fn labelled(path: &Path, ranker: &Ranker<'_>, bags: &BagOptions) -> Result<(Samp
     Ok((samples, labels))
 }
 
-/// The scores of a split.
-fn scored(ranker: &Ranker<'_>, dataset: &dyn Dataset, split: Split) -> Result<Scores> {
+/// The scores of a split by the model of a blob.
+pub(crate) fn scored(ranker: &Ranker<'_>, dataset: &dyn Dataset, split: Split) -> Result<Scores> {
     let mut pass = dataset.pass(split, 0)?;
     let mut labels = Vec::new();
     let each = |batch: &Batch| labels.extend_from_slice(&batch.labels);

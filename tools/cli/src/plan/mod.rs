@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Result, ensure};
 use clap::ArgGroup;
 use judge::JudgeOptions;
+pub(crate) use judge::scored;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},

@@ -2,6 +2,7 @@
 //! values of other fields of its config, each with its best learning rate.
 
 mod results;
+mod stored;
 
 use crate::{
     data::{self, Dataset, Split, Vocabulary},
@@ -13,7 +14,7 @@ use crate::{
         config::{Config, Model, Representation, Train},
     },
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use results::{Omitted, RunResult};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -21,6 +22,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+use ttrec_convert::Budget;
 
 /// Train a model with its tables in several representations, and compare AUC, log-loss and, over
 /// all items, recall and NDCG by bytes.
@@ -36,6 +38,7 @@ A config is one of `ttrec train`, and:
   seeds = [1, 2, 3]
   learning_rates = [0.003, 0.01, 0.03]
   budget = \"1MiB\"                # of all tables; larger representations are skipped
+  stored = [\"1%\", \"4%\"]         # also compare each as `ttrec plan` stores it in these budgets
   representations = [
     { representation = \"dense\" },
     { representation = \"tt\", rank = 16 },
@@ -74,6 +77,9 @@ struct Sweep {
     learning_rates: Vec<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     budget: Option<String>,
+    /// The budgets that each trained model is also stored in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stored: Vec<String>,
     /// Default: that of `[model]`.
     #[serde(default)]
     representations: Vec<Representation>,
@@ -87,6 +93,8 @@ struct Sweep {
 struct Finished {
     config: Config,
     report: TrainReport,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    stored: stored::Reports,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -183,10 +191,10 @@ fn runs(
     let mut run = |rate: f64, seed: u64| -> Result<Option<RunResult>> {
         let config = variant.config_of(representation, rate, seed);
         let select = config.train.select();
-        match finish(&config, bytes, data, &args.output, &name) {
-            Ok(Finished { report, .. }) => {
+        match finish(&config, &sweep.stored, bytes, data, &args.output, &name) {
+            Ok(Finished { report, stored, .. }) => {
                 let (name, kind) = (name.clone(), kind.clone());
-                Ok(Some(RunResult { name, kind, rate, seed, select, report }))
+                Ok(Some(RunResult { name, kind, rate, seed, select, report, stored }))
             }
             Err(error) if error.is::<WriteError>() => Err(error),
             Err(reason) => {
@@ -201,9 +209,18 @@ fn runs(
     for &rate in &sweep.rates {
         runs.extend(run(rate, first)?);
     }
-    if let Some(rate) = results::best_rate(&runs) {
-        for &seed in others {
-            runs.extend(run(rate, seed)?);
+    let Some(best) = results::best_rate(&runs) else { return Ok(runs) };
+    for &seed in others {
+        runs.extend(run(best, seed)?);
+    }
+    for budget in &sweep.stored {
+        let chosen = runs.iter_mut().filter(|run| run.rate == best);
+        let stored: Vec<_> = chosen.filter_map(|run| run.stored_in(budget)).collect();
+        for found in stored {
+            match found {
+                Ok(result) => runs.push(result),
+                Err(reason) => omitted.push(reason),
+            }
         }
     }
     Ok(runs)
@@ -306,12 +323,13 @@ struct Prepared {
     seeds: Vec<u64>,
     rates: Vec<f64>,
     budget: Option<u64>,
+    stored: Vec<String>,
 }
 
 impl Prepared {
     fn new(config: SweepConfig) -> Result<Self> {
         let variants = variants(&config)?;
-        let Sweep { seeds, learning_rates, budget, representations, .. } = config.sweep;
+        let Sweep { seeds, learning_rates, budget, stored, representations, .. } = config.sweep;
         ensure!(!seeds.is_empty(), "`seeds` is empty: expected at least one");
         for (at, one) in representations.iter().enumerate() {
             ensure!(
@@ -321,8 +339,12 @@ impl Prepared {
         }
         let budget = budget.as_ref().map(|text| {
             ttrec_convert::memory_size(text)
-                .map_err(|reason| anyhow::anyhow!("`budget` is {text:?}: {reason}"))
+                .map_err(|reason| anyhow!("`budget` is {text:?}: {reason}"))
         });
+        for text in &stored {
+            let budget: Result<Budget, String> = text.parse();
+            budget.map_err(|reason| anyhow!("`stored` has {text:?}: {reason}"))?;
+        }
         let rates = if learning_rates.is_empty() {
             vec![config.train.learning_rate]
         } else {
@@ -337,7 +359,7 @@ impl Prepared {
                 })?;
             }
         }
-        Ok(Self { variants, seeds, rates, budget: budget.transpose()? })
+        Ok(Self { variants, seeds, rates, budget: budget.transpose()?, stored })
     }
 
     /// The bytes of the tables of a representation, if it can be trained.
@@ -366,6 +388,7 @@ fn file_name(name: &str) -> String {
 /// Runs a config, or returns its result if it is finished. `bytes` are those of its tables.
 fn finish(
     config: &Config,
+    budgets: &[String],
     bytes: u64,
     (dataset, data_dir): (&(dyn Dataset + Sync), &Path),
     output: &Path,
@@ -379,8 +402,11 @@ fn finish(
         .ok()
         .and_then(|text| serde_json::from_slice::<Finished>(&text).ok());
     // Another version of this command may choose other shapes, and so other bytes.
-    let is_same =
-        |finished: &Finished| finished.config == *config && finished.report.bytes[0] == bytes;
+    let is_same = |finished: &Finished| {
+        finished.config == *config
+            && finished.report.bytes[0] == bytes
+            && budgets.iter().all(|budget| finished.stored.contains_key(budget))
+    };
     if let Some(finished) = found.filter(is_same) {
         return Ok(finished);
     }
@@ -395,7 +421,14 @@ fn finish(
     output::print(|out| {
         writeln!(out, "{name}, learning rate {learning_rate}, seed {seed}: {report}")
     })?;
-    let finished = Finished { config: config.clone(), report };
+    let checkpoint = if dataset.has(Split::Valid) {
+        place.best()
+    } else {
+        place.checkpoint()
+    };
+    let ranks = config.model.top.len() <= 1;
+    let stored = stored::reports(&checkpoint, budgets, dataset, &report, ranks)?;
+    let finished = Finished { config: config.clone(), report, stored };
     let mut output = Output::create(&path)?;
     output.write(|out| Ok(serde_json::to_writer_pretty(out, &finished)?))?;
     output.commit()?;

@@ -1,11 +1,12 @@
 //! The results of a sweep, as tables and plots.
 
+use super::stored::Reports;
 use crate::{
     output::Output,
     report::plot::{self, Line},
     train::{Quality, Ranking, TrainReport, config::Select},
 };
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use std::{fmt::Write as _, path::Path};
 
 /// The result of one run.
@@ -19,6 +20,23 @@ pub(super) struct RunResult {
     /// The metric that chooses the rate.
     pub(super) select: Select,
     pub(super) report: TrainReport,
+    /// The model in smaller blobs, by their budgets.
+    pub(super) stored: Reports,
+}
+
+impl RunResult {
+    /// The model in a blob of this budget, as a result of its own.
+    pub(super) fn stored_in(&mut self, budget: &str) -> Option<Result<Self, Omitted>> {
+        let name = format!("{}, stored in {budget}", self.name);
+        let Self { rate, seed, select, .. } = *self;
+        let kind = format!("{}, stored", self.kind);
+        Some(match self.stored.remove(budget)? {
+            Ok(report) => {
+                Ok(Self { name, kind, rate, seed, select, report, stored: Reports::new() })
+            }
+            Err(reason) => Err(Omitted::new(format!("{name}, seed {seed}"), &anyhow!(reason))),
+        })
+    }
 }
 
 /// What the sweep left out.

@@ -530,6 +530,67 @@ fn a_judged_plan_loses_what_it_says() {
 }
 
 #[test]
+fn a_sweep_compares_what_is_stored() {
+    let planted = interactions();
+    let dir = &planted.dir;
+    let config = planted.config("top = [1]", true, "epochs = 4");
+    let run = planted.train("trained", &config);
+    let best = run.join("best.safetensors");
+    let samples = dir.path("samples.npz");
+    evaluated(&planted, &run, &["--samples", samples.to_str().unwrap()]);
+
+    let toml = dir.file(
+        "stored.toml",
+        config.clone() + "[sweep]\nseeds = [0]\nstored = [\"60%\", \"110%\", \"10B\"]\n",
+    );
+    let out = dir.path("stored");
+    let first = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    let csv = fs::read(out.join("results.csv")).unwrap();
+    let mut reader = csv::Reader::from_reader(&csv[..]);
+    let names = reader.headers().unwrap().clone();
+    let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    let value = |row: usize, name: &str| -> f64 {
+        rows[row][names.iter().position(|other| other == name).unwrap()]
+            .parse()
+            .unwrap()
+    };
+    let tables: Vec<&str> = rows.iter().map(|row| &row[0]).collect();
+    assert_eq!(tables, ["dense", "dense, stored in 60%", "dense, stored in 110%"]);
+    for (row, budget) in [(1, "60%"), (2, "110%")] {
+        let (spec, blob) = (dir.path("plan.toml"), dir.path("plan.ttr"));
+        let plan = ttrec!["plan", &best, "--budget", budget, "-o", &spec, "--json"].exits(0).stdout;
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        let bytes: u64 = plan["tables"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t["bytes"].as_u64().unwrap())
+            .sum();
+        assert_eq!(value(row, "bytes"), bytes as f64);
+        ttrec!["convert", &best, "--spec", &spec, "-o", &blob].exits(0);
+        let [auc, log_loss] = of_samples(&samples, &blob);
+        let recall = planted.counted(&run, &blob)[2];
+        for (name, expected) in
+            [("test_auc", auc), ("test_log_loss", log_loss), ("test_recall@20", recall)]
+        {
+            let found = value(row, name);
+            assert!((found - expected).abs() < 1e-6, "{budget}: {name} {found}, {expected}");
+        }
+    }
+    assert_ne!(value(0, "test_log_loss"), value(1, "test_log_loss"));
+    let (printed, said) = (&first.stdout, &first.stderr);
+    assert!(said.contains("dense, stored in 10B, seed 0: skipped: "), "{said}");
+
+    let again = ttrec!["sweep", &toml, "-o", &out].exits(0);
+    assert!(printed.ends_with(&again.stdout) && again.stdout.len() < printed.len(), "{printed}");
+    assert_eq!(fs::read(out.join("results.csv")).unwrap(), csv);
+    let toml = dir.file("nonsense.toml", config + "[sweep]\nseeds = [0]\nstored = [\"much\"]\n");
+    ttrec!["sweep", &toml, "-o", &out]
+        .exits(3)
+        .says(["`stored` has \"much\": expected a size"]);
+}
+
+#[test]
 fn nonsense_of_a_judge_is_refused() {
     let planted = interactions();
     let dir = &planted.dir;
