@@ -31,13 +31,14 @@ const SMALL_STEPS: usize = if PREFERS_SMALL_CODE { 0 } else { MAX_CORES - 1 };
 
 /// The most multiply-adds of a row that is multiplied out by itself, also in a batch.
 ///
-/// A lookup of `a` multiply-adds takes `285 + 0.24 a` instructions by itself, and `590 + 0.24 (a -
-/// s)` in a batch that is planned, where other lookups share s of them (`.ci/instructions avx2`
-/// with ranks 4 to 32, f32, 512 bags of 20). Planning pays from s = 1270 on. Uniform indices of
-/// 11,000,000 rows share 0.05 a, so that it would never pay; of Zipf's (exponent 1.05) 10,240
-/// lookups have 2200 prefixes, and share nearly 0.4 a, so that it would pay from a = 3200 on. But
-/// products of sizes for which the kernel has no tile take 0.37 a by themselves, and then planning
-/// pays earlier: at a = 2700 it is even with uniform indices. The limit is below all of these.
+/// A lookup of `a` multiply-adds takes `240 + 0.25 a` instructions by itself, and at least `450 +
+/// 0.27 (a - s)` in a batch that is planned, where other lookups share s of them (`.ci/instructions
+/// avx2` with ranks 4 to 32, f32, 512 bags of 20). Planning pays from s = 780 + 0.07 a on. Uniform
+/// indices of 11,000,000 rows share at most 0.11 a, so that it would never pay; of Zipf's (exponent
+/// 1.05) 10,240 lookups have 2200 prefixes, and share nearly 0.4 a, so that it would pay from a =
+/// 2400 on. The limit is below that. Products of sizes for which the kernel has no tile (of rank
+/// 12, for example) take `240 + 0.5 a` or more by themselves. For them, planning would pay from
+/// about a = 1000 on, by these formulas.
 const MAX_SMALL: usize = 2048;
 
 impl<'a> TtCores<'a> {
