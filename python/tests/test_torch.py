@@ -199,7 +199,7 @@ def test_gradcheck():
     weights = torch.randn(4, dtype=torch.float64, requires_grad=True)
 
     def pooled(weights, *cores):
-        return layer._pool_cores(cores, indices, offsets, weights, "sum")
+        return layer._pool_cores(cores, indices, offsets, weights, "sum", None)
 
     assert torch.autograd.gradcheck(pooled, (weights, *layer.tt_cores))
     assert torch.autograd.gradgradcheck(pooled, (weights, *layer.tt_cores))
@@ -213,12 +213,12 @@ def test_opcheck(mode, padding_idx):
     layer = tt.TTEmbeddingBag(60, 8, rank=3)
     indices, offsets = torch.tensor([1, 5, 5, 59]), torch.tensor([0, 1, 4])
     weights = torch.ones(4, requires_grad=True) if mode == "sum" else None
-    shape = (*layer._shape(), mode, padding_idx)
-    args = (list(layer.tt_cores), indices, offsets, weights, *shape)
+    rest = (mode, padding_idx, *layer._shape())
+    args = (list(layer.tt_cores), indices, offsets, weights, *rest)
     torch.library.opcheck(torch.ops.ttrec.tt_bag.default, args)
     cores = [core.detach() for core in layer.tt_cores]
     weights = None if weights is None else weights.detach()
-    args = (torch.randn(2, 8), cores, indices, offsets, weights, *shape, weights is not None)
+    args = (torch.randn(2, 8), weights is not None, cores, indices, offsets, weights, *rest)
     torch.library.opcheck(torch.ops.ttrec.tt_bag_backward.default, args)
 
 
