@@ -205,6 +205,14 @@ def test_gradcheck():
     assert torch.autograd.gradgradcheck(pooled, (weights, *layer.tt_cores))
 
 
+def test_second_derivatives_of_kernels_raise():
+    layer = tt.TTEmbeddingBag(30, 8, rank=3, mode="sum")
+    loss = layer(torch.tensor([[1, 5]])).square().sum()
+    (gradient, *_) = torch.autograd.grad(loss, list(layer.tt_cores), create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
 # Torch warns of what its own check does.
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("mode", ("sum", "mean"))
