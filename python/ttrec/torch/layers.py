@@ -134,7 +134,7 @@ class _TensorTrain(nn.Module):
         cores = list(self.tt_cores)
         bags = (indices, offsets, per_sample_weights, mode, self.padding_idx)
         if self.fused and torch.is_grad_enabled() and cores[0].requires_grad:
-            return _FusedBag.apply(self, cores, *bags, cores[0])
+            return _FusedBag.apply(self, cores, cores[0], *bags)
         return self._pool_cores(cores, *bags)
 
     def _pool_cores(
@@ -233,16 +233,16 @@ class _TensorTrain(nn.Module):
 class _FusedBag(torch.autograd.Function):
     """Pools bags; its backward pass takes a step of the layer's own optimiser.
 
-    `_learned` is one of the cores, so that autograd asks for a gradient.
+    `_core` is one of the cores, so that autograd asks for a gradient.
     """
 
     @staticmethod
-    def forward(ctx, layer, cores, indices, offsets, per_sample_weights, mode, padding_idx, _learned):
+    def forward(ctx, layer, cores, _core, *bags):
+        indices, offsets, per_sample_weights, *rest = bags
         if per_sample_weights is not None and per_sample_weights.requires_grad:
             raise ValueError("a fused layer gives no gradients of per_sample_weights")
-        ctx.layer, ctx.cores, ctx.rest = layer, cores, (mode, padding_idx)
+        ctx.layer, ctx.cores, ctx.rest = layer, cores, rest
         ctx.save_for_backward(indices, offsets, per_sample_weights)
-        bags = (indices, offsets, per_sample_weights, mode, padding_idx)
         # An operator is for what traces a model, and takes some time of its own.
         if ops.suit(cores, per_sample_weights) and not torch.compiler.is_compiling():
             return ops.pool(layer._shape(), cores, bags)

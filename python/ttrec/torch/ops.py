@@ -1,4 +1,4 @@
-"""The kernels for tensor trains on tensors of torch, and as its operators: CPU and float32 alone."""
+"""The kernels for tensor trains on torch's tensors, and as its operators: CPU and float32 alone."""
 
 from __future__ import annotations
 
