@@ -66,14 +66,14 @@ impl TensorTrain {
         Ok(done)
     }
 
-    /// Runs `work` with all bags, with those without padding, and with the gradient.
+    /// Runs `work` with the bags, without padding, and the gradient.
     fn learn<'py>(
         &self,
         py: Python<'py>,
         batch: &Batch<'py>,
         gradient: &Bound<'py, PyAny>,
         threads: usize,
-        work: impl FnOnce(&mut BorrowedTt, &Bags<'_>, &Bags<'_>, &[f32]) -> Result<(), Error> + Send,
+        work: impl FnOnce(&mut BorrowedTt, &Bags<'_>, &[f32]) -> Result<(), Error> + Send,
     ) -> PyResult<()> {
         let (bags, padding_idx) = (batch.list.bags()?, batch.padding_idx);
         let gradient = Floats::new(gradient, "gradient")?;
@@ -84,7 +84,7 @@ impl TensorTrain {
             let pool = threads::several(threads)?;
             self.with(|tt| {
                 tt.set_parallel(pool.is_some());
-                let work = || work(tt, &bags, &kept, gradient);
+                let work = || work(tt, &kept, gradient);
                 match &pool {
                     Some(pool) => pool.install(work),
                     None => work(),
@@ -184,10 +184,11 @@ impl TensorTrain {
             weight_gradients.map(|out| Output::of(out, "weight_gradients")).transpose()?;
         let weight_gradients = weight_gradients.as_mut().map(Output::values).transpose()?;
         let batch = Batch::new(&bags, &self.shape)?;
-        self.learn(py, &batch, gradient, threads, |tt, all, kept, gradient| {
+        let bags = batch.list.bags()?;
+        self.learn(py, &batch, gradient, threads, |tt, kept, gradient| {
             tt.gradients(&cores, kept, batch.pooling, gradient, &mut core_gradients)?;
             let Some(out) = weight_gradients else { return Ok(()) };
-            write_weight_gradients(&tt.table(&cores)?, all, batch.padding_idx, gradient, out)
+            write_weight_gradients(&tt.table(&cores)?, &bags, batch.padding_idx, gradient, out)
         })
     }
 
@@ -222,7 +223,7 @@ impl TensorTrain {
             _ => state.into_iter().map(|state| [state, &mut []]).collect::<Vec<_>>(),
         };
         let batch = Batch::new(&bags, &self.shape)?;
-        self.learn(py, &batch, gradient, threads, |tt, _, kept, gradient| {
+        self.learn(py, &batch, gradient, threads, |tt, kept, gradient| {
             // None of these optimisers counts its steps.
             let (rate, number) = (learning_rate, 1);
             let (cores, state) = (&mut cores, &mut state);
