@@ -45,8 +45,12 @@ fn required<'py, T: Element>(
     array: &Bound<'py, PyUntypedArray>,
 ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
     let py = array.py();
-    let array = numpy(py)?.call_method1("require", (array, dtype::<T>(py), "CA"))?;
-    let array = array.cast_into::<PyArrayDyn<T>>()?;
+    let array = match array.cast::<PyArrayDyn<T>>() {
+        Ok(array) if array.is_aligned() && array.is_c_contiguous() => array.clone(),
+        _ => numpy(py)?
+            .call_method1("require", (array, dtype::<T>(py), "CA"))?
+            .cast_into::<PyArrayDyn<T>>()?,
+    };
     array.try_readonly().map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
@@ -167,8 +171,7 @@ impl<'py> Output<'py> {
     }
 
     fn over(array: Bound<'py, PyArrayDyn<f32>>, what: &str) -> PyResult<Self> {
-        let flags = array.getattr("flags")?;
-        if !flags.getattr("aligned")?.extract::<bool>()? || !array.is_c_contiguous() {
+        if !array.is_aligned() || !array.is_c_contiguous() {
             return Err(PyValueError::new_err(format!("{what}: expected a contiguous array")));
         }
         let borrow = array.try_readwrite().map_err(|error| {

@@ -3,7 +3,7 @@
 use crate::{
     arrays::{Floats, Integers},
     error::Error,
-    threads,
+    threads, workspace,
 };
 use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::{
@@ -13,7 +13,6 @@ use pyo3::{
 };
 use rayon::prelude::*;
 use ttrec::{Bags, Pooling, Table};
-use ttrec_convert::zeros;
 
 /// A list of bags, as `torch.nn.EmbeddingBag` takes them.
 pub(crate) struct BagList<'py> {
@@ -280,8 +279,8 @@ pub(crate) fn pool(
     threads: usize,
 ) -> Result<(), Error> {
     let on_this_thread = |bags: &Bags<'_>, out: &mut [f32]| {
-        let mut workspace = zeros(table.workspace_len(bags.num_indices()))?;
-        Ok(table.pool(bags, pooling, out, &mut workspace)?)
+        let len = table.workspace_len(bags.num_indices());
+        workspace::with(len, |workspace| Ok(table.pool(bags, pooling, out, workspace)?))
     };
     // An error leaves the output unmodified, so it has to be found before a part is written.
     let is_refused = |bags: &Bags<'_>| {

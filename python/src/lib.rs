@@ -10,6 +10,7 @@ mod ranker;
 mod table;
 mod tensor_train;
 mod threads;
+mod workspace;
 
 use pyo3::prelude::*;
 

@@ -5,6 +5,7 @@ use crate::{
     bags::{BagList, padding_idx},
     blob::OpenBlob,
     error::{Error, detached},
+    workspace,
 };
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
@@ -14,7 +15,6 @@ use pyo3::{
 use self_cell::self_cell;
 use std::sync::Arc;
 use ttrec::{Bags, Pooling};
-use ttrec_convert::zeros;
 
 type View<'b> = ttrec::Ranker<'b>;
 
@@ -136,13 +136,13 @@ impl Ranker {
         let scores = out.values()?;
         let (ranks, logits) = (call.ranks, call.logits);
         detached(py, || {
-            let mut workspace = zeros(ranker.workspace_len(scores.len()))?;
-            let done = match (ranks, logits) {
-                (true, _) => ranker.rank(dense, &bags, scores, &mut workspace),
-                (false, true) => ranker.logits(dense, &bags, scores, &mut workspace),
-                (false, false) => ranker.score(dense, &bags, scores, &mut workspace),
-            };
-            Ok(done?)
+            workspace::with(ranker.workspace_len(scores.len()), |workspace| {
+                Ok(match (ranks, logits) {
+                    (true, _) => ranker.rank(dense, &bags, scores, workspace),
+                    (false, true) => ranker.logits(dense, &bags, scores, workspace),
+                    (false, false) => ranker.score(dense, &bags, scores, workspace),
+                }?)
+            })
         })?;
         Ok(out.into_array())
     }

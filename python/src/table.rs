@@ -5,7 +5,7 @@ use crate::{
     bags::{self, BagList, Offsets},
     blob::OpenBlob,
     error::{Error, detached},
-    threads,
+    threads, workspace,
 };
 use numpy::PyArray1;
 use pyo3::{
@@ -19,7 +19,6 @@ use ttrec::{
     Bags, DigitOrder, Pooling, Scored, Search, TtShape, merge_top_k,
     repr::{Combine, IndexMap, Weights},
 };
-use ttrec_convert::zeros;
 
 type View<'b> = ttrec::Table<'b>;
 
@@ -224,7 +223,7 @@ impl Table {
         detached(py, || {
             let run = |queries: &[f32], rows: std::ops::Range<u64>, out: &mut [f32]| {
                 let len = table.retrieval_workspace_len(queries.len() / dim);
-                Ok::<_, Error>(table.scores(queries, rows, out, &mut zeros(len)?)?)
+                workspace::with(len, |workspace| Ok(table.scores(queries, rows, out, workspace)?))
             };
             let Some(pool) = threads::several(threads)?.filter(|_| !scores.is_empty()) else {
                 return run(queries, start..end, scores);
@@ -295,10 +294,11 @@ impl Table {
                 let mut best = Vec::new();
                 best.try_reserve_exact(len).map_err(|error| Error::Defect(error.to_string()))?;
                 best.resize(len, Scored::NONE);
-                let mut workspace = zeros(table.retrieval_workspace_len(count))?;
                 let search = search.part(part, threads);
-                table.top_k(queries, &search, &mut best, &mut workspace)?;
-                Ok::<_, Error>(best)
+                workspace::with(table.retrieval_workspace_len(count), |workspace| {
+                    table.top_k(queries, &search, &mut best, workspace)?;
+                    Ok(best)
+                })
             };
             let Some(pool) = threads::several(threads)? else { return run(0) };
             let parts = pool

@@ -17,6 +17,33 @@ use ttrec_convert::{shape::suggest_shape, zeros};
 /// Lookups whose rows are in memory together, for the gradients of weights.
 const AT_ONCE: usize = 4096;
 
+/// Indices, offsets with the last one, per_sample_weights, mode and padding_idx.
+#[derive(FromPyObject)]
+struct BagsArgument<'py>(
+    Bound<'py, PyAny>,
+    Bound<'py, PyAny>,
+    Option<Bound<'py, PyAny>>,
+    String,
+    Option<i64>,
+);
+
+/// The bags of a call, and how to pool them.
+struct Batch<'py> {
+    list: BagList<'py>,
+    pooling: Pooling,
+    padding_idx: Option<u64>,
+}
+
+impl<'py> Batch<'py> {
+    fn new(bags: &BagsArgument<'py>, shape: &TtShape) -> PyResult<Self> {
+        let BagsArgument(indices, offsets, weights, mode, padding_idx) = bags;
+        let padding_idx = bags::padding_idx(*padding_idx, shape.num_embeddings())?;
+        let offsets = Offsets::WithLast(offsets);
+        let list = BagList::new(indices, offsets, weights.as_ref(), padding_idx)?;
+        Ok(Self { list, pooling: bags::pooling(mode)?, padding_idx })
+    }
+}
+
 /// The shape of a tensor train, and what its calls reuse. Each call takes the cores.
 #[pyclass(frozen, module = "ttrec._ttrec")]
 pub(crate) struct TensorTrain {
@@ -37,6 +64,33 @@ impl TensorTrain {
         let done = work(&mut tt)?;
         spare().push(tt);
         Ok(done)
+    }
+
+    /// Runs `work` with the bags, without padding, and the gradient.
+    fn learn<'py>(
+        &self,
+        py: Python<'py>,
+        batch: &Batch<'py>,
+        gradient: &Bound<'py, PyAny>,
+        threads: usize,
+        work: impl FnOnce(&mut BorrowedTt, &Bags<'_>, &[f32]) -> Result<(), Error> + Send,
+    ) -> PyResult<()> {
+        let (bags, padding_idx) = (batch.list.bags()?, batch.padding_idx);
+        let gradient = Floats::new(gradient, "gradient")?;
+        let gradient = gradient.values()?;
+        detached(py, || {
+            let kept = padding_idx.map(|index| OwnedBags::new(&bags).without(index));
+            let kept = kept.as_ref().map(OwnedBags::bags).transpose()?.unwrap_or(bags);
+            let pool = threads::several(threads)?;
+            self.with(|tt| {
+                tt.set_parallel(pool.is_some());
+                let work = || work(tt, &kept, gradient);
+                match &pool {
+                    Some(pool) => pool.install(work),
+                    None => work(),
+                }
+            })
+        })
     }
 }
 
@@ -87,29 +141,19 @@ impl TensorTrain {
         Ok(Self { shape, spare: Mutex::new(vec![first]) })
     }
 
-    /// As Table.pool, of the table of these cores.
-    #[pyo3(signature = (
-        cores, indices, offsets, mode, per_sample_weights, padding_idx, out, threads
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "those of EmbeddingBag")]
+    /// Pools bags of the table of these cores into `out`.
     fn pool<'py>(
         &self,
         py: Python<'py>,
         cores: Vec<Bound<'py, PyAny>>,
-        indices: &Bound<'py, PyAny>,
-        offsets: &Bound<'py, PyAny>,
-        mode: &str,
-        per_sample_weights: Option<&Bound<'py, PyAny>>,
-        padding_idx: Option<i64>,
+        bags: BagsArgument<'py>,
         out: &Bound<'py, PyAny>,
         threads: usize,
     ) -> PyResult<()> {
         let cores = floats(&cores, "cores")?;
         let cores = cores.iter().map(Floats::values).collect::<PyResult<Vec<_>>>()?;
-        let padding_idx = bags::padding_idx(padding_idx, self.shape.num_embeddings())?;
-        let offsets = Offsets::WithLast(offsets);
-        let list = BagList::new(indices, offsets, per_sample_weights, padding_idx)?;
-        let (pooling, bags) = (bags::pooling(mode)?, list.bags()?);
+        let batch = Batch::new(&bags, &self.shape)?;
+        let (padding_idx, pooling, bags) = (batch.padding_idx, batch.pooling, batch.list.bags()?);
         let mut out = Output::of(out, "out")?;
         let rows = out.values()?;
         detached(py, || {
@@ -121,20 +165,12 @@ impl TensorTrain {
     }
 
     /// Writes the gradients of the cores, and of the weights, into arrays.
-    #[pyo3(signature = (
-        cores, indices, offsets, mode, per_sample_weights, padding_idx, gradient, core_gradients,
-        weight_gradients, threads
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "those of EmbeddingBag")]
+    #[expect(clippy::too_many_arguments, reason = "two of them are outputs")]
     fn backward<'py>(
         &self,
         py: Python<'py>,
         cores: Vec<Bound<'py, PyAny>>,
-        indices: &Bound<'py, PyAny>,
-        offsets: &Bound<'py, PyAny>,
-        mode: &str,
-        per_sample_weights: Option<&Bound<'py, PyAny>>,
-        padding_idx: Option<i64>,
+        bags: BagsArgument<'py>,
         gradient: &Bound<'py, PyAny>,
         core_gradients: Vec<Bound<'py, PyAny>>,
         weight_gradients: Option<&Bound<'py, PyAny>>,
@@ -142,58 +178,32 @@ impl TensorTrain {
     ) -> PyResult<()> {
         let cores = floats(&cores, "cores")?;
         let cores = cores.iter().map(Floats::values).collect::<PyResult<Vec<_>>>()?;
-        let padding_idx = bags::padding_idx(padding_idx, self.shape.num_embeddings())?;
-        let offsets = Offsets::WithLast(offsets);
-        let list = BagList::new(indices, offsets, per_sample_weights, None)?;
-        let (pooling, bags) = (bags::pooling(mode)?, list.bags()?);
-        let gradient = Floats::new(gradient, "gradient")?;
-        let gradient = gradient.values()?;
         let mut core_gradients = outputs(&core_gradients, "core_gradients")?;
         let mut core_gradients = values(&mut core_gradients)?;
         let mut weight_gradients =
             weight_gradients.map(|out| Output::of(out, "weight_gradients")).transpose()?;
         let weight_gradients = weight_gradients.as_mut().map(Output::values).transpose()?;
-        detached(py, || {
-            threads::check(threads)?;
-            let pool = threads::pool(threads)?;
-            let kept = padding_idx.map(|index| OwnedBags::new(&bags).without(index));
-            let kept = kept.as_ref().map(OwnedBags::bags).transpose()?.unwrap_or(bags);
-            self.with(|tt| {
-                pool.install(|| {
-                    tt.gradients(&cores, &kept, pooling, gradient, &mut core_gradients)
-                })?;
-                match weight_gradients {
-                    Some(out) => {
-                        let table = tt.table(&cores)?;
-                        write_weight_gradients(&table, &bags, padding_idx, gradient, out)
-                    }
-                    None => Ok(()),
-                }
-            })
+        let batch = Batch::new(&bags, &self.shape)?;
+        let bags = batch.list.bags()?;
+        self.learn(py, &batch, gradient, threads, |tt, kept, gradient| {
+            tt.gradients(&cores, kept, batch.pooling, gradient, &mut core_gradients)?;
+            let Some(out) = weight_gradients else { return Ok(()) };
+            write_weight_gradients(&tt.table(&cores)?, &bags, batch.padding_idx, gradient, out)
         })
     }
 
-    /// Takes one step of an optimiser, number `number` from 1 on: moves the cores and its state.
-    #[pyo3(signature = (
-        cores, state, indices, offsets, mode, per_sample_weights, padding_idx, gradient, optimizer,
-        learning_rate, epsilon, number, threads
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "those of EmbeddingBag and of an optimiser")]
+    /// Takes a step of an optimiser: moves the cores and its state.
+    #[expect(clippy::too_many_arguments, reason = "those of an optimiser")]
     fn step<'py>(
         &self,
         py: Python<'py>,
         cores: Vec<Bound<'py, PyAny>>,
         state: Vec<Bound<'py, PyAny>>,
-        indices: &Bound<'py, PyAny>,
-        offsets: &Bound<'py, PyAny>,
-        mode: &str,
-        per_sample_weights: Option<&Bound<'py, PyAny>>,
-        padding_idx: Option<i64>,
+        bags: BagsArgument<'py>,
         gradient: &Bound<'py, PyAny>,
         optimizer: &str,
         learning_rate: f64,
         epsilon: f64,
-        number: u64,
         threads: usize,
     ) -> PyResult<()> {
         let optimizer = match optimizer {
@@ -206,37 +216,18 @@ impl TensorTrain {
                 )));
             }
         };
-        let padding_idx = bags::padding_idx(padding_idx, self.shape.num_embeddings())?;
-        let offsets = Offsets::WithLast(offsets);
-        let list = BagList::new(indices, offsets, per_sample_weights, None)?;
-        let (pooling, bags) = (bags::pooling(mode)?, list.bags()?);
-        let gradient = Floats::new(gradient, "gradient")?;
-        let gradient = gradient.values()?;
         let (mut cores, mut state) = (outputs(&cores, "cores")?, outputs(&state, "state")?);
         let (mut cores, state) = (values(&mut cores)?, values(&mut state)?);
         let mut state = match optimizer {
             Optimizer::Sgd => cores.iter().map(|_| [&mut [][..], &mut []]).collect(),
             _ => state.into_iter().map(|state| [state, &mut []]).collect::<Vec<_>>(),
         };
-        detached(py, || {
-            threads::check(threads)?;
-            let pool = threads::pool(threads)?;
-            let kept = padding_idx.map(|index| OwnedBags::new(&bags).without(index));
-            let kept = kept.as_ref().map(OwnedBags::bags).transpose()?.unwrap_or(bags);
-            self.with(|tt| {
-                Ok(pool.install(|| {
-                    tt.step(
-                        &mut cores,
-                        &mut state,
-                        &kept,
-                        pooling,
-                        gradient,
-                        optimizer,
-                        learning_rate,
-                        number,
-                    )
-                })?)
-            })
+        let batch = Batch::new(&bags, &self.shape)?;
+        self.learn(py, &batch, gradient, threads, |tt, kept, gradient| {
+            // None of these optimisers counts its steps.
+            let (rate, number) = (learning_rate, 1);
+            let (cores, state) = (&mut cores, &mut state);
+            Ok(tt.step(cores, state, kept, batch.pooling, gradient, optimizer, rate, number)?)
         })
     }
 }

@@ -92,9 +92,8 @@ def test_bags(mode, padding_idx, weighted, num_cores, order, dtype):
         close(layer(indices, offsets, weights), expected.detach())
 
 
-@pytest.mark.parametrize("threads", (1, 2))
-def test_large_batch(threads):
-    """So many lookups that the kernels divide them."""
+def test_large_batch():
+    """So many lookups that the kernels divide them: the same bits on one thread and on two."""
     options = {"mode": "sum", "row_factors": [20, 20, 25], "column_factors": [2, 2, 4]}
     layer = tt.TTEmbeddingBag(10_000, 16, rank=12, **options)
     indices = (torch.rand(1000, 20) ** 3 * 10_000).long()
@@ -102,19 +101,20 @@ def test_large_batch(threads):
     exact = weights.detach().double().requires_grad_()
     table, cores = table_of(layer)
     expected = (table[indices] * exact[:, :, None]).sum(1)
-    before = torch.get_num_threads()
+    gradient = torch.randn(expected.shape, dtype=torch.float64)
+    found, before = [], torch.get_num_threads()
     try:
-        torch.set_num_threads(threads)
-        found = layer(indices, per_sample_weights=weights)
-        gradient = torch.randn(expected.shape, dtype=torch.float64)
-        found.backward(gradient.float())
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            pooled = layer(indices, per_sample_weights=weights)
+            learned = [*layer.tt_cores, weights]
+            found.append([pooled, *torch.autograd.grad(pooled, learned, gradient.float())])
     finally:
         torch.set_num_threads(before)
     expected.backward(gradient)
-    close(found, expected)
-    close(weights.grad, exact.grad)
-    for core, exact_core in zip(layer.tt_cores, cores):
-        close(core.grad, exact_core.grad)
+    for one, two, exact in zip(*found, [expected, *(core.grad for core in cores), exact.grad]):
+        assert torch.equal(one, two)
+        close(one, exact.detach())
 
 
 def test_forms_of_bags():
@@ -199,10 +199,18 @@ def test_gradcheck():
     weights = torch.randn(4, dtype=torch.float64, requires_grad=True)
 
     def pooled(weights, *cores):
-        return layer._pool_cores(cores, indices, offsets, weights, "sum")
+        return layer._pool_cores(cores, indices, offsets, weights, "sum", None)
 
     assert torch.autograd.gradcheck(pooled, (weights, *layer.tt_cores))
     assert torch.autograd.gradgradcheck(pooled, (weights, *layer.tt_cores))
+
+
+def test_second_derivatives_of_kernels_raise():
+    layer = tt.TTEmbeddingBag(30, 8, rank=3, mode="sum")
+    loss = layer(torch.tensor([[1, 5]])).square().sum()
+    (gradient, *_) = torch.autograd.grad(loss, list(layer.tt_cores), create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
 
 
 # Torch warns of what its own check does.
@@ -213,12 +221,12 @@ def test_opcheck(mode, padding_idx):
     layer = tt.TTEmbeddingBag(60, 8, rank=3)
     indices, offsets = torch.tensor([1, 5, 5, 59]), torch.tensor([0, 1, 4])
     weights = torch.ones(4, requires_grad=True) if mode == "sum" else None
-    shape = (*layer._shape(), mode, padding_idx)
-    args = (list(layer.tt_cores), indices, offsets, weights, *shape)
+    rest = (mode, padding_idx, *layer._shape())
+    args = (list(layer.tt_cores), indices, offsets, weights, *rest)
     torch.library.opcheck(torch.ops.ttrec.tt_bag.default, args)
     cores = [core.detach() for core in layer.tt_cores]
     weights = None if weights is None else weights.detach()
-    args = (torch.randn(2, 8), cores, indices, offsets, weights, *shape, weights is not None)
+    args = (torch.randn(2, 8), weights is not None, cores, indices, offsets, weights, *rest)
     torch.library.opcheck(torch.ops.ttrec.tt_bag_backward.default, args)
 
 

@@ -12,6 +12,8 @@ _Path: TypeAlias = str | os.PathLike[str]
 _Floats: TypeAlias = NDArray[np.float32]
 #: (indices, offsets), (indices, offsets, per_sample_weights), or indices alone.
 _Bags: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
+#: Indices, offsets with the last one, per_sample_weights, mode and padding_idx.
+_BagsAndMode: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike | None, str, int | None]
 
 _Default = TypeVar("_Default")
 
@@ -270,26 +272,14 @@ class TensorTrain:
         least_significant_first: bool,
     ) -> TensorTrain: ...
     def pool(
-        self,
-        cores: Sequence[_Floats],
-        indices: ArrayLike,
-        offsets: ArrayLike,
-        mode: str,
-        per_sample_weights: ArrayLike | None,
-        padding_idx: int | None,
-        out: _Floats,
-        threads: int,
+        self, cores: Sequence[_Floats], bags: _BagsAndMode, out: _Floats, threads: int
     ) -> None:
-        """As Table.pool, of the table of these cores."""
+        """Pools bags of the table of these cores into `out`."""
 
     def backward(
         self,
         cores: Sequence[_Floats],
-        indices: ArrayLike,
-        offsets: ArrayLike,
-        mode: str,
-        per_sample_weights: ArrayLike | None,
-        padding_idx: int | None,
+        bags: _BagsAndMode,
         gradient: _Floats,
         core_gradients: Sequence[_Floats],
         weight_gradients: _Floats | None,
@@ -301,19 +291,14 @@ class TensorTrain:
         self,
         cores: Sequence[_Floats],
         state: Sequence[_Floats],
-        indices: ArrayLike,
-        offsets: ArrayLike,
-        mode: str,
-        per_sample_weights: ArrayLike | None,
-        padding_idx: int | None,
+        bags: _BagsAndMode,
         gradient: _Floats,
         optimizer: str,
         learning_rate: float,
         epsilon: float,
-        number: int,
         threads: int,
     ) -> None:
-        """Takes one step of an optimiser, number `number` from 1 on: moves cores and state."""
+        """Takes a step of an optimiser: moves the cores and its state."""
 
 def suggest_factors(
     num_embeddings: int, embedding_dim: int, cores: int

@@ -123,7 +123,11 @@ impl Strides {
         let multiple = |by: usize| {
             if by < count { opaque(stride.wrapping_mul(by)) } else { 0 }
         };
-        Self { odd: [1, 3, 5, 7].map(multiple), eights: [8, 16, 24].map(multiple) }
+        // Not `array::map`, which the compiler calls instead of inlining it.
+        Self {
+            odd: [multiple(1), multiple(3), multiple(5), multiple(7)],
+            eights: [multiple(8), multiple(16), multiple(24)],
+        }
     }
 
     /// The stride times `by`.

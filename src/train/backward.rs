@@ -68,6 +68,8 @@ pub(super) struct Backward {
     /// The gradient of each bag, `q_{d-1} x (q_0 .. q_{d-2})`.
     transposed_gradient: Vec<f32>,
     shards: Vec<Shard>,
+    /// Whether shards may run side by side.
+    pub(super) is_parallel: bool,
 }
 
 /// The lookups of one row: from `first_lookup` to that of the next row.
@@ -147,6 +149,7 @@ impl Backward {
             transposed: vec![Vec::new(); shape.num_cores()],
             transposed_gradient: Vec::new(),
             shards: Vec::new(),
+            is_parallel: true,
         }
     }
 
@@ -194,10 +197,10 @@ impl Backward {
         let run = |(shard, range, middle): &mut (&mut Shard, Range<usize>, Middle<'_>)| {
             shard.run(&inputs, range.clone(), middle)
         };
-        match &mut work[..] {
-            [] => {}
-            [work] => run(work)?,
-            work => work.par_iter_mut().try_for_each(run)?,
+        if self.is_parallel && num_shards > 1 {
+            work.par_iter_mut().try_for_each(run)?;
+        } else {
+            work.iter_mut().try_for_each(run)?;
         }
         drop(work);
         self.move_other_cores(shape, cores, num_shards, &step.update)

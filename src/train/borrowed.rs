@@ -48,6 +48,12 @@ impl BorrowedTt {
         Ok(Self { shape, backward: Backward::new(&shape, digits) })
     }
 
+    /// Whether gradients and steps may use the threads of the current rayon pool, as they do by
+    /// default. The bits are the same.
+    pub fn set_parallel(&mut self, is_parallel: bool) {
+        self.backward.is_parallel = is_parallel;
+    }
+
     /// The table of these cores. Its name is empty.
     ///
     /// # Errors

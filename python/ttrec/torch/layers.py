@@ -36,18 +36,18 @@ class _TensorTrain(nn.Module):
         self,
         num_embeddings: int,
         embedding_dim: int,
+        padding_idx: int | None = None,
         *,
-        rank: int | Sequence[int],
-        row_factors: Sequence[int] | None,
-        column_factors: Sequence[int] | None,
-        num_cores: int,
-        order: str,
-        padding_idx: int | None,
-        fused: str | None,
-        lr: float | None,
-        eps: float,
-        device: Any,
-        dtype: Any,
+        rank: int | Sequence[int] = 16,
+        row_factors: Sequence[int] | None = None,
+        column_factors: Sequence[int] | None = None,
+        num_cores: int = 3,
+        order: str = _ORDERS[0],
+        fused: str | None = None,
+        lr: float | None = None,
+        eps: float = 1e-10,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         if order not in _ORDERS:
@@ -132,9 +132,10 @@ class _TensorTrain(nn.Module):
         self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mode: str
     ) -> Tensor:
         cores = list(self.tt_cores)
+        bags = (indices, offsets, per_sample_weights, mode, self.padding_idx)
         if self.fused and torch.is_grad_enabled() and cores[0].requires_grad:
-            return _FusedBag.apply(self, indices, offsets, per_sample_weights, mode, *cores)
-        return self._pool_cores(cores, indices, offsets, per_sample_weights, mode)
+            return _FusedBag.apply(self, cores, cores[0], *bags)
+        return self._pool_cores(cores, *bags)
 
     def _pool_cores(
         self,
@@ -143,62 +144,31 @@ class _TensorTrain(nn.Module):
         offsets: Tensor,
         per_sample_weights: Tensor | None,
         mode: str,
+        padding_idx: int | None,
     ) -> Tensor:
-        if self._runs_on_kernels(cores, per_sample_weights, mode):
-            shape = self._shape()
-            return torch.ops.ttrec.tt_bag(
-                cores, indices, offsets, per_sample_weights, *shape, mode, self.padding_idx
-            )
-        looked_up = plain.rows(cores, indices, *self._shape()[1:])
-        bags = (indices, offsets, per_sample_weights)
-        return plain.pool(looked_up, *bags, mode, self.padding_idx)
-
-    @staticmethod
-    def _runs_on_kernels(
-        cores: Sequence[Tensor], per_sample_weights: Tensor | None, mode: str
-    ) -> bool:
-        tensors = [*cores] if per_sample_weights is None else [*cores, per_sample_weights]
-        if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
-            return False
+        bags = (indices, offsets, per_sample_weights, mode, padding_idx)
         # The kernels have no gradient of a maximum.
-        return mode != "max" or not (torch.is_grad_enabled() and cores[0].requires_grad)
+        is_learned_max = mode == "max" and torch.is_grad_enabled() and cores[0].requires_grad
+        if ops.suit(cores, per_sample_weights) and not is_learned_max:
+            return torch.ops.ttrec.tt_bag(cores, *bags, *self._shape())
+        return plain.pool(self._rows(cores, indices), *bags)
 
-    def _state(self) -> list[Tensor]:
-        names = (f"optimizer_state_{k}" for k in range(len(self.tt_cores)))
-        return [] if self.fused == "sgd" else [getattr(self, name) for name in names]
+    def _rows(self, cores: Sequence[Tensor], indices: Tensor) -> Tensor:
+        """The rows of `indices`, of one dimension, in operations of torch."""
+        return plain.rows(cores, indices, *self._shape()[1:])
 
-    def _step(
-        self,
-        indices: Tensor,
-        offsets: Tensor,
-        per_sample_weights: Tensor | None,
-        mode: str,
-        gradient: Tensor,
-    ) -> None:
+    def _step(self, cores: Sequence[Tensor], bags: ops.Bags, gradient: Tensor) -> None:
         """Take a step of the layer's own optimiser."""
-        cores, state = [core.detach() for core in self.tt_cores], self._state()
-        if mode != "max" and self._runs_on_kernels(cores, per_sample_weights, mode):
-            ops.kernels(*self._shape()).step(
-                [core.numpy() for core in cores],
-                [sums.numpy() for sums in state],
-                ops.array(indices),
-                ops.array(offsets),
-                mode,
-                ops.optional_array(per_sample_weights),
-                self.padding_idx,
-                ops.array(gradient),
-                self.fused,
-                self.lr,
-                self.eps,
-                1,
-                torch.get_num_threads(),
-            )
+        names = (f"optimizer_state_{k}" for k in range(len(cores)))
+        state = [] if self.fused == "sgd" else [getattr(self, name) for name in names]
+        indices, _, per_sample_weights, mode, _ = bags
+        if mode != "max" and ops.suit(cores, per_sample_weights):
+            rule = (self.fused, self.lr, self.eps)
+            ops.step(self._shape(), cores, state, bags, gradient, *rule)
             return
         with torch.enable_grad():
-            copies = [core.clone().requires_grad_() for core in cores]
-            looked_up = plain.rows(copies, indices, *self._shape()[1:])
-            bags = (indices, offsets, per_sample_weights)
-            pooled = plain.pool(looked_up, *bags, mode, self.padding_idx)
+            copies = [core.detach().clone().requires_grad_() for core in cores]
+            pooled = plain.pool(self._rows(copies, indices), *bags)
             gradients = torch.autograd.grad(pooled, copies, gradient)
         for k, (core, of_core) in enumerate(zip(cores, gradients, strict=True)):
             if state:
@@ -215,11 +185,8 @@ class _TensorTrain(nn.Module):
         ranges = range(0, self.num_embeddings, _AT_ONCE)
         ends = (min(first + _AT_ONCE, self.num_embeddings) for first in ranges)
         parts = zip(ranges, ends, strict=True)
-        return torch.cat([self._all_rows(torch.arange(*part, device=device)) for part in parts])
-
-    def _all_rows(self, indices: Tensor) -> Tensor:
-        """As `rows`, that of `padding_idx` included."""
-        return plain.rows(list(self.tt_cores), indices, *self._shape()[1:])
+        cores = list(self.tt_cores)
+        return torch.cat([self._rows(cores, torch.arange(*part, device=device)) for part in parts])
 
     @classmethod
     def from_pretrained(
@@ -264,20 +231,27 @@ class _TensorTrain(nn.Module):
 
 
 class _FusedBag(torch.autograd.Function):
-    """Pools bags; its backward pass takes a step of the layer's own optimiser."""
+    """Pools bags; its backward pass takes a step of the layer's own optimiser.
+
+    `_core` is one of the cores, so that autograd asks for a gradient.
+    """
 
     @staticmethod
-    def forward(ctx, layer, indices, offsets, per_sample_weights, mode, *cores):
+    def forward(ctx, layer, cores, _core, *bags):
+        indices, offsets, per_sample_weights, *rest = bags
         if per_sample_weights is not None and per_sample_weights.requires_grad:
             raise ValueError("a fused layer gives no gradients of per_sample_weights")
-        ctx.layer, ctx.mode = layer, mode
+        ctx.layer, ctx.cores, ctx.rest = layer, cores, rest
         ctx.save_for_backward(indices, offsets, per_sample_weights)
-        return layer._pool_cores(cores, indices, offsets, per_sample_weights, mode)
+        # An operator is for what traces a model, and takes some time of its own.
+        if ops.suit(cores, per_sample_weights) and not torch.compiler.is_compiling():
+            return ops.pool(layer._shape(), cores, bags)
+        return layer._pool_cores(cores, *bags)
 
     @staticmethod
     def backward(ctx, gradient):
-        ctx.layer._step(*ctx.saved_tensors, ctx.mode, gradient)
-        return (None,) * (5 + len(ctx.layer.tt_cores))
+        ctx.layer._step(ctx.cores, (*ctx.saved_tensors, *ctx.rest), gradient)
+        return (None,) * 8
 
 
 class TTEmbeddingBag(_TensorTrain):
@@ -300,37 +274,13 @@ class TTEmbeddingBag(_TensorTrain):
         num_embeddings: int,
         embedding_dim: int,
         *,
-        rank: int | Sequence[int] = 16,
-        row_factors: Sequence[int] | None = None,
-        column_factors: Sequence[int] | None = None,
-        num_cores: int = 3,
-        order: str = _ORDERS[0],
         mode: str = "mean",
         include_last_offset: bool = False,
-        padding_idx: int | None = None,
-        fused: str | None = None,
-        lr: float | None = None,
-        eps: float = 1e-10,
-        device: Any = None,
-        dtype: Any = None,
+        **options: Any,
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"mode {mode!r}: expected one of {_MODES}")
-        super().__init__(
-            num_embeddings,
-            embedding_dim,
-            rank=rank,
-            row_factors=row_factors,
-            column_factors=column_factors,
-            num_cores=num_cores,
-            order=order,
-            padding_idx=padding_idx,
-            fused=fused,
-            lr=lr,
-            eps=eps,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(num_embeddings, embedding_dim, **options)
         self.mode, self.include_last_offset = mode, include_last_offset
 
     def forward(
@@ -348,41 +298,8 @@ class TTEmbeddingBag(_TensorTrain):
 class TTEmbedding(_TensorTrain):
     """`torch.nn.Embedding` over a tensor train. The row of `padding_idx` is zeros.
 
-    The arguments are those of `TTEmbeddingBag`.
+    The arguments are those of `torch.nn.Embedding` and, for tensor trains, of `TTEmbeddingBag`.
     """
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        *,
-        rank: int | Sequence[int] = 16,
-        row_factors: Sequence[int] | None = None,
-        column_factors: Sequence[int] | None = None,
-        num_cores: int = 3,
-        order: str = _ORDERS[0],
-        fused: str | None = None,
-        lr: float | None = None,
-        eps: float = 1e-10,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            num_embeddings,
-            embedding_dim,
-            rank=rank,
-            row_factors=row_factors,
-            column_factors=column_factors,
-            num_cores=num_cores,
-            order=order,
-            padding_idx=padding_idx,
-            fused=fused,
-            lr=lr,
-            eps=eps,
-            device=device,
-            dtype=dtype,
-        )
 
     def forward(self, input: Tensor) -> Tensor:
         return self.rows(input)
