@@ -2,14 +2,15 @@
 
     python tools/studies/oracle.py CHECKPOINT TENSOR ROWS COLUMNS [BUDGET...]
 
-BUDGET is a percentage of the table as f32. For each family (dense rows, short rows, and codes: put
-end to end with and without a rotation, of several ranks, or added; of several bits and types of
-books) the largest member that fits is converted, and `ttrec verify` measures it. A table of more
-than four million elements takes fewer ranks, 8 and 7 bits, and books in i8. Prints the best member,
-the error of the plan and their ratio; the exit code is 1 if a ratio is above 1.05 or a plan exceeds
-its budget. TTREC names the command."""
+BUDGET is a percentage of the table as f32. For each family (dense rows; short rows; tensor trains
+of two and three cores; codes: put end to end with and without a rotation, of several ranks, or
+added; of several bits and types of books) the largest member that fits is converted, and `ttrec
+verify` measures it. A table of more than four million elements takes no tensor trains, fewer ranks,
+8 and 7 bits, and books in i8. Prints the best member, the error of the plan and their ratio; the
+exit code is 1 if a ratio is above 1.05 or a plan exceeds its budget. TTREC names the command."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,6 +37,32 @@ def largest(numbers, fits):
     return fitting[-1:] if fitting else []
 
 
+def tensor_trains(rows, columns, room):
+    """Of two and three cores, the last as wide as a row or as a half or a quarter of it."""
+    for cores in (2, 3):
+        edge = math.ceil(rows ** (1 / cores))
+        row_factors = [edge] * (cores - 1) + [math.ceil(rows / edge ** (cores - 1))]
+        for narrow in (1, 2):
+            column_factors = [narrow] * (cores - 1) + [columns // narrow ** (cores - 1)]
+            if math.prod(column_factors) != columns:
+                continue
+            slices = [p * q for p, q in zip(row_factors, column_factors)]
+            for dtype, size in {"f16": 2, "i8": 1}.items():
+
+                def length(rank):
+                    ranks = [1, *(min(rank, slices[0], slices[-1]) for _ in slices[1:]), 1]
+                    return size * sum(s * a * b for s, a, b in zip(slices, ranks, ranks[1:]))
+
+                for rank in largest(range(1, 257), lambda rank: length(rank) <= room):
+                    yield {
+                        "representation": "tt",
+                        "row_factors": row_factors,
+                        "column_factors": column_factors,
+                        "rank": rank,
+                        "dtype": dtype,
+                    }
+
+
 def members(rows, columns, budget):
     """Specs that may fit, by formulas of docs/format.md; their blobs say how long they are."""
     room = budget - 64 * 12
@@ -44,6 +71,8 @@ def members(rows, columns, budget):
             yield {"dtype": dtype}
         for rank in largest(range(1, columns), lambda r: rows * row(r) + 2 * r * columns <= room):
             yield {"representation": "low-rank", "rank": rank, "dtype": dtype}
+    if rows * columns <= LARGE:
+        yield from tensor_trains(rows, columns, room)
     shares, all_bits, dtypes = LARGE_TABLE if rows * columns > LARGE else SMALL_TABLE
     for bits in all_bits:
         for dtype, size in dtypes.items():
