@@ -20,7 +20,7 @@ from ttrec.torch import plain
 
 ROWS, DIM, BAGS, BAG, BATCHES, ROUNDS = 11_000_000, 64, 512, 20, 20, 5
 SHAPE = {"row_factors": [200, 220, 250], "column_factors": [4, 4, 4], "rank": 32, "mode": "sum"}
-# So small that the values stay what they are, however many steps are taken.
+# So small that the values hardly change, however many steps are taken.
 RATE = 1e-6
 GRADIENT = ((torch.arange(BAGS * DIM) % 13) / 8 - 0.75).view(BAGS, DIM)
 RUST = "cargo bench -q -p ttrec-benches --bench train -- fbtt-R32/forward-and-step --warm-up-time 0.5 --measurement-time 2"

@@ -52,7 +52,7 @@ def main() -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    # The buffers of tensor trains never change.
+    # Without `fused`, the buffers of tensor trains never change.
     model = DistributedDataParallel(Model(args.rank), broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     loss_of = nn.BCEWithLogitsLoss()

@@ -4,9 +4,9 @@
     python python/examples/dlrm_torch.py --compare
 
 The first line trains tables of at most so many rows, and checks that the blob scores as torch does.
-The second one times steps with the seven largest tables as tensor trains and as dense tables with
-sparse gradients, which take turns. The clicks are random: what is shown is the speed, and the way
-to a blob.
+The second line compares steps with the seven largest tables as tensor trains and as dense tables
+with sparse gradients, in turns. The clicks are random: the example shows the speed, and how to
+write a blob.
 """
 
 from __future__ import annotations

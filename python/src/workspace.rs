@@ -1,4 +1,5 @@
-//! Scratch memory, which the calls of a thread reuse.
+//! Scratch memory, kept for the next call of the thread, because fresh zeros cost page faults. It
+//! grows to what the largest call needs.
 
 use crate::error::Error;
 use std::cell::Cell;
@@ -8,7 +9,7 @@ thread_local! {
     static IDLE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs `work` with `len` elements, whose values do not matter.
+/// Runs `work` on `len` elements of any values.
 pub(crate) fn with<T>(
     len: usize,
     work: impl FnOnce(&mut [f32]) -> Result<T, Error>,

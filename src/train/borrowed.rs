@@ -48,8 +48,8 @@ impl BorrowedTt {
         Ok(Self { shape, backward: Backward::new(&shape, digits) })
     }
 
-    /// Whether gradients and steps may use the threads of the current rayon pool, as they do by
-    /// default. The bits are the same.
+    /// Sets whether gradients and steps may use the threads of the current rayon pool. The default
+    /// is true. The results have the same bits either way.
     pub fn set_parallel(&mut self, is_parallel: bool) {
         self.backward.is_parallel = is_parallel;
     }

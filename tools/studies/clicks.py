@@ -3,7 +3,8 @@
     python tools/studies/clicks.py DIRECTORY [SEED]
 
 The features have 4 to 40,000 categories, drawn by Zipf's law. A category has an effect of its own
-and a vector, and a click's logit is the sum of the effects and of the products of each two vectors.
+and a vector, and a click's logit is the sum of the effects and of the dot
+products of all pairs of vectors.
 For `ttrec train DIRECTORY/clicks.toml -o RUN` and `frequencies.py RUN`. Needs numpy."""
 
 import sys

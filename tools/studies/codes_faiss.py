@@ -3,9 +3,9 @@
     python tools/studies/codes_faiss.py CHECKPOINT.safetensors TENSOR [BOOKS...]
 
 Prints the relative error (Frobenius) and the seconds, by the clock and of all cores, of FAISS's
-ProductQuantizer (PQ), of its OPQMatrix with a ProductQuantizer (OPQ), and of codes with books in
-f16 of `ttrec convert`, without and with a rotation, which take fewer bytes than FAISS's f32 books;
-the seconds of `convert` include reading and writing. THREADS is the number of threads, 2 by
+ProductQuantizer (PQ), of its OPQMatrix with a ProductQuantizer (OPQ), and of codes of `ttrec
+convert`, without and with a rotation. Ours take fewer bytes: their books are f16, and FAISS's f32.
+The seconds of `convert` include reading and writing. THREADS is the number of threads, 2 by
 default; TTREC names the command. The exit code is 1 if an error is above 1.03 times FAISS's, or our
 CPU time is longer: on a busy machine, the clock also counts other programs. FAISS's threads sleep
 while they wait for each other, unless OMP_WAIT_POLICY says otherwise. Needs faiss-cpu."""
@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Read when the library of threads is loaded.
+# Before `import faiss`: OpenMP reads it when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import faiss

@@ -4,9 +4,9 @@
 
 RUN is the output directory of `ttrec train`, with `best.safetensors` and `frequencies.npz`. BUDGET
 is a size or a percentage, as `ttrec plan` takes it. Each weight is a function of the count of a
-row; those with a floor add the mean over all rows, so that half of the weight is the same for every
-row. Prints how much worse each plan is than the model as f32. METRIC is the metric, "auc" by
-default; DATA is the directory of the data, if they have moved; TTREC names the command. Needs
+row; those with a floor add the mean over all rows, so that half of the total weight is spread
+evenly. Prints how much worse each plan is than the model as f32. METRIC is the metric, "auc" by
+default; DATA is the directory of the data, if it has moved; TTREC names the command. Needs
 numpy."""
 
 import json
@@ -28,7 +28,7 @@ WEIGHTS = {
     "count and floor": lambda count: count + count.mean(),
     "root and floor": lambda count: np.sqrt(count) + np.sqrt(count).mean(),
 }
-# `convert` adds one to each weight.
+# So large that the one that `convert` adds to each weight hardly counts.
 SCALE = 1000
 
 

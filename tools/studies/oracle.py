@@ -5,8 +5,8 @@
 BUDGET is a percentage of the table as f32. For each family (dense rows; short rows; tensor trains
 of two and three cores; codes: put end to end with and without a rotation, of several ranks, or
 added; of several bits and types of books) the largest member that fits is converted, and `ttrec
-verify` measures it. A table of more than four million elements takes no tensor trains, fewer ranks,
-8 and 7 bits, and books in i8. Prints the best member, the error of the plan and their ratio; the
+verify` measures it. For a table of more than four million elements, it tries no tensor
+trains, fewer ranks, 8 and 7 bits, and only books in i8. Prints the best member, the error of the plan and their ratio; the
 exit code is 1 if a ratio is above 1.05 or a plan exceeds its budget. TTREC names the command."""
 
 import json
@@ -38,7 +38,7 @@ def largest(numbers, fits):
 
 
 def tensor_trains(rows, columns, room):
-    """Of two and three cores, the last as wide as a row or as a half or a quarter of it."""
+    """Specs of two and three cores. The last core has all, a half or a quarter of the columns."""
     for cores in (2, 3):
         edge = math.ceil(rows ** (1 / cores))
         row_factors = [edge] * (cores - 1) + [math.ceil(rows / edge ** (cores - 1))]

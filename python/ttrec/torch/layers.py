@@ -154,7 +154,7 @@ class _TensorTrain(nn.Module):
         return plain.pool(self._rows(cores, indices), *bags)
 
     def _rows(self, cores: Sequence[Tensor], indices: Tensor) -> Tensor:
-        """The rows of `indices`, of one dimension, in operations of torch."""
+        """The rows of one-dimensional `indices`, computed by torch."""
         return plain.rows(cores, indices, *self._shape()[1:])
 
     def _step(self, cores: Sequence[Tensor], bags: ops.Bags, gradient: Tensor) -> None:
@@ -233,7 +233,7 @@ class _TensorTrain(nn.Module):
 class _FusedBag(torch.autograd.Function):
     """Pools bags; its backward pass takes a step of the layer's own optimiser.
 
-    `_core` is one of the cores, so that autograd asks for a gradient.
+    `_core` is one of the cores: autograd does not look into lists, and would not call `backward`.
     """
 
     @staticmethod
@@ -243,7 +243,7 @@ class _FusedBag(torch.autograd.Function):
             raise ValueError("a fused layer gives no gradients of per_sample_weights")
         ctx.layer, ctx.cores, ctx.rest = layer, cores, rest
         ctx.save_for_backward(indices, offsets, per_sample_weights)
-        # An operator is for what traces a model, and takes some time of its own.
+        # Only tracing needs the operator. Without it, a call takes less time.
         if ops.suit(cores, per_sample_weights) and not torch.compiler.is_compiling():
             return ops.pool(layer._shape(), cores, bags)
         return layer._pool_cores(cores, *bags)
@@ -251,7 +251,7 @@ class _FusedBag(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         ctx.layer._step(ctx.cores, (*ctx.saved_tensors, *ctx.rest), gradient)
-        return (None,) * 8
+        return (None,) * 8  # one for each argument of `forward`
 
 
 class TTEmbeddingBag(_TensorTrain):
@@ -298,7 +298,8 @@ class TTEmbeddingBag(_TensorTrain):
 class TTEmbedding(_TensorTrain):
     """`torch.nn.Embedding` over a tensor train. The row of `padding_idx` is zeros.
 
-    The arguments are those of `torch.nn.Embedding` and, for tensor trains, of `TTEmbeddingBag`.
+    Takes `num_embeddings`, `embedding_dim` and `padding_idx`, as `torch.nn.Embedding` does, and the
+    keywords of `TTEmbeddingBag` for tensor trains.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kernels for tensor trains on torch's tensors, and as its operators: CPU and float32 alone."""
+"""The kernels for tensor trains, as functions and as operators of torch: float32 on the CPU only."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def step(
 
 
 def _kernels(shape: Shape) -> TensorTrain:
-    num_embeddings, *factors, is_least = shape
-    return kernels(num_embeddings, *map(tuple, factors), is_least)
+    num_embeddings, *factors, least_significant_first = shape
+    return kernels(num_embeddings, *map(tuple, factors), least_significant_first)
 
 
 _ARGUMENTS = (
@@ -135,7 +135,7 @@ class _Bag(torch.autograd.Function):
         return None, None, of_cores.pop() if of_weights else None, None, *of_cores
 
 
-# `torch.library.register_autograd` takes 120 us longer for an operator with a list of tensors.
+# `torch.library.register_autograd` takes 120 us more a call for an operator with a list of tensors.
 @torch.library.impl("ttrec::tt_bag", "Autograd")
 def _bag(cores, indices, offsets, weights, *facts):
     return _Bag.apply(indices, offsets, weights, facts, *cores)

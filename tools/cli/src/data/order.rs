@@ -1,6 +1,6 @@
-//! Orders of rows, among them one in which rows with similar interactions are neighbours.
+//! Orders of rows. [`Order::CoOccurrence`] makes rows with similar interactions neighbours.
 //!
-//! For that one, each side of the pairs gets coordinates: the leading singular vectors of the
+//! To find it, each side of the pairs gets coordinates: the leading singular vectors of the
 //! matrix of pairs, divided by the roots of both sides' counts (Dhillon, "Co-clustering documents
 //! and words using bipartite spectral graph partitioning", 2001). Rows are then halved along the
 //! axis in which their coordinates differ most, and each half again, down to [`LEAF`] rows, which
@@ -39,7 +39,7 @@ pub(super) fn by_co_occurrence(pairs: &[[u32; 2]], counts: [&[u64]; 2]) -> [Vec<
     [sorted(&left, counts[0]), sorted(&right, counts[1])]
 }
 
-/// The order of the rows of one side, of which `counts` says how often each occurs.
+/// The order of the rows of the left side. `counts` says how often each row occurs.
 pub(super) fn of_left_rows(pairs: &[[u32; 2]], counts: &[u64], num_right: usize) -> Vec<u32> {
     let [left, _] = coordinates(pairs, [counts.len(), num_right]);
     sorted(&left, counts)

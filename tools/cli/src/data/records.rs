@@ -265,9 +265,9 @@ fn hash(value: &[u8], rows: u32) -> u32 {
     (value.iter().fold(0xcbf2_9ce4_8422_2325, mix) % u64::from(rows)) as u32
 }
 
-/// An order of rows is found from at most this many values of examples...
+/// The number of values from which an order of rows is found, if there are more.
 const MOST_VALUES: u64 = 1 << 23;
-/// ... each paired with at most this many others of its example: 0.5 GB of pairs.
+/// The most other values of an example that a value is paired with. Pairs then take 0.5 GB.
 const MOST_PARTNERS: usize = 8;
 
 /// Files of rows.
@@ -461,12 +461,13 @@ impl Records {
             ensure!(
                 numbered.clone().count() > 1 || numbered.clone().any(may_be_bag),
                 "`order` is \"co-occurrence\": expected two columns without `hash_rows`, or one \
-                 with a `separator`"
+                 that has bags (`separator`, or lists in Parquet)"
             );
         }
         ensure!(
             order != Order::Given,
-            "`order` is \"given\", which needs ids: expected \"frequency\" or \"co-occurrence\""
+            "`order` is \"given\", which only interactions and sessions have: expected \
+             \"frequency\" or \"co-occurrence\""
         );
         let (directory, paths) = (directory.to_owned(), paths.map(<[PathBuf]>::to_vec));
         let (vocabulary_kept, features) = (vocabulary, Vec::new());
@@ -594,8 +595,8 @@ impl Records {
     }
 
     /// Numbers categories so that neighbours occur in examples with the same values of other
-    /// columns. Only examples of the label 1 count, as in interactions: drawn negatives would hide
-    /// what these have in common.
+    /// columns. Only examples with a label of 0.5 or more count: sampled negatives would hide which
+    /// categories occur together.
     fn by_co_occurrence(&self, vocabulary: &Vocabulary) -> Result<Vocabulary> {
         let features = vocabulary.features();
         let counts: Vec<_> = features.iter().map(Categories::counts_of_values).collect();
@@ -613,7 +614,8 @@ impl Records {
         let progress = Bar::new("order of rows: examples", 0);
         while pass.advance()? {
             progress.add(1);
-            // If there are many examples, a sample of them is enough.
+            // If there are many examples, a sample of them is enough. `!`: the numbers of the rows
+            // themselves draw the validation split.
             if pass.row.label < 0.5 || uniform(FIXED, !pass.rows) >= share {
                 continue;
             }

@@ -437,8 +437,8 @@ fn gaps_between_ids_change_nothing() {
 #[test]
 fn categories_of_the_same_examples_are_neighbours() {
     let dir = tempfile::tempdir().unwrap();
-    // 8 groups of 64 users, items and tags, scattered; a user takes from its own group nine times
-    // in ten.
+    // 8 groups of 64 users, items and tags, scattered. In 8 of 9 examples, the user, the item and
+    // the tag are of one group.
     let group = |column: u64, row: u64| row * [37, 141, 59][column as usize] % 512 / 64;
     let mut text = "y,user,item,tags,hashed\n".to_owned();
     for at in 0..600_000u64 {
@@ -496,7 +496,7 @@ fn categories_of_the_same_examples_are_neighbours() {
 
     let error = |source: String| open(dir.path(), &source).err().unwrap().to_string();
     let given = error(format!("{source}order = \"given\"\n"));
-    assert!(given.contains("`order` is \"given\", which needs ids"), "{given}");
+    assert!(given.contains("`order` is \"given\", which only interactions"), "{given}");
     let one =
         ordered.replace("\"user\", \"item\", { name = \"tags\", separator = \"|\" }", "\"user\"");
     let one = error(one);

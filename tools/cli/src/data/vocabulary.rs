@@ -154,12 +154,12 @@ impl Categories {
         Ok(self)
     }
 
-    /// How often each value occurs that has a number of its own.
+    /// How often each value with a number of its own occurs.
     pub(super) fn counts_of_values(&self) -> &[u64] {
         self.counts.get(..self.values.len()).unwrap_or_default()
     }
 
-    /// Numbers the values in another order: first the one whose number is `order[0]`.
+    /// Renumbers the values: the one whose number is `order[k]` gets the number k.
     pub(super) fn in_order(mut self, order: &[u32]) -> Result<Self> {
         let moved: Vec<_> = order
             .iter()

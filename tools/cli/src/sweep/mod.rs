@@ -215,7 +215,7 @@ fn runs(
     }
     for budget in &sweep.stored {
         let chosen = runs.iter_mut().filter(|run| run.rate == best);
-        let stored: Vec<_> = chosen.filter_map(|run| run.stored_in(budget)).collect();
+        let stored: Vec<_> = chosen.filter_map(|run| run.take_stored(budget)).collect();
         for found in stored {
             match found {
                 Ok(result) => runs.push(result),
@@ -421,11 +421,13 @@ fn finish(
     output::print(|out| {
         writeln!(out, "{name}, learning rate {learning_rate}, seed {seed}: {report}")
     })?;
+    // The model of the report.
     let checkpoint = if dataset.has(Split::Valid) {
         place.best()
     } else {
         place.checkpoint()
     };
+    // Ranking all items by a deeper top would take longer than training.
     let ranks = config.model.top.len() <= 1;
     let stored = stored::reports(&checkpoint, budgets, dataset, &report, ranks)?;
     let finished = Finished { config: config.clone(), report, stored };

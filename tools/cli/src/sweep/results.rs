@@ -25,8 +25,8 @@ pub(super) struct RunResult {
 }
 
 impl RunResult {
-    /// The model in a blob of this budget, as a result of its own.
-    pub(super) fn stored_in(&mut self, budget: &str) -> Option<Result<Self, Omitted>> {
+    /// Takes the report of this budget out, as a result of its own.
+    pub(super) fn take_stored(&mut self, budget: &str) -> Option<Result<Self, Omitted>> {
         let name = format!("{}, stored in {budget}", self.name);
         let Self { rate, seed, select, .. } = *self;
         let kind = format!("{}, stored", self.kind);

@@ -94,14 +94,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         place.checkpoint().display()
     );
     let train = || {
-        let goes_on = args.resume && place.checkpoint().exists();
-        if !goes_on {
-            // Reading the data may take long, and writes a vocabulary.
+        let resumes = args.resume && place.checkpoint().exists();
+        if !resumes {
+            // Before the data, which may take long to read, and whose vocabulary is written.
             find_init(&config, &data_dir)?;
         }
         let dataset = open_data(&config, &data_dir, &place, args.resume)?;
         let mut learner = Learner::new(&config, &*dataset, &data_dir, &place)?;
-        if goes_on {
+        if resumes {
             learner.resume()?;
         } else {
             learner.init(&data_dir)?;
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Whether the files of a warm start are there.
+/// Fails if a file of a warm start is missing.
 fn find_init(config: &Config, data_dir: &Path) -> Result<()> {
     let Train { init, init_spec, .. } = &config.train;
     for (key, path) in [("init", init), ("init_spec", init_spec)] {
