@@ -17,7 +17,7 @@ use std::{
     cell::OnceCell,
     path::{Path, PathBuf},
 };
-use ttrec::{Blob, Ranker};
+use ttrec::{AlignedBuf, Blob, Ranker};
 use ttrec_convert::{Checkpoint, Options, Spec, convert, zeros};
 
 #[derive(clap::Args)]
@@ -177,13 +177,7 @@ impl Examples<'_> {
         spec: &Spec,
         options: &Options<'_>,
     ) -> Result<f64> {
-        let conversion = convert(checkpoint, spec, options, &())?;
-        let (needed, memory) = (conversion.total_len(), options.memory);
-        ensure!(
-            needed <= memory,
-            "the memory limit of {memory} bytes is too small: a blob to judge takes {needed}"
-        );
-        let bytes = conversion.to_blob()?;
+        let bytes = blob_in_memory(checkpoint, spec, options)?;
         let blob = Blob::parse(&bytes)?;
         let ranker = blob.ranker()?.with_tier(blob_file::tier()?);
         let scores = match &self.source {
@@ -214,6 +208,21 @@ impl Examples<'_> {
             _ => 1.0 - quality.auc.context("AUC needs examples of both labels")?,
         })
     }
+}
+
+/// The blob that `spec` converts to.
+pub(crate) fn blob_in_memory(
+    checkpoint: &Checkpoint,
+    spec: &Spec,
+    options: &Options<'_>,
+) -> Result<AlignedBuf> {
+    let conversion = convert(checkpoint, spec, options, &())?;
+    let (needed, memory) = (conversion.total_len(), options.memory);
+    ensure!(
+        needed <= memory,
+        "the memory limit of {memory} bytes is too small: a blob to judge takes {needed}"
+    );
+    Ok(conversion.to_blob()?)
 }
 
 /// The samples of a file and their labels.

@@ -12,7 +12,7 @@ use crate::{
 use anyhow::{Result, ensure};
 use clap::ArgGroup;
 use judge::JudgeOptions;
-pub(crate) use judge::scored;
+pub(crate) use judge::{blob_in_memory, scored};
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},

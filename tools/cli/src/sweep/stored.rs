@@ -3,14 +3,14 @@
 use crate::{
     blob_file,
     data::{Dataset, Split},
-    plan::scored,
+    plan::{blob_in_memory, scored},
     train::{Quality, TrainReport, rank_stored},
 };
 use anyhow::{Result, anyhow};
 use std::{collections::BTreeMap, path::Path};
 use ttrec::Blob;
 use ttrec_convert::{
-    Checkpoint, Options, convert,
+    Checkpoint, Options, Spec,
     plan::{self, Bounds},
 };
 
@@ -26,9 +26,13 @@ pub(super) fn reports(
     trained: &TrainReport,
     ranks: bool,
 ) -> Result<Reports> {
+    if budgets.is_empty() {
+        return Ok(Reports::new());
+    }
     let checkpoint = Checkpoint::open(checkpoint)?;
+    let spec = plan::detect(&checkpoint)?;
     let report = |budget: &String| {
-        let report = report(&checkpoint, budget, dataset, trained, ranks);
+        let report = report(&checkpoint, &spec, budget, dataset, trained, ranks);
         (budget.clone(), report.map_err(|reason| format!("{reason:#}")))
     };
     Ok(budgets.iter().map(report).collect())
@@ -36,6 +40,7 @@ pub(super) fn reports(
 
 fn report(
     checkpoint: &Checkpoint,
+    spec: &Spec,
     budget: &str,
     dataset: &dyn Dataset,
     trained: &TrainReport,
@@ -50,8 +55,8 @@ fn report(
         judge: None,
         memory: options.memory,
     };
-    let plan = plan::plan(checkpoint, &plan::detect(checkpoint)?, &bounds, &())?;
-    let bytes = convert(checkpoint, &plan.spec(), &options, &())?.to_blob()?;
+    let plan = plan::plan(checkpoint, spec, &bounds, &())?;
+    let bytes = blob_in_memory(checkpoint, &plan.spec(), &options)?;
     let blob = Blob::parse(&bytes)?;
     let ranker = blob.ranker()?.with_tier(blob_file::tier()?);
     let quality = |split: Split| -> Result<Option<Quality>> {
