@@ -147,8 +147,8 @@ pub(crate) struct Svd {
     pub(crate) v: Mat,
 }
 
-/// If the smallest singular value divided by the largest is at least this, the normalised columns
-/// of `M V` are orthogonal to 1e-6.
+/// The least inverse condition number (smallest singular value divided by largest) for which the
+/// normalised columns of `M V` are orthogonal to 1e-6.
 const WELL_CONDITIONED: f64 = 1e-5;
 
 /// The singular values and vectors of a matrix.
