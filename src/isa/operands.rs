@@ -1,39 +1,43 @@
-//! The operands of a register tile, step by step, and the rows of its output. The bounds are
+//! The operands of register tiles, step by step, and the rows of a tile's output. The bounds are
 //! checked once, before the first step.
 
-use core::{marker::PhantomData, slice};
+use core::{marker::PhantomData, ptr, slice};
 
-/// The operands of a product. The left operand is the first `M` rows of a row-major matrix with r
-/// columns. The right operand is `width` adjacent columns of a row-major matrix with r rows. Step k
-/// takes column k of the left operand and row k of the right operand, in ascending order of k.
-pub(crate) struct Operands<'m, T, const M: usize> {
+/// The operands of `J` products of the same size, which advance together. A left operand is the
+/// first `M` rows of a row-major matrix with r columns. A right operand is `width` adjacent columns
+/// of a row-major matrix with r rows. Step k takes column k of the left operand and row k of the
+/// right operand, in ascending order of k.
+pub(crate) struct Operands<'m, T, const M: usize, const J: usize = 1> {
     /// The operands from step k on.
-    steps: Steps<'m, T, M, 0>,
+    steps: Steps<'m, T, M, J, 0>,
     /// The steps that are left: r - k.
     left: usize,
 }
 
-impl<'m, T, const M: usize> Operands<'m, T, M> {
-    /// The matrix of the right operand has n columns; the operand is the `width` columns from
-    /// `first` on. `None` if either matrix is too small.
+impl<'m, T, const M: usize, const J: usize> Operands<'m, T, M, J> {
+    /// The left and the right matrix of each product. The right one has n columns; the operand is
+    /// the `width` columns from `first` on. `None` if a matrix is too small.
     #[inline(always)]
     pub(crate) fn new(
-        lhs: &'m [f32],
-        rhs: &'m [T],
+        products: [(&'m [f32], &'m [T]); J],
         [r, n]: [usize; 2],
         first: usize,
         width: usize,
     ) -> Option<Self> {
-        let fits = M.checked_mul(r)? <= lhs.len()
-            && r.checked_mul(n)? <= rhs.len()
-            && first.checked_add(width)? <= n;
+        let (lhs_len, rhs_len) = (M.checked_mul(r)?, r.checked_mul(n)?);
+        let mut fits = first.checked_add(width)? <= n;
+        let (mut lhs, mut rhs) = ([ptr::null(); J], [ptr::null(); J]);
+        for (j, (left, right)) in products.into_iter().enumerate() {
+            fits &= lhs_len <= left.len() && rhs_len <= right.len();
+            (lhs[j], rhs[j]) = (left.as_ptr(), right.as_ptr().wrapping_add(first));
+        }
         let rhs_stride = n.wrapping_mul(size_of::<T>());
         fits.then(|| Self {
             steps: Steps {
-                lhs: lhs.as_ptr(),
+                lhs,
                 // In bytes, so that the CPU's addressing reaches several rows from one pointer.
                 lhs_strides: Strides::new(r.wrapping_mul(size_of::<f32>()), M),
-                rhs: rhs.as_ptr().wrapping_add(first),
+                rhs,
                 rhs_stride,
                 // The width of a whole matrix is often a constant. Then the compiler knows all
                 // offsets, and none has to be hidden.
@@ -51,23 +55,25 @@ impl<'m, T, const M: usize> Operands<'m, T, M> {
 
     /// The next `N` steps; `None` if fewer are left.
     #[inline(always)]
-    pub(crate) fn next<const N: usize>(&mut self) -> Option<Steps<'m, T, M, N>> {
+    pub(crate) fn next<const N: usize>(&mut self) -> Option<Steps<'m, T, M, J, N>> {
         self.left = self.left.checked_sub(N)?;
         let Steps { lhs, lhs_strides, rhs, rhs_stride, rhs_triple, width, matrices } = self.steps;
-        self.steps.lhs = lhs.wrapping_add(N);
-        self.steps.rhs = rhs.wrapping_byte_add(N.wrapping_mul(rhs_stride));
+        for j in 0..J {
+            self.steps.lhs[j] = lhs[j].wrapping_add(N);
+            self.steps.rhs[j] = rhs[j].wrapping_byte_add(N.wrapping_mul(rhs_stride));
+        }
         Some(Steps { lhs, lhs_strides, rhs, rhs_stride, rhs_triple, width, matrices })
     }
 }
 
 /// `N` steps of [`Operands`]. Pointers rather than references: `Option` would keep its tag in a
 /// reference, and each loop over steps would test it for null.
-pub(crate) struct Steps<'m, T, const M: usize, const N: usize> {
-    /// Element k of the left operand's first row.
-    lhs: *const f32,
+pub(crate) struct Steps<'m, T, const M: usize, const J: usize, const N: usize> {
+    /// Element k of the first row of each left operand.
+    lhs: [*const f32; J],
     lhs_strides: Strides,
-    /// The right operand's first column, in row k. Rows are `rhs_stride` bytes apart.
-    rhs: *const T,
+    /// The first column of each right operand, in row k. Rows are `rhs_stride` bytes apart.
+    rhs: [*const T; J],
     rhs_stride: usize,
     /// `rhs_stride` times 3, kept for the reason that [`Strides`] gives.
     rhs_triple: usize,
@@ -75,28 +81,30 @@ pub(crate) struct Steps<'m, T, const M: usize, const N: usize> {
     matrices: PhantomData<(&'m [f32], &'m [T])>,
 }
 
-impl<'m, T, const M: usize, const N: usize> Steps<'m, T, M, N> {
-    /// `N` elements of each row of the left operand.
+impl<'m, T, const M: usize, const J: usize, const N: usize> Steps<'m, T, M, J, N> {
+    /// `N` elements of each row of product j's left operand.
     #[inline(always)]
-    pub(crate) fn lhs(&self) -> [&'m [f32; N]; M] {
+    pub(crate) fn lhs(&self, j: usize) -> [&'m [f32; N]; M] {
+        let first = self.lhs[j];
         core::array::from_fn(|a| {
-            let row = self.lhs.wrapping_byte_add(self.lhs_strides.of(a));
-            // SAFETY: `row` is element a r + k of the matrix, which is borrowed for 'm, and
+            let row = first.wrapping_byte_add(self.lhs_strides.of(a));
+            // SAFETY: `row` is element a r + k of matrix j, which is borrowed for 'm, and
             // k + N <= r: `next` has seen that N steps were left. So a r + k + N <= (a + 1) r
             // <= M r, which is at most the length of the matrix.
             unsafe { &*row.cast() }
         })
     }
 
-    /// `N` rows of the right operand.
+    /// `N` rows of product j's right operand.
     #[inline(always)]
-    pub(crate) fn rhs(&self) -> [&'m [T]; N] {
+    pub(crate) fn rhs(&self, j: usize) -> [&'m [T]; N] {
+        let first = self.rhs[j];
         core::array::from_fn(|i| {
             let offset = match i {
                 3 => self.rhs_triple,
                 _ => i.wrapping_mul(self.rhs_stride),
             };
-            let row = self.rhs.wrapping_byte_add(offset);
+            let row = first.wrapping_byte_add(offset);
             // SAFETY: row k + i has its columns from (k + i) n + first on. As above, k + i < r, so
             // that (k + i) n + first + width <= (k + i + 1) n <= r n, which is at most the length
             // of the matrix, which is borrowed for 'm.
@@ -224,17 +232,17 @@ mod tests {
         let rhs: Vec<u16> = (0..35).collect();
         for (first, width) in (0..=7).flat_map(|first| (0..=7 - first).map(move |w| (first, w))) {
             let columns = |row: usize| &rhs[7 * row + first..7 * row + first + width];
-            let new = || Operands::<_, 3>::new(&lhs, &rhs, [5, 7], first, width).unwrap();
+            let new = || Operands::<_, 3>::new([(&lhs, &rhs)], [5, 7], first, width).unwrap();
             let mut operands = new();
             let steps = operands.next::<4>().unwrap();
             assert_eq!(
-                steps.lhs(),
+                steps.lhs(0),
                 [[0.0, 1.0, 2.0, 3.0], [5.0, 6.0, 7.0, 8.0], [10.0, 11.0, 12.0, 13.0]].each_ref()
             );
-            assert_eq!(steps.rhs(), [0, 1, 2, 3].map(columns));
+            assert_eq!(steps.rhs(0), [0, 1, 2, 3].map(columns));
             assert!(operands.next::<2>().is_none());
             let step = operands.next::<1>().unwrap();
-            assert_eq!((step.lhs(), step.rhs()), ([&[4.0], &[9.0], &[14.0]], [columns(4)]));
+            assert_eq!((step.lhs(0), step.rhs(0)), ([&[4.0], &[9.0], &[14.0]], [columns(4)]));
             assert!(operands.next::<1>().is_none());
         }
     }
@@ -252,10 +260,15 @@ mod tests {
             (15, [usize::MAX, 2], 0, 1),
             (15, [usize::MAX / 3, 4], 0, 1),
         ] {
-            let operands = Operands::<_, 3>::new(&lhs[..lhs_len], &rhs, [r, n], first, width);
+            let operands = Operands::<_, 3>::new([(&lhs[..lhs_len], &rhs)], [r, n], first, width);
             assert!(operands.is_none(), "{lhs_len} {r} {n} {first} {width}");
         }
-        assert!(Operands::<u16, 3>::new(&[], &[], [0, 7], 0, 7).unwrap().next::<1>().is_none());
+        assert!(
+            Operands::<u16, 3>::new([(&[], &[])], [0, 7], 0, 7)
+                .unwrap()
+                .next::<1>()
+                .is_none()
+        );
     }
 
     #[test]

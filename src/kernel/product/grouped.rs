@@ -7,7 +7,7 @@
 //! [`Groups::fma_lane`] selects one of them for each multiply-add. So chains advance four steps at
 //! a time, and what is left of them one step at a time.
 
-use super::{Job, Product, tile::finished};
+use super::{Job, Product, operands, tile::finished};
 use crate::{
     dtype::Weight,
     isa::{Groups, Isa, MAX_GROUP, Op, Operands, Steps, WideF32},
@@ -192,10 +192,9 @@ fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
             }
         };
     }
-    // Eight sums in each case: enough to hide the latency of a multiply-add.
     at_once! {
-        2: 2 x 8  4 x 4  8 x 2  16 x 1;
-        4: 4 x 8  8 x 4  16 x 2  32 x 1;
+        2: 2 x 4  4 x 2  8 x 1  16 x 1;
+        4: 4 x 4  8 x 2  16 x 1  32 x 1;
     }
 }
 
@@ -218,23 +217,9 @@ fn grouped_jobs_at_once<
     let mut jobs = product.jobs;
     while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
         jobs = rest;
-        let mut operands = [const { None }; J];
-        for j in 0..J {
-            operands[j] = Some(Operands::<W, M>::new(group[j].x, group[j].slice, [r, C], 0, C)?);
-        }
+        let operands = Operands::<W, M, J>::new(operands(group), [r, C], 0, C)?;
         let mut sums = [[wide.splat(0.0); N]; J];
-        'fours: loop {
-            for j in 0..J {
-                let Some(steps) = operands[j].as_mut()?.next::<4>() else { break 'fours };
-                add_steps::<G, W, N, M, 4>(groups, &steps, &mut sums[j]);
-            }
-        }
-        'ones: loop {
-            for j in 0..J {
-                let Some(step) = operands[j].as_mut()?.next::<1>() else { break 'ones };
-                add_steps::<G, W, N, M, 1>(groups, &step, &mut sums[j]);
-            }
-        }
+        multiply(groups, operands, &mut sums);
         for j in 0..J {
             let scale = wide.splat(group[j].scale);
             let mut out = product.out.get_mut(group[j].out..)?.get_mut(..N * G::ROWS * C)?;
@@ -248,14 +233,41 @@ fn grouped_jobs_at_once<
     Some(jobs)
 }
 
-/// Adds `K` steps of the product of `M` rows, whose sums take `N` vectors.
+/// Adds products of `M` rows, which fill `N` vectors, to their sums.
 #[inline(always)]
-fn add_steps<G: Groups, W: Weight, const N: usize, const M: usize, const K: usize>(
+pub(super) fn multiply<G: Groups, W: Weight, const N: usize, const M: usize, const J: usize>(
     groups: G,
-    steps: &Steps<'_, W, M, K>,
+    mut operands: Operands<'_, W, M, J>,
+    sums: &mut [[WideF32<G>; N]; J],
+) {
+    while let Some(steps) = operands.next::<4>() {
+        for j in 0..J {
+            add_steps::<G, W, N, M, J, 4>(groups, &steps, j, &mut sums[j]);
+        }
+    }
+    while let Some(step) = operands.next::<1>() {
+        for j in 0..J {
+            add_steps::<G, W, N, M, J, 1>(groups, &step, j, &mut sums[j]);
+        }
+    }
+}
+
+/// Adds `K` steps of product j, whose sums of `M` rows take `N` vectors.
+#[inline(always)]
+fn add_steps<
+    G: Groups,
+    W: Weight,
+    const N: usize,
+    const M: usize,
+    const J: usize,
+    const K: usize,
+>(
+    groups: G,
+    steps: &Steps<'_, W, M, J, K>,
+    j: usize,
     sums: &mut [WideF32<G>; N],
 ) {
-    let (lhs, slice) = (steps.lhs(), steps.rhs());
+    let (lhs, slice) = (steps.lhs(j), steps.rhs(j));
     let mut rhs = [groups.wide().splat(0.0); K];
     for k in 0..K {
         rhs[k] = groups.repeat(W::load(groups.narrow(), slice[k]));

@@ -161,6 +161,12 @@ impl<W> Job<'_, W> {
     pub(crate) const EMPTY: Self = Self { m: 0, x: &[], slice: &[], out: 0, scale: 1.0 };
 }
 
+/// The matrices of jobs of the same size.
+#[inline(always)]
+fn operands<'s, W, const J: usize>(jobs: &[Job<'s, W>; J]) -> [(&'s [f32], &'s [W]); J] {
+    core::array::from_fn(|j| (jobs[j].x, jobs[j].slice))
+}
+
 /// Products of any numbers of rows, which overwrite the output. `None` if anything is out of
 /// bounds.
 pub(crate) fn store_products<W: Weight>(

@@ -1,10 +1,10 @@
 //! Several products of few rows side by side, so that there are enough sums to hide a
 //! multiply-add's latency.
 
-use super::{Job, Product, tile::load_row};
+use super::{Job, Product, operands, tile};
 use crate::{
     dtype::Weight,
-    isa::{Isa, Op},
+    isa::{Isa, Op, Operands},
 };
 
 /// Products of `M` rows and `V` vectors each, computed `J` at a time and added to the output.
@@ -24,29 +24,10 @@ impl<'s, W: Weight, const M: usize, const V: usize, const J: usize> Op
         let mut jobs = self.product.jobs;
         while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
             jobs = rest;
-            let mut lhs: [[&[f32]; M]; J] = [[&[]; M]; J];
-            let mut slices: [&[W]; J] = [&[]; J];
-            for j in 0..J {
-                let mut x = group[j].x;
-                for a in 0..M {
-                    (lhs[j][a], x) = x.split_at_checked(r)?;
-                }
-                slices[j] = group[j].slice;
-            }
+            let products = operands(group);
+            let operands = Operands::<W, M, J>::new(products, [r, n], 0, V * I::LANES)?;
             let mut sums = [[[isa.splat(0.0); V]; M]; J];
-            for k in 0..r {
-                for j in 0..J {
-                    let (row, rest) = slices[j].split_at_checked(n)?;
-                    slices[j] = rest;
-                    let rhs = load_row::<I, W, V>(isa, row.get(..V * I::LANES)?);
-                    for a in 0..M {
-                        let lhs = isa.splat(*lhs[j][a].get(k)?);
-                        for v in 0..V {
-                            sums[j][a][v] = isa.fma(rhs[v], lhs, sums[j][a][v]);
-                        }
-                    }
-                }
-            }
+            tile::multiply(isa, operands, &mut sums);
             for j in 0..J {
                 let scale = isa.splat(group[j].scale);
                 let mut out =

@@ -4,10 +4,10 @@
 //! A group of rows takes each step together, so that the sizes of the step are read once for all
 //! rows.
 
-use super::{Job, Product, tile};
+use super::{Job, Product, grouped, tile};
 use crate::{
     dtype::{Weight, with_core_elements},
-    isa::{Isa, Op, Operands, OutputRows, Tier},
+    isa::{Groups, Isa, Op, Operands, OutputRows, Tier},
     kernel::{Consistent, Dims, GatherRows},
     repr::{SmallStep, TtCores},
     shape::MAX_CORES,
@@ -160,6 +160,13 @@ impl<'s, W: Weight> Step<'s, '_, W> {
             // There are registers for sixteen sums of four lanes.
             in_tiles!(isa, I: 2 x 8  4 x 4);
         }
+        // Four rows fill a vector of sixteen lanes.
+        if const { I::LANES == 16 }
+            && self.size.class == const { SmallStep::size_class(4, 4) }
+            && let Some(fours) = isa.fours()
+        {
+            return self.run_fours(fours);
+        }
         if const { I::LANES > 8 } {
             in_tiles!(isa.half(), I::Half: 1 x 1  2 x 1  4 x 1);
         }
@@ -167,6 +174,21 @@ impl<'s, W: Weight> Step<'s, '_, W> {
             in_tiles!(isa.narrow(), I::Narrow: 1 x 1  2 x 1  4 x 1);
         }
         self.run_products(isa)
+    }
+
+    /// Runs the step with products of four rows of four columns, each of which fills a vector.
+    #[inline(always)]
+    fn run_fours<G: Groups>(&mut self, fours: G) -> Consistent {
+        let dims = Dims { m: 4, r: self.size.r.into(), n: 4 };
+        for (at, row) in self.rows.iter().enumerate() {
+            let Job { x, slice, out, scale, .. } = self.job(dims, at, row)?;
+            let operands = Operands::<W, 4>::new([(x, slice)], [dims.r, dims.n], 0, dims.n)?;
+            let mut sums = [[fours.wide().splat(0.0)]];
+            grouped::multiply(fours, operands, &mut sums);
+            let out = OutputRows::new(self.out.get_mut(out..)?, 16, 16)?;
+            tile::store::<_, W, 1, 1>(fours.wide(), scale, self.add, &sums, out);
+        }
+        Some(())
     }
 
     /// What row `at` is multiplied by, and where its product goes.
@@ -214,11 +236,11 @@ impl<W: Weight, const M: usize, const V: usize> Op for InTiles<'_, '_, '_, W, M,
         let dims = Dims { m: M, r: step.size.r.into(), n: V * I::LANES };
         for (at, row) in step.rows.iter().enumerate() {
             let Job { x, slice, out, scale, .. } = step.job(dims, at, row)?;
-            let operands = Operands::<W, M>::new(x, slice, [dims.r, dims.n], 0, dims.n)?;
-            let mut sums = [[isa.splat(0.0); V]; M];
+            let operands = Operands::<W, M>::new([(x, slice)], [dims.r, dims.n], 0, dims.n)?;
+            let mut sums = [[[isa.splat(0.0); V]; M]];
             tile::multiply(isa, operands, &mut sums);
             let out = OutputRows::new(step.out.get_mut(out..)?, dims.n, dims.n)?;
-            tile::store::<I, W, M, V>(isa, scale, step.add, &sums, out);
+            tile::store::<I, W, M, V>(isa, scale, step.add, &sums[0], out);
         }
         Some(())
     }

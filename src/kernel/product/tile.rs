@@ -39,7 +39,7 @@ impl<W: Weight, const M: usize, const V: usize, const WIDTH: usize> Op
                 let mut start = job.out + rows.start * stride + column - first;
                 let mut row = rows.start;
                 while row < rows.end {
-                    let operands = Operands::<W, M>::new(x, job.slice, [r, n], column, width)?;
+                    let operands = Operands::<W, M>::new([(x, job.slice)], [r, n], column, width)?;
                     let out = out.get_mut(start..)?;
                     let ends = Ends { scale: job.scale, add, resume };
                     tile::<I, W, M, V>(isa, operands, ends, stride, width, out)?;
@@ -72,17 +72,17 @@ fn tile<I: Isa, W: Weight, const M: usize, const V: usize>(
     width: usize,
     out: &mut [f32],
 ) -> Consistent {
-    let mut sums = [[isa.splat(0.0); V]; M];
+    let mut sums = [[[isa.splat(0.0); V]; M]];
     if resume {
         for a in 0..M {
             let out = out.get(a * stride..)?.get(..width)?;
             for v in 0..V {
-                sums[a][v] = isa.load_f32(out.get(v * I::LANES..)?);
+                sums[0][a][v] = isa.load_f32(out.get(v * I::LANES..)?);
             }
         }
     }
-    multiply::<I, W, M, V>(isa, operands, &mut sums);
-    store::<I, W, M, V>(isa, scale, add, &sums, OutputRows::new(out, stride, width)?);
+    multiply::<I, W, M, V, 1>(isa, operands, &mut sums);
+    store::<I, W, M, V>(isa, scale, add, &sums[0], OutputRows::new(out, stride, width)?);
     Some(())
 }
 
@@ -138,31 +138,35 @@ pub(super) fn finished<I: Isa, W: Weight>(
     }
 }
 
-/// Adds the product of the operands to `sums`.
+/// Adds the product of each pair of operands to its sums.
 #[inline(always)]
-pub(super) fn multiply<I: Isa, W: Weight, const M: usize, const V: usize>(
+pub(super) fn multiply<I: Isa, W: Weight, const M: usize, const V: usize, const J: usize>(
     isa: I,
-    mut operands: Operands<'_, W, M>,
-    sums: &mut [[I::F32; V]; M],
+    mut operands: Operands<'_, W, M, J>,
+    sums: &mut [[[I::F32; V]; M]; J],
 ) {
     while let Some(steps) = operands.next::<4>() {
-        let (lhs, rhs) = (steps.lhs(), steps.rhs());
-        let mut quads = [isa.quad(&[0.0; 4]); M];
-        for a in 0..M {
-            quads[a] = isa.quad(lhs[a]);
+        for j in 0..J {
+            let (lhs, rhs) = (steps.lhs(j), steps.rhs(j));
+            let mut quads = [isa.quad(&[0.0; 4]); M];
+            for a in 0..M {
+                quads[a] = isa.quad(lhs[a]);
+            }
+            multiply_add::<I, W, M, V, 0>(isa, &quads, rhs[0], &mut sums[j]);
+            multiply_add::<I, W, M, V, 1>(isa, &quads, rhs[1], &mut sums[j]);
+            multiply_add::<I, W, M, V, 2>(isa, &quads, rhs[2], &mut sums[j]);
+            multiply_add::<I, W, M, V, 3>(isa, &quads, rhs[3], &mut sums[j]);
         }
-        multiply_add::<I, W, M, V, 0>(isa, &quads, rhs[0], sums);
-        multiply_add::<I, W, M, V, 1>(isa, &quads, rhs[1], sums);
-        multiply_add::<I, W, M, V, 2>(isa, &quads, rhs[2], sums);
-        multiply_add::<I, W, M, V, 3>(isa, &quads, rhs[3], sums);
     }
     while let Some(step) = operands.next::<1>() {
-        let (lhs, [rhs]) = (step.lhs(), step.rhs());
-        let rhs = load_row::<I, W, V>(isa, rhs);
-        for a in 0..M {
-            let lhs = isa.splat(lhs[a][0]);
-            for v in 0..V {
-                sums[a][v] = isa.fma(rhs[v], lhs, sums[a][v]);
+        for j in 0..J {
+            let (lhs, [rhs]) = (step.lhs(j), step.rhs(j));
+            let rhs = load_row::<I, W, V>(isa, rhs);
+            for a in 0..M {
+                let lhs = isa.splat(lhs[a][0]);
+                for v in 0..V {
+                    sums[j][a][v] = isa.fma(rhs[v], lhs, sums[j][a][v]);
+                }
             }
         }
     }
