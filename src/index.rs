@@ -114,7 +114,7 @@ impl<'a> Indices<'a> {
 }
 
 /// An integer of [`Indices`].
-pub(crate) trait Integer: Copy {
+pub(crate) trait Integer: Copy + Ord {
     fn to_u64(self) -> u64;
 
     /// The value, if it fits this machine's address space.

@@ -24,8 +24,8 @@ use crate::{
     index::{Indices, Integer, with_integers},
     isa::Tier,
     kernel::{
-        AddRow, AddRows, Consistent, Dims, Epilogue, GatherRows, Job, Prefetch, add_products,
-        chain_step, store_products, widen,
+        AddRow, AddRows, Consistent, Dims, Epilogue, GatherRows, Job, Prefetch, ZeroRows,
+        add_products, chain_step, store_products, widen,
     },
     repr::{Core, TtCores},
     shape::{MAX_CORES, TtShape},
@@ -93,15 +93,17 @@ impl Output<'_> {
         bag * self.stride + self.first
     }
 
-    fn fill_zero(&mut self, bags: Range<usize>) -> Consistent {
+    pub(super) fn fill_zero(&mut self, tier: Tier, bags: Range<usize>) -> Consistent {
         if self.stride == self.embedding_dim {
             self.rows.get_mut(self.start(bags.start)..self.start(bags.end))?.fill(0.0);
-        } else {
-            for bag in bags {
-                self.row(bag)?.fill(0.0);
-            }
+            return Some(());
         }
-        Some(())
+        tier.run(ZeroRows {
+            out: self.rows.get_mut(self.start(bags.start)..)?,
+            count: bags.len(),
+            stride: self.stride,
+            embedding_dim: self.embedding_dim,
+        })
     }
 
     pub(super) fn row(&mut self, bag: usize) -> Option<&mut [f32]> {
@@ -273,7 +275,7 @@ impl<'t, 'a> Pool<'t, 'a> {
         let mut first = 0;
         while first < bags.len() {
             let end = self.segment_end(bags, first, &buffers)?;
-            out.fill_zero(first..end)?;
+            out.fill_zero(self.tier, first..end)?;
             let lookups = bags.range(first)?.start..bags.range(end - 1)?.end;
             let mut segment = Segment {
                 indices: bags.indices.slice(lookups.clone())?,

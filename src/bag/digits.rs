@@ -7,6 +7,7 @@
 
 use crate::{
     divisor::Divisor,
+    kernel::SmallRow,
     shape::{DigitOrder, MAX_CORES, TtShape},
 };
 
@@ -109,26 +110,34 @@ impl Digits {
         }
     }
 
-    /// Writes all digits of a row.
-    #[inline(always)]
-    pub(crate) fn write_all(&self, row: u32, digits: &mut [u32; MAX_CORES]) {
-        let mut rest = row;
-        let Some((inner, [last, ..])) = digits.split_at_mut_checked(self.num_inner) else { return };
-        match self.order {
+    /// Writes all digits of each row. A number is divided by one factor after another: what is left
+    /// of it is its last quotient.
+    pub(crate) fn write_all(&self, numbers: &mut [u64], rows: &mut [SmallRow]) {
+        let last = self.num_inner;
+        let mut divide = |p: Divisor, position: usize| {
+            for (number, row) in numbers.iter_mut().zip(&mut *rows) {
+                let (quotient, digit) = p.divide(*number as u32);
+                *number = quotient.into();
+                row.digits.get_mut(position).into_iter().for_each(|to| *to = digit);
+            }
+        };
+        let rest = match self.order {
             DigitOrder::MostSignificantFirst => {
-                (rest, *last) = self.split.divide(row);
-                let Some((first, inner)) = inner.split_first_mut() else { return };
-                for (digit, p) in inner.iter_mut().zip(self.inner().iter().skip(1)).rev() {
-                    (rest, *digit) = p.divide(rest);
+                divide(self.split, last);
+                for (&p, position) in self.inner().iter().zip(0..last).skip(1).rev() {
+                    divide(p, position);
                 }
-                *first = rest;
+                0
             }
             DigitOrder::LeastSignificantFirst => {
-                for (digit, p) in inner.iter_mut().zip(self.inner()) {
-                    (rest, *digit) = p.divide(rest);
+                for (&p, position) in self.inner().iter().zip(0..) {
+                    divide(p, position);
                 }
-                *last = rest;
+                last
             }
+        };
+        for (&mut number, row) in numbers.iter_mut().zip(rows) {
+            row.digits.get_mut(rest).into_iter().for_each(|to| *to = number as u32);
         }
     }
 
@@ -180,9 +189,9 @@ mod tests {
                     let expected = shape.padded_digits(row.into());
                     assert_eq!(digits.last(row), expected[prefix_len]);
                     assert_eq!(u64::from(digits.prefix(row)), shape.prefix(row.into()));
-                    let mut all = [0; MAX_CORES];
-                    digits.write_all(row, &mut all);
-                    assert_eq!(all, expected);
+                    let mut rows = [SmallRow::EMPTY];
+                    digits.write_all(&mut [row.into()], &mut rows);
+                    assert_eq!(rows[0].digits, expected);
                     let key = digits.prefix_key(row);
                     assert_eq!(digits.prefix_digits(key)[..prefix_len], expected[..prefix_len]);
                     prefixes.push((

@@ -26,7 +26,7 @@ use crate::{
     dtype::with_elements,
     index::{Indices, Integer, with_integers},
     isa::{PREFERS_SMALL_CODE, Tier},
-    kernel::{Consistent, Epilogue, PoolRows},
+    kernel::{Consistent, Epilogue, PoolRows, TakeRows, takes_rows},
     repr::{IndexMap, Rows, Weights},
     table::{LookupError, Table, reorder_columns},
 };
@@ -80,41 +80,16 @@ impl<'a> Bags<'a> {
     /// [`BagsError::OffsetsEmpty`], [`BagsError::NegativeOffset`] or [`BagsError::Offsets`].
     #[inline]
     pub fn new<I: Index>(indices: &'a [I], offsets: &'a [I]) -> Result<Self, BagsError> {
-        Self::erased(I::erase(indices), I::erase(offsets), I::IS_SIGNED)
-    }
-
-    fn erased(
-        indices: Indices<'a>,
-        offsets: Indices<'a>,
-        is_signed: bool,
-    ) -> Result<Self, BagsError> {
-        let num_indices = indices.len();
-        let last = offsets.len().checked_sub(1).ok_or(BagsError::OffsetsEmpty)?;
-        let ceiling = offsets.first_negative(is_signed).saturating_sub(1).min(num_indices as u64);
-        let wrong = with_integers!(offsets, offsets => first_wrong_offset(offsets, ceiling));
-        match wrong {
-            Some(position) => Err(match offsets.negative(position) {
-                Some(offset) if is_signed => BagsError::NegativeOffset { position, offset },
-                _ => BagsError::Offsets {
-                    position,
-                    found: offsets.get(position).unwrap_or_default(),
-                    num_indices,
-                },
-            }),
-            None if offsets.get(last) != Some(num_indices as u64) => Err(BagsError::Offsets {
-                position: last,
-                found: offsets.get(last).unwrap_or_default(),
-                num_indices,
-            }),
-            None => Ok(Self {
-                indices,
-                offsets,
-                is_signed,
-                per_sample_weights: None,
-                padding: Padding::NONE,
-                sequential: false,
-            }),
-        }
+        let (indices, offsets) = (I::erase(indices), I::erase(offsets));
+        check_offsets(offsets, indices.len(), I::IS_SIGNED)?;
+        Ok(Self {
+            indices,
+            offsets,
+            is_signed: I::IS_SIGNED,
+            per_sample_weights: None,
+            padding: Padding::NONE,
+            sequential: false,
+        })
     }
 
     /// The same bags with one weight per index, for [`Pooling::Sum`].
@@ -220,6 +195,16 @@ impl<'a> Bags<'a> {
         !self.is_padding(Padding::NONE.0)
     }
 
+    /// Whether every bag has one index.
+    fn have_one_index_each(&self) -> bool {
+        // Offsets start at 0, never fall and end at the number of indices.
+        self.indices.len() == self.len()
+            && with_integers!(self.offsets, offsets => {
+                let numbers = offsets.iter().zip(0u64..);
+                numbers.fold(true, |so_far, (offset, bag)| so_far & (offset.to_u64() == bag))
+            })
+    }
+
     /// The number of rows that a bag pools: one for each index that is not padding.
     fn num_rows(&self, bag: usize) -> Option<usize> {
         let range = self.range(bag)?;
@@ -231,15 +216,52 @@ impl<'a> Bags<'a> {
     }
 }
 
-/// The position of the first offset that is below the one before it or above `ceiling`; the first
-/// offset must be 0.
-fn first_wrong_offset<X: Integer>(offsets: &[X], ceiling: u64) -> Option<usize> {
+/// Refuses offsets that do not start at 0, fall, or do not end at `num_indices`. A function of its
+/// own, so that [`Bags::new`] is inlined and its result is not copied.
+fn check_offsets(
+    offsets: Indices<'_>,
+    num_indices: usize,
+    is_signed: bool,
+) -> Result<(), BagsError> {
+    let last = num_indices as u64;
+    let fits = last < offsets.first_negative(is_signed);
+    if fits && with_integers!(offsets, offsets => are_offsets(offsets, last)) {
+        return Ok(());
+    }
+    Err(wrong_offset(offsets, num_indices, is_signed))
+}
+
+/// Whether offsets start at 0, never fall, and end at `last`.
+fn are_offsets<X: Integer>(offsets: &[X], last: u64) -> bool {
+    let (Some(start), Some(end)) = (offsets.first(), offsets.last()) else { return false };
+    // Without an early exit, so that the compiler compares several at once.
+    let never_fall = offsets
+        .iter()
+        .zip(offsets.iter().skip(1))
+        .fold(true, |so_far, (offset, next)| so_far & (offset <= next));
+    never_fall && start.to_u64() == 0 && end.to_u64() == last
+}
+
+/// The error for the first offset that is below the one before it, above `num_indices` or negative,
+/// or for the last offset, which is not `num_indices`.
+#[cold]
+fn wrong_offset(offsets: Indices<'_>, num_indices: usize, is_signed: bool) -> BagsError {
+    let Some(last) = offsets.len().checked_sub(1) else { return BagsError::OffsetsEmpty };
+    let ceiling = offsets.first_negative(is_signed).saturating_sub(1).min(num_indices as u64);
     let mut range = 0..=0;
-    offsets.iter().position(|offset| {
-        let is_right = range.contains(&offset.to_u64());
-        range = offset.to_u64()..=ceiling;
+    let wrong = offsets.iter().position(|offset| {
+        let is_right = range.contains(&offset);
+        range = offset..=ceiling;
         !is_right
-    })
+    });
+    let position = wrong.unwrap_or(last);
+    match offsets.negative(position) {
+        Some(offset) if is_signed => BagsError::NegativeOffset { position, offset },
+        _ => {
+            let found = offsets.get(position).unwrap_or_default();
+            BagsError::Offsets { position, found, num_indices }
+        }
+    }
 }
 
 impl Table<'_> {
@@ -449,10 +471,15 @@ pub(crate) fn check_bags(
         return Err(LookupError::WeightsPooling);
     }
     let limit = num_embeddings.min(bags.indices.first_negative(bags.is_signed));
-    let out_of_range = with_integers!(bags.indices, indices => {
-        indices.iter().position(|index| index.to_u64() >= limit)
+    // The largest index first: the compiler compares several indices at once to find it.
+    let largest = with_integers!(bags.indices, indices => {
+        indices.iter().copied().max().map(Integer::to_u64)
     });
-    let Some(position) = out_of_range else { return Ok(()) };
+    if largest.is_none_or(|largest| largest < limit) {
+        return Ok(());
+    }
+    let mut indices = bags.indices.iter();
+    let Some(position) = indices.position(|index| index >= limit) else { return Ok(()) };
     Err(match bags.indices.negative(position) {
         Some(index) if bags.is_signed => LookupError::NegativeIndex { position, index },
         _ => {
@@ -500,12 +527,25 @@ fn pool_dense(
     out: &mut [f32],
     out_stride: usize,
 ) -> Consistent {
+    let one_each =
+        pooling != Pooling::Max && bags.per_sample_weights.is_none() && bags.have_one_index_each();
     // Compiled for both integer types: converting the indices first would take more time.
     with_integers!(bags.indices, indices => with_elements!(rows.elements, stored => {
+        let (row_stride, embedding_dim) = (rows.row_stride(), rows.embedding_dim);
+        if one_each && takes_rows(stored, embedding_dim) {
+            return tier.run_vector(TakeRows {
+                stored,
+                row_stride,
+                embedding_dim,
+                indices,
+                out,
+                out_stride,
+            })?;
+        }
         tier.run_vector(PoolRows {
             stored,
-            row_stride: rows.row_stride(),
-            embedding_dim: rows.embedding_dim,
+            row_stride,
+            embedding_dim,
             indices,
             offsets: bags.offsets,
             weights: bags.per_sample_weights,

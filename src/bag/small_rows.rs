@@ -31,15 +31,25 @@ pub(super) fn pool(
     out: &mut Output<'_>,
     workspace: &mut [f32],
 ) -> Consistent {
-    let digits = Digits::new(&tt.shape);
-    let row_of = RowOf::new(table.data());
     let len = tt.shape.partial_len().saturating_mul(tt.shape.num_partials());
     let room = workspace.len().checked_div(len).unwrap_or(ROWS).clamp(1, ROWS);
+    let (digits, row_of) = (Digits::new(&tt.shape), RowOf::new(table.data()));
+    let has_stored_rows = table.has_stored_rows();
     let mut rows = [SmallRow::EMPTY; ROWS];
-    let rows = rows.get_mut(..room)?;
+    let mut numbers = [0; ROWS];
     let mut count = 0usize;
+    out.fill_zero(table.tier(), 0..bags.len())?;
+    let mut add_rows = |rows: &mut [SmallRow], numbers: &mut [u64], out: &mut [f32]| {
+        match &digits {
+            Some(digits) => digits.write_all(numbers, rows),
+            None => numbers.iter().zip(&mut *rows).for_each(|(&number, row)| {
+                row.digits = tt.shape.padded_digits(number);
+            }),
+        }
+        multiply_rows(table.tier(), tt, rows, true, workspace, out)
+    };
     for bag in 0..bags.len() {
-        out.row(bag)?.fill(0.0);
+        let start = out.start(bag);
         for position in bags.range(bag)? {
             let index = bags.indices.get(position)?;
             if bags.is_padding(index) {
@@ -49,28 +59,24 @@ pub(super) fn pool(
                 Some(weights) => *weights.get(position)?,
                 None => 1.0,
             };
-            if let Some(stored) = table.stored_row(index) {
+            if has_stored_rows && let Some(stored) = table.stored_row(index) {
                 // Rows are added in order: first those before this one.
-                let before = rows.get(..core::mem::take(&mut count))?;
-                multiply_rows(table.tier(), tt, before, true, workspace, out.rows)?;
+                let before = core::mem::take(&mut count);
+                add_rows(rows.get_mut(..before)?, numbers.get_mut(..before)?, out.rows)?;
                 table.write_stored_row(stored, out.row(bag)?, Epilogue::AddScaled(weight))?;
                 continue;
             }
+            *numbers.get_mut(count)? = row_of.row(index);
             let row = rows.get_mut(count)?;
-            (row.out, row.weight) = (out.start(bag), weight);
-            let number = row_of.row(index);
-            match (&digits, u32::try_from(number)) {
-                (Some(digits), Ok(number)) => digits.write_all(number, &mut row.digits),
-                _ => row.digits = tt.shape.padded_digits(number),
-            }
+            (row.out, row.weight) = (start, weight);
             count = count.wrapping_add(1);
             if count == room {
-                multiply_rows(table.tier(), tt, rows, true, workspace, out.rows)?;
+                add_rows(rows.get_mut(..room)?, numbers.get_mut(..room)?, out.rows)?;
                 count = 0;
             }
         }
     }
-    multiply_rows(table.tier(), tt, rows.get(..count)?, true, workspace, out.rows)?;
+    add_rows(rows.get_mut(..count)?, numbers.get_mut(..count)?, out.rows)?;
     if mean {
         for bag in 0..bags.len() {
             divide(out.row(bag)?, bags.num_rows(bag)?);

@@ -8,8 +8,8 @@
 //!   gradient; `sgd_of_few`: gradients and update of a slice for few rows, in one pass;
 //!   `exponentials`: those of a softmax, and their sum;
 //! - `pool_codes`: bags of codebook rows;
-//! - `PoolRows`, `AddRows`, `GatherRows`: bags of dense rows, rows added at given positions, rows
-//!   copied one after another;
+//! - `PoolRows`, `TakeRows`, `AddRows`, `GatherRows`: bags of dense rows, bags of one row each,
+//!   rows added at given positions, rows copied one after another;
 //! - `reaching`: the elements of a product that reach a bound; `RowProducts`: inner products of a
 //!   vector with stored rows.
 //!
@@ -44,7 +44,9 @@ pub(crate) use reaching::{MAX_PANEL, MAX_TILE, Reaching, panel_widths, panels};
 pub use roofline::{fma_chains, read_all};
 pub(crate) use row_products::{ByteRowProducts, RowProducts};
 pub use rows::widen;
-pub(crate) use rows::{AddRow, AddRows, GatherRows, PoolRows, Prefetch};
+pub(crate) use rows::{
+    AddRow, AddRows, GatherRows, PoolRows, Prefetch, TakeRows, ZeroRows, takes_rows,
+};
 #[cfg(feature = "train")]
 pub use update::{AdamFactors, FEW, adagrad, adam, row_wise_adagrad, sgd, sgd_of_few};
 

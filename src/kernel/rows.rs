@@ -126,6 +126,19 @@ pub(crate) struct PoolRows<'s, W, X> {
     pub(crate) out_stride: usize,
 }
 
+/// Bags of one row each, without weights: a sum or a mean is the row.
+pub(crate) struct TakeRows<'s, W, X> {
+    /// All rows, `row_stride` units each.
+    pub(crate) stored: &'s [W],
+    pub(crate) row_stride: usize,
+    pub(crate) embedding_dim: usize,
+    /// The row of each bag.
+    pub(crate) indices: &'s [X],
+    /// Pooled rows, `out_stride` elements apart.
+    pub(crate) out: &'s mut [f32],
+    pub(crate) out_stride: usize,
+}
+
 /// Rows that are added one by one, each at its position in the output.
 pub(crate) struct AddRows<'s, 'o, W> {
     /// All rows, `row_stride` units each.
@@ -268,6 +281,107 @@ impl Op for Prefetch<'_> {
 pub(super) const AHEAD: usize = 32;
 /// Bytes that one prefetch loads.
 const CACHE_LINE: usize = 64;
+
+/// Whether [`TakeRows`] can take rows of `embedding_dim` elements: they fill vectors, of which the
+/// last two may overlap, and each vector begins with a unit.
+pub(crate) fn takes_rows<W: Weight>(_: &[W], embedding_dim: usize) -> bool {
+    embedding_dim >= 4 && embedding_dim.is_multiple_of(W::PER_UNIT)
+}
+
+impl<W: Weight, X: Integer> Op for TakeRows<'_, W, X> {
+    /// `None` if a row is out of bounds.
+    type Output = Consistent;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Consistent {
+        if self.embedding_dim >= I::LANES {
+            self.in_vectors(isa)
+        } else if self.embedding_dim >= I::Half::LANES {
+            self.in_vectors(isa.half())
+        } else {
+            self.in_vectors(isa.narrow())
+        }
+    }
+}
+
+impl<W: Weight, X: Integer> TakeRows<'_, W, X> {
+    #[inline(always)]
+    fn in_vectors<I: Isa>(self, isa: I) -> Consistent {
+        let Self { stored, row_stride, embedding_dim, indices, mut out, out_stride } = self;
+        let whole_lines = are_whole_lines::<W>(row_stride);
+        let (one, zero) = (isa.splat(1.0), isa.splat(0.0));
+        for (at, index) in indices.iter().enumerate() {
+            if let Some(next) = indices.get(at + AHEAD) {
+                let row = nth_row(stored, row_stride, next.to_usize()?)?;
+                prefetch_all(isa, row, whole_lines);
+            }
+            let row = nth_row(stored, row_stride, index.to_usize()?)?;
+            let (scale, offset, row) = W::split_row_in(isa, row)?;
+            let to = out.get_mut(..embedding_dim)?;
+            each_vector::<I>(embedding_dim, |column| {
+                let units = row.get(column / W::PER_UNIT..)?.get(..I::LANES / W::PER_UNIT)?;
+                let stored = W::load(isa, units);
+                let value = if W::SCALED {
+                    isa.fma(scale, stored, offset)
+                } else {
+                    stored
+                };
+                // Added to zeros, as the rows of any bag: that changes the sign of a zero.
+                isa.store(isa.fma(one, value, zero), to.get_mut(column..)?.get_mut(..I::LANES)?);
+                Some(())
+            })?;
+            out = out.get_mut(out_stride..).unwrap_or_default();
+        }
+        Some(())
+    }
+}
+
+/// Calls `f` with the first column of each vector of a row. The last two vectors may overlap: a
+/// vector of a few columns would take several times as long.
+#[inline(always)]
+fn each_vector<I: Isa>(embedding_dim: usize, mut f: impl FnMut(usize) -> Consistent) -> Consistent {
+    let last = embedding_dim.checked_sub(I::LANES)?;
+    let mut column = 0;
+    loop {
+        f(column)?;
+        if column == last {
+            return Some(());
+        }
+        column = last.min(column + I::LANES);
+    }
+}
+
+/// Sets rows of an output to zeros.
+pub(crate) struct ZeroRows<'o> {
+    pub(crate) out: &'o mut [f32],
+    pub(crate) count: usize,
+    /// Rows begin so many elements apart.
+    pub(crate) stride: usize,
+    pub(crate) embedding_dim: usize,
+}
+
+impl Op for ZeroRows<'_> {
+    /// `None` if a row is out of bounds.
+    type Output = Consistent;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Consistent {
+        let Self { mut out, count, stride, embedding_dim } = self;
+        for _ in 0..count {
+            let row = out.get_mut(..embedding_dim)?;
+            if embedding_dim < I::LANES {
+                row.fill(0.0);
+            } else {
+                each_vector::<I>(embedding_dim, |column| {
+                    isa.store(isa.splat(0.0), row.get_mut(column..)?.get_mut(..I::LANES)?);
+                    Some(())
+                })?;
+            }
+            out = out.get_mut(stride..).unwrap_or_default();
+        }
+        Some(())
+    }
+}
 
 impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
     /// `None` if a bag or a row is out of bounds.

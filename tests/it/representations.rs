@@ -11,6 +11,7 @@ use crate::support::{
 };
 use ttrec::{
     AlignedBuf, Bags, Blob, Pooling, Table, TtShape,
+    bag::pool_tables,
     blob::{IndexMapSpec, Layout, Location, OverridesSpec, Role, Rule, TableSpec, WeightsSpec},
     cache::RowCache,
     dtype::Dtype,
@@ -429,6 +430,49 @@ fn rows_in_index_order_are_what_a_plain_loop_over_lookups_adds() {
                     expected = Some(expected.map_or_else(|| row.clone(), larger));
                 }
                 assert_eq!(found, expected.unwrap_or(vec![0.0; table.embedding_dim()]));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_dense_bag_of_one_row_is_the_row_added_to_zeros() {
+    for &dtype in Dtype::ALL {
+        for embedding_dim in SIZES.into_iter().chain([5, 12, 15, 31, 48]) {
+            let weights = WeightsSpec::Dense { num_embeddings: 300, embedding_dim, dtype };
+            let buf = build(&[TableSpec::new("t", weights)], 11, Values::Reals);
+            let table = Blob::parse(&buf).unwrap().table("t").unwrap();
+            // More bags than rows are prefetched ahead.
+            let batch = Batch::draw(&[1; 80], 300, &mut Rng::new(12));
+            let narrow: Vec<u32> = batch.indices.iter().map(|&index| index as u32).collect();
+            let ends: Vec<u32> = (0..=80).collect();
+            let narrow = Bags::new(&narrow, &ends).unwrap();
+            for table in tiers::available().into_iter().map(|tier| table.with_tier(tier)) {
+                let what = || format!("{} {dtype:?} {embedding_dim}", table.tier().name());
+                for mode in [Mode::Sum, Mode::Weighted, Mode::Mean, Mode::Max] {
+                    let found = batch.pool(&table, mode, 0);
+                    for (bag, found) in found.chunks(embedding_dim).enumerate() {
+                        let mut row = vec![f32::NAN; embedding_dim];
+                        table.lookup(batch.indices[bag], &mut row, &mut []).unwrap();
+                        match mode {
+                            Mode::Weighted => {
+                                row.iter_mut().for_each(|x| *x = batch.weights[bag] * *x + 0.0);
+                            }
+                            Mode::Sum | Mode::Mean => row.iter_mut().for_each(|x| *x += 0.0),
+                            Mode::Max => {}
+                        }
+                        assert_eq!(bits(found), bits(&row), "{mode:?} {}", what());
+                    }
+                }
+                // The same beside another table, and with indices of another type.
+                let sums = batch.pool(&table, Mode::Sum, 0);
+                let (bags, pooling) = batch.bags(Mode::Sum);
+                let mut both = vec![f32::NAN; 2 * sums.len()];
+                pool_tables(&[(table, bags), (table, narrow)], pooling, &mut both, &mut [])
+                    .unwrap();
+                for (both, sum) in both.chunks(2 * embedding_dim).zip(sums.chunks(embedding_dim)) {
+                    assert_eq!(bits(both), bits(&[sum, sum].concat()), "{}", what());
+                }
             }
         }
     }
