@@ -391,17 +391,15 @@ impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
     fn run<I: Isa>(mut self, isa: I) -> Consistent {
         for bag in 0..self.offsets.len().saturating_sub(1) {
             let range = self.offsets.range(bag)?;
-            let column = self.columns(isa, bag, &range, 0)?;
-            let column = if I::LANES > 8 {
-                self.columns(isa.half(), bag, &range, column)?
-            } else {
-                column
-            };
-            let column = if I::LANES > 4 {
-                self.columns(isa.narrow(), bag, &range, column)?
-            } else {
-                column
-            };
+            let mut column = self.columns(isa, bag, &range)?;
+            // Fewer columns than a vector has are at most one of half as many lanes, and so on.
+            let (half, narrow) = (I::Half::LANES, I::Narrow::LANES);
+            if I::LANES > 8 && self.embedding_dim - column >= half {
+                column += self.block::<_, 1>(isa.half(), bag, &range, column, half)?;
+            }
+            if I::LANES > 4 && self.embedding_dim - column >= narrow {
+                column += self.block::<_, 1>(isa.narrow(), bag, &range, column, narrow)?;
+            }
             if column < self.embedding_dim {
                 // The last vector may overlap the one before it: a load of a few elements takes
                 // several times as long. It has to begin with a unit.
@@ -420,15 +418,10 @@ impl<W: Weight, X: Integer> Op for PoolRows<'_, W, X> {
 }
 
 impl<W: Weight, X: Integer> PoolRows<'_, W, X> {
-    /// Whole vectors from `column` on; returns where they end.
+    /// Whole vectors; returns where they end.
     #[inline(always)]
-    fn columns<I: Isa>(
-        &mut self,
-        isa: I,
-        bag: usize,
-        range: &Range<usize>,
-        mut column: usize,
-    ) -> Option<usize> {
+    fn columns<I: Isa>(&mut self, isa: I, bag: usize, range: &Range<usize>) -> Option<usize> {
+        let mut column = 0;
         while self.embedding_dim - column >= I::LANES {
             let vectors = (self.embedding_dim - column) / I::LANES;
             column += match vectors {

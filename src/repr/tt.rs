@@ -31,13 +31,13 @@ const SMALL_STEPS: usize = if PREFERS_SMALL_CODE { 0 } else { MAX_CORES - 1 };
 
 /// The most multiply-adds of a row that is multiplied out by itself, also in a batch.
 ///
-/// A lookup of `a` multiply-adds takes `240 + 0.25 a` instructions by itself, and at least `450 +
+/// A lookup of `a` multiply-adds takes `220 + 0.25 a` instructions by itself, and at least `450 +
 /// 0.27 (a - s)` in a batch that is planned, where other lookups share s of them (`.ci/instructions
-/// avx2` with ranks 4 to 32, f32, 512 bags of 20). Planning pays from s = 780 + 0.07 a on. Uniform
-/// indices of 11,000,000 rows share at most 0.11 a, so that it pays from a = 19,500 on, if at all;
+/// avx2` with ranks 4 to 32, f32, 512 bags of 20). Planning pays from s = 850 + 0.07 a on. Uniform
+/// indices of 11,000,000 rows share at most 0.11 a, so that it pays from a = 21,000 on, if at all;
 /// of Zipf's (exponent 1.05) 10,240 lookups have 2200 prefixes, and share nearly 0.4 a, so that it
-/// pays from a = 2400 on. The limit is below that. It ignores products of sizes for which the
-/// kernel has no tile (of rank 12, for example). By themselves they take `240 + 0.5 a` or more, so
+/// pays from a = 2600 on. The limit is below that. It ignores products of sizes for which the
+/// kernel has no tile (of rank 12, for example). By themselves they take `220 + 0.5 a` or more, so
 /// that planning would pay from about a = 1000 on.
 const MAX_SMALL: usize = 2048;
 
