@@ -4,12 +4,13 @@
 use super::{
     Embedding, Optimizer, Parameters, Quantity, TrainError, Unsupported,
     dense::{check_len, step_slices},
+    rounding::Rounding,
     state::{Sealed, State, Step},
     view,
 };
 use crate::{
     LookupError, Table, Tier,
-    dtype::Elements,
+    dtype::{Dtype, Elements},
     kernel::Consistent,
     repr::{
         CodeDtype, Codebook, Combine, Weights,
@@ -130,6 +131,21 @@ impl CodesTable {
         Ok(Self { shape, code_dtype, codes: bytes, support, state })
     }
 
+    /// The same table, whose books are learned as `dtype`: see [`TtTable::with_dtype`]. The entries
+    /// of a book of i8 have one scale.
+    ///
+    /// # Errors
+    /// [`Unsupported::Dtype`] for a type that books cannot have.
+    ///
+    /// [`TtTable::with_dtype`]: super::TtTable::with_dtype
+    pub fn with_dtype(mut self, dtype: Dtype) -> Result<Self, TrainError> {
+        if !dtype.suits_cores() {
+            return Err(TrainError::Unsupported(Unsupported::Dtype { dtype }));
+        }
+        self.state.round_together(1, Rounding::Slice(dtype), self.shape.book_len);
+        Ok(self)
+    }
+
     /// The same table, with the instructions of `tier`.
     #[must_use]
     pub fn with_tier(mut self, tier: Tier) -> Self {
@@ -188,6 +204,7 @@ impl Sealed for CodesTable {
             };
             step_slices(&mut entries, num_entries, lookups, step, (dim, columns), entry_of)?;
         }
+        parameters.first_mut()?.round();
         Some(())
     }
 }

@@ -330,6 +330,8 @@ pub struct Parameters {
 #[derive(Clone, Debug)]
 struct Rounded {
     rounding: Rounding,
+    /// The elements that are rounded together: whole slices.
+    len: usize,
     exact: Vec<f32>,
 }
 
@@ -342,25 +344,27 @@ impl Parameters {
         Self { slice_len, values, rounded: None, state_lens, state }
     }
 
-    /// From now on, learns the values as `rounding` stores them; with `None`, without rounding.
-    pub(super) fn set_rounding(&mut self, rounding: Option<Rounding>) {
+    /// From now on, learns the values as `rounding` stores them, `slices` slices together; with
+    /// `None`, without rounding.
+    pub(super) fn set_rounding(&mut self, rounding: Option<Rounding>, slices: usize) {
         if let Some(Rounded { exact, .. }) = self.rounded.take() {
             self.values = exact;
         }
-        let rounded = |rounding| Rounded { rounding, exact: self.values.clone() };
+        let len = self.slice_len * slices;
+        let rounded = |rounding| Rounded { rounding, len, exact: self.values.clone() };
         self.rounded = rounding.map(rounded);
         self.round();
     }
 
-    /// Rounds all values.
-    fn round(&mut self) {
-        let Self { slice_len, values, rounded: Some(Rounded { rounding, exact }), .. } = self
-        else {
+    /// Rounds all values. A step does so for each slice that it moves, unless several slices are
+    /// rounded together.
+    pub(super) fn round(&mut self) {
+        let Self { values, rounded: Some(Rounded { rounding, len, exact }), .. } = self else {
             return;
         };
         exact
-            .par_chunks(*slice_len)
-            .zip(values.par_chunks_mut(*slice_len))
+            .par_chunks(*len)
+            .zip(values.par_chunks_mut(*len))
             .for_each(|(exact, stored)| rounding.round(exact, stored));
     }
 
@@ -411,11 +415,16 @@ impl Parameters {
         self.values.get_mut(slice * self.slice_len..)?.get_mut(..self.slice_len)
     }
 
+    /// If several slices are rounded together, [`round`](Self::round) must follow the step.
     pub(super) fn slices_mut(&mut self) -> Slices<'_> {
         let values = match &mut self.rounded {
             None => Values::Moving(&mut self.values),
-            Some(Rounded { rounding, exact }) => {
-                Values::Rounded { exact, stored: &mut self.values, rounding: *rounding }
+            Some(Rounded { rounding, len, exact }) => {
+                if *len == self.slice_len {
+                    Values::Rounded { exact, stored: &mut self.values, rounding: *rounding }
+                } else {
+                    Values::Moving(exact)
+                }
             }
         };
         Slices {

@@ -10,10 +10,10 @@ use crate::{
 };
 use std::vec;
 
-/// How the values of a slice are stored.
+/// How the values of a slice, or of several slices together, are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rounding {
-    /// As a slice of a core.
+    /// As a slice of a core, or as a book: i8 values have one scale.
     Slice(Dtype),
     /// As a dense row.
     Row(Dtype),

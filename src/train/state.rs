@@ -41,12 +41,18 @@ impl State {
         Self { parameters, optimizer, steps, clip_norm, tier, cache: None, lookups }
     }
 
-    /// From now on, learns the first `count` parameters as `rounding` stores them.
+    /// From now on, learns the first `count` parameters as `rounding` stores them, each slice by
+    /// itself.
     pub(super) fn round(&mut self, count: usize, rounding: Rounding) {
+        self.round_together(count, rounding, 1);
+    }
+
+    /// As [`round`](Self::round), with `slices` slices rounded together.
+    pub(super) fn round_together(&mut self, count: usize, rounding: Rounding, slices: usize) {
         let is_exact = matches!(rounding, Rounding::Slice(Dtype::F32) | Rounding::Row(Dtype::F32));
         let rounding = (!is_exact).then_some(rounding);
         let parameters = self.parameters.iter_mut().take(count);
-        parameters.for_each(|parameters| parameters.set_rounding(rounding));
+        parameters.for_each(|parameters| parameters.set_rounding(rounding, slices));
     }
 
     /// Counts a step, and returns what the optimiser does in it.
@@ -74,7 +80,8 @@ pub struct Step<'s> {
 pub trait Checkpointed: Sealed {
     /// The learned values, with the state of the optimiser: one [`Parameters`] for each core of a
     /// tensor train and one more for the rows of its cache; two for the quotient rows and the
-    /// remainder rows of a quotient-remainder table; one for the rows of a dense table.
+    /// remainder rows of a quotient-remainder table; one for the rows of a dense table, and one for
+    /// all books of a table of codes.
     fn parameters(&self) -> &[Parameters] {
         &self.state().parameters
     }

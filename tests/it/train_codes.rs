@@ -2,9 +2,11 @@
 //! what is promised of threads, checkpoints and refusals.
 
 use crate::support::{rng::Rng, tiers};
+use half::f16;
 use std::iter::zip;
 use ttrec::{
     Bags, Pooling, ShapeError,
+    dtype::Dtype,
     repr::Combine,
     train::{
         Checkpointed, CodesShape, CodesTable, Embedding, Optimizer, Quantity, TrainError,
@@ -204,9 +206,69 @@ fn an_entry_is_a_slice_of_the_optimizer_and_others_stay() {
     }
 }
 
+/// The values of books that a blob stores as `dtype`, f16 or i8.
+fn stored(shape: &CodesShape, exact: &[f64], dtype: Dtype) -> Vec<f64> {
+    let of_book = |book: &[f64]| -> Vec<f64> {
+        let scale = book.iter().fold(0.0, |largest: f64, x| largest.max(x.abs())) / 127.0;
+        book.iter()
+            .map(|&x| match dtype {
+                Dtype::I8 => (x / scale).round_ties_even() * scale,
+                _ => f16::from_f64(x).into(),
+            })
+            .collect()
+    };
+    exact.chunks(shape.book_len * shape.entry_len()).flat_map(of_book).collect()
+}
+
+#[test]
+fn exact_books_move_by_the_gradients_and_lookups_read_the_stored_ones() {
+    for (seed, shape) in shapes().into_iter().enumerate() {
+        for dtype in [Dtype::I8, Dtype::F16] {
+            let mut rng = Rng::new(seed as u64 + 20);
+            let (codes, books) = draw(&mut rng, &shape);
+            let mut table = table(shape, &codes, &books, Optimizer::Sgd).with_dtype(dtype).unwrap();
+            let mut wide: Vec<f64> = books.iter().map(|&x| x.into()).collect();
+            for _ in 0..3 {
+                let read = stored(&shape, &wide, dtype);
+                // A value halfway between two that can be stored may become either.
+                let bound = wide.iter().fold(0.0, |largest: f64, x| largest.max(x.abs())) / 120.0;
+                let far = |(found, read): &(&f32, &f64)| (f64::from(**found) - **read).abs() > 1e-4;
+                let values = table.parameters()[0].values();
+                assert!(zip(values, &read).filter(far).count() <= values.len() / 100, "{shape:?}");
+                for (exact, &value) in zip(&wide, values) {
+                    assert!((exact - f64::from(value)).abs() < bound, "{shape:?} {dtype:?}");
+                }
+                let values: Vec<f64> = values.iter().map(|&x| x.into()).collect();
+                let batch = draw_bags(&mut rng);
+                let bags = Bags::new(&batch.0, &batch.1).unwrap();
+                let bags = bags.with_per_sample_weights(&batch.2).unwrap();
+                let gradient = reals(&mut rng, bags.len() * shape.embedding_dim);
+                let mut found = vec![f32::NAN; gradient.len()];
+                table.forward(&bags, Pooling::Sum, &mut found, &mut Vec::new()).unwrap();
+                for (found, expected) in zip(found, pooled(&shape, &codes, &values, &batch)) {
+                    assert!((f64::from(found) - expected).abs() < 1e-5, "{shape:?}: {found}");
+                }
+                table.step(&bags, Pooling::Sum, &gradient, 0.1).unwrap();
+                let expected = derivatives(&shape, &codes, books.len(), &batch, &gradient);
+                zip(&mut wide, expected).for_each(|(x, g)| *x -= 0.1 * g);
+                for (&found, expected) in zip(table.parameters()[0].exact(), &wide) {
+                    assert!((f64::from(found) - expected).abs() < 1e-5, "{shape:?}: {found}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_restored_goes_on_to_the_bit() {
-    for optimizer in [Optimizer::Sgd, Optimizer::ROW_WISE_ADAGRAD, Optimizer::ADAM] {
+    for (optimizer, dtype) in [
+        (Optimizer::Sgd, Dtype::F32),
+        (Optimizer::ROW_WISE_ADAGRAD, Dtype::I8),
+        (Optimizer::ADAM, Dtype::F32),
+    ] {
+        let table = |shape, codes: &[u16], books: &[f32], optimizer| {
+            table(shape, codes, books, optimizer).with_dtype(dtype).unwrap()
+        };
         let shape = shapes()[1];
         let mut rng = Rng::new(30);
         let (codes, books) = draw(&mut rng, &shape);
@@ -219,7 +281,7 @@ fn what_is_restored_goes_on_to_the_bit() {
             let gradient = reals(&mut rng, bags.len() * shape.embedding_dim);
             if at == 3 {
                 let (to, from) = (&mut restored.parameters_mut()[0], &first.parameters()[0]);
-                to.values_mut().copy_from_slice(from.values());
+                to.values_mut().copy_from_slice(from.exact());
                 zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
                 restored.set_steps(first.steps());
             }
@@ -251,6 +313,9 @@ fn every_refusal_has_its_own_error() {
     let mut wrong = codes.clone();
     wrong[7] = 16;
     assert_eq!(new(good, &wrong, &books), TrainError::Code { position: 7, book_len: 16 });
+    let i4 = table(good, &codes, &books, Optimizer::Sgd).with_dtype(Dtype::I4).map(|_| ());
+    let unsupported = Unsupported::Dtype { dtype: Dtype::I4 };
+    assert_eq!(i4.unwrap_err(), TrainError::Unsupported(unsupported));
     let multiplied = CodesShape { combine: Combine::Mult, ..good };
     let unsupported = TrainError::Unsupported(Unsupported::MultipliedEntries);
     assert_eq!(new(multiplied, &codes, &books), unsupported);

@@ -397,6 +397,7 @@ impl TrainCheckpoint {
         let (books, optimizer) = (zeros(shape.books_len())?, self.facts.config.train.optimizer);
         let codes = codes.with_context(place)?;
         let table = CodesTable::new(shape, &codes, books, optimizer.optimizer());
+        let table = table.and_then(|table| table.with_dtype(planned.dtype));
         Ok(Box::new(table.with_context(place)?))
     }
 

@@ -100,8 +100,8 @@ impl Representation {
             | Self::Tt(Tt { dtype, .. })
             | Self::Hashed(Hashed { dtype, .. })
             | Self::HashedTt(HashedTt { dtype, .. })
-            | Self::QuotientRemainder(QuotientRemainder { dtype, .. }) => dtype.dtype(),
-            Self::Codes(_) => Dtype::F32,
+            | Self::QuotientRemainder(QuotientRemainder { dtype, .. })
+            | Self::Codes(Codes { dtype, .. }) => dtype.dtype(),
         }
     }
 
@@ -287,6 +287,9 @@ pub(crate) struct Codes {
     /// Steps in which dense rows are learned, before they are coded.
     #[serde(default)]
     pub(crate) warm_up: u64,
+    /// The type of the books.
+    #[serde(default, skip_serializing_if = "Learned::is_f32")]
+    pub(crate) dtype: Learned,
 }
 
 fn eight() -> u32 {

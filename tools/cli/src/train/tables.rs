@@ -43,6 +43,8 @@ pub(crate) struct Planned {
 pub(super) struct Coding {
     books: Books,
     shape: CodesShape,
+    /// The type that the books are learned as.
+    dtype: Dtype,
     /// The steps before the rows are coded.
     pub(super) warm_up: u64,
 }
@@ -56,7 +58,7 @@ impl Coding {
         optimizer: Optimizer,
     ) -> Result<CodesTable> {
         let (books, codes) = self.books.learn(rows, self.shape.embedding_dim, weights)?;
-        Ok(CodesTable::new(self.shape, &codes, books, optimizer)?)
+        Ok(CodesTable::new(self.shape, &codes, books, optimizer)?.with_dtype(self.dtype)?)
     }
 }
 
@@ -97,7 +99,7 @@ pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> 
 
 impl Planned {
     fn new(feature: &Feature, dim: usize, representation: &Representation) -> Result<Self> {
-        let (num_embeddings, dtype) = (feature.num_embeddings, representation.dtype());
+        let (num_embeddings, mut dtype) = (feature.num_embeddings, representation.dtype());
         let mut coding = None;
         let (hashed, stored) = match representation {
             Representation::Dense(_) => (None, TrainedForm::Dense),
@@ -155,7 +157,7 @@ impl Planned {
                 };
                 (None, TrainedForm::QuotientRemainder { num_remainders, combine })
             }
-            &Representation::Codes(Codes { books, bits, combine, warm_up }) => {
+            &Representation::Codes(Codes { books, bits, combine, warm_up, .. }) => {
                 let books = Books { count: books, bits, combine };
                 books.check(num_embeddings.into(), dim)?;
                 let shape = CodesShape {
@@ -168,7 +170,14 @@ impl Planned {
                         Combining::Add => Combine::Add,
                     },
                 };
-                coding = Some(Coding { books, shape, warm_up });
+                ensure!(
+                    dtype.suits_cores(),
+                    "`dtype` is {:?}, which books cannot be: expected f32, f16, bf16 or i8",
+                    dtype.name()
+                );
+                coding = Some(Coding { books, shape, dtype, warm_up });
+                // Until they are coded, rows are exact.
+                dtype = Dtype::F32;
                 (None, TrainedForm::Dense)
             }
         };
@@ -191,8 +200,9 @@ impl Planned {
 
     /// The table after its rows are coded, if that is planned.
     pub(super) fn coded(&self) -> Option<Self> {
-        let stored = TrainedForm::Codes(self.coding?.shape);
-        Some(Self { stored, coding: None, ..self.clone() })
+        let Coding { shape, dtype, .. } = self.coding?;
+        let stored = TrainedForm::Codes(shape);
+        Some(Self { stored, dtype, coding: None, ..self.clone() })
     }
 
     /// The bytes of its parameters, as they are stored.
@@ -209,13 +219,7 @@ impl Planned {
                 let row = Dtype::F32.row_len(self.embedding_dim) as u64;
                 let cached = cache.map_or(0, |cache| (cache.capacity() as u64).saturating_mul(row));
                 let slices = shape.row_factors().iter().map(|&p| u64::from(p)).sum::<u64>();
-                let scales = if self.dtype == Dtype::I8 { slices } else { 0 };
-                let [value, scale] = [self.dtype, Dtype::F32].map(|dtype| dtype.bytes_of(1) as u64);
-                shape
-                    .num_parameters()
-                    .saturating_mul(value)
-                    .saturating_add(scales.saturating_mul(scale))
-                    .saturating_add(cached)
+                self.values_bytes(shape.num_parameters(), slices).saturating_add(cached)
             }
             TrainedForm::QuotientRemainder { num_remainders, .. } => {
                 let remainders = u64::from(*num_remainders);
@@ -223,10 +227,17 @@ impl Planned {
             }
             TrainedForm::Codes(shape) => {
                 let codes = CodeDtype::for_book_len(shape.book_len).row_len(shape.num_books);
-                let books = Dtype::F32.bytes_of(shape.books_len());
-                rows.saturating_mul(codes as u64).saturating_add(books as u64)
+                let books = self.values_bytes(shape.books_len() as u64, shape.num_books as u64);
+                rows.saturating_mul(codes as u64).saturating_add(books)
             }
         }
+    }
+
+    /// The bytes of `count` values that have `scales` scales if they are i8.
+    fn values_bytes(&self, count: u64, scales: u64) -> u64 {
+        let scales = if self.dtype == Dtype::I8 { scales } else { 0 };
+        let [value, scale] = [self.dtype, Dtype::F32].map(|dtype| dtype.bytes_of(1) as u64);
+        count.saturating_mul(value).saturating_add(scales.saturating_mul(scale))
     }
 
     /// The bytes of a dense table of the same shape.
@@ -273,7 +284,8 @@ impl Planned {
                 TrainedForm::Codes(shape) => {
                     let codes = vec![0; rows as usize * shape.num_books];
                     let books = vec![0.0; shape.books_len()];
-                    Box::new(CodesTable::new(*shape, &codes, books, optimizer)?)
+                    let table = CodesTable::new(*shape, &codes, books, optimizer)?;
+                    Box::new(table.with_dtype(self.dtype)?)
                 }
             };
             Ok(match self.hashed {

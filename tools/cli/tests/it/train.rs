@@ -126,6 +126,11 @@ fn every_kind_of_table_learns_and_converts() {
             0.7,
         ),
         ("codes", "{ representation = \"codes\", books = 4, bits = 5, warm_up = 800 }", 0.7),
+        (
+            "codes-i8",
+            "{ representation = \"codes\", books = 4, bits = 5, warm_up = 800, dtype = \"i8\" }",
+            0.7,
+        ),
         ("i8", "{ representation = \"tt\", rank = 12, scale = 10.0, dtype = \"i8\" }", 0.78),
         ("i4", "{ representation = \"dense\", dtype = \"i4\" }", 0.78),
         (
@@ -254,7 +259,8 @@ fn kill_9_at_any_moment_changes_nothing() {
     for (optimizer, table, options) in [
         (
             "adam",
-            "{ representation = \"codes\", books = 4, bits = 4, combine = \"add\", warm_up = 100 }",
+            "{ representation = \"codes\", books = 4, bits = 4, combine = \"add\", warm_up = 100, \
+             dtype = \"i8\" }",
             decayed,
         ),
         ("row-wise-adagrad", CACHED, decayed),
@@ -781,6 +787,11 @@ fn mistakes_of_a_config_are_named() {
             "[train]",
             "table = { representation = \"codes\", books = 4, bits = 3 }\n[train]",
             &["\"user\"", "`bits` is 3: expected 4 to 16"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"codes\", books = 4, dtype = \"i4\" }\n[train]",
+            &["\"user\"", "`dtype` is \"i4\", which books cannot be", "f32, f16, bf16 or i8"],
         ),
         (
             "[train]",
