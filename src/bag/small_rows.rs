@@ -60,9 +60,12 @@ pub(super) fn pool(
                 None => 1.0,
             };
             if has_stored_rows && let Some(stored) = table.stored_row(index) {
-                // Rows are added in order: first those before this one.
-                let before = core::mem::take(&mut count);
-                add_rows(rows.get_mut(..before)?, numbers.get_mut(..before)?, out.rows)?;
+                // The rows of a bag are added in order: first those before this one.
+                let last = count.checked_sub(1).and_then(|last| rows.get(last));
+                if last.is_some_and(|row| row.out == start) {
+                    let before = core::mem::take(&mut count);
+                    add_rows(rows.get_mut(..before)?, numbers.get_mut(..before)?, out.rows)?;
+                }
                 table.write_stored_row(stored, out.row(bag)?, Epilogue::AddScaled(weight))?;
                 continue;
             }
