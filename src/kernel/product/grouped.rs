@@ -192,6 +192,8 @@ fn grouped_jobs<'s, G: Groups, W: Weight, const C: usize>(
             }
         };
     }
+    // Four sums where there are enough rows: permuting the operands of four, one in a cycle, takes
+    // as long as the latency of their multiply-adds. The compiler would keep more jobs in memory.
     at_once! {
         2: 2 x 4  4 x 2  8 x 1  16 x 1;
         4: 4 x 4  8 x 2  16 x 1  32 x 1;

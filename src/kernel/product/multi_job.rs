@@ -4,7 +4,7 @@
 use super::{Job, Product, operands, tile};
 use crate::{
     dtype::Weight,
-    isa::{Isa, Op, Operands},
+    isa::{Isa, Op, Operands, OutputRows},
 };
 
 /// Products of `M` rows and `V` vectors each, computed `J` at a time and added to the output.
@@ -20,23 +20,17 @@ impl<'s, W: Weight, const M: usize, const V: usize, const J: usize> Op
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Self::Output {
-        let (r, n) = (self.product.r, self.product.n);
+        let (r, n) = (self.product.r, V * I::LANES);
         let mut jobs = self.product.jobs;
         while let Some((group, rest)) = jobs.split_first_chunk::<J>() {
             jobs = rest;
             let products = operands(group);
-            let operands = Operands::<W, M, J>::new(products, [r, n], 0, V * I::LANES)?;
+            let operands = Operands::<W, M, J>::new(products, [r, n], 0, n)?;
             let mut sums = [[[isa.splat(0.0); V]; M]; J];
             tile::multiply(isa, operands, &mut sums);
-            for j in 0..J {
-                let scale = isa.splat(group[j].scale);
-                let mut out =
-                    self.product.out.get_mut(group[j].out..)?.get_mut(..M * V * I::LANES)?;
-                for sum in sums[j].as_flattened() {
-                    let (these, after) = out.split_at_mut_checked(I::LANES)?;
-                    out = after;
-                    isa.store(isa.fma(scale, *sum, isa.load_f32(these)), these);
-                }
+            for (job, sums) in group.iter().zip(&sums) {
+                let out = OutputRows::new(self.product.out.get_mut(job.out..)?, n, n)?;
+                tile::store::<I, W, M, V>(isa, job.scale, true, sums, out);
             }
         }
         Some(jobs)
