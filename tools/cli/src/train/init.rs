@@ -72,7 +72,11 @@ pub(super) fn take(
         "{place}: has none of the tables {others:?}: name its tables as the model's in an \
          `init_spec`"
     );
-    let num_layers = blob.num_layers();
+    let num_layers = if model.layers().next().is_none() && is_product(&blob) {
+        0
+    } else {
+        blob.num_layers()
+    };
     if num_layers > 0 {
         set_layers(&blob, model).with_context(|| place.to_string())?;
     }
@@ -147,6 +151,16 @@ fn means(rows: &[f32], dim: usize, count: usize) -> Vec<f32> {
     means
         .flat_map(|(at, sums)| sums.iter().map(move |sum| (sum / of_row(at)) as f32))
         .collect()
+}
+
+/// Whether the only layer is the one that changes nothing, which models without layers have in a
+/// checkpoint.
+fn is_product(blob: &Blob<'_>) -> bool {
+    let mut layers = blob.layers();
+    let changes_nothing = |layer: blob::Layer<'_>| {
+        layer.weights.len() == 1 && layer.weights.get(0) == Some(1.0) && layer.bias == [0.0]
+    };
+    layers.next().is_some_and(changes_nothing) && layers.next().is_none()
 }
 
 /// Sets all layers.

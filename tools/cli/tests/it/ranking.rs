@@ -530,6 +530,22 @@ fn a_judged_plan_loses_what_it_says() {
 }
 
 #[test]
+fn a_model_without_layers_starts_from_another() {
+    let planted = interactions();
+    let first = planted.train("first", &planted.config("", false, "epochs = 3"));
+    let init = "epochs = 1\ninit = \"first/best.safetensors\"";
+    let config = planted.config("", false, init).replace("0.02", "1e-9");
+    let second = planted.train("second", &config);
+    let loss = |run: &Path| evaluated(&planted, run, &[])["log_loss"].as_f64().unwrap();
+    assert!((loss(&first) - loss(&second)).abs() < 1e-6);
+    // But not from a model with a layer.
+    planted.train("first-layer", &planted.config("top = [1]", false, "epochs = 1"));
+    let toml = planted.dir.file("third.toml", config.replace("first/", "first-layer/"));
+    let run = ttrec!["train", &toml, "-o", planted.dir.path("third")].exits(3);
+    run.says(["the layers have [(1, 1)]", "the model's have []"]);
+}
+
+#[test]
 fn a_sweep_compares_what_is_stored() {
     let planted = interactions();
     let dir = &planted.dir;
