@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 use ttrec_convert::Budget;
@@ -120,11 +121,11 @@ fn open(variant: &Variant, data_dir: &Path, output: &Path) -> Result<Box<dyn Dat
     Ok(dataset)
 }
 
-/// A representation of a variant that can be trained, and the bytes of its tables.
+/// A representation of a variant that can be trained, and the bytes that its tables may have.
 struct Planned<'s> {
     variant: &'s Variant,
     representation: &'s Representation,
-    bytes: u64,
+    bytes: RangeInclusive<u64>,
 }
 
 impl Planned<'_> {
@@ -186,7 +187,7 @@ fn runs(
     data: (&(dyn Dataset + Sync), &Path),
     omitted: &mut Vec<Omitted>,
 ) -> Result<Vec<RunResult>> {
-    let &Planned { variant, representation, bytes } = planned;
+    let Planned { variant, representation, bytes } = planned;
     let (name, kind) = (planned.name(), variant.name(&representation.kind()));
     let mut run = |rate: f64, seed: u64| -> Result<Option<RunResult>> {
         let config = variant.config_of(representation, rate, seed);
@@ -362,18 +363,19 @@ impl Prepared {
         Ok(Self { variants, seeds, rates, budget: budget.transpose()?, stored })
     }
 
-    /// The bytes of the tables of a representation, if it can be trained.
+    /// The bytes that the tables of a representation may have, if it can be trained.
     fn bytes(
         &self,
         variant: &Variant,
         representation: &Representation,
         dataset: &dyn Dataset,
-    ) -> Result<u64> {
+    ) -> Result<RangeInclusive<u64>> {
         let config = variant.config_of(representation, self.rates[0], 0);
         let tables = train::plan(&config.model, dataset.features())?;
-        let bytes = tables.iter().map(train::Planned::bytes).sum();
+        let bytes = train::bytes(&tables);
         if let Some(budget) = self.budget {
-            ensure!(bytes <= budget, "{bytes} bytes exceed the budget of {budget}");
+            let most = bytes.end();
+            ensure!(*most <= budget, "{most} bytes exceed the budget of {budget}");
         }
         train::build(&config, dataset)?;
         Ok(bytes)
@@ -385,11 +387,12 @@ fn file_name(name: &str) -> String {
     name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
 }
 
-/// Runs a config, or returns its result if it is finished. `bytes` are those of its tables.
+/// Runs a config, or returns its result if it is finished. `bytes` are those that its tables may
+/// have.
 fn finish(
     config: &Config,
     budgets: &[String],
-    bytes: u64,
+    bytes: &RangeInclusive<u64>,
     (dataset, data_dir): (&(dyn Dataset + Sync), &Path),
     output: &Path,
     name: &str,
@@ -404,7 +407,7 @@ fn finish(
     // Another version of this command may choose other shapes, and so other bytes.
     let is_same = |finished: &Finished| {
         finished.config == *config
-            && finished.report.bytes[0] == bytes
+            && bytes.contains(&finished.report.bytes[0])
             && budgets.iter().all(|budget| finished.stored.contains_key(budget))
     };
     if let Some(finished) = found.filter(is_same) {

@@ -334,6 +334,7 @@ impl TrainCheckpoint {
                 feature.table = self.coded_table(planned, shape, number)?;
             }
         }
+        self.restore_ranks(model, tables)?;
         let tables = &*tables;
         let specs = tables.iter().zip(0..).map(|(planned, number)| planned.spec(number));
         ensure!(
@@ -372,6 +373,26 @@ impl TrainCheckpoint {
                 let place =
                     || format!("{}: tensor {:?}", self.file.path().display(), tensor.name());
                 feature.table.set_counters(&counters).with_context(place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives tables whose ranks were chosen before the checkpoint these ranks. Their cores are not
+    /// restored yet.
+    fn restore_ranks(&self, model: &mut Dlrm, tables: &mut [Planned]) -> Result<()> {
+        let steps = self.facts.steps.first().copied().unwrap_or(0);
+        let optimizer = self.facts.config.train.optimizer.optimizer();
+        let specs = self.facts.tables.iter();
+        for ((feature, planned), spec) in model.features_mut().iter_mut().zip(tables).zip(specs) {
+            let is_chosen = planned.search.is_some_and(|search| search.warm_up <= steps);
+            let (true, Some(ranks)) = (is_chosen, &spec.ranks) else { continue };
+            let place = || self.file.path().display().to_string();
+            let chosen = planned.with_ranks(ranks).with_context(place)?;
+            // Otherwise the specs differ.
+            if chosen.bytes() <= planned.bytes() {
+                feature.table = chosen.build(optimizer, 0)?;
+                *planned = chosen;
             }
         }
         Ok(())

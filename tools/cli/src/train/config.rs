@@ -5,7 +5,7 @@ use crate::{
     tagged::{self, tagged},
 };
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -107,14 +107,14 @@ impl Representation {
 
     /// The representation without its sizes.
     pub(crate) fn kind(&self) -> String {
-        let cached = if let Self::Tt(Tt { cache: Some(_), .. }) = self {
-            ", cached"
-        } else {
-            ""
+        let of_kind = match self {
+            Self::Tt(Tt { cache: Some(_), .. }) => ", cached",
+            Self::Tt(Tt { rank: Rank::Auto, .. }) => ", rank auto",
+            _ => "",
         };
         match self.dtype() {
-            Dtype::F32 => format!("{}{cached}", self.name()),
-            dtype => format!("{}{cached}, {}", self.name(), dtype.name()),
+            Dtype::F32 => format!("{}{of_kind}", self.name()),
+            dtype => format!("{}{of_kind}, {}", self.name(), dtype.name()),
         }
     }
 }
@@ -184,7 +184,13 @@ impl Learned {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tt {
     /// The inner ranks, each limited by the largest useful rank of its bond.
-    pub(crate) rank: u32,
+    pub(crate) rank: Rank,
+    /// With `rank = "auto"`: the size of all tables of the model together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) budget: Option<String>,
+    /// With `rank = "auto"`: steps before the ranks are chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warm_up: Option<u64>,
     #[serde(default = "three")]
     pub(crate) cores: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -201,6 +207,73 @@ pub(crate) struct Tt {
     /// Rows that are trained outside the cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cache: Option<Cache>,
+}
+
+impl Default for Tt {
+    fn default() -> Self {
+        Self {
+            rank: Rank::Auto,
+            budget: None,
+            warm_up: None,
+            cores: three(),
+            row_factors: None,
+            column_factors: None,
+            initializer: Draw::default(),
+            scale: unchanged(),
+            dtype: Learned::default(),
+            cache: None,
+        }
+    }
+}
+
+/// The inner ranks of a tensor train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rank {
+    Given(u32),
+    /// Chosen after a warm-up.
+    Auto,
+}
+
+const AUTO: &str = "auto";
+
+impl Serialize for Rank {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Given(rank) => serializer.serialize_u32(*rank),
+            Self::Auto => serializer.serialize_str(AUTO),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Rank {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Given;
+
+        impl de::Visitor<'_> for Given {
+            type Value = Rank;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a number or {AUTO:?}")
+            }
+
+            fn visit_i64<E: de::Error>(self, rank: i64) -> Result<Rank, E> {
+                let wrong = || E::invalid_value(de::Unexpected::Signed(rank), &self);
+                u32::try_from(rank).map(Rank::Given).map_err(|_| wrong())
+            }
+
+            fn visit_u64<E: de::Error>(self, rank: u64) -> Result<Rank, E> {
+                let wrong = || E::invalid_value(de::Unexpected::Unsigned(rank), &self);
+                u32::try_from(rank).map(Rank::Given).map_err(|_| wrong())
+            }
+
+            fn visit_str<E: de::Error>(self, rank: &str) -> Result<Rank, E> {
+                let wrong = || E::invalid_value(de::Unexpected::Str(rank), &self);
+                (rank == AUTO).then_some(Rank::Auto).ok_or_else(wrong)
+            }
+        }
+
+        deserializer.deserialize_any(Given)
+    }
 }
 
 /// A cache of the most frequent rows, outside the cores (TT-Rec, section 4.3).

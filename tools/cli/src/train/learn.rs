@@ -8,8 +8,8 @@ use super::{
     config::{Config, Loss, MAX_BATCH, Schedule, Select, Train},
     curves, init,
     metrics::{Neighbours, Quality, Scores},
-    ranking,
-    tables::{self, Coding, Planned},
+    ranking, ranks,
+    tables::Planned,
 };
 use crate::{
     blob_file,
@@ -91,7 +91,13 @@ pub(crate) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
         "the data have one categorical column and nothing else: a model multiplies the vectors of \
          at least two columns: add one to `categorical` or `dense`"
     );
-    let tables = tables::plan(&config.model, dataset.features())?;
+    let tables = ranks::plan(&config.model, dataset.features())?;
+    let is_early = tables.iter().any(|planned| planned.search.is_some_and(|s| s.warm_up == 0));
+    ensure!(
+        !is_early || config.train.init.is_some(),
+        "`rank` is \"auto\" without a `warm_up`, so that the ranks would be those of drawn values: \
+         set `warm_up`, or `init`"
+    );
     let optimizer = config.train.optimizer.optimizer();
     let seed = |part: u64| random(config.train.seed, part);
     let features =
@@ -149,14 +155,15 @@ fn with_view<T>(
     Ok(run(&train::Batch { dense: &batch.dense, bags: &bags })?)
 }
 
-/// Checks that the warm-up of all codes ends within these steps.
-fn ensure_coded(tables: &[Planned], steps: u64) -> Result<()> {
-    let late = |coding: &Coding| coding.warm_up >= steps;
-    let late = tables.iter().find_map(|planned| Some((planned, planned.coding.filter(late)?)));
-    if let Some((Planned { name, .. }, Coding { warm_up, .. })) = late {
+/// Checks that the warm-up of all tables ends within these steps.
+fn ensure_settled(tables: &[Planned], steps: u64) -> Result<()> {
+    let warm_up = |planned: &Planned| planned.warm_up().filter(|&warm_up| warm_up >= steps);
+    if let Some((Planned { name, .. }, warm_up)) =
+        tables.iter().find_map(|planned| Some((planned, warm_up(planned)?)))
+    {
         bail!(
             "table {name:?}: its `warm_up` is {warm_up} steps, but training has {steps}, so that \
-             there is none with codes: lower `warm_up`, or raise `epochs`"
+             none follows it: lower `warm_up`, or raise `epochs`"
         );
     }
     Ok(())
@@ -277,7 +284,7 @@ impl<'d> Learner<'d> {
         }
         let (model, tables) = build(config, dataset)?;
         if let Some(steps) = all_steps(config, dataset, step_len) {
-            ensure_coded(&tables, steps)?;
+            ensure_settled(&tables, steps)?;
         }
         Ok(Self {
             config: config.clone(),
@@ -301,11 +308,11 @@ impl<'d> Learner<'d> {
             init::take(&data_dir.join(path), spec.as_deref(), &mut self.model, &self.tables)
                 .context("`init`")?;
         }
-        self.code_tables()
+        self.settle()
     }
 
-    /// Codes the tables whose warm-up has just ended.
-    fn code_tables(&mut self) -> Result<()> {
+    /// Gives tables whose warm-up has just ended their codes or ranks.
+    fn settle(&mut self) -> Result<()> {
         let steps = self.model.steps();
         let optimizer = self.config.train.optimizer.optimizer();
         for (planned, feature) in self.tables.iter_mut().zip(self.model.features_mut()) {
@@ -317,6 +324,14 @@ impl<'d> Learner<'d> {
             let table = coding.code(rows.values(), weights.as_deref(), optimizer);
             feature.table = Box::new(table.with_context(|| format!("table {:?}", planned.name))?);
             *planned = coded;
+        }
+        if self
+            .tables
+            .iter()
+            .any(|planned| planned.search.is_some_and(|s| s.warm_up == steps))
+        {
+            ranks::choose(&mut self.tables, self.model.features_mut(), optimizer)
+                .context("`rank = \"auto\"`")?;
         }
         Ok(())
     }
@@ -415,7 +430,7 @@ impl<'d> Learner<'d> {
                 self.progress.step + 1,
                 epoch + 1
             );
-            self.code_tables()?;
+            self.settle()?;
             self.progress.step += 1;
             for losses in [&mut self.progress.since_point, &mut self.progress.of_epoch] {
                 losses.add(batch.len() as u64, loss);
@@ -466,7 +481,7 @@ impl<'d> Learner<'d> {
     /// best. A checkpoint must follow: a run that resumes from the previous one does all this
     /// again.
     ///
-    /// While a table still learns rows that codes will replace, no model is the best one.
+    /// While the warm-up of a table lasts, no model is the best one.
     fn evaluate(&mut self, print: bool) -> Result<()> {
         let is_first = self.is_first_evaluation();
         let valid = self.quality(Split::Valid, print && is_first)?;
@@ -474,14 +489,14 @@ impl<'d> Learner<'d> {
         let select = self.config.train.select();
         let TrainProgress { epoch, step, evaluations, best, .. } = &mut self.progress;
         let Some(quality) = valid else { return Ok(()) };
-        let is_coded = self.tables.iter().all(|planned| planned.coding.is_none());
-        *evaluations += u32::from(is_coded);
+        let is_settled = self.tables.iter().all(|planned| planned.warm_up().is_none());
+        *evaluations += u32::from(is_settled);
         if print && self.config.train.evaluate_every.is_some() {
             output::print(|out| {
                 writeln!(out, "epoch {}, step {step}: validation: {quality}", *epoch + 1)
             })?;
         }
-        if is_coded
+        if is_settled
             && best.as_ref().is_none_or(|best| quality.is_better_than(&best.quality, select))
         {
             *best = Some(Best { epoch: *epoch + 1, evaluation: *evaluations, quality });
@@ -545,7 +560,7 @@ impl<'d> Learner<'d> {
 
     /// Reports on the model that is best on the validation split, or on the last one.
     fn report(mut self, print: bool) -> Result<TrainReport> {
-        ensure_coded(&self.tables, self.model.steps())?;
+        ensure_settled(&self.tables, self.model.steps())?;
         if self
             .progress
             .best

@@ -12,6 +12,7 @@ mod init;
 mod learn;
 mod metrics;
 mod ranking;
+mod ranks;
 mod tables;
 
 use crate::{
@@ -28,11 +29,11 @@ pub(crate) use learn::{
 };
 pub(crate) use metrics::{Quality, Scores};
 pub(crate) use ranking::{Ranking, rank_stored};
+pub(crate) use ranks::{bytes, plan};
 use std::{
     fs,
     path::{Component, Path, PathBuf},
 };
-pub(crate) use tables::{Planned, plan};
 
 /// Train a ranking model with tensor-train, dense, hashed, quotient-remainder or coded tables.
 ///
@@ -53,7 +54,8 @@ A config:
   bottom = [512, 256, 64, 16]   # outputs of each layer; the last is as wide as a table
   top = [512, 256, 1]
   table = { representation = \"tt\", rank = 32 }   # or dense, hashed, hashed-tt,
-                                                 # quotient-remainder, codes
+                                                 # quotient-remainder, codes;
+                                                 # rank = \"auto\", budget = \"1%\", warm_up = 1000
   dense_below = 10000           # smaller tables are dense
 
   [model.tables.C3]

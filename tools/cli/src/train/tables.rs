@@ -1,11 +1,10 @@
 //! The tables of a model, planned from the config and the features of the data.
 
 use super::config::{
-    Cache, Codes, Draw, Hashed, HashedTt, Learned, Model, Operation, QuotientRemainder,
-    Representation, Tt,
+    Cache, Codes, Hashed, HashedTt, Model, Operation, QuotientRemainder, Rank, Representation, Tt,
 };
 use crate::data::Feature;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use ttrec::{
     Pooling, TtShape,
     dtype::Dtype,
@@ -17,6 +16,7 @@ use ttrec::{
     },
 };
 use ttrec_convert::{
+    Budget,
     shape::{suggest_shape, widest_first},
     spec::{self, Combining, IndexMapping, Quantized, TableSpec},
     trained::{Books, digit_strides},
@@ -36,6 +36,38 @@ pub(crate) struct Planned {
     pub(super) dtype: Dtype,
     /// The codes that will replace its rows after a warm-up.
     pub(super) coding: Option<Coding>,
+    /// How its ranks will be chosen after a warm-up.
+    pub(super) search: Option<RankSearch>,
+}
+
+/// How ranks will be chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct RankSearch {
+    /// The most bytes of all tables of the model, of those of dense ones.
+    pub(super) budget: Budget,
+    /// The steps before they are chosen.
+    pub(super) warm_up: u64,
+}
+
+impl RankSearch {
+    /// As the config of a table says; none if it has a rank.
+    fn of(tt: &Tt) -> Result<Option<Self>> {
+        let Tt { rank, budget, warm_up, cache, .. } = tt;
+        if *rank != Rank::Auto {
+            ensure!(
+                budget.is_none() && warm_up.is_none(),
+                "`budget` and `warm_up` are for `rank = \"auto\"`"
+            );
+            return Ok(None);
+        }
+        ensure!(cache.is_none(), "`rank` is \"auto\", which a table with a `cache` cannot have");
+        let text = budget.as_ref().context(
+            "`rank` is \"auto\": set `budget`, the size of all tables of the model, such as \"1%\"",
+        )?;
+        let budget: Result<Budget, String> = text.parse();
+        let budget = budget.map_err(|reason| anyhow!("`budget` is {text:?}: {reason}"))?;
+        Ok(Some(Self { budget, warm_up: warm_up.unwrap_or(0) }))
+    }
 }
 
 /// The codes that will replace rows.
@@ -70,8 +102,8 @@ pub(super) enum TrainedForm {
     Codes(CodesShape),
 }
 
-/// Plans the tables of all features.
-pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> {
+/// Plans the tables of all features. Those whose ranks will be chosen have the rank `start`.
+pub(super) fn plan(model: &Model, features: &[Feature], start: u32) -> Result<Vec<Planned>> {
     if let Some(name) = model
         .tables
         .keys()
@@ -91,19 +123,33 @@ pub(crate) fn plan(model: &Model, features: &[Feature]) -> Result<Vec<Planned>> 
                 .tables
                 .get(&feature.name)
                 .unwrap_or(if small { &dense } else { &model.table });
-        Planned::new(feature, model.embedding_dim, chosen)
+        Planned::new(feature, model.embedding_dim, chosen, start)
             .with_context(|| format!("table {:?}", feature.name))
     };
     features.iter().map(one).collect()
 }
 
 impl Planned {
-    fn new(feature: &Feature, dim: usize, representation: &Representation) -> Result<Self> {
+    /// The plan of the table of a feature; `start` is the rank that it begins with if its ranks are
+    /// chosen after a warm-up.
+    fn new(
+        feature: &Feature,
+        dim: usize,
+        representation: &Representation,
+        start: u32,
+    ) -> Result<Self> {
         let (num_embeddings, mut dtype) = (feature.num_embeddings, representation.dtype());
-        let mut coding = None;
+        let (mut coding, mut search) = (None, None);
         let (hashed, stored) = match representation {
             Representation::Dense(_) => (None, TrainedForm::Dense),
-            Representation::Tt(tt) => (None, train_of(tt, num_embeddings, dim)?),
+            Representation::Tt(tt) => {
+                search = RankSearch::of(tt)?;
+                let rank = match tt.rank {
+                    Rank::Given(rank) => rank,
+                    Rank::Auto => start,
+                };
+                (None, train_of(tt, rank, num_embeddings, dim)?)
+            }
             Representation::Hashed(Hashed { num_rows, bytes, like_rank, .. }) => {
                 let given = Given { rows: *num_rows, bytes: *bytes, like_rank: *like_rank };
                 let rows = fitting_rows(given, num_embeddings, dim, dtype, "num_rows")?;
@@ -120,19 +166,9 @@ impl Planned {
                 dtype,
             }) => {
                 let rows = rows_or_share(*num_rows, *share, num_embeddings, "num_rows")?;
-                let (row_factors, column_factors, rank, cores) = (None, None, *rank, *cores);
-                let (initializer, scale, dtype) = (*initializer, *scale, *dtype);
-                let tt = Tt {
-                    rank,
-                    cores,
-                    row_factors,
-                    column_factors,
-                    initializer,
-                    scale,
-                    dtype,
-                    cache: None,
-                };
-                (Some(rows), train_of(&tt, rows, dim)?)
+                let (cores, initializer) = (*cores, *initializer);
+                let tt = Tt { cores, initializer, scale: *scale, dtype: *dtype, ..Tt::default() };
+                (Some(rows), train_of(&tt, *rank, rows, dim)?)
             }
             Representation::QuotientRemainder(QuotientRemainder {
                 num_remainders,
@@ -195,7 +231,36 @@ impl Planned {
              `embedding_dim` is {dim}: expected an even number"
         );
         let (name, embedding_dim, pooling) = (feature.name.clone(), dim, feature.pooling);
-        Ok(Self { name, num_embeddings, embedding_dim, hashed, pooling, stored, dtype, coding })
+        Ok(Self {
+            name,
+            num_embeddings,
+            embedding_dim,
+            hashed,
+            pooling,
+            stored,
+            dtype,
+            coding,
+            search,
+        })
+    }
+
+    /// The steps of the warm-up after which its form changes, if that is planned.
+    pub(super) fn warm_up(&self) -> Option<u64> {
+        let coding = self.coding.map(|coding| coding.warm_up);
+        coding.or(self.search.map(|search| search.warm_up))
+    }
+
+    /// The tensor train with these inner ranks.
+    pub(super) fn with_ranks(&self, ranks: &[u32]) -> Result<Self> {
+        let TrainedForm::Tt { shape, initializer, scale, cache } = self.stored else {
+            bail!("table {:?} is no tensor train", self.name)
+        };
+        let (rows, columns) = (shape.row_factors(), shape.column_factors());
+        let shape = TtShape::new(shape.num_embeddings(), rows, columns, ranks)?
+            .with_digit_order(shape.digit_order())
+            .with_column_order(shape.column_order());
+        let stored = TrainedForm::Tt { shape, initializer, scale, cache };
+        Ok(Self { stored, search: None, ..self.clone() })
     }
 
     /// The table after its rows are coded, if that is planned.
@@ -394,10 +459,10 @@ fn prefix(number: usize) -> String {
     format!("emb_l.{number}.")
 }
 
-fn train_of(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TrainedForm> {
+fn train_of(tt: &Tt, rank: u32, num_embeddings: u32, dim: usize) -> Result<TrainedForm> {
     let scale = tt.scale;
     ensure!(scale > 0.0 && scale.is_finite(), "`scale` is {scale}: expected more than 0");
-    let shape = tt_shape(tt, num_embeddings, dim)?;
+    let shape = tt_shape(tt, rank, num_embeddings, dim)?;
     let cache = tt.cache.as_ref().map(|cache| {
         let &Cache { rows, share, warm_up, refresh } = cache;
         let rows = rows_or_share(rows, share, num_embeddings, "rows").context("`cache`")?;
@@ -428,12 +493,12 @@ fn rows_or_share(
     Ok(rows.min(num_embeddings))
 }
 
-fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
+fn tt_shape(tt: &Tt, rank: u32, num_embeddings: u32, dim: usize) -> Result<TtShape> {
     let rows = u64::from(num_embeddings);
     let suggested = suggest_shape(rows, dim, tt.cores)?;
     let row_factors = tt.row_factors.clone().unwrap_or(suggested.rows);
     let column_factors = tt.column_factors.clone().unwrap_or_else(|| widest_first(dim, tt.cores));
-    ensure!(tt.rank > 0, "`rank` is 0: expected at least 1");
+    ensure!(rank > 0, "`rank` is 0: expected at least 1");
     // The rank of an unfolding is at most its number of rows or columns.
     let sides: Vec<u64> = row_factors
         .iter()
@@ -442,9 +507,8 @@ fn tt_shape(tt: &Tt, num_embeddings: u32, dim: usize) -> Result<TtShape> {
         .collect();
     let product =
         |sides: &[u64]| sides.iter().fold(1u64, |product, &side| product.saturating_mul(side));
-    let rank =
-        |k: usize| u64::from(tt.rank).min(product(&sides[..k])).min(product(&sides[k..])) as u32;
-    let ranks: Vec<u32> = (1..sides.len()).map(rank).collect();
+    let most = |k: usize| product(&sides[..k]).min(product(&sides[k..]));
+    let ranks: Vec<u32> = (1..sides.len()).map(|k| most(k).min(rank.into()) as u32).collect();
     let shape = TtShape::new(rows, &row_factors, &column_factors, &ranks)?;
     ensure!(
         shape.embedding_dim() == dim,
@@ -491,10 +555,7 @@ fn fitting_rows(
 
 /// The bytes of a tensor train of f32 of this rank with the default factors.
 fn tt_bytes(rank: u32, num_embeddings: u32, dim: usize) -> Result<u64> {
-    let (row_factors, column_factors, initializer) = (None, None, Draw::default());
-    let (scale, dtype, cache) = (1.0, Learned::F32, None);
-    let tt = Tt { rank, cores: 3, row_factors, column_factors, initializer, scale, dtype, cache };
-    Ok(tt_shape(&tt, num_embeddings, dim)?
+    Ok(tt_shape(&Tt::default(), rank, num_embeddings, dim)?
         .num_parameters()
         .saturating_mul(size_of::<f32>() as u64))
 }

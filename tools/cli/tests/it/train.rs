@@ -127,6 +127,12 @@ fn every_kind_of_table_learns_and_converts() {
         ),
         ("codes", "{ representation = \"codes\", books = 4, bits = 5, warm_up = 800 }", 0.7),
         (
+            "auto",
+            "{ representation = \"tt\", rank = \"auto\", budget = \"60%\", warm_up = 600, scale = \
+             10.0 }",
+            0.7,
+        ),
+        (
             "codes-i8",
             "{ representation = \"codes\", books = 4, bits = 5, warm_up = 800, dtype = \"i8\" }",
             0.7,
@@ -179,6 +185,20 @@ fn every_kind_of_table_learns_and_converts() {
         {
             assert_eq!(listed.matches(&format!(" {dtype} ")).count(), 2, "{listed}");
             ttrec!["verify", &blob, "--against", &best, "--max-error", "1e-6"].exits(0);
+        }
+        if name == "auto" {
+            // The ranks that it said, in the budget for both tables, of which they leave little.
+            let found = run.stderr.lines().filter(|line| line.contains(": ranks ["));
+            let bytes = |line: &str| -> u64 {
+                let words: Vec<_> = line.split(' ').collect();
+                words[words.len() - 2].parse().unwrap()
+            };
+            let (bytes, dense) = (found.map(bytes).collect::<Vec<_>>(), (151 + 101) * 8 * 4);
+            let total: u64 = bytes.iter().sum();
+            assert_eq!(bytes.len(), 2, "{}", run.stderr);
+            assert!((dense / 2..=dense * 6 / 10).contains(&total), "{bytes:?} of {dense}");
+            assert!(run.stdout.contains(&format!("tables of {total} bytes")), "{}", run.stdout);
+            assert!(bytes.iter().all(|bytes| listed.contains(&bytes.to_string())), "{listed}");
         }
         if name == "codes" {
             assert_eq!(listed.matches("codes f32").count(), 2, "{listed}");
@@ -264,10 +284,15 @@ fn kill_9_at_any_moment_changes_nothing() {
             decayed,
         ),
         ("row-wise-adagrad", CACHED, decayed),
-        ("adagrad", "{ representation = \"hashed\", num_rows = 50, dtype = \"i4\" }", decayed),
+        (
+            "adagrad",
+            "{ representation = \"tt\", rank = \"auto\", budget = \"1500B\", warm_up = 110, \
+             dtype = \"i8\" }",
+            decayed,
+        ),
         (
             "sgd",
-            "{ representation = \"tt\", rank = 4, dtype = \"i8\" }",
+            "{ representation = \"hashed\", num_rows = 50, dtype = \"i4\" }",
             "dropout = 0.2\nweight_decay = 0.01\nl2 = 0.01\nclip_norm = 0.1\nwarm_up = \
              50\nschedule = \"cosine\"\nlabel_smoothing = 0.1\nevaluate_every = 35\npatience = 50",
         ),
@@ -585,6 +610,11 @@ fn training_starts_from_another_checkpoint() {
     let codes = "{ representation = \"codes\", books = 8, bits = 7 }";
     let (coded, _) = warm("coded", codes, init(""));
     assert!((loss(&coded) - loss(&dense)).abs() < 1e-2, "{} {}", loss(&coded), loss(&dense));
+    // Ranks of the checkpoint's rows, without a warm-up.
+    let auto = "{ representation = \"tt\", rank = \"auto\", budget = \"90%\" }";
+    let (auto, said) = warm("auto", auto, init(""));
+    assert!(said.contains("table \"item\": ranks ["), "{said}");
+    assert!(loss(&auto) < losses[2], "{} {losses:?}", loss(&auto));
     // A run with the same tables gives its parameters, whatever they are.
     let qr = "{ representation = \"quotient-remainder\", num_remainders = 10 }";
     let (parts, _) = run("qr", qr, "epochs = 2");
@@ -797,6 +827,62 @@ fn mistakes_of_a_config_are_named() {
             "[train]",
             "table = { representation = \"codes\", books = 4, warm_up = 3 }\n[train]",
             &["\"user\"", "`warm_up` is 3 steps, but training has 3"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"some\" }\n[train]",
+            &["rank = \"some\"", "expected a number or \"auto\""],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = -1 }\n[train]",
+            &["rank = -1", "expected a number or \"auto\""],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"auto\", warm_up = 1 }\n[train]",
+            &["\"user\"", "`rank` is \"auto\": set `budget`"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = 4, budget = \"1%\" }\n[train]",
+            &["\"user\"", "`budget` and `warm_up` are for `rank = \"auto\"`"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"auto\", budget = \"tiny\" \
+             }\n[train]",
+            &["\"user\"", "`budget` is \"tiny\": expected a size above 0"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"auto\", budget = \"1%\", \
+             warm_up = 1 }\n[train]",
+            &["with all ranks 1 the tables take 260"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"auto\", budget = \"90%\" }\n[train]",
+            &["without a `warm_up`", "set `warm_up`, or `init`"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"auto\", budget = \"90%\", \
+             warm_up = 3 }\n[train]",
+            &["\"user\"", "`warm_up` is 3 steps, but training has 3"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"auto\", budget = \"90%\", cache = { \
+             rows = 9 } }\n[train]",
+            &["\"user\"", "a table with a `cache`"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"tt\", rank = \"auto\", budget = \"90%\", warm_up = 1 \
+             }\n[model.tables]\nuser = { representation = \"tt\", rank = \"auto\", budget = \
+             \"80%\", warm_up = 1 }\n[train]",
+            &["share one budget"],
         ),
         (
             "embedding_dim = 8",
@@ -1076,7 +1162,7 @@ budget = "7000"
 representations = [
     { representation = "dense" },
     { representation = "tt", rank = 4 },
-    { representation = "hashed", like_rank = 4 },
+    { representation = "tt", rank = "auto", budget = "3000B", warm_up = 120 },
 ]
 "#;
     let toml = dir.file("sweep.toml", config("", "epochs = 3") + sweep);
@@ -1106,9 +1192,10 @@ representations = [
     };
     for line in text.lines().skip(1) {
         assert!((0.4..possible).contains(&field(line, "test_auc")), "{line}");
-        assert!(field(line, "bytes") <= 7000.0, "{line}");
+        let most = if line.contains("auto") { 3000.0 } else { 7000.0 };
+        assert!(field(line, "bytes") <= most, "{line}");
     }
-    assert!(fs::read_to_string(out.join("results.svg")).unwrap().contains("hashed"));
+    assert!(fs::read_to_string(out.join("results.svg")).unwrap().contains("tt, rank auto"));
 
     // Again: nothing is left to do. And with a run taken away, that one.
     let again = ttrec!["sweep", &toml, "-o", &out].exits(0);

@@ -28,6 +28,7 @@ pub(crate) use resume::Key;
 pub use resume::ResumeCache;
 pub(crate) use rows::Rows;
 pub use shape::{Factors, suggest_shape, widest_first};
+pub(crate) use train::{Train, of_slices, slices};
 pub(crate) use tt_svd::{Limits, TtSvd};
 
 use crate::progress::Progress;

@@ -9,15 +9,15 @@ use anyhow::Result;
 /// Canonical: the columns of every core but the last are orthonormal, and the product of the cores
 /// to the right of a bond has orthogonal rows, whose squared norms are the bond's energies,
 /// descending.
-pub(super) struct Train {
+pub(crate) struct Train {
     pub(super) cores: Vec<Mat>,
     /// One list per bond.
-    pub(super) energies: Vec<Vec<f64>>,
+    pub(crate) energies: Vec<Vec<f64>>,
 }
 
 impl Train {
     /// Makes any cores canonical.
-    pub(super) fn new(mut cores: Vec<Mat>) -> Result<Self> {
+    pub(crate) fn new(mut cores: Vec<Mat>) -> Result<Self> {
         let d = cores.len();
         for k in 0..d - 1 {
             orthonormal_to_the_left(&mut cores, k)?;
@@ -41,7 +41,7 @@ impl Train {
     }
 
     /// The best cores of these inner ranks, bond by bond, and the squared error that this adds.
-    pub(super) fn truncate(&self, ranks: &[usize]) -> Result<(Vec<Mat>, f64)> {
+    pub(crate) fn truncate(&self, ranks: &[usize]) -> Result<(Vec<Mat>, f64)> {
         let tail = |energies: &[f64], rank: usize| energies.iter().skip(rank).sum::<f64>();
         let mut error = tail(&self.energies[0], ranks[0]);
         let mut cores =
@@ -61,6 +61,53 @@ impl Train {
         cores.push(multiply_left(&change, &self.cores[ranks.len()]));
         Ok((cores, error))
     }
+
+    /// The same product, of cores that training can continue from: both sides of a bond carry its
+    /// energies alike, and the elements of all cores have the same root mean square.
+    pub(crate) fn balanced(mut self) -> Vec<Mat> {
+        for (k, energies) in self.energies.iter().enumerate() {
+            // Where there is no energy, the left side stays, so that training can use the bond.
+            let root = |&energy: &f64| if energy > 0.0 { energy.sqrt().sqrt() } else { 1.0 };
+            let roots: Vec<f64> = energies.iter().map(root).collect();
+            self.cores[k] = weigh(&self.cores[k], &roots);
+            for (at, mut row) in self.cores[k + 1].row_iter_mut().enumerate() {
+                row /= roots[at % roots.len()];
+            }
+        }
+        let sizes = self.cores.iter().map(|core| core.norm() / (core.len() as f64).sqrt());
+        let sizes: Vec<f64> = sizes.collect();
+        let mean = sizes.iter().map(|size| size.powf(1.0 / sizes.len() as f64)).product::<f64>();
+        if mean > 0.0 {
+            self.cores.iter_mut().zip(sizes).for_each(|(core, size)| *core *= mean / size);
+        }
+        self.cores
+    }
+}
+
+/// Core k of slices of `[r_k, q_k, r_{k+1}]` elements, one after another.
+pub(crate) fn of_slices(slices: &[f32], [left, columns, right]: [usize; 3]) -> Mat {
+    Mat::from_fn(slices.len() / right, right, |row, t| {
+        let (s, j, i) = (row % left, row / left % columns, row / left / columns);
+        slices[((i * left + s) * columns + j) * right + t].into()
+    })
+}
+
+/// The slices of each core, one after another; the opposite of [`of_slices`].
+pub(crate) fn slices(cores: &[Mat], columns: &[u32]) -> Vec<Vec<f32>> {
+    let mut left = 1;
+    let mut out = Vec::new();
+    for (core, &q) in cores.iter().zip(columns) {
+        let (q, right) = (q as usize, core.ncols());
+        let slices = core.nrows() / (q * left);
+        let element = |at: usize| {
+            let (t, j, s, i) =
+                (at % right, at / right % q, at / right / q % left, at / right / q / left);
+            core[((i * q + j) * left + s, t)] as f32
+        };
+        out.push((0..slices * left * q * right).map(element).collect());
+        left = right;
+    }
+    out
 }
 
 /// Makes the columns of core k orthonormal; core k + 1 absorbs the rest.

@@ -9,7 +9,7 @@ use super::{
     als::{Als, Squares},
     gram::Gram,
     shape::Factors,
-    train::Train,
+    train::{Train, slices},
     unfolding::Unfolding,
 };
 use crate::{
@@ -214,24 +214,7 @@ impl TtSvd {
             None => self.relative(self.base + added),
         };
         let ranks = cores[..cores.len() - 1].iter().map(|core| core.ncols() as u32).collect();
-        Ok(Refined { ranks, cores: self.slices(&cores), error })
-    }
-
-    fn slices(&self, cores: &[Mat]) -> Vec<Vec<f32>> {
-        let mut left = 1;
-        let mut out = Vec::new();
-        for (core, &q) in cores.iter().zip(&self.factors.columns) {
-            let (q, right) = (q as usize, core.ncols());
-            let slices = core.nrows() / (q * left);
-            let element = |at: usize| {
-                let (t, j, s, i) =
-                    (at % right, at / right % q, at / right / q % left, at / right / q / left);
-                core[((i * q + j) * left + s, t)] as f32
-            };
-            out.push((0..slices * left * q * right).map(element).collect());
-            left = right;
-        }
-        out
+        Ok(Refined { ranks, cores: slices(&cores, &self.factors.columns), error })
     }
 
     fn truncate(&self, ranks: &[u32]) -> Result<(Vec<Mat>, f64)> {
