@@ -2,15 +2,17 @@
 //!
 //! To find it, each side of the pairs gets coordinates: the leading singular vectors of the
 //! matrix of pairs, divided by the roots of both sides' counts (Dhillon, "Co-clustering documents
-//! and words using bipartite spectral graph partitioning", 2001). Rows are then halved along the
-//! axis in which their coordinates differ most, and each half again, down to [`LEAF`] rows, which
-//! are sorted by frequency.
+//! and words using bipartite spectral graph partitioning", 2001). The vectors are multiplied by the
+//! squares of their singular values, so that weaker ones count less. Only the direction of a row's
+//! coordinates counts: their length depends on how frequent the row is. Rows are then halved along
+//! the axis in which their coordinates differ most, and each half again, down to [`LEAF`] rows,
+//! which are sorted by frequency.
 
 use crate::{progress::Bar, random::uniform};
 use serde::{Deserialize, Serialize};
 
 /// The number of coordinates. The first one only depends on how frequent a row is.
-const COORDINATES: usize = 16;
+const COORDINATES: usize = 48;
 /// Iterations that find the coordinates.
 const ROUNDS: usize = 12;
 /// Iterations that find an axis.
@@ -65,20 +67,26 @@ fn coordinates(pairs: &[[u32; 2]], lens: [usize; 2]) -> [Vec<Coordinates>; 2] {
     for _ in 0..ROUNDS {
         orthonormalize(&mut right);
         multiply(pairs, [&scales[1], &scales[0]], |[l, r]| (r, l), &right, &mut left);
-        // The vectors keep their singular values, so that weaker directions count less.
-        let scaled = left.clone();
         orthonormalize(&mut left);
         multiply(pairs, [&scales[0], &scales[1]], |[l, r]| (l, r), &left, &mut right);
-        left = scaled;
         bar.add(1);
     }
-    let mut sides = [left, right];
-    for (rows, scales) in sides.iter_mut().zip(&scales) {
-        rows.iter_mut()
-            .zip(scales)
-            .for_each(|(row, scale)| row.iter_mut().for_each(|x| *x *= scale));
+    // The right vectors are multiplied by their singular values, which are then their lengths.
+    let mut squares = [0.0f64; COORDINATES];
+    for row in &right {
+        squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x * x));
     }
-    sides
+    for (rows, factors) in [(&mut left, squares), (&mut right, squares.map(f64::sqrt))] {
+        for row in rows {
+            row.iter_mut()
+                .zip(&factors)
+                .for_each(|(x, factor)| *x = (f64::from(*x) * factor) as f32);
+            row[0] = 0.0;
+            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            row.iter_mut().for_each(|x| *x /= length);
+        }
+    }
+    [left, right]
 }
 
 /// The order in which similar rows are neighbours.
@@ -105,16 +113,42 @@ fn multiply(
     }
 }
 
-/// Gram-Schmidt, column by column.
+/// Makes the columns orthonormal, each by means of those before it, as Gram-Schmidt does. The
+/// factors come from the Cholesky decomposition of the products of all columns, so that there are
+/// two passes over the rows. A column that depends on others becomes zeros.
 fn orthonormalize(rows: &mut [Coordinates]) {
-    for k in 0..COORDINATES {
-        for other in 0..k {
-            let product: f64 = rows.iter().map(|row| f64::from(row[k] * row[other])).sum();
-            rows.iter_mut().for_each(|row| row[k] -= product as f32 * row[other]);
+    let mut lower = [[0.0f64; COORDINATES]; COORDINATES];
+    for row in &*rows {
+        for (line, &x) in lower.iter_mut().zip(row) {
+            line.iter_mut()
+                .zip(row)
+                .for_each(|(sum, &y)| *sum += f64::from(x) * f64::from(y));
         }
-        let norm = rows.iter().map(|row| f64::from(row[k] * row[k])).sum::<f64>().sqrt();
-        let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
-        rows.iter_mut().for_each(|row| row[k] = (f64::from(row[k]) * scale) as f32);
+    }
+    for i in 0..COORDINATES {
+        let whole = lower[i][i];
+        for j in 0..=i {
+            let known: f64 = lower[i][..j].iter().zip(&lower[j]).map(|(x, y)| x * y).sum();
+            let left = lower[i][j] - known;
+            lower[i][j] = match lower[j][j] {
+                _ if i == j && left > 1e-12 * whole => left.sqrt(),
+                diagonal if i != j && diagonal > 0.0 => left / diagonal,
+                _ => 0.0,
+            };
+        }
+    }
+    for row in rows {
+        let mut done = [0.0f64; COORDINATES];
+        for (i, x) in row.iter_mut().enumerate() {
+            let known: f64 = lower[i][..i].iter().zip(&done).map(|(factor, x)| factor * x).sum();
+            let diagonal = lower[i][i];
+            done[i] = if diagonal > 0.0 {
+                (f64::from(*x) - known) / diagonal
+            } else {
+                0.0
+            };
+            *x = done[i] as f32;
+        }
     }
 }
 
@@ -138,7 +172,7 @@ fn halve(rows: &[Coordinates], counts: &[u64], order: &mut [u32]) {
     halve(rows, counts, high);
 }
 
-/// The axis of the largest variance, without the first coordinate.
+/// The axis of the largest variance.
 fn main_axis(rows: &[Coordinates], order: &[u32]) -> [f64; COORDINATES] {
     let mut mean = [0.0; COORDINATES];
     for &row in order {
@@ -150,11 +184,8 @@ fn main_axis(rows: &[Coordinates], order: &[u32]) -> [f64; COORDINATES] {
     for &row in order {
         let centered: [f64; COORDINATES] =
             std::array::from_fn(|k| f64::from(rows[row as usize][k]) - mean[k]);
-        for (i, line) in covariance.iter_mut().enumerate().skip(1) {
-            line.iter_mut()
-                .enumerate()
-                .skip(1)
-                .for_each(|(j, sum)| *sum += centered[i] * centered[j]);
+        for (line, x) in covariance.iter_mut().zip(centered) {
+            line.iter_mut().zip(&centered).for_each(|(sum, y)| *sum += x * y);
         }
     }
     let mut axis = [1.0; COORDINATES];
