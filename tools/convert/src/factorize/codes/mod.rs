@@ -10,6 +10,7 @@ mod nearest;
 mod product;
 mod residual;
 mod rotation;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod training;
