@@ -71,6 +71,14 @@ impl Shape {
         }
     }
 
+    /// The entries that have an element in a column.
+    pub(crate) fn entries_per_column(&self) -> usize {
+        match self.combine {
+            Combining::Concat => self.book_len(),
+            Combining::Add => self.book_len() * self.books,
+        }
+    }
+
     /// What a table of this size is stored as.
     pub(crate) fn layout(
         &self,
@@ -140,6 +148,16 @@ impl Learner {
     /// The directions of the rows, if a projection was wanted.
     pub(crate) fn directions(&self) -> Option<&Directions> {
         self.directions.as_ref()
+    }
+
+    /// The number of rows that books are learned from.
+    pub(crate) fn num_rows(&self) -> usize {
+        self.training.count
+    }
+
+    /// The index of one of these rows in the table.
+    pub(crate) fn row(&self, at: usize) -> u64 {
+        self.training.row(at)
     }
 
     /// Learns books of this shape.

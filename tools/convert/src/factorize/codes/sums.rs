@@ -1,5 +1,5 @@
-//! The codes of rows that are sums of entries, one of each book: a beam search, which keeps a few of
-//! the best sums after each book.
+//! The codes of rows that are sums of entries, one of each book: a beam search, which keeps a few
+//! of the best sums after each book.
 //!
 //! The squared distance of a row x and a sum of entries is `|x|^2` and twice this: the half of the
 //! squared norm of each entry, less its product with x, and the product of each two entries.
@@ -68,7 +68,10 @@ struct Search<'s> {
     codes: &'s mut [u16],
 }
 
-/// One of the best sums so far.
+/// The best sums of a row so far, the best first.
+type Best = [Found; BEAM];
+
+/// A sum of entries.
 #[derive(Clone, Copy)]
 struct Found {
     /// Half of the squared distance from the row, without the row's norm.
@@ -81,64 +84,68 @@ struct Found {
 impl Found {
     /// Farther than any sum.
     const NONE: Self = Self { distance: f32::INFINITY, sum: 0, code: 0 };
+    /// The sum of no entries.
+    const EMPTY: Self = Self { distance: 0.0, ..Self::NONE };
 }
 
 impl WithSimd for Search<'_> {
     type Output = ();
 
-    // Loops instead of closures, which are not compiled for the CPU's vectors.
+    // Loops instead of closures, which are not compiled for the CPU's vectors. One book after
+    // another is searched for all rows, so that its products with others stay in the cache.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { sums, products, codes } = self;
         let (entries, book_len) = (sums.halves.len(), sums.book_len);
-        let books = entries / book_len;
-        let mut distances = vec![0.0; book_len];
-        // The codes of each sum.
-        let (mut kept, mut extended) = (vec![0; BEAM * books], vec![0; BEAM * books]);
-        let mut others = Vec::with_capacity(books);
-        for (products, codes) in products.chunks_exact(entries).zip(codes.chunks_exact_mut(books)) {
-            let mut found = [Found { distance: 0.0, ..Found::NONE }; BEAM];
-            let mut count = 1;
-            for book in 0..books {
-                let first = book * book_len;
-                let halves = S::as_simd_f32s(&sums.halves[first..][..book_len]).0;
-                let products = S::as_simd_f32s(&products[first..][..book_len]).0;
-                let before = std::mem::replace(&mut found, [Found::NONE; BEAM]);
-                for (sum, before) in before[..count].iter().enumerate() {
-                    others.clear();
-                    for (other, &code) in kept[sum * books..][..book].iter().enumerate() {
-                        let entry = other * book_len + usize::from(code);
-                        let other = &sums.products[entry * entries + first..][..book_len];
-                        others.push(S::as_simd_f32s(other).0);
-                    }
-                    let before = simd.splat_f32s(before.distance);
+        let (books, rows) = (entries / book_len, products.len() / entries);
+        let mut best = vec![[Found::EMPTY; BEAM]; rows];
+        // The codes of each sum of each row.
+        let mut kept = vec![0; rows * BEAM * books];
+        let (mut before, mut distances) = (vec![0; BEAM * books], vec![0.0; book_len]);
+        for book in 0..books {
+            let first = book * book_len;
+            let halves = S::as_simd_f32s(&sums.halves[first..][..book_len]).0;
+            let count = if book == 0 { 1 } else { BEAM };
+            for (row, best) in best.iter_mut().enumerate() {
+                let kept = &mut kept[row * BEAM * books..][..BEAM * books];
+                let products = S::as_simd_f32s(&products[row * entries + first..][..book_len]).0;
+                let mut found = [Found::NONE; BEAM];
+                for sum in 0..count {
                     let out = S::as_mut_simd_f32s(&mut distances).0;
+                    let start = simd.splat_f32s(best[sum].distance);
                     for at in 0..out.len() {
-                        let mut x = simd.sub_f32s(simd.add_f32s(before, halves[at]), products[at]);
-                        for other in &others {
-                            x = simd.add_f32s(x, other[at]);
+                        out[at] = simd.sub_f32s(simd.add_f32s(start, halves[at]), products[at]);
+                    }
+                    for other in 0..book {
+                        let entry = other * book_len + usize::from(kept[sum * books + other]);
+                        let with = &sums.products[entry * entries + first..][..book_len];
+                        let with = S::as_simd_f32s(with).0;
+                        for at in 0..out.len() {
+                            out[at] = simd.add_f32s(out[at], with[at]);
                         }
-                        out[at] = x;
                     }
                     insert(&mut found, &distances, sum);
                 }
-                count = BEAM;
+                before.copy_from_slice(kept);
                 for (sum, found) in found.iter().enumerate() {
-                    let extended = &mut extended[sum * books..][..book + 1];
-                    let before = &kept[usize::from(found.sum) * books..][..book];
-                    extended[..book].copy_from_slice(before);
-                    extended[book] = found.code;
+                    let kept = &mut kept[sum * books..][..book + 1];
+                    kept[..book].copy_from_slice(&before[usize::from(found.sum) * books..][..book]);
+                    kept[book] = found.code;
                 }
-                std::mem::swap(&mut kept, &mut extended);
+                *best = found;
             }
-            codes.copy_from_slice(&kept[..books]);
         }
+        let kept = kept.chunks_exact(BEAM * books);
+        codes
+            .chunks_exact_mut(books)
+            .zip(kept)
+            .for_each(|(codes, kept)| codes.copy_from_slice(&kept[..books]));
     }
 }
 
-/// Inserts the sums with these distances that are among the best, in their order.
+/// Inserts the sums with these distances that are among the best.
 #[inline(always)]
-fn insert(found: &mut [Found; BEAM], distances: &[f32], sum: usize) {
+fn insert(found: &mut Best, distances: &[f32], sum: usize) {
     for (block, distances) in distances.as_chunks::<BLOCK>().0.iter().enumerate() {
         let farthest = found[BEAM - 1].distance;
         let mut near = false;
