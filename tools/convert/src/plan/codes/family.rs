@@ -38,7 +38,7 @@ const FEWEST: usize = 16;
 const FEWEST_PLAIN: usize = 4;
 /// The numbers of added codes that are measured.
 const ADDED: [usize; 4] = [2, 3, 5, 8];
-/// A book of added codes takes at most this part of the bytes of the codes of its entries.
+/// The codes of a book of added codes take at least so many times the bytes of the book.
 const BOOK: u128 = 2;
 
 /// Shapes of growing numbers of codes, and the positions of those that are measured.
