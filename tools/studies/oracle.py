@@ -3,11 +3,12 @@
     python tools/studies/oracle.py CHECKPOINT TENSOR ROWS COLUMNS [BUDGET...]
 
 BUDGET is a percentage of the table as f32. For each family (dense rows; short rows; tensor trains
-of two and three cores; codes: put end to end with and without a rotation, of several ranks, or
-added; of several bits and types of books) the largest member that fits is converted, and `ttrec
-verify` measures it. For a table of more than four million elements, it tries no tensor
-trains, fewer ranks, 8 and 7 bits, and only books in i8. Prints the best member, the error of the plan and their ratio; the
-exit code is 1 if a ratio is above 1.05 or a plan exceeds its budget. TTREC names the command."""
+of two and three cores; codes: put end to end with and without a rotation, or added, of several
+ranks; of several bits and types of books) the largest member that fits is converted, and `ttrec
+verify` measures it. For a table of more than four million elements, it tries no tensor trains,
+fewer ranks, 8 and 7 bits, and only books in i8. Prints the best member, the error of the plan and
+their ratio; the exit code is 1 if a ratio is above 1.05 or a plan exceeds its budget. TTREC names
+the command."""
 
 import json
 import math
@@ -29,6 +30,8 @@ LARGE = 4 << 20
 # What is tried of a small table and of a large one: twentieths of the columns, bits, and books.
 SMALL_TABLE = (range(4, 21), (8, 7, 6, 5, 4), {"f16": 2, "i8": 1})
 LARGE_TABLE = ((5, 8, 11, 14, 17, 20), (8, 7), {"i8": 1})
+# Twentieths of the columns of added codes, whose books are i8.
+ADDED = (12, 16, 20)
 
 
 def largest(numbers, fits):
@@ -92,11 +95,18 @@ def members(rows, columns, budget):
                 of_rank = lambda books: length(books, -(-rank // books), True) <= room
                 for books in largest(range(1, rank + 1), of_rank):
                     yield {**codes, "books": books, "rank": rank, "rotation": True}
-            # Books of all columns; more of them than this take too long to learn.
-            added = lambda books: books << bits <= 8192 and length(books, columns) <= room
-            for books in largest(range(1, 17), added):
-                if length(books, columns) > room / 2:
-                    yield {**codes, "books": books, "combine": "add"}
+            for rank in sorted({columns * share // 20 for share in ADDED}):
+                if rank == 0 or dtype != "i8":
+                    continue
+                projection = 2 * rank * columns if rank < columns else 0
+                # More books than this take too long to learn.
+                added = lambda books: books << bits <= 8192 and (
+                    rows * books + ((rank << bits) + 4) * books + projection <= room
+                )
+                for books in largest(range(1, 17), added):
+                    if 2 * books * (rows + (rank << bits)) > room:
+                        of_rank = {"rank": rank, "rotation": True} if rank < columns else {}
+                        yield {**codes, "books": books, "combine": "add", **of_rank}
 
 
 def run(*args):

@@ -128,6 +128,27 @@ fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
     }
 }
 
+/// The length of the blob of a spec of one table, and the error that `verify` finds.
+#[track_caller]
+fn stored(dir: &Dir, checkpoint: &Path, spec: &Path) -> (usize, f64) {
+    let blob = dir.path("stored.ttr");
+    ttrec!["convert", checkpoint, "--spec", spec, "-o", &blob].exits(0);
+    let run = ttrec![
+        "verify",
+        &blob,
+        "--against",
+        checkpoint,
+        "--spec",
+        spec,
+        "--max-error",
+        "2",
+        "--json"
+    ];
+    let verified: Value = serde_json::from_str(&run.exits(0).stdout).unwrap();
+    let error = number(&verified["tables"][0]["relative_error"]);
+    (usize::try_from(fs::metadata(&blob).unwrap().len()).unwrap(), error)
+}
+
 /// The layers of a model as the plan said, and its blob scores as many samples as there are.
 #[track_caller]
 fn assert_scores(
@@ -307,6 +328,55 @@ fn codes_are_found_where_rows_are_made_of_patterns() {
     assert_unbeaten(&found);
 }
 
+/// Rows near sums of a few patterns of all columns, and rows of even noise: added codes name
+/// the patterns. The test stores added codes of many numbers of columns, as many codes as fit, and
+/// none of them has much less error than the plan, which chooses added codes where they win.
+#[test]
+fn added_codes_are_found_where_rows_are_sums() {
+    let dir = Dir::new();
+    let mut random = Random(23);
+    let (rows, columns) = (6000, 16);
+    let patterns: Vec<Vec<f32>> = (0..3).map(|_| random.matrix(32 * columns)).collect();
+    let mut sums = vec![0.0; rows * columns];
+    for row in sums.chunks_exact_mut(columns) {
+        for patterns in &patterns {
+            let taken = (random.uniform() * 32.0) as usize;
+            row.iter_mut().zip(&patterns[taken * columns..]).for_each(|(x, y)| *x += y);
+        }
+        row.iter_mut().for_each(|x| *x += 0.02 * random.normal());
+    }
+    let even: Vec<f32> = (0..rows * columns).map(|_| random.uniform() - 0.5).collect();
+    let path = dir.path("sums.safetensors");
+    for (values, budget) in [(&sums, 26_000), (&sums, 34_000), (&even, 26_000)] {
+        write_safetensors(&path, &[("emb", F32, &[rows, columns], values.bytes())]);
+        let (found, spec) = plan(&dir, &path, &["--budget", &budget.to_string()]);
+        assert_foretold(&dir, &path, &found, &spec);
+        assert_unbeaten(&found);
+        let (len, planned) = stored(&dir, &path, &spec);
+        assert!(len <= budget);
+        let mut best = f64::INFINITY;
+        for (bits, rank) in [8, 7, 6].iter().flat_map(|&bits| [8, 12, 16].map(|rank| (bits, rank)))
+        {
+            let len = |books: usize| {
+                let projection = 2 * rank * columns;
+                rows * books + books * ((rank << bits) + 4) + projection + 768
+            };
+            let Some(books) = (1..=8).rev().find(|&books| len(books) <= budget) else { continue };
+            let text = format!(
+                "[[table]]\ntensor = \"emb\"\nrepresentation = \"codes\"\nbooks = {books}\n\
+                 combine = \"add\"\nbits = {bits}\nrank = {rank}\nrotation = true\n\
+                 dtype = \"i8\"\n"
+            );
+            let (found, error) = stored(&dir, &path, &dir.file("codes.toml", text));
+            assert!(found <= budget);
+            best = best.min(error);
+        }
+        assert!(planned <= 1.05 * best, "{budget}: {planned} {best}");
+        let combine = if values == &sums { "add" } else { "concat" };
+        assert_eq!(found["tables"][0]["combine"], combine, "{found}");
+    }
+}
+
 /// One more code for each row takes a large part of these budgets. The test stores codes of many
 /// numbers of columns, as many codes as fit, and none of them has much less error than the plan.
 #[test]
@@ -321,27 +391,9 @@ fn few_codes_have_the_columns_that_go_best_with_them() {
         .for_each(|(at, x)| *x /= ((1 + at % columns) as f32).sqrt());
     let path = dir.path("small.safetensors");
     write_safetensors(&path, &[("emb", F32, &[rows, columns], values.bytes())]);
-    let stored = |spec: &Path| {
-        let blob = dir.path("small.ttr");
-        ttrec!["convert", &path, "--spec", spec, "-o", &blob].exits(0);
-        let run = ttrec![
-            "verify",
-            &blob,
-            "--against",
-            &path,
-            "--spec",
-            spec,
-            "--max-error",
-            "2",
-            "--json"
-        ];
-        let verified: Value = serde_json::from_str(&run.exits(0).stdout).unwrap();
-        let error = number(&verified["tables"][0]["relative_error"]);
-        (usize::try_from(fs::metadata(&blob).unwrap().len()).unwrap(), error)
-    };
     for budget in [9_600, 13_440, 19_200] {
         let (_, spec) = plan(&dir, &path, &["--budget", &budget.to_string()]);
-        let (len, planned) = stored(&spec);
+        let (len, planned) = stored(&dir, &path, &spec);
         assert!(len <= budget);
         let mut best = f64::INFINITY;
         for (bits, rank) in
@@ -358,7 +410,7 @@ fn few_codes_have_the_columns_that_go_best_with_them() {
                 "[[table]]\ntensor = \"emb\"\nrepresentation = \"codes\"\nbooks = {books}\n\
                  bits = {bits}\nrank = {rank}\nrotation = true\ndtype = \"i8\"\n"
             );
-            let (found, error) = stored(&dir.file("codes.toml", text));
+            let (found, error) = stored(&dir, &path, &dir.file("codes.toml", text));
             assert!(found <= budget);
             best = best.min(error);
         }

@@ -4,7 +4,7 @@ use super::{
     candidate::{Candidate, Candidates, Form},
     layers::{Layers, StoredLayers},
 };
-use crate::factorize::CodesShape;
+use crate::{factorize::CodesShape, spec::Combining};
 
 /// How many times as fast plain rows are worth naming.
 const FASTER: f64 = 4.0;
@@ -18,13 +18,17 @@ pub(crate) fn describe(candidate: &Candidate) -> String {
         Form::Tt { shape, .. } => {
             format!("a tensor train of ranks {:?} in {dtype}", shape.inner_ranks())
         }
-        Form::Codes { shape: CodesShape { books, bits, rank, projected, .. } } => {
+        Form::Codes { shape: CodesShape { combine, books, bits, rank, projected } } => {
+            let added = match combine {
+                Combining::Concat => "",
+                Combining::Add => "added ",
+            };
             let of_rank = if *projected {
                 format!(" of rank {rank}")
             } else {
                 String::new()
             };
-            format!("{books} codes of {bits} bits{of_rank} with {dtype} books")
+            format!("{books} {added}codes of {bits} bits{of_rank} with {dtype} books")
         }
         Form::AsTrained { what } => format!("its {what} in {dtype}"),
     }
@@ -39,7 +43,13 @@ pub(crate) fn shortly(candidate: &Candidate) -> String {
         Form::Tt { shape, .. } => {
             format!("{dtype} R {}", shape.inner_ranks().iter().max().unwrap_or(&1))
         }
-        Form::Codes { shape } => format!("{dtype} {} x {} bits", shape.books, shape.bits),
+        Form::Codes { shape } => {
+            let sign = match shape.combine {
+                Combining::Concat => "x",
+                Combining::Add => "+",
+            };
+            format!("{dtype} {} {sign} {} bits", shape.books, shape.bits)
+        }
         Form::AsTrained { what } => format!("{what} {dtype}"),
     }
 }
@@ -94,7 +104,11 @@ fn alternatives(table: &Candidates, chosen: &Candidate) -> Vec<String> {
     }
     let is_train = |candidate: &Candidate| matches!(candidate.representation, Form::Tt { .. });
     let family = |candidate: &Candidate| {
-        (std::mem::discriminant(&candidate.representation), candidate.dtype)
+        let combine = match &candidate.representation {
+            Form::Codes { shape } => Some(shape.combine),
+            _ => None,
+        };
+        (std::mem::discriminant(&candidate.representation), combine, candidate.dtype)
     };
     // The best of each other family of at most the same size.
     let mut rivals: Vec<&Candidate> = Vec::new();

@@ -22,7 +22,7 @@ const DTYPES: [Dtype; 3] = [Dtype::F16, Dtype::I8, Dtype::I4];
 /// The type in which `convert` stores the projection.
 pub(super) const PROJECTION: Dtype = Dtype::F16;
 /// The number of rows whose rounding is measured: it hardly differs between rows.
-pub(super) const ROUNDED: usize = 8192;
+const ROUNDED: usize = 8192;
 /// The most columns: eigenvectors of more take minutes.
 pub(super) const MAX_COLUMNS: usize = 2048;
 /// Rows that are projected at once.

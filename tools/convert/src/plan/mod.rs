@@ -28,7 +28,7 @@ use crate::{
     error::Error,
     frequencies::Frequencies,
     progress::{Progress, Step},
-    spec::{ModelSpec, Spec, TableSpec},
+    spec::{Combining, ModelSpec, Spec, TableSpec},
 };
 use allowed::{Allowed, Chosen};
 use anyhow::{Context, Result, bail, ensure};
@@ -273,6 +273,9 @@ pub struct Point {
     /// The bits of a code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
+    /// How the entries of a row of codes make it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Combining>,
     /// The bytes that it adds to the blob.
     pub bytes: u64,
     /// Its relative error.
@@ -304,6 +307,7 @@ impl Point {
             column_factors: shape.map(|shape| shape.column_factors().to_vec()),
             books: codes.map(|shape| shape.books as u32),
             bits: codes.map(|shape| shape.bits),
+            combine: codes.map(|shape| shape.combine),
             bytes: candidate.bytes,
             error: candidate.error,
             nanoseconds: candidate.nanoseconds,

@@ -1,6 +1,6 @@
 //! The codes of rows, for books as they are stored.
 
-use super::{Codebooks, Shape, nearest::Searched, residual::Sums};
+use super::{Codebooks, Shape, nearest::Searched, sums::Sums};
 use crate::{
     factorize::Rows,
     matrix::{View, multiply},

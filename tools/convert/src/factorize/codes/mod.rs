@@ -10,6 +10,7 @@ mod nearest;
 mod product;
 mod residual;
 mod rotation;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod training;
@@ -67,6 +68,14 @@ impl Shape {
         match self.combine {
             Combining::Concat => self.width() * self.books,
             Combining::Add => self.rank,
+        }
+    }
+
+    /// The entries that have an element in a column.
+    pub(crate) fn entries_per_column(&self) -> usize {
+        match self.combine {
+            Combining::Concat => self.book_len(),
+            Combining::Add => self.book_len() * self.books,
         }
     }
 
@@ -139,6 +148,16 @@ impl Learner {
     /// The directions of the rows, if a projection was wanted.
     pub(crate) fn directions(&self) -> Option<&Directions> {
         self.directions.as_ref()
+    }
+
+    /// The number of rows that books are learned from.
+    pub(crate) fn num_rows(&self) -> usize {
+        self.training.count
+    }
+
+    /// The index of one of these rows in the table.
+    pub(crate) fn row(&self, at: usize) -> u64 {
+        self.training.row(at)
     }
 
     /// Learns books of this shape.

@@ -7,12 +7,10 @@ use super::{
     k_means::{Clusters, Points},
     product::{Learned, columns_of},
     rotation::Directions,
+    sums::Sums,
     training::Training,
 };
-use crate::{
-    matrix::{View, multiply},
-    progress::Step,
-};
+use crate::progress::Step;
 use anyhow::Result;
 use rayon::prelude::*;
 
@@ -20,10 +18,6 @@ use rayon::prelude::*;
 const FIRST: usize = 8;
 /// Improvements of all codes and books.
 const ROUNDS: usize = 6;
-/// Sums that the search keeps after each book.
-const BEAM: usize = 8;
-/// Rows that one thread codes at once.
-const CHUNK: usize = 256;
 
 /// The steps of learning.
 pub(super) fn steps(shape: &Shape) -> usize {
@@ -93,94 +87,4 @@ fn subtract(columns: &mut [f32], count: usize, entries: &[f32], codes: &[u16]) {
         let pairs = column.iter_mut().zip(codes);
         pairs.for_each(|(x, &code)| *x -= entries[usize::from(code) * width + at]);
     });
-}
-
-/// Books whose entries are added, ready to code rows.
-pub(super) struct Sums {
-    book_len: usize,
-    rank: usize,
-    /// All entries, one book after another.
-    entries: Vec<f32>,
-    /// Half of the squared norm of each entry.
-    halves: Vec<f32>,
-    /// The product of each entry with every other.
-    products: Vec<f32>,
-}
-
-/// A sum of entries: half of its squared distance from the row, without the row's norm, and codes.
-#[derive(Clone)]
-struct Sum {
-    distance: f32,
-    codes: Vec<u16>,
-}
-
-impl Sums {
-    pub(super) fn new(shape: &Shape, entries: &[f32]) -> Self {
-        let count = shape.books * shape.book_len();
-        let matrix = View::row_major(entries, shape.rank);
-        let mut products = vec![0.0; count * count];
-        multiply(matrix, matrix.transpose(), &mut products);
-        let half = |entry: &[f32]| entry.iter().map(|x| x * x).sum::<f32>() / 2.0;
-        Self {
-            book_len: shape.book_len(),
-            rank: shape.rank,
-            entries: entries.to_vec(),
-            halves: entries.chunks_exact(shape.rank).map(half).collect(),
-            products,
-        }
-    }
-
-    /// The codes of these rows, one row after another.
-    pub(super) fn encode(&self, rows: &[f32]) -> Vec<u16> {
-        let chunks: Vec<Vec<u16>> =
-            rows.par_chunks(CHUNK * self.rank).map(|rows| self.encode_chunk(rows)).collect();
-        chunks.concat()
-    }
-
-    fn encode_chunk(&self, rows: &[f32]) -> Vec<u16> {
-        let (count, entries) = (rows.len() / self.rank, self.halves.len());
-        let mut products = vec![0.0; count * entries];
-        let all = View::row_major(&self.entries, self.rank);
-        multiply(View::row_major(rows, self.rank), all.transpose(), &mut products);
-        products
-            .chunks_exact(entries)
-            .flat_map(|products| self.search(products))
-            .collect()
-    }
-
-    /// The codes of the row that has these products with the entries: the best of the sums that
-    /// are found by keeping a few of the best after each book.
-    fn search(&self, products: &[f32]) -> Vec<u16> {
-        let mut kept = vec![Sum { distance: 0.0, codes: Vec::new() }];
-        let mut distances = Vec::new();
-        for first in (0..products.len()).step_by(self.book_len) {
-            let this = first..first + self.book_len;
-            let mut found: Vec<(f32, usize, usize)> = Vec::new();
-            for (at, sum) in kept.iter().enumerate() {
-                distances.clear();
-                let parts = self.halves[this.clone()].iter().zip(&products[this.clone()]);
-                distances.extend(parts.map(|(half, product)| sum.distance + half - product));
-                for (book, &code) in sum.codes.iter().enumerate() {
-                    let entry = book * self.book_len + usize::from(code);
-                    let with = &self.products[entry * products.len()..][this.clone()];
-                    distances.iter_mut().zip(with).for_each(|(distance, x)| *distance += x);
-                }
-                for (code, &distance) in distances.iter().enumerate() {
-                    if found.len() == BEAM && found[BEAM - 1].0 <= distance {
-                        continue;
-                    }
-                    found.truncate(BEAM - 1);
-                    let place = found.partition_point(|other| other.0 <= distance);
-                    found.insert(place, (distance, at, code));
-                }
-            }
-            let extended = found.into_iter().map(|(distance, at, code)| {
-                let mut codes = kept[at].codes.clone();
-                codes.push(code as u16);
-                Sum { distance, codes }
-            });
-            kept = extended.collect();
-        }
-        kept.swap_remove(0).codes
-    }
 }

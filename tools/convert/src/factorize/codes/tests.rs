@@ -4,6 +4,7 @@ use super::{
     k_means::Points,
     nearest::Searched,
     rotation::{deal, nearest_rotation},
+    sums::Sums,
     *,
 };
 use crate::factorize::tests::{Table, noise};
@@ -219,6 +220,62 @@ fn errors_are_those_of_the_decoded_rows_and_codes_are_the_best() {
                 }
             }
         }
+    }
+}
+
+/// A beam search that compares all sums in f64. Elements are small integers, so that the products
+/// of both searches are exact, and many sums are equally far.
+#[test]
+fn added_codes_are_those_of_a_plain_beam_search() {
+    for (books, bits, rank) in [(1, 4, 3), (3, 4, 5), (4, 5, 2), (2, 8, 7)] {
+        let shape = Shape { bits, ..shape(Combining::Add, books, rank, false) };
+        let integers = |seed, len| -> Vec<f32> {
+            noise(seed, len).iter().map(|x| (4.0 * x).round()).collect()
+        };
+        let entries = integers(21, books * shape.book_len() * rank);
+        let rows = integers(22, 300 * rank);
+        let entry = |book: usize, code: u16| {
+            &entries[(book * shape.book_len() + usize::from(code)) * rank..][..rank]
+        };
+        let distance = |row: &[f32], codes: &[u16]| {
+            let mut sum = vec![0.0; rank];
+            for (book, &code) in codes.iter().enumerate() {
+                sum.iter_mut().zip(entry(book, code)).for_each(|(sum, x)| *sum += x);
+            }
+            squared(row, &sum)
+        };
+        let codes = Sums::new(&shape, &entries).encode(&rows);
+        for (row, codes) in rows.chunks_exact(rank).zip(codes.chunks_exact(books)) {
+            let mut kept = vec![Vec::new()];
+            for _ in 0..books {
+                let codes = 0..shape.book_len() as u16;
+                let mut all: Vec<Vec<u16>> = kept
+                    .iter()
+                    .flat_map(|sum| codes.clone().map(|code| [&sum[..], &[code]].concat()))
+                    .collect();
+                all.sort_by(|a, b| distance(row, a).total_cmp(&distance(row, b)));
+                all.truncate(8);
+                kept = all;
+            }
+            assert_eq!(codes, kept[0], "{shape:?}");
+        }
+    }
+}
+
+/// Rows of four large columns and eight small ones, smaller than what a few codes leave of the
+/// large ones: those are not worth their bytes, with many codes they are.
+#[test]
+fn directions_below_the_rounding_of_others_are_left_out() {
+    let (rows, columns) = (4000, 12);
+    let size = |column: usize| if column < 4 { 1.0 } else { 0.01 };
+    let values = noise(23, rows * columns);
+    let values = values.iter().enumerate().map(|(at, x)| x * size(at % columns)).collect();
+    let table = Table { columns, values };
+    let learner = Learner::new(&table, None, 4, ROWS_PER_ENTRY, true, &Job::default()).unwrap();
+    let directions = learner.directions().unwrap();
+    for combine in [Combining::Concat, Combining::Add] {
+        let rank = |books| directions.rank_for(&shape(combine, books, columns, true), 1 << 20);
+        assert_eq!((rank(2), rank(12)), (4, 12), "{combine:?}");
     }
 }
 

@@ -15,6 +15,8 @@ const AT_ONCE: usize = 1 << 20;
 pub(super) struct Training {
     pub(super) dim: usize,
     pub(super) count: usize,
+    /// The rows of the table.
+    all: u64,
     /// Row by row.
     pub(super) values: Vec<f32>,
     /// How much each row counts.
@@ -44,7 +46,7 @@ impl Training {
             least * of_row
         );
         let count = usize::try_from(all.min(most))?;
-        let row = |at: usize| (at as u128 * u128::from(all) / count as u128) as u64;
+        let row = |at: usize| evenly(at, count, all);
         let mut values = vec![0.0; count * dim];
         if count as u64 == all {
             let block = (AT_ONCE / dim).max(1);
@@ -61,11 +63,21 @@ impl Training {
             "a value is not finite: rows with NaN or infinity have no codes"
         );
         let weight = |weights: &[f32]| (0..count).map(|at| weights[row(at) as usize]).collect();
-        Ok(Self { dim, count, values, weights: weights.map(weight) })
+        Ok(Self { dim, count, all, values, weights: weights.map(weight) })
+    }
+
+    /// The row of the table at a position.
+    pub(super) fn row(&self, at: usize) -> u64 {
+        evenly(at, self.count, self.all)
     }
 
     /// Rows that are worked on at once.
     pub(super) fn at_once(&self) -> usize {
         (AT_ONCE / self.dim).max(1)
     }
+}
+
+/// The position `at` of `count` evenly spaced ones among `all`.
+fn evenly(at: usize, count: usize, all: u64) -> u64 {
+    (at as u128 * u128::from(all) / count as u128) as u64
 }
