@@ -4,6 +4,7 @@
 //! codes. In a small table, one more code for each row can take a large part of the budget. So its
 //! codes are also tried with more directions: at most as many more as take the bytes of one more
 //! code.
+//! And few codes are tried with the multiple of their number below the best number of directions.
 //!
 //! Added codes leave less error than as many codes put end to end, but each of their books has all
 //! columns. So they pay where books take few bytes in relation to the codes: in tables of many
@@ -26,7 +27,7 @@ pub(super) const BITS: [u32; 4] = [8, 7, 6, 5];
 /// The most elements of a small table.
 const SMALL: u64 = 1 << 20;
 /// The numbers of codes that are measured of a small table grow by this part of themselves.
-const GROWTH: usize = 4;
+const GROWTH: usize = 8;
 /// A small table is also tried with more directions. The directions that take as many bytes as one
 /// more code are added in this many equal parts.
 const MORE: usize = 4;
@@ -58,6 +59,8 @@ struct Kind {
     /// `None` means no projection. With a projection, so many of [`MORE`] parts of the directions
     /// that one more code would pay for are added to the best number of directions.
     more: Option<usize>,
+    /// Whether the number of directions is the multiple of the number of codes below the best.
+    below: bool,
 }
 
 /// All families of a table, in the order in which they are measured: added codes are compared with
@@ -74,10 +77,12 @@ pub(super) fn families(
     };
     let bits = || BITS.into_iter().filter(|bits| num_embeddings >= 2 << bits);
     let concat = bits().flat_map(|bits| {
-        let more = (0..=more).map(Some).chain([None]);
-        more.map(move |more| Kind { combine: Combining::Concat, bits, more })
+        let kind = move |more, below| Kind { combine: Combining::Concat, bits, more, below };
+        let above = (0..=more).map(Some).chain([None]).map(move |more| kind(more, false));
+        above.chain([kind(Some(0), true)])
     });
-    let add = bits().map(|bits| Kind { combine: Combining::Add, bits, more: Some(0) });
+    let add =
+        bits().map(|bits| Kind { combine: Combining::Add, bits, more: Some(0), below: false });
     concat
         .chain(add)
         .map(|kind| kind.family(context, learner, num_embeddings))
@@ -140,7 +145,9 @@ impl Kind {
         shapes.truncate(end + 1);
         shapes.drain(..start.unwrap_or(end + 1).min(end + 1));
         let measured = (0..shapes.len()).filter(|&at| is_measured(&shapes[at])).collect();
-        Family { shapes, measured, gives_up: !small || self.combine == Combining::Add }
+        // Few codes whose rank is rounded down may be worse than others, where more are better.
+        let gives_up = !small && !self.below || self.combine == Combining::Add;
+        Family { shapes, measured, gives_up }
     }
 
     /// The numbers of codes that are possible.
@@ -161,17 +168,22 @@ impl Kind {
         learner: &Learner,
         num_embeddings: u64,
     ) -> Option<CodesShape> {
-        let Self { combine, bits, more } = self;
+        let Self { combine, bits, more, below } = self;
         let shape = CodesShape { combine, books, bits, rank: columns, projected: more.is_some() };
         let Some((directions, more)) = learner.directions().zip(more) else { return Some(shape) };
         let best = directions.rank_for(&shape, num_embeddings);
+        if below {
+            let rank = best / books * books;
+            let differs = books <= 2 * GROWTH && (1..best).contains(&rank);
+            return differs.then_some(CodesShape { rank, ..shape });
+        }
         let per_code = directions.per_code(&shape, num_embeddings);
         let [fewer, rank] = [more.saturating_sub(1), more].map(|more| {
             let added = per_code * more as f64 / MORE as f64;
             let rank = columns.min(best.saturating_add(added.round() as usize));
-            // All books have the same number of columns, so that rounding up takes no more bytes.
-            // Larger numbers of codes are not all measured: there the rank has to grow steadily,
-            // because the errors between them are interpolated.
+            // All books have the same number of columns, so that the books of a rank between two
+            // multiples store zeros. Larger numbers of codes are not all measured: there the rank
+            // has to grow steadily, because the errors between them are interpolated.
             if combine == Combining::Concat && books <= 2 * GROWTH {
                 rank.next_multiple_of(books).min(columns)
             } else {
