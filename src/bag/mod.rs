@@ -225,10 +225,30 @@ fn check_offsets(
 ) -> Result<(), BagsError> {
     let last = num_indices as u64;
     let fits = last < offsets.first_negative(is_signed);
-    if fits && with_integers!(offsets, offsets => are_offsets(offsets, last)) {
+    // Looking for the first wrong offset would take longer.
+    if !PREFERS_SMALL_CODE && fits && with_integers!(offsets, all => are_offsets(all, last)) {
         return Ok(());
     }
-    Err(wrong_offset(offsets, num_indices, is_signed))
+    let end = offsets.len().checked_sub(1).ok_or(BagsError::OffsetsEmpty)?;
+    let ceiling = offsets.first_negative(is_signed).saturating_sub(1).min(last);
+    let mut range = 0..=0;
+    let wrong = offsets.iter().position(|offset| {
+        let is_right = range.contains(&offset);
+        range = offset..=ceiling;
+        !is_right
+    });
+    let position = match wrong {
+        Some(position) => position,
+        None if offsets.get(end) == Some(last) => return Ok(()),
+        None => end,
+    };
+    Err(match offsets.negative(position) {
+        Some(offset) if is_signed => BagsError::NegativeOffset { position, offset },
+        _ => {
+            let found = offsets.get(position).unwrap_or_default();
+            BagsError::Offsets { position, found, num_indices }
+        }
+    })
 }
 
 /// Whether offsets start at 0, never fall, and end at `last`.
@@ -240,28 +260,6 @@ fn are_offsets<X: Integer>(offsets: &[X], last: u64) -> bool {
         .zip(offsets.iter().skip(1))
         .fold(true, |so_far, (offset, next)| so_far & (offset <= next));
     never_fall && start.to_u64() == 0 && end.to_u64() == last
-}
-
-/// The error for the first offset that is below the one before it, above `num_indices` or negative,
-/// or for the last offset, which is not `num_indices`.
-#[cold]
-fn wrong_offset(offsets: Indices<'_>, num_indices: usize, is_signed: bool) -> BagsError {
-    let Some(last) = offsets.len().checked_sub(1) else { return BagsError::OffsetsEmpty };
-    let ceiling = offsets.first_negative(is_signed).saturating_sub(1).min(num_indices as u64);
-    let mut range = 0..=0;
-    let wrong = offsets.iter().position(|offset| {
-        let is_right = range.contains(&offset);
-        range = offset..=ceiling;
-        !is_right
-    });
-    let position = wrong.unwrap_or(last);
-    match offsets.negative(position) {
-        Some(offset) if is_signed => BagsError::NegativeOffset { position, offset },
-        _ => {
-            let found = offsets.get(position).unwrap_or_default();
-            BagsError::Offsets { position, found, num_indices }
-        }
-    }
 }
 
 impl Table<'_> {
@@ -471,12 +469,15 @@ pub(crate) fn check_bags(
         return Err(LookupError::WeightsPooling);
     }
     let limit = num_embeddings.min(bags.indices.first_negative(bags.is_signed));
-    // The largest index first: the compiler compares several indices at once to find it.
-    let largest = with_integers!(bags.indices, indices => {
-        indices.iter().copied().max().map(Integer::to_u64)
-    });
-    if largest.is_none_or(|largest| largest < limit) {
-        return Ok(());
+    // Looking for the first wrong index would take longer: the compiler compares several indices at
+    // once to find the largest.
+    if !PREFERS_SMALL_CODE {
+        let largest = with_integers!(bags.indices, indices => {
+            indices.iter().copied().max().map(Integer::to_u64)
+        });
+        if largest.is_none_or(|largest| largest < limit) {
+            return Ok(());
+        }
     }
     let mut indices = bags.indices.iter();
     let Some(position) = indices.position(|index| index >= limit) else { return Ok(()) };
