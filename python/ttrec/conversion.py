@@ -88,7 +88,7 @@ def plan(
 ) -> Plan:
     """Choose how to store each table within `budget`, such as "28MiB", 500000 or "25%".
 
-    Without a budget, find the smallest blob in which no relative error exceeds `max_error`.
+    Without a budget, return the smallest plan whose relative errors are at most `max_error`.
     """
     if budget is None and max_error is None:
         raise ValueError("neither budget nor max_error: give one of them")

@@ -118,7 +118,9 @@ impl Digits {
             for (number, row) in numbers.iter_mut().zip(&mut *rows) {
                 let (quotient, digit) = p.divide(*number as u32);
                 *number = quotient.into();
-                row.digits.get_mut(position).into_iter().for_each(|to| *to = digit);
+                if let Some(to) = row.digits.get_mut(position) {
+                    *to = digit;
+                }
             }
         };
         let rest = match self.order {
@@ -137,7 +139,9 @@ impl Digits {
             }
         };
         for (&mut number, row) in numbers.iter_mut().zip(rows) {
-            row.digits.get_mut(rest).into_iter().for_each(|to| *to = number as u32);
+            if let Some(to) = row.digits.get_mut(rest) {
+                *to = number as u32;
+            }
         }
     }
 

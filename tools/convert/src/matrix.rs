@@ -147,7 +147,7 @@ pub(crate) struct Svd {
     pub(crate) v: Mat,
 }
 
-/// The least inverse condition number (smallest singular value divided by largest) for which the
+/// The lowest inverse condition number (smallest singular value divided by largest) for which the
 /// normalised columns of `M V` are orthogonal to 1e-6.
 const WELL_CONDITIONED: f64 = 1e-5;
 

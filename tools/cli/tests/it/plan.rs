@@ -95,16 +95,12 @@ fn table<'p>(plan: &'p Value, name: &str) -> &'p Value {
         .unwrap()
 }
 
-/// The spec converts to a blob of the length that the plan said, which `verify` finds as far off as
-/// the plan said.
+/// What `verify` finds in a blob.
 #[track_caller]
-fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
-    let blob = dir.path("plan.ttr");
-    ttrec!["convert", checkpoint, "--spec", spec, "-o", &blob].exits(0);
-    assert_eq!(fs::metadata(&blob).unwrap().len(), plan["bytes"].as_u64().unwrap());
+fn verified(blob: &Path, checkpoint: &Path, spec: &Path) -> Value {
     let run = ttrec![
         "verify",
-        &blob,
+        blob,
         "--against",
         checkpoint,
         "--spec",
@@ -112,9 +108,18 @@ fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
         "--max-error",
         "2",
         "--json"
-    ]
-    .exits(0);
-    let verified: Value = serde_json::from_str(&run.stdout).unwrap();
+    ];
+    serde_json::from_str(&run.exits(0).stdout).unwrap()
+}
+
+/// The spec converts to a blob of the length that the plan said, which `verify` finds as far off as
+/// the plan said.
+#[track_caller]
+fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
+    let blob = dir.path("plan.ttr");
+    ttrec!["convert", checkpoint, "--spec", spec, "-o", &blob].exits(0);
+    assert_eq!(fs::metadata(&blob).unwrap().len(), plan["bytes"].as_u64().unwrap());
+    let verified = verified(&blob, checkpoint, spec);
     let tables = verified["tables"].as_array().unwrap();
     assert_eq!(tables.len(), plan["tables"].as_array().unwrap().len());
     for found in tables {
@@ -133,18 +138,7 @@ fn assert_foretold(dir: &Dir, checkpoint: &Path, plan: &Value, spec: &Path) {
 fn stored(dir: &Dir, checkpoint: &Path, spec: &Path) -> (usize, f64) {
     let blob = dir.path("stored.ttr");
     ttrec!["convert", checkpoint, "--spec", spec, "-o", &blob].exits(0);
-    let run = ttrec![
-        "verify",
-        &blob,
-        "--against",
-        checkpoint,
-        "--spec",
-        spec,
-        "--max-error",
-        "2",
-        "--json"
-    ];
-    let verified: Value = serde_json::from_str(&run.exits(0).stdout).unwrap();
+    let verified = verified(&blob, checkpoint, spec);
     let error = number(&verified["tables"][0]["relative_error"]);
     (usize::try_from(fs::metadata(&blob).unwrap().len()).unwrap(), error)
 }

@@ -149,7 +149,7 @@ impl<'t> Allowed<'t> {
         }
     }
 
-    /// The smallest useful budget, or `None` if this budget is large enough.
+    /// Returns the smallest useful budget, or `None` if this budget is large enough.
     pub(super) fn sensible_budget(&self) -> Option<u64> {
         let most = SENSELESS.powi(2) * self.energy;
         let squared = |taken: &[usize]| -> f64 {

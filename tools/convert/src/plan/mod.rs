@@ -187,7 +187,7 @@ pub struct Plan {
     pub f32_bytes: u64,
     /// The relative error of all tables and layers together.
     pub error: f64,
-    /// The smallest useful budget in bytes, or `None` if this budget is large enough.
+    /// The smallest useful budget in bytes. `None` if the budget is large enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sensible_budget: Option<u64>,
     /// The loss of the whole model, if there is a judge.

@@ -20,7 +20,7 @@ use crate::{
 };
 use ttrec::{blob::TableSpec, dtype::Dtype, limits::MAX_NUM_BOOKS};
 
-/// The stored types that are tried for books, the smallest last.
+/// The types of books to try, from the largest to the smallest.
 pub(super) const DTYPES: [Dtype; 2] = [Dtype::F16, Dtype::I8];
 /// The bits of codes; fewer than the first only where the books are a large part of the bytes.
 pub(super) const BITS: [u32; 4] = [8, 7, 6, 5];
