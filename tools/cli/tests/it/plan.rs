@@ -207,7 +207,7 @@ fn a_plan_keeps_its_budget_and_its_word() {
     let checkpoint = checkpoint(&dir);
     let f32_bytes = 4 * (900 * 24 + 1200 * 32 + 256 * 32);
     let mut before = 0.0;
-    for percent in [90, 50, 25, 12, 6] {
+    for percent in [60, 20, 6] {
         let (plan, spec) = plan(&dir, &checkpoint, &["--budget", &format!("{percent}%")]);
         assert_eq!(plan["f32_bytes"], f32_bytes);
         assert_eq!(plan["budget"], f32_bytes * percent / 100);
@@ -232,7 +232,7 @@ fn one_table_gets_the_best_that_fits() {
     let (all, _) = plan(&dir, &checkpoint, &["--budget", "10MB", "--spec", only]);
     let candidates = all["tables"][0]["candidates"].as_array().unwrap().clone();
     let mut families = Vec::new();
-    for budget in [200_000, 100_000, 60_000, 40_000, 25_000, 16_000, 12_000] {
+    for budget in [200_000, 60_000, 25_000, 12_000] {
         let (plan, _) = plan(&dir, &checkpoint, &["--budget", &budget.to_string(), "--spec", only]);
         let head = number(&plan["bytes"]) - number(&plan["tables"][0]["bytes"]);
         let fitting = candidates
@@ -248,7 +248,7 @@ fn one_table_gets_the_best_that_fits() {
         );
         families.push(plan["tables"][0]["representation"].as_str().unwrap().to_owned());
     }
-    assert_eq!((families[0].as_str(), families[4].as_str()), ("dense", "codes"), "{families:?}");
+    assert_eq!((families[0].as_str(), families[2].as_str()), ("dense", "codes"), "{families:?}");
 }
 
 #[test]
@@ -516,13 +516,7 @@ fn a_model_is_planned_with_its_layers() {
     // biases.
     let layers = 4 * (14 * 64 + 65 * 16 + 27 * 64 + 65 * 32 + 33);
     let f32_bytes = 4 * 6540 * 16 + layers;
-    for (percent, dtype, most) in [
-        (110, "f32", 1e-5),
-        (50, "f32", 1e-2),
-        (25, "f16", 0.2),
-        (12, "f16", f64::MAX),
-        (6, "f16", f64::MAX),
-    ] {
+    for (percent, dtype, most) in [(110, "f32", 1e-5), (25, "f16", 0.2), (6, "f16", f64::MAX)] {
         let (plan, spec) = plan(&dir, &checkpoint, &["--budget", &format!("{percent}%")]);
         assert_eq!(
             (&plan["f32_bytes"], &plan["layers"]["f32_bytes"]),
