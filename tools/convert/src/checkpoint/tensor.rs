@@ -264,7 +264,7 @@ impl Tensor {
     /// Decodes elements `start..start + out.len()` in row-major order, whatever order the file
     /// holds them in, rounding to the nearest `f32`.
     pub fn read_f32(&self, start: u64, out: &mut [f32]) -> Result<(), CheckpointError> {
-        decode_floats!(self, None, start, out, f32)
+        self.decode_f32(None, start, out)
     }
 
     /// As [`read_f32`](Self::read_f32), but reads the file instead of its mapping, so that a pass
@@ -292,7 +292,16 @@ impl Tensor {
         }
         let mut bytes = vec![0; out.len() * size as usize];
         map.read_at(place, &mut bytes).map_err(failed)?;
-        decode_floats!(self, Some(&bytes[..]), start, out, f32)
+        self.decode_f32(Some(&bytes), start, out)
+    }
+
+    fn decode_f32(
+        &self,
+        window: Option<&[u8]>,
+        start: u64,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        decode_floats!(self, window, start, out, f32)
     }
 
     /// As [`read_f32`](Self::read_f32), rounding to the nearest `f64`.
@@ -342,59 +351,55 @@ impl Tensor {
         out: &mut [T],
         convert: impl Fn([u8; N]) -> Result<T, String>,
     ) -> Result<(), CheckpointError> {
-        let end = start.checked_add(out.len() as u64);
-        if end.is_none_or(|end| end > self.len) {
-            return Err(self.error(format!(
-                "elements {start}..{} requested, but the tensor has \
-                 {}",
-                start.saturating_add(out.len() as u64),
-                self.len
-            )));
-        }
+        self.check_range(start, out.len())?;
         if out.is_empty() {
             return Ok(());
         }
-        let convert = |position: u64, mut raw: [u8; N]| {
+        let mut decoded = Arc::default();
+        let (bytes, first) = match window {
+            Some(window) => (window, start),
+            None => (self.held(&mut decoded)?, 0),
+        };
+        let (elements, _) = bytes.as_chunks::<N>();
+        for (slot, position) in out.iter_mut().zip(start..) {
+            let at = if self.layout.column_major {
+                self.column_major(position)
+            } else {
+                position
+            };
+            let mut raw = elements[(at - first) as usize];
             if self.layout.big_endian {
                 raw.reverse();
             }
-            convert(raw).map_err(|found| self.error(format!("element {position} is {found}")))
-        };
-        if let Some(window) = window {
-            for ((slot, position), &raw) in
-                out.iter_mut().zip(start..).zip(window.as_chunks::<N>().0)
-            {
-                *slot = convert(position, raw)?;
-            }
-            return Ok(());
+            *slot = convert(raw)
+                .map_err(|found| self.error(format!("element {position} is {found}")))?;
         }
-        let decoded;
+        Ok(())
+    }
+
+    /// The bytes of all elements. `decoded` keeps them while they are used.
+    fn held<'t>(&'t self, decoded: &'t mut Arc<Vec<u8>>) -> Result<&'t [u8], CheckpointError> {
         let bytes = match &self.data {
             Data::Mapped(map, range, checked) => {
                 self.check(checked.as_deref())?;
                 &map.as_ref()[range.clone()]
             }
             Data::Decoded { cache, id, load } => {
-                decoded = cache.get(*id, load).map_err(|reason| self.error(reason))?;
+                *decoded = cache.get(*id, load).map_err(|reason| self.error(reason))?;
                 decoded.as_slice()
             }
         };
         self.check_byte_len(bytes.len())?;
+        Ok(bytes)
+    }
 
-        let (elements, _) = bytes.as_chunks::<N>();
-        if self.layout.column_major {
-            for (slot, position) in out.iter_mut().zip(start..) {
-                *slot = convert(position, elements[self.column_major(position) as usize])?;
-            }
-        } else {
-            // `start` is below `len`, whose byte length fits `usize`.
-            for ((slot, position), &raw) in
-                out.iter_mut().zip(start..).zip(&elements[start as usize..])
-            {
-                *slot = convert(position, raw)?;
-            }
+    fn check_range(&self, start: u64, count: usize) -> Result<(), CheckpointError> {
+        if start.checked_add(count as u64).is_some_and(|end| end <= self.len) {
+            return Ok(());
         }
-        Ok(())
+        let end = start.saturating_add(count as u64);
+        Err(self
+            .error(format!("elements {start}..{end} requested, but the tensor has {}", self.len)))
     }
 
     /// Storage position of the element at row-major `position` when the first dimension is fastest.
