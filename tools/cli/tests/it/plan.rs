@@ -417,7 +417,12 @@ fn few_codes_have_the_columns_that_go_best_with_them() {
 fn an_error_bound_alone_gives_the_smallest_blob() {
     let dir = Dir::new();
     let checkpoint = checkpoint(&dir);
-    let (loose, spec) = plan(&dir, &checkpoint, &["--max-error", "0.1"]);
+    let only = "[[table]]\ntensor = \"emb.flat\"\n[[table]]\ntensor = \"emb.train\"\n";
+    let only = dir.file("only.toml", only);
+    let plan = |args: &[&str]| {
+        plan(&dir, &checkpoint, &[&["--spec", only.to_str().unwrap()], args].concat())
+    };
+    let (loose, spec) = plan(&["--max-error", "0.1"]);
     for table in loose["tables"].as_array().unwrap() {
         assert!(number(&table["error"]) <= 0.1, "{table}");
         let smaller = |candidate: &Value| {
@@ -427,17 +432,17 @@ fn an_error_bound_alone_gives_the_smallest_blob() {
         assert!(!table["candidates"].as_array().unwrap().iter().any(smaller), "{table}");
     }
     assert_foretold(&dir, &checkpoint, &loose, &spec);
-    let (exact, _) = plan(&dir, &checkpoint, &["--max-error", "0"]);
+    let (exact, _) = plan(&["--max-error", "0"]);
     assert_eq!(number(&exact["error"]), 0.0);
     assert!(number(&exact["bytes"]) > number(&loose["bytes"]));
     // Both: the bound holds for each table, and the budget is spent.
-    let (both, _) = plan(&dir, &checkpoint, &["--max-error", "0.1", "--budget", "60%"]);
+    let (both, _) = plan(&["--max-error", "0.1", "--budget", "60%"]);
     assert!(
         number(&both["bytes"]) <= number(&both["budget"])
             && number(&both["error"]) < number(&loose["error"])
     );
     // Rows of a projection take longer than plain ones.
-    let (fast, _) = plan(&dir, &checkpoint, &["--budget", "60%", "--max-nanoseconds", "8"]);
+    let (fast, _) = plan(&["--budget", "60%", "--max-nanoseconds", "8"]);
     for table in fast["tables"].as_array().unwrap() {
         assert!(
             table["representation"] == "dense" && number(&table["nanoseconds"]) <= 8.0,
