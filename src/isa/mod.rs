@@ -309,7 +309,7 @@ macro_rules! tiers {
 
             /// Runs `op`, compiled for this tier, or returns `None` on the scalar tier: for loops
             /// that the scalar tier never runs, so that no code is generated for it.
-            #[inline]
+            #[inline(always)]
             #[allow(unused_variables, reason = "on architectures with the scalar tier alone")]
             pub(crate) fn run_vector<O: Op>(self, op: O) -> Option<O::Output> {
                 match self.0 {

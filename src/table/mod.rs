@@ -20,7 +20,7 @@ pub(crate) use tt::{reorder_columns, step_size};
 use crate::{
     blob::{Blob, BlobError, Section},
     dtype::Elements,
-    isa::Tier,
+    isa::{PREFERS_SMALL_CODE, Tier},
     kernel::{Consistent, Epilogue, write_small_row},
     repr::{IndexMap, Rows, TableData, Weights},
     shape::{DigitOrder, TtShape},
@@ -56,6 +56,9 @@ pub struct Table<'a> {
     data: TableData<'a>,
     tier: Tier,
     cache: Option<CachedRows<'a>>,
+    /// Whether each row is computed straight from its index, by the kernel of dense rows or by that
+    /// of small ones. Kept, because each lookup asks for it.
+    is_direct: bool,
     /// The blob, and the table's position in it, unless the table is being trained.
     origin: Option<(Blob<'a>, usize)>,
 }
@@ -93,7 +96,23 @@ impl<'a> Blob<'a> {
 
 impl<'a> Table<'a> {
     pub(crate) fn new(data: TableData<'a>) -> Self {
-        Self { data, tier: Tier::best(), cache: None, origin: None }
+        Self { data, tier: Tier::best(), cache: None, is_direct: false, origin: None }.prepared()
+    }
+
+    /// The table with `is_direct`, which follows from the other fields.
+    fn prepared(self) -> Self {
+        // The scalar tier prefers small code.
+        let is_direct = !self.tier.is_scalar()
+            && !self.has_stored_rows()
+            && matches!(self.data.index_map, IndexMap::Identity)
+            && match &self.data.weights {
+                Weights::Tt(tt) => {
+                    tt.is_small && tt.prefixes.is_none() && self.columns_to_order().is_none()
+                }
+                Weights::Dense(_) => true,
+                _ => false,
+            };
+        Self { is_direct, ..self }
     }
 
     /// The same table, whose lookups read the rows that `cache` has.
@@ -101,7 +120,7 @@ impl<'a> Table<'a> {
     where
         'a: 'c,
     {
-        Table { cache: Some(cache), ..self }
+        Table { cache: Some(cache), ..self }.prepared()
     }
 
     /// The same table, whose lookups use the instructions of `tier`.
@@ -110,7 +129,7 @@ impl<'a> Table<'a> {
         // Cached rows have the bits of the tier that computed them. All tiers but the scalar one
         // compute the same bits.
         let cache = self.cache.filter(|_| tier.is_scalar() == self.tier.is_scalar());
-        Self { tier, cache, ..self }
+        Self { tier, cache, ..self }.prepared()
     }
 
     /// The instructions that lookups use: by default the best that this CPU has.
@@ -174,12 +193,9 @@ impl<'a> Table<'a> {
 
     /// `workspace_len(1)`.
     pub(crate) fn least_workspace_len(&self) -> usize {
-        // Tensor trains come first, so that one comparison finds them.
-        if let Weights::Tt(tt) = &self.data.weights {
-            return tt.workspace_len();
-        }
         match &self.data.weights {
-            Weights::Dense(_) | Weights::Tt(_) => 0,
+            Weights::Tt(tt) => tt.workspace_len(),
+            Weights::Dense(_) => 0,
             Weights::Projected(table) => table.rank(),
             Weights::QuotientRemainder(table) => quotient_remainder::workspace_len(table),
             Weights::Codebook(table) => codebook::workspace_len(table),
@@ -199,41 +215,23 @@ impl<'a> Table<'a> {
         workspace: &mut [f32],
     ) -> Result<(), LookupError> {
         self.check_index(index)?;
-        self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
-        let written = match self.columns_to_order() {
-            Some(shape) => self.write_row_in_order(shape, index, out, workspace),
-            None => self.write_requested_row(index, out, workspace),
+        // The most frequent kinds of tables make few decisions: all those of `write_row` would take
+        // as long as the row itself.
+        let is_direct = !PREFERS_SMALL_CODE && self.is_direct && out.len() == self.embedding_dim();
+        let written = match &self.data.weights {
+            Weights::Tt(tt) if is_direct && workspace.len() >= tt.workspace_len() => {
+                write_small_row(self.tier, tt, index, workspace, out)
+            }
+            Weights::Dense(rows) if is_direct => {
+                let position = usize::try_from(index).ok();
+                position.and_then(|at| dense::write_row(self.tier, rows, at, out, Epilogue::Store))
+            }
+            _ => {
+                self.check_buffers(out.len(), self.embedding_dim(), workspace.len())?;
+                self.write_row_in_order(index, out, workspace)
+            }
         };
         written.ok_or(LookupError::Inconsistent)
-    }
-
-    /// [`write_row`](Self::write_row) with [`Epilogue::Store`]. For the most frequent kinds of
-    /// tables, this makes fewer decisions and calls. All those of `write_row` would take as long as
-    /// the row itself.
-    #[inline(always)]
-    fn write_requested_row(
-        &self,
-        index: u64,
-        out: &mut [f32],
-        workspace: &mut [f32],
-    ) -> Consistent {
-        // The scalar tier prefers small code.
-        if !self.tier.is_scalar()
-            && !self.has_stored_rows()
-            && let IndexMap::Identity = self.data.index_map
-        {
-            match &self.data.weights {
-                Weights::Tt(tt) if tt.is_small && tt.prefixes.is_none() => {
-                    return write_small_row(self.tier, tt, index, workspace, out);
-                }
-                Weights::Dense(rows) => {
-                    let position = usize::try_from(index).ok()?;
-                    return dense::write_row(self.tier, rows, position, out, Epilogue::Store);
-                }
-                _ => {}
-            }
-        }
-        self.write_row(index, out, workspace, Epilogue::Store)
     }
 
     /// Writes the product of a prefix ([`TtShape::prefix`](crate::TtShape::prefix)) into `out`,
@@ -302,15 +300,12 @@ impl<'a> Table<'a> {
     }
 
     #[inline(never)]
-    fn write_row_in_order(
-        &self,
-        shape: &TtShape,
-        index: u64,
-        out: &mut [f32],
-        workspace: &mut [f32],
-    ) -> Consistent {
+    fn write_row_in_order(&self, index: u64, out: &mut [f32], workspace: &mut [f32]) -> Consistent {
         self.write_row(index, out, workspace, Epilogue::Store)?;
-        reorder_columns(shape, out, workspace)
+        match self.columns_to_order() {
+            Some(shape) => reorder_columns(shape, out, workspace),
+            None => Some(()),
+        }
     }
 
     /// Combines the row of `index` with `out`, as `epilogue` says, with the columns in stored
@@ -358,7 +353,7 @@ impl<'a> Table<'a> {
     }
 
     pub(crate) fn without_cache(self) -> Self {
-        Self { cache: None, ..self }
+        Self { cache: None, ..self }.prepared()
     }
 
     /// Whether some rows need not be computed: whether the table has a cache or overrides.
