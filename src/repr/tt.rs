@@ -16,8 +16,9 @@ pub struct TtCores<'a> {
     pub(crate) prefixes: Option<Prefixes<'a>>,
     /// Whether its rows are multiplied out one by one ([`TtCores::new`]).
     pub(crate) is_small: bool,
-    /// [`small_steps`](Self::small_steps), and entries that are not in use.
-    steps: [SmallStep; SMALL_STEPS],
+    /// The steps that multiply out a row, if rows are small, and entries that are not in use. The
+    /// first multiplies by core 1.
+    pub(crate) steps: [SmallStep; SMALL_STEPS],
     /// [`workspace_len`](Self::workspace_len), if it is kept.
     workspace_len: [usize; KEEPS_WORKSPACE_LEN as usize],
 }
@@ -61,12 +62,6 @@ impl<'a> TtCores<'a> {
         let tt = Self { shape, cores, prefixes, is_small: false, steps, workspace_len };
         let is_small = !PREFERS_SMALL_CODE && shape.has_small_rows(MAX_SMALL) && tt.has_one_dtype();
         Self { is_small, ..tt }
-    }
-
-    /// The steps that multiply out a row, if rows are small. The first multiplies by core 1.
-    #[inline(always)]
-    pub(crate) fn small_steps(&self) -> &[SmallStep] {
-        self.steps.get(..self.shape.num_cores().saturating_sub(1)).unwrap_or_default()
     }
 
     fn has_one_dtype(&self) -> bool {

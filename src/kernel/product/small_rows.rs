@@ -91,33 +91,37 @@ impl<W: Weight> Op for SmallRows<'_, '_, '_, W> {
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Self { tt, first, rows, add, partials, out } = self;
         let len = rows.len() * tt.shape.partial_len();
-        let (mut x, mut next) = partials.split_at_mut_checked(len)?;
-        // f32 slices are multiplied where they are.
-        let mut stored = W::elements(first).as_f32();
-        if stored.is_none() {
+        let (low, high) = partials.split_at_mut_checked(len)?;
+        let num_cores = tt.shape.num_cores();
+        if W::elements(first).as_f32().is_none() {
             let scales = tt.cores.first()?.scales;
             let digits = rows.iter().map(|row| row.digits[0] as usize);
             let len = tt.shape.slice_len(0);
-            GatherRows { stored: first, scales, len, rows: digits, out: &mut *x }.run(isa)?;
+            GatherRows { stored: first, scales, len, rows: digits, out: &mut *low }.run(isa)?;
         }
-        let sizes = tt.small_steps();
-        for (k, (&size, core)) in (1..).zip(sizes.iter().zip(tt.cores.get(1..)?)) {
-            let is_last = k == sizes.len();
-            let stored = stored.take();
+        for k in 1..num_cores {
+            let (core, is_last) = (tt.cores.get(k)?, k + 1 == num_cores);
+            // The steps read and write in turn.
+            let (x, next) = if k % 2 == 1 {
+                (&*low, &mut *high)
+            } else {
+                (&*high, &mut *low)
+            };
+            // f32 slices are multiplied where they are.
+            let stored = if k == 1 { W::elements(first).as_f32() } else { None };
             let mut step = Step {
                 rows,
                 k,
-                size,
-                x: stored.unwrap_or(&*x),
+                size: *tt.steps.get(k - 1)?,
+                x: stored.unwrap_or(x),
                 x_by_digit: stored.is_some(),
                 slices: W::units(core.slices)?,
                 scales: core.scales,
-                out: if is_last { &mut *out } else { &mut *next },
+                out: if is_last { &mut *out } else { next },
                 is_last,
                 add: add && is_last,
             };
             step.run(isa)?;
-            core::mem::swap(&mut x, &mut next);
         }
         Some(())
     }
@@ -181,30 +185,38 @@ impl<'s, W: Weight> Step<'s, '_, W> {
     fn run_fours<G: Groups>(&mut self, fours: G) -> Consistent {
         let dims = Dims { m: 4, r: self.size.r.into(), n: 4 };
         for (at, row) in self.rows.iter().enumerate() {
-            let Job { x, slice, out, scale, .. } = self.job(dims, at, row)?;
+            let (x, slice, digit) = self.operands(dims, at, row)?;
             let operands = Operands::<W, 4>::new([(x, slice)], [dims.r, dims.n], 0, dims.n)?;
             let mut sums = [[fours.wide().splat(0.0)]];
             grouped::multiply(fours, operands, &mut sums);
+            let (out, scale) = self.end(dims.m * dims.n, at, row, digit)?;
             let out = OutputRows::new(self.out.get_mut(out..)?, 16, 16)?;
             tile::store::<_, W, 1, 1>(fours.wide(), scale, self.add, &sums, out);
         }
         Some(())
     }
 
-    /// What row `at` is multiplied by, and where its product goes.
+    /// The matrices that the step of row `at` multiplies, and the digit of the right one.
     #[inline(always)]
-    fn job(&self, Dims { m, r, n }: Dims, at: usize, row: &SmallRow) -> Option<Job<'s, W>> {
+    fn operands(
+        &self,
+        Dims { m, r, n }: Dims,
+        at: usize,
+        row: &SmallRow,
+    ) -> Option<(&'s [f32], &'s [W], usize)> {
         let digit = *row.digits.get(self.k)? as usize;
         let x_at = if self.x_by_digit { row.digits[0] as usize } else { at };
-        let scale = if W::SCALED { *self.scales.get(digit)? } else { 1.0 };
-        let (out, scale) = if self.is_last {
-            (row.out, scale * row.weight)
-        } else {
-            (at * m * n, scale)
-        };
         let x = self.x.get(x_at.wrapping_mul(m * r)..)?;
-        let slice = self.slices.get(digit.wrapping_mul(r * n)..)?;
-        Some(Job { m, x, slice, out, scale })
+        Some((x, self.slices.get(digit.wrapping_mul(r * n)..)?, digit))
+    }
+
+    /// Where the product of row `at`, of `len` elements, goes, and its factor. Asked for after the
+    /// multiplication, which needs the registers.
+    #[inline(always)]
+    fn end(&self, len: usize, at: usize, row: &SmallRow, digit: usize) -> Option<(usize, f32)> {
+        let scale = if W::SCALED { *self.scales.get(digit)? } else { 1.0 };
+        let out = if self.is_last { row.out } else { at * len };
+        Some((out, if self.add { scale * row.weight } else { scale }))
     }
 
     /// Runs the step with products of any size.
@@ -215,7 +227,9 @@ impl<'s, W: Weight> Step<'s, '_, W> {
         let mut jobs = [Job::EMPTY; JOBS];
         for (rows, first) in self.rows.chunks(JOBS).zip((0..).step_by(JOBS)) {
             for ((to, row), at) in jobs.iter_mut().zip(rows).zip(first..) {
-                *to = self.job(dims, at, row)?;
+                let (x, slice, digit) = self.operands(dims, at, row)?;
+                let (out, scale) = self.end(dims.m * dims.n, at, row, digit)?;
+                *to = Job { m: dims.m, x, slice, out, scale };
             }
             let jobs = jobs.get(..rows.len())?;
             isa.call(Product::whole(jobs, dims, &mut *self.out, self.add))?;
@@ -235,10 +249,11 @@ impl<W: Weight, const M: usize, const V: usize> Op for InTiles<'_, '_, '_, W, M,
         let step = self.0;
         let dims = Dims { m: M, r: step.size.r.into(), n: V * I::LANES };
         for (at, row) in step.rows.iter().enumerate() {
-            let Job { x, slice, out, scale, .. } = step.job(dims, at, row)?;
+            let (x, slice, digit) = step.operands(dims, at, row)?;
             let operands = Operands::<W, M>::new([(x, slice)], [dims.r, dims.n], 0, dims.n)?;
             let mut sums = [[[isa.splat(0.0); V]; M]];
             tile::multiply(isa, operands, &mut sums);
+            let (out, scale) = step.end(dims.m * dims.n, at, row, digit)?;
             let out = OutputRows::new(step.out.get_mut(out..)?, dims.n, dims.n)?;
             tile::store::<I, W, M, V>(isa, scale, step.add, &sums[0], out);
         }
