@@ -110,6 +110,17 @@ fn widen_vector<I: Isa, W: Weight>(
     isa.store(value, out);
 }
 
+/// A vector of a stored row, with the scale and the offset of the row if its dtype has them.
+#[inline(always)]
+fn scaled<I: Isa, W: Weight>(isa: I, units: &[W], scale: I::F32, offset: I::F32) -> I::F32 {
+    let stored = W::load(isa, units);
+    if W::SCALED {
+        isa.fma(scale, stored, offset)
+    } else {
+        stored
+    }
+}
+
 /// Bags over dense rows, row by row straight into registers.
 pub(crate) struct PoolRows<'s, W, X> {
     /// All rows, `row_stride` units each.
@@ -180,12 +191,7 @@ impl<W: Weight> Op for AddRows<'_, '_, W> {
             let weight = isa.splat(job.weight);
             for (out, units) in out.chunks_mut(I::LANES).zip(stored.chunks(I::LANES / W::PER_UNIT))
             {
-                let stored = W::load(isa, units);
-                let value = if W::SCALED {
-                    isa.fma(scale, stored, offset)
-                } else {
-                    stored
-                };
+                let value = scaled(isa, units, scale, offset);
                 isa.store(isa.fma(weight, value, isa.load_f32(out)), out);
             }
         }
@@ -320,12 +326,7 @@ impl<W: Weight, X: Integer> TakeRows<'_, W, X> {
             let to = out.get_mut(..embedding_dim)?;
             each_vector::<I>(embedding_dim, |column| {
                 let units = row.get(column / W::PER_UNIT..)?.get(..I::LANES / W::PER_UNIT)?;
-                let stored = W::load(isa, units);
-                let value = if W::SCALED {
-                    isa.fma(scale, stored, offset)
-                } else {
-                    stored
-                };
+                let value = scaled(isa, units, scale, offset);
                 // Added to zeros, as the rows of any bag: that changes the sign of a zero.
                 isa.store(isa.fma(one, value, zero), to.get_mut(column..)?.get_mut(..I::LANES)?);
                 Some(())
@@ -501,12 +502,7 @@ impl<W: Weight, X: Integer> PoolRows<'_, W, X> {
             let (scale, offset, row) = W::split_row_in(isa, self.row(index)?)?;
             let row = row.get(first..)?.get(..units)?;
             for (sum, units) in sums.iter_mut().zip(row.chunks(I::LANES / W::PER_UNIT)) {
-                let stored = W::load(isa, units);
-                let value = if W::SCALED {
-                    isa.fma(scale, stored, offset)
-                } else {
-                    stored
-                };
+                let value = scaled(isa, units, scale, offset);
                 *sum = combine(*sum, value, at)?;
             }
         }
