@@ -5,7 +5,10 @@
 //!    the loss is taken to be linear in the squared error.
 //! 2. All tables together: of the choices with the least sum of these losses, bisection finds the
 //!    smallest number of bytes whose choice the judge accepts.
-//! 3. Each table once more, the largest first: bisection along its front, with the others as they
+//! 3. Fewer bytes: bisection takes the loss to fall with every byte. As it may not, the choices of
+//!    least estimated loss and of least squared error in up to a quarter fewer bytes are measured,
+//!    and again from the smallest that the judge accepts.
+//! 4. Each table once more, the largest first: bisection along its front, with the others as they
 //!    are now.
 //!
 //! So every choice that is returned was measured. The losses between measured candidates are
@@ -28,6 +31,9 @@ use ttrec::{dtype::Dtype, limits::ALIGNMENT};
 
 /// Bytes are found to within this part of them.
 const CLOSE: u64 = 500;
+/// A search for fewer bytes tries `FEWER` numbers of them, which are a `PART`th of the bytes apart.
+const FEWER: u64 = 8;
+const PART: u64 = 32;
 
 /// Measures the loss of whole models.
 #[derive(Clone, Copy)]
@@ -107,7 +113,7 @@ pub(super) fn choose<'t>(
     };
     let fronts: Vec<Vec<usize>> = allowed.items.iter().map(|items| front(items)).collect();
     let bisections = fronts.iter().map(|front| 2 * u64::from(front.len().ilog2() + 1));
-    let step = Step::new(progress, "judging", bisections.sum::<u64>() + 12);
+    let step = Step::new(progress, "judging", bisections.sum::<u64>() + 12 + 4 * FEWER);
     let mut search =
         Search { allowed, judge, fronts, exact_loss, most, step, known: BTreeMap::new() };
     let places = search.run()?;
@@ -206,17 +212,23 @@ impl<'t> Search<'_, 't> {
              f32, which is above {}",
             self.most
         );
-        let mut items = Vec::new();
-        let mut first = Vec::new();
+        let (mut first, mut items) = (Vec::new(), Vec::new());
         for table in 0..best.len() {
             first.push(self.smallest(table, &best, 0)?);
             items.push(self.estimates(table, &best, first[table]));
         }
-        let mut places = self.together(&first, &best, &items)?;
+        let estimated = Ranked { first, items };
+        let places = self.together(&best, &estimated)?;
+        let squared = Ranked {
+            first: vec![0; best.len()],
+            items: (0..best.len()).map(|table| self.squared(table, 0)).collect(),
+        };
+        let mut places = self.fewer(places, &[&estimated, &squared])?;
         let mut order: Vec<usize> = (0..places.len()).collect();
         order.sort_by_key(|&table| std::cmp::Reverse(self.item(table, places[table]).bytes));
         for table in order {
-            places[table] = self.smallest(table, &places, first[table])?;
+            let from = estimated.first[table].min(places[table]);
+            places[table] = self.smallest(table, &places, from)?;
         }
         // The last step ends at a small choice; perhaps not at the smallest that was measured.
         let (capacity, most) = (self.allowed.capacity().unwrap_or(0), self.most);
@@ -235,8 +247,7 @@ impl<'t> Search<'_, 't> {
             places[table] = place;
             self.known.get(&places).map(|increase| increase.max(0.0))
         };
-        let mut items: Vec<Item> =
-            (first..=best[table]).map(|place| self.item(table, place)).collect();
+        let mut items = self.squared(table, first);
         let errors: Vec<f64> = items.iter().map(|item| item.error).collect();
         let measured: Vec<usize> =
             (0..items.len()).filter(|&at| alone(first + at).is_some()).collect();
@@ -261,18 +272,9 @@ impl<'t> Search<'_, 't> {
     }
 
     /// Of the choices with the least estimated loss, the one of fewest bytes that is accepted.
-    fn together(
-        &mut self,
-        first: &[usize],
-        best: &[usize],
-        items: &[Vec<Item>],
-    ) -> Result<Vec<usize>> {
-        let within = |capacity: u64| {
-            let taken = choose::choose(items, capacity)?;
-            Some(taken.iter().zip(first).map(|(taken, first)| first + taken).collect::<Vec<_>>())
-        };
+    fn together(&mut self, best: &[usize], estimated: &Ranked) -> Result<Vec<usize>> {
         let mut high = self.bytes(best).min(self.allowed.capacity().unwrap_or(0));
-        let mut places = within(high).with_context(|| {
+        let mut places = estimated.within(high).with_context(|| {
             format!(
                 "no choice within {} loses at most {} more than f32",
                 size(self.allowed.blob_bytes(high) as f64),
@@ -290,10 +292,10 @@ impl<'t> Search<'_, 't> {
             );
             places = best.to_vec();
         }
-        let mut low = self.bytes(first).saturating_sub(1);
+        let mut low = self.bytes(&estimated.first).saturating_sub(1);
         while high.saturating_sub(low) > high / CLOSE + ALIGNMENT as u64 {
             let middle = low + (high - low) / 2;
-            match within(middle) {
+            match estimated.within(middle) {
                 Some(found) if self.is_accepted(&found)? => {
                     high = self.bytes(&found).min(middle);
                     places = found;
@@ -302,5 +304,44 @@ impl<'t> Search<'_, 't> {
             }
         }
         Ok(places)
+    }
+
+    /// The candidates of a table from a place on, with their squared error.
+    fn squared(&self, table: usize, first: usize) -> Vec<Item> {
+        (first..self.fronts[table].len()).map(|place| self.item(table, place)).collect()
+    }
+
+    /// A smaller choice that is accepted, of least error by one of `all`; or else this one.
+    fn fewer(&mut self, mut places: Vec<usize>, all: &[&Ranked]) -> Result<Vec<usize>> {
+        'smaller: loop {
+            let bytes = self.bytes(&places);
+            for fewer in (1..=FEWER).rev() {
+                for ranked in all {
+                    if let Some(found) = ranked.within(bytes - bytes / PART * fewer)
+                        && self.bytes(&found) < bytes
+                        && self.is_accepted(&found)?
+                    {
+                        places = found;
+                        continue 'smaller;
+                    }
+                }
+            }
+            return Ok(places);
+        }
+    }
+}
+
+/// The candidates of each table from a place on. What is summed over tables is in place of their
+/// error.
+struct Ranked {
+    first: Vec<usize>,
+    items: Vec<Vec<Item>>,
+}
+
+impl Ranked {
+    /// The choice of the least sum in so many bytes.
+    fn within(&self, capacity: u64) -> Option<Vec<usize>> {
+        let taken = choose::choose(&self.items, capacity)?;
+        Some(taken.iter().zip(&self.first).map(|(taken, first)| first + taken).collect())
     }
 }

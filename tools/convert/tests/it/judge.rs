@@ -6,6 +6,7 @@ use ttrec::{Blob, Workspace};
 use ttrec_convert::{
     Checkpoint, Error, Options, Spec, convert,
     plan::{self, Bounds, Judge, Plan},
+    spec::TableSpec,
 };
 
 const TABLES: [(&str, usize, usize); 3] = [("a", 300, 16), ("b", 200, 24), ("c", 120, 8)];
@@ -125,6 +126,30 @@ fn a_plan_is_the_smallest_that_its_judge_accepts() {
     let failing = |_: &Spec| Err(Error::Input("no samples".to_owned()));
     let error = planned(&checkpoint, None, Some(0.02), &failing).unwrap_err().to_string();
     assert!(error.contains("no samples"), "{error}");
+}
+
+/// A loss that is higher for some candidates than for smaller ones.
+#[test]
+fn a_judge_finds_what_squared_error_finds() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&checkpoint(&dir)).unwrap();
+    let uneven = |spec: &Spec| -> Result<f64, Error> {
+        let [a, b, c] = errors(&checkpoint, spec)?;
+        let odd = |table: &TableSpec| table.books.is_some_and(|books| books % 2 == 1);
+        let penalty = 0.05 * spec.tables.iter().filter(|table| odd(table)).count() as f64;
+        Ok(a + b + c + penalty)
+    };
+    let judged = planned(&checkpoint, None, Some(0.02), &uneven).unwrap();
+    assert!(judged.judgement.unwrap().increase <= 0.02);
+    let by_error = (6144..12288u64)
+        .step_by(512)
+        .map(|budget| planned(&checkpoint, Some(&budget.to_string()), None, &uneven).unwrap());
+    let (accepted, refused): (Vec<Plan>, Vec<Plan>) =
+        by_error.partition(|plan| plan.judgement.as_ref().unwrap().increase <= 0.02);
+    let smallest = accepted.iter().map(|plan| plan.bytes).min().unwrap();
+    // Some that are larger lose more.
+    assert!(refused.iter().any(|plan| plan.bytes > smallest));
+    assert!(judged.bytes <= smallest, "{} {smallest}", judged.bytes);
 }
 
 #[test]
