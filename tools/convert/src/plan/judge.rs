@@ -5,9 +5,9 @@
 //!    the loss is taken to be linear in the squared error.
 //! 2. All tables together: of the choices with the least sum of these losses, bisection finds the
 //!    smallest number of bytes whose choice the judge accepts.
-//! 3. Fewer bytes: bisection takes the loss to fall with every byte. As it may not, the choices of
-//!    least estimated loss and of least squared error in up to a quarter fewer bytes are measured,
-//!    and again from the smallest that the judge accepts.
+//! 3. Fewer bytes: bisection assumes that the loss grows as the bytes shrink. It may not. So the
+//!    choices of least estimated loss and of least squared error are measured at smaller sizes too,
+//!    down to three quarters of the bytes. An accepted choice starts this step again from its size.
 //! 4. Each table once more, the largest first: bisection along its front, with the others as they
 //!    are now.
 //!
