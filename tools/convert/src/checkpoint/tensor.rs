@@ -274,12 +274,10 @@ impl Tensor {
             return self.read_f32(start, out);
         };
         // An empty read needs no bytes, so `read_f32` does not compare their checksum either.
-        if self.layout.column_major
-            || out.is_empty()
-            || start.checked_add(out.len() as u64).is_none_or(|end| end > self.len)
-        {
+        if self.layout.column_major || out.is_empty() {
             return self.read_f32(start, out);
         }
+        self.check_range(start, out.len())?;
         self.check(checked.as_deref())?;
         let size = self.element_type.size();
         let place = range.start as u64 + start * size;
