@@ -1,8 +1,10 @@
-//! Finished factorisations in a directory, for `ttrec convert --resume`.
+//! Finished factorisations: in a directory (`ttrec convert --resume`), or in memory (`ttrec plan`).
 
 use crate::output::Output;
 use anyhow::{Context, Result};
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     io,
@@ -41,5 +43,38 @@ impl ResumeCache for ResumeDirectory {
 
     fn remove(&self, key: &str) {
         let _ = fs::remove_file(self.path(key));
+    }
+}
+
+/// Factorisations in memory, for conversions of one process that share some.
+pub(crate) struct ResumeMemory {
+    kept: RefCell<HashMap<String, Vec<u8>>>,
+    /// The most bytes to keep.
+    limit: u64,
+}
+
+impl ResumeMemory {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { kept: RefCell::default(), limit }
+    }
+}
+
+impl ResumeCache for ResumeMemory {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.kept.borrow().get(key).cloned()
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut kept = self.kept.borrow_mut();
+        let held: u64 = kept.values().map(|bytes| bytes.len() as u64).sum();
+        if held.saturating_add(bytes.len() as u64) > self.limit {
+            kept.clear();
+        }
+        kept.insert(key.to_owned(), bytes.to_owned());
+        Ok(())
+    }
+
+    fn remove(&self, key: &str) {
+        self.kept.borrow_mut().remove(key);
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     outcome::Outcome,
     output::{self, Output},
     progress::Terminal,
+    resume::ResumeMemory,
 };
 use anyhow::{Result, ensure};
 use clap::ArgGroup;
@@ -130,8 +131,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let model = model.map(|model| ModelSpec { dtype: args.layers.or(model.dtype), ..model });
     let spec = with_qr_operation(&checkpoint, Spec { model, tables }, args.qr_operation);
     let examples = args.judge.open(&args.checkpoint, spec.model.is_some())?;
-    let options =
-        Options { memory: args.memory, frequencies: args.frequencies.as_deref(), resume: None };
+    // Most choices of a judge differ in one table: the others are factorised once.
+    let kept = ResumeMemory::new(args.memory / 4);
+    let options = Options {
+        memory: args.memory,
+        frequencies: args.frequencies.as_deref(),
+        resume: Some(&kept),
+    };
     let loss = |spec: &Spec| match &examples {
         Some(examples) => Ok(examples.loss(&checkpoint, spec, &options)?),
         None => Ok(0.0),
