@@ -1,7 +1,8 @@
 //! Implicit feedback with sampled negatives: each interaction is an example labelled 1, followed by
 //! examples with randomly drawn items, labelled 0.
 //!
-//! The *context* of an item is a user, or the items before it in a session.
+//! The *context* of an item is a user, the other items of its user, or the items before it in a
+//! session.
 
 use super::{
     Batch, Dataset, FIXED, Feature, Pass, Queries, Split, Vocabulary, check_share, locate,
@@ -9,7 +10,7 @@ use super::{
     vocabulary::Categories,
 };
 use crate::random::{below, random, uniform};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -38,6 +39,9 @@ pub(crate) struct Interactions {
     /// others are biases of the rows.
     #[serde(default)]
     constant: bool,
+    /// The most other items of its user that an item is predicted from, instead of from the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    history: Option<u32>,
 }
 
 /// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`; each
@@ -113,9 +117,11 @@ pub(crate) struct Sampled {
 }
 
 /// Event e is the interaction of item `items[e]` with its context: the last `history` elements of
-/// `contexts[spans[e]]`, which is all that came before the item.
+/// `contexts[spans[e]]`, which is all that the item may be predicted from.
 struct Events {
     items: Vec<u32>,
+    /// The user of each event, by the ids of the file; empty for sessions.
+    users: Vec<u32>,
     contexts: Vec<u32>,
     spans: Vec<Range<u32>>,
     history: u32,
@@ -138,19 +144,25 @@ impl Interactions {
     pub(super) fn open(&self, directory: &Path, vocabulary: Option<Vocabulary>) -> Result<Sampled> {
         let path = locate(directory, &self.path);
         let file = Checkpoint::open(&path)?;
-        let read = |part: &str| -> Result<Events> {
+        let read = |part: &str| -> Result<Pairs> {
             let [users, items] = [format!("{part}_user"), format!("{part}_item")];
-            let (contexts, items) = (indices(&file, &users)?, indices(&file, &items)?);
-            let (users, len) = (contexts.len(), items.len());
+            let (users, items) = (indices(&file, &users)?, indices(&file, &items)?);
+            let (found, len) = (users.len(), items.len());
             ensure!(
-                users == len,
-                "{}: `{part}_user` has {users} elements, but `{part}_item` has {len}",
+                found == len,
+                "{}: `{part}_user` has {found} elements, but `{part}_item` has {len}",
                 path.display()
             );
-            let spans = (0..len as u32).map(|at| at..at + 1).collect();
-            Ok(Events { items, contexts, spans, history: 1 })
+            // A history has each item twice.
+            ensure!(len < u32::MAX as usize / 2, "{}: more than 2^31 events", path.display());
+            Ok(Pairs { users, items })
         };
-        let (train, test) = (read("train")?, read("test")?);
+        let pairs = [read("train")?, read("test")?];
+        let (events, context) = match self.history {
+            None => (pairs.map(Pairs::by_user), "user"),
+            Some(0) => bail!("`history` is 0: expected at least 1"),
+            Some(history) => (Pairs::by_history(pairs, history, self.valid_fraction), "history"),
+        };
         let sampling = Sampling {
             negatives: self.negatives,
             negative_sampling: self.negative_sampling,
@@ -159,8 +171,73 @@ impl Interactions {
             constant: self.constant,
             sessions: false,
         };
-        Sampled::new(&path, ["user", "item"], [train, test], vocabulary, &sampling)
+        Sampled::new(&path, [context, "item"], events, vocabulary, &sampling)
     }
+}
+
+/// Users and the items that they interacted with.
+struct Pairs {
+    users: Vec<u32>,
+    items: Vec<u32>,
+}
+
+impl Pairs {
+    /// The context of an item is its user.
+    fn by_user(self) -> Events {
+        let Self { users, items } = self;
+        let spans = (0..items.len() as u32).map(|at| at..at + 1).collect();
+        Events { items, contexts: users.clone(), users, spans, history: 1 }
+    }
+
+    /// The context of an item are other items of its user: of the training split, those of this
+    /// split; of the validation split, those of the training split; of the test, those of both.
+    ///
+    /// The items of a user follow each other: those of the validation split, those of the training
+    /// split, and these once more. So each context is one range, and in the training split another
+    /// one for each item.
+    fn by_history([train, test]: [Self; 2], history: u32, valid_fraction: f64) -> [Events; 2] {
+        let Self { users, items } = train;
+        let is_valid = |event: u32| is_held_out(event, valid_fraction);
+        let mut order: Vec<u32> = (0..items.len() as u32).collect();
+        // A history that has more items than a context is in no order of the file or of the ids.
+        order.sort_by_cached_key(|&event| {
+            let (user, item) = (users[event as usize], items[event as usize]);
+            (user, !is_valid(event), random(FIXED, item.into()), item)
+        });
+        let same_item = |a: &u32, b: &u32| items[*a as usize] == items[*b as usize];
+        let (mut contexts, mut spans) = (Vec::new(), vec![0..0; items.len()]);
+        let mut all = HashMap::new();
+        for of_user in order.chunk_by(|&a, &b| users[a as usize] == users[b as usize]) {
+            let (valid, training) = of_user.split_at(of_user.partition_point(|&at| is_valid(at)));
+            let start = contexts.len() as u32;
+            contexts.extend(valid.chunk_by(same_item).map(|of_item| items[of_item[0] as usize]));
+            let first = contexts.len() as u32;
+            contexts.extend(training.chunk_by(same_item).map(|of_item| items[of_item[0] as usize]));
+            let end = contexts.len() as u32;
+            contexts.extend_from_within(first as usize..end as usize);
+            for (of_item, at) in training.chunk_by(same_item).zip(first..) {
+                of_item
+                    .iter()
+                    .for_each(|&event| spans[event as usize] = at + 1..at + end - first);
+            }
+            valid.iter().for_each(|&event| spans[event as usize] = first..end);
+            all.insert(users[of_user[0] as usize], start..end);
+        }
+        let of_test = test.users.iter().map(|user| all.get(user).cloned().unwrap_or(0..0));
+        let of_test = Events {
+            spans: of_test.collect(),
+            items: test.items,
+            users: test.users,
+            contexts: contexts.clone(),
+            history,
+        };
+        [Events { items, users, contexts, spans, history }, of_test]
+    }
+}
+
+/// Whether an event of the file belongs to the validation split.
+fn is_held_out(event: u32, valid_fraction: f64) -> bool {
+    uniform(FIXED, event.into()) < valid_fraction
 }
 
 impl Sessions {
@@ -191,7 +268,7 @@ impl Sessions {
             spans.push(session..at);
         }
         let history = self.history;
-        let train = Events { items, contexts, spans, history };
+        let train = Events { items, users: Vec::new(), contexts, spans, history };
 
         let (contexts, items) = (indices(&file, "test_items")?, indices(&file, "test_target")?);
         let spans = ranges("test_offsets", &contexts)?;
@@ -201,7 +278,7 @@ impl Sessions {
             "{}: `test_target` has {found} elements: expected {expected}, one for each session",
             path.display()
         );
-        let test = Events { items, contexts, spans, history };
+        let test = Events { items, users: Vec::new(), contexts, spans, history };
         let sampling = Sampling {
             negatives: self.negatives,
             negative_sampling: self.negative_sampling,
@@ -268,9 +345,8 @@ impl Sampled {
             "{}: more than 2^32 events",
             path.display()
         );
-        let held_out = |at: &u32| uniform(FIXED, u64::from(*at)) < valid_fraction;
         let (valid, training): (Vec<u32>, Vec<u32>) =
-            (0..train.items.len() as u32).partition(held_out);
+            (0..train.items.len() as u32).partition(|&event| is_held_out(event, valid_fraction));
 
         let ids = [
             compact_ids(&mut train.contexts, &mut test.contexts),
@@ -456,8 +532,7 @@ impl Dataset for Sampled {
             return Some(Queries::of_sessions(&events.contexts, queries, items));
         }
         let interactions = |events: &Events, chosen: Vec<u32>| {
-            let interaction =
-                |at: u32| [events.contexts[at as usize], events.items[at as usize], at];
+            let interaction = |at: u32| [events.users[at as usize], events.items[at as usize], at];
             chosen.into_iter().map(interaction).collect()
         };
         let known = match split {
@@ -466,7 +541,7 @@ impl Dataset for Sampled {
             _ => self.chosen(Split::Train),
         };
         let (found, known) = (interactions(events, chosen), interactions(&self.train, known));
-        Some(Queries::of_users(&events.contexts, found, known))
+        Some(Queries::of_users(&events.contexts, |event| events.span(event), found, known))
     }
 
     fn pass(&self, split: Split, seed: u64) -> Result<Box<dyn Pass + '_>> {

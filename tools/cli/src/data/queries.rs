@@ -22,14 +22,15 @@ struct Query {
 /// What [`Queries`] has in place of an item for a context that is no item.
 const NO_ITEM: u32 = u32::MAX;
 
-/// A user, an item, and the place of their interaction in the file.
+/// A user, an item, and the event of theirs.
 pub(super) type Interaction = [u32; 3];
 
 impl<'d> Queries<'d> {
     /// One query for each user of `found`, whose items are to be found among those that are not the
-    /// user's in `known`.
+    /// user's in `known`. `span` is where the context of an event is; a user's have the same one.
     pub(super) fn of_users(
-        users: &'d [u32],
+        contexts: &'d [u32],
+        span: impl Fn(u32) -> Range<u32>,
         mut found: Vec<Interaction>,
         mut known: Vec<Interaction>,
     ) -> Self {
@@ -44,12 +45,12 @@ impl<'d> Queries<'d> {
             end += of_user.len() as u32;
             let first = known.partition_point(|other| other[0] < user) as u32;
             let last = known.partition_point(|other| other[0] <= user) as u32;
-            Query { context: at..at + 1, targets: start..end, known: first..last }
+            Query { context: span(at), targets: start..end, known: first..last }
         });
         let queries = queries.collect();
         let [targets, known] =
             [found, known].map(|of| of.iter().map(|&[_, item, _]| item).collect());
-        Self { queries, contexts: users, targets, known, keeps_targets: false }
+        Self { queries, contexts, targets, known, keeps_targets: false }
     }
 
     /// A query for each of some events: its context, its item, and all that came before the item.

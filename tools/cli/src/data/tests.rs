@@ -3,7 +3,7 @@
 use super::{Batch, Config, Dataset, Split, Vocabulary, vocabulary::Categories};
 use crate::random::random;
 use flate2::{Compression, write::GzEncoder};
-use std::{fs, io::Write, path::Path};
+use std::{collections::BTreeSet, fs, io::Write, path::Path};
 use ttrec::Pooling;
 use ttrec_convert::{Checkpoint, Frequencies};
 
@@ -915,6 +915,84 @@ fn each_user_has_items_to_find_and_items_to_leave_out() {
     all.sort_unstable();
     all.dedup();
     assert_eq!(queries(&*dataset, Split::Test), [[vec![3], vec![5], all]]);
+}
+
+#[test]
+fn histories_are_the_other_items_of_the_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let users: Vec<u32> = (0..400).map(|at| at % 7).collect();
+    let items: Vec<u32> = (0..400).map(|at| random(3, at) as u32 % 50).collect();
+    // User 9 is in the test only; user 8 has one item.
+    write_npz(
+        &dir.path().join("a.npz"),
+        &[
+            ("train_user", &[&users[..], &[8]].concat()),
+            ("train_item", &[&items[..], &[5]].concat()),
+            ("test_user", &[3, 9, 3, 8]),
+            ("test_item", &[5, 1, 50, 6]),
+        ],
+    );
+    let source = "format = \"interactions\"\npath = \"a.npz\"\norder = \"given\"\n\
+                  valid_fraction = 0.2\n";
+    let by_user = open(dir.path(), source).unwrap();
+    let pairs = |split: Split| -> Vec<[u32; 2]> {
+        let batch = batches(&*by_user, split, 5, 1000).remove(0);
+        let [users, items] = [0, 1].map(|at| batch.features[at].indices.iter());
+        users.zip(items).map(|(&user, &item)| [user, item]).step_by(2).collect()
+    };
+    let of_user = |split: Split, user: u32| -> BTreeSet<u32> {
+        pairs(split).iter().filter(|pair| pair[0] == user).map(|pair| pair[1]).collect()
+    };
+    for history in [3, 1000] {
+        let dataset = open(dir.path(), &format!("{source}history = {history}")).unwrap();
+        let id = |feature: usize, index: u32| -> u32 {
+            let values = dataset.vocabulary().features()[feature].values();
+            std::str::from_utf8(&values[index as usize]).unwrap().parse().unwrap()
+        };
+        // Items have the numbers that they have without histories, and only some are in one.
+        assert_eq!(dataset.features()[1], by_user.features()[1]);
+        let check = |context: &[u32], expected: &BTreeSet<u32>| {
+            let context: Vec<u32> = context.iter().map(|&index| id(0, index)).collect();
+            let found: BTreeSet<u32> = context.iter().copied().collect();
+            assert!(found.is_subset(expected), "{found:?} {expected:?}");
+            if history == 1000 {
+                assert_eq!(found, *expected);
+            } else {
+                assert_eq!(context.len(), expected.len().min(3));
+            }
+        };
+        for split in [Split::Train, Split::Valid, Split::Test] {
+            let batch = batches(&*dataset, split, 5, 1000).remove(0);
+            let [contexts, found] = [0, 1].map(|at| &batch.features[at]);
+            let pairs = pairs(split);
+            assert_eq!(batch.len(), 2 * pairs.len());
+            for (at, &[user, item]) in pairs.iter().enumerate() {
+                let at = 2 * at;
+                assert_eq!(found.indices[at], item);
+                let mut expected = of_user(Split::Train, user);
+                match split {
+                    Split::Train => assert!(expected.remove(&item)),
+                    Split::Valid => {}
+                    Split::Test => expected.extend(of_user(Split::Valid, user)),
+                }
+                let ends = [at, at + 1].map(|bag| contexts.offsets[bag] as usize);
+                let context = &contexts.indices[ends[0]..ends[1]];
+                let expected = expected.iter().map(|&item| id(1, item)).collect();
+                check(context, &expected);
+            }
+        }
+        for split in [Split::Valid, Split::Test] {
+            let all = queries(&*by_user, split).into_iter().zip(queries(&*dataset, split));
+            for ([user, targets, known], [context, found, left_out]) in all {
+                assert_eq!((found, left_out), (targets, known.clone()));
+                let known: BTreeSet<u32> = known.into_iter().map(|item| id(1, item)).collect();
+                assert!(user.len() == 1 && (context.is_empty() || !known.is_empty()));
+                check(&context, &known);
+            }
+        }
+    }
+    let error = open(dir.path(), &format!("{source}history = 0")).err().unwrap().to_string();
+    assert!(error.contains("`history` is 0"), "{error}");
 }
 
 #[test]
