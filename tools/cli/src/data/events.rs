@@ -198,27 +198,28 @@ impl Pairs {
     fn by_history([train, test]: [Self; 2], history: u32, valid_fraction: f64) -> [Events; 2] {
         let Self { users, items } = train;
         let is_valid = |event: u32| is_held_out(event, valid_fraction);
-        let mut order: Vec<u32> = (0..items.len() as u32).collect();
+        let item = |event: &u32| items[*event as usize];
         // A history that has more items than a context is in no order of the file or of the ids.
-        order.sort_by_cached_key(|&event| {
-            let (user, item) = (users[event as usize], items[event as usize]);
-            (user, !is_valid(event), random(FIXED, item.into()), item)
-        });
-        let same_item = |a: &u32, b: &u32| items[*a as usize] == items[*b as usize];
+        let place = |event: &u32| (random(FIXED, item(event).into()), item(event));
+        let same_item = |a: &u32, b: &u32| item(a) == item(b);
+        let mut order: Vec<u32> = (0..items.len() as u32).collect();
+        order.sort_by_cached_key(|event| (users[*event as usize], !is_valid(*event), place(event)));
         let (mut contexts, mut spans) = (Vec::new(), vec![0..0; items.len()]);
         let mut all = HashMap::new();
         for of_user in order.chunk_by(|&a, &b| users[a as usize] == users[b as usize]) {
             let (valid, training) = of_user.split_at(of_user.partition_point(|&at| is_valid(at)));
             let start = contexts.len() as u32;
-            contexts.extend(valid.chunk_by(same_item).map(|of_item| items[of_item[0] as usize]));
+            let only_valid = valid
+                .chunk_by(same_item)
+                .filter(|event| training.binary_search_by_key(&place(&event[0]), place).is_err());
+            contexts.extend(only_valid.map(|events| item(&events[0])));
             let first = contexts.len() as u32;
-            contexts.extend(training.chunk_by(same_item).map(|of_item| items[of_item[0] as usize]));
+            contexts.extend(training.chunk_by(same_item).map(|events| item(&events[0])));
             let end = contexts.len() as u32;
             contexts.extend_from_within(first as usize..end as usize);
-            for (of_item, at) in training.chunk_by(same_item).zip(first..) {
-                of_item
-                    .iter()
-                    .for_each(|&event| spans[event as usize] = at + 1..at + end - first);
+            for (events, at) in training.chunk_by(same_item).zip(first..) {
+                let span = at + 1..at + end - first;
+                events.iter().for_each(|&event| spans[event as usize] = span.clone());
             }
             valid.iter().for_each(|&event| spans[event as usize] = first..end);
             all.insert(users[of_user[0] as usize], start..end);

@@ -34,6 +34,7 @@ fn pairs(seed: u32, count: u32) -> [Vec<u32>; 2] {
 struct Planted {
     dir: Dir,
     format: &'static str,
+    history: usize,
     queries: Vec<(Vec<u32>, BTreeSet<u32>, BTreeSet<u32>)>,
 }
 
@@ -60,7 +61,17 @@ fn interactions() -> Planted {
         ],
     );
     let queries = queries.into_iter().map(|(user, (found, known))| (vec![user], found, known));
-    Planted { dir, format: "interactions", queries: queries.collect() }
+    Planted { dir, format: "interactions", history: 0, queries: queries.collect() }
+}
+
+/// The same, but the context is what the user did, and not the user.
+fn histories() -> Planted {
+    let planted = interactions();
+    let of_items = |(_, found, known): &(_, BTreeSet<u32>, BTreeSet<u32>)| {
+        (known.iter().copied().collect(), found.clone(), known.clone())
+    };
+    let queries = planted.queries.iter().map(of_items).collect();
+    Planted { history: ITEMS as usize, queries, ..planted }
 }
 
 const HISTORY: usize = 3;
@@ -102,14 +113,14 @@ fn sessions() -> Planted {
         let recent = before[before.len().saturating_sub(HISTORY)..].to_vec();
         (recent, BTreeSet::from([target]), known)
     });
-    Planted { dir, format: "sessions", queries: queries.collect() }
+    Planted { dir, format: "sessions", history: HISTORY, queries: queries.collect() }
 }
 
 impl Planted {
     fn config(&self, model: &str, constant: bool, train: &str) -> String {
         let (format, mut data) = (self.format, String::new());
-        if format == "sessions" {
-            data += &format!("history = {HISTORY}\n");
+        if self.history > 0 {
+            data += &format!("history = {}\n", self.history);
         }
         let bottom = if constant { "bottom = [4, 8]" } else { "" };
         format!(
@@ -221,8 +232,8 @@ fn recall_and_ndcg_are_what_counting_gives() {
         ("hashed", "{ representation = \"hashed\", num_rows = 30 }"),
         ("qr", "{ representation = \"quotient-remainder\", num_remainders = 7 }"),
     ];
-    for planted in [interactions(), sessions()] {
-        let kinds = if planted.format == "sessions" { 2 } else { tables.len() };
+    for planted in [interactions(), histories(), sessions()] {
+        let kinds = if planted.history > 0 { 2 } else { tables.len() };
         for (name, table) in &tables[..kinds] {
             // The logit is a product; or a weighted one, with biases of the rows; or neither.
             for (layers, constant, top) in
