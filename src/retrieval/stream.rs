@@ -14,7 +14,7 @@ use crate::{
         ByteRowProducts, Consistent, Dims, Epilogue, RowProducts, chain_step, transpose, widen,
     },
     repr::{Codebook, Combine, Projected, Rows, Weights},
-    table::{Table, dense, index_map::RowOf},
+    table::{Table, codebook, dense, index_map::RowOf},
 };
 use core::ops::Range;
 
@@ -55,7 +55,8 @@ pub(super) fn stores_products(table: &Codebook<'_>) -> bool {
 }
 
 /// The products of queries with all entries, the queries before the projection, their columns of a
-/// book, and what the entries need, or before that the projection.
+/// book, and what the projection, then the entries, and then a block of scores and its transpose
+/// need.
 pub(super) fn codebook_workspace_len(
     table: &Codebook<'_>,
     dim: usize,
@@ -66,7 +67,7 @@ pub(super) fn codebook_workspace_len(
         Some(_) => contract_workspace_len(inner, dim, queries),
         None => 0,
     };
-    let entries = workspace_len(table.entry_len(), queries);
+    let entries = workspace_len(table.entry_len(), queries).max(2 * DENSE_ROWS * queries);
     table
         .num_books
         .saturating_mul(table.book_len)
@@ -279,39 +280,90 @@ pub(super) fn visit_codes(
                 widen(tier, entry, scale, -0.0, out, Epilogue::Store)
             },
             |query, first, scores| {
-                let start = query * per_query + book * book_len + first as usize;
-                products.get_mut(start..)?.get_mut(..scores.len())?.copy_from_slice(scores);
+                let start = (book * book_len + first as usize) * num_queries + query;
+                let to = products.get_mut(start..)?.iter_mut().step_by(num_queries.max(1));
+                to.zip(scores).for_each(|(to, &score)| *to = score);
                 Some(())
             },
         )?;
     }
+    // The scores of a row are the row of a table whose entries are added: those of the same codes in
+    // books of a column for each query.
+    let (books, combine) = (Elements::from_f32(products), Combine::Add);
+    let sums = Codebook {
+        books,
+        scales: &[],
+        projection: None,
+        combine,
+        inner_dim: num_queries,
+        ..*codebook
+    };
     let (row_of, positions) = (RowOf::new(table.data()), scope.part_of(scope.rows.clone()));
-    let mut scores = [0.0; DENSE_ROWS];
+    let (rows, workspace) = workspace.split_at_mut_checked(DENSE_ROWS * num_queries)?;
+    let scores = workspace.get_mut(..DENSE_ROWS * num_queries)?;
     let mut first = positions.start;
     while first < positions.end {
         let left = usize::try_from(positions.end - first).unwrap_or(usize::MAX);
-        let out = scores.get_mut(..left.min(DENSE_ROWS))?;
-        for (query, products) in products.chunks_exact(per_query.max(1)).enumerate() {
-            for (score, index) in out.iter_mut().zip(first..) {
+        let n = left.min(DENSE_ROWS);
+        let (rows, scores) = (rows.get_mut(..n * num_queries)?, scores.get_mut(..n * num_queries)?);
+        if num_queries == 1 {
+            for (score, index) in scores.iter_mut().zip(first..) {
                 let row = usize::try_from(row_of.row(index)).ok()?;
                 *score = sum_of_products(codebook, row, products)?;
             }
-            receiver.run(query, first, 1, out)?;
+        } else {
+            let numbers = (first..).take(n).map(|index| row_of.row(index));
+            write_sums(tier, &sums, numbers, rows)?;
+            transpose(tier, rows, num_queries, scores)?;
         }
-        first += out.len() as u64;
+        for (query, scores) in scores.chunks_exact(n).enumerate() {
+            receiver.run(query, first, 1, scores)?;
+        }
+        first += n as u64;
     }
     Some(())
 }
 
-/// The sum of the products of a row's entries, book by book.
+/// The sum of the products of a row's entries with one query, book by book: less work than a row of
+/// one column.
 #[inline(always)]
 fn sum_of_products(codebook: &Codebook<'_>, row: usize, products: &[f32]) -> Option<f32> {
-    let mut books = products.chunks_exact(codebook.book_len.max(1));
     let last = codebook.book_len.checked_sub(1)?;
     // Adding -0.0 changes no value.
-    codebook
-        .row_codes(row)?
-        .try_fold(-0.0, |sum, code| Some(sum + books.next()?.get(usize::from(code).min(last))?))
+    let mut sum = -0.0;
+    let books = products.chunks_exact(codebook.book_len.max(1));
+    for (code, products) in codebook.row_codes(row)?.zip(books) {
+        sum += products.get(usize::from(code).min(last))?;
+    }
+    Some(sum)
+}
+
+/// Writes the rows of these numbers, at most a block, one after another.
+fn write_sums(
+    tier: Tier,
+    sums: &Codebook<'_>,
+    numbers: impl Iterator<Item = u64> + Clone,
+    out: &mut [f32],
+) -> Consistent {
+    // Each row is a bag.
+    let offsets: [u32; DENSE_ROWS + 1] = core::array::from_fn(|row| row as u32);
+    let (mut rows, mut n) = ([0; DENSE_ROWS], 0);
+    for (row, number) in rows.iter_mut().zip(numbers.clone()) {
+        // A number that is no u32 ends the block early, and then all rows are written one by one.
+        let Ok(number) = u32::try_from(number) else { break };
+        *row = number;
+        n += 1;
+    }
+    if n * sums.inner_dim == out.len()
+        && codebook::write_inner_rows(tier, sums, rows.get(..n)?, offsets.get(..=n)?, out).is_some()
+    {
+        return Some(());
+    }
+    for (out, number) in out.chunks_exact_mut(sums.inner_dim.max(1)).zip(numbers) {
+        let row = usize::try_from(number).ok()?;
+        codebook::write_inner_row(tier, sums, row, out, &mut [], Epilogue::Store)?;
+    }
+    Some(())
 }
 
 /// The overrides of a scope's rows.

@@ -55,15 +55,12 @@ pub(crate) fn write_inner_row(
     widen(tier, Elements::from_f32(inner), 1.0, -0.0, out, epilogue)
 }
 
+/// Writes a row as it is before the projection.
 fn store_inner_row(tier: Tier, table: &Codebook<'_>, row: usize, out: &mut [f32]) -> Consistent {
-    if !tier.is_scalar()
-        && let Ok(row) = u32::try_from(row)
+    if let Ok(number) = u32::try_from(row)
+        && write_inner_rows(tier, table, &[number], &[0, 1], out).is_some()
     {
-        // The maximum of one row is the row.
-        let (weights, pooling) = (None, Pooling::Max);
-        let offsets = Indices::U32(&[0, 1]);
-        let bags = CodeBags { rows: &[row], offsets, weights, pooling };
-        return pool_codes(tier, table, &bags, out, table.inner_dim);
+        return Some(());
     }
     let entry_len = table.entry_len();
     for (book, code) in table.row_codes(row)?.enumerate() {
@@ -76,4 +73,18 @@ fn store_inner_row(tier: Tier, table: &Codebook<'_>, row: usize, out: &mut [f32]
         widen(tier, entry, scale, -0.0, out, epilogue)?;
     }
     Some(())
+}
+
+/// Writes rows as they are before the projection, one after another; `None` on the scalar tier,
+/// too. `offsets` counts up from 0 to the number of rows.
+pub(crate) fn write_inner_rows(
+    tier: Tier,
+    table: &Codebook<'_>,
+    rows: &[u32],
+    offsets: &[u32],
+    out: &mut [f32],
+) -> Consistent {
+    // The maximum of one row is the row.
+    let (weights, pooling, offsets) = (None, Pooling::Max, Indices::U32(offsets));
+    pool_codes(tier, table, &CodeBags { rows, offsets, weights, pooling }, out, table.inner_dim)
 }
