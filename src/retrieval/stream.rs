@@ -287,8 +287,8 @@ pub(super) fn visit_codes(
             },
         )?;
     }
-    // The scores of a row are the row of a table whose entries are added: those of the same codes in
-    // books of a column for each query.
+    // The scores of a row are a row of the table whose books have the products in place of the
+    // entries, a column for each query, and whose entries are added.
     let (books, combine) = (Elements::from_f32(products), Combine::Add);
     let sums = Codebook {
         books,
