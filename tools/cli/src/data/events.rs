@@ -189,17 +189,18 @@ impl Pairs {
         Events { items, contexts: users.clone(), users, spans, history: 1 }
     }
 
-    /// The context of an item are other items of its user: of the training split, those of this
-    /// split; of the validation split, those of the training split; of the test, those of both.
+    /// The context of an item is a bag of other items of its user. An item of the training split
+    /// has the others of this split, one of the validation split those of the training split, and
+    /// one of the test split those of both.
     ///
-    /// The items of a user follow each other: those of the validation split, those of the training
-    /// split, and these once more. So each context is one range, and in the training split another
-    /// one for each item.
+    /// `contexts` has each user's items of the validation split, those of the training split, and
+    /// these once more. So each context is one range: that of item k of n in the training split has
+    /// the n - 1 items after it, before its second occurrence.
     fn by_history([train, test]: [Self; 2], history: u32, valid_fraction: f64) -> [Events; 2] {
         let Self { users, items } = train;
         let is_valid = |event: u32| is_held_out(event, valid_fraction);
         let item = |event: &u32| items[*event as usize];
-        // A history that has more items than a context is in no order of the file or of the ids.
+        // Not by the file or the ids: which items a short history has should mean nothing.
         let place = |event: &u32| (random(FIXED, item(event).into()), item(event));
         let same_item = |a: &u32, b: &u32| item(a) == item(b);
         let mut order: Vec<u32> = (0..items.len() as u32).collect();
@@ -209,10 +210,10 @@ impl Pairs {
         for of_user in order.chunk_by(|&a, &b| users[a as usize] == users[b as usize]) {
             let (valid, training) = of_user.split_at(of_user.partition_point(|&at| is_valid(at)));
             let start = contexts.len() as u32;
-            let only_valid = valid
-                .chunk_by(same_item)
-                .filter(|event| training.binary_search_by_key(&place(&event[0]), place).is_err());
-            contexts.extend(only_valid.map(|events| item(&events[0])));
+            let is_training =
+                |event: &u32| training.binary_search_by_key(&place(event), place).is_ok();
+            let first_events = valid.chunk_by(same_item).map(|events| &events[0]);
+            contexts.extend(first_events.filter(|event| !is_training(event)).map(item));
             let first = contexts.len() as u32;
             contexts.extend(training.chunk_by(same_item).map(|events| item(&events[0])));
             let end = contexts.len() as u32;
