@@ -331,9 +331,9 @@ fn sum_of_products(codebook: &Codebook<'_>, row: usize, products: &[f32]) -> Opt
     let last = codebook.book_len.checked_sub(1)?;
     // Adding -0.0 changes no value.
     let mut sum = -0.0;
-    let books = products.chunks_exact(codebook.book_len.max(1));
-    for (code, products) in codebook.row_codes(row)?.zip(books) {
-        sum += products.get(usize::from(code).min(last))?;
+    let mut books = products.chunks_exact(codebook.book_len.max(1));
+    for code in codebook.row_codes(row)? {
+        sum += books.next()?.get(usize::from(code).min(last))?;
     }
     Some(sum)
 }

@@ -57,7 +57,8 @@ pub(crate) fn write_inner_row(
 
 /// Writes a row as it is before the projection.
 fn store_inner_row(tier: Tier, table: &Codebook<'_>, row: usize, out: &mut [f32]) -> Consistent {
-    if let Ok(number) = u32::try_from(row)
+    if !tier.is_scalar()
+        && let Ok(number) = u32::try_from(row)
         && write_inner_rows(tier, table, &[number], &[0, 1], out).is_some()
     {
         return Some(());

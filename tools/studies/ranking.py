@@ -89,15 +89,34 @@ def numbers(run, name):
         return {int(row["value"]): int(row["number"]) for row in csv.DictReader(file) if row["feature"] == name}
 
 
-def read_interactions(run, data, rows):
+def random(seed, position):
+    """The number at `position` of the SplitMix64 stream `seed`."""
+    mask = (1 << 64) - 1
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+    return z ^ z >> 31
+
+
+def read_interactions(run, data, rows, history):
     """The context vector of each user of the test split, the items to find, and those to leave out."""
-    users, items = numbers(run, "user"), numbers(run, "item")
+    items = numbers(run, "item")
     targets, known = {}, {}
     for of, part in ((known, "train"), (targets, "test")):
         for user, item in zip(data[part + "_user"].tolist(), data[part + "_item"].tolist()):
-            of.setdefault(user, set()).add(items[item])
-    contexts = rows[[users[user] for user in targets]]
-    return contexts, list(targets.values()), [known.get(user, set()) for user in targets]
+            of.setdefault(user, set()).add(item)
+    if history:
+        number, means = numbers(run, "history"), []
+        for user in targets:
+            recent = sorted(known.get(user, ()), key=lambda item: (random(user, item), item))[-history:]
+            bag = [number[item] for item in recent]
+            means.append(rows[bag].mean(0) if bag else np.zeros(rows.shape[1]))
+        contexts = np.stack(means)
+    else:
+        number = numbers(run, "user")
+        contexts = rows[[number[user] for user in targets]]
+    known = [known.get(user, ()) for user in targets]
+    return contexts, *([{items[item] for item in of_user} for of_user in of] for of in (targets.values(), known))
 
 
 def read_sessions(run, data, rows, history):
@@ -123,11 +142,9 @@ def main(checkpoint, data, evaluated=None):
     run, data = Path(checkpoint).parent, np.load(data)
     tensors, facts = read_checkpoint(checkpoint)
     context_rows, items = (rows_of(tensors, spec, at) for at, spec in enumerate(facts["tables"]))
-    if facts["config"]["data"]["format"] == "interactions":
-        contexts, targets, known = read_interactions(run, data, context_rows)
-    else:
-        history = facts["config"]["data"]["history"]
-        contexts, targets, known = read_sessions(run, data, context_rows, history)
+    config = facts["config"]["data"]
+    read = read_interactions if config["format"] == "interactions" else read_sessions
+    contexts, targets, known = read(run, data, context_rows, config.get("history"))
     queries = queries_of(tensors, contexts)
     gains = 1 / np.log2(np.arange(2, max(CUTOFFS) + 2))
     sums = {f"{metric}@{k}": 0.0 for k in CUTOFFS for metric in ("recall", "ndcg")}

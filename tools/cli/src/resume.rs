@@ -65,9 +65,12 @@ impl ResumeCache for ResumeMemory {
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut kept = self.kept.borrow_mut();
+        let (mut kept, len) = (self.kept.borrow_mut(), bytes.len() as u64);
+        if len > self.limit {
+            return Ok(());
+        }
         let held: u64 = kept.values().map(|bytes| bytes.len() as u64).sum();
-        if held.saturating_add(bytes.len() as u64) > self.limit {
+        if held + len > self.limit {
             kept.clear();
         }
         kept.insert(key.to_owned(), bytes.to_owned());

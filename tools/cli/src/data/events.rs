@@ -93,8 +93,17 @@ struct Sampling {
     valid_fraction: f64,
     order: Order,
     constant: bool,
-    /// Whether contexts are items.
-    sessions: bool,
+    kind: ContextKind,
+}
+
+/// What the context of an item is.
+#[derive(Clone, Copy, PartialEq)]
+enum ContextKind {
+    User,
+    /// Other items of its user.
+    History,
+    /// The items before it in a session.
+    Session,
 }
 
 /// Events, in memory.
@@ -112,7 +121,7 @@ pub(crate) struct Sampled {
     /// The events of `train` in the training split, and in the validation split.
     parts: [Vec<u32>; 2],
     test: Events,
-    /// The item that each context is, if it is one; `None` if contexts are users.
+    /// The item that each context is, if it is one; `None` if each user is a query.
     item_of: Option<Vec<Option<u32>>>,
 }
 
@@ -153,15 +162,23 @@ impl Interactions {
                 "{}: `{part}_user` has {found} elements, but `{part}_item` has {len}",
                 path.display()
             );
-            // A history has each item twice.
-            ensure!(len < u32::MAX as usize / 2, "{}: more than 2^31 events", path.display());
             Ok(Pairs { users, items })
         };
         let pairs = [read("train")?, read("test")?];
-        let (events, context) = match self.history {
-            None => (pairs.map(Pairs::by_user), "user"),
+        let (events, kind) = match self.history {
+            None => (pairs.map(Pairs::by_user), ContextKind::User),
             Some(0) => bail!("`history` is 0: expected at least 1"),
-            Some(history) => (Pairs::by_history(pairs, history, self.valid_fraction), "history"),
+            Some(history) => {
+                // A history has each item twice.
+                let most = u32::MAX as usize / 2;
+                ensure!(
+                    pairs.iter().all(|pairs| pairs.items.len() < most),
+                    "{}: more than 2^31 events are too many for a `history`",
+                    path.display()
+                );
+                let events = Pairs::by_history(pairs, history, self.valid_fraction);
+                (events, ContextKind::History)
+            }
         };
         let sampling = Sampling {
             negatives: self.negatives,
@@ -169,9 +186,9 @@ impl Interactions {
             valid_fraction: self.valid_fraction,
             order: self.order,
             constant: self.constant,
-            sessions: false,
+            kind,
         };
-        Sampled::new(&path, [context, "item"], events, vocabulary, &sampling)
+        Sampled::new(&path, events, vocabulary, &sampling)
     }
 }
 
@@ -189,48 +206,54 @@ impl Pairs {
         Events { items, contexts: users.clone(), users, spans, history: 1 }
     }
 
-    /// The context of an item is a bag of other items of its user. An item of the training split
-    /// has the others of this split, one of the validation split those of the training split, and
-    /// one of the test split those of both.
+    /// The context of an item is a bag of items of its user: of the training split for an item of
+    /// this split or of the validation split, of both for an item of the test split. An item of the
+    /// training split is not in its own context.
     ///
-    /// `contexts` has each user's items of the validation split, those of the training split, and
-    /// these once more. So each context is one range: that of item k of n in the training split has
-    /// the n - 1 items after it, before its second occurrence.
+    /// `contexts` has the items of each user's training split, and then the same once more. So the
+    /// context of item k of n is one range, too: the n - 1 items after it.
     fn by_history([train, test]: [Self; 2], history: u32, valid_fraction: f64) -> [Events; 2] {
         let Self { users, items } = train;
-        let is_valid = |event: u32| is_held_out(event, valid_fraction);
-        let item = |event: &u32| items[*event as usize];
-        // Not by the file or the ids: which items a short history has should mean nothing.
-        let place = |event: &u32| (random(FIXED, item(event).into()), item(event));
-        let same_item = |a: &u32, b: &u32| item(a) == item(b);
+        let is_valid = |event: &u32| is_held_out(*event, valid_fraction);
+        let pair = |event: &u32| (users[*event as usize], items[*event as usize]);
         let mut order: Vec<u32> = (0..items.len() as u32).collect();
-        order.sort_by_cached_key(|event| (users[*event as usize], !is_valid(*event), place(event)));
-        let (mut contexts, mut spans) = (Vec::new(), vec![0..0; items.len()]);
-        let mut all = HashMap::new();
-        for of_user in order.chunk_by(|&a, &b| users[a as usize] == users[b as usize]) {
-            let (valid, training) = of_user.split_at(of_user.partition_point(|&at| is_valid(at)));
-            let start = contexts.len() as u32;
-            let is_training =
-                |event: &u32| training.binary_search_by_key(&place(event), place).is_ok();
-            let first_events = valid.chunk_by(same_item).map(|events| &events[0]);
-            contexts.extend(first_events.filter(|event| !is_training(event)).map(item));
-            let first = contexts.len() as u32;
-            contexts.extend(training.chunk_by(same_item).map(|events| item(&events[0])));
-            let end = contexts.len() as u32;
-            contexts.extend_from_within(first as usize..end as usize);
-            for (events, at) in training.chunk_by(same_item).zip(first..) {
-                let span = at + 1..at + end - first;
-                events.iter().for_each(|&event| spans[event as usize] = span.clone());
+        // A short history has the last of these items: their order must not mean anything.
+        order.sort_by_cached_key(|event| {
+            let (user, item) = pair(event);
+            (user, random(user.into(), item.into()), item)
+        });
+        let (mut contexts, mut known) = (Vec::new(), Vec::new());
+        let (mut spans, mut known_of) = (vec![0..0; items.len()], HashMap::new());
+        for of_user in order.chunk_by(|a, b| pair(a).0 == pair(b).0) {
+            let (user, _) = pair(&of_user[0]);
+            let (first, first_known) = (contexts.len() as u32, known.len() as u32);
+            for of_item in of_user.chunk_by(|a, b| pair(a) == pair(b)) {
+                let (_, item) = pair(&of_item[0]);
+                known.push(item);
+                let at = contexts.len() as u32;
+                if !of_item.iter().all(is_valid) {
+                    contexts.push(item);
+                }
+                of_item.iter().for_each(|&event| spans[event as usize] = at..at);
             }
-            valid.iter().for_each(|&event| spans[event as usize] = first..end);
-            all.insert(users[of_user[0] as usize], start..end);
+            let end = contexts.len() as u32;
+            contexts.extend_from_within(first as usize..);
+            for event in of_user {
+                let span = &mut spans[*event as usize];
+                *span = if is_valid(event) {
+                    first..end
+                } else {
+                    span.start + 1..span.start + (end - first)
+                };
+            }
+            known_of.insert(user, first_known..known.len() as u32);
         }
-        let of_test = test.users.iter().map(|user| all.get(user).cloned().unwrap_or(0..0));
+        let of_test = test.users.iter().map(|user| known_of.get(user).cloned().unwrap_or(0..0));
         let of_test = Events {
             spans: of_test.collect(),
             items: test.items,
             users: test.users,
-            contexts: contexts.clone(),
+            contexts: known,
             history,
         };
         [Events { items, users, contexts, spans, history }, of_test]
@@ -287,9 +310,9 @@ impl Sessions {
             valid_fraction: self.valid_fraction,
             order: self.order,
             constant: self.constant,
-            sessions: true,
+            kind: ContextKind::Session,
         };
-        Sampled::new(&path, ["history", "item"], [train, test], vocabulary, &sampling)
+        Sampled::new(&path, [train, test], vocabulary, &sampling)
     }
 }
 
@@ -324,13 +347,13 @@ fn compact_ids(train: &mut [u32], test: &mut [u32]) -> Vec<u32> {
 impl Sampled {
     fn new(
         path: &Path,
-        names: [&str; 2],
         [mut train, mut test]: [Events; 2],
         vocabulary: Option<Vocabulary>,
         sampling: &Sampling,
     ) -> Result<Self> {
-        let &Sampling { negatives, negative_sampling, valid_fraction, order, constant, sessions } =
+        let &Sampling { negatives, negative_sampling, valid_fraction, order, constant, kind } =
             sampling;
+        let names = [if kind == ContextKind::User { "user" } else { "history" }, "item"];
         check_share("valid_fraction", valid_fraction)?;
         ensure!(
             negatives.is_none() || negative_sampling != NegativeSampling::InBatch,
@@ -354,12 +377,18 @@ impl Sampled {
             compact_ids(&mut train.contexts, &mut test.contexts),
             compact_ids(&mut train.items, &mut test.items),
         ];
-        let counts: [Vec<u64>; 2] =
+        let mut counts: [Vec<u64>; 2] =
             [(&train.contexts, &ids[0]), (&train.items, &ids[1])].map(|(values, ids)| {
                 let mut counts = vec![0; ids.len()];
                 values.iter().for_each(|&value| counts[value as usize] += 1);
                 counts
             });
+        if kind == ContextKind::History {
+            // What the training split looks up.
+            counts[0].fill(0);
+            let contexts = training.iter().flat_map(|&event| train.context(event));
+            contexts.for_each(|&context| counts[0][context as usize] += 1);
+        }
         let all = |counts: &Vec<u64>| (0..counts.len() as u32).collect::<Vec<_>>();
         // A trained model's vocabulary has its own order.
         let order = if vocabulary.is_some() { Order::Given } else { order };
@@ -434,7 +463,7 @@ impl Sampled {
             pooling: Pooling::Mean,
         };
         let features = [feature(&contexts), feature(&items)];
-        let item_of = sessions.then(|| {
+        let item_of = (kind == ContextKind::Session).then(|| {
             let mut items = vec![None; contexts.len() as usize];
             for (id, number) in contexts_by_id {
                 items[number as usize] = items_by_id.get(&id).copied();

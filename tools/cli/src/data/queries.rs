@@ -27,7 +27,8 @@ pub(super) type Interaction = [u32; 3];
 
 impl<'d> Queries<'d> {
     /// One query for each user of `found`, whose items are to be found among those that are not the
-    /// user's in `known`. `span` is where the context of an event is; a user's have the same one.
+    /// user's in `known`. `span` is where the context of an event is: a user's events have equal
+    /// contexts.
     pub(super) fn of_users(
         contexts: &'d [u32],
         span: impl Fn(u32) -> Range<u32>,

@@ -132,9 +132,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let spec = with_qr_operation(&checkpoint, Spec { model, tables }, args.qr_operation);
     let examples = args.judge.open(&args.checkpoint, spec.model.is_some())?;
     // Most choices of a judge differ in one table: the others are factorised once.
-    let kept = ResumeMemory::new(args.memory / 4);
+    let for_kept = args.memory / 4;
+    let kept = ResumeMemory::new(for_kept);
     let options = Options {
-        memory: args.memory,
+        memory: args.memory - for_kept,
         frequencies: args.frequencies.as_deref(),
         resume: Some(&kept),
     };
