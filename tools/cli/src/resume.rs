@@ -46,7 +46,8 @@ impl ResumeCache for ResumeDirectory {
     }
 }
 
-/// Factorisations in memory, for conversions of one process that share some.
+/// Factorisations in memory, for conversions of one process that share some. When they would take
+/// more than the limit, all of them are dropped.
 pub(crate) struct ResumeMemory {
     kept: RefCell<HashMap<String, Vec<u8>>>,
     /// The most bytes to keep.
@@ -79,5 +80,26 @@ impl ResumeCache for ResumeMemory {
 
     fn remove(&self, key: &str) {
         self.kept.borrow_mut().remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_stays_within_the_limit() {
+        let kept = ResumeMemory::new(10);
+        kept.put("a", &[1; 4]).unwrap();
+        kept.put("b", &[2; 6]).unwrap();
+        assert_eq!(kept.get("a"), Some(vec![1; 4]));
+        assert_eq!(kept.get("b"), Some(vec![2; 6]));
+        // Larger than the limit: nothing makes room for it.
+        kept.put("c", &[3; 11]).unwrap();
+        assert_eq!((kept.get("c"), kept.get("a")), (None, Some(vec![1; 4])));
+        kept.put("d", &[4; 1]).unwrap();
+        assert_eq!((kept.get("a"), kept.get("b"), kept.get("d")), (None, None, Some(vec![4])));
+        kept.remove("d");
+        assert_eq!(kept.get("d"), None);
     }
 }

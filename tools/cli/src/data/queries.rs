@@ -22,7 +22,7 @@ struct Query {
 /// What [`Queries`] has in place of an item for a context that is no item.
 const NO_ITEM: u32 = u32::MAX;
 
-/// A user, an item, and the event of theirs.
+/// A user, an item, and the number of the event.
 pub(super) type Interaction = [u32; 3];
 
 impl<'d> Queries<'d> {
