@@ -1,6 +1,6 @@
-//! Bags over codebook tables, straight into registers: the entries of eight books at a time if they
-//! are put end to end ([`PoolConcat`]), or the sums of all books, some columns at a time
-//! ([`PoolSums`]).
+//! Bags over codebook tables, straight into registers: the entries of several books at a time if
+//! they are put end to end ([`PoolConcat`]), or some columns of a wide entry or of the sum of all
+//! books ([`PoolSums`]).
 
 use super::rows::{AHEAD, nth_row, prefetch_all};
 use crate::{
@@ -16,6 +16,8 @@ use core::ops::Range;
 /// Books whose entries are pooled at a time: so many sums fit into registers on every tier, and
 /// their codes are whole bytes in every type.
 const BOOKS: usize = 8;
+/// Bytes that the nearest cache is sure to keep, so that prefetching them is of no use.
+const NEAREST: usize = 32 << 10;
 /// The most lanes of a vector that may reach beyond the last entry.
 const TAIL: usize = 4;
 
@@ -40,13 +42,20 @@ pub(crate) fn pool_codes(
     out_stride: usize,
 ) -> Consistent {
     let &Codebook { codes, code_dtype, num_books, scales, .. } = table;
-    let codes = Codes { codes, dtype: code_dtype, num_books, last: table.book_len.checked_sub(1)? };
+    let codes = Codes {
+        codes,
+        dtype: code_dtype,
+        num_books,
+        row_len: code_dtype.row_len(num_books),
+        last: table.book_len.checked_sub(1)?,
+    };
     with_core_elements!(table.books, books => {
         let entries = Entries::new(books, scales, table.entry_len(), table.book_len);
         let pool = Pool { codes, entries, bags: *bags, out, out_stride };
         match table.combine {
-            Combine::Concat => tier.run_vector(PoolConcat(pool)),
-            _ => tier.run_vector(PoolSums(pool)),
+            Combine::Concat if !pool.is_wide() => tier.run_vector(PoolConcat(pool)),
+            Combine::Concat => tier.run_vector(PoolSums { pool, group: 1 }),
+            _ => tier.run_vector(PoolSums { pool, group: num_books }),
         }
     })??
 }
@@ -57,6 +66,8 @@ struct Codes<'s> {
     codes: &'s [u8],
     dtype: CodeDtype,
     num_books: usize,
+    /// The bytes of a row.
+    row_len: usize,
     /// The last entry of a book.
     last: usize,
 }
@@ -64,7 +75,12 @@ struct Codes<'s> {
 impl<'s> Codes<'s> {
     #[inline(always)]
     fn row(&self, row: u32) -> Option<&'s [u8]> {
-        nth_row(self.codes, self.dtype.row_len(self.num_books), row as usize)
+        nth_row(self.codes, self.row_len, row as usize)
+    }
+
+    /// Whether each byte is a code that has an entry.
+    fn are_bytes(&self) -> bool {
+        self.dtype == CodeDtype::U8 && self.last == 255
     }
 
     /// The entries of [`BOOKS`] books from `first` on; where there are fewer books, the last one's.
@@ -168,6 +184,9 @@ impl<'s, W: Weight + Default> Entries<'s, W> {
 // A trait and not a closure, which the compiler does not always inline: then the vectors go through
 // memory.
 trait Part<I: Isa, const V: usize> {
+    /// Whether rows without weights have a loop of their own: it adds faster than it multiplies,
+    /// and gives the same bits.
+    const ADDS: bool = false;
     /// The codes of these vectors in a row.
     type Codes<'r>;
     fn codes<'r>(&self, row: &'r [u8]) -> Option<Self::Codes<'r>>;
@@ -189,39 +208,48 @@ impl<W: Weight + Default> Pool<'_, '_, W> {
         self.bags.offsets.len().saturating_sub(1)
     }
 
+    /// Whether an entry fills the vectors of every tier, and is not one of those that
+    /// [`PoolConcat::bytes`] pools.
+    fn is_wide(&self) -> bool {
+        let Self { codes, entries, .. } = self;
+        entries.entry_len > 16
+            || entries.entry_len == 16 && !(codes.are_bytes() && codes.num_books >= 4)
+    }
+
     /// Pools some vectors of the rows of a bag.
     #[inline(always)]
     fn pool<I: Isa, P: Part<I, V>, const V: usize, const B: usize>(
         &self,
         isa: I,
         range: &Range<usize>,
-        prefetch: bool,
         part: &P,
     ) -> Option<[[I::F32; V]; B]> {
         let CodeBags { rows, weights, pooling, .. } = self.bags;
         let mut sums = [[isa.splat(0.0); V]; B];
-        for (&row, position) in rows.get(range.clone())?.iter().zip(range.clone()) {
-            if prefetch && let Some(&next) = rows.get(position + AHEAD) {
-                prefetch_all(isa, self.codes.row(next)?, false);
+        let found = rows.get(range.clone())?;
+        if P::ADDS && pooling != Pooling::Max && weights.is_none() {
+            for &row in found {
+                let row = self.codes.row(row)?;
+                add_row(isa, part, row, &mut sums, |sum, x| isa.add(sum, x))?;
             }
-            let weight = match weights {
-                Some(weights) => *weights.get(position)?,
-                None => 1.0,
-            };
-            let weight = isa.splat(weight);
-            let codes = part.codes(self.codes.row(row)?)?;
-            for (at, sums) in sums.iter_mut().enumerate() {
-                let vectors = part.vectors(isa, &codes, at)?;
-                for (sum, x) in sums.iter_mut().zip(vectors) {
-                    *sum = if pooling != Pooling::Max {
+        } else {
+            for (&row, position) in found.iter().zip(range.clone()) {
+                let weight = match weights {
+                    Some(weights) => *weights.get(position)?,
+                    None => 1.0,
+                };
+                let (is_first, weight) = (position == range.start, isa.splat(weight));
+                let row = self.codes.row(row)?;
+                add_row(isa, part, row, &mut sums, |sum, x| {
+                    if pooling != Pooling::Max {
                         // A product with 1 is exact.
-                        isa.fma(weight, x, *sum)
-                    } else if position == range.start {
+                        isa.fma(weight, x, sum)
+                    } else if is_first {
                         x
                     } else {
-                        isa.max(x, *sum)
-                    };
-                }
+                        isa.max(x, sum)
+                    }
+                })?;
             }
         }
         if pooling == Pooling::Mean && range.len() > 1 {
@@ -244,6 +272,36 @@ impl<W: Weight + Default> Pool<'_, '_, W> {
     }
 }
 
+/// Combines some vectors of a row with what `sums` has of the rows before it.
+#[inline(always)]
+fn add_row<I: Isa, P: Part<I, V>, const V: usize, const B: usize>(
+    isa: I,
+    part: &P,
+    row: &[u8],
+    sums: &mut [[I::F32; V]; B],
+    combine: impl Fn(I::F32, I::F32) -> I::F32,
+) -> Consistent {
+    let codes = part.codes(row)?;
+    for (at, sums) in sums.iter_mut().enumerate() {
+        for (sum, x) in sums.iter_mut().zip(part.vectors(isa, &codes, at)?) {
+            *sum = combine(*sum, x);
+        }
+    }
+    Some(())
+}
+
+/// Prefetches the codes of as many rows as a bag has, from [`AHEAD`] rows after it on.
+// Not inlined, since it is the same for every type of entries.
+#[inline(never)]
+fn prefetch<I: Isa>(isa: I, codes: &Codes<'_>, rows: &[u32], bag: &Range<usize>) {
+    if codes.codes.len() > NEAREST {
+        let ahead = rows.get(bag.start + AHEAD..).unwrap_or_default();
+        for row in ahead.iter().take(bag.len()).filter_map(|&row| codes.row(row)) {
+            prefetch_all(isa, row, false);
+        }
+    }
+}
+
 /// Entries that are put end to end.
 struct PoolConcat<'s, 'o, W>(Pool<'s, 'o, W>);
 
@@ -254,7 +312,7 @@ impl<W: Weight + Default> Op for PoolConcat<'_, '_, W> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Consistent {
         let Pool { codes, entries, .. } = self.0;
-        if codes.dtype == CodeDtype::U8 && codes.last == 255 {
+        if codes.are_bytes() {
             match (entries.entry_len, codes.num_books) {
                 (4, 8..) => return self.bytes::<_, 4, 1, 8>(isa.narrow()),
                 (4, 4..) => return self.bytes::<_, 4, 1, 4>(isa.narrow()),
@@ -270,7 +328,7 @@ impl<W: Weight + Default> Op for PoolConcat<'_, '_, W> {
             }
         }
         match entries.entry_len {
-            len if len >= I::LANES => self.books(isa),
+            8.. if const { I::LANES == 8 } => self.books(isa),
             8.. => self.books(isa.half()),
             _ => self.books(isa.narrow()),
         }
@@ -290,12 +348,13 @@ impl<W: Weight + Default> PoolConcat<'_, '_, W> {
         let last = codes.num_books.checked_sub(B)?;
         for bag in 0..self.0.num_bags() {
             let range = self.0.bags.offsets.range(bag)?;
+            prefetch(isa, &codes, self.0.bags.rows, &range);
             for first in (0..codes.num_books).step_by(B) {
                 let first = first.min(last);
                 let books = all.get(first..)?.first_chunk::<B>()?;
                 let scales = entries.scales(isa, core::array::from_fn(|at| first + at))?;
                 let part = Bytes { books, first, scales };
-                let sums = self.0.pool::<_, _, V, B>(isa, &range, first == 0, &part)?;
+                let sums = self.0.pool::<_, _, V, B>(isa, &range, &part)?;
                 for (at, &sum) in sums.as_flattened().iter().enumerate() {
                     self.0.store(isa, bag, first * E + at * I::LANES, sum)?;
                 }
@@ -313,6 +372,7 @@ impl<W: Weight + Default> PoolConcat<'_, '_, W> {
         let last_column = entries.entry_len.saturating_sub(I::LANES);
         for bag in 0..self.0.num_bags() {
             let range = self.0.bags.offsets.range(bag)?;
+            prefetch(isa, &codes, self.0.bags.rows, &range);
             for first in (0..codes.num_books).step_by(BOOKS) {
                 let first = first.min(last_book);
                 let books: [usize; BOOKS] =
@@ -322,8 +382,7 @@ impl<W: Weight + Default> PoolConcat<'_, '_, W> {
                     let column = column.min(last_column);
                     let starts = books.map(|book| book * entries.book_stride + column);
                     let part = Books { codes, entries, first, starts, scales };
-                    let is_first = first == 0 && column == 0;
-                    let sums = self.0.pool::<_, _, 1, BOOKS>(isa, &range, is_first, &part)?;
+                    let sums = self.0.pool::<_, _, 1, BOOKS>(isa, &range, &part)?;
                     for ([sum], book) in sums.into_iter().zip(books) {
                         self.0.store(isa, bag, book * entries.entry_len + column, sum)?;
                     }
@@ -346,6 +405,7 @@ struct Bytes<'s, F, W, const E: usize, const B: usize> {
 impl<I: Isa, W: Weight, const E: usize, const V: usize, const B: usize> Part<I, V>
     for Bytes<'_, I::F32, W, E, B>
 {
+    const ADDS: bool = true;
     type Codes<'r> = &'r [u8; B];
 
     #[inline(always)]
@@ -395,8 +455,11 @@ impl<I: Isa, W: Weight + Default> Part<I, 1> for Books<'_, I::F32, W> {
     }
 }
 
-/// Entries that are added.
-struct PoolSums<'s, 'o, W>(Pool<'s, 'o, W>);
+/// The sums of `group` books at a time, put end to end: of all books, or of each alone.
+struct PoolSums<'s, 'o, W> {
+    pool: Pool<'s, 'o, W>,
+    group: usize,
+}
 
 impl<W: Weight + Default> Op for PoolSums<'_, '_, W> {
     /// `None` if something is out of bounds.
@@ -404,24 +467,28 @@ impl<W: Weight + Default> Op for PoolSums<'_, '_, W> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) -> Consistent {
-        for bag in 0..self.0.num_bags() {
-            let entry_len = self.0.entries.entry_len;
-            let mut column = 0;
-            while entry_len - column >= 4 * I::LANES {
-                self.columns::<_, 4>(isa, bag, column)?;
-                column += 4 * I::LANES;
-            }
-            while column < entry_len {
-                column = if entry_len >= I::LANES {
-                    // The last vector may overlap the one before it.
-                    column = column.min(entry_len - I::LANES);
-                    self.columns::<_, 1>(isa, bag, column)?;
-                    column + I::LANES
-                } else {
-                    let isa = isa.narrow();
-                    column = column.min(entry_len.saturating_sub(TAIL));
-                    self.columns::<_, 1>(isa, bag, column)?;
-                    column + TAIL
+        let Pool { codes, entries, .. } = self.pool;
+        for bag in 0..self.pool.num_bags() {
+            let range = self.pool.bags.offsets.range(bag)?;
+            prefetch(isa, &codes, self.pool.bags.rows, &range);
+            for first in (0..codes.num_books).step_by(self.group) {
+                let (entry_len, mut column) = (entries.entry_len, 0);
+                while entry_len - column >= 4 * I::LANES {
+                    self.columns::<_, 4>(isa, bag, first, column)?;
+                    column += 4 * I::LANES;
+                }
+                while column < entry_len {
+                    column = if entry_len >= I::LANES {
+                        // The last vector may overlap the one before it.
+                        column = column.min(entry_len - I::LANES);
+                        self.columns::<_, 1>(isa, bag, first, column)?;
+                        column + I::LANES
+                    } else {
+                        let isa = isa.narrow();
+                        column = column.min(entry_len.saturating_sub(TAIL));
+                        self.columns::<_, 1>(isa, bag, first, column)?;
+                        column + TAIL
+                    }
                 }
             }
         }
@@ -430,24 +497,32 @@ impl<W: Weight + Default> Op for PoolSums<'_, '_, W> {
 }
 
 impl<W: Weight + Default> PoolSums<'_, '_, W> {
-    /// The columns of one bag from `column` on, in `V` vectors.
+    /// The columns of a bag's group from `column` on, in `V` vectors.
     #[inline(always)]
-    fn columns<I: Isa, const V: usize>(&mut self, isa: I, bag: usize, column: usize) -> Consistent {
-        let Pool { codes, entries, .. } = self.0;
-        let range = self.0.bags.offsets.range(bag)?;
-        let part = Sum { codes, entries, column };
-        let [sums] = self.0.pool::<_, _, V, 1>(isa, &range, column == 0, &part)?;
+    fn columns<I: Isa, const V: usize>(
+        &mut self,
+        isa: I,
+        bag: usize,
+        first: usize,
+        column: usize,
+    ) -> Consistent {
+        let Pool { codes, entries, .. } = self.pool;
+        let range = self.pool.bags.offsets.range(bag)?;
+        let part = Sum { codes, entries, books: first..first + self.group, column };
+        let [sums] = self.pool.pool::<_, _, V, 1>(isa, &range, &part)?;
+        let column = first / self.group * entries.entry_len + column;
         for (at, sum) in sums.into_iter().enumerate() {
-            self.0.store(isa, bag, column + at * I::LANES, sum)?;
+            self.pool.store(isa, bag, column + at * I::LANES, sum)?;
         }
         Some(())
     }
 }
 
-/// Some columns of the sum of all books.
+/// Some columns of the sum of some books.
 struct Sum<'s, W> {
     codes: Codes<'s>,
     entries: Entries<'s, W>,
+    books: Range<usize>,
     column: usize,
 }
 
@@ -461,15 +536,15 @@ impl<I: Isa, W: Weight + Default, const V: usize> Part<I, V> for Sum<'_, W> {
 
     #[inline(always)]
     fn vectors(&self, isa: I, row: &&[u8], _: usize) -> Option<[I::F32; V]> {
-        let Self { codes, ref entries, column } = *self;
+        let Self { codes, ref entries, ref books, column } = *self;
         let mut sums = [isa.splat(0.0); V];
-        for book in 0..codes.num_books {
+        for book in books.clone() {
             let entry = codes.entry(row, book)?;
             let start = book * entries.book_stride + entry * entries.entry_len + column;
             let scale = entries.scale(isa, book)?;
             for (at, sum) in sums.iter_mut().enumerate() {
                 let x = entries.load(isa, start + at * I::LANES, scale)?;
-                *sum = if book == 0 { x } else { isa.add(*sum, x) };
+                *sum = if book == books.start { x } else { isa.add(*sum, x) };
             }
         }
         Some(sums)
