@@ -302,13 +302,14 @@ impl<W: Weight> Op for Product<'_, '_, W> {
         while row < self.m && !self.jobs.is_empty() {
             let (rows, end) = next_rows::<I, W>(row, self.m, self.end - self.first);
             let mut column = self.vectors(isa, rows, row..end, self.first)?;
-            if self.resume {
-                // Groups of rows cannot begin with the sums in the output.
-                while self.end - column >= 4 {
-                    self.partial::<I, 4>(isa, row..end, column)?;
-                    column += 4;
-                }
-            } else if isa.eights().is_some() {
+            // Four columns take less time than one, two or three. Some are then computed twice,
+            // with the same bits.
+            let again = (self.end - column).next_multiple_of(4) - (self.end - column);
+            if !self.add && !self.resume && column - self.first >= again {
+                column -= again;
+            }
+            // Groups of rows cannot begin with the sums in the output.
+            if !self.resume && isa.eights().is_some() {
                 column = self.few_columns::<I, 8>(isa, row..end, column)?;
             }
             if !self.resume && isa.fours().is_some() {
@@ -318,6 +319,10 @@ impl<W: Weight> Op for Product<'_, '_, W> {
                 } else {
                     self.few_columns::<I, 4>(isa, row..end, column)?
                 };
+            }
+            while self.end - column >= 4 {
+                self.partial::<I, 4>(isa, row..end, column)?;
+                column += 4;
             }
             match self.end - column {
                 0 => {}
