@@ -184,8 +184,8 @@ impl<'s, W: Weight + Default> Entries<'s, W> {
 // A trait and not a closure, which the compiler does not always inline: then the vectors go through
 // memory.
 trait Part<I: Isa, const V: usize> {
-    /// Whether rows without weights have a loop of their own: it adds faster than it multiplies,
-    /// and gives the same bits.
+    /// Whether rows without weights have a loop of their own, which adds faster than it multiplies:
+    /// of numbers, the sums are the same.
     const ADDS: bool = false;
     /// The codes of these vectors in a row.
     type Codes<'r>;
@@ -208,12 +208,12 @@ impl<W: Weight + Default> Pool<'_, '_, W> {
         self.bags.offsets.len().saturating_sub(1)
     }
 
-    /// Whether an entry fills the vectors of every tier, and is not one of those that
-    /// [`PoolConcat::bytes`] pools.
+    /// Whether entries fill the vectors of every tier, and too few books have them for
+    /// [`PoolConcat`].
     fn is_wide(&self) -> bool {
         let Self { codes, entries, .. } = self;
-        entries.entry_len > 16
-            || entries.entry_len == 16 && !(codes.are_bytes() && codes.num_books >= 4)
+        entries.entry_len > 16 && codes.num_books < BOOKS
+            || entries.entry_len == 16 && codes.num_books < 4
     }
 
     /// Pools some vectors of the rows of a bag.
@@ -328,6 +328,7 @@ impl<W: Weight + Default> Op for PoolConcat<'_, '_, W> {
             }
         }
         match entries.entry_len {
+            // Wider vectors would be a fifth more code, and are seldom filled.
             8.. if const { I::LANES == 8 } => self.books(isa),
             8.. => self.books(isa.half()),
             _ => self.books(isa.narrow()),

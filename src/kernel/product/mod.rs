@@ -302,8 +302,8 @@ impl<W: Weight> Op for Product<'_, '_, W> {
         while row < self.m && !self.jobs.is_empty() {
             let (rows, end) = next_rows::<I, W>(row, self.m, self.end - self.first);
             let mut column = self.vectors(isa, rows, row..end, self.first)?;
-            // Four columns take less time than one, two or three. Some are then computed twice,
-            // with the same bits.
+            // Computing four columns takes less time than computing one, two or three. Some are
+            // then computed twice, with the same bits.
             let again = (self.end - column).next_multiple_of(4) - (self.end - column);
             if !self.add && !self.resume && column - self.first >= again {
                 column -= again;
@@ -410,7 +410,7 @@ impl<'s, 'o, W: Weight> Product<'s, 'o, W> {
         Some(column)
     }
 
-    /// The last `WIDTH` columns, fewer than any vector has lanes.
+    /// `WIDTH` columns from `column` on, at most four.
     #[inline(always)]
     fn partial<I: Isa, const WIDTH: usize>(
         &mut self,
