@@ -1,9 +1,9 @@
-//! Trainable tables of codes. The entries of the books are learned. The codes that choose entries
-//! are given, and stay the same.
+//! Trainable tables of codes. The codes that choose entries of the books are given, and stay the
+//! same. Either the entries are learned, or the rows that will be coded again.
 
 use super::{
     Embedding, Optimizer, Parameters, Quantity, TrainError, Unsupported,
-    dense::{check_len, step_slices},
+    dense::{DenseShape, check_len, step_rows, step_slices},
     rounding::Rounding,
     state::{Sealed, State, Step},
     view,
@@ -93,7 +93,7 @@ pub struct CodesTable {
     /// The codes, as a blob stores them.
     codes: Vec<u8>,
     support: Support,
-    /// Its parameters are the entries of all books.
+    /// Its parameters are the entries of all books and, if they are learned instead, the rows.
     state: State,
 }
 
@@ -146,6 +146,25 @@ impl CodesTable {
         Ok(self)
     }
 
+    /// The same table, which learns these rows, `num_embeddings x embedding_dim`, row-major, and
+    /// leaves its books as they are. Lookups and gradients use the coded rows, and the optimiser
+    /// moves `rows` by these gradients: the straight-through estimator. Code the rows again every
+    /// few steps, and make a table of the new codes, books and these rows. The rows are the second
+    /// of the [`parameters`](super::Checkpointed::parameters).
+    ///
+    /// # Errors
+    /// [`Quantity::Values`] for another number of values.
+    pub fn with_rows(mut self, rows: Vec<f32>) -> Result<Self, TrainError> {
+        let CodesShape { num_embeddings, embedding_dim, .. } = self.shape;
+        let len = DenseShape { num_embeddings, embedding_dim }.check()?;
+        Quantity::Values(1).check(rows.len(), len as u64)?;
+        self.state.parameters.truncate(1);
+        self.state
+            .parameters
+            .push(Parameters::new(rows, embedding_dim, self.state.optimizer));
+        Ok(self)
+    }
+
     /// The same table, with the instructions of `tier`.
     #[must_use]
     pub fn with_tier(mut self, tier: Tier) -> Self {
@@ -182,10 +201,13 @@ impl Sealed for CodesTable {
         &mut self.state
     }
 
-    /// The gradient of an entry is the sum of the gradients of all rows that have the entry, in the
-    /// entry's columns.
+    /// Moves the rows if they are learned, otherwise the entries. The gradient of an entry is the
+    /// sum of the gradients of all rows that have the entry, in the entry's columns.
     fn apply(&mut self, step: &Step<'_>) -> Consistent {
         let State { parameters, lookups, .. } = &mut self.state;
+        if let Some(rows) = parameters.get_mut(1) {
+            return step_rows(rows, lookups, step);
+        }
         let CodesShape { embedding_dim: dim, num_books, book_len, combine, .. } = self.shape;
         let (codes, dtype) = (&self.codes, self.code_dtype);
         let (row_len, entry_len) = (dtype.row_len(num_books), self.shape.entry_len());

@@ -260,14 +260,65 @@ fn exact_books_move_by_the_gradients_and_lookups_read_the_stored_ones() {
 }
 
 #[test]
+fn learned_rows_move_by_the_gradients_of_coded_rows_and_books_stay() {
+    for (seed, shape) in shapes().into_iter().enumerate() {
+        let mut rng = Rng::new(seed as u64 + 40);
+        let (codes, books) = draw(&mut rng, &shape);
+        let dim = shape.embedding_dim;
+        let rows = reals(&mut rng, ROWS as usize * dim);
+        let read: Vec<f64> = books.iter().map(|&x| x.into()).collect();
+        for tier in tiers::available() {
+            let table = table(shape, &codes, &books, Optimizer::Sgd).with_tier(tier);
+            let mut table = table.with_rows(rows.clone()).unwrap();
+            let mut wide: Vec<f64> = rows.iter().map(|&x| x.into()).collect();
+            for _ in 0..3 {
+                let (indices, offsets, weights) = draw_bags(&mut rng);
+                let bags = Bags::new(&indices, &offsets).unwrap();
+                let bags = bags.with_per_sample_weights(&weights).unwrap();
+                let gradient = reals(&mut rng, bags.len() * dim);
+                table.step(&bags, Pooling::Sum, &gradient, 0.1).unwrap();
+                for (bag, gradient) in zip(offsets.windows(2), gradient.chunks(dim)) {
+                    for at in bag[0] as usize..bag[1] as usize {
+                        let row = &mut wide[indices[at] as usize * dim..][..dim];
+                        let scale = 0.1 * f64::from(weights[at]);
+                        zip(row, gradient).for_each(|(x, &g)| *x -= scale * f64::from(g));
+                    }
+                }
+                let [of_books, of_rows] = table.parameters() else { panic!("not two") };
+                assert_eq!(of_books.values(), &books[..], "{shape:?}");
+                for (&found, expected) in zip(of_rows.values(), &wide) {
+                    assert!((f64::from(found) - expected).abs() < 1e-5, "{shape:?}: {found}");
+                }
+                let mut found = vec![f32::NAN; gradient.len()];
+                table.forward(&bags, Pooling::Sum, &mut found, &mut Vec::new()).unwrap();
+                let batch = (indices, offsets, weights);
+                for (found, expected) in zip(found, pooled(&shape, &codes, &read, &batch)) {
+                    assert!((f64::from(found) - expected).abs() < 1e-5, "{shape:?}: {found}");
+                }
+            }
+        }
+        let short = table(shape, &codes, &books, Optimizer::Sgd).with_rows(rows[1..].to_vec());
+        let expected = rows.len() as u64;
+        let error = TrainError::Count { of: Quantity::Values(1), found: expected - 1, expected };
+        assert_eq!(short.map(|_| ()).unwrap_err(), error);
+    }
+}
+
+#[test]
 fn what_is_restored_goes_on_to_the_bit() {
-    for (optimizer, dtype) in [
-        (Optimizer::Sgd, Dtype::F32),
-        (Optimizer::ROW_WISE_ADAGRAD, Dtype::I8),
-        (Optimizer::ADAM, Dtype::F32),
+    for (optimizer, dtype, learns_rows) in [
+        (Optimizer::Sgd, Dtype::F32, false),
+        (Optimizer::ROW_WISE_ADAGRAD, Dtype::I8, false),
+        (Optimizer::ADAM, Dtype::F32, false),
+        (Optimizer::ADAM, Dtype::I8, true),
     ] {
-        let table = |shape, codes: &[u16], books: &[f32], optimizer| {
-            table(shape, codes, books, optimizer).with_dtype(dtype).unwrap()
+        let table = |shape: CodesShape, codes: &[u16], books: &[f32], optimizer| {
+            let table = table(shape, codes, books, optimizer).with_dtype(dtype).unwrap();
+            if learns_rows {
+                table.with_rows(vec![0.5; ROWS as usize * shape.embedding_dim]).unwrap()
+            } else {
+                table
+            }
         };
         let shape = shapes()[1];
         let mut rng = Rng::new(30);
@@ -280,9 +331,11 @@ fn what_is_restored_goes_on_to_the_bit() {
             let bags = bags.with_per_sample_weights(&weights).unwrap();
             let gradient = reals(&mut rng, bags.len() * shape.embedding_dim);
             if at == 3 {
-                let (to, from) = (&mut restored.parameters_mut()[0], &first.parameters()[0]);
-                to.values_mut().copy_from_slice(from.exact());
-                zip(to.state_mut(), from.state()).for_each(|(to, from)| to.copy_from_slice(from));
+                for (to, from) in zip(restored.parameters_mut(), first.parameters()) {
+                    to.values_mut().copy_from_slice(from.exact());
+                    zip(to.state_mut(), from.state())
+                        .for_each(|(to, from)| to.copy_from_slice(from));
+                }
                 restored.set_steps(first.steps());
             }
             first.step(&bags, Pooling::Sum, &gradient, 0.1).unwrap();
@@ -291,7 +344,11 @@ fn what_is_restored_goes_on_to_the_bit() {
             }
         }
         let bits = |table: &CodesTable| -> Vec<u32> {
-            table.parameters()[0].values().iter().map(|x| x.to_bits()).collect()
+            table
+                .parameters()
+                .iter()
+                .flat_map(|parameters| parameters.values().iter().map(|x| x.to_bits()))
+                .collect()
         };
         assert_eq!(bits(&first), bits(&restored), "{optimizer:?}");
     }

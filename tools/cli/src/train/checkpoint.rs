@@ -29,7 +29,7 @@ use ttrec::{
         Dtype::{F32, I4},
     },
     repr::{Codebook, Weights},
-    train::{CodesShape, CodesTable, Dlrm, Embedding, Parameters},
+    train::{CodesShape, Dlrm, Embedding, Parameters},
 };
 use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS, zeros};
 
@@ -398,7 +398,7 @@ impl TrainCheckpoint {
         Ok(())
     }
 
-    /// A table of the codes of the checkpoint, whose books are not restored yet.
+    /// A table of the codes of the checkpoint, whose books and rows are not restored yet.
     fn coded_table(
         &self,
         planned: &Planned,
@@ -417,8 +417,8 @@ impl TrainCheckpoint {
         let codes: Result<Vec<_>, _> = codes.into_iter().map(u16::try_from).collect();
         let (books, optimizer) = (zeros(shape.books_len())?, self.facts.config.train.optimizer);
         let codes = codes.with_context(place)?;
-        let table = CodesTable::new(shape, &codes, books, optimizer.optimizer());
-        let table = table.and_then(|table| table.with_dtype(planned.dtype));
+        let coding = planned.coding.context("nothing says how to code a table's rows")?;
+        let table = coding.table(&codes, books, optimizer.optimizer());
         Ok(Box::new(table.with_context(place)?))
     }
 

@@ -360,6 +360,9 @@ pub(crate) struct Codes {
     /// Steps in which dense rows are learned, before they are coded.
     #[serde(default)]
     pub(crate) warm_up: u64,
+    /// Steps between further codings of the rows, which are then learned instead of the books.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) recode_every: Option<NonZeroU64>,
     /// The type of the books.
     #[serde(default, skip_serializing_if = "Learned::is_f32")]
     pub(crate) dtype: Learned,

@@ -311,19 +311,20 @@ impl<'d> Learner<'d> {
         self.settle()
     }
 
-    /// Gives tables whose warm-up has just ended their codes or ranks.
+    /// Codes the rows of tables for which this is due, and chooses ranks after a warm-up.
     fn settle(&mut self) -> Result<()> {
         let steps = self.model.steps();
         let optimizer = self.config.train.optimizer.optimizer();
         for (planned, feature) in self.tables.iter_mut().zip(self.model.features_mut()) {
-            let due = planned.coding.filter(|coding| coding.warm_up == steps);
-            let (Some(coding), Some(coded)) = (due, planned.coded()) else { continue };
-            let [rows] = feature.table.parameters() else { continue };
-            let count = rows.values().len() / rows.slice_len().max(1);
+            let due = planned.coding.filter(|coding| coding.is_due(steps));
+            let Some(coding) = due else { continue };
+            let count = planned.num_embeddings as usize;
             let weights = self.dataset.vocabulary().weights(&planned.name, count);
-            let table = coding.code(rows.values(), weights.as_deref(), optimizer);
+            let table = coding.code(&*feature.table, weights.as_deref(), optimizer);
             feature.table = Box::new(table.with_context(|| format!("table {:?}", planned.name))?);
-            *planned = coded;
+            if let Some(coded) = planned.coded() {
+                *planned = coded;
+            }
         }
         if self
             .tables

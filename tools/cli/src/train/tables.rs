@@ -5,6 +5,7 @@ use super::config::{
 };
 use crate::data::Feature;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::num::NonZeroU64;
 use ttrec::{
     Pooling, TtShape,
     dtype::Dtype,
@@ -12,7 +13,7 @@ use ttrec::{
     train::{
         CacheSpec, Checkpointed, CodesShape, CodesTable, DenseShape, DenseTable, Embedding,
         HashedTable, Initializer, Optimizer, QuotientRemainderShape, QuotientRemainderTable,
-        TrainError, TtTable,
+        TtTable,
     },
 };
 use ttrec_convert::{
@@ -20,6 +21,7 @@ use ttrec_convert::{
     shape::{suggest_shape, widest_first},
     spec::{self, Combining, IndexMapping, Quantized, TableSpec},
     trained::{Books, digit_strides},
+    zeros,
 };
 
 /// The plan of a table.
@@ -34,7 +36,7 @@ pub(crate) struct Planned {
     pub(super) stored: TrainedForm,
     /// The type that its values are learned as, and stored as by default.
     pub(super) dtype: Dtype,
-    /// The codes that will replace its rows after a warm-up.
+    /// How its rows are coded after a warm-up.
     pub(super) coding: Option<Coding>,
     /// How its ranks will be chosen after a warm-up.
     pub(super) search: Option<RankSearch>,
@@ -70,7 +72,7 @@ impl RankSearch {
     }
 }
 
-/// The codes that will replace rows.
+/// How rows are coded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Coding {
     books: Books,
@@ -78,19 +80,52 @@ pub(super) struct Coding {
     /// The type that the books are learned as.
     dtype: Dtype,
     /// The steps before the rows are coded.
-    pub(super) warm_up: u64,
+    warm_up: u64,
+    /// The steps after which they are coded again. The rows are learned then, not the books.
+    recode_every: Option<NonZeroU64>,
 }
 
 impl Coding {
-    /// Codes these rows; `weights` say how much the error of each counts.
+    /// Whether rows are coded after this many steps.
+    pub(super) fn is_due(&self, steps: u64) -> bool {
+        let Some(after) = steps.checked_sub(self.warm_up) else { return false };
+        after == 0 || self.recode_every.is_some_and(|every| after.is_multiple_of(every.get()))
+    }
+
+    /// Codes the rows of `table`, which is dense or learns its rows; `weights` say how much the
+    /// error of each row counts.
     pub(super) fn code(
         &self,
-        rows: &[f32],
+        table: &dyn Embedding,
         weights: Option<&[f32]>,
         optimizer: Optimizer,
     ) -> Result<CodesTable> {
-        let (books, codes) = self.books.learn(rows, self.shape.embedding_dim, weights)?;
-        Ok(CodesTable::new(self.shape, &codes, books, optimizer)?.with_dtype(self.dtype)?)
+        let rows = table.parameters().last().context("the table has no rows")?;
+        let (books, codes) = self.books.learn(rows.values(), self.shape.embedding_dim, weights)?;
+        let mut coded = self.table(&codes, books, optimizer)?;
+        if let [_, learned] = coded.parameters_mut() {
+            learned.values_mut().copy_from_slice(rows.values());
+            for (to, from) in learned.state_mut().into_iter().zip(rows.state()) {
+                to.copy_from_slice(from);
+            }
+            coded.set_steps(table.steps());
+        }
+        Ok(coded)
+    }
+
+    /// A table of these codes and books. If it learns rows, these are zeros.
+    pub(super) fn table(
+        &self,
+        codes: &[u16],
+        books: Vec<f32>,
+        optimizer: Optimizer,
+    ) -> Result<CodesTable> {
+        let table = CodesTable::new(self.shape, codes, books, optimizer)?.with_dtype(self.dtype)?;
+        if self.recode_every.is_none() {
+            return Ok(table);
+        }
+        let num_rows = usize::try_from(self.shape.num_embeddings)?;
+        Ok(table.with_rows(zeros(num_rows.saturating_mul(self.shape.embedding_dim))?)?)
     }
 }
 
@@ -193,7 +228,9 @@ impl Planned {
                 };
                 (None, TrainedForm::QuotientRemainder { num_remainders, combine })
             }
-            &Representation::Codes(Codes { books, bits, combine, warm_up, .. }) => {
+            &Representation::Codes(Codes {
+                books, bits, combine, warm_up, recode_every, ..
+            }) => {
                 let books = Books { count: books, bits, combine };
                 books.check(num_embeddings.into(), dim)?;
                 let shape = CodesShape {
@@ -211,7 +248,7 @@ impl Planned {
                     "`dtype` is {:?}, which books cannot be: expected f32, f16, bf16 or i8",
                     dtype.name()
                 );
-                coding = Some(Coding { books, shape, dtype, warm_up });
+                coding = Some(Coding { books, shape, dtype, warm_up, recode_every });
                 // Until they are coded, rows are exact.
                 dtype = Dtype::F32;
                 (None, TrainedForm::Dense)
@@ -246,7 +283,8 @@ impl Planned {
 
     /// The steps of the warm-up after which its form changes, if that is planned.
     pub(super) fn warm_up(&self) -> Option<u64> {
-        let coding = self.coding.map(|coding| coding.warm_up);
+        let coding = self.coding.filter(|_| self.stored == TrainedForm::Dense);
+        let coding = coding.map(|coding| coding.warm_up);
         coding.or(self.search.map(|search| search.warm_up))
     }
 
@@ -263,11 +301,12 @@ impl Planned {
         Ok(Self { stored, search: None, ..self.clone() })
     }
 
-    /// The table after its rows are coded, if that is planned.
+    /// The table after its rows are coded, if they will be and are not yet.
     pub(super) fn coded(&self) -> Option<Self> {
-        let Coding { shape, dtype, .. } = self.coding?;
+        let coding = self.coding.filter(|_| self.stored == TrainedForm::Dense);
+        let Coding { shape, dtype, .. } = coding?;
         let stored = TrainedForm::Codes(shape);
-        Some(Self { stored, dtype, coding: None, ..self.clone() })
+        Some(Self { stored, dtype, ..self.clone() })
     }
 
     /// The bytes of its parameters, as they are stored.
@@ -315,7 +354,7 @@ impl Planned {
     pub(crate) fn build(&self, optimizer: Optimizer, seed: u64) -> Result<Box<dyn Embedding>> {
         let dim = self.embedding_dim;
         let rows = u64::from(self.hashed.unwrap_or(self.num_embeddings));
-        let build = || -> Result<Box<dyn Embedding>, TrainError> {
+        let build = || -> Result<Box<dyn Embedding>> {
             let table: Box<dyn Embedding> = match &self.stored {
                 TrainedForm::Dense => {
                     let shape = DenseShape { num_embeddings: rows, embedding_dim: dim };
@@ -348,9 +387,8 @@ impl Planned {
                 }
                 TrainedForm::Codes(shape) => {
                     let codes = vec![0; rows as usize * shape.num_books];
-                    let books = vec![0.0; shape.books_len()];
-                    let table = CodesTable::new(*shape, &codes, books, optimizer)?;
-                    Box::new(table.with_dtype(self.dtype)?)
+                    let coding = self.coding.context("nothing says how to code its rows")?;
+                    Box::new(coding.table(&codes, vec![0.0; shape.books_len()], optimizer)?)
                 }
             };
             Ok(match self.hashed {
@@ -385,7 +423,9 @@ impl Planned {
             }
             TrainedForm::Codes(shape) => {
                 let books = vec![shape.num_books, shape.book_len, shape.entry_len()];
-                vec![(format!("{prefix}books"), books)]
+                let learns_rows = self.coding.is_some_and(|coding| coding.recode_every.is_some());
+                let rows = learns_rows.then(|| matrix("rows", rows));
+                [(format!("{prefix}books"), books)].into_iter().chain(rows).collect()
             }
         }
     }

@@ -134,7 +134,8 @@ fn every_kind_of_table_learns_and_converts() {
         ),
         (
             "codes-i8",
-            "{ representation = \"codes\", books = 4, bits = 5, warm_up = 800, dtype = \"i8\" }",
+            "{ representation = \"codes\", books = 4, bits = 5, warm_up = 600, recode_every = 100, \
+             dtype = \"i8\" }",
             0.7,
         ),
         ("i8", "{ representation = \"tt\", rank = 12, scale = 10.0, dtype = \"i8\" }", 0.78),
@@ -280,7 +281,8 @@ fn kill_9_at_any_moment_changes_nothing() {
         (
             "adam",
             "{ representation = \"codes\", books = 4, bits = 4, combine = \"add\", warm_up = 100, \
-             dtype = \"i8\" }",
+             dtype = \"i8\" }\n[model.tables]\nitem = { representation = \"codes\", books = 2, \
+             bits = 4, warm_up = 60, recode_every = 25 }",
             decayed,
         ),
         ("row-wise-adagrad", CACHED, decayed),
@@ -827,6 +829,11 @@ fn mistakes_of_a_config_are_named() {
             "[train]",
             "table = { representation = \"codes\", books = 4, warm_up = 3 }\n[train]",
             &["\"user\"", "`warm_up` is 3 steps, but training has 3"],
+        ),
+        (
+            "[train]",
+            "table = { representation = \"codes\", books = 4, recode_every = 0 }\n[train]",
+            &["recode_every = 0`", "nonzero"],
         ),
         (
             "[train]",
