@@ -111,7 +111,7 @@ def main():
                     f"bytes and {our_time[0]:.2f} s (CPU {our_time[1]:.2f} s), squared {ratio:.3f}",
                     flush=True,
                 )
-    sys.exit(failed)
+    sys.exit(int(failed))  # NumPy's booleans are printed, and exit with 1.
 
 
 if __name__ == "__main__":
