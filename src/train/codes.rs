@@ -66,7 +66,7 @@ impl CodesShape {
 /// A trainable table whose rows are made of entries of a few books. The codes that choose a row's
 /// entries are given, for instance by clustering rows, and stay the same. A blob stores the table
 /// as [`WeightsSpec::Codebook`](crate::blob::WeightsSpec::Codebook). Each entry is a slice for the
-/// [`Optimizer`].
+/// [`Optimizer`], or each row with [`with_rows`](Self::with_rows).
 ///
 /// ```
 /// use ttrec::{
@@ -153,7 +153,8 @@ impl CodesTable {
     /// of the [`parameters`](super::Checkpointed::parameters).
     ///
     /// # Errors
-    /// [`Quantity::Values`] for another number of values.
+    /// [`Quantity::Values`] for another number of values; [`TrainError::Shape`] for more than
+    /// memory can hold.
     pub fn with_rows(mut self, rows: Vec<f32>) -> Result<Self, TrainError> {
         let CodesShape { num_embeddings, embedding_dim, .. } = self.shape;
         let len = DenseShape { num_embeddings, embedding_dim }.check()?;

@@ -80,7 +80,7 @@ pub struct Step<'s> {
 pub trait Checkpointed: Sealed {
     /// The learned values, with the state of the optimiser: one [`Parameters`] for each core of a
     /// tensor train and one more for the rows of its cache; two for the quotient rows and the
-    /// remainder rows of a quotient-remainder table; one for the rows of a dense table; and one for
+    /// remainder rows of a quotient-remainder table; one for the rows of a dense table; one for
     /// all books of a table of codes, and one more for its rows if they are learned.
     fn parameters(&self) -> &[Parameters] {
         &self.state().parameters

@@ -4,7 +4,7 @@
 
 A blob has i4 rows with one group. For each number of bits and group, prints the bytes of the table,
 the relative error (Frobenius) of values whose ranges are fitted to their groups by least squares,
-and the bytes and error of `ttrec plan` with as many bytes. TTREC names the command. The exit code
+and the bytes and the predicted error of `ttrec plan` within as many bytes. TTREC names the command. The exit code
 is 1 if a plan has a larger error. Needs numpy."""
 
 import json
@@ -36,7 +36,7 @@ def read(checkpoint, tensor):
 
 
 def squared_errors(groups, bits):
-    """The least squared error of each group that was found."""
+    """The least squared error that was found for each group."""
     top = 2**bits - 1
     low, high = groups.min(1), groups.max(1)
     means = groups.mean(1)
@@ -60,7 +60,7 @@ def squared_errors(groups, bits):
 
 
 def planned(checkpoint, tensor, budget):
-    """The bytes and the error of the plan of one table."""
+    """The bytes and the predicted error of the plan of one table."""
     with tempfile.TemporaryDirectory() as directory:
         spec = Path(directory) / "spec.toml"
         spec.write_text(f"[[table]]\ntensor = {json.dumps(tensor)}\n")

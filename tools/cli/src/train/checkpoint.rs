@@ -9,7 +9,7 @@
 use super::{
     config::Config,
     directory_of,
-    tables::{Planned, TrainedForm},
+    tables::{Coding, Planned, TrainedForm},
 };
 use crate::output::Output;
 use anyhow::{Context, Result, ensure};
@@ -29,7 +29,7 @@ use ttrec::{
         Dtype::{F32, I4},
     },
     repr::{Codebook, Weights},
-    train::{CodesShape, Dlrm, Embedding, Parameters},
+    train::{Dlrm, Embedding, Parameters},
 };
 use ttrec_convert::{Checkpoint, checkpoint::Tensor, spec::TableSpec, trained::FACTS, zeros};
 
@@ -330,8 +330,8 @@ impl TrainCheckpoint {
             {
                 *planned = coded;
             }
-            if let TrainedForm::Codes(shape) = planned.stored {
-                feature.table = self.coded_table(planned, shape, number)?;
+            if let TrainedForm::Codes(coding) = planned.stored {
+                feature.table = self.coded_table(planned, coding, number)?;
             }
         }
         self.restore_ranks(model, tables)?;
@@ -402,7 +402,7 @@ impl TrainCheckpoint {
     fn coded_table(
         &self,
         planned: &Planned,
-        shape: CodesShape,
+        coding: Coding,
         number: usize,
     ) -> Result<Box<dyn Embedding>> {
         let (name, expected) = planned.codes(number).context("a table has no codes")?;
@@ -415,9 +415,9 @@ impl TrainCheckpoint {
         let mut codes = vec![0; expected.iter().product()];
         self.tensor(&name)?.read_i64(0, &mut codes)?;
         let codes: Result<Vec<_>, _> = codes.into_iter().map(u16::try_from).collect();
-        let (books, optimizer) = (zeros(shape.books_len())?, self.facts.config.train.optimizer);
+        let (books, optimizer) =
+            (zeros(coding.shape.books_len())?, self.facts.config.train.optimizer);
         let codes = codes.with_context(place)?;
-        let coding = planned.coding.context("nothing says how to code a table's rows")?;
         let table = coding.table(&codes, books, optimizer.optimizer());
         Ok(Box::new(table.with_context(place)?))
     }

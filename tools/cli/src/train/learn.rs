@@ -316,11 +316,10 @@ impl<'d> Learner<'d> {
         let steps = self.model.steps();
         let optimizer = self.config.train.optimizer.optimizer();
         for (planned, feature) in self.tables.iter_mut().zip(self.model.features_mut()) {
-            let due = planned.coding.filter(|coding| coding.is_due(steps));
-            let Some(coding) = due else { continue };
+            let Some(coding) = planned.coding_after(steps) else { continue };
             let count = planned.num_embeddings as usize;
             let weights = self.dataset.vocabulary().weights(&planned.name, count);
-            let table = coding.code(&*feature.table, weights.as_deref(), optimizer);
+            let table = coding.code(&mut *feature.table, weights.as_deref(), optimizer);
             feature.table = Box::new(table.with_context(|| format!("table {:?}", planned.name))?);
             if let Some(coded) = planned.coded() {
                 *planned = coded;

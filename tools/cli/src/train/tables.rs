@@ -36,7 +36,7 @@ pub(crate) struct Planned {
     pub(super) stored: TrainedForm,
     /// The type that its values are learned as, and stored as by default.
     pub(super) dtype: Dtype,
-    /// How its rows are coded after a warm-up.
+    /// How its rows will be coded after a warm-up.
     pub(super) coding: Option<Coding>,
     /// How its ranks will be chosen after a warm-up.
     pub(super) search: Option<RankSearch>,
@@ -76,39 +76,32 @@ impl RankSearch {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Coding {
     books: Books,
-    shape: CodesShape,
+    pub(super) shape: CodesShape,
     /// The type that the books are learned as.
     dtype: Dtype,
     /// The steps before the rows are coded.
     warm_up: u64,
-    /// The steps after which they are coded again. The rows are learned then, not the books.
+    /// The steps between further codings. If set, the rows are learned, not the books.
     recode_every: Option<NonZeroU64>,
 }
 
 impl Coding {
-    /// Whether rows are coded after this many steps.
-    pub(super) fn is_due(&self, steps: u64) -> bool {
-        let Some(after) = steps.checked_sub(self.warm_up) else { return false };
-        after == 0 || self.recode_every.is_some_and(|every| after.is_multiple_of(every.get()))
-    }
-
     /// Codes the rows of `table`, which is dense or learns its rows; `weights` say how much the
-    /// error of each row counts.
+    /// error of each row counts. Takes the rows out of `table` if they are learned further.
     pub(super) fn code(
         &self,
-        table: &dyn Embedding,
+        table: &mut dyn Embedding,
         weights: Option<&[f32]>,
         optimizer: Optimizer,
     ) -> Result<CodesTable> {
-        let rows = table.parameters().last().context("the table has no rows")?;
+        let steps = table.steps();
+        let rows = table.parameters_mut().last_mut().context("the table has no rows")?;
         let (books, codes) = self.books.learn(rows.values(), self.shape.embedding_dim, weights)?;
         let mut coded = self.table(&codes, books, optimizer)?;
         if let [_, learned] = coded.parameters_mut() {
-            learned.values_mut().copy_from_slice(rows.values());
-            for (to, from) in learned.state_mut().into_iter().zip(rows.state()) {
-                to.copy_from_slice(from);
-            }
-            coded.set_steps(table.steps());
+            // With the state of the optimiser, which depends on the steps.
+            std::mem::swap(learned, rows);
+            coded.set_steps(steps);
         }
         Ok(coded)
     }
@@ -134,7 +127,7 @@ pub(super) enum TrainedForm {
     Dense,
     Tt { shape: TtShape, initializer: Initializer, scale: f64, cache: Option<CacheSpec> },
     QuotientRemainder { num_remainders: u32, combine: Combine },
-    Codes(CodesShape),
+    Codes(Coding),
 }
 
 /// Plans the tables of all features. Those whose ranks will be chosen have the rank `start`.
@@ -283,8 +276,7 @@ impl Planned {
 
     /// The steps of the warm-up after which its form changes, if that is planned.
     pub(super) fn warm_up(&self) -> Option<u64> {
-        let coding = self.coding.filter(|_| self.stored == TrainedForm::Dense);
-        let coding = coding.map(|coding| coding.warm_up);
+        let coding = self.coding.map(|coding| coding.warm_up);
         coding.or(self.search.map(|search| search.warm_up))
     }
 
@@ -301,12 +293,24 @@ impl Planned {
         Ok(Self { stored, search: None, ..self.clone() })
     }
 
-    /// The table after its rows are coded, if they will be and are not yet.
+    /// The table after its rows are coded, if that is planned.
     pub(super) fn coded(&self) -> Option<Self> {
-        let coding = self.coding.filter(|_| self.stored == TrainedForm::Dense);
-        let Coding { shape, dtype, .. } = coding?;
-        let stored = TrainedForm::Codes(shape);
-        Some(Self { stored, dtype, ..self.clone() })
+        let coding = self.coding?;
+        let stored = TrainedForm::Codes(coding);
+        Some(Self { stored, dtype: coding.dtype, coding: None, ..self.clone() })
+    }
+
+    /// How its rows are coded after this many steps; none if they are not.
+    pub(super) fn coding_after(&self, steps: u64) -> Option<Coding> {
+        match (self.coding, &self.stored) {
+            (Some(coding), _) => Some(coding).filter(|coding| coding.warm_up == steps),
+            (None, TrainedForm::Codes(coding)) => {
+                let since = steps.checked_sub(coding.warm_up)?;
+                let is_due = |every: NonZeroU64| since.is_multiple_of(every.get());
+                Some(*coding).filter(|coding| coding.recode_every.is_some_and(is_due))
+            }
+            (None, _) => None,
+        }
     }
 
     /// The bytes of its parameters, as they are stored.
@@ -329,7 +333,7 @@ impl Planned {
                 let remainders = u64::from(*num_remainders);
                 (rows.div_ceil(remainders.max(1)) + remainders).saturating_mul(row)
             }
-            TrainedForm::Codes(shape) => {
+            TrainedForm::Codes(Coding { shape, .. }) => {
                 let codes = CodeDtype::for_book_len(shape.book_len).row_len(shape.num_books);
                 let books = self.values_bytes(shape.books_len() as u64, shape.num_books as u64);
                 rows.saturating_mul(codes as u64).saturating_add(books)
@@ -385,10 +389,10 @@ impl Planned {
                     let table = QuotientRemainderTable::new(shape, initializer, optimizer, seed)?;
                     Box::new(table.with_dtype(self.dtype))
                 }
-                TrainedForm::Codes(shape) => {
-                    let codes = vec![0; rows as usize * shape.num_books];
-                    let coding = self.coding.context("nothing says how to code its rows")?;
-                    Box::new(coding.table(&codes, vec![0.0; shape.books_len()], optimizer)?)
+                TrainedForm::Codes(coding) => {
+                    let codes = vec![0; rows as usize * coding.shape.num_books];
+                    let books = vec![0.0; coding.shape.books_len()];
+                    Box::new(coding.table(&codes, books, optimizer)?)
                 }
             };
             Ok(match self.hashed {
@@ -421,10 +425,9 @@ impl Planned {
                     matrix("weight_r", remainders),
                 ]
             }
-            TrainedForm::Codes(shape) => {
+            TrainedForm::Codes(Coding { shape, recode_every, .. }) => {
                 let books = vec![shape.num_books, shape.book_len, shape.entry_len()];
-                let learns_rows = self.coding.is_some_and(|coding| coding.recode_every.is_some());
-                let rows = learns_rows.then(|| matrix("rows", rows));
+                let rows = recode_every.map(|_| matrix("rows", rows));
                 [(format!("{prefix}books"), books)].into_iter().chain(rows).collect()
             }
         }
@@ -433,9 +436,9 @@ impl Planned {
     /// The name of the codes in a checkpoint, as table `number`, and their shape; none without
     /// codes.
     pub(crate) fn codes(&self, number: usize) -> Option<(String, Vec<usize>)> {
-        let TrainedForm::Codes(shape) = &self.stored else { return None };
+        let TrainedForm::Codes(coding) = &self.stored else { return None };
         let rows = self.num_embeddings as usize;
-        Some((format!("{}codes", prefix(number)), vec![rows, shape.num_books]))
+        Some((format!("{}codes", prefix(number)), vec![rows, coding.shape.num_books]))
     }
 
     /// FBTT's names for the row of each cache slot and for the slot's place, as table `number`;
@@ -482,7 +485,7 @@ impl Planned {
             TrainedForm::QuotientRemainder { combine, .. } => {
                 TableSpec { dialect: dialect("dlrm"), qr_operation: Some(*combine), ..spec }
             }
-            TrainedForm::Codes(shape) => TableSpec {
+            TrainedForm::Codes(Coding { shape, .. }) => TableSpec {
                 dialect: dialect("codes"),
                 combine: Some(match shape.combine {
                     Combine::Concat => Combining::Concat,
