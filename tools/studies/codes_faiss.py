@@ -14,7 +14,6 @@ OMP_WAIT_POLICY says otherwise. Needs faiss-cpu."""
 import json
 import os
 import resource
-import struct
 import subprocess
 import sys
 import tempfile
@@ -26,22 +25,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import faiss
 import numpy as np
+from safetensors_file import load
 
 TTREC = os.environ.get("TTREC", "ttrec")
 THREADS = int(os.environ.get("THREADS", "2"))
 BITS = 8
-FORMATS = {"F32": np.float32, "F16": np.float16}
-
-
-def read(checkpoint, tensor):
-    """A tensor of a safetensors file as f32."""
-    with open(checkpoint, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        found = json.loads(file.read(length))[tensor]
-        start, end = found["data_offsets"]
-        file.seek(8 + length + start)
-        values = np.frombuffer(file.read(end - start), FORMATS[found["dtype"]])
-    return values.reshape(found["shape"]).astype(np.float32)
 
 
 def spent():
@@ -94,7 +82,7 @@ def of_ttrec(folder, checkpoint, tensor, books, rotation):
 
 def main():
     checkpoint, tensor = sys.argv[1], sys.argv[2]
-    rows = np.ascontiguousarray(read(checkpoint, tensor))
+    rows = load(checkpoint)[0][tensor].astype(np.float32, order="C")
     numbers = [int(x) for x in sys.argv[3:]] or [m for m in (8, 16, 32) if rows.shape[1] % m == 0]
     faiss.omp_set_num_threads(THREADS)
     failed = False

@@ -4,35 +4,23 @@
 
 A blob has i4 rows with one group. For each number of bits and group, prints the bytes of the table,
 the relative error (Frobenius) of values whose ranges are fitted to their groups by least squares,
-and the bytes and the predicted error of `ttrec plan` within as many bytes. TTREC names the command. The exit code
-is 1 if a plan has a larger error. Needs numpy."""
+and the bytes and the predicted error of `ttrec plan` within as many bytes. TTREC names the command.
+The exit code is 1 if a plan has a larger error. Needs numpy."""
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from safetensors_file import load
 
 TTREC = os.environ.get("TTREC", "ttrec")
-FORMATS = {"F32": np.float32, "F16": np.float16}
 # Shares of a group's range that the fit starts from, and its iterations.
 STARTS = (1.0, 0.85, 0.7, 0.55)
 ROUNDS = 12
-
-
-def read(checkpoint, tensor):
-    """A tensor of a safetensors file, in f64."""
-    with open(checkpoint, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        found = json.loads(file.read(length))[tensor]
-        start, end = found["data_offsets"]
-        file.seek(8 + length + start)
-        values = np.frombuffer(file.read(end - start), FORMATS[found["dtype"]])
-    return values.reshape(found["shape"]).astype(np.float64)
 
 
 def squared_errors(groups, bits):
@@ -72,7 +60,7 @@ def planned(checkpoint, tensor, budget):
 
 
 def main(checkpoint, tensor):
-    values = read(checkpoint, tensor)
+    values = load(checkpoint)[0][tensor].astype(np.float64)
     rows, columns = values.shape
     total = (values**2).sum()
     worse = False

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from safetensors_file import load
 
 CUTOFFS = (10, 20)
 BLOCK = 256
@@ -21,17 +22,8 @@ BLOCK = 256
 
 def read_checkpoint(path):
     """The tensors of a safetensors file, and the facts that `ttrec train` adds."""
-    data = Path(path).read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    facts = json.loads(header.pop("__metadata__")["ttrec"])
-    types = {"F32": np.float32, "I64": np.int64}
-    tensors = {}
-    for name, of in header.items():
-        start, stop = of["data_offsets"]
-        values = np.frombuffer(data[end + start : end + stop], types[of["dtype"]])
-        tensors[name] = values.reshape(of["shape"])
-    return tensors, facts
+    tensors, metadata = load(path)
+    return tensors, json.loads(metadata["ttrec"])
 
 
 def rows_of(tensors, spec, at):
