@@ -9,10 +9,10 @@
 
 use std::{hint::black_box, time::Instant};
 use ttrec::{
-    Bags, DigitOrder, Pooling, Tier, TtShape,
+    Bags, DigitOrder, Tier, TtShape,
+    blob::ModelTable,
     train::{
-        Batch, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, Initializer, Optimizer,
-        TtTable,
+        Batch, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Initializer, Optimizer, TtTable,
     },
 };
 
@@ -66,7 +66,7 @@ const MODELS: [(&str, Option<Columns>); 3] = [
 ];
 
 fn model(columns: Option<Columns>) -> Dlrm {
-    let features = TABLES.iter().zip(1..).map(|(&(rows, p), seed)| {
+    let tables = TABLES.iter().zip(1..).map(|(&(rows, p), seed)| {
         let table: Box<dyn Embedding> =
             if let Some(Columns(q, order)) = columns.filter(|_| p != [0; 3]) {
                 let shape = TtShape::new(rows, &p, &q, &[RANK, RANK])
@@ -83,7 +83,7 @@ fn model(columns: Option<Columns>) -> Dlrm {
                         .expect("a table"),
                 )
             };
-        Feature { table, pooling: Pooling::Sum }
+        table
     });
     let spec = DlrmSpec {
         dense_dim: DENSE_DIM,
@@ -93,7 +93,9 @@ fn model(columns: Option<Columns>) -> Dlrm {
         seed: 1,
         tier: Tier::best(),
     };
-    Dlrm::new(&spec, features.collect()).expect("a model")
+    let tables: Vec<_> = tables.collect();
+    let features: Vec<_> = (0..tables.len()).map(ModelTable::from).collect();
+    Dlrm::new(&spec, tables, &features).expect("a model")
 }
 
 struct Samples {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     Bags, LookupError, PoolTablesError, Pooling, Tier,
+    blob::ModelTable,
     dtype::Elements,
     kernel::{
         Consistent, Dims, Epilogue, chain_step, dot_interaction, dot_interaction_workspace_len,
@@ -43,20 +44,12 @@ pub struct DlrmSpec {
     pub tier: Tier,
 }
 
-/// A categorical feature of a [`Dlrm`]: its table, and how the rows of a bag become one.
-pub struct Feature {
-    /// The table.
-    pub table: Box<dyn Embedding>,
-    /// Sum or mean; max cannot be trained.
-    pub pooling: Pooling,
-}
-
-/// Samples: their dense features, and their bags for each table.
+/// Samples: their dense features, and their bags for each categorical feature.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'b> {
     /// Samples x `dense_dim`, row-major.
     pub dense: &'b [f32],
-    /// One `Bags` for each table, with one bag for each sample.
+    /// One `Bags` for each categorical feature, with one bag for each sample.
     pub bags: &'b [Bags<'b>],
 }
 
@@ -76,9 +69,10 @@ impl From<f64> for LearningRates {
 }
 
 /// A trainable DLRM, which predicts clicks. The bottom MLP turns the dense features of a sample
-/// into a vector, and the tables turn its categorical features into one vector each. All have
-/// `embedding_dim` elements. The interaction is the bottom MLP's vector followed by the dot
-/// products of all pairs of vectors, (1,0), (2,0), (2,1), ... The top MLP turns it into one logit.
+/// into a vector, and the tables turn its categorical features into one vector each. Features can
+/// share a table. All vectors have `embedding_dim` elements. The interaction is the bottom MLP's
+/// vector followed by the dot products of all pairs of vectors, (1,0), (2,0), (2,1), ... The top
+/// MLP turns it into one logit.
 /// A step reduces the mean binary cross-entropy (`torch.nn.BCEWithLogitsLoss`), or another
 /// [`Objective`].
 ///
@@ -86,13 +80,12 @@ impl From<f64> for LearningRates {
 ///
 /// ```
 /// use ttrec::{
-///     Bags, Pooling, Tier,
-///     train::{Batch, DenseShape, DenseTable, Dlrm, DlrmSpec, Feature, Initializer, Optimizer},
+///     Bags, Tier,
+///     train::{Batch, DenseShape, DenseTable, Dlrm, DlrmSpec, Initializer, Optimizer},
 /// };
 ///
 /// let shape = DenseShape { num_embeddings: 100, embedding_dim: 4 };
 /// let table = DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, 1)?;
-/// let features = vec![Feature { table: Box::new(table), pooling: Pooling::Sum }];
 /// let spec = DlrmSpec {
 ///     dense_dim: 2,
 ///     bottom: vec![8, 4],
@@ -101,7 +94,7 @@ impl From<f64> for LearningRates {
 ///     seed: 2,
 ///     tier: Tier::best(),
 /// };
-/// let mut model = Dlrm::new(&spec, features)?;
+/// let mut model = Dlrm::new(&spec, vec![Box::new(table)], &[0.into()])?; // sums rows of table 0
 /// let bags = [Bags::new(&[7u32, 42, 99], &[0, 2, 3])?];
 /// let batch = Batch { dense: &[0.5, 1.0, -1.0, 0.0], bags: &bags };
 /// let first = model.step(&batch, &[1.0, 0.0], 0.1)?;
@@ -116,7 +109,8 @@ pub struct Dlrm {
     interaction: Interaction,
     bottom: Mlp,
     top: Mlp,
-    features: Vec<Feature>,
+    tables: Vec<Box<dyn Embedding>>,
+    features: Vec<ModelTable>,
     /// Steps that the layers have taken.
     steps: u64,
     optimizer: Optimizer,
@@ -140,11 +134,11 @@ struct Interaction {
 }
 
 impl Interaction {
-    fn new(dim: usize, num_tables: usize, has_bottom: bool) -> Self {
+    fn new(dim: usize, num_features: usize, has_bottom: bool) -> Self {
         let (count, bottom_len) = if has_bottom {
-            (num_tables + 1, dim)
+            (num_features + 1, dim)
         } else {
-            (num_tables, 0)
+            (num_features, 0)
         };
         Self { dim, bottom_len, count, width: bottom_len + count * count.saturating_sub(1) / 2 }
     }
@@ -153,7 +147,7 @@ impl Interaction {
 /// Memory that steps reuse.
 #[derive(Default)]
 struct Buffers {
-    tables: Vec<TableBuffers>,
+    features: Vec<FeatureBuffers>,
     /// The vectors of each sample: samples x vectors x `embedding_dim`.
     vectors: Vec<f32>,
     /// The inputs of the top MLP: samples x `width`.
@@ -162,7 +156,7 @@ struct Buffers {
 }
 
 #[derive(Default)]
-struct TableBuffers {
+struct FeatureBuffers {
     pooled: Vec<f32>,
     workspace: Vec<f32>,
     gradient: Vec<f32>,
@@ -170,15 +164,21 @@ struct TableBuffers {
 
 impl Dlrm {
     /// A model of the given tables, and of layers whose weights are drawn: the same values for the
-    /// same seed.
+    /// same seed. Each categorical feature has a table, by its position, and a pooling: sum or
+    /// mean. Features of the same table share its rows, and all of them move it.
     ///
     /// # Errors
-    /// [`TrainError::Unsupported`] for a model that cannot be trained; [`Quantity::Columns`] for a
-    /// table of another `embedding_dim`, [`Quantity::Outputs`] for a top MLP that does not end in
-    /// one output, and [`Quantity::LayerWidth`].
-    pub fn new(spec: &DlrmSpec, features: Vec<Feature>) -> Result<Self, TrainError> {
+    /// [`TrainError::Unsupported`] for a model that cannot be trained; [`TrainError::NoTable`] for
+    /// a feature of a table that is not there; [`Quantity::Columns`] for a table of another
+    /// `embedding_dim`, [`Quantity::Outputs`] for a top MLP that does not end in one output, and
+    /// [`Quantity::LayerWidth`].
+    pub fn new(
+        spec: &DlrmSpec,
+        tables: Vec<Box<dyn Embedding>>,
+        features: &[ModelTable],
+    ) -> Result<Self, TrainError> {
         let DlrmSpec { dense_dim, bottom, top, optimizer, seed, tier } = spec;
-        let dims = || features.iter().map(|feature| feature.table.table().embedding_dim());
+        let dims = || tables.iter().map(|table| table.table().embedding_dim());
         if (*dense_dim == 0) != bottom.is_empty() {
             let (dense_dim, layers) = (*dense_dim, bottom.len());
             return Err(TrainError::Unsupported(Unsupported::BottomMlp { dense_dim, layers }));
@@ -191,23 +191,32 @@ impl Dlrm {
         for (table, dim) in dims().enumerate() {
             Quantity::Columns(table).check(dim, embedding_dim as u64)?;
         }
+        let num_tables = tables.len();
+        if let Some((feature, of)) =
+            features.iter().enumerate().find(|(_, of)| of.table >= num_tables)
+        {
+            return Err(TrainError::NoTable { feature, table: of.table, num_tables });
+        }
         if features.iter().any(|feature| feature.pooling == Pooling::Max) {
             return Err(TrainError::Unsupported(Unsupported::MaxPooling));
         }
         let interaction = Interaction::new(embedding_dim, features.len(), *dense_dim > 0);
-        if *dense_dim == 0 && features.len() == 1 {
-            return Err(TrainError::Unsupported(Unsupported::NoInteraction));
+        match (*dense_dim, features.len()) {
+            (0, 0) => return Err(TrainError::Unsupported(Unsupported::NoFeatures)),
+            (0, 1) => return Err(TrainError::Unsupported(Unsupported::NoInteraction)),
+            _ => {}
         }
         Quantity::Outputs.check(top.last().copied().unwrap_or(interaction.width), 1)?;
         let mut draws = Draws::new(*seed);
         let mut buffers = Buffers::default();
-        buffers.tables.resize_with(features.len(), TableBuffers::default);
+        buffers.features.resize_with(features.len(), FeatureBuffers::default);
         Ok(Self {
             dense_dim: *dense_dim,
             interaction,
             bottom: Mlp::new(*dense_dim, bottom, true, *optimizer, &mut draws)?,
             top: Mlp::new(interaction.width, top, false, *optimizer, &mut draws)?,
-            features,
+            tables,
+            features: features.to_vec(),
             steps: 0,
             optimizer: *optimizer,
             regularization: Regularization::default(),
@@ -319,14 +328,20 @@ impl Dlrm {
     }
 
     /// The tables, in the order given to [`new`](Self::new): DLRM's `emb_l.0`, `emb_l.1`, ..
-    pub fn features(&self) -> &[Feature] {
-        &self.features
+    pub fn tables(&self) -> &[Box<dyn Embedding>] {
+        &self.tables
     }
 
-    /// As [`features`](Self::features), mutable, to restore them from a checkpoint, or to replace a
+    /// As [`tables`](Self::tables), mutable, to restore them from a checkpoint, or to replace a
     /// table by one of as many rows and columns.
-    pub fn features_mut(&mut self) -> &mut [Feature] {
-        &mut self.features
+    pub fn tables_mut(&mut self) -> &mut [Box<dyn Embedding>] {
+        &mut self.tables
+    }
+
+    /// The table and the pooling of each categorical feature, in the order given to
+    /// [`new`](Self::new).
+    pub fn features(&self) -> &[ModelTable] {
+        &self.features
     }
 
     /// Number of steps that the layers have taken, on which [`Optimizer::Adam`] depends. Each table
@@ -348,23 +363,27 @@ impl Dlrm {
             return Err(TrainError::DenseFeature { position });
         }
         Quantity::BagLists.check(batch.bags.len(), self.features.len() as u64)?;
-        for (table, (bags, feature)) in batch.bags.iter().zip(&self.features).enumerate() {
+        for (bags, &ModelTable { table, pooling }) in batch.bags.iter().zip(&self.features) {
             let (found, expected) = (bags.len(), samples);
-            let error = if found != expected {
-                TrainError::Lookup(LookupError::NumBags { found, expected })
-            } else if let Err(error) =
-                lookups::check_bags(&feature.table.table(), bags, feature.pooling)
-            {
-                error
+            let checked = if found == expected {
+                lookups::check_bags(&self.tables[table].table(), bags, pooling)
             } else {
-                continue;
+                Err(TrainError::Lookup(LookupError::NumBags { found, expected }))
             };
-            return Err(match error {
+            checked.map_err(|error| match error {
                 TrainError::Lookup(error) => {
                     TrainError::Table(PoolTablesError { table: Some(table), error })
                 }
                 error => error,
-            });
+            })?;
+        }
+        for table in 0..self.tables.len() {
+            let of_table = bags_of(table, &self.features, batch.bags);
+            let lens = of_table.map(|(_, bags, _)| bags.num_indices().max(bags.len()));
+            let total = lens.fold(0, usize::saturating_add);
+            if u32::try_from(total).is_err() {
+                return Err(Quantity::Lookups.above(total as u64, u32::MAX.into()));
+            }
         }
         Ok(())
     }
@@ -375,15 +394,19 @@ impl Dlrm {
         let step = (dropout > 0.0).then(|| seed_of_part(self.seed, self.steps));
         let dropout =
             |mlp: u64| step.map(|seed| Dropout { share: dropout, seed: seed_of_part(seed, mlp) });
-        let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
+        let Self { interaction, bottom, top, tables, features, tier, buffers, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
-        let Buffers { tables, vectors, interactions, .. } = buffers;
+        let Buffers { features: of_features, vectors, interactions, .. } = buffers;
+        let features = (&tables[..], &features[..]);
         let (bottom, (prepared, pooled)) = rayon::join(
             || {
                 bottom.prepare(tier)?;
                 bottom.forward(tier, batch.dense, samples, dropout(0))
             },
-            || rayon::join(|| top.prepare(tier), || pool(features, batch, samples * dim, tables)),
+            || {
+                let len = samples * dim;
+                rayon::join(|| top.prepare(tier), || pool(features, batch, len, of_features))
+            },
         );
         prepared?;
         let (bottom, ()) = bottom.zip(pooled)?;
@@ -400,7 +423,7 @@ impl Dlrm {
             for ((vectors, interactions), sample) in samples.zip(chunk * SAMPLES..) {
                 let (first, pairs) = interactions.split_at_mut_checked(bottom_len)?;
                 let rows = (bottom_len > 0).then_some(bottom).into_iter();
-                let rows = rows.chain(tables.iter().map(|table| table.pooled.as_slice()));
+                let rows = rows.chain(of_features.iter().map(|feature| feature.pooled.as_slice()));
                 for (to, rows) in vectors.chunks_exact_mut(dim).zip(rows) {
                     to.copy_from_slice(rows.get(sample * dim..)?.get(..dim)?);
                 }
@@ -419,11 +442,12 @@ impl Dlrm {
         items: (&[u32], &[f32]),
         rate: f64,
     ) -> Option<Result<f64, TrainError>> {
-        let Self { interaction: Interaction { dim, .. }, features, tier, buffers, .. } = self;
-        let (samples, tables) = (items.0.len(), &mut buffers.tables);
-        pool(features, batch, samples * *dim, tables)?;
-        let [contexts, others] = &mut tables[..] else { return None };
-        for TableBuffers { gradient, .. } in [&mut *contexts, &mut *others] {
+        let Self { interaction: Interaction { dim, .. }, tables, features, tier, buffers, .. } =
+            self;
+        let (samples, of_features) = (items.0.len(), &mut buffers.features);
+        pool((&tables[..], &features[..]), batch, samples * *dim, of_features)?;
+        let [contexts, others] = &mut of_features[..] else { return None };
+        for FeatureBuffers { gradient, .. } in [&mut *contexts, &mut *others] {
             gradient.resize(samples * *dim, 0.0);
         }
         let vectors = [&contexts.pooled[..], &others.pooled];
@@ -432,12 +456,14 @@ impl Dlrm {
         self.steps += 1;
         let Regularization { clip_norm, .. } = self.regularization;
         let l2 = self.regularization.l2_of_sample(samples);
-        let rate = (rate, clip_norm);
-        let stepped = step_tables(features, batch, tables, rate, |_, pooled, gradient| {
-            if l2 > 0.0 {
-                gradient.iter_mut().zip(pooled).for_each(|(d, x)| *d += l2 * x);
-            }
-        });
+        if l2 > 0.0 {
+            of_features.par_iter_mut().with_max_len(1).for_each(
+                |FeatureBuffers { pooled, gradient, .. }| {
+                    gradient.iter_mut().zip(pooled).for_each(|(d, x)| *d += l2 * *x);
+                },
+            );
+        }
+        let stepped = step_tables((tables, features), batch, of_features, (rate, clip_norm));
         Some(stepped.map(|()| loss))
     }
 
@@ -452,9 +478,11 @@ impl Dlrm {
         rate: f64,
         update: &Update,
     ) -> Option<Result<(), TrainError>> {
-        let Self { interaction, bottom, top, features, tier, buffers, regularization, .. } = self;
+        let Self {
+            interaction, bottom, top, tables, features, tier, buffers, regularization, ..
+        } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
-        let Buffers { tables, vectors, interactions, d_vectors } = buffers;
+        let Buffers { features: of_features, vectors, interactions, d_vectors } = buffers;
         let l2 = regularization.l2_of_sample(samples);
         let d_interactions = top.backward(interactions, samples, true, update)?;
 
@@ -503,50 +531,105 @@ impl Dlrm {
                 bottom.backward(batch.dense, samples, false, update).map(|_| ())
             },
             || {
-                let rate = (rate, regularization.clip_norm);
-                step_tables(features, batch, tables, rate, |at, _, gradient| {
+                let gradients = of_features.par_iter_mut().map(|feature| &mut feature.gradient);
+                gradients.enumerate().with_max_len(1).for_each(|(feature, gradient)| {
                     gradient.resize(samples * dim, 0.0);
-                    gather(at + usize::from(bottom_len > 0), gradient);
-                })
+                    gather(feature + usize::from(bottom_len > 0), gradient);
+                });
+                let rate = (rate, regularization.clip_norm);
+                step_tables((tables, features), batch, of_features, rate)
             },
         );
         bottom.map(|()| stepped)
     }
 }
 
-/// Computes the vectors of all samples, in all `len` elements, that each table gives.
+/// Computes the vectors of all samples, in all `len` elements, that each feature has.
 fn pool(
-    features: &[Feature],
+    (tables, features): (&[Box<dyn Embedding>], &[ModelTable]),
     batch: &Batch<'_>,
     len: usize,
-    tables: &mut [TableBuffers],
+    of_features: &mut [FeatureBuffers],
 ) -> Consistent {
-    let tables = features.par_iter().zip(batch.bags).zip(tables);
-    tables.with_max_len(1).try_for_each(
-        |((feature, bags), TableBuffers { pooled, workspace, .. })| {
+    let features = features.par_iter().zip(batch.bags).zip(of_features);
+    features.with_max_len(1).try_for_each(
+        |((&ModelTable { table, pooling }, bags), FeatureBuffers { pooled, workspace, .. })| {
             pooled.resize(len, 0.0);
-            feature.table.forward(bags, feature.pooling, pooled, workspace).ok()
+            tables.get(table)?.forward(bags, pooling, pooled, workspace).ok()
         },
     )
 }
 
-/// Moves all tables. Gradients of slices are clipped to `clip_norm`. `finish` gets the number of
-/// each table, its pooled vectors and their gradient, which it completes.
+/// The features of a table: the position of each, its bags, and how it pools them.
+fn bags_of<'f, 'b>(
+    table: usize,
+    features: &'f [ModelTable],
+    bags: &'b [Bags<'b>],
+) -> impl Iterator<Item = (usize, &'b Bags<'b>, Pooling)> + use<'f, 'b> {
+    let features = features.iter().zip(bags).enumerate();
+    let of_table = features.filter(move |(_, (feature, _))| feature.table == table);
+    of_table.map(|(at, (feature, bags))| (at, bags, feature.pooling))
+}
+
+/// Moves all tables by the gradients of the features. Gradients of slices are clipped to
+/// `clip_norm`.
 fn step_tables(
-    features: &mut [Feature],
+    (tables, features): (&mut [Box<dyn Embedding>], &[ModelTable]),
     batch: &Batch<'_>,
-    tables: &mut [TableBuffers],
+    of_features: &[FeatureBuffers],
     (rate, clip_norm): (f64, f64),
-    finish: impl Fn(usize, &[f32], &mut Vec<f32>) + Sync,
 ) -> Result<(), TrainError> {
-    let tables = features.par_iter_mut().zip(batch.bags).zip(tables).enumerate();
-    tables.with_max_len(1).try_for_each(
-        |(at, ((feature, bags), TableBuffers { pooled, gradient, .. }))| {
-            finish(at, pooled, gradient);
-            feature.table.state_mut().clip_norm = clip_norm;
-            feature.table.step(bags, feature.pooling, gradient, rate)
-        },
-    )
+    let tables = tables.par_iter_mut().enumerate();
+    tables.with_max_len(1).try_for_each(|(at, table)| {
+        table.state_mut().clip_norm = clip_norm;
+        let of_table: Vec<_> = bags_of(at, features, batch.bags).collect();
+        match of_table[..] {
+            [] => Ok(()),
+            [(feature, bags, pooling)] => {
+                table.step(bags, pooling, &of_features[feature].gradient, rate)
+            }
+            _ => Shared::of(&of_table, of_features).step(&mut **table, rate),
+        }
+    })
+}
+
+/// The bags of all features of one table, one after another.
+#[derive(Default)]
+struct Shared {
+    indices: Vec<u64>,
+    offsets: Vec<u64>,
+    /// The weight of each index in the sum that is its bag's vector.
+    weights: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
+impl Shared {
+    fn of(of_table: &[(usize, &Bags<'_>, Pooling)], of_features: &[FeatureBuffers]) -> Self {
+        let mut shared = Self { offsets: vec![0], ..Self::default() };
+        let Self { indices, offsets, weights, gradient } = &mut shared;
+        for &(feature, bags, pooling) in of_table {
+            let first = indices.len();
+            indices.extend(bags.indices());
+            offsets.extend(bags.offsets().skip(1).map(|offset| first as u64 + offset));
+            gradient.extend_from_slice(&of_features[feature].gradient);
+            weights.extend_from_slice(bags.per_sample_weights().unwrap_or_default());
+            weights.resize(indices.len(), 1.0);
+            if pooling == Pooling::Mean {
+                for range in (0..bags.len()).filter_map(|bag| bags.range(bag)) {
+                    let share = 1.0 / range.len() as f32;
+                    weights[first..][range].fill(share);
+                }
+            }
+        }
+        shared
+    }
+
+    fn step(&self, table: &mut dyn Embedding, rate: f64) -> Result<(), TrainError> {
+        let inconsistent = |_| TrainError::Lookup(LookupError::Inconsistent);
+        let bags = Bags::new(&self.indices, &self.offsets).map_err(inconsistent)?;
+        let bags = bags.with_per_sample_weights(&self.weights).map_err(inconsistent)?;
+        table.step(&bags, Pooling::Sum, &self.gradient, rate)
+    }
 }
 
 fn layer_name(mlp: &str, at: usize) -> String {

@@ -34,6 +34,15 @@ pub enum TrainError {
     },
     /// This crate does not train such tables or models.
     Unsupported(Unsupported),
+    /// A categorical feature has a table that the model does not have.
+    NoTable {
+        /// The position of the feature.
+        feature: usize,
+        /// The position of its table.
+        table: usize,
+        /// Tables of the model.
+        num_tables: usize,
+    },
     /// A dense feature is not finite.
     DenseFeature {
         /// Its position in [`Batch::dense`](super::Batch::dense).
@@ -88,7 +97,7 @@ pub enum Quantity {
     Lookups,
     /// Dense features of a batch: samples times `dense_dim`.
     DenseFeatures,
-    /// Lists of bags in a batch: one for each table of the model.
+    /// Lists of bags in a batch: one for each categorical feature of the model.
     BagLists,
     /// Codes of all rows: rows times books.
     Codes,
@@ -131,17 +140,18 @@ pub enum Unsupported {
     },
     /// Codes whose entries are multiplied ([`Combine::Mult`](crate::repr::Combine::Mult)).
     MultipliedEntries,
-    /// A model without dense features and without tables.
+    /// A model without dense and without categorical features.
     NoFeatures,
-    /// A model whose only vector has nothing to interact with: one table, no dense features.
+    /// A model whose only vector has nothing to interact with: one categorical feature, no dense
+    /// features.
     NoInteraction,
     /// Groups of samples without a negative one.
     Group {
         /// Samples of a group.
         group: usize,
     },
-    /// [`Objective::InBatch`](super::Objective::InBatch) for a model that is not a product of two
-    /// tables.
+    /// [`Objective::InBatch`](super::Objective::InBatch) for a model that is not the product of two
+    /// categorical features.
     InBatch,
     /// Dense features without a bottom MLP, or a bottom MLP without dense features.
     BottomMlp {
@@ -172,7 +182,7 @@ impl Quantity {
     /// Why the expected number is that, at the end of a message.
     fn reason(self) -> &'static str {
         match self {
-            Self::BagLists => ", one for each table of the model",
+            Self::BagLists => ", one for each categorical feature of the model",
             Self::Columns(_) => ", as in the other vectors of the model",
             Self::Outputs => ", the logit",
             Self::Samples => ", to have whole groups",
@@ -196,6 +206,11 @@ impl fmt::Display for TrainError {
             }
             Self::Limit { of, found, limit } => write!(f, "{found} {of}: expected 1 to {limit}"),
             Self::Unsupported(what) => write!(f, "{what}"),
+            Self::NoTable { feature, table, num_tables } => write!(
+                f,
+                "feature {feature} has table {table}, but the model has {num_tables} tables: \
+                 expected a position below {num_tables}"
+            ),
             Self::DenseFeature { position } => {
                 write!(f, "dense feature {position} of the batch is not finite")
             }
@@ -285,15 +300,15 @@ impl fmt::Display for Unsupported {
             Self::InBatch => write!(
                 f,
                 "a softmax over the items of a batch needs a model that is the product of two \
-                 tables: leave out dense features and layers"
+                 categorical features: leave out dense features and layers"
             ),
             Self::NoFeatures => {
-                write!(f, "the model has no features: add a table or dense features")
+                write!(f, "the model has no features: add categorical or dense features")
             }
             Self::NoInteraction => write!(
                 f,
-                "the interaction of one table without a bottom MLP has 0 outputs: add a table or \
-                 dense features"
+                "the interaction of one categorical feature without a bottom MLP has 0 outputs: \
+                 add categorical or dense features"
             ),
             Self::BottomMlp { dense_dim, layers } => write!(
                 f,

@@ -46,7 +46,7 @@ pub use borrowed::BorrowedTt;
 pub use cache::CacheSpec;
 pub use codes::{CodesShape, CodesTable};
 pub use dense::{DenseShape, DenseTable};
-pub use dlrm::{Batch, Dlrm, DlrmSpec, Feature, LearningRates};
+pub use dlrm::{Batch, Dlrm, DlrmSpec, LearningRates};
 pub use error::{Quantity, TrainError, Unsupported};
 pub use hashed::HashedTable;
 pub use initializer::Initializer;

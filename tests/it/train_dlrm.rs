@@ -13,11 +13,11 @@ use std::{
 };
 use ttrec::{
     Bags, Blob, LookupError, PoolTablesError, Pooling, Tier, TtShape,
-    blob::{IndexMapSpec, Layout, Role, TableSpec, WeightsSpec},
+    blob::{IndexMapSpec, Layout, ModelTable, Role, TableSpec, WeightsSpec},
     dtype::{self, Dtype},
     repr::{Combine, IndexMap, Weights},
     train::{
-        Batch, CacheSpec, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, Feature, HashedTable,
+        Batch, CacheSpec, DenseShape, DenseTable, Dlrm, DlrmSpec, Embedding, HashedTable,
         Initializer, LearningRates, Objective, Optimizer, Quantity, QuotientRemainderShape,
         QuotientRemainderTable, Regularization, TrainError, TtTable, Unsupported,
     },
@@ -228,7 +228,10 @@ struct Model {
     dim: usize,
     bottom: Vec<usize>,
     top: Vec<usize>,
+    /// Each with a feature.
     tables: Vec<(Table, Mode)>,
+    /// More features, each of one of these tables.
+    sharing: Vec<(usize, Mode)>,
 }
 
 /// What a step learns from, owned.
@@ -236,16 +239,16 @@ struct Model {
 struct Samples {
     dense: Vec<f32>,
     labels: Vec<f32>,
-    /// Of each table: indices, offsets and weights.
+    /// Of each feature: indices, offsets and weights.
     bags: Vec<(Vec<u32>, Vec<u32>, Vec<f32>)>,
 }
 
 impl Samples {
     fn bags(&self, model: &Model) -> Vec<Bags<'_>> {
         let bags =
-            zip(&self.bags, &model.tables).map(|((indices, offsets, weights), (_, mode))| {
+            zip(&self.bags, model.features()).map(|((indices, offsets, weights), (_, mode))| {
                 let bags = Bags::new(indices, offsets).unwrap();
-                if *mode == Mode::Weighted {
+                if mode == Mode::Weighted {
                     bags.with_per_sample_weights(weights).unwrap()
                 } else {
                     bags
@@ -255,7 +258,8 @@ impl Samples {
     }
 
     fn draw(rng: &mut Rng, model: &Model, count: usize) -> Self {
-        let bags = model.tables.iter().map(|(table, _)| {
+        let bags = model.features().into_iter().map(|(table, _)| {
+            let (table, _) = &model.tables[table];
             let (mut indices, mut offsets) = (Vec::new(), vec![0]);
             for _ in 0..count {
                 for _ in 0..rng.below(4) {
@@ -281,9 +285,15 @@ impl Samples {
 }
 
 impl Model {
+    /// The table and the mode of each feature.
+    fn features(&self) -> Vec<(usize, Mode)> {
+        let own = self.tables.iter().enumerate().map(|(table, &(_, mode))| (table, mode));
+        own.chain(self.sharing.iter().copied()).collect()
+    }
+
     fn mlp_inputs(&self) -> [usize; 2] {
         let bottom = if self.dense_dim > 0 { self.dim } else { 0 };
-        let vectors = self.tables.len() + usize::from(self.dense_dim > 0);
+        let vectors = self.features().len() + usize::from(self.dense_dim > 0);
         [self.dense_dim, bottom + vectors * (vectors - 1) / 2]
     }
 
@@ -310,10 +320,15 @@ impl Model {
     /// The vectors that the tables give each sample.
     fn pooled<T: Number>(&self, parameters: &[Vec<T>], samples: &Samples) -> Vec<Vec<Vec<T>>> {
         let mut rest = &parameters[2 * (self.bottom.len() + self.top.len())..];
-        let mut vectors = vec![Vec::new(); samples.labels.len()];
-        for ((table, mode), (indices, offsets, weights)) in zip(&self.tables, &samples.bags) {
+        let mut of_tables = Vec::new();
+        for (table, _) in &self.tables {
             let (these, after) = rest.split_at(table.lens(self.dim).len());
+            of_tables.push((table, these));
             rest = after;
+        }
+        let mut vectors = vec![Vec::new(); samples.labels.len()];
+        for ((table, mode), (indices, offsets, weights)) in zip(self.features(), &samples.bags) {
+            let (table, these) = of_tables[table];
             for (vectors, ends) in zip(&mut vectors, offsets.windows(2)) {
                 let range = ends[0] as usize..ends[1] as usize;
                 let count = range.len() as f64;
@@ -368,17 +383,18 @@ impl Model {
     /// The same as a model of the crate.
     fn build(&self, parameters: &[Vec<f32>], optimizer: Optimizer, tier: Tier) -> Dlrm {
         let mut rest = &parameters[2 * (self.bottom.len() + self.top.len())..];
-        let features = self.tables.iter().map(|(table, mode)| {
+        let tables = self.tables.iter().map(|(table, _)| {
             let (these, after) = rest.split_at(table.lens(self.dim).len());
             rest = after;
-            let pooling = if *mode == Mode::Mean {
-                Pooling::Mean
-            } else {
-                Pooling::Sum
-            };
-            Feature { table: table.build(these, self.dim, optimizer, tier), pooling }
+            table.build(these, self.dim, optimizer, tier)
         });
-        let mut model = Dlrm::new(&self.spec(optimizer, tier), features.collect()).unwrap();
+        let tables = tables.collect();
+        let features = self.features().into_iter().map(|(table, mode)| {
+            let is_mean = mode == Mode::Mean;
+            ModelTable { table, pooling: if is_mean { Pooling::Mean } else { Pooling::Sum } }
+        });
+        let features: Vec<_> = features.collect();
+        let mut model = Dlrm::new(&self.spec(optimizer, tier), tables, &features).unwrap();
         let layers = model.layers_mut().flat_map(|(_, layer)| layer.parameters_mut());
         for ((_, to), from) in zip(layers, parameters) {
             to.values_mut().copy_from_slice(from);
@@ -495,7 +511,7 @@ fn values(model: &Dlrm) -> Vec<Vec<f32>> {
         .layers()
         .flat_map(|(_, layer)| layer.parameters())
         .map(|(_, parameters)| parameters);
-    let tables = model.features().iter().flat_map(|feature| feature.table.parameters());
+    let tables = model.tables().iter().flat_map(|table| table.parameters());
     layers.chain(tables).map(|parameters| parameters.values().to_vec()).collect()
 }
 
@@ -530,20 +546,23 @@ fn models() -> Vec<Model> {
         (hashed(Table::Dense { rows: 7 }), Mean),
     ];
     let of_one = |mode| vec![(tt(24), mode), (qr(Combine::Mult), mode)];
-    let model = |dense_dim, bottom: &[usize], top: &[usize], tables| Model {
+    let model = |dense_dim, bottom: &[usize], top: &[usize], tables, sharing: &[_]| Model {
         dense_dim,
         dim: 4,
         bottom: bottom.to_vec(),
         top: top.to_vec(),
         tables,
+        sharing: sharing.to_vec(),
     };
+    let sharing = [(2, Mean), (0, Weighted), (2, Sum), (6, Sum)];
     vec![
-        model(3, &[5, 4], &[6, 3, 1], all.clone()),
-        model(0, &[], &[5, 1], all),
-        model(2, &[4], &[1], of_one(Sum)),
-        model(2, &[4], &[2, 1], of_one(Mean)),
-        model(0, &[], &[], of_one(Weighted)),
-        model(3, &[4], &[3, 1], vec![]),
+        model(3, &[5, 4], &[6, 3, 1], all.clone(), &sharing),
+        model(0, &[], &[5, 1], all, &[]),
+        model(2, &[4], &[1], of_one(Sum), &[]),
+        model(2, &[4], &[2, 1], of_one(Mean), &[(1, Mean)]),
+        model(0, &[], &[], of_one(Weighted), &[]),
+        model(0, &[], &[], vec![(tt(24), Mean)], &[(0, Sum)]),
+        model(3, &[4], &[3, 1], vec![], &[]),
     ]
 }
 
@@ -563,7 +582,8 @@ fn gradients_of_every_parameter_agree_with_central_differences() {
 #[test]
 fn gradients_of_every_objective_agree_with_central_differences() {
     let mut compared = 0;
-    for (at, model) in models().into_iter().enumerate().filter(|(at, _)| [0, 3, 4].contains(at)) {
+    for (at, model) in models().into_iter().enumerate().filter(|(at, _)| [0, 3, 4, 5].contains(at))
+    {
         let mut rng = Rng::new(at as u64);
         let samples = Samples::draw(&mut rng, &model, 12);
         let weights = (0..12).map(|at| [0.0, 2.5, 0.25][at % 3]).collect();
@@ -576,7 +596,7 @@ fn gradients_of_every_objective_agree_with_central_differences() {
             (Goal::Bpr(4), 0.0),
             (Goal::Softmax(3, c.clone()), 0.2),
         ];
-        if at == 4 {
+        if at >= 4 {
             goals.extend([0.0, 0.5].map(|l2| (Goal::InBatch(ids.clone(), c.clone()), l2)));
         }
         [1, 6, 7].iter().for_each(|&hidden: &usize| c[hidden] = f32::INFINITY);
@@ -702,7 +722,7 @@ fn long_gradients_are_shortened_and_only_weights_of_layers_decay() {
     // Every slice moves by half its gradient.
     let learned = model.build(&parameters, Optimizer::Sgd, Tier::best());
     let layers = learned.layers().flat_map(|(_, layer)| layer.parameters().map(|(_, p)| p));
-    let tables = learned.features().iter().flat_map(|feature| feature.table.parameters());
+    let tables = learned.tables().iter().flat_map(|table| table.parameters());
     let slice_lens: Vec<usize> = layers.chain(tables).map(|p| p.slice_len()).collect();
     let clip_norm = 0.01;
     let clipped = after_a_step(&model, &parameters, &samples, Regularization { clip_norm, ..none });
@@ -742,8 +762,14 @@ fn long_gradients_are_shortened_and_only_weights_of_layers_decay() {
 #[test]
 fn dropout_drops_its_share_and_scales_the_rest() {
     const WIDTH: usize = 4000;
-    let model =
-        Model { dense_dim: 1, dim: 1, bottom: vec![WIDTH, 1], top: vec![1], tables: vec![] };
+    let model = Model {
+        dense_dim: 1,
+        dim: 1,
+        bottom: vec![WIDTH, 1],
+        top: vec![1],
+        tables: vec![],
+        sharing: vec![],
+    };
     let mut parameters: Vec<Vec<f32>> = model.lens().iter().map(|&len| vec![0.0; len]).collect();
     let mut rng = Rng::new(3);
     parameters[1].fill(1.0);
@@ -837,6 +863,7 @@ fn two_steps_agree_with_pytorch() {
                 Mode::Weighted,
             ),
         ],
+        sharing: vec![],
     };
     let lists = |when: &str| -> Vec<Vec<f32>> {
         (0..model.lens().len()).map(|list| floats(&format!("{when}.{list}"))).collect()
@@ -915,6 +942,7 @@ fn large() -> (Model, Vec<Samples>) {
                 Mode::Weighted,
             ),
         ],
+        sharing: vec![(1, Mode::Sum), (0, Mode::Mean), (1, Mode::Weighted)],
     };
     let samples = [1500, 1, 40, 333].iter().enumerate();
     let samples = samples
@@ -960,17 +988,25 @@ fn a_step_has_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn a_step_over_the_items_of_a_batch_has_the_same_bits_on_any_number_of_threads() {
-    let tables =
+    let own =
         vec![(Table::Dense { rows: 300 }, Mode::Mean), (Table::Dense { rows: 90 }, Mode::Sum)];
-    let model = Model { dense_dim: 0, dim: 8, bottom: vec![], top: vec![], tables };
-    let samples = Samples::draw(&mut Rng::new(1), &model, 333);
+    let one = vec![(Table::Dense { rows: 90 }, Mode::Mean)];
+    for (tables, sharing) in [(own, vec![]), (one, vec![(0, Mode::Sum)])] {
+        let (bottom, top) = (vec![], vec![]);
+        steps_over_a_batch(&Model { dense_dim: 0, dim: 8, bottom, top, tables, sharing });
+    }
+}
+
+/// Steps have the same bits on any number of threads.
+fn steps_over_a_batch(model: &Model) {
+    let samples = Samples::draw(&mut Rng::new(1), model, 333);
     let ids: Vec<u32> = (0..333).map(|at| at * 7 % 90).collect();
     let goal = Goal::InBatch(ids, (0..333).map(|at| at as f32 / -50.0).collect());
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let learned = model.build(&model.draw(&mut Rng::new(1)), Optimizer::ADAM, Tier::best());
         let mut learned = learned.with_regularization(REGULARIZED).unwrap();
-        let bags = samples.bags(&model);
+        let bags = samples.bags(model);
         let batch = Batch { dense: &[], bags: &bags };
         let losses: Vec<u64> = (0..3)
             .map(|_| {
@@ -1004,11 +1040,10 @@ fn what_is_restored_goes_on_to_the_bit() {
         });
         layers.for_each(|(to, from)| restore(to, from));
         restored.set_steps(learned.steps());
-        for (to, from) in zip(restored.features_mut(), learned.features()) {
-            zip(to.table.parameters_mut(), from.table.parameters())
-                .for_each(|(to, from)| restore(to, from));
-            to.table.set_steps(from.table.steps());
-            to.table.set_counters(&from.table.counters()).unwrap();
+        for (to, from) in zip(restored.tables_mut(), learned.tables()) {
+            zip(to.parameters_mut(), from.parameters()).for_each(|(to, from)| restore(to, from));
+            to.set_steps(from.steps());
+            to.set_counters(&from.counters()).unwrap();
         }
         assert_eq!(
             train(&mut learned, &model, &samples),
@@ -1028,9 +1063,9 @@ fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
     let (mut rng, model) = (Rng::new(3), models().remove(0));
     let mut learned = model.build(&model.draw(&mut rng), Optimizer::ADAGRAD, Tier::best());
     train(&mut learned, &model, &[Samples::draw(&mut rng, &model, 30)]);
-    let specs: Vec<TableSpec> = zip(learned.features(), "abcdefg".chars())
-        .map(|(feature, name)| {
-            let table = feature.table.table();
+    let specs: Vec<TableSpec> = zip(learned.tables(), "abcdefg".chars())
+        .map(|(table, name)| {
+            let table = table.table();
             let (dtype, data) = (Dtype::F32, table.data());
             let weights = match data.weights() {
                 Weights::Dense(rows) => WeightsSpec::Dense {
@@ -1064,25 +1099,21 @@ fn a_blob_of_learned_tables_gives_the_same_rows_to_the_bit() {
             Role::RemainderRows => 1,
             _ => 0,
         };
-        let parameters = &learned.features()[section.table].table.parameters()[part];
+        let parameters = &learned.tables()[section.table].parameters()[part];
         dtype::encode(parameters.values(), Dtype::F32, out).unwrap();
     });
     let blob = Blob::parse(&blob).unwrap();
     let samples = Samples::draw(&mut rng, &model, 50);
-    for ((stored, feature), bags) in
-        zip(zip(blob.tables(), learned.features()), samples.bags(&model))
-    {
+    for (&ModelTable { table, pooling }, bags) in zip(learned.features(), samples.bags(&model)) {
+        let (stored, table) = (blob.tables().nth(table).unwrap(), &learned.tables()[table]);
         let mut out = [[f32::NAN; 50 * 4]; 2];
         stored
-            .pool(&bags, feature.pooling, &mut out[0], &mut vec![0.0; stored.workspace_len(200)])
+            .pool(&bags, pooling, &mut out[0], &mut vec![0.0; stored.workspace_len(200)])
             .unwrap();
-        feature
-            .table
-            .forward(&bags, feature.pooling, &mut out[1], &mut Vec::new())
-            .unwrap();
+        table.forward(&bags, pooling, &mut out[1], &mut Vec::new()).unwrap();
         assert_eq!(bits(&out[0]), bits(&out[1]), "{}", stored.name());
         assert!(out[0].iter().any(|&x| x != 0.0));
-        assert_eq!(stored.num_embeddings(), feature.table.table().num_embeddings());
+        assert_eq!(stored.num_embeddings(), table.table().num_embeddings());
     }
 }
 
@@ -1100,8 +1131,9 @@ fn layers_have_dlrms_names_shapes_and_first_weights() {
         bottom: vec![300, 100],
         top: vec![250, 1],
         tables: vec![],
+        sharing: vec![],
     };
-    let learned = Dlrm::new(&model.spec(Optimizer::Sgd, Tier::best()), vec![]).unwrap();
+    let learned = Dlrm::new(&model.spec(Optimizer::Sgd, Tier::best()), vec![], &[]).unwrap();
     let found: Vec<_> = learned
         .layers()
         .map(|(name, layer)| (name, layer.inputs(), layer.outputs(), layer.relu()))
@@ -1159,15 +1191,16 @@ fn dense(num_embeddings: u64, embedding_dim: usize) -> DenseShape {
 
 #[test]
 fn every_refusal_has_its_own_error_and_changes_nothing() {
-    let table = |dim| -> Feature {
-        let table =
-            DenseTable::new(dense(5, dim), Initializer::Uniform, Optimizer::Sgd, 1).unwrap();
-        Feature { table: Box::new(table), pooling: Pooling::Sum }
+    let table = |dim| -> Box<dyn Embedding> {
+        let table = DenseTable::new(dense(5, dim), Initializer::Uniform, Optimizer::Sgd, 1);
+        Box::new(table.unwrap())
     };
-    let new = |dense_dim, bottom: &[usize], top: &[usize], features| {
-        let model =
-            Model { dense_dim, dim: 0, bottom: bottom.to_vec(), top: top.to_vec(), tables: vec![] };
-        Dlrm::new(&model.spec(Optimizer::ADAM, Tier::best()), features)
+    let new = |dense_dim, bottom: &[usize], top: &[usize], features: Vec<_>| {
+        let (bottom, top) = (bottom.to_vec(), top.to_vec());
+        let (tables, sharing) = (vec![], vec![]);
+        let model = Model { dense_dim, dim: 0, bottom, top, tables, sharing };
+        let of_each: Vec<_> = (0..features.len()).map(ModelTable::from).collect();
+        Dlrm::new(&model.spec(Optimizer::ADAM, Tier::best()), features, &of_each)
     };
     let refused = |dense_dim, bottom: &[usize], top: &[usize], features| {
         new(dense_dim, bottom, top, features).map(|_| ()).unwrap_err()
@@ -1194,8 +1227,25 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
     let lonely = TrainError::Unsupported(Unsupported::NoInteraction);
     assert_eq!(refused(0, &[], &[1], vec![table(4)]), lonely);
     assert_eq!(refused(0, &[], &[], vec![table(4)]), lonely);
-    let max = Feature { pooling: Pooling::Max, ..table(4) };
-    assert_eq!(refused(3, &[4], &[1], vec![max]), TrainError::Unsupported(Unsupported::MaxPooling));
+    let refused_features = |dense_dim, features: &[ModelTable]| {
+        let (bottom, top) = (if dense_dim > 0 { vec![4] } else { vec![] }, vec![1]);
+        let spec = DlrmSpec {
+            dense_dim,
+            bottom,
+            top,
+            optimizer: Optimizer::Sgd,
+            seed: 1,
+            tier: Tier::best(),
+        };
+        Dlrm::new(&spec, vec![table(4), table(4)], features).map(|_| ()).unwrap_err()
+    };
+    let max = ModelTable { table: 0, pooling: Pooling::Max };
+    let no_max = TrainError::Unsupported(Unsupported::MaxPooling);
+    assert_eq!(refused_features(3, &[max]), no_max);
+    let no_table = TrainError::NoTable { feature: 1, table: 2, num_tables: 2 };
+    assert_eq!(refused_features(3, &[1.into(), 2.into()]), no_table);
+    assert_eq!(refused_features(0, &[1.into()]), lonely);
+    assert_eq!(refused_features(0, &[]), TrainError::Unsupported(Unsupported::NoFeatures));
 
     let hashed = |rows: u64, indices| {
         let table =
@@ -1288,10 +1338,7 @@ fn every_refusal_has_its_own_error_and_changes_nothing() {
         let error = model.with_regularization(wrong).map(|_| ()).unwrap_err();
         assert_eq!(error, TrainError::Regularization { field });
     }
-    assert_eq!(
-        (values(&model), model.steps(), model.features()[0].table.steps()),
-        (before.clone(), 0, 0)
-    );
+    assert_eq!((values(&model), model.steps(), model.tables()[0].steps()), (before.clone(), 0, 0));
 
     // No samples are a step like any other.
     let none = Bags::new(&[], &[0u32]).unwrap();

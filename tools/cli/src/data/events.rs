@@ -42,6 +42,9 @@ pub(crate) struct Interactions {
     /// The most other items of its user that an item is predicted from, instead of from the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     history: Option<u32>,
+    /// Whether contexts and items share a table. Needs a `history`.
+    #[serde(default)]
+    shared_table: bool,
 }
 
 /// Sessions, in an npz file: the items of session s are `items[offsets[s]..offsets[s + 1]]`; each
@@ -67,6 +70,9 @@ pub(crate) struct Sessions {
     /// The number of preceding items in a context.
     #[serde(default = "default_history")]
     history: u32,
+    /// Whether contexts and items share a table.
+    #[serde(default)]
+    shared_table: bool,
 }
 
 /// How the negative items of the training split are drawn.
@@ -94,6 +100,7 @@ struct Sampling {
     order: Order,
     constant: bool,
     kind: ContextKind,
+    shared_table: bool,
 }
 
 /// What the context of an item is.
@@ -109,6 +116,7 @@ enum ContextKind {
 /// Events, in memory.
 pub(crate) struct Sampled {
     path: PathBuf,
+    /// The context, and the item.
     features: [Feature; 2],
     vocabulary: Vocabulary,
     negatives: u32,
@@ -165,6 +173,10 @@ impl Interactions {
             Ok(Pairs { users, items })
         };
         let pairs = [read("train")?, read("test")?];
+        ensure!(
+            !self.shared_table || self.history.is_some(),
+            "`shared_table` is set, but the context of an item is its user: set `history`"
+        );
         let (events, kind) = match self.history {
             None => (pairs.map(Pairs::by_user), ContextKind::User),
             Some(0) => bail!("`history` is 0: expected at least 1"),
@@ -187,6 +199,7 @@ impl Interactions {
             order: self.order,
             constant: self.constant,
             kind,
+            shared_table: self.shared_table,
         };
         Sampled::new(&path, events, vocabulary, &sampling)
     }
@@ -311,6 +324,7 @@ impl Sessions {
             order: self.order,
             constant: self.constant,
             kind: ContextKind::Session,
+            shared_table: self.shared_table,
         };
         Sampled::new(&path, [train, test], vocabulary, &sampling)
     }
@@ -334,11 +348,11 @@ fn indices(file: &Checkpoint, name: &str) -> Result<Vec<u32>> {
 
 /// Replaces each id by its place among the ids that occur, which are returned in ascending order:
 /// ids may have gaps, and only items that exist may be drawn.
-fn compact_ids(train: &mut [u32], test: &mut [u32]) -> Vec<u32> {
-    let mut ids = [&*train, &*test].concat();
+fn compact_ids(parts: &mut [&mut [u32]]) -> Vec<u32> {
+    let mut ids: Vec<u32> = parts.iter().flat_map(|part| part.iter().copied()).collect();
     ids.sort_unstable();
     ids.dedup();
-    for id in train.iter_mut().chain(test) {
+    for id in parts.iter_mut().flat_map(|part| part.iter_mut()) {
         *id = ids.partition_point(|other| other < id) as u32;
     }
     ids
@@ -351,9 +365,15 @@ impl Sampled {
         vocabulary: Option<Vocabulary>,
         sampling: &Sampling,
     ) -> Result<Self> {
-        let &Sampling { negatives, negative_sampling, valid_fraction, order, constant, kind } =
-            sampling;
-        let names = [if kind == ContextKind::User { "user" } else { "history" }, "item"];
+        let &Sampling {
+            negatives,
+            negative_sampling,
+            valid_fraction,
+            order,
+            constant,
+            kind,
+            shared_table,
+        } = sampling;
         check_share("valid_fraction", valid_fraction)?;
         ensure!(
             negatives.is_none() || negative_sampling != NegativeSampling::InBatch,
@@ -373,32 +393,46 @@ impl Sampled {
         let (valid, training): (Vec<u32>, Vec<u32>) =
             (0..train.items.len() as u32).partition(|&event| is_held_out(event, valid_fraction));
 
-        let ids = [
-            compact_ids(&mut train.contexts, &mut test.contexts),
-            compact_ids(&mut train.items, &mut test.items),
-        ];
-        let mut counts: [Vec<u64>; 2] =
-            [(&train.contexts, &ids[0]), (&train.items, &ids[1])].map(|(values, ids)| {
-                let mut counts = vec![0; ids.len()];
-                values.iter().for_each(|&value| counts[value as usize] += 1);
-                counts
-            });
+        // The ids of each table. Contexts have the first table, and items the last one.
+        let contexts = [&mut train.contexts[..], &mut test.contexts];
+        let items = [&mut train.items[..], &mut test.items];
+        let (names, ids) = if shared_table {
+            (
+                vec!["item"],
+                vec![compact_ids(&mut contexts.into_iter().chain(items).collect::<Vec<_>>())],
+            )
+        } else {
+            let context = if kind == ContextKind::User { "user" } else { "history" };
+            (
+                vec![context, "item"],
+                [contexts, items].map(|mut parts| compact_ids(&mut parts)).to_vec(),
+            )
+        };
+        let last = ids.len() - 1;
+        let mut counts: Vec<Vec<u64>> = ids.iter().map(|ids| vec![0; ids.len()]).collect();
+        let mut count = |table: usize, values: &[u32]| {
+            values.iter().for_each(|&value| counts[table][value as usize] += 1);
+        };
+        count(last, &train.items);
         if kind == ContextKind::History {
             // What the training split looks up.
-            counts[0].fill(0);
-            let contexts = training.iter().flat_map(|&event| train.context(event));
-            contexts.for_each(|&context| counts[0][context as usize] += 1);
+            training.iter().for_each(|&event| count(0, train.context(event)));
+        } else {
+            count(0, &train.contexts);
         }
         let all = |counts: &Vec<u64>| (0..counts.len() as u32).collect::<Vec<_>>();
         // A trained model's vocabulary has its own order.
         let order = if vocabulary.is_some() { Order::Given } else { order };
-        let orders = match order {
-            Order::Given => counts.each_ref().map(all),
-            Order::Frequency => counts.each_ref().map(|counts| {
-                let mut values = all(counts);
-                values.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
-                values
-            }),
+        let orders: Vec<Vec<u32>> = match order {
+            Order::Given => counts.iter().map(all).collect(),
+            Order::Frequency => {
+                let by_count = |counts: &Vec<u64>| {
+                    let mut values = all(counts);
+                    values.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
+                    values
+                };
+                counts.iter().map(by_count).collect()
+            }
             Order::CoOccurrence => {
                 // The pairs of the training split.
                 let pairs = training.iter().flat_map(|&event| {
@@ -406,24 +440,30 @@ impl Sampled {
                     train.context(event).iter().map(move |&context| [context, item])
                 });
                 let pairs: Vec<_> = pairs.collect();
-                order::by_co_occurrence(&pairs, counts.each_ref().map(Vec::as_slice))
+                let [contexts, items] =
+                    order::by_co_occurrence(&pairs, [&counts[0][..], &counts[last]]);
+                if shared_table {
+                    vec![items]
+                } else {
+                    vec![contexts, items]
+                }
             }
         };
         // The categories, the number of each id, and the number of each id of the file.
-        let categories = |at: usize| -> Result<(Categories, HashMap<u32, u32>, Vec<u32>)> {
-            let (name, ids) = (names[at], &ids[at]);
+        let categories = |table: usize| -> Result<(Categories, HashMap<u32, u32>, Vec<u32>)> {
+            let (name, ids) = (names[table], &ids[table]);
             let categories = match &vocabulary {
                 // A trained model keeps its vocabulary.
                 Some(kept) => {
-                    let found = kept.features().get(at).filter(|found| found.name() == name);
+                    let found = kept.features().get(table).filter(|found| found.name() == name);
                     found.cloned().with_context(|| {
-                        format!("vocabulary: feature {at}: expected one of the name {name:?}")
+                        format!("vocabulary: feature {table}: expected one of the name {name:?}")
                     })?
                 }
                 None => {
-                    let (ids, counts): (Vec<u32>, Vec<u64>) = orders[at]
+                    let (ids, counts): (Vec<u32>, Vec<u64>) = orders[table]
                         .iter()
-                        .map(|&value| (ids[value as usize], counts[at][value as usize]))
+                        .map(|&value| (ids[value as usize], counts[table][value as usize]))
                         .unzip();
                     Categories::integers(name.to_owned(), &ids, counts)
                 }
@@ -449,26 +489,28 @@ impl Sampled {
             Ok((categories, number_of, numbers))
         };
 
-        let (contexts, contexts_by_id, numbers) = categories(0)?;
+        let tables = (0..ids.len()).map(categories).collect::<Result<Vec<_>>>()?;
+        let (contexts, contexts_by_id, numbers) = &tables[0];
         for value in train.contexts.iter_mut().chain(&mut test.contexts) {
             *value = numbers[*value as usize];
         }
-        let (items, items_by_id, numbers) = categories(1)?;
+        let (items, items_by_id, numbers) = &tables[last];
         for value in train.items.iter_mut().chain(&mut test.items) {
             *value = numbers[*value as usize];
         }
-        let feature = |categories: &Categories| Feature {
+        let feature = |table: usize, categories: &Categories| Feature {
+            table,
             name: categories.name().to_owned(),
             num_embeddings: categories.len(),
             pooling: Pooling::Mean,
         };
-        let features = [feature(&contexts), feature(&items)];
+        let features = [feature(0, contexts), feature(last, items)];
         let item_of = (kind == ContextKind::Session).then(|| {
-            let mut items = vec![None; contexts.len() as usize];
+            let mut item_of = vec![None; contexts.len() as usize];
             for (id, number) in contexts_by_id {
-                items[number as usize] = items_by_id.get(&id).copied();
+                item_of[*number as usize] = items_by_id.get(id).copied();
             }
-            items
+            item_of
         });
         let log_frequencies = if negative_sampling == NegativeSampling::Uniform {
             Vec::new()
@@ -481,7 +523,7 @@ impl Sampled {
         Ok(Self {
             path: path.to_owned(),
             features,
-            vocabulary: Vocabulary::new(vec![contexts, items]),
+            vocabulary: Vocabulary::new(tables.into_iter().map(|(table, ..)| table).collect()),
             negatives,
             negative_sampling,
             log_frequencies,

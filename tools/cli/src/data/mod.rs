@@ -115,9 +115,13 @@ impl Config {
     }
 }
 
-/// A categorical feature, which has one table.
+/// A categorical feature.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Feature {
+    /// The position of its table: that of the first feature of another table is one higher than
+    /// all before it.
+    pub(crate) table: usize,
+    /// The name of its table.
     pub(crate) name: String,
     pub(crate) num_embeddings: u32,
     /// How the rows of a bag are pooled.
@@ -153,7 +157,7 @@ pub(crate) trait Dataset {
     /// Its bags, in order.
     fn features(&self) -> &[Feature];
 
-    /// How the categories of each feature are numbered, and how often each is there to learn from.
+    /// How the categories of each table are numbered, and how often each is there to learn from.
     fn vocabulary(&self) -> &Vocabulary;
 
     /// How many examples a split has, if that is known without reading them.

@@ -512,15 +512,16 @@ impl Records {
                 }
             }
         };
-        let feature = |(categories, encoding): (&Categories, &Encoding)| {
+        let feature = |(table, (categories, encoding)): (usize, (&Categories, &Encoding))| {
             let (name, pooling) = (encoding.name.clone(), encoding.pooling);
-            Feature { name, num_embeddings: categories.len(), pooling }
+            Feature { table, name, num_embeddings: categories.len(), pooling }
         };
         records.features = records
             .vocabulary
             .features()
             .iter()
             .zip(&records.encodings)
+            .enumerate()
             .map(feature)
             .collect();
         Ok(records)

@@ -1,6 +1,6 @@
 //! Datasets against the files that the tests write.
 
-use super::{Batch, Config, Dataset, Split, Vocabulary, vocabulary::Categories};
+use super::{Batch, Config, Dataset, Feature, Split, Vocabulary, vocabulary::Categories};
 use crate::random::random;
 use flate2::{Compression, write::GzEncoder};
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
@@ -943,14 +943,36 @@ fn histories_are_the_other_items_of_the_user() {
     let of_user = |split: Split, user: u32| -> BTreeSet<u32> {
         pairs(split).iter().filter(|pair| pair[0] == user).map(|pair| pair[1]).collect()
     };
-    for history in [3, 1000] {
-        let dataset = open(dir.path(), &format!("{source}history = {history}")).unwrap();
+    for (history, shared) in [(3, false), (1000, false), (1000, true)] {
+        let toml = format!("{source}history = {history}\nshared_table = {shared}");
+        let dataset = open(dir.path(), &toml).unwrap();
         let id = |feature: usize, index: u32| -> u32 {
-            let values = dataset.vocabulary().features()[feature].values();
+            let table = dataset.features()[feature].table;
+            let values = dataset.vocabulary().features()[table].values();
             std::str::from_utf8(&values[index as usize]).unwrap().parse().unwrap()
         };
         // Items have the numbers that they have without histories, and only some are in one.
-        assert_eq!(dataset.features()[1], by_user.features()[1]);
+        let item = Feature { table: usize::from(!shared), ..by_user.features()[1].clone() };
+        assert_eq!(dataset.features()[1], item);
+        let tables = if shared { vec!["item"] } else { vec!["history", "item"] };
+        assert!(dataset.vocabulary().features().iter().map(Categories::name).eq(tables));
+        if shared {
+            assert_eq!(dataset.features()[0], item);
+            // What the training split looks up in both ways.
+            let batch = batches(&*dataset, Split::Train, 5, 1000).remove(0);
+            let mut counts = vec![0; item.num_embeddings as usize];
+            let looked_up = &batch.features[0];
+            for bag in looked_up.offsets.windows(2).step_by(2) {
+                let bag = &looked_up.indices[bag[0] as usize..bag[1] as usize];
+                bag.iter().for_each(|&index| counts[index as usize] += 1);
+            }
+            let all = [&items[..], &[5]].concat();
+            for (index, count) in counts.iter_mut().enumerate() {
+                *count += all.iter().filter(|&&item| item == id(1, index as u32)).count() as u64;
+            }
+            let found = dataset.vocabulary().features()[0].counts_of_values();
+            assert_eq!(found, counts);
+        }
         let check = |context: &[u32], expected: &BTreeSet<u32>| {
             let context: Vec<u32> = context.iter().map(|&index| id(0, index)).collect();
             let found: BTreeSet<u32> = context.iter().copied().collect();
@@ -993,6 +1015,11 @@ fn histories_are_the_other_items_of_the_user() {
     }
     let error = open(dir.path(), &format!("{source}history = 0")).err().unwrap().to_string();
     assert!(error.contains("`history` is 0"), "{error}");
+    let error = open(dir.path(), &format!("{source}shared_table = true"))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("its user: set `history`"), "{error}");
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub(crate) struct Facts {
     version: u32,
     /// The tables, as a converter opens them.
     pub(crate) tables: Vec<TableSpec>,
+    /// The table of each categorical feature, by name; empty if feature i has table i.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    features: Vec<String>,
     /// The config of the run.
     pub(crate) config: Config,
     /// The directory that relative paths in the config start from, from that of the checkpoint.
@@ -214,21 +217,21 @@ pub(crate) fn write(
             parts.extend(Part::parameters(format!("{layer}.{key}"), shape, parameters, F32)?);
         }
     }
-    for ((feature, planned), number) in model.features().iter().zip(tables).zip(0..) {
+    for ((trained, planned), number) in model.tables().iter().zip(tables).zip(0..) {
         for ((name, shape), parameters) in
-            planned.tensors(number).into_iter().zip(feature.table.parameters())
+            planned.tensors(number).into_iter().zip(trained.parameters())
         {
             parts.extend(Part::parameters(name, shape, parameters, planned.dtype)?);
         }
         let strides = planned.strides(number);
         parts.extend(strides.map(|(name, strides)| Part::integers(name, strides.into_iter())));
-        let table = feature.table.table();
+        let table = trained.table();
         if let (Some(codes), Weights::Codebook(codebook)) =
             (planned.codes(number), table.data().weights())
         {
             parts.push(Part::codes(codes, codebook));
         }
-        let counters = feature.table.counters();
+        let counters = trained.counters();
         if !counters.is_empty() {
             parts.push(Part::integers(
                 counters_name(number),
@@ -236,10 +239,10 @@ pub(crate) fn write(
             ));
         }
         if let (Some([rows, places]), Some(cached)) =
-            (planned.cache_keys(number), feature.table.parameters().last())
+            (planned.cache_keys(number), trained.parameters().last())
         {
             let mut row_of = vec![-1; cached.values().len() / cached.slice_len().max(1)];
-            for (row, place) in feature.table.overrides() {
+            for (row, place) in trained.overrides() {
                 row_of[place] = row.cast_signed();
             }
             let place_of =
@@ -251,11 +254,15 @@ pub(crate) fn write(
     // Wider elements first, so that each is aligned.
     parts.sort_by_key(|part| std::cmp::Reverse(part.dtype));
 
-    let steps = [model.steps()]
-        .into_iter()
-        .chain(model.features().iter().map(|feature| feature.table.steps()));
+    let of_tables = model.tables().iter().map(|table| table.steps());
+    let steps = [model.steps()].into_iter().chain(of_tables);
+    let mut features: Vec<_> = model.features().iter().map(|feature| feature.table).collect();
+    if features.iter().copied().eq(0..tables.len()) {
+        features.clear();
+    }
     let facts = Facts {
         version: VERSION,
+        features: features.into_iter().map(|table| tables[table].name.clone()).collect(),
         tables: tables.iter().zip(0..).map(|(planned, number)| planned.spec(number)).collect(),
         config: config.clone(),
         data_dir: data_dir.to_owned(),
@@ -321,9 +328,7 @@ impl TrainCheckpoint {
 
     /// Restores a model that was built from the same config and data.
     pub(crate) fn restore(&self, model: &mut Dlrm, tables: &mut [Planned]) -> Result<()> {
-        for ((feature, planned), number) in
-            model.features_mut().iter_mut().zip(&mut *tables).zip(0..)
-        {
+        for ((table, planned), number) in model.tables_mut().iter_mut().zip(&mut *tables).zip(0..) {
             let coded = planned.coded();
             if let Some(coded) =
                 coded.filter(|coded| self.facts.tables.get(number) == Some(&coded.spec(number)))
@@ -331,7 +336,7 @@ impl TrainCheckpoint {
                 *planned = coded;
             }
             if let TrainedForm::Codes(coding) = planned.stored {
-                feature.table = self.coded_table(planned, coding, number)?;
+                *table = self.coded_table(planned, coding, number)?;
             }
         }
         self.restore_ranks(model, tables)?;
@@ -358,13 +363,13 @@ impl TrainCheckpoint {
         let mut steps = self.facts.steps.iter().copied();
         ensure!(self.facts.steps.len() == tables.len() + 1, wrong_steps());
         model.set_steps(steps.next().with_context(wrong_steps)?);
-        for ((feature, planned), number) in model.features_mut().iter_mut().zip(tables).zip(0..) {
+        for ((table, planned), number) in model.tables_mut().iter_mut().zip(tables).zip(0..) {
             for ((name, _), parameters) in
-                planned.tensors(number).iter().zip(feature.table.parameters_mut())
+                planned.tensors(number).iter().zip(table.parameters_mut())
             {
                 self.read_parameters(name, parameters)?;
             }
-            feature.table.set_steps(steps.next().with_context(wrong_steps)?);
+            table.set_steps(steps.next().with_context(wrong_steps)?);
             if planned.cache_keys(number).is_some() {
                 let tensor = self.tensor(&counters_name(number))?;
                 let mut counters = vec![0; usize::try_from(tensor.len())?];
@@ -372,7 +377,7 @@ impl TrainCheckpoint {
                 let counters: Vec<u64> = counters.into_iter().map(i64::cast_unsigned).collect();
                 let place =
                     || format!("{}: tensor {:?}", self.file.path().display(), tensor.name());
-                feature.table.set_counters(&counters).with_context(place)?;
+                table.set_counters(&counters).with_context(place)?;
             }
         }
         Ok(())
@@ -384,14 +389,14 @@ impl TrainCheckpoint {
         let steps = self.facts.steps.first().copied().unwrap_or(0);
         let optimizer = self.facts.config.train.optimizer.optimizer();
         let specs = self.facts.tables.iter();
-        for ((feature, planned), spec) in model.features_mut().iter_mut().zip(tables).zip(specs) {
+        for ((table, planned), spec) in model.tables_mut().iter_mut().zip(tables).zip(specs) {
             let is_chosen = planned.search.is_some_and(|search| search.warm_up <= steps);
             let (true, Some(ranks)) = (is_chosen, &spec.ranks) else { continue };
             let place = || self.file.path().display().to_string();
             let chosen = planned.with_ranks(ranks).with_context(place)?;
             // Otherwise the specs differ.
             if chosen.bytes() <= planned.bytes() {
-                feature.table = chosen.build(optimizer, 0)?;
+                *table = chosen.build(optimizer, 0)?;
                 *planned = chosen;
             }
         }

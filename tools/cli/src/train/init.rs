@@ -38,7 +38,7 @@ pub(super) fn take(
     let blob = Blob::parse(&bytes)?;
     let trained = TrainCheckpoint::open(path).ok();
     let (mut taken, mut others) = (Vec::new(), Vec::new());
-    for ((feature, planned), number) in model.features_mut().iter_mut().zip(tables).zip(0..) {
+    for ((table, planned), number) in model.tables_mut().iter_mut().zip(tables).zip(0..) {
         let name = planned.name.as_str();
         let Ok(from) = blob.table(name) else {
             others.push(name);
@@ -56,7 +56,7 @@ pub(super) fn take(
             expected.1
         );
         if let Some(same) = trained.as_ref().and_then(|trained| same_table(trained, planned)) {
-            let tensors = planned.tensors(same).into_iter().zip(feature.table.parameters_mut());
+            let tensors = planned.tensors(same).into_iter().zip(table.parameters_mut());
             for ((name, _), parameters) in tensors {
                 trained.iter().try_for_each(|file| {
                     file.read(&file.unrounded(&name), &mut parameters.values_mut())
@@ -64,7 +64,7 @@ pub(super) fn take(
             }
             continue;
         }
-        approximate(&from, planned, &mut *feature.table)
+        approximate(&from, planned, &mut **table)
             .with_context(|| format!("{place}: table {number}, {name:?}"))?;
     }
     ensure!(

@@ -27,7 +27,8 @@ use std::{
 };
 use ttrec::{
     Bags,
-    train::{self, Dlrm, DlrmSpec, Feature, LearningRates, Objective},
+    blob::ModelTable,
+    train::{self, Dlrm, DlrmSpec, LearningRates, Objective},
 };
 
 /// The files of an output directory.
@@ -100,17 +101,13 @@ pub(crate) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
     );
     let optimizer = config.train.optimizer.optimizer();
     let seed = |part: u64| random(config.train.seed, part);
+    let built = tables
+        .iter()
+        .zip(1..)
+        .map(|(planned, part)| planned.build(optimizer, seed(part)));
+    let features = dataset.features().iter();
     let features =
-        tables
-            .iter()
-            .zip(dataset.features())
-            .zip(1..)
-            .map(|((planned, feature), part)| {
-                Ok(Feature {
-                    table: planned.build(optimizer, seed(part))?,
-                    pooling: feature.pooling,
-                })
-            });
+        features.map(|feature| ModelTable { table: feature.table, pooling: feature.pooling });
     let spec = DlrmSpec {
         dense_dim: dataset.dense_dim(),
         bottom: config.model.bottom.clone(),
@@ -119,7 +116,8 @@ pub(crate) fn build(config: &Config, dataset: &dyn Dataset) -> Result<(Dlrm, Vec
         seed: seed(0),
         tier: blob_file::tier()?,
     };
-    let model = Dlrm::new(&spec, features.collect::<Result<_>>()?).context("[model]")?;
+    let features: Vec<_> = features.collect();
+    let model = Dlrm::new(&spec, built.collect::<Result<_>>()?, &features).context("[model]")?;
     Ok((model.with_regularization(config.train.regularization())?, tables))
 }
 
@@ -315,12 +313,12 @@ impl<'d> Learner<'d> {
     fn settle(&mut self) -> Result<()> {
         let steps = self.model.steps();
         let optimizer = self.config.train.optimizer.optimizer();
-        for (planned, feature) in self.tables.iter_mut().zip(self.model.features_mut()) {
+        for (planned, table) in self.tables.iter_mut().zip(self.model.tables_mut()) {
             let Some(coding) = planned.coding_after(steps) else { continue };
             let count = planned.num_embeddings as usize;
             let weights = self.dataset.vocabulary().weights(&planned.name, count);
-            let table = coding.code(&mut *feature.table, weights.as_deref(), optimizer);
-            feature.table = Box::new(table.with_context(|| format!("table {:?}", planned.name))?);
+            let coded = coding.code(&mut **table, weights.as_deref(), optimizer);
+            *table = Box::new(coded.with_context(|| format!("table {:?}", planned.name))?);
             if let Some(coded) = planned.coded() {
                 *planned = coded;
             }
@@ -330,7 +328,7 @@ impl<'d> Learner<'d> {
             .iter()
             .any(|planned| planned.search.is_some_and(|s| s.warm_up == steps))
         {
-            ranks::choose(&mut self.tables, self.model.features_mut(), optimizer)
+            ranks::choose(&mut self.tables, self.model.tables_mut(), optimizer)
                 .context("`rank = \"auto\"`")?;
         }
         Ok(())

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, ops::Range};
 use ttrec::{
     Bags, Pooling, Ranker, Scored, Table,
-    train::{self, Checkpointed, DenseShape, DenseTable, Dlrm, Feature, Initializer, Optimizer},
+    blob::ModelTable,
+    train::{self, Checkpointed, DenseShape, DenseTable, Dlrm, Embedding, Initializer, Optimizer},
 };
 use ttrec_convert::zeros;
 
@@ -36,6 +37,10 @@ pub(crate) struct Ranking {
 const BEST: usize = 20;
 /// Appends the items that are left out for one of some queries.
 type Known<'k> = dyn Fn(usize, &mut Vec<u64>) + Sync + 'k;
+
+/// The features of the model.
+const CONTEXT: usize = 0;
+const ITEM: usize = 1;
 
 /// Queries whose best items are in memory together.
 const QUERIES: usize = 1024;
@@ -108,15 +113,15 @@ pub(super) fn rank(
     if product.is_none() && !exhaustive {
         return Ok(None);
     }
-    let cached = product.as_ref().map(|_| cached_rows(&model.features()[1])).transpose()?;
+    let cached = product.as_ref().map(|_| cached_rows(model)).transpose()?;
     let bar = Bar::new(&format!("{}: rankings", split.name()), queries.len() as u64);
     means(&queries, |range, known| {
         let bags = range.map(|query| queries.context(query));
-        let mut contexts = pooled(&model.features()[0], bags)?;
+        let mut contexts = pooled(model, CONTEXT, bags)?;
         match &product {
             Some(product) => {
-                let item = &*model.features()[1].table;
-                let table = cached.iter().flatten().next().map_or(item, |rows| rows).table();
+                let table = cached.iter().flatten().next();
+                let table = table.map_or(item_table(model), |rows| rows).table();
                 best_products(product, table, &mut contexts, known, &bar)
             }
             None => by_logits(model, &dense, &contexts, known, &bar),
@@ -197,18 +202,27 @@ fn gathered<'b>(bags: impl Iterator<Item = &'b [u32]>) -> Result<(Vec<u32>, Vec<
     Ok((indices, offsets))
 }
 
-/// The vector that a feature has for each bag.
-fn pooled<'b>(feature: &Feature, bags: impl Iterator<Item = &'b [u32]>) -> Result<Vec<f32>> {
-    let (indices, offsets) = gathered(bags)?;
-    let (bags, dim) = (Bags::new(&indices, &offsets)?, feature.table.table().embedding_dim());
+/// The vector that a feature of the model has for each bag.
+fn pooled<'b>(
+    model: &Dlrm,
+    feature: usize,
+    bags: impl Iterator<Item = &'b [u32]>,
+) -> Result<Vec<f32>> {
+    let ModelTable { table, pooling } = model.features()[feature];
+    let (table, (indices, offsets)) = (&model.tables()[table], gathered(bags)?);
+    let (bags, dim) = (Bags::new(&indices, &offsets)?, table.table().embedding_dim());
     let mut vectors = zeros(bags.len().saturating_mul(dim))?;
-    feature.table.forward(&bags, feature.pooling, &mut vectors, &mut Vec::new())?;
+    table.forward(&bags, pooling, &mut vectors, &mut Vec::new())?;
     Ok(vectors)
 }
 
-/// All indices of a feature.
-fn indices(feature: &Feature) -> Vec<u32> {
-    let count = feature.table.table().num_embeddings();
+fn item_table(model: &Dlrm) -> &dyn Embedding {
+    &*model.tables()[model.features()[ITEM].table]
+}
+
+/// All items.
+fn items(model: &Dlrm) -> Vec<u32> {
+    let count = item_table(model).table().num_embeddings();
     (0..u32::try_from(count).unwrap_or(u32::MAX)).collect()
 }
 
@@ -222,13 +236,15 @@ fn dense_table(rows: &[f32], embedding_dim: usize) -> Result<DenseTable> {
     Ok(table)
 }
 
-/// All rows of a table that has a cache: a search for the best rows does not read the cache.
-fn cached_rows(item: &Feature) -> Result<Option<DenseTable>> {
-    if item.table.overrides().is_empty() {
+/// The rows of all items, if their table has a cache: a search for the best rows does not read the
+/// cache.
+fn cached_rows(model: &Dlrm) -> Result<Option<DenseTable>> {
+    let table = item_table(model);
+    if table.overrides().is_empty() {
         return Ok(None);
     }
-    let rows = pooled(item, indices(item).chunks(1))?;
-    dense_table(&rows, item.table.table().embedding_dim()).map(Some)
+    let rows = pooled(model, ITEM, items(model).chunks(1))?;
+    dense_table(&rows, table.table().embedding_dim()).map(Some)
 }
 
 /// The best items for each context, by the logits of a model of any kind. `contexts` has the
@@ -240,19 +256,17 @@ fn by_logits(
     known: &Known<'_>,
     bar: &Bar,
 ) -> Result<Vec<Scored>> {
-    let (items, dim) =
-        (indices(&model.features()[1]), model.features()[1].table.table().embedding_dim());
-    let feature = |rows: &[f32]| -> Result<Feature> {
-        Ok(Feature { table: Box::new(dense_table(rows, dim)?), pooling: Pooling::Sum })
-    };
+    let (items, dim) = (items(model), item_table(model).table().embedding_dim());
     let mut best = vec![Vec::new(); contexts.len() / dim];
     for items in items.chunks(ITEMS) {
-        // Tables that hold the vectors take the place of the tables that compute them.
-        let vectors = pooled(&model.features()[1], items.chunks(1))?;
-        let mut features = [feature(contexts)?, feature(&vectors)?];
-        model.features_mut().swap_with_slice(&mut features);
+        // Tables that hold the vectors of contexts and items take the place of the tables that
+        // compute them.
+        let vectors = [contexts, &pooled(model, ITEM, items.chunks(1))?].concat();
+        let hold = |_: &_| Ok(Box::new(dense_table(&vectors, dim)?) as Box<dyn Embedding>);
+        let mut tables = model.tables().iter().map(hold).collect::<Result<Vec<_>>>()?;
+        model.tables_mut().swap_with_slice(&mut tables);
         let scored = score_pairs(model, dense, items, known, &mut best);
-        model.features_mut().swap_with_slice(&mut features);
+        model.tables_mut().swap_with_slice(&mut tables);
         scored?;
     }
     bar.add(best.len() as u64);
@@ -263,7 +277,7 @@ fn by_logits(
 }
 
 /// Scores each context with each of some items, and keeps the best items of each context. The rows
-/// of the model's tables are the vectors of the contexts and of these items.
+/// of the model's tables are the vectors of the contexts, and then those of these items.
 fn score_pairs(
     model: &mut Dlrm,
     dense: &[f32],
@@ -272,7 +286,8 @@ fn score_pairs(
     best: &mut [Vec<Scored>],
 ) -> Result<()> {
     let ends: Vec<u32> = (0..=items.len() as u32).collect();
-    let (rows, dense) = (Bags::new(&ends[..items.len()], &ends)?, dense.repeat(items.len()));
+    let rows: Vec<u32> = (best.len() as u32..).take(items.len()).collect();
+    let (rows, dense) = (Bags::new(&rows, &ends)?, dense.repeat(items.len()));
     let (mut logits, mut left_out) = (vec![0.0; items.len()], Vec::new());
     for (context, best) in best.iter_mut().enumerate() {
         let contexts = vec![context as u32; items.len()];

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use std::ops::RangeInclusive;
 use ttrec::{
     limits::MAX_RANK,
-    train::{Feature, Optimizer, Parameters, TtTable},
+    train::{Embedding, Optimizer, Parameters, TtTable},
 };
 use ttrec_convert::trained::Bonds;
 
@@ -71,15 +71,16 @@ pub(crate) fn bytes(tables: &[Planned]) -> RangeInclusive<u64> {
 /// optimiser starts anew.
 pub(super) fn choose(
     tables: &mut [Planned],
-    features: &mut [Feature],
+    trained: &mut [Box<dyn Embedding>],
     optimizer: Optimizer,
 ) -> Result<()> {
-    let of_table = |(planned, feature): (&Planned, &Feature)| {
+    let of_table = |(planned, table): (&Planned, &dyn Embedding)| {
         let TrainedForm::Tt { shape, .. } = &planned.stored else { return Ok(None) };
-        let cores = feature.table.parameters().iter().map(Parameters::exact);
+        let cores = table.parameters().iter().map(Parameters::exact);
         planned.search.map(|_| Bonds::new(shape, cores)).transpose()
     };
-    let bonds: Vec<_> = tables.iter().zip(&*features).map(of_table).collect::<Result<_, _>>()?;
+    let all = tables.iter().zip(trained.iter().map(|table| &**table));
+    let bonds: Vec<_> = all.map(of_table).collect::<Result<_, _>>()?;
     let mut chosen = tables.to_vec();
     let Some(budget) = budget(tables) else { return Ok(()) };
     while total(&chosen) > budget {
@@ -87,8 +88,8 @@ pub(super) fn choose(
         let (at, lowered) = next.context("the tables do not fit in `budget` with any ranks")?;
         chosen[at] = lowered;
     }
-    for (((planned, feature), chosen), bonds) in
-        tables.iter_mut().zip(features).zip(chosen).zip(&bonds)
+    for (((planned, table), chosen), bonds) in
+        tables.iter_mut().zip(trained).zip(chosen).zip(&bonds)
     {
         let (Some(bonds), TrainedForm::Tt { shape, .. }) = (bonds, &chosen.stored) else {
             continue;
@@ -96,8 +97,7 @@ pub(super) fn choose(
         let (ranks, cores) = bonds.lower(shape.inner_ranks())?;
         *planned = chosen.with_ranks(&ranks)?;
         let TrainedForm::Tt { shape, .. } = planned.stored else { continue };
-        let table = TtTable::from_cores(shape, cores, optimizer)?.with_dtype(planned.dtype)?;
-        feature.table = Box::new(table);
+        *table = Box::new(TtTable::from_cores(shape, cores, optimizer)?.with_dtype(planned.dtype)?);
         eprintln!("ttrec: table {:?}: ranks {ranks:?}, {} bytes", planned.name, planned.bytes());
     }
     Ok(())
@@ -142,12 +142,13 @@ mod tests {
              {budget:?}, warm_up = 1 }}"
         );
         let model: Model = crate::tagged::parse(&toml)?;
-        let feature = |name: &str| data::Feature {
+        let feature = |(name, table): (&str, usize)| data::Feature {
+            table,
             name: name.to_owned(),
             num_embeddings: 1000,
             pooling: Pooling::Sum,
         };
-        plan(&model, &["a", "b"].map(feature))
+        plan(&model, &[("a", 0), ("b", 1)].map(feature))
     }
 
     fn ranks(planned: &Planned) -> Vec<u32> {
@@ -173,15 +174,13 @@ mod tests {
     #[test]
     fn directions_that_carry_nothing_are_dropped_first() {
         let mut tables = model("6000B").unwrap();
-        let build = |(planned, seed): (&Planned, u64)| Feature {
-            table: planned.build(Optimizer::ADAM, seed).unwrap(),
-            pooling: Pooling::Sum,
-        };
-        let mut features: Vec<_> = tables.iter().zip(1..).map(build).collect();
+        let build =
+            |(planned, seed): (&Planned, u64)| planned.build(Optimizer::ADAM, seed).unwrap();
+        let mut trained: Vec<_> = tables.iter().zip(1..).map(build).collect();
         // Table b is a train of ranks 2 and 3.
         let TrainedForm::Tt { shape, .. } = tables[1].stored else { panic!("no tensor train") };
         let kept = [2, 3];
-        for (k, core) in features[1].table.parameters_mut().iter_mut().enumerate() {
+        for (k, core) in trained[1].parameters_mut().iter_mut().enumerate() {
             let sides = [shape.rank(k), shape.column_factor(k), shape.rank(k + 1)];
             for (at, value) in core.values_mut().iter_mut().enumerate() {
                 let right = at % sides[2];
@@ -190,8 +189,8 @@ mod tests {
                 }
             }
         }
-        let rows = |feature: &Feature| {
-            let (table, mut row) = (feature.table.table(), vec![0.0; 8]);
+        let rows = |table: &dyn Embedding| {
+            let (table, mut row) = (table.table(), vec![0.0; 8]);
             let mut workspace = vec![0.0; table.workspace_len(1)];
             let mut all = Vec::new();
             for index in 0..1000 {
@@ -200,15 +199,15 @@ mod tests {
             }
             all
         };
-        let before = rows(&features[1]);
-        choose(&mut tables, &mut features, Optimizer::ADAM).unwrap();
+        let before = rows(&*trained[1]);
+        choose(&mut tables, &mut trained, Optimizer::ADAM).unwrap();
         assert_eq!(ranks(&tables[1]), [2, 3]);
         assert!(ranks(&tables[0]).iter().all(|&rank| rank > 3), "{:?}", ranks(&tables[0]));
         // One direction more does not fit.
         let full = total(&tables);
         assert!((5000..=6000).contains(&full), "{full}");
         let size = before.iter().fold(0.0, |size: f32, x| size.max(x.abs()));
-        for (found, wanted) in rows(&features[1]).iter().zip(&before) {
+        for (found, wanted) in rows(&*trained[1]).iter().zip(&before) {
             assert!((found - wanted).abs() < 1e-5 * size, "{found} {wanted}");
         }
         assert!(tables.iter().all(|planned| planned.warm_up().is_none()));

@@ -132,12 +132,16 @@ pub(super) enum TrainedForm {
 
 /// Plans the tables of all features. Those whose ranks will be chosen have the rank `start`.
 pub(super) fn plan(model: &Model, features: &[Feature], start: u32) -> Result<Vec<Planned>> {
-    if let Some(name) = model
-        .tables
-        .keys()
-        .find(|name| features.iter().all(|feature| feature.name != **name))
-    {
-        let names: Vec<_> = features.iter().map(|feature| &feature.name).take(40).collect();
+    // The first feature of each table.
+    let mut tables: Vec<&Feature> = Vec::new();
+    for feature in features {
+        if feature.table == tables.len() {
+            tables.push(feature);
+        }
+    }
+    let is_there = |name: &str| tables.iter().any(|table| table.name == name);
+    if let Some(name) = model.tables.keys().find(|name| !is_there(name)) {
+        let names: Vec<_> = tables.iter().map(|table| &table.name).take(40).collect();
         bail!(
             "`[model.tables]` names {name:?}, but the data has no such feature: expected one of \
              {names:?}"
@@ -154,7 +158,7 @@ pub(super) fn plan(model: &Model, features: &[Feature], start: u32) -> Result<Ve
         Planned::new(feature, model.embedding_dim, chosen, start)
             .with_context(|| format!("table {:?}", feature.name))
     };
-    features.iter().map(one).collect()
+    tables.into_iter().map(one).collect()
 }
 
 impl Planned {

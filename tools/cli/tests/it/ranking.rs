@@ -35,6 +35,7 @@ struct Planted {
     dir: Dir,
     format: &'static str,
     history: usize,
+    shared_table: bool,
     queries: Vec<(Vec<u32>, BTreeSet<u32>, BTreeSet<u32>)>,
 }
 
@@ -61,7 +62,8 @@ fn interactions() -> Planted {
         ],
     );
     let queries = queries.into_iter().map(|(user, (found, known))| (vec![user], found, known));
-    Planted { dir, format: "interactions", history: 0, queries: queries.collect() }
+    let queries = queries.collect();
+    Planted { dir, format: "interactions", history: 0, shared_table: false, queries }
 }
 
 /// The same, but the context is what the user did, and not the user.
@@ -113,14 +115,23 @@ fn sessions() -> Planted {
         let recent = before[before.len().saturating_sub(HISTORY)..].to_vec();
         (recent, BTreeSet::from([target]), known)
     });
-    Planted { dir, format: "sessions", history: HISTORY, queries: queries.collect() }
+    let queries = queries.collect();
+    Planted { dir, format: "sessions", history: HISTORY, shared_table: false, queries }
 }
 
 impl Planted {
+    /// The same, but contexts and items have one table.
+    fn shared(self) -> Self {
+        Self { shared_table: true, ..self }
+    }
+
     fn config(&self, model: &str, constant: bool, train: &str) -> String {
         let (format, mut data) = (self.format, String::new());
         if self.history > 0 {
             data += &format!("history = {}\n", self.history);
+        }
+        if self.shared_table {
+            data += "shared_table = true\n";
         }
         let bottom = if constant { "bottom = [4, 8]" } else { "" };
         format!(
@@ -163,7 +174,8 @@ impl Planted {
                 let of = &mut numbers[names.len() - 1];
                 of.insert(fields[2].parse::<u32>().unwrap(), fields[1].parse::<u32>().unwrap());
             }
-            numbers[feature].clone()
+            assert_eq!(names.len(), if self.shared_table { 1 } else { 2 });
+            numbers[feature.min(names.len() - 1)].clone()
         });
         let (batch, scores) = (run.join("batch.npz"), run.join("logits.npy"));
         let count = self.queries.len() * items.len();
@@ -232,7 +244,8 @@ fn recall_and_ndcg_are_what_counting_gives() {
         ("hashed", "{ representation = \"hashed\", num_rows = 30 }"),
         ("qr", "{ representation = \"quotient-remainder\", num_remainders = 7 }"),
     ];
-    for planted in [interactions(), histories(), sessions()] {
+    let shared = [histories().shared(), sessions().shared()];
+    for planted in [interactions(), histories(), sessions()].into_iter().chain(shared) {
         let kinds = if planted.history > 0 { 2 } else { tables.len() };
         for (name, table) in &tables[..kinds] {
             // The logit is a product; or a weighted one, with biases of the rows; or neither.
@@ -250,7 +263,8 @@ fn recall_and_ndcg_are_what_counting_gives() {
                 let expected = planted.expected(&run);
                 for (metric, expected) in METRICS.iter().zip(expected) {
                     let found = found[metric].as_f64().unwrap();
-                    let of = format!("{name}, {}: {metric}", planted.format);
+                    let Planted { format, shared_table, .. } = &planted;
+                    let of = format!("{name}, {format}, {shared_table}: {metric}");
                     assert!((found - expected).abs() < 1e-9, "{of}: {found} for {expected}");
                     assert!((0.01..0.99).contains(&found), "{of}: {found} tells nothing");
                 }
@@ -266,7 +280,7 @@ fn recall_and_ndcg_are_what_counting_gives() {
 
 #[test]
 fn losses_that_rank_items_learn_and_go_on_to_the_bit() {
-    for planted in [interactions(), sessions()] {
+    for planted in [interactions(), sessions(), histories().shared()] {
         for (name, sampling, loss) in [
             ("bpr", "negatives = 2", "bpr"),
             ("uniform", "negatives = 7", "softmax"),

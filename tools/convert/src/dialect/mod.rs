@@ -72,6 +72,8 @@ pub(crate) struct Survey<'c> {
     pub(crate) refused: Vec<(TableSpec, String)>,
     /// Whether the checkpoint's metadata lists all of its tables.
     pub(crate) complete: bool,
+    /// The tables of the model by name, in its order, if the metadata says that.
+    pub(crate) of_model: Vec<String>,
     /// Tensors that belong to a dialect, so that later dialects ignore them.
     taken: BTreeSet<&'c str>,
 }
@@ -79,9 +81,15 @@ pub(crate) struct Survey<'c> {
 impl<'c> Survey<'c> {
     /// Asks every dialect.
     pub(crate) fn of(checkpoint: &'c Checkpoint) -> Self {
-        let (tables, refused) = (Vec::new(), Vec::new());
-        let taken = BTreeSet::new();
-        let mut survey = Self { checkpoint, dialect: "", tables, refused, complete: false, taken };
+        let mut survey = Self {
+            checkpoint,
+            dialect: "",
+            tables: Vec::new(),
+            refused: Vec::new(),
+            complete: false,
+            of_model: Vec::new(),
+            taken: BTreeSet::new(),
+        };
         for dialect in DIALECTS {
             survey.dialect = dialect.name();
             dialect.detect(&mut survey);
@@ -164,9 +172,9 @@ impl<'c> Survey<'c> {
         }
     }
 
-    /// Sets the tables of a checkpoint whose metadata lists all of them.
-    fn offer_all(&mut self, specs: Vec<TableSpec>) {
-        self.complete = true;
+    /// Sets the tables of a checkpoint whose metadata lists all of them, and those of its model.
+    fn offer_all(&mut self, specs: Vec<TableSpec>, of_model: Vec<String>) {
+        (self.complete, self.of_model) = (true, of_model);
         self.taken.extend(self.checkpoint.tensors().map(Tensor::name));
         self.tables = specs;
     }

@@ -132,7 +132,8 @@ impl<'c> Model<'c> {
     /// The model of a whole checkpoint, or of one whose metadata lists its tables.
     pub(crate) fn around(survey: &Survey<'c>) -> Option<ModelSpec> {
         if survey.complete {
-            Self::detect(survey.checkpoint).into_iter().next()
+            let model = Self::detect(survey.checkpoint).into_iter().next()?;
+            Some(ModelSpec { tables: survey.of_model.clone(), ..model })
         } else {
             Self::whole(survey)
         }

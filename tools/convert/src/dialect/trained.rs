@@ -12,6 +12,9 @@ pub const FACTS: &str = "ttrec";
 #[derive(Deserialize)]
 struct TrainedTables {
     tables: Vec<TableSpec>,
+    /// The table of each categorical feature, by name; empty if feature i has table i.
+    #[serde(default)]
+    features: Vec<String>,
 }
 
 pub(super) struct Trained;
@@ -26,8 +29,9 @@ impl Dialect for Trained {
             .checkpoint
             .metadata(FACTS)
             .and_then(|text| serde_json::from_str::<TrainedTables>(text).ok());
-        if let Some(TrainedTables { tables }) = facts.filter(|facts| !facts.tables.is_empty()) {
-            survey.offer_all(tables);
+        let facts = facts.filter(|facts| !facts.tables.is_empty());
+        if let Some(TrainedTables { tables, features }) = facts {
+            survey.offer_all(tables, features);
         }
     }
 
