@@ -423,15 +423,22 @@ impl Sampled {
         let all = |counts: &Vec<u64>| (0..counts.len() as u32).collect::<Vec<_>>();
         // A trained model's vocabulary has its own order.
         let order = if vocabulary.is_some() { Order::Given } else { order };
+        let sorted = |table: usize, key: &dyn Fn(usize) -> u64| {
+            let mut values = all(&counts[table]);
+            values.sort_by_key(|&value| key(value as usize));
+            values
+        };
+        let tables = 0..ids.len();
         let orders: Vec<Vec<u32>> = match order {
             Order::Given => counts.iter().map(all).collect(),
             Order::Frequency => {
-                let by_count = |counts: &Vec<u64>| {
-                    let mut values = all(counts);
-                    values.sort_by_key(|&value| std::cmp::Reverse(counts[value as usize]));
-                    values
-                };
-                counts.iter().map(by_count).collect()
+                let by_count = |table| sorted(table, &|value| u64::MAX - counts[table][value]);
+                tables.map(by_count).collect()
+            }
+            Order::Random => {
+                let by_hash =
+                    |table| sorted(table, &|value| random(FIXED, ids[table][value].into()));
+                tables.map(by_hash).collect()
             }
             Order::CoOccurrence => {
                 // The pairs of the training split.

@@ -31,6 +31,8 @@ pub(super) enum Order {
     Frequency,
     /// Ascending ids.
     Given,
+    /// As if ids were hashed.
+    Random,
     /// Rows with similar interactions are neighbours, so that they share slices of a tensor train.
     CoOccurrence,
 }

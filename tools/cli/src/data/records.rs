@@ -465,9 +465,10 @@ impl Records {
             );
         }
         ensure!(
-            order != Order::Given,
-            "`order` is \"given\", which only interactions and sessions have: expected \
-             \"frequency\" or \"co-occurrence\""
+            matches!(order, Order::Frequency | Order::CoOccurrence),
+            "`order` is \"{}\", which only interactions and sessions have: expected \
+             \"frequency\" or \"co-occurrence\"",
+            if order == Order::Given { "given" } else { "random" }
         );
         let (directory, paths) = (directory.to_owned(), paths.map(<[PathBuf]>::to_vec));
         let (vocabulary_kept, features) = (vocabulary, Vec::new());

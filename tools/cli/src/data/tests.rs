@@ -435,6 +435,35 @@ fn gaps_between_ids_change_nothing() {
 }
 
 #[test]
+fn a_random_order_is_that_of_hashed_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let order_of = |count: u32, format: &str| -> Vec<u32> {
+        let ids: Vec<u32> = (0..count).collect();
+        let names = ["train_user", "train_item", "test_user", "test_item"];
+        write_npz(&dir.path().join("a.npz"), &names.map(|name| (name, &ids[..])));
+        let toml = format!("format = \"interactions\"\npath = \"a.npz\"\n{format}");
+        let dataset = open(dir.path(), &toml).unwrap();
+        let [users, items] = dataset.vocabulary().features() else { panic!("two tables") };
+        assert_eq!(users.values(), items.values());
+        let ids = items
+            .values()
+            .iter()
+            .map(|id| std::str::from_utf8(id).unwrap().parse().unwrap());
+        ids.collect()
+    };
+    let all = order_of(1000, "order = \"random\"");
+    let mut sorted = all.clone();
+    sorted.sort_unstable();
+    assert!(sorted.into_iter().eq(0..1000));
+    // Half of the neighbours ascend, few are near each other, and other ids change nothing.
+    let ascending = all.windows(2).filter(|pair| pair[0] < pair[1]).count();
+    let near = all.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 10).count();
+    assert!((400..600).contains(&ascending) && near < 50, "{ascending} {near}");
+    let fewer: Vec<u32> = all.into_iter().filter(|&id| id < 500).collect();
+    assert_eq!(order_of(500, "order = \"random\""), fewer);
+}
+
+#[test]
 fn categories_of_the_same_examples_are_neighbours() {
     let dir = tempfile::tempdir().unwrap();
     // 8 groups of 64 users, items and tags, scattered. In 8 of 9 examples, the user, the item and
