@@ -470,6 +470,24 @@ fn of_samples(samples: &Path, blob: &Path) -> [f64; 2] {
 }
 
 #[test]
+fn a_plan_stores_a_shared_table_once_in_the_type_that_it_was_learned_in() {
+    let planted = sessions().shared();
+    let table = "table = { representation = \"tt\", rank = 4, scale = 3.0, dtype = \"i8\" }";
+    let run = planted.train("learned", &planted.config(table, false, "epochs = 4"));
+    let best = run.join("best.safetensors");
+    let (spec, blob) = (planted.dir.path("plan.toml"), planted.dir.path("plan.ttr"));
+    ttrec!["plan", &best, "--budget", "100%", "-o", &spec].exits(0);
+    let text = fs::read_to_string(&spec).unwrap();
+    assert_eq!(text.matches("[[table]]").count(), 1, "{text}");
+    assert!(text.contains("dtype = \"i8\""), "{text}");
+    assert!(text.contains("tables = [\"item\", \"item\"]"), "{text}");
+    ttrec!["convert", &best, "--spec", &spec, "-o", &blob].exits(0);
+    for (found, expected) in planted.counted(&run, &blob).iter().zip(planted.expected(&run)) {
+        assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+    }
+}
+
+#[test]
 fn a_judged_plan_loses_what_it_says() {
     let planted = interactions();
     let dir = &planted.dir;
