@@ -156,6 +156,9 @@ struct ColumnTable {
     separator: Option<char>,
     #[serde(default)]
     pooling: Pool,
+    /// The column whose categories and table it shares; default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
 }
 
 /// The number of rows in the buffer that shuffles the training split: the config has a number,
@@ -237,9 +240,15 @@ struct Encoding {
     max_rows: Option<u32>,
     separator: Option<u8>,
     pooling: Pooling,
+    /// The column whose categories and table it has: itself, or another one.
+    table: String,
 }
 
 impl Encoding {
+    fn has_own_table(&self) -> bool {
+        self.name == self.table
+    }
+
     fn for_each<'v>(&self, values: impl Iterator<Item = &'v [u8]>, mut put: impl FnMut(&'v [u8])) {
         values.for_each(|value| match self.separator {
             None => put(value),
@@ -259,6 +268,30 @@ impl Encoding {
     }
 }
 
+/// Checks that columns which share a table suit each other, and lets them number their categories
+/// alike.
+fn share_tables(encodings: &mut [Encoding]) -> Result<()> {
+    let owners: Vec<Encoding> =
+        encodings.iter().filter(|encoding| encoding.has_own_table()).cloned().collect();
+    for encoding in encodings {
+        let Encoding { name, table, .. } = &*encoding;
+        let owner = owners.iter().find(|owner| owner.name == *table);
+        let owner = owner.with_context(|| {
+            let names: Vec<_> = owners.iter().map(|owner| &owner.name).collect();
+            format!(
+                "`table` of column {name:?} is {table:?}: expected a column that has a table of \
+                 its own, one of {names:?}"
+            )
+        })?;
+        ensure!(
+            encoding.pooling == owner.pooling,
+            "columns {name:?} and {table:?} share a table: set the same `pooling` for both"
+        );
+        encoding.hash_rows = owner.hash_rows;
+    }
+    Ok(())
+}
+
 /// FNV-1a (Fowler, Noll and Vo) of a value, modulo `rows`, which is not 0.
 fn hash(value: &[u8], rows: u32) -> u32 {
     let mix = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
@@ -276,6 +309,9 @@ pub(crate) struct Records {
     layout: LineLayout,
     dense_dim: usize,
     encodings: Vec<Encoding>,
+    /// The position of the table of each column, and the encoding of each table.
+    tables: Vec<usize>,
+    owners: Vec<Encoding>,
     directory: PathBuf,
     /// The paths, which start in `directory`, of the training, validation and test splits.
     paths: [Vec<PathBuf>; 3],
@@ -306,7 +342,8 @@ impl Criteo {
         let encoding = |at: usize| {
             let &Self { hash_rows, min_count, max_rows, .. } = self;
             let (name, separator, pooling) = (format!("C{at}"), None, Pooling::Sum);
-            Encoding { name, hash_rows, min_count, max_rows, separator, pooling }
+            let table = name.clone();
+            Encoding { name, hash_rows, min_count, max_rows, separator, pooling, table }
         };
         let [integers, categories] = CRITEO;
         let layout = LineLayout::criteo(labels);
@@ -356,7 +393,7 @@ impl Columns {
             "`standardize` is true, but there are no `dense` columns"
         );
         let encodings = self.categorical.iter().map(|column| {
-            let ColumnTable { name, hash_rows, min_count, max_rows, separator, pooling } =
+            let ColumnTable { name, hash_rows, min_count, max_rows, separator, pooling, table } =
                 match column.clone() {
                     Column::Name(name) => ColumnTable { name, ..ColumnTable::default() },
                     Column::Table(table) => table,
@@ -366,6 +403,11 @@ impl Columns {
                 "column {name:?} has `hash_rows`, which leaves nothing for its `min_count` and \
                  `max_rows` to do: remove them"
             );
+            ensure!(
+                table.is_none() || hash_rows.is_none() && min_count.is_none() && max_rows.is_none(),
+                "column {name:?} has the `table` of another column, which numbers its categories: \
+                 remove its `hash_rows`, `min_count` and `max_rows`"
+            );
             let (min_count, max_rows) =
                 (min_count.unwrap_or(self.min_count), max_rows.or(self.max_rows));
             let separator = separator.map(byte).transpose()?;
@@ -373,9 +415,11 @@ impl Columns {
                 Pool::Sum => Pooling::Sum,
                 Pool::Mean => Pooling::Mean,
             };
-            Ok(Encoding { name, hash_rows, min_count, max_rows, separator, pooling })
+            let table = table.unwrap_or_else(|| name.clone());
+            Ok(Encoding { name, hash_rows, min_count, max_rows, separator, pooling, table })
         });
-        let encodings = encodings.collect::<Result<Vec<_>>>()?;
+        let mut encodings = encodings.collect::<Result<Vec<_>>>()?;
+        share_tables(&mut encodings)?;
         let names = ColumnNames {
             label: self.label.clone(),
             weight: self.weight.clone(),
@@ -470,6 +514,15 @@ impl Records {
              \"frequency\" or \"co-occurrence\"",
             if order == Order::Given { "given" } else { "random" }
         );
+        // In the order of the first column of each table.
+        let (mut tables, mut owners) = (Vec::new(), Vec::<Encoding>::new());
+        for encoding in &encodings {
+            let known = owners.iter().position(|owner| owner.name == encoding.table);
+            tables.push(known.unwrap_or(owners.len()));
+            if known.is_none() {
+                owners.extend(encodings.iter().find(|of| of.name == encoding.table).cloned());
+            }
+        }
         let (directory, paths) = (directory.to_owned(), paths.map(<[PathBuf]>::to_vec));
         let (vocabulary_kept, features) = (vocabulary, Vec::new());
         let vocabulary = Vocabulary::default();
@@ -478,6 +531,8 @@ impl Records {
             layout,
             dense_dim,
             encodings,
+            tables,
+            owners,
             directory,
             paths,
             valid_fraction,
@@ -489,7 +544,7 @@ impl Records {
         records.vocabulary = match vocabulary_kept {
             Some(kept) => {
                 let trained: Vec<&str> = kept.features().iter().map(Categories::name).collect();
-                let names = records.encodings.iter().map(|encoding| encoding.name.as_str());
+                let names = records.owners.iter().map(|encoding| encoding.name.as_str());
                 let names: Vec<&str> = names.collect();
                 ensure!(
                     names == trained,
@@ -513,18 +568,13 @@ impl Records {
                 }
             }
         };
-        let feature = |(table, (categories, encoding)): (usize, (&Categories, &Encoding))| {
-            let (name, pooling) = (encoding.name.clone(), encoding.pooling);
-            Feature { table, name, num_embeddings: categories.len(), pooling }
+        let feature = |(encoding, &table): (&Encoding, &usize)| Feature {
+            table,
+            name: encoding.table.clone(),
+            num_embeddings: records.vocabulary.features()[table].len(),
+            pooling: encoding.pooling,
         };
-        records.features = records
-            .vocabulary
-            .features()
-            .iter()
-            .zip(&records.encodings)
-            .enumerate()
-            .map(feature)
-            .collect();
+        records.features = records.encodings.iter().zip(&records.tables).map(feature).collect();
         Ok(records)
     }
 
@@ -560,14 +610,16 @@ impl Records {
             Some(rows) => Count::Hashed(rows, BTreeMap::new()),
             None => Count::Values(Counter::default()),
         };
-        let mut counts: Vec<Count> = self.encodings.iter().map(begin).collect();
+        let mut counts: Vec<Count> = self.owners.iter().map(begin).collect();
         let names = self.layout.names.dense.iter().filter(|_| standardize);
         let mut moments: Vec<_> = names.map(|name| (name, Moments::default())).collect();
         let mut pass = Stream::new(self, Split::Train)?;
         let progress = Bar::new("vocabulary: rows", 0);
         while pass.advance()? {
-            for ((values, encoding), count) in pass.row.bags().zip(&self.encodings).zip(&mut counts)
+            for ((values, encoding), &table) in
+                pass.row.bags().zip(&self.encodings).zip(&self.tables)
             {
+                let count = &mut counts[table];
                 encoding.for_each(values, |value| match count {
                     Count::Values(counter) => counter.add(value),
                     Count::Hashed(rows, counts) => {
@@ -584,7 +636,7 @@ impl Records {
         if let Some(complaint) = pass.complaint() {
             eprintln!("ttrec: {complaint}");
         }
-        let features = self.encodings.iter().zip(counts).map(|(encoding, count)| match count {
+        let features = self.owners.iter().zip(counts).map(|(encoding, count)| match count {
             Count::Values(counter) => {
                 counter.finish(&encoding.name, encoding.min_count, encoding.max_rows)
             }
@@ -603,7 +655,7 @@ impl Records {
         let features = vocabulary.features();
         let counts: Vec<_> = features.iter().map(Categories::counts_of_values).collect();
         let share = MOST_VALUES as f64 / counts.iter().copied().flatten().sum::<u64>() as f64;
-        // The values of all columns are numbered one after another.
+        // The values of all tables are numbered one after another.
         let firsts = counts.iter().scan(0, |next, counts| {
             *next += counts.len();
             Some(*next - counts.len())
@@ -622,14 +674,16 @@ impl Records {
                 continue;
             }
             example.clear();
-            let columns = pass.row.bags().zip(&self.encodings).zip(features).zip(0..);
-            for (((values, encoding), categories), column) in columns {
+            for ((values, encoding), &table) in
+                pass.row.bags().zip(&self.encodings).zip(&self.tables)
+            {
                 encoding.for_each(values, |value| {
-                    example.extend(categories.number(value).map(|number| [column, number]));
+                    let number = features[table].number(value);
+                    example.extend(number.map(|number| [table as u32, number]));
                 });
             }
             let others = example.len().saturating_sub(1);
-            for (at, &[column, number]) in example.iter().enumerate() {
+            for (at, &[table, number]) in example.iter().enumerate() {
                 for k in 0..others.min(MOST_PARTNERS) {
                     let other = if others > MOST_PARTNERS {
                         drawn += 1;
@@ -639,7 +693,7 @@ impl Records {
                     };
                     let [of, partner] = example[(at + 1 + other) % example.len()];
                     let partner = firsts[of as usize] as u32 + partner;
-                    pairs[column as usize].push([number, partner]);
+                    pairs[table as usize].push([number, partner]);
                 }
             }
         }
@@ -675,10 +729,13 @@ impl Dataset for Records {
 
     fn num_examples(&self, split: Split) -> Option<u64> {
         // A text without separators has one value in each row.
-        let has_one =
-            |encoding: &Encoding| self.container == Container::Text && encoding.separator.is_none();
-        let one = self.encodings.iter().position(has_one).filter(|_| split == Split::Train)?;
-        Some(self.vocabulary.features().get(one)?.total())
+        let has_one = |table: &usize| {
+            let mut columns = self.encodings.iter().zip(&self.tables).filter(|of| of.1 == table);
+            self.container == Container::Text && columns.all(|(of, _)| of.separator.is_none())
+        };
+        let one = (0..self.owners.len()).find(has_one).filter(|_| split == Split::Train)?;
+        let columns = self.tables.iter().filter(|&&table| table == one).count();
+        Some(self.vocabulary.features().get(one)?.total() / columns as u64)
     }
 
     fn has(&self, split: Split) -> bool {
@@ -842,7 +899,7 @@ impl Shuffled<'_> {
 
 impl Pass for Shuffled<'_> {
     fn next(&mut self, count: usize, batch: &mut Batch) -> Result<()> {
-        let Records { encodings, vocabulary, .. } = self.stream.records;
+        let Records { encodings, tables, vocabulary, .. } = self.stream.records;
         batch.clear(encodings.len());
         while batch.len() < count && self.advance()? {
             batch.labels.push(self.row.label);
@@ -852,10 +909,11 @@ impl Pass for Shuffled<'_> {
                 let scaled = scales.next().map_or(x, |scale| scale.apply(x));
                 if scaled.is_nan() { 0.0 } else { scaled }
             }));
-            let columns = self.row.bags().zip(encodings).zip(vocabulary.features());
-            for (((values, encoding), categories), (bags, [count, unknown])) in
+            let columns = self.row.bags().zip(encodings).zip(tables);
+            for (((values, encoding), &table), (bags, [count, unknown])) in
                 columns.zip(batch.features.iter_mut().zip(&mut self.values))
             {
+                let categories = &vocabulary.features()[table];
                 encoding.for_each(values, |value| {
                     let number = encoding.number(value, categories);
                     *count += 1;
@@ -881,11 +939,16 @@ impl Pass for Shuffled<'_> {
     }
 
     fn unknown(&self) -> Vec<Unknown> {
-        let columns = self.stream.records.vocabulary.features().iter().zip(&self.values);
-        let share = |(categories, &[values, unknown]): (&Categories, &[u64; 2])| Unknown {
-            column: categories.name().to_owned(),
-            share: unknown as f64 / values.max(1) as f64,
-            trained: categories.share_of_others(),
+        let Records { encodings, tables, vocabulary, .. } = self.stream.records;
+        let categories = tables.iter().map(|&table| &vocabulary.features()[table]);
+        let columns = encodings.iter().zip(categories).zip(&self.values);
+        let share = |((encoding, categories), &[values, unknown]): (_, &[u64; 2])| {
+            let (encoding, categories): (&Encoding, &Categories) = (encoding, categories);
+            Unknown {
+                column: encoding.name.clone(),
+                share: unknown as f64 / values.max(1) as f64,
+                trained: categories.share_of_others(),
+            }
         };
         columns.map(share).collect()
     }

@@ -197,6 +197,76 @@ fn bags_are_split_hashed_and_pooled() {
 }
 
 #[test]
+fn columns_of_one_table_number_their_categories_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "y,history,user,item\n1,b|c|b,u,a\n0,,u,b\n1,a|x,v,c\n0,a,v,b\n";
+    fs::write(dir.path().join("a.csv"), text).unwrap();
+    let history = "name = \"history\", separator = \"|\", pooling = \"mean\", table = \"item\"";
+    let item = "name = \"item\", pooling = \"mean\", min_count = 2";
+    let source = |history: &str, item: &str| {
+        format!(
+            "format = \"csv\"\ntrain = [\"a.csv\"]\nlabel = \"y\"\nshuffle = false\n\
+             categorical = [{{ {history} }}, \"user\", {{ {item} }}]\n"
+        )
+    };
+    let dataset = open(dir.path(), &source(history, item)).unwrap();
+    let tables: Vec<_> = dataset
+        .features()
+        .iter()
+        .map(|feature| (feature.table, feature.name.as_str()))
+        .collect();
+    assert_eq!(tables, [(0, "item"), (1, "user"), (0, "item")]);
+    // b occurs four times, a three times, c twice, and x is rare.
+    let vocabulary = dataset.vocabulary();
+    let names: Vec<_> = vocabulary.features().iter().map(Categories::name).collect();
+    assert_eq!(names, ["item", "user"]);
+    assert_eq!(vocabulary.features()[0].counts_of_values(), [4, 3, 2]);
+    let batch = &batches(&*dataset, Split::Train, 0, 10)[0];
+    assert_eq!(batch.features[0].indices, [0, 2, 0, 1, 3, 1]);
+    assert_eq!(batch.features[0].offsets, [0, 3, 3, 5, 6]);
+    assert_eq!(batch.features[2].indices, [1, 0, 2, 0]);
+    assert_eq!(dataset.num_examples(Split::Train), Some(4));
+    // Unknown values are those of a column, not of its table.
+    fs::write(dir.path().join("b.csv"), "y,history,user,item\n1,b|z,u,q\n0,a,w,q\n").unwrap();
+    let test = dir.path().join("b.csv");
+    let kept = config(&source(history, item))
+        .open_files(vec![test], vocabulary.clone())
+        .unwrap();
+    let mut pass = kept.pass(Split::Test, 0).unwrap();
+    pass.next(10, &mut Batch::default()).unwrap();
+    let unknown: Vec<_> = pass.unknown().into_iter().map(|of| (of.column, of.share)).collect();
+    let expected = [("history", 1.0 / 3.0), ("user", 0.5), ("item", 1.0)];
+    assert_eq!(unknown, expected.map(|(column, share)| (column.to_owned(), share)));
+    drop(pass);
+    // Similar categories are neighbours, in one order for both columns.
+    let ordered = format!("{}order = \"co-occurrence\"\n", source(history, item));
+    assert_eq!(open(dir.path(), &ordered).unwrap().vocabulary().features().len(), 2);
+    // With hashes, too.
+    let hashed = open(dir.path(), &source(history, &item.replace("min_count", "hash_rows")));
+    assert!(
+        hashed
+            .unwrap()
+            .features()
+            .iter()
+            .all(|of| of.num_embeddings == 2 || of.table == 1)
+    );
+
+    let error = |history: &str| open(dir.path(), &source(history, item)).err().unwrap().to_string();
+    for (history, wanted) in [
+        (history.replace("\"item\"", "\"price\""), "is \"price\": expected a column"),
+        (history.replace("mean", "sum"), "share a table: set the same `pooling`"),
+        (format!("{history}, max_rows = 7"), "which numbers its categories: remove"),
+    ] {
+        let error = error(&history);
+        assert!(error.contains(wanted), "{error}");
+    }
+    // A column whose table is another one's has none to share.
+    let item = format!("{item}, table = \"history\"").replace(", min_count = 2", "");
+    let error = open(dir.path(), &source(history, &item)).err().unwrap().to_string();
+    assert!(error.contains("one of [\"user\"]"), "{error}");
+}
+
+#[test]
 fn bad_lines_are_left_out_and_named_and_too_many_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut lines = vec!["1,2,a"; 2000];

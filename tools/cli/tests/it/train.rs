@@ -1066,6 +1066,66 @@ fn unknown_values_are_reported() {
 }
 
 #[test]
+fn a_column_that_shares_a_table_is_trained_converted_and_scored() {
+    let dir = Dir::new();
+    // A click means that the item was viewed.
+    let line = |at: u32| {
+        let item = |k: u64| (12.0 * uniform(7 + k, at.into())) as u32;
+        let viewed = [item(1), item(2), item(3)];
+        let clicked = u32::from(viewed.contains(&item(0)));
+        let viewed = viewed.map(|item| format!("i{item}")).join("|");
+        format!("{clicked},i{},{viewed},u{}\n", item(0), at % 5)
+    };
+    let lines = |range: std::ops::Range<u32>| range.map(line).collect::<String>();
+    for (name, range) in [("train.csv", 0..6000), ("test.csv", 6000..7000)] {
+        dir.file(name, format!("click,item,viewed,user\n{}", lines(range)));
+    }
+    let toml = r#"
+[data]
+format = "csv"
+train = ["train.csv"]
+test = ["test.csv"]
+label = "click"
+valid_fraction = 0.1
+categorical = ["user", { name = "viewed", separator = "|", table = "item" }, "item"]
+
+[model]
+embedding_dim = 8
+top = [1]
+
+[model.tables]
+item = { representation = "tt", rank = 8, dtype = "i8" }
+
+[train]
+optimizer = "adam"
+learning_rate = 0.02
+epochs = 4
+"#;
+    let (toml, run) = (dir.file("a.toml", toml), dir.path("run"));
+    ttrec!["train", &toml, "-o", &run].exits(0);
+    let (best, blob) = (run.join("best.safetensors"), dir.path("a.ttr"));
+    ttrec!["convert", &best, "-o", &blob].exits(0);
+    ttrec!["inspect", &blob].exits(0).prints(["item"]);
+    let (samples, scores) = (dir.path("samples.npz"), dir.path("scores.npy"));
+    let eval = ttrec!["eval", &best, "--samples", &samples, "--json"].exits(0);
+    let found: serde_json::Value = serde_json::from_str(&eval.stdout).unwrap();
+    assert!(found["auc"].as_f64().unwrap() > 0.95, "{found}");
+    let vocabulary = run.join("vocabulary.csv");
+    let (data, of) = (dir.path("test.csv"), "--vocabulary");
+    ttrec!["score", &blob, "--data", &data, of, &vocabulary, "-o", &scores].exits(0);
+    let wanted = &crate::support::read_npz(&samples)["prob"].values;
+    let found = crate::support::read_f32(&scores).1;
+    assert_eq!((found.len(), wanted.len()), (1000, 1000));
+    for (found, wanted) in found.iter().zip(wanted) {
+        assert!((f64::from(*found) - wanted).abs() < 1e-6, "{found} {wanted}");
+    }
+    // The blob has two tables, and its model three features.
+    let names: Vec<String> = tensors(&best).into_iter().map(|(name, _)| name).collect();
+    assert!(names.contains(&"emb_l.1.tt_cores.0".to_owned()), "{names:?}");
+    assert!(names.iter().all(|name| !name.starts_with("emb_l.2")), "{names:?}");
+}
+
+#[test]
 fn rows_are_scored_as_training_encoded_them() {
     let (dir, _) = planted(3000);
     let data = DATA.replace("\"item\"]", "{ name = \"item\", hash_rows = 50 }]");
