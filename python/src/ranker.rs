@@ -31,7 +31,8 @@ self_cell!(
 ///
 /// The bags of a table are `(indices, offsets)` or `(indices, offsets, per_sample_weights)`, as
 /// torch.nn.EmbeddingBag takes them; or indices alone, one for each sample, or a row of them for
-/// each. `bags` has them for each table: a list in the order of `tables`, or a dict by name.
+/// each. `bags` has them for each table: a list in the order of `tables`, or a dict by name. If
+/// features share a table, it is several times in `tables`, and `bags` is a list.
 #[pyclass(frozen, module = "ttrec")]
 pub(crate) struct Ranker(OpenRanker);
 
@@ -62,6 +63,14 @@ impl Ranker {
         };
         let values: Vec<Bound<'py, PyAny>> = match bags.cast::<PyMapping>() {
             Ok(by_name) => {
+                if let Some((at, name)) =
+                    names.iter().enumerate().find(|(at, name)| names[..*at].contains(name))
+                {
+                    return Err(PyValueError::new_err(format!(
+                        "features of the model share the table {name:?}, the last one at position \
+                         {at}: expected a list of bags, in the order of {names:?}"
+                    )));
+                }
                 let values = names.iter().map(|name| by_name.get_item(name));
                 let values = values.collect::<PyResult<Vec<_>>>()?;
                 if by_name.len()? != names.len() {

@@ -217,7 +217,8 @@ class Ranker:
 
     The bags of a table are `(indices, offsets)` or `(indices, offsets, per_sample_weights)`, as
     torch.nn.EmbeddingBag takes them; or indices alone, one for each sample, or a row of them for
-    each. `bags` has them for each table: a list in the order of `tables`, or a dict by name.
+    each. `bags` has them for each table: a list in the order of `tables`, or a dict by name. If
+    features share a table, it is several times in `tables`, and `bags` is a list.
     """
 
     @property

@@ -62,7 +62,7 @@ codes!(Activation: None "none", Relu "relu", Sigmoid "sigmoid");
 /// A table that the model looks up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelTable {
-    /// The table's position in the blob.
+    /// The table's position in the blob, or among the tables of a trained model.
     pub table: usize,
     /// How a bag is pooled: by [`Pooling::Sum`] or [`Pooling::Mean`].
     pub pooling: Pooling,

@@ -8,7 +8,7 @@
 //! not reduce the squared distance is undone, so folding never makes the cores worse. The distance
 //! that remains is lost, since the cores cannot change one row without others.
 
-use super::{Parameters, TrainError};
+use super::{Parameters, TrainError, lookups::LookupList};
 use crate::{
     Bags, Pooling,
     kernel::Consistent,
@@ -61,31 +61,6 @@ pub(super) struct Cache {
     pub(super) others: LookupList,
 }
 
-/// Some lookups of a batch. Steps reuse its memory.
-#[derive(Debug, Default)]
-pub(super) struct LookupList {
-    indices: Vec<u32>,
-    offsets: Vec<u32>,
-    weights: Vec<f32>,
-}
-
-impl LookupList {
-    fn clear(&mut self) {
-        self.indices.clear();
-        self.offsets.clear();
-        self.offsets.push(0);
-        self.weights.clear();
-    }
-
-    /// As bags to be summed: `weights` include what mean pooling divides by.
-    pub(super) fn bags(&self) -> Option<Bags<'_>> {
-        Bags::new(&self.indices, &self.offsets)
-            .ok()?
-            .with_per_sample_weights(&self.weights)
-            .ok()
-    }
-}
-
 /// Rows that leave the cache.
 pub(super) struct Leaving {
     pub(super) rows: Vec<u32>,
@@ -122,16 +97,14 @@ impl Cache {
                 let position = CachedRows { sets, rows: &[] }.position(row.into());
                 let (to, index) =
                     position.map_or((&mut *others, row), |position| (&mut *held, position as u32));
-                to.indices.push(index);
-                to.weights.push(
-                    bags.per_sample_weights()
-                        .map_or(Some(mean), |weights| weights.get(at).copied())?,
-                );
+                let weights = bags.per_sample_weights();
+                let weight = weights.map_or(Some(mean), |weights| weights.get(at).copied())?;
+                to.push(index, weight);
                 let set = set_of(row, sets.len());
                 sets.get_mut(set)?.record(row);
             }
             for lookups in [&mut *held, &mut *others] {
-                lookups.offsets.push(lookups.indices.len() as u32);
+                lookups.end_bag();
             }
         }
         Some(())

@@ -3,14 +3,14 @@
 
 use super::{
     Embedding, Linear, Objective, Optimizer, Quantity, Regularization, TrainError, Unsupported,
+    features::{FeatureBuffers, Features},
     initializer::Draws,
-    lookups,
     mlp::{Dropout, Mlp, seed_of_part},
     objective::in_batch,
     optimizer::Update,
 };
 use crate::{
-    Bags, LookupError, PoolTablesError, Pooling, Tier,
+    Bags, LookupError, Tier,
     blob::ModelTable,
     dtype::Elements,
     kernel::{
@@ -109,8 +109,7 @@ pub struct Dlrm {
     interaction: Interaction,
     bottom: Mlp,
     top: Mlp,
-    tables: Vec<Box<dyn Embedding>>,
-    features: Vec<ModelTable>,
+    features: Features,
     /// Steps that the layers have taken.
     steps: u64,
     optimizer: Optimizer,
@@ -147,19 +146,11 @@ impl Interaction {
 /// Memory that steps reuse.
 #[derive(Default)]
 struct Buffers {
-    features: Vec<FeatureBuffers>,
     /// The vectors of each sample: samples x vectors x `embedding_dim`.
     vectors: Vec<f32>,
     /// The inputs of the top MLP: samples x `width`.
     interactions: Vec<f32>,
     d_vectors: Vec<f32>,
-}
-
-#[derive(Default)]
-struct FeatureBuffers {
-    pooled: Vec<f32>,
-    workspace: Vec<f32>,
-    gradient: Vec<f32>,
 }
 
 impl Dlrm {
@@ -191,15 +182,7 @@ impl Dlrm {
         for (table, dim) in dims().enumerate() {
             Quantity::Columns(table).check(dim, embedding_dim as u64)?;
         }
-        let num_tables = tables.len();
-        if let Some((feature, of)) =
-            features.iter().enumerate().find(|(_, of)| of.table >= num_tables)
-        {
-            return Err(TrainError::NoTable { feature, table: of.table, num_tables });
-        }
-        if features.iter().any(|feature| feature.pooling == Pooling::Max) {
-            return Err(TrainError::Unsupported(Unsupported::MaxPooling));
-        }
+        let features = Features::new(tables, features)?;
         let interaction = Interaction::new(embedding_dim, features.len(), *dense_dim > 0);
         match (*dense_dim, features.len()) {
             (0, 0) => return Err(TrainError::Unsupported(Unsupported::NoFeatures)),
@@ -208,21 +191,18 @@ impl Dlrm {
         }
         Quantity::Outputs.check(top.last().copied().unwrap_or(interaction.width), 1)?;
         let mut draws = Draws::new(*seed);
-        let mut buffers = Buffers::default();
-        buffers.features.resize_with(features.len(), FeatureBuffers::default);
         Ok(Self {
             dense_dim: *dense_dim,
             interaction,
             bottom: Mlp::new(*dense_dim, bottom, true, *optimizer, &mut draws)?,
             top: Mlp::new(interaction.width, top, false, *optimizer, &mut draws)?,
-            tables,
-            features: features.to_vec(),
+            features,
             steps: 0,
             optimizer: *optimizer,
             regularization: Regularization::default(),
             seed: *seed,
             tier: *tier,
-            buffers,
+            buffers: Buffers::default(),
         })
     }
 
@@ -329,19 +309,19 @@ impl Dlrm {
 
     /// The tables, in the order given to [`new`](Self::new): DLRM's `emb_l.0`, `emb_l.1`, ..
     pub fn tables(&self) -> &[Box<dyn Embedding>] {
-        &self.tables
+        &self.features.tables
     }
 
     /// As [`tables`](Self::tables), mutable, to restore them from a checkpoint, or to replace a
-    /// table by one of as many rows and columns.
+    /// table by one of as many columns.
     pub fn tables_mut(&mut self) -> &mut [Box<dyn Embedding>] {
-        &mut self.tables
+        &mut self.features.tables
     }
 
     /// The table and the pooling of each categorical feature, in the order given to
     /// [`new`](Self::new).
     pub fn features(&self) -> &[ModelTable] {
-        &self.features
+        &self.features.list
     }
 
     /// Number of steps that the layers have taken, on which [`Optimizer::Adam`] depends. Each table
@@ -362,30 +342,7 @@ impl Dlrm {
         if let Some(position) = batch.dense.iter().position(|x| !x.is_finite()) {
             return Err(TrainError::DenseFeature { position });
         }
-        Quantity::BagLists.check(batch.bags.len(), self.features.len() as u64)?;
-        for (bags, &ModelTable { table, pooling }) in batch.bags.iter().zip(&self.features) {
-            let (found, expected) = (bags.len(), samples);
-            let checked = if found == expected {
-                lookups::check_bags(&self.tables[table].table(), bags, pooling)
-            } else {
-                Err(TrainError::Lookup(LookupError::NumBags { found, expected }))
-            };
-            checked.map_err(|error| match error {
-                TrainError::Lookup(error) => {
-                    TrainError::Table(PoolTablesError { table: Some(table), error })
-                }
-                error => error,
-            })?;
-        }
-        for table in 0..self.tables.len() {
-            let of_table = bags_of(table, &self.features, batch.bags);
-            let lens = of_table.map(|(_, bags, _)| bags.num_indices().max(bags.len()));
-            let total = lens.fold(0, usize::saturating_add);
-            if u32::try_from(total).is_err() {
-                return Err(Quantity::Lookups.above(total as u64, u32::MAX.into()));
-            }
-        }
-        Ok(())
+        self.features.check(batch.bags, samples)
     }
 
     /// Computes the logits, which are then the outputs of the top MLP, with this share of hidden
@@ -394,19 +351,15 @@ impl Dlrm {
         let step = (dropout > 0.0).then(|| seed_of_part(self.seed, self.steps));
         let dropout =
             |mlp: u64| step.map(|seed| Dropout { share: dropout, seed: seed_of_part(seed, mlp) });
-        let Self { interaction, bottom, top, tables, features, tier, buffers, .. } = self;
+        let Self { interaction, bottom, top, features, tier, buffers, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
-        let Buffers { features: of_features, vectors, interactions, .. } = buffers;
-        let features = (&tables[..], &features[..]);
+        let Buffers { vectors, interactions, .. } = buffers;
         let (bottom, (prepared, pooled)) = rayon::join(
             || {
                 bottom.prepare(tier)?;
                 bottom.forward(tier, batch.dense, samples, dropout(0))
             },
-            || {
-                let len = samples * dim;
-                rayon::join(|| top.prepare(tier), || pool(features, batch, len, of_features))
-            },
+            || rayon::join(|| top.prepare(tier), || features.pool(batch.bags, samples * dim)),
         );
         prepared?;
         let (bottom, ()) = bottom.zip(pooled)?;
@@ -423,7 +376,7 @@ impl Dlrm {
             for ((vectors, interactions), sample) in samples.zip(chunk * SAMPLES..) {
                 let (first, pairs) = interactions.split_at_mut_checked(bottom_len)?;
                 let rows = (bottom_len > 0).then_some(bottom).into_iter();
-                let rows = rows.chain(of_features.iter().map(|feature| feature.pooled.as_slice()));
+                let rows = rows.chain(features.vectors());
                 for (to, rows) in vectors.chunks_exact_mut(dim).zip(rows) {
                     to.copy_from_slice(rows.get(sample * dim..)?.get(..dim)?);
                 }
@@ -442,11 +395,10 @@ impl Dlrm {
         items: (&[u32], &[f32]),
         rate: f64,
     ) -> Option<Result<f64, TrainError>> {
-        let Self { interaction: Interaction { dim, .. }, tables, features, tier, buffers, .. } =
-            self;
-        let (samples, of_features) = (items.0.len(), &mut buffers.features);
-        pool((&tables[..], &features[..]), batch, samples * *dim, of_features)?;
-        let [contexts, others] = &mut of_features[..] else { return None };
+        let Self { interaction: Interaction { dim, .. }, features, tier, .. } = self;
+        let samples = items.0.len();
+        features.pool(batch.bags, samples * *dim)?;
+        let [contexts, others] = features.buffers_mut() else { return None };
         for FeatureBuffers { gradient, .. } in [&mut *contexts, &mut *others] {
             gradient.resize(samples * *dim, 0.0);
         }
@@ -454,16 +406,13 @@ impl Dlrm {
         let gradients = [&mut contexts.gradient[..], &mut others.gradient];
         let loss = in_batch(*tier, *dim, vectors, items, gradients)?;
         self.steps += 1;
-        let Regularization { clip_norm, .. } = self.regularization;
         let l2 = self.regularization.l2_of_sample(samples);
-        if l2 > 0.0 {
-            of_features.par_iter_mut().with_max_len(1).for_each(
-                |FeatureBuffers { pooled, gradient, .. }| {
-                    gradient.iter_mut().zip(pooled).for_each(|(d, x)| *d += l2 * *x);
-                },
-            );
-        }
-        let stepped = step_tables((tables, features), batch, of_features, (rate, clip_norm));
+        let stepped = features.step(batch.bags, rate, &self.regularization, |_, of_feature| {
+            if l2 > 0.0 {
+                let FeatureBuffers { pooled, gradient, .. } = of_feature;
+                gradient.iter_mut().zip(&*pooled).for_each(|(d, x)| *d += l2 * x);
+            }
+        });
         Some(stepped.map(|()| loss))
     }
 
@@ -478,11 +427,9 @@ impl Dlrm {
         rate: f64,
         update: &Update,
     ) -> Option<Result<(), TrainError>> {
-        let Self {
-            interaction, bottom, top, tables, features, tier, buffers, regularization, ..
-        } = self;
+        let Self { interaction, bottom, top, features, tier, buffers, regularization, .. } = self;
         let (Interaction { dim, bottom_len, count, width }, tier) = (*interaction, *tier);
-        let Buffers { features: of_features, vectors, interactions, d_vectors } = buffers;
+        let Buffers { vectors, interactions, d_vectors } = buffers;
         let l2 = regularization.l2_of_sample(samples);
         let d_interactions = top.backward(interactions, samples, true, update)?;
 
@@ -531,104 +478,18 @@ impl Dlrm {
                 bottom.backward(batch.dense, samples, false, update).map(|_| ())
             },
             || {
-                let gradients = of_features.par_iter_mut().map(|feature| &mut feature.gradient);
-                gradients.enumerate().with_max_len(1).for_each(|(feature, gradient)| {
-                    gradient.resize(samples * dim, 0.0);
-                    gather(feature + usize::from(bottom_len > 0), gradient);
-                });
-                let rate = (rate, regularization.clip_norm);
-                step_tables((tables, features), batch, of_features, rate)
+                features.step(
+                    batch.bags,
+                    rate,
+                    regularization,
+                    |at, FeatureBuffers { gradient, .. }| {
+                        gradient.resize(samples * dim, 0.0);
+                        gather(at + usize::from(bottom_len > 0), gradient);
+                    },
+                )
             },
         );
         bottom.map(|()| stepped)
-    }
-}
-
-/// Computes the vectors of all samples, in all `len` elements, that each feature has.
-fn pool(
-    (tables, features): (&[Box<dyn Embedding>], &[ModelTable]),
-    batch: &Batch<'_>,
-    len: usize,
-    of_features: &mut [FeatureBuffers],
-) -> Consistent {
-    let features = features.par_iter().zip(batch.bags).zip(of_features);
-    features.with_max_len(1).try_for_each(
-        |((&ModelTable { table, pooling }, bags), FeatureBuffers { pooled, workspace, .. })| {
-            pooled.resize(len, 0.0);
-            tables.get(table)?.forward(bags, pooling, pooled, workspace).ok()
-        },
-    )
-}
-
-/// The features of a table: the position of each, its bags, and how it pools them.
-fn bags_of<'f, 'b>(
-    table: usize,
-    features: &'f [ModelTable],
-    bags: &'b [Bags<'b>],
-) -> impl Iterator<Item = (usize, &'b Bags<'b>, Pooling)> + use<'f, 'b> {
-    let features = features.iter().zip(bags).enumerate();
-    let of_table = features.filter(move |(_, (feature, _))| feature.table == table);
-    of_table.map(|(at, (feature, bags))| (at, bags, feature.pooling))
-}
-
-/// Moves all tables by the gradients of the features. Gradients of slices are clipped to
-/// `clip_norm`.
-fn step_tables(
-    (tables, features): (&mut [Box<dyn Embedding>], &[ModelTable]),
-    batch: &Batch<'_>,
-    of_features: &[FeatureBuffers],
-    (rate, clip_norm): (f64, f64),
-) -> Result<(), TrainError> {
-    let tables = tables.par_iter_mut().enumerate();
-    tables.with_max_len(1).try_for_each(|(at, table)| {
-        table.state_mut().clip_norm = clip_norm;
-        let of_table: Vec<_> = bags_of(at, features, batch.bags).collect();
-        match of_table[..] {
-            [] => Ok(()),
-            [(feature, bags, pooling)] => {
-                table.step(bags, pooling, &of_features[feature].gradient, rate)
-            }
-            _ => Shared::of(&of_table, of_features).step(&mut **table, rate),
-        }
-    })
-}
-
-/// The bags of all features of one table, one after another.
-#[derive(Default)]
-struct Shared {
-    indices: Vec<u64>,
-    offsets: Vec<u64>,
-    /// The weight of each index in the sum that is its bag's vector.
-    weights: Vec<f32>,
-    gradient: Vec<f32>,
-}
-
-impl Shared {
-    fn of(of_table: &[(usize, &Bags<'_>, Pooling)], of_features: &[FeatureBuffers]) -> Self {
-        let mut shared = Self { offsets: vec![0], ..Self::default() };
-        let Self { indices, offsets, weights, gradient } = &mut shared;
-        for &(feature, bags, pooling) in of_table {
-            let first = indices.len();
-            indices.extend(bags.indices());
-            offsets.extend(bags.offsets().skip(1).map(|offset| first as u64 + offset));
-            gradient.extend_from_slice(&of_features[feature].gradient);
-            weights.extend_from_slice(bags.per_sample_weights().unwrap_or_default());
-            weights.resize(indices.len(), 1.0);
-            if pooling == Pooling::Mean {
-                for range in (0..bags.len()).filter_map(|bag| bags.range(bag)) {
-                    let share = 1.0 / range.len() as f32;
-                    weights[first..][range].fill(share);
-                }
-            }
-        }
-        shared
-    }
-
-    fn step(&self, table: &mut dyn Embedding, rate: f64) -> Result<(), TrainError> {
-        let inconsistent = |_| TrainError::Lookup(LookupError::Inconsistent);
-        let bags = Bags::new(&self.indices, &self.offsets).map_err(inconsistent)?;
-        let bags = bags.with_per_sample_weights(&self.weights).map_err(inconsistent)?;
-        table.step(&bags, Pooling::Sum, &self.gradient, rate)
     }
 }
 

@@ -10,7 +10,8 @@ use core::fmt;
 pub enum TrainError {
     /// The bags do not suit the table, or contradict themselves.
     Lookup(LookupError),
-    /// The bags of one table of a model do not suit it, or are not as many as the samples.
+    /// The bags of one categorical feature do not suit its table, or are not as many as the
+    /// samples. `table` is the position of the feature.
     Table(PoolTablesError),
     /// The shape cannot exist.
     Shape(ShapeError),
@@ -208,8 +209,7 @@ impl fmt::Display for TrainError {
             Self::Unsupported(what) => write!(f, "{what}"),
             Self::NoTable { feature, table, num_tables } => write!(
                 f,
-                "feature {feature} has table {table}, but the model has {num_tables} tables: \
-                 expected a position below {num_tables}"
+                "feature {feature} has table {table}, but the model has {num_tables} tables"
             ),
             Self::DenseFeature { position } => {
                 write!(f, "dense feature {position} of the batch is not finite")

@@ -86,6 +86,57 @@ impl SortedLookups {
     }
 }
 
+/// Some lookups of a batch, in bags. Steps reuse its memory.
+#[derive(Debug, Default)]
+pub(super) struct LookupList {
+    indices: Vec<u32>,
+    offsets: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl LookupList {
+    pub(super) fn clear(&mut self) {
+        self.indices.clear();
+        self.offsets.clear();
+        self.offsets.push(0);
+        self.weights.clear();
+    }
+
+    /// Adds a lookup to the bag that is open.
+    pub(super) fn push(&mut self, index: u32, weight: f32) {
+        self.indices.push(index);
+        self.weights.push(weight);
+    }
+
+    /// Ends the bag that is open.
+    pub(super) fn end_bag(&mut self) {
+        self.offsets.push(self.indices.len() as u32);
+    }
+
+    /// Appends checked `bags`.
+    pub(super) fn append(&mut self, bags: &Bags<'_>, pooling: Pooling) {
+        let (first, start) = (self.indices.len(), self.indices.len() as u32);
+        self.indices.extend(bags.indices().map(|index| index as u32));
+        self.offsets.extend(bags.offsets().skip(1).map(|offset| start + offset as u32));
+        self.weights.extend_from_slice(bags.per_sample_weights().unwrap_or_default());
+        self.weights.resize(self.indices.len(), 1.0);
+        if pooling == Pooling::Mean {
+            for range in (0..bags.len()).filter_map(|bag| bags.range(bag)) {
+                let share = 1.0 / range.len() as f32;
+                self.weights[first..][range].fill(share);
+            }
+        }
+    }
+
+    /// As bags to be summed: the weights include what mean pooling divides by.
+    pub(super) fn bags(&self) -> Option<Bags<'_>> {
+        Bags::new(&self.indices, &self.offsets)
+            .ok()?
+            .with_per_sample_weights(&self.weights)
+            .ok()
+    }
+}
+
 /// Refuses bags, or a gradient, that a table cannot learn from.
 pub(super) fn check(
     table: &Table<'_>,

@@ -30,6 +30,7 @@ mod codes;
 mod dense;
 mod dlrm;
 mod error;
+mod features;
 mod hashed;
 mod initializer;
 mod lookups;

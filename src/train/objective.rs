@@ -40,7 +40,7 @@ pub enum Objective<'o> {
     /// As [`Softmax`](Self::Softmax), with one sample for each positive item. The negative items of
     /// a sample are the items of all other samples, except those with the same id (Yi et al.,
     /// "Sampling-bias-corrected neural modeling for large corpus item recommendations", 2019). The
-    /// model is a product of two tables, without dense features and without layers.
+    /// model is a product of two categorical features, without dense features and without layers.
     InBatch {
         /// The item of each sample.
         ids: &'o [u32],

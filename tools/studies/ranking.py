@@ -90,30 +90,30 @@ def random(seed, position):
     return z ^ z >> 31
 
 
-def read_interactions(run, data, rows, history):
-    """The context vector of each user of the test split, the items to find, and those to leave out."""
-    items = numbers(run, "item")
+def read_interactions(run, data, table, rows, history):
+    """The context vector of each user of the test split, the items to find, and those to leave out. `rows` are those of the
+    table of contexts."""
+    number, items = numbers(run, table), numbers(run, "item")
     targets, known = {}, {}
     for of, part in ((known, "train"), (targets, "test")):
         for user, item in zip(data[part + "_user"].tolist(), data[part + "_item"].tolist()):
             of.setdefault(user, set()).add(item)
     if history:
-        number, means = numbers(run, "history"), []
+        means = []
         for user in targets:
             recent = sorted(known.get(user, ()), key=lambda item: (random(user, item), item))[-history:]
             bag = [number[item] for item in recent]
             means.append(rows[bag].mean(0) if bag else np.zeros(rows.shape[1]))
         contexts = np.stack(means)
     else:
-        number = numbers(run, "user")
         contexts = rows[[number[user] for user in targets]]
     known = [known.get(user, ()) for user in targets]
     return contexts, *([{items[item] for item in of_user} for of_user in of] for of in (targets.values(), known))
 
 
-def read_sessions(run, data, rows, history):
+def read_sessions(run, data, table, rows, history):
     """As `read_interactions`, for each session of the test split. Its target is never left out."""
-    contexts, items = numbers(run, "history"), numbers(run, "item")
+    contexts, items = numbers(run, table), numbers(run, "item")
     offsets, before = data["test_offsets"].tolist(), data["test_items"].tolist()
     targets = [{items[target]} for target in data["test_target"].tolist()]
     sessions = [before[start:end] for start, end in zip(offsets, offsets[1:])]
@@ -133,15 +133,17 @@ def best_of(scores, k):
 def main(checkpoint, data, evaluated=None):
     run, data = Path(checkpoint).parent, np.load(data)
     tensors, facts = read_checkpoint(checkpoint)
-    context_rows, items = (rows_of(tensors, spec, at) for at, spec in enumerate(facts["tables"]))
+    rows = {spec["name"]: rows_of(tensors, spec, at) for at, spec in enumerate(facts["tables"])}
+    # Of the context and of the item, which can be one.
+    context, item = facts.get("features") or rows
     config = facts["config"]["data"]
     read = read_interactions if config["format"] == "interactions" else read_sessions
-    contexts, targets, known = read(run, data, context_rows, config.get("history"))
+    contexts, targets, known = read(run, data, context, rows[context], config.get("history"))
     queries = queries_of(tensors, contexts)
     gains = 1 / np.log2(np.arange(2, max(CUTOFFS) + 2))
     sums = {f"{metric}@{k}": 0.0 for k in CUTOFFS for metric in ("recall", "ndcg")}
     for first in range(0, len(queries), BLOCK):
-        scores = queries[first : first + BLOCK] @ items.T
+        scores = queries[first : first + BLOCK] @ rows[item].T
         for query, row in enumerate(scores, first):
             row[list(known[query])] = -np.inf
             best = best_of(row, max(CUTOFFS))

@@ -109,7 +109,10 @@ pub(crate) fn ensure_same(dataset: &dyn Dataset, ranker: &Ranker<'_>, path: &Pat
         );
     }
     let (found, wanted) = (found.len(), wanted.len());
-    ensure!(found == wanted, "{place}: has {wanted} features, but the blob has {found} tables");
+    ensure!(
+        found == wanted,
+        "{place}: has {wanted} features, but the model of the blob takes {found}"
+    );
     let (found, wanted) = (ranker.num_dense(), dataset.dense_dim());
     ensure!(
         found == wanted,

@@ -420,41 +420,32 @@ impl Sampled {
         } else {
             count(0, &train.contexts);
         }
-        let all = |counts: &Vec<u64>| (0..counts.len() as u32).collect::<Vec<_>>();
         // A trained model's vocabulary has its own order.
         let order = if vocabulary.is_some() { Order::Given } else { order };
-        let sorted = |table: usize, key: &dyn Fn(usize) -> u64| {
-            let mut values = all(&counts[table]);
-            values.sort_by_key(|&value| key(value as usize));
-            values
-        };
-        let tables = 0..ids.len();
-        let orders: Vec<Vec<u32>> = match order {
-            Order::Given => counts.iter().map(all).collect(),
-            Order::Frequency => {
-                let by_count = |table| sorted(table, &|value| u64::MAX - counts[table][value]);
-                tables.map(by_count).collect()
-            }
-            Order::Random => {
-                let by_hash =
-                    |table| sorted(table, &|value| random(FIXED, ids[table][value].into()));
-                tables.map(by_hash).collect()
-            }
-            Order::CoOccurrence => {
-                // The pairs of the training split.
-                let pairs = training.iter().flat_map(|&event| {
-                    let item = train.items[event as usize];
-                    train.context(event).iter().map(move |&context| [context, item])
-                });
-                let pairs: Vec<_> = pairs.collect();
-                let [contexts, items] =
-                    order::by_co_occurrence(&pairs, [&counts[0][..], &counts[last]]);
-                if shared_table {
-                    vec![items]
-                } else {
-                    vec![contexts, items]
-                }
-            }
+        let orders: Vec<Vec<u32>> = if order == Order::CoOccurrence {
+            // The pairs of the training split.
+            let pairs = training.iter().flat_map(|&event| {
+                let item = train.items[event as usize];
+                train.context(event).iter().map(move |&context| [context, item])
+            });
+            let pairs: Vec<_> = pairs.collect();
+            let mut orders =
+                order::by_co_occurrence(&pairs, [&counts[0][..], &counts[last]]).to_vec();
+            // A shared table has the order of items.
+            orders.drain(..orders.len() - ids.len());
+            orders
+        } else {
+            let key = |table: usize, value: u32| match order {
+                Order::Frequency => u64::MAX - counts[table][value as usize],
+                Order::Random => random(FIXED, ids[table][value as usize].into()),
+                Order::Given | Order::CoOccurrence => value.into(),
+            };
+            let sorted = |table: usize| {
+                let mut values: Vec<u32> = (0..counts[table].len() as u32).collect();
+                values.sort_by_key(|&value| key(table, value));
+                values
+            };
+            (0..ids.len()).map(sorted).collect()
         };
         // The categories, the number of each id, and the number of each id of the file.
         let categories = |table: usize| -> Result<(Categories, HashMap<u32, u32>, Vec<u32>)> {
@@ -464,7 +455,7 @@ impl Sampled {
                 Some(kept) => {
                     let found = kept.features().get(table).filter(|found| found.name() == name);
                     found.cloned().with_context(|| {
-                        format!("vocabulary: feature {table}: expected one of the name {name:?}")
+                        format!("vocabulary: table {table}: expected one of the name {name:?}")
                     })?
                 }
                 None => {

@@ -118,8 +118,7 @@ impl Config {
 /// A categorical feature.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Feature {
-    /// The position of its table: that of the first feature of another table is one higher than
-    /// all before it.
+    /// The position of its table. Tables are numbered in the order of their first features.
     pub(crate) table: usize,
     /// The name of its table.
     pub(crate) name: String,

@@ -202,6 +202,15 @@ fn counters_name(table: usize) -> String {
     format!("opt_state_dict.emb_l.{table}.counters")
 }
 
+/// The table of each categorical feature, by name; none if feature i has table i.
+fn features_of(model: &Dlrm, tables: &[Planned]) -> Vec<String> {
+    let features = model.features().iter().map(|feature| feature.table);
+    if features.clone().eq(0..tables.len()) {
+        return Vec::new();
+    }
+    features.map(|table| tables[table].name.clone()).collect()
+}
+
 /// Writes a checkpoint to `path`, atomically.
 pub(crate) fn write(
     path: &Path,
@@ -256,13 +265,9 @@ pub(crate) fn write(
 
     let of_tables = model.tables().iter().map(|table| table.steps());
     let steps = [model.steps()].into_iter().chain(of_tables);
-    let mut features: Vec<_> = model.features().iter().map(|feature| feature.table).collect();
-    if features.iter().copied().eq(0..tables.len()) {
-        features.clear();
-    }
     let facts = Facts {
         version: VERSION,
-        features: features.into_iter().map(|table| tables[table].name.clone()).collect(),
+        features: features_of(model, tables),
         tables: tables.iter().zip(0..).map(|(planned, number)| planned.spec(number)).collect(),
         config: config.clone(),
         data_dir: data_dir.to_owned(),
@@ -343,7 +348,8 @@ impl TrainCheckpoint {
         let tables = &*tables;
         let specs = tables.iter().zip(0..).map(|(planned, number)| planned.spec(number));
         ensure!(
-            specs.eq(self.facts.tables.iter().cloned()),
+            specs.eq(self.facts.tables.iter().cloned())
+                && self.facts.features == features_of(model, tables),
             "{}: its tables differ from those of the present config and data",
             self.file.path().display()
         );

@@ -12,7 +12,7 @@ use std::{fmt, ops::Range};
 use ttrec::{
     Bags, Pooling, Ranker, Scored, Table,
     blob::ModelTable,
-    train::{self, Checkpointed, DenseShape, DenseTable, Dlrm, Embedding, Initializer, Optimizer},
+    train::{self, DenseShape, DenseTable, Dlrm, Embedding, Optimizer},
 };
 use ttrec_convert::zeros;
 
@@ -229,11 +229,7 @@ fn items(model: &Dlrm) -> Vec<u32> {
 /// A table of these rows.
 fn dense_table(rows: &[f32], embedding_dim: usize) -> Result<DenseTable> {
     let shape = DenseShape { num_embeddings: (rows.len() / embedding_dim) as u64, embedding_dim };
-    let mut table = DenseTable::new(shape, Initializer::Uniform, Optimizer::Sgd, 0)?;
-    for parameters in table.parameters_mut() {
-        parameters.values_mut().copy_from_slice(rows);
-    }
-    Ok(table)
+    Ok(DenseTable::from_rows(shape, rows.to_vec(), Optimizer::Sgd)?)
 }
 
 /// The rows of all items, if their table has a cache: a search for the best rows does not read the

@@ -143,7 +143,7 @@ pub(super) fn plan(model: &Model, features: &[Feature], start: u32) -> Result<Ve
     if let Some(name) = model.tables.keys().find(|name| !is_there(name)) {
         let names: Vec<_> = tables.iter().map(|table| &table.name).take(40).collect();
         bail!(
-            "`[model.tables]` names {name:?}, but the data has no such feature: expected one of \
+            "`[model.tables]` names {name:?}, but the model has no such table: expected one of \
              {names:?}"
         );
     }

@@ -485,6 +485,45 @@ fn a_plan_stores_a_shared_table_once_in_the_type_that_it_was_learned_in() {
     for (found, expected) in planted.counted(&run, &blob).iter().zip(planted.expected(&run)) {
         assert!((found - expected).abs() < 1e-9, "{found} {expected}");
     }
+
+    // The type of a spec is no type that values were learned in.
+    let table = table.replace(", dtype = \"i8\"", "");
+    let run = planted.train("exact", &planted.config(&table, false, "epochs = 1"));
+    let exact = run.join("best.safetensors");
+    let [small, large] = ["small", "large"].map(|name| planted.dir.path(name));
+    ttrec!["plan", &exact, "--budget", "1100", "-o", &small].exits(0);
+    ttrec!["plan", &exact, "--budget", "9000", "--spec", &small, "-o", &large].exits(0);
+    for (spec, dtype) in [(small, "f16"), (large, "f32")] {
+        let text = fs::read_to_string(&spec).unwrap();
+        let (_, of_table) = text.split_once("[[table]]").unwrap();
+        assert!(of_table.contains(&format!("dtype = {dtype:?}")), "{text}");
+    }
+}
+
+#[test]
+fn metadata_that_names_other_features_is_refused() {
+    let planted = sessions().shared();
+    let run = planted.train("shared", &planted.config("", false, "epochs = 1"));
+    let best = run.join("best.safetensors");
+    let bytes = fs::read(&best).unwrap();
+    let features = br#"\"features\":[\"item\",\"item\"]"#;
+    let at = bytes.windows(features.len()).position(|found| found == features).unwrap();
+    for other in [
+        r#"\"features\":[\"item\",\"iten\"]"#,
+        r#"\"features\":[\"item\"       ]"#,
+        r#"\"features\":[\"i\",\"i\",\"i\"]"#,
+        r#"\"features\":[              ]"#,
+    ] {
+        let mut edited = bytes.clone();
+        let end = at + other.len();
+        edited[at..end].copy_from_slice(other.as_bytes());
+        edited[end..at + features.len()].fill(b' ');
+        fs::write(&best, edited).unwrap();
+        ttrec!["convert", &best, "-o", planted.dir.path("x.ttr")].exits(3);
+        ttrec!["eval", &best, "--data-dir", planted.dir.path("")]
+            .exits(3)
+            .says(["its tables differ from those of the present config"]);
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(crate) use model::Model;
 pub(crate) use rows::TableRows;
 use std::collections::{BTreeSet, HashMap};
 pub use trained::FACTS;
+pub(crate) use trained::learned_dtype;
 use ttrec::{TtShape, dtype::Dtype, repr::Combine};
 
 /// Every dialect, those with the most specific keys first.

@@ -4,6 +4,7 @@ use super::{Dialect, Survey, Weights};
 use crate::{checkpoint::Checkpoint, spec::TableSpec};
 use anyhow::{Result, bail};
 use serde::Deserialize;
+use ttrec::dtype::Dtype;
 
 /// The key of the metadata entry, a JSON object.
 pub const FACTS: &str = "ttrec";
@@ -17,6 +18,20 @@ struct TrainedTables {
     features: Vec<String>,
 }
 
+impl TrainedTables {
+    fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let facts: Self = serde_json::from_str(checkpoint.metadata(FACTS)?).ok()?;
+        Some(facts).filter(|facts| !facts.tables.is_empty())
+    }
+}
+
+/// The type that `ttrec train` learned the values of a table in, if it wrote the checkpoint and
+/// learned them in a type other than f32.
+pub(crate) fn learned_dtype(checkpoint: &Checkpoint, table: &TableSpec) -> Option<Dtype> {
+    let facts = TrainedTables::of(checkpoint)?;
+    facts.tables.into_iter().find(|of| of.prefix == table.prefix)?.dtype
+}
+
 pub(super) struct Trained;
 
 impl Dialect for Trained {
@@ -25,12 +40,7 @@ impl Dialect for Trained {
     }
 
     fn detect(&self, survey: &mut Survey<'_>) {
-        let facts = survey
-            .checkpoint
-            .metadata(FACTS)
-            .and_then(|text| serde_json::from_str::<TrainedTables>(text).ok());
-        let facts = facts.filter(|facts| !facts.tables.is_empty());
-        if let Some(TrainedTables { tables, features }) = facts {
+        if let Some(TrainedTables { tables, features }) = TrainedTables::of(survey.checkpoint) {
             survey.offer_all(tables, features);
         }
     }

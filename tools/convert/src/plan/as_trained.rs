@@ -1,6 +1,6 @@
 //! Tables that were trained as tensor trains, projected, quotient-remainder or hashed tables. They
-//! keep their representation, and only the stored type is chosen, up to the one that their values
-//! were learned in, if the checkpoint says it. Each type is measured as `convert` writes it.
+//! keep their representation, and only the stored type is chosen. Each type is measured as
+//! `convert` writes it.
 
 use super::{
     candidate::{Candidate, Candidates, Form, Search, bytes, most_rows},
@@ -62,10 +62,6 @@ pub(super) fn candidates(
             error: (error / if energy > 0.0 { energy } else { 1.0 }).sqrt(),
         });
     }
-    // Values that were learned in a type gain nothing from a larger one.
-    let learned = list.iter().find(|candidate| Some(candidate.dtype) == found.dtype);
-    let most = learned.map_or(u64::MAX, |candidate| candidate.bytes);
-    list.retain(|candidate| candidate.bytes <= most);
     list.sort_by_key(|candidate| candidate.bytes);
     let (name, trains) = (source.name.clone(), Vec::new());
     let (rows_measured, complete) = (sample.ids.len(), sample.complete);

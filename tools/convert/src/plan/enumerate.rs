@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    dialect::{Source, Weights},
+    dialect::{Source, Weights, learned_dtype},
     factorize::Rows,
     progress::Share,
     spec::TableSpec,
@@ -25,12 +25,19 @@ pub(crate) fn candidates(
 ) -> Result<Candidates> {
     let source = Source::open(checkpoint, &TableSpec { dtype: Some(Dtype::F32), ..found.clone() })?;
     let place = || format!("{}: table {:?}", checkpoint.path().display(), source.name);
-    match (&source.weights, source.hashed) {
-        (Weights::Dense(rows), None) => {
-            of_dense(&source.name, found, rows, options).with_context(place)
-        }
-        _ => as_trained::candidates(checkpoint, &source, found, options).with_context(place),
-    }
+    let all = match (&source.weights, source.hashed) {
+        (Weights::Dense(rows), None) => of_dense(&source.name, found, rows, options),
+        _ => as_trained::candidates(checkpoint, &source, found, options),
+    };
+    let mut all = all.with_context(place)?;
+    // Values that were learned in a type gain nothing from more bytes than they have in it.
+    let learned = learned_dtype(checkpoint, found).and_then(|dtype| {
+        let is_plain = |form: &Form| matches!(form, Form::Dense | Form::AsTrained { .. });
+        all.list.iter().find(|of| of.dtype == dtype && is_plain(&of.representation))
+    });
+    let most = learned.map_or(u64::MAX, |candidate| candidate.bytes);
+    all.list.retain(|candidate| candidate.bytes <= most);
+    Ok(all)
 }
 
 /// All candidates of a dense table with these rows.
