@@ -72,9 +72,8 @@ impl From<f64> for LearningRates {
 /// into a vector, and the tables turn its categorical features into one vector each. Features can
 /// share a table. All vectors have `embedding_dim` elements. The interaction is the bottom MLP's
 /// vector followed by the dot products of all pairs of vectors, (1,0), (2,0), (2,1), ... The top
-/// MLP turns it into one logit.
-/// A step reduces the mean binary cross-entropy (`torch.nn.BCEWithLogitsLoss`), or another
-/// [`Objective`].
+/// MLP turns it into one logit. A step reduces the mean binary cross-entropy
+/// (`torch.nn.BCEWithLogitsLoss`), or another [`Objective`].
 ///
 /// A step has the same bits on any number of threads.
 ///

@@ -940,16 +940,13 @@ impl Pass for Shuffled<'_> {
 
     fn unknown(&self) -> Vec<Unknown> {
         let Records { encodings, tables, vocabulary, .. } = self.stream.records;
-        let categories = tables.iter().map(|&table| &vocabulary.features()[table]);
-        let columns = encodings.iter().zip(categories).zip(&self.values);
-        let share = |((encoding, categories), &[values, unknown]): (_, &[u64; 2])| {
-            let (encoding, categories): (&Encoding, &Categories) = (encoding, categories);
-            Unknown {
+        let columns = encodings.iter().zip(tables).zip(&self.values);
+        let share =
+            |((encoding, &table), &[values, unknown]): ((&Encoding, &usize), &[u64; 2])| Unknown {
                 column: encoding.name.clone(),
                 share: unknown as f64 / values.max(1) as f64,
-                trained: categories.share_of_others(),
-            }
-        };
+                trained: vocabulary.features()[table].share_of_others(),
+            };
         columns.map(share).collect()
     }
 }
